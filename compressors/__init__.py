@@ -1,0 +1,39 @@
+"""Visual compressors: patch features (B, H, W, C) -> visual tokens (B, N, C'). Needs torch and einops only.
+
+    import compressors
+    sap = compressors.create("sap", dim=1152, rate=3)
+    tokens = sap(features)                               # (B, 27, 27, 1152) -> (B, 81, 1152)
+
+The methods are imported on first use: command lines answer a typo without waiting for torch.
+`python -m compressors` lists them.
+"""
+from compressors.errors import UsageError
+
+__all__ = ["Compressor", "UsageError", "check", "create", "knobs", "names", "register"]
+
+
+def _load():
+    """The contract's module, after every built-in has registered itself."""
+    from compressors import (  # noqa: F401
+        average_pool,
+        base,
+        downsample,
+        identity,
+        ldp,
+        ldpv2,
+        pixel_shuffle,
+        qformer,
+        random_subset,
+        spatial_attention,
+        uniform_subset,
+    )
+
+    return base
+
+
+def __getattr__(name: str):
+    if name in {"Compressor", "register"}:
+        return getattr(_load(), name)
+    if name in {"create", "names", "knobs", "check"}:
+        return getattr(_load().registry, name)
+    raise AttributeError(f"module 'compressors' has no attribute {name!r}")

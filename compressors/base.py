@@ -1,0 +1,46 @@
+"""The contract of a visual compressor: patch features (B, H, W, C) -> visual tokens (B, N, C')."""
+from torch import Tensor, nn
+
+from compressors.registry import Registry
+
+registry = Registry("compressor", group="slothkit.compressors", context=("dim", "llm_dim"))
+register = registry.register
+MaybeTensor = Tensor | None
+
+
+class Compressor(nn.Module):
+    """Base class. A compressor's knobs are its keyword arguments; `dim` is the tower's width C, and one that
+    needs the LLM's width takes `llm_dim`. Subclasses set `out_dim` and define `out_grid` or `num_tokens`, and
+    `forward`.
+
+    needs_text   forward wants `text (B, T, llm_dim)`, the embeddings of the question asked where the image
+                 stands, and `text_mask (B, T)`, True where there is a token; None: everywhere
+    projects     the output is already at the LLM's width: no projector follows by default
+    image_rate   the *image* is shrunk by this factor before the tower (1: not at all)
+    """
+
+    out_dim: int
+    needs_text: bool = False
+    projects: bool = False
+    image_rate: int = 1
+
+    def out_grid(self, height: int, width: int) -> tuple[int, int] | None:
+        """Grid of the visual tokens, row-major, for a (height, width) patch grid; None: no spatial order."""
+        return None
+
+    def num_tokens(self, height: int, width: int) -> int:
+        """Exactly how many tokens `forward` returns for such a grid; raises UsageError where it does."""
+        grid = self.out_grid(height, width)
+        if grid is None:
+            raise NotImplementedError(f"{type(self).__name__} must define out_grid or num_tokens")
+        return grid[0] * grid[1]
+
+    def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
+        """(B, H, W, C) -> (B, N, out_dim)."""
+        raise NotImplementedError
+
+    def attention(
+        self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None
+    ) -> MaybeTensor:
+        """Weights over the patches for pictures, (B, H, W), each image's sum 1; None if there are none."""
+        return None

@@ -1,0 +1,41 @@
+"""Checks of knobs, made at construction: what cannot work is a UsageError before anything is computed."""
+import typing
+
+from compressors.errors import UsageError
+
+
+def at_least(minimum: int, **knobs: int) -> None:
+    """Each knob must be `minimum` or more."""
+    for name, value in knobs.items():
+        if value < minimum:
+            raise UsageError(f"{name}={value}: must be at least {minimum}")
+
+
+def probability(**knobs: float) -> None:
+    """Each knob must be in [0, 1)."""
+    for name, value in knobs.items():
+        if not 0 <= value < 1:
+            raise UsageError(f"{name}={value}: must be at least 0 and below 1")
+
+
+def one_of(hint: object, **knobs: object) -> None:
+    """Each knob must be one of the values of the Literal `hint`."""
+    options = typing.get_args(hint)
+    for name, value in knobs.items():
+        if value not in options:
+            raise UsageError(f"{name}={value!r}: choose one of {', '.join(map(str, options))}")
+
+
+def divides(heads: int, width: int, names: tuple[str, str] = ("heads", "width")) -> None:
+    """Attention heads must divide the width they share."""
+    at_least(1, **{names[0]: heads, names[1]: width})
+    if width % heads:
+        choices = ", ".join(str(n) for n in range(1, width + 1) if width % n == 0)
+        raise UsageError(f"{names[0]}={heads} does not divide {names[1]}={width}; choose one of {choices}")
+
+
+def given(value: int | None, name: str, wanted_by: str) -> int:
+    """A context argument that is optional until some knob wants it."""
+    if value is None:
+        raise UsageError(f"{wanted_by} needs {name}")
+    return value

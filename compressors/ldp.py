@@ -1,0 +1,77 @@
+"""Lightweight downsample projector (LDP), MobileVLM, arXiv 2312.16886.
+
+Two linear layers bring the patches to the LLM's width; two MobileNetV3 inverted residuals without expansion
+mix neighbours, the second with a stride.
+
+    Linear - GELU - Linear - residual(stride 1) - residual(stride k)
+    residual:  depthwise 3x3 - norm - hard-swish - squeeze-excitation - pointwise - norm (+ input at stride 1)
+
+    H*W -> ceil(H/k) * ceil(W/k)        576 -> 144 at k = 2, as released (`grid_policy=ceil` on odd grids)
+"""
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from compressors.base import MaybeTensor, register
+from compressors.grid import GridPolicy, WindowCompressor, fit
+
+
+def squeeze_width(width: int, step: int = 8) -> int:
+    """A quarter of `width` as a multiple of `step`, at most a tenth smaller (MobileNet's rounding)."""
+    quarter = width // 4
+    rounded = max(step, (quarter + step // 2) // step * step)
+    return rounded + step if rounded < 0.9 * quarter else rounded
+
+
+class SqueezeExcitation(nn.Module):
+    """Scales each channel by a gate computed from the channels' means over the grid."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.reduce = nn.Linear(width, squeeze_width(width))
+        self.expand = nn.Linear(squeeze_width(width), width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        means = x.mean((1, 2), keepdim=True)  # (B, 1, 1, D)
+        return x * F.hardsigmoid(self.expand(F.relu(self.reduce(means))))
+
+
+class InvertedResidual(nn.Module):
+    """MobileNetV3's block at expansion 1 with layer norm over the channels, channels last: (B, H, W, D)."""
+
+    def __init__(self, width: int, stride: int):
+        super().__init__()
+        self.stride = stride
+        self.depthwise = nn.Conv2d(width, width, 3, stride, padding=1, groups=width, bias=False)
+        self.depthwise_norm = nn.LayerNorm(width)
+        self.gate = SqueezeExcitation(width)
+        self.pointwise = nn.Linear(width, width, bias=False)
+        self.pointwise_norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = rearrange(self.depthwise(rearrange(x, "b h w d -> b d h w")), "b d h w -> b h w d")
+        y = self.gate(F.hardswish(self.depthwise_norm(y)))
+        y = self.pointwise_norm(self.pointwise(y))
+        return x + y if self.stride == 1 else y
+
+
+@register("ldp")
+class LDP(WindowCompressor):
+    """MobileVLM's LDP with stride `rate`; its 3x3 kernels skip patches beyond rate 3.
+
+    `floor` and `pad` crop and zero-fill the projected grid; `ceil` is the strided convolution's own count.
+    """
+
+    projects = True
+
+    def __init__(self, dim: int, llm_dim: int, *, rate: int = 2, grid_policy: GridPolicy = "error"):
+        super().__init__(rate, grid_policy)
+        self.out_dim = llm_dim
+        self.mlp = nn.Sequential(nn.Linear(dim, llm_dim), nn.GELU(), nn.Linear(llm_dim, llm_dim))
+        self.blocks = nn.Sequential(InvertedResidual(llm_dim, 1), InvertedResidual(llm_dim, rate))
+
+    def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
+        x = self.mlp(features)
+        if self.grid_policy != "ceil":
+            x, _ = fit(x, self.rate, self.grid_policy)
+        return rearrange(self.blocks(x), "b h w d -> b (h w) d")

@@ -1,0 +1,57 @@
+"""A random subset of the patches, as many as k x k windows would leave: the floor under every selection.
+
+    H*W -> (H/k) * (W/k), any patches, in raster order        729 -> 81 at k = 3
+
+Training draws afresh for every image from torch's global generator; evaluation keeps one subset for each
+grid, given by `seed`, so that it does not depend on the batch or on what ran before.
+"""
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from compressors.base import MaybeTensor, register
+from compressors.checks import at_least
+from compressors.grid import GridPolicy, WindowCompressor, windows
+
+
+@torch.compiler.assume_constant_result
+def fixed_order(count: int, seed: int) -> list[int]:
+    """A permutation of `count` patches that depends on nothing else, not on the global generator."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed), device="cpu").tolist()
+
+
+@register("random")
+class RandomSubset(WindowCompressor):
+    """Random patches, one for each `rate` x `rate` window's worth."""
+
+    def __init__(self, dim: int, *, rate: int = 3, seed: int = 0, grid_policy: GridPolicy = "error"):
+        super().__init__(rate, grid_policy)
+        at_least(0, seed=seed)
+        self.out_dim, self.seed = dim, seed
+
+    def out_grid(self, height: int, width: int) -> None:
+        return None
+
+    def num_tokens(self, height: int, width: int) -> int:
+        rows, columns = windows(height, width, self.rate, self.grid_policy)
+        return rows * columns
+
+    def _kept(self, features: Tensor) -> Tensor:
+        """Raster indices (B, N) of the kept patches, ascending."""
+        batch, height, width = features.shape[:3]
+        keep = self.num_tokens(height, width)
+        if self.training:
+            order = torch.rand(batch, height * width, device=features.device).argsort(-1)
+        else:
+            order = torch.tensor(fixed_order(height * width, self.seed), device=features.device)
+        return order.expand(batch, -1)[:, :keep].sort(-1).values
+
+    def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
+        kept = self._kept(features).unsqueeze(-1)  # (B, N, 1)
+        return torch.take_along_dim(rearrange(features, "b h w c -> b (h w) c"), kept, 1)
+
+    def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
+        kept, (batch, height, width) = self._kept(features), features.shape[:3]
+        weights = torch.zeros(batch, height * width, device=features.device)
+        weights = weights.scatter(1, kept, 1 / kept.shape[1])
+        return rearrange(weights, "b (h w) -> b h w", h=height)

@@ -1,0 +1,68 @@
+"""The contract of a query module: learned query tokens inside the LLM that are updated before some decoder layers."""
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from compressors.registry import Registry
+
+registry = Registry(
+    "query module", group="slothkit.query_modules", context=("llm_dim", "vision_dim", "llm_heads", "llm_layers")
+)
+register = registry.register
+
+
+class QueryModule(nn.Module):
+    """Base class. B batch, T tokens, S = slots x Q query tokens of a row, P patches of a row's images.
+
+    at            decoder layers (1 = the first) at whose input the module acts
+    num_queries   Q, query tokens a turn
+    tokens        (Q, D) what the query tokens are at the LLM's input
+    """
+
+    at: tuple[int, ...]
+    num_queries: int
+    tokens: nn.Parameter
+
+    def initialise(self, dot: Tensor) -> None:
+        """Called once for a new model with the LLM's embedding (D,) of the dot token."""
+
+    def forward(
+        self,
+        hidden: Tensor,
+        query_index: Tensor,
+        question_mask: Tensor,
+        features: Tensor,
+        feature_mask: Tensor,
+        insertion: int = 0,
+    ) -> Tensor:
+        """New hidden states (B, T, D); nothing is written in place.
+
+        hidden         (B, T, D)  input of decoder layer `at[insertion]`
+        query_index    (B, S)     positions of the query tokens in their row, -1 where a row has fewer
+        question_mask  (B, S, T)  True where a query may read a token: its own turn's question
+        features       (B, P, C)  uncompressed patch features of the row's images
+        feature_mask   (B, S, P)  True where a query may read a patch: images up to its own turn. A query that may
+                                  read none (text only) is left as it is.
+        """
+        raise NotImplementedError
+
+
+def at_positions(hidden: Tensor, query_index: Tensor) -> Tensor:
+    """Rows of (B, T, D) at (B, S) -> (B, S, D); for index -1 an arbitrary row."""
+    return hidden.gather(1, query_index.clamp(min=0).unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+
+
+def put_back(hidden: Tensor, query_index: Tensor, updated: Tensor, keep: Tensor) -> Tensor:
+    """`hidden` with `updated` (B, S, D) at `query_index` where `keep` (B, S); out of place, static shapes."""
+    slots = torch.arange(query_index.shape[1], device=hidden.device).expand_as(query_index)
+    slots = torch.where(keep & (query_index >= 0), slots, -1)
+    # which slot each position holds, -1 for none; amax because unused slots all point at position 0
+    held = torch.full(hidden.shape[:2], -1, dtype=slots.dtype, device=hidden.device)
+    held = held.scatter_reduce(1, query_index.clamp(min=0), slots, "amax")
+    return torch.where((held >= 0).unsqueeze(-1), at_positions(updated, held), hidden)
+
+
+def insertions(module: QueryModule) -> Iterator[tuple[int, int]]:
+    """(insertion number, 0-based decoder layer) pairs."""
+    return ((i, layer - 1) for i, layer in enumerate(module.at))

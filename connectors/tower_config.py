@@ -1,0 +1,94 @@
+"""What every family of towers needs: reading a vision configuration, its preprocessing, its weights."""
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import transformers
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from compressors.errors import UsageError
+from compressors.registry import suggest
+
+PREPROCESSING = ("image_mean", "image_std", "resample")  # extra keys any vision configuration may carry
+
+
+def as_vision_config(config: dict | PreTrainedConfig) -> PreTrainedConfig:
+    """A vision configuration from a dict with "model_type", or the vision part of a composite one.
+
+    UsageError for an unknown model type or, in a dict, an unknown key.
+    """
+    if isinstance(config, dict):
+        config = _from_dict(config)
+    return getattr(config, "vision_config", config)
+
+
+def _from_dict(values: dict) -> PreTrainedConfig:
+    values = dict(values)
+    model_type = values.pop("model_type", None)
+    if model_type is None:
+        raise UsageError('the vision configuration has no "model_type" (for example siglip_vision_model)')
+    try:
+        known = AutoConfig.for_model(model_type).to_dict()
+    except ValueError:
+        raise UsageError(f"vision tower: transformers knows no model_type '{model_type}'") from None
+    for key in values:
+        if key not in known and key not in PREPROCESSING:
+            raise UsageError(f"vision configuration '{model_type}' has no field '{key}'{suggest(key, known)}")
+    return AutoConfig.for_model(model_type, **values)
+
+
+def square(size: int | list[int] | tuple[int, ...], what: str) -> int:
+    """The side of a square size that may be written as a pair. UsageError if it is not square."""
+    sides = {size} if isinstance(size, int) else set(size)
+    if len(sides) != 1:
+        raise UsageError(f"{what}={size}: vision towers need a square")
+    return sides.pop()
+
+
+def preprocessing(config: PreTrainedConfig, mean: tuple, std: tuple, resample: str = "bicubic") -> dict:
+    """What the configuration says about preprocessing, else the defaults, as keywords of `VisionTower`."""
+    return {
+        "image_mean": tuple(getattr(config, "image_mean", None) or mean),
+        "image_std": tuple(getattr(config, "image_std", None) or std),
+        "resample": getattr(config, "resample", None) or resample,
+    }
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an exception's message, for a one-line UsageError."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def load_weights(
+    model_class: type[PreTrainedModel],
+    source: str,
+    config: PreTrainedConfig,
+    dtype: torch.dtype | None,
+    unused: tuple[str, ...] = (),
+) -> PreTrainedModel:
+    """`from_pretrained` that wants every weight of the cut model but those under `unused` prefixes.
+
+    What the checkpoint has beyond it (text model, deeper blocks, head) is left behind without a report.
+    UsageError for weights that are missing, unreadable or of another shape.
+    """
+    try:
+        with _quiet():
+            backbone, info = model_class.from_pretrained(
+                source, config=config, dtype=dtype or "auto", output_loading_info=True
+            )
+    except (OSError, RuntimeError) as error:
+        raise UsageError(f"vision tower '{source}': cannot read its weights: {first_line(error)}") from error
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith(unused))
+    if missing:
+        raise UsageError(f"vision tower '{source}': {len(missing)} weights are missing, such as {missing[0]}")
+    return backbone
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(level)

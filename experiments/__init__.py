@@ -1,0 +1,1 @@
+"""Experiments: configuration, data, training, evaluation and the sweep. Importing it costs nothing."""

@@ -1,0 +1,126 @@
+"""From a cell's configuration to a model and its processor."""
+from dataclasses import asdict
+
+import PIL.Image
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    SiglipImageProcessorPil,
+)
+
+from compressors.errors import UsageError
+from connectors.vision_tower import VisionTower, build_tower, load_tower
+from experiments.config import Config, resolve_source
+from llm_adapters.conversation import IMAGE, QUERY
+from llm_adapters.modeling import FlashSlothConfig, FlashSlothForConditionalGeneration
+from llm_adapters.processing import FlashSlothProcessor
+
+PARTS = ("vision_tower", "compressor", "projector", "query_module", "language_model")
+
+
+def build(config: Config) -> tuple[FlashSlothForConditionalGeneration, FlashSlothProcessor]:
+    """Pretrained tower and LLM, everything else new from `config.seed`."""
+    tower = load_tower(resolve_source(config.tower.source), config.tower.select_layer, dtype=torch.float32)
+    source = resolve_source(config.llm.source)
+    llm = _pretrained(AutoModelForCausalLM, source, dtype=torch.float32)
+    tokenizer = load_tokenizer(config)
+    end = tokenizer.convert_tokens_to_ids(config.prompt.end)
+    if end >= llm.get_input_embeddings().num_embeddings:
+        llm.resize_token_embeddings(end + 1)
+    torch.manual_seed(config.seed)
+    model = FlashSlothForConditionalGeneration(model_config(config, tower.config, llm.config, tokenizer), tower, llm)
+    if model.query_module is not None:
+        dot = tokenizer(" .", add_special_tokens=False)["input_ids"][-1]
+        model.query_module.initialise(llm.get_input_embeddings().weight[dot])
+    _set_generation(model, tokenizer, end)
+    return model, make_processor(config, model, tokenizer)
+
+
+def model_config(config: Config, vision: PreTrainedConfig, text: PreTrainedConfig,
+                 tokenizer: PreTrainedTokenizerBase | None = None) -> FlashSlothConfig:
+    """A blind cell has an (unused) image path too, so that it is the same class of model."""
+    return FlashSlothConfig(
+        vision_config=vision, text_config=text, select_layer=config.tower.select_layer,
+        compressor="identity" if config.blind else config.compressor_name,
+        compressor_knobs=config.knobs(config.compressor_name),
+        projector="auto" if config.blind else config.projector,
+        projector_knobs=None if config.projector == "auto" else config.knobs(config.projector),
+        query_module=config.query_module, query_module_knobs=config.knobs(config.query_module),
+        image_token_id=tokenizer and tokenizer.convert_tokens_to_ids(IMAGE),
+        query_token_id=tokenizer and tokenizer.convert_tokens_to_ids(QUERY),
+        prompt=asdict(config.prompt),
+    )
+
+
+def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
+    """The LLM's tokenizer with the placeholder, end and padding tokens that conversations need."""
+    tokenizer = _pretrained(AutoTokenizer, resolve_source(config.llm.source))
+    known = tokenizer.get_vocab()
+    missing = [token for token in (config.prompt.end, IMAGE, QUERY) if token not in known]
+    tokenizer.add_special_tokens({"additional_special_tokens": missing}, replace_extra_special_tokens=False)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = config.prompt.end
+    return tokenizer
+
+
+def _pretrained(auto, source: str, **kwargs):
+    try:
+        return auto.from_pretrained(source, **kwargs)
+    except OSError as error:
+        raise UsageError(f"llm.source={source}: cannot be loaded ({str(error).splitlines()[0]}); give a folder that "
+                         "save_pretrained wrote, or a hub id that this machine can reach") from error
+
+
+def _set_generation(model: FlashSlothForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, end: int) -> None:
+    """Answers end at the template's end token and never contain placeholders."""
+    generation = model.generation_config
+    generation.eos_token_id, generation.pad_token_id = end, tokenizer.pad_token_id
+    rows = model.get_input_embeddings().num_embeddings
+    placeholders = (model.config.image_token_id, model.config.query_token_id)
+    generation.suppress_tokens = [token for token in placeholders if token < rows] or None
+
+
+def image_processor(tower: VisionTower, size: int | None = None) -> SiglipImageProcessorPil:
+    """Preprocessing as the tower wants it: squashed to `size` pixels a side (None: the tower's own)."""
+    size = size or tower.image_size
+    return SiglipImageProcessorPil(
+        size={"height": size, "width": size}, image_mean=list(tower.image_mean), image_std=list(tower.image_std),
+        resample=PIL.Image.Resampling[tower.resample.upper()],
+    )
+
+
+def make_processor(config: Config, model: FlashSlothForConditionalGeneration,
+                   tokenizer: PreTrainedTokenizerBase) -> FlashSlothProcessor:
+    """Token counts as the compressor makes them; a blind cell's images have none."""
+    images = image_processor(model.vision_tower, config.image.size)
+    tokens = 0 if config.blind else model.num_image_tokens(images.size["height"], images.size["width"])
+    return FlashSlothProcessor(images, tokenizer, image_tokens=tokens, tiles=config.image.tiles,
+                               num_queries=model.num_queries, prompt=asdict(config.prompt))
+
+
+def pick_device(accelerator: str) -> torch.device:
+    """Where work outside Lightning runs, by the words of `trainer.accelerator`."""
+    gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return torch.device("cuda" if gpu else "cpu")
+
+
+def check(config: Config) -> None:
+    """What only the sizes can tell: rate against grid, insertion against depth, heads against widths. No weights are
+    read; raises UsageError."""
+    with torch.device("meta"):
+        model, size = skeleton(config)
+    if not config.blind:
+        model.num_image_tokens(size, size)
+
+
+def skeleton(config: Config) -> tuple[FlashSlothForConditionalGeneration, int]:
+    """The cell's model without weights, and its image size. Call under `torch.device("meta")`."""
+    vision = _pretrained(AutoConfig, resolve_source(config.tower.source))
+    text = _pretrained(AutoConfig, resolve_source(config.llm.source))
+    tower: VisionTower = build_tower(vision, config.tower.select_layer)
+    model = FlashSlothForConditionalGeneration(model_config(config, vision, text), tower)
+    return model, config.image.size or tower.image_size

@@ -1,0 +1,183 @@
+"""From overrides to cells: defaults < preset < command line, and every knob checked against its part's signature.
+
+A preset is a YAML file with settings and knobs; `preset:` inside it names the one that it starts from.
+"""
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from compressors.errors import UsageError
+from compressors.registry import suggest
+from experiments import signatures
+from experiments.config import BLIND, Config
+from experiments.overrides import checked, combinations, locate, setting_of, value_of
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: its configuration and what its row is called. Cells that differ in the seed alone share a row."""
+
+    config: Config
+    label: str
+    row: tuple[tuple[str, str], ...]  # everything that tells its row from others
+
+
+def preset_names() -> list[str]:
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping, or a UsageError that names the file."""
+    try:
+        found = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except FileNotFoundError as error:
+        raise UsageError(f"{path}: no such file") from error
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{path}: expected settings (key: value), found a {type(found).__name__}")
+    return found
+
+
+@cache
+def preset(name: str, above: tuple[str, ...] = ()) -> tuple[Config, dict[str, dict[str, Any]]]:
+    """A preset's configuration and the knobs it sets, by part. Not to be changed: copy it."""
+    is_file = name.endswith((".yaml", ".yml"))
+    path = Path(name) if is_file else PRESETS / f"{name}.yaml"
+    if not is_file and name not in preset_names():
+        raise UsageError(f"unknown preset '{name}'{suggest(name, preset_names())}, or a path that ends in .yaml")
+    if name in above:
+        raise UsageError(f"{path}: presets start from each other in a circle: {' -> '.join((*above, name))}")
+    content = read_yaml(path)
+    base = content.pop("preset", None)
+    config, knobs = copy.deepcopy(preset(base, (*above, name)) if base else (Config(), {}))
+    for key, value in flat(content):
+        try:
+            if locate(key):
+                assign(config, key, checked(key, value))
+            else:
+                part, knob = key.split(".", 1)
+                knobs.setdefault(part, {})[knob] = check_knob(part, knob, value)
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from error
+    config.preset = name
+    return config, knobs
+
+
+def flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted path and value of everything in a nested mapping."""
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def assign(config: Config, path: str, value: object) -> None:
+    """Set a dotted path."""
+    *sections, name = path.split(".")
+    for section in sections:
+        config = getattr(config, section)
+    setattr(config, name, copy.copy(value))
+
+
+def check_knob(part: str, knob: str, value: object) -> object:
+    """A knob conformed to the signature of the part of that name that has it, or a UsageError."""
+    owners = [r for r in (signatures.compressors(), signatures.query_modules(), signatures.projectors())
+              if part in r.names()]
+    owner = next((r for r in owners if knob in r.knobs(part)), owners[0])
+    return owner.check(part, **{knob: value})[knob]
+
+
+@cache
+def override(path: str, text: str) -> tuple[bool, object]:
+    """Whether `path` is a setting (else a knob), and its value."""
+    if locate(path):
+        return True, setting_of(path, text)
+    part, knob = path.split(".", 1)
+    return False, check_knob(part, knob, value_of(text, path))
+
+
+def check_parts(config: Config) -> set[str]:
+    """Names of the parts a cell uses; a UsageError if one of them does not exist."""
+    name, query_module = config.compressor_name, config.query_module
+    if config.projector != "auto":
+        signatures.projectors().require(config.projector)
+    if config.compressor.count("+") > 1:
+        raise UsageError(f"compressor={config.compressor}: expected NAME or NAME+QUERY_MODULE")
+    if name == BLIND and query_module:
+        raise UsageError(f"compressor={config.compressor}: '{BLIND}' sees no image, so it has no query module")
+    if name == BLIND:
+        return set()
+    signatures.compressors().require(name)
+    if query_module or config.compressor.endswith("+"):
+        signatures.query_modules().require(query_module or "")
+    return {name, config.projector_name} | ({query_module} if query_module else set())
+
+
+def check_batches(config: Config) -> None:
+    """UsageError if a step cannot be cut into the pieces asked for."""
+    for stage in ("pretrain", "finetune"):
+        section = getattr(config, stage)
+        if section.batch_size % section.accumulate:
+            raise UsageError(f"{stage}.accumulate={section.accumulate}: does not divide "
+                             f"{stage}.batch_size={section.batch_size}")
+
+
+def resolve(given: Mapping[str, str]) -> tuple[Config, set[str]]:
+    """The configuration of one combination of overrides, and which of them are knobs that it has no use for."""
+    config, knobs = copy.deepcopy(preset(given.get("preset", "tiny")))
+    idle = {}
+    for path, text in given.items():
+        if path == "preset":
+            continue
+        is_setting, value = override(path, text)
+        if is_setting:
+            assign(config, path, value)
+        else:
+            idle[path] = value
+    used = check_parts(config)
+    check_batches(config)
+    for path in [p for p in idle if p.split(".", 1)[0] in used]:
+        part, knob = path.split(".", 1)
+        knobs.setdefault(part, {})[knob] = idle.pop(path)
+    config.parts = {part: knobs[part] for part in sorted(used) if knobs.get(part)}
+    return config, set(idle)
+
+
+def make_cells(axes: Mapping[str, list[str]], label: str = "") -> list[Cell]:
+    """The product of the axes. A knob that a cell has no use for leaves it as it is; if none has, it is an error."""
+    unused, cells = None, []
+    for given in combinations(dict(axes)):
+        config, idle = resolve(given)
+        unused = idle if unused is None else unused & idle
+        told = [p for p, v in axes.items() if len(v) > 1 and p not in ("seed", "compressor") and p not in idle]
+        words = [label, config.compressor if not label or len(axes.get("compressor", ())) > 1 else ""]
+        words += [f"{p}={given[p]}" for p in told]
+        row = tuple((p, v) for p, v in given.items() if p != "seed" and p not in idle)
+        cells.append(Cell(config, " ".join(w for w in words if w), (("", label), *row)))
+    if unused:
+        path = min(unused)
+        names = ", ".join(sorted({c.config.compressor for c in cells}))
+        raise UsageError(f"{path}={','.join(axes[path])}: no cell uses '{path.split('.')[0]}'; compressor={names}")
+    return cells
+
+
+def blind_cells(cells: list[Cell]) -> list[Cell]:
+    """One cell without any image for each data and language model that `cells` have, at their first seed."""
+    found: dict[str, Cell] = {}
+    for cell in cells:
+        config = copy.deepcopy(cell.config)
+        config.compressor, config.projector, config.parts = BLIND, "auto", {}
+        found.setdefault(str((config.data, config.llm, config.prompt, config.evaluate)),
+                         Cell(config, "blind", (("", "blind"), ("preset", config.preset))))
+    return list(found.values())

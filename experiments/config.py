@@ -1,0 +1,210 @@
+"""The configuration of one cell: every setting, its default, its meaning and its bounds.
+
+`python -m experiments.sweep --help` prints this file. What presets and the command line may say is in `cells.py`.
+"""
+import dataclasses
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, get_type_hints
+
+from compressors.errors import UsageError
+
+ASSETS = Path(__file__).parent / "assets"
+BLIND = "none"
+
+
+def setting(default: object, meaning: str, **rules: object) -> Any:
+    """A field with its meaning and its bounds: `low` (at least), `above` (more than), `below`, `choices`."""
+    metadata = {"help": meaning, **rules}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class Tower:
+    """Vision tower."""
+
+    source: str = setting("asset:tiny/tower", "asset:NAME, a folder, a hub id, or open_clip:NAME[:TAG]")
+    select_layer: int = setting(-1, "which hidden state is read, -2: the one before the last")
+    train: bool = setting(False, "stage 2 trains the tower too; features cannot be cached then")
+    cache: bool = setting(True, "compute the features of a frozen tower once and keep them on disk")
+
+
+@dataclass
+class LLM:
+    """Language model."""
+
+    source: str = setting("asset:tiny/llm", "asset:NAME, a folder, or a hub id")
+
+
+@dataclass
+class Prompt:
+    """The words around a conversation's turns."""
+
+    system: str = setting("", "before everything")
+    user: str = setting("USER:", "before a question")
+    assistant: str = setting("ASSISTANT:", "before an answer")
+    end: str = setting("</s>", "after an answer")
+
+
+@dataclass
+class Image:
+    """What the tower sees."""
+
+    size: int | None = setting(None, "pixels; null: the tower's own", low=1)
+    tiles: int = setting(1, "k > 1: the whole image and k x k tiles, in stage 2 and evaluation", low=1)
+
+
+@dataclass
+class Data:
+    """Training and test data: splits of an embedded data set, or LLaVA-format JSON files."""
+
+    dataset: str | None = setting("picture_vqa", "embedded data set to write; null: files only",
+                                     choices=(None, "picture_vqa"))
+    seed: int = setting(0, "seed of the embedded data set", low=0)
+    scale: float = setting(1.0, "size of the embedded data set, 1: as designed", above=0)
+    pretrain: list[str] = setting(["pretrain"], "stage 1: split names or .json files")
+    train: list[str] = setting(["train"], "stage 2: split names or .json files")
+    test: list[str] = setting(["test"], "evaluation: split names or .json files")
+    images: str | None = setting(None, "image folder of the .json files; null: beside them")
+    max_length: int = setting(512, "text tokens of a sample", low=8)
+    workers: int = setting(0, "data loader processes", low=0)
+
+
+@dataclass
+class Optimisation:
+    """One training stage: AdamW."""
+
+    lr: float = setting(1e-3, "peak learning rate", above=0)
+    batch_size: int = setting(32, "rows of one optimiser step, over all devices and pieces", low=1)
+    accumulate: int = setting(1, "how many pieces a step is computed in", low=1)
+    epochs: int = setting(1, "passes over the data", low=1)
+    max_steps: int | None = setting(None, "stop after so many optimiser steps", low=1)
+    warmup: float = setting(0.03, "share of the steps that warms up", low=0, below=1)
+    weight_decay: float = setting(0.0, "AdamW's", low=0)
+    clip: float = setting(1.0, "gradient norm limit, 0: none", low=0)
+    schedule: str = setting("cosine", "after the warm-up", choices=("cosine", "constant"))
+
+
+@dataclass
+class Evaluation:
+    """Greedy answers to the test questions."""
+
+    batch_size: int = setting(64, "questions at once", low=1)
+    max_new_tokens: int = setting(16, "longest answer", low=1)
+    limit: int | None = setting(None, "only the first questions", low=1)
+
+
+@dataclass
+class Trainer:
+    """Lightning."""
+
+    accelerator: str = setting("auto", "auto finds a GPU, else the CPU", choices=("auto", "cpu", "gpu", "cuda", "mps", "tpu"))
+    precision: str = setting("auto", "auto: bf16 on a GPU, fp32 on the CPU",
+                             choices=("auto", "32", "16-mixed", "bf16-mixed", "16-true", "bf16-true"))
+    strategy: str = setting("auto", "auto, ddp, fsdp, deepspeed, ...")
+    devices: str = setting("auto", "how many, or which")
+    logger: str = setting("csv", "where curves go", choices=("csv", "tensorboard", "wandb", "none"))
+    checkpoint_every: int = setting(200, "optimiser steps between checkpoints a killed run resumes from", low=1)
+
+
+@dataclass
+class Config:
+    """One cell: a row of a table at one seed."""
+
+    preset: str = setting("tiny", "where the settings start: a name or a YAML file")
+    compressor: str = setting("sap+embq", "NAME[+QUERY_MODULE]; none: blind, no image at all")
+    projector: str = setting("auto", "auto: mlp2x_gelu, or identity where the compressor projects itself")
+    seed: int = setting(0, "of everything random in training", low=0)
+    out: str = setting("runs", "output directory")
+    tower: Tower = field(default_factory=Tower)
+    llm: LLM = field(default_factory=LLM)
+    prompt: Prompt = field(default_factory=Prompt)
+    image: Image = field(default_factory=Image)
+    data: Data = field(default_factory=Data)
+    pretrain: Optimisation = field(default_factory=Optimisation)
+    finetune: Optimisation = field(default_factory=Optimisation)
+    evaluate: Evaluation = field(default_factory=Evaluation)
+    trainer: Trainer = field(default_factory=Trainer)
+    parts: dict[str, Any] = field(default_factory=dict)  # knobs of the parts that this cell uses, by part name
+
+    @property
+    def compressor_name(self) -> str:
+        return self.compressor.partition("+")[0]
+
+    @property
+    def query_module(self) -> str | None:
+        return self.compressor.partition("+")[2] or None
+
+    @property
+    def blind(self) -> bool:
+        """No image, no vision parts: what the text alone tells."""
+        return self.compressor_name == BLIND
+
+    @property
+    def projector_name(self) -> str:
+        """The projector whose knobs may be set; `auto` may still become identity when the model is built."""
+        return "mlp2x_gelu" if self.projector == "auto" else self.projector
+
+    def knobs(self, part: str) -> dict[str, Any]:
+        """What was set for a part, conformed to its signature."""
+        return dict(self.parts.get(part, {}))
+
+    def tiles(self, role: str) -> int:
+        """Tiles a side for the data of a role; stage 1 sees whole images, as in the paper."""
+        return 1 if role == "pretrain" else self.image.tiles
+
+
+class Setting(NamedTuple):
+    """What is known of one setting."""
+
+    hint: Any
+    default: object
+    help: str
+    rules: dict[str, Any]
+
+
+@cache
+def settings() -> dict[str, Setting]:
+    """Every setting by its dotted path, in order."""
+    found: dict[str, Setting] = {}
+
+    def walk(section: type, prefix: str) -> None:
+        hints, values = get_type_hints(section), section()
+        for item in dataclasses.fields(section):
+            hint = hints[item.name]
+            if dataclasses.is_dataclass(hint):
+                walk(hint, f"{prefix}{item.name}.")
+            elif "help" in item.metadata:
+                rules = {name: rule for name, rule in item.metadata.items() if name != "help"}
+                found[prefix + item.name] = Setting(hint, getattr(values, item.name), item.metadata["help"], rules)
+
+    walk(Config, "")
+    return found
+
+
+def check_bounds(path: str, value: object) -> None:
+    """UsageError when a value is outside its setting's bounds."""
+    rules = settings()[path].rules
+    if "choices" in rules and value not in rules["choices"]:
+        choices = ", ".join("null" if c is None else str(c) for c in rules["choices"])
+        raise UsageError(f"{path}={value}: must be one of {choices}")
+    if value is None:
+        return
+    for rule, wrong, words in (("low", lambda v, b: v < b, "at least"), ("above", lambda v, b: v <= b, "more than"),
+                               ("below", lambda v, b: v >= b, "less than")):
+        if rule in rules and (value != value or wrong(value, rules[rule])):
+            raise UsageError(f"{path}={value}: must be {words} {rules[rule]}")
+
+
+def resolve_source(source: str) -> str:
+    """A tower or LLM source as `from_pretrained` takes it: `asset:` becomes a folder inside this package."""
+    if not source.startswith("asset:"):
+        return source
+    folder = ASSETS / source.removeprefix("asset:")
+    if not folder.is_dir():
+        there = sorted(f"asset:{p.parent.relative_to(ASSETS)}" for p in ASSETS.rglob("config.json"))
+        raise UsageError(f"{source}: no such asset; there are: {', '.join(there) or 'none'}")
+    return str(folder)

@@ -1,0 +1,1 @@
+"""Data: the embedded benchmark PictureVQA and the LLaVA-format loader."""

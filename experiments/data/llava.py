@@ -1,0 +1,173 @@
+"""LLaVA-format data: a JSON list of conversations and a folder of images.
+
+    [{"id": "7", "image": "coco/7.jpg" | ["a.png", "b.png"] | absent,
+      "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"}, {"from": "gpt", "value": "a fox"}, ...],
+      "families": ["recognition", ...]                       optional, one a question: how results are grouped}]
+
+Every `<image>` in a question stands for the next image; a sample whose questions mention none has its images before
+the first one, as in LLaVA. Whatever is wrong is one line with the file and the index of the sample.
+"""
+import gc
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, UnidentifiedImageError
+
+from compressors.errors import UsageError
+
+MARKER = "<image>"
+ROLES = ("human", "gpt")
+
+
+class Turn(NamedTuple):
+    """A question, with `<image>` markers where images stand, and its answer."""
+
+    question: str
+    answer: str
+
+
+class Sample(NamedTuple):
+    """One conversation. Its questions have exactly as many `<image>` markers as it has images."""
+
+    id: str
+    images: tuple[Path, ...]
+    turns: tuple[Turn, ...]
+    families: tuple[str, ...] | None = None
+
+
+def load(path: Path, images: Path | None = None, check_images: bool = True) -> list[Sample]:
+    """All samples of a JSON file, validated; images are looked for in `images`, else beside the file."""
+    root = image_folder(path, images)
+    samples = []
+    with collector_paused():
+        for index, record in enumerate(read(Path(path))):
+            try:
+                samples.append(parse(record, index, root))
+            except UsageError as error:
+                raise UsageError(f"{path}, sample {index}: {error}") from error
+    if check_images:
+        require_images(path, samples)
+    return samples
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """No garbage collection while millions of small objects are made, none of them garbage: halves the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def image_folder(path: Path, images: Path | None) -> Path:
+    """Where the image names of `path` start."""
+    return Path(images) if images else Path(path).parent
+
+
+def read(path: Path) -> list:
+    """The JSON list of a file."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            records = json.load(file)
+    except FileNotFoundError as error:
+        raise UsageError(f"{path}: no such file") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not JSON ({error}); LLaVA format is a JSON list of samples") from error
+    if not isinstance(records, list):
+        raise UsageError(f"{path}: expected a JSON list of samples, found a {type(records).__name__}")
+    if not records:
+        raise UsageError(f"{path}: no sample in it")
+    return records
+
+
+def parse(record: object, index: int, root: Path) -> Sample:
+    """One record as a Sample; a UsageError tells what is wrong with it."""
+    if not isinstance(record, dict):
+        raise UsageError(f"expected an object with \"conversations\", found a {type(record).__name__}")
+    if "conversations" not in record:
+        raise UsageError(f"no \"conversations\"; it has {', '.join(map(str, record)) or 'no key'}")
+    names, turns = parse_images(record.get("image")), parse_turns(record["conversations"])
+    families = record.get("families")
+    if families is not None and (not isinstance(families, list) or len(families) != len(turns)):
+        raise UsageError(f"\"families\" must be a list with one name for each of the {len(turns)} questions")
+    images = tuple(root / name for name in names)
+    return Sample(str(record.get("id", index)), images, place_markers(turns, len(names)),
+                  None if families is None else tuple(map(str, families)))
+
+
+def parse_images(names: object) -> list[str]:
+    """The names in "image": one, several or none."""
+    names = [] if names is None else names if isinstance(names, list) else [names]
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise UsageError(f"\"image\" must be a file name or a list of them, found {name!r}")
+    return names
+
+
+def parse_turns(messages: object) -> tuple[Turn, ...]:
+    """human, gpt, human, gpt, ... as turns."""
+    if not isinstance(messages, list) or not messages or len(messages) % 2:
+        raise UsageError("\"conversations\" must be a list of human and gpt messages in turn, ending with gpt")
+    texts = []
+    for i, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("value"), str):
+            raise UsageError(f"message {i} must be {{\"from\": \"{ROLES[i % 2]}\", \"value\": TEXT}}")
+        if message.get("from") != ROLES[i % 2]:
+            raise UsageError(f"message {i} is from {message.get('from')!r}, expected \"{ROLES[i % 2]}\"")
+        if not message["value"].replace(MARKER, "").strip():
+            raise UsageError(f"message {i}, from {ROLES[i % 2]}, is empty; fill it in or drop the turn")
+        texts.append(message["value"])
+    return tuple(Turn(q.strip(), a.strip()) for q, a in zip(texts[::2], texts[1::2]))
+
+
+def place_markers(turns: tuple[Turn, ...], images: int) -> tuple[Turn, ...]:
+    """The turns with one marker an image; those of a sample without any go before its first question."""
+    marked = sum(turn.question.count(MARKER) for turn in turns)
+    if images and not marked:
+        first = turns[0]._replace(question=f"{MARKER}\n" * images + turns[0].question)
+        return (first, *turns[1:])
+    if marked != images:
+        raise UsageError(f"{marked} {MARKER} in its questions, but {images} image(s) in \"image\"")
+    return turns
+
+
+def require_images(path: Path, samples: list[Sample]) -> None:
+    """UsageError with the first sample whose image does not exist."""
+    seen: set[str] = set()
+    for index, sample in enumerate(samples):
+        for image in map(str, sample.images):
+            if image not in seen and not os.path.isfile(image):
+                raise UsageError(f"{path}, sample {index}: no image {image}; is the image folder right (data.images)?")
+            seen.add(image)
+
+
+def questions(samples: list[Sample]) -> list[Sample]:
+    """Every turn as a sample of its own, with all images shown up to it; those of earlier turns come first."""
+    found = []
+    for sample in samples:
+        shown = 0
+        for i, turn in enumerate(sample.turns):
+            earlier, shown = shown, shown + turn.question.count(MARKER)
+            question = f"{MARKER}\n" * earlier + turn.question
+            found.append(Sample(f"{sample.id}#{i}", sample.images[:shown], (turn._replace(question=question),),
+                                sample.families and (sample.families[i],)))
+    return found
+
+
+def open_image(sample: Sample, i: int = 0) -> Image.Image:
+    """A sample's i-th image in RGB, wholly read; UsageError if it is missing or damaged."""
+    try:
+        with Image.open(sample.images[i]) as image:
+            return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise UsageError(f"sample {sample.id}: no image {sample.images[i]}") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise UsageError(f"sample {sample.id}: image {sample.images[i]} is truncated or no image "
+                         f"({error}); replace it or drop the sample") from error

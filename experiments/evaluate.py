@@ -1,0 +1,85 @@
+"""Greedy answers to every test question by generation, and their scores."""
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from experiments.build import pick_device
+from experiments.config import Config
+from experiments.data import llava
+from experiments.data.loader import Images, feature_cache
+from experiments.metrics import FamilyAccuracy, normalise
+from experiments.plan import files
+from experiments.progress import Reporter
+from experiments.train import MODEL, quiet
+from llm_adapters.conversation import Encoded, Turn
+from llm_adapters.modeling import FlashSlothForConditionalGeneration
+
+
+def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) -> None:
+    """The stage: predictions.jsonl (one question a line) and metrics.json."""
+    quiet()
+    device = pick_device(config.trainer.accelerator)
+    model = AutoModelForImageTextToText.from_pretrained(inputs["finetune"] / MODEL, dtype=torch.float32)
+    model = model.to(device, torch.bfloat16 if device.type == "cuda" else torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(inputs["finetune"] / MODEL)
+    samples = [s for path, images in files(config, inputs, "test") for s in llava.load(path, images)]
+    asked = llava.questions(samples)[: config.evaluate.limit]
+    images = Images(processor, feature_cache(inputs))
+    report.steps(len(asked))
+    answers: dict[int, str] = {}
+    for numbers in batches(asked, config.evaluate.batch_size):
+        batch = [asked[i] for i in numbers]
+        answers.update(zip(numbers, answer(model, images, batch, config.evaluate.max_new_tokens)))
+        report.advance(len(batch))
+    write(asked, [answers[i] for i in range(len(asked))], model, processor, out)
+
+
+def batches(asked: Sequence[llava.Sample], size: int) -> Iterator[list[int]]:
+    """Question numbers, those of like length together, so that little is padded."""
+    order = sorted(range(len(asked)), key=lambda i: (len(asked[i].images), len(asked[i].turns[0].question)))
+    return (order[start : start + size] for start in range(0, len(order), size))
+
+
+@torch.inference_mode()
+def answer(model: FlashSlothForConditionalGeneration, images: Images, asked: Sequence[llava.Sample],
+           max_new_tokens: int) -> list[str]:
+    """Greedy answers to a batch of one-question samples."""
+    processor = images.processor
+    encoded: list[Encoded] = [processor.encode([Turn(s.turns[0].question)], len(s.images)) for s in asked]
+    batch = images.add(processor.collate(encoded, "left"), [images(s, len(s.images)) for s in asked])
+    del batch["labels"]
+    batch = {name: value.to(model.device) for name, value in batch.items()}
+    out = model.generate(**batch, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens)
+    new = out[:, batch["input_ids"].shape[1] :]
+    return [text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+def write(asked: Sequence[llava.Sample], predictions: Sequence[str], model: FlashSlothForConditionalGeneration,
+          processor, out: Path) -> None:
+    """Scores and what they rest on."""
+    families = [s.families[0] if s.families else "all" for s in asked]
+    truths = [s.turns[0].answer for s in asked]
+    accuracy = FamilyAccuracy(sorted(set(families)))
+    accuracy.update(predictions, truths, families)
+    with (out / "predictions.jsonl").open("w") as file:
+        for s, family, truth, said in zip(asked, families, truths, predictions):
+            row = {"id": s.id, "family": family, "question": s.turns[0].question, "answer": truth,
+                   "prediction": said, "correct": normalise(said) == normalise(truth)}
+            file.write(json.dumps(row) + "\n")
+    metrics = {**accuracy.compute(), "efficiency": efficiency(model, processor)}
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=1))
+
+
+def efficiency(model: FlashSlothForConditionalGeneration, processor) -> dict[str, int]:
+    """Tokens of an image and a turn, and the parameters beside tower and LLM. Without images there are none."""
+    if not processor.image_tokens:
+        return {"visual_tokens": 0, "query_tokens": 0, "parameters_added": 0}
+    added = (model.compressor, model.projector, model.query_module)
+    return {
+        "visual_tokens": processor.image_tokens * processor.crops,
+        "query_tokens": processor.num_queries,
+        "parameters_added": sum(p.numel() for part in added if part is not None for p in part.parameters()),
+    }

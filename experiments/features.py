@@ -1,0 +1,94 @@
+"""Patch features of a frozen tower, computed once for every image of a set of files and kept on disk.
+
+    features.npy   (images * crops, H, W, C) float16
+    images.json    image paths, in order
+"""
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+from torch import Tensor
+
+import compressors
+from connectors.vision_tower import VisionTower, load_tower
+from experiments.build import image_processor, pick_device
+from experiments.config import Config, resolve_source
+from experiments.data import llava
+from experiments.plan import files
+from experiments.progress import Reporter
+from llm_adapters.modeling import shrink
+from llm_adapters.processing import image_pixels
+
+BATCH = 32
+PROGRESS = "finished"
+
+
+class FeatureCache:
+    """Features that a finished stage wrote; `cache[path]` is (crops, H, W, C) float16, read when asked."""
+
+    def __init__(self, folder: Path):
+        paths = json.loads((folder / "images.json").read_text())
+        self.features = np.load(folder / "features.npy", mmap_mode="r")
+        self.crops = len(self.features) // max(1, len(paths))
+        self.index = {path: i for i, path in enumerate(paths)}
+
+    def __getitem__(self, path: Path) -> Tensor:
+        start = self.index[str(path)] * self.crops
+        return torch.from_numpy(np.array(self.features[start : start + self.crops]))
+
+
+def image_places(config: Config, inputs: dict[str, Path], roles: Sequence[str]) -> dict[Path, tuple[llava.Sample, int]]:
+    """Every image of the roles' files once, in order of appearance, with a sample that shows it."""
+    found: dict[Path, tuple[llava.Sample, int]] = {}
+    for path, images in (place for role in roles for place in files(config, inputs, role)):
+        for sample in llava.load(path, images):
+            for i, image in enumerate(sample.images):
+                found.setdefault(image, (sample, i))
+    return found
+
+
+def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter, roles: Sequence[str]) -> None:
+    """The stage, for data roles that see images alike. A killed run goes on after the last whole batch."""
+    device = pick_device(config.trainer.accelerator)
+    tower = load_tower(resolve_source(config.tower.source), config.tower.select_layer).freeze().to(device)
+    rate, tiles = image_rate(config, tower.dim), config.tiles(roles[0])
+    processor = image_processor(tower, config.image.size)
+    places = list(image_places(config, inputs, roles).items())
+    (out / "images.json").write_text(json.dumps([str(path) for path, _ in places]))
+    crops = 1 + tiles**2 if tiles > 1 else 1
+    side = processor.size["height"] // rate
+    array, done = _open(out, (len(places) * crops, *tower.grid(side, side), tower.dim))
+    report.steps(len(places), done=done)
+    for start in range(done, len(places), BATCH):
+        batch = [llava.open_image(sample, i) for _, (sample, i) in places[start : start + BATCH]]
+        features = encode(tower, shrink(image_pixels(processor, batch, tiles).to(device), rate))
+        array[start * crops : (start + len(batch)) * crops] = features.numpy()
+        array.flush()
+        (out / PROGRESS).write_text(str(start + len(batch)))
+        report.advance(len(batch))
+    (out / PROGRESS).unlink(missing_ok=True)
+
+
+@torch.inference_mode()
+def encode(tower: VisionTower, pixels: Tensor) -> Tensor:
+    """(B, 3, h, w) -> (B, H, W, C) float16 on the CPU."""
+    return tower(pixels).to("cpu", torch.float16)
+
+
+def image_rate(config: Config, dim: int) -> int:
+    """How much the cell's compressor wants images shrunk before the tower."""
+    name = config.compressor_name
+    return compressors.create(name, dim=dim, llm_dim=dim, **config.knobs(name)).image_rate
+
+
+def _open(out: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
+    """The array on disk and how many images of it a run before this one has finished."""
+    path, progress = out / "features.npy", out / PROGRESS
+    if path.exists() and progress.exists():
+        array = open_memmap(path, mode="r+")
+        if array.shape == shape:
+            return array, int(progress.read_text() or 0)
+    return open_memmap(path, mode="w+", dtype=np.float16, shape=shape), 0

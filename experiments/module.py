@@ -1,0 +1,76 @@
+"""What is trained, on what loss, with which optimiser: the LightningModule of both stages."""
+from collections.abc import Iterator
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
+
+from experiments.config import Optimisation
+from llm_adapters.modeling import FlashSlothForConditionalGeneration
+
+STAGES = ("pretrain", "finetune")
+
+
+def trainable_parts(stage: str, train_tower: bool = False) -> tuple[str, ...]:
+    """The one place that says what trains: stage 1 aligns, stage 2 tunes everything but (usually) the tower."""
+    if stage == "pretrain":
+        return ("compressor", "projector")
+    return ("compressor", "projector", "query_module", "language_model", *(["vision_tower"] if train_tower else []))
+
+
+def parts(model: FlashSlothForConditionalGeneration) -> Iterator[tuple[str, nn.Module]]:
+    """The model's parts by name, absent ones left out."""
+    names = ("vision_tower", "compressor", "projector", "query_module", "language_model")
+    return ((name, part) for name in names if (part := getattr(model, name)) is not None)
+
+
+def set_trainable(model: FlashSlothForConditionalGeneration, stage: str, train_tower: bool = False,
+                  images: bool = True) -> list[tuple[str, int, bool]]:
+    """Freeze and unfreeze; returns (part, parameters, trained) rows. Without images only the LLM can learn."""
+    wanted = trainable_parts(stage, train_tower) if images else ("language_model",)
+    rows = []
+    for name, part in parts(model):
+        trained = name in wanted
+        if name == "vision_tower":
+            _ = part.unfreeze() if trained else part.freeze()
+        else:
+            part.requires_grad_(trained)
+        count = sum(p.numel() for p in part.parameters())
+        rows.append((name, count, trained and count > 0))
+    return rows
+
+
+class SlothModule(L.LightningModule):
+    """One stage of training. Batches are micro-batches that know how many answer tokens their optimiser step has."""
+
+    def __init__(self, model: FlashSlothForConditionalGeneration, stage: str, optimisation: Optimisation, steps: int,
+                 seed: int):
+        super().__init__()
+        self.model, self.stage, self.optimisation, self.steps, self.seed = model, stage, optimisation, steps, seed
+
+    def on_train_epoch_start(self) -> None:
+        for _, part in parts(self.model):
+            part.train(any(p.requires_grad for p in part.parameters()))
+
+    def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:  # noqa: ARG002
+        # every step draws from its own seed, so that a resumed run draws what the uninterrupted one does
+        torch.manual_seed(self.seed * 1_000_003 + batch.pop("number"))
+
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:  # noqa: ARG002
+        pieces, items = batch.pop("pieces"), batch.pop("answer_tokens")
+        # Lightning divides by `pieces`; the sum over a step's pieces is then its mean over answer tokens
+        loss = self.model(**batch, num_items_in_batch=items, use_cache=False).loss * pieces
+        self.log("loss", loss.detach(), prog_bar=False)
+        return loss
+
+    def configure_optimizers(self) -> dict:
+        trained = [p for p in self.parameters() if p.requires_grad]
+        o = self.optimisation
+        optimizer = torch.optim.AdamW(trained, lr=o.lr, weight_decay=o.weight_decay, fused=True)
+        warmup = round(o.warmup * self.steps)
+        if o.schedule == "cosine":
+            schedule = get_cosine_schedule_with_warmup(optimizer, warmup, self.steps)
+        else:
+            schedule = get_constant_schedule_with_warmup(optimizer, warmup)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

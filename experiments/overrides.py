@@ -1,0 +1,118 @@
+"""What the command line may say: `key=value`, commas at top level make a product.
+
+    compressor=avg_pool,sap  seed=0,1,2  embq.at=[2,4],3        ->  2 x 3 x 2 cells
+"""
+import re
+from itertools import product
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from compressors.errors import UsageError
+from compressors.registry import conform, suggest
+from experiments import signatures
+from experiments.config import check_bounds, settings
+
+OPEN, CLOSE = "[{(", "]})"
+WHOLE_NUMBER = re.compile(r"[+-]?\d+[eE]\+?\d+")  # 1e3: YAML calls it a float
+
+
+def split(text: str) -> list[str]:
+    """`text` at its commas, but not inside brackets or quotes."""
+    pieces, depth, quote, start = [], 0, "", 0
+    for i, sign in enumerate(text):
+        if quote:
+            quote = "" if sign == quote else quote
+        elif sign in "\"'":
+            quote = sign
+        elif sign in OPEN:
+            depth += 1
+        elif sign in CLOSE:
+            depth -= 1
+        elif sign == "," and not depth:
+            pieces.append(text[start:i])
+            start = i + 1
+    if quote or depth:
+        raise UsageError(f"{text}: a {'quote' if quote else 'bracket'} is not closed")
+    return [piece.strip() for piece in (*pieces, text[start:])]
+
+
+def parse(arguments: list[str]) -> dict[str, list[str]]:
+    """key -> its alternatives as text, in the order given."""
+    found: dict[str, list[str]] = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise UsageError(f"'{argument}': expected key=value, such as seed=0,1,2 (--help lists the keys)")
+        if key in found:
+            raise UsageError(f"{key} is given twice; for both write {key}={','.join(found[key])},{text}")
+        try:
+            found[key] = split(text)
+        except UsageError as error:
+            raise UsageError(f"{key}={error}") from error
+    return found
+
+
+def combinations(axes: dict[str, list[str]]) -> list[dict[str, str]]:
+    """The product of all alternatives; the last key varies fastest."""
+    return [dict(zip(axes, values)) for values in product(*axes.values())]
+
+
+def value_of(text: str, where: str) -> object:
+    """A number, word, list or mapping as YAML reads it; 1e3 is a whole number."""
+    if WHOLE_NUMBER.fullmatch(text):
+        return int(float(text))
+    if not text:
+        return text
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=True)["value"]
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise UsageError(f"{where}={text}: not a value: {str(error).splitlines()[0]}") from error
+
+
+def setting_of(path: str, text: str) -> object:
+    """`text` as the type of the setting `path`: words stay as they are, a single file is a list of one."""
+    hint = settings()[path].hint
+    words = text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
+    if hint is str or (hint == str | None and text != "null"):
+        return checked(path, words)
+    if hint == list[str] and not text.startswith("["):
+        return checked(path, [words])
+    return checked(path, value_of(text, path))
+
+
+def checked(path: str, value: object) -> object:
+    """`value` as the type of the setting `path` and within its bounds, or a UsageError."""
+    hint = settings()[path].hint
+    if hint == list[str]:
+        return list(conform([value] if isinstance(value, str) else value, tuple[str, ...], path))
+    if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = str(value)  # precision: 32 in a YAML file
+    value = conform(value, hint, path)
+    check_bounds(path, value)
+    return value
+
+
+def locate(path: str) -> bool:
+    """True: `path` is a setting; False: a knob of some part, PART.KNOB. Otherwise a UsageError with the closest name."""
+    if path in settings():
+        return True
+    head, _, knob = path.partition(".")
+    inside = [p for p in settings() if p.startswith(f"{head}.")]
+    if inside:
+        raise UsageError(f"unknown setting '{path}'{suggest(path, inside)}" if knob else
+                         f"'{path}' is a section; set {', '.join(inside)}")
+    owners = [r for r in (signatures.compressors(), signatures.query_modules(), signatures.projectors())
+              if head in r.names()]
+    if owners and knob:
+        return False
+    if owners:
+        raise UsageError(f"'{path}' is a {owners[0].kind}; its knobs are set as {path}.KNOB=...")
+    tails = [p for p in settings() if p.endswith(f".{path}")]
+    if tails:
+        raise UsageError(f"unknown setting '{path}'; did you mean {' or '.join(tails)}?")
+    sections = {p.partition(".")[0] for p in settings()}
+    parts = {n for r in (signatures.compressors(), signatures.query_modules()) for n in r.names()}
+    raise UsageError(f"unknown setting '{path}'{suggest(head, sections | parts)}")

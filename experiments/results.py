@@ -1,0 +1,91 @@
+"""A finished cell as people browse it, and the rows that a table is made of.
+
+    OUT/cells/sap+embq_seed=0-3f2a91c0/    config.yaml  metrics.json  predictions.jsonl  stages.json (where it came from)
+"""
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from experiments.answers import majority_rates
+from experiments.cells import Cell
+from experiments.data import llava
+from experiments.files import write_atomic
+from experiments.plan import Stage, files
+from experiments.stages import Store, plain
+
+METRICS, PREDICTIONS = "metrics.json", "predictions.jsonl"
+
+
+@dataclass
+class Row:
+    """A line of a table: one entry of `runs` (in the form of metrics.json) a seed."""
+
+    label: str
+    runs: list[Mapping[str, Any]] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Group:
+    """Rows that answer the same questions."""
+
+    title: str
+    rows: list[Row] = field(default_factory=list)
+
+
+def cell_name(cell: Cell) -> str:
+    """Its directory's name without the key: letters that every file system takes."""
+    return re.sub(r"[^\w.+=-]+", "_", f"{cell.label}_seed={cell.config.seed}")[:80]
+
+
+def publish(cell: Cell, stage: Stage, store: Store) -> Path:
+    """Write the browsable directory of a finished cell."""
+    folder = store.root / "cells" / f"{cell_name(cell)}-{stage.key[:8]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    put(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(asdict(cell.config)))).encode())
+    for name in (METRICS, PREDICTIONS):
+        put(folder / name, (store.path(stage) / name).read_bytes())
+    places = [s.name for s in stage.ancestors().values()]
+    put(folder / "stages.json", (json.dumps(places, indent=1) + "\n").encode())
+    return folder
+
+
+def put(path: Path, content: bytes) -> None:
+    """Write a file unless it is there already."""
+    if not path.is_file() or path.read_bytes() != content:
+        write_atomic(path, content)
+
+
+def collect(finished: Sequence[tuple[Cell, Stage]], store: Store) -> list[Group]:
+    """Tables of finished cells: chance and blind first, then a row for all seeds of a configuration."""
+    groups: dict[str, Group] = {}
+    rows: dict[tuple, Row] = {}
+    for cell, stage in sorted(finished, key=lambda pair: not pair[0].config.blind):
+        config = cell.config
+        questions = str((stage.depends["data"], stage.inputs.get("data") and stage.inputs["data"].key,
+                         config.evaluate.limit))
+        if questions not in groups:
+            chance = majority_rates(asked(stage, store))
+            words = f"{', '.join(config.data.test)}: {chance['n']:,} questions"
+            groups[questions] = Group(words, [Row("chance", [chance])])
+        key = (questions, cell.label, cell.row)
+        if key not in rows:
+            rows[key] = Row(cell.label)
+            groups[questions].rows.append(rows[key])
+        rows[key].runs.append(json.loads((store.path(stage) / METRICS).read_text(encoding="utf-8")))
+        rows[key].seconds.append(sum(store.done(s)["seconds"] for s in stage.ancestors().values()
+                                     if store.status(s) == "done"))
+    return list(groups.values())
+
+
+def asked(stage: Stage, store: Store) -> list[llava.Sample]:
+    """The questions that an evaluation asks."""
+    inputs = {name: store.path(each) for name, each in stage.inputs.items()}
+    samples = [s for path, images in files(stage.config, inputs, "test")
+               for s in llava.load(path, images, check_images=False)]
+    return llava.questions(samples)[: stage.config.evaluate.limit]

@@ -1,0 +1,116 @@
+"""The printed table: what each row got right, overall and in each family of questions."""
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from experiments.results import Group, Row
+
+Z = 1.96  # 95 %
+NOTE = ("Accuracy in %. Chance: each family's most frequent answer; blind: trained and asked without any image. "
+        "± is the standard deviation over seeds, with one seed half the 95 % Wilson interval of its questions.")
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """95 % interval of a share of n."""
+    centre = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    half = Z / (1 + Z * Z / n) * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
+    return centre - half, centre + half
+
+
+def spread(values: Sequence[float], n: int) -> float:
+    """Sample standard deviation over seeds; of a single value half its Wilson interval over n questions."""
+    if len(values) > 1:
+        mean = sum(values) / len(values)
+        return math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+    low, high = wilson(values[0], max(n, 1))
+    return (high - low) / 2
+
+
+def families(group: Group) -> list[str]:
+    """All families of a group's questions; a single one would repeat the overall column."""
+    found = sorted({f for row in group.rows for run in row.runs for f in run["families"]})
+    return found if len(found) > 1 else []
+
+
+def score(row: Row, family: str | None) -> tuple[float, float]:
+    """Mean in % and its ±, overall or of a family; nan where a row has no such questions."""
+    if family is None:
+        values, n = [run["overall"] for run in row.runs], row.runs[0]["n"]
+    else:
+        values = [run["families"].get(family, math.nan) for run in row.runs]
+        n = row.runs[0].get("counts", {}).get(family, 0)
+    return 100 * sum(values) / len(values), 100 * spread(values, n) if row.label != "chance" else 0.0
+
+
+def tokens(row: Row, name: str) -> str:
+    """A token count of metrics.json; nothing for a row that has no model."""
+    efficiency: Mapping[str, Any] = row.runs[0].get("efficiency", {})
+    return str(efficiency.get(name, ""))
+
+
+def duration(row: Row) -> str:
+    """Mean time of a cell with all its stages, shared ones included."""
+    if not row.seconds:
+        return ""
+    seconds = round(sum(row.seconds) / len(row.seconds))
+    return f"{seconds // 60}:{seconds % 60:02d}" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+
+
+def lines(group: Group) -> list[list[str]]:
+    """Header and rows as words; families without ±, they are in the CSV."""
+    header = ["", "visual tokens", "query tokens", "overall", *families(group)]
+    found = [header]
+    for row in group.rows:
+        seeds = f" ({len(row.runs)} seeds)" if len(row.runs) > 1 else ""
+        mean, pm = score(row, None)
+        overall = f"{mean:.1f} ±{pm:.1f}" if row.label != "chance" else f"{mean:.1f}"
+        found.append([row.label + seeds, tokens(row, "visual_tokens"), tokens(row, "query_tokens"), overall,
+                      *(f"{score(row, f)[0]:.1f}" for f in families(group))])
+    return found
+
+
+def terminal(group: Group) -> Table:
+    """For the screen, with the time each row took."""
+    header, *rows = lines(group)
+    table = Table(title=group.title, title_justify="left", caption=NOTE, caption_justify="left")
+    for i, name in enumerate((*header, "time")):
+        table.add_column(name, justify="right" if i else "left", no_wrap=i == 0)
+    for words, row in zip(rows, group.rows):
+        table.add_row(*words, duration(row))
+    return table
+
+
+def markdown(groups: Sequence[Group]) -> str:
+    """The same rows without times, so that the same results give the same bytes."""
+    found = []
+    for group in groups:
+        rows = lines(group)
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        found += [f"### {group.title}", ""]
+        for n, row in enumerate(rows):
+            cells = [w.ljust(size) if i == 0 else w.rjust(size) for i, (w, size) in enumerate(zip(row, widths))]
+            found.append(f"| {' | '.join(cells)} |")
+            if n == 0:
+                rule = ["-" * size if i == 0 else "-" * (size - 1) + ":" for i, size in enumerate(widths)]
+                found.append(f"| {' | '.join(rule)} |")
+        found.append("")
+    return "\n".join([*found, NOTE, ""])
+
+
+def as_csv(groups: Sequence[Group]) -> str:
+    """Every score with its ±, one line a row, for programs."""
+    names = sorted({f for group in groups for f in families(group)})
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    columns = [f"{name}{end}" for name in ("overall", *names) for end in ("", "_pm")]
+    writer.writerow(["questions", "row", "seeds", "n", "visual_tokens", "query_tokens", *columns])
+    for group in groups:
+        for row in group.rows:
+            scores = [f"{value:.3f}" for name in (None, *names) for value in score(row, name)]
+            writer.writerow([group.title.partition(":")[0], row.label, len(row.runs), row.runs[0]["n"],
+                             tokens(row, "visual_tokens"), tokens(row, "query_tokens"), *scores])
+    return out.getvalue()

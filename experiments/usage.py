@@ -1,0 +1,46 @@
+"""The text of --help, made from the settings and the registries themselves."""
+from experiments import signatures
+from experiments.cells import preset_names
+from experiments.config import BLIND, settings
+
+HEAD = """\
+Usage: python -m experiments.sweep [KEY=VALUE ...] [--plan] [--help]
+
+Trains and evaluates cells, one for each combination of the values given, and prints a table of them. What was
+computed before is taken from the output directory; a run that was interrupted goes on where it stopped.
+
+  python -m experiments.sweep compressor=sap+embq                           one cell of the embedded default
+  python -m experiments.sweep compressor=avg_pool,sap,sap+embq seed=0,1,2   commas: the product
+  python -m experiments.sweep compressor=sap+embq embq.at=[2,4],3           a comma inside brackets is no product
+  python -m experiments.sweep preset=flashsloth data.pretrain=captions.json data.train=llava.json \\
+      data.test=test.json data.images=images                                your data, in LLaVA format
+
+  --plan        show what would be computed, what is shared and what is there already
+  table=NAME    the rows of ablations/tableNAME.yaml
+  blind=false   without the row that sees no image
+"""
+
+
+def value(default: object) -> str:
+    return "null" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def knobs(registry: signatures.SourceRegistry, name: str) -> str:
+    """The knobs of a part with their defaults."""
+    found = registry.knobs(name).values()
+    return "  ".join(p.name if p.default is p.empty else f"{p.name}={value(p.default)}" for p in found)
+
+
+def text() -> str:
+    """All of it."""
+    lines = [HEAD, f"Presets: {', '.join(preset_names())}, or a YAML file. Settings with the default of no preset:", ""]
+    for path, setting in settings().items():
+        choices = [value(c) for c in setting.rules.get("choices", ()) if c is not None]
+        meaning = setting.help + (f" ({', '.join(choices)})" if len(choices) > 1 else "")
+        lines.append(f"  {f'{path}={value(setting.default)}':40} {meaning}")
+    for registry in (signatures.compressors(), signatures.query_modules(), signatures.projectors()):
+        lines += ["", f"{registry.kind.capitalize()}s and their knobs, set as NAME.KNOB=VALUE:", ""]
+        lines += [f"  {name:16} {knobs(registry, name)}".rstrip() for name in registry.names()]
+        if registry is signatures.compressors():
+            lines.append(f"  {BLIND:16} no image at all")
+    return "\n".join([*lines, ""])

@@ -1,0 +1,1 @@
+"""Any Hugging Face causal LM with visual tokens and a query module."""

@@ -1,0 +1,184 @@
+"""Turns -> token ids, labels, query slots and question spans; the only place that knows the prompt's layout.
+
+Training and inference go the same way: turns are rendered to one string with three markers, and that string is encoded.
+A chat template that renders the same string therefore gives the same ids.
+
+    USER: <image>\\n<question>What is this? <query> ASSISTANT: A dog.</s>USER:<question> And that? <query> ASSISTANT:
+
+`<image>` becomes the visual tokens of the next image and `<query>` the turn's query tokens. `<question>` leaves no token: it
+says where the question starts, so spans never come from labels, constants or padding.
+"""
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import accumulate
+from typing import NamedTuple
+
+from compressors.errors import UsageError
+
+IMAGE, QUESTION, QUERY = "<image>", "<question>", "<query>"
+MARKERS = (IMAGE, QUESTION, QUERY)
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Template:
+    """The words around turns; the defaults are FlashSloth's (arXiv 2412.04317, released code)."""
+
+    system: str = (
+        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+        "detailed, and polite answers to the user's questions. "
+    )
+    user: str = "USER:"
+    assistant: str = " ASSISTANT:"
+    end: str = "</s>"
+
+
+class Turn(NamedTuple):
+    """One question, with `<image>` where its images stand, and its answer; None: to be generated."""
+
+    question: str
+    answer: str | None = None
+
+
+@dataclass
+class Encoded:
+    """One row. Lists of equal length T, and a number per image.
+
+    ids          token ids; each image and each query slot already has all its placeholder ids
+    labels       the ids of answers (their end token included), -100 elsewhere
+    turns        1-based turn on question, image and query tokens; 0 elsewhere
+    image_turns  turn in which each image stands
+    turn_ends    position after each turn's last token
+    """
+
+    ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    turns: list[int] = field(default_factory=list)
+    image_turns: list[int] = field(default_factory=list)
+    turn_ends: list[int] = field(default_factory=list)
+
+    def extend(self, ids: Sequence[int], turn: int = 0, answer: bool = False) -> None:
+        self.ids += ids
+        self.labels += ids if answer else [IGNORE] * len(ids)
+        self.turns += [turn] * len(ids)
+
+
+def render(turns: Sequence[Turn], template: Template) -> str:
+    """The marked string of a conversation; the last turn may have no answer yet."""
+    parts = [template.system]
+    for number, (question, answer) in enumerate(turns, 1):
+        parts.append(_render_user(question, template, number))
+        parts.append(template.assistant)
+        if answer is not None:
+            _refuse_markers(answer, number, (*MARKERS, template.end))
+            parts.append(f" {answer.strip()}{template.end}")
+        elif number < len(turns):
+            raise UsageError(f"turn {number} has no answer but is not the last of {len(turns)}; give its answer")
+    return "".join(parts)
+
+
+def _render_user(question: str, template: Template, number: int) -> str:
+    """Images at either end of the turn come first, each on a line; images inside the text stay where they are."""
+    pieces = [piece.strip() for piece in question.split(IMAGE)]
+    for piece in pieces:
+        _refuse_markers(piece, number, (QUESTION, QUERY, template.end))
+    filled = [i for i, piece in enumerate(pieces) if piece]
+    if not filled:
+        raise UsageError(f"turn {number} has an empty question; give it a text")
+    first, last = filled[0], filled[-1]
+    outside = len(pieces) - 1 - (last - first)
+    text = f" {IMAGE} ".join(pieces[first : last + 1])
+    if outside:
+        return f"{template.user} {f'{IMAGE}{chr(10)}' * outside}{QUESTION}{text} {QUERY}"
+    return f"{template.user}{QUESTION} {text} {QUERY}"
+
+
+def _refuse_markers(text: str, number: int, markers: Sequence[str]) -> None:
+    for marker in markers:
+        if marker and marker in text:
+            raise UsageError(f"the text of turn {number} contains the reserved {marker!r}; remove or rephrase it")
+
+
+class Encoder:
+    """Marked strings -> Encoded, for one tokenizer that has the ids of `<image>` and `<query>`."""
+
+    def __init__(self, tokenizer, template: Template, image_token_id: int, query_token_id: int, num_queries: int):
+        self.tokenizer, self.template = tokenizer, template
+        self.image_token_id, self.query_token_id, self.num_queries = image_token_id, query_token_id, num_queries
+        self._split = re.compile("(" + "|".join(map(re.escape, MARKERS)) + ")")
+        self._tokenize = lru_cache(maxsize=1 << 16)(self._tokenize_new)  # questions and answers come again and again
+
+    def encode_turns(self, turns: Sequence[Turn], image_tokens: Sequence[int], max_length: int | None = None) -> Encoded:
+        """A conversation whose i-th image has `image_tokens[i]` visual tokens, with at most `max_length` others."""
+        encoded = self.encode(render(turns, self.template), image_tokens)
+        return truncate(encoded, max_length, self.image_token_id) if max_length else encoded
+
+    def encode(self, text: str, image_tokens: Sequence[int]) -> Encoded:
+        """A marked string -> ids, labels and turns. Raises UsageError where images and markers do not agree."""
+        pieces = self._split.split(text)
+        found = pieces.count(IMAGE)
+        if found != len(image_tokens):
+            raise UsageError(f"the text has {found} {IMAGE} marker(s) but {len(image_tokens)} image(s) were given")
+        out, turn, asking = Encoded(), 0, False
+        bos = self.tokenizer.bos_token_id if getattr(self.tokenizer, "add_bos_token", False) else None
+        out.extend([] if bos is None else [bos])
+        images = iter(image_tokens)
+        for piece in pieces:
+            if piece == IMAGE:
+                # an image before its turn's <question> belongs to that turn
+                out.image_turns.append(turn if asking else turn + 1)
+                out.extend([self.image_token_id] * next(images), out.image_turns[-1])
+            elif piece == QUESTION:
+                turn, asking = turn + 1, True
+            elif piece == QUERY:
+                out.extend([self.query_token_id] * self.num_queries, turn)
+                asking = False
+            elif asking:
+                out.extend(self._tokenize(piece), turn)
+            else:
+                self._between(out, piece, turn)
+        if len(out.turn_ends) < turn:
+            out.turn_ends.append(len(out.ids))
+        return out
+
+    def _between(self, out: Encoded, text: str, turn: int) -> None:
+        """What stands between a query slot and the next question: assistant words, answer, end, user words."""
+        assistant, end = self.template.assistant, self.template.end
+        if not turn or not text.startswith(assistant):
+            out.extend(self._tokenize(text))
+            return
+        out.extend(self._tokenize(assistant))
+        answer, ended, rest = text[len(assistant) :].partition(end)
+        if answer:
+            out.extend(self._tokenize(answer), answer=True)
+        if ended:
+            out.extend(self._tokenize(end), answer=True)
+            out.turn_ends.append(len(out.ids))
+        out.extend(self._tokenize(rest))
+
+    def _tokenize_new(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+
+
+def truncate(encoded: Encoded, max_length: int, image_token_id: int) -> Encoded:
+    """At most `max_length` tokens beside the visual ones, so that every compressor sees the same text.
+
+    Whole turns are dropped from the end; a single turn that is too long loses the end of its answer, never an image, a
+    question or its queries. Raises UsageError when no answer token would be left."""
+    text = list(accumulate((token != image_token_id for token in encoded.ids), initial=0))  # before each position
+    if text[-1] <= max_length:
+        return encoded
+    kept = [end for end in encoded.turn_ends if text[end] <= max_length]
+    length = kept[-1] if kept else bisect_right(text, max_length) - 1
+    turns = len(kept) or 1
+    prompt = next((i for i, label in enumerate(encoded.labels) if label != IGNORE), len(encoded.ids))
+    if length <= prompt:
+        raise UsageError(f"max_length={max_length} cuts the whole answer away: its prompt alone has {text[prompt]} text "
+                         "tokens; raise data.max_length or shorten the sample")
+    return Encoded(
+        encoded.ids[:length], encoded.labels[:length], encoded.turns[:length],
+        [turn for turn in encoded.image_turns if turn <= turns], encoded.turn_ends[: len(kept)] or [length],
+    )

@@ -1,0 +1,216 @@
+"""The composed model: a transformers PreTrainedModel that is trained, generates, is saved and loaded as any other.
+
+    pixels -> tower (B, I, H, W, C) -> compressor -> projector -> visual tokens at the image placeholders -> LLM
+                       +---------------- the same features ----------------> query module, inside the LLM
+"""
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    GenerationMixin,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+import compressors
+from compressors.errors import UsageError
+from connectors.embq import registry as query_modules
+from connectors.projector import registry as projectors
+from connectors.vision_tower import VisionTower, build_tower
+from llm_adapters.adapter import CONTEXT, QueryAdapter, QueryContext, llm_sizes, masks, query_positions
+from llm_adapters.configuration import FlashSlothConfig
+
+PREFILL_ONLY = ("pixel_values", "vision_features", "image_turn", "turns", "query_index")
+
+
+class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, QueryAdapter):
+    """B rows, I images of a row, T tokens, S query tokens of a row. The processor makes all inputs.
+
+    input_ids        (B, T)              every visual and query token already has its placeholder id
+    pixel_values     (B, I, 3, h, w)     or `vision_features` (B, I, H, W, C), what a frozen tower gave before
+    image_turn       (B, I)              turn each image stands in, from 1; 0 fills rows with fewer images
+    turns            (B, T)              turn of question, image and query tokens, 0 elsewhere
+    query_index      (B, S)              positions of query tokens, -1 fills; optional, read off `input_ids`
+
+    Raises UsageError when the placeholders do not match the images' tokens (not inside torch.compile).
+    """
+
+    config_class = FlashSlothConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def __init__(self, config: FlashSlothConfig, vision_tower: VisionTower | None = None,
+                 language_model: PreTrainedModel | None = None):
+        """Parts that are given are taken as they are, with their weights; others are built from `config`."""
+        super().__init__(config)
+        self.vision_tower = vision_tower or build_tower(config.vision_config, config.select_layer)
+        self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
+        sizes = llm_sizes(config)
+        self.compressor = compressors.create(
+            config.compressor, dim=self.vision_tower.dim, llm_dim=sizes["llm_dim"], **(config.compressor_knobs or {})
+        )
+        name = config.projector
+        if name == "auto":
+            name = "identity" if self.compressor.projects else "mlp2x_gelu"
+        self.projector = projectors.create(
+            name, in_dim=self.compressor.out_dim, llm_dim=sizes["llm_dim"], **(config.projector_knobs or {})
+        )
+        self.query_module = None
+        if config.query_module is not None:
+            self.query_module = query_modules.create(
+                config.query_module, vision_dim=self.vision_tower.dim, **sizes, **(config.query_module_knobs or {})
+            )
+            self.hook_query_module(self.language_model)
+        self._supports_mm_encoder_outputs = lambda: False  # images are encoded inside forward
+        self.post_init()
+
+    @property
+    def num_queries(self) -> int:
+        """Query tokens a turn."""
+        return self.query_module.num_queries if self.query_module is not None else 0
+
+    def num_image_tokens(self, height: int | None = None, width: int | None = None) -> int:
+        """Visual tokens of one image of (height, width) pixels; None: the tower's own size."""
+        rate = self.compressor.image_rate
+        height, width = height or self.vision_tower.image_size, width or height or self.vision_tower.image_size
+        return self.compressor.num_tokens(*self.vision_tower.grid(height // rate, width // rate))
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # tower and LLM are PreTrainedModels and initialise themselves; ours start as their constructors made them
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()
+
+    def get_decoder(self) -> nn.Module:
+        return self.language_model.get_decoder()
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """(B, I, 3, h, w) -> uncompressed patch features (B, I, H, W, C)."""
+        rows = pixel_values.shape[0]
+        pixels = shrink(rearrange(pixel_values, "b i c h w -> (b i) c h w"), self.compressor.image_rate)
+        return rearrange(self.vision_tower(pixels), "(b i) h w c -> b i h w c", b=rows)
+
+    def compress(self, features: Tensor, embeds: Tensor, turns: Tensor, image_turn: Tensor, is_text: Tensor) -> Tensor:
+        """(B, I, H, W, C) -> visual tokens at the LLM's width (B, I * N, D). A text-aware compressor reads the
+        embeddings of the question in whose turn the image stands."""
+        rows, images = features.shape[:2]
+        text = mask = None
+        if self.compressor.needs_text:
+            mask = rearrange(is_text.unsqueeze(1) & (turns.unsqueeze(1) == image_turn.unsqueeze(2)), "b i t -> (b i) t")
+            text = embeds.repeat_interleave(images, 0)  # (B * I, T, D)
+        flat = rearrange(features, "b i h w c -> (b i) h w c")
+        flat = flat.to(next(self.projector.parameters(), embeds).dtype)
+        tokens = self.projector(self.compressor(flat, text, mask)).to(embeds.dtype)
+        return rearrange(tokens, "(b i) n d -> b (i n) d", b=rows)
+
+    def embed(self, input_ids: Tensor, features: Tensor | None, image_turn: Tensor | None, turns: Tensor | None,
+              query_index: Tensor | None) -> tuple[Tensor, QueryContext | None]:
+        """Token embeddings with visual and query tokens in place, and the query module's context."""
+        is_image, is_query = input_ids == self.config.image_token_id, input_ids == self.config.query_token_id
+        special = is_image | is_query
+        embeds = self.get_input_embeddings()(input_ids.masked_fill(special, 0))
+        text_embeds = embeds
+        if self.query_module is not None:
+            embeds = place(embeds, is_query, self.query_module.tokens.to(embeds.dtype))
+        if features is None:
+            _check_count(is_image, 0, None)
+            return embeds, None
+        visual = self.compress(features, text_embeds, turns, image_turn, (turns > 0) & ~special)
+        _check_count(is_image, visual.shape[1] // features.shape[1], image_turn)
+        order = (is_image.cumsum(1) - 1).clamp(0, visual.shape[1] - 1)
+        gathered = visual.gather(1, order.unsqueeze(-1).expand(-1, -1, visual.shape[-1]))
+        embeds = torch.where(is_image.unsqueeze(-1), gathered, embeds)
+        if self.query_module is None:
+            return embeds, None
+        return embeds, self._query_context(features, image_turn, turns, query_index, is_query, ~special)
+
+    def _query_context(self, features: Tensor, image_turn: Tensor, turns: Tensor, query_index: Tensor | None,
+                       is_query: Tensor, is_text: Tensor) -> QueryContext | None:
+        if query_index is None:
+            query_index = query_positions(is_query)
+        if not query_index.shape[1]:
+            return None
+        query_turn = turns.gather(1, query_index.clamp(min=0))
+        patches = rearrange(features, "b i h w c -> b (i h w) c")
+        patch_turn = image_turn.repeat_interleave(patches.shape[1] // image_turn.shape[1], 1)
+        question, patch = masks(query_index, turns * is_text, query_turn, patch_turn)
+        return QueryContext(query_index, question, patches, patch)
+
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
+                pixel_values: Tensor | None = None, vision_features: Tensor | None = None,
+                image_turn: Tensor | None = None, turns: Tensor | None = None, query_index: Tensor | None = None,
+                labels: Tensor | None = None, position_ids: Tensor | None = None, past_key_values=None,
+                inputs_embeds: Tensor | None = None, use_cache: bool | None = None,
+                logits_to_keep: int | Tensor = 0, **kwargs) -> CausalLMOutputWithPast:
+        context = None
+        if inputs_embeds is None:
+            if turns is not None and turns.shape[1] < input_ids.shape[1]:  # uncached generation has added tokens
+                turns = nn.functional.pad(turns, (0, input_ids.shape[1] - turns.shape[1]))
+            if pixel_values is not None and vision_features is None:
+                vision_features = self.get_image_features(pixel_values)
+            if vision_features is not None and (turns is None or image_turn is None):
+                raise UsageError("images were given without `turns` and `image_turn`; make inputs with the processor")
+            inputs_embeds, context = self.embed(input_ids, vision_features, image_turn, turns, query_index)
+        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2 and past_key_values is None:
+            position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)  # the same with left and right padding
+        if context is not None:
+            kwargs[CONTEXT] = context
+        return self.language_model(
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, labels=labels,
+            past_key_values=past_key_values, use_cache=use_cache, logits_to_keep=logits_to_keep, **kwargs,
+        )
+
+    def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, **kwargs):
+        """Images and the query module act at prefill; cached decoding steps do without them."""
+        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            for name in PREFILL_ONLY:
+                inputs.pop(name, None)
+        return inputs
+
+
+def shrink(pixels: Tensor, rate: int) -> Tensor:
+    """(B, 3, h, w) resized to (h // rate, w // rate) with anti-aliasing."""
+    if rate == 1:
+        return pixels
+    size = (pixels.shape[-2] // rate, pixels.shape[-1] // rate)
+    return nn.functional.interpolate(pixels, size, mode="bicubic", antialias=True)
+
+
+def place(embeds: Tensor, where: Tensor, tokens: Tensor) -> Tensor:
+    """`tokens` (Q, D) cyclically at the True positions of each row: slots are runs of exactly Q positions."""
+    order = (where.cumsum(1) - 1).clamp(min=0) % len(tokens)
+    return torch.where(where.unsqueeze(-1), tokens[order], embeds)
+
+
+def _check_count(is_image: Tensor, per_image: int, image_turn: Tensor | None) -> None:
+    if torch.compiler.is_compiling() or is_image.device.type != "cpu":
+        return  # reading the counts would wait for the device; the processor has checked them
+    found = is_image.sum(1)
+    wanted = found.new_zeros(len(found)) if image_turn is None else (image_turn > 0).sum(1) * per_image
+    if not torch.equal(found, wanted):
+        row = int((found != wanted).nonzero()[0])
+        raise UsageError(f"row {row} has {int(found[row])} image placeholders but its images make "
+                         f"{int(wanted[row])} visual tokens; make inputs with the model's own processor")
+
+
+AutoConfig.register("slothkit", FlashSlothConfig, exist_ok=True)
+AutoModelForImageTextToText.register(FlashSlothConfig, FlashSlothForConditionalGeneration, exist_ok=True)

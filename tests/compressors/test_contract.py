@@ -1,0 +1,195 @@
+"""What every registered compressor promises; a new one is tested by being registered."""
+import copy
+import inspect
+import typing
+
+import pytest
+import torch
+from torch import Tensor
+
+import compressors
+from compressors import Compressor, UsageError
+
+DIM, LLM_DIM, TEXT = 12, 16, 6
+GRIDS = [(12, 12), (9, 9), (8, 8), (7, 10), (12, 9), (5, 4)]
+SMALL = {"width": 16, "heads": 4, "num_layers": 3, "num_queries": 5}  # where a method has such a knob
+
+
+def alternatives(name: str) -> list[dict]:
+    """The defaults, then each choice, switch and rate that a method offers, one at a time."""
+    found: list[dict] = [{}]
+    for knob, parameter in compressors.knobs(name).items():
+        hint = parameter.annotation
+        if typing.get_origin(hint) is typing.Literal:
+            found += [{knob: option} for option in typing.get_args(hint) if option != parameter.default]
+        elif hint is bool:
+            found.append({knob: not parameter.default})
+        elif knob == "rate":
+            found += [{knob: rate} for rate in (1, 2, 3, 4) if rate != parameter.default]
+    return found
+
+
+CASES = [
+    pytest.param(name, knobs, id="-".join([name, *(f"{k}={v}" for k, v in knobs.items())]))
+    for name in compressors.names()
+    for knobs in alternatives(name)
+]
+every_case = pytest.mark.parametrize("name, knobs", CASES)
+
+
+def build(name: str, knobs: dict, seed: int = 0) -> Compressor:
+    torch.manual_seed(seed)
+    small = {k: v for k, v in SMALL.items() if k in compressors.knobs(name)}
+    return compressors.create(name, dim=DIM, llm_dim=LLM_DIM, **{**small, **knobs}).eval()
+
+
+def inputs(part: Compressor, grid: tuple[int, int] = (12, 12), batch: int = 3) -> tuple[Tensor, ...]:
+    """Features, and for a text-aware one embeddings and a ragged mask."""
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(batch, *grid, DIM, generator=generator)
+    if not part.needs_text:
+        return (features,)
+    mask = torch.arange(TEXT) < torch.tensor([TEXT, 2, 4, 1])[:batch, None]
+    return features, torch.randn(batch, TEXT, LLM_DIM, generator=generator), mask
+
+
+def outcome(function, *arguments):
+    """The result, or UsageError as the answer."""
+    try:
+        return function(*arguments)
+    except UsageError:
+        return UsageError
+
+
+@pytest.mark.parametrize("name", compressors.names())
+def test_knobs_are_declared(name):
+    """Every knob is typed, keyword-only and has a default, and nothing swallows a typo."""
+    for knob, parameter in compressors.knobs(name).items():
+        assert parameter.kind is inspect.Parameter.KEYWORD_ONLY, knob
+        assert parameter.annotation is not inspect.Parameter.empty, knob
+        assert parameter.default is not inspect.Parameter.empty, knob
+
+
+@every_case
+def test_counts_are_exact(name, knobs):
+    part = build(name, knobs)
+    assert part.out_dim == LLM_DIM or not part.projects
+    for grid in GRIDS:
+        tokens = outcome(part, *inputs(part, grid))
+        count, out_grid = outcome(part.num_tokens, *grid), outcome(part.out_grid, *grid)
+        if tokens is UsageError:
+            assert count is UsageError, grid
+        else:
+            assert tokens.shape == (3, count, part.out_dim), grid
+            assert tokens.isfinite().all(), grid
+            assert out_grid is None or out_grid[0] * out_grid[1] == count, grid
+
+
+@every_case
+def test_only_grid_policy_error_refuses_ragged_grids(name, knobs):
+    if "grid_policy" in compressors.knobs(name):
+        count = outcome(build(name, {"rate": 3, **knobs}).num_tokens, 7, 10)
+        refused = knobs.get("grid_policy", "error") == "error" and knobs.get("rate", 3) != 1
+        assert (count is UsageError) == refused
+
+
+@every_case
+def test_batch_does_not_matter(name, knobs):
+    part = build(name, knobs)
+    given = inputs(part)
+    many = part(*given)
+    torch.testing.assert_close(many, part(*given), rtol=0, atol=0)
+    for i in range(len(many)):
+        torch.testing.assert_close(part(*(x[i : i + 1] for x in given))[0], many[i], rtol=1e-4, atol=1e-5)
+
+
+@every_case
+def test_bfloat16(name, knobs):
+    part = build(name, knobs)
+    exact, (features, *text) = part(*inputs(part)), inputs(part)
+    text = [x if x.dtype == torch.bool else x.bfloat16() for x in text]
+    tokens = part.bfloat16()(features.bfloat16(), *text)
+    assert tokens.dtype == torch.bfloat16
+    assert (tokens.float() - exact).norm() < 0.05 * exact.norm()
+
+
+@every_case
+def test_gradients_reach_everything(name, knobs):
+    part = build(name, knobs).train()
+    features, *text = inputs(part)
+    features.requires_grad_()
+    (part(features, *text) * torch.randn(part.out_dim)).sum().backward()
+    assert features.grad.isfinite().all() and features.grad.any()
+    for key, parameter in part.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), key
+        # rightly zero: a bias before a softmax shifts all logits alike; a window of one patch has one weight
+        assert parameter.grad.any() or parameter.ndim == 1 or knobs.get("rate") == 1, key
+
+
+@every_case
+def test_state_dict_and_deepcopy(name, knobs):
+    part = build(name, knobs)
+    other = build(name, knobs, seed=9)
+    other.load_state_dict(part.state_dict(), strict=True)
+    expected = part(*inputs(part))
+    for twin in (other, copy.deepcopy(part)):
+        torch.testing.assert_close(twin(*inputs(part)), expected, rtol=0, atol=0)
+
+
+@every_case
+def test_nothing_learned_starts_identical(name, knobs):
+    """Equal latents get equal gradients and stay equal: no two rows of a matrix, no two tokens."""
+    part = build(name, knobs)
+    for key, parameter in part.named_parameters():
+        if parameter.ndim > 1:
+            assert len(parameter.flatten(1).unique(dim=0)) == len(parameter), key
+    assert len(part(*inputs(part))[0].unique(dim=0)) == part.num_tokens(12, 12)
+
+
+@every_case
+def test_attention_is_a_distribution_over_the_patches(name, knobs):
+    part = build(name, knobs)
+    for grid in GRIDS:
+        given = inputs(part, grid)
+        weights = outcome(part.attention, *given)
+        if weights is None:
+            continue
+        assert (weights is UsageError) == (outcome(part, *given) is UsageError), grid
+        if weights is not UsageError:
+            assert weights.shape == (3, *grid) and weights.dtype == torch.float32, grid
+            assert (weights >= 0).all()
+            torch.testing.assert_close(weights.sum((1, 2)), torch.ones(3))
+
+
+TEXT_CASES = [case for case in CASES if build(*case.values).needs_text]
+
+
+@pytest.mark.parametrize("name, knobs", TEXT_CASES)
+def test_text_is_read_where_the_mask_says(name, knobs):
+    part = build(name, knobs)
+    features, text, mask = inputs(part)
+    tokens = part(features, text, mask)
+    noise = torch.randn_like(text)
+    torch.testing.assert_close(part(features, torch.where(mask[..., None], text, noise), mask), tokens)
+    assert (part(features, text + noise, mask) - tokens).abs().amax((1, 2)).min() > 1e-4
+    torch.testing.assert_close(part(features, text), part(features, text, torch.ones_like(mask)))
+
+
+@pytest.mark.parametrize("name, knobs", TEXT_CASES)
+def test_text_may_be_padded_on_either_side(name, knobs):
+    part = build(name, knobs)
+    features, text, mask = inputs(part)
+    right = part(features[1:2], text[1:2], mask[1:2])  # 2 of 6 tokens
+    left = part(features[1:2], text[1:2].roll(4, 1), mask[1:2].roll(4, 1))
+    cut = part(features[1:2], text[1:2, :2])
+    torch.testing.assert_close(left, right)
+    torch.testing.assert_close(cut, right)
+
+
+@pytest.mark.parametrize("name, knobs", TEXT_CASES)
+def test_text_that_is_missing_is_an_error(name, knobs):
+    part = build(name, knobs)
+    with pytest.raises(UsageError, match="needs the question"):
+        part(inputs(part)[0])
+    empty = torch.zeros(3, TEXT, dtype=torch.bool)
+    assert part(*inputs(part)[:2], empty).isfinite().all()  # a turn without a question

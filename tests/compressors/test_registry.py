@@ -1,0 +1,147 @@
+"""The registry: exact names, errors that say what to type, knobs read from signatures, outside packages."""
+import subprocess
+import sys
+import types
+from importlib.metadata import EntryPoint
+from typing import Literal
+
+import pytest
+import torch
+
+import compressors
+from compressors import Compressor, UsageError
+from compressors import registry as registry_module
+from compressors.registry import Registry, conform
+
+
+class Shrink(Compressor):
+    """Test part."""
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        rate: int = 2,
+        mode: Literal["a", "b"] = "a",
+        scale: float = 1.0,
+        grid: tuple[int, int] | None = None,
+        on: bool = False,
+    ):
+        super().__init__()
+        self.out_dim, self.knobs = dim, (rate, mode, scale, grid, on)
+
+
+@pytest.fixture
+def registry():
+    made = Registry("part", context=("dim", "llm_dim"))
+    made.register("shrink")(Shrink)
+    return made
+
+
+def test_create(registry):
+    """A context argument that the part does not take (llm_dim) is dropped; knobs take their types."""
+    part = registry.create("shrink", dim=4, llm_dim=8, rate=3, grid=[2, 5], scale=2)
+    assert part.knobs == (3, "a", 2.0, (2, 5), False)
+    assert part.registered_name == "shrink"
+
+
+def test_duplicate_name(registry):
+    registry.register("shrink")(Shrink)  # the same class again is harmless
+    Other = type("Shrink", (Compressor,), {"__module__": "elsewhere"})
+    with pytest.raises(UsageError, match="part 'shrink' is already registered by .*test_registry"):
+        registry.register("shrink")(Other)
+
+
+def test_unknown_name_suggests():
+    with pytest.raises(UsageError, match="unknown compressor 'avgpool'; did you mean 'avg_pool'. Known: a"):
+        compressors.create("avgpool", dim=4)
+    with pytest.raises(UsageError, match="unknown compressor 'SAP'"):  # exact names only
+        compressors.create("SAP", dim=4)
+
+
+def test_unknown_knob_suggests():
+    with pytest.raises(UsageError, match="compressor 'sap' has no knob 'rat'; did you mean 'rate'. Known: "):
+        compressors.check("sap", rat=3)
+
+
+def test_missing_context():
+    with pytest.raises(UsageError, match="compressor 'ldp' needs llm_dim"):
+        compressors.create("ldp", dim=4)
+    with pytest.raises(UsageError, match="pixel_shuffle with projector=true needs llm_dim"):
+        compressors.create("pixel_shuffle", dim=4, projector=True)
+
+
+@pytest.mark.parametrize("knobs, message", [
+    ({"rate": "3"}, r"shrink.rate='3': expected int, got str"),
+    ({"rate": True}, r"shrink.rate=True: expected int, got bool"),
+    ({"rate": 2.5}, r"shrink.rate=2.5: expected int, got float"),
+    ({"mode": "c"}, r"shrink.mode='c': expected a \| b, got str"),
+    ({"on": 1}, r"shrink.on=1: expected bool, got int"),
+    ({"grid": (2, 3, 4)}, r"shrink.grid=\(2, 3, 4\): expected tuple\[int, int\] \| None"),
+    ({"grid": (2, "3")}, r"shrink.grid=\(2, '3'\): expected tuple"),
+])
+def test_ill_typed_knob(registry, knobs, message):
+    with pytest.raises(UsageError, match=message):
+        registry.check("shrink", **knobs)
+
+
+def test_conform_tuples():
+    assert conform([1, "a"], tuple[int, str], "x") == (1, "a")
+    assert conform([1, 2, 3], tuple[float, ...], "x") == (1.0, 2.0, 3.0)
+
+
+def entry_point(monkeypatch, value: str, module: types.ModuleType | None = None):
+    if module is not None:
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    point = EntryPoint("outside", value, "test.group")
+    monkeypatch.setattr(registry_module, "entry_points", lambda group: {"test.group": [point]}[group])
+    return Registry("part", group="test.group")
+
+
+def test_entry_point(monkeypatch):
+    module = types.ModuleType("outside_package")
+    module.Outside = type("Outside", (Compressor,), {"__module__": "outside_package"})
+    found = entry_point(monkeypatch, "outside_package:Outside", module)
+    assert found.names() == ["outside"]
+    assert found.get("outside") is module.Outside
+
+
+@pytest.mark.parametrize("value", ["no_such_package:Outside", "json:Outside"])
+def test_broken_entry_point_is_named_every_time(monkeypatch, value):
+    found = entry_point(monkeypatch, value)
+    for _ in range(2):
+        with pytest.raises(UsageError, match=f"part 'outside' of entry point {value} does not load: "):
+            found.names()
+
+
+def modules_after(code: str) -> set[str]:
+    """Top-level modules that a fresh interpreter has loaded after `code`."""
+    code += "\nimport sys\nprint(*{m.partition('.')[0] for m in sys.modules})"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(run.stdout.split())
+
+
+def test_needs_torch_and_einops_only():
+    assert "torch" not in modules_after("import compressors")  # a typo is answered before torch is loaded
+    loaded = modules_after("import compressors; compressors.names()")
+    heavy = {"transformers", "lightning", "omegaconf", "torchvision", "open_clip", "torchmetrics", "rich"}
+    assert {"torch", "einops"} <= loaded
+    assert not heavy & loaded
+
+
+def test_every_name_is_public():
+    for name in compressors.__all__:
+        assert getattr(compressors, name) is not None
+    with pytest.raises(AttributeError):
+        compressors.sapp  # noqa: B018
+
+
+def test_table_lists_all(capsys):
+    from compressors.__main__ import main
+
+    main()
+    lines = capsys.readouterr().out.splitlines()
+    assert set(compressors.names()) <= {line.split(" ")[0] for line in lines}
+    assert max(map(len, lines)) <= 110
+    assert any(line.split()[:3] == ["sap", "64", "1152"] for line in lines)
+    assert torch.get_default_device().type == "cpu"

@@ -1,0 +1,151 @@
+"""Tiny models of the real classes, tokenizers trained on nothing worth mentioning, and pictures: all in milliseconds.
+
+    model = make_model("llama", "sap", "embq")          # 6x6 patches, SAP -> 4 visual tokens, 3 query tokens
+    batch = make_processor(model)(images=picture(), text=...)
+"""
+import string
+from dataclasses import asdict
+from functools import cache
+
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    SiglipImageProcessorPil,
+)
+
+from llm_adapters.configuration import FlashSlothConfig
+from llm_adapters.conversation import IMAGE, QUERY, Encoded, Template, Turn
+from llm_adapters.modeling import FlashSlothForConditionalGeneration
+from llm_adapters.processing import FlashSlothProcessor, stack_images
+
+LLMS = ("phi", "llama", "qwen2")
+SPECIALS = ("<pad>", "<unk>", "<s>", "</s>", IMAGE, QUERY)
+CORPUS = (Template().system, "USER: What is this? ASSISTANT: A dog.", "USER: And that? ASSISTANT: The cat is red.") * 3
+MODEL_TYPES = {"gemma3": "gemma3_text"}  # where the name in tests is not transformers'
+SIZE, CROP_TOKENS = 84, 4  # pixels of a picture; visual tokens of one under the default compressor
+# Knobs under which a compressor fits a 6x6 grid and an LLM of width 32.
+KNOBS = {
+    "ldpv2": {"grid": (2, 2)},
+    "pixel_shuffle": {"rate": 3},
+    "qformer": {"num_queries": 4, "num_layers": 2, "heads": 2, "width": 8},
+}
+
+
+@cache
+def byte_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with a few dozen merges, some across the space that starts a word, as GPT-2 and phi have."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    backend.train_from_iterator(CORPUS, trainers.BpeTrainer(
+        vocab_size=320, initial_alphabet=alphabet, special_tokens=list(SPECIALS), show_progress=False))
+    return _wrap(backend, bos)
+
+
+@cache
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """WordPiece as the embedded default's: whole words, else characters; case and spaces are lost."""
+    words = " ".join(CORPUS).lower().translate(str.maketrans(string.punctuation, " " * len(string.punctuation))).split()
+    letters = [*string.ascii_lowercase, *string.digits]
+    vocabulary = [*SPECIALS, *string.punctuation, *letters, *(f"##{x}" for x in letters), *words]
+    backend = Tokenizer(models.WordPiece({w: i for i, w in enumerate(dict.fromkeys(vocabulary))}, unk_token="<unk>"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(cleanup=False)
+    return _wrap(backend, bos=False)
+
+
+def _wrap(backend: Tokenizer, bos: bool) -> PreTrainedTokenizerFast:
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>",
+        additional_special_tokens=[IMAGE, QUERY], clean_up_tokenization_spaces=False,
+    )
+    tokenizer.add_bos_token = bos
+    return tokenizer
+
+
+TOKENIZERS = {"bytes": byte_tokenizer, "words": word_tokenizer}
+
+
+def llm_config(name: str, **changes) -> PreTrainedConfig:
+    """4 layers, width 32, 4 heads; large weights, so that what is wrong shows in the tokens."""
+    sizes = {
+        "vocab_size": len(byte_tokenizer()), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "max_position_embeddings": 1024, "initializer_range": 0.3, "pad_token_id": 0,
+        "bos_token_id": 2, "eos_token_id": 3, "tie_word_embeddings": False,
+    }
+    if name != "phi" and name != "gpt_neox":
+        sizes["num_key_value_heads"] = 2
+    if name in ("qwen3", "gemma2", "gemma3"):
+        sizes["head_dim"] = 8
+    return AutoConfig.for_model(MODEL_TYPES.get(name, name), **{**sizes, **changes})
+
+
+def make_llm(name: str, seed: int = 0, **changes) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(llm_config(name, **changes)).eval()
+
+
+def vision_config(**changes) -> PreTrainedConfig:
+    """SigLIP, 84 pixels in patches of 14: 6x6; 3 blocks, of which the default select_layer needs 2."""
+    sizes = {"image_size": SIZE, "patch_size": 14, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 3,
+             "num_attention_heads": 4}
+    return AutoConfig.for_model("siglip_vision_model", **{**sizes, **changes})
+
+
+def make_config(llm: str = "phi", compressor: str = "sap", query_module: str | None = "embq",
+                compressor_knobs: dict | None = None, llm_changes: dict | None = None, prompt: Template | None = None,
+                **knobs) -> FlashSlothConfig:
+    """`knobs` are the query module's."""
+    if query_module == "embq":
+        knobs = {"dim": 16, "at": 2, "num_queries": 3, **knobs}
+    tokenizer = byte_tokenizer()
+    return FlashSlothConfig(
+        vision_config=vision_config(), text_config=llm_config(llm, **(llm_changes or {})), compressor=compressor,
+        compressor_knobs=KNOBS.get(compressor) if compressor_knobs is None else compressor_knobs,
+        query_module=query_module, query_module_knobs=knobs or None, prompt=prompt and asdict(prompt),
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE), query_token_id=tokenizer.convert_tokens_to_ids(QUERY),
+    )
+
+
+def make_model(llm: str = "phi", compressor: str = "sap", query_module: str | None = "embq", *, seed: int = 0,
+               scale: float = 0.3, **options) -> FlashSlothForConditionalGeneration:
+    """In eval mode. `options` as in `make_config`; `scale` is the weights' of our own parts."""
+    config = make_config(llm, compressor, query_module, **options)
+    torch.manual_seed(seed)
+    model = FlashSlothForConditionalGeneration(config).eval()
+    for part in (model.compressor, model.projector, model.query_module):
+        for parameter in part.parameters() if part is not None else ():
+            torch.nn.init.normal_(parameter.data, std=scale)
+    return model
+
+
+def make_processor(model: FlashSlothForConditionalGeneration, tokenizer: PreTrainedTokenizerFast | None = None,
+                   tiles: int = 1) -> FlashSlothProcessor:
+    """What `model` wants; the tokenizer must give its placeholder ids (both of the file's do)."""
+    images = SiglipImageProcessorPil(size={"height": SIZE, "width": SIZE})
+    return FlashSlothProcessor(images, tokenizer or byte_tokenizer(), image_tokens=model.num_image_tokens(),
+                               tiles=tiles, num_queries=model.num_queries, prompt=model.config.prompt)
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (SIZE, SIZE)) -> Image.Image:
+    """A picture of noise, (width, height) pixels."""
+    pixels = torch.randint(0, 256, (size[1], size[0], 3), generator=torch.Generator().manual_seed(seed))
+    return Image.fromarray(pixels.byte().numpy())
+
+
+def make_batch(processor: FlashSlothProcessor, rows: list[tuple[list[Turn], list[Image.Image]]],
+               side: str = "left") -> dict[str, torch.Tensor]:
+    """Rows of (turns, images), through the encoder of training, collated with `labels`."""
+    encoded: list[Encoded] = [processor.encode(turns, len(images)) for turns, images in rows]
+    batch = processor.collate(encoded, side)
+    if any(images for _, images in rows):
+        batch["pixel_values"] = stack_images([processor.pixels(images) for _, images in rows])
+    return batch
