@@ -16,8 +16,9 @@ from compressors.errors import UsageError
 def suggest(name: str, known: Iterable[str]) -> str:
     """"; did you mean 'x'? Known: a, b, c" for an unknown name."""
     known = sorted(known)
+    shown = known if len(known) <= 40 else get_close_matches(name, known, n=8, cutoff=0.2)
     close = get_close_matches(name, known, n=1, cutoff=0.5)
-    return (f"; did you mean '{close[0]}'?" if close else ";") + f" Known: {', '.join(known) or 'none'}"
+    return (f"; did you mean '{close[0]}'?" if close else ";") + f" Known: {', '.join(shown) or 'none'}"
 
 
 def conform(value: object, hint: object, where: str) -> object:

@@ -1,7 +1,8 @@
 """Embedded query module (EmbQ), FlashSloth, arXiv 2412.04317.
 
-Learned query tokens stand after each question. At the input of a middle decoder layer they read the question's hidden
-states, with what they learned read the *uncompressed* patch features, and the result is fused back into them.
+Learned query tokens stand after each question. At the input of a middle decoder layer they read the
+question's hidden states, with what they learned read the *uncompressed* patch features, and the result is
+fused back into them.
 
     queries (S, D) --Wd--> q0 --attend--> question --a--> attend --> patches --b (tower width)--W_up--> fuse
 """
@@ -18,6 +19,8 @@ from connectors.query_module import QueryModule, at_positions, put_back, registe
 
 __all__ = ["EmbQ", "registry"]
 
+Masks = tuple[Tensor, Tensor]  # what a query may read: tokens (B, S, T) and patches (B, S, P)
+
 
 class Attention(nn.Module):
     """Multi-head attention without output projection; values may be wider than queries and keys."""
@@ -29,12 +32,14 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(value_dim, value_dim)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-        """(B, S, d), (B, K, d), (B, K, v), bool (B, S, K) -> (B, S, v). A query with an all-False mask reads all."""
+        """(B, S, d), (B, K, d), (B, K, v), bool (B, S, K) -> (B, S, v). A query with an all-False mask reads
+        all."""
         q, k, v = (
             rearrange(t, "b n (m d) -> b m n d", m=self.heads)
             for t in (self.q_proj(query), self.k_proj(key), self.v_proj(value))
         )
-        mask = (mask | ~mask.any(-1, keepdim=True)).unsqueeze(1)  # an all-masked row would be NaN; it is dropped later
+        # a row that may read nothing would be NaN; it reads all, and is dropped later
+        mask = (mask | ~mask.any(-1, keepdim=True)).unsqueeze(1)
         dtype = v.dtype
         if self.fp32:
             q, k, v = q.float(), k.float(), v.float()
@@ -51,7 +56,7 @@ class EmbQLayer(nn.Module):
         self.t2q_attn = Attention(dim, dim, heads, fp32)
         self.i2q_attn = Attention(dim, vision_dim, heads, fp32)
 
-    def forward(self, q0: Tensor, t0: Tensor, v0: Tensor, features: Tensor, masks: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, q0: Tensor, t0: Tensor, v0: Tensor, features: Tensor, masks: Masks) -> Tensor:
         text = self.ln_text(t0)
         asked = self.t2q_attn(self.ln_q(q0), text, text, masks[0])
         return self.i2q_attn(asked, self.ln_kv(v0), features, masks[1])
@@ -60,8 +65,8 @@ class EmbQLayer(nn.Module):
 class EmbQBlock(nn.Module):
     """One insertion: shared down projections, `num_layers` layers, the projection back, the fusion."""
 
-    def __init__(self, llm_dim: int, vision_dim: int, dim: int, heads: int, num_layers: int, fusion: FusionName,
-                 stacked: bool, fp32: bool):
+    def __init__(self, llm_dim: int, vision_dim: int, dim: int, heads: int, num_layers: int,
+                 fusion: FusionName, stacked: bool, fp32: bool):
         super().__init__()
         self.stacked = stacked
         self.down_text = nn.Linear(llm_dim, dim)  # shared by queries and question
@@ -70,11 +75,12 @@ class EmbQBlock(nn.Module):
         self.up = nn.Linear(vision_dim, llm_dim)
         self.fusion = Fusion(llm_dim, fusion)
 
-    def forward(self, queries: Tensor, hidden: Tensor, features: Tensor, masks: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, queries: Tensor, hidden: Tensor, features: Tensor, masks: Masks) -> Tensor:
         t0, v0 = self.down_text(hidden), self.down_image(features)
         if self.stacked:
             for layer in self.layers:
-                queries = self.fusion(queries, self.up(layer(self.down_text(queries), t0, v0, features, masks)))
+                update = layer(self.down_text(queries), t0, v0, features, masks)
+                queries = self.fusion(queries, self.up(update))
             return queries
         q0 = self.down_text(queries)
         # released code: the layers see the same q0 and their updates add up, each with its own W_up bias
@@ -113,38 +119,44 @@ class EmbQ(QueryModule):
         self.tokens = nn.Parameter(torch.empty(num_queries, llm_dim))
         self.reset_parameters()
 
-    def _check(self, llm_layers: int, heads: int, dim: int, vision_dim: int, num_layers: int, num_queries: int) -> None:
-        for name, value in (("num_layers", num_layers), ("num_queries", num_queries), ("dim", dim), ("heads", heads)):
+    def _check(self, llm_layers: int, heads: int, dim: int, vision_dim: int, num_layers: int,
+               num_queries: int) -> None:
+        counts = {"num_layers": num_layers, "num_queries": num_queries, "dim": dim, "heads": heads}
+        for name, value in counts.items():
             if value < 1:
                 raise UsageError(f"embq.{name}={value}: must be at least 1")
         if not self.at:
             raise UsageError("embq.at=(): give at least one decoder layer")
         for layer in self.at:
             if not 1 <= layer <= llm_layers:
-                raise UsageError(f"embq.at={layer}: the LLM has decoder layers 1 to {llm_layers}; choose among them")
+                raise UsageError(f"embq.at={layer}: the LLM has decoder layers 1 to {llm_layers}; choose "
+                                 "among them")
         for name, width in (("embq.dim", dim), ("the tower's width", vision_dim)):
             if width % heads:
-                raise UsageError(f"embq.heads={heads} does not divide {name}={width}; set embq.heads (default: the "
-                                 "LLM's heads) to a divisor of both")
+                raise UsageError(f"embq.heads={heads} does not divide {name}={width}; set embq.heads "
+                                 "(default: the LLM's heads) to a divisor of both")
 
     @staticmethod
     def _check_released(**knobs: tuple[object, object]) -> None:
         for name, (value, wanted) in knobs.items():
             if value != wanted:
-                raise UsageError(f"embq.{name}={value}: embq.released=true has {name}={wanted}; unset one of them")
+                raise UsageError(f"embq.{name}={value}: embq.released=true has {name}={wanted}; "
+                                 "unset one of them")
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.tokens, std=self.scale)
 
     @torch.no_grad()
     def initialise(self, dot: Tensor) -> None:
-        """Query tokens for a new LLM: noise of the embedding's scale, around the dot's embedding for init=dot."""
+        """Query tokens for a new LLM: noise of the embedding's scale, around the dot's embedding for
+        init=dot."""
         if self.init == "dot":
             self.tokens.add_(dot.to(self.tokens))
 
     def forward(self, hidden: Tensor, query_index: Tensor, question_mask: Tensor, features: Tensor,
                 feature_mask: Tensor, insertion: int = 0) -> Tensor:
         queries = at_positions(hidden, query_index)
-        updated = self.blocks[insertion](queries, hidden, features.to(hidden.dtype), (question_mask, feature_mask))
+        masks = (question_mask, feature_mask)
+        updated = self.blocks[insertion](queries, hidden, features.to(hidden.dtype), masks)
         keep = question_mask.any(-1) & feature_mask.any(-1)
         return put_back(hidden, query_index, updated, keep)

@@ -1,10 +1,19 @@
-"""How an update enters the query tokens: replacement, addition, or addition through a gate (FlashSloth, Table 5)."""
+"""How an update enters the query tokens: replacement, addition, or addition through a gate (FlashSloth, Table
+5)."""
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 FusionName = Literal["replace", "add", "gated"]
+
+
+class Gate(nn.Linear):
+    """Starts at zero. A class of its own: transformers resets a module that has no parameters itself never."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
 
 
 class Fusion(nn.Module):
@@ -18,13 +27,7 @@ class Fusion(nn.Module):
     def __init__(self, dim: int, name: FusionName):
         super().__init__()
         self.name = name
-        self.gate = nn.Linear(2 * dim, 1) if name == "gated" else None
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        if self.gate is not None:
-            nn.init.zeros_(self.gate.weight)
-            nn.init.zeros_(self.gate.bias)
+        self.gate = Gate(2 * dim, 1) if name == "gated" else None
 
     def forward(self, queries: Tensor, update: Tensor) -> Tensor:
         if self.name == "replace":

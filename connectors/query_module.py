@@ -1,4 +1,5 @@
-"""The contract of a query module: learned query tokens inside the LLM that are updated before some decoder layers."""
+"""The contract of a query module: learned query tokens inside the LLM that are updated before some decoder
+layers."""
 from collections.abc import Iterator
 
 import torch
@@ -7,7 +8,8 @@ from torch import Tensor, nn
 from compressors.registry import Registry
 
 registry = Registry(
-    "query module", group="slothkit.query_modules", context=("llm_dim", "vision_dim", "llm_heads", "llm_layers")
+    "query module", group="slothkit.query_modules",
+    context=("llm_dim", "vision_dim", "llm_heads", "llm_layers"),
 )
 register = registry.register
 
@@ -42,8 +44,8 @@ class QueryModule(nn.Module):
         query_index    (B, S)     positions of the query tokens in their row, -1 where a row has fewer
         question_mask  (B, S, T)  True where a query may read a token: its own turn's question
         features       (B, P, C)  uncompressed patch features of the row's images
-        feature_mask   (B, S, P)  True where a query may read a patch: images up to its own turn. A query that may
-                                  read none (text only) is left as it is.
+        feature_mask   (B, S, P)  True where a query may read a patch: images up to its own turn. A query
+                                  that may read none (text only) is left as it is.
         """
         raise NotImplementedError
 

@@ -8,8 +8,8 @@ GREY = (127, 127, 127)
 
 
 def crop(image: Image.Image, tiles: int, size: int) -> list[Image.Image]:
-    """`tiles` = k > 1: the image itself, to be squashed, and its k x k tiles of `size` pixels a side: the image padded
-    with grey to a square, resized to k * size, cut without overlap. k = 1: the image alone."""
+    """`tiles` = k > 1: the image itself, to be squashed, and its k x k tiles of `size` pixels a side: the
+    image padded with grey to a square, resized to k * size, cut without overlap. k = 1: the image alone."""
     if tiles == 1:
         return [image]
     image = image.convert("RGB")

@@ -12,11 +12,9 @@ from typing import TYPE_CHECKING, Union
 
 import torch
 from einops import rearrange
-from PIL import Image
 from torch import Tensor, nn
 
 from compressors.errors import UsageError
-from connectors.preprocess import preprocess
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -143,15 +141,6 @@ class VisionTower(nn.Module):
 
     def gradient_checkpointing_disable(self) -> None:
         self.backbone.activation_checkpointing_disable()
-
-    def preprocess(
-        self, images: Image.Image | Sequence[Image.Image], size: int | tuple[int, int] | None = None
-    ) -> Tensor:
-        """Pictures -> (B, 3, h, w) float32 on the CPU, squashed to `size` (pixels; None: native)."""
-        images = [images] if isinstance(images, Image.Image) else images
-        size = self.image_size if size is None else size
-        expects = (size, self.image_mean, self.image_std, self.resample)
-        return torch.stack([preprocess(image, *expects) for image in images])
 
 
 def build_tower(

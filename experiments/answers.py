@@ -1,4 +1,4 @@
-"""When an answer is right, and what is right by luck. No torch: tables need this without training anything."""
+"""When an answer is right, and what is right by luck. No torch: a table is printed without it."""
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from experiments.data.llava import Sample
 ALL = "all"  # the family of questions that name none
 ARTICLES = {"a", "an", "the"}
 NUMBER_COMMA = re.compile(r"(?<=\d),(?=\d{3}\b)")
-# Signs that carry no meaning in an answer; inside a word or number they do: 3.5, 10:30, t-shirt, o'clock, 1/2.
+# Signs around words carry no meaning; inside a word or number they do: 3.5, 10:30, t-shirt, o'clock, 1/2.
 PUNCTUATION = re.compile(r"(?<!\w)[^\w\s%$€£+-]+|[^\w\s%$€£+]+(?!\w)")
 
 

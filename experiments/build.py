@@ -1,8 +1,12 @@
 """From a cell's configuration to a model and its processor."""
+import copy
+import logging
+import warnings
 from dataclasses import asdict
 
 import PIL.Image
 import torch
+from huggingface_hub.utils import logging as hub_logging
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -11,8 +15,10 @@ from transformers import (
     PreTrainedTokenizerBase,
     SiglipImageProcessorPil,
 )
+from transformers.utils import logging as transformers_logging
 
 from compressors.errors import UsageError
+from connectors.towers_open_clip import OpenClipVisionConfig
 from connectors.vision_tower import VisionTower, build_tower, load_tower
 from experiments.config import Config, resolve_source
 from llm_adapters.conversation import IMAGE, QUERY
@@ -25,14 +31,14 @@ PARTS = ("vision_tower", "compressor", "projector", "query_module", "language_mo
 def build(config: Config) -> tuple[FlashSlothForConditionalGeneration, FlashSlothProcessor]:
     """Pretrained tower and LLM, everything else new from `config.seed`."""
     tower = load_tower(resolve_source(config.tower.source), config.tower.select_layer, dtype=torch.float32)
-    source = resolve_source(config.llm.source)
-    llm = _pretrained(AutoModelForCausalLM, source, dtype=torch.float32)
+    llm = _pretrained(AutoModelForCausalLM, "llm.source", config.llm.source, dtype=torch.float32)
     tokenizer = load_tokenizer(config)
     end = tokenizer.convert_tokens_to_ids(config.prompt.end)
     if end >= llm.get_input_embeddings().num_embeddings:
         llm.resize_token_embeddings(end + 1)
     torch.manual_seed(config.seed)
-    model = FlashSlothForConditionalGeneration(model_config(config, tower.config, llm.config, tokenizer), tower, llm)
+    composed = model_config(config, tower.config, llm.config, tokenizer)
+    model = FlashSlothForConditionalGeneration(composed, tower, llm)
     if model.query_module is not None:
         dot = tokenizer(" .", add_special_tokens=False)["input_ids"][-1]
         model.query_module.initialise(llm.get_input_embeddings().weight[dot])
@@ -43,8 +49,9 @@ def build(config: Config) -> tuple[FlashSlothForConditionalGeneration, FlashSlot
 def model_config(config: Config, vision: PreTrainedConfig, text: PreTrainedConfig,
                  tokenizer: PreTrainedTokenizerBase | None = None) -> FlashSlothConfig:
     """A blind cell has an (unused) image path too, so that it is the same class of model."""
-    return FlashSlothConfig(
-        vision_config=vision, text_config=text, select_layer=config.tower.select_layer,
+    return FlashSlothConfig(  # copies: a composite configuration resets its parts' attention implementation
+        vision_config=copy.deepcopy(vision), text_config=copy.deepcopy(text),
+        select_layer=config.tower.select_layer,
         compressor="identity" if config.blind else config.compressor_name,
         compressor_knobs=config.knobs(config.compressor_name),
         projector="auto" if config.blind else config.projector,
@@ -58,7 +65,7 @@ def model_config(config: Config, vision: PreTrainedConfig, text: PreTrainedConfi
 
 def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
     """The LLM's tokenizer with the placeholder, end and padding tokens that conversations need."""
-    tokenizer = _pretrained(AutoTokenizer, resolve_source(config.llm.source))
+    tokenizer = _pretrained(AutoTokenizer, "llm.source", config.llm.source)
     known = tokenizer.get_vocab()
     missing = [token for token in (config.prompt.end, IMAGE, QUERY) if token not in known]
     tokenizer.add_special_tokens({"additional_special_tokens": missing}, replace_extra_special_tokens=False)
@@ -67,15 +74,17 @@ def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _pretrained(auto, source: str, **kwargs):
+def _pretrained(auto, setting: str, source: str, **kwargs):
+    """`auto.from_pretrained(source)`, or a UsageError that names the setting."""
     try:
-        return auto.from_pretrained(source, **kwargs)
+        return auto.from_pretrained(resolve_source(source), **kwargs)
     except OSError as error:
-        raise UsageError(f"llm.source={source}: cannot be loaded ({str(error).splitlines()[0]}); give a folder that "
-                         "save_pretrained wrote, or a hub id that this machine can reach") from error
+        raise UsageError(f"{setting}={source}: cannot be loaded; give a folder that save_pretrained wrote, "
+                         "or a hub id that this machine can reach") from error
 
 
-def _set_generation(model: FlashSlothForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, end: int) -> None:
+def _set_generation(model: FlashSlothForConditionalGeneration, tokenizer: PreTrainedTokenizerBase,
+                    end: int) -> None:
     """Answers end at the template's end token and never contain placeholders."""
     generation = model.generation_config
     generation.eos_token_id, generation.pad_token_id = end, tokenizer.pad_token_id
@@ -88,8 +97,8 @@ def image_processor(tower: VisionTower, size: int | None = None) -> SiglipImageP
     """Preprocessing as the tower wants it: squashed to `size` pixels a side (None: the tower's own)."""
     size = size or tower.image_size
     return SiglipImageProcessorPil(
-        size={"height": size, "width": size}, image_mean=list(tower.image_mean), image_std=list(tower.image_std),
-        resample=PIL.Image.Resampling[tower.resample.upper()],
+        size={"height": size, "width": size}, image_mean=list(tower.image_mean),
+        image_std=list(tower.image_std), resample=PIL.Image.Resampling[tower.resample.upper()],
     )
 
 
@@ -108,19 +117,37 @@ def pick_device(accelerator: str) -> torch.device:
     return torch.device("cuda" if gpu else "cpu")
 
 
+def quiet() -> None:
+    """The sweep's own progress is the one that shows."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    transformers_logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
 def check(config: Config) -> None:
-    """What only the sizes can tell: rate against grid, insertion against depth, heads against widths. No weights are
-    read; raises UsageError."""
+    """What only the sizes can tell: rate against grid, insertion against depth, heads against widths. No
+    weights are read; raises UsageError."""
+    quiet()
     with torch.device("meta"):
         model, size = skeleton(config)
     if not config.blind:
         model.num_image_tokens(size, size)
 
 
+def vision_config(source: str) -> PreTrainedConfig:
+    """A tower's configuration, without its weights."""
+    if source.startswith("open_clip:"):
+        return OpenClipVisionConfig(model_name=source.split(":")[1])
+    return _pretrained(AutoConfig, "tower.source", source)
+
+
 def skeleton(config: Config) -> tuple[FlashSlothForConditionalGeneration, int]:
     """The cell's model without weights, and its image size. Call under `torch.device("meta")`."""
-    vision = _pretrained(AutoConfig, resolve_source(config.tower.source))
-    text = _pretrained(AutoConfig, resolve_source(config.llm.source))
+    vision = vision_config(config.tower.source)
+    text = _pretrained(AutoConfig, "llm.source", config.llm.source)
     tower: VisionTower = build_tower(vision, config.tower.select_layer)
     model = FlashSlothForConditionalGeneration(model_config(config, vision, text), tower)
     return model, config.image.size or tower.image_size

@@ -1,4 +1,4 @@
-"""From overrides to cells: defaults < preset < command line, and every knob checked against its part's signature.
+"""From overrides to cells: defaults < preset < command line, every knob checked against its part's signature.
 
 A preset is a YAML file with settings and knobs; `preset:` inside it names the one that it starts from.
 """
@@ -24,7 +24,7 @@ PRESETS = Path(__file__).parent / "presets"
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: its configuration and what its row is called. Cells that differ in the seed alone share a row."""
+    """One run: its configuration and what its row is called. Cells that differ in the seed share a row."""
 
     config: Config
     label: str
@@ -54,7 +54,8 @@ def preset(name: str, above: tuple[str, ...] = ()) -> tuple[Config, dict[str, di
     is_file = name.endswith((".yaml", ".yml"))
     path = Path(name) if is_file else PRESETS / f"{name}.yaml"
     if not is_file and name not in preset_names():
-        raise UsageError(f"unknown preset '{name}'{suggest(name, preset_names())}, or a path that ends in .yaml")
+        known = suggest(name, preset_names())
+        raise UsageError(f"unknown preset '{name}'{known}, or a path that ends in .yaml")
     if name in above:
         raise UsageError(f"{path}: presets start from each other in a circle: {' -> '.join((*above, name))}")
     content = read_yaml(path)
@@ -115,7 +116,7 @@ def check_parts(config: Config) -> set[str]:
     if config.compressor.count("+") > 1:
         raise UsageError(f"compressor={config.compressor}: expected NAME or NAME+QUERY_MODULE")
     if name == BLIND and query_module:
-        raise UsageError(f"compressor={config.compressor}: '{BLIND}' sees no image, so it has no query module")
+        raise UsageError(f"compressor={config.compressor}: '{BLIND}' sees no image, it has no query module")
     if name == BLIND:
         return set()
     signatures.compressors().require(name)
@@ -134,7 +135,7 @@ def check_batches(config: Config) -> None:
 
 
 def resolve(given: Mapping[str, str]) -> tuple[Config, set[str]]:
-    """The configuration of one combination of overrides, and which of them are knobs that it has no use for."""
+    """The configuration of a combination of overrides, and which of them are knobs that it has no use for."""
     config, knobs = copy.deepcopy(preset(given.get("preset", "tiny")))
     idle = {}
     for path, text in given.items():
@@ -155,12 +156,12 @@ def resolve(given: Mapping[str, str]) -> tuple[Config, set[str]]:
 
 
 def make_cells(axes: Mapping[str, list[str]], label: str = "") -> list[Cell]:
-    """The product of the axes. A knob that a cell has no use for leaves it as it is; if none has, it is an error."""
+    """The product of the axes. A cell ignores knobs of parts it lacks; one that no cell uses is an error."""
     unused, cells = None, []
     for given in combinations(dict(axes)):
         config, idle = resolve(given)
         unused = idle if unused is None else unused & idle
-        told = [p for p, v in axes.items() if len(v) > 1 and p not in ("seed", "compressor") and p not in idle]
+        told = [p for p, v in axes.items() if len(v) > 1 and p not in {"seed", "compressor", *idle}]
         words = [label, config.compressor if not label or len(axes.get("compressor", ())) > 1 else ""]
         words += [f"{p}={given[p]}" for p in told]
         row = tuple((p, v) for p, v in given.items() if p != "seed" and p not in idle)
@@ -168,7 +169,8 @@ def make_cells(axes: Mapping[str, list[str]], label: str = "") -> list[Cell]:
     if unused:
         path = min(unused)
         names = ", ".join(sorted({c.config.compressor for c in cells}))
-        raise UsageError(f"{path}={','.join(axes[path])}: no cell uses '{path.split('.')[0]}'; compressor={names}")
+        part = path.split(".")[0]
+        raise UsageError(f"{path}={','.join(axes[path])}: no cell uses '{part}'; compressor={names}")
     return cells
 
 

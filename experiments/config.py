@@ -1,8 +1,9 @@
 """The configuration of one cell: every setting, its default, its meaning and its bounds.
 
-`python -m experiments.sweep --help` prints this file. What presets and the command line may say is in `cells.py`.
+`python -m experiments.sweep --help` prints it. How presets and the command line set it is in `cells.py`.
 """
 import dataclasses
+import operator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,8 @@ from compressors.errors import UsageError
 
 ASSETS = Path(__file__).parent / "assets"
 BLIND = "none"
+BOUNDS = (("low", operator.ge, "at least"), ("above", operator.gt, "more than"),
+          ("below", operator.lt, "less than"))
 
 
 def setting(default: object, meaning: str, **rules: object) -> Any:
@@ -101,13 +104,14 @@ class Evaluation:
 class Trainer:
     """Lightning."""
 
-    accelerator: str = setting("auto", "auto finds a GPU, else the CPU", choices=("auto", "cpu", "gpu", "cuda", "mps", "tpu"))
+    accelerator: str = setting("auto", "auto finds a GPU, else the CPU",
+                               choices=("auto", "cpu", "gpu", "cuda", "mps", "tpu"))
     precision: str = setting("auto", "auto: bf16 on a GPU, fp32 on the CPU",
                              choices=("auto", "32", "16-mixed", "bf16-mixed", "16-true", "bf16-true"))
     strategy: str = setting("auto", "auto, ddp, fsdp, deepspeed, ...")
     devices: str = setting("auto", "how many, or which")
     logger: str = setting("csv", "where curves go", choices=("csv", "tensorboard", "wandb", "none"))
-    checkpoint_every: int = setting(200, "optimiser steps between checkpoints a killed run resumes from", low=1)
+    checkpoint_every: int = setting(200, "steps between checkpoints that a killed run resumes from", low=1)
 
 
 @dataclass
@@ -128,7 +132,7 @@ class Config:
     finetune: Optimisation = field(default_factory=Optimisation)
     evaluate: Evaluation = field(default_factory=Evaluation)
     trainer: Trainer = field(default_factory=Trainer)
-    parts: dict[str, Any] = field(default_factory=dict)  # knobs of the parts that this cell uses, by part name
+    parts: dict[str, Any] = field(default_factory=dict)  # knobs of the parts that it uses, by part
 
     @property
     def compressor_name(self) -> str:
@@ -178,8 +182,9 @@ def settings() -> dict[str, Setting]:
             if dataclasses.is_dataclass(hint):
                 walk(hint, f"{prefix}{item.name}.")
             elif "help" in item.metadata:
-                rules = {name: rule for name, rule in item.metadata.items() if name != "help"}
-                found[prefix + item.name] = Setting(hint, getattr(values, item.name), item.metadata["help"], rules)
+                rules = dict(item.metadata)
+                meaning = rules.pop("help")
+                found[prefix + item.name] = Setting(hint, getattr(values, item.name), meaning, rules)
 
     walk(Config, "")
     return found
@@ -193,9 +198,8 @@ def check_bounds(path: str, value: object) -> None:
         raise UsageError(f"{path}={value}: must be one of {choices}")
     if value is None:
         return
-    for rule, wrong, words in (("low", lambda v, b: v < b, "at least"), ("above", lambda v, b: v <= b, "more than"),
-                               ("below", lambda v, b: v >= b, "less than")):
-        if rule in rules and (value != value or wrong(value, rules[rule])):
+    for rule, holds, words in BOUNDS:
+        if rule in rules and not holds(value, rules[rule]):  # nothing holds for nan
             raise UsageError(f"{path}={value}: must be {words} {rules[rule]}")
 
 

@@ -6,16 +6,17 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from experiments.build import pick_device
+from experiments.build import pick_device, quiet
 from experiments.config import Config
 from experiments.data import llava
 from experiments.data.loader import Images, feature_cache
 from experiments.metrics import FamilyAccuracy, normalise
 from experiments.plan import files
 from experiments.progress import Reporter
-from experiments.train import MODEL, quiet
+from experiments.train import MODEL
 from llm_adapters.conversation import Encoded, Turn
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
+from llm_adapters.processing import FlashSlothProcessor
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) -> None:
@@ -57,8 +58,8 @@ def answer(model: FlashSlothForConditionalGeneration, images: Images, asked: Seq
     return [text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
 
 
-def write(asked: Sequence[llava.Sample], predictions: Sequence[str], model: FlashSlothForConditionalGeneration,
-          processor, out: Path) -> None:
+def write(asked: Sequence[llava.Sample], predictions: Sequence[str],
+          model: FlashSlothForConditionalGeneration, processor: FlashSlothProcessor, out: Path) -> None:
     """Scores and what they rest on."""
     families = [s.families[0] if s.families else "all" for s in asked]
     truths = [s.turns[0].answer for s in asked]
@@ -73,8 +74,9 @@ def write(asked: Sequence[llava.Sample], predictions: Sequence[str], model: Flas
     (out / "metrics.json").write_text(json.dumps(metrics, indent=1))
 
 
-def efficiency(model: FlashSlothForConditionalGeneration, processor) -> dict[str, int]:
-    """Tokens of an image and a turn, and the parameters beside tower and LLM. Without images there are none."""
+def efficiency(model: FlashSlothForConditionalGeneration, processor: FlashSlothProcessor) -> dict[str, int]:
+    """Tokens of an image and a turn, and the parameters beside tower and LLM. Without images there are
+    none."""
     if not processor.image_tokens:
         return {"visual_tokens": 0, "query_tokens": 0, "parameters_added": 0}
     added = (model.compressor, model.projector, model.query_module)

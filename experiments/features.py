@@ -1,9 +1,10 @@
 """Patch features of a frozen tower, computed once for every image of a set of files and kept on disk.
 
     features.npy   (images * crops, H, W, C) float16
-    images.json    image paths, in order
+    images.json    image paths, in order, from the output directory if below it
 """
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 import compressors
 from connectors.vision_tower import VisionTower, load_tower
-from experiments.build import image_processor, pick_device
+from experiments.build import image_processor, pick_device, quiet
 from experiments.config import Config, resolve_source
 from experiments.data import llava
 from experiments.plan import files
@@ -33,14 +34,27 @@ class FeatureCache:
         paths = json.loads((folder / "images.json").read_text())
         self.features = np.load(folder / "features.npy", mmap_mode="r")
         self.crops = len(self.features) // max(1, len(paths))
-        self.index = {path: i for i, path in enumerate(paths)}
+        root = output_root(folder)
+        self.index = {os.path.join(root, path): i for i, path in enumerate(paths)}
 
     def __getitem__(self, path: Path) -> Tensor:
-        start = self.index[str(path)] * self.crops
+        start = self.index[os.path.abspath(path)] * self.crops
         return torch.from_numpy(np.array(self.features[start : start + self.crops]))
 
 
-def image_places(config: Config, inputs: dict[str, Path], roles: Sequence[str]) -> dict[Path, tuple[llava.Sample, int]]:
+def output_root(folder: Path) -> str:
+    """OUT of OUT/features/<key>: images below it are named from there, so that OUT can be moved."""
+    return os.path.dirname(os.path.dirname(os.path.abspath(folder)))
+
+
+def image_name(path: Path, root: str) -> str:
+    """How images.json names an image."""
+    path = os.path.abspath(path)
+    return os.path.relpath(path, root) if path.startswith(root + os.sep) else path
+
+
+def image_places(config: Config, inputs: dict[str, Path],
+                 roles: Sequence[str]) -> dict[Path, tuple[llava.Sample, int]]:
     """Every image of the roles' files once, in order of appearance, with a sample that shows it."""
     found: dict[Path, tuple[llava.Sample, int]] = {}
     for path, images in (place for role in roles for place in files(config, inputs, role)):
@@ -52,12 +66,14 @@ def image_places(config: Config, inputs: dict[str, Path], roles: Sequence[str]) 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter, roles: Sequence[str]) -> None:
     """The stage, for data roles that see images alike. A killed run goes on after the last whole batch."""
+    quiet()
     device = pick_device(config.trainer.accelerator)
     tower = load_tower(resolve_source(config.tower.source), config.tower.select_layer).freeze().to(device)
     rate, tiles = image_rate(config, tower.dim), config.tiles(roles[0])
     processor = image_processor(tower, config.image.size)
     places = list(image_places(config, inputs, roles).items())
-    (out / "images.json").write_text(json.dumps([str(path) for path, _ in places]))
+    root = output_root(out)
+    (out / "images.json").write_text(json.dumps([image_name(path, root) for path, _ in places]))
     crops = 1 + tiles**2 if tiles > 1 else 1
     side = processor.size["height"] // rate
     array, done = _open(out, (len(places) * crops, *tower.grid(side, side), tower.dim))

@@ -1,4 +1,5 @@
-"""Writing files so that nobody ever sees half of one, and locks that end with their process."""
+"""Writing files so that nobody ever sees half of one, locks that end with their process, full disks."""
+import errno
 import fcntl
 import os
 import time
@@ -7,11 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 DRAFTS = ".*.draft"  # what `write_atomic` leaves if it is killed
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+FULL = ("No space left", "File too large", "os error 28", "os error 27", "PytorchStreamWriter",
+        "unexpected pos")
 POLL = 0.2  # seconds between looks at a lock that another process holds
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file beside its place, flush it to disk, and move it there: old content, new content, nothing between."""
+    """Write beside `path`, flush to disk, move there: the old content or the new, nothing between."""
     path = Path(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     try:
@@ -40,8 +44,8 @@ def sync_directory(path: Path) -> None:
 def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold `path` as a lock among processes; `waiting` is called once if another process holds it.
 
-    A POSIX lock: it ends with the process, however that ends, and forked children (data loaders) do not inherit it. The
-    file is removed at the end; whoever locked a removed file starts over.
+    A POSIX lock: it ends with the process, however that ends, and forked children (data loaders) do not
+    inherit it. The file is removed at the end; whoever locked a removed file starts over.
     """
     told = False
     while True:
@@ -68,3 +72,24 @@ def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[N
     finally:
         path.unlink(missing_ok=True)
         os.close(handle)
+
+
+@contextmanager
+def removed_if_empty(path: Path) -> Iterator[None]:
+    """Directories at and above `path` that are made meanwhile go again if nothing comes to lie in them."""
+    made = [p for p in (path, *path.parents) if not p.exists()]
+    try:
+        yield
+    finally:
+        for each in made:
+            if each.is_dir() and not any(each.iterdir()):
+                each.rmdir()
+
+
+def disk_error(error: Exception, where: Path) -> OSError | None:
+    """The OSError, with a path, behind an error of a library that could not write; None for others."""
+    if isinstance(error, OSError) and error.errno in DISK:
+        return error if error.filename else OSError(error.errno, error.strerror, str(where))
+    if any(sign in str(error) for sign in FULL):
+        return OSError(errno.ENOSPC, "cannot write, the disk may be full", str(where))
+    return None

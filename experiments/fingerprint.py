@@ -40,7 +40,7 @@ def source(name: str) -> object:
 
 @cache
 def data_file(path: str, images: str | None, with_images: bool) -> dict[str, str]:
-    """A LLaVA file by its content wherever it lies, its images by name, size and time. Validates all of it."""
+    """A LLaVA file by its content, its images by name, size and time. Validates all of it."""
     samples = llava.load(Path(path), images and Path(images), check_images=with_images)
     found = {"json": file_digest(Path(path))}
     if with_images:

@@ -12,7 +12,7 @@ __all__ = ["FamilyAccuracy", "PresenceScores", "majority_rates", "normalise"]
 
 
 class FamilyAccuracy(Metric):
-    """Share of right answers (exact match after `normalise`) in each family of questions, and over all questions."""
+    """Share of right answers (equal after `normalise`) in each family of questions, and over all."""
 
     full_state_update = False
     right: Tensor
@@ -32,7 +32,7 @@ class FamilyAccuracy(Metric):
             self.right[row] += normalise(said) == normalise(truth)
 
     def compute(self) -> dict[str, Any]:
-        """overall, families, counts (questions of each), n (of all). A family without questions is left out."""
+        """overall, families, counts (questions of each), n (of all). A family never asked is left out."""
         rows = {f: (int(r), int(a)) for f, r, a in zip(self.families, self.right, self.asked) if a}
         total = sum(a for _, a in rows.values())
         return {
@@ -44,7 +44,7 @@ class FamilyAccuracy(Metric):
 
 
 class PresenceScores(Metric):
-    """POPE's scores of yes/no questions: precision, recall and F1 of "yes", accuracy, and how often "yes" was said.
+    """POPE's scores of yes/no questions: precision, recall and F1 of "yes", accuracy, share of "yes".
 
     An answer that does not begin with "yes" counts as "no", as in POPE.
     """
@@ -64,7 +64,8 @@ class PresenceScores(Metric):
     def compute(self) -> dict[str, float]:
         """Shares; 0 where there is nothing to divide by."""
         (true_no, false_yes), (false_no, true_yes) = self.counts.tolist()
-        total, said_yes, are_yes = true_no + false_yes + false_no + true_yes, false_yes + true_yes, false_no + true_yes
+        said_yes, are_yes = false_yes + true_yes, false_no + true_yes
+        total = true_no + false_no + said_yes
         return {
             "precision": true_yes / max(said_yes, 1),
             "recall": true_yes / max(are_yes, 1),

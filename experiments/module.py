@@ -9,14 +9,14 @@ from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_
 from experiments.config import Optimisation
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 
-STAGES = ("pretrain", "finetune")
-
 
 def trainable_parts(stage: str, train_tower: bool = False) -> tuple[str, ...]:
-    """The one place that says what trains: stage 1 aligns, stage 2 tunes everything but (usually) the tower."""
+    """The one place that says what trains: stage 1 aligns, stage 2 tunes everything but (usually) the
+    tower."""
     if stage == "pretrain":
         return ("compressor", "projector")
-    return ("compressor", "projector", "query_module", "language_model", *(["vision_tower"] if train_tower else []))
+    tuned = ("compressor", "projector", "query_module", "language_model")
+    return (*tuned, "vision_tower") if train_tower else tuned
 
 
 def parts(model: FlashSlothForConditionalGeneration) -> Iterator[tuple[str, nn.Module]]:
@@ -27,7 +27,8 @@ def parts(model: FlashSlothForConditionalGeneration) -> Iterator[tuple[str, nn.M
 
 def set_trainable(model: FlashSlothForConditionalGeneration, stage: str, train_tower: bool = False,
                   images: bool = True) -> list[tuple[str, int, bool]]:
-    """Freeze and unfreeze; returns (part, parameters, trained) rows. Without images only the LLM can learn."""
+    """Freeze and unfreeze; returns (part, parameters, trained) rows. Without images only the LLM can
+    learn."""
     wanted = trainable_parts(stage, train_tower) if images else ("language_model",)
     rows = []
     for name, part in parts(model):
@@ -42,14 +43,15 @@ def set_trainable(model: FlashSlothForConditionalGeneration, stage: str, train_t
 
 
 class SlothModule(L.LightningModule):
-    """One stage of training. Batches are micro-batches that know how many answer tokens their optimiser step has."""
+    """One stage of training. Batches are micro-batches that know how many answer tokens their optimiser step
+    has."""
 
-    def __init__(self, model: FlashSlothForConditionalGeneration, stage: str, optimisation: Optimisation, steps: int,
+    def __init__(self, model: FlashSlothForConditionalGeneration, optimisation: Optimisation, steps: int,
                  seed: int):
         super().__init__()
-        self.model, self.stage, self.optimisation, self.steps, self.seed = model, stage, optimisation, steps, seed
+        self.model, self.optimisation, self.steps, self.seed = model, optimisation, steps, seed
 
-    def on_train_epoch_start(self) -> None:
+    def on_train_start(self) -> None:
         for _, part in parts(self.model):
             part.train(any(p.requires_grad for p in part.parameters()))
 

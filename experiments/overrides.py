@@ -96,7 +96,7 @@ def checked(path: str, value: object) -> object:
 
 
 def locate(path: str) -> bool:
-    """True: `path` is a setting; False: a knob of some part, PART.KNOB. Otherwise a UsageError with the closest name."""
+    """True: `path` is a setting; False: a part's knob, PART.KNOB. Else a UsageError with the closest name."""
     if path in settings():
         return True
     head, _, knob = path.partition(".")

@@ -1,10 +1,11 @@
 """From cells to stages: what is computed, in which order, and what each result depends on.
 
-    data -> features(tower, images) -> pretrain(compressor, projector) -> finetune(everything, seed) -> evaluate
+    data -> features(tower) -> pretrain(compressor, projector) -> finetune(everything, seed) -> evaluate
 
-A stage's key is the hash of exactly what it depends on, so cells that agree on a stage share it. The query module takes
-no part in pretraining: all its variants of one compressor share one run. Features are a cache: what they depend on is in
-the key of whoever reads them, they are not. Nothing here imports torch, except to ask a compressor that shrinks images.
+A stage's key is the hash of exactly what it depends on, so cells that agree on a stage share it. The query
+module takes no part in pretraining: all its variants of one compressor share one run. Features are a cache:
+what they depend on is in the key of whoever reads them, they are not. Nothing here imports torch, except to
+ask a compressor that shrinks images by how much.
 """
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,7 +27,7 @@ CACHES = ("features",)
 
 @dataclass(frozen=True)
 class Stage:
-    """One computation. Two stages with the same key are the same one, whatever else their configurations say."""
+    """One computation. Stages with the same key are the same one, whatever else their configurations say."""
 
     kind: str
     depends: dict[str, Any]
@@ -42,6 +43,11 @@ class Stage:
         """What is hashed."""
         inputs = {name: stage.key for name, stage in self.inputs.items() if name not in CACHES}
         return {"stage": self.kind, "version": VERSIONS[self.kind], "depends": self.depends, "inputs": inputs}
+
+    @property
+    def title(self) -> str:
+        """What it is called on screen."""
+        return f"{self.kind} ({', '.join(self.roles)})" if self.roles else self.kind
 
     @property
     def name(self) -> str:
@@ -62,12 +68,13 @@ def plan(config: Config) -> Stage:
 def files(config: Config, inputs: dict[str, Path], role: str) -> list[tuple[Path, Path | None]]:
     """The LLaVA files of a role ("pretrain", "train" or "test") and their image folders."""
     images = Path(config.data.images) if config.data.images else None
-    return [(Path(entry), images) if is_file(entry) else (inputs["data"] / config.data.dataset / f"{entry}.json", None)
+    return [(Path(entry), images) if is_file(entry)
+            else (inputs["data"] / config.data.dataset / f"{entry}.json", None)
             for entry in getattr(config.data, role)]
 
 
 def is_file(entry: str) -> bool:
-    """Whether an entry of data.pretrain, data.train or data.test is a file of the user's, not a split's name."""
+    """Whether an entry of data.pretrain, data.train or data.test is a file, not the name of a split."""
     return entry.endswith(".json")
 
 
@@ -110,21 +117,21 @@ class Planner:
     def split(self, role: str, entry: str) -> str:
         """A split's name, or a UsageError if there is none such."""
         if self.data.dataset is None:
-            raise UsageError(f"data.{role}={entry}: data.dataset is null, so this must be a path that ends in .json")
+            raise UsageError(f"data.{role}={entry}: data.dataset is null, so give a path that ends in .json")
         known = {"pretrain", *picture_vqa.SPLITS}
         if entry not in known:
-            raise UsageError(f"data.{role}={entry}: unknown split of {self.data.dataset}{suggest(entry, known)}")
+            raise UsageError(f"data.{role}={entry}: no split of {self.data.dataset}{suggest(entry, known)}")
         return entry
 
     def seen(self, role: str) -> dict[str, Any]:
         """How images become features."""
         tower, image = self.config.tower, self.config.image
-        return {"tower": fingerprint.source(tower.source), "select_layer": tower.select_layer, "size": image.size,
-                "tiles": self.config.tiles(role), "image_rate": image_rate(self.config),
+        return {"tower": fingerprint.source(tower.source), "select_layer": tower.select_layer,
+                "size": image.size, "tiles": self.config.tiles(role), "image_rate": image_rate(self.config),
                 "precision": self.config.trainer.precision}
 
     def features(self, role: str) -> dict[str, Stage]:
-        """The cached features that a role reads: those of all training data that is seen alike, or the test data's."""
+        """The cached features that a role reads: of all training data seen alike, or of the test data."""
         if self.config.blind or self.config.tower.train or not self.config.tower.cache:
             return {}
         alike = [r for r in ("pretrain", "train") if self.config.tiles(r) == self.config.tiles(role)]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from experiments.cells import Cell
-from experiments.plan import KINDS, Stage
+from experiments.plan import KINDS, ROLES, Stage
 from experiments.stages import Store
 
 MANY = 60  # stages; more of them are only counted
@@ -43,10 +43,11 @@ def plan_tables(cells: Sequence[tuple[Cell, Stage]], store: Store) -> list[Table
     labels = {key: cell.label for cell, root in reversed(cells) for key in root.ancestors()}
     tables = []
     if len(found) <= MANY:
-        table = Table("stage", "key", "first used by", "cells", "", title="stages", title_justify="left")
+        table = Table("stage", "key", "first used by", "cells", "status", title="stages",
+                      title_justify="left")
         for key, (stage, word) in found.items():
-            seed = f" seed={stage.config.seed}" if "seed" in stage.depends else ""
-            table.add_row(stage.kind, key[:16], labels[key] + seed, str(users[key]), word)
+            seed = f" seed={stage.config.seed}" if stage.kind in ROLES else ""
+            table.add_row(stage.title, key[:16], labels[key] + seed, str(users[key]), word)
         tables.append(table)
     return [*tables, counts(found, users, len(cells))]
 

@@ -1,11 +1,12 @@
 """The stage store: every stage's result in a directory named by its key, finished or not there at all.
 
     OUT/pretrain/3f2a91c07be41d55/           finished: config.yaml, what the stage wrote, done.json
-    OUT/pretrain/3f2a91c07be41d55.partial/   under way, or what a killed run left; the next run resumes from it
+    OUT/pretrain/3f2a91c07be41d55.partial/   under way, or left by a killed run; the next one resumes from it
     OUT/pretrain/3f2a91c07be41d55.lock       held by the process that computes it; others wait
 
-A stage fills its partial directory; `done.json`, with the size and digest of every file, is written last, and one rename
-makes the stage finished. A finished stage that misses a file, or whose files have changed, is computed again.
+A stage fills its partial directory; `done.json`, with the size and digest of every file, is written last, and
+one rename makes the stage finished. A finished stage that misses a file, or whose files have changed, is
+computed again.
 """
 import errno
 import json
@@ -22,7 +23,14 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from compressors.errors import UsageError
-from experiments.files import DRAFTS, locked, sync_directory, write_atomic
+from experiments.files import (
+    DRAFTS,
+    disk_error,
+    locked,
+    removed_if_empty,
+    sync_directory,
+    write_atomic,
+)
 from experiments.fingerprint import file_digest
 from experiments.plan import Stage
 from experiments.progress import Reporter
@@ -37,8 +45,6 @@ RUNNERS = {
 }
 PACKAGES = ("slothkit", "torch", "transformers", "lightning")
 DONE, CONFIG = "done.json", "config.yaml"
-DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
-FULL = ("No space left", "os error 28", "os error 27", "File too large", "PytorchStreamWriter", "unexpected pos")
 
 
 def runner(kind: str) -> Runner:
@@ -62,7 +68,15 @@ class Store:
     def __init__(self, root: Path, report: Reporter | None = None, runner: Callable[[str], Runner] = runner):
         self.root, self.report, self.runner = Path(root), report or Reporter(), runner
         self._verified: set[str] = set()
-        self._existed = self.root.exists()
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Make the root, and remove it if nothing comes to lie in it; an OSError if it cannot be written."""
+        with removed_if_empty(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.root, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.root))
+            yield
 
     def path(self, stage: Stage) -> Path:
         """Where a stage's result lies once it is finished."""
@@ -85,19 +99,15 @@ class Store:
         if self._wrong(stage) is None:
             return path
         inputs = {name: self.compute(each) for name, each in stage.inputs.items()}
-        try:
-            with locked(path.with_name(f"{path.name}.lock"), lambda: self._waiting(stage)):
-                wrong = self._wrong(stage)  # another process may have been faster
-                if wrong is not None:
-                    self._discard(path, wrong)
-                    self._run(stage, inputs, path)
-        except UsageError:
-            self._leave_nothing(path.parent)
-            raise
+        with removed_if_empty(path.parent), locked(lock_of(path), lambda: self._waiting(stage)):
+            wrong = self._wrong(stage)  # another process may have been faster
+            if wrong is not None:
+                self._discard(path, wrong)
+                self._run(stage, inputs, path)
         return path
 
     def _wrong(self, stage: Stage) -> str | None:
-        """Why a stage has to be computed, None if it is there and whole. Digests are compared once a process."""
+        """Why a stage has to be computed, None if it is whole. Digests are compared once a process."""
         if stage.key not in self._verified:
             wrong = damage(self.path(stage), digests=True)
             if wrong is not None:
@@ -108,17 +118,11 @@ class Store:
     def _discard(self, path: Path, wrong: str) -> None:
         if path.is_dir():
             self.report.note(f"warning: {path} is damaged ({wrong}); computing it again")
-            (path / DONE).unlink(missing_ok=True)  # first, so that half a directory is never taken for finished
+            (path / DONE).unlink(missing_ok=True)  # first: half a directory must not look finished
             shutil.rmtree(path)
 
     def _waiting(self, stage: Stage) -> None:
         self.report.note(f"waiting for another process to finish {stage.name}")
-
-    def _leave_nothing(self, folder: Path) -> None:
-        """After bad input: remove directories that were made for it."""
-        for each in (folder, self.root):
-            if each.is_dir() and not any(each.iterdir()) and not (each == self.root and self._existed):
-                each.rmdir()
 
     def _run(self, stage: Stage, inputs: Mapping[str, Path], path: Path) -> None:
         draft = partial(path)
@@ -133,7 +137,7 @@ class Store:
         draft.mkdir(exist_ok=True)
         for left in (draft / DONE, *draft.rglob(DRAFTS)):
             left.unlink(missing_ok=True)
-        self.report.stage(f"{stage.kind} {stage.key[:8]}{' (resumed)' if resumed else ''}")
+        self.report.stage(f"{stage.title} {stage.key[:8]}{' resumed' if resumed else ''}")
         started = time.monotonic()
         arguments = {"roles": stage.roles} if stage.roles else {}
         with tidied(stage, draft, resumed):
@@ -162,13 +166,9 @@ def tidied(stage: Stage, draft: Path, resumed: bool) -> Iterator[None]:
         raise disk_error(error, draft) or StageFailed(stage, error) from error
 
 
-def disk_error(error: Exception, where: Path) -> OSError | None:
-    """The OSError behind an error of a library that could not write, with a path; None if it is something else."""
-    if isinstance(error, OSError) and error.errno in DISK:
-        return error if error.filename else OSError(error.errno, error.strerror, str(where))
-    if any(sign in str(error) for sign in FULL):
-        return OSError(errno.ENOSPC, "cannot write, the disk may be full", str(where))
-    return None
+def lock_of(path: Path) -> Path:
+    """Held by the process that computes a stage."""
+    return path.with_name(f"{path.name}.lock")
 
 
 def partial(path: Path) -> Path:

@@ -1,6 +1,6 @@
 """Trains, evaluates and prints a table: `python -m experiments.sweep compressor=sap,sap+embq seed=0,1`.
 
-Exit code 0: all done; 1: a cell failed; 2: bad input or a disk that cannot be written, one line says which; 130: Ctrl-C.
+Exit code 0: all done; 1: a cell failed; 2: bad input or a full disk, one line says which; 130: Ctrl-C.
 """
 import argparse
 import sys
@@ -16,12 +16,13 @@ from compressors.errors import UsageError
 from compressors.registry import conform
 from experiments import results, table, usage
 from experiments.cells import Cell, blind_cells, make_cells, read_yaml
+from experiments.config import Config
 from experiments.files import write_atomic
 from experiments.overrides import parse, value_of
 from experiments.plan import Stage, plan
 from experiments.plan_view import plan_tables
-from experiments.progress import Reporter, reporter
-from experiments.stages import StageFailed, Store
+from experiments.progress import reporter
+from experiments.stages import Runner, StageFailed, Store, runner
 
 Job = tuple[Cell, Stage]
 
@@ -33,10 +34,18 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (--help shows what there is)")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+def check_model(config: Config) -> None:
+    """What only a model's sizes can tell, raised as UsageError; imports torch and transformers."""
+    from experiments import build
+
+    build.check(config)
+
+
+def main(arguments: Sequence[str] | None = None, runner: Callable[[str], Runner] = runner,
+         check: Callable[[Config], None] = check_model) -> int:
+    """The command; its exit code. `runner` computes stages, `check` looks at cells before anything runs."""
     try:
-        return run(arguments)
+        return run(arguments, runner, check)
     except UsageError as error:
         return complain(str(error), 2)
     except OSError as error:
@@ -52,7 +61,8 @@ def complain(text: str, code: int) -> int:
     return code
 
 
-def run(arguments: Sequence[str] | None) -> int:
+def run(arguments: Sequence[str] | None, runner: Callable[[str], Runner],
+        check: Callable[[Config], None]) -> int:
     """The command, with its exceptions."""
     parser = Parser(add_help=False)
     parser.add_argument("overrides", nargs="*")
@@ -64,22 +74,24 @@ def run(arguments: Sequence[str] | None) -> int:
         console.print(usage.text(), markup=False, highlight=False, soft_wrap=True)
         return 0
     jobs = make_jobs(options.overrides)
-    store = Store(Path(jobs[0][0].config.out))
+    store = Store(Path(jobs[0][0].config.out), runner=runner)
     if options.plan:
         for each in plan_tables(jobs, store):
             console.print(each)
         return 0
-    with reporter(console) as store.report:
-        check(jobs, store)
-        finished, failed = compute(jobs, store)
-    show(finished, store, console)
+    with store.opened():
+        with reporter(console) as store.report:
+            for cell in unlike(jobs, store):
+                check(cell.config)
+            finished, failed = compute(jobs, store)
+        show(finished, store, console)
     for cell, why in failed:
         console.print(f"failed: {cell.label} seed={cell.config.seed}: {why}", markup=False, soft_wrap=True)
     return 1 if failed else 0
 
 
 def make_jobs(overrides: list[str]) -> list[Job]:
-    """The cells that the command line asks for and what each of them needs. Cells that are the same are one."""
+    """The cells that the command line asks for and what each of them needs; equal cells are one."""
     axes = parse(overrides)
     blind = conform(value_of(only(axes, "blind", "true"), "blind"), bool, "blind")
     name = only(axes, "table", "")
@@ -101,7 +113,7 @@ def only(axes: dict[str, list[str]], key: str, default: str) -> str:
 
 
 def table_cells(name: str, axes: dict[str, list[str]]) -> list[Cell]:
-    """The rows of a table file, {rows: [{label, overrides: [KEY=VALUE, ...]}]}; the command line has the last word."""
+    """The rows of a file {rows: [{label, overrides: [KEY=VALUE, ...]}]}; the command line wins."""
     folder = Path(find_spec("ablations").submodule_search_locations[0])
     there = sorted(p.stem.removeprefix("table") for p in folder.glob("table*.yaml"))
     path = Path(name) if name.endswith(".yaml") else folder / f"table{name}.yaml"
@@ -114,14 +126,15 @@ def table_cells(name: str, axes: dict[str, list[str]]) -> list[Cell]:
             for cell in make_cells(parse(list(row.get("overrides", []))) | axes, label=str(row["label"]))]
 
 
-def check(jobs: list[Job], store: Store) -> None:
-    """What only the models' sizes can tell, before anything runs."""
-    waiting = [cell for cell, stage in jobs if store.status(stage) != "done"]
-    if waiting:
-        from experiments import build  # torch and transformers: only now
+def unlike(jobs: list[Job], store: Store) -> list[Cell]:
+    """Cells that are not finished, one for each shape of model."""
+    return list({shape(cell): cell for cell, stage in jobs if store.status(stage) != "done"}.values())
 
-        for cell in waiting:
-            build.check(cell.config)
+
+def shape(cell: Cell) -> str:
+    """What the sizes of a cell's model follow from."""
+    config = cell.config
+    return str((config.compressor, config.projector, config.parts, config.tower, config.llm, config.image))
 
 
 def compute(jobs: list[Job], store: Store) -> tuple[list[Job], list[tuple[Cell, str]]]:
@@ -161,7 +174,7 @@ def show(finished: list[Job], store: Store, console: Console) -> None:
     write_atomic(store.root / "table.csv", table.as_csv(groups))
     for group in groups:
         if console.is_terminal:
-            console.print(table.terminal(group))
+            console.print(*table.terminal(group, console.width), sep="")
     if not console.is_terminal:
         console.print(table.markdown(groups), markup=False, highlight=False, soft_wrap=True)
     console.print(f"{store.root / 'table.md'}  {store.root / 'table.csv'}  {store.root / 'cells'}",

@@ -5,13 +5,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from experiments.results import Group, Row
 
 Z = 1.96  # 95 %
-NOTE = ("Accuracy in %. Chance: each family's most frequent answer; blind: trained and asked without any image. "
-        "± is the standard deviation over seeds, with one seed half the 95 % Wilson interval of its questions.")
+NOTE = ("Accuracy in %. Chance: each family's most frequent answer. Blind: trained and asked without images. "
+        "±: standard deviation over seeds; with one seed, half the 95 % Wilson interval of its questions.")
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
@@ -73,14 +74,23 @@ def lines(group: Group) -> list[list[str]]:
     return found
 
 
-def terminal(group: Group) -> Table:
-    """For the screen, with the time each row took."""
-    header, *rows = lines(group)
-    table = Table(title=group.title, title_justify="left", caption=NOTE, caption_justify="left")
-    for i, name in enumerate((*header, "time")):
-        table.add_column(name, justify="right" if i else "left", no_wrap=i == 0)
-    for words, row in zip(rows, group.rows):
-        table.add_row(*words, duration(row))
+def terminal(group: Group, width: int) -> list[Table]:
+    """For a screen, with the time each row took; a narrow one gets the families in a table of their own."""
+    rows = [[*words, time] for words, time in zip(lines(group), ("time", *map(duration, group.rows)))]
+    if sum(max(map(len, column)) + 2 for column in zip(*rows)) < width or not families(group):
+        return [screen_table(rows, title=group.title, caption=NOTE)]
+    summary, by_family = [[*row[:4], row[-1]] for row in rows], [[row[0], *row[4:-1]] for row in rows]
+    return [screen_table(summary, title=group.title), screen_table(by_family, caption=NOTE)]
+
+
+def screen_table(rows: Sequence[Sequence[str]], **words: str) -> Table:
+    """A table of words whose first row is the header; headings fold where there is no room."""
+    table = Table(**words, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD,
+                  padding=(0, 1, 0, 0))
+    for i, name in enumerate(rows[0]):
+        table.add_column(name, justify="right" if i else "left", no_wrap=i == 0, min_width=5, overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*row)
     return table
 
 
@@ -92,8 +102,8 @@ def markdown(groups: Sequence[Group]) -> str:
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         found += [f"### {group.title}", ""]
         for n, row in enumerate(rows):
-            cells = [w.ljust(size) if i == 0 else w.rjust(size) for i, (w, size) in enumerate(zip(row, widths))]
-            found.append(f"| {' | '.join(cells)} |")
+            label, *numbers = (w.rjust(size) for w, size in zip(row, widths))
+            found.append(f"| {' | '.join([row[0].ljust(widths[0]), *numbers])} |")
             if n == 0:
                 rule = ["-" * size if i == 0 else "-" * (size - 1) + ":" for i, size in enumerate(widths)]
                 found.append(f"| {' | '.join(rule)} |")

@@ -1,6 +1,5 @@
 """Both training stages: build, align or tune, save."""
 import dataclasses
-import logging
 from pathlib import Path
 
 import lightning as L
@@ -8,10 +7,9 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
 from safetensors.torch import load_file, save_file
-from transformers.utils import logging as transformers_logging
 
 from compressors.errors import UsageError
-from experiments.build import build
+from experiments.build import build, quiet
 from experiments.config import Config
 from experiments.data import llava
 from experiments.data.loader import Conversations, Images, Order, StepLoader, feature_cache
@@ -19,23 +17,28 @@ from experiments.module import SlothModule, set_trainable
 from experiments.plan import files
 from experiments.progress import Reporter
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
+from llm_adapters.processing import FlashSlothProcessor
 
 ALIGNED = "aligned.safetensors"
 MODEL = "model"
 
 
 def pretrain(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) -> None:
-    """Stage 1: compressor and projector learn to speak to the frozen LLM. The query module takes no part, so that all
-    its variants share this stage. Writes the two parts' weights."""
+    """Stage 1: compressor and projector learn to speak to the frozen LLM. The query module takes no part, so
+    that all its variants share this stage. Writes the two parts' weights."""
+    quiet()
     config = dataclasses.replace(config, compressor=config.compressor_name)
-    config = dataclasses.replace(config, image=dataclasses.replace(config.image, tiles=config.tiles("pretrain")))
+    image = dataclasses.replace(config.image, tiles=config.tiles("pretrain"))
+    config = dataclasses.replace(config, image=image)
     model, processor = build(config)
     train(config, "pretrain", model, processor, inputs, out, report)
     save_file(aligned(model), out / ALIGNED)
 
 
 def finetune(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) -> None:
-    """Stage 2: from stage 1's weights, everything but (usually) the tower. Writes a complete model and processor."""
+    """Stage 2: from stage 1's weights, everything but (usually) the tower. Writes a complete model and
+    processor."""
+    quiet()
     model, processor = build(config)
     if not config.blind:
         load_aligned(model, inputs["pretrain"] / ALIGNED)
@@ -56,46 +59,48 @@ def load_aligned(model: FlashSlothForConditionalGeneration, path: Path) -> None:
     state = load_file(path)
     if state.keys() != aligned(model).keys():
         wrong = sorted(state.keys() ^ aligned(model).keys())
-        raise UsageError(f"{path}: does not fit this compressor and projector (first difference: {wrong[0]}); delete it")
+        raise UsageError(f"{path}: does not fit this compressor and projector (first difference: {wrong[0]})"
+                         "; delete it")
     model.load_state_dict(state, strict=False)
 
 
-def train(config: Config, stage: str, model: FlashSlothForConditionalGeneration, processor, inputs: dict[str, Path],
-          out: Path, report: Reporter) -> None:
+def train(config: Config, stage: str, model: FlashSlothForConditionalGeneration,
+          processor: FlashSlothProcessor, inputs: dict[str, Path], out: Path, report: Reporter) -> None:
     """Run one stage, from its last checkpoint if a run before was killed."""
-    quiet()
     optimisation = getattr(config, stage)
     rows = set_trainable(model, stage, config.tower.train, images=not config.blind)
     (out / "trainable.md").write_text(trainable_table(rows))
-    report.note(f"{stage}: trains " + ", ".join(f"{name} ({count:,})" for name, count, trained in rows if trained))
-    if not any(trained for _, _, trained in rows):
-        report.note(f"{stage}: nothing to train")
+    trained = [f"{name} ({count:,})" for name, count, trained in rows if trained]
+    report.note(f"trains {', '.join(trained) or 'nothing: no part of this stage has parameters'}")
+    if not trained:
         return
     role = "pretrain" if stage == "pretrain" else "train"
     samples = [s for path, images in files(config, inputs, role) for s in llava.load(path, images)]
     dataset = Conversations(samples, Images(processor, feature_cache(inputs)), config.data.max_length)
     dataset.check_lengths()
-    order = Order(len(samples), optimisation.batch_size, optimisation.epochs, optimisation.max_steps, config.seed)
-    module = SlothModule(model, stage, optimisation, order.steps, config.seed)
+    order = Order(len(samples), optimisation, config.seed)
+    module = SlothModule(model, optimisation, order.steps, config.seed)
     # made when a checkpoint has been read: a resumed run starts with the step after the last finished one
-    module.train_dataloader = lambda: StepLoader(dataset, order, optimisation, config.data.workers, module.global_step,
-                                                 module.global_rank, module.trainer.world_size)
+    module.train_dataloader = lambda: StepLoader(
+        dataset, order, config.data.workers, module.global_step, module.global_rank, module.trainer.world_size
+    )
     fit(config, module, out, report)
 
 
 def fit(config: Config, module: SlothModule, out: Path, report: Reporter) -> None:
     """Lightning's part."""
-    t, checkpoints = config.trainer, out / "checkpoints"
+    t, o, checkpoints = config.trainer, module.optimisation, out / "checkpoints"
     last = checkpoints / "last.ckpt"
     resume = last if readable(last) else None
+    keep = ModelCheckpoint(checkpoints, filename=last.stem, every_n_train_steps=t.checkpoint_every,
+                           enable_version_counter=False)
     trainer = L.Trainer(
-        accelerator=t.accelerator, devices=int(t.devices) if t.devices.isdigit() else t.devices, strategy=t.strategy,
-        precision=precision(t.precision), max_steps=module.steps, max_epochs=-1,
-        accumulate_grad_batches=module.optimisation.accumulate, gradient_clip_val=module.optimisation.clip or None,
-        logger=make_logger(t.logger, out), log_every_n_steps=10, enable_progress_bar=False,
-        enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
-        callbacks=[Progress(report), ModelCheckpoint(checkpoints, filename="last", every_n_train_steps=t.checkpoint_every,
-                                                     enable_version_counter=False)],
+        accelerator=t.accelerator, devices=int(t.devices) if t.devices.isdigit() else t.devices,
+        strategy=t.strategy, precision=precision(t.precision), max_steps=module.steps, max_epochs=-1,
+        accumulate_grad_batches=o.accumulate, gradient_clip_val=o.clip or None,
+        callbacks=[Progress(report), keep], logger=make_logger(t.logger, out), log_every_n_steps=10,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        num_sanity_val_steps=0,
     )
     trainer.fit(module, ckpt_path=resume, weights_only=False)
     module.model.to("cpu")
@@ -104,7 +109,8 @@ def fit(config: Config, module: SlothModule, out: Path, report: Reporter) -> Non
 
 
 class Progress(Callback):
-    """Optimiser steps on the progress bar; the loss is read every ten steps, since reading it waits for a GPU."""
+    """Optimiser steps on the progress bar; the loss is read every ten steps, since reading it waits for a
+    GPU."""
 
     def __init__(self, report: Reporter):
         self.report, self.seen = report, 0
@@ -113,7 +119,7 @@ class Progress(Callback):
         self.seen = trainer.global_step
         self.report.steps(module.steps, done=self.seen)
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: object) -> None:  # noqa: ARG002
+    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
         if trainer.global_step == self.seen:
             return  # a piece of a step
         self.seen = trainer.global_step
@@ -157,11 +163,3 @@ def readable(path: Path) -> bool:
     except (OSError, RuntimeError, EOFError, ValueError):
         return False
     return True
-
-
-def quiet() -> None:
-    """The sweep's own progress is the one that shows."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()

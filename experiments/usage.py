@@ -11,7 +11,7 @@ computed before is taken from the output directory; a run that was interrupted g
 
   python -m experiments.sweep compressor=sap+embq                           one cell of the embedded default
   python -m experiments.sweep compressor=avg_pool,sap,sap+embq seed=0,1,2   commas: the product
-  python -m experiments.sweep compressor=sap+embq embq.at=[2,4],3           a comma inside brackets is no product
+  python -m experiments.sweep compressor=sap+embq embq.at=[2,4],3           but not inside brackets
   python -m experiments.sweep preset=flashsloth data.pretrain=captions.json data.train=llava.json \\
       data.test=test.json data.images=images                                your data, in LLaVA format
 
@@ -22,6 +22,8 @@ computed before is taken from the output directory; a run that was interrupted g
 
 
 def value(default: object) -> str:
+    if isinstance(default, (list, tuple)):
+        return f"[{','.join(map(str, default))}]"
     return "null" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
 
 
@@ -33,7 +35,8 @@ def knobs(registry: signatures.SourceRegistry, name: str) -> str:
 
 def text() -> str:
     """All of it."""
-    lines = [HEAD, f"Presets: {', '.join(preset_names())}, or a YAML file. Settings with the default of no preset:", ""]
+    presets = ", ".join(preset_names())
+    lines = [HEAD, f"Presets: {presets}, or a YAML file. Settings, with their values before any preset:", ""]
     for path, setting in settings().items():
         choices = [value(c) for c in setting.rules.get("choices", ()) if c is not None]
         meaning = setting.help + (f" ({', '.join(choices)})" if len(choices) > 1 else "")

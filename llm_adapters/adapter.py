@@ -1,8 +1,8 @@
 """A query module inside any Hugging Face causal LM, by a forward pre-hook on decoder layers.
 
-The context travels as a keyword argument of the LLM's forward: decoder loops of transformers 5 hand unknown keyword
-arguments down to every layer. It is an argument, not a state, so activation checkpointing finds it again, and decoding
-steps simply do not pass it: the module acts at prefill only.
+The context travels as a keyword argument of the LLM's forward: decoder loops of transformers 5 hand unknown
+keyword arguments down to every layer. It is an argument, not a state, so activation checkpointing finds it
+again, and decoding steps simply do not pass it: the module acts at prefill only.
 """
 from dataclasses import dataclass
 
@@ -25,8 +25,8 @@ class QueryContext:
 
 
 def query_positions(is_query: Tensor, count: int | None = None) -> Tensor:
-    """Positions of the True entries of (B, T), ascending, -1 where a row has fewer: (B, S). S is `count` or the most
-    any row has (reading that from the device waits for it)."""
+    """Positions of the True entries of (B, T), ascending, -1 where a row has fewer: (B, S). S is `count` or
+    the most any row has (reading that from the device waits for it)."""
     if count is None:
         count = int(is_query.sum(1).max())
     order = torch.arange(is_query.shape[1], 0, -1, device=is_query.device) * is_query
@@ -46,7 +46,8 @@ def masks(query_index: Tensor, question_turn: Tensor, query_turn: Tensor, patch_
 
 
 def decoder_layers(llm: nn.Module) -> nn.ModuleList:
-    """The decoder layers of a causal LM: the list in its decoder with as many modules as it has hidden layers."""
+    """The decoder layers of a causal LM: the list in its decoder with as many modules as it has hidden
+    layers."""
     decoder = llm.get_decoder()
     count = llm.config.get_text_config().num_hidden_layers
     for module in decoder.modules():
@@ -62,7 +63,8 @@ def llm_sizes(config) -> dict[str, int]:
 
 
 class QueryAdapter:
-    """Mixin for a module that holds `query_module`. Hooks are bound methods, so a deep copy's hooks are its own."""
+    """Mixin for a module that holds `query_module`. Hooks are bound methods, so a deep copy's hooks are its
+    own."""
 
     query_module: QueryModule | None
 

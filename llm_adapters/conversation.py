@@ -1,12 +1,13 @@
 """Turns -> token ids, labels, query slots and question spans; the only place that knows the prompt's layout.
 
-Training and inference go the same way: turns are rendered to one string with three markers, and that string is encoded.
-A chat template that renders the same string therefore gives the same ids.
+Training and inference go the same way: turns are rendered to one string with three markers, and that string
+is encoded. A chat template that renders the same string therefore gives the same ids.
 
-    USER: <image>\\n<question>What is this? <query> ASSISTANT: A dog.</s>USER:<question> And that? <query> ASSISTANT:
+    USER: <image>\\n<question>What is this? <query> ASSISTANT: A dog.</s>USER:<question> And that? <query>
+    ASSISTANT:
 
-`<image>` becomes the visual tokens of the next image and `<query>` the turn's query tokens. `<question>` leaves no token: it
-says where the question starts, so spans never come from labels, constants or padding.
+`<image>` becomes the visual tokens of the next image and `<query>` the turn's query tokens. `<question>`
+leaves no token: it says where the question starts, so spans never come from labels, constants or padding.
 """
 import re
 from bisect import bisect_right
@@ -34,6 +35,14 @@ class Template:
     user: str = "USER:"
     assistant: str = " ASSISTANT:"
     end: str = "</s>"
+
+    def __post_init__(self):
+        if not self.end:
+            raise UsageError("prompt.end='': an answer needs an end; name the token that ends it")
+        for name, text in vars(self).items():
+            for marker in MARKERS:
+                if marker in text:
+                    raise UsageError(f"prompt.{name}={text!r} contains the reserved {marker!r}; remove it")
 
 
 class Turn(NamedTuple):
@@ -68,12 +77,16 @@ class Encoded:
 
 def render(turns: Sequence[Turn], template: Template) -> str:
     """The marked string of a conversation; the last turn may have no answer yet."""
+    if not turns:
+        raise UsageError("a conversation with no turns; give at least one question")
     parts = [template.system]
     for number, (question, answer) in enumerate(turns, 1):
         parts.append(_render_user(question, template, number))
         parts.append(template.assistant)
         if answer is not None:
             _refuse_markers(answer, number, (*MARKERS, template.end))
+            if not answer.strip():
+                raise UsageError(f"turn {number} has an empty answer; fill it in, or drop the turn")
             parts.append(f" {answer.strip()}{template.end}")
         elif number < len(turns):
             raise UsageError(f"turn {number} has no answer but is not the last of {len(turns)}; give its answer")
@@ -81,7 +94,8 @@ def render(turns: Sequence[Turn], template: Template) -> str:
 
 
 def _render_user(question: str, template: Template, number: int) -> str:
-    """Images at either end of the turn come first, each on a line; images inside the text stay where they are."""
+    """Images at either end of the turn come first, each on a line; images inside the text stay where they
+    are."""
     pieces = [piece.strip() for piece in question.split(IMAGE)]
     for piece in pieces:
         _refuse_markers(piece, number, (QUESTION, QUERY, template.end))
@@ -90,7 +104,8 @@ def _render_user(question: str, template: Template, number: int) -> str:
         raise UsageError(f"turn {number} has an empty question; give it a text")
     first, last = filled[0], filled[-1]
     outside = len(pieces) - 1 - (last - first)
-    text = f" {IMAGE} ".join(pieces[first : last + 1])
+    inside = [pieces[first], *(part for piece in pieces[first + 1 : last + 1] for part in (IMAGE, piece))]
+    text = " ".join(filter(None, inside))
     if outside:
         return f"{template.user} {f'{IMAGE}{chr(10)}' * outside}{QUESTION}{text} {QUERY}"
     return f"{template.user}{QUESTION} {text} {QUERY}"
@@ -109,24 +124,32 @@ class Encoder:
         self.tokenizer, self.template = tokenizer, template
         self.image_token_id, self.query_token_id, self.num_queries = image_token_id, query_token_id, num_queries
         self._split = re.compile("(" + "|".join(map(re.escape, MARKERS)) + ")")
+        self._remember()
+
+    def _remember(self) -> None:
         self._tokenize = lru_cache(maxsize=1 << 16)(self._tokenize_new)  # questions and answers come again and again
 
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name != "_tokenize"}  # a cache does not pickle
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self._remember()
+
     def encode_turns(self, turns: Sequence[Turn], image_tokens: Sequence[int], max_length: int | None = None) -> Encoded:
-        """A conversation whose i-th image has `image_tokens[i]` visual tokens, with at most `max_length` others."""
+        """A conversation whose i-th image has `image_tokens[i]` visual tokens, with at most `max_length`
+        others."""
         encoded = self.encode(render(turns, self.template), image_tokens)
         return truncate(encoded, max_length, self.image_token_id) if max_length else encoded
 
     def encode(self, text: str, image_tokens: Sequence[int]) -> Encoded:
-        """A marked string -> ids, labels and turns. Raises UsageError where images and markers do not agree."""
-        pieces = self._split.split(text)
-        found = pieces.count(IMAGE)
-        if found != len(image_tokens):
-            raise UsageError(f"the text has {found} {IMAGE} marker(s) but {len(image_tokens)} image(s) were given")
-        out, turn, asking = Encoded(), 0, False
+        """A marked string -> ids, labels and turns. Raises UsageError where images and markers do not
+        agree."""
+        out, turn, asking, answering = Encoded(), 0, False, False
         bos = self.tokenizer.bos_token_id if getattr(self.tokenizer, "add_bos_token", False) else None
         out.extend([] if bos is None else [bos])
         images = iter(image_tokens)
-        for piece in pieces:
+        for piece in self._pieces(text, len(image_tokens)):
             if piece == IMAGE:
                 # an image before its turn's <question> belongs to that turn
                 out.image_turns.append(turn if asking else turn + 1)
@@ -135,27 +158,41 @@ class Encoder:
                 turn, asking = turn + 1, True
             elif piece == QUERY:
                 out.extend([self.query_token_id] * self.num_queries, turn)
-                asking = False
-            elif asking:
-                out.extend(self._tokenize(piece), turn)
+                asking, answering = False, True
+            elif answering:
+                self._answer(out, piece)
+                answering = False
             else:
-                self._between(out, piece, turn)
+                out.extend(self._tokenize(piece), turn if asking else 0)
         if len(out.turn_ends) < turn:
             out.turn_ends.append(len(out.ids))
         return out
 
-    def _between(self, out: Encoded, text: str, turn: int) -> None:
-        """What stands between a query slot and the next question: assistant words, answer, end, user words."""
-        assistant, end = self.template.assistant, self.template.end
-        if not turn or not text.startswith(assistant):
+    def _pieces(self, text: str, images: int) -> list[str]:
+        """Markers and the text between them. The markers must be those of a conversation of so many
+        images."""
+        pieces = self._split.split(text)
+        found = pieces.count(IMAGE)
+        if found != images:
+            raise UsageError(f"the text has {found} {IMAGE} marker(s) but {images} image(s) were given")
+        turns = [piece for piece in pieces if piece in (QUESTION, QUERY)]
+        if turns != [QUESTION, QUERY] * (len(turns) // 2):
+            raise UsageError(f"the text's markers are not one {QUESTION} and then one {QUERY} a turn; make it with the "
+                             "chat template")
+        if IMAGE in pieces[len(pieces) - pieces[::-1].index(QUERY) if turns else 0 :]:
+            raise UsageError(f"an {IMAGE} stands after the last question; put it before or into a question")
+        return pieces
+
+    def _answer(self, out: Encoded, text: str) -> None:
+        """What stands between a query slot and the next marker: assistant words, answer, end, user words."""
+        if not text.startswith(self.template.assistant):
             out.extend(self._tokenize(text))
             return
-        out.extend(self._tokenize(assistant))
-        answer, ended, rest = text[len(assistant) :].partition(end)
-        if answer:
-            out.extend(self._tokenize(answer), answer=True)
+        out.extend(self._tokenize(self.template.assistant))
+        answer, ended, rest = text[len(self.template.assistant) :].partition(self.template.end)
+        out.extend(self._tokenize(answer), answer=True)
         if ended:
-            out.extend(self._tokenize(end), answer=True)
+            out.extend(self._tokenize(ended), answer=True)
             out.turn_ends.append(len(out.ids))
         out.extend(self._tokenize(rest))
 
@@ -166,8 +203,8 @@ class Encoder:
 def truncate(encoded: Encoded, max_length: int, image_token_id: int) -> Encoded:
     """At most `max_length` tokens beside the visual ones, so that every compressor sees the same text.
 
-    Whole turns are dropped from the end; a single turn that is too long loses the end of its answer, never an image, a
-    question or its queries. Raises UsageError when no answer token would be left."""
+    Whole turns are dropped from the end; a single turn that is too long loses the end of its answer, never an
+    image, a question or its queries. Raises UsageError when no answer token would be left."""
     text = list(accumulate((token != image_token_id for token in encoded.ids), initial=0))  # before each position
     if text[-1] <= max_length:
         return encoded

@@ -1,6 +1,8 @@
-"""The composed model: a transformers PreTrainedModel that is trained, generates, is saved and loaded as any other.
+"""The composed model: a transformers PreTrainedModel that is trained, generates, is saved and loaded as any
+other.
 
-    pixels -> tower (B, I, H, W, C) -> compressor -> projector -> visual tokens at the image placeholders -> LLM
+    pixels -> tower (B, I, H, W, C) -> compressor -> projector -> visual tokens at the image placeholders ->
+    LLM
                        +---------------- the same features ----------------> query module, inside the LLM
 """
 import torch
@@ -11,6 +13,8 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     GenerationMixin,
+    LogitsProcessor,
+    LogitsProcessorList,
     PreTrainedModel,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -19,6 +23,7 @@ import compressors
 from compressors.errors import UsageError
 from connectors.embq import registry as query_modules
 from connectors.projector import registry as projectors
+from connectors.query_module import at_positions
 from connectors.vision_tower import VisionTower, build_tower
 from llm_adapters.adapter import CONTEXT, QueryAdapter, QueryContext, llm_sizes, masks, query_positions
 from llm_adapters.configuration import FlashSlothConfig
@@ -71,7 +76,6 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
                 config.query_module, vision_dim=self.vision_tower.dim, **sizes, **(config.query_module_knobs or {})
             )
             self.hook_query_module(self.language_model)
-        self._supports_mm_encoder_outputs = lambda: False  # images are encoded inside forward
         self.post_init()
 
     @property
@@ -86,7 +90,8 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         return self.compressor.num_tokens(*self.vision_tower.grid(height // rate, width // rate))
 
     def _init_weights(self, module: nn.Module) -> None:
-        # tower and LLM are PreTrainedModels and initialise themselves; ours start as their constructors made them
+        # tower and LLM are PreTrainedModels and initialise themselves; ours start as their constructors made
+        # them
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
 
@@ -99,6 +104,9 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
     def get_output_embeddings(self) -> nn.Module:
         return self.language_model.get_output_embeddings()
 
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_output_embeddings(value)
+
     def get_decoder(self) -> nn.Module:
         return self.language_model.get_decoder()
 
@@ -109,13 +117,14 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         return rearrange(self.vision_tower(pixels), "(b i) h w c -> b i h w c", b=rows)
 
     def compress(self, features: Tensor, embeds: Tensor, turns: Tensor, image_turn: Tensor, is_text: Tensor) -> Tensor:
-        """(B, I, H, W, C) -> visual tokens at the LLM's width (B, I * N, D). A text-aware compressor reads the
-        embeddings of the question in whose turn the image stands."""
+        """(B, I, H, W, C) -> visual tokens at the LLM's width (B, I * N, D). A text-aware compressor reads
+        the embeddings of the question in whose turn the image stands."""
         rows, images = features.shape[:2]
         text = mask = None
         if self.compressor.needs_text:
-            mask = rearrange(is_text.unsqueeze(1) & (turns.unsqueeze(1) == image_turn.unsqueeze(2)), "b i t -> (b i) t")
-            text = embeds.repeat_interleave(images, 0)  # (B * I, T, D)
+            asked = is_text.unsqueeze(1) & (turns.unsqueeze(1) == image_turn.unsqueeze(2))  # (B, I, T)
+            index = query_positions(rearrange(asked, "b i t -> (b i) t"))
+            text, mask = at_positions(embeds.repeat_interleave(images, 0), index), index >= 0  # question alone
         flat = rearrange(features, "b i h w c -> (b i) h w c")
         flat = flat.to(next(self.projector.parameters(), embeds).dtype)
         tokens = self.projector(self.compressor(flat, text, mask)).to(embeds.dtype)
@@ -133,6 +142,9 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         if features is None:
             _check_count(is_image, 0, None)
             return embeds, None
+        # what fills rows with fewer images reaches nothing, neither as a masked key nor in the backward pass
+        # (NaN * 0)
+        features = features.masked_fill((image_turn == 0)[:, :, None, None, None], 0)
         visual = self.compress(features, text_embeds, turns, image_turn, (turns > 0) & ~special)
         _check_count(is_image, visual.shape[1] // features.shape[1], image_turn)
         order = (is_image.cumsum(1) - 1).clamp(0, visual.shape[1] - 1)
@@ -178,6 +190,14 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             past_key_values=past_key_values, use_cache=use_cache, logits_to_keep=logits_to_keep, **kwargs,
         )
 
+    def generate(self, *args, logits_processor=None, **kwargs):
+        """As transformers' `generate`; image and query placeholders are never said."""
+        rows = self.get_input_embeddings().num_embeddings
+        placeholders = (self.config.image_token_id, self.config.query_token_id)
+        mute = Mute([token for token in placeholders if token is not None and token < rows])
+        processors = LogitsProcessorList([*(logits_processor or ()), mute])
+        return super().generate(*args, logits_processor=processors, **kwargs)
+
     def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, **kwargs):
         """Images and the query module act at prefill; cached decoding steps do without them."""
         inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
@@ -185,6 +205,16 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             for name in PREFILL_ONLY:
                 inputs.pop(name, None)
         return inputs
+
+
+class Mute(LogitsProcessor):
+    """Tokens that are never generated."""
+
+    def __init__(self, tokens: list[int]):
+        self.tokens = tokens
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002
+        return scores.index_fill(1, torch.tensor(self.tokens, dtype=torch.long, device=scores.device), -torch.inf)
 
 
 def shrink(pixels: Tensor, rate: int) -> Tensor:

@@ -3,8 +3,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
+from transformers.image_utils import load_image
 
 from compressors.errors import UsageError
 from connectors.tiling import crop
@@ -12,27 +14,56 @@ from llm_adapters.adapter import query_positions
 from llm_adapters.configuration import FlashSlothConfig
 from llm_adapters.conversation import IGNORE, IMAGE, QUERY, QUESTION, Encoded, Encoder, Template, Turn
 
-CHAT_TEMPLATE = """{{- %(system)s -}}
-{%% for message in messages %%}
-{%%- if message['role'] == 'system' %%}{{ raise_exception('this model has one fixed system prompt; remove the message') }}
-{%%- elif message['role'] == 'assistant' %%}{{ ' ' }}
-{%%- if message['content'] is string %%}{{ message['content'] | trim }}
-{%%- else %%}{%% for part in message['content'] %%}{{ part['text'] | trim }}{%% endfor %%}{%% endif %%}{{ %(end)s }}
-{%%- else %%}{{ %(user)s }}
-{%%- if message['content'] is string %%}{{ '%(question)s ' + message['content'] | trim }}
-{%%- else %%}
-{%%- set images = message['content'] | selectattr('type', 'equalto', 'image') | list | length %%}
-{%%- if images %%}{{ ' ' + '%(image)s\\n' * images + '%(question)s' }}{%% else %%}{{ '%(question)s ' }}{%% endif %%}
-{%%- set parts = message['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') %%}
-{{- parts | map('trim') | join(' ') }}
-{%%- endif %%}{{ ' %(query)s' + %(assistant)s }}
-{%%- endif %%}
-{%%- endfor %%}"""
+CHAT_TEMPLATE = """
+{%%- set reserved = ['%(image)s', '%(question)s', '%(query)s', %(end)s] -%%}
+{%%- macro checked(text) -%%}
+    {%%- for marker in reserved if marker in text -%%}
+        {{- raise_exception("a message contains the reserved '" + marker + "'; rephrase it, or give images as
+        parts") -}}
+    {%%- endfor -%%}
+    {{- text | trim -}}
+{%%- endmacro -%%}
+{{- %(system)s -}}
+{%%- for message in messages -%%}
+    {%%- set role, before = message['role'], 'assistant' if loop.first else loop.previtem['role'] -%%}
+    {%%- if role not in ('user', 'assistant') -%%}
+        {{- raise_exception('this model has one fixed system prompt and no role ' + role + '; remove the
+        message') -}}
+    {%%- elif role == before -%%}
+        {{- raise_exception('messages must go user, assistant, user, ...; two in a row are from the ' + role)
+        -}}
+    {%%- endif -%%}
+    {%%- set content = message['content'] -%%}
+    {%%- set parts = [{'type': 'text', 'text': content}] if content is string else content -%%}
+    {%%- set said = namespace(words=[], outside=0, waiting=0) -%%}
+    {%%- for part in parts -%%}
+        {%%- if part['type'] == 'image' -%%}
+            {%%- set said.waiting = said.waiting + 1 -%%}
+        {%%- elif checked(part['text']) -%%}
+            {%%- if said.words -%%}
+                {%%- set said.words = said.words + ['%(image)s'] * said.waiting -%%}
+            {%%- else -%%}
+                {%%- set said.outside = said.waiting -%%}
+            {%%- endif -%%}
+            {%%- set said.words, said.waiting = said.words + [checked(part['text'])], 0 -%%}
+        {%%- endif -%%}
+    {%%- endfor -%%}
+    {%%- set images, text = said.outside + said.waiting, said.words | join(' ') -%%}
+    {%%- if not text -%%}
+        {{- raise_exception('a message of the ' + role + ' has no text; give it one') -}}
+    {%%- elif role == 'assistant' -%%}
+        {{- ' ' + text + %(end)s -}}
+    {%%- else -%%}
+        {{- %(user)s + (' ' + '%(image)s\n' * images if images else '') + '%(question)s' + ('' if images else
+        ' ') -}} {{- text + ' %(query)s' + %(assistant)s -}}
+    {%%- endif -%%}
+{%%- endfor -%%}
+"""
 
 
 def chat_template(template: Template) -> str:
-    """A Jinja chat template that renders what `conversation.render` does. The assistant's words end each user message,
-    so `add_generation_prompt` has nothing to add."""
+    """A Jinja chat template that renders what `conversation.render` does. The assistant's words end each user
+    message, so `add_generation_prompt` has nothing to add."""
     words = {name: repr(text) for name, text in asdict(template).items()}
     return CHAT_TEMPLATE % {**words, "image": IMAGE, "question": QUESTION, "query": QUERY}
 
@@ -45,8 +76,9 @@ class FlashSlothProcessor(ProcessorMixin):
     num_queries    query tokens a turn
     prompt         system, user, assistant and end strings
 
-    Calls return `input_ids, attention_mask, turns (B, T)`, `query_index (B, S)` and, with images, `image_turn (B, I)` and
-    `pixel_values (B, I, 3, h, w)`, I counting crops. Shorter rows are padded on the left unless told otherwise.
+    Calls return `input_ids, attention_mask, turns (B, T)`, `query_index (B, S)` and, with images, `image_turn
+    (B, I)` and `pixel_values (B, I, 3, h, w)`, I counting crops. Shorter rows are padded on the left unless
+    told otherwise.
     """
 
     valid_kwargs = ["image_tokens", "tiles", "num_queries", "prompt", "chat_template"]
@@ -57,7 +89,7 @@ class FlashSlothProcessor(ProcessorMixin):
         self.prompt = prompt or asdict(Template())
         self.image_token, self.query_token = IMAGE, QUERY
         self.image_token_id, self.query_token_id = (token_id(tokenizer, token) for token in (IMAGE, QUERY))
-        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        super().__init__(pil_backend(image_processor), tokenizer, chat_template=chat_template)
         template = Template(**self.prompt)
         self.chat_template = chat_template or globals()["chat_template"](template)
         self.encoder = Encoder(tokenizer, template, self.image_token_id, self.query_token_id, num_queries)
@@ -77,15 +109,22 @@ class FlashSlothProcessor(ProcessorMixin):
 
     def __call__(self, images=None, text: str | Sequence[str] | None = None, return_tensors: str | None = "pt",
                  padding_side: str = "left", **kwargs) -> BatchFeature:
-        """Marked text (of the chat template) and its images: one image, a list for one text, or a list a text."""
+        """Marked text (of the chat template) and its images: one image, a list for one text, or a list a
+        text.
+
+        transformers' tools may also give `padding` and `add_special_tokens`: rows are always padded, and
+        whether there is a beginning-of-sequence token is the tokenizer's to say."""
         if text is None:
             raise UsageError("text=None: give the text of the chat template, with one <image> for each image")
+        unknown = [k for k, v in kwargs.items() if v is not None and k not in ("padding", "add_special_tokens")]
+        if unknown:
+            raise UsageError(f"the processor takes no {', '.join(unknown)}; truncation is for training, by `encode`")
         texts = [text] if isinstance(text, str) else list(text)
         rows = per_row(images, len(texts))
         encoded = [self.encoder.encode(t, self.tokens_of(len(row))) for t, row in zip(texts, rows)]
         batch = self.collate(encoded, padding_side)
         batch.pop("labels")
-        if any(rows):
+        if "image_turn" in batch:
             batch["pixel_values"] = stack_images([self.pixels(row) for row in rows])
         return BatchFeature(batch, tensor_type=return_tensors)
 
@@ -102,6 +141,8 @@ class FlashSlothProcessor(ProcessorMixin):
     def collate(self, rows: Sequence[Encoded], padding_side: str = "right") -> dict[str, Tensor]:
         """Rows -> padded tensors. `image_turn` counts crops; it is absent when no row has an image."""
         pad = self.tokenizer.pad_token_id or 0
+        if padding_side not in ("left", "right"):
+            raise UsageError(f"padding_side={padding_side!r}: choose left or right")
         left = padding_side == "left"
         out = {
             "input_ids": pad_rows([r.ids for r in rows], pad, left),
@@ -119,15 +160,24 @@ class FlashSlothProcessor(ProcessorMixin):
         return ["input_ids", "attention_mask", "turns", "query_index", "image_turn", "pixel_values"]
 
 
+def pil_backend(image_processor):
+    """The same preprocessing through PIL. transformers loads the torchvision twin of what was saved, whose
+    resizing differs by up to a grey level: training and inference would not see the same pixels."""
+    twin = getattr(transformers, f"{type(image_processor).__name__}Pil", None)
+    return image_processor if twin is None else twin.from_dict(image_processor.to_dict())
+
+
 def image_pixels(image_processor, images: Sequence, tiles: int = 1) -> Tensor:
     """PIL images -> (crops of all of them, 3, h, w)."""
     side = image_processor.size["height"]
+    images = [load_image(image) if isinstance(image, str) else image for image in images]  # a path or URL
     crops = [piece for image in images for piece in crop(image, tiles, side)]
     return image_processor(crops, return_tensors="pt")["pixel_values"]
 
 
 def stack_images(rows: Sequence[Tensor]) -> Tensor:
-    """(images of a row, ...) for each row -> (B, most images, ...), zeros after a row's own; an empty row has numel 0."""
+    """(images of a row, ...) for each row -> (B, most images, ...), zeros after a row's own; an empty row has
+    numel 0."""
     filled = next(row for row in rows if len(row))
     out = filled.new_zeros(len(rows), max(map(len, rows)), *filled.shape[1:])
     for place, row in zip(out, rows):

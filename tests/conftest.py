@@ -1,14 +1,21 @@
-"""Two cores are shared with xdist's workers: one thread a test. Tiny models and tokenizers are in `factories.py`."""
+"""xdist's workers share two cores: one thread a test. Tiny models and tokenizers are in `factories.py`."""
 import os
 
 import pytest
 import torch
+from factories import make_model
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _seed():
+def _seed() -> None:
     """A test's random numbers do not depend on the tests before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def model():
+    """Phi with SAP and EmbQ, for tests that only read it."""
+    return make_model()

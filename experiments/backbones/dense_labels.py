@@ -66,7 +66,7 @@ def crowded_scene(rng: random.Random) -> Scene:
     boxes: list[tuple[float, float, float, float]] = []
     alphabets = (string.ascii_lowercase, "23456789")
     texts = [
-        "".join(rng.choices(rng.choice(alphabets), k=rng.randint(2, 4))) for _ in range(rng.randint(2, 6))
+        "".join(rng.choices(rng.choice(alphabets), k=rng.randint(2, 4))) for _ in range(rng.randint(3, 7))
     ]
     signs = [sign for text in texts if (sign := place_sign(rng, text, SEEN_FONTS, boxes))]
     names = rng.sample(list(catalogue()), 11)

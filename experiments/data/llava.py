@@ -1,11 +1,12 @@
 """LLaVA-format data: a JSON list of conversations and a folder of images.
 
     [{"id": "7", "image": "coco/7.jpg" | ["a.png", "b.png"] | absent,
-      "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"}, {"from": "gpt", "value": "a fox"}, ...],
-      "families": ["recognition", ...]                       optional, one a question: how results are grouped}]
+      "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"},
+                        {"from": "gpt", "value": "a fox"}, ...],
+      "families": ["recognition", ...]}]            optional, one for each question: how results are grouped
 
-Every `<image>` in a question stands for the next image; a sample whose questions mention none has its images before
-the first one, as in LLaVA. Whatever is wrong is one line with the file and the index of the sample.
+Every `<image>` in a question stands for the next image; a sample whose questions mention none has its images
+before the first one, as in LLaVA. Whatever is wrong is one line with the file and the index of the sample.
 """
 import gc
 import json
@@ -56,7 +57,7 @@ def load(path: Path, images: Path | None = None, check_images: bool = True) -> l
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """No garbage collection while millions of small objects are made, none of them garbage: halves the time."""
+    """No garbage collection while millions of objects are made, none of them garbage: halves the time."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -114,7 +115,7 @@ def parse_images(names: object) -> list[str]:
 def parse_turns(messages: object) -> tuple[Turn, ...]:
     """human, gpt, human, gpt, ... as turns."""
     if not isinstance(messages, list) or not messages or len(messages) % 2:
-        raise UsageError("\"conversations\" must be a list of human and gpt messages in turn, ending with gpt")
+        raise UsageError("\"conversations\" must be human and gpt messages in turn, ending with gpt")
     texts = []
     for i, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("value"), str):
@@ -144,20 +145,21 @@ def require_images(path: Path, samples: list[Sample]) -> None:
     for index, sample in enumerate(samples):
         for image in map(str, sample.images):
             if image not in seen and not os.path.isfile(image):
-                raise UsageError(f"{path}, sample {index}: no image {image}; is the image folder right (data.images)?")
+                raise UsageError(f"{path}, sample {index}: no image {image}; is data.images right?")
             seen.add(image)
 
 
 def questions(samples: list[Sample]) -> list[Sample]:
-    """Every turn as a sample of its own, with all images shown up to it; those of earlier turns come first."""
+    """Every turn as a sample of its own with all images shown up to it, those of earlier turns first."""
     found = []
     for sample in samples:
         shown = 0
         for i, turn in enumerate(sample.turns):
             earlier, shown = shown, shown + turn.question.count(MARKER)
             question = f"{MARKER}\n" * earlier + turn.question
-            found.append(Sample(f"{sample.id}#{i}", sample.images[:shown], (turn._replace(question=question),),
-                                sample.families and (sample.families[i],)))
+            family = sample.families and (sample.families[i],)
+            turns = (Turn(question, turn.answer),)
+            found.append(Sample(f"{sample.id}#{i}", sample.images[:shown], turns, family))
     return found
 
 

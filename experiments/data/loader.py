@@ -59,8 +59,8 @@ class Conversations(Dataset):
             raise UsageError(f"sample {index} (id {sample.id}): {error}") from error
 
     def check_lengths(self) -> None:
-        """Find a sample whose answer would be cut away before training starts. A text has no more tokens than bytes,
-        so only long samples need the tokenizer."""
+        """Find a sample whose answer would be cut away before training starts. A text has no more tokens than
+        bytes, so only long samples need the tokenizer."""
         for index, sample in enumerate(self.samples):
             text = sum(len(turn.question.encode()) + len(turn.answer.encode()) + 64 for turn in sample.turns)
             if self.max_length and text > self.max_length:
@@ -72,47 +72,48 @@ class Order:
     """Which samples each optimiser step reads: a permutation per epoch, from the seed alone."""
 
     count: int
-    batch_size: int
-    epochs: int
-    max_steps: int | None
+    optimisation: Optimisation
     seed: int
 
     @property
     def per_epoch(self) -> int:
         """Steps of an epoch; what does not fill a batch is left for another epoch's permutation."""
-        return max(1, self.count // self.batch_size)
+        return max(1, self.count // self.optimisation.batch_size)
 
     @property
     def steps(self) -> int:
         """Steps in all."""
-        return min(self.per_epoch * self.epochs, self.max_steps or self.per_epoch * self.epochs)
+        whole = self.per_epoch * self.optimisation.epochs
+        return min(whole, self.optimisation.max_steps or whole)
 
     def batches(self, start: int = 0) -> Iterator[list[int]]:
         """Sample numbers of each step from `start` on."""
+        size = self.optimisation.batch_size
         for step in range(start, self.steps):
             epoch, place = divmod(step, self.per_epoch)
             if step == start or not place:
                 generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
                 order = torch.randperm(self.count, generator=generator).tolist()
-            yield order[place * self.batch_size : (place + 1) * self.batch_size]
+            yield order[place * size : (place + 1) * size]
 
 
 class StepLoader:
-    """Micro-batches of optimiser steps from step `start` on: each step's rows are sorted by length and cut into
-    `accumulate` pieces. Of several processes, number `rank` of `world` reads its share of each step."""
+    """Micro-batches of optimiser steps from step `start` on: each step's rows are sorted by length and cut
+    into `accumulate` pieces. Of several processes, number `rank` of `world` reads its share of each step."""
 
-    def __init__(self, dataset: Conversations, order: Order, optimisation: Optimisation, workers: int = 0,
-                 start: int = 0, rank: int = 0, world: int = 1):
-        self.dataset, self.order, self.pieces, self.workers = dataset, order, optimisation.accumulate, workers
-        self.start, self.rank, self.world = start, rank, world
+    def __init__(self, dataset: Conversations, order: Order, workers: int = 0, start: int = 0, rank: int = 0,
+                 world: int = 1):
+        self.dataset, self.order, self.pieces = dataset, order, order.optimisation.accumulate
+        self.workers, self.start, self.rank, self.world = workers, start, rank, world
 
     def __len__(self) -> int:
-        return self.order.steps * self.pieces  # of the whole run: Lightning counts what a resumed one has done
+        # of the whole run: Lightning counts what a resumed one has done
+        return self.order.steps * self.pieces
 
     def __iter__(self) -> Iterator[dict]:
         batches = [batch[self.rank :: self.world] for batch in self.order.batches(self.start)]
-        loader = DataLoader(self.dataset, batch_sampler=batches, collate_fn=self.cut, num_workers=self.workers,
-                            pin_memory=torch.cuda.is_available(), persistent_workers=False)
+        loader = DataLoader(self.dataset, batch_sampler=batches, collate_fn=self.cut,
+                            num_workers=self.workers, pin_memory=torch.cuda.is_available())
         for step, pieces in enumerate(loader, self.start):
             for i, piece in enumerate(pieces):
                 yield {**piece, "number": step * self.pieces + i}

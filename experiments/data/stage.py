@@ -8,18 +8,10 @@ from experiments.progress import Reporter
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) -> None:  # noqa: ARG001
-    """OUT/picture_vqa/{pretrain,train,tune,test,...}.json and images. It is quick: a killed run starts over."""
+    """OUT/picture_vqa/{pretrain,train,tune,test,...}.json and images. Quick: a killed run starts over."""
     for left in out.iterdir():
         shutil.rmtree(left) if left.is_dir() else left.unlink()
     scale = config.data.scale
     sizes = {name: max(1, round(split.scenes * scale)) for name, split in picture_vqa.SPLITS.items()}
-    started = False
-
-    def progress(done: int, total: int) -> None:
-        nonlocal started
-        if not started:
-            report.steps(total)
-            started = True
-        report.advance()
-
-    picture_vqa.write(out / config.data.dataset, config.data.seed, sizes, progress)
+    report.steps(sum(sizes.values()))
+    picture_vqa.write(out / config.data.dataset, config.data.seed, sizes, lambda *_: report.advance())

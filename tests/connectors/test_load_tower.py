@@ -1,17 +1,13 @@
-"""Pretrained towers from local checkpoints, and preprocessing. No hub is reached."""
+"""Pretrained towers from local checkpoints. No hub is reached."""
 import json
 import logging
 
-import numpy as np
 import open_clip
 import pytest
 import torch
-from PIL import Image
 from transformers import AutoConfig, AutoModel
-from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from compressors.errors import UsageError
-from connectors.preprocess import preprocess
 from connectors.towers_hf import FAMILIES
 from connectors.vision_tower import build_tower, load_tower
 
@@ -149,33 +145,3 @@ def test_open_clip_errors(monkeypatch):
     with pytest.raises(UsageError, match="no network; give a checkpoint file, .* tag: webli$") as error:
         load_tower("open_clip:ViT-SO400M-14-SigLIP-384")
     assert "\n" not in str(error.value)
-
-
-def picture(mode: str = "RGB", size: tuple[int, int] = (53, 41)) -> Image.Image:
-    channels = 4 if "A" in mode else 3
-    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], channels), dtype=np.uint8)
-    return Image.fromarray(pixels).convert(mode)
-
-
-@pytest.mark.parametrize("size", [30, (28, 56)])
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "L", "P"])
-def test_preprocess_equals_the_siglip_image_processor(mode, size):
-    height, width = (size, size) if isinstance(size, int) else size
-    processor = SiglipImageProcessorPil(size={"height": height, "width": width})
-    expected = torch.tensor(np.array(processor(picture(mode))["pixel_values"][0]))
-    found = preprocess(picture(mode), size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    assert found.shape == (3, height, width) and found.dtype == torch.float32
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
-
-
-def test_preprocess_of_a_tower():
-    tower = build_tower({"model_type": "clip_vision_model", "intermediate_size": 48, **VISION})
-    assert tower.preprocess(picture()).shape == (1, 3, 30, 30)
-    batch = tower.preprocess([picture(), picture(size=(9, 60))], size=(28, 56))
-    assert batch.shape == (2, 3, 28, 56) and tower(batch).shape == (2, 4, 8, 32)
-    white = tower.preprocess(Image.new("RGB", (5, 5), "white"))[0, :, 0, 0]
-    torch.testing.assert_close(white, (1 - torch.tensor(tower.image_mean)) / torch.tensor(tower.image_std))
-    transparent = tower.preprocess(Image.new("RGBA", (5, 5), (0, 0, 0, 0)))[0, :, 0, 0]
-    assert torch.equal(transparent, white)
-    with pytest.raises(UsageError, match="unknown resample 'bicubbic'; did you mean 'bicubic'"):
-        preprocess(picture(), 30, (0.5,) * 3, (0.5,) * 3, resample="bicubbic")

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
 import compressors
+from connectors.embq import registry as query_modules
 
 FOLDER = Path(os.environ.get("GOLDEN_MODULES", Path(__file__).parent / "modules"))
 TOLERANCE = 2e-5
@@ -92,3 +94,30 @@ def test_compressor(name):
     part = load(compressors.create(ours, **sizes, **knobs(vectors.config)), vectors.weights, keys)
     assert part.num_tokens(*vectors.config["grid"]) == vectors.output.shape[1]
     assert_parity(part(grid_of(vectors)), vectors.output)
+
+
+EMBQ = {
+    "down_projector_learnable_text.": "blocks.0.down_text.", "down_projector_image.": "blocks.0.down_image.",
+    "up_projector.": "blocks.0.up.", "layers.": "blocks.0.layers.",
+}
+
+
+@pytest.mark.parametrize("name", ["embq_1layer", "embq_2layer"])
+def test_embq(name):
+    """The original takes queries and question apart; ours reads both off one sequence, queries last."""
+    vectors = golden(name)
+    sizes, text = vectors.config, vectors.inputs["text"]
+    knobs = {knob: sizes[knob] for knob in ("dim", "num_queries", "num_layers")}
+    module = query_modules.create(
+        "embq", llm_dim=sizes["llm_dim"], vision_dim=sizes["vision_dim"], llm_heads=sizes["heads"],
+        llm_layers=1, at=1, released=True, **knobs,
+    )
+    load(module, {**vectors.weights, "tokens": module.tokens.detach()}, {**EMBQ, "tokens": "tokens"})
+    hidden = torch.cat([text, vectors.inputs["queries"]], 1)
+    index = torch.arange(text.shape[1], hidden.shape[1]).expand(len(hidden), -1)  # (B, Q)
+    question = torch.zeros(*index.shape, hidden.shape[1], dtype=torch.bool)
+    question[..., : text.shape[1]] = vectors.inputs["text_mask"].bool().unsqueeze(1)
+    seen = torch.ones(*index.shape, vectors.inputs["features"].shape[1], dtype=torch.bool)
+    out = module(hidden, index, question, vectors.inputs["features"], seen)
+    assert_parity(out[:, text.shape[1] :], vectors.output)
+    assert torch.equal(out[:, : text.shape[1]], text)

@@ -1,0 +1,167 @@
+"""What spatial attention pooling and EmbQ cost.
+
+1. A training step of SAP, beside the form it has in the released code (one scorer call for each window) and
+   beside the scorer's first matrix product alone, which no implementation can avoid.
+2. FLOPs of a prefill with FlashSloth's sizes, part by part, counted on the meta device.
+"""
+import argparse
+from collections.abc import Callable
+from functools import partial
+
+from compressors.errors import UsageError
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser("python -m experiments.bench", description=__doc__)
+    made.formatter_class = argparse.RawDescriptionHelpFormatter
+    made.add_argument("--batch", type=int, default=8, help="images (8)")
+    made.add_argument("--grid", type=int, default=27, help="patches along each side (27)")
+    made.add_argument("--dim", type=int, default=1152, help="tower width (1152)")
+    made.add_argument("--rate", type=int, default=3, help="window size (3)")
+    made.add_argument("--rounds", type=int, default=9, help="measured rounds (9)")
+    made.add_argument("--threads", type=int, help="CPU threads (torch's choice)")
+    made.add_argument("--device", default="cpu", help="where the timing runs (cpu)")
+    made.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="(float32)")
+    made.add_argument("--quick", action="store_true", help="small sizes, three rounds: to try the command")
+    return made
+
+
+def by_loop(sap, features):
+    """SAP as the released code computes it: window after window, the scorer called for each."""
+    import torch
+    from einops import rearrange
+
+    tokens = []
+    for top in range(0, features.shape[1], sap.rate):
+        for left in range(0, features.shape[2], sap.rate):
+            window = features[:, top : top + sap.rate, left : left + sap.rate]
+            window = rearrange(window, "b i j c -> b (i j) c")
+            tokens.append((sap.scorer(window).softmax(1) * window).sum(1))
+    return torch.stack(tokens, 1)
+
+
+def check(sap, features) -> None:
+    """Both forms must give the same tokens, or their times mean nothing."""
+    import torch
+
+    tolerance = 1e-4 if features.dtype == torch.float32 else 0.1
+    sap.eval()
+    torch.testing.assert_close(sap(features), by_loop(sap, features), rtol=tolerance, atol=tolerance)
+    sap.train()
+
+
+def sap_rows(given: argparse.Namespace, train_tower: bool) -> list[tuple[str, ...]]:
+    """Milliseconds of a training step, how many times the matrix product's, what autograd keeps."""
+    import torch
+
+    import compressors
+    from experiments import timing
+
+    options = {"device": given.device, "dtype": getattr(torch, given.dtype)}
+    sap = compressors.create("sap", dim=given.dim, rate=given.rate).to(**options)
+    shape = given.batch, given.grid, given.grid, given.dim
+    features = torch.randn(shape, **options, requires_grad=train_tower)
+    check(sap, features)
+    calls = {"matrix product": sap.scorer[0], "SAP": sap, "SAP, looped": partial(by_loop, sap)}
+    inputs = features, list(sap.parameters())
+    steps = {name: timing.training_step(call, *inputs) for name, call in calls.items()}
+    seconds, rows = timing.interleaved(steps, given.rounds), []
+    for name, call in calls.items():
+        took, ratio = timing.spread(seconds[name]), timing.ratios(seconds[name], seconds["matrix product"])
+        span = f"{took.low * 1e3:.1f} - {took.high * 1e3:.1f}"
+        kept = f"{timing.kept_bytes(call, *inputs) / 2**20:.1f}"
+        rows.append((name, f"{took.median * 1e3:.1f}", span, f"{ratio.median:.2f}", kept))
+    return rows
+
+
+def prefill(visual: int = 81, queries: int = 9, text: int = 40) -> dict[str, int]:
+    """FLOPs of each part of FlashSloth's prefill (so400m's 27x27x1152 and phi-2), one image."""
+    import torch
+    from transformers import PhiConfig, PhiForCausalLM, SiglipVisionConfig, SiglipVisionModel
+
+    import compressors
+    from connectors.embq import EmbQ
+    from connectors.projector import MlpProjector
+    from experiments.timing import flops
+
+    vision, width, heads, depth, tokens = 1152, 2560, 32, 32, visual + queries + text
+    so400m = SiglipVisionConfig(
+        hidden_size=vision, intermediate_size=4304, num_hidden_layers=26, num_attention_heads=16,
+        image_size=384, patch_size=14, vision_use_head=False,
+    )
+    phi2 = PhiConfig(
+        hidden_size=width, intermediate_size=4 * width, num_hidden_layers=depth, num_attention_heads=heads,
+        vocab_size=51200,
+    )
+    with torch.device("meta"):
+        tower, llm = SiglipVisionModel(so400m), PhiForCausalLM(phi2)
+        sap, projector = compressors.create("sap", dim=vision), MlpProjector(vision, width)
+        embq = EmbQ(width, vision, heads, depth)
+        image, features = torch.empty(1, 3, 384, 384), torch.empty(1, 27, 27, vision)
+        patches, hidden = features.flatten(1, 2), torch.empty(1, tokens, width)
+        slots, asked = torch.zeros(1, queries).long(), torch.ones(1, queries, tokens).bool()
+        seen = torch.ones(1, queries, patches.shape[1]).bool()
+        return {
+            "so400m, 26 layers": flops(lambda: tower(image)),
+            "SAP": flops(lambda: sap(features)),
+            "projector": flops(lambda: projector(sap(features))) - flops(lambda: sap(features)),
+            "EmbQ": flops(lambda: embq(hidden, slots, asked, patches, seen)),
+            f"phi-2, {tokens} tokens": flops(lambda: llm(inputs_embeds=hidden, logits_to_keep=1)),
+        }
+
+
+def prefill_rows(counts: dict[str, int]) -> list[tuple[str, ...]]:
+    """TFLOPs, share of the language model's, share of all; the language model is the last."""
+    total, llm = sum(counts.values()), [*counts.values()][-1]
+    rows = [*counts.items(), ("all", total)]
+    return [(name, f"{n / 1e12:.4f}", f"{n / llm:.2%}", f"{n / total:.2%}") for name, n in rows]
+
+
+def table(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]):
+    """A rich table, numbers to the right."""
+    from rich.table import Table
+
+    made = Table(title=title, title_justify="left")
+    for name in header:
+        made.add_column(name, justify="right" if made.columns else "left", no_wrap=True)
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def report(given: argparse.Namespace, show: Callable[[object], None]) -> None:
+    """All tables."""
+    import platform
+
+    import torch
+
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    cuda = given.device.startswith("cuda")
+    named = torch.cuda.get_device_name(given.device) if cuda else platform.machine()
+    show(f"device {given.device} ({named}), {torch.get_num_threads()} threads, torch {torch.__version__}, "
+         f"python {platform.python_version()}")
+    sizes = f"{given.batch} x {given.grid}x{given.grid}x{given.dim}, rate {given.rate}, {given.dtype}"
+    header = ("forward + backward", "ms", f"of {given.rounds}", "ratio", "MiB kept")
+    for train_tower, words in ((False, "frozen"), (True, "trained")):
+        show(table(f"SAP, {sizes}, tower {words}", header, sap_rows(given, train_tower)))
+    header = ("one image", "TFLOP", "of phi-2", "of all")
+    show(table("Prefill, a multiply-add is 2 FLOPs", header, prefill_rows(prefill())))
+
+
+def main(argv: list[str] | None = None) -> None:
+    given = parser().parse_args(argv)
+    if given.quick:
+        given.batch, given.grid, given.dim, given.rounds = 2, 9, 64, 3
+    if given.rounds < 1:
+        parser().error(f"--rounds={given.rounds}: must be at least 1")
+    from rich.console import Console
+
+    try:
+        report(given, partial(Console().print, highlight=False))
+    except UsageError as error:
+        parser().error(str(error))
+
+
+if __name__ == "__main__":
+    main()

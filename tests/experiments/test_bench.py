@@ -1,0 +1,97 @@
+"""The measuring code is measured: known times, known bytes, known operations; and the bench runs."""
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from experiments import bench, timing
+
+
+class Sleeper(nn.Module):
+    """Takes `forward_s` and, in backward, `backward_s` seconds."""
+
+    def __init__(self, forward_s: float, backward_s: float = 0.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.forward_s, self.backward_s = forward_s, backward_s
+
+    def forward(self, x):
+        time.sleep(self.forward_s)
+        out = x * self.weight
+        out.register_hook(lambda _: time.sleep(self.backward_s))
+        return out
+
+
+def test_known_times():
+    x = torch.ones(3, requires_grad=True)
+    parts = {"slow": Sleeper(0.06, 0.04), "quick": Sleeper(0.02, 0.03)}
+    steps = {name: timing.training_step(part, x, part.parameters()) for name, part in parts.items()}
+    seconds = timing.interleaved(steps, rounds=3)
+    assert [len(s) for s in seconds.values()] == [3, 3]
+    assert timing.spread(seconds["slow"]).median == pytest.approx(0.10, abs=0.02)
+    assert timing.spread(seconds["quick"]).median == pytest.approx(0.05, abs=0.02)
+    assert timing.ratios(seconds["slow"], seconds["quick"]).median == pytest.approx(2, rel=0.3)
+
+
+def test_steps_take_turns():
+    """The first round is not measured; a round runs each step once."""
+    order = []
+    steps = {name: lambda name=name: order.append(name) for name in "abc"}
+    timing.interleaved(steps, rounds=2)
+    assert "".join(order) == "abc" * 3
+
+
+def test_gradients_do_not_pile_up():
+    part, x = nn.Linear(4, 4), torch.randn(2, 4, requires_grad=True)
+    step = timing.training_step(part, x, part.parameters())
+    step()
+    once = part.weight.grad.clone(), x.grad.clone()
+    step()
+    assert part.weight.grad.equal(once[0]) and x.grad.equal(once[1])
+
+
+def test_spread_and_ratios():
+    assert timing.spread([3.0, 1.0, 2.0]) == (2.0, 1.0, 3.0)
+    assert timing.ratios([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == (2.0, 1.0, 3.0)
+
+
+def test_kept_bytes():
+    """sigmoid keeps its output; a linear layer keeps its input and weight, which are known."""
+    part, x = nn.Linear(8, 8), torch.randn(4, 8, requires_grad=True)
+    assert timing.kept_bytes(part, x, part.parameters()) == 0
+    assert timing.kept_bytes(lambda y: part(y).sigmoid(), x, part.parameters()) == 4 * 8 * 4
+
+
+def test_flops():
+    part = nn.Linear(10, 20, device="meta")
+    assert timing.flops(lambda: part(torch.empty(3, 10, device="meta"))) == 2 * 3 * 10 * 20
+
+
+def test_prefill_counts():
+    counts = bench.prefill()
+    *_, embq, llm = counts.values()
+    assert llm / 1e12 == pytest.approx(0.660, abs=0.001)  # known from an independent count
+    assert 0.003 < embq / 1e12 < 0.005
+    assert counts["so400m, 26 layers"] / 1e12 == pytest.approx(0.642, abs=0.001)
+    rows = {name: row for name, *row in bench.prefill_rows(counts)}
+    assert rows["EmbQ"][1] == f"{embq / llm:.2%}" and rows["all"][2] == "100.00%"
+
+
+def test_bench_runs(capsys, monkeypatch):
+    monkeypatch.setattr(bench, "prefill", lambda: {"EmbQ": 1, "phi-2": 4})
+    bench.main(["--quick"])
+    shown = capsys.readouterr().out
+    assert "cpu" in shown and f"torch {torch.__version__}" in shown and "1 threads" in shown
+    assert shown.count("SAP, looped") == 2 and "tower trained" in shown and "25.00%" in shown
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--rounds", "0"], "--rounds=0: must be at least 1"),
+    (["--grid", "4", "--dim", "8"], "rate=3 does not divide the 4x4 patch grid"),
+    (["--dtype", "int8"], "invalid choice"),
+])
+def test_bad_arguments(argv, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        bench.main(argv)
+    assert message in capsys.readouterr().err

@@ -1,0 +1,191 @@
+"""The command with stages that compute nothing: order, table, failures, what is written."""
+import csv
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+from fakes import SOURCES, fake_runner, read_log
+
+from experiments import sweep, table
+from experiments.progress import PlainReporter, RichReporter
+from experiments.results import Group, Row
+
+NAMES = [f"{key}={values[0]}" for key, values in SOURCES.items()]
+
+
+@pytest.fixture
+def log(tmp_path):
+    return tmp_path / "log"
+
+
+@pytest.fixture
+def command(tmp_path, log):
+    """main(), with the output directory below tmp_path."""
+
+    def call(*arguments, runner=None, check=lambda _: None):
+        return sweep.main([*NAMES, f"out={tmp_path / 'out'}", *arguments], runner or fake_runner(log), check)
+
+    return call
+
+
+def rows_of(path):
+    with open(path) as file:
+        return {row["row"]: row for row in csv.DictReader(file)}
+
+
+def test_one_cell(command, tmp_path, capsys):
+    assert command("compressor=sap+embq") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "test: 8 questions" in out
+    lines = [[w.strip() for w in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("|")]
+    assert lines[0] == ["", "visual tokens", "query tokens", "overall", "presence", "recognition"]
+    assert lines[2] == ["chance", "", "", "75.0", "66.7", "100.0"]
+    assert [line[0] for line in lines[3:]] == ["blind", "sap+embq"]
+    assert lines[4] == ["sap+embq", "16", "9", "50.0 ±28.5", "50.0", "100.0"]
+    assert (tmp_path / "out" / "table.md").read_text() in out + "\n"
+
+
+def test_seeds_make_one_row(command, tmp_path):
+    assert command("compressor=avg_pool,sap", "seed=0,2") == 0
+    rows = rows_of(tmp_path / "out" / "table.csv")
+    assert list(rows) == ["chance", "blind", "avg_pool", "sap"]
+    assert rows["sap"]["seeds"] == "2" and rows["blind"]["seeds"] == "1"
+    assert float(rows["sap"]["overall"]) == 62.5  # 50 and 75
+    assert float(rows["sap"]["overall_pm"]) == pytest.approx(100 * math.sqrt(2 * 0.125**2), abs=1e-3)
+
+
+def test_shared_stages_run_once(command, log):
+    assert command("compressor=sap,sap+embq", "embq.at=2,3", "blind=false") == 0
+    assert {kind: read_log(log).count(kind) for kind in set(read_log(log))} == {
+        "data": 1, "features test": 1, "features pretrain": 1, "pretrain": 1, "finetune": 3, "evaluate": 3}
+
+
+def test_a_second_run_computes_nothing_and_writes_the_same(command, log, tmp_path):
+    command("compressor=sap", "seed=0,1")
+    before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    log.unlink()
+    assert command("compressor=sap", "seed=0,1", check=lambda _: pytest.fail("nothing to check")) == 0
+    assert not log.exists()
+    assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == before
+
+
+def test_the_cell_s_directory(command, tmp_path):
+    command("compressor=sap+embq", "blind=false", "embq.at=[2,3]")
+    (folder,) = (tmp_path / "out" / "cells").iterdir()
+    assert re.fullmatch(r"sap\+embq_seed=0-[0-9a-f]{8}", folder.name)
+    assert sorted(p.name for p in folder.iterdir()) == ["config.yaml", "metrics.json", "predictions.jsonl",
+                                                        "stages.json"]
+    assert "compressor: sap+embq" in (folder / "config.yaml").read_text()
+    for name in json.loads((folder / "stages.json").read_text()):
+        assert (tmp_path / "out" / name / "done.json").exists()
+
+
+def failing(log, kind_to_fail, error):
+    """A runner whose stages of one kind fail for seed 1."""
+    runner = fake_runner(log)
+
+    def choose(kind):
+        def run(config, *arguments, **keywords):
+            if kind == kind_to_fail and config.seed == 1:
+                raise error
+            return runner(kind)(config, *arguments, **keywords)
+
+        return run
+
+    return choose
+
+
+def test_a_failed_cell_does_not_stop_the_others(command, log, tmp_path, capsys):
+    bad = failing(log, "pretrain", RuntimeError("first\nCUDA out of memory"))
+    assert command("compressor=sap,sap+embq", "seed=0,1,2", runner=bad) == 1
+    out = capsys.readouterr().out
+    found = re.findall(r"^failed: (.*): pretrain/\w+: RuntimeError: CUDA out of memory; see (.*)$", out, re.M)
+    assert [cell for cell, _ in found] == ["sap seed=1", "sap+embq seed=1"]  # tried once, told twice
+    assert "Traceback" in Path(found[0][1]).read_text()
+    assert rows_of(tmp_path / "out" / "table.csv")["sap"]["seeds"] == "2"
+    assert command("compressor=sap,sap+embq", "seed=0,1,2") == 0  # and a rerun retries it
+    assert rows_of(tmp_path / "out" / "table.csv")["sap"]["seeds"] == "3"
+
+
+def test_ctrl_c(command, log, capsys):
+    assert command("seed=1", runner=failing(log, "finetune", KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "error: interrupted; the same command goes on where it stopped\n"
+
+
+def test_disk_full_in_a_stage(command, log, capsys):
+    bad = failing(log, "finetune", OSError(28, "No space left on device"))
+    assert command("seed=1", runner=bad) == 2
+    line = capsys.readouterr().err
+    assert re.fullmatch(r"error: .*/finetune/\w+\.partial: No space left on device; free .*out=DIR\n", line)
+    assert command("seed=1") == 0
+
+
+def test_plan(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    assert command("compressor=sap,sap+embq", "--plan") == 0
+    out = capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    rows = [re.split(r"\s*│\s*", line.strip("│ \n")) for line in out.splitlines() if "│" in line]
+    pretrain, total = (row for row in rows if row[0] == "pretrain")
+    assert pretrain[2:] == ["sap seed=0", "2", "to run"] and total[1:] == ["1", "2", "0", "1"]
+    command("compressor=sap", "blind=false")
+    capsys.readouterr()
+    assert command("compressor=sap,sap+embq", "--plan", "blind=false") == 0
+    out = capsys.readouterr().out
+    assert out.count("cached") > 4 and "to run" in out
+
+
+def test_a_table_file(command, tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("name: mine\nrows:\n- {label: average, overrides: [compressor=avg_pool]}\n"
+                    "- {label: ours, overrides: [compressor=sap+embq, embq.dim=32]}\n")
+    assert command(f"table={mine}", "seed=0,1") == 0
+    rows = rows_of(tmp_path / "out" / "table.csv")
+    assert list(rows) == ["chance", "blind", "average", "ours"] and rows["ours"]["seeds"] == "2"
+
+
+def test_wilson():
+    low, high = table.wilson(0.5, 100)
+    assert (low, high) == (pytest.approx(0.4038, abs=1e-4), pytest.approx(0.5962, abs=1e-4))
+    assert table.wilson(1.0, 10)[0] == pytest.approx(0.7225, abs=1e-4)
+
+
+def test_several_test_sets_are_several_tables():
+    run = {"overall": 0.5, "families": {"a": 0.5}, "n": 4}
+    groups = [Group(f"{name}: 4 questions", [Row("sap", [run])]) for name in ("test", "tune")]
+    assert table.markdown(groups).count("### ") == 2
+    assert table.as_csv(groups).splitlines()[2].startswith("tune,sap,1,4")
+
+
+@pytest.mark.parametrize(("width", "tables"), [(80, 2), (160, 1)])
+def test_a_narrow_screen_shows_everything(width, tables, capsys):
+    from rich.console import Console
+
+    names = ("attribute", "counting", "presence", "reading", "recognition", "relation")
+    run = {"overall": 0.5, "families": {name: i / 10 for i, name in enumerate(names)}, "n": 4}
+    found = table.terminal(Group("test: 4 questions", [Row("sap+embq", [run], [61.0])]), width)
+    Console(width=width).print(*found, sep="")
+    out = capsys.readouterr().out
+    assert len(found) == tables
+    assert all(word in out for word in ("test: 4 questions", "50.0 ±", "1:01", "40.0", "relati"))
+
+
+@pytest.mark.parametrize("kind", [PlainReporter, RichReporter])
+def test_reporters(kind, capsys):
+    from rich.console import Console
+
+    with kind(Console()) as report:
+        report.cells(1)
+        report.cell("sap [seed=0]")
+        report.stage("pretrain 0123")
+        report.steps(10, done=3)
+        report.advance(2, loss=1.23456)
+        report.note("a [note]")
+    out = capsys.readouterr().out
+    assert "a [note]" in out
+    if kind is PlainReporter:
+        assert out.splitlines()[0] == "[1/1] sap [seed=0]"
+        assert re.fullmatch(r"  pretrain 0123: 2 steps, 0 s  loss 1\.235", out.splitlines()[-1])

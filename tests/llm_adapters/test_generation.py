@@ -1,0 +1,191 @@
+"""Batched, left-padded, cached generation is one-by-one, uncached generation, token for token, with EmbQ on."""
+import copy
+import itertools
+
+import pytest
+import torch
+from factories import CROP_TOKENS, LLMS, make_batch, make_model, make_processor, picture
+from torch import Tensor
+
+from llm_adapters.adapter import decoder_layers
+from llm_adapters.conversation import IMAGE, Template, Turn
+from llm_adapters.modeling import FlashSlothForConditionalGeneration
+from llm_adapters.processing import FlashSlothProcessor
+
+NEW = 8
+CHATS = {  # turns of which the last is to be answered, and how many images
+    "image first": ([Turn(f"{IMAGE}\nWhat is this?")], 1),
+    "text only": ([Turn("Hi")], 0),
+    "second turn asks about the first's image": ([Turn(f"{IMAGE}\nWhat is this?", "A dog."), Turn("And that?")], 1),
+    "image in the second turn": ([Turn("Hi", "The cat is red."), Turn(f"{IMAGE}What is it?")], 1),
+    "an image a turn": ([Turn(f"{IMAGE}What?", "A dog"), Turn("no", "so"), Turn(f"And {IMAGE} that?")], 2),
+    "three images": ([Turn(f"{IMAGE}{IMAGE}Is this {IMAGE} a longer question than the others?")], 3),
+    "text only, two turns": ([Turn("What is what?", "no"), Turn("And?")], 0),
+}
+
+
+def rows() -> list[tuple[list[Turn], list]]:
+    """Every chat with pictures of its own."""
+    numbers = itertools.count()
+    return [(turns, [picture(next(numbers)) for _ in range(images)]) for turns, images in CHATS.values()]
+
+
+def without_labels(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in batch.items() if name != "labels"}
+
+
+def one_by_one(model: FlashSlothForConditionalGeneration, processor: FlashSlothProcessor, row: tuple) -> list[int]:
+    """Greedy tokens of one row by whole forward passes: no cache, no padding, no `generate`."""
+    inputs, new = without_labels(make_batch(processor, [row])), []
+    banned = [model.config.image_token_id, model.config.query_token_id]
+    for _ in range(NEW):
+        logits = model(**inputs, use_cache=False).logits[0, -1]
+        logits[banned] = -torch.inf
+        new.append(int(logits.argmax()))
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([[new[-1]]])], 1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    return new
+
+
+def generate(model: FlashSlothForConditionalGeneration, batch: dict[str, Tensor], **options) -> list[list[int]]:
+    """New tokens of each row, all of them as long: nothing ends an answer here."""
+    options = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": -1, **options}
+    out = model.generate(**without_labels(batch), **options)
+    return out[:, batch["input_ids"].shape[1] :].tolist()
+
+
+@pytest.fixture(params=LLMS, scope="module")
+def pair(request) -> tuple[FlashSlothForConditionalGeneration, FlashSlothProcessor]:
+    # a short prompt and large weights: query tokens must matter for the next token
+    model = make_model(request.param, prompt=Template(system=""), scale=1.0)
+    return model, make_processor(model)
+
+
+@torch.no_grad()
+def test_batched_cached_is_one_by_one_uncached(pair):
+    model, processor = pair
+    expected = [one_by_one(model, processor, row) for row in rows()]
+    assert len({tuple(tokens) for tokens in expected}) == len(expected)  # the chats do differ
+    batch = make_batch(processor, rows())
+    assert generate(model, batch) == expected
+    assert generate(model, batch, use_cache=False) == expected
+    assert generate(model, batch, cache_implementation="static") == expected
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("step", [1, -1], ids=["forward", "backward"])
+def test_batch_of_24_rows(pair, step):
+    """The released code laid out batches of 20 and more differently."""
+    model, processor = pair
+    chats = rows()[::step]
+    singles = [generate(model, make_batch(processor, [row]))[0] for row in chats]
+    many = list(itertools.islice(itertools.cycle(range(7)), 24))
+    assert generate(model, make_batch(processor, [chats[i] for i in many])) == [singles[i] for i in many]
+
+
+@torch.no_grad()
+def test_beams(pair):
+    model, processor = pair
+    expected = [generate(model, make_batch(processor, [row]), num_beams=2)[0] for row in rows()]
+    assert generate(model, make_batch(processor, rows()), num_beams=2) == expected
+    assert expected != [generate(model, make_batch(processor, [row]))[0] for row in rows()]
+
+
+@torch.no_grad()
+def test_padding_side_does_not_matter(pair):
+    model, processor = pair
+    logits = {}
+    for side in ("left", "right"):
+        batch = make_batch(processor, rows(), side)
+        logits[side] = model(**batch).logits[batch["attention_mask"].bool()]
+    torch.testing.assert_close(logits["left"], logits["right"], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_row_does_not_depend_on_its_neighbours(pair):
+    model, processor = pair
+    batch = make_batch(processor, rows())
+    together, real = model(**batch).logits, batch["attention_mask"].bool()
+    for i, row in enumerate(rows()):
+        alone = model(**make_batch(processor, [row])).logits[0]
+        torch.testing.assert_close(together[i][real[i]], alone, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_answers_rest_on_image_question_and_query_module(pair):
+    """The tests above would pass for a model that ignores what is at stake here."""
+    model, processor = pair
+    (turns, images), deaf = rows()[0], copy.deepcopy(model)
+    for layer in decoder_layers(deaf.language_model):
+        layer._forward_pre_hooks.clear()
+    said = model(**make_batch(processor, [(turns, images)])).logits[:, -1]
+    others = [
+        model(**make_batch(processor, [(turns, [picture(99)])])),
+        model(**make_batch(processor, [([Turn(f"{IMAGE}\nWhat is that?")], images)])),
+        deaf(**make_batch(processor, [(turns, images)])),
+    ]
+    for other in others:
+        assert (other.logits[:, -1] - said).abs().max() > 1
+
+
+@torch.no_grad()
+def test_query_module_reads_its_own_turn_and_images_up_to_it(pair, monkeypatch):
+    """Released inference reads the first question in every slot."""
+    model, processor = pair
+    turns = [Turn(f"{IMAGE}What is this?", "A dog"), Turn(f"{IMAGE}And that?", "red"), Turn("Hi")]
+    seen = []
+
+    def spy(hidden, query_index, question_mask, features, feature_mask, insertion=0):
+        seen.append((question_mask, feature_mask))
+        return hidden
+
+    batch = make_batch(processor, [(turns, [picture(1), picture(2)]), ([Turn("no")], [])])
+    monkeypatch.setattr(model.query_module, "forward", spy)
+    model(**batch)
+    ((question, patches),) = seen
+    q = model.num_queries
+    for turn, text in enumerate(("What is this? ", "And that? ", " Hi ")):
+        for slot in range(turn * q, turn * q + q):
+            assert processor.decode(batch["input_ids"][0][question[0, slot]]) == text
+            per_image = patches[0, slot].unflatten(0, (2, 36))
+            assert per_image.all(1).tolist() == per_image.any(1).tolist() == [True, turn > 0]
+    assert not question[1, q:].any() and not patches[1].any()
+
+
+@torch.no_grad()
+def test_placeholders_are_never_said(pair):
+    model, processor = pair
+    head = model.get_output_embeddings()
+    banned = [model.config.image_token_id, model.config.query_token_id]
+    kept = head.weight[banned].clone()
+    head.weight[banned] = 50 * torch.randn_like(kept)  # so that greedy would often take one
+    try:
+        batch = make_batch(processor, rows())
+        logits = model(**batch).logits[:, -1]
+        assert torch.isin(logits.argmax(-1), torch.tensor(banned)).any()
+        for options in ({}, {"do_sample": True, "top_k": 0}, {"num_beams": 2}, {"use_cache": False}):
+            said = generate(model, batch, **options)
+            assert not {token for row in said for token in row} & set(banned)
+    finally:
+        head.weight[banned] = kept
+
+
+def test_inputs_of_a_cached_step(model):
+    processor = make_processor(model)
+    batch = without_labels(make_batch(processor, rows()[:2]))
+    step = model.prepare_inputs_for_generation(**batch, is_first_iteration=False, use_cache=True)
+    assert not {"pixel_values", "image_turn", "turns", "query_index", "vision_features"} & set(step)
+    first = model.prepare_inputs_for_generation(**batch, is_first_iteration=True, use_cache=True)
+    assert {"pixel_values", "image_turn", "turns", "query_index"} <= set(first)
+
+
+@torch.no_grad()
+def test_cached_features_are_the_pixels(pair):
+    model, processor = pair
+    batch = make_batch(processor, rows())
+    expected = generate(model, batch)
+    batch["vision_features"] = model.get_image_features(batch.pop("pixel_values"))
+    assert batch["vision_features"].shape == (7, 3, 6, 6, 24)
+    assert (batch["input_ids"] == processor.image_token_id).sum().item() == 8 * CROP_TOKENS
+    assert generate(model, batch) == expected
+    assert generate(model, batch, num_beams=2) != expected

@@ -1,0 +1,313 @@
+"""The composed model: what it refuses, how it is saved, counted, resized, and run in other types."""
+import copy
+
+import pytest
+import torch
+from factories import (
+    KNOBS,
+    LLMS,
+    make_batch,
+    make_config,
+    make_llm,
+    make_model,
+    make_processor,
+    picture,
+    vision_config,
+)
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+import compressors
+from compressors.errors import UsageError
+from connectors.vision_tower import build_tower
+from llm_adapters.configuration import FlashSlothConfig
+from llm_adapters.conversation import IGNORE, IMAGE, Template, Turn
+from llm_adapters.modeling import FlashSlothForConditionalGeneration, shrink
+
+PLAIN = Template(system="")
+ROW = ([Turn(f"{IMAGE}\nWhat is this?", "A dog.")], [picture(1)])
+TWO = ([Turn(f"{IMAGE}\nWhat is this?", "A dog."), Turn(f"{IMAGE}And that?", "The cat")], [picture(2), picture(3)])
+TEXT = ([Turn("Hi", "no")], [])
+
+
+@pytest.fixture
+def batch(model) -> dict[str, Tensor]:
+    return make_batch(make_processor(model), [ROW, TWO, TEXT])
+
+
+def one_line(message: str):
+    return pytest.raises(UsageError, match=r"\A(?!.*\n)" + message)
+
+
+def test_wrong_number_of_placeholders(model, batch):
+    batch["input_ids"][0][batch["input_ids"][0] == model.config.image_token_id] = 7
+    with one_line("row 0 has 0 image placeholders but its images make 4 visual tokens"):
+        model(**batch)
+
+
+def test_placeholders_without_images(model, batch):
+    del batch["pixel_values"]
+    with one_line("row 0 has 4 image placeholders but its images make 0 visual tokens"):
+        model(**batch)
+
+
+def test_images_of_another_grid(model, batch):
+    batch["pixel_values"] = torch.zeros(3, 2, 3, 126, 126)
+    with one_line("row 0 has 4 image placeholders but its images make 9 visual tokens"):
+        model(**batch)
+
+
+@pytest.mark.parametrize("missing", ["turns", "image_turn"])
+def test_images_without_turns(model, batch, missing):
+    del batch[missing]
+    with one_line("images were given without `turns` and `image_turn`"):
+        model(**batch)
+
+
+def test_rate_that_does_not_fit_the_grid():
+    with one_line("rate=4 does not divide the 6x6 patch grid"):
+        make_model(compressor_knobs={"rate": 4}).num_image_tokens()
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"compressor": "sapp"}, "unknown compressor 'sapp'; did you mean 'sap'"),
+    ({"compressor_knobs": {"rte": 3}}, "compressor 'sap' has no knob 'rte'; did you mean 'rate'"),
+    ({"compressor_knobs": {"rate": "3"}}, "sap.rate='3': expected int"),
+    ({"query_module": "emb"}, "unknown query module 'emb'; did you mean 'embq'"),
+    ({"fusion": "sum"}, "embq.fusion='sum'"),
+    ({"at": 5}, "embq.at=5: the LLM has decoder layers 1 to 4"),
+    ({"dim": 18}, "embq.heads=4 does not divide embq.dim=18"),
+])
+def test_bad_configurations(changes, message):
+    with one_line(message):
+        FlashSlothForConditionalGeneration(make_config(**changes))
+
+
+def test_bad_projectors():
+    with one_line("unknown projector 'mlp'"):
+        FlashSlothConfig(projector="mlp")
+    with one_line("projector knobs .'depth'. need a projector"):
+        FlashSlothConfig(projector_knobs={"depth": 3})
+    with one_line("projector=identity: the visual tokens are 24 wide and the LLM 32"):
+        config = make_config()
+        config.projector = "identity"
+        FlashSlothForConditionalGeneration(config)
+
+
+def test_configuration_round_trip(tmp_path):
+    config = make_config("qwen2", "ldpv2", at=(2, 3), prompt=PLAIN)
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert type(loaded) is FlashSlothConfig
+    assert loaded.to_diff_dict().keys() == config.to_diff_dict().keys()
+    assert loaded.to_json_string() == config.to_json_string()
+    assert loaded.template == PLAIN
+    assert FlashSlothConfig().template == Template()
+    assert type(loaded.text_config).__name__ == "Qwen2Config" and loaded.vision_config.image_size == 84
+    assert FlashSlothForConditionalGeneration(loaded).query_module.at == (2, 3)
+
+
+def test_given_parts_keep_their_weights():
+    tower, llm = build_tower(vision_config()), make_llm("phi", seed=3)
+    with torch.no_grad():
+        for part in (tower, llm):
+            for p in part.parameters():
+                p.normal_()
+    states = [copy.deepcopy(part.state_dict()) for part in (tower, llm)]
+    model = FlashSlothForConditionalGeneration(make_config(), tower, llm)
+    assert model.vision_tower is tower and model.language_model is llm
+    for part, state in zip((tower, llm), states):
+        assert all(torch.equal(value, state[name]) for name, value in part.state_dict().items())
+
+
+def statistics(part: torch.nn.Module) -> dict[str, tuple[float, float]]:
+    return {name: (p.mean().item(), p.std().item() if p.numel() > 1 else 0.0) for name, p in part.named_parameters()}
+
+
+@pytest.mark.parametrize("name", compressors.names())
+def test_new_compressors_start_as_their_constructors_make_them(name):
+    """transformers initialises a model's modules once more, and not by the same rules."""
+    model = FlashSlothForConditionalGeneration(make_config(compressor=name))
+    alone = compressors.create(name, dim=24, llm_dim=32, **KNOBS.get(name, {}))
+    there, here = statistics(model.compressor), statistics(alone)
+    assert set(there) == set(here)
+    for key, (mean, std) in here.items():
+        assert there[key][1] == pytest.approx(std, rel=0.5, abs=1e-9), key
+        assert there[key][0] == pytest.approx(mean, abs=max(std, 1e-9)), key
+
+
+def test_new_query_module_starts_as_its_constructor_makes_it():
+    model = FlashSlothForConditionalGeneration(make_config(fusion="gated", num_queries=64))
+    (block,) = model.query_module.blocks
+    assert not block.fusion.gate.weight.any() and not block.fusion.gate.bias.any()
+    assert 0.015 < model.query_module.tokens.std() < 0.025
+    assert (block.layers[0].ln_q.weight == 1).all() and not block.layers[0].ln_q.bias.any()
+    assert block.up.weight.std().item() == pytest.approx(torch.nn.Linear(24, 32).weight.std().item(), rel=0.2)
+
+
+def test_same_seed_same_model():
+    one, other, third = (make_model(seed=seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not torch.equal(one["compressor.scorer.0.weight"], third["compressor.scorer.0.weight"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("llm", ["llama", "qwen2"])
+def test_save_and_load_with_tied_embeddings_and_in_other_types(llm, tied, dtype, tmp_path):
+    model = make_model(llm, llm_changes={"tie_word_embeddings": tied}).to(dtype)
+    batch = make_batch(make_processor(model), [ROW, TEXT])
+    model.save_pretrained(tmp_path)
+    loaded, info = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert {p.dtype for p in loaded.parameters()} == {dtype}
+    shared = loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
+    assert shared == tied
+    if dtype == torch.float32:  # `.to(bfloat16)` rounds rotary frequencies too, loading does not
+        assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert torch.equal(loaded(**batch).logits, again(**batch).logits)
+    full = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float32)
+    assert {p.dtype for p in full.parameters()} == {torch.float32}
+
+
+def test_language_model_can_be_taken_out(model, tmp_path):
+    model.language_model.save_pretrained(tmp_path)
+    alone = AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = torch.randint(6, 300, (2, 9))
+    assert torch.equal(alone(ids).logits, model.language_model(ids).logits)
+
+
+@pytest.mark.parametrize("llm", LLMS)
+def test_resize_token_embeddings(llm, tmp_path):
+    model = make_model(llm)
+    batch = make_batch(make_processor(model), [ROW, TEXT])
+    before = model(**batch).logits
+    model.resize_token_embeddings(330, mean_resizing=False)
+    assert model.get_input_embeddings().num_embeddings == model.get_output_embeddings().out_features == 330
+    assert model.config.text_config.vocab_size == 330
+    torch.testing.assert_close(model(**batch).logits[..., :320], before)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+
+
+def test_placeholders_beyond_the_embedding():
+    """Released checkpoints have fewer rows than the tokenizer has ids."""
+    small = make_model()
+    batch = make_batch(make_processor(small), [ROW, TWO, TEXT])
+    large = copy.deepcopy(small)
+    large.config.image_token_id, large.config.query_token_id = 400, 401
+    moved = batch["input_ids"].clone()
+    moved[batch["input_ids"] == small.config.image_token_id] = 400
+    moved[batch["input_ids"] == small.config.query_token_id] = 401
+    assert torch.equal(large(**{**batch, "input_ids": moved}).logits, small(**batch).logits)
+    prompt = {k: v for k, v in batch.items() if k != "labels"}
+    said = [m.generate(**{**prompt, "input_ids": ids}, max_new_tokens=3, do_sample=False)[:, -3:]
+            for m, ids in ((small, batch["input_ids"]), (large, moved))]
+    assert torch.equal(*said)
+
+
+@pytest.mark.parametrize("query_module", [None, "embq"])
+def test_loss_is_the_mean_over_answer_tokens(query_module):
+    model = make_model(query_module=query_module)
+    batch = make_batch(make_processor(model), [ROW, TWO, TEXT])
+    out = model(**batch)
+    flat, labels = out.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
+    torch.testing.assert_close(out.loss, torch.nn.functional.cross_entropy(flat, labels, ignore_index=IGNORE))
+    assert model(**{k: v for k, v in batch.items() if k != "labels"}).loss is None
+
+
+def test_accumulated_loss_is_the_batchs(model):
+    """1 x 3 rows == 3 x 1 row when each piece knows the step's number of answer tokens."""
+    processor, rows = make_processor(model), [ROW, TWO, TEXT]
+    whole = make_batch(processor, rows)
+    items = int((whole["labels"] != IGNORE).sum())
+    pieces = [model(**make_batch(processor, [row]), num_items_in_batch=items).loss for row in rows]
+    torch.testing.assert_close(sum(pieces), model(**whole).loss)
+    torch.testing.assert_close(model(**whole, num_items_in_batch=torch.tensor(items)).loss, model(**whole).loss)
+
+
+def test_logits_to_keep(model, batch):
+    del batch["labels"]
+    torch.testing.assert_close(model(**batch, logits_to_keep=1).logits, model(**batch).logits[:, -1:])
+
+
+@pytest.mark.parametrize("compressor", ["sap", "ldpv2", "qformer"])
+@pytest.mark.parametrize("released", [False, True])
+def test_bfloat16(released, compressor):
+    model = make_model(compressor=compressor, released=released)
+    batch = make_batch(make_processor(model), [ROW, TWO, TEXT])
+    exact = model(**batch)
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    out = half(**batch)  # pixels are still float32
+    assert out.logits.dtype == torch.bfloat16 and out.loss.isfinite()
+    assert (out.loss - exact.loss).abs() < 0.1
+    out.loss.backward()
+    features = model.get_image_features(batch.pop("pixel_values"))
+    torch.testing.assert_close(half(**batch, vision_features=features).loss.float(), exact.loss, atol=0.1, rtol=0.05)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(model(**batch, vision_features=features).loss, exact.loss, atol=0.1, rtol=0.05)
+
+
+def test_text_aware_compressor_reads_its_own_turns_question():
+    knobs = {"num_queries": 4, "num_layers": 2, "heads": 2, "width": 8, "text": True, "dropout": 0.0}
+    model = make_model(compressor="qformer", compressor_knobs=knobs, query_module=None)
+    assert model.compressor.needs_text
+    processor = make_processor(model)
+
+    def visual(rows, side="left", row=0):
+        batch = make_batch(processor, rows, side)
+        features, ids = model.get_image_features(batch["pixel_values"]), batch["input_ids"]
+        embeds, _ = model.embed(ids, features, batch["image_turn"], batch["turns"], None)
+        return embeds[row][ids[row] == model.config.image_token_id].unflatten(0, (-1, 4))  # (images, 4, D)
+
+    turns, images = TWO
+    first, second = visual([TWO])
+    assert not torch.allclose(first, visual([([Turn(f"{IMAGE}\nWhat is that?", "A dog."), turns[1]], images)])[0])
+    changed = visual([([turns[0], Turn(f"{IMAGE}And this?", "The cat")], images)])
+    torch.testing.assert_close(changed[0], first)
+    assert not torch.allclose(changed[1], second)
+    for side in ("left", "right"):  # neither neighbours nor padding nor the answer matter
+        torch.testing.assert_close(visual([ROW, TWO, TEXT], side, 1), torch.stack([first, second]))
+    prompt = [Turn(turns[0].question, "no"), Turn(turns[1].question)]
+    torch.testing.assert_close(visual([(prompt, images)]), torch.stack([first, second]))
+
+
+def test_text_aware_compressor_counts_the_question_alone():
+    """`max_text` bounds the question, not the whole row with its visual tokens and answers."""
+    knobs = {"num_queries": 4, "num_layers": 2, "heads": 2, "width": 8, "text": True, "max_text": 20}
+    model = make_model(compressor="qformer", compressor_knobs=knobs)
+    long_answer = ([Turn(f"{IMAGE}What?", "no " * 50)], [picture()])
+    assert model(**make_batch(make_processor(model), [long_answer, TEXT])).loss.isfinite()
+    with one_line("max_text=20: too short for a question of"):
+        long_question = ([Turn(f"{IMAGE}" + "What? " * 20, "no")], [picture()])
+        model(**make_batch(make_processor(model), [long_question]))
+
+
+def test_downsampled_images():
+    model = make_model(compressor="downsample", compressor_knobs={"rate": 2})
+    assert model.num_image_tokens() == 9
+    pixels = torch.rand(1, 1, 3, 84, 84)
+    features = model.get_image_features(pixels)
+    assert features.shape == (1, 1, 3, 3, 24)
+    torch.testing.assert_close(features[0], model.vision_tower(shrink(pixels[0], 2)))
+    assert shrink(pixels[0], 2).shape == (1, 3, 42, 42) and shrink(pixels[0], 1) is not None
+    assert model.num_image_tokens(84, 168) == 18
+
+
+def test_full_size_on_the_meta_device():
+    """phi-2 and SigLIP so400m: the paper's parameter counts, without weights."""
+    phi = AutoConfig.for_model("phi", vocab_size=51200, hidden_size=2560, intermediate_size=10240,
+                               num_hidden_layers=32, num_attention_heads=32)
+    so400m = AutoConfig.for_model("siglip_vision_model", image_size=384, patch_size=14, hidden_size=1152,
+                                  intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16)
+    config = FlashSlothConfig(vision_config=so400m, text_config=phi, compressor="sap", query_module="embq")
+    with torch.device("meta"):
+        model = FlashSlothForConditionalGeneration(config)
+    count = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    assert count["compressor"] == 1_329_409
+    assert count["query_module"] == 8_084_416 + 23_040
+    assert count["projector"] == 1152 * 2560 + 2560 + 2560 * 2560 + 2560
+    assert 2.7e9 < count["language_model"] < 2.8e9 and 3.9e8 < count["vision_tower"] < 4.3e8
+    assert (model.num_image_tokens(), model.num_queries, model.query_module.at) == (81, 9, (8,))

@@ -1,0 +1,55 @@
+"""The project itself: its floors, its style, and that the README says what is true."""
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+import compressors
+from compressors.base import registry
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def run(*command: str) -> str:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def beside_python(tool: str) -> str:
+    return str(Path(sys.executable).parent / tool)
+
+
+def test_folders_import_only_from_the_floors_below():
+    assert "0 broken" in run(beside_python("lint-imports"), "--no-cache")
+
+
+def test_style():
+    run(beside_python("ruff"), "check", "--no-cache", ".")
+
+
+def test_two_commands_do_everything():
+    commands = [line for line in README.splitlines() if "-m venv" in line]
+    assert len(commands) == 2
+    assert "experiments.sweep" in commands[0] and commands[1].endswith("-m pytest")
+    script = (ROOT / ".ci/run").read_text()
+    assert "-m venv' README.md | sed -n 2p" in script and "pytest" not in script
+
+
+def test_the_compressor_of_the_readme_works():
+    code = re.search(r"```python\n(from einops.*?)```", README, re.S).group(1)
+    names = {}
+    exec(code, names)
+    try:
+        pool = compressors.create("max_pool", dim=8, rate=2)
+        assert pool(torch.rand(2, 6, 4, 8)).shape == (2, pool.num_tokens(6, 4), pool.out_dim)
+    finally:
+        del registry._classes["max_pool"]
+
+
+def test_pictures_and_files_of_the_readme_exist():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
