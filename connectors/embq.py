@@ -6,6 +6,7 @@ fused back into them.
 
     queries (S, D) --Wd--> q0 --attend--> question --a--> attend --> patches --b (tower width)--W_up--> fuse
 """
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -43,7 +44,8 @@ class Attention(nn.Module):
         dtype = v.dtype
         if self.fp32:
             q, k, v = q.float(), k.float(), v.float()
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).to(dtype)
+        with torch.autocast(q.device.type, enabled=False) if self.fp32 else nullcontext():
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).to(dtype)
         return rearrange(out, "b m n d -> b n (m d)")
 
 

@@ -9,7 +9,8 @@ FusionName = Literal["replace", "add", "gated"]
 
 
 class Gate(nn.Linear):
-    """Starts at zero. A class of its own: transformers resets a module that has no parameters itself never."""
+    """Starts at zero. A class of its own, since transformers, which initialises a model's modules once more,
+    never asks one that has no parameters itself."""
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)

@@ -25,8 +25,6 @@ from llm_adapters.conversation import IMAGE, QUERY
 from llm_adapters.modeling import FlashSlothConfig, FlashSlothForConditionalGeneration
 from llm_adapters.processing import FlashSlothProcessor
 
-PARTS = ("vision_tower", "compressor", "projector", "query_module", "language_model")
-
 
 def build(config: Config) -> tuple[FlashSlothForConditionalGeneration, FlashSlothProcessor]:
     """Pretrained tower and LLM, everything else new from `config.seed`."""
@@ -42,7 +40,8 @@ def build(config: Config) -> tuple[FlashSlothForConditionalGeneration, FlashSlot
     if model.query_module is not None:
         dot = tokenizer(" .", add_special_tokens=False)["input_ids"][-1]
         model.query_module.initialise(llm.get_input_embeddings().weight[dot])
-    _set_generation(model, tokenizer, end)
+    # answers end at the template's end token
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = end, tokenizer.pad_token_id
     return model, make_processor(config, model, tokenizer)
 
 
@@ -81,16 +80,6 @@ def _pretrained(auto, setting: str, source: str, **kwargs):
     except OSError as error:
         raise UsageError(f"{setting}={source}: cannot be loaded; give a folder that save_pretrained wrote, "
                          "or a hub id that this machine can reach") from error
-
-
-def _set_generation(model: FlashSlothForConditionalGeneration, tokenizer: PreTrainedTokenizerBase,
-                    end: int) -> None:
-    """Answers end at the template's end token and never contain placeholders."""
-    generation = model.generation_config
-    generation.eos_token_id, generation.pad_token_id = end, tokenizer.pad_token_id
-    rows = model.get_input_embeddings().num_embeddings
-    placeholders = (model.config.image_token_id, model.config.query_token_id)
-    generation.suppress_tokens = [token for token in placeholders if token < rows] or None
 
 
 def image_processor(tower: VisionTower, size: int | None = None) -> SiglipImageProcessorPil:

@@ -155,9 +155,27 @@ def resolve(given: Mapping[str, str]) -> tuple[Config, set[str]]:
     return config, set(idle)
 
 
-def make_cells(axes: Mapping[str, list[str]], label: str = "") -> list[Cell]:
+def make_cells(axes: Mapping[str, list[str]]) -> list[Cell]:
     """The product of the axes. A cell ignores knobs of parts it lacks; one that no cell uses is an error."""
-    unused, cells = None, []
+    return make_rows([("", {})], axes)
+
+
+def make_rows(rows: list[tuple[str, Mapping[str, list[str]]]], common: Mapping[str, list[str]]) -> list[Cell]:
+    """The cells of labelled rows, each with overrides of its own under those common to all."""
+    cells, unused = [], None
+    for label, own in rows:
+        axes = {**own, **common}
+        found, idle = labelled(axes, label)
+        refuse(idle - common.keys(), axes, found)
+        unused = idle if unused is None else unused & idle
+        cells += found
+    refuse(unused or set(), common, cells)
+    return cells
+
+
+def labelled(axes: Mapping[str, list[str]], label: str) -> tuple[list[Cell], set[str]]:
+    """The product of a row's axes, and the knobs among them that none of its cells uses."""
+    cells, unused = [], None
     for given in combinations(dict(axes)):
         config, idle = resolve(given)
         unused = idle if unused is None else unused & idle
@@ -166,12 +184,16 @@ def make_cells(axes: Mapping[str, list[str]], label: str = "") -> list[Cell]:
         words += [f"{p}={given[p]}" for p in told]
         row = tuple((p, v) for p, v in given.items() if p != "seed" and p not in idle)
         cells.append(Cell(config, " ".join(w for w in words if w), (("", label), *row)))
+    return cells, unused or set()
+
+
+def refuse(unused: set[str], axes: Mapping[str, list[str]], cells: list[Cell]) -> None:
+    """UsageError for knobs that no cell has a use for."""
     if unused:
         path = min(unused)
         names = ", ".join(sorted({c.config.compressor for c in cells}))
         part = path.split(".")[0]
         raise UsageError(f"{path}={','.join(axes[path])}: no cell uses '{part}'; compressor={names}")
-    return cells
 
 
 def blind_cells(cells: list[Cell]) -> list[Cell]:

@@ -66,6 +66,13 @@ def collect(finished: Sequence[tuple[Cell, Stage]], store: Store) -> list[Group]
     """Tables of finished cells: chance and blind first, then a row for all seeds of a configuration."""
     groups: dict[str, Group] = {}
     rows: dict[tuple, Row] = {}
+    took: dict[str, float] = {}
+
+    def seconds(stage: Stage) -> float:
+        if stage.key not in took:
+            took[stage.key] = store.done(stage)["seconds"] if store.status(stage) == "done" else 0.0
+        return took[stage.key]
+
     for cell, stage in sorted(finished, key=lambda pair: not pair[0].config.blind):
         config = cell.config
         questions = str((stage.depends["data"], stage.inputs.get("data") and stage.inputs["data"].key,
@@ -79,8 +86,7 @@ def collect(finished: Sequence[tuple[Cell, Stage]], store: Store) -> list[Group]
             rows[key] = Row(cell.label)
             groups[questions].rows.append(rows[key])
         rows[key].runs.append(json.loads((store.path(stage) / METRICS).read_text(encoding="utf-8")))
-        rows[key].seconds.append(sum(store.done(s)["seconds"] for s in stage.ancestors().values()
-                                     if store.status(s) == "done"))
+        rows[key].seconds.append(sum(seconds(s) for s in stage.ancestors().values()))
     return list(groups.values())
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from compressors.errors import UsageError
 from compressors.registry import conform
 from experiments import results, table, usage
-from experiments.cells import Cell, blind_cells, make_cells, read_yaml
+from experiments.cells import Cell, blind_cells, make_cells, make_rows, read_yaml
 from experiments.config import Config
 from experiments.files import write_atomic
 from experiments.overrides import parse, value_of
@@ -122,8 +122,7 @@ def table_cells(name: str, axes: dict[str, list[str]]) -> list[Cell]:
     rows = read_yaml(path).get("rows")
     if not isinstance(rows, list) or not all(isinstance(r, dict) and "label" in r for r in rows):
         raise UsageError(f"{path}: expected rows: [{{label: ..., overrides: [KEY=VALUE, ...]}}, ...]")
-    return [cell for row in rows
-            for cell in make_cells(parse(list(row.get("overrides", []))) | axes, label=str(row["label"]))]
+    return make_rows([(str(row["label"]), parse(list(row.get("overrides", [])))) for row in rows], axes)
 
 
 def unlike(jobs: list[Job], store: Store) -> list[Cell]:

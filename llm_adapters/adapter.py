@@ -34,7 +34,8 @@ def query_positions(is_query: Tensor, count: int | None = None) -> Tensor:
     return torch.where(value > 0, index, -1)
 
 
-def masks(query_index: Tensor, question_turn: Tensor, query_turn: Tensor, patch_turn: Tensor) -> tuple[Tensor, Tensor]:
+def masks(query_index: Tensor, question_turn: Tensor, query_turn: Tensor,
+          patch_turn: Tensor) -> tuple[Tensor, Tensor]:
     """(B, S, T) and (B, S, P): a query reads its own turn's question, and images of turns up to its own.
 
     question_turn (B, T), query_turn (B, S) and patch_turn (B, P) count from 1; 0 is none."""
@@ -59,7 +60,8 @@ def decoder_layers(llm: nn.Module) -> nn.ModuleList:
 def llm_sizes(config) -> dict[str, int]:
     """A query module's context arguments that an LLM's configuration knows."""
     text = config.get_text_config()
-    return {"llm_dim": text.hidden_size, "llm_heads": text.num_attention_heads, "llm_layers": text.num_hidden_layers}
+    sizes = (text.hidden_size, text.num_attention_heads, text.num_hidden_layers)
+    return dict(zip(("llm_dim", "llm_heads", "llm_layers"), sizes))
 
 
 class QueryAdapter:

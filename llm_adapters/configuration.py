@@ -16,7 +16,8 @@ class FlashSlothConfig(PreTrainedConfig):
     vision_config, text_config   the tower's and the LLM's own configurations
     select_layer                 tower hidden state that is compressed
     compressor(_knobs)           name and knobs in the compressor registry
-    projector(_knobs)            name and knobs; "auto": mlp2x_gelu, or identity after a compressor that projects itself
+    projector(_knobs)            name and knobs; "auto": mlp2x_gelu, or identity after a compressor that
+                                 projects itself
     query_module(_knobs)         name and knobs; None: no query tokens
     prompt                       system, user, assistant and end strings of the conversation
     """

@@ -29,8 +29,8 @@ class Template:
     """The words around turns; the defaults are FlashSloth's (arXiv 2412.04317, released code)."""
 
     system: str = (
-        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
-        "detailed, and polite answers to the user's questions. "
+        "A chat between a curious user and an artificial intelligence assistant. "
+        "The assistant gives helpful, detailed, and polite answers to the user's questions. "
     )
     user: str = "USER:"
     assistant: str = " ASSISTANT:"
@@ -89,7 +89,7 @@ def render(turns: Sequence[Turn], template: Template) -> str:
                 raise UsageError(f"turn {number} has an empty answer; fill it in, or drop the turn")
             parts.append(f" {answer.strip()}{template.end}")
         elif number < len(turns):
-            raise UsageError(f"turn {number} has no answer but is not the last of {len(turns)}; give its answer")
+            raise UsageError(f"turn {number} has no answer but is not the last of {len(turns)}; give it one")
     return "".join(parts)
 
 
@@ -114,33 +114,38 @@ def _render_user(question: str, template: Template, number: int) -> str:
 def _refuse_markers(text: str, number: int, markers: Sequence[str]) -> None:
     for marker in markers:
         if marker and marker in text:
-            raise UsageError(f"the text of turn {number} contains the reserved {marker!r}; remove or rephrase it")
+            raise UsageError(f"the text of turn {number} contains the reserved {marker!r}; rephrase it")
 
 
 class Encoder:
     """Marked strings -> Encoded, for one tokenizer that has the ids of `<image>` and `<query>`."""
 
-    def __init__(self, tokenizer, template: Template, image_token_id: int, query_token_id: int, num_queries: int):
-        self.tokenizer, self.template = tokenizer, template
-        self.image_token_id, self.query_token_id, self.num_queries = image_token_id, query_token_id, num_queries
+    def __init__(self, tokenizer, template: Template, image_token_id: int, query_token_id: int,
+                 num_queries: int):
+        self.tokenizer, self.template, self.num_queries = tokenizer, template, num_queries
+        self.image_token_id, self.query_token_id = image_token_id, query_token_id
         self._split = re.compile("(" + "|".join(map(re.escape, MARKERS)) + ")")
         self._remember()
 
     def _remember(self) -> None:
-        self._tokenize = lru_cache(maxsize=1 << 16)(self._tokenize_new)  # questions and answers come again and again
+        # questions and answers come again and again
+        self._tokenize = lru_cache(maxsize=1 << 16)(self._tokenize_new)
 
     def __getstate__(self) -> dict:
-        return {name: value for name, value in vars(self).items() if name != "_tokenize"}  # a cache does not pickle
+        # a cache does not pickle
+        return {name: value for name, value in vars(self).items() if name != "_tokenize"}
 
     def __setstate__(self, state: dict) -> None:
         vars(self).update(state)
         self._remember()
 
-    def encode_turns(self, turns: Sequence[Turn], image_tokens: Sequence[int], max_length: int | None = None) -> Encoded:
-        """A conversation whose i-th image has `image_tokens[i]` visual tokens, with at most `max_length`
-        others."""
+    def encode_turns(self, turns: Sequence[Turn], image_tokens: Sequence[int],
+                     max_length: int | None = None) -> Encoded:
+        """A conversation whose i-th image has `image_tokens[i]` visual tokens, with at most `max_length` of
+        text."""
         encoded = self.encode(render(turns, self.template), image_tokens)
-        return truncate(encoded, max_length, self.image_token_id) if max_length else encoded
+        placeholders = (self.image_token_id, self.query_token_id)
+        return truncate(encoded, max_length, placeholders) if max_length else encoded
 
     def encode(self, text: str, image_tokens: Sequence[int]) -> Encoded:
         """A marked string -> ids, labels and turns. Raises UsageError where images and markers do not
@@ -177,8 +182,8 @@ class Encoder:
             raise UsageError(f"the text has {found} {IMAGE} marker(s) but {images} image(s) were given")
         turns = [piece for piece in pieces if piece in (QUESTION, QUERY)]
         if turns != [QUESTION, QUERY] * (len(turns) // 2):
-            raise UsageError(f"the text's markers are not one {QUESTION} and then one {QUERY} a turn; make it with the "
-                             "chat template")
+            raise UsageError(f"the text's markers are not one {QUESTION} and then one {QUERY} a turn; make "
+                             "it with the chat template")
         if IMAGE in pieces[len(pieces) - pieces[::-1].index(QUERY) if turns else 0 :]:
             raise UsageError(f"an {IMAGE} stands after the last question; put it before or into a question")
         return pieces
@@ -200,12 +205,14 @@ class Encoder:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
 
-def truncate(encoded: Encoded, max_length: int, image_token_id: int) -> Encoded:
-    """At most `max_length` tokens beside the visual ones, so that every compressor sees the same text.
+def truncate(encoded: Encoded, max_length: int, placeholders: Sequence[int]) -> Encoded:
+    """At most `max_length` tokens of text; visual and query tokens (ids `placeholders`) do not count, so that
+    every compressor and query module sees the same text.
 
     Whole turns are dropped from the end; a single turn that is too long loses the end of its answer, never an
     image, a question or its queries. Raises UsageError when no answer token would be left."""
-    text = list(accumulate((token != image_token_id for token in encoded.ids), initial=0))  # before each position
+    # text tokens before each position
+    text = list(accumulate((token not in placeholders for token in encoded.ids), initial=0))
     if text[-1] <= max_length:
         return encoded
     kept = [end for end in encoded.turn_ends if text[end] <= max_length]
@@ -213,8 +220,8 @@ def truncate(encoded: Encoded, max_length: int, image_token_id: int) -> Encoded:
     turns = len(kept) or 1
     prompt = next((i for i, label in enumerate(encoded.labels) if label != IGNORE), len(encoded.ids))
     if length <= prompt:
-        raise UsageError(f"max_length={max_length} cuts the whole answer away: its prompt alone has {text[prompt]} text "
-                         "tokens; raise data.max_length or shorten the sample")
+        raise UsageError(f"max_length={max_length} cuts the whole answer away: its prompt alone has "
+                         f"{text[prompt]} text tokens; raise data.max_length or shorten the sample")
     return Encoded(
         encoded.ids[:length], encoded.labels[:length], encoded.turns[:length],
         [turn for turn in encoded.image_turns if turn <= turns], encoded.turn_ends[: len(kept)] or [length],

@@ -62,7 +62,8 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
         sizes = llm_sizes(config)
         self.compressor = compressors.create(
-            config.compressor, dim=self.vision_tower.dim, llm_dim=sizes["llm_dim"], **(config.compressor_knobs or {})
+            config.compressor, dim=self.vision_tower.dim, llm_dim=sizes["llm_dim"],
+            **(config.compressor_knobs or {}),
         )
         name = config.projector
         if name == "auto":
@@ -73,7 +74,8 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         self.query_module = None
         if config.query_module is not None:
             self.query_module = query_modules.create(
-                config.query_module, vision_dim=self.vision_tower.dim, **sizes, **(config.query_module_knobs or {})
+                config.query_module, vision_dim=self.vision_tower.dim, **sizes,
+                **(config.query_module_knobs or {}),
             )
             self.hook_query_module(self.language_model)
         self.post_init()
@@ -85,8 +87,8 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
 
     def num_image_tokens(self, height: int | None = None, width: int | None = None) -> int:
         """Visual tokens of one image of (height, width) pixels; None: the tower's own size."""
-        rate = self.compressor.image_rate
-        height, width = height or self.vision_tower.image_size, width or height or self.vision_tower.image_size
+        rate, native = self.compressor.image_rate, self.vision_tower.image_size
+        height, width = height or native, width or height or native
         return self.compressor.num_tokens(*self.vision_tower.grid(height // rate, width // rate))
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -116,7 +118,8 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         pixels = shrink(rearrange(pixel_values, "b i c h w -> (b i) c h w"), self.compressor.image_rate)
         return rearrange(self.vision_tower(pixels), "(b i) h w c -> b i h w c", b=rows)
 
-    def compress(self, features: Tensor, embeds: Tensor, turns: Tensor, image_turn: Tensor, is_text: Tensor) -> Tensor:
+    def compress(self, features: Tensor, embeds: Tensor, turns: Tensor, image_turn: Tensor,
+                 is_text: Tensor) -> Tensor:
         """(B, I, H, W, C) -> visual tokens at the LLM's width (B, I * N, D). A text-aware compressor reads
         the embeddings of the question in whose turn the image stands."""
         rows, images = features.shape[:2]
@@ -124,14 +127,14 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         if self.compressor.needs_text:
             asked = is_text.unsqueeze(1) & (turns.unsqueeze(1) == image_turn.unsqueeze(2))  # (B, I, T)
             index = query_positions(rearrange(asked, "b i t -> (b i) t"))
-            text, mask = at_positions(embeds.repeat_interleave(images, 0), index), index >= 0  # question alone
+            text, mask = at_positions(embeds.repeat_interleave(images, 0), index), index >= 0
         flat = rearrange(features, "b i h w c -> (b i) h w c")
         flat = flat.to(next(self.projector.parameters(), embeds).dtype)
         tokens = self.projector(self.compressor(flat, text, mask)).to(embeds.dtype)
         return rearrange(tokens, "(b i) n d -> b (i n) d", b=rows)
 
-    def embed(self, input_ids: Tensor, features: Tensor | None, image_turn: Tensor | None, turns: Tensor | None,
-              query_index: Tensor | None) -> tuple[Tensor, QueryContext | None]:
+    def embed(self, input_ids: Tensor, features: Tensor | None, image_turn: Tensor | None,
+              turns: Tensor | None, query_index: Tensor | None) -> tuple[Tensor, QueryContext | None]:
         """Token embeddings with visual and query tokens in place, and the query module's context."""
         is_image, is_query = input_ids == self.config.image_token_id, input_ids == self.config.query_token_id
         special = is_image | is_query
@@ -168,26 +171,30 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
 
     def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
                 pixel_values: Tensor | None = None, vision_features: Tensor | None = None,
-                image_turn: Tensor | None = None, turns: Tensor | None = None, query_index: Tensor | None = None,
-                labels: Tensor | None = None, position_ids: Tensor | None = None, past_key_values=None,
+                image_turn: Tensor | None = None, turns: Tensor | None = None,
+                query_index: Tensor | None = None, labels: Tensor | None = None,
+                position_ids: Tensor | None = None, past_key_values=None,
                 inputs_embeds: Tensor | None = None, use_cache: bool | None = None,
                 logits_to_keep: int | Tensor = 0, **kwargs) -> CausalLMOutputWithPast:
         context = None
         if inputs_embeds is None:
-            if turns is not None and turns.shape[1] < input_ids.shape[1]:  # uncached generation has added tokens
-                turns = nn.functional.pad(turns, (0, input_ids.shape[1] - turns.shape[1]))
+            if turns is not None:
+                turns = fit_turns(turns, input_ids.shape[1])
             if pixel_values is not None and vision_features is None:
                 vision_features = self.get_image_features(pixel_values)
             if vision_features is not None and (turns is None or image_turn is None):
-                raise UsageError("images were given without `turns` and `image_turn`; make inputs with the processor")
+                raise UsageError("images were given without `turns` and `image_turn`; make inputs with the "
+                                 "processor")
             inputs_embeds, context = self.embed(input_ids, vision_features, image_turn, turns, query_index)
-        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2 and past_key_values is None:
+        padded = isinstance(attention_mask, Tensor) and attention_mask.ndim == 2  # not masks made before
+        if position_ids is None and padded and past_key_values is None:
             position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)  # the same with left and right padding
         if context is not None:
             kwargs[CONTEXT] = context
         return self.language_model(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, labels=labels,
-            past_key_values=past_key_values, use_cache=use_cache, logits_to_keep=logits_to_keep, **kwargs,
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids,
+            labels=labels, past_key_values=past_key_values, use_cache=use_cache,
+            logits_to_keep=logits_to_keep, **kwargs,
         )
 
     def generate(self, *args, logits_processor=None, **kwargs):
@@ -200,7 +207,9 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
 
     def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, **kwargs):
         """Images and the query module act at prefill; cached decoding steps do without them."""
-        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, is_first_iteration=is_first_iteration, **kwargs
+        )
         if not is_first_iteration and kwargs.get("use_cache", True):
             for name in PREFILL_ONLY:
                 inputs.pop(name, None)
@@ -214,7 +223,16 @@ class Mute(LogitsProcessor):
         self.tokens = tokens
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002
-        return scores.index_fill(1, torch.tensor(self.tokens, dtype=torch.long, device=scores.device), -torch.inf)
+        tokens = torch.tensor(self.tokens, dtype=torch.long, device=scores.device)
+        return scores.index_fill(1, tokens, -torch.inf)
+
+
+def fit_turns(turns: Tensor, length: int) -> Tensor:
+    """`turns` of a prompt for `length` tokens: uncached generation has added some."""
+    if turns.shape[1] > length:  # what a reused cache leaves, or a prefill in chunks
+        raise UsageError(f"`turns` has {turns.shape[1]} tokens and `input_ids` {length}: images and "
+                         "questions need the whole prompt at once; leave them out when a cache has it")
+    return nn.functional.pad(turns, (0, length - turns.shape[1]))
 
 
 def shrink(pixels: Tensor, rate: int) -> Tensor:
@@ -228,7 +246,8 @@ def shrink(pixels: Tensor, rate: int) -> Tensor:
 def place(embeds: Tensor, where: Tensor, tokens: Tensor) -> Tensor:
     """`tokens` (Q, D) cyclically at the True positions of each row: slots are runs of exactly Q positions."""
     order = (where.cumsum(1) - 1).clamp(min=0) % len(tokens)
-    return torch.where(where.unsqueeze(-1), tokens[order], embeds)
+    # embedding(), not tokens[order]: its gradient adds up in the same order in every run
+    return torch.where(where.unsqueeze(-1), nn.functional.embedding(order, tokens), embeds)
 
 
 def _check_count(is_image: Tensor, per_image: int, image_turn: Tensor | None) -> None:

@@ -18,8 +18,7 @@ CHAT_TEMPLATE = """
 {%%- set reserved = ['%(image)s', '%(question)s', '%(query)s', %(end)s] -%%}
 {%%- macro checked(text) -%%}
     {%%- for marker in reserved if marker in text -%%}
-        {{- raise_exception("a message contains the reserved '" + marker + "'; rephrase it, or give images as
-        parts") -}}
+        {{- raise_exception("a message contains the reserved '" + marker + "'; give images as parts") -}}
     {%%- endfor -%%}
     {{- text | trim -}}
 {%%- endmacro -%%}
@@ -27,11 +26,9 @@ CHAT_TEMPLATE = """
 {%%- for message in messages -%%}
     {%%- set role, before = message['role'], 'assistant' if loop.first else loop.previtem['role'] -%%}
     {%%- if role not in ('user', 'assistant') -%%}
-        {{- raise_exception('this model has one fixed system prompt and no role ' + role + '; remove the
-        message') -}}
+        {{- raise_exception('one fixed system prompt and no role ' + role + '; remove the message') -}}
     {%%- elif role == before -%%}
-        {{- raise_exception('messages must go user, assistant, user, ...; two in a row are from the ' + role)
-        -}}
+        {{- raise_exception('roles must alternate from user on; two in a row are from the ' + role) -}}
     {%%- endif -%%}
     {%%- set content = message['content'] -%%}
     {%%- set parts = [{'type': 'text', 'text': content}] if content is string else content -%%}
@@ -54,8 +51,8 @@ CHAT_TEMPLATE = """
     {%%- elif role == 'assistant' -%%}
         {{- ' ' + text + %(end)s -}}
     {%%- else -%%}
-        {{- %(user)s + (' ' + '%(image)s\n' * images if images else '') + '%(question)s' + ('' if images else
-        ' ') -}} {{- text + ' %(query)s' + %(assistant)s -}}
+        {%%- set start = ' ' + '%(image)s\n' * images + '%(question)s' if images else '%(question)s ' -%%}
+        {{- %(user)s + start + text + ' %(query)s' + %(assistant)s -}}
     {%%- endif -%%}
 {%%- endfor -%%}
 """
@@ -107,8 +104,8 @@ class FlashSlothProcessor(ProcessorMixin):
         """Visual tokens of each of `images` images."""
         return [self.image_tokens * self.crops] * images
 
-    def __call__(self, images=None, text: str | Sequence[str] | None = None, return_tensors: str | None = "pt",
-                 padding_side: str = "left", **kwargs) -> BatchFeature:
+    def __call__(self, images=None, text: str | Sequence[str] | None = None,
+                 return_tensors: str | None = "pt", padding_side: str = "left", **kwargs) -> BatchFeature:
         """Marked text (of the chat template) and its images: one image, a list for one text, or a list a
         text.
 
@@ -116,9 +113,10 @@ class FlashSlothProcessor(ProcessorMixin):
         whether there is a beginning-of-sequence token is the tokenizer's to say."""
         if text is None:
             raise UsageError("text=None: give the text of the chat template, with one <image> for each image")
-        unknown = [k for k, v in kwargs.items() if v is not None and k not in ("padding", "add_special_tokens")]
+        known = ("padding", "add_special_tokens")
+        unknown = [name for name, value in kwargs.items() if value is not None and name not in known]
         if unknown:
-            raise UsageError(f"the processor takes no {', '.join(unknown)}; truncation is for training, by `encode`")
+            raise UsageError(f"the processor takes no {', '.join(unknown)}; `encode` truncates, for training")
         texts = [text] if isinstance(text, str) else list(text)
         rows = per_row(images, len(texts))
         encoded = [self.encoder.encode(t, self.tokens_of(len(row))) for t, row in zip(texts, rows)]
@@ -152,7 +150,8 @@ class FlashSlothProcessor(ProcessorMixin):
         }
         out["query_index"] = query_positions(out["input_ids"] == self.query_token_id)
         if self.image_tokens and any(r.image_turns for r in rows):
-            out["image_turn"] = pad_rows([[t for t in r.image_turns for _ in range(self.crops)] for r in rows], 0, False)
+            crops = [[turn for turn in row.image_turns for _ in range(self.crops)] for row in rows]
+            out["image_turn"] = pad_rows(crops, 0, False)
         return out
 
     @property

@@ -1,8 +1,9 @@
-"""Tiny models of the real classes, tokenizers trained on nothing worth mentioning, and pictures: all in milliseconds.
+"""Tiny models of the real classes, tokenizers that know a few words, and pictures: all in milliseconds.
 
     model = make_model("llama", "sap", "embq")          # 6x6 patches, SAP -> 4 visual tokens, 3 query tokens
     batch = make_processor(model)(images=picture(), text=...)
 """
+import re
 import string
 from dataclasses import asdict
 from functools import cache
@@ -26,7 +27,8 @@ from llm_adapters.processing import FlashSlothProcessor, stack_images
 
 LLMS = ("phi", "llama", "qwen2")
 SPECIALS = ("<pad>", "<unk>", "<s>", "</s>", IMAGE, QUERY)
-CORPUS = (Template().system, "USER: What is this? ASSISTANT: A dog.", "USER: And that? ASSISTANT: The cat is red.") * 3
+WORDS = ("USER: What is this? ASSISTANT: A dog.", "USER: And that? ASSISTANT: The cat is red.")
+CORPUS = (Template().system, *WORDS) * 3
 MODEL_TYPES = {"gemma3": "gemma3_text"}  # where the name in tests is not transformers'
 SIZE, CROP_TOKENS = 84, 4  # pixels of a picture; visual tokens of one under the default compressor
 # Knobs under which a compressor fits a 6x6 grid and an LLM of width 32.
@@ -39,7 +41,7 @@ KNOBS = {
 
 @cache
 def byte_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with a few dozen merges, some across the space that starts a word, as GPT-2 and phi have."""
+    """Byte-level BPE with a few dozen merges; a word has its space before it, as GPT-2 and phi have."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -52,10 +54,11 @@ def byte_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
 @cache
 def word_tokenizer() -> PreTrainedTokenizerFast:
     """WordPiece as the embedded default's: whole words, else characters; case and spaces are lost."""
-    words = " ".join(CORPUS).lower().translate(str.maketrans(string.punctuation, " " * len(string.punctuation))).split()
+    words = re.findall("[a-z]+", " ".join(CORPUS).lower())
     letters = [*string.ascii_lowercase, *string.digits]
     vocabulary = [*SPECIALS, *string.punctuation, *letters, *(f"##{x}" for x in letters), *words]
-    backend = Tokenizer(models.WordPiece({w: i for i, w in enumerate(dict.fromkeys(vocabulary))}, unk_token="<unk>"))
+    ids = {word: i for i, word in enumerate(dict.fromkeys(vocabulary))}
+    backend = Tokenizer(models.WordPiece(ids, unk_token="<unk>"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(cleanup=False)
@@ -77,9 +80,10 @@ TOKENIZERS = {"bytes": byte_tokenizer, "words": word_tokenizer}
 def llm_config(name: str, **changes) -> PreTrainedConfig:
     """4 layers, width 32, 4 heads; large weights, so that what is wrong shows in the tokens."""
     sizes = {
-        "vocab_size": len(byte_tokenizer()), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
-        "num_attention_heads": 4, "max_position_embeddings": 1024, "initializer_range": 0.3, "pad_token_id": 0,
-        "bos_token_id": 2, "eos_token_id": 3, "tie_word_embeddings": False,
+        "vocab_size": len(byte_tokenizer()), "hidden_size": 32, "intermediate_size": 48,
+        "num_hidden_layers": 4, "num_attention_heads": 4, "max_position_embeddings": 1024,
+        "initializer_range": 0.3, "tie_word_embeddings": False,
+        "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3,
     }
     if name != "phi" and name != "gpt_neox":
         sizes["num_key_value_heads"] = 2
@@ -95,23 +99,24 @@ def make_llm(name: str, seed: int = 0, **changes) -> PreTrainedModel:
 
 def vision_config(**changes) -> PreTrainedConfig:
     """SigLIP, 84 pixels in patches of 14: 6x6; 3 blocks, of which the default select_layer needs 2."""
-    sizes = {"image_size": SIZE, "patch_size": 14, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 3,
-             "num_attention_heads": 4}
+    sizes = {"image_size": SIZE, "patch_size": 14, "hidden_size": 24, "intermediate_size": 32,
+             "num_hidden_layers": 3, "num_attention_heads": 4}
     return AutoConfig.for_model("siglip_vision_model", **{**sizes, **changes})
 
 
 def make_config(llm: str = "phi", compressor: str = "sap", query_module: str | None = "embq",
-                compressor_knobs: dict | None = None, llm_changes: dict | None = None, prompt: Template | None = None,
-                **knobs) -> FlashSlothConfig:
+                compressor_knobs: dict | None = None, llm_changes: dict | None = None,
+                prompt: Template | None = None, vision: dict | None = None, **knobs) -> FlashSlothConfig:
     """`knobs` are the query module's."""
     if query_module == "embq":
         knobs = {"dim": 16, "at": 2, "num_queries": 3, **knobs}
-    tokenizer = byte_tokenizer()
+    image, query = byte_tokenizer().convert_tokens_to_ids([IMAGE, QUERY])
     return FlashSlothConfig(
-        vision_config=vision_config(), text_config=llm_config(llm, **(llm_changes or {})), compressor=compressor,
+        vision_config=vision or vision_config(), text_config=llm_config(llm, **(llm_changes or {})),
+        compressor=compressor,
         compressor_knobs=KNOBS.get(compressor) if compressor_knobs is None else compressor_knobs,
         query_module=query_module, query_module_knobs=knobs or None, prompt=prompt and asdict(prompt),
-        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE), query_token_id=tokenizer.convert_tokens_to_ids(QUERY),
+        image_token_id=image, query_token_id=query,
     )
 
 
@@ -127,8 +132,8 @@ def make_model(llm: str = "phi", compressor: str = "sap", query_module: str | No
     return model
 
 
-def make_processor(model: FlashSlothForConditionalGeneration, tokenizer: PreTrainedTokenizerFast | None = None,
-                   tiles: int = 1) -> FlashSlothProcessor:
+def make_processor(model: FlashSlothForConditionalGeneration,
+                   tokenizer: PreTrainedTokenizerFast | None = None, tiles: int = 1) -> FlashSlothProcessor:
     """What `model` wants; the tokenizer must give its placeholder ids (both of the file's do)."""
     images = SiglipImageProcessorPil(size={"height": SIZE, "width": SIZE})
     return FlashSlothProcessor(images, tokenizer or byte_tokenizer(), image_tokens=model.num_image_tokens(),

@@ -18,6 +18,7 @@ from experiments.data.questions import Question, ask
 from experiments.data.scenes import Scene, sample_scene
 
 PROSE_WEIGHT, CAPTION_WEIGHT = 0.1, 0.4  # of a token in the loss; an answer's token has one
+DRILLS = 0.05  # of the training is drills alone: they make the circuits that looking up is built from
 DRILL_WORDS = slice(17, 300)  # ordinary words of the vocabulary
 
 
@@ -79,31 +80,32 @@ def conversation(
 
 
 def copy_drill(rng: random.Random) -> Example:
-    """Random words, twice; the second time they can be known."""
-    words = rng.sample(vocabulary()[DRILL_WORDS], rng.randint(5, 40))
+    """A few random words over and over; from the second time on they can be known."""
+    words = rng.sample(vocabulary()[DRILL_WORDS], rng.randint(3, 10))
     example = Example()
     example.say(" ".join(words))
-    example.say(" ".join(words), 1.0)
+    example.say(" ".join(words * (24 // len(words) - 1)), 1.0)
     return example
 
 
 def lookup_drill(rng: random.Random) -> Example:
-    """ "k1 v1 . k2 v2 . ..." and then keys in any order, each to be answered by its value."""
-    words = rng.sample(vocabulary()[DRILL_WORDS], 2 * rng.randint(3, 12))
+    """ "k1 v1 . k2 v2 . ..." and then the keys in any order, each to be answered by its value."""
+    words = rng.sample(vocabulary()[DRILL_WORDS], 2 * rng.randint(2, 5))
     pairs = list(zip(words[::2], words[1::2], strict=True))
     example = Example()
-    example.say(" ".join(f"{key} at {value} ." for key, value in pairs))
+    example.say(" ".join(f"{key} {value} ." for key, value in pairs))
     for key, value in rng.sample(pairs, len(pairs)):
-        example.say(f"{key} assistant :")
-        example.say(f"{value} </s>", 1.0)
+        example.say(key)
+        example.say(value, 1.0)
+        example.say(".")
     return example
 
 
 def training_example(rng: random.Random, progress: float) -> Example:
-    """An example for the moment `progress` (0 to 1): drills and small scenes come first, then full ones."""
-    if rng.random() < 0.25 * (1 - progress / 0.15):
+    """An example for the moment `progress` (0 to 1): drills alone, then small scenes, then all sizes."""
+    if progress < DRILLS or (progress < 0.3 and rng.random() < 0.05):
         return rng.choice((copy_drill, lookup_drill))(rng)
-    most = 7 if rng.random() < progress / 0.2 else rng.randint(2, 4)
+    most = 7 if rng.random() < (progress - 0.1) / 0.2 else rng.randint(2, 4)
     scene = sample_scene(rng, objects=(min(3, most - 1), most))
     style = rng.choices(("prose", "shuffled", "slots", "grid"), (0.3, 0.1, 0.55, 0.05))[0]
     rounds = 1 if style == "grid" else 2

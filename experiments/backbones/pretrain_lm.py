@@ -17,16 +17,19 @@ from torch.nn import functional as F
 from transformers import PhiConfig, PhiForCausalLM
 
 from experiments.backbones import training
-from experiments.backbones.lm_examples import collate, training_example
+from experiments.backbones.lm_examples import DRILLS, collate, training_example
 from experiments.backbones.lm_scores import embed, scores
 from experiments.backbones.tokenizer import save_tokenizer, vocabulary
 
-TOKENS = 4096  # positions in a batch
-CONVERSATIONS = 64  # in a round: drawn together, sorted by length, learnt in about five batches
+TOKENS = 2048  # positions in a batch
+CONVERSATIONS = 32  # in a round: drawn together, sorted by length, learnt in about five batches
 
 
 def build_lm() -> PhiForCausalLM:
-    """The untrained model: 6 layers of width 128."""
+    """The untrained model: 6 layers of width 128.
+
+    Input and output share their embeddings: copying a word from the text then needs no learning per word.
+    """
     tokens = vocabulary()
     config = PhiConfig(
         vocab_size=len(tokens),
@@ -37,11 +40,14 @@ def build_lm() -> PhiForCausalLM:
         max_position_embeddings=512,
         resid_pdrop=0.0,
         embd_pdrop=0.0,
+        tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokens.index("</s>"),
         pad_token_id=tokens.index("<pad>"),
     )
-    return PhiForCausalLM(config)
+    model = PhiForCausalLM(config)
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.1)
+    return model
 
 
 def make_round(index: int, seed: int, rounds: int) -> list[dict[str, torch.Tensor]]:
@@ -50,12 +56,14 @@ def make_round(index: int, seed: int, rounds: int) -> list[dict[str, torch.Tenso
     Lengths and batch sizes come in a dozen combinations only: a new shape costs the kernels a compilation.
     """
     rng = random.Random(f"lm/{seed}/{index}")
-    examples = [training_example(rng, index / rounds) for _ in range(CONVERSATIONS)]
+    progress = index / rounds
+    count = CONVERSATIONS * (4 if progress < DRILLS else 1)  # drills are short
+    examples = [training_example(rng, progress) for _ in range(count)]
     examples.sort(key=lambda example: len(example.ids))
     made = []
     while examples:
         length = -(-len(examples[-1].ids) // 32) * 32
-        rows = TOKENS // length
+        rows = TOKENS // max(length, 64)
         chunk, examples = examples[-rows:], examples[:-rows]
         made.append({name: torch.from_numpy(a) for name, a in collate(chunk, rows, length).items()})
     rng.shuffle(made)
@@ -92,10 +100,10 @@ def pretrain(plan: training.Plan) -> dict:
         data = training.batches(partial(make_round, seed=plan.seed, rounds=plan.steps), start, plan.steps)
         for index, batches in enumerate(data, start):
             training.seed_step(plan.seed, index)
-            training.set_lr(optimizer, plan.lr, index, plan.steps, warmup=50)
+            training.set_lr(optimizer, plan.lr, index, plan.steps, warmup=25)
             loss = sum(_learn(model, batch, optimizer) for batch in batches) / len(batches)
             if (index + 1) % plan.every == 0 or index + 1 == plan.steps:
-                found = {style: scores(model, style) for style in ("prose", "slots")}
+                found = {style: scores(model, style, scenes=100) for style in ("prose", "slots")}
                 _save(model, plan, {"rounds": index + 1, "loss": round(loss, 4), "described": found})
                 training.save_state(plan, index + 1, optimizer, [model])
             totals = " ".join(f"{style} {table['all']['all']:.3f}" for style, table in found.items())
@@ -117,7 +125,7 @@ def _save(model: PhiForCausalLM, plan: training.Plan, record: dict) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; a step is a round of `CONVERSATIONS` conversations."""
-    plan = training.Plan.from_command(arguments, __doc__, steps=1800, lr=1.5e-3)
+    plan = training.Plan.from_command(arguments, __doc__, steps=2300, lr=1.5e-3)
     torch.set_num_threads(1)
     found = pretrain(plan)
     sys.stdout.write(f"{plan.out}: {json.dumps({style: s['all'] for style, s in found.items()})}\n")

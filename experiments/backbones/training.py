@@ -83,7 +83,8 @@ def save_model(
     staging = out.parent / f".{out.name}.{os.getpid()}.part"
     staging.mkdir(parents=True)
     logging.disable_progress_bar()
-    half = {name: value.detach().half() for name, value in model.state_dict().items()}
+    unique = {value.data_ptr(): name for name, value in reversed(model.state_dict().items())}  # ties once
+    half = {name: model.state_dict()[name].detach().half() for name in unique.values()}
     model.save_pretrained(staging, state_dict=half)
     (staging / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
     for name, text in extras.items():

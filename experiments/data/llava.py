@@ -19,16 +19,9 @@ from typing import NamedTuple
 from PIL import Image, UnidentifiedImageError
 
 from compressors.errors import UsageError
+from llm_adapters.conversation import IMAGE, Turn
 
-MARKER = "<image>"
 ROLES = ("human", "gpt")
-
-
-class Turn(NamedTuple):
-    """A question, with `<image>` markers where images stand, and its answer."""
-
-    question: str
-    answer: str
 
 
 class Sample(NamedTuple):
@@ -122,7 +115,7 @@ def parse_turns(messages: object) -> tuple[Turn, ...]:
             raise UsageError(f"message {i} must be {{\"from\": \"{ROLES[i % 2]}\", \"value\": TEXT}}")
         if message.get("from") != ROLES[i % 2]:
             raise UsageError(f"message {i} is from {message.get('from')!r}, expected \"{ROLES[i % 2]}\"")
-        if not message["value"].replace(MARKER, "").strip():
+        if not message["value"].replace(IMAGE, "").strip():
             raise UsageError(f"message {i}, from {ROLES[i % 2]}, is empty; fill it in or drop the turn")
         texts.append(message["value"])
     return tuple(Turn(q.strip(), a.strip()) for q, a in zip(texts[::2], texts[1::2]))
@@ -130,12 +123,12 @@ def parse_turns(messages: object) -> tuple[Turn, ...]:
 
 def place_markers(turns: tuple[Turn, ...], images: int) -> tuple[Turn, ...]:
     """The turns with one marker an image; those of a sample without any go before its first question."""
-    marked = sum(turn.question.count(MARKER) for turn in turns)
+    marked = sum(turn.question.count(IMAGE) for turn in turns)
     if images and not marked:
-        first = turns[0]._replace(question=f"{MARKER}\n" * images + turns[0].question)
+        first = turns[0]._replace(question=f"{IMAGE}\n" * images + turns[0].question)
         return (first, *turns[1:])
     if marked != images:
-        raise UsageError(f"{marked} {MARKER} in its questions, but {images} image(s) in \"image\"")
+        raise UsageError(f"{marked} {IMAGE} in its questions, but {images} image(s) in \"image\"")
     return turns
 
 
@@ -155,8 +148,8 @@ def questions(samples: list[Sample]) -> list[Sample]:
     for sample in samples:
         shown = 0
         for i, turn in enumerate(sample.turns):
-            earlier, shown = shown, shown + turn.question.count(MARKER)
-            question = f"{MARKER}\n" * earlier + turn.question
+            earlier, shown = shown, shown + turn.question.count(IMAGE)
+            question = f"{IMAGE}\n" * earlier + turn.question
             family = sample.families and (sample.families[i],)
             turns = (Turn(question, turn.answer),)
             found.append(Sample(f"{sample.id}#{i}", sample.images[:shown], turns, family))

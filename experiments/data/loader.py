@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from compressors.errors import UsageError
 from experiments.config import Optimisation
 from experiments.data import llava
-from llm_adapters.conversation import IGNORE, Encoded, Turn
+from llm_adapters.conversation import IGNORE, Encoded, render
 from llm_adapters.processing import FlashSlothProcessor, stack_images
 
 
@@ -53,17 +53,16 @@ class Conversations(Dataset):
         """The row's tokens; an error names the sample."""
         sample = self.samples[index]
         try:
-            turns = [Turn(turn.question, turn.answer) for turn in sample.turns]
-            return self.images.processor.encode(turns, len(sample.images), self.max_length)
+            return self.images.processor.encode(sample.turns, len(sample.images), self.max_length)
         except UsageError as error:
             raise UsageError(f"sample {index} (id {sample.id}): {error}") from error
 
     def check_lengths(self) -> None:
-        """Find a sample whose answer would be cut away before training starts. A text has no more tokens than
-        bytes, so only long samples need the tokenizer."""
+        """Find a sample whose answer would be cut away, before training starts. A text has no more tokens
+        than bytes, so only long samples need the tokenizer."""
+        template = self.images.processor.encoder.template
         for index, sample in enumerate(self.samples):
-            text = sum(len(turn.question.encode()) + len(turn.answer.encode()) + 64 for turn in sample.turns)
-            if self.max_length and text > self.max_length:
+            if self.max_length and len(render(sample.turns, template).encode()) > self.max_length:
                 self.encode(index)
 
 

@@ -40,11 +40,9 @@ def inputs(images: int = 1) -> dict[str, Tensor]:
 
 def attend(attention: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Multi-head attention of one query (d,) written as loops."""
-    q, k, v = attention.q_proj(query), attention.k_proj(key), attention.v_proj(value)
-    heads = []
-    for q, k, v in zip(q.chunk(4), k.chunk(4, -1), v.chunk(4, -1)):
-        heads.append(torch.softmax(k @ q / len(q) ** 0.5, 0) @ v)
-    return torch.cat(heads)
+    pieces = attention.q_proj(query), attention.k_proj(key), attention.v_proj(value)
+    heads = zip(*(piece.chunk(4, -1) for piece in pieces))
+    return torch.cat([torch.softmax(k @ q / len(q) ** 0.5, 0) @ v for q, k, v in heads])
 
 
 def update(block: nn.Module, layer: nn.Module, query: Tensor, question: Tensor, patches: Tensor) -> Tensor:
@@ -60,7 +58,7 @@ def test_one_masked_call_is_the_formula_for_each_query(images):
     out, (block,) = module(**given), module.blocks
     expected = given["hidden"].clone()
     for turn, span in enumerate(QUESTIONS):
-        seen = given["features"][0, : P * min(turn + 1, images)]  # the second turn's image is later than the first turn
+        seen = given["features"][0, : P * min(turn + 1, images)]  # images up to this turn
         for position in INDEX[0, 2 * turn : 2 * turn + 2]:
             query, question = given["hidden"][0, position], given["hidden"][0, list(span)]
             expected[0, position] += update(block, block.layers[0], query, question, seen)
@@ -152,7 +150,8 @@ def test_gradients_are_right():
     module, given = embq(fusion="gated", num_layers=2, stacked=True).double(), inputs(images=2)
     hidden, features = (given[name].double().requires_grad_() for name in ("hidden", "features"))
     rest = (given["query_index"], given["question_mask"])
-    assert torch.autograd.gradcheck(lambda h, f: module(h, *rest, f, given["feature_mask"]), (hidden, features))
+    run = lambda h, f: module(h, *rest, f, given["feature_mask"])  # noqa: E731
+    assert torch.autograd.gradcheck(run, (hidden, features))
 
 
 @pytest.mark.parametrize("name", ["replace", "add", "gated"])
@@ -178,10 +177,11 @@ def test_parallel_layers_add_up_and_stacked_ones_follow_one_another(fusion):
     given, (block,) = inputs(), parallel.blocks
     query, question = given["hidden"][0, 7], given["hidden"][0, 3:7]
     first, second = (update(block, layer, query, question, given["features"][0]) for layer in block.layers)
-    torch.testing.assert_close(parallel(**given)[0, 7], block.fusion(query, first + second), atol=1e-4, rtol=1e-5)
+    expected = block.fusion(query, first + second)
+    torch.testing.assert_close(parallel(**given)[0, 7], expected, atol=1e-4, rtol=1e-5)
     between = block.fusion(query, first)
-    second = update(block, block.layers[1], between, question, given["features"][0])
-    torch.testing.assert_close(stacked(**given)[0, 7], block.fusion(between, second), atol=1e-4, rtol=1e-5)
+    expected = block.fusion(between, update(block, block.layers[1], between, question, given["features"][0]))
+    torch.testing.assert_close(stacked(**given)[0, 7], expected, atol=1e-4, rtol=1e-5)
 
 
 def test_released_is_the_plain_module_in_float32():

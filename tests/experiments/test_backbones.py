@@ -110,7 +110,7 @@ def test_resumed_pretraining_equals_uninterrupted(module, tmp_path, monkeypatch)
     monkeypatch.setattr(pretrain_lm, "CONVERSATIONS", 2)
     monkeypatch.setattr(pretrain_tower, "BATCH", 2)
     monkeypatch.setattr(
-        module, "scores" if module is pretrain_lm else "probe", lambda *_: {"all": {"all": 0.0}}
+        module, "scores" if module is pretrain_lm else "probe", lambda *_, **__: {"all": {"all": 0.0}}
     )
     plan = Plan(tmp_path / "whole", steps=3, lr=1e-3, every=1)
     module.pretrain(plan)

@@ -142,9 +142,21 @@ def test_a_table_file(command, tmp_path):
     mine = tmp_path / "mine.yaml"
     mine.write_text("name: mine\nrows:\n- {label: average, overrides: [compressor=avg_pool]}\n"
                     "- {label: ours, overrides: [compressor=sap+embq, embq.dim=32]}\n")
-    assert command(f"table={mine}", "seed=0,1") == 0
+    assert command(f"table={mine}", "seed=0,1", "embq.at=2") == 0  # a knob that one of the rows has a use for
     rows = rows_of(tmp_path / "out" / "table.csv")
     assert list(rows) == ["chance", "blind", "average", "ours"] and rows["ours"]["seeds"] == "2"
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("rows: 3", "expected rows"), ("rows: [{overrides: []}]", "expected rows"),
+    ("rows: [{label: a, overrides: [compressor=sap, embq.dim=3]}]", "no cell uses 'embq'"),
+    ("rows: [{label: a, overrides: [compressor=sapp]}]", "did you mean 'sap'"),
+])
+def test_a_bad_table_file(command, tmp_path, capsys, text, message):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(text)
+    assert command(f"table={mine}") == 2
+    assert message in capsys.readouterr().err
 
 
 def test_wilson():

@@ -1,4 +1,4 @@
-"""The hook: EmbQ at a decoder layer's input equals a hand-written decoder loop, in every way a model is run."""
+"""The hook: EmbQ at a decoder layer's input equals a hand-written decoder loop, however a model is run."""
 import copy
 import importlib.util
 import pickle
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from llm_adapters.adapter import CONTEXT, QueryContext, decoder_layers, llm_sizes, masks, query_positions
 from llm_adapters.conversation import IMAGE, Turn
-from llm_adapters.modeling import FlashSlothForConditionalGeneration
+from llm_adapters.modeling import FlashSlothForConditionalGeneration as Model
 
 FAMILIES = (*LLMS, "qwen3", "gemma2", "gemma3", "gpt_neox")
 ROWS = [
@@ -21,20 +21,26 @@ ROWS = [
 ]
 
 
-def batch_for(model: FlashSlothForConditionalGeneration, side: str = "left") -> dict[str, Tensor]:
+def batch_for(model: Model, side: str = "left") -> dict[str, Tensor]:
     batch = make_batch(make_processor(model), ROWS, side)
-    return {k: v.double() if v.is_floating_point() and model.dtype == torch.float64 else v for k, v in batch.items()}
+    if model.dtype == torch.float64:
+        batch["pixel_values"] = batch["pixel_values"].double()
+    return batch
 
 
-def parts_of(model: FlashSlothForConditionalGeneration, batch: dict[str, Tensor]) -> tuple[Tensor, QueryContext]:
-    """Embeddings with visual and query tokens in place, and the query module's context, made one row at a time."""
+def parts_of(model: Model, batch: dict[str, Tensor]) -> tuple[Tensor, QueryContext]:
+    """Embeddings with visual and query tokens in place, and the query module's context."""
     features = model.get_image_features(batch["pixel_values"])
     embeds, context = model.embed(batch["input_ids"], features, batch["image_turn"], batch["turns"], None)
     return embeds, context
 
 
-def unrolled(model: FlashSlothForConditionalGeneration, batch: dict[str, Tensor]) -> Tensor:
-    """The LLM's forward as a loop over its decoder layers, with the query module called by hand between them."""
+def gradients_of(model: Model) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def unrolled(model: Model, batch: dict[str, Tensor]) -> Tensor:
+    """The LLM's forward as a loop over its decoder layers, the query module called by hand between them."""
     hidden, context = parts_of(model, batch)
     llm, attention = model.language_model, batch["attention_mask"].bool()
     decoder, length = llm.get_decoder(), hidden.shape[1]
@@ -61,7 +67,7 @@ def unrolled(model: FlashSlothForConditionalGeneration, batch: dict[str, Tensor]
 @pytest.mark.parametrize("family", FAMILIES)
 def test_hook_is_the_unrolled_loop(family, at):
     model, tolerance = make_model(family, at=at), 1e-4
-    if family.startswith("gemma"):  # soft-capped scores are the eager attention's alone, and its softmax is float32
+    if family.startswith("gemma"):  # soft-capped scores need eager attention, whose softmax is float32
         model.language_model.set_attn_implementation("eager")
     else:
         model, tolerance = model.double(), 1e-8
@@ -86,8 +92,9 @@ def test_hook_changes_queries_from_its_layer_on(model):
     with_hook = model(**batch, output_hidden_states=True).hidden_states
     embeds, _ = parts_of(model, batch)
     without = model(inputs_embeds=embeds, attention_mask=batch["attention_mask"], output_hidden_states=True)
-    changed = [(a != b).any(-1) & batch["attention_mask"].bool() for a, b in zip(with_hook, without.hidden_states)]
-    assert not changed[0].any() and not changed[1].any()  # EmbQ is at layer 2, whose input this is before the hook
+    real = batch["attention_mask"].bool()
+    changed = [(a != b).any(-1) & real for a, b in zip(with_hook, without.hidden_states)]
+    assert not changed[0].any() and not changed[1].any()  # the input of layer 2, before the hook
     first = batch["input_ids"].eq(model.config.query_token_id).int().argmax(1)
     for row, position in enumerate(first[:1]):
         assert changed[2][row, position] and not changed[2][row, :position].any()
@@ -114,7 +121,7 @@ def test_garbage_where_there_is_no_image(compressor):
     features = model.get_image_features(batch.pop("pixel_values")).detach()
     clean = model(**batch, vision_features=features)
     clean.loss.backward()
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    gradients = gradients_of(model)
     model.zero_grad()
     dirty = features.masked_fill((batch["image_turn"] == 0)[:, :, None, None, None], torch.nan)
     assert dirty.isnan().any()
@@ -125,7 +132,7 @@ def test_garbage_where_there_is_no_image(compressor):
         torch.testing.assert_close(model.get_parameter(name).grad, gradient, msg=name)
 
 
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable:FutureWarning")  # its new name is not in 5.0
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable:FutureWarning")  # renamed after 5.0
 def test_gradient_checkpointing():
     model = make_model(at=(2, 3)).train()
     model.compressor.scorer[2].p = 0.0
@@ -136,7 +143,7 @@ def test_gradient_checkpointing():
         model.zero_grad()
         out = model(**batch, use_cache=False)
         out.loss.backward()
-        results.append((out.loss, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
+        results.append((out.loss, gradients_of(model)))
     assert any(module.gradient_checkpointing for module in decoder_layers(model.language_model))
     (loss, gradients), (loss_again, gradients_again) = results
     assert torch.equal(loss, loss_again)
@@ -183,8 +190,12 @@ def test_other_forwards_of_the_llm_are_not_touched(model):
 @pytest.mark.parametrize("cached", [True, False])
 def test_query_module_runs_at_prefill_only(model, cached, monkeypatch):
     calls = []
-    monkeypatch.setattr(type(model.query_module), "forward",
-                        lambda self, hidden, *args: calls.append(hidden.shape[1]) or hidden)
+
+    def count(hidden, *_):
+        calls.append(hidden.shape[1])
+        return hidden
+
+    monkeypatch.setattr(model.query_module, "forward", count)
     batch = batch_for(model)
     del batch["labels"]
     out = model.generate(**batch, max_new_tokens=4, min_new_tokens=4, do_sample=False, use_cache=cached)
@@ -214,8 +225,8 @@ def test_lora(family):
     model = make_model(family)
     batch = batch_for(model)
     before = model(**batch).logits
-    config = LoraConfig(r=2, target_modules=r".*language_model.*\.[qv]_proj", modules_to_save=["query_module"])
-    tuned = get_peft_model(model, config)
+    targets = r".*language_model.*\.[qv]_proj"
+    tuned = get_peft_model(model, LoraConfig(r=2, target_modules=targets, modules_to_save=["query_module"]))
     torch.testing.assert_close(tuned(**batch).logits, before)
     tuned(**batch).loss.backward()
     reached = {name for name, p in tuned.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}

@@ -11,7 +11,7 @@ from llm_adapters.processing import FlashSlothProcessor
 TEMPLATES = {
     "released": Template(),
     "plain": Template(system="", assistant="ASSISTANT:"),
-    "quotes": Template(system="It's \"quoted\" \\n {{ x }} {% y %}\n", user="<|u|>\n", assistant="\n<|a|>\n", end="<|e|>"),
+    "quotes": Template("It's \"quoted\" \\n {{ x }} {% y %}\n", "<|u|>\n", "\n<|a|>\n", "<|e|>"),
 }
 PARTS = (f"{IMAGE}", " What is this? ", "{{ 'No' }}\n{% code %} & <b>")
 
@@ -57,7 +57,8 @@ def test_text_only_as_string_or_part(processor):
 
 @pytest.mark.parametrize("string", [True, False])
 def test_several_turns(processor, string):
-    messages = [user(IMAGE, "What?"), assistant(" A dog. ", string), user("And USER: that?"), assistant("red", string)]
+    messages = [user(IMAGE, "What?"), assistant(" A dog. ", string),
+                user("And USER: that?"), assistant("red", string)]
     turns = [Turn(f"{IMAGE}\nWhat?", "A dog."), Turn("And USER: that?", "red")]
     assert rendered(processor, messages) == expected(processor, turns)
     assert rendered(processor, messages[:3]) == expected(processor, [turns[0], Turn(turns[1].question)])
@@ -83,7 +84,7 @@ def test_reserved_markers(processor, marker, role):
 @pytest.mark.parametrize(("messages", "message"), [
     ([{"role": "system", "content": "Be nice."}, user("Hi")], "one fixed system prompt"),
     ([user("Hi"), user("What?")], "two in a row are from the user"),
-    ([assistant("Hi"), user("What?")], "two in a row are from the assistant|must go user"),
+    ([assistant("Hi"), user("What?")], "two in a row are from the assistant"),
     ([user(IMAGE)], "user has no text"),
     ([user("  ")], "user has no text"),
     ([user("What?"), assistant(" ")], "assistant has no text"),

@@ -9,10 +9,11 @@ from compressors.errors import UsageError
 from llm_adapters.conversation import IGNORE, IMAGE, QUERY, Encoder, Template, Turn, render, truncate
 
 IMAGE_ID, QUERY_ID, Q, N = 4, 5, 3, 4
+PLACEHOLDERS = (IMAGE_ID, QUERY_ID)
 PLAIN = Template(system="")
 TEMPLATES = {"released": Template(), "plain": PLAIN, "chatml": Template(
     system="", user="<|im_start|>user\n", assistant="<|im_end|>\n<|im_start|>assistant\n", end="<|im_end|>")}
-ASKED = {  # question -> (ids between images and the slot are the tokens of, images before them, images inside)
+ASKED = {  # question -> (what is encoded between images and slot, images before it, images inside)
     f"{IMAGE}\nWhat is this?": ("What is this?", 1, 0),
     "What is this?": (" What is this?", 0, 0),
     f"What is this?\n{IMAGE}": ("What is this?", 1, 0),
@@ -63,7 +64,8 @@ def test_prompt_is_a_prefix_of_training(tokenizer, template, question):
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 def test_labels_are_answers_and_their_ends(tokenizer, template):
     answers = ["A dog.", "USER: no", "two\nlines"]
-    encoded = encode(tokenizer, [Turn(f"{IMAGE} What?", answers[0]), *(Turn("And", a) for a in answers[1:])], template)
+    questions = [f"{IMAGE} What?", "And", "And"]
+    encoded = encode(tokenizer, [Turn(*turn) for turn in zip(questions, answers)], template)
     learned = [i for i in encoded.labels if i != IGNORE]
     text = [t for a in answers for piece in (f" {a}", template.end)
             for t in tokenizer(piece, add_special_tokens=False)["input_ids"]]
@@ -190,12 +192,13 @@ def test_beginning_of_sequence():
 
 
 def conversation() -> list[Turn]:
-    return [Turn(f"{IMAGE}\nWhat is this?", "A dog."), Turn(f"{IMAGE}And that?", "The cat is red."), Turn("Hi", "no")]
+    first, second = (f"{IMAGE}\nWhat is this?", "A dog."), (f"{IMAGE}And that?", "The cat is red.")
+    return [Turn(*first), Turn(*second), Turn("Hi", "no")]
 
 
 def lengths(encoded) -> list[int]:
-    """Tokens beside visual ones up to the end of each turn."""
-    return [sum(i != IMAGE_ID for i in encoded.ids[:end]) for end in encoded.turn_ends]
+    """Tokens of text up to the end of each turn."""
+    return [sum(i not in PLACEHOLDERS for i in encoded.ids[:end]) for end in encoded.turn_ends]
 
 
 @pytest.mark.parametrize("slack", [0, 1])
@@ -213,22 +216,24 @@ def test_truncation_of_one_turn_takes_from_its_answer_alone(tokenizer):
     whole = encode(tokenizer, conversation()[:1])
     prompt = len(encode(tokenizer, [Turn(conversation()[0].question)]).ids)
     for cut in range(1, len(whole.ids) - prompt):
-        short = truncate(whole, lengths(whole)[0] - cut, IMAGE_ID)
+        short = truncate(whole, lengths(whole)[0] - cut, PLACEHOLDERS)
         assert short.ids == whole.ids[:-cut] and short.labels == whole.labels[:-cut]
         assert short.image_turns == [1] and short.turn_ends == [len(short.ids)]
-    with pytest.raises(UsageError, match=rf"max_length={prompt - N} .*its prompt alone has {prompt - N} ") as caught:
-        truncate(whole, prompt - N, IMAGE_ID)
+    text = prompt - N - Q
+    with pytest.raises(UsageError, match=rf"max_length={text} .*its prompt alone has {text} ") as caught:
+        truncate(whole, text, PLACEHOLDERS)
     assert "\n" not in str(caught.value)
 
 
-def test_truncation_never_counts_visual_tokens():
+def test_truncation_counts_neither_visual_nor_query_tokens():
     turns = conversation()
     limit = lengths(encode(byte_tokenizer(), turns))[1]
     text = []
-    for visual in (1, 50):
-        encoded = make_encoder(byte_tokenizer()).encode_turns(turns, [visual] * 2, limit)
-        assert encoded.ids.count(IMAGE_ID) == 2 * visual
-        text.append([i for i in encoded.ids if i != IMAGE_ID])
+    for visual, queries in ((1, 0), (50, 9)):
+        encoder = Encoder(byte_tokenizer(), PLAIN, IMAGE_ID, QUERY_ID, queries)
+        encoded = encoder.encode_turns(turns, [visual] * 2, limit)
+        assert encoded.ids.count(IMAGE_ID) == 2 * visual and encoded.ids.count(QUERY_ID) == 2 * queries
+        text.append([i for i in encoded.ids if i not in PLACEHOLDERS])
     assert text[0] == text[1]
 
 

@@ -1,4 +1,4 @@
-"""Every registered compressor, with and without EmbQ, on three LLM families: built, trained, saved, loaded, asked."""
+"""Every compressor, with and without EmbQ, on three LLM families: built, trained, saved, loaded, asked."""
 import pytest
 import torch
 from factories import LLMS, make_batch, make_model, make_processor, picture
@@ -6,12 +6,16 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
 import compressors
-from experiments.module import set_trainable, trainable_parts
+from experiments.module import set_trainable
 from llm_adapters.conversation import IMAGE, Template, Turn
 
-STAGES = ("pretrain", "finetune")
+STAGES = {  # what each trains, the tower aside; FlashSloth, section 4
+    "pretrain": {"compressor", "projector"},
+    "finetune": {"compressor", "projector", "query_module", "language_model"},
+}
 ROWS = [
-    ([Turn(f"{IMAGE}\nWhat is this?", "A dog."), Turn(f"And {IMAGE} that?", "The cat")], [picture(1), picture(2)]),
+    ([Turn(f"{IMAGE}\nWhat is this?", "A dog."), Turn(f"And {IMAGE} that?", "The cat")],
+     [picture(1), picture(2)]),
     ([Turn("Hi", "no")], []),
     ([Turn(f"{IMAGE}\nWhat is that?", "red")], [picture(3)]),
 ]
@@ -25,9 +29,10 @@ def no_effect(name: str) -> bool:
 def train(model: nn.Module, stage: str, batch: dict[str, Tensor], train_tower: bool = False) -> None:
     """Two AdamW steps. What the stage trains has gradients and moves; nothing else has or does."""
     set_trainable(model, stage, train_tower)
-    parts = trainable_parts(stage, train_tower)
+    parts = STAGES[stage] | ({"vision_tower"} if train_tower and stage == "finetune" else set())
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.0)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.0)
     for _ in range(2):
         optimizer.zero_grad()
         loss = model(**batch, use_cache=False).loss
@@ -61,7 +66,8 @@ def test_build_train_save_load_generate(compressor, query_module, llm, tmp_path)
     assert type(loaded) is type(model) and not loaded.training
     with torch.no_grad():
         assert torch.equal(loaded(**batch).logits, model(**batch).logits)
-    prompts = make_batch(processor, [([*turns[:-1], Turn(turns[-1].question)], images) for turns, images in ROWS])
+    asked = [([*turns[:-1], Turn(turns[-1].question)], images) for turns, images in ROWS]
+    prompts = make_batch(processor, asked)
     del prompts["labels"]
     said = [m.generate(**prompts, max_new_tokens=3, do_sample=False) for m in (model, loaded)]
     assert torch.equal(*said) and said[0].shape[1] > prompts["input_ids"].shape[1]
@@ -77,7 +83,7 @@ def test_tower_trains_when_told(stage):
 
 
 def test_token_embeddings_train_in_stage_2():
-    """The model looks embeddings up itself, so rows of tokens that occur have gradients, placeholders' have not."""
+    """The model looks embeddings up itself: rows of tokens that occur have gradients, placeholders' not."""
     model = make_model(prompt=Template(system="")).train()
     batch = make_batch(make_processor(model), ROWS)
     set_trainable(model, "finetune")

@@ -1,4 +1,4 @@
-"""Batched, left-padded, cached generation is one-by-one, uncached generation, token for token, with EmbQ on."""
+"""Batched, left-padded, cached generation is one-by-one, uncached generation, token for token, with EmbQ."""
 import copy
 import itertools
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 from llm_adapters.adapter import decoder_layers
 from llm_adapters.conversation import IMAGE, Template, Turn
-from llm_adapters.modeling import FlashSlothForConditionalGeneration
+from llm_adapters.modeling import FlashSlothForConditionalGeneration as Model
 from llm_adapters.processing import FlashSlothProcessor
 
 NEW = 8
 CHATS = {  # turns of which the last is to be answered, and how many images
     "image first": ([Turn(f"{IMAGE}\nWhat is this?")], 1),
     "text only": ([Turn("Hi")], 0),
-    "second turn asks about the first's image": ([Turn(f"{IMAGE}\nWhat is this?", "A dog."), Turn("And that?")], 1),
+    "image in the first turn": ([Turn(f"{IMAGE}\nWhat is this?", "A dog."), Turn("And that?")], 1),
     "image in the second turn": ([Turn("Hi", "The cat is red."), Turn(f"{IMAGE}What is it?")], 1),
     "an image a turn": ([Turn(f"{IMAGE}What?", "A dog"), Turn("no", "so"), Turn(f"And {IMAGE} that?")], 2),
     "three images": ([Turn(f"{IMAGE}{IMAGE}Is this {IMAGE} a longer question than the others?")], 3),
@@ -34,7 +34,7 @@ def without_labels(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in batch.items() if name != "labels"}
 
 
-def one_by_one(model: FlashSlothForConditionalGeneration, processor: FlashSlothProcessor, row: tuple) -> list[int]:
+def one_by_one(model: Model, processor: FlashSlothProcessor, row: tuple) -> list[int]:
     """Greedy tokens of one row by whole forward passes: no cache, no padding, no `generate`."""
     inputs, new = without_labels(make_batch(processor, [row])), []
     banned = [model.config.image_token_id, model.config.query_token_id]
@@ -47,15 +47,15 @@ def one_by_one(model: FlashSlothForConditionalGeneration, processor: FlashSlothP
     return new
 
 
-def generate(model: FlashSlothForConditionalGeneration, batch: dict[str, Tensor], **options) -> list[list[int]]:
+def generate(model: Model, batch: dict[str, Tensor], **options) -> list[list[int]]:
     """New tokens of each row, all of them as long: nothing ends an answer here."""
-    options = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": -1, **options}
+    options = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": 9999, **options}
     out = model.generate(**without_labels(batch), **options)
     return out[:, batch["input_ids"].shape[1] :].tolist()
 
 
 @pytest.fixture(params=LLMS, scope="module")
-def pair(request) -> tuple[FlashSlothForConditionalGeneration, FlashSlothProcessor]:
+def pair(request) -> tuple[Model, FlashSlothProcessor]:
     # a short prompt and large weights: query tokens must matter for the next token
     model = make_model(request.param, prompt=Template(system=""), scale=1.0)
     return model, make_processor(model)
@@ -89,6 +89,25 @@ def test_beams(pair):
     expected = [generate(model, make_batch(processor, [row]), num_beams=2)[0] for row in rows()]
     assert generate(model, make_batch(processor, rows()), num_beams=2) == expected
     assert expected != [generate(model, make_batch(processor, [row]))[0] for row in rows()]
+
+
+@torch.no_grad()
+def test_prompt_lookup(pair):
+    """Candidate tokens are checked several at once, after a prefill like any other."""
+    model, processor = pair
+    batch = make_batch(processor, [rows()[0]])
+    assert generate(model, batch, prompt_lookup_num_tokens=2) == generate(model, batch)
+
+
+@torch.no_grad()
+def test_chat_goes_on_with_its_cache(pair):
+    model, processor = pair
+    batch = without_labels(make_batch(processor, [rows()[0]]))
+    expected = generate(model, batch)[0]
+    options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": 9999}
+    first = model.generate(**batch, **options, return_dict_in_generate=True)
+    more = model.generate(first.sequences, past_key_values=first.past_key_values, **options)
+    assert more[0, -8:].tolist() == expected
 
 
 @torch.no_grad()
@@ -135,8 +154,8 @@ def test_query_module_reads_its_own_turn_and_images_up_to_it(pair, monkeypatch):
     turns = [Turn(f"{IMAGE}What is this?", "A dog"), Turn(f"{IMAGE}And that?", "red"), Turn("Hi")]
     seen = []
 
-    def spy(hidden, query_index, question_mask, features, feature_mask, insertion=0):
-        seen.append((question_mask, feature_mask))
+    def spy(hidden, *given):
+        seen.append((given[1], given[3]))  # question and feature masks
         return hidden
 
     batch = make_batch(processor, [(turns, [picture(1), picture(2)]), ([Turn("no")], [])])

@@ -5,8 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from factories import CROP_TOKENS, SIZE, TOKENIZERS, make_model, make_processor, picture
-from PIL import Image
+from factories import CROP_TOKENS, SIZE, TOKENIZERS, make_processor, picture
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from transformers import AutoProcessor, PreTrainedTokenizerFast, pipeline
@@ -205,7 +204,8 @@ def test_pipeline(model, processor):
     assert two[0][0]["generated_text"] == said["content"]
     (plain,) = pipe(images=picture(), text=processor.apply_chat_template(messages), max_new_tokens=5)
     assert plain["generated_text"].endswith(said["content"])
-    (more,) = pipe(text=[*messages, {"role": "assistant", "content": [{"type": "text", "text": "A"}]}], max_new_tokens=5)
+    begun = [*messages, {"role": "assistant", "content": [{"type": "text", "text": "A"}]}]
+    (more,) = pipe(text=begun, max_new_tokens=5)
     assert more["generated_text"][-1]["content"][0]["text"].startswith("A")
 
 
@@ -218,12 +218,13 @@ def test_tiles(model):
     assert (out["input_ids"] == processor.image_token_id).sum() == 5 * CROP_TOKENS
     pieces = crop(image, 2, SIZE)
     expected = processor.image_processor(pieces, return_tensors="pt")["pixel_values"]
-    assert torch.equal(out["pixel_values"][0], expected)  # thumbnail, top left, top right, bottom left, bottom right
+    assert torch.equal(out["pixel_values"][0], expected)  # in the order of test_tiling.py
 
 
 def test_tiles_of_several_images_and_rows(model):
     processor = make_processor(model, tiles=2)
-    messages = [*chat(picture(1), picture(2)), {"role": "assistant", "content": "red"}, *chat(picture(3), text="And?")]
+    said = {"role": "assistant", "content": "red"}
+    messages = [*chat(picture(1), picture(2)), said, *chat(picture(3), text="And?")]
     batch = processor.apply_chat_template([messages, chat(picture(4)), chat(text="Hi")], tokenize=True,
                                           return_dict=True)
     assert batch["image_turn"].tolist() == [[1] * 10 + [2] * 5, [1] * 5 + [0] * 10, [0] * 15]
@@ -239,5 +240,3 @@ def test_tile_seen_by_embq_alone(model):
     before = model(**batch).logits[:, -1]
     batch["pixel_values"][:, 4] = -batch["pixel_values"][:, 4]
     assert not torch.allclose(model(**batch).logits[:, -1], before)
-    quiet = make_model(query_module=None)
-    assert make_processor(quiet, tiles=2)(images=Image.new("RGB", (9, 9)), text=prompt(processor, f"{IMAGE}A"))

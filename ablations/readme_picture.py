@@ -1,0 +1,98 @@
+"""The README's picture: a test scene, where SAP looks, and a trained cell's answers.
+
+    python -m ablations.readme_picture runs/cells/sap+embq-... ablations/results/readme/picture.png
+"""
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from compressors.errors import UsageError
+
+WIDTH, HEIGHT = 11, 3.6  # inches
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cell", type=Path, help="a finished cell's folder")
+    parser.add_argument("out", type=Path, help="PNG to write")
+    parser.add_argument("--scene", type=int, default=0, help="number of the test scene")
+    options = parser.parse_args(arguments)
+    try:
+        draw(options.cell, options.scene, options.out)
+    except (UsageError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+def draw(cell: Path, number: int, out: Path) -> None:
+    """Three panels: the picture under its patch grid, SAP's weights in its windows, questions and answers."""
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    root = cell.parent.parent
+    stages = {name.split("/")[0]: root / name for name in json.loads((cell / "stages.json").read_text())}
+    data = next(stages["data"].glob("*/test.json"))
+    scene = json.loads(data.read_text())[number]
+    picture = Image.open(data.parent / scene["image"])
+    weights = window_weights(stages["finetune"] / "model", picture)
+    figure = Figure((WIDTH, HEIGHT), dpi=130, layout="constrained")
+    left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.25))
+    show(left, picture, "12 x 12 patches")
+    show(middle, picture, "what SAP keeps: 4 x 4 tokens")
+    size = picture.size[0] / len(weights)
+    for axes, step, colour in ((left, 1, "white"), (middle, 3, "black")):
+        for line in range(0, len(weights) + 1, step):
+            axes.axhline(line * size, color=colour, linewidth=0.6, alpha=0.6)
+            axes.axvline(line * size, color=colour, linewidth=0.6, alpha=0.6)
+    middle.imshow(1 - weights, cmap="gray", alpha=0.65, extent=(0, picture.size[0], picture.size[1], 0))
+    answers(right, cell, scene["id"])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out)
+
+
+def window_weights(model: Path, picture):
+    """SAP's weights (H, W), each window's largest as 1."""
+    import torch
+    from einops import rearrange
+    from transformers import AutoModelForImageTextToText
+
+    from llm_adapters.processing import FlashSlothProcessor
+
+    sloth = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32).eval()
+    pixels = FlashSlothProcessor.from_pretrained(model).pixels([picture])
+    with torch.inference_mode():
+        weights = sloth.compressor.attention(sloth.vision_tower(pixels))[0]
+    windows = rearrange(weights, "(h i) (w j) -> h w (i j)", i=3, j=3)
+    windows = windows / windows.amax(-1, keepdim=True)
+    return rearrange(windows, "h w (i j) -> (h i) (w j)", i=3).numpy()
+
+
+def show(axes, picture, title: str) -> None:
+    """A picture without ticks."""
+    axes.imshow(picture, extent=(0, picture.size[0], picture.size[1], 0))
+    axes.set_title(title, fontsize=10)
+    axes.set_axis_off()
+
+
+def answers(axes, cell: Path, scene: str) -> None:
+    """The cell's answers about the scene, wrong ones with the truth."""
+    rows = [json.loads(line) for line in (cell / "predictions.jsonl").read_text().splitlines()]
+    asked = [row for row in rows if row["id"].startswith(f"{scene}#")]
+    axes.set_axis_off()
+    axes.set_title("sap+embq answers", fontsize=10)
+    for place, row in enumerate(asked):
+        question = row["question"].replace("<image>\n", "")
+        y = 1 - (place + 0.5) / len(asked)
+        question = question if len(question) < 58 else question[:55] + "..."
+        axes.text(0, y + 0.018, question, fontsize=7.5, va="bottom")
+        said = row["prediction"] + ("" if row["correct"] else f"   (truth: {row['answer']})")
+        axes.text(0.03, y + 0.01, said, fontsize=8, va="top", weight="bold",
+                  color="#0a7d32" if row["correct"] else "#b3261e")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
