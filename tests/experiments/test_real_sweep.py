@@ -11,8 +11,9 @@ import pytest
 from experiments import sweep
 
 SMALL = ["compressor=sap+embq", "blind=false", "data.scale=0.005", "evaluate.limit=24",
-         "trainer.accelerator=cpu", "pretrain.batch_size=4", "finetune.batch_size=4",
-         "pretrain.max_steps=24", "finetune.max_steps=24", "pretrain.epochs=24", "finetune.epochs=24", "trainer.checkpoint_every=3"]
+         "trainer.accelerator=cpu", "trainer.checkpoint_every=3", "pretrain.batch_size=4",
+         "finetune.batch_size=4", "pretrain.max_steps=24", "finetune.max_steps=24", "pretrain.epochs=24",
+         "finetune.epochs=24"]
 
 
 @pytest.mark.parametrize(("overrides", "message"), [
