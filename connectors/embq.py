@@ -33,8 +33,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(value_dim, value_dim)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-        """(B, S, d), (B, K, d), (B, K, v), bool (B, S, K) -> (B, S, v). A query with an all-False mask reads
-        all."""
+        """(B, S, d), (B, K, d), (B, K, v), bool (B, S, K) -> (B, S, v). An all-False mask reads all."""
         q, k, v = (
             rearrange(t, "b n (m d) -> b m n d", m=self.heads)
             for t in (self.q_proj(query), self.k_proj(key), self.v_proj(value))
@@ -150,8 +149,7 @@ class EmbQ(QueryModule):
 
     @torch.no_grad()
     def initialise(self, dot: Tensor) -> None:
-        """Query tokens for a new LLM: noise of the embedding's scale, around the dot's embedding for
-        init=dot."""
+        """Query tokens for a new LLM: noise, for init=dot around the dot's embedding."""
         if self.init == "dot":
             self.tokens.add_(dot.to(self.tokens))
 

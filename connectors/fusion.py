@@ -1,5 +1,4 @@
-"""How an update enters the query tokens: replacement, addition, or addition through a gate (FlashSloth, Table
-5)."""
+"""How an update enters the query tokens: replacement, addition, gated addition (FlashSloth, Table 5)."""
 from typing import Literal
 
 import torch

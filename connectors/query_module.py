@@ -1,5 +1,4 @@
-"""The contract of a query module: learned query tokens inside the LLM that are updated before some decoder
-layers."""
+"""The contract of a query module: learned query tokens inside the LLM updated before some decoder layers."""
 from collections.abc import Iterator
 
 import torch

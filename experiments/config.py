@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 from compressors.errors import UsageError
+from experiments import weights_cache
 
 ASSETS = Path(__file__).parent / "assets"
 BLIND = "none"
@@ -29,7 +30,7 @@ def setting(default: object, meaning: str, **rules: object) -> Any:
 class Tower:
     """Vision tower."""
 
-    source: str = setting("asset:tiny/tower", "asset:NAME, a folder, a hub id, or open_clip:NAME[:TAG]")
+    source: str = setting("asset:tiny/tower", "asset: or cache:NAME, folder, hub id, open_clip:NAME[:TAG]")
     select_layer: int = setting(-1, "which hidden state is read, -2: the one before the last")
     train: bool = setting(False, "stage 2 trains the tower too; features cannot be cached then")
     cache: bool = setting(True, "compute the features of a frozen tower once and keep them on disk")
@@ -39,7 +40,7 @@ class Tower:
 class LLM:
     """Language model."""
 
-    source: str = setting("asset:tiny/llm", "asset:NAME, a folder, or a hub id")
+    source: str = setting("asset:tiny/llm", "asset: or cache:NAME, folder, hub id")
 
 
 @dataclass
@@ -204,7 +205,10 @@ def check_bounds(path: str, value: object) -> None:
 
 
 def resolve_source(source: str) -> str:
-    """A tower or LLM source as `from_pretrained` takes it: `asset:` becomes a folder inside this package."""
+    """A tower or LLM source as `from_pretrained` takes it: `asset:` becomes a folder inside this package,
+    `cache:` one in the user's cache directory."""
+    if source.startswith(weights_cache.SCHEME):
+        return str(weights_cache.resolve(source))
     if not source.startswith("asset:"):
         return source
     folder = ASSETS / source.removeprefix("asset:")

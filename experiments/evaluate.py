@@ -75,8 +75,7 @@ def write(asked: Sequence[llava.Sample], predictions: Sequence[str],
 
 
 def efficiency(model: FlashSlothForConditionalGeneration, processor: FlashSlothProcessor) -> dict[str, int]:
-    """Tokens of an image and a turn, and the parameters beside tower and LLM. Without images there are
-    none."""
+    """Tokens of an image and a turn, and the parameters beside tower and LLM. Blind: none."""
     if not processor.image_tokens:
         return {"visual_tokens": 0, "query_tokens": 0, "parameters_added": 0}
     added = (model.compressor, model.projector, model.query_module)

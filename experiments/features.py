@@ -20,8 +20,8 @@ from experiments.config import Config, resolve_source
 from experiments.data import llava
 from experiments.plan import files
 from experiments.progress import Reporter
-from llm_adapters.modeling import shrink
 from llm_adapters.processing import image_pixels
+from llm_adapters.steps import shrink
 
 BATCH = 32
 PROGRESS = "finished"

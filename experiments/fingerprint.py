@@ -7,6 +7,7 @@ from pathlib import Path
 
 from experiments.config import resolve_source
 from experiments.data import llava
+from experiments.weights_cache import SCHEME
 
 CHUNK = 1 << 20
 
@@ -28,12 +29,12 @@ def file_digest(path: Path) -> str:
 
 @cache
 def source(name: str) -> object:
-    """Weights: an asset by its content, a folder by names, sizes and times, anything else by its name."""
+    """Weights: asset: and cache: by content, folders by names, sizes and times, anything else by its name."""
     folder = Path(resolve_source(name))
     if not folder.is_dir():
         return name
     files = sorted(p for p in folder.rglob("*") if p.is_file())
-    if name.startswith("asset:"):
+    if name.startswith(("asset:", SCHEME)):
         return {str(p.relative_to(folder)): file_digest(p) for p in files}
     return {str(p.relative_to(folder)): [(s := p.stat()).st_size, s.st_mtime_ns] for p in files}
 

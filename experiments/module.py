@@ -11,8 +11,7 @@ from llm_adapters.modeling import FlashSlothForConditionalGeneration
 
 
 def trainable_parts(stage: str, train_tower: bool = False) -> tuple[str, ...]:
-    """The one place that says what trains: stage 1 aligns, stage 2 tunes everything but (usually) the
-    tower."""
+    """The one place that says what trains: stage 1 aligns, stage 2 tunes all but the tower."""
     if stage == "pretrain":
         return ("compressor", "projector")
     tuned = ("compressor", "projector", "query_module", "language_model")
@@ -27,8 +26,7 @@ def parts(model: FlashSlothForConditionalGeneration) -> Iterator[tuple[str, nn.M
 
 def set_trainable(model: FlashSlothForConditionalGeneration, stage: str, train_tower: bool = False,
                   images: bool = True) -> list[tuple[str, int, bool]]:
-    """Freeze and unfreeze; returns (part, parameters, trained) rows. Without images only the LLM can
-    learn."""
+    """Freeze and unfreeze; returns (part, parameters, trained) rows. Blind: the LLM alone."""
     wanted = trainable_parts(stage, train_tower) if images else ("language_model",)
     rows = []
     for name, part in parts(model):
@@ -43,8 +41,7 @@ def set_trainable(model: FlashSlothForConditionalGeneration, stage: str, train_t
 
 
 class SlothModule(L.LightningModule):
-    """One stage of training. Batches are micro-batches that know how many answer tokens their optimiser step
-    has."""
+    """One stage of training. A micro-batch knows how many answer tokens its optimiser step has."""
 
     def __init__(self, model: FlashSlothForConditionalGeneration, optimisation: Optimisation, steps: int,
                  seed: int):

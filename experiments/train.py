@@ -36,8 +36,7 @@ def pretrain(config: Config, inputs: dict[str, Path], out: Path, report: Reporte
 
 
 def finetune(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) -> None:
-    """Stage 2: from stage 1's weights, everything but (usually) the tower. Writes a complete model and
-    processor."""
+    """Stage 2: from stage 1's weights, all but (usually) the tower. Writes model and processor."""
     quiet()
     model, processor = build(config)
     if not config.blind:
@@ -109,8 +108,7 @@ def fit(config: Config, module: SlothModule, out: Path, report: Reporter) -> Non
 
 
 class Progress(Callback):
-    """Optimiser steps on the progress bar; the loss is read every ten steps, since reading it waits for a
-    GPU."""
+    """Optimiser steps on the progress bar; the loss every ten: reading it waits for a GPU."""
 
     def __init__(self, report: Reporter):
         self.report, self.seen = report, 0

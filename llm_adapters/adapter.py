@@ -47,8 +47,7 @@ def masks(query_index: Tensor, question_turn: Tensor, query_turn: Tensor,
 
 
 def decoder_layers(llm: nn.Module) -> nn.ModuleList:
-    """The decoder layers of a causal LM: the list in its decoder with as many modules as it has hidden
-    layers."""
+    """The decoder layers of a causal LM: its decoder's list of as many modules as hidden layers."""
     decoder = llm.get_decoder()
     count = llm.config.get_text_config().num_hidden_layers
     for module in decoder.modules():
@@ -65,8 +64,7 @@ def llm_sizes(config) -> dict[str, int]:
 
 
 class QueryAdapter:
-    """Mixin for a module that holds `query_module`. Hooks are bound methods, so a deep copy's hooks are its
-    own."""
+    """Mixin for a module that holds `query_module`. Hooks are bound methods: a copy's are its own."""
 
     query_module: QueryModule | None
 

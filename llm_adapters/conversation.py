@@ -3,8 +3,7 @@
 Training and inference go the same way: turns are rendered to one string with three markers, and that string
 is encoded. A chat template that renders the same string therefore gives the same ids.
 
-    USER: <image>\\n<question>What is this? <query> ASSISTANT: A dog.</s>USER:<question> And that? <query>
-    ASSISTANT:
+    USER: <image>\\n<question>What is this? <query> ASSISTANT: A dog.</s>USER:<question> And ...
 
 `<image>` becomes the visual tokens of the next image and `<query>` the turn's query tokens. `<question>`
 leaves no token: it says where the question starts, so spans never come from labels, constants or padding.
@@ -94,8 +93,7 @@ def render(turns: Sequence[Turn], template: Template) -> str:
 
 
 def _render_user(question: str, template: Template, number: int) -> str:
-    """Images at either end of the turn come first, each on a line; images inside the text stay where they
-    are."""
+    """Images at either end of the turn come first, each on a line; inside the text they stay."""
     pieces = [piece.strip() for piece in question.split(IMAGE)]
     for piece in pieces:
         _refuse_markers(piece, number, (QUESTION, QUERY, template.end))
@@ -141,15 +139,13 @@ class Encoder:
 
     def encode_turns(self, turns: Sequence[Turn], image_tokens: Sequence[int],
                      max_length: int | None = None) -> Encoded:
-        """A conversation whose i-th image has `image_tokens[i]` visual tokens, with at most `max_length` of
-        text."""
+        """A conversation with `image_tokens[i]` visual tokens for image i and at most `max_length` others."""
         encoded = self.encode(render(turns, self.template), image_tokens)
         placeholders = (self.image_token_id, self.query_token_id)
         return truncate(encoded, max_length, placeholders) if max_length else encoded
 
     def encode(self, text: str, image_tokens: Sequence[int]) -> Encoded:
-        """A marked string -> ids, labels and turns. Raises UsageError where images and markers do not
-        agree."""
+        """A marked string -> ids, labels and turns. UsageError where images and markers differ."""
         out, turn, asking, answering = Encoded(), 0, False, False
         bos = self.tokenizer.bos_token_id if getattr(self.tokenizer, "add_bos_token", False) else None
         out.extend([] if bos is None else [bos])
@@ -174,8 +170,7 @@ class Encoder:
         return out
 
     def _pieces(self, text: str, images: int) -> list[str]:
-        """Markers and the text between them. The markers must be those of a conversation of so many
-        images."""
+        """Markers and the text between them. They must be those of a conversation with so many images."""
         pieces = self._split.split(text)
         found = pieces.count(IMAGE)
         if found != images:

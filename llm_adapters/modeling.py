@@ -1,9 +1,7 @@
-"""The composed model: a transformers PreTrainedModel that is trained, generates, is saved and loaded as any
-other.
+"""The composed model: a transformers PreTrainedModel that is trained, generates, is saved and loaded as any.
 
-    pixels -> tower (B, I, H, W, C) -> compressor -> projector -> visual tokens at the image placeholders ->
-    LLM
-                       +---------------- the same features ----------------> query module, inside the LLM
+    pixels -> tower (B, I, H, W, C) -> compressor -> projector -> visual tokens at the placeholders -> LLM
+                       +---------------- the same features -----------------> query module, in the LLM
 """
 import torch
 from einops import rearrange
@@ -13,7 +11,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     GenerationMixin,
-    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
 )
@@ -27,6 +24,7 @@ from connectors.query_module import at_positions
 from connectors.vision_tower import VisionTower, build_tower
 from llm_adapters.adapter import CONTEXT, QueryAdapter, QueryContext, llm_sizes, masks, query_positions
 from llm_adapters.configuration import FlashSlothConfig
+from llm_adapters.steps import Mute, check_count, fit_turns, place, shrink
 
 PREFILL_ONLY = ("pixel_values", "vision_features", "image_turn", "turns", "query_index")
 
@@ -92,8 +90,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         return self.compressor.num_tokens(*self.vision_tower.grid(height // rate, width // rate))
 
     def _init_weights(self, module: nn.Module) -> None:
-        # tower and LLM are PreTrainedModels and initialise themselves; ours start as their constructors made
-        # them
+        # tower and LLM are PreTrainedModels and initialise themselves, ours as their constructors do
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
 
@@ -143,13 +140,12 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         if self.query_module is not None:
             embeds = place(embeds, is_query, self.query_module.tokens.to(embeds.dtype))
         if features is None:
-            _check_count(is_image, 0, None)
+            check_count(is_image, 0, None)
             return embeds, None
-        # what fills rows with fewer images reaches nothing, neither as a masked key nor in the backward pass
-        # (NaN * 0)
+        # what fills rows with fewer images reaches nothing, not even as NaN * 0
         features = features.masked_fill((image_turn == 0)[:, :, None, None, None], 0)
         visual = self.compress(features, text_embeds, turns, image_turn, (turns > 0) & ~special)
-        _check_count(is_image, visual.shape[1] // features.shape[1], image_turn)
+        check_count(is_image, visual.shape[1] // features.shape[1], image_turn)
         order = (is_image.cumsum(1) - 1).clamp(0, visual.shape[1] - 1)
         gathered = visual.gather(1, order.unsqueeze(-1).expand(-1, -1, visual.shape[-1]))
         embeds = torch.where(is_image.unsqueeze(-1), gathered, embeds)
@@ -214,51 +210,6 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             for name in PREFILL_ONLY:
                 inputs.pop(name, None)
         return inputs
-
-
-class Mute(LogitsProcessor):
-    """Tokens that are never generated."""
-
-    def __init__(self, tokens: list[int]):
-        self.tokens = tokens
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002
-        tokens = torch.tensor(self.tokens, dtype=torch.long, device=scores.device)
-        return scores.index_fill(1, tokens, -torch.inf)
-
-
-def fit_turns(turns: Tensor, length: int) -> Tensor:
-    """`turns` of a prompt for `length` tokens: uncached generation has added some."""
-    if turns.shape[1] > length:  # what a reused cache leaves, or a prefill in chunks
-        raise UsageError(f"`turns` has {turns.shape[1]} tokens and `input_ids` {length}: images and "
-                         "questions need the whole prompt at once; leave them out when a cache has it")
-    return nn.functional.pad(turns, (0, length - turns.shape[1]))
-
-
-def shrink(pixels: Tensor, rate: int) -> Tensor:
-    """(B, 3, h, w) resized to (h // rate, w // rate) with anti-aliasing."""
-    if rate == 1:
-        return pixels
-    size = (pixels.shape[-2] // rate, pixels.shape[-1] // rate)
-    return nn.functional.interpolate(pixels, size, mode="bicubic", antialias=True)
-
-
-def place(embeds: Tensor, where: Tensor, tokens: Tensor) -> Tensor:
-    """`tokens` (Q, D) cyclically at the True positions of each row: slots are runs of exactly Q positions."""
-    order = (where.cumsum(1) - 1).clamp(min=0) % len(tokens)
-    # embedding(), not tokens[order]: its gradient adds up in the same order in every run
-    return torch.where(where.unsqueeze(-1), nn.functional.embedding(order, tokens), embeds)
-
-
-def _check_count(is_image: Tensor, per_image: int, image_turn: Tensor | None) -> None:
-    if torch.compiler.is_compiling() or is_image.device.type != "cpu":
-        return  # reading the counts would wait for the device; the processor has checked them
-    found = is_image.sum(1)
-    wanted = found.new_zeros(len(found)) if image_turn is None else (image_turn > 0).sum(1) * per_image
-    if not torch.equal(found, wanted):
-        row = int((found != wanted).nonzero()[0])
-        raise UsageError(f"row {row} has {int(found[row])} image placeholders but its images make "
-                         f"{int(wanted[row])} visual tokens; make inputs with the model's own processor")
 
 
 AutoConfig.register("slothkit", FlashSlothConfig, exist_ok=True)

@@ -175,8 +175,7 @@ def image_pixels(image_processor, images: Sequence, tiles: int = 1) -> Tensor:
 
 
 def stack_images(rows: Sequence[Tensor]) -> Tensor:
-    """(images of a row, ...) for each row -> (B, most images, ...), zeros after a row's own; an empty row has
-    numel 0."""
+    """(images of a row, ...) for each row -> (B, most images, ...), zeros after a row's own."""
     filled = next(row for row in rows if len(row))
     out = filled.new_zeros(len(rows), max(map(len, rows)), *filled.shape[1:])
     for place, row in zip(out, rows):

@@ -1,8 +1,9 @@
 """Questions whose answers follow from the scene: six families that mirror the benchmarks of the paper."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from experiments.data.captions import spell
 from experiments.data.pictures import COLOURS, PLURAL_NOUNS, PLURALS, POPULAR, SHAPES, Picture, catalogue
@@ -26,13 +27,18 @@ class Question:
     answer: str
 
 
-def ask(scene: Scene, rng: random.Random, presence: tuple[bool, ...] | None = None) -> list[Question]:
+def ask(
+    scene: Scene,
+    rng: random.Random,
+    presence: tuple[bool, ...] | None = None,
+    turns_of: Mapping[str, int] = MappingProxyType(TURNS),
+) -> list[Question]:
     """One conversation about the scene, in random order; `presence` fixes its presence turns' yes or no."""
-    flags = presence or tuple(rng.random() < 0.5 for _ in range(TURNS["presence"]))
+    flags = presence or tuple(rng.random() < 0.5 for _ in range(turns_of["presence"]))
     names: set[str] = set()
     turns = [_presence(scene, rng, flag, names) for flag in flags]
     for family, candidates in _CANDIDATES.items():
-        turns += _pick(candidates(scene, rng), rng, TURNS[family], family)
+        turns += _pick(candidates(scene, rng), rng, turns_of[family], family)
     rng.shuffle(turns)
     return turns
 

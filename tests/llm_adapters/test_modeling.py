@@ -22,7 +22,8 @@ from compressors.errors import UsageError
 from connectors.vision_tower import build_tower
 from llm_adapters.configuration import FlashSlothConfig
 from llm_adapters.conversation import IGNORE, IMAGE, Template, Turn
-from llm_adapters.modeling import FlashSlothForConditionalGeneration, shrink
+from llm_adapters.modeling import FlashSlothForConditionalGeneration
+from llm_adapters.steps import shrink
 
 PLAIN = Template(system="")
 ROW = ([Turn(f"{IMAGE}\nWhat is this?", "A dog.")], [picture(1)])

@@ -1,0 +1,128 @@
+"""The keys of a released FlashSloth checkpoint beside ours, and whether a checkpoint fits a model.
+
+Everything is kept bit for bit but the query tokens. Released code adds the embedding of " ." to them in every
+forward pass; ours are what enters the LLM, so that sum, in the checkpoint's own type, is done once (`fold`).
+"""
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from compressors.errors import UsageError
+
+TOWER, LEVEL = "model.vision_tower.vision_tower.", "vision_model."  # transformers >= 5.6 has no such level
+PREFIXES = {  # released: ours
+    "model.embed_tokens.": "language_model.model.embed_tokens.",
+    "model.layers.": "language_model.model.layers.",
+    "model.final_layernorm.": "language_model.model.final_layernorm.",
+    "lm_head.": "language_model.lm_head.",
+    TOWER: "vision_tower.backbone.",
+    "model.pooling.mlp.": "compressor.scorer.",
+    "model.mm_projector.": "projector.",
+    "model.lqformer.down_projector_learnable_text.": "query_module.blocks.0.down_text.",
+    "model.lqformer.down_projector_image.": "query_module.blocks.0.down_image.",
+    "model.lqformer.layers.": "query_module.blocks.0.layers.",
+    "model.lqformer.up_projector.": "query_module.blocks.0.up.",
+    "model.learnable_tokens.token": "query_module.tokens",
+}
+EMBEDDING, QUERIES = "model.embed_tokens.weight", "model.learnable_tokens.token"
+DERIVED = (".rotary_emb.inv_freq", ".embeddings.position_ids")  # older transformers saved what it computes
+SHOWN = 3  # keys of each kind that an error names
+
+
+@dataclass
+class Checkpoint:
+    """What a released folder says: `values` of its config.json, and tensors by key, without SigLIP's
+    `vision_model.` level; `level`: whether the file has it. `learned`: the query tokens before `fold`."""
+
+    source: Path
+    values: dict
+    tensors: dict[str, Tensor]
+    level: bool = True
+    notes: list[str] = field(default_factory=list)
+
+    def spell(self, key: str) -> str:
+        """A key as the file has it."""
+        return with_level(key) if self.level else key
+
+
+def with_level(key: str) -> str:
+    return key.replace(TOWER, TOWER + LEVEL, 1) if key.startswith(TOWER) else key
+
+
+def without_level(tensors: Mapping[str, Tensor], source: Path) -> tuple[dict[str, Tensor], bool]:
+    """Tensors in one layout, derived ones left out, and whether the tower's keys had the level."""
+    kept = {key: value for key, value in tensors.items() if not key.endswith(DERIVED)}
+    tower = [key for key in kept if key.startswith(TOWER)]
+    levels = [key for key in tower if key.startswith(TOWER + LEVEL)]
+    if levels and len(levels) < len(tower):
+        other = next(key for key in tower if key not in levels)
+        raise UsageError(f"{source}: the tower's keys have two layouts, {levels[0]} and {other}; keep one")
+    plain = {key.replace(TOWER + LEVEL, TOWER, 1): value for key, value in kept.items()}
+    return plain, bool(levels) or not tower
+
+
+def to_ours(key: str) -> str:
+    """A released key, without the level, as our model's state dict has it."""
+    return _renamed(key, PREFIXES.items())
+
+
+def to_released(key: str) -> str:
+    """The other way."""
+    return _renamed(key, ((ours, released) for released, ours in PREFIXES.items()))
+
+
+def _renamed(key: str, pairs: Iterable[tuple[str, str]]) -> str:
+    for old, new in pairs:
+        if key.startswith(old):
+            return new + key.removeprefix(old)
+    raise KeyError(key)
+
+
+def check(found: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], source: Path,
+          advice: str = "") -> None:
+    """UsageError that names every kind of misfit, its first keys and how many there are."""
+    missing = [key for key in wanted if key not in found]
+    unexpected = [key for key in found if key not in wanted]
+    shapes = [f"{key} {shape(found[key].shape)} instead of {shape(wanted[key])}"
+              for key in wanted if key in found and found[key].shape != wanted[key]]
+    kinds = {"missing": missing, "unexpected": unexpected, "mis-shaped": shapes}
+    faults = [f"{name}: {listed(keys)}" for name, keys in kinds.items() if keys]
+    if faults:
+        hint = f"; {advice}" if advice and missing and not unexpected and not shapes else ""
+        raise UsageError(f"{source}: does not fit; {'; '.join(faults)}{hint}")
+
+
+def listed(keys: list[str]) -> str:
+    """The first few keys, and how many there are."""
+    more = f", ... ({len(keys)} in all)" if len(keys) > SHOWN else ""
+    return ", ".join(keys[:SHOWN]) + more
+
+
+def shape(size: Iterable[int]) -> str:
+    """(64, 96) as 64x96."""
+    return "x".join(map(str, size)) or "scalar"
+
+
+def dot_of(tensors: Mapping[str, Tensor], token: int, source: Path) -> Tensor:
+    """The embedding of the dot token."""
+    table = tensors[EMBEDDING]
+    if not 0 <= token < len(table):
+        raise UsageError(f"{source}: dot token {token} is not among the {len(table)} embeddings; set "
+                         "embq.dot_token_id in config.json")
+    return table[token]
+
+
+def fold(learned: Tensor, dot: Tensor) -> Tensor:
+    """What enters the LLM at a query slot: (Q, D) + (D,)."""
+    return learned + dot
+
+
+def unfold(tokens: Tensor, dot: Tensor, learned: Tensor | None = None) -> Tensor:
+    """Query tokens as released code has them: the remembered ones if they still give `tokens`, bit for bit,
+    else the difference."""
+    if learned is not None and learned.shape == tokens.shape and torch.equal(fold(learned, dot), tokens):
+        return learned
+    return (tokens - dot).to(tokens.dtype)

@@ -1,0 +1,51 @@
+"""Small steps of the composed model: placeholders to tokens, prompts to lengths, images to sizes."""
+import torch
+from torch import Tensor, nn
+from transformers import LogitsProcessor
+
+from compressors.errors import UsageError
+
+
+class Mute(LogitsProcessor):
+    """Tokens that are never generated."""
+
+    def __init__(self, tokens: list[int]):
+        self.tokens = tokens
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002
+        tokens = torch.tensor(self.tokens, dtype=torch.long, device=scores.device)
+        return scores.index_fill(1, tokens, -torch.inf)
+
+
+def fit_turns(turns: Tensor, length: int) -> Tensor:
+    """`turns` of a prompt for `length` tokens: uncached generation has added some."""
+    if turns.shape[1] > length:  # what a reused cache leaves, or a prefill in chunks
+        raise UsageError(f"`turns` has {turns.shape[1]} tokens and `input_ids` {length}: images and "
+                         "questions need the whole prompt at once; leave them out when a cache has it")
+    return nn.functional.pad(turns, (0, length - turns.shape[1]))
+
+
+def shrink(pixels: Tensor, rate: int) -> Tensor:
+    """(B, 3, h, w) resized to (h // rate, w // rate) with anti-aliasing."""
+    if rate == 1:
+        return pixels
+    size = (pixels.shape[-2] // rate, pixels.shape[-1] // rate)
+    return nn.functional.interpolate(pixels, size, mode="bicubic", antialias=True)
+
+
+def place(embeds: Tensor, where: Tensor, tokens: Tensor) -> Tensor:
+    """`tokens` (Q, D) cyclically at the True positions of each row: slots are runs of exactly Q positions."""
+    order = (where.cumsum(1) - 1).clamp(min=0) % len(tokens)
+    # embedding(), not tokens[order]: its gradient adds up in the same order in every run
+    return torch.where(where.unsqueeze(-1), nn.functional.embedding(order, tokens), embeds)
+
+
+def check_count(is_image: Tensor, per_image: int, image_turn: Tensor | None) -> None:
+    if torch.compiler.is_compiling() or is_image.device.type != "cpu":
+        return  # reading the counts would wait for the device; the processor has checked them
+    found = is_image.sum(1)
+    wanted = found.new_zeros(len(found)) if image_turn is None else (image_turn > 0).sum(1) * per_image
+    if not torch.equal(found, wanted):
+        row = int((found != wanted).nonzero()[0])
+        raise UsageError(f"row {row} has {int(found[row])} image placeholders but its images make "
+                         f"{int(wanted[row])} visual tokens; make inputs with the model's own processor")
