@@ -69,9 +69,9 @@ def train(config: Config, stage: str, model: FlashSlothForConditionalGeneration,
     optimisation = getattr(config, stage)
     rows = set_trainable(model, stage, config.tower.train, images=not config.blind)
     (out / "trainable.md").write_text(trainable_table(rows))
-    trained = [f"{name} ({count:,})" for name, count, trained in rows if trained]
-    report.note(f"trains {', '.join(trained) or 'nothing: no part of this stage has parameters'}")
-    if not trained:
+    for line in trainable_table(rows).splitlines():
+        report.note(line)
+    if not any(trained for _, _, trained in rows):
         return
     role = "pretrain" if stage == "pretrain" else "train"
     samples = [s for path, images in files(config, inputs, role) for s in llava.load(path, images)]
@@ -127,8 +127,8 @@ class Progress(Callback):
 
 def trainable_table(rows: list[tuple[str, int, bool]]) -> str:
     """What trains, as a Markdown table."""
-    lines = ["| part | parameters | trained |", "|---|---:|---|"]
-    lines += [f"| {name} | {count:,} | {'yes' if trained else 'no'} |" for name, count, trained in rows]
+    lines = [f"| {'part':14} | {'parameters':>13} | trained |", f"| {'-' * 14} | {'-' * 12}: | ------- |"]
+    lines += [f"| {name:14} | {n:13,} | {'yes' if trained else 'no':7} |" for name, n, trained in rows]
     return "\n".join(lines) + "\n"
 
 

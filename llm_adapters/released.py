@@ -17,9 +17,8 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from PIL.Image import Resampling
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedTokenizerBase, SiglipImageProcessorPil
 from transformers.utils import logging as transformers_logging
 
 from compressors.errors import UsageError
@@ -28,9 +27,8 @@ from llm_adapters import released_layout as layout
 from llm_adapters import released_sizes as sizes
 from llm_adapters import released_tokens as tokens
 from llm_adapters.configuration import FlashSlothConfig
-from llm_adapters.conversation import IMAGE, QUERY
+from llm_adapters.conversation import QUERY
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
-from llm_adapters.processing import FlashSlothProcessor
 
 
 def convert(checkpoint: Path, out: Path, tiles: int | None = None, base: Path | None = None) -> list[str]:
@@ -44,18 +42,19 @@ def convert(checkpoint: Path, out: Path, tiles: int | None = None, base: Path | 
     tiles = sizes.tiles(found.values) if tiles is None else tiles
     if tiles < 1:
         raise UsageError(f"--tiles {tiles}: must be at least 1 (2: FlashSloth-HD)")
-    model = skeleton(sizes.composed(found.values, found.tensors, checkpoint))
+    model = described(found)
     learned = fill(model, found)
     folders = [path if path.is_dir() else path.parent for path in (checkpoint, base) if path]
     tokenizer = next(filter(None, map(tokens.load, folders)), None)
     if tokenizer is not None:
-        tokenizer = tokens.prepared(tokenizer, rows(model), checkpoint)
-    give_ids(model, tokenizer)
+        rows = model.get_input_embeddings().num_embeddings
+        tokenizer = tokens.prepared(tokenizer, rows, checkpoint)
+    tokens.give_ids(model, tokenizer)
     with files.draft(out) as folder:
         model.save_pretrained(folder)
         files.remember(folder, found, learned)
         if tokenizer is not None:
-            processor(model, tokenizer, tiles).save_pretrained(folder)
+            tokens.processor(model, tokenizer, tiles).save_pretrained(folder)
     note = f"no tokenizer beside {checkpoint}: wrote the model without a processor"
     return found.notes if tokenizer is not None else [*found.notes, note]
 
@@ -66,8 +65,15 @@ def skeleton(config: FlashSlothConfig) -> FlashSlothForConditionalGeneration:
         return FlashSlothForConditionalGeneration(config).eval()
 
 
-def rows(model: FlashSlothForConditionalGeneration) -> int:
-    return model.get_input_embeddings().num_embeddings
+def described(found: layout.Checkpoint) -> FlashSlothForConditionalGeneration:
+    """The skeleton of the model that a checkpoint's config.json and shapes describe."""
+    try:
+        return skeleton(sizes.composed(found.values, found.tensors, found.source))
+    except UsageError:
+        raise
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError, StrictDataclassError) as error:
+        words = " ".join(str(error).split())
+        raise UsageError(f"{found.source}: its config.json describes no model: {words}") from error
 
 
 def fill(model: FlashSlothForConditionalGeneration, found: layout.Checkpoint) -> Tensor:
@@ -81,32 +87,6 @@ def fill(model: FlashSlothForConditionalGeneration, found: layout.Checkpoint) ->
     state[layout.to_ours(layout.QUERIES)] = layout.fold(learned, dot)
     model.load_state_dict(state, assign=True)
     return learned
-
-
-def give_ids(model: FlashSlothForConditionalGeneration, tokenizer: PreTrainedTokenizerBase | None) -> None:
-    """Placeholders and the token that ends an answer. Without a tokenizer the released ids, and an image
-    placeholder just beyond the vocabulary."""
-    config, pad = model.config, None
-    if tokenizer is None:
-        config.image_token_id = rows(model)
-        end = sizes.END_ID if rows(model) > sizes.END_ID else None
-    else:
-        ids = tokenizer.convert_tokens_to_ids([IMAGE, QUERY, tokens.END])
-        config.image_token_id, config.query_token_id, end = ids
-        pad = tokenizer.pad_token_id
-    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad if pad is not None else end)
-
-
-def processor(model: FlashSlothForConditionalGeneration, tokenizer: PreTrainedTokenizerBase,
-              tiles: int) -> FlashSlothProcessor:
-    """SigLIP's preprocessing and FlashSloth's prompt."""
-    tower = model.vision_tower
-    images = SiglipImageProcessorPil(
-        size={"height": tower.image_size, "width": tower.image_size}, image_mean=list(tower.image_mean),
-        image_std=list(tower.image_std), resample=Resampling[tower.resample.upper()],
-    )
-    return FlashSlothProcessor(images, tokenizer, image_tokens=model.num_image_tokens(), tiles=tiles,
-                               num_queries=model.num_queries, prompt=model.config.prompt)
 
 
 def over(part: layout.Checkpoint, base: layout.Checkpoint) -> layout.Checkpoint:

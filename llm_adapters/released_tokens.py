@@ -1,13 +1,24 @@
-"""The tokenizer of a released FlashSloth checkpoint <-> ours: `<learnable>` is our `<query>`, id and all."""
+"""Tokenizer and processor of a released FlashSloth checkpoint <-> ours: `<learnable>` is our `<query>`, under
+its id."""
 import json
 from pathlib import Path
 
+from PIL.Image import Resampling
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    SiglipImageProcessorPil,
+)
 
 from compressors.errors import UsageError
 from connectors.tower_config import first_line
 from llm_adapters.conversation import IMAGE, QUERY, Template
+from llm_adapters.modeling import FlashSlothForConditionalGeneration
+from llm_adapters.processing import FlashSlothProcessor
+from llm_adapters.released_sizes import END_ID
 
 LEARNABLE, END = "<learnable>", Template().end
 FILES = ("tokenizer.json", "vocab.json", "tokenizer_config.json")
@@ -29,11 +40,9 @@ def prepared(tokenizer: PreTrainedTokenizerBase, rows: int, source: Path) -> Pre
     that phi-2's own tokenizer gets the released ids 50295 and 50296. `rows`: embeddings there are."""
     if LEARNABLE in tokenizer.get_vocab():
         tokenizer = renamed(tokenizer, LEARNABLE, QUERY)
-    known = tokenizer.get_vocab()
-    missing = [token for token in (QUERY, END, IMAGE) if token not in known]
-    if missing:
-        tokenizer.add_special_tokens({"additional_special_tokens": missing},
-                                     replace_extra_special_tokens=False)
+    plain = [token for token in (QUERY, END, IMAGE) if token not in tokenizer.all_special_tokens]
+    if plain:  # unknown, or known as words like any other
+        tokenizer.add_special_tokens({"additional_special_tokens": plain}, replace_extra_special_tokens=False)
     if tokenizer.convert_tokens_to_ids(END) >= rows:
         raise UsageError(f"{source}: the tokenizer's {END} is beyond the {rows} embeddings of the weights; "
                          "they do not belong together")
@@ -61,3 +70,29 @@ def renamed(tokenizer: PreTrainedTokenizerBase, old: str, new: str) -> PreTraine
     )
     copy.add_bos_token = getattr(tokenizer, "add_bos_token", False)
     return copy
+
+
+def give_ids(model: FlashSlothForConditionalGeneration, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Placeholders and the token that ends an answer. Without a tokenizer the released ids, and an image
+    placeholder just beyond the vocabulary."""
+    config, pad, rows = model.config, None, model.get_input_embeddings().num_embeddings
+    if tokenizer is None:
+        config.image_token_id = rows
+        end = END_ID if rows > END_ID else None
+    else:
+        ids = tokenizer.convert_tokens_to_ids([IMAGE, QUERY, END])
+        config.image_token_id, config.query_token_id, end = ids
+        pad = tokenizer.pad_token_id
+    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad if pad is not None else end)
+
+
+def processor(model: FlashSlothForConditionalGeneration, tokenizer: PreTrainedTokenizerBase,
+              tiles: int) -> FlashSlothProcessor:
+    """SigLIP's preprocessing and FlashSloth's prompt."""
+    tower = model.vision_tower
+    images = SiglipImageProcessorPil(
+        size={"height": tower.image_size, "width": tower.image_size}, image_mean=list(tower.image_mean),
+        image_std=list(tower.image_std), resample=Resampling[tower.resample.upper()],
+    )
+    return FlashSlothProcessor(images, tokenizer, image_tokens=model.num_image_tokens(), tiles=tiles,
+                               num_queries=model.num_queries, prompt=model.config.prompt)

@@ -180,7 +180,7 @@ def _save(tower: SiglipVisionModel, plan: training.Plan, record: dict) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command."""
-    plan = training.Plan.from_command(arguments, __doc__, steps=2400, lr=1.5e-3)
+    plan = training.Plan.from_command(arguments, __doc__, steps=3600, lr=1.5e-3)
     torch.set_num_threads(1)
     sys.stdout.write(f"{plan.out}: {json.dumps(pretrain(plan))}\n")
     return 0

@@ -6,6 +6,7 @@ import torch
 from factories import (
     KNOBS,
     LLMS,
+    byte_tokenizer,
     make_batch,
     make_config,
     make_llm,
@@ -20,8 +21,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 import compressors
 from compressors.errors import UsageError
 from connectors.vision_tower import build_tower
+from experiments import build
+from experiments.cells import make_cells
+from experiments.overrides import parse
 from llm_adapters.configuration import FlashSlothConfig
-from llm_adapters.conversation import IGNORE, IMAGE, Template, Turn
+from llm_adapters.conversation import IGNORE, IMAGE, QUERY, Template, Turn, render
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.steps import shrink
 
@@ -322,18 +326,41 @@ def test_downsampled_images():
     assert model.num_image_tokens(84, 168) == 18
 
 
-def test_full_size_on_the_meta_device():
-    """phi-2 and SigLIP so400m: the paper's parameter counts, without weights."""
-    phi = AutoConfig.for_model("phi", vocab_size=51200, hidden_size=2560, intermediate_size=10240,
-                               num_hidden_layers=32, num_attention_heads=32)
-    so400m = AutoConfig.for_model("siglip_vision_model", image_size=384, patch_size=14, hidden_size=1152,
-                                  intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16)
-    config = FlashSlothConfig(vision_config=so400m, text_config=phi, compressor="sap", query_module="embq")
+@pytest.fixture
+def full_size_sources(tmp_path) -> list[str]:
+    """phi-2 and SigLIP so400m as far as their configurations."""
+    parts = {
+        "llm": AutoConfig.for_model("phi", vocab_size=51200, hidden_size=2560, intermediate_size=10240,
+                                    num_hidden_layers=32, num_attention_heads=32),
+        "tower": AutoConfig.for_model("siglip_vision_model", image_size=384, patch_size=14, hidden_size=1152,
+                                      intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16),
+    }
+    for name, config in parts.items():
+        config.save_pretrained(tmp_path / name)
+    return [f"{name}.source={tmp_path / name}" for name in parts]
+
+
+@pytest.mark.parametrize(("preset", "crops"), [("flashsloth", 1), ("flashsloth_hd", 5)])
+def test_presets_at_full_size_on_the_meta_device(preset, crops, full_size_sources):
+    """The paper's parameter and token counts, without weights."""
+    (cell,) = make_cells(parse([f"preset={preset}", *full_size_sources]))
     with torch.device("meta"):
-        model = FlashSlothForConditionalGeneration(config)
+        model, size = build.skeleton(cell.config)
     count = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     assert count["compressor"] == 1_329_409
     assert count["query_module"] == 8_084_416 + 23_040
     assert count["projector"] == 1152 * 2560 + 2560 + 2560 * 2560 + 2560
-    assert 2.7e9 < count["language_model"] < 2.8e9 and 3.9e8 < count["vision_tower"] < 4.3e8
-    assert (model.num_image_tokens(), model.num_queries, model.query_module.at) == (81, 9, (8,))
+    assert count["language_model"] == 2_779_683_840 and 3.9e8 < count["vision_tower"] < 4.3e8
+    assert (size, model.num_image_tokens(), model.num_queries, model.query_module.at) == (384, 81, 9, (8,))
+    tokenizer = byte_tokenizer()
+    ids = model.config.image_token_id, model.config.query_token_id = tokenizer.convert_tokens_to_ids(
+        [IMAGE, QUERY])
+    processor = build.make_processor(cell.config, model, tokenizer)
+    batch = processor(images=picture(), text=render([Turn(f"{IMAGE}What?")], model.config.template))
+    assert [(batch["input_ids"] == i).sum() for i in ids] == [81 * crops, 9]  # HD: 405
+    batch = {name: value.to("meta") for name, value in batch.items()}
+    features = model.get_image_features(batch["pixel_values"])
+    embeds, context = model.embed(batch["input_ids"], features, batch["image_turn"], batch["turns"],
+                                  batch["query_index"])
+    assert embeds.shape[1:] == (batch["input_ids"].shape[1], 2560)
+    assert context.features.shape == (1, crops * 729, 1152)

@@ -241,6 +241,9 @@ def test_bad_input(weights, tmp_path, capsys):
     values["vision"]["num_attention_heads"], values["embq"]["dot_token_id"] = 4, 512
     (folder / "config.json").write_text(json.dumps(values))
     says("dot token 512 is not among the 512 embeddings")
+    for field, wrong in (("sap", None), ("llm", {**values["llm"], "hidden_size": "64"})):
+        (folder / "config.json").write_text(json.dumps({**values, field: wrong}))
+        says("its config.json describes no model")
     key = "model.vision_tower.vision_tower.encoder.layers.0.mlp.fc1.bias"
     save_file({**weights, key: torch.ones(192)}, folder / "model.safetensors")
     says("the tower's keys have two layouts")
@@ -301,7 +304,7 @@ def small_tokenizer(*extra: str) -> PreTrainedTokenizerFast:
     for token in state["added_tokens"]:
         token["id"] = state["model"]["vocab"][token["content"]]
     made = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), unk_token="<unk>")
-    made.add_tokens(list(extra), special_tokens=True)
+    made.add_tokens(list(extra))  # as phi-2's added_tokens.json: not special
     return made
 
 
@@ -318,6 +321,11 @@ def test_tokenizer_gets_our_tokens_and_keeps_its_ids(weights, extra, tmp_path):
     for token, number in given.get_vocab().items():
         assert ours[QUERY if token == tokens.LEARNABLE else token] == number
     assert tokens.LEARNABLE not in ours
+    parts = [{"type": "image", "image": picture()}, {"type": "text", "text": "a"}]
+    chat = [{"role": "user", "content": parts}]
+    inputs = processor.apply_chat_template(chat, tokenize=True, return_dict=True)
+    text = processor.decode(inputs["input_ids"][0], skip_special_tokens=True)
+    assert text.endswith("USER: \na  ASSISTANT:")
     if not extra:
         assert [ours[token] for token in (QUERY, "</s>", IMAGE)] == [count, count + 1, count + 2]
     assert (processor.tiles, processor.crops, processor.image_tokens, processor.num_queries) == (2, 5, 9, 9)
