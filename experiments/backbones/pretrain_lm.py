@@ -37,7 +37,7 @@ def build_lm() -> PhiForCausalLM:
         intermediate_size=512,
         num_hidden_layers=6,
         num_attention_heads=4,
-        hidden_act="gelu_pytorch_tanh",  # Phi's gelu_new as one kernel: a step takes a sixth less
+        hidden_act="gelu_pytorch_tanh",  # the function of gelu_new as one kernel
         max_position_embeddings=512,
         resid_pdrop=0.0,
         embd_pdrop=0.0,
