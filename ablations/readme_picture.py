@@ -42,13 +42,14 @@ def draw(cell: Path, number: int, out: Path) -> None:
     figure = Figure((WIDTH, HEIGHT), dpi=130, layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.25))
     show(left, picture, "12 x 12 patches")
-    show(middle, picture, "what SAP keeps: 4 x 4 tokens")
+    show(middle, picture, "SAP: 4 x 4 tokens, bright patches count")
     size = picture.size[0] / len(weights)
     for axes, step, colour in ((left, 1, "white"), (middle, 3, "black")):
         for line in range(0, len(weights) + 1, step):
             axes.axhline(line * size, color=colour, linewidth=0.6, alpha=0.6)
             axes.axvline(line * size, color=colour, linewidth=0.6, alpha=0.6)
-    middle.imshow(1 - weights, cmap="gray", alpha=0.65, extent=(0, picture.size[0], picture.size[1], 0))
+    extent = (0, picture.size[0], picture.size[1], 0)
+    middle.imshow(0 * weights, cmap="gray", alpha=0.8 * (1 - weights), extent=extent)  # dark: left out
     answers(right, cell, scene["id"])
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out)
@@ -58,11 +59,10 @@ def window_weights(model: Path, picture):
     """SAP's weights (H, W), each window's largest as 1."""
     import torch
     from einops import rearrange
-    from transformers import AutoModelForImageTextToText
 
-    from llm_adapters.processing import FlashSlothProcessor
+    from llm_adapters.auto import FlashSlothForConditionalGeneration, FlashSlothProcessor
 
-    sloth = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32).eval()
+    sloth = FlashSlothForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval()
     pixels = FlashSlothProcessor.from_pretrained(model).pixels([picture])
     with torch.inference_mode():
         weights = sloth.compressor.attention(sloth.vision_tower(pixels))[0]

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from experiments.build import pick_device, quiet
 from experiments.config import Config
@@ -23,9 +22,10 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) ->
     """The stage: predictions.jsonl (one question a line) and metrics.json."""
     quiet()
     device = pick_device(config.trainer.accelerator)
-    model = AutoModelForImageTextToText.from_pretrained(inputs["finetune"] / MODEL, dtype=torch.float32)
+    folder = inputs["finetune"] / MODEL
+    model = FlashSlothForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     model = model.to(device, torch.bfloat16 if device.type == "cuda" else torch.float32).eval()
-    processor = AutoProcessor.from_pretrained(inputs["finetune"] / MODEL)
+    processor = FlashSlothProcessor.from_pretrained(folder)
     samples = [s for path, images in files(config, inputs, "test") for s in llava.load(path, images)]
     asked = llava.questions(samples)[: config.evaluate.limit]
     images = Images(processor, feature_cache(inputs))
