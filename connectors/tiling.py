@@ -7,6 +7,11 @@ from PIL import Image
 GREY = (127, 127, 127)
 
 
+def num_crops(tiles: int) -> int:
+    """How many crops `crop` makes of an image."""
+    return 1 + tiles**2 if tiles > 1 else 1
+
+
 def crop(image: Image.Image, tiles: int, size: int) -> list[Image.Image]:
     """`tiles` = k > 1: the image itself, to be squashed, and its k x k tiles of `size` pixels a side: the
     image padded with grey to a square, resized to k * size, cut without overlap. k = 1: the image alone."""

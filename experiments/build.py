@@ -4,7 +4,6 @@ import logging
 import warnings
 from dataclasses import asdict
 
-import PIL.Image
 import torch
 from huggingface_hub.utils import logging as hub_logging
 from transformers import (
@@ -13,7 +12,6 @@ from transformers import (
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
-    SiglipImageProcessorPil,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -23,7 +21,7 @@ from connectors.vision_tower import VisionTower, build_tower, load_tower
 from experiments.config import Config, resolve_source
 from llm_adapters.conversation import IMAGE, QUERY
 from llm_adapters.modeling import FlashSlothConfig, FlashSlothForConditionalGeneration
-from llm_adapters.processing import FlashSlothProcessor
+from llm_adapters.processing import FlashSlothProcessor, image_processor
 
 
 def build(config: Config) -> tuple[FlashSlothForConditionalGeneration, FlashSlothProcessor]:
@@ -80,15 +78,6 @@ def _pretrained(auto, setting: str, source: str, **kwargs):
     except OSError as error:
         raise UsageError(f"{setting}={source}: cannot be loaded; give a folder that save_pretrained wrote, "
                          "or a hub id that this machine can reach") from error
-
-
-def image_processor(tower: VisionTower, size: int | None = None) -> SiglipImageProcessorPil:
-    """Preprocessing as the tower wants it: squashed to `size` pixels a side (None: the tower's own)."""
-    size = size or tower.image_size
-    return SiglipImageProcessorPil(
-        size={"height": size, "width": size}, image_mean=list(tower.image_mean),
-        image_std=list(tower.image_std), resample=PIL.Image.Resampling[tower.resample.upper()],
-    )
 
 
 def make_processor(config: Config, model: FlashSlothForConditionalGeneration,

@@ -14,13 +14,14 @@ from numpy.lib.format import open_memmap
 from torch import Tensor
 
 import compressors
+from connectors.tiling import num_crops
 from connectors.vision_tower import VisionTower, load_tower
-from experiments.build import image_processor, pick_device, quiet
+from experiments.build import pick_device, quiet
 from experiments.config import Config, resolve_source
 from experiments.data import llava
 from experiments.plan import files
 from experiments.progress import Reporter
-from llm_adapters.processing import image_pixels
+from llm_adapters.processing import image_pixels, image_processor
 from llm_adapters.steps import shrink
 
 BATCH = 32
@@ -74,7 +75,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter, ro
     places = list(image_places(config, inputs, roles).items())
     root = output_root(out)
     (out / "images.json").write_text(json.dumps([image_name(path, root) for path, _ in places]))
-    crops = 1 + tiles**2 if tiles > 1 else 1
+    crops = num_crops(tiles)
     side = processor.size["height"] // rate
     array, done = _open(out, (len(places) * crops, *tower.grid(side, side), tower.dim))
     report.steps(len(places), done=done)

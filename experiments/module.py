@@ -31,10 +31,7 @@ def set_trainable(model: FlashSlothForConditionalGeneration, stage: str, train_t
     rows = []
     for name, part in parts(model):
         trained = name in wanted
-        if name == "vision_tower":
-            _ = part.unfreeze() if trained else part.freeze()
-        else:
-            part.requires_grad_(trained)
+        part.requires_grad_(trained)
         count = sum(p.numel() for p in part.parameters())
         rows.append((name, count, trained and count > 0))
     return rows

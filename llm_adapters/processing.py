@@ -4,12 +4,14 @@ from dataclasses import asdict
 
 import torch
 import transformers
+from PIL.Image import Resampling
 from torch import Tensor
-from transformers import AutoProcessor, BatchFeature, ProcessorMixin
+from transformers import AutoProcessor, BatchFeature, ProcessorMixin, SiglipImageProcessorPil
 from transformers.image_utils import load_image
 
 from compressors.errors import UsageError
-from connectors.tiling import crop
+from connectors.tiling import crop, num_crops
+from connectors.vision_tower import VisionTower
 from llm_adapters.adapter import query_positions
 from llm_adapters.configuration import FlashSlothConfig
 from llm_adapters.conversation import IGNORE, IMAGE, QUERY, QUESTION, Encoded, Encoder, Template, Turn
@@ -98,7 +100,7 @@ class FlashSlothProcessor(ProcessorMixin):
     @property
     def crops(self) -> int:
         """Crops of an image."""
-        return 1 + self.tiles**2 if self.tiles > 1 else 1
+        return num_crops(self.tiles)
 
     def tokens_of(self, images: int) -> list[int]:
         """Visual tokens of each of `images` images."""
@@ -157,6 +159,15 @@ class FlashSlothProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", "turns", "query_index", "image_turn", "pixel_values"]
+
+
+def image_processor(tower: VisionTower, size: int | None = None) -> SiglipImageProcessorPil:
+    """Preprocessing as the tower wants it: squashed to `size` pixels a side (None: the tower's own)."""
+    size = size or tower.image_size
+    return SiglipImageProcessorPil(
+        size={"height": size, "width": size}, image_mean=list(tower.image_mean),
+        image_std=list(tower.image_std), resample=Resampling[tower.resample.upper()],
+    )
 
 
 def pil_backend(image_processor):

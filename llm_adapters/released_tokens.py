@@ -3,21 +3,19 @@ its id."""
 import json
 from pathlib import Path
 
-from PIL.Image import Resampling
 from tokenizers import Tokenizer
 from transformers import (
     AutoTokenizer,
     GenerationConfig,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
-    SiglipImageProcessorPil,
 )
 
 from compressors.errors import UsageError
 from connectors.tower_config import first_line
 from llm_adapters.conversation import IMAGE, QUERY, Template
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
-from llm_adapters.processing import FlashSlothProcessor
+from llm_adapters.processing import FlashSlothProcessor, image_processor
 from llm_adapters.released_sizes import END_ID
 
 LEARNABLE, END = "<learnable>", Template().end
@@ -89,10 +87,6 @@ def give_ids(model: FlashSlothForConditionalGeneration, tokenizer: PreTrainedTok
 def processor(model: FlashSlothForConditionalGeneration, tokenizer: PreTrainedTokenizerBase,
               tiles: int) -> FlashSlothProcessor:
     """SigLIP's preprocessing and FlashSloth's prompt."""
-    tower = model.vision_tower
-    images = SiglipImageProcessorPil(
-        size={"height": tower.image_size, "width": tower.image_size}, image_mean=list(tower.image_mean),
-        image_std=list(tower.image_std), resample=Resampling[tower.resample.upper()],
-    )
+    images = image_processor(model.vision_tower)
     return FlashSlothProcessor(images, tokenizer, image_tokens=model.num_image_tokens(), tiles=tiles,
                                num_queries=model.num_queries, prompt=model.config.prompt)
