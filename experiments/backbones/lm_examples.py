@@ -20,6 +20,7 @@ from experiments.data.scenes import Scene, sample_scene
 PROSE_WEIGHT, CAPTION_WEIGHT = 0.1, 0.4  # of a token in the loss; an answer's token has one
 # Most for the families that are learnt last.
 TURNS = {"presence": 3, "recognition": 2, "attribute": 1, "counting": 3, "relation": 6, "reading": 1}
+SIDES = dict.fromkeys(TURNS, 0) | {"relation": 24}  # a conversation about sides alone, the last skill to form
 DRILLS = 0.05  # of the training is drills alone: they make the circuits that looking up is built from
 DRILL_WORDS = slice(17, 300)  # ordinary words of the vocabulary
 
@@ -109,8 +110,10 @@ def training_example(rng: random.Random, progress: float) -> Example:
         return rng.choice((copy_drill, lookup_drill))(rng)
     most = 7 if rng.random() < (progress - 0.1) / 0.2 else rng.randint(2, 4)
     scene = sample_scene(rng, objects=(min(3, most - 1), most))
-    style = rng.choices(("prose", "shuffled", "slots", "grid"), (0.3, 0.1, 0.55, 0.05))[0]
+    style = rng.choices(("prose", "shuffled", "slots", "grid"), (0.25, 0.1, 0.5, 0.15))[0]
     turns = ask(scene, rng, turns_of=TURNS)
+    if rng.random() < 0.2:
+        turns = [turn for turn in ask(scene, rng, turns_of=SIDES) if turn.kind == "which side"] or turns
     return conversation(scene, turns, style, rng, caption=style in ("slots", "grid") and rng.random() < 0.2)
 
 

@@ -126,7 +126,7 @@ def _save(model: PhiForCausalLM, plan: training.Plan, record: dict) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; a step is a round of `CONVERSATIONS` conversations."""
-    plan = training.Plan.from_command(arguments, __doc__, steps=2900, lr=1.5e-3)
+    plan = training.Plan.from_command(arguments, __doc__, steps=4500, lr=1.5e-3)
     torch.set_num_threads(1)
     found = pretrain(plan)
     sys.stdout.write(f"{plan.out}: {json.dumps({style: s['all'] for style, s in found.items()})}\n")
