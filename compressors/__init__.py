@@ -15,17 +15,32 @@ __all__ = ["Compressor", "UsageError", "check", "create", "knobs", "names", "reg
 def _load():
     """The contract's module, after every built-in has registered itself."""
     from compressors import (  # noqa: F401
+        adaptive_average_pool,
         average_pool,
         base,
+        c_abstractor,
+        conv_downsample,
+        d_abstractor,
+        dct,
+        divprune,
         downsample,
         identity,
+        interpolate,
         ldp,
         ldpv2,
+        matryoshka,
+        patch_merger,
         pixel_shuffle,
+        prumerge,
         qformer,
         random_subset,
+        resampler,
+        resampler_2d,
         spatial_attention,
+        token_packer,
+        tome,
         uniform_subset,
+        window_attention_pool,
     )
 
     return base

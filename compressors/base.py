@@ -1,6 +1,7 @@
 """The contract of a visual compressor: patch features (B, H, W, C) -> visual tokens (B, N, C')."""
 from torch import Tensor, nn
 
+from compressors.errors import UsageError
 from compressors.registry import Registry
 
 registry = Registry("compressor", group="slothkit.compressors", context=("dim", "llm_dim"))
@@ -13,14 +14,17 @@ class Compressor(nn.Module):
     needs the LLM's width takes `llm_dim`. Subclasses set `out_dim` and define `out_grid` or `num_tokens`, and
     `forward`.
 
-    needs_text   forward wants `text (B, T, llm_dim)`, the embeddings of the question asked where the image
-                 stands, and `text_mask (B, T)`, True where there is a token; None: everywhere
-    projects     the output is already at the LLM's width: no projector follows by default
-    image_rate   the *image* is shrunk by this factor before the tower (1: not at all)
+    needs_text     forward wants `text (B, T, llm_dim)`, the embeddings of the question asked where the image
+                   stands, and `text_mask (B, T)`, True where there is a token; None: everywhere
+    needs_levels   hidden states of the tower, as its `levels=` takes them, that come along in the channels:
+                   features are then (B, H, W, (1 + L) C), the tower's output first
+    projects       the output is already at the LLM's width: no projector follows by default
+    image_rate     the *image* is shrunk by this factor before the tower (1: not at all)
     """
 
     out_dim: int
     needs_text: bool = False
+    needs_levels: tuple[int, ...] = ()
     projects: bool = False
     image_rate: int = 1
 
@@ -34,6 +38,18 @@ class Compressor(nn.Module):
         if grid is None:
             raise NotImplementedError(f"{type(self).__name__} must define out_grid or num_tokens")
         return grid[0] * grid[1]
+
+    def draw(self) -> None:
+        """Called before each training step: one that trains at several token counts draws the next."""
+
+    def pick(self, scale: int) -> None:
+        """Settles one of these counts for good; a UsageError where there is only one."""
+        raise UsageError(f"scale={scale}: {self.registered_name} is trained at one token count only")
+
+    def visible(self, height: int, width: int) -> int:
+        """How many of its tokens, the first ones, the LLM may see. Fewer than `num_tokens` only after `draw`:
+        whoever places the tokens masks the others, as if they were not there."""
+        return self.num_tokens(height, width)
 
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         """(B, H, W, C) -> (B, N, out_dim)."""

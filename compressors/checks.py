@@ -1,6 +1,8 @@
 """Checks of knobs, made at construction: what cannot work is a UsageError before anything is computed."""
 import typing
 
+from torch import Tensor
+
 from compressors.errors import UsageError
 
 
@@ -32,6 +34,23 @@ def divides(heads: int, width: int, names: tuple[str, str] = ("heads", "width"))
     if width % heads:
         choices = ", ".join(str(n) for n in range(1, width + 1) if width % n == 0)
         raise UsageError(f"{names[0]}={heads} does not divide {names[1]}={width}; choose one of {choices}")
+
+
+def grid_size(grid: tuple[int, int], name: str = "grid") -> tuple[int, int]:
+    """A grid, (height, width)."""
+    if len(grid) != 2 or min(grid) < 1:
+        raise UsageError(f"{name}={tuple(grid)}: must be (height, width), both at least 1")
+    return tuple(grid)
+
+
+def channels(features: Tensor, dim: int, levels: tuple[int, ...]) -> None:
+    """Features must have `dim` channels, and as many again for each of the tower's `levels`."""
+    wanted = (1 + len(levels)) * dim
+    if features.shape[-1] != wanted:
+        raise UsageError(
+            f"levels={tuple(levels)}: features have {features.shape[-1]} channels, expected {wanted}, the "
+            f"tower's output and {len(levels)} of its hidden states"
+        )
 
 
 def given(value: int | None, name: str, wanted_by: str) -> int:

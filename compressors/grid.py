@@ -9,10 +9,11 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from compressors.base import Compressor
-from compressors.checks import at_least, one_of
+from compressors.checks import at_least, grid_size, one_of
 from compressors.errors import UsageError
 
 GridPolicy = Literal["error", "floor", "ceil", "pad"]
@@ -36,6 +37,17 @@ def windows(height: int, width: int, rate: int, policy: GridPolicy) -> tuple[int
     return -(-height // rate), -(-width // rate)
 
 
+def within(grid: tuple[int, int], height: int, width: int) -> tuple[int, int]:
+    """`grid`, if a (height, width) patch grid can be pooled to it."""
+    rows, columns = grid
+    if rows > height or columns > width:
+        raise UsageError(
+            f"grid=({rows}, {columns}) is larger than the {height}x{width} patch grid; "
+            "choose a smaller one, or set rate"
+        )
+    return grid
+
+
 def fit(features: Tensor, rate: int, policy: GridPolicy) -> tuple[Tensor, Tensor | None]:
     """(B, H, W, C) cropped or zero-filled to whole windows; for `ceil` a mask (H', W') of real patches."""
     height, width = features.shape[1:3]
@@ -50,6 +62,25 @@ def fit(features: Tensor, rate: int, policy: GridPolicy) -> tuple[Tensor, Tensor
     real = torch.zeros(rows, columns, dtype=torch.bool, device=features.device)
     real[:height, :width] = True
     return features, real
+
+
+def split_windows(x: Tensor, rate: int) -> Tensor:
+    """(B, h * rate, w * rate, C) -> windows (B * h * w, rate * rate, C)."""
+    return rearrange(x, "b (h i) (w j) c -> (b h w) (i j) c", i=rate, j=rate)
+
+
+def window_mask(real: Tensor | None, batch: int, rate: int) -> Tensor | None:
+    """`fit`'s mask as an attention mask of windows, (B * h * w, 1, 1, rate * rate)."""
+    if real is None:
+        return None
+    return rearrange(split_windows(real.expand(batch, -1, -1).unsqueeze(-1), rate), "n m 1 -> n 1 1 m")
+
+
+def unsplit(weights: Tensor, grid: tuple[int, int], windows: tuple[int, int]) -> Tensor:
+    """Weights (B * h * w, rate * rate) over (h, w) windows as weights over the patches, (B, *grid)."""
+    rate = int(weights.shape[1] ** 0.5)
+    pattern = "(b h w) (i j) -> b (h i) (w j)"
+    return unfit(rearrange(weights, pattern, h=windows[0], w=windows[1], i=rate), *grid)
 
 
 def unfit(weights: Tensor, height: int, width: int) -> Tensor:
@@ -73,3 +104,39 @@ class WindowCompressor(Compressor):
 
     def extra_repr(self) -> str:
         return f"rate={self.rate}, grid_policy={self.grid_policy}"
+
+
+class BudgetCompressor(WindowCompressor):
+    """Base of the compressors that make as many tokens as there are windows, but not one of each."""
+
+    def out_grid(self, height: int, width: int) -> None:
+        return None
+
+    def num_tokens(self, height: int, width: int) -> int:
+        rows, columns = windows(height, width, self.rate, self.grid_policy)
+        return rows * columns
+
+
+class ResizingCompressor(WindowCompressor):
+    """Base of the compressors that can make any grid: `grid` or, if None, as many tokens as windows.
+
+    They read every patch, so `floor` and `ceil` only round the count; `pad` fills the border with zeros.
+    """
+
+    def __init__(self, rate: int, grid: tuple[int, int] | None, grid_policy: GridPolicy):
+        super().__init__(rate, grid_policy)
+        self.grid = None if grid is None else grid_size(grid)
+
+    def out_grid(self, height: int, width: int) -> tuple[int, int]:
+        if self.grid is not None:
+            return within(self.grid, height, width)
+        return windows(height, width, self.rate, self.grid_policy)
+
+    def filled(self, features: Tensor) -> Tensor:
+        """(B, H, W, C), filled up to whole windows under `pad`."""
+        if self.grid is None and self.grid_policy == "pad":
+            return fit(features, self.rate, "pad")[0]
+        return features
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() if self.grid is None else f"grid={self.grid}"

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from compressors.average_pool import window_mean
 from compressors.base import Compressor, MaybeTensor, register
-from compressors.checks import at_least, one_of
-from compressors.errors import UsageError
-from compressors.grid import GridPolicy, windows
+from compressors.checks import at_least, grid_size, one_of
+from compressors.grid import GridPolicy, windows, within
 
 
 @register("ldpv2")
@@ -35,25 +34,17 @@ class LDPv2(Compressor):
         grid_policy: GridPolicy = "error",
     ):
         super().__init__()
-        if len(grid) != 2 or min(grid) < 1:
-            raise UsageError(f"grid={tuple(grid)}: must be (height, width), both at least 1")
         if rate is not None:
             at_least(1, rate=rate)
         one_of(GridPolicy, grid_policy=grid_policy)
-        self.out_dim, self.grid, self.rate, self.grid_policy = llm_dim, tuple(grid), rate, grid_policy
+        self.out_dim, self.grid, self.rate, self.grid_policy = llm_dim, grid_size(grid), rate, grid_policy
         self.mlp = nn.Sequential(nn.Linear(dim, llm_dim), nn.GELU(), nn.Linear(llm_dim, llm_dim))
         self.position = nn.Conv2d(llm_dim, llm_dim, 3, padding=1, groups=llm_dim)
 
     def out_grid(self, height: int, width: int) -> tuple[int, int]:
         if self.rate is not None:
             return windows(height, width, self.rate, self.grid_policy)
-        rows, columns = self.grid
-        if rows > height or columns > width:
-            raise UsageError(
-                f"grid=({rows}, {columns}) is larger than the {height}x{width} patch grid; "
-                "choose a smaller one, or set rate"
-            )
-        return self.grid
+        return within(self.grid, height, width)
 
     def _pool(self, x: Tensor) -> Tensor:
         """(B, H, W, D) -> (B, D, th, tw)."""

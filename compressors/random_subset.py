@@ -11,7 +11,7 @@ from torch import Tensor
 
 from compressors.base import MaybeTensor, register
 from compressors.checks import at_least
-from compressors.grid import GridPolicy, WindowCompressor, windows
+from compressors.grid import BudgetCompressor, GridPolicy
 
 
 @torch.compiler.assume_constant_result
@@ -21,20 +21,13 @@ def fixed_order(count: int, seed: int) -> list[int]:
 
 
 @register("random")
-class RandomSubset(WindowCompressor):
+class RandomSubset(BudgetCompressor):
     """Random patches, one for each `rate` x `rate` window's worth."""
 
     def __init__(self, dim: int, *, rate: int = 3, seed: int = 0, grid_policy: GridPolicy = "error"):
         super().__init__(rate, grid_policy)
         at_least(0, seed=seed)
         self.out_dim, self.seed = dim, seed
-
-    def out_grid(self, height: int, width: int) -> None:
-        return None
-
-    def num_tokens(self, height: int, width: int) -> int:
-        rows, columns = windows(height, width, self.rate, self.grid_policy)
-        return rows * columns
 
     def _kept(self, features: Tensor) -> Tensor:
         """Raster indices (B, N) of the kept patches, ascending."""

@@ -110,6 +110,18 @@ class VisionTower(nn.Module):
         maps = [rearrange(x[:, -height * width :], "b (h w) c -> b h w c", h=height) for x in states]
         return maps[0] if levels is None else maps
 
+    def with_levels(self, pixel_values: Tensor, levels: Sequence[int]) -> Tensor:
+        """(B, 3, h, w) -> (B, H, W, (1 + L) C): the output and `levels` beside it, in the channels, for a
+        compressor that needs them."""
+        if not levels:
+            return self(pixel_values)
+        return torch.cat(self(pixel_values, [self.depth, *levels]), -1)
+
+    def check_levels(self, levels: Sequence[int]) -> None:
+        """UsageError for a level that was not built."""
+        for level in levels:
+            self._level(level)
+
     def _level(self, level: int) -> int:
         index = level if level > 0 else self.num_layers + 1 + level
         if index not in self.levels:

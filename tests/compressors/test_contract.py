@@ -13,6 +13,8 @@ from compressors import Compressor, UsageError
 DIM, LLM_DIM, TEXT = 12, 16, 6
 GRIDS = [(12, 12), (9, 9), (8, 8), (7, 10), (12, 9), (5, 4)]
 SMALL = {"width": 16, "heads": 4, "num_layers": 3, "num_queries": 5}  # where a method has such a knob
+# For a wrapper: one without a grid that reads text, one that projects and reads several levels.
+HOSTS = {"qformer": {**SMALL, "text": True}, "token_packer": {"heads": 4, "levels": (1, 2)}}
 
 
 def alternatives(name: str) -> list[dict]:
@@ -26,6 +28,10 @@ def alternatives(name: str) -> list[dict]:
             found.append({knob: not parameter.default})
         elif knob == "rate":
             found += [{knob: rate} for rate in (1, 2, 3, 4) if rate != parameter.default]
+        elif knob == "levels":
+            found.append({knob: (2, -1)})
+        elif knob == "host":
+            found += [{knob: host, "knobs": knobs} for host, knobs in HOSTS.items()]
     return found
 
 
@@ -46,7 +52,7 @@ def build(name: str, knobs: dict, seed: int = 0) -> Compressor:
 def inputs(part: Compressor, grid: tuple[int, int] = (12, 12), batch: int = 3) -> tuple[Tensor, ...]:
     """Features, and for a text-aware one embeddings and a ragged mask."""
     generator = torch.Generator().manual_seed(1)
-    features = torch.randn(batch, *grid, DIM, generator=generator)
+    features = torch.randn(batch, *grid, DIM * (1 + len(part.needs_levels)), generator=generator)
     if not part.needs_text:
         return (features,)
     mask = torch.arange(TEXT) < torch.tensor([TEXT, 2, 4, 1])[:batch, None]
@@ -103,14 +109,33 @@ def test_batch_does_not_matter(name, knobs):
         torch.testing.assert_close(part(*(x[i : i + 1] for x in given))[0], many[i], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @every_case
-def test_bfloat16(name, knobs):
+def test_half_precision(name, knobs, dtype):
+    """Against float32 on the rounded inputs: a selection may not hang on how its scores are rounded."""
     part = build(name, knobs)
-    exact, (features, *text) = part(*inputs(part)), inputs(part)
-    text = [x if x.dtype == torch.bool else x.bfloat16() for x in text]
-    tokens = part.bfloat16()(features.bfloat16(), *text)
-    assert tokens.dtype == torch.bfloat16
+    rounded = [x if x.dtype == torch.bool else x.to(dtype) for x in inputs(part)]
+    exact = part(*(x if x.dtype == torch.bool else x.float() for x in rounded))
+    tokens = part.to(dtype)(*rounded)
+    assert tokens.dtype == dtype
     assert (tokens.float() - exact).norm() < 0.05 * exact.norm()
+
+
+@every_case
+def test_autocast(name, knobs):
+    """As Lightning's bf16-mixed runs it: float32 weights and features."""
+    part = build(name, knobs)
+    exact = part(*inputs(part))
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = part(*inputs(part))
+    assert (tokens.float() - exact).norm() < 0.05 * exact.norm()
+
+
+@pytest.mark.parametrize("name", compressors.names())
+def test_compiles_in_one_piece(name):
+    part = build(name, {})
+    compiled = torch.compile(part, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*inputs(part)), part(*inputs(part)))
 
 
 @every_case

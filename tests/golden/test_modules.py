@@ -46,13 +46,14 @@ def load(module: nn.Module, weights: dict[str, Tensor], names: dict[str, str]) -
     """Original weights into ours, in eval mode; every weight on either side must be used.
 
     `names` maps prefixes of original keys to ours, the longest match counts. Pointwise convolutions become
-    matrices where ours has them.
+    matrices where ours has them, a table of positions gets its grid.
     """
     own, state = module.state_dict(), {}
     for key, tensor in weights.items():
         prefix = max((p for p in names if key.startswith(p)), key=len)
         target = names[prefix] + key.removeprefix(prefix)
-        state[target] = tensor.reshape(own[target].shape) if tensor.shape[2:] == (1, 1) else tensor
+        same_numbers = tensor.shape[2:] == (1, 1) or key == "pos_emb"
+        state[target] = tensor.reshape(own[target].shape) if same_numbers else tensor
     module.load_state_dict(state, strict=True)
     return module.eval()
 
@@ -62,9 +63,20 @@ def assert_parity(actual: Tensor, expected: Tensor) -> None:
     assert (actual - expected).abs().max().item() <= TOLERANCE
 
 
+def unpacked(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """torch's packed `in_proj` of an attention as three projections."""
+    found = {}
+    for key, tensor in weights.items():
+        prefix, packed, kind = key.partition("in_proj_")
+        parts = zip(("query", "key", "value"), tensor.chunk(3)) if packed else ()
+        found |= {f"{prefix}{part}.{kind}": value for part, value in parts} or {key: tensor}
+    return found
+
+
 def grid_of(vectors: Golden) -> Tensor:
-    """The input patches (B, N, C) on their grid (B, H, W, C)."""
-    return vectors.inputs["features"].unflatten(1, vectors.config["grid"])
+    """The input patches (B, N, C) on their grid (B, H, W, C); levels of the tower follow in the channels."""
+    inputs = [vectors.inputs[name] for name in ("features", "multi_level_features") if name in vectors.inputs]
+    return torch.cat(inputs, -1).unflatten(1, vectors.config["grid"])
 
 
 SAP = {"mlp.": "scorer."}
@@ -77,12 +89,33 @@ LDP = {f"model.mlp.{i}.": f"mlp.{i - 1}." for i in (1, 3)} | {
     }.items()
 }
 LDPV2 = {"mlp.mlp.": "mlp.", "peg.peg.0.": "position."}
+C_ABSTRACTOR = {"pos_emb": "positions.table", "readout.": "mlp."} | {
+    f"net.{i}.b{block}.{theirs}.": f"{stage}.{block - 1}.{ours}."
+    for i, stage in ((0, "before"), (2, "after"))
+    for block in (1, 2)
+    for theirs, ours in {
+        "conv1.conv": "pointwise_in", "conv1.bn": "norm_in", "conv2.conv": "depthwise",
+        "conv2.bn": "norm_depthwise", "se.fc1": "gate.reduce", "se.fc2": "gate.expand",
+        "conv3.conv": "pointwise_out", "conv3.bn": "norm_out",
+        "downsample.conv": "shortcut.0", "downsample.bn": "shortcut.1",
+    }.items()
+}
+TOKEN_PACKER = {"q_proj_1.": "query.", "k_proj_1.": "key.", "v_proj_1.": "value.", "ln_q_1.": "query_norm.",
+                "ln_k_1.": "key_norm.", "ln_v_1.": "value_norm.", "mlp.": "mlp.",
+                "clip_attn.": "attend.", "clip_attn.out_proj.": "attend.out."}
 
 COMPRESSORS = {  # file: (our name, knobs from the file's sizes, key prefixes)
     "sap": ("sap", lambda c: {"rate": c["rate"]}, SAP),
     "sap_ragged": ("sap", lambda c: {"rate": c["rate"], "grid_policy": "ceil"}, SAP),
     "ldp": ("ldp", lambda _: {"grid_policy": "ceil"}, LDP),
     "ldpv2": ("ldpv2", lambda c: {"grid": c["out_grid"]}, LDPV2),
+    "c_abstractor": ("c_abstractor", lambda c: {
+        "grid": c["out_grid"], "width": c["hidden_dim"], "num_layers": c["depth"], "positions": c["grid"],
+        "mlp_layers": c["mlp_depth"],
+    }, C_ABSTRACTOR),
+    "token_packer": ("token_packer", lambda c: {
+        "rate": c["rate"], "heads": c["heads"], "levels": list(range(1, c["levels"] + 1)),
+    }, TOKEN_PACKER),
 }
 
 
@@ -91,7 +124,7 @@ def test_compressor(name):
     vectors = golden(name)
     ours, knobs, keys = COMPRESSORS[name]
     sizes = {"dim": vectors.config["dim"], "llm_dim": vectors.config.get("out_dim")}
-    part = load(compressors.create(ours, **sizes, **knobs(vectors.config)), vectors.weights, keys)
+    part = load(compressors.create(ours, **sizes, **knobs(vectors.config)), unpacked(vectors.weights), keys)
     assert part.num_tokens(*vectors.config["grid"]) == vectors.output.shape[1]
     assert_parity(part(grid_of(vectors)), vectors.output)
 

@@ -1,0 +1,60 @@
+"""Strided convolutions, GOT-OCR 2.0, arXiv 2409.01704, and DeepSeek-OCR, arXiv 2510.18234.
+
+Two 3x3 convolutions with strides and nothing between them, then (GOT) a linear layer.
+
+    3x3 convolution C -> 2C - 3x3 convolution 2C -> D - Linear
+
+    H*W -> ceil(H/k) * ceil(W/k)        4096 -> 256 at k = 4, strides 2 and 2, as released
+"""
+from einops import rearrange
+from torch import Tensor, nn
+
+from compressors.base import MaybeTensor, register
+from compressors.checks import at_least
+from compressors.grid import GridPolicy, WindowCompressor, fit
+
+
+def strides(rate: int) -> tuple[int, int]:
+    """`rate` as a product of two, as equal as can be, the larger first: 4 = 2 * 2, 3 = 3 * 1, 6 = 3 * 2."""
+    smaller = next(n for n in range(int(rate**0.5), 0, -1) if rate % n == 0)
+    return rate // smaller, smaller
+
+
+@register("conv_downsample")
+class ConvDownsample(WindowCompressor):
+    """Two 3x3 convolutions whose strides multiply to `rate`; a stride beyond 3 skips patches.
+
+    width         channels between them; None: twice the tower's, as in both sources
+    projector     the linear layer that follows in GOT; DeepSeek-OCR has its projector elsewhere
+
+    `floor` and `pad` crop and fill the features; `ceil` is the strided convolutions' own count.
+    """
+
+    projects = True
+
+    def __init__(
+        self,
+        dim: int,
+        llm_dim: int,
+        *,
+        rate: int = 3,
+        width: int | None = None,
+        projector: bool = True,
+        grid_policy: GridPolicy = "error",
+    ):
+        super().__init__(rate, grid_policy)
+        width = 2 * dim if width is None else width
+        at_least(1, width=width)
+        self.out_dim, (first, second) = llm_dim, strides(rate)
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(dim, width, 3, first, padding=1, bias=False),
+            nn.Conv2d(width, llm_dim, 3, second, padding=1, bias=False),
+        )
+        self.projector = nn.Linear(llm_dim, llm_dim) if projector else nn.Identity()
+
+    def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
+        self.out_grid(*features.shape[1:3])  # refuses what the policy refuses
+        if self.grid_policy != "ceil":
+            features, _ = fit(features, self.rate, self.grid_policy)
+        small = self.convolutions(rearrange(features, "b h w c -> b c h w"))
+        return self.projector(rearrange(small, "b d h w -> b (h w) d"))

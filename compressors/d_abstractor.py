@@ -1,0 +1,178 @@
+"""D-Abstractor, Honeybee, arXiv 2312.06742.
+
+A grid of queries passes decoder layers of Deformable DETR (arXiv 2010.04159): each reads the features at a
+few points around its reference point, which is learned and starts on a grid. Pooled features tell a query
+what is near it, in place of a position embedding.
+
+    queries - self-attention - deformable attention (patches) - FFN - (n times) - Linear
+
+    H*W -> th * tw        576 -> 144 at grid = (12, 12)
+"""
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from compressors.base import Compressor, MaybeTensor, register
+from compressors.checks import at_least, divides, grid_size
+from compressors.grid import unfit
+from compressors.layers import Attention
+from compressors.positions import LearnedPositions
+
+
+def splat(points: Tensor, weights: Tensor, grid: tuple[int, int]) -> Tensor:
+    """What bilinear samples read: points (B, P, 2) as (x, y) in [0, 1], weights (B, P) -> (B, H, W)."""
+    height, width = grid
+    sizes = torch.tensor([width, height], device=points.device)
+    places = points * sizes - 0.5
+    share, corner = places - places.floor(), places.floor().long()
+    read = torch.zeros(len(points), height * width, device=points.device)
+    for x, y in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        shift = torch.tensor([x, y], device=points.device)
+        patch = corner + shift
+        inside = ((patch >= 0) & (patch < sizes)).all(-1)
+        amount = (shift - 1 + share).abs().prod(-1) * weights * inside
+        index = (patch[..., 1] * width + patch[..., 0]).where(inside, 0)
+        read = read.scatter_add(1, index, amount)
+    return rearrange(read, "b (h w) -> b h w", h=height)
+
+
+class DeformableAttention(nn.Module):
+    """Reads a feature map (B, H, W, D) at `num_points` learned points a head around each reference point."""
+
+    def __init__(self, width: int, heads: int, num_points: int):
+        super().__init__()
+        self.heads, self.num_points = heads, num_points
+        self.offsets = nn.Linear(width, heads * num_points * 2)
+        self.scores = nn.Linear(width, heads * num_points)
+        self.value, self.out = nn.Linear(width, width), nn.Linear(width, width)
+
+    def reset_parameters(self) -> None:
+        """Deformable DETR's: head h looks in direction h, its p-th point p patches away. Its zero weights are
+        small ones here."""
+        turn = torch.arange(self.heads) * (2 * math.pi / self.heads)
+        direction = torch.stack([turn.cos(), turn.sin()], -1)
+        direction = direction / direction.abs().amax(-1, keepdim=True)
+        steps = torch.arange(1, self.num_points + 1)
+        for layer in (self.offsets, self.scores):
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        with torch.no_grad():
+            self.offsets.bias.copy_(torch.einsum("hx,p->hpx", direction, steps.to(direction.dtype)).flatten())
+
+    def samples(self, query: Tensor, reference: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Points (B, heads, Q, P, 2) as (x, y) in [0, 1], float32, and their weights (B, heads, Q, P)."""
+        shape = {"m": self.heads, "p": self.num_points}
+        offsets = rearrange(self.offsets(query).float(), "b q (m p x) -> b m q p x", x=2, **shape)
+        sizes = torch.tensor([grid[1], grid[0]], device=query.device)
+        points = rearrange(reference.float(), "q x -> q 1 x") + offsets / sizes
+        weights = rearrange(self.scores(query), "b q (m p) -> b m q p", **shape).float().softmax(-1)
+        return points, weights
+
+    def forward(self, query: Tensor, reference: Tensor, features: Tensor) -> Tensor:
+        """(B, Q, D), (Q, 2), (B, H, W, D) -> (B, Q, D)."""
+        points, weights = self.samples(query, reference, features.shape[1:3])
+        values = rearrange(self.value(features), "b h w (m d) -> (b m) d h w", m=self.heads)
+        places = rearrange(2 * points - 1, "b m q p x -> (b m) q p x")
+        # in float32: half precision has no 1/1000 of a grid
+        read = F.grid_sample(values.float(), places, align_corners=False)  # (B*M, d, Q, P)
+        mixed = (read * rearrange(weights, "b m q p -> (b m) 1 q p")).sum(-1)
+        return self.out(rearrange(mixed, "(b m) d q -> b q (m d)", m=self.heads).to(query.dtype))
+
+
+class DecoderLayer(nn.Module):
+    """Post-norm: self-attention of the queries, deformable attention to the features, FFN with ReLU."""
+
+    def __init__(self, width: int, heads: int, num_points: int, mlp_width: int):
+        super().__init__()
+        self.self_attention = Attention(width, width, heads, width // heads)
+        self.deformable = DeformableAttention(width, heads, num_points)
+        self.mlp = nn.Sequential(nn.Linear(width, mlp_width), nn.ReLU(), nn.Linear(mlp_width, width))
+        self.self_norm, self.deformable_norm, self.mlp_norm = (nn.LayerNorm(width) for _ in range(3))
+
+    def look(self, x: Tensor, position: Tensor) -> Tensor:
+        """The queries after self-attention, (B, Q, D)."""
+        placed = x + position
+        return self.self_norm(x + self.self_attention(placed, placed, x))
+
+    def forward(self, x: Tensor, position: Tensor, reference: Tensor, features: Tensor) -> Tensor:
+        x = self.look(x, position)
+        x = self.deformable_norm(x + self.deformable(x + position, reference, features))
+        return self.mlp_norm(x + self.mlp(x))
+
+
+@register("d_abstractor")
+class DAbstractor(Compressor):
+    """A `grid` of queries of `width` in `num_layers` decoder layers.
+
+    num_points    that a head reads of the features
+    mlp_width     of the FFN; None: four times `width`
+    positions     grid of the features' learned positions, resized to other patch grids
+    """
+
+    projects = True
+
+    def __init__(
+        self,
+        dim: int,
+        llm_dim: int,
+        *,
+        grid: tuple[int, int] = (9, 9),
+        width: int = 1024,
+        num_layers: int = 2,
+        heads: int = 16,
+        num_points: int = 4,
+        mlp_width: int | None = None,
+        positions: tuple[int, int] = (24, 24),
+    ):
+        super().__init__()
+        mlp_width = 4 * width if mlp_width is None else mlp_width
+        at_least(1, num_layers=num_layers, num_points=num_points, mlp_width=mlp_width)
+        divides(heads, width)
+        self.out_dim, self.grid = llm_dim, grid_size(grid)
+        self.project, self.out = nn.Linear(dim, width), nn.Linear(width, llm_dim)
+        self.positions = LearnedPositions(grid_size(positions, "positions"), width)
+        self.queries = nn.Parameter(torch.empty(self.grid[0] * self.grid[1], width))
+        self.reference = nn.Parameter(torch.empty(self.grid[0] * self.grid[1], 2))  # (x, y) in [0, 1]
+        self.layers = nn.ModuleList(
+            DecoderLayer(width, heads, num_points, mlp_width) for _ in range(num_layers)
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Reference points at the centres of the grid's cells, heads looking around them."""
+        nn.init.normal_(self.queries, std=0.02)
+        for layer in self.layers:  # from here: transformers asks no module without parameters of its own
+            layer.deformable.reset_parameters()
+        rows, columns = ((torch.arange(n) + 0.5) / n for n in self.grid)
+        with torch.no_grad():
+            self.reference.copy_(torch.cartesian_prod(rows, columns).flip(-1))
+
+    def out_grid(self, height: int, width: int) -> tuple[int, int]:
+        return self.grid
+
+    def _start(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and what is near them, (B, Q, width) each, and the features (B, H, W, width)."""
+        projected = self.positions(self.project(features))
+        near = F.adaptive_avg_pool2d(rearrange(projected, "b h w d -> b d h w"), self.grid)
+        queries = self.queries.expand(len(features), -1, -1)
+        return queries, rearrange(near, "b d h w -> b (h w) d"), projected
+
+    def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
+        queries, near, projected = self._start(features)
+        for layer in self.layers:
+            queries = layer(queries, near, self.reference, projected)
+        return self.out(queries)
+
+    def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
+        """The points that the last layer reads, by their weights."""
+        queries, near, projected = self._start(features)
+        *layers, last = self.layers
+        for layer in layers:
+            queries = layer(queries, near, self.reference, projected)
+        grid = tuple(features.shape[1:3])
+        points, weights = last.deformable.samples(last.look(queries, near) + near, self.reference, grid)
+        points, weights = (rearrange(points, "b m q p x -> b (m q p) x"), weights.flatten(1))
+        return unfit(splat(points, weights, grid), *grid)

@@ -1,0 +1,55 @@
+"""Diversity-based selection (DivPrune), arXiv 2503.02175.
+
+Patches are chosen one at a time: the one that is farthest, by cosine distance, from its nearest patch among
+those chosen so far (the first: from its nearest of all), so that what is kept is as different as can be.
+
+    H*W -> the tokens of `rate` x `rate` windows, in raster order        729 -> 81 at rate = 3
+"""
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from compressors.base import MaybeTensor, register
+from compressors.grid import BudgetCompressor, GridPolicy
+from compressors.selection import choice
+
+
+@choice
+def most_diverse(tokens: Tensor, count: int) -> Tensor:
+    """Indices (B, count), ascending, of greedy max-min selection among (B, N, C). Ties: the first one."""
+    unit = F.normalize(tokens, dim=-1)
+    distance = 1 - unit @ unit.mT  # (B, N, N)
+    rows = torch.arange(len(tokens), device=tokens.device)
+    alone = 3 * torch.eye(tokens.shape[1], device=tokens.device)  # no patch is its own nearest
+    best = (distance + alone).amin(-1).argmax(-1)  # (B,)
+    chosen, nearest = [best], distance[rows, best]
+    for _ in range(count - 1):
+        nearest = nearest.scatter(1, best[:, None], -torch.inf)  # never again, not even for a tie
+        best = nearest.argmax(-1)
+        chosen.append(best)
+        nearest = torch.minimum(nearest, distance[rows, best])
+    return torch.stack(chosen, 1).sort(-1).values
+
+
+@register("divprune")
+class DiversePatches(BudgetCompressor):
+    """The most different patches, as many as there are `rate` x `rate` windows."""
+
+    def __init__(self, dim: int, *, rate: int = 3, grid_policy: GridPolicy = "error"):
+        super().__init__(rate, grid_policy)
+        self.out_dim = dim
+
+    def _kept(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Patches (B, N, C) and the raster indices (B, M) of those kept."""
+        patches = rearrange(features, "b h w c -> b (h w) c")
+        return patches, most_diverse(patches, self.num_tokens(*features.shape[1:3]))
+
+    def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
+        patches, kept = self._kept(features)
+        return torch.take_along_dim(patches, kept.unsqueeze(-1), 1)
+
+    def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
+        patches, kept = self._kept(features)
+        weights = torch.zeros(patches.shape[:2], device=features.device).scatter(1, kept, 1 / kept.shape[1])
+        return rearrange(weights, "b (h w) -> b h w", h=features.shape[1])

@@ -1,0 +1,57 @@
+"""Layers that several compressors are built of."""
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from compressors.checks import at_least
+from compressors.errors import UsageError
+
+
+class Attention(nn.Module):
+    """Multi-head attention, queries, keys and values given one by one, without residual or norm.
+
+    `in_dim` channels are read through `heads` heads of `head_dim`, and come out as `out_dim`.
+
+    kv_heads   fewer heads for keys and values, each shared by heads / kv_heads query heads; None: as many
+    bias       of all four projections
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, heads: int, head_dim: int, *, kv_heads: int | None = None,
+                 bias: bool = True):
+        super().__init__()
+        kv_heads = heads if kv_heads is None else kv_heads
+        at_least(1, heads=heads, head_dim=head_dim, kv_heads=kv_heads)
+        if heads % kv_heads:
+            raise UsageError(f"kv_heads={kv_heads} does not divide heads={heads}")
+        self.heads, self.kv_heads = heads, kv_heads
+        self.query = nn.Linear(in_dim, heads * head_dim, bias)
+        self.key, self.value = (nn.Linear(in_dim, kv_heads * head_dim, bias) for _ in range(2))
+        self.out = nn.Linear(heads * head_dim, out_dim, bias)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, N, in_dim) and twice (B, M, in_dim) -> (B, N, out_dim); mask (B, 1, 1, M): what is read."""
+        q = rearrange(self.query(query), "b n (h d) -> b h n d", h=self.heads)
+        k, v = self.key(key), self.value(value)
+        k, v = (rearrange(x, "b n (h d) -> b h n d", h=self.kv_heads) for x in (k, v))
+        read = F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=self.kv_heads != self.heads)
+        return self.out(rearrange(read, "b h n d -> b n (h d)"))
+
+    def weights(self, query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What `forward` weighs the memory with, float32: (B, heads, N, M)."""
+        q = rearrange(self.query(query), "b n (h d) -> b h n d", h=self.heads)
+        k = rearrange(self.key(key), "b n (h d) -> b h n d", h=self.kv_heads)
+        k = k.repeat_interleave(self.heads // self.kv_heads, 1)
+        scores = (q @ k.mT * q.shape[-1] ** -0.5).float()
+        return (scores if mask is None else scores.masked_fill(~mask, float("-inf"))).softmax(-1)
+
+
+class GatedMLP(nn.Module):
+    """SiLU(gate(x)) * up(x), back down, without biases."""
+
+    def __init__(self, in_dim: int, width: int, out_dim: int):
+        super().__init__()
+        self.gate, self.up = (nn.Linear(in_dim, width, bias=False) for _ in range(2))
+        self.down = nn.Linear(width, out_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))

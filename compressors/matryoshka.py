@@ -1,0 +1,101 @@
+"""Nested token sets: Matryoshka multimodal models (M3), arXiv 2405.17430, and MQT, arXiv 2405.19315.
+
+A wrapper around any other compressor, its host. It trains the host at several token counts, coarser ones made
+from finer ones, and picks one of them when asked: one training run for every budget.
+
+    host with a grid     the grid average-pooled by a scale s (M3)        9*9 -> 81, 25, 9 at scales 1, 2, 4
+    host without one     the first ceil(Q / s^2) tokens (MQT)             64 -> 64, 16, 4
+
+Before each training step `draw` takes a scale; the sequence has room for the finest, and whoever builds it
+masks the places that are left (`visible`). In evaluation there is one scale, the finest or what `pick` was
+told, and nothing to mask.
+"""
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from compressors.average_pool import window_mean
+from compressors.base import Compressor, MaybeTensor, register, registry
+from compressors.checks import at_least
+from compressors.errors import UsageError
+from compressors.grid import windows
+
+
+@register("matryoshka")
+class Matryoshka(Compressor):
+    """`host`, a compressor's name, with its `knobs`, trained at `scales` (1: all of its tokens)."""
+
+    def __init__(
+        self,
+        dim: int,
+        llm_dim: int | None = None,
+        *,
+        host: str = "avg_pool",
+        knobs: dict | None = None,
+        scales: tuple[int, ...] = (1, 2, 4),
+    ):
+        super().__init__()
+        if not scales:
+            raise UsageError("scales=(): give at least one, such as (1, 2, 4)")
+        at_least(1, **{f"scales[{i}]": scale for i, scale in enumerate(scales)})
+        if host == "matryoshka":
+            raise UsageError("host=matryoshka: choose another compressor, it cannot be its own host")
+        context = {"dim": dim} if llm_dim is None else {"dim": dim, "llm_dim": llm_dim}
+        self.host: Compressor = registry.create(host, **context, **(knobs or {}))
+        self.out_dim, self.projects = self.host.out_dim, self.host.projects
+        self.needs_text, self.needs_levels = self.host.needs_text, self.host.needs_levels
+        self.image_rate = self.host.image_rate
+        self.scales = tuple(sorted(set(scales)))
+        self.finest = self.drawn = self.scales[0]
+
+    def draw(self) -> None:
+        """A scale for the next training step, from torch's global generator."""
+        self.finest, self.drawn = self.scales[0], self.scales[torch.randint(len(self.scales), ()).item()]
+
+    def pick(self, scale: int) -> None:
+        """From now on this scale alone, without places for finer ones."""
+        if scale not in self.scales:
+            raise UsageError(f"scale={scale}: choose one of {', '.join(map(str, self.scales))}")
+        self.finest = self.drawn = scale
+
+    @property
+    def scale(self) -> int:
+        """What `forward` makes: the finest, or in training what was drawn."""
+        return self.drawn if self.training else self.finest
+
+    def _count(self, height: int, width: int, scale: int) -> int:
+        grid = self.host.out_grid(height, width)
+        if grid is None:
+            return -(-self.host.num_tokens(height, width) // scale**2)
+        rows, columns = windows(*grid, scale, "ceil")
+        return rows * columns
+
+    def out_grid(self, height: int, width: int) -> tuple[int, int] | None:
+        grid = self.host.out_grid(height, width)
+        return grid and windows(*grid, self.finest, "ceil")
+
+    def num_tokens(self, height: int, width: int) -> int:
+        return self._count(height, width, self.finest)
+
+    def visible(self, height: int, width: int) -> int:
+        return self._count(height, width, self.scale)
+
+    def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
+        height, width = features.shape[1:3]
+        tokens, grid = self.host(features, text, text_mask), self.host.out_grid(height, width)
+        if grid is None:
+            tokens = tokens[:, : self.visible(height, width)]
+        else:
+            pooled = window_mean(rearrange(tokens, "b (h w) c -> b h w c", h=grid[0]), self.scale, "ceil")
+            tokens = rearrange(pooled, "b h w c -> b (h w) c")
+        return F.pad(tokens, (0, 0, 0, self.num_tokens(height, width) - tokens.shape[1]))
+
+    def attention(
+        self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None
+    ) -> MaybeTensor:
+        """The host's, at all of its tokens."""
+        return self.host.attention(features, text, text_mask)
+
+    def extra_repr(self) -> str:
+        return f"scales={self.scales}, scale={self.scale}"

@@ -1,0 +1,77 @@
+"""PruMerge, arXiv 2403.15388.
+
+The patches that receive most attention are kept; each takes in the removed patches whose keys are nearest to
+its own, weighted by the attention that they receive.
+
+    token p = y_p + sum of a_q y_q over the k nearest removed patches q
+
+    H*W -> the tokens of `rate` x `rate` windows, in raster order        576 -> 64 at rate = 3
+
+In the paper attention is CLIP's CLS token's and keys are its penultimate block's, and the number of outliers
+of the attention, different for each image, decides how many are kept. Here the budget does, so that
+compressors can be compared; and as the tower hands over neither (SigLIP has no CLS token), the normalised
+features stand for queries and keys, and a patch's attention is the mean of what all others pay it.
+"""
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from compressors.base import MaybeTensor, register
+from compressors.checks import at_least
+from compressors.grid import BudgetCompressor, GridPolicy
+from compressors.selection import choice
+
+
+def received_attention(tokens: Tensor) -> Tensor:
+    """Mean attention that each of (B, N, C) receives from the others, (B, N), sum 1."""
+    states = F.layer_norm(tokens, tokens.shape[-1:])
+    scores = states @ states.mT * states.shape[-1] ** -0.5
+    if tokens.shape[1] > 1:  # its own key is each query's best
+        scores.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+    return scores.softmax(-1).mean(1)
+
+
+@choice
+def merge_weights(tokens: Tensor, count: int, neighbours: int) -> Tensor:
+    """What each of `count` tokens, in raster order, has of the patches (B, N, C): (B, count, N).
+
+    Ties go to the patch that comes first.
+    """
+    attention = received_attention(tokens)
+    kept = attention.argsort(dim=-1, descending=True, stable=True)[:, :count].sort(-1).values
+    is_kept = torch.zeros_like(attention, dtype=torch.bool).scatter(1, kept, True)
+    keys = F.normalize(tokens, dim=-1)
+    similarity = torch.take_along_dim(keys, kept.unsqueeze(-1), 1) @ keys.mT  # (B, count, N)
+    similarity = similarity.masked_fill(is_kept.unsqueeze(1), -torch.inf)
+    nearest = similarity.argsort(dim=-1, descending=True, stable=True)
+    nearest = nearest[..., : min(neighbours, tokens.shape[1] - count)]
+    share = torch.take_along_dim(attention.unsqueeze(1), nearest, -1)
+    weights = torch.zeros_like(similarity).scatter(-1, kept.unsqueeze(-1), 1.0)
+    return weights.scatter(-1, nearest, share)
+
+
+@register("prumerge")
+class PruMerge(BudgetCompressor):
+    """The most attended patches, one for each `rate` x `rate` window's worth, and into each its `neighbours`
+    nearest removed ones."""
+
+    def __init__(
+        self, dim: int, *, rate: int = 3, neighbours: int = 32, grid_policy: GridPolicy = "error"
+    ):
+        super().__init__(rate, grid_policy)
+        at_least(0, neighbours=neighbours)
+        self.out_dim, self.neighbours = dim, neighbours
+
+    def _weights(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Patches (B, N, C) and what each token is made of, (B, M, N)."""
+        patches = rearrange(features, "b h w c -> b (h w) c")
+        return patches, merge_weights(patches, self.num_tokens(*features.shape[1:3]), self.neighbours)
+
+    def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
+        patches, weights = self._weights(features)
+        return weights.to(patches.dtype) @ patches
+
+    def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
+        weights = self._weights(features)[1].sum(1)
+        return rearrange(weights / weights.sum(1, keepdim=True), "b (h w) -> b h w", h=features.shape[1])

@@ -1,0 +1,113 @@
+"""Perceiver resampler, Flamingo, arXiv 2204.14198, and Idefics2, arXiv 2405.02246.
+
+Learned latents read the patches and one another by cross-attention, then pass a feed-forward network; a few
+such layers, and the latents are the tokens.
+
+    flamingo   LayerNorm, feed-forward network of two layers with ReLU
+    idefics2   RMSNorm, gated feed-forward network with SiLU, fewer heads for keys and values
+
+    latents --attend--> [patches, latents] - FFN - (n times) - norm
+
+    H*W -> Q        729 -> 64
+"""
+from typing import Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from compressors.base import Compressor, MaybeTensor, register
+from compressors.checks import at_least, one_of
+from compressors.layers import Attention, GatedMLP
+
+ResamplerForm = Literal["flamingo", "idefics2"]
+
+
+class ResamplerLayer(nn.Module):
+    """Pre-norm attention of latents over [patches, latents], then a feed-forward network; both residual."""
+
+    def __init__(self, width: int, heads: int, head_dim: int, kv_heads: int | None, form: ResamplerForm):
+        super().__init__()
+        flamingo = form == "flamingo"
+        self.patch_norm, self.latent_norm, self.mlp_norm = (
+            nn.LayerNorm(width) if flamingo else nn.RMSNorm(width, eps=1e-6) for _ in range(3)
+        )
+        self.attention = Attention(width, width, heads, head_dim, kv_heads=kv_heads, bias=False)
+        self.mlp = GatedMLP(width, 4 * width, width)
+        if flamingo:
+            self.mlp = nn.Sequential(
+                nn.Linear(width, 4 * width, bias=False), nn.ReLU(), nn.Linear(4 * width, width, bias=False)
+            )
+
+    def operands(self, latents: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries (B, Q, width) and what they read, (B, N + Q, width)."""
+        query = self.latent_norm(latents)
+        return query, torch.cat([self.patch_norm(patches), query], 1)
+
+    def forward(self, latents: Tensor, patches: Tensor) -> Tensor:
+        query, memory = self.operands(latents, patches)
+        latents = latents + self.attention(query, memory, memory)
+        return latents + self.mlp(self.mlp_norm(latents))
+
+
+@register("resampler")
+class Resampler(Compressor):
+    """`num_queries` latents of `width` (None: the tower's) in `num_layers` layers.
+
+    form               flamingo | idefics2
+    heads, head_dim    of the attention; kv_heads: heads of keys and values (None: as many)
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        form: ResamplerForm = "flamingo",
+        num_queries: int = 64,
+        num_layers: int = 3,
+        width: int | None = None,
+        heads: int = 8,
+        head_dim: int = 64,
+        kv_heads: int | None = None,
+    ):
+        super().__init__()
+        at_least(1, num_queries=num_queries, num_layers=num_layers)
+        one_of(ResamplerForm, form=form)
+        width = dim if width is None else width
+        at_least(1, width=width)
+        self.out_dim, self.num_queries = width, num_queries
+        self.project = nn.Identity() if width == dim else nn.Linear(dim, width)
+        self.latents = nn.Parameter(torch.empty(num_queries, width))
+        self.layers = nn.ModuleList(
+            ResamplerLayer(width, heads, head_dim, kv_heads, form) for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(width) if form == "flamingo" else nn.RMSNorm(width, eps=1e-6)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Latents that differ: equal ones, as in some releases, get equal gradients."""
+        nn.init.normal_(self.latents, std=0.02)
+
+    def num_tokens(self, height: int, width: int) -> int:
+        return self.num_queries
+
+    def _start(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents (B, Q, width) and patches (B, N, width)."""
+        patches = self.project(rearrange(features, "b h w c -> b (h w) c"))
+        return self.latents.expand(len(features), -1, -1), patches
+
+    def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
+        latents, patches = self._start(features)
+        for layer in self.layers:
+            latents = layer(latents, patches)
+        return self.norm(latents)
+
+    def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
+        """What the last layer reads of the patches, the mean over its heads and latents."""
+        latents, patches = self._start(features)
+        *layers, last = self.layers
+        for layer in layers:
+            latents = layer(latents, patches)
+        weights = last.attention.weights(*last.operands(latents, patches)).mean((1, 2))[:, : patches.shape[1]]
+        grid = rearrange(weights, "b (h w) -> b h w", h=features.shape[1])
+        return grid / grid.sum((1, 2), keepdim=True)

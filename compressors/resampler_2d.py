@@ -1,0 +1,68 @@
+"""Resampler with two-dimensional positions, Qwen-VL, arXiv 2308.12966; also MiniCPM-V, arXiv 2408.01800.
+
+A grid of learned queries reads the patches in one cross-attention. Queries and keys carry 2-D sine-cosine
+positions in the same coordinates, so that a query knows its place in the picture, whatever the patch grid.
+
+    H*W -> th * tw        1024 -> 256 in Qwen-VL (16 x 16), 64 in MiniCPM-V (8 x 8)
+"""
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from compressors.base import Compressor, MaybeTensor, register
+from compressors.checks import divides, grid_size
+from compressors.errors import UsageError
+from compressors.layers import Attention
+from compressors.positions import sincos_2d
+
+
+def places(count: int, size: int, device: torch.device) -> Tensor:
+    """Where `size` patches lie on an axis of `count` queries, which lie at 0, 1, 2, ..."""
+    return (torch.arange(size, dtype=torch.float32, device=device) + 0.5) * (count / size) - 0.5
+
+
+@register("resampler_2d")
+class Resampler2d(Compressor):
+    """A `grid` of queries of `width` (None: the tower's), which must be a multiple of 4."""
+
+    def __init__(
+        self, dim: int, *, grid: tuple[int, int] = (9, 9), width: int | None = None, heads: int = 8
+    ):
+        super().__init__()
+        width = dim if width is None else width
+        divides(heads, width)
+        if width % 4:
+            raise UsageError(f"width={width}: must be a multiple of 4, for sines and cosines of two axes")
+        self.out_dim, self.grid = width, grid_size(grid)
+        self.queries = nn.Parameter(torch.empty(self.grid[0] * self.grid[1], width))
+        self.project = nn.Identity() if width == dim else nn.Linear(dim, width, bias=False)
+        self.query_norm, self.patch_norm, self.norm = (nn.LayerNorm(width, eps=1e-6) for _ in range(3))
+        self.attend = Attention(width, width, heads, width // heads)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.queries, std=0.02)
+
+    def out_grid(self, height: int, width: int) -> tuple[int, int]:
+        return self.grid
+
+    def _operands(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, Q, width), keys and values (B, N, width)."""
+        (rows, columns), (height, width) = self.grid, features.shape[1:3]
+        patches = self.patch_norm(self.project(rearrange(features, "b h w c -> b (h w) c")))
+        at_queries, at_patches = (
+            sincos_2d(places(rows, h, features.device), places(columns, w, features.device), self.out_dim)
+            for h, w in ((rows, columns), (height, width))
+        )
+        queries = self.query_norm(self.queries) + at_queries.flatten(0, 1).to(features.dtype)
+        keys = patches + at_patches.flatten(0, 1).to(features.dtype)
+        return queries.expand(len(features), -1, -1), keys, patches
+
+    def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
+        return self.norm(self.attend(*self._operands(features)))
+
+    def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
+        """The mean over heads and queries."""
+        queries, keys, _ = self._operands(features)
+        weights = self.attend.weights(queries, keys).mean((1, 2))
+        return rearrange(weights, "b (h w) -> b h w", h=features.shape[1])
