@@ -1,26 +1,84 @@
 """High resolution by tiles, as FlashSloth-HD: the whole image as a thumbnail, then its tiles, row-major.
 
-    [thumbnail, top left, top right, bottom left, bottom right]         k = 2: 5 crops
+    [thumbnail, top left, top right, bottom left, bottom right]         2 x 2: 5 crops
+
+The layout `anyres` chooses rows x columns by the image's shape, as LLaVA-NeXT does (Liu et al. 2024).
 """
+from dataclasses import dataclass
+
 from PIL import Image
 
+from compressors.errors import UsageError
+
 GREY = (127, 127, 127)
+LAYOUTS = ("square", "anyres")
 
 
-def num_crops(tiles: int) -> int:
-    """How many crops `crop` makes of an image."""
-    return 1 + tiles**2 if tiles > 1 else 1
+@dataclass(frozen=True)
+class Tiling:
+    """How images are cut into crops.
 
+    tiles    k; 1: an image is its only crop
+    side     pixels along a tile's side
+    layout   square: k x k tiles; anyres: of all rows x columns of at most k * k tiles those that keep most of
+             the image's pixels, among such the fewest tiles. What fits into one tile is its only crop.
+    """
 
-def crop(image: Image.Image, tiles: int, size: int) -> list[Image.Image]:
-    """`tiles` = k > 1: the image itself, to be squashed, and its k x k tiles of `size` pixels a side: the
-    image padded with grey to a square, resized to k * size, cut without overlap. k = 1: the image alone."""
-    if tiles == 1:
-        return [image]
-    image = image.convert("RGB")
-    side = max(image.size)
-    square = Image.new("RGB", (side, side), GREY)
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    square = square.resize((tiles * size, tiles * size), Image.Resampling.BICUBIC)
-    corners = [(x * size, y * size) for y in range(tiles) for x in range(tiles)]
-    return [image, *(square.crop((x, y, x + size, y + size)) for x, y in corners)]
+    tiles: int = 1
+    side: int = 384
+    layout: str = "square"
+
+    def __post_init__(self):
+        if self.tiles < 1:
+            raise UsageError(f"tiles={self.tiles}: must be at least 1")
+        if self.layout not in LAYOUTS:
+            raise UsageError(f"layout={self.layout}: must be one of {', '.join(LAYOUTS)}")
+
+    @property
+    def fixed(self) -> bool:
+        """Whether all images have the same number of crops."""
+        return self.tiles == 1 or self.layout == "square"
+
+    @property
+    def most_crops(self) -> int:
+        """Crops of an image, at most."""
+        return 1 + self.tiles**2 if self.tiles > 1 else 1
+
+    def grid(self, width: int, height: int) -> tuple[int, int]:
+        """(rows, columns) of the tiles of an image of `width` x `height` pixels."""
+        if self.fixed:
+            return self.tiles, self.tiles
+        most = self.tiles**2
+        grids = [(rows, columns) for rows in range(1, most + 1) for columns in range(1, most // rows + 1)]
+        return max(grids, key=lambda grid: (self._kept(width, height, *grid), -grid[0] * grid[1]))
+
+    def _kept(self, width: int, height: int, rows: int, columns: int) -> int:
+        """Pixels of the image that tiles can show, its shape kept: LLaVA-NeXT's effective resolution."""
+        wide, high = columns * self.side, rows * self.side
+        if wide * height <= high * width:
+            high = height * wide // width
+        else:
+            wide = width * high // height
+        return min(wide * high, width * height)
+
+    def num_crops(self, width: int, height: int) -> int:
+        """How many crops `crop` makes of an image of `width` x `height` pixels."""
+        rows, columns = self.grid(width, height)
+        return 1 + rows * columns if rows * columns > 1 else 1
+
+    def crop(self, image: Image.Image) -> list[Image.Image]:
+        """The image itself, to be squashed, and its tiles: the image padded with grey to their shape, resized
+        to it, cut without overlap."""
+        if self.tiles == 1:
+            return [image]
+        image, side = image.convert("RGB"), self.side
+        rows, columns = self.grid(*image.size)
+        if rows * columns == 1:
+            return [image]
+        width = max(image.width, round(image.height * columns / rows))
+        height = max(image.height, round(image.width * rows / columns))
+        canvas = Image.new("RGB", (width, height), GREY)
+        canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
+        canvas = canvas.resize((columns * side, rows * side), Image.Resampling.BICUBIC)
+        corners = [(x * side, y * side) for y in range(rows) for x in range(columns)]
+        return [image, *(canvas.crop((x, y, x + side, y + side)) for x, y in corners)]

@@ -20,8 +20,9 @@ from connectors.towers_open_clip import OpenClipVisionConfig
 from connectors.vision_tower import VisionTower, build_tower, load_tower
 from experiments.config import Config, resolve_source
 from llm_adapters.conversation import IMAGE, QUERY
+from llm_adapters.images import image_processor
 from llm_adapters.modeling import FlashSlothConfig, FlashSlothForConditionalGeneration
-from llm_adapters.processing import FlashSlothProcessor, image_processor
+from llm_adapters.processing import FlashSlothProcessor
 
 
 def build(config: Config) -> tuple[FlashSlothForConditionalGeneration, FlashSlothProcessor]:
@@ -85,8 +86,10 @@ def make_processor(config: Config, model: FlashSlothForConditionalGeneration,
     """Token counts as the compressor makes them; a blind cell's images have none."""
     images = image_processor(model.vision_tower, config.image.size)
     tokens = 0 if config.blind else model.num_image_tokens(images.size["height"], images.size["width"])
-    return FlashSlothProcessor(images, tokenizer, image_tokens=tokens, tiles=config.image.tiles,
-                               num_queries=model.num_queries, prompt=asdict(config.prompt))
+    return FlashSlothProcessor(
+        images, tokenizer, image_tokens=tokens, tiles=config.image.tiles, num_queries=model.num_queries,
+        prompt=asdict(config.prompt), layout=config.image.layout,
+    )
 
 
 def pick_device(accelerator: str) -> torch.device:

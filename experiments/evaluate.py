@@ -26,21 +26,26 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) ->
     model = FlashSlothForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     model = model.to(device, torch.bfloat16 if device.type == "cuda" else torch.float32).eval()
     processor = FlashSlothProcessor.from_pretrained(folder)
+    if config.evaluate.scale and not config.blind:
+        model.compressor.pick(config.evaluate.scale)
+        size = processor.image_processor.size
+        processor.image_tokens = model.num_image_tokens(size["height"], size["width"])
     samples = [s for path, images in files(config, inputs, "test") for s in llava.load(path, images)]
     asked = llava.questions(samples)[: config.evaluate.limit]
     images = Images(processor, feature_cache(inputs))
     report.steps(len(asked))
     answers: dict[int, str] = {}
-    for numbers in batches(asked, config.evaluate.batch_size):
+    for numbers in batches(asked, images, config.evaluate.batch_size):
         batch = [asked[i] for i in numbers]
         answers.update(zip(numbers, answer(model, images, batch, config.evaluate.max_new_tokens)))
         report.advance(len(batch))
-    write(asked, [answers[i] for i in range(len(asked))], model, processor, out)
+    write(asked, [answers[i] for i in range(len(asked))], model, images, out)
 
 
-def batches(asked: Sequence[llava.Sample], size: int) -> Iterator[list[int]]:
+def batches(asked: Sequence[llava.Sample], images: Images, size: int) -> Iterator[list[int]]:
     """Question numbers, those of like length together, so that little is padded."""
-    order = sorted(range(len(asked)), key=lambda i: (len(asked[i].images), len(asked[i].turns[0].question)))
+    lengths = [(sum(images.crops(s)), len(s.turns[0].question)) for s in asked]
+    order = sorted(range(len(asked)), key=lengths.__getitem__)
     return (order[start : start + size] for start in range(0, len(order), size))
 
 
@@ -49,7 +54,7 @@ def answer(model: FlashSlothForConditionalGeneration, images: Images, asked: Seq
            max_new_tokens: int) -> list[str]:
     """Greedy answers to a batch of one-question samples."""
     processor = images.processor
-    encoded: list[Encoded] = [processor.encode([Turn(s.turns[0].question)], len(s.images)) for s in asked]
+    encoded: list[Encoded] = [processor.encode([Turn(s.turns[0].question)], images.crops(s)) for s in asked]
     batch = images.add(processor.collate(encoded, "left"), [images(s, len(s.images)) for s in asked])
     del batch["labels"]
     batch = {name: value.to(model.device) for name, value in batch.items()}
@@ -59,7 +64,7 @@ def answer(model: FlashSlothForConditionalGeneration, images: Images, asked: Seq
 
 
 def write(asked: Sequence[llava.Sample], predictions: Sequence[str],
-          model: FlashSlothForConditionalGeneration, processor: FlashSlothProcessor, out: Path) -> None:
+          model: FlashSlothForConditionalGeneration, images: Images, out: Path) -> None:
     """Scores and what they rest on."""
     families = [s.families[0] if s.families else "all" for s in asked]
     truths = [s.turns[0].answer for s in asked]
@@ -70,17 +75,26 @@ def write(asked: Sequence[llava.Sample], predictions: Sequence[str],
             row = {"id": s.id, "family": family, "question": s.turns[0].question, "answer": truth,
                    "prediction": said, "correct": normalise(said) == normalise(truth)}
             file.write(json.dumps(row) + "\n")
-    metrics = {**accuracy.compute(), "efficiency": efficiency(model, processor)}
+    metrics = {**accuracy.compute(), "efficiency": efficiency(model, images, asked)}
     (out / "metrics.json").write_text(json.dumps(metrics, indent=1))
 
 
-def efficiency(model: FlashSlothForConditionalGeneration, processor: FlashSlothProcessor) -> dict[str, int]:
+def efficiency(model: FlashSlothForConditionalGeneration, images: Images,
+               asked: Sequence[llava.Sample]) -> dict[str, float]:
     """Tokens of an image and a turn, and the parameters beside tower and LLM. Blind: none."""
+    processor = images.processor
     if not processor.image_tokens:
         return {"visual_tokens": 0, "query_tokens": 0, "parameters_added": 0}
     added = (model.compressor, model.projector, model.query_module)
     return {
-        "visual_tokens": processor.image_tokens * processor.crops,
+        "visual_tokens": visual_tokens(images, asked),
         "query_tokens": processor.num_queries,
         "parameters_added": sum(p.numel() for part in added if part is not None for p in part.parameters()),
     }
+
+
+def visual_tokens(images: Images, asked: Sequence[llava.Sample]) -> float:
+    """Visual tokens of an image: where images differ, the mean over all that are shown."""
+    crops = [count for sample in asked for count in images.crops(sample)] or [images.processor.crops]
+    mean = images.processor.image_tokens * sum(crops) / len(crops)
+    return int(mean) if mean.is_integer() else round(mean, 1)

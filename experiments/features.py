@@ -1,11 +1,13 @@
 """Patch features of a frozen tower, computed once for every image of a set of files and kept on disk.
 
-    features.npy   (images * crops, H, W, C) float16
+    features.npy   (crops of all images, H, W, C) float16
     images.json    image paths, in order, from the output directory if below it
+    crops.json     crops of each image, where images differ in it
 """
 import json
 import os
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +16,18 @@ from numpy.lib.format import open_memmap
 from torch import Tensor
 
 import compressors
-from connectors.tiling import num_crops
+from connectors.tiling import Tiling
 from connectors.vision_tower import VisionTower, load_tower
 from experiments.build import pick_device, quiet
 from experiments.config import Config, resolve_source
 from experiments.data import llava
 from experiments.plan import files
 from experiments.progress import Reporter
-from llm_adapters.processing import image_pixels, image_processor
+from llm_adapters.images import image_pixels, image_processor
 from llm_adapters.steps import shrink
 
 BATCH = 32
-PROGRESS = "finished"
+CROPS, PROGRESS = "crops.json", "finished"
 
 
 class FeatureCache:
@@ -34,13 +36,20 @@ class FeatureCache:
     def __init__(self, folder: Path):
         paths = json.loads((folder / "images.json").read_text())
         self.features = np.load(folder / "features.npy", mmap_mode="r")
-        self.crops = len(self.features) // max(1, len(paths))
-        root = output_root(folder)
-        self.index = {os.path.join(root, path): i for i, path in enumerate(paths)}
+        crops = [len(self.features) // max(1, len(paths))] * len(paths)
+        if (folder / CROPS).exists():
+            crops = json.loads((folder / CROPS).read_text())
+        root, ends = output_root(folder), accumulate(crops)
+        self.places = {os.path.join(root, path): slice(end - count, end)
+                       for path, count, end in zip(paths, crops, ends)}
+
+    def crops(self, path: Path) -> int:
+        """How many crops an image has."""
+        place = self.places[os.path.abspath(path)]
+        return place.stop - place.start
 
     def __getitem__(self, path: Path) -> Tensor:
-        start = self.index[os.path.abspath(path)] * self.crops
-        return torch.from_numpy(np.array(self.features[start : start + self.crops]))
+        return torch.from_numpy(np.array(self.features[self.places[os.path.abspath(path)]]))
 
 
 def output_root(folder: Path) -> str:
@@ -70,19 +79,25 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter, ro
     quiet()
     device = pick_device(config.trainer.accelerator)
     tower = load_tower(resolve_source(config.tower.source), config.tower.select_layer).freeze().to(device)
-    rate, tiles = image_rate(config, tower.dim), config.tiles(roles[0])
-    processor = image_processor(tower, config.image.size)
+    rate, processor = made(config, tower.dim).image_rate, image_processor(tower, config.image.size)
+    size = processor.size["height"]
+    tiling = Tiling(config.tiles(roles[0]), size, config.image.layout)
     places = list(image_places(config, inputs, roles).items())
     root = output_root(out)
     (out / "images.json").write_text(json.dumps([image_name(path, root) for path, _ in places]))
-    crops = num_crops(tiles)
-    side = processor.size["height"] // rate
-    array, done = _open(out, (len(places) * crops, *tower.grid(side, side), tower.dim))
+    crops = [tiling.most_crops] * len(places)
+    if not tiling.fixed:
+        crops = [tiling.num_crops(*llava.image_size(sample, i)) for _, (sample, i) in places]
+        (out / CROPS).write_text(json.dumps(crops))
+    starts = [0, *accumulate(crops)]
+    levels = made(config, tower.dim).needs_levels
+    channels = tower.dim * (1 + len(levels))
+    array, done = _open(out, (starts[-1], *tower.grid(size // rate, size // rate), channels))
     report.steps(len(places), done=done)
     for start in range(done, len(places), BATCH):
         batch = [llava.open_image(sample, i) for _, (sample, i) in places[start : start + BATCH]]
-        features = encode(tower, shrink(image_pixels(processor, batch, tiles).to(device), rate))
-        array[start * crops : (start + len(batch)) * crops] = features.numpy()
+        features = encode(tower, shrink(image_pixels(processor, batch, tiling).to(device), rate), levels)
+        array[starts[start] : starts[start + len(batch)]] = features.numpy()
         array.flush()
         (out / PROGRESS).write_text(str(start + len(batch)))
         report.advance(len(batch))
@@ -90,15 +105,16 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter, ro
 
 
 @torch.inference_mode()
-def encode(tower: VisionTower, pixels: Tensor) -> Tensor:
-    """(B, 3, h, w) -> (B, H, W, C) float16 on the CPU."""
-    return tower(pixels).to("cpu", torch.float16)
+def encode(tower: VisionTower, pixels: Tensor, levels: Sequence[int] = ()) -> Tensor:
+    """(B, 3, h, w) -> (B, H, W, (1 + L) C) float16 on the CPU."""
+    return tower.with_levels(pixels, levels).to("cpu", torch.float16)
 
 
-def image_rate(config: Config, dim: int) -> int:
-    """How much the cell's compressor wants images shrunk before the tower."""
+def made(config: Config, dim: int) -> compressors.Compressor:
+    """The cell's compressor without weights, to be asked what it needs."""
     name = config.compressor_name
-    return compressors.create(name, dim=dim, llm_dim=dim, **config.knobs(name)).image_rate
+    with torch.device("meta"):
+        return compressors.create(name, dim=dim, llm_dim=dim, **config.knobs(name))
 
 
 def _open(out: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:

@@ -30,10 +30,12 @@ PREFILL_ONLY = ("pixel_values", "vision_features", "image_turn", "turns", "query
 
 
 class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, QueryAdapter):
-    """B rows, I images of a row, T tokens, S query tokens of a row. The processor makes all inputs.
+    """B rows, I images of a row (crops, where images are tiled), T tokens, S query tokens of a row. The
+    processor makes all inputs.
 
     input_ids        (B, T)              every visual and query token already has its placeholder id
     pixel_values     (B, I, 3, h, w)     or `vision_features` (B, I, H, W, C), what a frozen tower gave before
+                                         (its output, then what else the compressor needs, in the channels)
     image_turn       (B, I)              turn each image stands in, from 1; 0 fills rows with fewer images
     turns            (B, T)              turn of question, image and query tokens, 0 elsewhere
     query_index      (B, S)              positions of query tokens, -1 fills; optional, read off `input_ids`
@@ -63,6 +65,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             config.compressor, dim=self.vision_tower.dim, llm_dim=sizes["llm_dim"],
             **(config.compressor_knobs or {}),
         )
+        self.vision_tower.check_levels(self.compressor.needs_levels)
         name = config.projector
         if name == "auto":
             name = "identity" if self.compressor.projects else "mlp2x_gelu"
@@ -113,7 +116,8 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         """(B, I, 3, h, w) -> uncompressed patch features (B, I, H, W, C)."""
         rows = pixel_values.shape[0]
         pixels = shrink(rearrange(pixel_values, "b i c h w -> (b i) c h w"), self.compressor.image_rate)
-        return rearrange(self.vision_tower(pixels), "(b i) h w c -> b i h w c", b=rows)
+        features = self.vision_tower.with_levels(pixels, self.compressor.needs_levels)
+        return rearrange(features, "(b i) h w c -> b i h w c", b=rows)
 
     def compress(self, features: Tensor, embeds: Tensor, turns: Tensor, image_turn: Tensor,
                  is_text: Tensor) -> Tensor:
@@ -142,6 +146,9 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         if features is None:
             check_count(is_image, 0, None)
             return embeds, None
+        if features.shape[:2] != image_turn.shape:
+            raise UsageError(f"images of {tuple(features.shape[:2])} (rows, crops) but `image_turn` of "
+                             f"{tuple(image_turn.shape)}; make inputs with the model's own processor")
         # what fills rows with fewer images reaches nothing, not even as NaN * 0
         features = features.masked_fill((image_turn == 0)[:, :, None, None, None], 0)
         visual = self.compress(features, text_embeds, turns, image_turn, (turns > 0) & ~special)
@@ -151,7 +158,21 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         embeds = torch.where(is_image.unsqueeze(-1), gathered, embeds)
         if self.query_module is None:
             return embeds, None
+        features = features[..., : self.vision_tower.dim]  # without levels for the compressor
         return embeds, self._query_context(features, image_turn, turns, query_index, is_query, ~special)
+
+    def _hide_unused(self, input_ids: Tensor, attention_mask: Tensor | None,
+                     features: Tensor) -> Tensor | None:
+        """The attention mask (B, T) without the visual tokens that a compressor, trained at several counts,
+        does not fill in this step."""
+        grid = features.shape[2:4]
+        count, visible = self.compressor.num_tokens(*grid), self.compressor.visible(*grid)
+        if visible == count:
+            return attention_mask
+        is_image = input_ids == self.config.image_token_id
+        unused = is_image & ((is_image.cumsum(1) - 1) % count >= visible)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return mask.masked_fill(unused, 0)
 
     def _query_context(self, features: Tensor, image_turn: Tensor, turns: Tensor, query_index: Tensor | None,
                        is_query: Tensor, is_text: Tensor) -> QueryContext | None:
@@ -182,6 +203,8 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
                 raise UsageError("images were given without `turns` and `image_turn`; make inputs with the "
                                  "processor")
             inputs_embeds, context = self.embed(input_ids, vision_features, image_turn, turns, query_index)
+            if vision_features is not None:
+                attention_mask = self._hide_unused(input_ids, attention_mask, vision_features)
         padded = isinstance(attention_mask, Tensor) and attention_mask.ndim == 2  # not masks made before
         if position_ids is None and padded and past_key_values is None:
             position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)  # the same with left and right padding

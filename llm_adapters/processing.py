@@ -3,18 +3,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 import torch
-import transformers
-from PIL.Image import Resampling
 from torch import Tensor
-from transformers import AutoProcessor, BatchFeature, ProcessorMixin, SiglipImageProcessorPil
-from transformers.image_utils import load_image
+from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
 from compressors.errors import UsageError
-from connectors.tiling import crop, num_crops
-from connectors.vision_tower import VisionTower
+from connectors.tiling import Tiling
 from llm_adapters.adapter import query_positions
 from llm_adapters.configuration import FlashSlothConfig
 from llm_adapters.conversation import IGNORE, IMAGE, QUERY, QUESTION, Encoded, Encoder, Template, Turn
+from llm_adapters.images import image_pixels, loaded, per_row, pil_backend, stack_images
 
 CHAT_TEMPLATE = """
 {%%- set reserved = ['%(image)s', '%(question)s', '%(query)s', %(end)s] -%%}
@@ -72,6 +69,7 @@ class FlashSlothProcessor(ProcessorMixin):
 
     image_tokens   visual tokens of one crop of an image
     tiles          k > 1: an image is a thumbnail and k x k tiles (FlashSloth-HD), k*k + 1 crops; 1: itself
+    layout         square, or anyres: rows x columns by an image's shape, at most k*k tiles
     num_queries    query tokens a turn
     prompt         system, user, assistant and end strings
 
@@ -80,11 +78,13 @@ class FlashSlothProcessor(ProcessorMixin):
     told otherwise.
     """
 
-    valid_kwargs = ["image_tokens", "tiles", "num_queries", "prompt", "chat_template"]
+    valid_kwargs = ["image_tokens", "tiles", "num_queries", "prompt", "layout", "chat_template"]
 
     def __init__(self, image_processor=None, tokenizer=None, image_tokens: int = 0, tiles: int = 1,
-                 num_queries: int = 0, prompt: dict | None = None, chat_template: str | None = None):
-        self.image_tokens, self.tiles, self.num_queries = image_tokens, tiles, num_queries
+                 num_queries: int = 0, prompt: dict | None = None, layout: str = "square",
+                 chat_template: str | None = None):
+        self.image_tokens, self.num_queries = image_tokens, num_queries
+        self.tiles, self.layout = tiles, layout
         self.prompt = prompt or asdict(Template())
         self.image_token, self.query_token = IMAGE, QUERY
         self.image_token_id, self.query_token_id = (token_id(tokenizer, token) for token in (IMAGE, QUERY))
@@ -92,19 +92,34 @@ class FlashSlothProcessor(ProcessorMixin):
         template = Template(**self.prompt)
         self.chat_template = chat_template or globals()["chat_template"](template)
         self.encoder = Encoder(tokenizer, template, self.image_token_id, self.query_token_id, num_queries)
+        Tiling(tiles, layout=layout)  # refuses what is no layout
 
     def to_dict(self) -> dict:
         """What is saved; the encoder is made anew."""
         return {name: value for name, value in super().to_dict().items() if name != "encoder"}
 
     @property
-    def crops(self) -> int:
-        """Crops of an image."""
-        return num_crops(self.tiles)
+    def tiling(self) -> Tiling:
+        """How images are cut."""
+        return Tiling(self.tiles, self.image_processor.size["height"], self.layout)
 
-    def tokens_of(self, images: int) -> list[int]:
-        """Visual tokens of each of `images` images."""
-        return [self.image_tokens * self.crops] * images
+    @property
+    def crops(self) -> int:
+        """Crops of an image; of several numbers (`anyres`) the highest."""
+        return self.tiling.most_crops
+
+    def num_image_tokens(self, height: int, width: int) -> int:
+        """Visual tokens of an image of `height` x `width` pixels, all its crops together."""
+        return self.image_tokens * self.tiling.num_crops(width, height)
+
+    def tokens_of(self, images: int | Sequence[int]) -> list[int]:
+        """Visual tokens of each of `images` images, or of images with so many crops."""
+        if isinstance(images, int):
+            if images and not self.tiling.fixed:
+                raise UsageError(f"images={images}: with layout={self.layout} their crops differ; give the "
+                                 "number of each one's, [tiling.num_crops(width, height), ...]")
+            images = [self.crops] * images
+        return [self.image_tokens * crops for crops in images]
 
     def __call__(self, images=None, text: str | Sequence[str] | None = None,
                  return_tensors: str | None = "pt", padding_side: str = "left", **kwargs) -> BatchFeature:
@@ -120,23 +135,29 @@ class FlashSlothProcessor(ProcessorMixin):
         if unknown:
             raise UsageError(f"the processor takes no {', '.join(unknown)}; `encode` truncates, for training")
         texts = [text] if isinstance(text, str) else list(text)
-        rows = per_row(images, len(texts))
-        encoded = [self.encoder.encode(t, self.tokens_of(len(row))) for t, row in zip(texts, rows)]
+        rows = [[loaded(image, self.tiles) for image in row] for row in per_row(images, len(texts))]
+        crops = [[self.crops_of(image) for image in row] for row in rows]
+        encoded = [self.encoder.encode(t, self.tokens_of(row)) for t, row in zip(texts, crops)]
         batch = self.collate(encoded, padding_side)
         batch.pop("labels")
         if "image_turn" in batch:
             batch["pixel_values"] = stack_images([self.pixels(row) for row in rows])
         return BatchFeature(batch, tensor_type=return_tensors)
 
-    def encode(self, turns: Sequence[Turn], images: int, max_length: int | None = None) -> Encoded:
-        """A conversation with `images` images, for training."""
+    def crops_of(self, image) -> int:
+        """Crops of an image as `loaded` gives it."""
+        return self.crops if self.tiling.fixed else self.tiling.num_crops(*image.size)
+
+    def encode(self, turns: Sequence[Turn], images: int | Sequence[int],
+               max_length: int | None = None) -> Encoded:
+        """A conversation with `images` images, or with images of so many crops, for training."""
         return self.encoder.encode_turns(turns, self.tokens_of(images), max_length)
 
     def pixels(self, images: Sequence) -> Tensor:
         """PIL images -> (crops of all of them, 3, h, w)."""
         if not images:
             return torch.empty(0)
-        return image_pixels(self.image_processor, images, self.tiles)
+        return image_pixels(self.image_processor, images, self.tiling)
 
     def collate(self, rows: Sequence[Encoded], padding_side: str = "right") -> dict[str, Tensor]:
         """Rows -> padded tensors. `image_turn` counts crops; it is absent when no row has an image."""
@@ -152,47 +173,17 @@ class FlashSlothProcessor(ProcessorMixin):
         }
         out["query_index"] = query_positions(out["input_ids"] == self.query_token_id)
         if self.image_tokens and any(r.image_turns for r in rows):
-            crops = [[turn for turn in row.image_turns for _ in range(self.crops)] for row in rows]
-            out["image_turn"] = pad_rows(crops, 0, False)
+            out["image_turn"] = pad_rows([self.crop_turns(row) for row in rows], 0, False)
         return out
+
+    def crop_turns(self, row: Encoded) -> list[int]:
+        """The turn of each crop: of its first placeholder."""
+        found = [turn for token, turn in zip(row.ids, row.turns) if token == self.image_token_id]
+        return found[:: self.image_tokens]
 
     @property
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", "turns", "query_index", "image_turn", "pixel_values"]
-
-
-def image_processor(tower: VisionTower, size: int | None = None) -> SiglipImageProcessorPil:
-    """Preprocessing as the tower wants it: squashed to `size` pixels a side (None: the tower's own)."""
-    size = size or tower.image_size
-    return SiglipImageProcessorPil(
-        size={"height": size, "width": size}, image_mean=list(tower.image_mean),
-        image_std=list(tower.image_std), resample=Resampling[tower.resample.upper()],
-    )
-
-
-def pil_backend(image_processor):
-    """The same preprocessing through PIL. transformers loads the torchvision twin of what was saved, whose
-    resizing differs by up to a grey level: training and inference would not see the same pixels."""
-    twin = getattr(transformers, f"{type(image_processor).__name__}Pil", None)
-    return image_processor if twin is None else twin.from_dict(image_processor.to_dict())
-
-
-def image_pixels(image_processor, images: Sequence, tiles: int = 1) -> Tensor:
-    """PIL images -> (crops of all of them, 3, h, w)."""
-    side = image_processor.size["height"]
-    images = [load_image(image) if isinstance(image, str) else image for image in images]  # a path or URL
-    crops = [piece for image in images for piece in crop(image, tiles, side)]
-    return image_processor(crops, return_tensors="pt")["pixel_values"]
-
-
-def stack_images(rows: Sequence[Tensor]) -> Tensor:
-    """(images of a row, ...) for each row -> (B, most images, ...), zeros after a row's own."""
-    filled = next(row for row in rows if len(row))
-    out = filled.new_zeros(len(rows), max(map(len, rows)), *filled.shape[1:])
-    for place, row in zip(out, rows):
-        if len(row):
-            place[: len(row)] = row
-    return out
 
 
 def token_id(tokenizer, token: str) -> int:
@@ -201,21 +192,6 @@ def token_id(tokenizer, token: str) -> int:
     if found is None or found == tokenizer.unk_token_id:
         raise UsageError(f"the tokenizer has no token {token!r}; add it with tokenizer.add_special_tokens")
     return found
-
-
-def per_row(images, rows: int) -> list[list]:
-    """Images as transformers' processors take them -> a list of images for each of `rows` texts."""
-    if images is None:
-        return [[] for _ in range(rows)]
-    if not isinstance(images, (list, tuple)):
-        images = [images]
-    if any(isinstance(image, (list, tuple)) for image in images):
-        nested = [list(image) if isinstance(image, (list, tuple)) else [image] for image in images]
-    else:
-        nested = [list(images)] if rows == 1 else [[image] for image in images]
-    if len(nested) != rows:
-        raise UsageError(f"{len(nested)} lists of images for {rows} text(s); give one list for each text")
-    return [[image for image in row if image is not None] for row in nested]
 
 
 def pad_rows(rows: Sequence[Sequence[int]], value: int, left: bool) -> Tensor:

@@ -14,8 +14,9 @@ from transformers import (
 from compressors.errors import UsageError
 from connectors.tower_config import first_line
 from llm_adapters.conversation import IMAGE, QUERY, Template
+from llm_adapters.images import image_processor
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
-from llm_adapters.processing import FlashSlothProcessor, image_processor
+from llm_adapters.processing import FlashSlothProcessor
 from llm_adapters.released_sizes import END_ID
 
 LEARNABLE, END = "<learnable>", Template().end

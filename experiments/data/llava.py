@@ -158,9 +158,22 @@ def questions(samples: list[Sample]) -> list[Sample]:
 
 def open_image(sample: Sample, i: int = 0) -> Image.Image:
     """A sample's i-th image in RGB, wholly read; UsageError if it is missing or damaged."""
+    with opened(sample, i) as image:
+        return image.convert("RGB")
+
+
+def image_size(sample: Sample, i: int = 0) -> tuple[int, int]:
+    """(width, height) of a sample's i-th image, from its header; UsageError as `open_image`."""
+    with opened(sample, i) as image:
+        return image.size
+
+
+@contextmanager
+def opened(sample: Sample, i: int) -> Iterator[Image.Image]:
+    """A sample's i-th image while it is read; UsageError for what is wrong with it."""
     try:
         with Image.open(sample.images[i]) as image:
-            return image.convert("RGB")
+            yield image
     except FileNotFoundError as error:
         raise UsageError(f"sample {sample.id}: no image {sample.images[i]}") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:

@@ -11,7 +11,7 @@ from tokenizers.models import BPE
 from transformers import AutoProcessor, PreTrainedTokenizerFast, pipeline
 
 from compressors.errors import UsageError
-from connectors.tiling import crop
+from connectors.tiling import Tiling
 from llm_adapters.conversation import IMAGE, Turn, render
 from llm_adapters.processing import FlashSlothProcessor
 
@@ -216,7 +216,7 @@ def test_tiles(model):
     assert out["pixel_values"].shape == (1, 5, 3, SIZE, SIZE)
     assert out["image_turn"].tolist() == [[1] * 5]
     assert (out["input_ids"] == processor.image_token_id).sum() == 5 * CROP_TOKENS
-    pieces = crop(image, 2, SIZE)
+    pieces = Tiling(2, SIZE).crop(image)
     expected = processor.image_processor(pieces, return_tensors="pt")["pixel_values"]
     assert torch.equal(out["pixel_values"][0], expected)  # in the order of test_tiling.py
 

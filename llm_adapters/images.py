@@ -1,0 +1,67 @@
+"""Images of any kind -> the crops that a tower reads, in training and inference alike."""
+from collections.abc import Sequence
+
+import transformers
+from PIL.Image import Resampling
+from torch import Tensor
+from transformers import SiglipImageProcessorPil
+from transformers.image_transforms import to_pil_image
+from transformers.image_utils import load_image
+
+from compressors.errors import UsageError
+from connectors.tiling import Tiling
+from connectors.vision_tower import VisionTower
+
+
+def image_processor(tower: VisionTower, size: int | None = None) -> SiglipImageProcessorPil:
+    """Preprocessing as the tower wants it: squashed to `size` pixels a side (None: the tower's own)."""
+    size = size or tower.image_size
+    return SiglipImageProcessorPil(
+        size={"height": size, "width": size}, image_mean=list(tower.image_mean),
+        image_std=list(tower.image_std), resample=Resampling[tower.resample.upper()],
+    )
+
+
+def pil_backend(image_processor):
+    """The same preprocessing through PIL. transformers loads the torchvision twin of what was saved, whose
+    resizing differs by up to a grey level: training and inference would not see the same pixels."""
+    twin = getattr(transformers, f"{type(image_processor).__name__}Pil", None)
+    return image_processor if twin is None else twin.from_dict(image_processor.to_dict())
+
+
+def loaded(image, tiles: int = 1):
+    """An image of a path or URL, and for tiles a PIL image of an array; others as they are."""
+    if isinstance(image, str):
+        return load_image(image)
+    return image if tiles == 1 else to_pil_image(image)
+
+
+def image_pixels(image_processor, images: Sequence, tiling: Tiling) -> Tensor:
+    """Images -> (crops of all of them, 3, h, w)."""
+    crops = [piece for image in images for piece in tiling.crop(loaded(image, tiling.tiles))]
+    return image_processor(crops, return_tensors="pt")["pixel_values"]
+
+
+def stack_images(rows: Sequence[Tensor]) -> Tensor:
+    """(images of a row, ...) for each row -> (B, most images, ...), zeros after a row's own."""
+    filled = next(row for row in rows if len(row))
+    out = filled.new_zeros(len(rows), max(map(len, rows)), *filled.shape[1:])
+    for place, row in zip(out, rows):
+        if len(row):
+            place[: len(row)] = row
+    return out
+
+
+def per_row(images, rows: int) -> list[list]:
+    """Images as transformers' processors take them -> a list of images for each of `rows` texts."""
+    if images is None:
+        return [[] for _ in range(rows)]
+    if not isinstance(images, (list, tuple)):
+        images = [images]
+    if any(isinstance(image, (list, tuple)) for image in images):
+        nested = [list(image) if isinstance(image, (list, tuple)) else [image] for image in images]
+    else:
+        nested = [list(images)] if rows == 1 else [[image] for image in images]
+    if len(nested) != rows:
+        raise UsageError(f"{len(nested)} lists of images for {rows} text(s); give one list for each text")
+    return [[image for image in row if image is not None] for row in nested]
