@@ -59,6 +59,8 @@ class Image:
 
     size: int | None = setting(None, "pixels; null: the tower's own", low=1)
     tiles: int = setting(1, "k > 1: the whole image and k x k tiles, in stage 2 and evaluation", low=1)
+    layout: str = setting("square", "of tiles; anyres: rows x columns by an image's shape, at most k x k",
+                          choices=("square", "anyres"))
 
 
 @dataclass
@@ -90,6 +92,17 @@ class Optimisation:
     weight_decay: float = setting(0.0, "AdamW's", low=0)
     clip: float = setting(1.0, "gradient norm limit, 0: none", low=0)
     schedule: str = setting("cosine", "after the warm-up", choices=("cosine", "constant"))
+    group_by_length: bool = setting(False, "a step's rows are of like length, all with images or all without")
+
+
+@dataclass
+class LoRA:
+    """Stage 2 tunes low-rank adapters of the LLM (needs peft), and compressor and query module in full."""
+
+    rank: int = setting(0, "0: none, the whole LLM is tuned", low=0)
+    alpha: float = setting(16.0, "the adapters count alpha / rank", above=0)
+    dropout: float = setting(0.05, "before the adapters", low=0, below=1)
+    target: list[str] = setting([], "names of linear layers; []: all but the output layer")
 
 
 @dataclass
@@ -99,6 +112,7 @@ class Evaluation:
     batch_size: int = setting(64, "questions at once", low=1)
     max_new_tokens: int = setting(16, "longest answer", low=1)
     limit: int | None = setting(None, "only the first questions", low=1)
+    scale: int | None = setting(None, "the scale of a compressor trained at several (matryoshka)", low=1)
 
 
 @dataclass
@@ -109,8 +123,10 @@ class Trainer:
                                choices=("auto", "cpu", "gpu", "cuda", "mps", "tpu"))
     precision: str = setting("auto", "auto: bf16 on a GPU, fp32 on the CPU",
                              choices=("auto", "32", "16-mixed", "bf16-mixed", "16-true", "bf16-true"))
-    strategy: str = setting("auto", "auto, ddp, fsdp, deepspeed, ...")
-    devices: str = setting("auto", "how many, or which")
+    strategy: str = setting("auto", "auto: ddp on several devices; deepspeed: ZeRO stage 2",
+                            choices=("auto", "ddp", "fsdp", "deepspeed"))
+    devices: str = setting("auto", "how many, or which: [0,2]")
+    gradient_checkpointing: bool = setting(False, "compute the LLM's activations again: less memory, slower")
     logger: str = setting("csv", "where curves go", choices=("csv", "tensorboard", "wandb", "none"))
     checkpoint_every: int = setting(200, "steps between checkpoints that a killed run resumes from", low=1)
 
@@ -131,6 +147,7 @@ class Config:
     data: Data = field(default_factory=Data)
     pretrain: Optimisation = field(default_factory=Optimisation)
     finetune: Optimisation = field(default_factory=Optimisation)
+    lora: LoRA = field(default_factory=LoRA)
     evaluate: Evaluation = field(default_factory=Evaluation)
     trainer: Trainer = field(default_factory=Trainer)
     parts: dict[str, Any] = field(default_factory=dict)  # knobs of the parts that it uses, by part
@@ -172,8 +189,8 @@ class Setting(NamedTuple):
 
 
 @cache
-def settings() -> dict[str, Setting]:
-    """Every setting by its dotted path, in order."""
+def settings(root: type = Config) -> dict[str, Setting]:
+    """Every setting of a dataclass by its dotted path, in order."""
     found: dict[str, Setting] = {}
 
     def walk(section: type, prefix: str) -> None:
@@ -187,13 +204,13 @@ def settings() -> dict[str, Setting]:
                 meaning = rules.pop("help")
                 found[prefix + item.name] = Setting(hint, getattr(values, item.name), meaning, rules)
 
-    walk(Config, "")
+    walk(root, "")
     return found
 
 
-def check_bounds(path: str, value: object) -> None:
+def check_bounds(path: str, value: object, known: Setting | None = None) -> None:
     """UsageError when a value is outside its setting's bounds."""
-    rules = settings()[path].rules
+    rules = (known or settings()[path]).rules
     if "choices" in rules and value not in rules["choices"]:
         choices = ", ".join("null" if c is None else str(c) for c in rules["choices"])
         raise UsageError(f"{path}={value}: must be one of {choices}")

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
 from experiments.config import Optimisation
+from experiments.strategies import shard
+from llm_adapters.adapter import decoder_layers
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 
 
@@ -44,21 +46,42 @@ class SlothModule(L.LightningModule):
                  seed: int):
         super().__init__()
         self.model, self.optimisation, self.steps, self.seed = model, optimisation, steps, seed
+        self.step_loss: Tensor | float = 0.0
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:
+            shard(self.model, self.device_mesh["data_parallel"])
 
     def on_train_start(self) -> None:
         for _, part in parts(self.model):
             part.train(any(p.requires_grad for p in part.parameters()))
+        for layer in decoder_layers(self.model.language_model):
+            # a frozen LLM computes its activations again too, but draws no dropout: the flag of a layer is
+            # what its checkpointing asks for, dropout asks its own
+            layer.training |= getattr(layer, "gradient_checkpointing", False)
 
     def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:  # noqa: ARG002
         # every step draws from its own seed, so that a resumed run draws what the uninterrupted one does
-        torch.manual_seed(self.seed * 1_000_003 + batch.pop("number"))
+        torch.manual_seed(self.seed * 1_000_003 + batch.pop("number") + self.global_rank * 1_000_000_007)
+        self.model.compressor.draw()
+        strategy = self.trainer.strategy
+        if self.trainer.world_size > 1:
+            # each process has counted its own share of the step, and gradients are averaged over processes
+            items = torch.tensor(batch["answer_tokens"], device=self.device)
+            batch["answer_tokens"] = strategy.reduce(items, reduce_op="sum")
+            batch["pieces"] *= self.trainer.world_size
+        if strategy.handles_gradient_accumulation:  # DeepSpeed, which divides as well as Lightning
+            batch["pieces"] *= self.trainer.accumulate_grad_batches
 
-    def training_step(self, batch: dict, batch_idx: int) -> Tensor:  # noqa: ARG002
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         pieces, items = batch.pop("pieces"), batch.pop("answer_tokens")
+        loss = self.model(**batch, num_items_in_batch=items, use_cache=False).loss
+        self.step_loss += loss.detach()
+        if not (batch_idx + 1) % self.optimisation.accumulate:
+            self.log("loss", self.step_loss, prog_bar=False, sync_dist=True, reduce_fx="sum")
+            self.step_loss = 0.0
         # Lightning divides by `pieces`; the sum over a step's pieces is then its mean over answer tokens
-        loss = self.model(**batch, num_items_in_batch=items, use_cache=False).loss * pieces
-        self.log("loss", loss.detach(), prog_bar=False)
-        return loss
+        return loss * pieces
 
     def configure_optimizers(self) -> dict:
         trained = [p for p in self.parameters() if p.requires_grad]

@@ -7,6 +7,7 @@ module takes no part in pretraining: all its variants of one compressor share on
 what they depend on is in the key of whoever reads them, they are not. Nothing here imports torch, except to
 ask a compressor that shrinks images by how much.
 """
+import ast
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from compressors.errors import UsageError
 from compressors.registry import suggest
 from experiments import fingerprint, signatures
-from experiments.config import Config
+from experiments.config import Config, Optimisation
 from experiments.data import picture_vqa
 
 ROLES = {"pretrain": "pretrain", "finetune": "train", "evaluate": "test"}  # the data that a stage reads
@@ -78,12 +79,35 @@ def is_file(entry: str) -> bool:
     return entry.endswith(".json")
 
 
+def optimisation(stage: Optimisation) -> dict[str, Any]:
+    """What a training stage's key holds of it. `group_by_length` only where it is set: results that are older
+    than the setting keep their keys."""
+    return {name: value for name, value in vars(stage).items() if name != "group_by_length" or value}
+
+
 def image_rate(config: Config) -> int:
     """By how much the compressor shrinks images before the tower."""
     name, registry = config.compressor_name, signatures.compressors()
     if not registry.mentions(name, "image_rate", base="Compressor"):
         return 1
+    knobs = registry.settled(name, config.knobs(name))
+    for _, node in registry.lineage(name):  # `self.image_rate = knob`: no need to wait for torch
+        for line in ast.walk(node):
+            target = line.targets[0] if isinstance(line, ast.Assign) else None
+            if getattr(target, "attr", "") == "image_rate" and getattr(line.value, "id", "") in knobs:
+                return knobs[line.value.id]
     return registry.real.create(name, dim=8, llm_dim=8, **config.knobs(name)).image_rate
+
+
+def needs_levels(config: Config) -> dict[str, list[int]]:
+    """Hidden states of the tower that the compressor reads, for the key; nothing where it reads none."""
+    name, registry = config.compressor_name, signatures.compressors()
+    if not registry.mentions(name, "needs_levels", base="Compressor"):
+        return {}
+    settled = registry.settled(name, config.knobs(name))
+    levels = settled["levels"] if "levels" in settled else registry.real.create(
+        name, dim=8, llm_dim=8, **config.knobs(name)).needs_levels
+    return {"levels": list(levels)} if levels else {}
 
 
 class Planner:
@@ -125,9 +149,11 @@ class Planner:
 
     def seen(self, role: str) -> dict[str, Any]:
         """How images become features."""
-        tower, image = self.config.tower, self.config.image
+        tower, image, tiles = self.config.tower, self.config.image, self.config.tiles(role)
+        layout = {} if tiles == 1 or image.layout == "square" else {"layout": image.layout}
         return {"tower": fingerprint.source(tower.source), "select_layer": tower.select_layer,
-                "size": image.size, "tiles": self.config.tiles(role), "image_rate": image_rate(self.config),
+                "size": image.size, "tiles": tiles, **layout, "image_rate": image_rate(self.config),
+                **needs_levels(self.config),
                 "precision": self.config.trainer.precision}
 
     def features(self, role: str) -> dict[str, Stage]:
@@ -159,14 +185,16 @@ class Planner:
     def pretrain(self) -> Stage:
         config, (data, inputs) = self.config, self.samples("pretrain")
         depends = {**self.model(), **self.seen("pretrain"), "data": data, "seed": config.seed,
-                   "optimisation": dict(vars(config.pretrain))}
+                   "optimisation": optimisation(config.pretrain)}
         return Stage("pretrain", depends, inputs | self.features("pretrain"), config)
 
     @cached_property
     def finetune(self) -> Stage:
         config, (data, inputs) = self.config, self.samples("train")
         depends = {**self.model(), "data": data, "seed": config.seed, "precision": config.trainer.precision,
-                   "optimisation": dict(vars(config.finetune))}
+                   "optimisation": optimisation(config.finetune)}
+        if config.lora.rank:
+            depends["lora"] = dict(vars(config.lora))
         if not config.blind:
             depends |= {**self.seen("train"), "train_tower": config.tower.train}
             inputs |= {"pretrain": self.pretrain} | self.features("train")
@@ -177,7 +205,8 @@ class Planner:
 
     def evaluate(self) -> Stage:
         config, (data, inputs) = self.config, self.samples("test")
-        depends = {"data": data, "evaluate": dict(vars(config.evaluate)),
+        evaluation = {k: v for k, v in vars(config.evaluate).items() if k != "scale" or v}
+        depends = {"data": data, "evaluate": evaluation,
                    "precision": config.trainer.precision}
         if not config.blind:
             depends |= self.seen("test")

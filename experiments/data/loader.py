@@ -1,6 +1,5 @@
 """Samples -> batches, the same way for training and evaluation, in an order that a killed run finds again."""
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -8,10 +7,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from compressors.errors import UsageError
-from experiments.config import Optimisation
 from experiments.data import llava
+from experiments.data.order import Length, Order
 from llm_adapters.conversation import IGNORE, Encoded, render
-from llm_adapters.processing import FlashSlothProcessor, stack_images
+from llm_adapters.images import stack_images
+from llm_adapters.processing import FlashSlothProcessor
 
 
 class Images:
@@ -21,8 +21,17 @@ class Images:
         self.processor, self.cache = processor, cache
         self.argument = "pixel_values" if cache is None else "vision_features"
 
+    def crops(self, sample: llava.Sample) -> list[int]:
+        """How many crops each of a sample's images has; no more of it is read than its size."""
+        tiling = self.processor.tiling
+        if tiling.fixed or not self.processor.image_tokens:
+            return [tiling.most_crops] * len(sample.images)
+        if self.cache is not None:
+            return [self.cache.crops(path) for path in sample.images]
+        return [tiling.num_crops(*llava.image_size(sample, i)) for i in range(len(sample.images))]
+
     def __call__(self, sample: llava.Sample, count: int) -> Tensor:
-        """The first `count` images of a sample: (count * crops, ...), empty for none."""
+        """The first `count` images of a sample: (their crops, ...), empty for none."""
         if not count or not self.processor.image_tokens:
             return torch.empty(0)
         if self.cache is None:
@@ -53,9 +62,19 @@ class Conversations(Dataset):
         """The row's tokens; an error names the sample."""
         sample = self.samples[index]
         try:
-            return self.images.processor.encode(sample.turns, len(sample.images), self.max_length)
+            return self.images.processor.encode(sample.turns, self.images.crops(sample), self.max_length)
         except UsageError as error:
             raise UsageError(f"sample {index} (id {sample.id}): {error}") from error
+
+    def lengths(self) -> list[Length]:
+        """Every sample's, without tokenizing or opening anything."""
+        processor, found = self.images.processor, []
+        for sample in self.samples:
+            words = sum(len(text.split()) for turn in sample.turns for text in turn)
+            words = min(words, self.max_length or words)
+            visual = len(sample.images) * processor.crops * processor.image_tokens
+            found.append(Length(visual > 0, words + visual))
+        return found
 
     def check_lengths(self) -> None:
         """Find a sample whose answer would be cut away, before training starts. A text has no more tokens
@@ -66,44 +85,19 @@ class Conversations(Dataset):
                 self.encode(index)
 
 
-@dataclass
-class Order:
-    """Which samples each optimiser step reads: a permutation per epoch, from the seed alone."""
-
-    count: int
-    optimisation: Optimisation
-    seed: int
-
-    @property
-    def per_epoch(self) -> int:
-        """Steps of an epoch; what does not fill a batch is left for another epoch's permutation."""
-        return max(1, self.count // self.optimisation.batch_size)
-
-    @property
-    def steps(self) -> int:
-        """Steps in all."""
-        whole = self.per_epoch * self.optimisation.epochs
-        return min(whole, self.optimisation.max_steps or whole)
-
-    def batches(self, start: int = 0) -> Iterator[list[int]]:
-        """Sample numbers of each step from `start` on."""
-        size = self.optimisation.batch_size
-        for step in range(start, self.steps):
-            epoch, place = divmod(step, self.per_epoch)
-            if step == start or not place:
-                generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-                order = torch.randperm(self.count, generator=generator).tolist()
-            yield order[place * size : (place + 1) * size]
-
-
 class StepLoader:
     """Micro-batches of optimiser steps from step `start` on: each step's rows are sorted by length and cut
-    into `accumulate` pieces. Of several processes, number `rank` of `world` reads its share of each step."""
+    into `accumulate` pieces. Of several processes, number `rank` of `world` reads its share of each step;
+    `answer_tokens` counts its own. UsageError for a step with fewer rows than pieces and processes need."""
 
     def __init__(self, dataset: Conversations, order: Order, workers: int = 0, start: int = 0, rank: int = 0,
                  world: int = 1):
         self.dataset, self.order, self.pieces = dataset, order, order.optimisation.accumulate
         self.workers, self.start, self.rank, self.world = workers, start, rank, world
+        rows = min(order.count, order.optimisation.batch_size)
+        if rows < self.pieces * world:
+            raise UsageError(f"accumulate={self.pieces}: a step has {rows} rows, fewer than {self.pieces} "
+                             f"pieces in {world} process(es); lower it, or raise batch_size")
 
     def __len__(self) -> int:
         # of the whole run: Lightning counts what a resumed one has done
@@ -119,17 +113,29 @@ class StepLoader:
 
     def cut(self, rows: list[tuple[Encoded, Tensor]]) -> list[dict]:
         """A step's rows -> its micro-batches."""
-        rows = sorted(rows, key=lambda row: len(row[0].ids))
-        pieces = min(self.pieces, len(rows))
+        rows, pieces = sorted(rows, key=lambda row: len(row[0].ids)), self.pieces
         answer_tokens = sum(label != IGNORE for encoded, _ in rows for label in encoded.labels)
         bounds = [len(rows) * i // pieces for i in range(pieces + 1)]
-        return [{**self.collate(rows[a:b]), "pieces": self.pieces, "answer_tokens": answer_tokens}
+        return [{**self.collate(rows[a:b]), "pieces": pieces, "answer_tokens": answer_tokens}
                 for a, b in zip(bounds, bounds[1:])]
 
     def collate(self, rows: list[tuple[Encoded, Tensor]]) -> dict[str, Tensor]:
         """Rows -> tensors."""
-        batch = self.dataset.images.processor.collate([encoded for encoded, _ in rows])
-        return self.dataset.images.add(batch, [images for _, images in rows])
+        images = self.dataset.images
+        batch = images.processor.collate([encoded for encoded, _ in rows])
+        if images.processor.image_tokens and "image_turn" not in batch:
+            return batch | self.blank(len(rows))
+        return images.add(batch, [found for _, found in rows])
+
+    def blank(self, rows: int) -> dict[str, Tensor]:
+        """An image of no turn for each row of a piece without images: nobody sees it, but every part takes
+        part in every piece. Else a process with text alone would leave the others waiting for its gradients,
+        and whether momentum moves a part would depend on the number of processes."""
+        images = self.dataset.images
+        size = images.processor.image_processor.size
+        crop = (3, size["height"], size["width"]) if images.cache is None else images.cache.features.shape[1:]
+        turn = torch.zeros(rows, 1, dtype=torch.long)
+        return {images.argument: torch.zeros(rows, 1, *crop), "image_turn": turn}
 
 
 def feature_cache(inputs: dict[str, Path]):

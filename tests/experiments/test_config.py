@@ -186,7 +186,7 @@ def test_help_names_every_setting_and_part():
 
 
 def test_configuration_and_plan_import_no_torch():
-    code = ("import sys; from experiments import sweep; "
-            "sweep.make_jobs(['llm.source=a/b', 'tower.source=a/b']); "
+    code = ("import sys; from experiments import request, sweep; "
+            "request.read(['llm.source=a/b', 'tower.source=a/b']); "
             "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)")
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from compressors.errors import UsageError
+from experiments import fit
 from experiments import train as training
 from experiments.config import Config, Optimisation
 from experiments.data import llava
@@ -176,7 +177,7 @@ def test_a_run_that_dies_resumes_to_the_same_weights(stages, monkeypatch, tmp_pa
         return [stages.load_file(path) for path in found]
 
     undisturbed = run("whole")
-    step = training.Progress.on_train_batch_end
+    step = fit.Progress.on_train_batch_end
 
     def die(self, trainer, module, *rest):
         step(self, trainer, module, *rest)
@@ -184,7 +185,7 @@ def test_a_run_that_dies_resumes_to_the_same_weights(stages, monkeypatch, tmp_pa
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Progress, "on_train_batch_end", die)
+        patch.setattr(fit.Progress, "on_train_batch_end", die)
         with pytest.raises(SystemExit):
             run("killed")
     assert (tmp_path / "killed/checkpoints/last.ckpt").exists()
@@ -197,6 +198,6 @@ def test_a_run_that_dies_resumes_to_the_same_weights(stages, monkeypatch, tmp_pa
 def test_a_cut_checkpoint_is_started_over(tmp_path):
     whole = tmp_path / "last.ckpt"
     torch.save({"state": torch.zeros(1000)}, whole)
-    assert training.readable(whole) and not training.readable(tmp_path / "none.ckpt")
+    assert fit.readable(whole) and not fit.readable(tmp_path / "none.ckpt")
     whole.write_bytes(whole.read_bytes()[:500])
-    assert not training.readable(whole)
+    assert not fit.readable(whole)

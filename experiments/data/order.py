@@ -1,0 +1,75 @@
+"""Which samples each optimiser step reads, from the seed alone: a killed run finds its place again."""
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from experiments.config import Optimisation
+
+MEGABATCH = 50  # batches among which rows of like length are found
+
+
+class Length(NamedTuple):
+    """Whether a sample has images, and its tokens, roughly: words and visual tokens."""
+
+    images: bool
+    tokens: int
+
+
+@dataclass
+class Order:
+    """Which samples each optimiser step reads: a permutation per epoch, from the seed alone. With `lengths`
+    the rows of a step are all with images or all without, and of like length, as in LLaVA."""
+
+    count: int
+    optimisation: Optimisation
+    seed: int
+    lengths: Sequence[Length] | None = None
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps of an epoch; what does not fill a batch is left for another epoch's permutation."""
+        return max(1, self.count // self.optimisation.batch_size)
+
+    @property
+    def steps(self) -> int:
+        """Steps in all."""
+        whole = self.per_epoch * self.optimisation.epochs
+        return min(whole, self.optimisation.max_steps or whole)
+
+    def batches(self, start: int = 0) -> Iterator[list[int]]:
+        """Sample numbers of each step from `start` on."""
+        size = self.optimisation.batch_size
+        for step in range(start, self.steps):
+            epoch, place = divmod(step, self.per_epoch)
+            if step == start or not place:
+                order = self.permutation(epoch)
+            yield order[place * size : (place + 1) * size]
+
+    def permutation(self, epoch: int) -> list[int]:
+        """All sample numbers in the order in which an epoch reads them."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order = torch.randperm(self.count, generator=generator).tolist()
+        if self.lengths is None:
+            return order
+        batches, rest = [], []
+        for kind in (True, False):
+            alike = [i for i in order if self.lengths[i].images is kind]
+            whole, left = self.grouped(alike)
+            batches, rest = batches + whole, rest + left
+        whole, left = self.grouped(rest)  # what fills no batch of one kind makes mixed ones
+        batches += whole
+        mixed = torch.randperm(len(batches), generator=generator).tolist()
+        return [i for place in mixed for i in batches[place]] + left
+
+    def grouped(self, order: list[int]) -> tuple[list[list[int]], list[int]]:
+        """Batches of neighbours in length, found among `MEGABATCH` batches at a time, and what is left."""
+        size = self.optimisation.batch_size
+        end = len(order) - len(order) % size
+        batches = []
+        for start in range(0, end, MEGABATCH * size):
+            mega = order[start : min(start + MEGABATCH * size, end)]
+            mega.sort(key=lambda i: self.lengths[i].tokens, reverse=True)
+            batches += [mega[i : i + size] for i in range(0, len(mega), size)]
+        return batches, order[end:]
