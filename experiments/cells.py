@@ -3,7 +3,8 @@
 A preset is a YAML file with settings and knobs; `preset:` inside it names the one that it starts from.
 """
 import copy
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -136,7 +137,8 @@ def check_batches(config: Config) -> None:
 
 def resolve(given: Mapping[str, str]) -> tuple[Config, set[str]]:
     """The configuration of a combination of overrides, and which of them are knobs that it has no use for."""
-    config, knobs = copy.deepcopy(preset(given.get("preset", "tiny")))
+    config, knobs = preset(given.get("preset", "tiny"))
+    config, knobs = copied(config), {part: dict(values) for part, values in knobs.items()}
     idle = {}
     for path, text in given.items():
         if path == "preset":
@@ -155,29 +157,30 @@ def resolve(given: Mapping[str, str]) -> tuple[Config, set[str]]:
     return config, set(idle)
 
 
+def copied(section: Any) -> Any:
+    """A configuration that shares nothing with the old one; deepcopy would be most of a large plan's time."""
+    return dataclasses.replace(section, **{
+        name: copied(value) if dataclasses.is_dataclass(value) else copy.copy(value)
+        for name, value in vars(section).items()})
+
+
 def make_cells(axes: Mapping[str, list[str]]) -> list[Cell]:
     """The product of the axes. A cell ignores knobs of parts it lacks; one that no cell uses is an error."""
-    return make_rows([("", {})], axes)
-
-
-def make_rows(rows: list[tuple[str, Mapping[str, list[str]]]], common: Mapping[str, list[str]]) -> list[Cell]:
-    """The cells of labelled rows, each with overrides of its own under those common to all."""
-    cells, unused = [], None
-    for label, own in rows:
-        axes = {**own, **common}
-        found, idle = labelled(axes, label)
-        refuse(idle - common.keys(), axes, found)
-        unused = idle if unused is None else unused & idle
-        cells += found
-    refuse(unused or set(), common, cells)
+    cells, unused = labelled(axes, "")
+    refuse(unused, axes, cells)
     return cells
 
 
-def labelled(axes: Mapping[str, list[str]], label: str) -> tuple[list[Cell], set[str]]:
-    """The product of a row's axes, and the knobs among them that none of its cells uses."""
+def labelled(axes: Mapping[str, list[str]], label: str,
+             complete: Callable[[Config], Mapping[str, str]] | None = None) -> tuple[list[Cell], set[str]]:
+    """The product of a row's axes, and the knobs among them that none of its cells uses. `complete` gives
+    overrides that follow from a cell's configuration."""
     cells, unused = [], None
     for given in combinations(dict(axes)):
         config, idle = resolve(given)
+        if complete is not None:
+            given = {**given, **complete(config)}
+            config, idle = resolve(given)
         unused = idle if unused is None else unused & idle
         told = [p for p, v in axes.items() if len(v) > 1 and p not in {"seed", "compressor", *idle}]
         words = [label, config.compressor if not label or len(axes.get("compressor", ())) > 1 else ""]
@@ -200,8 +203,9 @@ def blind_cells(cells: list[Cell]) -> list[Cell]:
     """One cell without any image for each data and language model that `cells` have, at their first seed."""
     found: dict[str, Cell] = {}
     for cell in cells:
-        config = copy.deepcopy(cell.config)
-        config.compressor, config.projector, config.parts = BLIND, "auto", {}
-        found.setdefault(str((config.data, config.llm, config.prompt, config.evaluate)),
-                         Cell(config, "blind", (("", "blind"), ("preset", config.preset))))
+        key = str((cell.config.data, cell.config.llm, cell.config.prompt, cell.config.evaluate))
+        if key not in found:
+            config = copied(cell.config)
+            config.compressor, config.projector, config.parts = BLIND, "auto", {}
+            found[key] = Cell(config, "blind", (("", "blind"), ("preset", config.preset)))
     return list(found.values())

@@ -42,7 +42,8 @@ def sync_directory(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold `path` as a lock among processes; `waiting` is called once if another process holds it.
+    """Hold `path` as a lock among processes; `waiting` is called once if another process holds it, and may
+    raise to give up.
 
     A POSIX lock: it ends with the process, however that ends, and forked children (data loaders) do not
     inherit it. The file is removed at the end; whoever locked a removed file starts over.
@@ -59,14 +60,18 @@ def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[N
             if os.fstat(handle).st_nlink:
                 break
         except BlockingIOError:
-            if not told:
-                waiting()
-                told = True
-            time.sleep(POLL)
+            pass
         except BaseException:
             os.close(handle)
             raise
+        else:
+            os.close(handle)
+            continue
         os.close(handle)
+        if not told:
+            waiting()
+            told = True
+        time.sleep(POLL)
     try:
         yield
     finally:

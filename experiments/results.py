@@ -17,7 +17,8 @@ from experiments.cells import Cell
 from experiments.data import llava
 from experiments.files import write_atomic
 from experiments.plan import Stage, files
-from experiments.stages import Store, plain
+from experiments.stage_files import plain
+from experiments.stages import Store
 
 METRICS, PREDICTIONS = "metrics.json", "predictions.jsonl"
 

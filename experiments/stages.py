@@ -13,10 +13,11 @@ import json
 import os
 import shutil
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,10 @@ from experiments.files import (
     write_atomic,
 )
 from experiments.fingerprint import file_digest
+from experiments.load import load
 from experiments.plan import Stage
-from experiments.progress import Reporter
+from experiments.progress import Counted, Reporter
+from experiments.stage_files import CONFIG, DONE, damage, listing, lock_of, partial, plain, versions
 
 Runner = Callable[..., Any]  # (config, inputs, out, report), features also roles
 RUNNERS = {
@@ -43,8 +46,6 @@ RUNNERS = {
     "finetune": "experiments.train:finetune",
     "evaluate": "experiments.evaluate:run",
 }
-PACKAGES = ("slothkit", "torch", "transformers", "lightning")
-DONE, CONFIG = "done.json", "config.yaml"
 
 
 def runner(kind: str) -> Runner:
@@ -60,6 +61,14 @@ class StageFailed(Exception):
         lines = str(error).strip().splitlines() or [""]
         super().__init__(f"{stage.name}: {type(error).__name__}: {lines[-1]}")
         self.stage = stage
+
+    def trace(self) -> str:
+        """The traceback of what was raised."""
+        return "".join(traceback.format_exception(self.__cause__))
+
+
+class Busy(Exception):
+    """Another process computes the stage."""
 
 
 class Store:
@@ -93,20 +102,21 @@ class Store:
         """What was noted when a stage finished: files, seconds, versions."""
         return json.loads((self.path(stage) / DONE).read_text(encoding="utf-8"))
 
-    def compute(self, stage: Stage) -> Path:
-        """The directory of a finished stage; what is missing is computed first."""
+    def compute(self, stage: Stage, wait: bool = True) -> Path:
+        """The directory of a finished stage; what is missing is computed first. With `wait=False` a stage
+        that another process computes raises Busy."""
         path = self.path(stage)
-        if self._wrong(stage) is None:
+        if self.wrong(stage) is None:
             return path
-        inputs = {name: self.compute(each) for name, each in stage.inputs.items()}
-        with removed_if_empty(path.parent), locked(lock_of(path), lambda: self._waiting(stage)):
-            wrong = self._wrong(stage)  # another process may have been faster
+        inputs = {name: self.compute(each, wait) for name, each in stage.inputs.items()}
+        with removed_if_empty(path.parent), locked(lock_of(path), lambda: self._taken(stage, wait)):
+            wrong = self.wrong(stage)  # another process may have been faster
             if wrong is not None:
                 self._discard(path, wrong)
                 self._run(stage, inputs, path)
         return path
 
-    def _wrong(self, stage: Stage) -> str | None:
+    def wrong(self, stage: Stage) -> str | None:
         """Why a stage has to be computed, None if it is whole. Digests are compared once a process."""
         if stage.key not in self._verified:
             wrong = damage(self.path(stage), digests=True)
@@ -117,23 +127,40 @@ class Store:
 
     def _discard(self, path: Path, wrong: str) -> None:
         if path.is_dir():
-            self.report.note(f"warning: {path} is damaged ({wrong}); computing it again")
+            self.report.warn(f"{path} is damaged ({wrong}); computing it again")
             (path / DONE).unlink(missing_ok=True)  # first: half a directory must not look finished
             shutil.rmtree(path)
 
-    def _waiting(self, stage: Stage) -> None:
+    def _taken(self, stage: Stage, wait: bool) -> None:
+        if not wait:
+            raise Busy(stage.name)
         self.report.note(f"waiting for another process to finish {stage.name}")
 
     def _run(self, stage: Stage, inputs: Mapping[str, Path], path: Path) -> None:
         draft = partial(path)
         resumed = draft.is_dir()
         if not resumed or damage(draft, digests=True) is not None:  # else only the rename was missing
-            self._fill(stage, inputs, draft, resumed)
+            self._fill_or_start_over(stage, inputs, draft, resumed)
         os.rename(draft, path)
         sync_directory(path.parent)
         self._verified.add(stage.key)
 
-    def _fill(self, stage: Stage, inputs: Mapping[str, Path], draft: Path, resumed: bool) -> None:
+    def _fill_or_start_over(self, stage: Stage, inputs: Mapping[str, Path], draft: Path,
+                            resumed: bool) -> None:
+        """What a killed run has left may be damaged: a resumed stage that fails before its first step is
+        started over, once."""
+        report = Counted(self.report)
+        try:
+            self._fill(stage, inputs, draft, resumed, report)
+        except StageFailed as error:
+            if not resumed or report.moved:
+                raise
+            self.report.warn(f"cannot go on from what is left of {error}; starting over")
+            shutil.rmtree(draft)
+            self._fill(stage, inputs, draft, False, report)
+
+    def _fill(self, stage: Stage, inputs: Mapping[str, Path], draft: Path, resumed: bool,
+              report: Counted) -> None:
         draft.mkdir(exist_ok=True)
         for left in (draft / DONE, *draft.rglob(DRAFTS)):
             left.unlink(missing_ok=True)
@@ -141,13 +168,14 @@ class Store:
         started = time.monotonic()
         arguments = {"roles": stage.roles} if stage.roles else {}
         with tidied(stage, draft, resumed):
-            self.runner(stage.kind)(stage.config, dict(inputs), draft, self.report, **arguments)
+            self.runner(stage.kind)(stage.config, dict(inputs), draft, report, **arguments)
         seconds = round(time.monotonic() - started, 3)
         content = {"key": stage.key, **stage.describe()}
         write_atomic(draft / CONFIG, OmegaConf.to_yaml(OmegaConf.create(plain(content))))
         files = {name: [size, file_digest(draft / name)] for name, size in listing(draft)}
         note = {"stage": stage.kind, "key": stage.key, "seconds": seconds, "resumed": resumed,
-                "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "versions": versions(), "files": files}
+                "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "versions": versions(),
+                "steps": report.total, "load": asdict(load(stage)), "files": files}
         write_atomic(draft / DONE, json.dumps(note, indent=1) + "\n")
 
 
@@ -164,54 +192,3 @@ def tidied(stage: Stage, draft: Path, resumed: bool) -> Iterator[None]:
         raise KeyboardInterrupt from error
     except Exception as error:
         raise disk_error(error, draft) or StageFailed(stage, error) from error
-
-
-def lock_of(path: Path) -> Path:
-    """Held by the process that computes a stage."""
-    return path.with_name(f"{path.name}.lock")
-
-
-def partial(path: Path) -> Path:
-    """Where a stage is computed."""
-    return path.with_name(f"{path.name}.partial")
-
-
-def listing(path: Path) -> Iterator[tuple[str, int]]:
-    """Names below `path` and sizes of all files, sorted."""
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        yield file.relative_to(path).as_posix(), file.stat().st_size
-
-
-def damage(path: Path, digests: bool = False) -> str | None:
-    """What is wrong with a finished stage's directory; None if it is whole."""
-    try:
-        files = json.loads((path / DONE).read_text(encoding="utf-8"))["files"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return f"no readable {DONE}"
-    for name, (size, digest) in files.items():
-        file = path / name
-        if not file.is_file():
-            return f"no {name}"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes instead of {size}"
-        if digests and file_digest(file) != digest:
-            return f"the content of {name} has changed"
-    return None
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result was computed with."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def plain(value: Any) -> Any:
-    """Tuples as lists, for YAML."""
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value

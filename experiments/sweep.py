@@ -4,27 +4,22 @@ Exit code 0: all done; 1: a cell failed; 2: bad input or a full disk, one line s
 """
 import argparse
 import sys
-import traceback
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
 from rich.console import Console
 
 from compressors.errors import UsageError
-from compressors.registry import conform
-from experiments import results, table, usage
-from experiments.cells import Cell, blind_cells, make_cells, make_rows, read_yaml
+from experiments import request, results, table, usage
+from experiments.bars import reporter
+from experiments.cells import Cell
 from experiments.config import Config
 from experiments.files import write_atomic
-from experiments.overrides import parse, value_of
-from experiments.plan import Stage, plan
+from experiments.launch import launch, tail, title
 from experiments.plan_view import plan_tables
-from experiments.progress import reporter
-from experiments.stages import Runner, StageFailed, Store, runner
-
-Job = tuple[Cell, Stage]
+from experiments.request import Job, Request
+from experiments.stages import Runner, Store, runner
 
 
 class Parser(argparse.ArgumentParser):
@@ -73,56 +68,24 @@ def run(arguments: Sequence[str] | None, runner: Callable[[str], Runner],
     if options.help:
         console.print(usage.text(), markup=False, highlight=False, soft_wrap=True)
         return 0
-    jobs = make_jobs(options.overrides)
-    store = Store(Path(jobs[0][0].config.out), runner=runner)
+    asked = request.read(options.overrides)
+    store = Store(Path(asked.jobs[0][0].config.out), runner=runner)
     if options.plan:
-        for each in plan_tables(jobs, store):
-            console.print(each)
+        for each in plan_tables(asked, store):
+            console.print(each, soft_wrap=isinstance(each, str), highlight=False)
         return 0
     with store.opened():
         with reporter(console) as store.report:
-            for cell in unlike(jobs, store):
+            for cell in unlike(asked.jobs, store):
                 check(cell.config)
-            finished, failed = compute(jobs, store)
-        show(finished, store, console)
-    for cell, why in failed:
-        console.print(f"failed: {cell.label} seed={cell.config.seed}: {why}", markup=False, soft_wrap=True)
-    return 1 if failed else 0
-
-
-def make_jobs(overrides: list[str]) -> list[Job]:
-    """The cells that the command line asks for and what each of them needs; equal cells are one."""
-    axes = parse(overrides)
-    blind = conform(value_of(only(axes, "blind", "true"), "blind"), bool, "blind")
-    name = only(axes, "table", "")
-    only(dict(axes), "out", "")
-    cells = table_cells(name, axes) if name else make_cells(axes)
-    jobs: dict[str, Job] = {}
-    for cell in [*cells, *(blind_cells(cells) if blind else ())]:
-        stage = plan(cell.config)
-        jobs.setdefault(stage.key, (cell, stage))
-    return list(jobs.values())
-
-
-def only(axes: dict[str, list[str]], key: str, default: str) -> str:
-    """Take a key that has one value out of the axes."""
-    values = axes.pop(key, [default])
-    if len(values) > 1:
-        raise UsageError(f"{key}={','.join(values)}: takes one value")
-    return values[0]
-
-
-def table_cells(name: str, axes: dict[str, list[str]]) -> list[Cell]:
-    """The rows of a file {rows: [{label, overrides: [KEY=VALUE, ...]}]}; the command line wins."""
-    folder = Path(find_spec("ablations").submodule_search_locations[0])
-    there = sorted(p.stem.removeprefix("table") for p in folder.glob("table*.yaml"))
-    path = Path(name) if name.endswith(".yaml") else folder / f"table{name}.yaml"
-    if not path.is_file():
-        raise UsageError(f"table={name}: no {path}; there are: {', '.join(there) or 'none yet'}")
-    rows = read_yaml(path).get("rows")
-    if not isinstance(rows, list) or not all(isinstance(r, dict) and "label" in r for r in rows):
-        raise UsageError(f"{path}: expected rows: [{{label: ..., overrides: [KEY=VALUE, ...]}}, ...]")
-    return make_rows([(str(row["label"]), parse(list(row.get("overrides", [])))) for row in rows], axes)
+            ended = launch(asked.jobs, store, asked.launch, runner)
+        show(asked, ended.finished, store, console)
+    for cell, why, log in ended.failed:
+        console.print(f"failed: {title(cell)}: {why}; see {log}", markup=False, soft_wrap=True)
+    for log in dict.fromkeys(log for *_, log in ended.failed):
+        console.print(f"{log}:", *(f"  {line}" for line in tail(log)), sep="\n", markup=False,
+                      highlight=False, soft_wrap=True)
+    return 1 if ended.failed else 0
 
 
 def unlike(jobs: list[Job], store: Store) -> list[Cell]:
@@ -136,39 +99,16 @@ def shape(cell: Cell) -> str:
     return str((config.compressor, config.projector, config.parts, config.tower, config.llm, config.image))
 
 
-def compute(jobs: list[Job], store: Store) -> tuple[list[Job], list[tuple[Cell, str]]]:
-    """Run every cell; one that fails does not stop the others, and a failed stage is not tried twice."""
-    finished, failed, broken = [], [], {}
-    store.report.cells(len(jobs))
-    for cell, stage in jobs:
-        store.report.cell(f"{cell.label} seed={cell.config.seed}")
-        why = next((broken[key] for key in stage.ancestors() if key in broken), None)
-        if why is None:
-            try:
-                store.compute(stage)
-                results.publish(cell, stage, store)
-                finished.append((cell, stage))
-            except StageFailed as error:
-                why = broken[error.stage.key] = log(error, cell, store)
-                store.report.note(f"failed: {why}")
-        if why is not None:
-            failed.append((cell, why))
-    return finished, failed
-
-
-def log(error: StageFailed, cell: Cell, store: Store) -> str:
-    """Keep a failed cell's traceback; returns the line that points to it."""
-    path = store.root / "failures" / f"{results.cell_name(cell)}.log"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, "".join(traceback.format_exception(error)))
-    return f"{error}; see {path}"
-
-
-def show(finished: list[Job], store: Store, console: Console) -> None:
+def show(asked: Request, finished: set[str], store: Store, console: Console) -> None:
     """Print the tables and write them."""
-    if not finished:
+    groups = []
+    for heading, jobs in asked.views:
+        found = results.collect([job for job in jobs if job[1].key in finished], store)
+        for group in found:
+            group.title = f"{heading}, {group.title}" if heading else group.title
+        groups += found
+    if not groups:
         return
-    groups = results.collect(finished, store)
     write_atomic(store.root / "table.md", table.markdown(groups))
     write_atomic(store.root / "table.csv", table.as_csv(groups))
     for group in groups:

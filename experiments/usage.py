@@ -2,6 +2,7 @@
 from experiments import signatures
 from experiments.cells import preset_names
 from experiments.config import BLIND, settings
+from experiments.launch_options import SLURM, Launch, path_of
 
 HEAD = """\
 Usage: python -m experiments.sweep [KEY=VALUE ...] [--plan] [--help]
@@ -16,8 +17,11 @@ computed before is taken from the output directory; a run that was interrupted g
       data.test=test.json data.images=images                                your data, in LLaVA format
 
   --plan        show what would be computed, what is shared and what is there already
-  table=NAME    the rows of ablations/tableNAME.yaml
+  table=NAME    the rows of ablations/tableNAME.yaml, of several (3,4), of all, or of your own FILE.yaml
   blind=false   without the row that sees no image
+
+Where cells run, which is in no result's key:
+
 """
 
 
@@ -33,10 +37,19 @@ def knobs(registry: signatures.SourceRegistry, name: str) -> str:
     return "  ".join(p.name if p.default is p.empty else f"{p.name}={value(p.default)}" for p in found)
 
 
+def options() -> list[str]:
+    """The launch options."""
+    found = [f"  {f'{path_of(name)}={value(each.default)}':24} {each.help}"
+             for name, each in settings(Launch).items()]
+    return [*found, f"  {f'{SLURM}KEY=VALUE':24} submitit's: partition, time (minutes), gpus_per_node, ...; "
+            "cluster=local: without Slurm"]
+
+
 def text() -> str:
     """All of it."""
     presets = ", ".join(preset_names())
-    lines = [HEAD, f"Presets: {presets}, or a YAML file. Settings, with their values before any preset:", ""]
+    lines = [HEAD + "\n".join(options()), "",
+             f"Presets: {presets}, or a YAML file. Settings, with their values before any preset:", ""]
     for path, setting in settings().items():
         choices = [value(c) for c in setting.rules.get("choices", ()) if c is not None]
         meaning = setting.help + (f" ({', '.join(choices)})" if len(choices) > 1 else "")

@@ -1,15 +1,22 @@
 """Keys: what shares a stage and what does not."""
 import json
 import os
+import subprocess
+import sys
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from fakes import cells, config, stages, write_llava
+from fakes import cells, config, fake_runner, names, stages, write_llava
 
+import compressors
 from compressors.errors import UsageError
-from experiments import fingerprint
-from experiments.plan import files, plan
+from experiments import fingerprint, sweep
+from experiments.estimate import Estimator
+from experiments.load import load
+from experiments.plan import Stage, files, image_rate, plan
+from experiments.stages import Store
 
 
 def same(kind: str, one: list[str], other: list[str]) -> bool:
@@ -57,6 +64,13 @@ def test_query_modules_share_pretraining():
     ("data.seed=1", {"data", "features test", "features pretrain", "pretrain", "finetune", "evaluate"}),
     ("data.workers=3", set()),
     ("trainer.logger=none", set()),
+    ("trainer.strategy=fsdp", set()),
+    ("trainer.gradient_checkpointing=true", set()),
+    ("lora.rank=8", {"finetune", "evaluate"}),
+    ("lora.alpha=8", set()),  # without adapters
+    ("finetune.group_by_length=true", {"finetune", "evaluate"}),
+    ("pretrain.group_by_length=true", {"pretrain", "finetune", "evaluate"}),
+    ("finetune.group_by_length=false", set()),
     ("out=elsewhere", set()),
 ])
 def test_what_a_setting_changes(override, changed):
@@ -148,3 +162,87 @@ def test_a_thousand_cells_share_what_they_agree_on():
     stages_found = {k: s for cell in found for k, s in plan(cell.config).ancestors().items()}
     assert len(found) == 1000
     assert Counter(s.kind for s in stages_found.values())["pretrain"] == 5
+
+
+def finished(store: Store, stage: Stage, seconds: float, steps: int | None, resumed: bool = False) -> None:
+    """A stage that has been measured."""
+    path = store.path(stage)
+    path.mkdir(parents=True)
+    note = {"key": stage.key, "seconds": seconds, "steps": steps, "resumed": resumed, "files": {},
+            "load": asdict(load(stage))}
+    (path / "done.json").write_text(json.dumps(note))
+
+
+def estimated(store: Store, *overrides: str) -> float | None:
+    """Seconds that the fine-tuning of a cell is expected to take."""
+    stage = stages(*overrides)["finetune"]
+    return Estimator([stage], store).seconds(stage)
+
+
+def test_estimates_grow_with_the_rows(tmp_path):
+    store, base = Store(tmp_path), "finetune.batch_size=32"
+    assert estimated(store) is None
+    finished(store, stages(base)["finetune"], 100.0, 400)  # two epochs: 12,800 rows
+    finished(store, stages(base, "seed=7")["finetune"], 5.0, 400, resumed=True)
+    finished(store, stages(base)["pretrain"], 7.0, 100)
+    assert estimated(store, "seed=1") == pytest.approx(100)
+    assert estimated(store, "seed=1", "finetune.epochs=3") == pytest.approx(150)
+    assert estimated(store, "seed=1", "finetune.batch_size=8") == pytest.approx(100)
+    assert estimated(store, "seed=1", "finetune.max_steps=40", base) == pytest.approx(10)
+    assert estimated(store, "seed=1", "finetune.max_steps=4000", base) == pytest.approx(100)  # all there are
+    assert estimated(store, "seed=1", "data.scale=0.1") == pytest.approx(10)
+
+
+def test_estimates_rather_compare_the_same_model(tmp_path):
+    store = Store(tmp_path)
+    for seed, seconds in enumerate((10.0, 20.0, 30.0)):
+        finished(store, stages("compressor=sap", f"seed={seed}")["finetune"], seconds, 100)
+    finished(store, stages("compressor=identity")["finetune"], 300.0, 100)
+    assert estimated(store, "compressor=sap", "seed=9") == pytest.approx(20)
+    assert estimated(store, "compressor=identity", "seed=9") == pytest.approx(300)
+    assert estimated(store, "compressor=avg_pool") == pytest.approx(25)
+
+
+def test_stages_that_have_not_noted_their_steps(tmp_path):
+    store = Store(tmp_path)
+    finished(store, stages()["finetune"], 100.0, None)
+    assert estimated(store, "seed=1", "finetune.epochs=1") == pytest.approx(50)
+    assert estimated(store, "seed=1", "finetune.max_steps=40") == pytest.approx(100)
+
+
+def test_what_the_plan_says_of_the_time(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "160")
+    command = [*names(tmp_path), "compressor=sap", "seed=0,1,2", "blind=false", "--plan"]
+    store = Store(tmp_path)
+    for kind, seconds in (("data", 7.0), ("features test", 7.0), ("features pretrain", 7.0),
+                          ("pretrain", 60.0), ("finetune", 500.0)):
+        finished(store, stages("compressor=sap")[kind], seconds, 100)
+    assert sweep.main([*command, "launch.workers=2"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "at least 18:40 min of work left, about 9:20 min with 2 workers (as measured in this output directory; "
+        "no estimate: 3 x evaluate)")
+    finished(store, stages("compressor=sap")["evaluate"], 1.0, 100)
+    assert sweep.main([*command, "launch.workers=9"]) == 0  # no faster than the longest chain
+    assert "about 9:21 min with 9 workers" in capsys.readouterr().out
+
+
+def test_a_stage_notes_what_estimates_need(tmp_path):
+    found = stages("compressor=sap")
+    store = Store(tmp_path, runner=fake_runner(tmp_path / "log"))
+    store.compute(found["evaluate"])
+    estimator = Estimator([], store)
+    assert not estimator.found  # nothing of these kinds is asked
+    again = Estimator([stages("compressor=avg_pool")["pretrain"]], store)
+    assert [(m.load, m.steps) for m in again.found.values()] == [(load(found["pretrain"]), 10)]
+    assert store.done(found["evaluate"])["load"] == asdict(load(found["evaluate"]))
+
+
+def test_image_rates_do_not_wait_for_torch():
+    for name in ("downsample", "downsample rate=4", "sap"):
+        given = config(f"compressor={name.split()[0]}", *(f"downsample.{w}" for w in name.split()[1:]))
+        part = compressors.create(given.compressor_name, dim=8, llm_dim=8,
+                                  **given.knobs(given.compressor_name))
+        assert image_rate(given) == part.image_rate
+    code = ("import sys; sys.path.insert(0, 'tests/experiments'); from fakes import stages; "
+            "stages('compressor=downsample'); sys.exit('torch' in sys.modules)")
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0

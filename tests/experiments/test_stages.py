@@ -2,20 +2,18 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from fakes import fake_runner, read_log, stages
+from fakes import fake_runner, read_log, spawn, stages
 
 from compressors.errors import UsageError
 from experiments.files import disk_error, locked, write_atomic
 from experiments.progress import Reporter
 from experiments.stages import StageFailed, Store
 
-FAKES = Path(__file__).with_name("fakes.py")
+ONE = ("compressor=sap+embq", "blind=false")
 ALL = ["data", "features test", "features pretrain", "pretrain", "finetune", "evaluate"]
 
 
@@ -40,11 +38,6 @@ def store(tmp_path, log):
 def again(store: Store) -> Store:
     """The store as another process sees it."""
     return Store(store.root, Notes(), store.runner)
-
-
-def spawn(root: Path, log: Path, slow: float, *overrides: str) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    return subprocess.Popen([sys.executable, FAKES, root, log, str(slow), *overrides], env=environment)
 
 
 def wait_for(condition, seconds: float = 20.0) -> None:
@@ -132,6 +125,34 @@ def test_a_failed_stage_is_not_finished_and_keeps_its_work(store):
     assert (path / "half.txt").exists() and store.done(stage)["resumed"]
 
 
+def test_a_partial_that_cannot_be_resumed_is_started_over(store, log):
+    """A checkpoint, or what stands for it here, that was cut short or changed."""
+    stage = stages()["data"]
+    draft = store.root / f"{stage.name}.partial"
+    draft.mkdir(parents=True)
+    (draft / "progress.txt").write_bytes(bytes([205, 206]))
+    path = store.compute(stage)
+    assert (path / "progress.txt").read_text() == "10" and not store.done(stage)["resumed"]
+    assert len(store.report.lines) == 1
+    assert store.report.lines[0].startswith(f"warning: cannot go on from what is left of {stage.name}: U")
+    assert read_log(log) == ["data", "data"]
+
+
+def test_a_stage_that_fails_after_a_step_keeps_its_work(store):
+    stage, steps = stages()["data"], []
+
+    def broken(_config, _inputs, out, report):
+        steps.append((out / "half.txt").exists())
+        (out / "half.txt").write_text("half")
+        report.advance()
+        raise RuntimeError("again")
+
+    for _ in range(2):
+        with pytest.raises(StageFailed, match="again"):
+            Store(store.root, runner=lambda _: broken).compute(stage)
+    assert steps == [False, True]
+
+
 def test_bad_input_leaves_nothing(tmp_path):
     def broken(_config, _inputs, out, _report):
         (out / "half.txt").write_text("half")
@@ -155,7 +176,7 @@ def test_kill_and_resume(tmp_path, log):
     """kill -9 in every stage leaves no finished directory; the next run goes on from what was left."""
     root, stage = tmp_path / "out", stages()["evaluate"]
     for kind in ("data", "pretrain", "evaluate"):
-        process = spawn(root, log, 0.6)
+        process = spawn(root, log, 0.6, *ONE)
         progress = root / f"{stages()[kind].name}.partial" / "progress.txt"
         wait_for(lambda file=progress: file.exists() and file.read_text() > "2")
         process.kill()
@@ -179,13 +200,13 @@ def test_killed_before_the_rename(store, log):
 
 
 def test_two_processes_compute_once(tmp_path, log):
-    both = [spawn(tmp_path / "out", log, 0.2) for _ in range(2)]
+    both = [spawn(tmp_path / "out", log, 0.2, *ONE) for _ in range(2)]
     assert [process.wait(60) for process in both] == [0, 0]
     assert sorted(read_log(log)) == sorted(ALL)
 
 
 def test_a_killed_process_holds_no_lock(tmp_path, log):
-    process = spawn(tmp_path / "out", log, 60)
+    process = spawn(tmp_path / "out", log, 60, *ONE)
     wait_for(lambda: log.exists())
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

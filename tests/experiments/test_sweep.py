@@ -9,7 +9,8 @@ import pytest
 from fakes import SOURCES, fake_runner, read_log
 
 from experiments import sweep, table
-from experiments.progress import PlainReporter, RichReporter
+from experiments.bars import RichReporter
+from experiments.progress import PlainReporter
 from experiments.results import Group, Row
 
 NAMES = [f"{key}={values[0]}" for key, values in SOURCES.items()]
@@ -130,33 +131,13 @@ def test_plan(command, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "out").exists()
     rows = [re.split(r"\s*│\s*", line.strip("│ \n")) for line in out.splitlines() if "│" in line]
     pretrain, total = (row for row in rows if row[0] == "pretrain")
-    assert pretrain[2:] == ["sap seed=0", "2", "to run"] and total[1:] == ["1", "2", "0", "1"]
+    assert pretrain[2:] == ["sap seed=0", "2", "to run", "no estimate"]
+    assert total[1:] == ["1", "2", "0", "1", "no estimate"] and "\nno estimate: " in out
     command("compressor=sap", "blind=false")
     capsys.readouterr()
     assert command("compressor=sap,sap+embq", "--plan", "blind=false") == 0
     out = capsys.readouterr().out
     assert out.count("cached") > 4 and "to run" in out
-
-
-def test_a_table_file(command, tmp_path):
-    mine = tmp_path / "mine.yaml"
-    mine.write_text("name: mine\nrows:\n- {label: average, overrides: [compressor=avg_pool]}\n"
-                    "- {label: ours, overrides: [compressor=sap+embq, embq.dim=32]}\n")
-    assert command(f"table={mine}", "seed=0,1", "embq.at=2") == 0  # a knob that one of the rows has a use for
-    rows = rows_of(tmp_path / "out" / "table.csv")
-    assert list(rows) == ["chance", "blind", "average", "ours"] and rows["ours"]["seeds"] == "2"
-
-
-@pytest.mark.parametrize(("text", "message"), [
-    ("rows: 3", "expected rows"), ("rows: [{overrides: []}]", "expected rows"),
-    ("rows: [{label: a, overrides: [compressor=sap, embq.dim=3]}]", "no cell uses 'embq'"),
-    ("rows: [{label: a, overrides: [compressor=sapp]}]", "did you mean 'sap'"),
-])
-def test_a_bad_table_file(command, tmp_path, capsys, text, message):
-    mine = tmp_path / "mine.yaml"
-    mine.write_text(text)
-    assert command(f"table={mine}") == 2
-    assert message in capsys.readouterr().err
 
 
 def test_wilson():
@@ -196,8 +177,13 @@ def test_reporters(kind, capsys):
         report.steps(10, done=3)
         report.advance(2, loss=1.23456)
         report.note("a [note]")
+        lanes = [report.lane(number, "avg_pool [seed=0]") for number in (0, 3)]
+        lanes[1].stage("finetune 4567")
+        lanes[1].warn("careful")
+        report.finished("avg_pool")
     out = capsys.readouterr().out
-    assert "a [note]" in out
+    assert "a [note]" in out and "(3) avg_pool [seed=0]: warning: careful" in out
     if kind is PlainReporter:
         assert out.splitlines()[0] == "[1/1] sap [seed=0]"
+        assert "[2/1] avg_pool" in out and "  (3) avg_pool [seed=0]: finetune 4567 ..." in out
         assert re.fullmatch(r"  pretrain 0123: 2 steps, 0 s  loss 1\.235", out.splitlines()[-1])
