@@ -1,0 +1,52 @@
+"""Grids in LaTeX: a document that compiles by itself, whose tables can be taken out one by one (booktabs)."""
+from collections.abc import Sequence
+
+from ablations.render import blocks, left
+from ablations.view import Grid
+
+HEAD = r"""\documentclass[10pt]{article}
+\usepackage[T1]{fontenc}
+\usepackage[utf8]{inputenc}
+\usepackage[landscape,margin=15mm]{geometry}
+\usepackage{array,booktabs}
+\begin{document}
+"""
+SIGNS = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
+         "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+         ">": r"\textgreater{}", "±": r"$\pm$", "†": r"$^\dagger$",
+         "×": r"$\times$", "\"": r"\textquotedbl{}"}
+WORDS = ("p{46mm}", "p{62mm}", "p{52mm}")  # columns of sentences: claim, statement, remarks
+
+
+def escape(words: str) -> str:
+    """Text that LaTeX sets as it stands."""
+    return "".join(SIGNS.get(sign, sign) for sign in words)
+
+
+def table(grid: Grid) -> str:
+    """One table environment; `[` after a line's end would be an argument, so lines end in `\\\\{}`."""
+    wide = "statement" in grid.header
+    wraps = iter(WORDS)
+    kinds = [(next(wraps) if wide and grid.header[i] in ("claim", "statement", "remarks") else "l")
+             if left(grid, i) else "r" for i in range(len(grid.header))]
+    kinds = [rf">{{\raggedright\arraybackslash}}{kind}" if kind[0] == "p" else kind for kind in kinds]
+    found = [r"\begin{table}[htbp]", r"\centering\footnotesize", rf"\caption{{{escape(grid.title)}}}",
+             rf"\begin{{tabular}}{{@{{}}{''.join(kinds)}@{{}}}}", r"\toprule", line(grid.header)]
+    for title, lines in blocks(grid):
+        found.append(r"\midrule")
+        if title:
+            found.append(rf"\multicolumn{{{len(grid.header)}}}{{@{{}}l}}{{\textit{{{escape(title)}}}}} \\")
+        found += map(line, lines)
+    found += [r"\bottomrule", r"\end{tabular}"]
+    found += [rf"\par\smallskip {escape(note)}" for note in grid.notes]
+    return "\n".join([*found, r"\end{table}"])
+
+
+def line(cells: Sequence[str]) -> str:
+    return " & ".join(map(escape, cells)) + r" \\"
+
+
+def document(grids: Sequence[Grid], sentences: Sequence[str]) -> str:
+    """All of it."""
+    parts = [*map(escape, sentences), *map(table, grids), r"\clearpage"]
+    return HEAD + "".join(f"{part}\n\n" for part in parts) + "\\end{document}\n"

@@ -1,0 +1,127 @@
+"""What a report is made of: which questions each row of a table answered right at each seed. It is read from
+finished cells (`collect`), or from the files that an earlier report left:
+
+    report.json               rows, claims, efficiency, versions: all but the outcomes
+    outcomes/table3.npz       ids (Q,) and families (Q,) of the questions; right (cells, Q / 8), bits packed,
+                              rows in order and within a row its seeds
+"""
+import dataclasses
+import io
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ablations.spec import Claim
+from compressors.errors import UsageError
+from experiments.files import write_atomic
+
+FORMAT, FILE, FOLDER = 1, "report.json", "outcomes"
+
+
+@dataclass
+class Row:
+    """A line of a table. `outcomes`: seed -> (Q,) right or wrong, of finished cells."""
+
+    block: str
+    label: str
+    ours: str = ""
+    outcomes: dict[int, NDArray[np.bool_]] = field(default_factory=dict)
+    missing: list[int] = field(default_factory=list)
+    efficiency: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Table:
+    """A table of the report. No questions where no cell has finished."""
+
+    name: str
+    heading: str
+    title: str
+    claims: tuple[Claim, ...]
+    rows: list[Row]
+    ids: NDArray = field(default_factory=lambda: np.array([], "<U1"))
+    families: NDArray = field(default_factory=lambda: np.array([], "<U1"))
+    chance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def family_names(self) -> list[str]:
+        """All families; none if there is but one, which would repeat the whole."""
+        found = sorted(set(self.families.tolist()))
+        return found if len(found) > 1 else []
+
+    @property
+    def picture(self) -> NDArray[np.intp]:
+        """A number for each question's picture: ids are PICTURE#TURN."""
+        return np.unique([each.rpartition("#")[0] or each for each in self.ids.tolist()],
+                         return_inverse=True)[1]
+
+    def scores(self, row: Row, family: str | None = None) -> list[float]:
+        """Accuracy in % at each seed, of all questions or those of a family."""
+        keep = slice(None) if family is None else self.families == family
+        return [100.0 * float(right[keep].mean()) for right in row.outcomes.values()]
+
+
+@dataclass
+class Report:
+    """All tables, and how they came about: command, versions, times."""
+
+    tables: list[Table]
+    made: dict[str, Any]
+
+
+def save(report: Report, folder: Path) -> None:
+    """Write what the report can be made from again."""
+    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    tables = []
+    for table in report.tables:
+        rows = [{"block": row.block, "label": row.label, "ours": row.ours, "seeds": list(row.outcomes),
+                 "missing": row.missing, "efficiency": row.efficiency} for row in table.rows]
+        tables.append({"name": table.name, "heading": table.heading, "title": table.title,
+                       "chance": table.chance, "rows": rows,
+                       "claims": [dataclasses.asdict(claim) for claim in table.claims]})
+        right = [bits for row in table.rows for bits in row.outcomes.values()]
+        packed = np.packbits(np.stack(right), 1) if right else np.zeros((0, 0), np.uint8)
+        content = io.BytesIO()
+        np.savez_compressed(content, ids=table.ids, families=table.families, right=packed)
+        write_atomic(place(folder, table.name), content.getvalue())
+    content = {"format": FORMAT, "made": report.made, "tables": tables}
+    write_atomic(folder / FILE, json.dumps(content, indent=1) + "\n")
+
+
+def place(folder: Path, name: str) -> Path:
+    return folder / FOLDER / f"table{name}.npz"
+
+
+def load(folder: Path) -> Report:
+    """A report from what `save` wrote, or a UsageError that names the file."""
+    path = folder / FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise UsageError(f"{path}: format {content['format']}, this version reads {FORMAT}")
+        return Report([load_table(each, folder) for each in content["tables"]], content["made"])
+    except FileNotFoundError as error:
+        raise UsageError(f"results={folder}: no {error.filename}; give a folder that ablations.report "
+                         "wrote") from error
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"results={folder}: not what ablations.report wrote "
+                         f"({type(error).__name__}: {error})") from error
+
+
+def load_table(entry: dict[str, Any], folder: Path) -> Table:
+    """One table with its outcomes."""
+    with np.load(place(folder, entry["name"])) as kept:
+        ids, families, packed = kept["ids"], kept["families"], kept["right"]
+    right = iter(np.unpackbits(packed, 1, count=len(ids)).astype(bool) if len(packed) else ())
+    rows = [Row(row["block"], row["label"], row["ours"], {seed: next(right) for seed in row["seeds"]},
+                row["missing"], row["efficiency"]) for row in entry["rows"]]
+    claims = tuple(Claim(**{**each, "pairs": tuple(map(tuple, each["pairs"])),
+                            "families": tuple(each["families"])}) for each in entry["claims"])
+    return Table(entry["name"], entry["heading"], entry["title"], claims, rows, ids, families,
+                 entry["chance"])

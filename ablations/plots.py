@@ -1,0 +1,172 @@
+"""Pictures of a report as SVG: accuracy against visual tokens, claims, families, what EmbQ adds."""
+import io
+import math
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from ablations import labels
+from ablations.outcomes import Row, Table
+from ablations.spec import Claim
+from ablations.statistics import seed_interval
+from ablations.verdicts import FAILS, HOLDS, Verdict, judge
+
+COLOURS = {HOLDS: "#0a7d32", FAILS: "#b3261e"}
+GREY, BLUE, ORANGE = "#8a8f98", "#2f5fa7", "#c7661a"
+LINE = 0.27  # inches a row of a picture with rows takes
+
+
+def svg(figure: Figure) -> str:
+    """The same bytes for the same picture."""
+    out = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "slothkit", "svg.fonttype": "path"}):
+        FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None, "Creator": None})
+    return out.getvalue()
+
+
+def bare(axes, grid: str) -> None:
+    """No box; light lines along one axis."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis=grid, color="#e3e5e9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8)
+
+
+def seen(table: Table) -> list[Row]:
+    """Rows with results and visual tokens, each configuration once."""
+    found: dict[str, Row] = {}
+    for row in table.rows:
+        if row.outcomes and row.efficiency.get("visual_tokens"):
+            same = str([(seed, right.tobytes()) for seed, right in row.outcomes.items()])
+            found.setdefault(same, row)
+    return list(found.values())
+
+
+def tokens_of(row: Row) -> float:
+    """Of an image and a question's queries: what the LLM reads beside the text."""
+    return row.efficiency["visual_tokens"] + row.efficiency.get("query_tokens", 0)
+
+
+def pareto(table: Table) -> str | None:
+    """Accuracy against visual and query tokens; what nothing cheaper beats is joined. None if all cost the
+    same."""
+    rows = seen(table)
+    tokens = np.array([tokens_of(row) for row in rows])
+    if len(set(tokens)) < 2:
+        return None
+    scores = [seed_interval(table.scores(row)) for row in rows]
+    means = np.array([mean for mean, _ in scores])
+    half = np.nan_to_num([half for _, half in scores])
+    figure = Figure((7.6, max(3.6, 0.16 * len(rows) + 2.2)))
+    axes = figure.add_axes((0.08, 0.12, 0.9, 0.78))  # fixed, so that labels can be placed before drawing
+    queries = np.array([bool(row.efficiency.get("query_tokens")) for row in rows])
+    for chosen, colour, word in ((queries, ORANGE, "with query tokens"), (~queries, BLUE, "without")):
+        axes.errorbar(tokens[chosen], means[chosen], half[chosen], fmt="o", color=colour, markersize=5,
+                      elinewidth=1, capsize=2, label=word)
+    best = [i for i in np.lexsort((-means, tokens)) if means[i] == means[tokens <= tokens[i]].max()]
+    axes.plot(tokens[best], means[best], color=GREY, linewidth=1, linestyle="--", zorder=0,
+              label="Pareto front")
+    shown = sparse(sorted(set(tokens)))
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(shown, [f"{t:.0f}" for t in shown])
+    axes.set_xticks([], minor=True)
+    axes.set_xlim(tokens.min() / 1.15, tokens.max() * 1.6)
+    labels.put(axes, [row.label for row in rows], tokens, means, half)
+    axes.set_xlabel("visual tokens of an image + query tokens", fontsize=9)
+    axes.set_ylabel("accuracy in %", fontsize=9)
+    axes.set_title(f"{table.heading}: accuracy against tokens", fontsize=10, loc="left")
+    axes.legend(fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3,
+                borderaxespad=0.2)
+    bare(axes, "y")
+    return svg(figure)
+
+
+def sparse(values: Sequence[float]) -> list[float]:
+    """Ascending values without those less than a fifth above the one before."""
+    found = []
+    for value in values:
+        if not found or value >= 1.2 * found[-1]:
+            found.append(value)
+    return found
+
+
+def forest(title: str, verdicts: Sequence[tuple[str, Verdict]]) -> str | None:
+    """Each claim's difference with its interval, as far from its limit as it is. None if none has one."""
+    shown = [(name, each) for name, each in verdicts if not math.isnan(each.low)]
+    if not shown:
+        return None
+    figure = Figure((8.4, 1.1 + LINE * 1.25 * len(shown)), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(0, color="#444", linewidth=1)
+    for y, (_, each) in enumerate(shown):
+        margin, colour = each.claim.points, COLOURS.get(each.word, GREY)
+        axes.plot([each.low + margin, each.high + margin], [y, y], color=colour, linewidth=2)
+        axes.plot(each.estimate + margin, y, "o", color=colour, markersize=5)
+    axes.set_yticks(range(len(shown)), [f"{each.claim.text}  [{name}]" for name, each in shown])
+    axes.set_ylim(len(shown) - 0.5, -0.5)
+    figure.supxlabel("percentage points from the claim's limit; to the right it holds", fontsize=9)
+    axes.set_title(title, fontsize=10, loc="left")
+    bare(axes, "x")
+    return svg(figure)
+
+
+def families(table: Table) -> str | None:
+    """A panel of bars for each family of questions, a bar a row. None with a single family."""
+    rows, names = [row for row in table.rows if row.outcomes], table.family_names
+    if not rows or not names:
+        return None
+    figure = Figure((1.75 + 1.35 * len(names), 1.0 + LINE * len(rows)), layout="constrained")
+    panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    places = np.arange(len(rows))
+    for axes, family in zip(panels, names):
+        scores = [seed_interval(table.scores(row, family)) for row in rows]
+        half = [0 if math.isnan(h) else h for _, h in scores]
+        colours = [ORANGE if row.efficiency.get("query_tokens") else BLUE if
+                   row.efficiency.get("visual_tokens") else GREY for row in rows]
+        axes.barh(places, [mean for mean, _ in scores], 0.72, xerr=half, color=colours,
+                  error_kw={"elinewidth": 0.8, "ecolor": "#333"})
+        chance = 100 * table.chance["families"].get(family, math.nan)
+        axes.axvline(chance, color="#333", linewidth=0.9, linestyle=":")
+        axes.set_title(family, fontsize=9)
+        axes.set_xlim(0, 100)
+        axes.set_xticks([0, 50, 100])
+        bare(axes, "x")
+    panels[0].set_yticks(places, [row.label for row in rows])
+    panels[0].set_ylim(len(rows) - 0.4, -0.6)
+    figure.supxlabel("accuracy in %; dotted: chance", fontsize=9)
+    return svg(figure)
+
+
+def gains(table: Table) -> list[Verdict]:
+    """For every row NAME+MODULE beside a row NAME: how much the module adds, with its interval; nothing for
+    a single such row."""
+    there = {row.label for row in table.rows if row.outcomes}
+    pairs = [(row.label, row.label.rpartition("+")[0]) for row in table.rows if row.label in there]
+    claims = [Claim(other, "", "better", ((row, other),)) for row, other in pairs if other in there]
+    if len(claims) < 2:
+        return []
+    outcomes = {row.label: row.outcomes for row in table.rows}
+    return [each for each in judge(claims, outcomes, table.families, table.picture) if each.pairs]
+
+
+def gain(table: Table) -> str | None:
+    """What EmbQ adds to each compressor, the largest first. None if fewer than two rows have a partner."""
+    found = sorted(gains(table), key=lambda each: -each.estimate)
+    if not found:
+        return None
+    figure = Figure((6.4, 1.1 + LINE * 1.25 * len(found)), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(0, color="#444", linewidth=1)
+    for y, each in enumerate(found):
+        colour = GREY if each.low <= 0 <= each.high else ORANGE
+        axes.plot([each.low, each.high], [y, y], color=colour, linewidth=2)
+        axes.plot(each.estimate, y, "o", color=colour, markersize=5)
+    axes.set_yticks(range(len(found)), [each.claim.text for each in found])
+    axes.set_ylim(len(found) - 0.5, -0.5)
+    axes.set_xlabel("percentage points that the query module adds; grey: may be none", fontsize=9)
+    axes.set_title(f"{table.heading}: gain from EmbQ by compressor", fontsize=10, loc="left")
+    bare(axes, "x")
+    return svg(figure)

@@ -1,0 +1,122 @@
+"""Floating point operations of a prefill: tower, compressor, projector, query module and language model.
+
+Counted on the meta device, so that no weights are read. Counts are kept, since importing torch alone takes
+longer than all the rest of a report: of the project's tables at `tiny` in a file of the package, which
+`python -m ablations.prefill` writes anew, of everything else beside the report.
+"""
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from compressors.errors import UsageError
+from experiments import fingerprint, signatures, tables
+from experiments.cells import blind_cells
+from experiments.config import Config
+from experiments.files import write_atomic
+from experiments.model_sizes import model_config
+
+TEXT = 40  # tokens of prompt and question
+VERSION = 1  # counted up when a count changes
+UNREAD = ("transformers_version", "dtype", "architectures", "initializer_range")
+SHIPPED = Path(__file__).parent / "prefill.json"
+
+
+def shape(config: Config) -> str:
+    """What the count follows from: parts with all their knobs, the sizes of tower, LLM and image. UsageError
+    if the configuration of tower or LLM is out of reach."""
+    name, query_module = config.compressor_name, config.query_module
+    parts = {}
+    if not config.blind:
+        parts[name] = signatures.compressors().settled(name, config.knobs(name))
+        projector = config.projector_name
+        parts[config.projector] = signatures.projectors().settled(projector, config.knobs(projector))
+    if query_module:
+        parts[query_module] = signatures.query_modules().settled(query_module, config.knobs(query_module))
+    sources = {"tower.source": config.tower.source, "llm.source": config.llm.source}
+    models = [{key: value for key, value in model_config(*each).items() if key not in UNREAD}
+              for each in sources.items()]
+    sizes = config.tower.select_layer, asdict(config.image), TEXT, VERSION
+    return fingerprint.digest_of([config.compressor, parts, models, sizes])[:16]
+
+
+def counts(configs: Sequence[Config], kept: Path) -> list[int | None]:
+    """Of each configuration; None where its models are out of reach. `kept` is the file of earlier counts."""
+    earlier = read(kept)
+    known = read(SHIPPED) | earlier
+    new: dict[str, int] = {}
+    found = []
+    for config in configs:
+        try:
+            key = shape(config)
+            if key not in known:
+                known[key] = new[key] = count(config)
+            found.append(known[key])
+        except UsageError:  # such as a hub id that this machine cannot reach
+            found.append(None)
+    if new:
+        write(kept, earlier | new)
+    return found
+
+
+def write(path: Path, found: dict[str, int]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(found, indent=1, sort_keys=True) + "\n")
+
+
+def read(kept: Path) -> dict[str, int]:
+    """Earlier counts; none from a file that is missing or damaged."""
+    try:
+        content = json.loads(kept.read_text(encoding="utf-8"))
+        return {str(key): int(value) for key, value in content.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def count(config: Config) -> int:
+    """FLOPs of one image, `TEXT` text tokens and one turn's queries; a multiply-add is two."""
+    import torch
+    from einops import rearrange
+
+    from connectors.query_module import insertions
+    from experiments.build import quiet, skeleton
+    from experiments.timing import flops
+
+    quiet()
+    with torch.device("meta"):
+        model, size = skeleton(config)
+        model = model.eval().requires_grad_(False)
+        width = model.get_input_embeddings().embedding_dim
+        text = torch.empty(1, TEXT, width)
+
+        def llm(tokens: int) -> object:
+            return model.language_model(inputs_embeds=torch.empty(1, tokens, width), logits_to_keep=1)
+
+        def whole() -> None:
+            crops = 1 + config.image.tiles**2 if config.image.tiles > 1 else 1  # at most, where it varies
+            features = model.get_image_features(torch.empty(1, crops, 3, size, size))
+            flat = rearrange(features, "b i h w c -> (b i) h w c")
+            words = text.expand(crops, -1, -1) if model.compressor.needs_text else None
+            visual = model.projector(model.compressor(flat, words))
+            tokens = visual.shape[0] * visual.shape[1] + model.num_queries + TEXT
+            if model.query_module is not None:
+                patches, asked = rearrange(features, "b i h w c -> b (i h w) c"), model.num_queries
+                inputs = (torch.empty(1, tokens, width), torch.zeros(1, asked).long(),
+                          torch.ones(1, asked, tokens).bool(), patches,
+                          torch.ones(1, asked, patches.shape[1]).bool())
+                for insertion, _ in insertions(model.query_module):
+                    model.query_module(*inputs, insertion)
+            llm(tokens)
+
+        return flops((lambda: llm(TEXT)) if config.blind else whole)
+
+
+def main() -> None:
+    """Count all rows of the project's tables at `tiny` anew."""
+    rows = [row for table in tables.load_all([tables.ALL], {}) for row in table.rows]
+    configs = [cell.config for row in rows for cell in (*row.cells, *blind_cells(list(row.cells)))]
+    write(SHIPPED, {shape(config): count(config) for config in {shape(c): c for c in configs}.values()})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Prints and writes the tables of the paper's ablations from finished cells: `python -m ablations.report`.
+
+Exit code 0: written; 2: bad input or a full disk, one line says which; 130: Ctrl-C.
+"""
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+
+from compressors.errors import UsageError
+from experiments.config import Config
+from experiments.overrides import parse
+
+HELP = """\
+Usage: python -m ablations.report [table=3,4] [seed=0,1,2] [KEY=VALUE ...] [out=runs] [to=DIR] [--help]
+       python -m ablations.report results=DIR [to=DIR]
+
+Prints the tables of the paper's ablations from cells that `python -m experiments.sweep` has finished below
+out=, with a verdict on each of the paper's claims, and writes them to to= (OUT/report): Markdown, LaTeX, CSV,
+one HTML page, plots, and what the report can be made from again without the cells.
+
+  table=3,4     tables of the project by name, or paths of YAML files (all of the project)
+  seed=0,1,2    seeds (all that any cell has finished at)
+  KEY=VALUE     settings and knobs, as for the sweep that computed the cells
+  results=DIR   the report from what an earlier one left in DIR, not from cells
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are UsageErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (--help shows what there is)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit code."""
+    try:
+        return run(sys.argv[1:] if arguments is None else list(arguments))
+    except UsageError as error:
+        return complain(str(error), 2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        reason = error.strerror or error
+        return complain(f"{where}{reason}; free space there or choose another directory with to=DIR", 2)
+    except KeyboardInterrupt:
+        return complain("interrupted", 130)
+
+
+def complain(text: str, code: int) -> int:
+    sys.stderr.write(f"error: {' '.join(text.split())}\n")
+    return code
+
+
+def run(arguments: list[str]) -> int:
+    """The command, with its exceptions."""
+    parser = Parser(add_help=False)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("-h", "--help", action="store_true")
+    options = parser.parse_intermixed_args(arguments)
+    console = Console()
+    if options.help:
+        console.print(HELP, markup=False, highlight=False, soft_wrap=True)
+        return 0
+    axes = parse(options.overrides)
+    take = taker(axes)
+    results, to = take("results"), take("to")
+    from ablations import outcomes, write  # numpy, scipy and matplotlib: not for --help
+
+    if results is not None:
+        if axes:
+            raise UsageError(f"{min(axes)}: cells are not looked at with results={results}; leave it out")
+        report = outcomes.load(Path(results))
+        folder = Path(to or results)
+    else:
+        root = Path(take("out") or Config().out)
+        folder = Path(to) if to else root / "report"
+        report = from_cells(axes, root, folder, f"python -m ablations.report {' '.join(arguments)}".strip())
+    write.write(report, folder, console)
+    return 0
+
+
+def taker(axes: dict[str, list[str]]) -> Callable[[str], str | None]:
+    """Takes a key that has one value, if it is there."""
+
+    def take(key: str) -> str | None:
+        values = axes.pop(key, [None])
+        if len(values) > 1:
+            raise UsageError(f"{key}={','.join(values)}: takes one value")
+        return values[0]
+
+    return take
+
+
+def from_cells(axes: dict[str, list[str]], root: Path, folder: Path, command: str):
+    """The report of what is finished below `root`."""
+    from ablations import collect
+    from experiments import tables
+    from experiments.stages import Store
+
+    wanted = axes.pop("table", [tables.ALL])
+    axes["out"] = [str(root)]
+    found = collect.report(wanted, axes, Store(root), folder / "prefill.json", command)
+    if not found.made["cells"]:
+        if not root.is_dir():
+            raise UsageError(f"out={root}: no such directory; "
+                             f"python -m experiments.sweep table=all out={root} fills it")
+        names = ",".join(table.name for table in found.tables)
+        raise UsageError(f"out={root}: no cell of table {names} has finished there; run "
+                         f"python -m experiments.sweep table={names} out={root}, with the same settings")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""The files of a report, and what the terminal shows of it.
+
+    report.md  report.tex  report.html        the whole report
+    scores.csv  claims.csv                    its numbers
+    plots/*.svg
+    report.json  outcomes/table*.npz          what it can be made from again (outcomes.py)
+"""
+from pathlib import Path
+
+from rich.console import Console
+
+from ablations import latex, outcomes, page, plots, render, view
+from ablations.outcomes import Report
+from ablations.verdicts import Verdict, judge
+from ablations.view import Grid
+from experiments.files import write_atomic
+
+TITLE = "Ablations"
+CAPTIONS = {"pareto": "Accuracy against visual tokens; bars: 95 % t-interval over seeds.",
+            "families": "Accuracy by family of questions.",
+            "gain": "What the query module adds; paired bootstrap.",
+            "claims": "The claims and their intervals; green holds, red does not hold, grey is not resolved."}
+
+
+def write(report: Report, folder: Path, console: Console) -> None:
+    """All files, and the report on the terminal."""
+    verdicts = {table.name: judge(table.claims, {row.label: row.outcomes for row in table.rows},
+                                  table.families, table.picture) for table in report.tables}
+    pictures = draw(report, verdicts)
+    summary, end = view.summary(report, verdicts), [*view.published(), *view.provenance(report)]
+    grids = {table.name: tables_of(table, verdicts[table.name]) for table in report.tables}
+    every = [grid for found in grids.values() for grid in found]
+    notes = [view.NOTE, view.CLAIMS]
+    (folder / "plots").mkdir(parents=True, exist_ok=True)
+    for name, content in pictures.items():
+        write_atomic(folder / "plots" / f"{name}.svg", content)
+    words = markdown(every, summary, notes, pictures, end)
+    write_atomic(folder / "report.md", words)
+    write_atomic(folder / "report.tex", latex.document(every, [*summary, *notes, *end]))
+    parts = in_order(report, grids, page.inline(pictures))
+    write_atomic(folder / "report.html", page.page(TITLE, summary, parts, [*notes, *end]))
+    write_atomic(folder / "scores.csv", render.scores_csv(report))
+    write_atomic(folder / "claims.csv", render.claims_csv(report.tables, verdicts))
+    outcomes.save(report, folder)
+    show(every, summary, words, console, folder)
+
+
+def tables_of(table: outcomes.Table, verdicts: list[Verdict]) -> list[Grid]:
+    """A table's scores, and its claims if it has any."""
+    return [view.scores(table), *([view.claims(verdicts)] if verdicts else [])]
+
+
+def draw(report: Report, verdicts: dict[str, list[Verdict]]) -> dict[str, str]:
+    """File name without ending -> SVG, of what there is something to draw for."""
+    found = {}
+    for table in report.tables:
+        for name in ("pareto", "gain", "families"):
+            content = getattr(plots, name)(table) if table.ids.size else None
+            if content:
+                found[f"table{table.name}-{name}"] = content
+    every = [(table.heading, each) for table in report.tables for each in verdicts[table.name]]
+    content = plots.forest("Claims of the paper", every)
+    return found | ({"claims": content} if content else {})
+
+
+def in_order(report: Report, grids: dict[str, list[Grid]], pictures: dict[str, str]) -> list:
+    """The parts of the page: claims' picture, then each table with its pictures."""
+    found: list = [(CAPTIONS["claims"], pictures["claims"])] if "claims" in pictures else []
+    for table in report.tables:
+        found += grids[table.name]
+        for name, caption in CAPTIONS.items():
+            if f"table{table.name}-{name}" in pictures:
+                found.append((caption, pictures[f"table{table.name}-{name}"]))
+    return found
+
+
+def markdown(grids: list[Grid], summary: list[str], notes: list[str], pictures: dict[str, str],
+             end: list[str]) -> str:
+    """The whole report in Markdown; pictures lie beside it."""
+    said = "\n".join(summary[:2]) + "\n" + "".join(f"{line}\n" for line in ["", *summary[2:]])
+    parts = [f"# {TITLE}\n", said, *(render.markdown(grid) for grid in grids), "## Plots\n",
+             "".join(f"![{name}](plots/{name}.svg)\n" for name in sorted(pictures)),
+             "\n\n".join([*notes, *end]), ""]
+    return "\n".join(parts)
+
+
+def show(grids: list[Grid], summary: list[str], words: str, console: Console, folder: Path) -> None:
+    """On a terminal tables as they fit, elsewhere the Markdown."""
+    if console.is_terminal:
+        for grid in grids:
+            console.print(*render.screen(grid, console.width))
+        for line in (*summary, view.NOTE, view.CLAIMS):
+            console.print(line, markup=False, highlight=False)
+    else:
+        console.print(words, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{folder / 'report.html'}  {folder / 'report.md'}  {folder / 'report.tex'}", markup=False,
+                  highlight=False, soft_wrap=True)

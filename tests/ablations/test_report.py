@@ -1,0 +1,237 @@
+"""The command, on cells that nobody trained: what it prints, writes, and makes again from what it wrote."""
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+from made_cells import fill
+from rich.console import Console
+
+from ablations import outcomes, render, report, view, write
+from ablations.outcomes import Row, Table
+from ablations.verdicts import judge
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """Tables 3 and 5 at seeds 0 to 2; one cell and one row are missing."""
+    root = tmp_path_factory.mktemp("runs")
+    fill(root, ["3", "5"], lambda label, seed: label == "random" or (label, seed) == ("16 queries", 1),
+         seed="0,1,2")
+    return root
+
+
+@pytest.fixture(scope="module")
+def made(out, tmp_path_factory):
+    """A report of it."""
+    folder = tmp_path_factory.mktemp("report")
+    assert report.main(["table=3,5", f"out={out}", f"to={folder}"]) == 0
+    return folder
+
+
+def rows_of(path, *keys):
+    with open(path) as file:
+        return {tuple(row[key] for key in keys): row for row in csv.DictReader(file)}
+
+
+def test_prints_the_tables(out, made, capsys):
+    assert report.main(["table=3,5", f"out={out}", f"to={made}"]) == 0
+    printed, err = capsys.readouterr()
+    assert err == "" and (made / "report.md").read_text() in printed
+    assert "## Table 3: compression" in printed and "## Table 5: fusion" in printed
+    assert "Table 4" not in printed
+
+
+def test_means_and_intervals(out, made):
+    found = rows_of(made / "scores.csv", "table", "row")
+    right = [[json.loads(line)["correct"] for line in path.read_text().splitlines()]
+             for path in sorted(out.glob("cells/avg_pool_seed=*/predictions.jsonl"))]
+    means = 100 * np.array(right).mean(1)
+    row = found["3", "avg_pool"]
+    assert row["seeds"] == "3" and row["questions"] == "240"
+    assert float(row["overall"]) == pytest.approx(means.mean(), abs=1e-3)
+    assert float(row["overall_pm"]) == pytest.approx(4.3027 * means.std(ddof=1) / 3**0.5, abs=1e-3)
+    assert row["visual_tokens"] == "16" and int(row["prefill_flops"]) > 5e8
+    assert found["3", "1 query"]["ours"] == "our choice of number"
+
+
+def test_rows_of_one_cell_are_the_same(made):
+    found = rows_of(made / "scores.csv", "table", "row")
+    assert len({found[key]["overall"] for key in (("3", "sap+embq"), ("3", "dot token"), ("5", "add"))}) == 1
+
+
+def test_what_is_missing_is_said_and_the_rest_is_there(made):
+    words = (made / "report.md").read_text()
+    assert "Missing: random (seed 0, 1, 2); 16 queries (seed 1); python -m experiments.sweep table=3" in words
+    assert re.search(r"\| random† +\| +\| missing \|", words)
+    claims = rows_of(made / "claims.csv", "claim", "row", "other")
+    assert claims["9 queries are enough", "9 queries", "16 queries"]["seeds"] == "2"
+    assert claims["9 queries are enough", "9 queries", "25 queries"]["seeds"] == "3"
+
+
+def test_disagreement_is_said_plainly(made):
+    """sap+embq is twenty points below uncompressed in truth."""
+    words = (made / "report.md").read_text()
+    assert "These runs disagree with the paper:" in words
+    assert '"SAP+EmbQ loses only marginally against the uncompressed model" does not hold here' in words
+    verdicts = {key[0]: row["verdict"] for key, row in rows_of(made / "claims.csv", "claim", "row").items()
+                if not key[1]}
+    assert verdicts["Average pooling loses clearly against the uncompressed model"] == "holds"
+    assert verdicts["SAP+EmbQ loses only marginally against the uncompressed model"] == "does not hold"
+    assert verdicts["... on perception (MME, MMB; here attribute and recognition)"] == "no results"
+
+
+def test_published_numbers_stand_apart(made):
+    words = (made / "report.md").read_text()
+    (line,) = [line for line in words.splitlines() if "86.3" in line]
+    assert line.startswith("Published, not ours: FlashSloth as released")
+    assert "86.3" not in (made / "scores.csv").read_text()
+
+
+def test_nothing_is_invented(made):
+    words = (made / "report.md").read_text()
+    assert "Not measured by these runs: TTFT, peak memory." in words and "| TTFT" not in words
+
+
+def test_measured_columns_are_shown():
+    row = Row("", "sap", "", {0: np.array([True])}, [], {"visual_tokens": 16, "ttft_ms": 12.3})
+    grid = view.scores(Table("x", "x", "", (), [row], np.array(["a#0"]), np.array(["all"])))
+    assert grid.header == ["", "seeds", "overall", "visual tokens", "TTFT ms"]
+    assert grid.lines[0][1] == ["sap", "1", "100.0", "16", "12.3"]
+
+
+def test_the_report_again_without_the_cells(made, tmp_path, capsys):
+    assert report.main([f"results={made}", f"to={tmp_path}"]) == 0
+    assert "Table 3" in capsys.readouterr().out
+    names = {path.relative_to(made) for path in made.rglob("*") if path.is_file()}
+    assert {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()} == names
+    assert "plots/table3-pareto.svg" in map(str, names) and "outcomes/table5.npz" in map(str, names)
+    assert all((made / name).read_bytes() == (tmp_path / name).read_bytes() for name in names)
+
+
+def test_outcomes_are_small_and_whole(out, made):
+    table = outcomes.load(made).tables[0]
+    right = {row.label: row.outcomes for row in table.rows}["sap"]
+    (path,) = out.glob("cells/sap_seed=1-*/predictions.jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert right[1].tolist() == [row["correct"] for row in rows]
+    assert table.ids.tolist() == [row["id"] for row in rows]
+    assert len(set(table.picture)) == 60
+    assert (made / "outcomes" / "table3.npz").stat().st_size < path.stat().st_size / 2
+
+
+def test_pictures_are_whole(made):
+    names = sorted(path.stem for path in (made / "plots").iterdir())
+    assert names == ["claims", "table3-families", "table3-pareto", "table5-families"]
+    for path in (made / "plots").iterdir():
+        assert ElementTree.parse(path).getroot().tag.endswith("svg")
+
+
+def test_the_page_needs_nothing_else(made):
+    words = (made / "report.html").read_text()
+    assert words.count("<svg") == 4 and words.count("<h2>") == 4
+    assert not re.search(r'(src|href)="(?!#)', re.sub(r'xlink:href="#', "", words).replace("xmlns", ""))
+    ids = re.findall(r'id="([^"]+)"', words)
+    assert len(set(ids)) == len(ids)
+    assert set(re.findall(r'"#([^"]+)"', words)) <= set(ids)
+
+
+def test_latex(made, tmp_path):
+    words = (made / "report.tex").read_text()
+    assert words.count(r"\begin{table}") == words.count(r"\end{table}") == 4
+    assert words.count(r"\toprule") == words.count(r"\bottomrule") == 4 and "avg\\_pool" in words
+    tables = re.findall(r"\\begin\{tabular\}\{@\{\}([^\n]*)@\{\}\}\n(.*?)\\end\{tabular\}", words, re.S)
+    assert len(tables) == 4
+    for kinds, body in tables:
+        columns = len(re.sub(r">\{[^}]*\}|\{[^}]*\}", "", kinds))
+        rows = [line for line in body.splitlines() if "&" in line]
+        assert {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} == {columns}
+    assert words.isascii()
+    tex = shutil.which("pdflatex") or shutil.which("tectonic")
+    if tex:
+        shutil.copy(made / "report.tex", tmp_path)
+        done = subprocess.run([tex, "report.tex"], cwd=tmp_path, capture_output=True, input=b"")
+        assert done.returncode == 0, done.stdout[-2000:]
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_on_a_terminal(made, width):
+    kept = outcomes.load(made)
+    console = Console(width=width, force_terminal=True, record=True, file=io.StringIO())
+    for table in kept.tables:
+        found = judge(table.claims, {r.label: r.outcomes for r in table.rows}, table.families, table.picture)
+        for grid in write.tables_of(table, found):
+            console.print(*render.screen(grid, console.width))
+    words = console.export_text()
+    assert max(map(len, words.splitlines())) <= width
+    assert words.count("uncompressed") >= 2 and words.count("±") > 12  # numbers are never cut
+
+
+def test_all_seeds_there_by_default(out, tmp_path):
+    assert report.main(["table=5", f"out={out}", f"to={tmp_path}"]) == 0
+    assert rows_of(tmp_path / "scores.csv", "row")["gated",]["seeds"] == "3"
+    assert report.main(["table=5", f"out={out}", f"to={tmp_path}", "seed=2"]) == 0
+    assert rows_of(tmp_path / "scores.csv", "row")["gated",]["seeds"] == "1"
+    assert "one seed" in (tmp_path / "report.md").read_text()
+
+
+def test_a_damaged_cell_is_missing(tmp_path):
+    root = tmp_path / "runs"
+    fill(root, ["5"], seed="0")
+    path = next(root.glob("evaluate/*/predictions.jsonl"))
+    path.write_text(path.read_text()[:-50])
+    assert report.main(["table=5", f"out={root}"]) == 0
+    assert "Missing: " in (root / "report" / "report.md").read_text()
+
+
+def test_a_table_of_one_s_own(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("rows:\n- {label: small, overrides: [compressor=sap]}\n"
+                    "- {label: all, overrides: [compressor=identity]}\n"
+                    "claims:\n- {text: more is better, source: me, better: {row: all, than: small}}\n")
+    fill(tmp_path / "runs", [str(path)], seed="0,1")
+    assert report.main([f"table={path}", f"out={tmp_path / 'runs'}"]) == 0
+    words = (tmp_path / "runs" / "report" / "report.md").read_text()
+    assert "## mine" in words and "| more is better | all &gt; small |" in words
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["table=9"], "table=9"),
+    (["sedd=0"], "unknown setting 'sedd'; did you mean 'seed'"),
+    (["preset=tiny,small"], "preset=tiny,small: a report takes one value"),
+    (["to=a,b"], "to=a,b: takes one value"),
+    (["out=no/where"], "out=no/where: no such directory; python -m experiments.sweep table=all"),
+    (["results=no/where"], "results=no/where: no no/where/report.json"),
+    (["results=x", "seed=1"], "seed: cells are not looked at with results=x"),
+    (["--tabel"], "unrecognized arguments: --tabel"),
+])
+def test_bad_input(arguments, message, capsys):
+    assert report.main(arguments) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+
+
+def test_nothing_finished(tmp_path, capsys):
+    assert report.main([f"out={tmp_path}"]) == 2
+    said = "no cell of table 3,4,5,6 has finished there; run python -m experiments.sweep"
+    assert said in capsys.readouterr().err
+
+
+def test_help_is_quick():
+    """Nothing heavy is imported for it."""
+    code = ("import sys; from ablations import report; report.main(['--help']); "
+            "sys.exit(any(m in sys.modules for m in ('torch', 'scipy', 'numpy', 'matplotlib')))")
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_a_report_does_not_import_torch(made, tmp_path):
+    code = (f"import sys; from ablations import report; "
+            f"report.main(['results={made}', 'to={tmp_path}']); "
+            "sys.exit('torch' in sys.modules)")
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
