@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from compressors.errors import UsageError
 from connectors.towers_open_clip import OpenClipVisionConfig
 from connectors.vision_tower import VisionTower, build_tower, load_tower
+from experiments import lora, strategies
 from experiments.config import Config, resolve_source
 from llm_adapters.conversation import IMAGE, QUERY
 from llm_adapters.images import image_processor
@@ -109,9 +110,11 @@ def quiet() -> None:
 
 
 def check(config: Config) -> None:
-    """What only the sizes can tell: rate against grid, insertion against depth, heads against widths. No
-    weights are read; raises UsageError."""
+    """What only the sizes can tell: rate against grid, insertion against depth, heads against widths; and what
+    is not installed. No weights are read; raises UsageError."""
     quiet()
+    strategies.check(config.trainer)
+    lora.check(config.lora)
     with torch.device("meta"):
         model, size = skeleton(config)
     if not config.blind:
