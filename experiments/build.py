@@ -110,8 +110,8 @@ def quiet() -> None:
 
 
 def check(config: Config) -> None:
-    """What only the sizes can tell: rate against grid, insertion against depth, heads against widths; and what
-    is not installed. No weights are read; raises UsageError."""
+    """What only the sizes can tell: rate against grid, insertion against depth, heads against widths; and
+    whether what is asked for is installed. No weights are read; raises UsageError."""
     quiet()
     strategies.check(config.trainer)
     lora.check(config.lora)
