@@ -31,51 +31,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def draw(cell: Path, number: int, out: Path) -> None:
     """Three panels: the picture under its patch grid, SAP's weights in its windows, questions and answers."""
     from matplotlib.figure import Figure
-    from PIL import Image
+
+    from experiments import saved
+    from experiments.attention_figure import show
 
     root = cell.parent.parent
-    stages = {name.split("/")[0]: root / name for name in json.loads((cell / "stages.json").read_text())}
-    data = next(stages["data"].glob("*/test.json"))
-    scene = json.loads(data.read_text())[number]
-    picture = Image.open(data.parent / scene["image"])
-    weights = window_weights(stages["finetune"] / "model", picture)
+    data = next(root / stage for stage in saved.read(cell / "stages.json") if stage.startswith("data/"))
+    file = next(data.glob("*/test.json"))
+    scene = saved.read(file)[number]
+    picture = saved.open_picture(file.parent / scene["image"])
+    weights = window_weights(cell, picture)
     figure = Figure((WIDTH, HEIGHT), dpi=130, layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.25))
-    show(left, picture, "12 x 12 patches")
-    show(middle, picture, "SAP: 4 x 4 tokens, bright patches count")
-    size = picture.size[0] / len(weights)
-    for axes, step, colour in ((left, 1, "white"), (middle, 3, "black")):
+    for axes, title, step, colour in ((left, "12 x 12 patches", 1, "white"),
+                                      (middle, "SAP: 4 x 4 tokens, bright patches count", 3, "black")):
+        show(axes, picture)
+        axes.set_title(title, fontsize=10)
         for line in range(0, len(weights) + 1, step):
-            axes.axhline(line * size, color=colour, linewidth=0.6, alpha=0.6)
-            axes.axvline(line * size, color=colour, linewidth=0.6, alpha=0.6)
-    extent = (0, picture.size[0], picture.size[1], 0)
+            for draw_line in (axes.axhline, axes.axvline):
+                draw_line(line * picture.width / len(weights), color=colour, linewidth=0.6, alpha=0.6)
+    extent = (0, picture.width, picture.height, 0)
     middle.imshow(0 * weights, cmap="gray", alpha=0.8 * (1 - weights), extent=extent)  # dark: left out
     answers(right, cell, scene["id"])
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out)
 
 
-def window_weights(model: Path, picture):
+def window_weights(cell: Path, picture):
     """SAP's weights (H, W), each window's largest as 1."""
     import torch
     from einops import rearrange
 
-    from llm_adapters.auto import FlashSlothForConditionalGeneration, FlashSlothProcessor
+    from experiments import saved
 
-    sloth = FlashSlothForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval()
-    pixels = FlashSlothProcessor.from_pretrained(model).pixels([picture])
+    model, processor = saved.load(cell)
+    pixels = processor.pixels([picture]).to(model.device)
     with torch.inference_mode():
-        weights = sloth.compressor.attention(sloth.vision_tower(pixels))[0]
+        weights = model.compressor.attention(model.vision_tower(pixels))[0].float().cpu()
     windows = rearrange(weights, "(h i) (w j) -> h w (i j)", i=3, j=3)
     windows = windows / windows.amax(-1, keepdim=True)
     return rearrange(windows, "h w (i j) -> (h i) (w j)", i=3).numpy()
-
-
-def show(axes, picture, title: str) -> None:
-    """A picture without ticks."""
-    axes.imshow(picture, extent=(0, picture.size[0], picture.size[1], 0))
-    axes.set_title(title, fontsize=10)
-    axes.set_axis_off()
 
 
 def answers(axes, cell: Path, scene: str) -> None:

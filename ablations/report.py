@@ -2,15 +2,14 @@
 
 Exit code 0: written; 2: bad input or a full disk, one line says which; 130: Ctrl-C.
 """
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 
 from compressors.errors import UsageError
+from experiments.command import Parser, guarded
 from experiments.config import Config
 from experiments.overrides import parse
 
@@ -29,30 +28,10 @@ one HTML page, plots, and what the report can be made from again without the cel
 """
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are UsageErrors."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (--help shows what there is)")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit code."""
-    try:
-        return run(sys.argv[1:] if arguments is None else list(arguments))
-    except UsageError as error:
-        return complain(str(error), 2)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        reason = error.strerror or error
-        return complain(f"{where}{reason}; free space there or choose another directory with to=DIR", 2)
-    except KeyboardInterrupt:
-        return complain("interrupted", 130)
-
-
-def complain(text: str, code: int) -> int:
-    sys.stderr.write(f"error: {' '.join(text.split())}\n")
-    return code
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    return guarded(lambda: run(given), "choose another directory with to=DIR")
 
 
 def run(arguments: list[str]) -> int:

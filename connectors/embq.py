@@ -47,6 +47,14 @@ class Attention(nn.Module):
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).to(dtype)
         return rearrange(out, "b m n d -> b n (m d)")
 
+    def weights(self, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+        """For pictures: how much `forward` reads of each value, (B, heads, S, K), sum 1 over K; fp32."""
+        q, k = (rearrange(t, "b n (m d) -> b m n d", m=self.heads).float()
+                for t in (self.q_proj(query), self.k_proj(key)))
+        mask = (mask | ~mask.any(-1, keepdim=True)).unsqueeze(1)
+        scores = q @ k.mT / q.shape[-1] ** 0.5
+        return scores.masked_fill(~mask, -torch.inf).softmax(-1)
+
 
 class EmbQLayer(nn.Module):
     """q0 (B, S, d) reads the question t0 (B, T, d), then the patches v0 (B, P, d) -> update (B, S, C)."""

@@ -2,31 +2,22 @@
 
 Exit code 0: all done; 1: a cell failed; 2: bad input or a full disk, one line says which; 130: Ctrl-C.
 """
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 
-from compressors.errors import UsageError
 from experiments import request, results, table, usage
 from experiments.bars import reporter
 from experiments.cells import Cell
+from experiments.command import Parser, guarded
 from experiments.config import Config
 from experiments.files import write_atomic
 from experiments.launch import launch, tail, title
 from experiments.plan_view import plan_tables
 from experiments.request import Job, Request
 from experiments.stages import Runner, Store, runner
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are UsageErrors."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (--help shows what there is)")
 
 
 def check_model(config: Config) -> None:
@@ -39,21 +30,8 @@ def check_model(config: Config) -> None:
 def main(arguments: Sequence[str] | None = None, runner: Callable[[str], Runner] = runner,
          check: Callable[[Config], None] = check_model) -> int:
     """The command; its exit code. `runner` computes stages, `check` looks at cells before anything runs."""
-    try:
-        return run(arguments, runner, check)
-    except UsageError as error:
-        return complain(str(error), 2)
-    except OSError as error:
-        reason = error.strerror or str(error).partition("\n")[0]
-        where = f"{error.filename}: " if error.filename else ""
-        return complain(f"{where}{reason}; free space there or choose another directory with out=DIR", 2)
-    except KeyboardInterrupt:
-        return complain("interrupted; the same command goes on where it stopped", 130)
-
-
-def complain(text: str, code: int) -> int:
-    sys.stderr.write(f"error: {' '.join(text.split())}\n")
-    return code
+    return guarded(lambda: run(arguments, runner, check), "choose another directory with out=DIR",
+                   "interrupted; the same command goes on where it stopped")
 
 
 def run(arguments: Sequence[str] | None, runner: Callable[[str], Runner],

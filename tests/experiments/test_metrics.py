@@ -4,7 +4,7 @@ from torchmetrics.utilities import dim_zero_sum
 
 from experiments.answers import majority_rates, normalise
 from experiments.data.llava import Sample, Turn
-from experiments.metrics import FamilyAccuracy, PresenceScores
+from experiments.metrics import FamilyAccuracy
 
 
 @pytest.mark.parametrize(("answer", "normal"), [
@@ -42,20 +42,6 @@ def test_family_accuracy_adds_up_over_processes():
 def test_lengths_must_agree():
     with pytest.raises(ValueError, match="zip"):
         FamilyAccuracy(["a"]).update(["x"], ["x", "y"], ["a"])
-
-
-def test_presence():
-    metric = PresenceScores()
-    metric.update(["Yes, there is", "yes", "no", "maybe", "Yes"], ["yes", "no", "no", "yes", "yes"])
-    # truth yes: said yes, no, yes; truth no: said yes, no
-    assert metric.compute() == {"precision": pytest.approx(2 / 3), "recall": pytest.approx(2 / 3),
-                                "f1": pytest.approx(2 / 3), "accuracy": 0.6, "yes_rate": 0.6}
-
-
-def test_presence_without_any_yes():
-    metric = PresenceScores()
-    metric.update(["no"], ["no"])
-    assert metric.compute()["f1"] == 0 and metric.compute()["accuracy"] == 1
 
 
 def test_majority():

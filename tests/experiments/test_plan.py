@@ -219,8 +219,8 @@ def test_what_the_plan_says_of_the_time(tmp_path, monkeypatch, capsys):
         finished(store, stages("compressor=sap")[kind], seconds, 100)
     assert sweep.main([*command, "launch.workers=2"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == (
-        "at least 18:40 min of work left, about 9:20 min with 2 workers (as measured in this output directory; "
-        "no estimate: 3 x evaluate)")
+        "at least 18:40 min of work left, about 9:20 min with 2 workers (as measured in this output "
+        "directory; no estimate: 3 x evaluate)")
     finished(store, stages("compressor=sap")["evaluate"], 1.0, 100)
     assert sweep.main([*command, "launch.workers=9"]) == 0  # no faster than the longest chain
     assert "about 9:21 min with 9 workers" in capsys.readouterr().out

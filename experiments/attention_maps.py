@@ -1,0 +1,82 @@
+"""Where a model looks (FlashSloth, Figure 4): its compressor's weights and EmbQ's attention over a picture.
+
+    python -m experiments.attention_maps runs/cells/CELL --image cat.png --question "what is it ?" \\
+        --question "what colour is it ?"
+
+The compressor sees the picture alone; EmbQ has read the question, so two questions about one picture show
+what it adds. The redder a patch, the more it counts.
+"""
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from compressors.errors import UsageError
+from experiments.command import Parser, guarded
+
+MOST = 2  # questions side by side
+
+
+def parser() -> Parser:
+    made = Parser("python -m experiments.attention_maps", description=__doc__.splitlines()[0])
+    made.add_argument("run", type=Path, help="OUT/cells/CELL, OUT/finetune/KEY or a saved model's folder")
+    made.add_argument("--image", type=Path, required=True, help="the picture")
+    made.add_argument("--question", action="append", required=True, help="once or twice")
+    made.add_argument("--out", type=Path, default=Path("attention.png"), help="PNG to write (attention.png)")
+    made.add_argument("--heads", action="store_true", help="each head of EmbQ, below their mean")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit code."""
+    return guarded(lambda: run(parser().parse_args(arguments)), "write to another place with --out")
+
+
+def run(given: argparse.Namespace) -> int:
+    """The command, with its exceptions."""
+    from experiments import saved
+
+    if len(given.question) > MOST:
+        raise UsageError(f"{len(given.question)} questions; give at most {MOST}, they stand side by side")
+    if given.out.suffix.lower() != ".png":
+        raise UsageError(f"--out {given.out}: must end in .png")
+    picture = saved.open_picture(given.image)
+    model, processor = saved.load(given.run)
+    from experiments.attention import look
+    from experiments.attention_figure import draw
+
+    looks = [look(model, processor, picture, question) for question in given.question]
+    figure = draw(picture, looks, processor.tiling, given.heads)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(given.out)
+    sys.stdout.write(f"{given.out}\n")
+    return 0
+
+
+def for_report(model, processor, samples: Sequence) -> list:
+    """A matplotlib figure of each sample (`experiments.data.llava.Sample`) with a picture: its first question
+    and the first of another family, side by side. UsageError where the model has nothing to show."""
+    from experiments.attention import look
+    from experiments.attention_figure import draw
+    from experiments.data import llava
+    from llm_adapters.conversation import IMAGE
+
+    figures = []
+    for sample in samples:
+        if sample.images:
+            picture = llava.open_image(sample)
+            asked = [sample.turns[i].question.replace(IMAGE, "").strip() for i in unlike(sample)]
+            looks = [look(model, processor, picture, question) for question in asked]
+            figures.append(draw(picture, looks, processor.tiling))
+    return figures
+
+
+def unlike(sample) -> list[int]:
+    """The first question's number and that of the first in another family, without families the second."""
+    families = sample.families or range(len(sample.turns))
+    other = next((i for i, family in enumerate(families) if family != families[0]), None)
+    return [0] if other is None else [0, other]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

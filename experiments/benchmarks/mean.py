@@ -1,0 +1,43 @@
+"""The base of benchmarks whose score is a mean over questions."""
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from compressors.errors import UsageError
+
+
+class MeanScore(Metric):
+    """Mean over questions of `score`, which subclasses define; from 0 to 1, 0 before any question."""
+
+    full_state_update = False
+    higher_is_better = True
+    total: Tensor
+    asked: Tensor
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("asked", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, predictions: Sequence[str], truths: Sequence) -> None:
+        """One entry a question in each; what a truth is, `score` says."""
+        for said, truth in zip(predictions, truths, strict=True):
+            self.total += self.score(said, truth)
+            self.asked += 1
+
+    def compute(self) -> float:
+        return float(self.total) / max(int(self.asked), 1)
+
+    def score(self, said: str, truth) -> float:
+        """One question's score, 0 to 1."""
+        raise NotImplementedError
+
+
+def several(truth: str | Sequence[str]) -> Sequence[str]:
+    """The accepted answers to a question, of which there must be one."""
+    found = [truth] if isinstance(truth, str) else truth
+    if not found:
+        raise UsageError("answers=[]: a question without any accepted answer; give one, or drop the question")
+    return found

@@ -1,0 +1,125 @@
+"""Benchmarks of yes/no questions: POPE and MME."""
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from compressors.errors import UsageError
+from compressors.registry import suggest
+
+MME_GROUPS = {
+    "perception": ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark",
+                   "artwork", "OCR"),
+    "cognition": ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning"),
+}
+
+
+class POPE(Metric):
+    """Polling for objects that are not there (Li et al. 2023, arXiv 2305.10355): accuracy, precision, recall
+    and F1 of "yes", and the share of questions answered with it.
+
+    As in the paper's scorer an answer means no if its first sentence has the word "no" or "not", else yes.
+    """
+
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("counts", torch.zeros(2, 2, dtype=torch.long), dist_reduce_fx="sum")  # [truth, said]
+
+    def update(self, predictions: Sequence[str], answers: Sequence[str]) -> None:
+        """One entry a question in each; answers are yes or no."""
+        for said, truth in zip(predictions, answers, strict=True):
+            self.counts[int(expected(truth)), int(means_yes(said))] += 1
+
+    def compute(self) -> dict[str, float]:
+        """Shares; 0 where there is nothing to divide by."""
+        (true_no, false_yes), (false_no, true_yes) = self.counts.tolist()
+        said_yes, are_yes = false_yes + true_yes, false_no + true_yes
+        total = true_no + false_no + said_yes
+        return {
+            "accuracy": (true_no + true_yes) / max(total, 1),
+            "precision": true_yes / max(said_yes, 1),
+            "recall": true_yes / max(are_yes, 1),
+            "f1": 2 * true_yes / max(said_yes + are_yes, 1),
+            "yes_rate": said_yes / max(total, 1),
+        }
+
+
+class MME(Metric):
+    """MME (Fu et al. 2023, arXiv 2306.13394): two questions a picture, one to say yes to and one to say no.
+
+    Of a category: accuracy over questions, accuracy+ over pictures (both right), score = 100 x their sum; a
+    group's score is the sum of its categories'. An answer is read by its first four letters.
+    """
+
+    full_state_update = False
+    rows: list[Tensor]
+
+    def __init__(self, groups: Mapping[str, Sequence[str]] | None = None):
+        """`groups`: categories by group; MME's own if None."""
+        super().__init__()
+        self.groups = {name: tuple(found) for name, found in (groups or MME_GROUPS).items()}
+        self.categories = [category for found in self.groups.values() for category in found]
+        # (questions, 3): picture, category, right. A picture's questions may lie in different processes.
+        self.add_state("rows", [], dist_reduce_fx="cat")
+
+    def update(self, predictions: Sequence[str], answers: Sequence[str], pictures: Sequence[str],
+               categories: Sequence[str]) -> None:
+        """One entry a question in each; a picture's name tells which questions are a pair."""
+        rows = []
+        for said, truth, picture, category in zip(predictions, answers, pictures, categories, strict=True):
+            if category not in self.categories:
+                raise UsageError(f"category={category}: not one of MME's{suggest(category, self.categories)}")
+            right = begins(said) == ("yes" if expected(truth) else "no")
+            rows.append((number_of(f"{category}/{picture}"), self.categories.index(category), int(right)))
+        self.rows.append(torch.tensor(rows, dtype=torch.long, device=self.device).reshape(-1, 3))
+
+    def compute(self) -> dict[str, dict[str, float] | float]:
+        """accuracy, accuracy_plus and score by category; each group's score. Categories not asked are left
+        out. UsageError where a picture has not two questions."""
+        pairs: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for picture, category, right in dim_zero_cat(self.rows).tolist():
+            pairs[category, picture].append(right)
+        odd = sum(len(each) != 2 for each in pairs.values())
+        if odd:
+            raise UsageError(f"MME scores pairs, but {odd} of {len(pairs)} pictures have not two questions; "
+                             "give all questions, each once")
+        of: dict[str, list[list[int]]] = defaultdict(list)
+        for (category, _), pair in pairs.items():
+            of[self.categories[category]].append(pair)
+        accuracy = {name: sum(map(sum, each)) / (2 * len(each)) for name, each in of.items()}
+        plus = {name: sum(map(all, each)) / len(each) for name, each in of.items()}
+        score = {name: 100 * (accuracy[name] + plus[name]) for name in of}
+        groups = {group: sum(score.get(name, 0.0) for name in found) for group, found in self.groups.items()}
+        return {"accuracy": accuracy, "accuracy_plus": plus, "score": score, **groups}
+
+
+def expected(answer: str) -> bool:
+    """Whether a question's truth is yes; a UsageError if it is neither yes nor no."""
+    word = answer.strip().rstrip(".").lower()
+    if word not in ("yes", "no"):
+        raise UsageError(f"answer={answer!r}: the truth of a yes/no question must be yes or no")
+    return word == "yes"
+
+
+def means_yes(answer: str) -> bool:
+    """POPE's reading: no if the first sentence has "no" or "not", else yes."""
+    words = answer.lower().partition(".")[0].replace(",", "").split()
+    return not {"no", "not"} & set(words)
+
+
+def begins(answer: str) -> str:
+    """MME's reading: yes, no or other, by the first four letters."""
+    start = answer.lower().strip().replace(".", "")[:4]
+    return next((word for word in ("yes", "no") if word in start), "other")
+
+
+def number_of(name: str) -> int:
+    """A name as 64 bits: states of torchmetrics are tensors."""
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big", signed=True)

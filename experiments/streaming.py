@@ -1,0 +1,42 @@
+"""Answers as they are generated: their words as soon as they are whole, and how fast their tokens came."""
+from collections.abc import Callable
+from time import perf_counter
+
+from transformers import TextStreamer
+
+
+class Pace:
+    """When an answer was asked for and when each of its tokens was there."""
+
+    def __init__(self, clock: Callable[[], float] = perf_counter):
+        self.clock, self.started, self.came = clock, clock(), []
+
+    def token(self) -> None:
+        """A token is there."""
+        self.came.append(self.clock())
+
+    def __str__(self) -> str:
+        """Time to the first token, and the rate of those after it."""
+        if not self.came:
+            return "no token"
+        later, seconds = len(self.came) - 1, self.came[-1] - self.came[0]
+        rate = f", {later / seconds:.1f} tokens/s" if seconds > 0 else ""
+        return f"TTFT {(self.came[0] - self.started) * 1e3:.0f} ms{rate}, {len(self.came)} tokens"
+
+
+class Stream(TextStreamer):
+    """For `generate`: hands words to `write` and keeps them as `said`, tells `pace` of each token."""
+
+    def __init__(self, tokenizer, pace: Pace, write: Callable[[str], object]):
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.pace, self.write, self.said = pace, write, ""
+
+    def put(self, value) -> None:
+        if not self.next_tokens_are_prompt:
+            self.pace.token()
+        super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:  # noqa: ARG002
+        text = text if self.said else text.lstrip()
+        self.said += text
+        self.write(text)
