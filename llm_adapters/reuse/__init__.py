@@ -1,0 +1,165 @@
+"""A compressor, and EmbQ if wanted, in a multimodal model of transformers.
+
+    model = LlavaForConditionalGeneration.from_pretrained(...)
+    reuse.attach(model, processor, compressor="sap", rate=3, query_module="embq")
+    model.save_pretrained(folder), processor.save_pretrained(folder)
+    model, processor = reuse.load(folder)
+    reuse.detach(model, processor)                                   # what they were before
+
+The compressor reads the tower's patch features in the place of the model's own reduction (pixel shuffle,
+pooling, merger), or between tower and projector where there is none. The model's own projector follows where
+the widths agree, otherwise a new one that has to be trained.
+
+With a query module, questions are marked: `processor.apply_chat_template` does it, and in plain text
+"USER: <image>\\n<question>What is this?<query> ASSISTANT:". `<question>` is one more token in the sequence,
+so the ids alone say what each query may read, through any collator, trainer and harness.
+"""
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers.utils import logging
+
+import compressors
+from compressors.errors import UsageError
+from connectors.embq import registry as query_modules
+from connectors.projector import registry as projectors
+from llm_adapters.adapter import llm_sizes
+from llm_adapters.conversation import QUERY, QUESTION
+from llm_adapters.reuse import processors
+from llm_adapters.reuse.families import FAMILIES, family_of, native_grid, tower_dim
+from llm_adapters.reuse.parts import NAME, Markers, VisualParts
+
+__all__ = ["FAMILIES", "attach", "detach", "load", "trained"]
+
+
+def attach(model: PreTrainedModel, processor: ProcessorMixin, compressor: str, *,
+           query_module: str | None = None, query_knobs: dict | None = None, new_projector: str | None = None,
+           **knobs) -> None:
+    """Put `compressor`, with its `knobs`, where the model's own reduction is, and `query_module` in its LLM.
+
+    query_knobs     the query module's knobs
+    new_projector   one of the projectors; None: the model's own where the compressor's width fits it, no
+                    projector after a compressor that projects itself, otherwise `mlp2x_gelu`
+    UsageError for a model, compressor or knob that cannot be; nothing has changed then.
+    """
+    family = family_of(model)
+    if not isinstance(processor, ProcessorMixin):
+        raise UsageError(f"processor={type(processor).__name__}: give the model's AutoProcessor, which "
+                         "counts its placeholders")
+    if hasattr(model, NAME):
+        raise UsageError(f"the model has a {model.config.slothkit['compressor']} already; detach it first")
+    if hasattr(processor, "attached"):
+        raise UsageError("the processor counts for another model with a compressor; load a fresh one")
+    record = {"compressor": compressor, "knobs": knobs, "query_module": query_module,
+              "query_knobs": query_knobs or {}, "new_projector": new_projector}
+    base, sizes = model.base_model, llm_sizes(model.config)
+    part = compressors.create(compressor, dim=tower_dim(base), llm_dim=sizes["llm_dim"], **knobs)
+    _check_fits(part, compressor)
+    queries = None
+    if query_module is not None:
+        sizes = {**sizes, "vision_dim": tower_dim(base)}
+        queries = query_modules.create(query_module, **sizes, **(query_knobs or {}))
+    elif query_knobs:
+        raise UsageError(f"query_knobs={query_knobs} without a query_module; name one of "
+                         f"{', '.join(query_modules.names())}")
+    own = family.width(base.get_submodule(family.projector))
+    projector = _projector(part, own, new_projector, sizes["llm_dim"])
+    grid = None if family.processor == "grid" else native_grid(base)
+    if grid is not None:
+        part.num_tokens(*grid)  # says so where it cannot be
+    model.config.slothkit = {**record, "counts": processors.counts(processor)}
+    processors.attach(processor, family.processor, part, grid, queries.num_queries if queries else 0)
+    markers, like = _markers(model, processor, queries), model.get_input_embeddings().weight
+    parts = VisualParts(model, family, part, projector, queries, markers)
+    model.add_module(NAME, parts.to(like.device, like.dtype).train(model.training))
+    try:
+        parts.insert()
+    except UsageError:
+        detach(model, processor)
+        raise
+
+
+def _check_fits(part: compressors.Compressor, name: str) -> None:
+    if part.needs_text:
+        raise UsageError(f"compressor '{name}' reads the question, which `generate` of transformers does not "
+                         "have where it encodes images; choose one that reads the image alone")
+    if part.image_rate != 1:
+        raise UsageError(f"compressor '{name}' shrinks the image before the tower; give the processor the "
+                         "smaller size instead")
+
+
+def _projector(part: compressors.Compressor, own: int, name: str | None, llm_dim: int) -> nn.Module | None:
+    if name is None and not part.projects and part.out_dim == own:
+        return None
+    if name is None:
+        name = "identity" if part.projects else "mlp2x_gelu"
+    return projectors.create(name, in_dim=part.out_dim, llm_dim=llm_dim)
+
+
+def _markers(model: PreTrainedModel, processor: ProcessorMixin, queries: nn.Module | None) -> Markers | None:
+    if queries is None:
+        return None
+    tokenizer, embed = processor.tokenizer, model.get_input_embeddings()
+
+    def embedding(text: str) -> torch.Tensor:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"][-1:] or [0]
+        with torch.no_grad():
+            return embed(torch.tensor([ids], device=embed.weight.device))[0, 0].cpu().float()
+
+    queries.initialise(embedding("."))
+    return Markers(*tokenizer.convert_tokens_to_ids([QUESTION, QUERY]), embedding("\n"))
+
+
+def detach(model: PreTrainedModel, processor: ProcessorMixin | None = None) -> None:
+    """Both as they were before `attach`."""
+    parts = getattr(model, NAME, None)
+    if parts is None:
+        raise UsageError("detach: nothing is attached to this model")
+    parts.remove()
+    delattr(model, NAME)
+    del model.config.slothkit
+    if processor is not None:
+        processors.detach(processor)
+
+
+def trained(model: nn.Module) -> list[str]:
+    """Names of the attached parts, for `modules_to_save` of a peft configuration."""
+    return [f"{NAME}.{name}" for name, part in getattr(model, NAME).named_children()
+            if any(True for _ in part.parameters())]
+
+
+def load(folder: str | Path, **kwargs) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """What `save_pretrained` of an attached model and of its processor wrote. `kwargs` are
+    `from_pretrained`'s. UsageError for a folder of another model."""
+    folder, level = Path(folder), logging.get_verbosity()
+    logging.set_verbosity_error()  # the parts' keys are unexpected to the plain class
+    try:
+        model, told = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **kwargs)
+    finally:
+        logging.set_verbosity(level)
+    record = dict(getattr(model.config, "slothkit", None) or {})
+    strange = [key for key in told["unexpected_keys"] if not key.startswith(f"{NAME}.")]
+    if not record or strange or told["missing_keys"]:
+        wrong = strange or sorted(told["missing_keys"]) or ["config.json has no slothkit record"]
+        raise UsageError(f"{folder}: not a model saved with a compressor attached ({wrong[0]})")
+    processor = AutoProcessor.from_pretrained(folder)
+    for name, value in record.pop("counts").items():
+        setattr(processor, name, value)
+    knobs = record.pop("knobs")
+    del model.config.slothkit
+    attach(model, processor, **record, **knobs)
+    getattr(model, NAME).load_state_dict(_saved(folder))
+    return model, processor
+
+
+def _saved(folder: Path) -> dict[str, torch.Tensor]:
+    """The attached parts' tensors."""
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            names = [key for key in tensors.keys() if key.startswith(f"{NAME}.")]  # noqa: SIM118
+            found.update({key.removeprefix(f"{NAME}."): tensors.get_tensor(key) for key in names})
+    return found

@@ -1,0 +1,169 @@
+"""What differs between the multimodal models that a compressor can be put into.
+
+    tower -> patch features -> [the model's own reduction] -> projector -> placeholders
+
+Each entry tells where the projector is and how to get around the model's own reduction. `raw` functions stand
+in for the model's own ones while images are encoded and hand the patch features through. `base` is the model
+without its language modeling head.
+"""
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import transformers
+from einops import rearrange
+from torch import Tensor, nn
+from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
+
+from compressors.errors import UsageError
+
+Grid = tuple[int, int]
+Raw = Callable[..., object]
+
+
+def _through(module: nn.Module, features: Tensor, *levels: Tensor) -> Tensor:  # noqa: ARG001
+    return torch.cat([features, *levels], -1)
+
+
+def _normed_groups(merger: nn.Module, features: Tensor, *levels: Tensor) -> Tensor:
+    """(patches, C) in windows of m x m -> (windows, m * m * C): windows are put in order after the merger."""
+    window = merger.hidden_size // features.shape[-1]
+    return rearrange(torch.cat([merger.ln_q(features), *levels], -1), "(n m) c -> n (m c)", m=window)
+
+
+def _unpacked(base: nn.Module, image_features: Sequence[Tensor]) -> tuple[list[Tensor], None]:  # noqa: ARG001
+    return list(image_features), None
+
+
+def _patch_maps(base: nn.Module, entry: Tensor, arguments: Mapping, index: int) -> Tensor:  # noqa: ARG001
+    """(..., patches, C), perhaps with a CLS token before them -> (n, H, W, C)."""
+    sides = zip(arguments["pixel_values"].shape[-2:], _pair(base.config.vision_config.patch_size))
+    height, width = (pixels // patch for pixels, patch in sides)
+    whole = entry.shape[-2] // (height * width) * height * width
+    return rearrange(entry[..., entry.shape[-2] - whole :, :].flatten(0, -2), "(n h w) c -> n h w c",
+                     h=height, w=width)
+
+
+def _merged_maps(base: nn.Module, entry: Tensor, arguments: Mapping, index: int) -> Tensor:
+    """(windows, m * m * C) of an image -> (1, H, W, C)."""
+    merge = base.visual.spatial_merge_size
+    height, width = (int(side) // merge for side in arguments["image_grid_thw"][index][1:])
+    return rearrange(entry, "(n h w) (i j c) -> n (h i) (w j) c", h=height, w=width, i=merge, j=merge)
+
+
+def _flat(base: nn.Module, tokens: Tensor, arguments: Mapping, index: int,  # noqa: ARG001
+          grid: Grid | None) -> Tensor:  # noqa: ARG001
+    return tokens.flatten(0, 1)
+
+
+def _with_newlines(base: nn.Module, tokens: Tensor, arguments: Mapping, index: int,
+                   grid: Grid | None) -> Tensor:
+    """(1 + tiles, N, D) -> thumbnail, then the tiles as one picture, unpadded, a newline after each row.
+    Tokens without a grid stay tile after tile."""
+    if grid is None:
+        return tokens.flatten(0, 1)
+    size = arguments["image_sizes"][index]
+    rows, _ = get_anyres_image_grid_shape(size, base.config.image_grid_pinpoints,
+                                          base.config.vision_config.image_size)
+    whole = rearrange(tokens[1:], "(y x) (h w) d -> d (y h) (x w)", y=rows, h=grid[0])
+    whole = unpad_image(whole, size)
+    line = base.image_newline[:, None, None].expand(-1, whole.shape[1], 1).to(whole)
+    return torch.cat([tokens[0], rearrange(torch.cat([whole, line], -1), "d h w -> (h w) d")])
+
+
+def _whole(projector: nn.Module, tokens: Tensor) -> Tensor:
+    return projector(tokens)
+
+
+def _gemma_projection(projector: nn.Module, tokens: Tensor) -> Tensor:
+    return projector.mm_soft_emb_norm(tokens) @ projector.mm_input_projection_weight
+
+
+@dataclass(frozen=True)
+class Family:
+    """Paths are below `base`. `maps` and `pack` get `base`, an entry of `pooler_output` or its tokens, the
+    arguments of `get_image_features` and the entry's index; an entry is an image or, with Idefics, a row.
+
+    projector, language_model, tower   paths
+    processor      how placeholders are counted, in processors.py: fixed | tiles | grid
+    raw            path of a module or method -> what stands in for it while images are encoded
+    project        the model's own projector, after its reduction, on tokens (n, N, C')
+    width          the C' it takes
+    maps, pack     entry -> patch maps (n, H, W, C); tokens (n, N, D) and their grid -> entry (T, D)
+    whole_images   `pack` mixes the crops of an image
+    rope           positions follow the grid
+    """
+
+    projector: str
+    language_model: str = "language_model"
+    tower: str = "vision_tower"
+    processor: str = "fixed"
+    raw: Mapping[str, Raw] = field(default_factory=dict)
+    project: Callable[[nn.Module, Tensor], Tensor] = _whole
+    width: Callable[[nn.Module], int] = lambda projector: projector.linear_1.in_features
+    maps: Callable[..., Tensor] = _patch_maps
+    pack: Callable[..., Tensor] = _flat
+    whole_images: bool = False
+    rope: bool = False
+
+
+_CONNECTOR = Family(
+    "connector", "text_model", "vision_model", raw={"connector": _through},
+    project=lambda connector, tokens: connector.modality_projection(tokens),
+    width=lambda connector: connector.modality_projection.proj.in_features,
+)
+_MERGER = Family(
+    "visual.merger", tower="visual", processor="grid", raw={"visual.merger": _normed_groups},
+    project=lambda merger, tokens: merger.mlp(tokens), width=lambda merger: merger.mlp[0].in_features,
+    maps=_merged_maps, rope=True,
+)
+_PROJECTOR = {"multi_modal_projector": _through}
+FAMILIES = {
+    "llava": Family("multi_modal_projector", raw=_PROJECTOR),
+    "llava_next": Family("multi_modal_projector", raw={**_PROJECTOR, "pack_image_features": _unpacked},
+                         processor="tiles", pack=_with_newlines, whole_images=True),
+    "internvl": Family("multi_modal_projector", raw={**_PROJECTOR, "pixel_shuffle": _through}),
+    "idefics3": _CONNECTOR,
+    "smolvlm": _CONNECTOR,
+    "paligemma": Family("multi_modal_projector", raw=_PROJECTOR,
+                        width=lambda projector: projector.linear.in_features),
+    "gemma3": Family("multi_modal_projector", raw=_PROJECTOR, project=_gemma_projection,
+                     width=lambda projector: projector.mm_input_projection_weight.shape[0]),
+    "qwen2_vl": _MERGER,
+    "qwen2_5_vl": _MERGER,
+}
+
+
+def family_of(model: nn.Module) -> Family:
+    """UsageError, with the names there are, for a model that is none of them."""
+    config = getattr(model, "config", None)
+    kind = getattr(config, "model_type", type(model).__name__)
+    if kind not in FAMILIES:
+        raise UsageError(f"model of type '{kind}': a compressor can be put into {', '.join(FAMILIES)}")
+    if kind == "llava" and config.vision_config.model_type == "pixtral":
+        raise UsageError("llava with a pixtral tower: its images have grids of their own; choose a model "
+                         "with a CLIP or SigLIP tower")
+    if "mm_encoder_outputs" not in inspect.signature(model.base_model.forward).parameters:
+        raise UsageError(f"transformers {transformers.__version__}: its {kind} takes no encoded images; "
+                         "upgrade to 5.23 or later")
+    return FAMILIES[kind]
+
+
+def tower_dim(base: nn.Module) -> int:
+    """Channels of the patch features."""
+    vision = base.config.vision_config
+    if hasattr(vision, "embed_dim") and base.config.model_type == "qwen2_vl":
+        return vision.embed_dim  # its hidden_size is the LLM's
+    layers = getattr(base.config, "vision_feature_layer", None)
+    return vision.hidden_size * (len(layers) if isinstance(layers, (list, tuple)) else 1)
+
+
+def native_grid(base: nn.Module) -> Grid:
+    """Patch grid of an image at the tower's own size."""
+    vision = base.config.vision_config
+    return tuple(size // patch for size, patch in zip(_pair(vision.image_size), _pair(vision.patch_size)))
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)

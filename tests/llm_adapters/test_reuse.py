@@ -1,0 +1,266 @@
+"""A compressor in multimodal models of transformers: its inputs and outputs, and its removal."""
+import copy
+
+import numpy as np
+import pytest
+import torch
+from factories import KNOBS
+from reuse_families import (
+    EMBQ,
+    GRID,
+    SAP,
+    answers,
+    attached,
+    inputs,
+    make_model,
+    make_processor,
+    over_families,
+    picture,
+    prompt,
+    train_loss,
+    two_rows,
+)
+from transformers import AutoConfig, AutoModel
+
+import compressors
+from compressors.errors import UsageError
+from llm_adapters import reuse
+from llm_adapters.conversation import QUERY, QUESTION
+
+# what each model does itself; with that compressor nothing may change
+OWN = {"llava": ("identity", {}), "llava_next": ("identity", {}), "paligemma": ("identity", {}),
+       "gemma3": ("avg_pool", {"rate": 2})}
+SHUFFLE = ("pixel_shuffle", {"rate": 2})
+
+
+@over_families
+def test_models_own_reduction_changes_nothing(family):
+    """Patch maps, splits, newlines and M-RoPE are right where the model's own reduction, as a compressor of
+    ours, gives the model's own logits."""
+    model, processor = make_model(family), make_processor(family)
+    rows = two_rows(family) + [(prompt(family, images=2), [picture(3), picture(4, 24, 40)])]
+    before = inputs(processor, rows)
+    with torch.no_grad():
+        logits = model(**before).logits
+    name, knobs = OWN.get(family, SHUFFLE)
+    reuse.attach(model, processor, name, **knobs)
+    after = inputs(processor, rows)
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+    with torch.no_grad():
+        torch.testing.assert_close(model(**after).logits, logits, atol=1e-5, rtol=1e-5)
+    assert model.slothkit.projector is None
+
+
+@over_families
+def test_detach_restores_exactly(family):
+    model, processor = make_model(family), make_processor(family)
+    rows, config = two_rows(family), model.config.to_dict()
+    before, state = inputs(processor, rows), copy.deepcopy(model.state_dict())
+    settings, tokens = processor.to_json_string(), len(processor.tokenizer)
+    with torch.no_grad():
+        logits = model(**before).logits
+        attributes = {name: set(vars(module)) for name, module in model.named_modules()}
+        reuse.attach(model, processor, **SAP, **EMBQ)
+        assert model.state_dict().keys() - state.keys() == {
+            f"slothkit.{key}" for key in model.slothkit.state_dict()}
+        reuse.detach(model, processor)
+        after = inputs(processor, rows)
+        assert all(torch.equal(before[k], after[k]) for k in before)
+        assert torch.equal(model(**after).logits, logits)
+    assert list(model.state_dict()) == list(state)
+    assert all(torch.equal(model.state_dict()[k], state[k]) for k in state)
+    assert model.config.to_dict() == config
+    assert (processor.to_json_string(), len(processor.tokenizer)) == (settings, tokens)
+    assert {name: set(vars(module)) for name, module in model.named_modules()} == attributes
+
+
+@pytest.fixture(scope="module")
+def shared():
+    """A model and a processor a family, for compressors one after another."""
+    made = {}
+
+    def get(family: str):
+        if family not in made:
+            made[family] = (make_model(family), make_processor(family))
+        model, processor = made[family]
+        if hasattr(model, "slothkit"):
+            reuse.detach(model, processor)
+        model.zero_grad()
+        return model, processor
+
+    return get
+
+
+@over_families
+@pytest.mark.parametrize("name", compressors.names())
+def test_every_compressor(family, name, shared):
+    model, processor = shared(family)
+    knobs, dim = KNOBS.get(name, {}), model.config.get_text_config().hidden_size
+    part = compressors.create(name, dim=16, llm_dim=dim, **knobs)
+    if part.needs_text or part.image_rate != 1:
+        with pytest.raises(UsageError, match="reads the question|shrinks the image"):
+            reuse.attach(model, processor, name, **knobs)
+        assert not hasattr(model, "slothkit") and not hasattr(processor, "attached")
+        pytest.skip("it needs the question, or shrinks the image: refused")
+    reuse.attach(model, processor, name, **knobs)
+    batch = inputs(processor, [(prompt(family), [picture(1)]), (prompt(family), [picture(2)])])
+    found = (batch["input_ids"] == model.config.image_token_id).sum(1)
+    each = model.slothkit.compressor.num_tokens(GRID, GRID)
+    if family != "llava_next":  # newlines
+        assert all(count and count % each == 0 for count in found.tolist())
+    train_loss(model, batch).backward()
+    for key, parameter in model.slothkit.compressor.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+    if any(True for _ in model.slothkit.compressor.parameters()):
+        assert any(p.grad.abs().sum() > 0 for p in model.slothkit.compressor.parameters())
+    assert len(answers(model, batch)[0]) > 0
+
+
+@over_families
+@pytest.mark.parametrize("name", ["avg_pool", "sap", "qformer"])
+def test_images_of_every_shape(family, name):
+    """The processor's count is the model's, or this is an error."""
+    model, processor = make_model(family), make_processor(family)
+    reuse.attach(model, processor, name, **KNOBS.get(name, {"rate": 4, "grid_policy": "ceil"}))
+    for width, height in ((24, 24), (25, 60), (100, 30), (47, 48), (64, 20), (13, 44)):
+        batch = inputs(processor, [(prompt(family), [picture(1, width, height)])])
+        with torch.no_grad():
+            assert model(**batch).logits.isfinite().all()
+        if family in ("llava_next", "qwen2_vl", "qwen2_5_vl"):
+            told = processor._get_num_multimodal_tokens(image_sizes=[(height, width)])["num_image_tokens"]
+            assert told == [int((batch["input_ids"] == model.config.image_token_id).sum())]
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl"])
+def test_videos_are_as_before(kind):
+    model, processor = make_model(kind), make_processor(kind)
+    frames = np.random.default_rng(0).integers(0, 255, (4, 24, 24, 3), dtype=np.uint8)
+    batch = dict(processor(text=["<vision_start><video><vision_end> What?"], videos=[frames], fps=2,
+                           do_sample_frames=False, return_tensors="pt"))
+    with torch.no_grad():
+        logits = model(**batch).logits
+        reuse.attach(model, processor, **SAP)
+        assert torch.equal(model(**batch).logits, logits)
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("name", ["avg_pool", "qformer"])
+def test_positions_of_compressed_grids(kind, name):
+    model, processor = make_model(kind), make_processor(kind)
+    reuse.attach(model, processor, name, **KNOBS.get(name, {"rate": 2}))
+    batch = inputs(processor, [(prompt(kind), [picture(1, 32, 24)])])
+    positions, delta = model.model.get_rope_index(
+        batch["input_ids"], batch["mm_token_type_ids"], batch["image_grid_thw"],
+        attention_mask=batch["attention_mask"])
+    place = (batch["input_ids"][0] == model.config.image_token_id).nonzero().flatten()
+    start, tokens = place[0].item(), positions[:, 0, place]
+    if name == "qformer":  # no spatial order: as text
+        assert torch.equal(tokens, torch.arange(start, start + 4).expand(3, -1)) and delta.item() == 0
+    else:
+        rows, columns = torch.meshgrid(torch.arange(3), torch.arange(4), indexing="ij")
+        assert torch.equal(tokens - start, torch.stack([rows * 0, rows, columns]).flatten(1))
+        assert positions[:, 0, place[-1] + 1].tolist() == [start + 4] * 3
+
+
+def test_llava_without_its_cls_token():
+    """A compressor reads patches, also where the model itself takes the CLS token along."""
+    logits = []
+    for strategy in ("default", "full"):
+        model, processor = make_model("llava"), make_processor("llava")
+        model.config.vision_feature_select_strategy = processor.vision_feature_select_strategy = strategy
+        reuse.attach(model, processor, "identity")
+        with torch.no_grad():
+            logits.append(model(**inputs(processor, two_rows("llava"))).logits)
+    assert torch.equal(*logits)
+
+
+@pytest.mark.parametrize("name", ["linear", "mlp2x_gelu"])
+def test_new_projector(name):
+    model, processor = make_model("llava"), make_processor("llava")
+    reuse.attach(model, processor, **SAP, new_projector=name)
+    assert model.slothkit.projector is not None
+    batch = inputs(processor, two_rows("llava"))
+    train_loss(model, batch).backward()
+    assert model.model.multi_modal_projector.linear_1.weight.grad is None
+    assert all(p.grad.abs().sum() > 0 for p in model.slothkit.projector.parameters())
+
+
+@over_families
+def test_wrong_count_names_both_numbers(family):
+    model, processor = make_model(family), make_processor(family)
+    batch = inputs(processor, [(prompt(family), [picture(1)])])
+    reuse.attach(model, processor, **SAP)
+    right = inputs(processor, [(prompt(family), [picture(1)])])
+    old, new = ((b["input_ids"] == model.config.image_token_id).sum().item() for b in (batch, right))
+    with pytest.raises(UsageError, match=f"{old} image placeholders .* {new} visual tokens") as caught:
+        model(**batch)
+    assert "\n" not in str(caught.value) and old != new
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"compressor": "sapp"}, "unknown compressor 'sapp'"),
+    ({"compressor": "sap", "rat": 3}, "no knob 'rat'"),
+    ({"compressor": "downsample"}, "shrinks the image"),
+    ({"compressor": "qformer", "text": True}, "reads the question"),
+    ({"compressor": "sap", "query_knobs": {"dim": 8}}, "without a query_module"),
+    ({"compressor": "sap", "query_module": "embq", "query_knobs": {"at": 9, "dim": 8}}, "layers 1 to 3"),
+    ({"compressor": "sap", "new_projector": "linearr"}, "unknown projector 'linearr'"),
+    ({"compressor": "sap", "rate": 5}, "grid"),
+])
+def test_bad_input_changes_nothing(options, message):
+    model, processor = make_model("llava"), make_processor("llava")
+    keys, names = list(model.state_dict()), set(vars(processor))
+    with pytest.raises(UsageError, match=message) as caught:
+        reuse.attach(model, processor, **options)
+    assert "\n" not in str(caught.value)
+    assert list(model.state_dict()) == keys and set(vars(processor)) == names
+    with pytest.raises(UsageError, match="nothing is attached"):
+        reuse.detach(model, processor)
+
+
+def test_other_bad_input(tmp_path):
+    model, processor = attached("llava")
+    with pytest.raises(UsageError, match="has a sap already"):
+        reuse.attach(model, processor, "sap")
+    with pytest.raises(UsageError, match="'dinov2'.* llava, llava_next"):
+        reuse.attach(AutoModel.from_config(AutoConfig.for_model("dinov2", num_hidden_layers=1, hidden_size=8,
+                                                                num_attention_heads=1)), processor, "sap")
+    for text in ("no markers <image>", f"<image>{QUERY}What?{QUESTION}", f"<image>{QUESTION}What?"):
+        with pytest.raises(UsageError, match="one before and one after each question"):
+            processor(text=[text], images=[picture()], return_tensors="pt")
+    batch = inputs(processor, two_rows("llava", marked=True))
+    with pytest.raises(UsageError, match="prefill_chunk_size"):
+        model.generate(**batch, max_new_tokens=2, prefill_chunk_size=16)
+    make_model("llava").save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="not a model saved with a compressor"):
+        reuse.load(tmp_path)
+
+
+def seen_by_compressor(family: str, levels: tuple[int, ...]) -> tuple[torch.nn.Module, torch.Tensor, int]:
+    """The model, what its compressor was given, and the tower's width."""
+    model, processor = make_model(family), make_processor(family)
+    reuse.attach(model, processor, "token_packer", rate=3, levels=levels)
+    seen = []
+    model.slothkit.compressor.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    batch = inputs(processor, [(prompt(family), [picture(1)])])
+    train_loss(model, batch).backward()
+    return model, seen[0], 16
+
+
+@over_families
+def test_levels_of_the_tower(family):
+    model, features, dim = seen_by_compressor(family, (1, -1))
+    assert features.shape[-1] == 3 * dim
+    output, first, last = features.split(dim, -1)
+    assert not torch.equal(first, last)
+    if family.startswith("qwen"):  # in the order of the picture, whatever windows the tower works in
+        torch.testing.assert_close(model.model.visual.merger.ln_q(last), output)
+    with pytest.raises(UsageError, match="the tower has 3 blocks"):
+        seen_by_compressor(family, (4,))
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+def test_level_of_the_output(family):
+    _, features, dim = seen_by_compressor(family, (-2,))
+    assert torch.equal(*features.split(dim, -1))

@@ -1,0 +1,126 @@
+"""EmbQ in multimodal models of transformers, and `generate`: cached, batched, with beams."""
+import pytest
+import torch
+from reuse_families import answers, attached, inputs, over_families, picture, prompt, two_rows
+
+from llm_adapters.conversation import QUERY, QUESTION
+
+
+@over_families
+def test_generate(family):
+    model, processor = attached(family)
+    rows = two_rows(family, marked=True)
+    batch = inputs(processor, rows)
+    said = answers(model, batch)
+    assert answers(model, batch, use_cache=False) == said
+    single = [answers(model, inputs(processor, [row]))[0] for row in rows]
+    assert single == said
+    beams = answers(model, batch, num_beams=3)
+    assert beams == [answers(model, inputs(processor, [row]), num_beams=3)[0] for row in rows]
+
+
+@over_families
+def test_query_module_acts_in_generate(family):
+    model, processor = attached(family)
+    batch = inputs(processor, two_rows(family, marked=True))
+    told = {"max_new_tokens": 1, "output_logits": True, "return_dict_in_generate": True}
+    before = model.generate(**batch, **told).logits[0]
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch).logits[:, -1], before, atol=1e-4, rtol=1e-4)
+        model.slothkit.query_module.blocks[0].up.weight.mul_(-1)
+    assert (model.generate(**batch, **told).logits[0] - before).abs().amax(1).min() > 1e-3
+
+
+@over_families
+def test_beams_over_rows_with_different_images(family):
+    model, processor = attached(family)
+    rows = two_rows(family, marked=True)
+    rows[0] = (prompt(family, images=2, marked=True), [picture(1), picture(2)])
+    both = answers(model, inputs(processor, rows), num_beams=2)
+    assert both == [answers(model, inputs(processor, [row]), num_beams=2)[0] for row in rows]
+
+
+@over_families
+def test_query_tokens_read_their_own_turn(family):
+    """Two turns, an image each: what EmbQ is given is each turn's question and the images up to it."""
+    model, processor = attached(family)
+    turns = ["What is this?", "And that?"]
+    text = "\n".join(prompt(family, turn, marked=True) for turn in turns)
+    rows = [(prompt(family, "Hi there, what?", marked=True), [picture(3)]), (text, [picture(1), picture(2)])]
+    batch, seen = inputs(processor, rows), []
+    model.slothkit.query_module.register_forward_pre_hook(lambda _, args: seen.append(args))
+    with torch.no_grad():
+        model(**batch)
+    _, index, question, features, patch, _ = seen[0]
+    ids, count = batch["input_ids"][1], model.slothkit.query_module.num_queries
+    assert torch.equal(index[1], (ids == model.slothkit.markers.query_id).nonzero().flatten())
+    assert index[0, count:].tolist() == [-1] * count
+    for turn, words in enumerate(turns):
+        for query in range(turn * count, (turn + 1) * count):
+            assert processor.tokenizer.decode(ids[question[1, query]]) == words
+    reads = patch[1].sum(1).tolist()
+    assert reads == [features.shape[1] // 2] * count + [features.shape[1]] * count
+    alone = inputs(processor, rows[:1])
+    with torch.no_grad():
+        model(**alone)
+    torch.testing.assert_close(seen[1][3][0], features[0, : seen[1][3].shape[1]])
+
+
+@over_families
+def test_chat_template_marks_questions(family):
+    model, processor = attached(family)
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "A dog."}]},
+            {"role": "user", "content": "And?"}]
+    text = processor.apply_chat_template(chat)
+    assert f"{QUESTION}What?{QUERY}" in text and f"{QUESTION}And?{QUERY}" in text and text.count(QUERY) == 2
+    batch = inputs(processor, [(text, [picture(1)])])
+    assert (batch["input_ids"] == model.slothkit.markers.query_id).sum() == 2 * 3
+    assert chat[0]["content"][1]["text"] == "What?"
+
+
+@over_families
+def test_text_alone_is_left_alone(family):
+    if family == "paligemma":
+        pytest.skip("its processor takes no text without an image")
+    model, processor = attached(family)
+    batch = processor(text=[prompt(family, images=0, marked=True)], return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**batch).logits
+        model.slothkit.query_module.blocks[0].up.weight.data.mul_(-1)
+        assert torch.equal(model(**batch).logits, logits)
+
+
+@over_families
+def test_rows_without_images(family):
+    if family == "paligemma":
+        pytest.skip("its processor takes no text without an image")
+    model, processor = attached(family)
+    texts = [prompt(family, "Hi?", images=0, marked=True), prompt(family, marked=True)]
+    nested = family in ("idefics3", "smolvlm", "gemma3")
+    images = [[], [picture(1)]] if nested else [picture(1)]
+    batch = dict(processor(text=texts, images=images, padding=True, return_tensors="pt"))
+    said = answers(model, batch)
+    assert said[0] == answers(model, dict(processor(text=texts[:1], return_tensors="pt")))[0]
+    assert said[1] == answers(model, inputs(processor, [(texts[1], [picture(1)])]))[0]
+
+
+@pytest.mark.parametrize("family", ["llava", "paligemma", "gemma3", "qwen2_5_vl"])
+def test_static_cache(family):
+    model, processor = attached(family)
+    batch = inputs(processor, two_rows(family, marked=True))
+    static = answers(model, batch, cache_implementation="static", disable_compile=True)
+    assert static == answers(model, batch)
+
+
+def test_context_of_beams_is_that_of_their_row():
+    model, processor = attached("llava")
+    rows = two_rows("llava", marked=True)
+    rows[0] = (prompt("llava", images=2, marked=True), [picture(1), picture(2)])
+    batch, markers = inputs(processor, rows), model.slothkit.markers
+    images = model.get_image_features(batch["pixel_values"]).images
+    one, beams = (markers.context(ids, ids == model.config.image_token_id, images)
+                  for ids in (batch["input_ids"], batch["input_ids"].repeat_interleave(3, 0)))
+    assert one.feature_mask[0].sum() == 2 * one.feature_mask[1].sum() > 0
+    for name, value in vars(one).items():
+        assert torch.equal(vars(beams)[name], value.repeat_interleave(3, 0)), name

@@ -1,0 +1,125 @@
+"""Compressor and EmbQ in multimodal models of transformers: trained, saved, loaded, copied."""
+import copy
+import pickle
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from reuse_families import (
+    EMBQ,
+    SAP,
+    answers,
+    attached,
+    inputs,
+    make_model,
+    make_processor,
+    over_families,
+    train_loss,
+    two_rows,
+)
+
+from llm_adapters import reuse
+
+
+@over_families
+def test_gradients_with_and_without_checkpointing(family):
+    model, processor = attached(family)
+    batch = inputs(processor, two_rows(family, marked=True))
+    model.train()
+    found = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model.zero_grad()
+        torch.manual_seed(0)  # SAP has dropout
+        train_loss(model, batch).backward()
+        found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, atol=1e-4, rtol=1e-3, msg=name)
+    for name, parameter in model.slothkit.named_parameters():
+        shift = name.endswith("scorer.3.bias") or name.endswith("k_proj.bias")  # of all logits of a softmax
+        assert shift or parameter.grad.abs().sum() > 0, name
+
+
+@over_families
+@pytest.mark.parametrize("shard", ["1GB", "20KB"])
+def test_save_and_load(family, shard, tmp_path):
+    model, processor = attached(family)
+    rows = two_rows(family, marked=True)
+    batch = inputs(processor, rows)
+    model.save_pretrained(tmp_path, max_shard_size=shard)
+    processor.save_pretrained(tmp_path)
+    loaded, again = reuse.load(tmp_path)
+    assert type(loaded) is type(model) and again.__class__.__name__ == processor.__class__.__name__
+    after = inputs(again, rows)
+    assert all(torch.equal(batch[k], after[k]) for k in batch)
+    with torch.no_grad():
+        assert torch.equal(loaded(**after).logits, model(**batch).logits)
+    reuse.detach(loaded, again)
+    plain, fresh = make_model(family), make_processor(family)
+    unmarked = inputs(again, two_rows(family))
+    assert all(torch.equal(v, unmarked[k]) for k, v in inputs(fresh, two_rows(family)).items())
+    with torch.no_grad():
+        assert torch.equal(loaded(**unmarked).logits, plain(**unmarked).logits)
+
+
+@over_families
+def test_lora(family, tmp_path):
+    model, processor = attached(family)
+    untuned = copy.deepcopy(model)
+    batch = inputs(processor, two_rows(family, marked=True))
+    parts = reuse.trained(model)
+    assert parts[0] == "slothkit.compressor" and "slothkit.query_module" in parts
+    language = model.slothkit.family.language_model
+    lora = LoraConfig(r=2, target_modules=rf".*{language}.*q_proj", modules_to_save=parts)
+    tuned = get_peft_model(model, lora)
+    tuned.enable_input_require_grads()
+    tuned.gradient_checkpointing_enable()
+    before = answers(tuned, batch)
+    optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=0.05)
+    losses = []
+    for _ in range(4):
+        optimizer.zero_grad()
+        loss = train_loss(tuned, batch)
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step()
+    moved = {name.split(".")[0] for name, p in model.slothkit.named_parameters()
+             if p.requires_grad and p.grad.abs().sum() > 0}
+    assert {"compressor", "query_module"} <= moved
+    assert losses[-1] < losses[0]
+    tuned.eval()
+    assert answers(tuned, batch) != before
+    tuned.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(untuned, tmp_path).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**batch).logits, tuned(**batch).logits)
+
+
+@over_families
+def test_copies_are_their_own(family):
+    model, processor = attached(family)
+    batch = inputs(processor, two_rows(family, marked=True))
+    other, again = copy.deepcopy(model), pickle.loads(pickle.dumps(processor))
+    after = inputs(again, two_rows(family, marked=True))
+    assert all(torch.equal(batch[k], after[k]) for k in batch)
+    with torch.no_grad():
+        logits = model(**batch).logits
+        assert torch.equal(other(**after).logits, logits)
+        for parameter in other.slothkit.parameters():
+            parameter.data.zero_()
+        assert torch.equal(model(**batch).logits, logits)
+        assert not torch.equal(other(**batch).logits, logits)
+
+
+@over_families
+def test_half_precision(family):
+    model, processor = make_model(family).bfloat16(), make_processor(family)
+    reuse.attach(model, processor, **SAP, **EMBQ)
+    assert {p.dtype for p in model.slothkit.parameters()} == {torch.bfloat16}
+    batch = inputs(processor, two_rows(family, marked=True))
+    batch["pixel_values"] = batch["pixel_values"].bfloat16()
+    train_loss(model, batch).backward()
+    assert all(p.grad is not None for p in model.slothkit.parameters())
+    assert answers(model, batch)
