@@ -60,11 +60,12 @@ def pareto(table: Table) -> str | None:
     scores = [seed_interval(table.scores(row)) for row in rows]
     means = np.array([mean for mean, _ in scores])
     half = np.nan_to_num([half for _, half in scores])
+    half = np.minimum(half, [means, 100 - means])  # below and above: two seeds' interval can leave the scale
     figure = Figure((7.6, max(3.6, 0.16 * len(rows) + 2.2)))
     axes = figure.add_axes((0.08, 0.12, 0.9, 0.78))  # fixed, so that labels can be placed before drawing
     queries = np.array([bool(row.efficiency.get("query_tokens")) for row in rows])
     for chosen, colour, word in ((queries, ORANGE, "with query tokens"), (~queries, BLUE, "without")):
-        axes.errorbar(tokens[chosen], means[chosen], half[chosen], fmt="o", color=colour, markersize=5,
+        axes.errorbar(tokens[chosen], means[chosen], half[:, chosen], fmt="o", color=colour, markersize=5,
                       elinewidth=1, capsize=2, label=word)
     best = [i for i in np.lexsort((-means, tokens)) if means[i] == means[tokens <= tokens[i]].max()]
     axes.plot(tokens[best], means[best], color=GREY, linewidth=1, linestyle="--", zorder=0,
@@ -74,7 +75,7 @@ def pareto(table: Table) -> str | None:
     axes.set_xticks(shown, [f"{t:.0f}" for t in shown])
     axes.set_xticks([], minor=True)
     axes.set_xlim(tokens.min() / 1.15, tokens.max() * 1.6)
-    labels.put(axes, [row.label for row in rows], tokens, means, half)
+    labels.put(axes, [row.label for row in rows], tokens, means, half.max(0))
     axes.set_xlabel("visual tokens of an image + query tokens", fontsize=9)
     axes.set_ylabel("accuracy in %", fontsize=9)
     axes.set_title(f"{table.heading}: accuracy against tokens", fontsize=10, loc="left")
