@@ -133,10 +133,15 @@ def names(out: Path) -> list[str]:
 
 
 def spawn(out: Path, log: Path, slow: float, *arguments: str, **keywords) -> subprocess.Popen:
-    """The sweep with fake stages as a process that a test can kill."""
+    """The sweep with fake stages as a process that a test can kill, with Ctrl-C too: a test run in the
+    background of a script ignores that, and so would what it starts."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     command = [sys.executable, __file__, str(log), str(slow), *names(out), *arguments]
-    return subprocess.Popen(command, env=environment, **keywords)
+    return subprocess.Popen(command, env=environment, preexec_fn=heed_interrupts, **keywords)
+
+
+def heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def table(out: Path) -> dict[str, bytes]:

@@ -138,12 +138,15 @@ def test_no_worker_outlives_the_command(tmp_path, log, number, code):
     asked = request.read([*names(tmp_path / "out"), *CELLS])
     Store(tmp_path / "out", runner=FakeRunner(tmp_path / "before")).compute(asked.jobs[0][1].inputs["data"])
     process = spawn(tmp_path / "out", log, 600, *CELLS, "launch.workers=2", stderr=subprocess.PIPE)
-    wait_for(lambda: len(read_log(log.with_suffix(".steps"))) == 2, 60)  # both features are under way
-    workers = children(process.pid)
-    assert len(workers) == 2
-    process.send_signal(number)
-    assert process.wait(120) == code
-    wait_for(lambda: not any(alive(pid) for pid in workers), 120)
+    try:
+        wait_for(lambda: len(read_log(log.with_suffix(".steps"))) == 2, 120)  # both features are under way
+        workers = children(process.pid)
+        assert len(workers) == 2
+        process.send_signal(number)
+        assert process.wait(120) == code
+        wait_for(lambda: not any(alive(pid) for pid in workers), 120)
+    finally:
+        process.kill()
 
 
 def test_two_sweeps_at_once_compute_everything_once(tmp_path, log):
