@@ -152,7 +152,8 @@ def table(out: Path) -> dict[str, bytes]:
 
 def children(pid: int) -> list[int]:
     """The workers of a command and their children; not the process that tidies up after multiprocessing."""
-    found = subprocess.run(["ps", "-ww", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True)
+    command = ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(pid)]  # not cut at 80 columns
+    found = subprocess.run(command, capture_output=True, text=True)
     here = [int(line.split()[0]) for line in found.stdout.splitlines() if "resource_tracker" not in line]
     return [*here, *(each for child in here for each in children(child))]
 
