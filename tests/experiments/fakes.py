@@ -137,7 +137,7 @@ def spawn(out: Path, log: Path, slow: float, *arguments: str, **keywords) -> sub
     background of a script ignores that, and so would what it starts."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     command = [sys.executable, __file__, str(log), str(slow), *names(out), *arguments]
-    return subprocess.Popen(command, env=environment, preexec_fn=heed_interrupts, **keywords)
+    return subprocess.Popen(command, env=environment, **{"preexec_fn": heed_interrupts, **keywords})
 
 
 def heed_interrupts() -> None:
