@@ -18,8 +18,9 @@ from experiments.answers import majority_rates
 from experiments.cells import Cell, blind_cells
 from experiments.data.llava import Sample
 from experiments.plan import Stage, plan
-from experiments.results import METRICS, PREDICTIONS
-from experiments.stages import DONE, Store
+from experiments.results import METRICS, PREDICTIONS, questions
+from experiments.stage_files import DONE
+from experiments.stages import Store
 from llm_adapters.conversation import Turn
 
 FLAG = b'"correct": '  # never inside a JSON string, where its quotes would be escaped
@@ -79,19 +80,19 @@ def collect(file: tables.TableFile, store: Store, kept: Path, finished: dict[str
 
 def fill(table: Table, there: Sequence[tuple[Row, Done]], store: Store, kept: Path) -> None:
     """Outcomes and efficiency of the finished cells."""
-    first = asked(there[0][1].stage)
-    questions = read_questions(store.path(there[0][1].stage) / PREDICTIONS)
-    table.ids = np.array([sample.id for sample in questions])
-    table.families = np.array([sample.families[0] for sample in questions])
-    table.chance = majority_rates(questions)
+    first = questions(there[0][1].stage)
+    read = read_questions(store.path(there[0][1].stage) / PREDICTIONS)
+    table.ids = np.array([sample.id for sample in read])
+    table.families = np.array([sample.families[0] for sample in read])
+    table.chance = majority_rates(read)
     for row, done in there:
         path = store.path(done.stage)
-        if asked(done.stage) != first:
+        if questions(done.stage) != first:
             raise UsageError(f"{table.heading}, row '{row.label}': answers other questions than row "
                              f"'{there[0][0].label}'; rows of a table have the same data.test and data.seed")
         row.outcomes[done.cell.config.seed] = right = read_right(path / PREDICTIONS)
-        if len(right) != len(questions):
-            raise UsageError(f"{path / PREDICTIONS}: {len(right)} answers to {len(questions)} questions; "
+        if len(right) != len(read):
+            raise UsageError(f"{path / PREDICTIONS}: {len(right)} answers to {len(read)} questions; "
                              "remove that folder and run the sweep again")
     first_of = {row.label: (row, done) for row, done in reversed(there)}.values()
     flops = prefill.counts([done.cell.config for _, done in first_of], kept)
@@ -99,12 +100,6 @@ def fill(table: Table, there: Sequence[tuple[Row, Done]], store: Store, kept: Pa
         metrics = json.loads((store.path(done.stage) / METRICS).read_text(encoding="utf-8"))
         counted = {} if count is None else {"prefill_flops": count}
         row.efficiency = {**metrics.get("efficiency", {}), **counted}
-
-
-def asked(stage: Stage) -> str:
-    """What tells the questions of an evaluation from others."""
-    data = stage.inputs.get("data")
-    return str((stage.depends["data"], data and data.key, stage.config.evaluate.limit))
 
 
 def read_questions(path: Path) -> list[Sample]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
@@ -99,20 +100,28 @@ def forest(title: str, verdicts: Sequence[tuple[str, Verdict]]) -> str | None:
     shown = [(name, each) for name, each in verdicts if not math.isnan(each.low)]
     if not shown:
         return None
-    figure = Figure((8.4, 1.1 + LINE * 1.25 * len(shown)), layout="constrained")
-    axes = figure.subplots()
-    axes.axvline(0, color="#444", linewidth=1)
-    for y, (_, each) in enumerate(shown):
-        margin, colour = each.claim.points, COLOURS.get(each.word, GREY)
-        axes.plot([each.low + margin, each.high + margin], [y, y], color=colour, linewidth=2)
-        axes.plot(each.estimate + margin, y, "o", color=colour, markersize=5)
-    axes.set_yticks(range(len(shown)), [f"{each.claim.text}  [{name}]" for name, each in shown])
-    axes.set_ylim(len(shown) - 0.5, -0.5)
+    figure, axes = intervals(
+        8.4, title, [f"{each.claim.text}  [{name}]" for name, each in shown],
+        [(each.low + each.claim.points, each.estimate + each.claim.points, each.high + each.claim.points,
+          COLOURS.get(each.word, GREY)) for _, each in shown])
     figure.supxlabel("percentage points from the claim's limit; to the right it holds", fontsize=9)
-    axes.set_title(title, fontsize=10, loc="left")
-    bare(axes, "x")
     return svg(figure)
 
+
+def intervals(width: float, title: str, names: Sequence[str],
+              rows: Sequence[tuple[float, float, float, str]]) -> tuple[Figure, Axes]:
+    """A row a name, from the top: a line from low to high, a dot at the estimate, and their colour."""
+    figure = Figure((width, 1.1 + LINE * 1.25 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(0, color="#444", linewidth=1)
+    for y, (low, estimate, high, colour) in enumerate(rows):
+        axes.plot([low, high], [y, y], color=colour, linewidth=2)
+        axes.plot(estimate, y, "o", color=colour, markersize=5)
+    axes.set_yticks(range(len(rows)), names)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_title(title, fontsize=10, loc="left")
+    bare(axes, "x")
+    return figure, axes
 
 def families(table: Table) -> str | None:
     """A panel of bars for each family of questions, a bar a row. None with a single family."""
@@ -158,16 +167,9 @@ def gain(table: Table) -> str | None:
     found = sorted(gains(table), key=lambda each: -each.estimate)
     if not found:
         return None
-    figure = Figure((6.4, 1.1 + LINE * 1.25 * len(found)), layout="constrained")
-    axes = figure.subplots()
-    axes.axvline(0, color="#444", linewidth=1)
-    for y, each in enumerate(found):
-        colour = GREY if each.low <= 0 <= each.high else ORANGE
-        axes.plot([each.low, each.high], [y, y], color=colour, linewidth=2)
-        axes.plot(each.estimate, y, "o", color=colour, markersize=5)
-    axes.set_yticks(range(len(found)), [each.claim.text for each in found])
-    axes.set_ylim(len(found) - 0.5, -0.5)
+    figure, axes = intervals(
+        6.4, f"{table.heading}: gain from EmbQ by compressor", [each.claim.text for each in found],
+        [(each.low, each.estimate, each.high, GREY if each.low <= 0 <= each.high else ORANGE)
+         for each in found])
     axes.set_xlabel("percentage points that the query module adds; grey: may be none", fontsize=9)
-    axes.set_title(f"{table.heading}: gain from EmbQ by compressor", fontsize=10, loc="left")
-    bare(axes, "x")
     return svg(figure)

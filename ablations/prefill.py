@@ -79,6 +79,7 @@ def count(config: Config) -> int:
     from einops import rearrange
 
     from connectors.query_module import insertions
+    from connectors.tiling import Tiling
     from experiments.build import quiet, skeleton
     from experiments.timing import flops
 
@@ -93,14 +94,15 @@ def count(config: Config) -> int:
             return model.language_model(inputs_embeds=torch.empty(1, tokens, width), logits_to_keep=1)
 
         def whole() -> None:
-            crops = 1 + config.image.tiles**2 if config.image.tiles > 1 else 1  # at most, where it varies
+            crops = Tiling(config.image.tiles).most_crops  # where it varies
             features = model.get_image_features(torch.empty(1, crops, 3, size, size))
             flat = rearrange(features, "b i h w c -> (b i) h w c")
             words = text.expand(crops, -1, -1) if model.compressor.needs_text else None
             visual = model.projector(model.compressor(flat, words))
             tokens = visual.shape[0] * visual.shape[1] + model.num_queries + TEXT
             if model.query_module is not None:
-                patches, asked = rearrange(features, "b i h w c -> b (i h w) c"), model.num_queries
+                output = features[..., : model.vision_tower.dim]  # without levels for the compressor
+                patches, asked = rearrange(output, "b i h w c -> b (i h w) c"), model.num_queries
                 inputs = (torch.empty(1, tokens, width), torch.zeros(1, asked).long(),
                           torch.ones(1, asked, tokens).bool(), patches,
                           torch.ones(1, asked, patches.shape[1]).bool())

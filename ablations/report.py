@@ -3,7 +3,7 @@
 Exit code 0: written; 2: bad input or a full disk, one line says which; 130: Ctrl-C.
 """
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -11,7 +11,7 @@ from rich.console import Console
 from compressors.errors import UsageError
 from experiments.command import Parser, guarded
 from experiments.config import Config
-from experiments.overrides import parse
+from experiments.overrides import parse, take_one
 
 HELP = """\
 Usage: python -m ablations.report [table=3,4] [seed=0,1,2] [KEY=VALUE ...] [out=runs] [to=DIR] [--help]
@@ -45,8 +45,7 @@ def run(arguments: list[str]) -> int:
         console.print(HELP, markup=False, highlight=False, soft_wrap=True)
         return 0
     axes = parse(options.overrides)
-    take = taker(axes)
-    results, to = take("results"), take("to")
+    results, to = take_one(axes, "results"), take_one(axes, "to")
     from ablations import outcomes, write  # numpy, scipy and matplotlib: not for --help
 
     if results is not None:
@@ -55,23 +54,11 @@ def run(arguments: list[str]) -> int:
         report = outcomes.load(Path(results))
         folder = Path(to or results)
     else:
-        root = Path(take("out") or Config().out)
+        root = Path(take_one(axes, "out") or Config().out)
         folder = Path(to) if to else root / "report"
         report = from_cells(axes, root, folder, f"python -m ablations.report {' '.join(arguments)}".strip())
     write.write(report, folder, console)
     return 0
-
-
-def taker(axes: dict[str, list[str]]) -> Callable[[str], str | None]:
-    """Takes a key that has one value, if it is there."""
-
-    def take(key: str) -> str | None:
-        values = axes.pop(key, [None])
-        if len(values) > 1:
-            raise UsageError(f"{key}={','.join(values)}: takes one value")
-        return values[0]
-
-    return take
 
 
 def from_cells(axes: dict[str, list[str]], root: Path, folder: Path, command: str):

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from compressors.base import MaybeTensor, register
-from compressors.grid import BudgetCompressor, GridPolicy
-from compressors.selection import choice
+from compressors.base import register
+from compressors.grid import GridPolicy
+from compressors.selection import SubsetCompressor, choice
 
 
 @choice
@@ -33,23 +33,13 @@ def most_diverse(tokens: Tensor, count: int) -> Tensor:
 
 
 @register("divprune")
-class DiversePatches(BudgetCompressor):
+class DiversePatches(SubsetCompressor):
     """The most different patches, as many as there are `rate` x `rate` windows."""
 
     def __init__(self, dim: int, *, rate: int = 3, grid_policy: GridPolicy = "error"):
         super().__init__(rate, grid_policy)
         self.out_dim = dim
 
-    def _kept(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Patches (B, N, C) and the raster indices (B, M) of those kept."""
+    def _kept(self, features: Tensor) -> Tensor:
         patches = rearrange(features, "b h w c -> b (h w) c")
-        return patches, most_diverse(patches, self.num_tokens(*features.shape[1:3]))
-
-    def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
-        patches, kept = self._kept(features)
-        return torch.take_along_dim(patches, kept.unsqueeze(-1), 1)
-
-    def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
-        patches, kept = self._kept(features)
-        weights = torch.zeros(patches.shape[:2], device=features.device).scatter(1, kept, 1 / kept.shape[1])
-        return rearrange(weights, "b (h w) -> b h w", h=features.shape[1])
+        return most_diverse(patches, self.num_tokens(*features.shape[1:3]))

@@ -6,12 +6,12 @@ Training draws afresh for every image from torch's global generator; evaluation 
 grid, given by `seed`, so that it does not depend on the batch or on what ran before.
 """
 import torch
-from einops import rearrange
 from torch import Tensor
 
-from compressors.base import MaybeTensor, register
+from compressors.base import register
 from compressors.checks import at_least
-from compressors.grid import BudgetCompressor, GridPolicy
+from compressors.grid import GridPolicy
+from compressors.selection import SubsetCompressor
 
 
 @torch.compiler.assume_constant_result
@@ -21,7 +21,7 @@ def fixed_order(count: int, seed: int) -> list[int]:
 
 
 @register("random")
-class RandomSubset(BudgetCompressor):
+class RandomSubset(SubsetCompressor):
     """Random patches, one for each `rate` x `rate` window's worth."""
 
     def __init__(self, dim: int, *, rate: int = 3, seed: int = 0, grid_policy: GridPolicy = "error"):
@@ -30,7 +30,6 @@ class RandomSubset(BudgetCompressor):
         self.out_dim, self.seed = dim, seed
 
     def _kept(self, features: Tensor) -> Tensor:
-        """Raster indices (B, N) of the kept patches, ascending."""
         batch, height, width = features.shape[:3]
         keep = self.num_tokens(height, width)
         if self.training:
@@ -38,13 +37,3 @@ class RandomSubset(BudgetCompressor):
         else:
             order = torch.tensor(fixed_order(height * width, self.seed), device=features.device)
         return order.expand(batch, -1)[:, :keep].sort(-1).values
-
-    def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
-        kept = self._kept(features).unsqueeze(-1)  # (B, N, 1)
-        return torch.take_along_dim(rearrange(features, "b h w c -> b (h w) c"), kept, 1)
-
-    def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
-        kept, (batch, height, width) = self._kept(features), features.shape[:3]
-        weights = torch.zeros(batch, height * width, device=features.device)
-        weights = weights.scatter(1, kept, 1 / kept.shape[1])
-        return rearrange(weights, "b (h w) -> b h w", h=height)

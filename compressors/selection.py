@@ -3,7 +3,11 @@ from collections.abc import Callable
 from functools import wraps
 
 import torch
+from einops import rearrange
 from torch import Tensor
+
+from compressors.base import MaybeTensor
+from compressors.grid import BudgetCompressor
 
 
 def choice(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -18,3 +22,21 @@ def choice(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return function(tokens.float(), *arguments)
 
     return chosen
+
+
+class SubsetCompressor(BudgetCompressor):
+    """Base of the compressors that keep some patches as they are. Subclasses define `_kept`."""
+
+    def _kept(self, features: Tensor) -> Tensor:
+        """Raster indices (B, N) of the patches of (B, H, W, C) that are kept, ascending."""
+        raise NotImplementedError
+
+    def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
+        kept = self._kept(features).unsqueeze(-1)  # (B, N, 1)
+        return torch.take_along_dim(rearrange(features, "b h w c -> b (h w) c"), kept, 1)
+
+    def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
+        kept, (batch, height, width) = self._kept(features), features.shape[:3]
+        weights = torch.zeros(batch, height * width, device=features.device)
+        weights = weights.scatter(1, kept, 1 / kept.shape[1])
+        return rearrange(weights, "b (h w) -> b h w", h=height)

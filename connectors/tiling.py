@@ -66,6 +66,12 @@ class Tiling:
         rows, columns = self.grid(width, height)
         return 1 + rows * columns if rows * columns > 1 else 1
 
+    def padding(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Size of the canvas of the tiles' shape that an image is padded to, and where on it the image is."""
+        rows, columns = self.grid(width, height)
+        wide, high = max(width, round(height * columns / rows)), max(height, round(width * rows / columns))
+        return (wide, high), ((wide - width) // 2, (high - height) // 2)
+
     def crop(self, image: Image.Image) -> list[Image.Image]:
         """The image itself, to be squashed, and its tiles: the image padded with grey to their shape, resized
         to it, cut without overlap."""
@@ -75,10 +81,9 @@ class Tiling:
         rows, columns = self.grid(*image.size)
         if rows * columns == 1:
             return [image]
-        width = max(image.width, round(image.height * columns / rows))
-        height = max(image.height, round(image.width * rows / columns))
+        (width, height), corner = self.padding(*image.size)
         canvas = Image.new("RGB", (width, height), GREY)
-        canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
+        canvas.paste(image, corner)
         canvas = canvas.resize((columns * side, rows * side), Image.Resampling.BICUBIC)
         corners = [(x * side, y * side) for y in range(rows) for x in range(columns)]
         return [image, *(canvas.crop((x, y, x + side, y + side)) for x, y in corners)]

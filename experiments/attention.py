@@ -9,7 +9,7 @@ from torch import Tensor
 
 from compressors.errors import UsageError
 from connectors.embq import Attention, EmbQ
-from llm_adapters.conversation import IMAGE, Turn
+from experiments.dialogue import Chat
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.processing import FlashSlothProcessor
 
@@ -32,12 +32,7 @@ def look(model: FlashSlothForConditionalGeneration, processor: FlashSlothProcess
     UsageError if neither has weights to show."""
     if not processor.image_tokens:
         raise UsageError("the model is blind (compressor=none): it looks nowhere")
-    picture = picture.convert("RGB")
-    encoded = processor.encode([Turn(f"{IMAGE}\n{question}")], [processor.crops_of(picture)])
-    batch = processor.collate([encoded], "left")
-    del batch["labels"]
-    batch["pixel_values"] = processor.pixels([picture]).unsqueeze(0)
-    batch = {name: value.to(model.device) for name, value in batch.items()}
+    batch = Chat(model, processor, picture, max_new_tokens).batch(question)
     seen = Look(model.config.compressor, question)
     with torch.inference_mode(), watched(model, seen):
         out = model.generate(**batch, do_sample=False, max_new_tokens=max_new_tokens)

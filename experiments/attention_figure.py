@@ -97,9 +97,9 @@ def density(weights: np.ndarray, tiling: Tiling, width: int, height: int) -> np.
     if len(weights) == 1:
         return found
     rows, columns = tiling.grid(width, height)
-    wide, high = max(width, round(height * columns / rows)), max(height, round(width * rows / columns))
+    (wide, high), corner = tiling.padding(width, height)
     tiles = np.block([[*weights[1 + row * columns : 1 + (row + 1) * columns]] for row in range(rows)])
-    x, y = x + (wide - width) // 2, y + (high - height) // 2
+    x, y = x + corner[0], y + corner[1]
     return found + sampled(tiles, x / wide, y / high) / (wide * high)
 
 

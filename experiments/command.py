@@ -22,11 +22,15 @@ def guarded(run: Callable[[], int], elsewhere: str, interrupted: str = "interrup
     except UsageError as error:
         return complain(str(error), 2)
     except OSError as error:
-        reason = error.strerror or str(error).partition("\n")[0]
-        where = f"{error.filename}: " if error.filename else ""
-        return complain(f"{where}{reason}; free space there or {elsewhere}", 2)
+        return complain(f"{reason(error)}; free space there or {elsewhere}", 2)
     except KeyboardInterrupt:
         return complain(interrupted, 130)
+
+
+def reason(error: OSError) -> str:
+    """Which file, and what is wrong with it."""
+    where = f"{error.filename}: " if error.filename else ""
+    return where + (error.strerror or str(error).partition("\n")[0])
 
 
 def complain(text: str, code: int) -> int:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
+from experiments import samples
 from experiments.build import pick_device, quiet
 from experiments.config import Config
 from experiments.data import llava
 from experiments.data.loader import Images, feature_cache
 from experiments.metrics import FamilyAccuracy, normalise
-from experiments.plan import files
 from experiments.progress import Reporter
 from experiments.train import MODEL
 from llm_adapters.conversation import Encoded, Turn
@@ -30,8 +30,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) ->
         model.compressor.pick(config.evaluate.scale)
         size = processor.image_processor.size
         processor.image_tokens = model.num_image_tokens(size["height"], size["width"])
-    samples = [s for path, images in files(config, inputs, "test") for s in llava.load(path, images)]
-    asked = llava.questions(samples)[: config.evaluate.limit]
+    asked = samples.asked(config, inputs)
     images = Images(processor, feature_cache(inputs))
     report.steps(len(asked))
     answers: dict[int, str] = {}

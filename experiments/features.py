@@ -18,10 +18,10 @@ from torch import Tensor
 import compressors
 from connectors.tiling import Tiling
 from connectors.vision_tower import VisionTower, load_tower
+from experiments import samples
 from experiments.build import pick_device, quiet
 from experiments.config import Config, resolve_source
 from experiments.data import llava
-from experiments.plan import files
 from experiments.progress import Reporter
 from llm_adapters.images import image_pixels, image_processor
 from llm_adapters.steps import shrink
@@ -67,10 +67,9 @@ def image_places(config: Config, inputs: dict[str, Path],
                  roles: Sequence[str]) -> dict[Path, tuple[llava.Sample, int]]:
     """Every image of the roles' files once, in order of appearance, with a sample that shows it."""
     found: dict[Path, tuple[llava.Sample, int]] = {}
-    for path, images in (place for role in roles for place in files(config, inputs, role)):
-        for sample in llava.load(path, images):
-            for i, image in enumerate(sample.images):
-                found.setdefault(image, (sample, i))
+    for sample in (each for role in roles for each in samples.load(config, inputs, role)):
+        for i, image in enumerate(sample.images):
+            found.setdefault(image, (sample, i))
     return found
 
 
@@ -79,7 +78,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter, ro
     quiet()
     device = pick_device(config.trainer.accelerator)
     tower = load_tower(resolve_source(config.tower.source), config.tower.select_layer).freeze().to(device)
-    rate, processor = made(config, tower.dim).image_rate, image_processor(tower, config.image.size)
+    compressor, processor = made(config, tower.dim), image_processor(tower, config.image.size)
+    rate, levels = compressor.image_rate, compressor.needs_levels
     size = processor.size["height"]
     tiling = Tiling(config.tiles(roles[0]), size, config.image.layout)
     places = list(image_places(config, inputs, roles).items())
@@ -90,7 +90,6 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter, ro
         crops = [tiling.num_crops(*llava.image_size(sample, i)) for _, (sample, i) in places]
         (out / CROPS).write_text(json.dumps(crops))
     starts = [0, *accumulate(crops)]
-    levels = made(config, tower.dim).needs_levels
     channels = tower.dim * (1 + len(levels))
     array, done = _open(out, (starts[-1], *tower.grid(size // rate, size // rate), channels))
     report.steps(len(places), done=done)

@@ -55,6 +55,14 @@ def parse(arguments: list[str]) -> dict[str, list[str]]:
     return found
 
 
+def take_one(axes: dict[str, list[str]], key: str, default: str | None = None) -> str | None:
+    """The value of a key that takes one, removed from the axes; `default` where it is not given."""
+    values = axes.pop(key, [default])
+    if len(values) > 1:
+        raise UsageError(f"{key}={','.join(values)}: takes one value")
+    return values[0]
+
+
 def combinations(axes: dict[str, list[str]]) -> list[dict[str, str]]:
     """The product of all alternatives; the last key varies fastest."""
     return [dict(zip(axes, values)) for values in product(*axes.values())]

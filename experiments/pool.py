@@ -6,7 +6,6 @@ and ends with its children when the command that started it ends, however that e
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from experiments import worker
+from experiments.orphans import end_with_parent
 from experiments.progress import Reporter
 from experiments.stages import Runner, Store
 from experiments.units import Unit
@@ -115,7 +115,7 @@ def serve(pipe: Connection, root: Path, runner: Callable[[str], Runner], threads
           gpu: str | None) -> None:
     """A worker's life: units from the pipe until it closes."""
     os.setpgid(0, 0)
-    threading.Thread(target=guard, daemon=True).start()
+    end_with_parent(lambda: os.killpg(0, signal.SIGKILL))  # its children too
     worker.set_threads(threads)
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
@@ -130,9 +130,3 @@ def serve(pipe: Connection, root: Path, runner: Callable[[str], Runner], threads
         except EOFError:
             return
         pipe.send(worker.run(stage, log, store, False, send))
-
-
-def guard() -> None:
-    """Ends this process and its children with the command that started it, even if that is killed."""
-    wait([multiprocessing.parent_process().sentinel])
-    os.killpg(0, signal.SIGKILL)

@@ -5,9 +5,6 @@ tell, and waits; it holds the stage's lock and writes its result, so nothing els
 """
 import os
 import sys
-from multiprocessing import parent_process
-from multiprocessing.connection import wait
-from threading import Thread
 
 import torch
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
@@ -15,6 +12,7 @@ from torch import multiprocessing
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from compressors.errors import UsageError
+from experiments.orphans import end_with_parent
 from experiments.progress import Reporter
 
 POLL, GRACE = 0.1, 2.0  # seconds between looks for news, and for the others to end when one has failed
@@ -69,15 +67,9 @@ def pass_on(news: multiprocessing.SimpleQueue, report: Reporter) -> None:
         getattr(report, name)(*args, **fields)
 
 
-def guard() -> None:
-    """Ends this process with the one that asked for it, even if that is killed."""
-    wait([parent_process().sentinel])
-    os._exit(1)
-
-
 def _rank(rank: int, work, args: tuple, world: int, port: int, news: multiprocessing.SimpleQueue) -> None:
     """One process."""
-    Thread(target=guard, daemon=True).start()
+    end_with_parent(lambda: os._exit(1))
     os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(max(1, torch.get_num_threads() // world))
     try:

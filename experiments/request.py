@@ -1,12 +1,11 @@
 """What the command line asks for: cells, the tables they are shown in, how they are launched."""
 from dataclasses import dataclass
 
-from compressors.errors import UsageError
 from compressors.registry import conform
 from experiments import tables
 from experiments.cells import Cell, blind_cells, make_cells
 from experiments.launch_options import Launch, take
-from experiments.overrides import parse, value_of
+from experiments.overrides import parse, take_one, value_of
 from experiments.plan import Stage, plan
 
 Job = tuple[Cell, Stage]
@@ -25,9 +24,9 @@ class Request:
 def read(overrides: list[str]) -> Request:
     """The request of a command line."""
     axes = parse(overrides)
-    blind = conform(value_of(only(axes, "blind", "true"), "blind"), bool, "blind")
+    blind = conform(value_of(take_one(axes, "blind", "true"), "blind"), bool, "blind")
     launch, names = take(axes), axes.pop("table", None)
-    only(dict(axes), "out", "")
+    take_one(dict(axes), "out")
     if names:
         found = [(t.heading, [c for row in t.rows for c in row.cells]) for t in tables.load_all(names, axes)]
     else:
@@ -43,11 +42,3 @@ def read(overrides: list[str]) -> Request:
             jobs.setdefault(stage.key, (cell, stage))
         views.append((heading, list(rows.values())))
     return Request(list(jobs.values()), views, launch)
-
-
-def only(axes: dict[str, list[str]], key: str, default: str) -> str:
-    """Take a key that has one value out of the axes."""
-    values = axes.pop(key, [default])
-    if len(values) > 1:
-        raise UsageError(f"{key}={','.join(values)}: takes one value")
-    return values[0]

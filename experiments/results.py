@@ -12,11 +12,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from experiments import samples
 from experiments.answers import majority_rates
 from experiments.cells import Cell
-from experiments.data import llava
 from experiments.files import write_atomic
-from experiments.plan import Stage, files
+from experiments.plan import Stage
 from experiments.stage_files import plain
 from experiments.stages import Store
 
@@ -76,24 +76,22 @@ def collect(finished: Sequence[tuple[Cell, Stage]], store: Store) -> list[Group]
 
     for cell, stage in sorted(finished, key=lambda pair: not pair[0].config.blind):
         config = cell.config
-        questions = str((stage.depends["data"], stage.inputs.get("data") and stage.inputs["data"].key,
-                         config.evaluate.limit))
-        if questions not in groups:
-            chance = majority_rates(asked(stage, store))
+        asked = questions(stage)
+        if asked not in groups:
+            inputs = {name: store.path(each) for name, each in stage.inputs.items()}
+            chance = majority_rates(samples.asked(config, inputs, check_images=False))
             words = f"{', '.join(config.data.test)}: {chance['n']:,} questions"
-            groups[questions] = Group(words, [Row("chance", [chance])])
-        key = (questions, cell.label, cell.row)
+            groups[asked] = Group(words, [Row("chance", [chance])])
+        key = (asked, cell.label, cell.row)
         if key not in rows:
             rows[key] = Row(cell.label)
-            groups[questions].rows.append(rows[key])
+            groups[asked].rows.append(rows[key])
         rows[key].runs.append(json.loads((store.path(stage) / METRICS).read_text(encoding="utf-8")))
         rows[key].seconds.append(sum(seconds(s) for s in stage.ancestors().values()))
     return list(groups.values())
 
 
-def asked(stage: Stage, store: Store) -> list[llava.Sample]:
-    """The questions that an evaluation asks."""
-    inputs = {name: store.path(each) for name, each in stage.inputs.items()}
-    samples = [s for path, images in files(stage.config, inputs, "test")
-               for s in llava.load(path, images, check_images=False)]
-    return llava.questions(samples)[: stage.config.evaluate.limit]
+def questions(stage: Stage) -> str:
+    """What tells the questions of an evaluation from others."""
+    data = stage.inputs.get("data")
+    return str((stage.depends["data"], data and data.key, stage.config.evaluate.limit))

@@ -7,14 +7,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from compressors.errors import UsageError
-from experiments import lora, strategies
+from experiments import lora, samples, strategies
 from experiments.build import build, quiet
 from experiments.config import Config
-from experiments.data import llava
 from experiments.data.loader import Conversations, Images, Order, StepLoader, feature_cache
 from experiments.fit import CHECKPOINTS, fit
 from experiments.module import SlothModule, set_trainable
-from experiments.plan import files
 from experiments.progress import Reporter
 from experiments.ranks import launch
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
@@ -122,11 +120,11 @@ def module_of(config: Config, stage: str, model: FlashSlothForConditionalGenerat
     """The model with its optimisation and its data."""
     optimisation = getattr(config, stage)
     role = "pretrain" if stage == "pretrain" else "train"
-    samples = [s for path, images in files(config, inputs, role) for s in llava.load(path, images)]
-    dataset = Conversations(samples, Images(processor, feature_cache(inputs)), config.data.max_length)
+    read = samples.load(config, inputs, role)
+    dataset = Conversations(read, Images(processor, feature_cache(inputs)), config.data.max_length)
     dataset.check_lengths()
     lengths = dataset.lengths() if optimisation.group_by_length else None
-    order = Order(len(samples), optimisation, config.seed, lengths)
+    order = Order(len(read), optimisation, config.seed, lengths)
     module = SlothModule(model, optimisation, order.steps, config.seed)
     # made when a checkpoint has been read: a resumed run starts with the step after the last finished one
     module.train_dataloader = lambda: StepLoader(

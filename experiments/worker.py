@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from compressors.errors import UsageError
+from experiments.command import reason
 from experiments.plan import Stage
 from experiments.progress import PlainReporter, Reporter
 from experiments.stages import Busy, Runner, StageFailed, Store
@@ -106,8 +107,7 @@ def work(stage: Stage, store: Store, wait: bool) -> Outcome:
     except UsageError as error:
         return Outcome("usage", str(error))
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return Outcome("disk", f"{where}{error.strerror or error}")
+        return Outcome("disk", reason(error))
 
 
 def run(stage: Stage, log: Path, store: Store, wait: bool, send: Send) -> Outcome:

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from llm_adapters.configuration import FlashSlothConfig
-from llm_adapters.conversation import IMAGE, QUERY, Encoded, Template, Turn
+from llm_adapters.conversation import IMAGE, QUERY, Encoded, Template, Turn, render
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.processing import FlashSlothProcessor, stack_images
 
@@ -148,6 +148,24 @@ def picture(seed: int = 0, size: tuple[int, int] = (SIZE, SIZE)) -> Image.Image:
     """A picture of noise, (width, height) pixels."""
     pixels = torch.randint(0, 256, (size[1], size[0], 3), generator=torch.Generator().manual_seed(seed))
     return Image.fromarray(pixels.byte().numpy())
+
+
+def prompt(processor: FlashSlothProcessor, question: str) -> str:
+    """The text of one turn, with its markers."""
+    return render([Turn(question)], processor.encoder.template)
+
+
+def chat(*images: object, text: str = "What is this?") -> list[dict]:
+    """One user message in the chat format."""
+    parts = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": text}]
+    return [{"role": "user", "content": parts}]
+
+
+def assert_same(one: dict, other: dict) -> None:
+    """Two batches of inputs are equal, bit for bit."""
+    assert set(one) == set(other)
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
 
 
 def make_batch(processor: FlashSlothProcessor, rows: list[tuple[list[Turn], list[Image.Image]]],

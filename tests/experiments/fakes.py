@@ -99,9 +99,6 @@ class FakeRunner:
         (out / "started_at.txt").write_text(str(done))
 
 
-fake_runner = FakeRunner
-
-
 def append(path: Path, line: str) -> None:
     """One write, so that lines of several processes do not mix."""
     with open(path, "a") as file:

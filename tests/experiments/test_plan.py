@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from fakes import cells, config, fake_runner, names, stages, write_llava
+from fakes import FakeRunner, cells, config, names, stages, write_llava
 
 import compressors
 from compressors.errors import UsageError
@@ -228,7 +228,7 @@ def test_what_the_plan_says_of_the_time(tmp_path, monkeypatch, capsys):
 
 def test_a_stage_notes_what_estimates_need(tmp_path):
     found = stages("compressor=sap")
-    store = Store(tmp_path, runner=fake_runner(tmp_path / "log"))
+    store = Store(tmp_path, runner=FakeRunner(tmp_path / "log"))
     store.compute(found["evaluate"])
     estimator = Estimator([], store)
     assert not estimator.found  # nothing of these kinds is asked

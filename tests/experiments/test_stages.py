@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fakes import fake_runner, read_log, spawn, stages
+from fakes import FakeRunner, read_log, spawn, stages
 
 from compressors.errors import UsageError
 from experiments.files import disk_error, locked, write_atomic
@@ -32,7 +32,7 @@ def log(tmp_path):
 
 @pytest.fixture
 def store(tmp_path, log):
-    return Store(tmp_path / "out", Notes(), fake_runner(log))
+    return Store(tmp_path / "out", Notes(), FakeRunner(log))
 
 
 def again(store: Store) -> Store:
@@ -183,7 +183,7 @@ def test_kill_and_resume(tmp_path, log):
         process.wait()
         assert Store(root).status(stages()[kind]) == "partial"
     report = Notes()
-    path = Store(root, report, fake_runner(log)).compute(stage)
+    path = Store(root, report, FakeRunner(log)).compute(stage)
     assert int((path / "started_at.txt").read_text()) > 0
     assert report.lines == []
     runs = read_log(log)

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from fakes import SOURCES, fake_runner, read_log
+from fakes import SOURCES, FakeRunner, read_log
 
 from experiments import sweep, table
 from experiments.bars import RichReporter
@@ -26,7 +26,7 @@ def command(tmp_path, log):
     """main(), with the output directory below tmp_path."""
 
     def call(*arguments, runner=None, check=lambda _: None):
-        return sweep.main([*NAMES, f"out={tmp_path / 'out'}", *arguments], runner or fake_runner(log), check)
+        return sweep.main([*NAMES, f"out={tmp_path / 'out'}", *arguments], runner or FakeRunner(log), check)
 
     return call
 
@@ -86,7 +86,7 @@ def test_the_cell_s_directory(command, tmp_path):
 
 def failing(log, kind_to_fail, error):
     """A runner whose stages of one kind fail for seed 1."""
-    runner = fake_runner(log)
+    runner = FakeRunner(log)
 
     def choose(kind):
         def run(config, *arguments, **keywords):

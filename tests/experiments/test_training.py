@@ -136,8 +136,7 @@ def stages(monkeypatch, model, processor, samples):
     """The stage functions over tiny random backbones and the samples above."""
     monkeypatch.setattr(training, "build", lambda config: (
         copy.deepcopy(model if config.query_module else without_queries(model)), processor))
-    monkeypatch.setattr(training, "files", lambda *_: [("data", None)])
-    monkeypatch.setattr(training.llava, "load", lambda *_: samples)
+    monkeypatch.setattr(training.samples, "load", lambda *_: samples)
     return training
 
 

@@ -4,30 +4,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from factories import CROP_TOKENS, SIZE, make_processor, picture
+from factories import CROP_TOKENS, SIZE, assert_same, chat, make_processor, picture, prompt
 from transformers import AutoProcessor, pipeline
 
 from compressors.errors import UsageError
 from connectors.tiling import Tiling
-from llm_adapters.conversation import IMAGE, Turn, render
+from llm_adapters.conversation import IMAGE, Turn
 from llm_adapters.processing import FlashSlothProcessor
 
 SHAPES = ((84, 84), (168, 84), (84, 170), (300, 90), (200, 200), (500, 40), (10, 9), (1, 60), (333, 211))
-
-
-def prompt(processor: FlashSlothProcessor, question: str) -> str:
-    return render([Turn(question)], processor.encoder.template)
-
-
-def chat(*images: object, text: str = "What is this?") -> list[dict]:
-    parts = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": text}]
-    return [{"role": "user", "content": parts}]
-
-
-def assert_same(one: dict, other: dict) -> None:
-    assert set(one) == set(other)
-    for name in one:
-        assert torch.equal(one[name], other[name]), name
 
 
 @pytest.fixture

@@ -5,35 +5,20 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from factories import CROP_TOKENS, SIZE, TOKENIZERS, make_processor, picture
+from factories import CROP_TOKENS, SIZE, TOKENIZERS, assert_same, chat, make_processor, picture, prompt
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from transformers import AutoProcessor, PreTrainedTokenizerFast, pipeline
 
 from compressors.errors import UsageError
 from connectors.tiling import Tiling
-from llm_adapters.conversation import IMAGE, Turn, render
+from llm_adapters.conversation import IMAGE
 from llm_adapters.processing import FlashSlothProcessor
 
 
 @pytest.fixture
 def processor(model) -> FlashSlothProcessor:
     return make_processor(model)
-
-
-def prompt(processor: FlashSlothProcessor, question: str) -> str:
-    return render([Turn(question)], processor.encoder.template)
-
-
-def chat(*images: object, text: str = "What is this?") -> list[dict]:
-    parts = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": text}]
-    return [{"role": "user", "content": parts}]
-
-
-def assert_same(one: dict, other: dict) -> None:
-    assert set(one) == set(other)
-    for name in one:
-        assert torch.equal(one[name], other[name]), name
 
 
 def test_row_of_one_image(processor):
