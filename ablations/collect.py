@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ablations import prefill, spec
+from ablations import maps, prefill, spec
 from ablations.outcomes import Report, Row, Table
 from compressors.errors import UsageError
 from experiments import tables
@@ -25,6 +25,7 @@ from llm_adapters.conversation import Turn
 
 FLAG = b'"correct": '  # never inside a JSON string, where its quotes would be escaped
 BLIND = "no image"
+COUNTS = "prefill.json"
 FIRST_SEEDS = ["0", "1", "2"]
 
 
@@ -36,16 +37,19 @@ class Done:
     stage: Stage
 
 
-def report(wanted: Sequence[str], axes: Mapping[str, list[str]], store: Store, kept: Path,
+def report(wanted: Sequence[str], axes: Mapping[str, list[str]], store: Store, folder: Path,
            command: str) -> Report:
-    """Tables by name or path from what is finished below `store`. `kept`: the file of counted FLOPs."""
+    """Tables by name or path from what is finished below `store`. In `folder` counted FLOPs and drawn maps
+    are kept from one report to the next."""
     for key, values in axes.items():
         if len(values) > 1 and key != "seed":
             raise UsageError(f"{key}={','.join(values)}: a report takes one value; make one for each")
     files = tables.load_all(wanted, {"seed": seeds_there(store.root), **axes})
     finished: dict[str, Done] = {}
-    found = [collect(file, store, kept, finished) for file in files]
-    return Report(found, {"command": command, **made(list(finished.values()), store)})
+    found = [collect(file, store, folder / COUNTS, finished) for file in files]
+    new = Report(found, {"command": command, **made(list(finished.values()), store)})
+    maps.add(new, [(done.cell, done.stage) for done in finished.values()], store, folder)
+    return new
 
 
 def seeds_there(root: Path) -> list[str]:

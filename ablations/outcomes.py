@@ -2,6 +2,7 @@
 finished cells (`collect`), or from the files that an earlier report left:
 
     report.json               rows, claims, efficiency, versions: all but the outcomes
+    plots/attention-1.png     attention maps, which need the trained model
     outcomes/table3.npz       ids (Q,) and families (Q,) of the questions; right (cells, Q / 8), bits packed,
                               rows in order and within a row its seeds
 """
@@ -19,7 +20,7 @@ from ablations.spec import Claim
 from compressors.errors import UsageError
 from experiments.files import write_atomic
 
-FORMAT, FILE, FOLDER = 1, "report.json", "outcomes"
+FORMAT, FILE, FOLDER, PLOTS = 1, "report.json", "outcomes", "plots"
 
 
 @dataclass
@@ -67,10 +68,11 @@ class Table:
 
 @dataclass
 class Report:
-    """All tables, and how they came about: command, versions, times."""
+    """All tables, and how they came about: command, versions, times. `maps`: attention maps as PNG."""
 
     tables: list[Table]
     made: dict[str, Any]
+    maps: list[bytes] = field(default_factory=list)
 
 
 def save(report: Report, folder: Path) -> None:
@@ -88,12 +90,19 @@ def save(report: Report, folder: Path) -> None:
         content = io.BytesIO()
         np.savez_compressed(content, ids=table.ids, families=table.families, right=packed)
         write_atomic(place(folder, table.name), content.getvalue())
-    content = {"format": FORMAT, "made": report.made, "tables": tables}
+    (folder / PLOTS).mkdir(exist_ok=True)
+    for number, each in enumerate(report.maps, 1):
+        write_atomic(map_file(folder, number), each)
+    content = {"format": FORMAT, "made": report.made, "maps": len(report.maps), "tables": tables}
     write_atomic(folder / FILE, json.dumps(content, indent=1) + "\n")
 
 
 def place(folder: Path, name: str) -> Path:
     return folder / FOLDER / f"table{name}.npz"
+
+
+def map_file(folder: Path, number: int) -> Path:
+    return folder / PLOTS / f"attention-{number}.png"
 
 
 def load(folder: Path) -> Report:
@@ -103,7 +112,8 @@ def load(folder: Path) -> Report:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise UsageError(f"{path}: format {content['format']}, this version reads {FORMAT}")
-        return Report([load_table(each, folder) for each in content["tables"]], content["made"])
+        maps = [map_file(folder, i + 1).read_bytes() for i in range(content.get("maps", 0))]
+        return Report([load_table(each, folder) for each in content["tables"]], content["made"], maps)
     except FileNotFoundError as error:
         raise UsageError(f"results={folder}: no {error.filename}; give a folder that ablations.report "
                          "wrote") from error

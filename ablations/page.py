@@ -1,4 +1,5 @@
 """The report as one HTML page: tables, claims and plots inline, nothing to load."""
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -18,7 +19,7 @@ th { border-bottom: 1.5px solid #444; font-weight: 600; }
 .block td { text-align: left; font-style: italic; color: #555; padding-top: .6em; }
 .holds { color: #0a7d32; font-weight: 600; }
 .fails { color: #b3261e; font-weight: 600; } .open { color: #666; }
-.note { color: #555; font-size: .85em; margin: .3em 0; } svg { max-width: 100%; height: auto; }
+.note { color: #555; font-size: .85em; margin: .3em 0; } svg, img { max-width: 100%; height: auto; }
 """
 CLASSES = {HOLDS: "holds", FAILS: "fails", OPEN: "open"}
 
@@ -59,6 +60,11 @@ def page(title: str, sentences: Sequence[str], parts: Sequence[Grid | tuple[str,
 
 def picture(caption: str, svg: str) -> str:
     return f"<figure>{svg}<figcaption class=\"note\">{escape(caption)}</figcaption></figure>"
+
+
+def png(content: bytes) -> str:
+    """A PNG file as it stands inside a page."""
+    return f'<img src="data:image/png;base64,{b64encode(content).decode()}" alt="attention map">'
 
 
 def inline(svgs: Mapping[str, str]) -> dict[str, str]:

@@ -69,7 +69,7 @@ def from_cells(axes: dict[str, list[str]], root: Path, folder: Path, command: st
 
     wanted = axes.pop("table", [tables.ALL])
     axes["out"] = [str(root)]
-    found = collect.report(wanted, axes, Store(root), folder / "prefill.json", command)
+    found = collect.report(wanted, axes, Store(root), folder, command)
     if not found.made["cells"]:
         if not root.is_dir():
             raise UsageError(f"out={root}: no such directory; "

@@ -150,7 +150,19 @@ def provenance(report: Report) -> list[str]:
     return [f"Command: {made['command']}",
             f"{made['cells']} cells of preset {', '.join(made['presets'])}, last finished "
             f"{made['finished']}: {spent:.1f} h of stages, {unshared:.1f} h without sharing them.",
-            f"{versions}. {made['machine']}."]
+            f"{versions}. {made['machine']}.", *without_maps(report)]
+
+
+def maps_caption(report: Report) -> str:
+    """Below the attention maps."""
+    return (f"Where {report.made['maps']['of']} looks: the first test scenes with questions of two families "
+            f"({', '.join(report.made['maps']['scenes'])}); the redder a patch, the more weight.")
+
+
+def without_maps(report: Report) -> list[str]:
+    """A sentence where attention maps should be and could not."""
+    missing = report.made.get("maps", {}).get("missing")
+    return [f"No attention maps: {missing}"] if missing else []
 
 
 def published() -> list[str]:

@@ -2,7 +2,7 @@
 
     report.md  report.tex  report.html        the whole report
     scores.csv  claims.csv                    its numbers
-    plots/*.svg
+    plots/*.svg  plots/attention-*.png
     report.json  outcomes/table*.npz          what it can be made from again (outcomes.py)
 """
 from pathlib import Path
@@ -34,10 +34,12 @@ def write(report: Report, folder: Path, console: Console) -> None:
     (folder / "plots").mkdir(parents=True, exist_ok=True)
     for name, content in pictures.items():
         write_atomic(folder / "plots" / f"{name}.svg", content)
-    words = markdown(every, summary, notes, pictures, end)
+    words = markdown(report, every, summary, [*notes, *end], sorted(pictures))
     write_atomic(folder / "report.md", words)
     write_atomic(folder / "report.tex", latex.document(every, [*summary, *notes, *end]))
     parts = in_order(report, grids, page.inline(pictures))
+    if report.maps:
+        parts.append((view.maps_caption(report), "".join(map(page.png, report.maps))))
     write_atomic(folder / "report.html", page.page(TITLE, summary, parts, [*notes, *end]))
     write_atomic(folder / "scores.csv", render.scores_csv(report))
     write_atomic(folder / "claims.csv", render.claims_csv(report.tables, verdicts))
@@ -74,13 +76,16 @@ def in_order(report: Report, grids: dict[str, list[Grid]], pictures: dict[str, s
     return found
 
 
-def markdown(grids: list[Grid], summary: list[str], notes: list[str], pictures: dict[str, str],
-             end: list[str]) -> str:
+def markdown(report: Report, grids: list[Grid], summary: list[str], notes: list[str],
+             pictures: list[str]) -> str:
     """The whole report in Markdown; pictures lie beside it."""
     said = "\n".join(summary[:2]) + "\n" + "".join(f"{line}\n" for line in ["", *summary[2:]])
+    maps = [outcomes.map_file(Path(), number + 1).as_posix() for number in range(len(report.maps))]
+    shown = [*(f"plots/{name}.svg" for name in pictures), *maps]
+    if maps:
+        notes = [view.maps_caption(report), *notes]
     parts = [f"# {TITLE}\n", said, *(render.markdown(grid) for grid in grids), "## Plots\n",
-             "".join(f"![{name}](plots/{name}.svg)\n" for name in sorted(pictures)),
-             "\n\n".join([*notes, *end]), ""]
+             "".join(f"![{Path(each).stem}]({each})\n" for each in shown), "\n\n".join(notes), ""]
     return "\n".join(parts)
 
 

@@ -1,0 +1,69 @@
+"""Attention maps of a report (Figure 4 of the paper): where a trained model looks in a few test scenes.
+
+The model is that of the first finished cell with a query module, the scenes are the first of its test data
+with unlike questions: no hand picks them.
+"""
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ablations import outcomes
+from compressors.errors import UsageError
+from experiments.cells import Cell
+from experiments.plan import Stage
+from experiments.stages import Store
+
+SCENES, COLOURS = 3, 128
+
+
+def add(report: outcomes.Report, finished: Sequence[tuple[Cell, Stage]], store: Store, folder: Path) -> None:
+    """Draw the maps of a report, or take those that an earlier one of the same model left in `folder`. A
+    model or pictures that are gone leave a note in their place."""
+    chosen = next(((cell, stage) for cell, stage in finished if cell.config.query_module), None)
+    if chosen is None:
+        return
+    cell, stage = chosen
+    made: dict[str, Any] = {"of": f"{cell.label}, seed {cell.config.seed}",
+                            "stage": stage.inputs["finetune"].key}
+    earlier = read(folder)
+    if earlier is not None and earlier.made.get("maps", {}).get("stage") == made["stage"] and earlier.maps:
+        report.maps, made = earlier.maps, earlier.made["maps"]
+    else:
+        try:
+            report.maps, made["scenes"] = draw(stage, store)
+        except UsageError as error:
+            made["missing"] = str(error)
+    report.made["maps"] = made
+
+
+def read(folder: Path) -> outcomes.Report | None:
+    """The report that was written to `folder`, if there is one."""
+    try:
+        return outcomes.load(folder)
+    except UsageError:
+        return None
+
+
+def draw(stage: Stage, store: Store) -> tuple[list[bytes], list[str]]:
+    """PNG files and the scenes' ids. Imports torch."""
+    from experiments import attention_maps, samples, saved
+
+    inputs: Mapping[str, Path] = {kind: store.path(each) for kind, each in stage.inputs.items()}
+    model, processor = saved.load(inputs["finetune"])
+    shown = [sample for sample in samples.load(stage.config, inputs, "test", check_images=False)
+             if sample.images]
+    scenes = ([each for each in shown if len(attention_maps.unlike(each)) > 1] or shown)[:SCENES]
+    figures = attention_maps.for_report(model, processor, scenes)
+    return [png(figure) for figure in figures], [scene.id for scene in scenes]
+
+
+def png(figure) -> bytes:
+    """A figure with few colours: a tenth of its size."""
+    from PIL import Image
+
+    drawn, found = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=110)
+    Image.open(drawn).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(found, "png",
+                                                                                     optimize=True)
+    return found.getvalue()
