@@ -28,8 +28,10 @@ class Box(NamedTuple):
                 and self.high <= other.high)
 
 
-def put(axes, names: Sequence[str], x: np.ndarray, y: np.ndarray, half: np.ndarray) -> None:
-    """Annotate points with intervals y +- half. The limits and the place of the axes must be final."""
+def put(axes, names: Sequence[str], x: np.ndarray, y: np.ndarray, half: np.ndarray,
+        only: Sequence[int] | None = None) -> None:
+    """Annotate points with intervals y +- half, `only` some if given; names of the others would cover each
+    other. The limits and the place of the axes must be final."""
     pixel = axes.figure.dpi / 72
     place = axes.transData.transform
     points = place(np.stack([x, y], 1))
@@ -39,7 +41,9 @@ def put(axes, names: Sequence[str], x: np.ndarray, y: np.ndarray, half: np.ndarr
     sizes = [(0.62 * SIZE * pixel * len(name), 1.2 * SIZE * pixel) for name in names]
     frame = Box(*axes.bbox.extents)
     back = axes.transData.inverted().transform
-    for name, box, point in zip(names, arranged(points, sizes, taken, frame), points):
+    shown = list(range(len(names)) if only is None else only)
+    boxes = arranged(points[shown], [sizes[i] for i in shown], taken, frame)
+    for name, box, point in zip([names[i] for i in shown], boxes, points[shown]):
         right = box.left > point[0]
         near = box.left if right else box.right
         axes.annotate(name, back(point), back((near, (box.low + box.high) / 2)), fontsize=SIZE, va="center",

@@ -71,10 +71,10 @@ def from_cells(axes: dict[str, list[str]], root: Path, folder: Path, command: st
     axes["out"] = [str(root)]
     found = collect.report(wanted, axes, Store(root), folder, command)
     if not found.made["cells"]:
+        names = ",".join(table.name for table in found.tables)
         if not root.is_dir():
             raise UsageError(f"out={root}: no such directory; "
-                             f"python -m experiments.sweep table=all out={root} fills it")
-        names = ",".join(table.name for table in found.tables)
+                             f"python -m experiments.sweep table={names} out={root} fills it")
         raise UsageError(f"out={root}: no cell of table {names} has finished there; run "
                          f"python -m experiments.sweep table={names} out={root}, with the same settings")
     return found

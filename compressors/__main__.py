@@ -1,66 +1,53 @@
-"""`python -m compressors`: a table of every compressor, its tokens, what it learns and its knobs."""
-import inspect
+"""Lists every compressor: its tokens, what it learns, reads and needs, its paper and its knobs.
+
+Tokens, width and parameters are those at default knobs, behind a tower of 1152 channels and before an LLM of
+2560. `text`: reads the question. `projects`: makes tokens at the LLM's width, no projector follows. `levels`:
+reads several hidden states of the tower. A switch there, such as `text=true`, turns that on.
+"""
+import argparse
 import sys
-import typing
-from inspect import Parameter
+from collections.abc import Sequence
 from textwrap import wrap
 
-import torch
-
 import compressors
-from compressors import base
+from compressors import UsageError
 
-DIM, LLM_DIM, GRID = 1152, 2560, (24, 24)  # so400m, phi-2, a grid that most rates divide
-HEADER = ("name", "24x24 ->", "width", "learned", "what it is, and its knobs with their defaults")
-
-
-def knob(name: str, parameter: Parameter) -> str:
-    """`rate=3`, as a command line takes it; a choice shows all of them, its default first."""
-    default = parameter.default
-    if default is Parameter.empty:
-        return f"{name}=?"
-    if typing.get_origin(parameter.annotation) is typing.Literal:
-        options = typing.get_args(parameter.annotation)
-        return f"{name}={'|'.join([default, *(option for option in options if option != default)])}"
-    if default is None or isinstance(default, bool):
-        default = {None: "null", True: "true", False: "false"}[default]
-    return f"{name}={default}".replace(" ", "")
+COLUMNS = ("name", "tokens", "width", "learned", "text", "projects", "levels", "source")
+WIDTH, INDENT = 110, " " * 4
 
 
-def sizes(name: str) -> tuple[str, str, str]:
-    """Tokens, width and parameters of one compressor with default knobs, built without memory."""
+def table(found: Sequence) -> str:
+    """A line of columns for each of the `Facts`, and indented below it: title, summary, rule and knobs."""
+    rows = [COLUMNS, *(tuple(getattr(each, column) for column in COLUMNS) for each in found)]
+    sizes = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(cell.ljust(size) for cell, size in zip(row, sizes)).rstrip() for row in rows]
+    blocks = [[line, *below(each)] for line, each in zip(lines[1:], found)]
+    return "\n".join([lines[0], *(line for block in blocks for line in block)]) + "\n"
+
+
+def below(each) -> list[str]:
+    """What follows a compressor's line."""
+    paragraphs = [each.title, each.summary, each.rule, "  ".join(each.knobs)]
+    return [line for text in paragraphs
+            for line in wrap(text, WIDTH, initial_indent=INDENT, subsequent_indent=INDENT,
+                             break_long_words=False, break_on_hyphens=False)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit code."""
+    parser = argparse.ArgumentParser("python -m compressors", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="these compressors only")
+    wanted = parser.parse_args(arguments).names
     try:
-        with torch.device("meta"):
-            part = compressors.create(name, dim=DIM, llm_dim=LLM_DIM)
-        tokens = part.num_tokens(*(side // part.image_rate for side in GRID))
-    except compressors.UsageError:  # an outside compressor whose defaults do not fit this grid
-        return "?", "?", "?"
-    count = sum(p.numel() for p in part.parameters())
-    return str(tokens), str(part.out_dim), f"{count / 1e6:.1f} M" if count else "-"
+        from compressors.listing import facts  # torch: not for --help
 
-
-def row(name: str) -> tuple[str, ...]:
-    """The cells of one compressor."""
-    summary = (inspect.getdoc(base.registry.get(name)) or "").partition("\n\n")[0]
-    knobs = "  ".join(knob(k, p) for k, p in compressors.knobs(name).items())
-    return name, *sizes(name), f"{' '.join(summary.split())}\n{knobs}"
-
-
-def table(rows: list[tuple[str, ...]], width: int = 110) -> str:
-    """Columns padded with spaces; the last one, whose paragraphs are separated by newlines, wraps."""
-    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]) - 1)]
-    indent = sum(widths) + 2 * len(widths)
-    lines = []
-    for *cells, text in rows:
-        first = "  ".join(cell.ljust(size) for cell, size in zip(cells, widths)) + "  "
-        paragraphs = [line for part in text.splitlines() for line in wrap(part, width - indent)]
-        lines += [start + line for start, line in zip([first] + [" " * indent] * len(paragraphs), paragraphs)]
-    return "\n".join(line.rstrip() for line in lines) + "\n"
-
-
-def main() -> None:
-    sys.stdout.write(table([HEADER, *map(row, compressors.names())]))
+        sys.stdout.write(table([facts(name) for name in wanted or compressors.names()]))
+    except UsageError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

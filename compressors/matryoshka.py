@@ -6,6 +6,8 @@ from finer ones, and picks one of them when asked: one training run for every bu
     host with a grid     the grid average-pooled by a scale s (M3)        9*9 -> 81, 25, 9 at scales 1, 2, 4
     host without one     the first ceil(Q / s^2) tokens (MQT)             64 -> 64, 16, 4
 
+    H*W -> the host's tokens at the finest scale        729 -> 81 behind avg_pool
+
 Before each training step `draw` takes a scale; the sequence has room for the finest, and whoever builds it
 masks the places that are left (`visible`). In evaluation there is one scale, the finest or what `pick` was
 told, and nothing to mask.

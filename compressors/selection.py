@@ -1,10 +1,12 @@
 """What the methods that choose or merge patches share: choices are made in float32, and carry no gradient."""
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import wraps
 
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.amp import is_autocast_available
 
 from compressors.base import MaybeTensor
 from compressors.grid import BudgetCompressor
@@ -18,7 +20,9 @@ def choice(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @wraps(function)
     def chosen(tokens: Tensor, *arguments: object) -> Tensor:
-        with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
+        device = tokens.device.type
+        plain = torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext()
+        with torch.no_grad(), plain:  # the meta device has no autocast
             return function(tokens.float(), *arguments)
 
     return chosen

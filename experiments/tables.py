@@ -10,6 +10,7 @@
 `rows` may stand at the top: one block without a title. `scaled` gives values that grow with the model (see
 `model_sizes.py`); `ours` says why a value is our own choice. `claims` are read by `ablations`.
 """
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -62,15 +63,24 @@ def folder() -> Path:
 
 
 def names() -> list[str]:
-    """What `table=` may be, beside `all` and a path."""
+    """The paper's tables, which `all` stands for."""
     return sorted(path.stem.removeprefix("table") for path in folder().glob("table*.yaml"))
+
+
+def others() -> list[str]:
+    """The project's own tables: YAML files with rows that have a name of their own."""
+    return sorted(path.stem for path in folder().glob("*.yaml") if not path.stem.startswith("table")
+                  and re.search("^(rows|blocks):", path.read_text(encoding="utf-8"), re.M))
 
 
 def find(name: str) -> Path:
     """The file of a table's name, or a path that ends in .yaml."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else folder() / f"table{name}.yaml"
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+    else:
+        path = folder() / (f"{name}.yaml" if name in others() else f"table{name}.yaml")
     if not path.is_file():
-        there = ", ".join([*names(), ALL]) if names() else "none yet"
+        there = ", ".join([*names(), *others(), ALL]) if names() else "none yet"
         raise UsageError(f"table={name}: no {path}; there are: {there}; or a path that ends in .yaml")
     return path
 
@@ -82,7 +92,7 @@ def load(name: str, axes: Axes) -> TableFile:
 
 
 def load_all(wanted: Sequence[str], axes: Axes) -> list[TableFile]:
-    """Several tables, each once; `all` stands for those of the project. A knob of the command line has to be
+    """Several tables, each once; `all` stands for those of the paper. A knob of the command line has to be
     of use to one of them."""
     found = [each for name in wanted for each in (names() if name == ALL else [name])]
     if not found:

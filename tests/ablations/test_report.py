@@ -206,7 +206,7 @@ def test_a_table_of_one_s_own(tmp_path):
     (["sedd=0"], "unknown setting 'sedd'; did you mean 'seed'"),
     (["preset=tiny,small"], "preset=tiny,small: a report takes one value"),
     (["to=a,b"], "to=a,b: takes one value"),
-    (["out=no/where"], "out=no/where: no such directory; python -m experiments.sweep table=all"),
+    (["out=no/where"], "out=no/where: no such directory; python -m experiments.sweep table=3,4,5,6"),
     (["results=no/where"], "results=no/where: no no/where/report.json"),
     (["results=x", "seed=1"], "seed: cells are not looked at with results=x"),
     (["--tabel"], "unrecognized arguments: --tabel"),

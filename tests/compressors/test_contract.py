@@ -139,6 +139,14 @@ def test_compiles_in_one_piece(name):
 
 
 @every_case
+def test_runs_without_memory(name, knobs):
+    """On the meta device, where sizes and operations are counted."""
+    part = build(name, knobs).to("meta")
+    tokens = part(*(x.to("meta") for x in inputs(part)))
+    assert tokens.shape == (3, part.num_tokens(12, 12), part.out_dim)
+
+
+@every_case
 def test_gradients_reach_everything(name, knobs):
     part = build(name, knobs).train()
     features, *text = inputs(part)

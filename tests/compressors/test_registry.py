@@ -6,7 +6,6 @@ from importlib.metadata import EntryPoint
 from typing import Literal
 
 import pytest
-import torch
 
 import compressors
 from compressors import Compressor, UsageError
@@ -134,14 +133,3 @@ def test_every_name_is_public():
         assert getattr(compressors, name) is not None
     with pytest.raises(AttributeError):
         compressors.sapp  # noqa: B018
-
-
-def test_table_lists_all(capsys):
-    from compressors.__main__ import main
-
-    main()
-    lines = capsys.readouterr().out.splitlines()
-    assert set(compressors.names()) <= {line.split(" ")[0] for line in lines}
-    assert max(map(len, lines)) <= 110
-    assert any(line.split()[:3] == ["sap", "64", "1152"] for line in lines)
-    assert torch.get_default_device().type == "cpu"

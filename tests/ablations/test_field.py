@@ -1,0 +1,55 @@
+"""The field's table: nobody is forgotten, every row has the same budget, and `all` is still the paper."""
+import pytest
+import torch
+
+import compressors
+from ablations import spec
+from experiments import signatures, sweep, tables
+from experiments.plan import plan
+
+BUILT_IN = sorted(signatures.compressors().found)
+CONTROLS = {"identity", "random", "downsample"}
+
+
+@pytest.fixture(scope="module")
+def field():
+    return tables.load("field", {})
+
+
+def test_every_compressor_is_there_without_and_with_embq(field):
+    rows = {row.label: row.cells[0].config.compressor for row in field.rows}
+    assert all(label == compressor for label, compressor in rows.items())
+    assert set(rows) == {*BUILT_IN, *(f"{name}+embq" for name in set(BUILT_IN) - CONTROLS)}
+
+
+@pytest.mark.parametrize(("preset", "dim", "llm_dim", "side", "tokens"), [
+    ("tiny", 128, 256, 12, 16), ("flashsloth", 1152, 2560, 27, 81)])
+def test_rows_have_one_budget(preset, dim, llm_dim, side, tokens):
+    for row in tables.load("field", {"preset": [preset]}).rows:
+        config = row.cells[0].config
+        name = config.compressor_name
+        with torch.device("meta"):
+            part = compressors.create(name, dim=dim, llm_dim=llm_dim, **config.knobs(name))
+        expected = side * side if name == "identity" else tokens
+        assert part.num_tokens(*[side // part.image_rate] * 2) == expected, row.label
+
+
+def test_claims_name_its_rows(field):
+    first, best = spec.claims(field)
+    assert {pair[1] for pair in first.pairs} == set(BUILT_IN) - CONTROLS
+    assert len(best.pairs) == 2 * len(first.pairs) - 1
+
+
+def test_a_compressor_is_pretrained_once(field):
+    stages = {}
+    for row in field.rows:
+        stages |= plan(row.cells[0].config).ancestors()
+    assert sum(stage.kind == "pretrain" for stage in stages.values()) == len(BUILT_IN)
+
+
+def test_all_is_the_paper(capsys, tmp_path):
+    named = [table.name for table in tables.load_all([tables.ALL, "field"], {})]
+    assert named == ["3", "4", "5", "6", "field"]
+    assert tables.others() == ["field"]  # published.yaml has no rows
+    assert sweep.main(["table=fields", f"out={tmp_path}", "--plan"]) == 2
+    assert "there are: 3, 4, 5, 6, field, all" in capsys.readouterr().err

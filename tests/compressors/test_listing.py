@@ -1,0 +1,105 @@
+"""`python -m compressors`: what it says of every registered compressor is what the compressor does."""
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import compressors
+from compressors import Compressor
+from compressors.__main__ import main
+from compressors.base import registry
+from compressors.listing import DIM, LLM_DIM, NO, YES, amount, facts
+
+EVERY = compressors.names()
+CONTROLS = {"avg_pool", "identity", "random", "uniform"}  # of no paper
+every_name = pytest.mark.parametrize("name", EVERY)
+
+
+def shown(capsys, *arguments: str) -> list[str]:
+    assert main(arguments) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_lists_all_with_their_knobs(capsys):
+    lines = shown(capsys)
+    assert max(map(len, lines)) <= 110
+    assert [line.split()[0] for line in lines[1:] if line[0] != " "] == EVERY
+    words = " ".join(lines).split()
+    for name in EVERY:
+        assert {f"{knob}=" for knob in compressors.knobs(name)} <= {f"{w.partition('=')[0]}=" for w in words}
+    assert torch.get_default_device().type == "cpu"
+
+
+@every_name
+def test_tokens_width_and_parameters(name):
+    found, part = facts(name), meta(name)
+    grid, _, count = found.tokens.partition(" -> ")
+    height, width = (int(side) // part.image_rate for side in grid.split("x"))
+    assert part.num_tokens(height, width) == int(count) and int(found.width) == part.out_dim
+    assert (found.learned == NO) == (not list(part.parameters()))
+
+
+def meta(name: str) -> Compressor:
+    with torch.device("meta"):
+        return compressors.create(name, dim=DIM, llm_dim=LLM_DIM)
+
+
+@every_name
+def test_what_it_is_and_where_it_is_from(name):
+    found = facts(name)
+    assert found.title.endswith(".") and found.summary.endswith(".")
+    assert found.rule.startswith("H*W") and "->" in found.rule
+    assert (found.source == NO) == (name in CONTROLS)
+
+
+@every_name
+def test_flags_are_those_of_the_class(name):
+    found, part = facts(name), meta(name)
+    for shown_as, flag in ((found.text, part.needs_text), (found.projects, part.projects),
+                           (found.levels, part.needs_levels)):
+        assert (shown_as == YES) == bool(flag)
+
+
+def test_flags_that_a_knob_turns_on():
+    assert facts("qformer").text == "text=true"
+    assert facts("pixel_shuffle").projects == facts("window_attention_pool").projects == "projector=true"
+    assert facts("token_packer").levels == "levels=[...]"
+    assert facts("matryoshka").text == facts("matryoshka").levels == "host's"
+
+
+def test_one_alone_and_a_typo(capsys):
+    lines = shown(capsys, "sap")
+    assert lines[1].split() == ["sap", "27x27", "->", "81", "1152", "1.3", "M", *"---", "arXiv", "2412.04317"]
+    assert len(lines) == 6
+    assert main(["sapp"]) == 2
+    assert capsys.readouterr().err.startswith("error: unknown compressor 'sapp'; did you mean 'sap'?")
+
+
+def test_one_that_says_nothing_is_listed(capsys):
+    class Bare(Compressor):
+        def __init__(self, dim: int, *, cut: int | None = None):
+            super().__init__()
+            self.out_dim, self.cut = dim, cut
+
+        def num_tokens(self, height, width):
+            raise compressors.UsageError(f"{height}x{width}: nothing fits")
+
+    registry.register("bare")(Bare)
+    try:
+        found = facts("bare")
+        assert (found.tokens, found.summary, found.rule, found.knobs) == ("?", "", "", ("cut=null",))
+        assert shown(capsys, "bare")[1].startswith("bare ")
+    finally:
+        del registry._classes["bare"]
+
+
+def test_amounts():
+    assert [amount(n) for n in (1_329_409, 12_500, 900)] == ["1.3 M", "12.5 k", "900"]
+
+
+def test_help_does_not_wait_for_torch():
+    code = ("import sys\nfrom compressors.__main__ import main\ntry:\n    main(['--help'])\n"
+            "except SystemExit:\n    print('torch' in sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: python -m compressors") and done.stdout.endswith("False\n")

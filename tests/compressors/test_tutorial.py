@@ -1,0 +1,81 @@
+"""The tutorial's files and commands, as they stand in it, in a distribution of their own."""
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import compressors
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # comes with pytest there
+
+ROOT = Path(__file__).parents[2]
+TEXT = (Path(compressors.__file__).parent / "TUTORIAL.md").read_text()
+FILES = dict(re.findall(r"`([\w.]+)`[^`]*:\n\n```\w+\n(.*?)```", TEXT, re.S))
+COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", TEXT, re.S) for line in block.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The files, and what `pip install -e .` would leave beside them."""
+    made = tmp_path_factory.mktemp("tutorial")
+    for name, text in FILES.items():
+        (made / name).write_text(text)
+    project = tomllib.loads(FILES["pyproject.toml"])["project"]
+    info = made / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Name: {project['name']}\nVersion: {project['version']}\n")
+    lines = [line for group, points in project["entry-points"].items()
+             for line in (f"[{group}]", *(f"{name} = {value}" for name, value in points.items()))]
+    (info / "entry_points.txt").write_text("\n".join(lines))
+    return made
+
+
+def run(folder: Path, start: str) -> str:
+    """The output of the tutorial's one command that starts like this; pytest's is run in the checkout."""
+    (command,) = (line for line in COMMANDS if line.startswith(f"python -m {start}"))
+    words = [sys.executable, *shlex.split(command)[1:]]
+    path = os.pathsep.join([str(folder), str(ROOT)])
+    done = subprocess.run(words, cwd=ROOT if start == "pytest" else folder, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_its_files_and_its_size():
+    assert list(FILES) == ["mean_max.py", "pyproject.toml", "mine.yaml"]
+    body = FILES["mean_max.py"].partition("class ")[2]
+    assert sum(bool(line.strip()) for line in body.splitlines()) <= 20
+    assert len(COMMANDS) == 5
+
+
+def test_it_is_listed(folder):
+    lines = run(folder, "compressors").splitlines()
+    assert lines[1].split()[:7] == ["mean_max", "27x27", "->", "81", "1152", "2.7", "M"]
+    assert [line.strip() for line in lines[2:]] == [
+        "Mean and maximum of windows.", "The mean and the maximum of every `rate` x `rate` window, mixed.",
+        "H*W -> (H/k) * (W/k)        729 -> 81 at k = 3", "rate=3"]
+
+
+def test_it_has_a_picture(folder):
+    assert run(folder, "experiments.gallery") == "gallery/mean_max.png\n"
+    assert "## mean_max\n\nMean and maximum of windows." in (folder / "gallery" / "README.md").read_text()
+
+
+def test_it_keeps_the_contract(folder):
+    assert run(folder, "pytest").count(".") > 40  # one each; none selected is an exit code of its own
+
+
+@pytest.mark.slow
+def test_its_row_in_a_table(folder):
+    said = run(folder, "experiments.sweep compressor=mean_max")
+    assert re.search(r"^\| mean_max +\| +16 \|", said, re.M), said
+    assert list((folder / "try").glob("finetune/*/model/*.safetensors"))
+    plan = run(folder, "experiments.sweep table=mine.yaml")
+    assert re.search(r"pretrain +│ 6 ", plan) and "with EmbQ seed=2" in plan, plan
