@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.data import parquet
 from experiments.data.captions import INSTRUCTIONS, describe
 from experiments.data.pictures import SEEN_STYLES, UNSEEN_STYLES
 from experiments.data.questions import Question, ask
@@ -40,6 +41,7 @@ SPLITS = {
     "test": Split(500),
     "test_style": Split(300, UNSEEN_STYLES, UNSEEN_FONTS),
 }
+HELD_OUT = ("tune", "test", "test_style")
 Progress = Callable[[int, int], None]
 
 
@@ -167,10 +169,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--scale", type=float, default=1.0, help="multiplies the number of scenes of every split"
     )
+    parser.add_argument(
+        "--parquet", action="store_true", help="the held-out splits as Parquet files too (needs pyarrow)"
+    )
     options = parser.parse_args(arguments)
     sizes = {split: max(1, round(default.scenes * options.scale)) for split, default in SPLITS.items()}
     try:
+        if options.parquet:
+            parquet.require()
         manifest = _write_with_bar(options.out, options.seed, sizes)
+        for split in HELD_OUT if options.parquet else ():
+            parquet.write(options.out / f"{split}.json", options.out / f"{split}.parquet")
     except (OSError, ValueError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

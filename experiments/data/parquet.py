@@ -1,0 +1,90 @@
+"""LLaVA-format data as Parquet, a row a question, as evaluation harnesses read it.
+
+    id string, images list of {bytes, path}, question string, answer string, family string
+
+`images` are those shown up to the question, as the files are; the schema tells Hugging Face's `datasets` that
+they are images. A question says `<image>` only where an image stands inside its text. Needs pyarrow.
+"""
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from compressors.errors import UsageError
+from experiments.answers import ALL
+from experiments.data import llava
+from llm_adapters.conversation import IMAGE
+
+STRING = {"dtype": "string", "_type": "Value"}
+FEATURES = {"id": STRING, "images": {"feature": {"_type": "Image"}, "_type": "List"}, "question": STRING,
+            "answer": STRING, "family": STRING}
+ROWS = 1000  # of a row group
+SHARED = 1 << 26  # bytes of a row group's different images, stored once each
+
+
+def write(source: Path, out: Path, images: Path | None = None) -> int:
+    """Every question of a LLaVA-format JSON file into one Parquet file; how many. `images`: as `llava.load`.
+    UsageError without pyarrow, and for what is wrong with the data."""
+    require()
+    import pyarrow
+    from pyarrow import parquet
+
+    asked = llava.questions(llava.load(source, images))
+    text = pyarrow.string()
+    picture = pyarrow.struct([("bytes", pyarrow.binary()), ("path", text)])
+    columns = {name: pyarrow.list_(picture) if name == "images" else text for name in FEATURES}
+    told = json.dumps({"info": {"features": FEATURES}})
+    schema = pyarrow.schema(list(columns.items()), metadata={"huggingface": told})
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    options = {"compression": "zstd", "dictionary_pagesize_limit": SHARED}
+    try:
+        with parquet.ParquetWriter(part, schema, **options) as file:
+            for start in range(0, len(asked), ROWS):
+                found = list(rows(asked[start : start + ROWS]))
+                file.write_table(pyarrow.Table.from_pylist(found, schema))
+        part.rename(out)
+    finally:
+        part.unlink(missing_ok=True)
+    return len(asked)
+
+
+def require() -> None:
+    """UsageError without pyarrow."""
+    if not find_spec("pyarrow"):
+        raise UsageError("Parquet files need pyarrow, which is not installed; pip install pyarrow")
+
+
+def rows(asked: Sequence[llava.Sample]) -> Iterator[dict]:
+    """One-question samples as rows."""
+    for sample in asked:
+        question, answer = sample.turns[0]
+        before = f"{IMAGE}\n" * len(sample.images)
+        images = [{"bytes": path.read_bytes(), "path": path.name} for path in sample.images]
+        yield {"id": sample.id, "images": images, "question": question.removeprefix(before), "answer": answer,
+               "family": sample.families[0] if sample.families else ALL}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; 0, or 2 with one line on what was wrong."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.data.parquet", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="LLaVA-format JSON, such as picture_vqa/test.json")
+    parser.add_argument("out", type=Path, help="Parquet file to write")
+    parser.add_argument("--images", type=Path, help="folder of its images (that of the JSON)")
+    given = parser.parse_args(arguments)
+    try:
+        count = write(given.source, given.out, given.images)
+    except (OSError, UsageError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    sys.stdout.write(f"{given.out}: {count} questions\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

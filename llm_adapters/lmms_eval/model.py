@@ -1,0 +1,91 @@
+"""A saved model as lmms-eval calls it."""
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from lmms_eval.api.model import lmms
+from lmms_eval.utils import simple_parse_args_string
+from tqdm import tqdm
+
+from compressors.errors import UsageError
+from llm_adapters import saved
+from llm_adapters.lmms_eval.requests import batches, cut, generation, message, pictures
+
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
+
+
+class SlothKit(lmms):
+    """`--model slothkit --model_args pretrained=DIR`.
+
+    pretrained   OUT/cells/CELL, OUT/finetune/KEY, or a folder that save_pretrained wrote: of ours, or of
+                 another MLLM with a compressor attached (`llm_adapters.reuse`)
+    batch_size   questions of a batch
+    device       as PyTorch names it; None: a GPU if there is one. `accelerate launch` gives each process its
+                 own
+    dtype        float32, bfloat16 or float16; None: bfloat16 on a GPU, else float32
+    """
+
+    def __init__(self, pretrained: str, batch_size: int | str = 1, device: str | None = None,
+                 dtype: str | None = None):
+        super().__init__()
+        if not str(batch_size).isdigit() or not int(batch_size):
+            raise UsageError(f"batch_size={batch_size}: expected a number of at least 1")
+        if dtype not in (None, *DTYPES):
+            raise UsageError(f"dtype={dtype}: choose one of {', '.join(DTYPES)}")
+        self.batch_size, self.accelerator = int(batch_size), Accelerator()
+        several = self.accelerator.num_processes > 1
+        found = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = self.accelerator.device if several else torch.device(device or found)
+        folder = Path(str(pretrained))
+        self.model, self.processor = saved.load(folder, self.device, DTYPES.get(dtype), attached=True)
+        if not self.processor.chat_template:
+            raise UsageError(f"{folder}: the processor has no chat template; give it one and save it again")
+        self.processor.tokenizer.padding_side = "left"
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict | None = None) -> "SlothKit":
+        """As the harness's, but --model_args wins over --batch_size and --device."""
+        asked = {name: value for name, value in (additional_config or {}).items() if value is not None}
+        return cls(**{**asked, **simple_parse_args_string(arg_string)})
+
+    def generate_until(self, requests: Sequence) -> list[str]:
+        """An answer to each request, in their order."""
+        asked, answers = [request.args for request in requests], [""] * len(requests)
+        with tqdm(total=len(asked), disable=self.rank != 0, desc="Model Responding") as bar:
+            for numbers in batches(asked, self.batch_size):
+                for number, answer in zip(numbers, self.answers([asked[number] for number in numbers])):
+                    answers[number] = answer
+                bar.update(len(numbers))
+        return answers
+
+    def answers(self, asked: Sequence[tuple]) -> list[str]:
+        """Answers to (context, settings, doc_to_visual, document, task, split)s with the same settings."""
+        rows, said = [], [""] * len(asked)
+        for context, _, doc_to_visual, document, task, split in asked:
+            rows.append((context, pictures(doc_to_visual(self.task_dict[task][split][document]), task)))
+        for with_images in (True, False):  # not every processor takes rows of both kinds
+            numbers = [i for i, (_, images) in enumerate(rows) if bool(images) == with_images]
+            if numbers:
+                chats = [[message(*rows[i])] for i in numbers]
+                for i, answer in zip(numbers, self.generate(chats, asked[0][1])):
+                    said[i] = answer
+        return said
+
+    @torch.inference_mode()
+    def generate(self, chats: list[list[dict]], settings: Mapping) -> list[str]:
+        """The model's turn in each chat, padded on the left."""
+        inputs = self.processor.apply_chat_template(
+            chats, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True,
+            processor_kwargs={"padding": True}).to(self.device, self.model.dtype)
+        out = self.model.generate(**inputs, **generation(settings))
+        new = out[:, inputs["input_ids"].shape[1] :]
+        texts = self.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
+        return [cut(text, settings.get("until")) for text in texts]
+
+    def loglikelihood(self, requests: Sequence) -> list[tuple[float, bool]]:
+        raise NotImplementedError(f"{requests[0].task_name}: slothkit answers in words; take the task that "
+                                  "generates, such as seedbench instead of seedbench_ppl")
+
+    def generate_until_multi_round(self, requests: Sequence) -> list[str]:
+        raise NotImplementedError(f"{requests[0].task_name}: slothkit answers one question at a time")

@@ -1,0 +1,73 @@
+"""A saved model, by the folder of its cell, of its finetune stage or of its weights."""
+import json
+from pathlib import Path
+
+from compressors.errors import UsageError
+
+KIND = "slothkit"
+
+
+def find(path: Path, attached: bool = False) -> Path:
+    """The folder that `from_pretrained` takes, for OUT/cells/CELL, OUT/finetune/KEY or that folder itself.
+    `attached`: of another MLLM with a compressor in it (`llm_adapters.reuse`), too.
+    UsageError if none of them is there."""
+    path = Path(path)
+    if not path.exists():
+        raise UsageError(f"{path}: no such folder; give OUT/cells/CELL, OUT/finetune/KEY or a saved model's")
+    stages = path / "stages.json"
+    if stages.is_file():
+        trained = next((name for name in read(stages) if name.startswith("finetune/")), None)
+        if trained is None:
+            raise UsageError(f"{stages}: names no finetune stage; run the cell's command again")
+        return checked(path.resolve().parent.parent / trained / "model", attached)
+    inside = path / "model"  # of a finetune stage
+    return checked(inside if inside.is_dir() and not (path / "config.json").exists() else path, attached)
+
+
+def checked(folder: Path, attached: bool = False) -> Path:
+    """The folder, if a model of ours is saved in it."""
+    config = folder / "config.json"
+    if not config.is_file():
+        raise UsageError(f"{folder}: no model here (no config.json); give OUT/cells/CELL, OUT/finetune/KEY "
+                         "or a folder that save_pretrained wrote")
+    kind = read(config).get("model_type")
+    if kind != KIND and not (attached and is_attached(folder)):
+        raise UsageError(f"{folder}: a model of type {kind}, not {KIND}; train one with "
+                         "python -m experiments.sweep, or convert one with python -m llm_adapters.released")
+    return folder
+
+
+def is_attached(folder: Path) -> bool:
+    """Whether the model in a folder is another MLLM with a compressor in it."""
+    return isinstance(read(folder / "config.json").get("slothkit"), dict)
+
+
+def read(path: Path):
+    """A JSON file, or a UsageError."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not JSON ({error}); the file is damaged") from error
+
+
+def load(path: Path, device, dtype=None, attached: bool = False):
+    """(model, processor) of `find(path)`, in eval mode. `dtype`: None is bfloat16 on a GPU, else float32."""
+    import torch
+    from safetensors import SafetensorError
+
+    from llm_adapters import reuse
+    from llm_adapters.auto import FlashSlothForConditionalGeneration, FlashSlothProcessor
+
+    folder = find(path, attached)
+    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    try:
+        if is_attached(folder):
+            model, processor = reuse.load(folder, dtype=dtype)
+            return model.to(device).eval(), processor
+        model = FlashSlothForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        processor = FlashSlothProcessor.from_pretrained(folder)
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{folder}: cannot be loaded ({reason}); save the model and its processor there "
+                         "again") from error
+    return model.to(device, dtype).eval(), processor

@@ -1,0 +1,38 @@
+"""Saved models of both kinds by their folder: ours, and another MLLM with a compressor attached."""
+import pytest
+import torch
+from factories import make_model, make_processor
+from reuse_families import answers, attached, inputs, two_rows
+from reuse_families import make_model as make_other
+
+from compressors.errors import UsageError
+from llm_adapters import saved
+
+CPU = torch.device("cpu")
+
+
+def test_ours(tmp_path):
+    model = make_model()
+    for part in (model, make_processor(model)):
+        part.save_pretrained(tmp_path / "model")
+    loaded, processor = saved.load(tmp_path, CPU, torch.bfloat16)
+    assert loaded.dtype == torch.bfloat16 and not loaded.training
+    assert processor.image_tokens == model.num_image_tokens()
+
+
+def test_another_with_a_compressor(tmp_path):
+    model, processor = attached("llava")
+    for part in (model, processor):
+        part.save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="a model of type llava, not slothkit"):
+        saved.load(tmp_path, CPU)
+    loaded, again = saved.load(tmp_path, CPU, attached=True)
+    rows = two_rows("llava", marked=True)
+    assert answers(loaded, inputs(again, rows)) == answers(model, inputs(processor, rows))
+
+
+def test_another_without_one(tmp_path):
+    model = make_other("llava")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="a model of type llava, not slothkit"):
+        saved.find(tmp_path, attached=True)
