@@ -64,10 +64,10 @@ def load(path: Path, device, dtype=None, attached: bool = False):
         if is_attached(folder):
             model, processor = reuse.load(folder, dtype=dtype)
             return model.to(device).eval(), processor
-        model = FlashSlothForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        model = FlashSlothForConditionalGeneration.from_pretrained(folder, dtype=dtype)
         processor = FlashSlothProcessor.from_pretrained(folder)
     except (OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"{folder}: cannot be loaded ({reason}); save the model and its processor there "
                          "again") from error
-    return model.to(device, dtype).eval(), processor
+    return model.to(device).eval(), processor  # not to `dtype`: rotary frequencies stay in float32

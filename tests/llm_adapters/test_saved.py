@@ -18,6 +18,8 @@ def test_ours(tmp_path):
     loaded, processor = saved.load(tmp_path, CPU, torch.bfloat16)
     assert loaded.dtype == torch.bfloat16 and not loaded.training
     assert processor.image_tokens == model.num_image_tokens()
+    frequencies = {name: each for name, each in loaded.named_buffers() if "inv_freq" in name}
+    assert frequencies and all(each.dtype == torch.float32 for each in frequencies.values())
 
 
 def test_another_with_a_compressor(tmp_path):
