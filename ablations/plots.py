@@ -1,12 +1,9 @@
 """Pictures of a report as SVG: accuracy against visual tokens, claims, families, what EmbQ adds."""
-import io
 import math
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from ablations import labels
@@ -14,26 +11,11 @@ from ablations.outcomes import Row, Table
 from ablations.spec import Claim
 from ablations.statistics import seed_interval
 from ablations.verdicts import FAILS, HOLDS, Verdict, judge
+from experiments.figures import BLUE, GREY, ORANGE, bare, svg
 
 COLOURS = {HOLDS: "#0a7d32", FAILS: "#b3261e"}
-GREY, BLUE, ORANGE = "#8a8f98", "#2f5fa7", "#c7661a"
+CROWD = 24  # rows of which not all can have a name in a plot
 LINE = 0.27  # inches a row of a picture with rows takes
-
-
-def svg(figure: Figure) -> str:
-    """The same bytes for the same picture."""
-    out = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "slothkit", "svg.fonttype": "path"}):
-        FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None, "Creator": None})
-    return out.getvalue()
-
-
-def bare(axes, grid: str) -> None:
-    """No box; light lines along one axis."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis=grid, color="#e3e5e9", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8)
 
 
 def seen(table: Table) -> list[Row]:
@@ -47,8 +29,10 @@ def seen(table: Table) -> list[Row]:
 
 
 def tokens_of(row: Row) -> float:
-    """Of an image and a question's queries: what the LLM reads beside the text."""
-    return row.efficiency["visual_tokens"] + row.efficiency.get("query_tokens", 0)
+    """Of an image and a question's queries: what the LLM reads beside the text, where a pruner drops some on
+    average over its layers."""
+    visual = row.efficiency.get("average_visual_tokens") or row.efficiency["visual_tokens"]
+    return visual + row.efficiency.get("query_tokens", 0)
 
 
 def pareto(table: Table) -> str | None:
@@ -76,7 +60,8 @@ def pareto(table: Table) -> str | None:
     axes.set_xticks(shown, [f"{t:.0f}" for t in shown])
     axes.set_xticks([], minor=True)
     axes.set_xlim(tokens.min() / 1.15, tokens.max() * 1.6)
-    labels.put(axes, [row.label for row in rows], tokens, means, half.max(0))
+    labels.put(axes, [row.label for row in rows], tokens, means, half.max(0),
+               named(tokens, means, best) if len(rows) > CROWD else None)
     axes.set_xlabel("visual tokens of an image + query tokens", fontsize=9)
     axes.set_ylabel("accuracy in %", fontsize=9)
     axes.set_title(f"{table.heading}: accuracy against tokens", fontsize=10, loc="left")
@@ -84,6 +69,12 @@ def pareto(table: Table) -> str | None:
                 borderaxespad=0.2)
     bare(axes, "y")
     return svg(figure)
+
+
+def named(tokens: np.ndarray, means: np.ndarray, best: Sequence[int]) -> list[int]:
+    """Which of a crowd of rows have names: the front, and the lowest at each number of tokens."""
+    lowest = [min(np.flatnonzero(tokens == each), key=lambda i: means[i]) for each in sorted(set(tokens))]
+    return list(dict.fromkeys([*map(int, best), *map(int, lowest)]))
 
 
 def sparse(values: Sequence[float]) -> list[float]:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from compressors.errors import UsageError
 from experiments import fingerprint, signatures, tables
@@ -15,6 +16,9 @@ from experiments.cells import blind_cells
 from experiments.config import Config
 from experiments.files import write_atomic
 from experiments.model_sizes import model_config
+
+if TYPE_CHECKING:
+    from llm_adapters.modeling import FlashSlothForConditionalGeneration
 
 TEXT = 40  # tokens of prompt and question
 VERSION = 1  # counted up when a count changes
@@ -33,6 +37,8 @@ def shape(config: Config) -> str:
         parts[config.projector] = signatures.projectors().settled(projector, config.knobs(projector))
     if query_module:
         parts[query_module] = signatures.query_modules().settled(query_module, config.knobs(query_module))
+    if config.prune is not None:
+        parts[config.prune] = signatures.pruners().settled(config.prune, config.knobs(config.prune))
     sources = {"tower.source": config.tower.source, "llm.source": config.llm.source}
     models = [{key: value for key, value in model_config(*each).items() if key not in UNREAD}
               for each in sources.items()]
@@ -76,41 +82,39 @@ def read(kept: Path) -> dict[str, int]:
 def count(config: Config) -> int:
     """FLOPs of one image, `TEXT` text tokens and one turn's queries; a multiply-add is two."""
     import torch
-    from einops import rearrange
 
-    from connectors.query_module import insertions
-    from connectors.tiling import Tiling
-    from experiments.build import quiet, skeleton
-    from experiments.timing import flops
+    from experiments.build import quiet
+    from experiments.efficiency.counting import cell_prefill
+    from experiments.efficiency.subject import LLM
+    from experiments.efficiency.table1 import cell_on_meta
 
     quiet()
-    with torch.device("meta"):
-        model, size = skeleton(config)
-        model = model.eval().requires_grad_(False)
-        width = model.get_input_embeddings().embedding_dim
-        text = torch.empty(1, TEXT, width)
+    subject = cell_on_meta("", config)
+    found = cell_prefill(subject, TEXT)
+    if config.prune is not None:
+        pixels = torch.empty(1, subject.tiling.most_crops, device="meta")  # one row's crops
+        visual = subject.visual_tokens({"pixel_values": pixels})
+        found[LLM] = pruned(subject.model, visual, visual + subject.query_tokens + TEXT)
+    return sum(found.values())
 
-        def llm(tokens: int) -> object:
-            return model.language_model(inputs_embeds=torch.empty(1, tokens, width), logits_to_keep=1)
 
-        def whole() -> None:
-            crops = Tiling(config.image.tiles).most_crops  # where it varies
-            features = model.get_image_features(torch.empty(1, crops, 3, size, size))
-            flat = rearrange(features, "b i h w c -> (b i) h w c")
-            words = text.expand(crops, -1, -1) if model.compressor.needs_text else None
-            visual = model.projector(model.compressor(flat, words))
-            tokens = visual.shape[0] * visual.shape[1] + model.num_queries + TEXT
-            if model.query_module is not None:
-                output = features[..., : model.vision_tower.dim]  # without levels for the compressor
-                patches, asked = rearrange(output, "b i h w c -> b (i h w) c"), model.num_queries
-                inputs = (torch.empty(1, tokens, width), torch.zeros(1, asked).long(),
-                          torch.ones(1, asked, tokens).bool(), patches,
-                          torch.ones(1, asked, patches.shape[1]).bool())
-                for insertion, _ in insertions(model.query_module):
-                    model.query_module(*inputs, insertion)
-            llm(tokens)
+def pruned(model: "FlashSlothForConditionalGeneration", visual: int, tokens: int) -> int:
+    """FLOPs of the language model, `visual` of `tokens` being visual, under the model's pruner; with what its
+    ranking costs. UsageError where only a run tells how many go on."""
+    import torch
 
-        return flops((lambda: llm(TEXT)) if config.blind else whole)
+    from experiments.timing import flops
+    from llm_adapters.pruning.attention import CONTEXT
+    from llm_adapters.pruning.prompt import sized_prompt
+
+    def prefill() -> None:
+        with torch.device("meta"):
+            embeds = torch.empty(1, tokens, model.get_input_embeddings().embedding_dim)
+            run, cache = model.start_pruning(sized_prompt(embeds, visual), tokens, None, use_cache=True)
+            model.language_model(inputs_embeds=embeds, past_key_values=cache, logits_to_keep=1,
+                                 **{CONTEXT: run})
+
+    return flops(prefill)
 
 
 def main() -> None:

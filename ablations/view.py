@@ -14,6 +14,7 @@ from ablations.verdicts import FAILS, HOLDS, MISSING, OPEN, Verdict
 OURS = "†"
 # column, key of a row's efficiency, how it is said
 COLUMNS = (("visual tokens", "visual_tokens", "{:.0f}".format),
+           ("left on average over layers", "average_visual_tokens", "{:.1f}".format),
            ("query tokens", "query_tokens", "{:.0f}".format),
            ("parameters added", "parameters_added", lambda n: amount(n)),
            ("prefill FLOPs", "prefill_flops", lambda n: amount(n)), ("TTFT ms", "ttft_ms", "{:.1f}".format),

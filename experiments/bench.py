@@ -1,8 +1,6 @@
-"""What spatial attention pooling and EmbQ cost.
-
-1. A training step of SAP, beside the form it has in the released code (one scorer call for each window) and
-   beside the scorer's first matrix product alone, which no implementation can avoid.
-2. FLOPs of a prefill with FlashSloth's sizes, part by part, counted on the meta device.
+"""What spatial attention pooling costs: a training step of SAP, beside the form it has in the released code
+(one scorer call for each window) and beside the scorer's first matrix product alone, which no implementation
+can avoid. What it costs within a model `python -m experiments.efficiency` tells.
 """
 import argparse
 from collections.abc import Callable
@@ -74,49 +72,6 @@ def sap_rows(given: argparse.Namespace, train_tower: bool) -> list[tuple[str, ..
     return rows
 
 
-def prefill(visual: int = 81, queries: int = 9, text: int = 40) -> dict[str, int]:
-    """FLOPs of each part of FlashSloth's prefill (so400m's 27x27x1152 and phi-2), one image."""
-    import torch
-    from transformers import PhiConfig, PhiForCausalLM, SiglipVisionConfig, SiglipVisionModel
-
-    import compressors
-    from connectors.embq import EmbQ
-    from connectors.projector import MlpProjector
-    from experiments.timing import flops
-
-    vision, width, heads, depth, tokens = 1152, 2560, 32, 32, visual + queries + text
-    so400m = SiglipVisionConfig(
-        hidden_size=vision, intermediate_size=4304, num_hidden_layers=26, num_attention_heads=16,
-        image_size=384, patch_size=14, vision_use_head=False,
-    )
-    phi2 = PhiConfig(
-        hidden_size=width, intermediate_size=4 * width, num_hidden_layers=depth, num_attention_heads=heads,
-        vocab_size=51200,
-    )
-    with torch.device("meta"):
-        tower, llm = SiglipVisionModel(so400m), PhiForCausalLM(phi2)
-        sap, projector = compressors.create("sap", dim=vision), MlpProjector(vision, width)
-        embq = EmbQ(width, vision, heads, depth)
-        image, features = torch.empty(1, 3, 384, 384), torch.empty(1, 27, 27, vision)
-        patches, hidden = features.flatten(1, 2), torch.empty(1, tokens, width)
-        slots, asked = torch.zeros(1, queries).long(), torch.ones(1, queries, tokens).bool()
-        seen = torch.ones(1, queries, patches.shape[1]).bool()
-        return {
-            "so400m, 26 layers": flops(lambda: tower(image)),
-            "SAP": flops(lambda: sap(features)),
-            "projector": flops(lambda: projector(sap(features))) - flops(lambda: sap(features)),
-            "EmbQ": flops(lambda: embq(hidden, slots, asked, patches, seen)),
-            f"phi-2, {tokens} tokens": flops(lambda: llm(inputs_embeds=hidden, logits_to_keep=1)),
-        }
-
-
-def prefill_rows(counts: dict[str, int]) -> list[tuple[str, ...]]:
-    """TFLOPs, share of the language model's, share of all; the language model is the last."""
-    total, llm = sum(counts.values()), [*counts.values()][-1]
-    rows = [*counts.items(), ("all", total)]
-    return [(name, f"{n / 1e12:.4f}", f"{n / llm:.2%}", f"{n / total:.2%}") for name, n in rows]
-
-
 def table(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]):
     """A rich table, numbers to the right."""
     from rich.table import Table
@@ -145,8 +100,6 @@ def report(given: argparse.Namespace, show: Callable[[object], None]) -> None:
     header = ("forward + backward", "ms", f"of {given.rounds}", "ratio", "MiB kept")
     for train_tower, words in ((False, "frozen"), (True, "trained")):
         show(table(f"SAP, {sizes}, tower {words}", header, sap_rows(given, train_tower)))
-    header = ("one image", "TFLOP", "of phi-2", "of all")
-    show(table("Prefill, a multiply-add is 2 FLOPs", header, prefill_rows(prefill())))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -134,4 +134,6 @@ def skeleton(config: Config) -> tuple[FlashSlothForConditionalGeneration, int]:
     text = _pretrained(AutoConfig, "llm.source", config.llm.source)
     tower: VisionTower = build_tower(vision, config.tower.select_layer)
     model = FlashSlothForConditionalGeneration(model_config(config, vision, text), tower)
+    if config.prune is not None:
+        model.set_pruner(config.prune, **config.knobs(config.prune))
     return model, config.image.size or tower.image_size

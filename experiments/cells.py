@@ -94,8 +94,7 @@ def assign(config: Config, path: str, value: object) -> None:
 
 def check_knob(part: str, knob: str, value: object) -> object:
     """A knob conformed to the signature of the part of that name that has it, or a UsageError."""
-    owners = [r for r in (signatures.compressors(), signatures.query_modules(), signatures.projectors())
-              if part in r.names()]
+    owners = [r for r in signatures.registries() if part in r.names()]
     owner = next((r for r in owners if knob in r.knobs(part)), owners[0])
     return owner.check(part, **{knob: value})[knob]
 
@@ -118,12 +117,15 @@ def check_parts(config: Config) -> set[str]:
         raise UsageError(f"compressor={config.compressor}: expected NAME or NAME+QUERY_MODULE")
     if name == BLIND and query_module:
         raise UsageError(f"compressor={config.compressor}: '{BLIND}' sees no image, it has no query module")
+    if name == BLIND and config.prune is not None:
+        raise UsageError(f"prune={config.prune}: compressor={BLIND} has no visual tokens to drop")
     if name == BLIND:
         return set()
     signatures.compressors().require(name)
+    pruner = set() if config.prune is None else {signatures.pruners().require(config.prune)}
     if query_module or config.compressor.endswith("+"):
         signatures.query_modules().require(query_module or "")
-    return {name, config.projector_name} | ({query_module} if query_module else set())
+    return {name, config.projector_name} | ({query_module} if query_module else set()) | pruner
 
 
 def check_batches(config: Config) -> None:
@@ -196,7 +198,8 @@ def refuse(unused: set[str], axes: Mapping[str, list[str]], cells: list[Cell]) -
         path = min(unused)
         names = ", ".join(sorted({c.config.compressor for c in cells}))
         part = path.split(".")[0]
-        raise UsageError(f"{path}={','.join(axes[path])}: no cell uses '{part}'; compressor={names}")
+        needs = f"; it needs prune={part}" if part in signatures.pruners().names() else ""
+        raise UsageError(f"{path}={','.join(axes[path])}: no cell uses '{part}'; compressor={names}{needs}")
 
 
 def blind_cells(cells: list[Cell]) -> list[Cell]:
@@ -206,6 +209,6 @@ def blind_cells(cells: list[Cell]) -> list[Cell]:
         key = str((cell.config.data, cell.config.llm, cell.config.prompt, cell.config.evaluate))
         if key not in found:
             config = copied(cell.config)
-            config.compressor, config.projector, config.parts = BLIND, "auto", {}
+            config.compressor, config.projector, config.prune, config.parts = BLIND, "auto", None, {}
             found[key] = Cell(config, "blind", (("", "blind"), ("preset", config.preset)))
     return list(found.values())

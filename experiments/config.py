@@ -138,6 +138,7 @@ class Config:
     preset: str = setting("tiny", "where the settings start: a name or a YAML file")
     compressor: str = setting("sap+embq", "NAME[+QUERY_MODULE]; none: blind, no image at all")
     projector: str = setting("auto", "auto: mlp2x_gelu, or identity where the compressor projects itself")
+    prune: str | None = setting(None, "NAME of what drops visual tokens in the LLM, in evaluation only")
     seed: int = setting(0, "of everything random in training", low=0)
     out: str = setting("runs", "output directory")
     tower: Tower = field(default_factory=Tower)

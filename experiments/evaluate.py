@@ -1,6 +1,7 @@
 """Greedy answers to every test question by generation, and their scores."""
 import json
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -13,23 +14,24 @@ from experiments.data.loader import Images, feature_cache
 from experiments.metrics import FamilyAccuracy, normalise
 from experiments.progress import Reporter
 from experiments.train import MODEL
+from llm_adapters import saved
 from llm_adapters.conversation import Encoded, Turn
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.processing import FlashSlothProcessor
+from llm_adapters.pruning.calibration import calibrate
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) -> None:
     """The stage: predictions.jsonl (one question a line) and metrics.json."""
     quiet()
     device = pick_device(config.trainer.accelerator)
-    folder = inputs["finetune"] / MODEL
-    model = FlashSlothForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    model = model.to(device, torch.bfloat16 if device.type == "cuda" else torch.float32).eval()
-    processor = FlashSlothProcessor.from_pretrained(folder)
+    model, processor = saved.load(inputs["finetune"] / MODEL, device)
     if config.evaluate.scale and not config.blind:
         model.compressor.pick(config.evaluate.scale)
         size = processor.image_processor.size
         processor.image_tokens = model.num_image_tokens(size["height"], size["width"])
+    if config.prune is not None:
+        prune(config, inputs, model, processor)
     asked = samples.asked(config, inputs)
     images = Images(processor, feature_cache(inputs))
     report.steps(len(asked))
@@ -48,15 +50,34 @@ def batches(asked: Sequence[llava.Sample], images: Images, size: int) -> Iterato
     return (order[start : start + size] for start in range(0, len(order), size))
 
 
+def prune(config: Config, inputs: dict[str, Path], model: FlashSlothForConditionalGeneration,
+          processor: FlashSlothProcessor) -> None:
+    """Set the cell's pruner; one that wants it is calibrated on the first questions of the first training
+    samples that have images."""
+    model.set_pruner(config.prune, **config.knobs(config.prune))
+    if not model.pruner.samples:
+        return
+    seen = (s for s in samples.load(config, inputs, "train", check_images=False) if s.images)
+    asked = [llava.questions([s])[0] for s in islice(seen, model.pruner.samples)]
+    asked, size = [s for s in asked if s.images], config.evaluate.batch_size
+    starts = range(0, len(asked), size)
+    calibrate(model, [prompts(model, Images(processor), asked[i : i + size]) for i in starts])
+
+
+def prompts(model: FlashSlothForConditionalGeneration, images: Images,
+            asked: Sequence[llava.Sample]) -> dict[str, torch.Tensor]:
+    """Inputs of a batch of one-question samples, where the model is."""
+    processor = images.processor
+    encoded: list[Encoded] = [processor.encode([Turn(s.turns[0].question)], images.crops(s)) for s in asked]
+    batch = images.add(processor.collate(encoded, "left"), [images(s, len(s.images)) for s in asked])
+    return {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
+
+
 @torch.inference_mode()
 def answer(model: FlashSlothForConditionalGeneration, images: Images, asked: Sequence[llava.Sample],
            max_new_tokens: int) -> list[str]:
     """Greedy answers to a batch of one-question samples."""
-    processor = images.processor
-    encoded: list[Encoded] = [processor.encode([Turn(s.turns[0].question)], images.crops(s)) for s in asked]
-    batch = images.add(processor.collate(encoded, "left"), [images(s, len(s.images)) for s in asked])
-    del batch["labels"]
-    batch = {name: value.to(model.device) for name, value in batch.items()}
+    processor, batch = images.processor, prompts(model, images, asked)
     out = model.generate(**batch, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens)
     new = out[:, batch["input_ids"].shape[1] :]
     return [text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
@@ -75,6 +96,10 @@ def write(asked: Sequence[llava.Sample], predictions: Sequence[str],
                    "prediction": said, "correct": normalise(said) == normalise(truth)}
             file.write(json.dumps(row) + "\n")
     metrics = {**accuracy.compute(), "efficiency": efficiency(model, images, asked)}
+    if model.pruner is not None:
+        metrics["efficiency"]["average_visual_tokens"] = model.pruner.measured_visual_tokens()
+        # with the recipe that a calibration has found
+        metrics["pruner"] = {model.config.pruner: model.config.pruner_knobs or {}}
     (out / "metrics.json").write_text(json.dumps(metrics, indent=1))
 
 

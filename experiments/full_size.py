@@ -9,9 +9,8 @@ each parameter that is trained, beside activations.
 import argparse
 import resource
 import sys
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -19,22 +18,16 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from connectors.tiling import Tiling
 from experiments import build
-from experiments.cells import make_cells
 from experiments.config import Config
 from experiments.module import parts, set_trainable
-from experiments.overrides import parse
-from llm_adapters.conversation import IGNORE
+from experiments.random_model import make_batch, random_cells, random_model
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
-from llm_adapters.released_sizes import TOWERS
 
 Fact = tuple[str, bool]  # a line to print, and whether it is as it must be
 
 STAGES = ("pretrain", "finetune")
-BEFORE, QUESTION, ANSWER = 12, 20, 8  # the 40 text tokens
 NEW_TOKENS, STEPS = 4, 2
 TOLERANCE = 0.25  # of the logits' standard deviation: how far two ways to a bfloat16 logit may end apart
-PHI_2 = {"vocab_size": 51200, "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 32,
-         "num_attention_heads": 32}
 SMALL_LLM = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 9,
              "num_attention_heads": 4}
 SMALL_TOWER = {"image_size": 126, "patch_size": 14, "hidden_size": 64, "intermediate_size": 96,
@@ -52,53 +45,18 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def configurations(quick: bool) -> dict[str, PreTrainedConfig]:
-    """The two backbones' own configurations, as the hub has them."""
-    llm, tower = (SMALL_LLM, SMALL_TOWER) if quick else (PHI_2, TOWERS["siglip-so400m-patch14-384"])
-    return {"llm": AutoConfig.for_model("phi", tie_word_embeddings=False, **llm),
-            "tower": AutoConfig.for_model("siglip_vision_model", **tower)}
+@contextmanager
+def cell(hd: bool, quick: bool) -> Iterator[Config]:
+    """The preset, its backbones of their published sizes or small ones."""
+    overrides = [f"preset=flashsloth{'_hd' if hd else ''}", *(["embq.dim=64"] if quick else [])]
+    with random_cells(overrides, small() if quick else None) as (found,):
+        yield found.config
 
 
-def cell(hd: bool, quick: bool, folder: Path) -> Config:
-    """The preset with its backbones' configurations in `folder`."""
-    overrides = [f"preset=flashsloth{'_hd' if hd else ''}"]
-    for name, config in configurations(quick).items():
-        config.save_pretrained(folder / name)
-        overrides.append(f"{name}.source={folder / name}")
-    (found,) = make_cells(parse([*overrides, *(["embq.dim=64"] if quick else [])]))
-    return found.config
-
-
-def random_model(config: Config, device: torch.device) -> tuple[FlashSlothForConditionalGeneration, int]:
-    """The cell's model with new weights in bfloat16, and its image size."""
-    with torch.device("meta"):
-        model, size = build.skeleton(config)
-    for parameter in model.parameters():  # buffers (rotary frequencies) stay as they are
-        parameter.data = parameter.data.to(torch.bfloat16)
-    model.to_empty(device=device)
-    for parameter in model.parameters():
-        parameter.data.fill_(torch.nan)  # what initialisation forgets shows in the logits
-    torch.manual_seed(config.seed)
-    model.init_weights()
-    rows = model.get_input_embeddings().num_embeddings
-    model.config.image_token_id, model.config.query_token_id = rows - 1, rows - 2
-    return model.eval(), size
-
-
-def make_batch(model: FlashSlothForConditionalGeneration, crops: int, size: int) -> dict[str, Tensor]:
-    """One row: text, image, question, query tokens, answer."""
-    config, device = model.config, model.device
-    counts = [BEFORE, crops * model.num_image_tokens(size, size), QUESTION, model.num_queries, ANSWER]
-    part = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).unsqueeze(0)  # (1, T)
-    ids = torch.randint(config.query_token_id, part.shape)
-    ids[part == 1], ids[part == 3] = config.image_token_id, config.query_token_id
-    batch = {
-        "input_ids": ids, "attention_mask": torch.ones_like(ids),
-        "turns": ((part >= 1) & (part <= 3)).long(), "labels": ids.where(part == 4, IGNORE),
-        "image_turn": torch.ones(1, crops, dtype=torch.long),
-        "pixel_values": (2 * torch.rand(1, crops, 3, size, size) - 1).to(torch.bfloat16),
-    }
-    return {name: value.to(device) for name, value in batch.items()}
+def small() -> dict[str, PreTrainedConfig]:
+    """Small backbones under the names of the preset's."""
+    return {"microsoft/phi-2": AutoConfig.for_model("phi", tie_word_embeddings=False, **SMALL_LLM),
+            "google/siglip-so400m-patch14-384": AutoConfig.for_model("siglip_vision_model", **SMALL_TOWER)}
 
 
 @torch.inference_mode()
@@ -166,8 +124,7 @@ def memory(device: torch.device) -> str:
 def run(given: argparse.Namespace) -> Iterator[Fact]:
     """All facts in order."""
     device = torch.device(given.device or build.pick_device("auto"))
-    with tempfile.TemporaryDirectory() as folder:
-        config = cell(given.hd, given.quick, Path(folder))
+    with cell(given.hd, given.quick) as config:
         model, size = random_model(config, device)
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts(model)}
     for name, count in {**counts, "all": sum(counts.values())}.items():

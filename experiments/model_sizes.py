@@ -71,8 +71,7 @@ def used_heads(key: str, config: Config) -> int:
 
 def defaults(part: str) -> dict[str, Any]:
     """The knobs of a part with their defaults; nothing for what is no part."""
-    owners = (signatures.compressors(), signatures.query_modules(), signatures.projectors())
-    return next((owner.settled(part, {}) for owner in owners if part in owner.names()), {})
+    return next((owner.settled(part, {}) for owner in signatures.registries() if part in owner.names()), {})
 
 
 def text(values: list[int]) -> str:

@@ -3,6 +3,7 @@ from collections.abc import Iterator
 
 import lightning as L
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from torch import Tensor, nn
 from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
@@ -83,10 +84,21 @@ class SlothModule(L.LightningModule):
         # Lightning divides by `pieces`; the sum over a step's pieces is then its mean over answer tokens
         return loss * pieces
 
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer,
+                                    gradient_clip_val: float | None = None,
+                                    gradient_clip_algorithm: str | None = None) -> None:
+        plugin = self.trainer.precision_plugin
+        if gradient_clip_val and isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+            # bf16: nothing is scaled, but Lightning refuses to clip for a fused optimiser as if it were
+            Precision.clip_gradients(plugin, optimizer, gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def configure_optimizers(self) -> dict:
         trained = [p for p in self.parameters() if p.requires_grad]
         o = self.optimisation
-        optimizer = torch.optim.AdamW(trained, lr=o.lr, weight_decay=o.weight_decay, fused=True)
+        fused = self.trainer.precision != "16-mixed"  # there gradients are scaled, and clipped unscaled
+        optimizer = torch.optim.AdamW(trained, lr=o.lr, weight_decay=o.weight_decay, fused=fused)
         warmup = round(o.warmup * self.steps)
         if o.schedule == "cosine":
             schedule = get_cosine_schedule_with_warmup(optimizer, warmup, self.steps)

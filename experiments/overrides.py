@@ -112,8 +112,7 @@ def locate(path: str) -> bool:
     if inside:
         raise UsageError(f"unknown setting '{path}'{suggest(path, inside)}" if knob else
                          f"'{path}' is a section; set {', '.join(inside)}")
-    owners = [r for r in (signatures.compressors(), signatures.query_modules(), signatures.projectors())
-              if head in r.names()]
+    owners = [r for r in signatures.registries() if head in r.names()]
     if owners and knob:
         return False
     if owners:
@@ -122,5 +121,5 @@ def locate(path: str) -> bool:
     if tails:
         raise UsageError(f"unknown setting '{path}'; did you mean {' or '.join(tails)}?")
     sections = {p.partition(".")[0] for p in settings()}
-    parts = {n for r in (signatures.compressors(), signatures.query_modules()) for n in r.names()}
+    parts = {n for r in signatures.registries() if r is not signatures.projectors() for n in r.names()}
     raise UsageError(f"unknown setting '{path}'{suggest(head, sections | parts)}")

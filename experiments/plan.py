@@ -203,6 +203,15 @@ class Planner:
             depends["query_module"] = {name: signatures.query_modules().settled(name, config.knobs(name))}
         return Stage("finetune", depends, inputs, config)
 
+    def pruning(self) -> tuple[dict[str, Any], dict[str, Stage]]:
+        """The pruner, and the training data that it is calibrated on, if it is."""
+        name = self.config.prune
+        knobs = signatures.pruners().settled(name, self.config.knobs(name))
+        if not knobs.get("samples") or knobs.get("recipe") is not None:
+            return {"prune": {name: knobs}}, {}
+        data, inputs = self.samples("train")
+        return {"prune": {name: knobs}, "calibration": data}, inputs
+
     def evaluate(self) -> Stage:
         config, (data, inputs) = self.config, self.samples("test")
         evaluation = {k: v for k, v in vars(config.evaluate).items() if k != "scale" or v}
@@ -211,4 +220,7 @@ class Planner:
         if not config.blind:
             depends |= self.seen("test")
             inputs |= self.features("test")
+        if config.prune is not None:
+            pruning, found = self.pruning()
+            depends, inputs = depends | pruning, inputs | found
         return Stage("evaluate", depends, inputs | {"finetune": self.finetune}, config)

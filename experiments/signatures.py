@@ -121,3 +121,14 @@ def query_modules() -> SourceRegistry:
 def projectors() -> SourceRegistry:
     """Between compressor and LLM."""
     return SourceRegistry("connectors.projector", "connectors.projector")
+
+
+@cache
+def pruners() -> SourceRegistry:
+    """What drops visual tokens inside the LLM."""
+    return SourceRegistry("llm_adapters.pruning.base", "llm_adapters.pruning")
+
+
+def registries() -> tuple[SourceRegistry, ...]:
+    """All of them."""
+    return compressors(), query_modules(), projectors(), pruners()

@@ -8,7 +8,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-PACKAGES = ("compressors", "connectors")
+PACKAGES = ("compressors", "connectors", "llm_adapters")
 
 
 class Module:

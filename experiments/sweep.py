@@ -74,7 +74,8 @@ def unlike(jobs: list[Job], store: Store) -> list[Cell]:
 def shape(cell: Cell) -> str:
     """What the sizes of a cell's model follow from."""
     config = cell.config
-    return str((config.compressor, config.projector, config.parts, config.tower, config.llm, config.image))
+    return str((config.compressor, config.projector, config.parts, config.tower, config.llm, config.image,
+                config.prune))
 
 
 def show(asked: Request, finished: set[str], store: Store, console: Console) -> None:

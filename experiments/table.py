@@ -99,16 +99,19 @@ def markdown(groups: Sequence[Group]) -> str:
     found = []
     for group in groups:
         rows = lines(group)
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        found += [f"### {group.title}", ""]
-        for n, row in enumerate(rows):
-            label, *numbers = (w.rjust(size) for w, size in zip(row, widths))
-            found.append(f"| {' | '.join([row[0].ljust(widths[0]), *numbers])} |")
-            if n == 0:
-                rule = ["-" * size if i == 0 else "-" * (size - 1) + ":" for i, size in enumerate(widths)]
-                found.append(f"| {' | '.join(rule)} |")
-        found.append("")
+        found += [f"### {group.title}", "", *pipes(rows), ""]
     return "\n".join([*found, NOTE, ""])
+
+
+def pipes(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table whose first row is the header, the first column to the left."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    rule = ["-" * size if i == 0 else "-" * (size - 1) + ":" for i, size in enumerate(widths)]
+    found = []
+    for row in rows:
+        label, *numbers = (w.rjust(size) for w, size in zip(row, widths))
+        found.append(f"| {' | '.join([row[0].ljust(widths[0]), *numbers])} |")
+    return [found[0], f"| {' | '.join(rule)} |", *found[1:]]
 
 
 def as_csv(groups: Sequence[Group]) -> str:

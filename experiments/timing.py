@@ -1,17 +1,19 @@
-"""Measuring code: seconds of steps run in turn, bytes that autograd keeps, floating point operations.
+"""Measuring code: seconds of steps run in turn, shares by part, bytes that autograd keeps, FLOPs.
 
 On a shared machine only what runs side by side can be compared: `interleaved` runs all steps once before any
 runs twice, and `ratios` compares within a round, so that a slow minute hits all steps alike.
 """
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from statistics import median
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+OTHER = "other"
 Step = Callable[[], object]
 Call = Callable[[Tensor], Tensor]
 
@@ -35,18 +37,78 @@ def settle() -> None:
         torch.accelerator.synchronize()
 
 
-def interleaved(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each step in each of `rounds` rounds, after one round that is not measured."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+def in_turn(steps: Mapping[str, Step], rounds: int, done: Step = lambda: None) -> dict[str, list[Any]]:
+    """What each step returns in each of `rounds` rounds, after one round that does not count. `done` is
+    called after every step."""
+    found: dict[str, list[Any]] = {name: [] for name in steps}
     for turn in range(rounds + 1):
         for name, step in steps.items():
             settle()
-            start = perf_counter()
-            step()
-            settle()
+            result = step()
             if turn:
-                seconds[name].append(perf_counter() - start)
-    return seconds
+                found[name].append(result)
+            done()
+    return found
+
+
+def seconds_of(step: Step) -> float:
+    """How long a step takes, the accelerator's part included."""
+    settle()
+    start = perf_counter()
+    step()
+    settle()
+    return perf_counter() - start
+
+
+def interleaved(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each step in each of `rounds` rounds, after one round that is not measured."""
+    return in_turn({name: partial(seconds_of, step) for name, step in steps.items()}, rounds)
+
+
+class Ledger:
+    """Within a `with` block: what `read` (a clock, a counter) grows by inside each part of a model, by the
+    part's name. A part within another counts as its own alone; `other` is what happens in none.
+
+    parts   the modules of each part. They are seen where they are called, as `module(...)`.
+    """
+
+    def __init__(self, parts: Mapping[str, Sequence[nn.Module]], read: Callable[[], float]):
+        self.parts, self.read = parts, read
+        self.shares: dict[str, float] = {}
+
+    def __enter__(self) -> "Ledger":
+        self.shares, self.within = dict.fromkeys([*self.parts, OTHER], 0), [OTHER]
+        self.handles = []
+        for name, modules in self.parts.items():
+            for module in modules:
+                self.handles += [module.register_forward_pre_hook(partial(self._begin, name)),
+                                 module.register_forward_hook(self._end)]
+        self.last = self.read()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._credit()
+        for handle in self.handles:
+            handle.remove()
+
+    def _begin(self, name: str, *_: object) -> None:
+        self._credit()
+        self.within.append(name)
+
+    def _end(self, *_: object) -> None:
+        self._credit()
+        self.within.pop()
+
+    def _credit(self) -> None:
+        now = self.read()
+        self.shares[self.within[-1]] += now - self.last
+        self.last = now
+
+
+def clock() -> float:
+    """Seconds, once the accelerator has finished what it was given."""
+    settle()
+    return perf_counter()
 
 
 def ratios(seconds: list[float], reference: list[float]) -> Spread:
@@ -83,6 +145,12 @@ def kept_bytes(call: Call, features: Tensor, weights: Iterable[Tensor] = ()) -> 
 
 def flops(call: Step) -> int:
     """Floating point operations of a call, a multiply-add counted as two; works on the meta device."""
+    return sum(flops_by_part(call, {}).values())
+
+
+def flops_by_part(call: Step, parts: Mapping[str, Sequence[nn.Module]]) -> dict[str, int]:
+    """The same by part of the model, what happens in no part as `other`."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        call()
-    return counter.get_total_flops()
+        with Ledger(parts, counter.get_total_flops) as ledger:
+            call()
+        return ledger.shares

@@ -55,7 +55,7 @@ def text() -> str:
         choices = [value(c) for c in setting.rules.get("choices", ()) if c is not None]
         meaning = setting.help + (f" ({', '.join(choices)})" if len(choices) > 1 else "")
         lines.append(f"  {f'{path}={value(setting.default)}':40} {meaning}")
-    for registry in (signatures.compressors(), signatures.query_modules(), signatures.projectors()):
+    for registry in signatures.registries():
         lines += ["", f"{registry.kind.capitalize()}s and their knobs, set as NAME.KNOB=VALUE:", ""]
         lines += [f"  {name:16} {knobs(registry, name)}".rstrip() for name in registry.names()]
         if registry is signatures.compressors():

@@ -8,6 +8,7 @@ from compressors.errors import UsageError
 from connectors.embq import registry as query_modules
 from connectors.projector import registry as projectors
 from llm_adapters.conversation import Template
+from llm_adapters.pruning import registry as pruners
 
 
 class FlashSlothConfig(PreTrainedConfig):
@@ -19,6 +20,7 @@ class FlashSlothConfig(PreTrainedConfig):
     projector(_knobs)            name and knobs; "auto": mlp2x_gelu, or identity after a compressor that
                                  projects itself
     query_module(_knobs)         name and knobs; None: no query tokens
+    pruner(_knobs)               name and knobs; None: all visual tokens go through all decoder layers
     prompt                       system, user, assistant and end strings of the conversation
     """
 
@@ -37,6 +39,8 @@ class FlashSlothConfig(PreTrainedConfig):
     projector_knobs: dict | None = None
     query_module: str | None = None
     query_module_knobs: dict | None = None
+    pruner: str | None = None
+    pruner_knobs: dict | None = None
     image_token_id: int | None = None
     query_token_id: int | None = None
     prompt: dict | None = None
@@ -52,6 +56,8 @@ class FlashSlothConfig(PreTrainedConfig):
                              f"{', '.join(projectors.names())} instead of 'auto'")
         if self.query_module is not None:
             query_modules.check(self.query_module, **(self.query_module_knobs or {}))
+        if self.pruner is not None:
+            pruners.check(self.pruner, **(self.pruner_knobs or {}))
 
     @property
     def template(self) -> Template:

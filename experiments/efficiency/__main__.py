@@ -1,0 +1,60 @@
+"""What models cost: `python -m experiments.efficiency`; --help tells how.
+
+Exit code 0: done; 2: bad input or a full disk, one line says which; 130: Ctrl-C.
+"""
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from experiments.bars import reporter
+from experiments.command import guarded
+from experiments.efficiency import options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit code."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    return guarded(lambda: run(given), "choose another directory with --to DIR")
+
+
+def run(arguments: list[str]) -> int:
+    """The command, with its exceptions."""
+    given = options.read(arguments)
+    from experiments.efficiency import collect, machine, report  # torch: not for --help
+
+    console = Console()
+    command = f"python -m experiments.efficiency {shlex.join(arguments)}".strip()
+    result = {"made": {"command": command, **machine.settings(given)}, "rows": [], "training": []}
+    with reporter(console) as told:
+        if given.table1:
+            result["rows"] = collect.models_of_table1(given, told)
+        elif given.train:
+            result["training"] = collect.training_steps(given, told)
+        else:
+            result["rows"] = collect.cells(given, told)
+    show(report.views(result), report.title(result), console)
+    if given.to:
+        written = report.write(result, Path(given.to))
+        console.print(*written, sep="  ", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def show(views: list[tuple], title: str, console: Console) -> None:
+    """Tables, each with its definitions: on a terminal drawn, else as Markdown."""
+    from experiments.table import pipes, screen_table
+
+    plain = {"sep": "\n", "markup": False, "highlight": False, "soft_wrap": True}
+    console.print(title, **plain)
+    for heading, words, notes in views:
+        if console.is_terminal:
+            console.print(screen_table(words, title=heading))
+        else:
+            console.print(f"\n### {heading}\n", *pipes(words), **plain)
+        console.print("", *notes, "", **plain)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

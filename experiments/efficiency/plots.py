@@ -1,0 +1,104 @@
+"""Pictures of a result: FLOPs and time by part, first token against visual tokens, memory."""
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.efficiency.collect import Row
+from experiments.efficiency.measuring import PREPARING
+from experiments.efficiency.subject import COMPRESSOR, LLM, PROJECTOR, QUERIES, TOWER
+from experiments.efficiency.tables import SHORT, keys, parts_of, unit
+from experiments.figures import BLUE, GREY, ORANGE, bare, svg
+from experiments.timing import OTHER
+
+COLOURS = {PREPARING: "#c9ccd2", TOWER: GREY, COMPRESSOR: ORANGE, PROJECTOR: "#e3b341", QUERIES: "#b3261e",
+           LLM: BLUE, OTHER: "#6b4c9a"}
+LINE = 0.3  # inches a row takes
+
+
+def pictures(rows: Sequence[Row]) -> dict[str, str]:
+    """SVG by name."""
+    found: dict[str, str] = {}
+    if not rows:
+        return found
+    scale, letter = unit(max(sum(row["counts"]["prefill"].values()) for row in rows))
+    found["flops"] = stacked(rows, "counts", "prefill", scale, f"{letter}FLOPs of a prefill")
+    measured = [row for row in rows if row["measured"]]
+    if measured:
+        found["time"] = stacked(measured, "measured", "parts", 1e-3, "ms from pictures to the first token")
+        least = min(row["batch"] for row in measured)
+        found["ttft"] = against_tokens([row for row in measured if row["batch"] == least])
+    found["memory"] = memory(rows)
+    return found
+
+
+def name_of(row: Row, rows: Sequence[Row]) -> str:
+    """Label and what tells it from others of the label."""
+    words = [f"{key} {row[key]}" if key != "picture" else row[key] for key in keys(rows)]
+    return ", ".join([row["label"], *words])
+
+
+def bars(rows: Sequence[Row], heading: str):
+    """Horizontal axes with a line for each row."""
+    figure = Figure((8.4, 1.3 + LINE * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    axes.set_yticks(range(len(rows)), [name_of(row, rows) for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlabel(heading, fontsize=9)
+    bare(axes, "x")
+    return figure, axes
+
+
+def legend(axes) -> None:
+    axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=7,
+                borderaxespad=0.2, handlelength=1, columnspacing=1.2)
+
+
+def stacked(rows: Sequence[Row], where: str, inner: str, scale: float, heading: str) -> str:
+    """By part; of a measurement the medians."""
+    figure, axes = bars(rows, heading)
+    start = np.zeros(len(rows))
+    for part in parts_of(rows, where, inner):
+        values = [row[where][inner].get(part, 0) for row in rows]
+        values = np.array([v[0] if isinstance(v, (list, tuple)) else v for v in values]) / scale
+        axes.barh(range(len(rows)), values, 0.7, left=start, color=COLOURS[part], label=SHORT[part])
+        start += values
+    legend(axes)
+    return svg(figure)
+
+
+def against_tokens(rows: Sequence[Row]) -> str:
+    """First token against visual tokens of a row; lines from the lowest to the highest round."""
+    figure = Figure((7.6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for row in rows:
+        middle, low, high = (1e3 * value for value in row["measured"]["ttft"])
+        colour = ORANGE if row["counts"]["query"] else BLUE
+        axes.errorbar(row["counts"]["visual"], middle, [[middle - low], [high - middle]], fmt="o",
+                      color=colour, markersize=5, elinewidth=1, capsize=2)
+        axes.annotate(name_of(row, rows), (row["counts"]["visual"], middle), (5, 4), fontsize=7,
+                      textcoords="offset points")
+    axes.set_xlabel("visual tokens of a row", fontsize=9)
+    axes.set_ylabel("ms to the first token; orange: with query tokens", fontsize=9)
+    axes.set_xlim(0, 1.3 * max(row["counts"]["visual"] for row in rows) + 1)  # room for labels
+    axes.set_ylim(bottom=0)
+    bare(axes, "both")
+    return svg(figure)
+
+
+def memory(rows: Sequence[Row]) -> str:
+    """Weights, KV cache and, where measured, what else an answer takes at its peak."""
+    weights, cache = (np.array([row["counts"][name] for row in rows])
+                      for name in ("weight_bytes", "cache_bytes"))
+    peak = np.array([row["measured"]["peak_bytes"] if row["measured"] else 0 for row in rows])
+    scale, word = (2**30, "GiB") if weights.max() > 2**29 else (2**20, "MiB")
+    weights, cache, peak = weights / scale, cache / scale, peak / scale
+    figure, axes = bars(rows, word)
+    places = range(len(rows))
+    axes.barh(places, weights, 0.7, color=GREY, label="weights")
+    axes.barh(places, cache, 0.7, left=weights, color=ORANGE, label="KV cache after the prefill")
+    if peak.any():
+        axes.barh(places, np.maximum(peak - weights - cache, 0), 0.7, left=weights + cache, color=BLUE,
+                  label="else, at the peak")
+    legend(axes)
+    return svg(figure)

@@ -1,0 +1,25 @@
+"""What pictures of numbers have in common: colours, bare axes, SVG that is the same each time."""
+import io
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+GREY, BLUE, ORANGE = "#8a8f98", "#2f5fa7", "#c7661a"
+
+
+def svg(figure: Figure) -> str:
+    """The same bytes for the same picture."""
+    out = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "slothkit", "svg.fonttype": "path"}):
+        FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None, "Creator": None})
+    return out.getvalue()
+
+
+def bare(axes: Axes, grid: str) -> None:
+    """No box; light lines along one axis."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis=grid, color="#e3e5e9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8)

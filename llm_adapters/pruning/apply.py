@@ -1,0 +1,150 @@
+"""The mechanism: forward hooks on the decoder layers of any Hugging Face causal LM.
+
+    layer k        its attention also computes the raters' rows (`attention.py`)
+    layer k + 1    its pre-hook asks the pruner, and narrows hidden states, masks and positions (`run.py`)
+    the last one   its hook puts the hidden states back in place, so that logits, labels and positions of the
+                   whole sequence stay aligned; dropped tokens are zeros there
+
+The context travels as a keyword argument, as the query module's does. What decoding needs of it lies on the
+KV cache, whose layers behind k hold fewer tokens than the first; masks are narrowed to them.
+"""
+import inspect
+
+from torch import nn
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from compressors.errors import UsageError
+from llm_adapters.adapter import CONTEXT as QUERIES
+from llm_adapters.adapter import decoder_layers, llm_sizes
+from llm_adapters.pruning.attention import CONTEXT, attention_module, divert, restore
+from llm_adapters.pruning.base import Prompt, Pruner, registry
+from llm_adapters.pruning.cuts import Cut, State
+from llm_adapters.pruning.run import Run
+
+KEPT = "slothkit_pruning"  # attribute of a KV cache
+
+
+class PruningAdapter:
+    """Mixin for a PreTrainedModel with a `language_model`, whose forward calls `start_pruning` and hands the
+    context on. Hooks are bound methods: a copy's are its own."""
+
+    pruner: Pruner | None = None
+
+    def set_pruner(self, name: str | None, **knobs) -> None:
+        """Drop visual tokens inside the LLM from now on, as the pruner `name` does; None: keep all.
+        UsageError for a name, a knob or an LLM that cannot be; nothing has changed then."""
+        depth = llm_sizes(self.config)["llm_layers"]
+        self.use_pruner(None if name is None else registry.create(name, llm_layers=depth, **knobs))
+        self.config.pruner, self.config.pruner_knobs = name, knobs or None
+
+    def use_pruner(self, pruner: Pruner | None) -> None:
+        """The same with a pruner that is made already; the configuration does not tell of it."""
+        layers = decoder_layers(self.language_model)
+        scored = [] if pruner is None else [attention_module(layers[k - 1]) for k in pruner.layers]
+        for layer in layers:
+            for handle in layer.__dict__.pop("pruning_handles", ()):
+                handle.remove()
+            for module in layer.modules():
+                restore(module)
+        self.pruner = pruner
+        if pruner is None:
+            return
+        for number, layer in enumerate(layers):
+            layer.pruning_layer = number  # an attribute, so that wrappers and copies keep it
+            # before a query module's hook, which finds its tokens by the positions that are left
+            handle = layer.register_forward_pre_hook(self._narrow, with_kwargs=True, prepend=True)
+            layer.pruning_handles = [handle]
+        layers[-1].pruning_handles.append(layers[-1].register_forward_hook(self._widen, with_kwargs=True))
+        for k, module in zip(pruner.layers, scored):
+            module.pruning_layer = k - 1
+            divert(module)
+
+    def start_pruning(self, prompt: Prompt | None, length: int, cache: Cache | None,
+                      use_cache: bool | None) -> tuple[Run | None, Cache | None]:
+        """The context of a forward pass of `length` tokens (None: nothing to do), and its KV cache; `prompt`
+        where images are given. UsageError for a cache that cannot be. Under torch.compile the graph breaks
+        where a pruner counts."""
+        if self.pruner is None:
+            return None, cache
+        llm = self.language_model
+        past = 0 if cache is None else cache.get_seq_length()
+        flash = "flash" in (llm.config._attn_implementation or "")
+        if not past and hasattr(cache, KEPT):
+            delattr(cache, KEPT)  # of a prompt before the cache was emptied
+        if prompt is None:
+            state = getattr(cache, KEPT, None)
+            if state is None:
+                return None, cache
+            check_whole(cache, state, past)
+            return Run(self.pruner, state, past + length, length, flash), cache
+        if past:
+            raise UsageError("pruning: images were given with a KV cache that is not empty; give the whole "
+                             "conversation at once")
+        state = State(length)
+        if cache is None and (llm.config.use_cache if use_cache is None else use_cache):
+            cache = DynamicCache()
+        if cache is not None:
+            make_plain(cache)
+            setattr(cache, KEPT, state)
+        return Run(self.pruner, state, length, length, flash).start(prompt), cache
+
+    def _narrow(self, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        run: Run | None = kwargs.get(CONTEXT)
+        if run is None:
+            return None
+        names = list(inspect.signature(type(layer).forward).parameters)[1:]
+        given = {**dict(zip(names, args)), **kwargs}
+        hidden, number = given.pop(names[0]), layer.pruning_layer
+        run.decide(number, hidden, type(layer).__name__)
+        cut = run.state.cut(number)
+        if cut is None:
+            return None
+        prefill = run.prompt is not None
+        if prefill and cut.layer == number:
+            hidden = cut.narrow(hidden)
+        if "attention_mask" in given:
+            given["attention_mask"] = run.mask(cut, given["attention_mask"])
+        if prefill:
+            self._narrow_positions(run, cut, given)
+        return (hidden,), given
+
+    def _narrow_positions(self, run: Run, cut: Cut, given: dict) -> None:
+        positions, embeddings = given.get("position_ids"), given.get("position_embeddings")
+        if embeddings is not None:
+            given["position_embeddings"] = run.rotary(cut, embeddings)
+            if positions is not None:  # in cos and sin already; to flash attention gaps are other documents
+                given["position_ids"] = None
+        elif positions is not None:
+            given["position_ids"] = positions.expand(len(cut.rotary), -1).gather(1, cut.rotary)
+        if given.get("cache_position") is not None:
+            given["cache_position"] = given["cache_position"][: cut.index.shape[1]]
+        if given.get(QUERIES) is not None:
+            given[QUERIES] = run.queries(cut, given[QUERIES])
+
+    def _widen(self, layer: nn.Module, args: tuple, kwargs: dict, output):  # noqa: ARG002
+        run: Run | None = kwargs.get(CONTEXT)
+        cut = run.state.cut(layer.pruning_layer) if run is not None and run.prompt is not None else None
+        if cut is None:
+            return output
+        return (cut.widen(output[0]), *output[1:]) if isinstance(output, tuple) else cut.widen(output)
+
+
+def make_plain(cache: Cache) -> None:
+    """Layers of an empty cache that forget what left their window become ones that keep all: a window counts
+    tokens of the prompt, dropped ones too, and the masks say it. UsageError for a cache with a fixed place
+    for every token."""
+    known = isinstance(cache, DynamicCache)
+    if not known or any(type(each) not in (DynamicLayer, DynamicSlidingWindowLayer) for each in cache.layers):
+        raise UsageError(f"pruning: layers of a {type(cache).__name__} cannot differ in length; generate "
+                         "without cache_implementation, or take the pruner away with set_pruner(None)")
+    cache.layers = [DynamicLayer() for _ in cache.layers]
+
+
+def check_whole(cache: Cache, state: State, past: int) -> None:
+    """UsageError for a cache that was cut back into the prompt."""
+    last = len(cache.layers) - 1
+    whole = past >= state.length or state.shorten(past)
+    if not whole or cache.get_seq_length(last) != state.kept(last) + past - state.length:
+        raise UsageError(f"pruning: the KV cache has {past} tokens in its first layer and "
+                         f"{cache.get_seq_length(last)} in its last; it was cut back into a pruned prompt")

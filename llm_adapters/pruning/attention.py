@@ -1,0 +1,99 @@
+"""Attention of a few tokens in one decoder layer, beside whatever implementation the LLM uses.
+
+transformers calls the attention that `config._attn_implementation` names, with queries and keys that have
+their positions. The attention module of a scoring layer gets a copy of its configuration that names
+`scoring`: it computes the raters' softmax rows, S of T, and then calls the LLM's own implementation. No
+family's code is repeated, and nothing turns eager.
+"""
+import copy
+import sys
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from compressors.errors import UsageError
+
+NAME = "slothkit_scoring"
+CONTEXT = "pruning_context"
+CHUNK = 128  # queries at once
+
+
+def attention_module(layer: nn.Module) -> nn.Module:
+    """The self-attention of a decoder layer, or a UsageError if it does not choose its implementation by
+    configuration."""
+    for module in layer.modules():
+        config = getattr(module, "config", None)
+        is_attention = hasattr(module, "layer_idx") and hasattr(module, "is_causal")
+        if module is not layer and is_attention and hasattr(config, "_attn_implementation"):
+            return module
+    raise UsageError(f"pruning: {type(layer).__name__} has no attention that transformers dispatches by its "
+                     "configuration; choose another language model")
+
+
+def divert(module: nn.Module) -> None:
+    """Let an attention module compute scores, too."""
+    if not hasattr(module.config, "slothkit_original"):
+        original, module.config = module.config, copy.copy(module.config)
+        module.config._attn_implementation = NAME
+        module.config.slothkit_original = original
+
+
+def restore(module: nn.Module) -> None:
+    """Undo `divert`, where it was done."""
+    original = getattr(getattr(module, "config", None), "slothkit_original", None)
+    if original is not None:
+        module.config = original
+
+
+def scoring(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+            *args, **kwargs):
+    """An attention function of transformers: the scores go to the context, if there is one."""
+    context = kwargs.get(CONTEXT)
+    if context is not None:
+        context.score(module, query, key, attention_mask, kwargs)
+    name = module.config.slothkit_original._attn_implementation
+    own = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    return ALL_ATTENTION_FUNCTIONS.get_interface(name, own)(module, query, key, value, attention_mask, *args,
+                                                            **kwargs)
+
+
+ALL_ATTENTION_FUNCTIONS.register(NAME, scoring)
+
+
+@torch.no_grad()
+def rows(query: Tensor, key: Tensor, mask: Tensor | None, index: Tensor, heads: str,
+         scaling: float | None = None, softcap: float | None = None, s_aux: Tensor | None = None) -> Tensor:
+    """Softmax attention (B, S, T) of the queries at `index` (B, S) to all keys, over heads by "mean" or
+    "max"; zeros where the index is -1.
+
+    query (B, H, T, d), key (B, G, T, d) with H a multiple of G; mask: None (causal), (B, T) of tokens that
+    are there, or (B, 1, T, T) as transformers makes them, bool or added. `s_aux` (H,): logits of a sink."""
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    found = [_rows(query, key, mask, part, heads, scaling, softcap, s_aux)
+             for part in index.split(CHUNK, dim=1)]
+    return torch.cat(found, 1)
+
+
+def _rows(query: Tensor, key: Tensor, mask: Tensor | None, index: Tensor, heads: str, scaling: float,
+          softcap: float | None, sink: Tensor | None) -> Tensor:
+    at = index.clamp(min=0)
+    groups, tokens = key.shape[1], key.shape[2]
+    asked = query.gather(2, at[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3]))
+    asked = asked.unflatten(1, (groups, -1))  # (B, G, H / G, S, d)
+    logits = (asked @ key.unsqueeze(2).mT).flatten(1, 2).float() * scaling  # (B, H, S, T)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    if mask is None or mask.ndim == 2:
+        seen = torch.arange(tokens, device=at.device) <= at.unsqueeze(2)  # (B, S, T)
+        seen = seen if mask is None else seen & mask[:, None, :tokens].bool()
+        logits = logits.masked_fill(~seen.unsqueeze(1), -torch.inf)
+    else:
+        mask = mask[..., :tokens].expand(len(at), -1, -1, -1)
+        chosen = mask.gather(2, at[:, None, :, None].expand(-1, mask.shape[1], -1, tokens))
+        logits = logits.masked_fill(~chosen, -torch.inf) if mask.dtype == torch.bool else logits + chosen
+    if sink is not None:
+        logits = torch.cat([logits, sink.float().view(1, -1, 1, 1).expand(*logits.shape[:3], 1)], -1)
+    weights = logits.softmax(-1)[..., :tokens]
+    weights = weights.amax(1) if heads == "max" else weights.mean(1)
+    return torch.where((index >= 0).unsqueeze(2), weights, 0)

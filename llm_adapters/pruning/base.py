@@ -1,0 +1,138 @@
+"""The contract of an in-LLM pruner: which visual tokens go on behind some decoder layers of a prefill.
+
+A pruner names its layers and its raters, the tokens whose attention counts. The mechanism computes their
+attention in each of these layers, asks the pruner which visual tokens to keep, and takes the others out of
+all later layers: hidden states, KV cache, masks. Other tokens are never dropped.
+"""
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from compressors.errors import UsageError
+from compressors.registry import Registry
+from llm_adapters.pruning import schedule
+
+registry = Registry("pruner", group="slothkit.pruners", context=("llm_layers",))
+register = registry.register
+Positions = Literal["keep", "renumber"]
+
+
+@dataclass
+class Prompt:
+    """B rows of T tokens before the first decoder layer. Tokens generated since count as none of these.
+
+    visual   (B, T)     visual tokens
+    text     (B, T)     tokens of questions
+    real     (B, T)     all tokens, padding aside
+    last     (B, T)     what answers start from: the last token; with labels the one before each answer
+    asks     most `last` tokens that a row has
+    counts   visual tokens of each row
+    embeds   (B, T, D)  input embeddings
+    """
+
+    visual: Tensor
+    text: Tensor
+    real: Tensor
+    last: Tensor
+    asks: int
+    counts: list[int]
+    embeds: Tensor
+
+
+@dataclass
+class View:
+    """What a pruner decides on behind a decoder layer; T counts the tokens that are left.
+
+    number     which of the pruner's `layers`, from 0
+    visual     (B, T)     visual tokens that are left
+    counts     how many of them each row has
+    first      how many it had at the start
+    raters     (B, S)     positions of the row's raters, -1 fills
+    attention  (B, S, T)  their attention in this layer, over heads as the pruner's `heads` says; fills: 0
+    hidden     (B, T, D)  the layer's output
+    """
+
+    number: int
+    visual: Tensor
+    counts: list[int]
+    first: list[int]
+    raters: Tensor
+    attention: Tensor
+    hidden: Tensor
+
+    def received(self, raters: Tensor | None = None) -> Tensor:
+        """(B, T): mean attention that each token receives from the raters, or from those of (B, S)."""
+        chosen = self.raters >= 0 if raters is None else raters & (self.raters >= 0)
+        weights = chosen / chosen.sum(1, keepdim=True).clamp(min=1)
+        return torch.einsum("bs,bst->bt", weights.to(self.attention.dtype), self.attention)
+
+
+class Choice(NamedTuple):
+    """keep (B, T): visual tokens that go on, `counts[b]` of each row. `into` (B, T), if given: the token that
+    each is merged into, itself for most; one that others are merged into becomes the mean of them all."""
+
+    keep: Tensor
+    counts: list[int]
+    into: Tensor | None = None
+
+
+class Pruner:
+    """Base class. Knobs are keyword arguments; `llm_layers` is the LLM's depth.
+
+    layers     behind how many decoder layers tokens go, ascending
+    shares     share of a row's visual tokens that is left behind each of them; None: known only in a run
+    positions  keep: tokens keep their position ids; renumber: those left are consecutive
+    heads      mean or max: how attention heads are joined
+    samples    prompts of the training data that it still has to be calibrated on
+    """
+
+    heads: Literal["mean", "max"] = "mean"
+    samples: int = 0
+
+    def __init__(self, llm_layers: int, layers: tuple[int, ...], shares: tuple[float, ...] | None,
+                 positions: Positions):
+        schedule.check(llm_layers, layers, shares)
+        self.llm_layers, self.layers, self.shares, self.positions = llm_layers, layers, shares, positions
+        self.passed, self.rows = 0, 0  # visual tokens through all layers, and rows with any, in all prefills
+
+    def raters(self, prompt: Prompt) -> Tensor:
+        """(B, S) positions of the tokens whose attention counts, -1 fills."""
+        raise NotImplementedError
+
+    def choose(self, view: View) -> Choice:
+        """What is left: by default those that receive most attention, as many as `shares` says."""
+        return top(view.received(), view.visual, self.targets(view))
+
+    def targets(self, view: View) -> list[int]:
+        """How many visual tokens `shares` leaves to each row."""
+        share = self.known_shares()[view.number]
+        return [min(left, schedule.count(n, share)) for left, n in zip(view.counts, view.first)]
+
+    def known_shares(self) -> tuple[float, ...]:
+        """`shares`, or a UsageError where they are known only in a run."""
+        if self.shares is None:
+            raise UsageError(f"{self.registered_name}: how many tokens it leaves depends on the image and "
+                             "the question, with these knobs; run it to know")
+        return self.shares
+
+    def tokens_by_layer(self, n: int) -> list[int]:
+        """Visual tokens in each decoder layer, of `n` at the start."""
+        return schedule.by_layer(self.llm_layers, self.layers, [schedule.count(n, s) for s in
+                                                                self.known_shares()], n)
+
+    def average_visual_tokens(self, n: int) -> float:
+        """Visual tokens of `n`, averaged over the decoder layers."""
+        return sum(self.tokens_by_layer(n)) / self.llm_layers
+
+    def measured_visual_tokens(self) -> float | None:
+        """The same, as it was in all prefills so far of rows that have visual tokens."""
+        return self.passed / self.rows / self.llm_layers if self.rows else None
+
+
+def top(scores: Tensor, visual: Tensor, counts: list[int]) -> Choice:
+    """The visual tokens with the highest `scores` (B, T), `counts[b]` of each row; of equals the first."""
+    order = scores.float().masked_fill(~visual, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    wanted = torch.tensor(counts, device=scores.device).unsqueeze(1)
+    return Choice((order.argsort(1) < wanted) & visual, counts)

@@ -1,0 +1,84 @@
+"""FitPrune's recipe from a few prefills: the smallest loss of attention under which the budget is reached.
+
+    calibrate(model, batches)              # the model has pruner "fitprune"; its knobs then have a recipe
+"""
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from compressors.errors import UsageError
+from llm_adapters.pruning import schedule
+from llm_adapters.pruning.base import Pruner
+from llm_adapters.pruning.fitprune import Observer, Trial
+
+STEPS = 10  # bisections of the loss in [0, 1]; the released code makes 7
+
+
+@torch.no_grad()
+def calibrate(model, batches: Iterable[Mapping[str, Tensor]]) -> tuple[float, ...]:
+    """Fit the recipe of a model (FlashSlothForConditionalGeneration) whose pruner is `fitprune` on prefills
+    of `batches`, inputs of its forward, and give it that recipe; returned as well."""
+    if model.config.pruner != "fitprune":
+        raise UsageError(f"pruner={model.config.pruner}: only fitprune is calibrated")
+    knobs, batches = dict(model.config.pruner_knobs or {}), [features_of(model, batch) for batch in batches]
+    average, depth = knobs.get("average", 0.5), model.pruner.llm_layers
+    positions, training = model.pruner.positions, model.training
+
+    def run(pruner: Pruner) -> Pruner:
+        model.use_pruner(pruner)
+        for batch in batches:
+            model(**batch, use_cache=False, logits_to_keep=1)
+        return pruner
+
+    model.eval()
+    try:
+        sums = run(Observer(depth)).sums
+        if not sums:
+            raise UsageError("fitprune: none of the samples it is to be calibrated on has an image")
+        recipe = fit(depth, average, lambda loss: shares(depth, run(Trial(depth, loss, sums, positions))))
+    finally:
+        model.train(training)
+    model.set_pruner("fitprune", **{**knobs, "recipe": recipe})
+    return recipe
+
+
+def features_of(model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A batch without labels, its images gone through the tower once and for all."""
+    prompt = {name: value for name, value in batch.items() if name != "labels"}
+    if "pixel_values" in prompt:
+        prompt["vision_features"] = model.get_image_features(prompt.pop("pixel_values"))
+    return prompt
+
+
+def shares(depth: int, trial: Trial) -> list[float]:
+    """What each layer left in a trial, on average over rows with visual tokens."""
+    found = []
+    for layer in range(depth - 1):
+        rows = [c / n for counts, first in trial.left[layer :: depth - 1] for c, n in zip(counts, first) if n]
+        found.append(sum(rows) / len(rows))
+    return found
+
+
+def fit(depth: int, budget: float, left: Callable[[float], list[float]]) -> tuple[float, ...]:
+    """The recipe: `left(loss)` at the smallest loss that reaches `budget`, the average share over layers, cut
+    off where the budget is reached: no layer behind drops more."""
+    low, high, best = 0.0, 1.0, left(1.0)
+    layers = range(1, depth)
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        found = left(middle)
+        if schedule.average(depth, layers, found) <= budget:
+            high, best = middle, found
+        else:
+            low = middle
+    recipe, spent = [], 1.0
+    for i, share in enumerate(best):
+        rest = depth - 1 - i
+        level = (budget * depth - spent) / rest  # what all layers from here on could have
+        if share <= level + 1e-9:
+            recipe += [level] * rest
+            break
+        recipe.append(share)
+        spent += share
+    return tuple(round(share, 6) for share in recipe)

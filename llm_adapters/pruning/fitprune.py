@@ -1,0 +1,102 @@
+"""FitPrune (arXiv 2409.10197): how much each layer drops is fitted on a few samples, so that the attention
+that visual tokens give each other and that text gives them changes least, under a budget (`calibration.py`).
+
+    layer l drops to recipe[l] * n, the tokens with the lowest product of both attentions first
+
+Tokens go behind the layer whose attention decides; in the released code, behind that layer's attention.
+"""
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from compressors.errors import UsageError
+from llm_adapters.adapter import query_positions
+from llm_adapters.pruning import schedule
+from llm_adapters.pruning.base import Choice, Positions, Prompt, Pruner, View, register, top
+
+
+def everyone(prompt: Prompt) -> Tensor:
+    """(B, T): visual tokens, and all text after the first of them."""
+    return prompt.real & (prompt.visual.cumsum(1) > 0)
+
+
+def attentions(view: View) -> tuple[Tensor, Tensor]:
+    """What each visual token receives from visual tokens and from text, (B, T) each, 0 elsewhere."""
+    index = view.raters.clamp(min=0)
+    from_visual = view.visual.gather(1, index) & (view.raters >= 0)
+    found = (view.received(from_visual), view.received(~from_visual))
+    return tuple(each.masked_fill(~view.visual, 0) for each in found)
+
+
+@register("fitprune")
+class FitPrune(Pruner):
+    """average    share of the visual tokens left on average over the layers: the budget of the calibration
+    samples    of the training data it is calibrated on
+    recipe     share left behind each layer but the last, what the calibration finds
+    positions  keep, as the released code
+    """
+
+    heads: Literal["mean", "max"] = "max"
+
+    def __init__(self, llm_layers: int, *, average: float = 0.5, samples: int = 64,
+                 recipe: tuple[float, ...] | None = None, positions: Positions = "keep"):
+        schedule.share_of(average=average)
+        if samples < 1:
+            raise UsageError(f"samples={samples}: a calibration needs at least 1")
+        layers = tuple(range(1, llm_layers))
+        self.samples = samples if recipe is None else 0
+        shares = recipe or schedule.solve(llm_layers, layers, average, lambda r: (r,) * len(layers))
+        super().__init__(llm_layers, layers, shares, positions)
+
+    def raters(self, prompt: Prompt) -> Tensor:
+        if self.samples and not prompt.visual.is_meta:  # counts need no recipe: the budget tells them
+            raise UsageError("fitprune has no recipe yet; fit one with llm_adapters.pruning.calibration, or "
+                             "give recipe=[...], the share left behind each layer but the last")
+        chosen = everyone(prompt)
+        return query_positions(chosen, chosen.shape[1] if chosen.is_meta else None)
+
+    def choose(self, view: View) -> Choice:
+        own, cross = attentions(view)
+        return top(own * cross, view.visual, self.targets(view))
+
+
+class Observer(Pruner):
+    """Drops nothing; remembers how much attention visual tokens receive in each layer."""
+
+    heads: Literal["mean", "max"] = "max"
+    registered_name = "fitprune"
+
+    def __init__(self, llm_layers: int):
+        layers = tuple(range(1, llm_layers))
+        super().__init__(llm_layers, layers, (1.0,) * len(layers), "keep")
+        self.sums: list[tuple[Tensor, Tensor]] = []  # (B,) each, prefill by prefill and layer by layer
+
+    def raters(self, prompt: Prompt) -> Tensor:
+        return query_positions(everyone(prompt))
+
+    def choose(self, view: View) -> Choice:
+        self.sums.append(tuple(each.sum(1) for each in attentions(view)))
+        return Choice(view.visual, view.counts)
+
+
+class Trial(Observer):
+    """Drops, in each layer, the tokens that are among the lowest in both attentions, as long as what is left
+    receives at least 1 - `loss` of what an unpruned layer's visual tokens do (`Observer.sums`, in order)."""
+
+    def __init__(self, llm_layers: int, loss: float, sums: list[tuple[Tensor, Tensor]], positions: Positions):
+        super().__init__(llm_layers)
+        self.loss, self.whole, self.positions = loss, iter(sums), positions
+        self.left: list[tuple[list[int], list[int]]] = []  # (counts, first) of each prefill and layer
+
+    def choose(self, view: View) -> Choice:
+        gone = view.visual.clone()
+        for received, whole in zip(attentions(view), next(self.whole)):
+            values, order = received.masked_fill(~view.visual, torch.inf).sort(dim=1, stable=True)
+            rest = received.sum(1, keepdim=True) - values.cumsum(1)
+            enough = rest >= (1 - self.loss) * whole.unsqueeze(1)
+            gone &= enough.gather(1, order.argsort(1))
+        keep = view.visual & ~gone
+        counts = keep.sum(1).tolist()
+        self.left.append((counts, view.first))
+        return Choice(keep, counts)

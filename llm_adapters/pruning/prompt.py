@@ -1,0 +1,38 @@
+"""What a pruner sees of a prompt, from what the composed model knows."""
+import torch
+from torch import Tensor
+
+from llm_adapters.conversation import IGNORE
+from llm_adapters.pruning.base import Prompt
+
+
+def make_prompt(is_image: Tensor, is_text: Tensor, length: int, attention_mask: Tensor | None,
+                labels: Tensor | None, embeds: Tensor) -> Prompt:
+    """is_image, is_text (B, T): visual tokens, and those of questions. The prompt's `length` tokens come
+    first; behind them stand generated ones, where no cache is used."""
+    order = torch.arange(is_image.shape[1], device=is_image.device)
+    real = (order < length).expand_as(is_image)
+    if attention_mask is not None and attention_mask.ndim == 2:
+        real = real & attention_mask.bool()
+    visual = is_image & real
+    last = (order * real).argmax(1, keepdim=True) == order
+    asks = 1
+    if labels is not None:
+        before = before_answers(labels) & real
+        last = torch.where(before.any(1, keepdim=True), before, last)
+        asks = int(last.sum(1).max())
+    return Prompt(visual, is_text & real, real, last, asks, visual.sum(1).tolist(), embeds)
+
+
+def before_answers(labels: Tensor) -> Tensor:
+    """(B, T): tokens that no label asks for, followed by one that a label does."""
+    answer = labels != IGNORE
+    following = torch.cat([answer[:, 1:], torch.zeros_like(answer[:, :1])], 1)
+    return following & ~answer
+
+
+def sized_prompt(embeds: Tensor, visual: int) -> Prompt:
+    """One row of which only sizes are known, `visual` of its tokens being visual: for counting FLOPs on the
+    meta device."""
+    some = torch.empty(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+    return Prompt(some, some, some, some, 1, [visual], embeds)

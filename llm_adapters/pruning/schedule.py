@@ -1,0 +1,80 @@
+"""Which layers, and how many visual tokens are left behind each of them. Plain numbers, no tensors."""
+from collections.abc import Callable, Sequence
+
+from compressors.errors import UsageError
+
+PUBLISHED = 32  # decoder layers of the models that the papers prune
+
+
+def count(n: int, share: float) -> int:
+    """A share of `n` tokens, to the nearest; halves up."""
+    return int(n * share + 0.5)
+
+
+def scaled(depth: int, layers: Sequence[int]) -> tuple[int, ...]:
+    """Layers of a model with `PUBLISHED` of them at the same place in one of `depth`, all of them different;
+    in a very shallow one fewer."""
+    found = []
+    for layer in layers:
+        place = max(count(layer, depth / PUBLISHED), found[-1] + 1 if found else 1)
+        if place < depth:
+            found.append(place)
+    return tuple(found)
+
+
+def check(depth: int, layers: Sequence[int], shares: Sequence[float] | None) -> None:
+    """UsageError for layers that a model of `depth` does not have, or shares that grow."""
+    if depth < 2:
+        raise UsageError("pruning: the language model has one decoder layer; there is none behind it to save")
+    if not layers or list(layers) != sorted(set(layers)) or layers[0] < 1 or layers[-1] >= depth:
+        raise UsageError(f"layers={list(layers)}: behind which decoder layers tokens go: ascending numbers "
+                         f"from 1 to {depth - 1}, the last that has one behind it")
+    if shares is None:
+        return
+    if len(shares) != len(layers):
+        raise UsageError(f"{len(shares)} shares for {len(layers)} layers; give one for each")
+    if not all(0 <= b <= a <= 1 for a, b in zip((1, *shares), shares)):
+        raise UsageError(f"shares {list(shares)}: each must be in [0, 1] and none above the one before it")
+
+
+def by_layer(depth: int, layers: Sequence[int], left: Sequence[float], start: float) -> list[float]:
+    """What is in each of `depth` layers, of `start` in the first and `left[i]` behind layer `layers[i]`."""
+    found = [start] * depth
+    for layer, value in zip(layers, left):
+        found[layer:] = [value] * (depth - layer)
+    return found
+
+
+def average(depth: int, layers: Sequence[int], shares: Sequence[float]) -> float:
+    """Mean share over the layers."""
+    return sum(by_layer(depth, layers, shares, 1.0)) / depth
+
+
+def solve(depth: int, layers: Sequence[int], wanted: float,
+          shares: Callable[[float], tuple[float, ...]]) -> tuple[float, ...]:
+    """The shares, of a family `shares(r)` that grows with r in [0, 1], whose average over layers is `wanted`.
+    UsageError if none has it."""
+    least = average(depth, layers, shares(0.0))
+    if not least <= wanted <= 1:
+        raise UsageError(f"average={wanted}: the layers before the first drop see all visual tokens, so the "
+                         f"average share is between {least:.3g} and 1")
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if average(depth, layers, shares(middle)) < wanted:
+            low = middle
+        else:
+            high = middle
+    return shares(high)
+
+
+def geometric(ratio: float, stages: int) -> tuple[float, ...]:
+    """A share `ratio` of what is left goes on at each stage."""
+    return tuple(ratio ** (i + 1) for i in range(stages))
+
+
+def share_of(**knobs: float | None) -> None:
+    """Each knob is a share, in [0, 1], or None."""
+    for name, value in knobs.items():
+        if value is not None and not 0 <= value <= 1:
+            raise UsageError(f"{name}={value}: a share of the visual tokens, from 0 to 1")

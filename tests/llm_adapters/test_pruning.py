@@ -1,0 +1,153 @@
+"""Pruners drop what they say they drop: counts, schedules, and FastV against a slow one by its definition."""
+import pytest
+import torch
+from factories import LLMS, picture
+from pruning_cases import CASES, DEPTH, RECIPE, ROWS, TOKENS, build, inputs
+from torch import Tensor, nn
+
+from compressors.errors import UsageError
+from llm_adapters.adapter import decoder_layers
+from llm_adapters.conversation import IMAGE, Turn
+from llm_adapters.pruning import FastV, PyramidDrop, SparseVLM, registry
+
+ONE = [([Turn(f"{IMAGE}\nWhat is this?")], [picture(1)])]
+
+
+def lengths(model: nn.Module, batch: dict[str, Tensor]) -> list[int]:
+    """Tokens in each decoder layer of a prefill, as the KV cache has them."""
+    cache = model(**batch, use_cache=True).past_key_values
+    return [cache.get_seq_length(layer) for layer in range(DEPTH)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", CASES)
+def test_each_layer_has_as_many_tokens_as_told(case):
+    model, processor = build()
+    batch = inputs(processor, ONE)
+    whole = batch["input_ids"].shape[1]
+    name, knobs = CASES[case]
+    model.set_pruner(name, **knobs)
+    found = [length - (whole - TOKENS) for length in lengths(model, batch)]
+    assert found[0] == TOKENS > found[-1] > 0
+    assert model.pruner.measured_visual_tokens() == sum(found) / DEPTH
+    if "adaptive" in case:
+        with pytest.raises(UsageError, match="sparsevlm: how many"):
+            model.pruner.tokens_by_layer(TOKENS)
+    else:
+        assert found == model.pruner.tokens_by_layer(TOKENS)
+        assert model.pruner.average_visual_tokens(TOKENS) == sum(found) / DEPTH
+
+
+@pytest.mark.parametrize("llm", LLMS)
+@torch.no_grad()
+def test_keep_all_is_no_pruning(llm):
+    model, processor = build(llm)
+    batch = inputs(processor, ROWS)
+    expected = model(**batch).logits
+    for name in registry.names():
+        knobs = {"recipe": (1.0,) * (DEPTH - 1)} if name == "fitprune" else {"ratio": 1.0}
+        model.set_pruner(name, **knobs)
+        assert torch.equal(model(**batch).logits, expected), name
+    model.set_pruner("fastv")
+    assert not torch.equal(model(**batch).logits, expected)
+    model.set_pruner(None)
+    assert torch.equal(model(**batch).logits, expected)
+    assert all(not hasattr(m.config, "slothkit_original") for m in model.modules() if hasattr(m, "config"))
+
+
+def slow_fastv(llm: nn.Module, embeds: Tensor, visual: Tensor, layer: int, left: int,
+               renumber: bool) -> Tensor:
+    """Logits of the last token, layer by layer, from the paper's definition: behind `layer` decoder layers
+    keep the `left` visual tokens that the last one attends to most in that layer, on average over heads."""
+    attentions = llm(inputs_embeds=embeds, output_attentions=True).attentions[layer - 1]  # eager
+    scores = attentions[0, :, -1].mean(0).masked_fill(~visual, -1)
+    dropped = visual.clone()
+    dropped[scores.topk(left).indices] = False
+    decoder, hidden, positions = llm.get_decoder(), embeds, torch.arange(embeds.shape[1])[None]
+    for number, each in enumerate(decoder_layers(llm)):
+        if number == layer:
+            hidden, positions = hidden[:, ~dropped], positions[:, ~dropped]
+            positions = torch.arange(hidden.shape[1])[None] if renumber else positions
+        size = hidden.shape[1]
+        mask = torch.full((size, size), torch.finfo(torch.float32).min).triu(1)[None, None]
+        hidden = each(hidden, attention_mask=mask, position_ids=positions,
+                      position_embeddings=decoder.rotary_emb(hidden, positions))
+    norm = getattr(decoder, "norm", None) or decoder.final_layernorm
+    return llm.get_output_embeddings()(norm(hidden[:, -1]))
+
+
+@pytest.mark.parametrize("llm", LLMS)
+@pytest.mark.parametrize("positions", ["keep", "renumber"])
+@torch.no_grad()
+def test_fastv_is_the_slow_one(llm, positions):
+    model, processor = build(llm, query_module=None)
+    batch = inputs(processor, ONE)
+    visual = batch["input_ids"][0] == processor.image_token_id
+    features = model.get_image_features(batch["pixel_values"])
+    embeds, _ = model.embed(batch["input_ids"], features, batch["image_turn"], batch["turns"], None)
+    whole = model(**batch).logits[0, -1]
+    model.language_model.set_attn_implementation("eager")
+    expected = {layer: slow_fastv(model.language_model, embeds, visual, layer, 9, positions == "renumber")[0]
+                for layer in (1, 2, 3)}
+    model.language_model.set_attn_implementation("sdpa")
+    for layer, slow in expected.items():
+        model.set_pruner("fastv", layer=layer, ratio=0.25, positions=positions)
+        fast = model(**batch).logits[0, -1]
+        torch.testing.assert_close(fast, slow, rtol=1e-3, atol=1e-3)
+        assert not torch.allclose(fast, whole, rtol=1e-2, atol=1e-2)
+
+
+@torch.no_grad()
+def test_labels_turn_the_raters_into_what_answers_start_from():
+    """A prompt with its answers ranks by the tokens before them, so their logits are those of the prompt."""
+    model, processor = build()
+    model.set_pruner("fastv", ratio=0.25)
+    prompt = inputs(processor, ONE)
+    length = prompt["input_ids"].shape[1]
+    answered = {**prompt, "input_ids": torch.cat([prompt["input_ids"], torch.tensor([[20, 21, 22]])], 1),
+                "attention_mask": torch.ones(1, length + 3)}
+    answered["turns"] = nn.functional.pad(prompt["turns"], (0, 3))
+    labels = torch.full((1, length + 3), -100)
+    labels[:, length:] = answered["input_ids"][:, length:]
+    expected = model(**prompt).logits[:, -1]
+    torch.testing.assert_close(model(**answered, labels=labels).logits[:, length - 1], expected)
+    assert not torch.allclose(model(**answered).logits[:, length - 1], expected)  # rated by the last of all
+
+
+def test_depth_scales_with_the_model():
+    assert [FastV(depth).layers for depth in (2, 6, 32)] == [(1,), (1,), (2,)]
+    assert [PyramidDrop(depth).layers for depth in (2, 6, 32)] == [(1,), (2, 3, 5), (8, 16, 24)]
+    assert [SparseVLM(depth).layers for depth in (2, 6, 32)] == [(1,), (1, 2, 3), (3, 7, 16)]
+
+
+def test_token_counts_by_hand():
+    assert FastV(6, layer=2, ratio=0.5).tokens_by_layer(9) == [9, 9, 5, 5, 5, 5]
+    assert PyramidDrop(8, ratio=0.5).tokens_by_layer(16) == [16, 16, 8, 8, 4, 4, 2, 2]
+    assert registry.create("fitprune", llm_layers=DEPTH, recipe=RECIPE).tokens_by_layer(10) == [10, 8, 5, 2]
+
+
+@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("average", [0.4, 0.75])
+def test_pruners_meet_on_an_average_number_of_tokens(name, average):
+    pruner = registry.create(name, llm_layers=32, average=average)
+    assert pruner.average_visual_tokens(576) == pytest.approx(average * 576, abs=1)
+
+
+@pytest.mark.parametrize("name, knobs, message", [
+    ("fastv", {"layer": 4}, "layers=.4.: behind which decoder layers .* from 1 to 3"),
+    ("fastv", {"layer": 0}, "from 1 to 3"),
+    ("fastv", {"ratio": 1.5}, "ratio=1.5: a share"),
+    ("fastv", {"layer": 2, "average": 0.4}, "average=0.4: .* between 0.5 and 1"),
+    ("fastv", {"positions": "move"}, "fastv.positions='move'"),
+    ("pyramid_drop", {"layers": [3, 2]}, "ascending"),
+    ("sparsevlm", {"adaptive": 0.5, "average": 0.5}, "set one of them"),
+    ("fitprune", {"recipe": [0.5]}, "1 shares for 3 layers"),
+    ("fitprune", {"recipe": [0.5, 0.6, 0.2]}, "none above the one before"),
+    ("fitprune", {"samples": 0}, "samples=0"),
+    ("fastvv", {}, "did you mean 'fastv'"),
+])
+def test_bad_knobs(name, knobs, message):
+    model, _ = build()
+    with pytest.raises(UsageError, match=message):
+        model.set_pruner(name, **knobs)
+    assert model.pruner is None and model.config.pruner is None

@@ -1,0 +1,135 @@
+"""FitPrune's calibration, and the parts of SparseVLM, each against its definition."""
+import pytest
+import torch
+from factories import make_batch, picture
+from pruning_cases import DEPTH, ROWS, TOKENS, build, inputs
+
+from compressors.errors import UsageError
+from llm_adapters.conversation import IMAGE, Turn
+from llm_adapters.pruning import SparseVLM, View, schedule
+from llm_adapters.pruning.attention import rows
+from llm_adapters.pruning.calibration import calibrate, fit
+from llm_adapters.pruning.sparsevlm import density_peaks, relevant
+
+SAMPLES = [([Turn(f"{IMAGE}\nWhat is {'a ' * (i % 3)}this?")], [picture(i)]) for i in range(6)]
+
+
+@pytest.mark.parametrize("average", [0.3, 0.6, 0.9])
+def test_calibration_reaches_its_budget(average):
+    model, processor = build()
+    batches = [inputs(processor, SAMPLES[:4]), inputs(processor, [*SAMPLES[4:], ROWS[1]])]
+    model.set_pruner("fitprune", average=average)
+    recipe = calibrate(model, batches)
+    assert len(recipe) == DEPTH - 1 and list(recipe) == sorted(recipe, reverse=True)
+    assert (1 + sum(recipe)) / DEPTH == pytest.approx(average, abs=1e-4)
+    assert model.config.pruner_knobs == {"average": average, "recipe": recipe}
+    with torch.no_grad():
+        model(**batches[0])
+    assert model.pruner.measured_visual_tokens() == pytest.approx(average * TOKENS, abs=1)
+    assert calibrate(model, batches) == recipe  # the same samples, the same recipe
+
+
+def test_samples_in_one_batch_or_several():
+    """Padding and company change nothing."""
+    model, processor = build()
+    recipes = []
+    for size in (1, 3, 6):
+        model.set_pruner("fitprune", average=0.5)
+        starts = range(0, 6, size)
+        recipes.append(calibrate(model, [inputs(processor, SAMPLES[i : i + size]) for i in starts]))
+    assert recipes[1] == pytest.approx(recipes[0], abs=0.02)
+    assert recipes[2] == pytest.approx(recipes[0], abs=0.02)
+
+
+def test_the_smallest_loss_is_taken():
+    """Layers that give little attention away early are cut early."""
+    asked = []
+
+    def left(loss):
+        asked.append(loss)
+        return [1 - loss / 2, 1 - loss, 1 - loss]  # average over 4 layers: 1 - 0.625 loss
+
+    recipe = fit(4, 0.75, left)
+    assert recipe == pytest.approx((0.8, 0.6, 0.6), abs=2e-3)
+    assert len(asked) == 11
+
+
+def test_a_calibration_needs_images_and_fitprune():
+    model, processor = build()
+    model.set_pruner("fitprune")
+    with pytest.raises(UsageError, match="none of the samples"):
+        calibrate(model, [inputs(processor, [ROWS[1]])])
+    model.set_pruner("fastv")
+    with pytest.raises(UsageError, match="pruner=fastv: only fitprune"):
+        calibrate(model, [])
+
+
+def test_rows_of_attention_are_eager_ones():
+    """Grouped heads, a soft cap, masks of each kind, fills."""
+    query, key = torch.randn(2, 4, 7, 8), torch.randn(2, 2, 7, 8)
+    index = torch.tensor([[6, 2], [5, -1]])
+    causal = torch.ones(7, 7).tril().bool()
+    padded = torch.tensor([[0, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1]])
+    seen = causal & padded[:, None, None].bool()
+    logits = 3 * torch.tanh((query @ key.repeat_interleave(2, 1).mT) * 0.4 / 3)
+    for mask, allowed in ((None, causal), (padded, seen), (seen, seen),
+                          (torch.where(seen, 0.0, torch.finfo(torch.float32).min), seen)):
+        whole = logits.masked_fill(~allowed, -torch.inf).softmax(-1)
+        for heads, joined in (("mean", whole.mean(1)), ("max", whole.amax(1))):
+            found = rows(query, key, mask, index, heads, scaling=0.4, softcap=3.0)
+            expected = torch.stack([torch.stack([joined[0, 6], joined[0, 2]]),
+                                    torch.stack([joined[1, 5], torch.zeros(7)])])
+            torch.testing.assert_close(found, expected)
+
+
+def test_relevant_words():
+    embeds = torch.zeros(2, 5, 3)
+    embeds[:, :2] = torch.tensor([4.0, 0.0, 0.0])  # visual
+    embeds[:, 2], embeds[:, 3] = torch.tensor([4.0, 0.0, 0.0]), torch.tensor([0.0, 4.0, 0.0])
+    visual = torch.tensor([[1, 1, 0, 0, 0]] * 2).bool()
+    text = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 0, 1, 0]]).bool()  # the only word is its own mean
+    expected = torch.tensor([[0, 0, 1, 0, 0], [0, 0, 0, 1, 0]]).bool()
+    assert torch.equal(relevant(embeds, visual, text), expected)
+
+
+def test_clusters():
+    """Two dense groups and a token that is not chosen."""
+    hidden = torch.tensor([0.0, 0.1, 0.2, 5.0, 9.0, 9.1, 9.3])[None, :, None].repeat(1, 1, 4)
+    chosen = torch.tensor([[1, 1, 1, 0, 1, 1, 1]]).bool()
+    centres, into = density_peaks(hidden, chosen, [2])
+    assert centres[0].nonzero().flatten().tolist() == [1, 5]
+    assert into.tolist() == [[1, 1, 1, 3, 5, 5, 5]]
+
+
+def test_recycled_tokens_are_means_at_their_centres():
+    """20 visual tokens, half of them kept; of the others 30 % make one cluster, which counts."""
+    pruner = SparseVLM(32, layers=(4,), ratio=0.5)
+    hidden, attention = torch.randn(1, 22, 6), torch.rand(1, 1, 22)
+    visual = torch.ones(1, 22).bool()
+    visual[0, -2:] = False
+    choice = pruner.choose(View(0, visual, [20], [20], torch.tensor([[21]]), attention, hidden))
+    assert choice.counts == [10] and choice.keep.sum() == 10 and not (choice.keep & ~visual).any()
+    own = torch.arange(22)
+    merged = (choice.into[0] != own).nonzero().flatten()
+    [centre] = choice.into[0, merged].unique().tolist()
+    order = attention[0, 0, :20].argsort(descending=True)
+    assert set(merged.tolist()) | {centre} == set(order[9:12].tolist())
+    assert choice.keep[0, order[:9]].all() and choice.keep[0, centre]
+
+
+def test_schedules():
+    assert schedule.average(4, (1, 3), (0.5, 0.25)) == (1 + 0.5 + 0.5 + 0.25) / 4
+    found = schedule.solve(8, (2, 4, 6), 0.5, lambda r: schedule.geometric(r, 3))
+    assert schedule.average(8, (2, 4, 6), found) == pytest.approx(0.5)
+    with pytest.raises(UsageError, match="one decoder layer"):
+        schedule.check(1, (1,), None)
+
+
+def test_training_labels_do_not_change_a_calibration():
+    model, processor = build()
+    batch = make_batch(processor, SAMPLES[:2])
+    recipes = []
+    for each in (batch, {k: v for k, v in batch.items() if k != "labels"}):
+        model.set_pruner("fitprune")
+        recipes.append(calibrate(model, [each]))
+    assert recipes[0] == recipes[1]
