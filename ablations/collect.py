@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ablations import maps, prefill, spec
+from ablations import maps, measured, prefill, spec
 from ablations.outcomes import Report, Row, Table
 from compressors.errors import UsageError
 from experiments import tables
 from experiments.answers import majority_rates
 from experiments.cells import Cell, blind_cells
+from experiments.config import Config
 from experiments.data.llava import Sample
 from experiments.plan import Stage, plan
+from experiments.progress import Reporter
 from experiments.results import METRICS, PREDICTIONS, questions
 from experiments.stage_files import DONE
 from experiments.stages import Store
@@ -37,17 +39,21 @@ class Done:
     stage: Stage
 
 
-def report(wanted: Sequence[str], axes: Mapping[str, list[str]], store: Store, folder: Path,
-           command: str) -> Report:
-    """Tables by name or path from what is finished below `store`. In `folder` counted FLOPs and drawn maps
-    are kept from one report to the next."""
+def report(wanted: Sequence[str], axes: Mapping[str, list[str]], store: Store, folder: Path, command: str,
+           measuring: Reporter | None = None) -> Report:
+    """Tables by name or path from what is finished below `store`. In `folder` counted FLOPs, measured times
+    and drawn maps are kept from one report to the next. `measuring`: measure them now."""
     for key, values in axes.items():
         if len(values) > 1 and key != "seed":
             raise UsageError(f"{key}={','.join(values)}: a report takes one value; make one for each")
     files = tables.load_all(wanted, {"seed": seeds_there(store.root), **axes})
     finished: dict[str, Done] = {}
-    found = [collect(file, store, folder / COUNTS, finished) for file in files]
+    shown: list[tuple[Row, Config]] = []
+    found = [collect(file, store, finished, shown) for file in files]
+    for (row, _), count in zip(shown, prefill.counts([config for _, config in shown], folder / COUNTS)):
+        row.efficiency |= {} if count is None else {"prefill_flops": count}
     new = Report(found, {"command": command, **made(list(finished.values()), store)})
+    measured.add(new, shown, folder, measuring)
     maps.add(new, [(done.cell, done.stage) for done in finished.values()], store, folder)
     return new
 
@@ -59,8 +65,10 @@ def seeds_there(root: Path) -> list[str]:
     return sorted(found, key=int) or FIRST_SEEDS
 
 
-def collect(file: tables.TableFile, store: Store, kept: Path, finished: dict[str, Done]) -> Table:
-    """One table; its finished cells are added to `finished` by key."""
+def collect(file: tables.TableFile, store: Store, finished: dict[str, Done],
+            shown: list[tuple[Row, Config]]) -> Table:
+    """One table; its finished cells are added to `finished` by key, its rows with a cell of each to `shown`.
+    """
     claims = spec.claims(file)
     cells = [cell for row in file.rows for cell in row.cells]
     blind = [tables.TableRow(BLIND, each.label, "", (each,)) for each in blind_cells(cells)]
@@ -77,13 +85,13 @@ def collect(file: tables.TableFile, store: Store, kept: Path, finished: dict[str
     finished |= {done.stage.key: done for _, done in there}
     table = Table(file.name, file.heading, file.title, claims, rows)
     if there:
-        fill(table, there, store, kept)
+        shown += fill(table, there, store)
     table.rows = [row for row in rows if row.block != BLIND or row.outcomes]
     return table
 
 
-def fill(table: Table, there: Sequence[tuple[Row, Done]], store: Store, kept: Path) -> None:
-    """Outcomes and efficiency of the finished cells."""
+def fill(table: Table, there: Sequence[tuple[Row, Done]], store: Store) -> list[tuple[Row, Config]]:
+    """Outcomes and efficiency of the finished cells; the rows, each with the configuration of its first."""
     first = questions(there[0][1].stage)
     read = read_questions(store.path(there[0][1].stage) / PREDICTIONS)
     table.ids = np.array([sample.id for sample in read])
@@ -99,11 +107,10 @@ def fill(table: Table, there: Sequence[tuple[Row, Done]], store: Store, kept: Pa
             raise UsageError(f"{path / PREDICTIONS}: {len(right)} answers to {len(read)} questions; "
                              "remove that folder and run the sweep again")
     first_of = {row.label: (row, done) for row, done in reversed(there)}.values()
-    flops = prefill.counts([done.cell.config for _, done in first_of], kept)
-    for (row, done), count in zip(first_of, flops):
+    for row, done in first_of:
         metrics = json.loads((store.path(done.stage) / METRICS).read_text(encoding="utf-8"))
-        counted = {} if count is None else {"prefill_flops": count}
-        row.efficiency = {**metrics.get("efficiency", {}), **counted}
+        row.efficiency = dict(metrics.get("efficiency", {}))
+    return [(row, done.cell.config) for row, done in first_of]
 
 
 def read_questions(path: Path) -> list[Sample]:

@@ -8,7 +8,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from compressors.errors import UsageError
 from experiments import fingerprint, signatures, tables
@@ -16,9 +15,6 @@ from experiments.cells import blind_cells
 from experiments.config import Config
 from experiments.files import write_atomic
 from experiments.model_sizes import model_config
-
-if TYPE_CHECKING:
-    from llm_adapters.modeling import FlashSlothForConditionalGeneration
 
 TEXT = 40  # tokens of prompt and question
 VERSION = 1  # counted up when a count changes
@@ -80,41 +76,14 @@ def read(kept: Path) -> dict[str, int]:
 
 
 def count(config: Config) -> int:
-    """FLOPs of one image, `TEXT` text tokens and one turn's queries; a multiply-add is two."""
-    import torch
-
+    """FLOPs of one image, `TEXT` text tokens and one turn's queries; a multiply-add is two. UsageError where
+    only a run tells how many visual tokens go on."""
     from experiments.build import quiet
     from experiments.efficiency.counting import cell_prefill
-    from experiments.efficiency.subject import LLM
     from experiments.efficiency.table1 import cell_on_meta
 
     quiet()
-    subject = cell_on_meta("", config)
-    found = cell_prefill(subject, TEXT)
-    if config.prune is not None:
-        pixels = torch.empty(1, subject.tiling.most_crops, device="meta")  # one row's crops
-        visual = subject.visual_tokens({"pixel_values": pixels})
-        found[LLM] = pruned(subject.model, visual, visual + subject.query_tokens + TEXT)
-    return sum(found.values())
-
-
-def pruned(model: "FlashSlothForConditionalGeneration", visual: int, tokens: int) -> int:
-    """FLOPs of the language model, `visual` of `tokens` being visual, under the model's pruner; with what its
-    ranking costs. UsageError where only a run tells how many go on."""
-    import torch
-
-    from experiments.timing import flops
-    from llm_adapters.pruning.attention import CONTEXT
-    from llm_adapters.pruning.prompt import sized_prompt
-
-    def prefill() -> None:
-        with torch.device("meta"):
-            embeds = torch.empty(1, tokens, model.get_input_embeddings().embedding_dim)
-            run, cache = model.start_pruning(sized_prompt(embeds, visual), tokens, None, use_cache=True)
-            model.language_model(inputs_embeds=embeds, past_key_values=cache, logits_to_keep=1,
-                                 **{CONTEXT: run})
-
-    return flops(prefill)
+    return sum(cell_prefill(cell_on_meta("", config), TEXT).values())
 
 
 def main() -> None:

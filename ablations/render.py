@@ -89,7 +89,7 @@ def screen_table(grid: Grid, width: int) -> RichTable:
 def scores_csv(report: Report) -> str:
     """Every mean with half its interval, one line a row, for programs."""
     families = sorted({f for table in report.tables for f in table.family_names})
-    keys = [key for _, key, _ in COLUMNS]
+    keys = [*(key for _, key, _ in COLUMNS), "ttft_ms_low", "ttft_ms_high"]
     header = [f"{name}{end}" for name in ("overall", *families) for end in ("", "_pm")]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

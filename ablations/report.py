@@ -4,14 +4,17 @@ Exit code 0: written; 2: bad input or a full disk, one line says which; 130: Ctr
 """
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
 
 from compressors.errors import UsageError
+from compressors.registry import conform
+from experiments.bars import reporter
 from experiments.command import Parser, guarded
 from experiments.config import Config
-from experiments.overrides import parse, take_one
+from experiments.overrides import parse, take_one, value_of
 
 HELP = """\
 Usage: python -m ablations.report [table=3,4] [seed=0,1,2] [KEY=VALUE ...] [out=runs] [to=DIR] [--help]
@@ -24,6 +27,7 @@ one HTML page, plots, and what the report can be made from again without the cel
   table=3,4     tables of the project by name, or paths of YAML files (all of the project)
   seed=0,1,2    seeds (all that any cell has finished at)
   KEY=VALUE     settings and knobs, as for the sweep that computed the cells
+  measure=true  TTFT and peak memory of every row, on this machine, side by side
   results=DIR   the report from what an earlier one left in DIR, not from cells
 """
 
@@ -45,7 +49,8 @@ def run(arguments: list[str]) -> int:
         console.print(HELP, markup=False, highlight=False, soft_wrap=True)
         return 0
     axes = parse(options.overrides)
-    results, to = take_one(axes, "results"), take_one(axes, "to")
+    results, to, timed = (take_one(axes, key) for key in ("results", "to", "measure"))
+    measure = conform(value_of(timed or "false", "measure"), bool, "measure")
     from ablations import outcomes, write  # numpy, scipy and matplotlib: not for --help
 
     if results is not None:
@@ -56,20 +61,22 @@ def run(arguments: list[str]) -> int:
     else:
         root = Path(take_one(axes, "out") or Config().out)
         folder = Path(to) if to else root / "report"
-        report = from_cells(axes, root, folder, f"python -m ablations.report {' '.join(arguments)}".strip())
+        command = f"python -m ablations.report {' '.join(arguments)}".strip()
+        with reporter(console) if measure else nullcontext() as told:
+            report = from_cells(axes, root, folder, command, told)
     write.write(report, folder, console)
     return 0
 
 
-def from_cells(axes: dict[str, list[str]], root: Path, folder: Path, command: str):
-    """The report of what is finished below `root`."""
+def from_cells(axes: dict[str, list[str]], root: Path, folder: Path, command: str, measuring):
+    """The report of what is finished below `root`; with a reporter in `measuring` rows are measured."""
     from ablations import collect
     from experiments import tables
     from experiments.stages import Store
 
     wanted = axes.pop("table", [tables.ALL])
     axes["out"] = [str(root)]
-    found = collect.report(wanted, axes, Store(root), folder, command)
+    found = collect.report(wanted, axes, Store(root), folder, command, measuring)
     if not found.made["cells"]:
         names = ",".join(table.name for table in found.tables)
         if not root.is_dir():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from ablations import measured
 from ablations.outcomes import Report, Row, Table
 from ablations.prefill import TEXT
 from ablations.statistics import seed_interval
@@ -98,7 +99,7 @@ def notes(table: Table) -> list[str]:
                      f"python -m experiments.sweep table={table.name} runs them.")
     blank = [word for key, word in MEASURED.items() if all(key not in row.efficiency for row in table.rows)]
     if blank and table.chance:
-        found.append(f"Not measured by these runs: {', '.join(blank)}.")
+        found.append(f"Not measured: {', '.join(blank)}; measure=true measures them.")
     return found
 
 
@@ -151,7 +152,8 @@ def provenance(report: Report) -> list[str]:
     return [f"Command: {made['command']}",
             f"{made['cells']} cells of preset {', '.join(made['presets'])}, last finished "
             f"{made['finished']}: {spent:.1f} h of stages, {unshared:.1f} h without sharing them.",
-            f"{versions}. {made['machine']}.", *without_maps(report)]
+            f"{versions}. {made['machine']}.",
+            *([measured.sentence(made["measured"])] if made.get("measured") else []), *without_maps(report)]
 
 
 def maps_caption(report: Report) -> str:

@@ -51,7 +51,7 @@ def count(subject: Subject, pictures: list[list[Image.Image]], text: int = TEXT,
     visual = subject.visual_tokens(pixels)
     found, cache = prefill(subject, on_meta(pixels), rows, visual // rows, text)
     row, one = (torch.empty(1, n, subject.width, device="meta") for n in (cache.get_seq_length(), 1))
-    past = subject.language_model(row)
+    past = subject.language_model(row, visual=visual // rows)
     step = flops_by_part(lambda: subject.language_model(one, past), subject.parts)
     parameters = parameters_by_part(subject)
     weights, kept = sum(parameters.values()) * size, cache_elements(cache) * size
@@ -68,7 +68,8 @@ def prefill(subject: Subject, pixels: Pixels, rows: int, visual: int, text: int,
     def whole() -> None:
         with torch.device("meta"):
             subject.encode(pixels, rows, tokens, text)
-            kept.append(subject.language_model(torch.empty(rows, tokens, subject.width), keep=keep))
+            embeds = torch.empty(rows, tokens, subject.width)
+            kept.append(subject.language_model(embeds, keep=keep, visual=visual))
 
     return flops_by_part(whole, subject.parts), kept[0]
 

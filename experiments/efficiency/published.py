@@ -49,7 +49,8 @@ class Published(Subject):
     def encode(self, pixels: Pixels, *_: int) -> None:
         self.model.model.get_image_features(pixel_values=pixels["pixel_values"])
 
-    def language_model(self, embeds: Tensor, cache: Cache | None = None, keep: int = 1) -> Cache:
+    def language_model(self, embeds: Tensor, cache: Cache | None = None, keep: int = 1,
+                       visual: int = 0) -> Cache:  # noqa: ARG002  these drop none
         found = self.model.model.language_model(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
         self.model.lm_head(found.last_hidden_state[:, -keep:])
         return found.past_key_values

@@ -13,6 +13,8 @@ from experiments.config import Config
 from experiments.random_model import make_prompt
 from llm_adapters.images import image_pixels, image_processor, stack_images
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
+from llm_adapters.pruning.attention import CONTEXT as PRUNING
+from llm_adapters.pruning.prompt import sized_prompt
 
 TOWER, COMPRESSOR, PROJECTOR, QUERIES, LLM = (
     "vision tower", "compressor", "projector", "query module", "language model")
@@ -54,9 +56,10 @@ class Subject:
         a model on the meta device."""
         raise NotImplementedError
 
-    def language_model(self, embeds: Tensor, cache: Cache | None = None, keep: int = 1) -> Cache:
+    def language_model(self, embeds: Tensor, cache: Cache | None = None, keep: int = 1,
+                       visual: int = 0) -> Cache:
         """(B, T, D) through all decoder layers, and the logits of the `keep` last tokens (0: all); the cache
-        after it."""
+        after it. `visual`: so many tokens of a row are visual, which matters where some are dropped."""
         raise NotImplementedError
 
     @property
@@ -118,7 +121,10 @@ class OfCell(Subject):
         for insertion, _ in insertions(model.query_module):
             model.query_module(*inputs, insertion)
 
-    def language_model(self, embeds: Tensor, cache: Cache | None = None, keep: int = 1) -> Cache:
+    def language_model(self, embeds: Tensor, cache: Cache | None = None, keep: int = 1,
+                       visual: int = 0) -> Cache:
+        prompt = sized_prompt(embeds, visual) if visual and cache is None else None
+        run, cache = self.model.start_pruning(prompt, embeds.shape[1], cache, use_cache=True)
         found = self.model.language_model(inputs_embeds=embeds, past_key_values=cache, logits_to_keep=keep,
-                                          use_cache=True)
+                                          use_cache=True, **({} if run is None else {PRUNING: run}))
         return found.past_key_values

@@ -32,7 +32,7 @@ def before_answers(labels: Tensor) -> Tensor:
 
 
 def sized_prompt(embeds: Tensor, visual: int) -> Prompt:
-    """One row of which only sizes are known, `visual` of its tokens being visual: for counting FLOPs on the
-    meta device."""
+    """Rows of which only sizes are known, `visual` tokens of each being visual: for counting FLOPs on
+    the meta device."""
     some = torch.empty(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
-    return Prompt(some, some, some, some, 1, [visual], embeds)
+    return Prompt(some, some, some, some, 1, [visual] * len(embeds), embeds)

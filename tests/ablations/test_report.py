@@ -96,7 +96,24 @@ def test_published_numbers_stand_apart(made):
 
 def test_nothing_is_invented(made):
     words = (made / "report.md").read_text()
-    assert "Not measured by these runs: TTFT, peak memory." in words and "| TTFT" not in words
+    assert "Not measured: TTFT, peak memory; measure=true measures them." in words and "| TTFT" not in words
+
+
+def test_times_are_measured_when_asked_and_kept(tmp_path):
+    root, folder = tmp_path / "runs", tmp_path / "report"
+    fill(root, ["5"], seed="0")
+    asked = ["table=5", f"out={root}", f"to={folder}"]
+    assert report.main([*asked, "measure=true"]) == 0
+    first = rows_of(folder / "scores.csv", "row")["add",]
+    assert 0 < float(first["ttft_ms_low"]) <= float(first["ttft_ms"]) <= float(first["ttft_ms_high"])
+    assert float(first["peak_memory_mib"]) > 5  # the weights alone are
+    assert report.main(asked) == 0
+    assert rows_of(folder / "scores.csv", "row")["add",] == first
+    words = (folder / "report.md").read_text()
+    assert "| TTFT ms |" in words and "TTFT and peak memory: " in words and "Not measured" not in words
+    (folder / "measured.json").write_text("{")
+    assert report.main(asked) == 0
+    assert not rows_of(folder / "scores.csv", "row")["add",].get("ttft_ms")
 
 
 def test_measured_columns_are_shown():
