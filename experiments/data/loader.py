@@ -120,9 +120,12 @@ class StepLoader:
                 for a, b in zip(bounds, bounds[1:])]
 
     def collate(self, rows: list[tuple[Encoded, Tensor]]) -> dict[str, Tensor]:
-        """Rows -> tensors."""
+        """Rows -> tensors, padded on the right. No token sees what comes after it, so nobody needs a mask of
+        the padding; with one, attention could not take its causal kernel, and a GPU would wait at each step
+        to see whether there is any."""
         images = self.dataset.images
         batch = images.processor.collate([encoded for encoded, _ in rows])
+        del batch["attention_mask"]
         if images.processor.image_tokens and "image_turn" not in batch:
             return batch | self.blank(len(rows))
         return images.add(batch, [found for _, found in rows])

@@ -74,6 +74,22 @@ def test_four_pieces_of_a_step_give_the_gradients_of_the_whole(model, processor,
         torch.testing.assert_close(gradients[1][name], whole, atol=1e-12, rtol=1e-9)
 
 
+@pytest.mark.parametrize("llm", ["phi", "llama", "gemma2"])
+def test_training_needs_no_mask_of_the_padding(llm, samples):
+    tuned = make_model(llm, "sap", "embq").eval()
+    data = dataset(samples, make_processor(tuned))
+    rows = [data[i] for i in range(6)]
+    batch = StepLoader(data, Order(12, Optimisation(batch_size=8), 0)).collate(rows)
+    mask = data.images.processor.collate([encoded for encoded, _ in rows])["attention_mask"]
+    assert "attention_mask" not in batch and not mask.all()
+    tuned.requires_grad_(True)
+    items = {"pieces": 1, "answer_tokens": int((batch["labels"] >= 0).sum())}
+    bare, masked = (step_gradients(tuned, [{**batch, **items, **given}])
+                    for given in ({}, {"attention_mask": mask}))
+    for name, gradient in bare.items():
+        torch.testing.assert_close(gradient, masked[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 @pytest.mark.parametrize("train_tower", [False, True])
 def test_gradients_reach_what_the_stage_trains_alone(model, processor, samples, stage, train_tower):
