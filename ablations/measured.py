@@ -72,6 +72,7 @@ def measure(configs: Sequence[Config], told: Reporter) -> dict[str, Any]:
     told.steps(measuring.steps(len(cases), ROUNDS))
     with torch.inference_mode():
         found = measuring.measure(cases, ROUNDS, told.advance)
+    where["attention"] = ", ".join(sorted({case.subject.attention for case in cases.values()}))
     return {"where": where, "rows": {key: columns(each) for key, each in found.items()}}
 
 

@@ -25,7 +25,7 @@ def settings(given: argparse.Namespace) -> dict[str, Any]:
     given.dtype = given.dtype or ("bfloat16" if cuda or given.table1 else "float32")
     return {
         "device": given.device, "device_name": torch.cuda.get_device_name(device) if cuda else processor(),
-        "dtype": given.dtype, "attention": "sdpa", "threads": torch.get_num_threads(),
+        "dtype": given.dtype, "threads": torch.get_num_threads(),
         "text_tokens": given.text or TEXT, "new_tokens": given.tokens, "rounds": given.rounds,
         "static_cache": given.static, "torch": torch.__version__,
         "cuda": torch.version.cuda if cuda else None, "transformers": transformers.__version__,

@@ -18,9 +18,10 @@ PEAKS = (("H100 PCIe", 756e12, 2.0e12), ("H100", 989e12, 3.35e12), ("H200", 989e
 def title(result: Result) -> str:
     """Where and how."""
     made = result["made"]
-    words = [made["device_name"], f"attention {made['attention']}", f"{made['threads']} threads"]
+    words = [made["device_name"], f"{made['threads']} threads"]
     if result["rows"]:  # trained cells have their own of these
-        words += [made["dtype"], f"{made['text_tokens']} text tokens", f"answers of {made['new_tokens']}",
+        words += [f"attention {', '.join(sorted({row['attention'] for row in result['rows']}))}",
+                  made["dtype"], f"{made['text_tokens']} text tokens", f"answers of {made['new_tokens']}",
                   "static cache" if made["static_cache"] else "dynamic cache"]
     words += [f"{made['rounds']} rounds", f"torch {made['torch']}",
               f"transformers {made['transformers']}", f"python {made['python']}"]

@@ -63,6 +63,14 @@ class Subject:
         raise NotImplementedError
 
     @property
+    def attention(self) -> str:
+        """The implementation of attention, as transformers names it; several where parts differ."""
+        configs = (getattr(module, "config", None) for module in self.model.modules())
+        own = (getattr(config, "slothkit_original", config) for config in configs)  # below a pruner's scoring
+        return ", ".join(sorted({name for config in own
+                                 if (name := getattr(config, "_attn_implementation", None))}))
+
+    @property
     def width(self) -> int:
         """D, the language model's."""
         return self.model.get_input_embeddings().embedding_dim

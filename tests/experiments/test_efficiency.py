@@ -103,7 +103,7 @@ def test_the_command_measures_and_writes(tmp_path, capsys):
         ("sap+embq", 1), ("identity", 1), ("sap+embq", 2), ("identity", 2)]
     assert [row["counts"]["visual"] for row in rows] == [32, 288, 32, 288]
     assert all(row["measured"]["ttft"][0] > 0 and row["images"] == 2 for row in rows)
-    assert {"device_name", "dtype", "attention", "threads", "text_tokens", "torch"} <= made.keys()
+    assert {"device_name", "dtype", "threads", "text_tokens", "torch"} <= made.keys()
     assert "## Measured" in (tmp_path / "efficiency.md").read_text()
     assert {path.stem for path in tmp_path.glob("*.svg")} == {"flops", "time", "ttft", "memory"}
 
