@@ -77,7 +77,8 @@ def counted(subject: Subject, case: tuple, given: argparse.Namespace) -> Row:
     (width, height), batch, images = case
     found = count(subject, pictures(*case), given.text or TEXT, getattr(torch, given.dtype))
     return {"label": subject.label, "note": subject.note, "attention": subject.attention,
-            "picture": f"{width}x{height}", "batch": batch, "images": images, "counts": found.asdict(), "measured": None, "failed": None}
+            "picture": f"{width}x{height}", "batch": batch, "images": images, "counts": found.asdict(),
+            "measured": None, "failed": None}
 
 
 def give_weights(subject: Subject, given: argparse.Namespace, others: Sequence[Subject] = ()) -> None:
