@@ -34,7 +34,7 @@ def test_style():
 def test_two_commands_do_everything():
     commands = [line for line in README.splitlines() if "-m venv" in line]
     assert len(commands) == 2
-    assert "experiments.sweep" in commands[0] and commands[1].endswith("-m pytest")
+    assert "experiments.sweep" in commands[0] and commands[1].endswith("-m pytest -n auto")
     script = (ROOT / ".ci/run").read_text()
     assert "-m venv' README.md | sed -n 2p" in script and "pytest" not in script
 
