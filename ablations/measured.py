@@ -53,26 +53,20 @@ def key_of(config: Config) -> str | None:
 
 def measure(configs: Sequence[Config], told: Reporter) -> dict[str, Any]:
     """Every configuration once, side by side. Imports torch."""
-    import torch
-    from PIL import Image
-
     from experiments.efficiency import collect, machine, measuring
 
     given = Namespace(device=None, dtype=None, threads=None, table1=False, text=prefill.TEXT, tokens=1,
                       rounds=ROUNDS, static=False)
     where = machine.settings(given)
-    cases: dict[str, measuring.Case] = {}
-    for key, config in {key_of(config): config for config in configs}.items():
-        if key is not None:
-            subject = made(key, config)
-            collect.give_weights(subject, given, [case.subject for case in cases.values()])
-            pictures = [[Image.effect_noise((subject.size, subject.size), 64).convert("RGB")]]
-            cases[key] = measuring.Case(subject, pictures, prefill.TEXT, given.tokens)
+    known = {key_of(config): config for config in configs}
+    subjects = [made(key, config) for key, config in known.items() if key is not None]
+    collect.give_weights(subjects, given)
+    cases = {each.label: measuring.Case(each, collect.pictures((each.size, each.size), 1, 1), prefill.TEXT,
+                                        given.tokens) for each in subjects}
     told.stage("measuring")
     told.steps(measuring.steps(len(cases), ROUNDS))
-    with torch.inference_mode():
-        found = measuring.measure(cases, ROUNDS, told.advance)
-    where["attention"] = ", ".join(sorted({case.subject.attention for case in cases.values()}))
+    found = measuring.measure(cases, ROUNDS, told.advance)
+    where["attention"] = ", ".join(sorted({each.attention for each in subjects}))
     return {"where": where, "rows": {key: columns(each) for key, each in found.items()}}
 
 

@@ -75,10 +75,9 @@ def others() -> list[str]:
 
 def find(name: str) -> Path:
     """The file of a table's name, or a path that ends in .yaml."""
-    if name.endswith((".yaml", ".yml")):
-        path = Path(name)
-    else:
-        path = folder() / (f"{name}.yaml" if name in others() else f"table{name}.yaml")
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder() / f"table{name}.yaml"
+    if not path.is_file() and name in others():
+        return folder() / f"{name}.yaml"
     if not path.is_file():
         there = ", ".join([*names(), *others(), ALL]) if names() else "none yet"
         raise UsageError(f"table={name}: no {path}; there are: {there}; or a path that ends in .yaml")

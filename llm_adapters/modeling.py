@@ -26,8 +26,7 @@ from llm_adapters.adapter import CONTEXT, QueryAdapter, QueryContext, llm_sizes,
 from llm_adapters.configuration import FlashSlothConfig
 from llm_adapters.pruning.apply import PruningAdapter
 from llm_adapters.pruning.attention import CONTEXT as PRUNING
-from llm_adapters.pruning.prompt import make_prompt
-from llm_adapters.steps import Mute, check_count, fit_turns, place, shrink
+from llm_adapters.steps import Mute, check_count, fit_turns, hide_unused, place, shrink
 
 PREFILL_ONLY = ("pixel_values", "vision_features", "image_turn", "turns", "query_index")
 
@@ -166,19 +165,6 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         features = features[..., : self.vision_tower.dim]  # without levels for the compressor
         return embeds, self._query_context(features, image_turn, turns, query_index, is_query, ~special)
 
-    def _hide_unused(self, input_ids: Tensor, attention_mask: Tensor | None,
-                     features: Tensor) -> Tensor | None:
-        """The attention mask (B, T) without the visual tokens that a compressor, trained at several counts,
-        does not fill in this step."""
-        grid = features.shape[2:4]
-        count, visible = self.compressor.num_tokens(*grid), self.compressor.visible(*grid)
-        if visible == count:
-            return attention_mask
-        is_image = input_ids == self.config.image_token_id
-        unused = is_image & ((is_image.cumsum(1) - 1) % count >= visible)
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return mask.masked_fill(unused, 0)
-
     def _query_context(self, features: Tensor, image_turn: Tensor, turns: Tensor, query_index: Tensor | None,
                        is_query: Tensor, is_text: Tensor) -> QueryContext | None:
         if query_index is None:
@@ -209,11 +195,11 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
                                  "processor")
             inputs_embeds, context = self.embed(input_ids, vision_features, image_turn, turns, query_index)
             if vision_features is not None:
-                attention_mask = self._hide_unused(input_ids, attention_mask, vision_features)
-                if self.pruner is not None:
-                    is_image = input_ids == self.config.image_token_id
-                    is_text = (turns > 0) & ~is_image & (input_ids != self.config.query_token_id)
-                    prompt = make_prompt(is_image, is_text, prompted, attention_mask, labels, inputs_embeds)
+                grid = vision_features.shape[2:4]
+                attention_mask = hide_unused(
+                    attention_mask, input_ids == self.config.image_token_id,
+                    self.compressor.num_tokens(*grid), self.compressor.visible(*grid))
+                prompt = self.prompt_of(input_ids, turns, prompted, attention_mask, labels, inputs_embeds)
         padded = isinstance(attention_mask, Tensor) and attention_mask.ndim == 2  # not masks made before
         if position_ids is None and padded and past_key_values is None:
             position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)  # the same with left and right padding

@@ -40,6 +40,16 @@ def place(embeds: Tensor, where: Tensor, tokens: Tensor) -> Tensor:
     return torch.where(where.unsqueeze(-1), nn.functional.embedding(order, tokens), embeds)
 
 
+def hide_unused(attention_mask: Tensor | None, is_image: Tensor, count: int, visible: int) -> Tensor | None:
+    """The attention mask (B, T) without the visual tokens that a compressor, trained at several counts, does
+    not fill in this step: `visible` of `count` of each image."""
+    if visible == count:
+        return attention_mask
+    unused = is_image & ((is_image.cumsum(1) - 1) % count >= visible)
+    mask = torch.ones_like(unused, dtype=torch.long) if attention_mask is None else attention_mask
+    return mask.masked_fill(unused, 0)
+
+
 def check_count(is_image: Tensor, per_image: int, image_turn: Tensor | None) -> None:
     if torch.compiler.is_compiling() or is_image.device.type != "cpu":
         return  # reading the counts would wait for the device; the processor has checked them

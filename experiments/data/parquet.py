@@ -15,6 +15,7 @@ from pathlib import Path
 
 from compressors.errors import UsageError
 from experiments.answers import ALL
+from experiments.command import Parser, guarded
 from experiments.data import llava
 from llm_adapters.conversation import IMAGE
 
@@ -70,20 +71,20 @@ def rows(asked: Sequence[llava.Sample]) -> Iterator[dict]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; 0, or 2 with one line on what was wrong."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.data.parquet", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The command; its exit code."""
+    parser = Parser(prog="python -m experiments.data.parquet", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="LLaVA-format JSON, such as picture_vqa/test.json")
     parser.add_argument("out", type=Path, help="Parquet file to write")
     parser.add_argument("--images", type=Path, help="folder of its images (that of the JSON)")
-    given = parser.parse_args(arguments)
-    try:
+
+    def run() -> int:
+        given = parser.parse_args(arguments)
         count = write(given.source, given.out, given.images)
-    except (OSError, UsageError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    sys.stdout.write(f"{given.out}: {count} questions\n")
-    return 0
+        sys.stdout.write(f"{given.out}: {count} questions\n")
+        return 0
+
+    return guarded(run, "write to another place")
 
 
 if __name__ == "__main__":

@@ -60,8 +60,7 @@ def compare(subjects: Sequence[Subject], given: argparse.Namespace, sizes: Seque
             rows[case, subject.label] = counted(subject, case, given)
             report.advance()
     if timed:
-        for i, subject in enumerate(subjects):
-            give_weights(subject, given, subjects[:i])
+        give_weights(subjects, given)
         report.stage("measuring")
         report.steps(len(cases) * steps(len(subjects), given.rounds))
         for case in cases:
@@ -81,15 +80,16 @@ def counted(subject: Subject, case: tuple, given: argparse.Namespace) -> Row:
             "measured": None, "failed": None}
 
 
-def give_weights(subject: Subject, given: argparse.Namespace, others: Sequence[Subject] = ()) -> None:
+def give_weights(subjects: Sequence[Subject], given: argparse.Namespace) -> None:
     """Random ones. Cells with the same backbones share these. UsageError for more than the memory holds."""
-    check_memory(subject, given)
-    fill(subject.model, torch.device(given.device), getattr(torch, given.dtype))
-    if isinstance(subject, OfCell):
-        set_placeholders(subject.model)
-        for other in others:
-            for part in ("vision_tower", "language_model"):
-                adopt(getattr(subject.model, part), getattr(other.model, part))
+    for i, subject in enumerate(subjects):
+        check_memory(subject, given)
+        fill(subject.model, torch.device(given.device), getattr(torch, given.dtype))
+        if isinstance(subject, OfCell):
+            set_placeholders(subject.model)
+            for other in subjects[:i]:
+                for part in ("vision_tower", "language_model"):
+                    adopt(getattr(subject.model, part), getattr(other.model, part))
 
 
 def adopt(module: torch.nn.Module, other: torch.nn.Module) -> None:

@@ -10,7 +10,7 @@ KV cache, whose layers behind k hold fewer tokens than the first; masks are narr
 """
 import inspect
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -20,6 +20,7 @@ from llm_adapters.adapter import decoder_layers, llm_sizes
 from llm_adapters.pruning.attention import CONTEXT, attention_module, divert, restore
 from llm_adapters.pruning.base import Prompt, Pruner, registry
 from llm_adapters.pruning.cuts import Cut, State
+from llm_adapters.pruning.prompt import make_prompt
 from llm_adapters.pruning.run import Run
 
 KEPT = "slothkit_pruning"  # attribute of a KV cache
@@ -59,6 +60,15 @@ class PruningAdapter:
         for k, module in zip(pruner.layers, scored):
             module.pruning_layer = k - 1
             divert(module)
+
+    def prompt_of(self, input_ids: Tensor, turns: Tensor, length: int, attention_mask: Tensor | None,
+                  labels: Tensor | None, embeds: Tensor) -> Prompt | None:
+        """What the pruner sees of a prompt of `length` tokens with images; None without a pruner."""
+        if self.pruner is None:
+            return None
+        is_image = input_ids == self.config.image_token_id
+        is_text = (turns > 0) & ~is_image & (input_ids != self.config.query_token_id)
+        return make_prompt(is_image, is_text, length, attention_mask, labels, embeds)
 
     def start_pruning(self, prompt: Prompt | None, length: int, cache: Cache | None,
                       use_cache: bool | None) -> tuple[Run | None, Cache | None]:
