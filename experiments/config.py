@@ -127,6 +127,7 @@ class Trainer:
                             choices=("auto", "ddp", "fsdp", "deepspeed"))
     devices: str = setting("auto", "how many, or which: [0,2]")
     gradient_checkpointing: bool = setting(False, "compute the LLM's activations again: less memory, slower")
+    compile: bool = setting(False, "torch.compile the LLM's layers for training; takes up to a minute")
     logger: str = setting("csv", "where curves go", choices=("csv", "tensorboard", "wandb", "none"))
     checkpoint_every: int = setting(200, "steps between checkpoints that a killed run resumes from", low=1)
 

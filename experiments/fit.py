@@ -1,5 +1,6 @@
 """Lightning's part of a training stage: the trainer, what it tells, the checkpoints it resumes from."""
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import lightning as L
@@ -7,10 +8,12 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
 
+from compressors.errors import UsageError
 from experiments import strategies
 from experiments.config import Config
 from experiments.module import SlothModule
 from experiments.progress import Reporter
+from llm_adapters.adapter import decoder_layers
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 
 CHECKPOINTS = "checkpoints"
@@ -33,11 +36,31 @@ def fit(config: Config, module: SlothModule, out: Path, report: Reporter, world:
     )
     if t.gradient_checkpointing:
         checkpointing(module.model, "enable", {"use_reentrant": False})
-    trainer.fit(module, ckpt_path=resume, weights_only=False)
+    with compiled(module.model) if t.compile else nullcontext():
+        trainer.fit(module, ckpt_path=resume, weights_only=False)
     if t.gradient_checkpointing:
         checkpointing(module.model, "disable")
     if not world:
         module.model.to("cpu")
+
+
+@contextmanager
+def compiled(model: FlashSlothForConditionalGeneration) -> Iterator[None]:
+    """torch.compile of each decoder layer, in place: where the work is, and one graph serves all layers. (The
+    whole model as one graph of any shape took minutes more to trace, and ran no faster.)"""
+    from torch._dynamo.exc import TorchDynamoException
+
+    layers = decoder_layers(model.language_model)
+    for layer in layers:
+        layer.compile()
+    try:
+        yield
+    except TorchDynamoException as error:  # no C++ compiler, say
+        told = str(getattr(error, "inner_exception", error)).strip().partition("\n")[0]
+        raise UsageError(f"trainer.compile=true: {told}; leave it out to train uncompiled") from error
+    finally:
+        for layer in layers:
+            layer._compiled_call_impl = None  # as `compile` says it; there is no public way back
 
 
 def checkpointing(model: FlashSlothForConditionalGeneration, what: str, *options: dict) -> None:

@@ -66,6 +66,7 @@ def test_query_modules_share_pretraining():
     ("trainer.logger=none", set()),
     ("trainer.strategy=fsdp", set()),
     ("trainer.gradient_checkpointing=true", set()),
+    ("trainer.compile=true", set()),
     ("lora.rank=8", {"finetune", "evaluate"}),
     ("lora.alpha=8", set()),  # without adapters
     ("finetune.group_by_length=true", {"finetune", "evaluate"}),
