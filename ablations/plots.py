@@ -6,11 +6,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ablations import labels
 from ablations.outcomes import Row, Table
 from ablations.spec import Claim
 from ablations.statistics import seed_interval
 from ablations.verdicts import FAILS, HOLDS, Verdict, judge
+from experiments import labels
 from experiments.figures import BLUE, GREY, ORANGE, bare, svg
 
 COLOURS = {HOLDS: "#0a7d32", FAILS: "#b3261e"}

@@ -3,7 +3,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
+from experiments import labels
 from experiments.efficiency.collect import Row
 from experiments.efficiency.measuring import PREPARING
 from experiments.efficiency.subject import COMPRESSOR, LLM, PROJECTOR, QUERIES, TOWER
@@ -34,7 +36,7 @@ def pictures(rows: Sequence[Row]) -> dict[str, str]:
 
 def name_of(row: Row, rows: Sequence[Row]) -> str:
     """Label and what tells it from others of the label."""
-    words = [f"{key} {row[key]}" if key != "picture" else row[key] for key in keys(rows)]
+    words = [f"{key} {row[key]}" if key != "picture" else row[key] for key in keys(rows) if row[key] != "any"]
     return ", ".join([row["label"], *words])
 
 
@@ -69,19 +71,27 @@ def stacked(rows: Sequence[Row], where: str, inner: str, scale: float, heading: 
 
 def against_tokens(rows: Sequence[Row]) -> str:
     """First token against visual tokens of a row; lines from the lowest to the highest round."""
-    figure = Figure((7.6, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for row in rows:
-        middle, low, high = (1e3 * value for value in row["measured"]["ttft"])
+    figure = Figure((7.6, 4.2))
+    axes = figure.add_axes((0.09, 0.12, 0.89, 0.85))  # fixed, so that labels can be placed before drawing
+    visual = np.array([row["counts"]["visual"] for row in rows])
+    middle, low, high = 1e3 * np.array([row["measured"]["ttft"] for row in rows]).T
+    for i, row in enumerate(rows):
         colour = ORANGE if row["counts"]["query"] else BLUE
-        axes.errorbar(row["counts"]["visual"], middle, [[middle - low], [high - middle]], fmt="o",
+        axes.errorbar(visual[i], middle[i], [[middle[i] - low[i]], [high[i] - middle[i]]], fmt="o",
                       color=colour, markersize=5, elinewidth=1, capsize=2)
-        axes.annotate(name_of(row, rows), (row["counts"]["visual"], middle), (5, 4), fontsize=7,
-                      textcoords="offset points")
     axes.set_xlabel("visual tokens of a row", fontsize=9)
     axes.set_ylabel("ms to the first token; orange: with query tokens", fontsize=9)
-    axes.set_xlim(0, 1.3 * max(row["counts"]["visual"] for row in rows) + 1)  # room for labels
-    axes.set_ylim(bottom=0)
+    if all(visual):  # blind rows have no place on such axes
+        axes.set(xscale="log", yscale="log", xlim=(min(visual) / 1.2, max(visual) * 2),
+                 ylim=(min(low) / 1.2, max(high) * 1.2))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:,.0f}")
+            axis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set(xlim=(0, 1.3 * max(visual) + 1), ylim=(0, 1.05 * max(high)))  # room for labels
+    names = [name_of(row, rows) for row in rows]
+    labels.put(axes, names, visual, middle, np.maximum(high - middle, middle - low))
     bare(axes, "both")
     return svg(figure)
 

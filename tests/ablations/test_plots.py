@@ -4,8 +4,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from ablations import labels, plots
+from ablations import plots
 from ablations.outcomes import Row, Table
+from experiments import labels
 
 
 def table(rows):
