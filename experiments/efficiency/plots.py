@@ -1,4 +1,4 @@
-"""Pictures of a result: FLOPs and time by part, first token against visual tokens, memory."""
+"""Pictures of a result: FLOPs and time by part, first token against visual tokens, memory; training steps."""
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,14 +13,15 @@ from experiments.efficiency.tables import SHORT, keys, parts_of, unit
 from experiments.figures import BLUE, GREY, ORANGE, bare, svg
 from experiments.timing import OTHER
 
+STAGES = {"pretrain": ORANGE, "finetune": BLUE}
 COLOURS = {PREPARING: "#c9ccd2", TOWER: GREY, COMPRESSOR: ORANGE, PROJECTOR: "#e3b341", QUERIES: "#b3261e",
            LLM: BLUE, OTHER: "#6b4c9a"}
 LINE = 0.3  # inches a row takes
 
 
-def pictures(rows: Sequence[Row]) -> dict[str, str]:
-    """SVG by name."""
-    found: dict[str, str] = {}
+def pictures(rows: Sequence[Row], steps: Sequence[Row] = ()) -> dict[str, str]:
+    """SVG by name; `steps` are of training."""
+    found = {"training": training(steps)} if steps else {}
     if not rows:
         return found
     scale, letter = unit(max(sum(row["counts"]["prefill"].values()) for row in rows))
@@ -111,4 +112,27 @@ def memory(rows: Sequence[Row]) -> str:
         axes.barh(places, np.maximum(peak - weights - cache, 0), 0.7, left=weights + cache, color=BLUE,
                   label="else, at the peak")
     legend(axes)
+    return svg(figure)
+
+
+def training(rows: Sequence[Row]) -> str:
+    """Of a training step: time of a row of data with its spread, and peak memory; a bar a cell and stage."""
+    cells, wide = list(dict.fromkeys(row["label"] for row in rows)), 0.8 / len(STAGES)
+    figure = Figure((8.4, 1.3 + LINE * len(STAGES) * len(cells)), layout="constrained")
+    times, peaks = figure.subplots(1, 2, sharey=True)
+    for number, (stage, colour) in enumerate(STAGES.items()):
+        chosen = [row for row in rows if row["stage"] == stage]
+        places = [cells.index(row["label"]) + (number - (len(STAGES) - 1) / 2) * wide for row in chosen]
+        middle, low, high = (1e3 * np.array([row["seconds"] for row in chosen])
+                             / np.array([[row["rows"]] for row in chosen])).T
+        times.barh(places, middle, 0.9 * wide, color=colour, label=stage, xerr=(middle - low, high - middle),
+                   error_kw={"elinewidth": 1, "capsize": 2})
+        peaks.barh(places, [row["peak_bytes"] / 2**30 for row in chosen], 0.9 * wide, color=colour)
+    times.set_yticks(range(len(cells)), cells)
+    times.set_ylim(len(cells) - 0.4, -0.6)
+    times.set_xlabel("ms a row of data", fontsize=9)
+    peaks.set_xlabel("peak GiB", fontsize=9)
+    for axes in (times, peaks):
+        bare(axes, "x")
+    legend(times)
     return svg(figure)

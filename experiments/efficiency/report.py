@@ -61,7 +61,7 @@ def write(result: Result, folder: Path) -> list[Path]:
     write_atomic(folder / FILE, json.dumps(result, indent=1) + "\n")
     write_atomic(folder / "efficiency.md", markdown(result))
     written = [folder / FILE, folder / "efficiency.md"]
-    for name, picture in plots.pictures(result["rows"]).items():
+    for name, picture in plots.pictures(result["rows"], result["training"]).items():
         write_atomic(folder / f"{name}.svg", picture)
         written.append(folder / f"{name}.svg")
     return written

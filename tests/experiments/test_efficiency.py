@@ -113,6 +113,7 @@ def test_the_command_trains(tmp_path, capsys):
                  "--rounds=2", "--data-rows=100,1000", "--device=cpu", "--to", str(tmp_path)]) == 0
     assert "finetune (cached features)" in capsys.readouterr().out
     first, second = json.loads((tmp_path / "efficiency.json").read_text())["training"]
+    assert "pretrain" in (tmp_path / "training.svg").read_text()
     assert first["stage"] == "pretrain" and (first["rows"], first["pieces"]) == (4, 2)
     assert first["hours"] == pytest.approx(100 / 4 * first["seconds"][0] / 3600)
     assert second["hours"] == pytest.approx(1000 / 2 * second["seconds"][0] / 3600)
