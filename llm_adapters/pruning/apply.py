@@ -47,6 +47,7 @@ class PruningAdapter:
             for handle in layer.__dict__.pop("pruning_handles", ()):
                 handle.remove()
             for module in layer.modules():
+                vars(module).pop("pruning_layer", None)
                 restore(module)
         self.pruner = pruner
         if pruner is None:

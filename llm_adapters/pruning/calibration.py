@@ -9,7 +9,7 @@ from torch import Tensor
 
 from compressors.errors import UsageError
 from llm_adapters.pruning import schedule
-from llm_adapters.pruning.base import Pruner
+from llm_adapters.pruning.base import Positions, Pruner
 from llm_adapters.pruning.fitprune import Observer, Trial
 
 STEPS = 10  # bisections of the loss in [0, 1]; the released code makes 7
@@ -22,8 +22,7 @@ def calibrate(model, batches: Iterable[Mapping[str, Tensor]]) -> tuple[float, ..
     if model.config.pruner != "fitprune":
         raise UsageError(f"pruner={model.config.pruner}: only fitprune is calibrated")
     knobs, batches = dict(model.config.pruner_knobs or {}), [features_of(model, batch) for batch in batches]
-    average, depth = knobs.get("average", 0.5), model.pruner.llm_layers
-    positions, training = model.pruner.positions, model.training
+    depth, positions, training = model.pruner.llm_layers, model.pruner.positions, model.training
 
     def run(pruner: Pruner) -> Pruner:
         model.use_pruner(pruner)
@@ -33,14 +32,20 @@ def calibrate(model, batches: Iterable[Mapping[str, Tensor]]) -> tuple[float, ..
 
     model.eval()
     try:
-        sums = run(Observer(depth)).sums
-        if not sums:
-            raise UsageError("fitprune: none of the samples it is to be calibrated on has an image")
-        recipe = fit(depth, average, lambda loss: shares(depth, run(Trial(depth, loss, sums, positions))))
+        recipe = recipe_for(run, depth, knobs.get("average", 0.5), positions)
     finally:
         model.train(training)
     model.set_pruner("fitprune", **{**knobs, "recipe": recipe})
     return recipe
+
+
+def recipe_for(run: Callable[[Pruner], Pruner], depth: int, average: float,
+               positions: Positions) -> tuple[float, ...]:
+    """The recipe of an LLM of `depth` layers; `run` makes the prefills under a pruner and returns that."""
+    sums = run(Observer(depth)).sums
+    if not sums:
+        raise UsageError("fitprune: none of the samples it is to be calibrated on has an image")
+    return fit(depth, average, lambda loss: shares(depth, run(Trial(depth, loss, sums, positions))))
 
 
 def features_of(model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -86,10 +86,11 @@ class Run:
         return self.memo(cut, mask, lambda: cut.mask(mask, self.total, self.new, not self.flash))
 
     def rotary(self, cut: Cut, embeddings: object) -> object:
-        """(cos, sin) (B or 1, T, d) for the tokens that are left."""
+        """(cos, sin) (..., B or 1, T, d) for the tokens that are left."""
         def narrow(each: Tensor) -> Tensor:
-            each = each.expand(len(cut.rotary), -1, -1)
-            return each.gather(1, cut.rotary.unsqueeze(-1).expand(-1, -1, each.shape[-1]))
+            sides = each.shape[:-3]  # Qwen-VL's three directions
+            each = each.expand(*sides, len(cut.rotary), -1, -1)
+            return each.gather(-2, cut.rotary.unsqueeze(-1).expand(*sides, -1, -1, each.shape[-1]))
 
         is_one = isinstance(embeddings, Tensor)
         return self.memo(cut, embeddings,

@@ -95,7 +95,10 @@ def density_peaks(hidden: Tensor, chosen: Tensor, clusters: list[int]) -> tuple[
     that are not chosen belong to themselves."""
     tokens = hidden.detach().float()
     pair = chosen.unsqueeze(1) & chosen.unsqueeze(2)
-    distance = torch.cdist(tokens, tokens) / tokens.shape[-1] ** 0.5
+    # without the shortcut by a matrix product: two tokens must be equally far from each other, or rounding
+    # decides which of two is the centre
+    distance = torch.cdist(tokens, tokens, compute_mode="donot_use_mm_for_euclid_dist")
+    distance = distance / tokens.shape[-1] ** 0.5
     near = distance.masked_fill(~pair, torch.inf).topk(min(NEAREST, distance.shape[1]), largest=False).values
     members = chosen.sum(1) // torch.tensor(clusters, device=chosen.device).clamp(min=1)
     counted = torch.arange(near.shape[2], device=chosen.device) < members.clamp(min=2).view(-1, 1, 1)

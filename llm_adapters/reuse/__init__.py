@@ -31,8 +31,9 @@ from llm_adapters.conversation import QUERY, QUESTION
 from llm_adapters.reuse import processors
 from llm_adapters.reuse.families import FAMILIES, family_of, native_grid, tower_dim
 from llm_adapters.reuse.parts import NAME, Markers, VisualParts
+from llm_adapters.reuse.pruning import prune
 
-__all__ = ["FAMILIES", "attach", "detach", "load", "trained"]
+__all__ = ["FAMILIES", "attach", "detach", "load", "prune", "trained"]
 
 
 def attach(model: PreTrainedModel, processor: ProcessorMixin, compressor: str, *,

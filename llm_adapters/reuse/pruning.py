@@ -1,0 +1,141 @@
+"""In-LLM pruners in a multimodal model of transformers, as it is or with a compressor attached.
+
+    reuse.prune(model, "fastv", ratio=0.5)
+    model.generate(**inputs)
+    reuse.prune(model, None)                       # as it was before
+
+Nothing of it is saved with the model. All text counts as the question where nothing marks one, and the last
+token of the prompt as what the answer starts from, with labels too.
+"""
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from compressors.errors import UsageError
+from llm_adapters.adapter import llm_sizes
+from llm_adapters.pruning.apply import PruningAdapter
+from llm_adapters.pruning.attention import CONTEXT
+from llm_adapters.pruning.base import Pruner, registry
+from llm_adapters.pruning.calibration import recipe_for
+from llm_adapters.pruning.prompt import make_prompt
+from llm_adapters.pruning.run import Run
+from llm_adapters.reuse.families import family_of
+from llm_adapters.reuse.parts import NAME
+from llm_adapters.reuse.wrapping import named_arguments
+
+PRUNING = "slothkit_pruning"  # the attribute of the model that holds its `ModelPruning`
+ASKED = "slothkit_asked"  # from the model's forward to its language model's
+
+
+def prune(model: PreTrainedModel, name: str | None, *, calibrate_on: Iterable[Mapping[str, Tensor]] = (),
+          **knobs) -> None:
+    """Drop visual tokens inside the LLM from now on, as the pruner `name` does with its `knobs`; None: none.
+
+    calibrate_on    inputs of the model's forward that `fitprune` fits its recipe on, where it is given none
+    UsageError for a model, a name or a knob that cannot be; nothing has changed then.
+    """
+    family, depth = family_of(model), llm_sizes(model.config)["llm_layers"]
+    pruner, batches = None, list(calibrate_on)
+    held = getattr(model, PRUNING, None) or ModelPruning(model, family.language_model)
+    if name is not None:
+        pruner = registry.create(name, llm_layers=depth, **knobs)
+        if bool(pruner.samples) != bool(batches):
+            told = "has to be calibrated: give calibrate_on, or a recipe"
+            raise UsageError(f"pruner={name}: {told if pruner.samples else 'is not calibrated'}")
+        if batches:
+            recipe = held.calibrate(batches, pruner, knobs.get("average", 0.5))
+            pruner = registry.create(name, llm_layers=depth, **{**knobs, "recipe": recipe})
+    held.set(pruner)
+
+
+@dataclass
+class Asked:
+    """Of a prompt with images: (B, T) each."""
+
+    is_image: Tensor
+    is_text: Tensor
+    attention_mask: Tensor | None
+
+
+class ModelPruning(PruningAdapter):
+    """The pruner of one model and its hooks."""
+
+    def __init__(self, model: PreTrainedModel, path: str):
+        self.model, self.base = model, model.base_model
+        self.language_model = getattr(self.base, path)
+        self.handles: list = []
+
+    def set(self, pruner: Pruner | None) -> None:
+        """Take this pruner; with None all hooks go."""
+        self.use_pruner(pruner)
+        if pruner is not None and not self.handles:
+            llm = self.language_model
+            self.handles = [self.base.register_forward_pre_hook(self._before_model, with_kwargs=True),
+                            llm.register_forward_pre_hook(self._before_llm, with_kwargs=True),
+                            llm.register_forward_hook(self._after_llm, with_kwargs=True)]
+            setattr(self.model, PRUNING, self)
+        elif pruner is None and self.handles:
+            while self.handles:
+                self.handles.pop().remove()
+            delattr(self.model, PRUNING)
+
+    @torch.no_grad()
+    def calibrate(self, batches: list[Mapping[str, Tensor]], pruner: Pruner,
+                  average: float) -> tuple[float, ...]:
+        """FitPrune's recipe."""
+        before, training = self.pruner, self.model.training
+
+        def run(trial: Pruner) -> Pruner:
+            self.set(trial)
+            for batch in batches:
+                prompt = {name: value for name, value in batch.items() if name != "labels"}
+                self.model(**prompt, use_cache=False, logits_to_keep=1)
+            return trial
+
+        self.model.eval()
+        try:
+            return recipe_for(run, pruner.llm_layers, average, pruner.positions)
+        finally:
+            self.set(before)
+            self.model.train(training)
+
+    def _before_model(self, base: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """Note what the prompt is, where images come with it."""
+        kwargs = named_arguments(base.forward, args, kwargs)
+        ids, encoded = kwargs.get("input_ids"), kwargs.get("mm_encoder_outputs") or {}
+        images = kwargs.get("pixel_values") is not None or encoded.get("image") is not None
+        if ids is not None and images:
+            is_image, mask = ids == self.model.config.image_token_id, kwargs.get("attention_mask")
+            mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+            kwargs[ASKED] = Asked(is_image, self._text(ids, is_image), mask)
+        return (), kwargs
+
+    def _text(self, ids: Tensor, is_image: Tensor) -> Tensor:
+        """Tokens of questions: all text where nothing marks them."""
+        markers = getattr(getattr(self.model, NAME, None), "markers", None)
+        if markers is None:
+            return ~is_image
+        return markers.turns(ids)[1] & ~is_image & ~markers.are_in(ids)
+
+    def _before_llm(self, llm: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        kwargs = named_arguments(llm.forward, args, kwargs)
+        asked: Asked | None = kwargs.pop(ASKED, None)
+        embeds, cache, prompt = kwargs["inputs_embeds"], kwargs.get("past_key_values"), None
+        if asked is not None:
+            if cache is not None and cache.get_seq_length():
+                raise UsageError("pruning: images were given with a KV cache that is not empty; give the "
+                                 "whole prompt at once, without prefill_chunk_size")
+            prompt = make_prompt(asked.is_image, asked.is_text, embeds.shape[1], asked.attention_mask, None,
+                                 embeds)
+        run, cache = self.start_pruning(prompt, embeds.shape[1], cache, kwargs.get("use_cache"))
+        if run is not None:
+            kwargs |= {CONTEXT: run, "past_key_values": cache}
+        return (), kwargs
+
+    def _after_llm(self, llm: nn.Module, args: tuple, kwargs: dict, output: object) -> None:  # noqa: ARG002
+        run: Run | None = kwargs.get(CONTEXT)
+        if run is not None:
+            run.count()
