@@ -5,6 +5,8 @@ Two 3x3 convolutions with strides and nothing between them, then (GOT) a linear 
     3x3 convolution C -> 2C - 3x3 convolution 2C -> D - Linear
 
     H*W -> ceil(H/k) * ceil(W/k)        4096 -> 256 at k = 4, strides 2 and 2, as released
+
+A stride of 3 or more, which is ours, has a window of its own size without padding: no patch is left out.
 """
 from einops import rearrange
 from torch import Tensor, nn
@@ -20,14 +22,21 @@ def strides(rate: int) -> tuple[int, int]:
     return rate // smaller, smaller
 
 
+def convolution(channels: int, out: int, stride: int) -> nn.Conv2d:
+    """(B, channels, H, W) -> (B, out, ceil(H / stride), ceil(W / stride)); for a stride of 3 or more H and W
+    must be multiples of it."""
+    return nn.Conv2d(channels, out, max(3, stride), stride, padding=int(stride < 3), bias=False)
+
+
 @register("conv_downsample")
 class ConvDownsample(WindowCompressor):
-    """Two 3x3 convolutions whose strides multiply to `rate`; a stride beyond 3 skips patches.
+    """Two convolutions whose strides multiply to `rate`.
 
     width         channels between them; None: twice the tower's, as in both sources
     projector     the linear layer that follows in GOT; DeepSeek-OCR has its projector elsewhere
 
-    `floor` and `pad` crop and fill the features; `ceil` is the strided convolutions' own count.
+    `floor` and `pad` crop and fill the features; `ceil` is the padded convolutions' own count, and fills for
+    a stride of 3 or more.
     """
 
     projects = True
@@ -47,8 +56,7 @@ class ConvDownsample(WindowCompressor):
         at_least(1, width=width)
         self.out_dim, (first, second) = llm_dim, strides(rate)
         self.convolutions = nn.Sequential(
-            nn.Conv2d(dim, width, 3, first, padding=1, bias=False),
-            nn.Conv2d(width, llm_dim, 3, second, padding=1, bias=False),
+            convolution(dim, width, first), convolution(width, llm_dim, second)
         )
         self.projector = nn.Linear(llm_dim, llm_dim) if projector else nn.Identity()
 
@@ -56,5 +64,7 @@ class ConvDownsample(WindowCompressor):
         self.out_grid(*features.shape[1:3])  # refuses what the policy refuses
         if self.grid_policy != "ceil":
             features, _ = fit(features, self.rate, self.grid_policy)
+        elif max(strides(self.rate)) > 2:
+            features, _ = fit(features, self.rate, "pad")
         small = self.convolutions(rearrange(features, "b h w c -> b c h w"))
         return self.projector(rearrange(small, "b d h w -> b (h w) d"))

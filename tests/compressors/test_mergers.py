@@ -80,6 +80,17 @@ def test_conv_downsample_is_deepseek_ocr2s():
     torch.testing.assert_close(ours(features), expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(("rate", "policy", "size"), [
+    (2, "error", 6), (3, "error", 9), (3, "ceil", 8), (4, "ceil", 7), (5, "error", 10), (6, "ceil", 7),
+    (6, "pad", 11)])
+def test_conv_downsample_reads_every_patch(rate, policy, size):
+    features = torch.randn(1, size, size, 6, requires_grad=True)
+    tokens = make("conv_downsample", rate=rate, grid_policy=policy)(features)
+    assert tokens.shape[1] == (-(-size // rate)) ** 2
+    tokens.square().sum().backward()
+    assert (features.grad.abs().sum(-1) > 0).all()
+
+
 def test_strides_of_conv_downsample():
     assert [strides(rate) for rate in (1, 2, 3, 4, 6, 9, 5)] == [
         (1, 1), (2, 1), (3, 1), (2, 2), (3, 2), (3, 3), (5, 1)
