@@ -89,9 +89,7 @@ class PruningAdapter:
                 return None, cache
             check_whole(cache, state, past)
             return Run(self.pruner, state, past + length, length, flash), cache
-        if past:
-            raise UsageError("pruning: images were given with a KV cache that is not empty; give the whole "
-                             "conversation at once")
+        check_empty(cache)
         state = State(length)
         if cache is None and (llm.config.use_cache if use_cache is None else use_cache):
             cache = DynamicCache()
@@ -139,6 +137,13 @@ class PruningAdapter:
         if cut is None:
             return output
         return (cut.widen(output[0]), *output[1:]) if isinstance(output, tuple) else cut.widen(output)
+
+
+def check_empty(cache: Cache | None) -> None:
+    """UsageError for images that come behind other tokens."""
+    if cache is not None and cache.get_seq_length():
+        raise UsageError("pruning: images were given with a KV cache that is not empty; give the whole "
+                         "conversation at once, without prefill_chunk_size")
 
 
 def make_plain(cache: Cache) -> None:

@@ -3,54 +3,58 @@
     calibrate(model, batches)              # the model has pruner "fitprune"; its knobs then have a recipe
 """
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compressors.errors import UsageError
 from llm_adapters.pruning import schedule
-from llm_adapters.pruning.base import Positions, Pruner
-from llm_adapters.pruning.fitprune import Observer, Trial
+from llm_adapters.pruning.base import Pruner
+from llm_adapters.pruning.fitprune import FitPrune, Observer, Trial
 
 STEPS = 10  # bisections of the loss in [0, 1]; the released code makes 7
 
 
-@torch.no_grad()
 def calibrate(model, batches: Iterable[Mapping[str, Tensor]]) -> tuple[float, ...]:
     """Fit the recipe of a model (FlashSlothForConditionalGeneration) whose pruner is `fitprune` on prefills
     of `batches`, inputs of its forward, and give it that recipe; returned as well."""
     if model.config.pruner != "fitprune":
         raise UsageError(f"pruner={model.config.pruner}: only fitprune is calibrated")
-    knobs, batches = dict(model.config.pruner_knobs or {}), [features_of(model, batch) for batch in batches]
-    depth, positions, training = model.pruner.llm_layers, model.pruner.positions, model.training
-
-    def run(pruner: Pruner) -> Pruner:
-        model.use_pruner(pruner)
-        for batch in batches:
-            model(**batch, use_cache=False, logits_to_keep=1)
-        return pruner
-
-    model.eval()
-    try:
-        recipe = recipe_for(run, depth, knobs.get("average", 0.5), positions)
-    finally:
-        model.train(training)
+    knobs = dict(model.config.pruner_knobs or {})
+    recipe = recipe_for(model, model.use_pruner, partial(features_of, model), batches, model.pruner)
     model.set_pruner("fitprune", **{**knobs, "recipe": recipe})
     return recipe
 
 
-def recipe_for(run: Callable[[Pruner], Pruner], depth: int, average: float,
-               positions: Positions) -> tuple[float, ...]:
-    """The recipe of an LLM of `depth` layers; `run` makes the prefills under a pruner and returns that."""
-    sums = run(Observer(depth)).sums
-    if not sums:
-        raise UsageError("fitprune: none of the samples it is to be calibrated on has an image")
-    return fit(depth, average, lambda loss: shares(depth, run(Trial(depth, loss, sums, positions))))
+@torch.no_grad()
+def recipe_for(model: nn.Module, use: Callable[[Pruner], None], encode: Callable[[dict], dict],
+               batches: Iterable[Mapping[str, Tensor]], pruner: FitPrune) -> tuple[float, ...]:
+    """The recipe that `pruner` lacks, fitted on prefills of `batches`, inputs of a model's forward. `use`
+    puts a pruner into the model; `encode` lets the images of inputs go through the tower once and for all."""
+    depth, training = pruner.llm_layers, model.training
+    model.eval()
+    try:
+        prompts = [encode({name: value for name, value in batch.items() if name != "labels"})
+                   for batch in batches]
+
+        def run(trial: Observer) -> Observer:
+            use(trial)
+            for prompt in prompts:
+                model(**prompt, use_cache=False, logits_to_keep=1)
+            return trial
+
+        sums = run(Observer(depth)).sums
+        if not sums:
+            raise UsageError("fitprune: none of the samples it is to be calibrated on has an image")
+        return fit(depth, pruner.average,
+                   lambda loss: shares(depth, run(Trial(depth, loss, sums, pruner.positions))))
+    finally:
+        model.train(training)
 
 
-def features_of(model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A batch without labels, its images gone through the tower once and for all."""
-    prompt = {name: value for name, value in batch.items() if name != "labels"}
+def features_of(model, prompt: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Inputs with patch features in the place of pixels."""
     if "pixel_values" in prompt:
         prompt["vision_features"] = model.get_image_features(prompt.pop("pixel_values"))
     return prompt

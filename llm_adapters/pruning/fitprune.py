@@ -45,7 +45,7 @@ class FitPrune(Pruner):
         if samples < 1:
             raise UsageError(f"samples={samples}: a calibration needs at least 1")
         layers = tuple(range(1, llm_layers))
-        self.samples = samples if recipe is None else 0
+        self.samples, self.average = samples if recipe is None else 0, average
         shares = recipe or schedule.solve(llm_layers, layers, average, lambda r: (r,) * len(layers))
         super().__init__(llm_layers, layers, shares, positions)
 

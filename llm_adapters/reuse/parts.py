@@ -3,7 +3,6 @@
     pixels -> tower -> patch maps (n, H, W, C) -> compressor -> projector -> placeholders -> LLM
                             +------------ the same maps ---------------> query module, in the LLM
 """
-import inspect
 from collections.abc import Callable
 
 import torch
@@ -18,7 +17,7 @@ from llm_adapters.adapter import CONTEXT, QueryAdapter
 from llm_adapters.conversation import IGNORE
 from llm_adapters.reuse.families import Family, Raw, tower_dim
 from llm_adapters.reuse.markers import Images, Markers
-from llm_adapters.reuse.wrapping import Wrapping, named_arguments
+from llm_adapters.reuse.wrapping import Wrapping, encoded, named_arguments
 from llm_adapters.steps import place
 
 NAME = "slothkit"  # the attribute of the model that holds the parts, and their prefix in its state dict
@@ -149,13 +148,8 @@ class VisualParts(nn.Module, QueryAdapter):
 
     def _before_model(self, base: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Encodes images, as `generate` does on its own, checks their count, adds what EmbQ reads."""
-        kwargs = named_arguments(base.forward, args, kwargs)
-        ids, encoded = kwargs.get("input_ids"), dict(kwargs.get("mm_encoder_outputs") or {})
-        if kwargs.get("pixel_values") is not None:
-            names = inspect.signature(base.get_image_features).parameters
-            encoded["image"] = base.get_image_features(**{k: v for k, v in kwargs.items() if k in names})
-            kwargs.update(pixel_values=None, mm_encoder_outputs=encoded)
-        image = encoded.get("image")
+        kwargs = encoded(base, named_arguments(base.forward, args, kwargs))
+        ids, image = kwargs.get("input_ids"), (kwargs.get("mm_encoder_outputs") or {}).get("image")
         if ids is None or image is None:
             return (), kwargs
         is_image = ids == self.image_token_id

@@ -9,22 +9,23 @@ token of the prompt as what the answer starts from, with labels too.
 """
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compressors.errors import UsageError
 from llm_adapters.adapter import llm_sizes
-from llm_adapters.pruning.apply import PruningAdapter
+from llm_adapters.pruning.apply import PruningAdapter, check_empty
 from llm_adapters.pruning.attention import CONTEXT
 from llm_adapters.pruning.base import Pruner, registry
 from llm_adapters.pruning.calibration import recipe_for
+from llm_adapters.pruning.fitprune import FitPrune
 from llm_adapters.pruning.prompt import make_prompt
 from llm_adapters.pruning.run import Run
 from llm_adapters.reuse.families import family_of
 from llm_adapters.reuse.parts import NAME
-from llm_adapters.reuse.wrapping import named_arguments
+from llm_adapters.reuse.wrapping import encoded, named_arguments
 
 PRUNING = "slothkit_pruning"  # the attribute of the model that holds its `ModelPruning`
 ASKED = "slothkit_asked"  # from the model's forward to its language model's
@@ -46,7 +47,7 @@ def prune(model: PreTrainedModel, name: str | None, *, calibrate_on: Iterable[Ma
             told = "has to be calibrated: give calibrate_on, or a recipe"
             raise UsageError(f"pruner={name}: {told if pruner.samples else 'is not calibrated'}")
         if batches:
-            recipe = held.calibrate(batches, pruner, knobs.get("average", 0.5))
+            recipe = held.calibrate(batches, pruner)
             pruner = registry.create(name, llm_layers=depth, **{**knobs, "recipe": recipe})
     held.set(pruner)
 
@@ -82,31 +83,19 @@ class ModelPruning(PruningAdapter):
                 self.handles.pop().remove()
             delattr(self.model, PRUNING)
 
-    @torch.no_grad()
-    def calibrate(self, batches: list[Mapping[str, Tensor]], pruner: Pruner,
-                  average: float) -> tuple[float, ...]:
+    def calibrate(self, batches: list[Mapping[str, Tensor]], pruner: FitPrune) -> tuple[float, ...]:
         """FitPrune's recipe."""
-        before, training = self.pruner, self.model.training
-
-        def run(trial: Pruner) -> Pruner:
-            self.set(trial)
-            for batch in batches:
-                prompt = {name: value for name, value in batch.items() if name != "labels"}
-                self.model(**prompt, use_cache=False, logits_to_keep=1)
-            return trial
-
-        self.model.eval()
+        before = self.pruner
         try:
-            return recipe_for(run, pruner.llm_layers, average, pruner.positions)
+            return recipe_for(self.model, self.set, partial(encoded, self.base), batches, pruner)
         finally:
             self.set(before)
-            self.model.train(training)
 
     def _before_model(self, base: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Note what the prompt is, where images come with it."""
         kwargs = named_arguments(base.forward, args, kwargs)
-        ids, encoded = kwargs.get("input_ids"), kwargs.get("mm_encoder_outputs") or {}
-        images = kwargs.get("pixel_values") is not None or encoded.get("image") is not None
+        ids, outputs = kwargs.get("input_ids"), kwargs.get("mm_encoder_outputs") or {}
+        images = kwargs.get("pixel_values") is not None or outputs.get("image") is not None
         if ids is not None and images:
             is_image, mask = ids == self.model.config.image_token_id, kwargs.get("attention_mask")
             mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
@@ -118,16 +107,14 @@ class ModelPruning(PruningAdapter):
         markers = getattr(getattr(self.model, NAME, None), "markers", None)
         if markers is None:
             return ~is_image
-        return markers.turns(ids)[1] & ~is_image & ~markers.are_in(ids)
+        return markers.turns(ids)[1] & ~is_image
 
     def _before_llm(self, llm: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         kwargs = named_arguments(llm.forward, args, kwargs)
         asked: Asked | None = kwargs.pop(ASKED, None)
         embeds, cache, prompt = kwargs["inputs_embeds"], kwargs.get("past_key_values"), None
         if asked is not None:
-            if cache is not None and cache.get_seq_length():
-                raise UsageError("pruning: images were given with a KV cache that is not empty; give the "
-                                 "whole prompt at once, without prefill_chunk_size")
+            check_empty(cache)  # `attention_mask` tells of the cached tokens, too
             prompt = make_prompt(asked.is_image, asked.is_text, embeds.shape[1], asked.attention_mask, None,
                                  embeds)
         run, cache = self.start_pruning(prompt, embeds.shape[1], cache, kwargs.get("use_cache"))

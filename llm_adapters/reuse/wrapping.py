@@ -2,6 +2,8 @@
 import inspect
 from collections.abc import Callable
 
+from torch import nn
+
 
 class Around:
     """`around(original, *args)` in the place of `original`, with the original's signature, which `generate`
@@ -39,6 +41,17 @@ class Wrapping:
             if before is not None:
                 setattr(owner, name, before)
         self.before, self.handles = [], []
+
+
+def encoded(base: nn.Module, kwargs: dict) -> dict:
+    """Arguments of a model's forward, with its images gone through the tower as `generate` does it on its
+    own: `mm_encoder_outputs` in the place of `pixel_values`."""
+    if kwargs.get("pixel_values") is None:
+        return kwargs
+    names = inspect.signature(base.get_image_features).parameters
+    image = base.get_image_features(**{k: v for k, v in kwargs.items() if k in names})
+    outputs = {**(kwargs.get("mm_encoder_outputs") or {}), "image": image}
+    return {**kwargs, "pixel_values": None, "mm_encoder_outputs": outputs}
 
 
 def named_arguments(function: Callable, args: tuple, kwargs: dict) -> dict:

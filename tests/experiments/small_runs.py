@@ -90,6 +90,16 @@ def record(config, stage, inputs, out, world, report):
     fit(config, module, out, report, world, [Record(out / "gradients")])
 
 
+def gradients(folder: Path, stage: str, name: str, **trainer) -> dict[str, torch.Tensor]:
+    """Of the first step alone, not clipped; `name` is a new folder for it."""
+    config, out = make_config(folder, **trainer), folder / name
+    config.pretrain.max_steps = config.finetune.max_steps = 1
+    config.pretrain.clip = config.finetune.clip = 0.0
+    out.mkdir()
+    record(config, stage, align(config, folder), out, 0, Reporter())
+    return torch.load(out / "gradients.0")[0]
+
+
 class Losses(Reporter):
     """The losses that a run tells; it may be killed at a step."""
 

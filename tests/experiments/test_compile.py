@@ -3,10 +3,9 @@ from functools import partial
 
 import pytest
 import torch
-from small_runs import align, make_config, record, run, write_backbones, write_data
+from small_runs import align, gradients, make_config, run, write_backbones, write_data
 
 from compressors.errors import UsageError
-from experiments.progress import Reporter
 from llm_adapters.adapter import decoder_layers
 from tests.factories import make_llm
 
@@ -33,16 +32,6 @@ def traced(monkeypatch):
     return found
 
 
-def gradients(folder, stage, compiled):
-    config = make_config(folder, compile=compiled)
-    config.pretrain.max_steps = config.finetune.max_steps = 1
-    config.pretrain.clip = config.finetune.clip = 0.0
-    out = folder / str(compiled)
-    out.mkdir()
-    record(config, stage, align(config, folder), out, 0, Reporter())
-    return torch.load(out / "gradients.0")[0]
-
-
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 def test_gradients_are_those_of_the_plain_step(folder, stage, traced):
     check_gradients(folder, stage)
@@ -55,7 +44,7 @@ def test_gradients_with_generated_code(folder):
 
 
 def check_gradients(folder, stage):
-    plain, compiled = (gradients(folder, stage, on) for on in (False, True))
+    plain, compiled = (gradients(folder, stage, str(on), compile=on) for on in (False, True))
     assert plain.keys() == compiled.keys()
     for name, wanted in plain.items():
         torch.testing.assert_close(compiled[name], wanted, msg=name)

@@ -1,7 +1,7 @@
 """LoRA in stage 2, and activations that are computed again: what trains, what is saved, which gradients."""
 import pytest
 import torch
-from small_runs import align, make_config, record, run, write_backbones, write_data
+from small_runs import align, gradients, make_config, run, write_backbones, write_data
 from transformers import AutoModelForImageTextToText
 
 from compressors.errors import UsageError
@@ -9,7 +9,6 @@ from experiments import lora
 from experiments import train as training
 from experiments.config import LoRA
 from experiments.module import SlothModule
-from experiments.progress import Reporter
 from llm_adapters.adapter import decoder_layers
 from llm_adapters.conversation import Turn
 from tests.factories import make_batch, make_llm, make_model, make_processor, picture
@@ -115,13 +114,7 @@ def test_gradients_with_activations_computed_again(folder, stage, monkeypatch):
 
     monkeypatch.setattr(SlothModule, "training_step", count)
     for again in (False, True):
-        config = make_config(folder, gradient_checkpointing=again)
-        config.pretrain.max_steps = config.finetune.max_steps = 1
-        config.pretrain.clip = config.finetune.clip = 0.0
-        out = folder / str(again)
-        out.mkdir()
-        record(config, stage, align(config, folder), out, 0, Reporter())
-        found.append(torch.load(out / "gradients.0")[0])
+        found.append(gradients(folder, stage, str(again), gradient_checkpointing=again))
     assert runs.count(False) == 2 and runs.count(True) == 4  # two pieces, and both once more
     assert found[0].keys() == found[1].keys()
     assert any("query_module.blocks" in name for name in found[0]) == (stage == "finetune")

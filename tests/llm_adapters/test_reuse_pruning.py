@@ -1,10 +1,13 @@
 """In-LLM pruners in multimodal models of transformers, as they are and with a compressor and EmbQ."""
 import copy
+from statistics import mean
 
 import pytest
 import torch
 from pruning_cases import CASES
 from reuse_families import (
+    EMBQ,
+    SAP,
     answers,
     attached,
     inputs,
@@ -25,23 +28,23 @@ LAYER, SHARE = 1, 0.5  # of the models' three decoder layers
 FASTV = {"layer": LAYER, "ratio": SHARE}
 
 
-def pruned(family, name="fastv", **knobs):
+def pruned(family, **knobs):
     model = make_model(family)
-    reuse.prune(model, name, **(knobs or FASTV))
+    reuse.prune(model, "fastv", **(knobs or FASTV))
     return model, make_processor(family)
 
 
-def knobs_of(case):
-    name, knobs = CASES[case]
-    return name, {**knobs, **({"recipe": (0.6, 0.3)} if name == "fitprune" else {})}
+def visual_tokens(model, batch):
+    """Of each row."""
+    return (batch["input_ids"] == model.config.image_token_id).sum(1).tolist()
 
 
 @over_families
 @pytest.mark.parametrize("case", CASES)
 def test_batched_is_one_by_one(family, case):
     model, processor = make_model(family), make_processor(family)
-    name, knobs = knobs_of(case)
-    reuse.prune(model, name, **{**knobs, **({"layer": LAYER} if name == "fastv" else {})})
+    name, knobs = CASES[case]
+    reuse.prune(model, name, **({"recipe": (0.6, 0.3)} if name == "fitprune" else knobs))
     rows = two_rows(family)
     batch, endless = inputs(processor, rows), {"eos_token_id": 9999}
     single = [answers(model, inputs(processor, [row]), **endless)[0] for row in rows]
@@ -90,7 +93,7 @@ def slow_fastv(model, batch):
 def test_the_cache_shrinks_and_all_is_as_before_afterwards(family):
     model, processor = pruned(family)
     batch = inputs(processor, two_rows(family)[:1])
-    images = int((batch["input_ids"] == model.config.image_token_id).sum())
+    [images] = visual_tokens(model, batch)
     length, fresh = batch["input_ids"].shape[1], make_model(family)
     with torch.no_grad():
         cache = model(**batch, use_cache=True).past_key_values
@@ -115,20 +118,18 @@ def test_nothing_dropped_changes_nothing(family):
 @over_families
 @pytest.mark.parametrize("first", ["attach", "prune"])
 def test_with_a_compressor_and_embq(family, first):
-    model, processor = attached(family)
-    if first == "prune":
-        reuse.detach(model, processor)
+    if first == "attach":
+        model, processor = attached(family)
         reuse.prune(model, "fastv", **FASTV)
-        reuse.attach(model, processor, "sap", rate=3, grid_policy="ceil", query_module="embq",
-                     query_knobs={"at": 2, "dim": 8, "num_queries": 3})
     else:
-        reuse.prune(model, "fastv", **FASTV)
+        model, processor = pruned(family)
+        reuse.attach(model, processor, **SAP, **EMBQ)
     rows = two_rows(family, marked=True)
     batch = inputs(processor, rows)
     said = answers(model, batch)
     assert said == [answers(model, inputs(processor, [row]))[0] for row in rows]
     assert said == answers(copy.deepcopy(model), batch)
-    images = (batch["input_ids"] == model.config.image_token_id).sum(1).tolist()
+    images = visual_tokens(model, batch)
     with torch.no_grad():
         cache = model(**batch, use_cache=True).past_key_values
     # the row that drops fewest; padding is not dropped
@@ -149,12 +150,7 @@ def test_fitprune_is_calibrated(family):
         reuse.prune(model, "fitprune", **blank)
     assert model.slothkit_pruning.pruner is held
     model(**batch)
-    assert held.measured_visual_tokens() / count(model, batch) == pytest.approx(0.6, abs=0.05)
-
-
-def count(model, batch):
-    images = (batch["input_ids"] == model.config.image_token_id).sum(1).float()
-    return float(images.mean())
+    assert held.measured_visual_tokens() / mean(visual_tokens(model, batch)) == pytest.approx(0.6, abs=0.05)
 
 
 def test_beams_and_several_images():
