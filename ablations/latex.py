@@ -9,6 +9,7 @@ HEAD = r"""\documentclass[10pt]{article}
 \usepackage[utf8]{inputenc}
 \usepackage[landscape,margin=15mm]{geometry}
 \usepackage{array,booktabs}
+\usepackage[labelformat=empty]{caption}
 \begin{document}
 """
 SIGNS = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
@@ -31,7 +32,7 @@ def table(grid: Grid) -> str:
              if left(grid, i) else "r" for i in range(len(grid.header))]
     kinds = [rf">{{\raggedright\arraybackslash}}{kind}" if kind[0] == "p" else kind for kind in kinds]
     found = [r"\begin{table}[htbp]", r"\centering\footnotesize", rf"\caption{{{escape(grid.title)}}}",
-             rf"\begin{{tabular}}{{@{{}}{''.join(kinds)}@{{}}}}", r"\toprule", line(grid.header)]
+             rf"\begin{{tabular}}{{@{{}}{''.join(kinds)}@{{}}}}", r"\toprule", heads(grid.header)]
     for title, lines in blocks(grid):
         found.append(r"\midrule")
         if title:
@@ -40,6 +41,12 @@ def table(grid: Grid) -> str:
     found += [r"\bottomrule", r"\end{tabular}"]
     found += [rf"\par\smallskip {escape(note)}" for note in grid.notes]
     return "\n".join([*found, r"\end{table}"])
+
+
+def heads(names: Sequence[str]) -> str:
+    """The header, a word a line: a name is wider than the numbers below it."""
+    stacks = [escape(name).replace(" ", r"\\") for name in names]
+    return " & ".join(rf"\shortstack[r]{{{s}}}" if r"\\" in s else s for s in stacks) + r" \\"
 
 
 def line(cells: Sequence[str]) -> str:

@@ -169,7 +169,7 @@ def test_latex(made, tmp_path):
         columns = len(re.sub(r">\{[^}]*\}|\{[^}]*\}", "", kinds))
         rows = [line for line in body.splitlines() if "&" in line]
         assert {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} == {columns}
-    assert words.isascii()
+    assert words.isascii() and words.count(r"\shortstack[r]{visual\\tokens}") == 2
     tex = shutil.which("pdflatex") or shutil.which("tectonic")
     if tex:
         shutil.copy(made / "report.tex", tmp_path)
