@@ -25,6 +25,7 @@ from connectors.tower_config import (
     square,
 )
 from connectors.towers_open_clip import load_saved
+from connectors.versions import vision_blocks, vision_model, vision_parts
 from connectors.vision_tower import VisionTower, block_count
 
 HALF = (0.5, 0.5, 0.5)
@@ -51,7 +52,8 @@ class Family:
     @property
     def unused(self) -> tuple[str, ...]:
         """Weights that are dropped after loading."""
-        return f"{self.norm}.", "embeddings.mask_token"
+        names = f"{self.norm}.", "embeddings.mask_token"
+        return *names, *(f"vision_model.{name}" for name in names)
 
 
 FAMILIES = {
@@ -75,7 +77,7 @@ class HfTower(VisionTower):
     def __init__(self, backbone: PreTrainedModel, config: PreTrainedConfig, select_layer: int):
         family = FAMILIES[config.model_type]
         super().__init__(
-            backbone,
+            vision_model(backbone),
             config,
             num_layers=config.num_hidden_layers,
             select_layer=select_layer,
@@ -85,15 +87,29 @@ class HfTower(VisionTower):
             **preprocessing(config, family.mean, family.std),
         )
         self._options = {"interpolate_pos_encoding": True} if family.interpolate else {}
-        setattr(backbone, family.norm, nn.Identity())
-        if getattr(backbone.embeddings, "mask_token", None) is not None:
-            backbone.embeddings.mask_token = None
+        parts = vision_parts(backbone)
+        setattr(parts, family.norm, nn.Identity())
+        mask = getattr(parts.embeddings, "mask_token", None)
+        if mask is not None:  # no parameter, but there: transformers before 5.6 initialises it
+            del parts.embeddings.mask_token
+            parts.embeddings.register_buffer("mask_token", mask.detach(), persistent=False)
 
     def hidden_states(self, pixel_values: Tensor, indices: Sequence[int]) -> list[Tensor]:
         if list(indices) == [self.depth]:
             return [self.backbone(pixel_values, **self._options).last_hidden_state]
-        states = self.backbone(pixel_values, output_hidden_states=True, **self._options).hidden_states
-        return [states[index] for index in indices]
+        blocks = vision_blocks(self.backbone)
+        states: dict[nn.Module, Tensor] = {}
+
+        def keep(block: nn.Module, args: tuple, output: Tensor) -> None:  # noqa: ARG001
+            states[block] = output
+
+        hooks = [blocks[index - 1].register_forward_hook(keep) for index in indices]
+        try:
+            self.backbone(pixel_values, **self._options)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [states[blocks[index - 1]] for index in indices]
 
 
 def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:

@@ -32,14 +32,15 @@ class OpenClipVisionConfig(PreTrainedConfig):
     model_type = "slothkit_open_clip_vision"
     base_config_key = "vision_config"
 
-    model_name: str = "ViT-SO400M-14-SigLIP-384"
-    num_hidden_layers: int | None = None
-    vision_cfg: dict | None = None
-    timm_kwargs: dict | None = None
-    hidden_act: str | None = None
-    image_mean: list[float] | tuple[float, ...] | None = None
-    image_std: list[float] | tuple[float, ...] | None = None
-    resample: str | None = None
+    def __init__(self, model_name: str = "ViT-SO400M-14-SigLIP-384", num_hidden_layers: int | None = None,
+                 vision_cfg: dict | None = None, timm_kwargs: dict | None = None,
+                 hidden_act: str | None = None, image_mean: Sequence[float] | None = None,
+                 image_std: Sequence[float] | None = None, resample: str | None = None, **kwargs):
+        self.model_name, self.num_hidden_layers = model_name, num_hidden_layers
+        self.vision_cfg, self.timm_kwargs = vision_cfg, timm_kwargs
+        self.hidden_act = hidden_act
+        self.image_mean, self.image_std, self.resample = image_mean, image_std, resample
+        super().__init__(**kwargs)
 
 
 class OpenClipVisionModel(PreTrainedModel):

@@ -149,10 +149,14 @@ class VisionTower(nn.Module):
 
     def gradient_checkpointing_enable(self) -> None:
         """Recompute each block in the backward pass (while training and not frozen)."""
-        self.backbone.activation_checkpointing_enable()
+        from connectors.versions import checkpointing
+
+        checkpointing(self.backbone, "enable")
 
     def gradient_checkpointing_disable(self) -> None:
-        self.backbone.activation_checkpointing_disable()
+        from connectors.versions import checkpointing
+
+        checkpointing(self.backbone, "disable")
 
 
 def build_tower(

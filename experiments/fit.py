@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from compressors.errors import UsageError
+from connectors.versions import checkpointing
 from experiments import strategies
 from experiments.config import Config
 from experiments.module import SlothModule
@@ -61,13 +62,6 @@ def compiled(model: FlashSlothForConditionalGeneration) -> Iterator[None]:
     finally:
         for layer in layers:
             layer._compiled_call_impl = None  # as `compile` says it; there is no public way back
-
-
-def checkpointing(model: FlashSlothForConditionalGeneration, what: str, *options: dict) -> None:
-    """Keep a layer's input alone and compute the rest of it again: transformers' switch, by its newer name
-    where it has that."""
-    old = getattr(model, f"gradient_checkpointing_{what}")
-    getattr(model, f"activation_checkpointing_{what}", old)(*options)
 
 
 class Progress(Callback):

@@ -1,6 +1,5 @@
 """Configuration of the composed model."""
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
 
 import compressors
 import connectors.towers_open_clip  # noqa: F401  registers its vision config
@@ -9,6 +8,15 @@ from connectors.embq import registry as query_modules
 from connectors.projector import registry as projectors
 from llm_adapters.conversation import Template
 from llm_adapters.pruning import registry as pruners
+
+Part = dict | PreTrainedConfig | None
+
+
+def part(config: Part, default: str) -> PreTrainedConfig:
+    """A part's configuration, from a dictionary too. `default`: its model type where it does not say."""
+    if isinstance(config, PreTrainedConfig):
+        return config
+    return AutoConfig.for_model(**{"model_type": default, **(config or {})})
 
 
 class FlashSlothConfig(PreTrainedConfig):
@@ -25,29 +33,29 @@ class FlashSlothConfig(PreTrainedConfig):
     """
 
     model_type = "slothkit"
-    sub_configs_defaults = {
-        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="siglip_vision_model"),
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="phi"),
-    }
+    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
 
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
-    select_layer: int = -2
-    compressor: str = "sap"
-    compressor_knobs: dict | None = None
-    projector: str = "auto"
-    projector_knobs: dict | None = None
-    query_module: str | None = None
-    query_module_knobs: dict | None = None
-    pruner: str | None = None
-    pruner_knobs: dict | None = None
-    image_token_id: int | None = None
-    query_token_id: int | None = None
-    prompt: dict | None = None
-    tie_word_embeddings: bool = False
+    def __init__(self, vision_config: Part = None, text_config: Part = None, select_layer: int = -2,
+                 compressor: str = "sap", compressor_knobs: dict | None = None, projector: str = "auto",
+                 projector_knobs: dict | None = None, query_module: str | None = None,
+                 query_module_knobs: dict | None = None, pruner: str | None = None,
+                 pruner_knobs: dict | None = None, image_token_id: int | None = None,
+                 query_token_id: int | None = None, prompt: dict | None = None,
+                 tie_word_embeddings: bool = False, **kwargs):
+        self.vision_config = part(vision_config, "siglip_vision_model")
+        self.text_config = part(text_config, "phi")
+        self.select_layer = select_layer
+        self.compressor, self.compressor_knobs = compressor, compressor_knobs
+        self.projector, self.projector_knobs = projector, projector_knobs
+        self.query_module, self.query_module_knobs = query_module, query_module_knobs
+        self.pruner, self.pruner_knobs = pruner, pruner_knobs
+        self.image_token_id, self.query_token_id = image_token_id, query_token_id
+        self.prompt = prompt
+        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        self.check()
 
-    def __post_init__(self, **kwargs):
-        super().__post_init__(**kwargs)
+    def check(self) -> None:
+        """UsageError for a part's name or knob that its registry does not know."""
         compressors.check(self.compressor, **(self.compressor_knobs or {}))
         if self.projector != "auto":
             projectors.check(self.projector, **(self.projector_knobs or {}))

@@ -1,22 +1,22 @@
 """Images of any kind -> the crops that a tower reads, in training and inference alike."""
 from collections.abc import Sequence
 
-import transformers
 from PIL.Image import Resampling
 from torch import Tensor
-from transformers import SiglipImageProcessorPil
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_transforms import to_pil_image
 from transformers.image_utils import load_image
 
 from compressors.errors import UsageError
 from connectors.tiling import Tiling
+from connectors.versions import pil_class
 from connectors.vision_tower import VisionTower
 
 
-def image_processor(tower: VisionTower, size: int | None = None) -> SiglipImageProcessorPil:
+def image_processor(tower: VisionTower, size: int | None = None) -> BaseImageProcessor:
     """Preprocessing as the tower wants it: squashed to `size` pixels a side (None: the tower's own)."""
     size = size or tower.image_size
-    return SiglipImageProcessorPil(
+    return pil_class("SiglipImageProcessor")(
         size={"height": size, "width": size}, image_mean=list(tower.image_mean),
         image_std=list(tower.image_std), resample=Resampling[tower.resample.upper()],
     )
@@ -25,7 +25,7 @@ def image_processor(tower: VisionTower, size: int | None = None) -> SiglipImageP
 def pil_backend(image_processor):
     """The same preprocessing through PIL. transformers loads the torchvision twin of what was saved, whose
     resizing differs by up to a grey level: training and inference would not see the same pixels."""
-    twin = getattr(transformers, f"{type(image_processor).__name__}Pil", None)
+    twin = pil_class(type(image_processor).__name__)
     return image_processor if twin is None else twin.from_dict(image_processor.to_dict())
 
 

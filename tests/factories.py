@@ -17,9 +17,9 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    SiglipImageProcessorPil,
 )
 
+from connectors.versions import pil_class
 from llm_adapters.configuration import FlashSlothConfig
 from llm_adapters.conversation import IMAGE, QUERY, Encoded, Template, Turn, render
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
@@ -139,7 +139,7 @@ def make_model(llm: str = "phi", compressor: str = "sap", query_module: str | No
 def make_processor(model: FlashSlothForConditionalGeneration,
                    tokenizer: PreTrainedTokenizerFast | None = None, tiles: int = 1) -> FlashSlothProcessor:
     """What `model` wants; the tokenizer must give its placeholder ids (both of the file's do)."""
-    images = SiglipImageProcessorPil(size={"height": SIZE, "width": SIZE})
+    images = pil_class("SiglipImageProcessor")(size={"height": SIZE, "width": SIZE})
     return FlashSlothProcessor(images, tokenizer or byte_tokenizer(), image_tokens=model.num_image_tokens(),
                                tiles=tiles, num_queries=model.num_queries, prompt=model.config.prompt)
 

@@ -6,12 +6,10 @@ Each entry tells where the projector is and how to get around the model's own re
 in for the model's own ones while images are encoded and hand the patch features through. `base` is the model
 without its language modeling head.
 """
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-import transformers
 from einops import rearrange
 from torch import Tensor, nn
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
@@ -144,9 +142,6 @@ def family_of(model: nn.Module) -> Family:
     if kind == "llava" and config.vision_config.model_type == "pixtral":
         raise UsageError("llava with a pixtral tower: its images have grids of their own; choose a model "
                          "with a CLIP or SigLIP tower")
-    if "mm_encoder_outputs" not in inspect.signature(model.base_model.forward).parameters:
-        raise UsageError(f"transformers {transformers.__version__}: its {kind} takes no encoded images; "
-                         "upgrade to 5.23 or later")
     return FAMILIES[kind]
 
 

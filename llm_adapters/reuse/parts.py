@@ -17,7 +17,7 @@ from llm_adapters.adapter import CONTEXT, QueryAdapter
 from llm_adapters.conversation import IGNORE
 from llm_adapters.reuse.families import Family, Raw, tower_dim
 from llm_adapters.reuse.markers import Images, Markers
-from llm_adapters.reuse.wrapping import Wrapping, encoded, named_arguments
+from llm_adapters.reuse.wrapping import Wrapping, check_images, encoded, image_features, named_arguments
 from llm_adapters.steps import place
 
 NAME = "slothkit"  # the attribute of the model that holds the parts, and their prefix in its state dict
@@ -34,6 +34,7 @@ class VisualParts(nn.Module, QueryAdapter):
         self.query_module, self.markers = query_module, markers
         self._outside = (model.base_model, model)  # in a tuple: a model is no part of its part
         self._wrapping, self._raw, self._levels = Wrapping(), False, {}
+        self._made: tuple[Tensor | None, object] = None, None  # pixel values, and what was made of them
 
     def insert(self) -> None:
         """Wrap the model's methods and register the hooks."""
@@ -80,6 +81,10 @@ class VisualParts(nn.Module, QueryAdapter):
     def _image_features(self, original: Callable, *args, **kwargs):
         """The model's `get_image_features`: visual tokens in `pooler_output`, and `images` beside it."""
         arguments, base = named_arguments(original, args, kwargs), self._outside[0]
+        pixels, made = self._made
+        if arguments["pixel_values"] is pixels:
+            self._made = None, None
+            return made
         self._raw = {}
         try:
             output = original(*args, **{**kwargs, "return_dict": True})
@@ -150,9 +155,15 @@ class VisualParts(nn.Module, QueryAdapter):
         """Encodes images, as `generate` does on its own, checks their count, adds what EmbQ reads."""
         kwargs = encoded(base, named_arguments(base.forward, args, kwargs))
         ids, image = kwargs.get("input_ids"), (kwargs.get("mm_encoder_outputs") or {}).get("image")
-        if ids is None or image is None:
+        if image is None and kwargs.get("pixel_values") is not None:  # the model will ask for these, then
+            image = image_features(base, kwargs)
+            self._made = kwargs["pixel_values"], image
+        if ids is None:
             return (), kwargs
         is_image = ids == self.image_token_id
+        check_images(is_image, image is not None)
+        if image is None:
+            return (), kwargs
         found, made = int(is_image.sum()), sum(len(tokens) for tokens in image.pooler_output)
         if found != made:
             raise UsageError(f"the text has {found} image placeholders but its images make {made} visual "

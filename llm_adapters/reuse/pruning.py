@@ -25,7 +25,7 @@ from llm_adapters.pruning.prompt import make_prompt
 from llm_adapters.pruning.run import Run
 from llm_adapters.reuse.families import family_of
 from llm_adapters.reuse.parts import NAME
-from llm_adapters.reuse.wrapping import encoded, named_arguments
+from llm_adapters.reuse.wrapping import check_images, encoded, named_arguments
 
 PRUNING = "slothkit_pruning"  # the attribute of the model that holds its `ModelPruning`
 ASKED = "slothkit_asked"  # from the model's forward to its language model's
@@ -96,8 +96,11 @@ class ModelPruning(PruningAdapter):
         kwargs = named_arguments(base.forward, args, kwargs)
         ids, outputs = kwargs.get("input_ids"), kwargs.get("mm_encoder_outputs") or {}
         images = kwargs.get("pixel_values") is not None or outputs.get("image") is not None
-        if ids is not None and images:
-            is_image, mask = ids == self.model.config.image_token_id, kwargs.get("attention_mask")
+        if ids is None:
+            return (), kwargs
+        is_image, mask = ids == self.model.config.image_token_id, kwargs.get("attention_mask")
+        check_images(is_image, images)
+        if images:
             mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
             kwargs[ASKED] = Asked(is_image, self._text(ids, is_image), mask)
         return (), kwargs

@@ -2,7 +2,10 @@
 import inspect
 from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from compressors.errors import UsageError
 
 
 class Around:
@@ -45,16 +48,35 @@ class Wrapping:
 
 def encoded(base: nn.Module, kwargs: dict) -> dict:
     """Arguments of a model's forward, with its images gone through the tower as `generate` does it on its
-    own: `mm_encoder_outputs` in the place of `pixel_values`."""
-    if kwargs.get("pixel_values") is None:
+    own: `mm_encoder_outputs` in the place of `pixel_values`. Unchanged before transformers 5.18, whose models
+    take no such argument."""
+    if kwargs.get("pixel_values") is None or not takes_encoded(base):
         return kwargs
-    names = inspect.signature(base.get_image_features).parameters
-    image = base.get_image_features(**{k: v for k, v in kwargs.items() if k in names})
-    outputs = {**(kwargs.get("mm_encoder_outputs") or {}), "image": image}
+    outputs = {**(kwargs.get("mm_encoder_outputs") or {}), "image": image_features(base, kwargs)}
     return {**kwargs, "pixel_values": None, "mm_encoder_outputs": outputs}
+
+
+def takes_encoded(base: nn.Module) -> bool:
+    return "mm_encoder_outputs" in inspect.signature(base.forward).parameters
+
+
+def image_features(base: nn.Module, kwargs: dict) -> ModelOutput:
+    """What `get_image_features` makes of the arguments of a model's forward."""
+    names = inspect.signature(base.get_image_features).parameters
+    return base.get_image_features(**{k: v for k, v in kwargs.items() if k in names})
+
+
+def check_images(is_image: Tensor, given: bool) -> None:
+    """UsageError for a prompt whose placeholders come without images, as transformers' chunked prefill had it
+    before 5.18. A single token may be a placeholder that the model has said itself."""
+    if not given and is_image.shape[1] > 1 and is_image.any():
+        raise UsageError(f"the text has {int(is_image.sum())} image placeholders but no images came with it; "
+                         "give pixel_values, and generate without prefill_chunk_size")
 
 
 def named_arguments(function: Callable, args: tuple, kwargs: dict) -> dict:
     """All arguments of a call by their names."""
-    bound = inspect.signature(function).bind(*args, **kwargs).arguments
-    return {**bound, **bound.pop("kwargs", {})}
+    signature = inspect.signature(function)
+    bound = signature.bind(*args, **kwargs).arguments
+    rest = [name for name, each in signature.parameters.items() if each.kind is each.VAR_KEYWORD]
+    return {**bound, **(bound.pop(rest[0], {}) if rest else {})}

@@ -7,10 +7,10 @@ import timm
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, SiglipVisionConfig
-from transformers.configuration_utils import SubConfigSpec
 
 from compressors.errors import UsageError
 from connectors.towers_open_clip import OpenClipVisionConfig
+from connectors.versions import checkpointing, vision_parts
 from connectors.vision_tower import VisionTower, build_tower
 
 torch.set_num_threads(1)  # tiny models: threads only cost
@@ -58,7 +58,7 @@ def pixels(height: int = 30, width: int = 30, batch: int = 2) -> torch.Tensor:
 
 def give(source: nn.Module, target: nn.Module) -> None:
     """`target` takes its weights from the larger `source`."""
-    state = source.state_dict()
+    state, target = vision_parts(source).state_dict(), vision_parts(target)
     target.load_state_dict({key: state[key] for key in target.state_dict()})
 
 
@@ -257,8 +257,12 @@ def test_the_configuration_rebuilds_the_tower(config):
 
 class ParentConfig(PreTrainedConfig):
     model_type = "slothkit_test_parent"
-    sub_configs_defaults = {"vision_config": SubConfigSpec(AutoConfig, model_type="siglip_vision_model")}
-    vision_config: dict | PreTrainedConfig | None = None
+    sub_configs = {"vision_config": AutoConfig}
+
+    def __init__(self, vision_config: dict | PreTrainedConfig | None = None, **kwargs):
+        known = vision_config or {"model_type": "siglip_vision_model"}
+        self.vision_config = AutoConfig.for_model(**known) if isinstance(known, dict) else known
+        super().__init__(**kwargs)
 
 
 class Parent(PreTrainedModel):
@@ -284,7 +288,7 @@ def test_inside_a_transformers_model_saved_and_loaded(config, tmp_path):
     again, info = Parent.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert torch.equal(again.eval()(pixels()), parent(pixels()))
-    parent.activation_checkpointing_enable()
+    checkpointing(parent, "enable")
     parent.train()(pixels()).sum().backward()
     assert all(p.grad is not None for p in parent.parameters())
 

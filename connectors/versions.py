@@ -1,0 +1,36 @@
+"""What differs between versions of transformers: the only place that asks."""
+import transformers
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+
+
+def pil_class(name: str) -> type[BaseImageProcessor] | None:
+    """The image processor that works through PIL. Before 5.4 the plain name was that one, and the torchvision
+    one ended in Fast. None: transformers has none of that name."""
+    old = getattr(transformers, name.removesuffix("Fast"), None)
+    return getattr(transformers, f"{name}Pil", old)
+
+
+def checkpointing(model: PreTrainedModel, what: str, *options: dict) -> None:
+    """"enable" or "disable": keep a layer's input alone and compute the rest of it again. Its name was
+    gradient checkpointing up to 5.22; a composed model's reaches all of its parts."""
+    old = getattr(model, f"gradient_checkpointing_{what}", None)
+    getattr(model, f"activation_checkpointing_{what}", old)(*options)
+
+
+def vision_parts(model: PreTrainedModel) -> nn.Module:
+    """What has a vision model's embeddings and blocks: before 5.6 SigLIP and CLIP kept theirs a level deeper.
+    """
+    return getattr(model, "vision_model", model)
+
+
+def vision_blocks(model: nn.Module) -> nn.ModuleList:
+    """A vision model's blocks, the only list of modules it has: `encoder.layers` or `encoder.layer`."""
+    return next(part for part in model.modules() if isinstance(part, nn.ModuleList))
+
+
+def vision_model(model: PreTrainedModel) -> PreTrainedModel:
+    """The innermost that is a model of its own: its weights have today's names (but for CLIP before 5.6)."""
+    parts = vision_parts(model)
+    return parts if isinstance(parts, PreTrainedModel) else model
