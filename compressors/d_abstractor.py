@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from compressors.base import Compressor, MaybeTensor, register
 from compressors.checks import at_least, divides, grid_size
 from compressors.grid import unfit
-from compressors.layers import Attention
+from compressors.layers import Attention, start_at
 from compressors.positions import LearnedPositions
 
 
@@ -59,8 +59,7 @@ class DeformableAttention(nn.Module):
         for layer in (self.offsets, self.scores):
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
-        with torch.no_grad():
-            self.offsets.bias.copy_(torch.einsum("hx,p->hpx", direction, steps.to(direction.dtype)).flatten())
+        start_at(self.offsets.bias, torch.einsum("hx,p->hpx", direction, steps.to(direction.dtype)).flatten())
 
     def samples(self, query: Tensor, reference: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Points (B, heads, Q, P, 2) as (x, y) in [0, 1], float32, and their weights (B, heads, Q, P)."""
@@ -147,8 +146,7 @@ class DAbstractor(Compressor):
         for layer in self.layers:  # from here: transformers asks no module without parameters of its own
             layer.deformable.reset_parameters()
         rows, columns = ((torch.arange(n) + 0.5) / n for n in self.grid)
-        with torch.no_grad():
-            self.reference.copy_(torch.cartesian_prod(rows, columns).flip(-1))
+        start_at(self.reference, torch.cartesian_prod(rows, columns).flip(-1))
 
     def out_grid(self, height: int, width: int) -> tuple[int, int]:
         return self.grid

@@ -1,10 +1,18 @@
 """Layers that several compressors are built of."""
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from compressors.checks import at_least
 from compressors.errors import UsageError
+
+
+def start_at(parameter: nn.Parameter, values: Tensor) -> None:
+    """As functions of `torch.nn.init` are where transformers loads a model: what was loaded stays."""
+    if not getattr(parameter, "_is_hf_initialized", False):
+        with torch.no_grad():
+            parameter.copy_(values)
 
 
 class Attention(nn.Module):

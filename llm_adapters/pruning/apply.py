@@ -158,9 +158,15 @@ def make_plain(cache: Cache) -> None:
 
 
 def check_whole(cache: Cache, state: State, past: int) -> None:
-    """UsageError for a cache that was cut back into the prompt."""
+    """UsageError for a cache that was cut back into the prompt. Guessed tokens that were taken back leave the
+    narrowed layers, too: transformers before 5.18 cuts all layers to one length."""
     last = len(cache.layers) - 1
     whole = past >= state.length or state.shorten(past)
+    if whole:
+        for number, layer in enumerate(cache.layers):
+            guessed = layer.get_seq_length() - state.kept(number) - past + state.length
+            if guessed > 0:
+                layer.crop(-guessed)
     if not whole or cache.get_seq_length(last) != state.kept(last) + past - state.length:
         raise UsageError(f"pruning: the KV cache has {past} tokens in its first layer and "
                          f"{cache.get_seq_length(last)} in its last; it was cut back into a pruned prompt")

@@ -39,12 +39,12 @@ class AttachedProcessor:
     def __reduce__(self):
         return _rebuilt, (self.attached.plain, self.kind, dict(vars(self)))
 
-    def prepare_inputs_layout(self, images=None, text=None, **kwargs):
+    def __call__(self, images=None, text=None, *args, **kwargs):
         if self.attached.num_queries and text:
             texts = [text] if isinstance(text, str) else text
             texts = [with_queries(one, i, self.attached.num_queries) for i, one in enumerate(texts)]
             text = texts[0] if isinstance(text, str) else texts
-        return super().prepare_inputs_layout(images=images, text=text, **kwargs)
+        return super().__call__(images, text, *args, **kwargs)
 
     def apply_chat_template(self, conversation, *args, **kwargs):
         if self.attached.num_queries:

@@ -75,8 +75,8 @@ def test_c_abstractor_depends_on_where_a_patch_is():
 def their_layer(heads, points):
     config = DeformableDetrConfig(
         d_model=16, decoder_attention_heads=heads, decoder_n_points=points, num_feature_levels=1,
-        decoder_ffn_dim=24, activation_function="relu", use_timm_backbone=False, backbone_config=None,
-        use_pretrained_backbone=False, backbone=None,
+        decoder_ffn_dim=24, activation_function="relu", use_timm_backbone=False,
+        backbone_config={"model_type": "resnet"}, use_pretrained_backbone=False, backbone=None,
     )
     config._attn_implementation = "eager"
     return DeformableDetrDecoderLayer(config)

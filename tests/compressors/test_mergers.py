@@ -3,11 +3,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from transformers import GotOcr2Config, Mistral3Config, MistralConfig, PixtralVisionConfig
-from transformers.models.deepseek_ocr2.modeling_deepseek_ocr2 import DeepseekOcr2SamVisionProj
 from transformers.models.got_ocr2.modeling_got_ocr2 import GotOcr2MultiModalProjector
 from transformers.models.mistral3.modeling_mistral3 import Mistral3MultiModalProjector
-from transformers.models.molmo2.configuration_molmo2 import Molmo2AdapterConfig
-from transformers.models.molmo2.modeling_molmo2 import Molmo2Adapter
 from transformers.models.qwen2_vl.modeling_qwen2_vl import PatchMerger
 
 import compressors
@@ -72,7 +69,8 @@ def test_conv_downsample_is_deepseek_ocr2s():
     class Config:
         output_channels, downsample_channels = 6, (10, 8)
 
-    theirs = DeepseekOcr2SamVisionProj(Config)
+    module = pytest.importorskip("transformers.models.deepseek_ocr2.modeling_deepseek_ocr2")
+    theirs = module.DeepseekOcr2SamVisionProj(Config)
     ours = make("conv_downsample", rate=4, width=10, projector=False)
     in_order(ours, theirs)
     features = torch.randn(2, 12, 8, 6)
@@ -103,6 +101,10 @@ def test_strides_of_conv_downsample():
 
 
 def molmo2(levels):
+    pytest.importorskip("transformers.models.molmo2")
+    from transformers.models.molmo2.configuration_molmo2 import Molmo2AdapterConfig
+    from transformers.models.molmo2.modeling_molmo2 import Molmo2Adapter
+
     config = Molmo2AdapterConfig(
         hidden_size=6, num_attention_heads=2, num_key_value_heads=2, head_dim=4, intermediate_size=10,
         text_hidden_size=8, vision_feature_layer=list(range(levels)),
