@@ -57,6 +57,14 @@ CHAT_TEMPLATE = """
 """
 
 
+def in_parts(conversation: Sequence) -> list:
+    """A conversation, or several, whose messages are lists of parts."""
+    if conversation and not isinstance(conversation[0], dict):
+        return [in_parts(each) for each in conversation]
+    return [{**message, "content": [{"type": "text", "text": message["content"]}]}
+            if isinstance(message.get("content"), str) else message for message in conversation]
+
+
 def chat_template(template: Template) -> str:
     """A Jinja chat template that renders what `conversation.render` does. The assistant's words end each user
     message, so `add_generation_prompt` has nothing to add."""
@@ -97,6 +105,10 @@ class FlashSlothProcessor(ProcessorMixin):
     def to_dict(self) -> dict:
         """What is saved; the encoder is made anew."""
         return {name: value for name, value in super().to_dict().items() if name != "encoder"}
+
+    def apply_chat_template(self, conversation: Sequence, *args, **kwargs):
+        """transformers' own. `content` may be a string, which its versions before 5.10 do not tokenize."""
+        return super().apply_chat_template(in_parts(conversation), *args, **kwargs)
 
     @property
     def tiling(self) -> Tiling:

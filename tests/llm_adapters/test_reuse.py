@@ -14,6 +14,7 @@ from reuse_families import (
     inputs,
     make_model,
     make_processor,
+    old_qwen,
     over_families,
     picture,
     prompt,
@@ -132,6 +133,7 @@ def test_images_of_every_shape(family, name):
             assert told == [int((batch["input_ids"] == model.config.image_token_id).sum())]
 
 
+@old_qwen
 @pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl"])
 def test_videos_are_as_before(kind):
     model, processor = make_model(kind), make_processor(kind)
@@ -144,6 +146,7 @@ def test_videos_are_as_before(kind):
         assert torch.equal(model(**batch).logits, logits)
 
 
+@old_qwen
 @pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl"])
 @pytest.mark.parametrize("name", ["avg_pool", "qformer"])
 def test_positions_of_compressed_grids(kind, name):

@@ -1,7 +1,17 @@
 """EmbQ in multimodal models of transformers, and `generate`: cached, batched, with beams."""
 import pytest
 import torch
-from reuse_families import answers, attached, cache_agrees, inputs, over_families, picture, prompt, two_rows
+from reuse_families import (
+    answers,
+    attached,
+    cache_agrees,
+    inputs,
+    old_qwen,
+    over_families,
+    picture,
+    prompt,
+    two_rows,
+)
 
 from llm_adapters.conversation import QUERY, QUESTION
 
@@ -106,7 +116,8 @@ def test_rows_without_images(family):
     assert said[1] == answers(model, inputs(processor, [(texts[1], [picture(1)])]))[0]
 
 
-@pytest.mark.parametrize("family", ["llava", "paligemma", "gemma3", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", ["llava", "paligemma", "gemma3",
+                                    pytest.param("qwen2_5_vl", marks=old_qwen)])
 def test_static_cache(family):
     model, processor = attached(family)
     batch = inputs(processor, two_rows(family, marked=True))
