@@ -1,8 +1,14 @@
 """What differs between versions of transformers: the only place that asks."""
 import transformers
+from packaging.version import Version
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
+
+
+def at_least(version: str) -> bool:
+    """Whether the transformers that is installed is this version or a later one."""
+    return Version(transformers.__version__) >= Version(version)
 
 
 def pil_class(name: str) -> type[BaseImageProcessor] | None:

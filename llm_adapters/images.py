@@ -39,7 +39,7 @@ def loaded(image, tiles: int = 1):
 def image_pixels(image_processor, images: Sequence, tiling: Tiling) -> Tensor:
     """Images -> (crops of all of them, 3, h, w)."""
     crops = [piece for image in images for piece in tiling.crop(loaded(image, tiling.tiles))]
-    return image_processor(crops, return_tensors="pt")["pixel_values"]
+    return image_processor(crops, do_convert_rgb=True, return_tensors="pt")["pixel_values"]
 
 
 def stack_images(rows: Sequence[Tensor]) -> Tensor:

@@ -43,6 +43,13 @@ KNOBS = {
 }
 
 
+def saved_settings(processor: FlashSlothProcessor) -> dict:
+    """What is saved, without what transformers 5.0 to 5.3 add to an image processor as they load it."""
+    settings = processor.to_dict()
+    images = {key: value for key, value in settings["image_processor"].items() if key != "data_format"}
+    return {**settings, "image_processor": images}
+
+
 @cache
 def byte_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
     """Byte-level BPE with a few dozen merges; a word has its space before it, as GPT-2 and phi have."""

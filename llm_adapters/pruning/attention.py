@@ -54,8 +54,7 @@ def scoring(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attent
         context.score(module, query, key, attention_mask, kwargs)
     name = module.config.slothkit_original._attn_implementation
     own = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    return ALL_ATTENTION_FUNCTIONS.get_interface(name, own)(module, query, key, value, attention_mask, *args,
-                                                            **kwargs)
+    return ALL_ATTENTION_FUNCTIONS.get(name, own)(module, query, key, value, attention_mask, *args, **kwargs)
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, scoring)

@@ -10,11 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+import transformers
 from einops import rearrange
 from torch import Tensor, nn
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
 from compressors.errors import UsageError
+from connectors.versions import at_least
 
 Grid = tuple[int, int]
 Raw = Callable[..., object]
@@ -91,6 +93,7 @@ class Family:
     maps, pack     entry -> patch maps (n, H, W, C); tokens (n, N, D) and their grid -> entry (T, D)
     whole_images   `pack` mixes the crops of an image
     rope           positions follow the grid
+    since          the oldest transformers in which it can be done
     """
 
     projector: str
@@ -104,6 +107,7 @@ class Family:
     pack: Callable[..., Tensor] = _flat
     whole_images: bool = False
     rope: bool = False
+    since: str = "5.0"
 
 
 _CONNECTOR = Family(
@@ -114,7 +118,7 @@ _CONNECTOR = Family(
 _MERGER = Family(
     "visual.merger", tower="visual", processor="grid", raw={"visual.merger": _normed_groups},
     project=lambda merger, tokens: merger.mlp(tokens), width=lambda merger: merger.mlp[0].in_features,
-    maps=_merged_maps, rope=True,
+    maps=_merged_maps, rope=True, since="5.10",  # before, its processor cannot be told the counts
 )
 _PROJECTOR = {"multi_modal_projector": _through}
 FAMILIES = {
@@ -124,7 +128,7 @@ FAMILIES = {
     "internvl": Family("multi_modal_projector", raw={**_PROJECTOR, "pixel_shuffle": _through}),
     "idefics3": _CONNECTOR,
     "smolvlm": _CONNECTOR,
-    "paligemma": Family("multi_modal_projector", raw=_PROJECTOR,
+    "paligemma": Family("multi_modal_projector", raw=_PROJECTOR, since="5.4",  # before, it scales by itself
                         width=lambda projector: projector.linear.in_features),
     "gemma3": Family("multi_modal_projector", raw=_PROJECTOR, project=_gemma_projection,
                      width=lambda projector: projector.mm_input_projection_weight.shape[0]),
@@ -142,7 +146,11 @@ def family_of(model: nn.Module) -> Family:
     if kind == "llava" and config.vision_config.model_type == "pixtral":
         raise UsageError("llava with a pixtral tower: its images have grids of their own; choose a model "
                          "with a CLIP or SigLIP tower")
-    return FAMILIES[kind]
+    family = FAMILIES[kind]
+    if not at_least(family.since):
+        raise UsageError(f"transformers {transformers.__version__}: a compressor can be put into {kind} from "
+                         f"{family.since} on; upgrade it")
+    return family
 
 
 def tower_dim(base: nn.Module) -> int:

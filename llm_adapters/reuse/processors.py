@@ -7,7 +7,6 @@ import copy
 from dataclasses import dataclass
 from typing import ClassVar
 
-import transformers
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
@@ -108,9 +107,6 @@ def _rebuilt(plain: type, kind: str, state: dict) -> ProcessorMixin:
 def attach(processor: ProcessorMixin, kind: str, compressor: Compressor, grid: tuple[int, int] | None,
            num_queries: int) -> None:
     """Counts follow `compressor`; `grid` is the patch grid where all images have one."""
-    if kind == GridProcessor.kind and not hasattr(processor, "replace_image_token"):
-        raise UsageError(f"transformers {transformers.__version__}: its {type(processor).__name__} cannot be "
-                         "told how many placeholders an image has; upgrade to 5.10 or later")
     attached = Attached(type(processor), processor.tokenizer, counts(processor),
                         copy.deepcopy(compressor).to("meta"), num_queries)
     if kind == "fixed":

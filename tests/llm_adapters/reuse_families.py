@@ -35,14 +35,23 @@ from transformers import (
     SmolVLMVideoProcessor,
 )
 
+from connectors.versions import at_least
 from llm_adapters import reuse
 
 no_num2words = pytest.mark.skipif(not find_spec("num2words"), reason="SmolVLM's processor needs num2words")
-old_qwen = pytest.mark.skipif(not hasattr(Qwen2VLProcessor, "replace_image_token"),
-                              reason="Qwen-VL's processor counts on its own before transformers 5.10")
-MARKS = {"smolvlm": no_num2words, "qwen2_vl": old_qwen, "qwen2_5_vl": old_qwen}
-FAMILIES = [pytest.param(name, marks=MARKS.get(name, ())) for name in reuse.FAMILIES]
-over_families = pytest.mark.parametrize("family", FAMILIES)
+
+
+def family_params(*names: str) -> list:
+    """Families as pytest's parameters; those that cannot be here are skipped."""
+    def marks(name: str) -> list:
+        since = reuse.FAMILIES[name].since
+        too_old = pytest.mark.skipif(not at_least(since), reason=f"{name} needs transformers {since}")
+        return [too_old, no_num2words] if name == "smolvlm" else [too_old]
+
+    return [pytest.param(name, marks=marks(name)) for name in names]
+
+
+over_families = pytest.mark.parametrize("family", family_params(*reuse.FAMILIES))
 SAP = {"compressor": "sap", "rate": 3, "grid_policy": "ceil"}
 EMBQ = {"query_module": "embq", "query_knobs": {"at": 2, "dim": 8, "num_queries": 3}}
 GRID = 6  # patches on a side

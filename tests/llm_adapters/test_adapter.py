@@ -44,6 +44,8 @@ def unrolled(model: Model, batch: dict[str, Tensor]) -> Tensor:
     hidden, context = parts_of(model, batch)
     llm, attention = model.language_model, batch["attention_mask"].bool()
     decoder, length = llm.get_decoder(), hidden.shape[1]
+    if llm.config.model_type == "gemma2" and not hasattr(decoder.embed_tokens, "embed_scale"):
+        hidden = hidden * llm.config.hidden_size**0.5  # transformers 5.0 to 5.3 scale in the model
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     seen = (causal & attention[:, None, None, :]) | torch.eye(length, dtype=torch.bool)
     mask = torch.zeros(seen.shape, dtype=hidden.dtype).masked_fill(~seen, torch.finfo(hidden.dtype).min)

@@ -331,7 +331,7 @@ def full_size_sources(tmp_path) -> list[str]:
     """phi-2 and SigLIP so400m as far as their configurations."""
     parts = {
         "llm": AutoConfig.for_model("phi", vocab_size=51200, hidden_size=2560, intermediate_size=10240,
-                                    num_hidden_layers=32, num_attention_heads=32),
+                                    num_hidden_layers=32, num_attention_heads=32, pad_token_id=None),
         "tower": AutoConfig.for_model("siglip_vision_model", image_size=384, patch_size=14, hidden_size=1152,
                                       intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16),
     }

@@ -70,8 +70,9 @@ def slow_fastv(llm: nn.Module, embeds: Tensor, visual: Tensor, layer: int, left:
             positions = torch.arange(hidden.shape[1])[None] if renumber else positions
         size = hidden.shape[1]
         mask = torch.full((size, size), torch.finfo(torch.float32).min).triu(1)[None, None]
-        hidden = each(hidden, attention_mask=mask, position_ids=positions,
-                      position_embeddings=decoder.rotary_emb(hidden, positions))
+        out = each(hidden, attention_mask=mask, position_ids=positions,
+                   position_embeddings=decoder.rotary_emb(hidden, positions))
+        hidden = out[0] if isinstance(out, tuple) else out
     norm = getattr(decoder, "norm", None) or decoder.final_layernorm
     return llm.get_output_embeddings()(norm(hidden[:, -1]))
 

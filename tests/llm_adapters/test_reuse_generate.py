@@ -5,8 +5,8 @@ from reuse_families import (
     answers,
     attached,
     cache_agrees,
+    family_params,
     inputs,
-    old_qwen,
     over_families,
     picture,
     prompt,
@@ -116,8 +116,7 @@ def test_rows_without_images(family):
     assert said[1] == answers(model, inputs(processor, [(texts[1], [picture(1)])]))[0]
 
 
-@pytest.mark.parametrize("family", ["llava", "paligemma", "gemma3",
-                                    pytest.param("qwen2_5_vl", marks=old_qwen)])
+@pytest.mark.parametrize("family", family_params("llava", "paligemma", "gemma3", "qwen2_5_vl"))
 def test_static_cache(family):
     model, processor = attached(family)
     batch = inputs(processor, two_rows(family, marked=True))

@@ -176,7 +176,7 @@ def test_what_cannot_be():
         reuse.prune(torch.nn.Linear(1, 1), "fastv")
     reuse.prune(model, "fastv", **FASTV)
     batch = inputs(processor, two_rows("llava"))
-    with pytest.raises(UsageError, match="without prefill_chunk_size"):
+    with pytest.raises((UsageError, ValueError), match="prefill"):  # before 5.4 transformers says so itself
         answers(model, batch, prefill_chunk_size=8)
     with pytest.raises(UsageError, match="generate without cache_implementation"):
         answers(model, batch, cache_implementation="static", disable_compile=True)
