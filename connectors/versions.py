@@ -1,4 +1,8 @@
 """What differs between versions of transformers: the only place that asks."""
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 import transformers
 from packaging.version import Version
 from torch import nn
@@ -23,6 +27,19 @@ def checkpointing(model: PreTrainedModel, what: str, *options: dict) -> None:
     gradient checkpointing up to 5.22; a composed model's reaches all of its parts."""
     old = getattr(model, f"gradient_checkpointing_{what}", None)
     getattr(model, f"activation_checkpointing_{what}", old)(*options)
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """A forward pass on the meta device: before 5.4 transformers asks whether autocast is on there, which
+    torch does not know."""
+    known = torch.is_autocast_enabled
+    if not at_least("5.4"):
+        torch.is_autocast_enabled = lambda *device: device != ("meta",) and known(*device)
+    try:
+        yield
+    finally:
+        torch.is_autocast_enabled = known
 
 
 def vision_parts(model: PreTrainedModel) -> nn.Module:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from connectors.versions import on_meta
+
 OTHER = "other"
 Step = Callable[[], object]
 Call = Callable[[Tensor], Tensor]
@@ -150,7 +152,7 @@ def flops(call: Step) -> int:
 
 def flops_by_part(call: Step, parts: Mapping[str, Sequence[nn.Module]]) -> dict[str, int]:
     """The same by part of the model, what happens in no part as `other`."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), on_meta():
         with Ledger(parts, counter.get_total_flops) as ledger:
             call()
         return ledger.shares
