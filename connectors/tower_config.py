@@ -8,6 +8,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from compressors.errors import UsageError
 from compressors.registry import suggest
+from connectors.versions import vision_names
 
 PREPROCESSING = ("image_mean", "image_std", "resample")  # extra keys any vision configuration may carry
 
@@ -74,7 +75,8 @@ def load_weights(
     try:
         with _quiet():
             backbone, info = model_class.from_pretrained(
-                source, config=config, dtype=dtype or "auto", output_loading_info=True
+                source, config=config, dtype=dtype or "auto", output_loading_info=True,
+                key_mapping=vision_names(config.model_type),
             )
     except (OSError, RuntimeError) as error:
         raise UsageError(f"vision tower '{source}': cannot read its weights: {first_line(error)}") from error

@@ -30,7 +30,7 @@ def checkpointing(model: PreTrainedModel, what: str, *options: dict) -> None:
 
 
 @contextmanager
-def on_meta() -> Iterator[None]:
+def meta_forward() -> Iterator[None]:
     """A forward pass on the meta device: before 5.4 transformers asks whether autocast is on there, which
     torch does not know."""
     known = torch.is_autocast_enabled
@@ -46,6 +46,13 @@ def vision_parts(model: PreTrainedModel) -> nn.Module:
     """What has a vision model's embeddings and blocks: before 5.6 SigLIP and CLIP kept theirs a level deeper.
     """
     return getattr(model, "vision_model", model)
+
+
+def vision_names(model_type: str) -> dict[str, str] | None:
+    """`key_mapping` of `from_pretrained`, for vision models whose weights were saved by 5.6 or later."""
+    if at_least("5.6") or model_type not in ("siglip_vision_model", "clip_vision_model"):
+        return None
+    return {r"^(embeddings|encoder|pre_layrnorm|post_layernorm|head)\.": r"vision_model.\1."}
 
 
 def vision_blocks(model: nn.Module) -> nn.ModuleList:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from connectors.versions import on_meta
+from connectors.versions import meta_forward
 
 OTHER = "other"
 Step = Callable[[], object]
@@ -152,7 +152,7 @@ def flops(call: Step) -> int:
 
 def flops_by_part(call: Step, parts: Mapping[str, Sequence[nn.Module]]) -> dict[str, int]:
     """The same by part of the model, what happens in no part as `other`."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), on_meta():
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), meta_forward():
         with Ledger(parts, counter.get_total_flops) as ledger:
             call()
         return ledger.shares

@@ -14,9 +14,11 @@ Part = dict | PreTrainedConfig | None
 
 def part(config: Part, default: str) -> PreTrainedConfig:
     """A part's configuration, from a dictionary too. `default`: its model type where it does not say."""
-    if isinstance(config, PreTrainedConfig):
-        return config
-    return AutoConfig.for_model(**{"model_type": default, **(config or {})})
+    if not isinstance(config, PreTrainedConfig):
+        config = AutoConfig.for_model(**{"model_type": default, **(config or {})})
+    if not hasattr(config, "pad_token_id"):
+        config.pad_token_id = None  # transformers 5.0 asks for it all the same
+    return config
 
 
 class FlashSlothConfig(PreTrainedConfig):

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
+from connectors.versions import vision_parts
 from experiments.backbones import training
 from experiments.backbones.dense_labels import GRID, TARGETS, crowded_scene, dense_labels
 from experiments.data.drawing import draw
@@ -70,7 +71,8 @@ class Heads(nn.Module):
 
 def features_of(tower: SiglipVisionModel, pixels: torch.Tensor) -> torch.Tensor:
     """The last layer's raw output, `hidden_states[-1]`: (B, 144, C)."""
-    return tower.encoder(inputs_embeds=tower.embeddings(pixels)).last_hidden_state
+    parts = vision_parts(tower)
+    return parts.encoder(inputs_embeds=parts.embeddings(pixels)).last_hidden_state
 
 
 def to_pixels(images: torch.Tensor) -> torch.Tensor:

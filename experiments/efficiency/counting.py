@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import Cache
 
 from connectors.tiling import Tiling
+from connectors.versions import meta_forward
 from experiments.config import Config
 from experiments.efficiency.subject import LLM, PARTS, TOWER, OfCell, Pixels, Subject
 from experiments.module import trainable_parts
@@ -43,6 +44,7 @@ class Counts:
         return asdict(self)
 
 
+@meta_forward()
 def count(subject: Subject, pictures: list[list[Image.Image]], text: int = TEXT,
           dtype: torch.dtype = torch.bfloat16) -> Counts:
     """Of a subject on the meta device. `pictures`: those of each row."""

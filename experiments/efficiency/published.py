@@ -7,6 +7,7 @@ import transformers
 from torch import Tensor
 from transformers import Cache
 
+from connectors.versions import pil_class
 from experiments.efficiency.subject import LLM, PROJECTOR, TOWER, Pictures, Pixels, Subject
 
 WORDS = 1000  # text tokens are ids below this: no model has a special token there
@@ -21,7 +22,7 @@ class Published(Subject):
         with torch.device("meta"):
             model = model_class(model_class.config_class(**sizes["config"])).eval().requires_grad_(False)
         model.generation_config.eos_token_id = None  # random weights say anything
-        self.processor = getattr(transformers, sizes["image_processor"])(**sizes["preprocessing"])
+        self.processor = pil_class(sizes["image_processor"])(**sizes["preprocessing"])
         tower, projector = self.vision(model)
         parts = {TOWER: [tower], PROJECTOR: [projector], LLM: [model.model.language_model, model.lm_head]}
         super().__init__(label, model, parts, note=note)

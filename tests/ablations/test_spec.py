@@ -65,7 +65,8 @@ def test_shipped_flops_are_right(project):
     rows = rows_of(project["3"])
     known = prefill.read(prefill.SHIPPED)
     config = rows["1 query"].cells[0].config
-    assert prefill.count(config) == pytest.approx(known[prefill.shape(config)], rel=1e-5)  # RoPE is also counted
+    # versions of transformers differ in how they turn positions into angles
+    assert prefill.count(config) == pytest.approx(known[prefill.shape(config)], rel=1e-5)
     counts = {label: known[prefill.shape(row.cells[0].config)] for label, row in rows.items()}
     order = ["downsample", "avg_pool", "sap", "1 query", "sap+embq", "uncompressed"]
     assert sorted(order, key=counts.get) == order
