@@ -7,7 +7,7 @@ import transformers
 from torch import Tensor
 from transformers import Cache
 
-from connectors.versions import pil_class
+from connectors.versions import at_least, pil_class
 from experiments.efficiency.subject import LLM, PROJECTOR, TOWER, Pictures, Pixels, Subject
 
 WORDS = 1000  # text tokens are ids below this: no model has a special token there
@@ -21,6 +21,7 @@ class Published(Subject):
         model_class = getattr(transformers, sizes["model_class"])
         with torch.device("meta"):
             model = model_class(model_class.config_class(**sizes["config"])).eval().requires_grad_(False)
+        model.tie_weights()  # transformers 5.0 does not on the meta device
         model.generation_config.eos_token_id = None  # random weights say anything
         self.processor = pil_class(sizes["image_processor"])(**sizes["preprocessing"])
         tower, projector = self.vision(model)
@@ -92,7 +93,8 @@ class Qwen2VL(Published):
 
     def prompt(self, pixels: Pixels, rows: int, text: int) -> dict[str, Tensor]:
         made = super().prompt(pixels, rows, text)
-        made["mm_token_type_ids"] = (made["input_ids"] == self.model.config.image_token_id).int()
+        if at_least("5.3"):
+            made["mm_token_type_ids"] = (made["input_ids"] == self.model.config.image_token_id).int()
         return made
 
     def encode(self, pixels: Pixels, *_: int) -> None:

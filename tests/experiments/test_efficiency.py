@@ -55,7 +55,8 @@ def test_rows_of_a_batch_add_up():
     text = subject.model.config.text_config
     assert one.cache_bytes == text.num_hidden_layers * 2 * text.hidden_size * (16 + 4 + 40) * 4
     assert two.cache_bytes == 2 * one.cache_bytes and two.decode == one.decode
-    assert two.prefill == {part: 2 * count for part, count in one.prefill.items()}
+    # angles of positions, in old versions of transformers a matrix product, are the same for all rows
+    assert two.prefill == {part: pytest.approx(2 * n, rel=1e-5) for part, n in one.prefill.items()}
 
 
 @pytest.mark.parametrize(("label", "side", "visual"), [
