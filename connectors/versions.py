@@ -1,4 +1,9 @@
-"""What differs between versions of transformers: the only place that asks."""
+"""What differs between versions of transformers, 5.0 and later: where the toolkit asks which one is there.
+
+    pip install --target /tmp/old transformers==5.0.0 && PYTHONPATH=/tmp/old python -m pytest
+
+runs the tests on another one. What a version cannot do is skipped there, and refused in one line.
+"""
 from collections.abc import Iterator
 from contextlib import contextmanager
 
