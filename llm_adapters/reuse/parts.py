@@ -82,7 +82,7 @@ class VisualParts(nn.Module, QueryAdapter):
         """The model's `get_image_features`: visual tokens in `pooler_output`, and `images` beside it."""
         arguments, base = named_arguments(original, args, kwargs), self._outside[0]
         pixels, made = self._made
-        if arguments["pixel_values"] is pixels:
+        if pixels is not None and arguments["pixel_values"] is pixels:
             self._made = None, None
             return made
         self._raw = {}

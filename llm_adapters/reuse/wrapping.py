@@ -79,4 +79,5 @@ def named_arguments(function: Callable, args: tuple, kwargs: dict) -> dict:
     signature = inspect.signature(function)
     bound = signature.bind(*args, **kwargs).arguments
     rest = [name for name, each in signature.parameters.items() if each.kind is each.VAR_KEYWORD]
-    return {**bound, **(bound.pop(rest[0], {}) if rest else {})}
+    others = bound.pop(rest[0], {}) if rest else {}
+    return {**bound, **others}

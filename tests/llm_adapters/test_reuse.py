@@ -27,6 +27,7 @@ import compressors
 from compressors.errors import UsageError
 from llm_adapters import reuse
 from llm_adapters.conversation import QUERY, QUESTION
+from llm_adapters.reuse.wrapping import named_arguments
 
 # what each model does itself; with that compressor nothing may change
 OWN = {"llava": ("identity", {}), "llava_next": ("identity", {}), "paligemma": ("identity", {}),
@@ -236,6 +237,21 @@ def test_other_bad_input(tmp_path):
     make_model("llava").save_pretrained(tmp_path)
     with pytest.raises(UsageError, match="not a model saved with a compressor"):
         reuse.load(tmp_path)
+
+
+def test_arguments_of_a_forward_whatever_its_rest_is_called():
+    def forward(input_ids, use_cache=None, **lm_kwargs):
+        """As Gemma 3's in some versions."""
+
+    assert named_arguments(forward, (1,), {"context": 2}) == {"input_ids": 1, "context": 2}
+    assert named_arguments(len, ([],), {}) == {"obj": []}
+
+
+def test_placeholders_without_images():
+    model, processor = attached("llava")
+    batch = inputs(processor, two_rows("llava", marked=True))
+    with pytest.raises(UsageError, match="the text has 8 image placeholders but no images came with it"):
+        model(input_ids=batch["input_ids"])
 
 
 def seen_by_compressor(family: str, levels: tuple[int, ...]) -> tuple[torch.nn.Module, torch.Tensor, int]:
