@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from connectors.versions import pil_class
+from connectors.versions import at_least, pil_class
 from llm_adapters.configuration import FlashSlothConfig
 from llm_adapters.conversation import IMAGE, QUERY, Encoded, Template, Turn, render
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
@@ -46,8 +46,9 @@ KNOBS = {
 def saved_settings(processor: FlashSlothProcessor) -> dict:
     """What is saved, without what transformers 5.0 to 5.3 add to an image processor as they load it."""
     settings = processor.to_dict()
-    images = {key: value for key, value in settings["image_processor"].items() if key != "data_format"}
-    return {**settings, "image_processor": images}
+    if not at_least("5.4"):
+        settings["image_processor"].pop("data_format", None)
+    return settings
 
 
 @cache

@@ -225,13 +225,16 @@ def train_loss(model: torch.nn.Module, batch: dict) -> torch.Tensor:
 
 
 def cache_agrees(family: str, rows: list, **options) -> bool:
-    """Whether the plain model answers alike with and without a KV cache. Before transformers 5.18 not always:
+    """Whether the plain model answers alike with and without a KV cache. Before transformers 5.17 not always:
     images of beams are mixed up, for one."""
+    if at_least("5.17"):
+        return True
     model, batch = make_model(family), inputs(make_processor(family), rows)
     return answers(model, batch, **options) == answers(model, batch, use_cache=False, **options)
 
 
 def answers(model: PreTrainedModel, batch: dict, **options) -> list[list[int]]:
-    options["suppress_tokens"] = [model.config.image_token_id]  # random weights would say it
+    if not at_least("5.17"):
+        options["suppress_tokens"] = [model.config.image_token_id]  # random weights say it there
     said = model.generate(**batch, max_new_tokens=4, do_sample=False, **options)
     return said[:, batch["input_ids"].shape[1] :].tolist()

@@ -146,9 +146,10 @@ def test_given_parts_keep_their_weights():
         assert all(torch.equal(value, state[name]) for name, value in part.state_dict().items())
 
 
-def statistics(part: torch.nn.Module) -> dict[str, tuple[float, float]]:
-    """Mean and spread of each parameter of enough numbers to tell."""
-    return {name: (p.mean().item(), p.std().item()) for name, p in part.named_parameters() if p.numel() > 16}
+def statistics(part: torch.nn.Module) -> dict[str, tuple[float, float, int]]:
+    """Mean, spread and size of each parameter of more than one number."""
+    return {name: (p.mean().item(), p.std().item(), p.numel())
+            for name, p in part.named_parameters() if p.numel() > 1}
 
 
 @pytest.mark.parametrize("name", compressors.names())
@@ -158,8 +159,9 @@ def test_new_compressors_start_as_their_constructors_make_them(name):
     alone = compressors.create(name, dim=24, llm_dim=32, **KNOBS.get(name, {}))
     there, here = statistics(model.compressor), statistics(alone)
     assert set(there) == set(here)
-    for key, (mean, std) in here.items():
-        assert there[key][1] == pytest.approx(std, rel=0.5, abs=1e-9), key
+    for key, (mean, std, count) in here.items():
+        luck = 0.5 if count > 16 else 0.9  # the spread of four random numbers is itself random
+        assert there[key][1] == pytest.approx(std, rel=luck, abs=1e-9), key
         assert there[key][0] == pytest.approx(mean, abs=max(std, 1e-9)), key
 
 

@@ -18,6 +18,7 @@ from reuse_families import (
     two_rows,
 )
 
+from connectors.versions import at_least
 from llm_adapters import reuse
 
 
@@ -53,15 +54,16 @@ def test_save_and_load(family, shard, tmp_path):
     loaded, again = reuse.load(tmp_path)
     assert type(loaded) is type(model) and again.__class__.__name__ == processor.__class__.__name__
     after = inputs(again, rows)
-    # pixels may come from another backend of transformers' choice
-    assert all(torch.equal(batch[k], after[k]) for k in batch if k != "pixel_values")
+    # before 5.17 transformers may load another backend, which makes other pixels
+    same = [k for k in batch if at_least("5.17") or k != "pixel_values"]
+    assert all(torch.equal(batch[k], after[k]) for k in same)
     with torch.no_grad():
         assert torch.equal(loaded(**after).logits, model(**after).logits)
     reuse.detach(loaded, again)
     plain, fresh = make_model(family), make_processor(family)
     unmarked = inputs(again, two_rows(family))
-    assert all(torch.equal(v, unmarked[k]) for k, v in inputs(fresh, two_rows(family)).items()
-               if k != "pixel_values")
+    expected = inputs(fresh, two_rows(family))
+    assert expected.keys() == unmarked.keys() and all(torch.equal(expected[k], unmarked[k]) for k in same)
     with torch.no_grad():
         assert torch.equal(loaded(**unmarked).logits, plain(**unmarked).logits)
 
