@@ -5,6 +5,8 @@
 """
 import re
 import string
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
 
@@ -14,6 +16,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    CompileConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -49,6 +52,23 @@ def saved_settings(processor: FlashSlothProcessor) -> dict:
     if not at_least("5.4"):
         settings["image_processor"].pop("data_format", None)
     return settings
+
+
+def compiled_decoding() -> dict:
+    """Options of `generate`: a static cache and the decoding step as one graph, an error if it cannot be.
+    transformers makes it on GPUs alone unless told otherwise."""
+    config = CompileConfig(backend="eager", mode=None, fullgraph=True)
+    config._compile_all_devices = True
+    return {"cache_implementation": "static", "compile_config": config}
+
+
+@contextmanager
+def graphs_made() -> Iterator[dict[str, int]]:
+    """What torch.compile counts inside; `unique_graphs` among it."""
+    torch._dynamo.reset()
+    counts = torch._dynamo.utils.counters["stats"]
+    counts.clear()
+    yield counts
 
 
 @cache

@@ -4,7 +4,16 @@ import itertools
 
 import pytest
 import torch
-from factories import CROP_TOKENS, LLMS, make_batch, make_model, make_processor, picture
+from factories import (
+    CROP_TOKENS,
+    LLMS,
+    compiled_decoding,
+    graphs_made,
+    make_batch,
+    make_model,
+    make_processor,
+    picture,
+)
 from torch import Tensor
 
 from connectors.versions import at_least
@@ -71,6 +80,16 @@ def test_batched_cached_is_one_by_one_uncached(pair):
     assert generate(model, batch) == expected
     assert generate(model, batch, use_cache=False) == expected
     assert generate(model, batch, cache_implementation="static") == expected
+
+
+@torch.no_grad()
+def test_decoding_compiles_in_one_piece(pair):
+    model, processor = pair
+    batch = make_batch(processor, rows())
+    with graphs_made() as counts:
+        assert generate(model, batch, **compiled_decoding()) == generate(model, batch)
+        assert generate(model, batch, **compiled_decoding()) == generate(model, batch)
+    assert counts["unique_graphs"] == 1
 
 
 @torch.no_grad()

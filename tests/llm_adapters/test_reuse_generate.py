@@ -1,11 +1,11 @@
 """EmbQ in multimodal models of transformers, and `generate`: cached, batched, with beams."""
 import pytest
 import torch
+from factories import compiled_decoding, graphs_made
 from reuse_families import (
     answers,
     attached,
     cache_agrees,
-    family_params,
     inputs,
     over_families,
     picture,
@@ -116,12 +116,13 @@ def test_rows_without_images(family):
     assert said[1] == answers(model, inputs(processor, [(texts[1], [picture(1)])]))[0]
 
 
-@pytest.mark.parametrize("family", family_params("llava", "paligemma", "gemma3", "qwen2_5_vl"))
-def test_static_cache(family):
+@over_families
+def test_static_cache_and_compiled_decoding(family):
     model, processor = attached(family)
     batch = inputs(processor, two_rows(family, marked=True))
-    static = answers(model, batch, cache_implementation="static", disable_compile=True)
-    assert static == answers(model, batch)
+    with graphs_made() as counts:
+        assert answers(model, batch, **compiled_decoding()) == answers(model, batch)
+    assert counts["unique_graphs"] > 0
 
 
 def test_context_of_beams_is_that_of_their_row():
