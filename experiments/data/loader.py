@@ -121,8 +121,7 @@ class StepLoader:
 
     def collate(self, rows: list[tuple[Encoded, Tensor]]) -> dict[str, Tensor]:
         """Rows -> tensors, padded on the right. No token sees what comes after it, so nobody needs a mask of
-        the padding; with one, attention could not take its causal kernel, and a GPU would wait at each step
-        to see whether there is any."""
+        the padding; with one, attention could not take its causal kernel."""
         images = self.dataset.images
         batch = images.processor.collate([encoded for encoded, _ in rows])
         del batch["attention_mask"]
