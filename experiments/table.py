@@ -47,6 +47,18 @@ def score(row: Row, family: str | None) -> tuple[float, float]:
     return 100 * sum(values) / len(values), 100 * spread(values, n) if row.label != "chance" else 0.0
 
 
+def notes(group: Group) -> list[str]:
+    """Below a table: rows that may have learned nothing from the image."""
+    def interval(row: Row) -> tuple[float, float]:
+        return wilson(score(row, None)[0] / 100, row.runs[0]["n"])
+
+    limits = [interval(row)[1] for row in group.rows if row.label == "blind"]
+    lost = [row.label for row in group.rows if limits and row.label not in ("chance", "blind")
+            and interval(row)[0] <= max(limits)]
+    return [f"No better than blind, as far as these questions can tell: {', '.join(lost)}. Where that is not "
+            "meant, train longer, or stage 1 at a lower learning rate (pretrain.lr)."] if lost else []
+
+
 def tokens(row: Row, name: str) -> str:
     """A token count of metrics.json; nothing for a row that has no model."""
     efficiency: Mapping[str, Any] = row.runs[0].get("efficiency", {})
@@ -77,10 +89,11 @@ def lines(group: Group) -> list[list[str]]:
 def terminal(group: Group, width: int) -> list[Table]:
     """For a screen, with the time each row took; a narrow one gets the families in a table of their own."""
     rows = [[*words, time] for words, time in zip(lines(group), ("time", *map(duration, group.rows)))]
+    caption = "\n".join([NOTE, *notes(group)])
     if sum(max(map(len, column)) + 2 for column in zip(*rows)) < width or not families(group):
-        return [screen_table(rows, title=group.title, caption=NOTE)]
+        return [screen_table(rows, title=group.title, caption=caption)]
     summary, by_family = [[*row[:4], row[-1]] for row in rows], [[row[0], *row[4:-1]] for row in rows]
-    return [screen_table(summary, title=group.title), screen_table(by_family, caption=NOTE)]
+    return [screen_table(summary, title=group.title), screen_table(by_family, caption=caption)]
 
 
 def screen_table(rows: Sequence[Sequence[str]], **words: str) -> Table:
@@ -99,7 +112,7 @@ def markdown(groups: Sequence[Group]) -> str:
     found = []
     for group in groups:
         rows = lines(group)
-        found += [f"### {group.title}", "", *pipes(rows), ""]
+        found += [f"### {group.title}", "", *pipes(rows), "", *(f"{note}\n" for note in notes(group))]
     return "\n".join([*found, NOTE, ""])
 
 

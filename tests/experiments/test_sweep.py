@@ -140,6 +140,17 @@ def test_plan(command, tmp_path, capsys, monkeypatch):
     assert out.count("cached") > 4 and "to run" in out
 
 
+def test_rows_that_see_nothing_are_named():
+    def row(label: str, *shares: float) -> Row:
+        return Row(label, [{"overall": share, "families": {}, "n": 1000} for share in shares])
+
+    rows = [row("chance", 0.2), row("blind", 0.3), row("sap", 0.5, 0.6), row("qformer", 0.33), row("low", 0.1)]
+    (note,) = table.notes(Group("", rows))
+    assert "blind, as far as these questions can tell: qformer, low. " in note
+    assert note in table.markdown([Group("", rows)])
+    assert table.notes(Group("", rows[:3])) == table.notes(Group("", rows[2:])) == []
+
+
 def test_wilson():
     low, high = table.wilson(0.5, 100)
     assert (low, high) == (pytest.approx(0.4038, abs=1e-4), pytest.approx(0.5962, abs=1e-4))
