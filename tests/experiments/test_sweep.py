@@ -144,9 +144,9 @@ def test_rows_that_see_nothing_are_named():
     def row(label: str, *shares: float) -> Row:
         return Row(label, [{"overall": share, "families": {}, "n": 1000} for share in shares])
 
-    rows = [row("chance", 0.2), row("blind", 0.3), row("sap", 0.5, 0.6), row("qformer", 0.33), row("low", 0.1)]
+    rows = [row("chance", 0.2), row("blind", 0.3), row("sap", 0.5, 0.6), row("qformer", 0.33), row("x", 0.1)]
     (note,) = table.notes(Group("", rows))
-    assert "blind, as far as these questions can tell: qformer, low. " in note
+    assert "blind, as far as these questions can tell: qformer, x. " in note
     assert note in table.markdown([Group("", rows)])
     assert table.notes(Group("", rows[:3])) == table.notes(Group("", rows[2:])) == []
 
