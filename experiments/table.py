@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from experiments.results import Group, Row
@@ -89,7 +90,7 @@ def lines(group: Group) -> list[list[str]]:
 def terminal(group: Group, width: int) -> list[Table]:
     """For a screen, with the time each row took; a narrow one gets the families in a table of their own."""
     rows = [[*words, time] for words, time in zip(lines(group), ("time", *map(duration, group.rows)))]
-    caption = "\n".join([NOTE, *notes(group)])
+    caption = "\n".join([NOTE, *map(escape, notes(group))])
     if sum(max(map(len, column)) + 2 for column in zip(*rows)) < width or not families(group):
         return [screen_table(rows, title=group.title, caption=caption)]
     summary, by_family = [[*row[:4], row[-1]] for row in rows], [[row[0], *row[4:-1]] for row in rows]
