@@ -90,7 +90,7 @@ def lines(group: Group) -> list[list[str]]:
 def terminal(group: Group, width: int) -> list[Table]:
     """For a screen, with the time each row took; a narrow one gets the families in a table of their own."""
     rows = [[*words, time] for words, time in zip(lines(group), ("time", *map(duration, group.rows)))]
-    caption = "\n".join([NOTE, *map(escape, notes(group))])
+    caption = "\n".join([NOTE, *notes(group)])
     if sum(max(map(len, column)) + 2 for column in zip(*rows)) < width or not families(group):
         return [screen_table(rows, title=group.title, caption=caption)]
     summary, by_family = [[*row[:4], row[-1]] for row in rows], [[row[0], *row[4:-1]] for row in rows]
@@ -98,13 +98,15 @@ def terminal(group: Group, width: int) -> list[Table]:
 
 
 def screen_table(rows: Sequence[Sequence[str]], **words: str) -> Table:
-    """A table of words whose first row is the header; headings fold where there is no room."""
+    """A table of words, none of them markup, whose first row is the header; headings fold where there is no
+    room."""
+    words = {key: escape(text) for key, text in words.items()}
     table = Table(**words, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD,
                   padding=(0, 1, 0, 0))
-    for i, name in enumerate(rows[0]):
+    for i, name in enumerate(map(escape, rows[0])):
         table.add_column(name, justify="right" if i else "left", no_wrap=i == 0, min_width=5, overflow="fold")
     for row in rows[1:]:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     return table
 
 

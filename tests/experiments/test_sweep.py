@@ -170,11 +170,11 @@ def test_a_narrow_screen_shows_everything(width, tables, capsys):
 
     names = ("attribute", "counting", "presence", "reading", "recognition", "relation")
     run = {"overall": 0.5, "families": {name: i / 10 for i, name in enumerate(names)}, "n": 4}
-    found = table.terminal(Group("test: 4 questions", [Row("sap+embq", [run], [61.0])]), width)
+    found = table.terminal(Group("test: 4 questions", [Row("sap data.test=[a]", [run], [61.0])]), width)
     Console(width=width).print(*found, sep="")
     out = capsys.readouterr().out
     assert len(found) == tables
-    assert all(word in out for word in ("test: 4 questions", "50.0 ±", "1:01", "40.0", "relati"))
+    assert all(word in out for word in ("4 questions", "=[a]", "50.0 ±", "1:01", "40.0", "relati"))
 
 
 @pytest.mark.parametrize("kind", [PlainReporter, RichReporter])
