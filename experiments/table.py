@@ -50,14 +50,13 @@ def score(row: Row, family: str | None) -> tuple[float, float]:
 
 def notes(group: Group) -> list[str]:
     """Below a table: rows that may have learned nothing from the image."""
-    def interval(row: Row) -> tuple[float, float]:
-        return wilson(score(row, None)[0] / 100, row.runs[0]["n"])
-
-    limits = [interval(row)[1] for row in group.rows if row.label == "blind"]
-    lost = [row.label for row in group.rows if limits and row.label not in ("chance", "blind")
-            and interval(row)[0] <= max(limits)]
+    intervals = [(row.label, *wilson(score(row, None)[0] / 100, row.runs[0]["n"])) for row in group.rows]
+    limit = max((high for label, _, high in intervals if label == "blind"), default=-1.0)
+    lost = [label for label, low, _ in intervals if label not in ("chance", "blind") and low <= limit]
+    if not lost:
+        return []
     return [f"No better than blind, as far as these questions can tell: {', '.join(lost)}. Where that is not "
-            "meant, train longer, or stage 1 at a lower learning rate (pretrain.lr)."] if lost else []
+            "meant, train longer, or stage 1 at a lower learning rate (pretrain.lr)."]
 
 
 def tokens(row: Row, name: str) -> str:

@@ -16,12 +16,12 @@ from reuse_families import (
     make_processor,
     over_families,
     picture,
+    pieces_refused,
     prompt,
     two_rows,
 )
 
 from compressors.errors import UsageError
-from connectors.versions import at_least
 from llm_adapters import reuse
 from llm_adapters.adapter import decoder_layers
 from llm_adapters.pruning.schedule import count as share
@@ -177,9 +177,7 @@ def test_what_cannot_be():
         reuse.prune(torch.nn.Linear(1, 1), "fastv")
     reuse.prune(model, "fastv", **FASTV)
     batch = inputs(processor, two_rows("llava"))
-    # before 5.4 transformers refuses it itself
-    error, says = (UsageError, "without prefill_chunk") if at_least("5.4") else (ValueError, "prefill chunk")
-    with pytest.raises(error, match=says):
+    with pieces_refused("without prefill_chunk_size"):
         answers(model, batch, prefill_chunk_size=8)
     with pytest.raises(UsageError, match="generate without cache_implementation"):
         answers(model, batch, cache_implementation="static", disable_compile=True)
