@@ -2,6 +2,7 @@
 import json
 import platform
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,10 +47,13 @@ def report(wanted: Sequence[str], axes: Mapping[str, list[str]], store: Store, f
     for key, values in axes.items():
         if len(values) > 1 and key != "seed":
             raise UsageError(f"{key}={','.join(values)}: a report takes one value; make one for each")
-    files = tables.load_all(wanted, {"seed": seeds_there(store.root), **axes})
+    asked = {"seed": seeds_there(store.root), **axes}
+    files = tables.load_all(wanted, asked)
     finished: dict[str, Done] = {}
     shown: list[tuple[Row, Config]] = []
     found = [collect(file, store, finished, shown) for file in files]
+    for file, table in zip(files, found):
+        table.sweep = sweep(file, asked)
     for (row, _), count in zip(shown, prefill.counts([config for _, config in shown], folder / COUNTS)):
         row.efficiency |= {} if count is None else {"prefill_flops": count}
     new = Report(found, {"command": command, **made(list(finished.values()), store)})
@@ -63,6 +67,13 @@ def seeds_there(root: Path) -> list[str]:
     names = (path.name for path in (root / "cells").glob("*_seed=*"))
     found = {match[1] for name in names if (match := re.search(r"_seed=(\d+)-\w+$", name))}
     return sorted(found, key=int) or FIRST_SEEDS
+
+
+def sweep(file: tables.TableFile, axes: Mapping[str, list[str]]) -> str:
+    """The command that runs a table's cells."""
+    own = file.name if file.path.parent == tables.folder() else str(file.path)
+    words = [f"table={own}", *(f"{key}={','.join(values)}" for key, values in axes.items())]
+    return f"python -m experiments.sweep {shlex.join(words)}"
 
 
 def collect(file: tables.TableFile, store: Store, finished: dict[str, Done],
@@ -95,6 +106,7 @@ def fill(table: Table, there: Sequence[tuple[Row, Done]], store: Store) -> list[
     first = questions(there[0][1].stage)
     read = read_questions(store.path(there[0][1].stage) / PREDICTIONS)
     table.ids = np.array([sample.id for sample in read])
+    table.pictures = np.array([picture_of(sample) for sample in read])
     table.families = np.array([sample.families[0] for sample in read])
     table.chance = majority_rates(read)
     for row, done in there:
@@ -117,7 +129,14 @@ def read_questions(path: Path) -> list[Sample]:
     """The questions of a file of predictions, in order."""
     lines = path.read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
-    return [Sample(row["id"], (), (Turn(row["question"], row["answer"]),), (row["family"],)) for row in rows]
+    return [Sample(row["id"], tuple(row.get("images", ())), (Turn(row["question"], row["answer"]),),
+                   (row["family"],)) for row in rows]
+
+
+def picture_of(sample: Sample) -> str:
+    """What questions that are answered right or wrong together have in common: the first picture that they
+    see; their conversation where they see none (or where an earlier version has not written it down)."""
+    return str(sample.images[0]) if sample.images else sample.id.rpartition("#")[0] or sample.id
 
 
 def read_right(path: Path) -> NDArray[np.bool_]:

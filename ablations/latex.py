@@ -16,6 +16,7 @@ SIGNS = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\
          "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
          ">": r"\textgreater{}", "±": r"$\pm$", "†": r"$^\dagger$",
          "×": r"$\times$", "\"": r"\textquotedbl{}"}
+END = r"\\[0pt]"  # of a line: a `[` or `*` that begins the next one would belong to it
 WORDS = ("p{46mm}", "p{62mm}", "p{52mm}")  # columns of sentences: claim, statement, remarks
 
 
@@ -25,10 +26,10 @@ def escape(words: str) -> str:
 
 
 def table(grid: Grid) -> str:
-    """One table environment; `[` after a line's end would be an argument, so lines end in `\\\\{}`."""
-    wide = "statement" in grid.header
+    """One table environment."""
+    claims = "statement" in grid.header
     wraps = iter(WORDS)
-    kinds = [(next(wraps) if wide and grid.header[i] in ("claim", "statement", "remarks") else "l")
+    kinds = [(next(wraps) if claims and grid.header[i] in ("claim", "statement", "remarks") else "l")
              if left(grid, i) else "r" for i in range(len(grid.header))]
     kinds = [rf">{{\raggedright\arraybackslash}}{kind}" if kind[0] == "p" else kind for kind in kinds]
     found = [r"\begin{table}[htbp]", r"\centering\footnotesize", rf"\caption{{{escape(grid.title)}}}",
@@ -36,7 +37,8 @@ def table(grid: Grid) -> str:
     for title, lines in blocks(grid):
         found.append(r"\midrule")
         if title:
-            found.append(rf"\multicolumn{{{len(grid.header)}}}{{@{{}}l}}{{\textit{{{escape(title)}}}}} \\")
+            wide = rf"\multicolumn{{{len(grid.header)}}}{{@{{}}l}}"
+            found.append(rf"{wide}{{\textit{{{escape(title)}}}}} {END}")
         found += map(line, lines)
     found += [r"\bottomrule", r"\end{tabular}"]
     found += [rf"\par\smallskip {escape(note)}" for note in grid.notes]
@@ -50,7 +52,7 @@ def heads(names: Sequence[str]) -> str:
 
 
 def line(cells: Sequence[str]) -> str:
-    return " & ".join(map(escape, cells)) + r" \\"
+    return " & ".join(map(escape, cells)) + f" {END}"
 
 
 def document(grids: Sequence[Grid], sentences: Sequence[str]) -> str:

@@ -3,8 +3,8 @@ finished cells (`collect`), or from the files that an earlier report left:
 
     report.json               rows, claims, efficiency, versions: all but the outcomes
     plots/attention-1.png     attention maps, which need the trained model
-    outcomes/table3.npz       ids (Q,) and families (Q,) of the questions; right (cells, Q / 8), bits packed,
-                              rows in order and within a row its seeds
+    outcomes/table3.npz       ids, pictures and families (Q,) of the questions; right (cells, Q / 8), bits
+                              packed, rows in order and within a row its seeds
 """
 import dataclasses
 import io
@@ -20,7 +20,7 @@ from ablations.spec import Claim
 from compressors.errors import UsageError
 from experiments.files import write_atomic
 
-FORMAT, FILE, FOLDER, PLOTS = 1, "report.json", "outcomes", "plots"
+FORMAT, FILE, FOLDER, PLOTS = 2, "report.json", "outcomes", "plots"
 
 
 @dataclass
@@ -37,7 +37,8 @@ class Row:
 
 @dataclass
 class Table:
-    """A table of the report. No questions where no cell has finished."""
+    """A table of the report. No questions where no cell has finished. `pictures`: what each question is
+    about; `sweep`: the command that runs its cells."""
 
     name: str
     heading: str
@@ -46,7 +47,9 @@ class Table:
     rows: list[Row]
     ids: NDArray = field(default_factory=lambda: np.array([], "<U1"))
     families: NDArray = field(default_factory=lambda: np.array([], "<U1"))
+    pictures: NDArray = field(default_factory=lambda: np.array([], "<U1"))
     chance: dict[str, Any] = field(default_factory=dict)
+    sweep: str = ""
 
     @property
     def family_names(self) -> list[str]:
@@ -56,9 +59,8 @@ class Table:
 
     @property
     def picture(self) -> NDArray[np.intp]:
-        """A number for each question's picture: ids are PICTURE#TURN."""
-        return np.unique([each.rpartition("#")[0] or each for each in self.ids.tolist()],
-                         return_inverse=True)[1]
+        """A number for each question's picture."""
+        return np.unique(self.pictures, return_inverse=True)[1]
 
     def scores(self, row: Row, family: str | None = None) -> list[float]:
         """Accuracy in % at each seed, of all questions or those of a family."""
@@ -83,12 +85,13 @@ def save(report: Report, folder: Path) -> None:
         rows = [{"block": row.block, "label": row.label, "ours": row.ours, "seeds": list(row.outcomes),
                  "missing": row.missing, "efficiency": row.efficiency} for row in table.rows]
         tables.append({"name": table.name, "heading": table.heading, "title": table.title,
-                       "chance": table.chance, "rows": rows,
+                       "chance": table.chance, "rows": rows, "sweep": table.sweep,
                        "claims": [dataclasses.asdict(claim) for claim in table.claims]})
         right = [bits for row in table.rows for bits in row.outcomes.values()]
         packed = np.packbits(np.stack(right), 1) if right else np.zeros((0, 0), np.uint8)
         content = io.BytesIO()
-        np.savez_compressed(content, ids=table.ids, families=table.families, right=packed)
+        np.savez_compressed(content, ids=table.ids, pictures=table.pictures, families=table.families,
+                            right=packed)
         write_atomic(place(folder, table.name), content.getvalue())
     (folder / PLOTS).mkdir(exist_ok=True)
     for number, each in enumerate(report.maps, 1):
@@ -127,11 +130,11 @@ def load(folder: Path) -> Report:
 def load_table(entry: dict[str, Any], folder: Path) -> Table:
     """One table with its outcomes."""
     with np.load(place(folder, entry["name"])) as kept:
-        ids, families, packed = kept["ids"], kept["families"], kept["right"]
+        ids, pictures, families, packed = (kept[name] for name in ("ids", "pictures", "families", "right"))
     right = iter(np.unpackbits(packed, 1, count=len(ids)).astype(bool) if len(packed) else ())
     rows = [Row(row["block"], row["label"], row["ours"], {seed: next(right) for seed in row["seeds"]},
                 row["missing"], row["efficiency"]) for row in entry["rows"]]
     claims = tuple(Claim(**{**each, "pairs": tuple(map(tuple, each["pairs"])),
                             "families": tuple(each["families"])}) for each in entry["claims"])
-    return Table(entry["name"], entry["heading"], entry["title"], claims, rows, ids, families,
-                 entry["chance"])
+    return Table(entry["name"], entry["heading"], entry["title"], claims, rows, ids, families, pictures,
+                 entry["chance"], entry["sweep"])

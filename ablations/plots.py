@@ -11,7 +11,7 @@ from ablations.spec import Claim
 from ablations.statistics import seed_interval
 from ablations.verdicts import FAILS, HOLDS, Verdict, judge
 from experiments import labels
-from experiments.figures import BLUE, GREY, ORANGE, bare, svg
+from experiments.figures import BLUE, GREY, ORANGE, bare, literal, svg
 
 COLOURS = {HOLDS: "#0a7d32", FAILS: "#b3261e"}
 CROWD = 24  # rows of which not all can have a name in a plot
@@ -64,7 +64,7 @@ def pareto(table: Table) -> str | None:
                named(tokens, means, best) if len(rows) > CROWD else None)
     axes.set_xlabel("visual tokens of an image + query tokens", fontsize=9)
     axes.set_ylabel("accuracy in %", fontsize=9)
-    axes.set_title(f"{table.heading}: accuracy against tokens", fontsize=10, loc="left")
+    axes.set_title(literal(f"{table.heading}: accuracy against tokens"), fontsize=10, loc="left")
     axes.legend(fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3,
                 borderaxespad=0.2)
     bare(axes, "y")
@@ -108,9 +108,9 @@ def intervals(width: float, title: str, names: Sequence[str],
     for y, (low, estimate, high, colour) in enumerate(rows):
         axes.plot([low, high], [y, y], color=colour, linewidth=2)
         axes.plot(estimate, y, "o", color=colour, markersize=5)
-    axes.set_yticks(range(len(rows)), names)
+    axes.set_yticks(range(len(rows)), map(literal, names))
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_title(literal(title), fontsize=10, loc="left")
     bare(axes, "x")
     return figure, axes
 
@@ -131,11 +131,11 @@ def families(table: Table) -> str | None:
                   error_kw={"elinewidth": 0.8, "ecolor": "#333"})
         chance = 100 * table.chance["families"].get(family, math.nan)
         axes.axvline(chance, color="#333", linewidth=0.9, linestyle=":")
-        axes.set_title(family, fontsize=9)
+        axes.set_title(literal(family), fontsize=9)
         axes.set_xlim(0, 100)
         axes.set_xticks([0, 50, 100])
         bare(axes, "x")
-    panels[0].set_yticks(places, [row.label for row in rows])
+    panels[0].set_yticks(places, [literal(row.label) for row in rows])
     panels[0].set_ylim(len(rows) - 0.4, -0.6)
     figure.supxlabel("accuracy in %; dotted: chance", fontsize=9)
     return svg(figure)

@@ -39,7 +39,8 @@ def shape(config: Config) -> str:
     models = [{key: value for key, value in model_config(*each).items() if key not in UNREAD}
               for each in sources.items()]
     sizes = config.tower.select_layer, asdict(config.image), TEXT, VERSION
-    return fingerprint.digest_of([config.compressor, parts, models, sizes])[:16]
+    scale = [config.evaluate.scale] if config.evaluate.scale and not config.blind else []
+    return fingerprint.digest_of([config.compressor, parts, models, sizes, *scale])[:16]
 
 
 def counts(configs: Sequence[Config], kept: Path) -> list[int | None]:

@@ -92,6 +92,8 @@ def claim(entry: object, labels: Collection[str]) -> Claim:
     pairs = [pair for each in comparisons for pair in compared(kind, each, labels)]
     families = entry.get("family", [])
     families = [families] if isinstance(families, str) else families
+    if not isinstance(families, list):
+        raise UsageError(f"family: expected a name or a list of them, found {families!r}")
     return Claim(entry["text"], entry["source"], kind, tuple(dict.fromkeys(pairs)), points(kind, comparisons),
                  tuple(map(str, families)), str(entry.get("ours") or ""))
 

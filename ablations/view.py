@@ -95,8 +95,7 @@ def notes(table: Table) -> list[str]:
     found += [f"{OURS} {', '.join(labels)}: {reason}." for reason, labels in why.items()]
     missing = [f"{row.label} (seed {', '.join(map(str, row.missing))})" for row in table.rows if row.missing]
     if missing:
-        found.append(f"Missing: {'; '.join(missing)}; "
-                     f"python -m experiments.sweep table={table.name} runs them.")
+        found.append(f"Missing: {'; '.join(missing)}; {table.sweep} runs them.")
     blank = [word for key, word in MEASURED.items() if all(key not in row.efficiency for row in table.rows)]
     if blank and table.chance:
         found.append(f"Not measured: {', '.join(blank)}; measure=true measures them.")

@@ -7,6 +7,8 @@ mix neighbours, the second with a stride.
     residual:  depthwise 3x3 - norm - hard-swish - squeeze-excitation - pointwise - norm (+ input at stride 1)
 
     H*W -> ceil(H/k) * ceil(W/k)        576 -> 144 at k = 2, as released (`grid_policy=ceil` on odd grids)
+
+A stride of 3 or more, which is ours, has a window of its own size without padding: no patch is left out.
 """
 import torch.nn.functional as F
 from einops import rearrange
@@ -42,7 +44,8 @@ class InvertedResidual(nn.Module):
     def __init__(self, width: int, stride: int):
         super().__init__()
         self.stride = stride
-        self.depthwise = nn.Conv2d(width, width, 3, stride, padding=1, groups=width, bias=False)
+        self.depthwise = nn.Conv2d(width, width, max(3, stride), stride, padding=int(stride < 3),
+                                   groups=width, bias=False)
         self.depthwise_norm = nn.LayerNorm(width)
         self.gate = SqueezeExcitation(width)
         self.pointwise = nn.Linear(width, width, bias=False)
@@ -57,9 +60,10 @@ class InvertedResidual(nn.Module):
 
 @register("ldp")
 class LDP(WindowCompressor):
-    """MobileVLM's LDP with stride `rate`; its 3x3 kernels skip patches beyond rate 3.
+    """MobileVLM's LDP with stride `rate`.
 
-    `floor` and `pad` crop and zero-fill the projected grid; `ceil` is the strided convolution's own count.
+    `floor` and `pad` crop and zero-fill the projected grid; `ceil` is the strided convolution's own count,
+    and fills for a rate of 3 or more.
     """
 
     projects = True
@@ -74,4 +78,6 @@ class LDP(WindowCompressor):
         x = self.mlp(features)
         if self.grid_policy != "ceil":
             x, _ = fit(x, self.rate, self.grid_policy)
+        elif self.rate > 2:
+            x, _ = fit(x, self.rate, "pad")
         return rearrange(self.blocks(x), "b h w d -> b (h w) d")

@@ -6,7 +6,7 @@ so there is no second list to keep in step. Outside packages register through an
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 
@@ -36,6 +36,14 @@ def conform(value: object, hint: object, where: str) -> object:
         if value in options:
             return value
         hint = " | ".join(map(str, options))
+    elif origin in (list, Sequence):
+        if isinstance(value, (list, tuple)):
+            return [conform(item, options[0], where) for item in value]
+    elif origin in (dict, Mapping):
+        if isinstance(value, Mapping):
+            return {conform(k, options[0], where): conform(v, options[1], where) for k, v in value.items()}
+    elif hint is tuple and isinstance(value, list):  # what a saved configuration has of it
+        return tuple(value)
     elif origin is tuple:
         if isinstance(value, (list, tuple)) and (options[-1] is Ellipsis or len(options) == len(value)):
             hints = options[:1] * len(value) if options[-1] is Ellipsis else options

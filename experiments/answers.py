@@ -1,5 +1,6 @@
 """When an answer is right, and what is right by luck. No torch: a table is printed without it."""
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -9,15 +10,32 @@ from experiments.data.llava import Sample
 ALL = "all"  # the family of questions that name none
 ARTICLES = {"a", "an", "the"}
 NUMBER_COMMA = re.compile(r"(?<=\d),(?=\d{3}\b)")
-# Signs around words carry no meaning; inside a word or number they do: 3.5, 10:30, t-shirt, o'clock, 1/2.
-PUNCTUATION = re.compile(r"(?<!\w)[^\w\s%$€£+-]+|[^\w\s%$€£+]+(?!\w)")
+KEPT_BEFORE, KEPT_AFTER = "%-", "%#"  # -3, 50%, C#
 
 
 def normalise(answer: str) -> str:
-    """Lower case, without articles, surrounding punctuation and extra spaces: "The fox." -> "fox"."""
-    text = PUNCTUATION.sub(" ", NUMBER_COMMA.sub("", answer.lower()))
-    kept = [word for word in text.split() if word not in ARTICLES]
-    return " ".join(kept or text.split())  # "A" may be the answer itself
+    """Lower case, without articles, punctuation around words and extra spaces: "The fox." -> "fox". Signs
+    with a meaning stay: those inside a word or number (3.5, 10:30, o'clock), and all that Unicode does not
+    call punctuation (€, <, 5°, ✓, vowel signs)."""
+    text = NUMBER_COMMA.sub("", unicodedata.normalize("NFC", answer).lower())
+    words = [word for word in map(bare, text.split()) if word] or text.split()  # "?" may be the answer itself
+    return " ".join([word for word in words if word not in ARTICLES] or words)  # so may "A"
+
+
+def bare(word: str) -> str:
+    """A word without punctuation around it; the point of .5 belongs to it."""
+    start, end = 0, len(word)
+    while end and is_punctuation(word[end - 1], KEPT_AFTER):
+        end -= 1
+    while start < end and is_punctuation(word[start], KEPT_BEFORE):
+        if word[start] == "." and word[start + 1].isdigit():
+            break
+        start += 1
+    return word[start:end]
+
+
+def is_punctuation(sign: str, kept: str) -> bool:
+    return sign not in kept and (sign == "`" or unicodedata.category(sign).startswith("P"))
 
 
 def family_answers(samples: Iterable[Sample]) -> dict[str, list[str]]:

@@ -128,12 +128,22 @@ def vision_config(source: str) -> PreTrainedConfig:
     return _pretrained(AutoConfig, "tower.source", source)
 
 
+def pick_scale(config: Config, model: FlashSlothForConditionalGeneration) -> None:
+    """Settle the scale that is evaluated, if one is asked for."""
+    if config.evaluate.scale and not config.blind:
+        try:
+            model.compressor.pick(config.evaluate.scale)
+        except UsageError as error:
+            raise UsageError(f"evaluate.{error}") from error
+
+
 def skeleton(config: Config) -> tuple[FlashSlothForConditionalGeneration, int]:
     """The cell's model without weights, and its image size. Call under `torch.device("meta")`."""
     vision = vision_config(config.tower.source)
     text = _pretrained(AutoConfig, "llm.source", config.llm.source)
     tower: VisionTower = build_tower(vision, config.tower.select_layer)
     model = FlashSlothForConditionalGeneration(model_config(config, vision, text), tower)
+    pick_scale(config, model)
     if config.prune is not None:
         model.set_pruner(config.prune, **config.knobs(config.prune))
     return model, config.image.size or tower.image_size

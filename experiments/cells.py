@@ -21,6 +21,7 @@ from experiments.config import BLIND, Config
 from experiments.overrides import checked, combinations, locate, setting_of, value_of
 
 PRESETS = Path(__file__).parent / "presets"
+BLIND_ROW = "blind"  # how the rows that a sweep adds by itself begin
 
 
 @dataclass(frozen=True)
@@ -203,12 +204,23 @@ def refuse(unused: set[str], axes: Mapping[str, list[str]], cells: list[Cell]) -
 
 
 def blind_cells(cells: list[Cell]) -> list[Cell]:
-    """One cell without any image for each data and language model that `cells` have, at their first seed."""
-    found: dict[str, Cell] = {}
+    """One cell without any image for each data and language model that `cells` have, at their first seed. Of
+    several, each is called by what tells it from the others."""
+    found: dict[str, Config] = {}
     for cell in cells:
-        key = str((cell.config.data, cell.config.llm, cell.config.prompt, cell.config.evaluate))
-        if key not in found:
-            config = copied(cell.config)
-            config.compressor, config.projector, config.prune, config.parts = BLIND, "auto", None, {}
-            found[key] = Cell(config, "blind", (("", "blind"), ("preset", config.preset)))
-    return list(found.values())
+        config = copied(cell.config)
+        config.compressor, config.projector, config.prune, config.parts = BLIND, "auto", None, {}
+        config.evaluate.scale = None
+        found.setdefault(str(without_image(config)), config)
+    told = [without_image(config) for config in found.values()]
+    differ = [path for path in told[0] if len({str(each[path]) for each in told}) > 1] if told else []
+    labels = [" ".join([BLIND_ROW, *(f"{path}={each[path]}" for path in differ)]) for each in told]
+    return [Cell(config, label, (("", label), ("preset", config.preset)))
+            for config, label in zip(found.values(), labels)]
+
+
+def without_image(config: Config) -> dict[str, Any]:
+    """The settings that tell one blind cell from another, by their paths."""
+    sections = ("data", "llm", "prompt", "evaluate")
+    return {f"{name}.{key}": value for name in sections for key, value in vars(getattr(config, name)).items()}
+

@@ -85,7 +85,7 @@ def read(arguments: Sequence[str]) -> Asked:
         found = f"{len(words)} words ({', '.join(words)})" if words else "nothing"
         raise UsageError(f"expected IMAGE and one QUESTION in quotes, found {found} (--help shows more)")
     limit = settings["max_new_tokens"]
-    if not limit.isdigit() or not int(limit):
+    if not limit.isdecimal() or not int(limit):
         raise UsageError(f"max_new_tokens={limit}: expected a number of at least 1")
     return Asked(Path(words[0]), words[1] if words[1:] else None,
                  Path(settings["model"]) if settings["model"] else None, int(limit))

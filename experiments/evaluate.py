@@ -1,5 +1,6 @@
 """Greedy answers to every test question by generation, and their scores."""
 import json
+import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import torch
 
 from experiments import samples
-from experiments.build import pick_device, quiet
+from experiments.build import pick_device, pick_scale, quiet
 from experiments.config import Config
 from experiments.data import llava
 from experiments.data.loader import Images, feature_cache
@@ -27,7 +28,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) ->
     device = pick_device(config.trainer.accelerator)
     model, processor = saved.load(inputs["finetune"] / MODEL, device)
     if config.evaluate.scale and not config.blind:
-        model.compressor.pick(config.evaluate.scale)
+        pick_scale(config, model)
         size = processor.image_processor.size
         processor.image_tokens = model.num_image_tokens(size["height"], size["width"])
     if config.prune is not None:
@@ -90,9 +91,11 @@ def write(asked: Sequence[llava.Sample], predictions: Sequence[str],
     truths = [s.turns[0].answer for s in asked]
     accuracy = FamilyAccuracy(sorted(set(families)))
     accuracy.update(predictions, truths, families)
+    names = picture_names(asked)
     with (out / "predictions.jsonl").open("w") as file:
         for s, family, truth, said in zip(asked, families, truths, predictions):
-            row = {"id": s.id, "family": family, "question": s.turns[0].question, "answer": truth,
+            row = {"id": s.id, "images": [names[image] for image in s.images], "family": family,
+                   "question": s.turns[0].question, "answer": truth,
                    "prediction": said, "correct": normalise(said) == normalise(truth)}
             file.write(json.dumps(row) + "\n")
     metrics = {**accuracy.compute(), "efficiency": efficiency(model, images, asked)}
@@ -101,6 +104,13 @@ def write(asked: Sequence[llava.Sample], predictions: Sequence[str],
         # with the recipe that a calibration has found
         metrics["pruner"] = {model.config.pruner: model.config.pruner_knobs or {}}
     (out / "metrics.json").write_text(json.dumps(metrics, indent=1))
+
+
+def picture_names(asked: Sequence[llava.Sample]) -> dict[Path, str]:
+    """Every image, named from the folder that all of them are in, so that moving it changes no result."""
+    places = {image: os.path.abspath(image) for s in asked for image in s.images}
+    folder = os.path.commonpath([os.path.dirname(place) for place in places.values()]) if places else ""
+    return {image: Path(os.path.relpath(place, folder)).as_posix() for image, place in places.items()}
 
 
 def efficiency(model: FlashSlothForConditionalGeneration, images: Images,

@@ -23,3 +23,8 @@ def bare(axes: Axes, grid: str) -> None:
     axes.grid(axis=grid, color="#e3e5e9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=8)
+
+
+def literal(words: str) -> str:
+    """Words as they stand, dollars and all: matplotlib would read a formula between two of them."""
+    return words.replace("$", r"\$")

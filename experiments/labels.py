@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.patheffects import withStroke
 
+from experiments.figures import literal
+
 SIZE = 7.5  # points
 GAP = 8.0  # pixels between a point and its name
 HALO = [withStroke(linewidth=2, foreground="white")]  # lines pass behind the letters
@@ -46,8 +48,8 @@ def put(axes, names: Sequence[str], x: np.ndarray, y: np.ndarray, half: np.ndarr
     for name, box, point in zip([names[i] for i in shown], boxes, points[shown]):
         right = box.left > point[0]
         near = box.left if right else box.right
-        axes.annotate(name, back(point), back((near, (box.low + box.high) / 2)), fontsize=SIZE, va="center",
-                      ha="left" if right else "right", arrowprops=LEADER, path_effects=HALO)
+        axes.annotate(literal(name), back(point), back((near, (box.low + box.high) / 2)), fontsize=SIZE,
+                      va="center", ha="left" if right else "right", arrowprops=LEADER, path_effects=HALO)
 
 
 def arranged(points: np.ndarray, sizes: Sequence[tuple[float, float]], taken: Sequence[Box],

@@ -8,6 +8,7 @@ what they depend on is in the key of whoever reads them, they are not. Nothing h
 ask a compressor that shrinks images by how much.
 """
 import ast
+import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ from compressors.errors import UsageError
 from compressors.registry import suggest
 from experiments import fingerprint, signatures
 from experiments.config import Config, Optimisation
-from experiments.data import picture_vqa
+from experiments.data import llava, picture_vqa
 
 ROLES = {"pretrain": "pretrain", "finetune": "train", "evaluate": "test"}  # the data that a stage reads
 # Counted up when a stage's code changes its result.
@@ -164,8 +165,12 @@ class Planner:
         roles = ("test",) if role == "test" else tuple(alike)
         data, inputs = {}, {}
         for each in roles:
-            data[each], found = self.samples(each)
-            inputs |= found
+            found, new = self.samples(each)
+            # features are found by their images' paths: files that were moved are other ones
+            data[each] = [{**entry, "at": os.path.abspath(llava.image_folder(path, self.data.images))}
+                          if isinstance(entry, dict) else entry
+                          for path, entry in zip(getattr(self.data, each), found)]
+            inputs |= new
         stage = Stage("features", {"data": data, **self.seen(role)}, inputs, self.config, roles)
         return {"features": stage}
 

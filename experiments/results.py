@@ -41,8 +41,9 @@ class Group:
 
 
 def cell_name(cell: Cell) -> str:
-    """Its directory's name without the key: letters that every file system takes."""
-    return re.sub(r"[^\w.+=-]+", "_", f"{cell.label}_seed={cell.config.seed}")[:80]
+    """Its directory's name without the key: letters that every file system takes, the seed always whole."""
+    seed = f"_seed={cell.config.seed}"
+    return re.sub(r"[^\w.+=-]+", "_", cell.label)[: 80 - len(seed)] + seed
 
 
 def publish(cell: Cell, stage: Stage, store: Store) -> Path:
@@ -92,6 +93,7 @@ def collect(finished: Sequence[tuple[Cell, Stage]], store: Store) -> list[Group]
 
 
 def questions(stage: Stage) -> str:
-    """What tells the questions of an evaluation from others."""
+    """What tells the questions of an evaluation from others; images do not, since a blind cell has none."""
     data = stage.inputs.get("data")
-    return str((stage.depends["data"], data and data.key, stage.config.evaluate.limit))
+    asked = [each["json"] if isinstance(each, dict) else each for each in stage.depends["data"]]
+    return str((asked, data and data.key, stage.config.evaluate.limit))

@@ -2,6 +2,8 @@
 from pathlib import Path
 
 from compressors.errors import UsageError
+from experiments.cells import read_yaml
+from experiments.config import BLIND
 from llm_adapters import saved
 from llm_adapters.saved import find, read
 
@@ -9,12 +11,13 @@ __all__ = ["find", "load", "newest", "open_picture", "read"]
 
 
 def newest(out: Path) -> Path:
-    """The cell below `out` that finished last."""
-    cells = sorted(Path(out).glob("cells/*/stages.json"), key=lambda path: path.stat().st_mtime)
+    """The cell below `out` that finished last; a blind one, which a sweep adds by itself, only if all are."""
+    cells = sorted(Path(out).glob("cells/*/stages.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     if not cells:
         raise UsageError(f"no finished cell below {out}; train one with python -m experiments.sweep, or "
                          "name a folder with model=DIR")
-    return cells[-1].parent
+    seeing = (path for path in cells if read_yaml(path.with_name("config.yaml")).get("compressor") != BLIND)
+    return next(seeing, cells[0]).parent
 
 
 def load(path: Path):
@@ -26,13 +29,15 @@ def load(path: Path):
 
 
 def open_picture(path: Path):
-    """A picture in RGB, or a UsageError."""
-    from PIL import Image, UnidentifiedImageError
+    """A picture in RGB and upright, or a UsageError."""
+    from PIL import Image
+
+    from experiments.data import upright
 
     try:
         with Image.open(path) as picture:
-            return picture.convert("RGB")
+            return upright.rgb(picture)
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such picture") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except upright.BROKEN as error:
         raise UsageError(f"{path}: not a picture, or a damaged one ({error})") from error

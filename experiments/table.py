@@ -9,6 +9,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from experiments.cells import BLIND_ROW
 from experiments.results import Group, Row
 
 Z = 1.96  # 95 %
@@ -51,8 +52,9 @@ def score(row: Row, family: str | None) -> tuple[float, float]:
 def notes(group: Group) -> list[str]:
     """Below a table: rows that may have learned nothing from the image."""
     intervals = [(row.label, *wilson(score(row, None)[0] / 100, row.runs[0]["n"])) for row in group.rows]
-    limit = max((high for label, _, high in intervals if label == "blind"), default=-1.0)
-    lost = [label for label, low, _ in intervals if label not in ("chance", "blind") and low <= limit]
+    blind = {label for label, *_ in intervals if label.split(" ")[0] == BLIND_ROW}
+    limit = max((high for label, _, high in intervals if label in blind), default=-1.0)
+    lost = [label for label, low, _ in intervals if label not in {"chance", *blind} and low <= limit]
     if not lost:
         return []
     return [f"No better than blind, as far as these questions can tell: {', '.join(lost)}. Where that is not "
@@ -120,6 +122,7 @@ def markdown(groups: Sequence[Group]) -> str:
 
 def pipes(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a Markdown table whose first row is the header, the first column to the left."""
+    rows = [[word.replace("|", "\\|") for word in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     rule = ["-" * size if i == 0 else "-" * (size - 1) + ":" for i, size in enumerate(widths)]
     found = []

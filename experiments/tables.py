@@ -101,6 +101,9 @@ def load_all(wanted: Sequence[str], axes: Axes) -> list[TableFile]:
         table, idle = read(name, axes)
         tables.append(table)
         unused = idle if unused is None else unused & idle
+        twin = next((other for other in tables[:-1] if other.name == table.name), None)
+        if twin is not None:
+            raise UsageError(f"table={name}: {twin.path} is called {table.name} too; rename one of them")
     refuse(unused or set(), axes, [c for table in tables for row in table.rows for c in row.cells])
     return tables
 
@@ -114,12 +117,12 @@ def read(name: str, axes: Axes) -> tuple[TableFile, set[str]]:
     for block, entry in entries(content, path):
         where = f"{path}, row '{entry['label']}'"
         try:
-            row, idle = make_row(block, entry, axes)
+            new, idle = make_rows(block, entry, axes)
         except UsageError as error:
             raise UsageError(f"{where}: {error}") from error
-        if row.label in {r.label for r in rows}:
+        if {row.label for row in new} & {row.label for row in rows}:
             raise UsageError(f"{where}: a row of that label is there already; labels must differ in a table")
-        rows.append(row)
+        rows += new
         unused = idle if unused is None else unused & idle
     title = content.get("title", "")
     if not isinstance(title, str):
@@ -160,8 +163,9 @@ def known(mapping: dict[str, Any], keys: set[str], where: str) -> None:
             raise UsageError(f"{where}: unknown key '{key}'{suggest(str(key), keys)}")
 
 
-def make_row(block: str, entry: dict[str, Any], axes: Axes) -> tuple[TableRow, set[str]]:
-    """A row, and the knobs of the command line that it has no use for."""
+def make_rows(block: str, entry: dict[str, Any], axes: Axes) -> tuple[list[TableRow], set[str]]:
+    """An entry's row, or one for each combination where its own overrides are a product; and the knobs of the
+    command line that it has no use for."""
     label, given = str(entry["label"]), entry.get("overrides") or []
     if not isinstance(given, list) or not all(isinstance(each, str) for each in given):
         raise UsageError(f"overrides: {given!r}: expected a list of KEY=VALUE")
@@ -178,4 +182,11 @@ def make_row(block: str, entry: dict[str, Any], axes: Axes) -> tuple[TableRow, s
 
     cells, idle = labelled({**own, **axes}, label, complete if left else None)
     refuse(idle - axes.keys(), {**{key: [str(rule)] for key, rule in left.items()}, **own}, cells)
-    return TableRow(block, label, str(entry.get("ours") or ""), tuple(cells)), idle & axes.keys()
+    kinds = {key for key, values in own.items() if len(values) > 1 and key not in axes} - {"seed"}
+    found: dict[tuple, list[Cell]] = {}
+    for cell in cells:
+        found.setdefault(tuple(pair for pair in cell.row if pair[0] in kinds), []).append(cell)
+    ours = str(entry.get("ours") or "")
+    names = [each[0].label if len(found) > 1 else label for each in found.values()]
+    return [TableRow(block, name, ours, tuple(each)) for name, each in zip(names, found.values())], \
+        idle & axes.keys()

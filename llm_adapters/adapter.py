@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from compressors.errors import UsageError
 from connectors.query_module import QueryModule, insertions
 
 CONTEXT = "query_context"
@@ -22,6 +23,13 @@ class QueryContext:
     question_mask: Tensor
     features: Tensor
     feature_mask: Tensor
+    read: bool = False  # whether it has come to a decoder layer
+
+    def check_read(self, llm: nn.Module) -> None:
+        """UsageError after a forward whose decoder kept the context from its layers."""
+        if not self.read and not torch.compiler.is_compiling():
+            raise UsageError(f"{type(llm).__name__} does not hand keyword arguments down to its decoder "
+                             "layers, so a query module cannot act there; choose another language model")
 
 
 def query_positions(is_query: Tensor, count: int | None = None) -> Tensor:
@@ -81,6 +89,7 @@ class QueryAdapter:
         context: QueryContext | None = kwargs.get(CONTEXT)
         if context is None:
             return args, kwargs
+        context.read = True
         hidden = args[0] if args else kwargs["hidden_states"]
         hidden = self.query_module(hidden, context.query_index, context.question_mask, context.features,
                                    context.feature_mask, layer.query_insertion)

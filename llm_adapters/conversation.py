@@ -128,6 +128,10 @@ class Encoder:
     def _remember(self) -> None:
         # questions and answers come again and again
         self._tokenize = lru_cache(maxsize=1 << 16)(self._tokenize_new)
+        # some tokenizers say by `add_bos_token` that texts begin with BOS, others by what they do
+        bos, said = self.tokenizer.bos_token_id, getattr(self.tokenizer, "add_bos_token", False)
+        begins = said or self.tokenizer("")["input_ids"][:1] == [bos]
+        self._start = [bos] if begins and bos is not None else []
 
     def __getstate__(self) -> dict:
         # a cache does not pickle
@@ -147,8 +151,7 @@ class Encoder:
     def encode(self, text: str, image_tokens: Sequence[int]) -> Encoded:
         """A marked string -> ids, labels and turns. UsageError where images and markers differ."""
         out, turn, asking, answering = Encoded(), 0, False, False
-        bos = self.tokenizer.bos_token_id if getattr(self.tokenizer, "add_bos_token", False) else None
-        out.extend([] if bos is None else [bos])
+        out.extend(self._start)
         images = iter(image_tokens)
         for piece in self._pieces(text, len(image_tokens)):
             if piece == IMAGE:

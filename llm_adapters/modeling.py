@@ -26,7 +26,7 @@ from llm_adapters.adapter import CONTEXT, QueryAdapter, QueryContext, llm_sizes,
 from llm_adapters.configuration import FlashSlothConfig
 from llm_adapters.pruning.apply import PruningAdapter
 from llm_adapters.pruning.attention import CONTEXT as PRUNING
-from llm_adapters.steps import Mute, check_count, fit_turns, hide_unused, place, shrink
+from llm_adapters.steps import Mute, check_count, check_new_turn, fit_turns, hide_unused, place, shrink
 
 PREFILL_ONLY = ("pixel_values", "vision_features", "image_turn", "turns", "query_index")
 
@@ -185,11 +185,15 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
                 inputs_embeds: Tensor | None = None, use_cache: bool | None = None,
                 logits_to_keep: int | Tensor = 0, **kwargs) -> CausalLMOutputWithPast:
         context = prompt = None
+        if inputs_embeds is not None and (pixel_values is not None or vision_features is not None):
+            raise UsageError("images were given with `inputs_embeds`; give `input_ids`, which tell where "
+                             "they stand")
         if inputs_embeds is None:
             if turns is not None:
                 prompted, turns = turns.shape[1], fit_turns(turns, input_ids.shape[1])
             if pixel_values is not None and vision_features is None:
                 vision_features = self.get_image_features(pixel_values)
+            check_new_turn(input_ids, self.config.query_token_id, vision_features, past_key_values)
             if vision_features is not None and (turns is None or image_turn is None):
                 raise UsageError("images were given without `turns` and `image_turn`; make inputs with the "
                                  "processor")
@@ -215,6 +219,8 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         )
         if run is not None:
             run.count()
+        if context is not None:
+            context.check_read(self.language_model)
         return output
 
     def generate(self, *args, logits_processor=None, **kwargs):

@@ -21,8 +21,17 @@ def fit_turns(turns: Tensor, length: int) -> Tensor:
     """`turns` of a prompt for `length` tokens: uncached generation has added some."""
     if turns.shape[1] > length:  # what a reused cache leaves, or a prefill in chunks
         raise UsageError(f"`turns` has {turns.shape[1]} tokens and `input_ids` {length}: images and "
-                         "questions need the whole prompt at once; leave them out when a cache has it")
+                         "questions need the whole prompt at once, without a cache")
     return nn.functional.pad(turns, (0, length - turns.shape[1]))
+
+
+def check_new_turn(input_ids: Tensor, query_token_id: int | None, features: Tensor | None, cache) -> None:
+    """UsageError for query tokens behind a cache, whose patches and question are not at hand."""
+    if features is not None or cache is None or input_ids.shape[1] == 1 or torch.compiler.is_compiling():
+        return
+    if query_token_id is not None and cache.get_seq_length() and (input_ids == query_token_id).any():
+        raise UsageError("a new question behind a cache: its query tokens would not see the images; give the "
+                         "whole conversation with its images, without `past_key_values`")
 
 
 def shrink(pixels: Tensor, rate: int) -> Tensor:
@@ -30,7 +39,9 @@ def shrink(pixels: Tensor, rate: int) -> Tensor:
     if rate == 1:
         return pixels
     size = (pixels.shape[-2] // rate, pixels.shape[-1] // rate)
-    return nn.functional.interpolate(pixels, size, mode="bicubic", antialias=True)
+    # a CPU cannot do it in half precision
+    exact = pixels.float() if pixels.device.type == "cpu" else pixels
+    return nn.functional.interpolate(exact, size, mode="bicubic", antialias=True).to(pixels.dtype)
 
 
 def place(embeds: Tensor, where: Tensor, tokens: Tensor) -> Tensor:

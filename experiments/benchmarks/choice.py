@@ -14,9 +14,9 @@ PLACES = (
     r"(?i:answer|option|choice)(?i:\s+is)?\s*:?\s*[\[(\"'*]*(CAPITAL)\b",  # the answer is B   option B
     r"(?i:answer|option|choice)(?i:\s+is)?\s*:?\s*[\[(\"'*]*(ANYHOW)\W*$",  # the answer is b.
     r"[\[(](ANYHOW)[\])]",  # it must be (b), because
-    r"^(CAPITAL)\b(?!\s+[a-z])",  # B, because
+    r"^(?![AI]\s+[A-Z])(CAPITAL)\b(?!\s+[a-z])",  # B, because; not "A Siamese cat"
 )
-ALONE = r"\b(?![AI]\s+[a-z])(CAPITAL)\b"  # a capital by itself, but not "A fox"
+ALONE = r"\b(?![AI]\s+[a-zA-Z])(CAPITAL)\b"  # a capital by itself, but not "A fox"
 
 
 def read_choice(answer: str, options: Sequence[str]) -> str | None:

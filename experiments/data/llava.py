@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from compressors.errors import UsageError
+from experiments.data import upright
 from llm_adapters.conversation import IMAGE, Turn
 
 ROLES = ("human", "gpt")
@@ -157,15 +158,15 @@ def questions(samples: list[Sample]) -> list[Sample]:
 
 
 def open_image(sample: Sample, i: int = 0) -> Image.Image:
-    """A sample's i-th image in RGB, wholly read; UsageError if it is missing or damaged."""
+    """A sample's i-th image in RGB and upright, wholly read; UsageError if it is missing or damaged."""
     with opened(sample, i) as image:
-        return image.convert("RGB")
+        return upright.rgb(image)
 
 
 def image_size(sample: Sample, i: int = 0) -> tuple[int, int]:
     """(width, height) of a sample's i-th image, from its header; UsageError as `open_image`."""
     with opened(sample, i) as image:
-        return image.size
+        return upright.size(image)
 
 
 @contextmanager
@@ -176,6 +177,6 @@ def opened(sample: Sample, i: int) -> Iterator[Image.Image]:
             yield image
     except FileNotFoundError as error:
         raise UsageError(f"sample {sample.id}: no image {sample.images[i]}") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except upright.BROKEN as error:
         raise UsageError(f"sample {sample.id}: image {sample.images[i]} is truncated or no image "
                          f"({error}); replace it or drop the sample") from error

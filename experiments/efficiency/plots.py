@@ -10,7 +10,7 @@ from experiments.efficiency.collect import Row
 from experiments.efficiency.measuring import PREPARING
 from experiments.efficiency.subject import COMPRESSOR, LLM, PROJECTOR, QUERIES, TOWER
 from experiments.efficiency.tables import SHORT, keys, parts_of, unit
-from experiments.figures import BLUE, GREY, ORANGE, bare, svg
+from experiments.figures import BLUE, GREY, ORANGE, bare, literal, svg
 from experiments.timing import OTHER
 
 STAGES = {"pretrain": ORANGE, "finetune": BLUE}
@@ -45,7 +45,7 @@ def bars(rows: Sequence[Row], heading: str):
     """Horizontal axes with a line for each row."""
     figure = Figure((8.4, 1.3 + LINE * len(rows)), layout="constrained")
     axes = figure.subplots()
-    axes.set_yticks(range(len(rows)), [name_of(row, rows) for row in rows])
+    axes.set_yticks(range(len(rows)), [literal(name_of(row, rows)) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel(heading, fontsize=9)
     bare(axes, "x")
@@ -128,7 +128,7 @@ def training(rows: Sequence[Row]) -> str:
         times.barh(places, middle, 0.9 * wide, color=colour, label=stage, xerr=(middle - low, high - middle),
                    error_kw={"elinewidth": 1, "capsize": 2})
         peaks.barh(places, [row["peak_bytes"] / 2**30 for row in chosen], 0.9 * wide, color=colour)
-    times.set_yticks(range(len(cells)), cells)
+    times.set_yticks(range(len(cells)), map(literal, cells))
     times.set_ylim(len(cells) - 0.4, -0.6)
     times.set_xlabel("ms a row of data", fontsize=9)
     peaks.set_xlabel("peak GiB", fontsize=9)

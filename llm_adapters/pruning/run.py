@@ -98,6 +98,8 @@ class Run:
 
     def queries(self, cut: Cut, context: QueryContext) -> QueryContext:
         """A query module's context among the tokens that are left."""
+        context.read = True
+
         def narrow() -> QueryContext:
             index = cut.places().gather(1, context.query_index.clamp(min=0))
             index = torch.where(context.query_index >= 0, index, -1)
@@ -108,9 +110,13 @@ class Run:
         return self.memo(cut, context, narrow)
 
     def count(self) -> None:
-        """Tell the pruner how many visual tokens a prefill took through the layers."""
+        """Tell the pruner how many visual tokens a prefill took through the layers. UsageError if some of its
+        layers were never asked."""
         if self.prompt is None:
             return
+        if any(self.prompt.counts) and not {*self.pruner.layers} <= {*self.left}:
+            raise UsageError("pruning: the language model does not hand keyword arguments down to its "
+                             "decoder layers, so no visual token was dropped; choose another one")
         first, made = self.prompt.counts, sorted(self.left.items())
         layers, left = [k for k, _ in made], [sum(counts) for _, counts in made]
         self.pruner.passed += sum(by_layer(self.pruner.llm_layers, layers, left, sum(first)))

@@ -18,7 +18,8 @@ def table(rows):
     ids = np.array([f"{i // 4}#{i % 4}" for i in range(400)])
     families = np.where(np.arange(400) % 2, "reading", "presence")
     chance = {"overall": 0.3, "families": {"reading": 0.1, "presence": 0.5}}
-    return Table("x", "Table x", "", (), made, ids, families, chance)
+    pictures = np.arange(400) // 4
+    return Table("x", "Table x", "", (), made, ids, families, pictures, chance)
 
 
 @pytest.mark.parametrize("count", [1, 8, 20])

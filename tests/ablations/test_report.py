@@ -3,6 +3,7 @@ import csv
 import io
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,9 +14,10 @@ import pytest
 from made_cells import fill
 from rich.console import Console
 
-from ablations import outcomes, render, report, view, write
+from ablations import collect, outcomes, render, report, view, write
 from ablations.outcomes import Row, Table
 from ablations.verdicts import judge
+from experiments import request
 
 
 @pytest.fixture(scope="module")
@@ -252,3 +254,51 @@ def test_a_report_does_not_import_torch(made, tmp_path):
             f"report.main(['results={made}', 'to={tmp_path}']); "
             "sys.exit('torch' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_what_is_missing_can_be_run_as_it_is_told(tmp_path):
+    path = tmp_path / "my own.yaml"
+    path.write_text("rows:\n- {label: a, overrides: [compressor=sap]}\n"
+                    "- {label: b, overrides: [compressor=dct]}\n")
+    root = tmp_path / "runs"
+    fill(root, [str(path)], lambda label, seed: (label, seed) == ("b", 1), seed="0,1", **{"sap.rate": "3"})
+    assert report.main([f"table={path}", f"out={root}", "sap.rate=3"]) == 0
+    (told,) = re.findall("Missing: b .seed 1.; python -m experiments.sweep (.*) runs them",
+                         (root / "report" / "report.md").read_text())
+    asked = request.read([*shlex.split(told), "blind=false"])
+    assert [(cell.label, cell.config.seed, cell.config.knobs("sap")) for cell, _ in asked.jobs] == [
+        ("a", 0, {"rate": 3}), ("a", 1, {"rate": 3}), ("b", 0, {}), ("b", 1, {})]
+
+
+def test_labels_of_any_signs(tmp_path):
+    """A formula that is none, what LaTeX would read as an argument, what Markdown would read as a cell."""
+    labels = ["rate $r^{$", "[2, 4] layers", "*starred", "a|b", "100 % & more_"]
+    path = tmp_path / "signs.yaml"
+    rows = "".join(f"- {{label: '{label}', overrides: [compressor=sap, sap.rate={rate}]}}\n"
+                   for label, rate in zip(labels, (1, 2, 3, 4, 6)))
+    path.write_text(f"rows:\n{rows}claims:\n- {{text: 'cost: $5', source: me, better: "
+                    "{row: 'rate $r^{$', than: 'a|b'}}\n")
+    root = tmp_path / "runs"
+    fill(root, [str(path)], seed="0,1")
+    assert report.main([f"table={path}", f"out={root}", "measure=false"]) == 0
+    folder = root / "report"
+    lines = [line for line in (folder / "report.md").read_text().splitlines() if "layers |" in line]
+    assert lines and all("[2, 4] layers" in line for line in lines)
+    tex = shutil.which("pdflatex") or shutil.which("tectonic")
+    if tex:
+        done = subprocess.run([tex, "-halt-on-error", "report.tex"], cwd=folder, capture_output=True,
+                              input=b"", timeout=60)
+        assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_questions_of_a_picture_are_drawn_together(tmp_path):
+    """Also where every question is a record of its own, as in POPE."""
+    rows = [{"id": f"{i}#0", "images": [f"{i // 4}.png"], "family": "all", "question": "?", "answer": "yes",
+             "prediction": "yes", "correct": True} for i in range(12)]
+    rows += [{"id": f"text-{i // 2}#{i % 2}", "images": [], "family": "all", "question": "?", "answer": "yes",
+              "prediction": "yes", "correct": True} for i in range(4)]
+    path = tmp_path / "predictions.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    table = Table("x", "x", "", (), [])
+    table.pictures = np.array([collect.picture_of(sample) for sample in collect.read_questions(path)])
+    assert table.picture.tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3, 3, 4, 4]

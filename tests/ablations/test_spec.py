@@ -120,6 +120,7 @@ def test_kinds_of_claims(tmp_path):
     ("  better: {row: a, than: a}", "better: 'a' is compared with itself"),
     ("  better: {row: a, than: []}", "than is empty"),
     ("  best: {row: a, than: b}", "best: .*expected {row: ..., of: ...}"),
+    ("  better: {row: a, than: b}\n  family:", "family: expected a name or a list of them, found None"),
     ("  within: {row: a, of: b}", "within: .*expected {row: ..., of: ..., points: ...}"),
     ("  within: {row: a, of: b, points: -1}", "points: -1: expected one number of percentage points"),
     ("  within: {row: a, of: b, points: many}", "points: 'many'"),

@@ -55,3 +55,18 @@ def test_ldpv2_rectangular_grid():
     features = torch.randn(2, 7, 10, 6)
     pooled = F.adaptive_avg_pool2d(part.mlp(features).permute(0, 3, 1, 2), (2, 5))
     torch.testing.assert_close(part(features), pooled.flatten(2).mT)
+
+
+@pytest.mark.parametrize(("rate", "policy", "size"), [
+    (2, "error", 6), (3, "error", 9), (3, "ceil", 8), (4, "ceil", 7), (4, "pad", 6)])
+def test_ldp_reads_every_patch(rate, policy, size):
+    """Those of the last row and column as well, by the strided convolution itself."""
+    part = make("ldp", rate=rate, grid_policy=policy)
+    part.blocks[0] = torch.nn.Identity()  # mixes neighbours, which would hide it
+    features = torch.randn(1, size, size, 6, requires_grad=True)
+    strided = part.blocks[1]
+    strided.gate = torch.nn.Identity()  # sees means of all
+    tokens = part(features)
+    assert tokens.shape[1] == (-(-size // rate)) ** 2
+    tokens.square().sum().backward()
+    assert (features.grad.abs().sum(-1) > 0).all()

@@ -2,6 +2,7 @@
 import subprocess
 import sys
 import types
+from collections.abc import Sequence
 from importlib.metadata import EntryPoint
 from typing import Literal
 
@@ -133,3 +134,18 @@ def test_every_name_is_public():
         assert getattr(compressors, name) is not None
     with pytest.raises(AttributeError):
         compressors.sapp  # noqa: B018
+
+
+@pytest.mark.parametrize(("hint", "value", "found"), [
+    (list[int], (1, 2), [1, 2]), (Sequence[float], [1, 2], [1.0, 2.0]),
+    (dict[str, float], {"a": 1}, {"a": 1.0}), (tuple, [1, "a"], (1, "a")), (list[int] | None, None, None)])
+def test_conform_collections(hint, value, found):
+    got = conform(value, hint, "x")
+    assert got == found and type(got) is type(found)
+
+
+@pytest.mark.parametrize(("hint", "value"), [
+    (list[int], ["a"]), (dict[str, int], {"a": "b"}), (list[int], 3)])
+def test_conform_refuses_what_is_inside(hint, value):
+    with pytest.raises(UsageError, match="^x="):
+        conform(value, hint, "x")

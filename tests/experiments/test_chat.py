@@ -23,8 +23,10 @@ def folder(parts, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
     for part in parts:
         part.save_pretrained(out / "finetune" / "abc" / "model")
-    (out / "cells" / "one").mkdir(parents=True)
-    (out / "cells" / "one" / "stages.json").write_text('["data/x", "finetune/abc", "evaluate/y"]')
+    for name, compressor in (("one", "sap"), ("blind", "none")):  # the blind cell last, as a sweep does
+        (out / "cells" / name).mkdir(parents=True)
+        (out / "cells" / name / "config.yaml").write_text(f"compressor: {compressor}\n")
+        (out / "cells" / name / "stages.json").write_text('["data/x", "finetune/abc", "evaluate/y"]')
     picture().save(out / "cat.png")
     return out
 

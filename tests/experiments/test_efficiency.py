@@ -6,7 +6,11 @@ import pytest
 import torch
 from factories import picture
 
+from ablations import prefill
+from compressors.errors import UsageError
 from connectors.versions import at_least
+from experiments import build
+from experiments.cells import make_cells
 from experiments.efficiency import collect, counting, measuring, options, published, table1
 from experiments.efficiency.__main__ import main
 from experiments.random_model import fill, known
@@ -167,3 +171,23 @@ def test_bad_input(arguments, message, capsys):
     assert main(arguments) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
+
+
+def test_a_scale_is_counted_as_it_is_evaluated():
+    tokens, flops, shapes = [], [], set()
+    for scale in ("null", "2", "4"):
+        with table1.random_cells(["compressor=matryoshka", f"evaluate.scale={scale}"]) as (cell,):
+            subject = table1.cell_on_meta("", cell.config)
+            tokens.append(subject.visual_tokens(subject.pixels([[picture()]])))
+            flops.append(sum(counting.cell_prefill(subject, 40).values()))
+            shapes.add(prefill.shape(cell.config))
+    assert tokens == [16, 4, 1] and len(shapes) == 3 and flops == sorted(set(flops), reverse=True)
+
+
+@pytest.mark.parametrize(("compressor", "message"), [
+    ("matryoshka", "evaluate.scale=3: choose one of 1, 2, 4"),
+    ("sap", "evaluate.scale=3: sap is trained at one")])
+def test_a_scale_that_is_not_there_is_refused_before_training(compressor, message):
+    (cell,) = make_cells({"compressor": [compressor], "evaluate.scale": ["3"]})
+    with pytest.raises(UsageError, match=message):
+        build.check(cell.config)

@@ -1,10 +1,13 @@
 """LLaVA-format files: what is read, and what is said about what cannot be."""
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
+from transformers.image_utils import load_image
 
 from compressors.errors import UsageError
+from experiments import saved
 from experiments.data import llava
 from experiments.data.llava import Turn
 
@@ -126,4 +129,26 @@ def test_open_image(load, tmp_path):
             llava.open_image(sample)
     (tmp_path / "a.png").unlink()
     with pytest.raises(UsageError, match="sample 7: no image .*a.png"):
+        llava.open_image(sample)
+
+
+def test_images_are_upright_as_transformers_loads_them(load, tmp_path):
+    (sample,) = load(record("What?", "A fox.", image="a.png"))
+    picture, exif = Image.effect_noise((40, 24), 60), Image.Exif()
+    for orientation in range(1, 9):
+        exif[0x0112] = orientation
+        picture.save(tmp_path / "a.png", exif=exif)
+        found, theirs = llava.open_image(sample), load_image(str(tmp_path / "a.png"))
+        assert np.array_equal(found, theirs) and llava.image_size(sample) == theirs.size
+        assert saved.open_picture(tmp_path / "a.png").size == theirs.size
+
+
+def test_16_bits_are_scaled_and_32_refused(load, tmp_path):
+    (sample,) = load(record("What?", "A fox.", image="a.png"))
+    ramp = np.tile(np.arange(256, dtype=np.uint16) * 257, (4, 1))
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    assert np.array_equal(np.asarray(llava.open_image(sample))[0, :, 0], np.arange(256))
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "a.tiff")
+    (sample,) = load(record("What?", "A fox.", image="a.tiff"))
+    with pytest.raises(UsageError, match="32-bit numbers .mode F.; save it with 8 bits"):
         llava.open_image(sample)

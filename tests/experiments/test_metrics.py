@@ -11,9 +11,19 @@ from experiments.metrics import FamilyAccuracy
     ("The fox.", "fox"), (" Yes ", "yes"), ("A", "a"), ("a red ball!", "red ball"), ("3.5", "3.5"),
     ("1,000", "1000"), ("T-shirt", "t-shirt"), ("'hello'", "hello"), ("left of the fox", "left of fox"),
     ("(b)", "b"), ("-3", "-3"), ("yes, it is", "yes it is"), ("$5", "$5"), ("", ""),
+    ("C#", "c#"), (".5", ".5"), ("(.5)", ".5"), ("5°", "5°"), ("50 %.", "50 %"), ("?", "?"), ("`fox`", "fox"),
+    ("cafe\u0301", "caf\u00e9"),
 ])
 def test_normalise(answer, normal):
     assert normalise(answer) == normal
+
+
+@pytest.mark.parametrize(("one", "other"), [
+    ("✓", "✗"), ("🐱", "🐶"), ("<", ">"), ("=", "≠"), ("", "."), ("?", "!"), ("की", "का"), ("ไม่", "ไม้"),
+    (".5", "5"), ("C#", "C"), ("5°", "5")])
+def test_signs_with_a_meaning_are_no_punctuation(one, other):
+    """Whatever the script; marks belong to their letters."""
+    assert normalise(one) != normalise(other)
 
 
 def test_family_accuracy():

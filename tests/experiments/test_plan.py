@@ -247,3 +247,18 @@ def test_image_rates_do_not_wait_for_torch():
     code = ("import sys; sys.path.insert(0, 'tests/experiments'); from fakes import stages; "
             "stages('compressor=downsample'); sys.exit('torch' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+
+
+def test_features_of_files_that_were_moved_are_other_ones(tmp_path):
+    """They are found by their images' paths; whoever reads them is the same."""
+    found = []
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        path = write_llava(tmp_path / name / "own.json", images=True)
+        for image in (tmp_path / name).glob("*.png"):
+            os.utime(image, (1, 1))
+        files = [f"data.{role}={path}" for role in ("pretrain", "train", "test")]
+        found.append({kind: stage.key for kind, stage in stages(
+            "compressor=sap", "data.dataset=null", *files).items()})
+    assert {kind for kind in found[0] if found[0][kind] != found[1][kind]} == {
+        "features pretrain", "features test"}

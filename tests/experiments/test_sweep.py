@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from fakes import SOURCES, FakeRunner, read_log
+from fakes import SOURCES, FakeRunner, read_log, write_llava
 
 from experiments import sweep, table
 from experiments.bars import RichReporter
@@ -198,3 +198,40 @@ def test_reporters(kind, capsys):
         assert out.splitlines()[0] == "[1/1] sap [seed=0]"
         assert "[2/1] avg_pool" in out and "  (3) avg_pool [seed=0]: finetune 4567 ..." in out
         assert re.fullmatch(r"  pretrain 0123: 2 steps, 0 s  loss 1\.235", out.splitlines()[-1])
+
+
+def test_blind_and_seeing_cells_of_one_s_own_images_share_a_table(command, tmp_path, capsys):
+    """A blind cell does not depend on the images, and answers the same questions."""
+    path = write_llava(tmp_path / "own.json", images=True)
+    files = [f"data.{role}={path}" for role in ("pretrain", "train", "test")]
+    assert command("compressor=sap", "data.dataset=null", *files) == 0
+    assert capsys.readouterr().out.count("### ") == 1
+    assert list(rows_of(tmp_path / "out" / "table.csv")) == ["chance", "blind", "sap"]
+
+
+def test_blind_cells_that_differ_are_told_apart(command, tmp_path):
+    assert command("compressor=sap", "data.max_length=256,512") == 0
+    rows = rows_of(tmp_path / "out" / "table.csv")
+    assert [label for label in rows if "blind" in label] == ["blind data.max_length=256",
+                                                            "blind data.max_length=512"]
+    assert {row["seeds"] for label, row in rows.items() if label != "chance"} == {"1"}
+
+
+def test_a_scale_is_nothing_to_a_blind_cell(command, log):
+    assert command("compressor=matryoshka", "evaluate.scale=2,4") == 0
+    assert read_log(log).count("evaluate") == 3
+
+
+def test_long_labels_keep_the_seed(command, tmp_path):
+    path = tmp_path / "long.yaml"
+    path.write_text(f"rows:\n- {{label: {'very ' * 30}, overrides: [compressor=sap]}}\n")
+    assert command(f"table={path}", "seed=0,12", "blind=false") == 0
+    names = [each.name for each in (tmp_path / "out" / "cells").iterdir()]
+    assert sorted(re.search(r"_seed=(\d+)-", name)[1] for name in names) == ["0", "12"]
+    assert all(len(name) <= 80 + 9 for name in names)
+
+
+def test_bars_in_labels_do_not_cut_a_markdown_table(command, tmp_path):
+    assert command("compressor=sap", "prompt.user=<|user|>,USER:", "blind=false") == 0
+    lines = (tmp_path / "out" / "table.md").read_text().splitlines()
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines if line.startswith("|")}) == 1

@@ -168,3 +168,20 @@ def test_several_tables_share_their_cells_and_show_all_their_rows(tmp_path, caps
                     ("one, test", "nine", "2"), ("one, test", "dot", "2"), ("two, test", "chance", "1"),
                     ("two, test", "blind", "1"), ("two, test", "add", "2")]
     assert "### two, test: 8 questions" in capsys.readouterr().out
+
+
+def test_a_product_in_a_row_is_a_row_each(tmp_path):
+    name = write(tmp_path / "mine.yaml", '{label: pooled, overrides: ["compressor=avg_pool,identity"]}',
+                 "{label: sap, overrides: [compressor=sap]}")
+    found = tables.load(name, TINY)
+    assert [(row.label, [c.config.compressor for c in row.cells]) for row in found.rows] == [
+        ("pooled avg_pool", ["avg_pool"] * 2), ("pooled identity", ["identity"] * 2), ("sap", ["sap"] * 2)]
+
+
+def test_two_tables_of_one_name(tmp_path):
+    paths = []
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        paths.append(write(tmp_path / folder / "mine.yaml", "{label: a, overrides: [compressor=sap]}"))
+    with pytest.raises(UsageError, match="two/mine.yaml: .*one/mine.yaml is called mine too; rename"):
+        tables.load_all(paths, TINY)

@@ -127,6 +127,13 @@ def test_choice(answer, letter):
     assert read_choice(answer, ANIMALS) == letter
 
 
+@pytest.mark.parametrize(("answer", "letter"), [
+    ("A Siamese cat.", "C"), ("A Siamese", "B"), ("A BMW", None), ("A", "A"), ("A.", "A"), ("B Siamese", "B"),
+    ("A, I think", "A")])
+def test_an_article_before_a_name_is_no_letter(answer, letter):
+    assert read_choice(answer, ["Persian", "Siamese", "Siamese cat"]) == letter
+
+
 def test_choice_accuracy():
     metric = ChoiceAccuracy()
     metric.update(["(B)", "the owl", "dunno"], ["b", "A", "C"], [ANIMALS] * 3)

@@ -107,8 +107,7 @@ def test_hook_changes_queries_from_its_layer_on(model):
 def test_text_only_rows_are_bitwise_unchanged(family):
     model, quiet = make_model(family), make_model(family)
     quiet.language_model.load_state_dict(model.language_model.state_dict())
-    for layer in decoder_layers(quiet.language_model):
-        layer._forward_pre_hooks.clear()
+    quiet.query_module.forward = lambda hidden, *_: hidden
     batch = batch_for(model)
     before, after = (m(**batch, output_hidden_states=True).hidden_states for m in (quiet, model))
     assert all(torch.equal(a[2], b[2]) for a, b in zip(after, before))

@@ -1,0 +1,23 @@
+"""Pictures from files as they are meant to be seen, for training, evaluation and questions alike."""
+from PIL import Image, ImageOps
+
+ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values that swap width and height
+# What opening and reading a file that is no picture, or a damaged one, may raise.
+BROKEN = (Image.UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
+
+
+def rgb(image: Image.Image) -> Image.Image:
+    """In RGB, turned as its EXIF says; 16 bits scaled to 8. ValueError for 32-bit ones, whose range nobody
+    knows."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode}); save it with 8 bits a channel")
+    if image.mode.startswith("I;16"):  # convert() would clip it at 255
+        image = image.convert("I").point(lambda value: value / 257).convert("L")
+    return image.convert("RGB")
+
+
+def size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) of the same, from the header."""
+    width, height = image.size
+    return (height, width) if image.getexif().get(ORIENTATION) in SIDEWAYS else (width, height)

@@ -1,0 +1,74 @@
+"""What query modules and pruners cannot do is refused: they never act on nothing in silence."""
+import pytest
+import torch
+from factories import byte_tokenizer, chat, make_model, make_processor, picture
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from compressors.errors import UsageError
+from llm_adapters.conversation import Turn
+
+DEAF = ("falcon", "bloom")  # decoders that take any keyword argument and keep it from their layers
+
+
+def inputs(model, images: int = 1, text: str = "What is this?") -> dict:
+    processor = make_processor(model)
+    shown = [picture(i) for i in range(images)]
+    given = processor.apply_chat_template(chat(*shown, text=text), tokenize=True, return_dict=True,
+                                          return_tensors="pt")
+    return dict(given)
+
+
+@pytest.mark.parametrize("llm", DEAF)
+def test_a_query_module_needs_layers_that_are_told(llm):
+    model = make_model(llm, query_module="embq")
+    with pytest.raises(UsageError, match="does not hand keyword arguments down to its decoder layers"):
+        model(**inputs(model))
+    model = make_model(llm, query_module=None)
+    assert model(**inputs(model)).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("llm", DEAF)
+def test_a_pruner_needs_layers_that_are_told(llm):
+    model = make_model(llm, query_module=None)
+    with pytest.raises(UsageError, match="pruning: "):
+        model.set_pruner("fastv", ratio=0.5)
+        model(**inputs(model))
+
+
+def test_images_with_embeddings_are_refused():
+    model = make_model()
+    batch = inputs(model)
+    ids = batch.pop("input_ids")
+    embeds = model.get_input_embeddings()(ids)
+    with pytest.raises(UsageError, match="images were given with `inputs_embeds`"):
+        model(inputs_embeds=embeds, **batch)
+    assert model(inputs_embeds=embeds).logits.shape[:2] == ids.shape
+
+
+def test_a_new_question_behind_a_cache_is_refused():
+    """Its query tokens could read neither patches nor question."""
+    model = make_model()
+    processor = make_processor(model)
+    first, second = Turn("<image>\nWhat is this?", "A dog."), Turn("And that?")
+    whole = processor.collate([processor.encode([first, second], 1)], "left")["input_ids"]
+    batch = inputs(model)
+    seen = batch["input_ids"].shape[1]
+    with torch.no_grad():
+        cache = model(**batch, use_cache=True).past_key_values
+        with pytest.raises(UsageError, match="a new question behind a cache"):
+            model(input_ids=whole[:, seen:], past_key_values=cache)
+        words = torch.tensor([byte_tokenizer()(" A dog.")["input_ids"]])
+        assert model(input_ids=words, past_key_values=cache).logits.shape[:2] == words.shape
+
+
+def test_a_tokenizer_may_begin_texts_by_its_post_processor():
+    """As Llama 3's does, which says nothing of it in `add_bos_token`."""
+    plain = byte_tokenizer()
+    backend = type(plain.backend_tokenizer).from_str(plain.backend_tokenizer.to_str())
+    backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", plain.bos_token_id)])
+    begins = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", bos_token="<s>",
+                                     eos_token="</s>")
+    model, turns = make_model(), [Turn("What?", "A dog.")]
+    found, without = (make_processor(model, each).encode(turns, 0).ids for each in (begins, plain))
+    assert found == [plain.bos_token_id, *without]
