@@ -55,7 +55,8 @@ class SlothModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         for _, part in parts(self.model):
-            part.train(any(p.requires_grad for p in part.parameters()))
+            trained = [p.requires_grad for p in part.parameters()]
+            part.train(any(trained) or not trained)  # a compressor without weights may draw in training, too
         for layer in decoder_layers(self.model.language_model):
             # a frozen LLM computes its activations again too, but draws no dropout: the flag of a layer is
             # what its checkpointing asks for, dropout asks its own

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from lightning import Trainer
 from PIL import Image
 
 from compressors.errors import UsageError
@@ -114,6 +115,26 @@ def test_frozen_parts_stay_in_evaluation_mode(model, processor):  # noqa: ARG001
     module = SlothModule(model, Optimisation(), 1, 0).train()
     module.on_train_start()
     assert model.compressor.training and not model.language_model.training and not model.vision_tower.training
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_compressors_without_weights_draw_in_training(stage):
+    """`random` other patches each time, `matryoshka` another scale, whose tokens alone are visible."""
+    model = make_model("phi", "random", None, scale=0.3)
+    set_trainable(model, stage)
+    module = SlothModule(model, Optimisation(), 1, 0)
+    module.on_train_start()
+    features = torch.randn(1, 6, 6, model.vision_tower.dim)
+    assert len({str(model.compressor(features)) for _ in range(5)}) == 5
+    module.model = make_model("phi", "matryoshka", None, compressor_knobs={"scales": (1, 2)})
+    set_trainable(module.model, stage)
+    module.on_train_start()
+    module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    seen = set()
+    for number in range(8):
+        module.on_train_batch_start({"number": number}, 0)
+        seen.add(module.model.compressor.visible(6, 6))
+    assert seen == {4, 1}
 
 
 def test_a_step_reads_the_same_rows_wherever_the_run_starts(processor, samples):
