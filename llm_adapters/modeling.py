@@ -26,7 +26,8 @@ from llm_adapters.adapter import CONTEXT, QueryAdapter, QueryContext, llm_sizes,
 from llm_adapters.configuration import FlashSlothConfig
 from llm_adapters.pruning.apply import PruningAdapter
 from llm_adapters.pruning.attention import CONTEXT as PRUNING
-from llm_adapters.steps import Mute, check_count, check_new_turn, fit_turns, hide_unused, place, shrink
+from llm_adapters.steps import Mute, check_count, fit_turns, hide_unused, place, shrink
+from llm_adapters.turns import GUESSED, check_turn, says_guessed
 
 PREFILL_ONLY = ("pixel_values", "vision_features", "image_turn", "turns", "query_index")
 
@@ -184,7 +185,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
                 position_ids: Tensor | None = None, past_key_values=None,
                 inputs_embeds: Tensor | None = None, use_cache: bool | None = None,
                 logits_to_keep: int | Tensor = 0, **kwargs) -> CausalLMOutputWithPast:
-        context = prompt = None
+        context, prompt, guessed = None, None, kwargs.pop(GUESSED, False)
         if inputs_embeds is not None and (pixel_values is not None or vision_features is not None):
             raise UsageError("images were given with `inputs_embeds`; give `input_ids`, which tell where "
                              "they stand")
@@ -193,7 +194,8 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
                 prompted, turns = turns.shape[1], fit_turns(turns, input_ids.shape[1])
             if pixel_values is not None and vision_features is None:
                 vision_features = self.get_image_features(pixel_values)
-            check_new_turn(input_ids, self.config.query_token_id, vision_features, past_key_values)
+            if vision_features is None and self.query_module is not None and not guessed:
+                check_turn(input_ids, past_key_values, self.config.query_token_id)
             if vision_features is not None and (turns is None or image_turn is None):
                 raise UsageError("images were given without `turns` and `image_turn`; make inputs with the "
                                  "processor")
@@ -233,9 +235,8 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
 
     def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, **kwargs):
         """Images and the query module act at prefill; cached decoding steps do without them."""
-        inputs = super().prepare_inputs_for_generation(
-            input_ids, is_first_iteration=is_first_iteration, **kwargs
-        )
+        inputs = says_guessed(super().prepare_inputs_for_generation, input_ids,
+                              is_first_iteration=is_first_iteration, **kwargs)
         if not is_first_iteration and kwargs.get("use_cache", True):
             for name in PREFILL_ONLY:
                 inputs.pop(name, None)

@@ -25,15 +25,6 @@ def fit_turns(turns: Tensor, length: int) -> Tensor:
     return nn.functional.pad(turns, (0, length - turns.shape[1]))
 
 
-def check_new_turn(input_ids: Tensor, query_token_id: int | None, features: Tensor | None, cache) -> None:
-    """UsageError for query tokens behind a cache, whose patches and question are not at hand."""
-    if features is not None or cache is None or input_ids.shape[1] == 1 or torch.compiler.is_compiling():
-        return
-    if query_token_id is not None and cache.get_seq_length() and (input_ids == query_token_id).any():
-        raise UsageError("a new question behind a cache: its query tokens would not see the images; give the "
-                         "whole conversation with its images, without `past_key_values`")
-
-
 def shrink(pixels: Tensor, rate: int) -> Tensor:
     """(B, 3, h, w) resized to (h // rate, w // rate) with anti-aliasing."""
     if rate == 1:

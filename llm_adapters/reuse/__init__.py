@@ -4,7 +4,9 @@
     reuse.attach(model, processor, compressor="sap", rate=3, query_module="embq")
     model.save_pretrained(folder), processor.save_pretrained(folder)
     model, processor = reuse.load(folder)
+    reuse.pick(model, processor, 2)                                  # another scale, where it has several
     reuse.detach(model, processor)                                   # what they were before
+    reuse.prune(model, "fastv", ratio=0.5)                           # a pruner inside the LLM
 
 The compressor reads the tower's patch features in the place of the model's own reduction (pixel shuffle,
 pooling, merger), or between tower and projector where there is none. The model's own projector follows where
@@ -12,7 +14,8 @@ the widths agree, otherwise a new one that has to be trained.
 
 With a query module, questions are marked: `processor.apply_chat_template` does it, and in plain text
 "USER: <image>\\n<question>What is this?<query> ASSISTANT:". `<question>` is one more token in the sequence,
-so the ids alone say what each query may read, through any collator, trainer and harness.
+so the ids alone say what each query may read, through any collator, trainer and harness: its question, and
+the images before it. A later turn takes the whole conversation again, not `past_key_values` of the last one.
 """
 from pathlib import Path
 
@@ -29,11 +32,11 @@ from connectors.projector import registry as projectors
 from llm_adapters.adapter import llm_sizes
 from llm_adapters.conversation import QUERY, QUESTION
 from llm_adapters.reuse import processors
-from llm_adapters.reuse.families import FAMILIES, family_of, native_grid, tower_dim
+from llm_adapters.reuse.families import FAMILIES, Family, family_of, native_grid, tower_dim
 from llm_adapters.reuse.parts import NAME, Markers, VisualParts
 from llm_adapters.reuse.pruning import prune
 
-__all__ = ["FAMILIES", "attach", "detach", "load", "prune", "trained"]
+__all__ = ["FAMILIES", "attach", "detach", "load", "pick", "prune", "trained"]
 
 
 def attach(model: PreTrainedModel, processor: ProcessorMixin, compressor: str, *,
@@ -68,7 +71,7 @@ def attach(model: PreTrainedModel, processor: ProcessorMixin, compressor: str, *
                          f"{', '.join(query_modules.names())}")
     own = family.width(base.get_submodule(family.projector))
     projector = _projector(part, own, new_projector, sizes["llm_dim"])
-    grid = None if family.processor == "grid" else native_grid(base)
+    grid = _grid(family, base)
     if grid is not None:
         part.num_tokens(*grid)  # says so where it cannot be
     model.config.slothkit = {**record, "counts": processors.counts(processor)}
@@ -81,6 +84,11 @@ def attach(model: PreTrainedModel, processor: ProcessorMixin, compressor: str, *
     except UsageError:
         detach(model, processor)
         raise
+
+
+def _grid(family: Family, base: nn.Module) -> tuple[int, int] | None:
+    """The patch grid where all images have one."""
+    return None if family.processor == "grid" else native_grid(base)
 
 
 def _check_fits(part: compressors.Compressor, name: str) -> None:
@@ -112,6 +120,19 @@ def _markers(model: PreTrainedModel, processor: ProcessorMixin, queries: nn.Modu
 
     queries.initialise(embedding("."))
     return Markers(*tokenizer.convert_tokens_to_ids([QUESTION, QUERY]), embedding("\n"))
+
+
+def pick(model: PreTrainedModel, processor: ProcessorMixin, scale: int) -> None:
+    """One of the token counts at which a compressor was trained (`matryoshka`), in the model and in the
+    placeholders of the processor that `attach` or `load` gave. `save_pretrained` keeps it.
+    UsageError for a scale that the compressor does not have; nothing has changed then."""
+    parts = getattr(model, NAME, None)
+    if parts is None:
+        raise UsageError("pick: nothing is attached to this model")
+    counted = processors.picked(processor, scale)
+    parts.compressor.pick(scale)
+    processors.recount(processor, counted, _grid(parts.family, model.base_model))
+    model.config.slothkit["scale"] = scale
 
 
 def detach(model: PreTrainedModel, processor: ProcessorMixin | None = None) -> None:
@@ -149,9 +170,11 @@ def load(folder: str | Path, **kwargs) -> tuple[PreTrainedModel, ProcessorMixin]
     processor = AutoProcessor.from_pretrained(folder)
     for name, value in record.pop("counts").items():
         setattr(processor, name, value)
-    knobs = record.pop("knobs")
+    knobs, scale = record.pop("knobs"), record.pop("scale", None)
     del model.config.slothkit
     attach(model, processor, **record, **knobs)
+    if scale is not None:
+        pick(model, processor, scale)
     getattr(model, NAME).load_state_dict(_saved(folder))
     return model, processor
 

@@ -138,11 +138,14 @@ FAMILIES = {
 
 
 def family_of(model: nn.Module) -> Family:
-    """UsageError, with the names there are, for a model that is none of them."""
+    """UsageError for a model that is none of them, with the names there are, or that PEFT has wrapped."""
     config = getattr(model, "config", None)
     kind = getattr(config, "model_type", type(model).__name__)
     if kind not in FAMILIES:
         raise UsageError(f"model of type '{kind}': a compressor can be put into {', '.join(FAMILIES)}")
+    if hasattr(model, "get_base_model"):
+        raise UsageError(f"{type(model).__name__}: give model.get_base_model(); a compressor is attached "
+                         "before PEFT wraps the model")
     if kind == "llava" and config.vision_config.model_type == "pixtral":
         raise UsageError("llava with a pixtral tower: its images have grids of their own; choose a model "
                          "with a CLIP or SigLIP tower")

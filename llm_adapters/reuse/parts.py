@@ -19,6 +19,7 @@ from llm_adapters.reuse.families import Family, Raw, tower_dim
 from llm_adapters.reuse.markers import Images, Markers
 from llm_adapters.reuse.wrapping import Wrapping, check_images, encoded, image_features, named_arguments
 from llm_adapters.steps import place
+from llm_adapters.turns import GUESSED, check_turn, says_guessed
 
 NAME = "slothkit"  # the attribute of the model that holds the parts, and their prefix in its state dict
 
@@ -50,8 +51,10 @@ class VisualParts(nn.Module, QueryAdapter):
         self._hook_levels(getattr(base, self.family.tower), base.config.vision_config)
         if self.query_module is not None:
             wrap(base.get_input_embeddings(), "forward", self._embed)
-            handles.append(model.register_forward_pre_hook(self._before_loss, with_kwargs=True))
+            wrap(model, "prepare_inputs_for_generation", says_guessed)
+            handles.append(model.register_forward_pre_hook(self._before_forward, with_kwargs=True))
             handles += self.hook_query_module(getattr(base, self.family.language_model))
+            handles.append(base.register_forward_hook(self._after_model, with_kwargs=True))
 
     def remove(self) -> None:
         """Undo `insert`."""
@@ -105,8 +108,8 @@ class VisualParts(nn.Module, QueryAdapter):
         out: dict[int, Tensor] = {}
         for size in dict.fromkeys(m.shape[1:3] for m in maps):
             if self.compressor.visible(*size) != self.compressor.num_tokens(*size):
-                raise UsageError("a compressor that draws its token count is used at one count here; call "
-                                 "its `pick`")
+                raise UsageError("a compressor that draws its token count is used at one count here; choose "
+                                 "it by reuse.pick(model, processor, scale)")
             same = [i for i, m in enumerate(maps) if m.shape[1:3] == size]
             features = torch.cat([maps[i] for i in same])
             like = next(self.parameters(), features)
@@ -159,6 +162,9 @@ class VisualParts(nn.Module, QueryAdapter):
             image = image_features(base, kwargs)
             self._made = kwargs["pixel_values"], image
         if ids is None:
+            if image is not None and self.query_module is not None:
+                raise UsageError("images came with inputs_embeds, which do not tell questions and query "
+                                 "tokens; give input_ids to a model with a query module")
             return (), kwargs
         is_image = ids == self.image_token_id
         check_images(is_image, image is not None)
@@ -167,17 +173,26 @@ class VisualParts(nn.Module, QueryAdapter):
         found, made = int(is_image.sum()), sum(len(tokens) for tokens in image.pooler_output)
         if found != made:
             raise UsageError(f"the text has {found} image placeholders but its images make {made} visual "
-                             "tokens; make inputs with the processor that was given to `attach`")
+                             "tokens; make inputs with the processor that was given to `attach`, and choose "
+                             "a scale by reuse.pick")
         if self.query_module is not None:
             kwargs[CONTEXT] = self.markers.context(ids, is_image, getattr(image, "images", None))
         return (), kwargs
 
-    def _before_loss(self, model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:  # noqa: ARG002
-        """Markers are no words to be learned: the output layer has no rows for them."""
+    def _after_model(self, base: nn.Module, args: tuple, kwargs: dict, output) -> None:  # noqa: ARG002
+        if kwargs.get(CONTEXT) is not None:
+            kwargs[CONTEXT].check_read(getattr(base, self.family.language_model))
+
+    def _before_forward(self, model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """Refuses a new turn behind a cache. Markers are no words to be learned: the output layer has no rows
+        for them."""
+        kwargs = named_arguments(model.forward, args, kwargs)
+        if not kwargs.pop(GUESSED, False):
+            check_turn(kwargs.get("input_ids"), kwargs.get("past_key_values"), self.markers.query_id)
         labels = kwargs.get("labels")
         if labels is not None:
-            kwargs = {**kwargs, "labels": labels.masked_fill(self.markers.are_in(labels), IGNORE)}
-        return args, kwargs
+            kwargs["labels"] = labels.masked_fill(self.markers.are_in(labels), IGNORE)
+        return (), kwargs
 
 
 class RawInstead:

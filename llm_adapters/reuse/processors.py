@@ -4,7 +4,7 @@ A processor's class is exchanged for a subclass of the same name that knows the 
 loaded as before; its tokenizer, where `<question>` and `<query>` are added, is a copy.
 """
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
@@ -109,20 +109,42 @@ def attach(processor: ProcessorMixin, kind: str, compressor: Compressor, grid: t
     """Counts follow `compressor`; `grid` is the patch grid where all images have one."""
     attached = Attached(type(processor), processor.tokenizer, counts(processor),
                         copy.deepcopy(compressor).to("meta"), num_queries)
-    if kind == "fixed":
-        for name, value in new_counts(processor, compressor.num_tokens(*grid), grid).items():
-            setattr(processor, name, value)
+    _count(processor, kind, compressor, grid)
     if num_queries:
         processor.tokenizer = copy.deepcopy(processor.tokenizer)
         processor.tokenizer.add_tokens([QUESTION, QUERY], special_tokens=True)
     processor.attached, processor.__class__ = attached, _class(type(processor), kind)
 
 
-def detach(processor: ProcessorMixin) -> None:
-    """The processor as it was before `attach`."""
+def _count(processor: ProcessorMixin, kind: str, compressor: Compressor,
+           grid: tuple[int, int] | None) -> None:
+    if kind == "fixed":
+        vars(processor).update(new_counts(processor, compressor.num_tokens(*grid), grid))
+
+
+def picked(processor: ProcessorMixin, scale: int) -> Compressor:
+    """A processor's compressor at another scale, for `recount`. UsageError where there is no such thing."""
+    compressor = copy.deepcopy(_attached(processor, "pick").compressor)
+    compressor.pick(scale)
+    return compressor
+
+
+def recount(processor: ProcessorMixin, compressor: Compressor, grid: tuple[int, int] | None) -> None:
+    """Counts follow `compressor` from now on."""
+    processor.attached = replace(processor.attached, compressor=compressor)
+    _count(processor, processor.kind, compressor, grid)
+
+
+def _attached(processor: ProcessorMixin, asked: str) -> Attached:
     attached = getattr(processor, "attached", None)
     if attached is None:
-        raise UsageError("detach: nothing is attached to this processor; give the one that `attach` got")
+        raise UsageError(f"{asked}: nothing is attached to this processor; give the one that `attach` got")
+    return attached
+
+
+def detach(processor: ProcessorMixin) -> None:
+    """The processor as it was before `attach`."""
+    attached = _attached(processor, "detach")
     processor.__class__, processor.tokenizer = attached.plain, attached.tokenizer
     vars(processor).update(attached.counts)
     del processor.attached
@@ -164,7 +186,8 @@ def _split(text: str) -> list[str]:
 
 
 def with_markers(conversation: list) -> list:
-    """Markers around the text of each user message that has none."""
+    """Markers in each user message that has text and none of them: before its first text, and at its end,
+    where the query tokens have all of its images before them."""
     if conversation and isinstance(conversation[0], list):
         return [with_markers(one) for one in conversation]
     return [_marked(message) if message["role"] == "user" else message for message in conversation]
@@ -176,7 +199,8 @@ def _marked(message: dict) -> dict:
     texts = [i for i, part in enumerate(parts) if part["type"] == "text"]
     if not texts or any(QUERY in parts[i]["text"] for i in texts):
         return message
-    first, last = texts[0], texts[-1]
-    parts[first] = {**parts[first], "text": QUESTION + parts[first]["text"]}
-    parts[last] = {**parts[last], "text": parts[last]["text"] + QUERY}
+    parts[texts[0]] = {**parts[texts[0]], "text": QUESTION + parts[texts[0]]["text"]}
+    if parts[-1]["type"] != "text":
+        parts.append({"type": "text", "text": ""})
+    parts[-1] = {**parts[-1], "text": parts[-1]["text"] + QUERY}
     return {**message, "content": parts[0]["text"] if isinstance(content, str) else parts}

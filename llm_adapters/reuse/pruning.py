@@ -5,9 +5,11 @@
     reuse.prune(model, None)                       # as it was before
 
 Nothing of it is saved with the model. All text counts as the question where nothing marks one, and the last
-token of the prompt as what the answer starts from, with labels too.
+token of the prompt as what the answer starts from, with labels too. The prompt is what `generate` was given;
+in a forward pass outside of it, all tokens.
 """
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,19 +27,25 @@ from llm_adapters.pruning.prompt import make_prompt
 from llm_adapters.pruning.run import Run
 from llm_adapters.reuse.families import family_of
 from llm_adapters.reuse.parts import NAME
-from llm_adapters.reuse.wrapping import check_images, encoded, named_arguments
+from llm_adapters.reuse.wrapping import Wrapping, check_images, encoded, named_arguments
 
 PRUNING = "slothkit_pruning"  # the attribute of the model that holds its `ModelPruning`
 ASKED = "slothkit_asked"  # from the model's forward to its language model's
+# whose `generate` runs, and the tokens of its prompt: without a cache, and where tokens are guessed, others
+# come behind them. A thread has its own, so that one model may serve several.
+PROMPTED: ContextVar[tuple["ModelPruning", int] | None] = ContextVar("slothkit_prompted", default=None)
 
 
 def prune(model: PreTrainedModel, name: str | None, *, calibrate_on: Iterable[Mapping[str, Tensor]] = (),
           **knobs) -> None:
     """Drop visual tokens inside the LLM from now on, as the pruner `name` does with its `knobs`; None: none.
 
+    model           a PeftModel stands for the model in it
     calibrate_on    inputs of the model's forward that `fitprune` fits its recipe on, where it is given none
     UsageError for a model, a name or a knob that cannot be; nothing has changed then.
     """
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
     family, depth = family_of(model), llm_sizes(model.config)["llm_layers"]
     pruner, batches = None, list(calibrate_on)
     held = getattr(model, PRUNING, None) or ModelPruning(model, family.language_model)
@@ -54,9 +62,9 @@ def prune(model: PreTrainedModel, name: str | None, *, calibrate_on: Iterable[Ma
 
 @dataclass
 class Asked:
-    """Of a prompt with images: (B, T) each."""
+    """Of a prompt with images or videos: (B, T) each."""
 
-    is_image: Tensor
+    is_visual: Tensor
     is_text: Tensor
     attention_mask: Tensor | None
 
@@ -67,20 +75,22 @@ class ModelPruning(PruningAdapter):
     def __init__(self, model: PreTrainedModel, path: str):
         self.model, self.base = model, model.base_model
         self.language_model = getattr(self.base, path)
-        self.handles: list = []
+        self.wrapping = Wrapping()
 
     def set(self, pruner: Pruner | None) -> None:
         """Take this pruner; with None all hooks go."""
         self.use_pruner(pruner)
-        if pruner is not None and not self.handles:
-            llm = self.language_model
-            self.handles = [self.base.register_forward_pre_hook(self._before_model, with_kwargs=True),
-                            llm.register_forward_pre_hook(self._before_llm, with_kwargs=True),
-                            llm.register_forward_hook(self._after_llm, with_kwargs=True)]
+        wrapping = self.wrapping
+        if pruner is not None and not wrapping.handles:
+            base, llm = self.base, self.language_model
+            if hasattr(self.model, "generate"):  # a model without its head has none
+                wrapping.wrap(self.model, "generate", self._generate)
+            wrapping.handles += [base.register_forward_pre_hook(self._before_model, with_kwargs=True),
+                                 llm.register_forward_pre_hook(self._before_llm, with_kwargs=True),
+                                 llm.register_forward_hook(self._after_llm, with_kwargs=True)]
             setattr(self.model, PRUNING, self)
-        elif pruner is None and self.handles:
-            while self.handles:
-                self.handles.pop().remove()
+        elif pruner is None and wrapping.handles:
+            wrapping.undo()
             delattr(self.model, PRUNING)
 
     def calibrate(self, batches: list[Mapping[str, Tensor]], pruner: FitPrune) -> tuple[float, ...]:
@@ -91,26 +101,44 @@ class ModelPruning(PruningAdapter):
         finally:
             self.set(before)
 
+    def _generate(self, original: Callable, *args, **kwargs):
+        """The model's `generate`, which has the length of its prompt noted as long as it runs."""
+        given = named_arguments(original, args, kwargs)
+        ids = given.get("input_ids") if given.get("inputs") is None else given["inputs"]
+        before = PROMPTED.set(None if ids is None else (self, ids.shape[1]))
+        try:
+            return original(*args, **kwargs)
+        finally:
+            PROMPTED.reset(before)
+
     def _before_model(self, base: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        """Note what the prompt is, where images come with it."""
+        """Note what the prompt is, where images or videos come with it."""
         kwargs = named_arguments(base.forward, args, kwargs)
         ids, outputs = kwargs.get("input_ids"), kwargs.get("mm_encoder_outputs") or {}
         images = kwargs.get("pixel_values") is not None or outputs.get("image") is not None
+        videos = kwargs.get("pixel_values_videos") is not None or outputs.get("video") is not None
+        if ids is None and (images or videos):
+            raise UsageError("pruning: give input_ids; with inputs_embeds a pruner cannot tell visual tokens "
+                             "from text")
         if ids is None:
             return (), kwargs
-        is_image, mask = ids == self.model.config.image_token_id, kwargs.get("attention_mask")
+        # where a family's videos have no placeholders of their own, their frames are images
+        is_image, is_video = (ids == getattr(self.model.config, f"{kind}_token_id", -1)
+                              for kind in ("image", "video"))
         check_images(is_image, images)
-        if images:
+        if images or videos:
+            mask = kwargs.get("attention_mask")
             mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
-            kwargs[ASKED] = Asked(is_image, self._text(ids, is_image), mask)
+            is_visual = is_image | is_video
+            kwargs[ASKED] = Asked(is_visual if videos else is_image, self._text(ids, is_visual), mask)
         return (), kwargs
 
-    def _text(self, ids: Tensor, is_image: Tensor) -> Tensor:
+    def _text(self, ids: Tensor, is_visual: Tensor) -> Tensor:
         """Tokens of questions: all text where nothing marks them."""
         markers = getattr(getattr(self.model, NAME, None), "markers", None)
         if markers is None:
-            return ~is_image
-        return markers.turns(ids)[1] & ~is_image
+            return ~is_visual
+        return markers.turns(ids)[1] & ~is_visual
 
     def _before_llm(self, llm: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         kwargs = named_arguments(llm.forward, args, kwargs)
@@ -118,8 +146,9 @@ class ModelPruning(PruningAdapter):
         embeds, cache, prompt = kwargs["inputs_embeds"], kwargs.get("past_key_values"), None
         if asked is not None:
             check_empty(cache)  # `attention_mask` tells of the cached tokens, too
-            prompt = make_prompt(asked.is_image, asked.is_text, embeds.shape[1], asked.attention_mask, None,
-                                 embeds)
+            owner, length = PROMPTED.get() or (None, 0)
+            length = min(length, embeds.shape[1]) if owner is self else embeds.shape[1]
+            prompt = make_prompt(asked.is_visual, asked.is_text, length, asked.attention_mask, None, embeds)
         run, cache = self.start_pruning(prompt, embeds.shape[1], cache, kwargs.get("use_cache"))
         if run is not None:
             kwargs |= {CONTEXT: run, "past_key_values": cache}

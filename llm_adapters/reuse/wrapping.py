@@ -48,12 +48,16 @@ class Wrapping:
 
 def encoded(base: nn.Module, kwargs: dict) -> dict:
     """Arguments of a model's forward, with its images gone through the tower as `generate` does it on its
-    own: `mm_encoder_outputs` in the place of `pixel_values`. Unchanged before transformers 5.18, whose models
-    take no such argument."""
+    own: `mm_encoder_outputs` in the place of `pixel_values`, and of `pixel_values_videos` beside them.
+    Unchanged before transformers 5.18, whose models take no such argument."""
     if kwargs.get("pixel_values") is None or not takes_encoded(base):
         return kwargs
     outputs = {**(kwargs.get("mm_encoder_outputs") or {}), "image": image_features(base, kwargs)}
-    return {**kwargs, "pixel_values": None, "mm_encoder_outputs": outputs}
+    raw = {"pixel_values": None}
+    if kwargs.get("pixel_values_videos") is not None:
+        outputs["video"] = _features(base.get_video_features, kwargs)
+        raw["pixel_values_videos"] = None  # the model takes both as they are, or neither
+    return {**kwargs, **raw, "mm_encoder_outputs": outputs}
 
 
 def takes_encoded(base: nn.Module) -> bool:
@@ -62,8 +66,12 @@ def takes_encoded(base: nn.Module) -> bool:
 
 def image_features(base: nn.Module, kwargs: dict) -> ModelOutput:
     """What `get_image_features` makes of the arguments of a model's forward."""
-    names = inspect.signature(base.get_image_features).parameters
-    return base.get_image_features(**{k: v for k, v in kwargs.items() if k in names})
+    return _features(base.get_image_features, kwargs)
+
+
+def _features(encode: Callable, kwargs: dict) -> ModelOutput:
+    names = inspect.signature(encode).parameters
+    return encode(**{k: v for k, v in kwargs.items() if k in names}, return_dict=True)
 
 
 def check_images(is_image: Tensor, given: bool) -> None:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from factories import KNOBS
+from peft import LoraConfig, get_peft_model
 from reuse_families import (
     EMBQ,
     GRID,
@@ -148,6 +149,30 @@ def test_videos_are_as_before(kind):
 
 
 @pytest.mark.parametrize("kind", family_params("qwen2_vl", "qwen2_5_vl"))
+def test_an_image_and_a_video(kind):
+    model, processor = make_model(kind), make_processor(kind)
+    processor.video_processor.size = {"shortest_edge": 24 * 24, "longest_edge": 24 * 24 * 4}
+    frames = np.random.default_rng(0).integers(0, 255, (4, 24, 24, 3), dtype=np.uint8)
+
+    def batch() -> dict:
+        text = "<vision_start><image><vision_end> and <vision_start><video><vision_end> What?"
+        return dict(processor(text=[text], images=[picture(1)], videos=[frames], fps=2,
+                              do_sample_frames=False, return_tensors="pt"))
+
+    with torch.no_grad():
+        logits = model(**batch()).logits
+        reuse.attach(model, processor, "pixel_shuffle", rate=2)
+        torch.testing.assert_close(model(**batch()).logits, logits, atol=1e-5, rtol=1e-5)
+    reuse.detach(model, processor)
+    reuse.attach(model, processor, **SAP)
+    train_loss(model, batch()).backward()
+    assert any(p.grad.abs().sum() > 0 for p in model.slothkit.compressor.parameters())
+    told = model.generate(**batch(), max_new_tokens=1, output_logits=True, return_dict_in_generate=True)
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch()).logits[:, -1], told.logits[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", family_params("qwen2_vl", "qwen2_5_vl"))
 @pytest.mark.parametrize("name", ["avg_pool", "qformer"])
 def test_positions_of_compressed_grids(kind, name):
     model, processor = make_model(kind), make_processor(kind)
@@ -240,6 +265,16 @@ def test_other_bad_input(tmp_path):
         reuse.load(tmp_path)
 
 
+def test_a_model_that_peft_has_wrapped():
+    model, processor = make_model("llava"), make_processor("llava")
+    tuned, names = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])), set(vars(processor))
+    with pytest.raises(UsageError, match=r"PeftModel: give model\.get_base_model\(\)"):
+        reuse.attach(tuned, processor, **SAP)
+    assert set(vars(processor)) == names and not hasattr(model, "slothkit")
+    reuse.attach(tuned.get_base_model(), processor, **SAP)
+    assert answers(tuned, inputs(processor, two_rows("llava")))
+
+
 def test_arguments_of_a_forward_whatever_its_rest_is_called():
     def forward(input_ids, use_cache=None, **lm_kwargs):
         """As Gemma 3's in some versions."""
@@ -282,3 +317,57 @@ def test_levels_of_the_tower(family):
 def test_level_of_the_output(family):
     _, features, dim = seen_by_compressor(family, (-2,))
     assert torch.equal(*features.split(dim, -1))
+
+
+NESTED = {"compressor": "matryoshka", "knobs": {"rate": 2}, "scales": (1, 2)}
+
+
+@over_families
+def test_pick_a_scale(family, tmp_path):
+    """In the model and in its processor; saved, and undone."""
+    model, processor = make_model(family), make_processor(family)
+    settings, rows = processor.to_json_string(), two_rows(family, marked=True)
+    reuse.attach(model, processor, **NESTED, **EMBQ)
+    finest = inputs(processor, rows)
+    reuse.pick(model, processor, 2)
+    batch = inputs(processor, rows)
+    counts = [(b["input_ids"] == model.config.image_token_id).sum(1) for b in (finest, batch)]
+    assert (counts[1] < counts[0]).all() and answers(model, batch)
+    assert torch.equal(inputs(copy.deepcopy(processor), rows)["input_ids"], batch["input_ids"])
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded, again = reuse.load(tmp_path)
+    assert torch.equal(inputs(again, rows)["input_ids"], batch["input_ids"])
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+        reuse.pick(loaded, again, 1)
+        reuse.pick(model, processor, 1)
+        assert torch.equal(inputs(again, rows)["input_ids"], finest["input_ids"])
+        assert torch.equal(loaded(**finest).logits, model(**finest).logits)
+    reuse.pick(model, processor, 2)
+    reuse.detach(model, processor)
+    assert processor.to_json_string() == settings and not hasattr(model.config, "slothkit")
+    plain = inputs(processor, two_rows(family))
+    with torch.no_grad():
+        assert torch.equal(model(**plain).logits, make_model(family)(**plain).logits)
+
+
+def test_pick_what_is_not_there():
+    model, processor = make_model("llava"), make_processor("llava")
+    with pytest.raises(UsageError, match="nothing is attached to this model"):
+        reuse.pick(model, processor, 2)
+    reuse.attach(model, processor, **NESTED)
+    with pytest.raises(UsageError, match="nothing is attached to this processor"):
+        reuse.pick(model, make_processor("llava"), 2)
+    with pytest.raises(UsageError, match="scale=3: choose one of 1, 2"):
+        reuse.pick(model, processor, 3)
+    assert answers(model, inputs(processor, two_rows("llava"))) and "scale" not in model.config.slothkit
+    model.slothkit.compressor.train().drawn = 2
+    with pytest.raises(UsageError, match=r"choose it by reuse\.pick\(model, processor, scale\)"):
+        model(**inputs(processor, two_rows("llava")))
+    reuse.pick(model, processor, 2)
+    assert answers(model, inputs(processor, two_rows("llava")))
+    reuse.detach(model, processor)
+    reuse.attach(model, processor, **SAP)
+    with pytest.raises(UsageError, match="sap is trained at one token count only"):
+        reuse.pick(model, processor, 2)

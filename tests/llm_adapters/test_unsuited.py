@@ -56,7 +56,7 @@ def test_a_new_question_behind_a_cache_is_refused():
     seen = batch["input_ids"].shape[1]
     with torch.no_grad():
         cache = model(**batch, use_cache=True).past_key_values
-        with pytest.raises(UsageError, match="a new question behind a cache"):
+        with pytest.raises(UsageError, match="a new turn behind a cache"):
             model(input_ids=whole[:, seen:], past_key_values=cache)
         words = torch.tensor([byte_tokenizer()(" A dog.")["input_ids"]])
         assert model(input_ids=words, past_key_values=cache).logits.shape[:2] == words.shape

@@ -1,0 +1,183 @@
+"""EmbQ in multimodal models of transformers reads its turn's images, or an error says why it cannot."""
+import pytest
+import reuse_families
+import torch
+from reuse_families import (
+    PLACEHOLDER,
+    SAP,
+    attached,
+    family_params,
+    inputs,
+    make_model,
+    make_processor,
+    over_families,
+    picture,
+    prompt,
+    two_rows,
+)
+
+from compressors.errors import UsageError
+from llm_adapters import reuse
+from llm_adapters.conversation import QUERY, QUESTION
+from llm_adapters.lmms_eval.requests import message
+
+IMAGES_FIRST = (  # as LLaVA's own, whatever the order of a message's parts
+    "{% for m in messages %}{{ m['role'] }}: {% for p in m['content'] if p['type'] == 'image' %}IMAGE\n"
+    "{% endfor %}{% for p in m['content'] if p['type'] == 'text' %}{{ p['text'] }} {% endfor %}"
+    "\n{% endfor %}")
+BEHIND = "whole conversation without past_key_values"
+
+
+def seen_by_queries(model, batch):
+    """Arguments of the query module in a forward."""
+    seen = []
+    handle = model.slothkit.query_module.register_forward_pre_hook(lambda _, args: seen.append(args))
+    with torch.no_grad():
+        model(**batch)
+    handle.remove()
+    return seen[0]
+
+
+@over_families
+@pytest.mark.parametrize("template", ["in order", "images first"])
+@pytest.mark.parametrize("context", ["What is in <image>", "Is <image> a cat or <image>", "<image> What?"])
+def test_text_before_its_image(family, template, context):
+    """Also what lmms-eval's contexts become."""
+    model, processor = attached(family)
+    if template == "images first":
+        processor.chat_template = IMAGES_FIRST.replace("IMAGE", PLACEHOLDER.get(family, "<image>"))
+    pictures = [picture(i) for i in range(context.count("<image>"))]
+    chat = [message(context, pictures)]
+    before = [dict(part) for part in chat[0]["content"]]
+    text = processor.apply_chat_template(chat)
+    assert (text.count(QUESTION), text.count(QUERY)) == (1, 1) and chat[0]["content"] == before
+    batch = inputs(processor, [(text, pictures)])
+    _, index, question, features, reads, _ = seen_by_queries(model, batch)
+    assert features.shape[1] > 0 and reads.all()
+    words = processor.tokenizer.decode(batch["input_ids"][0][question[0, 0]])
+    assert all(piece.strip() in words for piece in context.split("<image>"))
+    assert not (batch["input_ids"][0] == model.config.image_token_id)[question[0, 0]].any()
+    assert index.shape[1] == model.slothkit.query_module.num_queries
+
+
+@over_families
+def test_text_before_its_image_in_each_turn(family):
+    model, processor = attached(family)
+    chat = [message("What is <image>", [picture(1)]),
+            {"role": "assistant", "content": [{"type": "text", "text": "A dog."}]},
+            message("And <image>", [picture(2)])]
+    batch = inputs(processor, [(processor.apply_chat_template(chat), [picture(1), picture(2)])])
+    *_, features, reads, _ = seen_by_queries(model, batch)
+    count, patches = model.slothkit.query_module.num_queries, features.shape[1]
+    assert reads[0].sum(-1).tolist() == [patches // 2] * count + [patches] * count
+
+
+def by_embeddings(model, batch):
+    """The same batch with `inputs_embeds`."""
+    rest = {name: value for name, value in batch.items() if name != "input_ids"}
+    return {**rest, "inputs_embeds": model.get_input_embeddings()(batch["input_ids"]).detach()}
+
+
+@over_families
+def test_images_with_embeddings_in_the_place_of_ids(family):
+    """EmbQ needs ids; the compressor alone does not."""
+    model, processor = attached(family)
+    batch = by_embeddings(model, inputs(processor, two_rows(family, marked=True)))
+    with pytest.raises(UsageError, match="give input_ids to a model with a query module"):
+        model(**batch)
+    if family == "llava":  # `generate` takes no embeddings for each of them
+        with pytest.raises(UsageError, match="give input_ids to a model with a query module"):
+            model.generate(**batch, max_new_tokens=2)
+    if family.startswith("qwen"):  # without ids it does not know the images' positions itself
+        return
+    model, processor = make_model(family), make_processor(family)
+    reuse.attach(model, processor, **SAP)
+    batch = inputs(processor, two_rows(family))
+    with torch.no_grad():
+        assert torch.equal(model(**by_embeddings(model, batch)).logits, model(**batch).logits)
+
+
+@over_families
+def test_embeddings_of_text_and_of_a_step(family):
+    model, processor = attached(family)
+    if family != "paligemma":  # its processor takes no text without an image
+        text = dict(processor(text=[prompt(family, images=0, marked=True)], return_tensors="pt"))
+        with torch.no_grad():
+            assert torch.equal(model(**by_embeddings(model, text)).logits, model(**text).logits)
+    batch = inputs(processor, two_rows(family, marked=True))
+    step, logits = torch.tensor([[7], [8]]), []
+    for given in ({"input_ids": step}, {"inputs_embeds": model.get_input_embeddings()(step)}):
+        with torch.no_grad():
+            cache = model(**batch, use_cache=True).past_key_values
+            logits.append(model(**given, past_key_values=cache).logits)
+    assert torch.equal(*logits)
+
+
+def two_turns(family, processor):
+    """Inputs of a conversation, and how many of its ids are the first turn's."""
+    first, rows = prompt(family, marked=True), [picture(1)]
+    whole = first + "\n" + prompt(family, "And that?", images=0, marked=True)
+    length = inputs(processor, [(first, rows)])["input_ids"].shape[1]
+    return inputs(processor, [(whole, rows)]), inputs(processor, [(first, rows)]), length
+
+
+@over_families
+def test_a_turn_behind_a_cache_is_refused(family):
+    model, processor = attached(family)
+    whole, first, length = two_turns(family, processor)
+    with torch.no_grad():
+        cache = model(**first, use_cache=True).past_key_values
+        with pytest.raises(UsageError, match=BEHIND) as caught:
+            model(input_ids=whole["input_ids"][:, length:], past_key_values=cache)
+    assert "\n" not in str(caught.value)
+    text = {name: whole[name] for name in ("input_ids", "attention_mask")}
+    with pytest.raises(UsageError, match=BEHIND):
+        model.generate(**text, past_key_values=cache, max_new_tokens=2)
+
+
+def test_words_behind_a_cache_are_not():
+    """Several ids at once, such as guesses, and all of it without a query module."""
+    model, processor = attached("llava")
+    whole, first, length = two_turns("llava", processor)
+    ids = whole["input_ids"].masked_fill(model.slothkit.markers.are_in(whole["input_ids"]), 7)
+    ids[:, :length] = first["input_ids"]
+    with torch.no_grad():
+        cache = model(**first, use_cache=True).past_key_values
+        rest = model(input_ids=ids[:, length:], past_key_values=cache).logits
+        expected = model(**{**whole, "input_ids": ids}).logits[:, length:]
+    torch.testing.assert_close(rest, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", family_params("llava", "qwen2_vl"))
+def test_guesses_from_the_prompt_may_have_markers_in_them(family):
+    """A look-up guesses what followed in the prompt: here the question, and its query tokens."""
+    model, processor = attached(family)
+    model.resize_token_embeddings(2000)  # room for the markers, as in many released vocabularies
+    text = prompt(family, marked=True).replace(":", "") + " now"  # its end is nowhere before
+    batch, said = inputs(processor, [(text, [picture(1)])]), processor.tokenizer("What")["input_ids"][-1:]
+    model.get_output_embeddings().register_forward_hook(
+        lambda _, args, logits: logits.index_fill(-1, torch.tensor(said), 1e4))  # noqa: ARG005
+    seen, query = [], model.slothkit.markers.query_id
+    model.base_model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["input_ids"] == query), with_kwargs=True)  # noqa: ARG005
+    new = model.generate(**batch, max_new_tokens=8, do_sample=False, eos_token_id=9999,
+                         prompt_lookup_num_tokens=10)
+    assert new[0, -8:].tolist() == said * 8
+    assert any(is_query.any() for is_query in seen[1:])
+
+
+def test_a_language_model_that_keeps_keyword_arguments_to_itself(monkeypatch):
+    """As Falcon does, which a released LLaVA-NeXT has: EmbQ would never be called, no token be dropped."""
+    sizes = {"model_type": "falcon", "num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 4,
+             "vocab_size": 320}
+    configs = reuse_families._configs()
+    configs["llava_next"]["text_config"] = sizes
+    monkeypatch.setattr(reuse_families, "_configs", lambda: configs)
+    model, processor = attached("llava_next")
+    batch = inputs(processor, two_rows("llava_next", marked=True))
+    with pytest.raises(UsageError, match="FalconModel does not hand keyword arguments down"):
+        model(**batch)
+    reuse.detach(model, processor)
+    reuse.prune(model, "fastv", ratio=0.25)
+    with pytest.raises(UsageError, match="no visual token was dropped"):
+        model(**inputs(processor, two_rows("llava_next")))
