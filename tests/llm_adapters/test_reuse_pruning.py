@@ -147,7 +147,9 @@ def test_without_a_cache_it_answers_alike(family):
     rows = two_rows(family)
     batch = inputs(processor, rows)
     for options in ({}, {"num_beams": 3}):
-        if cache_agrees(family, rows, **options):
+        # before 5.18 (seen in 5.17) beams, and PaliGemma's prefix, are not the same without a cache
+        exact = at_least("5.18") or (not options and family != "paligemma")
+        if exact and cache_agrees(family, rows, **options):
             expected = answers(model, batch, **options, **ENDLESS)
             assert answers(model, batch, use_cache=False, **options, **ENDLESS) == expected
 
@@ -243,8 +245,9 @@ def test_videos_are_pruned_as_images_are(family):
         assert held.measured_visual_tokens() == pytest.approx(held.average_visual_tokens(count))
         options = {**ENDLESS, "suppress_tokens": [model.config.image_token_id, model.config.video_token_id]}
         expected = answers(model, batch, **options)
-        assert answers(model, batch, use_cache=False, **options) == expected
-        assert answers(model, batch, assistant_model=make_model(family, seed=1), **options) == expected
+        if at_least("5.17"):  # before, an assistant may still say the placeholder of a video
+            assert answers(model, batch, use_cache=False, **options) == expected
+            assert answers(model, batch, assistant_model=make_model(family, seed=1), **options) == expected
         reuse.prune(model, None)
         with torch.no_grad():
             torch.testing.assert_close(found, slow_fastv(model, batch), atol=1e-4, rtol=1e-4)

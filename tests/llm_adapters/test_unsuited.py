@@ -6,6 +6,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from compressors.errors import UsageError
+from connectors.versions import at_least
 from llm_adapters.conversation import Turn
 
 DEAF = ("falcon", "bloom")  # decoders that take any keyword argument and keep it from their layers
@@ -30,6 +31,8 @@ def test_a_query_module_needs_layers_that_are_told(llm):
 
 @pytest.mark.parametrize("llm", DEAF)
 def test_a_pruner_needs_layers_that_are_told(llm):
+    if llm == "falcon" and not at_least("5.10"):
+        pytest.skip("Falcon's own attention fails without a mask before 5.10")
     model = make_model(llm, query_module=None)
     with pytest.raises(UsageError, match="pruning: "):
         model.set_pruner("fastv", ratio=0.5)
