@@ -27,6 +27,7 @@ from reuse_families import (
 )
 
 from compressors.errors import UsageError
+from connectors.versions import at_least
 from llm_adapters import reuse
 from llm_adapters.adapter import decoder_layers
 from llm_adapters.pruning.schedule import count as share
