@@ -182,11 +182,11 @@ def make_rows(block: str, entry: dict[str, Any], axes: Axes) -> tuple[list[Table
 
     cells, idle = labelled({**own, **axes}, label, complete if left else None)
     refuse(idle - axes.keys(), {**{key: [str(rule)] for key, rule in left.items()}, **own}, cells)
-    kinds = {key for key, values in own.items() if len(values) > 1 and key not in axes} - {"seed"}
+    varied = {key for key, values in own.items() if len(values) > 1 and key not in axes} - {"seed"}
     found: dict[tuple, list[Cell]] = {}
     for cell in cells:
-        found.setdefault(tuple(pair for pair in cell.row if pair[0] in kinds), []).append(cell)
+        found.setdefault(tuple(pair for pair in cell.row if pair[0] in varied), []).append(cell)
     ours = str(entry.get("ours") or "")
-    names = [each[0].label if len(found) > 1 else label for each in found.values()]
-    return [TableRow(block, name, ours, tuple(each)) for name, each in zip(names, found.values())], \
-        idle & axes.keys()
+    rows = [TableRow(block, each[0].label if len(found) > 1 else label, ours, tuple(each))
+            for each in found.values()]
+    return rows, idle & axes.keys()
