@@ -4,7 +4,7 @@ The context travels as a keyword argument of the LLM's forward: decoder loops of
 keyword arguments down to every layer. It is an argument, not a state, so activation checkpointing finds it
 again, and decoding steps simply do not pass it: the module acts at prefill only.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,13 @@ from connectors.query_module import QueryModule, insertions
 CONTEXT = "query_context"
 
 
+class Receipt:
+    """Whether a context has come to a decoder layer. An object of its own: FSDP hands layers copies of a
+    dataclass, with whatever is no tensor in them as it is."""
+
+    given = False
+
+
 @dataclass
 class QueryContext:
     """What a query module reads beside the hidden states; shapes as in `connectors.query_module`."""
@@ -23,11 +30,11 @@ class QueryContext:
     question_mask: Tensor
     features: Tensor
     feature_mask: Tensor
-    read: bool = False  # whether it has come to a decoder layer
+    receipt: Receipt = field(default_factory=Receipt)
 
     def check_read(self, llm: nn.Module) -> None:
         """UsageError after a forward whose decoder kept the context from its layers."""
-        if not self.read and not torch.compiler.is_compiling():
+        if not self.receipt.given and not torch.compiler.is_compiling():
             raise UsageError(f"{type(llm).__name__} does not hand keyword arguments down to its decoder "
                              "layers, so a query module cannot act there; choose another language model")
 
@@ -89,7 +96,7 @@ class QueryAdapter:
         context: QueryContext | None = kwargs.get(CONTEXT)
         if context is None:
             return args, kwargs
-        context.read = True
+        context.receipt.given = True
         hidden = args[0] if args else kwargs["hidden_states"]
         hidden = self.query_module(hidden, context.query_index, context.question_mask, context.features,
                                    context.feature_mask, layer.query_insertion)

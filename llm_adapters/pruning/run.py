@@ -98,14 +98,12 @@ class Run:
 
     def queries(self, cut: Cut, context: QueryContext) -> QueryContext:
         """A query module's context among the tokens that are left."""
-        context.read = True
-
         def narrow() -> QueryContext:
             index = cut.places().gather(1, context.query_index.clamp(min=0))
             index = torch.where(context.query_index >= 0, index, -1)
             mask = context.question_mask
             mask = mask.gather(2, cut.index.unsqueeze(1).expand(-1, mask.shape[1], -1))
-            return QueryContext(index, mask, context.features, context.feature_mask)
+            return QueryContext(index, mask, context.features, context.feature_mask, context.receipt)
 
         return self.memo(cut, context, narrow)
 
