@@ -4,7 +4,7 @@ The context travels as a keyword argument of the LLM's forward: decoder loops of
 keyword arguments down to every layer. It is an argument, not a state, so activation checkpointing finds it
 again, and decoding steps simply do not pass it: the module acts at prefill only.
 """
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +30,15 @@ class QueryContext:
     question_mask: Tensor
     features: Tensor
     feature_mask: Tensor
-    receipt: Receipt = field(default_factory=Receipt)
+    receipt: Receipt | None = None  # none while all is compiled in one piece
+
+    def __post_init__(self) -> None:
+        if self.receipt is None and not torch.compiler.is_compiling():
+            self.receipt = Receipt()
 
     def check_read(self, llm: nn.Module) -> None:
         """UsageError after a forward whose decoder kept the context from its layers."""
-        if not self.receipt.given and not torch.compiler.is_compiling():
+        if self.receipt is not None and not self.receipt.given:
             raise UsageError(f"{type(llm).__name__} does not hand keyword arguments down to its decoder "
                              "layers, so a query module cannot act there; choose another language model")
 
@@ -96,7 +100,8 @@ class QueryAdapter:
         context: QueryContext | None = kwargs.get(CONTEXT)
         if context is None:
             return args, kwargs
-        context.receipt.given = True
+        if context.receipt is not None:
+            context.receipt.given = True
         hidden = args[0] if args else kwargs["hidden_states"]
         hidden = self.query_module(hidden, context.query_index, context.question_mask, context.features,
                                    context.feature_mask, layer.query_insertion)
