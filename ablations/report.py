@@ -78,8 +78,7 @@ def from_cells(axes: dict[str, list[str]], root: Path, folder: Path, command: st
     axes["out"] = [str(root)]
     found = collect.report(wanted, axes, Store(root), folder, command, measuring)
     if not found.made["cells"]:
-        every = [tables.names() if each == tables.ALL else [each] for each in wanted]
-        names = ",".join(name for each in every for name in each)
+        names = ",".join(tables.expanded(wanted))
         if not root.is_dir():
             raise UsageError(f"out={root}: no such directory; "
                              f"python -m experiments.sweep table={names} out={root} fills it")

@@ -14,18 +14,13 @@ from torch import Tensor, nn
 from compressors.base import MaybeTensor, register
 from compressors.checks import at_least
 from compressors.grid import GridPolicy, WindowCompressor, fit
+from compressors.layers import strided_convolution
 
 
 def strides(rate: int) -> tuple[int, int]:
     """`rate` as a product of two, as equal as can be, the larger first: 4 = 2 * 2, 3 = 3 * 1, 6 = 3 * 2."""
     smaller = next(n for n in range(int(rate**0.5), 0, -1) if rate % n == 0)
     return rate // smaller, smaller
-
-
-def convolution(channels: int, out: int, stride: int) -> nn.Conv2d:
-    """(B, channels, H, W) -> (B, out, ceil(H / stride), ceil(W / stride)); for a stride of 3 or more H and W
-    must be multiples of it."""
-    return nn.Conv2d(channels, out, max(3, stride), stride, padding=int(stride < 3), bias=False)
 
 
 @register("conv_downsample")
@@ -56,7 +51,7 @@ class ConvDownsample(WindowCompressor):
         at_least(1, width=width)
         self.out_dim, (first, second) = llm_dim, strides(rate)
         self.convolutions = nn.Sequential(
-            convolution(dim, width, first), convolution(width, llm_dim, second)
+            strided_convolution(dim, width, first), strided_convolution(width, llm_dim, second)
         )
         self.projector = nn.Linear(llm_dim, llm_dim) if projector else nn.Identity()
 

@@ -15,6 +15,14 @@ def start_at(parameter: nn.Parameter, values: Tensor) -> None:
             parameter.copy_(values)
 
 
+def strided_convolution(channels: int, out: int, stride: int, groups: int = 1) -> nn.Conv2d:
+    """(B, channels, H, W) -> (B, out, ceil(H / stride), ceil(W / stride)) by 3x3 windows; for a stride of 3
+    or more by windows of its own size without padding, so that no patch is left out: H and W must be
+    multiples of it then."""
+    size, padding = max(3, stride), int(stride < 3)
+    return nn.Conv2d(channels, out, size, stride, padding, groups=groups, bias=False)
+
+
 class Attention(nn.Module):
     """Multi-head attention, queries, keys and values given one by one, without residual or norm.
 

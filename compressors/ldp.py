@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from compressors.base import MaybeTensor, register
 from compressors.grid import GridPolicy, WindowCompressor, fit
+from compressors.layers import strided_convolution
 
 
 def squeeze_width(width: int, step: int = 8) -> int:
@@ -44,8 +45,7 @@ class InvertedResidual(nn.Module):
     def __init__(self, width: int, stride: int):
         super().__init__()
         self.stride = stride
-        self.depthwise = nn.Conv2d(width, width, max(3, stride), stride, padding=int(stride < 3),
-                                   groups=width, bias=False)
+        self.depthwise = strided_convolution(width, width, stride, groups=width)
         self.depthwise_norm = nn.LayerNorm(width)
         self.gate = SqueezeExcitation(width)
         self.pointwise = nn.Linear(width, width, bias=False)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from connectors.tiling import Tiling
 from experiments.attention import Look
+from experiments.figures import literal
 
 PANEL = 2.6  # inches along a picture's longer side
 LINE, GAP = 0.17, 0.1  # inches of a line of words, and between panels
@@ -67,8 +68,7 @@ def words(look: Look) -> str:
     """A question with the model's answer."""
     question = "\n".join(textwrap.wrap(look.question, 40)[:3])
     answer = textwrap.shorten(look.answer, 30, placeholder="...") or "(nothing)"
-    question, answer = (text.replace("$", r"\$") for text in (question, answer))  # no formulas
-    return f"{question}\n" + r"$\bf{answer:}$ " + answer
+    return f"{literal(question)}\n" + r"$\bf{answer:}$ " + literal(answer)
 
 
 def show(axes: Axes, picture: Image.Image, faded: float = 0.0) -> None:

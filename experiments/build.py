@@ -128,13 +128,15 @@ def vision_config(source: str) -> PreTrainedConfig:
     return _pretrained(AutoConfig, "tower.source", source)
 
 
-def pick_scale(config: Config, model: FlashSlothForConditionalGeneration) -> None:
-    """Settle the scale that is evaluated, if one is asked for."""
-    if config.evaluate.scale and not config.blind:
-        try:
-            model.compressor.pick(config.evaluate.scale)
-        except UsageError as error:
-            raise UsageError(f"evaluate.{error}") from error
+def pick_scale(config: Config, model: FlashSlothForConditionalGeneration) -> bool:
+    """Settle the scale that is evaluated, if one is asked for; whether it is."""
+    if not config.evaluate.scale or config.blind:
+        return False
+    try:
+        model.compressor.pick(config.evaluate.scale)
+    except UsageError as error:
+        raise UsageError(f"evaluate.{error}") from error
+    return True
 
 
 def skeleton(config: Config) -> tuple[FlashSlothForConditionalGeneration, int]:

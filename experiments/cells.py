@@ -208,19 +208,21 @@ def blind_cells(cells: list[Cell]) -> list[Cell]:
     several, each is called by what tells it from the others."""
     found: dict[str, Config] = {}
     for cell in cells:
-        config = copied(cell.config)
-        config.compressor, config.projector, config.prune, config.parts = BLIND, "auto", None, {}
-        config.evaluate.scale = None
-        found.setdefault(str(without_image(config)), config)
+        found.setdefault(str(without_image(cell.config)), cell.config)
     told = [without_image(config) for config in found.values()]
     differ = [path for path in told[0] if len({str(each[path]) for each in told}) > 1] if told else []
-    labels = [" ".join([BLIND_ROW, *(f"{path}={each[path]}" for path in differ)]) for each in told]
-    return [Cell(config, label, (("", label), ("preset", config.preset)))
-            for config, label in zip(found.values(), labels)]
+    made = []
+    for config, settings in zip(map(copied, found.values()), told):
+        config.compressor, config.projector, config.prune, config.parts = BLIND, "auto", None, {}
+        config.evaluate.scale = None
+        label = " ".join([BLIND_ROW, *(f"{path}={settings[path]}" for path in differ)])
+        made.append(Cell(config, label, (("", label), ("preset", config.preset))))
+    return made
 
 
 def without_image(config: Config) -> dict[str, Any]:
     """The settings that tell one blind cell from another, by their paths."""
-    sections = ("data", "llm", "prompt", "evaluate")
-    return {f"{name}.{key}": value for name in sections for key, value in vars(getattr(config, name)).items()}
-
+    sections = {name: vars(getattr(config, name)) for name in ("data", "llm", "prompt", "evaluate")}
+    found = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
+    del found["evaluate.scale"]
+    return found

@@ -27,8 +27,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) ->
     quiet()
     device = pick_device(config.trainer.accelerator)
     model, processor = saved.load(inputs["finetune"] / MODEL, device)
-    if config.evaluate.scale and not config.blind:
-        pick_scale(config, model)
+    if pick_scale(config, model):
         size = processor.image_processor.size
         processor.image_tokens = model.num_image_tokens(size["height"], size["width"])
     if config.prune is not None:

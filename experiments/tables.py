@@ -84,6 +84,11 @@ def find(name: str) -> Path:
     return path
 
 
+def expanded(wanted: Sequence[str]) -> list[str]:
+    """Names and paths, with those that `all` stands for in its place."""
+    return [each for name in wanted for each in (names() if name == ALL else [name])]
+
+
 def load(name: str, axes: Axes) -> TableFile:
     """A table by name or path, its rows under the command line's overrides, which win. UsageError for a file
     that is malformed, a row that cannot be, and a knob of the command line that no row has a use for."""
@@ -93,7 +98,7 @@ def load(name: str, axes: Axes) -> TableFile:
 def load_all(wanted: Sequence[str], axes: Axes) -> list[TableFile]:
     """Several tables, each once; `all` stands for those of the paper. A knob of the command line has to be
     of use to one of them."""
-    found = [each for name in wanted for each in (names() if name == ALL else [name])]
+    found = expanded(wanted)
     if not found:
         raise UsageError(f"table={','.join(wanted)}: there are no tables in {folder()}")
     tables, unused = [], None
