@@ -4,20 +4,30 @@
 
 runs the tests on another one. What a version cannot do is skipped there, and refused in one line.
 """
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import transformers
 from packaging.version import Version
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 
 def at_least(version: str) -> bool:
     """Whether the transformers that is installed is this version or a later one."""
     return Version(transformers.__version__) >= Version(version)
+
+
+# What a forward pass calls the KV cache that it is given, and the one in its output.
+CACHE = "cache" if at_least("5.24") else "past_key_values"
+
+
+def cache_of(arguments: Mapping[str, Any]) -> Cache | None:
+    """The KV cache among a forward's arguments; 5.24 and later take it by its old name, too."""
+    return arguments.get(CACHE, arguments.get("past_key_values"))
 
 
 def pil_class(name: str) -> type[BaseImageProcessor] | None:

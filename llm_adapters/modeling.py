@@ -10,6 +10,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    Cache,
     GenerationMixin,
     LogitsProcessorList,
     PreTrainedModel,
@@ -21,6 +22,7 @@ from compressors.errors import UsageError
 from connectors.embq import registry as query_modules
 from connectors.projector import registry as projectors
 from connectors.query_module import at_positions
+from connectors.versions import CACHE
 from connectors.vision_tower import VisionTower, build_tower
 from llm_adapters.adapter import CONTEXT, QueryAdapter, QueryContext, llm_sizes, masks, query_positions
 from llm_adapters.configuration import FlashSlothConfig
@@ -182,10 +184,12 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
                 pixel_values: Tensor | None = None, vision_features: Tensor | None = None,
                 image_turn: Tensor | None = None, turns: Tensor | None = None,
                 query_index: Tensor | None = None, labels: Tensor | None = None,
-                position_ids: Tensor | None = None, past_key_values=None,
+                position_ids: Tensor | None = None, cache: Cache | None = None,
                 inputs_embeds: Tensor | None = None, use_cache: bool | None = None,
+                past_key_values: Cache | None = None,
                 logits_to_keep: int | Tensor = 0, **kwargs) -> CausalLMOutputWithPast:
         context, prompt, guessed = None, None, kwargs.pop(GUESSED, False)
+        cache = past_key_values if cache is None else cache  # its name up to transformers 5.23
         if inputs_embeds is not None and (pixel_values is not None or vision_features is not None):
             raise UsageError("images were given with `inputs_embeds`; give `input_ids`, which tell where "
                              "they stand")
@@ -195,7 +199,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             if pixel_values is not None and vision_features is None:
                 vision_features = self.get_image_features(pixel_values)
             if vision_features is None and self.query_module is not None and not guessed:
-                check_turn(input_ids, past_key_values, self.config.query_token_id)
+                check_turn(input_ids, cache, self.config.query_token_id)
             if vision_features is not None and (turns is None or image_turn is None):
                 raise UsageError("images were given without `turns` and `image_turn`; make inputs with the "
                                  "processor")
@@ -207,17 +211,16 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
                     self.compressor.num_tokens(*grid), self.compressor.visible(*grid))
                 prompt = self.prompt_of(input_ids, turns, prompted, attention_mask, labels, inputs_embeds)
         padded = isinstance(attention_mask, Tensor) and attention_mask.ndim == 2  # not masks made before
-        if position_ids is None and padded and past_key_values is None:
+        if position_ids is None and padded and cache is None:
             position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)  # the same with left and right padding
         if context is not None:
             kwargs[CONTEXT] = context
-        run, past_key_values = self.start_pruning(prompt, inputs_embeds.shape[1], past_key_values, use_cache)
+        run, cache = self.start_pruning(prompt, inputs_embeds.shape[1], cache, use_cache)
         if run is not None:
             kwargs[PRUNING] = run
         output = self.language_model(
             inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids,
-            labels=labels, past_key_values=past_key_values, use_cache=use_cache,
-            logits_to_keep=logits_to_keep, **kwargs,
+            labels=labels, use_cache=use_cache, logits_to_keep=logits_to_keep, **{CACHE: cache}, **kwargs,
         )
         if run is not None:
             run.count()

@@ -24,8 +24,6 @@ def check_turn(ids: Tensor | None, cache: Cache | None, query_id: int) -> None:
     """UsageError for query tokens that begin a turn behind a cache. ids: (B, T)."""
     if ids is None or cache is None or ids.shape[1] == 1 or torch.compiler.is_compiling():
         return
-    if not cache.get_seq_length():
-        return
-    if (ids == query_id).any():
+    if cache.get_seq_length() and (ids == query_id).any():
         raise UsageError("a new turn behind a cache: its query tokens could not read the images; give the "
-                         "whole conversation without past_key_values, and without prefill_chunk_size")
+                         "whole conversation without a KV cache, and without prefill_chunk_size")

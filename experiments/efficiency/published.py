@@ -7,7 +7,7 @@ import transformers
 from torch import Tensor
 from transformers import Cache
 
-from connectors.versions import at_least, pil_class
+from connectors.versions import CACHE, at_least, pil_class
 from experiments.efficiency.subject import LLM, PROJECTOR, TOWER, Pictures, Pixels, Subject
 
 WORDS = 1000  # text tokens are ids below this: no model has a special token there
@@ -53,9 +53,9 @@ class Published(Subject):
 
     def language_model(self, embeds: Tensor, cache: Cache | None = None, keep: int = 1,
                        visual: int = 0) -> Cache:  # noqa: ARG002  these drop none
-        found = self.model.model.language_model(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
+        found = self.model.model.language_model(inputs_embeds=embeds, use_cache=True, **{CACHE: cache})
         self.model.lm_head(found.last_hidden_state[:, -keep:])
-        return found.past_key_values
+        return found[CACHE]
 
 
 class Llava(Published):

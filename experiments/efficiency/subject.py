@@ -9,6 +9,7 @@ from transformers import Cache, PreTrainedModel
 
 from connectors.query_module import insertions
 from connectors.tiling import Tiling
+from connectors.versions import CACHE
 from experiments.config import Config
 from experiments.random_model import make_prompt
 from llm_adapters.images import image_pixels, image_processor, stack_images
@@ -133,6 +134,7 @@ class OfCell(Subject):
                        visual: int = 0) -> Cache:
         prompt = sized_prompt(embeds, visual) if visual and cache is None else None
         run, cache = self.model.start_pruning(prompt, embeds.shape[1], cache, use_cache=True)
-        found = self.model.language_model(inputs_embeds=embeds, past_key_values=cache, logits_to_keep=keep,
-                                          use_cache=True, **({} if run is None else {PRUNING: run}))
-        return found.past_key_values
+        context = {} if run is None else {PRUNING: run}
+        found = self.model.language_model(inputs_embeds=embeds, logits_to_keep=keep, use_cache=True,
+                                          **{CACHE: cache}, **context)
+        return found[CACHE]

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from compressors.base import Compressor
 from compressors.errors import UsageError
 from connectors.query_module import QueryModule
+from connectors.versions import cache_of
 from llm_adapters.adapter import CONTEXT, QueryAdapter
 from llm_adapters.conversation import IGNORE
 from llm_adapters.reuse.families import Family, Raw, tower_dim
@@ -188,7 +189,7 @@ class VisualParts(nn.Module, QueryAdapter):
         for them."""
         kwargs = named_arguments(model.forward, args, kwargs)
         if not kwargs.pop(GUESSED, False):
-            check_turn(kwargs.get("input_ids"), kwargs.get("past_key_values"), self.markers.query_id)
+            check_turn(kwargs.get("input_ids"), cache_of(kwargs), self.markers.query_id)
         labels = kwargs.get("labels")
         if labels is not None:
             kwargs["labels"] = labels.masked_fill(self.markers.are_in(labels), IGNORE)

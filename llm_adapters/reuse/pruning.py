@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compressors.errors import UsageError
+from connectors.versions import CACHE, cache_of
 from llm_adapters.adapter import llm_sizes
 from llm_adapters.pruning.apply import PruningAdapter, check_empty
 from llm_adapters.pruning.attention import CONTEXT
@@ -143,7 +144,7 @@ class ModelPruning(PruningAdapter):
     def _before_llm(self, llm: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         kwargs = named_arguments(llm.forward, args, kwargs)
         asked: Asked | None = kwargs.pop(ASKED, None)
-        embeds, cache, prompt = kwargs["inputs_embeds"], kwargs.get("past_key_values"), None
+        embeds, cache, prompt = kwargs["inputs_embeds"], cache_of(kwargs), None
         if asked is not None:
             check_empty(cache)  # `attention_mask` tells of the cached tokens, too
             owner, length = PROMPTED.get() or (None, 0)
@@ -151,7 +152,8 @@ class ModelPruning(PruningAdapter):
             prompt = make_prompt(asked.is_visual, asked.is_text, length, asked.attention_mask, None, embeds)
         run, cache = self.start_pruning(prompt, embeds.shape[1], cache, kwargs.get("use_cache"))
         if run is not None:
-            kwargs |= {CONTEXT: run, "past_key_values": cache}
+            kwargs.pop("past_key_values", None)
+            kwargs |= {CONTEXT: run, CACHE: cache}
         return (), kwargs
 
     def _after_llm(self, llm: nn.Module, args: tuple, kwargs: dict, output: object) -> None:  # noqa: ARG002

@@ -16,7 +16,7 @@ from factories import (
 )
 from torch import Tensor
 
-from connectors.versions import at_least
+from connectors.versions import CACHE, at_least
 from llm_adapters.conversation import IMAGE, Template, Turn
 from llm_adapters.modeling import FlashSlothForConditionalGeneration as Model
 from llm_adapters.processing import FlashSlothProcessor
@@ -119,13 +119,15 @@ def test_prompt_lookup(pair):
 
 
 @torch.no_grad()
-def test_chat_goes_on_with_its_cache(pair):
+@pytest.mark.parametrize("name", sorted({CACHE, "past_key_values"}))
+def test_chat_goes_on_with_its_cache(pair, name):
+    """Given by its name of today and by the older one."""
     model, processor = pair
     batch = without_labels(make_batch(processor, [rows()[0]]))
     expected = generate(model, batch)[0]
     options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": 9999}
     first = model.generate(**batch, **options, return_dict_in_generate=True)
-    more = model.generate(first.sequences, past_key_values=first.past_key_values, **options)
+    more = model.generate(first.sequences, **{name: first[CACHE]}, **options)
     assert more[0, -8:].tolist() == expected
 
 

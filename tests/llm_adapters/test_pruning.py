@@ -6,6 +6,7 @@ from pruning_cases import CASES, DEPTH, RECIPE, ROWS, TOKENS, build, inputs
 from torch import Tensor, nn
 
 from compressors.errors import UsageError
+from connectors.versions import CACHE
 from llm_adapters.adapter import decoder_layers
 from llm_adapters.conversation import IMAGE, Turn
 from llm_adapters.pruning import FastV, PyramidDrop, SparseVLM, registry
@@ -15,7 +16,7 @@ ONE = [([Turn(f"{IMAGE}\nWhat is this?")], [picture(1)])]
 
 def lengths(model: nn.Module, batch: dict[str, Tensor]) -> list[int]:
     """Tokens in each decoder layer of a prefill, as the KV cache has them."""
-    cache = model(**batch, use_cache=True).past_key_values
+    cache = model(**batch, use_cache=True)[CACHE]
     return [cache.get_seq_length(layer) for layer in range(DEPTH)]
 
 

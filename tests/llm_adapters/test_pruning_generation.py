@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, DynamicCache
 
 from compressors.errors import UsageError
-from connectors.versions import at_least
+from connectors.versions import CACHE, at_least
 from llm_adapters.adapter import decoder_layers
 from llm_adapters.conversation import IMAGE, Turn
 
@@ -72,14 +72,14 @@ def test_the_cache_shrinks_and_goes_on():
     mask = torch.cat([batch["attention_mask"], torch.ones(3, 4).long()], 1)
     start, found = batch["attention_mask"].sum(1, keepdim=True), []
     for sizes in ([4], [1, 1, 1, 1], [1, 3]):
-        cache = model(**batch).past_key_values
+        cache = model(**batch)[CACHE]
         kept = [cache.get_seq_length(layer) for layer in range(DEPTH)]
         assert kept[0] == batch["input_ids"].shape[1] and kept[-1] <= kept[1] == kept[0]
         parts, done = [], 0
         for size in sizes:
             columns = mask[:, : mask.shape[1] - 4 + done + size]
             parts.append(model(input_ids=new[:, done : done + size], attention_mask=columns,
-                               past_key_values=cache,
+                               **{CACHE: cache},
                                position_ids=start + torch.arange(done, done + size)).logits)
             done += size
         found.append(torch.cat(parts, 1))
@@ -97,7 +97,7 @@ def test_one_row_has_no_mask_and_a_short_cache():
     for layer in decoder_layers(model.language_model):
         layer.register_forward_pre_hook(lambda *given: masks.append(given[2]["attention_mask"]),
                                         with_kwargs=True)
-    cache = model(**batch).past_key_values
+    cache = model(**batch)[CACHE]
     assert masks == [None] * DEPTH
     lengths = [layer.keys.shape[2] for layer in cache.layers]
     assert lengths == [lengths[0]] + [lengths[0] - 27] * (DEPTH - 1)
@@ -190,12 +190,12 @@ def test_what_cannot_be_pruned_is_refused():
     batch = inputs(processor, ROWS[:1])
     with pytest.raises(UsageError, match="StaticCache cannot differ in length"):
         generate(model, batch, cache_implementation="static")
-    cache = model(**batch, past_key_values=DynamicCache()).past_key_values
+    cache = model(**batch, **{CACHE: DynamicCache()})[CACHE]
     with pytest.raises(UsageError, match="a KV cache that is not empty"):
-        model(**batch, past_key_values=cache)
+        model(**batch, **{CACHE: cache})
     cache.crop(-30)  # into the image
     with pytest.raises(UsageError, match="cut back into a pruned prompt"):
-        model(input_ids=torch.tensor([[20]]), past_key_values=cache)
+        model(input_ids=torch.tensor([[20]]), **{CACHE: cache})
     model.set_pruner("fitprune")
     with pytest.raises(UsageError, match="fitprune has no recipe yet"):
         model(**batch)

@@ -27,7 +27,7 @@ from reuse_families import (
 )
 
 from compressors.errors import UsageError
-from connectors.versions import at_least
+from connectors.versions import CACHE, at_least
 from llm_adapters import reuse
 from llm_adapters.adapter import decoder_layers
 from llm_adapters.pruning.schedule import count as share
@@ -122,7 +122,7 @@ def test_the_cache_shrinks_and_all_is_as_before_afterwards(family):
     [images] = visual_tokens(model, batch)
     length, fresh = batch["input_ids"].shape[1], make_model(family)
     with torch.no_grad():
-        cache = model(**batch, use_cache=True).past_key_values
+        cache = model(**batch, use_cache=True)[CACHE]
         left = length - images + share(images, SHARE)
         assert [cache.get_seq_length(i) for i in range(3)] == [length, left, left]
         reuse.prune(model, None)
@@ -296,7 +296,7 @@ def test_with_a_compressor_and_embq(family, first):
     assert said == answers(copy.deepcopy(model), batch)
     images = visual_tokens(model, batch)
     with torch.no_grad():
-        cache = model(**batch, use_cache=True).past_key_values
+        cache = model(**batch, use_cache=True)[CACHE]
     # the row that drops fewest; padding is not dropped
     assert cache.get_seq_length(0) - cache.get_seq_length(2) == min(n - share(n, SHARE) for n in images) > 0
 
@@ -363,10 +363,10 @@ def test_embeddings_with_images_are_refused(family):
         assert torch.equal(model(**text).logits, make_model(family)(**text).logits)
         found = []
         for kind in ("input_ids", "inputs_embeds"):
-            cache = model(**batch, use_cache=True).past_key_values
+            cache = model(**batch, use_cache=True)[CACHE]
             ids = torch.tensor([[20]])
             last = ids if kind == "input_ids" else model.get_input_embeddings()(ids)
-            found.append(model(**{kind: last}, past_key_values=cache).logits)
+            found.append(model(**{kind: last}, **{CACHE: cache}).logits)
         assert torch.equal(*found)
 
 

@@ -17,6 +17,7 @@ from reuse_families import (
 )
 
 from compressors.errors import UsageError
+from connectors.versions import CACHE
 from llm_adapters import reuse
 from llm_adapters.conversation import QUERY, QUESTION
 from llm_adapters.lmms_eval.requests import message
@@ -25,7 +26,7 @@ IMAGES_FIRST = (  # as LLaVA's own, whatever the order of a message's parts
     "{% for m in messages %}{{ m['role'] }}: {% for p in m['content'] if p['type'] == 'image' %}IMAGE\n"
     "{% endfor %}{% for p in m['content'] if p['type'] == 'text' %}{{ p['text'] }} {% endfor %}"
     "\n{% endfor %}")
-BEHIND = "whole conversation without past_key_values"
+BEHIND = "whole conversation without a KV cache"
 
 
 def seen_by_queries(model, batch):
@@ -108,8 +109,8 @@ def test_embeddings_of_text_and_of_a_step(family):
     step, logits = torch.tensor([[7], [8]]), []
     for given in ({"input_ids": step}, {"inputs_embeds": model.get_input_embeddings()(step)}):
         with torch.no_grad():
-            cache = model(**batch, use_cache=True).past_key_values
-            logits.append(model(**given, past_key_values=cache).logits)
+            cache = model(**batch, use_cache=True)[CACHE]
+            logits.append(model(**given, **{CACHE: cache}).logits)
     assert torch.equal(*logits)
 
 
@@ -126,13 +127,13 @@ def test_a_turn_behind_a_cache_is_refused(family):
     model, processor = attached(family)
     whole, first, length = two_turns(family, processor)
     with torch.no_grad():
-        cache = model(**first, use_cache=True).past_key_values
+        cache = model(**first, use_cache=True)[CACHE]
         with pytest.raises(UsageError, match=BEHIND) as caught:
-            model(input_ids=whole["input_ids"][:, length:], past_key_values=cache)
+            model(input_ids=whole["input_ids"][:, length:], **{CACHE: cache})
     assert "\n" not in str(caught.value)
     text = {name: whole[name] for name in ("input_ids", "attention_mask")}
     with pytest.raises(UsageError, match=BEHIND):
-        model.generate(**text, past_key_values=cache, max_new_tokens=2)
+        model.generate(**text, **{CACHE: cache}, max_new_tokens=2)
 
 
 def test_words_behind_a_cache_are_not():
@@ -142,8 +143,8 @@ def test_words_behind_a_cache_are_not():
     ids = whole["input_ids"].masked_fill(model.slothkit.markers.are_in(whole["input_ids"]), 7)
     ids[:, :length] = first["input_ids"]
     with torch.no_grad():
-        cache = model(**first, use_cache=True).past_key_values
-        rest = model(input_ids=ids[:, length:], past_key_values=cache).logits
+        cache = model(**first, use_cache=True)[CACHE]
+        rest = model(input_ids=ids[:, length:], **{CACHE: cache}).logits
         expected = model(**{**whole, "input_ids": ids}).logits[:, length:]
     torch.testing.assert_close(rest, expected, atol=1e-4, rtol=1e-4)
 

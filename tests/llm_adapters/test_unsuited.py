@@ -6,7 +6,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from compressors.errors import UsageError
-from connectors.versions import at_least
+from connectors.versions import CACHE, at_least
 from llm_adapters.conversation import Turn
 
 DEAF = ("falcon", "bloom")  # decoders that take any keyword argument and keep it from their layers
@@ -58,11 +58,11 @@ def test_a_new_question_behind_a_cache_is_refused():
     batch = inputs(model)
     seen = batch["input_ids"].shape[1]
     with torch.no_grad():
-        cache = model(**batch, use_cache=True).past_key_values
+        cache = model(**batch, use_cache=True)[CACHE]
         with pytest.raises(UsageError, match="a new turn behind a cache"):
-            model(input_ids=whole[:, seen:], past_key_values=cache)
+            model(input_ids=whole[:, seen:], **{CACHE: cache})
         words = torch.tensor([byte_tokenizer()(" A dog.")["input_ids"]])
-        assert model(input_ids=words, past_key_values=cache).logits.shape[:2] == words.shape
+        assert model(input_ids=words, **{CACHE: cache}).logits.shape[:2] == words.shape
 
 
 def test_a_tokenizer_may_begin_texts_by_its_post_processor():
