@@ -17,18 +17,20 @@ from experiments.stages import Store
 SCENES, COLOURS = 3, 128
 
 
-def add(report: outcomes.Report, finished: Sequence[tuple[Cell, Stage]], store: Store, folder: Path) -> None:
-    """Draw the maps of a report, or take those that an earlier one of the same model left in `folder`. A
-    model or pictures that are gone leave a note in their place."""
+def add(report: outcomes.Report, finished: Sequence[tuple[Cell, Stage]], store: Store, folder: Path,
+        known: outcomes.Report | None = None) -> None:
+    """Draw the maps of a report, or take those of the same model that the one before in `folder`, or another
+    `known` one, has. A model or pictures that are gone leave a note in their place."""
     chosen = next(((cell, stage) for cell, stage in finished if cell.config.query_module), None)
     if chosen is None:
         return
     cell, stage = chosen
     made: dict[str, Any] = {"of": f"{cell.label}, seed {cell.config.seed}",
                             "stage": stage.inputs["finetune"].key}
-    earlier = read(folder)
-    if earlier is not None and earlier.made.get("maps", {}).get("stage") == made["stage"] and earlier.maps:
-        report.maps, made = earlier.maps, earlier.made["maps"]
+    alike = [each for each in (read(folder), known) if each is not None and each.maps
+             and each.made.get("maps", {}).get("stage") == made["stage"]]
+    if alike:
+        report.maps, made = alike[0].maps, alike[0].made["maps"]
     else:
         try:
             report.maps, made["scenes"] = draw(stage, store)

@@ -25,7 +25,8 @@ FORMAT, FILE, FOLDER, PLOTS = 2, "report.json", "outcomes", "plots"
 
 @dataclass
 class Row:
-    """A line of a table. `outcomes`: seed -> (Q,) right or wrong, of finished cells."""
+    """A line of a table. `outcomes`: seed -> (Q,) right or wrong, of finished cells; `keys`: seed -> the key
+    of its evaluation, by which a later report finds it."""
 
     block: str
     label: str
@@ -33,6 +34,7 @@ class Row:
     outcomes: dict[int, NDArray[np.bool_]] = field(default_factory=dict)
     missing: list[int] = field(default_factory=list)
     efficiency: dict[str, float] = field(default_factory=dict)
+    keys: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -83,7 +85,8 @@ def save(report: Report, folder: Path) -> None:
     tables = []
     for table in report.tables:
         rows = [{"block": row.block, "label": row.label, "ours": row.ours, "seeds": list(row.outcomes),
-                 "missing": row.missing, "efficiency": row.efficiency} for row in table.rows]
+                 "keys": [row.keys.get(seed) for seed in row.outcomes], "missing": row.missing,
+                 "efficiency": row.efficiency} for row in table.rows]
         tables.append({"name": table.name, "heading": table.heading, "title": table.title,
                        "chance": table.chance, "rows": rows, "sweep": table.sweep,
                        "claims": [dataclasses.asdict(claim) for claim in table.claims]})
@@ -108,8 +111,8 @@ def map_file(folder: Path, number: int) -> Path:
     return folder / PLOTS / f"attention-{number}.png"
 
 
-def load(folder: Path) -> Report:
-    """A report from what `save` wrote, or a UsageError that names the file."""
+def load(folder: Path, option: str = "results") -> Report:
+    """A report from what `save` wrote, or a UsageError that names the file and the option that gave it."""
     path = folder / FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -118,12 +121,12 @@ def load(folder: Path) -> Report:
         maps = [map_file(folder, i + 1).read_bytes() for i in range(content.get("maps", 0))]
         return Report([load_table(each, folder) for each in content["tables"]], content["made"], maps)
     except FileNotFoundError as error:
-        raise UsageError(f"results={folder}: no {error.filename}; give a folder that ablations.report "
+        raise UsageError(f"{option}={folder}: no {error.filename}; give a folder that ablations.report "
                          "wrote") from error
     except (KeyError, TypeError, ValueError, OSError) as error:
         if isinstance(error, UsageError):
             raise
-        raise UsageError(f"results={folder}: not what ablations.report wrote "
+        raise UsageError(f"{option}={folder}: not what ablations.report wrote "
                          f"({type(error).__name__}: {error})") from error
 
 
@@ -133,7 +136,9 @@ def load_table(entry: dict[str, Any], folder: Path) -> Table:
         ids, pictures, families, packed = (kept[name] for name in ("ids", "pictures", "families", "right"))
     right = iter(np.unpackbits(packed, 1, count=len(ids)).astype(bool) if len(packed) else ())
     rows = [Row(row["block"], row["label"], row["ours"], {seed: next(right) for seed in row["seeds"]},
-                row["missing"], row["efficiency"]) for row in entry["rows"]]
+                row["missing"], row["efficiency"],
+                {seed: key for seed, key in zip(row["seeds"], row.get("keys", ())) if key})
+            for row in entry["rows"]]
     claims = tuple(Claim(**{**each, "pairs": tuple(map(tuple, each["pairs"])),
                             "families": tuple(each["families"])}) for each in entry["claims"])
     return Table(entry["name"], entry["heading"], entry["title"], claims, rows, ids, families, pictures,

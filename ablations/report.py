@@ -17,7 +17,7 @@ from experiments.config import Config
 from experiments.overrides import parse, take_one, value_of
 
 HELP = """\
-Usage: python -m ablations.report [table=3,4] [seed=0,1,2] [KEY=VALUE ...] [out=runs] [to=DIR] [--help]
+Usage: python -m ablations.report [table=3,4] [seed=0,1,2] [KEY=VALUE ...] [out=runs] [earlier=DIR] [to=DIR]
        python -m ablations.report results=DIR [to=DIR]
 
 Prints the tables of the paper's ablations from cells that `python -m experiments.sweep` has finished below
@@ -27,6 +27,8 @@ one HTML page, plots, and what the report can be made from again without the cel
   table=3,4     tables of the project by name, or paths of YAML files (all of the project)
   seed=0,1,2    seeds (all that any cell has finished at)
   KEY=VALUE     settings and knobs, as for the sweep that computed the cells
+  earlier=DIR   cells that are not finished below out= as the report in DIR has them: published rows beside
+                yours, without running them again
   measure=true  TTFT and peak memory of every row, on this machine, side by side
   results=DIR   the report from what an earlier one left in DIR, not from cells
 """
@@ -49,13 +51,14 @@ def run(arguments: list[str]) -> int:
         console.print(HELP, markup=False, highlight=False, soft_wrap=True)
         return 0
     axes = parse(options.overrides)
-    results, to, timed = (take_one(axes, key) for key in ("results", "to", "measure"))
+    results, to, timed, earlier = (take_one(axes, key) for key in ("results", "to", "measure", "earlier"))
     measure = conform(value_of(timed or "false", "measure"), bool, "measure")
     from ablations import outcomes, write  # numpy, scipy and matplotlib: not for --help
 
     if results is not None:
-        if axes:
-            raise UsageError(f"{min(axes)}: cells are not looked at with results={results}; leave it out")
+        if axes or earlier:
+            raise UsageError(f"{min(axes, default='earlier')}: cells are not looked at with "
+                             f"results={results}; leave it out")
         report = outcomes.load(Path(results))
         folder = Path(to or results)
     else:
@@ -63,21 +66,23 @@ def run(arguments: list[str]) -> int:
         folder = Path(to) if to else root / "report"
         command = f"python -m ablations.report {' '.join(arguments)}".strip()
         with reporter(console) if measure else nullcontext() as told:
-            report = from_cells(axes, root, folder, command, told)
+            report = from_cells(axes, root, folder, command, told, Path(earlier) if earlier else None)
     write.write(report, folder, console)
     return 0
 
 
-def from_cells(axes: dict[str, list[str]], root: Path, folder: Path, command: str, measuring):
-    """The report of what is finished below `root`; with a reporter in `measuring` rows are measured."""
+def from_cells(axes: dict[str, list[str]], root: Path, folder: Path, command: str, measuring,
+               earlier: Path | None):
+    """The report of what is finished below `root` or in the report `earlier`; with a reporter in `measuring`
+    rows are measured."""
     from ablations import collect
     from experiments import tables
     from experiments.stages import Store
 
     wanted = axes.pop("table", [tables.ALL])
     axes["out"] = [str(root)]
-    found = collect.report(wanted, axes, Store(root), folder, command, measuring)
-    if not found.made["cells"]:
+    found = collect.report(wanted, axes, Store(root), folder, command, measuring, earlier)
+    if not found.made["cells"] and not found.made.get("taken"):
         names = ",".join(tables.expanded(wanted))
         if not root.is_dir():
             raise UsageError(f"out={root}: no such directory; "

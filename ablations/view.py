@@ -1,8 +1,9 @@
 """A report as grids of words, whatever it is written in: each table's scores and claims, and their sum."""
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -143,16 +144,24 @@ def summary(report: Report, verdicts: dict[str, list[Verdict]]) -> list[str]:
 
 def provenance(report: Report) -> list[str]:
     """Sentences: how the report came about."""
-    made = report.made
-    if not made.get("cells"):
+    made, found = report.made, []
+    if not made.get("cells") and not made.get("taken"):
         return []
-    versions = ", ".join(f"{package} {version}" for package, version in made["versions"].items())
-    spent, unshared = (made[key] / 3600 for key in ("seconds", "seconds_without_sharing"))
-    return [f"Command: {made['command']}",
-            f"{made['cells']} cells of preset {', '.join(made['presets'])}, last finished "
-            f"{made['finished']}: {spent:.1f} h of stages, {unshared:.1f} h without sharing them.",
-            f"{versions}. {made['machine']}.",
+    if made["cells"]:
+        spent, unshared = (made[key] / 3600 for key in ("seconds", "seconds_without_sharing"))
+        found = [f"{ran(made, ' of preset ' + ', '.join(made['presets']))} {spent:.1f} h of stages, "
+                 f"{unshared:.1f} h without sharing them."]
+    if made.get("taken"):
+        found += [f"{made['taken']} cells are taken from an earlier report, by the key of their evaluation.",
+                  *(f"Of it: {ran(run)}" for run in made["earlier"])]
+    return [f"Command: {made['command']}", *found,
             *([measured.sentence(made["measured"])] if made.get("measured") else []), *without_maps(report)]
+
+
+def ran(run: Mapping[str, Any], what: str = "") -> str:
+    """Cells that were computed together: when, with what, where."""
+    versions = ", ".join(f"{package} {version}" for package, version in run["versions"].items())
+    return f"{run['cells']} cells{what}, last finished {run['finished']}; {versions}; {run['machine']}."
 
 
 def maps_caption(report: Report) -> str:

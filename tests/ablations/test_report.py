@@ -14,7 +14,7 @@ import pytest
 from made_cells import fill
 from rich.console import Console
 
-from ablations import collect, outcomes, render, report, view, write
+from ablations import finished, outcomes, render, report, view, write
 from ablations.outcomes import Row, Table
 from ablations.verdicts import judge
 from experiments import request
@@ -228,6 +228,8 @@ def test_a_table_of_one_s_own(tmp_path):
     (["out=no/where"], "out=no/where: no such directory; python -m experiments.sweep table=3,4,5,6"),
     (["results=no/where"], "results=no/where: no no/where/report.json"),
     (["results=x", "seed=1"], "seed: cells are not looked at with results=x"),
+    (["results=x", "earlier=y"], "earlier: cells are not looked at with results=x"),
+    (["earlier=no/where"], "earlier=no/where: no no/where/report.json"),
     (["--tabel"], "unrecognized arguments: --tabel"),
 ])
 def test_bad_input(arguments, message, capsys):
@@ -300,5 +302,5 @@ def test_questions_of_a_picture_are_drawn_together(tmp_path):
     path = tmp_path / "predictions.jsonl"
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     table = Table("x", "x", "", (), [])
-    table.pictures = np.array([collect.picture_of(sample) for sample in collect.read_questions(path)])
+    table.pictures = np.array([finished.picture_of(sample) for sample in finished.read_questions(path)])
     assert table.picture.tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3, 3, 4, 4]

@@ -1,0 +1,93 @@
+"""Finished cells as a report sees them: below the output directory, or told of by an earlier report."""
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ablations.earlier import Earlier, Kept
+from ablations.outcomes import Table
+from compressors.errors import UsageError
+from experiments.answers import majority_rates
+from experiments.cells import Cell
+from experiments.data.llava import Sample
+from experiments.plan import Stage, plan
+from experiments.results import METRICS, PREDICTIONS
+from experiments.stages import Store
+from llm_adapters.conversation import Turn
+
+FLAG = b'"correct": '  # never inside a JSON string, where its quotes would be escaped
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished cell. `kept`: what an earlier report tells of it, where it is not below `out=`."""
+
+    cell: Cell
+    stage: Stage
+    kept: Kept | None = None
+
+
+def find(cell: Cell, store: Store, known: Earlier) -> Done | None:
+    """A cell, if it is finished: below the output directory, else in an earlier report."""
+    stage = plan(cell.config)
+    if store.status(stage) == "done":
+        return Done(cell, stage)
+    return Done(cell, stage, known.cells[stage.key]) if stage.key in known.cells else None
+
+
+def ask(table: Table, done: Done, store: Store) -> None:
+    """Give a table the questions that a cell has answered."""
+    if done.kept is not None:
+        for name in ("ids", "pictures", "families", "chance"):
+            setattr(table, name, getattr(done.kept.table, name))
+        return
+    read = read_questions(store.path(done.stage) / PREDICTIONS)
+    table.ids = np.array([sample.id for sample in read])
+    table.pictures = np.array([picture_of(sample) for sample in read])
+    table.families = np.array([sample.families[0] for sample in read])
+    table.chance = majority_rates(read)
+
+
+def answers(done: Done, store: Store, table: Table) -> NDArray[np.bool_]:
+    """(Q,) right or wrong, of a table's questions."""
+    if done.kept is not None:
+        if not np.array_equal(done.kept.table.ids, table.ids):
+            raise UsageError(f"{table.heading}: the earlier report has '{done.cell.label}' with other "
+                             "questions than the cells below out=, under one key; leave earlier= out")
+        return done.kept.right
+    path = store.path(done.stage) / PREDICTIONS
+    right = read_right(path)
+    if len(right) != len(table.ids):
+        raise UsageError(f"{path}: {len(right)} answers to {len(table.ids)} questions; remove that folder "
+                         "and run the sweep again")
+    return right
+
+
+def efficiency(done: Done, store: Store) -> dict[str, float]:
+    """Tokens and parameters, as the evaluation noted them."""
+    if done.kept is not None:
+        return dict(done.kept.efficiency)
+    metrics = json.loads((store.path(done.stage) / METRICS).read_text(encoding="utf-8"))
+    return dict(metrics.get("efficiency", {}))
+
+
+def read_questions(path: Path) -> list[Sample]:
+    """The questions of a file of predictions, in order."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [Sample(row["id"], tuple(row.get("images", ())), (Turn(row["question"], row["answer"]),),
+                   (row["family"],)) for row in rows]
+
+
+def picture_of(sample: Sample) -> str:
+    """What questions that are answered right or wrong together have in common: the first picture that they
+    see; their conversation where they see none (or where an earlier version has not written it down)."""
+    return str(sample.images[0]) if sample.images else sample.id.rpartition("#")[0] or sample.id
+
+
+def read_right(path: Path) -> NDArray[np.bool_]:
+    """(Q,) right or wrong. A thousand files are read in a second, so they are not parsed as JSON."""
+    pieces = path.read_bytes().split(FLAG)[1:]
+    return np.array([piece[:1] == b"t" for piece in pieces])

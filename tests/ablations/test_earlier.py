@@ -1,0 +1,98 @@
+"""Rows of an earlier report beside new cells: the same numbers as if all had been computed together."""
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_cells import fill
+
+from ablations import outcomes, report
+from experiments import tables
+from experiments.plan import plan
+
+COMMITTED = Path(report.__file__).parent / "results" / "tiny"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Table 5 at seeds 0 to 2, computed in one place, and its report."""
+    root = tmp_path_factory.mktemp("whole")
+    fill(root, ["5"], seed="0,1,2")
+    assert report.main(["table=5", f"out={root}", f"to={root / 'report'}"]) == 0
+    return root / "report"
+
+
+def part(root: Path, rows=("replace", "add", "gated"), seeds=(0, 1, 2)) -> Path:
+    """A directory where these cells of Table 5 have finished."""
+    fill(root, ["5"], lambda label, seed: label not in rows or seed not in seeds, seed="0,1,2")
+    return root
+
+
+def test_parts_give_what_the_whole_gives(whole, tmp_path):
+    first = part(tmp_path / "first", seeds=[0])
+    second = part(tmp_path / "second", ["replace"], [1, 2])
+    third = part(tmp_path / "third", seeds=[1])
+    assert report.main(["table=5", "seed=0,1,2", f"out={first}"]) == 0
+    assert report.main(["table=5", "seed=0,1,2", f"out={second}", f"earlier={first / 'report'}"]) == 0
+    assert report.main(["table=5", f"out={third}", f"earlier={second / 'report'}"]) == 0
+    missing = outcomes.load(third / "report").tables[0]
+    assert {row.label: row.missing for row in missing.rows if row.missing} == {"add": [2], "gated": [2]}
+    fourth = part(tmp_path / "fourth", seeds=[2])
+    assert report.main(["table=5", f"out={fourth}", f"earlier={third / 'report'}"]) == 0
+    for name in ("scores.csv", "claims.csv"):
+        assert (fourth / "report" / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_it_says_so(whole, tmp_path):
+    out = part(tmp_path / "out", ["gated"], [1])
+    assert report.main(["table=5", f"out={out}", f"earlier={whole}"]) == 0
+    words = (out / "report" / "report.md").read_text()
+    assert "1 cells of preset tiny, last finished" in words
+    assert "8 cells are taken from an earlier report, by the key of their evaluation." in words
+    assert "Of it: 9 cells, last finished" in words
+
+
+def test_another_configuration_is_not_taken(whole, tmp_path, capsys):
+    asked = ["table=5", "finetune.epochs=3", f"out={tmp_path / 'none'}", f"earlier={whole}"]
+    assert report.main(asked) == 2
+    assert "no such directory" in capsys.readouterr().err
+
+
+def test_own_cells_come_first(whole, tmp_path):
+    """What is below out= is told of, whatever an earlier report says."""
+    changed = tmp_path / "changed"
+    found = outcomes.load(whole)
+    for row in found.tables[0].rows:
+        row.outcomes = {seed: ~right for seed, right in row.outcomes.items()}
+    changed.mkdir()
+    outcomes.save(found, changed)
+    out = part(tmp_path / "out", ["add"])
+    assert report.main(["table=5", f"out={out}", f"earlier={changed}"]) == 0
+    new, old = ({row.label: row for row in outcomes.load(folder).tables[0].rows}
+                for folder in (out / "report", whole))
+    assert all(np.array_equal(new["add"].outcomes[s], old["add"].outcomes[s]) for s in (0, 1, 2))
+    assert all(np.array_equal(new["gated"].outcomes[s], ~old["gated"].outcomes[s]) for s in (0, 1, 2))
+
+
+def test_a_report_without_keys_gives_nothing(whole, tmp_path, capsys):
+    """As those that were written before keys were."""
+    old = tmp_path / "old"
+    old.mkdir()
+    outcomes.save(outcomes.load(whole), old)
+    content = json.loads((old / "report.json").read_text())
+    for row in content["tables"][0]["rows"]:
+        del row["keys"]
+    (old / "report.json").write_text(json.dumps(content))
+    assert report.main(["table=5", f"out={tmp_path / 'none'}", f"earlier={old}"]) == 2
+    assert "no such directory" in capsys.readouterr().err
+
+
+def test_the_committed_study_has_the_keys_of_today():
+    """Else nobody could go on from it: a change of keys has to change them in its report, too."""
+    found = {table.name: table for table in outcomes.load(COMMITTED).tables}
+    for file in tables.load_all(list(found), {"seed": ["0", "1", "2"]}):
+        rows = {row.label: row for row in found[file.name].rows}
+        for row in file.rows:
+            today = {cell.config.seed: plan(cell.config).key for cell in row.cells}
+            kept = rows[row.label].keys
+            assert kept and kept == {seed: today[seed] for seed in rows[row.label].outcomes}, row.label
