@@ -149,19 +149,19 @@ def provenance(report: Report) -> list[str]:
         return []
     if made["cells"]:
         spent, unshared = (made[key] / 3600 for key in ("seconds", "seconds_without_sharing"))
-        found = [f"{ran(made, ' of preset ' + ', '.join(made['presets']))} {spent:.1f} h of stages, "
-                 f"{unshared:.1f} h without sharing them."]
+        presets = ", ".join(made["presets"])
+        found = [f"{ran(made)} Preset {presets}: {spent:.1f} h of stages, {unshared:.1f} h without sharing."]
     if made.get("taken"):
-        found += [f"{made['taken']} cells are taken from an earlier report, by the key of their evaluation.",
-                  *(f"Of it: {ran(run)}" for run in made["earlier"])]
+        found += [f"Cells taken from an earlier report by the key of their evaluation: {made['taken']}.",
+                  *(f"Of that report: {ran(run)}" for run in made["earlier"])]
     return [f"Command: {made['command']}", *found,
             *([measured.sentence(made["measured"])] if made.get("measured") else []), *without_maps(report)]
 
 
-def ran(run: Mapping[str, Any], what: str = "") -> str:
+def ran(run: Mapping[str, Any]) -> str:
     """Cells that were computed together: when, with what, where."""
     versions = ", ".join(f"{package} {version}" for package, version in run["versions"].items())
-    return f"{run['cells']} cells{what}, last finished {run['finished']}; {versions}; {run['machine']}."
+    return f"Cells computed: {run['cells']}, last finished {run['finished']}; {versions}; {run['machine']}."
 
 
 def maps_caption(report: Report) -> str:

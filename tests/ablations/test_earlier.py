@@ -47,9 +47,9 @@ def test_it_says_so(whole, tmp_path):
     out = part(tmp_path / "out", ["gated"], [1])
     assert report.main(["table=5", f"out={out}", f"earlier={whole}"]) == 0
     words = (out / "report" / "report.md").read_text()
-    assert "1 cells of preset tiny, last finished" in words
-    assert "8 cells are taken from an earlier report, by the key of their evaluation." in words
-    assert "Of it: 9 cells, last finished" in words
+    assert "Cells computed: 1, last finished" in words
+    assert "Cells taken from an earlier report by the key of their evaluation: 8." in words
+    assert "Of that report: Cells computed: 9, last finished" in words
 
 
 def test_another_configuration_is_not_taken(whole, tmp_path, capsys):

@@ -52,7 +52,7 @@ def test_its_files_and_its_size():
     assert list(FILES) == ["mean_max.py", "pyproject.toml", "mine.yaml"]
     body = FILES["mean_max.py"].partition("class ")[2]
     assert sum(bool(line.strip()) for line in body.splitlines()) <= 20
-    assert len(COMMANDS) == 5
+    assert len(COMMANDS) == 6
 
 
 def test_it_is_listed(folder):
@@ -70,6 +70,12 @@ def test_it_has_a_picture(folder):
 
 def test_it_keeps_the_contract(folder):
     assert run(folder, "pytest").count(".") > 40  # one each; none selected is an exit code of its own
+
+
+def test_the_study_is_beside_it(folder):
+    (folder / "slothkit").symlink_to(ROOT)
+    said = run(folder, "ablations.report")
+    assert re.search(r"^\| avg_pool +\| +3 \| 7", said, re.M) and "Missing: mean_max (seed 0, 1, 2)" in said
 
 
 @pytest.mark.slow
