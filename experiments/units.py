@@ -30,7 +30,8 @@ class Unit:
 
 
 def make_units(jobs: list[Job], store: Store) -> dict[str, Unit]:
-    """The units that are left to do, by key: shared ones first, then cells in their order."""
+    """The units that are left to do, by key: cells in their order, each behind what it needs, so that the
+    first rows are whole early."""
     needed: dict[str, Stage] = {}
     for _, root in jobs:
         if store.wrong(root) is not None:
@@ -38,8 +39,8 @@ def make_units(jobs: list[Job], store: Store) -> dict[str, Unit]:
     readers = Counter(each.key for stage in needed.values() for each in stage.inputs.values())
     cells = {root.key: cell for cell, root in jobs}
     users = {key: cell for cell, root in reversed(jobs) for key in root.ancestors()}
-    shared = [key for key in needed if readers[key] > 1 and key not in cells]
-    alone = [*shared, *(key for key in cells if key in needed)]
+    path = dict.fromkeys(key for _, root in jobs if root.key in needed for key in root.ancestors())
+    alone = [key for key in path if key in needed and (readers[key] > 1 or key in cells)]
     found = {}
     for key in alone:
         stage, cell = needed[key], users[key]

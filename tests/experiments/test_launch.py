@@ -70,15 +70,16 @@ def test_units_are_what_several_read_and_every_cell(tmp_path, log):
     asked = request.read([*names(tmp_path), *CELLS])
     store = Store(tmp_path, runner=FakeRunner(log))
     units = make_units(asked.jobs, store)
-    assert [u.stage.kind for u in units.values()] == ["data", *["features"] * 2, *["pretrain"] * 2,
-                                                      *["evaluate"] * 5]
+    kinds = [u.stage.kind for u in units.values()]
+    assert sorted(kinds[:4]) == ["data", "features", "features", "pretrain"]
+    assert kinds[4:] == ["evaluate", "pretrain", *["evaluate"] * 4]  # no row waits for all of stage 1
     for unit in units.values():
         assert set(list(units)[:list(units).index(unit.key)]) >= unit.needs  # an order of work
     for cell, stage in asked.jobs[:2]:
         assert cell.config.compressor == "sap" and len(units[stage.key].needs) == 4
         store.compute(stage)
-    kinds = [u.stage.kind for u in make_units(asked.jobs, store).values()]
-    assert kinds == ["evaluate"] * 3  # what is shared is there
+    left = [u.stage.kind for u in make_units(asked.jobs, store).values()]
+    assert left == ["evaluate"] * 3  # what is shared is there
 
 
 def test_a_failed_cell_is_told_with_its_last_lines_and_retried(command, log, tmp_path, capsys):
