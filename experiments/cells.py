@@ -1,6 +1,7 @@
 """From overrides to cells: defaults < preset < command line, every knob checked against its part's signature.
 
-A preset is a YAML file with settings and knobs; `preset:` inside it names the one that it starts from.
+A preset is a YAML file with settings and knobs; `preset:` inside it names the one that it starts from, and
+`wants:` has settings that hold for one compressor: `wants: {qformer: {pretrain.lr: 1e-3}}`.
 """
 import copy
 import dataclasses
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -22,6 +23,14 @@ from experiments.overrides import checked, combinations, locate, setting_of, val
 
 PRESETS = Path(__file__).parent / "presets"
 BLIND_ROW = "blind"  # how the rows that a sweep adds by itself begin
+
+
+class Preset(NamedTuple):
+    """A configuration, knobs by part, and settings by the compressor that wants them. Not to be changed."""
+
+    config: Config
+    knobs: dict[str, dict[str, Any]]
+    wants: dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -51,8 +60,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 @cache
-def preset(name: str, above: tuple[str, ...] = ()) -> tuple[Config, dict[str, dict[str, Any]]]:
-    """A preset's configuration and the knobs it sets, by part. Not to be changed: copy it."""
+def preset(name: str, above: tuple[str, ...] = ()) -> Preset:
+    """A preset by name or path, or a UsageError that names the file."""
     is_file = name.endswith((".yaml", ".yml"))
     path = Path(name) if is_file else PRESETS / f"{name}.yaml"
     if not is_file and name not in preset_names():
@@ -62,18 +71,38 @@ def preset(name: str, above: tuple[str, ...] = ()) -> tuple[Config, dict[str, di
         raise UsageError(f"{path}: presets start from each other in a circle: {' -> '.join((*above, name))}")
     content = read_yaml(path)
     base = content.pop("preset", None)
-    config, knobs = copy.deepcopy(preset(base, (*above, name)) if base else (Config(), {}))
-    for key, value in flat(content):
-        try:
+    wanted = content.pop("wants", {})
+    config, knobs, wants = copy.deepcopy(preset(base, (*above, name)) if base else Preset(Config(), {}, {}))
+    try:
+        for key, value in flat(content):
             if locate(key):
                 assign(config, key, checked(key, value))
             else:
                 part, knob = key.split(".", 1)
                 knobs.setdefault(part, {})[knob] = check_knob(part, knob, value)
-        except UsageError as error:
-            raise UsageError(f"{path}: {error}") from error
+        for compressor, settings in wanted_by(wanted).items():
+            wants.setdefault(compressor, {}).update(settings)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
     config.preset = name
-    return config, knobs
+    return Preset(config, knobs, wants)
+
+
+def wanted_by(content: object) -> dict[str, dict[str, Any]]:
+    """A preset's `wants`, checked: settings of sections by compressor, no knobs, which are under their part's
+    name."""
+    if not isinstance(content, Mapping) or not all(isinstance(each, Mapping) for each in content.values()):
+        raise UsageError("wants: expected COMPRESSOR: {SETTING: VALUE}")
+    found = {}
+    for compressor, settings in content.items():
+        signatures.compressors().require(str(compressor))
+        told = dict(flat(settings))
+        other = next((key for key in told if not locate(key) or "." not in key), None)
+        if other is not None:
+            raise UsageError(f"wants.{compressor}: '{other}' cannot be here; settings of a section can, such "
+                             "as pretrain.lr")
+        found[str(compressor)] = {key: checked(key, value) for key, value in told.items()}
+    return found
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -140,7 +169,7 @@ def check_batches(config: Config) -> None:
 
 def resolve(given: Mapping[str, str]) -> tuple[Config, set[str]]:
     """The configuration of a combination of overrides, and which of them are knobs that it has no use for."""
-    config, knobs = preset(given.get("preset", "tiny"))
+    config, knobs, wants = preset(given.get("preset", "tiny"))
     config, knobs = copied(config), {part: dict(values) for part, values in knobs.items()}
     idle = {}
     for path, text in given.items():
@@ -152,6 +181,9 @@ def resolve(given: Mapping[str, str]) -> tuple[Config, set[str]]:
         else:
             idle[path] = value
     used = check_parts(config)
+    for path, value in wants.get(config.compressor_name, {}).items():
+        if path not in given:
+            assign(config, path, value)
     check_batches(config)
     for path in [p for p in idle if p.split(".", 1)[0] in used]:
         part, knob = path.split(".", 1)

@@ -1,4 +1,5 @@
 """Overrides, presets, precedence, suggestions."""
+import re
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from experiments import signatures, usage
 from experiments.cells import blind_cells, make_cells, preset, preset_names
 from experiments.config import Config, resolve_source, settings
 from experiments.overrides import parse, split
+from experiments.plan import plan
 from llm_adapters.pruning import registry as real_pruners
 
 
@@ -59,6 +61,36 @@ def test_precedence(tmp_path):
     over = make_cells(parse([f"preset={mine}", "finetune.lr=1", "embq.dim=8"]))[0].config
     assert over.finetune.lr == 1.0 and over.knobs("embq")["dim"] == 8
     assert preset("flashsloth")[0].finetune.lr == 2e-5  # and nothing has leaked back
+
+
+def test_a_compressor_may_want_another_recipe(tmp_path):
+    rates = [config(f"compressor={name}").pretrain.lr for name in ("sap", "qformer+embq", "token_packer")]
+    assert rates == [3e-3, 1e-3, 1e-3]
+    assert config("compressor=qformer", "pretrain.lr=3e-3").pretrain.lr == 3e-3
+    plain, told = (plan(config("compressor=qformer", *more)) for more in ((), ("pretrain.lr=1e-3",)))
+    assert plain.key == told.key
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("preset: tiny\nwants: {sap: {finetune.epochs: 3}, qformer: {pretrain: {lr: 0.5}}}\n")
+    assert config(f"preset={mine}", "compressor=sap+embq").finetune.epochs == 3
+    assert config(f"preset={mine}", "compressor=qformer").pretrain.lr == 0.5
+    assert config(f"preset={mine}", "compressor=resampler").pretrain.lr == 1e-3  # of tiny
+    assert config("compressor=sap").finetune.epochs == 2  # and nothing has leaked back
+
+
+@pytest.mark.parametrize(("wants", "message"), [
+    ("3", "wants: expected COMPRESSOR"),
+    ("{sap: 3}", "wants: expected COMPRESSOR"),
+    ("{sapp: {pretrain.lr: 1}}", "unknown compressor 'sapp'; did you mean 'sap'"),
+    ("{sap: {pretrain.lrr: 1}}", "did you mean 'pretrain.lr'"),
+    ("{sap: {pretrain.lr: -1}}", "pretrain.lr=-1.0: must be more than 0"),
+    ("{sap: {sap.rate: 2}}", "wants.sap: 'sap.rate' cannot be here"),
+    ("{sap: {seed: 2}}", "wants.sap: 'seed' cannot be here"),
+])
+def test_bad_wants(wants, message, tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(f"wants: {wants}\n")
+    with pytest.raises(UsageError, match=f"^{re.escape(str(mine))}: .*{re.escape(message)}"):
+        config(f"preset={mine}")
 
 
 @pytest.mark.parametrize("name", preset_names())
