@@ -19,7 +19,7 @@ from typing import Any
 
 from compressors.errors import UsageError
 from compressors.registry import suggest
-from experiments.cells import read_yaml
+from experiments.preset import read_yaml
 from experiments.tables import TableFile
 
 KINDS = {"better": "than", "best": "of", "within": "of"}  # kind -> who the row is compared with

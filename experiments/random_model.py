@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from experiments import build
-from experiments.cells import Cell, copied, make_cells, read_yaml
+from experiments.cells import Cell, copied, make_cells
 from experiments.config import Config
 from experiments.overrides import parse
+from experiments.preset import read_yaml
 from llm_adapters.conversation import IGNORE
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 

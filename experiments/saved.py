@@ -2,8 +2,8 @@
 from pathlib import Path
 
 from compressors.errors import UsageError
-from experiments.cells import read_yaml
 from experiments.config import BLIND
+from experiments.preset import read_yaml
 from llm_adapters import saved
 from llm_adapters.saved import find, read
 

@@ -19,10 +19,11 @@ from typing import Any
 
 from compressors.errors import UsageError
 from compressors.registry import suggest
-from experiments.cells import Cell, labelled, read_yaml, refuse
+from experiments.cells import Cell, labelled, refuse
 from experiments.config import Config
 from experiments.model_sizes import scaled_values
 from experiments.overrides import parse
+from experiments.preset import read_yaml
 
 ALL = "all"
 TOP, BLOCK = {"title", "blocks", "rows", "claims", "name"}, {"title", "rows"}

@@ -1,8 +1,8 @@
 """The text of --help, made from the settings and the registries themselves."""
 from experiments import signatures
-from experiments.cells import preset_names
 from experiments.config import BLIND, settings
 from experiments.launch_options import SLURM, Launch, path_of
+from experiments.preset import preset_names
 
 HEAD = """\
 Usage: python -m experiments.sweep [KEY=VALUE ...] [--plan] [--help]

@@ -9,9 +9,9 @@ import torch
 from compressors.errors import UsageError
 from compressors.registry import suggest
 from experiments import build
-from experiments.cells import read_yaml
 from experiments.efficiency.published import KINDS
 from experiments.efficiency.subject import OfCell, Subject
+from experiments.preset import read_yaml
 from experiments.random_model import random_cells
 
 

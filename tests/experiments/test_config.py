@@ -12,10 +12,11 @@ from compressors.errors import UsageError
 from connectors.embq import registry as real_query_modules
 from connectors.projector import registry as real_projectors
 from experiments import signatures, usage
-from experiments.cells import blind_cells, make_cells, preset, preset_names
+from experiments.cells import blind_cells, make_cells
 from experiments.config import Config, resolve_source, settings
 from experiments.overrides import parse, split
 from experiments.plan import plan
+from experiments.preset import preset, preset_names
 from llm_adapters.pruning import registry as real_pruners
 
 
