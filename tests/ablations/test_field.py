@@ -5,10 +5,19 @@ import torch
 import compressors
 from ablations import spec
 from experiments import signatures, sweep, tables
+from experiments.cells import make_cells
+from experiments.overrides import parse
 from experiments.plan import plan
 
 BUILT_IN = sorted(signatures.compressors().found)
 CONTROLS = {"identity", "random", "downsample"}
+TWINS = {"adaptive_avg_pool": "avg_pool", "interpolate": "uniform"}  # without rows, and whose rows are theirs
+BEHIND = set(BUILT_IN) - CONTROLS - set(TWINS)
+
+
+def config_of(*overrides):
+    (cell,) = make_cells(parse(overrides))
+    return cell.config
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +28,20 @@ def field():
 def test_every_compressor_is_there_without_and_with_embq(field):
     rows = {row.label: row.cells[0].config.compressor for row in field.rows}
     assert all(label == compressor for label, compressor in rows.items())
-    assert set(rows) == {*BUILT_IN, *(f"{name}+embq" for name in set(BUILT_IN) - CONTROLS)}
+    assert set(rows) == {*CONTROLS, *BEHIND, *(f"{name}+embq" for name in BEHIND)}
+
+
+@pytest.mark.parametrize(("preset", "dim", "side"), [
+    ("tiny", 128, 12), ("small", 384, 12), ("flashsloth", 64, 27)])
+@pytest.mark.parametrize("name", TWINS)
+def test_what_has_no_row_is_another_one(name, preset, dim, side):
+    features, found = torch.randn(2, side, side, dim), []
+    for each in (name, TWINS[name]):
+        config = config_of(f"compressor={each}", f"preset={preset}")
+        part = compressors.create(each, dim=dim, llm_dim=dim, **config.knobs(each))
+        assert not list(part.parameters())
+        found.append(part.train()(features))
+    assert torch.equal(*found)
 
 
 def test_every_pruner_has_a_row_at_the_same_average():
@@ -44,7 +66,7 @@ def test_rows_have_one_budget(preset, dim, llm_dim, side, tokens):
 
 def test_claims_name_its_rows(field):
     first, best = spec.claims(field)
-    assert {pair[1] for pair in first.pairs} == set(BUILT_IN) - CONTROLS
+    assert {pair[1] for pair in first.pairs} == BEHIND
     assert len(best.pairs) == 2 * len(first.pairs) - 1
 
 
@@ -52,7 +74,7 @@ def test_a_compressor_is_pretrained_once(field):
     stages = {}
     for row in field.rows:
         stages |= plan(row.cells[0].config).ancestors()
-    assert sum(stage.kind == "pretrain" for stage in stages.values()) == len(BUILT_IN)
+    assert sum(stage.kind == "pretrain" for stage in stages.values()) == len(BUILT_IN) - len(TWINS)
 
 
 def test_all_is_the_paper(capsys, tmp_path):
