@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from ablations.spec import Claim
 from compressors.errors import UsageError
+from experiments.earlier import REPORT
 from experiments.files import write_atomic
 
-FORMAT, FILE, FOLDER, PLOTS = 2, "report.json", "outcomes", "plots"
+FORMAT, FILE, FOLDER, PLOTS = 2, REPORT, "outcomes", "plots"
 
 
 @dataclass

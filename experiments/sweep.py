@@ -58,6 +58,9 @@ def run(arguments: Sequence[str] | None, runner: Callable[[str], Runner],
                 check(cell.config)
             ended = launch(asked.jobs, store, asked.launch, runner)
         show(asked, ended.finished, store, console)
+    if asked.left_out:
+        console.print(f"{asked.left_out} cells are in the earlier report; python -m ablations.report shows "
+                      "them beside these, with the same table= and earlier=", markup=False, soft_wrap=True)
     for cell, why, log in ended.failed:
         console.print(f"failed: {title(cell)}: {why}; see {log}", markup=False, soft_wrap=True)
     for log in dict.fromkeys(log for *_, log in ended.failed):

@@ -7,7 +7,8 @@ import pytest
 from made_cells import fill
 
 from ablations import outcomes, report
-from experiments import tables
+from compressors.errors import UsageError
+from experiments import request, tables
 from experiments.plan import plan
 
 COMMITTED = Path(report.__file__).parent / "results" / "tiny"
@@ -50,6 +51,19 @@ def test_it_says_so(whole, tmp_path):
     assert "Cells computed: 1, last finished" in words
     assert "Cells taken from an earlier report by the key of their evaluation: 8." in words
     assert "Of that report: Cells computed: 9, last finished" in words
+
+
+def test_a_sweep_leaves_them_out(whole, tmp_path):
+    asked = request.read(["table=5", "seed=0,1,2,3", f"earlier={whole}", "blind=false"])
+    assert {cell.config.seed for cell, _ in asked.jobs} == {3} and asked.left_out == 9
+    assert [len(rows) for _, rows in asked.views] == [3]
+    with pytest.raises(UsageError, match="that report has all 9 cells"):
+        request.read(["table=5", "seed=0,1,2", f"earlier={whole}", "blind=false"])
+    with pytest.raises(UsageError, match="earlier=no/where: no no/where/report.json"):
+        request.read(["table=5", "earlier=no/where"])
+    (tmp_path / "report.json").write_text("[]")
+    with pytest.raises(UsageError, match="not what ablations.report wrote"):
+        request.read(["table=5", f"earlier={tmp_path}"])
 
 
 def test_another_configuration_is_not_taken(whole, tmp_path, capsys):
