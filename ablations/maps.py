@@ -1,7 +1,7 @@
 """Attention maps of a report (Figure 4 of the paper): where a trained model looks in a few test scenes.
 
-The model is that of the first finished cell with a query module, the scenes are the first of its test data
-with unlike questions: no hand picks them.
+The model is that of the first finished cell with a query module that is still there or was drawn before; the
+scenes are the first of its test data with unlike questions: no hand picks them.
 """
 import io
 from collections.abc import Mapping, Sequence
@@ -21,16 +21,19 @@ def add(report: outcomes.Report, finished: Sequence[tuple[Cell, Stage]], store: 
         known: outcomes.Report | None = None) -> None:
     """Draw the maps of a report, or take those of the same model that the one before in `folder`, or another
     `known` one, has. A model or pictures that are gone leave a note in their place."""
-    chosen = next(((cell, stage) for cell, stage in finished if cell.config.query_module), None)
+    drawn = {each.made.get("maps", {}).get("stage"): each for each in (known, read(folder))
+             if each is not None and each.maps}
+    able = [(cell, stage) for cell, stage in finished if cell.config.query_module]
+    there = (pair for pair in able if pair[1].inputs["finetune"].key in drawn
+             or store.path(pair[1].inputs["finetune"]).is_dir())
+    chosen = next(there, able[0] if able else None)
     if chosen is None:
         return
     cell, stage = chosen
-    made: dict[str, Any] = {"of": f"{cell.label}, seed {cell.config.seed}",
-                            "stage": stage.inputs["finetune"].key}
-    alike = [each for each in (read(folder), known) if each is not None and each.maps
-             and each.made.get("maps", {}).get("stage") == made["stage"]]
-    if alike:
-        report.maps, made = alike[0].maps, alike[0].made["maps"]
+    key = stage.inputs["finetune"].key
+    made: dict[str, Any] = {"of": f"{cell.label}, seed {cell.config.seed}", "stage": key}
+    if key in drawn:
+        report.maps, made = drawn[key].maps, drawn[key].made["maps"]
     else:
         try:
             report.maps, made["scenes"] = draw(stage, store)
