@@ -1,5 +1,6 @@
 """Pictures of a report as SVG: accuracy against visual tokens, claims, families, what EmbQ adds."""
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ from experiments.figures import BLUE, GREY, ORANGE, bare, literal, svg
 
 COLOURS = {HOLDS: "#0a7d32", FAILS: "#b3261e"}
 CROWD = 24  # rows of which not all can have a name in a plot
+ALIKE = 6  # rows with one number of tokens of which not more can be told apart on a line
 LINE = 0.27  # inches a row of a picture with rows takes
 
 
@@ -35,12 +37,17 @@ def tokens_of(row: Row) -> float:
     return visual + row.efficiency.get("query_tokens", 0)
 
 
+def crowded(table: Table) -> bool:
+    """Whether so many rows have one number of tokens that a ranking shows them better."""
+    return max(Counter(map(tokens_of, seen(table))).values(), default=0) > ALIKE
+
+
 def pareto(table: Table) -> str | None:
     """Accuracy against visual and query tokens; what nothing cheaper beats is joined. None if all cost the
-    same."""
+    same, or too many do."""
     rows = seen(table)
     tokens = np.array([tokens_of(row) for row in rows])
-    if len(set(tokens)) < 2:
+    if len(set(tokens)) < 2 or crowded(table):
         return None
     scores = [seed_interval(table.scores(row)) for row in rows]
     means = np.array([mean for mean, _ in scores])
@@ -113,6 +120,7 @@ def intervals(width: float, title: str, names: Sequence[str],
     axes.set_title(literal(title), fontsize=10, loc="left")
     bare(axes, "x")
     return figure, axes
+
 
 def families(table: Table) -> str | None:
     """A panel of bars for each family of questions, a bar a row. None with a single family."""

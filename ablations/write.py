@@ -9,14 +9,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ablations import latex, outcomes, page, plots, render, view
+from ablations import latex, outcomes, page, plots, ranking, render, view
 from ablations.outcomes import Report
 from ablations.verdicts import Verdict, judge
 from ablations.view import Grid
 from experiments.files import write_atomic
 
 TITLE = "Ablations"
+PLOTS = {"pareto": plots.pareto, "ranking": ranking.ranking, "gain": plots.gain, "families": plots.families}
 CAPTIONS = {"pareto": "Accuracy against visual tokens; bars: 95 % t-interval over seeds.",
+            "ranking": "Accuracy by compressor; bars: 95 % t-interval over seeds.",
             "families": "Accuracy by family of questions.",
             "gain": "What the query module adds; paired bootstrap.",
             "claims": "The claims and their intervals; green holds, red does not hold, grey is not resolved."}
@@ -32,6 +34,9 @@ def write(report: Report, folder: Path, console: Console) -> None:
     every = [grid for found in grids.values() for grid in found]
     notes = [view.NOTE, view.CLAIMS]
     (folder / "plots").mkdir(parents=True, exist_ok=True)
+    for path in (folder / "plots").glob("*.svg"):  # an earlier report's that this one does not draw
+        if path.stem not in pictures:
+            path.unlink()
     for name, content in pictures.items():
         write_atomic(folder / "plots" / f"{name}.svg", content)
     words = markdown(report, every, summary, [*notes, *end], sorted(pictures))
@@ -56,8 +61,8 @@ def draw(report: Report, verdicts: dict[str, list[Verdict]]) -> dict[str, str]:
     """File name without ending -> SVG, of what there is something to draw for."""
     found = {}
     for table in report.tables:
-        for name in ("pareto", "gain", "families"):
-            content = getattr(plots, name)(table) if table.ids.size else None
+        for name, drawn in PLOTS.items():
+            content = drawn(table) if table.ids.size else None
             if content:
                 found[f"table{table.name}-{name}"] = content
     every = [(table.heading, each) for table in report.tables for each in verdicts[table.name]]

@@ -4,7 +4,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from ablations import plots
+from ablations import plots, ranking
 from ablations.outcomes import Row, Table
 from experiments import labels
 
@@ -44,6 +44,20 @@ def test_a_name_stands_beside_its_point_where_there_is_room():
 def test_pareto_needs_rows_of_different_cost():
     assert plots.pareto(table({"a": (0.5, 16, 0), "b": (0.6, 16, 0)})) is None
     assert plots.pareto(table({"a": (0.5, 16, 0), "b": (0.6, 16, 4)})).count("<svg") == 1
+
+
+def test_many_of_one_cost_are_ranked_instead():
+    rows = {name: (0.3 + 0.05 * i, 16, 0) for i, name in enumerate("abcdefg")}
+    few = {name: rows[name] for name in "abcdef"}
+    more = {"b+embq": (0.9, 16, 4), "identity": (0.95, 144, 0), "blind": (0.1, 0, 0)}
+    assert plots.pareto(table({**few, **more})) and ranking.ranking(table({**few, **more})) is None
+    found = table({**rows, **more})
+    assert plots.pareto(found) is None and ranking.ranking(found).count("<svg") == 1
+    assert [(host, len(there)) for host, there in ranking.hosts(found).items()] == [
+        ("identity", 1), ("b", 2), ("g", 1), ("f", 1), ("e", 1), ("d", 1), ("c", 1), ("a", 1), ("blind", 1)]
+    for row in found.rows[:3]:
+        del row.outcomes[1]  # one seed: no interval
+    assert ranking.ranking(found).count("<svg") == 1
 
 
 def test_rows_of_one_cell_are_one_point():
