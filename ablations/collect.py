@@ -39,7 +39,7 @@ def report(wanted: Sequence[str], axes: Mapping[str, list[str]], store: Store, f
     shown: list[tuple[Row, Config]] = []
     found = [collect(file, store, known, finished, shown) for file in files]
     for file, table in zip(files, found):
-        table.sweep = sweep(file, asked)
+        table.sweep = sweep(file, asked | ({"earlier": [str(before)]} if before else {}))
     for (row, _), count in zip(shown, prefill.counts([config for _, config in shown], folder / COUNTS)):
         row.efficiency |= {} if count is None else {"prefill_flops": count}
     new = Report(found, {"command": command, **made(list(finished.values()), store, known)})

@@ -1,7 +1,7 @@
 """Pictures of a report as SVG: accuracy against visual tokens, claims, families, what EmbQ adds."""
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -38,8 +38,12 @@ def tokens_of(row: Row) -> float:
 
 
 def crowded(table: Table) -> bool:
-    """Whether so many rows have one number of tokens that a ranking shows them better."""
-    return max(Counter(map(tokens_of, seen(table))).values(), default=0) > ALIKE
+    """Whether so many compressors have one number of tokens that a ranking shows them better. They are what
+    has a row NAME beside a row NAME+MODULE."""
+    rows = seen(table)
+    names = {row.label for row in rows}
+    paired = any(name.rpartition("+")[0] in names for name in names)
+    return paired and max(Counter(map(tokens_of, rows)).values()) > ALIKE
 
 
 def pareto(table: Table) -> str | None:
@@ -106,15 +110,17 @@ def forest(title: str, verdicts: Sequence[tuple[str, Verdict]]) -> str | None:
     return svg(figure)
 
 
-def intervals(width: float, title: str, names: Sequence[str],
-              rows: Sequence[tuple[float, float, float, str]]) -> tuple[Figure, Axes]:
-    """A row a name, from the top: a line from low to high, a dot at the estimate, and their colour."""
+def intervals(width: float, title: str, names: Sequence[str], rows: Sequence[tuple[float, float, float, str]],
+              hollow: Collection[int] = ()) -> tuple[Figure, Axes]:
+    """A row a name, from the top: a line from low to high, a dot at the estimate, and their colour. `hollow`:
+    the numbers of open dots."""
     figure = Figure((width, 1.1 + LINE * 1.25 * len(rows)), layout="constrained")
     axes = figure.subplots()
     axes.axvline(0, color="#444", linewidth=1)
     for y, (low, estimate, high, colour) in enumerate(rows):
         axes.plot([low, high], [y, y], color=colour, linewidth=2)
-        axes.plot(estimate, y, "o", color=colour, markersize=5)
+        axes.plot(estimate, y, "o", color=colour, markersize=5,
+                  markerfacecolor="white" if y in hollow else colour)
     axes.set_yticks(range(len(rows)), map(literal, names))
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_title(literal(title), fontsize=10, loc="left")
@@ -161,6 +167,11 @@ def gains(table: Table) -> list[Verdict]:
     return [each for each in judge(claims, outcomes, table.families, table.picture) if each.pairs]
 
 
+def decided(gain: Verdict) -> bool:
+    """Whether an interval leaves zero out, and tells of seeds, too."""
+    return gain.pairs[0].squares is not None and not gain.low <= 0 <= gain.high
+
+
 def gain(table: Table) -> str | None:
     """What EmbQ adds to each compressor, the largest first. None if fewer than two rows have a partner."""
     found = sorted(gains(table), key=lambda each: -each.estimate)
@@ -168,7 +179,8 @@ def gain(table: Table) -> str | None:
         return None
     figure, axes = intervals(
         6.4, f"{table.heading}: gain from EmbQ by compressor", [each.claim.text for each in found],
-        [(each.low, each.estimate, each.high, GREY if each.low <= 0 <= each.high else ORANGE)
-         for each in found])
-    axes.set_xlabel("percentage points that the query module adds; grey: may be none", fontsize=9)
+        [(each.low, each.estimate, each.high, ORANGE if decided(each) else GREY) for each in found],
+        [i for i, each in enumerate(found) if each.pairs[0].squares is None])
+    axes.set_xlabel("percentage points that the query module adds; grey: may be none;\n"
+                    "open: one seed, an interval over questions alone", fontsize=9)
     return svg(figure)

@@ -37,6 +37,7 @@ def test_parts_give_what_the_whole_gives(whole, tmp_path):
     assert report.main(["table=5", "seed=0,1,2", f"out={second}", f"earlier={first / 'report'}"]) == 0
     assert report.main(["table=5", f"out={third}", f"earlier={second / 'report'}"]) == 0
     missing = outcomes.load(third / "report").tables[0]
+    assert missing.sweep.endswith(f"earlier={second / 'report'}")
     assert {row.label: row.missing for row in missing.rows if row.missing} == {"add": [2], "gated": [2]}
     fourth = part(tmp_path / "fourth", seeds=[2])
     assert report.main(["table=5", f"out={fourth}", f"earlier={third / 'report'}"]) == 0
@@ -109,4 +110,4 @@ def test_the_committed_study_has_the_keys_of_today():
         for row in file.rows:
             today = {cell.config.seed: plan(cell.config).key for cell in row.cells}
             kept = rows[row.label].keys
-            assert kept and kept == {seed: today[seed] for seed in rows[row.label].outcomes}, row.label
+            assert kept == {seed: today[seed] for seed in rows[row.label].outcomes}, row.label

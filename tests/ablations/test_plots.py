@@ -50,6 +50,7 @@ def test_many_of_one_cost_are_ranked_instead():
     rows = {name: (0.3 + 0.05 * i, 16, 0) for i, name in enumerate("abcdefg")}
     few = {name: rows[name] for name in "abcdef"}
     more = {"b+embq": (0.9, 16, 4), "identity": (0.95, 144, 0), "blind": (0.1, 0, 0)}
+    assert plots.pareto(table({**rows, "identity": more["identity"]}))  # nothing beside it with a module
     assert plots.pareto(table({**few, **more})) and ranking.ranking(table({**few, **more})) is None
     found = table({**rows, **more})
     assert plots.pareto(found) is None and ranking.ranking(found).count("<svg") == 1
@@ -72,7 +73,12 @@ def test_gains_pair_rows_by_name():
     found = {each.claim.text: each for each in plots.gains(table(rows))}
     assert list(found) == ["a", "b"]
     assert found["a"].low > 20 and found["b"].low < 0 < found["b"].high
+    assert [plots.decided(each) for each in found.values()] == [True, False]
     assert plots.gain(table({"a": (0.5, 16, 0), "a+embq": (0.6, 16, 4)})) is None
+    alone = table(rows)
+    for row in alone.rows:
+        del row.outcomes[1]
+    assert not any(map(plots.decided, plots.gains(alone))) and plots.gain(alone)
 
 
 def test_families_need_several():

@@ -76,7 +76,7 @@ def test_shipped_flops_are_right(project):
 
 def test_counts_are_kept(tmp_path):
     kept = tmp_path / "report" / "prefill.json"
-    config = make_cells({"compressor": ["uniform"]})[0].config
+    config = make_cells({"compressor": ["uniform"], "uniform.rate": ["2"]})[0].config
     first = prefill.counts([config], kept)
     assert kept.is_file()
     kept.write_text(kept.read_text().replace(str(first[0]), "7"))
