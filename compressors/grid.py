@@ -84,10 +84,12 @@ def unsplit(weights: Tensor, grid: tuple[int, int], windows: tuple[int, int]) ->
 
 
 def unfit(weights: Tensor, height: int, width: int) -> Tensor:
-    """Weights (B, H', W') over a fitted grid as weights (B, H, W) over the patches, each image's sum 1."""
+    """Weights (B, H', W') over a fitted grid as weights (B, H, W) over the patches, each image's sum 1;
+    zeros where no patch has any, all of it being on the filled border."""
     rows, columns = weights.shape[1:]
     weights = F.pad(weights, (0, width - columns, 0, height - rows))  # a negative width crops
-    return weights / weights.sum((1, 2), keepdim=True)
+    total = weights.sum((1, 2), keepdim=True)
+    return weights / total.clamp(min=torch.finfo(weights.dtype).tiny)
 
 
 class WindowCompressor(Compressor):

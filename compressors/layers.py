@@ -57,7 +57,7 @@ class Attention(nn.Module):
         q = rearrange(self.query(query), "b n (h d) -> b h n d", h=self.heads)
         k = rearrange(self.key(key), "b n (h d) -> b h n d", h=self.kv_heads)
         k = k.repeat_interleave(self.heads // self.kv_heads, 1)
-        scores = (q @ k.mT * q.shape[-1] ** -0.5).float()
+        scores = q.float() @ k.float().mT * q.shape[-1] ** -0.5
         return (scores if mask is None else scores.masked_fill(~mask, float("-inf"))).softmax(-1)
 
 

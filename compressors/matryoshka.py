@@ -4,7 +4,9 @@ A wrapper around any other compressor, its host. It trains the host at several t
 from finer ones, and picks one of them when asked: one training run for every budget.
 
     host with a grid     the grid average-pooled by a scale s (M3)        9*9 -> 81, 25, 9 at scales 1, 2, 4
-    host without one     the first ceil(Q / s^2) tokens (MQT)             64 -> 64, 16, 4
+    host with queries    the first ceil(Q / s^2) tokens (MQT)             64 -> 64, 16, 4
+
+Selectors and mergers are no hosts: their tokens are in raster order, and the first are the top of the image.
 
     H*W -> the host's tokens at the finest scale        729 -> 81 behind avg_pool
 
@@ -21,7 +23,7 @@ from compressors.average_pool import window_mean
 from compressors.base import Compressor, MaybeTensor, register, registry
 from compressors.checks import at_least
 from compressors.errors import UsageError
-from compressors.grid import windows
+from compressors.grid import BudgetCompressor, windows
 
 
 @register("matryoshka")
@@ -45,21 +47,27 @@ class Matryoshka(Compressor):
             raise UsageError("host=matryoshka: choose another compressor, it cannot be its own host")
         context = {"dim": dim} if llm_dim is None else {"dim": dim, "llm_dim": llm_dim}
         self.host: Compressor = registry.create(host, **context, **(knobs or {}))
+        if isinstance(self.host, BudgetCompressor):
+            raise UsageError(f"host={host}: its tokens are in raster order: the first are the image's top; "
+                             "choose one with a grid, such as avg_pool, or with queries, such as resampler")
         self.out_dim, self.projects = self.host.out_dim, self.host.projects
         self.needs_text, self.needs_levels = self.host.needs_text, self.host.needs_levels
         self.image_rate = self.host.image_rate
         self.scales = tuple(sorted(set(scales)))
         self.finest = self.drawn = self.scales[0]
+        self.picked = False
 
     def draw(self) -> None:
-        """A scale for the next training step, from torch's global generator."""
-        self.finest, self.drawn = self.scales[0], self.scales[torch.randint(len(self.scales), ()).item()]
+        """A scale for the next training step, from torch's global generator, unless one was picked."""
+        if not self.picked:
+            self.drawn = self.scales[torch.randint(len(self.scales), ()).item()]
 
     def pick(self, scale: int) -> None:
         """From now on this scale alone, without places for finer ones."""
         if scale not in self.scales:
             raise UsageError(f"scale={scale}: choose one of {', '.join(map(str, self.scales))}")
         self.finest = self.drawn = scale
+        self.picked = True
 
     @property
     def scale(self) -> int:

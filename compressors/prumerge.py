@@ -10,7 +10,9 @@ its own, weighted by the attention that they receive.
 In the paper attention is CLIP's CLS token's and keys are its penultimate block's, and the number of outliers
 of the attention, different for each image, decides how many are kept. Here the budget does, so that
 compressors can be compared; and as the tower hands over neither (SigLIP has no CLS token), the normalised
-features stand for queries and keys, and a patch's attention is the mean of what all others pay it.
+features stand for queries and keys, and a patch's attention is the mean of what all others pay it. The
+released code differs in two more points: the nearest are sought among kept patches, too, and one token is
+added, the weighted sum of all removed patches.
 """
 import torch
 import torch.nn.functional as F

@@ -43,9 +43,9 @@ class Attention(nn.Module):
         return self.norm(x + F.dropout(read, self.dropout, self.training))
 
     def weights(self, x: Tensor, memory: Tensor) -> Tensor:
-        """What `forward` weighs the memory with, without dropout: (B, heads, N, M)."""
+        """What `forward` weighs the memory with, without dropout, float32: (B, heads, N, M)."""
         query, key = self._split(self.query(x)), self._split(self.key(memory))
-        return (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).float().softmax(-1)
+        return (query.float() @ key.float().mT * query.shape[-1] ** -0.5).softmax(-1)
 
 
 class FeedForward(nn.Module):

@@ -9,6 +9,7 @@ values come from several levels of the tower: coarse to fine. The query is not a
 
     H*W -> (H/s) * (W/s)        576 -> 144 at s = 2
 """
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -58,7 +59,10 @@ class TokenPacker(WindowCompressor):
         channels(features, self.dim, self.needs_levels)
         grid = self.out_grid(*features.shape[1:3])
         fitted, real = fit(features, self.rate, self.grid_policy)
-        coarse = (features if real is not None else fitted)[..., : self.dim]  # never a filled border
+        # where a border is filled, its queries are of the last patches, again, and stay in their windows
+        rows, columns = (torch.arange(n * self.rate, device=features.device).clamp(max=m - 1)
+                         for n, m in zip(grid, features.shape[1:3]))
+        coarse = (fitted if real is None else features[:, rows[:, None], columns])[..., : self.dim]
         fine = fitted[..., self.dim :] if self.needs_levels else fitted
         query = self.query_norm(self.query(resize(coarse, grid, "bilinear")))
         keys = split_windows(self.key_norm(self.key(fine)), self.rate)

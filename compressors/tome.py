@@ -22,8 +22,9 @@ from compressors.selection import choice
 def group_means(tokens: Tensor, group: Tensor, count: int) -> Tensor:
     """Mean of the tokens (B, N, C) of each group (B, N) in 0 .. count - 1 -> (B, count, C)."""
     index = group.unsqueeze(-1).expand_as(tokens)
-    sums = torch.zeros(len(tokens), count, tokens.shape[-1], dtype=tokens.dtype, device=tokens.device)
-    return sums.scatter_reduce(1, index, tokens, "mean", include_self=False)
+    wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))  # sums of many overflow in half
+    sums = torch.zeros(len(tokens), count, tokens.shape[-1], dtype=wide.dtype, device=tokens.device)
+    return sums.scatter_reduce(1, index, wide, "mean", include_self=False).to(tokens.dtype)
 
 
 def match(tokens: Tensor, merges: int) -> Tensor:

@@ -62,29 +62,33 @@ ALL_ATTENTION_FUNCTIONS.register(NAME, scoring)
 
 @torch.no_grad()
 def rows(query: Tensor, key: Tensor, mask: Tensor | None, index: Tensor, heads: str,
-         scaling: float | None = None, softcap: float | None = None, s_aux: Tensor | None = None) -> Tensor:
+         scaling: float | None = None, softcap: float | None = None, s_aux: Tensor | None = None,
+         sliding_window: int | None = None) -> Tensor:
     """Softmax attention (B, S, T) of the queries at `index` (B, S) to all keys, over heads by "mean" or
     "max"; zeros where the index is -1.
 
     query (B, H, T, d), key (B, G, T, d) with H a multiple of G; mask: None (causal), (B, T) of tokens that
-    are there, or (B, 1, T, T) as transformers makes them, bool or added. `s_aux` (H,): logits of a sink."""
+    are there, or (B, 1, T, T) as transformers makes them, bool or added, with its window. `s_aux` (H,):
+    logits of a sink."""
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    found = [_rows(query, key, mask, part, heads, scaling, softcap, s_aux)
+    found = [_rows(query, key, mask, part, heads, scaling, softcap, s_aux, sliding_window)
              for part in index.split(CHUNK, dim=1)]
     return torch.cat(found, 1)
 
 
 def _rows(query: Tensor, key: Tensor, mask: Tensor | None, index: Tensor, heads: str, scaling: float,
-          softcap: float | None, sink: Tensor | None) -> Tensor:
+          softcap: float | None, sink: Tensor | None, window: int | None) -> Tensor:
     at = index.clamp(min=0)
     groups, tokens = key.shape[1], key.shape[2]
     asked = query.gather(2, at[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3]))
     asked = asked.unflatten(1, (groups, -1))  # (B, G, H / G, S, d)
-    logits = (asked @ key.unsqueeze(2).mT).flatten(1, 2).float() * scaling  # (B, H, S, T)
+    # float32 before the product: in half precision close scores would be equal, and large ones infinite
+    logits = (asked.float() @ key.float().unsqueeze(2).mT).flatten(1, 2) * scaling  # (B, H, S, T)
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     if mask is None or mask.ndim == 2:
-        seen = torch.arange(tokens, device=at.device) <= at.unsqueeze(2)  # (B, S, T)
+        back = at.unsqueeze(2) - torch.arange(tokens, device=at.device)  # (B, S, T)
+        seen = (back >= 0) & (back < (window or tokens))
         seen = seen if mask is None else seen & mask[:, None, :tokens].bool()
         logits = logits.masked_fill(~seen.unsqueeze(1), -torch.inf)
     else:

@@ -22,7 +22,11 @@ def calibrate(model, batches: Iterable[Mapping[str, Tensor]]) -> tuple[float, ..
     if model.config.pruner != "fitprune":
         raise UsageError(f"pruner={model.config.pruner}: only fitprune is calibrated")
     knobs = dict(model.config.pruner_knobs or {})
-    recipe = recipe_for(model, model.use_pruner, partial(features_of, model), batches, model.pruner)
+    before = model.pruner
+    try:
+        recipe = recipe_for(model, model.use_pruner, partial(features_of, model), batches, before)
+    finally:  # one that fails or is interrupted leaves no trial behind
+        model.use_pruner(before)
     model.set_pruner("fitprune", **{**knobs, "recipe": recipe})
     return recipe
 

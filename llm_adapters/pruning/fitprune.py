@@ -46,7 +46,8 @@ class FitPrune(Pruner):
             raise UsageError(f"samples={samples}: a calibration needs at least 1")
         layers = tuple(range(1, llm_layers))
         self.samples, self.average = samples if recipe is None else 0, average
-        shares = recipe or schedule.solve(llm_layers, layers, average, lambda r: (r,) * len(layers))
+        shares = recipe if recipe is not None else schedule.solve(llm_layers, layers, average,
+                                                                  lambda r: (r,) * len(layers))
         super().__init__(llm_layers, layers, shares, positions)
 
     def raters(self, prompt: Prompt) -> Tensor:

@@ -11,7 +11,8 @@ from llm_adapters.pruning.base import Prompt, Pruner, View
 from llm_adapters.pruning.cuts import Cut, State, make_cut
 from llm_adapters.pruning.schedule import by_layer
 
-SCORING = "scaling", "softcap", "s_aux"  # what a family's attention asks for that changes its weights
+# what a family's attention asks for that changes its weights
+SCORING = "scaling", "softcap", "s_aux", "sliding_window"
 
 
 @dataclass

@@ -103,11 +103,14 @@ def density_peaks(hidden: Tensor, chosen: Tensor, clusters: list[int]) -> tuple[
     members = chosen.sum(1) // torch.tensor(clusters, device=chosen.device).clamp(min=1)
     counted = torch.arange(near.shape[2], device=chosen.device) < members.clamp(min=2).view(-1, 1, 1)
     near = near.masked_fill(~counted | near.isinf(), 0)  # no neighbours beyond a cluster's usual size
-    density = (-near.square().mean(-1)).exp()
+    density = -near.square().mean(-1)  # its logarithm: far apart, exponentials would all be 0
     farthest = distance.masked_fill(~pair, 0).amax((1, 2)).view(-1, 1, 1)
-    denser = pair & (density.unsqueeze(1) > density.unsqueeze(2))
+    here, there = density.unsqueeze(2), density.unsqueeze(1)  # (B, T, 1), (B, 1, T)
+    earlier = torch.ones_like(pair).tril(-1)  # of two that are equally dense one has to be the denser
+    denser = pair & ((there > here) | (there == here) & earlier)
     gap = torch.where(denser, distance, farthest).amin(2)
-    centres = top(gap * density, chosen, clusters).keep
+    least = torch.finfo(gap.dtype).tiny  # a gap of 0 is none of -inf, the score of what is not chosen
+    centres = top(gap.clamp(min=least).log() + density, chosen, clusters).keep
     own = torch.arange(chosen.shape[1], device=chosen.device).expand_as(chosen)
     home = distance.masked_fill(~centres.unsqueeze(1), torch.inf).argmin(2)
     return centres, torch.where(chosen & ~centres & centres.any(1, keepdim=True), home, own)

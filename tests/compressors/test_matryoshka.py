@@ -56,7 +56,7 @@ def test_ragged_pools_keep_the_border():
 @pytest.mark.parametrize("host, knobs", [("avg_pool", {"rate": 2}), ("resampler", {"num_queries": 9})])
 def test_a_drawn_scale_fills_places_of_the_finest_which_are_to_be_masked(host, knobs):
     part, features = make(host, **knobs), torch.randn(2, 8, 12, 6)
-    expected = {scale: at(part, scale, features) for scale in SCALES}
+    expected = {scale: at(make(host, **knobs), scale, features) for scale in SCALES}
     count = expected[1].shape[1]
     seen = set()
     part.train()
@@ -71,7 +71,8 @@ def test_a_drawn_scale_fills_places_of_the_finest_which_are_to_be_masked(host, k
     part.drawn = 4
     assert part.eval()(features).equal(expected[1])  # draws are for training
     part.train().pick(2)
-    assert part.visible(8, 12) == part.num_tokens(8, 12)
+    part.draw()  # training on changes nothing of it
+    assert part.scale == 2 and part.visible(8, 12) == part.num_tokens(8, 12)
 
 
 def test_draws_come_from_the_global_generator():
@@ -102,6 +103,8 @@ def test_what_the_host_needs_is_what_it_needs():
 @pytest.mark.parametrize("knobs, message", [
     ({"host": "spa"}, "unknown compressor 'spa'; did you mean 'sap'"),
     ({"host": "matryoshka"}, "host=matryoshka: choose another compressor"),
+    *(({"host": host}, f"host={host}: its tokens are in raster order")
+      for host in ("divprune", "prumerge", "random", "tome")),
     ({"knobs": {"rat": 2}}, "compressor 'avg_pool' has no knob 'rat'; did you mean 'rate'"),
     ({"scales": ()}, r"scales=\(\): give at least one"),
     ({"scales": (1, 0)}, r"scales\[1\]=0: must be at least 1"),

@@ -171,6 +171,17 @@ def test_token_packer_window_by_window():
     torch.testing.assert_close(part(features), packed_by_hand(part, features, 3), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("grid, policy", [((7, 10), "ceil"), ((7, 10), "floor"), ((2, 11), "ceil")])
+def test_token_packer_asks_with_the_middle_of_each_window(grid, policy):
+    """On ragged grids, too: of a window that ends before its middle with the last patch."""
+    part, features = make("token_packer", heads=2, grid_policy=policy), torch.randn(1, *grid, 6)
+    rows, columns = part.out_grid(*grid)
+    middles = torch.stack([features[:, min(3 * r + 1, grid[0] - 1), min(3 * c + 1, grid[1] - 1)]
+                           for r in range(rows) for c in range(columns)], 1)
+    expected = part.query_norm(part.query(middles))
+    torch.testing.assert_close(part._operands(features)[0].view_as(expected), expected)
+
+
 @pytest.mark.parametrize("name", ["window_attention_pool", "token_packer"])
 def test_levels_that_do_not_come_along(name):
     part = make(name, heads=2, levels=(3, -1))

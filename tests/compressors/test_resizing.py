@@ -66,6 +66,12 @@ def test_attention_is_where_the_tokens_come_from(name, knobs, policy):
     torch.testing.assert_close(weighted, part(features).mean(1))
 
 
+def test_attention_where_no_token_reads_a_patch():
+    """Of one row of patches, filled up to three, bilinear tokens read the middle one."""
+    part, features = make("interpolate", grid_policy="pad"), torch.randn(1, 1, 9, 4)
+    assert not part(features).any() and part.attention(features).equal(torch.zeros(1, 1, 9))
+
+
 @pytest.mark.parametrize("name", RESIZERS)
 def test_grid_and_rate_say_the_same_where_both_can(name):
     features = torch.randn(2, 7, 10, 4)

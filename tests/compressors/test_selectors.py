@@ -113,6 +113,12 @@ def test_tome_is_a_loop_over_pairs(count):
         torch.testing.assert_close(tokens, tome_by_loop(row, count))
 
 
+def test_tome_merges_many_large_patches_in_half_precision():
+    """The sum of a group is beyond float16's largest number, its mean is not."""
+    features = torch.full((1, 6, 9, 6), 4000.0, dtype=torch.float16)
+    assert make("tome")(features).equal(features.flatten(1, 2)[:, :6])
+
+
 def divprune_by_loop(patches, count):
     distance = [[1 - F.cosine_similarity(x, y, dim=0).item() for y in patches] for x in patches]
     chosen = []

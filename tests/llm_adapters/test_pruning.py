@@ -144,6 +144,7 @@ def test_pruners_meet_on_an_average_number_of_tokens(name, average):
     ("pyramid_drop", {"layers": [3, 2]}, "ascending"),
     ("sparsevlm", {"adaptive": 0.5, "average": 0.5}, "set one of them"),
     ("fitprune", {"recipe": [0.5]}, "1 shares for 3 layers"),
+    ("fitprune", {"recipe": []}, "0 shares for 3 layers"),
     ("fitprune", {"recipe": [0.5, 0.6, 0.2]}, "none above the one before"),
     ("fitprune", {"samples": 0}, "samples=0"),
     ("fastvv", {}, "did you mean 'fastv'"),

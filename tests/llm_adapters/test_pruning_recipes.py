@@ -6,9 +6,10 @@ from pruning_cases import DEPTH, ROWS, TOKENS, build, inputs
 
 from compressors.errors import UsageError
 from llm_adapters.conversation import IMAGE, Turn
-from llm_adapters.pruning import SparseVLM, View, schedule
+from llm_adapters.pruning import Choice, SparseVLM, View, schedule
 from llm_adapters.pruning.attention import rows
 from llm_adapters.pruning.calibration import calibrate, fit
+from llm_adapters.pruning.cuts import make_cut
 from llm_adapters.pruning.sparsevlm import density_peaks, relevant
 
 SAMPLES = [([Turn(f"{IMAGE}\nWhat is {'a ' * (i % 3)}this?")], [picture(i)]) for i in range(6)]
@@ -82,6 +83,27 @@ def test_rows_of_attention_are_eager_ones():
             torch.testing.assert_close(found, expected)
 
 
+def test_rows_of_attention_end_at_a_sliding_window():
+    query, key = torch.randn(2, 1, 2, 9, 8)
+    index, padded = torch.tensor([[8, 5, 1]]), torch.ones(1, 9)
+    back = torch.arange(9)[:, None] - torch.arange(9)
+    allowed = (back >= 0) & (back < 4)
+    whole = (query @ key.mT * 8**-0.5).masked_fill(~allowed, -torch.inf).softmax(-1).mean(1)
+    for mask in (None, padded, allowed.expand(1, 1, 9, 9)):
+        found = rows(query, key, mask, index, "mean", sliding_window=4)
+        torch.testing.assert_close(found, whole[:, index[0]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rows_of_attention_are_of_full_precision(dtype):
+    """Scores beyond float16's largest number, and differences that bfloat16 has no digits for."""
+    query, key = torch.full((1, 1, 4, 64), 48.0), torch.full((1, 1, 4, 64), 48.0)
+    key[0, 0, 2, 0] = 48.25
+    found = rows(query.to(dtype), key.to(dtype), None, torch.tensor([[3]]), "mean")
+    expected = torch.tensor([0, 0, 48 * 0.25 / 8, 0]).softmax(0)  # 64 * 48 * 48 is what all share
+    torch.testing.assert_close(found[0, 0], expected, rtol=1e-3, atol=1e-3)
+
+
 def test_relevant_words():
     embeds = torch.zeros(2, 5, 3)
     embeds[:, :2] = torch.tensor([4.0, 0.0, 0.0])  # visual
@@ -99,6 +121,35 @@ def test_clusters():
     centres, into = density_peaks(hidden, chosen, [2])
     assert centres[0].nonzero().flatten().tolist() == [1, 5]
     assert into.tolist() == [[1, 1, 1, 3, 5, 5, 5]]
+
+
+@pytest.mark.parametrize("step", [1.0, 100.0])
+def test_clusters_of_equally_dense_tokens(step):
+    """Pairs are as dense as each other, far apart of a density that no float has: still one centre each."""
+    hidden = torch.tensor([0.0, 1.0, 10.0, 11.0, 30.0, 31.0])[None, :, None].repeat(1, 1, 4) * step
+    centres, into = density_peaks(hidden, torch.ones(1, 6).bool(), [3])
+    assert centres[0].nonzero().flatten().tolist() == [0, 2, 4]
+    assert into.tolist() == [[0, 0, 2, 2, 4, 4]]
+
+
+def test_clusters_of_identical_tokens():
+    chosen = torch.tensor([[0, 1, 1, 1, 0, 1]]).bool()
+    centres, into = density_peaks(torch.ones(1, 6, 4), chosen, [2])
+    assert centres.sum() == 2 and not (centres & ~chosen).any()
+    assert centres[0, into[0, chosen[0]]].all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_merging_many_large_tokens(dtype):
+    """Their sum is beyond float16's largest number, their mean is not."""
+    tokens = 40
+    choice = Choice(torch.zeros(1, tokens + 1).bool(), [1], torch.zeros(1, tokens + 1).long())
+    choice.keep[0, 0], choice.into[0, -1] = True, tokens
+    visual = torch.ones(1, tokens + 1).bool()
+    visual[0, -1] = False
+    cut = make_cut(1, None, tokens + 1, visual, choice, [1], renumber=False)
+    hidden = torch.full((1, tokens + 1, 3), 4000.0, dtype=dtype)
+    assert cut.narrow(hidden).equal(hidden[:, :2])
 
 
 def test_recycled_tokens_are_means_at_their_centres():
@@ -123,6 +174,29 @@ def test_schedules():
     assert schedule.average(8, (2, 4, 6), found) == pytest.approx(0.5)
     with pytest.raises(UsageError, match="one decoder layer"):
         schedule.check(1, (1,), None)
+
+
+@pytest.mark.parametrize("failing", [0, 2])
+def test_a_calibration_that_fails_leaves_the_pruner_as_it_was(failing):
+    """In the observing pass, or in a trial."""
+    model, processor = build()
+    model.set_pruner("fitprune", average=0.5)
+    before, batch = model.pruner, inputs(processor, SAMPLES[:2])
+    calls = []
+
+    def fail(*_):
+        calls.append(0)
+        if len(calls) > failing:
+            raise KeyboardInterrupt
+
+    handle = model.language_model.register_forward_pre_hook(fail)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(model, [batch])
+    handle.remove()
+    assert model.pruner is before and model.config.pruner_knobs == {"average": 0.5}
+    with pytest.raises(UsageError, match="fitprune has no recipe yet"):
+        model(**batch)
+    assert len(calibrate(model, [batch])) == DEPTH - 1
 
 
 def test_training_labels_do_not_change_a_calibration():
