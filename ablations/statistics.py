@@ -113,14 +113,15 @@ def moved_by_seeds(variance: float, resamples: int, rng: np.random.Generator) ->
 
 def interval(pair: Pair, means: NDArray[np.float64], tails: tuple[float, float],
              rng: np.random.Generator) -> tuple[float, float]:
-    """What leaves out `tails` below and above, from means over resampled questions (R,)."""
+    """What leaves out `tails` below and above, from means over resampled questions (R,). Student's t with one
+    or two degrees of freedom does not know that accuracies differ by at most 100 points; we do."""
     levels = [tails[0], 1 - tails[1]]
     if pair.squares is None:
         low, high = np.quantile(means, levels)
         return float(low), float(high)
     means = means + moved_by_seeds(pair.variances[0] / len(pair.seeds), len(means), rng)
     wider = stdtrit(pair.freedom, levels) / ndtri(levels)
-    low, high = pair.estimate + (np.quantile(means, levels) - pair.estimate) * wider
+    low, high = np.clip(pair.estimate + (np.quantile(means, levels) - pair.estimate) * wider, -100, 100)
     return float(low), float(high)
 
 

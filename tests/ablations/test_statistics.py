@@ -178,6 +178,14 @@ def test_agrees_with_plain_code(seed_sd):
     assert found.estimate == pytest.approx(np.mean(difference))
 
 
+def test_no_interval_leaves_what_accuracies_can_differ_by():
+    """Two seeds that do not agree on which row is the better one."""
+    data = simulate(np.random.default_rng(15), seeds=2, pictures=400)
+    data[0]["a"][0], data[0]["b"][0] = np.ones((2, 800), bool) * [[True], [False]]
+    found = judged(data)
+    assert found.estimate > 40 and (found.low, found.high) == (-100, 100) and found.word == verdicts.OPEN
+
+
 def test_memory_is_bounded_without_changing_the_draws(monkeypatch):
     columns = np.random.default_rng(0).random((50, 3))
     whole = statistics.resampled(columns, 100, np.random.default_rng(1))
