@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from compressors.errors import UsageError
 from experiments import request, results, table, usage
 from experiments.bars import reporter
 from experiments.cells import Cell
@@ -55,7 +56,7 @@ def run(arguments: Sequence[str] | None, runner: Callable[[str], Runner],
     with store.opened():
         with reporter(console) as store.report:
             for cell in unlike(asked.jobs, store):
-                check(cell.config)
+                check_cell(cell, check)
             ended = launch(asked.jobs, store, asked.launch, runner)
         show(asked, ended.finished, store, console)
     if asked.left_out:
@@ -67,6 +68,14 @@ def run(arguments: Sequence[str] | None, runner: Callable[[str], Runner],
         console.print(f"{log}:", *(f"  {line}" for line in tail(log)), sep="\n", markup=False,
                       highlight=False, soft_wrap=True)
     return 1 if ended.failed else 0
+
+
+def check_cell(cell: Cell, check: Callable[[Config], None]) -> None:
+    """`check`, its errors with the cell's name: a table has many."""
+    try:
+        check(cell.config)
+    except UsageError as error:
+        raise UsageError(f"{cell.label}: {error}") from error
 
 
 def unlike(jobs: list[Job], store: Store) -> list[Cell]:

@@ -35,6 +35,15 @@ def test_what_does_not_fit_is_one_line(capsys, tmp_path, overrides, message):
     assert not (tmp_path / "runs").exists()
 
 
+def test_of_a_table_the_row_that_does_not_fit_is_named(capsys, tmp_path):
+    table = tmp_path / "mine.yaml"
+    table.write_text("title: mine\nblocks:\n- title: rates\n  rows:\n"
+                     "  - {label: a third, overrides: [compressor=sap]}\n"
+                     "  - {label: a fifth, overrides: [compressor=sap, sap.rate=5]}\n")
+    assert sweep.main([f"out={tmp_path / 'runs'}", f"table={table}"]) == 2
+    assert capsys.readouterr().err.startswith("error: a fifth: rate=5 does not divide the 12x12 patch grid")
+
+
 def start(out: Path) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-m", "experiments.sweep", f"out={out}", *SMALL],
                             start_new_session=True, text=True, stdout=subprocess.PIPE,
