@@ -54,20 +54,22 @@ class Matryoshka(Compressor):
         self.needs_text, self.needs_levels = self.host.needs_text, self.host.needs_levels
         self.image_rate = self.host.image_rate
         self.scales = tuple(sorted(set(scales)))
-        self.finest = self.drawn = self.scales[0]
-        self.picked = False
+        self.choices, self.drawn = self.scales, self.scales[0]  # of which one is drawn
 
     def draw(self) -> None:
-        """A scale for the next training step, from torch's global generator, unless one was picked."""
-        if not self.picked:
-            self.drawn = self.scales[torch.randint(len(self.scales), ()).item()]
+        """A scale for the next training step, from torch's global generator; a picked one stays."""
+        self.drawn = self.choices[torch.randint(len(self.choices), ()).item()]
 
     def pick(self, scale: int) -> None:
         """From now on this scale alone, without places for finer ones."""
         if scale not in self.scales:
             raise UsageError(f"scale={scale}: choose one of {', '.join(map(str, self.scales))}")
-        self.finest = self.drawn = scale
-        self.picked = True
+        self.choices, self.drawn = (scale,), scale
+
+    @property
+    def finest(self) -> int:
+        """The one whose tokens the sequence has room for."""
+        return self.choices[0]
 
     @property
     def scale(self) -> int:

@@ -59,10 +59,11 @@ class TokenPacker(WindowCompressor):
         channels(features, self.dim, self.needs_levels)
         grid = self.out_grid(*features.shape[1:3])
         fitted, real = fit(features, self.rate, self.grid_policy)
-        # where a border is filled, its queries are of the last patches, again, and stay in their windows
-        rows, columns = (torch.arange(n * self.rate, device=features.device).clamp(max=m - 1)
-                         for n, m in zip(grid, features.shape[1:3]))
-        coarse = (fitted if real is None else features[:, rows[:, None], columns])[..., : self.dim]
+        coarse = fitted[..., : self.dim]
+        if real is not None:  # a border is filled with the last patches, again: queries stay in their windows
+            rows, columns = (torch.arange(n * self.rate, device=features.device).clamp(max=m - 1)
+                             for n, m in zip(grid, features.shape[1:3]))
+            coarse = coarse[:, rows[:, None], columns]
         fine = fitted[..., self.dim :] if self.needs_levels else fitted
         query = self.query_norm(self.query(resize(coarse, grid, "bilinear")))
         keys = split_windows(self.key_norm(self.key(fine)), self.rate)

@@ -20,7 +20,7 @@ from compressors.selection import choice
 
 
 def group_means(tokens: Tensor, group: Tensor, count: int) -> Tensor:
-    """Mean of the tokens (B, N, C) of each group (B, N) in 0 .. count - 1 -> (B, count, C)."""
+    """Mean of the tokens (B, N, C) of each group (B, N) in 0 .. count - 1 -> (B, count, C); of none 0."""
     index = group.unsqueeze(-1).expand_as(tokens)
     wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))  # sums of many overflow in half
     sums = torch.zeros(len(tokens), count, tokens.shape[-1], dtype=wide.dtype, device=tokens.device)

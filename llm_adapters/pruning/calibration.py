@@ -22,20 +22,19 @@ def calibrate(model, batches: Iterable[Mapping[str, Tensor]]) -> tuple[float, ..
     if model.config.pruner != "fitprune":
         raise UsageError(f"pruner={model.config.pruner}: only fitprune is calibrated")
     knobs = dict(model.config.pruner_knobs or {})
-    before = model.pruner
-    try:
-        recipe = recipe_for(model, model.use_pruner, partial(features_of, model), batches, before)
-    finally:  # one that fails or is interrupted leaves no trial behind
-        model.use_pruner(before)
+    pruner = model.pruner
+    recipe = recipe_for(model, model.use_pruner, partial(features_of, model), batches, pruner, before=pruner)
     model.set_pruner("fitprune", **{**knobs, "recipe": recipe})
     return recipe
 
 
 @torch.no_grad()
-def recipe_for(model: nn.Module, use: Callable[[Pruner], None], encode: Callable[[dict], dict],
-               batches: Iterable[Mapping[str, Tensor]], pruner: FitPrune) -> tuple[float, ...]:
+def recipe_for(model: nn.Module, use: Callable[[Pruner | None], None], encode: Callable[[dict], dict],
+               batches: Iterable[Mapping[str, Tensor]], pruner: FitPrune,
+               before: Pruner | None) -> tuple[float, ...]:
     """The recipe that `pruner` lacks, fitted on prefills of `batches`, inputs of a model's forward. `use`
-    puts a pruner into the model; `encode` lets the images of inputs go through the tower once and for all."""
+    puts a pruner into the model, in the end `before`; `encode` lets the images of inputs go through the tower
+    once and for all."""
     depth, training = pruner.llm_layers, model.training
     model.eval()
     try:
@@ -53,7 +52,8 @@ def recipe_for(model: nn.Module, use: Callable[[Pruner], None], encode: Callable
             raise UsageError("fitprune: none of the samples it is to be calibrated on has an image")
         return fit(depth, pruner.average,
                    lambda loss: shares(depth, run(Trial(depth, loss, sums, pruner.positions))))
-    finally:
+    finally:  # a calibration that fails or is interrupted leaves no trial behind
+        use(before)
         model.train(training)
 
 

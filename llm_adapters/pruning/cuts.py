@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from compressors.tome import group_means
 from llm_adapters.pruning.base import Choice
 
 
@@ -33,10 +34,7 @@ class Cut:
     def narrow(self, hidden: Tensor) -> Tensor:
         """(B, P, D) -> (B, K, D), merged where tokens are."""
         if self.into is not None:
-            wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))  # sums overflow in half
-            sums = torch.zeros_like(wide).scatter_add(1, across(self.into, wide), wide)
-            members = torch.zeros_like(self.into).scatter_add(1, self.into, torch.ones_like(self.into))
-            hidden = (sums / members.clamp(min=1).unsqueeze(-1)).to(hidden.dtype)
+            hidden = group_means(hidden, self.into, hidden.shape[1])
         return hidden.gather(1, across(self.step, hidden))
 
     def widen(self, hidden: Tensor) -> Tensor:

@@ -96,11 +96,8 @@ class ModelPruning(PruningAdapter):
 
     def calibrate(self, batches: list[Mapping[str, Tensor]], pruner: FitPrune) -> tuple[float, ...]:
         """FitPrune's recipe."""
-        before = self.pruner
-        try:
-            return recipe_for(self.model, self.set, partial(encoded, self.base), batches, pruner)
-        finally:
-            self.set(before)
+        return recipe_for(self.model, self.set, partial(encoded, self.base), batches, pruner,
+                          before=self.pruner)
 
     def _generate(self, original: Callable, *args, **kwargs):
         """The model's `generate`, which has the length of its prompt noted as long as it runs."""
