@@ -1,4 +1,5 @@
 """From finished cells to outcomes: which questions each row of a table answered right at each seed."""
+
 import platform
 import re
 import shlex
@@ -24,8 +25,15 @@ COUNTS = "prefill.json"
 FIRST_SEEDS = ["0", "1", "2"]
 
 
-def report(wanted: Sequence[str], axes: Mapping[str, list[str]], store: Store, folder: Path, command: str,
-           measuring: Reporter | None = None, before: Path | None = None) -> Report:
+def report(
+    wanted: Sequence[str],
+    axes: Mapping[str, list[str]],
+    store: Store,
+    folder: Path,
+    command: str,
+    measuring: Reporter | None = None,
+    before: Path | None = None,
+) -> Report:
     """Tables by name or path from what is finished below `store`, and from the earlier report in the folder
     `before`. In `folder` counted FLOPs, measured times and drawn maps are kept from one report to the next.
     `measuring`: measure them now."""
@@ -62,10 +70,14 @@ def sweep(file: tables.TableFile, axes: Mapping[str, list[str]]) -> str:
     return f"python -m experiments.sweep {shlex.join(words)}"
 
 
-def collect(file: tables.TableFile, store: Store, known: Earlier, finished: dict[str, Done],
-            shown: list[tuple[Row, Config]]) -> Table:
-    """One table; its finished cells are added to `finished` by key, its rows with a cell of each to `shown`.
-    """
+def collect(
+    file: tables.TableFile,
+    store: Store,
+    known: Earlier,
+    finished: dict[str, Done],
+    shown: list[tuple[Row, Config]],
+) -> Table:
+    """One table; its finished cells are added to `finished` by key, its rows with a cell each to `shown`."""
     claims = spec.claims(file)
     cells = [cell for row in file.rows for cell in row.cells]
     blind = [tables.TableRow(BLIND, each.label, "", (each,)) for each in blind_cells(cells)]
@@ -93,8 +105,10 @@ def fill(table: Table, there: Sequence[tuple[Row, Done]], store: Store) -> list[
     ask(table, first, store)
     for row, done in there:
         if questions(done.stage) != questions(first.stage):
-            raise UsageError(f"{table.heading}, row '{row.label}': answers other questions than row "
-                             f"'{there[0][0].label}'; rows of a table have the same data.test and data.seed")
+            raise UsageError(
+                f"{table.heading}, row '{row.label}': answers other questions than row "
+                f"'{there[0][0].label}'; rows of a table have the same data.test and data.seed"
+            )
         seed = done.cell.config.seed
         row.outcomes[seed], row.keys[seed] = answers(done, store, table), done.stage.key
     first_of = {row.label: (row, done) for row, done in reversed(there)}.values()
@@ -119,8 +133,9 @@ def made(every: Sequence[Done], store: Store, known: Earlier) -> dict[str, Any]:
         "presets": sorted({done.cell.config.preset for done in every}),
         "cells": len(finished),
         "seconds": round(sum(seconds.values()), 1),
-        "seconds_without_sharing": round(sum(seconds.get(key, 0.0) for done in finished
-                                             for key in done.stage.ancestors()), 1),
+        "seconds_without_sharing": round(
+            sum(seconds.get(key, 0.0) for done in finished for key in done.stage.ancestors()), 1
+        ),
         "finished": max((note["finished"] for note in notes.values()), default=""),
         "versions": {package: ", ".join(sorted(found)) for package, found in sorted(versions.items())},
         "machine": " ".join(machine()),
@@ -132,6 +147,8 @@ def machine() -> Iterator[str]:
     """Of the report, which is the run's as a rule."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    yield next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-               platform.processor() or platform.machine())
+    yield next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.processor() or platform.machine(),
+    )
     yield f"({platform.system()} {platform.machine()}, Python {platform.python_version()})"

@@ -3,6 +3,7 @@
 A cell is found by its evaluation's key, the hash of all that its answers depend on, so that no row is filled
 with the answers of another configuration. What a report counts, measures or draws is not taken along.
 """
+
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,5 @@
 """Finished cells as a report sees them: below the output directory, or told of by an earlier report."""
+
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,14 +55,18 @@ def answers(done: Done, store: Store, table: Table) -> NDArray[np.bool_]:
     """(Q,) right or wrong, of a table's questions."""
     if done.kept is not None:
         if not np.array_equal(done.kept.table.ids, table.ids):
-            raise UsageError(f"{table.heading}: the earlier report has '{done.cell.label}' with other "
-                             "questions than the cells below out=, under one key; leave earlier= out")
+            raise UsageError(
+                f"{table.heading}: the earlier report has '{done.cell.label}' with other "
+                "questions than the cells below out=, under one key; leave earlier= out"
+            )
         return done.kept.right
     path = store.path(done.stage) / PREDICTIONS
     right = read_right(path)
     if len(right) != len(table.ids):
-        raise UsageError(f"{path}: {len(right)} answers to {len(table.ids)} questions; remove that folder "
-                         "and run the sweep again")
+        raise UsageError(
+            f"{path}: {len(right)} answers to {len(table.ids)} questions; remove that folder "
+            "and run the sweep again"
+        )
     return right
 
 
@@ -77,8 +82,12 @@ def read_questions(path: Path) -> list[Sample]:
     """The questions of a file of predictions, in order."""
     lines = path.read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
-    return [Sample(row["id"], tuple(row.get("images", ())), (Turn(row["question"], row["answer"]),),
-                   (row["family"],)) for row in rows]
+    return [
+        Sample(
+            row["id"], tuple(row.get("images", ())), (Turn(row["question"], row["answer"]),), (row["family"],)
+        )
+        for row in rows
+    ]
 
 
 def picture_of(sample: Sample) -> str:

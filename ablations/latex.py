@@ -1,4 +1,5 @@
 """Grids in LaTeX: a document that compiles by itself, whose tables can be taken out one by one (booktabs)."""
+
 from collections.abc import Sequence
 
 from ablations.render import blocks, left
@@ -12,10 +13,24 @@ HEAD = r"""\documentclass[10pt]{article}
 \usepackage[labelformat=empty]{caption}
 \begin{document}
 """
-SIGNS = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
-         "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
-         ">": r"\textgreater{}", "±": r"$\pm$", "†": r"$^\dagger$",
-         "×": r"$\times$", "\"": r"\textquotedbl{}"}
+SIGNS = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "±": r"$\pm$",
+    "†": r"$^\dagger$",
+    "×": r"$\times$",
+    '"': r"\textquotedbl{}",
+}
 END = r"\\[0pt]"  # of a line: a `[` or `*` that begins the next one would belong to it
 WORDS = ("p{46mm}", "p{62mm}", "p{52mm}")  # columns of sentences: claim, statement, remarks
 
@@ -29,11 +44,21 @@ def table(grid: Grid) -> str:
     """One table environment."""
     claims = "statement" in grid.header
     wraps = iter(WORDS)
-    kinds = [(next(wraps) if claims and grid.header[i] in ("claim", "statement", "remarks") else "l")
-             if left(grid, i) else "r" for i in range(len(grid.header))]
+    kinds = [
+        (next(wraps) if claims and grid.header[i] in ("claim", "statement", "remarks") else "l")
+        if left(grid, i)
+        else "r"
+        for i in range(len(grid.header))
+    ]
     kinds = [rf">{{\raggedright\arraybackslash}}{kind}" if kind[0] == "p" else kind for kind in kinds]
-    found = [r"\begin{table}[htbp]", r"\centering\footnotesize", rf"\caption{{{escape(grid.title)}}}",
-             rf"\begin{{tabular}}{{@{{}}{''.join(kinds)}@{{}}}}", r"\toprule", heads(grid.header)]
+    found = [
+        r"\begin{table}[htbp]",
+        r"\centering\footnotesize",
+        rf"\caption{{{escape(grid.title)}}}",
+        rf"\begin{{tabular}}{{@{{}}{''.join(kinds)}@{{}}}}",
+        r"\toprule",
+        heads(grid.header),
+    ]
     for title, lines in blocks(grid):
         found.append(r"\midrule")
         if title:

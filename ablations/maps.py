@@ -3,6 +3,7 @@
 The model is that of the first finished cell with a query module that is still there or was drawn before; the
 scenes are the first of its test data with unlike questions: no hand picks them.
 """
+
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,15 +18,26 @@ from experiments.stages import Store
 SCENES, COLOURS = 3, 128
 
 
-def add(report: outcomes.Report, finished: Sequence[tuple[Cell, Stage]], store: Store, folder: Path,
-        known: outcomes.Report | None = None) -> None:
+def add(
+    report: outcomes.Report,
+    finished: Sequence[tuple[Cell, Stage]],
+    store: Store,
+    folder: Path,
+    known: outcomes.Report | None = None,
+) -> None:
     """Draw the maps of a report, or take those of the same model that the one before in `folder`, or another
     `known` one, has. A model or pictures that are gone leave a note in their place."""
-    drawn = {each.made.get("maps", {}).get("stage"): each for each in (known, read(folder))
-             if each is not None and each.maps}
+    drawn = {
+        each.made.get("maps", {}).get("stage"): each
+        for each in (known, read(folder))
+        if each is not None and each.maps
+    }
     able = [(cell, stage) for cell, stage in finished if cell.config.query_module]
-    there = (pair for pair in able if pair[1].inputs["finetune"].key in drawn
-             or store.path(pair[1].inputs["finetune"]).is_dir())
+    there = (
+        pair
+        for pair in able
+        if pair[1].inputs["finetune"].key in drawn or store.path(pair[1].inputs["finetune"]).is_dir()
+    )
     chosen = next(there, able[0] if able else None)
     if chosen is None:
         return
@@ -56,8 +68,9 @@ def draw(stage: Stage, store: Store) -> tuple[list[bytes], list[str]]:
 
     inputs: Mapping[str, Path] = {kind: store.path(each) for kind, each in stage.inputs.items()}
     model, processor = saved.load(inputs["finetune"])
-    shown = [sample for sample in samples.load(stage.config, inputs, "test", check_images=False)
-             if sample.images]
+    shown = [
+        sample for sample in samples.load(stage.config, inputs, "test", check_images=False) if sample.images
+    ]
     scenes = ([each for each in shown if len(attention_maps.unlike(each)) > 1] or shown)[:SCENES]
     figures = attention_maps.for_report(model, processor, scenes)
     return [png(figure) for figure in figures], [scene.id for scene in scenes]
@@ -69,6 +82,7 @@ def png(figure) -> bytes:
 
     drawn, found = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=110)
-    Image.open(drawn).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(found, "png",
-                                                                                     optimize=True)
+    Image.open(drawn).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(
+        found, "png", optimize=True
+    )
     return found.getvalue()

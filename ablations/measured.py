@@ -4,6 +4,7 @@
 weights, which cost what trained ones do. Results are kept beside the report, with where they were measured;
 later reports in that folder show them.
 """
+
 import json
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -55,14 +56,26 @@ def measure(configs: Sequence[Config], told: Reporter) -> dict[str, Any]:
     """Every configuration once, side by side. Imports torch."""
     from experiments.efficiency import collect, machine, measuring
 
-    given = Namespace(device=None, dtype=None, threads=None, table1=False, text=prefill.TEXT, tokens=1,
-                      rounds=ROUNDS, static=False)
+    given = Namespace(
+        device=None,
+        dtype=None,
+        threads=None,
+        table1=False,
+        text=prefill.TEXT,
+        tokens=1,
+        rounds=ROUNDS,
+        static=False,
+    )
     where = machine.settings(given)
     known = {key_of(config): config for config in configs}
     subjects = [made(key, config) for key, config in known.items() if key is not None]
     collect.give_weights(subjects, given)
-    cases = {each.label: measuring.Case(each, collect.pictures((each.size, each.size), 1, 1), prefill.TEXT,
-                                        given.tokens) for each in subjects}
+    cases = {
+        each.label: measuring.Case(
+            each, collect.pictures((each.size, each.size), 1, 1), prefill.TEXT, given.tokens
+        )
+        for each in subjects
+    }
     told.stage("measuring")
     told.steps(measuring.steps(len(cases), ROUNDS))
     found = measuring.measure(cases, ROUNDS, told.advance)
@@ -85,14 +98,20 @@ def made(key: str, config: Config):
 def columns(found) -> dict[str, float]:
     """TTFT with its spread, and peak memory."""
     low, middle, high = (1e3 * getattr(found.ttft, name) for name in ("low", "median", "high"))
-    return {"ttft_ms": round(middle, 3), "ttft_ms_low": round(low, 3), "ttft_ms_high": round(high, 3),
-            "peak_memory_mib": round(found.peak_bytes / 2**20, 3)}
+    return {
+        "ttft_ms": round(middle, 3),
+        "ttft_ms_low": round(low, 3),
+        "ttft_ms_high": round(high, 3),
+        "peak_memory_mib": round(found.peak_bytes / 2**20, 3),
+    }
 
 
 def sentence(where: Mapping[str, Any]) -> str:
     """Where and how the columns were measured."""
-    return (f"TTFT and peak memory: {where['device_name']}, {where['dtype']}, {where['threads']} threads, "
-            f"attention {where['attention']}, torch {where['torch']}: one picture of the tower's size, "
-            f"{where['text_tokens']} text tokens, from pixels to the first token; median of "
-            f"{where['rounds']} rounds in which all rows took turns; random weights; memory of weights and "
-            "activations.")
+    return (
+        f"TTFT and peak memory: {where['device_name']}, {where['dtype']}, {where['threads']} threads, "
+        f"attention {where['attention']}, torch {where['torch']}: one picture of the tower's size, "
+        f"{where['text_tokens']} text tokens, from pixels to the first token; median of "
+        f"{where['rounds']} rounds in which all rows took turns; random weights; memory of weights and "
+        "activations."
+    )

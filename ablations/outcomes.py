@@ -6,6 +6,7 @@ finished cells (`collect`), or from the files that an earlier report left:
     outcomes/table3.npz       ids, pictures and families (Q,) of the questions; right (cells, Q / 8), bits
                               packed, rows in order and within a row its seeds
 """
+
 import dataclasses
 import io
 import json
@@ -85,17 +86,35 @@ def save(report: Report, folder: Path) -> None:
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     tables = []
     for table in report.tables:
-        rows = [{"block": row.block, "label": row.label, "ours": row.ours, "seeds": list(row.outcomes),
-                 "keys": [row.keys.get(seed) for seed in row.outcomes], "missing": row.missing,
-                 "efficiency": row.efficiency} for row in table.rows]
-        tables.append({"name": table.name, "heading": table.heading, "title": table.title,
-                       "chance": table.chance, "rows": rows, "sweep": table.sweep,
-                       "claims": [dataclasses.asdict(claim) for claim in table.claims]})
+        rows = [
+            {
+                "block": row.block,
+                "label": row.label,
+                "ours": row.ours,
+                "seeds": list(row.outcomes),
+                "keys": [row.keys.get(seed) for seed in row.outcomes],
+                "missing": row.missing,
+                "efficiency": row.efficiency,
+            }
+            for row in table.rows
+        ]
+        tables.append(
+            {
+                "name": table.name,
+                "heading": table.heading,
+                "title": table.title,
+                "chance": table.chance,
+                "rows": rows,
+                "sweep": table.sweep,
+                "claims": [dataclasses.asdict(claim) for claim in table.claims],
+            }
+        )
         right = [bits for row in table.rows for bits in row.outcomes.values()]
         packed = np.packbits(np.stack(right), 1) if right else np.zeros((0, 0), np.uint8)
         content = io.BytesIO()
-        np.savez_compressed(content, ids=table.ids, pictures=table.pictures, families=table.families,
-                            right=packed)
+        np.savez_compressed(
+            content, ids=table.ids, pictures=table.pictures, families=table.families, right=packed
+        )
         write_atomic(place(folder, table.name), content.getvalue())
     (folder / PLOTS).mkdir(exist_ok=True)
     for number, each in enumerate(report.maps, 1):
@@ -122,13 +141,15 @@ def load(folder: Path, option: str = "results") -> Report:
         maps = [map_file(folder, i + 1).read_bytes() for i in range(content.get("maps", 0))]
         return Report([load_table(each, folder) for each in content["tables"]], content["made"], maps)
     except FileNotFoundError as error:
-        raise UsageError(f"{option}={folder}: no {error.filename}; give a folder that ablations.report "
-                         "wrote") from error
+        raise UsageError(
+            f"{option}={folder}: no {error.filename}; give a folder that ablations.report wrote"
+        ) from error
     except (KeyError, TypeError, ValueError, OSError) as error:
         if isinstance(error, UsageError):
             raise
-        raise UsageError(f"{option}={folder}: not what ablations.report wrote "
-                         f"({type(error).__name__}: {error})") from error
+        raise UsageError(
+            f"{option}={folder}: not what ablations.report wrote ({type(error).__name__}: {error})"
+        ) from error
 
 
 def load_table(entry: dict[str, Any], folder: Path) -> Table:
@@ -136,11 +157,31 @@ def load_table(entry: dict[str, Any], folder: Path) -> Table:
     with np.load(place(folder, entry["name"])) as kept:
         ids, pictures, families, packed = (kept[name] for name in ("ids", "pictures", "families", "right"))
     right = iter(np.unpackbits(packed, 1, count=len(ids)).astype(bool) if len(packed) else ())
-    rows = [Row(row["block"], row["label"], row["ours"], {seed: next(right) for seed in row["seeds"]},
-                row["missing"], row["efficiency"],
-                {seed: key for seed, key in zip(row["seeds"], row.get("keys", ())) if key})
-            for row in entry["rows"]]
-    claims = tuple(Claim(**{**each, "pairs": tuple(map(tuple, each["pairs"])),
-                            "families": tuple(each["families"])}) for each in entry["claims"])
-    return Table(entry["name"], entry["heading"], entry["title"], claims, rows, ids, families, pictures,
-                 entry["chance"], entry["sweep"])
+    rows = [
+        Row(
+            row["block"],
+            row["label"],
+            row["ours"],
+            {seed: next(right) for seed in row["seeds"]},
+            row["missing"],
+            row["efficiency"],
+            {seed: key for seed, key in zip(row["seeds"], row.get("keys", ())) if key},
+        )
+        for row in entry["rows"]
+    ]
+    claims = tuple(
+        Claim(**{**each, "pairs": tuple(map(tuple, each["pairs"])), "families": tuple(each["families"])})
+        for each in entry["claims"]
+    )
+    return Table(
+        entry["name"],
+        entry["heading"],
+        entry["title"],
+        claims,
+        rows,
+        ids,
+        families,
+        pictures,
+        entry["chance"],
+        entry["sweep"],
+    )

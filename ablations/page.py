@@ -1,4 +1,5 @@
 """The report as one HTML page: tables, claims and plots inline, nothing to load."""
+
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -47,19 +48,23 @@ def note(words: str) -> str:
     return f'<p class="note">{escape(words)}</p>'
 
 
-def page(title: str, sentences: Sequence[str], parts: Sequence[Grid | tuple[str, str]],
-         end: Sequence[str]) -> str:
+def page(
+    title: str, sentences: Sequence[str], parts: Sequence[Grid | tuple[str, str]], end: Sequence[str]
+) -> str:
     """`parts`: grids, and (caption, SVG) pictures, in order."""
     body = [f"<h1>{escape(title)}</h1>", *(f"<p>{escape(sentence)}</p>" for sentence in sentences)]
     for part in parts:
         body.append(table(part) if isinstance(part, Grid) else picture(*part))
-    head = ['<!doctype html><html lang="en"><head><meta charset="utf-8">', f"<title>{escape(title)}</title>",
-            f"<style>{STYLE}</style></head><body>"]
+    head = [
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+        f"<title>{escape(title)}</title>",
+        f"<style>{STYLE}</style></head><body>",
+    ]
     return "\n".join([*head, *body, *map(note, end), "</body></html>", ""])
 
 
 def picture(caption: str, svg: str) -> str:
-    return f"<figure>{svg}<figcaption class=\"note\">{escape(caption)}</figcaption></figure>"
+    return f'<figure>{svg}<figcaption class="note">{escape(caption)}</figcaption></figure>'
 
 
 def png(content: bytes) -> str:
@@ -71,7 +76,7 @@ def inline(svgs: Mapping[str, str]) -> dict[str, str]:
     """SVG files as they stand inside a page: without XML head, ids made unlike those of the others."""
     found = {}
     for name, svg in svgs.items():
-        body = svg[svg.index("<svg"):]
+        body = svg[svg.index("<svg") :]
         for before, after in (('id="', f'id="{name}-'), ('"#', f'"#{name}-'), ("url(#", f"url(#{name}-")):
             body = body.replace(before, after)
         found[name] = body

@@ -1,4 +1,5 @@
 """Pictures of a report as SVG: accuracy against visual tokens, claims, families, what EmbQ adds."""
+
 import math
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -61,23 +62,40 @@ def pareto(table: Table) -> str | None:
     axes = figure.add_axes((0.08, 0.12, 0.9, 0.78))  # fixed, so that labels can be placed before drawing
     queries = np.array([bool(row.efficiency.get("query_tokens")) for row in rows])
     for chosen, colour, word in ((queries, ORANGE, "with query tokens"), (~queries, BLUE, "without")):
-        axes.errorbar(tokens[chosen], means[chosen], half[:, chosen], fmt="o", color=colour, markersize=5,
-                      elinewidth=1, capsize=2, label=word)
+        axes.errorbar(
+            tokens[chosen],
+            means[chosen],
+            half[:, chosen],
+            fmt="o",
+            color=colour,
+            markersize=5,
+            elinewidth=1,
+            capsize=2,
+            label=word,
+        )
     best = [i for i in np.lexsort((-means, tokens)) if means[i] == means[tokens <= tokens[i]].max()]
-    axes.plot(tokens[best], means[best], color=GREY, linewidth=1, linestyle="--", zorder=0,
-              label="Pareto front")
+    axes.plot(
+        tokens[best], means[best], color=GREY, linewidth=1, linestyle="--", zorder=0, label="Pareto front"
+    )
     shown = sparse(sorted(set(tokens)))
     axes.set_xscale("log", base=2)
     axes.set_xticks(shown, [f"{t:.0f}" for t in shown])
     axes.set_xticks([], minor=True)
     axes.set_xlim(tokens.min() / 1.15, tokens.max() * 1.6)
-    labels.put(axes, [row.label for row in rows], tokens, means, half.max(0),
-               named(tokens, means, best) if len(rows) > CROWD else None)
+    labels.put(
+        axes,
+        [row.label for row in rows],
+        tokens,
+        means,
+        half.max(0),
+        named(tokens, means, best) if len(rows) > CROWD else None,
+    )
     axes.set_xlabel("visual tokens of an image + query tokens", fontsize=9)
     axes.set_ylabel("accuracy in %", fontsize=9)
     axes.set_title(literal(f"{table.heading}: accuracy against tokens"), fontsize=10, loc="left")
-    axes.legend(fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3,
-                borderaxespad=0.2)
+    axes.legend(
+        fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2
+    )
     bare(axes, "y")
     return svg(figure)
 
@@ -103,15 +121,30 @@ def forest(title: str, verdicts: Sequence[tuple[str, Verdict]]) -> str | None:
     if not shown:
         return None
     figure, axes = intervals(
-        8.4, title, [f"{each.claim.text}  [{name}]" for name, each in shown],
-        [(each.low + each.claim.points, each.estimate + each.claim.points, each.high + each.claim.points,
-          COLOURS.get(each.word, GREY)) for _, each in shown])
+        8.4,
+        title,
+        [f"{each.claim.text}  [{name}]" for name, each in shown],
+        [
+            (
+                each.low + each.claim.points,
+                each.estimate + each.claim.points,
+                each.high + each.claim.points,
+                COLOURS.get(each.word, GREY),
+            )
+            for _, each in shown
+        ],
+    )
     figure.supxlabel("percentage points from the claim's limit; to the right it holds", fontsize=9)
     return svg(figure)
 
 
-def intervals(width: float, title: str, names: Sequence[str], rows: Sequence[tuple[float, float, float, str]],
-              hollow: Collection[int] = ()) -> tuple[Figure, Axes]:
+def intervals(
+    width: float,
+    title: str,
+    names: Sequence[str],
+    rows: Sequence[tuple[float, float, float, str]],
+    hollow: Collection[int] = (),
+) -> tuple[Figure, Axes]:
     """A row a name, from the top: a line from low to high, a dot at the estimate, and their colour. `hollow`:
     the numbers of open dots."""
     figure = Figure((width, 1.1 + LINE * 1.25 * len(rows)), layout="constrained")
@@ -119,8 +152,9 @@ def intervals(width: float, title: str, names: Sequence[str], rows: Sequence[tup
     axes.axvline(0, color="#444", linewidth=1)
     for y, (low, estimate, high, colour) in enumerate(rows):
         axes.plot([low, high], [y, y], color=colour, linewidth=2)
-        axes.plot(estimate, y, "o", color=colour, markersize=5,
-                  markerfacecolor="white" if y in hollow else colour)
+        axes.plot(
+            estimate, y, "o", color=colour, markersize=5, markerfacecolor="white" if y in hollow else colour
+        )
     axes.set_yticks(range(len(rows)), map(literal, names))
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_title(literal(title), fontsize=10, loc="left")
@@ -139,10 +173,22 @@ def families(table: Table) -> str | None:
     for axes, family in zip(panels, names):
         scores = [seed_interval(table.scores(row, family)) for row in rows]
         half = [0 if math.isnan(h) else h for _, h in scores]
-        colours = [ORANGE if row.efficiency.get("query_tokens") else BLUE if
-                   row.efficiency.get("visual_tokens") else GREY for row in rows]
-        axes.barh(places, [mean for mean, _ in scores], 0.72, xerr=half, color=colours,
-                  error_kw={"elinewidth": 0.8, "ecolor": "#333"})
+        colours = [
+            ORANGE
+            if row.efficiency.get("query_tokens")
+            else BLUE
+            if row.efficiency.get("visual_tokens")
+            else GREY
+            for row in rows
+        ]
+        axes.barh(
+            places,
+            [mean for mean, _ in scores],
+            0.72,
+            xerr=half,
+            color=colours,
+            error_kw={"elinewidth": 0.8, "ecolor": "#333"},
+        )
         chance = 100 * table.chance["families"].get(family, math.nan)
         axes.axvline(chance, color="#333", linewidth=0.9, linestyle=":")
         axes.set_title(literal(family), fontsize=9)
@@ -178,9 +224,15 @@ def gain(table: Table) -> str | None:
     if not found:
         return None
     figure, axes = intervals(
-        6.4, f"{table.heading}: gain from EmbQ by compressor", [each.claim.text for each in found],
+        6.4,
+        f"{table.heading}: gain from EmbQ by compressor",
+        [each.claim.text for each in found],
         [(each.low, each.estimate, each.high, ORANGE if decided(each) else GREY) for each in found],
-        [i for i, each in enumerate(found) if each.pairs[0].squares is None])
-    axes.set_xlabel("percentage points that the query module adds; grey: may be none;\n"
-                    "open: one seed, an interval over questions alone", fontsize=9)
+        [i for i, each in enumerate(found) if each.pairs[0].squares is None],
+    )
+    axes.set_xlabel(
+        "percentage points that the query module adds; grey: may be none;\n"
+        "open: one seed, an interval over questions alone",
+        fontsize=9,
+    )
     return svg(figure)

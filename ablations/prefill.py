@@ -4,6 +4,7 @@ Counted on the meta device, so that no weights are read. Counts are kept, since 
 longer than all the rest of a report: of the project's tables at `tiny` in a file of the package, which
 `python -m ablations.prefill` writes anew, of everything else beside the report.
 """
+
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -36,8 +37,10 @@ def shape(config: Config) -> str:
     if config.prune is not None:
         parts[config.prune] = signatures.pruners().settled(config.prune, config.knobs(config.prune))
     sources = {"tower.source": config.tower.source, "llm.source": config.llm.source}
-    models = [{key: value for key, value in model_config(*each).items() if key not in UNREAD}
-              for each in sources.items()]
+    models = [
+        {key: value for key, value in model_config(*each).items() if key not in UNREAD}
+        for each in sources.items()
+    ]
     sizes = config.tower.select_layer, asdict(config.image), TEXT, VERSION
     scale = [config.evaluate.scale] if config.evaluate.scale and not config.blind else []
     return fingerprint.digest_of([config.compressor, parts, models, sizes, *scale])[:16]

@@ -1,9 +1,10 @@
 """Accuracy of compressors that all have about the same budget, as a ranking: where `pareto` would be a heap.
 
-    identity                        o
-    ldp                   o  o          without and with the query module, in one line
-    sap                  o o            open: one seed, so that nothing is known of the spread
+identity                        o
+ldp                   o  o          without and with the query module, in one line
+sap                  o o            open: one seed, so that nothing is known of the spread
 """
+
 import math
 
 import numpy as np
@@ -32,8 +33,7 @@ def hosts(table: Table) -> dict[str, list[Row]]:
 
 
 def ranking(table: Table) -> str | None:
-    """A line a compressor, the best first, without and with the query module. None where `pareto` is drawn.
-    """
+    """A line a compressor, the best first, without and with the query module. None where `pareto` is."""
     if not crowded(table):
         return None
     found = hosts(table)
@@ -47,10 +47,20 @@ def ranking(table: Table) -> str | None:
     axes.set_xlabel("accuracy in %; bars: 95 % t-interval over seeds; open: one seed", fontsize=9)
     axes.set_title(literal(f"{table.heading}: accuracy by compressor"), fontsize=10, loc="left")
     used = {kind(row) for rows in found.values() for row in rows}
-    handles = [Line2D([], [], color=colour, marker="o", linestyle="", markersize=5, label=word)
-               for colour, word in NAMES.items() if colour in used]
-    axes.legend(handles=handles, fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3,
-                borderaxespad=0.2)
+    handles = [
+        Line2D([], [], color=colour, marker="o", linestyle="", markersize=5, label=word)
+        for colour, word in NAMES.items()
+        if colour in used
+    ]
+    axes.legend(
+        handles=handles,
+        fontsize=8,
+        frameon=False,
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        ncols=3,
+        borderaxespad=0.2,
+    )
     bare(axes, "x")
     return svg(figure)
 
@@ -69,5 +79,14 @@ def point(axes: Axes, table: Table, row: Row, place: int) -> None:
     y = place + {ORANGE: APART / 2, BLUE: -APART / 2, GREY: 0}[colour]
     one = math.isnan(half)
     low, high = (0, 0) if one else (min(half, mean), min(half, 100 - mean))
-    axes.errorbar(mean, y, xerr=[[low], [high]], fmt="o", color=colour, markersize=5, elinewidth=1, capsize=2,
-                  markerfacecolor="white" if one else colour)
+    axes.errorbar(
+        mean,
+        y,
+        xerr=[[low], [high]],
+        fmt="o",
+        color=colour,
+        markersize=5,
+        elinewidth=1,
+        capsize=2,
+        markerfacecolor="white" if one else colour,
+    )

@@ -1,7 +1,8 @@
 """The README's picture: a test scene, where SAP looks, and a trained cell's answers.
 
-    python -m ablations.readme_picture runs/cells/sap+embq-... ablations/results/readme/picture.png
+python -m ablations.readme_picture runs/cells/sap+embq-... ablations/results/readme/picture.png
 """
+
 import argparse
 import json
 import sys
@@ -43,8 +44,10 @@ def draw(cell: Path, number: int, out: Path) -> None:
     weights = window_weights(cell, picture)
     figure = Figure((WIDTH, HEIGHT), dpi=130, layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.25))
-    for axes, title, step, colour in ((left, "12 x 12 patches", 1, "white"),
-                                      (middle, "SAP: 4 x 4 tokens, bright patches count", 3, "black")):
+    for axes, title, step, colour in (
+        (left, "12 x 12 patches", 1, "white"),
+        (middle, "SAP: 4 x 4 tokens, bright patches count", 3, "black"),
+    ):
         show(axes, picture)
         axes.set_title(title, fontsize=10)
         for line in range(0, len(weights) + 1, step):
@@ -85,8 +88,15 @@ def answers(axes, cell: Path, scene: str) -> None:
         question = question if len(question) < 58 else question[:55] + "..."
         axes.text(0, y + 0.018, question, fontsize=7.5, va="bottom")
         said = row["prediction"] + ("" if row["correct"] else f"   (truth: {row['answer']})")
-        axes.text(0.03, y + 0.01, said, fontsize=8, va="top", weight="bold",
-                  color="#0a7d32" if row["correct"] else "#b3261e")
+        axes.text(
+            0.03,
+            y + 0.01,
+            said,
+            fontsize=8,
+            va="top",
+            weight="bold",
+            color="#0a7d32" if row["correct"] else "#b3261e",
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """Grids as text: for a terminal, in Markdown, in CSV."""
+
 import csv
 import io
 import math
@@ -53,8 +54,10 @@ def left(grid: Grid, column: int) -> bool:
 def screen(grid: Grid, width: int) -> list[RichTable]:
     """For a terminal. Scores too wide for it get their families in a table of their own."""
     families = [i for i, name in enumerate(grid.header) if i > 2 and name not in UNSPLIT]
-    needed = sum(max(len(row[i]) for row in (grid.header, *(line for _, line in grid.lines))) + 2
-                 for i in range(len(grid.header)))
+    needed = sum(
+        max(len(row[i]) for row in (grid.header, *(line for _, line in grid.lines))) + 2
+        for i in range(len(grid.header))
+    )
     if "overall" not in grid.header or needed <= width or not families:
         return [screen_table(grid, width)]
     others = [i for i in range(len(grid.header)) if i not in families]
@@ -70,13 +73,22 @@ def part(grid: Grid, kept: Sequence[int], notes: list[str]) -> Grid:
 
 def screen_table(grid: Grid, width: int) -> RichTable:
     """What is too wide folds, short columns do not."""
-    table = RichTable(title=escape(grid.title), title_justify="left", box=box.SIMPLE_HEAD,
-                      padding=(0, 1, 0, 0), caption=escape("\n".join(grid.notes)) or None,
-                      caption_justify="left")
+    table = RichTable(
+        title=escape(grid.title),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        caption=escape("\n".join(grid.notes)) or None,
+        caption_justify="left",
+    )
     for i, name in enumerate(grid.header):
         longest = max([len(line[i]) for _, line in grid.lines], default=0)
-        table.add_column(name, justify="left" if left(grid, i) else "right", overflow="fold",
-                         min_width=longest if longest <= max(16, width // 8) else 8)
+        table.add_column(
+            name,
+            justify="left" if left(grid, i) else "right",
+            overflow="fold",
+            min_width=longest if longest <= max(16, width // 8) else 8,
+        )
     for title, lines in blocks(grid):
         if title:
             table.add_row(f"[italic]{escape(title)}[/]")
@@ -101,8 +113,18 @@ def scores_csv(report: Report) -> str:
                 known = row.outcomes and (family is None or family in table.family_names)
                 mean, half = seed_interval(table.scores(row, family)) if known else (math.nan, math.nan)
                 numbers += ["" if math.isnan(value) else f"{value:.4f}" for value in (mean, half)]
-            writer.writerow([table.name, row.block, row.label, len(row.outcomes), len(table.ids), *numbers,
-                             *(row.efficiency.get(key, "") for key in keys), row.ours])
+            writer.writerow(
+                [
+                    table.name,
+                    row.block,
+                    row.label,
+                    len(row.outcomes),
+                    len(table.ids),
+                    *numbers,
+                    *(row.efficiency.get(key, "") for key in keys),
+                    row.ours,
+                ]
+            )
     return out.getvalue()
 
 
@@ -110,17 +132,56 @@ def claims_csv(tables: Sequence[Table], verdicts: dict[str, list[Verdict]]) -> s
     """Every claim and every pair, one line each."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["table", "claim", "row", "other", "points", "families", "difference", "low", "high",
-                     "seeds", "verdict", "note", "source"])
+    writer.writerow(
+        [
+            "table",
+            "claim",
+            "row",
+            "other",
+            "points",
+            "families",
+            "difference",
+            "low",
+            "high",
+            "seeds",
+            "verdict",
+            "note",
+            "source",
+        ]
+    )
     for table in tables:
         for each in verdicts[table.name]:
             claim = each.claim
             shared = [claim.points, " ".join(claim.families)]
-            writer.writerow([table.name, claim.text, "", "", *shared, *numbers_of(each), "", each.word,
-                             each.note, claim.source])
+            writer.writerow(
+                [
+                    table.name,
+                    claim.text,
+                    "",
+                    "",
+                    *shared,
+                    *numbers_of(each),
+                    "",
+                    each.word,
+                    each.note,
+                    claim.source,
+                ]
+            )
             for pair in each.pairs:
-                writer.writerow([table.name, claim.text, pair.row, pair.other, *shared, *numbers_of(pair),
-                                 len(pair.seeds), "", "", claim.source])
+                writer.writerow(
+                    [
+                        table.name,
+                        claim.text,
+                        pair.row,
+                        pair.other,
+                        *shared,
+                        *numbers_of(pair),
+                        len(pair.seeds),
+                        "",
+                        "",
+                        claim.source,
+                    ]
+                )
     return out.getvalue()
 
 

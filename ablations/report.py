@@ -2,6 +2,7 @@
 
 Exit code 0: written; 2: bad input or a full disk, one line says which; 130: Ctrl-C.
 """
+
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -57,8 +58,10 @@ def run(arguments: list[str]) -> int:
 
     if results is not None:
         if axes or earlier:
-            raise UsageError(f"{min(axes, default='earlier')}: cells are not looked at with "
-                             f"results={results}; leave it out")
+            raise UsageError(
+                f"{min(axes, default='earlier')}: cells are not looked at with "
+                f"results={results}; leave it out"
+            )
         report = outcomes.load(Path(results))
         folder = Path(to or results)
     else:
@@ -71,8 +74,9 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def from_cells(axes: dict[str, list[str]], root: Path, folder: Path, command: str, measuring,
-               earlier: Path | None):
+def from_cells(
+    axes: dict[str, list[str]], root: Path, folder: Path, command: str, measuring, earlier: Path | None
+):
     """The report of what is finished below `root` or in the report `earlier`; with a reporter in `measuring`
     rows are measured."""
     from ablations import collect
@@ -85,10 +89,14 @@ def from_cells(axes: dict[str, list[str]], root: Path, folder: Path, command: st
     if not found.made["cells"] and not found.made.get("taken"):
         names = ",".join(tables.expanded(wanted))
         if not root.is_dir():
-            raise UsageError(f"out={root}: no such directory; "
-                             f"python -m experiments.sweep table={names} out={root} fills it")
-        raise UsageError(f"out={root}: no cell of table {names} has finished there; run "
-                         f"python -m experiments.sweep table={names} out={root}, with the same settings")
+            raise UsageError(
+                f"out={root}: no such directory; "
+                f"python -m experiments.sweep table={names} out={root} fills it"
+            )
+        raise UsageError(
+            f"out={root}: no cell of table {names} has finished there; run "
+            f"python -m experiments.sweep table={names} out={root}, with the same settings"
+        )
     return found
 
 

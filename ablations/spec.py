@@ -13,6 +13,7 @@
 
 Rows are named by their labels. A claim is one of better, best and within, and holds if all its pairs do.
 """
+
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -94,8 +95,15 @@ def claim(entry: object, labels: Collection[str]) -> Claim:
     families = [families] if isinstance(families, str) else families
     if not isinstance(families, list):
         raise UsageError(f"family: expected a name or a list of them, found {families!r}")
-    return Claim(entry["text"], entry["source"], kind, tuple(dict.fromkeys(pairs)), points(kind, comparisons),
-                 tuple(map(str, families)), str(entry.get("ours") or ""))
+    return Claim(
+        entry["text"],
+        entry["source"],
+        kind,
+        tuple(dict.fromkeys(pairs)),
+        points(kind, comparisons),
+        tuple(map(str, families)),
+        str(entry.get("ours") or ""),
+    )
 
 
 def compared(kind: str, entry: object, labels: Collection[str]) -> list[tuple[str, str]]:

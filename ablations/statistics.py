@@ -12,6 +12,7 @@ outcomes, so what is hard for both, or lucky for both, drops out.
 - The percentiles are then stretched from the normal distribution to Student's t with Satterthwaite's degrees
   of freedom, few where the seeds are what matters, many where the questions are.
 """
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -88,9 +89,11 @@ def mean_squares(values: NDArray[np.float64]) -> MeanSquares:
     seeds, pictures = values.shape
     mean, by_seed, by_column = values.mean(), values.mean(1), values.mean(0)
     rest = values - by_seed[:, None] - by_column + mean
-    return MeanSquares(float(pictures * ((by_seed - mean) ** 2).sum() / (seeds - 1)),
-                       float(seeds * ((by_column - mean) ** 2).sum() / (pictures - 1)),
-                       float((rest**2).sum() / ((seeds - 1) * (pictures - 1))))
+    return MeanSquares(
+        float(pictures * ((by_seed - mean) ** 2).sum() / (seeds - 1)),
+        float(seeds * ((by_column - mean) ** 2).sum() / (pictures - 1)),
+        float((rest**2).sum() / ((seeds - 1) * (pictures - 1))),
+    )
 
 
 def resampled(columns: NDArray[np.float64], resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -111,8 +114,9 @@ def moved_by_seeds(variance: float, resamples: int, rng: np.random.Generator) ->
     return rng.permutation(ndtri((np.arange(resamples) + 0.5) / resamples)) * math.sqrt(variance)
 
 
-def interval(pair: Pair, means: NDArray[np.float64], tails: tuple[float, float],
-             rng: np.random.Generator) -> tuple[float, float]:
+def interval(
+    pair: Pair, means: NDArray[np.float64], tails: tuple[float, float], rng: np.random.Generator
+) -> tuple[float, float]:
     """What leaves out `tails` below and above, from means over resampled questions (R,). Student's t with one
     or two degrees of freedom does not know that accuracies differ by at most 100 points; we do."""
     levels = [tails[0], 1 - tails[1]]
@@ -125,8 +129,9 @@ def interval(pair: Pair, means: NDArray[np.float64], tails: tuple[float, float],
     return float(low), float(high)
 
 
-def compare(row: str, other: str, outcomes: Mapping[str, Outcomes], keep: NDArray[np.bool_],
-            picture: NDArray[np.intp]) -> tuple[Pair, NDArray[np.float64]]:
+def compare(
+    row: str, other: str, outcomes: Mapping[str, Outcomes], keep: NDArray[np.bool_], picture: NDArray[np.intp]
+) -> tuple[Pair, NDArray[np.float64]]:
     """A pair without its interval, and what is resampled for it: differences (P,) in points, mean over the
     seeds that both rows have. `keep` (Q,) tells the questions that count."""
     seeds = tuple(sorted(outcomes[row].keys() & outcomes[other].keys()))

@@ -3,6 +3,7 @@ wholly on the other, not resolved otherwise, then with what would resolve it.
 
 Claims are judged one by one, without correction for how many there are.
 """
+
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -40,8 +41,14 @@ class Verdict:
     pairs: tuple[Pair, ...] = ()
 
 
-def judge(claims: Sequence[Claim], outcomes: Mapping[str, Outcomes], families: NDArray, picture: NDArray,
-          resamples: int = RESAMPLES, seed: int = SEED) -> list[Verdict]:
+def judge(
+    claims: Sequence[Claim],
+    outcomes: Mapping[str, Outcomes],
+    families: NDArray,
+    picture: NDArray,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> list[Verdict]:
     """A verdict for each claim. `outcomes` by row label; `families` (Q,) and `picture` (Q,) of the questions.
     A row without results, or two that share no seed, leave a claim without verdict."""
     verdicts: dict[int, Verdict] = {}
@@ -73,8 +80,9 @@ def lacking(claim: Claim, outcomes: Mapping[str, Outcomes], families: NDArray) -
     return f"no questions of the family {', '.join(sorted(unasked))}" if unasked else ""
 
 
-def with_intervals(waiting: Sequence[tuple[int, Pair, NDArray]], claims: Sequence[Claim], resamples: int,
-                   seed: int) -> Iterator[tuple[int, Pair]]:
+def with_intervals(
+    waiting: Sequence[tuple[int, Pair, NDArray]], claims: Sequence[Claim], resamples: int, seed: int
+) -> Iterator[tuple[int, Pair]]:
     """The pairs with their intervals. Those over as many pictures are resampled together. In a claim of K
     pairs the upper ends leave 1/K of the usual share out: one of them below is enough to refute it."""
     tail = (1 - LEVEL) / 2

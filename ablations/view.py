@@ -1,4 +1,5 @@
 """A report as grids of words, whatever it is written in: each table's scores and claims, and their sum."""
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,18 +16,25 @@ from ablations.verdicts import FAILS, HOLDS, MISSING, OPEN, Verdict
 
 OURS = "†"
 # column, key of a row's efficiency, how it is said
-COLUMNS = (("visual tokens", "visual_tokens", "{:.0f}".format),
-           ("left on average over layers", "average_visual_tokens", "{:.1f}".format),
-           ("query tokens", "query_tokens", "{:.0f}".format),
-           ("parameters added", "parameters_added", lambda n: amount(n)),
-           ("prefill FLOPs", "prefill_flops", lambda n: amount(n)), ("TTFT ms", "ttft_ms", "{:.1f}".format),
-           ("peak memory MiB", "peak_memory_mib", "{:.0f}".format))
+COLUMNS = (
+    ("visual tokens", "visual_tokens", "{:.0f}".format),
+    ("left on average over layers", "average_visual_tokens", "{:.1f}".format),
+    ("query tokens", "query_tokens", "{:.0f}".format),
+    ("parameters added", "parameters_added", lambda n: amount(n)),
+    ("prefill FLOPs", "prefill_flops", lambda n: amount(n)),
+    ("TTFT ms", "ttft_ms", "{:.1f}".format),
+    ("peak memory MiB", "peak_memory_mib", "{:.0f}".format),
+)
 MEASURED = {"ttft_ms": "TTFT", "peak_memory_mib": "peak memory"}
-NOTE = ("Accuracy in %. ±: half the 95 % t-interval of the mean over seeds; none with one seed. "
-        f"Prefill: one image, {TEXT} text tokens, tower included; a multiply-add is two operations.")
-CLAIMS = ("Differences in percentage points of accuracy; intervals: 95 %, paired bootstrap over test "
-          "questions x seeds. A claim holds if its interval lies wholly on its side. No correction for the "
-          "number of claims.")
+NOTE = (
+    "Accuracy in %. ±: half the 95 % t-interval of the mean over seeds; none with one seed. "
+    f"Prefill: one image, {TEXT} text tokens, tower included; a multiply-add is two operations."
+)
+CLAIMS = (
+    "Differences in percentage points of accuracy; intervals: 95 %, paired bootstrap over test "
+    "questions x seeds. A claim holds if its interval lies wholly on its side. No correction for the "
+    "number of claims."
+)
 
 
 @dataclass
@@ -62,8 +70,17 @@ def scores(table: Table) -> Grid:
     lines = []
     if table.chance:
         chance = [table.chance["families"].get(f, math.nan) for f in families]
-        lines.append(("", ["chance", "", *(f"{100 * v:.1f}" for v in (table.chance["overall"], *chance)),
-                           *("" for _ in shown)]))
+        lines.append(
+            (
+                "",
+                [
+                    "chance",
+                    "",
+                    *(f"{100 * v:.1f}" for v in (table.chance["overall"], *chance)),
+                    *("" for _ in shown),
+                ],
+            )
+        )
     for row in table.rows:
         numbers = ["missing", *("" for _ in families)]
         if row.outcomes:
@@ -136,9 +153,12 @@ def summary(report: Report, verdicts: dict[str, list[Verdict]]) -> list[str]:
     if not counts[FAILS]:
         return [*found, "These runs contradict none of them."]
     found.append("These runs disagree with the paper:")
-    found += [f"- {table.heading}: \"{each.claim.text}\" does not hold here ({each.claim.statement}; the "
-              f"difference is {signed(each.estimate)}, {span(each)})." for table, each in every
-              if each.word == FAILS]
+    found += [
+        f'- {table.heading}: "{each.claim.text}" does not hold here ({each.claim.statement}; the '
+        f"difference is {signed(each.estimate)}, {span(each)})."
+        for table, each in every
+        if each.word == FAILS
+    ]
     return found
 
 
@@ -152,10 +172,16 @@ def provenance(report: Report) -> list[str]:
         presets = ", ".join(made["presets"])
         found = [f"{ran(made)} Preset {presets}: {spent:.1f} h of stages, {unshared:.1f} h without sharing."]
     if made.get("taken"):
-        found += [f"Cells taken from an earlier report by the key of their evaluation: {made['taken']}.",
-                  *(f"Of that report: {ran(run)}" for run in made["earlier"])]
-    return [f"Command: {made['command']}", *found,
-            *([measured.sentence(made["measured"])] if made.get("measured") else []), *without_maps(report)]
+        found += [
+            f"Cells taken from an earlier report by the key of their evaluation: {made['taken']}.",
+            *(f"Of that report: {ran(run)}" for run in made["earlier"]),
+        ]
+    return [
+        f"Command: {made['command']}",
+        *found,
+        *([measured.sentence(made["measured"])] if made.get("measured") else []),
+        *without_maps(report),
+    ]
 
 
 def ran(run: Mapping[str, Any]) -> str:
@@ -166,8 +192,10 @@ def ran(run: Mapping[str, Any]) -> str:
 
 def maps_caption(report: Report) -> str:
     """Below the attention maps."""
-    return (f"Where {report.made['maps']['of']} looks: the first test scenes with questions of two families "
-            f"({', '.join(report.made['maps']['scenes'])}); the redder a patch, the more weight.")
+    return (
+        f"Where {report.made['maps']['of']} looks: the first test scenes with questions of two families "
+        f"({', '.join(report.made['maps']['scenes'])}); the redder a patch, the more weight."
+    )
 
 
 def without_maps(report: Report) -> list[str]:
@@ -181,6 +209,8 @@ def published() -> list[str]:
     found = []
     for each in OmegaConf.to_container(OmegaConf.load(Path(__file__).parent / "published.yaml")):
         scores = ", ".join(f"{name} {score:g}" for name, score in each["scores"].items())
-        found.append(f"Published, not ours: {each['what']} ({each['source']}); other data and benchmarks "
-                     f"than the tables here: {scores}.")
+        found.append(
+            f"Published, not ours: {each['what']} ({each['source']}); other data and benchmarks "
+            f"than the tables here: {scores}."
+        )
     return found

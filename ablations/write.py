@@ -1,10 +1,11 @@
 """The files of a report, and what the terminal shows of it.
 
-    report.md  report.tex  report.html        the whole report
-    scores.csv  claims.csv                    its numbers
-    plots/*.svg  plots/attention-*.png
-    report.json  outcomes/table*.npz          what it can be made from again (outcomes.py)
+report.md  report.tex  report.html        the whole report
+scores.csv  claims.csv                    its numbers
+plots/*.svg  plots/attention-*.png
+report.json  outcomes/table*.npz          what it can be made from again (outcomes.py)
 """
+
 from pathlib import Path
 
 from rich.console import Console
@@ -17,17 +18,23 @@ from experiments.files import write_atomic
 
 TITLE = "Ablations"
 PLOTS = {"pareto": plots.pareto, "ranking": ranking.ranking, "gain": plots.gain, "families": plots.families}
-CAPTIONS = {"pareto": "Accuracy against visual tokens; bars: 95 % t-interval over seeds.",
-            "ranking": "Accuracy by compressor; bars: 95 % t-interval over seeds.",
-            "families": "Accuracy by family of questions.",
-            "gain": "What the query module adds; paired bootstrap.",
-            "claims": "The claims and their intervals; green holds, red does not hold, grey is not resolved."}
+CAPTIONS = {
+    "pareto": "Accuracy against visual tokens; bars: 95 % t-interval over seeds.",
+    "ranking": "Accuracy by compressor; bars: 95 % t-interval over seeds.",
+    "families": "Accuracy by family of questions.",
+    "gain": "What the query module adds; paired bootstrap.",
+    "claims": "The claims and their intervals; green holds, red does not hold, grey is not resolved.",
+}
 
 
 def write(report: Report, folder: Path, console: Console) -> None:
     """All files, and the report on the terminal."""
-    verdicts = {table.name: judge(table.claims, {row.label: row.outcomes for row in table.rows},
-                                  table.families, table.picture) for table in report.tables}
+    verdicts = {
+        table.name: judge(
+            table.claims, {row.label: row.outcomes for row in table.rows}, table.families, table.picture
+        )
+        for table in report.tables
+    }
     pictures = draw(report, verdicts)
     summary, end = view.summary(report, verdicts), [*view.published(), *view.provenance(report)]
     grids = {table.name: tables_of(table, verdicts[table.name]) for table in report.tables}
@@ -81,16 +88,24 @@ def in_order(report: Report, grids: dict[str, list[Grid]], pictures: dict[str, s
     return found
 
 
-def markdown(report: Report, grids: list[Grid], summary: list[str], notes: list[str],
-             pictures: list[str]) -> str:
+def markdown(
+    report: Report, grids: list[Grid], summary: list[str], notes: list[str], pictures: list[str]
+) -> str:
     """The whole report in Markdown; pictures lie beside it."""
     said = "\n".join(summary[:2]) + "\n" + "".join(f"{line}\n" for line in ["", *summary[2:]])
     maps = [outcomes.map_file(Path(), number + 1).as_posix() for number in range(len(report.maps))]
     shown = [*(f"plots/{name}.svg" for name in pictures), *maps]
     if maps:
         notes = [view.maps_caption(report), *notes]
-    parts = [f"# {TITLE}\n", said, *(render.markdown(grid) for grid in grids), "## Plots\n",
-             "".join(f"![{Path(each).stem}]({each})\n" for each in shown), "\n\n".join(notes), ""]
+    parts = [
+        f"# {TITLE}\n",
+        said,
+        *(render.markdown(grid) for grid in grids),
+        "## Plots\n",
+        "".join(f"![{Path(each).stem}]({each})\n" for each in shown),
+        "\n\n".join(notes),
+        "",
+    ]
     return "\n".join(parts)
 
 
@@ -103,5 +118,9 @@ def show(grids: list[Grid], summary: list[str], words: str, console: Console, fo
             console.print(line, markup=False, highlight=False)
     else:
         console.print(words, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{folder / 'report.html'}  {folder / 'report.md'}  {folder / 'report.tex'}", markup=False,
-                  highlight=False, soft_wrap=True)
+    console.print(
+        f"{folder / 'report.html'}  {folder / 'report.md'}  {folder / 'report.tex'}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )

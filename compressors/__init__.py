@@ -7,6 +7,7 @@
 The methods are imported on first use: command lines answer a typo without waiting for torch.
 `python -m compressors` lists them.
 """
+
 from compressors.errors import UsageError
 
 __all__ = ["Compressor", "UsageError", "check", "create", "knobs", "names", "register"]

@@ -4,6 +4,7 @@ Tokens, width and parameters are those at default knobs, behind a tower of 1152 
 2560. `text`: reads the question. `projects`: makes tokens at the LLM's width, no projector follows. `levels`:
 reads several hidden states of the tower. A switch there, such as `text=true`, turns that on.
 """
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -28,15 +29,25 @@ def table(found: Sequence) -> str:
 def below(each) -> list[str]:
     """What follows a compressor's line."""
     paragraphs = [each.title, each.summary, each.rule, "  ".join(each.knobs)]
-    return [line for text in paragraphs
-            for line in wrap(text, WIDTH, initial_indent=INDENT, subsequent_indent=INDENT,
-                             break_long_words=False, break_on_hyphens=False)]
+    return [
+        line
+        for text in paragraphs
+        for line in wrap(
+            text,
+            WIDTH,
+            initial_indent=INDENT,
+            subsequent_indent=INDENT,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit code."""
-    parser = argparse.ArgumentParser("python -m compressors", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m compressors", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help="these compressors only")
     wanted = parser.parse_args(arguments).names
     try:

@@ -6,6 +6,7 @@ area.
 
     H*W -> th * tw        576 -> 144 at grid = (12, 12)
 """
+
 from compressors.base import register
 from compressors.grid import GridPolicy
 from compressors.interpolate import Interpolate

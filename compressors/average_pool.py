@@ -5,6 +5,7 @@
 On a ragged grid `ceil` averages the patches that are there (`F.avg_pool2d` with `ceil_mode=True,
 count_include_pad=False`), so it has SAP's token count; the released FlashSloth code floors here, ceils there.
 """
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange

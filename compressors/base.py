@@ -1,4 +1,5 @@
 """The contract of a visual compressor: patch features (B, H, W, C) -> visual tokens (B, N, C')."""
+
 from torch import Tensor, nn
 
 from compressors.errors import UsageError

@@ -8,6 +8,7 @@ surroundings; an MLP brings it to the LLM's width.
 
     H*W -> th * tw        576 -> 144 at grid = (12, 12)
 """
+
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -34,9 +35,7 @@ class Bottleneck(nn.Module):
 
     def __init__(self, in_dim: int, width: int):
         super().__init__()
-        self.pointwise_in, self.pointwise_out = (
-            nn.Linear(dim, width, bias=False) for dim in (in_dim, width)
-        )
+        self.pointwise_in, self.pointwise_out = (nn.Linear(dim, width, bias=False) for dim in (in_dim, width))
         self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
         self.norm_in, self.norm_depthwise, self.norm_out = (nn.LayerNorm(width) for _ in range(3))
         self.gate = SqueezeExcitation(width, max(1, round(in_dim / 4)))

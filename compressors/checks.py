@@ -1,4 +1,5 @@
 """Checks of knobs, made at construction: what cannot work is a UsageError before anything is computed."""
+
 import typing
 
 from torch import Tensor

@@ -8,6 +8,7 @@ Two 3x3 convolutions with strides and nothing between them, then (GOT) a linear 
 
 A stride of 3 or more, which is ours, has a window of its own size without padding: no patch is left out.
 """
+
 from einops import rearrange
 from torch import Tensor, nn
 

@@ -8,6 +8,7 @@ what is near it, in place of a position embedding.
 
     H*W -> th * tw        576 -> 144 at grid = (12, 12)
 """
+
 import math
 
 import torch

@@ -7,6 +7,7 @@ back on the smaller grid: the features resized without aliasing. Nothing is lear
 
     H*W -> th * tw        576 -> 144 at rate = 2
 """
+
 import math
 
 import torch

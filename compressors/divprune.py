@@ -5,6 +5,7 @@ those chosen so far (the first: from its nearest of all), so that what is kept i
 
     H*W -> the tokens of `rate` x `rate` windows, in raster order        729 -> 81 at rate = 3
 """
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange

@@ -6,6 +6,7 @@ resizing. `out_grid` and `num_tokens` speak of the grid that they are given, whi
 
     H*W -> H*W of the shrunken image        378 px, patch 14, rate 3:  126 px, 9*9 = 81
 """
+
 from compressors.base import register
 from compressors.checks import at_least
 from compressors.identity import Identity

@@ -1,10 +1,11 @@
 """Grids that a window does not divide: one policy word for every compressor.
 
-    error   refuse (the default)
-    floor   drop the ragged border
-    ceil    keep the border; the last windows are smaller
-    pad     fill the border with zeros, which count as patches
+error   refuse (the default)
+floor   drop the ragged border
+ceil    keep the border; the last windows are smaller
+pad     fill the border with zeros, which count as patches
 """
+
 from typing import Literal
 
 import torch

@@ -1,7 +1,8 @@
 """No compression: every patch is a visual token, the upper bound of the ablation tables.
 
-    H*W -> H*W        729 -> 729
+H*W -> H*W        729 -> 729
 """
+
 from einops import rearrange
 from torch import Tensor
 

@@ -5,6 +5,7 @@
 Bilinear resizing reads the four patches nearest to a token's place and no others: at an odd rate its tokens
 are the middle patches of `uniform`. `area` reads all: the mean of the patches in a token's share of the grid.
 """
+
 from typing import Literal
 
 import torch

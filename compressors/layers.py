@@ -1,4 +1,5 @@
 """Layers that several compressors are built of."""
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -32,8 +33,16 @@ class Attention(nn.Module):
     bias       of all four projections
     """
 
-    def __init__(self, in_dim: int, out_dim: int, heads: int, head_dim: int, *, kv_heads: int | None = None,
-                 bias: bool = True):
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        heads: int,
+        head_dim: int,
+        *,
+        kv_heads: int | None = None,
+        bias: bool = True,
+    ):
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
         at_least(1, heads=heads, head_dim=head_dim, kv_heads=kv_heads)

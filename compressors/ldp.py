@@ -10,6 +10,7 @@ mix neighbours, the second with a stride.
 
 A stride of 3 or more, which is ours, has a window of its own size without padding: no patch is left out.
 """
+
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn

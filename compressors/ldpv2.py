@@ -5,6 +5,7 @@ depthwise 3x3 convolution beside an identity gives each token its position among
 
     H*W -> th * tw        576 -> 144 at grid = (12, 12)
 """
+
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn

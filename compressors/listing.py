@@ -3,6 +3,7 @@
 Nothing is written down a second time: knobs come from the signature, method, paper and token rule from the
 docstring of the compressor's module, everything else from the compressor itself, built without memory.
 """
+
 import inspect
 import re
 import sys
@@ -44,13 +45,22 @@ def facts(name: str) -> Facts:
     """All of one registered compressor. UsageError for an unknown name."""
     cls = registry.get(name)
     module = inspect.cleandoc(getattr(sys.modules.get(cls.__module__), "__doc__", None) or "")
-    title, summary = (" ".join(text.partition("\n\n")[0].split())
-                      for text in (module, inspect.cleandoc(cls.__doc__ or "")))
+    title, summary = (
+        " ".join(text.partition("\n\n")[0].split()) for text in (module, inspect.cleandoc(cls.__doc__ or ""))
+    )
     paper = PAPER.search(f"{title} {summary}")
     rule = next((line.strip() for line in module.splitlines() if line.strip().startswith("H*W")), "")
     knobs = tuple(knob(k, p) for k, p in registry.knobs(name).items())
-    return Facts(name, *sizes(name), *(when(name, flag) for flag in FLAGS), paper.group() if paper else NO,
-                 title, summary, rule, knobs)
+    return Facts(
+        name,
+        *sizes(name),
+        *(when(name, flag) for flag in FLAGS),
+        paper.group() if paper else NO,
+        title,
+        summary,
+        rule,
+        knobs,
+    )
 
 
 def build(name: str, **knobs: object) -> Compressor:

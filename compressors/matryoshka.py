@@ -14,6 +14,7 @@ Before each training step `draw` takes a scale; the sequence has room for the fi
 masks the places that are left (`visible`). In evaluation there is one scale, the finest or what `pick` was
 told, and nothing to mask.
 """
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -48,8 +49,10 @@ class Matryoshka(Compressor):
         context = {"dim": dim} if llm_dim is None else {"dim": dim, "llm_dim": llm_dim}
         self.host: Compressor = registry.create(host, **context, **(knobs or {}))
         if isinstance(self.host, BudgetCompressor):
-            raise UsageError(f"host={host}: its tokens are in raster order: the first are the image's top; "
-                             "choose one with a grid, such as avg_pool, or with queries, such as resampler")
+            raise UsageError(
+                f"host={host}: its tokens are in raster order: the first are the image's top; "
+                "choose one with a grid, such as avg_pool, or with queries, such as resampler"
+            )
         self.out_dim, self.projects = self.host.out_dim, self.host.projects
         self.needs_text, self.needs_levels = self.host.needs_text, self.host.needs_levels
         self.image_rate = self.host.image_rate

@@ -8,6 +8,7 @@ stack to the LLM's width.
 
     H*W -> (H/r) * (W/r)        1296 -> 324 at r = 2, as released
 """
+
 from typing import Literal
 
 from einops import rearrange

@@ -10,6 +10,7 @@ Channel orders in the field:
     space_channel   b (h r1) (w r2) c -> b h w (r1 r2 c)    InternVL, Idefics3, SmolVLM, Llama 4
     channel_space   b (h r1) (w r2) c -> b h w (c r1 r2)    torch.pixel_unshuffle, Mistral 3
 """
+
 from typing import Literal
 
 from einops import rearrange

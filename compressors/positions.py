@@ -1,4 +1,5 @@
 """Positions on a grid: the fixed 2-D sine-cosine formula, and a learned table that fits any grid."""
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange

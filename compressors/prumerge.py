@@ -14,6 +14,7 @@ features stand for queries and keys, and a patch's attention is the mean of what
 released code differs in two more points: the nearest are sought among kept patches, too, and one token is
 added, the weighted sum of all removed patches.
 """
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -58,9 +59,7 @@ class PruMerge(BudgetCompressor):
     """The most attended patches, one for each `rate` x `rate` window's worth, and into each its `neighbours`
     nearest removed ones."""
 
-    def __init__(
-        self, dim: int, *, rate: int = 3, neighbours: int = 32, grid_policy: GridPolicy = "error"
-    ):
+    def __init__(self, dim: int, *, rate: int = 3, neighbours: int = 32, grid_policy: GridPolicy = "error"):
         super().__init__(rate, grid_policy)
         at_least(0, neighbours=neighbours)
         self.out_dim, self.neighbours = dim, neighbours

@@ -9,6 +9,7 @@ feed-forward network of their own, so that the queries look for what is asked.
 
     H*W -> Q        729 -> 32
 """
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange

@@ -5,6 +5,7 @@
 Training draws afresh for every image from torch's global generator; evaluation keeps one subset for each
 grid, given by `seed`, so that it does not depend on the batch or on what ran before.
 """
+
 import torch
 from torch import Tensor
 

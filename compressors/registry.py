@@ -3,6 +3,7 @@
 A part is registered under one exact name; its knobs, their types and defaults are read from its constructor,
 so there is no second list to keep in step. Outside packages register through an entry-point group.
 """
+
 import inspect
 import types
 import typing
@@ -14,7 +15,7 @@ from compressors.errors import UsageError
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """"; did you mean 'x'? Known: a, b, c" for an unknown name."""
+    """ "; did you mean 'x'? Known: a, b, c" for an unknown name."""
     known = sorted(known)
     shown = known if len(known) <= 40 else get_close_matches(name, known, n=8, cutoff=0.2)
     close = get_close_matches(name, known, n=1, cutoff=0.5)

@@ -10,6 +10,7 @@ such layers, and the latents are the tokens.
 
     H*W -> Q        729 -> 64
 """
+
 from typing import Literal
 
 import torch

@@ -5,6 +5,7 @@ positions in the same coordinates, so that a query knows its place in the pictur
 
     H*W -> th * tw        1024 -> 256 in Qwen-VL (16 x 16), 64 in MiniCPM-V (8 x 8)
 """
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -25,9 +26,7 @@ def places(count: int, size: int, device: torch.device) -> Tensor:
 class Resampler2d(Compressor):
     """A `grid` of queries of `width` (None: the tower's), which must be a multiple of 4."""
 
-    def __init__(
-        self, dim: int, *, grid: tuple[int, int] = (9, 9), width: int | None = None, heads: int = 8
-    ):
+    def __init__(self, dim: int, *, grid: tuple[int, int] = (9, 9), width: int | None = None, heads: int = 8):
         super().__init__()
         width = dim if width is None else width
         divides(heads, width)

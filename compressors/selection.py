@@ -1,4 +1,5 @@
 """What the methods that choose or merge patches share: choices are made in float32, and carry no gradient."""
+
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import wraps

@@ -5,6 +5,7 @@ weights, and the window becomes the weighted sum of its raw features. A zero sco
 
     H*W -> ceil(H/k) * ceil(W/k)        729 -> 81 at k = 3
 """
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn

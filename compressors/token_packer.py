@@ -9,6 +9,7 @@ values come from several levels of the tower: coarse to fine. The query is not a
 
     H*W -> (H/s) * (W/s)        576 -> 144 at s = 2
 """
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -61,8 +62,10 @@ class TokenPacker(WindowCompressor):
         fitted, real = fit(features, self.rate, self.grid_policy)
         coarse = fitted[..., : self.dim]
         if real is not None:  # a border is filled with the last patches, again: queries stay in their windows
-            rows, columns = (torch.arange(n * self.rate, device=features.device).clamp(max=m - 1)
-                             for n, m in zip(grid, features.shape[1:3]))
+            rows, columns = (
+                torch.arange(n * self.rate, device=features.device).clamp(max=m - 1)
+                for n, m in zip(grid, features.shape[1:3])
+            )
             coarse = coarse[:, rows[:, None], columns]
         fine = fitted[..., self.dim :] if self.needs_levels else fitted
         query = self.query_norm(self.query(resize(coarse, grid, "bilinear")))

@@ -9,6 +9,7 @@ most half of the tokens, so there are as many steps as the budget takes. Nothing
 In the paper, tokens merge between the tower's blocks and are compared by their keys; here, behind the tower,
 the features themselves are compared.
 """
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange

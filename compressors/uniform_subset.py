@@ -4,6 +4,7 @@
 
 Where a window has no middle patch (even k) the upper left one of the middle four is taken.
 """
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange

@@ -5,6 +5,7 @@ Nothing is added to it: what the attention says is all that is left of the windo
 
     H*W -> ceil(H/k) * ceil(W/k)        729 -> 196 at k = 2; 81 at k = 3, Molmo 2's for video
 """
+
 from einops import rearrange
 from torch import Tensor, nn
 

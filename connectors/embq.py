@@ -6,6 +6,7 @@ fused back into them.
 
     queries (S, D) --Wd--> q0 --attend--> question --a--> attend --> patches --b (tower width)--W_up--> fuse
 """
+
 from contextlib import nullcontext
 from typing import Literal
 
@@ -49,8 +50,10 @@ class Attention(nn.Module):
 
     def weights(self, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
         """For pictures: how much `forward` reads of each value, (B, heads, S, K), sum 1 over K; fp32."""
-        q, k = (rearrange(t, "b n (m d) -> b m n d", m=self.heads).float()
-                for t in (self.q_proj(query), self.k_proj(key)))
+        q, k = (
+            rearrange(t, "b n (m d) -> b m n d", m=self.heads).float()
+            for t in (self.q_proj(query), self.k_proj(key))
+        )
         mask = (mask | ~mask.any(-1, keepdim=True)).unsqueeze(1)
         scores = q @ k.mT / q.shape[-1] ** 0.5
         return scores.masked_fill(~mask, -torch.inf).softmax(-1)
@@ -74,8 +77,17 @@ class EmbQLayer(nn.Module):
 class EmbQBlock(nn.Module):
     """One insertion: shared down projections, `num_layers` layers, the projection back, the fusion."""
 
-    def __init__(self, llm_dim: int, vision_dim: int, dim: int, heads: int, num_layers: int,
-                 fusion: FusionName, stacked: bool, fp32: bool):
+    def __init__(
+        self,
+        llm_dim: int,
+        vision_dim: int,
+        dim: int,
+        heads: int,
+        num_layers: int,
+        fusion: FusionName,
+        stacked: bool,
+        fp32: bool,
+    ):
         super().__init__()
         self.stacked = stacked
         self.down_text = nn.Linear(llm_dim, dim)  # shared by queries and question
@@ -111,10 +123,23 @@ class EmbQ(QueryModule):
     released      exactly the released module: the LLM's heads, parallel layers, addition, softmax in fp32
     """
 
-    def __init__(self, llm_dim: int, vision_dim: int, llm_heads: int, llm_layers: int, *, dim: int = 576,
-                 num_layers: int = 1, at: int | tuple[int, ...] = 8, fusion: FusionName = "add",
-                 num_queries: int = 9, init: Literal["dot", "random"] = "dot", stacked: bool = False,
-                 heads: int | None = None, released: bool = False):
+    def __init__(
+        self,
+        llm_dim: int,
+        vision_dim: int,
+        llm_heads: int,
+        llm_layers: int,
+        *,
+        dim: int = 576,
+        num_layers: int = 1,
+        at: int | tuple[int, ...] = 8,
+        fusion: FusionName = "add",
+        num_queries: int = 9,
+        init: Literal["dot", "random"] = "dot",
+        stacked: bool = False,
+        heads: int | None = None,
+        released: bool = False,
+    ):
         super().__init__()
         self.at = tuple(sorted({at} if isinstance(at, int) else set(at)))
         heads = llm_heads if heads is None else heads
@@ -128,8 +153,9 @@ class EmbQ(QueryModule):
         self.tokens = nn.Parameter(torch.empty(num_queries, llm_dim))
         self.reset_parameters()
 
-    def _check(self, llm_layers: int, heads: int, dim: int, vision_dim: int, num_layers: int,
-               num_queries: int) -> None:
+    def _check(
+        self, llm_layers: int, heads: int, dim: int, vision_dim: int, num_layers: int, num_queries: int
+    ) -> None:
         counts = {"num_layers": num_layers, "num_queries": num_queries, "dim": dim, "heads": heads}
         for name, value in counts.items():
             if value < 1:
@@ -138,19 +164,23 @@ class EmbQ(QueryModule):
             raise UsageError("embq.at=(): give at least one decoder layer")
         for layer in self.at:
             if not 1 <= layer <= llm_layers:
-                raise UsageError(f"embq.at={layer}: the LLM has decoder layers 1 to {llm_layers}; choose "
-                                 "among them")
+                raise UsageError(
+                    f"embq.at={layer}: the LLM has decoder layers 1 to {llm_layers}; choose among them"
+                )
         for name, width in (("embq.dim", dim), ("the tower's width", vision_dim)):
             if width % heads:
-                raise UsageError(f"embq.heads={heads} does not divide {name}={width}; set embq.heads "
-                                 "(default: the LLM's heads) to a divisor of both")
+                raise UsageError(
+                    f"embq.heads={heads} does not divide {name}={width}; set embq.heads "
+                    "(default: the LLM's heads) to a divisor of both"
+                )
 
     @staticmethod
     def _check_released(**knobs: tuple[object, object]) -> None:
         for name, (value, wanted) in knobs.items():
             if value != wanted:
-                raise UsageError(f"embq.{name}={value}: embq.released=true has {name}={wanted}; "
-                                 "unset one of them")
+                raise UsageError(
+                    f"embq.{name}={value}: embq.released=true has {name}={wanted}; unset one of them"
+                )
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.tokens, std=self.scale)
@@ -161,8 +191,15 @@ class EmbQ(QueryModule):
         if self.init == "dot":
             self.tokens.add_(dot.to(self.tokens))
 
-    def forward(self, hidden: Tensor, query_index: Tensor, question_mask: Tensor, features: Tensor,
-                feature_mask: Tensor, insertion: int = 0) -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,
+        query_index: Tensor,
+        question_mask: Tensor,
+        features: Tensor,
+        feature_mask: Tensor,
+        insertion: int = 0,
+    ) -> Tensor:
         queries = at_positions(hidden, query_index)
         masks = (question_mask, feature_mask)
         updated = self.blocks[insertion](queries, hidden, features.to(hidden.dtype), masks)

@@ -1,4 +1,5 @@
 """How an update enters the query tokens: replacement, addition, gated addition (FlashSloth, Table 5)."""
+
 from typing import Literal
 
 import torch

@@ -3,6 +3,7 @@
 Only patch embedding, positions and blocks are kept. Hierarchical towers (ResNet, ConvNeXt, FastViT, Swin)
 have no constant patch grid through their depth and are refused.
 """
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 

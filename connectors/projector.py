@@ -1,4 +1,5 @@
 """Projectors: visual tokens (B, N, C') -> the LLM's width (B, N, D). Names as in LLaVA; N does not change."""
+
 from torch import Tensor, nn
 
 from compressors.errors import UsageError

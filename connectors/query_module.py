@@ -1,4 +1,5 @@
 """The contract of a query module: learned query tokens inside the LLM updated before some decoder layers."""
+
 from collections.abc import Iterator
 
 import torch
@@ -7,7 +8,8 @@ from torch import Tensor, nn
 from compressors.registry import Registry
 
 registry = Registry(
-    "query module", group="slothkit.query_modules",
+    "query module",
+    group="slothkit.query_modules",
     context=("llm_dim", "vision_dim", "llm_heads", "llm_layers"),
 )
 register = registry.register

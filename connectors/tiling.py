@@ -4,6 +4,7 @@
 
 The layout `anyres` chooses rows x columns by the image's shape, as LLaVA-NeXT does (Liu et al. 2024).
 """
+
 from dataclasses import dataclass
 
 from PIL import Image

@@ -1,4 +1,5 @@
 """What every family of towers needs: reading a vision configuration, its preprocessing, its weights."""
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -75,7 +76,10 @@ def load_weights(
     try:
         with _quiet():
             backbone, info = model_class.from_pretrained(
-                source, config=config, dtype=dtype or "auto", output_loading_info=True,
+                source,
+                config=config,
+                dtype=dtype or "auto",
+                output_loading_info=True,
                 key_mapping=vision_names(config.model_type),
             )
     except (OSError, RuntimeError) as error:

@@ -3,6 +3,7 @@
 A family is a row of `FAMILIES`. The GELU variant is the configuration's `hidden_act`: SigLIP through timm
 or open_clip equals `hidden_act="gelu"`; transformers' default, the released FlashSloth's, is the tanh one.
 """
+
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field

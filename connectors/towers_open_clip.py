@@ -3,6 +3,7 @@
 The model is a transformers PreTrainedModel around the ViT, so that it is initialised, loaded on the meta
 device, saved and checkpointed within a composed model like any other part.
 """
+
 import copy
 import pickle
 from collections.abc import Sequence
@@ -32,10 +33,18 @@ class OpenClipVisionConfig(PreTrainedConfig):
     model_type = "slothkit_open_clip_vision"
     base_config_key = "vision_config"
 
-    def __init__(self, model_name: str = "ViT-SO400M-14-SigLIP-384", num_hidden_layers: int | None = None,
-                 vision_cfg: dict | None = None, timm_kwargs: dict | None = None,
-                 hidden_act: str | None = None, image_mean: Sequence[float] | None = None,
-                 image_std: Sequence[float] | None = None, resample: str | None = None, **kwargs):
+    def __init__(
+        self,
+        model_name: str = "ViT-SO400M-14-SigLIP-384",
+        num_hidden_layers: int | None = None,
+        vision_cfg: dict | None = None,
+        timm_kwargs: dict | None = None,
+        hidden_act: str | None = None,
+        image_mean: Sequence[float] | None = None,
+        image_std: Sequence[float] | None = None,
+        resample: str | None = None,
+        **kwargs,
+    ):
         self.model_name, self.num_hidden_layers = model_name, num_hidden_layers
         self.vision_cfg, self.timm_kwargs = vision_cfg, timm_kwargs
         self.hidden_act = hidden_act

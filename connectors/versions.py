@@ -4,6 +4,7 @@
 
 runs the tests on another one. What a version cannot do is skipped there, and refused in one line.
 """
+
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -38,7 +39,7 @@ def pil_class(name: str) -> type[BaseImageProcessor] | None:
 
 
 def checkpointing(model: PreTrainedModel, what: str, *options: dict) -> None:
-    """"enable" or "disable": keep a layer's input alone and compute the rest of it again. Its name was
+    """ "enable" or "disable": keep a layer's input alone and compute the rest of it again. Its name was
     gradient checkpointing up to 5.22; a composed model's reaches all of its parts."""
     old = getattr(model, f"gradient_checkpointing_{what}", None)
     getattr(model, f"activation_checkpointing_{what}", old)(*options)
@@ -58,8 +59,7 @@ def meta_forward() -> Iterator[None]:
 
 
 def vision_parts(model: PreTrainedModel) -> nn.Module:
-    """What has a vision model's embeddings and blocks: before 5.6 SigLIP and CLIP kept theirs a level deeper.
-    """
+    """What has a vision model's embedding and blocks: until 5.6 SigLIP and CLIP had them a level deeper."""
     return getattr(model, "vision_model", model)
 
 

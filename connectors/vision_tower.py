@@ -6,6 +6,7 @@ Features are a block's raw output: `select_layer=-2`, the penultimate one, is th
 A tower is built no deeper than that, which is bit-equal to reading hidden state `select_layer` of the full
 one. CLS and register tokens, the final norm and the pooling head are dropped.
 """
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Union

@@ -1,4 +1,5 @@
 """When an answer is right, and what is right by luck. No torch: a table is printed without it."""
+
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -53,5 +54,9 @@ def majority_rates(samples: Iterable[Sample]) -> dict[str, Any]:
     for family, answers in sorted(family_answers(samples).items()):
         hits[family], counts[family] = max(Counter(answers).values()), len(answers)
     total = sum(counts.values())
-    return {"overall": sum(hits.values()) / total if total else 0.0,
-            "families": {f: hits[f] / counts[f] for f in counts}, "counts": counts, "n": total}
+    return {
+        "overall": sum(hits.values()) / total if total else 0.0,
+        "families": {f: hits[f] / counts[f] for f in counts},
+        "counts": counts,
+        "n": total,
+    }

@@ -1,4 +1,5 @@
 """Where a model looks while it answers: its compressor's weights and EmbQ's attention to the picture."""
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,8 +27,13 @@ class Look:
     queries: dict[str, Tensor] = field(default_factory=dict)
 
 
-def look(model: FlashSlothForConditionalGeneration, processor: FlashSlothProcessor, picture: Image.Image,
-         question: str, max_new_tokens: int = 32) -> Look:
+def look(
+    model: FlashSlothForConditionalGeneration,
+    processor: FlashSlothProcessor,
+    picture: Image.Image,
+    question: str,
+    max_new_tokens: int = 32,
+) -> Look:
     """Answer one question about one picture, and note where compressor and query module look meanwhile.
     UsageError if neither has weights to show."""
     if not processor.image_tokens:
@@ -39,8 +45,10 @@ def look(model: FlashSlothForConditionalGeneration, processor: FlashSlothProcess
     new = out[0, batch["input_ids"].shape[1] :]
     seen.answer = processor.tokenizer.decode(new, skip_special_tokens=True).strip()
     if seen.compressor is None and not seen.queries:
-        raise UsageError(f"compressor {model.config.compressor} weighs no patch more than another and there "
-                         "is no EmbQ: nothing to show; choose a model with sap, or with +embq")
+        raise UsageError(
+            f"compressor {model.config.compressor} weighs no patch more than another and there "
+            "is no EmbQ: nothing to show; choose a model with sap, or with +embq"
+        )
     return seen
 
 
@@ -79,7 +87,10 @@ def image_attention(model: FlashSlothForConditionalGeneration) -> list[tuple[str
     module = model.query_module
     if not isinstance(module, EmbQ):
         return []
-    found = [(f"EmbQ at decoder layer {at}", number, layer.i2q_attn)
-             for at, block in zip(module.at, module.blocks) for number, layer in enumerate(block.layers, 1)]
+    found = [
+        (f"EmbQ at decoder layer {at}", number, layer.i2q_attn)
+        for at, block in zip(module.at, module.blocks)
+        for number, layer in enumerate(block.layers, 1)
+    ]
     several = len(found) > len(module.at)
     return [(f"{name}, its layer {number}" if several else name, each) for name, number, each in found]

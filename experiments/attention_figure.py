@@ -1,4 +1,5 @@
 """Draws weights over patches onto their picture."""
+
 import textwrap
 from collections.abc import Sequence
 
@@ -82,8 +83,9 @@ def overlay(axes: Axes, weights: np.ndarray, picture: Image.Image) -> None:
     """Weights (h, w) over a picture's area as a colour, the more opaque the more weight."""
     opacity = 0.8 * weights / max(weights.max(), 1e-12)
     colour = np.broadcast_to(COLOUR, (*weights.shape, 3))
-    axes.imshow(np.dstack([colour, opacity]), interpolation="nearest",
-                extent=(0, picture.width, picture.height, 0))
+    axes.imshow(
+        np.dstack([colour, opacity]), interpolation="nearest", extent=(0, picture.width, picture.height, 0)
+    )
 
 
 def density(weights: np.ndarray, tiling: Tiling, width: int, height: int) -> np.ndarray:

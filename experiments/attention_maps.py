@@ -6,6 +6,7 @@
 The compressor sees the picture alone; EmbQ has read the question, so two questions about one picture show
 what it adds. The redder a patch, the more it counts.
 """
+
 import argparse
 import sys
 from collections.abc import Sequence

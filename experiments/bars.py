@@ -1,4 +1,5 @@
 """What a run tells on a terminal: bars for cells and steps."""
+
 from types import TracebackType
 
 from rich.console import Console
@@ -20,8 +21,14 @@ class RichReporter(Reporter):
 
     def __init__(self, console: Console):
         self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            TimeRemainingColumn(), TextColumn("{task.fields[words]}"), console=console, transient=True,
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[words]}"),
+            console=console,
+            transient=True,
         )
         self._cells = self.progress.add_task("cells", total=None, words="")
         self._steps = Bar(self.progress)
@@ -82,8 +89,9 @@ class Bar(Reporter):
         self.progress.update(self._task, visible=False)
 
     def stage(self, label: str) -> None:
-        self.progress.reset(self._task, total=None, description=escape(f"  {self.prefix}{label}"), words="",
-                            visible=True)
+        self.progress.reset(
+            self._task, total=None, description=escape(f"  {self.prefix}{label}"), words="", visible=True
+        )
 
     def steps(self, total: int, done: int = 0) -> None:
         self.progress.reset(self._task, total=total, completed=done)

@@ -2,6 +2,7 @@
 (one scorer call for each window) and beside the scorer's first matrix product alone, which no implementation
 can avoid. What it costs within a model `python -m experiments.efficiency` tells.
 """
+
 import argparse
 from collections.abc import Callable
 from functools import partial
@@ -94,8 +95,10 @@ def report(given: argparse.Namespace, show: Callable[[object], None]) -> None:
         torch.set_num_threads(given.threads)
     cuda = given.device.startswith("cuda")
     named = torch.cuda.get_device_name(given.device) if cuda else platform.machine()
-    show(f"device {given.device} ({named}), {torch.get_num_threads()} threads, torch {torch.__version__}, "
-         f"python {platform.python_version()}")
+    show(
+        f"device {given.device} ({named}), {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"python {platform.python_version()}"
+    )
     sizes = f"{given.batch} x {given.grid}x{given.grid}x{given.dim}, rate {given.rate}, {given.dtype}"
     header = ("forward + backward", "ms", f"of {given.rounds}", "ratio", "MiB kept")
     for train_tower, words in ((False, "frozen"), (True, "trained")):

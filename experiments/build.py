@@ -1,4 +1,5 @@
 """From a cell's configuration to a model and its processor."""
+
 import copy
 import logging
 import warnings
@@ -45,17 +46,23 @@ def build(config: Config) -> tuple[FlashSlothForConditionalGeneration, FlashSlot
     return model, make_processor(config, model, tokenizer)
 
 
-def model_config(config: Config, vision: PreTrainedConfig, text: PreTrainedConfig,
-                 tokenizer: PreTrainedTokenizerBase | None = None) -> FlashSlothConfig:
+def model_config(
+    config: Config,
+    vision: PreTrainedConfig,
+    text: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> FlashSlothConfig:
     """A blind cell has an (unused) image path too, so that it is the same class of model."""
     return FlashSlothConfig(  # copies: a composite configuration resets its parts' attention implementation
-        vision_config=copy.deepcopy(vision), text_config=copy.deepcopy(text),
+        vision_config=copy.deepcopy(vision),
+        text_config=copy.deepcopy(text),
         select_layer=config.tower.select_layer,
         compressor="identity" if config.blind else config.compressor_name,
         compressor_knobs=config.knobs(config.compressor_name),
         projector="auto" if config.blind else config.projector,
         projector_knobs=None if config.projector == "auto" else config.knobs(config.projector),
-        query_module=config.query_module, query_module_knobs=config.knobs(config.query_module),
+        query_module=config.query_module,
+        query_module_knobs=config.knobs(config.query_module),
         image_token_id=tokenizer and tokenizer.convert_tokens_to_ids(IMAGE),
         query_token_id=tokenizer and tokenizer.convert_tokens_to_ids(QUERY),
         prompt=asdict(config.prompt),
@@ -78,18 +85,26 @@ def _pretrained(auto, setting: str, source: str, **kwargs):
     try:
         return auto.from_pretrained(resolve_source(source), **kwargs)
     except OSError as error:
-        raise UsageError(f"{setting}={source}: cannot be loaded; give a folder that save_pretrained wrote, "
-                         "or a hub id that this machine can reach") from error
+        raise UsageError(
+            f"{setting}={source}: cannot be loaded; give a folder that save_pretrained wrote, "
+            "or a hub id that this machine can reach"
+        ) from error
 
 
-def make_processor(config: Config, model: FlashSlothForConditionalGeneration,
-                   tokenizer: PreTrainedTokenizerBase) -> FlashSlothProcessor:
+def make_processor(
+    config: Config, model: FlashSlothForConditionalGeneration, tokenizer: PreTrainedTokenizerBase
+) -> FlashSlothProcessor:
     """Token counts as the compressor makes them; a blind cell's images have none."""
     images = image_processor(model.vision_tower, config.image.size)
     tokens = 0 if config.blind else model.num_image_tokens(images.size["height"], images.size["width"])
     return FlashSlothProcessor(
-        images, tokenizer, image_tokens=tokens, tiles=config.image.tiles, num_queries=model.num_queries,
-        prompt=asdict(config.prompt), layout=config.image.layout,
+        images,
+        tokenizer,
+        image_tokens=tokens,
+        tiles=config.image.tiles,
+        num_queries=model.num_queries,
+        prompt=asdict(config.prompt),
+        layout=config.image.layout,
     )
 
 

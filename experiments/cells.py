@@ -1,6 +1,7 @@
 """From overrides to cells: defaults < preset < what it says a compressor wants < command line. Every knob is
 checked against its part's signature.
 """
+
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -60,8 +61,10 @@ def check_batches(config: Config) -> None:
     for stage in ("pretrain", "finetune"):
         section = getattr(config, stage)
         if section.batch_size % section.accumulate:
-            raise UsageError(f"{stage}.accumulate={section.accumulate}: does not divide "
-                             f"{stage}.batch_size={section.batch_size}")
+            raise UsageError(
+                f"{stage}.accumulate={section.accumulate}: does not divide "
+                f"{stage}.batch_size={section.batch_size}"
+            )
 
 
 def resolve(given: Mapping[str, str]) -> tuple[Config, set[str]]:
@@ -91,9 +94,13 @@ def resolve(given: Mapping[str, str]) -> tuple[Config, set[str]]:
 
 def copied(section: Any) -> Any:
     """A configuration that shares nothing with the old one; deepcopy would be most of a large plan's time."""
-    return dataclasses.replace(section, **{
-        name: copied(value) if dataclasses.is_dataclass(value) else copy.copy(value)
-        for name, value in vars(section).items()})
+    return dataclasses.replace(
+        section,
+        **{
+            name: copied(value) if dataclasses.is_dataclass(value) else copy.copy(value)
+            for name, value in vars(section).items()
+        },
+    )
 
 
 def make_cells(axes: Mapping[str, list[str]]) -> list[Cell]:
@@ -103,8 +110,9 @@ def make_cells(axes: Mapping[str, list[str]]) -> list[Cell]:
     return cells
 
 
-def labelled(axes: Mapping[str, list[str]], label: str,
-             complete: Callable[[Config], Mapping[str, str]] | None = None) -> tuple[list[Cell], set[str]]:
+def labelled(
+    axes: Mapping[str, list[str]], label: str, complete: Callable[[Config], Mapping[str, str]] | None = None
+) -> tuple[list[Cell], set[str]]:
     """The product of a row's axes, and the knobs among them that none of its cells uses. `complete` gives
     overrides that follow from a cell's configuration."""
     cells, unused = [], None

@@ -2,6 +2,7 @@
 
 Exit code 0: done; 2: bad input, one line says which; 130: Ctrl-C.
 """
+
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -87,8 +88,12 @@ def read(arguments: Sequence[str]) -> Asked:
     limit = settings["max_new_tokens"]
     if not limit.isdecimal() or not int(limit):
         raise UsageError(f"max_new_tokens={limit}: expected a number of at least 1")
-    return Asked(Path(words[0]), words[1] if words[1:] else None,
-                 Path(settings["model"]) if settings["model"] else None, int(limit))
+    return Asked(
+        Path(words[0]),
+        words[1] if words[1:] else None,
+        Path(settings["model"]) if settings["model"] else None,
+        int(limit),
+    )
 
 
 def told(chat) -> str:

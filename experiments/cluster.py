@@ -7,6 +7,7 @@
 submit what becomes ready; if it is killed, the jobs that it has submitted finish their unit, and the next run
 takes their results.
 """
+
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,8 +43,15 @@ class Submitted:
 class Cluster:
     """Up to `size` jobs under way."""
 
-    def __init__(self, root: Path, runner: Callable[[str], Runner], report: Reporter, size: int,
-                 threads: int | None, parameters: dict[str, object]):
+    def __init__(
+        self,
+        root: Path,
+        runner: Callable[[str], Runner],
+        report: Reporter,
+        size: int,
+        threads: int | None,
+        parameters: dict[str, object],
+    ):
         self.root, self.runner, self.report = Path(root).absolute(), runner, report
         self.size, self.threads = size, threads
         self.executor = make_executor(self.root / "logs" / "submitit", size, dict(parameters))
@@ -56,8 +64,12 @@ class Cluster:
     def submit(self, units: list[Unit]) -> None:
         """One array of jobs."""
         with self.executor.batch():
-            jobs = [self.executor.submit(worker.job, unit.stage, unit.log.absolute(), self.root, self.runner,
-                                         self.threads) for unit in units]
+            jobs = [
+                self.executor.submit(
+                    worker.job, unit.stage, unit.log.absolute(), self.root, self.runner, self.threads
+                )
+                for unit in units
+            ]
         taken = {each.number for each in self.jobs}
         numbers = (i for i in range(self.size) if i not in taken)
         for number, unit, job in zip(numbers, units, jobs):

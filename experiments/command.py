@@ -1,4 +1,5 @@
 """What every command has in common: bad input, a full disk and Ctrl-C end in one line and an exit code."""
+
 import argparse
 import sys
 from collections.abc import Callable

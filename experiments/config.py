@@ -2,6 +2,7 @@
 
 `python -m experiments.sweep --help` prints it. How presets and the command line set it is in `cells.py`.
 """
+
 import dataclasses
 import operator
 from dataclasses import dataclass, field
@@ -14,8 +15,11 @@ from experiments import weights_cache
 
 ASSETS = Path(__file__).parent / "assets"
 BLIND = "none"
-BOUNDS = (("low", operator.ge, "at least"), ("above", operator.gt, "more than"),
-          ("below", operator.lt, "less than"))
+BOUNDS = (
+    ("low", operator.ge, "at least"),
+    ("above", operator.gt, "more than"),
+    ("below", operator.lt, "less than"),
+)
 
 
 def setting(default: object, meaning: str, **rules: object) -> Any:
@@ -59,16 +63,20 @@ class Image:
 
     size: int | None = setting(None, "pixels; null: the tower's own", low=1)
     tiles: int = setting(1, "k > 1: the whole image and k x k tiles, in stage 2 and evaluation", low=1)
-    layout: str = setting("square", "of tiles; anyres: rows x columns by an image's shape, at most k x k",
-                          choices=("square", "anyres"))
+    layout: str = setting(
+        "square",
+        "of tiles; anyres: rows x columns by an image's shape, at most k x k",
+        choices=("square", "anyres"),
+    )
 
 
 @dataclass
 class Data:
     """Training and test data: splits of an embedded data set, or LLaVA-format JSON files."""
 
-    dataset: str | None = setting("picture_vqa", "embedded data set to write; null: files only",
-                                     choices=(None, "picture_vqa"))
+    dataset: str | None = setting(
+        "picture_vqa", "embedded data set to write; null: files only", choices=(None, "picture_vqa")
+    )
     seed: int = setting(0, "seed of the embedded data set", low=0)
     scale: float = setting(1.0, "size of the embedded data set, 1: as designed", above=0)
     pretrain: list[str] = setting(["pretrain"], "stage 1: split names or .json files")
@@ -119,12 +127,19 @@ class Evaluation:
 class Trainer:
     """Lightning."""
 
-    accelerator: str = setting("auto", "auto finds a GPU, else the CPU",
-                               choices=("auto", "cpu", "gpu", "cuda", "mps", "tpu"))
-    precision: str = setting("auto", "auto: bf16 on a GPU, fp32 on the CPU",
-                             choices=("auto", "32", "16-mixed", "bf16-mixed", "16-true", "bf16-true"))
-    strategy: str = setting("auto", "auto: ddp on several devices; deepspeed: ZeRO stage 2",
-                            choices=("auto", "ddp", "fsdp", "deepspeed"))
+    accelerator: str = setting(
+        "auto", "auto finds a GPU, else the CPU", choices=("auto", "cpu", "gpu", "cuda", "mps", "tpu")
+    )
+    precision: str = setting(
+        "auto",
+        "auto: bf16 on a GPU, fp32 on the CPU",
+        choices=("auto", "32", "16-mixed", "bf16-mixed", "16-true", "bf16-true"),
+    )
+    strategy: str = setting(
+        "auto",
+        "auto: ddp on several devices; deepspeed: ZeRO stage 2",
+        choices=("auto", "ddp", "fsdp", "deepspeed"),
+    )
     devices: str = setting("auto", "how many, or which: [0,2]")
     gradient_checkpointing: bool = setting(False, "compute the LLM's activations again: less memory, slower")
     compile: bool = setting(False, "torch.compile the LLM's layers for training; takes up to a minute")

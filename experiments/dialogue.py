@@ -1,4 +1,5 @@
 """A conversation about one picture, turn by turn."""
+
 from collections.abc import Callable, Sequence
 
 import torch

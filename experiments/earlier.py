@@ -2,6 +2,7 @@
 
 `python -m ablations.report earlier=DIR` shows them beside the sweep's own.
 """
+
 import json
 from pathlib import Path
 
@@ -19,5 +20,6 @@ def reported(folder: Path) -> set[str]:
     except FileNotFoundError as error:
         raise UsageError(f"earlier={folder}: no {path}; give a folder that ablations.report wrote") from error
     except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
-        raise UsageError(f"earlier={folder}: not what ablations.report wrote "
-                         f"({type(error).__name__}: {error})") from error
+        raise UsageError(
+            f"earlier={folder}: not what ablations.report wrote ({type(error).__name__}: {error})"
+        ) from error

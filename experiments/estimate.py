@@ -3,6 +3,7 @@
 The median of finished stages of the same kind (of the same model, where there are any), in proportion to the
 rows they worked on: a finished stage notes its steps. Stages that were resumed say nothing of the whole.
 """
+
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -80,4 +81,3 @@ def read(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-

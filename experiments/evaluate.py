@@ -1,4 +1,5 @@
 """Greedy answers to every test question by generation, and their scores."""
+
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -50,8 +51,12 @@ def batches(asked: Sequence[llava.Sample], images: Images, size: int) -> Iterato
     return (order[start : start + size] for start in range(0, len(order), size))
 
 
-def prune(config: Config, inputs: dict[str, Path], model: FlashSlothForConditionalGeneration,
-          processor: FlashSlothProcessor) -> None:
+def prune(
+    config: Config,
+    inputs: dict[str, Path],
+    model: FlashSlothForConditionalGeneration,
+    processor: FlashSlothProcessor,
+) -> None:
     """Set the cell's pruner; one that wants it is calibrated on the first questions of the first training
     samples that have images."""
     model.set_pruner(config.prune, **config.knobs(config.prune))
@@ -64,8 +69,9 @@ def prune(config: Config, inputs: dict[str, Path], model: FlashSlothForCondition
     calibrate(model, [prompts(model, Images(processor), asked[i : i + size]) for i in starts])
 
 
-def prompts(model: FlashSlothForConditionalGeneration, images: Images,
-            asked: Sequence[llava.Sample]) -> dict[str, torch.Tensor]:
+def prompts(
+    model: FlashSlothForConditionalGeneration, images: Images, asked: Sequence[llava.Sample]
+) -> dict[str, torch.Tensor]:
     """Inputs of a batch of one-question samples, where the model is."""
     processor = images.processor
     encoded: list[Encoded] = [processor.encode([Turn(s.turns[0].question)], images.crops(s)) for s in asked]
@@ -74,8 +80,12 @@ def prompts(model: FlashSlothForConditionalGeneration, images: Images,
 
 
 @torch.inference_mode()
-def answer(model: FlashSlothForConditionalGeneration, images: Images, asked: Sequence[llava.Sample],
-           max_new_tokens: int) -> list[str]:
+def answer(
+    model: FlashSlothForConditionalGeneration,
+    images: Images,
+    asked: Sequence[llava.Sample],
+    max_new_tokens: int,
+) -> list[str]:
     """Greedy answers to a batch of one-question samples."""
     processor, batch = images.processor, prompts(model, images, asked)
     out = model.generate(**batch, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens)
@@ -83,8 +93,13 @@ def answer(model: FlashSlothForConditionalGeneration, images: Images, asked: Seq
     return [text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
 
 
-def write(asked: Sequence[llava.Sample], predictions: Sequence[str],
-          model: FlashSlothForConditionalGeneration, images: Images, out: Path) -> None:
+def write(
+    asked: Sequence[llava.Sample],
+    predictions: Sequence[str],
+    model: FlashSlothForConditionalGeneration,
+    images: Images,
+    out: Path,
+) -> None:
     """Scores and what they rest on."""
     families = [s.families[0] if s.families else "all" for s in asked]
     truths = [s.turns[0].answer for s in asked]
@@ -93,9 +108,15 @@ def write(asked: Sequence[llava.Sample], predictions: Sequence[str],
     names = picture_names(asked)
     with (out / "predictions.jsonl").open("w") as file:
         for s, family, truth, said in zip(asked, families, truths, predictions):
-            row = {"id": s.id, "images": [names[image] for image in s.images], "family": family,
-                   "question": s.turns[0].question, "answer": truth,
-                   "prediction": said, "correct": normalise(said) == normalise(truth)}
+            row = {
+                "id": s.id,
+                "images": [names[image] for image in s.images],
+                "family": family,
+                "question": s.turns[0].question,
+                "answer": truth,
+                "prediction": said,
+                "correct": normalise(said) == normalise(truth),
+            }
             file.write(json.dumps(row) + "\n")
     metrics = {**accuracy.compute(), "efficiency": efficiency(model, images, asked)}
     if model.pruner is not None:
@@ -112,8 +133,9 @@ def picture_names(asked: Sequence[llava.Sample]) -> dict[Path, str]:
     return {image: Path(os.path.relpath(place, folder)).as_posix() for image, place in places.items()}
 
 
-def efficiency(model: FlashSlothForConditionalGeneration, images: Images,
-               asked: Sequence[llava.Sample]) -> dict[str, float]:
+def efficiency(
+    model: FlashSlothForConditionalGeneration, images: Images, asked: Sequence[llava.Sample]
+) -> dict[str, float]:
     """Tokens of an image and a turn, and the parameters beside tower and LLM. Blind: none."""
     processor = images.processor
     if not processor.image_tokens:

@@ -1,9 +1,10 @@
 """Patch features of a frozen tower, computed once for every image of a set of files and kept on disk.
 
-    features.npy   (crops of all images, H, W, C) float16
-    images.json    image paths, in order, from the output directory if below it
-    crops.json     crops of each image, where images differ in it
+features.npy   (crops of all images, H, W, C) float16
+images.json    image paths, in order, from the output directory if below it
+crops.json     crops of each image, where images differ in it
 """
+
 import json
 import os
 from collections.abc import Sequence
@@ -40,8 +41,9 @@ class FeatureCache:
         if (folder / CROPS).exists():
             crops = json.loads((folder / CROPS).read_text())
         root, ends = output_root(folder), accumulate(crops)
-        self.places = {os.path.join(root, path): slice(end - count, end)
-                       for path, count, end in zip(paths, crops, ends)}
+        self.places = {
+            os.path.join(root, path): slice(end - count, end) for path, count, end in zip(paths, crops, ends)
+        }
 
     def crops(self, path: Path) -> int:
         """How many crops an image has."""
@@ -63,8 +65,9 @@ def image_name(path: Path, root: str) -> str:
     return os.path.relpath(path, root) if path.startswith(root + os.sep) else path
 
 
-def image_places(config: Config, inputs: dict[str, Path],
-                 roles: Sequence[str]) -> dict[Path, tuple[llava.Sample, int]]:
+def image_places(
+    config: Config, inputs: dict[str, Path], roles: Sequence[str]
+) -> dict[Path, tuple[llava.Sample, int]]:
     """Every image of the roles' files once, in order of appearance, with a sample that shows it."""
     found: dict[Path, tuple[llava.Sample, int]] = {}
     for sample in (each for role in roles for each in samples.load(config, inputs, role)):

@@ -1,4 +1,5 @@
 """What pictures of numbers have in common: colours, bare axes, SVG that is the same each time."""
+
 import io
 
 import matplotlib

@@ -1,4 +1,5 @@
 """Writing files so that nobody ever sees half of one, locks that end with their process, full disks."""
+
 import errno
 import fcntl
 import os
@@ -9,8 +10,14 @@ from pathlib import Path
 
 DRAFTS = ".*.draft"  # what `write_atomic` leaves if it is killed
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
-FULL = ("No space left", "File too large", "os error 28", "os error 27", "PytorchStreamWriter",
-        "unexpected pos")
+FULL = (
+    "No space left",
+    "File too large",
+    "os error 28",
+    "os error 27",
+    "PytorchStreamWriter",
+    "unexpected pos",
+)
 POLL = 0.2  # seconds between looks at a lock that another process holds
 
 

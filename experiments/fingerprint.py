@@ -1,4 +1,5 @@
 """What a stage's key knows of the outside: the content of data files, images and weights. No torch."""
+
 import hashlib
 import json
 import os

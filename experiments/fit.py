@@ -1,4 +1,5 @@
 """Lightning's part of a training stage: the trainer, what it tells, the checkpoints it resumes from."""
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -20,20 +21,35 @@ from llm_adapters.modeling import FlashSlothForConditionalGeneration
 CHECKPOINTS = "checkpoints"
 
 
-def fit(config: Config, module: SlothModule, out: Path, report: Reporter, world: int = 0,
-        callbacks: Sequence[Callback] = ()) -> None:
+def fit(
+    config: Config,
+    module: SlothModule,
+    out: Path,
+    report: Reporter,
+    world: int = 0,
+    callbacks: Sequence[Callback] = (),
+) -> None:
     """Lightning's part, in one of `world` processes or alone."""
     t, o, checkpoints = config.trainer, module.optimisation, out / CHECKPOINTS
     last = checkpoints / "last.ckpt"
     resume = last if readable(last) else None
-    keep = ModelCheckpoint(checkpoints, filename=last.stem, every_n_train_steps=t.checkpoint_every,
-                           enable_version_counter=False)
+    keep = ModelCheckpoint(
+        checkpoints, filename=last.stem, every_n_train_steps=t.checkpoint_every, enable_version_counter=False
+    )
     trainer = L.Trainer(
-        **strategies.placement(t, world), precision=precision(t.precision), max_steps=module.steps,
-        max_epochs=-1, accumulate_grad_batches=o.accumulate, gradient_clip_val=o.clip or None,
-        callbacks=[Progress(report), keep, *callbacks], logger=make_logger(t.logger, out),
-        log_every_n_steps=10, enable_progress_bar=False, enable_model_summary=False,
-        use_distributed_sampler=False, num_sanity_val_steps=0,
+        **strategies.placement(t, world),
+        precision=precision(t.precision),
+        max_steps=module.steps,
+        max_epochs=-1,
+        accumulate_grad_batches=o.accumulate,
+        gradient_clip_val=o.clip or None,
+        callbacks=[Progress(report), keep, *callbacks],
+        logger=make_logger(t.logger, out),
+        log_every_n_steps=10,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
     )
     if t.gradient_checkpointing:
         checkpointing(module.model, "enable", {"use_reentrant": False})

@@ -6,6 +6,7 @@ changes the hidden states of the query tokens and no others, and that the token 
 the prefill's cache as without. The training steps are AdamW's on bfloat16 weights: at stage 2 eight bytes for
 each parameter that is trained, beside activations.
 """
+
 import argparse
 import resource
 import sys
@@ -28,10 +29,21 @@ Fact = tuple[str, bool]  # a line to print, and whether it is as it must be
 STAGES = ("pretrain", "finetune")
 NEW_TOKENS, STEPS = 4, 2
 TOLERANCE = 0.25  # of the logits' standard deviation: how far two ways to a bfloat16 logit may end apart
-SMALL_LLM = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 9,
-             "num_attention_heads": 4}
-SMALL_TOWER = {"image_size": 126, "patch_size": 14, "hidden_size": 64, "intermediate_size": 96,
-               "num_hidden_layers": 3, "num_attention_heads": 4}
+SMALL_LLM = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 9,
+    "num_attention_heads": 4,
+}
+SMALL_TOWER = {
+    "image_size": 126,
+    "patch_size": 14,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,8 +51,11 @@ def parser() -> argparse.ArgumentParser:
     made.formatter_class = argparse.RawDescriptionHelpFormatter
     made.add_argument("--hd", action="store_true", help="the preset flashsloth_hd: five crops, tower trained")
     made.add_argument("--device", help="cpu or cuda (cuda where there is one)")
-    made.add_argument("--train", choices=("both", "none", *STAGES),
-                      help="stages to train for two steps (both on a GPU, none on a CPU)")
+    made.add_argument(
+        "--train",
+        choices=("both", "none", *STAGES),
+        help="stages to train for two steps (both on a GPU, none on a CPU)",
+    )
     made.add_argument("--quick", action="store_true", help="small sizes: to try the command")
     return made
 
@@ -55,8 +70,10 @@ def cell(hd: bool, quick: bool) -> Iterator[Config]:
 
 def small() -> dict[str, PreTrainedConfig]:
     """Small backbones under the names of the preset's."""
-    return {"microsoft/phi-2": AutoConfig.for_model("phi", tie_word_embeddings=False, **SMALL_LLM),
-            "google/siglip-so400m-patch14-384": AutoConfig.for_model("siglip_vision_model", **SMALL_TOWER)}
+    return {
+        "microsoft/phi-2": AutoConfig.for_model("phi", tie_word_embeddings=False, **SMALL_LLM),
+        "google/siglip-so400m-patch14-384": AutoConfig.for_model("siglip_vision_model", **SMALL_TOWER),
+    }
 
 
 @torch.inference_mode()
@@ -65,12 +82,18 @@ def inference(model: FlashSlothForConditionalGeneration, batch: dict[str, Tensor
     batch = {name: value for name, value in batch.items() if name != "labels"}
     ids, mask, changed = batch["input_ids"], batch["attention_mask"], []
     handle = model.query_module.register_forward_hook(
-        lambda _, given, out: changed.append((out != given[0]).any(-1)))
+        lambda _, given, out: changed.append((out != given[0]).any(-1))
+    )
     prefill = model(**batch, use_cache=True)
     handle.remove()
     is_image, is_query = ids == model.config.image_token_id, ids == model.config.query_token_id
-    yield (f"prefill of {ids.shape[1]} tokens, {is_image.sum()} visual and {is_query.sum()} queries: "
-           "logits are finite"), bool(prefill.logits.isfinite().all())
+    yield (
+        (
+            f"prefill of {ids.shape[1]} tokens, {is_image.sum()} visual and {is_query.sum()} queries: "
+            "logits are finite"
+        ),
+        bool(prefill.logits.isfinite().all()),
+    )
     alone = len(changed) == 1 and torch.equal(changed[0], is_query)
     yield "EmbQ changes the hidden states of the query tokens alone", alone
     token = prefill.logits[:, -1:].argmax(-1)
@@ -83,27 +106,38 @@ def inference(model: FlashSlothForConditionalGeneration, batch: dict[str, Tensor
     said = whole.argmax().item(), step.argmax().item()
     # of near-ties either may win
     near = bool(whole.max() - whole[0, said[1]] <= TOLERANCE * whole.std())
-    yield (f"token after next: {said[0]} without cache, {said[1]} with it; logits at most {apart:.4f} "
-           "standard deviations apart"), near and apart <= TOLERANCE
+    yield (
+        (
+            f"token after next: {said[0]} without cache, {said[1]} with it; logits at most {apart:.4f} "
+            "standard deviations apart"
+        ),
+        near and apart <= TOLERANCE,
+    )
     out = model.generate(**batch, do_sample=False, min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS)
-    new = out[0, ids.shape[1]:].tolist()
+    new = out[0, ids.shape[1] :].tolist()
     yield f"generated, greedily: {new}", len(new) == NEW_TOKENS and new[0] == token.item()
 
 
-def train(model: FlashSlothForConditionalGeneration, config: Config, stage: str,
-          batch: dict[str, Tensor]) -> Iterator[Fact]:
+def train(
+    model: FlashSlothForConditionalGeneration, config: Config, stage: str, batch: dict[str, Tensor]
+) -> Iterator[Fact]:
     """Two optimiser steps of a stage: loss and each trained part's gradient norm."""
     set_trainable(model, stage, config.tower.train)
-    trained = {name: list(part.parameters()) for name, part in parts(model)
-               if any(p.requires_grad for p in part.parameters())}
+    trained = {
+        name: list(part.parameters())
+        for name, part in parts(model)
+        if any(p.requires_grad for p in part.parameters())
+    }
     recipe = getattr(config, stage)
     weights = [p for group in trained.values() for p in group]
     optimizer = torch.optim.AdamW(weights, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
     for number in range(1, STEPS + 1):
         loss = model(**batch, use_cache=False).loss
         loss.backward()
-        norms = {name: nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]).item()
-                 for name, group in trained.items()}
+        norms = {
+            name: nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]).item()
+            for name, group in trained.items()
+        }
         nn.utils.clip_grad_norm_(weights, recipe.clip)
         optimizer.step()
         optimizer.zero_grad()

@@ -6,6 +6,7 @@
 Every compressor of the registry, outside packages' too, at the preset tiny: 12x12 patches of a PictureVQA
 scene as the tiny tower sees it, 16 tokens. Learned ones have random weights.
 """
+
 import argparse
 import sys
 from collections.abc import Sequence

@@ -1,4 +1,5 @@
 """Draws where a compressor's tokens come from: all of them in one panel, then some one by one."""
+
 import colorsys
 
 import numpy as np

@@ -1,4 +1,5 @@
 """Names beside the points of a plot, placed so that none covers another, a point or its interval."""
+
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,24 +23,40 @@ class Box(NamedTuple):
     high: float
 
     def covers(self, other: "Box") -> bool:
-        return (self.left < other.right and other.left < self.right and self.low < other.high
-                and other.low < self.high)
+        return (
+            self.left < other.right
+            and other.left < self.right
+            and self.low < other.high
+            and other.low < self.high
+        )
 
     def inside(self, other: "Box") -> bool:
-        return (self.left >= other.left and self.right <= other.right and self.low >= other.low
-                and self.high <= other.high)
+        return (
+            self.left >= other.left
+            and self.right <= other.right
+            and self.low >= other.low
+            and self.high <= other.high
+        )
 
 
-def put(axes, names: Sequence[str], x: np.ndarray, y: np.ndarray, half: np.ndarray,
-        only: Sequence[int] | None = None) -> None:
+def put(
+    axes,
+    names: Sequence[str],
+    x: np.ndarray,
+    y: np.ndarray,
+    half: np.ndarray,
+    only: Sequence[int] | None = None,
+) -> None:
     """Annotate points with intervals y +- half, `only` some if given; names of the others would cover each
     other. The limits and the place of the axes must be final."""
     pixel = axes.figure.dpi / 72
     place = axes.transData.transform
     points = place(np.stack([x, y], 1))
     lows, highs = place(np.stack([x, y - half], 1))[:, 1], place(np.stack([x, y + half], 1))[:, 1]
-    taken = [Box(px - 4, min(low, py - 4), px + 4, max(high, py + 4))
-             for (px, py), low, high in zip(points, lows, highs)]
+    taken = [
+        Box(px - 4, min(low, py - 4), px + 4, max(high, py + 4))
+        for (px, py), low, high in zip(points, lows, highs)
+    ]
     sizes = [(0.62 * SIZE * pixel * len(name), 1.2 * SIZE * pixel) for name in names]
     frame = Box(*axes.bbox.extents)
     back = axes.transData.inverted().transform
@@ -48,12 +65,21 @@ def put(axes, names: Sequence[str], x: np.ndarray, y: np.ndarray, half: np.ndarr
     for name, box, point in zip([names[i] for i in shown], boxes, points[shown]):
         right = box.left > point[0]
         near = box.left if right else box.right
-        axes.annotate(literal(name), back(point), back((near, (box.low + box.high) / 2)), fontsize=SIZE,
-                      va="center", ha="left" if right else "right", arrowprops=LEADER, path_effects=HALO)
+        axes.annotate(
+            literal(name),
+            back(point),
+            back((near, (box.low + box.high) / 2)),
+            fontsize=SIZE,
+            va="center",
+            ha="left" if right else "right",
+            arrowprops=LEADER,
+            path_effects=HALO,
+        )
 
 
-def arranged(points: np.ndarray, sizes: Sequence[tuple[float, float]], taken: Sequence[Box],
-             frame: Box) -> list[Box]:
+def arranged(
+    points: np.ndarray, sizes: Sequence[tuple[float, float]], taken: Sequence[Box], frame: Box
+) -> list[Box]:
     """A box for each point, the nearest place to its right or left that is free and inside the frame; right
     beside the point if there is none."""
     found: dict[int, Box] = {}

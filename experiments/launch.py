@@ -3,6 +3,7 @@
 What workers share is the stage store; what this process does is to hand out units whose inputs are done, to
 publish cells, and to tell. It may be killed at any moment: its workers end with it, and the next run goes on.
 """
+
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -117,15 +118,19 @@ class Launcher:
                     self._take(unit, outcome)
         finally:
             self.hands.close()
-        self.ended.failed += [(cell, *self.broken[key]) for key, cell in self.cells.items()
-                              if key in self.broken]
+        self.ended.failed += [
+            (cell, *self.broken[key]) for key, cell in self.cells.items() if key in self.broken
+        ]
         return self.ended
 
     def _ready(self) -> list[Unit]:
         """Units whose inputs are done; those that another sweep has come last."""
         open_keys, now = self.left.keys() | self.running, time.monotonic()
-        ready = [unit for unit in self.left.values()
-                 if not unit.needs & open_keys and self.taken.get(unit.key, 0.0) <= now]
+        ready = [
+            unit
+            for unit in self.left.values()
+            if not unit.needs & open_keys and self.taken.get(unit.key, 0.0) <= now
+        ]
         return sorted(ready, key=lambda unit: unit.key in self.taken)
 
     def _take(self, unit: Unit, outcome: Outcome) -> None:

@@ -1,5 +1,6 @@
 """Where cells run and how many at once. Nothing of it is in a stage's key: launching never changes what a
 result is called; what it may change is the last bits of one (see `threads`)."""
+
 import os
 import shutil
 from dataclasses import dataclass, field
@@ -17,12 +18,15 @@ SLURM = "launch.slurm."
 class Launch:
     """The options; on the command line `where` is `launch`, the others are `launch.NAME`."""
 
-    where: str = setting("local", "processes of this machine, or Slurm jobs through submitit",
-                         choices=("local", "slurm"))
+    where: str = setting(
+        "local", "processes of this machine, or Slurm jobs through submitit", choices=("local", "slurm")
+    )
     workers: int | Literal["auto"] = setting(
-        1, "cells at once; 1: in this process; auto: one a GPU, else one a core", low=1)
+        1, "cells at once; 1: in this process; auto: one a GPU, else one a core", low=1
+    )
     threads: int | None = setting(
-        None, "of a worker; null: 1 on the CPU. The last bits of a result depend on it", low=1)
+        None, "of a worker; null: 1 on the CPU. The last bits of a result depend on it", low=1
+    )
     slurm: dict[str, object] = field(default_factory=dict)  # submitit's parameters, as launch.slurm.KEY
 
     @property

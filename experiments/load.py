@@ -1,11 +1,24 @@
 """The work of a stage, as far as its key tells: what estimates of time compare."""
+
 from dataclasses import dataclass
 
 from experiments.fingerprint import digest_of
 from experiments.plan import Stage
 
-MODEL = ("llm", "tower", "size", "tiles", "layout", "image_rate", "levels", "precision", "compressor",
-         "query_module", "train_tower", "lora")  # what a row's time follows from
+MODEL = (
+    "llm",
+    "tower",
+    "size",
+    "tiles",
+    "layout",
+    "image_rate",
+    "levels",
+    "precision",
+    "compressor",
+    "query_module",
+    "train_tower",
+    "lora",
+)  # what a row's time follows from
 
 
 @dataclass(frozen=True)
@@ -27,5 +40,10 @@ def load(stage: Stage) -> Load:
     data = stage.inputs["data"].depends if "data" in stage.inputs else stage.depends
     model = {name: trained.depends[name] for name in MODEL if name in trained.depends}
     asked = stage.depends.get("evaluate", {})
-    return Load(stage.kind, digest_of(model)[:16], recipe.get("epochs", 1) * data.get("scale", 1.0),
-                recipe.get("max_steps") or asked.get("limit"), recipe.get("batch_size", 1))
+    return Load(
+        stage.kind,
+        digest_of(model)[:16],
+        recipe.get("epochs", 1) * data.get("scale", 1.0),
+        recipe.get("max_steps") or asked.get("limit"),
+        recipe.get("batch_size", 1),
+    )

@@ -2,6 +2,7 @@
 
 A process's own peak (`ru_maxrss`) never falls, so that it tells nothing of a second call.
 """
+
 from collections.abc import Callable
 
 import torch

@@ -1,4 +1,5 @@
 """Scores of answers as torchmetrics: sums of counts, so they add up over batches and processes."""
+
 from collections.abc import Sequence
 from typing import Any
 

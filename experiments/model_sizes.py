@@ -1,9 +1,10 @@
 """Values that grow with the model, from the `config.json` of tower and LLM; torch is not imported.
 
-    {tower_width: 0.5}            that multiple of the tower's width, rounded to a multiple of the heads used
-    {depth: 0.85}                 that decoder layer: 0.85 of the layers, at least the first
-    {depth: [0.1, preset, 0.85]}  several layers; `preset`: what the preset (or the row) has anyway
+{tower_width: 0.5}            that multiple of the tower's width, rounded to a multiple of the heads used
+{depth: 0.85}                 that decoder layer: 0.85 of the layers, at least the first
+{depth: [0.1, preset, 0.85]}  several layers; `preset`: what the preset (or the row) has anyway
 """
+
 import json
 from collections.abc import Mapping
 from functools import cache
@@ -87,8 +88,10 @@ def size(setting: str, source: str, names: tuple[str, ...]) -> int:
         for name in names:
             if isinstance(place.get(name), int):
                 return place[name]
-    raise UsageError(f"{setting}={source}: its config.json has no {' or '.join(names)}; set the values that "
-                     "a table scales with the model on the command line instead")
+    raise UsageError(
+        f"{setting}={source}: its config.json has no {' or '.join(names)}; set the values that "
+        "a table scales with the model on the command line instead"
+    )
 
 
 @cache
@@ -101,9 +104,10 @@ def model_config(setting: str, source: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"{setting}={source}: no readable config.json, whose sizes this table needs; give "
-                         "a folder that save_pretrained wrote, or a hub id that this machine can reach"
-                         ) from error
+        raise UsageError(
+            f"{setting}={source}: no readable config.json, whose sizes this table needs; give "
+            "a folder that save_pretrained wrote, or a hub id that this machine can reach"
+        ) from error
     if not isinstance(content, dict):
         raise UsageError(f"{setting}={source}: {path} is no model configuration")
     if source.startswith(OPEN_CLIP):

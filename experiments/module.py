@@ -1,4 +1,5 @@
 """What is trained, on what loss, with which optimiser: the LightningModule of both stages."""
+
 from collections.abc import Iterator
 
 import lightning as L
@@ -27,8 +28,9 @@ def parts(model: FlashSlothForConditionalGeneration) -> Iterator[tuple[str, nn.M
     return ((name, part) for name in names if (part := getattr(model, name)) is not None)
 
 
-def set_trainable(model: FlashSlothForConditionalGeneration, stage: str, train_tower: bool = False,
-                  images: bool = True) -> list[tuple[str, int, bool]]:
+def set_trainable(
+    model: FlashSlothForConditionalGeneration, stage: str, train_tower: bool = False, images: bool = True
+) -> list[tuple[str, int, bool]]:
     """Freeze and unfreeze; returns (part, parameters, trained) rows. Blind: the LLM alone."""
     wanted = trainable_parts(stage, train_tower) if images else ("language_model",)
     rows = []
@@ -43,8 +45,9 @@ def set_trainable(model: FlashSlothForConditionalGeneration, stage: str, train_t
 class SlothModule(L.LightningModule):
     """One stage of training. A micro-batch knows how many answer tokens its optimiser step has."""
 
-    def __init__(self, model: FlashSlothForConditionalGeneration, optimisation: Optimisation, steps: int,
-                 seed: int):
+    def __init__(
+        self, model: FlashSlothForConditionalGeneration, optimisation: Optimisation, steps: int, seed: int
+    ):
         super().__init__()
         self.model, self.optimisation, self.steps, self.seed = model, optimisation, steps, seed
         self.step_loss: Tensor | float = 0.0
@@ -85,9 +88,12 @@ class SlothModule(L.LightningModule):
         # Lightning divides by `pieces`; the sum over a step's pieces is then its mean over answer tokens
         return loss * pieces
 
-    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer,
-                                    gradient_clip_val: float | None = None,
-                                    gradient_clip_algorithm: str | None = None) -> None:
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
         plugin = self.trainer.precision_plugin
         if gradient_clip_val and isinstance(plugin, MixedPrecision) and plugin.scaler is None:
             # bf16: nothing is scaled, but Lightning refuses to clip for a fused optimiser as if it were

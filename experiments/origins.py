@@ -1,4 +1,5 @@
 """Where a compressor's tokens come from: how much each token changes with each patch."""
+
 import torch
 from torch import Tensor
 

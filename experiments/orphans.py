@@ -1,4 +1,5 @@
 """No process outlives the one that started it, however that ends."""
+
 import threading
 from collections.abc import Callable
 from multiprocessing import parent_process

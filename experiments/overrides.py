@@ -1,7 +1,8 @@
 """What the command line may say: `key=value`, commas at top level make a product.
 
-    compressor=avg_pool,sap  seed=0,1,2  embq.at=[2,4],3        ->  2 x 3 x 2 cells
+compressor=avg_pool,sap  seed=0,1,2  embq.at=[2,4],3        ->  2 x 3 x 2 cells
 """
+
 import re
 from itertools import product
 
@@ -110,8 +111,11 @@ def locate(path: str) -> bool:
     head, _, knob = path.partition(".")
     inside = [p for p in settings() if p.startswith(f"{head}.")]
     if inside:
-        raise UsageError(f"unknown setting '{path}'{suggest(path, inside)}" if knob else
-                         f"'{path}' is a section; set {', '.join(inside)}")
+        raise UsageError(
+            f"unknown setting '{path}'{suggest(path, inside)}"
+            if knob
+            else f"'{path}' is a section; set {', '.join(inside)}"
+        )
     owners = [r for r in signatures.registries() if head in r.names()]
     if owners and knob:
         return False

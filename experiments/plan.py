@@ -7,6 +7,7 @@ module takes no part in pretraining: all its variants of one compressor share on
 what they depend on is in the key of whoever reads them, they are not. Nothing here imports torch, except to
 ask a compressor that shrinks images by how much.
 """
+
 import ast
 import os
 from dataclasses import dataclass, field
@@ -70,9 +71,12 @@ def plan(config: Config) -> Stage:
 def files(config: Config, inputs: dict[str, Path], role: str) -> list[tuple[Path, Path | None]]:
     """The LLaVA files of a role ("pretrain", "train" or "test") and their image folders."""
     images = Path(config.data.images) if config.data.images else None
-    return [(Path(entry), images) if is_file(entry)
-            else (inputs["data"] / config.data.dataset / f"{entry}.json", None)
-            for entry in getattr(config.data, role)]
+    return [
+        (Path(entry), images)
+        if is_file(entry)
+        else (inputs["data"] / config.data.dataset / f"{entry}.json", None)
+        for entry in getattr(config.data, role)
+    ]
 
 
 def is_file(entry: str) -> bool:
@@ -106,8 +110,11 @@ def needs_levels(config: Config) -> dict[str, list[int]]:
     if not registry.mentions(name, "needs_levels", base="Compressor"):
         return {}
     settled = registry.settled(name, config.knobs(name))
-    levels = settled["levels"] if "levels" in settled else registry.real.create(
-        name, dim=8, llm_dim=8, **config.knobs(name)).needs_levels
+    levels = (
+        settled["levels"]
+        if "levels" in settled
+        else registry.real.create(name, dim=8, llm_dim=8, **config.knobs(name)).needs_levels
+    )
     return {"levels": list(levels)} if levels else {}
 
 
@@ -152,10 +159,16 @@ class Planner:
         """How images become features."""
         tower, image, tiles = self.config.tower, self.config.image, self.config.tiles(role)
         layout = {} if tiles == 1 or image.layout == "square" else {"layout": image.layout}
-        return {"tower": fingerprint.source(tower.source), "select_layer": tower.select_layer,
-                "size": image.size, "tiles": tiles, **layout, "image_rate": image_rate(self.config),
-                **needs_levels(self.config),
-                "precision": self.config.trainer.precision}
+        return {
+            "tower": fingerprint.source(tower.source),
+            "select_layer": tower.select_layer,
+            "size": image.size,
+            "tiles": tiles,
+            **layout,
+            "image_rate": image_rate(self.config),
+            **needs_levels(self.config),
+            "precision": self.config.trainer.precision,
+        }
 
     def features(self, role: str) -> dict[str, Stage]:
         """The cached features that a role reads: of all training data seen alike, or of the test data."""
@@ -167,9 +180,12 @@ class Planner:
         for each in roles:
             found, new = self.samples(each)
             # features are found by their images' paths: files that were moved are other ones
-            data[each] = [{**entry, "at": os.path.abspath(llava.image_folder(path, self.data.images))}
-                          if isinstance(entry, dict) else entry
-                          for path, entry in zip(getattr(self.data, each), found)]
+            data[each] = [
+                {**entry, "at": os.path.abspath(llava.image_folder(path, self.data.images))}
+                if isinstance(entry, dict)
+                else entry
+                for path, entry in zip(getattr(self.data, each), found)
+            ]
             inputs |= new
         stage = Stage("features", {"data": data, **self.seen(role)}, inputs, self.config, roles)
         return {"features": stage}
@@ -177,8 +193,11 @@ class Planner:
     def model(self) -> dict[str, Any]:
         """What is trained in stage 1, and the words around it."""
         config = self.config
-        found = {"llm": fingerprint.source(config.llm.source), "prompt": dict(vars(config.prompt)),
-                 "max_length": self.data.max_length}
+        found = {
+            "llm": fingerprint.source(config.llm.source),
+            "prompt": dict(vars(config.prompt)),
+            "max_length": self.data.max_length,
+        }
         if not config.blind:
             name, projector = config.compressor_name, config.projector_name
             found["compressor"] = {name: signatures.compressors().settled(name, config.knobs(name))}
@@ -189,15 +208,25 @@ class Planner:
     @cached_property
     def pretrain(self) -> Stage:
         config, (data, inputs) = self.config, self.samples("pretrain")
-        depends = {**self.model(), **self.seen("pretrain"), "data": data, "seed": config.seed,
-                   "optimisation": optimisation(config.pretrain)}
+        depends = {
+            **self.model(),
+            **self.seen("pretrain"),
+            "data": data,
+            "seed": config.seed,
+            "optimisation": optimisation(config.pretrain),
+        }
         return Stage("pretrain", depends, inputs | self.features("pretrain"), config)
 
     @cached_property
     def finetune(self) -> Stage:
         config, (data, inputs) = self.config, self.samples("train")
-        depends = {**self.model(), "data": data, "seed": config.seed, "precision": config.trainer.precision,
-                   "optimisation": optimisation(config.finetune)}
+        depends = {
+            **self.model(),
+            "data": data,
+            "seed": config.seed,
+            "precision": config.trainer.precision,
+            "optimisation": optimisation(config.finetune),
+        }
         if config.lora.rank:
             depends["lora"] = dict(vars(config.lora))
         if not config.blind:
@@ -220,8 +249,7 @@ class Planner:
     def evaluate(self) -> Stage:
         config, (data, inputs) = self.config, self.samples("test")
         evaluation = {k: v for k, v in vars(config.evaluate).items() if k != "scale" or v}
-        depends = {"data": data, "evaluate": evaluation,
-                   "precision": config.trainer.precision}
+        depends = {"data": data, "evaluate": evaluation, "precision": config.trainer.precision}
         if not config.blind:
             depends |= self.seen("test")
             inputs |= self.features("test")

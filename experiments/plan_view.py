@@ -1,4 +1,5 @@
 """What --plan shows: every stage once, whether it is there, and how many cells share it."""
+
 from collections import Counter
 from collections.abc import Sequence
 
@@ -28,8 +29,10 @@ def statuses(roots: Sequence[Stage], store: Store) -> dict[str, tuple[Stage, str
 
     for root in roots:
         walk(root)
-    return {key: (stage, word if word == "cached" or key in needed else "not needed")
-            for key, (stage, word) in found.items()}
+    return {
+        key: (stage, word if word == "cached" or key in needed else "not needed")
+        for key, (stage, word) in found.items()
+    }
 
 
 def all_stages(roots: Sequence[Stage]) -> dict[str, Stage]:
@@ -48,8 +51,9 @@ def plan_tables(asked: Request, store: Store) -> list[Table | str]:
     tables: list[Table | str] = []
     if len(found) <= MANY:
         labels = {key: cell.label for cell, root in reversed(asked.jobs) for key in root.ancestors()}
-        table = Table("stage", "key", "first used by", "cells", "status", "time", title="stages",
-                      title_justify="left")
+        table = Table(
+            "stage", "key", "first used by", "cells", "status", "time", title="stages", title_justify="left"
+        )
         for key, (stage, word) in found.items():
             seed = f" seed={stage.config.seed}" if stage.kind in ROLES else ""
             took = estimator.found[key].seconds if word == "cached" and key in estimator.found else None
@@ -59,11 +63,20 @@ def plan_tables(asked: Request, store: Store) -> list[Table | str]:
     return [*tables, counts(found, users, left, len(asked.jobs)), remaining(found, left, asked.launch)]
 
 
-def counts(found: dict[str, tuple[Stage, str]], users: Counter, left: dict[str, float | None],
-           cells: int) -> Table:
+def counts(
+    found: dict[str, tuple[Stage, str]], users: Counter, left: dict[str, float | None], cells: int
+) -> Table:
     """How many stages of each kind there are, against how many there would be without sharing."""
-    table = Table("stage", "stages", "without sharing", "cached", "to run", "time", title=f"{cells} cells",
-                  title_justify="left")
+    table = Table(
+        "stage",
+        "stages",
+        "without sharing",
+        "cached",
+        "to run",
+        "time",
+        title=f"{cells} cells",
+        title_justify="left",
+    )
     for kind in KINDS:
         words = {key: word for key, (stage, word) in found.items() if stage.kind == kind}
         if words:
@@ -71,8 +84,14 @@ def counts(found: dict[str, tuple[Stage, str]], users: Counter, left: dict[str, 
             times = [left[key] for key in words if key in left]
             known = [t for t in times if t is not None]
             time = about(sum(known) if known or not times else None) if times else ""
-            table.add_row(kind, str(len(words)), str(sum(users[key] for key in words)), str(cached),
-                          str(len(times)), time)
+            table.add_row(
+                kind,
+                str(len(words)),
+                str(sum(users[key] for key in words)),
+                str(cached),
+                str(len(times)),
+                time,
+            )
     return table
 
 

@@ -3,6 +3,7 @@
 Each is started afresh (never forked: torch and CUDA do not survive that), leads a process group of its own,
 and ends with its children when the command that started it ends, however that ends.
 """
+
 import multiprocessing
 import os
 import signal
@@ -37,8 +38,15 @@ class Worker:
 class Pool:
     """`size` workers; one that dies is replaced when there is something to do."""
 
-    def __init__(self, root: Path, runner: Callable[[str], Runner], report: Reporter, size: int,
-                 threads: int | None, gpus: list[str]):
+    def __init__(
+        self,
+        root: Path,
+        runner: Callable[[str], Runner],
+        report: Reporter,
+        size: int,
+        threads: int | None,
+        gpus: list[str],
+    ):
         self.root, self.runner, self.report = Path(root).absolute(), runner, report
         self.size, self.threads, self.gpus = size, threads, gpus
         self.workers: dict[int, Worker] = {}
@@ -86,8 +94,12 @@ class Pool:
         number = next(i for i in range(self.size) if i not in self.workers)
         here, there = CONTEXT.Pipe()
         gpu = self.gpus[number % len(self.gpus)] if self.gpus else None
-        process = CONTEXT.Process(target=serve, daemon=False, name=f"worker {number}",
-                                  args=(there, self.root, self.runner, self.threads, gpu))
+        process = CONTEXT.Process(
+            target=serve,
+            daemon=False,
+            name=f"worker {number}",
+            args=(there, self.root, self.runner, self.threads, gpu),
+        )
         process.start()
         there.close()
         self.workers[number] = Worker(number, process, here)
@@ -111,8 +123,9 @@ def kill(process: BaseProcess) -> None:
     process.join()
 
 
-def serve(pipe: Connection, root: Path, runner: Callable[[str], Runner], threads: int | None,
-          gpu: str | None) -> None:
+def serve(
+    pipe: Connection, root: Path, runner: Callable[[str], Runner], threads: int | None, gpu: str | None
+) -> None:
     """A worker's life: units from the pipe until it closes."""
     os.setpgid(0, 0)
     end_with_parent(lambda: os.killpg(0, signal.SIGKILL))  # its children too

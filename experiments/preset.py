@@ -3,6 +3,7 @@
 `preset:` inside a file names the one that it starts from, and `wants:` has settings that hold for one
 compressor: `wants: {qformer: {pretrain.lr: 1e-3}}`.
 """
+
 import copy
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -87,8 +88,10 @@ def wanted_by(content: object) -> dict[str, dict[str, Any]]:
         told = dict(flat(settings))
         other = next((key for key in told if not locate(key) or "." not in key), None)
         if other is not None:
-            raise UsageError(f"wants.{compressor}: '{other}' cannot be here; settings of a section can, such "
-                             "as pretrain.lr")
+            raise UsageError(
+                f"wants.{compressor}: '{other}' cannot be here; settings of a section can, such "
+                "as pretrain.lr"
+            )
         found[str(compressor)] = {key: checked(key, value) for key, value in told.items()}
     return found
 

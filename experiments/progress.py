@@ -1,4 +1,5 @@
 """What a run tells while it works: a line a stage for logs, nothing by default; `bars.py` is for screens."""
+
 import time
 from types import TracebackType
 

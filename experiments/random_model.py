@@ -2,6 +2,7 @@
 
 Backbones that `backbone_sizes.yaml` knows are built from their sizes, so that nothing is downloaded.
 """
+
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -37,6 +38,7 @@ def random_cells(overrides: Sequence[str], sizes: Sizes | None = None) -> Iterat
     configuration alone, as long as the context lasts."""
     sizes = known() if sizes is None else sizes
     with TemporaryDirectory() as folder:
+
         def local(source: str) -> str:
             if source not in sizes:
                 return source
@@ -53,8 +55,9 @@ def random_cells(overrides: Sequence[str], sizes: Sizes | None = None) -> Iterat
         yield cells
 
 
-def random_model(config: Config, device: torch.device,
-                 dtype: torch.dtype = torch.bfloat16) -> tuple[FlashSlothForConditionalGeneration, int]:
+def random_model(
+    config: Config, device: torch.device, dtype: torch.dtype = torch.bfloat16
+) -> tuple[FlashSlothForConditionalGeneration, int]:
     """The cell's model with new weights, filled in place: memory holds them once; and its image size."""
     with torch.device("meta"):
         model, size = build.skeleton(config)
@@ -87,8 +90,9 @@ def split_text(tokens: int) -> tuple[int, int, int]:
     return before, question, tokens - before - question
 
 
-def make_prompt(model: FlashSlothForConditionalGeneration, crops: int, size: int, rows: int = 1,
-                text: int = TEXT) -> dict[str, Tensor]:
+def make_prompt(
+    model: FlashSlothForConditionalGeneration, crops: int, size: int, rows: int = 1, text: int = TEXT
+) -> dict[str, Tensor]:
     """`rows` rows of text, images of `crops` crops in all, question, query tokens, and an answer that counts
     as the last of `text` tokens; all but the pixels. On the CPU."""
     config, (before, question, answer) = model.config, split_text(text)
@@ -98,14 +102,18 @@ def make_prompt(model: FlashSlothForConditionalGeneration, crops: int, size: int
     ids[part == 1], ids[part == 3] = config.image_token_id, config.query_token_id
     asked = torch.arange(before + counts[1] + question, sum(counts[:4])).expand(rows, -1)
     return {
-        "input_ids": ids, "attention_mask": torch.ones_like(ids),
-        "turns": ((part >= 1) & (part <= 3)).long(), "labels": ids.where(part == 4, IGNORE),
-        "query_index": asked, "image_turn": torch.ones(rows, crops, dtype=torch.long),
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "turns": ((part >= 1) & (part <= 3)).long(),
+        "labels": ids.where(part == 4, IGNORE),
+        "query_index": asked,
+        "image_turn": torch.ones(rows, crops, dtype=torch.long),
     }
 
 
-def make_batch(model: FlashSlothForConditionalGeneration, crops: int, size: int, rows: int = 1,
-               text: int = TEXT) -> dict[str, Tensor]:
+def make_batch(
+    model: FlashSlothForConditionalGeneration, crops: int, size: int, rows: int = 1, text: int = TEXT
+) -> dict[str, Tensor]:
     """The same with pixels, where and in the type that the model is."""
     batch = make_prompt(model, crops, size, rows, text)
     batch["pixel_values"] = (2 * torch.rand(rows, crops, 3, size, size) - 1).to(model.dtype)

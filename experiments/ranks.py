@@ -3,6 +3,7 @@ tell, and waits; it holds the stage's lock and writes its result, so nothing els
 
     sweep -> launch(work, 8, report, ...) -> 8 x work(..., report)
 """
+
 import os
 import sys
 
@@ -43,8 +44,9 @@ def launch(work, world: int, report: Reporter, *args: object) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["experiments.train"])
     news, port = context.SimpleQueue(), find_free_network_port()
-    ranks = multiprocessing.start_processes(_rank, (work, args, world, port, news), nprocs=world, join=False,
-                                            start_method="forkserver")
+    ranks = multiprocessing.start_processes(
+        _rank, (work, args, world, port, news), nprocs=world, join=False, start_method="forkserver"
+    )
     try:
         while not ranks.join(timeout=POLL, grace_period=GRACE):
             pass_on(news, report)

@@ -1,4 +1,5 @@
 """What the command line asks for: cells, the tables they are shown in, how they are launched."""
+
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,8 @@ def read(overrides: list[str]) -> Request:
             jobs.setdefault(stage.key, (cell, stage))
         views.append((heading, list(rows.values())))
     if not jobs:
-        raise UsageError(f"earlier={earlier}: that report has all {len(left_out)} cells; python -m "
-                         "ablations.report shows them, with the same table= and earlier=")
+        raise UsageError(
+            f"earlier={earlier}: that report has all {len(left_out)} cells; python -m "
+            "ablations.report shows them, with the same table= and earlier="
+        )
     return Request(list(jobs.values()), views, launch, len(left_out))

@@ -1,8 +1,9 @@
 """A finished cell as people browse it, and the rows that a table is made of.
 
-    OUT/cells/sap+embq_seed=0-3f2a91c0/     config.yaml  metrics.json  predictions.jsonl
-                                            stages.json, the directories it came from
+OUT/cells/sap+embq_seed=0-3f2a91c0/     config.yaml  metrics.json  predictions.jsonl
+                                        stages.json, the directories it came from
 """
+
 import json
 import re
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,5 @@
 """The LLaVA samples that a stage reads, and the questions that an evaluation asks."""
+
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,11 +8,15 @@ from experiments.data import llava
 from experiments.plan import files
 
 
-def load(config: Config, inputs: Mapping[str, Path], role: str,
-         check_images: bool = True) -> list[llava.Sample]:
+def load(
+    config: Config, inputs: Mapping[str, Path], role: str, check_images: bool = True
+) -> list[llava.Sample]:
     """All samples of a role ("pretrain", "train" or "test"), file by file."""
-    return [sample for path, images in files(config, inputs, role)
-            for sample in llava.load(path, images, check_images=check_images)]
+    return [
+        sample
+        for path, images in files(config, inputs, role)
+        for sample in llava.load(path, images, check_images=check_images)
+    ]
 
 
 def asked(config: Config, inputs: Mapping[str, Path], check_images: bool = True) -> list[llava.Sample]:

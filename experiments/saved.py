@@ -1,4 +1,5 @@
 """A trained model, by the folder of its cell, of its finetune stage or of its weights."""
+
 from pathlib import Path
 
 from compressors.errors import UsageError
@@ -14,8 +15,10 @@ def newest(out: Path) -> Path:
     """The cell below `out` that finished last; a blind one, which a sweep adds by itself, only if all are."""
     cells = sorted(Path(out).glob("cells/*/stages.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     if not cells:
-        raise UsageError(f"no finished cell below {out}; train one with python -m experiments.sweep, or "
-                         "name a folder with model=DIR")
+        raise UsageError(
+            f"no finished cell below {out}; train one with python -m experiments.sweep, or "
+            "name a folder with model=DIR"
+        )
     seeing = (path for path in cells if read_yaml(path.with_name("config.yaml")).get("compressor") != BLIND)
     return next(seeing, cells[0]).parent
 

@@ -7,6 +7,7 @@ makes the tables one by one computes it as often; "each cell once" leaves these 
 
 The smaller `data.scale`, the larger the share of what does not depend on it.
 """
+
 import json
 import sys
 import tempfile
@@ -58,8 +59,13 @@ class Differs(Exception):
     """A cell's results depend on what was there before."""
 
 
-def measure(asked: Request, root: Path, runner: Callable[[str], Runner], report: Reporter,
-            clock: Callable[[], float] = time.monotonic) -> Saving:
+def measure(
+    asked: Request,
+    root: Path,
+    runner: Callable[[str], Runner],
+    report: Reporter,
+    clock: Callable[[], float] = time.monotonic,
+) -> Saving:
     """Every cell both ways, one way first and the other first by turns; below `root`. The first cell is
     computed once more before all others, so that imports count for neither way."""
     rows = Counter(stage.key for _, jobs in asked.views for _, stage in jobs)
@@ -83,8 +89,9 @@ def measure(asked: Request, root: Path, runner: Callable[[str], Runner], report:
 Timed = tuple[float, dict[str, float], dict[str, list]]  # seconds, seconds by kind, files
 
 
-def alone(job: Job, root: Path, runner: Callable[[str], Runner], report: Reporter,
-          clock: Callable[[], float]) -> Timed:
+def alone(
+    job: Job, root: Path, runner: Callable[[str], Runner], report: Reporter, clock: Callable[[], float]
+) -> Timed:
     """One cell in a directory of its own, which is removed."""
     with tempfile.TemporaryDirectory(dir=root, prefix="alone-") as folder:
         return timed(job, Store(Path(folder), report, runner), clock)
@@ -118,17 +125,26 @@ def show(saving: Saving, console: Console) -> None:
 
 def as_json(saving: Saving, asked: Request, overrides: Sequence[str]) -> str:
     """The figures, with what they were measured on."""
-    found = {name: {"seconds": round(way.total, 1), "stages": {k: round(s, 1) for k, s in way.kinds.items()}}
-             for name, way in vars(saving).items()}
-    content = {"command": " ".join(["python -m experiments.sharing", *overrides]), "cells": len(asked.jobs),
-               "rows": sum(len(jobs) for _, jobs in asked.views), "versions": versions(), **found}
+    found = {
+        name: {"seconds": round(way.total, 1), "stages": {k: round(s, 1) for k, s in way.kinds.items()}}
+        for name, way in vars(saving).items()
+    }
+    content = {
+        "command": " ".join(["python -m experiments.sharing", *overrides]),
+        "cells": len(asked.jobs),
+        "rows": sum(len(jobs) for _, jobs in asked.views),
+        "versions": versions(),
+        **found,
+    }
     return json.dumps(content, indent=1) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None, runner: Callable[[str], Runner] = runner) -> int:
     """The command; its exit code."""
-    return guarded(lambda: run(sys.argv[1:] if arguments is None else arguments, runner),
-                   "choose another directory with TMPDIR=DIR")
+    return guarded(
+        lambda: run(sys.argv[1:] if arguments is None else arguments, runner),
+        "choose another directory with TMPDIR=DIR",
+    )
 
 
 def run(arguments: Sequence[str], runner: Callable[[str], Runner]) -> int:

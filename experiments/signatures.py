@@ -4,6 +4,7 @@ There is no second list: names, knobs, types and defaults come from the `@regist
 What the source does not tell plainly (a constructor inherited from another package, an entry point) is asked
 of the real registry.
 """
+
 import ast
 import importlib
 import inspect

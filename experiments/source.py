@@ -1,4 +1,5 @@
 """Source of our packages read by `ast`: what a module defines, imports and declares, without importing it."""
+
 import ast
 import builtins
 import inspect
@@ -97,8 +98,15 @@ def parameters(node: ast.FunctionDef, where: Module) -> dict[str, inspect.Parame
     defaults = [None] * (len(positional) - len(given.defaults)) + list(given.defaults)
     rows = [(a, d, kinds.POSITIONAL_OR_KEYWORD) for a, d in zip(positional, defaults)][1:]
     rows += [(a, d, kinds.KEYWORD_ONLY) for a, d in zip(given.kwonlyargs, given.kw_defaults)]
-    return {a.arg: kinds(a.arg, kind, default=kinds.empty if d is None else literal(d),
-                         annotation=annotation(a.annotation, where)) for a, d, kind in rows}
+    return {
+        a.arg: kinds(
+            a.arg,
+            kind,
+            default=kinds.empty if d is None else literal(d),
+            annotation=annotation(a.annotation, where),
+        )
+        for a, d, kind in rows
+    }
 
 
 def literal(node: ast.expr) -> object:

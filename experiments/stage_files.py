@@ -1,4 +1,5 @@
 """What lies in a stage's directory, and whether it is whole."""
+
 import json
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version

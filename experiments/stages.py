@@ -8,6 +8,7 @@ A stage fills its partial directory; `done.json`, with the size and digest of ev
 one rename makes the stage finished. A finished stage that misses a file, or whose files have changed, is
 computed again.
 """
+
 import errno
 import json
 import os
@@ -145,8 +146,9 @@ class Store:
         sync_directory(path.parent)
         self._verified.add(stage.key)
 
-    def _fill_or_start_over(self, stage: Stage, inputs: Mapping[str, Path], draft: Path,
-                            resumed: bool) -> None:
+    def _fill_or_start_over(
+        self, stage: Stage, inputs: Mapping[str, Path], draft: Path, resumed: bool
+    ) -> None:
         """What a killed run has left may be damaged: a resumed stage that fails before its first step is
         started over, once."""
         report = Counted(self.report)
@@ -159,8 +161,9 @@ class Store:
             shutil.rmtree(draft)
             self._fill(stage, inputs, draft, False, report)
 
-    def _fill(self, stage: Stage, inputs: Mapping[str, Path], draft: Path, resumed: bool,
-              report: Counted) -> None:
+    def _fill(
+        self, stage: Stage, inputs: Mapping[str, Path], draft: Path, resumed: bool, report: Counted
+    ) -> None:
         draft.mkdir(exist_ok=True)
         for left in (draft / DONE, *draft.rglob(DRAFTS)):
             left.unlink(missing_ok=True)
@@ -173,9 +176,17 @@ class Store:
         content = {"key": stage.key, **stage.describe()}
         write_atomic(draft / CONFIG, OmegaConf.to_yaml(OmegaConf.create(plain(content))))
         files = {name: [size, file_digest(draft / name)] for name, size in listing(draft)}
-        note = {"stage": stage.kind, "key": stage.key, "seconds": seconds, "resumed": resumed,
-                "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "versions": versions(),
-                "steps": report.total, "load": asdict(load(stage)), "files": files}
+        note = {
+            "stage": stage.kind,
+            "key": stage.key,
+            "seconds": seconds,
+            "resumed": resumed,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "versions": versions(),
+            "steps": report.total,
+            "load": asdict(load(stage)),
+            "files": files,
+        }
         write_atomic(draft / DONE, json.dumps(note, indent=1) + "\n")
 
 

@@ -1,9 +1,10 @@
 """How many processes train a stage, and how they share the model: Lightning's strategies by name.
 
-    auto, ddp      every process has the whole model; gradients are averaged
-    fsdp           FSDP2: parameters, gradients and AdamW's state are cut into one shard a process
-    deepspeed      ZeRO stage 2: gradients and AdamW's state are; GPUs only
+auto, ddp      every process has the whole model; gradients are averaged
+fsdp           FSDP2: parameters, gradients and AdamW's state are cut into one shard a process
+deepspeed      ZeRO stage 2: gradients and AdamW's state are; GPUs only
 """
+
 from importlib.util import find_spec
 
 import lightning as L
@@ -26,8 +27,10 @@ def check(settings: Trainer) -> None:
     if settings.strategy != "deepspeed":
         return
     if find_spec("deepspeed") is None:
-        raise UsageError("trainer.strategy=deepspeed: deepspeed is not installed; pip install deepspeed, or "
-                         "take trainer.strategy=fsdp")
+        raise UsageError(
+            "trainer.strategy=deepspeed: deepspeed is not installed; pip install deepspeed, or "
+            "take trainer.strategy=fsdp"
+        )
     if settings.accelerator == "cpu" or not torch.cuda.is_available():
         raise UsageError("trainer.strategy=deepspeed: needs a GPU; take trainer.strategy=ddp or fsdp")
 
@@ -58,8 +61,9 @@ def placement(settings: Trainer, world: int) -> dict[str, object]:
 def make(name: str, world: int) -> Strategy:
     """The strategy of one of `world` processes."""
     if name == "fsdp":
-        return ModelParallelStrategy(data_parallel_size=world, tensor_parallel_size=1,
-                                     save_distributed_checkpoint=False)
+        return ModelParallelStrategy(
+            data_parallel_size=world, tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
     if name == "deepspeed":
         return DeepSpeedStrategy(stage=2, logging_batch_size_per_gpu=1)  # of its own log only
     return DDPStrategy()

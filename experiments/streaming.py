@@ -1,4 +1,5 @@
 """Answers as they are generated: their words as soon as they are whole, and how fast their tokens came."""
+
 from collections.abc import Callable
 from time import perf_counter
 

@@ -2,6 +2,7 @@
 
 Exit code 0: all done; 1: a cell failed; 2: bad input or a full disk, one line says which; 130: Ctrl-C.
 """
+
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,15 +29,22 @@ def check_model(config: Config) -> None:
     build.check(config)
 
 
-def main(arguments: Sequence[str] | None = None, runner: Callable[[str], Runner] = runner,
-         check: Callable[[Config], None] = check_model) -> int:
+def main(
+    arguments: Sequence[str] | None = None,
+    runner: Callable[[str], Runner] = runner,
+    check: Callable[[Config], None] = check_model,
+) -> int:
     """The command; its exit code. `runner` computes stages, `check` looks at cells before anything runs."""
-    return guarded(lambda: run(arguments, runner, check), "choose another directory with out=DIR",
-                   "interrupted; the same command goes on where it stopped")
+    return guarded(
+        lambda: run(arguments, runner, check),
+        "choose another directory with out=DIR",
+        "interrupted; the same command goes on where it stopped",
+    )
 
 
-def run(arguments: Sequence[str] | None, runner: Callable[[str], Runner],
-        check: Callable[[Config], None]) -> int:
+def run(
+    arguments: Sequence[str] | None, runner: Callable[[str], Runner], check: Callable[[Config], None]
+) -> int:
     """The command, with its exceptions."""
     parser = Parser(add_help=False)
     parser.add_argument("overrides", nargs="*")
@@ -60,13 +68,23 @@ def run(arguments: Sequence[str] | None, runner: Callable[[str], Runner],
             ended = launch(asked.jobs, store, asked.launch, runner)
         show(asked, ended.finished, store, console)
     if asked.left_out:
-        console.print(f"{asked.left_out} cells are in the earlier report; python -m ablations.report shows "
-                      "them beside these, with the same table= and earlier=", markup=False, soft_wrap=True)
+        console.print(
+            f"{asked.left_out} cells are in the earlier report; python -m ablations.report shows "
+            "them beside these, with the same table= and earlier=",
+            markup=False,
+            soft_wrap=True,
+        )
     for cell, why, log in ended.failed:
         console.print(f"failed: {title(cell)}: {why}; see {log}", markup=False, soft_wrap=True)
     for log in dict.fromkeys(log for *_, log in ended.failed):
-        console.print(f"{log}:", *(f"  {line}" for line in tail(log)), sep="\n", markup=False,
-                      highlight=False, soft_wrap=True)
+        console.print(
+            f"{log}:",
+            *(f"  {line}" for line in tail(log)),
+            sep="\n",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     return 1 if ended.failed else 0
 
 
@@ -86,8 +104,17 @@ def unlike(jobs: list[Job], store: Store) -> list[Cell]:
 def shape(cell: Cell) -> str:
     """What the sizes of a cell's model follow from."""
     config = cell.config
-    return str((config.compressor, config.projector, config.parts, config.tower, config.llm, config.image,
-                config.prune))
+    return str(
+        (
+            config.compressor,
+            config.projector,
+            config.parts,
+            config.tower,
+            config.llm,
+            config.image,
+            config.prune,
+        )
+    )
 
 
 def show(asked: Request, finished: set[str], store: Store, console: Console) -> None:
@@ -107,8 +134,12 @@ def show(asked: Request, finished: set[str], store: Store, console: Console) -> 
             console.print(*table.terminal(group, console.width), sep="")
     if not console.is_terminal:
         console.print(table.markdown(groups), markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{store.root / 'table.md'}  {store.root / 'table.csv'}  {store.root / 'cells'}",
-                  markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"{store.root / 'table.md'}  {store.root / 'table.csv'}  {store.root / 'cells'}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """The printed table: what each row got right, overall and in each family of questions."""
+
 import csv
 import io
 import math
@@ -13,8 +14,10 @@ from experiments.cells import BLIND_ROW
 from experiments.results import Group, Row
 
 Z = 1.96  # 95 %
-NOTE = ("Accuracy in %. Chance: each family's most frequent answer. Blind: trained and asked without images. "
-        "±: standard deviation over seeds; with one seed, half the 95 % Wilson interval of its questions.")
+NOTE = (
+    "Accuracy in %. Chance: each family's most frequent answer. Blind: trained and asked without images. "
+    "±: standard deviation over seeds; with one seed, half the 95 % Wilson interval of its questions."
+)
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
@@ -57,8 +60,10 @@ def notes(group: Group) -> list[str]:
     lost = [label for label, low, _ in intervals if label not in {"chance", *blind} and low <= limit]
     if not lost:
         return []
-    return [f"No better than blind, as far as these questions can tell: {', '.join(lost)}. Where that is not "
-            "meant, train longer, or stage 1 at a lower learning rate (pretrain.lr)."]
+    return [
+        f"No better than blind, as far as these questions can tell: {', '.join(lost)}. Where that is not "
+        "meant, train longer, or stage 1 at a lower learning rate (pretrain.lr)."
+    ]
 
 
 def tokens(row: Row, name: str) -> str:
@@ -83,8 +88,15 @@ def lines(group: Group) -> list[list[str]]:
         seeds = f" ({len(row.runs)} seeds)" if len(row.runs) > 1 else ""
         mean, pm = score(row, None)
         overall = f"{mean:.1f} ±{pm:.1f}" if row.label != "chance" else f"{mean:.1f}"
-        found.append([row.label + seeds, tokens(row, "visual_tokens"), tokens(row, "query_tokens"), overall,
-                      *(f"{score(row, f)[0]:.1f}" for f in families(group))])
+        found.append(
+            [
+                row.label + seeds,
+                tokens(row, "visual_tokens"),
+                tokens(row, "query_tokens"),
+                overall,
+                *(f"{score(row, f)[0]:.1f}" for f in families(group)),
+            ]
+        )
     return found
 
 
@@ -102,8 +114,9 @@ def screen_table(rows: Sequence[Sequence[str]], **words: str) -> Table:
     """A table of words, none of them markup, whose first row is the header; headings fold where there is no
     room."""
     words = {key: escape(text) for key, text in words.items()}
-    table = Table(**words, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD,
-                  padding=(0, 1, 0, 0))
+    table = Table(
+        **words, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     for i, name in enumerate(map(escape, rows[0])):
         table.add_column(name, justify="right" if i else "left", no_wrap=i == 0, min_width=5, overflow="fold")
     for row in rows[1:]:
@@ -142,6 +155,15 @@ def as_csv(groups: Sequence[Group]) -> str:
     for group in groups:
         for row in group.rows:
             scores = [f"{value:.3f}" for name in (None, *names) for value in score(row, name)]
-            writer.writerow([group.title.partition(":")[0], row.label, len(row.runs), row.runs[0]["n"],
-                             tokens(row, "visual_tokens"), tokens(row, "query_tokens"), *scores])
+            writer.writerow(
+                [
+                    group.title.partition(":")[0],
+                    row.label,
+                    len(row.runs),
+                    row.runs[0]["n"],
+                    tokens(row, "visual_tokens"),
+                    tokens(row, "query_tokens"),
+                    *scores,
+                ]
+            )
     return out.getvalue()

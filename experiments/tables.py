@@ -10,6 +10,7 @@
 `rows` may stand at the top: one block without a title. `scaled` gives values that grow with the model (see
 `model_sizes.py`); `ours` says why a value is our own choice. `claims` are read by `ablations`.
 """
+
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -70,8 +71,12 @@ def names() -> list[str]:
 
 def others() -> list[str]:
     """The project's own tables: YAML files with rows that have a name of their own."""
-    return sorted(path.stem for path in folder().glob("*.yaml") if not path.stem.startswith("table")
-                  and re.search("^(rows|blocks):", path.read_text(encoding="utf-8"), re.M))
+    return sorted(
+        path.stem
+        for path in folder().glob("*.yaml")
+        if not path.stem.startswith("table")
+        and re.search("^(rows|blocks):", path.read_text(encoding="utf-8"), re.M)
+    )
 
 
 def find(name: str) -> Path:
@@ -133,8 +138,9 @@ def read(name: str, axes: Axes) -> tuple[TableFile, set[str]]:
     title = content.get("title", "")
     if not isinstance(title, str):
         raise UsageError(f"{path}: title: {title!r}: expected words")
-    return TableFile(name if path.parent == folder() and name in names() else path.stem, title, path,
-                     tuple(rows)), unused or set()
+    return TableFile(
+        name if path.parent == folder() and name in names() else path.stem, title, path, tuple(rows)
+    ), unused or set()
 
 
 def entries(content: dict[str, Any], path: Path) -> list[tuple[str, dict[str, Any]]]:
@@ -193,6 +199,8 @@ def make_rows(block: str, entry: dict[str, Any], axes: Axes) -> tuple[list[Table
     for cell in cells:
         found.setdefault(tuple(pair for pair in cell.row if pair[0] in varied), []).append(cell)
     ours = str(entry.get("ours") or "")
-    rows = [TableRow(block, each[0].label if len(found) > 1 else label, ours, tuple(each))
-            for each in found.values()]
+    rows = [
+        TableRow(block, each[0].label if len(found) > 1 else label, ours, tuple(each))
+        for each in found.values()
+    ]
     return rows, idle & axes.keys()

@@ -3,6 +3,7 @@
 On a shared machine only what runs side by side can be compared: `interleaved` runs all steps once before any
 runs twice, and `ratios` compares within a round, so that a slow minute hits all steps alike.
 """
+
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from statistics import median
@@ -83,8 +84,10 @@ class Ledger:
         self.handles = []
         for name, modules in self.parts.items():
             for module in modules:
-                self.handles += [module.register_forward_pre_hook(partial(self._begin, name)),
-                                 module.register_forward_hook(self._end)]
+                self.handles += [
+                    module.register_forward_pre_hook(partial(self._begin, name)),
+                    module.register_forward_hook(self._end),
+                ]
         self.last = self.read()
         return self
 

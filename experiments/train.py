@@ -1,4 +1,5 @@
 """Both training stages: build, align or tune, save."""
+
 import dataclasses
 import shutil
 from pathlib import Path
@@ -40,8 +41,9 @@ def finetune(config: Config, inputs: dict[str, Path], out: Path, report: Reporte
     processor.save_pretrained(out / MODEL)
 
 
-def prepare(config: Config, stage: str,
-            inputs: dict[str, Path]) -> tuple[FlashSlothForConditionalGeneration, FlashSlothProcessor]:
+def prepare(
+    config: Config, stage: str, inputs: dict[str, Path]
+) -> tuple[FlashSlothForConditionalGeneration, FlashSlothProcessor]:
     """The model that a stage starts from, and its processor."""
     quiet()
     strategies.check(config.trainer)
@@ -57,8 +59,11 @@ def prepare(config: Config, stage: str,
 
 def aligned(model: FlashSlothForConditionalGeneration) -> dict[str, torch.Tensor]:
     """What stage 1 has trained."""
-    state = {f"{name}.{key}": value for name in ("compressor", "projector")
-             for key, value in getattr(model, name).state_dict().items()}
+    state = {
+        f"{name}.{key}": value
+        for name in ("compressor", "projector")
+        for key, value in getattr(model, name).state_dict().items()
+    }
     return {key: value.detach().cpu().contiguous() for key, value in state.items()}
 
 
@@ -67,13 +72,21 @@ def load_aligned(model: FlashSlothForConditionalGeneration, path: Path) -> None:
     state = load_file(path)
     if state.keys() != aligned(model).keys():
         wrong = sorted(state.keys() ^ aligned(model).keys())
-        raise UsageError(f"{path}: does not fit this compressor and projector (first difference: {wrong[0]})"
-                         "; delete it")
+        raise UsageError(
+            f"{path}: does not fit this compressor and projector (first difference: {wrong[0]}); delete it"
+        )
     model.load_state_dict(state, strict=False)
 
 
-def train(config: Config, stage: str, model: FlashSlothForConditionalGeneration,
-          processor: FlashSlothProcessor, inputs: dict[str, Path], out: Path, report: Reporter) -> None:
+def train(
+    config: Config,
+    stage: str,
+    model: FlashSlothForConditionalGeneration,
+    processor: FlashSlothProcessor,
+    inputs: dict[str, Path],
+    out: Path,
+    report: Reporter,
+) -> None:
     """Run one stage, from its last checkpoint if a run before was killed, on as many devices as there are."""
     rows, adapters = unfreeze(config, stage, model)
     (out / "trainable.md").write_text(trainable_table(rows))
@@ -93,8 +106,9 @@ def train(config: Config, stage: str, model: FlashSlothForConditionalGeneration,
         remove(path)
 
 
-def train_rank(config: Config, stage: str, inputs: dict[str, Path], out: Path, world: int,
-               report: Reporter) -> None:
+def train_rank(
+    config: Config, stage: str, inputs: dict[str, Path], out: Path, world: int, report: Reporter
+) -> None:
     """What each of several processes does. The first one leaves what was trained in `out`."""
     model, processor = prepare(config, stage, inputs)
     unfreeze(config, stage, model)
@@ -115,8 +129,13 @@ def unfreeze(config: Config, stage: str, model: FlashSlothForConditionalGenerati
     return [*rows, ("lora", count, True)], adapters
 
 
-def module_of(config: Config, stage: str, model: FlashSlothForConditionalGeneration,
-              processor: FlashSlothProcessor, inputs: dict[str, Path]) -> SlothModule:
+def module_of(
+    config: Config,
+    stage: str,
+    model: FlashSlothForConditionalGeneration,
+    processor: FlashSlothProcessor,
+    inputs: dict[str, Path],
+) -> SlothModule:
     """The model with its optimisation and its data."""
     optimisation = getattr(config, stage)
     role = "pretrain" if stage == "pretrain" else "train"

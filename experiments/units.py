@@ -3,6 +3,7 @@
 A stage is a unit of its own if several others read it, or if it is a cell's last one; any other stage is
 computed by the worker of the unit that reads it. `launch.workers` units run at once.
 """
+
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
 """The text of --help, made from the settings and the registries themselves."""
+
 from experiments import signatures
 from experiments.config import BLIND, settings
 from experiments.launch_options import SLURM, Launch, path_of
@@ -41,17 +42,26 @@ def knobs(registry: signatures.SourceRegistry, name: str) -> str:
 
 def options() -> list[str]:
     """The launch options."""
-    found = [f"  {f'{path_of(name)}={value(each.default)}':24} {each.help}"
-             for name, each in settings(Launch).items()]
-    return [*found, f"  {f'{SLURM}KEY=VALUE':24} submitit's: partition, time (minutes), gpus_per_node, ...; "
-            "cluster=local: without Slurm"]
+    found = [
+        f"  {f'{path_of(name)}={value(each.default)}':24} {each.help}"
+        for name, each in settings(Launch).items()
+    ]
+    return [
+        *found,
+        f"  {f'{SLURM}KEY=VALUE':24} submitit's: partition, time (minutes), gpus_per_node, ...; "
+        "cluster=local: without Slurm",
+    ]
 
 
 def text() -> str:
     """All of it."""
     presets = ", ".join(preset_names())
-    lines = [HEAD + "\n".join(options()), "",
-             f"Presets: {presets}, or a YAML file. Settings, with their values before any preset:", ""]
+    lines = [
+        HEAD + "\n".join(options()),
+        "",
+        f"Presets: {presets}, or a YAML file. Settings, with their values before any preset:",
+        "",
+    ]
     for path, setting in settings().items():
         choices = [value(c) for c in setting.rules.get("choices", ()) if c is not None]
         meaning = setting.help + (f" ({', '.join(choices)})" if len(choices) > 1 else "")

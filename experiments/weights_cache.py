@@ -1,4 +1,5 @@
 """Weights that a command of ours has converted, in the user's cache directory: `cache:small/tower`."""
+
 import os
 from pathlib import Path
 

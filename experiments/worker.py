@@ -1,4 +1,5 @@
 """What happens in a worker, a process of the pool or a Slurm job: one unit, its output in the unit's log."""
+
 import os
 import sys
 import time
@@ -118,8 +119,7 @@ def run(stage: Stage, log: Path, store: Store, wait: bool, send: Send) -> Outcom
         return work(stage, store, wait)
 
 
-def job(stage: Stage, log: Path, root: Path, runner: Callable[[str], Runner],
-        threads: int | None) -> Outcome:
+def job(stage: Stage, log: Path, root: Path, runner: Callable[[str], Runner], threads: int | None) -> Outcome:
     """A unit as a job of its own, on another machine perhaps: nobody watches, and it waits for locks."""
     set_threads(threads)
     return run(stage, log, Store(root, runner=runner), True, lambda *_, **__: None)

@@ -4,6 +4,7 @@ The context travels as a keyword argument of the LLM's forward: decoder loops of
 keyword arguments down to every layer. It is an argument, not a state, so activation checkpointing finds it
 again, and decoding steps simply do not pass it: the module acts at prefill only.
 """
+
 from dataclasses import dataclass
 
 import torch
@@ -39,8 +40,10 @@ class QueryContext:
     def check_read(self, llm: nn.Module) -> None:
         """UsageError after a forward whose decoder kept the context from its layers."""
         if self.receipt is not None and not self.receipt.given:
-            raise UsageError(f"{type(llm).__name__} does not hand keyword arguments down to its decoder "
-                             "layers, so a query module cannot act there; choose another language model")
+            raise UsageError(
+                f"{type(llm).__name__} does not hand keyword arguments down to its decoder "
+                "layers, so a query module cannot act there; choose another language model"
+            )
 
 
 def query_positions(is_query: Tensor, count: int | None = None) -> Tensor:
@@ -53,8 +56,9 @@ def query_positions(is_query: Tensor, count: int | None = None) -> Tensor:
     return torch.where(value > 0, index, -1)
 
 
-def masks(query_index: Tensor, question_turn: Tensor, query_turn: Tensor,
-          patch_turn: Tensor) -> tuple[Tensor, Tensor]:
+def masks(
+    query_index: Tensor, question_turn: Tensor, query_turn: Tensor, patch_turn: Tensor
+) -> tuple[Tensor, Tensor]:
     """(B, S, T) and (B, S, P): a query reads its own turn's question, and images of turns up to its own.
 
     question_turn (B, T), query_turn (B, S) and patch_turn (B, P) count from 1; 0 is none."""
@@ -103,8 +107,14 @@ class QueryAdapter:
         if context.receipt is not None:
             context.receipt.given = True
         hidden = args[0] if args else kwargs["hidden_states"]
-        hidden = self.query_module(hidden, context.query_index, context.question_mask, context.features,
-                                   context.feature_mask, layer.query_insertion)
+        hidden = self.query_module(
+            hidden,
+            context.query_index,
+            context.question_mask,
+            context.features,
+            context.feature_mask,
+            layer.query_insertion,
+        )
         if args:
             return (hidden, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": hidden}

@@ -1,4 +1,5 @@
 """Configuration of the composed model."""
+
 from transformers import AutoConfig, PreTrainedConfig
 
 import compressors
@@ -37,13 +38,25 @@ class FlashSlothConfig(PreTrainedConfig):
     model_type = "slothkit"
     sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
 
-    def __init__(self, vision_config: Part = None, text_config: Part = None, select_layer: int = -2,
-                 compressor: str = "sap", compressor_knobs: dict | None = None, projector: str = "auto",
-                 projector_knobs: dict | None = None, query_module: str | None = None,
-                 query_module_knobs: dict | None = None, pruner: str | None = None,
-                 pruner_knobs: dict | None = None, image_token_id: int | None = None,
-                 query_token_id: int | None = None, prompt: dict | None = None,
-                 tie_word_embeddings: bool = False, **kwargs):
+    def __init__(
+        self,
+        vision_config: Part = None,
+        text_config: Part = None,
+        select_layer: int = -2,
+        compressor: str = "sap",
+        compressor_knobs: dict | None = None,
+        projector: str = "auto",
+        projector_knobs: dict | None = None,
+        query_module: str | None = None,
+        query_module_knobs: dict | None = None,
+        pruner: str | None = None,
+        pruner_knobs: dict | None = None,
+        image_token_id: int | None = None,
+        query_token_id: int | None = None,
+        prompt: dict | None = None,
+        tie_word_embeddings: bool = False,
+        **kwargs,
+    ):
         self.vision_config = part(vision_config, "siglip_vision_model")
         self.text_config = part(text_config, "phi")
         self.select_layer = select_layer
@@ -62,8 +75,10 @@ class FlashSlothConfig(PreTrainedConfig):
         if self.projector != "auto":
             projectors.check(self.projector, **(self.projector_knobs or {}))
         elif self.projector_knobs:
-            raise UsageError(f"projector knobs {sorted(self.projector_knobs)} need a projector; name one of "
-                             f"{', '.join(projectors.names())} instead of 'auto'")
+            raise UsageError(
+                f"projector knobs {sorted(self.projector_knobs)} need a projector; name one of "
+                f"{', '.join(projectors.names())} instead of 'auto'"
+            )
         if self.query_module is not None:
             query_modules.check(self.query_module, **(self.query_module_knobs or {}))
         if self.pruner is not None:

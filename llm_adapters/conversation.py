@@ -8,6 +8,7 @@ is encoded. A chat template that renders the same string therefore gives the sam
 `<image>` becomes the visual tokens of the next image and `<query>` the turn's query tokens. `<question>`
 leaves no token: it says where the question starts, so spans never come from labels, constants or padding.
 """
+
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -118,8 +119,9 @@ def _refuse_markers(text: str, number: int, markers: Sequence[str]) -> None:
 class Encoder:
     """Marked strings -> Encoded, for one tokenizer that has the ids of `<image>` and `<query>`."""
 
-    def __init__(self, tokenizer, template: Template, image_token_id: int, query_token_id: int,
-                 num_queries: int):
+    def __init__(
+        self, tokenizer, template: Template, image_token_id: int, query_token_id: int, num_queries: int
+    ):
         self.tokenizer, self.template, self.num_queries = tokenizer, template, num_queries
         self.image_token_id, self.query_token_id = image_token_id, query_token_id
         self._split = re.compile("(" + "|".join(map(re.escape, MARKERS)) + ")")
@@ -141,8 +143,9 @@ class Encoder:
         vars(self).update(state)
         self._remember()
 
-    def encode_turns(self, turns: Sequence[Turn], image_tokens: Sequence[int],
-                     max_length: int | None = None) -> Encoded:
+    def encode_turns(
+        self, turns: Sequence[Turn], image_tokens: Sequence[int], max_length: int | None = None
+    ) -> Encoded:
         """A conversation with `image_tokens[i]` visual tokens for image i and at most `max_length` others."""
         encoded = self.encode(render(turns, self.template), image_tokens)
         placeholders = (self.image_token_id, self.query_token_id)
@@ -180,8 +183,10 @@ class Encoder:
             raise UsageError(f"the text has {found} {IMAGE} marker(s) but {images} image(s) were given")
         turns = [piece for piece in pieces if piece in (QUESTION, QUERY)]
         if turns != [QUESTION, QUERY] * (len(turns) // 2):
-            raise UsageError(f"the text's markers are not one {QUESTION} and then one {QUERY} a turn; make "
-                             "it with the chat template")
+            raise UsageError(
+                f"the text's markers are not one {QUESTION} and then one {QUERY} a turn; make "
+                "it with the chat template"
+            )
         if IMAGE in pieces[len(pieces) - pieces[::-1].index(QUERY) if turns else 0 :]:
             raise UsageError(f"an {IMAGE} stands after the last question; put it before or into a question")
         return pieces
@@ -218,9 +223,14 @@ def truncate(encoded: Encoded, max_length: int, placeholders: Sequence[int]) -> 
     turns = len(kept) or 1
     prompt = next((i for i, label in enumerate(encoded.labels) if label != IGNORE), len(encoded.ids))
     if length <= prompt:
-        raise UsageError(f"max_length={max_length} cuts the whole answer away: its prompt alone has "
-                         f"{text[prompt]} text tokens; raise data.max_length or shorten the sample")
+        raise UsageError(
+            f"max_length={max_length} cuts the whole answer away: its prompt alone has "
+            f"{text[prompt]} text tokens; raise data.max_length or shorten the sample"
+        )
     return Encoded(
-        encoded.ids[:length], encoded.labels[:length], encoded.turns[:length],
-        [turn for turn in encoded.image_turns if turn <= turns], encoded.turn_ends[: len(kept)] or [length],
+        encoded.ids[:length],
+        encoded.labels[:length],
+        encoded.turns[:length],
+        [turn for turn in encoded.image_turns if turn <= turns],
+        encoded.turn_ends[: len(kept)] or [length],
     )

@@ -1,4 +1,5 @@
 """Images of any kind -> the crops that a tower reads, in training and inference alike."""
+
 from collections.abc import Sequence
 
 from PIL.Image import Resampling
@@ -17,8 +18,10 @@ def image_processor(tower: VisionTower, size: int | None = None) -> BaseImagePro
     """Preprocessing as the tower wants it: squashed to `size` pixels a side (None: the tower's own)."""
     size = size or tower.image_size
     return pil_class("SiglipImageProcessor")(
-        size={"height": size, "width": size}, image_mean=list(tower.image_mean),
-        image_std=list(tower.image_std), resample=Resampling[tower.resample.upper()],
+        size={"height": size, "width": size},
+        image_mean=list(tower.image_mean),
+        image_std=list(tower.image_std),
+        resample=Resampling[tower.resample.upper()],
     )
 
 

@@ -1,8 +1,9 @@
 """The composed model: a transformers PreTrainedModel that is trained, generates, is saved and loaded as any.
 
-    pixels -> tower (B, I, H, W, C) -> compressor -> projector -> visual tokens at the placeholders -> LLM
-                       +---------------- the same features -----------------> query module, in the LLM
+pixels -> tower (B, I, H, W, C) -> compressor -> projector -> visual tokens at the placeholders -> LLM
+                   +---------------- the same features -----------------> query module, in the LLM
 """
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -59,15 +60,21 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
-    def __init__(self, config: FlashSlothConfig, vision_tower: VisionTower | None = None,
-                 language_model: PreTrainedModel | None = None):
+    def __init__(
+        self,
+        config: FlashSlothConfig,
+        vision_tower: VisionTower | None = None,
+        language_model: PreTrainedModel | None = None,
+    ):
         """Parts that are given are taken as they are, with their weights; others are built from `config`."""
         super().__init__(config)
         self.vision_tower = vision_tower or build_tower(config.vision_config, config.select_layer)
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
         sizes = llm_sizes(config)
         self.compressor = compressors.create(
-            config.compressor, dim=self.vision_tower.dim, llm_dim=sizes["llm_dim"],
+            config.compressor,
+            dim=self.vision_tower.dim,
+            llm_dim=sizes["llm_dim"],
             **(config.compressor_knobs or {}),
         )
         self.vision_tower.check_levels(self.compressor.needs_levels)
@@ -80,7 +87,9 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         self.query_module = None
         if config.query_module is not None:
             self.query_module = query_modules.create(
-                config.query_module, vision_dim=self.vision_tower.dim, **sizes,
+                config.query_module,
+                vision_dim=self.vision_tower.dim,
+                **sizes,
                 **(config.query_module_knobs or {}),
             )
             self.hook_query_module(self.language_model)
@@ -126,8 +135,9 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         features = self.vision_tower.with_levels(pixels, self.compressor.needs_levels)
         return rearrange(features, "(b i) h w c -> b i h w c", b=rows)
 
-    def compress(self, features: Tensor, embeds: Tensor, turns: Tensor, image_turn: Tensor,
-                 is_text: Tensor) -> Tensor:
+    def compress(
+        self, features: Tensor, embeds: Tensor, turns: Tensor, image_turn: Tensor, is_text: Tensor
+    ) -> Tensor:
         """(B, I, H, W, C) -> visual tokens at the LLM's width (B, I * N, D). A text-aware compressor reads
         the embeddings of the question in whose turn the image stands."""
         rows, images = features.shape[:2]
@@ -141,8 +151,14 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         tokens = self.projector(self.compressor(flat, text, mask)).to(embeds.dtype)
         return rearrange(tokens, "(b i) n d -> b (i n) d", b=rows)
 
-    def embed(self, input_ids: Tensor, features: Tensor | None, image_turn: Tensor | None,
-              turns: Tensor | None, query_index: Tensor | None) -> tuple[Tensor, QueryContext | None]:
+    def embed(
+        self,
+        input_ids: Tensor,
+        features: Tensor | None,
+        image_turn: Tensor | None,
+        turns: Tensor | None,
+        query_index: Tensor | None,
+    ) -> tuple[Tensor, QueryContext | None]:
         """Token embeddings with visual and query tokens in place, and the query module's context."""
         is_image, is_query = input_ids == self.config.image_token_id, input_ids == self.config.query_token_id
         special = is_image | is_query
@@ -154,8 +170,10 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             check_count(is_image, 0, None)
             return embeds, None
         if features.shape[:2] != image_turn.shape:
-            raise UsageError(f"images of {tuple(features.shape[:2])} (rows, crops) but `image_turn` of "
-                             f"{tuple(image_turn.shape)}; make inputs with the model's own processor")
+            raise UsageError(
+                f"images of {tuple(features.shape[:2])} (rows, crops) but `image_turn` of "
+                f"{tuple(image_turn.shape)}; make inputs with the model's own processor"
+            )
         # what fills rows with fewer images reaches nothing, not even as NaN * 0
         features = features.masked_fill((image_turn == 0)[:, :, None, None, None], 0)
         visual = self.compress(features, text_embeds, turns, image_turn, (turns > 0) & ~special)
@@ -168,8 +186,15 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         features = features[..., : self.vision_tower.dim]  # without levels for the compressor
         return embeds, self._query_context(features, image_turn, turns, query_index, is_query, ~special)
 
-    def _query_context(self, features: Tensor, image_turn: Tensor, turns: Tensor, query_index: Tensor | None,
-                       is_query: Tensor, is_text: Tensor) -> QueryContext | None:
+    def _query_context(
+        self,
+        features: Tensor,
+        image_turn: Tensor,
+        turns: Tensor,
+        query_index: Tensor | None,
+        is_query: Tensor,
+        is_text: Tensor,
+    ) -> QueryContext | None:
         if query_index is None:
             query_index = query_positions(is_query)
         if not query_index.shape[1]:
@@ -180,19 +205,30 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         question, patch = masks(query_index, turns * is_text, query_turn, patch_turn)
         return QueryContext(query_index, question, patches, patch)
 
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
-                pixel_values: Tensor | None = None, vision_features: Tensor | None = None,
-                image_turn: Tensor | None = None, turns: Tensor | None = None,
-                query_index: Tensor | None = None, labels: Tensor | None = None,
-                position_ids: Tensor | None = None, cache: Cache | None = None,
-                inputs_embeds: Tensor | None = None, use_cache: bool | None = None,
-                past_key_values: Cache | None = None,
-                logits_to_keep: int | Tensor = 0, **kwargs) -> CausalLMOutputWithPast:
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        vision_features: Tensor | None = None,
+        image_turn: Tensor | None = None,
+        turns: Tensor | None = None,
+        query_index: Tensor | None = None,
+        labels: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        past_key_values: Cache | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
         context, prompt, guessed = None, None, kwargs.pop(GUESSED, False)
         cache = past_key_values if cache is None else cache  # its name up to transformers 5.23
         if inputs_embeds is not None and (pixel_values is not None or vision_features is not None):
-            raise UsageError("images were given with `inputs_embeds`; give `input_ids`, which tell where "
-                             "they stand")
+            raise UsageError(
+                "images were given with `inputs_embeds`; give `input_ids`, which tell where they stand"
+            )
         if inputs_embeds is None:
             if turns is not None:
                 prompted, turns = turns.shape[1], fit_turns(turns, input_ids.shape[1])
@@ -201,14 +237,18 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             if vision_features is None and self.query_module is not None and not guessed:
                 check_turn(input_ids, cache, self.config.query_token_id)
             if vision_features is not None and (turns is None or image_turn is None):
-                raise UsageError("images were given without `turns` and `image_turn`; make inputs with the "
-                                 "processor")
+                raise UsageError(
+                    "images were given without `turns` and `image_turn`; make inputs with the processor"
+                )
             inputs_embeds, context = self.embed(input_ids, vision_features, image_turn, turns, query_index)
             if vision_features is not None:
                 grid = vision_features.shape[2:4]
                 attention_mask = hide_unused(
-                    attention_mask, input_ids == self.config.image_token_id,
-                    self.compressor.num_tokens(*grid), self.compressor.visible(*grid))
+                    attention_mask,
+                    input_ids == self.config.image_token_id,
+                    self.compressor.num_tokens(*grid),
+                    self.compressor.visible(*grid),
+                )
                 prompt = self.prompt_of(input_ids, turns, prompted, attention_mask, labels, inputs_embeds)
         padded = isinstance(attention_mask, Tensor) and attention_mask.ndim == 2  # not masks made before
         if position_ids is None and padded and cache is None:
@@ -219,8 +259,14 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         if run is not None:
             kwargs[PRUNING] = run
         output = self.language_model(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids,
-            labels=labels, use_cache=use_cache, logits_to_keep=logits_to_keep, **{CACHE: cache}, **kwargs,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            labels=labels,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            **{CACHE: cache},
+            **kwargs,
         )
         if run is not None:
             run.count()
@@ -238,8 +284,9 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
 
     def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, **kwargs):
         """Images and the query module act at prefill; cached decoding steps do without them."""
-        inputs = says_guessed(super().prepare_inputs_for_generation, input_ids,
-                              is_first_iteration=is_first_iteration, **kwargs)
+        inputs = says_guessed(
+            super().prepare_inputs_for_generation, input_ids, is_first_iteration=is_first_iteration, **kwargs
+        )
         if not is_first_iteration and kwargs.get("use_cache", True):
             for name in PREFILL_ONLY:
                 inputs.pop(name, None)

@@ -1,4 +1,5 @@
 """Text and images -> model inputs, the same in training and inference."""
+
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -61,8 +62,12 @@ def in_parts(conversation: Sequence) -> list:
     """A conversation, or several, whose messages are lists of parts."""
     if conversation and not isinstance(conversation[0], dict):
         return [in_parts(each) for each in conversation]
-    return [{**message, "content": [{"type": "text", "text": message["content"]}]}
-            if isinstance(message.get("content"), str) else message for message in conversation]
+    return [
+        {**message, "content": [{"type": "text", "text": message["content"]}]}
+        if isinstance(message.get("content"), str)
+        else message
+        for message in conversation
+    ]
 
 
 def chat_template(template: Template) -> str:
@@ -88,9 +93,17 @@ class FlashSlothProcessor(ProcessorMixin):
 
     valid_kwargs = ["image_tokens", "tiles", "num_queries", "prompt", "layout", "chat_template"]
 
-    def __init__(self, image_processor=None, tokenizer=None, image_tokens: int = 0, tiles: int = 1,
-                 num_queries: int = 0, prompt: dict | None = None, layout: str = "square",
-                 chat_template: str | None = None):
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        image_tokens: int = 0,
+        tiles: int = 1,
+        num_queries: int = 0,
+        prompt: dict | None = None,
+        layout: str = "square",
+        chat_template: str | None = None,
+    ):
         self.image_tokens, self.num_queries = image_tokens, num_queries
         self.tiles, self.layout = tiles, layout
         self.prompt = prompt or asdict(Template())
@@ -128,13 +141,21 @@ class FlashSlothProcessor(ProcessorMixin):
         """Visual tokens of each of `images` images, or of images with so many crops."""
         if isinstance(images, int):
             if images and not self.tiling.fixed:
-                raise UsageError(f"images={images}: with layout={self.layout} their crops differ; give the "
-                                 "number of each one's, [tiling.num_crops(width, height), ...]")
+                raise UsageError(
+                    f"images={images}: with layout={self.layout} their crops differ; give the "
+                    "number of each one's, [tiling.num_crops(width, height), ...]"
+                )
             images = [self.crops] * images
         return [self.image_tokens * crops for crops in images]
 
-    def __call__(self, images=None, text: str | Sequence[str] | None = None,
-                 return_tensors: str | None = "pt", padding_side: str = "left", **kwargs) -> BatchFeature:
+    def __call__(
+        self,
+        images=None,
+        text: str | Sequence[str] | None = None,
+        return_tensors: str | None = "pt",
+        padding_side: str = "left",
+        **kwargs,
+    ) -> BatchFeature:
         """Marked text (of the chat template) and its images: one image, a list for one text, or a list a
         text.
 
@@ -160,8 +181,9 @@ class FlashSlothProcessor(ProcessorMixin):
         """Crops of an image as `loaded` gives it."""
         return self.crops if self.tiling.fixed else self.tiling.num_crops(*image.size)
 
-    def encode(self, turns: Sequence[Turn], images: int | Sequence[int],
-               max_length: int | None = None) -> Encoded:
+    def encode(
+        self, turns: Sequence[Turn], images: int | Sequence[int], max_length: int | None = None
+    ) -> Encoded:
         """A conversation with `images` images, or with images of so many crops, for training."""
         return self.encoder.encode_turns(turns, self.tokens_of(images), max_length)
 

@@ -9,6 +9,7 @@ the projector alone, sometimes everything; what it lacks is taken from `--base`,
 checkpoint or a model of ours (FlashSloth-HD starts from the same stage 1). HD checkpoints have the same
 tensors as 384-pixel ones: `--tiles 2` tells the processor. Nothing is written unless every key fits.
 """
+
 import argparse
 import json
 import sys

@@ -1,4 +1,5 @@
 """Files of a released FlashSloth checkpoint and of a converted one: reading, remembering, writing at once."""
+
 import json
 import os
 import pickle
@@ -18,8 +19,13 @@ from connectors.tower_config import first_line
 from llm_adapters.released_layout import Checkpoint, without_level
 
 CONFIG, MEMORY = "config.json", "released.safetensors"
-WEIGHTS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json",
-           "pytorch_model.bin", "mm_projector.bin")  # the last is a stage-1 checkpoint of LLaVA's kind
+WEIGHTS = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+    "mm_projector.bin",
+)  # the last is a stage-1 checkpoint of LLaVA's kind
 
 
 def read(path: Path) -> Checkpoint:
@@ -99,8 +105,9 @@ def recall(folder: Path) -> tuple[dict, bool, Tensor | None]:
             about = file.metadata()
             return json.loads(about["values"]), json.loads(about["level"]), file.get_tensor("learned")
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{folder / MEMORY}: cannot be read: {first_line(error)}; remove it to do "
-                         "without") from error
+        raise UsageError(
+            f"{folder / MEMORY}: cannot be read: {first_line(error)}; remove it to do without"
+        ) from error
 
 
 def refuse_existing(out: Path) -> None:

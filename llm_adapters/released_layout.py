@@ -3,6 +3,7 @@
 Everything is kept bit for bit but the query tokens. Released code adds the embedding of " ." to them in every
 forward pass; ours are what enters the LLM, so that sum, in the checkpoint's own type, is done once (`fold`).
 """
+
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,13 +82,17 @@ def _renamed(key: str, pairs: Iterable[tuple[str, str]]) -> str:
     raise KeyError(key)
 
 
-def check(found: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], source: Path,
-          advice: str = "") -> None:
+def check(
+    found: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], source: Path, advice: str = ""
+) -> None:
     """UsageError that names every kind of misfit, its first keys and how many there are."""
     missing = [key for key in wanted if key not in found]
     unexpected = [key for key in found if key not in wanted]
-    shapes = [f"{key} {shape(found[key].shape)} instead of {shape(wanted[key])}"
-              for key in wanted if key in found and found[key].shape != wanted[key]]
+    shapes = [
+        f"{key} {shape(found[key].shape)} instead of {shape(wanted[key])}"
+        for key in wanted
+        if key in found and found[key].shape != wanted[key]
+    ]
     kinds = {"missing": missing, "unexpected": unexpected, "mis-shaped": shapes}
     faults = [f"{name}: {listed(keys)}" for name, keys in kinds.items() if keys]
     if faults:
@@ -110,8 +115,10 @@ def dot_of(tensors: Mapping[str, Tensor], token: int, source: Path) -> Tensor:
     """The embedding of the dot token."""
     table = tensors[EMBEDDING]
     if not 0 <= token < len(table):
-        raise UsageError(f"{source}: dot token {token} is not among the {len(table)} embeddings; set "
-                         "embq.dot_token_id in config.json")
+        raise UsageError(
+            f"{source}: dot token {token} is not among the {len(table)} embeddings; set "
+            "embq.dot_token_id in config.json"
+        )
     return table[token]
 
 

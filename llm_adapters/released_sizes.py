@@ -3,6 +3,7 @@
 Read are flat files in phi's words with LLaVA's `mm_*` fields, and nested ones (`llm`, `vision`, `sap`,
 `embq`). What neither the file nor a tensor's shape says is a constant of the released code.
 """
+
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -23,15 +24,40 @@ DOT, QUERY_ID, END_ID = 764, 50295, 50296  # " .", <learnable> and </s> in the r
 RATE, LAYER, WIDTH, QUERY_COUNT = 3, 8, 576, 9
 LLM_NEEDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 LLM_FIELDS = (
-    *LLM_NEEDS, "num_key_value_heads", "max_position_embeddings", "hidden_act", "layer_norm_eps",
-    "qk_layernorm", "partial_rotary_factor", "rope_theta", "rope_parameters", "rope_scaling",
-    "attention_dropout", "embd_pdrop", "resid_pdrop", "initializer_range",
+    *LLM_NEEDS,
+    "num_key_value_heads",
+    "max_position_embeddings",
+    "hidden_act",
+    "layer_norm_eps",
+    "qk_layernorm",
+    "partial_rotary_factor",
+    "rope_theta",
+    "rope_parameters",
+    "rope_scaling",
+    "attention_dropout",
+    "embd_pdrop",
+    "resid_pdrop",
+    "initializer_range",
 )
 LLM_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-TOWER_NEEDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size",
-               "patch_size")
-TOWER_FIELDS = (*TOWER_NEEDS, "layer_norm_eps", "hidden_act", "attention_dropout", "num_channels",
-                "image_mean", "image_std", "resample")
+TOWER_NEEDS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "image_size",
+    "patch_size",
+)
+TOWER_FIELDS = (
+    *TOWER_NEEDS,
+    "layer_norm_eps",
+    "hidden_act",
+    "attention_dropout",
+    "num_channels",
+    "image_mean",
+    "image_std",
+    "resample",
+)
 TOWERS = {"siglip-so400m-patch14-384": dict(zip(TOWER_NEEDS, (1152, 4304, 27, 16, 384, 14)))}
 
 
@@ -39,10 +65,16 @@ def composed(values: dict, tensors: Mapping[str, Tensor], source: Path) -> Flash
     """Our configuration of a checkpoint. UsageError where a size is said nowhere."""
     select, text = values.get("mm_vision_select_layer", -2), llm(values, tensors, source)
     return FlashSlothConfig(
-        vision_config=tower(values, tensors, select, source), text_config=text, select_layer=select,
-        compressor="sap", compressor_knobs={"rate": values.get("sap", {}).get("rate", RATE)},
-        projector="mlp2x_gelu", query_module="embq", query_module_knobs=embq_knobs(values, tensors),
-        query_token_id=values.get("placeholders", {}).get("queries", QUERY_ID), prompt=asdict(Template()),
+        vision_config=tower(values, tensors, select, source),
+        text_config=text,
+        select_layer=select,
+        compressor="sap",
+        compressor_knobs={"rate": values.get("sap", {}).get("rate", RATE)},
+        projector="mlp2x_gelu",
+        query_module="embq",
+        query_module_knobs=embq_knobs(values, tensors),
+        query_token_id=values.get("placeholders", {}).get("queries", QUERY_ID),
+        prompt=asdict(Template()),
     )
 
 
@@ -51,8 +83,10 @@ def llm(values: dict, tensors: Mapping[str, Tensor], source: Path) -> PreTrained
     said = values.get("llm", values)
     absent = [name for name in LLM_NEEDS if name not in said]
     if absent:
-        raise UsageError(f"{source}: config.json does not say {', '.join(absent)}; put the one that "
-                         "belongs to the weights beside them, or give --base")
+        raise UsageError(
+            f"{source}: config.json does not say {', '.join(absent)}; put the one that "
+            "belongs to the weights beside them, or give --base"
+        )
     sizes = {name: said[name] for name in LLM_FIELDS if said.get(name) is not None}
     sizes |= {name: said.get(name) for name in LLM_IDS}  # phi's defaults are tokens that mean something else
     rows = len(tensors[EMBEDDING]) if EMBEDDING in tensors else said.get("vocab_size", 51200)
@@ -65,8 +99,9 @@ def tower(values: dict, tensors: Mapping[str, Tensor], select: int, source: Path
     sizes = {**tower_shapes(tensors, select), **{k: said[k] for k in TOWER_FIELDS if said.get(k) is not None}}
     absent = [name for name in TOWER_NEEDS if name not in sizes]
     if absent:
-        raise UsageError(f"{source}: nothing says the tower's {', '.join(absent)}; add a vision_config to "
-                         "config.json")
+        raise UsageError(
+            f"{source}: nothing says the tower's {', '.join(absent)}; add a vision_config to config.json"
+        )
     block_count(select, sizes["num_hidden_layers"])
     return AutoConfig.for_model("siglip_vision_model", **sizes)
 
@@ -81,8 +116,10 @@ def named_tower(values: dict, source: Path) -> dict:
     try:
         return as_vision_config(AutoConfig.from_pretrained(name)).to_dict()
     except (OSError, ValueError) as error:
-        raise UsageError(f"{source}: mm_vision_tower={name} cannot be read ({first_line(error)}); add a "
-                         "vision_config to config.json") from error
+        raise UsageError(
+            f"{source}: mm_vision_tower={name} cannot be read ({first_line(error)}); add a "
+            "vision_config to config.json"
+        ) from error
 
 
 def tower_shapes(tensors: Mapping[str, Tensor], select: int) -> dict[str, int]:
@@ -111,7 +148,8 @@ def embq_knobs(values: dict, tensors: Mapping[str, Tensor]) -> dict[str, object]
         "dim": said.get("dim", WIDTH if image is None else image.shape[0]),
         "num_queries": said.get("num_queries", QUERY_COUNT if tokens is None else tokens.shape[0]),
         "num_layers": count(tensors, r"model\.lqformer\.layers\.(\d+)\.") or 1,
-        "at": said.get("insert_before_layer_number", LAYER), "released": True,
+        "at": said.get("insert_before_layer_number", LAYER),
+        "released": True,
     }
 
 
@@ -139,9 +177,12 @@ def values_of(config: FlashSlothConfig) -> dict:
     known = (name for name, sizes in TOWERS.items() if sizes.items() <= tower_sizes.items())
     return {
         **{name: value for name, value in (text | rope).items() if value is not None},
-        "mm_vision_tower": next(known, None), "vision_config": tower_sizes,
-        "mm_hidden_size": vision["hidden_size"], "mm_projector_type": "mlp2x_gelu",
-        "mm_vision_select_layer": config.select_layer, "mm_vision_select_feature": "patch",
+        "mm_vision_tower": next(known, None),
+        "vision_config": tower_sizes,
+        "mm_hidden_size": vision["hidden_size"],
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_layer": config.select_layer,
+        "mm_vision_select_feature": "patch",
         "sap": {"rate": (config.compressor_knobs or {}).get("rate", RATE)},
         "embq": {"insert_before_layer_number": layer_of(knobs), "dot_token_id": DOT},
         "placeholders": {"queries": config.query_token_id},
@@ -174,6 +215,8 @@ def check_exportable(config: FlashSlothConfig, source: Path) -> None:
     }
     for name, (value, possible) in facts.items():
         if value not in possible:
-            raise UsageError(f"{source}: {name}={value}: the released model has {possible[0]} there, so its "
-                             "layout cannot hold this model")
+            raise UsageError(
+                f"{source}: {name}={value}: the released model has {possible[0]} there, so its "
+                "layout cannot hold this model"
+            )
     layer_of(knobs)

@@ -1,5 +1,6 @@
 """Tokenizer and processor of a released FlashSloth checkpoint <-> ours: `<learnable>` is our `<query>`, under
 its id."""
+
 import json
 from pathlib import Path
 
@@ -43,8 +44,10 @@ def prepared(tokenizer: PreTrainedTokenizerBase, rows: int, source: Path) -> Pre
     if plain:  # unknown, or known as words like any other
         tokenizer.add_special_tokens({"additional_special_tokens": plain}, replace_extra_special_tokens=False)
     if tokenizer.convert_tokens_to_ids(END) >= rows:
-        raise UsageError(f"{source}: the tokenizer's {END} is beyond the {rows} embeddings of the weights; "
-                         "they do not belong together")
+        raise UsageError(
+            f"{source}: the tokenizer's {END} is beyond the {rows} embeddings of the weights; "
+            "they do not belong together"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = END
     return tokenizer
@@ -63,8 +66,10 @@ def renamed(tokenizer: PreTrainedTokenizerBase, old: str, new: str) -> PreTraine
     roles = {role: getattr(tokenizer, role) for role in ROLES}
     extra = [token for token in extra if token not in roles.values()]
     copy = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(state)), additional_special_tokens=extra,
-        model_max_length=tokenizer.model_max_length, clean_up_tokenization_spaces=False,
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+        additional_special_tokens=extra,
+        model_max_length=tokenizer.model_max_length,
+        clean_up_tokenization_spaces=False,
         **{role: token for role, token in roles.items() if token is not None},
     )
     copy.add_bos_token = getattr(tokenizer, "add_bos_token", False)
@@ -85,9 +90,16 @@ def give_ids(model: FlashSlothForConditionalGeneration, tokenizer: PreTrainedTok
     model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad if pad is not None else end)
 
 
-def processor(model: FlashSlothForConditionalGeneration, tokenizer: PreTrainedTokenizerBase,
-              tiles: int) -> FlashSlothProcessor:
+def processor(
+    model: FlashSlothForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, tiles: int
+) -> FlashSlothProcessor:
     """SigLIP's preprocessing and FlashSloth's prompt."""
     images = image_processor(model.vision_tower)
-    return FlashSlothProcessor(images, tokenizer, image_tokens=model.num_image_tokens(), tiles=tiles,
-                               num_queries=model.num_queries, prompt=model.config.prompt)
+    return FlashSlothProcessor(
+        images,
+        tokenizer,
+        image_tokens=model.num_image_tokens(),
+        tiles=tiles,
+        num_queries=model.num_queries,
+        prompt=model.config.prompt,
+    )

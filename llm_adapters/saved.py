@@ -1,4 +1,5 @@
 """A saved model, by the folder of its cell, of its finetune stage or of its weights."""
+
 import json
 from pathlib import Path
 
@@ -28,12 +29,16 @@ def checked(folder: Path, attached: bool = False) -> Path:
     """The folder, if a model of ours is saved in it."""
     config = folder / "config.json"
     if not config.is_file():
-        raise UsageError(f"{folder}: no model here (no config.json); give OUT/cells/CELL, OUT/finetune/KEY "
-                         "or a folder that save_pretrained wrote")
+        raise UsageError(
+            f"{folder}: no model here (no config.json); give OUT/cells/CELL, OUT/finetune/KEY "
+            "or a folder that save_pretrained wrote"
+        )
     kind = read(config).get("model_type")
     if kind != KIND and not (attached and is_attached(folder)):
-        raise UsageError(f"{folder}: a model of type {kind}, not {KIND}; train one with "
-                         "python -m experiments.sweep, or convert one with python -m llm_adapters.released")
+        raise UsageError(
+            f"{folder}: a model of type {kind}, not {KIND}; train one with "
+            "python -m experiments.sweep, or convert one with python -m llm_adapters.released"
+        )
     return folder
 
 
@@ -68,6 +73,7 @@ def load(path: Path, device, dtype=None, attached: bool = False):
         processor = FlashSlothProcessor.from_pretrained(folder)
     except (OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())
-        raise UsageError(f"{folder}: cannot be loaded ({reason}); save the model and its processor there "
-                         "again") from error
+        raise UsageError(
+            f"{folder}: cannot be loaded ({reason}); save the model and its processor there again"
+        ) from error
     return model.to(device).eval(), processor  # not to `dtype`: rotary frequencies stay in float32

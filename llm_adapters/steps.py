@@ -1,4 +1,5 @@
 """Small steps of the composed model: placeholders to tokens, prompts to lengths, images to sizes."""
+
 import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor
@@ -20,8 +21,10 @@ class Mute(LogitsProcessor):
 def fit_turns(turns: Tensor, length: int) -> Tensor:
     """`turns` of a prompt for `length` tokens: uncached generation has added some."""
     if turns.shape[1] > length:  # what a reused cache leaves, or a prefill in chunks
-        raise UsageError(f"`turns` has {turns.shape[1]} tokens and `input_ids` {length}: images and "
-                         "questions need the whole prompt at once, without a cache")
+        raise UsageError(
+            f"`turns` has {turns.shape[1]} tokens and `input_ids` {length}: images and "
+            "questions need the whole prompt at once, without a cache"
+        )
     return nn.functional.pad(turns, (0, length - turns.shape[1]))
 
 
@@ -59,5 +62,7 @@ def check_count(is_image: Tensor, per_image: int, image_turn: Tensor | None) -> 
     wanted = found.new_zeros(len(found)) if image_turn is None else (image_turn > 0).sum(1) * per_image
     if not torch.equal(found, wanted):
         row = int((found != wanted).nonzero()[0])
-        raise UsageError(f"row {row} has {int(found[row])} image placeholders but its images make "
-                         f"{int(wanted[row])} visual tokens; make inputs with the model's own processor")
+        raise UsageError(
+            f"row {row} has {int(found[row])} image placeholders but its images make "
+            f"{int(wanted[row])} visual tokens; make inputs with the model's own processor"
+        )

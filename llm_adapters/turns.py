@@ -3,6 +3,7 @@
 `generate` itself gives several ids behind its cache where it verifies guesses of an assistant or of a look-up
 in the prompt, which may be markers, too. Only it knows that no turn begins there, so it is made to say so.
 """
+
 from collections.abc import Callable
 
 import torch
@@ -25,5 +26,7 @@ def check_turn(ids: Tensor | None, cache: Cache | None, query_id: int) -> None:
     if ids is None or cache is None or ids.shape[1] == 1 or torch.compiler.is_compiling():
         return
     if cache.get_seq_length() and (ids == query_id).any():
-        raise UsageError("a new turn behind a cache: its query tokens could not read the images; give the "
-                         "whole conversation without a KV cache, and without prefill_chunk_size")
+        raise UsageError(
+            "a new turn behind a cache: its query tokens could not read the images; give the "
+            "whole conversation without a KV cache, and without prefill_chunk_size"
+        )

@@ -1,4 +1,5 @@
 """xdist's workers share two cores: one thread a test. Tiny models and tokenizers are in `factories.py`."""
+
 import os
 
 import pytest

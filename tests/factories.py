@@ -1,8 +1,9 @@
 """Tiny models of the real classes, tokenizers that know a few words, and pictures: all in milliseconds.
 
-    model = make_model("llama", "sap", "embq")          # 6x6 patches, SAP -> 4 visual tokens, 3 query tokens
-    batch = make_processor(model)(images=picture(), text=...)
+model = make_model("llama", "sap", "embq")          # 6x6 patches, SAP -> 4 visual tokens, 3 query tokens
+batch = make_processor(model)(images=picture(), text=...)
 """
+
 import re
 import string
 from collections.abc import Iterator
@@ -78,8 +79,12 @@ def byte_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    backend.train_from_iterator(CORPUS, trainers.BpeTrainer(
-        vocab_size=320, initial_alphabet=alphabet, special_tokens=list(SPECIALS), show_progress=False))
+    backend.train_from_iterator(
+        CORPUS,
+        trainers.BpeTrainer(
+            vocab_size=320, initial_alphabet=alphabet, special_tokens=list(SPECIALS), show_progress=False
+        ),
+    )
     return _wrap(backend, bos)
 
 
@@ -99,8 +104,13 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 
 def _wrap(backend: Tokenizer, bos: bool) -> PreTrainedTokenizerFast:
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>",
-        additional_special_tokens=[IMAGE, QUERY], clean_up_tokenization_spaces=False,
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        additional_special_tokens=[IMAGE, QUERY],
+        clean_up_tokenization_spaces=False,
     )
     tokenizer.add_bos_token = bos
     return tokenizer
@@ -112,10 +122,17 @@ TOKENIZERS = {"bytes": byte_tokenizer, "words": word_tokenizer}
 def llm_config(name: str, **changes) -> PreTrainedConfig:
     """4 layers, width 32, 4 heads; large weights, so that what is wrong shows in the tokens."""
     sizes = {
-        "vocab_size": len(byte_tokenizer()), "hidden_size": 32, "intermediate_size": 48,
-        "num_hidden_layers": 4, "num_attention_heads": 4, "max_position_embeddings": 1024,
-        "initializer_range": 0.3, "tie_word_embeddings": False,
-        "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3,
+        "vocab_size": len(byte_tokenizer()),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 1024,
+        "initializer_range": 0.3,
+        "tie_word_embeddings": False,
+        "pad_token_id": 0,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
     }
     if name != "phi" and name != "gpt_neox":
         sizes["num_key_value_heads"] = 2
@@ -131,29 +148,53 @@ def make_llm(name: str, seed: int = 0, **changes) -> PreTrainedModel:
 
 def vision_config(**changes) -> PreTrainedConfig:
     """SigLIP, 84 pixels in patches of 14: 6x6; 3 blocks, of which the default select_layer needs 2."""
-    sizes = {"image_size": SIZE, "patch_size": 14, "hidden_size": 24, "intermediate_size": 32,
-             "num_hidden_layers": 3, "num_attention_heads": 4}
+    sizes = {
+        "image_size": SIZE,
+        "patch_size": 14,
+        "hidden_size": 24,
+        "intermediate_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+    }
     return AutoConfig.for_model("siglip_vision_model", **{**sizes, **changes})
 
 
-def make_config(llm: str = "phi", compressor: str = "sap", query_module: str | None = "embq",
-                compressor_knobs: dict | None = None, llm_changes: dict | None = None,
-                prompt: Template | None = None, vision: dict | None = None, **knobs) -> FlashSlothConfig:
+def make_config(
+    llm: str = "phi",
+    compressor: str = "sap",
+    query_module: str | None = "embq",
+    compressor_knobs: dict | None = None,
+    llm_changes: dict | None = None,
+    prompt: Template | None = None,
+    vision: dict | None = None,
+    **knobs,
+) -> FlashSlothConfig:
     """`knobs` are the query module's."""
     if query_module == "embq":
         knobs = {"dim": 16, "at": 2, "num_queries": 3, **knobs}
     image, query = byte_tokenizer().convert_tokens_to_ids([IMAGE, QUERY])
     return FlashSlothConfig(
-        vision_config=vision or vision_config(), text_config=llm_config(llm, **(llm_changes or {})),
+        vision_config=vision or vision_config(),
+        text_config=llm_config(llm, **(llm_changes or {})),
         compressor=compressor,
         compressor_knobs=KNOBS.get(compressor) if compressor_knobs is None else compressor_knobs,
-        query_module=query_module, query_module_knobs=knobs or None, prompt=prompt and asdict(prompt),
-        image_token_id=image, query_token_id=query,
+        query_module=query_module,
+        query_module_knobs=knobs or None,
+        prompt=prompt and asdict(prompt),
+        image_token_id=image,
+        query_token_id=query,
     )
 
 
-def make_model(llm: str = "phi", compressor: str = "sap", query_module: str | None = "embq", *, seed: int = 0,
-               scale: float = 0.3, **options) -> FlashSlothForConditionalGeneration:
+def make_model(
+    llm: str = "phi",
+    compressor: str = "sap",
+    query_module: str | None = "embq",
+    *,
+    seed: int = 0,
+    scale: float = 0.3,
+    **options,
+) -> FlashSlothForConditionalGeneration:
     """In eval mode. `options` as in `make_config`; `scale` is the weights' of our own parts."""
     config = make_config(llm, compressor, query_module, **options)
     torch.manual_seed(seed)
@@ -164,12 +205,21 @@ def make_model(llm: str = "phi", compressor: str = "sap", query_module: str | No
     return model
 
 
-def make_processor(model: FlashSlothForConditionalGeneration,
-                   tokenizer: PreTrainedTokenizerFast | None = None, tiles: int = 1) -> FlashSlothProcessor:
+def make_processor(
+    model: FlashSlothForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    tiles: int = 1,
+) -> FlashSlothProcessor:
     """What `model` wants; the tokenizer must give its placeholder ids (both of the file's do)."""
     images = pil_class("SiglipImageProcessor")(size={"height": SIZE, "width": SIZE})
-    return FlashSlothProcessor(images, tokenizer or byte_tokenizer(), image_tokens=model.num_image_tokens(),
-                               tiles=tiles, num_queries=model.num_queries, prompt=model.config.prompt)
+    return FlashSlothProcessor(
+        images,
+        tokenizer or byte_tokenizer(),
+        image_tokens=model.num_image_tokens(),
+        tiles=tiles,
+        num_queries=model.num_queries,
+        prompt=model.config.prompt,
+    )
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (SIZE, SIZE)) -> Image.Image:
@@ -196,8 +246,9 @@ def assert_same(one: dict, other: dict) -> None:
         assert torch.equal(one[name], other[name]), name
 
 
-def make_batch(processor: FlashSlothProcessor, rows: list[tuple[list[Turn], list[Image.Image]]],
-               side: str = "left") -> dict[str, torch.Tensor]:
+def make_batch(
+    processor: FlashSlothProcessor, rows: list[tuple[list[Turn], list[Image.Image]]], side: str = "left"
+) -> dict[str, torch.Tensor]:
     """Rows of (turns, images), through the encoder of training, collated with `labels`."""
     encoded: list[Encoded] = [processor.encode(turns, len(images)) for turns, images in rows]
     batch = processor.collate(encoded, side)

@@ -1,4 +1,5 @@
 """The project itself: its floors, its style, and that the README says what is true."""
+
 import re
 import subprocess
 import sys

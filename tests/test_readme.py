@@ -1,4 +1,5 @@
 """The README's example of compressors alone runs where transformers and the rest are not to be had."""
+
 import re
 import subprocess
 import sys
@@ -6,8 +7,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCKED = ("transformers", "lightning", "torchvision", "open_clip", "omegaconf", "torchmetrics", "rich",
-           "llm_adapters", "connectors", "experiments")
+BLOCKED = (
+    "transformers",
+    "lightning",
+    "torchvision",
+    "open_clip",
+    "omegaconf",
+    "torchmetrics",
+    "rich",
+    "llm_adapters",
+    "connectors",
+    "experiments",
+)
 BEFORE = f"import sys, torch\nsys.modules.update(dict.fromkeys({BLOCKED}))\ntorch.manual_seed(0)\n"
 CHECK = """
 still = [name for name, part in eyes.named_parameters() if part.grad is None or part.grad.abs().max() < 1e-7]

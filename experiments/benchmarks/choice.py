@@ -1,4 +1,5 @@
 """Multiple choice (MMBench, SEED, ScienceQA, AI2D, MMMU): which option an answer in free words names."""
+
 import re
 from collections.abc import Sequence
 from string import ascii_uppercase
@@ -61,8 +62,9 @@ def by_words(answer: str, options: Sequence[str]) -> int | None:
 class ChoiceAccuracy(MeanScore):
     """Share of questions whose answer names the right option; one that names none is wrong."""
 
-    def update(self, predictions: Sequence[str], answers: Sequence[str],
-               options: Sequence[Sequence[str]]) -> None:
+    def update(
+        self, predictions: Sequence[str], answers: Sequence[str], options: Sequence[Sequence[str]]
+    ) -> None:
         """One entry a question in each; answers are letters, options the texts in their order."""
         super().update(predictions, list(zip(answers, options, strict=True)))
 

@@ -1,4 +1,5 @@
 """Scores that forgive small errors: of reading (ANLS), of numbers read off charts (relaxed accuracy)."""
+
 import math
 from collections.abc import Sequence
 

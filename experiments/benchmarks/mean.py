@@ -1,4 +1,5 @@
 """The base of benchmarks whose score is a mean over questions."""
+
 from collections.abc import Sequence
 
 import torch

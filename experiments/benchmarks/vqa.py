@@ -3,6 +3,7 @@
 Antol et al. 2015, arXiv 1505.00468; the evaluation's page, visualqa.org/evaluation.html, says how answers are
 made alike, EvalAI's scorer of TextVQA how marks are treated.
 """
+
 import re
 from collections.abc import Sequence
 
@@ -24,8 +25,12 @@ weren't what'll what're what's what've when's where'd where's where've who'd who
 why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're
 you've
 """
-CONTRACTIONS = {word[:i] + word[i + 1 :]: word for word in CONTRACTED.split()
-                for i, letter in enumerate(word) if letter == "'"} | {"somebody'd": "somebodyd"}
+CONTRACTIONS = {
+    word[:i] + word[i + 1 :]: word
+    for word in CONTRACTED.split()
+    for i, letter in enumerate(word)
+    if letter == "'"
+} | {"somebody'd": "somebodyd"}
 
 
 def vqa_normalise(answer: str) -> str:

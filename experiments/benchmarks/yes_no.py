@@ -1,4 +1,5 @@
 """Benchmarks of yes/no questions: POPE and MME."""
+
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
@@ -12,8 +13,18 @@ from compressors.errors import UsageError
 from compressors.registry import suggest
 
 MME_GROUPS = {
-    "perception": ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark",
-                   "artwork", "OCR"),
+    "perception": (
+        "existence",
+        "count",
+        "position",
+        "color",
+        "posters",
+        "celebrity",
+        "scene",
+        "landmark",
+        "artwork",
+        "OCR",
+    ),
     "cognition": ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning"),
 }
 
@@ -69,8 +80,13 @@ class MME(Metric):
         # (questions, 3): picture, category, right. A picture's questions may lie in different processes.
         self.add_state("rows", [], dist_reduce_fx="cat")
 
-    def update(self, predictions: Sequence[str], answers: Sequence[str], pictures: Sequence[str],
-               categories: Sequence[str]) -> None:
+    def update(
+        self,
+        predictions: Sequence[str],
+        answers: Sequence[str],
+        pictures: Sequence[str],
+        categories: Sequence[str],
+    ) -> None:
         """One entry a question in each; a picture's name tells which questions are a pair."""
         rows = []
         for said, truth, picture, category in zip(predictions, answers, pictures, categories, strict=True):
@@ -88,8 +104,10 @@ class MME(Metric):
             pairs[category, picture].append(right)
         odd = sum(len(each) != 2 for each in pairs.values())
         if odd:
-            raise UsageError(f"MME scores pairs, but {odd} of {len(pairs)} pictures have not two questions; "
-                             "give all questions, each once")
+            raise UsageError(
+                f"MME scores pairs, but {odd} of {len(pairs)} pictures have not two questions; "
+                "give all questions, each once"
+            )
         of: dict[str, list[list[int]]] = defaultdict(list)
         for (category, _), pair in pairs.items():
             of[self.categories[category]].append(pair)

@@ -8,6 +8,7 @@
 Every `<image>` in a question stands for the next image; a sample whose questions mention none has its images
 before the first one, as in LLaVA. Whatever is wrong is one line with the file and the index of the sample.
 """
+
 import gc
 import json
 import os
@@ -85,16 +86,20 @@ def read(path: Path) -> list:
 def parse(record: object, index: int, root: Path) -> Sample:
     """One record as a Sample; a UsageError tells what is wrong with it."""
     if not isinstance(record, dict):
-        raise UsageError(f"expected an object with \"conversations\", found a {type(record).__name__}")
+        raise UsageError(f'expected an object with "conversations", found a {type(record).__name__}')
     if "conversations" not in record:
-        raise UsageError(f"no \"conversations\"; it has {', '.join(map(str, record)) or 'no key'}")
+        raise UsageError(f'no "conversations"; it has {", ".join(map(str, record)) or "no key"}')
     names, turns = parse_images(record.get("image")), parse_turns(record["conversations"])
     families = record.get("families")
     if families is not None and (not isinstance(families, list) or len(families) != len(turns)):
-        raise UsageError(f"\"families\" must be a list with one name for each of the {len(turns)} questions")
+        raise UsageError(f'"families" must be a list with one name for each of the {len(turns)} questions')
     images = tuple(root / name for name in names)
-    return Sample(str(record.get("id", index)), images, place_markers(turns, len(names)),
-                  None if families is None else tuple(map(str, families)))
+    return Sample(
+        str(record.get("id", index)),
+        images,
+        place_markers(turns, len(names)),
+        None if families is None else tuple(map(str, families)),
+    )
 
 
 def parse_images(names: object) -> list[str]:
@@ -102,20 +107,20 @@ def parse_images(names: object) -> list[str]:
     names = [] if names is None else names if isinstance(names, list) else [names]
     for name in names:
         if not isinstance(name, str) or not name:
-            raise UsageError(f"\"image\" must be a file name or a list of them, found {name!r}")
+            raise UsageError(f'"image" must be a file name or a list of them, found {name!r}')
     return names
 
 
 def parse_turns(messages: object) -> tuple[Turn, ...]:
     """human, gpt, human, gpt, ... as turns."""
     if not isinstance(messages, list) or not messages or len(messages) % 2:
-        raise UsageError("\"conversations\" must be human and gpt messages in turn, ending with gpt")
+        raise UsageError('"conversations" must be human and gpt messages in turn, ending with gpt')
     texts = []
     for i, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("value"), str):
-            raise UsageError(f"message {i} must be {{\"from\": \"{ROLES[i % 2]}\", \"value\": TEXT}}")
+            raise UsageError(f'message {i} must be {{"from": "{ROLES[i % 2]}", "value": TEXT}}')
         if message.get("from") != ROLES[i % 2]:
-            raise UsageError(f"message {i} is from {message.get('from')!r}, expected \"{ROLES[i % 2]}\"")
+            raise UsageError(f'message {i} is from {message.get("from")!r}, expected "{ROLES[i % 2]}"')
         if not message["value"].replace(IMAGE, "").strip():
             raise UsageError(f"message {i}, from {ROLES[i % 2]}, is empty; fill it in or drop the turn")
         texts.append(message["value"])
@@ -129,7 +134,7 @@ def place_markers(turns: tuple[Turn, ...], images: int) -> tuple[Turn, ...]:
         first = turns[0]._replace(question=f"{IMAGE}\n" * images + turns[0].question)
         return (first, *turns[1:])
     if marked != images:
-        raise UsageError(f"{marked} {IMAGE} in its questions, but {images} image(s) in \"image\"")
+        raise UsageError(f'{marked} {IMAGE} in its questions, but {images} image(s) in "image"')
     return turns
 
 
@@ -178,5 +183,7 @@ def opened(sample: Sample, i: int) -> Iterator[Image.Image]:
     except FileNotFoundError as error:
         raise UsageError(f"sample {sample.id}: no image {sample.images[i]}") from error
     except upright.BROKEN as error:
-        raise UsageError(f"sample {sample.id}: image {sample.images[i]} is truncated or no image "
-                         f"({error}); replace it or drop the sample") from error
+        raise UsageError(
+            f"sample {sample.id}: image {sample.images[i]} is truncated or no image "
+            f"({error}); replace it or drop the sample"
+        ) from error

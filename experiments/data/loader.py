@@ -1,4 +1,5 @@
 """Samples -> batches, the same way for training and evaluation, in an order that a killed run finds again."""
+
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -90,14 +91,23 @@ class StepLoader:
     into `accumulate` pieces. Of several processes, number `rank` of `world` reads its share of each step;
     `answer_tokens` counts its own. UsageError for a step with fewer rows than pieces and processes need."""
 
-    def __init__(self, dataset: Conversations, order: Order, workers: int = 0, start: int = 0, rank: int = 0,
-                 world: int = 1):
+    def __init__(
+        self,
+        dataset: Conversations,
+        order: Order,
+        workers: int = 0,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ):
         self.dataset, self.order, self.pieces = dataset, order, order.optimisation.accumulate
         self.workers, self.start, self.rank, self.world = workers, start, rank, world
         rows = min(order.count, order.optimisation.batch_size)
         if rows < self.pieces * world:
-            raise UsageError(f"accumulate={self.pieces}: a step has {rows} rows, fewer than {self.pieces} "
-                             f"pieces in {world} process(es); lower it, or raise batch_size")
+            raise UsageError(
+                f"accumulate={self.pieces}: a step has {rows} rows, fewer than {self.pieces} "
+                f"pieces in {world} process(es); lower it, or raise batch_size"
+            )
 
     def __len__(self) -> int:
         # of the whole run: Lightning counts what a resumed one has done
@@ -105,8 +115,13 @@ class StepLoader:
 
     def __iter__(self) -> Iterator[dict]:
         batches = [batch[self.rank :: self.world] for batch in self.order.batches(self.start)]
-        loader = DataLoader(self.dataset, batch_sampler=batches, collate_fn=self.cut,
-                            num_workers=self.workers, pin_memory=torch.cuda.is_available())
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=batches,
+            collate_fn=self.cut,
+            num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
+        )
         for step, pieces in enumerate(loader, self.start):
             for i, piece in enumerate(pieces):
                 yield {**piece, "number": step * self.pieces + i}
@@ -116,8 +131,10 @@ class StepLoader:
         rows, pieces = sorted(rows, key=lambda row: len(row[0].ids)), self.pieces
         answer_tokens = sum(label != IGNORE for encoded, _ in rows for label in encoded.labels)
         bounds = [len(rows) * i // pieces for i in range(pieces + 1)]
-        return [{**self.collate(rows[a:b]), "pieces": pieces, "answer_tokens": answer_tokens}
-                for a, b in zip(bounds, bounds[1:])]
+        return [
+            {**self.collate(rows[a:b]), "pieces": pieces, "answer_tokens": answer_tokens}
+            for a, b in zip(bounds, bounds[1:])
+        ]
 
     def collate(self, rows: list[tuple[Encoded, Tensor]]) -> dict[str, Tensor]:
         """Rows -> tensors, padded on the right. No token sees what comes after it, so nobody needs a mask of

@@ -1,4 +1,5 @@
 """Which samples each optimiser step reads, from the seed alone: a killed run finds its place again."""
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple

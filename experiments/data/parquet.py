@@ -5,6 +5,7 @@
 `images` are those shown up to the question, as the files are; the schema tells Hugging Face's `datasets` that
 they are images. A question says `<image>` only where an image stands inside its text. Needs pyarrow.
 """
+
 import argparse
 import json
 import os
@@ -20,8 +21,13 @@ from experiments.data import llava
 from llm_adapters.conversation import IMAGE
 
 STRING = {"dtype": "string", "_type": "Value"}
-FEATURES = {"id": STRING, "images": {"feature": {"_type": "Image"}, "_type": "List"}, "question": STRING,
-            "answer": STRING, "family": STRING}
+FEATURES = {
+    "id": STRING,
+    "images": {"feature": {"_type": "Image"}, "_type": "List"},
+    "question": STRING,
+    "answer": STRING,
+    "family": STRING,
+}
 ROWS = 1000  # of a row group
 SHARED = 1 << 26  # bytes of a row group's different images, stored once each
 
@@ -66,14 +72,22 @@ def rows(asked: Sequence[llava.Sample]) -> Iterator[dict]:
         question, answer = sample.turns[0]
         before = f"{IMAGE}\n" * len(sample.images)
         images = [{"bytes": path.read_bytes(), "path": path.name} for path in sample.images]
-        yield {"id": sample.id, "images": images, "question": question.removeprefix(before), "answer": answer,
-               "family": sample.families[0] if sample.families else ALL}
+        yield {
+            "id": sample.id,
+            "images": images,
+            "question": question.removeprefix(before),
+            "answer": answer,
+            "family": sample.families[0] if sample.families else ALL,
+        }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit code."""
-    parser = Parser(prog="python -m experiments.data.parquet", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="python -m experiments.data.parquet",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("source", type=Path, help="LLaVA-format JSON, such as picture_vqa/test.json")
     parser.add_argument("out", type=Path, help="Parquet file to write")
     parser.add_argument("--images", type=Path, help="folder of its images (that of the JSON)")

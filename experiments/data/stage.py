@@ -1,4 +1,5 @@
 """The stage that writes an embedded data set."""
+
 import shutil
 from pathlib import Path
 

@@ -1,4 +1,5 @@
 """Pictures from files as they are meant to be seen, for training, evaluation and questions alike."""
+
 from PIL import Image, ImageOps
 
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values that swap width and height

@@ -2,6 +2,7 @@
 
 Exit code 0: done; 2: bad input or a full disk, one line says which; 130: Ctrl-C.
 """
+
 import shlex
 import sys
 from collections.abc import Sequence

@@ -1,4 +1,5 @@
 """Rows of a result: what is counted and measured of which model, as plain data."""
+
 import argparse
 import json
 import subprocess
@@ -41,15 +42,27 @@ def cells(given: argparse.Namespace, report: Reporter) -> list[Row]:
 
 def reference(cell: Cell, others: Sequence[Cell]) -> str | None:
     """The same model without compression, if it is among the others."""
+
     def same(config) -> tuple:
         return config.tower.source, config.tower.select_layer, config.llm.source, str(config.image)
 
-    return next((other.label for other in others if other.config.compressor == "identity" and
-                 same(other.config) == same(cell.config)), None)
+    return next(
+        (
+            other.label
+            for other in others
+            if other.config.compressor == "identity" and same(other.config) == same(cell.config)
+        ),
+        None,
+    )
 
 
-def compare(subjects: Sequence[Subject], given: argparse.Namespace, sizes: Sequence[tuple[int, int]],
-            report: Reporter, timed: bool) -> list[Row]:
+def compare(
+    subjects: Sequence[Subject],
+    given: argparse.Namespace,
+    sizes: Sequence[tuple[int, int]],
+    report: Reporter,
+    timed: bool,
+) -> list[Row]:
     """Counts of all subjects, which are on the meta device; if `timed`, also measurements, in turn."""
     cases = [(size, batch, images) for size in sizes for batch in given.batch for images in given.images]
     rows: dict[tuple, Row] = {}
@@ -64,8 +77,10 @@ def compare(subjects: Sequence[Subject], given: argparse.Namespace, sizes: Seque
         report.stage("measuring")
         report.steps(len(cases) * steps(len(subjects), given.rounds))
         for case in cases:
-            made = {s.label: Case(s, pictures(*case), given.text or TEXT, given.tokens, given.static)
-                    for s in subjects}
+            made = {
+                s.label: Case(s, pictures(*case), given.text or TEXT, given.tokens, given.static)
+                for s in subjects
+            }
             for label, found in measure(made, given.rounds, report.advance).items():
                 rows[case, label]["measured"] = asdict(found)
     return list(rows.values())
@@ -75,9 +90,17 @@ def counted(subject: Subject, case: tuple, given: argparse.Namespace) -> Row:
     """A row without times."""
     (width, height), batch, images = case
     found = count(subject, pictures(*case), given.text or TEXT, getattr(torch, given.dtype))
-    return {"label": subject.label, "note": subject.note, "attention": subject.attention,
-            "picture": f"{width}x{height}", "batch": batch, "images": images, "counts": found.asdict(),
-            "measured": None, "failed": None}
+    return {
+        "label": subject.label,
+        "note": subject.note,
+        "attention": subject.attention,
+        "picture": f"{width}x{height}",
+        "batch": batch,
+        "images": images,
+        "counts": found.asdict(),
+        "measured": None,
+        "failed": None,
+    }
 
 
 def give_weights(subjects: Sequence[Subject], given: argparse.Namespace) -> None:
@@ -125,8 +148,9 @@ def one_of_table1(label: str, given: argparse.Namespace, report: Reporter) -> It
 def in_a_process(label: str, given: argparse.Namespace) -> list[Row]:
     """One model, elsewhere. If that fails, its counts and the reason."""
     with TemporaryDirectory() as folder:
-        done = subprocess.run([*arguments(label, given), "--measure", "--to", folder], capture_output=True,
-                              text=True)
+        done = subprocess.run(
+            [*arguments(label, given), "--measure", "--to", folder], capture_output=True, text=True
+        )
         if done.returncode == 0:
             return json.loads(Path(folder, FILE).read_text(encoding="utf-8"))["rows"]
     words = done.stderr.strip().splitlines()
@@ -137,8 +161,11 @@ def in_a_process(label: str, given: argparse.Namespace) -> list[Row]:
 
 def arguments(label: str, given: argparse.Namespace) -> list[str]:
     """The command for one model of Table 1."""
-    listed = {"batch": given.batch, "images": given.images,
-              "pictures": [f"{width}x{height}" for width, height in given.pictures]}
+    listed = {
+        "batch": given.batch,
+        "images": given.images,
+        "pictures": [f"{width}x{height}" for width, height in given.pictures],
+    }
     words = {name: ",".join(map(str, values)) for name, values in listed.items()}
     for name in ("text", "tokens", "rounds", "device", "dtype", "threads"):
         if getattr(given, name):
@@ -159,8 +186,10 @@ def training_steps(given: argparse.Namespace, report: Reporter) -> list[Row]:
                 report.stage(stage)
                 data = given.data_rows[i] if given.data_rows else training.ROWS[stage]
                 text = given.text or training.TEXT[stage]
-                measured = training.measure(cell.config, stage, given.rounds, text, data,
-                                            torch.device(given.device), report)
-                rows.append({"label": cell.label, "stage": stage, "hours": measured.hours,
-                             **asdict(measured)})
+                measured = training.measure(
+                    cell.config, stage, given.rounds, text, data, torch.device(given.device), report
+                )
+                rows.append(
+                    {"label": cell.label, "stage": stage, "hours": measured.hours, **asdict(measured)}
+                )
     return rows

@@ -1,4 +1,5 @@
 """What can be counted without weights: tokens, parameters, FLOPs by part, bytes of weights and KV cache."""
+
 from dataclasses import asdict, dataclass
 
 import torch
@@ -45,8 +46,9 @@ class Counts:
 
 
 @meta_forward()
-def count(subject: Subject, pictures: list[list[Image.Image]], text: int = TEXT,
-          dtype: torch.dtype = torch.bfloat16) -> Counts:
+def count(
+    subject: Subject, pictures: list[list[Image.Image]], text: int = TEXT, dtype: torch.dtype = torch.bfloat16
+) -> Counts:
     """Of a subject on the meta device. `pictures`: those of each row."""
     rows, size = len(pictures), dtype.itemsize
     pixels = subject.pixels(pictures)
@@ -58,12 +60,14 @@ def count(subject: Subject, pictures: list[list[Image.Image]], text: int = TEXT,
     parameters = parameters_by_part(subject)
     weights, kept = sum(parameters.values()) * size, cache_elements(cache) * size
     read = (parameters[LLM] - embedding_apart(subject)) * size + kept
-    return Counts(visual // rows, subject.query_tokens, text, parameters, found, sum(step.values()), weights,
-                  kept, read)
+    return Counts(
+        visual // rows, subject.query_tokens, text, parameters, found, sum(step.values()), weights, kept, read
+    )
 
 
-def prefill(subject: Subject, pixels: Pixels, rows: int, visual: int, text: int,
-            keep: int = 1) -> tuple[dict[str, int], Cache]:
+def prefill(
+    subject: Subject, pixels: Pixels, rows: int, visual: int, text: int, keep: int = 1
+) -> tuple[dict[str, int], Cache]:
     """FLOPs by part, and the cache that a prefill leaves. `keep`: logits of so many last tokens, 0: all."""
     tokens, kept = visual + subject.query_tokens + text, []
 
@@ -76,8 +80,9 @@ def prefill(subject: Subject, pixels: Pixels, rows: int, visual: int, text: int,
     return flops_by_part(whole, subject.parts), kept[0]
 
 
-def cell_prefill(subject: OfCell, text: int = TEXT, tiles: int | None = None,
-                 keep: int = 1) -> dict[str, int]:
+def cell_prefill(
+    subject: OfCell, text: int = TEXT, tiles: int | None = None, keep: int = 1
+) -> dict[str, int]:
     """FLOPs by part of one row of a cell, with one image of as many crops as it can have; `tiles` a side,
     None: as in evaluation."""
     crops = subject.tiling.most_crops if tiles is None else Tiling(tiles).most_crops
@@ -122,7 +127,6 @@ def tensors(cache: Cache) -> list[Tensor]:
 def cache_elements(cache: Cache) -> int:
     """Numbers that a cache holds."""
     return sum(tensor.numel() for tensor in tensors(cache))
-
 
 
 def embedding_apart(subject: Subject) -> int:

@@ -1,4 +1,5 @@
 """Where a measurement runs: device, type, threads, versions, and whether a model fits."""
+
 import argparse
 import os
 import platform
@@ -24,11 +25,17 @@ def settings(given: argparse.Namespace) -> dict[str, Any]:
     given.device = str(device)
     given.dtype = given.dtype or ("bfloat16" if cuda or given.table1 else "float32")
     return {
-        "device": given.device, "device_name": torch.cuda.get_device_name(device) if cuda else processor(),
-        "dtype": given.dtype, "threads": torch.get_num_threads(),
-        "text_tokens": given.text or TEXT, "new_tokens": given.tokens, "rounds": given.rounds,
-        "static_cache": given.static, "torch": torch.__version__,
-        "cuda": torch.version.cuda if cuda else None, "transformers": transformers.__version__,
+        "device": given.device,
+        "device_name": torch.cuda.get_device_name(device) if cuda else processor(),
+        "dtype": given.dtype,
+        "threads": torch.get_num_threads(),
+        "text_tokens": given.text or TEXT,
+        "new_tokens": given.tokens,
+        "rounds": given.rounds,
+        "static_cache": given.static,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if cuda else None,
+        "transformers": transformers.__version__,
         "python": platform.python_version(),
     }
 
@@ -58,5 +65,7 @@ def check_memory(subject: Subject, given: argparse.Namespace) -> None:
     pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     there = pages * os.sysconf("SC_PAGE_SIZE") if pages else 2 * needed
     if given.device == "cpu" and 1.1 * needed > there:
-        raise UsageError(f"{subject.label}: {needed / 2**30:.1f} GiB of weights do not fit into "
-                         f"{there / 2**30:.1f} GiB; take a smaller --dtype, or a GPU")
+        raise UsageError(
+            f"{subject.label}: {needed / 2**30:.1f} GiB of weights do not fit into "
+            f"{there / 2**30:.1f} GiB; take a smaller --dtype, or a GPU"
+        )

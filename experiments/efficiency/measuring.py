@@ -3,6 +3,7 @@
 All cells of a batch size and image count take turns, round by round (`experiments.timing`), so that a slow
 minute of the machine hits all alike.
 """
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -59,8 +60,9 @@ class Measured:
 class Case:
     """One subject with weights, a batch of pictures, a prompt."""
 
-    def __init__(self, subject: Subject, pictures: Pictures, text: int, new_tokens: int,
-                 static: bool = False):
+    def __init__(
+        self, subject: Subject, pictures: Pictures, text: int, new_tokens: int, static: bool = False
+    ):
         """`static`: a cache of fixed size, with which transformers compiles the decoding step on a GPU."""
         self.subject, self.pictures, self.new_tokens = subject, pictures, new_tokens
         self.options = {"cache_implementation": "static"} if static else {}
@@ -70,14 +72,23 @@ class Case:
     def placed(self, inputs: Pixels) -> Pixels:
         """Where and in the floating point type that the model is."""
         model = self.subject.model
-        return {name: value.to(model.device, model.dtype if value.is_floating_point() else None)
-                for name, value in inputs.items()}
+        return {
+            name: value.to(model.device, model.dtype if value.is_floating_point() else None)
+            for name, value in inputs.items()
+        }
 
     def generate(self, pixels: Pixels, tokens: int, stamps: Stamps | None = None) -> Tensor:
         """Greedy answers of exactly `tokens` tokens."""
         return self.subject.model.generate(
-            **self.prompt, **self.placed(pixels), do_sample=False, num_beams=1, min_new_tokens=tokens,
-            max_new_tokens=tokens, streamer=stamps, **self.options)
+            **self.prompt,
+            **self.placed(pixels),
+            do_sample=False,
+            num_beams=1,
+            min_new_tokens=tokens,
+            max_new_tokens=tokens,
+            streamer=stamps,
+            **self.options,
+        )
 
     def answer(self) -> Lap:
         """From pictures to the last token."""
@@ -105,8 +116,9 @@ class Case:
 
 
 @torch.inference_mode()
-def measure(cases: Mapping[str, Case], rounds: int,
-            done: Callable[[], None] = lambda: None) -> dict[str, Measured]:
+def measure(
+    cases: Mapping[str, Case], rounds: int, done: Callable[[], None] = lambda: None
+) -> dict[str, Measured]:
     """Every case, in turn; `done` is called `steps(cases, rounds)` times."""
     laps = in_turn({name: case.answer for name, case in cases.items()}, rounds, done)
     parts = in_turn({name: case.by_part for name, case in cases.items()}, rounds, done)
@@ -114,9 +126,11 @@ def measure(cases: Mapping[str, Case], rounds: int,
     for name, case in cases.items():
         decode = [lap.decode for lap in laps[name] if lap.decode is not None]
         found[name] = Measured(
-            spread(lap.ttft for lap in laps[name]), spread(decode) if decode else None,
+            spread(lap.ttft for lap in laps[name]),
+            spread(decode) if decode else None,
             {part: spread(share[part] for share in parts[name]) for part in parts[name][0]},
-            case.peak())
+            case.peak(),
+        )
         done()
     return found
 

@@ -1,4 +1,5 @@
 """The command line of `python -m experiments.efficiency`."""
+
 import argparse
 import re
 
@@ -29,17 +30,31 @@ def parser() -> Parser:
     made.add_argument("--batch", type=numbers, default=[1], metavar="N,...", help="rows at once (1)")
     made.add_argument("--images", type=numbers, default=[1], metavar="N,...", help="images of a row (1)")
     made.add_argument("--text", type=number, help="text tokens of a row (40; in training 40 and 256)")
-    made.add_argument("--pictures", type=sizes, metavar="WxH,...",
-                      help="sizes of pictures (768x768; Table 1: 448x448,896x896,1344x1344)")
+    made.add_argument(
+        "--pictures",
+        type=sizes,
+        metavar="WxH,...",
+        help="sizes of pictures (768x768; Table 1: 448x448,896x896,1344x1344)",
+    )
     made.add_argument("--tokens", type=number, default=33, help="tokens of an answer (33)")
     made.add_argument("--rounds", type=number, default=7, help="measured rounds after one that is not (7)")
-    made.add_argument("--static", action="store_true",
-                      help="cache of fixed size; on a GPU transformers compiles the decoding step for it")
-    made.add_argument("--data-rows", type=numbers, metavar="N,N",
-                      help="rows of both stages' data, for the estimate of hours (558000,665000)")
+    made.add_argument(
+        "--static",
+        action="store_true",
+        help="cache of fixed size; on a GPU transformers compiles the decoding step for it",
+    )
+    made.add_argument(
+        "--data-rows",
+        type=numbers,
+        metavar="N,N",
+        help="rows of both stages' data, for the estimate of hours (558000,665000)",
+    )
     made.add_argument("--device", help="cpu or cuda (cuda where there is one)")
-    made.add_argument("--dtype", choices=("float32", "bfloat16", "float16"),
-                      help="of weights (bfloat16 on a GPU and in Table 1, else float32)")
+    made.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of weights (bfloat16 on a GPU and in Table 1, else float32)",
+    )
     made.add_argument("--threads", type=number, help="CPU threads (torch's choice)")
     made.add_argument("--to", metavar="DIR", help="write efficiency.json, .md and pictures there")
     return made

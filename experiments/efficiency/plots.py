@@ -1,4 +1,5 @@
 """Pictures of a result: FLOPs and time by part, first token against visual tokens, memory; training steps."""
+
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,8 +15,15 @@ from experiments.figures import BLUE, GREY, ORANGE, bare, literal, svg
 from experiments.timing import OTHER
 
 STAGES = {"pretrain": ORANGE, "finetune": BLUE}
-COLOURS = {PREPARING: "#c9ccd2", TOWER: GREY, COMPRESSOR: ORANGE, PROJECTOR: "#e3b341", QUERIES: "#b3261e",
-           LLM: BLUE, OTHER: "#6b4c9a"}
+COLOURS = {
+    PREPARING: "#c9ccd2",
+    TOWER: GREY,
+    COMPRESSOR: ORANGE,
+    PROJECTOR: "#e3b341",
+    QUERIES: "#b3261e",
+    LLM: BLUE,
+    OTHER: "#6b4c9a",
+}
 LINE = 0.3  # inches a row takes
 
 
@@ -53,8 +61,16 @@ def bars(rows: Sequence[Row], heading: str):
 
 
 def legend(axes) -> None:
-    axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=7,
-                borderaxespad=0.2, handlelength=1, columnspacing=1.2)
+    axes.legend(
+        fontsize=8,
+        frameon=False,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=7,
+        borderaxespad=0.2,
+        handlelength=1,
+        columnspacing=1.2,
+    )
 
 
 def stacked(rows: Sequence[Row], where: str, inner: str, scale: float, heading: str) -> str:
@@ -78,13 +94,25 @@ def against_tokens(rows: Sequence[Row]) -> str:
     middle, low, high = 1e3 * np.array([row["measured"]["ttft"] for row in rows]).T
     for i, row in enumerate(rows):
         colour = ORANGE if row["counts"]["query"] else BLUE
-        axes.errorbar(visual[i], middle[i], [[middle[i] - low[i]], [high[i] - middle[i]]], fmt="o",
-                      color=colour, markersize=5, elinewidth=1, capsize=2)
+        axes.errorbar(
+            visual[i],
+            middle[i],
+            [[middle[i] - low[i]], [high[i] - middle[i]]],
+            fmt="o",
+            color=colour,
+            markersize=5,
+            elinewidth=1,
+            capsize=2,
+        )
     axes.set_xlabel("visual tokens of a row", fontsize=9)
     axes.set_ylabel("ms to the first token; orange: with query tokens", fontsize=9)
     if all(visual):  # blind rows have no place on such axes
-        axes.set(xscale="log", yscale="log", xlim=(min(visual) / 1.2, max(visual) * 2),
-                 ylim=(min(low) / 1.2, max(high) * 1.2))
+        axes.set(
+            xscale="log",
+            yscale="log",
+            xlim=(min(visual) / 1.2, max(visual) * 2),
+            ylim=(min(low) / 1.2, max(high) * 1.2),
+        )
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.set_major_formatter("{x:,.0f}")
@@ -99,8 +127,9 @@ def against_tokens(rows: Sequence[Row]) -> str:
 
 def memory(rows: Sequence[Row]) -> str:
     """Weights, KV cache and, where measured, what else an answer takes at its peak."""
-    weights, cache = (np.array([row["counts"][name] for row in rows])
-                      for name in ("weight_bytes", "cache_bytes"))
+    weights, cache = (
+        np.array([row["counts"][name] for row in rows]) for name in ("weight_bytes", "cache_bytes")
+    )
     peak = np.array([row["measured"]["peak_bytes"] if row["measured"] else 0 for row in rows])
     scale, word = (2**30, "GiB") if weights.max() > 2**29 else (2**20, "MiB")
     weights, cache, peak = weights / scale, cache / scale, peak / scale
@@ -109,8 +138,14 @@ def memory(rows: Sequence[Row]) -> str:
     axes.barh(places, weights, 0.7, color=GREY, label="weights")
     axes.barh(places, cache, 0.7, left=weights, color=ORANGE, label="KV cache after the prefill")
     if peak.any():
-        axes.barh(places, np.maximum(peak - weights - cache, 0), 0.7, left=weights + cache, color=BLUE,
-                  label="else, at the peak")
+        axes.barh(
+            places,
+            np.maximum(peak - weights - cache, 0),
+            0.7,
+            left=weights + cache,
+            color=BLUE,
+            label="else, at the peak",
+        )
     legend(axes)
     return svg(figure)
 
@@ -123,10 +158,18 @@ def training(rows: Sequence[Row]) -> str:
     for number, (stage, colour) in enumerate(STAGES.items()):
         chosen = [row for row in rows if row["stage"] == stage]
         places = [cells.index(row["label"]) + (number - (len(STAGES) - 1) / 2) * wide for row in chosen]
-        middle, low, high = (1e3 * np.array([row["seconds"] for row in chosen])
-                             / np.array([[row["rows"]] for row in chosen])).T
-        times.barh(places, middle, 0.9 * wide, color=colour, label=stage, xerr=(middle - low, high - middle),
-                   error_kw={"elinewidth": 1, "capsize": 2})
+        middle, low, high = (
+            1e3 * np.array([row["seconds"] for row in chosen]) / np.array([[row["rows"]] for row in chosen])
+        ).T
+        times.barh(
+            places,
+            middle,
+            0.9 * wide,
+            color=colour,
+            label=stage,
+            xerr=(middle - low, high - middle),
+            error_kw={"elinewidth": 1, "capsize": 2},
+        )
         peaks.barh(places, [row["peak_bytes"] / 2**30 for row in chosen], 0.9 * wide, color=colour)
     times.set_yticks(range(len(cells)), map(literal, cells))
     times.set_ylim(len(cells) - 0.4, -0.6)

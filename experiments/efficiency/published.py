@@ -1,4 +1,5 @@
 """Other MLLMs as subjects: transformers' classes at published sizes, with random weights."""
+
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,8 +52,13 @@ class Published(Subject):
     def encode(self, pixels: Pixels, *_: int) -> None:
         self.model.model.get_image_features(pixel_values=pixels["pixel_values"])
 
-    def language_model(self, embeds: Tensor, cache: Cache | None = None, keep: int = 1,
-                       visual: int = 0) -> Cache:  # noqa: ARG002  these drop none
+    def language_model(
+        self,
+        embeds: Tensor,
+        cache: Cache | None = None,
+        keep: int = 1,
+        visual: int = 0,  # noqa: ARG002  these drop none
+    ) -> Cache:
         found = self.model.model.language_model(inputs_embeds=embeds, use_cache=True, **{CACHE: cache})
         self.model.lm_head(found.last_hidden_state[:, -keep:])
         return found[CACHE]
@@ -99,8 +105,9 @@ class Qwen2VL(Published):
 
     def encode(self, pixels: Pixels, *_: int) -> None:
         patches = pixels["pixel_values"]  # positions are of the sizes, which are no tensors of the device
-        self.model.model.visual(patches, grid_thw=pixels["image_grid_thw"],
-                                position_ids=torch.empty(len(patches), 2))
+        self.model.model.visual(
+            patches, grid_thw=pixels["image_grid_thw"], position_ids=torch.empty(len(patches), 2)
+        )
 
 
 KINDS: dict[str, type[Published]] = {"llava": Llava, "internvl": InternVL, "qwen2_vl": Qwen2VL}

@@ -1,4 +1,5 @@
 """Results with their definitions; as JSON, Markdown and pictures on disk."""
+
 import json
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,13 @@ from experiments.table import pipes
 
 Result = dict[str, Any]
 # name in a device's name -> dense bf16 FLOP/s, memory bytes/s: NVIDIA's data sheets
-PEAKS = (("H100 PCIe", 756e12, 2.0e12), ("H100", 989e12, 3.35e12), ("H200", 989e12, 4.8e12),
-         ("A100", 312e12, 2.04e12), ("A800", 312e12, 2.04e12))
+PEAKS = (
+    ("H100 PCIe", 756e12, 2.0e12),
+    ("H100", 989e12, 3.35e12),
+    ("H200", 989e12, 4.8e12),
+    ("A100", 312e12, 2.04e12),
+    ("A800", 312e12, 2.04e12),
+)
 
 
 def title(result: Result) -> str:
@@ -20,11 +26,19 @@ def title(result: Result) -> str:
     made = result["made"]
     words = [made["device_name"], f"{made['threads']} threads"]
     if result["rows"]:  # trained cells have their own of these
-        words += [f"attention {', '.join(sorted({row['attention'] for row in result['rows']}))}",
-                  made["dtype"], f"{made['text_tokens']} text tokens", f"answers of {made['new_tokens']}",
-                  "static cache" if made["static_cache"] else "dynamic cache"]
-    words += [f"{made['rounds']} rounds", f"torch {made['torch']}",
-              f"transformers {made['transformers']}", f"python {made['python']}"]
+        words += [
+            f"attention {', '.join(sorted({row['attention'] for row in result['rows']}))}",
+            made["dtype"],
+            f"{made['text_tokens']} text tokens",
+            f"answers of {made['new_tokens']}",
+            "static cache" if made["static_cache"] else "dynamic cache",
+        ]
+    words += [
+        f"{made['rounds']} rounds",
+        f"torch {made['torch']}",
+        f"transformers {made['transformers']}",
+        f"python {made['python']}",
+    ]
     return ", ".join([*words, *([f"CUDA {made['cuda']}"] if made["cuda"] else [])])
 
 

@@ -1,4 +1,5 @@
 """A model as something whose cost is asked: its parts, its inputs from pictures, its language model."""
+
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -18,7 +19,12 @@ from llm_adapters.pruning.attention import CONTEXT as PRUNING
 from llm_adapters.pruning.prompt import sized_prompt
 
 TOWER, COMPRESSOR, PROJECTOR, QUERIES, LLM = (
-    "vision tower", "compressor", "projector", "query module", "language model")
+    "vision tower",
+    "compressor",
+    "projector",
+    "query module",
+    "language model",
+)
 PARTS = (TOWER, COMPRESSOR, PROJECTOR, QUERIES, LLM)
 Pixels = dict[str, Tensor]
 Pictures = Sequence[Sequence[Image]]  # of each row
@@ -34,8 +40,14 @@ class Subject:
     query_tokens   of a turn
     """
 
-    def __init__(self, label: str, model: PreTrainedModel, parts: Mapping[str, Sequence[nn.Module]],
-                 query_tokens: int = 0, note: str = ""):
+    def __init__(
+        self,
+        label: str,
+        model: PreTrainedModel,
+        parts: Mapping[str, Sequence[nn.Module]],
+        query_tokens: int = 0,
+        note: str = "",
+    ):
         self.label, self.model, self.note = label, model, note
         self.parts, self.query_tokens = dict(parts), query_tokens
 
@@ -57,8 +69,9 @@ class Subject:
         a model on the meta device."""
         raise NotImplementedError
 
-    def language_model(self, embeds: Tensor, cache: Cache | None = None, keep: int = 1,
-                       visual: int = 0) -> Cache:
+    def language_model(
+        self, embeds: Tensor, cache: Cache | None = None, keep: int = 1, visual: int = 0
+    ) -> Cache:
         """(B, T, D) through all decoder layers, and the logits of the `keep` last tokens (0: all); the cache
         after it. `visual`: so many tokens of a row are visual, which matters where some are dropped."""
         raise NotImplementedError
@@ -68,8 +81,9 @@ class Subject:
         """The implementation of attention, as transformers names it; several where parts differ."""
         configs = (getattr(module, "config", None) for module in self.model.modules())
         own = (getattr(config, "slothkit_original", config) for config in configs)  # below a pruner's scoring
-        return ", ".join(sorted({name for config in own
-                                 if (name := getattr(config, "_attn_implementation", None))}))
+        return ", ".join(
+            sorted({name for config in own if (name := getattr(config, "_attn_implementation", None))})
+        )
 
     @property
     def width(self) -> int:
@@ -82,10 +96,16 @@ class OfCell(Subject):
 
     model: FlashSlothForConditionalGeneration
 
-    def __init__(self, label: str, config: Config, model: FlashSlothForConditionalGeneration, size: int,
-                 note: str = ""):
-        own = (model.vision_tower, model.compressor, model.projector, model.query_module,
-               model.language_model)
+    def __init__(
+        self, label: str, config: Config, model: FlashSlothForConditionalGeneration, size: int, note: str = ""
+    ):
+        own = (
+            model.vision_tower,
+            model.compressor,
+            model.projector,
+            model.query_module,
+            model.language_model,
+        )
         parts = {name: [part] for name, part in zip(PARTS, own) if part is not None}
         super().__init__(label, model, {LLM: parts[LLM]} if config.blind else parts, model.num_queries, note)
         self.blind, self.size = config.blind, size
@@ -124,17 +144,23 @@ class OfCell(Subject):
             return
         output = features[..., : model.vision_tower.dim]  # without levels for the compressor
         patches, asked = rearrange(output, "b i h w c -> b (i h w) c"), model.num_queries
-        inputs = (torch.empty(rows, tokens, self.width), torch.zeros(rows, asked).long(),
-                  torch.ones(rows, asked, tokens).bool(), patches,
-                  torch.ones(rows, asked, patches.shape[1]).bool())
+        inputs = (
+            torch.empty(rows, tokens, self.width),
+            torch.zeros(rows, asked).long(),
+            torch.ones(rows, asked, tokens).bool(),
+            patches,
+            torch.ones(rows, asked, patches.shape[1]).bool(),
+        )
         for insertion, _ in insertions(model.query_module):
             model.query_module(*inputs, insertion)
 
-    def language_model(self, embeds: Tensor, cache: Cache | None = None, keep: int = 1,
-                       visual: int = 0) -> Cache:
+    def language_model(
+        self, embeds: Tensor, cache: Cache | None = None, keep: int = 1, visual: int = 0
+    ) -> Cache:
         prompt = sized_prompt(embeds, visual) if visual and cache is None else None
         run, cache = self.model.start_pruning(prompt, embeds.shape[1], cache, use_cache=True)
         context = {} if run is None else {PRUNING: run}
-        found = self.model.language_model(inputs_embeds=embeds, logits_to_keep=keep, use_cache=True,
-                                          **{CACHE: cache}, **context)
+        found = self.model.language_model(
+            inputs_embeds=embeds, logits_to_keep=keep, use_cache=True, **{CACHE: cache}, **context
+        )
         return found[CACHE]

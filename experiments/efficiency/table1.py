@@ -1,4 +1,5 @@
 """The models of the paper's Table 1, as subjects."""
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,4 +1,5 @@
 """Time and peak memory of a training step: the sweep's own trainer on random weights and made-up rows."""
+
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -71,15 +72,17 @@ class StepClock(Callback):
 
 def of_stage(config: Config, stage: str) -> Config:
     """As the sweep trains it: no query module in stage 1, nothing written on the way."""
-    trainer = dataclasses.replace(config.trainer, logger="none", checkpoint_every=10**9, devices="1",
-                                  strategy="auto")
+    trainer = dataclasses.replace(
+        config.trainer, logger="none", checkpoint_every=10**9, devices="1", strategy="auto"
+    )
     if stage == "pretrain":
         config = dataclasses.replace(config, compressor=config.compressor_name)
     return dataclasses.replace(config, trainer=trainer)
 
 
-def rows_of_step(config: Config, stage: str, model: FlashSlothForConditionalGeneration, size: int,
-                 text: int) -> dict[str, Tensor]:
+def rows_of_step(
+    config: Config, stage: str, model: FlashSlothForConditionalGeneration, size: int, text: int
+) -> dict[str, Tensor]:
     """The rows of a micro-batch, on the CPU; features in place of pixels where the preset caches them."""
     optimisation = getattr(config, stage)
     crops = Tiling(config.tiles(ROLES[stage]), size).most_crops
@@ -105,8 +108,14 @@ def loader(batch: dict[str, Tensor], pieces: int, steps: int) -> Iterator[dict]:
         yield {**batch, "pieces": pieces, "answer_tokens": answers, "number": number}
 
 
-def train(config: Config, stage: str, model: FlashSlothForConditionalGeneration, batch: dict[str, Tensor],
-          steps: int, report: Reporter) -> list[float]:
+def train(
+    config: Config,
+    stage: str,
+    model: FlashSlothForConditionalGeneration,
+    batch: dict[str, Tensor],
+    steps: int,
+    report: Reporter,
+) -> list[float]:
     """Seconds of each optimiser step but the first."""
     module = SlothModule(model, getattr(config, stage), steps, config.seed)
     module.train_dataloader = lambda: Batches(batch, module.optimisation.accumulate, steps)
@@ -129,8 +138,9 @@ class Batches:
         return loader(self.batch, self.pieces, self.steps)
 
 
-def measure(config: Config, stage: str, rounds: int, text: int, data_rows: int, device: torch.device,
-            report: Reporter) -> Training:
+def measure(
+    config: Config, stage: str, rounds: int, text: int, data_rows: int, device: torch.device, report: Reporter
+) -> Training:
     """One stage of a cell on one device."""
     config = of_stage(config, stage)
     config.trainer.accelerator = "gpu" if device.type == "cuda" else "cpu"
@@ -149,6 +159,14 @@ def measure(config: Config, stage: str, rounds: int, text: int, data_rows: int, 
     else:
         seconds = run(rounds + WARM_UP)
         added = peak_bytes(lambda: run(1 + WARM_UP), device)
-    return Training(spread(seconds), optimisation.batch_size, optimisation.accumulate,
-                    batch["input_ids"].shape[1], weights + added, flops_of_row * optimisation.batch_size,
-                    data_rows, precision(config.trainer.precision), cached(config))
+    return Training(
+        spread(seconds),
+        optimisation.batch_size,
+        optimisation.accumulate,
+        batch["input_ids"].shape[1],
+        weights + added,
+        flops_of_row * optimisation.batch_size,
+        data_rows,
+        precision(config.trainer.precision),
+        cached(config),
+    )

@@ -1,4 +1,5 @@
 """What PictureVQA's tasks do with a row of its Parquet file (experiments/data/parquet.py)."""
+
 from lmms_eval.tasks.pope import utils as pope
 
 from experiments.answers import normalise

@@ -1,4 +1,5 @@
 """A saved model as lmms-eval calls it."""
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -26,8 +27,9 @@ class SlothKit(lmms):
     dtype        float32, bfloat16 or float16; None: bfloat16 on a GPU, else float32
     """
 
-    def __init__(self, pretrained: str, batch_size: int | str = 1, device: str | None = None,
-                 dtype: str | None = None):
+    def __init__(
+        self, pretrained: str, batch_size: int | str = 1, device: str | None = None, dtype: str | None = None
+    ):
         super().__init__()
         if not str(batch_size).isdigit() or not int(batch_size):
             raise UsageError(f"batch_size={batch_size}: expected a number of at least 1")
@@ -76,16 +78,23 @@ class SlothKit(lmms):
     def generate(self, chats: list[list[dict]], settings: Mapping) -> list[str]:
         """The model's turn in each chat, padded on the left."""
         inputs = self.processor.apply_chat_template(
-            chats, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True,
-            processor_kwargs={"padding": True}).to(self.device, self.model.dtype)
+            chats,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=True,
+            processor_kwargs={"padding": True},
+        ).to(self.device, self.model.dtype)
         out = self.model.generate(**inputs, **generation(settings))
         new = out[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
         return [cut(text, settings.get("until")) for text in texts]
 
     def loglikelihood(self, requests: Sequence) -> list[tuple[float, bool]]:
-        raise NotImplementedError(f"{requests[0].task_name}: slothkit answers in words; take the task that "
-                                  "generates, such as seedbench instead of seedbench_ppl")
+        raise NotImplementedError(
+            f"{requests[0].task_name}: slothkit answers in words; take the task that "
+            "generates, such as seedbench instead of seedbench_ppl"
+        )
 
     def generate_until_multi_round(self, requests: Sequence) -> list[str]:
         raise NotImplementedError(f"{requests[0].task_name}: slothkit answers one question at a time")

@@ -1,4 +1,5 @@
 """The harness's requests -> batches, chat messages and settings of `generate`. Needs no lmms-eval."""
+
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -27,8 +28,10 @@ def pictures(visuals: Sequence | None, task: str) -> list[Image.Image]:
     found = [visual for visual in visuals or () if visual is not None]
     for visual in found:
         if not isinstance(visual, Image.Image):
-            raise UsageError(f"task {task} shows a {type(visual).__name__}; slothkit's models read images; "
-                             "choose a task of images or text")
+            raise UsageError(
+                f"task {task} shows a {type(visual).__name__}; slothkit's models read images; "
+                "choose a task of images or text"
+            )
     return [picture.convert("RGB") for picture in found]
 
 

@@ -5,11 +5,23 @@
 
 `base.py` is the contract, each pruner a file of its own; `apply.py` is the mechanism that they share.
 """
+
 from llm_adapters.pruning.base import Choice, Prompt, Pruner, View, register, registry, top
 from llm_adapters.pruning.fastv import FastV
 from llm_adapters.pruning.fitprune import FitPrune
 from llm_adapters.pruning.pyramid_drop import PyramidDrop
 from llm_adapters.pruning.sparsevlm import SparseVLM
 
-__all__ = ["Choice", "FastV", "FitPrune", "Prompt", "Pruner", "PyramidDrop", "SparseVLM", "View", "register",
-           "registry", "top"]
+__all__ = [
+    "Choice",
+    "FastV",
+    "FitPrune",
+    "Prompt",
+    "Pruner",
+    "PyramidDrop",
+    "SparseVLM",
+    "View",
+    "register",
+    "registry",
+    "top",
+]

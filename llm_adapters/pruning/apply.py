@@ -8,6 +8,7 @@
 The context travels as a keyword argument, as the query module's does. What decoding needs of it lies on the
 KV cache, whose layers behind k hold fewer tokens than the first; masks are narrowed to them.
 """
+
 import inspect
 
 from torch import Tensor, nn
@@ -62,8 +63,15 @@ class PruningAdapter:
             module.pruning_layer = k - 1
             divert(module)
 
-    def prompt_of(self, input_ids: Tensor, turns: Tensor, length: int, attention_mask: Tensor | None,
-                  labels: Tensor | None, embeds: Tensor) -> Prompt | None:
+    def prompt_of(
+        self,
+        input_ids: Tensor,
+        turns: Tensor,
+        length: int,
+        attention_mask: Tensor | None,
+        labels: Tensor | None,
+        embeds: Tensor,
+    ) -> Prompt | None:
         """What the pruner sees of a prompt of `length` tokens with images; None without a pruner."""
         if self.pruner is None:
             return None
@@ -71,8 +79,9 @@ class PruningAdapter:
         is_text = (turns > 0) & ~is_image & (input_ids != self.config.query_token_id)
         return make_prompt(is_image, is_text, length, attention_mask, labels, embeds)
 
-    def start_pruning(self, prompt: Prompt | None, length: int, cache: Cache | None,
-                      use_cache: bool | None) -> tuple[Run | None, Cache | None]:
+    def start_pruning(
+        self, prompt: Prompt | None, length: int, cache: Cache | None, use_cache: bool | None
+    ) -> tuple[Run | None, Cache | None]:
         """The context of a forward pass of `length` tokens (None: nothing to do), and its KV cache; `prompt`
         where images are given. UsageError for a cache that cannot be. Under torch.compile the graph breaks
         where a pruner counts."""
@@ -142,8 +151,10 @@ class PruningAdapter:
 def check_empty(cache: Cache | None) -> None:
     """UsageError for images that come behind other tokens."""
     if cache is not None and cache.get_seq_length():
-        raise UsageError("pruning: images were given with a KV cache that is not empty; give the whole "
-                         "conversation at once, without prefill_chunk_size")
+        raise UsageError(
+            "pruning: images were given with a KV cache that is not empty; give the whole "
+            "conversation at once, without prefill_chunk_size"
+        )
 
 
 def make_plain(cache: Cache) -> None:
@@ -152,8 +163,10 @@ def make_plain(cache: Cache) -> None:
     for every token."""
     known = isinstance(cache, DynamicCache)
     if not known or any(type(each) not in (DynamicLayer, DynamicSlidingWindowLayer) for each in cache.layers):
-        raise UsageError(f"pruning: layers of a {type(cache).__name__} cannot differ in length; generate "
-                         "without cache_implementation, or take the pruner away with set_pruner(None)")
+        raise UsageError(
+            f"pruning: layers of a {type(cache).__name__} cannot differ in length; generate "
+            "without cache_implementation, or take the pruner away with set_pruner(None)"
+        )
     cache.layers = [DynamicLayer() for _ in cache.layers]
 
 
@@ -168,5 +181,7 @@ def check_whole(cache: Cache, state: State, past: int) -> None:
             if guessed > 0:
                 layer.crop(-guessed)
     if not whole or cache.get_seq_length(last) != state.kept(last) + past - state.length:
-        raise UsageError(f"pruning: the KV cache has {past} tokens in its first layer and "
-                         f"{cache.get_seq_length(last)} in its last; it was cut back into a pruned prompt")
+        raise UsageError(
+            f"pruning: the KV cache has {past} tokens in its first layer and "
+            f"{cache.get_seq_length(last)} in its last; it was cut back into a pruned prompt"
+        )

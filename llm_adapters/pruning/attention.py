@@ -5,6 +5,7 @@ their positions. The attention module of a scoring layer gets a copy of its conf
 `scoring`: it computes the raters' softmax rows, S of T, and then calls the LLM's own implementation. No
 family's code is repeated, and nothing turns eager.
 """
+
 import copy
 import sys
 
@@ -27,8 +28,10 @@ def attention_module(layer: nn.Module) -> nn.Module:
         is_attention = hasattr(module, "layer_idx") and hasattr(module, "is_causal")
         if module is not layer and is_attention and hasattr(config, "_attn_implementation"):
             return module
-    raise UsageError(f"pruning: {type(layer).__name__} has no attention that transformers dispatches by its "
-                     "configuration; choose another language model")
+    raise UsageError(
+        f"pruning: {type(layer).__name__} has no attention that transformers dispatches by its "
+        "configuration; choose another language model"
+    )
 
 
 def divert(module: nn.Module) -> None:
@@ -46,8 +49,15 @@ def restore(module: nn.Module) -> None:
         module.config = original
 
 
-def scoring(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-            *args, **kwargs):
+def scoring(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *args,
+    **kwargs,
+):
     """An attention function of transformers: the scores go to the context, if there is one."""
     context = kwargs.get(CONTEXT)
     if context is not None:
@@ -61,9 +71,17 @@ ALL_ATTENTION_FUNCTIONS.register(NAME, scoring)
 
 
 @torch.no_grad()
-def rows(query: Tensor, key: Tensor, mask: Tensor | None, index: Tensor, heads: str,
-         scaling: float | None = None, softcap: float | None = None, s_aux: Tensor | None = None,
-         sliding_window: int | None = None) -> Tensor:
+def rows(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    index: Tensor,
+    heads: str,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    sliding_window: int | None = None,
+) -> Tensor:
     """Softmax attention (B, S, T) of the queries at `index` (B, S) to all keys, over heads by "mean" or
     "max"; zeros where the index is -1.
 
@@ -71,13 +89,24 @@ def rows(query: Tensor, key: Tensor, mask: Tensor | None, index: Tensor, heads: 
     are there, or (B, 1, T, T) as transformers makes them, bool or added, with its window. `s_aux` (H,):
     logits of a sink."""
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    found = [_rows(query, key, mask, part, heads, scaling, softcap, s_aux, sliding_window)
-             for part in index.split(CHUNK, dim=1)]
+    found = [
+        _rows(query, key, mask, part, heads, scaling, softcap, s_aux, sliding_window)
+        for part in index.split(CHUNK, dim=1)
+    ]
     return torch.cat(found, 1)
 
 
-def _rows(query: Tensor, key: Tensor, mask: Tensor | None, index: Tensor, heads: str, scaling: float,
-          softcap: float | None, sink: Tensor | None, window: int | None) -> Tensor:
+def _rows(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    index: Tensor,
+    heads: str,
+    scaling: float,
+    softcap: float | None,
+    sink: Tensor | None,
+    window: int | None,
+) -> Tensor:
     at = index.clamp(min=0)
     groups, tokens = key.shape[1], key.shape[2]
     asked = query.gather(2, at[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3]))

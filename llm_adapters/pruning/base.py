@@ -4,6 +4,7 @@ A pruner names its layers and its raters, the tokens whose attention counts. The
 attention in each of these layers, asks the pruner which visual tokens to keep, and takes the others out of
 all later layers: hidden states, KV cache, masks. Other tokens are never dropped.
 """
+
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -91,8 +92,9 @@ class Pruner:
     heads: Literal["mean", "max"] = "mean"
     samples: int = 0
 
-    def __init__(self, llm_layers: int, layers: tuple[int, ...], shares: tuple[float, ...] | None,
-                 positions: Positions):
+    def __init__(
+        self, llm_layers: int, layers: tuple[int, ...], shares: tuple[float, ...] | None, positions: Positions
+    ):
         schedule.check(llm_layers, layers, shares)
         self.llm_layers, self.layers, self.shares, self.positions = llm_layers, layers, shares, positions
         self.passed, self.rows = 0, 0  # visual tokens through all layers, and rows with any, in all prefills
@@ -113,14 +115,17 @@ class Pruner:
     def known_shares(self) -> tuple[float, ...]:
         """`shares`, or a UsageError where they are known only in a run."""
         if self.shares is None:
-            raise UsageError(f"{self.registered_name}: how many tokens it leaves depends on the image and "
-                             "the question, with these knobs; run it to know")
+            raise UsageError(
+                f"{self.registered_name}: how many tokens it leaves depends on the image and "
+                "the question, with these knobs; run it to know"
+            )
         return self.shares
 
     def tokens_by_layer(self, n: int) -> list[int]:
         """Visual tokens in each decoder layer, of `n` at the start."""
-        return schedule.by_layer(self.llm_layers, self.layers, [schedule.count(n, s) for s in
-                                                                self.known_shares()], n)
+        return schedule.by_layer(
+            self.llm_layers, self.layers, [schedule.count(n, s) for s in self.known_shares()], n
+        )
 
     def average_visual_tokens(self, n: int) -> float:
         """Visual tokens of `n`, averaged over the decoder layers."""

@@ -1,7 +1,8 @@
 """FitPrune's recipe from a few prefills: the smallest loss of attention under which the budget is reached.
 
-    calibrate(model, batches)              # the model has pruner "fitprune"; its knobs then have a recipe
+calibrate(model, batches)              # the model has pruner "fitprune"; its knobs then have a recipe
 """
+
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
@@ -29,17 +30,23 @@ def calibrate(model, batches: Iterable[Mapping[str, Tensor]]) -> tuple[float, ..
 
 
 @torch.no_grad()
-def recipe_for(model: nn.Module, use: Callable[[Pruner | None], None], encode: Callable[[dict], dict],
-               batches: Iterable[Mapping[str, Tensor]], pruner: FitPrune,
-               before: Pruner | None) -> tuple[float, ...]:
+def recipe_for(
+    model: nn.Module,
+    use: Callable[[Pruner | None], None],
+    encode: Callable[[dict], dict],
+    batches: Iterable[Mapping[str, Tensor]],
+    pruner: FitPrune,
+    before: Pruner | None,
+) -> tuple[float, ...]:
     """The recipe that `pruner` lacks, fitted on prefills of `batches`, inputs of a model's forward. `use`
     puts a pruner into the model, in the end `before`; `encode` lets the images of inputs go through the tower
     once and for all."""
     depth, training = pruner.llm_layers, model.training
     model.eval()
     try:
-        prompts = [encode({name: value for name, value in batch.items() if name != "labels"})
-                   for batch in batches]
+        prompts = [
+            encode({name: value for name, value in batch.items() if name != "labels"}) for batch in batches
+        ]
 
         def run(trial: Observer) -> Observer:
             use(trial)
@@ -50,8 +57,9 @@ def recipe_for(model: nn.Module, use: Callable[[Pruner | None], None], encode: C
         sums = run(Observer(depth)).sums
         if not sums:
             raise UsageError("fitprune: none of the samples it is to be calibrated on has an image")
-        return fit(depth, pruner.average,
-                   lambda loss: shares(depth, run(Trial(depth, loss, sums, pruner.positions))))
+        return fit(
+            depth, pruner.average, lambda loss: shares(depth, run(Trial(depth, loss, sums, pruner.positions)))
+        )
     finally:  # a calibration that fails or is interrupted leaves no trial behind
         use(before)
         model.train(training)

@@ -3,6 +3,7 @@
 Tokens stay in their order, so that causality holds. Rows that keep fewer tokens than others are filled with
 tokens that they have dropped, in their places; nobody but themselves sees these.
 """
+
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -126,8 +127,15 @@ def inverse(index: Tensor, fill: Tensor | None, length: int) -> Tensor:
     return torch.full((len(index), length), -1, device=index.device).scatter(1, index, order)
 
 
-def make_cut(layer: int, before: Cut | None, length: int, visual: Tensor, choice: Choice, rest: list[int],
-             renumber: bool) -> Cut:
+def make_cut(
+    layer: int,
+    before: Cut | None,
+    length: int,
+    visual: Tensor,
+    choice: Choice,
+    rest: list[int],
+    renumber: bool,
+) -> Cut:
     """`visual` (B, P) tokens are left before, `choice` of them behind `layer`; `rest[b]`: tokens of a row of
     the prompt that are not visual."""
     stay = ~(visual & ~choice.keep)

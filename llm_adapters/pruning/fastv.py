@@ -3,6 +3,7 @@ no attention behind the first layers, so those that the prompt's last token atte
 
     layers 1..K: n visual tokens -> layers K+1..L: ratio * n                   (the paper's R is 1 - ratio)
 """
+
 from torch import Tensor
 
 from llm_adapters.adapter import query_positions
@@ -19,8 +20,15 @@ class FastV(Pruner):
 
     With labels, the token before each answer takes the place of the last one."""
 
-    def __init__(self, llm_layers: int, *, layer: int | None = None, ratio: float = 0.5,
-                 average: float | None = None, positions: Positions = "keep"):
+    def __init__(
+        self,
+        llm_layers: int,
+        *,
+        layer: int | None = None,
+        ratio: float = 0.5,
+        average: float | None = None,
+        positions: Positions = "keep",
+    ):
         schedule.share_of(ratio=ratio, average=average)
         layers = schedule.scaled(llm_layers, (2,)) if layer is None else (layer,)
         schedule.check(llm_layers, layers, None)

@@ -5,6 +5,7 @@ that visual tokens give each other and that text gives them changes least, under
 
 Tokens go behind the layer whose attention decides; in the released code, behind that layer's attention.
 """
+
 from typing import Literal
 
 import torch
@@ -39,21 +40,33 @@ class FitPrune(Pruner):
 
     heads: Literal["mean", "max"] = "max"
 
-    def __init__(self, llm_layers: int, *, average: float = 0.5, samples: int = 64,
-                 recipe: tuple[float, ...] | None = None, positions: Positions = "keep"):
+    def __init__(
+        self,
+        llm_layers: int,
+        *,
+        average: float = 0.5,
+        samples: int = 64,
+        recipe: tuple[float, ...] | None = None,
+        positions: Positions = "keep",
+    ):
         schedule.share_of(average=average)
         if samples < 1:
             raise UsageError(f"samples={samples}: a calibration needs at least 1")
         layers = tuple(range(1, llm_layers))
         self.samples, self.average = samples if recipe is None else 0, average
-        shares = recipe if recipe is not None else schedule.solve(llm_layers, layers, average,
-                                                                  lambda r: (r,) * len(layers))
+        shares = (
+            recipe
+            if recipe is not None
+            else schedule.solve(llm_layers, layers, average, lambda r: (r,) * len(layers))
+        )
         super().__init__(llm_layers, layers, shares, positions)
 
     def raters(self, prompt: Prompt) -> Tensor:
         if self.samples and not prompt.visual.is_meta:  # counts need no recipe: the budget tells them
-            raise UsageError("fitprune has no recipe yet; fit one with llm_adapters.pruning.calibration, or "
-                             "give recipe=[...], the share left behind each layer but the last")
+            raise UsageError(
+                "fitprune has no recipe yet; fit one with llm_adapters.pruning.calibration, or "
+                "give recipe=[...], the share left behind each layer but the last"
+            )
         chosen = everyone(prompt)
         return query_positions(chosen, chosen.shape[1] if chosen.is_meta else None)
 

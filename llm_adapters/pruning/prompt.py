@@ -1,4 +1,5 @@
 """What a pruner sees of a prompt, from what the composed model knows."""
+
 import torch
 from torch import Tensor
 
@@ -6,8 +7,14 @@ from llm_adapters.conversation import IGNORE
 from llm_adapters.pruning.base import Prompt
 
 
-def make_prompt(is_image: Tensor, is_text: Tensor, length: int, attention_mask: Tensor | None,
-                labels: Tensor | None, embeds: Tensor) -> Prompt:
+def make_prompt(
+    is_image: Tensor,
+    is_text: Tensor,
+    length: int,
+    attention_mask: Tensor | None,
+    labels: Tensor | None,
+    embeds: Tensor,
+) -> Prompt:
     """is_image, is_text (B, T): visual tokens, and those of questions. The prompt's `length` tokens come
     first; behind them stand generated ones, where no cache is used."""
     order = torch.arange(is_image.shape[1], device=is_image.device)

@@ -6,6 +6,7 @@ behind each the share `ratio` goes on that the last token of the instruction att
 The ranking is by the attention in the last layer of a stage; the released code takes the query and key
 weights of the layer behind it.
 """
+
 from torch import Tensor
 
 from llm_adapters.adapter import query_positions
@@ -22,13 +23,23 @@ class PyramidDrop(Pruner):
 
     With labels, the tokens before each answer rank together, as in the released training code."""
 
-    def __init__(self, llm_layers: int, *, layers: tuple[int, ...] | None = None, ratio: float = 0.5,
-                 average: float | None = None, positions: Positions = "renumber"):
+    def __init__(
+        self,
+        llm_layers: int,
+        *,
+        layers: tuple[int, ...] | None = None,
+        ratio: float = 0.5,
+        average: float | None = None,
+        positions: Positions = "renumber",
+    ):
         schedule.share_of(ratio=ratio, average=average)
         layers = schedule.scaled(llm_layers, (8, 16, 24)) if layers is None else layers
         schedule.check(llm_layers, layers, None)
-        shares = schedule.geometric(ratio, len(layers)) if average is None else schedule.solve(
-            llm_layers, layers, average, lambda r: schedule.geometric(r, len(layers)))
+        shares = (
+            schedule.geometric(ratio, len(layers))
+            if average is None
+            else schedule.solve(llm_layers, layers, average, lambda r: schedule.geometric(r, len(layers)))
+        )
         super().__init__(llm_layers, layers, shares, positions)
 
     def raters(self, prompt: Prompt) -> Tensor:

@@ -1,4 +1,5 @@
 """One forward pass under a pruner: what is left so far, and what belongs to it."""
+
 from dataclasses import dataclass, field
 
 import torch
@@ -55,18 +56,22 @@ class Run:
         if not self.open(layer):
             return
         if layer not in self.scores:
-            raise UsageError(f"pruning: the attention of {name} does not hand its keyword arguments to the "
-                             "attention function, so it cannot be scored; choose another language model")
+            raise UsageError(
+                f"pruning: the attention of {name} does not hand its keyword arguments to the "
+                "attention function, so it cannot be scored; choose another language model"
+            )
         number, prompt, before = self.pruner.layers.index(layer), self.prompt, self.state.cut(layer)
-        choice = self.pruner.choose(View(number, self.visual, self.counts, prompt.counts, self.raters,
-                                         self.scores.pop(layer), hidden))
+        choice = self.pruner.choose(
+            View(number, self.visual, self.counts, prompt.counts, self.raters, self.scores.pop(layer), hidden)
+        )
         self.left[layer] = list(choice.counts)
         if list(choice.counts) == self.counts and choice.into is None:
             self.state.cuts[layer] = None
             return
         rest = [self.state.length - n for n in prompt.counts]
-        cut = make_cut(layer, before, self.state.length, self.visual, choice, rest,
-                       self.pruner.positions == "renumber")
+        cut = make_cut(
+            layer, before, self.state.length, self.visual, choice, rest, self.pruner.positions == "renumber"
+        )
         self.state.cuts[layer] = cut
         places = cut.places() if before is None else cut.places().gather(1, before.index)
         left = places.gather(1, self.raters.clamp(min=0))
@@ -82,23 +87,28 @@ class Run:
 
     def mask(self, cut: Cut, mask: object) -> Tensor | None:
         if mask is not None and not isinstance(mask, Tensor):
-            raise UsageError(f"pruning: no way to narrow attention masks of type {type(mask).__name__}; load "
-                             "the language model with attn_implementation='sdpa'")
+            raise UsageError(
+                f"pruning: no way to narrow attention masks of type {type(mask).__name__}; load "
+                "the language model with attn_implementation='sdpa'"
+            )
         return self.memo(cut, mask, lambda: cut.mask(mask, self.total, self.new, not self.flash))
 
     def rotary(self, cut: Cut, embeddings: object) -> object:
         """(cos, sin) (..., B or 1, T, d) for the tokens that are left."""
+
         def narrow(each: Tensor) -> Tensor:
             sides = each.shape[:-3]  # Qwen-VL's three directions
             each = each.expand(*sides, len(cut.rotary), -1, -1)
             return each.gather(-2, cut.rotary.unsqueeze(-1).expand(*sides, -1, -1, each.shape[-1]))
 
         is_one = isinstance(embeddings, Tensor)
-        return self.memo(cut, embeddings,
-                         lambda: narrow(embeddings) if is_one else tuple(map(narrow, embeddings)))
+        return self.memo(
+            cut, embeddings, lambda: narrow(embeddings) if is_one else tuple(map(narrow, embeddings))
+        )
 
     def queries(self, cut: Cut, context: QueryContext) -> QueryContext:
         """A query module's context among the tokens that are left."""
+
         def narrow() -> QueryContext:
             index = cut.places().gather(1, context.query_index.clamp(min=0))
             index = torch.where(context.query_index >= 0, index, -1)
@@ -114,8 +124,10 @@ class Run:
         if self.prompt is None:
             return
         if any(self.prompt.counts) and not {*self.pruner.layers} <= {*self.left}:
-            raise UsageError("pruning: the language model does not hand keyword arguments down to its "
-                             "decoder layers, so no visual token was dropped; choose another one")
+            raise UsageError(
+                "pruning: the language model does not hand keyword arguments down to its "
+                "decoder layers, so no visual token was dropped; choose another one"
+            )
         first, made = self.prompt.counts, sorted(self.left.items())
         layers, left = [k for k, _ in made], [sum(counts) for _, counts in made]
         self.pruner.passed += sum(by_layer(self.pruner.llm_layers, layers, left, sum(first)))

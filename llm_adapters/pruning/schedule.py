@@ -1,4 +1,5 @@
 """Which layers, and how many visual tokens are left behind each of them. Plain numbers, no tensors."""
+
 from collections.abc import Callable, Sequence
 
 from compressors.errors import UsageError
@@ -27,8 +28,10 @@ def check(depth: int, layers: Sequence[int], shares: Sequence[float] | None) -> 
     if depth < 2:
         raise UsageError("pruning: the language model has one decoder layer; there is none behind it to save")
     if not layers or list(layers) != sorted(set(layers)) or layers[0] < 1 or layers[-1] >= depth:
-        raise UsageError(f"layers={list(layers)}: behind which decoder layers tokens go: ascending numbers "
-                         f"from 1 to {depth - 1}, the last that has one behind it")
+        raise UsageError(
+            f"layers={list(layers)}: behind which decoder layers tokens go: ascending numbers "
+            f"from 1 to {depth - 1}, the last that has one behind it"
+        )
     if shares is None:
         return
     if len(shares) != len(layers):
@@ -50,14 +53,17 @@ def average(depth: int, layers: Sequence[int], shares: Sequence[float]) -> float
     return sum(by_layer(depth, layers, shares, 1.0)) / depth
 
 
-def solve(depth: int, layers: Sequence[int], wanted: float,
-          shares: Callable[[float], tuple[float, ...]]) -> tuple[float, ...]:
+def solve(
+    depth: int, layers: Sequence[int], wanted: float, shares: Callable[[float], tuple[float, ...]]
+) -> tuple[float, ...]:
     """The shares, of a family `shares(r)` that grows with r in [0, 1], whose average over layers is `wanted`.
     UsageError if none has it."""
     least = average(depth, layers, shares(0.0))
     if not least <= wanted <= 1:
-        raise UsageError(f"average={wanted}: the layers before the first drop see all visual tokens, so the "
-                         f"average share is between {least:.3g} and 1")
+        raise UsageError(
+            f"average={wanted}: the layers before the first drop see all visual tokens, so the "
+            f"average share is between {least:.3g} and 1"
+        )
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2

@@ -9,6 +9,7 @@ and part of what they rate low is merged instead of lost.
 
 A stage's count includes its clusters, so that budgets can be compared.
 """
+
 import torch
 from torch import Tensor
 
@@ -31,17 +32,31 @@ class SparseVLM(Pruner):
     positions  renumber, as the released code; a merged token has its cluster centre's place
     """
 
-    def __init__(self, llm_layers: int, *, layers: tuple[int, ...] | None = None, ratio: float = 0.58,
-                 average: float | None = None, adaptive: float | None = None, recycle: float = 0.3,
-                 cluster: float = 0.1, positions: Positions = "renumber"):
+    def __init__(
+        self,
+        llm_layers: int,
+        *,
+        layers: tuple[int, ...] | None = None,
+        ratio: float = 0.58,
+        average: float | None = None,
+        adaptive: float | None = None,
+        recycle: float = 0.3,
+        cluster: float = 0.1,
+        positions: Positions = "renumber",
+    ):
         schedule.share_of(ratio=ratio, average=average, adaptive=adaptive, recycle=recycle, cluster=cluster)
         if adaptive is not None and average is not None:
-            raise UsageError(f"sparsevlm: adaptive={adaptive} settles the counts, so average={average} "
-                             "cannot; set one of them")
+            raise UsageError(
+                f"sparsevlm: adaptive={adaptive} settles the counts, so average={average} "
+                "cannot; set one of them"
+            )
         layers = schedule.scaled(llm_layers, (3, 7, 16)) if layers is None else layers
         schedule.check(llm_layers, layers, None)
-        shares = schedule.geometric(ratio, len(layers)) if average is None else schedule.solve(
-            llm_layers, layers, average, lambda r: schedule.geometric(r, len(layers)))
+        shares = (
+            schedule.geometric(ratio, len(layers))
+            if average is None
+            else schedule.solve(llm_layers, layers, average, lambda r: schedule.geometric(r, len(layers)))
+        )
         super().__init__(llm_layers, layers, None if adaptive is not None else shares, positions)
         self.adaptive, self.recycle, self.cluster = adaptive, recycle, cluster
 

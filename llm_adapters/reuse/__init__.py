@@ -17,6 +17,7 @@ With a query module, questions are marked: `processor.apply_chat_template` does 
 so the ids alone say what each query may read, through any collator, trainer and harness: its question, and
 the images before it. A later turn takes the whole conversation again, not `past_key_values` of the last one.
 """
+
 from pathlib import Path
 
 import torch
@@ -39,9 +40,16 @@ from llm_adapters.reuse.pruning import prune
 __all__ = ["FAMILIES", "attach", "detach", "load", "pick", "prune", "trained"]
 
 
-def attach(model: PreTrainedModel, processor: ProcessorMixin, compressor: str, *,
-           query_module: str | None = None, query_knobs: dict | None = None, new_projector: str | None = None,
-           **knobs) -> None:
+def attach(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    compressor: str,
+    *,
+    query_module: str | None = None,
+    query_knobs: dict | None = None,
+    new_projector: str | None = None,
+    **knobs,
+) -> None:
     """Put `compressor`, with its `knobs`, where the model's own reduction is, and `query_module` in its LLM.
 
     query_knobs     the query module's knobs
@@ -51,14 +59,21 @@ def attach(model: PreTrainedModel, processor: ProcessorMixin, compressor: str, *
     """
     family = family_of(model)
     if not isinstance(processor, ProcessorMixin):
-        raise UsageError(f"processor={type(processor).__name__}: give the model's AutoProcessor, which "
-                         "counts its placeholders")
+        raise UsageError(
+            f"processor={type(processor).__name__}: give the model's AutoProcessor, which "
+            "counts its placeholders"
+        )
     if hasattr(model, NAME):
         raise UsageError(f"the model has a {model.config.slothkit['compressor']} already; detach it first")
     if hasattr(processor, "attached"):
         raise UsageError("the processor counts for another model with a compressor; load a fresh one")
-    record = {"compressor": compressor, "knobs": knobs, "query_module": query_module,
-              "query_knobs": query_knobs or {}, "new_projector": new_projector}
+    record = {
+        "compressor": compressor,
+        "knobs": knobs,
+        "query_module": query_module,
+        "query_knobs": query_knobs or {},
+        "new_projector": new_projector,
+    }
     base, sizes = model.base_model, llm_sizes(model.config)
     part = compressors.create(compressor, dim=tower_dim(base), llm_dim=sizes["llm_dim"], **knobs)
     _check_fits(part, compressor)
@@ -67,8 +82,10 @@ def attach(model: PreTrainedModel, processor: ProcessorMixin, compressor: str, *
         sizes = {**sizes, "vision_dim": tower_dim(base)}
         queries = query_modules.create(query_module, **sizes, **(query_knobs or {}))
     elif query_knobs:
-        raise UsageError(f"query_knobs={query_knobs} without a query_module; name one of "
-                         f"{', '.join(query_modules.names())}")
+        raise UsageError(
+            f"query_knobs={query_knobs} without a query_module; name one of "
+            f"{', '.join(query_modules.names())}"
+        )
     own = family.width(base.get_submodule(family.projector))
     projector = _projector(part, own, new_projector, sizes["llm_dim"])
     grid = _grid(family, base)
@@ -93,11 +110,15 @@ def _grid(family: Family, base: nn.Module) -> tuple[int, int] | None:
 
 def _check_fits(part: compressors.Compressor, name: str) -> None:
     if part.needs_text:
-        raise UsageError(f"compressor '{name}' reads the question, which `generate` of transformers does not "
-                         "have where it encodes images; choose one that reads the image alone")
+        raise UsageError(
+            f"compressor '{name}' reads the question, which `generate` of transformers does not "
+            "have where it encodes images; choose one that reads the image alone"
+        )
     if part.image_rate != 1:
-        raise UsageError(f"compressor '{name}' shrinks the image before the tower; give the processor the "
-                         "smaller size instead")
+        raise UsageError(
+            f"compressor '{name}' shrinks the image before the tower; give the processor the "
+            "smaller size instead"
+        )
 
 
 def _projector(part: compressors.Compressor, own: int, name: str | None, llm_dim: int) -> nn.Module | None:
@@ -149,8 +170,11 @@ def detach(model: PreTrainedModel, processor: ProcessorMixin | None = None) -> N
 
 def trained(model: nn.Module) -> list[str]:
     """Names of the attached parts, for `modules_to_save` of a peft configuration."""
-    return [f"{NAME}.{name}" for name, part in getattr(model, NAME).named_children()
-            if any(True for _ in part.parameters())]
+    return [
+        f"{NAME}.{name}"
+        for name, part in getattr(model, NAME).named_children()
+        if any(True for _ in part.parameters())
+    ]
 
 
 def load(folder: str | Path, **kwargs) -> tuple[PreTrainedModel, ProcessorMixin]:

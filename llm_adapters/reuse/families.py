@@ -6,6 +6,7 @@ Each entry tells where the projector is and how to get around the model's own re
 in for the model's own ones while images are encoded and hand the patch features through. `base` is the model
 without its language modeling head.
 """
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -41,8 +42,9 @@ def _patch_maps(base: nn.Module, entry: Tensor, arguments: Mapping, index: int) 
     sides = zip(arguments["pixel_values"].shape[-2:], _pair(base.config.vision_config.patch_size))
     height, width = (pixels // patch for pixels, patch in sides)
     whole = entry.shape[-2] // (height * width) * height * width
-    return rearrange(entry[..., entry.shape[-2] - whole :, :].flatten(0, -2), "(n h w) c -> n h w c",
-                     h=height, w=width)
+    return rearrange(
+        entry[..., entry.shape[-2] - whole :, :].flatten(0, -2), "(n h w) c -> n h w c", h=height, w=width
+    )
 
 
 def _merged_maps(base: nn.Module, entry: Tensor, arguments: Mapping, index: int) -> Tensor:
@@ -52,20 +54,21 @@ def _merged_maps(base: nn.Module, entry: Tensor, arguments: Mapping, index: int)
     return rearrange(entry, "(n h w) (i j c) -> n (h i) (w j) c", h=height, w=width, i=merge, j=merge)
 
 
-def _flat(base: nn.Module, tokens: Tensor, arguments: Mapping, index: int,  # noqa: ARG001
-          grid: Grid | None) -> Tensor:  # noqa: ARG001
+def _flat(_base: nn.Module, tokens: Tensor, _arguments: Mapping, _index: int, _grid: Grid | None) -> Tensor:
     return tokens.flatten(0, 1)
 
 
-def _with_newlines(base: nn.Module, tokens: Tensor, arguments: Mapping, index: int,
-                   grid: Grid | None) -> Tensor:
+def _with_newlines(
+    base: nn.Module, tokens: Tensor, arguments: Mapping, index: int, grid: Grid | None
+) -> Tensor:
     """(1 + tiles, N, D) -> thumbnail, then the tiles as one picture, unpadded, a newline after each row.
     Tokens without a grid stay tile after tile."""
     if grid is None:
         return tokens.flatten(0, 1)
     size = arguments["image_sizes"][index]
-    rows, _ = get_anyres_image_grid_shape(size, base.config.image_grid_pinpoints,
-                                          base.config.vision_config.image_size)
+    rows, _ = get_anyres_image_grid_shape(
+        size, base.config.image_grid_pinpoints, base.config.vision_config.image_size
+    )
     whole = rearrange(tokens[1:], "(y x) (h w) d -> d (y h) (x w)", y=rows, h=grid[0])
     whole = unpad_image(whole, size)
     line = base.image_newline[:, None, None].expand(-1, whole.shape[1], 1).to(whole)
@@ -111,27 +114,49 @@ class Family:
 
 
 _CONNECTOR = Family(
-    "connector", "text_model", "vision_model", raw={"connector": _through},
+    "connector",
+    "text_model",
+    "vision_model",
+    raw={"connector": _through},
     project=lambda connector, tokens: connector.modality_projection(tokens),
     width=lambda connector: connector.modality_projection.proj.in_features,
 )
 _MERGER = Family(
-    "visual.merger", tower="visual", processor="grid", raw={"visual.merger": _normed_groups},
-    project=lambda merger, tokens: merger.mlp(tokens), width=lambda merger: merger.mlp[0].in_features,
-    maps=_merged_maps, rope=True, since="5.10",  # before, its processor cannot be told the counts
+    "visual.merger",
+    tower="visual",
+    processor="grid",
+    raw={"visual.merger": _normed_groups},
+    project=lambda merger, tokens: merger.mlp(tokens),
+    width=lambda merger: merger.mlp[0].in_features,
+    maps=_merged_maps,
+    rope=True,
+    since="5.10",  # before, its processor cannot be told the counts
 )
 _PROJECTOR = {"multi_modal_projector": _through}
 FAMILIES = {
     "llava": Family("multi_modal_projector", raw=_PROJECTOR),
-    "llava_next": Family("multi_modal_projector", raw={**_PROJECTOR, "pack_image_features": _unpacked},
-                         processor="tiles", pack=_with_newlines, whole_images=True),
+    "llava_next": Family(
+        "multi_modal_projector",
+        raw={**_PROJECTOR, "pack_image_features": _unpacked},
+        processor="tiles",
+        pack=_with_newlines,
+        whole_images=True,
+    ),
     "internvl": Family("multi_modal_projector", raw={**_PROJECTOR, "pixel_shuffle": _through}),
     "idefics3": _CONNECTOR,
     "smolvlm": _CONNECTOR,
-    "paligemma": Family("multi_modal_projector", raw=_PROJECTOR, since="5.4",  # before, it scales by itself
-                        width=lambda projector: projector.linear.in_features),
-    "gemma3": Family("multi_modal_projector", raw=_PROJECTOR, project=_gemma_projection,
-                     width=lambda projector: projector.mm_input_projection_weight.shape[0]),
+    "paligemma": Family(
+        "multi_modal_projector",
+        raw=_PROJECTOR,
+        since="5.4",  # before, it scales by itself
+        width=lambda projector: projector.linear.in_features,
+    ),
+    "gemma3": Family(
+        "multi_modal_projector",
+        raw=_PROJECTOR,
+        project=_gemma_projection,
+        width=lambda projector: projector.mm_input_projection_weight.shape[0],
+    ),
     "qwen2_vl": _MERGER,
     "qwen2_5_vl": _MERGER,
 }
@@ -144,15 +169,21 @@ def family_of(model: nn.Module) -> Family:
     if kind not in FAMILIES:
         raise UsageError(f"model of type '{kind}': a compressor can be put into {', '.join(FAMILIES)}")
     if hasattr(model, "get_base_model"):
-        raise UsageError(f"{type(model).__name__}: give model.get_base_model(); a compressor is attached "
-                         "before PEFT wraps the model")
+        raise UsageError(
+            f"{type(model).__name__}: give model.get_base_model(); a compressor is attached "
+            "before PEFT wraps the model"
+        )
     if kind == "llava" and config.vision_config.model_type == "pixtral":
-        raise UsageError("llava with a pixtral tower: its images have grids of their own; choose a model "
-                         "with a CLIP or SigLIP tower")
+        raise UsageError(
+            "llava with a pixtral tower: its images have grids of their own; choose a model "
+            "with a CLIP or SigLIP tower"
+        )
     family = FAMILIES[kind]
     if not at_least(family.since):
-        raise UsageError(f"transformers {transformers.__version__}: a compressor can be put into {kind} from "
-                         f"{family.since} on; upgrade it")
+        raise UsageError(
+            f"transformers {transformers.__version__}: a compressor can be put into {kind} from "
+            f"{family.since} on; upgrade it"
+        )
     return family
 
 

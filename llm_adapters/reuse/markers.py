@@ -1,4 +1,5 @@
 """What the ids of a prompt say: turns, questions, and which images a query token may read."""
+
 from dataclasses import dataclass
 
 import torch
@@ -51,8 +52,9 @@ class Markers(nn.Module):
         beams = int(is_image.sum()) // sum(images.counts)  # generate repeats each row so many times
         features, patch_turn = by_row(images, is_image[::beams], turns[::beams])
         query_turn = turns.gather(1, index.clamp(min=0))
-        question, patches = masks(index, turns * (asking & ~is_image), query_turn,
-                                  patch_turn.repeat_interleave(beams, 0))
+        question, patches = masks(
+            index, turns * (asking & ~is_image), query_turn, patch_turn.repeat_interleave(beams, 0)
+        )
         return QueryContext(index, question, features.repeat_interleave(beams, 0), patches)
 
 

@@ -1,8 +1,9 @@
 """What `attach` puts into a model: a compressor where the model's own reduction is, and EmbQ in its LLM.
 
-    pixels -> tower -> patch maps (n, H, W, C) -> compressor -> projector -> placeholders -> LLM
-                            +------------ the same maps ---------------> query module, in the LLM
+pixels -> tower -> patch maps (n, H, W, C) -> compressor -> projector -> placeholders -> LLM
+                        +------------ the same maps ---------------> query module, in the LLM
 """
+
 from collections.abc import Callable
 
 import torch
@@ -28,8 +29,15 @@ NAME = "slothkit"  # the attribute of the model that holds the parts, and their 
 class VisualParts(nn.Module, QueryAdapter):
     """Compressor, projector (None: the model's own) and query module (or None) of the model they sit in."""
 
-    def __init__(self, model: PreTrainedModel, family: Family, compressor: Compressor,
-                 projector: nn.Module | None, query_module: QueryModule | None, markers: Markers | None):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        family: Family,
+        compressor: Compressor,
+        projector: nn.Module | None,
+        query_module: QueryModule | None,
+        markers: Markers | None,
+    ):
         super().__init__()
         self.family, self.image_token_id = family, model.config.image_token_id
         self.compressor, self.projector = compressor, projector
@@ -72,8 +80,9 @@ class VisualParts(nn.Module, QueryAdapter):
         for level in self.compressor.needs_levels:
             index = level if level > 0 else count + 1 + level
             if not 1 <= index <= count:
-                raise UsageError(f"level {level}: the tower has {count} blocks; choose {-count}..-1 or "
-                                 f"1..{count}")
+                raise UsageError(
+                    f"level {level}: the tower has {count} blocks; choose {-count}..-1 or 1..{count}"
+                )
             blocks[index - 1].visual_level = index
             self._wrapping.handles.append(blocks[index - 1].register_forward_hook(self._after_block))
             self._levels[level] = index
@@ -97,8 +106,10 @@ class VisualParts(nn.Module, QueryAdapter):
         entries = output.pooler_output
         maps = [self.family.maps(base, entry, arguments, i) for i, entry in enumerate(entries)]
         grids = [self.compressor.out_grid(*m.shape[1:3]) for m in maps]
-        packed = [self.family.pack(base, tokens, arguments, i, grids[i])
-                  for i, tokens in enumerate(self._compress(maps))]
+        packed = [
+            self.family.pack(base, tokens, arguments, i, grids[i])
+            for i, tokens in enumerate(self._compress(maps))
+        ]
         output.pooler_output = torch.stack(packed) if isinstance(entries, Tensor) else packed
         if self.query_module is not None:
             output.images = self._units([m[..., : tower_dim(base)] for m in maps], packed)
@@ -109,8 +120,10 @@ class VisualParts(nn.Module, QueryAdapter):
         out: dict[int, Tensor] = {}
         for size in dict.fromkeys(m.shape[1:3] for m in maps):
             if self.compressor.visible(*size) != self.compressor.num_tokens(*size):
-                raise UsageError("a compressor that draws its token count is used at one count here; choose "
-                                 "it by reuse.pick(model, processor, scale)")
+                raise UsageError(
+                    "a compressor that draws its token count is used at one count here; choose "
+                    "it by reuse.pick(model, processor, scale)"
+                )
             same = [i for i, m in enumerate(maps) if m.shape[1:3] == size]
             features = torch.cat([maps[i] for i in same])
             like = next(self.parameters(), features)
@@ -141,8 +154,14 @@ class VisualParts(nn.Module, QueryAdapter):
         embeds = torch.where(is_question, markers.question.to(embeds), embeds)
         return place(embeds, ids == markers.query_id, self.query_module.tokens.to(embeds))
 
-    def _rope_index(self, original: Callable, input_ids: Tensor, mm_token_type_ids: Tensor | None = None,
-                    image_grid_thw: Tensor | None = None, **options):
+    def _rope_index(
+        self,
+        original: Callable,
+        input_ids: Tensor,
+        mm_token_type_ids: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        **options,
+    ):
         """Positions of the tokens' grids; tokens without spatial order are counted as text is."""
         if image_grid_thw is not None and len(image_grid_thw):
             grids = [self.compressor.out_grid(int(h), int(w)) for _, h, w in image_grid_thw]
@@ -152,8 +171,9 @@ class VisualParts(nn.Module, QueryAdapter):
                 merge = self._outside[0].config.vision_config.spatial_merge_size
                 sizes = image_grid_thw.new_tensor(grids) * merge
                 image_grid_thw = torch.cat([image_grid_thw[:, :1], sizes], 1)
-        return original(input_ids, mm_token_type_ids=mm_token_type_ids, image_grid_thw=image_grid_thw,
-                        **options)
+        return original(
+            input_ids, mm_token_type_ids=mm_token_type_ids, image_grid_thw=image_grid_thw, **options
+        )
 
     def _before_model(self, base: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Encodes images, as `generate` does on its own, checks their count, adds what EmbQ reads."""
@@ -164,8 +184,10 @@ class VisualParts(nn.Module, QueryAdapter):
             self._made = kwargs["pixel_values"], image
         if ids is None:
             if image is not None and self.query_module is not None:
-                raise UsageError("images came with inputs_embeds, which do not tell questions and query "
-                                 "tokens; give input_ids to a model with a query module")
+                raise UsageError(
+                    "images came with inputs_embeds, which do not tell questions and query "
+                    "tokens; give input_ids to a model with a query module"
+                )
             return (), kwargs
         is_image = ids == self.image_token_id
         check_images(is_image, image is not None)
@@ -173,9 +195,11 @@ class VisualParts(nn.Module, QueryAdapter):
             return (), kwargs
         found, made = int(is_image.sum()), sum(len(tokens) for tokens in image.pooler_output)
         if found != made:
-            raise UsageError(f"the text has {found} image placeholders but its images make {made} visual "
-                             "tokens; make inputs with the processor that was given to `attach`, and choose "
-                             "a scale by reuse.pick")
+            raise UsageError(
+                f"the text has {found} image placeholders but its images make {made} visual "
+                "tokens; make inputs with the processor that was given to `attach`, and choose "
+                "a scale by reuse.pick"
+            )
         if self.query_module is not None:
             kwargs[CONTEXT] = self.markers.context(ids, is_image, getattr(image, "images", None))
         return (), kwargs

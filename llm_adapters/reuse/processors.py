@@ -3,6 +3,7 @@
 A processor's class is exchanged for a subclass of the same name that knows the new counts, so it is saved and
 loaded as before; its tokenizer, where `<question>` and `<query>` are added, is a copy.
 """
+
 import copy
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -86,8 +87,9 @@ class GridProcessor(AttachedProcessor):
             images, patch = self.image_processor, self.image_processor.patch_size
             limits = (images.size["shortest_edge"], images.size["longest_edge"])
             sizes = [smart_resize(*size, patch * images.merge_size, *limits) for size in image_sizes]
-            data.num_image_tokens = [self.attached.compressor.num_tokens(h // patch, w // patch)
-                                     for h, w in sizes]
+            data.num_image_tokens = [
+                self.attached.compressor.num_tokens(h // patch, w // patch) for h, w in sizes
+            ]
         return data
 
 
@@ -104,11 +106,21 @@ def _rebuilt(plain: type, kind: str, state: dict) -> ProcessorMixin:
     return processor
 
 
-def attach(processor: ProcessorMixin, kind: str, compressor: Compressor, grid: tuple[int, int] | None,
-           num_queries: int) -> None:
+def attach(
+    processor: ProcessorMixin,
+    kind: str,
+    compressor: Compressor,
+    grid: tuple[int, int] | None,
+    num_queries: int,
+) -> None:
     """Counts follow `compressor`; `grid` is the patch grid where all images have one."""
-    attached = Attached(type(processor), processor.tokenizer, counts(processor),
-                        copy.deepcopy(compressor).to("meta"), num_queries)
+    attached = Attached(
+        type(processor),
+        processor.tokenizer,
+        counts(processor),
+        copy.deepcopy(compressor).to("meta"),
+        num_queries,
+    )
     _count(processor, kind, compressor, grid)
     if num_queries:
         processor.tokenizer = copy.deepcopy(processor.tokenizer)
@@ -116,8 +128,9 @@ def attach(processor: ProcessorMixin, kind: str, compressor: Compressor, grid: t
     processor.attached, processor.__class__ = attached, _class(type(processor), kind)
 
 
-def _count(processor: ProcessorMixin, kind: str, compressor: Compressor,
-           grid: tuple[int, int] | None) -> None:
+def _count(
+    processor: ProcessorMixin, kind: str, compressor: Compressor, grid: tuple[int, int] | None
+) -> None:
     if kind == "fixed":
         vars(processor).update(new_counts(processor, compressor.num_tokens(*grid), grid))
 
@@ -175,9 +188,11 @@ def with_queries(text: str, number: int, num_queries: int) -> str:
     """`<query>` as often as there are query tokens. UsageError where markers are not one pair a turn."""
     found = [piece for piece in _split(text) if piece in (QUESTION, QUERY)]
     if not found or found != [QUESTION, QUERY] * (len(found) // 2):
-        raise UsageError(f"text {number} has {found.count(QUESTION)} {QUESTION} and {found.count(QUERY)} "
-                         f"{QUERY}: put one before and one after each question, in this order, or use "
-                         "apply_chat_template")
+        raise UsageError(
+            f"text {number} has {found.count(QUESTION)} {QUESTION} and {found.count(QUERY)} "
+            f"{QUERY}: put one before and one after each question, in this order, or use "
+            "apply_chat_template"
+        )
     return text.replace(QUERY, QUERY * num_queries)
 
 

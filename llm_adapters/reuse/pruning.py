@@ -8,6 +8,7 @@ Nothing of it is saved with the model. All text counts as the question where not
 token of the prompt as what the answer starts from, with labels too. The prompt is what `generate` was given;
 in a forward pass outside of it, all tokens.
 """
+
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -37,8 +38,9 @@ ASKED = "slothkit_asked"  # from the model's forward to its language model's
 PROMPTED: ContextVar[tuple["ModelPruning", int] | None] = ContextVar("slothkit_prompted", default=None)
 
 
-def prune(model: PreTrainedModel, name: str | None, *, calibrate_on: Iterable[Mapping[str, Tensor]] = (),
-          **knobs) -> None:
+def prune(
+    model: PreTrainedModel, name: str | None, *, calibrate_on: Iterable[Mapping[str, Tensor]] = (), **knobs
+) -> None:
     """Drop visual tokens inside the LLM from now on, as the pruner `name` does with its `knobs`; None: none.
 
     model           a PeftModel stands for the model in it
@@ -86,9 +88,11 @@ class ModelPruning(PruningAdapter):
             base, llm = self.base, self.language_model
             if hasattr(self.model, "generate"):  # a model without its head has none
                 wrapping.wrap(self.model, "generate", self._generate)
-            wrapping.handles += [base.register_forward_pre_hook(self._before_model, with_kwargs=True),
-                                 llm.register_forward_pre_hook(self._before_llm, with_kwargs=True),
-                                 llm.register_forward_hook(self._after_llm, with_kwargs=True)]
+            wrapping.handles += [
+                base.register_forward_pre_hook(self._before_model, with_kwargs=True),
+                llm.register_forward_pre_hook(self._before_llm, with_kwargs=True),
+                llm.register_forward_hook(self._after_llm, with_kwargs=True),
+            ]
             setattr(self.model, PRUNING, self)
         elif pruner is None and wrapping.handles:
             wrapping.undo()
@@ -96,8 +100,9 @@ class ModelPruning(PruningAdapter):
 
     def calibrate(self, batches: list[Mapping[str, Tensor]], pruner: FitPrune) -> tuple[float, ...]:
         """FitPrune's recipe."""
-        return recipe_for(self.model, self.set, partial(encoded, self.base), batches, pruner,
-                          before=self.pruner)
+        return recipe_for(
+            self.model, self.set, partial(encoded, self.base), batches, pruner, before=self.pruner
+        )
 
     def _generate(self, original: Callable, *args, **kwargs):
         """The model's `generate`, which has the length of its prompt noted as long as it runs."""
@@ -116,13 +121,15 @@ class ModelPruning(PruningAdapter):
         images = kwargs.get("pixel_values") is not None or outputs.get("image") is not None
         videos = kwargs.get("pixel_values_videos") is not None or outputs.get("video") is not None
         if ids is None and (images or videos):
-            raise UsageError("pruning: give input_ids; with inputs_embeds a pruner cannot tell visual tokens "
-                             "from text")
+            raise UsageError(
+                "pruning: give input_ids; with inputs_embeds a pruner cannot tell visual tokens from text"
+            )
         if ids is None:
             return (), kwargs
         # where a family's videos have no placeholders of their own, their frames are images
-        is_image, is_video = (ids == getattr(self.model.config, f"{kind}_token_id", -1)
-                              for kind in ("image", "video"))
+        is_image, is_video = (
+            ids == getattr(self.model.config, f"{kind}_token_id", -1) for kind in ("image", "video")
+        )
         check_images(is_image, images)
         if images or videos:
             mask = kwargs.get("attention_mask")

@@ -1,4 +1,5 @@
 """Methods of a model wrapped in place: no key of its state dict changes, and all of it can be undone."""
+
 import inspect
 from collections.abc import Callable
 
@@ -78,8 +79,10 @@ def check_images(is_image: Tensor, given: bool) -> None:
     """UsageError for a prompt whose placeholders come without images, as transformers' chunked prefill had it
     before 5.18. A single token may be a placeholder that the model has said itself."""
     if not given and is_image.shape[1] > 1 and is_image.any():
-        raise UsageError(f"the text has {int(is_image.sum())} image placeholders but no images came with it; "
-                         "give pixel_values, and generate without prefill_chunk_size")
+        raise UsageError(
+            f"the text has {int(is_image.sum())} image placeholders but no images came with it; "
+            "give pixel_values, and generate without prefill_chunk_size"
+        )
 
 
 def named_arguments(function: Callable, args: tuple, kwargs: dict) -> dict:

@@ -1,4 +1,5 @@
 """Finished cells without training: every stage is there, evaluations hold answers right at a known rate."""
+
 import hashlib
 import json
 from pathlib import Path
@@ -22,8 +23,14 @@ def questions(pictures: int, each: int = 4) -> list[dict]:
     for i in range(pictures * each):
         family = list(FAMILIES)[i % len(FAMILIES)]
         answers = FAMILIES[family]
-        rows.append({"id": f"test-{i // each:05d}#{i % each}", "family": family,
-                     "question": "<image>\nwhat ?", "answer": answers[i // 7 % len(answers)]})
+        rows.append(
+            {
+                "id": f"test-{i // each:05d}#{i % each}",
+                "family": family,
+                "question": "<image>\nwhat ?",
+                "answer": answers[i // 7 % len(answers)],
+            }
+        )
     return rows
 
 
@@ -45,16 +52,29 @@ def runner(pictures: int):
         name = f"{config.compressor} {sorted(config.parts.items())} {config.seed}"
         own = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
         right = np.random.default_rng(own).random(len(asked)) < rate(config) + hard
-        lines = [json.dumps({**row, "prediction": row["answer"] if yes else "?", "correct": bool(yes)})
-                 for row, yes in zip(asked, right)]
+        lines = [
+            json.dumps({**row, "prediction": row["answer"] if yes else "?", "correct": bool(yes)})
+            for row, yes in zip(asked, right)
+        ]
         (out / "predictions.jsonl").write_text("".join(f"{line}\n" for line in lines))
         of = {f: right[[row["family"] == f for row in asked]] for f in FAMILIES}
         queries = config.knobs("embq").get("num_queries", 0) if config.query_module else 0
-        efficiency = {"visual_tokens": TOKENS.get(config.compressor_name, 16), "query_tokens": queries,
-                      "parameters_added": 0 if config.blind else 1000}
-        (out / "metrics.json").write_text(json.dumps({
-            "overall": float(right.mean()), "families": {f: float(r.mean()) for f, r in of.items()},
-            "counts": {f: len(r) for f, r in of.items()}, "n": len(asked), "efficiency": efficiency}))
+        efficiency = {
+            "visual_tokens": TOKENS.get(config.compressor_name, 16),
+            "query_tokens": queries,
+            "parameters_added": 0 if config.blind else 1000,
+        }
+        (out / "metrics.json").write_text(
+            json.dumps(
+                {
+                    "overall": float(right.mean()),
+                    "families": {f: float(r.mean()) for f, r in of.items()},
+                    "counts": {f: len(r) for f, r in of.items()},
+                    "n": len(asked),
+                    "efficiency": efficiency,
+                }
+            )
+        )
 
     def of_kind(kind: str):
         def run(config, inputs, out, report, roles=()) -> None:  # noqa: ARG001  a runner's arguments

@@ -1,4 +1,5 @@
 """Rows of an earlier report beside new cells: the same numbers as if all had been computed together."""
+
 import json
 from pathlib import Path
 
@@ -83,8 +84,9 @@ def test_own_cells_come_first(whole, tmp_path):
     outcomes.save(found, changed)
     out = part(tmp_path / "out", ["add"])
     assert report.main(["table=5", f"out={out}", f"earlier={changed}"]) == 0
-    new, old = ({row.label: row for row in outcomes.load(folder).tables[0].rows}
-                for folder in (out / "report", whole))
+    new, old = (
+        {row.label: row for row in outcomes.load(folder).tables[0].rows} for folder in (out / "report", whole)
+    )
     assert all(np.array_equal(new["add"].outcomes[s], old["add"].outcomes[s]) for s in (0, 1, 2))
     assert all(np.array_equal(new["gated"].outcomes[s], ~old["gated"].outcomes[s]) for s in (0, 1, 2))
 

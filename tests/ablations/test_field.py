@@ -1,4 +1,5 @@
 """The field's table: nobody is forgotten, every row has the same budget, and `all` is still the paper."""
+
 import pytest
 import torch
 
@@ -31,8 +32,9 @@ def test_every_compressor_is_there_without_and_with_embq(field):
     assert set(rows) == {*CONTROLS, *BEHIND, *(f"{name}+embq" for name in BEHIND)}
 
 
-@pytest.mark.parametrize(("preset", "dim", "side"), [
-    ("tiny", 128, 12), ("small", 384, 12), ("flashsloth", 64, 27)])
+@pytest.mark.parametrize(
+    ("preset", "dim", "side"), [("tiny", 128, 12), ("small", 384, 12), ("flashsloth", 64, 27)]
+)
 @pytest.mark.parametrize("name", TWINS)
 def test_what_has_no_row_is_another_one(name, preset, dim, side):
     features, found = torch.randn(2, side, side, dim), []
@@ -52,8 +54,10 @@ def test_every_pruner_has_a_row_at_the_same_average():
     assert {config.knobs(config.prune)["average"] for config in pruned.values()} == {0.5}
 
 
-@pytest.mark.parametrize(("preset", "dim", "llm_dim", "side", "tokens"), [
-    ("tiny", 128, 256, 12, 16), ("flashsloth", 1152, 2560, 27, 81)])
+@pytest.mark.parametrize(
+    ("preset", "dim", "llm_dim", "side", "tokens"),
+    [("tiny", 128, 256, 12, 16), ("flashsloth", 1152, 2560, 27, 81)],
+)
 def test_rows_have_one_budget(preset, dim, llm_dim, side, tokens):
     for row in tables.load("field", {"preset": [preset]}).rows:
         config = row.cells[0].config

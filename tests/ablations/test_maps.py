@@ -1,4 +1,5 @@
 """Attention maps of a report: drawn from the trained model once, kept with the report, missed plainly."""
+
 import dataclasses
 import io
 import json
@@ -21,13 +22,21 @@ from experiments.train import MODEL
 def finished(tmp_path_factory):
     """(cells with stages, store): a cell without and one with EmbQ, the latter's model on disk."""
     folder = tmp_path_factory.mktemp("maps")
-    turns = [{"from": who, "value": words} for words in ("what is this ?", "a dog", "where ?", "here")
-             for who in ["human" if words.endswith("?") else "gpt"]]
+    turns = [
+        {"from": who, "value": words}
+        for words in ("what is this ?", "a dog", "where ?", "here")
+        for who in ["human" if words.endswith("?") else "gpt"]
+    ]
     for i in range(5):
         picture(i).save(folder / f"{i}.png")
-    (folder / "test.json").write_text(json.dumps(
-        [{"id": str(i), "image": f"{i}.png", "conversations": turns[: 2 if i == 1 else 4]}
-         for i in range(5)]))
+    (folder / "test.json").write_text(
+        json.dumps(
+            [
+                {"id": str(i), "image": f"{i}.png", "conversations": turns[: 2 if i == 1 else 4]}
+                for i in range(5)
+            ]
+        )
+    )
 
     def of_kind(kind):
         def finetune(config, inputs, out, report, roles=()):  # noqa: ARG001  a runner's arguments
@@ -38,8 +47,9 @@ def finished(tmp_path_factory):
         return finetune if kind == "finetune" else runner(10)(kind)
 
     store = Store(folder / "runs", runner=of_kind)
-    cells = make_cells(parse(["compressor=sap,sap+embq", f"data.test={folder / 'test.json'}",
-                              f"out={folder / 'runs'}"]))
+    cells = make_cells(
+        parse(["compressor=sap,sap+embq", f"data.test={folder / 'test.json'}", f"out={folder / 'runs'}"])
+    )
     with store.opened():
         jobs = [(cell, plan(cell.config)) for cell in cells]
         for _, stage in jobs:

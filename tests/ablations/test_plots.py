@@ -1,4 +1,5 @@
 """Pictures: names that can be read, and nothing drawn where there is nothing to see."""
+
 from itertools import combinations
 
 import numpy as np
@@ -36,8 +37,9 @@ def test_no_name_covers_another_or_a_point(count):
 
 
 def test_a_name_stands_beside_its_point_where_there_is_room():
-    (box,) = labels.arranged(np.array([[100.0, 100.0]]), [(50.0, 12.0)], [labels.Box(96, 90, 104, 110)],
-                             labels.Box(0, 0, 300, 300))
+    (box,) = labels.arranged(
+        np.array([[100.0, 100.0]]), [(50.0, 12.0)], [labels.Box(96, 90, 104, 110)], labels.Box(0, 0, 300, 300)
+    )
     assert box == (108, 94, 158, 106)
 
 
@@ -55,7 +57,16 @@ def test_many_of_one_cost_are_ranked_instead():
     found = table({**rows, **more})
     assert plots.pareto(found) is None and ranking.ranking(found).count("<svg") == 1
     assert [(host, len(there)) for host, there in ranking.hosts(found).items()] == [
-        ("identity", 1), ("b", 2), ("g", 1), ("f", 1), ("e", 1), ("d", 1), ("c", 1), ("a", 1), ("blind", 1)]
+        ("identity", 1),
+        ("b", 2),
+        ("g", 1),
+        ("f", 1),
+        ("e", 1),
+        ("d", 1),
+        ("c", 1),
+        ("a", 1),
+        ("blind", 1),
+    ]
     for row in found.rows[:3]:
         del row.outcomes[1]  # one seed: no interval
     assert ranking.ranking(found).count("<svg") == 1
@@ -68,8 +79,13 @@ def test_rows_of_one_cell_are_one_point():
 
 
 def test_gains_pair_rows_by_name():
-    rows = {"a": (0.4, 16, 0), "a+embq": (0.8, 16, 4), "b": (0.6, 16, 0), "b+embq": (0.6, 16, 4),
-            "c": (0.5, 16, 0)}
+    rows = {
+        "a": (0.4, 16, 0),
+        "a+embq": (0.8, 16, 4),
+        "b": (0.6, 16, 0),
+        "b+embq": (0.6, 16, 4),
+        "c": (0.5, 16, 0),
+    }
     found = {each.claim.text: each for each in plots.gains(table(rows))}
     assert list(found) == ["a", "b"]
     assert found["a"].low > 20 and found["b"].low < 0 < found["b"].high

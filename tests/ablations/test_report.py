@@ -1,4 +1,5 @@
 """The command, on cells that nobody trained: what it prints, writes, and makes again from what it wrote."""
+
 import csv
 import io
 import json
@@ -24,8 +25,12 @@ from experiments import request
 def out(tmp_path_factory):
     """Tables 3 and 5 at seeds 0 to 2; one cell and one row are missing."""
     root = tmp_path_factory.mktemp("runs")
-    fill(root, ["3", "5"], lambda label, seed: label == "random" or (label, seed) == ("16 queries", 1),
-         seed="0,1,2")
+    fill(
+        root,
+        ["3", "5"],
+        lambda label, seed: label == "random" or (label, seed) == ("16 queries", 1),
+        seed="0,1,2",
+    )
     return root
 
 
@@ -52,8 +57,10 @@ def test_prints_the_tables(out, made, capsys):
 
 def test_means_and_intervals(out, made):
     found = rows_of(made / "scores.csv", "table", "row")
-    right = [[json.loads(line)["correct"] for line in path.read_text().splitlines()]
-             for path in sorted(out.glob("cells/avg_pool_seed=*/predictions.jsonl"))]
+    right = [
+        [json.loads(line)["correct"] for line in path.read_text().splitlines()]
+        for path in sorted(out.glob("cells/avg_pool_seed=*/predictions.jsonl"))
+    ]
     means = 100 * np.array(right).mean(1)
     row = found["3", "avg_pool"]
     assert row["seeds"] == "3" and row["questions"] == "240"
@@ -82,8 +89,11 @@ def test_disagreement_is_said_plainly(made):
     words = (made / "report.md").read_text()
     assert "These runs disagree with the paper:" in words
     assert '"SAP+EmbQ loses only marginally against the uncompressed model" does not hold here' in words
-    verdicts = {key[0]: row["verdict"] for key, row in rows_of(made / "claims.csv", "claim", "row").items()
-                if not key[1]}
+    verdicts = {
+        key[0]: row["verdict"]
+        for key, row in rows_of(made / "claims.csv", "claim", "row").items()
+        if not key[1]
+    }
     assert verdicts["Average pooling loses clearly against the uncompressed model"] == "holds"
     assert verdicts["SAP+EmbQ loses only marginally against the uncompressed model"] == "does not hold"
     assert verdicts["... on perception (MME, MMB; here attribute and recognition)"] == "no results"
@@ -211,27 +221,32 @@ def test_a_damaged_cell_is_missing(tmp_path):
 
 def test_a_table_of_one_s_own(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text("rows:\n- {label: small, overrides: [compressor=sap]}\n"
-                    "- {label: all, overrides: [compressor=identity]}\n"
-                    "claims:\n- {text: more is better, source: me, better: {row: all, than: small}}\n")
+    path.write_text(
+        "rows:\n- {label: small, overrides: [compressor=sap]}\n"
+        "- {label: all, overrides: [compressor=identity]}\n"
+        "claims:\n- {text: more is better, source: me, better: {row: all, than: small}}\n"
+    )
     fill(tmp_path / "runs", [str(path)], seed="0,1")
     assert report.main([f"table={path}", f"out={tmp_path / 'runs'}"]) == 0
     words = (tmp_path / "runs" / "report" / "report.md").read_text()
     assert "## mine" in words and "| more is better | all &gt; small |" in words
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["table=9"], "table=9"),
-    (["sedd=0"], "unknown setting 'sedd'; did you mean 'seed'"),
-    (["preset=tiny,small"], "preset=tiny,small: a report takes one value"),
-    (["to=a,b"], "to=a,b: takes one value"),
-    (["out=no/where"], "out=no/where: no such directory; python -m experiments.sweep table=3,4,5,6"),
-    (["results=no/where"], "results=no/where: no no/where/report.json"),
-    (["results=x", "seed=1"], "seed: cells are not looked at with results=x"),
-    (["results=x", "earlier=y"], "earlier: cells are not looked at with results=x"),
-    (["earlier=no/where"], "earlier=no/where: no no/where/report.json"),
-    (["--tabel"], "unrecognized arguments: --tabel"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["table=9"], "table=9"),
+        (["sedd=0"], "unknown setting 'sedd'; did you mean 'seed'"),
+        (["preset=tiny,small"], "preset=tiny,small: a report takes one value"),
+        (["to=a,b"], "to=a,b: takes one value"),
+        (["out=no/where"], "out=no/where: no such directory; python -m experiments.sweep table=3,4,5,6"),
+        (["results=no/where"], "results=no/where: no no/where/report.json"),
+        (["results=x", "seed=1"], "seed: cells are not looked at with results=x"),
+        (["results=x", "earlier=y"], "earlier: cells are not looked at with results=x"),
+        (["earlier=no/where"], "earlier=no/where: no no/where/report.json"),
+        (["--tabel"], "unrecognized arguments: --tabel"),
+    ],
+)
 def test_bad_input(arguments, message, capsys):
     assert report.main(arguments) == 2
     err = capsys.readouterr().err
@@ -246,40 +261,55 @@ def test_nothing_finished(tmp_path, capsys):
 
 def test_help_is_quick():
     """Nothing heavy is imported for it."""
-    code = ("import sys; from ablations import report; report.main(['--help']); "
-            "sys.exit(any(m in sys.modules for m in ('torch', 'scipy', 'numpy', 'matplotlib')))")
+    code = (
+        "import sys; from ablations import report; report.main(['--help']); "
+        "sys.exit(any(m in sys.modules for m in ('torch', 'scipy', 'numpy', 'matplotlib')))"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
 def test_a_report_does_not_import_torch(made, tmp_path):
-    code = (f"import sys; from ablations import report; "
-            f"report.main(['results={made}', 'to={tmp_path}']); "
-            "sys.exit('torch' in sys.modules)")
+    code = (
+        f"import sys; from ablations import report; "
+        f"report.main(['results={made}', 'to={tmp_path}']); "
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
 def test_what_is_missing_can_be_run_as_it_is_told(tmp_path):
     path = tmp_path / "my own.yaml"
-    path.write_text("rows:\n- {label: a, overrides: [compressor=sap]}\n"
-                    "- {label: b, overrides: [compressor=dct]}\n")
+    path.write_text(
+        "rows:\n- {label: a, overrides: [compressor=sap]}\n- {label: b, overrides: [compressor=dct]}\n"
+    )
     root = tmp_path / "runs"
     fill(root, [str(path)], lambda label, seed: (label, seed) == ("b", 1), seed="0,1", **{"sap.rate": "3"})
     assert report.main([f"table={path}", f"out={root}", "sap.rate=3"]) == 0
-    (told,) = re.findall("Missing: b .seed 1.; python -m experiments.sweep (.*) runs them",
-                         (root / "report" / "report.md").read_text())
+    (told,) = re.findall(
+        "Missing: b .seed 1.; python -m experiments.sweep (.*) runs them",
+        (root / "report" / "report.md").read_text(),
+    )
     asked = request.read([*shlex.split(told), "blind=false"])
     assert [(cell.label, cell.config.seed, cell.config.knobs("sap")) for cell, _ in asked.jobs] == [
-        ("a", 0, {"rate": 3}), ("a", 1, {"rate": 3}), ("b", 0, {}), ("b", 1, {})]
+        ("a", 0, {"rate": 3}),
+        ("a", 1, {"rate": 3}),
+        ("b", 0, {}),
+        ("b", 1, {}),
+    ]
 
 
 def test_labels_of_any_signs(tmp_path):
     """A formula that is none, what LaTeX would read as an argument, what Markdown would read as a cell."""
     labels = ["rate $r^{$", "[2, 4] layers", "*starred", "a|b", "100 % & more_"]
     path = tmp_path / "signs.yaml"
-    rows = "".join(f"- {{label: '{label}', overrides: [compressor=sap, sap.rate={rate}]}}\n"
-                   for label, rate in zip(labels, (1, 2, 3, 4, 6)))
-    path.write_text(f"rows:\n{rows}claims:\n- {{text: 'cost: $5', source: me, better: "
-                    "{row: 'rate $r^{$', than: 'a|b'}}\n")
+    rows = "".join(
+        f"- {{label: '{label}', overrides: [compressor=sap, sap.rate={rate}]}}\n"
+        for label, rate in zip(labels, (1, 2, 3, 4, 6))
+    )
+    path.write_text(
+        f"rows:\n{rows}claims:\n- {{text: 'cost: $5', source: me, better: "
+        "{row: 'rate $r^{$', than: 'a|b'}}\n"
+    )
     root = tmp_path / "runs"
     fill(root, [str(path)], seed="0,1")
     assert report.main([f"table={path}", f"out={root}", "measure=false"]) == 0
@@ -288,17 +318,38 @@ def test_labels_of_any_signs(tmp_path):
     assert lines and all("[2, 4] layers" in line for line in lines)
     tex = shutil.which("pdflatex") or shutil.which("tectonic")
     if tex:
-        done = subprocess.run([tex, "-halt-on-error", "report.tex"], cwd=folder, capture_output=True,
-                              input=b"", timeout=60)
+        done = subprocess.run(
+            [tex, "-halt-on-error", "report.tex"], cwd=folder, capture_output=True, input=b"", timeout=60
+        )
         assert done.returncode == 0, done.stdout[-2000:]
 
 
 def test_questions_of_a_picture_are_drawn_together(tmp_path):
     """Also where every question is a record of its own, as in POPE."""
-    rows = [{"id": f"{i}#0", "images": [f"{i // 4}.png"], "family": "all", "question": "?", "answer": "yes",
-             "prediction": "yes", "correct": True} for i in range(12)]
-    rows += [{"id": f"text-{i // 2}#{i % 2}", "images": [], "family": "all", "question": "?", "answer": "yes",
-              "prediction": "yes", "correct": True} for i in range(4)]
+    rows = [
+        {
+            "id": f"{i}#0",
+            "images": [f"{i // 4}.png"],
+            "family": "all",
+            "question": "?",
+            "answer": "yes",
+            "prediction": "yes",
+            "correct": True,
+        }
+        for i in range(12)
+    ]
+    rows += [
+        {
+            "id": f"text-{i // 2}#{i % 2}",
+            "images": [],
+            "family": "all",
+            "question": "?",
+            "answer": "yes",
+            "prediction": "yes",
+            "correct": True,
+        }
+        for i in range(4)
+    ]
     path = tmp_path / "predictions.jsonl"
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     table = Table("x", "x", "", (), [])

@@ -1,4 +1,5 @@
 """The project's tables and their claims; what is wrong with a claim is said in one line."""
+
 import pytest
 
 from ablations import prefill, spec
@@ -26,10 +27,16 @@ def test_the_tables_of_the_paper_are_there(project):
 
 def test_rows_at_the_preset_s_own_values_are_one_cell(project):
     own = plan(make_cells({"compressor": ["sap+embq"]})[0].config).key
-    same = {name: [label for label, row in rows_of(table).items() if plan(row.cells[0].config).key == own]
-            for name, table in project.items()}
-    assert same == {"3": ["sap+embq", "dot token", "4 queries"], "5": ["add"], "6": ["sap+embq"],
-                    "4": ["1/2 of the tower's width", "1 layer", "middle"]}
+    same = {
+        name: [label for label, row in rows_of(table).items() if plan(row.cells[0].config).key == own]
+        for name, table in project.items()
+    }
+    assert same == {
+        "3": ["sap+embq", "dot token", "4 queries"],
+        "5": ["add"],
+        "6": ["sap+embq"],
+        "4": ["1/2 of the tower's width", "1 layer", "middle"],
+    }
 
 
 def test_all_other_rows_differ(project):
@@ -114,21 +121,24 @@ def test_kinds_of_claims(tmp_path):
     assert (found.points, found.ours, found.statement) == (2.0, "the 2", "a > b - 2")
 
 
-@pytest.mark.parametrize(("claim", "message"), [
-    ("  better: {row: a, than: d}", "claim 'words': no row 'd'"),
-    ("  better: {row: a, then: b}", "better: .*expected {row: ..., than: ...}"),
-    ("  better: {row: a, than: a}", "better: 'a' is compared with itself"),
-    ("  better: {row: a, than: []}", "than is empty"),
-    ("  best: {row: a, than: b}", "best: .*expected {row: ..., of: ...}"),
-    ("  better: {row: a, than: b}\n  family:", "family: expected a name or a list of them, found None"),
-    ("  within: {row: a, of: b}", "within: .*expected {row: ..., of: ..., points: ...}"),
-    ("  within: {row: a, of: b, points: -1}", "points: -1: expected one number of percentage points"),
-    ("  within: {row: a, of: b, points: many}", "points: 'many'"),
-    ("  bettr: {row: a, than: b}", "unknown key 'bettr'; did you mean 'better'"),
-    ("  better: {row: a, than: b}\n  best: {row: a, of: b}", "within, found better, best"),
-    ("", "expected one of better, best, within, found none"),
-    ("- better: {row: a, than: b}", "claim 'words': expected one of"),
-])
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        ("  better: {row: a, than: d}", "claim 'words': no row 'd'"),
+        ("  better: {row: a, then: b}", "better: .*expected {row: ..., than: ...}"),
+        ("  better: {row: a, than: a}", "better: 'a' is compared with itself"),
+        ("  better: {row: a, than: []}", "than is empty"),
+        ("  best: {row: a, than: b}", "best: .*expected {row: ..., of: ...}"),
+        ("  better: {row: a, than: b}\n  family:", "family: expected a name or a list of them, found None"),
+        ("  within: {row: a, of: b}", "within: .*expected {row: ..., of: ..., points: ...}"),
+        ("  within: {row: a, of: b, points: -1}", "points: -1: expected one number of percentage points"),
+        ("  within: {row: a, of: b, points: many}", "points: 'many'"),
+        ("  bettr: {row: a, than: b}", "unknown key 'bettr'; did you mean 'better'"),
+        ("  better: {row: a, than: b}\n  best: {row: a, of: b}", "within, found better, best"),
+        ("", "expected one of better, best, within, found none"),
+        ("- better: {row: a, than: b}", "claim 'words': expected one of"),
+    ],
+)
 def test_bad_claims(tmp_path, claim, message):
     with pytest.raises(UsageError, match=message) as caught:
         read(tmp_path, claim)

@@ -1,4 +1,5 @@
 """Intervals and verdicts against simulated runs whose truth is known, and against slow, plain code."""
+
 import math
 from dataclasses import replace
 
@@ -74,8 +75,10 @@ def test_verdicts_are_wrong_as_rarely_as_promised():
     assert words.count(verdicts.FAILS) > 85 and verdicts.HOLDS not in words
 
 
-@pytest.mark.parametrize(("truth", "word"), [((0.1, 0.1), verdicts.HOLDS), ((0.1, -0.1), verdicts.FAILS),
-                                             ((0.1, 0.0), verdicts.OPEN)])
+@pytest.mark.parametrize(
+    ("truth", "word"),
+    [((0.1, 0.1), verdicts.HOLDS), ((0.1, -0.1), verdicts.FAILS), ((0.1, 0.0), verdicts.OPEN)],
+)
 def test_best_holds_if_every_pair_does(truth, word):
     rng = np.random.default_rng(4)
     data = simulate(rng, 0.0, pictures=1500)
@@ -143,8 +146,12 @@ def slow_interval(difference, picture, resamples, seed):
     pictures = sorted(set(picture))
     members = {p: [q for q in range(questions) if picture[q] == p] for p in pictures}
     mean = sum(sum(row) for row in difference) / (seeds * questions)
-    value = {(s, p): mean + (sum(difference[s][q] for q in members[p]) - mean * len(members[p]))
-             * len(pictures) / questions for s in range(seeds) for p in pictures}
+    value = {
+        (s, p): mean
+        + (sum(difference[s][q] for q in members[p]) - mean * len(members[p])) * len(pictures) / questions
+        for s in range(seeds)
+        for p in pictures
+    }
     of_seed = [sum(value[s, p] for p in pictures) / len(pictures) for s in range(seeds)]
     of_picture = {p: sum(value[s, p] for s in range(seeds)) / seeds for p in pictures}
     left = sum((value[s, p] - of_seed[s] - of_picture[p] + mean) ** 2 for s, p in value)
@@ -221,14 +228,18 @@ def test_rows_are_compared_at_the_seeds_that_both_have():
     del data[0]["a"][0], data[0]["b"][3]
     found = judged(data)
     assert found.pairs[0].seeds == (1, 2)
-    assert found.estimate == pytest.approx(100 * np.mean([data[0]["a"][s].mean() - data[0]["b"][s].mean()
-                                                          for s in (1, 2)]))
+    assert found.estimate == pytest.approx(
+        100 * np.mean([data[0]["a"][s].mean() - data[0]["b"][s].mean() for s in (1, 2)])
+    )
 
 
-@pytest.mark.parametrize(("change", "note"), [
-    (lambda rows: rows.pop("b"), "no results of b"),
-    (lambda rows: rows.update(b={7: rows["b"][0]}), "a and b have no seed in common"),
-])
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        (lambda rows: rows.pop("b"), "no results of b"),
+        (lambda rows: rows.update(b={7: rows["b"][0]}), "a and b have no seed in common"),
+    ],
+)
 def test_what_is_missing_is_said(change, note):
     data = simulate(np.random.default_rng(13))
     change(data[0])

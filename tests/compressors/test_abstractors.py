@@ -2,6 +2,7 @@
 
 Parity with Honeybee's C-Abstractor as a whole is in tests/golden.
 """
+
 from functools import partial
 
 import pytest
@@ -18,13 +19,22 @@ from compressors.d_abstractor import DecoderLayer, splat
 from compressors.positions import LearnedPositions
 
 LAYER = {
-    "self_attn.q_proj": "self_attention.query", "self_attn.k_proj": "self_attention.key",
-    "self_attn.v_proj": "self_attention.value", "self_attn.o_proj": "self_attention.out",
-    "self_attn_layer_norm": "self_norm", "encoder_attn_layer_norm": "deformable_norm",
-    "final_layer_norm": "mlp_norm", "encoder_attn.sampling_offsets": "deformable.offsets",
-    "encoder_attn.attention_weights": "deformable.scores", "encoder_attn.value_proj": "deformable.value",
-    "encoder_attn.output_proj": "deformable.out", "mlp.fc1": "mlp.0", "mlp.fc2": "mlp.2",
-    "self_attn.out_proj": "self_attention.out", "fc1": "mlp.0", "fc2": "mlp.2",  # in older versions
+    "self_attn.q_proj": "self_attention.query",
+    "self_attn.k_proj": "self_attention.key",
+    "self_attn.v_proj": "self_attention.value",
+    "self_attn.o_proj": "self_attention.out",
+    "self_attn_layer_norm": "self_norm",
+    "encoder_attn_layer_norm": "deformable_norm",
+    "final_layer_norm": "mlp_norm",
+    "encoder_attn.sampling_offsets": "deformable.offsets",
+    "encoder_attn.attention_weights": "deformable.scores",
+    "encoder_attn.value_proj": "deformable.value",
+    "encoder_attn.output_proj": "deformable.out",
+    "mlp.fc1": "mlp.0",
+    "mlp.fc2": "mlp.2",
+    "self_attn.out_proj": "self_attention.out",
+    "fc1": "mlp.0",
+    "fc2": "mlp.2",  # in older versions
 }
 
 
@@ -39,9 +49,15 @@ def test_stage_is_timms(in_dim, width, depth):
     build = partial(RegStage, stride=1, dilation=1, act_layer=torch.nn.SiLU, norm_layer=LayerNorm2d)
     theirs, ours = randomise(build(depth, in_dim, width)), stage(in_dim, width, depth).eval()
     names = {
-        "conv1.conv": "pointwise_in", "conv1.bn": "norm_in", "conv2.conv": "depthwise",
-        "conv2.bn": "norm_depthwise", "se.fc1": "gate.reduce", "se.fc2": "gate.expand",
-        "conv3.conv": "pointwise_out", "conv3.bn": "norm_out", "downsample.conv": "shortcut.0",
+        "conv1.conv": "pointwise_in",
+        "conv1.bn": "norm_in",
+        "conv2.conv": "depthwise",
+        "conv2.bn": "norm_depthwise",
+        "se.fc1": "gate.reduce",
+        "se.fc2": "gate.expand",
+        "conv3.conv": "pointwise_out",
+        "conv3.bn": "norm_out",
+        "downsample.conv": "shortcut.0",
         "downsample.bn": "shortcut.1",
     }
     own, state = ours.state_dict(), {}
@@ -75,9 +91,16 @@ def test_c_abstractor_depends_on_where_a_patch_is():
 
 def their_layer(heads, points):
     config = DeformableDetrConfig(
-        d_model=16, decoder_attention_heads=heads, decoder_n_points=points, num_feature_levels=1,
-        decoder_ffn_dim=24, activation_function="relu", use_timm_backbone=False,
-        backbone_config={"model_type": "resnet"}, use_pretrained_backbone=False, backbone=None,
+        d_model=16,
+        decoder_attention_heads=heads,
+        decoder_n_points=points,
+        num_feature_levels=1,
+        decoder_ffn_dim=24,
+        activation_function="relu",
+        use_timm_backbone=False,
+        backbone_config={"model_type": "resnet"},
+        use_pretrained_backbone=False,
+        backbone=None,
     )
     config._attn_implementation = "eager"
     return DeformableDetrDecoderLayer(config)
@@ -87,14 +110,20 @@ def their_layer(heads, points):
 @pytest.mark.parametrize("heads, points", [(4, 4), (2, 3)])
 def test_decoder_layer_is_deformable_detrs(heads, points, grid):
     theirs, ours = randomise(their_layer(heads, points)), DecoderLayer(16, heads, points, 24).eval()
-    state = {f"{LAYER[key.rpartition('.')[0]]}.{key.rpartition('.')[2]}": value
-             for key, value in theirs.state_dict().items()}
+    state = {
+        f"{LAYER[key.rpartition('.')[0]]}.{key.rpartition('.')[2]}": value
+        for key, value in theirs.state_dict().items()
+    }
     ours.load_state_dict(state, strict=True)
     queries, near, features = torch.randn(2, 7, 16), torch.randn(2, 7, 16), torch.randn(2, *grid, 16)
     reference = torch.rand(7, 2)
     expected = theirs(
-        queries, near, reference_points=reference.expand(2, -1, -1).unsqueeze(2),
-        spatial_shapes=torch.tensor([grid]), spatial_shapes_list=[grid], level_start_index=torch.tensor([0]),
+        queries,
+        near,
+        reference_points=reference.expand(2, -1, -1).unsqueeze(2),
+        spatial_shapes=torch.tensor([grid]),
+        spatial_shapes_list=[grid],
+        level_start_index=torch.tensor([0]),
         encoder_hidden_states=features.flatten(1, 2),
     )
     expected = expected[0] if isinstance(expected, tuple) else expected

@@ -1,4 +1,5 @@
 """identity, avg_pool, uniform, random and downsample against their definitions."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -54,15 +55,18 @@ def test_identity_and_downsample_keep_everything():
     assert compressors.create("downsample", dim=4, rate=2).image_rate == 2
 
 
-@pytest.mark.parametrize("size, count, rate, policy, expected", [
-    (9, 3, 3, "error", [1, 4, 7]),
-    (8, 4, 2, "error", [0, 2, 4, 6]),
-    (7, 2, 3, "floor", [1, 4]),
-    (7, 3, 3, "ceil", [1, 4, 6]),
-    (8, 3, 3, "ceil", [1, 4, 6]),
-    (7, 3, 3, "pad", [1, 4, 6]),  # the full window's centre, 7, is beyond the grid: its nearest patch
-    (8, 3, 3, "pad", [1, 4, 7]),
-])
+@pytest.mark.parametrize(
+    "size, count, rate, policy, expected",
+    [
+        (9, 3, 3, "error", [1, 4, 7]),
+        (8, 4, 2, "error", [0, 2, 4, 6]),
+        (7, 2, 3, "floor", [1, 4]),
+        (7, 3, 3, "ceil", [1, 4, 6]),
+        (8, 3, 3, "ceil", [1, 4, 6]),
+        (7, 3, 3, "pad", [1, 4, 6]),  # the full window's centre, 7, is beyond the grid: its nearest patch
+        (8, 3, 3, "pad", [1, 4, 7]),
+    ],
+)
 def test_uniform_centres(size, count, rate, policy, expected):
     assert centres(size, count, rate, policy) == expected
 

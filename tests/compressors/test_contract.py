@@ -1,4 +1,5 @@
 """What every registered compressor promises; a new one is tested by being registered."""
+
 import copy
 import inspect
 import typing

@@ -1,4 +1,5 @@
 """LDP and LDPv2: counts, strides and borders; parity with MobileVLM is in tests/golden."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -57,8 +58,10 @@ def test_ldpv2_rectangular_grid():
     torch.testing.assert_close(part(features), pooled.flatten(2).mT)
 
 
-@pytest.mark.parametrize(("rate", "policy", "size"), [
-    (2, "error", 6), (3, "error", 9), (3, "ceil", 8), (4, "ceil", 7), (4, "pad", 6)])
+@pytest.mark.parametrize(
+    ("rate", "policy", "size"),
+    [(2, "error", 6), (3, "error", 9), (3, "ceil", 8), (4, "ceil", 7), (4, "pad", 6)],
+)
 def test_ldp_reads_every_patch(rate, policy, size):
     """Those of the last row and column as well, by the strided convolution itself."""
     part = make("ldp", rate=rate, grid_policy=policy)

@@ -1,4 +1,5 @@
 """`python -m compressors`: what it says of every registered compressor is what the compressor does."""
+
 import subprocess
 import sys
 
@@ -56,8 +57,11 @@ def test_what_it_is_and_where_it_is_from(name):
 @every_name
 def test_flags_are_those_of_the_class(name):
     found, part = facts(name), meta(name)
-    for shown_as, flag in ((found.text, part.needs_text), (found.projects, part.projects),
-                           (found.levels, part.needs_levels)):
+    for shown_as, flag in (
+        (found.text, part.needs_text),
+        (found.projects, part.projects),
+        (found.levels, part.needs_levels),
+    ):
         assert (shown_as == YES) == bool(flag)
 
 
@@ -99,7 +103,9 @@ def test_amounts():
 
 
 def test_help_does_not_wait_for_torch():
-    code = ("import sys\nfrom compressors.__main__ import main\ntry:\n    main(['--help'])\n"
-            "except SystemExit:\n    print('torch' in sys.modules)")
+    code = (
+        "import sys\nfrom compressors.__main__ import main\ntry:\n    main(['--help'])\n"
+        "except SystemExit:\n    print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("usage: python -m compressors") and done.stdout.endswith("False\n")

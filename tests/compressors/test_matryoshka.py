@@ -1,4 +1,5 @@
 """The wrapper: coarser token sets are made of finer ones; a scale is drawn for a step or picked for good."""
+
 import pytest
 import torch
 
@@ -100,15 +101,20 @@ def test_what_the_host_needs_is_what_it_needs():
     assert packer.needs_levels == (1, 2) and packer.out_dim == 8
 
 
-@pytest.mark.parametrize("knobs, message", [
-    ({"host": "spa"}, "unknown compressor 'spa'; did you mean 'sap'"),
-    ({"host": "matryoshka"}, "host=matryoshka: choose another compressor"),
-    *(({"host": host}, f"host={host}: its tokens are in raster order")
-      for host in ("divprune", "prumerge", "random", "tome")),
-    ({"knobs": {"rat": 2}}, "compressor 'avg_pool' has no knob 'rat'; did you mean 'rate'"),
-    ({"scales": ()}, r"scales=\(\): give at least one"),
-    ({"scales": (1, 0)}, r"scales\[1\]=0: must be at least 1"),
-])
+@pytest.mark.parametrize(
+    "knobs, message",
+    [
+        ({"host": "spa"}, "unknown compressor 'spa'; did you mean 'sap'"),
+        ({"host": "matryoshka"}, "host=matryoshka: choose another compressor"),
+        *(
+            ({"host": host}, f"host={host}: its tokens are in raster order")
+            for host in ("divprune", "prumerge", "random", "tome")
+        ),
+        ({"knobs": {"rat": 2}}, "compressor 'avg_pool' has no knob 'rat'; did you mean 'rate'"),
+        ({"scales": ()}, r"scales=\(\): give at least one"),
+        ({"scales": (1, 0)}, r"scales\[1\]=0: must be at least 1"),
+    ],
+)
 def test_refuses(knobs, message):
     with pytest.raises(UsageError, match=message):
         compressors.create("matryoshka", dim=6, **knobs)

@@ -1,4 +1,5 @@
 """patch_merger, conv_downsample, window_attention_pool against transformers; token_packer against slices."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -26,8 +27,14 @@ def in_order(ours, theirs):
 def by_window(features, rate):
     """(B, H, W, C) -> (B, h * w, rate, rate, C), with slices."""
     rows, columns = features.shape[1] // rate, features.shape[2] // rate
-    return torch.stack([features[:, r * rate : (r + 1) * rate, c * rate : (c + 1) * rate]
-                        for r in range(rows) for c in range(columns)], 1)
+    return torch.stack(
+        [
+            features[:, r * rate : (r + 1) * rate, c * rate : (c + 1) * rate]
+            for r in range(rows)
+            for c in range(columns)
+        ],
+        1,
+    )
 
 
 @pytest.mark.parametrize("rate", [2, 3])
@@ -43,7 +50,8 @@ def test_patch_merger_is_qwen2_vls(rate):
 @pytest.mark.parametrize("rate", [2, 3])
 def test_patch_merger_is_mistral3s(rate):
     config = Mistral3Config(
-        vision_config=PixtralVisionConfig(hidden_size=6, patch_size=14), spatial_merge_size=rate,
+        vision_config=PixtralVisionConfig(hidden_size=6, patch_size=14),
+        spatial_merge_size=rate,
         text_config=MistralConfig(hidden_size=8, rms_norm_eps=1e-5),
     )
     theirs = Mistral3MultiModalProjector(config).eval()
@@ -78,9 +86,18 @@ def test_conv_downsample_is_deepseek_ocr2s():
     torch.testing.assert_close(ours(features), expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("rate", "policy", "size"), [
-    (2, "error", 6), (3, "error", 9), (3, "ceil", 8), (4, "ceil", 7), (5, "error", 10), (6, "ceil", 7),
-    (6, "pad", 11)])
+@pytest.mark.parametrize(
+    ("rate", "policy", "size"),
+    [
+        (2, "error", 6),
+        (3, "error", 9),
+        (3, "ceil", 8),
+        (4, "ceil", 7),
+        (5, "error", 10),
+        (6, "ceil", 7),
+        (6, "pad", 11),
+    ],
+)
 def test_conv_downsample_reads_every_patch(rate, policy, size):
     features = torch.randn(1, size, size, 6, requires_grad=True)
     tokens = make("conv_downsample", rate=rate, grid_policy=policy)(features)
@@ -91,7 +108,13 @@ def test_conv_downsample_reads_every_patch(rate, policy, size):
 
 def test_strides_of_conv_downsample():
     assert [strides(rate) for rate in (1, 2, 3, 4, 6, 9, 5)] == [
-        (1, 1), (2, 1), (3, 1), (2, 2), (3, 2), (3, 3), (5, 1)
+        (1, 1),
+        (2, 1),
+        (3, 1),
+        (2, 2),
+        (3, 2),
+        (3, 3),
+        (5, 1),
     ]
     features = torch.randn(1, 9, 7, 6)
     cropped = make("conv_downsample", grid_policy="floor")(features)
@@ -106,23 +129,39 @@ def molmo2(levels):
     from transformers.models.molmo2.modeling_molmo2 import Molmo2Adapter
 
     config = Molmo2AdapterConfig(
-        hidden_size=6, num_attention_heads=2, num_key_value_heads=2, head_dim=4, intermediate_size=10,
-        text_hidden_size=8, vision_feature_layer=list(range(levels)),
+        hidden_size=6,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=4,
+        intermediate_size=10,
+        text_hidden_size=8,
+        vision_feature_layer=list(range(levels)),
     )
     return Molmo2Adapter._from_config(config).eval()
 
 
-MOLMO2 = {"image_pooling_2d.q_proj": "pool.query", "image_pooling_2d.k_proj": "pool.key",
-          "image_pooling_2d.v_proj": "pool.value", "image_pooling_2d.o_proj": "pool.out",
-          "image_projector.gate_proj": "projector.gate", "image_projector.up_proj": "projector.up",
-          "image_projector.down_proj": "projector.down"}
+MOLMO2 = {
+    "image_pooling_2d.q_proj": "pool.query",
+    "image_pooling_2d.k_proj": "pool.key",
+    "image_pooling_2d.v_proj": "pool.value",
+    "image_pooling_2d.o_proj": "pool.out",
+    "image_projector.gate_proj": "projector.gate",
+    "image_projector.up_proj": "projector.up",
+    "image_projector.down_proj": "projector.down",
+}
 
 
 def window_indices(height, width, rate):
     """Patches of each window, -1 where the grid has none."""
-    rows = [[r * width + c if r < height and c < width else -1
-             for r in range(top, top + rate) for c in range(left, left + rate)]
-            for top in range(0, height, rate) for left in range(0, width, rate)]
+    rows = [
+        [
+            r * width + c if r < height and c < width else -1
+            for r in range(top, top + rate)
+            for c in range(left, left + rate)
+        ]
+        for top in range(0, height, rate)
+        for left in range(0, width, rate)
+    ]
     return torch.tensor(rows)
 
 
@@ -135,8 +174,9 @@ def test_window_attention_pool_is_molmo2s(levels, grid):
     knobs = {"heads": 2, "head_dim": 4, "projector": True, "mlp_width": 10, "levels": tuple(range(1, levels))}
     ours = make("window_attention_pool", grid_policy="ceil", **knobs)
     state = theirs.state_dict()
-    ours.load_state_dict({f"{MOLMO2[key.rpartition('.')[0]]}.{key.rpartition('.')[2]}": value
-                          for key, value in state.items()})
+    ours.load_state_dict(
+        {f"{MOLMO2[key.rpartition('.')[0]]}.{key.rpartition('.')[2]}": value for key, value in state.items()}
+    )
     features = torch.randn(2, *grid, 6 * levels)
     indices = window_indices(*grid, 3)
     shifted = torch.where(indices < 0, indices, indices + grid[0] * grid[1])  # the second image's patches
@@ -176,8 +216,14 @@ def test_token_packer_asks_with_the_middle_of_each_window(grid, policy):
     """On ragged grids, too: of a window that ends before its middle with the last patch."""
     part, features = make("token_packer", heads=2, grid_policy=policy), torch.randn(1, *grid, 6)
     rows, columns = part.out_grid(*grid)
-    middles = torch.stack([features[:, min(3 * r + 1, grid[0] - 1), min(3 * c + 1, grid[1] - 1)]
-                           for r in range(rows) for c in range(columns)], 1)
+    middles = torch.stack(
+        [
+            features[:, min(3 * r + 1, grid[0] - 1), min(3 * c + 1, grid[1] - 1)]
+            for r in range(rows)
+            for c in range(columns)
+        ],
+        1,
+    )
     expected = part.query_norm(part.query(middles))
     torch.testing.assert_close(part._operands(features)[0].view_as(expected), expected)
 

@@ -1,4 +1,5 @@
 """Pixel shuffle against the implementations in transformers and torch."""
+
 import pytest
 import torch
 from transformers import InternVLConfig, InternVLVisionConfig, Qwen2Config

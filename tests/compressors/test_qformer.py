@@ -1,4 +1,5 @@
 """The Q-Former against BLIP-2's and InstructBLIP's in transformers, on the same weights."""
+
 import pytest
 import torch
 from transformers import Blip2QFormerConfig, InstructBlipQFormerConfig
@@ -21,8 +22,11 @@ PARTS = {
     "text_ffn.mlp.2": "output.dense",
     "text_ffn.norm": "output.LayerNorm",
 }
-PARTS |= {ours.replace("self_", "cross_"): theirs.replace("attention.", "crossattention.", 1)
-          for ours, theirs in PARTS.items() if ours.startswith("self_")}
+PARTS |= {
+    ours.replace("self_", "cross_"): theirs.replace("attention.", "crossattention.", 1)
+    for ours, theirs in PARTS.items()
+    if ours.startswith("self_")
+}
 
 
 def make(**knobs):
@@ -69,12 +73,17 @@ def test_equals_instructblip(num_layers, cross_every):
     )
     theirs = randomise(InstructBlipQFormerModel(config))
     embeddings = theirs.embeddings
-    load(ours, theirs, "embeddings.layernorm", {
-        "queries": ours.queries,
-        "text_projection.weight": torch.eye(16),
-        "text_projection.bias": torch.zeros(16),
-        "text_position.weight": embeddings.position_embeddings.weight,
-    })
+    load(
+        ours,
+        theirs,
+        "embeddings.layernorm",
+        {
+            "queries": ours.queries,
+            "text_projection.weight": torch.eye(16),
+            "text_projection.bias": torch.zeros(16),
+            "text_position.weight": embeddings.position_embeddings.weight,
+        },
+    )
     features, ids = torch.randn(2, 3, 7, 12), torch.randint(1, 30, (2, 6))
     mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0]])
     expected = theirs(

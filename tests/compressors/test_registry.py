@@ -1,4 +1,5 @@
 """The registry: exact names, errors that say what to type, knobs read from signatures, outside packages."""
+
 import subprocess
 import sys
 import types
@@ -71,15 +72,18 @@ def test_missing_context():
         compressors.create("pixel_shuffle", dim=4, projector=True)
 
 
-@pytest.mark.parametrize("knobs, message", [
-    ({"rate": "3"}, r"shrink.rate='3': expected int, got str"),
-    ({"rate": True}, r"shrink.rate=True: expected int, got bool"),
-    ({"rate": 2.5}, r"shrink.rate=2.5: expected int, got float"),
-    ({"mode": "c"}, r"shrink.mode='c': expected a \| b, got str"),
-    ({"on": 1}, r"shrink.on=1: expected bool, got int"),
-    ({"grid": (2, 3, 4)}, r"shrink.grid=\(2, 3, 4\): expected tuple\[int, int\] \| None"),
-    ({"grid": (2, "3")}, r"shrink.grid=\(2, '3'\): expected tuple"),
-])
+@pytest.mark.parametrize(
+    "knobs, message",
+    [
+        ({"rate": "3"}, r"shrink.rate='3': expected int, got str"),
+        ({"rate": True}, r"shrink.rate=True: expected int, got bool"),
+        ({"rate": 2.5}, r"shrink.rate=2.5: expected int, got float"),
+        ({"mode": "c"}, r"shrink.mode='c': expected a \| b, got str"),
+        ({"on": 1}, r"shrink.on=1: expected bool, got int"),
+        ({"grid": (2, 3, 4)}, r"shrink.grid=\(2, 3, 4\): expected tuple\[int, int\] \| None"),
+        ({"grid": (2, "3")}, r"shrink.grid=\(2, '3'\): expected tuple"),
+    ],
+)
 def test_ill_typed_knob(registry, knobs, message):
     with pytest.raises(UsageError, match=message):
         registry.check("shrink", **knobs)
@@ -136,16 +140,24 @@ def test_every_name_is_public():
         compressors.sapp  # noqa: B018
 
 
-@pytest.mark.parametrize(("hint", "value", "found"), [
-    (list[int], (1, 2), [1, 2]), (Sequence[float], [1, 2], [1.0, 2.0]),
-    (dict[str, float], {"a": 1}, {"a": 1.0}), (tuple, [1, "a"], (1, "a")), (list[int] | None, None, None)])
+@pytest.mark.parametrize(
+    ("hint", "value", "found"),
+    [
+        (list[int], (1, 2), [1, 2]),
+        (Sequence[float], [1, 2], [1.0, 2.0]),
+        (dict[str, float], {"a": 1}, {"a": 1.0}),
+        (tuple, [1, "a"], (1, "a")),
+        (list[int] | None, None, None),
+    ],
+)
 def test_conform_collections(hint, value, found):
     got = conform(value, hint, "x")
     assert got == found and type(got) is type(found)
 
 
-@pytest.mark.parametrize(("hint", "value"), [
-    (list[int], ["a"]), (dict[str, int], {"a": "b"}), (list[int], 3)])
+@pytest.mark.parametrize(
+    ("hint", "value"), [(list[int], ["a"]), (dict[str, int], {"a": "b"}), (list[int], 3)]
+)
 def test_conform_refuses_what_is_inside(hint, value):
     with pytest.raises(UsageError, match="^x="):
         conform(value, hint, "x")

@@ -1,4 +1,5 @@
 """The resamplers against transformers (Flamingo's and Idefics2's) and torch's attention with a formula."""
+
 import math
 from types import SimpleNamespace
 
@@ -12,16 +13,27 @@ import compressors
 from compressors import UsageError
 
 FLAMINGO = {
-    "patch_norm": "0.context_layer_norm", "latent_norm": "0.latents_layer_norm", "mlp_norm": "1.ln",
-    "attention.query": "0.q_proj", "attention.key": "0.k_proj", "attention.value": "0.v_proj",
-    "attention.out": "0.output_proj", "mlp.0": "1.fc", "mlp.2": "1.c_proj",
+    "patch_norm": "0.context_layer_norm",
+    "latent_norm": "0.latents_layer_norm",
+    "mlp_norm": "1.ln",
+    "attention.query": "0.q_proj",
+    "attention.key": "0.k_proj",
+    "attention.value": "0.v_proj",
+    "attention.out": "0.output_proj",
+    "mlp.0": "1.fc",
+    "mlp.2": "1.c_proj",
 }
 IDEFICS2 = {
-    "patch_norm": "input_context_norm", "latent_norm": "input_latents_norm",
+    "patch_norm": "input_context_norm",
+    "latent_norm": "input_latents_norm",
     "mlp_norm": "post_attention_layernorm",
-    "attention.query": "self_attn.q_proj", "attention.key": "self_attn.k_proj",
-    "attention.value": "self_attn.v_proj", "attention.out": "self_attn.o_proj",
-    "mlp.gate": "mlp.gate_proj", "mlp.up": "mlp.up_proj", "mlp.down": "mlp.down_proj",
+    "attention.query": "self_attn.q_proj",
+    "attention.key": "self_attn.k_proj",
+    "attention.value": "self_attn.v_proj",
+    "attention.out": "self_attn.o_proj",
+    "mlp.gate": "mlp.gate_proj",
+    "mlp.up": "mlp.up_proj",
+    "mlp.down": "mlp.down_proj",
 }
 
 
@@ -64,13 +76,18 @@ def test_equals_idefics(depth, grid):
 @pytest.mark.parametrize("heads, kv_heads", [(4, 2), (2, 2)])
 def test_equals_idefics2(heads, kv_heads, grid):
     config = Idefics2PerceiverConfig(
-        hidden_size=12, resampler_n_latents=5, resampler_depth=2, resampler_n_heads=heads,
-        resampler_head_dim=8, num_key_value_heads=kv_heads,
+        hidden_size=12,
+        resampler_n_latents=5,
+        resampler_depth=2,
+        resampler_n_heads=heads,
+        resampler_head_dim=8,
+        num_key_value_heads=kv_heads,
     )
     theirs = randomise(Idefics2PerceiverResampler._from_config(config))
     knobs = {"num_queries": 5, "num_layers": 2, "heads": heads, "head_dim": 8, "kv_heads": kv_heads}
-    ours = load(compressors.create("resampler", dim=12, form="idefics2", **knobs), theirs, "layers", IDEFICS2,
-                "norm")
+    ours = load(
+        compressors.create("resampler", dim=12, form="idefics2", **knobs), theirs, "layers", IDEFICS2, "norm"
+    )
     features = torch.randn(2, *grid, 12)
     expected = theirs(features.flatten(1, 2), attention_mask=torch.ones(2, grid[0] * grid[1]))
     torch.testing.assert_close(ours(features), expected, rtol=0, atol=1e-5)
@@ -108,11 +125,14 @@ def test_resampler_2d_is_its_formula(grid):
     part = randomise(compressors.create("resampler_2d", dim=12, grid=(4, 6), width=16, heads=2))
     reference = torch.nn.MultiheadAttention(16, 2, batch_first=True)
     projections = (part.attend.query, part.attend.key, part.attend.value)
-    reference.load_state_dict({
-        "in_proj_weight": torch.cat([p.weight for p in projections]),
-        "in_proj_bias": torch.cat([p.bias for p in projections]),
-        "out_proj.weight": part.attend.out.weight, "out_proj.bias": part.attend.out.bias,
-    })
+    reference.load_state_dict(
+        {
+            "in_proj_weight": torch.cat([p.weight for p in projections]),
+            "in_proj_bias": torch.cat([p.bias for p in projections]),
+            "out_proj.weight": part.attend.out.weight,
+            "out_proj.bias": part.attend.out.bias,
+        }
+    )
     features = torch.randn(2, *grid, 12)
     rows = [(r + 0.5) * 4 / grid[0] - 0.5 for r in range(grid[0])]
     columns = [(c + 0.5) * 6 / grid[1] - 0.5 for c in range(grid[1])]

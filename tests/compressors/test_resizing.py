@@ -1,4 +1,5 @@
 """adaptive_avg_pool, interpolate and dct against torch, transformers and their formulas."""
+
 import math
 
 import pytest
@@ -56,9 +57,14 @@ def test_area_is_the_mean_and_bilinear_at_an_odd_rate_the_middle():
     torch.testing.assert_close(make("interpolate")(features), make("uniform")(features))
 
 
-@pytest.mark.parametrize("name, knobs", [
-    ("adaptive_avg_pool", {}), ("interpolate", {"mode": "area"}), ("interpolate", {"mode": "bilinear"}),
-])
+@pytest.mark.parametrize(
+    "name, knobs",
+    [
+        ("adaptive_avg_pool", {}),
+        ("interpolate", {"mode": "area"}),
+        ("interpolate", {"mode": "bilinear"}),
+    ],
+)
 @pytest.mark.parametrize("policy", ["floor", "ceil"])
 def test_attention_is_where_the_tokens_come_from(name, knobs, policy):
     part, features = make(name, grid_policy=policy, **knobs), torch.randn(2, 7, 10, 4)

@@ -1,4 +1,5 @@
 """SAP against a plain loop over windows, and its known limits."""
+
 import pytest
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,5 @@
 """tome, prumerge and divprune: their invariants, and each against a slow loop written from its definition."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -31,9 +32,15 @@ def test_rate_1_is_identity(name):
     torch.testing.assert_close(make(name, rate=1)(features), features.flatten(1, 2))
 
 
-@pytest.mark.parametrize("rate, policy, kept", [
-    (3, "error", 6), (2, "floor", 12), (4, "ceil", 6), (5, "pad", 4),
-])
+@pytest.mark.parametrize(
+    "rate, policy, kept",
+    [
+        (3, "error", 6),
+        (2, "floor", 12),
+        (4, "ceil", 6),
+        (5, "pad", 4),
+    ],
+)
 @every_selector
 def test_size_of_what_is_kept(name, rate, policy, kept):
     part = make(name, rate=rate, grid_policy=policy)

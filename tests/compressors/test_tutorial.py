@@ -1,4 +1,5 @@
 """The tutorial's files and commands, as they stand in it, in a distribution of their own."""
+
 import os
 import re
 import shlex
@@ -31,8 +32,11 @@ def folder(tmp_path_factory):
     info = made / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Name: {project['name']}\nVersion: {project['version']}\n")
-    lines = [line for group, points in project["entry-points"].items()
-             for line in (f"[{group}]", *(f"{name} = {value}" for name, value in points.items()))]
+    lines = [
+        line
+        for group, points in project["entry-points"].items()
+        for line in (f"[{group}]", *(f"{name} = {value}" for name, value in points.items()))
+    ]
     (info / "entry_points.txt").write_text("\n".join(lines))
     return made
 
@@ -42,8 +46,13 @@ def run(folder: Path, start: str) -> str:
     (command,) = (line for line in COMMANDS if line.startswith(f"python -m {start}"))
     words = [sys.executable, *shlex.split(command)[1:]]
     path = os.pathsep.join([str(folder), str(ROOT)])
-    done = subprocess.run(words, cwd=ROOT if start == "pytest" else folder, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200"})
+    done = subprocess.run(
+        words,
+        cwd=ROOT if start == "pytest" else folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200"},
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -59,8 +68,11 @@ def test_it_is_listed(folder):
     lines = run(folder, "compressors").splitlines()
     assert lines[1].split()[:7] == ["mean_max", "27x27", "->", "81", "1152", "2.7", "M"]
     assert [line.strip() for line in lines[2:]] == [
-        "Mean and maximum of windows.", "The mean and the maximum of every `rate` x `rate` window, mixed.",
-        "H*W -> (H/k) * (W/k)        729 -> 81 at k = 3", "rate=3"]
+        "Mean and maximum of windows.",
+        "The mean and the maximum of every `rate` x `rate` window, mixed.",
+        "H*W -> (H/k) * (W/k)        729 -> 81 at k = 3",
+        "rate=3",
+    ]
 
 
 def test_it_has_a_picture(folder):

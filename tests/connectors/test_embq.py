@@ -1,4 +1,5 @@
 """EmbQ and fusion on plain tensors: what each query may read, what is written, and what is refused."""
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -34,8 +35,13 @@ def masks(patches: int = P, images: int = 1) -> tuple[Tensor, Tensor]:
 
 def inputs(images: int = 1) -> dict[str, Tensor]:
     question, feature = masks(images=images)
-    return {"hidden": torch.randn(1, T, D), "query_index": INDEX, "question_mask": question,
-            "features": torch.randn(1, images * P, C), "feature_mask": feature}
+    return {
+        "hidden": torch.randn(1, T, D),
+        "query_index": INDEX,
+        "question_mask": question,
+        "features": torch.randn(1, images * P, C),
+        "feature_mask": feature,
+    }
 
 
 def attend(attention: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -70,8 +76,13 @@ def test_one_call_for_all_turns_is_one_call_a_turn():
     together, apart = module(**given), given["hidden"]
     for turn in range(2):
         mine = slice(2 * turn, 2 * turn + 2)
-        apart = module(apart, INDEX[:, mine], given["question_mask"][:, mine], given["features"],
-                       given["feature_mask"][:, mine])
+        apart = module(
+            apart,
+            INDEX[:, mine],
+            given["question_mask"][:, mine],
+            given["features"],
+            given["feature_mask"][:, mine],
+        )
     torch.testing.assert_close(together, apart, atol=1e-6, rtol=0)
 
 
@@ -221,26 +232,29 @@ def test_sizes_of_the_paper():
     assert (count, module.tokens.numel(), module.at) == (8_084_416, 9 * 2560, (8,))
 
 
-@pytest.mark.parametrize(("knobs", "message"), [
-    ({"at": 4}, r"embq\.at=4: the LLM has decoder layers 1 to 3"),
-    ({"at": 0}, r"embq\.at=0: the LLM has decoder layers 1 to 3"),
-    ({"at": (2, 9)}, r"embq\.at=9: "),
-    ({"at": ()}, r"embq\.at=\(\): give at least one"),
-    ({"dim": 10}, r"embq\.heads=4 does not divide embq\.dim=10"),
-    ({"heads": 8}, r"embq\.heads=8 does not divide the tower's width=12"),
-    ({"heads": 0}, r"embq\.heads=0: must be at least 1"),
-    ({"dim": 0}, r"embq\.dim=0: must be at least 1"),
-    ({"num_queries": 0}, r"embq\.num_queries=0: must be at least 1"),
-    ({"num_layers": -1}, r"embq\.num_layers=-1: must be at least 1"),
-    ({"released": True, "stacked": True}, r"embq\.stacked=True: embq\.released=true has stacked=False"),
-    ({"released": True, "fusion": "gated"}, r"embq\.fusion=gated: embq\.released=true has fusion=add"),
-    ({"released": True, "heads": 2}, r"embq\.heads=2: embq\.released=true has heads=4"),
-    ({"fusion": "mul"}, r"embq\.fusion='mul': expected replace \| add \| gated"),
-    ({"init": "dots"}, r"embq\.init='dots'"),
-    ({"at": "8"}, r"embq\.at='8'"),
-    ({"num_queries": 2.5}, r"embq\.num_queries=2\.5"),
-    ({"dims": 8}, r"no knob 'dims'; did you mean 'dim'"),
-])
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"at": 4}, r"embq\.at=4: the LLM has decoder layers 1 to 3"),
+        ({"at": 0}, r"embq\.at=0: the LLM has decoder layers 1 to 3"),
+        ({"at": (2, 9)}, r"embq\.at=9: "),
+        ({"at": ()}, r"embq\.at=\(\): give at least one"),
+        ({"dim": 10}, r"embq\.heads=4 does not divide embq\.dim=10"),
+        ({"heads": 8}, r"embq\.heads=8 does not divide the tower's width=12"),
+        ({"heads": 0}, r"embq\.heads=0: must be at least 1"),
+        ({"dim": 0}, r"embq\.dim=0: must be at least 1"),
+        ({"num_queries": 0}, r"embq\.num_queries=0: must be at least 1"),
+        ({"num_layers": -1}, r"embq\.num_layers=-1: must be at least 1"),
+        ({"released": True, "stacked": True}, r"embq\.stacked=True: embq\.released=true has stacked=False"),
+        ({"released": True, "fusion": "gated"}, r"embq\.fusion=gated: embq\.released=true has fusion=add"),
+        ({"released": True, "heads": 2}, r"embq\.heads=2: embq\.released=true has heads=4"),
+        ({"fusion": "mul"}, r"embq\.fusion='mul': expected replace \| add \| gated"),
+        ({"init": "dots"}, r"embq\.init='dots'"),
+        ({"at": "8"}, r"embq\.at='8'"),
+        ({"num_queries": 2.5}, r"embq\.num_queries=2\.5"),
+        ({"dims": 8}, r"no knob 'dims'; did you mean 'dim'"),
+    ],
+)
 def test_bad_knobs_are_refused_in_one_line(knobs, message):
     with pytest.raises(UsageError, match=message) as caught:
         embq(**knobs)

@@ -1,4 +1,5 @@
 """Several hidden states of the tower in the channels, for compressors that read more than its output."""
+
 import pytest
 import torch
 from factories import vision_config

@@ -1,4 +1,5 @@
 """Pretrained towers from local checkpoints. No hub is reached."""
+
 import json
 import logging
 

@@ -1,4 +1,5 @@
 """High resolution by tiles: the order of the crops, what each one shows, and which layout an image gets."""
+
 import random
 
 import pytest
@@ -63,10 +64,21 @@ def test_other_modes_become_rgb():
         assert {piece.mode for piece in Tiling(2, 5).crop(Image.new(mode, (10, 10)))} == {"RGB"}
 
 
-@pytest.mark.parametrize(("size", "grid"), [
-    ((40, 40), (1, 1)), ((10, 30), (1, 1)), ((80, 80), (2, 2)), ((500, 500), (2, 2)), ((41, 41), (2, 2)),
-    ((80, 40), (1, 2)), ((40, 80), (2, 1)), ((120, 40), (1, 3)), ((40, 900), (4, 1)), ((9000, 1), (1, 1)),
-])
+@pytest.mark.parametrize(
+    ("size", "grid"),
+    [
+        ((40, 40), (1, 1)),
+        ((10, 30), (1, 1)),
+        ((80, 80), (2, 2)),
+        ((500, 500), (2, 2)),
+        ((41, 41), (2, 2)),
+        ((80, 40), (1, 2)),
+        ((40, 80), (2, 1)),
+        ((120, 40), (1, 3)),
+        ((40, 900), (4, 1)),
+        ((9000, 1), (1, 1)),
+    ],
+)
 def test_rows_and_columns_by_the_shape_of_the_image(size, grid):
     tiling, (rows, columns) = Tiling(2, 40, "anyres"), grid
     assert tiling.grid(*size) == grid and not tiling.fixed

@@ -1,4 +1,5 @@
 """Vision towers on tiny random models of the real classes: images of 30 pixels, patches of 7, a 4x4 grid."""
+
 import copy
 
 import open_clip
@@ -117,8 +118,13 @@ def test_open_clip_timm_equals_timm():
 
 def timm_to_transformers(state: dict) -> dict:
     """SigLIP weights under transformers' names; qkv is one matrix in timm and three there."""
-    renames = [("patch_embed.proj", "embeddings.patch_embedding"), ("blocks.", "encoder.layers."),
-               ("norm1", "layer_norm1"), ("norm2", "layer_norm2"), ("attn.proj", "self_attn.out_proj")]
+    renames = [
+        ("patch_embed.proj", "embeddings.patch_embedding"),
+        ("blocks.", "encoder.layers."),
+        ("norm1", "layer_norm1"),
+        ("norm2", "layer_norm2"),
+        ("attn.proj", "self_attn.out_proj"),
+    ]
     found = {}
     for key, value in state.items():
         for old, new in renames:
@@ -303,8 +309,14 @@ def test_so400m_on_the_meta_device():
         tower = build_tower(OpenClipVisionConfig(model_name="ViT-SO400M-14-SigLIP-384"))
         shape = tower(torch.empty(1, 3, 384, 384)).shape
         twin = build_tower(
-            SiglipVisionConfig(hidden_size=1152, intermediate_size=4304, num_hidden_layers=27,
-                               num_attention_heads=16, image_size=384, patch_size=14)
+            SiglipVisionConfig(
+                hidden_size=1152,
+                intermediate_size=4304,
+                num_hidden_layers=27,
+                num_attention_heads=16,
+                image_size=384,
+                patch_size=14,
+            )
         )
     assert (tower.num_layers, tower.depth, shape) == (27, 26, (1, 27, 27, 1152))
     block = 4 * (1152**2 + 1152) + 2 * 1152 * 4304 + 4304 + 1152 + 4 * 1152

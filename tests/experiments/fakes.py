@@ -1,4 +1,5 @@
 """Stage functions that compute nothing but leave what real ones do; a configuration that needs no asset."""
+
 import json
 import os
 import signal
@@ -35,16 +36,23 @@ def stages(*overrides: str) -> dict[str, Stage]:
     return {" ".join([stage.kind, *stage.roles[:1]]): stage for stage in found}
 
 
-QUESTIONS = [("Is there a fox?", "yes", "presence"), ("Is there an owl?", "no", "presence"),
-             ("Is there a cat?", "yes", "presence"), ("What is it?", "a fox", "recognition")]
+QUESTIONS = [
+    ("Is there a fox?", "yes", "presence"),
+    ("Is there an owl?", "no", "presence"),
+    ("Is there a cat?", "yes", "presence"),
+    ("What is it?", "a fox", "recognition"),
+]
 
 
 def write_llava(path: Path, images: bool = False, samples: int = 2) -> Path:
     """A small LLaVA file; with `images`, red squares beside it."""
     records = []
     for i in range(samples):
-        turns = [{"from": who, "value": text} for question, answer, _ in QUESTIONS
-                 for who, text in (("human", question), ("gpt", answer))]
+        turns = [
+            {"from": who, "value": text}
+            for question, answer, _ in QUESTIONS
+            for who, text in (("human", question), ("gpt", answer))
+        ]
         records.append({"id": str(i), "conversations": turns, "families": [f for *_, f in QUESTIONS]})
         if images:
             from PIL import Image
@@ -113,10 +121,17 @@ def leave(kind: str, config: Config, out: Path) -> None:
         write_llava(folder / "test.json")
     if kind == "evaluate":
         share = 0.5 + 0.125 * (config.seed % 4)
-        (out / "metrics.json").write_text(json.dumps({
-            "overall": share, "families": {"presence": share, "recognition": 1.0}, "n": 8,
-            "counts": {"presence": 6, "recognition": 2},
-            "efficiency": {"visual_tokens": 16, "query_tokens": 9, "parameters_added": 1}}))
+        (out / "metrics.json").write_text(
+            json.dumps(
+                {
+                    "overall": share,
+                    "families": {"presence": share, "recognition": 1.0},
+                    "n": 8,
+                    "counts": {"presence": 6, "recognition": 2},
+                    "efficiency": {"visual_tokens": 16, "query_tokens": 9, "parameters_added": 1},
+                }
+            )
+        )
         (out / "predictions.jsonl").write_text("{}\n")
 
 

@@ -1,4 +1,5 @@
 """Training stages over tiny backbones and data on disk, so that other processes can build them again."""
+
 import json
 from pathlib import Path
 
@@ -25,10 +26,14 @@ def write_data(folder: Path, count: int, text_only: frozenset[int] = frozenset()
     """Conversations of one to three turns; numbers `text_only` have no picture."""
     records = []
     for i in range(count):
-        turns = [turn for k in range(1 + i % 3) for turn in (
-            {"from": "human", "value": f"what is {'a ' * k}this ?"},
-            {"from": "gpt", "value": f"a dog {'and a cat ' * (i % 5)}{k}"},
-        )]
+        turns = [
+            turn
+            for k in range(1 + i % 3)
+            for turn in (
+                {"from": "human", "value": f"what is {'a ' * k}this ?"},
+                {"from": "gpt", "value": f"a dog {'and a cat ' * (i % 5)}{k}"},
+            )
+        ]
         image = {} if i in text_only else {"image": f"{i}.png"}
         if image:
             picture(i, (24, 20)).save(folder / f"{i}.png")
@@ -56,8 +61,9 @@ def align(config: Config, folder: Path) -> dict[str, Path]:
     return {"pretrain": folder}
 
 
-def run(stage: str, config: Config, inputs: dict[str, Path], out: Path,
-        report: Reporter | None = None) -> dict[str, torch.Tensor]:
+def run(
+    stage: str, config: Config, inputs: dict[str, Path], out: Path, report: Reporter | None = None
+) -> dict[str, torch.Tensor]:
     """A whole stage; the weights that it leaves."""
     out.mkdir(exist_ok=True)
     getattr(training, stage)(config, inputs, out, report or Reporter())
@@ -76,10 +82,15 @@ class Record(Callback):
         self.path = path
 
     def on_before_optimizer_step(self, trainer, module, optimizer):  # noqa: ARG002
-        found = {name: whole(p.grad).clone() for name, p in module.model.named_parameters()
-                 if p.requires_grad and p.grad is not None}
-        torch.save((found, sorted(n for n, p in module.model.named_parameters() if p.requires_grad)),
-                   f"{self.path}.{module.global_rank}")
+        found = {
+            name: whole(p.grad).clone()
+            for name, p in module.model.named_parameters()
+            if p.requires_grad and p.grad is not None
+        }
+        torch.save(
+            (found, sorted(n for n, p in module.model.named_parameters() if p.requires_grad)),
+            f"{self.path}.{module.global_rank}",
+        )
 
 
 def record(config, stage, inputs, out, world, report):

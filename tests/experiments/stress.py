@@ -5,6 +5,7 @@ same directory, a full disk, a file that is cut short, changed or deleted. In th
 sweep that nobody disturbed, byte for byte; what was finished stayed; no step was computed twice without
 need.
 """
+
 import argparse
 import os
 import random
@@ -35,13 +36,27 @@ class Stress:
         self.happened: list[str] = []
 
     def start(self, workers: int = TOGETHER, **keywords) -> subprocess.Popen:
-        return spawn(self.out, self.log, SLOW, *CELLS, f"launch.workers={workers}", text=True,
-                     stdout=subprocess.PIPE, stderr=subprocess.PIPE, **keywords)
+        return spawn(
+            self.out,
+            self.log,
+            SLOW,
+            *CELLS,
+            f"launch.workers={workers}",
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            **keywords,
+        )
 
     def event(self, name: str) -> None:
         """One thing that happens, at a random moment of a sweep that goes on where the last one stopped."""
-        {"kill": self.kill, "kill a worker": self.kill_a_worker, "kill one of two": self.kill_one_of_two,
-         "fill the disk": self.fill, "harm a file": self.harm}[name]()
+        {
+            "kill": self.kill,
+            "kill a worker": self.kill_a_worker,
+            "kill one of two": self.kill_one_of_two,
+            "fill the disk": self.fill,
+            "harm a file": self.harm,
+        }[name]()
         self.happened.append(name)
         self.look()
 
@@ -81,8 +96,10 @@ class Stress:
     def fill(self) -> None:
         """A limit on file sizes stands for a full disk."""
         size = self.random.randrange(50, 1200)
-        process = self.start(self.random.choice([1, TOGETHER]),
-                             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)))
+        process = self.start(
+            self.random.choice([1, TOGETHER]),
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
+        )
         try:
             screen, error = process.communicate(timeout=60)
         finally:
@@ -159,5 +176,7 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
         found = stress(Path(place), given.moments, given.seed)
         steps = len(read_log(found.log.with_suffix(".steps")))
-    sys.stdout.write(f"{len(found.happened)} moments: {', '.join(found.happened)}\n"
-                     f"{steps} steps computed, {STAGES * STEPS} needed; the table is the undisturbed one\n")
+    sys.stdout.write(
+        f"{len(found.happened)} moments: {', '.join(found.happened)}\n"
+        f"{steps} steps computed, {STAGES * STEPS} needed; the table is the undisturbed one\n"
+    )

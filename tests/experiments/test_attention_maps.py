@@ -1,4 +1,5 @@
 """Maps are the weights that the model itself uses, and lie where they belong on the picture."""
+
 import numpy as np
 import pytest
 import torch
@@ -34,9 +35,16 @@ def test_looking_changes_nothing_and_sums_to_one(model, tiles):
     processor = make_processor(model, tiles=tiles)
     crops = 1 if tiles == 1 else 5
     inputs = processor.apply_chat_template(
-        [{"role": "user", "content": [{"type": "image", "image": picture()},
-                                      {"type": "text", "text": QUESTIONS[0]}]}],
-        tokenize=True, return_dict=True, return_tensors="pt")
+        [
+            {
+                "role": "user",
+                "content": [{"type": "image", "image": picture()}, {"type": "text", "text": QUESTIONS[0]}],
+            }
+        ],
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
     before = model(**inputs).logits
     seen = look(model, processor, picture(), QUESTIONS[0], 5)
     assert torch.equal(model(**inputs).logits, before)
@@ -59,11 +67,16 @@ def test_two_questions_look_elsewhere_and_the_compressor_does_not(model):
     assert not torch.allclose(first, second)
 
 
-@pytest.mark.parametrize(("knobs", "names"), [
-    ({"at": (1, 3)}, ["EmbQ at decoder layer 1", "EmbQ at decoder layer 3"]),
-    ({"num_layers": 2, "stacked": True}, ["EmbQ at decoder layer 2, its layer 1",
-                                          "EmbQ at decoder layer 2, its layer 2"]),
-])
+@pytest.mark.parametrize(
+    ("knobs", "names"),
+    [
+        ({"at": (1, 3)}, ["EmbQ at decoder layer 1", "EmbQ at decoder layer 3"]),
+        (
+            {"num_layers": 2, "stacked": True},
+            ["EmbQ at decoder layer 2, its layer 1", "EmbQ at decoder layer 2, its layer 2"],
+        ),
+    ],
+)
 def test_insertions_and_layers_have_maps_of_their_own(knobs, names):
     model = make_model(**knobs)
     seen = look(model, make_processor(model), picture(), QUESTIONS[0], 2)
@@ -105,7 +118,11 @@ def test_figure(model):
     figure = attention_figure.draw(picture(), looks, Tiling())
     assert panels(figure) == [1, 2, 2, 2]
     assert [axes.get_title().splitlines()[0] for axes in figure.axes] == [
-        "the picture", "sap: weights", "What is this?", "And that?"]
+        "the picture",
+        "sap: weights",
+        "What is this?",
+        "And that?",
+    ]
     overlay = figure.axes[1].images[1].get_array()
     assert overlay[..., 3].max() == pytest.approx(0.8)
     assert panels(attention_figure.draw(picture(), looks, Tiling(), heads=True)) == [1, 2, *[2] * 2 * (1 + 4)]
@@ -153,14 +170,17 @@ def test_the_command_writes_a_picture(folder, tmp_path, capsys):
     assert capsys.readouterr().out == f"{out}\n" and out.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(("arguments", "wrong"), [
-    ([], "the following arguments are required"),
-    (["{}", "--image", "{}/cat.png", *["--question", "a"] * 3], "3 questions; give at most 2"),
-    (["{}", "--image", "{}/cat.png", "--question", "a", "--out", "a.jpg"], "must end in .png"),
-    (["{}", "--image", "{}/dog.png", "--question", "a"], "dog.png: no such picture"),
-    (["{}/x", "--image", "{}/cat.png", "--question", "a"], "x: no such folder"),
-    (["{}", "--image", "{}/cat.png", "--question", " "], "turn 1 has an empty question"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "wrong"),
+    [
+        ([], "the following arguments are required"),
+        (["{}", "--image", "{}/cat.png", *["--question", "a"] * 3], "3 questions; give at most 2"),
+        (["{}", "--image", "{}/cat.png", "--question", "a", "--out", "a.jpg"], "must end in .png"),
+        (["{}", "--image", "{}/dog.png", "--question", "a"], "dog.png: no such picture"),
+        (["{}/x", "--image", "{}/cat.png", "--question", "a"], "x: no such folder"),
+        (["{}", "--image", "{}/cat.png", "--question", " "], "turn 1 has an empty question"),
+    ],
+)
 def test_bad_input_is_one_line(folder, arguments, wrong, capsys):
     assert attention_maps.main([word.replace("{}", str(folder)) for word in arguments]) == 2
     out, err = capsys.readouterr()

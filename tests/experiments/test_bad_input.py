@@ -1,4 +1,5 @@
 """Bad input through the command line: one line on stderr, exit code 2, no traceback, nothing written."""
+
 import json
 import os
 import resource
@@ -24,8 +25,15 @@ def refused(tmp_path):
 
     def run(*arguments: str, command=(*SWEEP, *NAMES), **keywords) -> str:
         before = tree(tmp_path)
-        found = subprocess.run([*command, *arguments], cwd=tmp_path, env=ENVIRONMENT, capture_output=True,
-                               text=True, timeout=120, **keywords)
+        found = subprocess.run(
+            [*command, *arguments],
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            **keywords,
+        )
         assert "Traceback" not in found.stderr + found.stdout
         assert found.returncode == 2, found.stderr
         assert found.stderr.startswith("error: ") and found.stderr.count("\n") == 1
@@ -35,21 +43,24 @@ def refused(tmp_path):
     return run
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["compressor=sapp"], "did you mean 'sap'?"),
-    (["compressor=sap+embk"], "did you mean 'embq'?"),
-    (["sap.rte=3"], "no knob 'rte'; did you mean 'rate'?"),
-    (["preset=tinny"], "did you mean 'tiny'?"),
-    (["table=99"], "table=99: no "),
-    (["seed=zero"], "seed='zero': expected int"),
-    (["embq.dim=wide"], "embq.dim='wide': expected int"),
-    (["finetune.lrr=1"], "did you mean 'finetune.lr'?"),
-    (["sap"], "expected key=value"),
-    (["--plann"], "--help shows what there is"),
-    (["out=a,b"], "out=a,b: takes one value"),
-    (["blind=perhaps"], "blind='perhaps': expected bool"),
-    (["pretrain.max_steps=1e-3"], "expected int"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compressor=sapp"], "did you mean 'sap'?"),
+        (["compressor=sap+embk"], "did you mean 'embq'?"),
+        (["sap.rte=3"], "no knob 'rte'; did you mean 'rate'?"),
+        (["preset=tinny"], "did you mean 'tiny'?"),
+        (["table=99"], "table=99: no "),
+        (["seed=zero"], "seed='zero': expected int"),
+        (["embq.dim=wide"], "embq.dim='wide': expected int"),
+        (["finetune.lrr=1"], "did you mean 'finetune.lr'?"),
+        (["sap"], "expected key=value"),
+        (["--plann"], "--help shows what there is"),
+        (["out=a,b"], "out=a,b: takes one value"),
+        (["blind=perhaps"], "blind='perhaps': expected bool"),
+        (["pretrain.max_steps=1e-3"], "expected int"),
+    ],
+)
 def test_arguments(refused, arguments, message):
     assert message in refused(*arguments)
 
@@ -66,7 +77,7 @@ def own_data(path: Path) -> list[str]:
 def test_not_llava(refused, tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps([{"text": "hello"}]))
-    assert "mine.json, sample 0: no \"conversations\"" in refused(*own_data(path))
+    assert 'mine.json, sample 0: no "conversations"' in refused(*own_data(path))
 
 
 def test_empty_answer(refused, tmp_path):
@@ -103,8 +114,14 @@ def test_full_disk(tmp_path):
     code = "import sys; from experiments import sweep; sys.exit(sweep.main(check=lambda config: None))"
     # -B: the limit would cut Python's own bytecode files short, too
     command = [sys.executable, "-B", "-c", code, *NAMES, "data.scale=0.002", f"out={tmp_path / 'out'}"]
-    found = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120,
-                           preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)))
+    found = subprocess.run(
+        command,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)),
+    )
     assert found.returncode == 2
     assert found.stderr.count("\n") == 1 and "File too large" in found.stderr and "out=DIR" in found.stderr
     assert not list((tmp_path / "out").rglob("done.json"))
@@ -114,7 +131,9 @@ def test_full_disk(tmp_path):
 @pytest.mark.parametrize("arguments", [["--help"], ["compressor=sapp"], ["seed=zero"], ["--plan"]])
 def test_answers_do_not_wait_for_torch(arguments):
     """Two seconds of import would be most of the wait for a typo."""
-    code = ("import sys; from experiments import sweep; sweep.main(sys.argv[1:]); "
-            "sys.exit('torch' in sys.modules)")
+    code = (
+        "import sys; from experiments import sweep; sweep.main(sys.argv[1:]); "
+        "sys.exit('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code, *arguments], env=ENVIRONMENT, capture_output=True)
     assert done.returncode == 0

@@ -1,4 +1,5 @@
 """The measuring code is measured: known times, known bytes, known operations; and the bench runs."""
+
 import time
 
 import pytest
@@ -73,11 +74,14 @@ def test_bench_runs(capsys):
     assert shown.count("SAP, looped") == 2 and "tower trained" in shown
 
 
-@pytest.mark.parametrize("argv, message", [
-    (["--rounds", "0"], "--rounds=0: must be at least 1"),
-    (["--grid", "4", "--dim", "8"], "rate=3 does not divide the 4x4 patch grid"),
-    (["--dtype", "int8"], "invalid choice"),
-])
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--rounds", "0"], "--rounds=0: must be at least 1"),
+        (["--grid", "4", "--dim", "8"], "rate=3 does not divide the 4x4 patch grid"),
+        (["--dtype", "int8"], "invalid choice"),
+    ],
+)
 def test_bad_arguments(argv, message, capsys):
     with pytest.raises(SystemExit, match="2"):
         bench.main(argv)

@@ -1,4 +1,5 @@
 """Chat over tiny random models: what it says is what generation gives, turn after turn."""
+
 import io
 
 import pytest
@@ -99,17 +100,20 @@ def test_a_session_goes_on_after_a_bad_question(folder, capsys):
     assert err.count("[TTFT") == 2 and err.count("error: ") == 1 and given.readline() == "never read\n"
 
 
-@pytest.mark.parametrize(("arguments", "wrong"), [
-    ([], "expected IMAGE and one QUESTION in quotes, found nothing"),
-    (["cat.png", "a", "b"], "found 3 words (cat.png, a, b)"),
-    (["cat.png", "modle=x"], "modle=x: no setting of this command; did you mean 'model'?"),
-    (["cat.png", "--model", "x"], "--model: no setting of this command; did you mean 'model'?"),
-    (["cat.png", "max_new_tokens=many"], "max_new_tokens=many: expected a number"),
-    (["nowhere.png", "hi", "model={}/cells/one"], "nowhere.png: no such picture"),
-    (["{}/cells/one/stages.json", "hi", "model={}/cells/one"], "stages.json: not a picture"),
-    (["{}/cat.png", "hi", "model={}/nowhere"], "nowhere: no such folder; give OUT/cells/CELL"),
-    (["{}/cat.png", "hi", "model={}/cells"], "no model here (no config.json)"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "wrong"),
+    [
+        ([], "expected IMAGE and one QUESTION in quotes, found nothing"),
+        (["cat.png", "a", "b"], "found 3 words (cat.png, a, b)"),
+        (["cat.png", "modle=x"], "modle=x: no setting of this command; did you mean 'model'?"),
+        (["cat.png", "--model", "x"], "--model: no setting of this command; did you mean 'model'?"),
+        (["cat.png", "max_new_tokens=many"], "max_new_tokens=many: expected a number"),
+        (["nowhere.png", "hi", "model={}/cells/one"], "nowhere.png: no such picture"),
+        (["{}/cells/one/stages.json", "hi", "model={}/cells/one"], "stages.json: not a picture"),
+        (["{}/cat.png", "hi", "model={}/nowhere"], "nowhere: no such folder; give OUT/cells/CELL"),
+        (["{}/cat.png", "hi", "model={}/cells"], "no model here (no config.json)"),
+    ],
+)
 def test_bad_input_is_one_line(folder, arguments, wrong, capsys):
     assert command.main([word.replace("{}", str(folder)) for word in arguments]) == 2
     out, err = capsys.readouterr()

@@ -1,4 +1,5 @@
 """torch.compile of the training step: the same training, and nothing of it in what is saved."""
+
 from functools import partial
 
 import pytest
@@ -64,8 +65,9 @@ def test_it_trains_the_same_weights_in_two_processes(folder, strategy):
 
 def check_weights(folder, settings):
     train = partial(make_config, folder, **settings)
-    plain, compiled = (run("finetune", train(compile=on), align(train(), folder), folder / str(on))
-                       for on in (False, True))
+    plain, compiled = (
+        run("finetune", train(compile=on), align(train(), folder), folder / str(on)) for on in (False, True)
+    )
     assert plain.keys() == compiled.keys()
     for name, wanted in plain.items():
         if "k_proj.bias" not in name:  # attention does not see it: AdamW follows the sign of rounding errors

@@ -1,4 +1,5 @@
 """Overrides, presets, precedence, suggestions."""
+
 import re
 import subprocess
 import sys
@@ -78,15 +79,18 @@ def test_a_compressor_may_want_another_recipe(tmp_path):
     assert config("compressor=sap").finetune.epochs == 2  # and nothing has leaked back
 
 
-@pytest.mark.parametrize(("wants", "message"), [
-    ("3", "wants: expected COMPRESSOR"),
-    ("{sap: 3}", "wants: expected COMPRESSOR"),
-    ("{sapp: {pretrain.lr: 1}}", "unknown compressor 'sapp'; did you mean 'sap'"),
-    ("{sap: {pretrain.lrr: 1}}", "did you mean 'pretrain.lr'"),
-    ("{sap: {pretrain.lr: -1}}", "pretrain.lr=-1.0: must be more than 0"),
-    ("{sap: {sap.rate: 2}}", "wants.sap: 'sap.rate' cannot be here"),
-    ("{sap: {seed: 2}}", "wants.sap: 'seed' cannot be here"),
-])
+@pytest.mark.parametrize(
+    ("wants", "message"),
+    [
+        ("3", "wants: expected COMPRESSOR"),
+        ("{sap: 3}", "wants: expected COMPRESSOR"),
+        ("{sapp: {pretrain.lr: 1}}", "unknown compressor 'sapp'; did you mean 'sap'"),
+        ("{sap: {pretrain.lrr: 1}}", "did you mean 'pretrain.lr'"),
+        ("{sap: {pretrain.lr: -1}}", "pretrain.lr=-1.0: must be more than 0"),
+        ("{sap: {sap.rate: 2}}", "wants.sap: 'sap.rate' cannot be here"),
+        ("{sap: {seed: 2}}", "wants.sap: 'seed' cannot be here"),
+    ],
+)
 def test_bad_wants(wants, message, tmp_path):
     mine = tmp_path / "mine.yaml"
     mine.write_text(f"wants: {wants}\n")
@@ -122,48 +126,54 @@ def test_values():
     assert config("trainer.devices=2").trainer.devices == "2"
 
 
-@pytest.mark.parametrize(("override", "message"), [
-    ("compressor=sapp", "unknown compressor 'sapp'; did you mean 'sap'"),
-    ("compressor=sap+emb", "unknown query module 'emb'; did you mean 'embq'"),
-    ("compressor=sap+embq+embq", "NAME\\+QUERY_MODULE"),
-    ("compressor=none+embq", "sees no image"),
-    ("projector=mlp", "unknown projector 'mlp'"),
-    ("preset=tyny", "unknown preset 'tyny'; did you mean 'tiny'"),
-    ("preset=missing.yaml", "missing.yaml: no such file"),
-    ("finetun.lr=1", "did you mean 'finetune'"),
-    ("finetune.lrr=1", "did you mean 'finetune.lr'"),
-    ("lr=1", "did you mean pretrain.lr or finetune.lr"),
-    ("sedd=1", "did you mean 'seed'"),
-    ("finetune=1", "'finetune' is a section"),
-    ("sap=3", "sap.KNOB"),
-    ("sap.rte=3", "no knob 'rte'; did you mean 'rate'"),
-    ("sap.rate=big", "sap.rate='big': expected int"),
-    ("embq.fusion=ad", "embq.fusion='ad'"),
-    ("random.rate=3", "no cell uses 'random'"),
-    ("seed=one", "seed='one': expected int"),
-    ("seed=", "seed='': expected int"),
-    ("seed=-1", "seed=-1: must be at least 0"),
-    ("seed=1.5", "seed=1.5: expected int"),
-    ("finetune.lr=0", "finetune.lr=0.0: must be more than 0"),
-    ("finetune.accumulate=3", "does not divide"),
-    ("trainer.precision=fp4", "must be one of auto"),
-    ("tower.train=3", "expected bool"),
-    ("data.scale=.nan", "data.scale=nan"),
-])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("compressor=sapp", "unknown compressor 'sapp'; did you mean 'sap'"),
+        ("compressor=sap+emb", "unknown query module 'emb'; did you mean 'embq'"),
+        ("compressor=sap+embq+embq", "NAME\\+QUERY_MODULE"),
+        ("compressor=none+embq", "sees no image"),
+        ("projector=mlp", "unknown projector 'mlp'"),
+        ("preset=tyny", "unknown preset 'tyny'; did you mean 'tiny'"),
+        ("preset=missing.yaml", "missing.yaml: no such file"),
+        ("finetun.lr=1", "did you mean 'finetune'"),
+        ("finetune.lrr=1", "did you mean 'finetune.lr'"),
+        ("lr=1", "did you mean pretrain.lr or finetune.lr"),
+        ("sedd=1", "did you mean 'seed'"),
+        ("finetune=1", "'finetune' is a section"),
+        ("sap=3", "sap.KNOB"),
+        ("sap.rte=3", "no knob 'rte'; did you mean 'rate'"),
+        ("sap.rate=big", "sap.rate='big': expected int"),
+        ("embq.fusion=ad", "embq.fusion='ad'"),
+        ("random.rate=3", "no cell uses 'random'"),
+        ("seed=one", "seed='one': expected int"),
+        ("seed=", "seed='': expected int"),
+        ("seed=-1", "seed=-1: must be at least 0"),
+        ("seed=1.5", "seed=1.5: expected int"),
+        ("finetune.lr=0", "finetune.lr=0.0: must be more than 0"),
+        ("finetune.accumulate=3", "does not divide"),
+        ("trainer.precision=fp4", "must be one of auto"),
+        ("tower.train=3", "expected bool"),
+        ("data.scale=.nan", "data.scale=nan"),
+    ],
+)
 def test_errors_name_the_value_and_what_to_do(override, message):
     with pytest.raises(UsageError, match=message) as caught:
         cells(override)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("finetune: {lrr: 1}", "mine.yaml: unknown setting 'finetune.lrr'"),
-    ("embq: {dmi: 1}", "mine.yaml: .*no knob 'dmi'"),
-    ("seed: one", "mine.yaml: seed='one'"),
-    ("- 1", "mine.yaml: expected settings"),
-    ("a: [1", "mine.yaml: not readable as YAML"),
-    ("preset: tinny", "unknown preset 'tinny'"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("finetune: {lrr: 1}", "mine.yaml: unknown setting 'finetune.lrr'"),
+        ("embq: {dmi: 1}", "mine.yaml: .*no knob 'dmi'"),
+        ("seed: one", "mine.yaml: seed='one'"),
+        ("- 1", "mine.yaml: expected settings"),
+        ("a: [1", "mine.yaml: not readable as YAML"),
+        ("preset: tinny", "unknown preset 'tinny'"),
+    ],
+)
 def test_bad_preset_files(tmp_path, text, message):
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(UsageError, match=message) as caught:
@@ -197,12 +207,16 @@ def test_unknown_asset():
     assert resolve_source("google/siglip") == "google/siglip"
 
 
-@pytest.mark.parametrize(("source", "real"), [
-    (signatures.compressors, real_compressors.names.__self__),
-    (signatures.query_modules, real_query_modules),
-    (signatures.projectors, real_projectors),
-    (signatures.pruners, real_pruners),
-], ids=["compressors", "query_modules", "projectors", "pruners"])
+@pytest.mark.parametrize(
+    ("source", "real"),
+    [
+        (signatures.compressors, real_compressors.names.__self__),
+        (signatures.query_modules, real_query_modules),
+        (signatures.projectors, real_projectors),
+        (signatures.pruners, real_pruners),
+    ],
+    ids=["compressors", "query_modules", "projectors", "pruners"],
+)
 def test_signatures_read_from_source_are_the_real_ones(source, real):
     source = source()
     assert source.names() == real.names()
@@ -216,13 +230,19 @@ def test_signatures_read_from_source_are_the_real_ones(source, real):
 
 def test_help_names_every_setting_and_part():
     text = usage.text()
-    for name in (*settings(), *signatures.compressors().names(), *signatures.pruners().names(),
-                 *preset_names()):
+    for name in (
+        *settings(),
+        *signatures.compressors().names(),
+        *signatures.pruners().names(),
+        *preset_names(),
+    ):
         assert name in text
 
 
 def test_configuration_and_plan_import_no_torch():
-    code = ("import sys; from experiments import request, sweep; "
-            "request.read(['llm.source=a/b', 'tower.source=a/b']); "
-            "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)")
+    code = (
+        "import sys; from experiments import request, sweep; "
+        "request.read(['llm.source=a/b', 'tower.source=a/b']); "
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

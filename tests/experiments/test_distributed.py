@@ -1,4 +1,5 @@
 """Several processes (gloo, CPU): the gradients, losses and weights of one."""
+
 import os
 import subprocess
 import sys
@@ -56,8 +57,11 @@ def test_two_processes_have_the_gradients_of_one(tmp_path, stage, text_only):
         config.trainer.strategy = strategy
         together = gradients(tmp_path, config, stage, 2)
         assert together.keys() == alone.keys()
-        unlike = [name for name, wanted in alone.items()
-                  if not torch.allclose(together[name], wanted, rtol=1e-3, atol=1e-6)]
+        unlike = [
+            name
+            for name, wanted in alone.items()
+            if not torch.allclose(together[name], wanted, rtol=1e-3, atol=1e-6)
+        ]
         assert not unlike, strategy
 
 
@@ -127,8 +131,12 @@ def waits(report):  # noqa: ARG001
 def test_processes_end_with_a_sweep_that_is_killed():
     source = "import test_distributed as t; t.launch(t.waits, 2, t.Reporter())"
     path = os.pathsep.join((str(Path(__file__).parent), str(Path(__file__).parents[2])))
-    sweep = subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, text=True,
-                             env={**os.environ, "PYTHONPATH": path})
+    sweep = subprocess.Popen(
+        [sys.executable, "-c", source],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
     assert [sweep.stdout.readline() for _ in range(2)] == ["waits\n"] * 2
     sweep.kill()
     assert sweep.communicate(timeout=300) == ("", None)  # at its end no process is left that could write
@@ -140,8 +148,10 @@ def test_deepspeed_is_asked_for_by_name(tmp_path):
         run("pretrain", config, {}, tmp_path / "out")
 
 
-@pytest.mark.parametrize(("devices", "strategy", "processes"), [
-    ("auto", "auto", 0), ("1", "ddp", 0), ("1", "fsdp", 1), ("2", "auto", 2), ("3", "ddp", 3)])
+@pytest.mark.parametrize(
+    ("devices", "strategy", "processes"),
+    [("auto", "auto", 0), ("1", "ddp", 0), ("1", "fsdp", 1), ("2", "auto", 2), ("3", "ddp", 3)],
+)
 def test_one_device_needs_no_other_process(devices, strategy, processes):
     settings = Trainer(accelerator="cpu", devices=devices, strategy=strategy)
     assert strategies.processes(settings) == processes

@@ -1,4 +1,5 @@
 """The efficiency command: known counts at full size, families of Table 1 at small ones, files, bad input."""
+
 import copy
 import json
 
@@ -24,14 +25,21 @@ FLOPS = {  # label -> picture's side, visual tokens, TFLOPs by part, counted bef
     "InternVL2-2B": (448, 256, {"vision tower": 0.724, "language model": 0.911}),
 }
 PARAMETERS = {"LLaVA-1.5-7B": 7.06, "Qwen2-VL-2B": 2.21, "InternVL2-2B": 2.21}  # 1e9, as the hub shows them
-SMALL_LLM = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "num_key_value_heads": 2}
+SMALL_LLM = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 SMALL_TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 SMALL = {  # changes to a family's configuration
     "llava": (SMALL_TOWER, {}),
     "internvl": (SMALL_TOWER, {}),
-    "qwen2_vl": ({"depth": 2, "embed_dim": 16, "num_heads": 2, "hidden_size": 32}, {"rope_parameters": {
-        "rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]}}),
+    "qwen2_vl": (
+        {"depth": 2, "embed_dim": 16, "num_heads": 2, "hidden_size": 32},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]}},
+    ),
 }
 
 
@@ -65,8 +73,10 @@ def test_rows_of_a_batch_add_up():
     assert two.prefill == (twice if at_least("5.19") else pytest.approx(twice, rel=1e-5))
 
 
-@pytest.mark.parametrize(("label", "side", "visual"), [
-    ("Qwen2-VL-2B", 1344, 2304), ("InternVL2-2B", 896, 5 * 256), ("InternVL2-2B", 1344, 10 * 256)])
+@pytest.mark.parametrize(
+    ("label", "side", "visual"),
+    [("Qwen2-VL-2B", 1344, 2304), ("InternVL2-2B", 896, 5 * 256), ("InternVL2-2B", 1344, 10 * 256)],
+)
 def test_dynamic_models_see_larger_pictures(label, side, visual):
     with table1.on_meta(label) as subject:
         assert subject.visual_tokens(subject.pixels([[picture(size=(side, side))]])) == visual
@@ -100,14 +110,32 @@ def test_models_of_table1_say_where_they_are_from():
 
 
 def test_the_command_measures_and_writes(tmp_path, capsys):
-    assert main(["compressor=sap+embq,identity", "--rounds=1", "--tokens=3", "--batch=1,2", "--images=2",
-                 "--pictures=90x60", "--device=cpu", "--to", str(tmp_path)]) == 0
+    assert (
+        main(
+            [
+                "compressor=sap+embq,identity",
+                "--rounds=1",
+                "--tokens=3",
+                "--batch=1,2",
+                "--images=2",
+                "--pictures=90x60",
+                "--device=cpu",
+                "--to",
+                str(tmp_path),
+            ]
+        )
+        == 0
+    )
     said = capsys.readouterr().out
     assert "x identity" in said and "TTFT: from pictures in memory" in said
     result = json.loads((tmp_path / "efficiency.json").read_text())
     made, rows = result["made"], result["rows"]
     assert [(row["label"], row["batch"]) for row in rows] == [
-        ("sap+embq", 1), ("identity", 1), ("sap+embq", 2), ("identity", 2)]
+        ("sap+embq", 1),
+        ("identity", 1),
+        ("sap+embq", 2),
+        ("identity", 2),
+    ]
     assert [row["counts"]["visual"] for row in rows] == [32, 288, 32, 288]
     assert all(row["measured"]["ttft"][0] > 0 and row["images"] == 2 for row in rows)
     assert {"device_name", "dtype", "threads", "text_tokens", "torch"} <= made.keys()
@@ -116,8 +144,22 @@ def test_the_command_measures_and_writes(tmp_path, capsys):
 
 
 def test_the_command_trains(tmp_path, capsys):
-    assert main(["pretrain.batch_size=4", "pretrain.accumulate=2", "finetune.batch_size=2", "--train",
-                 "--rounds=2", "--data-rows=100,1000", "--device=cpu", "--to", str(tmp_path)]) == 0
+    assert (
+        main(
+            [
+                "pretrain.batch_size=4",
+                "pretrain.accumulate=2",
+                "finetune.batch_size=2",
+                "--train",
+                "--rounds=2",
+                "--data-rows=100,1000",
+                "--device=cpu",
+                "--to",
+                str(tmp_path),
+            ]
+        )
+        == 0
+    )
     assert "finetune (cached features)" in capsys.readouterr().out
     first, second = json.loads((tmp_path / "efficiency.json").read_text())["training"]
     assert "pretrain" in (tmp_path / "training.svg").read_text()
@@ -129,10 +171,27 @@ def test_the_command_trains(tmp_path, capsys):
 
 def test_mixed_precision_tiles_and_checkpointing_train(capsys):
     """What the paper's presets train with, on small backbones: gradients are clipped in bf16 too."""
-    assert main(["preset=flashsloth_hd", "tower.source=asset:tiny/tower", "tower.select_layer=-1",
-                 "llm.source=asset:tiny/llm", "embq.dim=64", "embq.at=3", "pretrain.batch_size=2",
-                 "pretrain.accumulate=2", "finetune.batch_size=2", "finetune.accumulate=2", "--train",
-                 "--rounds=1", "--text=20", "--device=cpu"]) == 0
+    assert (
+        main(
+            [
+                "preset=flashsloth_hd",
+                "tower.source=asset:tiny/tower",
+                "tower.select_layer=-1",
+                "llm.source=asset:tiny/llm",
+                "embq.dim=64",
+                "embq.at=3",
+                "pretrain.batch_size=2",
+                "pretrain.accumulate=2",
+                "finetune.batch_size=2",
+                "finetune.accumulate=2",
+                "--train",
+                "--rounds=1",
+                "--text=20",
+                "--device=cpu",
+            ]
+        )
+        == 0
+    )
     said = capsys.readouterr().out
     assert said.count("bf16-mixed") == 2 and "cached" not in said.split("A step:")[0]
 
@@ -151,22 +210,28 @@ def test_flops_of_training_are_multiples_of_the_prefill():
     forward = counting.cell_prefill(subject, 40, 1, keep=0)
     tower, llm = forward["vision tower"], forward["language model"]
     own = sum(forward.values()) - tower - llm
-    found = {(stage, cached): counting.training_flops(subject, cell.config, stage, 40, 1, cached)
-             for stage in ("pretrain", "finetune") for cached in (False, True)}
+    found = {
+        (stage, cached): counting.training_flops(subject, cell.config, stage, 40, 1, cached)
+        for stage in ("pretrain", "finetune")
+        for cached in (False, True)
+    }
     assert found["pretrain", False] == tower + 3 * own + 2 * llm
     assert found["finetune", True] == 3 * own + 3 * llm
     assert found["finetune", False] - found["finetune", True] == tower
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--rounds=0"], "0: expected a whole number of at least 1"),
-    (["--pictures=90"], "90: expected WIDTHxHEIGHT"),
-    (["--only=Llama"], "--only Llama: no model of Table 1"),
-    (["--table1", "compressor=sap"], "compressor=sap: --table1 has its own models"),
-    (["--count", "--train"], "--count: counts alone"),
-    (["compressor=sapp", "--count"], "sapp"),
-    (["--count", "--device=tpu"], "--device tpu: expected cpu, or cuda"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rounds=0"], "0: expected a whole number of at least 1"),
+        (["--pictures=90"], "90: expected WIDTHxHEIGHT"),
+        (["--only=Llama"], "--only Llama: no model of Table 1"),
+        (["--table1", "compressor=sap"], "compressor=sap: --table1 has its own models"),
+        (["--count", "--train"], "--count: counts alone"),
+        (["compressor=sapp", "--count"], "sapp"),
+        (["--count", "--device=tpu"], "--device tpu: expected cpu, or cuda"),
+    ],
+)
 def test_bad_input(arguments, message, capsys):
     assert main(arguments) == 2
     said = capsys.readouterr().err
@@ -184,9 +249,13 @@ def test_a_scale_is_counted_as_it_is_evaluated():
     assert tokens == [16, 4, 1] and len(shapes) == 3 and flops == sorted(set(flops), reverse=True)
 
 
-@pytest.mark.parametrize(("compressor", "message"), [
-    ("matryoshka", "evaluate.scale=3: choose one of 1, 2, 4"),
-    ("sap", "evaluate.scale=3: sap is trained at one")])
+@pytest.mark.parametrize(
+    ("compressor", "message"),
+    [
+        ("matryoshka", "evaluate.scale=3: choose one of 1, 2, 4"),
+        ("sap", "evaluate.scale=3: sap is trained at one"),
+    ],
+)
 def test_a_scale_that_is_not_there_is_refused_before_training(compressor, message):
     (cell,) = make_cells({"compressor": [compressor], "evaluate.scale": ["3"]})
     with pytest.raises(UsageError, match=message):

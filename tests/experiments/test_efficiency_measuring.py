@@ -1,4 +1,5 @@
 """The measuring code is measured: known times at least, known operations and bytes exactly, calls counted."""
+
 import time
 from types import SimpleNamespace
 

@@ -1,4 +1,5 @@
 """The full-size command at small sizes: its checks hold, and fail when the model is wrong."""
+
 import pytest
 import torch
 
@@ -6,9 +7,13 @@ from connectors.embq import EmbQ
 from experiments import full_size
 
 
-@pytest.mark.parametrize(("options", "visual", "trained"), [
-    ((), 9, "compressor, projector, query_module, language_model"),
-    (("--hd",), 45, "vision_tower, compressor, projector, query_module, language_model")])
+@pytest.mark.parametrize(
+    ("options", "visual", "trained"),
+    [
+        ((), 9, "compressor, projector, query_module, language_model"),
+        (("--hd",), 45, "vision_tower, compressor, projector, query_module, language_model"),
+    ],
+)
 def test_all_that_it_checks_holds(options, visual, trained, capsys):
     assert full_size.main(["--quick", "--device=cpu", "--train=both", *options]) == 0
     said = capsys.readouterr().out

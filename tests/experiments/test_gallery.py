@@ -1,4 +1,5 @@
 """The gallery: what its pictures show is what the compressors do, and the one in the repository is whole."""
+
 import re
 from pathlib import Path
 
@@ -35,8 +36,9 @@ def test_weights_of_sums_are_found(name):
 @pytest.mark.parametrize("name", ["sap", "patch_merger", "token_packer", "window_attention_pool"])
 def test_learned_windows_stay_in_their_windows(name):
     """Each token has its window alone, and something of all its patches."""
-    found = origins(make(name, **({"heads": 4} if "heads" in compressors.knobs(name) else {})),
-                    torch.randn(1, 6, 9, 8))
+    found = origins(
+        make(name, **({"heads": 4} if "heads" in compressors.knobs(name) else {})), torch.randn(1, 6, 9, 8)
+    )
     windows = origins(make("avg_pool"), torch.randn(1, 6, 9, 8)) > 0
     assert ((found > 0) == windows).all()
 
@@ -61,8 +63,11 @@ def test_colours_mix_where_tokens_share_a_patch():
 
 def test_a_sheet_says_what_the_compressor_says_of_itself():
     picture, found = Image.new("RGB", (60, 40)), torch.rand(40, 4, 6)
-    for weights, title in ((None, "tells no weights of its own"), (torch.rand(4, 6), "its own weights"),
-                           (torch.ones(4, 6), "its own weights, all alike")):
+    for weights, title in (
+        (None, "tells no weights of its own"),
+        (torch.rand(4, 6), "its own weights"),
+        (torch.ones(4, 6), "its own weights, all alike"),
+    ):
         panels = [axes.get_title() for axes in draw(picture, found, weights).axes]
         assert panels == ["all 40 tokens", "token 7", "token 21", "token 34", title]
 
@@ -75,8 +80,10 @@ def test_command(tmp_path, capsys):
     assert re.findall("^## (.*)$", page, re.M) == names
     assert page.count("*Random weights.*") == 1
     for name in names:  # the one in the repository is what the code draws
-        drawn, kept = (Image.open(folder / f"{name}.png").convert("RGB").resize((90, 20))
-                       for folder in (tmp_path / "new", FOLDER))
+        drawn, kept = (
+            Image.open(folder / f"{name}.png").convert("RGB").resize((90, 20))
+            for folder in (tmp_path / "new", FOLDER)
+        )
         difference = [abs(a - b) for a, b in zip(drawn.tobytes(), kept.tobytes())]
         assert sum(difference) / len(difference) < 2
     assert gallery.main(["tom"]) == 2

@@ -1,4 +1,5 @@
 """Cells by worker processes and by submitit: the same table, what fails, dies or is interrupted."""
+
 import os
 import re
 import resource
@@ -52,8 +53,18 @@ def test_workers_make_the_same_table(command, log, tmp_path, how):
     assert counts(log) == STAGES
     assert table(tmp_path / "out") == table(tmp_path / "alone")
     logs = sorted(re.sub(r"-\w{8}\.log", "", p.name) for p in (tmp_path / "out" / "logs").iterdir())
-    assert logs == ["blind_seed=0", "data", "features", "features", "pretrain", "pretrain", "sap+embq_seed=0",
-                    "sap+embq_seed=1", "sap_seed=0", "sap_seed=1"]
+    assert logs == [
+        "blind_seed=0",
+        "data",
+        "features",
+        "features",
+        "pretrain",
+        "pretrain",
+        "sap+embq_seed=0",
+        "sap+embq_seed=1",
+        "sap_seed=0",
+        "sap_seed=1",
+    ]
     (text,) = (p.read_text() for p in (tmp_path / "out" / "logs").glob("sap_seed=0*"))
     assert re.search(r"finetune \w+: 10 steps, \d+ s  loss 1\n.*evaluate \w+: 10 steps", text, re.S)
 
@@ -74,7 +85,7 @@ def test_units_are_what_several_read_and_every_cell(tmp_path, log):
     assert sorted(kinds[:4]) == ["data", "features", "features", "pretrain"]
     assert kinds[4:] == ["evaluate", "pretrain", *["evaluate"] * 4]  # no row waits for all of stage 1
     for unit in units.values():
-        assert set(list(units)[:list(units).index(unit.key)]) >= unit.needs  # an order of work
+        assert set(list(units)[: list(units).index(unit.key)]) >= unit.needs  # an order of work
     for cell, stage in asked.jobs[:2]:
         assert cell.config.compressor == "sap" and len(units[stage.key].needs) == 4
         store.compute(stage)
@@ -87,8 +98,9 @@ def test_a_failed_cell_is_told_with_its_last_lines_and_retried(command, log, tmp
     out = capsys.readouterr().out
     found = re.findall(r"^failed: (.*): pretrain/\w+: RuntimeError: CUDA out of memory; see (.*)$", out, re.M)
     assert [cell for cell, _ in found] == ["sap seed=1", "sap+embq seed=1"]
-    assert re.search(rf"^{re.escape(found[0][1])}:$(\n  .*)*\n  RuntimeError: first\n  CUDA out of memory$",
-                     out, re.M)
+    assert re.search(
+        rf"^{re.escape(found[0][1])}:$(\n  .*)*\n  RuntimeError: first\n  CUDA out of memory$", out, re.M
+    )
     text = Path(found[0][1]).read_text()
     assert "a last word\n" in text and "Traceback" in text
     assert counts(log)["evaluate"] == 3 and counts(log)["pretrain"] == 2
@@ -108,8 +120,11 @@ def test_a_unit_whose_workers_keep_dying_fails(command, log, tmp_path, capsys):
     deaths = tmp_path / "deaths"
     deaths.write_text("xxx")
     assert command("launch.workers=2", cells=["compressor=sap", "blind=false"], deaths=deaths) == 1
-    assert re.search(r"^failed: sap seed=0: evaluate/\w+: its worker ended by signal 9; see .*/logs/sap",
-                     capsys.readouterr().out, re.M)
+    assert re.search(
+        r"^failed: sap seed=0: evaluate/\w+: its worker ended by signal 9; see .*/logs/sap",
+        capsys.readouterr().out,
+        re.M,
+    )
     assert counts(log)["finetune"] == 3 and "evaluate" not in counts(log)
 
 
@@ -121,10 +136,23 @@ def test_bad_input_in_a_worker_is_one_line(command, capsys):
 def test_a_full_disk_in_a_worker(tmp_path):
     """A limit on file sizes stands for a full disk."""
     code = "import sys; from experiments import sweep; sys.exit(sweep.main(check=lambda config: None))"
-    command = [sys.executable, "-B", "-c", code, *names(tmp_path / "out"), "data.scale=0.002",
-               "launch.workers=2"]
-    found = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120,
-                           preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)))
+    command = [
+        sys.executable,
+        "-B",
+        "-c",
+        code,
+        *names(tmp_path / "out"),
+        "data.scale=0.002",
+        "launch.workers=2",
+    ]
+    found = subprocess.run(
+        command,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)),
+    )
     assert found.returncode == 2
     assert found.stderr.count("\n") == 1 and "File too large" in found.stderr and "out=DIR" in found.stderr
     assert not list((tmp_path / "out").rglob("done.json"))
@@ -189,16 +217,19 @@ def test_submitit_makes_the_same_table(command, log, tmp_path, monkeypatch):
     assert table(tmp_path / "out") == table(tmp_path / "alone")
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["launch=slurn"], "launch=slurn: must be one of local, slurm"),
-    (["launch.workers=0"], "launch.workers=0: must be at least 1"),
-    (["launch.workers=two"], "launch.workers='two': expected int"),
-    (["launch.workers=1,2"], "launch.workers=1,2: takes one value"),
-    (["launch.worker=2"], "unknown setting 'launch.worker'; did you mean 'launch.workers'"),
-    (["launch.threads=0"], "launch.threads=0: must be at least 1"),
-    (["launch.slurm.partition=gpu"], "launch.slurm.partition=gpu: needs launch=slurm"),
-    (["launch=slurm", "launch.workers=auto"], "launch.workers=auto: with launch=slurm"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["launch=slurn"], "launch=slurn: must be one of local, slurm"),
+        (["launch.workers=0"], "launch.workers=0: must be at least 1"),
+        (["launch.workers=two"], "launch.workers='two': expected int"),
+        (["launch.workers=1,2"], "launch.workers=1,2: takes one value"),
+        (["launch.worker=2"], "unknown setting 'launch.worker'; did you mean 'launch.workers'"),
+        (["launch.threads=0"], "launch.threads=0: must be at least 1"),
+        (["launch.slurm.partition=gpu"], "launch.slurm.partition=gpu: needs launch=slurm"),
+        (["launch=slurm", "launch.workers=auto"], "launch.workers=auto: with launch=slurm"),
+    ],
+)
 def test_options_that_cannot_be(command, tmp_path, capsys, arguments, message):
     assert command(*arguments) == 2
     error = capsys.readouterr().err
@@ -206,11 +237,14 @@ def test_options_that_cannot_be(command, tmp_path, capsys, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ([], "launch=slurm: Could not detect \"srun\""),
-    (["launch.slurm.partitio=gpu", LOCAL], "launch.slurm.partitio=gpu: Unknown argument 'partitio'"),
-    (["launch.slurm.timeout_min=soon", LOCAL], "launch.slurm.timeout_min=soon: Parameter"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], 'launch=slurm: Could not detect "srun"'),
+        (["launch.slurm.partitio=gpu", LOCAL], "launch.slurm.partitio=gpu: Unknown argument 'partitio'"),
+        (["launch.slurm.timeout_min=soon", LOCAL], "launch.slurm.timeout_min=soon: Parameter"),
+    ],
+)
 def test_slurm_that_cannot_be(command, tmp_path, capsys, arguments, message, monkeypatch):
     pytest.importorskip("submitit")
     monkeypatch.setenv("PATH", "/nowhere")
@@ -227,8 +261,13 @@ def test_without_submitit(command, capsys, monkeypatch):
 
 
 def test_launch_options():
-    axes = {"launch": ["slurm"], "launch.workers": ["8"], "launch.slurm.gres": ["gpu:1", "nvme"],
-            "launch.slurm.time": ["60"], "seed": ["0"]}
+    axes = {
+        "launch": ["slurm"],
+        "launch.workers": ["8"],
+        "launch.slurm.gres": ["gpu:1", "nvme"],
+        "launch.slurm.time": ["60"],
+        "seed": ["0"],
+    }
     assert launch_options.take(axes) == Launch("slurm", 8, None, {"gres": "gpu:1,nvme", "time": 60})
     assert axes == {"seed": ["0"]} and launch_options.take(axes).in_process
 

@@ -1,4 +1,5 @@
 """LLaVA-format files: what is read, and what is said about what cannot be."""
+
 import json
 
 import numpy as np
@@ -44,8 +45,10 @@ def test_no_image(load):
 
 
 def test_markers_are_added_before_the_first_question(load):
-    one, two = load(record("What?", "A fox.", "Sure?", "Yes.", image="a.png"),
-                    record("Both?", "Yes.", image=["a.png", "b.png"]))
+    one, two = load(
+        record("What?", "A fox.", "Sure?", "Yes.", image="a.png"),
+        record("Both?", "Yes.", image=["a.png", "b.png"]),
+    )
     assert [t.question for t in one.turns] == ["<image>\nWhat?", "Sure?"]
     assert two.turns[0].question == "<image>\n<image>\nBoth?"
 
@@ -70,7 +73,7 @@ def test_families(load):
 
 BAD = [
     (["x"], "found a str"),
-    ([{"id": 1}], "no \"conversations\"; it has id"),
+    ([{"id": 1}], 'no "conversations"; it has id'),
     ([record("What?")], "ending with gpt"),
     ([record()], "ending with gpt"),
     ([{"conversations": list(reversed(turns("What?", "Fox")))}], "message 0 is from 'gpt', expected "),
@@ -81,8 +84,8 @@ BAD = [
     ([record("<image>\n", "A fox", image="a.png")], "message 0, from human, is empty"),
     ([record("<image>What?", "A fox")], "1 <image> in its questions, but 0 image"),
     ([record("<image>What?", "A fox", image=["a.png", "b.png"])], "1 <image> in its questions, but 2 image"),
-    ([record("What?", "A fox", image=3)], "\"image\" must be a file name"),
-    ([record("What?", "A fox", families=["a", "b"])], "\"families\" must be a list with one name"),
+    ([record("What?", "A fox", image=3)], '"image" must be a file name'),
+    ([record("What?", "A fox", families=["a", "b"])], '"families" must be a list with one name'),
     ([record("What?", "A fox", image="c.png")], "no image .*c.png; is data.images right"),
 ]
 
@@ -95,10 +98,15 @@ def test_bad_samples_are_named(load, records, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("{", "not JSON"), ("{}", "expected a JSON list of samples, found a dict"), ("[]", "no sample"),
-    ("\x00", "not JSON"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not JSON"),
+        ("{}", "expected a JSON list of samples, found a dict"),
+        ("[]", "no sample"),
+        ("\x00", "not JSON"),
+    ],
+)
 def test_files_that_are_not_llava(tmp_path, text, message):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(UsageError, match=f"x.json: .*{message}") as caught:
@@ -111,8 +119,11 @@ def test_questions(load):
     found = llava.questions(load(record(*texts, image=["a.png", "b.png"], families=list("wxyz"))))
     assert [q.id for q in found] == ["7#0", "7#1", "7#2", "7#3"]
     assert [q.turns for q in found] == [
-        (Turn("<image>A?", "a"),), (Turn("<image>\nB?", "b"),), (Turn("<image>\nAnd <image>?", "c"),),
-        (Turn("<image>\n<image>\nD?", "d"),)]
+        (Turn("<image>A?", "a"),),
+        (Turn("<image>\nB?", "b"),),
+        (Turn("<image>\nAnd <image>?", "c"),),
+        (Turn("<image>\n<image>\nD?", "d"),),
+    ]
     assert [len(q.images) for q in found] == [1, 1, 2, 2]
     assert [q.families for q in found] == [("w",), ("x",), ("y",), ("z",)]
 

@@ -1,4 +1,5 @@
 """LoRA in stage 2, and activations that are computed again: what trains, what is saved, which gradients."""
+
 import pytest
 import torch
 from small_runs import align, gradients, make_config, run, write_backbones, write_data
@@ -35,15 +36,23 @@ def test_adapters_and_our_parts_train_and_nothing_else(folder):
     model, _ = training.prepare(config, "finetune", align(config, folder))
     rows, _ = training.unfreeze(config, "finetune", model)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    ours = {name for name, _ in model.named_parameters()
-            if name.split(".")[0] in ("compressor", "projector", "query_module")}
+    ours = {
+        name
+        for name, _ in model.named_parameters()
+        if name.split(".")[0] in ("compressor", "projector", "query_module")
+    }
     adapters = {name for name in trained if ".lora_A." in name or ".lora_B." in name}
     assert trained == ours | adapters
     layers = len(decoder_layers(model.language_model))
     assert len(adapters) == 2 * 6 * layers  # q, k, v, dense, fc1, fc2 of Phi; not the output layer
     assert [(name, yes) for name, _, yes in rows] == [
-        ("vision_tower", False), ("compressor", True), ("projector", True), ("query_module", True),
-        ("language_model", False), ("lora", True)]
+        ("vision_tower", False),
+        ("compressor", True),
+        ("projector", True),
+        ("query_module", True),
+        ("language_model", False),
+        ("lora", True),
+    ]
     assert rows[-1][1] == sum(p.numel() for n, p in model.named_parameters() if n in adapters)
 
 

@@ -1,4 +1,5 @@
 """Scores against counts made by hand."""
+
 import pytest
 from torchmetrics.utilities import dim_zero_sum
 
@@ -7,20 +8,53 @@ from experiments.data.llava import Sample, Turn
 from experiments.metrics import FamilyAccuracy
 
 
-@pytest.mark.parametrize(("answer", "normal"), [
-    ("The fox.", "fox"), (" Yes ", "yes"), ("A", "a"), ("a red ball!", "red ball"), ("3.5", "3.5"),
-    ("1,000", "1000"), ("T-shirt", "t-shirt"), ("'hello'", "hello"), ("left of the fox", "left of fox"),
-    ("(b)", "b"), ("-3", "-3"), ("yes, it is", "yes it is"), ("$5", "$5"), ("", ""),
-    ("C#", "c#"), (".5", ".5"), ("(.5)", ".5"), ("5°", "5°"), ("50 %.", "50 %"), ("?", "?"), ("`fox`", "fox"),
-    ("cafe\u0301", "caf\u00e9"),
-])
+@pytest.mark.parametrize(
+    ("answer", "normal"),
+    [
+        ("The fox.", "fox"),
+        (" Yes ", "yes"),
+        ("A", "a"),
+        ("a red ball!", "red ball"),
+        ("3.5", "3.5"),
+        ("1,000", "1000"),
+        ("T-shirt", "t-shirt"),
+        ("'hello'", "hello"),
+        ("left of the fox", "left of fox"),
+        ("(b)", "b"),
+        ("-3", "-3"),
+        ("yes, it is", "yes it is"),
+        ("$5", "$5"),
+        ("", ""),
+        ("C#", "c#"),
+        (".5", ".5"),
+        ("(.5)", ".5"),
+        ("5°", "5°"),
+        ("50 %.", "50 %"),
+        ("?", "?"),
+        ("`fox`", "fox"),
+        ("cafe\u0301", "caf\u00e9"),
+    ],
+)
 def test_normalise(answer, normal):
     assert normalise(answer) == normal
 
 
-@pytest.mark.parametrize(("one", "other"), [
-    ("✓", "✗"), ("🐱", "🐶"), ("<", ">"), ("=", "≠"), ("", "."), ("?", "!"), ("की", "का"), ("ไม่", "ไม้"),
-    (".5", "5"), ("C#", "C"), ("5°", "5")])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("✓", "✗"),
+        ("🐱", "🐶"),
+        ("<", ">"),
+        ("=", "≠"),
+        ("", "."),
+        ("?", "!"),
+        ("की", "का"),
+        ("ไม่", "ไม้"),
+        (".5", "5"),
+        ("C#", "C"),
+        ("5°", "5"),
+    ],
+)
 def test_signs_with_a_meaning_are_no_punctuation(one, other):
     """Whatever the script; marks belong to their letters."""
     assert normalise(one) != normalise(other)
@@ -31,8 +65,11 @@ def test_family_accuracy():
     metric.update(["Yes.", "no", "3"], ["yes", "yes", "3"], ["presence", "presence", "counting"])
     metric.update(["a fox", "2"], ["the fox", "3"], ["presence", "counting"])
     assert metric.compute() == {
-        "overall": pytest.approx(3 / 5), "families": {"counting": 0.5, "presence": pytest.approx(2 / 3)},
-        "counts": {"counting": 2, "presence": 3}, "n": 5}
+        "overall": pytest.approx(3 / 5),
+        "families": {"counting": 0.5, "presence": pytest.approx(2 / 3)},
+        "counts": {"counting": 2, "presence": 3},
+        "n": 5,
+    }
     assert metric.compute()["overall"] == 3 / 5
 
 
@@ -55,12 +92,17 @@ def test_lengths_must_agree():
 
 
 def test_majority():
-    samples = [Sample("0", (), (Turn("?", "Yes"), Turn("?", "3")), ("presence", "counting")),
-               Sample("1", (), (Turn("?", "yes."), Turn("?", "4")), ("presence", "counting")),
-               Sample("2", (), (Turn("?", "no"), Turn("?", "4")), ("presence", "counting"))]
+    samples = [
+        Sample("0", (), (Turn("?", "Yes"), Turn("?", "3")), ("presence", "counting")),
+        Sample("1", (), (Turn("?", "yes."), Turn("?", "4")), ("presence", "counting")),
+        Sample("2", (), (Turn("?", "no"), Turn("?", "4")), ("presence", "counting")),
+    ]
     assert majority_rates(samples) == {
-        "overall": 4 / 6, "families": {"counting": 2 / 3, "presence": 2 / 3},
-        "counts": {"counting": 3, "presence": 3}, "n": 6}
+        "overall": 4 / 6,
+        "families": {"counting": 2 / 3, "presence": 2 / 3},
+        "counts": {"counting": 3, "presence": 3},
+        "n": 6,
+    }
 
 
 def test_majority_without_families():

@@ -1,4 +1,5 @@
 """Batches of rows of like length: what an epoch reads, in which order, and where a resumed run goes on."""
+
 from types import SimpleNamespace
 
 import pytest
@@ -66,7 +67,9 @@ def test_fewer_samples_than_a_batch_or_a_megabatch(lengths):
 
 def test_lengths_count_words_and_visual_tokens():
     processor = SimpleNamespace(crops=5, image_tokens=9)
-    samples = [Sample("a", (), (Turn("one two", "three"), Turn("four", "five six"))),
-               Sample("b", ("p", "q"), (Turn("one", "two"),))]
+    samples = [
+        Sample("a", (), (Turn("one two", "three"), Turn("four", "five six"))),
+        Sample("b", ("p", "q"), (Turn("one", "two"),)),
+    ]
     found = Conversations(samples, SimpleNamespace(processor=processor)).lengths()
     assert found == [Length(False, 6), Length(True, 2 + 2 * 5 * 9)]

@@ -1,4 +1,5 @@
 """LLaVA-format data as Parquet: what a harness reads is what the JSON says."""
+
 import json
 import sys
 
@@ -9,9 +10,17 @@ from compressors.errors import UsageError
 from experiments.data import parquet, picture_vqa
 
 ROWS = [
-    {"id": "a", "image": ["one.png", "two.png"], "families": ["reading", "counting"], "conversations": [
-        {"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": "a fox"},
-        {"from": "human", "value": "Is <image> another?"}, {"from": "gpt", "value": "no"}]},
+    {
+        "id": "a",
+        "image": ["one.png", "two.png"],
+        "families": ["reading", "counting"],
+        "conversations": [
+            {"from": "human", "value": "<image>\nWhat is this?"},
+            {"from": "gpt", "value": "a fox"},
+            {"from": "human", "value": "Is <image> another?"},
+            {"from": "gpt", "value": "no"},
+        ],
+    },
     {"id": "b", "conversations": [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Hello."}]},
 ]
 
@@ -29,12 +38,18 @@ def test_a_row_a_question(source, capsys):
     out = source.parent / "new" / "data.parquet"
     assert parquet.main([str(source), str(out)]) == 0
     assert capsys.readouterr().out == f"{out}: 3 questions\n"
-    one, two = ({"bytes": (source.parent / name).read_bytes(), "path": name}
-                for name in ("one.png", "two.png"))
+    one, two = (
+        {"bytes": (source.parent / name).read_bytes(), "path": name} for name in ("one.png", "two.png")
+    )
     assert reader.read_table(out).to_pylist() == [
         {"id": "a#0", "images": [one], "question": "What is this?", "answer": "a fox", "family": "reading"},
-        {"id": "a#1", "images": [one, two], "question": "<image>\nIs <image> another?", "answer": "no",
-         "family": "counting"},
+        {
+            "id": "a#1",
+            "images": [one, two],
+            "question": "<image>\nIs <image> another?",
+            "answer": "no",
+            "family": "counting",
+        },
         {"id": "b#0", "images": [], "question": "Hi?", "answer": "Hello.", "family": "all"},
     ]
     assert [file.name for file in out.parent.iterdir()] == ["data.parquet"]

@@ -1,4 +1,5 @@
 """Keys: what shares a stage and what does not."""
+
 import json
 import os
 import subprocess
@@ -47,33 +48,36 @@ def test_query_modules_share_pretraining():
         assert not same("finetune", base, other)
 
 
-@pytest.mark.parametrize(("override", "changed"), [
-    ("seed=1", {"pretrain", "finetune", "evaluate"}),
-    ("finetune.lr=0.5", {"finetune", "evaluate"}),
-    ("pretrain.lr=0.5", {"pretrain", "finetune", "evaluate"}),
-    ("sap.rate=2", {"pretrain", "finetune", "evaluate"}),
-    ("sap.rate=3", set()),  # the default
-    ("embq.dim=65", {"finetune", "evaluate"}),
-    ("projector=linear", {"pretrain", "finetune", "evaluate"}),
-    ("mlp2x_gelu.depth=3", {"pretrain", "finetune", "evaluate"}),
-    ("tower.select_layer=-2", {"features test", "features pretrain", "pretrain", "finetune", "evaluate"}),
-    ("llm.source=hub/other", {"pretrain", "finetune", "evaluate"}),
-    ("prompt.user=Q:", {"pretrain", "finetune", "evaluate"}),
-    ("evaluate.limit=5", {"evaluate"}),
-    ("data.test=tune", {"features test", "evaluate"}),
-    ("data.seed=1", {"data", "features test", "features pretrain", "pretrain", "finetune", "evaluate"}),
-    ("data.workers=3", set()),
-    ("trainer.logger=none", set()),
-    ("trainer.strategy=fsdp", set()),
-    ("trainer.gradient_checkpointing=true", set()),
-    ("trainer.compile=true", set()),
-    ("lora.rank=8", {"finetune", "evaluate"}),
-    ("lora.alpha=8", set()),  # without adapters
-    ("finetune.group_by_length=true", {"finetune", "evaluate"}),
-    ("pretrain.group_by_length=true", {"pretrain", "finetune", "evaluate"}),
-    ("finetune.group_by_length=false", set()),
-    ("out=elsewhere", set()),
-])
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [
+        ("seed=1", {"pretrain", "finetune", "evaluate"}),
+        ("finetune.lr=0.5", {"finetune", "evaluate"}),
+        ("pretrain.lr=0.5", {"pretrain", "finetune", "evaluate"}),
+        ("sap.rate=2", {"pretrain", "finetune", "evaluate"}),
+        ("sap.rate=3", set()),  # the default
+        ("embq.dim=65", {"finetune", "evaluate"}),
+        ("projector=linear", {"pretrain", "finetune", "evaluate"}),
+        ("mlp2x_gelu.depth=3", {"pretrain", "finetune", "evaluate"}),
+        ("tower.select_layer=-2", {"features test", "features pretrain", "pretrain", "finetune", "evaluate"}),
+        ("llm.source=hub/other", {"pretrain", "finetune", "evaluate"}),
+        ("prompt.user=Q:", {"pretrain", "finetune", "evaluate"}),
+        ("evaluate.limit=5", {"evaluate"}),
+        ("data.test=tune", {"features test", "evaluate"}),
+        ("data.seed=1", {"data", "features test", "features pretrain", "pretrain", "finetune", "evaluate"}),
+        ("data.workers=3", set()),
+        ("trainer.logger=none", set()),
+        ("trainer.strategy=fsdp", set()),
+        ("trainer.gradient_checkpointing=true", set()),
+        ("trainer.compile=true", set()),
+        ("lora.rank=8", {"finetune", "evaluate"}),
+        ("lora.alpha=8", set()),  # without adapters
+        ("finetune.group_by_length=true", {"finetune", "evaluate"}),
+        ("pretrain.group_by_length=true", {"pretrain", "finetune", "evaluate"}),
+        ("finetune.group_by_length=false", set()),
+        ("out=elsewhere", set()),
+    ],
+)
 def test_what_a_setting_changes(override, changed):
     before, after = stages("compressor=sap+embq"), stages("compressor=sap+embq", override)
     assert {kind for kind in before if before[kind].key != after[kind].key} == changed
@@ -96,8 +100,9 @@ def test_tiles_do_not_touch_stage_1():
 
 def test_image_rate_has_features_of_its_own():
     assert not same("features test", ["compressor=sap"], ["compressor=downsample"])
-    assert not same("features test", ["compressor=downsample"],
-                    ["compressor=downsample", "downsample.rate=2"])
+    assert not same(
+        "features test", ["compressor=downsample"], ["compressor=downsample", "downsample.rate=2"]
+    )
     assert same("features test", ["compressor=sap"], ["compressor=avg_pool"])
 
 
@@ -138,12 +143,15 @@ def test_local_weights_are_known_by_names_sizes_and_times(tmp_path):
     assert fresh(f"llm.source={tmp_path}")["finetune"].key != key
 
 
-@pytest.mark.parametrize(("overrides", "message"), [
-    (["data.train=trian"], "data.train=trian: no split of picture_vqa; did you mean 'train'"),
-    (["data.dataset=null"], "data.dataset is null"),
-    (["data.train=[]"], "data.train: no data; give data.train=FILE.json"),
-    (["data.train=missing.json"], "missing.json: no such file"),
-])
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.train=trian"], "data.train=trian: no split of picture_vqa; did you mean 'train'"),
+        (["data.dataset=null"], "data.dataset is null"),
+        (["data.train=[]"], "data.train: no data; give data.train=FILE.json"),
+        (["data.train=missing.json"], "missing.json: no such file"),
+    ],
+)
 def test_bad_data(overrides, message):
     with pytest.raises(UsageError, match=message):
         plan(config(*overrides))
@@ -154,7 +162,9 @@ def test_files_of_a_role(tmp_path):
     found = config(f"data.train=[train,{path}]", "data.images=pictures")
     data = Path("runs/data/0123")
     assert files(found, {"data": data}, "train") == [
-        (data / "picture_vqa" / "train.json", None), (path, Path("pictures"))]
+        (data / "picture_vqa" / "train.json", None),
+        (path, Path("pictures")),
+    ]
 
 
 def test_a_thousand_cells_share_what_they_agree_on():
@@ -169,8 +179,14 @@ def finished(store: Store, stage: Stage, seconds: float, steps: int | None, resu
     """A stage that has been measured."""
     path = store.path(stage)
     path.mkdir(parents=True)
-    note = {"key": stage.key, "seconds": seconds, "steps": steps, "resumed": resumed, "files": {},
-            "load": asdict(load(stage))}
+    note = {
+        "key": stage.key,
+        "seconds": seconds,
+        "steps": steps,
+        "resumed": resumed,
+        "files": {},
+        "load": asdict(load(stage)),
+    }
     (path / "done.json").write_text(json.dumps(note))
 
 
@@ -215,13 +231,19 @@ def test_what_the_plan_says_of_the_time(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "160")
     command = [*names(tmp_path), "compressor=sap", "seed=0,1,2", "blind=false", "--plan"]
     store = Store(tmp_path)
-    for kind, seconds in (("data", 7.0), ("features test", 7.0), ("features pretrain", 7.0),
-                          ("pretrain", 60.0), ("finetune", 500.0)):
+    for kind, seconds in (
+        ("data", 7.0),
+        ("features test", 7.0),
+        ("features pretrain", 7.0),
+        ("pretrain", 60.0),
+        ("finetune", 500.0),
+    ):
         finished(store, stages("compressor=sap")[kind], seconds, 100)
     assert sweep.main([*command, "launch.workers=2"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == (
         "at least 18:40 min of work left, about 9:20 min with 2 workers (as measured in this output "
-        "directory; no estimate: 3 x evaluate)")
+        "directory; no estimate: 3 x evaluate)"
+    )
     finished(store, stages("compressor=sap")["evaluate"], 1.0, 100)
     assert sweep.main([*command, "launch.workers=9"]) == 0  # no faster than the longest chain
     assert "about 9:21 min with 9 workers" in capsys.readouterr().out
@@ -241,11 +263,14 @@ def test_a_stage_notes_what_estimates_need(tmp_path):
 def test_image_rates_do_not_wait_for_torch():
     for name in ("downsample", "downsample rate=4", "sap"):
         given = config(f"compressor={name.split()[0]}", *(f"downsample.{w}" for w in name.split()[1:]))
-        part = compressors.create(given.compressor_name, dim=8, llm_dim=8,
-                                  **given.knobs(given.compressor_name))
+        part = compressors.create(
+            given.compressor_name, dim=8, llm_dim=8, **given.knobs(given.compressor_name)
+        )
         assert image_rate(given) == part.image_rate
-    code = ("import sys; sys.path.insert(0, 'tests/experiments'); from fakes import stages; "
-            "stages('compressor=downsample'); sys.exit('torch' in sys.modules)")
+    code = (
+        "import sys; sys.path.insert(0, 'tests/experiments'); from fakes import stages; "
+        "stages('compressor=downsample'); sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
 
 
@@ -258,7 +283,10 @@ def test_features_of_files_that_were_moved_are_other_ones(tmp_path):
         for image in (tmp_path / name).glob("*.png"):
             os.utime(image, (1, 1))
         files = [f"data.{role}={path}" for role in ("pretrain", "train", "test")]
-        found.append({kind: stage.key for kind, stage in stages(
-            "compressor=sap", "data.dataset=null", *files).items()})
+        found.append(
+            {kind: stage.key for kind, stage in stages("compressor=sap", "data.dataset=null", *files).items()}
+        )
     assert {kind for kind in found[0] if found[0][kind] != found[1][kind]} == {
-        "features pretrain", "features test"}
+        "features pretrain",
+        "features test",
+    }

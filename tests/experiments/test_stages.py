@@ -1,4 +1,5 @@
 """The store: finished or not there, resumed after kill -9, computed once."""
+
 import json
 import os
 import signal
@@ -58,7 +59,7 @@ def test_everything_is_computed_once(store, log):
     assert path == store.root / evaluate.name
     store.compute(evaluate)
     again(store).compute(stages("compressor=sap+embq")["evaluate"])
-    assert read_log(log)[len(ALL):] == ["finetune", "evaluate"]
+    assert read_log(log)[len(ALL) :] == ["finetune", "evaluate"]
     assert not [p for p in tree(store.root) if p.endswith((".lock", ".partial", ".draft"))]
 
 
@@ -188,7 +189,13 @@ def test_kill_and_resume(tmp_path, log):
     assert report.lines == []
     runs = read_log(log)
     assert {kind: runs.count(kind) for kind in runs} == {
-        "data": 2, "features test": 1, "features pretrain": 1, "pretrain": 2, "finetune": 1, "evaluate": 2}
+        "data": 2,
+        "features test": 1,
+        "features pretrain": 1,
+        "pretrain": 2,
+        "finetune": 1,
+        "evaluate": 2,
+    }
 
 
 def test_killed_before_the_rename(store, log):

@@ -1,4 +1,5 @@
 """The short version of `stress.py`: everything that may happen to a sweep, once."""
+
 import pytest
 from stress import EVENTS, stress
 

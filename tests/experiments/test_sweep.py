@@ -1,4 +1,5 @@
 """The command with stages that compute nothing: order, table, failures, what is written."""
+
 import csv
 import json
 import math
@@ -61,7 +62,13 @@ def test_seeds_make_one_row(command, tmp_path):
 def test_shared_stages_run_once(command, log):
     assert command("compressor=sap,sap+embq", "embq.at=2,3", "blind=false") == 0
     assert {kind: read_log(log).count(kind) for kind in set(read_log(log))} == {
-        "data": 1, "features test": 1, "features pretrain": 1, "pretrain": 1, "finetune": 3, "evaluate": 3}
+        "data": 1,
+        "features test": 1,
+        "features pretrain": 1,
+        "pretrain": 1,
+        "finetune": 3,
+        "evaluate": 3,
+    }
 
 
 def test_a_second_run_computes_nothing_and_writes_the_same(command, log, tmp_path):
@@ -77,8 +84,12 @@ def test_the_cell_s_directory(command, tmp_path):
     command("compressor=sap+embq", "blind=false", "embq.at=[2,3]")
     (folder,) = (tmp_path / "out" / "cells").iterdir()
     assert re.fullmatch(r"sap\+embq_seed=0-[0-9a-f]{8}", folder.name)
-    assert sorted(p.name for p in folder.iterdir()) == ["config.yaml", "metrics.json", "predictions.jsonl",
-                                                        "stages.json"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "config.yaml",
+        "metrics.json",
+        "predictions.jsonl",
+        "stages.json",
+    ]
     assert "compressor: sap+embq" in (folder / "config.yaml").read_text()
     for name in json.loads((folder / "stages.json").read_text()):
         assert (tmp_path / "out" / name / "done.json").exists()
@@ -212,8 +223,10 @@ def test_blind_and_seeing_cells_of_one_s_own_images_share_a_table(command, tmp_p
 def test_blind_cells_that_differ_are_told_apart(command, tmp_path):
     assert command("compressor=sap", "data.max_length=256,512") == 0
     rows = rows_of(tmp_path / "out" / "table.csv")
-    assert [label for label in rows if "blind" in label] == ["blind data.max_length=256",
-                                                            "blind data.max_length=512"]
+    assert [label for label in rows if "blind" in label] == [
+        "blind data.max_length=256",
+        "blind data.max_length=512",
+    ]
     assert {row["seeds"] for label, row in rows.items() if label != "chance"} == {"1"}
 
 

@@ -1,4 +1,5 @@
 """Table files: rows and blocks, values that scale with the model, several tables, what is malformed."""
+
 import csv
 import json
 from pathlib import Path
@@ -33,32 +34,53 @@ def scaled(tmp_path):
 
 def test_blocks_rows_and_seeds(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text("title: Mine\nblocks:\n"
-                    "- {title: one, rows: [{label: a, overrides: [compressor=avg_pool], ours: silent}]}\n"
-                    "- {title: two, rows: [{label: b, overrides: [compressor=sap]}, {label: 3}]}\n"
-                    "claims: [{text: anything}]\n")
+    path.write_text(
+        "title: Mine\nblocks:\n"
+        "- {title: one, rows: [{label: a, overrides: [compressor=avg_pool], ours: silent}]}\n"
+        "- {title: two, rows: [{label: b, overrides: [compressor=sap]}, {label: 3}]}\n"
+        "claims: [{text: anything}]\n"
+    )
     found = tables.load(str(path), TINY)
     assert (found.name, found.title, found.path, found.heading) == ("mine", "Mine", path, "mine")
     assert [(r.block, r.label, r.ours) for r in found.rows] == [
-        ("one", "a", "silent"), ("two", "b", ""), ("two", "3", "")]
+        ("one", "a", "silent"),
+        ("two", "b", ""),
+        ("two", "3", ""),
+    ]
     assert [c.config.compressor for r in found.rows for c in r.cells] == [
-        "avg_pool", "avg_pool", "sap", "sap", "sap+embq", "sap+embq"]
+        "avg_pool",
+        "avg_pool",
+        "sap",
+        "sap",
+        "sap+embq",
+        "sap+embq",
+    ]
     assert [c.config.seed for c in found.rows[0].cells] == [0, 1]
 
 
 def test_the_command_line_wins(tmp_path):
-    name = write(tmp_path / "mine.yaml", "{label: a, overrides: [compressor=sap+embq, embq.dim=32]}",
-                 "{label: b, overrides: [compressor=sap+embq], scaled: {embq.dim: {tower_width: 0.25}}}")
+    name = write(
+        tmp_path / "mine.yaml",
+        "{label: a, overrides: [compressor=sap+embq, embq.dim=32]}",
+        "{label: b, overrides: [compressor=sap+embq], scaled: {embq.dim: {tower_width: 0.25}}}",
+    )
     rows = tables.load(name, {"embq.dim": ["16"]}).rows
     assert [row.cells[0].config.parts["embq"]["dim"] for row in rows] == [16, 16]
 
 
-@pytest.mark.parametrize(("rule", "expected"), [
-    ("{embq.dim: {tower_width: 0.5}}", 64), ("{embq.dim: {tower_width: 0.3}}", 40),  # 38.4: 4 heads
-    ("{embq.dim: {tower_width: 0.001}}", 4), ("{embq.at: {depth: 0.85}}", 5), ("{embq.at: {depth: 0.01}}", 1),
-    ("{embq.at: {depth: 1}}", 6), ("{embq.at: {depth: [0.1, preset, 0.85]}}", (1, 3, 5)),
-    ("{embq.at: {depth: [0.5, preset]}}", 3),  # equal layers are one, and one is the same cell as at=3
-])
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("{embq.dim: {tower_width: 0.5}}", 64),
+        ("{embq.dim: {tower_width: 0.3}}", 40),  # 38.4: 4 heads
+        ("{embq.dim: {tower_width: 0.001}}", 4),
+        ("{embq.at: {depth: 0.85}}", 5),
+        ("{embq.at: {depth: 0.01}}", 1),
+        ("{embq.at: {depth: 1}}", 6),
+        ("{embq.at: {depth: [0.1, preset, 0.85]}}", (1, 3, 5)),
+        ("{embq.at: {depth: [0.5, preset]}}", 3),  # equal layers are one, and one is the same cell as at=3
+    ],
+)
 def test_values_that_scale(scaled, rule, expected):
     assert scaled(rule) == [expected]
 
@@ -105,29 +127,48 @@ def test_sizes_that_cannot_be_had(scaled, tmp_path):
         scaled("{embq.at: {depth: 0.5}}", **{"llm.source": [empty]})
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("rows: 3", "expected rows"), ("rows: [{overrides: []}]", "expected rows"), ("title: a", "expected rows"),
-    ("rows: []", "expected rows"), ("blocks: 3", "expected a list of"),
-    ("blocks: [{title: x, rows: [3]}]", "block 'x': expected rows"),
-    ("blocks: []\nrows: []", "one of the two"), ("rowz: []", "unknown key 'rowz'; did you mean 'rows'"),
-    ("rows: [{label: a, override: []}]", "row 'a': unknown key 'override'; did you mean 'overrides'"),
-    ("rows: [{label: a, overrides: compressor=sap}]", "overrides: 'compressor=sap': expected a list"),
-    ("rows: [{label: a, overrides: [sap]}]", "row 'a': 'sap': expected key=value"),
-    ("rows: [{label: a, overrides: [compressor=sap, embq.dim=3]}]", "embq.dim=3: no cell uses 'embq'"),
-    ("rows: [{label: a, overrides: [compressor=sapp]}]", "row 'a': unknown compressor 'sapp'; did you mean"),
-    ("rows: [{label: a}, {label: a}]", "row 'a': a row of that label is there already"),
-    ("rows: [{label: a, scaled: 3}]", "row 'a': scaled: 3: expected KEY"),
-    ("rows: [{label: a, scaled: {embq.at: 3}}]", "row 'a': scaled: embq.at: 3: expected {depth: FRACTION}"),
-    ("rows: [{label: a, scaled: {embq.at: {deep: 1}}}]", "expected {depth: FRACTION}"),
-    ("rows: [{label: a, scaled: {embq.at: {depth: 2}}}]", "depth=2: expected a number more than 0 and"),
-    ("rows: [{label: a, scaled: {embq.at: {depth: middle}}}]", "depth=middle: expected a number"),
-    ("rows: [{label: a, scaled: {embq.at: {depth: []}}}]", "give at least one fraction"),
-    ("rows: [{label: a, scaled: {embq.fusion: {depth: preset}}}]", "a value that is not a number: 'add'"),
-    ("rows: [{label: a, overrides: [embq.at=2], scaled: {embq.at: {depth: 1}}}]", "in both overrides and"),
-    ("rows: [{label: a, overrides: [compressor=sap], scaled: {embq.at: {depth: 1}}}]", "no cell uses 'embq'"),
-    ("title: [a]\nrows: [{label: a}]", "title: ['a']: expected words"),
-    ("rows: [", "not readable as YAML"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rows: 3", "expected rows"),
+        ("rows: [{overrides: []}]", "expected rows"),
+        ("title: a", "expected rows"),
+        ("rows: []", "expected rows"),
+        ("blocks: 3", "expected a list of"),
+        ("blocks: [{title: x, rows: [3]}]", "block 'x': expected rows"),
+        ("blocks: []\nrows: []", "one of the two"),
+        ("rowz: []", "unknown key 'rowz'; did you mean 'rows'"),
+        ("rows: [{label: a, override: []}]", "row 'a': unknown key 'override'; did you mean 'overrides'"),
+        ("rows: [{label: a, overrides: compressor=sap}]", "overrides: 'compressor=sap': expected a list"),
+        ("rows: [{label: a, overrides: [sap]}]", "row 'a': 'sap': expected key=value"),
+        ("rows: [{label: a, overrides: [compressor=sap, embq.dim=3]}]", "embq.dim=3: no cell uses 'embq'"),
+        (
+            "rows: [{label: a, overrides: [compressor=sapp]}]",
+            "row 'a': unknown compressor 'sapp'; did you mean",
+        ),
+        ("rows: [{label: a}, {label: a}]", "row 'a': a row of that label is there already"),
+        ("rows: [{label: a, scaled: 3}]", "row 'a': scaled: 3: expected KEY"),
+        (
+            "rows: [{label: a, scaled: {embq.at: 3}}]",
+            "row 'a': scaled: embq.at: 3: expected {depth: FRACTION}",
+        ),
+        ("rows: [{label: a, scaled: {embq.at: {deep: 1}}}]", "expected {depth: FRACTION}"),
+        ("rows: [{label: a, scaled: {embq.at: {depth: 2}}}]", "depth=2: expected a number more than 0 and"),
+        ("rows: [{label: a, scaled: {embq.at: {depth: middle}}}]", "depth=middle: expected a number"),
+        ("rows: [{label: a, scaled: {embq.at: {depth: []}}}]", "give at least one fraction"),
+        ("rows: [{label: a, scaled: {embq.fusion: {depth: preset}}}]", "a value that is not a number: 'add'"),
+        (
+            "rows: [{label: a, overrides: [embq.at=2], scaled: {embq.at: {depth: 1}}}]",
+            "in both overrides and",
+        ),
+        (
+            "rows: [{label: a, overrides: [compressor=sap], scaled: {embq.at: {depth: 1}}}]",
+            "no cell uses 'embq'",
+        ),
+        ("title: [a]\nrows: [{label: a}]", "title: ['a']: expected words"),
+        ("rows: [", "not readable as YAML"),
+    ],
+)
 def test_a_malformed_file(tmp_path, capsys, text, message):
     mine = tmp_path / "mine.yaml"
     mine.write_text(text)
@@ -155,27 +196,43 @@ def test_a_knob_that_only_one_of_several_tables_uses(tmp_path):
 
 
 def test_several_tables_share_their_cells_and_show_all_their_rows(tmp_path, capsys):
-    one = write(tmp_path / "one.yaml", "{label: average, overrides: [compressor=avg_pool]}",
-                "{label: nine, overrides: [compressor=sap+embq, embq.num_queries=4]}",
-                "{label: dot, overrides: [compressor=sap+embq, embq.init=dot]}")
+    one = write(
+        tmp_path / "one.yaml",
+        "{label: average, overrides: [compressor=avg_pool]}",
+        "{label: nine, overrides: [compressor=sap+embq, embq.num_queries=4]}",
+        "{label: dot, overrides: [compressor=sap+embq, embq.init=dot]}",
+    )
     two = write(tmp_path / "two.yaml", "{label: add, overrides: [compressor=sap+embq, embq.fusion=add]}")
     log, out = tmp_path / "log", tmp_path / "out"
     assert sweep.main([*names(out), f"table={one},{two}", "seed=0,1"], FakeRunner(log), lambda _: None) == 0
     assert read_log(log).count("evaluate") == 5  # avg_pool and sap+embq at two seeds, blind
     with open(out / "table.csv") as file:
         rows = [(row["questions"], row["row"], row["seeds"]) for row in csv.DictReader(file)]
-    assert rows == [("one, test", "chance", "1"), ("one, test", "blind", "1"), ("one, test", "average", "2"),
-                    ("one, test", "nine", "2"), ("one, test", "dot", "2"), ("two, test", "chance", "1"),
-                    ("two, test", "blind", "1"), ("two, test", "add", "2")]
+    assert rows == [
+        ("one, test", "chance", "1"),
+        ("one, test", "blind", "1"),
+        ("one, test", "average", "2"),
+        ("one, test", "nine", "2"),
+        ("one, test", "dot", "2"),
+        ("two, test", "chance", "1"),
+        ("two, test", "blind", "1"),
+        ("two, test", "add", "2"),
+    ]
     assert "### two, test: 8 questions" in capsys.readouterr().out
 
 
 def test_a_product_in_a_row_is_a_row_each(tmp_path):
-    name = write(tmp_path / "mine.yaml", '{label: pooled, overrides: ["compressor=avg_pool,identity"]}',
-                 "{label: sap, overrides: [compressor=sap]}")
+    name = write(
+        tmp_path / "mine.yaml",
+        '{label: pooled, overrides: ["compressor=avg_pool,identity"]}',
+        "{label: sap, overrides: [compressor=sap]}",
+    )
     found = tables.load(name, TINY)
     assert [(row.label, [c.config.compressor for c in row.cells]) for row in found.rows] == [
-        ("pooled avg_pool", ["avg_pool"] * 2), ("pooled identity", ["identity"] * 2), ("sap", ["sap"] * 2)]
+        ("pooled avg_pool", ["avg_pool"] * 2),
+        ("pooled identity", ["identity"] * 2),
+        ("sap", ["sap"] * 2),
+    ]
 
 
 def test_two_tables_of_one_name(tmp_path):

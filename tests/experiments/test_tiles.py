@@ -1,4 +1,5 @@
 """Tiles by the shape of each image, in a cell: cached features, batches, what is reported."""
+
 import json
 from pathlib import Path
 
@@ -32,10 +33,21 @@ def data(tmp_path_factory) -> Path:
         noise = np.random.default_rng(i).integers(0, 256, (height, width, 3), dtype=np.uint8)
         Image.fromarray(noise).save(folder / f"{i}.png")
     shown = [[0], [1], [2, 3], [], [4], [5, 1]]
-    records = [{"id": str(i), "image": [f"{n}.png" for n in images], "conversations": [
-        turn for n in (images or [0]) for turn in (
-            {"from": "human", "value": ("<image>\n" if images else "") + "what is this ?"},
-            {"from": "gpt", "value": "a red heart"})]} for i, images in enumerate(shown)]
+    records = [
+        {
+            "id": str(i),
+            "image": [f"{n}.png" for n in images],
+            "conversations": [
+                turn
+                for n in (images or [0])
+                for turn in (
+                    {"from": "human", "value": ("<image>\n" if images else "") + "what is this ?"},
+                    {"from": "gpt", "value": "a red heart"},
+                )
+            ],
+        }
+        for i, images in enumerate(shown)
+    ]
     (folder / "data.json").write_text(json.dumps(records))
     return folder / "data.json"
 
@@ -108,7 +120,9 @@ def test_a_fixed_number_of_crops_has_no_table(data, tmp_path):
     for name, overrides, crops in (("a", ["image.tiles=2"], 5), ("b", ["image.layout=anyres"], 1)):
         found = cached(cell(data, *overrides), tmp_path / "features" / name)
         assert sorted(path.name for path in (tmp_path / "features" / name).iterdir()) == [
-            "features.npy", "images.json"]
+            "features.npy",
+            "images.json",
+        ]
         assert len(found.features) == len(SHAPES) * crops
         assert {found.crops(data.parent / f"{i}.png") for i in range(len(SHAPES))} == {crops}
 
@@ -167,7 +181,11 @@ def test_keys(data):
     assert keys("image.tiles=2", "image.layout=square") == square
     anyres = keys("image.tiles=2", "image.layout=anyres")
     assert {kind for kind in square if anyres[kind] != square[kind]} == {
-        "features ('train',)", "features ('test',)", "finetune ()", "evaluate ()"}
+        "features ('train',)",
+        "features ('test',)",
+        "finetune ()",
+        "evaluate ()",
+    }
 
 
 def test_the_whole_way(data, tmp_path):
@@ -175,10 +193,28 @@ def test_the_whole_way(data, tmp_path):
     from experiments import sweep
 
     roles = [f"data.{role}=[{data}]" for role in ("pretrain", "train", "test")]
-    limits = ["pretrain.max_steps=1", "finetune.max_steps=2", "pretrain.batch_size=4",
-              "finetune.batch_size=4", "blind=false", "trainer.accelerator=cpu", "trainer.logger=none"]
-    assert sweep.main([f"out={tmp_path}", "compressor=sap+embq", "image.tiles=2", "image.layout=anyres",
-                       *roles, *limits]) == 0
+    limits = [
+        "pretrain.max_steps=1",
+        "finetune.max_steps=2",
+        "pretrain.batch_size=4",
+        "finetune.batch_size=4",
+        "blind=false",
+        "trainer.accelerator=cpu",
+        "trainer.logger=none",
+    ]
+    assert (
+        sweep.main(
+            [
+                f"out={tmp_path}",
+                "compressor=sap+embq",
+                "image.tiles=2",
+                "image.layout=anyres",
+                *roles,
+                *limits,
+            ]
+        )
+        == 0
+    )
     (metrics,) = tmp_path.glob("cells/*/metrics.json")
     assert json.loads(metrics.read_text())["efficiency"]["visual_tokens"] == round(16 * 29 / 9, 1)
     (folder,) = tmp_path.glob("finetune/*/model")

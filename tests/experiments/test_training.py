@@ -1,4 +1,5 @@
 """Training: what trains, what stage 2 starts from, accumulation, order, and runs that are killed."""
+
 import copy
 import json
 
@@ -36,10 +37,14 @@ def samples(tmp_path):
         noise = torch.Generator().manual_seed(i)
         pixels = torch.randint(0, 255, (20, 24, 3), dtype=torch.uint8, generator=noise)
         Image.fromarray(pixels.numpy()).save(tmp_path / f"{i}.png")
-        turns = [turn for k in range(1 + i % 3) for turn in (
-            {"from": "human", "value": f"what is {'a ' * k}this ?"},
-            {"from": "gpt", "value": f"a dog {'and a cat' * k}"},
-        )]
+        turns = [
+            turn
+            for k in range(1 + i % 3)
+            for turn in (
+                {"from": "human", "value": f"what is {'a ' * k}this ?"},
+                {"from": "gpt", "value": f"a dog {'and a cat' * k}"},
+            )
+        ]
         records.append({"id": str(i), "image": f"{i}.png", "conversations": turns})
     path = tmp_path / "data.json"
     path.write_text(json.dumps(records))
@@ -67,8 +72,14 @@ def test_four_pieces_of_a_step_give_the_gradients_of_the_whole(model, processor,
     for accumulate in (1, 4):
         order = Order(len(samples), Optimisation(batch_size=8, accumulate=accumulate), seed=0)
         loader = StepLoader(data, order)
-        pieces = [{k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in p.items()
-                   if k != "number"} for p in list(loader)[:accumulate]]
+        pieces = [
+            {
+                k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v
+                for k, v in p.items()
+                if k != "number"
+            }
+            for p in list(loader)[:accumulate]
+        ]
         gradients.append(step_gradients(model, pieces))
     assert gradients[0].keys() == gradients[1].keys() and gradients[0]
     for name, whole in gradients[0].items():
@@ -85,8 +96,9 @@ def test_training_needs_no_mask_of_the_padding(llm, samples):
     assert "attention_mask" not in batch and not mask.all()
     tuned.requires_grad_(True)
     items = {"pieces": 1, "answer_tokens": int((batch["labels"] >= 0).sum())}
-    bare, masked = (step_gradients(tuned, [{**batch, **items, **given}])
-                    for given in ({}, {"attention_mask": mask}))
+    bare, masked = (
+        step_gradients(tuned, [{**batch, **items, **given}]) for given in ({}, {"attention_mask": mask})
+    )
     for name, gradient in bare.items():
         torch.testing.assert_close(gradient, masked[name], rtol=1e-4, atol=1e-6, msg=name)
 
@@ -171,8 +183,11 @@ def make_config(stage_steps: int, **trainer) -> Config:
 @pytest.fixture
 def stages(monkeypatch, model, processor, samples):
     """The stage functions over tiny random backbones and the samples above."""
-    monkeypatch.setattr(training, "build", lambda config: (
-        copy.deepcopy(model if config.query_module else without_queries(model)), processor))
+    monkeypatch.setattr(
+        training,
+        "build",
+        lambda config: (copy.deepcopy(model if config.query_module else without_queries(model)), processor),
+    )
     monkeypatch.setattr(training.samples, "load", lambda *_: samples)
     return training
 

@@ -1,4 +1,5 @@
 """Scores of benchmarks against cases made by hand, and against lmms-eval where it is installed."""
+
 import random
 
 import pytest
@@ -22,13 +23,31 @@ from experiments.benchmarks.yes_no import begins
 ANIMALS = ("fox", "red fox", "owl", "a lion")
 
 
-@pytest.mark.parametrize(("answer", "normal"), [
-    ("The Dogs, two!", "dogs 2"), ("none", "0"), ("Ten", "10"), ("twenty", "twenty"), ("a", ""),
-    ("dont know", "don't know"), ("don't", "don't"), ("couldnt've", "couldn't've"), ("yall", "y'all"),
-    ("youre", "you're"), ("3.50", "3.50"), ("St. Pauls.", "st pauls"), ("1,000", "1000"),
-    ("t-shirt", "t shirt"), ("no - yes", "no yes"), ("10:30", "10:30"), ("yes/no", "yes no"),
-    ("what\nis\tthis?", "what is this"), ("dog's", "dog 's"), ("its (a) cat", "its cat"),
-])
+@pytest.mark.parametrize(
+    ("answer", "normal"),
+    [
+        ("The Dogs, two!", "dogs 2"),
+        ("none", "0"),
+        ("Ten", "10"),
+        ("twenty", "twenty"),
+        ("a", ""),
+        ("dont know", "don't know"),
+        ("don't", "don't"),
+        ("couldnt've", "couldn't've"),
+        ("yall", "y'all"),
+        ("youre", "you're"),
+        ("3.50", "3.50"),
+        ("St. Pauls.", "st pauls"),
+        ("1,000", "1000"),
+        ("t-shirt", "t shirt"),
+        ("no - yes", "no yes"),
+        ("10:30", "10:30"),
+        ("yes/no", "yes no"),
+        ("what\nis\tthis?", "what is this"),
+        ("dog's", "dog 's"),
+        ("its (a) cat", "its cat"),
+    ],
+)
 def test_vqa_normalisation(answer, normal):
     assert vqa_normalise(answer) == normal
 
@@ -54,8 +73,13 @@ def test_pope():
     metric.update(["Yes, there is", "No", "no."], ["yes", "yes", "no"])
     metric.update(["Yes. But no dog", "There is not", "maybe", "NO"], ["no", "no", "no", "no"])
     # truth yes: said yes, no; truth no: said no, yes, no, yes, no
-    assert metric.compute() == {"accuracy": pytest.approx(4 / 7), "precision": pytest.approx(1 / 3),
-                                "recall": 0.5, "f1": pytest.approx(0.4), "yes_rate": pytest.approx(3 / 7)}
+    assert metric.compute() == {
+        "accuracy": pytest.approx(4 / 7),
+        "precision": pytest.approx(1 / 3),
+        "recall": 0.5,
+        "f1": pytest.approx(0.4),
+        "yes_rate": pytest.approx(3 / 7),
+    }
     with pytest.raises(UsageError, match="answer='maybe'"):
         metric.update(["yes"], ["maybe"])
 
@@ -70,10 +94,14 @@ def test_pope_without_any_yes():
 
 # (said, truth, picture, category): existence has a whole pair and a half, count none right, OCR one pair
 MME_ROWS = [
-    ("Yes, it is", "Yes", "1.png", "existence"), ("no.", "No", "1.png", "existence"),
-    ("yes", "yes", "2.png", "existence"), ("yes", "no", "2.png", "existence"),
-    ("I think so", "yes", "1.png", "count"), ("not", "yes", "1.png", "count"),
-    ("Yes", "yes", "7.png", "text_translation"), ("NO", "no", "7.png", "text_translation"),
+    ("Yes, it is", "Yes", "1.png", "existence"),
+    ("no.", "No", "1.png", "existence"),
+    ("yes", "yes", "2.png", "existence"),
+    ("yes", "no", "2.png", "existence"),
+    ("I think so", "yes", "1.png", "count"),
+    ("not", "yes", "1.png", "count"),
+    ("Yes", "yes", "7.png", "text_translation"),
+    ("NO", "no", "7.png", "text_translation"),
 ]
 
 
@@ -84,7 +112,10 @@ def test_mme():
     assert metric.compute() == {
         "accuracy": {"existence": 0.75, "count": 0, "text_translation": 1},
         "accuracy_plus": {"existence": 0.5, "count": 0, "text_translation": 1},
-        "score": {"existence": 125, "count": 0, "text_translation": 200}, "perception": 125, "cognition": 200}
+        "score": {"existence": 125, "count": 0, "text_translation": 200},
+        "perception": 125,
+        "cognition": 200,
+    }
 
 
 def test_mme_refuses_what_is_no_pair():
@@ -99,37 +130,84 @@ def test_mme_refuses_what_is_no_pair():
     assert own.compute()["mine"] == 50
 
 
-@pytest.mark.parametrize(("said", "truth", "wanted"), [
-    ("Apple  Pie", "apple pie", 1), ("appl pie", "apple pie", 8 / 9), ("ab", "ac", 0.5), ("abc", "xyc", 0),
-    ("", "x", 0), ("kitten", ["xxx", "sitten"], 5 / 6),
-])
+@pytest.mark.parametrize(
+    ("said", "truth", "wanted"),
+    [
+        ("Apple  Pie", "apple pie", 1),
+        ("appl pie", "apple pie", 8 / 9),
+        ("ab", "ac", 0.5),
+        ("abc", "xyc", 0),
+        ("", "x", 0),
+        ("kitten", ["xxx", "sitten"], 5 / 6),
+    ],
+)
 def test_anls(said, truth, wanted):
     assert ANLS().score(said, truth) == pytest.approx(wanted)
 
 
-@pytest.mark.parametrize(("said", "truth", "right"), [
-    ("105", "100", True), ("94.9", "100", False), ("5%", "0.05", True), ("0", "0.0", True),
-    ("0.01", "0", False), ("-10.5", "-10", True), ("Blue ", "blue", True), ("blue", "blues", False),
-    ("inf", "100", False), ("nan", "nan", True), ("12", ["3", "12.3"], True), ("100", "1e2", True),
-])
+@pytest.mark.parametrize(
+    ("said", "truth", "right"),
+    [
+        ("105", "100", True),
+        ("94.9", "100", False),
+        ("5%", "0.05", True),
+        ("0", "0.0", True),
+        ("0.01", "0", False),
+        ("-10.5", "-10", True),
+        ("Blue ", "blue", True),
+        ("blue", "blues", False),
+        ("inf", "100", False),
+        ("nan", "nan", True),
+        ("12", ["3", "12.3"], True),
+        ("100", "1e2", True),
+    ],
+)
 def test_relaxed_accuracy(said, truth, right):
     assert RelaxedAccuracy().score(said, truth) == right
 
 
-@pytest.mark.parametrize(("answer", "letter"), [
-    ("B", "B"), (" (b). ", "B"), ("c", "C"), ("B. red fox", "B"), ("a) fox", "A"), ("(D) a lion", "D"),
-    ("The answer is C", "C"), ("the correct answer is: (b)", "B"), ("Option D, since it roars", "D"),
-    ("It cannot be (A), so (C) it is", "C"), ("It is an owl.", "C"), ("a red fox", "B"), ("the fox", "A"),
-    ("A lion", "D"), ("B, because", "B"), ("I believe that B fits", "B"), ("owl or fox", None), ("", None),
-    ("no idea", None), ("E", None), ("the answer is a lion", "D"),
-])
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("B", "B"),
+        (" (b). ", "B"),
+        ("c", "C"),
+        ("B. red fox", "B"),
+        ("a) fox", "A"),
+        ("(D) a lion", "D"),
+        ("The answer is C", "C"),
+        ("the correct answer is: (b)", "B"),
+        ("Option D, since it roars", "D"),
+        ("It cannot be (A), so (C) it is", "C"),
+        ("It is an owl.", "C"),
+        ("a red fox", "B"),
+        ("the fox", "A"),
+        ("A lion", "D"),
+        ("B, because", "B"),
+        ("I believe that B fits", "B"),
+        ("owl or fox", None),
+        ("", None),
+        ("no idea", None),
+        ("E", None),
+        ("the answer is a lion", "D"),
+    ],
+)
 def test_choice(answer, letter):
     assert read_choice(answer, ANIMALS) == letter
 
 
-@pytest.mark.parametrize(("answer", "letter"), [
-    ("A Siamese cat.", "C"), ("A Siamese", "B"), ("A BMW", None), ("A", "A"), ("A.", "A"), ("B Siamese", "B"),
-    ("A, I think", "A")])
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("A Siamese cat.", "C"),
+        ("A Siamese", "B"),
+        ("A BMW", None),
+        ("A", "A"),
+        ("A.", "A"),
+        ("B Siamese", "B"),
+        ("A, I think", "A"),
+    ],
+)
 def test_an_article_before_a_name_is_no_letter(answer, letter):
     assert read_choice(answer, ["Persian", "Siamese", "Siamese cat"]) == letter
 

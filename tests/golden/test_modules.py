@@ -2,6 +2,7 @@
 
 Sizes are in the metadata of each file of vectors; GOLDEN_MODULES names another folder of them.
 """
+
 import json
 import os
 from dataclasses import dataclass
@@ -84,8 +85,12 @@ LDP = {f"model.mlp.{i}.": f"mlp.{i - 1}." for i in (1, 3)} | {
     f"model.mb_block.{i}.block.{theirs}.": f"blocks.{i - 1}.{ours}."
     for i in (1, 2)
     for theirs, ours in {
-        "0.0": "depthwise", "0.1": "depthwise_norm", "1.fc1": "gate.reduce", "1.fc2": "gate.expand",
-        "2.0": "pointwise", "2.1": "pointwise_norm",
+        "0.0": "depthwise",
+        "0.1": "depthwise_norm",
+        "1.fc1": "gate.reduce",
+        "1.fc2": "gate.expand",
+        "2.0": "pointwise",
+        "2.1": "pointwise_norm",
     }.items()
 }
 LDPV2 = {"mlp.mlp.": "mlp.", "peg.peg.0.": "position."}
@@ -94,28 +99,55 @@ C_ABSTRACTOR = {"pos_emb": "positions.table", "readout.": "mlp."} | {
     for i, stage in ((0, "before"), (2, "after"))
     for block in (1, 2)
     for theirs, ours in {
-        "conv1.conv": "pointwise_in", "conv1.bn": "norm_in", "conv2.conv": "depthwise",
-        "conv2.bn": "norm_depthwise", "se.fc1": "gate.reduce", "se.fc2": "gate.expand",
-        "conv3.conv": "pointwise_out", "conv3.bn": "norm_out",
-        "downsample.conv": "shortcut.0", "downsample.bn": "shortcut.1",
+        "conv1.conv": "pointwise_in",
+        "conv1.bn": "norm_in",
+        "conv2.conv": "depthwise",
+        "conv2.bn": "norm_depthwise",
+        "se.fc1": "gate.reduce",
+        "se.fc2": "gate.expand",
+        "conv3.conv": "pointwise_out",
+        "conv3.bn": "norm_out",
+        "downsample.conv": "shortcut.0",
+        "downsample.bn": "shortcut.1",
     }.items()
 }
-TOKEN_PACKER = {"q_proj_1.": "query.", "k_proj_1.": "key.", "v_proj_1.": "value.", "ln_q_1.": "query_norm.",
-                "ln_k_1.": "key_norm.", "ln_v_1.": "value_norm.", "mlp.": "mlp.",
-                "clip_attn.": "attend.", "clip_attn.out_proj.": "attend.out."}
+TOKEN_PACKER = {
+    "q_proj_1.": "query.",
+    "k_proj_1.": "key.",
+    "v_proj_1.": "value.",
+    "ln_q_1.": "query_norm.",
+    "ln_k_1.": "key_norm.",
+    "ln_v_1.": "value_norm.",
+    "mlp.": "mlp.",
+    "clip_attn.": "attend.",
+    "clip_attn.out_proj.": "attend.out.",
+}
 
 COMPRESSORS = {  # file: (our name, knobs from the file's sizes, key prefixes)
     "sap": ("sap", lambda c: {"rate": c["rate"]}, SAP),
     "sap_ragged": ("sap", lambda c: {"rate": c["rate"], "grid_policy": "ceil"}, SAP),
     "ldp": ("ldp", lambda _: {"grid_policy": "ceil"}, LDP),
     "ldpv2": ("ldpv2", lambda c: {"grid": c["out_grid"]}, LDPV2),
-    "c_abstractor": ("c_abstractor", lambda c: {
-        "grid": c["out_grid"], "width": c["hidden_dim"], "num_layers": c["depth"], "positions": c["grid"],
-        "mlp_layers": c["mlp_depth"],
-    }, C_ABSTRACTOR),
-    "token_packer": ("token_packer", lambda c: {
-        "rate": c["rate"], "heads": c["heads"], "levels": list(range(1, c["levels"] + 1)),
-    }, TOKEN_PACKER),
+    "c_abstractor": (
+        "c_abstractor",
+        lambda c: {
+            "grid": c["out_grid"],
+            "width": c["hidden_dim"],
+            "num_layers": c["depth"],
+            "positions": c["grid"],
+            "mlp_layers": c["mlp_depth"],
+        },
+        C_ABSTRACTOR,
+    ),
+    "token_packer": (
+        "token_packer",
+        lambda c: {
+            "rate": c["rate"],
+            "heads": c["heads"],
+            "levels": list(range(1, c["levels"] + 1)),
+        },
+        TOKEN_PACKER,
+    ),
 }
 
 
@@ -130,8 +162,10 @@ def test_compressor(name):
 
 
 EMBQ = {
-    "down_projector_learnable_text.": "blocks.0.down_text.", "down_projector_image.": "blocks.0.down_image.",
-    "up_projector.": "blocks.0.up.", "layers.": "blocks.0.layers.",
+    "down_projector_learnable_text.": "blocks.0.down_text.",
+    "down_projector_image.": "blocks.0.down_image.",
+    "up_projector.": "blocks.0.up.",
+    "layers.": "blocks.0.layers.",
 }
 
 
@@ -142,8 +176,14 @@ def test_embq(name):
     sizes, text = vectors.config, vectors.inputs["text"]
     knobs = {knob: sizes[knob] for knob in ("dim", "num_queries", "num_layers")}
     module = query_modules.create(
-        "embq", llm_dim=sizes["llm_dim"], vision_dim=sizes["vision_dim"], llm_heads=sizes["heads"],
-        llm_layers=1, at=1, released=True, **knobs,
+        "embq",
+        llm_dim=sizes["llm_dim"],
+        vision_dim=sizes["vision_dim"],
+        llm_heads=sizes["heads"],
+        llm_layers=1,
+        at=1,
+        released=True,
+        **knobs,
     )
     load(module, {**vectors.weights, "tokens": module.tokens.detach()}, {**EMBQ, "tokens": "tokens"})
     hidden = torch.cat([text, vectors.inputs["queries"]], 1)

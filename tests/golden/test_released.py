@@ -3,6 +3,7 @@
 GOLDEN_RELEASED names other folders of vectors. Those here are slimmed: no pixels of rows without an image; of
 `flashsloth_hd` row 0 alone, without its padding, so that its loss is that of the expected logits.
 """
+
 import json
 import os
 from dataclasses import dataclass
@@ -22,8 +23,11 @@ from llm_adapters.released import main
 
 HERE = Path(__file__).parent
 NAMED = os.environ.get("GOLDEN_RELEASED")
-FOLDERS = [Path(name) for name in NAMED.split(os.pathsep)] if NAMED else [
-    HERE / "flashsloth", HERE / "flashsloth_hd"]
+FOLDERS = (
+    [Path(name) for name in NAMED.split(os.pathsep)]
+    if NAMED
+    else [HERE / "flashsloth", HERE / "flashsloth_hd"]
+)
 OUTPUT, LOGITS = 2e-5, 1e-4  # tolerances
 NEWLINE, WORDS = 1, 2  # tokens between image and question, and between an answer and the next question
 
@@ -62,8 +66,10 @@ def expand(ids: Tensor, mask: Tensor, labels: Tensor, sizes: dict, model) -> dic
     names = ("ids", "labels", "turns")
     rows, image_turn = {name: [] for name in names}, []
     crops = sizes["prompt"]["hd_tiles"]
-    lengths = {sizes["placeholders"]["image"]: model.num_image_tokens() * crops,
-               sizes["placeholders"]["queries"]: model.num_queries}
+    lengths = {
+        sizes["placeholders"]["image"]: model.num_image_tokens() * crops,
+        sizes["placeholders"]["queries"]: model.num_queries,
+    }
     ours = dict(zip(lengths, (model.config.image_token_id, model.config.query_token_id)))
     for line, real, wanted in zip(ids, mask.bool(), labels):
         line, wanted = line[real].tolist(), wanted[real].tolist()
@@ -77,9 +83,11 @@ def expand(ids: Tensor, mask: Tensor, labels: Tensor, sizes: dict, model) -> dic
             rows[name].append(row[name])
         image_turn.append([int(sizes["placeholders"]["image"] in line)] * crops)
     return {
-        "input_ids": pad_rows(rows["ids"], 0, False), "labels": pad_rows(rows["labels"], IGNORE, False),
+        "input_ids": pad_rows(rows["ids"], 0, False),
+        "labels": pad_rows(rows["labels"], IGNORE, False),
         "attention_mask": pad_rows([[1] * len(row) for row in rows["ids"]], 0, False),
-        "turns": pad_rows(rows["turns"], 0, False), "image_turn": torch.tensor(image_turn),
+        "turns": pad_rows(rows["turns"], 0, False),
+        "image_turn": torch.tensor(image_turn),
     }
 
 
@@ -109,8 +117,10 @@ def run(model: FlashSlothForConditionalGeneration, batch: dict[str, Tensor]) -> 
     def after(_, given, named):
         seen["after"] = given[0] if given else named["hidden_states"]
 
-    handles = [model.query_module.register_forward_pre_hook(before), decoder_layers(
-        model.language_model)[layer - 1].register_forward_pre_hook(after, with_kwargs=True)]
+    handles = [
+        model.query_module.register_forward_pre_hook(before),
+        decoder_layers(model.language_model)[layer - 1].register_forward_pre_hook(after, with_kwargs=True),
+    ]
     seen |= model(**batch)
     for handle in handles:
         handle.remove()
@@ -143,8 +153,11 @@ def test_tower_sap_and_projector(golden):
 
 def test_embq_for_each_slot(golden):
     ids, count = golden.batch["input_ids"], golden.model.num_queries
-    slots = [(row, where) for row, line in enumerate(ids) for where in
-             (line == golden.model.config.query_token_id).nonzero().flatten().split(count)]
+    slots = [
+        (row, where)
+        for row, line in enumerate(ids)
+        for where in (line == golden.model.config.query_token_id).nonzero().flatten().split(count)
+    ]
     assert len(slots) == len(golden.io["embq_out"])
     compared = 0
     for (row, where), expected in zip(slots, golden.io["embq_out"]):
@@ -161,8 +174,9 @@ def test_rows_without_an_image_pass_embq_unchanged(golden):
     assert not torch.equal(golden.hidden["after"][~blind], golden.hidden["before"][~blind])
 
 
-@pytest.mark.parametrize(("ours", "theirs", "tolerance"), [
-    ("after", "layer8_in", OUTPUT), ("logits", "logits", LOGITS)])
+@pytest.mark.parametrize(
+    ("ours", "theirs", "tolerance"), [("after", "layer8_in", OUTPUT), ("logits", "logits", LOGITS)]
+)
 def test_hidden_states_and_logits(golden, ours, theirs, tolerance):
     real, expected = golden.batch["attention_mask"].bool(), golden.io[theirs]
     assert golden.hidden[ours].shape == expected.shape

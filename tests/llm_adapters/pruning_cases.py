@@ -1,4 +1,5 @@
 """Models, chats and a slow reference for the tests of pruners."""
+
 from factories import make_batch, make_model, make_processor, picture
 from torch import Tensor
 
@@ -25,8 +26,9 @@ ROWS = [  # one image, none, one in each of two turns, one in the second: rows k
 ]
 
 
-def build(llm: str = "llama", query_module: str | None = "embq",
-          **options) -> tuple[Model, FlashSlothProcessor]:
+def build(
+    llm: str = "llama", query_module: str | None = "embq", **options
+) -> tuple[Model, FlashSlothProcessor]:
     """36 visual tokens an image; weights so large that each of them matters."""
     model = make_model(llm, "identity", query_module, prompt=Template(system=""), scale=1.0, **options)
     return model, make_processor(model)

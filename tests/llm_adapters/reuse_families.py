@@ -1,4 +1,5 @@
 """Tiny models and processors of the real classes that a compressor can be put into; nothing from the hub."""
+
 from functools import cache
 from importlib.util import find_spec
 
@@ -44,6 +45,7 @@ no_num2words = pytest.mark.skipif(not find_spec("num2words"), reason="SmolVLM's 
 
 def family_params(*names: str) -> list:
     """Families as pytest's parameters; those that cannot be here are skipped."""
+
     def marks(name: str) -> list:
         since = reuse.FAMILIES[name].since
         too_old = pytest.mark.skipif(not at_least(since), reason=f"{name} needs transformers {since}")
@@ -58,14 +60,33 @@ EMBQ = {"query_module": "embq", "query_knobs": {"at": 2, "dim": 8, "num_queries"
 GRID = 6  # patches on a side
 PATCH = 4
 SIZE = GRID * PATCH
-NAMED = {"image_token": "<image>", "video_token": "<video>", "boi_token": "<boi>", "eoi_token": "<eoi>",
-         "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<image>"}
-SPECIALS = ["<pad>", "<unk>", "<s>", "</s>", *dict.fromkeys(NAMED.values()), "<fake_token_around_image>",
-            "<global-img>", "<end_of_utterance>", "<vision_start>", "<vision_end>",
-            *(f"<row_{i}_col_{j}>" for i in (1, 2) for j in (1, 2))]
-CHAT = ("{% for m in messages %}{{ m['role'] }}: {% if m['content'] is string %}{{ m['content'] }}{% else %}"
-        "{% for p in m['content'] %}{% if p['type'] == 'image' %}IMAGE{% else %}{{ p['text'] }}{% endif %}"
-        "{% endfor %}{% endif %}\n{% endfor %}assistant:")
+NAMED = {
+    "image_token": "<image>",
+    "video_token": "<video>",
+    "boi_token": "<boi>",
+    "eoi_token": "<eoi>",
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": "<image>",
+}
+SPECIALS = [
+    "<pad>",
+    "<unk>",
+    "<s>",
+    "</s>",
+    *dict.fromkeys(NAMED.values()),
+    "<fake_token_around_image>",
+    "<global-img>",
+    "<end_of_utterance>",
+    "<vision_start>",
+    "<vision_end>",
+    *(f"<row_{i}_col_{j}>" for i in (1, 2) for j in (1, 2)),
+]
+CHAT = (
+    "{% for m in messages %}{{ m['role'] }}: {% if m['content'] is string %}{{ m['content'] }}{% else %}"
+    "{% for p in m['content'] %}{% if p['type'] == 'image' %}IMAGE{% else %}{{ p['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}\n{% endfor %}assistant:"
+)
 
 
 @cache
@@ -73,16 +94,27 @@ def _backend() -> str:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    backend.train_from_iterator(CORPUS, trainers.BpeTrainer(
-        vocab_size=320, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=SPECIALS,
-        show_progress=False))
+    backend.train_from_iterator(
+        CORPUS,
+        trainers.BpeTrainer(
+            vocab_size=320,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            special_tokens=SPECIALS,
+            show_progress=False,
+        ),
+    )
     return backend.to_str()
 
 
 def tokenizer(side: str = "left") -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(_backend()), pad_token="<pad>", unk_token="<unk>",
-        bos_token="<s>", eos_token="</s>", padding_side=side, extra_special_tokens=NAMED,
+        tokenizer_object=Tokenizer.from_str(_backend()),
+        pad_token="<pad>",
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        padding_side=side,
+        extra_special_tokens=NAMED,
         clean_up_tokenization_spaces=False,
     )
 
@@ -92,14 +124,38 @@ def ids() -> dict[str, int]:
     return {token: tok.convert_tokens_to_ids(token) for token in SPECIALS}
 
 
-TEXT = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
-        "initializer_range": 0.3, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "head_dim": 8,
-        "tie_word_embeddings": False}
-VISION = {"image_size": SIZE, "patch_size": PATCH, "hidden_size": 16, "intermediate_size": 24,
-          "num_hidden_layers": 3, "num_attention_heads": 4, "initializer_range": 0.3}
-QWEN_VISION = {"depth": 3, "num_heads": 4, "patch_size": PATCH, "spatial_merge_size": 2,
-               "temporal_patch_size": 2, "initializer_range": 0.3}
+TEXT = {
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+    "head_dim": 8,
+    "tie_word_embeddings": False,
+}
+VISION = {
+    "image_size": SIZE,
+    "patch_size": PATCH,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "initializer_range": 0.3,
+}
+QWEN_VISION = {
+    "depth": 3,
+    "num_heads": 4,
+    "patch_size": PATCH,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "initializer_range": 0.3,
+}
 ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
 PIXELS = {"height": SIZE, "width": SIZE}
 
@@ -116,31 +172,76 @@ def _configs() -> dict[str, dict]:
     known = ids()
     image = {"image_token_id": known["<image>"], "tie_word_embeddings": False}
     clip = {**VISION, "model_type": "clip_vision_model"}
-    qwen = {**image, "video_token_id": known["<video>"], "vision_start_token_id": known["<vision_start>"],
-            "vision_end_token_id": known["<vision_end>"]}
+    qwen = {
+        **image,
+        "video_token_id": known["<video>"],
+        "vision_start_token_id": known["<vision_start>"],
+        "vision_end_token_id": known["<vision_end>"],
+    }
     return {
         "llava": {**image, "vision_config": clip, "text_config": _llama()},
-        "llava_next": {**image, "vision_config": clip, "text_config": _llama(),
-                       "image_grid_pinpoints": [[SIZE, 2 * SIZE], [2 * SIZE, SIZE], [2 * SIZE, 2 * SIZE]]},
-        "internvl": {**image, "text_config": _llama("qwen2"), "vision_feature_layer": -1,
-                     "vision_config": {**VISION, "model_type": "internvl_vision", "image_size": [SIZE, SIZE],
-                                       "patch_size": [PATCH, PATCH]}},
-        "idefics3": {**image, "text_config": _llama(), "scale_factor": 2, "pad_token_id": 0,
-                     "vision_config": {**VISION, "model_type": "idefics3_vision"}},
-        "smolvlm": {**image, "text_config": _llama(), "scale_factor": 2, "pad_token_id": 0,
-                    "vision_config": {**VISION, "model_type": "smolvlm_vision"}},
-        "paligemma": {**image, "text_config": _llama("gemma"), "projection_dim": 32,
-                      "vision_config": _siglip(projection_dim=32)},
-        "gemma3": {**image, "text_config": {**_llama("gemma3_text"), "query_pre_attn_scalar": 8,
-                                            "sliding_window": 64},
-                   "vision_config": _siglip(), "mm_tokens_per_image": 9, "boi_token_index": known["<boi>"],
-                   "eoi_token_index": known["<eoi>"]},
-        "qwen2_vl": {**qwen, "text_config": {**_llama("qwen2_vl_text"), "rope_parameters": ROPE},
-                     "vision_config": {**QWEN_VISION, "embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}},
-        "qwen2_5_vl": {**qwen, "text_config": {**_llama("qwen2_5_vl_text"), "rope_parameters": ROPE},
-                       "vision_config": {**QWEN_VISION, "hidden_size": 16, "intermediate_size": 24,
-                                         "out_hidden_size": 32, "window_size": 16,
-                                         "fullatt_block_indexes": [1]}},
+        "llava_next": {
+            **image,
+            "vision_config": clip,
+            "text_config": _llama(),
+            "image_grid_pinpoints": [[SIZE, 2 * SIZE], [2 * SIZE, SIZE], [2 * SIZE, 2 * SIZE]],
+        },
+        "internvl": {
+            **image,
+            "text_config": _llama("qwen2"),
+            "vision_feature_layer": -1,
+            "vision_config": {
+                **VISION,
+                "model_type": "internvl_vision",
+                "image_size": [SIZE, SIZE],
+                "patch_size": [PATCH, PATCH],
+            },
+        },
+        "idefics3": {
+            **image,
+            "text_config": _llama(),
+            "scale_factor": 2,
+            "pad_token_id": 0,
+            "vision_config": {**VISION, "model_type": "idefics3_vision"},
+        },
+        "smolvlm": {
+            **image,
+            "text_config": _llama(),
+            "scale_factor": 2,
+            "pad_token_id": 0,
+            "vision_config": {**VISION, "model_type": "smolvlm_vision"},
+        },
+        "paligemma": {
+            **image,
+            "text_config": _llama("gemma"),
+            "projection_dim": 32,
+            "vision_config": _siglip(projection_dim=32),
+        },
+        "gemma3": {
+            **image,
+            "text_config": {**_llama("gemma3_text"), "query_pre_attn_scalar": 8, "sliding_window": 64},
+            "vision_config": _siglip(),
+            "mm_tokens_per_image": 9,
+            "boi_token_index": known["<boi>"],
+            "eoi_token_index": known["<eoi>"],
+        },
+        "qwen2_vl": {
+            **qwen,
+            "text_config": {**_llama("qwen2_vl_text"), "rope_parameters": ROPE},
+            "vision_config": {**QWEN_VISION, "embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2},
+        },
+        "qwen2_5_vl": {
+            **qwen,
+            "text_config": {**_llama("qwen2_5_vl_text"), "rope_parameters": ROPE},
+            "vision_config": {
+                **QWEN_VISION,
+                "hidden_size": 16,
+                "intermediate_size": 24,
+                "out_hidden_size": 32,
+                "window_size": 16,
+                "fullatt_block_indexes": [1],
+            },
+        },
     }
 
 
@@ -156,13 +257,25 @@ def make_processor(family: str, side: str = "left") -> ProcessorMixin:
     tok, chat = tokenizer(side), {"chat_template": CHAT.replace("IMAGE", PLACEHOLDER.get(family, "<image>"))}
     clip = {"size": PIXELS, "crop_size": PIXELS}
     if family == "llava":
-        return LlavaProcessor(CLIPImageProcessor(**clip), tok, patch_size=PATCH, **chat,
-                              vision_feature_select_strategy="default", num_additional_image_tokens=1)
+        return LlavaProcessor(
+            CLIPImageProcessor(**clip),
+            tok,
+            patch_size=PATCH,
+            **chat,
+            vision_feature_select_strategy="default",
+            num_additional_image_tokens=1,
+        )
     if family == "llava_next":
         pinpoints = _configs()[family]["image_grid_pinpoints"]
         images = LlavaNextImageProcessor(**clip, image_grid_pinpoints=pinpoints)
-        return LlavaNextProcessor(images, tok, patch_size=PATCH, vision_feature_select_strategy="default",
-                                  num_additional_image_tokens=1, **chat)
+        return LlavaNextProcessor(
+            images,
+            tok,
+            patch_size=PATCH,
+            vision_feature_select_strategy="default",
+            num_additional_image_tokens=1,
+            **chat,
+        )
     if family == "internvl":
         images = GotOcr2ImageProcessor(size=PIXELS, min_patches=1, max_patches=4)
         return InternVLProcessor(images, tok, InternVLVideoProcessor(size=PIXELS), image_seq_length=9, **chat)
@@ -178,14 +291,18 @@ def make_processor(family: str, side: str = "left") -> ProcessorMixin:
         return PaliGemmaProcessor(images, tok, **chat)
     if family == "gemma3":
         return Gemma3Processor(Gemma3ImageProcessor(size=PIXELS), tok, image_seq_length=9, **chat)
-    images = Qwen2VLImageProcessor(patch_size=PATCH, merge_size=2, min_pixels=SIZE * SIZE,
-                                   max_pixels=4 * SIZE * SIZE)
+    images = Qwen2VLImageProcessor(
+        patch_size=PATCH, merge_size=2, min_pixels=SIZE * SIZE, max_pixels=4 * SIZE * SIZE
+    )
     kind = Qwen2VLProcessor if family == "qwen2_vl" else Qwen2_5_VLProcessor
     return kind(images, tok, Qwen2VLVideoProcessor(patch_size=PATCH, merge_size=2), **chat)
 
 
-PLACEHOLDER = {"gemma3": "<boi>", "qwen2_vl": "<vision_start><image><vision_end>",
-               "qwen2_5_vl": "<vision_start><image><vision_end>"}
+PLACEHOLDER = {
+    "gemma3": "<boi>",
+    "qwen2_vl": "<vision_start><image><vision_end>",
+    "qwen2_5_vl": "<vision_start><image><vision_end>",
+}
 
 
 def attached(family: str, seed: int = 0, **options) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -209,16 +326,22 @@ def picture(seed: int = 0, width: int = SIZE, height: int = SIZE) -> Image.Image
 
 def inputs(processor: ProcessorMixin, rows: list[tuple[str, list[Image.Image]]]) -> dict:
     """Texts with their images, through the processor, padded."""
-    batch = processor(text=[text for text, _ in rows], images=[images for _, images in rows], padding=True,
-                      return_tensors="pt")
+    batch = processor(
+        text=[text for text, _ in rows],
+        images=[images for _, images in rows],
+        padding=True,
+        return_tensors="pt",
+    )
     batch.pop("labels", None)
     return dict(batch)
 
 
 def two_rows(family: str, marked: bool = False) -> list[tuple[str, list[Image.Image]]]:
     """Different lengths, and pictures of different shapes."""
-    return [(prompt(family, marked=marked), [picture(1)]),
-            (prompt(family, "And that, is it a cat or a dog?", marked=marked), [picture(2, 40, 24)])]
+    return [
+        (prompt(family, marked=marked), [picture(1)]),
+        (prompt(family, "And that, is it a cat or a dog?", marked=marked), [picture(2, 40, 24)]),
+    ]
 
 
 def train_loss(model: torch.nn.Module, batch: dict) -> torch.Tensor:

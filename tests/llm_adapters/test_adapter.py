@@ -1,4 +1,5 @@
 """The hook: EmbQ at a decoder layer's input equals a hand-written decoder loop, however a model is run."""
+
 import copy
 import importlib.util
 import pickle
@@ -14,8 +15,10 @@ from llm_adapters.modeling import FlashSlothForConditionalGeneration as Model
 
 FAMILIES = (*LLMS, "qwen3", "gemma2", "gemma3", "gpt_neox")
 ROWS = [
-    ([Turn(f"{IMAGE}\nWhat is this?", "A dog."), Turn(f"And {IMAGE} that?", "The cat is red.")],
-     [picture(1), picture(2)]),
+    (
+        [Turn(f"{IMAGE}\nWhat is this?", "A dog."), Turn(f"And {IMAGE} that?", "The cat is red.")],
+        [picture(1), picture(2)],
+    ),
     ([Turn("Hi", "no"), Turn(f"{IMAGE}And that?", "red")], [picture(3)]),
     ([Turn("What is that?", "The cat")], []),
 ]
@@ -53,8 +56,14 @@ def unrolled(model: Model, batch: dict[str, Tensor]) -> Tensor:
     module = model.query_module
     for i, layer in enumerate(decoder_layers(llm)):
         if i + 1 in module.at:
-            hidden = module(hidden, context.query_index, context.question_mask, context.features,
-                            context.feature_mask, module.at.index(i + 1))
+            hidden = module(
+                hidden,
+                context.query_index,
+                context.question_mask,
+                context.features,
+                context.feature_mask,
+                module.at.index(i + 1),
+            )
         kind = [llm.config.layer_types[i]] if llm.config.model_type == "gemma3_text" else []
         rotary = decoder.rotary_emb(hidden, positions, *kind)
         out = layer(hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotary)

@@ -1,4 +1,5 @@
 """The Jinja chat template renders what `conversation.render` does, and refuses what that refuses."""
+
 import itertools
 
 import pytest
@@ -11,7 +12,7 @@ from llm_adapters.processing import FlashSlothProcessor
 TEMPLATES = {
     "released": Template(),
     "plain": Template(system="", assistant="ASSISTANT:"),
-    "quotes": Template("It's \"quoted\" \\n {{ x }} {% y %}\n", "<|u|>\n", "\n<|a|>\n", "<|e|>"),
+    "quotes": Template('It\'s "quoted" \\n {{ x }} {% y %}\n', "<|u|>\n", "\n<|a|>\n", "<|e|>"),
 }
 PARTS = (f"{IMAGE}", " What is this? ", "{{ 'No' }}\n{% code %} & <b>")
 
@@ -42,8 +43,9 @@ def expected(processor: FlashSlothProcessor, turns: list[Turn]) -> str:
     return render(turns, Template(**processor.prompt))
 
 
-@pytest.mark.parametrize("pieces", [p for n in (1, 2, 3, 4) for p in itertools.product(PARTS[:2], repeat=n)
-                                    if PARTS[1] in p])
+@pytest.mark.parametrize(
+    "pieces", [p for n in (1, 2, 3, 4) for p in itertools.product(PARTS[:2], repeat=n) if PARTS[1] in p]
+)
 def test_images_and_texts_in_any_order(processor, pieces):
     question = " ".join(piece.strip() for piece in pieces)
     assert rendered(processor, [user(*pieces)]) == expected(processor, [Turn(question)])
@@ -57,8 +59,12 @@ def test_text_only_as_string_or_part(processor):
 
 @pytest.mark.parametrize("string", [True, False])
 def test_several_turns(processor, string):
-    messages = [user(IMAGE, "What?"), assistant(" A dog. ", string),
-                user("And USER: that?"), assistant("red", string)]
+    messages = [
+        user(IMAGE, "What?"),
+        assistant(" A dog. ", string),
+        user("And USER: that?"),
+        assistant("red", string),
+    ]
     turns = [Turn(f"{IMAGE}\nWhat?", "A dog."), Turn("And USER: that?", "red")]
     assert rendered(processor, messages) == expected(processor, turns)
     assert rendered(processor, messages[:3]) == expected(processor, [turns[0], Turn(turns[1].question)])
@@ -81,14 +87,17 @@ def test_reserved_markers(processor, marker, role):
     assert marker in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("messages", "message"), [
-    ([{"role": "system", "content": "Be nice."}, user("Hi")], "one fixed system prompt"),
-    ([user("Hi"), user("What?")], "two in a row are from the user"),
-    ([assistant("Hi"), user("What?")], "two in a row are from the assistant"),
-    ([user(IMAGE)], "user has no text"),
-    ([user("  ")], "user has no text"),
-    ([user("What?"), assistant(" ")], "assistant has no text"),
-])
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([{"role": "system", "content": "Be nice."}, user("Hi")], "one fixed system prompt"),
+        ([user("Hi"), user("What?")], "two in a row are from the user"),
+        ([assistant("Hi"), user("What?")], "two in a row are from the assistant"),
+        ([user(IMAGE)], "user has no text"),
+        ([user("  ")], "user has no text"),
+        ([user("What?"), assistant(" ")], "assistant has no text"),
+    ],
+)
 def test_what_is_refused(processor, messages, message):
     with pytest.raises(TemplateError, match=message):
         rendered(processor, messages)

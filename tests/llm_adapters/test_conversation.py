@@ -1,4 +1,5 @@
 """The conversation builder: one layout for training and inference, spans that are exactly what they say."""
+
 import copy
 import pickle
 
@@ -11,8 +12,16 @@ from llm_adapters.conversation import IGNORE, IMAGE, QUERY, Encoder, Template, T
 IMAGE_ID, QUERY_ID, Q, N = 4, 5, 3, 4
 PLACEHOLDERS = (IMAGE_ID, QUERY_ID)
 PLAIN = Template(system="")
-TEMPLATES = {"released": Template(), "plain": PLAIN, "chatml": Template(
-    system="", user="<|im_start|>user\n", assistant="<|im_end|>\n<|im_start|>assistant\n", end="<|im_end|>")}
+TEMPLATES = {
+    "released": Template(),
+    "plain": PLAIN,
+    "chatml": Template(
+        system="",
+        user="<|im_start|>user\n",
+        assistant="<|im_end|>\n<|im_start|>assistant\n",
+        end="<|im_end|>",
+    ),
+}
 ASKED = {  # question -> (what is encoded between images and slot, images before it, images inside)
     f"{IMAGE}\nWhat is this?": ("What is this?", 1, 0),
     "What is this?": (" What is this?", 0, 0),
@@ -67,8 +76,12 @@ def test_labels_are_answers_and_their_ends(tokenizer, template):
     questions = [f"{IMAGE} What?", "And", "And"]
     encoded = encode(tokenizer, [Turn(*turn) for turn in zip(questions, answers)], template)
     learned = [i for i in encoded.labels if i != IGNORE]
-    text = [t for a in answers for piece in (f" {a}", template.end)
-            for t in tokenizer(piece, add_special_tokens=False)["input_ids"]]
+    text = [
+        t
+        for a in answers
+        for piece in (f" {a}", template.end)
+        for t in tokenizer(piece, add_special_tokens=False)["input_ids"]
+    ]
     assert learned == text
     assert all(label in (IGNORE, i) for i, label in zip(encoded.ids, encoded.labels))
     assert len(encoded.ids) == len(encoded.labels) == len(encoded.turns)
@@ -91,13 +104,16 @@ def test_spans_images_and_slots(tokenizer, question):
 def test_layout_of_the_released_code():
     encoded = encode(byte_tokenizer(), [Turn(f"{IMAGE}\nWhat?", "A dog."), Turn("And?", "Red.")], Template())
     text = byte_tokenizer().decode(encoded.ids)
-    assert text == (Template().system + f"USER: {IMAGE * N}\nWhat? {QUERY * Q} ASSISTANT: A dog.</s>"
-                    f"USER: And? {QUERY * Q} ASSISTANT: Red.</s>")
+    assert text == (
+        Template().system + f"USER: {IMAGE * N}\nWhat? {QUERY * Q} ASSISTANT: A dog.</s>"
+        f"USER: And? {QUERY * Q} ASSISTANT: Red.</s>"
+    )
 
 
 def test_marked_string():
     assert render([Turn(f"{IMAGE}\nWhat?", "A dog."), Turn("And?")], PLAIN) == (
-        "USER: <image>\n<question>What? <query> ASSISTANT: A dog.</s>USER:<question> And? <query> ASSISTANT:")
+        "USER: <image>\n<question>What? <query> ASSISTANT: A dog.</s>USER:<question> And? <query> ASSISTANT:"
+    )
     middle = render([Turn(f"{IMAGE} Is {IMAGE} or{IMAGE}{IMAGE} it? {IMAGE}")], PLAIN)
     assert middle == "USER: <image>\n<image>\n<question>Is <image> or <image> <image> it? <query> ASSISTANT:"
 
@@ -134,13 +150,16 @@ def test_reserved_markers_in_answers_are_refused(marker):
         render([Turn("What?", f"a{marker}")], PLAIN)
 
 
-@pytest.mark.parametrize(("turns", "message"), [
-    ([Turn("  ", "a")], "turn 1 has an empty question"),
-    ([Turn(f"{IMAGE}\n", "a")], "turn 1 has an empty question"),
-    ([Turn("What?", "a"), Turn("And?", " ")], "turn 2 has an empty answer"),
-    ([Turn("What?"), Turn("And?", "a")], "turn 1 has no answer but is not the last of 2"),
-    ([], "a conversation with no turns"),
-])
+@pytest.mark.parametrize(
+    ("turns", "message"),
+    [
+        ([Turn("  ", "a")], "turn 1 has an empty question"),
+        ([Turn(f"{IMAGE}\n", "a")], "turn 1 has an empty question"),
+        ([Turn("What?", "a"), Turn("And?", " ")], "turn 2 has an empty answer"),
+        ([Turn("What?"), Turn("And?", "a")], "turn 1 has no answer but is not the last of 2"),
+        ([], "a conversation with no turns"),
+    ],
+)
 def test_incomplete_turns_are_refused(turns, message):
     with pytest.raises(UsageError, match=message) as caught:
         render(turns, PLAIN)
@@ -152,13 +171,16 @@ def test_image_count_must_agree():
         make_encoder(byte_tokenizer()).encode_turns([Turn(f"{IMAGE}{IMAGE}What?")], [N])
 
 
-@pytest.mark.parametrize("text", [
-    "USER:<question> What <query> <query> ASSISTANT:",
-    "USER:<question> What <question> more <query> ASSISTANT:",
-    "USER: What <query> ASSISTANT:",
-    "USER:<question> What",
-    "USER:<query> What <question>",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "USER:<question> What <query> <query> ASSISTANT:",
+        "USER:<question> What <question> more <query> ASSISTANT:",
+        "USER: What <query> ASSISTANT:",
+        "USER:<question> What",
+        "USER:<query> What <question>",
+    ],
+)
 def test_marked_string_out_of_order_is_refused(text):
     with pytest.raises(UsageError, match="not one <question> and then one <query> a turn"):
         make_encoder(byte_tokenizer()).encode(text, [])

@@ -1,4 +1,5 @@
 """A training step never waits for a value from the device: on the meta device there is none to read."""
+
 import pytest
 from factories import LLMS, make_batch, make_model, make_processor, picture
 
@@ -6,8 +7,10 @@ import compressors
 from connectors.versions import meta_forward
 from llm_adapters.conversation import IMAGE, Turn
 
-CHATS = [([Turn(f"{IMAGE}\nWhat is this?", "A dog.")], [picture(0)]),
-         ([Turn("Hi", "The cat"), Turn(f"{IMAGE}And that?", "A dog.")], [picture(1)])]
+CHATS = [
+    ([Turn(f"{IMAGE}\nWhat is this?", "A dog.")], [picture(0)]),
+    ([Turn("Hi", "The cat"), Turn(f"{IMAGE}And that?", "A dog.")], [picture(1)]),
+]
 
 # matryoshka hides what it has not drawn by a mask, and transformers reads masks
 SILENT = [name for name in compressors.names() if name != "matryoshka"]
@@ -20,16 +23,18 @@ def no_packing(monkeypatch):
 
 
 @pytest.mark.usefixtures("no_packing")
-@pytest.mark.parametrize(("llm", "compressor"), sorted(
-    {*((llm, "sap") for llm in LLMS), *(("llama", name) for name in SILENT)}))
+@pytest.mark.parametrize(
+    ("llm", "compressor"), sorted({*((llm, "sap") for llm in LLMS), *(("llama", name) for name in SILENT)})
+)
 def test_a_training_step_reads_nothing(llm, compressor):
     model = make_model(llm, compressor, "embq").train()
     batch = make_batch(make_processor(model), CHATS)
     del batch["attention_mask"]  # as the loader does
     model.to("meta")
     with meta_forward():
-        loss = model(**{name: value.to("meta") for name, value in batch.items()}, num_items_in_batch=5,
-                     use_cache=False).loss
+        loss = model(
+            **{name: value.to("meta") for name, value in batch.items()}, num_items_in_batch=5, use_cache=False
+        ).loss
     loss.backward()
     assert all(p.grad is not None for p in model.query_module.parameters())
 

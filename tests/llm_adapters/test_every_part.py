@@ -1,4 +1,5 @@
 """Every compressor, with and without EmbQ, on three LLM families: built, trained, saved, loaded, asked."""
+
 import pytest
 import torch
 from factories import LLMS, make_batch, make_model, make_processor, picture
@@ -14,8 +15,10 @@ STAGES = {  # what each trains, the tower aside; FlashSloth, section 4
     "finetune": {"compressor", "projector", "query_module", "language_model"},
 }
 ROWS = [
-    ([Turn(f"{IMAGE}\nWhat is this?", "A dog."), Turn(f"And {IMAGE} that?", "The cat")],
-     [picture(1), picture(2)]),
+    (
+        [Turn(f"{IMAGE}\nWhat is this?", "A dog."), Turn(f"And {IMAGE} that?", "The cat")],
+        [picture(1), picture(2)],
+    ),
     ([Turn("Hi", "no")], []),
     ([Turn(f"{IMAGE}\nWhat is that?", "red")], [picture(3)]),
 ]

@@ -1,4 +1,5 @@
 """One test for each fault of the released code, in the order of our list of them: ours does not have it."""
+
 from collections import Counter
 from types import SimpleNamespace
 
@@ -22,8 +23,10 @@ from llm_adapters.conversation import IGNORE, IMAGE, QUERY, Template, Turn
 SHORT = Template(system="")
 ASK = ([Turn(f"{IMAGE}\nWhat is this?", "A dog.")], [picture(1)])
 TEXT = ([Turn("Hi", "no")], [])
-TWO_IMAGES = ([Turn("Hi", "no"), Turn(f"{IMAGE}{IMAGE}What is this?", "A dog."), Turn("And that?", "red")],
-              [picture(2), picture(3)])
+TWO_IMAGES = (
+    [Turn("Hi", "no"), Turn(f"{IMAGE}{IMAGE}What is this?", "A dog."), Turn("And that?", "red")],
+    [picture(2), picture(3)],
+)
 
 
 def prompt(row: tuple) -> tuple:
@@ -47,8 +50,15 @@ def read_by_slots(model, batch, run) -> list[list[tuple[str, int]]]:
         images = features.shape[1] // batch["image_turn"].shape[1]
         for row in range(len(index)):
             slots = [i for i in range(0, index.shape[1], model.num_queries) if index[row, i] >= 0]
-            seen.append([(byte_tokenizer().decode(batch["input_ids"][row][question[row, slot]]),
-                          int(patches[row, slot].sum()) // images) for slot in slots])
+            seen.append(
+                [
+                    (
+                        byte_tokenizer().decode(batch["input_ids"][row][question[row, slot]]),
+                        int(patches[row, slot].sum()) // images,
+                    )
+                    for slot in slots
+                ]
+            )
 
     handle = model.query_module.register_forward_pre_hook(spy)
     run(**batch)
@@ -81,8 +91,12 @@ def test_fault_02_the_hd_tower_has_gradients():
 
 def test_fault_03_a_prompt_is_the_beginning_of_what_was_trained(model):
     processor = make_processor(model)
-    chat = [{"role": "user", "content": [{"type": "image", "image": picture(1)},
-                                         {"type": "text", "text": "What is this?"}]}]
+    chat = [
+        {
+            "role": "user",
+            "content": [{"type": "image", "image": picture(1)}, {"type": "text", "text": "What is this?"}],
+        }
+    ]
     asked = processor.apply_chat_template(chat, tokenize=True, return_dict=True)["input_ids"][0].tolist()
     trained = processor.encode(ASK[0], images=1).ids
     assert trained[: len(asked)] == asked
@@ -111,8 +125,13 @@ def test_fault_06_left_padding_shifts_slots_and_spans_with_the_text(model):
     rows = [TEXT, ASK, TWO_IMAGES]
     batch, said = inference(model, rows), []
     assert not batch["attention_mask"][0, 0]
-    together = read_by_slots(model, batch, lambda **inputs: said.extend(
-        model.generate(**inputs, max_new_tokens=4, do_sample=False)[:, -4:].tolist()))
+    together = read_by_slots(
+        model,
+        batch,
+        lambda **inputs: said.extend(
+            model.generate(**inputs, max_new_tokens=4, do_sample=False)[:, -4:].tolist()
+        ),
+    )
     for row, words, answer in zip(rows[1:], together[1:], said[1:]):
         one = inference(model, [row])
         assert read_by_slots(model, one, model.__call__) == [words]
@@ -146,8 +165,15 @@ def test_fault_08_nothing_is_written_in_place_and_nan_stays_out():
 
 def test_fault_09_sizes_and_ids_are_no_constants():
     vision = vision_config(hidden_size=40, num_attention_heads=2)
-    model = make_model(vision=vision, compressor_knobs={"rate": 2}, prompt=Template("", "Q:", " A:", "</s>"),
-                       dim=24, num_queries=5, at=3, heads=8)
+    model = make_model(
+        vision=vision,
+        compressor_knobs={"rate": 2},
+        prompt=Template("", "Q:", " A:", "</s>"),
+        dim=24,
+        num_queries=5,
+        at=3,
+        heads=8,
+    )
     assert (model.num_image_tokens(), model.num_queries, model.query_module.at) == (9, 5, (3,))
     processor = make_processor(model)
     rows = [ASK, TWO_IMAGES]
@@ -203,7 +229,8 @@ def test_fault_12_sap_is_no_loop_and_decoding_repeats_nothing(model):
     calls = {"embedding": [], "query module": []}
     handles = [
         model.get_input_embeddings().register_forward_pre_hook(
-            lambda _, given: calls["embedding"].append(given[0].shape[1])),
+            lambda _, given: calls["embedding"].append(given[0].shape[1])
+        ),
         model.query_module.register_forward_pre_hook(lambda *_: calls["query module"].append(1)),
     ]
     batch = inference(model, [ASK])
@@ -216,8 +243,10 @@ def test_fault_12_sap_is_no_loop_and_decoding_repeats_nothing(model):
 @pytest.mark.parametrize("policy", ["floor", "ceil", "pad"])
 def test_fault_13_average_pooling_and_sap_make_equally_many_tokens(policy):
     grid = (1, 8, 7, 4)
-    counts = [compressors.create(name, dim=4, rate=3, grid_policy=policy)(torch.randn(grid)).shape[1]
-              for name in ("avg_pool", "sap")]
+    counts = [
+        compressors.create(name, dim=4, rate=3, grid_policy=policy)(torch.randn(grid)).shape[1]
+        for name in ("avg_pool", "sap")
+    ]
     assert counts[0] == counts[1] == {"floor": 4, "ceil": 9, "pad": 9}[policy]
 
 

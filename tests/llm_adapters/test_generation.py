@@ -1,4 +1,5 @@
 """Batched, left-padded, cached generation is one-by-one, uncached generation, token for token, with EmbQ."""
+
 import copy
 import itertools
 

@@ -1,4 +1,5 @@
 """Tiles by the shape of each image: counts, batches, features and files, from pixels to logits."""
+
 import json
 
 import numpy as np

@@ -1,4 +1,5 @@
 """Compressors that read several levels of the tower, and one that is trained at several token counts."""
+
 import pytest
 import torch
 from factories import make_batch, make_model, make_processor, picture
@@ -7,8 +8,10 @@ from compressors.errors import UsageError
 from llm_adapters.conversation import IMAGE, Template, Turn
 
 ROWS = [
-    ([Turn(f"{IMAGE}\nWhat is this?", "A dog."), Turn(f"And {IMAGE} that?", "The cat")],
-     [picture(1), picture(2)]),
+    (
+        [Turn(f"{IMAGE}\nWhat is this?", "A dog."), Turn(f"And {IMAGE} that?", "The cat")],
+        [picture(1), picture(2)],
+    ),
     ([Turn(f"{IMAGE}\nWhat is that?", "red")], [picture(3)]),
     ([Turn("Hi", "no")], []),
 ]
@@ -52,6 +55,8 @@ def test_a_drawn_scale_is_the_picked_one(side):
     assert short["input_ids"].shape[1] < long["input_ids"].shape[1]
     expected = model(**short)
     torch.testing.assert_close(found.loss, expected.loss)
-    one, other = (output.logits[batch["attention_mask"].bool() & (batch["input_ids"] != image)]
-                  for output, batch in ((found, long), (expected, short)))
+    one, other = (
+        output.logits[batch["attention_mask"].bool() & (batch["input_ids"] != image)]
+        for output, batch in ((found, long), (expected, short))
+    )
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)

@@ -1,4 +1,5 @@
 """The plug-in for lmms-eval. Where the harness is not installed, what needs it is skipped."""
+
 import json
 import os
 import re
@@ -32,11 +33,17 @@ def test_batches_have_one_setting_and_put_the_longest_first():
     assert list(batches(requests, 3)) == [[3, 4, 0], [2], [1]]
 
 
-@pytest.mark.parametrize(("context", "images", "parts"), [
-    ("What?", 0, ["What?"]), ("What?", 2, [0, 1, "What?"]),
-    ("Is <image> like <image>\n?", 2, ["Is", 0, "like", 1, "?"]), ("<image>\nWhat?", 1, [0, "What?"]),
-    ("Look at <image>, <image> once more", 1, [0, "Look at , once more"]), ("See <image>", 0, ["See"]),
-])
+@pytest.mark.parametrize(
+    ("context", "images", "parts"),
+    [
+        ("What?", 0, ["What?"]),
+        ("What?", 2, [0, 1, "What?"]),
+        ("Is <image> like <image>\n?", 2, ["Is", 0, "like", 1, "?"]),
+        ("<image>\nWhat?", 1, [0, "What?"]),
+        ("Look at <image>, <image> once more", 1, [0, "Look at , once more"]),
+        ("See <image>", 0, ["See"]),
+    ],
+)
 def test_images_stand_where_the_text_says(context, images, parts):
     content = message(context, IMAGES[:images])["content"]
     found = [IMAGES.index(part["image"]) if part["type"] == "image" else part["text"] for part in content]
@@ -51,15 +58,22 @@ def test_pictures():
         pictures(["clip.mp4"], "clips")
 
 
-@pytest.mark.parametrize(("settings", "wanted"), [
-    ({}, {"do_sample": False, "max_new_tokens": 128, "num_beams": 1}),
-    ({"temperature": 0, "top_p": 1.0, "do_sample": True, "max_new_tokens": 16, "num_beams": 3},
-     {"do_sample": False, "max_new_tokens": 16, "num_beams": 3}),
-    ({"temperature": 0.5, "top_p": 0.9, "repetition_penalty": 1.1, "image_aspect_ratio": "original"},
-     {"do_sample": True, "temperature": 0.5, "top_p": 0.9, "repetition_penalty": 1.1}),
-    ({"do_sample": True}, {"do_sample": True}),
-    ({"do_sample": False, "temperature": 1}, {"do_sample": False}),
-])
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({}, {"do_sample": False, "max_new_tokens": 128, "num_beams": 1}),
+        (
+            {"temperature": 0, "top_p": 1.0, "do_sample": True, "max_new_tokens": 16, "num_beams": 3},
+            {"do_sample": False, "max_new_tokens": 16, "num_beams": 3},
+        ),
+        (
+            {"temperature": 0.5, "top_p": 0.9, "repetition_penalty": 1.1, "image_aspect_ratio": "original"},
+            {"do_sample": True, "temperature": 0.5, "top_p": 0.9, "repetition_penalty": 1.1},
+        ),
+        ({"do_sample": True}, {"do_sample": True}),
+        ({"do_sample": False, "temperature": 1}, {"do_sample": False}),
+    ],
+)
 def test_settings_of_generate(settings, wanted):
     assert generation(settings) == {"max_new_tokens": 128, "num_beams": 1, **wanted}
 
@@ -81,9 +95,15 @@ def requests(images: tuple[int, ...] = (0, 1, 2)) -> tuple[list, dict]:
     questions = ["Hi there?", "What is this?", "Is <image> a cat, or is it <image> a dog?"]
     docs = [{"text": questions[count], "images": IMAGES[:count]} for count in images]
     told = {"task": "made", "repeats": 1}
-    made = [Instance(request_type="generate_until", idx=0, metadata={**told, "doc_id": i}, arguments=(
-        doc["text"], {"max_new_tokens": 5}, lambda doc: doc["images"], i, "made", "test"))
-        for i, doc in enumerate(docs)]
+    made = [
+        Instance(
+            request_type="generate_until",
+            idx=0,
+            metadata={**told, "doc_id": i},
+            arguments=(doc["text"], {"max_new_tokens": 5}, lambda doc: doc["images"], i, "made", "test"),
+        )
+        for i, doc in enumerate(docs)
+    ]
     return made, {"made": {"test": docs}}
 
 
@@ -115,8 +135,9 @@ def test_batched_answers_are_single_ones(tmp_path):
     assert model.batch_size == 4 and opened(f"pretrained={folder}", 3).batch_size == 3
     said = answers(model, (1, 0, 2, 1))
     assert said == [answers(model, (count,))[0] for count in (1, 0, 2, 1)] and len(set(said)) == 3
-    inputs = model.processor.apply_chat_template([message("What is this?", IMAGES[:1])], tokenize=True,
-                                                 return_dict=True, return_tensors="pt")
+    inputs = model.processor.apply_chat_template(
+        [message("What is this?", IMAGES[:1])], tokenize=True, return_dict=True, return_tensors="pt"
+    )
     out = tiny.generate(**inputs, do_sample=False, max_new_tokens=5)[0, inputs["input_ids"].shape[1] :]
     assert model.processor.tokenizer.decode(out, skip_special_tokens=True).strip() == said[0]
 
@@ -131,11 +152,15 @@ def test_other_models_with_a_compressor(family, tmp_path):
 
 
 @in_the_harness
-@pytest.mark.parametrize(("arguments", "wrong"), [
-    ("pretrained=nowhere", "nowhere: no such folder"), ("pretrained={},batch_size=auto", "batch_size=auto"),
-    ("pretrained={},dtype=int8", "dtype=int8: choose one of float32"),
-    ("pretrained={}", "a model of type llava, not slothkit"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "wrong"),
+    [
+        ("pretrained=nowhere", "nowhere: no such folder"),
+        ("pretrained={},batch_size=auto", "batch_size=auto"),
+        ("pretrained={},dtype=int8", "dtype=int8: choose one of float32"),
+        ("pretrained={}", "a model of type llava, not slothkit"),
+    ],
+)
 def test_bad_arguments(tmp_path, arguments, wrong):
     (tmp_path / "config.json").write_text('{"model_type": "llava"}')
     with pytest.raises(UsageError, match=wrong):
@@ -174,8 +199,11 @@ def test_multiple_choice_is_read_alike():
             doc = {"choices": options, "answer": letters.index(truth)}
             if form in short:
                 assert sqa_process_results(doc, [said]) == {"exact_match": float(rights[-1])}
-            seeds.append(seed_process_result(
-                {"answer": truth, "data_type": "image", "question_id": number}, [said])["seed_image"])
+            seeds.append(
+                seed_process_result({"answer": truth, "data_type": "image", "question_id": number}, [said])[
+                    "seed_image"
+                ]
+            )
         assert 0 < metric.compute() == sum(rights) / len(rights) < 1
         if form in short:
             assert metric.compute() == seed_aggregation_result(seeds)
@@ -191,8 +219,16 @@ def test_the_harness_knows_every_task():
     assert [name for name in (*LISTED, *ours) if name not in manager.all_tasks] == []
 
 
-CELL = ["compressor=sap+embq", "blind=false", "data.scale=0.01", "trainer.accelerator=cpu",
-        "pretrain.max_steps=20", "finetune.max_steps=60", "pretrain.epochs=20", "finetune.epochs=20"]
+CELL = [
+    "compressor=sap+embq",
+    "blind=false",
+    "data.scale=0.01",
+    "trainer.accelerator=cpu",
+    "pretrain.max_steps=20",
+    "finetune.max_steps=60",
+    "pretrain.epochs=20",
+    "finetune.epochs=20",
+]
 
 
 @in_the_harness
@@ -204,9 +240,25 @@ def test_a_trained_cell_in_the_harness(tmp_path):
     parquet.write(data, tmp_path / "picture_vqa/test.parquet")
     cell = next(tmp_path.glob("cells/*/stages.json")).parent
     command = [
-        sys.executable, "-m", "lmms_eval", "--model", "slothkit", "--model_args", f"pretrained={cell}",
-        "--batch_size", "7", "--device", "cpu", "--tasks", "picture_vqa,picture_vqa_presence",
-        "--include_path", str(TASKS), "--log_samples", "--output_path", "out"]
+        sys.executable,
+        "-m",
+        "lmms_eval",
+        "--model",
+        "slothkit",
+        "--model_args",
+        f"pretrained={cell}",
+        "--batch_size",
+        "7",
+        "--device",
+        "cpu",
+        "--tasks",
+        "picture_vqa,picture_vqa_presence",
+        "--include_path",
+        str(TASKS),
+        "--log_samples",
+        "--output_path",
+        "out",
+    ]
     alone = {"HF_HUB_OFFLINE": "1", "HF_HOME": "hf", "HF_DATASETS_CACHE": str(tmp_path / "hf")}
     done = subprocess.run(command, cwd=tmp_path, env={**os.environ, **alone}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -223,8 +275,12 @@ def test_a_trained_cell_in_the_harness(tmp_path):
     pope.update([row["prediction"] for row in rows], [row["answer"] for row in rows])
     assert {row["prediction"] for row in rows} <= {"yes", "no"}  # what both read alike
     assert 0 < pope.compute()["accuracy"] < 1
-    for theirs, mine in (("accuracy", "accuracy"), ("precision", "precision"), ("recall", "recall"),
-                         ("f1_score", "f1")):
+    for theirs, mine in (
+        ("accuracy", "accuracy"),
+        ("precision", "precision"),
+        ("recall", "recall"),
+        ("f1_score", "f1"),
+    ):
         scored = results["picture_vqa_presence"][f"pope_{theirs},none"]
         assert scored == pytest.approx(pope.compute()[mine]), theirs
 

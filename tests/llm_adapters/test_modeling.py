@@ -1,4 +1,5 @@
 """The composed model: what it refuses, how it is saved, counted, resized, and run in other types."""
+
 import copy
 
 import pytest
@@ -31,8 +32,10 @@ from llm_adapters.steps import shrink
 
 PLAIN = Template(system="")
 ROW = ([Turn(f"{IMAGE}\nWhat is this?", "A dog.")], [picture(1)])
-TWO = ([Turn(f"{IMAGE}\nWhat is this?", "A dog."), Turn(f"{IMAGE}And that?", "The cat")],
-       [picture(2), picture(3)])
+TWO = (
+    [Turn(f"{IMAGE}\nWhat is this?", "A dog."), Turn(f"{IMAGE}And that?", "The cat")],
+    [picture(2), picture(3)],
+)
 TEXT = ([Turn("Hi", "no")], [])
 
 
@@ -95,15 +98,18 @@ def test_rate_that_does_not_fit_the_grid():
         make_model(compressor_knobs={"rate": 4}).num_image_tokens()
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"compressor": "sapp"}, "unknown compressor 'sapp'; did you mean 'sap'"),
-    ({"compressor_knobs": {"rte": 3}}, "compressor 'sap' has no knob 'rte'; did you mean 'rate'"),
-    ({"compressor_knobs": {"rate": "3"}}, "sap.rate='3': expected int"),
-    ({"query_module": "emb"}, "unknown query module 'emb'; did you mean 'embq'"),
-    ({"fusion": "sum"}, "embq.fusion='sum'"),
-    ({"at": 5}, "embq.at=5: the LLM has decoder layers 1 to 4"),
-    ({"dim": 18}, "embq.heads=4 does not divide embq.dim=18"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"compressor": "sapp"}, "unknown compressor 'sapp'; did you mean 'sap'"),
+        ({"compressor_knobs": {"rte": 3}}, "compressor 'sap' has no knob 'rte'; did you mean 'rate'"),
+        ({"compressor_knobs": {"rate": "3"}}, "sap.rate='3': expected int"),
+        ({"query_module": "emb"}, "unknown query module 'emb'; did you mean 'embq'"),
+        ({"fusion": "sum"}, "embq.fusion='sum'"),
+        ({"at": 5}, "embq.at=5: the LLM has decoder layers 1 to 4"),
+        ({"dim": 18}, "embq.heads=4 does not divide embq.dim=18"),
+    ],
+)
 def test_bad_configurations(changes, message):
     with one_line(message):
         FlashSlothForConditionalGeneration(make_config(**changes))
@@ -148,8 +154,11 @@ def test_given_parts_keep_their_weights():
 
 def statistics(part: torch.nn.Module) -> dict[str, tuple[float, float, int]]:
     """Mean, spread and size of each parameter of more than one number."""
-    return {name: (p.mean().item(), p.std().item(), p.numel())
-            for name, p in part.named_parameters() if p.numel() > 1}
+    return {
+        name: (p.mean().item(), p.std().item(), p.numel())
+        for name, p in part.named_parameters()
+        if p.numel() > 1
+    }
 
 
 @pytest.mark.parametrize("name", compressors.names())
@@ -232,8 +241,10 @@ def test_placeholders_beyond_the_embedding():
     moved[batch["input_ids"] == small.config.query_token_id] = 401
     assert torch.equal(large(**{**batch, "input_ids": moved}).logits, small(**batch).logits)
     prompt = {k: v for k, v in batch.items() if k != "labels"}
-    said = [m.generate(**{**prompt, "input_ids": ids}, max_new_tokens=3, do_sample=False)[:, -3:]
-            for m, ids in ((small, batch["input_ids"]), (large, moved))]
+    said = [
+        m.generate(**{**prompt, "input_ids": ids}, max_new_tokens=3, do_sample=False)[:, -3:]
+        for m, ids in ((small, batch["input_ids"]), (large, moved))
+    ]
     assert torch.equal(*said)
 
 
@@ -332,10 +343,24 @@ def test_downsampled_images():
 def full_size_sources(tmp_path) -> list[str]:
     """phi-2 and SigLIP so400m as far as their configurations."""
     parts = {
-        "llm": AutoConfig.for_model("phi", vocab_size=51200, hidden_size=2560, intermediate_size=10240,
-                                    num_hidden_layers=32, num_attention_heads=32, pad_token_id=None),
-        "tower": AutoConfig.for_model("siglip_vision_model", image_size=384, patch_size=14, hidden_size=1152,
-                                      intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16),
+        "llm": AutoConfig.for_model(
+            "phi",
+            vocab_size=51200,
+            hidden_size=2560,
+            intermediate_size=10240,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            pad_token_id=None,
+        ),
+        "tower": AutoConfig.for_model(
+            "siglip_vision_model",
+            image_size=384,
+            patch_size=14,
+            hidden_size=1152,
+            intermediate_size=4304,
+            num_hidden_layers=27,
+            num_attention_heads=16,
+        ),
     }
     for name, config in parts.items():
         config.save_pretrained(tmp_path / name)
@@ -356,13 +381,15 @@ def test_presets_at_full_size_on_the_meta_device(preset, crops, full_size_source
     assert (size, model.num_image_tokens(), model.num_queries, model.query_module.at) == (384, 81, 9, (8,))
     tokenizer = byte_tokenizer()
     ids = model.config.image_token_id, model.config.query_token_id = tokenizer.convert_tokens_to_ids(
-        [IMAGE, QUERY])
+        [IMAGE, QUERY]
+    )
     processor = build.make_processor(cell.config, model, tokenizer)
     batch = processor(images=picture(), text=render([Turn(f"{IMAGE}What?")], model.config.template))
     assert [(batch["input_ids"] == i).sum() for i in ids] == [81 * crops, 9]  # HD: 405
     batch = {name: value.to("meta") for name, value in batch.items()}
     features = model.get_image_features(batch["pixel_values"])
-    embeds, context = model.embed(batch["input_ids"], features, batch["image_turn"], batch["turns"],
-                                  batch["query_index"])
+    embeds, context = model.embed(
+        batch["input_ids"], features, batch["image_turn"], batch["turns"], batch["query_index"]
+    )
     assert embeds.shape[1:] == (batch["input_ids"].shape[1], 2560)
     assert context.features.shape == (1, crops * 729, 1152)

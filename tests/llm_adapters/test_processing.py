@@ -1,4 +1,5 @@
 """The processor: what it returns, what it refuses, and that transformers' own tools work with it."""
+
 import copy
 import pickle
 
@@ -72,9 +73,17 @@ def test_fewer_turns_leave_fill_slots(processor):
     assert "pixel_values" not in batch and "image_turn" not in batch
 
 
-@pytest.mark.parametrize("images", [
-    picture(), [picture()], [[picture()]], (picture(),), np.array(picture()),
-], ids=["image", "list", "nested", "tuple", "array"])
+@pytest.mark.parametrize(
+    "images",
+    [
+        picture(),
+        [picture()],
+        [[picture()]],
+        (picture(),),
+        np.array(picture()),
+    ],
+    ids=["image", "list", "nested", "tuple", "array"],
+)
 def test_ways_to_give_one_image(processor, images):
     text = prompt(processor, f"{IMAGE}What?")
     assert_same(processor(images=images, text=text), processor(images=[[picture()]], text=[text]))
@@ -95,12 +104,15 @@ def test_every_kind_of_picture(processor, mode):
     assert_same(processor(images=image, text=text), processor(images=image.convert("RGB"), text=text))
 
 
-@pytest.mark.parametrize(("images", "question", "message"), [
-    (None, f"{IMAGE}What?", r"1 <image> marker\(s\) but 0 image"),
-    ([picture()], "What?", r"0 <image> marker\(s\) but 1 image"),
-    ([picture()] * 3, f"{IMAGE}{IMAGE}What?", r"2 <image> marker\(s\) but 3 image"),
-    ([[picture()], [picture()]], f"{IMAGE}What?", r"2 lists of images for 1 text"),
-])
+@pytest.mark.parametrize(
+    ("images", "question", "message"),
+    [
+        (None, f"{IMAGE}What?", r"1 <image> marker\(s\) but 0 image"),
+        ([picture()], "What?", r"0 <image> marker\(s\) but 1 image"),
+        ([picture()] * 3, f"{IMAGE}{IMAGE}What?", r"2 <image> marker\(s\) but 3 image"),
+        ([[picture()], [picture()]], f"{IMAGE}What?", r"2 lists of images for 1 text"),
+    ],
+)
 def test_counts_that_disagree(processor, images, question, message):
     with pytest.raises(UsageError, match=message) as caught:
         processor(images=images, text=prompt(processor, question))
@@ -166,8 +178,12 @@ def test_copies_and_pickles(processor):
 
 def test_chat_to_tensors(processor, tmp_path):
     picture(3).save(tmp_path / "a.png")
-    from_path = [{"role": "user", "content": [{"type": "image", "path": str(tmp_path / "a.png")},
-                                              {"type": "text", "text": "And?"}]}]
+    from_path = [
+        {
+            "role": "user",
+            "content": [{"type": "image", "path": str(tmp_path / "a.png")}, {"type": "text", "text": "And?"}],
+        }
+    ]
     chats = [chat(picture(1), picture(2)), chat(text="Hi"), from_path]
     batch = processor.apply_chat_template(chats, add_generation_prompt=True, tokenize=True, return_dict=True)
     texts = processor.apply_chat_template(chats)
@@ -220,8 +236,9 @@ def test_tiles_of_several_images_and_rows(model):
     processor = make_processor(model, tiles=2)
     said = {"role": "assistant", "content": "red"}
     messages = [*chat(picture(1), picture(2)), said, *chat(picture(3), text="And?")]
-    batch = processor.apply_chat_template([messages, chat(picture(4)), chat(text="Hi")], tokenize=True,
-                                          return_dict=True)
+    batch = processor.apply_chat_template(
+        [messages, chat(picture(4)), chat(text="Hi")], tokenize=True, return_dict=True
+    )
     assert batch["image_turn"].tolist() == [[1] * 10 + [2] * 5, [1] * 5 + [0] * 10, [0] * 15]
     logits = model(**batch).logits
     alone = model(**processor.apply_chat_template(chat(picture(4)), tokenize=True, return_dict=True)).logits

@@ -1,4 +1,5 @@
 """Pruners drop what they say they drop: counts, schedules, and FastV against a slow one by its definition."""
+
 import pytest
 import torch
 from factories import LLMS, picture
@@ -56,8 +57,9 @@ def test_keep_all_is_no_pruning(llm):
     assert all(not hasattr(m.config, "slothkit_original") for m in model.modules() if hasattr(m, "config"))
 
 
-def slow_fastv(llm: nn.Module, embeds: Tensor, visual: Tensor, layer: int, left: int,
-               renumber: bool) -> Tensor:
+def slow_fastv(
+    llm: nn.Module, embeds: Tensor, visual: Tensor, layer: int, left: int, renumber: bool
+) -> Tensor:
     """Logits of the last token, layer by layer, from the paper's definition: behind `layer` decoder layers
     keep the `left` visual tokens that the last one attends to most in that layer, on average over heads."""
     attentions = llm(inputs_embeds=embeds, output_attentions=True).attentions[layer - 1]  # eager
@@ -71,8 +73,12 @@ def slow_fastv(llm: nn.Module, embeds: Tensor, visual: Tensor, layer: int, left:
             positions = torch.arange(hidden.shape[1])[None] if renumber else positions
         size = hidden.shape[1]
         mask = torch.full((size, size), torch.finfo(torch.float32).min).triu(1)[None, None]
-        out = each(hidden, attention_mask=mask, position_ids=positions,
-                   position_embeddings=decoder.rotary_emb(hidden, positions))
+        out = each(
+            hidden,
+            attention_mask=mask,
+            position_ids=positions,
+            position_embeddings=decoder.rotary_emb(hidden, positions),
+        )
         hidden = out[0] if isinstance(out, tuple) else out
     norm = getattr(decoder, "norm", None) or decoder.final_layernorm
     return llm.get_output_embeddings()(norm(hidden[:, -1]))
@@ -89,8 +95,10 @@ def test_fastv_is_the_slow_one(llm, positions):
     embeds, _ = model.embed(batch["input_ids"], features, batch["image_turn"], batch["turns"], None)
     whole = model(**batch).logits[0, -1]
     model.language_model.set_attn_implementation("eager")
-    expected = {layer: slow_fastv(model.language_model, embeds, visual, layer, 9, positions == "renumber")[0]
-                for layer in (1, 2, 3)}
+    expected = {
+        layer: slow_fastv(model.language_model, embeds, visual, layer, 9, positions == "renumber")[0]
+        for layer in (1, 2, 3)
+    }
     model.language_model.set_attn_implementation("sdpa")
     for layer, slow in expected.items():
         model.set_pruner("fastv", layer=layer, ratio=0.25, positions=positions)
@@ -106,8 +114,11 @@ def test_labels_turn_the_raters_into_what_answers_start_from():
     model.set_pruner("fastv", ratio=0.25)
     prompt = inputs(processor, ONE)
     length = prompt["input_ids"].shape[1]
-    answered = {**prompt, "input_ids": torch.cat([prompt["input_ids"], torch.tensor([[20, 21, 22]])], 1),
-                "attention_mask": torch.ones(1, length + 3)}
+    answered = {
+        **prompt,
+        "input_ids": torch.cat([prompt["input_ids"], torch.tensor([[20, 21, 22]])], 1),
+        "attention_mask": torch.ones(1, length + 3),
+    }
     answered["turns"] = nn.functional.pad(prompt["turns"], (0, 3))
     labels = torch.full((1, length + 3), -100)
     labels[:, length:] = answered["input_ids"][:, length:]
@@ -135,20 +146,23 @@ def test_pruners_meet_on_an_average_number_of_tokens(name, average):
     assert pruner.average_visual_tokens(576) == pytest.approx(average * 576, abs=1)
 
 
-@pytest.mark.parametrize("name, knobs, message", [
-    ("fastv", {"layer": 4}, "layers=.4.: behind which decoder layers .* from 1 to 3"),
-    ("fastv", {"layer": 0}, "from 1 to 3"),
-    ("fastv", {"ratio": 1.5}, "ratio=1.5: a share"),
-    ("fastv", {"layer": 2, "average": 0.4}, "average=0.4: .* between 0.5 and 1"),
-    ("fastv", {"positions": "move"}, "fastv.positions='move'"),
-    ("pyramid_drop", {"layers": [3, 2]}, "ascending"),
-    ("sparsevlm", {"adaptive": 0.5, "average": 0.5}, "set one of them"),
-    ("fitprune", {"recipe": [0.5]}, "1 shares for 3 layers"),
-    ("fitprune", {"recipe": []}, "0 shares for 3 layers"),
-    ("fitprune", {"recipe": [0.5, 0.6, 0.2]}, "none above the one before"),
-    ("fitprune", {"samples": 0}, "samples=0"),
-    ("fastvv", {}, "did you mean 'fastv'"),
-])
+@pytest.mark.parametrize(
+    "name, knobs, message",
+    [
+        ("fastv", {"layer": 4}, "layers=.4.: behind which decoder layers .* from 1 to 3"),
+        ("fastv", {"layer": 0}, "from 1 to 3"),
+        ("fastv", {"ratio": 1.5}, "ratio=1.5: a share"),
+        ("fastv", {"layer": 2, "average": 0.4}, "average=0.4: .* between 0.5 and 1"),
+        ("fastv", {"positions": "move"}, "fastv.positions='move'"),
+        ("pyramid_drop", {"layers": [3, 2]}, "ascending"),
+        ("sparsevlm", {"adaptive": 0.5, "average": 0.5}, "set one of them"),
+        ("fitprune", {"recipe": [0.5]}, "1 shares for 3 layers"),
+        ("fitprune", {"recipe": []}, "0 shares for 3 layers"),
+        ("fitprune", {"recipe": [0.5, 0.6, 0.2]}, "none above the one before"),
+        ("fitprune", {"samples": 0}, "samples=0"),
+        ("fastvv", {}, "did you mean 'fastv'"),
+    ],
+)
 def test_bad_knobs(name, knobs, message):
     model, _ = build()
     with pytest.raises(UsageError, match=message):

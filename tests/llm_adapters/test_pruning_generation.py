@@ -1,4 +1,5 @@
 """Pruned models behave as models: batches, padding, caches, beams, saving, training, and what is refused."""
+
 import copy
 
 import pytest
@@ -14,8 +15,14 @@ from llm_adapters.adapter import decoder_layers
 from llm_adapters.conversation import IMAGE, Turn
 
 FAMILIES = (*LLMS, "qwen3", "gemma2", "gemma3", "gpt_neox")
-ANSWERED = [([Turn(f"{IMAGE}\nWhat is this?", "A dog."), Turn(f"And {IMAGE} that?", "The cat")],
-             [picture(1), picture(2)]), ([Turn("Hi", "no")], []), ([Turn(f"{IMAGE}?", "red")], [picture(3)])]
+ANSWERED = [
+    (
+        [Turn(f"{IMAGE}\nWhat is this?", "A dog."), Turn(f"And {IMAGE} that?", "The cat")],
+        [picture(1), picture(2)],
+    ),
+    ([Turn("Hi", "no")], []),
+    ([Turn(f"{IMAGE}?", "red")], [picture(3)]),
+]
 
 
 @torch.no_grad()
@@ -78,9 +85,14 @@ def test_the_cache_shrinks_and_goes_on():
         parts, done = [], 0
         for size in sizes:
             columns = mask[:, : mask.shape[1] - 4 + done + size]
-            parts.append(model(input_ids=new[:, done : done + size], attention_mask=columns,
-                               **{CACHE: cache},
-                               position_ids=start + torch.arange(done, done + size)).logits)
+            parts.append(
+                model(
+                    input_ids=new[:, done : done + size],
+                    attention_mask=columns,
+                    **{CACHE: cache},
+                    position_ids=start + torch.arange(done, done + size),
+                ).logits
+            )
             done += size
         found.append(torch.cat(parts, 1))
     for each in found[1:]:
@@ -95,8 +107,9 @@ def test_one_row_has_no_mask_and_a_short_cache():
     batch = inputs(processor, ROWS[:1])
     masks = []
     for layer in decoder_layers(model.language_model):
-        layer.register_forward_pre_hook(lambda *given: masks.append(given[2]["attention_mask"]),
-                                        with_kwargs=True)
+        layer.register_forward_pre_hook(
+            lambda *given: masks.append(given[2]["attention_mask"]), with_kwargs=True
+        )
     cache = model(**batch)[CACHE]
     assert masks == [None] * DEPTH
     lengths = [layer.keys.shape[2] for layer in cache.layers]

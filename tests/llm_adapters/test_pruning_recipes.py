@@ -1,4 +1,5 @@
 """FitPrune's calibration, and the parts of SparseVLM, each against its definition."""
+
 import pytest
 import torch
 from factories import make_batch, picture
@@ -73,13 +74,18 @@ def test_rows_of_attention_are_eager_ones():
     padded = torch.tensor([[0, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1]])
     seen = causal & padded[:, None, None].bool()
     logits = 3 * torch.tanh((query @ key.repeat_interleave(2, 1).mT) * 0.4 / 3)
-    for mask, allowed in ((None, causal), (padded, seen), (seen, seen),
-                          (torch.where(seen, 0.0, torch.finfo(torch.float32).min), seen)):
+    for mask, allowed in (
+        (None, causal),
+        (padded, seen),
+        (seen, seen),
+        (torch.where(seen, 0.0, torch.finfo(torch.float32).min), seen),
+    ):
         whole = logits.masked_fill(~allowed, -torch.inf).softmax(-1)
         for heads, joined in (("mean", whole.mean(1)), ("max", whole.amax(1))):
             found = rows(query, key, mask, index, heads, scaling=0.4, softcap=3.0)
-            expected = torch.stack([torch.stack([joined[0, 6], joined[0, 2]]),
-                                    torch.stack([joined[1, 5], torch.zeros(7)])])
+            expected = torch.stack(
+                [torch.stack([joined[0, 6], joined[0, 2]]), torch.stack([joined[1, 5], torch.zeros(7)])]
+            )
             torch.testing.assert_close(found, expected)
 
 

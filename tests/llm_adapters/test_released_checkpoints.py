@@ -2,6 +2,7 @@
 
 Checkpoints here are golden ones (`tests/golden/flashsloth`) rewritten; parity is `tests/golden`'s business.
 """
+
 import json
 from pathlib import Path
 
@@ -23,10 +24,18 @@ from llm_adapters.released import convert, export, main, skeleton
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "flashsloth"
 PHI_2 = {
-    "model_type": "flashsloth", "vocab_size": 51200, "hidden_size": 2560, "intermediate_size": 10240,
-    "num_hidden_layers": 32, "num_attention_heads": 32, "partial_rotary_factor": 0.4,
-    "mm_vision_tower": "google/siglip-so400m-patch14-384", "mm_hidden_size": 1152,
-    "mm_projector_type": "mlp2x_gelu", "mm_vision_select_layer": -2, "eos_token_id": 50256,
+    "model_type": "flashsloth",
+    "vocab_size": 51200,
+    "hidden_size": 2560,
+    "intermediate_size": 10240,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "partial_rotary_factor": 0.4,
+    "mm_vision_tower": "google/siglip-so400m-patch14-384",
+    "mm_hidden_size": 1152,
+    "mm_projector_type": "mlp2x_gelu",
+    "mm_vision_select_layer": -2,
+    "eos_token_id": 50256,
 }
 QUERIES, DOT = "model.learnable_tokens.token", 76
 STAGE_1 = ("model.mm_projector.", "model.pooling.")
@@ -67,14 +76,17 @@ def refused(capsys, *arguments: object) -> str:
 @pytest.mark.parametrize("level", [True, False], ids=["with vision_model", "without"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_there_and_back_is_bit_equal(weights, dtype, level, tmp_path):
-    given = {key if level else key.replace(".vision_model.", "."): value.to(dtype)
-             for key, value in weights.items()}
+    given = {
+        key if level else key.replace(".vision_model.", "."): value.to(dtype)
+        for key, value in weights.items()
+    }
     folder = write(tmp_path / "given", given)
     convert(folder, tmp_path / "ours")
     export(tmp_path / "ours", tmp_path / "back")
     assert_same(stored(tmp_path / "back"), given)
     assert json.loads((tmp_path / "back/config.json").read_text()) == json.loads(
-        (folder / "config.json").read_text())
+        (folder / "config.json").read_text()
+    )
     ours = stored(tmp_path / "ours")
     assert {value.dtype for value in ours.values()} == {dtype}
     table = given["model.embed_tokens.weight"]
@@ -96,8 +108,12 @@ def test_from_pretrained_round_trip_is_bit_equal(weights, dtype, tmp_path):
     slot = [model.config.query_token_id] * model.num_queries
     ids = torch.tensor([[5, *[model.config.image_token_id] * model.num_image_tokens(), 6, 7, *slot, 8]])
     turns = (ids != 5) & (ids != 8)
-    inputs = {"input_ids": ids, "turns": turns.long(), "image_turn": torch.ones(1, 1).long(),
-              "pixel_values": torch.randn(1, 1, 3, 126, 126)}
+    inputs = {
+        "input_ids": ids,
+        "turns": turns.long(),
+        "image_turn": torch.ones(1, 1).long(),
+        "pixel_values": torch.randn(1, 1, 3, 126, 126),
+    }
     assert torch.equal(again(**inputs).logits, model(**inputs).logits)
 
 
@@ -115,7 +131,8 @@ def pickled(folder: Path, weights: dict[str, Tensor]) -> Path:
 def views(folder: Path, weights: dict[str, Tensor]) -> Path:
     """As training in flat buffers leaves them: every tensor a piece of one."""
     flat = torch.cat([value.flatten() for value in weights.values()]).split(
-        [value.numel() for value in weights.values()])
+        [value.numel() for value in weights.values()]
+    )
     return pickled(folder, {key: part.view_as(weights[key]) for key, part in zip(weights, flat)})
 
 
@@ -150,9 +167,14 @@ def test_flat_config(weights, tmp_path):
     """Phi's words, as in the released config.json; what it leaves out is in the shapes or constant."""
     nested = json.loads((GOLDEN / "config.json").read_text())
     llm, vision = nested["llm"], nested["vision"]
-    flat = {**llm, "model_type": "flashsloth", "mm_vision_tower": "somewhere/siglip", "vocab_size": 7,
-            "vision_config": {name: vision[name] for name in ("num_attention_heads", "hidden_act")},
-            "embq": {"dot_token_id": DOT}}
+    flat = {
+        **llm,
+        "model_type": "flashsloth",
+        "mm_vision_tower": "somewhere/siglip",
+        "vocab_size": 7,
+        "vision_config": {name: vision[name] for name in ("num_attention_heads", "hidden_act")},
+        "embq": {"dot_token_id": DOT},
+    }
     convert(write(tmp_path / "flat", weights, flat), tmp_path / "ours")
     convert(write(tmp_path / "nested", weights, nested), tmp_path / "expected")
     assert_same(stored(tmp_path / "ours"), stored(tmp_path / "expected"))
@@ -179,19 +201,26 @@ BROKEN = {  # what is done to the checkpoint -> what is said
     "missing": (lambda w: w.pop("model.pooling.mlp.0.bias"), "missing: model.pooling.mlp.0.bias;"),
     "missing in the tower": (
         lambda w: w.pop("model.vision_tower.vision_tower.vision_model.encoder.layers.1.mlp.fc1.bias"),
-        "missing: model.vision_tower.vision_tower.vision_model.encoder.layers.1.mlp.fc1.bias;"),
-    "unexpected": (lambda w: w.update({"model.image_newline": torch.ones(2)}),
-                   "unexpected: model.image_newline\n"),
+        "missing: model.vision_tower.vision_tower.vision_model.encoder.layers.1.mlp.fc1.bias;",
+    ),
+    "unexpected": (
+        lambda w: w.update({"model.image_newline": torch.ones(2)}),
+        "unexpected: model.image_newline\n",
+    ),
     "a layer too many": (
         lambda w: w.update({k.replace(".9.", ".10."): v.clone() for k, v in w.items() if ".layers.9." in k}),
         "unexpected: model.layers.10.input_layernorm.bias, model.layers.10.input_layernorm.weight, "
-        "model.layers.10.mlp.fc1.bias, ... (14 in all)"),
-    "mis-shaped": (lambda w: w.update({"model.mm_projector.0.weight": torch.ones(64, 95)}),
-                   "mis-shaped: model.mm_projector.0.weight 64x95 instead of 64x96\n"),
-    "no EmbQ": (lambda w: [w.pop(k) for k in [*w] if "lqformer" in k],
-                "missing: model.lqformer."),
-    "all three": (lambda w: w.update({"a": w.pop(QUERIES), "lm_head.bias": torch.ones(3)}),
-                  "missing: model.learnable_tokens.token; unexpected: a; mis-shaped: lm_head.bias 3 instead"),
+        "model.layers.10.mlp.fc1.bias, ... (14 in all)",
+    ),
+    "mis-shaped": (
+        lambda w: w.update({"model.mm_projector.0.weight": torch.ones(64, 95)}),
+        "mis-shaped: model.mm_projector.0.weight 64x95 instead of 64x96\n",
+    ),
+    "no EmbQ": (lambda w: [w.pop(k) for k in [*w] if "lqformer" in k], "missing: model.lqformer."),
+    "all three": (
+        lambda w: w.update({"a": w.pop(QUERIES), "lm_head.bias": torch.ones(3)}),
+        "missing: model.learnable_tokens.token; unexpected: a; mis-shaped: lm_head.bias 3 instead",
+    ),
 }
 
 
@@ -216,8 +245,10 @@ def test_failure_while_writing_leaves_nothing(tmp_path, capsys, monkeypatch):
 
 
 def test_buffers_that_older_transformers_saved_are_ignored(weights, tmp_path):
-    extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
-             "model.vision_tower.vision_tower.vision_model.embeddings.position_ids": torch.arange(81)[None]}
+    extra = {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
+        "model.vision_tower.vision_tower.vision_model.embeddings.position_ids": torch.arange(81)[None],
+    }
     convert(write(tmp_path / "given", weights | extra), tmp_path / "ours")
 
 
@@ -308,11 +339,15 @@ def small_tokenizer(*extra: str) -> PreTrainedTokenizerFast:
     return made
 
 
-@pytest.mark.parametrize("extra", [(), (tokens.LEARNABLE, "</s>"), ("a", tokens.LEARNABLE)],
-                         ids=["plain", "released", "partly"])
+@pytest.mark.parametrize(
+    "extra", [(), (tokens.LEARNABLE, "</s>"), ("a", tokens.LEARNABLE)], ids=["plain", "released", "partly"]
+)
 def test_tokenizer_gets_our_tokens_and_keeps_its_ids(weights, extra, tmp_path):
-    folder = write(tmp_path / "given", weights, {**json.loads((GOLDEN / "config.json").read_text()),
-                                                 "model_type": "flashsloth"})
+    folder = write(
+        tmp_path / "given",
+        weights,
+        {**json.loads((GOLDEN / "config.json").read_text()), "model_type": "flashsloth"},
+    )
     given = small_tokenizer(*extra)
     given.save_pretrained(folder)
     assert convert(folder, tmp_path / "ours", tiles=2) == []
@@ -344,9 +379,18 @@ def test_converted_model_answers_in_a_batch(weights, tmp_path):
     convert(folder, tmp_path / "ours")
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "ours")
     processor = AutoProcessor.from_pretrained(tmp_path / "ours")
-    chats = [[{"role": "user", "content": [
-        {"type": "image", "image": picture(i, (90 + 40 * i, 120))}, {"type": "text", "text": "What" * i}]}]
-        for i in (1, 2)]
+    chats = [
+        [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image", "image": picture(i, (90 + 40 * i, 120))},
+                    {"type": "text", "text": "What" * i},
+                ],
+            }
+        ]
+        for i in (1, 2)
+    ]
     batch = processor.apply_chat_template(chats, tokenize=True, return_dict=True)
     assert batch["pixel_values"].shape == (2, 1, 3, 126, 126)
     together = model.generate(**batch, max_new_tokens=4, do_sample=False)[:, batch["input_ids"].shape[1] :]
@@ -395,14 +439,17 @@ def test_a_model_trained_here_is_exported_too(tmp_path, monkeypatch):
     assert config.query_module_knobs["at"] == 3 and config.query_token_id == model.config.query_token_id
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"llm": "llama"}, "llm=llama: the released model has phi"),
-    ({"compressor": "avg_pool"}, "compressor=avg_pool: the released model has sap"),
-    ({"query_module": None}, "query_module=None: the released model has embq"),
-    ({"fusion": "gated"}, "embq.fusion=gated: the released model has add"),
-    ({"stacked": True, "num_layers": 2}, "embq.stacked=True"),
-    ({"at": (2, 3)}, r"embq.at=\[2, 3\]: a released checkpoint has EmbQ at one decoder layer"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"llm": "llama"}, "llm=llama: the released model has phi"),
+        ({"compressor": "avg_pool"}, "compressor=avg_pool: the released model has sap"),
+        ({"query_module": None}, "query_module=None: the released model has embq"),
+        ({"fusion": "gated"}, "embq.fusion=gated: the released model has add"),
+        ({"stacked": True, "num_layers": 2}, "embq.stacked=True"),
+        ({"at": (2, 3)}, r"embq.at=\[2, 3\]: a released checkpoint has EmbQ at one decoder layer"),
+    ],
+)
 def test_models_that_the_released_layout_cannot_hold(options, message, tmp_path):
     make_model(**options).save_pretrained(tmp_path / "trained")
     with pytest.raises(UsageError, match=message):

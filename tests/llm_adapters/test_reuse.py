@@ -1,4 +1,5 @@
 """A compressor in multimodal models of transformers: its inputs and outputs, and its removal."""
+
 import copy
 
 import numpy as np
@@ -32,8 +33,12 @@ from llm_adapters.conversation import QUERY, QUESTION
 from llm_adapters.reuse.wrapping import named_arguments
 
 # what each model does itself; with that compressor nothing may change
-OWN = {"llava": ("identity", {}), "llava_next": ("identity", {}), "paligemma": ("identity", {}),
-       "gemma3": ("avg_pool", {"rate": 2})}
+OWN = {
+    "llava": ("identity", {}),
+    "llava_next": ("identity", {}),
+    "paligemma": ("identity", {}),
+    "gemma3": ("avg_pool", {"rate": 2}),
+}
 SHUFFLE = ("pixel_shuffle", {"rate": 2})
 
 
@@ -66,7 +71,8 @@ def test_detach_restores_exactly(family):
         attributes = {name: set(vars(module)) for name, module in model.named_modules()}
         reuse.attach(model, processor, **SAP, **EMBQ)
         assert model.state_dict().keys() - state.keys() == {
-            f"slothkit.{key}" for key in model.slothkit.state_dict()}
+            f"slothkit.{key}" for key in model.slothkit.state_dict()
+        }
         reuse.detach(model, processor)
         after = inputs(processor, rows)
         assert all(torch.equal(before[k], after[k]) for k in before)
@@ -140,8 +146,15 @@ def test_images_of_every_shape(family, name):
 def test_videos_are_as_before(kind):
     model, processor = make_model(kind), make_processor(kind)
     frames = np.random.default_rng(0).integers(0, 255, (4, 24, 24, 3), dtype=np.uint8)
-    batch = dict(processor(text=["<vision_start><video><vision_end> What?"], videos=[frames], fps=2,
-                           do_sample_frames=False, return_tensors="pt"))
+    batch = dict(
+        processor(
+            text=["<vision_start><video><vision_end> What?"],
+            videos=[frames],
+            fps=2,
+            do_sample_frames=False,
+            return_tensors="pt",
+        )
+    )
     with torch.no_grad():
         logits = model(**batch).logits
         reuse.attach(model, processor, **SAP)
@@ -156,8 +169,16 @@ def test_an_image_and_a_video(kind):
 
     def batch() -> dict:
         text = "<vision_start><image><vision_end> and <vision_start><video><vision_end> What?"
-        return dict(processor(text=[text], images=[picture(1)], videos=[frames], fps=2,
-                              do_sample_frames=False, return_tensors="pt"))
+        return dict(
+            processor(
+                text=[text],
+                images=[picture(1)],
+                videos=[frames],
+                fps=2,
+                do_sample_frames=False,
+                return_tensors="pt",
+            )
+        )
 
     with torch.no_grad():
         logits = model(**batch()).logits
@@ -179,8 +200,11 @@ def test_positions_of_compressed_grids(kind, name):
     reuse.attach(model, processor, name, **KNOBS.get(name, {"rate": 2}))
     batch = inputs(processor, [(prompt(kind), [picture(1, 32, 24)])])
     positions, delta = model.model.get_rope_index(
-        batch["input_ids"], batch["mm_token_type_ids"], batch["image_grid_thw"],
-        attention_mask=batch["attention_mask"])
+        batch["input_ids"],
+        batch["mm_token_type_ids"],
+        batch["image_grid_thw"],
+        attention_mask=batch["attention_mask"],
+    )
     place = (batch["input_ids"][0] == model.config.image_token_id).nonzero().flatten()
     start, tokens = place[0].item(), positions[:, 0, place]
     if name == "qformer":  # no spatial order: as text
@@ -226,16 +250,19 @@ def test_wrong_count_names_both_numbers(family):
     assert "\n" not in str(caught.value) and old != new
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"compressor": "sapp"}, "unknown compressor 'sapp'"),
-    ({"compressor": "sap", "rat": 3}, "no knob 'rat'"),
-    ({"compressor": "downsample"}, "shrinks the image"),
-    ({"compressor": "qformer", "text": True}, "reads the question"),
-    ({"compressor": "sap", "query_knobs": {"dim": 8}}, "without a query_module"),
-    ({"compressor": "sap", "query_module": "embq", "query_knobs": {"at": 9, "dim": 8}}, "layers 1 to 3"),
-    ({"compressor": "sap", "new_projector": "linearr"}, "unknown projector 'linearr'"),
-    ({"compressor": "sap", "rate": 5}, "grid"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"compressor": "sapp"}, "unknown compressor 'sapp'"),
+        ({"compressor": "sap", "rat": 3}, "no knob 'rat'"),
+        ({"compressor": "downsample"}, "shrinks the image"),
+        ({"compressor": "qformer", "text": True}, "reads the question"),
+        ({"compressor": "sap", "query_knobs": {"dim": 8}}, "without a query_module"),
+        ({"compressor": "sap", "query_module": "embq", "query_knobs": {"at": 9, "dim": 8}}, "layers 1 to 3"),
+        ({"compressor": "sap", "new_projector": "linearr"}, "unknown projector 'linearr'"),
+        ({"compressor": "sap", "rate": 5}, "grid"),
+    ],
+)
 def test_bad_input_changes_nothing(options, message):
     model, processor = make_model("llava"), make_processor("llava")
     keys, names = list(model.state_dict()), set(vars(processor))
@@ -252,8 +279,13 @@ def test_other_bad_input(tmp_path):
     with pytest.raises(UsageError, match="has a sap already"):
         reuse.attach(model, processor, "sap")
     with pytest.raises(UsageError, match="'dinov2'.* llava, llava_next"):
-        reuse.attach(AutoModel.from_config(AutoConfig.for_model("dinov2", num_hidden_layers=1, hidden_size=8,
-                                                                num_attention_heads=1)), processor, "sap")
+        reuse.attach(
+            AutoModel.from_config(
+                AutoConfig.for_model("dinov2", num_hidden_layers=1, hidden_size=8, num_attention_heads=1)
+            ),
+            processor,
+            "sap",
+        )
     for text in ("no markers <image>", f"<image>{QUERY}What?{QUESTION}", f"<image>{QUESTION}What?"):
         with pytest.raises(UsageError, match="one before and one after each question"):
             processor(text=[text], images=[picture()], return_tensors="pt")

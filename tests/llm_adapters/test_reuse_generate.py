@@ -1,4 +1,5 @@
 """EmbQ in multimodal models of transformers, and `generate`: cached, batched, with beams."""
+
 import pytest
 import torch
 from factories import compiled_decoding, graphs_made
@@ -80,9 +81,11 @@ def test_query_tokens_read_their_own_turn(family):
 @over_families
 def test_chat_template_marks_questions(family):
     model, processor = attached(family)
-    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
-            {"role": "assistant", "content": [{"type": "text", "text": "A dog."}]},
-            {"role": "user", "content": "And?"}]
+    chat = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "A dog."}]},
+        {"role": "user", "content": "And?"},
+    ]
     text = processor.apply_chat_template(chat)
     assert f"{QUESTION}What?{QUERY}" in text and f"{QUESTION}And?{QUERY}" in text and text.count(QUERY) == 2
     batch = inputs(processor, [(text, [picture(1)])])
@@ -131,8 +134,10 @@ def test_context_of_beams_is_that_of_their_row():
     rows[0] = (prompt("llava", images=2, marked=True), [picture(1), picture(2)])
     batch, markers = inputs(processor, rows), model.slothkit.markers
     images = model.get_image_features(batch["pixel_values"]).images
-    one, beams = (markers.context(ids, ids == model.config.image_token_id, images)
-                  for ids in (batch["input_ids"], batch["input_ids"].repeat_interleave(3, 0)))
+    one, beams = (
+        markers.context(ids, ids == model.config.image_token_id, images)
+        for ids in (batch["input_ids"], batch["input_ids"].repeat_interleave(3, 0))
+    )
     assert one.feature_mask[0].sum() == 2 * one.feature_mask[1].sum() > 0
     for name, value in vars(one).items():
         if not isinstance(value, torch.Tensor):

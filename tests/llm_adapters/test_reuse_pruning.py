@@ -1,4 +1,5 @@
 """In-LLM pruners in multimodal models of transformers, as they are and with a compressor and EmbQ."""
+
 import copy
 import io
 import threading
@@ -60,9 +61,17 @@ def with_video(processor, images=1):
     """A row of an image and a video of four frames, or of a video alone."""
     frames = numpy.random.default_rng(0).integers(0, 256, (4, 24, 24, 3), dtype=numpy.uint8)
     text = "<vision_start><image><vision_end>" * images + "<vision_start><video><vision_end> What is it?"
-    return dict(processor(text=[text], images=[[picture(1)]] * images or None, videos=[frames],
-                          return_tensors="pt", do_sample_frames=False, fps=2,
-                          videos_kwargs={"size": {"shortest_edge": 576, "longest_edge": 2304}}))
+    return dict(
+        processor(
+            text=[text],
+            images=[[picture(1)]] * images or None,
+            videos=[frames],
+            return_tensors="pt",
+            do_sample_frames=False,
+            fps=2,
+            videos_kwargs={"size": {"shortest_edge": 576, "longest_edge": 2304}},
+        )
+    )
 
 
 @over_families
@@ -93,8 +102,11 @@ def test_it_is_fastv(family):
 def slow_fastv(model, batch):
     model.set_attn_implementation("eager")
     llm, seen = getattr(model.base_model, reuse.FAMILIES[model.config.model_type].language_model), []
-    handles = [decoder_layers(llm)[LAYER - 1].self_attn.register_forward_hook(
-        lambda module, args, output: seen.append(output[1]))]  # noqa: ARG005
+    handles = [
+        decoder_layers(llm)[LAYER - 1].self_attn.register_forward_hook(
+            lambda _module, _args, output: seen.append(output[1])
+        )
+    ]
 
     def hide(layer, args, kwargs):  # noqa: ARG001
         [weights] = seen
@@ -107,8 +119,9 @@ def slow_fastv(model, batch):
         own = torch.eye(mask.shape[-1], dtype=torch.bool)
         return args, {**kwargs, "attention_mask": mask.masked_fill(gone & ~own, lowest)}
 
-    handles += [layer.register_forward_pre_hook(hide, with_kwargs=True)
-                for layer in decoder_layers(llm)[LAYER:]]
+    handles += [
+        layer.register_forward_pre_hook(hide, with_kwargs=True) for layer in decoder_layers(llm)[LAYER:]
+    ]
     logits = model(**batch).logits[:, -1]
     for handle in handles:
         handle.remove()
@@ -170,6 +183,7 @@ def test_every_pruner_answers_alike_without_a_cache(case):
 @over_families
 def test_guessing_ahead(family):
     """Tokens that are guessed run along with the prompt and are none of it."""
+
     def guessed(model):
         return [answers(model, batch, assistant_model=make_model(family, seed), **ENDLESS) for seed in (0, 1)]
 
@@ -326,7 +340,8 @@ def test_beams_and_several_images():
     if not cache_agrees("llava", rows, num_beams=3):
         pytest.skip("this version of transformers mixes up the images of beams")
     assert answers(model, batch, num_beams=3) == [
-        answers(model, inputs(processor, [row]), num_beams=3)[0] for row in rows]
+        answers(model, inputs(processor, [row]), num_beams=3)[0] for row in rows
+    ]
 
 
 def test_what_cannot_be():

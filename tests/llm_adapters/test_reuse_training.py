@@ -1,4 +1,5 @@
 """Compressor and EmbQ in multimodal models of transformers: trained, saved, loaded, copied."""
+
 import copy
 import pickle
 
@@ -89,8 +90,11 @@ def test_lora(family, tmp_path):
         loss.backward()
         losses.append(loss.item())
         optimizer.step()
-    moved = {name.split(".")[0] for name, p in model.slothkit.named_parameters()
-             if p.requires_grad and p.grad.abs().sum() > 0}
+    moved = {
+        name.split(".")[0]
+        for name, p in model.slothkit.named_parameters()
+        if p.requires_grad and p.grad.abs().sum() > 0
+    }
     assert {"compressor", "query_module"} <= moved
     assert losses[-1] < losses[0]
     tuned.eval()

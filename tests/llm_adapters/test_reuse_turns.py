@@ -1,4 +1,5 @@
 """EmbQ in multimodal models of transformers reads its turn's images, or an error says why it cannot."""
+
 import pytest
 import reuse_families
 import torch
@@ -25,7 +26,8 @@ from llm_adapters.lmms_eval.requests import message
 IMAGES_FIRST = (  # as LLaVA's own, whatever the order of a message's parts
     "{% for m in messages %}{{ m['role'] }}: {% for p in m['content'] if p['type'] == 'image' %}IMAGE\n"
     "{% endfor %}{% for p in m['content'] if p['type'] == 'text' %}{{ p['text'] }} {% endfor %}"
-    "\n{% endfor %}")
+    "\n{% endfor %}"
+)
 BEHIND = "whole conversation without a KV cache"
 
 
@@ -64,9 +66,11 @@ def test_text_before_its_image(family, template, context):
 @over_families
 def test_text_before_its_image_in_each_turn(family):
     model, processor = attached(family)
-    chat = [message("What is <image>", [picture(1)]),
-            {"role": "assistant", "content": [{"type": "text", "text": "A dog."}]},
-            message("And <image>", [picture(2)])]
+    chat = [
+        message("What is <image>", [picture(1)]),
+        {"role": "assistant", "content": [{"type": "text", "text": "A dog."}]},
+        message("And <image>", [picture(2)]),
+    ]
     batch = inputs(processor, [(processor.apply_chat_template(chat), [picture(1), picture(2)])])
     *_, features, reads, _ = seen_by_queries(model, batch)
     count, patches = model.slothkit.query_module.num_queries, features.shape[1]
@@ -157,20 +161,28 @@ def test_guesses_from_the_prompt_may_have_markers_in_them(family):
     text = prompt(family, marked=True).replace(":", "") + " now"  # its end is nowhere before
     batch, said = inputs(processor, [(text, [picture(1)])]), processor.tokenizer("What")["input_ids"][-1:]
     model.get_output_embeddings().register_forward_hook(
-        lambda _, args, logits: logits.index_fill(-1, torch.tensor(said), 1e4))  # noqa: ARG005
+        lambda _, _args, logits: logits.index_fill(-1, torch.tensor(said), 1e4)
+    )
     seen, query = [], model.slothkit.markers.query_id
     model.base_model.register_forward_pre_hook(
-        lambda _, args, kwargs: seen.append(kwargs["input_ids"] == query), with_kwargs=True)  # noqa: ARG005
-    new = model.generate(**batch, max_new_tokens=8, do_sample=False, eos_token_id=9999,
-                         prompt_lookup_num_tokens=10)
+        lambda _, _args, kwargs: seen.append(kwargs["input_ids"] == query), with_kwargs=True
+    )
+    new = model.generate(
+        **batch, max_new_tokens=8, do_sample=False, eos_token_id=9999, prompt_lookup_num_tokens=10
+    )
     assert new[0, -8:].tolist() == said * 8
     assert any(is_query.any() for is_query in seen[1:])
 
 
 def test_a_language_model_that_keeps_keyword_arguments_to_itself(monkeypatch):
     """As Falcon does, which a released LLaVA-NeXT has: EmbQ would never be called, no token be dropped."""
-    sizes = {"model_type": "falcon", "num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 4,
-             "vocab_size": 320}
+    sizes = {
+        "model_type": "falcon",
+        "num_hidden_layers": 3,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "vocab_size": 320,
+    }
     configs = reuse_families._configs()
     configs["llava_next"]["text_config"] = sizes
     monkeypatch.setattr(reuse_families, "_configs", lambda: configs)

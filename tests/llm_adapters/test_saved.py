@@ -1,4 +1,5 @@
 """Saved models of both kinds by their folder: ours, and another MLLM with a compressor attached."""
+
 import pytest
 import torch
 from factories import make_model, make_processor

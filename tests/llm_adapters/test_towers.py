@@ -1,4 +1,5 @@
 """The composed model around every family of vision towers, from transformers and from open_clip."""
+
 import copy
 
 import pytest

@@ -1,4 +1,5 @@
 """What query modules and pruners cannot do is refused: they never act on nothing in silence."""
+
 import pytest
 import torch
 from factories import byte_tokenizer, chat, make_model, make_processor, picture
@@ -15,8 +16,9 @@ DEAF = ("falcon", "bloom")  # decoders that take any keyword argument and keep i
 def inputs(model, images: int = 1, text: str = "What is this?") -> dict:
     processor = make_processor(model)
     shown = [picture(i) for i in range(images)]
-    given = processor.apply_chat_template(chat(*shown, text=text), tokenize=True, return_dict=True,
-                                          return_tensors="pt")
+    given = processor.apply_chat_template(
+        chat(*shown, text=text), tokenize=True, return_dict=True, return_tensors="pt"
+    )
     return dict(given)
 
 
@@ -70,8 +72,9 @@ def test_a_tokenizer_may_begin_texts_by_its_post_processor():
     plain = byte_tokenizer()
     backend = type(plain.backend_tokenizer).from_str(plain.backend_tokenizer.to_str())
     backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", plain.bos_token_id)])
-    begins = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", bos_token="<s>",
-                                     eos_token="</s>")
+    begins = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
     model, turns = make_model(), [Turn("What?", "A dog.")]
     found, without = (make_processor(model, each).encode(turns, 0).ids for each in (begins, plain))
     assert found == [plain.bos_token_id, *without]
