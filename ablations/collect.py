@@ -7,18 +7,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ablations import earlier, maps, measured, prefill, spec
+from ablations import earlier
+from ablations.claims import spec
+from ablations.costs import measured, prefill
 from ablations.earlier import Earlier
 from ablations.finished import Done, answers, ask, efficiency, find
 from ablations.outcomes import Report, Row, Table
+from ablations.writing import maps
 from compressors.errors import UsageError
-from experiments import tables
-from experiments.cells import blind_cells
-from experiments.config import Config
-from experiments.progress import Reporter
-from experiments.results import questions
-from experiments.stage_files import DONE
-from experiments.stages import Store
+from experiments.config import tables
+from experiments.config.cells import blind_cells
+from experiments.config.schema import Config
+from experiments.runtime.progress import Reporter
+from experiments.store.folder import DONE
+from experiments.store.results import questions
+from experiments.store.store import Store
 
 BLIND = "no image"
 COUNTS = "prefill.json"

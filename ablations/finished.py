@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from ablations.earlier import Earlier, Kept
 from ablations.outcomes import Table
 from compressors.errors import UsageError
-from experiments.answers import majority_rates
-from experiments.cells import Cell
+from experiments.config.cells import Cell
 from experiments.data.llava import Sample
-from experiments.plan import Stage, plan
-from experiments.results import METRICS, PREDICTIONS
-from experiments.stages import Store
+from experiments.metrics.answers import majority_rates
+from experiments.store.plan import Stage, plan
+from experiments.store.results import METRICS, PREDICTIONS
+from experiments.store.store import Store
 from llm_adapters.conversation import Turn
 
 FLAG = b'"correct": '  # never inside a JSON string, where its quotes would be escaped

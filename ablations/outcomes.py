@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ablations.spec import Claim
+from ablations.claims.spec import Claim
 from compressors.errors import UsageError
-from experiments.earlier import REPORT
-from experiments.files import write_atomic
+from experiments.runtime.files import write_atomic
+from experiments.store.earlier import REPORT
 
 FORMAT, FILE, FOLDER, PLOTS = 2, REPORT, "outcomes", "plots"
 

@@ -33,8 +33,8 @@ def draw(cell: Path, number: int, out: Path) -> None:
     """Three panels: the picture under its patch grid, SAP's weights in its windows, questions and answers."""
     from matplotlib.figure import Figure
 
-    from experiments import saved
-    from experiments.attention_figure import show
+    from experiments.inspection.attention_figure import show
+    from experiments.models import saved
 
     root = cell.parent.parent
     data = next(root / stage for stage in saved.read(cell / "stages.json") if stage.startswith("data/"))
@@ -65,7 +65,7 @@ def window_weights(cell: Path, picture):
     import torch
     from einops import rearrange
 
-    from experiments import saved
+    from experiments.models import saved
 
     model, processor = saved.load(cell)
     pixels = processor.pixels([picture]).to(model.device)

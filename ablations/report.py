@@ -10,12 +10,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from compressors.command_line import parse_settings, run_guarded
 from compressors.errors import UsageError
 from compressors.registry import conform
-from experiments.bars import reporter
-from experiments.command import Parser, guarded
-from experiments.config import Config
-from experiments.overrides import parse, take_one, value_of
+from experiments.config.overrides import take_one, value_of
+from experiments.config.schema import Config
+from experiments.runtime.bars import reporter
+from experiments.runtime.command import Parser
 
 HELP = """\
 Usage: python -m ablations.report [table=3,4] [seed=0,1,2] [KEY=VALUE ...] [out=runs] [earlier=DIR] [to=DIR]
@@ -38,7 +39,7 @@ one HTML page, plots, and what the report can be made from again without the cel
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    return guarded(lambda: run(given), "choose another directory with to=DIR")
+    return run_guarded(lambda: run(given), "choose another directory with to=DIR")
 
 
 def run(arguments: list[str]) -> int:
@@ -51,10 +52,11 @@ def run(arguments: list[str]) -> int:
     if options.help:
         console.print(HELP, markup=False, highlight=False, soft_wrap=True)
         return 0
-    axes = parse(options.overrides)
+    axes = parse_settings(options.overrides)
     results, to, timed, earlier = (take_one(axes, key) for key in ("results", "to", "measure", "earlier"))
     measure = conform(value_of(timed or "false", "measure"), bool, "measure")
-    from ablations import outcomes, write  # numpy, scipy and matplotlib: not for --help
+    from ablations import outcomes
+    from ablations.writing import write  # numpy, scipy and matplotlib: not for --help
 
     if results is not None:
         if axes or earlier:
@@ -80,8 +82,8 @@ def from_cells(
     """The report of what is finished below `root` or in the report `earlier`; with a reporter in `measuring`
     rows are measured."""
     from ablations import collect
-    from experiments import tables
-    from experiments.stages import Store
+    from experiments.config import tables
+    from experiments.store.store import Store
 
     wanted = axes.pop("table", [tables.ALL])
     axes["out"] = [str(root)]

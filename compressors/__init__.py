@@ -16,8 +16,8 @@ __all__ = ["Compressor", "UsageError", "check", "create", "knobs", "names", "reg
 def _load():
     """The contract's module, after every built-in has registered itself."""
     from compressors import (  # noqa: F401
-        adaptive_average_pool,
-        average_pool,
+        adaptive_avg_pool,
+        avg_pool,
         base,
         c_abstractor,
         conv_downsample,
@@ -34,13 +34,13 @@ def _load():
         pixel_shuffle,
         prumerge,
         qformer,
-        random_subset,
+        random,
         resampler,
         resampler_2d,
-        spatial_attention,
+        sap,
         token_packer,
         tome,
-        uniform_subset,
+        uniform,
         window_attention_pool,
     )
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from compressors.average_pool import window_mean
+from compressors.avg_pool import window_mean
 from compressors.base import Compressor, MaybeTensor, register
 from compressors.checks import at_least, grid_size, one_of
 from compressors.grid import GridPolicy, windows, within

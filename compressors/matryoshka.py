@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from compressors.average_pool import window_mean
+from compressors.avg_pool import window_mean
 from compressors.base import Compressor, MaybeTensor, register, registry
 from compressors.checks import at_least
 from compressors.errors import UsageError

@@ -9,7 +9,9 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from importlib.metadata import entry_points
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 from compressors.errors import UsageError
 
@@ -22,87 +24,135 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return (f"; did you mean '{close[0]}'?" if close else ";") + f" Known: {', '.join(shown) or 'none'}"
 
 
-def conform(value: object, hint: object, where: str) -> object:
+def conform(value: object, hint: Any, where: str) -> Any:
     """`value` as the type `hint` (lists become tuples, ints floats), or a UsageError that names `where`."""
-    origin, options = typing.get_origin(hint), typing.get_args(hint)
-    if hint in (inspect.Parameter.empty, typing.Any):
+    if hint in (inspect.Parameter.empty, Any):
         return value
+    origin = typing.get_origin(hint)
+    options = typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        for option in options:
-            try:
-                return conform(value, option, where)
-            except UsageError:
-                continue
-    elif origin is typing.Literal:
+        return conform_to_one_of(value, hint, options, where)
+    if origin is typing.Literal:
         if value in options:
             return value
-        hint = " | ".join(map(str, options))
-    elif origin in (list, Sequence):
-        if isinstance(value, (list, tuple)):
-            return [conform(item, options[0], where) for item in value]
-    elif origin in (dict, Mapping):
-        if isinstance(value, Mapping):
-            return {conform(k, options[0], where): conform(v, options[1], where) for k, v in value.items()}
-    elif hint is tuple and isinstance(value, list):  # what a saved configuration has of it
+        raise type_error(value, " | ".join(map(str, options)), where)
+    if origin in CONTAINERS:
+        return CONTAINERS[origin](value, hint, options, where)
+    if hint is tuple and isinstance(value, list):  # JSON and YAML have no tuples
         return tuple(value)
-    elif origin is tuple:
-        if isinstance(value, (list, tuple)) and (options[-1] is Ellipsis or len(options) == len(value)):
-            hints = options[:1] * len(value) if options[-1] is Ellipsis else options
-            return tuple(conform(item, h, where) for item, h in zip(value, hints))
-    elif hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    elif isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+    # True is an int to Python; to a user it is not
+    if isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
-    kind = getattr(hint, "__name__", hint) if origin is None else hint
-    raise UsageError(f"{where}={value!r}: expected {kind}, got {type(value).__name__}")
+    raise type_error(value, getattr(hint, "__name__", hint), where)
+
+
+def conform_to_one_of(value: object, hint: Any, options: Sequence, where: str) -> Any:
+    """`value` as the first of several types that takes it."""
+    for option in options:
+        try:
+            return conform(value, option, where)
+        except UsageError:
+            continue
+    raise type_error(value, hint, where)
+
+
+def conform_to_list(value: object, hint: Any, options: Sequence, where: str) -> list:
+    """list[X] and Sequence[X]."""
+    if not isinstance(value, (list, tuple)):
+        raise type_error(value, hint, where)
+    return [conform(item, options[0], where) for item in value]
+
+
+def conform_to_mapping(value: object, hint: Any, options: Sequence, where: str) -> dict:
+    """dict[K, V] and Mapping[K, V]."""
+    if not isinstance(value, Mapping):
+        raise type_error(value, hint, where)
+    return {conform(key, options[0], where): conform(item, options[1], where) for key, item in value.items()}
+
+
+def conform_to_tuple(value: object, hint: Any, options: Sequence, where: str) -> tuple:
+    """tuple[X, ...] and tuple[X, Y]."""
+    if not isinstance(value, (list, tuple)):
+        raise type_error(value, hint, where)
+    if options[-1] is Ellipsis:
+        return tuple(conform(item, options[0], where) for item in value)
+    if len(options) != len(value):
+        raise type_error(value, hint, where)
+    return tuple(conform(item, option, where) for item, option in zip(value, options))
+
+
+def type_error(value: object, expected: object, where: str) -> UsageError:
+    """What `conform` raises."""
+    return UsageError(f"{where}={value!r}: expected {expected}, got {type(value).__name__}")
+
+
+CONTAINERS: dict[Any, Callable[[object, Any, Sequence, str], Any]] = {
+    list: conform_to_list,
+    Sequence: conform_to_list,
+    dict: conform_to_mapping,
+    Mapping: conform_to_mapping,
+    tuple: conform_to_tuple,
+}
 
 
 class Registry:
-    """Names -> classes. `context` are constructor arguments that the composed model gives, not the user."""
+    """Names -> classes. `context` are constructor arguments that the composed model gives, not the user.
+
+    A part is here because its module was imported (`register`), or because a package offers it in the
+    entry-point group. An entry point's name is known at once, its module is imported when it is asked for.
+    """
 
     def __init__(self, kind: str, group: str | None = None, context: tuple[str, ...] = ()):
         self.kind, self.group, self.context = kind, group, frozenset(context)
         self._classes: dict[str, type] = {}
-        self._loaded = group is None
+        self._loaded: set[str] = set()  # names of entry points
 
     def register(self, name: str) -> Callable[[type], type]:
         """Class decorator. Registering a name twice is an error."""
 
-        def decorate(cls: type) -> type:
-            known = self._classes.get(name)
+        def decorate(cls: Any) -> Any:
+            other = self._classes.get(name)
             # the same class again is no conflict: a notebook cell or a module that runs twice
-            if known and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-                raise UsageError(f"{self.kind} '{name}' is already registered by {known.__module__}")
+            if other and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise UsageError(f"{self.kind} '{name}' is already registered by {other.__module__}")
             self._classes[name] = cls
             cls.registered_name = name
             return cls
 
         return decorate
 
-    def _load_entry_points(self) -> None:
-        if self._loaded:
-            return
-        self._loaded = True  # before loading: a package may ask for the names
-        for point in entry_points(group=self.group):
-            try:
-                self.register(point.name)(point.load())
-            except Exception as error:
-                self._loaded = False
-                raise UsageError(
-                    f"{self.kind} '{point.name}' of entry point {point.value} does not load: {error}; "
-                    "mend or uninstall that package"
-                ) from error
+    @cached_property
+    def entry_points(self) -> dict[str, EntryPoint]:
+        """What packages offer, by name; nothing of it is imported."""
+        if self.group is None:
+            return {}
+        return {point.name: point for point in entry_points(group=self.group)}
 
     def names(self) -> list[str]:
-        """All registered names, outside packages included, sorted."""
-        self._load_entry_points()
-        return sorted(self._classes)
+        """All names, outside packages' included, sorted."""
+        return sorted({*self._classes, *self.entry_points})
 
     def get(self, name: str) -> type:
         """The class registered as exactly `name`; otherwise a UsageError with the closest match."""
-        if name not in self.names():
-            raise UsageError(f"unknown {self.kind} '{name}'{suggest(name, self._classes)}")
+        point = self.entry_points.get(name)
+        if point is not None and name not in self._loaded:
+            self._load(point)
+        if name not in self._classes:
+            raise UsageError(f"unknown {self.kind} '{name}'{suggest(name, self.names())}")
         return self._classes[name]
+
+    def _load(self, point: EntryPoint) -> None:
+        """Import and register what an entry point offers; an error names it."""
+        try:
+            self.register(point.name)(point.load())
+            self._loaded.add(point.name)
+        except Exception as error:
+            raise UsageError(
+                f"{self.kind} '{point.name}' of entry point {point.value} does not load: {error}; "
+                "mend or uninstall that package"
+            ) from error
 
     def parameters(self, name: str) -> dict[str, inspect.Parameter]:
         """All constructor parameters of `name`, context included, with resolved annotations."""

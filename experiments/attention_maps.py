@@ -12,8 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from compressors.command_line import run_guarded
 from compressors.errors import UsageError
-from experiments.command import Parser, guarded
+from experiments.runtime.command import Parser
 
 MOST = 2  # questions side by side
 
@@ -30,12 +31,12 @@ def parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit code."""
-    return guarded(lambda: run(parser().parse_args(arguments)), "write to another place with --out")
+    return run_guarded(lambda: run(parser().parse_args(arguments)), "write to another place with --out")
 
 
 def run(given: argparse.Namespace) -> int:
     """The command, with its exceptions."""
-    from experiments import saved
+    from experiments.models import saved
 
     if len(given.question) > MOST:
         raise UsageError(f"{len(given.question)} questions; give at most {MOST}, they stand side by side")
@@ -43,8 +44,8 @@ def run(given: argparse.Namespace) -> int:
         raise UsageError(f"--out {given.out}: must end in .png")
     picture = saved.open_picture(given.image)
     model, processor = saved.load(given.run)
-    from experiments.attention import look
-    from experiments.attention_figure import draw
+    from experiments.inspection.attention import look
+    from experiments.inspection.attention_figure import draw
 
     looks = [look(model, processor, picture, question) for question in given.question]
     figure = draw(picture, looks, processor.tiling, given.heads)
@@ -57,9 +58,9 @@ def run(given: argparse.Namespace) -> int:
 def for_report(model, processor, samples: Sequence) -> list:
     """A matplotlib figure of each sample (`experiments.data.llava.Sample`) with a picture: its first question
     and the first of another family, side by side. UsageError where the model has nothing to show."""
-    from experiments.attention import look
-    from experiments.attention_figure import draw
     from experiments.data import llava
+    from experiments.inspection.attention import look
+    from experiments.inspection.attention_figure import draw
     from llm_adapters.conversation import IMAGE
 
     figures = []

@@ -54,7 +54,7 @@ def sap_rows(given: argparse.Namespace, train_tower: bool) -> list[tuple[str, ..
     import torch
 
     import compressors
-    from experiments import timing
+    from experiments.efficiency import timing
 
     options = {"device": given.device, "dtype": getattr(torch, given.dtype)}
     sap = compressors.create("sap", dim=given.dim, rate=given.rate).to(**options)

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
+from compressors.command_line import report_error, run_guarded
 from compressors.errors import UsageError
 from compressors.registry import suggest
-from experiments.command import complain, guarded
-from experiments.config import Config
+from experiments.config.schema import Config
 
 HELP = """\
 Usage: python -m experiments.chat IMAGE ["QUESTION"] [model=DIR] [max_new_tokens=128] [--help]
@@ -41,7 +41,7 @@ class Asked(NamedTuple):
 def main(arguments: Sequence[str] | None = None, given: TextIO | None = None) -> int:
     """The command; its exit code. `given`: where questions come from (standard input)."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    return guarded(lambda: run(words, given or sys.stdin), "name another folder with model=DIR")
+    return run_guarded(lambda: run(words, given or sys.stdin), "name another folder with model=DIR")
 
 
 def run(arguments: list[str], given: TextIO) -> int:
@@ -50,13 +50,13 @@ def run(arguments: list[str], given: TextIO) -> int:
         sys.stdout.write(HELP)
         return 0
     asked = read(arguments)
-    from experiments import saved
+    from experiments.models import saved
 
     if asked.model:
         saved.find(asked.model)  # before anything slow is imported
     picture = saved.open_picture(asked.image)
     folder = asked.model or saved.newest(Path(Config().out))
-    from experiments.dialogue import Chat
+    from experiments.inspection.conversation import Chat
 
     chat = Chat(*saved.load(folder), picture, asked.max_new_tokens)
     sys.stderr.write(f"{folder}: {told(chat)}\n")
@@ -67,7 +67,7 @@ def run(arguments: list[str], given: TextIO) -> int:
         try:
             answer(chat, question)
         except UsageError as error:  # of this question; the next may be fine
-            complain(str(error), 2)
+            report_error(str(error), 2)
     return 0
 
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from connectors.tiling import Tiling
-from experiments import build
-from experiments.config import Config
-from experiments.module import parts, set_trainable
-from experiments.random_model import make_batch, random_cells, random_model
+from experiments.config.schema import Config
+from experiments.models import build
+from experiments.models.random_model import make_batch, random_cells, random_model
+from experiments.stages.module import parts, set_trainable
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 
 Fact = tuple[str, bool]  # a line to print, and whether it is as it must be

@@ -12,8 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import signatures
-from experiments.command import Parser, guarded
+from compressors.command_line import run_guarded
+from experiments.config import signatures
+from experiments.runtime.command import Parser
 
 SPLIT, SCENE = "test", 6
 COLOURS = 256  # of a PNG
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made = Parser("python -m experiments.gallery", description=__doc__.splitlines()[0])
     made.add_argument("names", nargs="*", metavar="NAME", help="compressors (all)")
     made.add_argument("--to", type=Path, default=Path("gallery"), help="folder to write to (gallery)")
-    return guarded(lambda: run(made.parse_args(arguments)), "write to another place with --to")
+    return run_guarded(lambda: run(made.parse_args(arguments)), "write to another place with --to")
 
 
 def run(given: argparse.Namespace) -> int:
@@ -51,7 +52,7 @@ def run(given: argparse.Namespace) -> int:
     known = signatures.compressors()
     names = [known.require(name) for name in given.names] or known.names()
     from compressors.listing import facts  # torch: not for a typo
-    from experiments.build import quiet
+    from experiments.models.build import quiet
 
     quiet()
     given.to.mkdir(parents=True, exist_ok=True)
@@ -69,10 +70,10 @@ def run(given: argparse.Namespace) -> int:
 
 def scene():
     """One picture of PictureVQA, as every data set of seed 0 has it."""
-    from experiments.data import picture_vqa
-    from experiments.data.drawing import draw
+    from experiments.picture_vqa import dataset
+    from experiments.picture_vqa.drawing import draw
 
-    return draw(picture_vqa.scene_of(SPLIT, SCENE)[0])
+    return draw(dataset.scene_of(SPLIT, SCENE)[0])
 
 
 def sheet(name: str, picture, path: Path) -> None:
@@ -80,10 +81,10 @@ def sheet(name: str, picture, path: Path) -> None:
     import torch
     from PIL import Image
 
-    from experiments.build import build
-    from experiments.cells import make_cells
-    from experiments.gallery_figure import draw
-    from experiments.origins import origins
+    from experiments.config.cells import make_cells
+    from experiments.inspection.origins_figure import draw
+    from experiments.inspection.token_origins import origins
+    from experiments.models.build import build
 
     model, processor = build(make_cells({"compressor": [name]})[0].config)
     part = model.compressor.eval()

@@ -20,17 +20,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from experiments import request
-from experiments.bars import reporter
-from experiments.command import Parser, guarded
-from experiments.files import write_atomic
-from experiments.launch import title
-from experiments.plan import KINDS, Stage
-from experiments.plan_view import span
-from experiments.progress import Reporter
-from experiments.request import Job, Request
-from experiments.stage_files import versions
-from experiments.stages import Runner, Store, runner
+from compressors.command_line import run_guarded
+from experiments.runtime.bars import reporter
+from experiments.runtime.command import Parser
+from experiments.runtime.files import write_atomic
+from experiments.runtime.progress import Reporter
+from experiments.store.folder import versions
+from experiments.store.plan import KINDS, Stage
+from experiments.store.store import Runner, Store, runner
+from experiments.sweep import request
+from experiments.sweep.launcher import title
+from experiments.sweep.plan_view import span
+from experiments.sweep.request import Job, Request
 
 
 @dataclass
@@ -141,7 +142,7 @@ def as_json(saving: Saving, asked: Request, overrides: Sequence[str]) -> str:
 
 def main(arguments: Sequence[str] | None = None, runner: Callable[[str], Runner] = runner) -> int:
     """The command; its exit code."""
-    return guarded(
+    return run_guarded(
         lambda: run(sys.argv[1:] if arguments is None else arguments, runner),
         "choose another directory with TMPDIR=DIR",
     )

@@ -3,7 +3,7 @@
 from transformers import AutoConfig, PreTrainedConfig
 
 import compressors
-import connectors.towers_open_clip  # noqa: F401  registers its vision config
+import connectors.towers.open_clip  # noqa: F401  registers its vision config
 from compressors.errors import UsageError
 from connectors.embq import registry as query_modules
 from connectors.projector import registry as projectors

@@ -10,8 +10,8 @@ from transformers.image_utils import load_image
 
 from compressors.errors import UsageError
 from connectors.tiling import Tiling
+from connectors.towers.base import VisionTower
 from connectors.versions import pil_class
-from connectors.vision_tower import VisionTower
 
 
 def image_processor(tower: VisionTower, size: int | None = None) -> BaseImageProcessor:

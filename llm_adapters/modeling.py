@@ -23,14 +23,14 @@ from compressors.errors import UsageError
 from connectors.embq import registry as query_modules
 from connectors.projector import registry as projectors
 from connectors.query_module import at_positions
+from connectors.towers.base import VisionTower, build_tower
 from connectors.versions import CACHE
-from connectors.vision_tower import VisionTower, build_tower
 from llm_adapters.adapter import CONTEXT, QueryAdapter, QueryContext, llm_sizes, masks, query_positions
 from llm_adapters.configuration import FlashSlothConfig
+from llm_adapters.kept_turns import GUESSED, check_turn, says_guessed
 from llm_adapters.pruning.apply import PruningAdapter
 from llm_adapters.pruning.attention import CONTEXT as PRUNING
-from llm_adapters.steps import Mute, check_count, fit_turns, hide_unused, place, shrink
-from llm_adapters.turns import GUESSED, check_turn, says_guessed
+from llm_adapters.visual_prompt import Mute, check_count, fit_turns, hide_unused, place, shrink
 
 PREFILL_ONLY = ("pixel_values", "vision_features", "image_turn", "turns", "query_index")
 

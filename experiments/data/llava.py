@@ -20,7 +20,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from compressors.errors import UsageError
-from experiments.data import upright
+from experiments.data import orientation
 from llm_adapters.conversation import IMAGE, Turn
 
 ROLES = ("human", "gpt")
@@ -165,13 +165,13 @@ def questions(samples: list[Sample]) -> list[Sample]:
 def open_image(sample: Sample, i: int = 0) -> Image.Image:
     """A sample's i-th image in RGB and upright, wholly read; UsageError if it is missing or damaged."""
     with opened(sample, i) as image:
-        return upright.rgb(image)
+        return orientation.rgb(image)
 
 
 def image_size(sample: Sample, i: int = 0) -> tuple[int, int]:
     """(width, height) of a sample's i-th image, from its header; UsageError as `open_image`."""
     with opened(sample, i) as image:
-        return upright.size(image)
+        return orientation.size(image)
 
 
 @contextmanager
@@ -182,7 +182,7 @@ def opened(sample: Sample, i: int) -> Iterator[Image.Image]:
             yield image
     except FileNotFoundError as error:
         raise UsageError(f"sample {sample.id}: no image {sample.images[i]}") from error
-    except upright.BROKEN as error:
+    except orientation.BROKEN as error:
         raise UsageError(
             f"sample {sample.id}: image {sample.images[i]} is truncated or no image "
             f"({error}); replace it or drop the sample"

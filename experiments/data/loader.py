@@ -159,6 +159,6 @@ class StepLoader:
 
 def feature_cache(inputs: dict[str, Path]):
     """The features that the stage was given, if any."""
-    from experiments.features import FeatureCache
+    from experiments.stages.features import FeatureCache
 
     return FeatureCache(inputs["features"]) if "features" in inputs else None

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from experiments.config import Optimisation
+from experiments.config.schema import Optimisation
 
 MEGABATCH = 50  # batches among which rows of like length are found
 

@@ -14,10 +14,11 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from compressors.command_line import run_guarded
 from compressors.errors import UsageError
-from experiments.answers import ALL
-from experiments.command import Parser, guarded
 from experiments.data import llava
+from experiments.metrics.answers import ALL
+from experiments.runtime.command import Parser
 from llm_adapters.conversation import IMAGE
 
 STRING = {"dtype": "string", "_type": "Value"}
@@ -98,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"{given.out}: {count} questions\n")
         return 0
 
-    return guarded(run, "write to another place")
+    return run_guarded(run, "write to another place")
 
 
 if __name__ == "__main__":

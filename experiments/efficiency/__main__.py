@@ -10,15 +10,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.bars import reporter
-from experiments.command import guarded
+from compressors.command_line import run_guarded
 from experiments.efficiency import options
+from experiments.runtime.bars import reporter
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    return guarded(lambda: run(given), "choose another directory with --to DIR")
+    return run_guarded(lambda: run(given), "choose another directory with --to DIR")
 
 
 def run(arguments: list[str]) -> int:
@@ -45,7 +45,7 @@ def run(arguments: list[str]) -> int:
 
 def show(views: list[tuple], title: str, console: Console) -> None:
     """Tables, each with its definitions: on a terminal drawn, else as Markdown."""
-    from experiments.table import pipes, screen_table
+    from experiments.sweep.score_table import pipes, screen_table
 
     plain = {"sep": "\n", "markup": False, "highlight": False, "soft_wrap": True}
     console.print(title, **plain)

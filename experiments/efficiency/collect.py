@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from PIL import Image
 
-from experiments.cells import Cell
+from experiments.config.cells import Cell
 from experiments.efficiency import table1, training
 from experiments.efficiency.counting import count
 from experiments.efficiency.machine import check_memory
 from experiments.efficiency.measuring import Case, measure, steps
 from experiments.efficiency.subject import OfCell, Pictures, Subject
-from experiments.progress import Reporter
-from experiments.random_model import TEXT, fill, random_cells, set_placeholders
+from experiments.models.random_model import TEXT, fill, random_cells, set_placeholders
+from experiments.runtime.progress import Reporter
 
 Row = dict[str, Any]
 FILE = "efficiency.json"

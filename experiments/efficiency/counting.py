@@ -9,11 +9,11 @@ from transformers import Cache
 
 from connectors.tiling import Tiling
 from connectors.versions import meta_forward
-from experiments.config import Config
+from experiments.config.schema import Config
 from experiments.efficiency.subject import LLM, PARTS, TOWER, OfCell, Pixels, Subject
-from experiments.module import trainable_parts
-from experiments.random_model import TEXT
-from experiments.timing import OTHER, flops_by_part
+from experiments.efficiency.timing import OTHER, flops_by_part
+from experiments.models.random_model import TEXT
+from experiments.stages.module import trainable_parts
 
 
 @dataclass(frozen=True)

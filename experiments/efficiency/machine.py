@@ -10,9 +10,9 @@ import torch
 import transformers
 
 from compressors.errors import UsageError
-from experiments import build
 from experiments.efficiency.subject import Subject
-from experiments.random_model import TEXT
+from experiments.models import build
+from experiments.models.random_model import TEXT
 
 
 def settings(given: argparse.Namespace) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What must be measured: time to the first token from pictures, time by part, decoding, peak memory.
 
-All cells of a batch size and image count take turns, round by round (`experiments.timing`), so that a slow
+All cells of a batch size and image count take turns, round by round (`timing`), so that a slow
 minute of the machine hits all alike.
 """
 
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
+from experiments.efficiency.memory import peak_bytes
 from experiments.efficiency.subject import Pictures, Pixels, Subject
-from experiments.memory import peak_bytes
-from experiments.timing import Ledger, Spread, clock, in_turn, settle, spread
+from experiments.efficiency.timing import Ledger, Spread, clock, in_turn, settle, spread
 
 PREPARING = "preprocessing"
 

@@ -4,7 +4,7 @@ import argparse
 import re
 
 from compressors.errors import UsageError
-from experiments.command import Parser
+from experiments.runtime.command import Parser
 
 HELP = """\
 What models cost, with random weights: no trained ones are needed.

@@ -6,13 +6,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from experiments import labels
 from experiments.efficiency.collect import Row
 from experiments.efficiency.measuring import PREPARING
 from experiments.efficiency.subject import COMPRESSOR, LLM, PROJECTOR, QUERIES, TOWER
 from experiments.efficiency.tables import SHORT, keys, parts_of, unit
-from experiments.figures import BLUE, GREY, ORANGE, bare, literal, svg
-from experiments.timing import OTHER
+from experiments.efficiency.timing import OTHER
+from experiments.figures import labels
+from experiments.figures.style import BLUE, GREY, ORANGE, bare, literal, svg
 
 STAGES = {"pretrain": ORANGE, "finetune": BLUE}
 COLOURS = {

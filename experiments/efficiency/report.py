@@ -7,8 +7,8 @@ from typing import Any
 from experiments.efficiency.collect import FILE
 from experiments.efficiency.definitions import COUNTS, TIMES, TRAINING
 from experiments.efficiency.tables import Words, counts_table, times_table, training_table
-from experiments.files import write_atomic
-from experiments.table import pipes
+from experiments.runtime.files import write_atomic
+from experiments.sweep.score_table import pipes
 
 Result = dict[str, Any]
 # name in a device's name -> dense bf16 FLOP/s, memory bytes/s: NVIDIA's data sheets

@@ -11,8 +11,8 @@ from transformers import Cache, PreTrainedModel
 from connectors.query_module import insertions
 from connectors.tiling import Tiling
 from connectors.versions import CACHE
-from experiments.config import Config
-from experiments.random_model import make_prompt
+from experiments.config.schema import Config
+from experiments.models.random_model import make_prompt
 from llm_adapters.images import image_pixels, image_processor, stack_images
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.pruning.attention import CONTEXT as PRUNING

@@ -9,11 +9,11 @@ import torch
 
 from compressors.errors import UsageError
 from compressors.registry import suggest
-from experiments import build
+from experiments.config.presets import read_yaml
 from experiments.efficiency.published import KINDS
 from experiments.efficiency.subject import OfCell, Subject
-from experiments.preset import read_yaml
-from experiments.random_model import random_cells
+from experiments.models import build
+from experiments.models.random_model import random_cells
 
 
 def entries() -> dict[str, dict[str, Any]]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from experiments.efficiency.collect import Row
 from experiments.efficiency.measuring import PREPARING
 from experiments.efficiency.subject import COMPRESSOR, LLM, PROJECTOR, QUERIES, TOWER
-from experiments.timing import OTHER
+from experiments.efficiency.timing import OTHER
 
 Words = list[list[str]]
 SHORT = {

@@ -13,16 +13,16 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from connectors.tiling import Tiling
-from experiments.config import Config
+from experiments.config.schema import Config
 from experiments.efficiency.counting import training_flops
+from experiments.efficiency.memory import peak_bytes
 from experiments.efficiency.table1 import cell_on_meta
-from experiments.fit import fit, precision
-from experiments.memory import peak_bytes
-from experiments.module import SlothModule
-from experiments.progress import Reporter
-from experiments.random_model import fill, make_batch, set_placeholders
-from experiments.timing import Spread, clock, spread
-from experiments.train import unfreeze
+from experiments.efficiency.timing import Spread, clock, spread
+from experiments.models.random_model import fill, make_batch, set_placeholders
+from experiments.runtime.progress import Reporter
+from experiments.stages.fit import fit, precision
+from experiments.stages.module import SlothModule
+from experiments.stages.train import unfreeze
 from llm_adapters.conversation import IGNORE
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 

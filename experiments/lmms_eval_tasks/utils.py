@@ -2,7 +2,7 @@
 
 from lmms_eval.tasks.pope import utils as pope
 
-from experiments.answers import normalise
+from experiments.metrics.answers import normalise
 
 pope_aggregate_accuracy = pope.pope_aggregate_accuracy
 pope_aggregate_precision = pope.pope_aggregate_precision

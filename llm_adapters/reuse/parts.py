@@ -17,11 +17,11 @@ from connectors.query_module import QueryModule
 from connectors.versions import cache_of
 from llm_adapters.adapter import CONTEXT, QueryAdapter
 from llm_adapters.conversation import IGNORE
+from llm_adapters.kept_turns import GUESSED, check_turn, says_guessed
 from llm_adapters.reuse.families import Family, Raw, tower_dim
 from llm_adapters.reuse.markers import Images, Markers
 from llm_adapters.reuse.wrapping import Wrapping, check_images, encoded, image_features, named_arguments
-from llm_adapters.steps import place
-from llm_adapters.turns import GUESSED, check_turn, says_guessed
+from llm_adapters.visual_prompt import place
 
 NAME = "slothkit"  # the attribute of the model that holds the parts, and their prefix in its state dict
 

@@ -9,8 +9,9 @@ from made_cells import fill
 
 from ablations import outcomes, report
 from compressors.errors import UsageError
-from experiments import request, tables
-from experiments.plan import plan
+from experiments.config import tables
+from experiments.store.plan import plan
+from experiments.sweep import request
 
 COMMITTED = Path(report.__file__).parent / "results" / "tiny"
 

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 import compressors
-from ablations import spec
-from experiments import signatures, sweep, tables
-from experiments.cells import make_cells
-from experiments.overrides import parse
-from experiments.plan import plan
+from ablations.claims import spec
+from compressors.command_line import parse_settings
+from experiments.config import signatures, tables
+from experiments.config.cells import make_cells
+from experiments.store.plan import plan
+from experiments.sweep import __main__ as sweep
 
 BUILT_IN = sorted(signatures.compressors().found)
 CONTROLS = {"identity", "random", "downsample"}
@@ -17,7 +18,7 @@ BEHIND = set(BUILT_IN) - CONTROLS - set(TWINS)
 
 
 def config_of(*overrides):
-    (cell,) = make_cells(parse(overrides))
+    (cell,) = make_cells(parse_settings(overrides))
     return cell.config
 
 

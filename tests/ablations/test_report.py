@@ -15,10 +15,11 @@ import pytest
 from made_cells import fill
 from rich.console import Console
 
-from ablations import finished, outcomes, render, report, view, write
+from ablations import finished, outcomes, report
+from ablations.claims.verdicts import judge
 from ablations.outcomes import Row, Table
-from ablations.verdicts import judge
-from experiments import request
+from ablations.writing import grids, text, write
+from experiments.sweep import request
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +131,7 @@ def test_times_are_measured_when_asked_and_kept(tmp_path):
 
 def test_measured_columns_are_shown():
     row = Row("", "sap", "", {0: np.array([True])}, [], {"visual_tokens": 16, "ttft_ms": 12.3})
-    grid = view.scores(Table("x", "x", "", (), [row], np.array(["a#0"]), np.array(["all"])))
+    grid = grids.scores(Table("x", "x", "", (), [row], np.array(["a#0"]), np.array(["all"])))
     assert grid.header == ["", "seeds", "overall", "visual tokens", "TTFT ms"]
     assert grid.lines[0][1] == ["sap", "1", "100.0", "16", "12.3"]
 
@@ -196,7 +197,7 @@ def test_on_a_terminal(made, width):
     for table in kept.tables:
         found = judge(table.claims, {r.label: r.outcomes for r in table.rows}, table.families, table.picture)
         for grid in write.tables_of(table, found):
-            console.print(*render.screen(grid, console.width))
+            console.print(*text.screen(grid, console.width))
     words = console.export_text()
     assert max(map(len, words.splitlines())) <= width
     assert words.count("uncompressed") >= 2 and words.count("±") > 12  # numbers are never cut

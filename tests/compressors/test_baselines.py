@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import compressors
-from compressors.uniform_subset import centres
+from compressors.uniform import centres
 
 
 def image(height=7, width=10, batch=2, dim=4):

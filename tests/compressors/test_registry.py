@@ -115,7 +115,22 @@ def test_broken_entry_point_is_named_every_time(monkeypatch, value):
     found = entry_point(monkeypatch, value)
     for _ in range(2):
         with pytest.raises(UsageError, match=f"part 'outside' of entry point {value} does not load: "):
-            found.names()
+            found.get("outside")
+
+
+def test_a_broken_entry_point_is_in_nobodys_way(monkeypatch):
+    found = entry_point(monkeypatch, "no_such_package:Outside")
+    inside = found.register("inside")(type("Inside", (), {}))
+    assert found.names() == ["inside", "outside"] and found.get("inside") is inside
+
+
+def test_an_entry_point_of_a_taken_name_is_refused(monkeypatch):
+    module = types.ModuleType("outside_package")
+    module.Outside = type("Outside", (Compressor,), {"__module__": "outside_package"})
+    found = entry_point(monkeypatch, "outside_package:Outside", module)
+    found.register("outside")(type("Inside", (), {}))
+    with pytest.raises(UsageError, match="part 'outside' is already registered by "):
+        found.get("outside")
 
 
 def modules_after(code: str) -> set[str]:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import compressors
-from compressors.spatial_attention import window_softmax, window_sum
+from compressors.sap import window_softmax, window_sum
 
 POLICIES = ["floor", "ceil", "pad"]
 

@@ -3,17 +3,18 @@
 import numpy as np
 import pytest
 import torch
+from factories import make_model, make_processor, picture
 from torch.testing import assert_close
 
 from compressors.errors import UsageError
 from connectors.embq import Attention
 from connectors.tiling import Tiling
-from experiments import attention_figure, attention_maps
-from experiments.attention import look
-from experiments.attention_figure import SAMPLES, density
+from experiments import attention_maps
 from experiments.data.llava import Sample
+from experiments.inspection import attention_figure
+from experiments.inspection.attention import look
+from experiments.inspection.attention_figure import SAMPLES, density
 from llm_adapters.conversation import Turn
-from tests.factories import make_model, make_processor, picture
 
 QUESTIONS = ("What is this?", "And that?")
 

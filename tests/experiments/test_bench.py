@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from experiments import bench, timing
+from experiments import bench
+from experiments.efficiency import timing
 
 
 class Sleeper(nn.Module):

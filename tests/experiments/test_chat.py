@@ -4,12 +4,12 @@ import io
 
 import pytest
 import torch
+from factories import make_model, make_processor, picture
 
 from experiments import chat as command
-from experiments.dialogue import Chat
-from experiments.streaming import Pace
+from experiments.inspection.conversation import Chat
+from experiments.inspection.streaming import Pace
 from llm_adapters.conversation import IMAGE, Turn
-from tests.factories import make_model, make_processor, picture
 
 
 @pytest.fixture(scope="module")

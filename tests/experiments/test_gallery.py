@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 import compressors
-from experiments import gallery, signatures
-from experiments.gallery_figure import draw, palette, together
-from experiments.origins import origins
+from experiments import gallery
+from experiments.config import signatures
+from experiments.inspection.origins_figure import draw, palette, together
+from experiments.inspection.token_origins import origins
 
 BUILT_IN = sorted(signatures.compressors().found)
 FOLDER = Path(compressors.__file__).parent / "gallery"

@@ -4,8 +4,9 @@ from collections import Counter
 import pytest
 from fakes import FakeRunner, names, read_log
 
-from experiments import request, sharing
-from experiments.progress import Reporter
+from experiments import sharing
+from experiments.runtime.progress import Reporter
+from experiments.sweep import request
 
 COST = {"data": 1.0, "features": 20.0, "pretrain": 300.0, "finetune": 4000.0, "evaluate": 50000.0}
 SAP = ["compressor=sap,sap+embq", "seed=0", "blind=false"]

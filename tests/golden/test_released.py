@@ -19,7 +19,7 @@ from llm_adapters.adapter import decoder_layers
 from llm_adapters.conversation import IGNORE
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.processing import pad_rows
-from llm_adapters.released import main
+from llm_adapters.released.__main__ import main
 
 HERE = Path(__file__).parent
 NAMED = os.environ.get("GOLDEN_RELEASED")

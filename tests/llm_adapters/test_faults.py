@@ -12,12 +12,12 @@ from transformers import AutoModelForImageTextToText, SiglipVisionModel
 
 import compressors
 from compressors.errors import UsageError
+from connectors.towers.base import build_tower
 from connectors.versions import vision_parts
-from connectors.vision_tower import build_tower
-from experiments import train as training
-from experiments.config import Config
-from experiments.module import set_trainable
-from experiments.progress import Reporter
+from experiments.config.schema import Config
+from experiments.runtime.progress import Reporter
+from experiments.stages import train as training
+from experiments.stages.module import set_trainable
 from llm_adapters.conversation import IGNORE, IMAGE, QUERY, Template, Turn
 
 SHORT = Template(system="")

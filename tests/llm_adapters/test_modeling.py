@@ -20,15 +20,15 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 import compressors
+from compressors.command_line import parse_settings
 from compressors.errors import UsageError
-from connectors.vision_tower import build_tower
-from experiments import build
-from experiments.cells import make_cells
-from experiments.overrides import parse
+from connectors.towers.base import build_tower
+from experiments.config.cells import make_cells
+from experiments.models import build
 from llm_adapters.configuration import FlashSlothConfig
 from llm_adapters.conversation import IGNORE, IMAGE, QUERY, Template, Turn, render
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
-from llm_adapters.steps import shrink
+from llm_adapters.visual_prompt import shrink
 
 PLAIN = Template(system="")
 ROW = ([Turn(f"{IMAGE}\nWhat is this?", "A dog.")], [picture(1)])
@@ -370,7 +370,7 @@ def full_size_sources(tmp_path) -> list[str]:
 @pytest.mark.parametrize(("preset", "crops"), [("flashsloth", 1), ("flashsloth_hd", 5)])
 def test_presets_at_full_size_on_the_meta_device(preset, crops, full_size_sources):
     """The paper's parameter and token counts, without weights."""
-    (cell,) = make_cells(parse([f"preset={preset}", *full_size_sources]))
+    (cell,) = make_cells(parse_settings([f"preset={preset}", *full_size_sources]))
     with torch.device("meta"):
         model, size = build.skeleton(cell.config)
     count = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}

@@ -1,0 +1,1 @@
+"""Claims of a table: how they are written, the intervals, the verdicts."""

@@ -1,0 +1,1 @@
+"""What the rows of a report cost: counted and measured."""

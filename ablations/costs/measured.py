@@ -1,0 +1,117 @@
+"""TTFT and peak memory of a report's rows, measured on the device that the report is made on.
+
+`measure=true` measures all rows in one run, in turn, round by round (`experiments.efficiency`), with random
+weights, which cost what trained ones do. Results are kept beside the report, with where they were measured;
+later reports in that folder show them.
+"""
+
+import json
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ablations.costs import prefill
+from ablations.outcomes import Report, Row
+from compressors.errors import UsageError
+from experiments.config.schema import Config
+from experiments.runtime.files import write_atomic
+from experiments.runtime.progress import Reporter
+
+FILE, ROUNDS = "measured.json", 9
+
+
+def add(report: Report, rows: Sequence[tuple[Row, Config]], folder: Path, told: Reporter | None) -> None:
+    """Columns of the rows that were measured. `told`: measure them now and say how far it is; None: show what
+    was measured before."""
+    known = read(folder) if told is None else measure([config for _, config in rows], told)
+    if told is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / FILE, json.dumps(known, indent=1) + "\n")
+    for row, config in rows:
+        found = known["rows"].get(key_of(config))
+        if found:
+            row.efficiency |= found
+            report.made["measured"] = known["where"]
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What was measured before; nothing from a file that is missing or damaged."""
+    try:
+        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        return {"where": content["where"], "rows": dict(content["rows"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {"where": {}, "rows": {}}
+
+
+def key_of(config: Config) -> str | None:
+    """What the cost follows from; None where the models are out of reach."""
+    try:
+        return prefill.shape(config)
+    except UsageError:
+        return None
+
+
+def measure(configs: Sequence[Config], told: Reporter) -> dict[str, Any]:
+    """Every configuration once, side by side. Imports torch."""
+    from experiments.efficiency import collect, machine, measuring
+
+    given = Namespace(
+        device=None,
+        dtype=None,
+        threads=None,
+        table1=False,
+        text=prefill.TEXT,
+        tokens=1,
+        rounds=ROUNDS,
+        static=False,
+    )
+    where = machine.settings(given)
+    known = {key_of(config): config for config in configs}
+    subjects = [made(key, config) for key, config in known.items() if key is not None]
+    collect.give_weights(subjects, given)
+    cases = {
+        each.label: measuring.Case(
+            each, collect.pictures((each.size, each.size), 1, 1), prefill.TEXT, given.tokens
+        )
+        for each in subjects
+    }
+    told.stage("measuring")
+    told.steps(measuring.steps(len(cases), ROUNDS))
+    found = measuring.measure(cases, ROUNDS, told.advance)
+    where["attention"] = ", ".join(sorted({each.attention for each in subjects}))
+    return {"where": where, "rows": {key: columns(each) for key, each in found.items()}}
+
+
+def made(key: str, config: Config):
+    """A cell's model without weights. A pruner that a calibration would fit drops as its budget says."""
+    from experiments.efficiency.table1 import cell_on_meta
+
+    subject = cell_on_meta(key, config)
+    pruner = subject.model.pruner
+    if pruner is not None and pruner.samples:
+        knobs = {**config.knobs(config.prune), "recipe": pruner.known_shares()}
+        subject.model.set_pruner(config.prune, **knobs)
+    return subject
+
+
+def columns(found) -> dict[str, float]:
+    """TTFT with its spread, and peak memory."""
+    low, middle, high = (1e3 * getattr(found.ttft, name) for name in ("low", "median", "high"))
+    return {
+        "ttft_ms": round(middle, 3),
+        "ttft_ms_low": round(low, 3),
+        "ttft_ms_high": round(high, 3),
+        "peak_memory_mib": round(found.peak_bytes / 2**20, 3),
+    }
+
+
+def sentence(where: Mapping[str, Any]) -> str:
+    """Where and how the columns were measured."""
+    return (
+        f"TTFT and peak memory: {where['device_name']}, {where['dtype']}, {where['threads']} threads, "
+        f"attention {where['attention']}, torch {where['torch']}: one picture of the tower's size, "
+        f"{where['text_tokens']} text tokens, from pixels to the first token; median of "
+        f"{where['rounds']} rounds in which all rows took turns; random weights; memory of weights and "
+        "activations."
+    )

@@ -1,0 +1,102 @@
+"""Floating point operations of a prefill: tower, compressor, projector, query module and language model.
+
+Counted on the meta device, so that no weights are read. Counts are kept, since importing torch alone takes
+longer than all the rest of a report: of the project's tables at `tiny` in a file of the package, which
+`python -m ablations.costs.prefill` writes anew, of everything else beside the report.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from compressors.errors import UsageError
+from experiments.config import signatures, tables
+from experiments.config.cells import blind_cells
+from experiments.config.scaling import model_config
+from experiments.config.schema import Config
+from experiments.runtime.files import write_atomic
+from experiments.store import keys
+
+TEXT = 40  # tokens of prompt and question
+VERSION = 1  # counted up when a count changes
+UNREAD = ("transformers_version", "dtype", "architectures", "initializer_range")
+SHIPPED = Path(__file__).parent / "prefill.json"
+
+
+def shape(config: Config) -> str:
+    """What the count follows from: parts with all their knobs, the sizes of tower, LLM and image. UsageError
+    if the configuration of tower or LLM is out of reach."""
+    name, query_module = config.compressor_name, config.query_module
+    parts = {}
+    if not config.blind:
+        parts[name] = signatures.compressors().settled(name, config.knobs(name))
+        projector = config.projector_name
+        parts[config.projector] = signatures.projectors().settled(projector, config.knobs(projector))
+    if query_module:
+        parts[query_module] = signatures.query_modules().settled(query_module, config.knobs(query_module))
+    if config.prune is not None:
+        parts[config.prune] = signatures.pruners().settled(config.prune, config.knobs(config.prune))
+    sources = {"tower.source": config.tower.source, "llm.source": config.llm.source}
+    models = [
+        {key: value for key, value in model_config(*each).items() if key not in UNREAD}
+        for each in sources.items()
+    ]
+    sizes = config.tower.select_layer, asdict(config.image), TEXT, VERSION
+    scale = [config.evaluate.scale] if config.evaluate.scale and not config.blind else []
+    return keys.digest_of([config.compressor, parts, models, sizes, *scale])[:16]
+
+
+def counts(configs: Sequence[Config], kept: Path) -> list[int | None]:
+    """Of each configuration; None where its models are out of reach. `kept` is the file of earlier counts."""
+    earlier = read(kept)
+    known = read(SHIPPED) | earlier
+    new: dict[str, int] = {}
+    found = []
+    for config in configs:
+        try:
+            key = shape(config)
+            if key not in known:
+                known[key] = new[key] = count(config)
+            found.append(known[key])
+        except UsageError:  # such as a hub id that this machine cannot reach
+            found.append(None)
+    if new:
+        write(kept, earlier | new)
+    return found
+
+
+def write(path: Path, found: dict[str, int]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(found, indent=1, sort_keys=True) + "\n")
+
+
+def read(kept: Path) -> dict[str, int]:
+    """Earlier counts; none from a file that is missing or damaged."""
+    try:
+        content = json.loads(kept.read_text(encoding="utf-8"))
+        return {str(key): int(value) for key, value in content.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def count(config: Config) -> int:
+    """FLOPs of one image, `TEXT` text tokens and one turn's queries; a multiply-add is two. UsageError where
+    only a run tells how many visual tokens go on."""
+    from experiments.efficiency.counting import cell_prefill
+    from experiments.efficiency.table1 import cell_on_meta
+    from experiments.models.build import quiet
+
+    quiet()
+    return sum(cell_prefill(cell_on_meta("", config), TEXT).values())
+
+
+def main() -> None:
+    """Count all rows of the project's tables at `tiny` anew."""
+    rows = [row for table in tables.load_all([tables.ALL, *tables.others()], {}) for row in table.rows]
+    configs = [cell.config for row in rows for cell in (*row.cells, *blind_cells(list(row.cells)))]
+    write(SHIPPED, {shape(config): count(config) for config in {shape(c): c for c in configs}.values()})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""A report's grids as text, LaTeX, a page and plots."""

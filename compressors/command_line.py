@@ -1,0 +1,358 @@
+"""One grammar for every command of the house.
+
+    python -m experiments.chat picture.png "what is it ?" max_new_tokens=64
+
+Words are what a command acts on; settings are KEY=VALUE, with commas between several values; `--help` and
+`--version` are flags. A command declares its settings as the fields of a dataclass, each with a default, a
+meaning and bounds, and nothing else: the help text, the types and the errors come from there.
+
+It stands on the lowest floor because commands of all floors use it, so it needs the standard library only.
+"""
+
+import dataclasses
+import operator
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple, get_type_hints
+
+from compressors.errors import UsageError
+from compressors.registry import conform, suggest
+
+OPENING, CLOSING = "[{(", "]})"
+WHOLE_NUMBER = re.compile(r"[+-]?\d+([eE]\+?\d+)?")
+SETTING = re.compile(r"[A-Za-z_][\w.]*=\S*")
+BOUNDS = (
+    ("low", operator.ge, "at least"),
+    ("above", operator.gt, "more than"),
+    ("below", operator.lt, "less than"),
+)
+
+Axes = dict[str, list[str]]  # key -> its alternatives as text
+
+
+# ---- declaring settings ----
+
+
+def setting(default: object, meaning: str, **rules: object) -> Any:
+    """A dataclass field that is a setting.
+
+    Rules: `low` (at least), `above` (more than), `below` (less than), `choices`, `required` (has no default),
+    and `was`, the flags that the setting had before there was one grammar.
+    """
+    metadata = {"help": meaning, **rules}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+class Setting(NamedTuple):
+    """What is known of one setting."""
+
+    hint: Any
+    default: object
+    help: str
+    rules: dict[str, Any]
+
+
+@cache
+def collect_settings(root: type) -> dict[str, Setting]:
+    """Every setting of a dataclass, and of the dataclasses inside it, by dotted path and in order."""
+    collected: dict[str, Setting] = {}
+
+    def walk(section: type, prefix: str) -> None:
+        hints = get_type_hints(section)
+        defaults = section()
+        for item in dataclasses.fields(section):
+            hint = hints[item.name]
+            if dataclasses.is_dataclass(hint):
+                walk(typing.cast(type, hint), f"{prefix}{item.name}.")
+            elif "help" in item.metadata:
+                rules = dict(item.metadata)
+                meaning = rules.pop("help")
+                collected[prefix + item.name] = Setting(hint, getattr(defaults, item.name), meaning, rules)
+
+    walk(root, "")
+    return collected
+
+
+def check_bounds(path: str, value: object, rules: Mapping[str, Any]) -> None:
+    """UsageError when a value is outside its setting's bounds or choices."""
+    if "choices" in rules and value not in rules["choices"]:
+        choices = ", ".join("null" if choice is None else str(choice) for choice in rules["choices"])
+        raise UsageError(f"{path}={value}: must be one of {choices}")
+    if value is None:
+        return
+    for rule, holds, words in BOUNDS:
+        if rule in rules and not holds(value, rules[rule]):  # nothing holds for nan
+            raise UsageError(f"{path}={value}: must be {words} {rules[rule]}")
+
+
+# ---- reading a command line ----
+
+
+def split_at_commas(text: str) -> list[str]:
+    """`text` at its commas, but not inside brackets or quotes."""
+    pieces: list[str] = []
+    depth = 0
+    quote = ""
+    start = 0
+    for position, sign in enumerate(text):
+        if quote:
+            quote = "" if sign == quote else quote
+        elif sign in "\"'":
+            quote = sign
+        elif sign in OPENING:
+            depth += 1
+        elif sign in CLOSING:
+            depth -= 1
+        elif sign == "," and not depth:
+            pieces.append(text[start:position])
+            start = position + 1
+    if quote or depth:
+        raise UsageError(f"{text}: a {'quote' if quote else 'bracket'} is not closed")
+    pieces.append(text[start:])
+    return [piece.strip() for piece in pieces]
+
+
+def parse_settings(arguments: Sequence[str]) -> Axes:
+    """KEY=VALUE arguments as key -> its alternatives, in the order given."""
+    axes: Axes = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise UsageError(f"'{argument}': expected key=value, such as seed=0,1,2 (--help lists the keys)")
+        if key in axes:
+            raise UsageError(f"{key} is given twice; for both write {key}={','.join(axes[key])},{text}")
+        try:
+            axes[key] = split_at_commas(text)
+        except UsageError as error:
+            raise UsageError(f"{key}={error}") from error
+    return axes
+
+
+def read_value(text: str, hint: Any, path: str) -> object:
+    """`text` as the type `hint`: bool, int, float, str, Path, a Literal, or one of them or null."""
+    origin = typing.get_origin(hint)
+    options = typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if text == "null" and type(None) in options:
+            return None
+        hints = [option for option in options if option is not type(None)]
+        if len(hints) == 1:
+            return read_value(text, hints[0], path)
+    if hint is str:
+        return text
+    if hint is Path:
+        return Path(text)
+    return conform(read_plain_value(text), hint, path)
+
+
+def read_plain_value(text: str) -> object:
+    """A switch or a number where the text spells one, else the text."""
+    if text in ("true", "false"):
+        return text == "true"
+    if WHOLE_NUMBER.fullmatch(text):
+        return int(float(text)) if "e" in text.lower() else int(text)
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def take_options(axes: Axes, options: type) -> Any:
+    """An instance of the dataclass `options`; its keys leave `axes`, what stays there belongs to others."""
+    values: dict[str, object] = {}
+    for path, known in collect_settings(options).items():
+        if path not in axes:
+            if known.rules.get("required"):
+                raise UsageError(f"{path}= is missing: {known.help}")
+            continue
+        texts = axes.pop(path)
+        if typing.get_origin(known.hint) is tuple:
+            hint = typing.get_args(known.hint)[0]
+            several = tuple(read_value(text, hint, path) for text in texts)
+            for value in several:
+                check_bounds(path, value, known.rules)
+            values[path] = several
+            continue
+        if len(texts) > 1:
+            raise UsageError(f"{path}={','.join(texts)}: takes one value")
+        value = read_value(texts[0], known.hint, path)
+        check_bounds(path, value, known.rules)
+        values[path] = value
+    return options(**values)
+
+
+class CommandLine(NamedTuple):
+    """A command line that has been read. `overrides` are the settings that are not the command's own."""
+
+    words: list[str]
+    options: Any
+    overrides: Axes
+    flags: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a command's line may say, and how the command ends.
+
+    usage           what stands behind "Usage:"
+    description     what it does, for --help
+    options         dataclass of its own settings
+    words           how many words it acts on, at least and at most; None: any number
+    overrides       other settings are handed on, such as those of a cell
+    flags           besides --help and --version
+    elsewhere       what to do when a file cannot be written
+    """
+
+    usage: str
+    description: str
+    options: type
+    words: tuple[int, int | None] = (0, 0)
+    overrides: bool = False
+    flags: tuple[str, ...] = ()
+    elsewhere: str = "write to another place"
+    interrupted: str = "interrupted"
+
+    def run(self, body: Callable[[CommandLine], int], arguments: Sequence[str] | None = None) -> int:
+        """The command's exit code: what `body` returns; 2 for bad input or a full disk; 130 for Ctrl-C."""
+        given = sys.argv[1:] if arguments is None else list(arguments)
+        if "-h" in given or "--help" in given:
+            sys.stdout.write(self.help())
+            return 0
+        if "--version" in given:
+            sys.stdout.write(f"slothkit {installed_version()}\n")
+            return 0
+        return run_guarded(lambda: body(self.read(given)), self.elsewhere, self.interrupted)
+
+    def read(self, arguments: Sequence[str]) -> CommandLine:
+        """Words, settings and flags in any order. UsageError for what the command does not know."""
+        words: list[str] = []
+        settings: list[str] = []
+        flags: set[str] = set()
+        for position, argument in enumerate(arguments):
+            if argument in self.flags:
+                flags.add(argument)
+            elif argument.startswith("--") and not Path(argument).exists():
+                following = arguments[position + 1] if position + 1 < len(arguments) else ""
+                raise UsageError(self.explain_flag(argument, following))
+            elif self.is_setting(argument):
+                settings.append(argument)
+            else:
+                words.append(argument)
+        self.check_words(words)
+        axes = parse_settings(settings)
+        options = take_options(axes, self.options)
+        if axes and not self.overrides:
+            path = next(iter(axes))
+            raise UsageError(
+                f"{path}={','.join(axes[path])}: no setting of this command"
+                f"{suggest(path, collect_settings(self.options))}"
+            )
+        return CommandLine(words, options, axes, frozenset(flags))
+
+    def is_setting(self, argument: str) -> bool:
+        """Whether an argument is KEY=VALUE; a question or a file may have an equals sign too."""
+        if self.words[1] == 0:
+            return True
+        if argument.partition("=")[0] in collect_settings(self.options) and "=" in argument:
+            return True
+        return SETTING.fullmatch(argument) is not None and not Path(argument).exists()
+
+    def check_words(self, words: list[str]) -> None:
+        """UsageError for too few or too many words."""
+        least, most = self.words
+        if len(words) >= least and (most is None or len(words) <= most):
+            return
+        found = f"{len(words)} words ({', '.join(words)})" if words else "nothing"
+        raise UsageError(f"expected {self.usage}, found {found} (--help shows more)")
+
+    def explain_flag(self, flag: str, following: str) -> str:
+        """What to write instead of a flag."""
+        name, equals, value = flag.lstrip("-").partition("=")
+        known = collect_settings(self.options)
+        path = name.replace("-", "_")
+        for candidate, each in known.items():
+            if name in each.rules.get("was", ()):
+                path = candidate
+        if path not in known:
+            return f"{flag}: no setting of this command{suggest(path, known)}"
+        if known[path].hint is bool:
+            return f"{flag}: settings are spelled KEY=VALUE; write {path}=true"
+        text = value if equals else following
+        return f"{flag}: settings are spelled KEY=VALUE; write {path}={text or '...'}"
+
+    def help(self) -> str:
+        """The text of --help."""
+        lines = [f"Usage: {self.usage}", "", self.description.strip(), ""]
+        known = collect_settings(self.options)
+        width = max((len(describe_default(path, each)) for path, each in known.items()), default=0)
+        for path, each in known.items():
+            lines.append(f"  {describe_default(path, each):{width}}  {each.help}{describe_rules(each)}")
+        lines += ["", "  --help  --version", ""]
+        return "\n".join(lines)
+
+
+def describe_default(path: str, known: Setting) -> str:
+    """KEY=DEFAULT as it would be typed."""
+    default = known.default
+    if known.rules.get("required"):
+        return f"{path}=..."
+    if isinstance(default, tuple):
+        return f"{path}={','.join(map(str, default))}"
+    if default is None:
+        return f"{path}=null"
+    if isinstance(default, bool):
+        return f"{path}={str(default).lower()}"
+    return f"{path}={default}"
+
+
+def describe_rules(known: Setting) -> str:
+    """A setting's choices, in brackets."""
+    if "choices" not in known.rules:
+        return ""
+    return f" ({', '.join('null' if choice is None else str(choice) for choice in known.rules['choices'])})"
+
+
+def installed_version() -> str:
+    """The version of this project, as it is installed."""
+    try:
+        return version("slothkit")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+# ---- ending in one line ----
+
+
+def run_guarded(body: Callable[[], int], elsewhere: str, interrupted: str = "interrupted") -> int:
+    """What `body` returns; 2 for bad input or a full disk (`elsewhere`: how to write to another place), 130
+    for Ctrl-C. Each of them is one line on standard error."""
+    try:
+        return body()
+    except UsageError as error:
+        return report_error(str(error), 2)
+    except OSError as error:
+        return report_error(f"{describe_os_error(error)}; free space there or {elsewhere}", 2)
+    except KeyboardInterrupt:
+        return report_error(interrupted, 130)
+
+
+def describe_os_error(error: OSError) -> str:
+    """Which file, and what is wrong with it."""
+    where = f"{error.filename}: " if error.filename else ""
+    return where + (error.strerror or str(error).partition("\n")[0])
+
+
+def report_error(text: str, exit_code: int) -> int:
+    """Write one line on standard error; the exit code."""
+    sys.stderr.write(f"error: {' '.join(text.split())}\n")
+    return exit_code

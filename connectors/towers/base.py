@@ -1,0 +1,201 @@
+"""Vision towers: an image of any size -> patch features (B, H, W, C), from transformers or open_clip.
+
+    pixels (B, 3, h, w) -> patches + positions -> block 1 -> ... -> block n + select_layer + 1 -> (B, H, W, C)
+
+Features are a block's raw output: `select_layer=-2`, the penultimate one, is the field's and FlashSloth's.
+A tower is built no deeper than that, which is bit-equal to reading hidden state `select_layer` of the full
+one. CLS and register tokens, the final norm and the pooling head are dropped.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Union
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from compressors.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+def block_count(select_layer: int, num_layers: int) -> int:
+    """How many of `num_layers` blocks hidden state `select_layer` needs: -1 all, -2 all but one, k > 0: k.
+
+    UsageError when there is no such block; hidden state 0, the patch embedding, is not offered.
+    """
+    count = select_layer if select_layer > 0 else num_layers + 1 + select_layer
+    if not 1 <= count <= num_layers:
+        raise UsageError(
+            f"select_layer={select_layer}: the vision tower has {num_layers} blocks; "
+            f"choose -{num_layers}..-1 or 1..{num_layers}"
+        )
+    return count
+
+
+class VisionTower(nn.Module):
+    """Base class; `build_tower` and `load_tower` give one. A new tower is trainable until `freeze()`.
+
+    config       the full vision configuration: `build_tower(config, select_layer)` gives the same tower
+    dim          C, channels of a patch
+    patch_size   side of a patch in pixels
+    image_size   native side in pixels; other sizes and shapes interpolate the position embedding
+    image_mean, image_std, resample    the preprocessing it expects
+    num_layers   blocks of the full tower, n
+    depth        blocks built, the hidden state that `forward` returns
+    levels       hidden states that `forward(levels=...)` can return, 1..depth; num_levels: how many
+    """
+
+    def __init__(
+        self,
+        backbone: "PreTrainedModel",
+        config: "PreTrainedConfig",
+        *,
+        num_layers: int,
+        select_layer: int,
+        dim: int,
+        patch_size: int,
+        image_size: int,
+        image_mean: tuple[float, float, float],
+        image_std: tuple[float, float, float],
+        resample: str,
+    ):
+        super().__init__()
+        self.backbone, self.config = backbone, config
+        self.num_layers, self.select_layer = num_layers, select_layer
+        self.depth = block_count(select_layer, num_layers)
+        self.dim, self.patch_size, self.image_size = dim, patch_size, image_size
+        self.image_mean, self.image_std, self.resample = image_mean, image_std, resample
+
+    @property
+    def levels(self) -> range:
+        return range(1, self.depth + 1)
+
+    @property
+    def num_levels(self) -> int:
+        return self.depth
+
+    @property
+    def frozen(self) -> bool:
+        """No parameter is trained. Read off the parameters, so it cannot disagree with them."""
+        return not any(parameter.requires_grad for parameter in self.parameters())
+
+    def grid(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
+        """Patch grid (H, W) of an image of `height` x `width` pixels; None: native height, square.
+
+        Pixels beyond the last whole patch are not seen. UsageError for an image smaller than a patch.
+        """
+        height = self.image_size if height is None else height
+        width = height if width is None else width
+        if min(height, width) < self.patch_size:
+            raise UsageError(f"a {height}x{width} image is smaller than one {self.patch_size}-pixel patch")
+        return height // self.patch_size, width // self.patch_size
+
+    def hidden_states(self, pixel_values: Tensor, indices: Sequence[int]) -> list[Tensor]:
+        """Raw outputs of the blocks 1 <= index <= depth, each (B, prefix + H * W, C)."""
+        raise NotImplementedError
+
+    def forward(self, pixel_values: Tensor, levels: Sequence[int] | None = None) -> Tensor | list[Tensor]:
+        """(B, 3, h, w) -> (B, H, W, C). With `levels`, hidden states of the full tower (-2, -5): a list.
+
+        A frozen tower keeps no graph. UsageError for a level deeper than what was built.
+        """
+        height, width = self.grid(*pixel_values.shape[-2:])
+        indices = [self.depth] if levels is None else [self._level(level) for level in levels]
+        graph = torch.is_grad_enabled() and (pixel_values.requires_grad or not self.frozen)
+        with torch.set_grad_enabled(graph):
+            states = self.hidden_states(pixel_values, indices)
+        # CLS and register tokens come first
+        maps = [rearrange(x[:, -height * width :], "b (h w) c -> b h w c", h=height) for x in states]
+        return maps[0] if levels is None else maps
+
+    def with_levels(self, pixel_values: Tensor, levels: Sequence[int]) -> Tensor:
+        """(B, 3, h, w) -> (B, H, W, (1 + L) C): the output and `levels` beside it, in the channels, for a
+        compressor that needs them."""
+        if not levels:
+            return self(pixel_values)
+        return torch.cat(self(pixel_values, [self.depth, *levels]), -1)
+
+    def check_levels(self, levels: Sequence[int]) -> None:
+        """UsageError for a level that was not built."""
+        for level in levels:
+            self._level(level)
+
+    def _level(self, level: int) -> int:
+        index = level if level > 0 else self.num_layers + 1 + level
+        if index not in self.levels:
+            deepest = self.depth - self.num_layers - 1
+            raise UsageError(
+                f"level {level}: this tower was built with select_layer={self.select_layer}; choose "
+                f"{-self.num_layers}..{deepest} or 1..{self.depth}"
+            )
+        return index
+
+    def freeze(self) -> "VisionTower":
+        """Train nothing, stay in eval mode whatever the parent does, keep no graph."""
+        return self.requires_grad_(False)
+
+    def unfreeze(self) -> "VisionTower":
+        """Train every parameter."""
+        return self.requires_grad_(True).train()
+
+    def requires_grad_(self, requires_grad: bool = True) -> "VisionTower":
+        super().requires_grad_(requires_grad)
+        return self.train(self.training)
+
+    def train(self, mode: bool = True) -> "VisionTower":
+        return super().train(mode and not self.frozen)
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Recompute each block in the backward pass (while training and not frozen)."""
+        from connectors.versions import checkpointing
+
+        checkpointing(self.backbone, "enable")
+
+    def gradient_checkpointing_disable(self) -> None:
+        from connectors.versions import checkpointing
+
+        checkpointing(self.backbone, "disable")
+
+
+def build_tower(
+    config: Union[dict, "PreTrainedConfig"], select_layer: int = -2, attn_implementation: str | None = None
+) -> VisionTower:
+    """A tower with random weights, also under `torch.device("meta")`.
+
+    `config`: a vision configuration (siglip_vision_model, clip_vision_model, dinov2, dinov2_with_registers,
+    slothkit_open_clip_vision), a composite one that has a `vision_config`, or a dict with its "model_type".
+    `attn_implementation`: transformers' names; None leaves the configuration's (sdpa). UsageError for bad
+    input.
+    """
+    from connectors.towers.config import as_vision_config
+    from connectors.towers.huggingface import build_hf
+    from connectors.towers.open_clip import OpenClipVisionConfig, build_open_clip
+
+    config = as_vision_config(config)
+    if isinstance(config, OpenClipVisionConfig):
+        return build_open_clip(config, select_layer, attn_implementation)
+    return build_hf(config, select_layer, attn_implementation)
+
+
+def load_tower(
+    source: str | Path,
+    select_layer: int = -2,
+    attn_implementation: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> VisionTower:
+    """A pretrained tower, in eval mode, with its preprocessing.
+
+    `source`: a local directory or a hub id (a vision-only checkpoint or a whole CLIP or SigLIP one), or
+    `open_clip:NAME[:TAG_OR_FILE]` (the tag may be left out when there is only one). `dtype` None: as stored.
+    UsageError, in one line, for a source that cannot be found, reached or matched.
+    """
+    from connectors.towers.huggingface import load_hf
+    from connectors.towers.open_clip import load_open_clip
+
+    source = str(source)
+    if source.startswith("open_clip:"):
+        return load_open_clip(source, select_layer, attn_implementation, dtype)
+    return load_hf(source, select_layer, attn_implementation, dtype)

@@ -1,0 +1,181 @@
+"""Vision towers from transformers: SigLIP (SigLIP 2 at fixed resolution is the same class), CLIP, DINOv2.
+
+A family is a row of `FAMILIES`. The GELU variant is the configuration's `hidden_act`: SigLIP through timm
+or open_clip equals `hidden_act="gelu"`; transformers' default, the released FlashSloth's, is the tanh one.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.image_processing_base import ImageProcessingMixin
+
+from compressors.errors import UsageError
+from connectors.towers.base import VisionTower, block_count
+from connectors.towers.config import (
+    PREPROCESSING,
+    as_vision_config,
+    first_line,
+    load_weights,
+    preprocessing,
+    square,
+)
+from connectors.towers.open_clip import load_saved
+from connectors.versions import vision_blocks, vision_model, vision_parts
+
+HALF = (0.5, 0.5, 0.5)
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
+@dataclass(frozen=True)
+class Family:
+    """model         class in transformers
+    norm          its final norm, dropped
+    mean, std     preprocessing unless the configuration says otherwise
+    interpolate   its forward must be told to interpolate positions
+    without       configuration that leaves out what no patch feature needs
+    """
+
+    model: str
+    norm: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolate: bool = False
+    without: dict = field(default_factory=dict)
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Weights that are dropped after loading."""
+        names = f"{self.norm}.", "embeddings.mask_token"
+        return *names, *(f"vision_model.{name}" for name in names)
+
+
+FAMILIES = {
+    "siglip_vision_model": Family(
+        "SiglipVisionModel",
+        "post_layernorm",
+        mean=HALF,
+        std=HALF,
+        interpolate=True,
+        without={"vision_use_head": False},
+    ),
+    "clip_vision_model": Family("CLIPVisionModel", "post_layernorm", *OPENAI, interpolate=True),
+    "dinov2": Family("Dinov2Model", "layernorm", *IMAGENET, without={"use_mask_token": False}),
+    "dinov2_with_registers": Family("Dinov2WithRegistersModel", "layernorm", *IMAGENET),
+}
+
+
+class HfTower(VisionTower):
+    """A transformers vision model cut to the blocks it needs, without final norm, head and mask token."""
+
+    def __init__(self, backbone: PreTrainedModel, config: PreTrainedConfig, select_layer: int):
+        family = FAMILIES[config.model_type]
+        super().__init__(
+            vision_model(backbone),
+            config,
+            num_layers=config.num_hidden_layers,
+            select_layer=select_layer,
+            dim=config.hidden_size,
+            patch_size=square(config.patch_size, "patch_size"),
+            image_size=square(config.image_size, "image_size"),
+            **preprocessing(config, family.mean, family.std),
+        )
+        self._options = {"interpolate_pos_encoding": True} if family.interpolate else {}
+        parts = vision_parts(backbone)
+        setattr(parts, family.norm, nn.Identity())
+        mask = getattr(parts.embeddings, "mask_token", None)
+        if mask is not None:  # no parameter, but there: transformers before 5.6 initialises it
+            del parts.embeddings.mask_token
+            parts.embeddings.register_buffer("mask_token", mask.detach(), persistent=False)
+
+    def hidden_states(self, pixel_values: Tensor, indices: Sequence[int]) -> list[Tensor]:
+        if list(indices) == [self.depth]:
+            return [self.backbone(pixel_values, **self._options).last_hidden_state]
+        blocks = vision_blocks(self.backbone)
+        states: dict[nn.Module, Tensor] = {}
+
+        def keep(block: nn.Module, args: tuple, output: Tensor) -> None:  # noqa: ARG001
+            states[block] = output
+
+        hooks = [blocks[index - 1].register_forward_hook(keep) for index in indices]
+        try:
+            self.backbone(pixel_values, **self._options)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [states[blocks[index - 1]] for index in indices]
+
+
+def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    if config.model_type not in FAMILIES:
+        known = ", ".join([*FAMILIES, "slothkit_open_clip_vision"])
+        raise UsageError(f"'{config.model_type}' is no vision tower known here; known: {known}")
+    return getattr(transformers, FAMILIES[config.model_type].model)
+
+
+def _cut(config: PreTrainedConfig, select_layer: int, attn_implementation: str | None) -> PreTrainedConfig:
+    """The configuration of the model actually built."""
+    cut = copy.deepcopy(config)
+    cut.num_hidden_layers = block_count(select_layer, config.num_hidden_layers)
+    cut.image_size = square(config.image_size, "image_size")
+    cut.patch_size = square(config.patch_size, "patch_size")
+    for key, value in FAMILIES[config.model_type].without.items():
+        setattr(cut, key, value)
+    if attn_implementation is not None:
+        cut._attn_implementation = attn_implementation
+    return cut
+
+
+def build_hf(config: PreTrainedConfig, select_layer: int, attn_implementation: str | None) -> HfTower:
+    """A tower with random weights."""
+    model_class = _model_class(config)
+    return HfTower(model_class(_cut(config, select_layer, attn_implementation)), config, select_layer)
+
+
+def load_hf(
+    source: str, select_layer: int, attn_implementation: str | None, dtype: torch.dtype | None
+) -> VisionTower:
+    """A tower from a local directory or the hub, in eval mode."""
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise _unreadable(source, error) from error
+    config = as_vision_config(config)
+    for key, value in _preprocessor(source).items():
+        setattr(config, key, value)
+    if config.model_type == "slothkit_open_clip_vision":
+        return load_saved(source, config, select_layer, attn_implementation, dtype)
+    model_class = _model_class(config)
+    cut = _cut(config, select_layer, attn_implementation)
+    backbone = load_weights(model_class, source, cut, dtype, FAMILIES[config.model_type].unused)
+    return HfTower(backbone, config, select_layer).eval()
+
+
+def _unreadable(source: str, error: Exception) -> UsageError:
+    if Path(source, "config.json").is_file():
+        return UsageError(f"vision tower '{source}': {first_line(error)}")
+    if source.startswith(("/", ".", "~")):
+        return UsageError(f"vision tower '{source}': no such directory, or it has no config.json")
+    return UsageError(
+        f"vision tower '{source}': {first_line(error)}; give a local directory, or fetch it first where the "
+        f"hub can be reached (hf download {source})"
+    )
+
+
+def _preprocessor(source: str) -> dict:
+    """image_mean, image_std and resample of the checkpoint's image processor, those it states."""
+    try:
+        values, _ = ImageProcessingMixin.get_image_processor_dict(source)
+    except OSError:
+        return {}  # no processor beside the weights: the family's defaults hold
+    found = {key: values[key] for key in PREPROCESSING if values.get(key) is not None}
+    if isinstance(found.get("resample"), int):
+        found["resample"] = Image.Resampling(found["resample"]).name.lower()
+    return found

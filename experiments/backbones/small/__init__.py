@@ -1,0 +1,1 @@
+"""Conversion of the small backbones that registry packages ship."""

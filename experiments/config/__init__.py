@@ -1,0 +1,1 @@
+"""Settings and how they become cells: schema, presets, overrides, tables."""

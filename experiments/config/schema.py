@@ -1,0 +1,195 @@
+"""The configuration of one cell: every setting, its default, its meaning and its bounds.
+
+`python -m experiments.sweep --help` prints it. How presets and the command line set it is in `cells.py`.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compressors.command_line import setting
+from compressors.errors import UsageError
+from experiments.config import sources
+
+ASSETS = Path(__file__).parents[1] / "assets"
+BLIND = "none"
+
+
+@dataclass
+class Tower:
+    """Vision tower."""
+
+    source: str = setting("asset:tiny/tower", "asset: or cache:NAME, folder, hub id, open_clip:NAME[:TAG]")
+    select_layer: int = setting(-1, "which hidden state is read, -2: the one before the last")
+    train: bool = setting(False, "stage 2 trains the tower too; features cannot be cached then")
+    cache: bool = setting(True, "compute the features of a frozen tower once and keep them on disk")
+
+
+@dataclass
+class LLM:
+    """Language model."""
+
+    source: str = setting("asset:tiny/llm", "asset: or cache:NAME, folder, hub id")
+
+
+@dataclass
+class Prompt:
+    """The words around a conversation's turns."""
+
+    system: str = setting("", "before everything")
+    user: str = setting("USER:", "before a question")
+    assistant: str = setting("ASSISTANT:", "before an answer")
+    end: str = setting("</s>", "after an answer")
+
+
+@dataclass
+class Image:
+    """What the tower sees."""
+
+    size: int | None = setting(None, "pixels; null: the tower's own", low=1)
+    tiles: int = setting(1, "k > 1: the whole image and k x k tiles, in stage 2 and evaluation", low=1)
+    layout: str = setting(
+        "square",
+        "of tiles; anyres: rows x columns by an image's shape, at most k x k",
+        choices=("square", "anyres"),
+    )
+
+
+@dataclass
+class Data:
+    """Training and test data: splits of an embedded data set, or LLaVA-format JSON files."""
+
+    dataset: str | None = setting(
+        "picture_vqa", "embedded data set to write; null: files only", choices=(None, "picture_vqa")
+    )
+    seed: int = setting(0, "seed of the embedded data set", low=0)
+    scale: float = setting(1.0, "size of the embedded data set, 1: as designed", above=0)
+    pretrain: list[str] = setting(["pretrain"], "stage 1: split names or .json files")
+    train: list[str] = setting(["train"], "stage 2: split names or .json files")
+    test: list[str] = setting(["test"], "evaluation: split names or .json files")
+    images: str | None = setting(None, "image folder of the .json files; null: beside them")
+    max_length: int = setting(512, "text tokens of a sample", low=8)
+    workers: int = setting(0, "data loader processes", low=0)
+
+
+@dataclass
+class Optimisation:
+    """One training stage: AdamW."""
+
+    lr: float = setting(1e-3, "peak learning rate", above=0)
+    batch_size: int = setting(32, "rows of one optimiser step, over all devices and pieces", low=1)
+    accumulate: int = setting(1, "how many pieces a step is computed in", low=1)
+    epochs: int = setting(1, "passes over the data", low=1)
+    max_steps: int | None = setting(None, "stop after so many optimiser steps", low=1)
+    warmup: float = setting(0.03, "share of the steps that warms up", low=0, below=1)
+    weight_decay: float = setting(0.0, "AdamW's", low=0)
+    clip: float = setting(1.0, "gradient norm limit, 0: none", low=0)
+    schedule: str = setting("cosine", "after the warm-up", choices=("cosine", "constant"))
+    group_by_length: bool = setting(False, "a step's rows are of like length, all with images or all without")
+
+
+@dataclass
+class LoRA:
+    """Stage 2 tunes low-rank adapters of the LLM (needs peft), and compressor and query module in full."""
+
+    rank: int = setting(0, "0: none, the whole LLM is tuned", low=0)
+    alpha: float = setting(16.0, "the adapters count alpha / rank", above=0)
+    dropout: float = setting(0.05, "before the adapters", low=0, below=1)
+    target: list[str] = setting([], "names of linear layers; []: all but the output layer")
+
+
+@dataclass
+class Evaluation:
+    """Greedy answers to the test questions."""
+
+    batch_size: int = setting(64, "questions at once", low=1)
+    max_new_tokens: int = setting(16, "longest answer", low=1)
+    limit: int | None = setting(None, "only the first questions", low=1)
+    scale: int | None = setting(None, "the scale of a compressor trained at several (matryoshka)", low=1)
+
+
+@dataclass
+class Trainer:
+    """Lightning."""
+
+    accelerator: str = setting(
+        "auto", "auto finds a GPU, else the CPU", choices=("auto", "cpu", "gpu", "cuda", "mps", "tpu")
+    )
+    precision: str = setting(
+        "auto",
+        "auto: bf16 on a GPU, fp32 on the CPU",
+        choices=("auto", "32", "16-mixed", "bf16-mixed", "16-true", "bf16-true"),
+    )
+    strategy: str = setting(
+        "auto",
+        "auto: ddp on several devices; deepspeed: ZeRO stage 2",
+        choices=("auto", "ddp", "fsdp", "deepspeed"),
+    )
+    devices: str = setting("auto", "how many, or which: [0,2]")
+    gradient_checkpointing: bool = setting(False, "compute the LLM's activations again: less memory, slower")
+    compile: bool = setting(False, "torch.compile the LLM's layers for training; takes up to a minute")
+    logger: str = setting("csv", "where curves go", choices=("csv", "tensorboard", "wandb", "none"))
+    checkpoint_every: int = setting(200, "steps between checkpoints that a killed run resumes from", low=1)
+
+
+@dataclass
+class Config:
+    """One cell: a row of a table at one seed."""
+
+    preset: str = setting("tiny", "where the settings start: a name or a YAML file")
+    compressor: str = setting("sap+embq", "NAME[+QUERY_MODULE]; none: blind, no image at all")
+    projector: str = setting("auto", "auto: mlp2x_gelu, or identity where the compressor projects itself")
+    prune: str | None = setting(None, "NAME of what drops visual tokens in the LLM, in evaluation only")
+    seed: int = setting(0, "of everything random in training", low=0)
+    out: str = setting("runs", "output directory")
+    tower: Tower = field(default_factory=Tower)
+    llm: LLM = field(default_factory=LLM)
+    prompt: Prompt = field(default_factory=Prompt)
+    image: Image = field(default_factory=Image)
+    data: Data = field(default_factory=Data)
+    pretrain: Optimisation = field(default_factory=Optimisation)
+    finetune: Optimisation = field(default_factory=Optimisation)
+    lora: LoRA = field(default_factory=LoRA)
+    evaluate: Evaluation = field(default_factory=Evaluation)
+    trainer: Trainer = field(default_factory=Trainer)
+    parts: dict[str, Any] = field(default_factory=dict)  # knobs of the parts that it uses, by part
+
+    @property
+    def compressor_name(self) -> str:
+        return self.compressor.partition("+")[0]
+
+    @property
+    def query_module(self) -> str | None:
+        return self.compressor.partition("+")[2] or None
+
+    @property
+    def blind(self) -> bool:
+        """No image, no vision parts: what the text alone tells."""
+        return self.compressor_name == BLIND
+
+    @property
+    def projector_name(self) -> str:
+        """The projector whose knobs may be set; `auto` may still become identity when the model is built."""
+        return "mlp2x_gelu" if self.projector == "auto" else self.projector
+
+    def knobs(self, part: str) -> dict[str, Any]:
+        """What was set for a part, conformed to its signature."""
+        return dict(self.parts.get(part, {}))
+
+    def tiles(self, role: str) -> int:
+        """Tiles a side for the data of a role; stage 1 sees whole images, as in the paper."""
+        return 1 if role == "pretrain" else self.image.tiles
+
+
+def resolve_source(source: str) -> str:
+    """A tower or LLM source as `from_pretrained` takes it: `asset:` becomes a folder inside this package,
+    `cache:` one in the user's cache directory."""
+    if source.startswith(sources.SCHEME):
+        return str(sources.resolve(source))
+    if not source.startswith("asset:"):
+        return source
+    folder = ASSETS / source.removeprefix("asset:")
+    if not folder.is_dir():
+        there = sorted(f"asset:{p.parent.relative_to(ASSETS)}" for p in ASSETS.rglob("config.json"))
+        raise UsageError(f"{source}: no such asset; there are: {', '.join(there) or 'none'}")
+    return str(folder)

@@ -1,0 +1,1 @@
+"""How our plots look."""

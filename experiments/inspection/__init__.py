@@ -1,0 +1,1 @@
+"""Looking inside a trained model: conversations, attention, where tokens come from."""

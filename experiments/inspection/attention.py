@@ -1,0 +1,96 @@
+"""Where a model looks while it answers: its compressor's weights and EmbQ's attention to the picture."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from compressors.errors import UsageError
+from connectors.embq import Attention, EmbQ
+from experiments.inspection.conversation import Chat
+from llm_adapters.modeling import FlashSlothForConditionalGeneration
+from llm_adapters.processing import FlashSlothProcessor
+
+
+@dataclass
+class Look:
+    """What a model saw and said. Weights over the patches of all crops, (crops, H, W), their sum 1; EmbQ's by
+    insertion and layer, (heads, crops, H, W), the mean over the turn's query tokens."""
+
+    name: str  # the compressor's
+    question: str
+    answer: str = ""
+    compressor: Tensor | None = None  # None: all patches alike
+    queries: dict[str, Tensor] = field(default_factory=dict)
+
+
+def look(
+    model: FlashSlothForConditionalGeneration,
+    processor: FlashSlothProcessor,
+    picture: Image.Image,
+    question: str,
+    max_new_tokens: int = 32,
+) -> Look:
+    """Answer one question about one picture, and note where compressor and query module look meanwhile.
+    UsageError if neither has weights to show."""
+    if not processor.image_tokens:
+        raise UsageError("the model is blind (compressor=none): it looks nowhere")
+    batch = Chat(model, processor, picture, max_new_tokens).batch(question)
+    seen = Look(model.config.compressor, question)
+    with torch.inference_mode(), watched(model, seen):
+        out = model.generate(**batch, do_sample=False, max_new_tokens=max_new_tokens)
+    new = out[0, batch["input_ids"].shape[1] :]
+    seen.answer = processor.tokenizer.decode(new, skip_special_tokens=True).strip()
+    if seen.compressor is None and not seen.queries:
+        raise UsageError(
+            f"compressor {model.config.compressor} weighs no patch more than another and there "
+            "is no EmbQ: nothing to show; choose a model with sap, or with +embq"
+        )
+    return seen
+
+
+@contextmanager
+def watched(model: FlashSlothForConditionalGeneration, seen: Look) -> Iterator[None]:
+    """Notes weights into `seen` while the model runs: computed again beside it from the inputs that its own
+    modules get, so that it computes what it always does."""
+    grid: list[int] = []  # crops, H, W
+
+    def compressor(module, args: tuple) -> None:
+        features = args[0]
+        grid[:] = features.shape[:3]
+        weights = module.attention(*args)
+        if weights is not None and weights.max() > weights.min():  # one that weighs all alike shows nothing
+            seen.compressor = (weights / len(weights)).float().cpu()
+
+    def attention(name: str):
+        def note(module, args: tuple) -> None:
+            query, key, _, mask = args
+            weights = module.weights(query, key, mask)[0].mean(1)  # (heads, P)
+            seen.queries[name] = weights.unflatten(1, tuple(grid)).cpu()
+
+        return note
+
+    handles = [model.compressor.register_forward_pre_hook(compressor)]
+    handles += [module.register_forward_pre_hook(attention(name)) for name, module in image_attention(model)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def image_attention(model: FlashSlothForConditionalGeneration) -> list[tuple[str, Attention]]:
+    """(name, attention over patches) of each layer of EmbQ; empty for other query modules."""
+    module = model.query_module
+    if not isinstance(module, EmbQ):
+        return []
+    found = [
+        (f"EmbQ at decoder layer {at}", number, layer.i2q_attn)
+        for at, block in zip(module.at, module.blocks)
+        for number, layer in enumerate(block.layers, 1)
+    ]
+    several = len(found) > len(module.at)
+    return [(f"{name}, its layer {number}" if several else name, each) for name, number, each in found]

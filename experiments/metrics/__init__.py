@@ -1,0 +1,1 @@
+"""Answers to scores: one registry of metrics, each a torchmetrics.Metric."""

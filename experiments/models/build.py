@@ -1,0 +1,166 @@
+"""From a cell's configuration to a model and its processor."""
+
+import copy
+import logging
+import warnings
+from dataclasses import asdict
+
+import torch
+from huggingface_hub.utils import logging as hub_logging
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from compressors.errors import UsageError
+from connectors.towers.base import VisionTower, build_tower, load_tower
+from connectors.towers.open_clip import OpenClipVisionConfig
+from experiments.config.schema import Config, resolve_source
+from experiments.stages import lora, strategies
+from llm_adapters.conversation import IMAGE, QUERY
+from llm_adapters.images import image_processor
+from llm_adapters.modeling import FlashSlothConfig, FlashSlothForConditionalGeneration
+from llm_adapters.processing import FlashSlothProcessor
+
+
+def build(config: Config) -> tuple[FlashSlothForConditionalGeneration, FlashSlothProcessor]:
+    """Pretrained tower and LLM, everything else new from `config.seed`."""
+    tower = load_tower(resolve_source(config.tower.source), config.tower.select_layer, dtype=torch.float32)
+    llm = _pretrained(AutoModelForCausalLM, "llm.source", config.llm.source, dtype=torch.float32)
+    tokenizer = load_tokenizer(config)
+    end = tokenizer.convert_tokens_to_ids(config.prompt.end)
+    if end >= llm.get_input_embeddings().num_embeddings:
+        llm.resize_token_embeddings(end + 1)
+    torch.manual_seed(config.seed)
+    composed = model_config(config, tower.config, llm.config, tokenizer)
+    model = FlashSlothForConditionalGeneration(composed, tower, llm)
+    if model.query_module is not None:
+        dot = tokenizer(" .", add_special_tokens=False)["input_ids"][-1]
+        model.query_module.initialise(llm.get_input_embeddings().weight[dot])
+    # answers end at the template's end token
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = end, tokenizer.pad_token_id
+    return model, make_processor(config, model, tokenizer)
+
+
+def model_config(
+    config: Config,
+    vision: PreTrainedConfig,
+    text: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> FlashSlothConfig:
+    """A blind cell has an (unused) image path too, so that it is the same class of model."""
+    return FlashSlothConfig(  # copies: a composite configuration resets its parts' attention implementation
+        vision_config=copy.deepcopy(vision),
+        text_config=copy.deepcopy(text),
+        select_layer=config.tower.select_layer,
+        compressor="identity" if config.blind else config.compressor_name,
+        compressor_knobs=config.knobs(config.compressor_name),
+        projector="auto" if config.blind else config.projector,
+        projector_knobs=None if config.projector == "auto" else config.knobs(config.projector),
+        query_module=config.query_module,
+        query_module_knobs=config.knobs(config.query_module),
+        image_token_id=tokenizer and tokenizer.convert_tokens_to_ids(IMAGE),
+        query_token_id=tokenizer and tokenizer.convert_tokens_to_ids(QUERY),
+        prompt=asdict(config.prompt),
+    )
+
+
+def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
+    """The LLM's tokenizer with the placeholder, end and padding tokens that conversations need."""
+    tokenizer = _pretrained(AutoTokenizer, "llm.source", config.llm.source)
+    known = tokenizer.get_vocab()
+    missing = [token for token in (config.prompt.end, IMAGE, QUERY) if token not in known]
+    tokenizer.add_special_tokens({"additional_special_tokens": missing}, replace_extra_special_tokens=False)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = config.prompt.end
+    return tokenizer
+
+
+def _pretrained(auto, setting: str, source: str, **kwargs):
+    """`auto.from_pretrained(source)`, or a UsageError that names the setting."""
+    try:
+        return auto.from_pretrained(resolve_source(source), **kwargs)
+    except OSError as error:
+        raise UsageError(
+            f"{setting}={source}: cannot be loaded; give a folder that save_pretrained wrote, "
+            "or a hub id that this machine can reach"
+        ) from error
+
+
+def make_processor(
+    config: Config, model: FlashSlothForConditionalGeneration, tokenizer: PreTrainedTokenizerBase
+) -> FlashSlothProcessor:
+    """Token counts as the compressor makes them; a blind cell's images have none."""
+    images = image_processor(model.vision_tower, config.image.size)
+    tokens = 0 if config.blind else model.num_image_tokens(images.size["height"], images.size["width"])
+    return FlashSlothProcessor(
+        images,
+        tokenizer,
+        image_tokens=tokens,
+        tiles=config.image.tiles,
+        num_queries=model.num_queries,
+        prompt=asdict(config.prompt),
+        layout=config.image.layout,
+    )
+
+
+def pick_device(accelerator: str) -> torch.device:
+    """Where work outside Lightning runs, by the words of `trainer.accelerator`."""
+    gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return torch.device("cuda" if gpu else "cpu")
+
+
+def quiet() -> None:
+    """The sweep's own progress is the one that shows."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    transformers_logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def check(config: Config) -> None:
+    """What only the sizes can tell: rate against grid, insertion against depth, heads against widths; and
+    whether what is asked for is installed. No weights are read; raises UsageError."""
+    quiet()
+    strategies.check(config.trainer)
+    lora.check(config.lora)
+    with torch.device("meta"):
+        model, size = skeleton(config)
+    if not config.blind:
+        model.num_image_tokens(size, size)
+
+
+def vision_config(source: str) -> PreTrainedConfig:
+    """A tower's configuration, without its weights."""
+    if source.startswith("open_clip:"):
+        return OpenClipVisionConfig(model_name=source.split(":")[1])
+    return _pretrained(AutoConfig, "tower.source", source)
+
+
+def pick_scale(config: Config, model: FlashSlothForConditionalGeneration) -> bool:
+    """Settle the scale that is evaluated, if one is asked for; whether it is."""
+    if not config.evaluate.scale or config.blind:
+        return False
+    try:
+        model.compressor.pick(config.evaluate.scale)
+    except UsageError as error:
+        raise UsageError(f"evaluate.{error}") from error
+    return True
+
+
+def skeleton(config: Config) -> tuple[FlashSlothForConditionalGeneration, int]:
+    """The cell's model without weights, and its image size. Call under `torch.device("meta")`."""
+    vision = vision_config(config.tower.source)
+    text = _pretrained(AutoConfig, "llm.source", config.llm.source)
+    tower: VisionTower = build_tower(vision, config.tower.select_layer)
+    model = FlashSlothForConditionalGeneration(model_config(config, vision, text), tower)
+    pick_scale(config, model)
+    if config.prune is not None:
+        model.set_pruner(config.prune, **config.knobs(config.prune))
+    return model, config.image.size or tower.image_size

@@ -1,0 +1,120 @@
+"""Cells' models with random weights, and inputs for them: what a model costs does not need trained weights.
+
+Backbones that `backbone_sizes.yaml` knows are built from their sizes, so that nothing is downloaded.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedConfig
+
+from compressors.command_line import parse_settings
+from experiments.config.cells import Cell, copied, make_cells
+from experiments.config.presets import read_yaml
+from experiments.config.schema import Config
+from experiments.models import build
+from llm_adapters.conversation import IGNORE
+from llm_adapters.modeling import FlashSlothForConditionalGeneration
+
+TEXT = 40  # tokens of prompt, question and what follows it
+Sizes = Mapping[str, PreTrainedConfig]
+
+
+@cache
+def known() -> dict[str, PreTrainedConfig]:
+    """The backbones whose sizes are known, by name."""
+    found = read_yaml(Path(__file__).with_name("backbone_sizes.yaml"))
+    return {name: AutoConfig.for_model(**sizes) for name, sizes in found.items()}
+
+
+@contextmanager
+def random_cells(overrides: Sequence[str], sizes: Sizes | None = None) -> Iterator[list[Cell]]:
+    """Cells of these overrides whose known backbones (`sizes`; None: all of `known`) are folders with a
+    configuration alone, as long as the context lasts."""
+    sizes = known() if sizes is None else sizes
+    with TemporaryDirectory() as folder:
+
+        def local(source: str) -> str:
+            if source not in sizes:
+                return source
+            place = Path(folder, source.replace("/", "--").replace(":", "--"))
+            if not place.is_dir():
+                sizes[source].save_pretrained(place)
+            return str(place)
+
+        cells = make_cells(parse_settings(list(overrides)))
+        for i, cell in enumerate(cells):
+            config = copied(cell.config)
+            config.tower.source, config.llm.source = local(config.tower.source), local(config.llm.source)
+            cells[i] = Cell(config, cell.label, cell.row)
+        yield cells
+
+
+def random_model(
+    config: Config, device: torch.device, dtype: torch.dtype = torch.bfloat16
+) -> tuple[FlashSlothForConditionalGeneration, int]:
+    """The cell's model with new weights, filled in place: memory holds them once; and its image size."""
+    with torch.device("meta"):
+        model, size = build.skeleton(config)
+    fill(model, device, dtype, config.seed)
+    set_placeholders(model)
+    return model, size
+
+
+def fill(model: nn.Module, device: torch.device, dtype: torch.dtype, seed: int = 0) -> None:
+    """New weights for a model that is on the meta device; to be run, not trained."""
+    for parameter in model.parameters():  # buffers (rotary frequencies) stay as they are
+        parameter.data = parameter.data.to(dtype)
+    model.to_empty(device=device)
+    for parameter in model.parameters():
+        parameter.data.fill_(torch.nan)  # what initialisation forgets shows in the logits
+    torch.manual_seed(seed)
+    model.init_weights()
+    model.eval()
+
+
+def set_placeholders(model: FlashSlothForConditionalGeneration) -> None:
+    """The last two ids stand for visual and query tokens: there is no tokenizer."""
+    rows = model.get_input_embeddings().num_embeddings
+    model.config.image_token_id, model.config.query_token_id = rows - 1, rows - 2
+
+
+def split_text(tokens: int) -> tuple[int, int, int]:
+    """Text tokens before the image, of the question, after the queries: 12, 20 and 8 of 40."""
+    before, question = 3 * tokens // 10, tokens // 2
+    return before, question, tokens - before - question
+
+
+def make_prompt(
+    model: FlashSlothForConditionalGeneration, crops: int, size: int, rows: int = 1, text: int = TEXT
+) -> dict[str, Tensor]:
+    """`rows` rows of text, images of `crops` crops in all, question, query tokens, and an answer that counts
+    as the last of `text` tokens; all but the pixels. On the CPU."""
+    config, (before, question, answer) = model.config, split_text(text)
+    counts = [before, crops * model.num_image_tokens(size, size), question, model.num_queries, answer]
+    part = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).expand(rows, -1)  # (B, T)
+    ids = torch.randint(config.query_token_id, part.shape)
+    ids[part == 1], ids[part == 3] = config.image_token_id, config.query_token_id
+    asked = torch.arange(before + counts[1] + question, sum(counts[:4])).expand(rows, -1)
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "turns": ((part >= 1) & (part <= 3)).long(),
+        "labels": ids.where(part == 4, IGNORE),
+        "query_index": asked,
+        "image_turn": torch.ones(rows, crops, dtype=torch.long),
+    }
+
+
+def make_batch(
+    model: FlashSlothForConditionalGeneration, crops: int, size: int, rows: int = 1, text: int = TEXT
+) -> dict[str, Tensor]:
+    """The same with pixels, where and in the type that the model is."""
+    batch = make_prompt(model, crops, size, rows, text)
+    batch["pixel_values"] = (2 * torch.rand(rows, crops, 3, size, size) - 1).to(model.dtype)
+    return {name: value.to(model.device) for name, value in batch.items()}

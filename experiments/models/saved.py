@@ -1,0 +1,46 @@
+"""A trained model, by the folder of its cell, of its finetune stage or of its weights."""
+
+from pathlib import Path
+
+from compressors.errors import UsageError
+from experiments.config.presets import read_yaml
+from experiments.config.schema import BLIND
+from llm_adapters import saved
+from llm_adapters.saved import find, read
+
+__all__ = ["find", "load", "newest", "open_picture", "read"]
+
+
+def newest(out: Path) -> Path:
+    """The cell below `out` that finished last; a blind one, which a sweep adds by itself, only if all are."""
+    cells = sorted(Path(out).glob("cells/*/stages.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    if not cells:
+        raise UsageError(
+            f"no finished cell below {out}; train one with python -m experiments.sweep, or "
+            "name a folder with model=DIR"
+        )
+    seeing = (path for path in cells if read_yaml(path.with_name("config.yaml")).get("compressor") != BLIND)
+    return next(seeing, cells[0]).parent
+
+
+def load(path: Path):
+    """(model, processor) of `find(path)`, in eval mode on the GPU, if there is one, in bfloat16."""
+    from experiments.models.build import pick_device, quiet
+
+    quiet()
+    return saved.load(path, pick_device("auto"))
+
+
+def open_picture(path: Path):
+    """A picture in RGB and upright, or a UsageError."""
+    from PIL import Image
+
+    from experiments.data import orientation
+
+    try:
+        with Image.open(path) as picture:
+            return orientation.rgb(picture)
+    except FileNotFoundError as error:
+        raise UsageError(f"{path}: no such picture") from error
+    except orientation.BROKEN as error:
+        raise UsageError(f"{path}: not a picture, or a damaged one ({error})") from error

@@ -1,0 +1,1 @@
+"""PictureVQA, the embedded benchmark: scenes, their drawings, questions and captions."""

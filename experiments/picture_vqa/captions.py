@@ -1,0 +1,39 @@
+"""Dense descriptions of scenes: captions of stage 1, and what a language model reads as a picture."""
+
+import random
+
+from experiments.picture_vqa.scenes import PATCH, Object, Scene, Sign
+
+INSTRUCTIONS = (
+    "describe the picture .",
+    "what is in the picture ?",
+    "what do you see ?",
+    "list everything .",
+)
+
+
+def coordinates(x: float, y: float) -> str:
+    """The patch a point is in: "x0 y0" is the top left corner, "x11 y11" the bottom right one."""
+    return f"x{int(x // PATCH)} y{int(y // PATCH)}"
+
+
+def name_of(item: Object | Sign) -> str:
+    """ "red heart", "dog", or a sign spelled: "blue word s t o p"."""
+    return item.name if isinstance(item, Object) else f"{item.colour} {item.kind} {spell(item.text)}"
+
+
+def spell(text: str) -> str:
+    return " ".join(text)
+
+
+def reading_order(scene: Scene) -> list[Object | Sign]:
+    """Row by row of patches, left to right."""
+    return sorted((*scene.objects, *scene.signs), key=lambda item: (item.y // PATCH, item.x))
+
+
+def describe(scene: Scene, rng: random.Random | None = None) -> str:
+    """ "dog at x3 y7 . red heart at x8 y9 ." in reading order, or shuffled when given a generator."""
+    items = reading_order(scene)
+    if rng is not None:
+        rng.shuffle(items)
+    return " ".join(f"{name_of(item)} at {coordinates(item.x, item.y)} ." for item in items)

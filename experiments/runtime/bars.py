@@ -1,0 +1,109 @@
+"""What a run tells on a terminal: bars for cells and steps."""
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from experiments.runtime.progress import PlainReporter, Reporter, words
+
+
+class RichReporter(Reporter):
+    """Bars for cells and for the steps of the stage under way; with several workers, a bar each."""
+
+    def __init__(self, console: Console):
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[words]}"),
+            console=console,
+            transient=True,
+        )
+        self._cells = self.progress.add_task("cells", total=None, words="")
+        self._steps = Bar(self.progress)
+        self._lanes: dict[int, Bar] = {}
+        self._number = -1
+
+    def __enter__(self) -> "RichReporter":
+        self.progress.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.progress.stop()
+
+    def cells(self, total: int) -> None:
+        self.progress.update(self._cells, total=total)
+
+    def cell(self, label: str) -> None:
+        self._number += 1
+        self.progress.update(self._cells, completed=self._number, words=escape(label))
+        self._steps.hide()
+
+    def finished(self, _label: str) -> None:
+        self.progress.update(self._cells, advance=1)
+
+    def stage(self, label: str) -> None:
+        self._steps.stage(label)
+
+    def steps(self, total: int, done: int = 0) -> None:
+        self._steps.steps(total, done)
+
+    def advance(self, n: int = 1, **fields: object) -> None:
+        self._steps.advance(n, **fields)
+
+    def note(self, text: str) -> None:
+        self._steps.note(text)
+
+    def lane(self, number: int, label: str) -> "Bar":
+        if number not in self._lanes:
+            self._lanes[number] = Bar(self.progress)
+        bar = self._lanes[number]
+        bar.prefix = f"({number}) {label}: "
+        bar.stage("")
+        return bar
+
+
+class Bar(Reporter):
+    """The steps of one stage at a time."""
+
+    def __init__(self, progress: Progress):
+        self.progress, self.prefix = progress, ""
+        self._task = progress.add_task("", total=None, words="", visible=False)
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.hide()
+
+    def hide(self) -> None:
+        """Nothing is under way."""
+        self.progress.update(self._task, visible=False)
+
+    def stage(self, label: str) -> None:
+        self.progress.reset(
+            self._task, total=None, description=escape(f"  {self.prefix}{label}"), words="", visible=True
+        )
+
+    def steps(self, total: int, done: int = 0) -> None:
+        self.progress.reset(self._task, total=total, completed=done)
+
+    def advance(self, n: int = 1, **fields: object) -> None:
+        shown = {"words": escape(words(fields))} if fields else {}
+        self.progress.update(self._task, advance=n, **shown)
+
+    def note(self, text: str) -> None:
+        self.progress.console.print(f"{self.prefix}{text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def reporter(console: Console) -> Reporter:
+    """Bars if `console` is a terminal, lines otherwise."""
+    return RichReporter(console) if console.is_terminal else PlainReporter(console)

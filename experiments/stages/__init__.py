@@ -1,0 +1,1 @@
+"""The work of a stage: data, features, two trainings, evaluation."""

@@ -1,0 +1,154 @@
+"""Greedy answers to every test question by generation, and their scores."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from experiments.config.schema import Config
+from experiments.data import llava, roles
+from experiments.data.loader import Images, feature_cache
+from experiments.metrics.families import FamilyAccuracy, normalise
+from experiments.models.build import pick_device, pick_scale, quiet
+from experiments.runtime.progress import Reporter
+from experiments.stages.train import MODEL
+from llm_adapters import saved
+from llm_adapters.conversation import Encoded, Turn
+from llm_adapters.modeling import FlashSlothForConditionalGeneration
+from llm_adapters.processing import FlashSlothProcessor
+from llm_adapters.pruning.calibration import calibrate
+
+
+def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) -> None:
+    """The stage: predictions.jsonl (one question a line) and metrics.json."""
+    quiet()
+    device = pick_device(config.trainer.accelerator)
+    model, processor = saved.load(inputs["finetune"] / MODEL, device)
+    if pick_scale(config, model):
+        size = processor.image_processor.size
+        processor.image_tokens = model.num_image_tokens(size["height"], size["width"])
+    if config.prune is not None:
+        prune(config, inputs, model, processor)
+    asked = roles.asked(config, inputs)
+    images = Images(processor, feature_cache(inputs))
+    report.steps(len(asked))
+    answers: dict[int, str] = {}
+    for numbers in batches(asked, images, config.evaluate.batch_size):
+        batch = [asked[i] for i in numbers]
+        answers.update(zip(numbers, answer(model, images, batch, config.evaluate.max_new_tokens)))
+        report.advance(len(batch))
+    write(asked, [answers[i] for i in range(len(asked))], model, images, out)
+
+
+def batches(asked: Sequence[llava.Sample], images: Images, size: int) -> Iterator[list[int]]:
+    """Question numbers, those of like length together, so that little is padded."""
+    lengths = [(sum(images.crops(s)), len(s.turns[0].question)) for s in asked]
+    order = sorted(range(len(asked)), key=lengths.__getitem__)
+    return (order[start : start + size] for start in range(0, len(order), size))
+
+
+def prune(
+    config: Config,
+    inputs: dict[str, Path],
+    model: FlashSlothForConditionalGeneration,
+    processor: FlashSlothProcessor,
+) -> None:
+    """Set the cell's pruner; one that wants it is calibrated on the first questions of the first training
+    samples that have images."""
+    model.set_pruner(config.prune, **config.knobs(config.prune))
+    if not model.pruner.samples:
+        return
+    seen = (s for s in roles.load(config, inputs, "train", check_images=False) if s.images)
+    asked = [llava.questions([s])[0] for s in islice(seen, model.pruner.samples)]
+    asked, size = [s for s in asked if s.images], config.evaluate.batch_size
+    starts = range(0, len(asked), size)
+    calibrate(model, [prompts(model, Images(processor), asked[i : i + size]) for i in starts])
+
+
+def prompts(
+    model: FlashSlothForConditionalGeneration, images: Images, asked: Sequence[llava.Sample]
+) -> dict[str, torch.Tensor]:
+    """Inputs of a batch of one-question samples, where the model is."""
+    processor = images.processor
+    encoded: list[Encoded] = [processor.encode([Turn(s.turns[0].question)], images.crops(s)) for s in asked]
+    batch = images.add(processor.collate(encoded, "left"), [images(s, len(s.images)) for s in asked])
+    return {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
+
+
+@torch.inference_mode()
+def answer(
+    model: FlashSlothForConditionalGeneration,
+    images: Images,
+    asked: Sequence[llava.Sample],
+    max_new_tokens: int,
+) -> list[str]:
+    """Greedy answers to a batch of one-question samples."""
+    processor, batch = images.processor, prompts(model, images, asked)
+    out = model.generate(**batch, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens)
+    new = out[:, batch["input_ids"].shape[1] :]
+    return [text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+def write(
+    asked: Sequence[llava.Sample],
+    predictions: Sequence[str],
+    model: FlashSlothForConditionalGeneration,
+    images: Images,
+    out: Path,
+) -> None:
+    """Scores and what they rest on."""
+    families = [s.families[0] if s.families else "all" for s in asked]
+    truths = [s.turns[0].answer for s in asked]
+    accuracy = FamilyAccuracy(sorted(set(families)))
+    accuracy.update(predictions, truths, families)
+    names = picture_names(asked)
+    with (out / "predictions.jsonl").open("w") as file:
+        for s, family, truth, said in zip(asked, families, truths, predictions):
+            row = {
+                "id": s.id,
+                "images": [names[image] for image in s.images],
+                "family": family,
+                "question": s.turns[0].question,
+                "answer": truth,
+                "prediction": said,
+                "correct": normalise(said) == normalise(truth),
+            }
+            file.write(json.dumps(row) + "\n")
+    metrics = {**accuracy.compute(), "efficiency": efficiency(model, images, asked)}
+    if model.pruner is not None:
+        metrics["efficiency"]["average_visual_tokens"] = model.pruner.measured_visual_tokens()
+        # with the recipe that a calibration has found
+        metrics["pruner"] = {model.config.pruner: model.config.pruner_knobs or {}}
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=1))
+
+
+def picture_names(asked: Sequence[llava.Sample]) -> dict[Path, str]:
+    """Every image, named from the folder that all of them are in, so that moving it changes no result."""
+    places = {image: os.path.abspath(image) for s in asked for image in s.images}
+    folder = os.path.commonpath([os.path.dirname(place) for place in places.values()]) if places else ""
+    return {image: Path(os.path.relpath(place, folder)).as_posix() for image, place in places.items()}
+
+
+def efficiency(
+    model: FlashSlothForConditionalGeneration, images: Images, asked: Sequence[llava.Sample]
+) -> dict[str, float]:
+    """Tokens of an image and a turn, and the parameters beside tower and LLM. Blind: none."""
+    processor = images.processor
+    if not processor.image_tokens:
+        return {"visual_tokens": 0, "query_tokens": 0, "parameters_added": 0}
+    added = (model.compressor, model.projector, model.query_module)
+    return {
+        "visual_tokens": visual_tokens(images, asked),
+        "query_tokens": processor.num_queries,
+        "parameters_added": sum(p.numel() for part in added if part is not None for p in part.parameters()),
+    }
+
+
+def visual_tokens(images: Images, asked: Sequence[llava.Sample]) -> float:
+    """Visual tokens of an image: where images differ, the mean over all that are shown."""
+    crops = [count for sample in asked for count in images.crops(sample)] or [images.processor.crops]
+    mean = images.processor.image_tokens * sum(crops) / len(crops)
+    return int(mean) if mean.is_integer() else round(mean, 1)

@@ -1,0 +1,129 @@
+"""Patch features of a frozen tower, computed once for every image of a set of files and kept on disk.
+
+features.npy   (crops of all images, H, W, C) float16
+images.json    image paths, in order, from the output directory if below it
+crops.json     crops of each image, where images differ in it
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+from torch import Tensor
+
+import compressors
+from connectors.tiling import Tiling
+from connectors.towers.base import VisionTower, load_tower
+from experiments.config.schema import Config, resolve_source
+from experiments.data import llava
+from experiments.data import roles as samples
+from experiments.models.build import pick_device, quiet
+from experiments.runtime.progress import Reporter
+from llm_adapters.images import image_pixels, image_processor
+from llm_adapters.visual_prompt import shrink
+
+BATCH = 32
+CROPS, PROGRESS = "crops.json", "finished"
+
+
+class FeatureCache:
+    """Features that a finished stage wrote; `cache[path]` is (crops, H, W, C) float16, read when asked."""
+
+    def __init__(self, folder: Path):
+        paths = json.loads((folder / "images.json").read_text())
+        self.features = np.load(folder / "features.npy", mmap_mode="r")
+        crops = [len(self.features) // max(1, len(paths))] * len(paths)
+        if (folder / CROPS).exists():
+            crops = json.loads((folder / CROPS).read_text())
+        root, ends = output_root(folder), accumulate(crops)
+        self.places = {
+            os.path.join(root, path): slice(end - count, end) for path, count, end in zip(paths, crops, ends)
+        }
+
+    def crops(self, path: Path) -> int:
+        """How many crops an image has."""
+        place = self.places[os.path.abspath(path)]
+        return place.stop - place.start
+
+    def __getitem__(self, path: Path) -> Tensor:
+        return torch.from_numpy(np.array(self.features[self.places[os.path.abspath(path)]]))
+
+
+def output_root(folder: Path) -> str:
+    """OUT of OUT/features/<key>: images below it are named from there, so that OUT can be moved."""
+    return os.path.dirname(os.path.dirname(os.path.abspath(folder)))
+
+
+def image_name(path: Path, root: str) -> str:
+    """How images.json names an image."""
+    path = os.path.abspath(path)
+    return os.path.relpath(path, root) if path.startswith(root + os.sep) else path
+
+
+def image_places(
+    config: Config, inputs: dict[str, Path], roles: Sequence[str]
+) -> dict[Path, tuple[llava.Sample, int]]:
+    """Every image of the roles' files once, in order of appearance, with a sample that shows it."""
+    found: dict[Path, tuple[llava.Sample, int]] = {}
+    for sample in (each for role in roles for each in samples.load(config, inputs, role)):
+        for i, image in enumerate(sample.images):
+            found.setdefault(image, (sample, i))
+    return found
+
+
+def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter, roles: Sequence[str]) -> None:
+    """The stage, for data roles that see images alike. A killed run goes on after the last whole batch."""
+    quiet()
+    device = pick_device(config.trainer.accelerator)
+    tower = load_tower(resolve_source(config.tower.source), config.tower.select_layer).freeze().to(device)
+    compressor, processor = made(config, tower.dim), image_processor(tower, config.image.size)
+    rate, levels = compressor.image_rate, compressor.needs_levels
+    size = processor.size["height"]
+    tiling = Tiling(config.tiles(roles[0]), size, config.image.layout)
+    places = list(image_places(config, inputs, roles).items())
+    root = output_root(out)
+    (out / "images.json").write_text(json.dumps([image_name(path, root) for path, _ in places]))
+    crops = [tiling.most_crops] * len(places)
+    if not tiling.fixed:
+        crops = [tiling.num_crops(*llava.image_size(sample, i)) for _, (sample, i) in places]
+        (out / CROPS).write_text(json.dumps(crops))
+    starts = [0, *accumulate(crops)]
+    channels = tower.dim * (1 + len(levels))
+    array, done = _open(out, (starts[-1], *tower.grid(size // rate, size // rate), channels))
+    report.steps(len(places), done=done)
+    for start in range(done, len(places), BATCH):
+        batch = [llava.open_image(sample, i) for _, (sample, i) in places[start : start + BATCH]]
+        features = encode(tower, shrink(image_pixels(processor, batch, tiling).to(device), rate), levels)
+        array[starts[start] : starts[start + len(batch)]] = features.numpy()
+        array.flush()
+        (out / PROGRESS).write_text(str(start + len(batch)))
+        report.advance(len(batch))
+    (out / PROGRESS).unlink(missing_ok=True)
+
+
+@torch.inference_mode()
+def encode(tower: VisionTower, pixels: Tensor, levels: Sequence[int] = ()) -> Tensor:
+    """(B, 3, h, w) -> (B, H, W, (1 + L) C) float16 on the CPU."""
+    return tower.with_levels(pixels, levels).to("cpu", torch.float16)
+
+
+def made(config: Config, dim: int) -> compressors.Compressor:
+    """The cell's compressor without weights, to be asked what it needs."""
+    name = config.compressor_name
+    with torch.device("meta"):
+        return compressors.create(name, dim=dim, llm_dim=dim, **config.knobs(name))
+
+
+def _open(out: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
+    """The array on disk and how many images of it a run before this one has finished."""
+    path, progress = out / "features.npy", out / PROGRESS
+    if path.exists() and progress.exists():
+        array = open_memmap(path, mode="r+")
+        if array.shape == shape:
+            return array, int(progress.read_text() or 0)
+    return open_memmap(path, mode="w+", dtype=np.float16, shape=shape), 0

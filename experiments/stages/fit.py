@@ -1,0 +1,129 @@
+"""Lightning's part of a training stage: the trainer, what it tells, the checkpoints it resumes from."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger
+
+from compressors.errors import UsageError
+from connectors.versions import checkpointing
+from experiments.config.schema import Config
+from experiments.runtime.progress import Reporter
+from experiments.stages import strategies
+from experiments.stages.module import SlothModule
+from llm_adapters.adapter import decoder_layers
+from llm_adapters.modeling import FlashSlothForConditionalGeneration
+
+CHECKPOINTS = "checkpoints"
+
+
+def fit(
+    config: Config,
+    module: SlothModule,
+    out: Path,
+    report: Reporter,
+    world: int = 0,
+    callbacks: Sequence[Callback] = (),
+) -> None:
+    """Lightning's part, in one of `world` processes or alone."""
+    t, o, checkpoints = config.trainer, module.optimisation, out / CHECKPOINTS
+    last = checkpoints / "last.ckpt"
+    resume = last if readable(last) else None
+    keep = ModelCheckpoint(
+        checkpoints, filename=last.stem, every_n_train_steps=t.checkpoint_every, enable_version_counter=False
+    )
+    trainer = L.Trainer(
+        **strategies.placement(t, world),
+        precision=precision(t.precision),
+        max_steps=module.steps,
+        max_epochs=-1,
+        accumulate_grad_batches=o.accumulate,
+        gradient_clip_val=o.clip or None,
+        callbacks=[Progress(report), keep, *callbacks],
+        logger=make_logger(t.logger, out),
+        log_every_n_steps=10,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+    )
+    if t.gradient_checkpointing:
+        checkpointing(module.model, "enable", {"use_reentrant": False})
+    with compiled(module.model) if t.compile else nullcontext():
+        trainer.fit(module, ckpt_path=resume, weights_only=False)
+    if t.gradient_checkpointing:
+        checkpointing(module.model, "disable")
+    if not world:
+        module.model.to("cpu")
+
+
+@contextmanager
+def compiled(model: FlashSlothForConditionalGeneration) -> Iterator[None]:
+    """torch.compile of each decoder layer, in place: where the work is, and one graph serves all layers. (The
+    whole model as one graph of any shape took minutes more to trace, and ran no faster.)"""
+    from torch._dynamo.exc import TorchDynamoException
+
+    layers = decoder_layers(model.language_model)
+    for layer in layers:
+        layer.compile()
+    try:
+        yield
+    except TorchDynamoException as error:  # no C++ compiler, say
+        told = str(getattr(error, "inner_exception", error)).strip().partition("\n")[0]
+        raise UsageError(f"trainer.compile=true: {told}; leave it out to train uncompiled") from error
+    finally:
+        for layer in layers:
+            layer._compiled_call_impl = None  # as `compile` says it; there is no public way back
+
+
+class Progress(Callback):
+    """Optimiser steps on the progress bar; the loss every ten: reading it waits for a GPU."""
+
+    def __init__(self, report: Reporter):
+        self.report, self.seen = report, 0
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.seen = trainer.global_step
+        self.report.steps(module.steps, done=self.seen)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+        if trainer.global_step == self.seen:
+            return  # a piece of a step
+        self.seen = trainer.global_step
+        fields = {"loss": float(trainer.callback_metrics["loss"])} if self.seen % 10 == 0 else {}
+        self.report.advance(1, **fields)
+
+
+def precision(name: str) -> str:
+    """auto: bf16 on a GPU, fp32 on the CPU."""
+    if name != "auto":
+        return name
+    return "bf16-mixed" if torch.cuda.is_available() else "32-true"
+
+
+def make_logger(name: str, out: Path) -> Logger | bool:
+    """Loss curves; a resumed run adds a file beside the first one's."""
+    if name == "none":
+        return False
+    if name == "csv":
+        return CSVLogger(out, name="curves")
+    if name == "tensorboard":
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        return TensorBoardLogger(out, name="curves")
+    from lightning.pytorch.loggers import WandbLogger
+
+    return WandbLogger(save_dir=out, project="slothkit")
+
+
+def readable(path: Path) -> bool:
+    """Whether a checkpoint is there and whole; one that a full disk cut short is started over."""
+    try:
+        torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+    except (OSError, RuntimeError, EOFError, ValueError):
+        return (path / "latest").is_file()  # DeepSpeed writes a directory, and this last
+    return True

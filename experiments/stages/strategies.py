@@ -1,0 +1,90 @@
+"""How many processes train a stage, and how they share the model: Lightning's strategies by name.
+
+auto, ddp      every process has the whole model; gradients are averaged
+fsdp           FSDP2: parameters, gradients and AdamW's state are cut into one shard a process
+deepspeed      ZeRO stage 2: gradients and AdamW's state are; GPUs only
+"""
+
+from importlib.util import find_spec
+
+import lightning as L
+import torch
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, Strategy
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+
+from compressors.errors import UsageError
+from experiments.config.schema import Trainer
+from llm_adapters.adapter import decoder_layers
+from llm_adapters.modeling import FlashSlothForConditionalGeneration
+
+
+def check(settings: Trainer) -> None:
+    """UsageError when what the strategy needs is not there."""
+    if settings.strategy != "deepspeed":
+        return
+    if find_spec("deepspeed") is None:
+        raise UsageError(
+            "trainer.strategy=deepspeed: deepspeed is not installed; pip install deepspeed, or "
+            "take trainer.strategy=fsdp"
+        )
+    if settings.accelerator == "cpu" or not torch.cuda.is_available():
+        raise UsageError("trainer.strategy=deepspeed: needs a GPU; take trainer.strategy=ddp or fsdp")
+
+
+def processes(settings: Trainer) -> int:
+    """How many processes train: one a device. 0: the one that asks, alone."""
+    found = L.Trainer(accelerator=settings.accelerator, devices=devices(settings), barebones=True).num_devices
+    return 0 if found == 1 and settings.strategy in ("auto", "ddp") else found
+
+
+def devices(settings: Trainer) -> int | str:
+    """As Lightning takes them: a number, "auto", or which, "0,2,"."""
+    told = settings.devices
+    if told.startswith("["):
+        return told.strip("[]") + ","
+    return int(told) if told.lstrip("-").isdigit() else told
+
+
+def placement(settings: Trainer, world: int) -> dict[str, object]:
+    """Lightning's arguments that say where it trains, in one of `world` processes or, for 0, in this one."""
+    found = {"accelerator": settings.accelerator, "devices": devices(settings)}
+    if world:
+        # the processes are there: stages.ranks has started them, whatever scheduler runs the sweep
+        found |= {"strategy": make(settings.strategy, world), "plugins": [LightningEnvironment()]}
+    return found
+
+
+def make(name: str, world: int) -> Strategy:
+    """The strategy of one of `world` processes."""
+    if name == "fsdp":
+        return ModelParallelStrategy(
+            data_parallel_size=world, tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
+    if name == "deepspeed":
+        return DeepSpeedStrategy(stage=2, logging_batch_size_per_gpu=1)  # of its own log only
+    return DDPStrategy()
+
+
+def shard(model: FlashSlothForConditionalGeneration, mesh: DeviceMesh) -> None:
+    """FSDP2 in place, one layer of LLM and tower at a time; all else is gathered for the whole forward pass,
+    the query module too, which runs inside a layer."""
+    for layer in (*decoder_layers(model.language_model), *blocks(model.vision_tower)):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def blocks(tower: nn.Module) -> list[nn.Module]:
+    """A tower's largest run of layers."""
+    runs = [module for module in tower.modules() if isinstance(module, (nn.ModuleList, nn.Sequential))]
+    return list(max(runs, key=lambda run: sum(p.numel() for p in run.parameters()), default=[]))
+
+
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict with whole tensors, on the CPU; every process must ask, the first one gets it."""
+    if torch.distributed.is_initialized():
+        return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return model.state_dict()

@@ -1,0 +1,261 @@
+"""From cells to stages: what is computed, in which order, and what each result depends on.
+
+    data -> features(tower) -> pretrain(compressor, projector) -> finetune(everything, seed) -> evaluate
+
+A stage's key is the hash of exactly what it depends on, so cells that agree on a stage share it. The query
+module takes no part in pretraining: all its variants of one compressor share one run. Features are a cache:
+what they depend on is in the key of whoever reads them, they are not. Nothing here imports torch, except to
+ask a compressor that shrinks images by how much.
+"""
+
+import ast
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from compressors.errors import UsageError
+from compressors.registry import suggest
+from experiments.config import signatures
+from experiments.config.schema import Config, Optimisation
+from experiments.data import llava
+from experiments.picture_vqa import dataset as picture_vqa
+from experiments.store import keys
+
+ROLES = {"pretrain": "pretrain", "finetune": "train", "evaluate": "test"}  # the data that a stage reads
+# Counted up when a stage's code changes its result.
+VERSIONS = {"data": picture_vqa.GENERATOR_VERSION, "features": 1, "pretrain": 1, "finetune": 1, "evaluate": 1}
+KINDS = tuple(VERSIONS)
+CACHES = ("features",)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One computation. Stages with the same key are the same one, whatever else their configurations say."""
+
+    kind: str
+    depends: dict[str, Any]
+    inputs: dict[str, "Stage"]
+    config: Config = field(repr=False)
+    roles: tuple[str, ...] = ()
+
+    @cached_property
+    def key(self) -> str:
+        return keys.digest_of(self.describe())
+
+    def describe(self) -> dict[str, Any]:
+        """What is hashed."""
+        inputs = {name: stage.key for name, stage in self.inputs.items() if name not in CACHES}
+        return {"stage": self.kind, "version": VERSIONS[self.kind], "depends": self.depends, "inputs": inputs}
+
+    @property
+    def title(self) -> str:
+        """What it is called on screen."""
+        return f"{self.kind} ({', '.join(self.roles)})" if self.roles else self.kind
+
+    @property
+    def name(self) -> str:
+        """Its directory below the output directory."""
+        return f"{self.kind}/{self.key[:16]}"
+
+    def ancestors(self) -> dict[str, "Stage"]:
+        """This stage and all it needs, inputs first, by key."""
+        found = {k: s for stage in self.inputs.values() for k, s in stage.ancestors().items()}
+        return found | {self.key: self}
+
+
+def plan(config: Config) -> Stage:
+    """The evaluation of a cell, with all the stages that lead to it."""
+    return Planner(config).evaluate()
+
+
+def files(config: Config, inputs: dict[str, Path], role: str) -> list[tuple[Path, Path | None]]:
+    """The LLaVA files of a role ("pretrain", "train" or "test") and their image folders."""
+    images = Path(config.data.images) if config.data.images else None
+    return [
+        (Path(entry), images)
+        if is_file(entry)
+        else (inputs["data"] / config.data.dataset / f"{entry}.json", None)
+        for entry in getattr(config.data, role)
+    ]
+
+
+def is_file(entry: str) -> bool:
+    """Whether an entry of data.pretrain, data.train or data.test is a file, not the name of a split."""
+    return entry.endswith(".json")
+
+
+def optimisation(stage: Optimisation) -> dict[str, Any]:
+    """What a training stage's key holds of it. `group_by_length` only where it is set: results that are older
+    than the setting keep their keys."""
+    return {name: value for name, value in vars(stage).items() if name != "group_by_length" or value}
+
+
+def image_rate(config: Config) -> int:
+    """By how much the compressor shrinks images before the tower."""
+    name, registry = config.compressor_name, signatures.compressors()
+    if not registry.mentions(name, "image_rate", base="Compressor"):
+        return 1
+    knobs = registry.settled(name, config.knobs(name))
+    for _, node in registry.lineage(name):  # `self.image_rate = knob`: no need to wait for torch
+        for line in ast.walk(node):
+            target = line.targets[0] if isinstance(line, ast.Assign) else None
+            if getattr(target, "attr", "") == "image_rate" and getattr(line.value, "id", "") in knobs:
+                return knobs[line.value.id]
+    return registry.real.create(name, dim=8, llm_dim=8, **config.knobs(name)).image_rate
+
+
+def needs_levels(config: Config) -> dict[str, list[int]]:
+    """Hidden states of the tower that the compressor reads, for the key; nothing where it reads none."""
+    name, registry = config.compressor_name, signatures.compressors()
+    if not registry.mentions(name, "needs_levels", base="Compressor"):
+        return {}
+    settled = registry.settled(name, config.knobs(name))
+    levels = (
+        settled["levels"]
+        if "levels" in settled
+        else registry.real.create(name, dim=8, llm_dim=8, **config.knobs(name)).needs_levels
+    )
+    return {"levels": list(levels)} if levels else {}
+
+
+class Planner:
+    """The stages of one configuration, each made once."""
+
+    def __init__(self, config: Config):
+        self.config, self.data = config, config.data
+
+    @cached_property
+    def dataset(self) -> Stage | None:
+        """The embedded data set, written out."""
+        if self.data.dataset is None:
+            return None
+        depends = {"dataset": self.data.dataset, "seed": self.data.seed, "scale": self.data.scale}
+        return Stage("data", depends, {}, self.config)
+
+    def samples(self, role: str) -> tuple[list[Any], dict[str, Stage]]:
+        """What a role's data depends on, and the stages it comes from."""
+        entries = getattr(self.data, role)
+        if not entries:
+            raise UsageError(f"data.{role}: no data; give data.{role}=FILE.json in LLaVA format")
+        found, inputs = [], {}
+        for entry in entries:
+            if is_file(entry):
+                found.append(keys.data_file(entry, self.data.images, not self.config.blind))
+            else:
+                found.append(self.split(role, entry))
+                inputs["data"] = self.dataset
+        return found, inputs
+
+    def split(self, role: str, entry: str) -> str:
+        """A split's name, or a UsageError if there is none such."""
+        if self.data.dataset is None:
+            raise UsageError(f"data.{role}={entry}: data.dataset is null, so give a path that ends in .json")
+        known = {"pretrain", *picture_vqa.SPLITS}
+        if entry not in known:
+            raise UsageError(f"data.{role}={entry}: no split of {self.data.dataset}{suggest(entry, known)}")
+        return entry
+
+    def seen(self, role: str) -> dict[str, Any]:
+        """How images become features."""
+        tower, image, tiles = self.config.tower, self.config.image, self.config.tiles(role)
+        layout = {} if tiles == 1 or image.layout == "square" else {"layout": image.layout}
+        return {
+            "tower": keys.source(tower.source),
+            "select_layer": tower.select_layer,
+            "size": image.size,
+            "tiles": tiles,
+            **layout,
+            "image_rate": image_rate(self.config),
+            **needs_levels(self.config),
+            "precision": self.config.trainer.precision,
+        }
+
+    def features(self, role: str) -> dict[str, Stage]:
+        """The cached features that a role reads: of all training data seen alike, or of the test data."""
+        if self.config.blind or self.config.tower.train or not self.config.tower.cache:
+            return {}
+        alike = [r for r in ("pretrain", "train") if self.config.tiles(r) == self.config.tiles(role)]
+        roles = ("test",) if role == "test" else tuple(alike)
+        data, inputs = {}, {}
+        for each in roles:
+            found, new = self.samples(each)
+            # features are found by their images' paths: files that were moved are other ones
+            data[each] = [
+                {**entry, "at": os.path.abspath(llava.image_folder(path, self.data.images))}
+                if isinstance(entry, dict)
+                else entry
+                for path, entry in zip(getattr(self.data, each), found)
+            ]
+            inputs |= new
+        stage = Stage("features", {"data": data, **self.seen(role)}, inputs, self.config, roles)
+        return {"features": stage}
+
+    def model(self) -> dict[str, Any]:
+        """What is trained in stage 1, and the words around it."""
+        config = self.config
+        found = {
+            "llm": keys.source(config.llm.source),
+            "prompt": dict(vars(config.prompt)),
+            "max_length": self.data.max_length,
+        }
+        if not config.blind:
+            name, projector = config.compressor_name, config.projector_name
+            found["compressor"] = {name: signatures.compressors().settled(name, config.knobs(name))}
+            knobs = signatures.projectors().settled(projector, config.knobs(projector))
+            found["projector"] = {config.projector: knobs}
+        return found
+
+    @cached_property
+    def pretrain(self) -> Stage:
+        config, (data, inputs) = self.config, self.samples("pretrain")
+        depends = {
+            **self.model(),
+            **self.seen("pretrain"),
+            "data": data,
+            "seed": config.seed,
+            "optimisation": optimisation(config.pretrain),
+        }
+        return Stage("pretrain", depends, inputs | self.features("pretrain"), config)
+
+    @cached_property
+    def finetune(self) -> Stage:
+        config, (data, inputs) = self.config, self.samples("train")
+        depends = {
+            **self.model(),
+            "data": data,
+            "seed": config.seed,
+            "precision": config.trainer.precision,
+            "optimisation": optimisation(config.finetune),
+        }
+        if config.lora.rank:
+            depends["lora"] = dict(vars(config.lora))
+        if not config.blind:
+            depends |= {**self.seen("train"), "train_tower": config.tower.train}
+            inputs |= {"pretrain": self.pretrain} | self.features("train")
+        if config.query_module:
+            name = config.query_module
+            depends["query_module"] = {name: signatures.query_modules().settled(name, config.knobs(name))}
+        return Stage("finetune", depends, inputs, config)
+
+    def pruning(self) -> tuple[dict[str, Any], dict[str, Stage]]:
+        """The pruner, and the training data that it is calibrated on, if it is."""
+        name = self.config.prune
+        knobs = signatures.pruners().settled(name, self.config.knobs(name))
+        if not knobs.get("samples") or knobs.get("recipe") is not None:
+            return {"prune": {name: knobs}}, {}
+        data, inputs = self.samples("train")
+        return {"prune": {name: knobs}, "calibration": data}, inputs
+
+    def evaluate(self) -> Stage:
+        config, (data, inputs) = self.config, self.samples("test")
+        evaluation = {k: v for k, v in vars(config.evaluate).items() if k != "scale" or v}
+        depends = {"data": data, "evaluate": evaluation, "precision": config.trainer.precision}
+        if not config.blind:
+            depends |= self.seen("test")
+            inputs |= self.features("test")
+        if config.prune is not None:
+            pruning, found = self.pruning()
+            depends, inputs = depends | pruning, inputs | found
+        return Stage("evaluate", depends, inputs | {"finetune": self.finetune}, config)

@@ -1,0 +1,205 @@
+"""The stage store: every stage's result in a directory named by its key, finished or not there at all.
+
+    OUT/pretrain/3f2a91c07be41d55/           finished: config.yaml, what the stage wrote, done.json
+    OUT/pretrain/3f2a91c07be41d55.partial/   under way, or left by a killed run; the next one resumes from it
+    OUT/pretrain/3f2a91c07be41d55.lock       held by the process that computes it; others wait
+
+A stage fills its partial directory; `done.json`, with the size and digest of every file, is written last, and
+one rename makes the stage finished. A finished stage that misses a file, or whose files have changed, is
+computed again.
+"""
+
+import errno
+import json
+import os
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from compressors.errors import UsageError
+from experiments.runtime.files import (
+    DRAFTS,
+    disk_error,
+    locked,
+    removed_if_empty,
+    sync_directory,
+    write_atomic,
+)
+from experiments.runtime.progress import Counted, Reporter
+from experiments.store.folder import CONFIG, DONE, damage, listing, lock_of, partial, plain, versions
+from experiments.store.keys import file_digest
+from experiments.store.plan import Stage
+from experiments.store.workload import load
+
+Runner = Callable[..., Any]  # (config, inputs, out, report), features also roles
+RUNNERS = {
+    "data": "experiments.stages.dataset:run",
+    "features": "experiments.stages.features:run",
+    "pretrain": "experiments.stages.train:pretrain",
+    "finetune": "experiments.stages.train:finetune",
+    "evaluate": "experiments.stages.evaluate:run",
+}
+
+
+def runner(kind: str) -> Runner:
+    """The function that computes stages of a kind, imported when first needed."""
+    name, function = RUNNERS[kind].split(":")
+    return getattr(import_module(name), function)
+
+
+class StageFailed(Exception):
+    """A stage's code raised something that is neither bad input nor a full disk; the cause is chained."""
+
+    def __init__(self, stage: Stage, error: Exception):
+        lines = str(error).strip().splitlines() or [""]
+        super().__init__(f"{stage.name}: {type(error).__name__}: {lines[-1]}")
+        self.stage = stage
+
+    def trace(self) -> str:
+        """The traceback of what was raised."""
+        return "".join(traceback.format_exception(self.__cause__))
+
+
+class Busy(Exception):
+    """Another process computes the stage."""
+
+
+class Store:
+    """Finished stages below `root`. `runner` gives the function for a kind of stage."""
+
+    def __init__(self, root: Path, report: Reporter | None = None, runner: Callable[[str], Runner] = runner):
+        self.root, self.report, self.runner = Path(root), report or Reporter(), runner
+        self._verified: set[str] = set()
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Make the root, and remove it if nothing comes to lie in it; an OSError if it cannot be written."""
+        with removed_if_empty(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.root, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.root))
+            yield
+
+    def path(self, stage: Stage) -> Path:
+        """Where a stage's result lies once it is finished."""
+        return self.root / stage.name
+
+    def status(self, stage: Stage) -> str:
+        """done, damaged, partial or missing, by a look at names and sizes."""
+        path = self.path(stage)
+        if path.is_dir():
+            return "damaged" if damage(path) else "done"
+        return "partial" if partial(path).is_dir() else "missing"
+
+    def done(self, stage: Stage) -> dict[str, Any]:
+        """What was noted when a stage finished: files, seconds, versions."""
+        return json.loads((self.path(stage) / DONE).read_text(encoding="utf-8"))
+
+    def compute(self, stage: Stage, wait: bool = True) -> Path:
+        """The directory of a finished stage; what is missing is computed first. With `wait=False` a stage
+        that another process computes raises Busy."""
+        path = self.path(stage)
+        if self.wrong(stage) is None:
+            return path
+        inputs = {name: self.compute(each, wait) for name, each in stage.inputs.items()}
+        with removed_if_empty(path.parent), locked(lock_of(path), lambda: self._taken(stage, wait)):
+            wrong = self.wrong(stage)  # another process may have been faster
+            if wrong is not None:
+                self._discard(path, wrong)
+                self._run(stage, inputs, path)
+        return path
+
+    def wrong(self, stage: Stage) -> str | None:
+        """Why a stage has to be computed, None if it is whole. Digests are compared once a process."""
+        if stage.key not in self._verified:
+            wrong = damage(self.path(stage), digests=True)
+            if wrong is not None:
+                return wrong
+            self._verified.add(stage.key)
+        return None
+
+    def _discard(self, path: Path, wrong: str) -> None:
+        if path.is_dir():
+            self.report.warn(f"{path} is damaged ({wrong}); computing it again")
+            (path / DONE).unlink(missing_ok=True)  # first: half a directory must not look finished
+            shutil.rmtree(path)
+
+    def _taken(self, stage: Stage, wait: bool) -> None:
+        if not wait:
+            raise Busy(stage.name)
+        self.report.note(f"waiting for another process to finish {stage.name}")
+
+    def _run(self, stage: Stage, inputs: Mapping[str, Path], path: Path) -> None:
+        draft = partial(path)
+        resumed = draft.is_dir()
+        if not resumed or damage(draft, digests=True) is not None:  # else only the rename was missing
+            self._fill_or_start_over(stage, inputs, draft, resumed)
+        os.rename(draft, path)
+        sync_directory(path.parent)
+        self._verified.add(stage.key)
+
+    def _fill_or_start_over(
+        self, stage: Stage, inputs: Mapping[str, Path], draft: Path, resumed: bool
+    ) -> None:
+        """What a killed run has left may be damaged: a resumed stage that fails before its first step is
+        started over, once."""
+        report = Counted(self.report)
+        try:
+            self._fill(stage, inputs, draft, resumed, report)
+        except StageFailed as error:
+            if not resumed or report.moved:
+                raise
+            self.report.warn(f"cannot go on from what is left of {error}; starting over")
+            shutil.rmtree(draft)
+            self._fill(stage, inputs, draft, False, report)
+
+    def _fill(
+        self, stage: Stage, inputs: Mapping[str, Path], draft: Path, resumed: bool, report: Counted
+    ) -> None:
+        draft.mkdir(exist_ok=True)
+        for left in (draft / DONE, *draft.rglob(DRAFTS)):
+            left.unlink(missing_ok=True)
+        self.report.stage(f"{stage.title} {stage.key[:8]}{' resumed' if resumed else ''}")
+        started = time.monotonic()
+        arguments = {"roles": stage.roles} if stage.roles else {}
+        with tidied(stage, draft, resumed):
+            self.runner(stage.kind)(stage.config, dict(inputs), draft, report, **arguments)
+        seconds = round(time.monotonic() - started, 3)
+        content = {"key": stage.key, **stage.describe()}
+        write_atomic(draft / CONFIG, OmegaConf.to_yaml(OmegaConf.create(plain(content))))
+        files = {name: [size, file_digest(draft / name)] for name, size in listing(draft)}
+        note = {
+            "stage": stage.kind,
+            "key": stage.key,
+            "seconds": seconds,
+            "resumed": resumed,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "versions": versions(),
+            "steps": report.total,
+            "load": asdict(load(stage)),
+            "files": files,
+        }
+        write_atomic(draft / DONE, json.dumps(note, indent=1) + "\n")
+
+
+@contextmanager
+def tidied(stage: Stage, draft: Path, resumed: bool) -> Iterator[None]:
+    """Bad input leaves nothing behind; after anything else what was done so far stays, to be resumed."""
+    try:
+        yield
+    except UsageError:
+        if not resumed:
+            shutil.rmtree(draft)
+        raise
+    except SystemExit as error:  # Lightning turns Ctrl-C into an exit
+        raise KeyboardInterrupt from error
+    except Exception as error:
+        raise disk_error(error, draft) or StageFailed(stage, error) from error

@@ -1,0 +1,1 @@
+"""Released FlashSloth checkpoints to our layout and back."""

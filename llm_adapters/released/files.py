@@ -1,0 +1,129 @@
+"""Files of a released FlashSloth checkpoint and of a converted one: reading, remembering, writing at once."""
+
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from compressors.errors import UsageError
+from connectors.towers.config import first_line
+from llm_adapters.released.layout import Checkpoint, without_level
+
+CONFIG, MEMORY = "config.json", "released.safetensors"
+WEIGHTS = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+    "mm_projector.bin",
+)  # the last is a stage-1 checkpoint of LLaVA's kind
+
+
+def read(path: Path) -> Checkpoint:
+    """A folder in the released layout, or one of its weight files or indices; config.json beside it."""
+    folder = path if path.is_dir() else path.parent
+    plain, level = without_level(tensors(path), path)
+    return Checkpoint(path, read_json(folder / CONFIG), plain, level)
+
+
+def tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a folder, an index or a file."""
+    if path.is_dir():
+        found = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
+        if found is None:
+            raise UsageError(f"{path}: no weights in it; looked for {', '.join(WEIGHTS)}")
+        path = found
+    if path.name.endswith(".index.json"):
+        shards = sorted(set(read_json(path).get("weight_map", {}).values()))
+        return {key: value for name in shards for key, value in _load(path.parent / name).items()}
+    return _load(path)
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    """One file; its tensors are mapped, not copied, where the format allows."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        mapped = zipfile.is_zipfile(path)
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except FileNotFoundError as error:
+        raise UsageError(f"{path}: no such file") from error
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise UsageError(f"{path}: cannot be read as weights: {first_line(error)}") from error
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise UsageError(f"{path}: expected tensors by key, found something else; give a model's weights")
+    return own(found)
+
+
+def own(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors with a storage each, as safetensors wants them; a pickle may hold views of a common one."""
+    out, seen = {}, set()
+    for key, value in found.items():
+        storage = value.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() != value.nbytes or not value.is_contiguous():
+            value = value.clone(memory_format=torch.contiguous_format)
+        seen.add(storage.data_ptr())
+        out[key] = value
+    return out
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object; {} if there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise UsageError(f"{path}: cannot be read as JSON: {first_line(error)}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: expected a JSON object")
+    return values
+
+
+def remember(folder: Path, checkpoint: Checkpoint, learned: Tensor) -> None:
+    """Keep in a converted folder what the way back needs: the released config.json, the key layout and the
+    query tokens before the dot's embedding was added."""
+    about = {"values": json.dumps(checkpoint.values), "level": json.dumps(checkpoint.level)}
+    save_file({"learned": learned.contiguous().clone()}, folder / MEMORY, metadata=about)
+
+
+def recall(folder: Path) -> tuple[dict, bool, Tensor | None]:
+    """(config.json's values, level, learned query tokens); ({}, True, None) where nothing was kept."""
+    if not (folder / MEMORY).is_file():
+        return {}, True, None
+    try:
+        with safe_open(folder / MEMORY, "pt") as file:
+            about = file.metadata()
+            return json.loads(about["values"]), json.loads(about["level"]), file.get_tensor("learned")
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{folder / MEMORY}: cannot be read: {first_line(error)}; remove it to do without"
+        ) from error
+
+
+def refuse_existing(out: Path) -> None:
+    """UsageError unless `out` is new or an empty folder."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out}: is there already; name a new folder")
+
+
+@contextmanager
+def draft(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that becomes `out` at the end, and goes away if there is an error."""
+    out = out.absolute()
+    folder = out.with_name(f".{out.name}.{os.getpid()}.draft")
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        folder.rename(out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,222 @@
+"""The config.json of a released FlashSloth checkpoint <-> our configuration.
+
+Read are flat files in phi's words with LLaVA's `mm_*` fields, and nested ones (`llm`, `vision`, `sap`,
+`embq`). What neither the file nor a tensor's shape says is a constant of the released code.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from math import isqrt
+from pathlib import Path
+
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedConfig
+
+from compressors.errors import UsageError
+from connectors.towers.base import block_count
+from connectors.towers.config import as_vision_config, first_line
+from llm_adapters.configuration import FlashSlothConfig
+from llm_adapters.conversation import Template
+from llm_adapters.released.layout import EMBEDDING, QUERIES, TOWER
+
+DOT, QUERY_ID, END_ID = 764, 50295, 50296  # " .", <learnable> and </s> in the released code
+RATE, LAYER, WIDTH, QUERY_COUNT = 3, 8, 576, 9
+LLM_NEEDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+LLM_FIELDS = (
+    *LLM_NEEDS,
+    "num_key_value_heads",
+    "max_position_embeddings",
+    "hidden_act",
+    "layer_norm_eps",
+    "qk_layernorm",
+    "partial_rotary_factor",
+    "rope_theta",
+    "rope_parameters",
+    "rope_scaling",
+    "attention_dropout",
+    "embd_pdrop",
+    "resid_pdrop",
+    "initializer_range",
+)
+LLM_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+TOWER_NEEDS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "image_size",
+    "patch_size",
+)
+TOWER_FIELDS = (
+    *TOWER_NEEDS,
+    "layer_norm_eps",
+    "hidden_act",
+    "attention_dropout",
+    "num_channels",
+    "image_mean",
+    "image_std",
+    "resample",
+)
+TOWERS = {"siglip-so400m-patch14-384": dict(zip(TOWER_NEEDS, (1152, 4304, 27, 16, 384, 14)))}
+
+
+def composed(values: dict, tensors: Mapping[str, Tensor], source: Path) -> FlashSlothConfig:
+    """Our configuration of a checkpoint. UsageError where a size is said nowhere."""
+    select, text = values.get("mm_vision_select_layer", -2), llm(values, tensors, source)
+    return FlashSlothConfig(
+        vision_config=tower(values, tensors, select, source),
+        text_config=text,
+        select_layer=select,
+        compressor="sap",
+        compressor_knobs={"rate": values.get("sap", {}).get("rate", RATE)},
+        projector="mlp2x_gelu",
+        query_module="embq",
+        query_module_knobs=embq_knobs(values, tensors),
+        query_token_id=values.get("placeholders", {}).get("queries", QUERY_ID),
+        prompt=asdict(Template()),
+    )
+
+
+def llm(values: dict, tensors: Mapping[str, Tensor], source: Path) -> PreTrainedConfig:
+    """Phi's; as many embeddings as the checkpoint has."""
+    said = values.get("llm", values)
+    absent = [name for name in LLM_NEEDS if name not in said]
+    if absent:
+        raise UsageError(
+            f"{source}: config.json does not say {', '.join(absent)}; put the one that "
+            "belongs to the weights beside them, or give --base"
+        )
+    sizes = {name: said[name] for name in LLM_FIELDS if said.get(name) is not None}
+    sizes |= {name: said.get(name) for name in LLM_IDS}  # phi's defaults are tokens that mean something else
+    rows = len(tensors[EMBEDDING]) if EMBEDDING in tensors else said.get("vocab_size", 51200)
+    return AutoConfig.for_model("phi", vocab_size=rows, tie_word_embeddings=False, **sizes)
+
+
+def tower(values: dict, tensors: Mapping[str, Tensor], select: int, source: Path) -> PreTrainedConfig:
+    """SigLIP's: what the file says, or what its `mm_vision_tower` is known to be, else what shapes tell."""
+    said = values.get("vision") or values.get("vision_config") or named_tower(values, source)
+    sizes = {**tower_shapes(tensors, select), **{k: said[k] for k in TOWER_FIELDS if said.get(k) is not None}}
+    absent = [name for name in TOWER_NEEDS if name not in sizes]
+    if absent:
+        raise UsageError(
+            f"{source}: nothing says the tower's {', '.join(absent)}; add a vision_config to config.json"
+        )
+    block_count(select, sizes["num_hidden_layers"])
+    return AutoConfig.for_model("siglip_vision_model", **sizes)
+
+
+def named_tower(values: dict, source: Path) -> dict:
+    """Sizes of the tower that `mm_vision_tower` names."""
+    name = values.get("mm_vision_tower")
+    if name is None:
+        return {}
+    if Path(name).name in TOWERS:
+        return TOWERS[Path(name).name]
+    try:
+        return as_vision_config(AutoConfig.from_pretrained(name)).to_dict()
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{source}: mm_vision_tower={name} cannot be read ({first_line(error)}); add a "
+            "vision_config to config.json"
+        ) from error
+
+
+def tower_shapes(tensors: Mapping[str, Tensor], select: int) -> dict[str, int]:
+    """What the tower's tensors tell of its sizes; the last layers were cut off down to `select`."""
+    sizes, blocks = {}, count(tensors, rf"{re.escape(TOWER)}encoder\.layers\.(\d+)\.")
+    patches = tensors.get(f"{TOWER}embeddings.patch_embedding.weight")
+    positions = tensors.get(f"{TOWER}embeddings.position_embedding.weight")
+    inner = tensors.get(f"{TOWER}encoder.layers.0.mlp.fc1.weight")
+    if patches is not None:
+        sizes.update(hidden_size=patches.shape[0], patch_size=patches.shape[-1])
+        if positions is not None:
+            sizes["image_size"] = isqrt(len(positions)) * sizes["patch_size"]
+    if inner is not None:
+        sizes["intermediate_size"] = inner.shape[0]
+    if blocks:
+        sizes["num_hidden_layers"] = blocks if select > 0 else blocks - 1 - select
+    return sizes
+
+
+def embq_knobs(values: dict, tensors: Mapping[str, Tensor]) -> dict[str, object]:
+    """EmbQ's knobs: what the file says, else shapes, else constants."""
+    said = values.get("embq", {})
+    image = tensors.get("model.lqformer.down_projector_image.weight")
+    tokens = tensors.get(QUERIES)
+    return {
+        "dim": said.get("dim", WIDTH if image is None else image.shape[0]),
+        "num_queries": said.get("num_queries", QUERY_COUNT if tokens is None else tokens.shape[0]),
+        "num_layers": count(tensors, r"model\.lqformer\.layers\.(\d+)\.") or 1,
+        "at": said.get("insert_before_layer_number", LAYER),
+        "released": True,
+    }
+
+
+def count(tensors: Mapping[str, Tensor], pattern: str) -> int:
+    """One more than the highest number that the pattern finds in a key."""
+    return 1 + max((int(found[1]) for found in map(re.compile(pattern).match, tensors) if found), default=-1)
+
+
+def dot_token(values: dict) -> int:
+    """The token whose embedding released code adds to the query tokens."""
+    return values.get("embq", {}).get("dot_token_id", DOT)
+
+
+def tiles(values: dict) -> int:
+    """k of the k x k tiles; a nested file gives the crops, thumbnail included."""
+    return max(1, isqrt(values.get("prompt", {}).get("hd_tiles", 1) - 1))
+
+
+def values_of(config: FlashSlothConfig) -> dict:
+    """A flat config.json for a model that did not come from one: phi's words and the fields read above."""
+    text, vision = config.text_config.to_dict(), config.vision_config.to_dict()
+    rope = {k: v for k, v in (text.pop("rope_parameters", None) or {}).items() if k != "rope_type"}
+    tower_sizes = {name: vision[name] for name in TOWER_FIELDS if vision.get(name) is not None}
+    knobs = config.query_module_knobs or {}
+    known = (name for name, sizes in TOWERS.items() if sizes.items() <= tower_sizes.items())
+    return {
+        **{name: value for name, value in (text | rope).items() if value is not None},
+        "mm_vision_tower": next(known, None),
+        "vision_config": tower_sizes,
+        "mm_hidden_size": vision["hidden_size"],
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_layer": config.select_layer,
+        "mm_vision_select_feature": "patch",
+        "sap": {"rate": (config.compressor_knobs or {}).get("rate", RATE)},
+        "embq": {"insert_before_layer_number": layer_of(knobs), "dot_token_id": DOT},
+        "placeholders": {"queries": config.query_token_id},
+    }
+
+
+def layer_of(knobs: dict) -> int:
+    """EmbQ's decoder layer; UsageError when it has several, which released keys cannot tell."""
+    at = knobs.get("at", LAYER)
+    at = [at] if isinstance(at, int) else sorted(set(at))
+    if len(at) != 1:
+        raise UsageError(f"embq.at={at}: a released checkpoint has EmbQ at one decoder layer")
+    return at[0]
+
+
+def check_exportable(config: FlashSlothConfig, source: Path) -> None:
+    """UsageError for a part that the released code does not have."""
+    knobs = config.query_module_knobs or {}
+    layers = knobs.get("num_layers", 1)
+    facts = {
+        "llm": (config.text_config.model_type, ("phi",)),
+        "tower": (config.vision_config.model_type, ("siglip_vision_model",)),
+        "compressor": (config.compressor, ("sap",)),
+        "projector": (config.projector, ("mlp2x_gelu", "auto")),
+        "mlp2x_gelu.depth": ((config.projector_knobs or {}).get("depth", 2), (2,)),
+        "query_module": (config.query_module, ("embq",)),
+        "embq.fusion": (knobs.get("fusion", "add"), ("add",)),
+        "embq.stacked": (knobs.get("stacked", False) and layers > 1, (False,)),
+        "embq.heads": (knobs.get("heads"), (None, config.text_config.num_attention_heads)),
+    }
+    for name, (value, possible) in facts.items():
+        if value not in possible:
+            raise UsageError(
+                f"{source}: {name}={value}: the released model has {possible[0]} there, so its "
+                "layout cannot hold this model"
+            )
+    layer_of(knobs)

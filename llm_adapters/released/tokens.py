@@ -1,0 +1,105 @@
+"""Tokenizer and processor of a released FlashSloth checkpoint <-> ours: `<learnable>` is our `<query>`, under
+its id."""
+
+import json
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from compressors.errors import UsageError
+from connectors.towers.config import first_line
+from llm_adapters.conversation import IMAGE, QUERY, Template
+from llm_adapters.images import image_processor
+from llm_adapters.modeling import FlashSlothForConditionalGeneration
+from llm_adapters.processing import FlashSlothProcessor
+from llm_adapters.released.sizes import END_ID
+
+LEARNABLE, END = "<learnable>", Template().end
+FILES = ("tokenizer.json", "vocab.json", "tokenizer_config.json")
+ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+def load(folder: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer in a folder, if there is one."""
+    if not any((folder / name).is_file() for name in FILES):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"{folder}: its tokenizer cannot be read: {first_line(error)}") from error
+
+
+def prepared(tokenizer: PreTrainedTokenizerBase, rows: int, source: Path) -> PreTrainedTokenizerBase:
+    """With `<query>`, `</s>` and `<image>`: no token's id changes, and new ones come last, in this order, so
+    that phi-2's own tokenizer gets the released ids 50295 and 50296. `rows`: embeddings there are."""
+    if LEARNABLE in tokenizer.get_vocab():
+        tokenizer = renamed(tokenizer, LEARNABLE, QUERY)
+    plain = [token for token in (QUERY, END, IMAGE) if token not in tokenizer.all_special_tokens]
+    if plain:  # unknown, or known as words like any other
+        tokenizer.add_special_tokens({"additional_special_tokens": plain}, replace_extra_special_tokens=False)
+    if tokenizer.convert_tokens_to_ids(END) >= rows:
+        raise UsageError(
+            f"{source}: the tokenizer's {END} is beyond the {rows} embeddings of the weights; "
+            "they do not belong together"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = END
+    return tokenizer
+
+
+def renamed(tokenizer: PreTrainedTokenizerBase, old: str, new: str) -> PreTrainedTokenizerBase:
+    """The same tokenizer with a token of another name and the same id."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    for token in state["added_tokens"]:
+        if token["content"] == old:
+            token["content"] = new
+    vocabulary = state["model"].get("vocab")
+    if isinstance(vocabulary, dict) and old in vocabulary:
+        vocabulary[new] = vocabulary.pop(old)
+    extra = [new if token == old else token for token in tokenizer.all_special_tokens]
+    roles = {role: getattr(tokenizer, role) for role in ROLES}
+    extra = [token for token in extra if token not in roles.values()]
+    copy = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+        additional_special_tokens=extra,
+        model_max_length=tokenizer.model_max_length,
+        clean_up_tokenization_spaces=False,
+        **{role: token for role, token in roles.items() if token is not None},
+    )
+    copy.add_bos_token = getattr(tokenizer, "add_bos_token", False)
+    return copy
+
+
+def give_ids(model: FlashSlothForConditionalGeneration, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Placeholders and the token that ends an answer. Without a tokenizer the released ids, and an image
+    placeholder just beyond the vocabulary."""
+    config, pad, rows = model.config, None, model.get_input_embeddings().num_embeddings
+    if tokenizer is None:
+        config.image_token_id = rows
+        end = END_ID if rows > END_ID else None
+    else:
+        ids = tokenizer.convert_tokens_to_ids([IMAGE, QUERY, END])
+        config.image_token_id, config.query_token_id, end = ids
+        pad = tokenizer.pad_token_id
+    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad if pad is not None else end)
+
+
+def processor(
+    model: FlashSlothForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, tiles: int
+) -> FlashSlothProcessor:
+    """SigLIP's preprocessing and FlashSloth's prompt."""
+    images = image_processor(model.vision_tower)
+    return FlashSlothProcessor(
+        images,
+        tokenizer,
+        image_tokens=model.num_image_tokens(),
+        tiles=tiles,
+        num_queries=model.num_queries,
+        prompt=model.config.prompt,
+    )

@@ -1,0 +1,114 @@
+"""Attention maps of a report: drawn from the trained model once, kept with the report, missed plainly."""
+
+import dataclasses
+import io
+import json
+import shutil
+
+import pytest
+from factories import make_model, make_processor, picture
+from made_cells import runner
+from PIL import Image
+
+from ablations import outcomes
+from ablations.writing import grids, maps, write
+from compressors.command_line import parse_settings
+from experiments.config.cells import make_cells
+from experiments.stages.train import MODEL
+from experiments.store.plan import plan
+from experiments.store.store import Store
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(cells with stages, store): a cell without and one with EmbQ, the latter's model on disk."""
+    folder = tmp_path_factory.mktemp("maps")
+    turns = [
+        {"from": who, "value": words}
+        for words in ("what is this ?", "a dog", "where ?", "here")
+        for who in ["human" if words.endswith("?") else "gpt"]
+    ]
+    for i in range(5):
+        picture(i).save(folder / f"{i}.png")
+    (folder / "test.json").write_text(
+        json.dumps(
+            [
+                {"id": str(i), "image": f"{i}.png", "conversations": turns[: 2 if i == 1 else 4]}
+                for i in range(5)
+            ]
+        )
+    )
+
+    def of_kind(kind):
+        def finetune(config, inputs, out, report, roles=()):  # noqa: ARG001  a runner's arguments
+            model = make_model(query_module="embq" if config.query_module else None)
+            model.save_pretrained(out / MODEL)
+            make_processor(model).save_pretrained(out / MODEL)
+
+        return finetune if kind == "finetune" else runner(10)(kind)
+
+    store = Store(folder / "runs", runner=of_kind)
+    cells = make_cells(
+        parse_settings(
+            ["compressor=sap,sap+embq", f"data.test={folder / 'test.json'}", f"out={folder / 'runs'}"]
+        )
+    )
+    with store.opened():
+        jobs = [(cell, plan(cell.config)) for cell in cells]
+        for _, stage in jobs:
+            store.compute(stage)
+    return jobs, store
+
+
+def new() -> outcomes.Report:
+    return outcomes.Report([], {"cells": 0})
+
+
+def test_first_scenes_with_unlike_questions(finished, tmp_path):
+    report = new()
+    maps.add(report, *finished, tmp_path)
+    assert report.made["maps"]["of"] == "sap+embq, seed 0"
+    assert report.made["maps"]["scenes"] == ["0", "2", "3"]
+    shapes = {Image.open(io.BytesIO(each)).size for each in report.maps}
+    assert len(report.maps) == 3 and min(min(shapes)) > 100
+
+
+def test_kept_with_the_report_and_drawn_again_for_another_model(finished, tmp_path, monkeypatch):
+    (plain, (cell, stage)), store = finished
+    report = new()
+    maps.add(report, [plain, (cell, stage)], store, tmp_path)
+    outcomes.save(report, tmp_path)
+    drawn = []
+    monkeypatch.setattr(maps, "draw", lambda *_: drawn.append(1) or ([b"new"], ["9"]))
+    again, other = new(), new()
+    maps.add(again, [plain, (cell, stage)], store, tmp_path)
+    assert (again.maps, again.made["maps"]) == (report.maps, report.made["maps"]) and not drawn
+    maps.add(other, [(cell, plan(dataclasses.replace(cell.config, seed=1)))], store, tmp_path)
+    assert other.maps == [b"new"] and drawn
+
+
+def test_without_a_query_module_there_are_none(finished, tmp_path):
+    report = new()
+    maps.add(report, finished[0][:1], finished[1], tmp_path)
+    assert report.maps == [] and "maps" not in report.made
+
+
+def test_what_is_gone_is_said(finished, tmp_path):
+    (_, (cell, stage)), store = finished
+    elsewhere = Store(tmp_path / "runs")
+    shutil.copytree(store.root, elsewhere.root)
+    shutil.rmtree(elsewhere.path(stage.inputs["finetune"]) / MODEL)
+    report = new()
+    maps.add(report, [(cell, stage)], elsewhere, tmp_path)
+    [note] = grids.without_maps(report)
+    assert report.maps == [] and note.startswith("No attention maps: ") and MODEL in note
+
+
+def test_written_in_every_form(finished, tmp_path):
+    report = new()
+    maps.add(report, *finished, tmp_path / "first")
+    words = write.markdown(report, [], ["said"], ["a note"], [])
+    assert words.count("](plots/attention-") == 3 and "sap+embq, seed 0" in words
+    outcomes.save(report, tmp_path)
+    assert outcomes.load(tmp_path).maps == report.maps
+    assert write.page.png(report.maps[0]).startswith('<img src="data:image/png;base64,iVBOR')

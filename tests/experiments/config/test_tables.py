@@ -1,0 +1,245 @@
+"""Table files: rows and blocks, values that scale with the model, several tables, what is malformed."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from fakes import FakeRunner, names, read_log
+
+from compressors.errors import UsageError
+from experiments.config import scaling, tables
+from experiments.sweep import __main__ as sweep
+
+TINY = {"seed": ["0", "1"]}  # sources of the preset: 6 layers, 128 wide, 4 heads
+
+
+def write(path: Path, *rows: str) -> str:
+    path.write_text("rows:\n" + "".join(f"- {row}\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def scaled(tmp_path):
+    """The values of a `scaled` rule in a row of the preset tiny."""
+
+    def values(rule: str, *overrides: str, **axes: list[str]) -> list[object]:
+        words = ", ".join(["compressor=sap+embq", *overrides])
+        name = write(tmp_path / "mine.yaml", f"{{label: a, overrides: [{words}], scaled: {rule}}}")
+        (row,) = tables.load(name, axes).rows
+        key = rule.strip("{").partition(":")[0].partition(".")
+        return [cell.config.parts[key[0]][key[2]] for cell in row.cells]
+
+    return values
+
+
+def test_blocks_rows_and_seeds(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "title: Mine\nblocks:\n"
+        "- {title: one, rows: [{label: a, overrides: [compressor=avg_pool], ours: silent}]}\n"
+        "- {title: two, rows: [{label: b, overrides: [compressor=sap]}, {label: 3}]}\n"
+        "claims: [{text: anything}]\n"
+    )
+    found = tables.load(str(path), TINY)
+    assert (found.name, found.title, found.path, found.heading) == ("mine", "Mine", path, "mine")
+    assert [(r.block, r.label, r.ours) for r in found.rows] == [
+        ("one", "a", "silent"),
+        ("two", "b", ""),
+        ("two", "3", ""),
+    ]
+    assert [c.config.compressor for r in found.rows for c in r.cells] == [
+        "avg_pool",
+        "avg_pool",
+        "sap",
+        "sap",
+        "sap+embq",
+        "sap+embq",
+    ]
+    assert [c.config.seed for c in found.rows[0].cells] == [0, 1]
+
+
+def test_the_command_line_wins(tmp_path):
+    name = write(
+        tmp_path / "mine.yaml",
+        "{label: a, overrides: [compressor=sap+embq, embq.dim=32]}",
+        "{label: b, overrides: [compressor=sap+embq], scaled: {embq.dim: {tower_width: 0.25}}}",
+    )
+    rows = tables.load(name, {"embq.dim": ["16"]}).rows
+    assert [row.cells[0].config.parts["embq"]["dim"] for row in rows] == [16, 16]
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("{embq.dim: {tower_width: 0.5}}", 64),
+        ("{embq.dim: {tower_width: 0.3}}", 40),  # 38.4: 4 heads
+        ("{embq.dim: {tower_width: 0.001}}", 4),
+        ("{embq.at: {depth: 0.85}}", 5),
+        ("{embq.at: {depth: 0.01}}", 1),
+        ("{embq.at: {depth: 1}}", 6),
+        ("{embq.at: {depth: [0.1, preset, 0.85]}}", (1, 3, 5)),
+        ("{embq.at: {depth: [0.5, preset]}}", 3),  # equal layers are one, and one is the same cell as at=3
+    ],
+)
+def test_values_that_scale(scaled, rule, expected):
+    assert scaled(rule) == [expected]
+
+
+def test_scaled_values_follow_a_row_s_own_overrides(scaled):
+    assert scaled("{embq.dim: {tower_width: 0.3}}", "embq.heads=16") == [32]
+    assert scaled("{embq.dim: {tower_width: 0.3}}", **{"embq.heads": ["8", "16"]}) == [40, 32]
+
+
+def config_at(folder: Path, **content) -> str:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(content))
+    return str(folder)
+
+
+def test_scaled_values_follow_the_model(scaled, tmp_path):
+    """Nested configurations, other names for the same thing, several models in one product."""
+    tower = config_at(tmp_path / "tower", vision_config={"hidden_size": 1152}, hidden_size=7)
+    llm = config_at(tmp_path / "llm", text_config={"n_layer": 32, "n_head": 32})
+    axes = {"tower.source": ["asset:tiny/tower", tower], "llm.source": [llm], "embq.heads": ["32"]}
+    assert scaled("{embq.dim: {tower_width: 0.5}}", **axes) == [64, 576]
+    assert scaled("{embq.at: {depth: 0.85}}", **axes) == [27, 27]
+    assert scaled("{embq.dim: {tower_width: 0.5}}", **{"tower.source": ["open_clip:ViT-B-16"]}) == [384]
+
+
+def test_a_hub_model_s_configuration_comes_from_the_cache(scaled, tmp_path, monkeypatch):
+    snapshot = tmp_path / "models--lab--tower" / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text('{"hidden_size": 1024}')
+    (tmp_path / "models--lab--tower" / "refs").mkdir()
+    (tmp_path / "models--lab--tower" / "refs" / "main").write_text("0123")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert scaled("{embq.dim: {tower_width: 0.5}}", **{"tower.source": ["lab/tower"]}) == [512]
+
+
+def test_sizes_that_cannot_be_had(scaled, tmp_path):
+    scaling.model_config.cache_clear()
+    empty = config_at(tmp_path / "empty")
+    with pytest.raises(UsageError, match=r"row 'a': tower.source=.*empty: its config.json has no hidden_"):
+        scaled("{embq.dim: {tower_width: 0.5}}", **{"tower.source": [empty]})
+    (tmp_path / "empty" / "config.json").write_text("[")
+    scaling.model_config.cache_clear()
+    with pytest.raises(UsageError, match=r"llm.source=.*empty: no readable config.json"):
+        scaled("{embq.at: {depth: 0.5}}", **{"llm.source": [empty]})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rows: 3", "expected rows"),
+        ("rows: [{overrides: []}]", "expected rows"),
+        ("title: a", "expected rows"),
+        ("rows: []", "expected rows"),
+        ("blocks: 3", "expected a list of"),
+        ("blocks: [{title: x, rows: [3]}]", "block 'x': expected rows"),
+        ("blocks: []\nrows: []", "one of the two"),
+        ("rowz: []", "unknown key 'rowz'; did you mean 'rows'"),
+        ("rows: [{label: a, override: []}]", "row 'a': unknown key 'override'; did you mean 'overrides'"),
+        ("rows: [{label: a, overrides: compressor=sap}]", "overrides: 'compressor=sap': expected a list"),
+        ("rows: [{label: a, overrides: [sap]}]", "row 'a': 'sap': expected key=value"),
+        ("rows: [{label: a, overrides: [compressor=sap, embq.dim=3]}]", "embq.dim=3: no cell uses 'embq'"),
+        (
+            "rows: [{label: a, overrides: [compressor=sapp]}]",
+            "row 'a': unknown compressor 'sapp'; did you mean",
+        ),
+        ("rows: [{label: a}, {label: a}]", "row 'a': a row of that label is there already"),
+        ("rows: [{label: a, scaled: 3}]", "row 'a': scaled: 3: expected KEY"),
+        (
+            "rows: [{label: a, scaled: {embq.at: 3}}]",
+            "row 'a': scaled: embq.at: 3: expected {depth: FRACTION}",
+        ),
+        ("rows: [{label: a, scaled: {embq.at: {deep: 1}}}]", "expected {depth: FRACTION}"),
+        ("rows: [{label: a, scaled: {embq.at: {depth: 2}}}]", "depth=2: expected a number more than 0 and"),
+        ("rows: [{label: a, scaled: {embq.at: {depth: middle}}}]", "depth=middle: expected a number"),
+        ("rows: [{label: a, scaled: {embq.at: {depth: []}}}]", "give at least one fraction"),
+        ("rows: [{label: a, scaled: {embq.fusion: {depth: preset}}}]", "a value that is not a number: 'add'"),
+        (
+            "rows: [{label: a, overrides: [embq.at=2], scaled: {embq.at: {depth: 1}}}]",
+            "in both overrides and",
+        ),
+        (
+            "rows: [{label: a, overrides: [compressor=sap], scaled: {embq.at: {depth: 1}}}]",
+            "no cell uses 'embq'",
+        ),
+        ("title: [a]\nrows: [{label: a}]", "title: ['a']: expected words"),
+        ("rows: [", "not readable as YAML"),
+    ],
+)
+def test_a_malformed_file(tmp_path, capsys, text, message):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(text)
+    assert sweep.main([f"table={mine}", f"out={tmp_path / 'out'}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {mine}") and message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_tables_of_the_project():
+    """Every table that ships is read, and by name, by path and as one of all it is the same."""
+    assert {"3", "4", "5", "6"} <= set(tables.names())
+    for table in tables.load_all([tables.ALL], {"seed": ["0"]}):
+        assert table.heading == f"Table {table.name}" and table.title
+        again = tables.load(str(table.path), {"seed": ["0"]})
+        assert [r.cells for r in again.rows] == [r.cells for r in table.rows]
+
+
+def test_a_knob_that_only_one_of_several_tables_uses(tmp_path):
+    one = write(tmp_path / "one.yaml", "{label: a, overrides: [compressor=sap]}")
+    two = write(tmp_path / "two.yaml", "{label: a, overrides: [compressor=sap+embq]}")
+    assert len(tables.load_all([one, two, one], {"embq.dim": ["32"]})) == 2
+    with pytest.raises(UsageError, match="embq.dim=32: no cell uses 'embq'"):
+        tables.load(one, {"embq.dim": ["32"]})
+
+
+def test_several_tables_share_their_cells_and_show_all_their_rows(tmp_path, capsys):
+    one = write(
+        tmp_path / "one.yaml",
+        "{label: average, overrides: [compressor=avg_pool]}",
+        "{label: nine, overrides: [compressor=sap+embq, embq.num_queries=4]}",
+        "{label: dot, overrides: [compressor=sap+embq, embq.init=dot]}",
+    )
+    two = write(tmp_path / "two.yaml", "{label: add, overrides: [compressor=sap+embq, embq.fusion=add]}")
+    log, out = tmp_path / "log", tmp_path / "out"
+    assert sweep.main([*names(out), f"table={one},{two}", "seed=0,1"], FakeRunner(log), lambda _: None) == 0
+    assert read_log(log).count("evaluate") == 5  # avg_pool and sap+embq at two seeds, blind
+    with open(out / "table.csv") as file:
+        rows = [(row["questions"], row["row"], row["seeds"]) for row in csv.DictReader(file)]
+    assert rows == [
+        ("one, test", "chance", "1"),
+        ("one, test", "blind", "1"),
+        ("one, test", "average", "2"),
+        ("one, test", "nine", "2"),
+        ("one, test", "dot", "2"),
+        ("two, test", "chance", "1"),
+        ("two, test", "blind", "1"),
+        ("two, test", "add", "2"),
+    ]
+    assert "### two, test: 8 questions" in capsys.readouterr().out
+
+
+def test_a_product_in_a_row_is_a_row_each(tmp_path):
+    name = write(
+        tmp_path / "mine.yaml",
+        '{label: pooled, overrides: ["compressor=avg_pool,identity"]}',
+        "{label: sap, overrides: [compressor=sap]}",
+    )
+    found = tables.load(name, TINY)
+    assert [(row.label, [c.config.compressor for c in row.cells]) for row in found.rows] == [
+        ("pooled avg_pool", ["avg_pool"] * 2),
+        ("pooled identity", ["identity"] * 2),
+        ("sap", ["sap"] * 2),
+    ]
+
+
+def test_two_tables_of_one_name(tmp_path):
+    paths = []
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        paths.append(write(tmp_path / folder / "mine.yaml", "{label: a, overrides: [compressor=sap]}"))
+    with pytest.raises(UsageError, match="two/mine.yaml: .*one/mine.yaml is called mine too; rename"):
+        tables.load_all(paths, TINY)

@@ -1,0 +1,91 @@
+"""LLaVA-format data as Parquet: what a harness reads is what the JSON says."""
+
+import json
+import sys
+
+import pytest
+from factories import picture
+
+from compressors.errors import UsageError
+from experiments.data import parquet
+from experiments.picture_vqa import dataset
+
+ROWS = [
+    {
+        "id": "a",
+        "image": ["one.png", "two.png"],
+        "families": ["reading", "counting"],
+        "conversations": [
+            {"from": "human", "value": "<image>\nWhat is this?"},
+            {"from": "gpt", "value": "a fox"},
+            {"from": "human", "value": "Is <image> another?"},
+            {"from": "gpt", "value": "no"},
+        ],
+    },
+    {"id": "b", "conversations": [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Hello."}]},
+]
+
+
+@pytest.fixture
+def source(tmp_path):
+    for seed, name in enumerate(("one.png", "two.png")):
+        picture(seed=seed).save(tmp_path / name)
+    (tmp_path / "data.json").write_text(json.dumps(ROWS))
+    return tmp_path / "data.json"
+
+
+def test_a_row_a_question(source, capsys):
+    reader = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow")
+    out = source.parent / "new" / "data.parquet"
+    assert parquet.main([str(source), str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}: 3 questions\n"
+    one, two = (
+        {"bytes": (source.parent / name).read_bytes(), "path": name} for name in ("one.png", "two.png")
+    )
+    assert reader.read_table(out).to_pylist() == [
+        {"id": "a#0", "images": [one], "question": "What is this?", "answer": "a fox", "family": "reading"},
+        {
+            "id": "a#1",
+            "images": [one, two],
+            "question": "<image>\nIs <image> another?",
+            "answer": "no",
+            "family": "counting",
+        },
+        {"id": "b#0", "images": [], "question": "Hi?", "answer": "Hello.", "family": "all"},
+    ]
+    assert [file.name for file in out.parent.iterdir()] == ["data.parquet"]
+
+
+def test_images_are_images_to_datasets(source):
+    datasets = pytest.importorskip("datasets", reason="needs datasets")
+    out = source.parent / "data.parquet"
+    parquet.write(source, out)
+    found = datasets.load_dataset("parquet", data_files=str(out), cache_dir=str(source.parent / "cache"))
+    sizes = [[image.size for image in row["images"]] for row in found["train"]]
+    assert sizes == [[(84, 84)], [(84, 84), (84, 84)], []]
+
+
+def test_without_pyarrow(source, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UsageError, match="pip install pyarrow"):
+        parquet.require()
+    assert parquet.main([str(source), "out.parquet"]) == 2
+    assert capsys.readouterr().err.startswith("error: Parquet files need pyarrow")
+
+
+def test_picture_vqa_as_parquet(tmp_path):
+    reader = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow")
+    out = tmp_path / "picture_vqa"
+    assert dataset.main(["--out", str(out), "--scale", "0.001", "--parquet"]) == 0
+    assert sorted(file.stem for file in out.glob("*.parquet")) == ["test", "test_style", "tune"]
+    records = json.loads((out / "test.json").read_text())
+    rows = reader.read_table(out / "test.parquet").to_pylist()
+    said = [message["value"] for record in records for message in record["conversations"]]
+    assert [row["question"] for row in rows] == [text.removeprefix("<image>\n") for text in said[::2]]
+    assert [row["answer"] for row in rows] == said[1::2] and all(len(row["images"]) == 1 for row in rows)
+
+
+def test_picture_vqa_is_not_written_without_pyarrow(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert dataset.main(["--out", str(tmp_path / "data"), "--parquet"]) == 2
+    assert "pip install pyarrow" in capsys.readouterr().err and not (tmp_path / "data").exists()

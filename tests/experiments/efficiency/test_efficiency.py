@@ -1,0 +1,262 @@
+"""The efficiency command: known counts at full size, families of Table 1 at small ones, files, bad input."""
+
+import copy
+import json
+
+import pytest
+import torch
+from factories import picture
+
+from ablations.costs import prefill
+from compressors.errors import UsageError
+from connectors.versions import at_least
+from experiments.config.cells import make_cells
+from experiments.efficiency import collect, counting, measuring, options, published, table1
+from experiments.efficiency.__main__ import main
+from experiments.efficiency.timing import OTHER
+from experiments.models import build
+from experiments.models.random_model import fill, known
+
+FLOPS = {  # label -> picture's side, visual tokens, TFLOPs by part, counted before with other code
+    "FlashSloth": (384, 81, {"vision tower": 0.642, "language model": 0.660, "query module": 0.004}),
+    "Imp-3B": (384, 729, {"vision tower": 0.642, "language model": 4.065}),
+    "LLaVA-1.5-7B": (336, 576, {"vision tower": 0.382, "language model": 8.178}),
+    "Qwen2-VL-2B": (448, 256, {"language model": 0.791}),  # tower and projector together: 1.481
+    "InternVL2-2B": (448, 256, {"vision tower": 0.724, "language model": 0.911}),
+}
+PARAMETERS = {"LLaVA-1.5-7B": 7.06, "Qwen2-VL-2B": 2.21, "InternVL2-2B": 2.21}  # 1e9, as the hub shows them
+SMALL_LLM = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+SMALL_TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+SMALL = {  # changes to a family's configuration
+    "llava": (SMALL_TOWER, {}),
+    "internvl": (SMALL_TOWER, {}),
+    "qwen2_vl": (
+        {"depth": 2, "embed_dim": 16, "num_heads": 2, "hidden_size": 32},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]}},
+    ),
+}
+
+
+@pytest.mark.parametrize("label", FLOPS)
+def test_known_counts(label):
+    side, visual, parts = FLOPS[label]
+    with table1.on_meta(label) as subject:
+        found = counting.count(subject, [[picture(size=(side, side))]])
+    assert found.visual == visual
+    assert {part: found.prefill[part] / 1e12 for part in parts} == pytest.approx(parts, abs=6e-4)
+    assert found.prefill[OTHER] == found.parameters[OTHER] == 0
+    if label == "Qwen2-VL-2B":
+        encoded = found.prefill["vision tower"] + found.prefill["projector"]
+        assert encoded / 1e12 == pytest.approx(1.481, abs=6e-4)
+    if label in PARAMETERS:
+        assert round(sum(found.parameters.values()) / 1e9, 2) == PARAMETERS[label]
+    # all but the input embedding once for each token, two for a multiply-add, and attention
+    read = (found.llm_bytes - found.cache_bytes) / torch.bfloat16.itemsize
+    assert 2 * read * 0.99 <= found.decode <= 2 * read * 1.1
+
+
+def test_rows_of_a_batch_add_up():
+    with table1.random_cells(["compressor=sap+embq"]) as (cell,):
+        subject = table1.cell_on_meta("", cell.config)
+    one, two = (counting.count(subject, [[picture()]] * rows, dtype=torch.float32) for rows in (1, 2))
+    text = subject.model.config.text_config
+    assert one.cache_bytes == text.num_hidden_layers * 2 * text.hidden_size * (16 + 4 + 40) * 4
+    assert two.cache_bytes == 2 * one.cache_bytes and two.decode == one.decode
+    twice = {part: 2 * count for part, count in one.prefill.items()}
+    # before 5.19 angles of positions are a matrix product, the same for all rows
+    assert two.prefill == (twice if at_least("5.19") else pytest.approx(twice, rel=1e-5))
+
+
+@pytest.mark.parametrize(
+    ("label", "side", "visual"),
+    [("Qwen2-VL-2B", 1344, 2304), ("InternVL2-2B", 896, 5 * 256), ("InternVL2-2B", 1344, 10 * 256)],
+)
+def test_dynamic_models_see_larger_pictures(label, side, visual):
+    with table1.on_meta(label) as subject:
+        assert subject.visual_tokens(subject.pixels([[picture(size=(side, side))]])) == visual
+
+
+@pytest.mark.parametrize("label", [label for label, each in table1.entries().items() if "kind" in each])
+def test_families_answer(label):
+    """Weights are whole, placeholders fit the pictures, and the first token comes after the prefill."""
+    sizes = copy.deepcopy(table1.entry(label))
+    vision, text = SMALL[sizes["kind"]]
+    sizes["config"]["vision_config"] |= vision
+    sizes["config"]["text_config"] |= SMALL_LLM | text
+    subject = published.KINDS[sizes["kind"]](label, sizes)
+    pictures = [[picture(size=(448, 448))] * 2]
+    counts = counting.count(subject, pictures, dtype=torch.float32)
+    fill(subject.model, torch.device("cpu"), torch.float32)
+    case = measuring.Case(subject, pictures, 40, 3)
+    assert case.prompt["input_ids"].shape == (1, counts.visual + 40)
+    with torch.inference_mode():
+        logits = subject.model(**case.prompt, **case.placed(subject.pixels(pictures))).logits
+    assert logits.isfinite().all()
+    found = measuring.measure({label: case}, 1)[label]
+    assert found.ttft.low > 0 and found.decode.low > 0
+    assert found.parts["vision tower"].low > 0 and found.parts["language model"].low > 0
+
+
+def test_models_of_table1_say_where_they_are_from():
+    for entry in table1.entries().values():
+        assert entry["source"] and entry["resolutions"] in ("fixed", "dynamic")
+    assert {"microsoft/phi-2", "google/siglip-so400m-patch14-384"} <= known().keys()
+
+
+def test_the_command_measures_and_writes(tmp_path, capsys):
+    assert (
+        main(
+            [
+                "compressor=sap+embq,identity",
+                "--rounds=1",
+                "--tokens=3",
+                "--batch=1,2",
+                "--images=2",
+                "--pictures=90x60",
+                "--device=cpu",
+                "--to",
+                str(tmp_path),
+            ]
+        )
+        == 0
+    )
+    said = capsys.readouterr().out
+    assert "x identity" in said and "TTFT: from pictures in memory" in said
+    result = json.loads((tmp_path / "efficiency.json").read_text())
+    made, rows = result["made"], result["rows"]
+    assert [(row["label"], row["batch"]) for row in rows] == [
+        ("sap+embq", 1),
+        ("identity", 1),
+        ("sap+embq", 2),
+        ("identity", 2),
+    ]
+    assert [row["counts"]["visual"] for row in rows] == [32, 288, 32, 288]
+    assert all(row["measured"]["ttft"][0] > 0 and row["images"] == 2 for row in rows)
+    assert {"device_name", "dtype", "threads", "text_tokens", "torch"} <= made.keys()
+    assert "## Measured" in (tmp_path / "efficiency.md").read_text()
+    assert {path.stem for path in tmp_path.glob("*.svg")} == {"flops", "time", "ttft", "memory"}
+
+
+def test_the_command_trains(tmp_path, capsys):
+    assert (
+        main(
+            [
+                "pretrain.batch_size=4",
+                "pretrain.accumulate=2",
+                "finetune.batch_size=2",
+                "--train",
+                "--rounds=2",
+                "--data-rows=100,1000",
+                "--device=cpu",
+                "--to",
+                str(tmp_path),
+            ]
+        )
+        == 0
+    )
+    assert "finetune (cached features)" in capsys.readouterr().out
+    first, second = json.loads((tmp_path / "efficiency.json").read_text())["training"]
+    assert "pretrain" in (tmp_path / "training.svg").read_text()
+    assert first["stage"] == "pretrain" and (first["rows"], first["pieces"]) == (4, 2)
+    assert first["hours"] == pytest.approx(100 / 4 * first["seconds"][0] / 3600)
+    assert second["hours"] == pytest.approx(1000 / 2 * second["seconds"][0] / 3600)
+    assert second["peak_bytes"] > first["peak_bytes"]  # stage 2 has gradients and AdamW's state of all
+
+
+def test_mixed_precision_tiles_and_checkpointing_train(capsys):
+    """What the paper's presets train with, on small backbones: gradients are clipped in bf16 too."""
+    assert (
+        main(
+            [
+                "preset=flashsloth_hd",
+                "tower.source=asset:tiny/tower",
+                "tower.select_layer=-1",
+                "llm.source=asset:tiny/llm",
+                "embq.dim=64",
+                "embq.at=3",
+                "pretrain.batch_size=2",
+                "pretrain.accumulate=2",
+                "finetune.batch_size=2",
+                "finetune.accumulate=2",
+                "--train",
+                "--rounds=1",
+                "--text=20",
+                "--device=cpu",
+            ]
+        )
+        == 0
+    )
+    said = capsys.readouterr().out
+    assert said.count("bf16-mixed") == 2 and "cached" not in said.split("A step:")[0]
+
+
+def test_a_model_that_cannot_be_measured_has_its_counts():
+    given = options.read(["--table1", "--measure", "--pictures=384x384"])
+    given.device, given.dtype = "nowhere", "bfloat16"
+    (row,) = collect.in_a_process("FlashSloth", given)
+    assert row["counts"]["visual"] == 81 and row["measured"] is None
+    assert row["failed"] == "error: --device nowhere: expected cpu, or cuda where there is a GPU"
+
+
+def test_flops_of_training_are_multiples_of_the_prefill():
+    with table1.random_cells(["preset=tiny", "compressor=sap"]) as (cell,):
+        subject = table1.cell_on_meta("", cell.config)
+    forward = counting.cell_prefill(subject, 40, 1, keep=0)
+    tower, llm = forward["vision tower"], forward["language model"]
+    own = sum(forward.values()) - tower - llm
+    found = {
+        (stage, cached): counting.training_flops(subject, cell.config, stage, 40, 1, cached)
+        for stage in ("pretrain", "finetune")
+        for cached in (False, True)
+    }
+    assert found["pretrain", False] == tower + 3 * own + 2 * llm
+    assert found["finetune", True] == 3 * own + 3 * llm
+    assert found["finetune", False] - found["finetune", True] == tower
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rounds=0"], "0: expected a whole number of at least 1"),
+        (["--pictures=90"], "90: expected WIDTHxHEIGHT"),
+        (["--only=Llama"], "--only Llama: no model of Table 1"),
+        (["--table1", "compressor=sap"], "compressor=sap: --table1 has its own models"),
+        (["--count", "--train"], "--count: counts alone"),
+        (["compressor=sapp", "--count"], "sapp"),
+        (["--count", "--device=tpu"], "--device tpu: expected cpu, or cuda"),
+    ],
+)
+def test_bad_input(arguments, message, capsys):
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+
+
+def test_a_scale_is_counted_as_it_is_evaluated():
+    tokens, flops, shapes = [], [], set()
+    for scale in ("null", "2", "4"):
+        with table1.random_cells(["compressor=matryoshka", f"evaluate.scale={scale}"]) as (cell,):
+            subject = table1.cell_on_meta("", cell.config)
+            tokens.append(subject.visual_tokens(subject.pixels([[picture()]])))
+            flops.append(sum(counting.cell_prefill(subject, 40).values()))
+            shapes.add(prefill.shape(cell.config))
+    assert tokens == [16, 4, 1] and len(shapes) == 3 and flops == sorted(set(flops), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("compressor", "message"),
+    [
+        ("matryoshka", "evaluate.scale=3: choose one of 1, 2, 4"),
+        ("sap", "evaluate.scale=3: sap is trained at one"),
+    ],
+)
+def test_a_scale_that_is_not_there_is_refused_before_training(compressor, message):
+    (cell,) = make_cells({"compressor": [compressor], "evaluate.scale": ["3"]})
+    with pytest.raises(UsageError, match=message):
+        build.check(cell.config)

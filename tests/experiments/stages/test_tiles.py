@@ -1,0 +1,223 @@
+"""Tiles by the shape of each image, in a cell: cached features, batches, what is reported."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from compressors.command_line import parse_settings
+from compressors.errors import UsageError
+from experiments.config.cells import make_cells
+from experiments.config.schema import Config
+from experiments.data import llava
+from experiments.data.loader import Conversations, Images
+from experiments.models.build import build
+from experiments.runtime.progress import Reporter
+from experiments.stages import evaluate, features
+from experiments.stages.features import FeatureCache
+from experiments.store.plan import plan
+from llm_adapters.conversation import IMAGE, Turn
+from llm_adapters.processing import FlashSlothProcessor
+
+SHAPES = ((144, 144), (500, 144), (144, 400), (400, 400), (60, 40), (320, 150))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Conversations about noise of several shapes: one image, two in different turns, none."""
+    folder = tmp_path_factory.mktemp("tiles")
+    for i, (width, height) in enumerate(SHAPES):
+        noise = np.random.default_rng(i).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{i}.png")
+    shown = [[0], [1], [2, 3], [], [4], [5, 1]]
+    records = [
+        {
+            "id": str(i),
+            "image": [f"{n}.png" for n in images],
+            "conversations": [
+                turn
+                for n in (images or [0])
+                for turn in (
+                    {"from": "human", "value": ("<image>\n" if images else "") + "what is this ?"},
+                    {"from": "gpt", "value": "a red heart"},
+                )
+            ],
+        }
+        for i, images in enumerate(shown)
+    ]
+    (folder / "data.json").write_text(json.dumps(records))
+    return folder / "data.json"
+
+
+def cell(data: Path, *overrides: str) -> Config:
+    roles = [f"data.{role}=[{data}]" for role in ("pretrain", "train", "test")]
+    (found,) = make_cells(
+        parse_settings([*roles, "compressor=sap+embq", "trainer.accelerator=cpu", *overrides])
+    )
+    return found.config
+
+
+@pytest.fixture(scope="module")
+def config(data) -> Config:
+    return cell(data, "image.tiles=2", "image.layout=anyres")
+
+
+def cached(config: Config, out: Path) -> FeatureCache:
+    out.mkdir(parents=True, exist_ok=True)
+    features.run(config, {}, out, Reporter(), ["train"])
+    return FeatureCache(out)
+
+
+@pytest.fixture(scope="module")
+def cache(config, tmp_path_factory) -> FeatureCache:
+    return cached(config, tmp_path_factory.mktemp("out") / "features/key")
+
+
+@pytest.fixture(scope="module")
+def parts(config):
+    model, processor = build(config)
+    return model.eval(), processor
+
+
+def test_cached_features_are_the_running_towers(cache, parts, data):
+    model, processor = parts
+    counts = []
+    for i, shape in enumerate(SHAPES):
+        path = data.parent / f"{i}.png"
+        pixels = processor.pixels([Image.open(path).convert("RGB")])
+        with torch.no_grad():
+            found = model.get_image_features(pixels.unsqueeze(0))[0]
+        counts.append(len(pixels))
+        assert cache.crops(path) == len(pixels) == processor.tiling.num_crops(*shape)
+        torch.testing.assert_close(cache[path].float(), found, atol=2e-2, rtol=2e-3)  # float16 on disk
+    assert counts == [1, 4, 4, 5, 1, 3]
+    assert len(cache.features) == sum(counts)
+
+
+def test_a_killed_run_goes_on_at_the_right_crop(config, cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "BATCH", 2)
+    encode, calls = features.encode, []
+
+    def dying(tower, pixels, *levels):
+        calls.append(len(pixels))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode(tower, pixels, *levels)
+
+    monkeypatch.setattr(features, "encode", dying)
+    out = tmp_path / "features/key"
+    with pytest.raises(KeyboardInterrupt):
+        cached(config, out)
+    assert calls == [5, 9, 4] and (out / features.PROGRESS).read_text() == "4"
+    again = cached(config, out)
+    assert calls[3:] == [4] and not (out / features.PROGRESS).exists()
+    for path in cache.places:
+        torch.testing.assert_close(again[path].float(), cache[path].float(), atol=2e-2, rtol=2e-3)
+
+
+def test_a_fixed_number_of_crops_has_no_table(data, tmp_path):
+    for name, overrides, crops in (("a", ["image.tiles=2"], 5), ("b", ["image.layout=anyres"], 1)):
+        found = cached(cell(data, *overrides), tmp_path / "features" / name)
+        assert sorted(path.name for path in (tmp_path / "features" / name).iterdir()) == [
+            "features.npy",
+            "images.json",
+        ]
+        assert len(found.features) == len(SHAPES) * crops
+        assert {found.crops(data.parent / f"{i}.png") for i in range(len(SHAPES))} == {crops}
+
+
+def test_cached_and_running_batches_agree(parts, cache, data):
+    """Placeholders, turns and loss of rows with 0, 1, 4, 7 and 9 crops."""
+    model, processor = parts
+    samples, losses = llava.load(data), []
+    for source in (cache, None):
+        rows = Conversations(samples, Images(processor, source), 512)
+        batch = processor.collate([rows[i][0] for i in range(len(rows))])
+        crops = (batch["image_turn"] > 0).sum(1)
+        assert crops.tolist() == [1, 4, 9, 0, 1, 7]
+        assert batch["image_turn"][2].tolist() == [1] * 4 + [2] * 5
+        is_image = batch["input_ids"] == processor.image_token_id
+        assert torch.equal(is_image.sum(1), crops * processor.image_tokens)
+        rows.images.add(batch, [rows[i][1] for i in range(len(rows))])
+        with torch.no_grad():
+            losses.append(model(**batch).loss)
+    torch.testing.assert_close(*losses, atol=2e-3, rtol=2e-3)
+
+
+def test_mean_tokens_of_what_is_asked(parts, cache, data):
+    model, processor = parts
+    asked = llava.questions(llava.load(data))
+    for source in (cache, None):
+        images = Images(processor, source)
+        told = evaluate.efficiency(model, images, asked)
+        shown = [1, 4, 4, 4, 5, 1, 3, 3, 4]  # images of earlier turns are shown again
+        assert told["visual_tokens"] == round(16 * sum(shown) / len(shown), 1)
+        order = [i for batch in evaluate.batches(asked, images, 3) for i in batch]
+        crops = [sum(images.crops(asked[i])) for i in order]
+        assert crops == sorted(crops) and sorted(order) == list(range(len(asked)))
+        said = evaluate.answer(model, images, asked, 3)
+        assert [evaluate.answer(model, images, [each], 3)[0] for each in asked] == said
+
+
+def test_a_blind_cell_and_a_broken_picture(parts, tmp_path):
+    _, processor = parts
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    sample = llava.Sample("7", (tmp_path / "a.png",), (Turn(f"{IMAGE}What?", "a fox"),))
+    with pytest.raises(UsageError, match=r"sample 0 \(id 7\): .*a.png is truncated or no image"):
+        Conversations([sample], Images(processor)).encode(0)
+    blind = FlashSlothProcessor(processor.image_processor, processor.tokenizer, 0, 2, layout="anyres")
+    encoded, pixels = Conversations([sample], Images(blind))[0]  # its images are not even looked at
+    assert not len(pixels) and processor.image_token_id not in encoded.ids
+
+
+def test_keys(data):
+    def keys(*overrides: str) -> dict[str, str]:
+        stages = plan(cell(data, *overrides)).ancestors().values()
+        return {f"{s.kind} {s.roles}": s.key for s in stages}
+
+    plain, square = keys(), keys("image.tiles=2")
+    assert keys("image.layout=anyres") == plain  # without tiles there is nothing to lay out
+    assert keys("image.tiles=2", "image.layout=square") == square
+    anyres = keys("image.tiles=2", "image.layout=anyres")
+    assert {kind for kind in square if anyres[kind] != square[kind]} == {
+        "features ('train',)",
+        "features ('test',)",
+        "finetune ()",
+        "evaluate ()",
+    }
+
+
+def test_the_whole_way(data, tmp_path):
+    """A cell from JSON to metrics; its model folder knows its layout."""
+    from experiments.sweep import __main__ as sweep
+
+    roles = [f"data.{role}=[{data}]" for role in ("pretrain", "train", "test")]
+    limits = [
+        "pretrain.max_steps=1",
+        "finetune.max_steps=2",
+        "pretrain.batch_size=4",
+        "finetune.batch_size=4",
+        "blind=false",
+        "trainer.accelerator=cpu",
+        "trainer.logger=none",
+    ]
+    assert (
+        sweep.main(
+            [
+                f"out={tmp_path}",
+                "compressor=sap+embq",
+                "image.tiles=2",
+                "image.layout=anyres",
+                *roles,
+                *limits,
+            ]
+        )
+        == 0
+    )
+    (metrics,) = tmp_path.glob("cells/*/metrics.json")
+    assert json.loads(metrics.read_text())["efficiency"]["visual_tokens"] == round(16 * 29 / 9, 1)
+    (folder,) = tmp_path.glob("finetune/*/model")
+    assert json.loads((folder / "processor_config.json").read_text())["layout"] == "anyres"

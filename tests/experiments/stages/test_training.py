@@ -1,0 +1,254 @@
+"""Training: what trains, what stage 2 starts from, accumulation, order, and runs that are killed."""
+
+import copy
+import json
+
+import pytest
+import torch
+from factories import make_model, make_processor
+from lightning import Trainer
+from PIL import Image
+
+from compressors.errors import UsageError
+from experiments.config.schema import Config, Optimisation
+from experiments.data import llava
+from experiments.data.loader import Conversations, Images, Order, StepLoader
+from experiments.runtime.progress import Reporter
+from experiments.stages import fit
+from experiments.stages import train as training
+from experiments.stages.module import SlothModule, set_trainable, trainable_parts
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model("phi", "sap", "embq")
+
+
+@pytest.fixture(scope="module")
+def processor(model):
+    return make_processor(model)
+
+
+@pytest.fixture
+def samples(tmp_path):
+    """Twelve conversations of one to three turns about noise."""
+    records = []
+    for i in range(12):
+        noise = torch.Generator().manual_seed(i)
+        pixels = torch.randint(0, 255, (20, 24, 3), dtype=torch.uint8, generator=noise)
+        Image.fromarray(pixels.numpy()).save(tmp_path / f"{i}.png")
+        turns = [
+            turn
+            for k in range(1 + i % 3)
+            for turn in (
+                {"from": "human", "value": f"what is {'a ' * k}this ?"},
+                {"from": "gpt", "value": f"a dog {'and a cat' * k}"},
+            )
+        ]
+        records.append({"id": str(i), "image": f"{i}.png", "conversations": turns})
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps(records))
+    return llava.load(path)
+
+
+def dataset(samples, processor, max_length=None):
+    return Conversations(samples, Images(processor), max_length)
+
+
+def step_gradients(model, pieces):
+    model.zero_grad()
+    module = SlothModule(model, Optimisation(), 1, 0)
+    module.log = lambda *_, **__: None
+    for piece in pieces:
+        (module.training_step(dict(piece), 0) / piece["pieces"]).backward()  # Lightning's division
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_four_pieces_of_a_step_give_the_gradients_of_the_whole(model, processor, samples):
+    model = copy.deepcopy(model).double().eval()
+    set_trainable(model, "finetune")
+    data = dataset(samples, processor)
+    gradients = []
+    for accumulate in (1, 4):
+        order = Order(len(samples), Optimisation(batch_size=8, accumulate=accumulate), seed=0)
+        loader = StepLoader(data, order)
+        pieces = [
+            {
+                k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v
+                for k, v in p.items()
+                if k != "number"
+            }
+            for p in list(loader)[:accumulate]
+        ]
+        gradients.append(step_gradients(model, pieces))
+    assert gradients[0].keys() == gradients[1].keys() and gradients[0]
+    for name, whole in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], whole, atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("llm", ["phi", "llama", "gemma2"])
+def test_training_needs_no_mask_of_the_padding(llm, samples):
+    tuned = make_model(llm, "sap", "embq").eval()
+    data = dataset(samples, make_processor(tuned))
+    rows = [data[i] for i in range(6)]
+    batch = StepLoader(data, Order(12, Optimisation(batch_size=8), 0)).collate(rows)
+    mask = data.images.processor.collate([encoded for encoded, _ in rows])["attention_mask"]
+    assert "attention_mask" not in batch and not mask.all()
+    tuned.requires_grad_(True)
+    items = {"pieces": 1, "answer_tokens": int((batch["labels"] >= 0).sum())}
+    bare, masked = (
+        step_gradients(tuned, [{**batch, **items, **given}]) for given in ({}, {"attention_mask": mask})
+    )
+    for name, gradient in bare.items():
+        torch.testing.assert_close(gradient, masked[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+@pytest.mark.parametrize("train_tower", [False, True])
+def test_gradients_reach_what_the_stage_trains_alone(model, processor, samples, stage, train_tower):
+    model = copy.deepcopy(model)
+    rows = set_trainable(model, stage, train_tower)
+    wanted = trainable_parts(stage, train_tower)
+    assert {name for name, _, trained in rows if trained} == set(wanted)
+    piece = next(iter(StepLoader(dataset(samples, processor), Order(12, Optimisation(batch_size=8), 0))))
+    piece.pop("number")
+    found = step_gradients(model, [piece])
+    for name, parameter in model.named_parameters():
+        inside = name.split(".")[0] in wanted
+        assert (name in found) == parameter.requires_grad == inside, name
+    # the scorer's last bias shifts a whole softmax; key biases of an attention do, too
+    silent = [name for name, grad in found.items() if not grad.abs().sum() and not name.endswith("bias")]
+    assert not silent
+
+
+def test_frozen_parts_stay_in_evaluation_mode(model, processor):  # noqa: ARG001
+    model = copy.deepcopy(model)
+    set_trainable(model, "pretrain")
+    module = SlothModule(model, Optimisation(), 1, 0).train()
+    module.on_train_start()
+    assert model.compressor.training and not model.language_model.training and not model.vision_tower.training
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_compressors_without_weights_draw_in_training(stage):
+    """`random` other patches each time, `matryoshka` another scale, whose tokens alone are visible."""
+    model = make_model("phi", "random", None, scale=0.3)
+    set_trainable(model, stage)
+    module = SlothModule(model, Optimisation(), 1, 0)
+    module.on_train_start()
+    features = torch.randn(1, 6, 6, model.vision_tower.dim)
+    assert len({str(model.compressor(features)) for _ in range(5)}) == 5
+    module.model = make_model("phi", "matryoshka", None, compressor_knobs={"scales": (1, 2)})
+    set_trainable(module.model, stage)
+    module.on_train_start()
+    module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    seen = set()
+    for number in range(8):
+        module.on_train_batch_start({"number": number}, 0)
+        seen.add(module.model.compressor.visible(6, 6))
+    assert seen == {4, 1}
+
+
+def test_a_step_reads_the_same_rows_wherever_the_run_starts(processor, samples):
+    order = Order(12, Optimisation(batch_size=5, accumulate=2, epochs=3), seed=4)
+    assert order.steps == 6
+    whole = list(order.batches())
+    for start in range(order.steps):
+        assert list(order.batches(start)) == whole[start:]
+    epoch = [i for batch in whole[:2] for i in batch]
+    assert len(set(epoch)) == 10 and epoch != sorted(epoch) and whole[:2] != whole[2:4]
+    assert Order(12, Optimisation(batch_size=5, epochs=3, max_steps=4), 4).steps == 4
+    assert Order(3, Optimisation(batch_size=8, epochs=2), 0).steps == 2
+    numbers = [piece["number"] for piece in StepLoader(dataset(samples, processor), order, start=4)]
+    assert numbers == [8, 9, 10, 11]
+
+
+def test_a_sample_whose_answer_is_cut_away_is_named_before_training(processor, samples):
+    with pytest.raises(UsageError, match=r"sample 0 \(id 0\): max_length=8 cuts the whole answer away"):
+        dataset(samples, processor, max_length=8).check_lengths()
+    dataset(samples, processor, max_length=4000).check_lengths()
+
+
+def make_config(stage_steps: int, **trainer) -> Config:
+    config = Config(compressor="sap+embq")
+    config.data.max_length = None
+    for stage in (config.pretrain, config.finetune):
+        stage.batch_size, stage.accumulate, stage.max_steps, stage.epochs = 4, 2, stage_steps, stage_steps
+    config.trainer.accelerator, config.trainer.logger = "cpu", "none"
+    for name, value in trainer.items():
+        setattr(config.trainer, name, value)
+    return config
+
+
+@pytest.fixture
+def stages(monkeypatch, model, processor, samples):
+    """The stage functions over tiny random backbones and the samples above."""
+    monkeypatch.setattr(
+        training,
+        "build",
+        lambda config: (copy.deepcopy(model if config.query_module else without_queries(model)), processor),
+    )
+    monkeypatch.setattr(training.samples, "load", lambda *_: samples)
+    return training
+
+
+def without_queries(model):
+    other = make_model("phi", "sap", None)
+    other.load_state_dict(model.state_dict(), strict=False)
+    return other
+
+
+def test_stage_two_starts_from_exactly_the_weights_of_stage_one(stages, monkeypatch, tmp_path):
+    config, seen = make_config(2), {}
+    (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
+    stages.pretrain(config, {}, tmp_path / "one", Reporter())
+    trained = stages.load_file(tmp_path / "one" / training.ALIGNED)
+    fresh = stages.aligned(stages.build(config)[0])
+    assert any(not torch.equal(trained[name], fresh[name]) for name in fresh)
+
+    def remember(config, stage, model, *_):  # noqa: ARG001
+        seen.update({name: value.clone() for name, value in stages.aligned(model).items()})
+
+    monkeypatch.setattr(stages, "train", remember)
+    stages.finetune(config, {"pretrain": tmp_path / "one"}, tmp_path / "two", Reporter())
+    assert seen.keys() == trained.keys() and all(torch.equal(seen[name], trained[name]) for name in trained)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_a_run_that_dies_resumes_to_the_same_weights(stages, monkeypatch, tmp_path, stage):
+    config = make_config(6, checkpoint_every=2)
+    inputs = {"pretrain": tmp_path / "aligned"}
+    inputs["pretrain"].mkdir()
+    stages.save_file(stages.aligned(stages.build(config)[0]), inputs["pretrain"] / training.ALIGNED)
+
+    def run(name):
+        (tmp_path / name).mkdir(exist_ok=True)
+        getattr(stages, stage)(config, inputs, tmp_path / name, Reporter())
+        found = sorted((tmp_path / name).rglob("*.safetensors"))
+        return [stages.load_file(path) for path in found]
+
+    undisturbed = run("whole")
+    step = fit.Progress.on_train_batch_end
+
+    def die(self, trainer, module, *rest):
+        step(self, trainer, module, *rest)
+        if trainer.global_step == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit.Progress, "on_train_batch_end", die)
+        with pytest.raises(SystemExit):
+            run("killed")
+    assert (tmp_path / "killed/checkpoints/last.ckpt").exists()
+    resumed = run("killed")
+    assert len(resumed) == len(undisturbed) == 1
+    for name, value in undisturbed[0].items():
+        assert torch.equal(resumed[0][name], value), name
+
+
+def test_a_cut_checkpoint_is_started_over(tmp_path):
+    whole = tmp_path / "last.ckpt"
+    torch.save({"state": torch.zeros(1000)}, whole)
+    assert fit.readable(whole) and not fit.readable(tmp_path / "none.ckpt")
+    whole.write_bytes(whole.read_bytes()[:500])
+    assert not fit.readable(whole)

@@ -1,0 +1,239 @@
+"""The store: finished or not there, resumed after kill -9, computed once."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from fakes import FakeRunner, read_log, spawn, stages
+
+from compressors.errors import UsageError
+from experiments.runtime.files import disk_error, locked, write_atomic
+from experiments.runtime.progress import Reporter
+from experiments.store.store import StageFailed, Store
+
+ONE = ("compressor=sap+embq", "blind=false")
+ALL = ["data", "features test", "features pretrain", "pretrain", "finetune", "evaluate"]
+
+
+class Notes(Reporter):
+    def __init__(self):
+        self.lines = []
+
+    def note(self, text):
+        self.lines.append(text)
+
+
+@pytest.fixture
+def log(tmp_path):
+    return tmp_path / "log"
+
+
+@pytest.fixture
+def store(tmp_path, log):
+    return Store(tmp_path / "out", Notes(), FakeRunner(log))
+
+
+def again(store: Store) -> Store:
+    """The store as another process sees it."""
+    return Store(store.root, Notes(), store.runner)
+
+
+def wait_for(condition, seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "timed out"
+        time.sleep(0.01)
+
+
+def tree(root: Path) -> list[str]:
+    return sorted(p.relative_to(root).as_posix() for p in root.rglob("*"))
+
+
+def test_everything_is_computed_once(store, log):
+    evaluate = stages("compressor=sap")["evaluate"]
+    path = store.compute(evaluate)
+    assert sorted(read_log(log)) == sorted(ALL)
+    assert path == store.root / evaluate.name
+    store.compute(evaluate)
+    again(store).compute(stages("compressor=sap+embq")["evaluate"])
+    assert read_log(log)[len(ALL) :] == ["finetune", "evaluate"]
+    assert not [p for p in tree(store.root) if p.endswith((".lock", ".partial", ".draft"))]
+
+
+def test_inputs_reach_the_stage(store):
+    found = stages()
+    store.compute(found["evaluate"])
+    for kind, before in (("evaluate", "finetune"), ("finetune", "pretrain")):
+        seen = json.loads((store.path(found[kind]) / "inputs.json").read_text())
+        assert seen == ["data", "features", before]
+
+
+def test_what_is_noted(store):
+    stage = stages()["data"]
+    path = store.compute(stage)
+    done = store.done(stage)
+    assert done["key"] == stage.key and done["seconds"] >= 0 and not done["resumed"]
+    assert done["versions"]["torch"]
+    assert done["files"]["progress.txt"][0] == 2
+    assert "dataset: picture_vqa" in (path / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("harm", ["cut", "delete", "flip", "no done", "broken done"])
+def test_damage_is_repaired(store, log, harm):
+    stage = stages()["data"]
+    path = store.compute(stage)
+    if harm == "cut":
+        os.truncate(path / "progress.txt", 1)
+    elif harm == "delete":
+        (path / "progress.txt").unlink()
+    elif harm == "flip":
+        (path / "progress.txt").write_text("11")
+    elif harm == "no done":
+        (path / "done.json").unlink()
+    else:
+        os.truncate(path / "done.json", 20)
+    other = again(store)
+    assert other.status(stage) == ("done" if harm == "flip" else "damaged")
+    other.compute(stage)
+    assert read_log(log) == ["data", "data"]
+    assert (path / "progress.txt").read_text() == "10"
+    assert other.report.lines[0].startswith(f"warning: {path} is damaged")
+
+
+def test_damage_before_a_finished_stage_does_not_matter(store, log):
+    found = stages()
+    store.compute(found["evaluate"])
+    (store.path(found["pretrain"]) / "progress.txt").unlink()
+    again(store).compute(found["evaluate"])
+    assert len(read_log(log)) == len(ALL)
+
+
+def test_a_failed_stage_is_not_finished_and_keeps_its_work(store):
+    stage = stages()["data"]
+
+    def broken(_config, _inputs, out, _report):
+        (out / "half.txt").write_text("half")
+        raise RuntimeError("first line\nlast line")
+
+    bad = Store(store.root, runner=lambda _: broken)
+    with pytest.raises(StageFailed, match=f"{stage.name}: RuntimeError: last line"):
+        bad.compute(stage)
+    assert bad.status(stage) == "partial"
+    path = store.compute(stage)
+    assert (path / "half.txt").exists() and store.done(stage)["resumed"]
+
+
+def test_a_partial_that_cannot_be_resumed_is_started_over(store, log):
+    """A checkpoint, or what stands for it here, that was cut short or changed."""
+    stage = stages()["data"]
+    draft = store.root / f"{stage.name}.partial"
+    draft.mkdir(parents=True)
+    (draft / "progress.txt").write_bytes(bytes([205, 206]))
+    path = store.compute(stage)
+    assert (path / "progress.txt").read_text() == "10" and not store.done(stage)["resumed"]
+    assert len(store.report.lines) == 1
+    assert store.report.lines[0].startswith(f"warning: cannot go on from what is left of {stage.name}: U")
+    assert read_log(log) == ["data", "data"]
+
+
+def test_a_stage_that_fails_after_a_step_keeps_its_work(store):
+    stage, steps = stages()["data"], []
+
+    def broken(_config, _inputs, out, report):
+        steps.append((out / "half.txt").exists())
+        (out / "half.txt").write_text("half")
+        report.advance()
+        raise RuntimeError("again")
+
+    for _ in range(2):
+        with pytest.raises(StageFailed, match="again"):
+            Store(store.root, runner=lambda _: broken).compute(stage)
+    assert steps == [False, True]
+
+
+def test_bad_input_leaves_nothing(tmp_path):
+    def broken(_config, _inputs, out, _report):
+        (out / "half.txt").write_text("half")
+        raise UsageError("bad")
+
+    store = Store(tmp_path / "a" / "b", runner=lambda _: broken)
+    with pytest.raises(UsageError), store.opened():
+        store.compute(stages()["data"])
+    assert tree(tmp_path) == []
+
+
+def test_ctrl_c_inside_lightning(tmp_path):
+    def interrupted(*_):
+        raise SystemExit(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        Store(tmp_path, runner=lambda _: interrupted).compute(stages()["data"])
+
+
+def test_kill_and_resume(tmp_path, log):
+    """kill -9 in every stage leaves no finished directory; the next run goes on from what was left."""
+    root, stage = tmp_path / "out", stages()["evaluate"]
+    for kind in ("data", "pretrain", "evaluate"):
+        process = spawn(root, log, 0.6, *ONE)
+        progress = root / f"{stages()[kind].name}.partial" / "progress.txt"
+        wait_for(lambda file=progress: file.exists() and file.read_text() > "2")
+        process.kill()
+        process.wait()
+        assert Store(root).status(stages()[kind]) == "partial"
+    report = Notes()
+    path = Store(root, report, FakeRunner(log)).compute(stage)
+    assert int((path / "started_at.txt").read_text()) > 0
+    assert report.lines == []
+    runs = read_log(log)
+    assert {kind: runs.count(kind) for kind in runs} == {
+        "data": 2,
+        "features test": 1,
+        "features pretrain": 1,
+        "pretrain": 2,
+        "finetune": 1,
+        "evaluate": 2,
+    }
+
+
+def test_killed_before_the_rename(store, log):
+    stage = stages()["data"]
+    path = store.compute(stage)
+    path.rename(path.with_name(f"{path.name}.partial"))
+    assert again(store).compute(stage) == path
+    assert read_log(log) == ["data"]
+
+
+def test_two_processes_compute_once(tmp_path, log):
+    both = [spawn(tmp_path / "out", log, 0.2, *ONE) for _ in range(2)]
+    assert [process.wait(60) for process in both] == [0, 0]
+    assert sorted(read_log(log)) == sorted(ALL)
+
+
+def test_a_killed_process_holds_no_lock(tmp_path, log):
+    process = spawn(tmp_path / "out", log, 60, *ONE)
+    wait_for(lambda: log.exists())
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    with locked(tmp_path / "out" / f"{stages()['data'].name}.lock", lambda: pytest.fail("still locked")):
+        pass
+
+
+def test_write_atomic(tmp_path):
+    path = tmp_path / "a.txt"
+    write_atomic(path, "one")
+    write_atomic(path, b"two")
+    assert path.read_text() == "two" and tree(tmp_path) == ["a.txt"]
+    with pytest.raises(OSError, match="nowhere"):
+        write_atomic(tmp_path / "nowhere" / "a.txt", "one")
+
+
+def test_full_disks_are_recognised():
+    where = Path("runs/x")
+    assert disk_error(OSError(28, "No space left on device"), where).filename == "runs/x"
+    assert disk_error(RuntimeError("PytorchStreamWriter failed writing file data/0"), where)
+    assert disk_error(ValueError("I/O error: No space left on device (os error 28)"), where)
+    assert disk_error(FileNotFoundError(2, "No such file"), where) is None
+    assert disk_error(RuntimeError("shapes do not match"), where) is None

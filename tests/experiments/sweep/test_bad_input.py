@@ -1,0 +1,141 @@
+"""Bad input through the command line: one line on stderr, exit code 2, no traceback, nothing written."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fakes import SOURCES, write_llava
+
+SWEEP = [sys.executable, "-m", "experiments.sweep"]
+NAMES = [f"{key}={values[0]}" for key, values in SOURCES.items()]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+
+
+def tree(root: Path) -> dict[str, bytes | None]:
+    return {str(p): p.read_bytes() if p.is_file() else None for p in root.rglob("*")}
+
+
+@pytest.fixture
+def refused(tmp_path):
+    """Run a command that must be refused and must leave nothing; returns its line on stderr."""
+
+    def run(*arguments: str, command=(*SWEEP, *NAMES), **keywords) -> str:
+        before = tree(tmp_path)
+        found = subprocess.run(
+            [*command, *arguments],
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            **keywords,
+        )
+        assert "Traceback" not in found.stderr + found.stdout
+        assert found.returncode == 2, found.stderr
+        assert found.stderr.startswith("error: ") and found.stderr.count("\n") == 1
+        assert tree(tmp_path) == before
+        return found.stderr
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compressor=sapp"], "did you mean 'sap'?"),
+        (["compressor=sap+embk"], "did you mean 'embq'?"),
+        (["sap.rte=3"], "no knob 'rte'; did you mean 'rate'?"),
+        (["preset=tinny"], "did you mean 'tiny'?"),
+        (["table=99"], "table=99: no "),
+        (["seed=zero"], "seed='zero': expected int"),
+        (["embq.dim=wide"], "embq.dim='wide': expected int"),
+        (["finetune.lrr=1"], "did you mean 'finetune.lr'?"),
+        (["sap"], "expected key=value"),
+        (["--plann"], "--help shows what there is"),
+        (["out=a,b"], "out=a,b: takes one value"),
+        (["blind=perhaps"], "blind='perhaps': expected bool"),
+        (["pretrain.max_steps=1e-3"], "expected int"),
+    ],
+)
+def test_arguments(refused, arguments, message):
+    assert message in refused(*arguments)
+
+
+def test_unknown_asset(refused):
+    line = refused("tower.source=asset:tiny/towr", command=SWEEP)
+    assert "asset:tiny/towr: no such asset; there are: " in line and "asset:tiny/tower" in line
+
+
+def own_data(path: Path) -> list[str]:
+    return ["data.dataset=null", *(f"data.{role}={path}" for role in ("pretrain", "train", "test"))]
+
+
+def test_not_llava(refused, tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps([{"text": "hello"}]))
+    assert 'mine.json, sample 0: no "conversations"' in refused(*own_data(path))
+
+
+def test_empty_answer(refused, tmp_path):
+    records = json.loads(write_llava(tmp_path / "mine.json").read_text())
+    records[1]["conversations"][3]["value"] = ""
+    (tmp_path / "mine.json").write_text(json.dumps(records))
+    assert "mine.json, sample 1: message 3, from gpt, is empty" in refused(*own_data(tmp_path / "mine.json"))
+
+
+def test_missing_image(refused, tmp_path):
+    path = write_llava(tmp_path / "mine.json", images=True)
+    (tmp_path / "1.png").unlink()
+    assert f"mine.json, sample 1: no image {tmp_path / '1.png'}" in refused(*own_data(path))
+
+
+@pytest.mark.slow
+def test_truncated_image(refused, tmp_path):
+    """The one that only a real stage can find."""
+    path = write_llava(tmp_path / "mine.json", images=True)
+    os.truncate(tmp_path / "1.png", 70)
+    line = refused(*own_data(path), "blind=false", command=SWEEP)
+    assert f"sample 1: image {tmp_path / '1.png'} is truncated" in line
+
+
+@pytest.mark.parametrize("out", ["/proc/slothkit/runs", "file/runs", "file"])
+def test_directories_that_cannot_be(refused, tmp_path, out):
+    (tmp_path / "file").write_text("a file, not a directory")
+    line = refused(f"out={out}")
+    assert out.split("/runs")[0] in line and "out=DIR" in line
+
+
+def test_full_disk(tmp_path):
+    """A limit on file sizes stands for a full disk."""
+    code = (
+        "import sys; from experiments.sweep.__main__ import main; sys.exit(main(check=lambda config: None))"
+    )
+    # -B: the limit would cut Python's own bytecode files short, too
+    command = [sys.executable, "-B", "-c", code, *NAMES, "data.scale=0.002", f"out={tmp_path / 'out'}"]
+    found = subprocess.run(
+        command,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)),
+    )
+    assert found.returncode == 2
+    assert found.stderr.count("\n") == 1 and "File too large" in found.stderr and "out=DIR" in found.stderr
+    assert not list((tmp_path / "out").rglob("done.json"))
+    assert not list((tmp_path / "out").rglob("*.lock"))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["compressor=sapp"], ["seed=zero"], ["--plan"]])
+def test_answers_do_not_wait_for_torch(arguments):
+    """Two seconds of import would be most of the wait for a typo."""
+    code = (
+        "import sys; from experiments.sweep import __main__ as sweep; sweep.main(sys.argv[1:]); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], env=ENVIRONMENT, capture_output=True)
+    assert done.returncode == 0

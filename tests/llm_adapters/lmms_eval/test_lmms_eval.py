@@ -1,0 +1,296 @@
+"""The plug-in for lmms-eval. Where the harness is not installed, what needs it is skipped."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from factories import make_model, make_processor, picture
+from reuse_families import attached, over_families
+
+from compressors.errors import UsageError
+from experiments import metrics
+from experiments.data import parquet
+from experiments.sweep import __main__ as sweep
+from llm_adapters.lmms_eval.requests import batches, cut, generation, message, pictures
+
+ROOT = Path(__file__).parents[3]
+TASKS = ROOT / "experiments/lmms_eval_tasks"
+README = (ROOT / "llm_adapters/lmms_eval/README.md").read_text()
+LISTED = re.search(r"--tasks (\S+)\n```\n\nThe harness downloads", README).group(1).split(",")
+IMAGES = [picture(seed) for seed in (1, 2, 3)]
+NEEDS = "needs lmms-eval: pip install -e '.[lmms-eval]' pytest, in an environment of its own"
+in_the_harness = pytest.mark.skipif(not find_spec("lmms_eval"), reason=NEEDS)
+
+
+def test_batches_have_one_setting_and_put_the_longest_first():
+    short, long = {"max_new_tokens": 4, "until": ["\n"]}, {"max_new_tokens": 9}
+    requests = [("aa", short), ("b", long), ("c", {**short}), ("dddd", short), ("eee", short)]
+    assert list(batches(requests, 3)) == [[3, 4, 0], [2], [1]]
+
+
+@pytest.mark.parametrize(
+    ("context", "images", "parts"),
+    [
+        ("What?", 0, ["What?"]),
+        ("What?", 2, [0, 1, "What?"]),
+        ("Is <image> like <image>\n?", 2, ["Is", 0, "like", 1, "?"]),
+        ("<image>\nWhat?", 1, [0, "What?"]),
+        ("Look at <image>, <image> once more", 1, [0, "Look at , once more"]),
+        ("See <image>", 0, ["See"]),
+    ],
+)
+def test_images_stand_where_the_text_says(context, images, parts):
+    content = message(context, IMAGES[:images])["content"]
+    found = [IMAGES.index(part["image"]) if part["type"] == "image" else part["text"] for part in content]
+    assert found == parts
+
+
+def test_pictures():
+    grey = IMAGES[0].convert("L")
+    assert [image.mode for image in pictures([grey, None, IMAGES[1]], "t")] == ["RGB", "RGB"]
+    assert pictures(None, "t") == pictures([None], "t") == []
+    with pytest.raises(UsageError, match="task clips shows a str"):
+        pictures(["clip.mp4"], "clips")
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({}, {"do_sample": False, "max_new_tokens": 128, "num_beams": 1}),
+        (
+            {"temperature": 0, "top_p": 1.0, "do_sample": True, "max_new_tokens": 16, "num_beams": 3},
+            {"do_sample": False, "max_new_tokens": 16, "num_beams": 3},
+        ),
+        (
+            {"temperature": 0.5, "top_p": 0.9, "repetition_penalty": 1.1, "image_aspect_ratio": "original"},
+            {"do_sample": True, "temperature": 0.5, "top_p": 0.9, "repetition_penalty": 1.1},
+        ),
+        ({"do_sample": True}, {"do_sample": True}),
+        ({"do_sample": False, "temperature": 1}, {"do_sample": False}),
+    ],
+)
+def test_settings_of_generate(settings, wanted):
+    assert generation(settings) == {"max_new_tokens": 128, "num_beams": 1, **wanted}
+
+
+def test_answers_end_at_the_first_stop():
+    assert cut(" a fox. USER: and\n\nyou", ["\n\n", "USER:"]) == "a fox."
+    assert cut(" a fox\n", None) == "a fox" and cut("one two", "two") == "one" and cut("one", [""]) == "one"
+
+
+def test_the_readme_has_the_papers_benchmarks():
+    table = re.findall(r"^\| [^|]+ \| `(\w+)` \| ", README, re.M)
+    assert table == LISTED and len(set(table)) == 14
+
+
+def requests(images: tuple[int, ...] = (0, 1, 2)) -> tuple[list, dict]:
+    """Requests as the harness makes them, with so many images each; and the documents that they name."""
+    from lmms_eval.api.instance import Instance
+
+    questions = ["Hi there?", "What is this?", "Is <image> a cat, or is it <image> a dog?"]
+    docs = [{"text": questions[count], "images": IMAGES[:count]} for count in images]
+    told = {"task": "made", "repeats": 1}
+    made = [
+        Instance(
+            request_type="generate_until",
+            idx=0,
+            metadata={**told, "doc_id": i},
+            arguments=(doc["text"], {"max_new_tokens": 5}, lambda doc: doc["images"], i, "made", "test"),
+        )
+        for i, doc in enumerate(docs)
+    ]
+    return made, {"made": {"test": docs}}
+
+
+def save(model, processor, folder: Path) -> Path:
+    for part in (model, processor):
+        part.save_pretrained(folder)
+    return folder
+
+
+def opened(arguments: str, batch_size: int = 1):
+    """The model as the harness makes it, by its entry point's name."""
+    from lmms_eval import models
+
+    options = {"batch_size": batch_size, "max_batch_size": None, "device": "cpu"}
+    return models.get_model("slothkit").create_from_arg_string(arguments, options)
+
+
+def answers(model, images: tuple[int, ...]) -> list[str]:
+    made, model.task_dict = requests(images)
+    return model.generate_until(made)
+
+
+@in_the_harness
+def test_batched_answers_are_single_ones(tmp_path):
+    """And those of chat's way to the model: several images, inside the text too, and none."""
+    tiny = make_model()
+    folder = save(tiny, make_processor(tiny), tmp_path)
+    model = opened(f"pretrained={folder},batch_size=4")
+    assert model.batch_size == 4 and opened(f"pretrained={folder}", 3).batch_size == 3
+    said = answers(model, (1, 0, 2, 1))
+    assert said == [answers(model, (count,))[0] for count in (1, 0, 2, 1)] and len(set(said)) == 3
+    inputs = model.processor.apply_chat_template(
+        [message("What is this?", IMAGES[:1])], tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    out = tiny.generate(**inputs, do_sample=False, max_new_tokens=5)[0, inputs["input_ids"].shape[1] :]
+    assert model.processor.tokenizer.decode(out, skip_special_tokens=True).strip() == said[0]
+
+
+@in_the_harness
+@over_families
+def test_other_models_with_a_compressor(family, tmp_path):
+    model = opened(f"pretrained={save(*attached(family), tmp_path)}", 4)
+    assert hasattr(model.model, "slothkit")
+    counts = (1, 2, 1) if family == "paligemma" else (1, 0, 2, 1)  # PaliGemma reads no text without image
+    assert answers(model, counts) == [answers(model, (count,))[0] for count in counts]
+
+
+@in_the_harness
+@pytest.mark.parametrize(
+    ("arguments", "wrong"),
+    [
+        ("pretrained=nowhere", "nowhere: no such folder"),
+        ("pretrained={},batch_size=auto", "batch_size=auto"),
+        ("pretrained={},dtype=int8", "dtype=int8: choose one of float32"),
+        ("pretrained={}", "a model of type llava, not slothkit"),
+    ],
+)
+def test_bad_arguments(tmp_path, arguments, wrong):
+    (tmp_path / "config.json").write_text('{"model_type": "llava"}')
+    with pytest.raises(UsageError, match=wrong):
+        opened(arguments.replace("{}", str(tmp_path)))
+
+
+@in_the_harness
+def test_likelihoods_are_refused():
+    from llm_adapters.lmms_eval.model import SlothKit
+
+    asked = [SimpleNamespace(task_name="seedbench_ppl")]
+    with pytest.raises(NotImplementedError, match="seedbench_ppl: slothkit answers in words"):
+        SlothKit.loglikelihood(None, asked)
+    with pytest.raises(NotImplementedError, match="one question at a time"):
+        SlothKit.generate_until_multi_round(None, asked)
+
+
+@in_the_harness
+def test_multiple_choice_is_read_alike():
+    """Answers in the forms that the harness's readings know."""
+    from lmms_eval.tasks._task_utils.mcq_extract import extract_mcq_answer
+    from lmms_eval.tasks._task_utils.mmmu_mcq_utils import parse_mmmu_multi_choice_response
+    from lmms_eval.tasks.scienceqa.utils import sqa_process_results
+    from lmms_eval.tasks.seedbench.utils import seed_aggregation_result, seed_process_result
+
+    options, letters = ["red fox", "owl", "lion", "cat"], ["A", "B", "C", "D"]
+    short = ["{0}", "{0}.", "{0}. {1}"]
+    for form in (*short, "({0})", "({0}) {1}", "The answer is {0}.", "The answer is ({0})"):
+        metric, rights, seeds = metrics.ChoiceAccuracy(), [], []
+        for number, (letter, option) in enumerate(zip(letters * 2, options * 2)):
+            said, truth = form.format(letter, option), letters[number % 3]
+            metric.update([said], [truth], [options])
+            assert metrics.read_choice(said, options) == extract_mcq_answer(said, letters) == letter, said
+            assert parse_mmmu_multi_choice_response(said, letters, dict(zip(letters, options))) == letter
+            rights.append(letter == truth)
+            doc = {"choices": options, "answer": letters.index(truth)}
+            if form in short:
+                assert sqa_process_results(doc, [said]) == {"exact_match": float(rights[-1])}
+            seeds.append(
+                seed_process_result({"answer": truth, "data_type": "image", "question_id": number}, [said])[
+                    "seed_image"
+                ]
+            )
+        assert 0 < metric.compute() == sum(rights) / len(rights) < 1
+        if form in short:
+            assert metric.compute() == seed_aggregation_result(seeds)
+
+
+@in_the_harness
+@pytest.mark.slow
+def test_the_harness_knows_every_task():
+    from lmms_eval.tasks import TaskManager
+
+    manager = TaskManager("ERROR", include_path=str(TASKS))
+    ours = ["picture_vqa", "picture_vqa_style", "picture_vqa_presence"]
+    assert [name for name in (*LISTED, *ours) if name not in manager.all_tasks] == []
+
+
+CELL = [
+    "compressor=sap+embq",
+    "blind=false",
+    "data.scale=0.01",
+    "trainer.accelerator=cpu",
+    "pretrain.max_steps=20",
+    "finetune.max_steps=60",
+    "pretrain.epochs=20",
+    "finetune.epochs=20",
+]
+
+
+@in_the_harness
+@pytest.mark.slow
+def test_a_trained_cell_in_the_harness(tmp_path):
+    """The same answers and scores as our own evaluation, and the harness's POPE equals ours."""
+    assert sweep.main([f"out={tmp_path}", *CELL]) == 0
+    data = next(tmp_path.glob("data/*/picture_vqa/test.json"))
+    parquet.write(data, tmp_path / "picture_vqa/test.parquet")
+    cell = next(tmp_path.glob("cells/*/stages.json")).parent
+    command = [
+        sys.executable,
+        "-m",
+        "lmms_eval",
+        "--model",
+        "slothkit",
+        "--model_args",
+        f"pretrained={cell}",
+        "--batch_size",
+        "7",
+        "--device",
+        "cpu",
+        "--tasks",
+        "picture_vqa,picture_vqa_presence",
+        "--include_path",
+        str(TASKS),
+        "--log_samples",
+        "--output_path",
+        "out",
+    ]
+    alone = {"HF_HUB_OFFLINE": "1", "HF_HOME": "hf", "HF_DATASETS_CACHE": str(tmp_path / "hf")}
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, **alone}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    evaluated = next(tmp_path.glob("evaluate/*/metrics.json"))
+    ours = json.loads(evaluated.read_text())
+    rows = lines(evaluated.with_name("predictions.jsonl"))
+    assert said(tmp_path, "picture_vqa") == [row["prediction"] for row in rows]
+    rows = [row for row in rows if row["family"] == "presence"]
+    assert said(tmp_path, "picture_vqa_presence") == [row["prediction"] for row in rows]
+    results = json.loads(next(tmp_path.glob("out/**/*_results.json")).read_text())["results"]
+    found = {name: results["picture_vqa"][f"{name},none"] for name in ("accuracy", *ours["families"])}
+    assert found == pytest.approx({"accuracy": ours["overall"], **ours["families"]})
+    pope = metrics.POPE()
+    pope.update([row["prediction"] for row in rows], [row["answer"] for row in rows])
+    assert {row["prediction"] for row in rows} <= {"yes", "no"}  # what both read alike
+    assert 0 < pope.compute()["accuracy"] < 1
+    for theirs, mine in (
+        ("accuracy", "accuracy"),
+        ("precision", "precision"),
+        ("recall", "recall"),
+        ("f1_score", "f1"),
+    ):
+        scored = results["picture_vqa_presence"][f"pope_{theirs},none"]
+        assert scored == pytest.approx(pope.compute()[mine]), theirs
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def said(folder: Path, task: str) -> list[str]:
+    """What the harness logged as the model's answers, in the order of its documents."""
+    rows = lines(next(folder.glob(f"out/**/*_samples_{task}.jsonl")))
+    return [row["filtered_resps"] for row in sorted(rows, key=lambda row: row["doc_id"])]
