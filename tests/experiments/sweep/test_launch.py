@@ -137,7 +137,7 @@ def test_bad_input_in_a_worker_is_one_line(command, capsys):
 def test_a_full_disk_in_a_worker(tmp_path):
     """A limit on file sizes stands for a full disk."""
     code = (
-        "import sys; from experiments.sweep.__main__ import main; sys.exit(main(check=lambda config: None))"
+        "import sys; from experiments.sweep.__main__ import main; sys.exit(main(check=lambda _: None))"
     )
     command = [
         sys.executable,
