@@ -16,11 +16,11 @@ from ablations.outcomes import Report, Row, Table
 from ablations.writing import maps
 from compressors.errors import UsageError
 from experiments.config import tables
-from experiments.config.cells import blind_cells
+from experiments.config.cells import make_blind_cells
 from experiments.config.schema import Config
 from experiments.runtime.progress import Reporter
-from experiments.store.folder import DONE
-from experiments.store.results import questions
+from experiments.store.folder import DONE_FILE
+from experiments.store.results import identify_questions
 from experiments.store.store import Store
 
 BLIND = "no image"
@@ -45,7 +45,7 @@ def report(
             raise UsageError(f"{key}={','.join(values)}: a report takes one value; make one for each")
     known = earlier.read(before)
     asked = {"seed": seeds_there(store.root, known), **axes}
-    files = tables.load_all(wanted, asked)
+    files = tables.load_table_files(wanted, asked)
     finished: dict[str, Done] = {}
     shown: list[tuple[Row, Config]] = []
     found = [collect(file, store, known, finished, shown) for file in files]
@@ -68,7 +68,7 @@ def seeds_there(root: Path, known: Earlier) -> list[str]:
 
 def sweep(file: tables.TableFile, axes: Mapping[str, list[str]]) -> str:
     """The command that runs a table's cells."""
-    own = file.name if file.path.parent == tables.folder() else str(file.path)
+    own = file.name if file.path.parent == tables.find_table_folder() else str(file.path)
     words = [f"table={own}", *(f"{key}={','.join(values)}" for key, values in axes.items())]
     return f"python -m experiments.sweep {shlex.join(words)}"
 
@@ -83,7 +83,7 @@ def collect(
     """One table; its finished cells are added to `finished` by key, its rows with a cell each to `shown`."""
     claims = spec.claims(file)
     cells = [cell for row in file.rows for cell in row.cells]
-    blind = [tables.TableRow(BLIND, each.label, "", (each,)) for each in blind_cells(cells)]
+    blind = [tables.TableRow(BLIND, each.label, "", (each,)) for each in make_blind_cells(cells)]
     rows, there = [], []
     for row in [*blind, *file.rows]:
         made = Row(row.block, row.label, row.ours)
@@ -107,7 +107,7 @@ def fill(table: Table, there: Sequence[tuple[Row, Done]], store: Store) -> list[
     first = there[0][1]
     ask(table, first, store)
     for row, done in there:
-        if questions(done.stage) != questions(first.stage):
+        if identify_questions(done.stage) != identify_questions(first.stage):
             raise UsageError(
                 f"{table.heading}, row '{row.label}': answers other questions than row "
                 f"'{there[0][0].label}'; rows of a table have the same data.test and data.seed"
@@ -125,8 +125,12 @@ def made(every: Sequence[Done], store: Store, known: Earlier) -> dict[str, Any]:
     many cells are an earlier report's, and how that came about."""
     finished = [done for done in every if done.kept is None]
     taken = len(every) - len(finished)
-    stages = {key: stage for done in finished for key, stage in done.stage.ancestors().items()}
-    notes = {key: store.done(stage) for key, stage in stages.items() if (store.path(stage) / DONE).is_file()}
+    stages = {key: stage for done in finished for key, stage in done.stage.collect_stages().items()}
+    notes = {
+        key: store.read_note(stage)
+        for key, stage in stages.items()
+        if (store.locate_result(stage) / DONE_FILE).is_file()
+    }
     seconds = {key: note["seconds"] for key, note in notes.items()}
     versions: dict[str, set[str]] = {}
     for note in notes.values():
@@ -137,7 +141,7 @@ def made(every: Sequence[Done], store: Store, known: Earlier) -> dict[str, Any]:
         "cells": len(finished),
         "seconds": round(sum(seconds.values()), 1),
         "seconds_without_sharing": round(
-            sum(seconds.get(key, 0.0) for done in finished for key in done.stage.ancestors()), 1
+            sum(seconds.get(key, 0.0) for done in finished for key in done.stage.collect_stages()), 1
         ),
         "finished": max((note["finished"] for note in notes.values()), default=""),
         "versions": {package: ", ".join(sorted(found)) for package, found in sorted(versions.items())},

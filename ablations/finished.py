@@ -13,8 +13,8 @@ from compressors.errors import UsageError
 from experiments.config.cells import Cell
 from experiments.data.llava import Sample
 from experiments.metrics.answers import majority_rates
-from experiments.store.plan import Stage, plan
-from experiments.store.results import METRICS, PREDICTIONS
+from experiments.store.plan import Stage, plan_stages
+from experiments.store.results import METRICS_FILE, PREDICTIONS_FILE
 from experiments.store.store import Store
 from llm_adapters.conversation import Turn
 
@@ -32,8 +32,8 @@ class Done:
 
 def find(cell: Cell, store: Store, known: Earlier) -> Done | None:
     """A cell, if it is finished: below the output directory, else in an earlier report."""
-    stage = plan(cell.config)
-    if store.status(stage) == "done":
+    stage = plan_stages(cell.config)
+    if store.find_status(stage) == "done":
         return Done(cell, stage)
     return Done(cell, stage, known.cells[stage.key]) if stage.key in known.cells else None
 
@@ -44,7 +44,7 @@ def ask(table: Table, done: Done, store: Store) -> None:
         for name in ("ids", "pictures", "families", "chance"):
             setattr(table, name, getattr(done.kept.table, name))
         return
-    read = read_questions(store.path(done.stage) / PREDICTIONS)
+    read = read_questions(store.locate_result(done.stage) / PREDICTIONS_FILE)
     table.ids = np.array([sample.id for sample in read])
     table.pictures = np.array([picture_of(sample) for sample in read])
     table.families = np.array([sample.families[0] for sample in read])
@@ -60,7 +60,7 @@ def answers(done: Done, store: Store, table: Table) -> NDArray[np.bool_]:
                 "questions than the cells below out=, under one key; leave earlier= out"
             )
         return done.kept.right
-    path = store.path(done.stage) / PREDICTIONS
+    path = store.locate_result(done.stage) / PREDICTIONS_FILE
     right = read_right(path)
     if len(right) != len(table.ids):
         raise UsageError(
@@ -74,7 +74,7 @@ def efficiency(done: Done, store: Store) -> dict[str, float]:
     """Tokens and parameters, as the evaluation noted them."""
     if done.kept is not None:
         return dict(done.kept.efficiency)
-    metrics = json.loads((store.path(done.stage) / METRICS).read_text(encoding="utf-8"))
+    metrics = json.loads((store.locate_result(done.stage) / METRICS_FILE).read_text(encoding="utf-8"))
     return dict(metrics.get("efficiency", {}))
 
 

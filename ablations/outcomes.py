@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from ablations.claims.spec import Claim
 from compressors.errors import UsageError
 from experiments.runtime.files import write_atomic
-from experiments.store.earlier import REPORT
+from experiments.store.earlier import REPORT_FILE
 
-FORMAT, FILE, FOLDER, PLOTS = 2, REPORT, "outcomes", "plots"
+FORMAT, FILE, FOLDER, PLOTS = 2, REPORT_FILE, "outcomes", "plots"
 
 
 @dataclass

@@ -33,7 +33,7 @@ def draw(cell: Path, number: int, out: Path) -> None:
     """Three panels: the picture under its patch grid, SAP's weights in its windows, questions and answers."""
     from matplotlib.figure import Figure
 
-    from experiments.inspection.attention_figure import show
+    from experiments.inspection.attention_figure import show_picture
     from experiments.models import saved
 
     root = cell.parent.parent
@@ -48,7 +48,7 @@ def draw(cell: Path, number: int, out: Path) -> None:
         (left, "12 x 12 patches", 1, "white"),
         (middle, "SAP: 4 x 4 tokens, bright patches count", 3, "black"),
     ):
-        show(axes, picture)
+        show_picture(axes, picture)
         axes.set_title(title, fontsize=10)
         for line in range(0, len(weights) + 1, step):
             for draw_line in (axes.axhline, axes.axvline):
@@ -67,7 +67,7 @@ def window_weights(cell: Path, picture):
 
     from experiments.models import saved
 
-    model, processor = saved.load(cell)
+    model, processor = saved.load_trained_model(cell)
     pixels = processor.pixels([picture]).to(model.device)
     with torch.inference_mode():
         weights = model.compressor.attention(model.vision_tower(pixels))[0].float().cpu()

@@ -13,10 +13,10 @@ from rich.console import Console
 from compressors.command_line import parse_settings, run_guarded
 from compressors.errors import UsageError
 from compressors.registry import conform
-from experiments.config.overrides import take_one, value_of
+from experiments.config.overrides import parse_value, take_single_value
 from experiments.config.schema import Config
-from experiments.runtime.bars import reporter
-from experiments.runtime.command import Parser
+from experiments.runtime.bars import create_reporter
+from experiments.runtime.command import CommandParser
 
 HELP = """\
 Usage: python -m ablations.report [table=3,4] [seed=0,1,2] [KEY=VALUE ...] [out=runs] [earlier=DIR] [to=DIR]
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(arguments: list[str]) -> int:
     """The command, with its exceptions."""
-    parser = Parser(add_help=False)
+    parser = CommandParser(add_help=False)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("-h", "--help", action="store_true")
     options = parser.parse_intermixed_args(arguments)
@@ -53,8 +53,10 @@ def run(arguments: list[str]) -> int:
         console.print(HELP, markup=False, highlight=False, soft_wrap=True)
         return 0
     axes = parse_settings(options.overrides)
-    results, to, timed, earlier = (take_one(axes, key) for key in ("results", "to", "measure", "earlier"))
-    measure = conform(value_of(timed or "false", "measure"), bool, "measure")
+    results, to, timed, earlier = (
+        take_single_value(axes, key) for key in ("results", "to", "measure", "earlier")
+    )
+    measure = conform(parse_value(timed or "false", "measure"), bool, "measure")
     from ablations import outcomes
     from ablations.writing import write  # numpy, scipy and matplotlib: not for --help
 
@@ -67,10 +69,10 @@ def run(arguments: list[str]) -> int:
         report = outcomes.load(Path(results))
         folder = Path(to or results)
     else:
-        root = Path(take_one(axes, "out") or Config().out)
+        root = Path(take_single_value(axes, "out") or Config().out)
         folder = Path(to) if to else root / "report"
         command = f"python -m ablations.report {' '.join(arguments)}".strip()
-        with reporter(console) if measure else nullcontext() as told:
+        with create_reporter(console) if measure else nullcontext() as told:
             report = from_cells(axes, root, folder, command, told, Path(earlier) if earlier else None)
     write.write(report, folder, console)
     return 0
@@ -85,11 +87,11 @@ def from_cells(
     from experiments.config import tables
     from experiments.store.store import Store
 
-    wanted = axes.pop("table", [tables.ALL])
+    wanted = axes.pop("table", [tables.ALL_TABLES])
     axes["out"] = [str(root)]
     found = collect.report(wanted, axes, Store(root), folder, command, measuring, earlier)
     if not found.made["cells"] and not found.made.get("taken"):
-        names = ",".join(tables.expanded(wanted))
+        names = ",".join(tables.expand_table_names(wanted))
         if not root.is_dir():
             raise UsageError(
                 f"out={root}: no such directory; "

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from compressors.command_line import run_guarded
 from compressors.errors import UsageError
-from experiments.runtime.command import Parser
+from experiments.runtime.command import CommandParser
 
-MOST = 2  # questions side by side
+MAX_QUESTIONS = 2  # questions side by side
 
 
-def parser() -> Parser:
-    made = Parser("python -m experiments.attention_maps", description=__doc__.splitlines()[0])
+def make_maps_parser() -> CommandParser:
+    made = CommandParser("python -m experiments.attention_maps", description=__doc__.splitlines()[0])
     made.add_argument("run", type=Path, help="OUT/cells/CELL, OUT/finetune/KEY or a saved model's folder")
     made.add_argument("--image", type=Path, required=True, help="the picture")
     made.add_argument("--question", action="append", required=True, help="once or twice")
@@ -31,49 +31,55 @@ def parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit code."""
-    return run_guarded(lambda: run(parser().parse_args(arguments)), "write to another place with --out")
+    return run_guarded(
+        lambda: write_maps(make_maps_parser().parse_args(arguments)), "write to another place with --out"
+    )
 
 
-def run(given: argparse.Namespace) -> int:
+def write_maps(given: argparse.Namespace) -> int:
     """The command, with its exceptions."""
     from experiments.models import saved
 
-    if len(given.question) > MOST:
-        raise UsageError(f"{len(given.question)} questions; give at most {MOST}, they stand side by side")
+    if len(given.question) > MAX_QUESTIONS:
+        raise UsageError(
+            f"{len(given.question)} questions; give at most {MAX_QUESTIONS}, they stand side by side"
+        )
     if given.out.suffix.lower() != ".png":
         raise UsageError(f"--out {given.out}: must end in .png")
     picture = saved.open_picture(given.image)
-    model, processor = saved.load(given.run)
-    from experiments.inspection.attention import look
-    from experiments.inspection.attention_figure import draw
+    model, processor = saved.load_trained_model(given.run)
+    from experiments.inspection.attention import record_attention
+    from experiments.inspection.attention_figure import draw_attention
 
-    looks = [look(model, processor, picture, question) for question in given.question]
-    figure = draw(picture, looks, processor.tiling, given.heads)
+    looks = [record_attention(model, processor, picture, question) for question in given.question]
+    figure = draw_attention(picture, looks, processor.tiling, given.heads)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(given.out)
     sys.stdout.write(f"{given.out}\n")
     return 0
 
 
-def for_report(model, processor, samples: Sequence) -> list:
+def draw_report_maps(model, processor, samples: Sequence) -> list:
     """A matplotlib figure of each sample (`experiments.data.llava.Sample`) with a picture: its first question
     and the first of another family, side by side. UsageError where the model has nothing to show."""
     from experiments.data import llava
-    from experiments.inspection.attention import look
-    from experiments.inspection.attention_figure import draw
+    from experiments.inspection.attention import record_attention
+    from experiments.inspection.attention_figure import draw_attention
     from llm_adapters.conversation import IMAGE
 
     figures = []
     for sample in samples:
         if sample.images:
             picture = llava.open_image(sample)
-            asked = [sample.turns[i].question.replace(IMAGE, "").strip() for i in unlike(sample)]
-            looks = [look(model, processor, picture, question) for question in asked]
-            figures.append(draw(picture, looks, processor.tiling))
+            asked = [
+                sample.turns[i].question.replace(IMAGE, "").strip() for i in pick_unlike_questions(sample)
+            ]
+            looks = [record_attention(model, processor, picture, question) for question in asked]
+            figures.append(draw_attention(picture, looks, processor.tiling))
     return figures
 
 
-def unlike(sample) -> list[int]:
+def pick_unlike_questions(sample) -> list[int]:
     """The first question's number and that of the first in another family, without families the second."""
     families = sample.families or range(len(sample.turns))
     other = next((i for i, family in enumerate(families) if family != families[0]), None)

@@ -10,7 +10,7 @@ from functools import partial
 from compressors.errors import UsageError
 
 
-def parser() -> argparse.ArgumentParser:
+def build_bench_parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser("python -m experiments.bench", description=__doc__)
     made.formatter_class = argparse.RawDescriptionHelpFormatter
     made.add_argument("--batch", type=int, default=8, help="images (8)")
@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def by_loop(sap, features):
+def pool_by_loop(sap, features):
     """SAP as the released code computes it: window after window, the scorer called for each."""
     import torch
     from einops import rearrange
@@ -39,17 +39,17 @@ def by_loop(sap, features):
     return torch.stack(tokens, 1)
 
 
-def check(sap, features) -> None:
+def check_same_tokens(sap, features) -> None:
     """Both forms must give the same tokens, or their times mean nothing."""
     import torch
 
     tolerance = 1e-4 if features.dtype == torch.float32 else 0.1
     sap.eval()
-    torch.testing.assert_close(sap(features), by_loop(sap, features), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(sap(features), pool_by_loop(sap, features), rtol=tolerance, atol=tolerance)
     sap.train()
 
 
-def sap_rows(given: argparse.Namespace, train_tower: bool) -> list[tuple[str, ...]]:
+def measure_sap_rows(given: argparse.Namespace, train_tower: bool) -> list[tuple[str, ...]]:
     """Milliseconds of a training step, how many times the matrix product's, what autograd keeps."""
     import torch
 
@@ -60,20 +60,23 @@ def sap_rows(given: argparse.Namespace, train_tower: bool) -> list[tuple[str, ..
     sap = compressors.create("sap", dim=given.dim, rate=given.rate).to(**options)
     shape = given.batch, given.grid, given.grid, given.dim
     features = torch.randn(shape, **options, requires_grad=train_tower)
-    check(sap, features)
-    calls = {"matrix product": sap.scorer[0], "SAP": sap, "SAP, looped": partial(by_loop, sap)}
+    check_same_tokens(sap, features)
+    calls = {"matrix product": sap.scorer[0], "SAP": sap, "SAP, looped": partial(pool_by_loop, sap)}
     inputs = features, list(sap.parameters())
-    steps = {name: timing.training_step(call, *inputs) for name, call in calls.items()}
-    seconds, rows = timing.interleaved(steps, given.rounds), []
+    steps = {name: timing.make_training_step(call, *inputs) for name, call in calls.items()}
+    seconds, rows = timing.time_interleaved(steps, given.rounds), []
     for name, call in calls.items():
-        took, ratio = timing.spread(seconds[name]), timing.ratios(seconds[name], seconds["matrix product"])
+        took, ratio = (
+            timing.find_spread(seconds[name]),
+            timing.compare_rounds(seconds[name], seconds["matrix product"]),
+        )
         span = f"{took.low * 1e3:.1f} - {took.high * 1e3:.1f}"
-        kept = f"{timing.kept_bytes(call, *inputs) / 2**20:.1f}"
+        kept = f"{timing.count_kept_bytes(call, *inputs) / 2**20:.1f}"
         rows.append((name, f"{took.median * 1e3:.1f}", span, f"{ratio.median:.2f}", kept))
     return rows
 
 
-def table(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]):
+def make_numbers_table(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]):
     """A rich table, numbers to the right."""
     from rich.table import Table
 
@@ -85,7 +88,7 @@ def table(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]):
     return made
 
 
-def report(given: argparse.Namespace, show: Callable[[object], None]) -> None:
+def print_bench_tables(given: argparse.Namespace, show: Callable[[object], None]) -> None:
     """All tables."""
     import platform
 
@@ -102,21 +105,21 @@ def report(given: argparse.Namespace, show: Callable[[object], None]) -> None:
     sizes = f"{given.batch} x {given.grid}x{given.grid}x{given.dim}, rate {given.rate}, {given.dtype}"
     header = ("forward + backward", "ms", f"of {given.rounds}", "ratio", "MiB kept")
     for train_tower, words in ((False, "frozen"), (True, "trained")):
-        show(table(f"SAP, {sizes}, tower {words}", header, sap_rows(given, train_tower)))
+        show(make_numbers_table(f"SAP, {sizes}, tower {words}", header, measure_sap_rows(given, train_tower)))
 
 
 def main(argv: list[str] | None = None) -> None:
-    given = parser().parse_args(argv)
+    given = build_bench_parser().parse_args(argv)
     if given.quick:
         given.batch, given.grid, given.dim, given.rounds = 2, 9, 64, 3
     if given.rounds < 1:
-        parser().error(f"--rounds={given.rounds}: must be at least 1")
+        build_bench_parser().error(f"--rounds={given.rounds}: must be at least 1")
     from rich.console import Console
 
     try:
-        report(given, partial(Console().print, highlight=False))
+        print_bench_tables(given, partial(Console().print, highlight=False))
     except UsageError as error:
-        parser().error(str(error))
+        build_bench_parser().error(str(error))
 
 
 if __name__ == "__main__":

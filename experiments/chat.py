@@ -14,7 +14,7 @@ from compressors.errors import UsageError
 from compressors.registry import suggest
 from experiments.config.schema import Config
 
-HELP = """\
+CHAT_HELP = """\
 Usage: python -m experiments.chat IMAGE ["QUESTION"] [model=DIR] [max_new_tokens=128] [--help]
 
 Answers a question about a picture, as it is generated, then says how long the first token took (TTFT:
@@ -25,11 +25,11 @@ question a line until an empty one, each with the turns before it.
                        (the cell below runs that finished last)
   max_new_tokens=128   tokens of an answer at most
 """
-SETTINGS = {"model": None, "max_new_tokens": "128"}
-PROMPT = "> "
+CHAT_SETTINGS = {"model": None, "max_new_tokens": "128"}
+INPUT_PROMPT = "> "
 
 
-class Asked(NamedTuple):
+class ChatRequest(NamedTuple):
     """The command line."""
 
     image: Path
@@ -41,45 +41,45 @@ class Asked(NamedTuple):
 def main(arguments: Sequence[str] | None = None, given: TextIO | None = None) -> int:
     """The command; its exit code. `given`: where questions come from (standard input)."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    return run_guarded(lambda: run(words, given or sys.stdin), "name another folder with model=DIR")
+    return run_guarded(lambda: run_chat(words, given or sys.stdin), "name another folder with model=DIR")
 
 
-def run(arguments: list[str], given: TextIO) -> int:
+def run_chat(arguments: list[str], given: TextIO) -> int:
     """The command, with its exceptions."""
     if {"-h", "--help"} & set(arguments):
-        sys.stdout.write(HELP)
+        sys.stdout.write(CHAT_HELP)
         return 0
-    asked = read(arguments)
+    asked = read_chat_request(arguments)
     from experiments.models import saved
 
     if asked.model:
         saved.find(asked.model)  # before anything slow is imported
     picture = saved.open_picture(asked.image)
-    folder = asked.model or saved.newest(Path(Config().out))
+    folder = asked.model or saved.find_newest_cell(Path(Config().out))
     from experiments.inspection.conversation import Chat
 
-    chat = Chat(*saved.load(folder), picture, asked.max_new_tokens)
-    sys.stderr.write(f"{folder}: {told(chat)}\n")
+    chat = Chat(*saved.load_trained_model(folder), picture, asked.max_new_tokens)
+    sys.stderr.write(f"{folder}: {describe_chat_model(chat)}\n")
     if asked.question is not None:
-        answer(chat, asked.question)
+        stream_answer(chat, asked.question)
         return 0
-    for question in questions(given):
+    for question in read_question_lines(given):
         try:
-            answer(chat, question)
+            stream_answer(chat, question)
         except UsageError as error:  # of this question; the next may be fine
             report_error(str(error), 2)
     return 0
 
 
-def read(arguments: Sequence[str]) -> Asked:
+def read_chat_request(arguments: Sequence[str]) -> ChatRequest:
     """IMAGE, QUESTION and KEY=VALUE in any order."""
-    words, settings = [], dict(SETTINGS)
+    words, settings = [], dict(CHAT_SETTINGS)
     for word in arguments:
         key, equals, value = word.partition("=")
-        if equals and key in SETTINGS:
+        if equals and key in CHAT_SETTINGS:
             settings[key] = value
         elif word.startswith("--") or (re.fullmatch(r"\w+=\S+", word) and not Path(word).exists()):
-            raise UsageError(f"{word}: no setting of this command{suggest(key.lstrip('-'), SETTINGS)}")
+            raise UsageError(f"{word}: no setting of this command{suggest(key.lstrip('-'), CHAT_SETTINGS)}")
         else:
             words.append(word)
     if not 1 <= len(words) <= 2:
@@ -88,7 +88,7 @@ def read(arguments: Sequence[str]) -> Asked:
     limit = settings["max_new_tokens"]
     if not limit.isdecimal() or not int(limit):
         raise UsageError(f"max_new_tokens={limit}: expected a number of at least 1")
-    return Asked(
+    return ChatRequest(
         Path(words[0]),
         words[1] if words[1:] else None,
         Path(settings["model"]) if settings["model"] else None,
@@ -96,7 +96,7 @@ def read(arguments: Sequence[str]) -> Asked:
     )
 
 
-def told(chat) -> str:
+def describe_chat_model(chat) -> str:
     """What the model is, in words."""
     processor, config = chat.processor, chat.model.config
     if not processor.image_tokens:
@@ -106,11 +106,11 @@ def told(chat) -> str:
     return f"{config.compressor}{module}, {tokens} visual tokens, {processor.num_queries} query tokens a turn"
 
 
-def questions(given: TextIO) -> Iterator[str]:
+def read_question_lines(given: TextIO) -> Iterator[str]:
     """Lines up to an empty one; asked for at a terminal."""
     while True:
         if given.isatty():
-            sys.stderr.write(PROMPT)
+            sys.stderr.write(INPUT_PROMPT)
             sys.stderr.flush()
         line = given.readline().strip()
         if not line:
@@ -118,9 +118,9 @@ def questions(given: TextIO) -> Iterator[str]:
         yield line
 
 
-def answer(chat, question: str) -> None:
+def stream_answer(chat, question: str) -> None:
     """Stream an answer to standard output, its pace to standard error."""
-    pace = chat.ask(question, lambda text: (sys.stdout.write(text), sys.stdout.flush()))
+    pace = chat.ask_question(question, lambda text: (sys.stdout.write(text), sys.stdout.flush()))
     sys.stdout.write("\n")
     sys.stdout.flush()
     sys.stderr.write(f"[{pace}]\n")

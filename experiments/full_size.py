@@ -20,15 +20,17 @@ from transformers import AutoConfig, PreTrainedConfig
 from connectors.tiling import Tiling
 from experiments.config.schema import Config
 from experiments.models import build
-from experiments.models.random_model import make_batch, random_cells, random_model
-from experiments.stages.module import parts, set_trainable
+from experiments.models.random_model import build_random_model, make_random_batch, make_weightless_cells
+from experiments.stages.module import list_model_parts, set_trainable
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 
-Fact = tuple[str, bool]  # a line to print, and whether it is as it must be
+CheckedFact = tuple[str, bool]  # a line to print, and whether it is as it must be
 
-STAGES = ("pretrain", "finetune")
-NEW_TOKENS, STEPS = 4, 2
-TOLERANCE = 0.25  # of the logits' standard deviation: how far two ways to a bfloat16 logit may end apart
+TRAINED_STAGES = ("pretrain", "finetune")
+NEW_TOKENS, OPTIMISER_STEPS = 4, 2
+LOGIT_TOLERANCE = (
+    0.25  # of the logits' standard deviation: how far two ways to a bfloat16 logit may end apart
+)
 SMALL_LLM = {
     "vocab_size": 512,
     "hidden_size": 64,
@@ -46,14 +48,14 @@ SMALL_TOWER = {
 }
 
 
-def parser() -> argparse.ArgumentParser:
+def build_full_size_parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser("python -m experiments.full_size", description=__doc__)
     made.formatter_class = argparse.RawDescriptionHelpFormatter
     made.add_argument("--hd", action="store_true", help="the preset flashsloth_hd: five crops, tower trained")
     made.add_argument("--device", help="cpu or cuda (cuda where there is one)")
     made.add_argument(
         "--train",
-        choices=("both", "none", *STAGES),
+        choices=("both", "none", *TRAINED_STAGES),
         help="stages to train for two steps (both on a GPU, none on a CPU)",
     )
     made.add_argument("--quick", action="store_true", help="small sizes: to try the command")
@@ -61,14 +63,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 @contextmanager
-def cell(hd: bool, quick: bool) -> Iterator[Config]:
+def open_preset_config(hd: bool, quick: bool) -> Iterator[Config]:
     """The preset, its backbones of their published sizes or small ones."""
     overrides = [f"preset=flashsloth{'_hd' if hd else ''}", *(["embq.dim=64"] if quick else [])]
-    with random_cells(overrides, small() if quick else None) as (found,):
+    with make_weightless_cells(overrides, make_small_backbones() if quick else None) as (found,):
         yield found.config
 
 
-def small() -> dict[str, PreTrainedConfig]:
+def make_small_backbones() -> dict[str, PreTrainedConfig]:
     """Small backbones under the names of the preset's."""
     return {
         "microsoft/phi-2": AutoConfig.for_model("phi", tie_word_embeddings=False, **SMALL_LLM),
@@ -77,7 +79,9 @@ def small() -> dict[str, PreTrainedConfig]:
 
 
 @torch.inference_mode()
-def inference(model: FlashSlothForConditionalGeneration, batch: dict[str, Tensor]) -> Iterator[Fact]:
+def check_inference(
+    model: FlashSlothForConditionalGeneration, batch: dict[str, Tensor]
+) -> Iterator[CheckedFact]:
     """A prefill, the step after it with and without cache, a generation."""
     batch = {name: value for name, value in batch.items() if name != "labels"}
     ids, mask, changed = batch["input_ids"], batch["attention_mask"], []
@@ -105,33 +109,33 @@ def inference(model: FlashSlothForConditionalGeneration, batch: dict[str, Tensor
     apart = ((whole - step).abs().max() / whole.std()).item()
     said = whole.argmax().item(), step.argmax().item()
     # of near-ties either may win
-    near = bool(whole.max() - whole[0, said[1]] <= TOLERANCE * whole.std())
+    near = bool(whole.max() - whole[0, said[1]] <= LOGIT_TOLERANCE * whole.std())
     yield (
         (
             f"token after next: {said[0]} without cache, {said[1]} with it; logits at most {apart:.4f} "
             "standard deviations apart"
         ),
-        near and apart <= TOLERANCE,
+        near and apart <= LOGIT_TOLERANCE,
     )
     out = model.generate(**batch, do_sample=False, min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS)
     new = out[0, ids.shape[1] :].tolist()
     yield f"generated, greedily: {new}", len(new) == NEW_TOKENS and new[0] == token.item()
 
 
-def train(
+def check_training(
     model: FlashSlothForConditionalGeneration, config: Config, stage: str, batch: dict[str, Tensor]
-) -> Iterator[Fact]:
+) -> Iterator[CheckedFact]:
     """Two optimiser steps of a stage: loss and each trained part's gradient norm."""
     set_trainable(model, stage, config.tower.train)
     trained = {
         name: list(part.parameters())
-        for name, part in parts(model)
+        for name, part in list_model_parts(model)
         if any(p.requires_grad for p in part.parameters())
     }
     recipe = getattr(config, stage)
     weights = [p for group in trained.values() for p in group]
     optimizer = torch.optim.AdamW(weights, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
-    for number in range(1, STEPS + 1):
+    for number in range(1, OPTIMISER_STEPS + 1):
         loss = model(**batch, use_cache=False).loss
         loss.backward()
         norms = {
@@ -146,7 +150,7 @@ def train(
         yield f"{stage}, step {number}: loss {loss.item():.4f}; gradient norms: {told}", good
 
 
-def memory(device: torch.device) -> str:
+def describe_peak_memory(device: torch.device) -> str:
     """Peak memory of the process and of the GPU."""
     unit = 1 if sys.platform == "darwin" else 1024
     found = f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB"
@@ -155,30 +159,30 @@ def memory(device: torch.device) -> str:
     return found
 
 
-def run(given: argparse.Namespace) -> Iterator[Fact]:
+def check_full_size(given: argparse.Namespace) -> Iterator[CheckedFact]:
     """All facts in order."""
     device = torch.device(given.device or build.pick_device("auto"))
-    with cell(given.hd, given.quick) as config:
-        model, size = random_model(config, device)
-    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts(model)}
+    with open_preset_config(given.hd, given.quick) as config:
+        model, size = build_random_model(config, device)
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in list_model_parts(model)}
     for name, count in {**counts, "all": sum(counts.values())}.items():
         yield f"{name:15} {count:>13,} parameters", True
-    yield memory(device), True
-    yield from inference(model, make_batch(model, Tiling(config.tiles("test")).most_crops, size))
-    yield memory(device), True
+    yield describe_peak_memory(device), True
+    yield from check_inference(model, make_random_batch(model, Tiling(config.tiles("test")).most_crops, size))
+    yield describe_peak_memory(device), True
     chosen = given.train or ("both" if device.type == "cuda" else "none")
     for stage, role in (("pretrain", "pretrain"), ("finetune", "train")):
         if chosen in ("both", stage):
-            batch = make_batch(model, Tiling(config.tiles(role)).most_crops, size)
-            yield from train(model, config, stage, batch)
-            yield memory(device), True
+            batch = make_random_batch(model, Tiling(config.tiles(role)).most_crops, size)
+            yield from check_training(model, config, stage, batch)
+            yield describe_peak_memory(device), True
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line: 0, or 1 when something is not as it must be."""
-    build.quiet()
+    build.silence_libraries()
     failures = 0
-    for fact, holds in run(parser().parse_args(arguments)):
+    for fact, holds in check_full_size(build_full_size_parser().parse_args(arguments)):
         sys.stdout.write(fact + ("\n" if holds else "   <- WRONG\n"))
         sys.stdout.flush()
         failures += not holds

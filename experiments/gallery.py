@@ -14,12 +14,12 @@ from pathlib import Path
 
 from compressors.command_line import run_guarded
 from experiments.config import signatures
-from experiments.runtime.command import Parser
+from experiments.runtime.command import CommandParser
 
-SPLIT, SCENE = "test", 6
-COLOURS = 256  # of a PNG
-QUESTION = 8  # tokens, for a compressor that reads one
-HEAD = """\
+SCENE_SPLIT, SCENE_NUMBER = "test", 6
+PNG_COLOURS = 256  # of a PNG
+QUESTION_TOKENS = 8  # tokens, for a compressor that reads one
+GALLERY_HEAD = """\
 # Where the tokens come from
 
 Every compressor of the registry over one scene of PictureVQA, at the preset `tiny`: 12x12 patches in, 16
@@ -41,73 +41,79 @@ patch was chosen, only what became of it, or what the patch itself saw of the pi
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit code."""
-    made = Parser("python -m experiments.gallery", description=__doc__.splitlines()[0])
+    made = CommandParser("python -m experiments.gallery", description=__doc__.splitlines()[0])
     made.add_argument("names", nargs="*", metavar="NAME", help="compressors (all)")
     made.add_argument("--to", type=Path, default=Path("gallery"), help="folder to write to (gallery)")
-    return run_guarded(lambda: run(made.parse_args(arguments)), "write to another place with --to")
+    return run_guarded(lambda: write_gallery(made.parse_args(arguments)), "write to another place with --to")
 
 
-def run(given: argparse.Namespace) -> int:
+def write_gallery(given: argparse.Namespace) -> int:
     """The command, with its exceptions."""
     known = signatures.compressors()
     names = [known.require(name) for name in given.names] or known.names()
     from compressors.listing import facts  # torch: not for a typo
-    from experiments.models.build import quiet
+    from experiments.models.build import silence_libraries
 
-    quiet()
+    silence_libraries()
     given.to.mkdir(parents=True, exist_ok=True)
-    picture = scene()
-    small(picture).save(given.to / "picture.png", optimize=True)
-    page = [HEAD]
+    picture = draw_gallery_scene()
+    reduce_colours(picture).save(given.to / "picture.png", optimize=True)
+    page = [GALLERY_HEAD]
     for name in names:
         path = given.to / f"{name}.png"
-        sheet(name, picture, path)
-        page.append(section(facts(name)))
+        write_token_sheet(name, picture, path)
+        page.append(format_gallery_section(facts(name)))
         sys.stdout.write(f"{path}\n")
     (given.to / "README.md").write_text("\n".join(page), encoding="utf-8")
     return 0
 
 
-def scene():
+def draw_gallery_scene():
     """One picture of PictureVQA, as every data set of seed 0 has it."""
     from experiments.picture_vqa import dataset
     from experiments.picture_vqa.drawing import draw
 
-    return draw(dataset.scene_of(SPLIT, SCENE)[0])
+    return draw(dataset.scene_of(SCENE_SPLIT, SCENE_NUMBER)[0])
 
 
-def sheet(name: str, picture, path: Path) -> None:
+def write_token_sheet(name: str, picture, path: Path) -> None:
     """The picture of one compressor, random weights of seed 0."""
     import torch
     from PIL import Image
 
     from experiments.config.cells import make_cells
-    from experiments.inspection.origins_figure import draw
-    from experiments.inspection.token_origins import origins
-    from experiments.models.build import build
+    from experiments.inspection.origins_figure import draw_origins
+    from experiments.inspection.token_origins import estimate_origins
+    from experiments.models.build import build_model
 
-    model, processor = build(make_cells({"compressor": [name]})[0].config)
+    model, processor = build_model(make_cells({"compressor": [name]})[0].config)
     part = model.compressor.eval()
     with torch.no_grad():
         features = model.get_image_features(processor.pixels([picture]).unsqueeze(0))[0]
-    text = (torch.randn(1, QUESTION, model.get_input_embeddings().embedding_dim),) if part.needs_text else ()
+    text = (
+        (torch.randn(1, QUESTION_TOKENS, model.get_input_embeddings().embedding_dim),)
+        if part.needs_text
+        else ()
+    )
     with torch.no_grad():
         weights = part.attention(features, *text)
     if part.image_rate > 1:  # what the tower sees
         seen = picture.resize([side // part.image_rate for side in picture.size], Image.Resampling.BICUBIC)
         picture = seen.resize(picture.size, Image.Resampling.NEAREST)
-    figure = draw(picture, origins(part, features, *text), None if weights is None else weights[0])
+    figure = draw_origins(
+        picture, estimate_origins(part, features, *text), None if weights is None else weights[0]
+    )
     figure.savefig(path)
     with Image.open(path) as drawn:
-        small(drawn).save(path, optimize=True)
+        reduce_colours(drawn).save(path, optimize=True)
 
 
-def small(picture):
+def reduce_colours(picture):
     """A picture of few colours."""
-    return picture.convert("RGB").quantize(COLOURS)
+    return picture.convert("RGB").quantize(PNG_COLOURS)
 
 
-def section(found) -> str:
+def format_gallery_section(found) -> str:
     """A compressor's part of the page, from its `Facts`."""
     words = [found.title, found.summary]
     if found.learned != "-":

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 import compressors
@@ -12,6 +13,9 @@ from compressors.base import registry
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+# the pages of the house; those below results are written by commands
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES += [page for page in ROOT.glob("[a-z]*/**/*.md") if "results" not in page.parts]
 
 
 def run(*command: str) -> str:
@@ -29,7 +33,13 @@ def test_folders_import_only_from_the_floors_below():
 
 
 def test_style():
+    run(beside_python("ruff"), "format", "--check", "--no-cache", ".")
     run(beside_python("ruff"), "check", "--no-cache", ".")
+
+
+@pytest.mark.slow
+def test_types(tmp_path):
+    run(beside_python("mypy"), "--cache-dir", str(tmp_path))
 
 
 def test_two_commands_do_everything():
@@ -51,6 +61,7 @@ def test_the_compressor_of_the_readme_works():
         del registry._classes["max_pool"]
 
 
-def test_pictures_and_files_of_the_readme_exist():
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+def test_links_of_the_pages_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page}: {target}"

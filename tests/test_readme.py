@@ -1,4 +1,4 @@
-"""The README's example of compressors alone runs where transformers and the rest are not to be had."""
+"""The example of compressors alone runs where transformers and the rest are not to be had."""
 
 import re
 import subprocess
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "compressors" / "README.md").read_text()
 BLOCKED = (
     "transformers",
     "lightning",
@@ -28,7 +28,7 @@ print(tuple(tokens.shape), still)
 
 def test_compressors_alone():
     """A step of training reaches the ViT, the compressor and the projector. SAP's last bias has no effect."""
-    code = re.search(r"```python\n(import torch\n.*?)```", README, re.S).group(1)
+    code = re.search(r"```python\n(import torch\n.*?)```", PAGE, re.S).group(1)
     command = [sys.executable, "-c", BEFORE + code + CHECK]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

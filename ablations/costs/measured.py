@@ -66,28 +66,28 @@ def measure(configs: Sequence[Config], told: Reporter) -> dict[str, Any]:
         rounds=ROUNDS,
         static=False,
     )
-    where = machine.settings(given)
+    where = machine.settle_machine(given)
     known = {key_of(config): config for config in configs}
     subjects = [made(key, config) for key, config in known.items() if key is not None]
     collect.give_weights(subjects, given)
     cases = {
-        each.label: measuring.Case(
-            each, collect.pictures((each.size, each.size), 1, 1), prefill.TEXT, given.tokens
+        each.label: measuring.BenchmarkCase(
+            each, collect.make_noise_pictures((each.size, each.size), 1, 1), prefill.TEXT, given.tokens
         )
         for each in subjects
     }
-    told.stage("measuring")
-    told.steps(measuring.steps(len(cases), ROUNDS))
-    found = measuring.measure(cases, ROUNDS, told.advance)
+    told.begin_stage("measuring")
+    told.announce_steps(measuring.count_measuring_steps(len(cases), ROUNDS))
+    found = measuring.measure_cases(cases, ROUNDS, told.advance_steps)
     where["attention"] = ", ".join(sorted({each.attention for each in subjects}))
     return {"where": where, "rows": {key: columns(each) for key, each in found.items()}}
 
 
 def made(key: str, config: Config):
     """A cell's model without weights. A pruner that a calibration would fit drops as its budget says."""
-    from experiments.efficiency.table1 import cell_on_meta
+    from experiments.efficiency.table1 import build_cell_subject
 
-    subject = cell_on_meta(key, config)
+    subject = build_cell_subject(key, config)
     pruner = subject.model.pruner
     if pruner is not None and pruner.samples:
         knobs = {**config.knobs(config.prune), "recipe": pruner.known_shares()}

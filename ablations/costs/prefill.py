@@ -12,8 +12,8 @@ from pathlib import Path
 
 from compressors.errors import UsageError
 from experiments.config import signatures, tables
-from experiments.config.cells import blind_cells
-from experiments.config.scaling import model_config
+from experiments.config.cells import make_blind_cells
+from experiments.config.scaling import read_model_config
 from experiments.config.schema import Config
 from experiments.runtime.files import write_atomic
 from experiments.store import keys
@@ -39,12 +39,12 @@ def shape(config: Config) -> str:
         parts[config.prune] = signatures.pruners().settled(config.prune, config.knobs(config.prune))
     sources = {"tower.source": config.tower.source, "llm.source": config.llm.source}
     models = [
-        {key: value for key, value in model_config(*each).items() if key not in UNREAD}
+        {key: value for key, value in read_model_config(*each).items() if key not in UNREAD}
         for each in sources.items()
     ]
     sizes = config.tower.select_layer, asdict(config.image), TEXT, VERSION
     scale = [config.evaluate.scale] if config.evaluate.scale and not config.blind else []
-    return keys.digest_of([config.compressor, parts, models, sizes, *scale])[:16]
+    return keys.digest_value([config.compressor, parts, models, sizes, *scale])[:16]
 
 
 def counts(configs: Sequence[Config], kept: Path) -> list[int | None]:
@@ -83,18 +83,22 @@ def read(kept: Path) -> dict[str, int]:
 def count(config: Config) -> int:
     """FLOPs of one image, `TEXT` text tokens and one turn's queries; a multiply-add is two. UsageError where
     only a run tells how many visual tokens go on."""
-    from experiments.efficiency.counting import cell_prefill
-    from experiments.efficiency.table1 import cell_on_meta
-    from experiments.models.build import quiet
+    from experiments.efficiency.counting import count_cell_prefill_flops
+    from experiments.efficiency.table1 import build_cell_subject
+    from experiments.models.build import silence_libraries
 
-    quiet()
-    return sum(cell_prefill(cell_on_meta("", config), TEXT).values())
+    silence_libraries()
+    return sum(count_cell_prefill_flops(build_cell_subject("", config), TEXT).values())
 
 
 def main() -> None:
     """Count all rows of the project's tables at `tiny` anew."""
-    rows = [row for table in tables.load_all([tables.ALL, *tables.others()], {}) for row in table.rows]
-    configs = [cell.config for row in rows for cell in (*row.cells, *blind_cells(list(row.cells)))]
+    rows = [
+        row
+        for table in tables.load_table_files([tables.ALL_TABLES, *tables.list_project_tables()], {})
+        for row in table.rows
+    ]
+    configs = [cell.config for row in rows for cell in (*row.cells, *make_blind_cells(list(row.cells)))]
     write(SHIPPED, {shape(config): count(config) for config in {shape(c): c for c in configs}.values()})
 
 

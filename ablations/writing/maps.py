@@ -36,7 +36,7 @@ def add(
     there = (
         pair
         for pair in able
-        if pair[1].inputs["finetune"].key in drawn or store.path(pair[1].inputs["finetune"]).is_dir()
+        if pair[1].inputs["finetune"].key in drawn or store.locate_result(pair[1].inputs["finetune"]).is_dir()
     )
     chosen = next(there, able[0] if able else None)
     if chosen is None:
@@ -68,13 +68,17 @@ def draw(stage: Stage, store: Store) -> tuple[list[bytes], list[str]]:
     from experiments.data import roles
     from experiments.models import saved
 
-    inputs: Mapping[str, Path] = {kind: store.path(each) for kind, each in stage.inputs.items()}
-    model, processor = saved.load(inputs["finetune"])
+    inputs: Mapping[str, Path] = {kind: store.locate_result(each) for kind, each in stage.inputs.items()}
+    model, processor = saved.load_trained_model(inputs["finetune"])
     shown = [
-        sample for sample in roles.load(stage.config, inputs, "test", check_images=False) if sample.images
+        sample
+        for sample in roles.load_role_samples(stage.config, inputs, "test", check_images=False)
+        if sample.images
     ]
-    scenes = ([each for each in shown if len(attention_maps.unlike(each)) > 1] or shown)[:SCENES]
-    figures = attention_maps.for_report(model, processor, scenes)
+    scenes = ([each for each in shown if len(attention_maps.pick_unlike_questions(each)) > 1] or shown)[
+        :SCENES
+    ]
+    figures = attention_maps.draw_report_maps(model, processor, scenes)
     return [png(figure) for figure in figures], [scene.id for scene in scenes]
 
 

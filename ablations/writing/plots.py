@@ -13,7 +13,7 @@ from ablations.claims.statistics import seed_interval
 from ablations.claims.verdicts import FAILS, HOLDS, Verdict, judge
 from ablations.outcomes import Row, Table
 from experiments.figures import labels
-from experiments.figures.style import BLUE, GREY, ORANGE, bare, literal, svg
+from experiments.figures.style import BLUE, GREY, ORANGE, escape_dollars, render_svg, strip_axes
 
 COLOURS = {HOLDS: "#0a7d32", FAILS: "#b3261e"}
 CROWD = 24  # rows of which not all can have a name in a plot
@@ -82,7 +82,7 @@ def pareto(table: Table) -> str | None:
     axes.set_xticks(shown, [f"{t:.0f}" for t in shown])
     axes.set_xticks([], minor=True)
     axes.set_xlim(tokens.min() / 1.15, tokens.max() * 1.6)
-    labels.put(
+    labels.annotate_points(
         axes,
         [row.label for row in rows],
         tokens,
@@ -92,12 +92,12 @@ def pareto(table: Table) -> str | None:
     )
     axes.set_xlabel("visual tokens of an image + query tokens", fontsize=9)
     axes.set_ylabel("accuracy in %", fontsize=9)
-    axes.set_title(literal(f"{table.heading}: accuracy against tokens"), fontsize=10, loc="left")
+    axes.set_title(escape_dollars(f"{table.heading}: accuracy against tokens"), fontsize=10, loc="left")
     axes.legend(
         fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2
     )
-    bare(axes, "y")
-    return svg(figure)
+    strip_axes(axes, "y")
+    return render_svg(figure)
 
 
 def named(tokens: np.ndarray, means: np.ndarray, best: Sequence[int]) -> list[int]:
@@ -135,7 +135,7 @@ def forest(title: str, verdicts: Sequence[tuple[str, Verdict]]) -> str | None:
         ],
     )
     figure.supxlabel("percentage points from the claim's limit; to the right it holds", fontsize=9)
-    return svg(figure)
+    return render_svg(figure)
 
 
 def intervals(
@@ -155,10 +155,10 @@ def intervals(
         axes.plot(
             estimate, y, "o", color=colour, markersize=5, markerfacecolor="white" if y in hollow else colour
         )
-    axes.set_yticks(range(len(rows)), map(literal, names))
+    axes.set_yticks(range(len(rows)), map(escape_dollars, names))
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_title(literal(title), fontsize=10, loc="left")
-    bare(axes, "x")
+    axes.set_title(escape_dollars(title), fontsize=10, loc="left")
+    strip_axes(axes, "x")
     return figure, axes
 
 
@@ -191,14 +191,14 @@ def families(table: Table) -> str | None:
         )
         chance = 100 * table.chance["families"].get(family, math.nan)
         axes.axvline(chance, color="#333", linewidth=0.9, linestyle=":")
-        axes.set_title(literal(family), fontsize=9)
+        axes.set_title(escape_dollars(family), fontsize=9)
         axes.set_xlim(0, 100)
         axes.set_xticks([0, 50, 100])
-        bare(axes, "x")
-    panels[0].set_yticks(places, [literal(row.label) for row in rows])
+        strip_axes(axes, "x")
+    panels[0].set_yticks(places, [escape_dollars(row.label) for row in rows])
     panels[0].set_ylim(len(rows) - 0.4, -0.6)
     figure.supxlabel("accuracy in %; dotted: chance", fontsize=9)
-    return svg(figure)
+    return render_svg(figure)
 
 
 def gains(table: Table) -> list[Verdict]:
@@ -235,4 +235,4 @@ def gain(table: Table) -> str | None:
         "open: one seed, an interval over questions alone",
         fontsize=9,
     )
-    return svg(figure)
+    return render_svg(figure)

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from ablations.claims.statistics import seed_interval
 from ablations.outcomes import Row, Table
 from ablations.writing.plots import LINE, crowded, seen
-from experiments.figures.style import BLUE, GREY, ORANGE, bare, literal, svg
+from experiments.figures.style import BLUE, GREY, ORANGE, escape_dollars, render_svg, strip_axes
 
 NAMES = {BLUE: "without query tokens", ORANGE: "with", GREY: "no image"}
 APART = 0.3  # lines between a row without and one with the query module
@@ -42,10 +42,10 @@ def ranking(table: Table) -> str | None:
     for place, rows in enumerate(found.values()):
         for row in rows:
             point(axes, table, row, place)
-    axes.set_yticks(range(len(found)), map(literal, found))
+    axes.set_yticks(range(len(found)), map(escape_dollars, found))
     axes.set_ylim(len(found) - 0.5, -0.5)
     axes.set_xlabel("accuracy in %; bars: 95 % t-interval over seeds; open: one seed", fontsize=9)
-    axes.set_title(literal(f"{table.heading}: accuracy by compressor"), fontsize=10, loc="left")
+    axes.set_title(escape_dollars(f"{table.heading}: accuracy by compressor"), fontsize=10, loc="left")
     used = {kind(row) for rows in found.values() for row in rows}
     handles = [
         Line2D([], [], color=colour, marker="o", linestyle="", markersize=5, label=word)
@@ -61,8 +61,8 @@ def ranking(table: Table) -> str | None:
         ncols=3,
         borderaxespad=0.2,
     )
-    bare(axes, "x")
-    return svg(figure)
+    strip_axes(axes, "x")
+    return render_svg(figure)
 
 
 def kind(row: Row) -> str:

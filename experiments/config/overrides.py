@@ -19,7 +19,7 @@ from experiments.config.schema import Config
 WHOLE_NUMBER = re.compile(r"[+-]?\d+[eE]\+?\d+")  # 1e3: YAML calls it a float
 
 
-def take_one(axes: dict[str, list[str]], key: str, default: str | None = None) -> str | None:
+def take_single_value(axes: dict[str, list[str]], key: str, default: str | None = None) -> str | None:
     """The value of a key that takes one, removed from the axes; `default` where it is not given."""
     values = axes.pop(key, [default])
     if len(values) > 1:
@@ -27,12 +27,12 @@ def take_one(axes: dict[str, list[str]], key: str, default: str | None = None) -
     return values[0]
 
 
-def combinations(axes: dict[str, list[str]]) -> list[dict[str, str]]:
+def combine_axes(axes: dict[str, list[str]]) -> list[dict[str, str]]:
     """The product of all alternatives; the last key varies fastest."""
     return [dict(zip(axes, values)) for values in product(*axes.values())]
 
 
-def value_of(text: str, where: str) -> object:
+def parse_value(text: str, where: str) -> object:
     """A number, word, list or mapping as YAML reads it; 1e3 is a whole number."""
     if WHOLE_NUMBER.fullmatch(text):
         return int(float(text))
@@ -44,18 +44,18 @@ def value_of(text: str, where: str) -> object:
         raise UsageError(f"{where}={text}: not a value: {str(error).splitlines()[0]}") from error
 
 
-def setting_of(path: str, text: str) -> object:
+def parse_setting(path: str, text: str) -> object:
     """`text` as the type of the setting `path`: words stay as they are, a single file is a list of one."""
     hint = collect_settings(Config)[path].hint
     words = text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
     if hint is str or (hint == str | None and text != "null"):
-        return checked(path, words)
+        return conform_setting(path, words)
     if hint == list[str] and not text.startswith("["):
-        return checked(path, [words])
-    return checked(path, value_of(text, path))
+        return conform_setting(path, [words])
+    return conform_setting(path, parse_value(text, path))
 
 
-def checked(path: str, value: object) -> object:
+def conform_setting(path: str, value: object) -> object:
     """`value` as the type of the setting `path` and within its bounds, or a UsageError."""
     hint = collect_settings(Config)[path].hint
     if hint == list[str]:
@@ -67,7 +67,7 @@ def checked(path: str, value: object) -> object:
     return value
 
 
-def locate(path: str) -> bool:
+def locate_setting(path: str) -> bool:
     """True: `path` is a setting; False: a part's knob, PART.KNOB. Else a UsageError with the closest name."""
     if path in collect_settings(Config):
         return True

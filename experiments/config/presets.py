@@ -17,10 +17,10 @@ from yaml import YAMLError
 from compressors.errors import UsageError
 from compressors.registry import suggest
 from experiments.config import signatures
-from experiments.config.overrides import checked, locate
+from experiments.config.overrides import conform_setting, locate_setting
 from experiments.config.schema import Config
 
-PRESETS = Path(__file__).parents[1] / "presets"
+PRESET_FOLDER = Path(__file__).parents[1] / "presets"
 
 
 class Preset(NamedTuple):
@@ -31,8 +31,8 @@ class Preset(NamedTuple):
     wants: dict[str, dict[str, Any]]
 
 
-def preset_names() -> list[str]:
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+def list_presets() -> list[str]:
+    return sorted(path.stem for path in PRESET_FOLDER.glob("*.yaml"))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -49,27 +49,29 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 @cache
-def preset(name: str, above: tuple[str, ...] = ()) -> Preset:
+def load_preset(name: str, above: tuple[str, ...] = ()) -> Preset:
     """A preset by name or path, or a UsageError that names the file."""
     is_file = name.endswith((".yaml", ".yml"))
-    path = Path(name) if is_file else PRESETS / f"{name}.yaml"
-    if not is_file and name not in preset_names():
-        known = suggest(name, preset_names())
+    path = Path(name) if is_file else PRESET_FOLDER / f"{name}.yaml"
+    if not is_file and name not in list_presets():
+        known = suggest(name, list_presets())
         raise UsageError(f"unknown preset '{name}'{known}, or a path that ends in .yaml")
     if name in above:
         raise UsageError(f"{path}: presets start from each other in a circle: {' -> '.join((*above, name))}")
     content = read_yaml(path)
     base = content.pop("preset", None)
     wanted = content.pop("wants", {})
-    config, knobs, wants = copy.deepcopy(preset(base, (*above, name)) if base else Preset(Config(), {}, {}))
+    config, knobs, wants = copy.deepcopy(
+        load_preset(base, (*above, name)) if base else Preset(Config(), {}, {})
+    )
     try:
-        for key, value in flat(content):
-            if locate(key):
-                assign(config, key, checked(key, value))
+        for key, value in flatten_mapping(content):
+            if locate_setting(key):
+                assign_setting(config, key, conform_setting(key, value))
             else:
                 part, knob = key.split(".", 1)
                 knobs.setdefault(part, {})[knob] = check_knob(part, knob, value)
-        for compressor, settings in wanted_by(wanted).items():
+        for compressor, settings in check_wants(wanted).items():
             wants.setdefault(compressor, {}).update(settings)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
@@ -77,7 +79,7 @@ def preset(name: str, above: tuple[str, ...] = ()) -> Preset:
     return Preset(config, knobs, wants)
 
 
-def wanted_by(content: object) -> dict[str, dict[str, Any]]:
+def check_wants(content: object) -> dict[str, dict[str, Any]]:
     """A preset's `wants`, checked: settings of sections by compressor, no knobs, which are under their part's
     name."""
     if not isinstance(content, Mapping) or not all(isinstance(each, Mapping) for each in content.values()):
@@ -85,27 +87,27 @@ def wanted_by(content: object) -> dict[str, dict[str, Any]]:
     found = {}
     for compressor, settings in content.items():
         signatures.compressors().require(str(compressor))
-        told = dict(flat(settings))
-        other = next((key for key in told if not locate(key) or "." not in key), None)
+        told = dict(flatten_mapping(settings))
+        other = next((key for key in told if not locate_setting(key) or "." not in key), None)
         if other is not None:
             raise UsageError(
                 f"wants.{compressor}: '{other}' cannot be here; settings of a section can, such "
                 "as pretrain.lr"
             )
-        found[str(compressor)] = {key: checked(key, value) for key, value in told.items()}
+        found[str(compressor)] = {key: conform_setting(key, value) for key, value in told.items()}
     return found
 
 
-def flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten_mapping(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted path and value of everything in a nested mapping."""
     for key, value in content.items():
         if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.")
+            yield from flatten_mapping(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
-def assign(config: Config, path: str, value: object) -> None:
+def assign_setting(config: Config, path: str, value: object) -> None:
     """Set a dotted path."""
     *sections, name = path.split(".")
     for section in sections:

@@ -11,12 +11,12 @@ from compressors.command_line import setting
 from compressors.errors import UsageError
 from experiments.config import sources
 
-ASSETS = Path(__file__).parents[1] / "assets"
-BLIND = "none"
+ASSET_FOLDER = Path(__file__).parents[1] / "assets"
+BLIND_COMPRESSOR = "none"
 
 
 @dataclass
-class Tower:
+class TowerSettings:
     """Vision tower."""
 
     source: str = setting("asset:tiny/tower", "asset: or cache:NAME, folder, hub id, open_clip:NAME[:TAG]")
@@ -26,14 +26,14 @@ class Tower:
 
 
 @dataclass
-class LLM:
+class LLMSettings:
     """Language model."""
 
     source: str = setting("asset:tiny/llm", "asset: or cache:NAME, folder, hub id")
 
 
 @dataclass
-class Prompt:
+class PromptSettings:
     """The words around a conversation's turns."""
 
     system: str = setting("", "before everything")
@@ -43,7 +43,7 @@ class Prompt:
 
 
 @dataclass
-class Image:
+class ImageSettings:
     """What the tower sees."""
 
     size: int | None = setting(None, "pixels; null: the tower's own", low=1)
@@ -56,7 +56,7 @@ class Image:
 
 
 @dataclass
-class Data:
+class DataSettings:
     """Training and test data: splits of an embedded data set, or LLaVA-format JSON files."""
 
     dataset: str | None = setting(
@@ -73,7 +73,7 @@ class Data:
 
 
 @dataclass
-class Optimisation:
+class OptimisationSettings:
     """One training stage: AdamW."""
 
     lr: float = setting(1e-3, "peak learning rate", above=0)
@@ -89,7 +89,7 @@ class Optimisation:
 
 
 @dataclass
-class LoRA:
+class LoRASettings:
     """Stage 2 tunes low-rank adapters of the LLM (needs peft), and compressor and query module in full."""
 
     rank: int = setting(0, "0: none, the whole LLM is tuned", low=0)
@@ -99,7 +99,7 @@ class LoRA:
 
 
 @dataclass
-class Evaluation:
+class EvaluationSettings:
     """Greedy answers to the test questions."""
 
     batch_size: int = setting(64, "questions at once", low=1)
@@ -109,7 +109,7 @@ class Evaluation:
 
 
 @dataclass
-class Trainer:
+class TrainerSettings:
     """Lightning."""
 
     accelerator: str = setting(
@@ -142,16 +142,16 @@ class Config:
     prune: str | None = setting(None, "NAME of what drops visual tokens in the LLM, in evaluation only")
     seed: int = setting(0, "of everything random in training", low=0)
     out: str = setting("runs", "output directory")
-    tower: Tower = field(default_factory=Tower)
-    llm: LLM = field(default_factory=LLM)
-    prompt: Prompt = field(default_factory=Prompt)
-    image: Image = field(default_factory=Image)
-    data: Data = field(default_factory=Data)
-    pretrain: Optimisation = field(default_factory=Optimisation)
-    finetune: Optimisation = field(default_factory=Optimisation)
-    lora: LoRA = field(default_factory=LoRA)
-    evaluate: Evaluation = field(default_factory=Evaluation)
-    trainer: Trainer = field(default_factory=Trainer)
+    tower: TowerSettings = field(default_factory=TowerSettings)
+    llm: LLMSettings = field(default_factory=LLMSettings)
+    prompt: PromptSettings = field(default_factory=PromptSettings)
+    image: ImageSettings = field(default_factory=ImageSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    pretrain: OptimisationSettings = field(default_factory=OptimisationSettings)
+    finetune: OptimisationSettings = field(default_factory=OptimisationSettings)
+    lora: LoRASettings = field(default_factory=LoRASettings)
+    evaluate: EvaluationSettings = field(default_factory=EvaluationSettings)
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
     parts: dict[str, Any] = field(default_factory=dict)  # knobs of the parts that it uses, by part
 
     @property
@@ -165,7 +165,7 @@ class Config:
     @property
     def blind(self) -> bool:
         """No image, no vision parts: what the text alone tells."""
-        return self.compressor_name == BLIND
+        return self.compressor_name == BLIND_COMPRESSOR
 
     @property
     def projector_name(self) -> str:
@@ -184,12 +184,14 @@ class Config:
 def resolve_source(source: str) -> str:
     """A tower or LLM source as `from_pretrained` takes it: `asset:` becomes a folder inside this package,
     `cache:` one in the user's cache directory."""
-    if source.startswith(sources.SCHEME):
-        return str(sources.resolve(source))
+    if source.startswith(sources.CACHE_SCHEME):
+        return str(sources.resolve_cached_source(source))
     if not source.startswith("asset:"):
         return source
-    folder = ASSETS / source.removeprefix("asset:")
+    folder = ASSET_FOLDER / source.removeprefix("asset:")
     if not folder.is_dir():
-        there = sorted(f"asset:{p.parent.relative_to(ASSETS)}" for p in ASSETS.rglob("config.json"))
+        there = sorted(
+            f"asset:{p.parent.relative_to(ASSET_FOLDER)}" for p in ASSET_FOLDER.rglob("config.json")
+        )
         raise UsageError(f"{source}: no such asset; there are: {', '.join(there) or 'none'}")
     return str(folder)

@@ -21,15 +21,15 @@ from typing import Any
 from compressors.command_line import parse_settings
 from compressors.errors import UsageError
 from compressors.registry import suggest
-from experiments.config.cells import Cell, labelled, refuse
+from experiments.config.cells import Cell, make_labelled_cells, refuse_unused_knobs
 from experiments.config.presets import read_yaml
-from experiments.config.scaling import scaled_values
+from experiments.config.scaling import scale_overrides
 from experiments.config.schema import Config
 
-ALL = "all"
-TOP, BLOCK = {"title", "blocks", "rows", "claims", "name"}, {"title", "rows"}
-ROW = {"label", "overrides", "scaled", "ours"}
-SHAPE = "expected rows: [{label: ..., overrides: [KEY=VALUE, ...]}, ...]"
+ALL_TABLES = "all"
+TABLE_KEYS, BLOCK_KEYS = {"title", "blocks", "rows", "claims", "name"}, {"title", "rows"}
+ROW_KEYS = {"label", "overrides", "scaled", "ours"}
+ROWS_FORMAT = "expected rows: [{label: ..., overrides: [KEY=VALUE, ...]}, ...]"
 
 Axes = Mapping[str, list[str]]
 
@@ -59,76 +59,82 @@ class TableFile:
         return f"Table {self.name}" if self.path.stem == f"table{self.name}" else self.name
 
 
-def folder() -> Path:
+def find_table_folder() -> Path:
     """Where the tables of the project lie; nothing is imported."""
     return Path(find_spec("ablations").submodule_search_locations[0], "tables")
 
 
-def names() -> list[str]:
+def list_paper_tables() -> list[str]:
     """The paper's tables, which `all` stands for."""
-    return sorted(path.stem.removeprefix("table") for path in folder().glob("table*.yaml"))
+    return sorted(path.stem.removeprefix("table") for path in find_table_folder().glob("table*.yaml"))
 
 
-def others() -> list[str]:
+def list_project_tables() -> list[str]:
     """The project's own tables: YAML files with rows that have a name of their own."""
     return sorted(
         path.stem
-        for path in folder().glob("*.yaml")
+        for path in find_table_folder().glob("*.yaml")
         if not path.stem.startswith("table")
         and re.search("^(rows|blocks):", path.read_text(encoding="utf-8"), re.M)
     )
 
 
-def find(name: str) -> Path:
+def find_table(name: str) -> Path:
     """The file of a table's name, or a path that ends in .yaml."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else folder() / f"table{name}.yaml"
-    if not path.is_file() and name in others():
-        return folder() / f"{name}.yaml"
+    path = Path(name) if name.endswith((".yaml", ".yml")) else find_table_folder() / f"table{name}.yaml"
+    if not path.is_file() and name in list_project_tables():
+        return find_table_folder() / f"{name}.yaml"
     if not path.is_file():
-        there = ", ".join([*names(), *others(), ALL]) if names() else "none yet"
+        there = (
+            ", ".join([*list_paper_tables(), *list_project_tables(), ALL_TABLES])
+            if list_paper_tables()
+            else "none yet"
+        )
         raise UsageError(f"table={name}: no {path}; there are: {there}; or a path that ends in .yaml")
     return path
 
 
-def expanded(wanted: Sequence[str]) -> list[str]:
+def expand_table_names(wanted: Sequence[str]) -> list[str]:
     """Names and paths, with those that `all` stands for in its place."""
-    return [each for name in wanted for each in (names() if name == ALL else [name])]
+    return [each for name in wanted for each in (list_paper_tables() if name == ALL_TABLES else [name])]
 
 
-def load(name: str, axes: Axes) -> TableFile:
+def load_table_file(name: str, axes: Axes) -> TableFile:
     """A table by name or path, its rows under the command line's overrides, which win. UsageError for a file
     that is malformed, a row that cannot be, and a knob of the command line that no row has a use for."""
-    return load_all([name], axes)[0]
+    return load_table_files([name], axes)[0]
 
 
-def load_all(wanted: Sequence[str], axes: Axes) -> list[TableFile]:
+def load_table_files(wanted: Sequence[str], axes: Axes) -> list[TableFile]:
     """Several tables, each once; `all` stands for those of the paper. A knob of the command line has to be
     of use to one of them."""
-    found = expanded(wanted)
+    found = expand_table_names(wanted)
     if not found:
-        raise UsageError(f"table={','.join(wanted)}: there are no tables in {folder()}")
+        raise UsageError(f"table={','.join(wanted)}: there are no tables in {find_table_folder()}")
     tables, unused = [], None
     for name in dict.fromkeys(found):
-        table, idle = read(name, axes)
+        table, idle = read_table_file(name, axes)
         tables.append(table)
         unused = idle if unused is None else unused & idle
         twin = next((other for other in tables[:-1] if other.name == table.name), None)
         if twin is not None:
             raise UsageError(f"table={name}: {twin.path} is called {table.name} too; rename one of them")
-    refuse(unused or set(), axes, [c for table in tables for row in table.rows for c in row.cells])
+    refuse_unused_knobs(
+        unused or set(), axes, [c for table in tables for row in table.rows for c in row.cells]
+    )
     return tables
 
 
-def read(name: str, axes: Axes) -> tuple[TableFile, set[str]]:
+def read_table_file(name: str, axes: Axes) -> tuple[TableFile, set[str]]:
     """A table, and the knobs of the command line that none of its rows uses."""
-    path = find(name)
+    path = find_table(name)
     content = read_yaml(path)
-    known(content, TOP, f"{path}")
+    check_keys(content, TABLE_KEYS, f"{path}")
     rows, unused = [], None
-    for block, entry in entries(content, path):
+    for block, entry in list_row_entries(content, path):
         where = f"{path}, row '{entry['label']}'"
         try:
-            new, idle = make_rows(block, entry, axes)
+            new, idle = make_table_rows(block, entry, axes)
         except UsageError as error:
             raise UsageError(f"{where}: {error}") from error
         if {row.label for row in new} & {row.label for row in rows}:
@@ -139,43 +145,48 @@ def read(name: str, axes: Axes) -> tuple[TableFile, set[str]]:
     if not isinstance(title, str):
         raise UsageError(f"{path}: title: {title!r}: expected words")
     return TableFile(
-        name if path.parent == folder() and name in names() else path.stem, title, path, tuple(rows)
+        name if path.parent == find_table_folder() and name in list_paper_tables() else path.stem,
+        title,
+        path,
+        tuple(rows),
     ), unused or set()
 
 
-def entries(content: dict[str, Any], path: Path) -> list[tuple[str, dict[str, Any]]]:
+def list_row_entries(content: dict[str, Any], path: Path) -> list[tuple[str, dict[str, Any]]]:
     """(block's title, row) of a file, checked for what they must have."""
     if ("rows" in content) == ("blocks" in content):
-        raise UsageError(f"{path}: {SHAPE}, or blocks: [{{title: ..., rows: [...]}}, ...], one of the two")
+        raise UsageError(
+            f"{path}: {ROWS_FORMAT}, or blocks: [{{title: ..., rows: [...]}}, ...], one of the two"
+        )
     blocks = content["blocks"] if "blocks" in content else [{"rows": content["rows"]}]
     if not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):
         raise UsageError(f"{path}: blocks: expected a list of {{title: ..., rows: [...]}}")
     found = []
     for block in blocks:
-        known(block, BLOCK, f"{path}, block '{block.get('title', '')}'")
+        check_keys(block, BLOCK_KEYS, f"{path}, block '{block.get('title', '')}'")
         rows = block.get("rows")
-        if not isinstance(rows, list) or not rows or not all(is_row(row) for row in rows):
+        if not isinstance(rows, list) or not rows or not all(is_row_entry(row) for row in rows):
             where = f"{path}, block '{block['title']}'" if "title" in block else f"{path}"
-            raise UsageError(f"{where}: {SHAPE}")
+            raise UsageError(f"{where}: {ROWS_FORMAT}")
         for row in rows:
-            known(row, ROW, f"{path}, row '{row['label']}'")
+            check_keys(row, ROW_KEYS, f"{path}, row '{row['label']}'")
         found += [(str(block.get("title", "")), row) for row in rows]
     return found
 
 
-def is_row(row: object) -> bool:
+def is_row_entry(row: object) -> bool:
     label = row.get("label") if isinstance(row, dict) else None
     return isinstance(label, (str, int, float)) and not isinstance(label, bool) and str(label).strip() != ""
 
 
-def known(mapping: dict[str, Any], keys: set[str], where: str) -> None:
+def check_keys(mapping: dict[str, Any], keys: set[str], where: str) -> None:
     """UsageError for a key that nobody reads: a misspelt `overrides` would silently be another row."""
     for key in mapping:
         if key not in keys:
             raise UsageError(f"{where}: unknown key '{key}'{suggest(str(key), keys)}")
 
 
-def make_rows(block: str, entry: dict[str, Any], axes: Axes) -> tuple[list[TableRow], set[str]]:
+def make_table_rows(block: str, entry: dict[str, Any], axes: Axes) -> tuple[list[TableRow], set[str]]:
     """An entry's row, or one for each combination where its own overrides are a product; and the knobs of the
     command line that it has no use for."""
     label, given = str(entry["label"]), entry.get("overrides") or []
@@ -190,10 +201,12 @@ def make_rows(block: str, entry: dict[str, Any], axes: Axes) -> tuple[list[Table
     left = {key: rule for key, rule in scaled.items() if key not in axes}
 
     def complete(config: Config) -> dict[str, str]:
-        return scaled_values(left, config)
+        return scale_overrides(left, config)
 
-    cells, idle = labelled({**own, **axes}, label, complete if left else None)
-    refuse(idle - axes.keys(), {**{key: [str(rule)] for key, rule in left.items()}, **own}, cells)
+    cells, idle = make_labelled_cells({**own, **axes}, label, complete if left else None)
+    refuse_unused_knobs(
+        idle - axes.keys(), {**{key: [str(rule)] for key, rule in left.items()}, **own}, cells
+    )
     varied = {key for key, values in own.items() if len(values) > 1 and key not in axes} - {"seed"}
     found: dict[tuple, list[Cell]] = {}
     for cell in cells:

@@ -23,7 +23,7 @@ from compressors.errors import UsageError
 from experiments.data import orientation
 from llm_adapters.conversation import IMAGE, Turn
 
-ROLES = ("human", "gpt")
+SPEAKERS = ("human", "gpt")
 
 
 class Sample(NamedTuple):
@@ -35,14 +35,14 @@ class Sample(NamedTuple):
     families: tuple[str, ...] | None = None
 
 
-def load(path: Path, images: Path | None = None, check_images: bool = True) -> list[Sample]:
+def load_samples(path: Path, images: Path | None = None, check_images: bool = True) -> list[Sample]:
     """All samples of a JSON file, validated; images are looked for in `images`, else beside the file."""
-    root = image_folder(path, images)
+    root = find_image_folder(path, images)
     samples = []
-    with collector_paused():
-        for index, record in enumerate(read(Path(path))):
+    with pause_garbage_collection():
+        for index, record in enumerate(read_records(Path(path))):
             try:
-                samples.append(parse(record, index, root))
+                samples.append(parse_record(record, index, root))
             except UsageError as error:
                 raise UsageError(f"{path}, sample {index}: {error}") from error
     if check_images:
@@ -51,7 +51,7 @@ def load(path: Path, images: Path | None = None, check_images: bool = True) -> l
 
 
 @contextmanager
-def collector_paused() -> Iterator[None]:
+def pause_garbage_collection() -> Iterator[None]:
     """No garbage collection while millions of objects are made, none of them garbage: halves the time."""
     was_on = gc.isenabled()
     gc.disable()
@@ -62,12 +62,12 @@ def collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def image_folder(path: Path, images: Path | None) -> Path:
+def find_image_folder(path: Path, images: Path | None) -> Path:
     """Where the image names of `path` start."""
     return Path(images) if images else Path(path).parent
 
 
-def read(path: Path) -> list:
+def read_records(path: Path) -> list:
     """The JSON list of a file."""
     try:
         with open(path, encoding="utf-8") as file:
@@ -83,13 +83,13 @@ def read(path: Path) -> list:
     return records
 
 
-def parse(record: object, index: int, root: Path) -> Sample:
+def parse_record(record: object, index: int, root: Path) -> Sample:
     """One record as a Sample; a UsageError tells what is wrong with it."""
     if not isinstance(record, dict):
         raise UsageError(f'expected an object with "conversations", found a {type(record).__name__}')
     if "conversations" not in record:
         raise UsageError(f'no "conversations"; it has {", ".join(map(str, record)) or "no key"}')
-    names, turns = parse_images(record.get("image")), parse_turns(record["conversations"])
+    names, turns = parse_image_names(record.get("image")), parse_turns(record["conversations"])
     families = record.get("families")
     if families is not None and (not isinstance(families, list) or len(families) != len(turns)):
         raise UsageError(f'"families" must be a list with one name for each of the {len(turns)} questions')
@@ -97,12 +97,12 @@ def parse(record: object, index: int, root: Path) -> Sample:
     return Sample(
         str(record.get("id", index)),
         images,
-        place_markers(turns, len(names)),
+        place_image_markers(turns, len(names)),
         None if families is None else tuple(map(str, families)),
     )
 
 
-def parse_images(names: object) -> list[str]:
+def parse_image_names(names: object) -> list[str]:
     """The names in "image": one, several or none."""
     names = [] if names is None else names if isinstance(names, list) else [names]
     for name in names:
@@ -118,16 +118,16 @@ def parse_turns(messages: object) -> tuple[Turn, ...]:
     texts = []
     for i, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("value"), str):
-            raise UsageError(f'message {i} must be {{"from": "{ROLES[i % 2]}", "value": TEXT}}')
-        if message.get("from") != ROLES[i % 2]:
-            raise UsageError(f'message {i} is from {message.get("from")!r}, expected "{ROLES[i % 2]}"')
+            raise UsageError(f'message {i} must be {{"from": "{SPEAKERS[i % 2]}", "value": TEXT}}')
+        if message.get("from") != SPEAKERS[i % 2]:
+            raise UsageError(f'message {i} is from {message.get("from")!r}, expected "{SPEAKERS[i % 2]}"')
         if not message["value"].replace(IMAGE, "").strip():
-            raise UsageError(f"message {i}, from {ROLES[i % 2]}, is empty; fill it in or drop the turn")
+            raise UsageError(f"message {i}, from {SPEAKERS[i % 2]}, is empty; fill it in or drop the turn")
         texts.append(message["value"])
     return tuple(Turn(q.strip(), a.strip()) for q, a in zip(texts[::2], texts[1::2]))
 
 
-def place_markers(turns: tuple[Turn, ...], images: int) -> tuple[Turn, ...]:
+def place_image_markers(turns: tuple[Turn, ...], images: int) -> tuple[Turn, ...]:
     """The turns with one marker an image; those of a sample without any go before its first question."""
     marked = sum(turn.question.count(IMAGE) for turn in turns)
     if images and not marked:
@@ -148,7 +148,7 @@ def require_images(path: Path, samples: list[Sample]) -> None:
             seen.add(image)
 
 
-def questions(samples: list[Sample]) -> list[Sample]:
+def split_questions(samples: list[Sample]) -> list[Sample]:
     """Every turn as a sample of its own with all images shown up to it, those of earlier turns first."""
     found = []
     for sample in samples:
@@ -164,25 +164,25 @@ def questions(samples: list[Sample]) -> list[Sample]:
 
 def open_image(sample: Sample, i: int = 0) -> Image.Image:
     """A sample's i-th image in RGB and upright, wholly read; UsageError if it is missing or damaged."""
-    with opened(sample, i) as image:
-        return orientation.rgb(image)
+    with open_image_file(sample, i) as image:
+        return orientation.convert_to_upright_rgb(image)
 
 
-def image_size(sample: Sample, i: int = 0) -> tuple[int, int]:
+def read_image_size(sample: Sample, i: int = 0) -> tuple[int, int]:
     """(width, height) of a sample's i-th image, from its header; UsageError as `open_image`."""
-    with opened(sample, i) as image:
-        return orientation.size(image)
+    with open_image_file(sample, i) as image:
+        return orientation.read_upright_size(image)
 
 
 @contextmanager
-def opened(sample: Sample, i: int) -> Iterator[Image.Image]:
+def open_image_file(sample: Sample, i: int) -> Iterator[Image.Image]:
     """A sample's i-th image while it is read; UsageError for what is wrong with it."""
     try:
         with Image.open(sample.images[i]) as image:
             yield image
     except FileNotFoundError as error:
         raise UsageError(f"sample {sample.id}: no image {sample.images[i]}") from error
-    except orientation.BROKEN as error:
+    except orientation.IMAGE_ERRORS as error:
         raise UsageError(
             f"sample {sample.id}: image {sample.images[i]} is truncated or no image "
             f"({error}); replace it or drop the sample"

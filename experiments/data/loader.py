@@ -9,13 +9,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from compressors.errors import UsageError
 from experiments.data import llava
-from experiments.data.order import Length, Order
+from experiments.data.order import SampleLength, SampleOrder
 from llm_adapters.conversation import IGNORE, Encoded, render
 from llm_adapters.images import stack_images
 from llm_adapters.processing import FlashSlothProcessor
 
 
-class Images:
+class SampleImages:
     """Where a sample's images come from: the feature cache of a frozen tower, or the pictures themselves."""
 
     def __init__(self, processor: FlashSlothProcessor, cache=None):
@@ -29,7 +29,7 @@ class Images:
             return [tiling.most_crops] * len(sample.images)
         if self.cache is not None:
             return [self.cache.crops(path) for path in sample.images]
-        return [tiling.num_crops(*llava.image_size(sample, i)) for i in range(len(sample.images))]
+        return [tiling.num_crops(*llava.read_image_size(sample, i)) for i in range(len(sample.images))]
 
     def __call__(self, sample: llava.Sample, count: int) -> Tensor:
         """The first `count` images of a sample: (their crops, ...), empty for none."""
@@ -39,17 +39,17 @@ class Images:
             return self.processor.pixels([llava.open_image(sample, i) for i in range(count)])
         return torch.cat([self.cache[path] for path in sample.images[:count]]).float()
 
-    def add(self, batch: dict[str, Tensor], rows: Sequence[Tensor]) -> dict[str, Tensor]:
+    def add_images(self, batch: dict[str, Tensor], rows: Sequence[Tensor]) -> dict[str, Tensor]:
         """The batch with its rows' images, if any row has one."""
         if any(map(len, rows)):
             batch[self.argument] = stack_images(rows)
         return batch
 
 
-class Conversations(Dataset):
+class ConversationDataset(Dataset):
     """LLaVA samples as encoded rows with their images."""
 
-    def __init__(self, samples: Sequence[llava.Sample], images: Images, max_length: int | None = None):
+    def __init__(self, samples: Sequence[llava.Sample], images: SampleImages, max_length: int | None = None):
         self.samples, self.images, self.max_length = samples, images, max_length
 
     def __len__(self) -> int:
@@ -67,14 +67,14 @@ class Conversations(Dataset):
         except UsageError as error:
             raise UsageError(f"sample {index} (id {sample.id}): {error}") from error
 
-    def lengths(self) -> list[Length]:
+    def estimate_lengths(self) -> list[SampleLength]:
         """Every sample's, without tokenizing or opening anything."""
         processor, found = self.images.processor, []
         for sample in self.samples:
             words = sum(len(text.split()) for turn in sample.turns for text in turn)
             words = min(words, self.max_length or words)
             visual = len(sample.images) * processor.crops * processor.image_tokens
-            found.append(Length(visual > 0, words + visual))
+            found.append(SampleLength(visual > 0, words + visual))
         return found
 
     def check_lengths(self) -> None:
@@ -93,8 +93,8 @@ class StepLoader:
 
     def __init__(
         self,
-        dataset: Conversations,
-        order: Order,
+        dataset: ConversationDataset,
+        order: SampleOrder,
         workers: int = 0,
         start: int = 0,
         rank: int = 0,
@@ -114,11 +114,11 @@ class StepLoader:
         return self.order.steps * self.pieces
 
     def __iter__(self) -> Iterator[dict]:
-        batches = [batch[self.rank :: self.world] for batch in self.order.batches(self.start)]
+        batches = [batch[self.rank :: self.world] for batch in self.order.iterate_batches(self.start)]
         loader = DataLoader(
             self.dataset,
             batch_sampler=batches,
-            collate_fn=self.cut,
+            collate_fn=self.cut_step,
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
         )
@@ -126,7 +126,7 @@ class StepLoader:
             for i, piece in enumerate(pieces):
                 yield {**piece, "number": step * self.pieces + i}
 
-    def cut(self, rows: list[tuple[Encoded, Tensor]]) -> list[dict]:
+    def cut_step(self, rows: list[tuple[Encoded, Tensor]]) -> list[dict]:
         """A step's rows -> its micro-batches."""
         rows, pieces = sorted(rows, key=lambda row: len(row[0].ids)), self.pieces
         answer_tokens = sum(label != IGNORE for encoded, _ in rows for label in encoded.labels)
@@ -143,10 +143,10 @@ class StepLoader:
         batch = images.processor.collate([encoded for encoded, _ in rows])
         del batch["attention_mask"]
         if images.processor.image_tokens and "image_turn" not in batch:
-            return batch | self.blank(len(rows))
-        return images.add(batch, [found for _, found in rows])
+            return batch | self.make_blank_images(len(rows))
+        return images.add_images(batch, [found for _, found in rows])
 
-    def blank(self, rows: int) -> dict[str, Tensor]:
+    def make_blank_images(self, rows: int) -> dict[str, Tensor]:
         """An image of no turn for each row of a piece without images: nobody sees it, but every part takes
         part in every piece. Else a process with text alone would leave the others waiting for its gradients,
         and whether momentum moves a part would depend on the number of processes."""
@@ -157,7 +157,7 @@ class StepLoader:
         return {images.argument: torch.zeros(rows, 1, *crop), "image_turn": turn}
 
 
-def feature_cache(inputs: dict[str, Path]):
+def open_feature_cache(inputs: dict[str, Path]):
     """The features that the stage was given, if any."""
     from experiments.stages.features import FeatureCache
 

@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 import torch
 
-from experiments.config.schema import Optimisation
+from experiments.config.schema import OptimisationSettings
 
 MEGABATCH = 50  # batches among which rows of like length are found
 
 
-class Length(NamedTuple):
+class SampleLength(NamedTuple):
     """Whether a sample has images, and its tokens, roughly: words and visual tokens."""
 
     images: bool
@@ -19,36 +19,36 @@ class Length(NamedTuple):
 
 
 @dataclass
-class Order:
+class SampleOrder:
     """Which samples each optimiser step reads: a permutation per epoch, from the seed alone. With `lengths`
     the rows of a step are all with images or all without, and of like length, as in LLaVA."""
 
     count: int
-    optimisation: Optimisation
+    optimisation: OptimisationSettings
     seed: int
-    lengths: Sequence[Length] | None = None
+    lengths: Sequence[SampleLength] | None = None
 
     @property
-    def per_epoch(self) -> int:
+    def steps_per_epoch(self) -> int:
         """Steps of an epoch; what does not fill a batch is left for another epoch's permutation."""
         return max(1, self.count // self.optimisation.batch_size)
 
     @property
     def steps(self) -> int:
         """Steps in all."""
-        whole = self.per_epoch * self.optimisation.epochs
+        whole = self.steps_per_epoch * self.optimisation.epochs
         return min(whole, self.optimisation.max_steps or whole)
 
-    def batches(self, start: int = 0) -> Iterator[list[int]]:
+    def iterate_batches(self, start: int = 0) -> Iterator[list[int]]:
         """Sample numbers of each step from `start` on."""
         size = self.optimisation.batch_size
         for step in range(start, self.steps):
-            epoch, place = divmod(step, self.per_epoch)
+            epoch, place = divmod(step, self.steps_per_epoch)
             if step == start or not place:
-                order = self.permutation(epoch)
+                order = self.permute_epoch(epoch)
             yield order[place * size : (place + 1) * size]
 
-    def permutation(self, epoch: int) -> list[int]:
+    def permute_epoch(self, epoch: int) -> list[int]:
         """All sample numbers in the order in which an epoch reads them."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(self.count, generator=generator).tolist()
@@ -57,14 +57,14 @@ class Order:
         batches, rest = [], []
         for kind in (True, False):
             alike = [i for i in order if self.lengths[i].images is kind]
-            whole, left = self.grouped(alike)
+            whole, left = self.group_similar_lengths(alike)
             batches, rest = batches + whole, rest + left
-        whole, left = self.grouped(rest)  # what fills no batch of one kind makes mixed ones
+        whole, left = self.group_similar_lengths(rest)  # what fills no batch of one kind makes mixed ones
         batches += whole
         mixed = torch.randperm(len(batches), generator=generator).tolist()
         return [i for place in mixed for i in batches[place]] + left
 
-    def grouped(self, order: list[int]) -> tuple[list[list[int]], list[int]]:
+    def group_similar_lengths(self, order: list[int]) -> tuple[list[list[int]], list[int]]:
         """Batches of neighbours in length, found among `MEGABATCH` batches at a time, and what is left."""
         size = self.optimisation.batch_size
         end = len(order) - len(order) % size

@@ -2,12 +2,15 @@
 
 from PIL import Image, ImageOps
 
-ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values that swap width and height
+ORIENTATION_TAG, SIDEWAYS_ORIENTATIONS = (
+    0x0112,
+    (5, 6, 7, 8),
+)  # EXIF's tag, and its values that swap width and height
 # What opening and reading a file that is no picture, or a damaged one, may raise.
-BROKEN = (Image.UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
+IMAGE_ERRORS = (Image.UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
 
 
-def rgb(image: Image.Image) -> Image.Image:
+def convert_to_upright_rgb(image: Image.Image) -> Image.Image:
     """In RGB, turned as its EXIF says; 16 bits scaled to 8. ValueError for 32-bit ones, whose range nobody
     knows."""
     image = ImageOps.exif_transpose(image)
@@ -18,7 +21,9 @@ def rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def size(image: Image.Image) -> tuple[int, int]:
+def read_upright_size(image: Image.Image) -> tuple[int, int]:
     """(width, height) of the same, from the header."""
     width, height = image.size
-    return (height, width) if image.getexif().get(ORIENTATION) in SIDEWAYS else (width, height)
+    return (
+        (height, width) if image.getexif().get(ORIENTATION_TAG) in SIDEWAYS_ORIENTATIONS else (width, height)
+    )

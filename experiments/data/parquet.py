@@ -18,42 +18,42 @@ from compressors.command_line import run_guarded
 from compressors.errors import UsageError
 from experiments.data import llava
 from experiments.metrics.answers import ALL
-from experiments.runtime.command import Parser
+from experiments.runtime.command import CommandParser
 from llm_adapters.conversation import IMAGE
 
-STRING = {"dtype": "string", "_type": "Value"}
-FEATURES = {
-    "id": STRING,
+STRING_FEATURE = {"dtype": "string", "_type": "Value"}
+DATASET_FEATURES = {
+    "id": STRING_FEATURE,
     "images": {"feature": {"_type": "Image"}, "_type": "List"},
-    "question": STRING,
-    "answer": STRING,
-    "family": STRING,
+    "question": STRING_FEATURE,
+    "answer": STRING_FEATURE,
+    "family": STRING_FEATURE,
 }
-ROWS = 1000  # of a row group
-SHARED = 1 << 26  # bytes of a row group's different images, stored once each
+ROWS_PER_GROUP = 1000  # of a row group
+DICTIONARY_BYTES = 1 << 26  # bytes of a row group's different images, stored once each
 
 
-def write(source: Path, out: Path, images: Path | None = None) -> int:
-    """Every question of a LLaVA-format JSON file into one Parquet file; how many. `images`: as `llava.load`.
+def write_parquet(source: Path, out: Path, images: Path | None = None) -> int:
+    """Every question of a LLaVA-format JSON file into one Parquet file; how many. `images`: as `llava.load_samples`.
     UsageError without pyarrow, and for what is wrong with the data."""
-    require()
+    require_pyarrow()
     import pyarrow
     from pyarrow import parquet
 
-    asked = llava.questions(llava.load(source, images))
+    asked = llava.split_questions(llava.load_samples(source, images))
     text = pyarrow.string()
     picture = pyarrow.struct([("bytes", pyarrow.binary()), ("path", text)])
-    columns = {name: pyarrow.list_(picture) if name == "images" else text for name in FEATURES}
-    told = json.dumps({"info": {"features": FEATURES}})
+    columns = {name: pyarrow.list_(picture) if name == "images" else text for name in DATASET_FEATURES}
+    told = json.dumps({"info": {"features": DATASET_FEATURES}})
     schema = pyarrow.schema(list(columns.items()), metadata={"huggingface": told})
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    options = {"compression": "zstd", "dictionary_pagesize_limit": SHARED}
+    options = {"compression": "zstd", "dictionary_pagesize_limit": DICTIONARY_BYTES}
     try:
         with parquet.ParquetWriter(part, schema, **options) as file:
-            for start in range(0, len(asked), ROWS):
-                found = list(rows(asked[start : start + ROWS]))
+            for start in range(0, len(asked), ROWS_PER_GROUP):
+                found = list(make_question_rows(asked[start : start + ROWS_PER_GROUP]))
                 file.write_table(pyarrow.Table.from_pylist(found, schema))
         part.rename(out)
     finally:
@@ -61,13 +61,13 @@ def write(source: Path, out: Path, images: Path | None = None) -> int:
     return len(asked)
 
 
-def require() -> None:
+def require_pyarrow() -> None:
     """UsageError without pyarrow."""
     if not find_spec("pyarrow"):
         raise UsageError("Parquet files need pyarrow, which is not installed; pip install pyarrow")
 
 
-def rows(asked: Sequence[llava.Sample]) -> Iterator[dict]:
+def make_question_rows(asked: Sequence[llava.Sample]) -> Iterator[dict]:
     """One-question samples as rows."""
     for sample in asked:
         question, answer = sample.turns[0]
@@ -84,7 +84,7 @@ def rows(asked: Sequence[llava.Sample]) -> Iterator[dict]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit code."""
-    parser = Parser(
+    parser = CommandParser(
         prog="python -m experiments.data.parquet",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         given = parser.parse_args(arguments)
-        count = write(given.source, given.out, given.images)
+        count = write_parquet(given.source, given.out, given.images)
         sys.stdout.write(f"{given.out}: {count} questions\n")
         return 0
 

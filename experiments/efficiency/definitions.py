@@ -1,6 +1,6 @@
 """What the columns mean: printed under each table."""
 
-COUNTS = [
+COUNT_NOTES = [
     "visual, query: tokens of a row, all its images together, beside the text tokens.",
     "FLOPs: of matrix products, attention and convolutions in a prefill of the whole batch; a "
     "multiply-add counts as two. LLM: all decoder layers over visual, query and text tokens, logits "
@@ -8,7 +8,7 @@ COUNTS = [
     "of one row.",
     "KV cache: keys and values after the prefill, whole batch. Weights: all parameters.",
 ]
-TIMES = [
+TIME_NOTES = [
     "TTFT: from pictures in memory (PIL, RGB) to the first token on the host, through transformers' "
     "generate, for the whole batch: resizing and normalising on the CPU, the copy to the device, tower, "
     "compressor, projector, prefill, choice of the token. Token ids are made beforehand.",
@@ -23,7 +23,7 @@ TIMES = [
     "batch, images and picture take turns within a round; models of Table 1 run one after another. "
     "Weights are random: values do not change the time.",
 ]
-TRAINING = [
+TRAINING_NOTES = [
     "A step: an optimiser step of the sweep's own trainer, with the precision and checkpointing of the "
     "preset; copying its rows to the device included, reading and preparing data not.",
     "FLOPs of a step: forward times 3 for parts that are trained, 2 for a frozen LLM, 1 for a frozen "

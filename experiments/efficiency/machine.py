@@ -10,26 +10,26 @@ import torch
 import transformers
 
 from compressors.errors import UsageError
-from experiments.efficiency.subject import Subject
+from experiments.efficiency.subject import CostSubject
 from experiments.models import build
-from experiments.models.random_model import TEXT
+from experiments.models.random_model import TEXT_TOKENS
 
 
-def settings(given: argparse.Namespace) -> dict[str, Any]:
+def settle_machine(given: argparse.Namespace) -> dict[str, Any]:
     """Where and how, a part of every result; settles device, type and threads."""
-    build.quiet()
+    build.silence_libraries()
     if given.threads:
         torch.set_num_threads(given.threads)
-    device = device_of(given.device)
+    device = parse_device(given.device)
     cuda = device.type == "cuda"
     given.device = str(device)
     given.dtype = given.dtype or ("bfloat16" if cuda or given.table1 else "float32")
     return {
         "device": given.device,
-        "device_name": torch.cuda.get_device_name(device) if cuda else processor(),
+        "device_name": torch.cuda.get_device_name(device) if cuda else read_processor_name(),
         "dtype": given.dtype,
         "threads": torch.get_num_threads(),
-        "text_tokens": given.text or TEXT,
+        "text_tokens": given.text or TEXT_TOKENS,
         "new_tokens": given.tokens,
         "rounds": given.rounds,
         "static_cache": given.static,
@@ -40,7 +40,7 @@ def settings(given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def device_of(name: str | None) -> torch.device:
+def parse_device(name: str | None) -> torch.device:
     """The device asked for, or a UsageError."""
     if name is None:
         return build.pick_device("auto")
@@ -49,7 +49,7 @@ def device_of(name: str | None) -> torch.device:
     return torch.device(name)
 
 
-def processor() -> str:
+def read_processor_name() -> str:
     """The CPU's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -58,7 +58,7 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def check_memory(subject: Subject, given: argparse.Namespace) -> None:
+def check_weights_fit(subject: CostSubject, given: argparse.Namespace) -> None:
     """UsageError for what the memory cannot hold. A GPU tells by itself; a process that asks for more than a
     machine has is killed, and others with it."""
     needed = sum(p.numel() for p in subject.model.parameters()) * getattr(torch, given.dtype).itemsize

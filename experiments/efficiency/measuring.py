@@ -13,14 +13,21 @@ import torch
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-from experiments.efficiency.memory import peak_bytes
-from experiments.efficiency.subject import Pictures, Pixels, Subject
-from experiments.efficiency.timing import Ledger, Spread, clock, in_turn, settle, spread
+from experiments.efficiency.memory import measure_peak_bytes
+from experiments.efficiency.subject import CostSubject, PictureRows, PixelInputs
+from experiments.efficiency.timing import (
+    Ledger,
+    Spread,
+    find_spread,
+    read_clock,
+    run_in_turn,
+    wait_for_accelerator,
+)
 
-PREPARING = "preprocessing"
+PICTURE_PREPARATION = "preprocessing"
 
 
-class Stamps(BaseStreamer):
+class TokenClock(BaseStreamer):
     """When each token has reached the host. `generate` hands over the prompt first, then token by token."""
 
     def __init__(self):
@@ -34,7 +41,7 @@ class Stamps(BaseStreamer):
 
 
 @dataclass(frozen=True)
-class Lap:
+class AnswerSeconds:
     """Seconds of one answer. `decode`: of a step after the first token; None where there is a single one."""
 
     ttft: float
@@ -42,7 +49,7 @@ class Lap:
 
 
 @dataclass
-class Measured:
+class CaseMeasurements:
     """Of one case.
 
     ttft           seconds from pictures in memory to the first token on the host, all rows
@@ -57,19 +64,19 @@ class Measured:
     peak_bytes: int
 
 
-class Case:
+class BenchmarkCase:
     """One subject with weights, a batch of pictures, a prompt."""
 
     def __init__(
-        self, subject: Subject, pictures: Pictures, text: int, new_tokens: int, static: bool = False
+        self, subject: CostSubject, pictures: PictureRows, text: int, new_tokens: int, static: bool = False
     ):
         """`static`: a cache of fixed size, with which transformers compiles the decoding step on a GPU."""
         self.subject, self.pictures, self.new_tokens = subject, pictures, new_tokens
         self.options = {"cache_implementation": "static"} if static else {}
-        prompt = subject.prompt(subject.pixels(pictures), len(pictures), text)
-        self.prompt = self.placed(prompt)
+        prompt = subject.prompt(subject.prepare_pixels(pictures), len(pictures), text)
+        self.prompt = self.move_to_model(prompt)
 
-    def placed(self, inputs: Pixels) -> Pixels:
+    def move_to_model(self, inputs: PixelInputs) -> PixelInputs:
         """Where and in the floating point type that the model is."""
         model = self.subject.model
         return {
@@ -77,11 +84,11 @@ class Case:
             for name, value in inputs.items()
         }
 
-    def generate(self, pixels: Pixels, tokens: int, stamps: Stamps | None = None) -> Tensor:
+    def generate(self, pixels: PixelInputs, tokens: int, stamps: TokenClock | None = None) -> Tensor:
         """Greedy answers of exactly `tokens` tokens."""
         return self.subject.model.generate(
             **self.prompt,
-            **self.placed(pixels),
+            **self.move_to_model(pixels),
             do_sample=False,
             num_beams=1,
             min_new_tokens=tokens,
@@ -90,51 +97,51 @@ class Case:
             **self.options,
         )
 
-    def answer(self) -> Lap:
+    def time_answer(self) -> AnswerSeconds:
         """From pictures to the last token."""
-        stamps = Stamps()
-        settle()
+        stamps = TokenClock()
+        wait_for_accelerator()
         start = perf_counter()
-        self.generate(self.subject.pixels(self.pictures), self.new_tokens, stamps)
+        self.generate(self.subject.prepare_pixels(self.pictures), self.new_tokens, stamps)
         _, first, *rest = stamps.times
-        return Lap(first - start, (rest[-1] - first) / len(rest) if rest else None)
+        return AnswerSeconds(first - start, (rest[-1] - first) / len(rest) if rest else None)
 
-    def by_part(self) -> dict[str, float]:
+    def time_parts(self) -> dict[str, float]:
         """Seconds by part, from pictures to the first token."""
-        start = clock()
-        pixels = self.subject.pixels(self.pictures)
-        prepared = clock()
-        with Ledger(self.subject.parts, clock) as ledger:
+        start = read_clock()
+        pixels = self.subject.prepare_pixels(self.pictures)
+        prepared = read_clock()
+        with Ledger(self.subject.parts, read_clock) as ledger:
             self.generate(pixels, 1)
-        return {PREPARING: prepared - start, **ledger.shares}
+        return {PICTURE_PREPARATION: prepared - start, **ledger.shares}
 
-    def peak(self) -> int:
+    def measure_peak(self) -> int:
         """Weights, and the most that an answer needs beside them."""
-        model, pixels = self.subject.model, self.subject.pixels(self.pictures)
+        model, pixels = self.subject.model, self.subject.prepare_pixels(self.pictures)
         weights = sum(p.nbytes for p in model.parameters())
-        return weights + peak_bytes(partial(self.generate, pixels, self.new_tokens), model.device)
+        return weights + measure_peak_bytes(partial(self.generate, pixels, self.new_tokens), model.device)
 
 
 @torch.inference_mode()
-def measure(
-    cases: Mapping[str, Case], rounds: int, done: Callable[[], None] = lambda: None
-) -> dict[str, Measured]:
-    """Every case, in turn; `done` is called `steps(cases, rounds)` times."""
-    laps = in_turn({name: case.answer for name, case in cases.items()}, rounds, done)
-    parts = in_turn({name: case.by_part for name, case in cases.items()}, rounds, done)
+def measure_cases(
+    cases: Mapping[str, BenchmarkCase], rounds: int, done: Callable[[], None] = lambda: None
+) -> dict[str, CaseMeasurements]:
+    """Every case, in turn; `done` is called `count_measuring_steps(cases, rounds)` times."""
+    laps = run_in_turn({name: case.time_answer for name, case in cases.items()}, rounds, done)
+    parts = run_in_turn({name: case.time_parts for name, case in cases.items()}, rounds, done)
     found = {}
     for name, case in cases.items():
         decode = [lap.decode for lap in laps[name] if lap.decode is not None]
-        found[name] = Measured(
-            spread(lap.ttft for lap in laps[name]),
-            spread(decode) if decode else None,
-            {part: spread(share[part] for share in parts[name]) for part in parts[name][0]},
-            case.peak(),
+        found[name] = CaseMeasurements(
+            find_spread(lap.ttft for lap in laps[name]),
+            find_spread(decode) if decode else None,
+            {part: find_spread(share[part] for share in parts[name]) for part in parts[name][0]},
+            case.measure_peak(),
         )
         done()
     return found
 
 
-def steps(cases: int, rounds: int) -> int:
-    """How often `measure` tells that a step is done."""
+def count_measuring_steps(cases: int, rounds: int) -> int:
+    """How often `measure_cases` tells that a step is done."""
     return cases * (2 * (rounds + 1) + 1)

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
+def measure_peak_bytes(call: Callable[[], object], device: torch.device) -> int:
     """The most that `call` holds at once beyond what was there before, in bytes. On a GPU with its libraries'
     workspaces and the allocator's rounding; elsewhere tensors alone, without what an operation needs
     inside, and more slowly."""
@@ -37,29 +37,29 @@ class LiveBytes(TorchDispatchMode):
         self.now = self.peak = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        given = {storage_of(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        given = {identify_storage(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         found = func(*args, **(kwargs or {}))
-        self.drop()
+        self.drop_dead_storages()
         for tensor in tree_leaves(found):
             # what aliases an input is no new memory
-            if isinstance(tensor, Tensor) and storage_of(tensor) not in given:
-                self.add(tensor)
+            if isinstance(tensor, Tensor) and identify_storage(tensor) not in given:
+                self.add_storage(tensor)
         self.peak = max(self.peak, self.now)
         return found
 
-    def add(self, tensor: Tensor) -> None:
+    def add_storage(self, tensor: Tensor) -> None:
         """Counts a storage once."""
-        if storage_of(tensor) not in self.made:
+        if identify_storage(tensor) not in self.made:
             storage = tensor.untyped_storage()
-            self.made[storage_of(tensor)] = StorageWeakRef(storage), storage.nbytes()
+            self.made[identify_storage(tensor)] = StorageWeakRef(storage), storage.nbytes()
             self.now += storage.nbytes()
 
-    def drop(self) -> None:
+    def drop_dead_storages(self) -> None:
         """Forgets storages that nothing holds any more."""
         for key in [key for key, (storage, _) in self.made.items() if storage.expired()]:
             self.now -= self.made.pop(key)[1]
 
 
-def storage_of(tensor: Tensor) -> int:
+def identify_storage(tensor: Tensor) -> int:
     """What tensors that share memory have in common; a weak reference keeps it from being used again."""
     return tensor.untyped_storage()._cdata

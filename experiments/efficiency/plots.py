@@ -6,61 +6,74 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from experiments.efficiency.collect import Row
-from experiments.efficiency.measuring import PREPARING
-from experiments.efficiency.subject import COMPRESSOR, LLM, PROJECTOR, QUERIES, TOWER
-from experiments.efficiency.tables import SHORT, keys, parts_of, unit
-from experiments.efficiency.timing import OTHER
+from experiments.efficiency.collect import EfficiencyRow
+from experiments.efficiency.measuring import PICTURE_PREPARATION
+from experiments.efficiency.subject import COMPRESSOR, LLM, PROJECTOR, QUERY_PART, TOWER
+from experiments.efficiency.tables import (
+    SHORT_PART_NAMES,
+    choose_unit,
+    list_differing_keys,
+    list_parts_of_rows,
+)
+from experiments.efficiency.timing import OTHER_PART
 from experiments.figures import labels
-from experiments.figures.style import BLUE, GREY, ORANGE, bare, literal, svg
+from experiments.figures.style import BLUE, GREY, ORANGE, escape_dollars, render_svg, strip_axes
 
-STAGES = {"pretrain": ORANGE, "finetune": BLUE}
-COLOURS = {
-    PREPARING: "#c9ccd2",
+STAGE_COLOURS = {"pretrain": ORANGE, "finetune": BLUE}
+PART_COLOURS = {
+    PICTURE_PREPARATION: "#c9ccd2",
     TOWER: GREY,
     COMPRESSOR: ORANGE,
     PROJECTOR: "#e3b341",
-    QUERIES: "#b3261e",
+    QUERY_PART: "#b3261e",
     LLM: BLUE,
-    OTHER: "#6b4c9a",
+    OTHER_PART: "#6b4c9a",
 }
-LINE = 0.3  # inches a row takes
+ROW_INCHES = 0.3  # inches a row takes
 
 
-def pictures(rows: Sequence[Row], steps: Sequence[Row] = ()) -> dict[str, str]:
+def draw_result_pictures(
+    rows: Sequence[EfficiencyRow], steps: Sequence[EfficiencyRow] = ()
+) -> dict[str, str]:
     """SVG by name; `steps` are of training."""
-    found = {"training": training(steps)} if steps else {}
+    found = {"training": draw_training_bars(steps)} if steps else {}
     if not rows:
         return found
-    scale, letter = unit(max(sum(row["counts"]["prefill"].values()) for row in rows))
-    found["flops"] = stacked(rows, "counts", "prefill", scale, f"{letter}FLOPs of a prefill")
+    scale, letter = choose_unit(max(sum(row["counts"]["prefill"].values()) for row in rows))
+    found["flops"] = draw_stacked_parts(rows, "counts", "prefill", scale, f"{letter}FLOPs of a prefill")
     measured = [row for row in rows if row["measured"]]
     if measured:
-        found["time"] = stacked(measured, "measured", "parts", 1e-3, "ms from pictures to the first token")
+        found["time"] = draw_stacked_parts(
+            measured, "measured", "parts", 1e-3, "ms from pictures to the first token"
+        )
         least = min(row["batch"] for row in measured)
-        found["ttft"] = against_tokens([row for row in measured if row["batch"] == least])
-    found["memory"] = memory(rows)
+        found["ttft"] = draw_ttft_by_tokens([row for row in measured if row["batch"] == least])
+    found["memory"] = draw_memory_bars(rows)
     return found
 
 
-def name_of(row: Row, rows: Sequence[Row]) -> str:
+def name_row(row: EfficiencyRow, rows: Sequence[EfficiencyRow]) -> str:
     """Label and what tells it from others of the label."""
-    words = [f"{key} {row[key]}" if key != "picture" else row[key] for key in keys(rows) if row[key] != "any"]
+    words = [
+        f"{key} {row[key]}" if key != "picture" else row[key]
+        for key in list_differing_keys(rows)
+        if row[key] != "any"
+    ]
     return ", ".join([row["label"], *words])
 
 
-def bars(rows: Sequence[Row], heading: str):
+def make_bar_axes(rows: Sequence[EfficiencyRow], heading: str):
     """Horizontal axes with a line for each row."""
-    figure = Figure((8.4, 1.3 + LINE * len(rows)), layout="constrained")
+    figure = Figure((8.4, 1.3 + ROW_INCHES * len(rows)), layout="constrained")
     axes = figure.subplots()
-    axes.set_yticks(range(len(rows)), [literal(name_of(row, rows)) for row in rows])
+    axes.set_yticks(range(len(rows)), [escape_dollars(name_row(row, rows)) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel(heading, fontsize=9)
-    bare(axes, "x")
+    strip_axes(axes, "x")
     return figure, axes
 
 
-def legend(axes) -> None:
+def draw_bar_legend(axes) -> None:
     axes.legend(
         fontsize=8,
         frameon=False,
@@ -73,20 +86,24 @@ def legend(axes) -> None:
     )
 
 
-def stacked(rows: Sequence[Row], where: str, inner: str, scale: float, heading: str) -> str:
+def draw_stacked_parts(
+    rows: Sequence[EfficiencyRow], where: str, inner: str, scale: float, heading: str
+) -> str:
     """By part; of a measurement the medians."""
-    figure, axes = bars(rows, heading)
+    figure, axes = make_bar_axes(rows, heading)
     start = np.zeros(len(rows))
-    for part in parts_of(rows, where, inner):
+    for part in list_parts_of_rows(rows, where, inner):
         values = [row[where][inner].get(part, 0) for row in rows]
         values = np.array([v[0] if isinstance(v, (list, tuple)) else v for v in values]) / scale
-        axes.barh(range(len(rows)), values, 0.7, left=start, color=COLOURS[part], label=SHORT[part])
+        axes.barh(
+            range(len(rows)), values, 0.7, left=start, color=PART_COLOURS[part], label=SHORT_PART_NAMES[part]
+        )
         start += values
-    legend(axes)
-    return svg(figure)
+    draw_bar_legend(axes)
+    return render_svg(figure)
 
 
-def against_tokens(rows: Sequence[Row]) -> str:
+def draw_ttft_by_tokens(rows: Sequence[EfficiencyRow]) -> str:
     """First token against visual tokens of a row; lines from the lowest to the highest round."""
     figure = Figure((7.6, 4.2))
     axes = figure.add_axes((0.09, 0.12, 0.89, 0.85))  # fixed, so that labels can be placed before drawing
@@ -119,13 +136,13 @@ def against_tokens(rows: Sequence[Row]) -> str:
             axis.set_minor_formatter(NullFormatter())
     else:
         axes.set(xlim=(0, 1.3 * max(visual) + 1), ylim=(0, 1.05 * max(high)))  # room for labels
-    names = [name_of(row, rows) for row in rows]
-    labels.put(axes, names, visual, middle, np.maximum(high - middle, middle - low))
-    bare(axes, "both")
-    return svg(figure)
+    names = [name_row(row, rows) for row in rows]
+    labels.annotate_points(axes, names, visual, middle, np.maximum(high - middle, middle - low))
+    strip_axes(axes, "both")
+    return render_svg(figure)
 
 
-def memory(rows: Sequence[Row]) -> str:
+def draw_memory_bars(rows: Sequence[EfficiencyRow]) -> str:
     """Weights, KV cache and, where measured, what else an answer takes at its peak."""
     weights, cache = (
         np.array([row["counts"][name] for row in rows]) for name in ("weight_bytes", "cache_bytes")
@@ -133,7 +150,7 @@ def memory(rows: Sequence[Row]) -> str:
     peak = np.array([row["measured"]["peak_bytes"] if row["measured"] else 0 for row in rows])
     scale, word = (2**30, "GiB") if weights.max() > 2**29 else (2**20, "MiB")
     weights, cache, peak = weights / scale, cache / scale, peak / scale
-    figure, axes = bars(rows, word)
+    figure, axes = make_bar_axes(rows, word)
     places = range(len(rows))
     axes.barh(places, weights, 0.7, color=GREY, label="weights")
     axes.barh(places, cache, 0.7, left=weights, color=ORANGE, label="KV cache after the prefill")
@@ -146,18 +163,20 @@ def memory(rows: Sequence[Row]) -> str:
             color=BLUE,
             label="else, at the peak",
         )
-    legend(axes)
-    return svg(figure)
+    draw_bar_legend(axes)
+    return render_svg(figure)
 
 
-def training(rows: Sequence[Row]) -> str:
+def draw_training_bars(rows: Sequence[EfficiencyRow]) -> str:
     """Of a training step: time of a row of data with its spread, and peak memory; a bar a cell and stage."""
-    cells, wide = list(dict.fromkeys(row["label"] for row in rows)), 0.8 / len(STAGES)
-    figure = Figure((8.4, 1.3 + LINE * len(STAGES) * len(cells)), layout="constrained")
+    cells, wide = list(dict.fromkeys(row["label"] for row in rows)), 0.8 / len(STAGE_COLOURS)
+    figure = Figure((8.4, 1.3 + ROW_INCHES * len(STAGE_COLOURS) * len(cells)), layout="constrained")
     times, peaks = figure.subplots(1, 2, sharey=True)
-    for number, (stage, colour) in enumerate(STAGES.items()):
+    for number, (stage, colour) in enumerate(STAGE_COLOURS.items()):
         chosen = [row for row in rows if row["stage"] == stage]
-        places = [cells.index(row["label"]) + (number - (len(STAGES) - 1) / 2) * wide for row in chosen]
+        places = [
+            cells.index(row["label"]) + (number - (len(STAGE_COLOURS) - 1) / 2) * wide for row in chosen
+        ]
         middle, low, high = (
             1e3 * np.array([row["seconds"] for row in chosen]) / np.array([[row["rows"]] for row in chosen])
         ).T
@@ -171,11 +190,11 @@ def training(rows: Sequence[Row]) -> str:
             error_kw={"elinewidth": 1, "capsize": 2},
         )
         peaks.barh(places, [row["peak_bytes"] / 2**30 for row in chosen], 0.9 * wide, color=colour)
-    times.set_yticks(range(len(cells)), map(literal, cells))
+    times.set_yticks(range(len(cells)), map(escape_dollars, cells))
     times.set_ylim(len(cells) - 0.4, -0.6)
     times.set_xlabel("ms a row of data", fontsize=9)
     peaks.set_xlabel("peak GiB", fontsize=9)
     for axes in (times, peaks):
-        bare(axes, "x")
-    legend(times)
-    return svg(figure)
+        strip_axes(axes, "x")
+    draw_bar_legend(times)
+    return render_svg(figure)

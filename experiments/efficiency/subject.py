@@ -12,31 +12,31 @@ from connectors.query_module import insertions
 from connectors.tiling import Tiling
 from connectors.versions import CACHE
 from experiments.config.schema import Config
-from experiments.models.random_model import make_prompt
+from experiments.models.random_model import make_random_prompt
 from llm_adapters.images import image_pixels, image_processor, stack_images
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.pruning.attention import CONTEXT as PRUNING
 from llm_adapters.pruning.prompt import sized_prompt
 
-TOWER, COMPRESSOR, PROJECTOR, QUERIES, LLM = (
+TOWER, COMPRESSOR, PROJECTOR, QUERY_PART, LLM = (
     "vision tower",
     "compressor",
     "projector",
     "query module",
     "language model",
 )
-PARTS = (TOWER, COMPRESSOR, PROJECTOR, QUERIES, LLM)
-Pixels = dict[str, Tensor]
-Pictures = Sequence[Sequence[Image]]  # of each row
+MODEL_PARTS = (TOWER, COMPRESSOR, PROJECTOR, QUERY_PART, LLM)
+PixelInputs = dict[str, Tensor]
+PictureRows = Sequence[Sequence[Image]]  # of each row
 
 
-class Subject:
+class CostSubject:
     """Base class.
 
     label          how a table calls it
     note           what it was built from
     model          with weights, or on the meta device for counting
-    parts          the modules of each part, in the order of `PARTS`; absent ones are left out
+    parts          the modules of each part, in the order of `MODEL_PARTS`; absent ones are left out
     query_tokens   of a turn
     """
 
@@ -51,20 +51,20 @@ class Subject:
         self.label, self.model, self.note = label, model, note
         self.parts, self.query_tokens = dict(parts), query_tokens
 
-    def pixels(self, pictures: Pictures) -> Pixels:
+    def prepare_pixels(self, pictures: PictureRows) -> PixelInputs:
         """Pictures, as many in each row, as the model's image processor prepares them, on the CPU."""
         raise NotImplementedError
 
-    def visual_tokens(self, pixels: Pixels) -> int:
+    def count_visual_tokens(self, pixels: PixelInputs) -> int:
         """Visual tokens of all rows together."""
         raise NotImplementedError
 
-    def prompt(self, pixels: Pixels, rows: int, text: int) -> dict[str, Tensor]:
+    def prompt(self, pixels: PixelInputs, rows: int, text: int) -> dict[str, Tensor]:
         """What `generate` takes beside the pixels: `rows` rows of `text` text tokens each, with all
         placeholders, on the CPU."""
         raise NotImplementedError
 
-    def encode(self, pixels: Pixels, rows: int, tokens: int, text: int) -> None:
+    def encode_images(self, pixels: PixelInputs, rows: int, tokens: int, text: int) -> None:
         """Everything that a prefill of `rows` rows of `tokens` tokens computes beside the language model; for
         a model on the meta device."""
         raise NotImplementedError
@@ -86,12 +86,12 @@ class Subject:
         )
 
     @property
-    def width(self) -> int:
+    def llm_width(self) -> int:
         """D, the language model's."""
         return self.model.get_input_embeddings().embedding_dim
 
 
-class OfCell(Subject):
+class CellSubject(CostSubject):
     """A model of this project: a cell's."""
 
     model: FlashSlothForConditionalGeneration
@@ -106,46 +106,46 @@ class OfCell(Subject):
             model.query_module,
             model.language_model,
         )
-        parts = {name: [part] for name, part in zip(PARTS, own) if part is not None}
+        parts = {name: [part] for name, part in zip(MODEL_PARTS, own) if part is not None}
         super().__init__(label, model, {LLM: parts[LLM]} if config.blind else parts, model.num_queries, note)
         self.blind, self.size = config.blind, size
         self.tiling = Tiling(config.tiles("test"), size, config.image.layout)
         self.processor = image_processor(model.vision_tower, size)
 
-    def pixels(self, pictures: Pictures) -> Pixels:
+    def prepare_pixels(self, pictures: PictureRows) -> PixelInputs:
         if self.blind:
             return {}
         rows = [image_pixels(self.processor, row, self.tiling) for row in pictures]
         return {"pixel_values": stack_images(rows)}
 
-    def crops(self, pixels: Pixels) -> int:
+    def count_crops(self, pixels: PixelInputs) -> int:
         """Of a row."""
         return 0 if self.blind else pixels["pixel_values"].shape[1]
 
-    def visual_tokens(self, pixels: Pixels) -> int:
+    def count_visual_tokens(self, pixels: PixelInputs) -> int:
         if self.blind:
             return 0
         return pixels["pixel_values"].shape[:2].numel() * self.model.num_image_tokens(self.size, self.size)
 
-    def prompt(self, pixels: Pixels, rows: int, text: int) -> dict[str, Tensor]:
-        made = make_prompt(self.model, self.crops(pixels), self.size, rows, text)
+    def prompt(self, pixels: PixelInputs, rows: int, text: int) -> dict[str, Tensor]:
+        made = make_random_prompt(self.model, self.count_crops(pixels), self.size, rows, text)
         del made["labels"]
         return made
 
-    def encode(self, pixels: Pixels, rows: int, tokens: int, text: int) -> None:
+    def encode_images(self, pixels: PixelInputs, rows: int, tokens: int, text: int) -> None:
         if self.blind:
             return
         model = self.model
         features = model.get_image_features(pixels["pixel_values"])
         flat = rearrange(features, "b i h w c -> (b i) h w c")
-        words = torch.empty(len(flat), text, self.width) if model.compressor.needs_text else None
+        words = torch.empty(len(flat), text, self.llm_width) if model.compressor.needs_text else None
         model.projector(model.compressor(flat, words))
         if model.query_module is None:
             return
         output = features[..., : model.vision_tower.dim]  # without levels for the compressor
         patches, asked = rearrange(output, "b i h w c -> b (i h w) c"), model.num_queries
         inputs = (
-            torch.empty(rows, tokens, self.width),
+            torch.empty(rows, tokens, self.llm_width),
             torch.zeros(rows, asked).long(),
             torch.ones(rows, asked, tokens).bool(),
             patches,

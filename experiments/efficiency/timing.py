@@ -1,7 +1,7 @@
 """Measuring code: seconds of steps run in turn, shares by part, bytes that autograd keeps, FLOPs.
 
-On a shared machine only what runs side by side can be compared: `interleaved` runs all steps once before any
-runs twice, and `ratios` compares within a round, so that a slow minute hits all steps alike.
+On a shared machine only what runs side by side can be compared: `time_interleaved` runs all steps once before any
+runs twice, and `compare_rounds` compares within a round, so that a slow minute hits all steps alike.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from connectors.versions import meta_forward
 
-OTHER = "other"
-Step = Callable[[], object]
-Call = Callable[[Tensor], Tensor]
+OTHER_PART = "other"
+StepFunction = Callable[[], object]
+TensorFunction = Callable[[Tensor], Tensor]
 
 
 class Spread(NamedTuple):
@@ -29,24 +29,26 @@ class Spread(NamedTuple):
     high: float
 
 
-def spread(values: Iterable[float]) -> Spread:
+def find_spread(values: Iterable[float]) -> Spread:
     values = list(values)
     return Spread(median(values), min(values), max(values))
 
 
-def settle() -> None:
+def wait_for_accelerator() -> None:
     """Wait until the accelerator, if there is one, has finished."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
 
 
-def in_turn(steps: Mapping[str, Step], rounds: int, done: Step = lambda: None) -> dict[str, list[Any]]:
+def run_in_turn(
+    steps: Mapping[str, StepFunction], rounds: int, done: StepFunction = lambda: None
+) -> dict[str, list[Any]]:
     """What each step returns in each of `rounds` rounds, after one round that does not count. `done` is
     called after every step."""
     found: dict[str, list[Any]] = {name: [] for name in steps}
     for turn in range(rounds + 1):
         for name, step in steps.items():
-            settle()
+            wait_for_accelerator()
             result = step()
             if turn:
                 found[name].append(result)
@@ -54,18 +56,18 @@ def in_turn(steps: Mapping[str, Step], rounds: int, done: Step = lambda: None) -
     return found
 
 
-def seconds_of(step: Step) -> float:
+def time_step(step: StepFunction) -> float:
     """How long a step takes, the accelerator's part included."""
-    settle()
+    wait_for_accelerator()
     start = perf_counter()
     step()
-    settle()
+    wait_for_accelerator()
     return perf_counter() - start
 
 
-def interleaved(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
+def time_interleaved(steps: dict[str, StepFunction], rounds: int) -> dict[str, list[float]]:
     """Seconds of each step in each of `rounds` rounds, after one round that is not measured."""
-    return in_turn({name: partial(seconds_of, step) for name, step in steps.items()}, rounds)
+    return run_in_turn({name: partial(time_step, step) for name, step in steps.items()}, rounds)
 
 
 class Ledger:
@@ -80,48 +82,50 @@ class Ledger:
         self.shares: dict[str, float] = {}
 
     def __enter__(self) -> "Ledger":
-        self.shares, self.within = dict.fromkeys([*self.parts, OTHER], 0), [OTHER]
+        self.shares, self.within = dict.fromkeys([*self.parts, OTHER_PART], 0), [OTHER_PART]
         self.handles = []
         for name, modules in self.parts.items():
             for module in modules:
                 self.handles += [
-                    module.register_forward_pre_hook(partial(self._begin, name)),
-                    module.register_forward_hook(self._end),
+                    module.register_forward_pre_hook(partial(self._begin_part, name)),
+                    module.register_forward_hook(self._end_part),
                 ]
         self.last = self.read()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._credit()
+        self._credit_part()
         for handle in self.handles:
             handle.remove()
 
-    def _begin(self, name: str, *_: object) -> None:
-        self._credit()
+    def _begin_part(self, name: str, *_: object) -> None:
+        self._credit_part()
         self.within.append(name)
 
-    def _end(self, *_: object) -> None:
-        self._credit()
+    def _end_part(self, *_: object) -> None:
+        self._credit_part()
         self.within.pop()
 
-    def _credit(self) -> None:
+    def _credit_part(self) -> None:
         now = self.read()
         self.shares[self.within[-1]] += now - self.last
         self.last = now
 
 
-def clock() -> float:
+def read_clock() -> float:
     """Seconds, once the accelerator has finished what it was given."""
-    settle()
+    wait_for_accelerator()
     return perf_counter()
 
 
-def ratios(seconds: list[float], reference: list[float]) -> Spread:
+def compare_rounds(seconds: list[float], reference: list[float]) -> Spread:
     """How many times longer than the reference, round by round."""
-    return spread(a / b for a, b in zip(seconds, reference, strict=True))
+    return find_spread(a / b for a, b in zip(seconds, reference, strict=True))
 
 
-def training_step(call: Call, features: Tensor, weights: Iterable[Tensor] = ()) -> Step:
+def make_training_step(
+    call: TensorFunction, features: Tensor, weights: Iterable[Tensor] = ()
+) -> StepFunction:
     """Forward and backward of `call(features)`; gradients of the step before are dropped."""
     leaves = [features, *weights]
 
@@ -134,7 +138,7 @@ def training_step(call: Call, features: Tensor, weights: Iterable[Tensor] = ()) 
     return step
 
 
-def kept_bytes(call: Call, features: Tensor, weights: Iterable[Tensor] = ()) -> int:
+def count_kept_bytes(call: TensorFunction, features: Tensor, weights: Iterable[Tensor] = ()) -> int:
     """What autograd keeps between forward and backward beyond the features and the weights."""
     known = {leaf.untyped_storage().data_ptr() for leaf in (features, *weights)}
     kept: dict[int, Tensor] = {}
@@ -148,12 +152,12 @@ def kept_bytes(call: Call, features: Tensor, weights: Iterable[Tensor] = ()) -> 
     return sum(t.untyped_storage().nbytes() for place, t in kept.items() if place not in known)
 
 
-def flops(call: Step) -> int:
+def count_flops(call: StepFunction) -> int:
     """Floating point operations of a call, a multiply-add counted as two; works on the meta device."""
-    return sum(flops_by_part(call, {}).values())
+    return sum(count_flops_by_part(call, {}).values())
 
 
-def flops_by_part(call: Step, parts: Mapping[str, Sequence[nn.Module]]) -> dict[str, int]:
+def count_flops_by_part(call: StepFunction, parts: Mapping[str, Sequence[nn.Module]]) -> dict[str, int]:
     """The same by part of the model, what happens in no part as `other`."""
     with FlopCounterMode(display=False) as counter, torch.no_grad(), meta_forward():
         with Ledger(parts, counter.get_total_flops) as ledger:

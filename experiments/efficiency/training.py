@@ -14,26 +14,29 @@ from torch import Tensor
 
 from connectors.tiling import Tiling
 from experiments.config.schema import Config
-from experiments.efficiency.counting import training_flops
-from experiments.efficiency.memory import peak_bytes
-from experiments.efficiency.table1 import cell_on_meta
-from experiments.efficiency.timing import Spread, clock, spread
-from experiments.models.random_model import fill, make_batch, set_placeholders
+from experiments.efficiency.counting import count_training_flops
+from experiments.efficiency.memory import measure_peak_bytes
+from experiments.efficiency.table1 import build_cell_subject
+from experiments.efficiency.timing import Spread, find_spread, read_clock
+from experiments.models.random_model import fill_weights, make_random_batch, set_placeholder_ids
 from experiments.runtime.progress import Reporter
-from experiments.stages.fit import fit, precision
+from experiments.stages.fit import fit_module, resolve_precision
 from experiments.stages.module import SlothModule
-from experiments.stages.train import unfreeze
+from experiments.stages.train import unfreeze_stage_parts
 from llm_adapters.conversation import IGNORE
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 
-ROLES = {"pretrain": "pretrain", "finetune": "train"}
-ROWS = {"pretrain": 558_000, "finetune": 665_000}  # of the paper's data, one epoch
-TEXT = {"pretrain": 40, "finetune": 256}  # tokens of a row beside visual and query tokens: our assumption
-WARM_UP = 1  # optimiser steps before those that count: AdamW's state is made in the first
+TRAINING_ROLES = {"pretrain": "pretrain", "finetune": "train"}
+PAPER_ROWS = {"pretrain": 558_000, "finetune": 665_000}  # of the paper's data, one epoch
+STAGE_TEXT_TOKENS = {
+    "pretrain": 40,
+    "finetune": 256,
+}  # tokens of a row beside visual and query tokens: our assumption
+WARM_UP_STEPS = 1  # optimiser steps before those that count: AdamW's state is made in the first
 
 
 @dataclass
-class Training:
+class TrainingCost:
     """Of one stage.
 
     seconds      of an optimiser step
@@ -55,7 +58,7 @@ class Training:
     cached: bool
 
     @property
-    def hours(self) -> float:
+    def estimated_hours(self) -> float:
         return self.data_rows / self.rows * self.seconds.median / 3600
 
 
@@ -67,10 +70,10 @@ class StepClock(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
         if trainer.global_step > len(self.times):
-            self.times.append(clock())
+            self.times.append(read_clock())
 
 
-def of_stage(config: Config, stage: str) -> Config:
+def make_stage_config(config: Config, stage: str) -> Config:
     """As the sweep trains it: no query module in stage 1, nothing written on the way."""
     trainer = dataclasses.replace(
         config.trainer, logger="none", checkpoint_every=10**9, devices="1", strategy="auto"
@@ -80,14 +83,14 @@ def of_stage(config: Config, stage: str) -> Config:
     return dataclasses.replace(config, trainer=trainer)
 
 
-def rows_of_step(
+def make_step_rows(
     config: Config, stage: str, model: FlashSlothForConditionalGeneration, size: int, text: int
 ) -> dict[str, Tensor]:
     """The rows of a micro-batch, on the CPU; features in place of pixels where the preset caches them."""
     optimisation = getattr(config, stage)
-    crops = Tiling(config.tiles(ROLES[stage]), size).most_crops
-    batch = make_batch(model, crops, size, optimisation.batch_size // optimisation.accumulate, text)
-    if cached(config):
+    crops = Tiling(config.tiles(TRAINING_ROLES[stage]), size).most_crops
+    batch = make_random_batch(model, crops, size, optimisation.batch_size // optimisation.accumulate, text)
+    if uses_cached_features(config):
         levels = 1 + len(model.compressor.needs_levels)
         rows, grid = len(batch["input_ids"]), model.vision_tower.grid(size, size)
         del batch["pixel_values"]
@@ -96,19 +99,19 @@ def rows_of_step(
     return {name: value.cpu().pin_memory() if pinned else value.cpu() for name, value in batch.items()}
 
 
-def cached(config: Config) -> bool:
+def uses_cached_features(config: Config) -> bool:
     """Whether the sweep would read the tower's features from disk."""
     return config.tower.cache and not config.tower.train
 
 
-def loader(batch: dict[str, Tensor], pieces: int, steps: int) -> Iterator[dict]:
+def iterate_step_batches(batch: dict[str, Tensor], pieces: int, steps: int) -> Iterator[dict]:
     """Micro-batches of so many steps: the same rows again and again."""
     answers = pieces * int((batch["labels"] != IGNORE).sum())
     for number in range(steps * pieces):
         yield {**batch, "pieces": pieces, "answer_tokens": answers, "number": number}
 
 
-def train(
+def time_optimiser_steps(
     config: Config,
     stage: str,
     model: FlashSlothForConditionalGeneration,
@@ -118,14 +121,14 @@ def train(
 ) -> list[float]:
     """Seconds of each optimiser step but the first."""
     module = SlothModule(model, getattr(config, stage), steps, config.seed)
-    module.train_dataloader = lambda: Batches(batch, module.optimisation.accumulate, steps)
+    module.train_dataloader = lambda: RepeatedBatches(batch, module.optimisation.accumulate, steps)
     times = StepClock()
     with TemporaryDirectory() as folder:
-        fit(config, module, Path(folder), report, callbacks=[times])
-    return [b - a for a, b in zip(times.times, times.times[1:])][WARM_UP - 1 :]
+        fit_module(config, module, Path(folder), report, callbacks=[times])
+    return [b - a for a, b in zip(times.times, times.times[1:])][WARM_UP_STEPS - 1 :]
 
 
-class Batches:
+class RepeatedBatches:
     """What Lightning takes as a loader."""
 
     def __init__(self, batch: dict[str, Tensor], pieces: int, steps: int):
@@ -135,38 +138,38 @@ class Batches:
         return self.steps * self.pieces
 
     def __iter__(self) -> Iterator[dict]:
-        return loader(self.batch, self.pieces, self.steps)
+        return iterate_step_batches(self.batch, self.pieces, self.steps)
 
 
-def measure(
+def measure_training(
     config: Config, stage: str, rounds: int, text: int, data_rows: int, device: torch.device, report: Reporter
-) -> Training:
+) -> TrainingCost:
     """One stage of a cell on one device."""
-    config = of_stage(config, stage)
+    config = make_stage_config(config, stage)
     config.trainer.accelerator = "gpu" if device.type == "cuda" else "cpu"
-    subject, tiles = cell_on_meta("", config), config.tiles(ROLES[stage])
+    subject, tiles = build_cell_subject("", config), config.tiles(TRAINING_ROLES[stage])
     model, size = subject.model, subject.size
-    flops_of_row = training_flops(subject, config, stage, text, tiles, cached(config))
-    fill(model, device, torch.float32, config.seed)
-    set_placeholders(model)
-    unfreeze(config, stage, model)
-    batch, optimisation = rows_of_step(config, stage, model, size, text), getattr(config, stage)
-    run = partial(train, config, stage, model, batch, report=report)
+    flops_of_row = count_training_flops(subject, config, stage, text, tiles, uses_cached_features(config))
+    fill_weights(model, device, torch.float32, config.seed)
+    set_placeholder_ids(model)
+    unfreeze_stage_parts(config, stage, model)
+    batch, optimisation = make_step_rows(config, stage, model, size, text), getattr(config, stage)
+    run = partial(time_optimiser_steps, config, stage, model, batch, report=report)
     weights = sum(p.nbytes for p in model.parameters())
     if device.type == "cuda":
         seconds: list[float] = []
-        added = peak_bytes(lambda: seconds.extend(run(rounds + WARM_UP)), device)
+        added = measure_peak_bytes(lambda: seconds.extend(run(rounds + WARM_UP_STEPS)), device)
     else:
-        seconds = run(rounds + WARM_UP)
-        added = peak_bytes(lambda: run(1 + WARM_UP), device)
-    return Training(
-        spread(seconds),
+        seconds = run(rounds + WARM_UP_STEPS)
+        added = measure_peak_bytes(lambda: run(1 + WARM_UP_STEPS), device)
+    return TrainingCost(
+        find_spread(seconds),
         optimisation.batch_size,
         optimisation.accumulate,
         batch["input_ids"].shape[1],
         weights + added,
         flops_of_row * optimisation.batch_size,
         data_rows,
-        precision(config.trainer.precision),
-        cached(config),
+        resolve_precision(config.trainer.precision),
+        uses_cached_features(config),
     )

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 GREY, BLUE, ORANGE = "#8a8f98", "#2f5fa7", "#c7661a"
 
 
-def svg(figure: Figure) -> str:
+def render_svg(figure: Figure) -> str:
     """The same bytes for the same picture."""
     out = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "slothkit", "svg.fonttype": "path"}):
@@ -18,7 +18,7 @@ def svg(figure: Figure) -> str:
     return out.getvalue()
 
 
-def bare(axes: Axes, grid: str) -> None:
+def strip_axes(axes: Axes, grid: str) -> None:
     """No box; light lines along one axis."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis=grid, color="#e3e5e9", linewidth=0.8)
@@ -26,6 +26,6 @@ def bare(axes: Axes, grid: str) -> None:
     axes.tick_params(labelsize=8)
 
 
-def literal(words: str) -> str:
+def escape_dollars(words: str) -> str:
     """Words as they stand, dollars and all: matplotlib would read a formula between two of them."""
     return words.replace("$", r"\$")

@@ -16,7 +16,7 @@ from llm_adapters.processing import FlashSlothProcessor
 
 
 @dataclass
-class Look:
+class AttentionRecord:
     """What a model saw and said. Weights over the patches of all crops, (crops, H, W), their sum 1; EmbQ's by
     insertion and layer, (heads, crops, H, W), the mean over the turn's query tokens."""
 
@@ -27,20 +27,20 @@ class Look:
     queries: dict[str, Tensor] = field(default_factory=dict)
 
 
-def look(
+def record_attention(
     model: FlashSlothForConditionalGeneration,
     processor: FlashSlothProcessor,
     picture: Image.Image,
     question: str,
     max_new_tokens: int = 32,
-) -> Look:
+) -> AttentionRecord:
     """Answer one question about one picture, and note where compressor and query module look meanwhile.
     UsageError if neither has weights to show."""
     if not processor.image_tokens:
         raise UsageError("the model is blind (compressor=none): it looks nowhere")
-    batch = Chat(model, processor, picture, max_new_tokens).batch(question)
-    seen = Look(model.config.compressor, question)
-    with torch.inference_mode(), watched(model, seen):
+    batch = Chat(model, processor, picture, max_new_tokens).make_inputs(question)
+    seen = AttentionRecord(model.config.compressor, question)
+    with torch.inference_mode(), watch_attention(model, seen):
         out = model.generate(**batch, do_sample=False, max_new_tokens=max_new_tokens)
     new = out[0, batch["input_ids"].shape[1] :]
     seen.answer = processor.tokenizer.decode(new, skip_special_tokens=True).strip()
@@ -53,7 +53,7 @@ def look(
 
 
 @contextmanager
-def watched(model: FlashSlothForConditionalGeneration, seen: Look) -> Iterator[None]:
+def watch_attention(model: FlashSlothForConditionalGeneration, seen: AttentionRecord) -> Iterator[None]:
     """Notes weights into `seen` while the model runs: computed again beside it from the inputs that its own
     modules get, so that it computes what it always does."""
     grid: list[int] = []  # crops, H, W
@@ -74,7 +74,9 @@ def watched(model: FlashSlothForConditionalGeneration, seen: Look) -> Iterator[N
         return note
 
     handles = [model.compressor.register_forward_pre_hook(compressor)]
-    handles += [module.register_forward_pre_hook(attention(name)) for name, module in image_attention(model)]
+    handles += [
+        module.register_forward_pre_hook(attention(name)) for name, module in find_image_attention(model)
+    ]
     try:
         yield
     finally:
@@ -82,7 +84,7 @@ def watched(model: FlashSlothForConditionalGeneration, seen: Look) -> Iterator[N
             handle.remove()
 
 
-def image_attention(model: FlashSlothForConditionalGeneration) -> list[tuple[str, Attention]]:
+def find_image_attention(model: FlashSlothForConditionalGeneration) -> list[tuple[str, Attention]]:
     """(name, attention over patches) of each layer of EmbQ; empty for other query modules."""
     module = model.query_module
     if not isinstance(module, EmbQ):

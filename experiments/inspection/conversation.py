@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from experiments.inspection.streaming import Pace, Stream
+from experiments.inspection.streaming import AnswerStreamer, TokenPace
 from llm_adapters.conversation import IMAGE, Encoded, Turn
 
 
@@ -19,24 +19,24 @@ class Chat:
         self.picture = picture.convert("RGB")
         self.turns: list[Turn] = []
 
-    def ask(self, question: str, write: Callable[[str], object]) -> Pace:
+    def ask_question(self, question: str, write: Callable[[str], object]) -> TokenPace:
         """Answer a question; `write` gets the answer's words. UsageError if it cannot be asked."""
-        pace = Pace()
-        batch = self.batch(question)
-        stream = Stream(self.processor.tokenizer, pace, write)
+        pace = TokenPace()
+        batch = self.make_inputs(question)
+        stream = AnswerStreamer(self.processor.tokenizer, pace, write)
         with torch.inference_mode():
             self.model.generate(**batch, do_sample=False, max_new_tokens=self.max_new_tokens, streamer=stream)
         if stream.said.strip():  # an empty answer makes no turn
             self.turns.append(Turn(question, stream.said.strip()))
         return pace
 
-    def batch(self, question: str) -> dict[str, Tensor]:
+    def make_inputs(self, question: str) -> dict[str, Tensor]:
         """Inputs for a question after the turns before it."""
         turns = [*self.turns, Turn(question)]
-        encoded = self.encoded(turns)
-        while len(turns) > 1 and len(encoded.ids) + self.max_new_tokens > self.room:
+        encoded = self.encode_turns(turns)
+        while len(turns) > 1 and len(encoded.ids) + self.max_new_tokens > self.position_limit:
             turns = turns[1:]
-            encoded = self.encoded(turns)
+            encoded = self.encode_turns(turns)
         self.turns = turns[:-1]
         batch = self.processor.collate([encoded], "left")
         del batch["labels"]
@@ -44,12 +44,12 @@ class Chat:
             batch["pixel_values"] = self.processor.pixels([self.picture]).unsqueeze(0)
         return {name: value.to(self.model.device) for name, value in batch.items()}
 
-    def encoded(self, turns: Sequence[Turn]) -> Encoded:
+    def encode_turns(self, turns: Sequence[Turn]) -> Encoded:
         """Turns with the picture before the first of them."""
         first = turns[0]._replace(question=f"{IMAGE}\n{turns[0].question}")
         return self.processor.encode([first, *turns[1:]], [self.processor.crops_of(self.picture)])
 
     @property
-    def room(self) -> float:
+    def position_limit(self) -> float:
         """Tokens that the language model has positions for."""
         return getattr(self.model.config.text_config, "max_position_embeddings", None) or float("inf")

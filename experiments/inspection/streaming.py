@@ -6,13 +6,13 @@ from time import perf_counter
 from transformers import TextStreamer
 
 
-class Pace:
+class TokenPace:
     """When an answer was asked for and when each of its tokens was there."""
 
     def __init__(self, clock: Callable[[], float] = perf_counter):
         self.clock, self.started, self.came = clock, clock(), []
 
-    def token(self) -> None:
+    def note_token(self) -> None:
         """A token is there."""
         self.came.append(self.clock())
 
@@ -25,16 +25,16 @@ class Pace:
         return f"TTFT {(self.came[0] - self.started) * 1e3:.0f} ms{rate}, {len(self.came)} tokens"
 
 
-class Stream(TextStreamer):
+class AnswerStreamer(TextStreamer):
     """For `generate`: hands words to `write` and keeps them as `said`, tells `pace` of each token."""
 
-    def __init__(self, tokenizer, pace: Pace, write: Callable[[str], object]):
+    def __init__(self, tokenizer, pace: TokenPace, write: Callable[[str], object]):
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.pace, self.write, self.said = pace, write, ""
 
     def put(self, value) -> None:
         if not self.next_tokens_are_prompt:
-            self.pace.token()
+            self.pace.note_token()
         super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:  # noqa: ARG002

@@ -5,10 +5,12 @@ from torch import Tensor
 
 from compressors import Compressor
 
-PROBES = 8  # random directions in which a token is looked at
+PROBE_DIRECTIONS = 8  # random directions in which a token is looked at
 
 
-def origins(part: Compressor, features: Tensor, *text: Tensor, probes: int = PROBES) -> Tensor:
+def estimate_origins(
+    part: Compressor, features: Tensor, *text: Tensor, probes: int = PROBE_DIRECTIONS
+) -> Tensor:
     """Each token's share of every patch, (N, H, W), a token's sum 1, for one image (1, H, W, C).
 
     The size of a token's gradient with respect to a patch, estimated in `probes` random directions: for a

@@ -27,16 +27,16 @@ from llm_adapters.modeling import FlashSlothConfig, FlashSlothForConditionalGene
 from llm_adapters.processing import FlashSlothProcessor
 
 
-def build(config: Config) -> tuple[FlashSlothForConditionalGeneration, FlashSlothProcessor]:
+def build_model(config: Config) -> tuple[FlashSlothForConditionalGeneration, FlashSlothProcessor]:
     """Pretrained tower and LLM, everything else new from `config.seed`."""
     tower = load_tower(resolve_source(config.tower.source), config.tower.select_layer, dtype=torch.float32)
-    llm = _pretrained(AutoModelForCausalLM, "llm.source", config.llm.source, dtype=torch.float32)
+    llm = _load_pretrained(AutoModelForCausalLM, "llm.source", config.llm.source, dtype=torch.float32)
     tokenizer = load_tokenizer(config)
     end = tokenizer.convert_tokens_to_ids(config.prompt.end)
     if end >= llm.get_input_embeddings().num_embeddings:
         llm.resize_token_embeddings(end + 1)
     torch.manual_seed(config.seed)
-    composed = model_config(config, tower.config, llm.config, tokenizer)
+    composed = compose_model_config(config, tower.config, llm.config, tokenizer)
     model = FlashSlothForConditionalGeneration(composed, tower, llm)
     if model.query_module is not None:
         dot = tokenizer(" .", add_special_tokens=False)["input_ids"][-1]
@@ -46,7 +46,7 @@ def build(config: Config) -> tuple[FlashSlothForConditionalGeneration, FlashSlot
     return model, make_processor(config, model, tokenizer)
 
 
-def model_config(
+def compose_model_config(
     config: Config,
     vision: PreTrainedConfig,
     text: PreTrainedConfig,
@@ -71,7 +71,7 @@ def model_config(
 
 def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
     """The LLM's tokenizer with the placeholder, end and padding tokens that conversations need."""
-    tokenizer = _pretrained(AutoTokenizer, "llm.source", config.llm.source)
+    tokenizer = _load_pretrained(AutoTokenizer, "llm.source", config.llm.source)
     known = tokenizer.get_vocab()
     missing = [token for token in (config.prompt.end, IMAGE, QUERY) if token not in known]
     tokenizer.add_special_tokens({"additional_special_tokens": missing}, replace_extra_special_tokens=False)
@@ -80,7 +80,7 @@ def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _pretrained(auto, setting: str, source: str, **kwargs):
+def _load_pretrained(auto, setting: str, source: str, **kwargs):
     """`auto.from_pretrained(source)`, or a UsageError that names the setting."""
     try:
         return auto.from_pretrained(resolve_source(source), **kwargs)
@@ -114,7 +114,7 @@ def pick_device(accelerator: str) -> torch.device:
     return torch.device("cuda" if gpu else "cpu")
 
 
-def quiet() -> None:
+def silence_libraries() -> None:
     """The sweep's own progress is the one that shows."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -124,23 +124,23 @@ def quiet() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def check(config: Config) -> None:
+def check_model_config(config: Config) -> None:
     """What only the sizes can tell: rate against grid, insertion against depth, heads against widths; and
     whether what is asked for is installed. No weights are read; raises UsageError."""
-    quiet()
-    strategies.check(config.trainer)
-    lora.check(config.lora)
+    silence_libraries()
+    strategies.check_strategy(config.trainer)
+    lora.check_peft(config.lora)
     with torch.device("meta"):
-        model, size = skeleton(config)
+        model, size = build_skeleton(config)
     if not config.blind:
         model.num_image_tokens(size, size)
 
 
-def vision_config(source: str) -> PreTrainedConfig:
+def load_vision_config(source: str) -> PreTrainedConfig:
     """A tower's configuration, without its weights."""
     if source.startswith("open_clip:"):
         return OpenClipVisionConfig(model_name=source.split(":")[1])
-    return _pretrained(AutoConfig, "tower.source", source)
+    return _load_pretrained(AutoConfig, "tower.source", source)
 
 
 def pick_scale(config: Config, model: FlashSlothForConditionalGeneration) -> bool:
@@ -154,12 +154,12 @@ def pick_scale(config: Config, model: FlashSlothForConditionalGeneration) -> boo
     return True
 
 
-def skeleton(config: Config) -> tuple[FlashSlothForConditionalGeneration, int]:
+def build_skeleton(config: Config) -> tuple[FlashSlothForConditionalGeneration, int]:
     """The cell's model without weights, and its image size. Call under `torch.device("meta")`."""
-    vision = vision_config(config.tower.source)
-    text = _pretrained(AutoConfig, "llm.source", config.llm.source)
+    vision = load_vision_config(config.tower.source)
+    text = _load_pretrained(AutoConfig, "llm.source", config.llm.source)
     tower: VisionTower = build_tower(vision, config.tower.select_layer)
-    model = FlashSlothForConditionalGeneration(model_config(config, vision, text), tower)
+    model = FlashSlothForConditionalGeneration(compose_model_config(config, vision, text), tower)
     pick_scale(config, model)
     if config.prune is not None:
         model.set_pruner(config.prune, **config.knobs(config.prune))

@@ -14,29 +14,31 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from compressors.command_line import parse_settings
-from experiments.config.cells import Cell, copied, make_cells
+from experiments.config.cells import Cell, copy_section, make_cells
 from experiments.config.presets import read_yaml
 from experiments.config.schema import Config
 from experiments.models import build
 from llm_adapters.conversation import IGNORE
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 
-TEXT = 40  # tokens of prompt, question and what follows it
-Sizes = Mapping[str, PreTrainedConfig]
+TEXT_TOKENS = 40  # tokens of prompt, question and what follows it
+BackboneConfigs = Mapping[str, PreTrainedConfig]
 
 
 @cache
-def known() -> dict[str, PreTrainedConfig]:
+def read_backbone_configs() -> dict[str, PreTrainedConfig]:
     """The backbones whose sizes are known, by name."""
     found = read_yaml(Path(__file__).with_name("backbone_sizes.yaml"))
     return {name: AutoConfig.for_model(**sizes) for name, sizes in found.items()}
 
 
 @contextmanager
-def random_cells(overrides: Sequence[str], sizes: Sizes | None = None) -> Iterator[list[Cell]]:
-    """Cells of these overrides whose known backbones (`sizes`; None: all of `known`) are folders with a
+def make_weightless_cells(
+    overrides: Sequence[str], sizes: BackboneConfigs | None = None
+) -> Iterator[list[Cell]]:
+    """Cells of these overrides whose known backbones (`sizes`; None: all of `read_backbone_configs`) are folders with a
     configuration alone, as long as the context lasts."""
-    sizes = known() if sizes is None else sizes
+    sizes = read_backbone_configs() if sizes is None else sizes
     with TemporaryDirectory() as folder:
 
         def local(source: str) -> str:
@@ -49,24 +51,24 @@ def random_cells(overrides: Sequence[str], sizes: Sizes | None = None) -> Iterat
 
         cells = make_cells(parse_settings(list(overrides)))
         for i, cell in enumerate(cells):
-            config = copied(cell.config)
+            config = copy_section(cell.config)
             config.tower.source, config.llm.source = local(config.tower.source), local(config.llm.source)
             cells[i] = Cell(config, cell.label, cell.row)
         yield cells
 
 
-def random_model(
+def build_random_model(
     config: Config, device: torch.device, dtype: torch.dtype = torch.bfloat16
 ) -> tuple[FlashSlothForConditionalGeneration, int]:
     """The cell's model with new weights, filled in place: memory holds them once; and its image size."""
     with torch.device("meta"):
-        model, size = build.skeleton(config)
-    fill(model, device, dtype, config.seed)
-    set_placeholders(model)
+        model, size = build.build_skeleton(config)
+    fill_weights(model, device, dtype, config.seed)
+    set_placeholder_ids(model)
     return model, size
 
 
-def fill(model: nn.Module, device: torch.device, dtype: torch.dtype, seed: int = 0) -> None:
+def fill_weights(model: nn.Module, device: torch.device, dtype: torch.dtype, seed: int = 0) -> None:
     """New weights for a model that is on the meta device; to be run, not trained."""
     for parameter in model.parameters():  # buffers (rotary frequencies) stay as they are
         parameter.data = parameter.data.to(dtype)
@@ -78,24 +80,24 @@ def fill(model: nn.Module, device: torch.device, dtype: torch.dtype, seed: int =
     model.eval()
 
 
-def set_placeholders(model: FlashSlothForConditionalGeneration) -> None:
+def set_placeholder_ids(model: FlashSlothForConditionalGeneration) -> None:
     """The last two ids stand for visual and query tokens: there is no tokenizer."""
     rows = model.get_input_embeddings().num_embeddings
     model.config.image_token_id, model.config.query_token_id = rows - 1, rows - 2
 
 
-def split_text(tokens: int) -> tuple[int, int, int]:
+def split_text_tokens(tokens: int) -> tuple[int, int, int]:
     """Text tokens before the image, of the question, after the queries: 12, 20 and 8 of 40."""
     before, question = 3 * tokens // 10, tokens // 2
     return before, question, tokens - before - question
 
 
-def make_prompt(
-    model: FlashSlothForConditionalGeneration, crops: int, size: int, rows: int = 1, text: int = TEXT
+def make_random_prompt(
+    model: FlashSlothForConditionalGeneration, crops: int, size: int, rows: int = 1, text: int = TEXT_TOKENS
 ) -> dict[str, Tensor]:
     """`rows` rows of text, images of `crops` crops in all, question, query tokens, and an answer that counts
     as the last of `text` tokens; all but the pixels. On the CPU."""
-    config, (before, question, answer) = model.config, split_text(text)
+    config, (before, question, answer) = model.config, split_text_tokens(text)
     counts = [before, crops * model.num_image_tokens(size, size), question, model.num_queries, answer]
     part = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).expand(rows, -1)  # (B, T)
     ids = torch.randint(config.query_token_id, part.shape)
@@ -111,10 +113,10 @@ def make_prompt(
     }
 
 
-def make_batch(
-    model: FlashSlothForConditionalGeneration, crops: int, size: int, rows: int = 1, text: int = TEXT
+def make_random_batch(
+    model: FlashSlothForConditionalGeneration, crops: int, size: int, rows: int = 1, text: int = TEXT_TOKENS
 ) -> dict[str, Tensor]:
     """The same with pixels, where and in the type that the model is."""
-    batch = make_prompt(model, crops, size, rows, text)
+    batch = make_random_prompt(model, crops, size, rows, text)
     batch["pixel_values"] = (2 * torch.rand(rows, crops, 3, size, size) - 1).to(model.dtype)
     return {name: value.to(model.device) for name, value in batch.items()}

@@ -4,14 +4,14 @@ from pathlib import Path
 
 from compressors.errors import UsageError
 from experiments.config.presets import read_yaml
-from experiments.config.schema import BLIND
+from experiments.config.schema import BLIND_COMPRESSOR
 from llm_adapters import saved
 from llm_adapters.saved import find, read
 
-__all__ = ["find", "load", "newest", "open_picture", "read"]
+__all__ = ["find", "load_trained_model", "find_newest_cell", "open_picture", "read"]
 
 
-def newest(out: Path) -> Path:
+def find_newest_cell(out: Path) -> Path:
     """The cell below `out` that finished last; a blind one, which a sweep adds by itself, only if all are."""
     cells = sorted(Path(out).glob("cells/*/stages.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     if not cells:
@@ -19,15 +19,19 @@ def newest(out: Path) -> Path:
             f"no finished cell below {out}; train one with python -m experiments.sweep, or "
             "name a folder with model=DIR"
         )
-    seeing = (path for path in cells if read_yaml(path.with_name("config.yaml")).get("compressor") != BLIND)
+    seeing = (
+        path
+        for path in cells
+        if read_yaml(path.with_name("config.yaml")).get("compressor") != BLIND_COMPRESSOR
+    )
     return next(seeing, cells[0]).parent
 
 
-def load(path: Path):
+def load_trained_model(path: Path):
     """(model, processor) of `find(path)`, in eval mode on the GPU, if there is one, in bfloat16."""
-    from experiments.models.build import pick_device, quiet
+    from experiments.models.build import pick_device, silence_libraries
 
-    quiet()
+    silence_libraries()
     return saved.load(path, pick_device("auto"))
 
 
@@ -39,8 +43,8 @@ def open_picture(path: Path):
 
     try:
         with Image.open(path) as picture:
-            return orientation.rgb(picture)
+            return orientation.convert_to_upright_rgb(picture)
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such picture") from error
-    except orientation.BROKEN as error:
+    except orientation.IMAGE_ERRORS as error:
         raise UsageError(f"{path}: not a picture, or a damaged one ({error})") from error

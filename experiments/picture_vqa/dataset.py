@@ -176,10 +176,10 @@ def main(arguments: list[str] | None = None) -> int:
     sizes = {split: max(1, round(default.scenes * options.scale)) for split, default in SPLITS.items()}
     try:
         if options.parquet:
-            parquet.require()
+            parquet.require_pyarrow()
         manifest = _write_with_bar(options.out, options.seed, sizes)
         for split in HELD_OUT if options.parquet else ():
-            parquet.write(options.out / f"{split}.json", options.out / f"{split}.parquet")
+            parquet.write_parquet(options.out / f"{split}.json", options.out / f"{split}.parquet")
     except (OSError, ValueError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

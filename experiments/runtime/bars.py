@@ -13,7 +13,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from experiments.runtime.progress import PlainReporter, Reporter, words
+from experiments.runtime.progress import PlainReporter, Reporter, format_fields
 
 
 class RichReporter(Reporter):
@@ -31,8 +31,8 @@ class RichReporter(Reporter):
             transient=True,
         )
         self._cells = self.progress.add_task("cells", total=None, words="")
-        self._steps = Bar(self.progress)
-        self._lanes: dict[int, Bar] = {}
+        self._steps = StepBar(self.progress)
+        self._lanes: dict[int, StepBar] = {}
         self._number = -1
 
     def __enter__(self) -> "RichReporter":
@@ -42,39 +42,39 @@ class RichReporter(Reporter):
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.progress.stop()
 
-    def cells(self, total: int) -> None:
+    def announce_cells(self, total: int) -> None:
         self.progress.update(self._cells, total=total)
 
-    def cell(self, label: str) -> None:
+    def begin_cell(self, label: str) -> None:
         self._number += 1
         self.progress.update(self._cells, completed=self._number, words=escape(label))
-        self._steps.hide()
+        self._steps.hide_bar()
 
-    def finished(self, _label: str) -> None:
+    def finish_cell(self, _label: str) -> None:
         self.progress.update(self._cells, advance=1)
 
-    def stage(self, label: str) -> None:
-        self._steps.stage(label)
+    def begin_stage(self, label: str) -> None:
+        self._steps.begin_stage(label)
 
-    def steps(self, total: int, done: int = 0) -> None:
-        self._steps.steps(total, done)
+    def announce_steps(self, total: int, done: int = 0) -> None:
+        self._steps.announce_steps(total, done)
 
-    def advance(self, n: int = 1, **fields: object) -> None:
-        self._steps.advance(n, **fields)
+    def advance_steps(self, n: int = 1, **fields: object) -> None:
+        self._steps.advance_steps(n, **fields)
 
-    def note(self, text: str) -> None:
-        self._steps.note(text)
+    def write_note(self, text: str) -> None:
+        self._steps.write_note(text)
 
-    def lane(self, number: int, label: str) -> "Bar":
+    def open_lane(self, number: int, label: str) -> "StepBar":
         if number not in self._lanes:
-            self._lanes[number] = Bar(self.progress)
+            self._lanes[number] = StepBar(self.progress)
         bar = self._lanes[number]
         bar.prefix = f"({number}) {label}: "
-        bar.stage("")
+        bar.begin_stage("")
         return bar
 
 
-class Bar(Reporter):
+class StepBar(Reporter):
     """The steps of one stage at a time."""
 
     def __init__(self, progress: Progress):
@@ -82,28 +82,28 @@ class Bar(Reporter):
         self._task = progress.add_task("", total=None, words="", visible=False)
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.hide()
+        self.hide_bar()
 
-    def hide(self) -> None:
+    def hide_bar(self) -> None:
         """Nothing is under way."""
         self.progress.update(self._task, visible=False)
 
-    def stage(self, label: str) -> None:
+    def begin_stage(self, label: str) -> None:
         self.progress.reset(
             self._task, total=None, description=escape(f"  {self.prefix}{label}"), words="", visible=True
         )
 
-    def steps(self, total: int, done: int = 0) -> None:
+    def announce_steps(self, total: int, done: int = 0) -> None:
         self.progress.reset(self._task, total=total, completed=done)
 
-    def advance(self, n: int = 1, **fields: object) -> None:
-        shown = {"words": escape(words(fields))} if fields else {}
+    def advance_steps(self, n: int = 1, **fields: object) -> None:
+        shown = {"words": escape(format_fields(fields))} if fields else {}
         self.progress.update(self._task, advance=n, **shown)
 
-    def note(self, text: str) -> None:
+    def write_note(self, text: str) -> None:
         self.progress.console.print(f"{self.prefix}{text}", markup=False, highlight=False, soft_wrap=True)
 
 
-def reporter(console: Console) -> Reporter:
+def create_reporter(console: Console) -> Reporter:
     """Bars if `console` is a terminal, lines otherwise."""
     return RichReporter(console) if console.is_terminal else PlainReporter(console)

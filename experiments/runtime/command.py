@@ -6,7 +6,7 @@ from typing import NoReturn
 from compressors.errors import UsageError
 
 
-class Parser(argparse.ArgumentParser):
+class CommandParser(argparse.ArgumentParser):
     """argparse whose errors are UsageErrors."""
 
     def error(self, message: str) -> NoReturn:

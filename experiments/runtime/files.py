@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-DRAFTS = ".*.draft"  # what `write_atomic` leaves if it is killed
-DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
-FULL = (
+DRAFT_PATTERN = ".*.draft"  # what `write_atomic` leaves if it is killed
+DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+FULL_DISK_SIGNS = (
     "No space left",
     "File too large",
     "os error 28",
@@ -18,7 +18,7 @@ FULL = (
     "PytorchStreamWriter",
     "unexpected pos",
 )
-POLL = 0.2  # seconds between looks at a lock that another process holds
+LOCK_POLL_SECONDS = 0.2  # seconds between looks at a lock that another process holds
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -48,7 +48,7 @@ def sync_directory(path: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+def hold_lock(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold `path` as a lock among processes; `waiting` is called once if another process holds it, and may
     raise to give up.
 
@@ -78,7 +78,7 @@ def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[N
         if not told:
             waiting()
             told = True
-        time.sleep(POLL)
+        time.sleep(LOCK_POLL_SECONDS)
     try:
         yield
     finally:
@@ -87,7 +87,7 @@ def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[N
 
 
 @contextmanager
-def removed_if_empty(path: Path) -> Iterator[None]:
+def remove_empty_folders(path: Path) -> Iterator[None]:
     """Directories at and above `path` that are made meanwhile go again if nothing comes to lie in them."""
     made = [p for p in (path, *path.parents) if not p.exists()]
     try:
@@ -98,10 +98,10 @@ def removed_if_empty(path: Path) -> Iterator[None]:
                 each.rmdir()
 
 
-def disk_error(error: Exception, where: Path) -> OSError | None:
+def find_disk_error(error: Exception, where: Path) -> OSError | None:
     """The OSError, with a path, behind an error of a library that could not write; None for others."""
-    if isinstance(error, OSError) and error.errno in DISK:
+    if isinstance(error, OSError) and error.errno in DISK_ERRNOS:
         return error if error.filename else OSError(error.errno, error.strerror, str(where))
-    if any(sign in str(error) for sign in FULL):
+    if any(sign in str(error) for sign in FULL_DISK_SIGNS):
         return OSError(errno.ENOSPC, "cannot write, the disk may be full", str(where))
     return None

@@ -15,62 +15,62 @@ class Reporter:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         pass
 
-    def cells(self, total: int) -> None:
+    def announce_cells(self, total: int) -> None:
         """How many cells there are."""
 
-    def cell(self, label: str) -> None:
+    def begin_cell(self, label: str) -> None:
         """A cell begins."""
 
-    def stage(self, label: str) -> None:
+    def begin_stage(self, label: str) -> None:
         """A stage of it begins."""
 
-    def steps(self, total: int, done: int = 0) -> None:
+    def announce_steps(self, total: int, done: int = 0) -> None:
         """How many steps the stage has, and how many of them an earlier run did."""
 
-    def advance(self, n: int = 1, **fields: object) -> None:
+    def advance_steps(self, n: int = 1, **fields: object) -> None:
         """`n` more steps are done; `fields` (loss=...) are shown beside the bar."""
 
-    def note(self, text: str) -> None:
+    def write_note(self, text: str) -> None:
         """One line to keep."""
 
-    def warn(self, text: str) -> None:
+    def write_warning(self, text: str) -> None:
         """One line that matters even where nobody looks at the details."""
-        self.note(f"warning: {text}")
+        self.write_note(f"warning: {text}")
 
-    def finished(self, label: str) -> None:
+    def finish_cell(self, label: str) -> None:
         """A cell is done, where several are under way."""
 
-    def lane(self, number: int, label: str) -> "Reporter | None":
+    def open_lane(self, number: int, label: str) -> "Reporter | None":
         """The reporter of a worker that begins `label`, if anybody listens; workers count from 0."""
 
 
-class Counted(Reporter):
+class StepCounter(Reporter):
     """Passes everything on; remembers how many steps there are and whether any was done."""
 
     def __init__(self, report: Reporter):
         self.report = report
         self.total: int | None = None
-        self.moved = False
+        self.advanced = False
 
-    def stage(self, label: str) -> None:
-        self.report.stage(label)
+    def begin_stage(self, label: str) -> None:
+        self.report.begin_stage(label)
 
-    def steps(self, total: int, done: int = 0) -> None:
+    def announce_steps(self, total: int, done: int = 0) -> None:
         self.total = total
-        self.report.steps(total, done)
+        self.report.announce_steps(total, done)
 
-    def advance(self, n: int = 1, **fields: object) -> None:
-        self.moved = True
-        self.report.advance(n, **fields)
+    def advance_steps(self, n: int = 1, **fields: object) -> None:
+        self.advanced = True
+        self.report.advance_steps(n, **fields)
 
-    def note(self, text: str) -> None:
-        self.report.note(text)
+    def write_note(self, text: str) -> None:
+        self.report.write_note(text)
 
-    def warn(self, text: str) -> None:
-        self.report.warn(text)
+    def write_warning(self, text: str) -> None:
+        self.report.write_warning(text)
 
 
-def words(fields: dict[str, object]) -> str:
+def format_fields(fields: dict[str, object]) -> str:
     """loss=1.2345 -> "loss 1.234"."""
     return "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in fields.items())
 
@@ -85,41 +85,41 @@ class PlainReporter(Reporter):
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is None:
-            self._close()
+            self._close_stage()
 
-    def cells(self, total: int) -> None:
+    def announce_cells(self, total: int) -> None:
         self._total = total
 
-    def cell(self, label: str) -> None:
-        self._close()
+    def begin_cell(self, label: str) -> None:
+        self._close_stage()
         self._number += 1
-        self._line(f"[{self._number}/{self._total}] {label}")
+        self._print_line(f"[{self._number}/{self._total}] {label}")
 
-    def stage(self, label: str) -> None:
-        self._close()
+    def begin_stage(self, label: str) -> None:
+        self._close_stage()
         self._stage, self._started, self._done, self._fields = label, time.monotonic(), 0, {}
-        self._line(f"{self.prefix}{label} ...")
+        self._print_line(f"{self.prefix}{label} ...")
 
-    def advance(self, n: int = 1, **fields: object) -> None:
+    def advance_steps(self, n: int = 1, **fields: object) -> None:
         self._done += n
         self._fields = self._fields | fields
 
-    def note(self, text: str) -> None:
-        self._line(f"{self.prefix}{text}")
+    def write_note(self, text: str) -> None:
+        self._print_line(f"{self.prefix}{text}")
 
-    def finished(self, label: str) -> None:
+    def finish_cell(self, label: str) -> None:
         self._number += 1
-        self._line(f"[{self._number}/{self._total}] {label}")
+        self._print_line(f"[{self._number}/{self._total}] {label}")
 
-    def lane(self, number: int, label: str) -> "PlainReporter":
+    def open_lane(self, number: int, label: str) -> "PlainReporter":
         return PlainReporter(self.console, f"  ({number}) {label}: ")
 
-    def _close(self) -> None:
+    def _close_stage(self) -> None:
         if self._stage:
             steps = f"{self._done} steps, " if self._done else ""
             took = f"{steps}{time.monotonic() - self._started:.0f} s"
-            self._line(f"{self.prefix}{self._stage}: {took}  {words(self._fields)}".rstrip())
+            self._print_line(f"{self.prefix}{self._stage}: {took}  {format_fields(self._fields)}".rstrip())
         self._stage = ""
 
-    def _line(self, text: str) -> None:
+    def _print_line(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)

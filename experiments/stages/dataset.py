@@ -14,5 +14,5 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) ->
         shutil.rmtree(left) if left.is_dir() else left.unlink()
     scale = config.data.scale
     sizes = {name: max(1, round(split.scenes * scale)) for name, split in dataset.SPLITS.items()}
-    report.steps(sum(sizes.values()))
-    dataset.write(out / config.data.dataset, config.data.seed, sizes, lambda *_: report.advance())
+    report.announce_steps(sum(sizes.values()))
+    dataset.write(out / config.data.dataset, config.data.seed, sizes, lambda *_: report.advance_steps())

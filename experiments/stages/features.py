@@ -22,13 +22,13 @@ from connectors.towers.base import VisionTower, load_tower
 from experiments.config.schema import Config, resolve_source
 from experiments.data import llava
 from experiments.data import roles as samples
-from experiments.models.build import pick_device, quiet
+from experiments.models.build import pick_device, silence_libraries
 from experiments.runtime.progress import Reporter
 from llm_adapters.images import image_pixels, image_processor
 from llm_adapters.visual_prompt import shrink
 
-BATCH = 32
-CROPS, PROGRESS = "crops.json", "finished"
+IMAGES_PER_BATCH = 32
+CROPS_FILE, PROGRESS_FILE = "crops.json", "finished"
 
 
 class FeatureCache:
@@ -38,9 +38,9 @@ class FeatureCache:
         paths = json.loads((folder / "images.json").read_text())
         self.features = np.load(folder / "features.npy", mmap_mode="r")
         crops = [len(self.features) // max(1, len(paths))] * len(paths)
-        if (folder / CROPS).exists():
-            crops = json.loads((folder / CROPS).read_text())
-        root, ends = output_root(folder), accumulate(crops)
+        if (folder / CROPS_FILE).exists():
+            crops = json.loads((folder / CROPS_FILE).read_text())
+        root, ends = find_output_root(folder), accumulate(crops)
         self.places = {
             os.path.join(root, path): slice(end - count, end) for path, count, end in zip(paths, crops, ends)
         }
@@ -54,23 +54,23 @@ class FeatureCache:
         return torch.from_numpy(np.array(self.features[self.places[os.path.abspath(path)]]))
 
 
-def output_root(folder: Path) -> str:
+def find_output_root(folder: Path) -> str:
     """OUT of OUT/features/<key>: images below it are named from there, so that OUT can be moved."""
     return os.path.dirname(os.path.dirname(os.path.abspath(folder)))
 
 
-def image_name(path: Path, root: str) -> str:
+def name_image(path: Path, root: str) -> str:
     """How images.json names an image."""
     path = os.path.abspath(path)
     return os.path.relpath(path, root) if path.startswith(root + os.sep) else path
 
 
-def image_places(
+def collect_images(
     config: Config, inputs: dict[str, Path], roles: Sequence[str]
 ) -> dict[Path, tuple[llava.Sample, int]]:
     """Every image of the roles' files once, in order of appearance, with a sample that shows it."""
     found: dict[Path, tuple[llava.Sample, int]] = {}
-    for sample in (each for role in roles for each in samples.load(config, inputs, role)):
+    for sample in (each for role in roles for each in samples.load_role_samples(config, inputs, role)):
         for i, image in enumerate(sample.images):
             found.setdefault(image, (sample, i))
     return found
@@ -78,50 +78,52 @@ def image_places(
 
 def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter, roles: Sequence[str]) -> None:
     """The stage, for data roles that see images alike. A killed run goes on after the last whole batch."""
-    quiet()
+    silence_libraries()
     device = pick_device(config.trainer.accelerator)
     tower = load_tower(resolve_source(config.tower.source), config.tower.select_layer).freeze().to(device)
-    compressor, processor = made(config, tower.dim), image_processor(tower, config.image.size)
+    compressor, processor = make_bare_compressor(config, tower.dim), image_processor(tower, config.image.size)
     rate, levels = compressor.image_rate, compressor.needs_levels
     size = processor.size["height"]
     tiling = Tiling(config.tiles(roles[0]), size, config.image.layout)
-    places = list(image_places(config, inputs, roles).items())
-    root = output_root(out)
-    (out / "images.json").write_text(json.dumps([image_name(path, root) for path, _ in places]))
+    places = list(collect_images(config, inputs, roles).items())
+    root = find_output_root(out)
+    (out / "images.json").write_text(json.dumps([name_image(path, root) for path, _ in places]))
     crops = [tiling.most_crops] * len(places)
     if not tiling.fixed:
-        crops = [tiling.num_crops(*llava.image_size(sample, i)) for _, (sample, i) in places]
-        (out / CROPS).write_text(json.dumps(crops))
+        crops = [tiling.num_crops(*llava.read_image_size(sample, i)) for _, (sample, i) in places]
+        (out / CROPS_FILE).write_text(json.dumps(crops))
     starts = [0, *accumulate(crops)]
     channels = tower.dim * (1 + len(levels))
-    array, done = _open(out, (starts[-1], *tower.grid(size // rate, size // rate), channels))
-    report.steps(len(places), done=done)
-    for start in range(done, len(places), BATCH):
-        batch = [llava.open_image(sample, i) for _, (sample, i) in places[start : start + BATCH]]
-        features = encode(tower, shrink(image_pixels(processor, batch, tiling).to(device), rate), levels)
+    array, done = _open_features(out, (starts[-1], *tower.grid(size // rate, size // rate), channels))
+    report.announce_steps(len(places), done=done)
+    for start in range(done, len(places), IMAGES_PER_BATCH):
+        batch = [llava.open_image(sample, i) for _, (sample, i) in places[start : start + IMAGES_PER_BATCH]]
+        features = encode_crops(
+            tower, shrink(image_pixels(processor, batch, tiling).to(device), rate), levels
+        )
         array[starts[start] : starts[start + len(batch)]] = features.numpy()
         array.flush()
-        (out / PROGRESS).write_text(str(start + len(batch)))
-        report.advance(len(batch))
-    (out / PROGRESS).unlink(missing_ok=True)
+        (out / PROGRESS_FILE).write_text(str(start + len(batch)))
+        report.advance_steps(len(batch))
+    (out / PROGRESS_FILE).unlink(missing_ok=True)
 
 
 @torch.inference_mode()
-def encode(tower: VisionTower, pixels: Tensor, levels: Sequence[int] = ()) -> Tensor:
+def encode_crops(tower: VisionTower, pixels: Tensor, levels: Sequence[int] = ()) -> Tensor:
     """(B, 3, h, w) -> (B, H, W, (1 + L) C) float16 on the CPU."""
     return tower.with_levels(pixels, levels).to("cpu", torch.float16)
 
 
-def made(config: Config, dim: int) -> compressors.Compressor:
+def make_bare_compressor(config: Config, dim: int) -> compressors.Compressor:
     """The cell's compressor without weights, to be asked what it needs."""
     name = config.compressor_name
     with torch.device("meta"):
         return compressors.create(name, dim=dim, llm_dim=dim, **config.knobs(name))
 
 
-def _open(out: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
+def _open_features(out: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
     """The array on disk and how many images of it a run before this one has finished."""
-    path, progress = out / "features.npy", out / PROGRESS
+    path, progress = out / "features.npy", out / PROGRESS_FILE
     if path.exists() and progress.exists():
         array = open_memmap(path, mode="r+")
         if array.shape == shape:

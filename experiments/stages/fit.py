@@ -18,10 +18,10 @@ from experiments.stages.module import SlothModule
 from llm_adapters.adapter import decoder_layers
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS_FOLDER = "checkpoints"
 
 
-def fit(
+def fit_module(
     config: Config,
     module: SlothModule,
     out: Path,
@@ -30,20 +30,20 @@ def fit(
     callbacks: Sequence[Callback] = (),
 ) -> None:
     """Lightning's part, in one of `world` processes or alone."""
-    t, o, checkpoints = config.trainer, module.optimisation, out / CHECKPOINTS
+    t, o, checkpoints = config.trainer, module.optimisation, out / CHECKPOINTS_FOLDER
     last = checkpoints / "last.ckpt"
-    resume = last if readable(last) else None
+    resume = last if is_checkpoint_whole(last) else None
     keep = ModelCheckpoint(
         checkpoints, filename=last.stem, every_n_train_steps=t.checkpoint_every, enable_version_counter=False
     )
     trainer = L.Trainer(
-        **strategies.placement(t, world),
-        precision=precision(t.precision),
+        **strategies.place_trainer(t, world),
+        precision=resolve_precision(t.precision),
         max_steps=module.steps,
         max_epochs=-1,
         accumulate_grad_batches=o.accumulate,
         gradient_clip_val=o.clip or None,
-        callbacks=[Progress(report), keep, *callbacks],
+        callbacks=[StepProgress(report), keep, *callbacks],
         logger=make_logger(t.logger, out),
         log_every_n_steps=10,
         enable_progress_bar=False,
@@ -53,7 +53,7 @@ def fit(
     )
     if t.gradient_checkpointing:
         checkpointing(module.model, "enable", {"use_reentrant": False})
-    with compiled(module.model) if t.compile else nullcontext():
+    with compile_layers(module.model) if t.compile else nullcontext():
         trainer.fit(module, ckpt_path=resume, weights_only=False)
     if t.gradient_checkpointing:
         checkpointing(module.model, "disable")
@@ -62,7 +62,7 @@ def fit(
 
 
 @contextmanager
-def compiled(model: FlashSlothForConditionalGeneration) -> Iterator[None]:
+def compile_layers(model: FlashSlothForConditionalGeneration) -> Iterator[None]:
     """torch.compile of each decoder layer, in place: where the work is, and one graph serves all layers. (The
     whole model as one graph of any shape took minutes more to trace, and ran no faster.)"""
     from torch._dynamo.exc import TorchDynamoException
@@ -80,7 +80,7 @@ def compiled(model: FlashSlothForConditionalGeneration) -> Iterator[None]:
             layer._compiled_call_impl = None  # as `compile` says it; there is no public way back
 
 
-class Progress(Callback):
+class StepProgress(Callback):
     """Optimiser steps on the progress bar; the loss every ten: reading it waits for a GPU."""
 
     def __init__(self, report: Reporter):
@@ -88,17 +88,17 @@ class Progress(Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.seen = trainer.global_step
-        self.report.steps(module.steps, done=self.seen)
+        self.report.announce_steps(module.steps, done=self.seen)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
         if trainer.global_step == self.seen:
             return  # a piece of a step
         self.seen = trainer.global_step
         fields = {"loss": float(trainer.callback_metrics["loss"])} if self.seen % 10 == 0 else {}
-        self.report.advance(1, **fields)
+        self.report.advance_steps(1, **fields)
 
 
-def precision(name: str) -> str:
+def resolve_precision(name: str) -> str:
     """auto: bf16 on a GPU, fp32 on the CPU."""
     if name != "auto":
         return name
@@ -120,7 +120,7 @@ def make_logger(name: str, out: Path) -> Logger | bool:
     return WandbLogger(save_dir=out, project="slothkit")
 
 
-def readable(path: Path) -> bool:
+def is_checkpoint_whole(path: Path) -> bool:
     """Whether a checkpoint is there and whole; one that a full disk cut short is started over."""
     try:
         torch.load(path, map_location="cpu", weights_only=False, mmap=True)

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from compressors.errors import UsageError
-from experiments.config.schema import LoRA
+from experiments.config.schema import LoRASettings
 
 
-def check(settings: LoRA) -> None:
+def check_peft(settings: LoRASettings) -> None:
     """UsageError when peft is wanted and not there."""
     if settings.rank and find_spec("peft") is None:
         raise UsageError(
@@ -18,7 +18,7 @@ def check(settings: LoRA) -> None:
         )
 
 
-def add(llm: nn.Module, settings: LoRA, seed: int) -> tuple[Any, int]:
+def add_adapters(llm: nn.Module, settings: LoRASettings, seed: int) -> tuple[Any, int]:
     """Put adapters into `llm`, frozen but for them. Returns peft's handle, whose `merge_and_unload()` makes
     `llm` plain again with the adapters in its weights, and their number of parameters.
 

@@ -8,13 +8,13 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from torch import Tensor, nn
 from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
-from experiments.config.schema import Optimisation
-from experiments.stages.strategies import shard
+from experiments.config.schema import OptimisationSettings
+from experiments.stages.strategies import shard_model
 from llm_adapters.adapter import decoder_layers
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 
 
-def trainable_parts(stage: str, train_tower: bool = False) -> tuple[str, ...]:
+def choose_trainable_parts(stage: str, train_tower: bool = False) -> tuple[str, ...]:
     """The one place that says what trains: stage 1 aligns, stage 2 tunes all but the tower."""
     if stage == "pretrain":
         return ("compressor", "projector")
@@ -22,7 +22,7 @@ def trainable_parts(stage: str, train_tower: bool = False) -> tuple[str, ...]:
     return (*tuned, "vision_tower") if train_tower else tuned
 
 
-def parts(model: FlashSlothForConditionalGeneration) -> Iterator[tuple[str, nn.Module]]:
+def list_model_parts(model: FlashSlothForConditionalGeneration) -> Iterator[tuple[str, nn.Module]]:
     """The model's parts by name, absent ones left out."""
     names = ("vision_tower", "compressor", "projector", "query_module", "language_model")
     return ((name, part) for name in names if (part := getattr(model, name)) is not None)
@@ -32,9 +32,9 @@ def set_trainable(
     model: FlashSlothForConditionalGeneration, stage: str, train_tower: bool = False, images: bool = True
 ) -> list[tuple[str, int, bool]]:
     """Freeze and unfreeze; returns (part, parameters, trained) rows. Blind: the LLM alone."""
-    wanted = trainable_parts(stage, train_tower) if images else ("language_model",)
+    wanted = choose_trainable_parts(stage, train_tower) if images else ("language_model",)
     rows = []
-    for name, part in parts(model):
+    for name, part in list_model_parts(model):
         trained = name in wanted
         part.requires_grad_(trained)
         count = sum(p.numel() for p in part.parameters())
@@ -46,7 +46,11 @@ class SlothModule(L.LightningModule):
     """One stage of training. A micro-batch knows how many answer tokens its optimiser step has."""
 
     def __init__(
-        self, model: FlashSlothForConditionalGeneration, optimisation: Optimisation, steps: int, seed: int
+        self,
+        model: FlashSlothForConditionalGeneration,
+        optimisation: OptimisationSettings,
+        steps: int,
+        seed: int,
     ):
         super().__init__()
         self.model, self.optimisation, self.steps, self.seed = model, optimisation, steps, seed
@@ -54,10 +58,10 @@ class SlothModule(L.LightningModule):
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:
-            shard(self.model, self.device_mesh["data_parallel"])
+            shard_model(self.model, self.device_mesh["data_parallel"])
 
     def on_train_start(self) -> None:
-        for _, part in parts(self.model):
+        for _, part in list_model_parts(self.model):
             trained = [p.requires_grad for p in part.parameters()]
             part.train(any(trained) or not trained)  # a compressor without weights may draw in training, too
         for layer in decoder_layers(self.model.language_model):

@@ -17,12 +17,12 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
 from compressors.errors import UsageError
-from experiments.config.schema import Trainer
+from experiments.config.schema import TrainerSettings
 from llm_adapters.adapter import decoder_layers
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 
 
-def check(settings: Trainer) -> None:
+def check_strategy(settings: TrainerSettings) -> None:
     """UsageError when what the strategy needs is not there."""
     if settings.strategy != "deepspeed":
         return
@@ -35,13 +35,15 @@ def check(settings: Trainer) -> None:
         raise UsageError("trainer.strategy=deepspeed: needs a GPU; take trainer.strategy=ddp or fsdp")
 
 
-def processes(settings: Trainer) -> int:
+def count_processes(settings: TrainerSettings) -> int:
     """How many processes train: one a device. 0: the one that asks, alone."""
-    found = L.Trainer(accelerator=settings.accelerator, devices=devices(settings), barebones=True).num_devices
+    found = L.Trainer(
+        accelerator=settings.accelerator, devices=parse_devices(settings), barebones=True
+    ).num_devices
     return 0 if found == 1 and settings.strategy in ("auto", "ddp") else found
 
 
-def devices(settings: Trainer) -> int | str:
+def parse_devices(settings: TrainerSettings) -> int | str:
     """As Lightning takes them: a number, "auto", or which, "0,2,"."""
     told = settings.devices
     if told.startswith("["):
@@ -49,16 +51,16 @@ def devices(settings: Trainer) -> int | str:
     return int(told) if told.lstrip("-").isdigit() else told
 
 
-def placement(settings: Trainer, world: int) -> dict[str, object]:
+def place_trainer(settings: TrainerSettings, world: int) -> dict[str, object]:
     """Lightning's arguments that say where it trains, in one of `world` processes or, for 0, in this one."""
-    found = {"accelerator": settings.accelerator, "devices": devices(settings)}
+    found = {"accelerator": settings.accelerator, "devices": parse_devices(settings)}
     if world:
         # the processes are there: stages.ranks has started them, whatever scheduler runs the sweep
-        found |= {"strategy": make(settings.strategy, world), "plugins": [LightningEnvironment()]}
+        found |= {"strategy": make_strategy(settings.strategy, world), "plugins": [LightningEnvironment()]}
     return found
 
 
-def make(name: str, world: int) -> Strategy:
+def make_strategy(name: str, world: int) -> Strategy:
     """The strategy of one of `world` processes."""
     if name == "fsdp":
         return ModelParallelStrategy(
@@ -69,21 +71,21 @@ def make(name: str, world: int) -> Strategy:
     return DDPStrategy()
 
 
-def shard(model: FlashSlothForConditionalGeneration, mesh: DeviceMesh) -> None:
+def shard_model(model: FlashSlothForConditionalGeneration, mesh: DeviceMesh) -> None:
     """FSDP2 in place, one layer of LLM and tower at a time; all else is gathered for the whole forward pass,
     the query module too, which runs inside a layer."""
-    for layer in (*decoder_layers(model.language_model), *blocks(model.vision_tower)):
+    for layer in (*decoder_layers(model.language_model), *find_tower_layers(model.vision_tower)):
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
 
 
-def blocks(tower: nn.Module) -> list[nn.Module]:
+def find_tower_layers(tower: nn.Module) -> list[nn.Module]:
     """A tower's largest run of layers."""
     runs = [module for module in tower.modules() if isinstance(module, (nn.ModuleList, nn.Sequential))]
     return list(max(runs, key=lambda run: sum(p.numel() for p in run.parameters()), default=[]))
 
 
-def whole_state(model: nn.Module) -> dict[str, Tensor]:
+def gather_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The state dict with whole tensors, on the CPU; every process must ask, the first one gets it."""
     if torch.distributed.is_initialized():
         return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from compressors.errors import UsageError
 
-REPORT = "report.json"
+REPORT_FILE = "report.json"
 
 
-def reported(folder: Path) -> set[str]:
+def read_reported_keys(folder: Path) -> set[str]:
     """Keys of the cells in a report's folder; UsageError for one that has no report."""
-    path = folder / REPORT
+    path = folder / REPORT_FILE
     try:
         tables = json.loads(path.read_text(encoding="utf-8"))["tables"]
         return {key for table in tables for row in table["rows"] for key in row.get("keys", ()) if key}

@@ -6,49 +6,49 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from experiments.store.keys import file_digest
+from experiments.store.keys import digest_file
 
-PACKAGES = ("slothkit", "torch", "transformers", "lightning")
-DONE, CONFIG = "done.json", "config.yaml"
+RECORDED_PACKAGES = ("slothkit", "torch", "transformers", "lightning")
+DONE_FILE, CONFIG_FILE = "done.json", "config.yaml"
 
 
-def lock_of(path: Path) -> Path:
+def lock_file_of(path: Path) -> Path:
     """Held by the process that computes a stage."""
     return path.with_name(f"{path.name}.lock")
 
 
-def partial(path: Path) -> Path:
+def draft_folder_of(path: Path) -> Path:
     """Where a stage is computed."""
     return path.with_name(f"{path.name}.partial")
 
 
-def listing(path: Path) -> Iterator[tuple[str, int]]:
+def list_file_sizes(path: Path) -> Iterator[tuple[str, int]]:
     """Names below `path` and sizes of all files, sorted."""
     for file in sorted(p for p in path.rglob("*") if p.is_file()):
         yield file.relative_to(path).as_posix(), file.stat().st_size
 
 
-def damage(path: Path, digests: bool = False) -> str | None:
+def find_damage(path: Path, digests: bool = False) -> str | None:
     """What is wrong with a finished stage's directory; None if it is whole."""
     try:
-        files = json.loads((path / DONE).read_text(encoding="utf-8"))["files"]
+        files = json.loads((path / DONE_FILE).read_text(encoding="utf-8"))["files"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return f"no readable {DONE}"
+        return f"no readable {DONE_FILE}"
     for name, (size, digest) in files.items():
         file = path / name
         if not file.is_file():
             return f"no {name}"
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} bytes instead of {size}"
-        if digests and file_digest(file) != digest:
+        if digests and digest_file(file) != digest:
             return f"the content of {name} has changed"
     return None
 
 
-def versions() -> dict[str, str]:
+def read_package_versions() -> dict[str, str]:
     """Versions of what a result was computed with."""
     found = {}
-    for package in PACKAGES:
+    for package in RECORDED_PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -56,8 +56,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def plain(value: Any) -> Any:
+def convert_tuples(value: Any) -> Any:
     """Tuples as lists, for YAML."""
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: convert_tuples(item) for key, item in value.items()}
+    return [convert_tuples(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -18,16 +18,22 @@ from typing import Any
 from compressors.errors import UsageError
 from compressors.registry import suggest
 from experiments.config import signatures
-from experiments.config.schema import Config, Optimisation
+from experiments.config.schema import Config, OptimisationSettings
 from experiments.data import llava
 from experiments.picture_vqa import dataset as picture_vqa
 from experiments.store import keys
 
-ROLES = {"pretrain": "pretrain", "finetune": "train", "evaluate": "test"}  # the data that a stage reads
+STAGE_ROLES = {"pretrain": "pretrain", "finetune": "train", "evaluate": "test"}  # the data that a stage reads
 # Counted up when a stage's code changes its result.
-VERSIONS = {"data": picture_vqa.GENERATOR_VERSION, "features": 1, "pretrain": 1, "finetune": 1, "evaluate": 1}
-KINDS = tuple(VERSIONS)
-CACHES = ("features",)
+STAGE_VERSIONS = {
+    "data": picture_vqa.GENERATOR_VERSION,
+    "features": 1,
+    "pretrain": 1,
+    "finetune": 1,
+    "evaluate": 1,
+}
+STAGE_KINDS = tuple(STAGE_VERSIONS)
+CACHE_KINDS = ("features",)
 
 
 @dataclass(frozen=True)
@@ -42,12 +48,17 @@ class Stage:
 
     @cached_property
     def key(self) -> str:
-        return keys.digest_of(self.describe())
+        return keys.digest_value(self.describe_for_key())
 
-    def describe(self) -> dict[str, Any]:
+    def describe_for_key(self) -> dict[str, Any]:
         """What is hashed."""
-        inputs = {name: stage.key for name, stage in self.inputs.items() if name not in CACHES}
-        return {"stage": self.kind, "version": VERSIONS[self.kind], "depends": self.depends, "inputs": inputs}
+        inputs = {name: stage.key for name, stage in self.inputs.items() if name not in CACHE_KINDS}
+        return {
+            "stage": self.kind,
+            "version": STAGE_VERSIONS[self.kind],
+            "depends": self.depends,
+            "inputs": inputs,
+        }
 
     @property
     def title(self) -> str:
@@ -59,40 +70,40 @@ class Stage:
         """Its directory below the output directory."""
         return f"{self.kind}/{self.key[:16]}"
 
-    def ancestors(self) -> dict[str, "Stage"]:
+    def collect_stages(self) -> dict[str, "Stage"]:
         """This stage and all it needs, inputs first, by key."""
-        found = {k: s for stage in self.inputs.values() for k, s in stage.ancestors().items()}
+        found = {k: s for stage in self.inputs.values() for k, s in stage.collect_stages().items()}
         return found | {self.key: self}
 
 
-def plan(config: Config) -> Stage:
+def plan_stages(config: Config) -> Stage:
     """The evaluation of a cell, with all the stages that lead to it."""
     return Planner(config).evaluate()
 
 
-def files(config: Config, inputs: dict[str, Path], role: str) -> list[tuple[Path, Path | None]]:
+def locate_role_files(config: Config, inputs: dict[str, Path], role: str) -> list[tuple[Path, Path | None]]:
     """The LLaVA files of a role ("pretrain", "train" or "test") and their image folders."""
     images = Path(config.data.images) if config.data.images else None
     return [
         (Path(entry), images)
-        if is_file(entry)
+        if is_file_entry(entry)
         else (inputs["data"] / config.data.dataset / f"{entry}.json", None)
         for entry in getattr(config.data, role)
     ]
 
 
-def is_file(entry: str) -> bool:
+def is_file_entry(entry: str) -> bool:
     """Whether an entry of data.pretrain, data.train or data.test is a file, not the name of a split."""
     return entry.endswith(".json")
 
 
-def optimisation(stage: Optimisation) -> dict[str, Any]:
+def describe_optimisation(stage: OptimisationSettings) -> dict[str, Any]:
     """What a training stage's key holds of it. `group_by_length` only where it is set: results that are older
     than the setting keep their keys."""
     return {name: value for name, value in vars(stage).items() if name != "group_by_length" or value}
 
 
-def image_rate(config: Config) -> int:
+def find_image_rate(config: Config) -> int:
     """By how much the compressor shrinks images before the tower."""
     name, registry = config.compressor_name, signatures.compressors()
     if not registry.mentions(name, "image_rate", base="Compressor"):
@@ -106,7 +117,7 @@ def image_rate(config: Config) -> int:
     return registry.real.create(name, dim=8, llm_dim=8, **config.knobs(name)).image_rate
 
 
-def needs_levels(config: Config) -> dict[str, list[int]]:
+def find_needed_levels(config: Config) -> dict[str, list[int]]:
     """Hidden states of the tower that the compressor reads, for the key; nothing where it reads none."""
     name, registry = config.compressor_name, signatures.compressors()
     if not registry.mentions(name, "needs_levels", base="Compressor"):
@@ -134,21 +145,21 @@ class Planner:
         depends = {"dataset": self.data.dataset, "seed": self.data.seed, "scale": self.data.scale}
         return Stage("data", depends, {}, self.config)
 
-    def samples(self, role: str) -> tuple[list[Any], dict[str, Stage]]:
+    def describe_role_data(self, role: str) -> tuple[list[Any], dict[str, Stage]]:
         """What a role's data depends on, and the stages it comes from."""
         entries = getattr(self.data, role)
         if not entries:
             raise UsageError(f"data.{role}: no data; give data.{role}=FILE.json in LLaVA format")
         found, inputs = [], {}
         for entry in entries:
-            if is_file(entry):
-                found.append(keys.data_file(entry, self.data.images, not self.config.blind))
+            if is_file_entry(entry):
+                found.append(keys.digest_data_file(entry, self.data.images, not self.config.blind))
             else:
-                found.append(self.split(role, entry))
+                found.append(self.check_split(role, entry))
                 inputs["data"] = self.dataset
         return found, inputs
 
-    def split(self, role: str, entry: str) -> str:
+    def check_split(self, role: str, entry: str) -> str:
         """A split's name, or a UsageError if there is none such."""
         if self.data.dataset is None:
             raise UsageError(f"data.{role}={entry}: data.dataset is null, so give a path that ends in .json")
@@ -157,22 +168,22 @@ class Planner:
             raise UsageError(f"data.{role}={entry}: no split of {self.data.dataset}{suggest(entry, known)}")
         return entry
 
-    def seen(self, role: str) -> dict[str, Any]:
+    def describe_features(self, role: str) -> dict[str, Any]:
         """How images become features."""
         tower, image, tiles = self.config.tower, self.config.image, self.config.tiles(role)
         layout = {} if tiles == 1 or image.layout == "square" else {"layout": image.layout}
         return {
-            "tower": keys.source(tower.source),
+            "tower": keys.digest_source(tower.source),
             "select_layer": tower.select_layer,
             "size": image.size,
             "tiles": tiles,
             **layout,
-            "image_rate": image_rate(self.config),
-            **needs_levels(self.config),
+            "image_rate": find_image_rate(self.config),
+            **find_needed_levels(self.config),
             "precision": self.config.trainer.precision,
         }
 
-    def features(self, role: str) -> dict[str, Stage]:
+    def plan_features(self, role: str) -> dict[str, Stage]:
         """The cached features that a role reads: of all training data seen alike, or of the test data."""
         if self.config.blind or self.config.tower.train or not self.config.tower.cache:
             return {}
@@ -180,23 +191,23 @@ class Planner:
         roles = ("test",) if role == "test" else tuple(alike)
         data, inputs = {}, {}
         for each in roles:
-            found, new = self.samples(each)
+            found, new = self.describe_role_data(each)
             # features are found by their images' paths: files that were moved are other ones
             data[each] = [
-                {**entry, "at": os.path.abspath(llava.image_folder(path, self.data.images))}
+                {**entry, "at": os.path.abspath(llava.find_image_folder(path, self.data.images))}
                 if isinstance(entry, dict)
                 else entry
                 for path, entry in zip(getattr(self.data, each), found)
             ]
             inputs |= new
-        stage = Stage("features", {"data": data, **self.seen(role)}, inputs, self.config, roles)
+        stage = Stage("features", {"data": data, **self.describe_features(role)}, inputs, self.config, roles)
         return {"features": stage}
 
-    def model(self) -> dict[str, Any]:
+    def describe_model(self) -> dict[str, Any]:
         """What is trained in stage 1, and the words around it."""
         config = self.config
         found = {
-            "llm": keys.source(config.llm.source),
+            "llm": keys.digest_source(config.llm.source),
             "prompt": dict(vars(config.prompt)),
             "max_length": self.data.max_length,
         }
@@ -209,53 +220,53 @@ class Planner:
 
     @cached_property
     def pretrain(self) -> Stage:
-        config, (data, inputs) = self.config, self.samples("pretrain")
+        config, (data, inputs) = self.config, self.describe_role_data("pretrain")
         depends = {
-            **self.model(),
-            **self.seen("pretrain"),
+            **self.describe_model(),
+            **self.describe_features("pretrain"),
             "data": data,
             "seed": config.seed,
-            "optimisation": optimisation(config.pretrain),
+            "optimisation": describe_optimisation(config.pretrain),
         }
-        return Stage("pretrain", depends, inputs | self.features("pretrain"), config)
+        return Stage("pretrain", depends, inputs | self.plan_features("pretrain"), config)
 
     @cached_property
     def finetune(self) -> Stage:
-        config, (data, inputs) = self.config, self.samples("train")
+        config, (data, inputs) = self.config, self.describe_role_data("train")
         depends = {
-            **self.model(),
+            **self.describe_model(),
             "data": data,
             "seed": config.seed,
             "precision": config.trainer.precision,
-            "optimisation": optimisation(config.finetune),
+            "optimisation": describe_optimisation(config.finetune),
         }
         if config.lora.rank:
             depends["lora"] = dict(vars(config.lora))
         if not config.blind:
-            depends |= {**self.seen("train"), "train_tower": config.tower.train}
-            inputs |= {"pretrain": self.pretrain} | self.features("train")
+            depends |= {**self.describe_features("train"), "train_tower": config.tower.train}
+            inputs |= {"pretrain": self.pretrain} | self.plan_features("train")
         if config.query_module:
             name = config.query_module
             depends["query_module"] = {name: signatures.query_modules().settled(name, config.knobs(name))}
         return Stage("finetune", depends, inputs, config)
 
-    def pruning(self) -> tuple[dict[str, Any], dict[str, Stage]]:
+    def describe_pruning(self) -> tuple[dict[str, Any], dict[str, Stage]]:
         """The pruner, and the training data that it is calibrated on, if it is."""
         name = self.config.prune
         knobs = signatures.pruners().settled(name, self.config.knobs(name))
         if not knobs.get("samples") or knobs.get("recipe") is not None:
             return {"prune": {name: knobs}}, {}
-        data, inputs = self.samples("train")
+        data, inputs = self.describe_role_data("train")
         return {"prune": {name: knobs}, "calibration": data}, inputs
 
     def evaluate(self) -> Stage:
-        config, (data, inputs) = self.config, self.samples("test")
+        config, (data, inputs) = self.config, self.describe_role_data("test")
         evaluation = {k: v for k, v in vars(config.evaluate).items() if k != "scale" or v}
         depends = {"data": data, "evaluate": evaluation, "precision": config.trainer.precision}
         if not config.blind:
-            depends |= self.seen("test")
-            inputs |= self.features("test")
+            depends |= self.describe_features("test")
+            inputs |= self.plan_features("test")
         if config.prune is not None:
-            pruning, found = self.pruning()
+            pruning, found = self.describe_pruning()
             depends, inputs = depends | pruning, inputs | found
         return Stage("evaluate", depends, inputs | {"finetune": self.finetune}, config)

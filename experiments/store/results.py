@@ -17,15 +17,15 @@ from experiments.config.cells import Cell
 from experiments.data import roles
 from experiments.metrics.answers import majority_rates
 from experiments.runtime.files import write_atomic
-from experiments.store.folder import plain
+from experiments.store.folder import convert_tuples
 from experiments.store.plan import Stage
 from experiments.store.store import Store
 
-METRICS, PREDICTIONS = "metrics.json", "predictions.jsonl"
+METRICS_FILE, PREDICTIONS_FILE = "metrics.json", "predictions.jsonl"
 
 
 @dataclass
-class Row:
+class ScoreRow:
     """A line of a table: one entry of `runs` (in the form of metrics.json) a seed."""
 
     label: str
@@ -34,66 +34,71 @@ class Row:
 
 
 @dataclass
-class Group:
+class ScoreGroup:
     """Rows that answer the same questions."""
 
     title: str
-    rows: list[Row] = field(default_factory=list)
+    rows: list[ScoreRow] = field(default_factory=list)
 
 
-def cell_name(cell: Cell) -> str:
+def name_cell_folder(cell: Cell) -> str:
     """Its directory's name without the key: letters that every file system takes, the seed always whole."""
     seed = f"_seed={cell.config.seed}"
     return re.sub(r"[^\w.+=-]+", "_", cell.label)[: 80 - len(seed)] + seed
 
 
-def publish(cell: Cell, stage: Stage, store: Store) -> Path:
+def publish_cell(cell: Cell, stage: Stage, store: Store) -> Path:
     """Write the browsable directory of a finished cell."""
-    folder = store.root / "cells" / f"{cell_name(cell)}-{stage.key[:8]}"
+    folder = store.root / "cells" / f"{name_cell_folder(cell)}-{stage.key[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
-    put(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(asdict(cell.config)))).encode())
-    for name in (METRICS, PREDICTIONS):
-        put(folder / name, (store.path(stage) / name).read_bytes())
-    places = [s.name for s in stage.ancestors().values()]
-    put(folder / "stages.json", (json.dumps(places, indent=1) + "\n").encode())
+    write_if_changed(
+        folder / "config.yaml",
+        OmegaConf.to_yaml(OmegaConf.create(convert_tuples(asdict(cell.config)))).encode(),
+    )
+    for name in (METRICS_FILE, PREDICTIONS_FILE):
+        write_if_changed(folder / name, (store.locate_result(stage) / name).read_bytes())
+    places = [s.name for s in stage.collect_stages().values()]
+    write_if_changed(folder / "stages.json", (json.dumps(places, indent=1) + "\n").encode())
     return folder
 
 
-def put(path: Path, content: bytes) -> None:
+def write_if_changed(path: Path, content: bytes) -> None:
     """Write a file unless it is there already."""
     if not path.is_file() or path.read_bytes() != content:
         write_atomic(path, content)
 
 
-def collect(finished: Sequence[tuple[Cell, Stage]], store: Store) -> list[Group]:
+def collect_scores(finished: Sequence[tuple[Cell, Stage]], store: Store) -> list[ScoreGroup]:
     """Tables of finished cells: chance and blind first, then a row for all seeds of a configuration."""
-    groups: dict[str, Group] = {}
-    rows: dict[tuple, Row] = {}
+    groups: dict[str, ScoreGroup] = {}
+    rows: dict[tuple, ScoreRow] = {}
     took: dict[str, float] = {}
 
     def seconds(stage: Stage) -> float:
         if stage.key not in took:
-            took[stage.key] = store.done(stage)["seconds"] if store.status(stage) == "done" else 0.0
+            took[stage.key] = store.read_note(stage)["seconds"] if store.find_status(stage) == "done" else 0.0
         return took[stage.key]
 
     for cell, stage in sorted(finished, key=lambda pair: not pair[0].config.blind):
         config = cell.config
-        asked = questions(stage)
+        asked = identify_questions(stage)
         if asked not in groups:
-            inputs = {name: store.path(each) for name, each in stage.inputs.items()}
-            chance = majority_rates(roles.asked(config, inputs, check_images=False))
+            inputs = {name: store.locate_result(each) for name, each in stage.inputs.items()}
+            chance = majority_rates(roles.load_questions(config, inputs, check_images=False))
             words = f"{', '.join(config.data.test)}: {chance['n']:,} questions"
-            groups[asked] = Group(words, [Row("chance", [chance])])
+            groups[asked] = ScoreGroup(words, [ScoreRow("chance", [chance])])
         key = (asked, cell.label, cell.row)
         if key not in rows:
-            rows[key] = Row(cell.label)
+            rows[key] = ScoreRow(cell.label)
             groups[asked].rows.append(rows[key])
-        rows[key].runs.append(json.loads((store.path(stage) / METRICS).read_text(encoding="utf-8")))
-        rows[key].seconds.append(sum(seconds(s) for s in stage.ancestors().values()))
+        rows[key].runs.append(
+            json.loads((store.locate_result(stage) / METRICS_FILE).read_text(encoding="utf-8"))
+        )
+        rows[key].seconds.append(sum(seconds(s) for s in stage.collect_stages().values()))
     return list(groups.values())
 
 
-def questions(stage: Stage) -> str:
+def identify_questions(stage: Stage) -> str:
     """What tells the questions of an evaluation from others; images do not, since a blind cell has none."""
     data = stage.inputs.get("data")
     asked = [each["json"] if isinstance(each, dict) else each for each in stage.depends["data"]]

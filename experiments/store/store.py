@@ -26,21 +26,30 @@ from omegaconf import OmegaConf
 
 from compressors.errors import UsageError
 from experiments.runtime.files import (
-    DRAFTS,
-    disk_error,
-    locked,
-    removed_if_empty,
+    DRAFT_PATTERN,
+    find_disk_error,
+    hold_lock,
+    remove_empty_folders,
     sync_directory,
     write_atomic,
 )
-from experiments.runtime.progress import Counted, Reporter
-from experiments.store.folder import CONFIG, DONE, damage, listing, lock_of, partial, plain, versions
-from experiments.store.keys import file_digest
+from experiments.runtime.progress import Reporter, StepCounter
+from experiments.store.folder import (
+    CONFIG_FILE,
+    DONE_FILE,
+    convert_tuples,
+    draft_folder_of,
+    find_damage,
+    list_file_sizes,
+    lock_file_of,
+    read_package_versions,
+)
+from experiments.store.keys import digest_file
 from experiments.store.plan import Stage
-from experiments.store.workload import load
+from experiments.store.workload import derive_workload
 
-Runner = Callable[..., Any]  # (config, inputs, out, report), features also roles
-RUNNERS = {
+StageRunner = Callable[..., Any]  # (config, inputs, out, report), features also roles
+STAGE_RUNNERS = {
     "data": "experiments.stages.dataset:run",
     "features": "experiments.stages.features:run",
     "pretrain": "experiments.stages.train:pretrain",
@@ -49,9 +58,9 @@ RUNNERS = {
 }
 
 
-def runner(kind: str) -> Runner:
+def import_runner(kind: str) -> StageRunner:
     """The function that computes stages of a kind, imported when first needed."""
-    name, function = RUNNERS[kind].split(":")
+    name, function = STAGE_RUNNERS[kind].split(":")
     return getattr(import_module(name), function)
 
 
@@ -63,84 +72,89 @@ class StageFailed(Exception):
         super().__init__(f"{stage.name}: {type(error).__name__}: {lines[-1]}")
         self.stage = stage
 
-    def trace(self) -> str:
+    def format_trace(self) -> str:
         """The traceback of what was raised."""
         return "".join(traceback.format_exception(self.__cause__))
 
 
-class Busy(Exception):
+class StageBusy(Exception):
     """Another process computes the stage."""
 
 
 class Store:
     """Finished stages below `root`. `runner` gives the function for a kind of stage."""
 
-    def __init__(self, root: Path, report: Reporter | None = None, runner: Callable[[str], Runner] = runner):
+    def __init__(
+        self, root: Path, report: Reporter | None = None, runner: Callable[[str], StageRunner] = import_runner
+    ):
         self.root, self.report, self.runner = Path(root), report or Reporter(), runner
         self._verified: set[str] = set()
 
     @contextmanager
-    def opened(self) -> Iterator[None]:
+    def open_root(self) -> Iterator[None]:
         """Make the root, and remove it if nothing comes to lie in it; an OSError if it cannot be written."""
-        with removed_if_empty(self.root):
+        with remove_empty_folders(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             if not os.access(self.root, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.root))
             yield
 
-    def path(self, stage: Stage) -> Path:
+    def locate_result(self, stage: Stage) -> Path:
         """Where a stage's result lies once it is finished."""
         return self.root / stage.name
 
-    def status(self, stage: Stage) -> str:
+    def find_status(self, stage: Stage) -> str:
         """done, damaged, partial or missing, by a look at names and sizes."""
-        path = self.path(stage)
+        path = self.locate_result(stage)
         if path.is_dir():
-            return "damaged" if damage(path) else "done"
-        return "partial" if partial(path).is_dir() else "missing"
+            return "damaged" if find_damage(path) else "done"
+        return "partial" if draft_folder_of(path).is_dir() else "missing"
 
-    def done(self, stage: Stage) -> dict[str, Any]:
+    def read_note(self, stage: Stage) -> dict[str, Any]:
         """What was noted when a stage finished: files, seconds, versions."""
-        return json.loads((self.path(stage) / DONE).read_text(encoding="utf-8"))
+        return json.loads((self.locate_result(stage) / DONE_FILE).read_text(encoding="utf-8"))
 
     def compute(self, stage: Stage, wait: bool = True) -> Path:
         """The directory of a finished stage; what is missing is computed first. With `wait=False` a stage
         that another process computes raises Busy."""
-        path = self.path(stage)
-        if self.wrong(stage) is None:
+        path = self.locate_result(stage)
+        if self.find_fault(stage) is None:
             return path
         inputs = {name: self.compute(each, wait) for name, each in stage.inputs.items()}
-        with removed_if_empty(path.parent), locked(lock_of(path), lambda: self._taken(stage, wait)):
-            wrong = self.wrong(stage)  # another process may have been faster
+        with (
+            remove_empty_folders(path.parent),
+            hold_lock(lock_file_of(path), lambda: self._announce_wait(stage, wait)),
+        ):
+            wrong = self.find_fault(stage)  # another process may have been faster
             if wrong is not None:
-                self._discard(path, wrong)
-                self._run(stage, inputs, path)
+                self._discard_damaged(path, wrong)
+                self._compute_stage(stage, inputs, path)
         return path
 
-    def wrong(self, stage: Stage) -> str | None:
+    def find_fault(self, stage: Stage) -> str | None:
         """Why a stage has to be computed, None if it is whole. Digests are compared once a process."""
         if stage.key not in self._verified:
-            wrong = damage(self.path(stage), digests=True)
+            wrong = find_damage(self.locate_result(stage), digests=True)
             if wrong is not None:
                 return wrong
             self._verified.add(stage.key)
         return None
 
-    def _discard(self, path: Path, wrong: str) -> None:
+    def _discard_damaged(self, path: Path, wrong: str) -> None:
         if path.is_dir():
-            self.report.warn(f"{path} is damaged ({wrong}); computing it again")
-            (path / DONE).unlink(missing_ok=True)  # first: half a directory must not look finished
+            self.report.write_warning(f"{path} is damaged ({wrong}); computing it again")
+            (path / DONE_FILE).unlink(missing_ok=True)  # first: half a directory must not look finished
             shutil.rmtree(path)
 
-    def _taken(self, stage: Stage, wait: bool) -> None:
+    def _announce_wait(self, stage: Stage, wait: bool) -> None:
         if not wait:
-            raise Busy(stage.name)
-        self.report.note(f"waiting for another process to finish {stage.name}")
+            raise StageBusy(stage.name)
+        self.report.write_note(f"waiting for another process to finish {stage.name}")
 
-    def _run(self, stage: Stage, inputs: Mapping[str, Path], path: Path) -> None:
-        draft = partial(path)
+    def _compute_stage(self, stage: Stage, inputs: Mapping[str, Path], path: Path) -> None:
+        draft = draft_folder_of(path)
         resumed = draft.is_dir()
-        if not resumed or damage(draft, digests=True) is not None:  # else only the rename was missing
+        if not resumed or find_damage(draft, digests=True) is not None:  # else only the rename was missing
             self._fill_or_start_over(stage, inputs, draft, resumed)
         os.rename(draft, path)
         sync_directory(path.parent)
@@ -151,47 +165,47 @@ class Store:
     ) -> None:
         """What a killed run has left may be damaged: a resumed stage that fails before its first step is
         started over, once."""
-        report = Counted(self.report)
+        report = StepCounter(self.report)
         try:
-            self._fill(stage, inputs, draft, resumed, report)
+            self._fill_draft(stage, inputs, draft, resumed, report)
         except StageFailed as error:
-            if not resumed or report.moved:
+            if not resumed or report.advanced:
                 raise
-            self.report.warn(f"cannot go on from what is left of {error}; starting over")
+            self.report.write_warning(f"cannot go on from what is left of {error}; starting over")
             shutil.rmtree(draft)
-            self._fill(stage, inputs, draft, False, report)
+            self._fill_draft(stage, inputs, draft, False, report)
 
-    def _fill(
-        self, stage: Stage, inputs: Mapping[str, Path], draft: Path, resumed: bool, report: Counted
+    def _fill_draft(
+        self, stage: Stage, inputs: Mapping[str, Path], draft: Path, resumed: bool, report: StepCounter
     ) -> None:
         draft.mkdir(exist_ok=True)
-        for left in (draft / DONE, *draft.rglob(DRAFTS)):
+        for left in (draft / DONE_FILE, *draft.rglob(DRAFT_PATTERN)):
             left.unlink(missing_ok=True)
-        self.report.stage(f"{stage.title} {stage.key[:8]}{' resumed' if resumed else ''}")
+        self.report.begin_stage(f"{stage.title} {stage.key[:8]}{' resumed' if resumed else ''}")
         started = time.monotonic()
         arguments = {"roles": stage.roles} if stage.roles else {}
-        with tidied(stage, draft, resumed):
+        with tidy_after_error(stage, draft, resumed):
             self.runner(stage.kind)(stage.config, dict(inputs), draft, report, **arguments)
         seconds = round(time.monotonic() - started, 3)
-        content = {"key": stage.key, **stage.describe()}
-        write_atomic(draft / CONFIG, OmegaConf.to_yaml(OmegaConf.create(plain(content))))
-        files = {name: [size, file_digest(draft / name)] for name, size in listing(draft)}
+        content = {"key": stage.key, **stage.describe_for_key()}
+        write_atomic(draft / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(convert_tuples(content))))
+        files = {name: [size, digest_file(draft / name)] for name, size in list_file_sizes(draft)}
         note = {
             "stage": stage.kind,
             "key": stage.key,
             "seconds": seconds,
             "resumed": resumed,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "versions": versions(),
+            "versions": read_package_versions(),
             "steps": report.total,
-            "load": asdict(load(stage)),
+            "load": asdict(derive_workload(stage)),
             "files": files,
         }
-        write_atomic(draft / DONE, json.dumps(note, indent=1) + "\n")
+        write_atomic(draft / DONE_FILE, json.dumps(note, indent=1) + "\n")
 
 
 @contextmanager
-def tidied(stage: Stage, draft: Path, resumed: bool) -> Iterator[None]:
+def tidy_after_error(stage: Stage, draft: Path, resumed: bool) -> Iterator[None]:
     """Bad input leaves nothing behind; after anything else what was done so far stays, to be resumed."""
     try:
         yield
@@ -202,4 +216,4 @@ def tidied(stage: Stage, draft: Path, resumed: bool) -> Iterator[None]:
     except SystemExit as error:  # Lightning turns Ctrl-C into an exit
         raise KeyboardInterrupt from error
     except Exception as error:
-        raise disk_error(error, draft) or StageFailed(stage, error) from error
+        raise find_disk_error(error, draft) or StageFailed(stage, error) from error

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from experiments.store.keys import digest_of
+from experiments.store.keys import digest_value
 from experiments.store.plan import Stage
 
-MODEL = (
+MODEL_KEYS = (
     "llm",
     "tower",
     "size",
@@ -22,7 +22,7 @@ MODEL = (
 
 
 @dataclass(frozen=True)
-class Load:
+class Workload:
     """The work of a stage. `model`: digest of what a row's time follows from. `passes`: over its data, an
     embedded data set of scale 0.5 being half a pass. `limit`: steps at most. `batch`: rows of a step."""
 
@@ -33,16 +33,16 @@ class Load:
     batch: int
 
 
-def load(stage: Stage) -> Load:
+def derive_workload(stage: Stage) -> Workload:
     """The work of a stage, from what its key says."""
     trained = stage.inputs.get("finetune", stage)
     recipe = stage.depends.get("optimisation", {})
     data = stage.inputs["data"].depends if "data" in stage.inputs else stage.depends
-    model = {name: trained.depends[name] for name in MODEL if name in trained.depends}
+    model = {name: trained.depends[name] for name in MODEL_KEYS if name in trained.depends}
     asked = stage.depends.get("evaluate", {})
-    return Load(
+    return Workload(
         stage.kind,
-        digest_of(model)[:16],
+        digest_value(model)[:16],
         recipe.get("epochs", 1) * data.get("scale", 1.0),
         recipe.get("max_steps") or asked.get("limit"),
         recipe.get("batch_size", 1),

@@ -2,11 +2,11 @@
 
 from compressors.command_line import collect_settings
 from experiments.config import signatures
-from experiments.config.presets import preset_names
-from experiments.config.schema import BLIND, Config
-from experiments.sweep.options import SLURM, Launch, path_of
+from experiments.config.presets import list_presets
+from experiments.config.schema import BLIND_COMPRESSOR, Config
+from experiments.sweep.options import SLURM_PREFIX, LaunchOptions, name_launch_option
 
-HEAD = """\
+HELP_HEAD = """\
 Usage: python -m experiments.sweep [KEY=VALUE ...] [--plan] [--help]
 
 Trains and evaluates cells, one for each combination of the values given, and prints a table of them. What was
@@ -29,47 +29,49 @@ Where cells run, which is in no result's key:
 """
 
 
-def value(default: object) -> str:
+def format_default(default: object) -> str:
     if isinstance(default, (list, tuple)):
         return f"[{','.join(map(str, default))}]"
     return "null" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
 
 
-def knobs(registry: signatures.SourceRegistry, name: str) -> str:
+def format_knobs(registry: signatures.SourceRegistry, name: str) -> str:
     """The knobs of a part with their defaults."""
     found = registry.knobs(name).values()
-    return "  ".join(p.name if p.default is p.empty else f"{p.name}={value(p.default)}" for p in found)
+    return "  ".join(
+        p.name if p.default is p.empty else f"{p.name}={format_default(p.default)}" for p in found
+    )
 
 
-def options() -> list[str]:
+def format_launch_options() -> list[str]:
     """The launch options."""
     found = [
-        f"  {f'{path_of(name)}={value(each.default)}':24} {each.help}"
-        for name, each in collect_settings(Launch).items()
+        f"  {f'{name_launch_option(name)}={format_default(each.default)}':24} {each.help}"
+        for name, each in collect_settings(LaunchOptions).items()
     ]
     return [
         *found,
-        f"  {f'{SLURM}KEY=VALUE':24} submitit's: partition, time (minutes), gpus_per_node, ...; "
+        f"  {f'{SLURM_PREFIX}KEY=VALUE':24} submitit's: partition, time (minutes), gpus_per_node, ...; "
         "cluster=local: without Slurm",
     ]
 
 
-def text() -> str:
+def make_help_text() -> str:
     """All of it."""
-    presets = ", ".join(preset_names())
+    presets = ", ".join(list_presets())
     lines = [
-        HEAD + "\n".join(options()),
+        HELP_HEAD + "\n".join(format_launch_options()),
         "",
         f"Presets: {presets}, or a YAML file. Settings, with their values before any preset:",
         "",
     ]
     for path, setting in collect_settings(Config).items():
-        choices = [value(c) for c in setting.rules.get("choices", ()) if c is not None]
+        choices = [format_default(c) for c in setting.rules.get("choices", ()) if c is not None]
         meaning = setting.help + (f" ({', '.join(choices)})" if len(choices) > 1 else "")
-        lines.append(f"  {f'{path}={value(setting.default)}':40} {meaning}")
+        lines.append(f"  {f'{path}={format_default(setting.default)}':40} {meaning}")
     for registry in signatures.registries():
         lines += ["", f"{registry.kind.capitalize()}s and their knobs, set as NAME.KNOB=VALUE:", ""]
-        lines += [f"  {name:16} {knobs(registry, name)}".rstrip() for name in registry.names()]
+        lines += [f"  {name:16} {format_knobs(registry, name)}".rstrip() for name in registry.names()]
         if registry is signatures.compressors():
-            lines.append(f"  {BLIND:16} no image at all")
+            lines.append(f"  {BLIND_COMPRESSOR:16} no image at all")
     return "\n".join([*lines, ""])

@@ -15,72 +15,80 @@ from experiments.config.cells import Cell
 from experiments.runtime.files import write_atomic
 from experiments.store import results
 from experiments.store.plan import Stage
-from experiments.store.store import Runner, StageFailed, Store
-from experiments.sweep.options import Launch, cores, gpus
+from experiments.store.store import StageFailed, StageRunner, Store
+from experiments.sweep.options import LaunchOptions, count_cores, list_gpus
 from experiments.sweep.pool import Pool
-from experiments.sweep.request import Job
+from experiments.sweep.request import CellJob
 from experiments.sweep.slurm import Cluster
-from experiments.sweep.units import Unit, make_units
-from experiments.sweep.worker import Outcome
+from experiments.sweep.units import WorkUnit, make_units
+from experiments.sweep.worker import UnitOutcome
 
-ATTEMPTS = 3  # of a unit whose workers die: killed, out of memory, out of time
-TAIL = 5  # lines of a failed cell's log that are shown
-AGAIN = 0.5  # seconds until a stage that another sweep computes is looked at again
+UNIT_ATTEMPTS = 3  # of a unit whose workers die: killed, out of memory, out of time
+LOG_TAIL_LINES = 5  # lines of a failed cell's log that are shown
+RETRY_SECONDS = 0.5  # seconds until a stage that another sweep computes is looked at again
 
 
 @dataclass
-class Ended:
+class CellOutcomes:
     """What became of the cells: finished ones by the key of their last stage, and why others failed."""
 
     finished: set[str] = field(default_factory=set)
     failed: list[tuple[Cell, str, Path]] = field(default_factory=list)  # one line, the log
 
 
-def launch(jobs: list[Job], store: Store, options: Launch, runner: Callable[[str], Runner]) -> Ended:
+def launch_cells(
+    jobs: list[CellJob], store: Store, options: LaunchOptions, runner: Callable[[str], StageRunner]
+) -> CellOutcomes:
     """Run every cell that is not finished, and publish it."""
-    store.report.cells(len(jobs))
+    store.report.announce_cells(len(jobs))
     if options.in_process:
-        return in_turn(jobs, store)
-    return Launcher(jobs, store, options, runner).run()
+        return run_cells_in_turn(jobs, store)
+    return Launcher(jobs, store, options, runner).run_units()
 
 
-def in_turn(jobs: list[Job], store: Store) -> Ended:
+def run_cells_in_turn(jobs: list[CellJob], store: Store) -> CellOutcomes:
     """One cell after another in this process; a failed stage is not tried twice."""
-    ended, broken = Ended(), {}
+    ended, broken = CellOutcomes(), {}
     for cell, stage in jobs:
-        store.report.cell(title(cell))
-        known = next((broken[key] for key in stage.ancestors() if key in broken), None)
+        store.report.begin_cell(title_cell(cell))
+        known = next((broken[key] for key in stage.collect_stages() if key in broken), None)
         if known is None:
             try:
                 store.compute(stage)
-                results.publish(cell, stage, store)
+                results.publish_cell(cell, stage, store)
                 ended.finished.add(stage.key)
                 continue
             except StageFailed as error:
-                log = store.root / "logs" / f"{results.cell_name(cell)}-{stage.key[:8]}.log"
+                log = store.root / "logs" / f"{results.name_cell_folder(cell)}-{stage.key[:8]}.log"
                 log.parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(log, error.trace())
+                write_atomic(log, error.format_trace())
                 known = broken[error.stage.key] = str(error), log
-                store.report.note(f"failed: {error}; see {log}")
+                store.report.write_note(f"failed: {error}; see {log}")
         ended.failed.append((cell, *known))
     return ended
 
 
-def title(cell: Cell) -> str:
+def title_cell(cell: Cell) -> str:
     """A cell's name on screen."""
     return f"{cell.label} seed={cell.config.seed}"
 
 
-def tail(log: Path) -> list[str]:
+def read_log_tail(log: Path) -> list[str]:
     """The last lines of a log."""
-    return log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:] if log.is_file() else []
+    return (
+        log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:]
+        if log.is_file()
+        else []
+    )
 
 
 class Launcher:
     """Units to workers, until none is left."""
 
-    def __init__(self, jobs: list[Job], store: Store, options: Launch, runner: Callable[[str], Runner]):
-        self.store, self.report, self.ended = store, store.report, Ended()
+    def __init__(
+        self, jobs: list[CellJob], store: Store, options: LaunchOptions, runner: Callable[[str], StageRunner]
+    ):
+        self.store, self.report, self.ended = store, store.report, CellOutcomes()
         self.cells: dict[str, Cell] = {stage.key: cell for cell, stage in jobs}
         self.stages: dict[str, Stage] = {stage.key: stage for _, stage in jobs}
         self.units = make_units(jobs, store)
@@ -89,33 +97,33 @@ class Launcher:
         self.deaths: Counter[str] = Counter()
         self.taken: dict[str, float] = {}  # units that another sweep has, and when to look again
         self.broken: dict[str, tuple[str, Path]] = {}
-        self.hands = self._hands(options, runner)
+        self.hands = self._make_workers(options, runner)
 
-    def _hands(self, options: Launch, runner: Callable[[str], Runner]) -> Pool | Cluster:
+    def _make_workers(self, options: LaunchOptions, runner: Callable[[str], StageRunner]) -> Pool | Cluster:
         root = self.store.root
         if options.where == "slurm":
             return Cluster(root, runner, self.report, options.workers, options.threads, options.slurm)
         configs = [unit.stage.config for unit in self.units.values()]
-        there = gpus(any(c.trainer.accelerator in ("auto", "gpu", "cuda") for c in configs))
-        size = (len(there) or cores()) if options.workers == "auto" else options.workers
-        threads = options.threads or (max(1, cores() // size) if there else 1)
+        there = list_gpus(any(c.trainer.accelerator in ("auto", "gpu", "cuda") for c in configs))
+        size = (len(there) or count_cores()) if options.workers == "auto" else options.workers
+        threads = options.threads or (max(1, count_cores() // size) if there else 1)
         return Pool(root, runner, self.report, size, threads, there)
 
-    def run(self) -> Ended:
+    def run_units(self) -> CellOutcomes:
         """All of it; workers are ended whatever happens."""
         try:
             for key in self.cells:
                 if key not in self.units:
-                    self._publish(key)
+                    self._publish_cell(key)
             while self.left or self.running:
-                ready = self._ready()[: self.hands.free]
+                ready = self._list_ready_units()[: self.hands.free]
                 if ready:
                     self.running.update(unit.key for unit in ready)
                     for unit in ready:
                         del self.left[unit.key]
                     self.hands.submit(ready)
-                for unit, outcome in self.hands.poll(AGAIN):
-                    self._take(unit, outcome)
+                for unit, outcome in self.hands.poll(RETRY_SECONDS):
+                    self._take_outcome(unit, outcome)
         finally:
             self.hands.close()
         self.ended.failed += [
@@ -123,7 +131,7 @@ class Launcher:
         ]
         return self.ended
 
-    def _ready(self) -> list[Unit]:
+    def _list_ready_units(self) -> list[WorkUnit]:
         """Units whose inputs are done; those that another sweep has come last."""
         open_keys, now = self.left.keys() | self.running, time.monotonic()
         ready = [
@@ -133,7 +141,7 @@ class Launcher:
         ]
         return sorted(ready, key=lambda unit: unit.key in self.taken)
 
-    def _take(self, unit: Unit, outcome: Outcome) -> None:
+    def _take_outcome(self, unit: WorkUnit, outcome: UnitOutcome) -> None:
         """One unit has come back."""
         self.running.remove(unit.key)
         if outcome.kind == "usage":
@@ -142,28 +150,28 @@ class Launcher:
             raise OSError(0, outcome.text)
         if outcome.kind == "busy":
             if unit.key not in self.taken:
-                self.report.note(f"waiting for another process to finish {outcome.text}")
-            self.taken[unit.key] = time.monotonic() + AGAIN
+                self.report.write_note(f"waiting for another process to finish {outcome.text}")
+            self.taken[unit.key] = time.monotonic() + RETRY_SECONDS
             self.left[unit.key] = unit
-        elif outcome.kind == "died" and self.deaths[unit.key] + 1 < ATTEMPTS:
+        elif outcome.kind == "died" and self.deaths[unit.key] + 1 < UNIT_ATTEMPTS:
             self.deaths[unit.key] += 1
-            self.report.warn(f"{unit.label}: {outcome.text}; it goes on where it stopped")
+            self.report.write_warning(f"{unit.label}: {outcome.text}; it goes on where it stopped")
             self.left[unit.key] = unit
         elif outcome.kind == "done":
             if unit.key in self.cells:
-                self._publish(unit.key)
+                self._publish_cell(unit.key)
         else:
-            self._fail(unit, outcome)
+            self._fail_unit(unit, outcome)
 
-    def _publish(self, key: str) -> None:
-        results.publish(self.cells[key], self.stages[key], self.store)
+    def _publish_cell(self, key: str) -> None:
+        results.publish_cell(self.cells[key], self.stages[key], self.store)
         self.ended.finished.add(key)
-        self.report.finished(title(self.cells[key]))
+        self.report.finish_cell(title_cell(self.cells[key]))
 
-    def _fail(self, unit: Unit, outcome: Outcome) -> None:
+    def _fail_unit(self, unit: WorkUnit, outcome: UnitOutcome) -> None:
         """Give up a unit and all that needs it."""
         why = outcome.text if outcome.kind == "failed" else f"{unit.stage.name}: {outcome.text}"
-        self.report.note(f"failed: {why}; see {unit.log}")
+        self.report.write_note(f"failed: {why}; see {unit.log}")
         lost = {unit.key}
         while more := {key for key, other in self.left.items() if other.needs & lost}:
             for key in more:

@@ -16,22 +16,22 @@ from pathlib import Path
 
 from experiments.runtime.processes import end_with_parent
 from experiments.runtime.progress import Reporter
-from experiments.store.store import Runner, Store
+from experiments.store.store import StageRunner, Store
 from experiments.sweep import worker
-from experiments.sweep.units import Unit
-from experiments.sweep.worker import Outcome
+from experiments.sweep.units import WorkUnit
+from experiments.sweep.worker import UnitOutcome
 
-CONTEXT = multiprocessing.get_context("spawn")
+SPAWN_CONTEXT = multiprocessing.get_context("spawn")
 
 
 @dataclass
-class Worker:
+class PoolWorker:
     """One process and what it is doing. `number` picks its GPU."""
 
     number: int
     process: BaseProcess
     pipe: Connection
-    unit: Unit | None = None
+    unit: WorkUnit | None = None
     lane: Reporter = field(default_factory=Reporter)
 
 
@@ -41,7 +41,7 @@ class Pool:
     def __init__(
         self,
         root: Path,
-        runner: Callable[[str], Runner],
+        runner: Callable[[str], StageRunner],
         report: Reporter,
         size: int,
         threads: int | None,
@@ -49,22 +49,22 @@ class Pool:
     ):
         self.root, self.runner, self.report = Path(root).absolute(), runner, report
         self.size, self.threads, self.gpus = size, threads, gpus
-        self.workers: dict[int, Worker] = {}
+        self.workers: dict[int, PoolWorker] = {}
 
     @property
     def free(self) -> int:
         return self.size - sum(w.unit is not None for w in self.workers.values())
 
-    def submit(self, units: list[Unit]) -> None:
+    def submit(self, units: list[WorkUnit]) -> None:
         """Start units, no more than are free."""
         for unit in units:
-            hand = next((w for w in self.workers.values() if w.unit is None), None) or self._start()
+            hand = next((w for w in self.workers.values() if w.unit is None), None) or self._start_worker()
             hand.unit = unit
-            hand.lane = self.report.lane(hand.number, unit.label) or Reporter()
+            hand.lane = self.report.open_lane(hand.number, unit.label) or Reporter()
             with suppress(OSError):  # it has just died: `poll` will tell
                 hand.pipe.send((unit.stage, unit.log.absolute()))
 
-    def poll(self, seconds: float) -> list[tuple[Unit, Outcome]]:
+    def poll(self, seconds: float) -> list[tuple[WorkUnit, UnitOutcome]]:
         """What has ended, waiting up to `seconds` for something to happen."""
         found = []
         busy = {w.pipe: w for w in self.workers.values()}
@@ -73,9 +73,9 @@ class Pool:
             try:
                 message = pipe.recv()
             except (EOFError, OSError):
-                found += self._dead(hand)
+                found += self._drop_dead_worker(hand)
                 continue
-            if isinstance(message, Outcome):
+            if isinstance(message, UnitOutcome):
                 found.append((hand.unit, message))
                 hand.unit = None
                 hand.lane.__exit__(None, None, None)
@@ -87,34 +87,34 @@ class Pool:
     def close(self) -> None:
         """No worker outlives this."""
         for hand in self.workers.values():
-            kill(hand.process)
+            kill_worker(hand.process)
         self.workers.clear()
 
-    def _start(self) -> Worker:
+    def _start_worker(self) -> PoolWorker:
         number = next(i for i in range(self.size) if i not in self.workers)
-        here, there = CONTEXT.Pipe()
+        here, there = SPAWN_CONTEXT.Pipe()
         gpu = self.gpus[number % len(self.gpus)] if self.gpus else None
-        process = CONTEXT.Process(
-            target=serve,
+        process = SPAWN_CONTEXT.Process(
+            target=serve_units,
             daemon=False,
             name=f"worker {number}",
             args=(there, self.root, self.runner, self.threads, gpu),
         )
         process.start()
         there.close()
-        self.workers[number] = Worker(number, process, here)
+        self.workers[number] = PoolWorker(number, process, here)
         return self.workers[number]
 
-    def _dead(self, hand: Worker) -> list[tuple[Unit, Outcome]]:
-        kill(hand.process)  # the children that it has left
+    def _drop_dead_worker(self, hand: PoolWorker) -> list[tuple[WorkUnit, UnitOutcome]]:
+        kill_worker(hand.process)  # the children that it has left
         code = hand.process.exitcode
         del self.workers[hand.number]
         hand.lane.__exit__(RuntimeError, None, None)
         why = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-        return [(hand.unit, Outcome("died", f"its worker ended by {why}"))] if hand.unit else []
+        return [(hand.unit, UnitOutcome("died", f"its worker ended by {why}"))] if hand.unit else []
 
 
-def kill(process: BaseProcess) -> None:
+def kill_worker(process: BaseProcess) -> None:
     """End a worker and its children."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
@@ -123,8 +123,8 @@ def kill(process: BaseProcess) -> None:
     process.join()
 
 
-def serve(
-    pipe: Connection, root: Path, runner: Callable[[str], Runner], threads: int | None, gpu: str | None
+def serve_units(
+    pipe: Connection, root: Path, runner: Callable[[str], StageRunner], threads: int | None, gpu: str | None
 ) -> None:
     """A worker's life: units from the pipe until it closes."""
     os.setpgid(0, 0)
@@ -142,4 +142,4 @@ def serve(
             stage, log = pipe.recv()
         except EOFError:
             return
-        pipe.send(worker.run(stage, log, store, False, send))
+        pipe.send(worker.run_unit(stage, log, store, False, send))

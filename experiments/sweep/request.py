@@ -7,44 +7,47 @@ from compressors.command_line import parse_settings
 from compressors.errors import UsageError
 from compressors.registry import conform
 from experiments.config import tables
-from experiments.config.cells import Cell, blind_cells, make_cells
-from experiments.config.overrides import take_one, value_of
-from experiments.store.earlier import reported
-from experiments.store.plan import Stage, plan
-from experiments.sweep.options import Launch, take
+from experiments.config.cells import Cell, make_blind_cells, make_cells
+from experiments.config.overrides import parse_value, take_single_value
+from experiments.store.earlier import read_reported_keys
+from experiments.store.plan import Stage, plan_stages
+from experiments.sweep.options import LaunchOptions, take_launch_options
 
-Job = tuple[Cell, Stage]
+CellJob = tuple[Cell, Stage]
 
 
 @dataclass(frozen=True)
-class Request:
+class SweepRequest:
     """`jobs`: each cell once, with the stage that evaluates it. `views`: heading and rows of each table that
     is shown; a cell may stand in several of them. `left_out`: how many cells an earlier report has."""
 
-    jobs: list[Job]
-    views: list[tuple[str, list[Job]]]
-    launch: Launch
+    jobs: list[CellJob]
+    views: list[tuple[str, list[CellJob]]]
+    launch: LaunchOptions
     left_out: int = 0
 
 
-def read(overrides: list[str]) -> Request:
+def read_request(overrides: list[str]) -> SweepRequest:
     """The request of a command line."""
     axes = parse_settings(overrides)
-    blind = conform(value_of(take_one(axes, "blind", "true"), "blind"), bool, "blind")
-    earlier = take_one(axes, "earlier")
-    known = reported(Path(earlier)) if earlier is not None else set()
-    launch, names = take(axes), axes.pop("table", None)
-    take_one(dict(axes), "out")
+    blind = conform(parse_value(take_single_value(axes, "blind", "true"), "blind"), bool, "blind")
+    earlier = take_single_value(axes, "earlier")
+    known = read_reported_keys(Path(earlier)) if earlier is not None else set()
+    launch, names = take_launch_options(axes), axes.pop("table", None)
+    take_single_value(dict(axes), "out")
     if names:
-        found = [(t.heading, [c for row in t.rows for c in row.cells]) for t in tables.load_all(names, axes)]
+        found = [
+            (t.heading, [c for row in t.rows for c in row.cells])
+            for t in tables.load_table_files(names, axes)
+        ]
     else:
         found = [("", make_cells(axes))]
-    jobs: dict[str, Job] = {}
+    jobs: dict[str, CellJob] = {}
     views, left_out = [], set()
     for heading, cells in found:
-        rows: dict[tuple, Job] = {}
-        for cell in [*cells, *(blind_cells(cells) if blind else ())]:
-            stage = plan(cell.config)
+        rows: dict[tuple, CellJob] = {}
+        for cell in [*cells, *(make_blind_cells(cells) if blind else ())]:
+            stage = plan_stages(cell.config)
             if stage.key in known:
                 left_out.add(stage.key)
                 continue
@@ -57,4 +60,4 @@ def read(overrides: list[str]) -> Request:
             f"earlier={earlier}: that report has all {len(left_out)} cells; python -m "
             "ablations.report shows them, with the same table= and earlier="
         )
-    return Request(list(jobs.values()), views, launch, len(left_out))
+    return SweepRequest(list(jobs.values()), views, launch, len(left_out))

@@ -15,27 +15,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressors.errors import UsageError
-from experiments.runtime.files import removed_if_empty
+from experiments.runtime.files import remove_empty_folders
 from experiments.runtime.progress import Reporter
-from experiments.store.store import Runner
+from experiments.store.store import StageRunner
 from experiments.sweep import worker
-from experiments.sweep.options import SLURM
-from experiments.sweep.units import Unit
-from experiments.sweep.worker import Outcome
+from experiments.sweep.options import SLURM_PREFIX
+from experiments.sweep.units import WorkUnit
+from experiments.sweep.worker import UnitOutcome
 
 if TYPE_CHECKING:
     import submitit
 
-GENERIC = {"name", "timeout_min", "mem_gb", "stderr_to_stdout"}  # submitit's for any cluster
-POLL = 1.0  # seconds between looks at the jobs
+GENERIC_PARAMETERS = {"name", "timeout_min", "mem_gb", "stderr_to_stdout"}  # submitit's for any cluster
+JOB_POLL_SECONDS = 1.0  # seconds between looks at the jobs
 
 
 @dataclass(frozen=True)
-class Submitted:
+class SubmittedJob:
     """A job under way."""
 
     number: int
-    unit: Unit
+    unit: WorkUnit
     job: "submitit.Job"
     lane: Reporter
 
@@ -46,7 +46,7 @@ class Cluster:
     def __init__(
         self,
         root: Path,
-        runner: Callable[[str], Runner],
+        runner: Callable[[str], StageRunner],
         report: Reporter,
         size: int,
         threads: int | None,
@@ -55,36 +55,41 @@ class Cluster:
         self.root, self.runner, self.report = Path(root).absolute(), runner, report
         self.size, self.threads = size, threads
         self.executor = make_executor(self.root / "logs" / "submitit", size, dict(parameters))
-        self.jobs: list[Submitted] = []
+        self.jobs: list[SubmittedJob] = []
 
     @property
     def free(self) -> int:
         return self.size - len(self.jobs)
 
-    def submit(self, units: list[Unit]) -> None:
+    def submit(self, units: list[WorkUnit]) -> None:
         """One array of jobs."""
         with self.executor.batch():
             jobs = [
                 self.executor.submit(
-                    worker.job, unit.stage, unit.log.absolute(), self.root, self.runner, self.threads
+                    worker.run_slurm_job,
+                    unit.stage,
+                    unit.log.absolute(),
+                    self.root,
+                    self.runner,
+                    self.threads,
                 )
                 for unit in units
             ]
         taken = {each.number for each in self.jobs}
         numbers = (i for i in range(self.size) if i not in taken)
         for number, unit, job in zip(numbers, units, jobs):
-            lane = self.report.lane(number, unit.label) or Reporter()
-            lane.stage(f"{unit.stage.title} {unit.key[:8]}, job {job.job_id}")
-            self.jobs.append(Submitted(number, unit, job, lane))
+            lane = self.report.open_lane(number, unit.label) or Reporter()
+            lane.begin_stage(f"{unit.stage.title} {unit.key[:8]}, job {job.job_id}")
+            self.jobs.append(SubmittedJob(number, unit, job, lane))
 
-    def poll(self, seconds: float) -> list[tuple[Unit, Outcome]]:
+    def poll(self, seconds: float) -> list[tuple[WorkUnit, UnitOutcome]]:
         """What has ended, after a look at all jobs."""
-        time.sleep(min(seconds, POLL))
+        time.sleep(min(seconds, JOB_POLL_SECONDS))
         ended = [each for each in self.jobs if each.job.done()]
         self.jobs = [each for each in self.jobs if each not in ended]
         for each in ended:
             each.lane.__exit__(None, None, None)
-        return [(each.unit, outcome(each.job, each.unit)) for each in ended]
+        return [(each.unit, read_job_outcome(each.job, each.unit)) for each in ended]
 
     def close(self) -> None:
         """Cancel what is under way."""
@@ -93,7 +98,7 @@ class Cluster:
         self.jobs.clear()
 
 
-def outcome(job: "submitit.Job", unit: Unit) -> Outcome:
+def read_job_outcome(job: "submitit.Job", unit: WorkUnit) -> UnitOutcome:
     """What a job has left; submitit raises if it has left nothing, and the unit's log gets its words."""
     try:
         return job.result()
@@ -102,7 +107,7 @@ def outcome(job: "submitit.Job", unit: Unit) -> Outcome:
         unit.log.parent.mkdir(parents=True, exist_ok=True)
         with open(unit.log, "a", encoding="utf-8") as file:
             file.write(f"{words}\n")
-        return Outcome("died", f"job {job.job_id} ended without a result: {words.splitlines()[-1]}")
+        return UnitOutcome("died", f"job {job.job_id} ended without a result: {words.splitlines()[-1]}")
 
 
 def make_executor(folder: Path, size: int, parameters: dict[str, object]) -> "submitit.Executor":
@@ -112,15 +117,15 @@ def make_executor(folder: Path, size: int, parameters: dict[str, object]) -> "su
     except ImportError as error:
         raise UsageError("launch=slurm needs submitit: pip install 'slothkit[slurm]'") from error
     cluster = str(parameters.pop("cluster", "slurm"))
-    with removed_if_empty(folder):
+    with remove_empty_folders(folder):
         try:
             executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
         except (ValueError, RuntimeError) as error:  # no srun here
             raise UsageError(f"launch=slurm: {error} (launch.slurm.cluster=local does without)") from error
         for name, value in parameters.items():
             try:
-                executor.update_parameters(**{name if name in GENERIC else f"slurm_{name}": value})
+                executor.update_parameters(**{name if name in GENERIC_PARAMETERS else f"slurm_{name}": value})
             except (NameError, AssertionError) as error:
-                raise UsageError(f"{SLURM}{name}={value}: {str(error).splitlines()[0]}") from error
+                raise UsageError(f"{SLURM_PREFIX}{name}={value}: {str(error).splitlines()[0]}") from error
         executor.update_parameters(slurm_array_parallelism=size)
     return executor

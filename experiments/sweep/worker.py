@@ -14,14 +14,14 @@ from compressors.command_line import describe_os_error
 from compressors.errors import UsageError
 from experiments.runtime.progress import PlainReporter, Reporter
 from experiments.store.plan import Stage
-from experiments.store.store import Busy, Runner, StageFailed, Store
+from experiments.store.store import StageBusy, StageFailed, StageRunner, Store
 
-Send = Callable[..., None]  # (name of a Reporter's method, its arguments)
-EVERY = 0.2  # seconds between two reports of steps
+SendFunction = Callable[..., None]  # (name of a Reporter's method, its arguments)
+STEP_REPORT_SECONDS = 0.2  # seconds between two reports of steps
 
 
 @dataclass(frozen=True)
-class Outcome:
+class UnitOutcome:
     """How a unit ended. `kind`: done, busy (another sweep computes it), failed, usage (bad input), disk, died
     (no answer came). `text`: one line; `key`: the stage that failed."""
 
@@ -30,38 +30,38 @@ class Outcome:
     key: str = ""
 
 
-class Sender(Reporter):
+class SendingReporter(Reporter):
     """Lines to the unit's log, and stages and steps to whoever watches."""
 
-    def __init__(self, log: Reporter, send: Send):
+    def __init__(self, log: Reporter, send: SendFunction):
         self.log, self.send = log, send
         self._steps, self._sent = 0, 0.0
 
     def __exit__(self, *error: object) -> None:
         self.log.__exit__(*error)
 
-    def stage(self, label: str) -> None:
+    def begin_stage(self, label: str) -> None:
         self._steps = 0
-        self.log.stage(label)
-        self.send("stage", label)
+        self.log.begin_stage(label)
+        self.send("begin_stage", label)
 
-    def steps(self, total: int, done: int = 0) -> None:
-        self.log.steps(total, done)
-        self.send("steps", total, done)
+    def announce_steps(self, total: int, done: int = 0) -> None:
+        self.log.announce_steps(total, done)
+        self.send("announce_steps", total, done)
 
-    def advance(self, n: int = 1, **fields: object) -> None:
-        self.log.advance(n, **fields)
+    def advance_steps(self, n: int = 1, **fields: object) -> None:
+        self.log.advance_steps(n, **fields)
         self._steps += n
-        if fields or time.monotonic() - self._sent > EVERY:
-            self.send("advance", self._steps, **fields)
+        if fields or time.monotonic() - self._sent > STEP_REPORT_SECONDS:
+            self.send("advance_steps", self._steps, **fields)
             self._steps, self._sent = 0, time.monotonic()
 
-    def note(self, text: str) -> None:
-        self.log.note(text)
+    def write_note(self, text: str) -> None:
+        self.log.write_note(text)
 
-    def warn(self, text: str) -> None:
-        self.log.warn(text)
-        self.send("warn", text)
+    def write_warning(self, text: str) -> None:
+        self.log.write_warning(text)
+        self.send("write_warning", text)
 
 
 def set_threads(threads: int | None) -> None:
@@ -71,21 +71,21 @@ def set_threads(threads: int | None) -> None:
 
 
 @contextmanager
-def logged(path: Path) -> Iterator[None]:
+def log_output(path: Path) -> Iterator[None]:
     """Everything that this process and its children print goes to the end of a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     before = os.dup(1), os.dup(2)
     try:
         with open(path, "ab") as file:
-            point(file.fileno(), file.fileno())
+            redirect_output(file.fileno(), file.fileno())
         yield
     finally:
-        point(*before)
+        redirect_output(*before)
         os.close(before[0])
         os.close(before[1])
 
 
-def point(out: int, err: int) -> None:
+def redirect_output(out: int, err: int) -> None:
     """Let standard output and standard error go to these files."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # a full disk stops what is computed; a lost line of a log does not
@@ -94,32 +94,34 @@ def point(out: int, err: int) -> None:
     os.dup2(err, 2)
 
 
-def work(stage: Stage, store: Store, wait: bool) -> Outcome:
+def compute_unit(stage: Stage, store: Store, wait: bool) -> UnitOutcome:
     """Compute a stage; nothing but an interruption is raised."""
     try:
         with store.report:
             store.compute(stage, wait)
-        return Outcome("done")
-    except Busy as busy:
-        return Outcome("busy", str(busy))
+        return UnitOutcome("done")
+    except StageBusy as busy:
+        return UnitOutcome("busy", str(busy))
     except StageFailed as error:
-        sys.stderr.write(error.trace())
-        return Outcome("failed", str(error), error.stage.key)
+        sys.stderr.write(error.format_trace())
+        return UnitOutcome("failed", str(error), error.stage.key)
     except UsageError as error:
-        return Outcome("usage", str(error))
+        return UnitOutcome("usage", str(error))
     except OSError as error:
-        return Outcome("disk", describe_os_error(error))
+        return UnitOutcome("disk", describe_os_error(error))
 
 
-def run(stage: Stage, log: Path, store: Store, wait: bool, send: Send) -> Outcome:
-    """`work` with its log."""
-    with logged(log):
+def run_unit(stage: Stage, log: Path, store: Store, wait: bool, send: SendFunction) -> UnitOutcome:
+    """`compute_unit` with its log."""
+    with log_output(log):
         console = Console(file=sys.stdout, width=200)
-        store.report = Sender(PlainReporter(console), send)
-        return work(stage, store, wait)
+        store.report = SendingReporter(PlainReporter(console), send)
+        return compute_unit(stage, store, wait)
 
 
-def job(stage: Stage, log: Path, root: Path, runner: Callable[[str], Runner], threads: int | None) -> Outcome:
+def run_slurm_job(
+    stage: Stage, log: Path, root: Path, runner: Callable[[str], StageRunner], threads: int | None
+) -> UnitOutcome:
     """A unit as a job of its own, on another machine perhaps: nobody watches, and it waits for locks."""
     set_threads(threads)
-    return run(stage, log, Store(root, runner=runner), True, lambda *_, **__: None)
+    return run_unit(stage, log, Store(root, runner=runner), True, lambda *_, **__: None)

@@ -10,7 +10,7 @@ from made_cells import fill
 from ablations import outcomes, report
 from compressors.errors import UsageError
 from experiments.config import tables
-from experiments.store.plan import plan
+from experiments.store.plan import plan_stages
 from experiments.sweep import request
 
 COMMITTED = Path(report.__file__).parent / "results" / "tiny"
@@ -57,16 +57,16 @@ def test_it_says_so(whole, tmp_path):
 
 
 def test_a_sweep_leaves_them_out(whole, tmp_path):
-    asked = request.read(["table=5", "seed=0,1,2,3", f"earlier={whole}", "blind=false"])
+    asked = request.read_request(["table=5", "seed=0,1,2,3", f"earlier={whole}", "blind=false"])
     assert {cell.config.seed for cell, _ in asked.jobs} == {3} and asked.left_out == 9
     assert [len(rows) for _, rows in asked.views] == [3]
     with pytest.raises(UsageError, match="that report has all 9 cells"):
-        request.read(["table=5", "seed=0,1,2", f"earlier={whole}", "blind=false"])
+        request.read_request(["table=5", "seed=0,1,2", f"earlier={whole}", "blind=false"])
     with pytest.raises(UsageError, match="earlier=no/where: no no/where/report.json"):
-        request.read(["table=5", "earlier=no/where"])
+        request.read_request(["table=5", "earlier=no/where"])
     (tmp_path / "report.json").write_text("[]")
     with pytest.raises(UsageError, match="not what ablations.report wrote"):
-        request.read(["table=5", f"earlier={tmp_path}"])
+        request.read_request(["table=5", f"earlier={tmp_path}"])
 
 
 def test_another_configuration_is_not_taken(whole, tmp_path, capsys):
@@ -108,9 +108,9 @@ def test_a_report_without_keys_gives_nothing(whole, tmp_path, capsys):
 def test_the_committed_study_has_the_keys_of_today():
     """Else nobody could go on from it: a change of keys has to change them in its report, too."""
     found = {table.name: table for table in outcomes.load(COMMITTED).tables}
-    for file in tables.load_all(list(found), {"seed": ["0", "1", "2"]}):
+    for file in tables.load_table_files(list(found), {"seed": ["0", "1", "2"]}):
         rows = {row.label: row for row in found[file.name].rows}
         for row in file.rows:
-            today = {cell.config.seed: plan(cell.config).key for cell in row.cells}
+            today = {cell.config.seed: plan_stages(cell.config).key for cell in row.cells}
             kept = rows[row.label].keys
             assert kept == {seed: today[seed] for seed in rows[row.label].outcomes}, row.label

@@ -8,7 +8,7 @@ from ablations.claims import spec
 from compressors.command_line import parse_settings
 from experiments.config import signatures, tables
 from experiments.config.cells import make_cells
-from experiments.store.plan import plan
+from experiments.store.plan import plan_stages
 from experiments.sweep import __main__ as sweep
 
 BUILT_IN = sorted(signatures.compressors().found)
@@ -24,7 +24,7 @@ def config_of(*overrides):
 
 @pytest.fixture(scope="module")
 def field():
-    return tables.load("field", {})
+    return tables.load_table_file("field", {})
 
 
 def test_every_compressor_is_there_without_and_with_embq(field):
@@ -48,7 +48,7 @@ def test_what_has_no_row_is_another_one(name, preset, dim, side):
 
 
 def test_every_pruner_has_a_row_at_the_same_average():
-    rows = tables.load("pruners", {}).rows
+    rows = tables.load_table_file("pruners", {}).rows
     pruned = {row.label: row.cells[0].config for row in rows if row.cells[0].config.prune}
     alone = [config for config in pruned.values() if config.compressor == "identity"]
     assert sorted(config.prune for config in alone) == sorted(signatures.pruners().found)
@@ -60,7 +60,7 @@ def test_every_pruner_has_a_row_at_the_same_average():
     [("tiny", 128, 256, 12, 16), ("flashsloth", 1152, 2560, 27, 81)],
 )
 def test_rows_have_one_budget(preset, dim, llm_dim, side, tokens):
-    for row in tables.load("field", {"preset": [preset]}).rows:
+    for row in tables.load_table_file("field", {"preset": [preset]}).rows:
         config = row.cells[0].config
         name = config.compressor_name
         with torch.device("meta"):
@@ -78,13 +78,13 @@ def test_claims_name_its_rows(field):
 def test_a_compressor_is_pretrained_once(field):
     stages = {}
     for row in field.rows:
-        stages |= plan(row.cells[0].config).ancestors()
+        stages |= plan_stages(row.cells[0].config).collect_stages()
     assert sum(stage.kind == "pretrain" for stage in stages.values()) == len(BUILT_IN) - len(TWINS)
 
 
 def test_all_is_the_paper(capsys, tmp_path):
-    named = [table.name for table in tables.load_all([tables.ALL, "field"], {})]
+    named = [table.name for table in tables.load_table_files([tables.ALL_TABLES, "field"], {})]
     assert named == ["3", "4", "5", "6", "field"]
-    assert tables.others() == ["field", "longer", "pruners"]  # published.yaml has no rows
+    assert tables.list_project_tables() == ["field", "longer", "pruners"]  # published.yaml has no rows
     assert sweep.main(["table=fields", f"out={tmp_path}", "--plan"]) == 2
     assert "there are: 3, 4, 5, 6, field, longer, pruners, all" in capsys.readouterr().err

@@ -290,7 +290,7 @@ def test_what_is_missing_can_be_run_as_it_is_told(tmp_path):
         "Missing: b .seed 1.; python -m experiments.sweep (.*) runs them",
         (root / "report" / "report.md").read_text(),
     )
-    asked = request.read([*shlex.split(told), "blind=false"])
+    asked = request.read_request([*shlex.split(told), "blind=false"])
     assert [(cell.label, cell.config.seed, cell.config.knobs("sap")) for cell, _ in asked.jobs] == [
         ("a", 0, {"rate": 3}),
         ("a", 1, {"rate": 3}),

@@ -12,8 +12,8 @@ from connectors.tiling import Tiling
 from experiments import attention_maps
 from experiments.data.llava import Sample
 from experiments.inspection import attention_figure
-from experiments.inspection.attention import look
-from experiments.inspection.attention_figure import SAMPLES, density
+from experiments.inspection.attention import record_attention
+from experiments.inspection.attention_figure import DENSITY_POINTS, compute_density
 from llm_adapters.conversation import Turn
 
 QUESTIONS = ("What is this?", "And that?")
@@ -47,7 +47,7 @@ def test_looking_changes_nothing_and_sums_to_one(model, tiles):
         return_tensors="pt",
     )
     before = model(**inputs).logits
-    seen = look(model, processor, picture(), QUESTIONS[0], 5)
+    seen = record_attention(model, processor, picture(), QUESTIONS[0], 5)
     assert torch.equal(model(**inputs).logits, before)
     assert not model.compressor._forward_pre_hooks
     out = model.generate(**inputs, do_sample=False, max_new_tokens=5)[0, inputs["input_ids"].shape[1] :]
@@ -62,7 +62,7 @@ def test_looking_changes_nothing_and_sums_to_one(model, tiles):
 
 def test_two_questions_look_elsewhere_and_the_compressor_does_not(model):
     processor = make_processor(model)
-    one, other = (look(model, processor, picture(), question, 2) for question in QUESTIONS)
+    one, other = (record_attention(model, processor, picture(), question, 2) for question in QUESTIONS)
     assert torch.equal(one.compressor, other.compressor)
     (first,), (second,) = one.queries.values(), other.queries.values()
     assert not torch.allclose(first, second)
@@ -80,7 +80,7 @@ def test_two_questions_look_elsewhere_and_the_compressor_does_not(model):
 )
 def test_insertions_and_layers_have_maps_of_their_own(knobs, names):
     model = make_model(**knobs)
-    seen = look(model, make_processor(model), picture(), QUESTIONS[0], 2)
+    seen = record_attention(model, make_processor(model), picture(), QUESTIONS[0], 2)
     assert list(seen.queries) == names
     one, other = seen.queries.values()
     assert not torch.allclose(one, other)
@@ -88,25 +88,27 @@ def test_insertions_and_layers_have_maps_of_their_own(knobs, names):
 
 def test_density_is_weight_per_area():
     weights = torch.rand(1, 6, 4).numpy()
-    found = density(weights / weights.sum(), Tiling(), 80, 60)
-    assert found.shape == (SAMPLES * 3 // 4, SAMPLES)
+    found = compute_density(weights / weights.sum(), Tiling(), 80, 60)
+    assert found.shape == (DENSITY_POINTS * 3 // 4, DENSITY_POINTS)
     assert found.mean() * 80 * 60 == pytest.approx(1)
     one = np.zeros((1, 6, 4))
     one[0, 5, 0] = 1  # the lowest row's first patch: a sixth of the height, a quarter of the width
-    lit = density(one, Tiling(), 80, 60) > 0
-    assert lit[-SAMPLES // 8 :, : SAMPLES // 4].all() and lit.mean() == pytest.approx(1 / 24)
+    lit = compute_density(one, Tiling(), 80, 60) > 0
+    assert lit[-DENSITY_POINTS // 8 :, : DENSITY_POINTS // 4].all() and lit.mean() == pytest.approx(1 / 24)
 
 
 def test_density_of_tiles_lies_on_the_padded_picture():
     """80 x 40 pixels in 2 x 2 square tiles: padded to 80 x 80, the picture from 20 to 60."""
     weights = np.zeros((5, 4, 4))
     weights[2, 2, 3] = 1  # right upper tile, third of four rows: pixels 20 to 30 below the canvas' top
-    lit = density(weights, Tiling(2, 84), 80, 40) > 0
+    lit = compute_density(weights, Tiling(2, 84), 80, 40) > 0
     rows, columns = np.nonzero(lit)
-    at = SAMPLES // 8  # points of ten pixels
+    at = DENSITY_POINTS // 8  # points of ten pixels
     assert (rows.min(), rows.max() + 1) == (0, at) and (columns.min(), columns.max() + 1) == (7 * at, 8 * at)
     weights[:] = [[[1 / 3]], [[0]], [[0]], [[0]], [[0]]]
-    assert density(weights, Tiling(2, 84), 80, 40).std() == pytest.approx(0)  # the thumbnail is all of it
+    assert compute_density(weights, Tiling(2, 84), 80, 40).std() == pytest.approx(
+        0
+    )  # the thumbnail is all of it
 
 
 def panels(figure) -> list[int]:
@@ -115,8 +117,8 @@ def panels(figure) -> list[int]:
 
 
 def test_figure(model):
-    looks = [look(model, make_processor(model), picture(), q, 2) for q in QUESTIONS]
-    figure = attention_figure.draw(picture(), looks, Tiling())
+    looks = [record_attention(model, make_processor(model), picture(), q, 2) for q in QUESTIONS]
+    figure = attention_figure.draw_attention(picture(), looks, Tiling())
     assert panels(figure) == [1, 2, 2, 2]
     assert [axes.get_title().splitlines()[0] for axes in figure.axes] == [
         "the picture",
@@ -126,22 +128,26 @@ def test_figure(model):
     ]
     overlay = figure.axes[1].images[1].get_array()
     assert overlay[..., 3].max() == pytest.approx(0.8)
-    assert panels(attention_figure.draw(picture(), looks, Tiling(), heads=True)) == [1, 2, *[2] * 2 * (1 + 4)]
+    assert panels(attention_figure.draw_attention(picture(), looks, Tiling(), heads=True)) == [
+        1,
+        2,
+        *[2] * 2 * (1 + 4),
+    ]
 
 
 def test_dollars_are_no_formula(model, tmp_path):
-    seen = look(model, make_processor(model), picture(), "is it $5_ or $6^ ?", 2)
+    seen = record_attention(model, make_processor(model), picture(), "is it $5_ or $6^ ?", 2)
     seen.answer = "$x_{"
-    attention_figure.draw(picture(), [seen], Tiling()).savefig(tmp_path / "a.png")
+    attention_figure.draw_attention(picture(), [seen], Tiling()).savefig(tmp_path / "a.png")
 
 
 def test_models_with_less_to_show():
     model = make_model(compressor="avg_pool")
-    looks = [look(model, make_processor(model), picture(), QUESTIONS[0], 2)]
-    assert panels(attention_figure.draw(picture(), looks, Tiling())) == [1, 2]
+    looks = [record_attention(model, make_processor(model), picture(), QUESTIONS[0], 2)]
+    assert panels(attention_figure.draw_attention(picture(), looks, Tiling())) == [1, 2]
     model = make_model(query_module=None)
-    looks = [look(model, make_processor(model), picture(), QUESTIONS[0], 2)]
-    figure = attention_figure.draw(picture(), looks, Tiling())
+    looks = [record_attention(model, make_processor(model), picture(), QUESTIONS[0], 2)]
+    figure = attention_figure.draw_attention(picture(), looks, Tiling())
     assert panels(figure) == [1, 2] and figure.axes[0].get_title().startswith(QUESTIONS[0])
 
 
@@ -150,7 +156,7 @@ def test_figures_of_a_report(model, tmp_path):
     asked = ("<image>\nWhat is this?", "What is that?", "What is it?")
     turns = tuple(Turn(question, "x") for question in asked)
     samples = [Sample("0", (tmp_path / "a.png",), turns, ("a", "a", "b")), Sample("1", (), turns[1:])]
-    (figure,) = attention_maps.for_report(model, make_processor(model), samples)
+    (figure,) = attention_maps.draw_report_maps(model, make_processor(model), samples)
     titles = [axes.get_title().splitlines()[0] for axes in figure.axes[2:]]
     assert titles == ["What is this?", "What is it?"]
 
@@ -192,7 +198,7 @@ def test_models_with_nothing_to_show():
     model = make_model(compressor="avg_pool", query_module=None)
     processor = make_processor(model)
     with pytest.raises(UsageError, match="avg_pool weighs no patch more than another"):
-        look(model, processor, picture(), QUESTIONS[0], 2)
+        record_attention(model, processor, picture(), QUESTIONS[0], 2)
     processor.image_tokens = 0
     with pytest.raises(UsageError, match="blind"):
-        look(model, processor, picture(), QUESTIONS[0], 2)
+        record_attention(model, processor, picture(), QUESTIONS[0], 2)

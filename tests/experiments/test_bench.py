@@ -28,8 +28,8 @@ class Sleeper(nn.Module):
 def test_known_times():
     x = torch.ones(3, requires_grad=True)
     parts = {"slow": Sleeper(0.06, 0.04), "quick": Sleeper(0.02, 0.03)}
-    steps = {name: timing.training_step(part, x, part.parameters()) for name, part in parts.items()}
-    seconds = timing.interleaved(steps, rounds=3)
+    steps = {name: timing.make_training_step(part, x, part.parameters()) for name, part in parts.items()}
+    seconds = timing.time_interleaved(steps, rounds=3)
     assert [len(s) for s in seconds.values()] == [3, 3]
     assert min(seconds["slow"]) >= 0.10 and min(seconds["quick"]) >= 0.05
 
@@ -38,13 +38,13 @@ def test_steps_take_turns():
     """The first round is not measured; a round runs each step once."""
     order = []
     steps = {name: lambda name=name: order.append(name) for name in "abc"}
-    timing.interleaved(steps, rounds=2)
+    timing.time_interleaved(steps, rounds=2)
     assert "".join(order) == "abc" * 3
 
 
 def test_gradients_do_not_pile_up():
     part, x = nn.Linear(4, 4), torch.randn(2, 4, requires_grad=True)
-    step = timing.training_step(part, x, part.parameters())
+    step = timing.make_training_step(part, x, part.parameters())
     step()
     once = part.weight.grad.clone(), x.grad.clone()
     step()
@@ -52,20 +52,20 @@ def test_gradients_do_not_pile_up():
 
 
 def test_spread_and_ratios():
-    assert timing.spread([3.0, 1.0, 2.0]) == (2.0, 1.0, 3.0)
-    assert timing.ratios([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == (2.0, 1.0, 3.0)
+    assert timing.find_spread([3.0, 1.0, 2.0]) == (2.0, 1.0, 3.0)
+    assert timing.compare_rounds([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == (2.0, 1.0, 3.0)
 
 
 def test_kept_bytes():
     """sigmoid keeps its output; a linear layer keeps its input and weight, which are known."""
     part, x = nn.Linear(8, 8), torch.randn(4, 8, requires_grad=True)
-    assert timing.kept_bytes(part, x, part.parameters()) == 0
-    assert timing.kept_bytes(lambda y: part(y).sigmoid(), x, part.parameters()) == 4 * 8 * 4
+    assert timing.count_kept_bytes(part, x, part.parameters()) == 0
+    assert timing.count_kept_bytes(lambda y: part(y).sigmoid(), x, part.parameters()) == 4 * 8 * 4
 
 
 def test_flops():
     part = nn.Linear(10, 20, device="meta")
-    assert timing.flops(lambda: part(torch.empty(3, 10, device="meta"))) == 2 * 3 * 10 * 20
+    assert timing.count_flops(lambda: part(torch.empty(3, 10, device="meta"))) == 2 * 3 * 10 * 20
 
 
 def test_bench_runs(capsys):

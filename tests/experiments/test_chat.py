@@ -8,7 +8,7 @@ from factories import make_model, make_processor, picture
 
 from experiments import chat as command
 from experiments.inspection.conversation import Chat
-from experiments.inspection.streaming import Pace
+from experiments.inspection.streaming import TokenPace
 from llm_adapters.conversation import IMAGE, Turn
 
 
@@ -38,7 +38,7 @@ def test_an_answer_is_what_generate_gives(parts):
     chat, turns = Chat(model, processor, picture(), 6), []
     for question in ("What is this?", "And that?"):
         written = []
-        pace = chat.ask(question, written.append)
+        pace = chat.ask_question(question, written.append)
         turns.append({"role": "user", "content": [{"type": "text", "text": question}]})
         if len(turns) == 1:
             turns[0]["content"].insert(0, {"type": "image", "image": picture()})
@@ -56,7 +56,7 @@ def test_every_turn_has_its_query_slot_and_the_picture_comes_once(parts):
     model, processor = parts
     chat = Chat(model, processor, picture(), 6)
     chat.turns = [Turn("What is this?", "A dog."), Turn("And that?", "A cat.")]
-    batch = chat.batch("Where?")
+    batch = chat.make_inputs("Where?")
     assert (batch["input_ids"] == processor.query_token_id).sum() == 3 * model.num_queries
     assert (batch["input_ids"] == processor.image_token_id).sum() == processor.image_tokens
     queries = batch["turns"][batch["input_ids"] == processor.query_token_id]
@@ -68,18 +68,18 @@ def test_the_first_turns_are_forgotten_when_it_gets_long(parts):
     room = model.config.text_config.max_position_embeddings
     chat = Chat(model, processor, picture(), 6)
     chat.turns = [Turn(f"What is {'a ' * (room // 8)}this {i}?", "A dog.") for i in range(9)]
-    batch = chat.batch("Where?")
+    batch = chat.make_inputs("Where?")
     assert 1 <= len(chat.turns) < 9 and chat.turns[-1].question.endswith("this 8?")
     assert batch["input_ids"].shape[1] + 6 <= room and batch["image_turn"].tolist() == [[1]]
 
 
 def test_pace():
     times = iter([0.0, 0.25, 0.3, 0.35])
-    pace = Pace(lambda: next(times))
+    pace = TokenPace(lambda: next(times))
     assert str(pace) == "no token"
-    pace.token()
+    pace.note_token()
     assert str(pace) == "TTFT 250 ms, 1 tokens"
-    pace.token(), pace.token()
+    pace.note_token(), pace.note_token()
     assert str(pace) == "TTFT 250 ms, 20.0 tokens/s, 3 tokens"
 
 
@@ -137,7 +137,7 @@ def test_other_and_damaged_models(folder, tmp_path, capsys):
 def test_questions_may_look_like_settings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "seed=0.png").touch()
-    asked = command.read(["seed=0.png", "is 1+1=2 ?", "model=a=b"])
+    asked = command.read_chat_request(["seed=0.png", "is 1+1=2 ?", "model=a=b"])
     assert (asked.image.name, asked.question, asked.model.name) == ("seed=0.png", "is 1+1=2 ?", "a=b")
 
 
@@ -154,7 +154,7 @@ def test_without_a_model_the_cell_that_finished_last_is_asked(folder, capsys, mo
 def test_help(capsys):
     assert command.main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert all(f"{name}=" in out for name in command.SETTINGS)
+    assert all(f"{name}=" in out for name in command.CHAT_SETTINGS)
 
 
 def test_a_blind_model_says_so(parts):
@@ -162,5 +162,5 @@ def test_a_blind_model_says_so(parts):
     blind = make_processor(model)
     blind.image_tokens = 0
     chat = Chat(model, blind, picture(), 2)
-    assert "does not see the picture" in command.told(chat)
-    assert "pixel_values" not in chat.batch("What is this?")
+    assert "does not see the picture" in command.describe_chat_model(chat)
+    assert "pixel_values" not in chat.make_inputs("What is this?")

@@ -36,7 +36,7 @@ def test_weights_that_nothing_initialises_are_found(monkeypatch, capsys):
 
 
 def test_the_sizes_are_the_papers():
-    with full_size.cell(hd=False, quick=False) as config, torch.device("meta"):
+    with full_size.open_preset_config(hd=False, quick=False) as config, torch.device("meta"):
         model, size = full_size.build.skeleton(config)
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     assert counts["compressor"] == 1_329_409 and counts["query_module"] == 8_084_416 + 23_040

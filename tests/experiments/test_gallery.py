@@ -10,8 +10,8 @@ from PIL import Image
 import compressors
 from experiments import gallery
 from experiments.config import signatures
-from experiments.inspection.origins_figure import draw, palette, together
-from experiments.inspection.token_origins import origins
+from experiments.inspection.origins_figure import draw_origins, make_palette, paint_all_tokens
+from experiments.inspection.token_origins import estimate_origins
 
 BUILT_IN = sorted(signatures.compressors().found)
 FOLDER = Path(compressors.__file__).parent / "gallery"
@@ -26,7 +26,7 @@ def make(name: str, **knobs) -> compressors.Compressor:
 @pytest.mark.parametrize("name", SUMS)
 def test_weights_of_sums_are_found(name):
     part, features = make(name), torch.randn(1, 6, 9, 8)
-    found = origins(part, features)
+    found = estimate_origins(part, features)
     assert found.shape == (6, 6, 9)
     torch.testing.assert_close(found.sum((1, 2)), torch.ones(6))
     torch.testing.assert_close(found.mean(0), part.attention(features)[0])
@@ -37,25 +37,25 @@ def test_weights_of_sums_are_found(name):
 @pytest.mark.parametrize("name", ["sap", "patch_merger", "token_packer", "window_attention_pool"])
 def test_learned_windows_stay_in_their_windows(name):
     """Each token has its window alone, and something of all its patches."""
-    found = origins(
+    found = estimate_origins(
         make(name, **({"heads": 4} if "heads" in compressors.knobs(name) else {})), torch.randn(1, 6, 9, 8)
     )
-    windows = origins(make("avg_pool"), torch.randn(1, 6, 9, 8)) > 0
+    windows = estimate_origins(make("avg_pool"), torch.randn(1, 6, 9, 8)) > 0
     assert ((found > 0) == windows).all()
 
 
 def test_a_global_query_reads_everywhere_and_a_question_is_taken_along():
     part = make("qformer", num_queries=3, num_layers=2, heads=2, width=8, text=True)
     features, text = torch.randn(1, 6, 9, 8), torch.randn(1, 5, 12)
-    found = origins(part, features, text)
+    found = estimate_origins(part, features, text)
     assert (found > 0).all()
-    assert not found.equal(origins(part, features, text + 1))
+    assert not found.equal(estimate_origins(part, features, text + 1))
 
 
 def test_colours_mix_where_tokens_share_a_patch():
     found = torch.tensor([[[1.0, 0, 0, 0]], [[0, 0.5, 0.5, 0]], [[0, 0.5, 0.25, 0]]])
-    colours = palette(3)
-    layer = torch.from_numpy(together(found, colours))
+    colours = make_palette(3)
+    layer = torch.from_numpy(paint_all_tokens(found, colours))
     torch.testing.assert_close(layer[0, 0, :3], colours[0])
     torch.testing.assert_close(layer[0, 1, :3], (colours[1] + colours[2]) / 2)
     torch.testing.assert_close(layer[0, 2, :3], (2 * colours[1] + colours[2]) / 3)
@@ -69,7 +69,7 @@ def test_a_sheet_says_what_the_compressor_says_of_itself():
         (torch.rand(4, 6), "its own weights"),
         (torch.ones(4, 6), "its own weights, all alike"),
     ):
-        panels = [axes.get_title() for axes in draw(picture, found, weights).axes]
+        panels = [axes.get_title() for axes in draw_origins(picture, found, weights).axes]
         assert panels == ["all 40 tokens", "token 7", "token 21", "token 34", title]
 
 

@@ -32,10 +32,10 @@ class Timed:
 def test_what_is_shared_is_counted_once(tmp_path):
     """sap and sap+embq agree up to stage 1; each alone computes data, features (twice: of either split) and
     stage 1 again."""
-    asked = request.read([*names(tmp_path / "out"), *SAP])
+    asked = request.read_request([*names(tmp_path / "out"), *SAP])
     timed = Timed(tmp_path / "log")
-    saving = sharing.measure(asked, tmp_path, timed, Reporter(), timed.clock)
-    runs = Counter(stage.kind for stage in asked.jobs[0][1].ancestors().values())
+    saving = sharing.measure_sharing(asked, tmp_path, timed, Reporter(), timed.clock)
+    runs = Counter(stage.kind for stage in asked.jobs[0][1].collect_stages().values())
     one = sum(COST[kind] * n for kind, n in runs.items())
     last = COST["finetune"] + COST["evaluate"]
     assert saving.one_by_one.total == saving.once.total == 2 * one
@@ -50,9 +50,9 @@ def test_a_cell_in_several_tables_counts_as_often_one_by_one(tmp_path):
     for name in ("one", "two"):
         (tmp_path / f"{name}.yaml").write_text(table)
     tables = f"table={tmp_path}/one.yaml,{tmp_path}/two.yaml"
-    asked = request.read([*names(tmp_path / "out"), tables, "seed=0", "blind=false"])
+    asked = request.read_request([*names(tmp_path / "out"), tables, "seed=0", "blind=false"])
     timed = Timed(tmp_path / "log")
-    saving = sharing.measure(asked, tmp_path, timed, Reporter(), timed.clock)
+    saving = sharing.measure_sharing(asked, tmp_path, timed, Reporter(), timed.clock)
     assert saving.one_by_one.total == 2 * saving.once.total == 2 * saving.shared.total > 0
 
 
@@ -68,9 +68,9 @@ def test_other_results_are_an_error(tmp_path):
 
         return run
 
-    asked = request.read([*names(tmp_path / "out"), *SAP])
-    with pytest.raises(sharing.Differs, match="sap seed=0"):
-        sharing.measure(asked, tmp_path, runner, Reporter())
+    asked = request.read_request([*names(tmp_path / "out"), *SAP])
+    with pytest.raises(sharing.ResultsDiffer, match="sap seed=0"):
+        sharing.measure_sharing(asked, tmp_path, runner, Reporter())
 
 
 def test_the_command_shows_and_writes(tmp_path, capsys):

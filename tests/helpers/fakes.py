@@ -15,7 +15,7 @@ from compressors.errors import UsageError
 from experiments.config.cells import Cell, make_cells
 from experiments.config.schema import Config
 from experiments.runtime.files import write_atomic
-from experiments.store.plan import Stage, plan
+from experiments.store.plan import Stage, plan_stages
 
 SOURCES = {"tower.source": ["hub/tower"], "llm.source": ["hub/llm"]}
 
@@ -32,7 +32,7 @@ def config(*overrides: str) -> Config:
 
 def stages(*overrides: str) -> dict[str, Stage]:
     """The stages of one cell by kind; features by "features test" and so on."""
-    found = plan(config(*overrides)).ancestors().values()
+    found = plan_stages(config(*overrides)).collect_stages().values()
     return {" ".join([stage.kind, *stage.roles[:1]]): stage for stage in found}
 
 
@@ -98,12 +98,12 @@ class FakeRunner:
     def steps(self, out: Path, report) -> None:
         progress = out / "progress.txt"
         done = int(progress.read_text() or 0) if progress.exists() else 0
-        report.steps(10, done=done)
+        report.announce_steps(10, done=done)
         for step in range(done, 10):
             append(self.log.with_suffix(".steps"), f"{out.stem} {step}")
             time.sleep(self.slow / 10)
             write_atomic(progress, str(step + 1))
-            report.advance(loss=1.0)
+            report.advance_steps(loss=1.0)
         (out / "started_at.txt").write_text(str(done))
 
 

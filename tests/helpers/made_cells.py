@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from experiments.config import tables
-from experiments.store.plan import plan
-from experiments.store.results import publish
+from experiments.store.plan import plan_stages
+from experiments.store.results import publish_cell
 from experiments.store.store import Store
 
 FAMILIES = {"attribute": ["red", "blue"], "presence": ["yes", "no"], "reading": ["fox", "owl", "cat"]}
@@ -91,12 +91,12 @@ def fill(root: Path, names: list[str], skip=None, pictures: int = 60, **axes: st
     """Compute and publish the cells of tables below `root`, but those that `skip`(label, seed)."""
     store = Store(root, runner=runner(pictures))
     given = {key: value.split(",") for key, value in axes.items()}
-    with store.opened():
-        for table in tables.load_all(names, {"out": [str(root)], **given}):
+    with store.open_root():
+        for table in tables.load_table_files(names, {"out": [str(root)], **given}):
             for row in table.rows:
                 for cell in row.cells:
                     if not (skip and skip(row.label, cell.config.seed)):
-                        stage = plan(cell.config)
+                        stage = plan_stages(cell.config)
                         store.compute(stage)
-                        publish(cell, stage, store)
+                        publish_cell(cell, stage, store)
     return store

@@ -12,7 +12,7 @@ from transformers import SiglipVisionModel
 from experiments.config.schema import Config
 from experiments.runtime.progress import Reporter
 from experiments.stages import train as training
-from experiments.stages.fit import fit
+from experiments.stages.fit import fit_module
 
 
 def write_backbones(folder: Path) -> None:
@@ -57,7 +57,9 @@ def make_config(folder: Path, compressor: str = "sap+embq", **trainer) -> Config
 
 def align(config: Config, folder: Path) -> dict[str, Path]:
     """Stage 1's result, untrained."""
-    training.save_file(training.aligned(training.build(config)[0]), folder / training.ALIGNED)
+    training.save_file(
+        training.collect_aligned_state(training.build_model(config)[0]), folder / training.ALIGNED_FILE
+    )
     return {"pretrain": folder}
 
 
@@ -95,10 +97,10 @@ class Record(Callback):
 
 def record(config, stage, inputs, out, world, report):
     """One process of a stage of one step."""
-    model, processor = training.prepare(config, stage, inputs)
-    training.unfreeze(config, stage, model)
-    module = training.module_of(config, stage, model, processor, inputs)
-    fit(config, module, out, report, world, [Record(out / "gradients")])
+    model, processor = training.prepare_model(config, stage, inputs)
+    training.unfreeze_stage_parts(config, stage, model)
+    module = training.make_module(config, stage, model, processor, inputs)
+    fit_module(config, module, out, report, world, [Record(out / "gradients")])
 
 
 def gradients(folder: Path, stage: str, name: str, **trainer) -> dict[str, torch.Tensor]:
@@ -117,10 +119,10 @@ class Losses(Reporter):
     def __init__(self, die_at: int | None = None):
         self.die_at, self.total, self.done, self.step, self.losses = die_at, 0, 0, 0, []
 
-    def steps(self, total: int, done: int = 0) -> None:
+    def announce_steps(self, total: int, done: int = 0) -> None:
         self.total, self.done, self.step = total, done, done
 
-    def advance(self, n: int = 1, **fields: object) -> None:
+    def advance_steps(self, n: int = 1, **fields: object) -> None:
         self.step += n
         self.losses += fields.values()
         if self.step == self.die_at:

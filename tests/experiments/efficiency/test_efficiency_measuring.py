@@ -11,9 +11,9 @@ from torch import nn
 
 from connectors.tiling import Tiling
 from experiments.efficiency import measuring, timing
-from experiments.efficiency.memory import peak_bytes
-from experiments.efficiency.subject import LLM, QUERIES, TOWER, OfCell
-from experiments.models.random_model import set_placeholders
+from experiments.efficiency.memory import measure_peak_bytes
+from experiments.efficiency.subject import LLM, QUERY_PART, TOWER, CellSubject
+from experiments.models.random_model import set_placeholder_ids
 
 CPU = torch.device("cpu")
 AS_A_CELL = SimpleNamespace(blind=False, tiles=lambda _: 1, image=SimpleNamespace(layout="square"))
@@ -33,18 +33,18 @@ class Sleeper(nn.Module):
 
 def subject(**options):
     model = make_model("phi", "sap", "embq", **options)
-    set_placeholders(model)
-    return OfCell("tiny", AS_A_CELL, model, model.vision_tower.image_size)
+    set_placeholder_ids(model)
+    return CellSubject("tiny", AS_A_CELL, model, model.vision_tower.image_size)
 
 
 def case(rows=1, images=1, tokens=4):
-    return measuring.Case(subject(), [[picture()] * images] * rows, text=10, new_tokens=tokens)
+    return measuring.BenchmarkCase(subject(), [[picture()] * images] * rows, text=10, new_tokens=tokens)
 
 
 def test_a_part_within_another_counts_as_its_own():
     inner = Sleeper(0.03)
     outer = Sleeper(0.05, inner)
-    with timing.Ledger({"outer": [outer], "inner": [inner]}, timing.clock) as ledger:
+    with timing.Ledger({"outer": [outer], "inner": [inner]}, timing.read_clock) as ledger:
         time.sleep(0.02)
         start = time.perf_counter()
         outer(torch.ones(1))
@@ -52,7 +52,7 @@ def test_a_part_within_another_counts_as_its_own():
     assert ledger.shares["inner"] >= 0.03 and ledger.shares["outer"] >= 0.05
     assert ledger.shares["other"] >= 0.02
     assert ledger.shares["inner"] + ledger.shares["outer"] <= took
-    with timing.Ledger({"outer": [outer]}, timing.clock) as again:
+    with timing.Ledger({"outer": [outer]}, timing.read_clock) as again:
         inner(torch.ones(1))
     assert again.shares["outer"] == 0 and not outer._forward_hooks
 
@@ -60,10 +60,12 @@ def test_a_part_within_another_counts_as_its_own():
 def test_flops_of_linear_layers_and_attention():
     first, second = nn.Linear(10, 20), nn.Linear(20, 30)
     model = nn.Sequential(first, nn.Sequential(second))
-    found = timing.flops_by_part(lambda: model(torch.ones(3, 10)), {"whole": [model], "second": [second]})
+    found = timing.count_flops_by_part(
+        lambda: model(torch.ones(3, 10)), {"whole": [model], "second": [second]}
+    )
     assert found == {"whole": 2 * 3 * 10 * 20, "second": 2 * 3 * 20 * 30, "other": 0}
     q, k = torch.empty(2, 4, 5, 8, device="meta"), torch.empty(2, 4, 7, 8, device="meta")
-    assert timing.flops(lambda: F.scaled_dot_product_attention(q, k, k)) == 2 * (2 * 2 * 4 * 5 * 7 * 8)
+    assert timing.count_flops(lambda: F.scaled_dot_product_attention(q, k, k)) == 2 * (2 * 2 * 4 * 5 * 7 * 8)
 
 
 def test_peak_of_known_allocations():
@@ -78,15 +80,15 @@ def test_peak_of_known_allocations():
         return c + c  # again two at once
 
     with torch.no_grad():
-        assert peak_bytes(call, CPU) == 8000
-        assert peak_bytes(lambda: [weight + i for i in range(5)], CPU) == 20_000
-        assert peak_bytes(lambda: weight.view(10, 100), CPU) == 0
+        assert measure_peak_bytes(call, CPU) == 8000
+        assert measure_peak_bytes(lambda: [weight + i for i in range(5)], CPU) == 20_000
+        assert measure_peak_bytes(lambda: weight.view(10, 100), CPU) == 0
 
 
 def test_peak_of_a_backward_pass_holds_what_autograd_keeps():
     layer, x = nn.Linear(100, 100, bias=False), torch.ones(8, 100)
     gradient, output = 4 * 100 * 100, 4 * 8 * 100
-    assert peak_bytes(lambda: layer(x).sigmoid().sum().backward(), CPU) >= gradient + output
+    assert measure_peak_bytes(lambda: layer(x).sigmoid().sum().backward(), CPU) >= gradient + output
 
 
 def test_the_first_token_follows_the_whole_prefill(monkeypatch):
@@ -96,10 +98,10 @@ def test_the_first_token_follows_the_whole_prefill(monkeypatch):
     for name in ("vision_tower", "compressor", "projector", "query_module"):
         getattr(model, name).register_forward_hook(lambda *_, name=name: order.append(name))
     layers.register_forward_hook(lambda *_: order.append("language_model"))
-    pixels, put = made.subject.pixels, measuring.Stamps.put
-    made.subject.pixels = lambda given: order.append("pixels") or pixels(given)
-    monkeypatch.setattr(measuring.Stamps, "put", lambda *given: order.append("token") or put(*given))
-    lap = made.answer()
+    pixels, put = made.subject.prepare_pixels, measuring.TokenClock.put
+    made.subject.prepare_pixels = lambda given: order.append("pixels") or pixels(given)
+    monkeypatch.setattr(measuring.TokenClock, "put", lambda *given: order.append("token") or put(*given))
+    lap = made.time_answer()
     first = ["pixels", "token", "vision_tower", "compressor", "projector", "query_module", "language_model"]
     assert order == [*first, "token", "language_model", "token", "language_model", "token"]
     assert lap.ttft > 0 and lap.decode > 0
@@ -110,18 +112,18 @@ def test_a_slow_tower_and_a_slow_llm_show_where_they_are():
     model = made.subject.model
     model.vision_tower.register_forward_hook(lambda *_: time.sleep(0.06))
     model.language_model.get_decoder().register_forward_hook(lambda *_: time.sleep(0.04))
-    lap = made.answer()
+    lap = made.time_answer()
     assert lap.ttft >= 0.10 and lap.decode >= 0.04
-    shares = made.by_part()
-    assert shares[LLM] >= 0.04 and shares[QUERIES] > 0 and shares[TOWER] > 0
+    shares = made.time_parts()
+    assert shares[LLM] >= 0.04 and shares[QUERY_PART] > 0 and shares[TOWER] > 0
     assert sum(shares.values()) >= 0.10
 
 
 def test_rounds_in_turn():
     cases = {"a": case(), "b": case(rows=2, images=2)}
     done = []
-    found = measuring.measure(cases, 2, lambda: done.append(1))
-    assert len(done) == measuring.steps(len(cases), 2)
+    found = measuring.measure_cases(cases, 2, lambda: done.append(1))
+    assert len(done) == measuring.count_measuring_steps(len(cases), 2)
     for name, each in found.items():
         assert each.ttft.low <= each.ttft.median <= each.ttft.high
         weights = sum(p.nbytes for p in cases[name].subject.model.parameters())
@@ -132,16 +134,16 @@ def test_rounds_in_turn():
 def test_answers_are_as_long_as_asked():
     made = case(rows=2, tokens=5)
     prompt = made.prompt["input_ids"]
-    out = made.generate(made.subject.pixels(made.pictures), 5)
+    out = made.generate(made.subject.prepare_pixels(made.pictures), 5)
     assert out.shape == (2, prompt.shape[1] + 5)
-    assert case(tokens=1).answer().decode is None
+    assert case(tokens=1).time_answer().decode is None
 
 
 @pytest.mark.parametrize("tiles", [1, 2])
 def test_visual_tokens_are_those_of_the_prompt(tiles):
     made = subject()
     made.tiling = Tiling(tiles, made.size)
-    pixels = made.pixels([[picture(), picture()]] * 3)
+    pixels = made.prepare_pixels([[picture(), picture()]] * 3)
     prompt = made.prompt(pixels, 3, 10)
     found = (prompt["input_ids"] == made.model.config.image_token_id).sum()
-    assert found == made.visual_tokens(pixels) == 3 * 2 * (1 if tiles == 1 else 5) * 4
+    assert found == made.count_visual_tokens(pixels) == 3 * 2 * (1 if tiles == 1 else 5) * 4

@@ -12,11 +12,11 @@ from small_runs import Losses, align, make_config, record, run, write_backbones,
 from torch.multiprocessing import ProcessRaisedException
 
 from compressors.errors import UsageError
-from experiments.config.schema import Trainer
-from experiments.data.order import Order
+from experiments.config.schema import TrainerSettings
+from experiments.data.order import SampleOrder
 from experiments.runtime.progress import Reporter
 from experiments.stages import strategies
-from experiments.stages.ranks import launch
+from experiments.stages.ranks import launch_processes
 
 ROWS = 24
 
@@ -26,7 +26,7 @@ def gradients(folder, config, stage, world):
     out.mkdir()
     inputs = align(config, folder)
     if world:
-        launch(record, world, Reporter(), config, stage, inputs, out, world)
+        launch_processes(record, world, Reporter(), config, stage, inputs, out, world)
     else:
         record(config, stage, inputs, out, 0, Reporter())
     found = [torch.load(out / f"gradients.{rank}") for rank in range(world or 1)]
@@ -39,7 +39,7 @@ def gradients(folder, config, stage, world):
 
 def second_rank(config):
     """The rows that the second of two processes reads in the first step."""
-    return frozenset(next(Order(ROWS, config.finetune, config.seed).batches())[1::2])
+    return frozenset(next(SampleOrder(ROWS, config.finetune, config.seed).iterate_batches())[1::2])
 
 
 @pytest.mark.parametrize("text_only", [False, True], ids=["images", "text on one rank"])
@@ -120,7 +120,7 @@ def dies(how, report):  # noqa: ARG001
 @pytest.mark.parametrize(("how", "raised"), [(OSError, OSError), (RuntimeError, ProcessRaisedException)])
 def test_a_process_that_fails_ends_the_others(how, raised):
     with pytest.raises(raised, match="no space left"):
-        launch(dies, 2, Reporter(), how)
+        launch_processes(dies, 2, Reporter(), how)
 
 
 def waits(report):  # noqa: ARG001
@@ -129,7 +129,7 @@ def waits(report):  # noqa: ARG001
 
 
 def test_processes_end_with_a_sweep_that_is_killed():
-    source = "import test_distributed as t; t.launch(t.waits, 2, t.Reporter())"
+    source = "import test_distributed as t; t.launch_processes(t.waits, 2, t.Reporter())"
     tests = Path(__file__).parents[2]
     path = os.pathsep.join(map(str, (Path(__file__).parent, tests / "helpers", tests.parent)))
     sweep = subprocess.Popen(
@@ -154,10 +154,16 @@ def test_deepspeed_is_asked_for_by_name(tmp_path):
     [("auto", "auto", 0), ("1", "ddp", 0), ("1", "fsdp", 1), ("2", "auto", 2), ("3", "ddp", 3)],
 )
 def test_one_device_needs_no_other_process(devices, strategy, processes):
-    settings = Trainer(accelerator="cpu", devices=devices, strategy=strategy)
-    assert strategies.processes(settings) == processes
+    settings = TrainerSettings(accelerator="cpu", devices=devices, strategy=strategy)
+    assert strategies.count_processes(settings) == processes
 
 
 def test_devices_by_number_and_by_name():
     told = ("auto", "2", "-1", "[0,2]", "[1]")
-    assert [strategies.devices(Trainer(devices=each)) for each in told] == ["auto", 2, -1, "0,2,", "1,"]
+    assert [strategies.parse_devices(TrainerSettings(devices=each)) for each in told] == [
+        "auto",
+        2,
+        -1,
+        "0,2,",
+        "1,",
+    ]

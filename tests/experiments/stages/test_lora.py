@@ -7,7 +7,7 @@ from small_runs import align, gradients, make_config, run, write_backbones, writ
 from transformers import AutoModelForImageTextToText
 
 from compressors.errors import UsageError
-from experiments.config.schema import LoRA
+from experiments.config.schema import LoRASettings
 from experiments.stages import lora
 from experiments.stages import train as training
 from experiments.stages.module import SlothModule
@@ -27,14 +27,14 @@ def folder(tmp_path):
 
 def with_adapters(folder, **settings):
     config = make_config(folder)
-    config.lora = LoRA(rank=2, dropout=0.0, **settings)
+    config.lora = LoRASettings(rank=2, dropout=0.0, **settings)
     return config
 
 
 def test_adapters_and_our_parts_train_and_nothing_else(folder):
     config = with_adapters(folder)
-    model, _ = training.prepare(config, "finetune", align(config, folder))
-    rows, _ = training.unfreeze(config, "finetune", model)
+    model, _ = training.prepare_model(config, "finetune", align(config, folder))
+    rows, _ = training.unfreeze_stage_parts(config, "finetune", model)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     ours = {
         name
@@ -58,8 +58,8 @@ def test_adapters_and_our_parts_train_and_nothing_else(folder):
 
 def test_stage_one_has_no_adapters(folder):
     config = with_adapters(folder)
-    model, _ = training.prepare(config, "pretrain", {})
-    assert training.unfreeze(config, "pretrain", model)[1] is None
+    model, _ = training.prepare_model(config, "pretrain", {})
+    assert training.unfreeze_stage_parts(config, "pretrain", model)[1] is None
     assert not any("lora" in name for name, _ in model.named_parameters())
 
 
@@ -67,7 +67,7 @@ def test_the_merged_model_gives_the_logits_of_the_adapters():
     model = make_model().eval()
     batch = make_batch(make_processor(model), TURNS)
     plain, keys = model(**batch).logits, model.state_dict().keys()
-    adapters, _ = lora.add(model.language_model, LoRA(rank=4, dropout=0.5), seed=0)
+    adapters, _ = lora.add_adapters(model.language_model, LoRASettings(rank=4, dropout=0.5), seed=0)
     torch.testing.assert_close(model.eval()(**batch).logits, plain)  # they start as nothing
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -82,9 +82,9 @@ def test_the_merged_model_gives_the_logits_of_the_adapters():
 @pytest.mark.parametrize(("devices", "strategy"), [("1", "auto"), ("2", "ddp"), ("2", "fsdp")])
 def test_a_tuned_model_is_saved_whole_and_plain(folder, devices, strategy):
     config = make_config(folder, gradient_checkpointing=True, devices=devices, strategy=strategy)
-    config.lora, config.finetune.lr = LoRA(rank=2, target=["q_proj", "fc1"]), 1e-2
+    config.lora, config.finetune.lr = LoRASettings(rank=2, target=["q_proj", "fc1"]), 1e-2
     inputs = align(config, folder)
-    before = training.build(config)[0].state_dict()
+    before = training.build_model(config)[0].state_dict()
     saved = run("finetune", config, inputs, folder / "out")
     assert saved.keys() == before.keys()  # fault 11 of the released code drops compressor and query module
     tuned = ("compressor.", "projector.", "query_module.", "q_proj.weight", "fc1.weight")
@@ -99,15 +99,15 @@ def test_a_tuned_model_is_saved_whole_and_plain(folder, devices, strategy):
 
 def test_targets_must_be_there():
     with pytest.raises(UsageError, match=r"lora.target=\['q'\]: no such layers in the LLM; its linear"):
-        lora.add(make_llm("phi"), LoRA(rank=2, target=["q"]), seed=0)
+        lora.add_adapters(make_llm("phi"), LoRASettings(rank=2, target=["q"]), seed=0)
 
 
 def test_without_peft_it_is_one_line(monkeypatch, folder):
     monkeypatch.setattr(lora, "find_spec", lambda name: None)  # noqa: ARG005
     for stage in ("pretrain", "finetune"):  # before stage 1 is trained for nothing
         with pytest.raises(UsageError, match="lora.rank=2: peft is not installed; pip install peft"):
-            training.prepare(with_adapters(folder), stage, {})
-    training.prepare(make_config(folder), "pretrain", {})
+            training.prepare_model(with_adapters(folder), stage, {})
+    training.prepare_model(make_config(folder), "pretrain", {})
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])

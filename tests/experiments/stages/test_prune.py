@@ -8,15 +8,15 @@ from fakes import cells, config, stages
 
 from ablations.costs.prefill import TEXT, count, counts, shape
 from compressors.errors import UsageError
-from experiments.config.cells import blind_cells
-from experiments.efficiency.counting import cell_prefill
+from experiments.config.cells import make_blind_cells
+from experiments.efficiency.counting import count_cell_prefill_flops
 from experiments.efficiency.subject import LLM
-from experiments.efficiency.table1 import cell_on_meta
+from experiments.efficiency.table1 import build_cell_subject
 from experiments.models import build
 from experiments.runtime.progress import Reporter
 from experiments.stages import evaluate
-from experiments.stages.train import MODEL
-from experiments.store.plan import plan
+from experiments.stages.train import MODEL_FOLDER
+from experiments.store.plan import plan_stages
 from llm_adapters.pruning import registry
 
 BASE = ["compressor=sap+embq"]
@@ -52,8 +52,8 @@ def test_rows_and_their_labels():
         "sap+embq prune=fastv fastv.ratio=0.25",
         "sap+embq prune=fastv fastv.ratio=0.5",
     ]
-    assert len({plan(cell.config).key for cell in found}) == 3  # unpruned ones are the same
-    assert all(cell.config.prune is None and not cell.config.parts for cell in blind_cells(found))
+    assert len({plan_stages(cell.config).key for cell in found}) == 3  # unpruned ones are the same
+    assert all(cell.config.prune is None and not cell.config.parts for cell in make_blind_cells(found))
 
 
 @pytest.mark.parametrize(
@@ -78,9 +78,9 @@ def test_evaluation_of_a_pruned_cell(tmp_path, prune, knobs):
     cell = small_runs.make_config(tmp_path, "identity+embq")
     cell.data.test, cell.prune, cell.evaluate.max_new_tokens = cell.data.train, prune, 3
     cell.parts[prune] = knobs
-    model, processor = build.build(cell)
-    model.save_pretrained(tmp_path / "finetune" / MODEL)
-    processor.save_pretrained(tmp_path / "finetune" / MODEL)
+    model, processor = build.build_model(cell)
+    model.save_pretrained(tmp_path / "finetune" / MODEL_FOLDER)
+    processor.save_pretrained(tmp_path / "finetune" / MODEL_FOLDER)
     metrics = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -100,7 +100,7 @@ def test_the_check_before_a_run_knows_the_depth(tmp_path):
     cell = small_runs.make_config(tmp_path, "identity")
     cell.prune, cell.parts["fastv"] = "fastv", {"layer": 9}
     with pytest.raises(UsageError, match="from 1 to 3"):
-        build.check(cell)
+        build.check_model_config(cell)
 
 
 def test_prefill_counts_fewer_flops(tmp_path):
@@ -112,6 +112,6 @@ def test_prefill_counts_fewer_flops(tmp_path):
     assert len({shape(each) for each in (plain, half, all_)}) == 3
     scoring = count(all_) - count(plain)
     assert 0 < scoring < 0.001 * count(plain)  # one query row in one layer
-    llm = cell_prefill(cell_on_meta("", plain), TEXT)[LLM]
+    llm = count_cell_prefill_flops(build_cell_subject("", plain), TEXT)[LLM]
     assert count(half) < count(plain) - 0.3 * llm
     assert counts([flops("prune=sparsevlm", "sparsevlm.adaptive=0.5")], tmp_path / "kept.json") == [None]

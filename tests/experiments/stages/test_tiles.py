@@ -13,12 +13,12 @@ from compressors.errors import UsageError
 from experiments.config.cells import make_cells
 from experiments.config.schema import Config
 from experiments.data import llava
-from experiments.data.loader import Conversations, Images
-from experiments.models.build import build
+from experiments.data.loader import ConversationDataset, SampleImages
+from experiments.models.build import build_model
 from experiments.runtime.progress import Reporter
 from experiments.stages import evaluate, features
 from experiments.stages.features import FeatureCache
-from experiments.store.plan import plan
+from experiments.store.plan import plan_stages
 from llm_adapters.conversation import IMAGE, Turn
 from llm_adapters.processing import FlashSlothProcessor
 
@@ -78,7 +78,7 @@ def cache(config, tmp_path_factory) -> FeatureCache:
 
 @pytest.fixture(scope="module")
 def parts(config):
-    model, processor = build(config)
+    model, processor = build_model(config)
     return model.eval(), processor
 
 
@@ -98,8 +98,8 @@ def test_cached_features_are_the_running_towers(cache, parts, data):
 
 
 def test_a_killed_run_goes_on_at_the_right_crop(config, cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "BATCH", 2)
-    encode, calls = features.encode, []
+    monkeypatch.setattr(features, "IMAGES_PER_BATCH", 2)
+    encode, calls = features.encode_crops, []
 
     def dying(tower, pixels, *levels):
         calls.append(len(pixels))
@@ -107,13 +107,13 @@ def test_a_killed_run_goes_on_at_the_right_crop(config, cache, tmp_path, monkeyp
             raise KeyboardInterrupt
         return encode(tower, pixels, *levels)
 
-    monkeypatch.setattr(features, "encode", dying)
+    monkeypatch.setattr(features, "encode_crops", dying)
     out = tmp_path / "features/key"
     with pytest.raises(KeyboardInterrupt):
         cached(config, out)
-    assert calls == [5, 9, 4] and (out / features.PROGRESS).read_text() == "4"
+    assert calls == [5, 9, 4] and (out / features.PROGRESS_FILE).read_text() == "4"
     again = cached(config, out)
-    assert calls[3:] == [4] and not (out / features.PROGRESS).exists()
+    assert calls[3:] == [4] and not (out / features.PROGRESS_FILE).exists()
     for path in cache.places:
         torch.testing.assert_close(again[path].float(), cache[path].float(), atol=2e-2, rtol=2e-3)
 
@@ -132,16 +132,16 @@ def test_a_fixed_number_of_crops_has_no_table(data, tmp_path):
 def test_cached_and_running_batches_agree(parts, cache, data):
     """Placeholders, turns and loss of rows with 0, 1, 4, 7 and 9 crops."""
     model, processor = parts
-    samples, losses = llava.load(data), []
+    samples, losses = llava.load_samples(data), []
     for source in (cache, None):
-        rows = Conversations(samples, Images(processor, source), 512)
+        rows = ConversationDataset(samples, SampleImages(processor, source), 512)
         batch = processor.collate([rows[i][0] for i in range(len(rows))])
         crops = (batch["image_turn"] > 0).sum(1)
         assert crops.tolist() == [1, 4, 9, 0, 1, 7]
         assert batch["image_turn"][2].tolist() == [1] * 4 + [2] * 5
         is_image = batch["input_ids"] == processor.image_token_id
         assert torch.equal(is_image.sum(1), crops * processor.image_tokens)
-        rows.images.add(batch, [rows[i][1] for i in range(len(rows))])
+        rows.images.add_images(batch, [rows[i][1] for i in range(len(rows))])
         with torch.no_grad():
             losses.append(model(**batch).loss)
     torch.testing.assert_close(*losses, atol=2e-3, rtol=2e-3)
@@ -149,17 +149,17 @@ def test_cached_and_running_batches_agree(parts, cache, data):
 
 def test_mean_tokens_of_what_is_asked(parts, cache, data):
     model, processor = parts
-    asked = llava.questions(llava.load(data))
+    asked = llava.split_questions(llava.load_samples(data))
     for source in (cache, None):
-        images = Images(processor, source)
-        told = evaluate.efficiency(model, images, asked)
+        images = SampleImages(processor, source)
+        told = evaluate.count_costs(model, images, asked)
         shown = [1, 4, 4, 4, 5, 1, 3, 3, 4]  # images of earlier turns are shown again
         assert told["visual_tokens"] == round(16 * sum(shown) / len(shown), 1)
-        order = [i for batch in evaluate.batches(asked, images, 3) for i in batch]
+        order = [i for batch in evaluate.batch_by_length(asked, images, 3) for i in batch]
         crops = [sum(images.crops(asked[i])) for i in order]
         assert crops == sorted(crops) and sorted(order) == list(range(len(asked)))
-        said = evaluate.answer(model, images, asked, 3)
-        assert [evaluate.answer(model, images, [each], 3)[0] for each in asked] == said
+        said = evaluate.generate_answers(model, images, asked, 3)
+        assert [evaluate.generate_answers(model, images, [each], 3)[0] for each in asked] == said
 
 
 def test_a_blind_cell_and_a_broken_picture(parts, tmp_path):
@@ -167,15 +167,17 @@ def test_a_blind_cell_and_a_broken_picture(parts, tmp_path):
     (tmp_path / "a.png").write_bytes(b"no picture")
     sample = llava.Sample("7", (tmp_path / "a.png",), (Turn(f"{IMAGE}What?", "a fox"),))
     with pytest.raises(UsageError, match=r"sample 0 \(id 7\): .*a.png is truncated or no image"):
-        Conversations([sample], Images(processor)).encode(0)
+        ConversationDataset([sample], SampleImages(processor)).encode(0)
     blind = FlashSlothProcessor(processor.image_processor, processor.tokenizer, 0, 2, layout="anyres")
-    encoded, pixels = Conversations([sample], Images(blind))[0]  # its images are not even looked at
+    encoded, pixels = ConversationDataset([sample], SampleImages(blind))[
+        0
+    ]  # its images are not even looked at
     assert not len(pixels) and processor.image_token_id not in encoded.ids
 
 
 def test_keys(data):
     def keys(*overrides: str) -> dict[str, str]:
-        stages = plan(cell(data, *overrides)).ancestors().values()
+        stages = plan_stages(cell(data, *overrides)).collect_stages().values()
         return {f"{s.kind} {s.roles}": s.key for s in stages}
 
     plain, square = keys(), keys("image.tiles=2")

@@ -10,13 +10,13 @@ from lightning import Trainer
 from PIL import Image
 
 from compressors.errors import UsageError
-from experiments.config.schema import Config, Optimisation
+from experiments.config.schema import Config, OptimisationSettings
 from experiments.data import llava
-from experiments.data.loader import Conversations, Images, Order, StepLoader
+from experiments.data.loader import ConversationDataset, SampleImages, SampleOrder, StepLoader
 from experiments.runtime.progress import Reporter
 from experiments.stages import fit
 from experiments.stages import train as training
-from experiments.stages.module import SlothModule, set_trainable, trainable_parts
+from experiments.stages.module import SlothModule, choose_trainable_parts, set_trainable
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +48,16 @@ def samples(tmp_path):
         records.append({"id": str(i), "image": f"{i}.png", "conversations": turns})
     path = tmp_path / "data.json"
     path.write_text(json.dumps(records))
-    return llava.load(path)
+    return llava.load_samples(path)
 
 
 def dataset(samples, processor, max_length=None):
-    return Conversations(samples, Images(processor), max_length)
+    return ConversationDataset(samples, SampleImages(processor), max_length)
 
 
 def step_gradients(model, pieces):
     model.zero_grad()
-    module = SlothModule(model, Optimisation(), 1, 0)
+    module = SlothModule(model, OptimisationSettings(), 1, 0)
     module.log = lambda *_, **__: None
     for piece in pieces:
         (module.training_step(dict(piece), 0) / piece["pieces"]).backward()  # Lightning's division
@@ -70,7 +70,7 @@ def test_four_pieces_of_a_step_give_the_gradients_of_the_whole(model, processor,
     data = dataset(samples, processor)
     gradients = []
     for accumulate in (1, 4):
-        order = Order(len(samples), Optimisation(batch_size=8, accumulate=accumulate), seed=0)
+        order = SampleOrder(len(samples), OptimisationSettings(batch_size=8, accumulate=accumulate), seed=0)
         loader = StepLoader(data, order)
         pieces = [
             {
@@ -91,7 +91,7 @@ def test_training_needs_no_mask_of_the_padding(llm, samples):
     tuned = make_model(llm, "sap", "embq").eval()
     data = dataset(samples, make_processor(tuned))
     rows = [data[i] for i in range(6)]
-    batch = StepLoader(data, Order(12, Optimisation(batch_size=8), 0)).collate(rows)
+    batch = StepLoader(data, SampleOrder(12, OptimisationSettings(batch_size=8), 0)).collate(rows)
     mask = data.images.processor.collate([encoded for encoded, _ in rows])["attention_mask"]
     assert "attention_mask" not in batch and not mask.all()
     tuned.requires_grad_(True)
@@ -108,9 +108,11 @@ def test_training_needs_no_mask_of_the_padding(llm, samples):
 def test_gradients_reach_what_the_stage_trains_alone(model, processor, samples, stage, train_tower):
     model = copy.deepcopy(model)
     rows = set_trainable(model, stage, train_tower)
-    wanted = trainable_parts(stage, train_tower)
+    wanted = choose_trainable_parts(stage, train_tower)
     assert {name for name, _, trained in rows if trained} == set(wanted)
-    piece = next(iter(StepLoader(dataset(samples, processor), Order(12, Optimisation(batch_size=8), 0))))
+    piece = next(
+        iter(StepLoader(dataset(samples, processor), SampleOrder(12, OptimisationSettings(batch_size=8), 0)))
+    )
     piece.pop("number")
     found = step_gradients(model, [piece])
     for name, parameter in model.named_parameters():
@@ -124,7 +126,7 @@ def test_gradients_reach_what_the_stage_trains_alone(model, processor, samples, 
 def test_frozen_parts_stay_in_evaluation_mode(model, processor):  # noqa: ARG001
     model = copy.deepcopy(model)
     set_trainable(model, "pretrain")
-    module = SlothModule(model, Optimisation(), 1, 0).train()
+    module = SlothModule(model, OptimisationSettings(), 1, 0).train()
     module.on_train_start()
     assert model.compressor.training and not model.language_model.training and not model.vision_tower.training
 
@@ -134,7 +136,7 @@ def test_compressors_without_weights_draw_in_training(stage):
     """`random` other patches each time, `matryoshka` another scale, whose tokens alone are visible."""
     model = make_model("phi", "random", None, scale=0.3)
     set_trainable(model, stage)
-    module = SlothModule(model, Optimisation(), 1, 0)
+    module = SlothModule(model, OptimisationSettings(), 1, 0)
     module.on_train_start()
     features = torch.randn(1, 6, 6, model.vision_tower.dim)
     assert len({str(model.compressor(features)) for _ in range(5)}) == 5
@@ -150,15 +152,15 @@ def test_compressors_without_weights_draw_in_training(stage):
 
 
 def test_a_step_reads_the_same_rows_wherever_the_run_starts(processor, samples):
-    order = Order(12, Optimisation(batch_size=5, accumulate=2, epochs=3), seed=4)
+    order = SampleOrder(12, OptimisationSettings(batch_size=5, accumulate=2, epochs=3), seed=4)
     assert order.steps == 6
-    whole = list(order.batches())
+    whole = list(order.iterate_batches())
     for start in range(order.steps):
-        assert list(order.batches(start)) == whole[start:]
+        assert list(order.iterate_batches(start)) == whole[start:]
     epoch = [i for batch in whole[:2] for i in batch]
     assert len(set(epoch)) == 10 and epoch != sorted(epoch) and whole[:2] != whole[2:4]
-    assert Order(12, Optimisation(batch_size=5, epochs=3, max_steps=4), 4).steps == 4
-    assert Order(3, Optimisation(batch_size=8, epochs=2), 0).steps == 2
+    assert SampleOrder(12, OptimisationSettings(batch_size=5, epochs=3, max_steps=4), 4).steps == 4
+    assert SampleOrder(3, OptimisationSettings(batch_size=8, epochs=2), 0).steps == 2
     numbers = [piece["number"] for piece in StepLoader(dataset(samples, processor), order, start=4)]
     assert numbers == [8, 9, 10, 11]
 
@@ -185,10 +187,10 @@ def stages(monkeypatch, model, processor, samples):
     """The stage functions over tiny random backbones and the samples above."""
     monkeypatch.setattr(
         training,
-        "build",
+        "build_model",
         lambda config: (copy.deepcopy(model if config.query_module else without_queries(model)), processor),
     )
-    monkeypatch.setattr(training.samples, "load", lambda *_: samples)
+    monkeypatch.setattr(training.roles, "load_role_samples", lambda *_: samples)
     return training
 
 
@@ -202,14 +204,14 @@ def test_stage_two_starts_from_exactly_the_weights_of_stage_one(stages, monkeypa
     config, seen = make_config(2), {}
     (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
     stages.pretrain(config, {}, tmp_path / "one", Reporter())
-    trained = stages.load_file(tmp_path / "one" / training.ALIGNED)
-    fresh = stages.aligned(stages.build(config)[0])
+    trained = stages.load_file(tmp_path / "one" / training.ALIGNED_FILE)
+    fresh = stages.collect_aligned_state(stages.build_model(config)[0])
     assert any(not torch.equal(trained[name], fresh[name]) for name in fresh)
 
     def remember(config, stage, model, *_):  # noqa: ARG001
-        seen.update({name: value.clone() for name, value in stages.aligned(model).items()})
+        seen.update({name: value.clone() for name, value in stages.collect_aligned_state(model).items()})
 
-    monkeypatch.setattr(stages, "train", remember)
+    monkeypatch.setattr(stages, "train_stage", remember)
     stages.finetune(config, {"pretrain": tmp_path / "one"}, tmp_path / "two", Reporter())
     assert seen.keys() == trained.keys() and all(torch.equal(seen[name], trained[name]) for name in trained)
 
@@ -219,7 +221,10 @@ def test_a_run_that_dies_resumes_to_the_same_weights(stages, monkeypatch, tmp_pa
     config = make_config(6, checkpoint_every=2)
     inputs = {"pretrain": tmp_path / "aligned"}
     inputs["pretrain"].mkdir()
-    stages.save_file(stages.aligned(stages.build(config)[0]), inputs["pretrain"] / training.ALIGNED)
+    stages.save_file(
+        stages.collect_aligned_state(stages.build_model(config)[0]),
+        inputs["pretrain"] / training.ALIGNED_FILE,
+    )
 
     def run(name):
         (tmp_path / name).mkdir(exist_ok=True)
@@ -228,7 +233,7 @@ def test_a_run_that_dies_resumes_to_the_same_weights(stages, monkeypatch, tmp_pa
         return [stages.load_file(path) for path in found]
 
     undisturbed = run("whole")
-    step = fit.Progress.on_train_batch_end
+    step = fit.StepProgress.on_train_batch_end
 
     def die(self, trainer, module, *rest):
         step(self, trainer, module, *rest)
@@ -236,7 +241,7 @@ def test_a_run_that_dies_resumes_to_the_same_weights(stages, monkeypatch, tmp_pa
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(fit.Progress, "on_train_batch_end", die)
+        patch.setattr(fit.StepProgress, "on_train_batch_end", die)
         with pytest.raises(SystemExit):
             run("killed")
     assert (tmp_path / "killed/checkpoints/last.ckpt").exists()
@@ -249,6 +254,6 @@ def test_a_run_that_dies_resumes_to_the_same_weights(stages, monkeypatch, tmp_pa
 def test_a_cut_checkpoint_is_started_over(tmp_path):
     whole = tmp_path / "last.ckpt"
     torch.save({"state": torch.zeros(1000)}, whole)
-    assert fit.readable(whole) and not fit.readable(tmp_path / "none.ckpt")
+    assert fit.is_checkpoint_whole(whole) and not fit.is_checkpoint_whole(tmp_path / "none.ckpt")
     whole.write_bytes(whole.read_bytes()[:500])
-    assert not fit.readable(whole)
+    assert not fit.is_checkpoint_whole(whole)

@@ -15,9 +15,9 @@ import compressors
 from compressors.errors import UsageError
 from experiments.store import keys
 from experiments.store.estimate import Estimator
-from experiments.store.plan import Stage, files, image_rate, plan
+from experiments.store.plan import Stage, find_image_rate, locate_role_files, plan_stages
 from experiments.store.store import Store
-from experiments.store.workload import load
+from experiments.store.workload import derive_workload
 from experiments.sweep import __main__ as sweep
 
 
@@ -110,14 +110,14 @@ def test_image_rate_has_features_of_its_own():
 def test_keys_outlive_the_process():
     """A change of this key means that everybody's finished runs are computed again: do it on purpose."""
     stage = stages()["data"]
-    text = json.dumps(stage.describe(), sort_keys=True, separators=(",", ":"))
-    assert stage.key == keys.digest_of(json.loads(text))
+    text = json.dumps(stage.describe_for_key(), sort_keys=True, separators=(",", ":"))
+    assert stage.key == keys.digest_value(json.loads(text))
     assert stage.name == f"data/{stage.key[:16]}"
 
 
 def fresh(*overrides: str):
-    keys.data_file.cache_clear()
-    keys.source.cache_clear()
+    keys.digest_data_file.cache_clear()
+    keys.digest_source.cache_clear()
     return stages(*overrides)
 
 
@@ -155,14 +155,14 @@ def test_local_weights_are_known_by_names_sizes_and_times(tmp_path):
 )
 def test_bad_data(overrides, message):
     with pytest.raises(UsageError, match=message):
-        plan(config(*overrides))
+        plan_stages(config(*overrides))
 
 
 def test_files_of_a_role(tmp_path):
     path = write_llava(tmp_path / "mine.json")
     found = config(f"data.train=[train,{path}]", "data.images=pictures")
     data = Path("runs/data/0123")
-    assert files(found, {"data": data}, "train") == [
+    assert locate_role_files(found, {"data": data}, "train") == [
         (data / "picture_vqa" / "train.json", None),
         (path, Path("pictures")),
     ]
@@ -171,14 +171,14 @@ def test_files_of_a_role(tmp_path):
 def test_a_thousand_cells_share_what_they_agree_on():
     lrs, dims = (",".join(map(str, range(1, 11))) for _ in range(2))
     found = cells("compressor=sap,sap+embq", "seed=0,1,2,3,4", f"embq.dim={dims}", f"finetune.lr={lrs}")
-    stages_found = {k: s for cell in found for k, s in plan(cell.config).ancestors().items()}
+    stages_found = {k: s for cell in found for k, s in plan_stages(cell.config).collect_stages().items()}
     assert len(found) == 1000
     assert Counter(s.kind for s in stages_found.values())["pretrain"] == 5
 
 
 def finished(store: Store, stage: Stage, seconds: float, steps: int | None, resumed: bool = False) -> None:
     """A stage that has been measured."""
-    path = store.path(stage)
+    path = store.locate_result(stage)
     path.mkdir(parents=True)
     note = {
         "key": stage.key,
@@ -186,7 +186,7 @@ def finished(store: Store, stage: Stage, seconds: float, steps: int | None, resu
         "steps": steps,
         "resumed": resumed,
         "files": {},
-        "load": asdict(load(stage)),
+        "load": asdict(derive_workload(stage)),
     }
     (path / "done.json").write_text(json.dumps(note))
 
@@ -257,8 +257,8 @@ def test_a_stage_notes_what_estimates_need(tmp_path):
     estimator = Estimator([], store)
     assert not estimator.found  # nothing of these kinds is asked
     again = Estimator([stages("compressor=avg_pool")["pretrain"]], store)
-    assert [(m.load, m.steps) for m in again.found.values()] == [(load(found["pretrain"]), 10)]
-    assert store.done(found["evaluate"])["load"] == asdict(load(found["evaluate"]))
+    assert [(m.load, m.steps) for m in again.found.values()] == [(derive_workload(found["pretrain"]), 10)]
+    assert store.read_note(found["evaluate"])["load"] == asdict(derive_workload(found["evaluate"]))
 
 
 def test_image_rates_do_not_wait_for_torch():
@@ -267,9 +267,9 @@ def test_image_rates_do_not_wait_for_torch():
         part = compressors.create(
             given.compressor_name, dim=8, llm_dim=8, **given.knobs(given.compressor_name)
         )
-        assert image_rate(given) == part.image_rate
+        assert find_image_rate(given) == part.image_rate
     code = (
-        "import sys; sys.path.insert(0, 'tests/experiments'); from fakes import stages; "
+        "import sys; sys.path.insert(0, 'tests/helpers'); from fakes import stages; "
         "stages('compressor=downsample'); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3]).returncode == 0

@@ -10,7 +10,7 @@ import pytest
 from fakes import FakeRunner, read_log, spawn, stages
 
 from compressors.errors import UsageError
-from experiments.runtime.files import disk_error, locked, write_atomic
+from experiments.runtime.files import find_disk_error, hold_lock, write_atomic
 from experiments.runtime.progress import Reporter
 from experiments.store.store import StageFailed, Store
 
@@ -22,7 +22,7 @@ class Notes(Reporter):
     def __init__(self):
         self.lines = []
 
-    def note(self, text):
+    def write_note(self, text):
         self.lines.append(text)
 
 
@@ -67,14 +67,14 @@ def test_inputs_reach_the_stage(store):
     found = stages()
     store.compute(found["evaluate"])
     for kind, before in (("evaluate", "finetune"), ("finetune", "pretrain")):
-        seen = json.loads((store.path(found[kind]) / "inputs.json").read_text())
+        seen = json.loads((store.locate_result(found[kind]) / "inputs.json").read_text())
         assert seen == ["data", "features", before]
 
 
 def test_what_is_noted(store):
     stage = stages()["data"]
     path = store.compute(stage)
-    done = store.done(stage)
+    done = store.read_note(stage)
     assert done["key"] == stage.key and done["seconds"] >= 0 and not done["resumed"]
     assert done["versions"]["torch"]
     assert done["files"]["progress.txt"][0] == 2
@@ -96,7 +96,7 @@ def test_damage_is_repaired(store, log, harm):
     else:
         os.truncate(path / "done.json", 20)
     other = again(store)
-    assert other.status(stage) == ("done" if harm == "flip" else "damaged")
+    assert other.find_status(stage) == ("done" if harm == "flip" else "damaged")
     other.compute(stage)
     assert read_log(log) == ["data", "data"]
     assert (path / "progress.txt").read_text() == "10"
@@ -106,7 +106,7 @@ def test_damage_is_repaired(store, log, harm):
 def test_damage_before_a_finished_stage_does_not_matter(store, log):
     found = stages()
     store.compute(found["evaluate"])
-    (store.path(found["pretrain"]) / "progress.txt").unlink()
+    (store.locate_result(found["pretrain"]) / "progress.txt").unlink()
     again(store).compute(found["evaluate"])
     assert len(read_log(log)) == len(ALL)
 
@@ -121,9 +121,9 @@ def test_a_failed_stage_is_not_finished_and_keeps_its_work(store):
     bad = Store(store.root, runner=lambda _: broken)
     with pytest.raises(StageFailed, match=f"{stage.name}: RuntimeError: last line"):
         bad.compute(stage)
-    assert bad.status(stage) == "partial"
+    assert bad.find_status(stage) == "partial"
     path = store.compute(stage)
-    assert (path / "half.txt").exists() and store.done(stage)["resumed"]
+    assert (path / "half.txt").exists() and store.read_note(stage)["resumed"]
 
 
 def test_a_partial_that_cannot_be_resumed_is_started_over(store, log):
@@ -133,7 +133,7 @@ def test_a_partial_that_cannot_be_resumed_is_started_over(store, log):
     draft.mkdir(parents=True)
     (draft / "progress.txt").write_bytes(bytes([205, 206]))
     path = store.compute(stage)
-    assert (path / "progress.txt").read_text() == "10" and not store.done(stage)["resumed"]
+    assert (path / "progress.txt").read_text() == "10" and not store.read_note(stage)["resumed"]
     assert len(store.report.lines) == 1
     assert store.report.lines[0].startswith(f"warning: cannot go on from what is left of {stage.name}: U")
     assert read_log(log) == ["data", "data"]
@@ -145,7 +145,7 @@ def test_a_stage_that_fails_after_a_step_keeps_its_work(store):
     def broken(_config, _inputs, out, report):
         steps.append((out / "half.txt").exists())
         (out / "half.txt").write_text("half")
-        report.advance()
+        report.advance_steps()
         raise RuntimeError("again")
 
     for _ in range(2):
@@ -160,7 +160,7 @@ def test_bad_input_leaves_nothing(tmp_path):
         raise UsageError("bad")
 
     store = Store(tmp_path / "a" / "b", runner=lambda _: broken)
-    with pytest.raises(UsageError), store.opened():
+    with pytest.raises(UsageError), store.open_root():
         store.compute(stages()["data"])
     assert tree(tmp_path) == []
 
@@ -182,7 +182,7 @@ def test_kill_and_resume(tmp_path, log):
         wait_for(lambda file=progress: file.exists() and file.read_text() > "2")
         process.kill()
         process.wait()
-        assert Store(root).status(stages()[kind]) == "partial"
+        assert Store(root).find_status(stages()[kind]) == "partial"
     report = Notes()
     path = Store(root, report, FakeRunner(log)).compute(stage)
     assert int((path / "started_at.txt").read_text()) > 0
@@ -217,7 +217,7 @@ def test_a_killed_process_holds_no_lock(tmp_path, log):
     wait_for(lambda: log.exists())
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    with locked(tmp_path / "out" / f"{stages()['data'].name}.lock", lambda: pytest.fail("still locked")):
+    with hold_lock(tmp_path / "out" / f"{stages()['data'].name}.lock", lambda: pytest.fail("still locked")):
         pass
 
 
@@ -232,8 +232,8 @@ def test_write_atomic(tmp_path):
 
 def test_full_disks_are_recognised():
     where = Path("runs/x")
-    assert disk_error(OSError(28, "No space left on device"), where).filename == "runs/x"
-    assert disk_error(RuntimeError("PytorchStreamWriter failed writing file data/0"), where)
-    assert disk_error(ValueError("I/O error: No space left on device (os error 28)"), where)
-    assert disk_error(FileNotFoundError(2, "No such file"), where) is None
-    assert disk_error(RuntimeError("shapes do not match"), where) is None
+    assert find_disk_error(OSError(28, "No space left on device"), where).filename == "runs/x"
+    assert find_disk_error(RuntimeError("PytorchStreamWriter failed writing file data/0"), where)
+    assert find_disk_error(ValueError("I/O error: No space left on device (os error 28)"), where)
+    assert find_disk_error(FileNotFoundError(2, "No such file"), where) is None
+    assert find_disk_error(RuntimeError("shapes do not match"), where) is None

@@ -111,9 +111,7 @@ def test_directories_that_cannot_be(refused, tmp_path, out):
 
 def test_full_disk(tmp_path):
     """A limit on file sizes stands for a full disk."""
-    code = (
-        "import sys; from experiments.sweep.__main__ import main; sys.exit(main(check=lambda _: None))"
-    )
+    code = "import sys; from experiments.sweep.__main__ import main; sys.exit(main(check=lambda _: None))"
     # -B: the limit would cut Python's own bytecode files short, too
     command = [sys.executable, "-B", "-c", code, *NAMES, "data.scale=0.002", f"out={tmp_path / 'out'}"]
     found = subprocess.run(

@@ -16,7 +16,7 @@ from experiments.runtime.progress import Reporter
 from experiments.store.store import Store
 from experiments.sweep import __main__ as sweep
 from experiments.sweep import options, request
-from experiments.sweep.options import Launch
+from experiments.sweep.options import LaunchOptions
 from experiments.sweep.pool import Pool
 from experiments.sweep.units import make_units
 
@@ -79,7 +79,7 @@ def test_nothing_to_do_starts_nothing(command, log, capsys):
 
 
 def test_units_are_what_several_read_and_every_cell(tmp_path, log):
-    asked = request.read([*names(tmp_path), *CELLS])
+    asked = request.read_request([*names(tmp_path), *CELLS])
     store = Store(tmp_path, runner=FakeRunner(log))
     units = make_units(asked.jobs, store)
     kinds = [u.stage.kind for u in units.values()]
@@ -136,9 +136,7 @@ def test_bad_input_in_a_worker_is_one_line(command, capsys):
 
 def test_a_full_disk_in_a_worker(tmp_path):
     """A limit on file sizes stands for a full disk."""
-    code = (
-        "import sys; from experiments.sweep.__main__ import main; sys.exit(main(check=lambda _: None))"
-    )
+    code = "import sys; from experiments.sweep.__main__ import main; sys.exit(main(check=lambda _: None))"
     command = [
         sys.executable,
         "-B",
@@ -167,7 +165,7 @@ def environment() -> dict[str, str]:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_no_worker_outlives_the_command(tmp_path, log, number, code):
-    asked = request.read([*names(tmp_path / "out"), *CELLS])
+    asked = request.read_request([*names(tmp_path / "out"), *CELLS])
     Store(tmp_path / "out", runner=FakeRunner(tmp_path / "before")).compute(asked.jobs[0][1].inputs["data"])
     process = spawn(tmp_path / "out", log, 600, *CELLS, "launch.workers=2", stderr=subprocess.PIPE)
     try:
@@ -189,7 +187,7 @@ def test_two_sweeps_at_once_compute_everything_once(tmp_path, log):
 
 def test_what_a_worker_is_told(tmp_path, log):
     """Its threads and its GPU, before a stage imports torch."""
-    asked = request.read([*names(tmp_path), *CELLS])
+    asked = request.read_request([*names(tmp_path), *CELLS])
     store = Store(tmp_path, runner=FakeRunner(log))
     store.compute(asked.jobs[0][1].inputs["data"])
     log.with_suffix(".told").unlink()
@@ -271,10 +269,12 @@ def test_launch_options():
         "launch.slurm.time": ["60"],
         "seed": ["0"],
     }
-    assert options.take(axes) == Launch("slurm", 8, None, {"gres": "gpu:1,nvme", "time": 60})
-    assert axes == {"seed": ["0"]} and options.take(axes).in_process
+    assert options.take_launch_options(axes) == LaunchOptions(
+        "slurm", 8, None, {"gres": "gpu:1,nvme", "time": 60}
+    )
+    assert axes == {"seed": ["0"]} and options.take_launch_options(axes).in_process
 
 
 def test_gpus_that_are_hidden_are_not_used(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert options.gpus() == []
+    assert options.list_gpus() == []

@@ -11,7 +11,7 @@ from fakes import SOURCES, FakeRunner, read_log, write_llava
 
 from experiments.runtime.bars import RichReporter
 from experiments.runtime.progress import PlainReporter
-from experiments.store.results import Group, Row
+from experiments.store.results import ScoreGroup, ScoreRow
 from experiments.sweep import __main__ as sweep
 from experiments.sweep import score_table
 
@@ -153,27 +153,31 @@ def test_plan(command, tmp_path, capsys, monkeypatch):
 
 
 def test_rows_that_see_nothing_are_named():
-    def row(label: str, *shares: float) -> Row:
-        return Row(label, [{"overall": share, "families": {}, "n": 1000} for share in shares])
+    def row(label: str, *shares: float) -> ScoreRow:
+        return ScoreRow(label, [{"overall": share, "families": {}, "n": 1000} for share in shares])
 
     rows = [row("chance", 0.2), row("blind", 0.3), row("sap", 0.5, 0.6), row("qformer", 0.33), row("x", 0.1)]
-    (note,) = score_table.notes(Group("", rows))
+    (note,) = score_table.make_blind_notes(ScoreGroup("", rows))
     assert "blind, as far as these questions can tell: qformer, x. " in note
-    assert note in score_table.markdown([Group("", rows)])
-    assert score_table.notes(Group("", rows[:3])) == score_table.notes(Group("", rows[2:])) == []
+    assert note in score_table.format_score_markdown([ScoreGroup("", rows)])
+    assert (
+        score_table.make_blind_notes(ScoreGroup("", rows[:3]))
+        == score_table.make_blind_notes(ScoreGroup("", rows[2:]))
+        == []
+    )
 
 
 def test_wilson():
-    low, high = score_table.wilson(0.5, 100)
+    low, high = score_table.find_wilson_interval(0.5, 100)
     assert (low, high) == (pytest.approx(0.4038, abs=1e-4), pytest.approx(0.5962, abs=1e-4))
-    assert score_table.wilson(1.0, 10)[0] == pytest.approx(0.7225, abs=1e-4)
+    assert score_table.find_wilson_interval(1.0, 10)[0] == pytest.approx(0.7225, abs=1e-4)
 
 
 def test_several_test_sets_are_several_tables():
     run = {"overall": 0.5, "families": {"a": 0.5}, "n": 4}
-    groups = [Group(f"{name}: 4 questions", [Row("sap", [run])]) for name in ("test", "tune")]
-    assert score_table.markdown(groups).count("### ") == 2
-    assert score_table.as_csv(groups).splitlines()[2].startswith("tune,sap,1,4")
+    groups = [ScoreGroup(f"{name}: 4 questions", [ScoreRow("sap", [run])]) for name in ("test", "tune")]
+    assert score_table.format_score_markdown(groups).count("### ") == 2
+    assert score_table.format_score_csv(groups).splitlines()[2].startswith("tune,sap,1,4")
 
 
 @pytest.mark.parametrize(("width", "tables"), [(80, 2), (160, 1)])
@@ -182,7 +186,9 @@ def test_a_narrow_screen_shows_everything(width, tables, capsys):
 
     names = ("attribute", "counting", "presence", "reading", "recognition", "relation")
     run = {"overall": 0.5, "families": {name: i / 10 for i, name in enumerate(names)}, "n": 4}
-    found = score_table.terminal(Group("test: 4 questions", [Row("sap data.test=[a]", [run], [61.0])]), width)
+    found = score_table.make_screen_tables(
+        ScoreGroup("test: 4 questions", [ScoreRow("sap data.test=[a]", [run], [61.0])]), width
+    )
     Console(width=width).print(*found, sep="")
     out = capsys.readouterr().out
     assert len(found) == tables
@@ -194,16 +200,16 @@ def test_reporters(kind, capsys):
     from rich.console import Console
 
     with kind(Console()) as report:
-        report.cells(1)
-        report.cell("sap [seed=0]")
-        report.stage("pretrain 0123")
-        report.steps(10, done=3)
-        report.advance(2, loss=1.23456)
-        report.note("a [note]")
-        lanes = [report.lane(number, "avg_pool [seed=0]") for number in (0, 3)]
-        lanes[1].stage("finetune 4567")
-        lanes[1].warn("careful")
-        report.finished("avg_pool")
+        report.announce_cells(1)
+        report.begin_cell("sap [seed=0]")
+        report.begin_stage("pretrain 0123")
+        report.announce_steps(10, done=3)
+        report.advance_steps(2, loss=1.23456)
+        report.write_note("a [note]")
+        lanes = [report.open_lane(number, "avg_pool [seed=0]") for number in (0, 3)]
+        lanes[1].begin_stage("finetune 4567")
+        lanes[1].write_warning("careful")
+        report.finish_cell("avg_pool")
     out = capsys.readouterr().out
     assert "a [note]" in out and "(3) avg_pool [seed=0]: warning: careful" in out
     if kind is PlainReporter:

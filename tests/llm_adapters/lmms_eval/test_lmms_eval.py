@@ -238,7 +238,7 @@ def test_a_trained_cell_in_the_harness(tmp_path):
     """The same answers and scores as our own evaluation, and the harness's POPE equals ours."""
     assert sweep.main([f"out={tmp_path}", *CELL]) == 0
     data = next(tmp_path.glob("data/*/picture_vqa/test.json"))
-    parquet.write(data, tmp_path / "picture_vqa/test.parquet")
+    parquet.write_parquet(data, tmp_path / "picture_vqa/test.parquet")
     cell = next(tmp_path.glob("cells/*/stages.json")).parent
     command = [
         sys.executable,

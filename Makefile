@@ -1,0 +1,21 @@
+# The four commands that people run. PYTHON chooses the interpreter of a new virtual environment.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install example check test
+
+install:  ## a virtual environment with everything that the tests need
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -e '.[tests]'
+
+example:  ## train and evaluate one row of an ablation table, about ten minutes on two cores
+	$(BIN)/python -m experiments.sweep compressor=sap+embq
+
+check:  ## style, types, floors: what a change must pass before it is tested
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test:  ## the whole suite, about ten minutes on two cores
+	$(BIN)/python -m pytest -n auto
