@@ -29,7 +29,7 @@ from llm_adapters.adapter import CONTEXT, QueryAdapter, QueryContext, llm_sizes,
 from llm_adapters.configuration import FlashSlothConfig
 from llm_adapters.kept_turns import GUESSED, check_turn, says_guessed
 from llm_adapters.pruning.apply import PruningAdapter
-from llm_adapters.pruning.attention import CONTEXT as PRUNING
+from llm_adapters.pruning.attention import PRUNING_CONTEXT as PRUNING
 from llm_adapters.visual_prompt import Mute, check_count, fit_turns, hide_unused, place, shrink
 
 PREFILL_ONLY = ("pixel_values", "vision_features", "image_turn", "turns", "query_index")
@@ -249,7 +249,9 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
                     self.compressor.num_tokens(*grid),
                     self.compressor.visible(*grid),
                 )
-                prompt = self.prompt_of(input_ids, turns, prompted, attention_mask, labels, inputs_embeds)
+                prompt = self.describe_prompt(
+                    input_ids, turns, prompted, attention_mask, labels, inputs_embeds
+                )
         padded = isinstance(attention_mask, Tensor) and attention_mask.ndim == 2  # not masks made before
         if position_ids is None and padded and cache is None:
             position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)  # the same with left and right padding
@@ -269,7 +271,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             **kwargs,
         )
         if run is not None:
-            run.count()
+            run.record_passed_tokens()
         if context is not None:
             context.check_read(self.language_model)
         return output

@@ -15,8 +15,8 @@ from experiments.config.schema import Config
 from experiments.models.random_model import make_random_prompt
 from llm_adapters.images import image_pixels, image_processor, stack_images
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
-from llm_adapters.pruning.attention import CONTEXT as PRUNING
-from llm_adapters.pruning.prompt import sized_prompt
+from llm_adapters.pruning.attention import PRUNING_CONTEXT as PRUNING
+from llm_adapters.pruning.prompt import make_sized_prompt
 
 TOWER, COMPRESSOR, PROJECTOR, QUERY_PART, LLM = (
     "vision tower",
@@ -157,7 +157,7 @@ class CellSubject(CostSubject):
     def language_model(
         self, embeds: Tensor, cache: Cache | None = None, keep: int = 1, visual: int = 0
     ) -> Cache:
-        prompt = sized_prompt(embeds, visual) if visual and cache is None else None
+        prompt = make_sized_prompt(embeds, visual) if visual and cache is None else None
         run, cache = self.model.start_pruning(prompt, embeds.shape[1], cache, use_cache=True)
         context = {} if run is None else {PRUNING: run}
         found = self.model.language_model(

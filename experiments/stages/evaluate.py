@@ -19,7 +19,7 @@ from llm_adapters import saved
 from llm_adapters.conversation import Encoded, Turn
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.processing import FlashSlothProcessor
-from llm_adapters.pruning.calibration import calibrate
+from llm_adapters.pruning.calibration import calibrate_pruner
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) -> None:
@@ -65,7 +65,9 @@ def set_cell_pruner(
     asked = [llava.split_questions([s])[0] for s in islice(seen, model.pruner.samples)]
     asked, size = [s for s in asked if s.images], config.evaluate.batch_size
     starts = range(0, len(asked), size)
-    calibrate(model, [encode_questions(model, SampleImages(processor), asked[i : i + size]) for i in starts])
+    calibrate_pruner(
+        model, [encode_questions(model, SampleImages(processor), asked[i : i + size]) for i in starts]
+    )
 
 
 def encode_questions(

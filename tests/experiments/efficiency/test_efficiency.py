@@ -245,7 +245,7 @@ def test_a_scale_is_counted_as_it_is_evaluated():
             subject = table1.build_cell_subject("", cell.config)
             tokens.append(subject.count_visual_tokens(subject.prepare_pixels([[picture()]])))
             flops.append(sum(counting.count_cell_prefill_flops(subject, 40).values()))
-            shapes.add(prefill.shape(cell.config))
+            shapes.add(prefill.digest_prefill(cell.config))
     assert tokens == [16, 4, 1] and len(shapes) == 3 and flops == sorted(set(flops), reverse=True)
 
 

@@ -31,7 +31,7 @@ from compressors.errors import UsageError
 from connectors.versions import CACHE, at_least
 from llm_adapters import reuse
 from llm_adapters.adapter import decoder_layers
-from llm_adapters.pruning.schedule import count as share
+from llm_adapters.pruning.schedule import round_share as share
 
 LAYER, SHARE = 1, 0.5  # of the models' three decoder layers
 FASTV = {"layer": LAYER, "ratio": SHARE}

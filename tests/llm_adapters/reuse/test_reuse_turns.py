@@ -144,7 +144,7 @@ def test_words_behind_a_cache_are_not():
     """Several ids at once, such as guesses, and all of it without a query module."""
     model, processor = attached("llava")
     whole, first, length = two_turns("llava", processor)
-    ids = whole["input_ids"].masked_fill(model.slothkit.markers.are_in(whole["input_ids"]), 7)
+    ids = whole["input_ids"].masked_fill(model.slothkit.markers.find_markers(whole["input_ids"]), 7)
     ids[:, :length] = first["input_ids"]
     with torch.no_grad():
         cache = model(**first, use_cache=True)[CACHE]
