@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from compressors.tome import group_means
+from compressors.tome import average_groups
 from llm_adapters.pruning.base import Choice
 
 
@@ -35,7 +35,7 @@ class Cut:
     def narrow_hidden(self, hidden: Tensor) -> Tensor:
         """(B, P, D) -> (B, K, D), merged where tokens are."""
         if self.into is not None:
-            hidden = group_means(hidden, self.into, hidden.shape[1])
+            hidden = average_groups(hidden, self.into, hidden.shape[1])
         return hidden.gather(1, expand_index(self.step, hidden))
 
     def widen_hidden(self, hidden: Tensor) -> Tensor:
