@@ -12,7 +12,7 @@ from ablations.outcomes import ReportTable
 from compressors.errors import UsageError
 from experiments.config.cells import Cell
 from experiments.data.llava import Sample
-from experiments.metrics.answers import majority_rates
+from experiments.metrics.chance import score_majority_answers
 from experiments.store.plan import Stage, plan_stages
 from experiments.store.results import METRICS_FILE, PREDICTIONS_FILE
 from experiments.store.store import Store
@@ -48,7 +48,7 @@ def fill_questions(table: ReportTable, done: FinishedCell, store: Store) -> None
     table.ids = np.array([sample.id for sample in read])
     table.pictures = np.array([identify_picture(sample) for sample in read])
     table.families = np.array([sample.families[0] for sample in read])
-    table.chance = majority_rates(read)
+    table.chance = score_majority_answers(read)
 
 
 def load_outcomes(done: FinishedCell, store: Store, table: ReportTable) -> NDArray[np.bool_]:

@@ -137,7 +137,7 @@ class Registry:
         """All names, outside packages' included, sorted."""
         return sorted({*self._classes, *self.entry_points})
 
-    def get(self, name: str) -> type:
+    def get(self, name: str) -> type[Any]:
         """The class registered as exactly `name`; otherwise a UsageError with the closest match."""
         point = self.entry_points.get(name)
         if point is not None and name not in self._loaded:

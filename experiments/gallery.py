@@ -71,9 +71,9 @@ def write_gallery(given: argparse.Namespace) -> int:
 def draw_gallery_scene():
     """One picture of PictureVQA, as every data set of seed 0 has it."""
     from experiments.picture_vqa import dataset
-    from experiments.picture_vqa.drawing import draw
+    from experiments.picture_vqa.drawing import draw_scene
 
-    return draw(dataset.scene_of(SCENE_SPLIT, SCENE_NUMBER)[0])
+    return draw_scene(dataset.make_scene(SCENE_SPLIT, SCENE_NUMBER)[0])
 
 
 def write_token_sheet(name: str, picture, path: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from compressors.command_line import run_guarded
 from compressors.errors import UsageError
 from experiments.data import llava
-from experiments.metrics.answers import ALL
+from experiments.metrics.answers import UNNAMED_FAMILY
 from experiments.runtime.command import CommandParser
 from llm_adapters.conversation import IMAGE
 
@@ -78,7 +78,7 @@ def make_question_rows(asked: Sequence[llava.Sample]) -> Iterator[dict]:
             "images": images,
             "question": question.removeprefix(before),
             "answer": answer,
-            "family": sample.families[0] if sample.families else ALL,
+            "family": sample.families[0] if sample.families else UNNAMED_FAMILY,
         }
 
 

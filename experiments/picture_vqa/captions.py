@@ -19,10 +19,10 @@ def coordinates(x: float, y: float) -> str:
 
 def name_of(item: Object | Sign) -> str:
     """ "red heart", "dog", or a sign spelled: "blue word s t o p"."""
-    return item.name if isinstance(item, Object) else f"{item.colour} {item.kind} {spell(item.text)}"
+    return item.name if isinstance(item, Object) else f"{item.colour} {item.kind} {spell_number(item.text)}"
 
 
-def spell(text: str) -> str:
+def spell_number(text: str) -> str:
     return " ".join(text)
 
 
@@ -31,7 +31,7 @@ def reading_order(scene: Scene) -> list[Object | Sign]:
     return sorted((*scene.objects, *scene.signs), key=lambda item: (item.y // PATCH, item.x))
 
 
-def describe(scene: Scene, rng: random.Random | None = None) -> str:
+def describe_scene(scene: Scene, rng: random.Random | None = None) -> str:
     """ "dog at x3 y7 . red heart at x8 y9 ." in reading order, or shuffled when given a generator."""
     items = reading_order(scene)
     if rng is not None:

@@ -8,7 +8,7 @@ COLUMNS, SIDE, MARGIN, LINE = 3, 252, 10, 13
 WIDTH = SIDE + 330
 
 
-def contact_sheet(folder: Path, records: list[dict]) -> Image.Image:
+def draw_contact_sheet(folder: Path, records: list[dict]) -> Image.Image:
     """Every record's picture, its questions and answers beside it."""
     rows = -(-len(records) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * WIDTH, rows * (SIDE + MARGIN)), "white")

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from experiments.picture_vqa.pictures import file_of
+from experiments.picture_vqa.pictures import find_picture_file
 from experiments.picture_vqa.scenes import SIZE, Object, Scene, Sign
 from experiments.picture_vqa.signs import TEXT_COLOURS
 
 RGB = tuple[int, int, int]
 
 
-def draw(scene: Scene) -> Image.Image:
+def draw_scene(scene: Scene) -> Image.Image:
     """The scene as an RGB image of `SIZE` x `SIZE` pixels."""
     rng = random.Random(scene.art)
     image = _background(rng)
@@ -74,7 +74,7 @@ def _sprite(file: Path) -> Image.Image:
 
 
 def _paste(image: Image.Image, item: Object) -> None:
-    sprite = _sprite(file_of(item.name, item.style)).rotate(item.angle, Image.Resampling.BICUBIC)
+    sprite = _sprite(find_picture_file(item.name, item.style)).rotate(item.angle, Image.Resampling.BICUBIC)
     sprite = sprite.resize((item.size, item.size), Image.Resampling.BOX, reducing_gap=None).convert("RGBA")
     left, top, _, _ = item.box
     image.paste(sprite, (int(left), int(top)), sprite)

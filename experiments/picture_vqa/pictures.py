@@ -45,7 +45,7 @@ class Picture:
 
 
 @lru_cache(maxsize=1)
-def catalogue() -> dict[str, Picture]:
+def load_catalogue() -> dict[str, Picture]:
     """All pictures by name, in the order of pictures.tsv."""
     lines = (FOLDER / "pictures.tsv").read_text(encoding="utf-8").splitlines()[1:]
     rows = (line.split("\t") for line in lines)
@@ -53,6 +53,6 @@ def catalogue() -> dict[str, Picture]:
     return {picture.name: picture for picture in pictures}
 
 
-def file_of(name: str, style: str) -> Path:
+def find_picture_file(name: str, style: str) -> Path:
     """The 64x64 RGBA drawing of a picture in a style."""
     return FOLDER / style / f"{name.replace(' ', '-')}.png"

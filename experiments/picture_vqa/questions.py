@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from experiments.picture_vqa.captions import spell
+from experiments.picture_vqa.captions import spell_number
 from experiments.picture_vqa.pictures import (
     COLOURS,
     PLURAL_NOUNS,
@@ -13,7 +13,7 @@ from experiments.picture_vqa.pictures import (
     POPULAR,
     SHAPES,
     Picture,
-    catalogue,
+    load_catalogue,
 )
 from experiments.picture_vqa.relations import DIRECTIONS, clear_places, neighbour, side
 from experiments.picture_vqa.scenes import Object, Scene
@@ -35,7 +35,7 @@ class Question:
     answer: str
 
 
-def ask(
+def ask_questions(
     scene: Scene,
     rng: random.Random,
     presence: tuple[bool, ...] | None = None,
@@ -78,8 +78,8 @@ def _presence(scene: Scene, rng: random.Random, present: bool, asked: set[str]) 
     kind = "present" if present else rng.choice(("random", "popular", "adversarial"))
     names = sorted(here - asked) if present else [n for n in _absent(scene, kind) if n not in here | asked]
     if not names:  # every look-alike is there
-        kind, names = "random", [n for n in catalogue() if n not in here | asked]
-    picture = catalogue()[rng.choice(names)]
+        kind, names = "random", [n for n in load_catalogue() if n not in here | asked]
+    picture = load_catalogue()[rng.choice(names)]
     asked.add(picture.name)
     verb = "are there" if picture.noun in PLURAL_NOUNS else "is there"
     text = rng.choice((f"{verb} {picture.phrase} in the picture ?", f"can you see {picture.phrase} ?"))
@@ -88,8 +88,8 @@ def _presence(scene: Scene, rng: random.Random, present: bool, asked: set[str]) 
 
 def _absent(scene: Scene, kind: str) -> list[str]:
     if kind == "adversarial":
-        return [n for n, p in catalogue().items() if any(_alike(p, item) for item in scene.objects)]
-    return sorted(POPULAR) if kind == "popular" else list(catalogue())
+        return [n for n, p in load_catalogue().items() if any(_alike(p, item) for item in scene.objects)]
+    return sorted(POPULAR) if kind == "popular" else list(load_catalogue())
 
 
 def _alike(picture: Picture, item: Object) -> bool:
@@ -116,7 +116,7 @@ def _recognition(scene: Scene, rng: random.Random) -> Candidates:
 
 def _choices(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
     here = {item.name for item in scene.objects}
-    options = rng.sample([name for name in catalogue() if name not in here], 3)
+    options = rng.sample([name for name in load_catalogue() if name not in here], 3)
     place = rng.randrange(4)
     options.insert(place, rng.choice(sorted(here)))
     listed = " , ".join(f"{letter} : {name}" for letter, name in zip("abcd", options, strict=True))
@@ -197,8 +197,8 @@ def _reading(scene: Scene, _: random.Random) -> Candidates:
     unit = {"word": "letter", "number": "digit"}
     lone = [sign for sign in scene.signs if sum(sign.colour == other.colour for other in scene.signs) == 1]
     return {
-        "whole": [(f"what {kind} is written ?", spell(sign.text)) for kind, sign in signs.items()],
-        "by colour": [(f"what does the {sign.colour} sign say ?", spell(sign.text)) for sign in lone],
+        "whole": [(f"what {kind} is written ?", spell_number(sign.text)) for kind, sign in signs.items()],
+        "by colour": [(f"what does the {sign.colour} sign say ?", spell_number(sign.text)) for sign in lone],
         "first": [(f"what is the first {unit[k]} of the {k} ?", sign.text[0]) for k, sign in signs.items()],
         "last": [(f"what is the last {unit[k]} of the {k} ?", sign.text[-1]) for k, sign in signs.items()],
     }

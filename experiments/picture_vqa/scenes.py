@@ -4,7 +4,7 @@ import random
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
-from experiments.picture_vqa.pictures import COLOURS, PLURALS, POPULAR, SEEN_STYLES, Picture, catalogue
+from experiments.picture_vqa.pictures import COLOURS, PLURALS, POPULAR, SEEN_STYLES, Picture, load_catalogue
 from experiments.picture_vqa.signs import SEEN_FONTS, TEXT_COLOURS, WORDS
 
 SIZE = 168  # pixels
@@ -28,7 +28,7 @@ class Object:
 
     @property
     def picture(self) -> Picture:
-        return catalogue()[self.name]
+        return load_catalogue()[self.name]
 
     @property
     def noun(self) -> str:
@@ -122,7 +122,7 @@ def _choose_names(rng: random.Random, count: int) -> list[str]:
 def _groups() -> dict[str, tuple[list[str], list[int]]]:
     """Names and weights per category, shape and colour, and "any" (nouns only: shapes stay a minority)."""
     groups: dict[str, tuple[list[str], list[int]]] = {}
-    for picture in catalogue().values():
+    for picture in load_catalogue().values():
         for key in (picture.category, *((picture.noun, picture.colour) if picture.colour else ("any",))):
             names, weights = groups.setdefault(key, ([], []))
             names.append(picture.name)
@@ -136,7 +136,7 @@ def place_object(rng: random.Random, name: str, styles: tuple[str, ...], boxes: 
     centre = _free_centre(rng, size, size, boxes)
     if centre is None:
         return None
-    picture = catalogue()[name]
+    picture = load_catalogue()[name]
     style, angle = rng.choice(styles), rng.randint(-12, 12)
     return Object(name, picture.category, picture.colour, *centre, size, style, angle)
 

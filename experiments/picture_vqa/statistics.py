@@ -5,7 +5,7 @@ from collections import Counter
 from experiments.picture_vqa.questions import FAMILIES
 
 
-def statistics(records: list[dict]) -> dict:
+def count_statistics(records: list[dict]) -> dict:
     """Scenes, questions, and per family how often its most frequent answer is right, overall and per kind."""
     answers: dict[str, dict[str, Counter]] = {family: {} for family in FAMILIES}
     for record in records:

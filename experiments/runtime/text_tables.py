@@ -1,4 +1,4 @@
-"""Tables of words, for a screen and in Markdown. The first row is the header, the first column holds labels."""
+"""Tables of words, for a screen and in Markdown. First row: the header; first column: labels."""
 
 from collections.abc import Sequence
 
@@ -32,7 +32,7 @@ def make_word_table(rows: Sequence[Sequence[str]], *, title: str = "", caption: 
 
 
 def format_markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table whose columns are padded to one width, so that the source reads as a table."""
+    """Lines of a Markdown table, its columns padded, so that the source reads as a table."""
     escaped = [[word.replace("|", "\\|") for word in row] for row in rows]
     widths = [max(len(row[column]) for row in escaped) for column in range(len(escaped[0]))]
     lines = [format_markdown_row(row, widths) for row in escaped]

@@ -72,10 +72,10 @@ def test_pixels() -> torch.Tensor:
     from torchvision.transforms.functional import normalize, pil_to_tensor
 
     from connectors.towers.huggingface import IMAGENET
-    from experiments.picture_vqa.dataset import scene_of
-    from experiments.picture_vqa.drawing import draw
+    from experiments.picture_vqa.dataset import make_scene
+    from experiments.picture_vqa.drawing import draw_scene
 
-    scene = pil_to_tensor(draw(scene_of("tune", 0)[0]).resize((224, 224))) / 255
+    scene = pil_to_tensor(draw_scene(make_scene("tune", 0)[0]).resize((224, 224))) / 255
     noise = torch.randn(3, 224, 224, generator=torch.Generator().manual_seed(0))
     return torch.stack([noise, normalize(scene, *IMAGENET)])
 

@@ -5,12 +5,12 @@ import string
 
 import numpy as np
 
-from experiments.picture_vqa.pictures import COLOURS, SEEN_STYLES, catalogue
+from experiments.picture_vqa.pictures import COLOURS, SEEN_STYLES, load_catalogue
 from experiments.picture_vqa.scenes import PATCH, SIZE, Scene, place_object, place_sign
 from experiments.picture_vqa.signs import SEEN_FONTS
 
 GRID = SIZE // PATCH
-NAMES = ("", *catalogue())
+NAMES = ("", *load_catalogue())
 CHARACTERS = ("", *string.ascii_lowercase, *"23456789")
 COLOUR_NAMES = ("", *COLOURS)
 # Number of classes per target; 0 is always "nothing". `role`: the patch holds 1 an object's centre,
@@ -69,6 +69,6 @@ def crowded_scene(rng: random.Random) -> Scene:
         "".join(rng.choices(rng.choice(alphabets), k=rng.randint(2, 4))) for _ in range(rng.randint(3, 7))
     ]
     signs = [sign for text in texts if (sign := place_sign(rng, text, SEEN_FONTS, boxes))]
-    names = rng.sample(list(catalogue()), 11)
+    names = rng.sample(list(load_catalogue()), 11)
     objects = [item for name in names if (item := place_object(rng, name, SEEN_STYLES, boxes))]
     return Scene(tuple(objects), tuple(signs), rng.getrandbits(32))

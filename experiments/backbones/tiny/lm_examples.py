@@ -13,8 +13,8 @@ import numpy as np
 
 from experiments.backbones.tiny.slots import WIDTH, Slot, grid_slots, loose_slots
 from experiments.backbones.tiny.tokenizer import vocabulary
-from experiments.picture_vqa.captions import INSTRUCTIONS, describe
-from experiments.picture_vqa.questions import Question, ask
+from experiments.picture_vqa.captions import INSTRUCTIONS, describe_scene
+from experiments.picture_vqa.questions import Question, ask_questions
 from experiments.picture_vqa.scenes import Scene, sample_scene
 
 PROSE_WEIGHT, CAPTION_WEIGHT = 0.1, 0.4  # of a token in the loss; an answer's token has one
@@ -59,7 +59,7 @@ class Example:
         elif style == "grid":
             self.show(grid_slots(scene, rng))
         else:
-            self.say(describe(scene, rng if style == "shuffled" else None), PROSE_WEIGHT)
+            self.say(describe_scene(scene, rng if style == "shuffled" else None), PROSE_WEIGHT)
 
     def answer(self, question: str, answer: str, weight: float = 1.0) -> None:
         self.say(f"{question} assistant :")
@@ -74,7 +74,7 @@ def conversation(
     example.say("user :")
     example.describe(scene, style, rng)
     if caption:
-        example.answer(rng.choice(INSTRUCTIONS), describe(scene), CAPTION_WEIGHT)
+        example.answer(rng.choice(INSTRUCTIONS), describe_scene(scene), CAPTION_WEIGHT)
     for index, turn in enumerate(turns):
         if index or caption:
             example.say("user :")
@@ -111,9 +111,11 @@ def training_example(rng: random.Random, progress: float) -> Example:
     most = 7 if rng.random() < (progress - 0.1) / 0.2 else rng.randint(2, 4)
     scene = sample_scene(rng, objects=(min(3, most - 1), most))
     style = rng.choices(("prose", "shuffled", "slots", "grid"), (0.25, 0.1, 0.5, 0.15))[0]
-    turns = ask(scene, rng, turns_of=TURNS)
+    turns = ask_questions(scene, rng, turns_of=TURNS)
     if rng.random() < 0.2:
-        turns = [turn for turn in ask(scene, rng, turns_of=SIDES) if turn.kind == "which side"] or turns
+        turns = [
+            turn for turn in ask_questions(scene, rng, turns_of=SIDES) if turn.kind == "which side"
+        ] or turns
     return conversation(scene, turns, style, rng, caption=style in ("slots", "grid") and rng.random() < 0.2)
 
 

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from experiments.backbones.tiny.lm_examples import Example, collate, conversation
-from experiments.picture_vqa.dataset import scene_of
+from experiments.picture_vqa.dataset import make_scene
 
 Scores = dict[str, dict[str, float]]
 
@@ -34,7 +34,7 @@ def scores(model: PreTrainedModel, style: str, scenes: int = 150, split: str = "
     rng, model_was_training = random.Random(style), model.training
     model.eval()
     for index in range(scenes):
-        scene, turns = scene_of(split, index)
+        scene, turns = make_scene(split, index)
         examples = [conversation(scene, [turn], style, rng, caption=False) for turn in turns]
         for turn, right in zip(turns, answered(model, examples), strict=True):
             hits["family"][turn.family].append(right)

@@ -21,8 +21,8 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 from connectors.versions import vision_parts
 from experiments.backbones.tiny import training
 from experiments.backbones.tiny.dense_labels import GRID, TARGETS, crowded_scene, dense_labels
-from experiments.picture_vqa.dataset import scene_of
-from experiments.picture_vqa.drawing import draw
+from experiments.picture_vqa.dataset import make_scene
+from experiments.picture_vqa.drawing import draw_scene
 from experiments.picture_vqa.scenes import PATCH, SIZE, Scene, sample_scene
 
 BATCH = 32
@@ -89,7 +89,7 @@ def make_batch(step: int, seed: int) -> dict[str, torch.Tensor]:
 
 def stack(scenes: list[Scene]) -> dict[str, torch.Tensor]:
     """Images (B, H, W, 3) bytes, labels (B, 144, targets), offsets to the object's centre (B, 144, 2)."""
-    images = np.stack([np.asarray(draw(scene)) for scene in scenes])
+    images = np.stack([np.asarray(draw_scene(scene)) for scene in scenes])
     labels = np.stack([dense_labels(scene) for scene in scenes]).reshape(len(scenes), GRID * GRID, -1)
     offsets = np.stack([_offsets(scene) for scene in scenes])
     return {
@@ -129,7 +129,7 @@ def probe(tower: SiglipVisionModel, heads: Heads, split: str, scenes: int = 200)
     """Accuracy per target on patches that show one, on scenes of a split of the benchmark."""
     hits, counts = torch.zeros(len(TARGETS)), torch.zeros(len(TARGETS))
     for first in range(0, scenes, 50):
-        batch = stack([scene_of(split, index)[0] for index in range(first, min(scenes, first + 50))])
+        batch = stack([make_scene(split, index)[0] for index in range(first, min(scenes, first + 50))])
         outputs = heads(features_of(tower, to_pixels(batch["images"])))
         for index in range(len(TARGETS)):
             target = batch["labels"][..., index]

@@ -8,7 +8,7 @@ from pathlib import Path
 from string import ascii_lowercase, digits
 from typing import TYPE_CHECKING
 
-from experiments.picture_vqa.pictures import COLOURS, PLURALS, catalogue
+from experiments.picture_vqa.pictures import COLOURS, PLURALS, load_catalogue
 from experiments.picture_vqa.relations import COLUMNS, ROWS
 from experiments.picture_vqa.scenes import PATCH, SIZE
 
@@ -29,8 +29,8 @@ _WORDS = """
 
 def vocabulary() -> list[str]:
     """All tokens in order of their ids."""
-    names = [word for name in catalogue() for word in name.split()]
-    categories = [picture.category for picture in catalogue().values()]
+    names = [word for name in load_catalogue() for word in name.split()]
+    categories = [picture.category for picture in load_catalogue().values()]
     steps = range(SIZE // PATCH)
     coordinates = [f"{axis}{step}" for axis in "xy" for step in steps]
     words = [

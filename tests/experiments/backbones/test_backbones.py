@@ -16,9 +16,9 @@ from experiments.backbones.tiny.lm_scores import answered, embed, scores
 from experiments.backbones.tiny.slots import grid_slots, loose_slots
 from experiments.backbones.tiny.tokenizer import build_tokenizer, save_tokenizer, vocabulary
 from experiments.backbones.tiny.training import Plan
-from experiments.picture_vqa.captions import INSTRUCTIONS, describe
-from experiments.picture_vqa.dataset import scene_of
-from experiments.picture_vqa.drawing import draw
+from experiments.picture_vqa.captions import INSTRUCTIONS, describe_scene
+from experiments.picture_vqa.dataset import make_scene
+from experiments.picture_vqa.drawing import draw_scene
 
 TINY = Path(pretrain_lm.__file__).parents[2] / "assets" / "tiny"
 
@@ -38,8 +38,8 @@ def language_model() -> PhiForCausalLM:
 def texts(split: str, scenes: int) -> list[str]:
     found = list(INSTRUCTIONS)
     for index in range(scenes):
-        scene, turns = scene_of(split, index)
-        found += [describe(scene), *(t.question for t in turns), *(t.answer for t in turns)]
+        scene, turns = make_scene(split, index)
+        found += [describe_scene(scene), *(t.question for t in turns), *(t.answer for t in turns)]
     return found
 
 
@@ -65,9 +65,9 @@ def test_shipped_tokenizer_is_the_one_that_the_code_builds():
 
 
 def test_training_text_is_what_the_tokenizer_makes_of_the_conversation(tokenizer):
-    scene, turns = scene_of("train", 0)
+    scene, turns = make_scene("train", 0)
     example = lm_examples.conversation(scene, turns[:2], "prose", random.Random(0), caption=False)
-    text = f"USER: {describe(scene)}\n{turns[0].question} ASSISTANT: {turns[0].answer}</s>"
+    text = f"USER: {describe_scene(scene)}\n{turns[0].question} ASSISTANT: {turns[0].answer}</s>"
     text += f"USER: {turns[1].question} ASSISTANT: {turns[1].answer}</s>"
     assert [ids[0] for ids in example.ids] == tokenizer(text).input_ids
     learnt = [ids[0] for ids, weight in zip(example.ids, example.weights, strict=True) if weight == 1]
@@ -75,7 +75,7 @@ def test_training_text_is_what_the_tokenizer_makes_of_the_conversation(tokenizer
 
 
 def test_slots_say_what_stands_where():
-    scene, _ = scene_of("train", 1)
+    scene, _ = make_scene("train", 1)
     expected = {" ".join(slot.words) for slot in loose_slots(scene, random.Random(0)) if slot.words}
     assert len(expected) == len(scene.objects) + sum(len(sign.text) for sign in scene.signs)
     grid = grid_slots(scene, random.Random(0))
@@ -156,9 +156,9 @@ def test_shipped_tower_loads_with_its_processor_and_sees_what_is_where():
     """Ridge regression on a hundred scenes' features names the objects under patches of fifty others."""
     tower = SiglipVisionModel.from_pretrained(TINY / "tower", dtype=torch.float32).eval()
     processor = AutoImageProcessor.from_pretrained(TINY / "tower")
-    batch = pretrain_tower.stack([scene_of("tune", index)[0] for index in range(150)])
+    batch = pretrain_tower.stack([make_scene("tune", index)[0] for index in range(150)])
     pixels = pretrain_tower.to_pixels(batch["images"])
-    first = processor(images=draw(scene_of("tune", 0)[0]), return_tensors="pt").pixel_values
+    first = processor(images=draw_scene(make_scene("tune", 0)[0]), return_tensors="pt").pixel_values
     torch.testing.assert_close(first, pixels[:1], atol=1e-5, rtol=0)
     with torch.inference_mode():
         features = tower(pixels, output_hidden_states=True).hidden_states[-1]
@@ -186,9 +186,9 @@ def test_shipped_language_model_answers_questions_about_described_scenes(languag
 
 
 def test_teacher_forced_score_is_what_generate_says(language_model, tokenizer):
-    scene, turns = scene_of("test", 3)
+    scene, turns = make_scene("test", 3)
     for turn in turns:
-        prompt = f"USER: {describe(scene)}\n{turn.question} ASSISTANT:"
+        prompt = f"USER: {describe_scene(scene)}\n{turn.question} ASSISTANT:"
         inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
         output = language_model.generate(**inputs, max_new_tokens=6, do_sample=False)
         said = tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
