@@ -7,8 +7,8 @@ UNNAMED_FAMILY = "all"  # the family of questions that name none
 ARTICLES = {"a", "an", "the"}
 NUMBER_COMMA = re.compile(r"(?<=\d),(?=\d{3}\b)")
 # punctuation with a meaning: -3, %d; 50%, C#
-KEPT_BEFORE = "%-"
-KEPT_AFTER = "%#"
+MARKS_KEPT_BEFORE = "%-"
+MARKS_KEPT_AFTER = "%#"
 
 
 def normalise_answer(answer: str) -> str:
@@ -27,9 +27,9 @@ def strip_punctuation(word: str) -> str:
     """A word without punctuation around it; the point of .5 belongs to it."""
     start = 0
     end = len(word)
-    while end and is_punctuation(word[end - 1], KEPT_AFTER):
+    while end and is_punctuation(word[end - 1], MARKS_KEPT_AFTER):
         end -= 1
-    while start < end and is_punctuation(word[start], KEPT_BEFORE):
+    while start < end and is_punctuation(word[start], MARKS_KEPT_BEFORE):
         if word[start] == "." and word[start + 1].isdigit():
             break
         start += 1

@@ -9,7 +9,7 @@ from experiments.metrics.answers import normalise_answer
 from experiments.metrics.mean import MeanScore
 
 # Where a letter stands for an option, the surest first. Small letters only where they cannot be a word.
-PLACES = (
+LETTER_PLACES = (
     r"^\W*(ANYHOW)\W*$",  # b   (B)   B.
     r"^\W*(ANYHOW)\s*[.:)\]]",  # B. the fox   b) the fox   (B) the fox
     r"(?i:answer|option|choice)(?i:\s+is)?\s*:?\s*[\[(\"'*]*(CAPITAL)\b",  # the answer is B   option B
@@ -17,7 +17,7 @@ PLACES = (
     r"[\[(](ANYHOW)[\])]",  # it must be (b), because
     r"^(?![AI]\s+[A-Z])(CAPITAL)\b(?!\s+[a-z])",  # B, because; not "A Siamese cat"
 )
-ALONE = r"\b(?![AI]\s+[a-zA-Z])(CAPITAL)\b"  # a capital by itself, but not "A fox"
+LONE_CAPITAL = r"\b(?![AI]\s+[a-zA-Z])(CAPITAL)\b"  # a capital by itself, but not "A fox"
 
 
 def read_choice(answer: str, options: Sequence[str]) -> str | None:
@@ -27,14 +27,14 @@ def read_choice(answer: str, options: Sequence[str]) -> str | None:
     capital letter alone. Of several letters in such places the last one counts, as in "not (A) but (B)".
     """
     letters = name_options(options)
-    for place in PLACES:
+    for place in LETTER_PLACES:
         in_place = find_letters(place, letters, answer.strip())
         if in_place:
             return in_place[-1].upper()
     named = find_option_by_words(answer, options)
     if named is not None:
         return letters[named]
-    alone = set(find_letters(ALONE, letters, answer))
+    alone = set(find_letters(LONE_CAPITAL, letters, answer))
     if len(alone) == 1:
         return alone.pop()
     return None

@@ -15,7 +15,7 @@ from rich.progress import Progress
 from compressors.command_line import Command, CommandLine, setting
 from compressors.errors import UsageError
 from experiments.data import parquet
-from experiments.picture_vqa.dataset import HELD_OUT, PictureVQA
+from experiments.picture_vqa.dataset import HELD_OUT_SPLITS, PictureVQA
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def write_dataset(line: CommandLine) -> int:
     except FileExistsError as error:
         raise UsageError(f"to={error}; give a new one") from error
     if options.parquet:
-        for split in HELD_OUT:
+        for split in HELD_OUT_SPLITS:
             parquet.write_parquet(options.to / f"{split}.json", options.to / f"{split}.parquet")
     scenes = sum(split["scenes"] for split in manifest["splits"].values())
     questions = sum(split["questions"] for split in manifest["splits"].values())

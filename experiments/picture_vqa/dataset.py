@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.data.embedded import EmbeddedDataset, ProgressFunction
-from experiments.picture_vqa.captions import INSTRUCTIONS, describe_scene
+from experiments.picture_vqa.captions import CAPTION_INSTRUCTIONS, describe_scene
 from experiments.picture_vqa.pictures import SEEN_STYLES, UNSEEN_STYLES
 from experiments.picture_vqa.questions import Question, ask_questions
 from experiments.picture_vqa.scenes import Scene, sample_scene
@@ -26,7 +26,7 @@ GENERATOR_VERSION = 1  # any change to scenes, drawings or questions counts it u
 
 
 @dataclass(frozen=True)
-class Split:
+class SplitRecipe:
     """How many scenes, and what they are drawn with."""
 
     scenes: int
@@ -35,12 +35,12 @@ class Split:
 
 
 SPLITS = {
-    "train": Split(6000),
-    "tune": Split(300),
-    "test": Split(500),
-    "test_style": Split(300, UNSEEN_STYLES, UNSEEN_FONTS),
+    "train": SplitRecipe(6000),
+    "tune": SplitRecipe(300),
+    "test": SplitRecipe(500),
+    "test_style": SplitRecipe(300, UNSEEN_STYLES, UNSEEN_FONTS),
 }
-HELD_OUT = ("tune", "test", "test_style")
+HELD_OUT_SPLITS = ("tune", "test", "test_style")
 
 
 class PictureVQA(EmbeddedDataset):
@@ -78,7 +78,7 @@ def write_picture_vqa(
     staging = out.absolute().parent / f".{out.name}.{os.getpid()}.part"
     staging.mkdir(parents=True)
     try:
-        manifest = _write_all(staging, seed, complete_sizes, progress or _ignore_progress)
+        manifest = _write_files(staging, seed, complete_sizes, progress or _ignore_progress)
         staging.rename(out)
     except BaseException:
         # Ctrl-C as well: nobody may take half a benchmark for a whole one
@@ -110,7 +110,9 @@ def complete_split_sizes(overrides: dict[str, int]) -> dict[str, int]:
     return {split: overrides.get(split, default.scenes) for split, default in SPLITS.items()}
 
 
-def _write_all(folder: Path, seed: int, sizes: dict[str, int], progress: ProgressFunction) -> dict[str, Any]:
+def _write_files(
+    folder: Path, seed: int, sizes: dict[str, int], progress: ProgressFunction
+) -> dict[str, Any]:
     """Images and JSON files of all splits, and the manifest."""
     from experiments.picture_vqa.contact_sheet import draw_contact_sheet  # draws: not needed by --help
 
@@ -178,7 +180,7 @@ def _make_conversation(pairs: list[tuple[str, str]]) -> list[dict]:
 
 def _make_caption_record(record: dict, seed: int) -> dict:
     """The stage 1 record of a training scene: an instruction and the dense description."""
-    instruction = random.Random(f"{seed}/{record['id']}").choice(INSTRUCTIONS)
+    instruction = random.Random(f"{seed}/{record['id']}").choice(CAPTION_INSTRUCTIONS)
     caption = describe_scene(Scene.from_dict(record["scene"]))
     conversation = _make_conversation([(instruction, caption)])
     return {

@@ -111,18 +111,18 @@ def fake_part(out, downloads):
 
 
 def test_the_command_keeps_all_or_nothing(cache, monkeypatch, capsys):
-    monkeypatch.setattr(small, "NEEDED", ("torch",))
-    monkeypatch.setattr(small, "make_tower", fake_part)
+    monkeypatch.setattr(small, "NEEDED_PACKAGES", ("torch",))
+    monkeypatch.setattr(small, "convert_tower", fake_part)
 
     def broken(out, downloads):
         fake_part(out, downloads)
         raise UsageError("the language model\nsays Lyon")
 
-    monkeypatch.setattr(small, "make_llm", broken)
+    monkeypatch.setattr(small, "convert_llm", broken)
     assert small.main([]) == 2
     assert capsys.readouterr().err == "error: the language model says Lyon\n"
     assert list(cache.parent.iterdir()) == []
-    monkeypatch.setattr(small, "make_llm", fake_part)
+    monkeypatch.setattr(small, "convert_llm", fake_part)
     assert small.main([]) == 0
     assert sorted(p.name for p in cache.iterdir()) == ["llm", "record.json", "tower"]
     assert json.loads((cache / "record.json").read_text())["versions"].keys() == {"torch", "transformers"}
@@ -131,7 +131,7 @@ def test_the_command_keeps_all_or_nothing(cache, monkeypatch, capsys):
 
 
 def test_the_command_says_what_is_missing(cache, monkeypatch, capsys):
-    monkeypatch.setattr(small, "NEEDED", ("torch", "no_such_runtime"))
+    monkeypatch.setattr(small, "NEEDED_PACKAGES", ("torch", "no_such_runtime"))
     assert small.main([]) == 2
     assert capsys.readouterr().err == "error: missing: no_such_runtime; run: pip install no_such_runtime\n"
     other = cache.parent.parent / "mine"

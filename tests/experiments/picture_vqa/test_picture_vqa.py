@@ -15,7 +15,7 @@ from experiments.picture_vqa import dataset
 from experiments.picture_vqa.__main__ import main as write_main
 from experiments.picture_vqa.dataset import SPLITS, make_scene, write_picture_vqa
 from experiments.picture_vqa.pictures import PLURALS, UNSEEN_STYLES, load_catalogue
-from experiments.picture_vqa.questions import FAMILIES, TURNS
+from experiments.picture_vqa.questions import QUESTION_FAMILIES, TURNS_BY_FAMILY
 from experiments.picture_vqa.signs import SEEN_FONTS, UNSEEN_FONTS
 
 SIZES = {"train": 12, "tune": 4, "test": 8, "test_style": 4}
@@ -148,8 +148,8 @@ def test_questions_are_asked_once_and_cover_all_families():
     for index in range(100):
         _, turns = make_scene("train", index)
         assert len({turn.question for turn in turns}) == len(turns)
-        assert {turn.family for turn in turns} == set(FAMILIES)
-        assert len(turns) >= sum(TURNS.values()) - 2
+        assert {turn.family for turn in turns} == set(QUESTION_FAMILIES)
+        assert len(turns) >= sum(TURNS_BY_FAMILY.values()) - 2
 
 
 def test_splits_share_no_scene():
@@ -176,7 +176,7 @@ def test_styles_and_fonts_of_test_style_are_unseen():
 def test_families_are_balanced():
     """Presence exactly half yes, with the three sorts of negatives; no answer dominates any other family."""
     turns = [turn for index in range(1200) for turn in make_scene("train", index)[1]]
-    answers = {family: Counter(t.answer for t in turns if t.family == family) for family in FAMILIES}
+    answers = {family: Counter(t.answer for t in turns if t.family == family) for family in QUESTION_FAMILIES}
     assert answers["presence"]["yes"] == answers["presence"]["no"] == 1200
     negatives = Counter(t.kind for t in turns if t.family == "presence" and t.answer == "no")
     assert set(negatives) == {"random", "popular", "adversarial"} and min(negatives.values()) > 300
