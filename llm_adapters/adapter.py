@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compressors.errors import UsageError
-from connectors.query_module import QueryModule, insertions
+from connectors.query_module import QueryModule, list_insertions
 
 CONTEXT = "query_context"
 
@@ -56,7 +56,7 @@ def query_positions(is_query: Tensor, count: int | None = None) -> Tensor:
     return torch.where(value > 0, index, -1)
 
 
-def masks(
+def make_query_masks(
     query_index: Tensor, question_turn: Tensor, query_turn: Tensor, patch_turn: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(B, S, T) and (B, S, P): a query reads its own turn's question, and images of turns up to its own.
@@ -95,7 +95,7 @@ class QueryAdapter:
         """Register the hooks on `llm`'s decoder layers; returns their handles."""
         layers = decoder_layers(llm)
         handles = []
-        for insertion, layer in insertions(self.query_module):
+        for insertion, layer in list_insertions(self.query_module):
             layers[layer].query_insertion = insertion  # an attribute, so that wrappers and copies keep it
             handles.append(layers[layer].register_forward_pre_hook(self._before_layer, with_kwargs=True))
         return handles

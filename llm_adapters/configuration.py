@@ -13,7 +13,7 @@ from llm_adapters.pruning import registry as pruners
 Part = dict | PreTrainedConfig | None
 
 
-def part(config: Part, default: str) -> PreTrainedConfig:
+def make_part_config(config: Part, default: str) -> PreTrainedConfig:
     """A part's configuration, from a dictionary too. `default`: its model type where it does not say."""
     if not isinstance(config, PreTrainedConfig):
         config = AutoConfig.for_model(**{"model_type": default, **(config or {})})
@@ -57,8 +57,8 @@ class FlashSlothConfig(PreTrainedConfig):
         tie_word_embeddings: bool = False,
         **kwargs,
     ):
-        self.vision_config = part(vision_config, "siglip_vision_model")
-        self.text_config = part(text_config, "phi")
+        self.vision_config = make_part_config(vision_config, "siglip_vision_model")
+        self.text_config = make_part_config(text_config, "phi")
         self.select_layer = select_layer
         self.compressor, self.compressor_knobs = compressor, compressor_knobs
         self.projector, self.projector_knobs = projector, projector_knobs

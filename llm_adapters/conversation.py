@@ -75,7 +75,7 @@ class Encoded:
         self.turns += [turn] * len(ids)
 
 
-def render(turns: Sequence[Turn], template: Template) -> str:
+def render_turns(turns: Sequence[Turn], template: Template) -> str:
     """The marked string of a conversation; the last turn may have no answer yet."""
     if not turns:
         raise UsageError("a conversation with no turns; give at least one question")
@@ -147,9 +147,9 @@ class Encoder:
         self, turns: Sequence[Turn], image_tokens: Sequence[int], max_length: int | None = None
     ) -> Encoded:
         """A conversation with `image_tokens[i]` visual tokens for image i and at most `max_length` others."""
-        encoded = self.encode(render(turns, self.template), image_tokens)
+        encoded = self.encode(render_turns(turns, self.template), image_tokens)
         placeholders = (self.image_token_id, self.query_token_id)
-        return truncate(encoded, max_length, placeholders) if max_length else encoded
+        return truncate_encoded(encoded, max_length, placeholders) if max_length else encoded
 
     def encode(self, text: str, image_tokens: Sequence[int]) -> Encoded:
         """A marked string -> ids, labels and turns. UsageError where images and markers differ."""
@@ -208,7 +208,7 @@ class Encoder:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
 
-def truncate(encoded: Encoded, max_length: int, placeholders: Sequence[int]) -> Encoded:
+def truncate_encoded(encoded: Encoded, max_length: int, placeholders: Sequence[int]) -> Encoded:
     """At most `max_length` tokens of text; visual and query tokens (ids `placeholders`) do not count, so that
     every compressor and query module sees the same text.
 

@@ -11,13 +11,13 @@ from transformers.image_utils import load_image
 from compressors.errors import UsageError
 from connectors.tiling import Tiling
 from connectors.towers.base import VisionTower
-from connectors.versions import pil_class
+from connectors.versions import find_pil_class
 
 
 def image_processor(tower: VisionTower, size: int | None = None) -> BaseImageProcessor:
     """Preprocessing as the tower wants it: squashed to `size` pixels a side (None: the tower's own)."""
     size = size or tower.image_size
-    return pil_class("SiglipImageProcessor")(
+    return find_pil_class("SiglipImageProcessor")(
         size={"height": size, "width": size},
         image_mean=list(tower.image_mean),
         image_std=list(tower.image_std),
@@ -28,11 +28,11 @@ def image_processor(tower: VisionTower, size: int | None = None) -> BaseImagePro
 def pil_backend(image_processor):
     """The same preprocessing through PIL. transformers loads the torchvision twin of what was saved, whose
     resizing differs by up to a grey level: training and inference would not see the same pixels."""
-    twin = pil_class(type(image_processor).__name__)
+    twin = find_pil_class(type(image_processor).__name__)
     return image_processor if twin is None else twin.from_dict(image_processor.to_dict())
 
 
-def loaded(image, tiles: int = 1):
+def load_nested_images(image, tiles: int = 1):
     """An image of a path or URL, and for tiles a PIL image of an array; others as they are."""
     if isinstance(image, str):
         return load_image(image)
@@ -41,7 +41,7 @@ def loaded(image, tiles: int = 1):
 
 def image_pixels(image_processor, images: Sequence, tiling: Tiling) -> Tensor:
     """Images -> (crops of all of them, 3, h, w)."""
-    crops = [piece for image in images for piece in tiling.crop(loaded(image, tiling.tiles))]
+    crops = [piece for image in images for piece in tiling.crop(load_nested_images(image, tiling.tiles))]
     return image_processor(crops, do_convert_rgb=True, return_tensors="pt")["pixel_values"]
 
 

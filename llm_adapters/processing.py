@@ -12,7 +12,7 @@ from connectors.tiling import Tiling
 from llm_adapters.adapter import query_positions
 from llm_adapters.configuration import FlashSlothConfig
 from llm_adapters.conversation import IGNORE, IMAGE, QUERY, QUESTION, Encoded, Encoder, Template, Turn
-from llm_adapters.images import image_pixels, loaded, per_row, pil_backend, stack_images
+from llm_adapters.images import image_pixels, load_nested_images, per_row, pil_backend, stack_images
 
 CHAT_TEMPLATE = """
 {%%- set reserved = ['%(image)s', '%(question)s', '%(query)s', %(end)s] -%%}
@@ -168,7 +168,9 @@ class FlashSlothProcessor(ProcessorMixin):
         if unknown:
             raise UsageError(f"the processor takes no {', '.join(unknown)}; `encode` truncates, for training")
         texts = [text] if isinstance(text, str) else list(text)
-        rows = [[loaded(image, self.tiles) for image in row] for row in per_row(images, len(texts))]
+        rows = [
+            [load_nested_images(image, self.tiles) for image in row] for row in per_row(images, len(texts))
+        ]
         crops = [[self.crops_of(image) for image in row] for row in rows]
         encoded = [self.encoder.encode(t, self.tokens_of(row)) for t, row in zip(texts, crops)]
         batch = self.collate(encoded, padding_side)

@@ -28,7 +28,7 @@ def fit_turns(turns: Tensor, length: int) -> Tensor:
     return nn.functional.pad(turns, (0, length - turns.shape[1]))
 
 
-def shrink(pixels: Tensor, rate: int) -> Tensor:
+def shrink_pixels(pixels: Tensor, rate: int) -> Tensor:
     """(B, 3, h, w) resized to (h // rate, w // rate) with anti-aliasing."""
     if rate == 1:
         return pixels
@@ -38,7 +38,7 @@ def shrink(pixels: Tensor, rate: int) -> Tensor:
     return nn.functional.interpolate(exact, size, mode="bicubic", antialias=True).to(pixels.dtype)
 
 
-def place(embeds: Tensor, where: Tensor, tokens: Tensor) -> Tensor:
+def place_visual_tokens(embeds: Tensor, where: Tensor, tokens: Tensor) -> Tensor:
     """`tokens` (Q, D) cyclically at the True positions of each row: slots are runs of exactly Q positions."""
     order = (where.cumsum(1) - 1).clamp(min=0) % len(tokens)
     # embedding(), not tokens[order]: its gradient adds up in the same order in every run

@@ -14,9 +14,9 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers import initialization as init
 
 from compressors.errors import UsageError
-from connectors.towers.base import VisionTower, block_count
-from connectors.towers.config import first_line, load_weights, preprocessing, square
-from connectors.towers.open_clip_vit import build_vit, geometry, hidden_states
+from connectors.towers.base import VisionTower, count_blocks
+from connectors.towers.config import check_square, load_weights, read_preprocessing, take_first_line
+from connectors.towers.open_clip_vit import build_vit, compute_hidden_states, read_geometry
 
 
 class OpenClipVisionConfig(PreTrainedConfig):
@@ -93,7 +93,7 @@ class OpenClipVisionModel(PreTrainedModel):
     def forward(self, pixel_values: Tensor, indices: Sequence[int]) -> list[Tensor]:
         """(B, 3, h, w) -> the raw outputs of the blocks 1 <= index <= n, each (B, H * W, C)."""
         self.vit.set_grad_checkpointing(self.gradient_checkpointing and self.training)
-        return hidden_states(self.vit, pixel_values.to(next(self.vit.parameters()).dtype), indices)
+        return compute_hidden_states(self.vit, pixel_values.to(next(self.vit.parameters()).dtype), indices)
 
 
 AutoConfig.register(OpenClipVisionConfig.model_type, OpenClipVisionConfig, exist_ok=True)
@@ -110,32 +110,32 @@ class OpenClipTower(VisionTower):
         num_layers: int,
         select_layer: int,
     ):
-        vit = geometry(backbone.vit)
+        vit = read_geometry(backbone.vit)
         super().__init__(
             backbone,
             config,
             num_layers=num_layers,
             select_layer=select_layer,
             dim=vit.dim,
-            patch_size=square(vit.patch_size, "patch_size"),
-            image_size=square(vit.image_size, "image_size"),
-            **preprocessing(config, vit.image_mean, vit.image_std, vit.resample),
+            patch_size=check_square(vit.patch_size, "patch_size"),
+            image_size=check_square(vit.image_size, "image_size"),
+            **read_preprocessing(config, vit.image_mean, vit.image_std, vit.resample),
         )
 
     def hidden_states(self, pixel_values: Tensor, indices: Sequence[int]) -> list[Tensor]:
         return self.backbone(pixel_values, indices)
 
 
-def _cut(
+def _cut_depth(
     config: OpenClipVisionConfig, select_layer: int, attn_implementation: str | None
 ) -> tuple[OpenClipVisionConfig, int]:
     """The configuration of the model actually built, and how many blocks the full one has."""
     if attn_implementation not in (None, "sdpa"):
         raise UsageError(f"attn_implementation='{attn_implementation}': open_clip towers have sdpa only")
     with torch.device("meta"):
-        num_layers = geometry(OpenClipVisionModel(config).vit).num_layers
+        num_layers = read_geometry(OpenClipVisionModel(config).vit).num_layers
     cut = copy.deepcopy(config)
-    cut.num_hidden_layers = block_count(select_layer, num_layers)
+    cut.num_hidden_layers = count_blocks(select_layer, num_layers)
     return cut, num_layers
 
 
@@ -143,11 +143,11 @@ def build_open_clip(
     config: OpenClipVisionConfig, select_layer: int, attn_implementation: str | None
 ) -> OpenClipTower:
     """A tower with random weights."""
-    cut, num_layers = _cut(config, select_layer, attn_implementation)
+    cut, num_layers = _cut_depth(config, select_layer, attn_implementation)
     return OpenClipTower(OpenClipVisionModel(cut), config, num_layers, select_layer)
 
 
-def load_saved(
+def load_saved_open_clip(
     source: str,
     config: OpenClipVisionConfig,
     select_layer: int,
@@ -155,7 +155,7 @@ def load_saved(
     dtype: torch.dtype | None,
 ) -> OpenClipTower:
     """A tower from a directory that `tower.backbone.save_pretrained` wrote (with the blocks it then had)."""
-    cut, num_layers = _cut(config, select_layer, attn_implementation)
+    cut, num_layers = _cut_depth(config, select_layer, attn_implementation)
     backbone = load_weights(OpenClipVisionModel, source, cut, dtype)
     return OpenClipTower(backbone, config, num_layers, select_layer).eval()
 
@@ -166,15 +166,15 @@ def load_open_clip(
     """A tower from `open_clip:NAME[:TAG_OR_FILE]`. The whole CLIP is in memory while it loads."""
     name, _, tag = source.removeprefix("open_clip:").partition(":")
     config = OpenClipVisionConfig(model_name=name)
-    _cut(config, select_layer, attn_implementation)  # refuse bad input before anything is downloaded
-    visual, config = _pretrained(config, tag)
+    _cut_depth(config, select_layer, attn_implementation)  # refuse bad input before anything is downloaded
+    visual, config = _load_pretrained(config, tag)
     tower = build_open_clip(config, select_layer, attn_implementation)
     weights = {key.removeprefix("trunk."): value for key, value in visual.state_dict().items()}
     tower.backbone.vit.load_state_dict({key: weights[key] for key in tower.backbone.vit.state_dict()})
     return (tower if dtype is None else tower.to(dtype)).eval()
 
 
-def _pretrained(config: OpenClipVisionConfig, tag: str) -> tuple[nn.Module, OpenClipVisionConfig]:
+def _load_pretrained(config: OpenClipVisionConfig, tag: str) -> tuple[nn.Module, OpenClipVisionConfig]:
     """open_clip's full image tower, and the configuration with its preprocessing and GELU."""
     import open_clip
 
@@ -189,7 +189,7 @@ def _pretrained(config: OpenClipVisionConfig, tag: str) -> tuple[nn.Module, Open
         visual = open_clip.create_model(name, pretrained=tag, force_quick_gelu=quick_gelu).visual
     except (RuntimeError, OSError, pickle.UnpicklingError) as error:
         raise UsageError(
-            f"open_clip:{name}:{tag}: {first_line(error)}; give a checkpoint file, or where the hub can be "
+            f"open_clip:{name}:{tag}: {take_first_line(error)}; give a checkpoint file, or where the hub can be "
             f"reached a tag: {known}"
         ) from error
     wanted = visual.preprocess_cfg

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from compressors.errors import UsageError
 from compressors.registry import suggest
-from connectors.towers.config import first_line
+from connectors.towers.config import take_first_line
 
 TIMM_ACT = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
 OPENAI = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
@@ -42,18 +42,18 @@ def build_vit(
     fields = {**known["vision_cfg"], **(vision_cfg or {})}
     try:
         if fields.get("timm_model_name"):
-            return _timm_vit(fields["timm_model_name"], dict(timm_kwargs or {}), hidden_act, depth)
+            return _build_timm_vit(fields["timm_model_name"], dict(timm_kwargs or {}), hidden_act, depth)
         quick_gelu = known.get("quick_gelu", False) if hidden_act is None else hidden_act == "quick_gelu"
         if hidden_act == "gelu_pytorch_tanh":
             fields["act_kwargs"] = {"approximate": "tanh"}
-        return _native_vit(known["embed_dim"], fields, quick_gelu, depth)
+        return _build_native_vit(known["embed_dim"], fields, quick_gelu, depth)
     except TypeError as error:
         raise UsageError(
-            f"open_clip '{model_name}' gives no vision tower (which must be a ViT): {first_line(error)}"
+            f"open_clip '{model_name}' gives no vision tower (which must be a ViT): {take_first_line(error)}"
         ) from error
 
 
-def _timm_vit(name: str, arguments: dict, hidden_act: str | None, depth: int | None) -> nn.Module:
+def _build_timm_vit(name: str, arguments: dict, hidden_act: str | None, depth: int | None) -> nn.Module:
     import timm
 
     if not timm.is_model(name):
@@ -69,7 +69,7 @@ def _timm_vit(name: str, arguments: dict, hidden_act: str | None, depth: int | N
     return vit
 
 
-def _native_vit(embed_dim: int, fields: dict, quick_gelu: bool, depth: int | None) -> nn.Module:
+def _build_native_vit(embed_dim: int, fields: dict, quick_gelu: bool, depth: int | None) -> nn.Module:
     import open_clip
 
     if not isinstance(fields.get("layers", 12), int):
@@ -97,7 +97,7 @@ class Geometry:
     resample: str
 
 
-def geometry(vit: nn.Module) -> Geometry:
+def read_geometry(vit: nn.Module) -> Geometry:
     """Sizes of a ViT that `build_vit` gave."""
     if is_native(vit):
         sizes = (len(vit.transformer.resblocks), vit.transformer.width, vit.patch_size, vit.image_size)
@@ -113,19 +113,19 @@ def is_native(vit: nn.Module) -> bool:
     return hasattr(vit, "transformer")
 
 
-def hidden_states(vit: nn.Module, pixel_values: Tensor, indices: Sequence[int]) -> list[Tensor]:
+def compute_hidden_states(vit: nn.Module, pixel_values: Tensor, indices: Sequence[int]) -> list[Tensor]:
     """Raw outputs (B, H * W, C) of the blocks 1 <= index <= n for (B, 3, h, w), in the order of `indices`.
 
     Only whole patches are read; other than native sizes interpolate the position embedding (timm's bicubic
     with antialiasing, where transformers' SigLIP, CLIP and DINOv2 have none: there the two differ slightly).
     """
-    patch = geometry(vit).patch_size
+    patch = read_geometry(vit).patch_size
     height, width = (size // side for size, side in zip(pixel_values.shape[-2:], patch))
     pixel_values = pixel_values[..., : height * patch[0], : width * patch[1]]
     order = sorted(set(indices))
     take = [index - 1 for index in order]
     if is_native(vit):
-        states = vit.transformer.forward_intermediates(_embed(vit, pixel_values), indices=take)[1]
+        states = vit.transformer.forward_intermediates(_embed_patches(vit, pixel_values), indices=take)[1]
         states = [state[:, 1:] for state in states]  # without CLS
     else:
         options = {"norm": False, "output_fmt": "NLC", "intermediates_only": True}
@@ -134,7 +134,7 @@ def hidden_states(vit: nn.Module, pixel_values: Tensor, indices: Sequence[int]) 
     return [found[index] for index in indices]
 
 
-def _embed(vit: nn.Module, pixel_values: Tensor) -> Tensor:
+def _embed_patches(vit: nn.Module, pixel_values: Tensor) -> Tensor:
     """(B, 3, h, w) -> (B, 1 + H * W, C) for open_clip's own ViT, which knows no size but its native one."""
     from timm.layers import resample_abs_pos_embed
 

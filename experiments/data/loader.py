@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from compressors.errors import UsageError
 from experiments.data import llava
 from experiments.data.order import SampleLength, SampleOrder
-from llm_adapters.conversation import IGNORE, Encoded, render
+from llm_adapters.conversation import IGNORE, Encoded, render_turns
 from llm_adapters.images import stack_images
 from llm_adapters.processing import FlashSlothProcessor
 
@@ -82,7 +82,7 @@ class ConversationDataset(Dataset):
         than bytes, so only long samples need the tokenizer."""
         template = self.images.processor.encoder.template
         for index, sample in enumerate(self.samples):
-            if self.max_length and len(render(sample.turns, template).encode()) > self.max_length:
+            if self.max_length and len(render_turns(sample.turns, template).encode()) > self.max_length:
                 self.encode(index)
 
 

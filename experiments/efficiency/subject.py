@@ -8,7 +8,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
-from connectors.query_module import insertions
+from connectors.query_module import list_insertions
 from connectors.tiling import Tiling
 from connectors.versions import CACHE
 from experiments.config.schema import Config
@@ -151,7 +151,7 @@ class CellSubject(CostSubject):
             patches,
             torch.ones(rows, asked, patches.shape[1]).bool(),
         )
-        for insertion, _ in insertions(model.query_module):
+        for insertion, _ in list_insertions(model.query_module):
             model.query_module(*inputs, insertion)
 
     def language_model(

@@ -12,7 +12,7 @@ MAX_NEW_TOKENS = 128  # of an answer, where the task does not say
 SAMPLING = ("temperature", "top_p", "top_k")
 
 
-def batches(requests: Sequence[tuple], size: int) -> Iterator[list[int]]:
+def batch_requests(requests: Sequence[tuple], size: int) -> Iterator[list[int]]:
     """Numbers of requests (context, settings, ...) with the same settings, the longest first: what does not
     fit into memory shows at once, and little is padded."""
     groups = defaultdict(list)
@@ -23,7 +23,7 @@ def batches(requests: Sequence[tuple], size: int) -> Iterator[list[int]]:
         yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
-def pictures(visuals: Sequence | None, task: str) -> list[Image.Image]:
+def collect_pictures(visuals: Sequence | None, task: str) -> list[Image.Image]:
     """A question's images in RGB; UsageError for other media."""
     found = [visual for visual in visuals or () if visual is not None]
     for visual in found:
@@ -35,7 +35,7 @@ def pictures(visuals: Sequence | None, task: str) -> list[Image.Image]:
     return [picture.convert("RGB") for picture in found]
 
 
-def message(context: str, images: Sequence[Image.Image]) -> dict:
+def make_message(context: str, images: Sequence[Image.Image]) -> dict:
     """A user's turn. Images stand where the text says <image>; where it does not say so for each of them,
     before the text."""
     pieces = [piece.strip() for piece in context.split(IMAGE)]
@@ -48,7 +48,7 @@ def message(context: str, images: Sequence[Image.Image]) -> dict:
     return {"role": "user", "content": parts}
 
 
-def generation(settings: Mapping) -> dict:
+def read_generation_settings(settings: Mapping) -> dict:
     """A task's settings as `generate` takes them. Greedy unless it asks for a temperature or for sampling."""
     temperature = settings.get("temperature")
     sample = settings.get("do_sample", bool(temperature)) and temperature != 0
@@ -64,7 +64,7 @@ def generation(settings: Mapping) -> dict:
     return found
 
 
-def cut(answer: str, until: str | Sequence[str] | None) -> str:
+def cut_answer(answer: str, until: str | Sequence[str] | None) -> str:
     """An answer up to the first of its task's stop strings, without spaces around it."""
     for stop in [until] if isinstance(until, str) else until or ():
         answer = answer.partition(stop)[0] if stop else answer

@@ -29,44 +29,46 @@ from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.released import files, layout, sizes, tokens
 
 
-def convert(checkpoint: Path, out: Path, tiles: int | None = None, base: Path | None = None) -> list[str]:
+def convert_checkpoint(
+    checkpoint: Path, out: Path, tiles: int | None = None, base: Path | None = None
+) -> list[str]:
     """Write a model folder, and its processor if a tokenizer is beside the weights; returns notes."""
     files.refuse_existing(out)
-    found = files.read(checkpoint)
+    found = files.read_checkpoint(checkpoint)
     if found.values.get("model_type") == FlashSlothConfig.model_type:
         raise UsageError(f"{checkpoint}: is a model of ours already; `export` is the way back")
     if base is not None:
-        found = over(found, complete(base))
-    tiles = sizes.tiles(found.values) if tiles is None else tiles
+        found = overlay_checkpoint(found, complete_checkpoint(base))
+    tiles = sizes.read_tiles(found.values) if tiles is None else tiles
     if tiles < 1:
         raise UsageError(f"--tiles {tiles}: must be at least 1 (2: FlashSloth-HD)")
-    model = described(found)
-    learned = fill(model, found)
+    model = build_from_saved_config(found)
+    learned = fill_model(model, found)
     folders = [path if path.is_dir() else path.parent for path in (checkpoint, base) if path]
-    tokenizer = next(filter(None, map(tokens.load, folders)), None)
+    tokenizer = next(filter(None, map(tokens.load_tokenizer, folders)), None)
     if tokenizer is not None:
         rows = model.get_input_embeddings().num_embeddings
-        tokenizer = tokens.prepared(tokenizer, rows, checkpoint)
+        tokenizer = tokens.prepare_tokenizer(tokenizer, rows, checkpoint)
     tokens.give_ids(model, tokenizer)
-    with files.draft(out) as folder:
+    with files.open_draft(out) as folder:
         model.save_pretrained(folder)
-        files.remember(folder, found, learned)
+        files.write_origin(folder, found, learned)
         if tokenizer is not None:
-            tokens.processor(model, tokenizer, tiles).save_pretrained(folder)
+            tokens.make_processor(model, tokenizer, tiles).save_pretrained(folder)
     note = f"no tokenizer beside {checkpoint}: wrote the model without a processor"
     return found.notes if tokenizer is not None else [*found.notes, note]
 
 
-def skeleton(config: FlashSlothConfig) -> FlashSlothForConditionalGeneration:
+def build_skeleton(config: FlashSlothConfig) -> FlashSlothForConditionalGeneration:
     """The model without memory for its weights."""
     with torch.device("meta"):
         return FlashSlothForConditionalGeneration(config).eval()
 
 
-def described(found: layout.Checkpoint) -> FlashSlothForConditionalGeneration:
+def build_from_saved_config(found: layout.Checkpoint) -> FlashSlothForConditionalGeneration:
     """The skeleton of the model that a checkpoint's config.json and shapes describe."""
     try:
-        return skeleton(sizes.composed(found.values, found.tensors, found.source))
+        return build_skeleton(sizes.make_composed_config(found.values, found.tensors, found.source))
     except UsageError:
         raise
     except (TypeError, ValueError, AttributeError, ZeroDivisionError, StrictDataclassError) as error:
@@ -74,20 +76,20 @@ def described(found: layout.Checkpoint) -> FlashSlothForConditionalGeneration:
         raise UsageError(f"{found.source}: its config.json describes no model: {words}") from error
 
 
-def fill(model: FlashSlothForConditionalGeneration, found: layout.Checkpoint) -> Tensor:
+def fill_model(model: FlashSlothForConditionalGeneration, found: layout.Checkpoint) -> Tensor:
     """Put a checkpoint's tensors into the model, all or none; returns its query tokens as they were."""
     wanted = {found.spell(layout.to_released(key)): value.shape for key, value in model.state_dict().items()}
     spelled = {found.spell(key): value for key, value in found.tensors.items()}
-    layout.check(spelled, wanted, found.source, "give what it lacks with --base")
+    layout.check_keys(spelled, wanted, found.source, "give what it lacks with --base")
     learned = found.tensors[layout.QUERIES]
     dot = layout.dot_of(found.tensors, sizes.dot_token(found.values), found.source)
     state = {layout.to_ours(key): value for key, value in found.tensors.items()}
-    state[layout.to_ours(layout.QUERIES)] = layout.fold(learned, dot)
+    state[layout.to_ours(layout.QUERIES)] = layout.fold_queries(learned, dot)
     model.load_state_dict(state, assign=True)
     return learned
 
 
-def over(part: layout.Checkpoint, base: layout.Checkpoint) -> layout.Checkpoint:
+def overlay_checkpoint(part: layout.Checkpoint, base: layout.Checkpoint) -> layout.Checkpoint:
     """A checkpoint with what it lacks taken from a complete one, whose sizes hold."""
     taken = [key for key in base.tensors if key not in part.tensors]
     note = f"{len(part.tensors)} tensors from {part.source}, {len(taken)} from {base.source}"
@@ -95,13 +97,17 @@ def over(part: layout.Checkpoint, base: layout.Checkpoint) -> layout.Checkpoint:
     return replace(base, source=part.source, tensors=merged, notes=[*part.notes, note])
 
 
-def complete(path: Path) -> layout.Checkpoint:
+def complete_checkpoint(path: Path) -> layout.Checkpoint:
     """A released checkpoint, or a model of ours in the released layout."""
     values = files.read_json((path if path.is_dir() else path.parent) / files.CONFIG)
-    return released(path) if values.get("model_type") == FlashSlothConfig.model_type else files.read(path)
+    return (
+        find_released(path)
+        if values.get("model_type") == FlashSlothConfig.model_type
+        else files.read_checkpoint(path)
+    )
 
 
-def released(folder: Path) -> layout.Checkpoint:
+def find_released(folder: Path) -> layout.Checkpoint:
     """A model folder of ours in the released layout."""
     if not (folder / files.CONFIG).is_file():
         raise UsageError(f"{folder}: no {files.CONFIG} in it; give a model folder")
@@ -109,25 +115,25 @@ def released(folder: Path) -> layout.Checkpoint:
         raise UsageError(f"{folder}: is no model of ours; `convert` makes one of a released checkpoint")
     config = FlashSlothConfig.from_pretrained(folder)
     sizes.check_exportable(config, folder)
-    found = files.tensors(folder)
-    layout.check(found, {k: v.shape for k, v in skeleton(config).state_dict().items()}, folder)
-    values, level, learned = files.recall(folder)
+    found = files.read_tensors(folder)
+    layout.check_keys(found, {k: v.shape for k, v in build_skeleton(config).state_dict().items()}, folder)
+    values, level, learned = files.read_origin(folder)
     values = values or sizes.values_of(config)
     state = {layout.to_released(key): value for key, value in found.items()}
     dot = layout.dot_of(state, sizes.dot_token(values), folder)
-    state[layout.QUERIES] = layout.unfold(state[layout.QUERIES], dot, learned)
+    state[layout.QUERIES] = layout.unfold_queries(state[layout.QUERIES], dot, learned)
     count = len(state[layout.EMBEDDING])
     values.get("llm", values)["vocab_size"] = count  # it may have been resized since
     return layout.Checkpoint(folder, values, state, level)
 
 
-def export(model: Path, out: Path) -> list[str]:
+def export_model(model: Path, out: Path) -> list[str]:
     """Write a folder in the released layout; returns notes."""
     files.refuse_existing(out)
-    found, tokenizer = released(model), tokens.load(model)
+    found, tokenizer = find_released(model), tokens.load_tokenizer(model)
     if tokenizer is not None:
-        tokenizer = tokens.renamed(tokenizer, QUERY, tokens.LEARNABLE)
-    with files.draft(out) as folder:
+        tokenizer = tokens.rename_token(tokenizer, QUERY, tokens.LEARNABLE)
+    with files.open_draft(out) as folder:
         state = {found.spell(key): value for key, value in found.tensors.items()}
         save_torch_state_dict(state, folder)
         (folder / files.CONFIG).write_text(json.dumps(found.values, indent=1))
@@ -157,7 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        notes = {"convert": convert, "export": export}[given.pop("command")](**given)
+        notes = {"convert": convert_checkpoint, "export": export_model}[given.pop("command")](**given)
     except (UsageError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

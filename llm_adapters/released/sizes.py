@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
 from compressors.errors import UsageError
-from connectors.towers.base import block_count
-from connectors.towers.config import as_vision_config, first_line
+from connectors.towers.base import count_blocks
+from connectors.towers.config import as_vision_config, take_first_line
 from llm_adapters.configuration import FlashSlothConfig
 from llm_adapters.conversation import Template
 from llm_adapters.released.layout import EMBEDDING, QUERIES, TOWER
@@ -61,11 +61,11 @@ TOWER_FIELDS = (
 TOWERS = {"siglip-so400m-patch14-384": dict(zip(TOWER_NEEDS, (1152, 4304, 27, 16, 384, 14)))}
 
 
-def composed(values: dict, tensors: Mapping[str, Tensor], source: Path) -> FlashSlothConfig:
+def make_composed_config(values: dict, tensors: Mapping[str, Tensor], source: Path) -> FlashSlothConfig:
     """Our configuration of a checkpoint. UsageError where a size is said nowhere."""
-    select, text = values.get("mm_vision_select_layer", -2), llm(values, tensors, source)
+    select, text = values.get("mm_vision_select_layer", -2), make_llm_config(values, tensors, source)
     return FlashSlothConfig(
-        vision_config=tower(values, tensors, select, source),
+        vision_config=make_tower_config(values, tensors, select, source),
         text_config=text,
         select_layer=select,
         compressor="sap",
@@ -78,7 +78,7 @@ def composed(values: dict, tensors: Mapping[str, Tensor], source: Path) -> Flash
     )
 
 
-def llm(values: dict, tensors: Mapping[str, Tensor], source: Path) -> PreTrainedConfig:
+def make_llm_config(values: dict, tensors: Mapping[str, Tensor], source: Path) -> PreTrainedConfig:
     """Phi's; as many embeddings as the checkpoint has."""
     said = values.get("llm", values)
     absent = [name for name in LLM_NEEDS if name not in said]
@@ -93,7 +93,9 @@ def llm(values: dict, tensors: Mapping[str, Tensor], source: Path) -> PreTrained
     return AutoConfig.for_model("phi", vocab_size=rows, tie_word_embeddings=False, **sizes)
 
 
-def tower(values: dict, tensors: Mapping[str, Tensor], select: int, source: Path) -> PreTrainedConfig:
+def make_tower_config(
+    values: dict, tensors: Mapping[str, Tensor], select: int, source: Path
+) -> PreTrainedConfig:
     """SigLIP's: what the file says, or what its `mm_vision_tower` is known to be, else what shapes tell."""
     said = values.get("vision") or values.get("vision_config") or named_tower(values, source)
     sizes = {**tower_shapes(tensors, select), **{k: said[k] for k in TOWER_FIELDS if said.get(k) is not None}}
@@ -102,7 +104,7 @@ def tower(values: dict, tensors: Mapping[str, Tensor], select: int, source: Path
         raise UsageError(
             f"{source}: nothing says the tower's {', '.join(absent)}; add a vision_config to config.json"
         )
-    block_count(select, sizes["num_hidden_layers"])
+    count_blocks(select, sizes["num_hidden_layers"])
     return AutoConfig.for_model("siglip_vision_model", **sizes)
 
 
@@ -117,14 +119,14 @@ def named_tower(values: dict, source: Path) -> dict:
         return as_vision_config(AutoConfig.from_pretrained(name)).to_dict()
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"{source}: mm_vision_tower={name} cannot be read ({first_line(error)}); add a "
+            f"{source}: mm_vision_tower={name} cannot be read ({take_first_line(error)}); add a "
             "vision_config to config.json"
         ) from error
 
 
 def tower_shapes(tensors: Mapping[str, Tensor], select: int) -> dict[str, int]:
     """What the tower's tensors tell of its sizes; the last layers were cut off down to `select`."""
-    sizes, blocks = {}, count(tensors, rf"{re.escape(TOWER)}encoder\.layers\.(\d+)\.")
+    sizes, blocks = {}, count_matching(tensors, rf"{re.escape(TOWER)}encoder\.layers\.(\d+)\.")
     patches = tensors.get(f"{TOWER}embeddings.patch_embedding.weight")
     positions = tensors.get(f"{TOWER}embeddings.position_embedding.weight")
     inner = tensors.get(f"{TOWER}encoder.layers.0.mlp.fc1.weight")
@@ -147,13 +149,13 @@ def embq_knobs(values: dict, tensors: Mapping[str, Tensor]) -> dict[str, object]
     return {
         "dim": said.get("dim", WIDTH if image is None else image.shape[0]),
         "num_queries": said.get("num_queries", QUERY_COUNT if tokens is None else tokens.shape[0]),
-        "num_layers": count(tensors, r"model\.lqformer\.layers\.(\d+)\.") or 1,
+        "num_layers": count_matching(tensors, r"model\.lqformer\.layers\.(\d+)\.") or 1,
         "at": said.get("insert_before_layer_number", LAYER),
         "released": True,
     }
 
 
-def count(tensors: Mapping[str, Tensor], pattern: str) -> int:
+def count_matching(tensors: Mapping[str, Tensor], pattern: str) -> int:
     """One more than the highest number that the pattern finds in a key."""
     return 1 + max((int(found[1]) for found in map(re.compile(pattern).match, tensors) if found), default=-1)
 
@@ -163,7 +165,7 @@ def dot_token(values: dict) -> int:
     return values.get("embq", {}).get("dot_token_id", DOT)
 
 
-def tiles(values: dict) -> int:
+def read_tiles(values: dict) -> int:
     """k of the k x k tiles; a nested file gives the crops, thumbnail included."""
     return max(1, isqrt(values.get("prompt", {}).get("hd_tiles", 1) - 1))
 

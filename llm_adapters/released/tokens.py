@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from compressors.errors import UsageError
-from connectors.towers.config import first_line
+from connectors.towers.config import take_first_line
 from llm_adapters.conversation import IMAGE, QUERY, Template
 from llm_adapters.images import image_processor
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
@@ -25,21 +25,21 @@ FILES = ("tokenizer.json", "vocab.json", "tokenizer_config.json")
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
-def load(folder: Path) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     """The tokenizer in a folder, if there is one."""
     if not any((folder / name).is_file() for name in FILES):
         return None
     try:
         return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"{folder}: its tokenizer cannot be read: {first_line(error)}") from error
+        raise UsageError(f"{folder}: its tokenizer cannot be read: {take_first_line(error)}") from error
 
 
-def prepared(tokenizer: PreTrainedTokenizerBase, rows: int, source: Path) -> PreTrainedTokenizerBase:
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int, source: Path) -> PreTrainedTokenizerBase:
     """With `<query>`, `</s>` and `<image>`: no token's id changes, and new ones come last, in this order, so
     that phi-2's own tokenizer gets the released ids 50295 and 50296. `rows`: embeddings there are."""
     if LEARNABLE in tokenizer.get_vocab():
-        tokenizer = renamed(tokenizer, LEARNABLE, QUERY)
+        tokenizer = rename_token(tokenizer, LEARNABLE, QUERY)
     plain = [token for token in (QUERY, END, IMAGE) if token not in tokenizer.all_special_tokens]
     if plain:  # unknown, or known as words like any other
         tokenizer.add_special_tokens({"additional_special_tokens": plain}, replace_extra_special_tokens=False)
@@ -53,7 +53,7 @@ def prepared(tokenizer: PreTrainedTokenizerBase, rows: int, source: Path) -> Pre
     return tokenizer
 
 
-def renamed(tokenizer: PreTrainedTokenizerBase, old: str, new: str) -> PreTrainedTokenizerBase:
+def rename_token(tokenizer: PreTrainedTokenizerBase, old: str, new: str) -> PreTrainedTokenizerBase:
     """The same tokenizer with a token of another name and the same id."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     for token in state["added_tokens"]:
@@ -90,7 +90,7 @@ def give_ids(model: FlashSlothForConditionalGeneration, tokenizer: PreTrainedTok
     model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad if pad is not None else end)
 
 
-def processor(
+def make_processor(
     model: FlashSlothForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, tiles: int
 ) -> FlashSlothProcessor:
     """SigLIP's preprocessing and FlashSloth's prompt."""

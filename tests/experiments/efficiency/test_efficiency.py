@@ -9,7 +9,7 @@ from factories import picture
 
 from ablations.costs import prefill
 from compressors.errors import UsageError
-from connectors.versions import at_least
+from connectors.versions import is_at_least
 from experiments.config.cells import make_cells
 from experiments.efficiency import collect, counting, measuring, options, published, table1
 from experiments.efficiency.__main__ import main
@@ -70,7 +70,7 @@ def test_rows_of_a_batch_add_up():
     assert two.cache_bytes == 2 * one.cache_bytes and two.decode == one.decode
     twice = {part: 2 * count for part, count in one.prefill.items()}
     # before 5.19 angles of positions are a matrix product, the same for all rows
-    assert two.prefill == (twice if at_least("5.19") else pytest.approx(twice, rel=1e-5))
+    assert two.prefill == (twice if is_at_least("5.19") else pytest.approx(twice, rel=1e-5))
 
 
 @pytest.mark.parametrize(
