@@ -42,7 +42,8 @@ def switch_checkpointing(model: PreTrainedModel, what: str, *options: dict) -> N
     """ "enable" or "disable": keep a layer's input alone and compute the rest of it again. Its name was
     gradient checkpointing up to 5.22; a composed model's reaches all of its parts."""
     old = getattr(model, f"gradient_checkpointing_{what}", None)
-    getattr(model, f"activation_checkpointing_{what}", old)(*options)
+    switch: Any = getattr(model, f"activation_checkpointing_{what}", old)
+    switch(*options)
 
 
 @contextmanager

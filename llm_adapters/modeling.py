@@ -22,6 +22,7 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 import compressors
+from compressors.base import Compressor
 from compressors.errors import UsageError
 from connectors.embq import registry as query_modules
 from connectors.projector import registry as projectors
@@ -78,7 +79,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
     config_class = FlashSlothConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -95,9 +96,9 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         """Parts that are given are taken as they are, with their weights; others are built from `config`."""
         super().__init__(config)
         self.vision_tower = vision_tower or build_tower(config.vision_config, config.select_layer)
-        self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
+        self.language_model: Any = language_model or AutoModelForCausalLM.from_config(config.text_config)
         sizes = llm_sizes(config)
-        self.compressor = compressors.create(
+        self.compressor: Compressor = compressors.create(
             config.compressor,
             dim=self.vision_tower.dim,
             llm_dim=sizes["llm_dim"],
@@ -107,7 +108,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         name = config.projector
         if name == "auto":
             name = "identity" if self.compressor.projects else "mlp2x_gelu"
-        self.projector = projectors.create(
+        self.projector: nn.Module = projectors.create(
             name, in_dim=self.compressor.out_dim, llm_dim=sizes["llm_dim"], **(config.projector_knobs or {})
         )
         self.query_module: QueryModule | None = None
@@ -140,7 +141,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         rows, columns = self.vision_tower.grid(height // rate, width // rate)
         return self.compressor.num_tokens(rows, columns)
 
-    def _init_weights(self, module: nn.Module) -> None:
+    def _init_weights(self, module: Any) -> None:
         # tower and LLM are PreTrainedModels and initialise themselves, ours as their constructors do
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
@@ -334,9 +335,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             self.compressor.visible(height, width),
         )
 
-    def generate(  # type: ignore[override]  # transformers' many overloads say the same
-        self, *args: Any, logits_processor: Sequence[Any] | None = None, **kwargs: Any
-    ) -> Any:
+    def generate(self, *args: Any, logits_processor: Sequence[Any] | None = None, **kwargs: Any) -> Any:
         """As transformers' `generate`; image and query placeholders are never said."""
         rows = self.get_input_embeddings().num_embeddings
         placeholders = (self.config.image_token_id, self.config.query_token_id)

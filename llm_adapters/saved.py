@@ -2,8 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from compressors.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 KIND = "slothkit"
 
@@ -49,7 +53,7 @@ def is_attached(folder: Path) -> bool:
     return isinstance(read_json_file(folder / "config.json").get("slothkit"), dict)
 
 
-def read_json_file(path: Path):
+def read_json_file(path: Path) -> Any:
     """A JSON file, or a UsageError."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -57,8 +61,13 @@ def read_json_file(path: Path):
         raise UsageError(f"{path}: not JSON ({error}); the file is damaged") from error
 
 
-def load_saved_model(path: Path, device, dtype=None, attached: bool = False):
-    """(model, processor) of `find(path)`, in eval mode. `dtype`: None is bfloat16 on a GPU, else float32."""
+def load_saved_model(
+    path: Path, device: "torch.device", dtype: "torch.dtype | None" = None, attached: bool = False
+) -> tuple[Any, Any]:
+    """(model, processor) of `find_model_folder(path)`, in eval mode.
+
+    `dtype`: None is bfloat16 on a GPU, else float32. UsageError for a folder that cannot be loaded.
+    """
     import torch
     from safetensors import SafetensorError
 
@@ -66,7 +75,9 @@ def load_saved_model(path: Path, device, dtype=None, attached: bool = False):
     from llm_adapters.auto import FlashSlothForConditionalGeneration, FlashSlothProcessor
 
     folder = find_model_folder(path, attached)
-    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    if dtype is None:
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    model: Any
     try:
         if is_attached(folder):
             model, processor = reuse.load(folder, dtype=dtype)

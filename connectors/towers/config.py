@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import transformers
@@ -14,7 +15,7 @@ from connectors.versions import map_vision_names
 PREPROCESSING = ("image_mean", "image_std", "resample")  # extra keys any vision configuration may carry
 
 
-def as_vision_config(config: dict | PreTrainedConfig) -> PreTrainedConfig:
+def as_vision_config(config: dict[str, Any] | PreTrainedConfig) -> PreTrainedConfig:
     """A vision configuration from a dict with "model_type", or the vision part of a composite one.
 
     UsageError for an unknown model type or, in a dict, an unknown key.
@@ -24,18 +25,21 @@ def as_vision_config(config: dict | PreTrainedConfig) -> PreTrainedConfig:
     return getattr(config, "vision_config", config)
 
 
-def _make_config(values: dict) -> PreTrainedConfig:
+def _make_config(values: dict[str, Any]) -> PreTrainedConfig:
+    """A configuration from a dict with "model_type"."""
     values = dict(values)
     model_type = values.pop("model_type", None)
     if model_type is None:
         raise UsageError('the vision configuration has no "model_type" (for example siglip_vision_model)')
     try:
-        known = AutoConfig.for_model(model_type).to_dict()
+        fields = AutoConfig.for_model(model_type).to_dict()
     except ValueError:
         raise UsageError(f"vision tower: transformers knows no model_type '{model_type}'") from None
     for key in values:
-        if key not in known and key not in PREPROCESSING:
-            raise UsageError(f"vision configuration '{model_type}' has no field '{key}'{suggest(key, known)}")
+        if key not in fields and key not in PREPROCESSING:
+            raise UsageError(
+                f"vision configuration '{model_type}' has no field '{key}'{suggest(key, fields)}"
+            )
     return AutoConfig.for_model(model_type, **values)
 
 
@@ -75,7 +79,7 @@ def load_weights(
     """
     try:
         with _silence_transformers():
-            backbone, info = model_class.from_pretrained(
+            loaded: Any = model_class.from_pretrained(  # with `output_loading_info` a pair
                 source,
                 config=config,
                 dtype=dtype or "auto",
@@ -86,6 +90,7 @@ def load_weights(
         raise UsageError(
             f"vision tower '{source}': cannot read its weights: {take_first_line(error)}"
         ) from error
+    backbone, info = loaded
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(unused))
     if missing:
         raise UsageError(f"vision tower '{source}': {len(missing)} weights are missing, such as {missing[0]}")
@@ -94,6 +99,7 @@ def load_weights(
 
 @contextmanager
 def _silence_transformers() -> Iterator[None]:
+    """Its report of keys that were left out is expected here: the tower is cut."""
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:

@@ -8,6 +8,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -26,7 +27,7 @@ from connectors.towers.config import (
     read_preprocessing,
     take_first_line,
 )
-from connectors.towers.open_clip import load_saved_open_clip
+from connectors.towers.open_clip import OpenClipVisionConfig, load_saved_open_clip
 from connectors.versions import find_vision_blocks, find_vision_model, find_vision_parts
 
 HALF = (0.5, 0.5, 0.5)
@@ -48,13 +49,14 @@ class Family:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolate: bool = False
-    without: dict = field(default_factory=dict)
+    without: dict[str, Any] = field(default_factory=dict)
 
     @property
     def unused(self) -> tuple[str, ...]:
         """Weights that are dropped after loading."""
-        names = f"{self.norm}.", "embeddings.mask_token"
-        return *names, *(f"vision_model.{name}" for name in names)
+        names = [f"{self.norm}.", "embeddings.mask_token"]
+        older_names = [f"vision_model.{name}" for name in names]  # of transformers before 5.6
+        return (*names, *older_names)
 
 
 FAMILIES = {
@@ -88,7 +90,7 @@ class HfTower(VisionTower):
             **read_preprocessing(config, family.mean, family.std),
         )
         self._options = {"interpolate_pos_encoding": True} if family.interpolate else {}
-        parts = find_vision_parts(backbone)
+        parts: Any = find_vision_parts(backbone)
         setattr(parts, family.norm, nn.Identity())
         mask = getattr(parts.embeddings, "mask_token", None)
         if mask is not None:  # no parameter, but there: transformers before 5.6 initialises it
@@ -114,9 +116,10 @@ class HfTower(VisionTower):
 
 
 def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The class of a family; UsageError for a model type that is none."""
     if config.model_type not in FAMILIES:
-        known = ", ".join([*FAMILIES, "slothkit_open_clip_vision"])
-        raise UsageError(f"'{config.model_type}' is no vision tower known here; known: {known}")
+        listed = ", ".join([*FAMILIES, "slothkit_open_clip_vision"])
+        raise UsageError(f"'{config.model_type}' is no vision tower known here; known: {listed}")
     return getattr(transformers, FAMILIES[config.model_type].model)
 
 
@@ -150,7 +153,7 @@ def load_hf(
     config = as_vision_config(config)
     for key, value in _preprocessor(source).items():
         setattr(config, key, value)
-    if config.model_type == "slothkit_open_clip_vision":
+    if isinstance(config, OpenClipVisionConfig):
         return load_saved_open_clip(source, config, select_layer, attn_implementation, dtype)
     model_class = _model_class(config)
     cut = _cut(config, select_layer, attn_implementation)
@@ -159,17 +162,18 @@ def load_hf(
 
 
 def _unreadable(source: str, error: Exception) -> UsageError:
+    """The one line for a source whose configuration cannot be had: damaged, not there, or out of reach."""
     if Path(source, "config.json").is_file():
         return UsageError(f"vision tower '{source}': {take_first_line(error)}")
     if source.startswith(("/", ".", "~")):
         return UsageError(f"vision tower '{source}': no such directory, or it has no config.json")
     return UsageError(
-        f"vision tower '{source}': {take_first_line(error)}; give a local directory, or fetch it first where the "
-        f"hub can be reached (hf download {source})"
+        f"vision tower '{source}': {take_first_line(error)}; give a local directory, or fetch it "
+        f"first where the hub can be reached (hf download {source})"
     )
 
 
-def _preprocessor(source: str) -> dict:
+def _preprocessor(source: str) -> dict[str, Any]:
     """image_mean, image_std and resample of the checkpoint's image processor, those it states."""
     try:
         values, _ = ImageProcessingMixin.get_image_processor_dict(source)

@@ -41,14 +41,15 @@ class SlothKit(lmms):
             raise UsageError(f"batch_size={batch_size}: expected a number of at least 1")
         if dtype not in (None, *DTYPES):
             raise UsageError(f"dtype={dtype}: choose one of {', '.join(DTYPES)}")
-        self.batch_size, self.accelerator = int(batch_size), Accelerator()
-        several = self.accelerator.num_processes > 1
-        found = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = self.accelerator.device if several else torch.device(device or found)
+        self.batch_size = int(batch_size)
+        self.accelerator = Accelerator()
+        usual = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device or usual)
+        if self.accelerator.num_processes > 1:  # each process has the device that accelerate gives it
+            self.device = self.accelerator.device
         folder = Path(str(pretrained))
-        self.model, self.processor = saved.load_saved_model(
-            folder, self.device, DTYPES.get(dtype), attached=True
-        )
+        torch_dtype = None if dtype is None else DTYPES[dtype]
+        self.model, self.processor = saved.load_saved_model(folder, self.device, torch_dtype, attached=True)
         if not self.processor.chat_template:
             raise UsageError(f"{folder}: the processor has no chat template; give it one and save it again")
         self.processor.tokenizer.padding_side = "left"

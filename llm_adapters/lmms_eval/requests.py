@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from PIL import Image
 
@@ -41,10 +42,12 @@ def make_message(context: str, images: Sequence[Image.Image]) -> dict:
     pieces = [piece.strip() for piece in context.split(IMAGE)]
     if len(pieces) != len(images) + 1:
         pieces = [""] * len(images) + [" ".join(filter(None, pieces))]
-    parts = []
-    for piece, image in zip(pieces, [*images, None]):
-        parts += [{"type": "text", "text": piece}] if piece else []
-        parts += [{"type": "image", "image": image}] if image is not None else []
+    parts: list[dict[str, Any]] = []
+    for piece, image in zip(pieces, [*images, None]):  # one piece more than images
+        if piece:
+            parts.append({"type": "text", "text": piece})
+        if image is not None:
+            parts.append({"type": "image", "image": image})
     return {"role": "user", "content": parts}
 
 
@@ -52,16 +55,16 @@ def read_generation_settings(settings: Mapping) -> dict:
     """A task's settings as `generate` takes them. Greedy unless it asks for a temperature or for sampling."""
     temperature = settings.get("temperature")
     sample = settings.get("do_sample", bool(temperature)) and temperature != 0
-    found = {
+    arguments: dict[str, Any] = {
         "do_sample": bool(sample),
         "max_new_tokens": int(settings.get("max_new_tokens") or MAX_NEW_TOKENS),
         "num_beams": int(settings.get("num_beams") or 1),
     }
     if sample:
-        found |= {name: settings[name] for name in SAMPLING if settings.get(name)}
+        arguments |= {name: settings[name] for name in SAMPLING if settings.get(name)}
     if settings.get("repetition_penalty"):
-        found["repetition_penalty"] = float(settings["repetition_penalty"])
-    return found
+        arguments["repetition_penalty"] = float(settings["repetition_penalty"])
+    return arguments
 
 
 def cut_answer(answer: str, until: str | Sequence[str] | None) -> str:

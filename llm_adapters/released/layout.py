@@ -83,21 +83,22 @@ def _rename_key(key: str, pairs: Iterable[tuple[str, str]]) -> str:
 
 
 def check_keys(
-    found: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], source: Path, advice: str = ""
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], source: Path, advice: str = ""
 ) -> None:
     """UsageError that names every kind of misfit, its first keys and how many there are."""
-    missing = [key for key in wanted if key not in found]
-    unexpected = [key for key in found if key not in wanted]
-    shapes = [
-        f"{key} {format_shape(found[key].shape)} instead of {format_shape(wanted[key])}"
-        for key in wanted
-        if key in found and found[key].shape != wanted[key]
-    ]
-    kinds = {"missing": missing, "unexpected": unexpected, "mis-shaped": shapes}
+    missing = [key for key in shapes if key not in tensors]
+    unexpected = [key for key in tensors if key not in shapes]
+    misshaped = []
+    for key, shape in shapes.items():
+        if key in tensors and tensors[key].shape != shape:
+            misshaped.append(f"{key} {format_shape(tensors[key].shape)} instead of {format_shape(shape)}")
+    kinds = {"missing": missing, "unexpected": unexpected, "mis-shaped": misshaped}
     faults = [f"{name}: {list_keys(keys)}" for name, keys in kinds.items() if keys]
-    if faults:
-        hint = f"; {advice}" if advice and missing and not unexpected and not shapes else ""
-        raise UsageError(f"{source}: does not fit; {'; '.join(faults)}{hint}")
+    if not faults:
+        return
+    only_missing = missing and not unexpected and not misshaped
+    hint = f"; {advice}" if advice and only_missing else ""
+    raise UsageError(f"{source}: does not fit; {'; '.join(faults)}{hint}")
 
 
 def list_keys(keys: list[str]) -> str:
@@ -130,10 +131,8 @@ def fold_queries(learned: Tensor, dot: Tensor) -> Tensor:
 def unfold_queries(tokens: Tensor, dot: Tensor, learned: Tensor | None = None) -> Tensor:
     """Query tokens as released code has them: the remembered ones if they still give `tokens`, bit for bit,
     else the difference."""
-    if (
-        learned is not None
-        and learned.shape == tokens.shape
-        and torch.equal(fold_queries(learned, dot), tokens)
-    ):
+    fits = learned is not None and learned.shape == tokens.shape
+    if learned is not None and fits and torch.equal(fold_queries(learned, dot), tokens):
         return learned
+    # trained on since: a subtraction does not undo an addition to the last bit
     return (tokens - dot).to(tokens.dtype)

@@ -157,7 +157,9 @@ def test_saving_replaces_a_folder_whole(tmp_path):
 # --- the weights that ship
 
 
-@pytest.mark.skipif(not is_at_least("5.6"), reason="saved with the names of transformers 5.6; load_tower knows")
+@pytest.mark.skipif(
+    not is_at_least("5.6"), reason="saved with the names of transformers 5.6; load_tower knows"
+)
 def test_shipped_tower_loads_with_its_processor_and_sees_what_is_where():
     """Ridge regression on a hundred scenes' features names the objects under patches of fifty others."""
     tower = SiglipVisionModel.from_pretrained(TINY / "tower", dtype=torch.float32).eval()

@@ -259,7 +259,7 @@ def test_bad_input(weights, tmp_path, capsys):
 
     says("no weights in it", tmp_path)
     says("no such file", folder / "none.safetensors")
-    says("--tiles 0: must be at least 1", "--tiles", "0", folder)
+    says("tiles=0: must be at least 1", "tiles=0", folder)
     (folder / "config.json").write_text("{")
     says("config.json: cannot be read as JSON")
     (folder / "config.json").unlink()
@@ -310,7 +310,7 @@ def test_stage_1_checkpoint_over_a_base(weights, base, tmp_path, capsys):
     assert "does not say" in refused(capsys, "convert", folder, tmp_path / "ours")
     (folder / "config.json").write_text((GOLDEN / "config.json").read_text())
     said = refused(capsys, "convert", folder, tmp_path / "ours")
-    assert "missing:" in said and "give what it lacks with --base" in said
+    assert "missing:" in said and "give what it lacks with base=DIR" in said
     (folder / "config.json").unlink()
     whole = write(tmp_path / "released", weights)
     if base == "ours":
@@ -403,7 +403,7 @@ def test_hd_is_told_by_its_config_or_by_the_command(weights, tmp_path, capsys):
     values["prompt"]["hd_tiles"] = 5
     folder = write(tmp_path / "given", weights, values)
     small_tokenizer().save_pretrained(folder)
-    for name, options, expected in (("a", (), 2), ("b", ("--tiles", "1"), 1), ("c", ("--tiles", "3"), 3)):
+    for name, options, expected in (("a", (), 2), ("b", ("tiles=1",), 1), ("c", ("tiles=3",), 3)):
         assert main(["convert", str(folder), str(tmp_path / name), *options]) == 0
         assert AutoProcessor.from_pretrained(tmp_path / name).tiles == expected
     assert f"wrote {tmp_path / 'c'}" in capsys.readouterr().out
@@ -419,7 +419,9 @@ def test_trained_query_tokens_are_unfolded(tmp_path):
     back = stored(tmp_path / "back")
     again = back[QUERIES] + back["model.embed_tokens.weight"][DOT]
     torch.testing.assert_close(again, model.query_module.tokens.detach(), atol=1e-6, rtol=0)
-    assert layout.unfold_queries(torch.ones(2, 3), torch.ones(3), torch.zeros(5, 3)).tolist() == [[0.0] * 3] * 2
+    assert (
+        layout.unfold_queries(torch.ones(2, 3), torch.ones(3), torch.zeros(5, 3)).tolist() == [[0.0] * 3] * 2
+    )
 
 
 def test_a_model_trained_here_is_exported_too(tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ from llm_adapters.lmms_eval.requests import (
     read_generation_settings,
 )
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 TASKS = ROOT / "experiments/lmms_eval_tasks"
 README = (ROOT / "llm_adapters/lmms_eval/README.md").read_text()
 LISTED = re.search(r"--tasks (\S+)\n```\n\nThe harness downloads", README).group(1).split(",")
@@ -87,7 +87,11 @@ def test_settings_of_generate(settings, wanted):
 
 def test_answers_end_at_the_first_stop():
     assert cut_answer(" a fox. USER: and\n\nyou", ["\n\n", "USER:"]) == "a fox."
-    assert cut_answer(" a fox\n", None) == "a fox" and cut_answer("one two", "two") == "one" and cut_answer("one", [""]) == "one"
+    assert (
+        cut_answer(" a fox\n", None) == "a fox"
+        and cut_answer("one two", "two") == "one"
+        and cut_answer("one", [""]) == "one"
+    )
 
 
 def test_the_readme_has_the_papers_benchmarks():
