@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from compressors.errors import UsageError
 from experiments.data import llava
+from experiments.data.feature_cache import FeatureCache
 from experiments.data.order import SampleLength, SampleOrder
 from llm_adapters.conversation import IGNORE, Encoded, render
 from llm_adapters.images import stack_images
@@ -18,7 +19,7 @@ from llm_adapters.processing import FlashSlothProcessor
 class SampleImages:
     """Where a sample's images come from: the feature cache of a frozen tower, or the pictures themselves."""
 
-    def __init__(self, processor: FlashSlothProcessor, cache=None):
+    def __init__(self, processor: FlashSlothProcessor, cache: FeatureCache | None = None):
         self.processor, self.cache = processor, cache
         self.argument = "pixel_values" if cache is None else "vision_features"
 
@@ -157,8 +158,6 @@ class StepLoader:
         return {images.argument: torch.zeros(rows, 1, *crop), "image_turn": turn}
 
 
-def open_feature_cache(inputs: dict[str, Path]):
+def open_feature_cache(inputs: dict[str, Path]) -> FeatureCache | None:
     """The features that the stage was given, if any."""
-    from experiments.stages.features import FeatureCache
-
     return FeatureCache(inputs["features"]) if "features" in inputs else None

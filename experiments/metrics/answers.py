@@ -6,9 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from experiments.data.llava import Sample
+from experiments.data.llava import ALL_FAMILY, Sample
 
-ALL = "all"  # the family of questions that name none
+ALL = ALL_FAMILY
 ARTICLES = {"a", "an", "the"}
 NUMBER_COMMA = re.compile(r"(?<=\d),(?=\d{3}\b)")
 KEPT_BEFORE, KEPT_AFTER = "%-", "%#"  # -3, 50%, C#

@@ -1,0 +1,68 @@
+"""What our rooms offer by entry point loads, and is what the registry's room says it is."""
+
+import configparser
+from pathlib import Path
+
+import pytest
+import torchmetrics
+
+from experiments import registries
+from experiments.config.schema import Config, list_dataset_choices
+from experiments.config.settings import conform_setting
+
+KINDS = {"datasets": registries.datasets, "metrics": registries.metrics, "launchers": registries.launchers}
+
+
+def read_own_entry_points() -> list[tuple[str, str, str]]:
+    """(registry, name, value) of all that setup.cfg offers to these registries."""
+    parser = configparser.ConfigParser()
+    parser.read(Path(registries.__file__).parents[1] / "setup.cfg")
+    offered = parser["options.entry_points"]
+    rows = []
+    for key, registry in KINDS.items():
+        for line in offered[registry.group].strip().splitlines():
+            name, value = line.split("=")
+            rows.append((key, name.strip(), value.strip()))
+    return rows
+
+
+OWN = read_own_entry_points()
+
+
+@pytest.mark.parametrize("key", KINDS)
+def test_names_are_those_of_setup_cfg(key):
+    """Else `pip install -e .` has to run again."""
+    own_names = {name for owner, name, _ in OWN if owner == key}
+    assert own_names and own_names <= set(KINDS[key].names())
+
+
+@pytest.mark.parametrize(("key", "name", "value"), OWN, ids=[f"{key}-{name}" for key, name, _ in OWN])
+def test_every_name_loads(key, name, value):
+    registry = KINDS[key]
+    offered = registry.get(name)
+    module, _, attribute = value.partition(":")
+    assert (offered.__module__, offered.__name__) == (module, attribute)
+    assert offered.registered_name == name
+    assert offered.__doc__ and registry.knobs(name) is not None
+
+
+@pytest.mark.parametrize("name", [name for key, name, _ in OWN if key == "metrics"])
+def test_metrics_are_those_of_torchmetrics(name):
+    assert issubclass(registries.metrics.get(name), torchmetrics.Metric)
+
+
+def test_data_sets_are_choices_of_their_setting():
+    assert list_dataset_choices() == (None, *registries.datasets.names())
+    assert Config().data.dataset in registries.datasets.names()
+    for name in registries.datasets.names():
+        assert conform_setting("data.dataset", name) == name
+
+
+def test_a_data_set_of_a_notebook_is_a_choice():
+    try:
+        registries.datasets.register("mine")(type("Mine", (), {}))
+        assert conform_setting("data.dataset", "mine") == "mine"
+    finally:
+        registries.datasets._classes.pop("mine")
+    with pytest.raises(ValueError, match="data.dataset=mine: must be one of null, picture_vqa"):
+        conform_setting("data.dataset", "mine")
