@@ -95,7 +95,7 @@ def collect_settings(root: type) -> dict[str, Setting]:
     return collected
 
 
-def check_bounds(path: str, value: object, rules: Mapping[str, Any]) -> None:
+def check_bounds(path: str, value: Any, rules: Mapping[str, Any]) -> None:
     """UsageError when a value is outside its setting's bounds or choices."""
     choices = list_choices(rules)
     if choices and value not in choices:

@@ -50,12 +50,12 @@ class Signature(NamedTuple):
     """What planning has to know of one part.
 
     parameters   of its constructor, `self` left out
-    own          attributes of the contract that the part sets itself, with their values at default knobs;
-                 None: not known, the part has to be asked
+    attributes   of the contract, those that the part sets itself, with their values at default knobs; None:
+                 not known, the part has to be asked
     """
 
     parameters: dict[str, inspect.Parameter]
-    own: dict[str, Any] | None
+    attributes: dict[str, Any] | None
 
 
 class StoredRegistry(NamedTuple):
@@ -128,10 +128,12 @@ def encode_registry(stored: StoredRegistry) -> dict[str, Any]:
     """A registry as JSON has it."""
     parts: dict[str, Any] = {}
     for name, signature in stored.parts.items():
-        try:
-            parts[name] = None if signature is None else encode_signature(signature)
-        except TypeError:  # a type or default that has no spelling here: the real registry will be asked
-            parts[name] = None
+        parts[name] = None
+        if signature is not None:
+            try:
+                parts[name] = encode_signature(signature)
+            except TypeError:  # a type or default that has no spelling here: the real registry will be asked
+                continue
     return {"kind": stored.kind, "group": stored.group, "context": sorted(stored.context), "parts": parts}
 
 
@@ -139,41 +141,38 @@ def decode_registry(content: Any) -> StoredRegistry:
     """The reverse of `encode_registry`; one of DAMAGE_ERRORS if `content` is something else."""
     parts: dict[str, Signature | None] = {}
     for name, signature in content["parts"].items():
-        parts[name] = None if signature is None else decode_signature(signature)
+        parts[name] = None
+        if signature is not None:
+            parts[name] = decode_signature(signature)
     return StoredRegistry(content["kind"], content["group"], tuple(content["context"]), parts)
 
 
 def encode_signature(signature: Signature) -> dict[str, Any]:
-    """A part as JSON has it; TypeError for a type or a value without a spelling."""
-    parameters = [encode_parameter(parameter) for parameter in signature.parameters.values()]
-    own = None if signature.own is None else encode_value(signature.own)
-    return {"parameters": parameters, "own": own}
+    """A part as JSON has it; what a parameter lacks, a type or a default, is left out. TypeError for a type
+    or a value without a spelling."""
+    parameters: list[dict[str, Any]] = []
+    for parameter in signature.parameters.values():
+        entry: dict[str, Any] = {"name": parameter.name, "kind": parameter.kind.name}
+        if parameter.annotation is not parameter.empty:
+            entry["type"] = encode_type(parameter.annotation)
+        if parameter.default is not parameter.empty:
+            entry["default"] = encode_value(parameter.default)
+        parameters.append(entry)
+    return {"parameters": parameters, "attributes": encode_value(signature.attributes)}
 
 
 def decode_signature(content: Any) -> Signature:
     """The reverse of `encode_signature`."""
-    parameters = [decode_parameter(parameter) for parameter in content["parameters"]]
-    own = None if content["own"] is None else decode_value(content["own"])
-    return Signature({parameter.name: parameter for parameter in parameters}, own)
-
-
-def encode_parameter(parameter: inspect.Parameter) -> dict[str, Any]:
-    """A parameter as JSON has it; what it lacks, a type or a default, is left out."""
-    content: dict[str, Any] = {"name": parameter.name, "kind": parameter.kind.name}
-    if parameter.annotation is not parameter.empty:
-        content["type"] = encode_type(parameter.annotation)
-    if parameter.default is not parameter.empty:
-        content["default"] = encode_value(parameter.default)
-    return content
-
-
-def decode_parameter(content: Any) -> inspect.Parameter:
-    """The reverse of `encode_parameter`."""
-    empty = inspect.Parameter.empty
-    kind = getattr(inspect.Parameter, content["kind"])
-    annotation = decode_type(content["type"]) if "type" in content else empty
-    default = decode_value(content["default"]) if "default" in content else empty
-    return inspect.Parameter(content["name"], kind, default=default, annotation=annotation)
+    parameters: dict[str, inspect.Parameter] = {}
+    for entry in content["parameters"]:
+        # "KEYWORD_ONLY" and the others are attributes of the class; of its enumeration they are private
+        parameter = inspect.Parameter(entry["name"], getattr(inspect.Parameter, entry["kind"]))
+        if "type" in entry:
+            parameter = parameter.replace(annotation=decode_type(entry["type"]))
+        if "default" in entry:
+            parameter = parameter.replace(default=decode_value(entry["default"]))
+        parameters[parameter.name] = parameter
+    return Signature(parameters, decode_value(content["attributes"]))
 
 
 # ---- types and values ----

@@ -107,14 +107,14 @@ def is_built_in(real: Registry, name: str) -> bool:
 
 
 def read_signature(real: Registry, name: str) -> Signature:
-    """What the part itself says."""
-    own: dict[str, Any] | None = {}
+    """What the part itself says. Attributes are known of our own parts only: others may set them late."""
+    attributes: dict[str, Any] | None = {}
     if real.kind == "compressor":
-        own = read_own_attributes(real, name) if is_built_in(real, name) else None
-    return Signature(real.parameters(name), own)
+        attributes = read_planned_attributes(real, name) if is_built_in(real, name) else None
+    return Signature(real.parameters(name), attributes)
 
 
-def read_own_attributes(real: Registry, name: str) -> dict[str, Any] | None:
+def read_planned_attributes(real: Registry, name: str) -> dict[str, Any] | None:
     """Those of PLANNED_ATTRIBUTES that a compressor sets itself, with their values at default knobs; None for
     one that cannot be built with them."""
     import torch
@@ -126,12 +126,12 @@ def read_own_attributes(real: Registry, name: str) -> dict[str, Any] | None:
             part = real.create(name, **USUAL_DIMS)
     except Exception:  # whatever it is: a method that somebody is writing must not take --help along
         return None
-    own: dict[str, Any] = {}
+    attributes: dict[str, Any] = {}
     for attribute in PLANNED_ATTRIBUTES:
         inherited = getattr(type(part), attribute) is getattr(Compressor, attribute)
         if attribute in vars(part) or not inherited:
-            own[attribute] = getattr(part, attribute)
-    return own
+            attributes[attribute] = getattr(part, attribute)
+    return attributes
 
 
 # ---- what settings and plans ask ----
@@ -192,13 +192,12 @@ class SignatureRegistry(Registry):
         return self.read(name).parameters
 
     def read(self, name: str) -> Signature:
-        """The signature of a part, from the file if nothing better is imported."""
+        """The signature of a part, from the file as long as its registry is not imported."""
         self.require(name)
-        stored = None
         if not self.is_imported and name not in self.entry_points:
             stored = self._stored[name]
-        if stored is not None:
-            return stored
+            if stored is not None:
+                return stored
         part = self.real.get(name)
         if part not in self._read:
             self._read[part] = read_signature(self.real, name)
@@ -218,30 +217,24 @@ class CompressorRegistry(SignatureRegistry):
 
     def find_image_rate(self, name: str, knobs: Mapping[str, Any]) -> int:
         """By how much a compressor with these knobs shrinks the image before the tower; 1: not at all."""
-        if not self.sets_attribute(name, "image_rate"):
-            return 1
-        return int(self.ask(name, "image_rate", knobs))
+        image_rate = self.read_attribute(name, "image_rate", knobs)
+        return 1 if image_rate is None else int(image_rate)
 
     def find_needed_levels(self, name: str, knobs: Mapping[str, Any]) -> list[int]:
         """The hidden states of the tower that a compressor with these knobs reads beside its output."""
-        if not self.sets_attribute(name, "needs_levels"):
-            return []
+        return list(self.read_attribute(name, "needs_levels", knobs) or ())
+
+    def read_attribute(self, name: str, attribute: str, knobs: Mapping[str, Any]) -> Any:
+        """An attribute of the contract of a compressor with these knobs; None where it leaves it alone. The
+        compressor is built to be asked, unless the knobs are the defaults or one of them is the answer."""
+        attributes = self.read(name).attributes
+        if attributes is not None and attribute not in attributes:
+            return None
         settled_knobs = self.settled(name, knobs)
-        # a knob of that name is the answer; a small compressor might not take the other knobs
-        if "levels" in settled_knobs:
-            return list(settled_knobs["levels"])
-        return list(self.ask(name, "needs_levels", knobs))
-
-    def sets_attribute(self, name: str, attribute: str) -> bool:
-        """Whether a compressor sets an attribute of the contract itself, or may: an outside package's."""
-        own = self.read(name).own
-        return own is None or attribute in own
-
-    def ask(self, name: str, attribute: str, knobs: Mapping[str, Any]) -> Any:
-        """An attribute of a compressor with these knobs; it is built for that unless they are defaults."""
-        own = self.read(name).own
-        if own is not None and self.settled(name, knobs) == self.settled(name, {}):
-            return own[attribute]
+        if attribute == "needs_levels" and "levels" in settled_knobs:
+            return settled_knobs["levels"]
+        if attributes is not None and settled_knobs == self.settled(name, {}):
+            return attributes[attribute]
         return getattr(self.real.create(name, **SMALL_DIMS, **knobs), attribute)
 
 

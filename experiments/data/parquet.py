@@ -102,15 +102,14 @@ def make_question_rows(questions: Sequence[llava.Sample]) -> Iterator[dict[str, 
     """One-question samples as rows."""
     for sample in questions:
         question, answer = sample.turns[0]
+        row: dict[str, Any] = {"id": sample.id}
+        row["images"] = [{"bytes": path.read_bytes(), "path": path.name} for path in sample.images]
         # harnesses put the images before the question themselves
         markers = f"{IMAGE}\n" * len(sample.images)
-        yield {
-            "id": sample.id,
-            "images": [{"bytes": path.read_bytes(), "path": path.name} for path in sample.images],
-            "question": question.removeprefix(markers),
-            "answer": answer,
-            "family": sample.families[0] if sample.families else llava.ALL_FAMILY,
-        }
+        row["question"] = question.removeprefix(markers)
+        row["answer"] = answer
+        row["family"] = sample.families[0] if sample.families else llava.ALL_FAMILY
+        yield row
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The LLaVA files and samples that a role reads ("pretrain", "train" or "test"), and an evaluation's questions."""
+"""The LLaVA files and samples that a role reads: "pretrain", "train" or "test"."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -325,4 +325,4 @@ def test_a_compressor_that_cannot_be_built_does_not_take_help_along(monkeypatch)
 
     monkeypatch.setattr(real.get("downsample"), "__init__", broken)
     signature = signatures.read_signature(real, "downsample")
-    assert list(signature.parameters) == ["dim", "rate"] and signature.own is None
+    assert list(signature.parameters) == ["dim", "rate"] and signature.attributes is None
