@@ -71,7 +71,9 @@ class Setting(NamedTuple):
 def list_choices(rules: Mapping[str, Any]) -> tuple[object, ...]:
     """The choices that a setting's rules name, or list when asked."""
     choices = rules.get("choices", ())
-    return tuple(choices() if callable(choices) else choices)
+    if callable(choices):
+        choices = choices()
+    return tuple(choices)
 
 
 @cache
@@ -109,7 +111,10 @@ def check_bounds(path: str, value: Any, rules: Mapping[str, Any]) -> None:
 
 def join_choices(choices: Sequence[object]) -> str:
     """Choices as they would be typed."""
-    return ", ".join("null" if choice is None else str(choice) for choice in choices)
+    words: list[str] = []
+    for choice in choices:
+        words.append("null" if choice is None else str(choice))
+    return ", ".join(words)
 
 
 # ---- reading a command line ----
@@ -123,7 +128,9 @@ def split_at_commas(text: str) -> list[str]:
     start = 0
     for position, sign in enumerate(text):
         if quote:
-            quote = "" if sign == quote else quote
+            # inside quotes nothing counts but their end
+            if sign == quote:
+                quote = ""
         elif sign in "\"'":
             quote = sign
         elif sign in OPENING:
@@ -133,8 +140,10 @@ def split_at_commas(text: str) -> list[str]:
         elif sign == "," and not depth:
             pieces.append(text[start:position])
             start = position + 1
-    if quote or depth:
-        raise UsageError(f"{text}: a {'quote' if quote else 'bracket'} is not closed")
+    if quote:
+        raise UsageError(f"{text}: a quote is not closed")
+    if depth:
+        raise UsageError(f"{text}: a bracket is not closed")
     pieces.append(text[start:])
     return [piece.strip() for piece in pieces]
 
@@ -180,7 +189,9 @@ def read_plain_value(text: str) -> object:
         return text == "true"
     if WHOLE_NUMBER.fullmatch(text):
         # by way of a float only where it is written as one: that loses digits of a large number
-        return int(float(text)) if "e" in text.lower() else int(text)
+        if "e" in text.lower():
+            return int(float(text))
+        return int(text)
     try:
         return float(text)
     except ValueError:
@@ -263,8 +274,8 @@ class Command:
                 flags.add(argument)
             # a file may have a name that begins like a flag
             elif argument.startswith("--") and not Path(argument).exists():
-                following = arguments[position + 1] if position + 1 < len(arguments) else ""
-                raise UsageError(self.explain_flag(argument, following))
+                following = arguments[position + 1 : position + 2]  # its value, if the line goes on
+                raise UsageError(self.explain_flag(argument, "".join(following)))
             elif self.is_setting(argument):
                 settings.append(argument)
             else:
@@ -293,7 +304,9 @@ class Command:
         least, most = self.words
         if len(words) >= least and (most is None or len(words) <= most):
             return
-        description = f"{len(words)} words ({', '.join(words)})" if words else "nothing"
+        description = "nothing"
+        if words:
+            description = f"{len(words)} words ({', '.join(words)})"
         raise UsageError(f"expected {self.usage}, found {description} (--help shows more)")
 
     def explain_flag(self, flag: str, following: str) -> str:
@@ -339,8 +352,9 @@ def describe_default(path: str, item: Setting) -> str:
 
 def describe_rules(item: Setting) -> str:
     """A setting's choices, in brackets."""
-    choices = item.choices
-    return f" ({join_choices(choices)})" if choices else ""
+    if not item.choices:
+        return ""
+    return f" ({join_choices(item.choices)})"
 
 
 def installed_version() -> str:
@@ -369,8 +383,11 @@ def run_guarded(body: Callable[[], int], elsewhere: str, interrupted: str = "int
 
 def describe_os_error(error: OSError) -> str:
     """Which file, and what is wrong with it."""
-    where = f"{error.filename}: " if error.filename else ""
-    return where + (error.strerror or str(error).partition("\n")[0])
+    # an error that a library raised itself may have a message alone, of several lines
+    reason = error.strerror or str(error).partition("\n")[0]
+    if error.filename:
+        return f"{error.filename}: {reason}"
+    return reason
 
 
 def report_error(text: str, exit_code: int) -> int:

@@ -44,19 +44,21 @@ def make_labelled_cells(
     """The product of a row's axes, and the knobs among them that none of its cells uses. `complete` gives
     overrides that follow from a cell's configuration."""
     cells: list[Cell] = []
-    unused_knobs: set[str] | None = None
+    idle_sets: list[set[str]] = []
     for overrides in combine_axes(dict(axes)):
         config, idle_knobs = resolve_overrides(overrides)
         if complete is not None:
             overrides = {**overrides, **complete(config)}
             config, idle_knobs = resolve_overrides(overrides)
-        unused_knobs = idle_knobs if unused_knobs is None else unused_knobs & idle_knobs
+        idle_sets.append(idle_knobs)
         row: list[tuple[str, str]] = [("", label)]
         for path, text in overrides.items():
             if path != "seed" and path not in idle_knobs:
                 row.append((path, text))
-        cells.append(Cell(config, label_cell(axes, overrides, label, config, idle_knobs), tuple(row)))
-    return cells, unused_knobs or set()
+        cell_label = label_cell(axes, overrides, label, config, idle_knobs)
+        cells.append(Cell(config, cell_label, tuple(row)))
+    # a product has one combination at least, so there is a set to begin with
+    return cells, set.intersection(*idle_sets)
 
 
 def label_cell(
@@ -68,7 +70,9 @@ def label_cell(
 ) -> str:
     """What a cell's row is called: the row's own label, the compressor where that does not say it, and
     whatever varies."""
-    words = [label] if label else []
+    words: list[str] = []
+    if label:
+        words.append(label)
     if not label or len(axes.get("compressor", ())) > 1:
         words.append(config.compressor)
     for path, values in axes.items():
@@ -114,7 +118,10 @@ def copy_section(section: Section) -> Section:
     """A configuration that shares nothing with the old one; deepcopy would be most of a large plan's time."""
     copies: dict[str, Any] = {}
     for name, value in vars(section).items():
-        copies[name] = copy_section(value) if dataclasses.is_dataclass(value) else copy.copy(value)
+        if dataclasses.is_dataclass(value):
+            copies[name] = copy_section(value)
+        else:
+            copies[name] = copy.copy(value)
     return dataclasses.replace(section, **copies)  # type: ignore[type-var]  # Config or one of its sections
 
 
@@ -125,33 +132,40 @@ def refuse_unused_knobs(unused_knobs: set[str], axes: Mapping[str, list[str]], c
     path = min(unused_knobs)
     part = path.split(".")[0]
     compressors = ", ".join(sorted({cell.config.compressor for cell in cells}))
-    advice = f"; it needs prune={part}" if part in signatures.pruners().names() else ""
-    raise UsageError(
-        f"{path}={','.join(axes[path])}: no cell uses '{part}'; compressor={compressors}{advice}"
-    )
+    message = f"{path}={','.join(axes[path])}: no cell uses '{part}'; compressor={compressors}"
+    if part in signatures.pruners().names():
+        message += f"; it needs prune={part}"
+    raise UsageError(message)
 
 
 def make_blind_cells(cells: list[Cell]) -> list[Cell]:
     """One cell without any image for each data and language model that `cells` have, at their first seed. Of
     several, each is called by what tells it from the others."""
-    configs: dict[str, Config] = {}
+    configs: dict[str, Config] = {}  # by what a blind cell depends on
+    settings: list[dict[str, Any]] = []
     for cell in cells:
-        configs.setdefault(str(collect_blind_settings(cell.config)), cell.config)
-    settings = [collect_blind_settings(config) for config in configs.values()]
-    varying_paths: list[str] = []
-    for path in settings[0] if settings else ():
-        if len({str(values[path]) for values in settings}) > 1:
-            varying_paths.append(path)
+        cell_settings = collect_blind_settings(cell.config)
+        if str(cell_settings) not in configs:
+            configs[str(cell_settings)] = cell.config
+            settings.append(cell_settings)
+    texts_by_path: dict[str, set[str]] = {}
+    for cell_settings in settings:
+        for path, value in cell_settings.items():
+            texts_by_path.setdefault(path, set()).add(str(value))
+    varying_paths = [path for path, texts in texts_by_path.items() if len(texts) > 1]
 
     blind_cells: list[Cell] = []
-    for config, values in zip(configs.values(), settings):
+    for config, cell_settings in zip(configs.values(), settings):
         blind_config = copy_section(config)
         blind_config.compressor = BLIND_COMPRESSOR
         blind_config.projector = "auto"
         blind_config.prune = None
         blind_config.parts = {}
         blind_config.evaluate.scale = None
-        label = " ".join([BLIND_ROW, *(f"{path}={values[path]}" for path in varying_paths)])
+        words = [BLIND_ROW]
+        for path in varying_paths:
+            words.append(f"{path}={cell_settings[path]}")
+        label = " ".join(words)
         blind_cells.append(Cell(blind_config, label, (("", label), ("preset", config.preset))))
     return blind_cells
 

@@ -70,8 +70,10 @@ def load_preset(name: str, above: tuple[str, ...] = ()) -> Preset:
     content = read_yaml(path)
     base = content.pop("preset", None)
     wants_content = content.pop("wants", {})
-    start = load_preset(base, (*above, name)) if base else Preset(Config(), {}, {})
-    preset = copy.deepcopy(start)
+    preset = Preset(Config(), {}, {})
+    if base:
+        # a copy: the base stays as it is for others that start from it
+        preset = copy.deepcopy(load_preset(base, (*above, name)))
     try:
         for key, value in flatten_mapping(content):
             if locate_setting(key):

@@ -38,8 +38,10 @@ def scale_knob(key: str, rule: object, config: Config) -> list[int]:
     if not isinstance(rule, dict) or len(rule) != 1 or not rule.keys() <= LARGEST_SHARES.keys():
         raise UsageError(f"scaled: {key}: {rule!r}: expected {{depth: FRACTION}} or {{tower_width: FACTOR}}")
     ((unit, shares),) = rule.items()
+    if not isinstance(shares, list):
+        shares = [shares]
     values: list[int] = []
-    for share in shares if isinstance(shares, list) else [shares]:
+    for share in shares:
         if share == PRESET_VALUE:
             values += list_preset_values(key, config)
         else:
@@ -68,12 +70,14 @@ def list_preset_values(key: str, config: Config) -> list[int]:
     """What a knob is without us."""
     part, _, knob = key.partition(".")
     preset_value = find_knob_value(part, knob, config)
-    numbers = preset_value if isinstance(preset_value, (list, tuple)) else [preset_value]
+    numbers = [preset_value]
+    if isinstance(preset_value, (list, tuple)):  # several layers
+        numbers = list(preset_value)
     if not all(isinstance(number, int) for number in numbers):
         raise UsageError(
             f"scaled: {key}: '{PRESET_VALUE}' stands for a value that is not a number: {preset_value!r}"
         )
-    return list(numbers)
+    return numbers
 
 
 def count_heads(key: str, config: Config) -> int:
@@ -102,8 +106,13 @@ def format_values(values: list[int]) -> str:
 def read_model_size(setting: str, source: str, names: tuple[str, ...]) -> int:
     """A number out of a model's configuration."""
     content = read_model_config(setting, source)
-    inner = content.get("vision_config" if setting.startswith("tower") else "text_config")
-    places = [inner, content] if isinstance(inner, dict) else [content]
+    section = "text_config"
+    if setting.startswith("tower"):
+        section = "vision_config"
+    places = [content]
+    if isinstance(content.get(section), dict):
+        # the sizes beside the section are those of the whole model, such as its projector's
+        places.insert(0, content[section])
     for place in places:
         for name in names:
             if isinstance(place.get(name), int):

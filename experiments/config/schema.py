@@ -172,7 +172,9 @@ class Config:
     @property
     def projector_name(self) -> str:
         """The projector whose knobs may be set; `auto` may still become identity when the model is built."""
-        return "mlp2x_gelu" if self.projector == "auto" else self.projector
+        if self.projector == "auto":
+            return "mlp2x_gelu"
+        return self.projector
 
     def knobs(self, part: str) -> dict[str, Any]:
         """What was set for a part, conformed to its signature."""
@@ -180,4 +182,6 @@ class Config:
 
     def tiles(self, role: str) -> int:
         """Tiles a side for the data of a role; stage 1 sees whole images, as in the paper."""
-        return 1 if role == "pretrain" else self.image.tiles
+        if role == "pretrain":
+            return 1
+        return self.image.tiles

@@ -52,8 +52,9 @@ def conform_setting(path: str, value: object) -> object:
     """`value` as the type of the setting `path` and within its bounds, or a UsageError."""
     setting = collect_settings(Config)[path]
     if setting.hint == list[str]:
-        entries = [value] if isinstance(value, str) else value
-        return list(conform(entries, tuple[str, ...], path))
+        if isinstance(value, str):  # one file
+            value = [value]
+        return list(conform(value, tuple[str, ...], path))
     if setting.hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         value = str(value)  # precision: 32 in a YAML file
     conformed = conform(value, setting.hint, path)

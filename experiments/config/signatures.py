@@ -110,7 +110,9 @@ def read_signature(real: Registry, name: str) -> Signature:
     """What the part itself says. Attributes are known of our own parts only: others may set them late."""
     attributes: dict[str, Any] | None = {}
     if real.kind == "compressor":
-        attributes = read_planned_attributes(real, name) if is_built_in(real, name) else None
+        attributes = None
+        if is_built_in(real, name):
+            attributes = read_planned_attributes(real, name)
     return Signature(real.parameters(name), attributes)
 
 
@@ -217,8 +219,7 @@ class CompressorRegistry(SignatureRegistry):
 
     def find_image_rate(self, name: str, knobs: Mapping[str, Any]) -> int:
         """By how much a compressor with these knobs shrinks the image before the tower; 1: not at all."""
-        image_rate = self.read_attribute(name, "image_rate", knobs)
-        return 1 if image_rate is None else int(image_rate)
+        return int(self.read_attribute(name, "image_rate", knobs) or 1)
 
     def find_needed_levels(self, name: str, knobs: Mapping[str, Any]) -> list[int]:
         """The hidden states of the tower that a compressor with these knobs reads beside its output."""

@@ -99,7 +99,10 @@ def expand_table_names(wanted: Sequence[str]) -> list[str]:
     """Names and paths, each once, with those that `all` stands for in its place."""
     names: list[str] = []
     for name in wanted:
-        names += list_paper_tables() if name == ALL_TABLES else [name]
+        if name == ALL_TABLES:
+            names += list_paper_tables()
+        else:
+            names.append(name)
     return list(dict.fromkeys(names))
 
 
@@ -117,7 +120,7 @@ def load_table_files(wanted: Sequence[str], axes: Axes) -> list[TableFile]:
         raise UsageError(f"table={','.join(wanted)}: there are no tables in {find_table_folder()}")
     tables: list[TableFile] = []
     cells: list[Cell] = []
-    unused_knobs: set[str] | None = None
+    idle_sets: list[set[str]] = []
     for name in names:
         table, idle_knobs = read_table_file(name, axes)
         # results are called by the table's name
@@ -127,8 +130,9 @@ def load_table_files(wanted: Sequence[str], axes: Axes) -> list[TableFile]:
         tables.append(table)
         for row in table.rows:
             cells += row.cells
-        unused_knobs = idle_knobs if unused_knobs is None else unused_knobs & idle_knobs
-    refuse_unused_knobs(unused_knobs or set(), axes, cells)
+        idle_sets.append(idle_knobs)
+    # of use to one table is of use
+    refuse_unused_knobs(set.intersection(*idle_sets), axes, cells)
     return tables
 
 
@@ -138,7 +142,7 @@ def read_table_file(name: str, axes: Axes) -> tuple[TableFile, set[str]]:
     content = read_yaml(path)
     check_keys(content, TABLE_KEYS, f"{path}")
     rows: list[TableRow] = []
-    unused_knobs: set[str] | None = None
+    idle_sets: list[set[str]] = []
     for block, entry in list_row_entries(content, path):
         where = f"{path}, row '{entry['label']}'"
         try:
@@ -148,13 +152,17 @@ def read_table_file(name: str, axes: Axes) -> tuple[TableFile, set[str]]:
         if {row.label for row in entry_rows} & {row.label for row in rows}:
             raise UsageError(f"{where}: a row of that label is there already; labels must differ in a table")
         rows += entry_rows
-        unused_knobs = idle_knobs if unused_knobs is None else unused_knobs & idle_knobs
+        idle_sets.append(idle_knobs)
     title = content.get("title", "")
     if not isinstance(title, str):
         raise UsageError(f"{path}: title: {title!r}: expected words")
+    # table3.yaml of the project is called 3; somebody's own ./table3.yaml is not
     is_paper_table = path.parent == find_table_folder() and name in list_paper_tables()
-    table = TableFile(name if is_paper_table else path.stem, title, path, tuple(rows))
-    return table, unused_knobs or set()
+    table_name = name if is_paper_table else path.stem
+    unused_knobs: set[str] = set()
+    if idle_sets:  # a file of no blocks has no rows either
+        unused_knobs = set.intersection(*idle_sets)
+    return TableFile(table_name, title, path, tuple(rows)), unused_knobs
 
 
 def list_row_entries(content: dict[str, Any], path: Path) -> list[tuple[str, dict[str, Any]]]:
@@ -163,7 +171,9 @@ def list_row_entries(content: dict[str, Any], path: Path) -> list[tuple[str, dic
         raise UsageError(
             f"{path}: {ROWS_FORMAT}, or blocks: [{{title: ..., rows: [...]}}, ...], one of the two"
         )
-    blocks = content["blocks"] if "blocks" in content else [{"rows": content["rows"]}]
+    blocks = content.get("blocks")
+    if "rows" in content:
+        blocks = [{"rows": content["rows"]}]  # one block without a title
     if not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):
         raise UsageError(f"{path}: blocks: expected a list of {{title: ..., rows: [...]}}")
     entries: list[tuple[str, dict[str, Any]]] = []
@@ -171,7 +181,9 @@ def list_row_entries(content: dict[str, Any], path: Path) -> list[tuple[str, dic
         check_keys(block, BLOCK_KEYS, f"{path}, block '{block.get('title', '')}'")
         rows = block.get("rows")
         if not isinstance(rows, list) or not rows or not all(is_row_entry(row) for row in rows):
-            where = f"{path}, block '{block['title']}'" if "title" in block else f"{path}"
+            where = f"{path}"
+            if "title" in block:
+                where += f", block '{block['title']}'"
             raise UsageError(f"{where}: {ROWS_FORMAT}")
         for row in rows:
             check_keys(row, ROW_KEYS, f"{path}, row '{row['label']}'")
@@ -181,7 +193,10 @@ def list_row_entries(content: dict[str, Any], path: Path) -> list[tuple[str, dic
 
 def is_row_entry(row: object) -> bool:
     """Whether a list's entry has what every row must have: a label, which may be a number."""
-    label = row.get("label") if isinstance(row, dict) else None
+    if not isinstance(row, dict):
+        return False
+    label = row.get("label")
+    # `label: yes` is True in YAML, and nothing that anybody wants to read in a table
     if isinstance(label, bool) or not isinstance(label, (str, int, float)):
         return False
     return str(label).strip() != ""
@@ -216,7 +231,7 @@ def make_table_rows(block: str, entry: dict[str, Any], axes: Axes) -> tuple[list
             row_keys.add(key)
     cells_by_row: dict[tuple[tuple[str, str], ...], list[Cell]] = {}
     for cell in cells:
-        combination = tuple((key, value) for key, value in cell.row if key in row_keys)
+        combination = tuple(pair for pair in cell.row if pair[0] in row_keys)
         cells_by_row.setdefault(combination, []).append(cell)
     reason = str(entry.get("ours") or "")
     rows: list[TableRow] = []

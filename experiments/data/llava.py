@@ -68,7 +68,9 @@ def pause_garbage_collection() -> Iterator[None]:
 
 def find_image_folder(path: Path | str, images: Path | str | None) -> Path:
     """Where the image names of `path` start."""
-    return Path(images) if images else Path(path).parent
+    if images:
+        return Path(images)
+    return Path(path).parent
 
 
 def read_records(path: Path) -> list[Any]:
@@ -122,8 +124,10 @@ def parse_image_names(content: object) -> list[str]:
     """The names in "image": one, several or none."""
     if content is None:
         return []
+    if not isinstance(content, list):
+        content = [content]
     names: list[str] = []
-    for name in content if isinstance(content, list) else [content]:
+    for name in content:
         if not isinstance(name, str) or not name:
             raise UsageError(f'"image" must be a file name or a list of them, found {name!r}')
         names.append(name)
@@ -171,7 +175,9 @@ def split_questions(samples: list[Sample]) -> list[Sample]:
             images = earlier_images + turn.question.count(IMAGE)
             # images of earlier turns have their markers in questions that are left out
             question = Turn(f"{IMAGE}\n" * earlier_images + turn.question, turn.answer)
-            family = (sample.families[i],) if sample.families else None
+            family = None
+            if sample.families:
+                family = (sample.families[i],)
             questions.append(Sample(f"{sample.id}#{i}", sample.images[:images], (question,), family))
             earlier_images = images
     return questions

@@ -184,4 +184,6 @@ class StepLoader:
 
 def open_feature_cache(inputs: Mapping[str, Path]) -> FeatureCache | None:
     """The features that the stage was given, if any."""
-    return FeatureCache(inputs["features"]) if "features" in inputs else None
+    if "features" not in inputs:  # a tower that runs along, or a blind cell
+        return None
+    return FeatureCache(inputs["features"])

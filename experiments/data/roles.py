@@ -17,7 +17,9 @@ def locate_role_files(
 ) -> list[tuple[Path, Path | None]]:
     """The LLaVA files of a role and their image folders; None: beside the file. Splits lie in the folder of
     the stage that wrote the embedded data set, `inputs["data"]`."""
-    images = Path(config.data.images) if config.data.images else None
+    images = None
+    if config.data.images:
+        images = Path(config.data.images)
     files: list[tuple[Path, Path | None]] = []
     for entry in getattr(config.data, role):
         if is_file_entry(entry):

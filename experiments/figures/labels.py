@@ -60,7 +60,9 @@ def annotate_points(
         top = max(high, point_y + MARKER_RADIUS)
         busy_boxes.append(LabelBox(point_x - MARKER_RADIUS, bottom, point_x + MARKER_RADIUS, top))
 
-    indices = list(range(len(names)) if only is None else only)
+    if only is None:
+        only = range(len(names))
+    indices = list(only)  # numpy takes a list for rows, a tuple for a place
     pixels_per_point = axes.figure.dpi / 72
     height = LINE_HEIGHT * LABEL_SIZE * pixels_per_point
     widths = [LETTER_WIDTH * LABEL_SIZE * pixels_per_point * len(names[i]) for i in indices]
@@ -72,16 +74,21 @@ def annotate_points(
 
 def annotate_point(axes: Axes, name: str, point: np.ndarray, box: LabelBox) -> None:
     """Write a name into its box, with a line from its point (x, y), all in pixels."""
+    near_edge = box.right
+    alignment = "right"
+    if box.left > point[0]:  # right of its point
+        near_edge = box.left
+        alignment = "left"
     to_data = axes.transData.inverted().transform
-    is_right = box.left > point[0]
-    near_edge = box.left if is_right else box.right
+    label_x, label_y = to_data((near_edge, (box.low + box.high) / 2))
+    point_x, point_y = to_data(point)
     axes.annotate(
         escape_dollars(name),
-        tuple(to_data(point)),
-        tuple(to_data((near_edge, (box.low + box.high) / 2))),
+        (point_x, point_y),
+        (label_x, label_y),
         fontsize=LABEL_SIZE,
         va="center",
-        ha="left" if is_right else "right",
+        ha=alignment,
         arrowprops=LEADER_STYLE,
         path_effects=LABEL_HALO,
     )

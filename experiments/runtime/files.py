@@ -25,11 +25,13 @@ LOCK_POLL_SECONDS = 0.2  # between looks at a lock that another process holds
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write beside `path`, flush to disk, move there: the old content or the new, nothing between."""
     path = Path(path)
+    if isinstance(content, str):
+        content = content.encode()
     # beside it, since a rename is atomic within a file system only
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     try:
         with open(draft, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
@@ -106,7 +108,9 @@ def remove_empty_folders(path: Path) -> Iterator[None]:
 def find_disk_error(error: Exception, where: Path) -> OSError | None:
     """The OSError, with a path, behind an error of a library that could not write; None for others."""
     if isinstance(error, OSError) and error.errno in DISK_ERRNOS:
-        return error if error.filename else OSError(error.errno, error.strerror, str(where))
+        if error.filename:
+            return error
+        return OSError(error.errno, error.strerror, str(where))
     if any(sign in str(error) for sign in FULL_DISK_SIGNS):
         return OSError(errno.ENOSPC, "cannot write, the disk may be full", str(where))
     return None

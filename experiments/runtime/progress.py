@@ -74,7 +74,9 @@ def format_fields(fields: dict[str, object]) -> str:
     """loss=1.2345 -> "loss 1.234"."""
     words: list[str] = []
     for name, value in fields.items():
-        words.append(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}")
+        if isinstance(value, float):
+            value = f"{value:.4g}"
+        words.append(f"{name} {value}")
     return "  ".join(words)
 
 
@@ -128,8 +130,9 @@ class PlainReporter(Reporter):
     def _close_stage(self) -> None:
         """The line at the end of a stage, if one is under way."""
         if self._stage:
-            steps = f"{self._done} steps, " if self._done else ""
-            duration = f"{steps}{time.monotonic() - self._started:.0f} s"
+            duration = f"{time.monotonic() - self._started:.0f} s"
+            if self._done:
+                duration = f"{self._done} steps, {duration}"
             line = f"{self.prefix}{self._stage}: {duration}  {format_fields(self._fields)}"
             self._print_line(line.rstrip())
         self._stage = ""

@@ -17,15 +17,11 @@ def make_word_table(rows: Sequence[Sequence[str]], *, title: str = "", caption: 
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    for position, heading in enumerate(rows[0]):
-        is_label = position == 0
-        table.add_column(
-            escape(heading),
-            justify="left" if is_label else "right",
-            no_wrap=is_label,
-            min_width=5,
-            overflow="fold",
-        )
+    label_heading, *headings = rows[0]
+    # labels stand on one line: a row that folds there reads as two
+    table.add_column(escape(label_heading), justify="left", no_wrap=True, min_width=5, overflow="fold")
+    for heading in headings:
+        table.add_column(escape(heading), justify="right", no_wrap=False, min_width=5, overflow="fold")
     for row in rows[1:]:
         table.add_row(*map(escape, row))
     return table
