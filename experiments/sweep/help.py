@@ -35,7 +35,7 @@ def format_default(default: object) -> str:
     return "null" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
 
 
-def format_knobs(registry: signatures.SourceRegistry, name: str) -> str:
+def format_knobs(registry: signatures.SignatureRegistry, name: str) -> str:
     """The knobs of a part with their defaults."""
     found = registry.knobs(name).values()
     return "  ".join(
@@ -66,7 +66,7 @@ def make_help_text() -> str:
         "",
     ]
     for path, setting in collect_settings(Config).items():
-        choices = [format_default(c) for c in setting.rules.get("choices", ()) if c is not None]
+        choices = [format_default(c) for c in setting.choices if c is not None]
         meaning = setting.help + (f" ({', '.join(choices)})" if len(choices) > 1 else "")
         lines.append(f"  {f'{path}={format_default(setting.default)}':40} {meaning}")
     for registry in signatures.registries():

@@ -11,7 +11,7 @@ from compressors.errors import UsageError
 from experiments.backbones.small import __main__ as small
 from experiments.config import sources
 from experiments.config.cells import make_cells
-from experiments.config.schema import resolve_source
+from experiments.config.sources import resolve_source
 from experiments.models import build
 from experiments.store import keys
 from llm_adapters.conversation import MARKERS, Template, Turn, render_turns
