@@ -138,6 +138,11 @@ def parse_settings(arguments: Sequence[str]) -> Axes:
     return axes
 
 
+def join_settings(axes: Mapping[str, Sequence[str]]) -> list[str]:
+    """The KEY=VALUE arguments that `parse_settings` would read as these axes."""
+    return [f"{key}={','.join(texts)}" for key, texts in axes.items()]
+
+
 def read_value(text: str, hint: Any, path: str) -> object:
     """`text` as the type `hint`: bool, int, float, str, Path, a Literal, or one of them or null."""
     origin = typing.get_origin(hint)
@@ -284,6 +289,8 @@ class Command:
             if name in each.rules.get("was", ()):
                 path = candidate
         if path not in known:
+            if self.overrides:  # it may be meant for those to whom other settings are handed on
+                return f"{flag}: no such flag; settings are spelled KEY=VALUE (--help shows what there is)"
             return f"{flag}: no setting of this command{suggest(path, known)}"
         if known[path].hint is bool:
             return f"{flag}: settings are spelled KEY=VALUE; write {path}=true"

@@ -1,19 +1,43 @@
 """What can be counted without weights: tokens, parameters, FLOPs by part, bytes of weights and KV cache."""
 
 from dataclasses import asdict, dataclass
+from typing import Any, cast
 
 import torch
-from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache
 
 from connectors.tiling import Tiling
 from connectors.versions import meta_forward
 from experiments.config.schema import Config
-from experiments.efficiency.subject import LLM, MODEL_PARTS, TOWER, CellSubject, CostSubject, PixelInputs
+from experiments.efficiency.subject import (
+    COMPRESSOR,
+    LLM,
+    PROJECTOR,
+    QUERY_PART,
+    TOWER,
+    CellSubject,
+    CostSubject,
+    PictureRows,
+    PixelInputs,
+)
 from experiments.efficiency.timing import OTHER_PART, count_flops_by_part
 from experiments.models.random_model import TEXT_TOKENS
 from experiments.stages.module import choose_trainable_parts
+
+# parts as a table names them -> as a stage's trainable parts are named
+TRAINABLE_NAMES = {
+    TOWER: "vision_tower",
+    COMPRESSOR: "compressor",
+    PROJECTOR: "projector",
+    QUERY_PART: "query_module",
+    LLM: "language_model",
+}
+# a part's FLOPs of a training step over those of its forward: the gradients of the outputs and of the weights
+# cost as much as the forward each
+TRAINED_FACTOR = 3
+FROZEN_LLM_FACTOR = 2  # it hands gradients on to what feeds it, and keeps none of its own
+FROZEN_TOWER_FACTOR = 1  # nothing below it is trained
 
 
 @dataclass(frozen=True)
@@ -40,7 +64,7 @@ class PrefillCounts:
     cache_bytes: int
     llm_bytes: int
 
-    def to_json_dict(self) -> dict:
+    def to_json_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
 
@@ -48,39 +72,55 @@ class PrefillCounts:
 @meta_forward()
 def count_subject(
     subject: CostSubject,
-    pictures: list[list[Image.Image]],
+    pictures: PictureRows,
     text: int = TEXT_TOKENS,
     dtype: torch.dtype = torch.bfloat16,
 ) -> PrefillCounts:
     """Of a subject on the meta device. `pictures`: those of each row."""
-    rows, size = len(pictures), dtype.itemsize
+    rows = len(pictures)
     pixels = subject.prepare_pixels(pictures)
-    visual = subject.count_visual_tokens(pixels)
-    found, cache = count_prefill_flops(subject, move_to_meta(pixels), rows, visual // rows, text)
-    row, one = (torch.empty(1, n, subject.llm_width, device="meta") for n in (cache.get_seq_length(), 1))
-    past = subject.language_model(row, visual=visual // rows)
-    step = count_flops_by_part(lambda: subject.language_model(one, past), subject.parts)
+    visual = subject.count_visual_tokens(pixels) // rows
+    prefill, cache = count_prefill_flops(subject, move_to_meta(pixels), rows, visual, text)
     parameters = count_parameters_by_part(subject)
-    weights, kept = sum(parameters.values()) * size, count_cache_elements(cache) * size
-    read = (parameters[LLM] - count_separate_embedding(subject)) * size + kept
+    cache_bytes = count_cache_elements(cache) * dtype.itemsize
+    read_parameters = parameters[LLM] - count_separate_embedding(subject)
     return PrefillCounts(
-        visual // rows, subject.query_tokens, text, parameters, found, sum(step.values()), weights, kept, read
+        visual=visual,
+        query=subject.query_tokens,
+        text=text,
+        parameters=parameters,
+        prefill=prefill,
+        decode=count_decode_flops(subject, cache.get_seq_length(), visual),
+        weight_bytes=sum(parameters.values()) * dtype.itemsize,
+        cache_bytes=cache_bytes,
+        llm_bytes=read_parameters * dtype.itemsize + cache_bytes,
     )
+
+
+def count_decode_flops(subject: CostSubject, length: int, visual: int) -> int:
+    """FLOPs of one more token of a row, after a prefill of `length` tokens, of which `visual` are visual."""
+    prompt = torch.empty(1, length, subject.llm_width, device="meta")
+    token = torch.empty(1, 1, subject.llm_width, device="meta")
+    cache = subject.language_model(prompt, visual=visual)
+    flops = count_flops_by_part(lambda: subject.language_model(token, cache), subject.parts)
+    return sum(flops.values())
 
 
 def count_prefill_flops(
     subject: CostSubject, pixels: PixelInputs, rows: int, visual: int, text: int, keep: int = 1
 ) -> tuple[dict[str, int], Cache]:
     """FLOPs by part, and the cache that a prefill leaves. `keep`: logits of so many last tokens, 0: all."""
-    tokens, kept = visual + subject.query_tokens + text, []
+    tokens = visual + subject.query_tokens + text
+    caches: list[Cache] = []
 
-    def whole() -> None:
+    def run_prefill() -> None:
         with torch.device("meta"):
             subject.encode_images(pixels, rows, tokens, text)
             embeds = torch.empty(rows, tokens, subject.llm_width)
-            kept.append(subject.language_model(embeds, keep=keep, visual=visual))
+            caches.append(subject.language_model(embeds, keep=keep, visual=visual))
 
-    return count_flops_by_part(whole, subject.parts), kept[0]
+    flops = count_flops_by_part(run_prefill, subject.parts)
+    return flops, caches[0]
 
 
 def count_cell_prefill_flops(
@@ -88,9 +128,12 @@ def count_cell_prefill_flops(
 ) -> dict[str, int]:
     """FLOPs by part of one row of a cell, with one image of as many crops as it can have; `tiles` a side,
     None: as in evaluation."""
-    crops = subject.tiling.most_crops if tiles is None else Tiling(tiles).most_crops
-    pixels = {"pixel_values": torch.empty(1, crops, 3, subject.size, subject.size, device="meta")}
-    return count_prefill_flops(subject, pixels, 1, subject.count_visual_tokens(pixels), text, keep)[0]
+    tiling = subject.tiling if tiles is None else Tiling(tiles)
+    shape = (1, tiling.most_crops, 3, subject.size, subject.size)
+    pixels = {"pixel_values": torch.empty(shape, device="meta")}
+    visual = subject.count_visual_tokens(pixels)
+    flops, _ = count_prefill_flops(subject, pixels, 1, visual, text, keep)
+    return flops
 
 
 def count_training_flops(
@@ -99,13 +142,16 @@ def count_training_flops(
     """FLOPs of one row of a training step, forward and backward: three times the forward's for a part that is
     trained, twice for a frozen language model, which hands gradients on, once for a frozen tower, none where
     its features are cached. What gradient checkpointing computes again does not count."""
-    names = dict(
-        zip(MODEL_PARTS, ("vision_tower", "compressor", "projector", "query_module", "language_model"))
-    )
-    trained, total = choose_trainable_parts(stage, config.tower.train), 0
-    for part, count in count_cell_prefill_flops(subject, text, tiles, keep=0).items():
-        frozen = (0 if cached else 1) if part == TOWER else 2
-        total += count * (3 if names.get(part) in trained else frozen)
+    trained_parts = choose_trainable_parts(stage, config.tower.train)
+    total = 0
+    for part, flops in count_cell_prefill_flops(subject, text, tiles, keep=0).items():
+        if TRAINABLE_NAMES.get(part) in trained_parts:
+            factor = TRAINED_FACTOR
+        elif part == TOWER:
+            factor = 0 if cached else FROZEN_TOWER_FACTOR
+        else:
+            factor = FROZEN_LLM_FACTOR
+        total += flops * factor
     return total
 
 
@@ -116,19 +162,23 @@ def move_to_meta(pixels: PixelInputs) -> PixelInputs:
 
 def count_parameters_by_part(subject: CostSubject) -> dict[str, int]:
     """Each parameter once, a part within another as its own."""
-    owner = dict.fromkeys(subject.model.parameters(), OTHER_PART)
-    for name, modules in subject.parts.items():
+    owner: dict[nn.Parameter, str] = dict.fromkeys(subject.model.parameters(), OTHER_PART)
+    for part, modules in subject.parts.items():
         for module in modules:
-            owner |= dict.fromkeys(module.parameters(), name)
-    found = dict.fromkeys([*subject.parts, OTHER_PART], 0)
-    for parameter, name in owner.items():
-        found[name] += parameter.numel()
-    return found
+            owner |= dict.fromkeys(module.parameters(), part)
+    counts = dict.fromkeys([*subject.parts, OTHER_PART], 0)
+    for parameter, part in owner.items():
+        counts[part] += parameter.numel()
+    return counts
 
 
 def list_cache_tensors(cache: Cache) -> list[Tensor]:
-    """Keys and values of all layers."""
-    return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+    """Keys and values of all layers, each (B, heads, T, D)."""
+    tensors: list[Tensor] = []
+    # transformers has layers without keys, too; those of our models attend, and have been through a prefill
+    for layer in cast(list[Any], cache.layers):
+        tensors += [layer.keys, layer.values]
+    return tensors
 
 
 def count_cache_elements(cache: Cache) -> int:
@@ -138,5 +188,6 @@ def count_cache_elements(cache: Cache) -> int:
 
 def count_separate_embedding(subject: CostSubject) -> int:
     """Parameters of an input embedding of its own, of which a step reads a row."""
-    embedding = subject.model.get_input_embeddings().weight
-    return 0 if subject.model.get_output_embeddings().weight is embedding else embedding.numel()
+    embedding = cast(nn.Embedding, subject.model.get_input_embeddings()).weight
+    output = cast(nn.Linear, subject.model.get_output_embeddings()).weight
+    return 0 if output is embedding else embedding.numel()

@@ -1,4 +1,4 @@
-"""Tables of words, for a screen and in Markdown. The first row is the header, the first column holds labels."""
+"""Tables of words for a screen and in Markdown. The first row is the header, the first column holds labels."""
 
 from collections.abc import Sequence
 
@@ -31,8 +31,18 @@ def make_word_table(rows: Sequence[Sequence[str]], *, title: str = "", caption: 
     return table
 
 
+def make_framed_table(rows: Sequence[Sequence[str]], *, title: str = "", numbers: bool = True) -> Table:
+    """A table for a screen with a frame and lines between its columns; `numbers` stand to the right."""
+    table = Table(title=escape(title) or None, title_justify="left")
+    for position, heading in enumerate(rows[0]):
+        table.add_column(escape(heading), justify="right" if numbers and position else "left")
+    for row in rows[1:]:
+        table.add_row(*map(escape, row))
+    return table
+
+
 def format_markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table whose columns are padded to one width, so that the source reads as a table."""
+    """Lines of a Markdown table whose columns are padded to one width: the source reads as a table, too."""
     escaped = [[word.replace("|", "\\|") for word in row] for row in rows]
     widths = [max(len(row[column]) for row in escaped) for column in range(len(escaped[0]))]
     lines = [format_markdown_row(row, widths) for row in escaped]
