@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from compressors.sap import SpatialAttentionPooling
 
 BASE = "matrix product"  # what the ratios are of
-HEADER = ["forward + backward", "ms", "of {rounds}", "ratio", "MiB kept"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def run_bench(line: CommandLine) -> int:
         highlight=False,
     )
     shape = f"{options.batch} x {options.grid}x{options.grid}x{options.dim}"
-    header = [heading.format(rounds=options.rounds) for heading in HEADER]
+    header = ["forward + backward", "ms", f"of {options.rounds}", "ratio", "MiB kept"]
     for train_tower, tower in ((False, "frozen"), (True, "trained")):
         title = f"SAP, {shape}, rate {options.rate}, {options.dtype}, tower {tower}"
         rows = measure_sap_rows(options, train_tower)
@@ -89,6 +88,7 @@ def measure_sap_rows(options: BenchOptions, train_tower: bool) -> list[list[str]
     shape = (options.batch, options.grid, options.grid, options.dim)  # (B, H, W, C)
     features = torch.randn(shape, **place, requires_grad=train_tower)
     check_same_tokens(sap, features)
+    # the first layer alone: every patch has to go through it, however windows are taken
     calls = {BASE: sap.scorer[0], "SAP": sap, "SAP, looped": partial(pool_by_loop, sap)}
     weights = list(sap.parameters())
     steps = {name: timing.make_training_step(call, features, weights) for name, call in calls.items()}

@@ -82,10 +82,11 @@ def run_full_size(line: CommandLine) -> int:
     build.silence_libraries()
     failures = 0
     for fact in check_full_size(line.options):
-        sys.stdout.write(fact.line + ("\n" if fact.holds else "   <- WRONG\n"))
+        mark = "" if fact.holds else "   <- WRONG"
+        sys.stdout.write(f"{fact.line}{mark}\n")
         sys.stdout.flush()  # a process that runs out of memory is killed: what it has said must be there
         failures += not fact.holds
-    return 1 if failures else 0
+    return int(failures > 0)
 
 
 def check_full_size(options: FullSizeOptions) -> Iterator[CheckedFact]:
@@ -141,7 +142,8 @@ def check_inference(
     model: FlashSlothForConditionalGeneration, batch: dict[str, Tensor]
 ) -> Iterator[CheckedFact]:
     """A prefill, the step after it with and without cache, a generation."""
-    batch = {name: value for name, value in batch.items() if name != "labels"}
+    batch = dict(batch)
+    del batch["labels"]  # nothing is learned here, and `generate` takes none
     ids = batch["input_ids"]  # (1, T)
     is_image = ids == model.config.image_token_id
     is_query = ids == model.config.query_token_id
@@ -164,6 +166,7 @@ def check_inference(
         len(changes) == 1 and torch.equal(changes[0], is_query),
     )
     next_token = prefill.logits[:, -1:].argmax(-1)  # (1, 1)
+    # the prefill's cache is changed by this: nothing reads it afterwards
     yield compare_with_cache(model, batch, next_token, prefill.past_key_values)
     output = model.generate(**batch, do_sample=False, min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS)
     answer = output[0, ids.shape[1] :].tolist()
@@ -205,7 +208,9 @@ def check_training(
     for name, part in list_model_parts(model):
         if any(parameter.requires_grad for parameter in part.parameters()):
             trained_parts[name] = list(part.parameters())
-    weights = [weight for part_weights in trained_parts.values() for weight in part_weights]
+    weights: list[nn.Parameter] = []
+    for part_weights in trained_parts.values():
+        weights += part_weights
     recipe = getattr(config, stage)
     optimizer = torch.optim.AdamW(weights, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
     for number in range(1, OPTIMISER_STEPS + 1):
@@ -229,8 +234,9 @@ def check_training(
 
 def describe_peak_memory(device: torch.device) -> CheckedFact:
     """Peak memory of the process and of the GPU."""
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss counts bytes there, KiB elsewhere
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if sys.platform != "darwin":  # there it counts bytes, elsewhere KiB
+        peak *= 1024
     words = f"peak memory {peak / 2**30:.2f} GiB"
     if device.type == "cuda":
         words += f", of the GPU {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB"

@@ -121,12 +121,15 @@ def measure_sharing(
 ) -> SharingTimes:
     """Every cell both ways, one way first and the other first by turns; below `root`. The first cell is
     computed once more before all others, so that imports count for neither way."""
-    rows = Counter(stage.key for _, jobs in sweep.views for _, stage in jobs)  # how often tables show a cell
+    rows: Counter[str] = Counter()  # how often tables show a cell, by the key of its last stage
+    for _, jobs in sweep.views:
+        rows.update(stage.key for _, stage in jobs)
     times = SharingTimes()
     store = Store(root / "shared", report, runner)
     report.announce_cells(2 * len(sweep.jobs) + 1)
     time_cell_alone(sweep.jobs[0], root, runner, report, clock)
     for number, job in enumerate(sweep.jobs):
+        # by turns: whoever comes second finds files in the system's cache
         if number % 2 == 0:
             alone = time_cell_alone(job, root, runner, report, clock)
             shared = time_cell(job, store, clock)
@@ -157,6 +160,7 @@ def time_cell(job: CellJob, store: Store, clock: Clock) -> TimedCell:
     cell, last_stage = job
     store.report.begin_cell(title_cell(cell))
     stages = last_stage.collect_stages().values()
+    # stages that are there have notes of an earlier cell
     missing = [stage for stage in stages if store.find_status(stage) != "done"]
     start = clock()
     store.compute(last_stage)
@@ -169,20 +173,21 @@ def time_cell(job: CellJob, store: Store, clock: Clock) -> TimedCell:
 
 def print_sharing_table(times: SharingTimes, console: Console) -> None:
     """Seconds by kind of stage, and what is left of them."""
+    ways = (times.one_by_one, times.once, times.shared)
     rows = [["stage", "one by one", "each cell once", "shared", "of one by one", "of each once"]]
     for kind in STAGE_KINDS:
-        seconds = [way.kinds.get(kind, 0.0) for way in (times.one_by_one, times.once, times.shared)]
-        rows.append(make_sharing_row(kind, seconds))
-    totals = [way.total for way in (times.one_by_one, times.once, times.shared)]
-    rows.append(make_sharing_row("total", totals))
+        rows.append(make_sharing_row(kind, [way.kinds.get(kind, 0.0) for way in ways]))
+    rows.append(make_sharing_row("total", [way.total for way in ways]))
     console.print(make_framed_table(rows, title="what sharing stages saves"))
 
 
 def make_sharing_row(name: str, seconds: Sequence[float]) -> list[str]:
     """Seconds one by one, of each cell once, shared; then the third over either of the others."""
-    shared = seconds[2]
-    ratios = [f"{shared / reference:.2f}" if reference else "" for reference in seconds[:2]]
-    return [name, *map(format_seconds, seconds), *ratios]
+    row = [name, *map(format_seconds, seconds)]
+    *references, shared = seconds
+    for reference in references:
+        row.append(f"{shared / reference:.2f}" if reference else "")
+    return row
 
 
 def format_sharing_json(times: SharingTimes, sweep: SweepRequest, overrides: Sequence[str]) -> str:

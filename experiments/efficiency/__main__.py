@@ -33,8 +33,9 @@ What models cost, with random weights: no trained ones are needed.
     python -m experiments.efficiency preset=flashsloth train=true     training steps: its Figure 3
 
 Other KEY=VALUE: settings and knobs as for experiments.sweep; commas make a product."""
-TABLE1_SIDES = (448, 896, 1344)  # pixels of the pictures that the models of Table 1 are shown
-CELL_SIDES = (768,)  # the same for cells, which scale every picture to their tower's size
+# width x height in pixels: what dynamic models of Table 1 see depends on it
+TABLE1_PICTURES = ("448x448", "896x896", "1344x1344")
+CELL_PICTURES = ("768x768",)  # cells scale every picture to their tower's size
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ COMMAND = Command(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit code."""
-    words = sys.argv[1:] if arguments is None else list(arguments)
+    # as it was typed: the report says how to make it again
+    words = list(sys.argv[1:] if arguments is None else arguments)
     command = f"python -m experiments.efficiency {shlex.join(words)}".strip()
     return COMMAND.run(lambda line: run_efficiency(line, command), words)
 
@@ -96,7 +98,7 @@ def run_efficiency(line: CommandLine, command: str) -> int:
     check_options(options, overrides)
     sizes = parse_picture_sizes(options)
     result = measure_models(options, overrides, sizes, command)
-    from experiments.efficiency import report
+    from experiments.efficiency import report  # torch: --help and a typo do not wait
 
     console = Console()
     print_result(result, console)
@@ -117,17 +119,15 @@ def check_options(options: EfficiencyOptions, overrides: Sequence[str]) -> None:
     if options.count and (options.measure or options.train):
         raise UsageError("count=true: counts alone; leave out measure=true and train=true, or count=true")
     if options.data_rows and len(options.data_rows) != 2:
-        given = ",".join(map(str, options.data_rows))
-        raise UsageError(f"data_rows={given}: give two numbers, of stage 1 and of stage 2")
+        numbers = ",".join(map(str, options.data_rows))
+        raise UsageError(f"data_rows={numbers}: give two numbers, of stage 1 and of stage 2")
 
 
 def parse_picture_sizes(options: EfficiencyOptions) -> tuple[PictureSize, ...]:
     """Width and height of the pictures, 448x448,1344x896 or what suits the models."""
-    if not options.pictures:
-        sides = TABLE1_SIDES if options.uses_table1 else CELL_SIDES
-        return tuple((side, side) for side in sides)
     sizes = []
-    for text in options.pictures:
+    default = TABLE1_PICTURES if options.uses_table1 else CELL_PICTURES
+    for text in options.pictures or default:
         match = re.fullmatch(r"([1-9][0-9]*)x([1-9][0-9]*)", text)
         if match is None:
             raise UsageError(f"pictures={text}: expected WIDTHxHEIGHT in pixels, such as 768x768")
@@ -165,7 +165,7 @@ def measure_models(
     training: list[collect.EfficiencyRow] = []
     with create_reporter(Console()) as report:
         if options.uses_table1:
-            labels = list(table1.read_table1()) if options.only is None else [options.only]
+            labels = [options.only] if options.only else list(table1.read_table1())
             rows = collect.measure_table1(labels, plan, place, report, options.measure)
         elif options.train:
             training = collect.measure_training_stages(

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -40,17 +40,20 @@ def measure_cells(
     """Rows of this project's cells, counted and, if `timed`, measured."""
     with make_weightless_cells(overrides) as cells:
         subjects = [table1.build_cell_subject(cell.label, cell.config) for cell in cells]
-        references = {cell.label: find_uncompressed_label(cell, cells) for cell in cells}
         rows = compare_subjects(subjects, plan, machine, report, timed)
-    return [{**row, "reference": references[row["label"]]} for row in rows]
+        references = {cell.label: find_uncompressed_label(cell, cells) for cell in cells}
+    for row in rows:
+        row["reference"] = references[row["label"]]
+    return rows
 
 
 def find_uncompressed_label(cell: Cell, others: Sequence[Cell]) -> str | None:
     """The same model without compression, if it is among the others."""
     backbones = describe_backbones(cell.config)
-    for other in others:
-        if other.config.compressor == "identity" and describe_backbones(other.config) == backbones:
-            return other.label
+    for candidate in others:
+        config = candidate.config
+        if config.compressor == "identity" and describe_backbones(config) == backbones:
+            return candidate.label
     return None
 
 
@@ -76,20 +79,21 @@ def compare_subjects(
             rows[case, subject.label] = make_counted_row(subject, case, plan.text, machine.dtype)
             report.advance_steps()
     if timed:
+        # not before all are counted: counting needs the meta device
         give_weights(subjects, machine)
         report.begin_stage("measuring")
         report.announce_steps(len(cases) * count_measuring_steps(len(subjects), plan.rounds))
         for case in cases:
-            benchmarks = {subject.label: make_benchmark(subject, case, plan) for subject in subjects}
+            benchmarks = {}
+            for subject in subjects:
+                pictures = make_noise_pictures(*case)
+                benchmarks[subject.label] = BenchmarkCase(
+                    subject, pictures, plan.text, plan.tokens, plan.static
+                )
             measurements = measure_cases(benchmarks, plan.rounds, report.advance_steps)
             for label, measured in measurements.items():
                 rows[case, label]["measured"] = asdict(measured)
     return list(rows.values())
-
-
-def make_benchmark(subject: CostSubject, case: PictureCase, plan: MeasuringPlan) -> BenchmarkCase:
-    """What is measured of a subject in one case."""
-    return BenchmarkCase(subject, make_noise_pictures(*case), plan.text, plan.tokens, plan.static)
 
 
 def make_counted_row(subject: CostSubject, case: PictureCase, text: int, dtype: torch.dtype) -> EfficiencyRow:
@@ -103,7 +107,7 @@ def make_counted_row(subject: CostSubject, case: PictureCase, text: int, dtype: 
         "picture": f"{width}x{height}",
         "batch": case.batch,
         "images": case.images,
-        "counts": counts.to_json_dict(),
+        "counts": asdict(counts),
         "measured": None,
         "failed": None,
     }
@@ -111,26 +115,31 @@ def make_counted_row(subject: CostSubject, case: PictureCase, text: int, dtype: 
 
 def give_weights(subjects: Sequence[CostSubject], machine: Machine) -> None:
     """Random ones. Cells with the same backbones share these. UsageError for more than the memory holds."""
+    # one after another: beside what cells share, memory holds no more than one cell's own backbones
     for number, subject in enumerate(subjects):
         check_weights_fit(subject, machine)
         fill_weights(subject.model, machine.device, machine.dtype)
         if not isinstance(subject, CellSubject):
             continue
         set_placeholder_ids(subject.model)
-        for other in subjects[:number]:
+        for filled in subjects[:number]:
             for part in ("vision_tower", "language_model"):
-                adopt_weights(getattr(subject.model, part), getattr(other.model, part))
+                adopt_weights(getattr(subject.model, part), getattr(filled.model, part))
 
 
 def adopt_weights(module: torch.nn.Module, other: torch.nn.Module) -> None:
     """The other's weights, if they are of the same names and shapes."""
-    our_parameters = dict(module.named_parameters())
+    if list_parameter_shapes(module) != list_parameter_shapes(other):
+        return
     their_parameters = dict(other.named_parameters())
-    our_shapes = {name: parameter.shape for name, parameter in our_parameters.items()}
-    their_shapes = {name: parameter.shape for name, parameter in their_parameters.items()}
-    if our_shapes == their_shapes:
-        for name, parameter in our_parameters.items():
-            parameter.data = their_parameters[name].data
+    # its own are dropped: memory holds a backbone once, however many cells there are
+    for name, parameter in module.named_parameters():
+        parameter.data = their_parameters[name].data
+
+
+def list_parameter_shapes(module: torch.nn.Module) -> dict[str, torch.Size]:
+    """The shape of each parameter by its name."""
+    return {name: parameter.shape for name, parameter in module.named_parameters()}
 
 
 def measure_table1(
@@ -156,7 +165,7 @@ def measure_table1_model(
     """One model, here: a row for each size of picture if what it sees depends on that, else one for any."""
     dynamic = table1.find_table1_entry(label)["resolutions"] == "dynamic"
     if not dynamic:
-        plan = plan.with_first_picture()
+        plan = replace(plan, pictures=plan.pictures[:1])
     with table1.build_table1_subject(label) as subject:
         rows = compare_subjects([subject], plan, machine, report, timed)
     for row in rows:
@@ -173,32 +182,38 @@ def measure_in_process(label: str, plan: MeasuringPlan, machine: Machine) -> lis
         process = subprocess.run(command, capture_output=True, text=True)
         if process.returncode == 0:
             return json.loads(Path(folder, RESULT_FILE).read_text(encoding="utf-8"))["rows"]
-    # the last line is our own error or, of a crash, what was raised
+    reason = f"ended with exit code {process.returncode}"
     error_lines = process.stderr.strip().splitlines()
-    reason = error_lines[-1] if error_lines else f"ended with exit code {process.returncode}"
+    if error_lines:
+        reason = error_lines[-1]  # our own error or, of a crash, what was raised
     rows = measure_table1_model(label, plan, machine, Reporter(), timed=False)
-    return [{**row, "failed": reason} for row in rows]
+    for row in rows:
+        row["failed"] = reason
+    return rows
 
 
 def build_model_command(label: str, plan: MeasuringPlan, machine: Machine) -> list[str]:
     """The command for one model of Table 1."""
-    settings = {
-        "only": label,
-        "batch": ",".join(map(str, plan.batches)),
-        "images": ",".join(map(str, plan.images)),
-        "pictures": ",".join(f"{width}x{height}" for width, height in plan.pictures),
-        "text": plan.text,
-        "tokens": plan.tokens,
-        "rounds": plan.rounds,
-        "device": machine.device,
-        "dtype": machine.dtype_name,
+    sizes = [f"{width}x{height}" for width, height in plan.pictures]
+    settings: dict[str, list] = {
+        "only": [label],
+        "pictures": sizes,
+        "batch": list(plan.batches),
+        "images": list(plan.images),
+        "text": [plan.text],
+        "tokens": [plan.tokens],
+        "rounds": [plan.rounds],
+        "device": [machine.device],
+        "dtype": [machine.dtype_name],
     }
     if machine.threads:
-        settings["threads"] = machine.threads
+        settings["threads"] = [machine.threads]
     if plan.static:
-        settings["static"] = "true"
-    arguments = [f"{key}={value}" for key, value in settings.items()]
-    return [sys.executable, "-m", "experiments.efficiency", *arguments]
+        settings["static"] = ["true"]
+    command = [sys.executable, "-m", "experiments.efficiency"]
+    for key, values in settings.items():
+        command.append(f"{key}={','.join(map(str, values))}")
+    return command
 
 
 def measure_training_stages(
@@ -221,14 +236,10 @@ def measure_training_stages(
             report.begin_cell(cell.label)
             for number, stage in enumerate(training.TRAINING_ROLES):
                 report.begin_stage(stage)
+                rows_of_data = data_rows[number] if data_rows else training.PAPER_ROWS[stage]
+                text_of_row = text or training.STAGE_TEXT_TOKENS[stage]
                 cost = training.measure_training(
-                    cell.config,
-                    stage,
-                    rounds,
-                    text or training.STAGE_TEXT_TOKENS[stage],
-                    data_rows[number] if data_rows else training.PAPER_ROWS[stage],
-                    device,
-                    report,
+                    cell.config, stage, rounds, text_of_row, rows_of_data, device, report
                 )
                 identity = {"label": cell.label, "stage": stage, "hours": cost.estimated_hours}
                 rows.append({**identity, **asdict(cost)})

@@ -1,10 +1,10 @@
 """What can be counted without weights: tokens, parameters, FLOPs by part, bytes of weights and KV cache."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import Cache
 
 from connectors.tiling import Tiling
@@ -64,10 +64,6 @@ class PrefillCounts:
     cache_bytes: int
     llm_bytes: int
 
-    def to_json_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
 
 @meta_forward()
 def count_subject(
@@ -99,6 +95,7 @@ def count_subject(
 
 def count_decode_flops(subject: CostSubject, length: int, visual: int) -> int:
     """FLOPs of one more token of a row, after a prefill of `length` tokens, of which `visual` are visual."""
+    # with keys and values of its own: the cache of a batch has those of all rows
     prompt = torch.empty(1, length, subject.llm_width, device="meta")
     token = torch.empty(1, 1, subject.llm_width, device="meta")
     cache = subject.language_model(prompt, visual=visual)
@@ -128,7 +125,9 @@ def count_cell_prefill_flops(
 ) -> dict[str, int]:
     """FLOPs by part of one row of a cell, with one image of as many crops as it can have; `tiles` a side,
     None: as in evaluation."""
-    tiling = subject.tiling if tiles is None else Tiling(tiles)
+    tiling = subject.tiling
+    if tiles is not None:
+        tiling = Tiling(tiles)
     shape = (1, tiling.most_crops, 3, subject.size, subject.size)
     pixels = {"pixel_values": torch.empty(shape, device="meta")}
     visual = subject.count_visual_tokens(pixels)
@@ -147,8 +146,10 @@ def count_training_flops(
     for part, flops in count_cell_prefill_flops(subject, text, tiles, keep=0).items():
         if TRAINABLE_NAMES.get(part) in trained_parts:
             factor = TRAINED_FACTOR
+        elif part == TOWER and cached:
+            factor = 0  # it does not run
         elif part == TOWER:
-            factor = 0 if cached else FROZEN_TOWER_FACTOR
+            factor = FROZEN_TOWER_FACTOR
         else:
             factor = FROZEN_LLM_FACTOR
         total += flops * factor
@@ -157,37 +158,41 @@ def count_training_flops(
 
 def move_to_meta(pixels: PixelInputs) -> PixelInputs:
     """Without content, but for whole numbers: sizes, which a model reads."""
-    return {name: value.to("meta") if value.is_floating_point() else value for name, value in pixels.items()}
+    moved = dict(pixels)  # counting needs no more of pixels than their shape
+    for name, value in pixels.items():
+        if value.is_floating_point():
+            moved[name] = value.to("meta")
+    return moved
 
 
 def count_parameters_by_part(subject: CostSubject) -> dict[str, int]:
     """Each parameter once, a part within another as its own."""
     owner: dict[nn.Parameter, str] = dict.fromkeys(subject.model.parameters(), OTHER_PART)
+    # parts come in the order of a forward pass: one inside another (Qwen2-VL's projector) after it
     for part, modules in subject.parts.items():
         for module in modules:
             owner |= dict.fromkeys(module.parameters(), part)
+    # without the parts that a model does not have, but with `other`: it shows what a part has missed
     counts = dict.fromkeys([*subject.parts, OTHER_PART], 0)
     for parameter, part in owner.items():
         counts[part] += parameter.numel()
     return counts
 
 
-def list_cache_tensors(cache: Cache) -> list[Tensor]:
-    """Keys and values of all layers, each (B, heads, T, D)."""
-    tensors: list[Tensor] = []
+def count_cache_elements(cache: Cache) -> int:
+    """Numbers that a cache holds: keys and values of all layers, each (B, heads, T, D)."""
+    elements = 0
     # transformers has layers without keys, too; those of our models attend, and have been through a prefill
     for layer in cast(list[Any], cache.layers):
-        tensors += [layer.keys, layer.values]
-    return tensors
-
-
-def count_cache_elements(cache: Cache) -> int:
-    """Numbers that a cache holds."""
-    return sum(tensor.numel() for tensor in list_cache_tensors(cache))
+        elements += layer.keys.numel()
+        elements += layer.values.numel()
+    return elements
 
 
 def count_separate_embedding(subject: CostSubject) -> int:
     """Parameters of an input embedding of its own, of which a step reads a row."""
     embedding = cast(nn.Embedding, subject.model.get_input_embeddings()).weight
     output = cast(nn.Linear, subject.model.get_output_embeddings()).weight
-    return 0 if output is embedding else embedding.numel()
+    if output is embedding:  # tied: the output layer reads all of it in every step
+        return 0
+    return embedding.numel()

@@ -41,17 +41,23 @@ def settle_machine(
         torch.set_num_threads(threads)
     place = parse_device(device)
     if dtype is None:
-        dtype = "bfloat16" if place.type == "cuda" or published else "float32"
+        suits_bfloat16 = place.type == "cuda" or published
+        dtype = "bfloat16" if suits_bfloat16 else "float32"
     return Machine(place, getattr(torch, dtype), threads)
 
 
 def describe_conditions(machine: Machine, plan: MeasuringPlan) -> dict[str, Any]:
     """Where and how, a part of every result."""
     device = machine.device
-    on_gpu = device.type == "cuda"
+    if device.type == "cuda":
+        device_name = torch.cuda.get_device_name(device)
+        cuda_version = torch.version.cuda
+    else:
+        device_name = read_processor_name()
+        cuda_version = None
     return {
         "device": str(device),
-        "device_name": torch.cuda.get_device_name(device) if on_gpu else read_processor_name(),
+        "device_name": device_name,
         "dtype": machine.dtype_name,
         "threads": torch.get_num_threads(),
         "text_tokens": plan.text,
@@ -59,7 +65,7 @@ def describe_conditions(machine: Machine, plan: MeasuringPlan) -> dict[str, Any]
         "rounds": plan.rounds,
         "static_cache": plan.static,
         "torch": torch.__version__,
-        "cuda": torch.version.cuda if on_gpu else None,
+        "cuda": cuda_version,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
     }
@@ -80,9 +86,9 @@ def check_weights_fit(subject: CostSubject, machine: Machine) -> None:
     machine has is killed, and others with it."""
     if machine.device.type != "cpu" or not hasattr(os, "sysconf"):
         return
-    pages = os.sysconf("SC_PHYS_PAGES")
-    memory = pages * os.sysconf("SC_PAGE_SIZE")
-    needed = sum(parameter.numel() for parameter in subject.model.parameters()) * machine.dtype.itemsize
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # bytes; 0 where it is not told
+    # the model is on the meta device, perhaps of another type than it will have
+    needed = subject.model.num_parameters() * machine.dtype.itemsize
     if memory and WEIGHT_MARGIN * needed > memory:
         raise UsageError(
             f"{subject.label}: {needed / 2**30:.1f} GiB of weights do not fit into "

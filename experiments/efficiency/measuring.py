@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-from experiments.efficiency.memory import measure_peak_bytes
+from experiments.efficiency.memory import count_weight_bytes, measure_peak_bytes
 from experiments.efficiency.subject import CostSubject, PictureRows, PixelInputs
 from experiments.efficiency.timing import (
     Ledger,
@@ -75,7 +75,9 @@ class BenchmarkCase:
         self.subject = subject
         self.pictures = pictures
         self.new_tokens = new_tokens
-        self.options = {"cache_implementation": "static"} if static else {}
+        self.options = {}
+        if static:
+            self.options["cache_implementation"] = "static"
         prompt = subject.prompt(subject.prepare_pixels(pictures), len(pictures), text)
         self.prompt = self.move_to_model(prompt)
 
@@ -84,8 +86,10 @@ class BenchmarkCase:
         model = self.subject.model
         moved = {}
         for name, value in inputs.items():
-            dtype = model.dtype if value.is_floating_point() else None  # token ids stay whole numbers
-            moved[name] = value.to(model.device, dtype)
+            if value.is_floating_point():
+                moved[name] = value.to(model.device, model.dtype)
+            else:  # token ids stay whole numbers
+                moved[name] = value.to(model.device)
         return moved
 
     def generate(self, pixels: PixelInputs, tokens: int, clock: TokenClock | None = None) -> Tensor:
@@ -109,8 +113,10 @@ class BenchmarkCase:
         start = perf_counter()
         self.generate(self.subject.prepare_pixels(self.pictures), self.new_tokens, clock)
         _, first, *later = clock.times  # the first time is the prompt's
-        decode = (later[-1] - first) / len(later) if later else None
-        return AnswerSeconds(first - start, decode)
+        ttft = first - start
+        if not later:
+            return AnswerSeconds(ttft, None)
+        return AnswerSeconds(ttft, (later[-1] - first) / len(later))
 
     def time_parts(self) -> dict[str, float]:
         """Seconds by part, from pictures to the first token."""
@@ -125,9 +131,8 @@ class BenchmarkCase:
         """Weights, and the most that an answer needs beside them, in bytes."""
         model = self.subject.model
         pixels = self.subject.prepare_pixels(self.pictures)
-        weights = sum(parameter.nbytes for parameter in model.parameters())
         answer = partial(self.generate, pixels, self.new_tokens)
-        return weights + measure_peak_bytes(answer, model.device)
+        return count_weight_bytes(model) + measure_peak_bytes(answer, model.device)
 
 
 @torch.inference_mode()
@@ -135,9 +140,14 @@ def measure_cases(
     cases: Mapping[str, BenchmarkCase], rounds: int, done: Callable[[], None] = lambda: None
 ) -> dict[str, CaseMeasurements]:
     """Every case, in turn; `done` is called `count_measuring_steps(cases, rounds)` times."""
+    answer_steps = {}
+    part_steps = {}
+    for name, case in cases.items():
+        answer_steps[name] = case.time_answer
+        part_steps[name] = case.time_parts
     # in runs of their own: waiting for each part would make an answer longer
-    answers = run_in_turn({name: case.time_answer for name, case in cases.items()}, rounds, done)
-    parts = run_in_turn({name: case.time_parts for name, case in cases.items()}, rounds, done)
+    answers = run_in_turn(answer_steps, rounds, done)
+    parts = run_in_turn(part_steps, rounds, done)
     measurements = {}
     for name, case in cases.items():
         measurements[name] = summarise_case(answers[name], parts[name], case.measure_peak())
@@ -149,16 +159,15 @@ def summarise_case(
     answers: Sequence[AnswerSeconds], parts: Sequence[Mapping[str, float]], peak_bytes: int
 ) -> CaseMeasurements:
     """The spreads of one case over its rounds."""
-    decode = [answer.decode for answer in answers if answer.decode is not None]
+    ttft_spread = find_spread(answer.ttft for answer in answers)
+    decode_spread = None
+    decode_seconds = [answer.decode for answer in answers if answer.decode is not None]
+    if decode_seconds:
+        decode_spread = find_spread(decode_seconds)
     part_spreads = {}
     for part in parts[0]:
         part_spreads[part] = find_spread(seconds[part] for seconds in parts)
-    return CaseMeasurements(
-        ttft=find_spread(answer.ttft for answer in answers),
-        decode=find_spread(decode) if decode else None,
-        parts=part_spreads,
-        peak_bytes=peak_bytes,
-    )
+    return CaseMeasurements(ttft_spread, decode_spread, part_spreads, peak_bytes)
 
 
 def count_measuring_steps(cases: int, rounds: int) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -29,6 +29,11 @@ def measure_peak_bytes(call: Callable[[], object], device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
+def count_weight_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters."""
+    return sum(parameter.nbytes for parameter in model.parameters())
+
+
 class LiveBytes(TorchDispatchMode):
     """Counts bytes of the tensors that operations make, as long as anything holds them."""
 
@@ -45,9 +50,12 @@ class LiveBytes(TorchDispatchMode):
         args: tuple[object, ...] = (),
         kwargs: Mapping[str, object] | None = None,
     ) -> Any:
-        inputs = {identify_storage(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        inputs = set()
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor):
+                inputs.add(identify_storage(leaf))
         output = func(*args, **(kwargs or {}))
-        self.drop_dead_storages()
+        self.drop_dead_storages()  # first: what has died meanwhile is not there beside the new ones
         for tensor in tree_leaves(output):
             # what aliases an input is no new memory
             if isinstance(tensor, Tensor) and identify_storage(tensor) not in inputs:
@@ -58,6 +66,7 @@ class LiveBytes(TorchDispatchMode):
     def add_storage(self, tensor: Tensor) -> None:
         """Counts a storage once."""
         identity = identify_storage(tensor)
+        # views share the storage of what they are views of
         if identity not in self.storages:
             storage = tensor.untyped_storage()
             self.storages[identity] = (StorageWeakRef(storage), storage.nbytes())
@@ -65,10 +74,10 @@ class LiveBytes(TorchDispatchMode):
 
     def drop_dead_storages(self) -> None:
         """Forgets storages that nothing holds any more."""
-        dead = [identity for identity, (storage, _) in self.storages.items() if storage.expired()]
-        for identity in dead:
-            _, size = self.storages.pop(identity)
-            self.now -= size
+        for identity, (storage, size) in list(self.storages.items()):
+            if storage.expired():
+                del self.storages[identity]
+                self.now -= size
 
 
 def identify_storage(tensor: Tensor) -> int:

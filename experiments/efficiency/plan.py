@@ -1,6 +1,6 @@
 """What is asked of every model, and how often it is measured."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from experiments.models.random_model import TEXT_TOKENS
@@ -45,7 +45,3 @@ class MeasuringPlan:
                 for images in self.images:
                     cases.append(PictureCase(size, batch, images))
         return cases
-
-    def with_first_picture(self) -> "MeasuringPlan":
-        """The same with one size of picture, for a model that sees all sizes alike."""
-        return replace(self, pictures=self.pictures[:1])

@@ -55,10 +55,10 @@ def draw_result_pictures(
     if measured_rows:
         heading = "ms from pictures to the first token"
         pictures["time"] = draw_stacked_parts(measured_rows, "measured", "parts", 1e-3, heading)
+        # one batch: a larger one is later without being slower
         smallest_batch = min(row["batch"] for row in measured_rows)
-        pictures["ttft"] = draw_ttft_by_tokens(
-            [row for row in measured_rows if row["batch"] == smallest_batch]
-        )
+        rows_of_batch = [row for row in measured_rows if row["batch"] == smallest_batch]
+        pictures["ttft"] = draw_ttft_by_tokens(rows_of_batch)
     pictures["memory"] = draw_memory_bars(rows)
     return pictures
 
@@ -67,8 +67,10 @@ def name_row(row: EfficiencyRow, rows: Sequence[EfficiencyRow]) -> str:
     """Label and what tells it from others of the label: FlashSloth, 768x768, batch 8."""
     words = [row["label"]]
     for key in list_differing_keys(rows):
-        if row[key] != "any":
-            words.append(row[key] if key == "picture" else f"{key} {row[key]}")
+        if key != "picture":
+            words.append(f"{key} {row[key]}")
+        elif row[key] != "any":
+            words.append(row[key])
     return ", ".join(words)
 
 
@@ -76,8 +78,7 @@ def make_bar_axes(rows: Sequence[EfficiencyRow], heading: str) -> tuple[Figure, 
     """Horizontal axes with a line for each row."""
     figure = Figure((FIGURE_INCHES, MARGIN_INCHES + ROW_INCHES * len(rows)), layout="constrained")
     axes = figure.subplots()
-    names = [escape_dollars(name_row(row, rows)) for row in rows]
-    axes.set_yticks(range(len(rows)), names)
+    axes.set_yticks(range(len(rows)), [escape_dollars(name_row(row, rows)) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)  # the first row on top
     axes.set_xlabel(heading, fontsize=9)
     strip_axes(axes, "x")
@@ -104,13 +105,14 @@ def draw_stacked_parts(
     """Bars of numbers by part, row[where][inner]; of a measurement the medians."""
     figure, axes = make_bar_axes(rows, heading)
     places = range(len(rows))
-    start = np.zeros(len(rows))
+    start = np.zeros(len(rows))  # where a row's next part begins
     for part in list_parts_of_rows(rows, where, inner):
         numbers = []
         for row in rows:
             value = row[where][inner].get(part, 0)
-            is_spread = isinstance(value, (list, tuple))  # median, lowest, highest
-            numbers.append(value[0] if is_spread else value)
+            if isinstance(value, (list, tuple)):  # a spread: median, lowest, highest
+                value, _, _ = value
+            numbers.append(value)
         widths = np.array(numbers) / scale
         name = SHORT_PART_NAMES[part]
         axes.barh(places, widths, BAR_HEIGHT, left=start, color=PART_COLOURS[part], label=name)
@@ -123,8 +125,9 @@ def draw_ttft_by_tokens(rows: Sequence[EfficiencyRow]) -> str:
     """First token against visual tokens of a row; lines from the lowest to the highest round."""
     figure = Figure((7.6, 4.2))
     axes = figure.add_axes((0.09, 0.12, 0.89, 0.85))  # fixed, so that labels can be placed before drawing
-    visual = np.array([row["counts"]["visual"] for row in rows])
-    middle, low, high = 1e3 * np.array([row["measured"]["ttft"] for row in rows]).T  # (3, rows), in ms
+    visual = collect_counts(rows, "visual")
+    spreads = np.array([row["measured"]["ttft"] for row in rows])  # (rows, 3), in seconds
+    middle, low, high = 1e3 * spreads.T
     for number, row in enumerate(rows):
         axes.errorbar(
             visual[number],
@@ -146,6 +149,7 @@ def draw_ttft_by_tokens(rows: Sequence[EfficiencyRow]) -> str:
         axes.set_xlim(0, 1.3 * max(visual) + 1)  # room for labels
         axes.set_ylim(0, 1.05 * max(high))
     names = [name_row(row, rows) for row in rows]
+    # labels keep clear of the error bars, too
     labels.annotate_points(axes, names, visual, middle, np.maximum(high - middle, middle - low))
     strip_axes(axes, "both")
     return render_svg(figure)
@@ -157,17 +161,27 @@ def scale_logarithmically(axes: Axes) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter("{x:,.0f}")
+        # matplotlib would label minor ticks where the axis is short, between ours
         axis.set_minor_formatter(NullFormatter())
+
+
+def collect_counts(rows: Sequence[EfficiencyRow], name: str) -> np.ndarray:
+    """What was counted under a name, (rows,)."""
+    return np.array([row["counts"][name] for row in rows])
 
 
 def draw_memory_bars(rows: Sequence[EfficiencyRow]) -> str:
     """Weights, KV cache and, where measured, what else an answer takes at its peak."""
-    weight_bytes = np.array([row["counts"]["weight_bytes"] for row in rows])
-    cache_bytes = np.array([row["counts"]["cache_bytes"] for row in rows])
-    peak_bytes = np.array([row["measured"]["peak_bytes"] if row["measured"] else 0 for row in rows])
-    scale, unit = (GIB, "GiB") if weight_bytes.max() > GIB / 2 else (MIB, "MiB")
+    weight_bytes = collect_counts(rows, "weight_bytes")
+    scale, unit = MIB, "MiB"
+    if weight_bytes.max() > GIB / 2:
+        scale, unit = GIB, "GiB"
+    peak_bytes = np.zeros(len(rows))
+    for number, row in enumerate(rows):
+        if row["measured"]:
+            peak_bytes[number] = row["measured"]["peak_bytes"]
     weights = weight_bytes / scale
-    cache = cache_bytes / scale
+    cache = collect_counts(rows, "cache_bytes") / scale
     peak = peak_bytes / scale
     figure, axes = make_bar_axes(rows, unit)
     places = range(len(rows))
@@ -182,7 +196,10 @@ def draw_memory_bars(rows: Sequence[EfficiencyRow]) -> str:
 
 def draw_training_bars(rows: Sequence[EfficiencyRow]) -> str:
     """Of a training step: time of a row of data with its spread, and peak memory; a bar a cell and stage."""
-    cells = list(dict.fromkeys(row["label"] for row in rows))
+    cells = []  # their labels; a cell has a row for each stage
+    for row in rows:
+        if row["label"] not in cells:
+            cells.append(row["label"])
     stages = len(STAGE_COLOURS)
     figure_height = MARGIN_INCHES + ROW_INCHES * stages * len(cells)
     figure = Figure((FIGURE_INCHES, figure_height), layout="constrained")
@@ -191,10 +208,14 @@ def draw_training_bars(rows: Sequence[EfficiencyRow]) -> str:
     for number, (stage, colour) in enumerate(STAGE_COLOURS.items()):
         stage_rows = [row for row in rows if row["stage"] == stage]
         shift = (number - (stages - 1) / 2) * distance
-        places = [cells.index(row["label"]) + shift for row in stage_rows]
-        step_ms = 1e3 * np.array([row["seconds"] for row in stage_rows])  # (rows, 3)
-        rows_of_step = np.array([[row["rows"]] for row in stage_rows])
-        middle, low, high = (step_ms / rows_of_step).T
+        places = []
+        row_ms = []  # of each cell: median, lowest, highest
+        peak_gib = []
+        for row in stage_rows:
+            places.append(cells.index(row["label"]) + shift)
+            row_ms.append(1e3 * np.array(row["seconds"]) / row["rows"])
+            peak_gib.append(row["peak_bytes"] / GIB)
+        middle, low, high = np.array(row_ms).T
         times.barh(
             places,
             middle,
@@ -204,7 +225,6 @@ def draw_training_bars(rows: Sequence[EfficiencyRow]) -> str:
             xerr=(middle - low, high - middle),
             error_kw={"elinewidth": 1, "capsize": 2},
         )
-        peak_gib = [row["peak_bytes"] / GIB for row in stage_rows]
         peaks.barh(places, peak_gib, 0.9 * distance, color=colour)
     times.set_yticks(range(len(cells)), map(escape_dollars, cells))
     times.set_ylim(len(cells) - 0.4, -0.6)  # the first cell on top

@@ -1,10 +1,11 @@
 """Results with their definitions; as JSON, Markdown and pictures on disk."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.efficiency.collect import RESULT_FILE
+from experiments.efficiency.collect import RESULT_FILE, EfficiencyRow
 from experiments.efficiency.tables import (
     COUNT_NOTES,
     TIME_NOTES,
@@ -57,9 +58,11 @@ def describe_result(result: EfficiencyResult) -> str:
         words.append(made["dtype"])
         words.append(f"{made['text_tokens']} text tokens")
         words.append(f"answers of {made['new_tokens']}")
-        words.append("static cache" if made["static_cache"] else "dynamic cache")
+        cache = "static" if made["static_cache"] else "dynamic"
+        words.append(f"{cache} cache")
     words.append(f"{made['rounds']} rounds")
-    words += [f"{package} {made[package]}" for package in ("torch", "transformers", "python")]
+    for package in ("torch", "transformers", "python"):
+        words.append(f"{package} {made[package]}")
     if made["cuda"]:
         words.append(f"CUDA {made['cuda']}")
     return ", ".join(words)
@@ -67,7 +70,11 @@ def describe_result(result: EfficiencyResult) -> str:
 
 def find_device_peak(device_name: str) -> DevicePeak | None:
     """What the device can do at most, if we know it."""
-    return next((peak for peak in DEVICE_PEAKS if peak.name in device_name), None)
+    # in their order: "H100" is part of "H100 PCIe"
+    for peak in DEVICE_PEAKS:
+        if peak.name in device_name:
+            return peak
+    return None
 
 
 def make_result_views(result: EfficiencyResult) -> list[ResultView]:
@@ -81,15 +88,29 @@ def make_result_views(result: EfficiencyResult) -> list[ResultView]:
         views.append(ResultView("Training steps", table, TRAINING_NOTES))
     if rows:
         title = f"Counted, {made['text_tokens']} text tokens, {made['dtype']}"
-        notes_by_label = {row["label"]: row["note"] for row in rows if row["note"]}
-        sources = [f"{label}: {note}." for label, note in notes_by_label.items()]
-        views.append(ResultView(title, make_counts_table(rows), COUNT_NOTES + sources))
+        views.append(ResultView(title, make_counts_table(rows), COUNT_NOTES + list_sources(rows)))
     if any(row["measured"] for row in rows):
         table = make_times_table(rows, peak.bandwidth if peak else None)
-        failures = [f"{row['label']} was not measured: {row['failed']}" for row in rows if row["failed"]]
-        # a model has a row for each size of picture, but one reason
-        views.append(ResultView("Measured", table, TIME_NOTES + list(dict.fromkeys(failures))))
+        views.append(ResultView("Measured", table, TIME_NOTES + list_failures(rows)))
     return views
+
+
+def list_sources(rows: Sequence[EfficiencyRow]) -> list[str]:
+    """What the models were built from, a sentence each. Cells of one's own have no such note."""
+    notes = {}  # by label: a model has a row for each case
+    for row in rows:
+        if row["note"]:
+            notes[row["label"]] = f"{row['label']}: {row['note']}."
+    return list(notes.values())
+
+
+def list_failures(rows: Sequence[EfficiencyRow]) -> list[str]:
+    """Why models were not measured. A model has a row for each size of picture, but one reason."""
+    reasons: dict[str, None] = {}  # a dict keeps the order and each sentence once
+    for row in rows:
+        if row["failed"]:
+            reasons[f"{row['label']} was not measured: {row['failed']}"] = None
+    return list(reasons)
 
 
 def format_result_markdown(result: EfficiencyResult) -> str:
@@ -97,7 +118,8 @@ def format_result_markdown(result: EfficiencyResult) -> str:
     lines = ["# Efficiency", "", describe_result(result), "", f"    {result['made']['command']}", ""]
     for title, table, notes in make_result_views(result):
         lines += [f"## {title}", "", *format_markdown_table(table), ""]
-        lines += [f"- {note}" for note in notes]
+        for note in notes:
+            lines.append(f"- {note}")
         lines.append("")
     return "\n".join(lines)
 

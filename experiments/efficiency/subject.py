@@ -81,6 +81,7 @@ class CostSubject:
     def attention(self) -> str:
         """The implementation of attention, as transformers names it; several where parts differ."""
         names = set()
+        # tower and LLM have configurations of their own, and may differ
         for module in self.model.modules():
             config = getattr(module, "config", None)
             config = getattr(config, "slothkit_original", config)  # below a pruner's scoring
@@ -117,7 +118,9 @@ class CellSubject(CostSubject):
 
     def count_crops(self, pixels: PixelInputs) -> int:
         """Of a row."""
-        return 0 if self.blind else pixels["pixel_values"].shape[1]
+        if self.blind:
+            return 0
+        return pixels["pixel_values"].shape[1]
 
     def count_visual_tokens(self, pixels: PixelInputs) -> int:
         if self.blind:
@@ -134,9 +137,12 @@ class CellSubject(CostSubject):
         if self.blind:
             return
         model = self.model
+        # the steps of the model's own forward pass up to its LLM, on tensors of the same shapes
         features = model.get_image_features(pixels["pixel_values"])  # (B, I, H, W, C)
         crops = rearrange(features, "b i h w c -> (b i) h w c")
-        words = torch.empty(len(crops), text, self.llm_width) if model.compressor.needs_text else None
+        words = None
+        if model.compressor.needs_text:
+            words = torch.empty(len(crops), text, self.llm_width)
         model.projector(model.compressor(crops, words))
         if model.query_module is None:
             return
@@ -150,15 +156,20 @@ class CellSubject(CostSubject):
             patches,
             torch.ones(rows, queries, patches.shape[1]).bool(),  # and the patches
         )
+        # once for each layer that it is inserted at
         for insertion, _ in insertions(model.query_module):
             model.query_module(*inputs, insertion)
 
     def language_model(
         self, embeds: Tensor, cache: Cache | None = None, keep: int = 1, visual: int = 0
     ) -> Cache:
-        prompt = make_sized_prompt(embeds, visual) if visual and cache is None else None
+        prompt = None
+        if visual and cache is None:  # what is dropped is dropped in the prefill
+            prompt = make_sized_prompt(embeds, visual)
         run, cache = self.model.start_pruning(prompt, embeds.shape[1], cache, use_cache=True)
-        context = {} if run is None else {PRUNING_CONTEXT: run}
+        context = {}
+        if run is not None:
+            context[PRUNING_CONTEXT] = run
         output = self.model.language_model(
             inputs_embeds=embeds, logits_to_keep=keep, use_cache=True, **{CACHE: cache}, **context
         )

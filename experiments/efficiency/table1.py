@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from PIL.Image import Image
 from torch import Tensor, nn
 from transformers import Cache
 
@@ -54,7 +55,10 @@ class PublishedSubject(CostSubject):
         return model.model.vision_tower, model.model.multi_modal_projector
 
     def prepare_pixels(self, pictures: PictureRows) -> PixelInputs:
-        flat = [picture for row in pictures for picture in row]
+        # as one list: rows are told apart by the prompt alone
+        flat: list[Image] = []
+        for row in pictures:
+            flat += row
         return dict(self.processor(images=flat, return_tensors="pt"))
 
     def list_visual_runs(self, pixels: PixelInputs, rows: int) -> list[int]:
@@ -65,6 +69,7 @@ class PublishedSubject(CostSubject):
         runs = self.list_visual_runs(pixels, rows)
         start = 3 * text // 10  # as much text before the images as a cell's prompt has
         ids = torch.randint(TEXT_ID_LIMIT, (rows, sum(runs) + text))
+        # a text token stands between two images
         for run in runs:
             ids[:, start : start + run] = self.model.config.image_token_id
             start += run + 1
@@ -98,6 +103,7 @@ class InternVL(PublishedSubject):
     """Tiles; four patches a visual token."""
 
     def prepare_pixels(self, pictures: PictureRows) -> PixelInputs:
+        # the processor also returns how many tiles there are, which the model does not take
         return {"pixel_values": super().prepare_pixels(pictures)["pixel_values"]}
 
     def count_visual_tokens(self, pixels: PixelInputs) -> int:
@@ -129,6 +135,7 @@ class Qwen2VL(PublishedSubject):
 
     def prompt(self, pixels: PixelInputs, rows: int, text: int) -> dict[str, Tensor]:
         prompt = super().prompt(pixels, rows, text)
+        # which tokens are of images, for the positions of its rotary embedding
         if at_least("5.3"):
             prompt["mm_token_type_ids"] = (prompt["input_ids"] == self.model.config.image_token_id).int()
         return prompt
@@ -149,7 +156,8 @@ PUBLISHED_KINDS: dict[str, type[PublishedSubject]] = {
 
 def read_table1() -> dict[str, dict[str, Any]]:
     """What table1.yaml says of each model, by label."""
-    return {entry["label"]: entry for entry in read_yaml(Path(__file__).with_suffix(".yaml"))["models"]}
+    content = read_yaml(Path(__file__).with_suffix(".yaml"))
+    return {entry["label"]: entry for entry in content["models"]}
 
 
 def find_table1_entry(label: str) -> dict[str, Any]:

@@ -72,7 +72,10 @@ UNITS = (Unit(1e12, "T"), Unit(1e9, "G"), Unit(1e6, "M"), Unit(1e3, "k"), Unit(1
 
 def choose_unit(largest: float) -> Unit:
     """The largest unit that is no more than the largest number."""
-    return next((unit for unit in UNITS if largest >= unit.scale), UNITS[-1])
+    for unit in UNITS:
+        if largest >= unit.scale:
+            return unit
+    return UNITS[-1]
 
 
 # ---- words of numbers ----
@@ -82,7 +85,9 @@ def format_digits(value: float) -> str:
     """Three digits after the point for small numbers, fewer for large ones."""
     if value < 10:
         return f"{value:.3f}"
-    return f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
+    if value < 1000:
+        return f"{value:.1f}"
+    return f"{value:,.0f}"
 
 
 def format_ratio(value: float, base: float) -> str:
@@ -90,9 +95,9 @@ def format_ratio(value: float, base: float) -> str:
     return f"{value / base:.2f}x"
 
 
-def format_milliseconds(spread: Sequence[float]) -> str:
-    """Milliseconds: median (lowest - highest)."""
-    middle, low, high = (format_digits(1e3 * value) for value in spread)
+def format_spread(spread: Sequence[float]) -> str:
+    """Median (lowest - highest), in the unit of the numbers."""
+    middle, low, high = map(format_digits, spread)
     return f"{middle} ({low} - {high})"
 
 
@@ -103,14 +108,23 @@ def list_parts_of_rows(rows: Sequence[EfficiencyRow], where: str, inner: str) ->
     """Parts that any row has something of, in order: in row[where][inner], numbers by part."""
     parts_with_values = set()
     for row in rows:
-        values = row[where][inner] if row[where] else {}
-        parts_with_values |= {part for part, value in values.items() if value}
+        if not row[where]:  # of a row that was not measured
+            continue
+        for part, value in row[where][inner].items():
+            if value:
+                parts_with_values.add(part)
+    # in the order of a forward pass, whatever order the rows have them in
     return [part for part in SHORT_PART_NAMES if part in parts_with_values]
 
 
 def list_differing_keys(rows: Sequence[EfficiencyRow]) -> list[str]:
     """What beside the label tells rows apart."""
-    return [key for key in ("picture", "batch", "images") if len({row[key] for row in rows}) > 1]
+    differing_keys = []
+    for key in ("picture", "batch", "images"):
+        first = rows[0][key]
+        if any(row[key] != first for row in rows):
+            differing_keys.append(key)
+    return differing_keys
 
 
 def find_reference_row(row: EfficiencyRow, rows: Sequence[EfficiencyRow]) -> EfficiencyRow | None:
@@ -118,17 +132,22 @@ def find_reference_row(row: EfficiencyRow, rows: Sequence[EfficiencyRow]) -> Eff
     equal_keys = ["batch", "images"]
     if row["label"] == row["reference"]:
         equal_keys.append("picture")  # itself; what others are compared with may have one row for any picture
-    for other in rows:
-        is_reference = other["label"] == row["reference"]
-        if is_reference and all(other[key] == row[key] for key in equal_keys):
-            return other
+    wanted_values = [row["reference"], *map(row.get, equal_keys)]
+    for candidate in rows:
+        if [candidate["label"], *map(candidate.get, equal_keys)] == wanted_values:
+            return candidate
     return None
 
 
 def find_common_reference(rows: Sequence[EfficiencyRow]) -> str | None:
     """What all rows that are compared are compared with."""
-    references = {row["reference"] for row in rows if find_reference_row(row, rows)}
-    return references.pop() if len(references) == 1 else None
+    references = set()
+    for row in rows:
+        if find_reference_row(row, rows) is not None:
+            references.add(row["reference"])
+    if len(references) != 1:  # ratios of different references in one column would mislead
+        return None
+    return references.pop()
 
 
 def sum_flops(row: EfficiencyRow) -> int:
@@ -146,13 +165,14 @@ def sum_parameters(row: EfficiencyRow) -> int:
 
 def make_identity_columns(rows: Sequence[EfficiencyRow]) -> list[Column]:
     """The label, and what else tells rows apart."""
-    columns = [Column("", lambda row: row["label"])]
+    columns = [Column("", partial(format_key, "label"))]
     for key in list_differing_keys(rows):
         columns.append(Column(key, partial(format_key, key)))
     return columns
 
 
 def format_key(key: str, row: EfficiencyRow) -> str:
+    """What a row has under a key, as it is."""
     return str(row[key])
 
 
@@ -164,7 +184,15 @@ def format_part_flops(part: str, unit: Unit, row: EfficiencyRow) -> str:
 def format_flops_ratio(rows: Sequence[EfficiencyRow], row: EfficiencyRow) -> str:
     """FLOPs over those of the reference; nothing where there is none."""
     reference = find_reference_row(row, rows)
-    return format_ratio(sum_flops(row), sum_flops(reference)) if reference else ""
+    if reference is None:
+        return ""
+    return format_ratio(sum_flops(row), sum_flops(reference))
+
+
+def format_ttft(row: EfficiencyRow) -> str:
+    """Milliseconds to the first token with their spread."""
+    seconds = row["measured"]["ttft"]
+    return format_spread([1e3 * value for value in seconds])
 
 
 def format_ttft_ratio(rows: Sequence[EfficiencyRow], row: EfficiencyRow) -> str:
@@ -178,31 +206,47 @@ def format_ttft_ratio(rows: Sequence[EfficiencyRow], row: EfficiencyRow) -> str:
 def format_part_milliseconds(part: str, row: EfficiencyRow) -> str:
     """Median milliseconds of a part on the way to the first token."""
     parts = row["measured"]["parts"]
-    return format_digits(1e3 * parts[part][0]) if part in parts else ""
+    if part not in parts:  # the model has none
+        return ""
+    # the median alone: with all spreads the table would not fit a page
+    median, _, _ = parts[part]
+    return format_digits(1e3 * median)
 
 
 def format_decoding_rate(row: EfficiencyRow) -> str:
     """Tokens a second, all rows of the batch; nothing for answers of one token."""
     decode = row["measured"]["decode"]
-    return format_digits(row["batch"] / decode[0]) if decode else ""
+    if not decode:
+        return ""
+    median, _, _ = decode
+    # a step gives every row of the batch a token
+    return format_digits(row["batch"] / median)
 
 
 def find_read_rate(row: EfficiencyRow) -> float | None:
     """Bytes that decoding reads a second; None for answers of one token."""
     decode = row["measured"]["decode"]
-    return row["counts"]["llm_bytes"] / decode[0] if decode else None
+    if not decode:
+        return None
+    median, _, _ = decode
+    # a step reads the weights once, whatever the batch
+    return row["counts"]["llm_bytes"] / median
 
 
 def format_read_rate(row: EfficiencyRow) -> str:
     """The same in GB."""
     rate = find_read_rate(row)
-    return format_digits(rate / 1e9) if rate else ""
+    if rate is None:
+        return ""
+    return format_digits(rate / 1e9)
 
 
 def format_read_share(peak: float, row: EfficiencyRow) -> str:
     """The same, of the device's `peak` bytes a second."""
     rate = find_read_rate(row)
-    return f"{rate / peak:.0%}" if rate else ""
+    if rate is None:
+        return ""
+    return f"{rate / peak:.0%}"
 
 
 # ---- the tables ----
@@ -220,13 +264,12 @@ def make_counts_table(rows: Sequence[EfficiencyRow]) -> TableWords:
     """What is counted."""
     flops = choose_unit(max(map(sum_flops, rows)))
     parameters = choose_unit(max(map(sum_parameters, rows)))
+    parameters_heading = f"{parameters.letter} param."
     columns = make_identity_columns(rows)
     columns.append(Column("visual", lambda row: f"{row['counts']['visual']:,}"))
     columns.append(Column("query", lambda row: str(row["counts"]["query"])))
     columns.append(
-        Column(
-            f"{parameters.letter} param.", lambda row: format_digits(sum_parameters(row) / parameters.scale)
-        )
+        Column(parameters_heading, lambda row: format_digits(sum_parameters(row) / parameters.scale))
     )
     for part in list_parts_of_rows(rows, "counts", "prefill"):
         heading = f"{SHORT_PART_NAMES[part]} {flops.letter}FLOP"
@@ -243,7 +286,7 @@ def make_counts_table(rows: Sequence[EfficiencyRow]) -> TableWords:
 
 def make_times_table(rows: Sequence[EfficiencyRow], peak: float | None) -> TableWords:
     """What is measured; `peak`: the device's memory bytes a second. Rows that failed have no numbers."""
-    columns = [Column("TTFT ms", lambda row: format_milliseconds(row["measured"]["ttft"]))]
+    columns = [Column("TTFT ms", format_ttft)]
     base = find_common_reference(rows)
     if base:
         columns.append(Column(f"x {base}", partial(format_ttft_ratio, rows)))
@@ -254,27 +297,26 @@ def make_times_table(rows: Sequence[EfficiencyRow], peak: float | None) -> Table
     if peak:
         columns.append(Column("of peak", partial(format_read_share, peak)))
     columns.append(Column("peak GiB", lambda row: format_digits(row["measured"]["peak_bytes"] / 2**30)))
-    measured_columns = [Column(heading, partial(blank_unmeasured, form)) for heading, form in columns]
-    return fill_table(rows, [*make_identity_columns(rows), *measured_columns])
+    all_columns = make_identity_columns(rows)
+    for column in columns:
+        all_columns.append(Column(column.heading, partial(format_measured, column)))
+    return fill_table(rows, all_columns)
 
 
-def blank_unmeasured(format_row: Callable[[EfficiencyRow], str], row: EfficiencyRow) -> str:
-    """A word of a measured row, nothing for one that was not measured."""
-    return format_row(row) if row["measured"] else ""
+def format_measured(column: Column, row: EfficiencyRow) -> str:
+    """A column's word of a measured row, nothing for one that was not measured."""
+    if not row["measured"]:
+        return ""
+    return column.format_row(row)
 
 
 def make_training_table(rows: Sequence[EfficiencyRow], peak: float | None) -> TableWords:
     """Training steps; `peak`: the device's FLOP/s."""
-    columns = [
-        Column("", lambda row: row["label"]),
-        Column("stage", lambda row: row["stage"] + (" (cached features)" if row["cached"] else "")),
-        Column("rows", partial(format_key, "rows")),
-        Column("pieces", partial(format_key, "pieces")),
-        Column("tokens", partial(format_key, "tokens")),
-        Column("precision", lambda row: row["precision"]),
-        Column("s a step", lambda row: format_seconds_spread(row["seconds"])),
-        Column("TFLOP/s", lambda row: format_digits(find_flops_rate(row) / 1e12)),
-    ]
+    columns = [Column("", partial(format_key, "label")), Column("stage", format_stage)]
+    for key in ("rows", "pieces", "tokens", "precision"):
+        columns.append(Column(key, partial(format_key, key)))
+    columns.append(Column("s a step", lambda row: format_spread(row["seconds"])))
+    columns.append(Column("TFLOP/s", lambda row: format_digits(find_flops_rate(row) / 1e12)))
     if peak:
         columns.append(Column("of peak", lambda row: f"{find_flops_rate(row) / peak:.0%}"))
     columns.append(Column("peak GiB", lambda row: format_digits(row["peak_bytes"] / 2**30)))
@@ -283,13 +325,14 @@ def make_training_table(rows: Sequence[EfficiencyRow], peak: float | None) -> Ta
     return fill_table(rows, columns)
 
 
+def format_stage(row: EfficiencyRow) -> str:
+    """A stage, and whether its tower took part."""
+    if row["cached"]:
+        return f"{row['stage']} (cached features)"
+    return row["stage"]
+
+
 def find_flops_rate(row: EfficiencyRow) -> float:
     """FLOP/s of a training step."""
     median, _, _ = row["seconds"]
     return row["flops"] / median
-
-
-def format_seconds_spread(spread: Sequence[float]) -> str:
-    """Seconds: median (lowest - highest)."""
-    middle, low, high = map(format_digits, spread)
-    return f"{middle} ({low} - {high})"

@@ -63,6 +63,7 @@ def time_step(step: StepFunction) -> float:
     wait_for_accelerator()
     start = perf_counter()
     step()
+    # a GPU's work has only been queued when the step returns
     wait_for_accelerator()
     return perf_counter() - start
 
@@ -91,6 +92,7 @@ class Ledger:
         self.within = [OTHER_PART]
         for name, modules in self.parts.items():
             for module in modules:
+                # a hook is called where the module is, so that generate's own calls count
                 self.handles.append(module.register_forward_pre_hook(partial(self._begin_part, name)))
                 self.handles.append(module.register_forward_hook(self._end_part))
         self.last = self.read()
@@ -113,6 +115,7 @@ class Ledger:
     def _credit_part(self) -> None:
         """What has come since the last look belongs to the innermost part."""
         now = self.read()
+        # on a stack: what an inner part takes is not its outer part's
         self.shares[self.within[-1]] += now - self.last
         self.last = now
 
@@ -135,6 +138,7 @@ def make_training_step(
     leaves = [features, *weights]
 
     def step() -> None:
+        # as an optimiser's zero_grad does: gradients that pile up would cost an addition more
         for leaf in leaves:
             leaf.grad = None
         output = call(features)
@@ -145,7 +149,9 @@ def make_training_step(
 
 def count_kept_bytes(call: TensorFunction, features: Tensor, weights: Iterable[Tensor] = ()) -> int:
     """What autograd keeps between forward and backward beyond the features and the weights."""
-    leaf_places = {leaf.untyped_storage().data_ptr() for leaf in (features, *weights)}
+    leaf_places = set()
+    for leaf in (features, *weights):
+        leaf_places.add(leaf.untyped_storage().data_ptr())
     # address -> tensor: views share a storage, and as long as a tensor is held its address is not used again
     saved: dict[int, Tensor] = {}
 
@@ -170,6 +176,7 @@ def count_flops(call: StepFunction) -> int:
 def count_flops_by_part(call: StepFunction, parts: Mapping[str, Sequence[nn.Module]]) -> dict[str, int]:
     """The same by part of the model, what happens in no part as `other`."""
     with FlopCounterMode(display=False) as counter, torch.no_grad(), meta_forward():
+        # the counter's total grows with every operation: read as a clock is, it gives shares by part
         with Ledger(parts, counter.get_total_flops) as ledger:
             call()
         return {part: int(flops) for part, flops in ledger.shares.items()}

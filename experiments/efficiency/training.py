@@ -16,7 +16,7 @@ from torch import Tensor
 from connectors.tiling import Tiling
 from experiments.config.schema import Config
 from experiments.efficiency.counting import count_training_flops
-from experiments.efficiency.memory import measure_peak_bytes
+from experiments.efficiency.memory import count_weight_bytes, measure_peak_bytes
 from experiments.efficiency.table1 import build_cell_subject
 from experiments.efficiency.timing import Spread, find_spread, read_clock
 from experiments.models.random_model import fill_weights, make_random_batch, set_placeholder_ids
@@ -103,6 +103,7 @@ def make_stage_config(config: Config, stage: str, device: torch.device) -> Confi
         accelerator="gpu" if device.type == "cuda" else "cpu",
     )
     if stage == "pretrain":
+        # the query module takes no part in stage 1: one run serves all its variants
         config = dataclasses.replace(config, compressor=config.compressor_name)
     return dataclasses.replace(config, trainer=trainer)
 
@@ -122,9 +123,10 @@ def make_step_rows(
         batch["vision_features"] = torch.randn(
             len(batch["input_ids"]), crops, height, width, model.vision_tower.dim * levels
         )
-    batch = {name: value.cpu() for name, value in batch.items()}
-    if torch.cuda.is_available():  # as a data loader leaves them
-        batch = {name: value.pin_memory() for name, value in batch.items()}
+    for name, value in batch.items():
+        batch[name] = value.cpu()
+        if torch.cuda.is_available():  # as a data loader leaves them
+            batch[name] = batch[name].pin_memory()
     return batch
 
 
@@ -169,24 +171,25 @@ def measure_training(
     flops_of_row = count_training_flops(subject, config, stage, text, tiles, uses_cached_features(config))
     fill_weights(model, device, torch.float32, config.seed)
     set_placeholder_ids(model)
+    # as the sweep does it, so that gradients are those of its stage
     unfreeze_stage_parts(config, stage, model)
     rows = make_step_rows(config, stage, model, subject.size, text)
     run_steps = partial(time_optimiser_steps, config, stage, model, rows, report=report)
-    weights = sum(parameter.nbytes for parameter in model.parameters())
+    weight_bytes = count_weight_bytes(model)
     if device.type == "cuda":
         seconds: list[float] = []
-        added = measure_peak_bytes(lambda: seconds.extend(run_steps(rounds + WARM_UP_STEPS)), device)
+        added_bytes = measure_peak_bytes(lambda: seconds.extend(run_steps(rounds + WARM_UP_STEPS)), device)
     else:
         # counting live tensors takes time: memory is measured in a run of its own
         seconds = run_steps(rounds + WARM_UP_STEPS)
-        added = measure_peak_bytes(lambda: run_steps(1 + WARM_UP_STEPS), device)
+        added_bytes = measure_peak_bytes(lambda: run_steps(1 + WARM_UP_STEPS), device)
     optimisation = getattr(config, stage)
     return TrainingCost(
         seconds=find_spread(seconds),
         rows=optimisation.batch_size,
         pieces=optimisation.accumulate,
         tokens=rows["input_ids"].shape[1],
-        peak_bytes=weights + added,
+        peak_bytes=weight_bytes + added_bytes,
         flops=flops_of_row * optimisation.batch_size,
         data_rows=data_rows,
         precision=resolve_precision(config.trainer.precision),

@@ -50,6 +50,7 @@ def launch_processes(work: Callable[..., None], world: int, report: Reporter, *a
 
 def pass_on_news(news: multiprocessing.SimpleQueue, report: Reporter) -> None:
     """Tell what has come in; raise an error that has."""
+    # `get` of an empty queue would wait for ever
     while not news.empty():
         message = news.get()
         if isinstance(message, Exception):
@@ -66,6 +67,7 @@ def _run_rank(
     news: multiprocessing.SimpleQueue,
 ) -> None:
     """One process: its environment as Lightning reads it, its share of the cores, its work."""
+    # it is called in a thread, which alone sys.exit would end
     end_with_parent(lambda: os._exit(1))
     os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(max(1, torch.get_num_threads() // world))

@@ -71,7 +71,7 @@ def run_sweep(
     sweep = request.read_request(line.overrides)
     first_cell, _ = sweep.jobs[0]  # all cells have one output directory
     store = Store(Path(first_cell.config.out), runner=runner)
-    if "--plan" in line.flags:
+    if "--plan" in line.flags:  # before anything is written or checked
         for table in make_plan_tables(sweep, store):
             console.print(table, soft_wrap=isinstance(table, str), highlight=False)
         return 0
@@ -101,6 +101,7 @@ def check_cell(cell: Cell, check: Callable[[Config], None]) -> None:
 
 def list_unlike_cells(jobs: list[CellJob], store: Store) -> list[Cell]:
     """Cells that are not finished, one for each shape of model."""
+    # a look at a model takes a moment, and seeds and recipes of a table share its shape
     cells_by_shape = {}
     for cell, stage in jobs:
         if store.find_status(stage) != "done":

@@ -36,7 +36,9 @@ class LaunchOptions:
 
 def name_launch_option(name: str) -> str:
     """What an option is called on the command line."""
-    return "launch" if name == "where" else f"launch.{name}"
+    if name == "where":
+        return "launch"
+    return f"launch.{name}"
 
 
 def take_launch_options(axes: Axes) -> LaunchOptions:
@@ -49,7 +51,9 @@ def take_launch_options(axes: Axes) -> LaunchOptions:
         texts = axes.pop(path)
         launcher, parameter = split_parameter(path)
         if parameter:
-            parameters.setdefault(launcher, {})[parameter] = read_parameter(texts, path)
+            # one with commas is a single text: gres=gpu:1,nvme
+            value = parse_value(texts[0], path) if len(texts) == 1 else ",".join(texts)
+            parameters.setdefault(launcher, {})[parameter] = value
         elif len(texts) > 1:
             raise UsageError(f"{path}={','.join(texts)}: takes one value")
         elif path not in options:
@@ -81,13 +85,6 @@ def split_parameter(path: str) -> tuple[str, str]:
     return launcher, parameter
 
 
-def read_parameter(texts: list[str], path: str) -> object:
-    """A launcher's parameter as YAML reads it; one with commas is a single text (gres=gpu:1,nvme)."""
-    if len(texts) > 1:
-        return ",".join(texts)
-    return parse_value(texts[0], path)
-
-
 def read_launch_option(text: str, path: str, option: Setting) -> object:
     """One of the options that are not a launcher's own. UsageError for a value that it cannot have."""
     if path == "launch":
@@ -96,7 +93,9 @@ def read_launch_option(text: str, path: str, option: Setting) -> object:
     if text == "auto" and path == "launch.workers":
         return text
     # of "int or auto" the int is meant here: an error for launch.workers=two says that
-    hint = int if path == "launch.workers" else option.hint
+    hint = option.hint
+    if path == "launch.workers":
+        hint = int
     value = conform(parse_value(text, path), hint, path)
     check_bounds(path, value, option.rules)
     return value

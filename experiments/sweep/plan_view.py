@@ -1,7 +1,7 @@
 """What --plan shows: every stage once, whether it is there, and how many cells share it."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -49,27 +49,34 @@ Plan = dict[str, PlannedStage]  # by the key of a stage, in the order of work
 
 def make_plan(roots: Sequence[Stage], store: Store) -> Plan:
     """Every stage that leads to the `roots`, with its status and how long it takes."""
-    statuses = find_stage_statuses(roots, store)
-    users = Counter(key for root in roots for key in root.collect_stages())
-    estimator = Estimator([stage for stage, _ in statuses.values()], store)
+    stages: dict[str, Stage] = {}
+    for root in roots:
+        stages |= root.collect_stages()
+    stages = dict(sorted(stages.items(), key=lambda item: STAGE_KINDS.index(item[1].kind)))
+    statuses = find_stage_statuses(roots, stages, store)
+    users: Counter[str] = Counter()
+    for root in roots:
+        users.update(root.collect_stages().keys())
+    estimator = Estimator(stages.values(), store)
     plan = {}
-    for key, (stage, status) in statuses.items():
+    for key, stage in stages.items():
+        status = statuses[key]
         seconds = None
         if status == CACHED:
-            measured = estimator.found.get(key)
-            seconds = measured.seconds if measured is not None else None
+            if key in estimator.found:  # it notes its time, and no killed run has done part of it
+                seconds = estimator.found[key].seconds
         elif status != NOT_NEEDED:
             seconds = estimator.seconds(stage)
         plan[key] = PlannedStage(stage, status, users[key], seconds)
     return plan
 
 
-def find_stage_statuses(roots: Sequence[Stage], store: Store) -> dict[str, tuple[Stage, str]]:
-    """Every stage with its status; one that only finished stages would read is "not needed"."""
-    stages = list_all_stages(roots)
+def find_stage_statuses(roots: Sequence[Stage], stages: Mapping[str, Stage], store: Store) -> dict[str, str]:
+    """The status of every stage; one that only finished stages would read is "not needed"."""
     statuses = {key: STATUS_WORDS[store.find_status(stage)] for key, stage in stages.items()}
     needed = set()
 
+    # from the ends: what a finished stage was made of is not needed again
     def walk(stage: Stage) -> None:
         if stage.key in needed or statuses[stage.key] == CACHED:
             return
@@ -82,20 +89,13 @@ def find_stage_statuses(roots: Sequence[Stage], store: Store) -> dict[str, tuple
     for key, status in statuses.items():
         if status != CACHED and key not in needed:
             statuses[key] = NOT_NEEDED
-    return {key: (stage, statuses[key]) for key, stage in stages.items()}
-
-
-def list_all_stages(roots: Sequence[Stage]) -> dict[str, Stage]:
-    """Every stage once, in the order of work."""
-    stages: dict[str, Stage] = {}
-    for root in roots:
-        stages |= root.collect_stages()
-    return dict(sorted(stages.items(), key=lambda item: STAGE_KINDS.index(item[1].kind)))
+    return statuses
 
 
 def make_plan_tables(request: SweepRequest, store: Store) -> list[Table | str]:
     """The stages one by one, unless they are many, their counts, and how long what is left may take."""
-    plan = make_plan([last_stage for _, last_stage in request.jobs], store)
+    roots = [last_stage for _, last_stage in request.jobs]
+    plan = make_plan(roots, store)
     tables: list[Table | str] = []
     if len(plan) <= MOST_LISTED_STAGES:
         tables.append(make_stages_table(plan, request.jobs))
@@ -129,23 +129,32 @@ def make_stage_counts_table(plan: Plan, cells: int) -> Table:
     """How many stages of each kind there are, against how many there would be without sharing."""
     rows = [["stage", "stages", "without sharing", "cached", "to run", "time"]]
     for kind in STAGE_KINDS:
-        of_kind = [planned for planned in plan.values() if planned.stage.kind == kind]
-        if not of_kind:
+        remaining = []
+        stages = 0
+        without_sharing = 0
+        cached = 0
+        for planned in plan.values():
+            if planned.stage.kind != kind:
+                continue
+            stages += 1
+            without_sharing += planned.cells
+            cached += planned.status == CACHED
+            if planned.is_left:
+                remaining.append(planned)
+        if stages == 0:
             continue
-        cached = [planned for planned in of_kind if planned.status == CACHED]
-        remaining = [planned for planned in of_kind if planned.is_left]
-        without_sharing = sum(planned.cells for planned in of_kind)
+        counts = [stages, without_sharing, cached, len(remaining)]
         time = format_estimate(sum_seconds(remaining)) if remaining else ""
-        rows.append(
-            [kind, str(len(of_kind)), str(without_sharing), str(len(cached)), str(len(remaining)), time]
-        )
+        rows.append([kind, *map(str, counts), time])
     return make_framed_table(rows, title=f"{cells} cells", numbers=False)
 
 
 def sum_seconds(stages: Sequence[PlannedStage]) -> float | None:
     """Seconds of those stages that have an estimate; None where none has."""
     estimates = [planned.seconds for planned in stages if planned.seconds is not None]
-    return sum(estimates) if estimates else None
+    if not estimates:
+        return None
+    return sum(estimates)
 
 
 def describe_remaining_work(plan: Plan, options: LaunchOptions) -> str:
@@ -158,27 +167,36 @@ def describe_remaining_work(plan: Plan, options: LaunchOptions) -> str:
         return "no estimate: no such stage has been measured in this output directory yet"
     unknown = Counter(planned.stage.kind for planned in remaining if planned.seconds is None)
     missing = ", ".join(f"{count} x {kind}" for kind, count in unknown.items())
-    words = f"{'at least' if missing else 'about'} {format_seconds(work)} of work left"
+    basis = "as measured in this output directory"
+    if missing:
+        words = f"at least {format_seconds(work)} of work left"
+        basis += f"; no estimate: {missing}"
+    else:
+        words = f"about {format_seconds(work)} of work left"
     if isinstance(options.workers, int) and options.workers > 1:
         # no number of workers makes it shorter than its longest chain
         chain = max(sum_longest_chain(planned.stage, plan) for planned in plan.values())
         duration = format_seconds(max(work / options.workers, chain))
         words += f", about {duration} with {options.workers} workers"
-    without_estimate = f"; no estimate: {missing}" if missing else ""
-    return f"{words} (as measured in this output directory{without_estimate})"
+    return f"{words} ({basis})"
 
 
 def sum_longest_chain(stage: Stage, plan: Plan) -> float:
     """Seconds of the longest chain of stages that leads to one."""
-    chains_before = [sum_longest_chain(source, plan) for source in stage.inputs.values()]
+    longest = 0.0
+    for source in stage.inputs.values():
+        longest = max(longest, sum_longest_chain(source, plan))
     planned = plan[stage.key]
-    seconds = planned.seconds if planned.is_left else None
-    return max(chains_before, default=0.0) + (seconds or 0.0)
+    if planned.is_left and planned.seconds is not None:
+        longest += planned.seconds
+    return longest
 
 
 def format_estimate(seconds: float | None) -> str:
     """~12 s, or that there is no estimate."""
-    return "no estimate" if seconds is None else f"~{format_seconds(seconds)}"
+    if seconds is None:
+        return "no estimate"
+    return f"~{format_seconds(seconds)}"
 
 
 def format_seconds(seconds: float) -> str:

@@ -58,22 +58,20 @@ class ProcessPool(Launcher):
         if workers == "auto":
             workers = len(self.gpus) or count_cores()
         self.size = workers
-        if threads is None:
-            # on a GPU the cores are shared out; on the CPU one thread a worker makes the same bits everywhere
-            threads = max(1, count_cores() // self.size) if self.gpus else 1
-        self.threads = threads
+        if threads is None and self.gpus:
+            threads = max(1, count_cores() // self.size)
+        # on the CPU one: the last bits of a result depend on it, and it must not depend on the machine
+        self.threads = threads or 1
         self.workers: dict[int, PoolWorker] = {}
 
     @property
     def free(self) -> int:
-        busy_workers = [hand for hand in self.workers.values() if hand.unit is not None]
-        return self.size - len(busy_workers)
+        return self.size - sum(hand.unit is not None for hand in self.workers.values())
 
     def submit(self, units: list[WorkUnit]) -> None:
         for unit in units:
-            hand = next((idle for idle in self.workers.values() if idle.unit is None), None)
-            if hand is None:
-                hand = self._start_worker()
+            # a worker that is there has imported torch already
+            hand = self._find_idle_worker() or self._start_worker()
             hand.unit = unit
             hand.lane = self.report.open_lane(hand.number, unit.label) or Reporter()
             with suppress(OSError):  # it has just died: `poll` will tell
@@ -107,10 +105,18 @@ class ProcessPool(Launcher):
             kill_worker(hand.process)
         self.workers.clear()
 
+    def _find_idle_worker(self) -> PoolWorker | None:
+        for hand in self.workers.values():
+            if hand.unit is None:
+                return hand
+        return None
+
     def _start_worker(self) -> PoolWorker:
         number = next(i for i in range(self.size) if i not in self.workers)
         our_end, their_end = SPAWN_CONTEXT.Pipe()
-        gpu = self.gpus[number % len(self.gpus)] if self.gpus else None
+        gpu = None
+        if self.gpus:
+            gpu = self.gpus[number % len(self.gpus)]
         process = SPAWN_CONTEXT.Process(
             target=serve_units,
             daemon=False,  # a daemon may have no children, and data loaders are some
@@ -128,7 +134,9 @@ class ProcessPool(Launcher):
         code = hand.process.exitcode
         del self.workers[hand.number]
         hand.lane.__exit__(RuntimeError, None, None)
-        cause = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        cause = f"exit code {code}"
+        if code is not None and code < 0:  # as multiprocessing tells of signals
+            cause = f"signal {-code}"
         return UnitOutcome("died", f"its worker ended by {cause}")
 
 
@@ -146,7 +154,7 @@ def serve_units(
     pipe: Connection, root: Path, runner: Callable[[str], StageRunner], threads: int | None, gpu: str | None
 ) -> None:
     """A worker's life: units from the pipe until it closes."""
-    os.setpgid(0, 0)
+    os.setpgid(0, 0)  # so that data loaders can be ended with it
     end_with_parent(lambda: os.killpg(0, signal.SIGKILL))  # its children too
     worker.set_threads(threads)
     if gpu is not None:
@@ -169,8 +177,9 @@ def list_gpus(wanted: bool = True) -> list[str]:
     import torch
 
     count = torch.cuda.device_count()
-    names = visible.split(",") if visible else [str(number) for number in range(count)]
-    return names[:count]
+    if visible is None:
+        return list(map(str, range(count)))
+    return visible.split(",")[:count]
 
 
 def count_cores() -> int:

@@ -34,7 +34,9 @@ def read_request(settings: Mapping[str, list[str]]) -> SweepRequest:
     assert blind_text is not None  # it has a default
     blind = conform(parse_value(blind_text, "blind"), bool, "blind")
     earlier = take_single_value(axes, "earlier")
-    reported_keys = read_reported_keys(Path(earlier)) if earlier is not None else set()
+    reported_keys: set[str] = set()
+    if earlier is not None:
+        reported_keys = read_reported_keys(Path(earlier))
     launch = take_launch_options(axes)
     table_names = axes.pop("table", None)
     take_single_value(dict(axes), "out")  # from a copy: it is a cell's setting too, but no axis
@@ -43,8 +45,9 @@ def read_request(settings: Mapping[str, list[str]]) -> SweepRequest:
     left_out: set[str] = set()
     for heading, cells in list_cells_by_table(table_names, axes):
         rows: dict[tuple, CellJob] = {}
-        blind_cells = make_blind_cells(cells) if blind else []
-        for cell in [*cells, *blind_cells]:
+        if blind:
+            cells = [*cells, *make_blind_cells(cells)]
+        for cell in cells:
             stage = plan_stages(cell.config)
             if stage.key in reported_keys:
                 left_out.add(stage.key)
@@ -70,6 +73,8 @@ def list_cells_by_table(
         return [("", make_cells(axes))]
     cells_by_table = []
     for table in tables.load_table_files(table_names, axes):
-        cells = [cell for row in table.rows for cell in row.cells]
+        cells: list[Cell] = []
+        for row in table.rows:
+            cells += row.cells
         cells_by_table.append((table.heading, cells))
     return cells_by_table

@@ -66,8 +66,10 @@ def run_cells_in_turn(jobs: list[CellJob], store: Store) -> CellOutcomes:
     failures: dict[str, Failure] = {}  # by the key of the stage that failed
     for cell, stage in jobs:
         store.report.begin_cell(title_cell(cell))
-        failure = next((failures[key] for key in stage.collect_stages() if key in failures), None)
-        if failure is None:
+        failed_keys = [key for key in stage.collect_stages() if key in failures]
+        if failed_keys:
+            failure = failures[failed_keys[0]]
+        else:
             try:
                 store.compute(stage)
                 results.publish_cell(cell, stage, store)
@@ -105,8 +107,12 @@ class UnitScheduler:
         self.store = store
         self.report = store.report
         self.outcomes = CellOutcomes()
-        self.cells: dict[str, Cell] = {stage.key: cell for cell, stage in jobs}
-        self.stages: dict[str, Stage] = {stage.key: stage for _, stage in jobs}
+        # by the key of a cell's last stage
+        self.cells: dict[str, Cell] = {}
+        self.stages: dict[str, Stage] = {}
+        for cell, stage in jobs:
+            self.cells[stage.key] = cell
+            self.stages[stage.key] = stage
         # units by the key of their stage
         self.units = make_units(jobs, store)
         self.waiting = dict(self.units)
@@ -114,8 +120,8 @@ class UnitScheduler:
         self.failures: dict[str, Failure] = {}
         self.deaths: Counter[str] = Counter()
         self.retry_times: dict[str, float] = {}  # of units that another sweep computes: when to look again
-        configs = [unit.stage.config for unit in self.units.values()]
-        uses_gpu = any(config.trainer.accelerator in GPU_ACCELERATORS for config in configs)
+        accelerators = {unit.stage.config.trainer.accelerator for unit in self.units.values()}
+        uses_gpu = not accelerators.isdisjoint(GPU_ACCELERATORS)
         self.launcher = create_launcher(options, store, runner, uses_gpu)
 
     def run_units(self) -> CellOutcomes:
@@ -187,12 +193,14 @@ class UnitScheduler:
     def _fail_unit(self, unit: WorkUnit, outcome: UnitOutcome) -> None:
         """Give up a unit and all that needs it."""
         # a failed stage has its name in the text; a worker that died knows none
-        reason = outcome.text if outcome.kind == "failed" else f"{unit.stage.name}: {outcome.text}"
+        reason = outcome.text
+        if outcome.kind != "failed":
+            reason = f"{unit.stage.name}: {outcome.text}"
         self.report.write_note(f"failed: {reason}; see {unit.log}")
         lost = {unit.key}
-        while dependent := {key for key, other in self.waiting.items() if other.needs & lost}:
-            for key in dependent:
+        for key, dependent in self.units.items():  # in the order of work, so that one pass finds all
+            if key in self.waiting and dependent.needs & lost:
+                lost.add(key)
                 del self.waiting[key]
-            lost |= dependent
         for key in lost:
             self.failures[key] = Failure(reason, unit.log)

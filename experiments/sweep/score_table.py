@@ -24,8 +24,10 @@ SCORE_NOTE = (
 def find_wilson_interval(share: float, n: int) -> tuple[float, float]:
     """95 % interval of a share of n (Wilson 1927), which stays within 0 and 1 for small n too."""
     z = Z_OF_95_PERCENT
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    centre = (share + z * z / (2 * n)) / scale
+    variance = share * (1 - share) / n
+    half = z / scale * math.sqrt(variance + z * z / (4 * n * n))
     return centre - half, centre + half
 
 
@@ -41,8 +43,13 @@ def find_score_spread(values: Sequence[float], n: int) -> float:
 
 def list_question_families(group: ScoreGroup) -> list[str]:
     """All families of a group's questions; a single one would repeat the overall column."""
-    families = {family for row in group.rows for run in row.runs for family in run["families"]}
-    return sorted(families) if len(families) > 1 else []
+    families: set[str] = set()
+    for row in group.rows:
+        for run in row.runs:
+            families |= run["families"].keys()
+    if len(families) == 1:
+        return []
+    return sorted(families)
 
 
 def average_row_score(row: ScoreRow, family: str | None) -> tuple[float, float]:
@@ -83,6 +90,7 @@ def make_blind_notes(group: ScoreGroup) -> list[str]:
 
 def format_token_count(row: ScoreRow, name: str) -> str:
     """A token count of metrics.json; nothing for a row that has no model."""
+    # the chance row has no model
     efficiency: Mapping[str, Any] = row.runs[0].get("efficiency", {})
     return str(efficiency.get(name, ""))
 
@@ -92,7 +100,9 @@ def format_mean_duration(row: ScoreRow) -> str:
     if not row.seconds:
         return ""
     seconds = round(sum(row.seconds) / len(row.seconds))
-    return f"{seconds // 60}:{seconds % 60:02d}" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+    if seconds < 3600:
+        return f"{seconds // 60}:{seconds % 60:02d}"
+    return f"{seconds / 3600:.1f} h"
 
 
 def make_score_lines(group: ScoreGroup) -> list[list[str]]:
@@ -119,16 +129,21 @@ def make_score_lines(group: ScoreGroup) -> list[list[str]]:
 
 def make_screen_tables(group: ScoreGroup, width: int) -> list[Table]:
     """For a screen, with the time each row took; a narrow one gets the families in a table of their own."""
+    rows = make_score_lines(group)
     times = ["time", *map(format_mean_duration, group.rows)]
-    rows = [[*words, time] for words, time in zip(make_score_lines(group), times)]
+    for words, time in zip(rows, times):
+        words.append(time)
     caption = "\n".join([SCORE_NOTE, *make_blind_notes(group)])
     needed_width = 0
     for column in zip(*rows):
         needed_width += max(map(len, column)) + 2  # two columns of padding
     if needed_width < width or not list_question_families(group):
         return [make_word_table(rows, title=group.title, caption=caption)]
-    summary = [[*row[:SUMMARY_COLUMNS], row[-1]] for row in rows]
-    by_family = [[row[0], *row[SUMMARY_COLUMNS:-1]] for row in rows]
+    summary = []
+    by_family = []
+    for label, *numbers, time in rows:
+        summary.append([label, *numbers[: SUMMARY_COLUMNS - 1], time])
+        by_family.append([label, *numbers[SUMMARY_COLUMNS - 1 :]])
     return [make_word_table(summary, title=group.title), make_word_table(by_family, caption=caption)]
 
 
@@ -145,7 +160,10 @@ def format_score_markdown(groups: Sequence[ScoreGroup]) -> str:
 
 def format_score_csv(groups: Sequence[ScoreGroup]) -> str:
     """Every score with its ±, one line a row, for programs."""
-    families = sorted({family for group in groups for family in list_question_families(group)})
+    all_families: set[str] = set()
+    for group in groups:
+        all_families.update(list_question_families(group))
+    families = sorted(all_families)
     header = ["questions", "row", "seeds", "n", "visual_tokens", "query_tokens"]
     for name in ("overall", *families):
         header += [name, f"{name}_pm"]

@@ -76,7 +76,7 @@ class SlurmCluster(Launcher):
                 jobs.append(job)
         # a job has no number before the array is submitted, at the end of the batch
         used_numbers = {job.number for job in self.jobs}
-        free_numbers = [number for number in range(self.size) if number not in used_numbers]
+        free_numbers = sorted(set(range(self.size)) - used_numbers)
         for number, unit, job in zip(free_numbers, units, jobs):
             lane = self.report.open_lane(number, unit.label) or Reporter()
             lane.begin_stage(f"{unit.stage.title} {unit.key[:8]}, job {job.job_id}")
@@ -99,6 +99,7 @@ class SlurmCluster(Launcher):
     def close(self) -> None:
         """Cancel what is under way."""
         for submitted in self.jobs:
+            # Slurm may have ended it by itself meanwhile
             submitted.job.cancel(check=False)
         self.jobs.clear()
 
@@ -132,7 +133,9 @@ def make_executor(folder: Path, workers: int, parameters: dict[str, object]) -> 
         except (ValueError, RuntimeError) as error:  # no srun here
             raise UsageError(f"launch=slurm: {error} (launch.slurm.cluster=local does without)") from error
         for name, value in slurm_parameters.items():
-            submitit_name = name if name in GENERIC_PARAMETERS else f"slurm_{name}"
+            submitit_name = f"slurm_{name}"
+            if name in GENERIC_PARAMETERS:
+                submitit_name = name
             try:
                 executor.update_parameters(**{submitit_name: value})
             except (NameError, AssertionError) as error:

@@ -38,7 +38,9 @@ def make_units(jobs: list[CellJob], store: Store) -> dict[str, WorkUnit]:
     for _, last_stage in jobs:
         if store.find_fault(last_stage) is not None:
             collect_needed_stages(last_stage, store, needed)
-    readers = Counter(source.key for stage in needed.values() for source in stage.inputs.values())
+    readers: Counter[str] = Counter()  # how many of these stages read a stage
+    for stage in needed.values():
+        readers.update(source.key for source in stage.inputs.values())
     cells = {last_stage.key: cell for cell, last_stage in jobs}
     first_users: dict[str, Cell] = {}  # by the key of a stage
     work_order: dict[str, None] = {}  # keys of stages: a dict keeps the order and each key once
@@ -52,13 +54,11 @@ def make_units(jobs: list[CellJob], store: Store) -> dict[str, WorkUnit]:
     for key in unit_keys:
         stage = needed[key]
         cell = first_users[key]
+        label = f"{cell.label} seed={cell.config.seed}"
         log_name = name_cell_folder(cell) if key in cells else stage.kind
-        units[key] = WorkUnit(
-            stage,
-            label=f"{cell.label} seed={cell.config.seed}",
-            log=store.root / "logs" / f"{log_name}-{key[:8]}.log",
-            needs=frozenset(find_units_before(stage, needed, set(unit_keys))),
-        )
+        log = store.root / "logs" / f"{log_name}-{key[:8]}.log"
+        needs = find_units_before(stage, needed, set(unit_keys))
+        units[key] = WorkUnit(stage, label, log, frozenset(needs))
     return units
 
 
@@ -78,4 +78,5 @@ def find_units_before(stage: Stage, needed: dict[str, Stage], unit_keys: set[str
         if source.key in unit_keys:
             yield source.key
         elif source.key in needed:
+            # the unit's own worker computes it: what it waits for, the unit waits for
             yield from find_units_before(source, needed, unit_keys)

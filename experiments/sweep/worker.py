@@ -45,7 +45,7 @@ class WorkerReporter(Reporter):
         self.log.__exit__(kind, error, trace)
 
     def begin_stage(self, label: str) -> None:
-        self._unsent_steps = 0
+        self._unsent_steps = 0  # of the stage before
         self.log.begin_stage(label)
         self.relay.begin_stage(label)
 
@@ -56,6 +56,7 @@ class WorkerReporter(Reporter):
     def advance_steps(self, n: int = 1, **fields: object) -> None:
         self.log.advance_steps(n, **fields)
         self._unsent_steps += n
+        # fields are rare and are shown beside the bar; steps may be a thousand a second
         if fields or time.monotonic() - self._sent_at > STEP_REPORT_SECONDS:
             self.relay.advance_steps(self._unsent_steps, **fields)
             self._unsent_steps = 0
@@ -94,6 +95,7 @@ def log_output(path: Path) -> Iterator[None]:
 
 def redirect_output(out: int, err: int) -> None:
     """Let standard output and standard error go to these files, given by their descriptors."""
+    # by descriptor, since libraries and child processes do not write through sys.stdout
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # a full disk stops what is computed; a lost line of a log does not
             stream.flush()
@@ -129,7 +131,7 @@ def run_unit(
     messages of its progress, None where nobody watches."""
     with log_output(log):
         console = Console(file=sys.stdout, width=LOG_COLUMNS)
-        relay = Reporter() if send is None else RelayReporter(send)
+        relay = RelayReporter(send) if send is not None else Reporter()
         store.report = WorkerReporter(PlainReporter(console), relay)
         return compute_unit(stage, store, wait)
 
@@ -139,4 +141,5 @@ def run_slurm_job(
 ) -> UnitOutcome:
     """A unit as a job of its own, on another machine perhaps: nobody watches, and it waits for locks."""
     set_threads(threads)
+    # no other job of this sweep has the stage, but another sweep may: its result will do
     return run_unit(stage, log, Store(root, runner=runner), wait=True)

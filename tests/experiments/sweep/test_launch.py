@@ -10,8 +10,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
-from fakes import FakeRunner, alive, children, names, read_log, spawn, table
-from test_stages import wait_for
+from fakes import FakeRunner, alive, children, names, read_log, spawn, table, wait_for
 
 from compressors.command_line import parse_settings
 from experiments.registries import launchers
