@@ -165,6 +165,11 @@ def parse_settings(arguments: Sequence[str]) -> Axes:
     return axes
 
 
+def join_settings(axes: Mapping[str, Sequence[str]]) -> list[str]:
+    """The KEY=VALUE arguments that `parse_settings` would read as these axes."""
+    return [f"{key}={','.join(texts)}" for key, texts in axes.items()]
+
+
 def read_value(text: str, hint: Any, path: str) -> object:
     """`text` as the type `hint`: bool, int, float, str, Path, a Literal, or one of them or null."""
     origin = typing.get_origin(hint)
@@ -317,6 +322,9 @@ class Command:
         for candidate, item in settings.items():
             if name in item.rules.get("was", ()):
                 path = candidate
+        if path not in settings and self.overrides:
+            # it may be meant for those to whom other settings are handed on
+            return f"{flag}: no such flag; settings are spelled KEY=VALUE (--help shows what there is)"
         if path not in settings:
             return f"{flag}: no setting of this command{suggest(path, settings)}"
         if settings[path].hint is bool:

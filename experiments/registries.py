@@ -9,4 +9,8 @@ from compressors.registry import Registry
 
 datasets = Registry("data set", group="slothkit.datasets")  # experiments/picture_vqa
 metrics = Registry("metric", group="slothkit.metrics")  # experiments/metrics
-launchers = Registry("launcher", group="slothkit.launchers")  # experiments/sweep
+launchers = Registry(  # experiments/sweep; the context is described in sweep/launcher.py
+    "launcher",
+    group="slothkit.launchers",
+    context=("root", "runner", "report", "workers", "threads", "parameters", "uses_gpu"),
+)

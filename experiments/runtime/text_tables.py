@@ -27,6 +27,16 @@ def make_word_table(rows: Sequence[Sequence[str]], *, title: str = "", caption: 
     return table
 
 
+def make_framed_table(rows: Sequence[Sequence[str]], *, title: str = "", numbers: bool = True) -> Table:
+    """A table for a screen with a frame and lines between its columns; `numbers` stand to the right."""
+    table = Table(title=escape(title) or None, title_justify="left")
+    for position, heading in enumerate(rows[0]):
+        table.add_column(escape(heading), justify="right" if numbers and position else "left")
+    for row in rows[1:]:
+        table.add_row(*map(escape, row))
+    return table
+
+
 def format_markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a Markdown table, with columns padded to one width: its source reads as a table too."""
     escaped_rows: list[list[str]] = []

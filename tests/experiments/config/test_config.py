@@ -219,7 +219,8 @@ def test_help_names_every_setting_and_part():
 def test_configuration_and_plan_import_no_torch():
     code = (
         "import sys; from experiments.sweep import __main__, request; "
-        "request.read_request(['llm.source=a/b', 'tower.source=a/b']); "
+        "from compressors.command_line import parse_settings; "
+        "request.read_request(parse_settings(['llm.source=a/b', 'tower.source=a/b'])); "
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
