@@ -24,7 +24,7 @@ from experiments.data import orientation
 from llm_adapters.conversation import IMAGE, Turn
 
 SPEAKERS = ("human", "gpt")
-ALL_FAMILY = "all"  # the family of questions that name none
+UNNAMED_FAMILY = "all"  # the family of questions that name none
 
 
 class Sample(NamedTuple):
