@@ -10,9 +10,15 @@ from typing import Any
 from ablations import earlier
 from ablations.claims import spec
 from ablations.costs import measured, prefill
-from ablations.earlier import Earlier
-from ablations.finished import Done, answers, ask, efficiency, find
-from ablations.outcomes import Report, Row, Table
+from ablations.earlier import EarlierReport
+from ablations.finished import (
+    FinishedCell,
+    fill_questions,
+    find_finished_cell,
+    load_outcomes,
+    read_efficiency,
+)
+from ablations.outcomes import Report, ReportRow, ReportTable
 from ablations.writing import maps
 from compressors.errors import UsageError
 from experiments.config import tables
@@ -23,12 +29,12 @@ from experiments.store.folder import DONE_FILE
 from experiments.store.results import identify_questions
 from experiments.store.store import Store
 
-BLIND = "no image"
-COUNTS = "prefill.json"
+NO_IMAGE_BLOCK = "no image"
+COUNTS_FILE = "prefill.json"
 FIRST_SEEDS = ["0", "1", "2"]
 
 
-def report(
+def collect_report(
     wanted: Sequence[str],
     axes: Mapping[str, list[str]],
     store: Store,
@@ -43,69 +49,73 @@ def report(
     for key, values in axes.items():
         if len(values) > 1 and key != "seed":
             raise UsageError(f"{key}={','.join(values)}: a report takes one value; make one for each")
-    known = earlier.read(before)
-    asked = {"seed": seeds_there(store.root, known), **axes}
+    known = earlier.read_earlier_report(before)
+    asked = {"seed": find_finished_seeds(store.root, known), **axes}
     files = tables.load_table_files(wanted, asked)
-    finished: dict[str, Done] = {}
-    shown: list[tuple[Row, Config]] = []
-    found = [collect(file, store, known, finished, shown) for file in files]
+    finished: dict[str, FinishedCell] = {}
+    shown: list[tuple[ReportRow, Config]] = []
+    found = [collect_table(file, store, known, finished, shown) for file in files]
     for file, table in zip(files, found):
-        table.sweep = sweep(file, asked | ({"earlier": [str(before)]} if before else {}))
-    for (row, _), count in zip(shown, prefill.counts([config for _, config in shown], folder / COUNTS)):
+        table.sweep = format_sweep_command(file, asked | ({"earlier": [str(before)]} if before else {}))
+    for (row, _), count in zip(
+        shown, prefill.look_up_counts([config for _, config in shown], folder / COUNTS_FILE)
+    ):
         row.efficiency |= {} if count is None else {"prefill_flops": count}
-    new = Report(found, {"command": command, **made(list(finished.values()), store, known)})
-    measured.add(new, shown, folder, measuring)
-    maps.add(new, [(done.cell, done.stage) for done in finished.values()], store, folder, known.report)
+    new = Report(found, {"command": command, **collect_provenance(list(finished.values()), store, known)})
+    measured.add_measured_columns(new, shown, folder, measuring)
+    maps.add_maps(new, [(done.cell, done.stage) for done in finished.values()], store, folder, known.report)
     return new
 
 
-def seeds_there(root: Path, known: Earlier) -> list[str]:
+def find_finished_seeds(root: Path, known: EarlierReport) -> list[str]:
     """The seeds that any cell below an output directory, or of an earlier report, has finished at."""
     names = (path.name for path in (root / "cells").glob("*_seed=*"))
     found = {match[1] for name in names if (match := re.search(r"_seed=(\d+)-\w+$", name))}
-    return sorted(found | known.seeds, key=int) or FIRST_SEEDS
+    return sorted(found | known.finished_seeds, key=int) or FIRST_SEEDS
 
 
-def sweep(file: tables.TableFile, axes: Mapping[str, list[str]]) -> str:
+def format_sweep_command(file: tables.TableFile, axes: Mapping[str, list[str]]) -> str:
     """The command that runs a table's cells."""
     own = file.name if file.path.parent == tables.find_table_folder() else str(file.path)
     words = [f"table={own}", *(f"{key}={','.join(values)}" for key, values in axes.items())]
     return f"python -m experiments.sweep {shlex.join(words)}"
 
 
-def collect(
+def collect_table(
     file: tables.TableFile,
     store: Store,
-    known: Earlier,
-    finished: dict[str, Done],
-    shown: list[tuple[Row, Config]],
-) -> Table:
+    known: EarlierReport,
+    finished: dict[str, FinishedCell],
+    shown: list[tuple[ReportRow, Config]],
+) -> ReportTable:
     """One table; its finished cells are added to `finished` by key, its rows with a cell each to `shown`."""
-    claims = spec.claims(file)
+    claims = spec.read_claims(file)
     cells = [cell for row in file.rows for cell in row.cells]
-    blind = [tables.TableRow(BLIND, each.label, "", (each,)) for each in make_blind_cells(cells)]
+    blind = [tables.TableRow(NO_IMAGE_BLOCK, each.label, "", (each,)) for each in make_blind_cells(cells)]
     rows, there = [], []
     for row in [*blind, *file.rows]:
-        made = Row(row.block, row.label, row.ours)
+        made = ReportRow(row.block, row.label, row.ours)
         for cell in row.cells:
-            done = find(cell, store, known)
+            done = find_finished_cell(cell, store, known)
             if done is None:
                 made.missing.append(cell.config.seed)
             else:
                 there.append((made, done))
         rows.append(made)
     finished |= {done.stage.key: done for _, done in there}
-    table = Table(file.name, file.heading, file.title, claims, rows)
+    table = ReportTable(file.name, file.heading, file.title, claims, rows)
     if there:
-        shown += fill(table, there, store)
-    table.rows = [row for row in rows if row.block != BLIND or row.outcomes]
+        shown += fill_rows(table, there, store)
+    table.rows = [row for row in rows if row.block != NO_IMAGE_BLOCK or row.outcomes]
     return table
 
 
-def fill(table: Table, there: Sequence[tuple[Row, Done]], store: Store) -> list[tuple[Row, Config]]:
+def fill_rows(
+    table: ReportTable, there: Sequence[tuple[ReportRow, FinishedCell]], store: Store
+) -> list[tuple[ReportRow, Config]]:
     """Outcomes and efficiency of the finished cells; the rows, each with the configuration of its first."""
     first = there[0][1]
-    ask(table, first, store)
+    fill_questions(table, first, store)
     for row, done in there:
         if identify_questions(done.stage) != identify_questions(first.stage):
             raise UsageError(
@@ -113,17 +123,17 @@ def fill(table: Table, there: Sequence[tuple[Row, Done]], store: Store) -> list[
                 f"'{there[0][0].label}'; rows of a table have the same data.test and data.seed"
             )
         seed = done.cell.config.seed
-        row.outcomes[seed], row.keys[seed] = answers(done, store, table), done.stage.key
+        row.outcomes[seed], row.keys[seed] = load_outcomes(done, store, table), done.stage.key
     first_of = {row.label: (row, done) for row, done in reversed(there)}.values()
     for row, done in first_of:
-        row.efficiency = efficiency(done, store)
+        row.efficiency = read_efficiency(done, store)
     return [(row, done.cell.config) for row, done in first_of]
 
 
-def made(every: Sequence[Done], store: Store, known: Earlier) -> dict[str, Any]:
+def collect_provenance(every: Sequence[FinishedCell], store: Store, known: EarlierReport) -> dict[str, Any]:
     """Versions, and the time that all stages took, each once, beside what it would be without sharing; how
     many cells are an earlier report's, and how that came about."""
-    finished = [done for done in every if done.kept is None]
+    finished = [done for done in every if done.earlier_cell is None]
     taken = len(every) - len(finished)
     stages = {key: stage for done in finished for key, stage in done.stage.collect_stages().items()}
     notes = {
@@ -145,12 +155,12 @@ def made(every: Sequence[Done], store: Store, known: Earlier) -> dict[str, Any]:
         ),
         "finished": max((note["finished"] for note in notes.values()), default=""),
         "versions": {package: ", ".join(sorted(found)) for package, found in sorted(versions.items())},
-        "machine": " ".join(machine()),
-        **({"taken": taken, "earlier": known.runs} if taken else {}),
+        "machine": " ".join(describe_machine()),
+        **({"taken": taken, "earlier": known.contributing_runs} if taken else {}),
     }
 
 
-def machine() -> Iterator[str]:
+def describe_machine() -> Iterator[str]:
     """Of the report, which is the run's as a rule."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []

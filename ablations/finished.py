@@ -7,61 +7,61 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ablations.earlier import Earlier, Kept
-from ablations.outcomes import Table
+from ablations.earlier import EarlierCell, EarlierReport
+from ablations.outcomes import ReportTable
 from compressors.errors import UsageError
 from experiments.config.cells import Cell
 from experiments.data.llava import Sample
-from experiments.metrics.answers import majority_rates
+from experiments.metrics.chance import score_majority_answers
 from experiments.store.plan import Stage, plan_stages
 from experiments.store.results import METRICS_FILE, PREDICTIONS_FILE
 from experiments.store.store import Store
 from llm_adapters.conversation import Turn
 
-FLAG = b'"correct": '  # never inside a JSON string, where its quotes would be escaped
+CORRECT_FLAG = b'"correct": '  # never inside a JSON string, where its quotes would be escaped
 
 
 @dataclass(frozen=True)
-class Done:
+class FinishedCell:
     """A finished cell. `kept`: what an earlier report tells of it, where it is not below `out=`."""
 
     cell: Cell
     stage: Stage
-    kept: Kept | None = None
+    earlier_cell: EarlierCell | None = None
 
 
-def find(cell: Cell, store: Store, known: Earlier) -> Done | None:
+def find_finished_cell(cell: Cell, store: Store, known: EarlierReport) -> FinishedCell | None:
     """A cell, if it is finished: below the output directory, else in an earlier report."""
     stage = plan_stages(cell.config)
     if store.find_status(stage) == "done":
-        return Done(cell, stage)
-    return Done(cell, stage, known.cells[stage.key]) if stage.key in known.cells else None
+        return FinishedCell(cell, stage)
+    return FinishedCell(cell, stage, known.cells[stage.key]) if stage.key in known.cells else None
 
 
-def ask(table: Table, done: Done, store: Store) -> None:
+def fill_questions(table: ReportTable, done: FinishedCell, store: Store) -> None:
     """Give a table the questions that a cell has answered."""
-    if done.kept is not None:
+    if done.earlier_cell is not None:
         for name in ("ids", "pictures", "families", "chance"):
-            setattr(table, name, getattr(done.kept.table, name))
+            setattr(table, name, getattr(done.earlier_cell.table, name))
         return
     read = read_questions(store.locate_result(done.stage) / PREDICTIONS_FILE)
     table.ids = np.array([sample.id for sample in read])
-    table.pictures = np.array([picture_of(sample) for sample in read])
+    table.pictures = np.array([identify_picture(sample) for sample in read])
     table.families = np.array([sample.families[0] for sample in read])
-    table.chance = majority_rates(read)
+    table.chance = score_majority_answers(read)
 
 
-def answers(done: Done, store: Store, table: Table) -> NDArray[np.bool_]:
+def load_outcomes(done: FinishedCell, store: Store, table: ReportTable) -> NDArray[np.bool_]:
     """(Q,) right or wrong, of a table's questions."""
-    if done.kept is not None:
-        if not np.array_equal(done.kept.table.ids, table.ids):
+    if done.earlier_cell is not None:
+        if not np.array_equal(done.earlier_cell.table.ids, table.ids):
             raise UsageError(
                 f"{table.heading}: the earlier report has '{done.cell.label}' with other "
                 "questions than the cells below out=, under one key; leave earlier= out"
             )
-        return done.kept.right
+        return done.earlier_cell.right
     path = store.locate_result(done.stage) / PREDICTIONS_FILE
-    right = read_right(path)
+    right = read_correct_flags(path)
     if len(right) != len(table.ids):
         raise UsageError(
             f"{path}: {len(right)} answers to {len(table.ids)} questions; remove that folder "
@@ -70,10 +70,10 @@ def answers(done: Done, store: Store, table: Table) -> NDArray[np.bool_]:
     return right
 
 
-def efficiency(done: Done, store: Store) -> dict[str, float]:
+def read_efficiency(done: FinishedCell, store: Store) -> dict[str, float]:
     """Tokens and parameters, as the evaluation noted them."""
-    if done.kept is not None:
-        return dict(done.kept.efficiency)
+    if done.earlier_cell is not None:
+        return dict(done.earlier_cell.efficiency)
     metrics = json.loads((store.locate_result(done.stage) / METRICS_FILE).read_text(encoding="utf-8"))
     return dict(metrics.get("efficiency", {}))
 
@@ -90,13 +90,13 @@ def read_questions(path: Path) -> list[Sample]:
     ]
 
 
-def picture_of(sample: Sample) -> str:
+def identify_picture(sample: Sample) -> str:
     """What questions that are answered right or wrong together have in common: the first picture that they
     see; their conversation where they see none (or where an earlier version has not written it down)."""
     return str(sample.images[0]) if sample.images else sample.id.rpartition("#")[0] or sample.id
 
 
-def read_right(path: Path) -> NDArray[np.bool_]:
+def read_correct_flags(path: Path) -> NDArray[np.bool_]:
     """(Q,) right or wrong. A thousand files are read in a second, so they are not parsed as JSON."""
-    pieces = path.read_bytes().split(FLAG)[1:]
+    pieces = path.read_bytes().split(CORRECT_FLAG)[1:]
     return np.array([piece[:1] == b"t" for piece in pieces])

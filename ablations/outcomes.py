@@ -22,11 +22,11 @@ from compressors.errors import UsageError
 from experiments.runtime.files import write_atomic
 from experiments.store.earlier import REPORT_FILE
 
-FORMAT, FILE, FOLDER, PLOTS = 2, REPORT_FILE, "outcomes", "plots"
+REPORT_FORMAT, REPORT_JSON, OUTCOMES_FOLDER, PLOTS_FOLDER = 2, REPORT_FILE, "outcomes", "plots"
 
 
 @dataclass
-class Row:
+class ReportRow:
     """A line of a table. `outcomes`: seed -> (Q,) right or wrong, of finished cells; `keys`: seed -> the key
     of its evaluation, by which a later report finds it."""
 
@@ -40,7 +40,7 @@ class Row:
 
 
 @dataclass
-class Table:
+class ReportTable:
     """A table of the report. No questions where no cell has finished. `pictures`: what each question is
     about; `sweep`: the command that runs its cells."""
 
@@ -48,7 +48,7 @@ class Table:
     heading: str
     title: str
     claims: tuple[Claim, ...]
-    rows: list[Row]
+    rows: list[ReportRow]
     ids: NDArray = field(default_factory=lambda: np.array([], "<U1"))
     families: NDArray = field(default_factory=lambda: np.array([], "<U1"))
     pictures: NDArray = field(default_factory=lambda: np.array([], "<U1"))
@@ -62,11 +62,11 @@ class Table:
         return found if len(found) > 1 else []
 
     @property
-    def picture(self) -> NDArray[np.intp]:
+    def picture_numbers(self) -> NDArray[np.intp]:
         """A number for each question's picture."""
         return np.unique(self.pictures, return_inverse=True)[1]
 
-    def scores(self, row: Row, family: str | None = None) -> list[float]:
+    def compute_accuracies(self, row: ReportRow, family: str | None = None) -> list[float]:
         """Accuracy in % at each seed, of all questions or those of a family."""
         keep = slice(None) if family is None else self.families == family
         return [100.0 * float(right[keep].mean()) for right in row.outcomes.values()]
@@ -76,14 +76,14 @@ class Table:
 class Report:
     """All tables, and how they came about: command, versions, times. `maps`: attention maps as PNG."""
 
-    tables: list[Table]
+    tables: list[ReportTable]
     made: dict[str, Any]
     maps: list[bytes] = field(default_factory=list)
 
 
-def save(report: Report, folder: Path) -> None:
+def save_report(report: Report, folder: Path) -> None:
     """Write what the report can be made from again."""
-    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    (folder / OUTCOMES_FOLDER).mkdir(parents=True, exist_ok=True)
     tables = []
     for table in report.tables:
         rows = [
@@ -115,31 +115,31 @@ def save(report: Report, folder: Path) -> None:
         np.savez_compressed(
             content, ids=table.ids, pictures=table.pictures, families=table.families, right=packed
         )
-        write_atomic(place(folder, table.name), content.getvalue())
-    (folder / PLOTS).mkdir(exist_ok=True)
+        write_atomic(locate_outcomes(folder, table.name), content.getvalue())
+    (folder / PLOTS_FOLDER).mkdir(exist_ok=True)
     for number, each in enumerate(report.maps, 1):
-        write_atomic(map_file(folder, number), each)
-    content = {"format": FORMAT, "made": report.made, "maps": len(report.maps), "tables": tables}
-    write_atomic(folder / FILE, json.dumps(content, indent=1) + "\n")
+        write_atomic(locate_map(folder, number), each)
+    content = {"format": REPORT_FORMAT, "made": report.made, "maps": len(report.maps), "tables": tables}
+    write_atomic(folder / REPORT_JSON, json.dumps(content, indent=1) + "\n")
 
 
-def place(folder: Path, name: str) -> Path:
-    return folder / FOLDER / f"table{name}.npz"
+def locate_outcomes(folder: Path, name: str) -> Path:
+    return folder / OUTCOMES_FOLDER / f"table{name}.npz"
 
 
-def map_file(folder: Path, number: int) -> Path:
-    return folder / PLOTS / f"attention-{number}.png"
+def locate_map(folder: Path, number: int) -> Path:
+    return folder / PLOTS_FOLDER / f"attention-{number}.png"
 
 
-def load(folder: Path, option: str = "results") -> Report:
+def load_report(folder: Path, option: str = "results") -> Report:
     """A report from what `save` wrote, or a UsageError that names the file and the option that gave it."""
-    path = folder / FILE
+    path = folder / REPORT_JSON
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise UsageError(f"{path}: format {content['format']}, this version reads {FORMAT}")
-        maps = [map_file(folder, i + 1).read_bytes() for i in range(content.get("maps", 0))]
-        return Report([load_table(each, folder) for each in content["tables"]], content["made"], maps)
+        if content["format"] != REPORT_FORMAT:
+            raise UsageError(f"{path}: format {content['format']}, this version reads {REPORT_FORMAT}")
+        maps = [locate_map(folder, i + 1).read_bytes() for i in range(content.get("maps", 0))]
+        return Report([load_report_table(each, folder) for each in content["tables"]], content["made"], maps)
     except FileNotFoundError as error:
         raise UsageError(
             f"{option}={folder}: no {error.filename}; give a folder that ablations.report wrote"
@@ -152,13 +152,13 @@ def load(folder: Path, option: str = "results") -> Report:
         ) from error
 
 
-def load_table(entry: dict[str, Any], folder: Path) -> Table:
+def load_report_table(entry: dict[str, Any], folder: Path) -> ReportTable:
     """One table with its outcomes."""
-    with np.load(place(folder, entry["name"])) as kept:
+    with np.load(locate_outcomes(folder, entry["name"])) as kept:
         ids, pictures, families, packed = (kept[name] for name in ("ids", "pictures", "families", "right"))
     right = iter(np.unpackbits(packed, 1, count=len(ids)).astype(bool) if len(packed) else ())
     rows = [
-        Row(
+        ReportRow(
             row["block"],
             row["label"],
             row["ours"],
@@ -173,7 +173,7 @@ def load_table(entry: dict[str, Any], folder: Path) -> Table:
         Claim(**{**each, "pairs": tuple(map(tuple, each["pairs"])), "families": tuple(each["families"])})
         for each in entry["claims"]
     )
-    return Table(
+    return ReportTable(
         entry["name"],
         entry["heading"],
         entry["title"],

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from compressors.errors import UsageError
 
-WIDTH, HEIGHT = 11, 3.6  # inches
+PICTURE_WIDTH, PICTURE_HEIGHT = 11, 3.6  # inches
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,14 +22,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--scene", type=int, default=0, help="number of the test scene")
     options = parser.parse_args(arguments)
     try:
-        draw(options.cell, options.scene, options.out)
+        draw_readme_picture(options.cell, options.scene, options.out)
     except (UsageError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     return 0
 
 
-def draw(cell: Path, number: int, out: Path) -> None:
+def draw_readme_picture(cell: Path, number: int, out: Path) -> None:
     """Three panels: the picture under its patch grid, SAP's weights in its windows, questions and answers."""
     from matplotlib.figure import Figure
 
@@ -37,12 +37,14 @@ def draw(cell: Path, number: int, out: Path) -> None:
     from experiments.models import saved
 
     root = cell.parent.parent
-    data = next(root / stage for stage in saved.read(cell / "stages.json") if stage.startswith("data/"))
+    data = next(
+        root / stage for stage in saved.read_json_file(cell / "stages.json") if stage.startswith("data/")
+    )
     file = next(data.glob("*/test.json"))
-    scene = saved.read(file)[number]
+    scene = saved.read_json_file(file)[number]
     picture = saved.open_picture(file.parent / scene["image"])
-    weights = window_weights(cell, picture)
-    figure = Figure((WIDTH, HEIGHT), dpi=130, layout="constrained")
+    weights = compute_window_weights(cell, picture)
+    figure = Figure((PICTURE_WIDTH, PICTURE_HEIGHT), dpi=130, layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.25))
     for axes, title, step, colour in (
         (left, "12 x 12 patches", 1, "white"),
@@ -55,12 +57,12 @@ def draw(cell: Path, number: int, out: Path) -> None:
                 draw_line(line * picture.width / len(weights), color=colour, linewidth=0.6, alpha=0.6)
     extent = (0, picture.width, picture.height, 0)
     middle.imshow(0 * weights, cmap="gray", alpha=0.8 * (1 - weights), extent=extent)  # dark: left out
-    answers(right, cell, scene["id"])
+    draw_answers(right, cell, scene["id"])
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out)
 
 
-def window_weights(cell: Path, picture):
+def compute_window_weights(cell: Path, picture):
     """SAP's weights (H, W), each window's largest as 1."""
     import torch
     from einops import rearrange
@@ -76,7 +78,7 @@ def window_weights(cell: Path, picture):
     return rearrange(windows, "h w (i j) -> (h i) (w j)", i=3).numpy()
 
 
-def answers(axes, cell: Path, scene: str) -> None:
+def draw_answers(axes, cell: Path, scene: str) -> None:
     """The cell's answers about the scene, wrong ones with the truth."""
     rows = [json.loads(line) for line in (cell / "predictions.jsonl").read_text().splitlines()]
     asked = [row for row in rows if row["id"].startswith(f"{scene}#")]

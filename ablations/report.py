@@ -18,7 +18,7 @@ from experiments.config.schema import Config
 from experiments.runtime.bars import create_reporter
 from experiments.runtime.command import CommandParser
 
-HELP = """\
+REPORT_HELP = """\
 Usage: python -m ablations.report [table=3,4] [seed=0,1,2] [KEY=VALUE ...] [out=runs] [earlier=DIR] [to=DIR]
        python -m ablations.report results=DIR [to=DIR]
 
@@ -39,10 +39,10 @@ one HTML page, plots, and what the report can be made from again without the cel
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    return run_guarded(lambda: run(given), "choose another directory with to=DIR")
+    return run_guarded(lambda: run_report(given), "choose another directory with to=DIR")
 
 
-def run(arguments: list[str]) -> int:
+def run_report(arguments: list[str]) -> int:
     """The command, with its exceptions."""
     parser = CommandParser(add_help=False)
     parser.add_argument("overrides", nargs="*")
@@ -50,7 +50,7 @@ def run(arguments: list[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     console = Console()
     if options.help:
-        console.print(HELP, markup=False, highlight=False, soft_wrap=True)
+        console.print(REPORT_HELP, markup=False, highlight=False, soft_wrap=True)
         return 0
     axes = parse_settings(options.overrides)
     results, to, timed, earlier = (
@@ -66,19 +66,19 @@ def run(arguments: list[str]) -> int:
                 f"{min(axes, default='earlier')}: cells are not looked at with "
                 f"results={results}; leave it out"
             )
-        report = outcomes.load(Path(results))
+        report = outcomes.load_report(Path(results))
         folder = Path(to or results)
     else:
         root = Path(take_single_value(axes, "out") or Config().out)
         folder = Path(to) if to else root / "report"
         command = f"python -m ablations.report {' '.join(arguments)}".strip()
         with create_reporter(console) if measure else nullcontext() as told:
-            report = from_cells(axes, root, folder, command, told, Path(earlier) if earlier else None)
-    write.write(report, folder, console)
+            report = report_from_cells(axes, root, folder, command, told, Path(earlier) if earlier else None)
+    write.write_report(report, folder, console)
     return 0
 
 
-def from_cells(
+def report_from_cells(
     axes: dict[str, list[str]], root: Path, folder: Path, command: str, measuring, earlier: Path | None
 ):
     """The report of what is finished below `root` or in the report `earlier`; with a reporter in `measuring`
@@ -89,7 +89,7 @@ def from_cells(
 
     wanted = axes.pop("table", [tables.ALL_TABLES])
     axes["out"] = [str(root)]
-    found = collect.report(wanted, axes, Store(root), folder, command, measuring, earlier)
+    found = collect.collect_report(wanted, axes, Store(root), folder, command, measuring, earlier)
     if not found.made["cells"] and not found.made.get("taken"):
         names = ",".join(tables.expand_table_names(wanted))
         if not root.is_dir():

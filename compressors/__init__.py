@@ -8,12 +8,15 @@ The methods are imported on first use: command lines answer a typo without waiti
 `python -m compressors` lists them.
 """
 
+from types import ModuleType
+from typing import Any
+
 from compressors.errors import UsageError
 
 __all__ = ["Compressor", "UsageError", "check", "create", "knobs", "names", "register"]
 
 
-def _load():
+def _load_builtins() -> ModuleType:
     """The contract's module, after every built-in has registered itself."""
     from compressors import (  # noqa: F401
         adaptive_avg_pool,
@@ -47,9 +50,10 @@ def _load():
     return base
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
+    # PEP 562: torch is imported with the first name that needs it, not by `import compressors`
     if name in {"Compressor", "register"}:
-        return getattr(_load(), name)
+        return getattr(_load_builtins(), name)
     if name in {"create", "names", "knobs", "check"}:
-        return getattr(_load().registry, name)
+        return getattr(_load_builtins().registry, name)
     raise AttributeError(f"module 'compressors' has no attribute {name!r}")

@@ -5,34 +5,75 @@ Tokens, width and parameters are those at default knobs, behind a tower of 1152 
 reads several hidden states of the tower. A switch there, such as `text=true`, turns that on.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from textwrap import wrap
+from typing import TYPE_CHECKING
 
 import compressors
-from compressors import UsageError
+from compressors.command_line import Command, CommandLine
+
+if TYPE_CHECKING:
+    from compressors.listing import CompressorFacts
 
 COLUMNS = ("name", "tokens", "width", "learned", "text", "projects", "levels", "source")
-WIDTH, INDENT = 110, " " * 4
+WIDTH = 110
+INDENT = " " * 4
 
 
-def table(found: Sequence) -> str:
-    """A line of columns for each of the `Facts`, and indented below it: title, summary, rule and knobs."""
-    rows = [COLUMNS, *(tuple(getattr(each, column) for column in COLUMNS) for each in found)]
-    sizes = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["  ".join(cell.ljust(size) for cell, size in zip(row, sizes)).rstrip() for row in rows]
-    blocks = [[line, *below(each)] for line, each in zip(lines[1:], found)]
-    return "\n".join([lines[0], *(line for block in blocks for line in block)]) + "\n"
+@dataclass(frozen=True)
+class ListingOptions:
+    """It has no settings."""
 
 
-def below(each) -> list[str]:
+COMMAND = Command(
+    usage="python -m compressors [NAME ...]",
+    description=f"{__doc__}\n\nNAME: these compressors only.",
+    options=ListingOptions,
+    words=(0, None),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit code."""
+    return COMMAND.run(list_compressors, arguments)
+
+
+def list_compressors(line: CommandLine) -> int:
+    """Print the list."""
+    from compressors.listing import collect_facts  # imports torch, for which --help does not wait
+
+    names = line.words or compressors.names()
+    sys.stdout.write(format_listing([collect_facts(name) for name in names]))
+    return 0
+
+
+def format_listing(listed: Sequence["CompressorFacts"]) -> str:
+    """A line of columns for each compressor, and indented below it: title, summary, rule and knobs."""
+    rows = [list(COLUMNS)]
+    for facts in listed:
+        rows.append([getattr(facts, column) for column in COLUMNS])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    header, *lines = [format_row(row, widths) for row in rows]
+    text = [header]
+    for line, facts in zip(lines, listed):
+        text.append(line)
+        text += format_paragraphs(facts)
+    return "\n".join(text) + "\n"
+
+
+def format_row(row: Sequence[str], widths: Sequence[int]) -> str:
+    """One line, its columns padded."""
+    padded = [word.ljust(width) for word, width in zip(row, widths)]
+    return "  ".join(padded).rstrip()
+
+
+def format_paragraphs(facts: "CompressorFacts") -> list[str]:
     """What follows a compressor's line."""
-    paragraphs = [each.title, each.summary, each.rule, "  ".join(each.knobs)]
-    return [
-        line
-        for text in paragraphs
-        for line in wrap(
+    lines: list[str] = []
+    for text in (facts.title, facts.summary, facts.rule, "  ".join(facts.knobs)):
+        lines += wrap(
             text,
             WIDTH,
             initial_indent=INDENT,
@@ -40,24 +81,7 @@ def below(each) -> list[str]:
             break_long_words=False,
             break_on_hyphens=False,
         )
-    ]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; its exit code."""
-    parser = argparse.ArgumentParser(
-        "python -m compressors", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="these compressors only")
-    wanted = parser.parse_args(arguments).names
-    try:
-        from compressors.listing import facts  # torch: not for --help
-
-        sys.stdout.write(table([facts(name) for name in wanted or compressors.names()]))
-    except UsageError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 0
+    return lines
 
 
 if __name__ == "__main__":

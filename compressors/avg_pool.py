@@ -12,14 +12,16 @@ from einops import rearrange
 from torch import Tensor
 
 from compressors.base import MaybeTensor, register
-from compressors.grid import GridPolicy, WindowCompressor, fit, unfit
-from compressors.sap import window_softmax
+from compressors.grid import GridPolicy, WindowCompressor, fit_to_windows, weigh_patches
+from compressors.sap import softmax_in_windows
 
 
-def window_mean(features: Tensor, rate: int, policy: GridPolicy) -> Tensor:
+def average_windows(features: Tensor, rate: int, policy: GridPolicy) -> Tensor:
     """Mean of (B, H, W, C) over `rate` x `rate` windows -> (B, h, w, C)."""
-    if policy != "ceil":
-        features, _ = fit(features, rate, policy)
+    if (
+        policy != "ceil"
+    ):  # `ceil` leaves the border to avg_pool2d, which divides by the patches that are there
+        features, _ = fit_to_windows(features, rate, policy)
     channels_first = rearrange(features, "b h w c -> b c h w")  # a view, channels last
     pooled = F.avg_pool2d(channels_first, rate, ceil_mode=policy == "ceil", count_include_pad=False)
     return rearrange(pooled, "b c h w -> b h w c")
@@ -34,9 +36,13 @@ class AveragePool(WindowCompressor):
         self.out_dim = dim
 
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
-        return rearrange(window_mean(features, self.rate, self.grid_policy), "b h w c -> b (h w) c")
+        pooled = average_windows(features, self.rate, self.grid_policy)
+        return rearrange(pooled, "b h w c -> b (h w) c")
 
     def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
-        level = torch.zeros(*features.shape[:3], 1, device=features.device)
-        level, real = fit(level, self.rate, self.grid_policy)
-        return unfit(window_softmax(level.squeeze(-1), self.rate, real), *features.shape[1:3])
+        height, width = features.shape[1:3]
+        # equal logits: a softmax of them is the mean of the patches that are there
+        logits = torch.zeros(*features.shape[:3], 1, device=features.device)
+        logits, real = fit_to_windows(logits, self.rate, self.grid_policy)
+        weights = softmax_in_windows(logits.squeeze(-1), self.rate, real)
+        return weigh_patches(weights, height, width)

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from compressors.base import MaybeTensor, register
-from compressors.checks import at_least, grid_size
+from compressors.checks import check_at_least, check_grid
 from compressors.grid import GridPolicy, ResizingCompressor
 from compressors.positions import LearnedPositions
 
@@ -24,10 +24,13 @@ class SqueezeExcitation(nn.Module):
 
     def __init__(self, width: int, squeezed: int):
         super().__init__()
-        self.reduce, self.expand = nn.Linear(width, squeezed), nn.Linear(squeezed, width)
+        self.reduce = nn.Linear(width, squeezed)
+        self.expand = nn.Linear(squeezed, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.expand(F.silu(self.reduce(x.mean((1, 2), keepdim=True)))).sigmoid()
+        means = x.mean((1, 2), keepdim=True)  # (B, 1, 1, D)
+        gate = self.expand(F.silu(self.reduce(means))).sigmoid()
+        return x * gate
 
 
 class Bottleneck(nn.Module):
@@ -35,24 +38,31 @@ class Bottleneck(nn.Module):
 
     def __init__(self, in_dim: int, width: int):
         super().__init__()
-        self.pointwise_in, self.pointwise_out = (nn.Linear(dim, width, bias=False) for dim in (in_dim, width))
+        self.pointwise_in = nn.Linear(in_dim, width, bias=False)
+        self.pointwise_out = nn.Linear(width, width, bias=False)
         self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
-        self.norm_in, self.norm_depthwise, self.norm_out = (nn.LayerNorm(width) for _ in range(3))
-        self.gate = SqueezeExcitation(width, max(1, round(in_dim / 4)))
-        self.shortcut = nn.Identity()
+        self.norm_in = nn.LayerNorm(width)
+        self.norm_depthwise = nn.LayerNorm(width)
+        self.norm_out = nn.LayerNorm(width)
+        self.gate = SqueezeExcitation(width, max(1, round(in_dim / 4)))  # RegNet: a quarter of what comes in
+        self.shortcut: nn.Module = nn.Identity()
         if in_dim != width:
             self.shortcut = nn.Sequential(nn.Linear(in_dim, width, bias=False), nn.LayerNorm(width))
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.silu(self.norm_in(self.pointwise_in(x)))
-        y = rearrange(self.depthwise(rearrange(y, "b h w d -> b d h w")), "b d h w -> b h w d")
+        y = self.depthwise(rearrange(y, "b h w d -> b d h w"))
+        y = rearrange(y, "b d h w -> b h w d")
         y = self.gate(F.silu(self.norm_depthwise(y)))
         return F.silu(self.norm_out(self.pointwise_out(y)) + self.shortcut(x))
 
 
-def stage(in_dim: int, width: int, depth: int) -> nn.Sequential:
+def make_stage(in_dim: int, width: int, depth: int) -> nn.Sequential:
     """`depth` blocks, the first of which may widen."""
-    return nn.Sequential(*(Bottleneck(in_dim if i == 0 else width, width) for i in range(depth)))
+    blocks = [Bottleneck(in_dim, width)]
+    for _ in range(depth - 1):
+        blocks.append(Bottleneck(width, width))
+    return nn.Sequential(*blocks)
 
 
 @register("c_abstractor")
@@ -81,18 +91,19 @@ class CAbstractor(ResizingCompressor):
         grid_policy: GridPolicy = "error",
     ):
         super().__init__(rate, grid, grid_policy)
-        at_least(1, width=width, num_layers=num_layers, mlp_layers=mlp_layers)
+        check_at_least(1, width=width, num_layers=num_layers, mlp_layers=mlp_layers)
         self.out_dim = llm_dim
-        self.positions = LearnedPositions(grid_size(positions, "positions"), dim)
-        self.before, self.after = stage(dim, width, num_layers), stage(width, width, num_layers)
-        layers = [nn.Linear(width, llm_dim)]
+        self.positions = LearnedPositions(check_grid(positions, "positions"), dim)
+        self.before = make_stage(dim, width, num_layers)
+        self.after = make_stage(width, width, num_layers)
+        layers: list[nn.Module] = [nn.Linear(width, llm_dim)]
         for _ in range(mlp_layers - 1):
             layers += [nn.SiLU(), nn.Linear(llm_dim, llm_dim)]
         self.mlp = nn.Sequential(*layers)
 
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         grid = self.out_grid(*features.shape[1:3])
-        x = self.before(self.positions(self.filled(features)))
+        x = self.before(self.positions(self.fill_windows(features)))
         pooled = F.adaptive_avg_pool2d(rearrange(x, "b h w d -> b d h w"), grid)
         x = self.after(rearrange(pooled, "b d h w -> b h w d"))
         return self.mlp(rearrange(x, "b h w d -> b (h w) d"))

@@ -7,21 +7,21 @@ from torch import Tensor
 from compressors.errors import UsageError
 
 
-def at_least(minimum: int, **knobs: int) -> None:
+def check_at_least(minimum: int, **knobs: int) -> None:
     """Each knob must be `minimum` or more."""
     for name, value in knobs.items():
         if value < minimum:
             raise UsageError(f"{name}={value}: must be at least {minimum}")
 
 
-def probability(**knobs: float) -> None:
+def check_probability(**knobs: float) -> None:
     """Each knob must be in [0, 1)."""
     for name, value in knobs.items():
         if not 0 <= value < 1:
             raise UsageError(f"{name}={value}: must be at least 0 and below 1")
 
 
-def one_of(hint: object, **knobs: object) -> None:
+def check_choice(hint: object, **knobs: object) -> None:
     """Each knob must be one of the values of the Literal `hint`."""
     options = typing.get_args(hint)
     for name, value in knobs.items():
@@ -29,32 +29,36 @@ def one_of(hint: object, **knobs: object) -> None:
             raise UsageError(f"{name}={value!r}: choose one of {', '.join(map(str, options))}")
 
 
-def divides(heads: int, width: int, names: tuple[str, str] = ("heads", "width")) -> None:
+def check_heads_divide(heads: int, width: int, names: tuple[str, str] = ("heads", "width")) -> None:
     """Attention heads must divide the width they share."""
-    at_least(1, **{names[0]: heads, names[1]: width})
+    heads_name, width_name = names
+    check_at_least(1, **{heads_name: heads, width_name: width})
     if width % heads:
-        choices = ", ".join(str(n) for n in range(1, width + 1) if width % n == 0)
-        raise UsageError(f"{names[0]}={heads} does not divide {names[1]}={width}; choose one of {choices}")
+        divisors = [str(count) for count in range(1, width + 1) if width % count == 0]
+        raise UsageError(
+            f"{heads_name}={heads} does not divide {width_name}={width}; choose one of {', '.join(divisors)}"
+        )
 
 
-def grid_size(grid: tuple[int, int], name: str = "grid") -> tuple[int, int]:
+def check_grid(grid: tuple[int, int], name: str = "grid") -> tuple[int, int]:
     """A grid, (height, width)."""
     if len(grid) != 2 or min(grid) < 1:
         raise UsageError(f"{name}={tuple(grid)}: must be (height, width), both at least 1")
-    return tuple(grid)
+    height, width = grid  # a list, where a configuration was read from JSON
+    return height, width
 
 
-def channels(features: Tensor, dim: int, levels: tuple[int, ...]) -> None:
+def check_channels(features: Tensor, dim: int, levels: tuple[int, ...]) -> None:
     """Features must have `dim` channels, and as many again for each of the tower's `levels`."""
-    wanted = (1 + len(levels)) * dim
-    if features.shape[-1] != wanted:
+    expected = (1 + len(levels)) * dim
+    if features.shape[-1] != expected:
         raise UsageError(
-            f"levels={tuple(levels)}: features have {features.shape[-1]} channels, expected {wanted}, the "
+            f"levels={tuple(levels)}: features have {features.shape[-1]} channels, expected {expected}, the "
             f"tower's output and {len(levels)} of its hidden states"
         )
 
 
-def given(value: int | None, name: str, wanted_by: str) -> int:
+def require_argument(value: int | None, name: str, wanted_by: str) -> int:
     """A context argument that is optional until some knob wants it."""
     if value is None:
         raise UsageError(f"{wanted_by} needs {name}")

@@ -28,7 +28,7 @@ from compressors.registry import conform, suggest
 OPENING, CLOSING = "[{(", "]})"
 WHOLE_NUMBER = re.compile(r"[+-]?\d+([eE]\+?\d+)?")
 SETTING = re.compile(r"[A-Za-z_][\w.]*=\S*")
-BOUNDS = (
+BOUNDS: tuple[tuple[str, Callable[[Any, Any], bool], str], ...] = (
     ("low", operator.ge, "at least"),
     ("above", operator.gt, "more than"),
     ("below", operator.lt, "less than"),

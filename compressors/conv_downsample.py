@@ -13,14 +13,15 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from compressors.base import MaybeTensor, register
-from compressors.checks import at_least
-from compressors.grid import GridPolicy, WindowCompressor, fit
-from compressors.layers import strided_convolution
+from compressors.checks import check_at_least
+from compressors.grid import GridPolicy, WindowCompressor, fit_to_windows
+from compressors.layers import make_strided_convolution
 
 
-def strides(rate: int) -> tuple[int, int]:
+def split_rate(rate: int) -> tuple[int, int]:
     """`rate` as a product of two, as equal as can be, the larger first: 4 = 2 * 2, 3 = 3 * 1, 6 = 3 * 2."""
-    smaller = next(n for n in range(int(rate**0.5), 0, -1) if rate % n == 0)
+    divisors = [n for n in range(1, int(rate**0.5) + 1) if rate % n == 0]
+    smaller = divisors[-1]  # of those up to the root: the two are as equal as can be
     return rate // smaller, smaller
 
 
@@ -48,19 +49,24 @@ class ConvDownsample(WindowCompressor):
         grid_policy: GridPolicy = "error",
     ):
         super().__init__(rate, grid_policy)
-        width = 2 * dim if width is None else width
-        at_least(1, width=width)
-        self.out_dim, (first, second) = llm_dim, strides(rate)
+        if width is None:
+            width = 2 * dim
+        check_at_least(1, width=width)
+        self.out_dim = llm_dim
+        first_stride, second_stride = split_rate(rate)
         self.convolutions = nn.Sequential(
-            strided_convolution(dim, width, first), strided_convolution(width, llm_dim, second)
+            make_strided_convolution(dim, width, first_stride),
+            make_strided_convolution(width, llm_dim, second_stride),
         )
-        self.projector = nn.Linear(llm_dim, llm_dim) if projector else nn.Identity()
+        self.projector: nn.Module = nn.Identity()
+        if projector:
+            self.projector = nn.Linear(llm_dim, llm_dim)
 
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         self.out_grid(*features.shape[1:3])  # refuses what the policy refuses
         if self.grid_policy != "ceil":
-            features, _ = fit(features, self.rate, self.grid_policy)
-        elif max(strides(self.rate)) > 2:
-            features, _ = fit(features, self.rate, "pad")
+            features, _ = fit_to_windows(features, self.rate, self.grid_policy)
+        elif max(split_rate(self.rate)) > 2:
+            features, _ = fit_to_windows(features, self.rate, "pad")
         small = self.convolutions(rearrange(features, "b h w c -> b c h w"))
         return self.projector(rearrange(small, "b d h w -> b (h w) d"))

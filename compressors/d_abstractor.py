@@ -17,25 +17,28 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from compressors.base import Compressor, MaybeTensor, register
-from compressors.checks import at_least, divides, grid_size
-from compressors.grid import unfit
-from compressors.layers import Attention, start_at
+from compressors.checks import check_at_least, check_grid, check_heads_divide
+from compressors.grid import weigh_patches
+from compressors.layers import Attention, initialise_parameter
 from compressors.positions import LearnedPositions
 
 
-def splat(points: Tensor, weights: Tensor, grid: tuple[int, int]) -> Tensor:
+def splat_samples(points: Tensor, weights: Tensor, grid: tuple[int, int]) -> Tensor:
     """What bilinear samples read: points (B, P, 2) as (x, y) in [0, 1], weights (B, P) -> (B, H, W)."""
     height, width = grid
     sizes = torch.tensor([width, height], device=points.device)
-    places = points * sizes - 0.5
-    share, corner = places - places.floor(), places.floor().long()
+    places = points * sizes - 0.5  # a patch's centre is a whole number
+    share = places - places.floor()  # what the patches to the right and below have of a sample
+    corner = places.floor().long()
     read = torch.zeros(len(points), height * width, device=points.device)
     for x, y in ((0, 0), (1, 0), (0, 1), (1, 1)):
         shift = torch.tensor([x, y], device=points.device)
         patch = corner + shift
-        inside = ((patch >= 0) & (patch < sizes)).all(-1)
+        inside = ((patch >= 0) & (patch < sizes)).all(-1)  # zeros beyond the border, as grid_sample
         amount = (shift - 1 + share).abs().prod(-1) * weights * inside
-        index = (patch[..., 1] * width + patch[..., 0]).where(inside, 0)
+        column = patch[..., 0]
+        row = patch[..., 1]
+        index = (row * width + column).where(inside, 0)
         read = read.scatter_add(1, index, amount)
     return rearrange(read, "b (h w) -> b h w", h=height)
 
@@ -45,41 +48,51 @@ class DeformableAttention(nn.Module):
 
     def __init__(self, width: int, heads: int, num_points: int):
         super().__init__()
-        self.heads, self.num_points = heads, num_points
+        self.heads = heads
+        self.num_points = num_points
         self.offsets = nn.Linear(width, heads * num_points * 2)
         self.scores = nn.Linear(width, heads * num_points)
-        self.value, self.out = nn.Linear(width, width), nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
 
     def reset_parameters(self) -> None:
         """Deformable DETR's: head h looks in direction h, its p-th point p patches away. Its zero weights are
         small ones here."""
-        turn = torch.arange(self.heads) * (2 * math.pi / self.heads)
-        direction = torch.stack([turn.cos(), turn.sin()], -1)
+        angle = torch.arange(self.heads) * (2 * math.pi / self.heads)
+        direction = torch.stack([angle.cos(), angle.sin()], -1)  # (heads, 2)
+        # on the unit square, not circle: the first point is one patch away, in a corner too
         direction = direction / direction.abs().amax(-1, keepdim=True)
         steps = torch.arange(1, self.num_points + 1)
         for layer in (self.offsets, self.scores):
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
-        start_at(self.offsets.bias, torch.einsum("hx,p->hpx", direction, steps.to(direction.dtype)).flatten())
+        offsets = torch.einsum("hx,p->hpx", direction, steps.to(direction.dtype))
+        initialise_parameter(self.offsets.bias, offsets.flatten())
 
-    def samples(self, query: Tensor, reference: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def locate_samples(
+        self, query: Tensor, reference: Tensor, grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
         """Points (B, heads, Q, P, 2) as (x, y) in [0, 1], float32, and their weights (B, heads, Q, P)."""
-        shape = {"m": self.heads, "p": self.num_points}
-        offsets = rearrange(self.offsets(query).float(), "b q (m p x) -> b m q p x", x=2, **shape)
-        sizes = torch.tensor([grid[1], grid[0]], device=query.device)
+        height, width = grid
+        axes = {"m": self.heads, "p": self.num_points}
+        # offsets count patches, reference points are shares of the grid
+        offsets = rearrange(self.offsets(query).float(), "b q (m p x) -> b m q p x", x=2, **axes)
+        sizes = torch.tensor([width, height], device=query.device)
         points = rearrange(reference.float(), "q x -> q 1 x") + offsets / sizes
-        weights = rearrange(self.scores(query), "b q (m p) -> b m q p", **shape).float().softmax(-1)
-        return points, weights
+        scores = rearrange(self.scores(query), "b q (m p) -> b m q p", **axes)
+        return points, scores.float().softmax(-1)
 
     def forward(self, query: Tensor, reference: Tensor, features: Tensor) -> Tensor:
         """(B, Q, D), (Q, 2), (B, H, W, D) -> (B, Q, D)."""
-        points, weights = self.samples(query, reference, features.shape[1:3])
+        height, width = features.shape[1:3]
+        points, weights = self.locate_samples(query, reference, (height, width))
         values = rearrange(self.value(features), "b h w (m d) -> (b m) d h w", m=self.heads)
         places = rearrange(2 * points - 1, "b m q p x -> (b m) q p x")
         # in float32: half precision has no 1/1000 of a grid
         read = F.grid_sample(values.float(), places, align_corners=False)  # (B*M, d, Q, P)
-        mixed = (read * rearrange(weights, "b m q p -> (b m) 1 q p")).sum(-1)
-        return self.out(rearrange(mixed, "(b m) d q -> b q (m d)", m=self.heads).to(query.dtype))
+        mixed = (read * rearrange(weights, "b m q p -> (b m) 1 q p")).sum(-1)  # (B*M, d, Q)
+        merged = rearrange(mixed, "(b m) d q -> b q (m d)", m=self.heads)
+        return self.out(merged.to(query.dtype))
 
 
 class DecoderLayer(nn.Module):
@@ -90,15 +103,17 @@ class DecoderLayer(nn.Module):
         self.self_attention = Attention(width, width, heads, width // heads)
         self.deformable = DeformableAttention(width, heads, num_points)
         self.mlp = nn.Sequential(nn.Linear(width, mlp_width), nn.ReLU(), nn.Linear(mlp_width, width))
-        self.self_norm, self.deformable_norm, self.mlp_norm = (nn.LayerNorm(width) for _ in range(3))
+        self.self_norm = nn.LayerNorm(width)
+        self.deformable_norm = nn.LayerNorm(width)
+        self.mlp_norm = nn.LayerNorm(width)
 
-    def look(self, x: Tensor, position: Tensor) -> Tensor:
+    def attend_to_queries(self, x: Tensor, position: Tensor) -> Tensor:
         """The queries after self-attention, (B, Q, D)."""
         placed = x + position
         return self.self_norm(x + self.self_attention(placed, placed, x))
 
     def forward(self, x: Tensor, position: Tensor, reference: Tensor, features: Tensor) -> Tensor:
-        x = self.look(x, position)
+        x = self.attend_to_queries(x, position)
         x = self.deformable_norm(x + self.deformable(x + position, reference, features))
         return self.mlp_norm(x + self.mlp(x))
 
@@ -128,31 +143,39 @@ class DAbstractor(Compressor):
         positions: tuple[int, int] = (24, 24),
     ):
         super().__init__()
-        mlp_width = 4 * width if mlp_width is None else mlp_width
-        at_least(1, num_layers=num_layers, num_points=num_points, mlp_width=mlp_width)
-        divides(heads, width)
-        self.out_dim, self.grid = llm_dim, grid_size(grid)
-        self.project, self.out = nn.Linear(dim, width), nn.Linear(width, llm_dim)
-        self.positions = LearnedPositions(grid_size(positions, "positions"), width)
-        self.queries = nn.Parameter(torch.empty(self.grid[0] * self.grid[1], width))
-        self.reference = nn.Parameter(torch.empty(self.grid[0] * self.grid[1], 2))  # (x, y) in [0, 1]
-        self.layers = nn.ModuleList(
-            DecoderLayer(width, heads, num_points, mlp_width) for _ in range(num_layers)
-        )
+        if mlp_width is None:
+            mlp_width = 4 * width
+        check_at_least(1, num_layers=num_layers, num_points=num_points, mlp_width=mlp_width)
+        check_heads_divide(heads, width)
+        self.out_dim = llm_dim
+        self.grid = check_grid(grid)
+        num_queries = self.grid[0] * self.grid[1]
+        self.project = nn.Linear(dim, width)
+        self.out = nn.Linear(width, llm_dim)
+        self.positions = LearnedPositions(check_grid(positions, "positions"), width)
+        self.queries = nn.Parameter(torch.empty(num_queries, width))
+        self.reference = nn.Parameter(torch.empty(num_queries, 2))  # (x, y) in [0, 1]
+        self.layers = nn.ModuleList()
+        for _ in range(num_layers):
+            self.layers.append(DecoderLayer(width, heads, num_points, mlp_width))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Reference points at the centres of the grid's cells, heads looking around them."""
         nn.init.normal_(self.queries, std=0.02)
         for layer in self.layers:  # from here: transformers asks no module without parameters of its own
+            assert isinstance(layer, DecoderLayer)  # a ModuleList does not tell
             layer.deformable.reset_parameters()
-        rows, columns = ((torch.arange(n) + 0.5) / n for n in self.grid)
-        start_at(self.reference, torch.cartesian_prod(rows, columns).flip(-1))
+        height, width = self.grid
+        rows = (torch.arange(height) + 0.5) / height
+        columns = (torch.arange(width) + 0.5) / width
+        centres = torch.cartesian_prod(rows, columns)  # (Q, 2) as (y, x)
+        initialise_parameter(self.reference, centres.flip(-1))
 
     def out_grid(self, height: int, width: int) -> tuple[int, int]:
         return self.grid
 
-    def _start(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _prepare_states(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and what is near them, (B, Q, width) each, and the features (B, H, W, width)."""
         projected = self.positions(self.project(features))
         near = F.adaptive_avg_pool2d(rearrange(projected, "b h w d -> b d h w"), self.grid)
@@ -160,18 +183,21 @@ class DAbstractor(Compressor):
         return queries, rearrange(near, "b d h w -> b (h w) d"), projected
 
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
-        queries, near, projected = self._start(features)
+        queries, near, projected = self._prepare_states(features)
         for layer in self.layers:
             queries = layer(queries, near, self.reference, projected)
         return self.out(queries)
 
     def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         """The points that the last layer reads, by their weights."""
-        queries, near, projected = self._start(features)
-        *layers, last = self.layers
-        for layer in layers:
+        height, width = features.shape[1:3]
+        queries, near, projected = self._prepare_states(features)
+        for layer in self.layers[:-1]:
             queries = layer(queries, near, self.reference, projected)
-        grid = tuple(features.shape[1:3])
-        points, weights = last.deformable.samples(last.look(queries, near) + near, self.reference, grid)
-        points, weights = (rearrange(points, "b m q p x -> b (m q p) x"), weights.flatten(1))
-        return unfit(splat(points, weights, grid), *grid)
+        last = self.layers[-1]
+        assert isinstance(last, DecoderLayer)  # a ModuleList does not tell
+        placed = last.attend_to_queries(queries, near) + near
+        points, weights = last.deformable.locate_samples(placed, self.reference, (height, width))
+        points = rearrange(points, "b m q p x -> b (m q p) x")
+        weights_of_patches = splat_samples(points, weights.flatten(1), (height, width))
+        return weigh_patches(weights_of_patches, height, width)

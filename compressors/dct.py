@@ -18,20 +18,24 @@ from compressors.base import MaybeTensor, register
 from compressors.grid import GridPolicy, ResizingCompressor
 
 
-def cosines(size: int, device: torch.device | None = None) -> Tensor:
+def make_cosine_matrix(size: int, device: torch.device | None = None) -> Tensor:
     """The orthonormal DCT-II as a matrix (frequencies, places)."""
     places = torch.arange(size, dtype=torch.float32, device=device)
-    matrix = torch.cos(math.pi / size * places[:, None] * (places + 0.5)) * math.sqrt(2 / size)
-    return torch.cat([matrix[:1] / math.sqrt(2), matrix[1:]])
+    angles = math.pi / size * places[:, None] * (places + 0.5)
+    matrix = torch.cos(angles) * math.sqrt(2 / size)
+    # the constant has twice the energy of the others: halved, the rows are orthonormal
+    constant = matrix[:1] / math.sqrt(2)
+    return torch.cat([constant, matrix[1:]])
 
 
-def low_pass(size: int, count: int, device: torch.device | None = None) -> Tensor:
+def make_low_pass_matrix(size: int, count: int, device: torch.device | None = None) -> Tensor:
     """(count, size): the DCT of `size` places, cut to `count` frequencies, back on `count` places.
 
     Rows sum to 1, so that a constant stays what it is.
     """
-    kept = cosines(size, device)[:count]
-    return math.sqrt(count / size) * cosines(count, device).T @ kept
+    lowest = make_cosine_matrix(size, device)[:count]
+    inverse = make_cosine_matrix(count, device).T
+    return math.sqrt(count / size) * inverse @ lowest
 
 
 @register("dct")
@@ -50,10 +54,12 @@ class LowFrequencies(ResizingCompressor):
         self.out_dim = dim
 
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
-        grid, features = self.out_grid(*features.shape[1:3]), self.filled(features)
-        down, across = (
-            low_pass(size, count, features.device).to(features.dtype)
-            for size, count in zip(features.shape[1:3], grid)
-        )
-        rows = torch.einsum("nh,bhwc->bnwc", down, features)
-        return rearrange(torch.einsum("mw,bnwc->bnmc", across, rows), "b n m c -> b (n m) c")
+        rows, columns = self.out_grid(*features.shape[1:3])
+        filled = self.fill_windows(features)
+        height, width = filled.shape[1:3]
+        down = make_low_pass_matrix(height, rows, filled.device).to(filled.dtype)
+        across = make_low_pass_matrix(width, columns, filled.device).to(filled.dtype)
+        # separable: first along the columns of patches, then along the rows
+        shortened = torch.einsum("nh,bhwc->bnwc", down, filled)
+        tokens = torch.einsum("mw,bnwc->bnmc", across, shortened)
+        return rearrange(tokens, "b n m c -> b (n m) c")

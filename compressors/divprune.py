@@ -13,18 +13,19 @@ from torch import Tensor
 
 from compressors.base import register
 from compressors.grid import GridPolicy
-from compressors.selection import SubsetCompressor, choice
+from compressors.selection import SubsetCompressor, choose_in_float32
 
 
-@choice
-def most_diverse(tokens: Tensor, count: int) -> Tensor:
+@choose_in_float32
+def choose_most_diverse(tokens: Tensor, count: int) -> Tensor:
     """Indices (B, count), ascending, of greedy max-min selection among (B, N, C). Ties: the first one."""
     unit = F.normalize(tokens, dim=-1)
     distance = 1 - unit @ unit.mT  # (B, N, N)
     rows = torch.arange(len(tokens), device=tokens.device)
     alone = 3 * torch.eye(tokens.shape[1], device=tokens.device)  # no patch is its own nearest
     best = (distance + alone).amin(-1).argmax(-1)  # (B,)
-    chosen, nearest = [best], distance[rows, best]
+    chosen = [best]
+    nearest = distance[rows, best]  # (B, N): of each patch to the nearest of those chosen so far
     for _ in range(count - 1):
         nearest = nearest.scatter(1, best[:, None], -torch.inf)  # never again, not even for a tie
         best = nearest.argmax(-1)
@@ -41,6 +42,6 @@ class DiversePatches(SubsetCompressor):
         super().__init__(rate, grid_policy)
         self.out_dim = dim
 
-    def _kept(self, features: Tensor) -> Tensor:
+    def _choose_patches(self, features: Tensor) -> Tensor:
         patches = rearrange(features, "b h w c -> b (h w) c")
-        return most_diverse(patches, self.num_tokens(*features.shape[1:3]))
+        return choose_most_diverse(patches, self.num_tokens(*features.shape[1:3]))

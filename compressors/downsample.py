@@ -8,7 +8,7 @@ resizing. `out_grid` and `num_tokens` speak of the grid that they are given, whi
 """
 
 from compressors.base import register
-from compressors.checks import at_least
+from compressors.checks import check_at_least
 from compressors.identity import Identity
 
 
@@ -18,7 +18,7 @@ class Downsample(Identity):
 
     def __init__(self, dim: int, *, rate: int = 3):
         super().__init__(dim)
-        at_least(1, rate=rate)
+        check_at_least(1, rate=rate)
         self.image_rate = rate
 
     def extra_repr(self) -> str:

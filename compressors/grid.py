@@ -14,15 +14,15 @@ from einops import rearrange
 from torch import Tensor
 
 from compressors.base import Compressor
-from compressors.checks import at_least, grid_size, one_of
+from compressors.checks import check_at_least, check_choice, check_grid
 from compressors.errors import UsageError
 
 GridPolicy = Literal["error", "floor", "ceil", "pad"]
 
 
-def windows(height: int, width: int, rate: int, policy: GridPolicy) -> tuple[int, int]:
+def count_windows(height: int, width: int, rate: int, policy: GridPolicy) -> tuple[int, int]:
     """How many `rate` x `rate` windows a (height, width) grid has under `policy`."""
-    at_least(1, rate=rate, height=height, width=width)
+    check_at_least(1, rate=rate, height=height, width=width)
     if policy == "error" and (height % rate or width % rate):
         raise UsageError(
             f"rate={rate} does not divide the {height}x{width} patch grid; choose another rate or "
@@ -38,7 +38,7 @@ def windows(height: int, width: int, rate: int, policy: GridPolicy) -> tuple[int
     return -(-height // rate), -(-width // rate)
 
 
-def within(grid: tuple[int, int], height: int, width: int) -> tuple[int, int]:
+def check_pooled_grid(grid: tuple[int, int], height: int, width: int) -> tuple[int, int]:
     """`grid`, if a (height, width) patch grid can be pooled to it."""
     rows, columns = grid
     if rows > height or columns > width:
@@ -49,14 +49,17 @@ def within(grid: tuple[int, int], height: int, width: int) -> tuple[int, int]:
     return grid
 
 
-def fit(features: Tensor, rate: int, policy: GridPolicy) -> tuple[Tensor, Tensor | None]:
+def fit_to_windows(features: Tensor, rate: int, policy: GridPolicy) -> tuple[Tensor, Tensor | None]:
     """(B, H, W, C) cropped or zero-filled to whole windows; for `ceil` a mask (H', W') of real patches."""
     height, width = features.shape[1:3]
-    rows, columns = (n * rate for n in windows(height, width, rate, policy))
+    window_rows, window_columns = count_windows(height, width, rate, policy)
+    rows = window_rows * rate
+    columns = window_columns * rate
     if (rows, columns) == (height, width):
         return features, None
     if policy == "floor":
         return features[:, :rows, :columns], None
+    # F.pad counts from the last dimension: channels, then columns, then rows
     features = F.pad(features, (0, 0, 0, columns - width, 0, rows - height))
     if policy == "pad":
         return features, None
@@ -70,27 +73,32 @@ def split_windows(x: Tensor, rate: int) -> Tensor:
     return rearrange(x, "b (h i) (w j) c -> (b h w) (i j) c", i=rate, j=rate)
 
 
-def window_mask(real: Tensor | None, batch: int, rate: int) -> Tensor | None:
+def make_window_mask(real: Tensor | None, batch: int, rate: int) -> Tensor | None:
     """`fit`'s mask as an attention mask of windows, (B * h * w, 1, 1, rate * rate)."""
     if real is None:
         return None
-    return rearrange(split_windows(real.expand(batch, -1, -1).unsqueeze(-1), rate), "n m 1 -> n 1 1 m")
+    per_image = real.expand(batch, -1, -1).unsqueeze(-1)  # (B, H', W', 1)
+    return rearrange(split_windows(per_image, rate), "n m 1 -> n 1 1 m")
 
 
-def unsplit(weights: Tensor, grid: tuple[int, int], windows: tuple[int, int]) -> Tensor:
+def weigh_patches_of_windows(weights: Tensor, grid: tuple[int, int], windows: tuple[int, int]) -> Tensor:
     """Weights (B * h * w, rate * rate) over (h, w) windows as weights over the patches, (B, *grid)."""
     rate = int(weights.shape[1] ** 0.5)
+    rows, columns = windows
     pattern = "(b h w) (i j) -> b (h i) (w j)"
-    return unfit(rearrange(weights, pattern, h=windows[0], w=windows[1], i=rate), *grid)
+    fitted = rearrange(weights, pattern, h=rows, w=columns, i=rate)
+    return weigh_patches(fitted, *grid)
 
 
-def unfit(weights: Tensor, height: int, width: int) -> Tensor:
+def weigh_patches(weights: Tensor, height: int, width: int) -> Tensor:
     """Weights (B, H', W') over a fitted grid as weights (B, H, W) over the patches, each image's sum 1;
     zeros where no patch has any, all of it being on the filled border."""
     rows, columns = weights.shape[1:]
     weights = F.pad(weights, (0, width - columns, 0, height - rows))  # a negative width crops
     total = weights.sum((1, 2), keepdim=True)
-    return weights / total.clamp(min=torch.finfo(weights.dtype).tiny)
+    # an image whose weights all lie on the border has the sum 0: it stays 0, not nan
+    smallest = torch.finfo(weights.dtype).tiny
+    return weights / total.clamp(min=smallest)
 
 
 class WindowCompressor(Compressor):
@@ -98,12 +106,13 @@ class WindowCompressor(Compressor):
 
     def __init__(self, rate: int, grid_policy: GridPolicy):
         super().__init__()
-        at_least(1, rate=rate)
-        one_of(GridPolicy, grid_policy=grid_policy)
-        self.rate, self.grid_policy = rate, grid_policy
+        check_at_least(1, rate=rate)
+        check_choice(GridPolicy, grid_policy=grid_policy)
+        self.rate = rate
+        self.grid_policy = grid_policy
 
     def out_grid(self, height: int, width: int) -> tuple[int, int] | None:
-        return windows(height, width, self.rate, self.grid_policy)
+        return count_windows(height, width, self.rate, self.grid_policy)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate}, grid_policy={self.grid_policy}"
@@ -116,7 +125,7 @@ class BudgetCompressor(WindowCompressor):
         return None
 
     def num_tokens(self, height: int, width: int) -> int:
-        rows, columns = windows(height, width, self.rate, self.grid_policy)
+        rows, columns = count_windows(height, width, self.rate, self.grid_policy)
         return rows * columns
 
 
@@ -128,18 +137,23 @@ class ResizingCompressor(WindowCompressor):
 
     def __init__(self, rate: int, grid: tuple[int, int] | None, grid_policy: GridPolicy):
         super().__init__(rate, grid_policy)
-        self.grid = None if grid is None else grid_size(grid)
+        self.grid = grid
+        if grid is not None:
+            self.grid = check_grid(grid)
 
     def out_grid(self, height: int, width: int) -> tuple[int, int]:
         if self.grid is not None:
-            return within(self.grid, height, width)
-        return windows(height, width, self.rate, self.grid_policy)
+            return check_pooled_grid(self.grid, height, width)
+        return count_windows(height, width, self.rate, self.grid_policy)
 
-    def filled(self, features: Tensor) -> Tensor:
+    def fill_windows(self, features: Tensor) -> Tensor:
         """(B, H, W, C), filled up to whole windows under `pad`."""
         if self.grid is None and self.grid_policy == "pad":
-            return fit(features, self.rate, "pad")[0]
+            filled, _ = fit_to_windows(features, self.rate, "pad")
+            return filled
         return features
 
     def extra_repr(self) -> str:
-        return super().extra_repr() if self.grid is None else f"grid={self.grid}"
+        if self.grid is None:
+            return super().extra_repr()
+        return f"grid={self.grid}"

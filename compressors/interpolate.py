@@ -14,14 +14,14 @@ from einops import rearrange
 from torch import Tensor
 
 from compressors.base import MaybeTensor, register
-from compressors.checks import one_of
-from compressors.grid import GridPolicy, ResizingCompressor, unfit
+from compressors.checks import check_choice
+from compressors.grid import GridPolicy, ResizingCompressor, weigh_patches
 
 ResizeMode = Literal["bilinear", "area"]
 ONE_AXIS = {"bilinear": "linear", "area": "area"}
 
 
-def resize(features: Tensor, grid: tuple[int, int], mode: ResizeMode) -> Tensor:
+def resize_grid(features: Tensor, grid: tuple[int, int], mode: ResizeMode) -> Tensor:
     """(B, H, W, C) -> (B, h, w, C)."""
     resized = F.interpolate(rearrange(features, "b h w c -> b c h w"), grid, mode=mode)
     return rearrange(resized, "b c h w -> b h w c")
@@ -29,11 +29,14 @@ def resize(features: Tensor, grid: tuple[int, int], mode: ResizeMode) -> Tensor:
 
 def read_weights(features: Tensor, grid: tuple[int, int], mode: ResizeMode) -> Tensor:
     """How much of each patch the mean of the tokens has: (B, H, W), each image's sum 1."""
-    axes = []  # resizing is separable
+    shares = []  # of each place on an axis; resizing is separable
     for size, count in zip(features.shape[1:3], grid):
         one_hot = torch.eye(size, device=features.device).unsqueeze(0)
-        axes.append(F.interpolate(one_hot, count, mode=ONE_AXIS[mode])[0].mean(-1))
-    return (axes[0][:, None] * axes[1]).expand(len(features), -1, -1)
+        resized = F.interpolate(one_hot, count, mode=ONE_AXIS[mode])[0]  # (size, count)
+        shares.append(resized.mean(-1))
+    down, across = shares
+    weights = down[:, None] * across
+    return weights.expand(len(features), -1, -1)
 
 
 @register("interpolate")
@@ -50,14 +53,17 @@ class Interpolate(ResizingCompressor):
         grid_policy: GridPolicy = "error",
     ):
         super().__init__(rate, grid, grid_policy)
-        one_of(ResizeMode, mode=mode)
-        self.out_dim, self.mode = dim, mode
+        check_choice(ResizeMode, mode=mode)
+        self.out_dim = dim
+        self.mode = mode
 
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         grid = self.out_grid(*features.shape[1:3])
-        return rearrange(resize(self.filled(features), grid, self.mode), "b h w c -> b (h w) c")
+        resized = resize_grid(self.fill_windows(features), grid, self.mode)
+        return rearrange(resized, "b h w c -> b (h w) c")
 
     def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         height, width = features.shape[1:3]
         grid = self.out_grid(height, width)
-        return unfit(read_weights(self.filled(features), grid, self.mode), height, width)
+        weights = read_weights(self.fill_windows(features), grid, self.mode)
+        return weigh_patches(weights, height, width)

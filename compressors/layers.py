@@ -5,22 +5,23 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from compressors.checks import at_least
+from compressors.checks import check_at_least
 from compressors.errors import UsageError
 
 
-def start_at(parameter: nn.Parameter, values: Tensor) -> None:
+def initialise_parameter(parameter: nn.Parameter, values: Tensor) -> None:
     """As functions of `torch.nn.init` are where transformers loads a model: what was loaded stays."""
     if not getattr(parameter, "_is_hf_initialized", False):
         with torch.no_grad():
             parameter.copy_(values)
 
 
-def strided_convolution(channels: int, out: int, stride: int, groups: int = 1) -> nn.Conv2d:
+def make_strided_convolution(channels: int, out: int, stride: int, groups: int = 1) -> nn.Conv2d:
     """(B, channels, H, W) -> (B, out, ceil(H / stride), ceil(W / stride)) by 3x3 windows; for a stride of 3
     or more by windows of its own size without padding, so that no patch is left out: H and W must be
     multiples of it then."""
-    size, padding = max(3, stride), int(stride < 3)
+    size = max(3, stride)
+    padding = 1 if stride < 3 else 0
     return nn.Conv2d(channels, out, size, stride, padding, groups=groups, bias=False)
 
 
@@ -44,21 +45,25 @@ class Attention(nn.Module):
         bias: bool = True,
     ):
         super().__init__()
-        kv_heads = heads if kv_heads is None else kv_heads
-        at_least(1, heads=heads, head_dim=head_dim, kv_heads=kv_heads)
+        if kv_heads is None:
+            kv_heads = heads
+        check_at_least(1, heads=heads, head_dim=head_dim, kv_heads=kv_heads)
         if heads % kv_heads:
             raise UsageError(f"kv_heads={kv_heads} does not divide heads={heads}")
-        self.heads, self.kv_heads = heads, kv_heads
+        self.heads = heads
+        self.kv_heads = kv_heads
         self.query = nn.Linear(in_dim, heads * head_dim, bias)
-        self.key, self.value = (nn.Linear(in_dim, kv_heads * head_dim, bias) for _ in range(2))
+        self.key = nn.Linear(in_dim, kv_heads * head_dim, bias)
+        self.value = nn.Linear(in_dim, kv_heads * head_dim, bias)
         self.out = nn.Linear(heads * head_dim, out_dim, bias)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, N, in_dim) and twice (B, M, in_dim) -> (B, N, out_dim); mask (B, 1, 1, M): what is read."""
         q = rearrange(self.query(query), "b n (h d) -> b h n d", h=self.heads)
-        k, v = self.key(key), self.value(value)
-        k, v = (rearrange(x, "b n (h d) -> b h n d", h=self.kv_heads) for x in (k, v))
-        read = F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=self.kv_heads != self.heads)
+        k = rearrange(self.key(key), "b n (h d) -> b h n d", h=self.kv_heads)
+        v = rearrange(self.value(value), "b n (h d) -> b h n d", h=self.kv_heads)
+        shared = self.kv_heads != self.heads
+        read = F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=shared)  # (B, heads, N, head_dim)
         return self.out(rearrange(read, "b h n d -> b n (h d)"))
 
     def weights(self, query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -66,8 +71,11 @@ class Attention(nn.Module):
         q = rearrange(self.query(query), "b n (h d) -> b h n d", h=self.heads)
         k = rearrange(self.key(key), "b n (h d) -> b h n d", h=self.kv_heads)
         k = k.repeat_interleave(self.heads // self.kv_heads, 1)
-        scores = q.float() @ k.float().mT * q.shape[-1] ** -0.5
-        return (scores if mask is None else scores.masked_fill(~mask, float("-inf"))).softmax(-1)
+        scale = q.shape[-1] ** -0.5
+        scores = q.float() @ k.float().mT * scale
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        return scores.softmax(-1)
 
 
 class GatedMLP(nn.Module):
@@ -75,8 +83,10 @@ class GatedMLP(nn.Module):
 
     def __init__(self, in_dim: int, width: int, out_dim: int):
         super().__init__()
-        self.gate, self.up = (nn.Linear(in_dim, width, bias=False) for _ in range(2))
+        self.gate = nn.Linear(in_dim, width, bias=False)
+        self.up = nn.Linear(in_dim, width, bias=False)
         self.down = nn.Linear(width, out_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        gated = F.silu(self.gate(x)) * self.up(x)
+        return self.down(gated)

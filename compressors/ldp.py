@@ -16,15 +16,17 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from compressors.base import MaybeTensor, register
-from compressors.grid import GridPolicy, WindowCompressor, fit
-from compressors.layers import strided_convolution
+from compressors.grid import GridPolicy, WindowCompressor, fit_to_windows
+from compressors.layers import make_strided_convolution
 
 
-def squeeze_width(width: int, step: int = 8) -> int:
+def round_squeeze_width(width: int, step: int = 8) -> int:
     """A quarter of `width` as a multiple of `step`, at most a tenth smaller (MobileNet's rounding)."""
     quarter = width // 4
     rounded = max(step, (quarter + step // 2) // step * step)
-    return rounded + step if rounded < 0.9 * quarter else rounded
+    if rounded < 0.9 * quarter:
+        return rounded + step
+    return rounded
 
 
 class SqueezeExcitation(nn.Module):
@@ -32,12 +34,13 @@ class SqueezeExcitation(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.reduce = nn.Linear(width, squeeze_width(width))
-        self.expand = nn.Linear(squeeze_width(width), width)
+        self.reduce = nn.Linear(width, round_squeeze_width(width))
+        self.expand = nn.Linear(round_squeeze_width(width), width)
 
     def forward(self, x: Tensor) -> Tensor:
         means = x.mean((1, 2), keepdim=True)  # (B, 1, 1, D)
-        return x * F.hardsigmoid(self.expand(F.relu(self.reduce(means))))
+        gate = F.hardsigmoid(self.expand(F.relu(self.reduce(means))))
+        return x * gate
 
 
 class InvertedResidual(nn.Module):
@@ -46,17 +49,20 @@ class InvertedResidual(nn.Module):
     def __init__(self, width: int, stride: int):
         super().__init__()
         self.stride = stride
-        self.depthwise = strided_convolution(width, width, stride, groups=width)
+        self.depthwise = make_strided_convolution(width, width, stride, groups=width)
         self.depthwise_norm = nn.LayerNorm(width)
         self.gate = SqueezeExcitation(width)
         self.pointwise = nn.Linear(width, width, bias=False)
         self.pointwise_norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = rearrange(self.depthwise(rearrange(x, "b h w d -> b d h w")), "b d h w -> b h w d")
+        y = self.depthwise(rearrange(x, "b h w d -> b d h w"))
+        y = rearrange(y, "b d h w -> b h w d")
         y = self.gate(F.hardswish(self.depthwise_norm(y)))
         y = self.pointwise_norm(self.pointwise(y))
-        return x + y if self.stride == 1 else y
+        if self.stride == 1:
+            return x + y
+        return y  # of another size than x
 
 
 @register("ldp")
@@ -78,7 +84,7 @@ class LDP(WindowCompressor):
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         x = self.mlp(features)
         if self.grid_policy != "ceil":
-            x, _ = fit(x, self.rate, self.grid_policy)
+            x, _ = fit_to_windows(x, self.rate, self.grid_policy)
         elif self.rate > 2:
-            x, _ = fit(x, self.rate, "pad")
+            x, _ = fit_to_windows(x, self.rate, "pad")
         return rearrange(self.blocks(x), "b h w d -> b (h w) d")

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from compressors.avg_pool import window_mean
+from compressors.avg_pool import average_windows
 from compressors.base import Compressor, MaybeTensor, register
-from compressors.checks import at_least, grid_size, one_of
-from compressors.grid import GridPolicy, windows, within
+from compressors.checks import check_at_least, check_choice, check_grid
+from compressors.grid import GridPolicy, check_pooled_grid, count_windows
 
 
 @register("ldpv2")
@@ -36,27 +36,32 @@ class LDPv2(Compressor):
     ):
         super().__init__()
         if rate is not None:
-            at_least(1, rate=rate)
-        one_of(GridPolicy, grid_policy=grid_policy)
-        self.out_dim, self.grid, self.rate, self.grid_policy = llm_dim, grid_size(grid), rate, grid_policy
+            check_at_least(1, rate=rate)
+        check_choice(GridPolicy, grid_policy=grid_policy)
+        self.out_dim = llm_dim
+        self.grid = check_grid(grid)
+        self.rate = rate
+        self.grid_policy = grid_policy
         self.mlp = nn.Sequential(nn.Linear(dim, llm_dim), nn.GELU(), nn.Linear(llm_dim, llm_dim))
         self.position = nn.Conv2d(llm_dim, llm_dim, 3, padding=1, groups=llm_dim)
 
     def out_grid(self, height: int, width: int) -> tuple[int, int]:
         if self.rate is not None:
-            return windows(height, width, self.rate, self.grid_policy)
-        return within(self.grid, height, width)
+            return count_windows(height, width, self.rate, self.grid_policy)
+        return check_pooled_grid(self.grid, height, width)
 
-    def _pool(self, x: Tensor) -> Tensor:
+    def _pool_tokens(self, x: Tensor) -> Tensor:
         """(B, H, W, D) -> (B, D, th, tw)."""
-        grid = self.out_grid(*x.shape[1:3])
+        grid = self.out_grid(*x.shape[1:3])  # refuses what the policy refuses
         if self.rate is not None:
-            return rearrange(window_mean(x, self.rate, self.grid_policy), "b h w d -> b d h w")
+            pooled = average_windows(x, self.rate, self.grid_policy)
+            return rearrange(pooled, "b h w d -> b d h w")
         return F.adaptive_avg_pool2d(rearrange(x, "b h w d -> b d h w"), grid)
 
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
-        pooled = self._pool(self.mlp(features))
-        return rearrange(pooled + self.position(pooled), "b d h w -> b (h w) d")
+        pooled = self._pool_tokens(self.mlp(features))
+        placed = pooled + self.position(pooled)
+        return rearrange(placed, "b d h w -> b (h w) d")
 
     def extra_repr(self) -> str:
         if self.rate is None:

@@ -16,15 +16,18 @@ import torch
 from compressors import Compressor, UsageError  # every built-in registers itself
 from compressors.base import registry
 
-DIM, LLM_DIM = 1152, 2560  # SigLIP-so400m, Phi-2
+DIM = 1152  # SigLIP-so400m
+LLM_DIM = 2560  # Phi-2
 GRIDS = ((27, 27), (24, 24))  # so400m's, and one that even rates divide
 PAPER = re.compile(r"arXiv \d{4}\.\d{4,5}|https?://[^\s,;)]+")
-FLAGS = ("needs_text", "projects", "needs_levels")
-NO, YES, HOST, UNKNOWN = "-", "yes", "host's", "?"
+NO = "-"
+YES = "yes"
+HOST = "host's"
+UNKNOWN = "?"
 
 
 @dataclass(frozen=True)
-class Facts:
+class CompressorFacts:
     """One line each, at default knobs, a tower of `DIM` and an LLM of `LLM_DIM` channels."""
 
     name: str
@@ -41,45 +44,63 @@ class Facts:
     knobs: tuple[str, ...]
 
 
-def facts(name: str) -> Facts:
+def collect_facts(name: str) -> CompressorFacts:
     """All of one registered compressor. UsageError for an unknown name."""
     cls = registry.get(name)
-    module = inspect.cleandoc(getattr(sys.modules.get(cls.__module__), "__doc__", None) or "")
-    title, summary = (
-        " ".join(text.partition("\n\n")[0].split()) for text in (module, inspect.cleandoc(cls.__doc__ or ""))
-    )
+    # a class made in a notebook or by `exec` has no module with a docstring
+    module_text = inspect.cleandoc(getattr(sys.modules.get(cls.__module__), "__doc__", None) or "")
+    title = take_first_paragraph(module_text)
+    summary = take_first_paragraph(inspect.cleandoc(cls.__doc__ or ""))
     paper = PAPER.search(f"{title} {summary}")
-    rule = next((line.strip() for line in module.splitlines() if line.strip().startswith("H*W")), "")
-    knobs = tuple(knob(k, p) for k, p in registry.knobs(name).items())
-    return Facts(
-        name,
-        *sizes(name),
-        *(when(name, flag) for flag in FLAGS),
-        paper.group() if paper else NO,
-        title,
-        summary,
-        rule,
-        knobs,
+    tokens, width, learned = describe_sizes(name)
+    return CompressorFacts(
+        name=name,
+        tokens=tokens,
+        width=width,
+        learned=learned,
+        text=describe_flag(name, "needs_text"),
+        projects=describe_flag(name, "projects"),
+        levels=describe_flag(name, "needs_levels"),
+        source=paper.group() if paper else NO,
+        title=title,
+        summary=summary,
+        rule=find_token_rule(module_text),
+        knobs=tuple(format_knob(knob, parameter) for knob, parameter in registry.knobs(name).items()),
     )
 
 
-def build(name: str, **knobs: object) -> Compressor:
+def take_first_paragraph(text: str) -> str:
+    """Its words on one line."""
+    paragraph = text.partition("\n\n")[0]
+    return " ".join(paragraph.split())
+
+
+def find_token_rule(module_text: str) -> str:
+    """The line of a module's docstring that says how many tokens it makes, such as "H*W -> Q"."""
+    for line in module_text.splitlines():
+        if line.strip().startswith("H*W"):
+            return line.strip()
+    return ""
+
+
+def build_without_memory(name: str, **knobs: object) -> Compressor:
     """It, without memory."""
     with torch.device("meta"):
         return registry.create(name, dim=DIM, llm_dim=LLM_DIM, **knobs)
 
 
-def sizes(name: str) -> tuple[str, str, str]:
+def describe_sizes(name: str) -> tuple[str, str, str]:
     """Tokens, width and number of parameters; `?` where the defaults cannot be built."""
     try:
-        part = build(name)
+        part = build_without_memory(name)
     except UsageError:  # an outside compressor whose defaults do not fit these widths
         return UNKNOWN, UNKNOWN, UNKNOWN
-    count = sum(p.numel() for p in part.parameters())
-    return rule_of(part), str(part.out_dim), amount(count) if count else NO
+    count = sum(parameter.numel() for parameter in part.parameters())
+    learned = format_count(count) if count else NO
+    return describe_token_rule(part), str(part.out_dim), learned
 
 
-def rule_of(part: Compressor) -> str:
+def describe_token_rule(part: Compressor) -> str:
     """`27x27 -> 81`, at the first of `GRIDS` that it takes; of the image's patches, also if it is shrunk."""
     for height, width in GRIDS:
         try:
@@ -90,7 +111,7 @@ def rule_of(part: Compressor) -> str:
     return UNKNOWN
 
 
-def amount(count: int) -> str:
+def format_count(count: int) -> str:
     """1.3 M, 12.5 k, 900."""
     for unit, name in ((1e6, " M"), (1e3, " k")):
         if count >= unit:
@@ -98,38 +119,48 @@ def amount(count: int) -> str:
     return str(count)
 
 
-def when(name: str, flag: str) -> str:
+def describe_flag(name: str, flag: str) -> str:
     """Whether a compressor has a flag of the contract, or which one of its switches gives it the flag."""
-    knobs = registry.knobs(name)
-    if "host" in knobs:  # a wrapper: as what it wraps
+    if "host" in registry.knobs(name):  # a wrapper: as what it wraps
         return HOST
-    switches: dict[str, object] = {k: not p.default for k, p in knobs.items() if isinstance(p.default, bool)}
-    switches |= {k: (1,) for k, p in knobs.items() if p.default == () and p.annotation == tuple[int, ...]}
-    for changed in ({}, *({k: value} for k, value in switches.items())):
-        try:
-            found = getattr(build(name, **changed), flag)
-        except UsageError:
-            continue
-        if found:
-            return "".join(f"{k}={'[...]' if v == (1,) else word(v)}" for k, v in changed.items()) or YES
+    if has_flag(name, flag):
+        return YES
+    for knob, parameter in registry.knobs(name).items():
+        if isinstance(parameter.default, bool):
+            switched = not parameter.default
+            if has_flag(name, flag, **{knob: switched}):
+                return f"{knob}={format_value(switched)}"
+        takes_levels = parameter.default == () and parameter.annotation == tuple[int, ...]
+        if takes_levels and has_flag(name, flag, **{knob: (1,)}):
+            return f"{knob}=[...]"
     return NO
 
 
-def word(value: object) -> str:
+def has_flag(name: str, flag: str, **knobs: object) -> bool:
+    """Whether a compressor with these knobs has a flag of the contract; not where it cannot be built."""
+    try:
+        return bool(getattr(build_without_memory(name, **knobs), flag))
+    except UsageError:
+        return False
+
+
+def format_value(value: object) -> str:
     """A value as a command line takes it."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, tuple):
-        return f"[{','.join(map(word, value))}]"
+        return f"[{','.join(map(format_value, value))}]"
     return str(value)
 
 
-def knob(name: str, parameter: Parameter) -> str:
+def format_knob(name: str, parameter: Parameter) -> str:
     """`rate=3`; a choice shows all of them, its default first."""
     default = parameter.default
     if default is Parameter.empty:
         return f"{name}=?"
     if typing.get_origin(parameter.annotation) is typing.Literal:
-        options = typing.get_args(parameter.annotation)
-        return f"{name}={'|'.join([default, *(option for option in options if option != default)])}"
-    return f"{name}={word(default)}"
+        alternatives = [option for option in typing.get_args(parameter.annotation) if option != default]
+        return f"{name}={'|'.join([default, *alternatives])}"
+    return f"{name}={format_value(default)}"

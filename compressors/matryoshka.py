@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from compressors.avg_pool import window_mean
+from compressors.avg_pool import average_windows
 from compressors.base import Compressor, MaybeTensor, register, registry
-from compressors.checks import at_least
+from compressors.checks import check_at_least
 from compressors.errors import UsageError
-from compressors.grid import BudgetCompressor, windows
+from compressors.grid import BudgetCompressor, count_windows
 
 
 @register("matryoshka")
@@ -43,31 +43,40 @@ class Matryoshka(Compressor):
         super().__init__()
         if not scales:
             raise UsageError("scales=(): give at least one, such as (1, 2, 4)")
-        at_least(1, **{f"scales[{i}]": scale for i, scale in enumerate(scales)})
+        for index, scale in enumerate(scales):
+            check_at_least(1, **{f"scales[{index}]": scale})
         if host == "matryoshka":
             raise UsageError("host=matryoshka: choose another compressor, it cannot be its own host")
-        context = {"dim": dim} if llm_dim is None else {"dim": dim, "llm_dim": llm_dim}
+        context = {"dim": dim}
+        if llm_dim is not None:
+            context["llm_dim"] = llm_dim
         self.host: Compressor = registry.create(host, **context, **(knobs or {}))
         if isinstance(self.host, BudgetCompressor):
             raise UsageError(
                 f"host={host}: its tokens are in raster order: the first are the image's top; "
                 "choose one with a grid, such as avg_pool, or with queries, such as resampler"
             )
-        self.out_dim, self.projects = self.host.out_dim, self.host.projects
-        self.needs_text, self.needs_levels = self.host.needs_text, self.host.needs_levels
+        # what the contract asks of a compressor, the host answers
+        self.out_dim = self.host.out_dim
+        self.projects = self.host.projects
+        self.needs_text = self.host.needs_text
+        self.needs_levels = self.host.needs_levels
         self.image_rate = self.host.image_rate
         self.scales = tuple(sorted(set(scales)))
-        self.choices, self.drawn = self.scales, self.scales[0]  # of which one is drawn
+        self.choices = self.scales  # of which `draw` takes one
+        self.drawn = self.scales[0]
 
     def draw(self) -> None:
         """A scale for the next training step, from torch's global generator; a picked one stays."""
-        self.drawn = self.choices[torch.randint(len(self.choices), ()).item()]
+        index = int(torch.randint(len(self.choices), ()))
+        self.drawn = self.choices[index]
 
     def pick(self, scale: int) -> None:
         """From now on this scale alone, without places for finer ones."""
         if scale not in self.scales:
             raise UsageError(f"scale={scale}: choose one of {', '.join(map(str, self.scales))}")
-        self.choices, self.drawn = (scale,), scale
+        self.choices = (scale,)
+        self.drawn = scale
 
     @property
     def finest(self) -> int:
@@ -79,32 +88,39 @@ class Matryoshka(Compressor):
         """What `forward` makes: the finest, or in training what was drawn."""
         return self.drawn if self.training else self.finest
 
-    def _count(self, height: int, width: int, scale: int) -> int:
+    def _count_tokens(self, height: int, width: int, scale: int) -> int:
+        """How many tokens a scale has."""
         grid = self.host.out_grid(height, width)
         if grid is None:
-            return -(-self.host.num_tokens(height, width) // scale**2)
-        rows, columns = windows(*grid, scale, "ceil")
+            return -(-self.host.num_tokens(height, width) // scale**2)  # rounded up
+        rows, columns = count_windows(*grid, scale, "ceil")
         return rows * columns
 
     def out_grid(self, height: int, width: int) -> tuple[int, int] | None:
         grid = self.host.out_grid(height, width)
-        return grid and windows(*grid, self.finest, "ceil")
+        if grid is None:
+            return None
+        return count_windows(*grid, self.finest, "ceil")
 
     def num_tokens(self, height: int, width: int) -> int:
-        return self._count(height, width, self.finest)
+        return self._count_tokens(height, width, self.finest)
 
     def visible(self, height: int, width: int) -> int:
-        return self._count(height, width, self.scale)
+        return self._count_tokens(height, width, self.scale)
 
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         height, width = features.shape[1:3]
-        tokens, grid = self.host(features, text, text_mask), self.host.out_grid(height, width)
+        tokens = self.host(features, text, text_mask)
+        grid = self.host.out_grid(height, width)
         if grid is None:
             tokens = tokens[:, : self.visible(height, width)]
         else:
-            pooled = window_mean(rearrange(tokens, "b (h w) c -> b h w c", h=grid[0]), self.scale, "ceil")
+            rows, _ = grid
+            pooled = average_windows(rearrange(tokens, "b (h w) c -> b h w c", h=rows), self.scale, "ceil")
             tokens = rearrange(pooled, "b h w c -> b (h w) c")
-        return F.pad(tokens, (0, 0, 0, self.num_tokens(height, width) - tokens.shape[1]))
+        # a coarser scale leaves places at the end empty, which `visible` has masked
+        empty = self.num_tokens(height, width) - tokens.shape[1]
+        return F.pad(tokens, (0, 0, 0, empty))
 
     def attention(
         self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None

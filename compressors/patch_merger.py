@@ -15,9 +15,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from compressors.base import MaybeTensor, register
-from compressors.checks import one_of
-from compressors.grid import GridPolicy, WindowCompressor, fit
-from compressors.pixel_shuffle import CHANNELS
+from compressors.checks import check_choice
+from compressors.grid import GridPolicy, WindowCompressor, fit_to_windows
+from compressors.pixel_shuffle import CHANNELS, ChannelOrder
 
 MergerForm = Literal["qwen2_vl", "mistral3"]
 
@@ -41,13 +41,17 @@ class PatchMerger(WindowCompressor):
         grid_policy: GridPolicy = "error",
     ):
         super().__init__(rate, grid_policy)
-        one_of(MergerForm, form=form)
-        stacked, self.out_dim = rate * rate * dim, llm_dim
+        check_choice(MergerForm, form=form)
+        self.out_dim = llm_dim
+        stacked = rate * rate * dim
         if form == "qwen2_vl":
-            self.order, self.norm = "space_channel", nn.LayerNorm(dim, eps=1e-6)
+            self.order: ChannelOrder = "space_channel"
+            self.norm: nn.Module = nn.LayerNorm(dim, eps=1e-6)
             self.mlp = nn.Sequential(nn.Linear(stacked, stacked), nn.GELU(), nn.Linear(stacked, llm_dim))
         else:
-            self.order, self.norm = "channel_space", nn.RMSNorm(dim, eps=1e-5)
+            self.order = "channel_space"
+            self.norm = nn.RMSNorm(dim, eps=1e-5)
+            # two linear layers without an activation between them, as released: merge, then project
             self.mlp = nn.Sequential(
                 nn.Linear(stacked, dim, bias=False),
                 nn.Linear(dim, llm_dim, bias=False),
@@ -56,6 +60,7 @@ class PatchMerger(WindowCompressor):
             )
 
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
-        features = self.norm(fit(features, self.rate, self.grid_policy)[0])
+        fitted, _ = fit_to_windows(features, self.rate, self.grid_policy)
         pattern = f"b (h r1) (w r2) c -> b (h w) {CHANNELS[self.order]}"
-        return self.mlp(rearrange(features, pattern, r1=self.rate, r2=self.rate))
+        stacked = rearrange(self.norm(fitted), pattern, r1=self.rate, r2=self.rate)
+        return self.mlp(stacked)

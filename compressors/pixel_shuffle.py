@@ -17,8 +17,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from compressors.base import MaybeTensor, register
-from compressors.checks import given, one_of
-from compressors.grid import GridPolicy, WindowCompressor, fit
+from compressors.checks import check_choice, require_argument
+from compressors.grid import GridPolicy, WindowCompressor, fit_to_windows
 
 ChannelOrder = Literal["space_channel", "channel_space"]
 CHANNELS = {"space_channel": "(r1 r2 c)", "channel_space": "(c r1 r2)"}
@@ -42,17 +42,23 @@ class PixelShuffle(WindowCompressor):
         grid_policy: GridPolicy = "error",
     ):
         super().__init__(rate, grid_policy)
-        one_of(ChannelOrder, order=order)
+        check_choice(ChannelOrder, order=order)
         stacked = rate * rate * dim
-        self.order, self.projects = order, projector
-        self.out_dim, self.projector = stacked, nn.Identity()
+        self.order = order
+        self.projects = projector
+        self.out_dim = stacked
+        self.projector: nn.Module = nn.Identity()
         if projector:
-            self.out_dim = given(llm_dim, "llm_dim", "pixel_shuffle with projector=true")
+            self.out_dim = require_argument(llm_dim, "llm_dim", "pixel_shuffle with projector=true")
             self.projector = nn.Sequential(
-                nn.LayerNorm(stacked), nn.Linear(stacked, llm_dim), nn.GELU(), nn.Linear(llm_dim, llm_dim)
+                nn.LayerNorm(stacked),
+                nn.Linear(stacked, self.out_dim),
+                nn.GELU(),
+                nn.Linear(self.out_dim, self.out_dim),
             )
 
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
-        features, _ = fit(features, self.rate, self.grid_policy)
+        fitted, _ = fit_to_windows(features, self.rate, self.grid_policy)
         pattern = f"b (h r1) (w r2) c -> b (h w) {CHANNELS[self.order]}"
-        return self.projector(rearrange(features, pattern, r1=self.rate, r2=self.rate))
+        stacked = rearrange(fitted, pattern, r1=self.rate, r2=self.rate)
+        return self.projector(stacked)

@@ -8,16 +8,18 @@ from torch import Tensor, nn
 TEMPERATURE = 10000.0
 
 
-def sincos(places: Tensor, width: int) -> Tensor:
+def encode_axis(places: Tensor, width: int) -> Tensor:
     """(N,) places along one axis -> (N, width): sines, then cosines, of width / 2 frequencies."""
-    steps = torch.arange(width // 2, dtype=torch.float32, device=places.device) / (width // 2)
-    angles = places[:, None].float() * TEMPERATURE**-steps
+    frequencies = width // 2
+    steps = torch.arange(frequencies, dtype=torch.float32, device=places.device) / frequencies
+    angles = places[:, None].float() * TEMPERATURE**-steps  # (N, width / 2)
     return torch.cat([angles.sin(), angles.cos()], -1)
 
 
-def sincos_2d(rows: Tensor, columns: Tensor, width: int) -> Tensor:
+def encode_grid(rows: Tensor, columns: Tensor, width: int) -> Tensor:
     """Places (H,) and (W,) -> (H, W, width), half of the channels for each axis. `width`: a multiple of 4."""
-    vertical, horizontal = sincos(rows, width // 2), sincos(columns, width // 2)
+    vertical = encode_axis(rows, width // 2)
+    horizontal = encode_axis(columns, width // 2)
     shape = (len(rows), len(columns), -1)
     return torch.cat([vertical[:, None].expand(shape), horizontal[None].expand(shape)], -1)
 
@@ -36,6 +38,7 @@ class LearnedPositions(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         if features.shape[1:3] == self.table.shape[:2]:
             return features + self.table
-        table = rearrange(self.table, "h w c -> 1 c h w")
-        table = F.interpolate(table, tuple(features.shape[1:3]), mode="bilinear")
-        return features + rearrange(table, "1 c h w -> h w c")
+        height, width = features.shape[1:3]
+        channels_first = rearrange(self.table, "h w c -> 1 c h w")
+        resized = F.interpolate(channels_first, (height, width), mode="bilinear")
+        return features + rearrange(resized, "1 c h w -> h w c")

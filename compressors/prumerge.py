@@ -21,36 +21,39 @@ from einops import rearrange
 from torch import Tensor
 
 from compressors.base import MaybeTensor, register
-from compressors.checks import at_least
+from compressors.checks import check_at_least
 from compressors.grid import BudgetCompressor, GridPolicy
-from compressors.selection import choice
+from compressors.selection import choose_in_float32
 
 
-def received_attention(tokens: Tensor) -> Tensor:
+def average_received_attention(tokens: Tensor) -> Tensor:
     """Mean attention that each of (B, N, C) receives from the others, (B, N), sum 1."""
     states = F.layer_norm(tokens, tokens.shape[-1:])
-    scores = states @ states.mT * states.shape[-1] ** -0.5
+    scale = states.shape[-1] ** -0.5
+    scores = states @ states.mT * scale  # (B, N, N)
     if tokens.shape[1] > 1:  # its own key is each query's best
         scores.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
     return scores.softmax(-1).mean(1)
 
 
-@choice
-def merge_weights(tokens: Tensor, count: int, neighbours: int) -> Tensor:
+@choose_in_float32
+def make_merge_weights(tokens: Tensor, count: int, neighbours: int) -> Tensor:
     """What each of `count` tokens, in raster order, has of the patches (B, N, C): (B, count, N).
 
     Ties go to the patch that comes first.
     """
-    attention = received_attention(tokens)
-    kept = attention.argsort(dim=-1, descending=True, stable=True)[:, :count].sort(-1).values
-    is_kept = torch.zeros_like(attention, dtype=torch.bool).scatter(1, kept, True)
+    attention = average_received_attention(tokens)
+    by_attention = attention.argsort(dim=-1, descending=True, stable=True)
+    centres = by_attention[:, :count].sort(-1).values  # (B, count), in raster order
+    is_centre = torch.zeros_like(attention, dtype=torch.bool).scatter(1, centres, True)
     keys = F.normalize(tokens, dim=-1)
-    similarity = torch.take_along_dim(keys, kept.unsqueeze(-1), 1) @ keys.mT  # (B, count, N)
-    similarity = similarity.masked_fill(is_kept.unsqueeze(1), -torch.inf)
-    nearest = similarity.argsort(dim=-1, descending=True, stable=True)
-    nearest = nearest[..., : min(neighbours, tokens.shape[1] - count)]
+    similarity = torch.take_along_dim(keys, centres.unsqueeze(-1), 1) @ keys.mT  # (B, count, N)
+    similarity = similarity.masked_fill(is_centre.unsqueeze(1), -torch.inf)
+    by_similarity = similarity.argsort(dim=-1, descending=True, stable=True)
+    # no more than there are removed patches: the masked ones come last
+    nearest = by_similarity[..., : min(neighbours, tokens.shape[1] - count)]
     share = torch.take_along_dim(attention.unsqueeze(1), nearest, -1)
-    weights = torch.zeros_like(similarity).scatter(-1, kept.unsqueeze(-1), 1.0)
+    weights = torch.zeros_like(similarity).scatter(-1, centres.unsqueeze(-1), 1.0)
     return weights.scatter(-1, nearest, share)
 
 
@@ -61,18 +64,22 @@ class PruMerge(BudgetCompressor):
 
     def __init__(self, dim: int, *, rate: int = 3, neighbours: int = 32, grid_policy: GridPolicy = "error"):
         super().__init__(rate, grid_policy)
-        at_least(0, neighbours=neighbours)
-        self.out_dim, self.neighbours = dim, neighbours
+        check_at_least(0, neighbours=neighbours)
+        self.out_dim = dim
+        self.neighbours = neighbours
 
-    def _weights(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def _compute_weights(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Patches (B, N, C) and what each token is made of, (B, M, N)."""
         patches = rearrange(features, "b h w c -> b (h w) c")
-        return patches, merge_weights(patches, self.num_tokens(*features.shape[1:3]), self.neighbours)
+        count = self.num_tokens(*features.shape[1:3])
+        return patches, make_merge_weights(patches, count, self.neighbours)
 
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
-        patches, weights = self._weights(features)
+        patches, weights = self._compute_weights(features)
         return weights.to(patches.dtype) @ patches
 
     def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
-        weights = self._weights(features)[1].sum(1)
-        return rearrange(weights / weights.sum(1, keepdim=True), "b (h w) -> b h w", h=features.shape[1])
+        _, weights = self._compute_weights(features)
+        per_patch = weights.sum(1)  # (B, N)
+        shares = per_patch / per_patch.sum(1, keepdim=True)
+        return rearrange(shares, "b (h w) -> b h w", h=features.shape[1])

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 
 from compressors.base import register
-from compressors.checks import at_least
+from compressors.checks import check_at_least
 from compressors.grid import GridPolicy
 from compressors.selection import SubsetCompressor
 
 
 @torch.compiler.assume_constant_result
-def fixed_order(count: int, seed: int) -> list[int]:
+def make_fixed_order(count: int, seed: int) -> list[int]:
     """A permutation of `count` patches that depends on nothing else, not on the global generator."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed), device="cpu").tolist()
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(count, generator=generator, device="cpu").tolist()
 
 
 @register("random")
@@ -27,14 +28,17 @@ class RandomSubset(SubsetCompressor):
 
     def __init__(self, dim: int, *, rate: int = 3, seed: int = 0, grid_policy: GridPolicy = "error"):
         super().__init__(rate, grid_policy)
-        at_least(0, seed=seed)
-        self.out_dim, self.seed = dim, seed
+        check_at_least(0, seed=seed)
+        self.out_dim = dim
+        self.seed = seed
 
-    def _kept(self, features: Tensor) -> Tensor:
+    def _choose_patches(self, features: Tensor) -> Tensor:
         batch, height, width = features.shape[:3]
-        keep = self.num_tokens(height, width)
+        count = self.num_tokens(height, width)
         if self.training:
+            # the order of random numbers is a random order, of its own for each image
             order = torch.rand(batch, height * width, device=features.device).argsort(-1)
         else:
-            order = torch.tensor(fixed_order(height * width, self.seed), device=features.device)
-        return order.expand(batch, -1)[:, :keep].sort(-1).values
+            order = torch.tensor(make_fixed_order(height * width, self.seed), device=features.device)
+        chosen = order.expand(batch, -1)[:, :count]
+        return chosen.sort(-1).values

@@ -18,10 +18,13 @@ from compressors.errors import UsageError
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """ "; did you mean 'x'? Known: a, b, c" for an unknown name."""
-    known = sorted(known)
-    shown = known if len(known) <= 40 else get_close_matches(name, known, n=8, cutoff=0.2)
-    close = get_close_matches(name, known, n=1, cutoff=0.5)
-    return (f"; did you mean '{close[0]}'?" if close else ";") + f" Known: {', '.join(shown) or 'none'}"
+    names = sorted(known)
+    listed = names
+    if len(names) > 40:  # a line that fills the screen helps nobody
+        listed = get_close_matches(name, names, n=8, cutoff=0.2)
+    closest = get_close_matches(name, names, n=1, cutoff=0.5)
+    question = f" did you mean '{closest[0]}'?" if closest else ""
+    return f";{question} Known: {', '.join(listed) or 'none'}"
 
 
 def conform(value: object, hint: Any, where: str) -> Any:
@@ -113,10 +116,10 @@ class Registry:
         """Class decorator. Registering a name twice is an error."""
 
         def decorate(cls: Any) -> Any:
-            other = self._classes.get(name)
+            present = self._classes.get(name)
             # the same class again is no conflict: a notebook cell or a module that runs twice
-            if other and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
-                raise UsageError(f"{self.kind} '{name}' is already registered by {other.__module__}")
+            if present and (present.__module__, present.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise UsageError(f"{self.kind} '{name}' is already registered by {present.__module__}")
             self._classes[name] = cls
             cls.registered_name = name
             return cls
@@ -134,7 +137,7 @@ class Registry:
         """All names, outside packages' included, sorted."""
         return sorted({*self._classes, *self.entry_points})
 
-    def get(self, name: str) -> type:
+    def get(self, name: str) -> type[Any]:
         """The class registered as exactly `name`; otherwise a UsageError with the closest match."""
         point = self.entry_points.get(name)
         if point is not None and name not in self._loaded:
@@ -156,29 +159,40 @@ class Registry:
 
     def parameters(self, name: str) -> dict[str, inspect.Parameter]:
         """All constructor parameters of `name`, context included, with resolved annotations."""
-        cls = self.get(name)
-        hints = typing.get_type_hints(cls.__init__)
-        found = list(inspect.signature(cls.__init__).parameters.values())[1:]
-        return {p.name: p.replace(annotation=hints.get(p.name, inspect.Parameter.empty)) for p in found}
+        constructor: Any = getattr(self.get(name), "__init__")  # noqa: B009  mypy calls the plain form unsound
+        hints = typing.get_type_hints(constructor)
+        resolved: dict[str, inspect.Parameter] = {}
+        for parameter in list(inspect.signature(constructor).parameters.values())[1:]:  # without self
+            annotation = hints.get(parameter.name, inspect.Parameter.empty)
+            resolved[parameter.name] = parameter.replace(annotation=annotation)
+        return resolved
 
     def knobs(self, name: str) -> dict[str, inspect.Parameter]:
         """What a user may set for `name`."""
-        return {k: p for k, p in self.parameters(name).items() if k not in self.context}
+        return {knob: p for knob, p in self.parameters(name).items() if knob not in self.context}
 
     def check(self, name: str, **knobs: object) -> dict[str, object]:
         """The knobs, conformed to their types; an unknown or ill-typed one is a UsageError."""
-        known = self.knobs(name)
-        for knob in knobs:
-            if knob not in known:
-                raise UsageError(f"{self.kind} '{name}' has no knob '{knob}'{suggest(knob, known)}")
-        return {k: conform(v, known[k].annotation, f"{name}.{k}") for k, v in knobs.items()}
+        parameters = self.knobs(name)
+        conformed: dict[str, object] = {}
+        for knob, value in knobs.items():
+            if knob not in parameters:
+                raise UsageError(f"{self.kind} '{name}' has no knob '{knob}'{suggest(knob, parameters)}")
+            conformed[knob] = conform(value, parameters[knob].annotation, f"{name}.{knob}")
+        return conformed
 
-    def create(self, name: str, **arguments: object):
+    def create(self, name: str, **arguments: object) -> Any:
         """Build `name`. Context arguments that its constructor does not take are dropped."""
         parameters = self.parameters(name)
-        missing = [k for k, p in parameters.items() if p.default is p.empty and k not in arguments]
+        required = [key for key, parameter in parameters.items() if parameter.default is parameter.empty]
+        missing = [key for key in required if key not in arguments]
         if missing:
             raise UsageError(f"{self.kind} '{name}' needs {', '.join(missing)}")
-        context = {k: v for k, v in arguments.items() if k in self.context and k in parameters}
-        knobs = {k: v for k, v in arguments.items() if k not in self.context}
+        context: dict[str, object] = {}
+        knobs: dict[str, object] = {}
+        for key, value in arguments.items():
+            if key not in self.context:
+                knobs[key] = value
+            elif key in parameters:
+                context[key] = value
         return self.get(name)(**context, **self.check(name, **knobs))

@@ -18,10 +18,17 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from compressors.base import Compressor, MaybeTensor, register
-from compressors.checks import at_least, one_of
+from compressors.checks import check_at_least, check_choice
 from compressors.layers import Attention, GatedMLP
 
 ResamplerForm = Literal["flamingo", "idefics2"]
+
+
+def make_norm(width: int, form: ResamplerForm) -> nn.Module:
+    """The norm of a form: Flamingo's LayerNorm, Idefics2's RMSNorm."""
+    if form == "flamingo":
+        return nn.LayerNorm(width)
+    return nn.RMSNorm(width, eps=1e-6)
 
 
 class ResamplerLayer(nn.Module):
@@ -29,24 +36,27 @@ class ResamplerLayer(nn.Module):
 
     def __init__(self, width: int, heads: int, head_dim: int, kv_heads: int | None, form: ResamplerForm):
         super().__init__()
-        flamingo = form == "flamingo"
-        self.patch_norm, self.latent_norm, self.mlp_norm = (
-            nn.LayerNorm(width) if flamingo else nn.RMSNorm(width, eps=1e-6) for _ in range(3)
-        )
+        self.patch_norm = make_norm(width, form)
+        self.latent_norm = make_norm(width, form)
+        self.mlp_norm = make_norm(width, form)
         self.attention = Attention(width, width, heads, head_dim, kv_heads=kv_heads, bias=False)
-        self.mlp = GatedMLP(width, 4 * width, width)
-        if flamingo:
+        # made in both forms: without it, a seed would draw other weights for Flamingo's than it has so far
+        self.mlp: nn.Module = GatedMLP(width, 4 * width, width)
+        if form == "flamingo":
             self.mlp = nn.Sequential(
-                nn.Linear(width, 4 * width, bias=False), nn.ReLU(), nn.Linear(4 * width, width, bias=False)
+                nn.Linear(width, 4 * width, bias=False),
+                nn.ReLU(),
+                nn.Linear(4 * width, width, bias=False),
             )
 
-    def operands(self, latents: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+    def prepare_operands(self, latents: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Queries (B, Q, width) and what they read, (B, N + Q, width)."""
         query = self.latent_norm(latents)
-        return query, torch.cat([self.patch_norm(patches), query], 1)
+        memory = torch.cat([self.patch_norm(patches), query], 1)
+        return query, memory
 
     def forward(self, latents: Tensor, patches: Tensor) -> Tensor:
-        query, memory = self.operands(latents, patches)
+        query, memory = self.prepare_operands(latents, patches)
         latents = latents + self.attention(query, memory, memory)
         return latents + self.mlp(self.mlp_norm(latents))
 
@@ -72,17 +82,21 @@ class Resampler(Compressor):
         kv_heads: int | None = None,
     ):
         super().__init__()
-        at_least(1, num_queries=num_queries, num_layers=num_layers)
-        one_of(ResamplerForm, form=form)
-        width = dim if width is None else width
-        at_least(1, width=width)
-        self.out_dim, self.num_queries = width, num_queries
-        self.project = nn.Identity() if width == dim else nn.Linear(dim, width)
+        check_at_least(1, num_queries=num_queries, num_layers=num_layers)
+        check_choice(ResamplerForm, form=form)
+        if width is None:
+            width = dim
+        check_at_least(1, width=width)
+        self.out_dim = width
+        self.num_queries = num_queries
+        self.project: nn.Module = nn.Identity()
+        if width != dim:
+            self.project = nn.Linear(dim, width)
         self.latents = nn.Parameter(torch.empty(num_queries, width))
-        self.layers = nn.ModuleList(
-            ResamplerLayer(width, heads, head_dim, kv_heads, form) for _ in range(num_layers)
-        )
-        self.norm = nn.LayerNorm(width) if form == "flamingo" else nn.RMSNorm(width, eps=1e-6)
+        self.layers = nn.ModuleList()
+        for _ in range(num_layers):
+            self.layers.append(ResamplerLayer(width, heads, head_dim, kv_heads, form))
+        self.norm = make_norm(width, form)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -92,23 +106,26 @@ class Resampler(Compressor):
     def num_tokens(self, height: int, width: int) -> int:
         return self.num_queries
 
-    def _start(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def _prepare_states(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Latents (B, Q, width) and patches (B, N, width)."""
         patches = self.project(rearrange(features, "b h w c -> b (h w) c"))
         return self.latents.expand(len(features), -1, -1), patches
 
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
-        latents, patches = self._start(features)
+        latents, patches = self._prepare_states(features)
         for layer in self.layers:
             latents = layer(latents, patches)
         return self.norm(latents)
 
     def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         """What the last layer reads of the patches, the mean over its heads and latents."""
-        latents, patches = self._start(features)
-        *layers, last = self.layers
-        for layer in layers:
+        latents, patches = self._prepare_states(features)
+        for layer in self.layers[:-1]:
             latents = layer(latents, patches)
-        weights = last.attention.weights(*last.operands(latents, patches)).mean((1, 2))[:, : patches.shape[1]]
-        grid = rearrange(weights, "b (h w) -> b h w", h=features.shape[1])
+        last = self.layers[-1]
+        assert isinstance(last, ResamplerLayer)  # a ModuleList does not tell
+        query, memory = last.prepare_operands(latents, patches)
+        weights = last.attention.weights(query, memory).mean((1, 2))
+        of_patches = weights[:, : patches.shape[1]]  # the rest is what latents read of one another
+        grid = rearrange(of_patches, "b (h w) -> b h w", h=features.shape[1])
         return grid / grid.sum((1, 2), keepdim=True)

@@ -11,13 +11,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from compressors.base import Compressor, MaybeTensor, register
-from compressors.checks import divides, grid_size
+from compressors.checks import check_grid, check_heads_divide
 from compressors.errors import UsageError
 from compressors.layers import Attention
-from compressors.positions import sincos_2d
+from compressors.positions import encode_grid
 
 
-def places(count: int, size: int, device: torch.device) -> Tensor:
+def place_patches(count: int, size: int, device: torch.device) -> Tensor:
     """Where `size` patches lie on an axis of `count` queries, which lie at 0, 1, 2, ..."""
     return (torch.arange(size, dtype=torch.float32, device=device) + 0.5) * (count / size) - 0.5
 
@@ -28,14 +28,21 @@ class Resampler2d(Compressor):
 
     def __init__(self, dim: int, *, grid: tuple[int, int] = (9, 9), width: int | None = None, heads: int = 8):
         super().__init__()
-        width = dim if width is None else width
-        divides(heads, width)
+        if width is None:
+            width = dim
+        check_heads_divide(heads, width)
         if width % 4:
             raise UsageError(f"width={width}: must be a multiple of 4, for sines and cosines of two axes")
-        self.out_dim, self.grid = width, grid_size(grid)
-        self.queries = nn.Parameter(torch.empty(self.grid[0] * self.grid[1], width))
-        self.project = nn.Identity() if width == dim else nn.Linear(dim, width, bias=False)
-        self.query_norm, self.patch_norm, self.norm = (nn.LayerNorm(width, eps=1e-6) for _ in range(3))
+        self.out_dim = width
+        self.grid = check_grid(grid)
+        rows, columns = self.grid
+        self.queries = nn.Parameter(torch.empty(rows * columns, width))
+        self.project: nn.Module = nn.Identity()
+        if width != dim:
+            self.project = nn.Linear(dim, width, bias=False)
+        self.query_norm = nn.LayerNorm(width, eps=1e-6)
+        self.patch_norm = nn.LayerNorm(width, eps=1e-6)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
         self.attend = Attention(width, width, heads, width // heads)
         self.reset_parameters()
 
@@ -45,23 +52,29 @@ class Resampler2d(Compressor):
     def out_grid(self, height: int, width: int) -> tuple[int, int]:
         return self.grid
 
-    def _operands(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _encode_places(self, height: int, width: int, features: Tensor) -> Tensor:
+        """Positions (height * width, out_dim) of a grid of that size laid over the queries' grid."""
+        rows, columns = self.grid
+        down = place_patches(rows, height, features.device)
+        across = place_patches(columns, width, features.device)
+        encoded = encode_grid(down, across, self.out_dim)
+        return encoded.flatten(0, 1).to(features.dtype)
+
+    def _prepare_operands(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, Q, width), keys and values (B, N, width)."""
-        (rows, columns), (height, width) = self.grid, features.shape[1:3]
-        patches = self.patch_norm(self.project(rearrange(features, "b h w c -> b (h w) c")))
-        at_queries, at_patches = (
-            sincos_2d(places(rows, h, features.device), places(columns, w, features.device), self.out_dim)
-            for h, w in ((rows, columns), (height, width))
-        )
-        queries = self.query_norm(self.queries) + at_queries.flatten(0, 1).to(features.dtype)
-        keys = patches + at_patches.flatten(0, 1).to(features.dtype)
+        height, width = features.shape[1:3]
+        patches = self.project(rearrange(features, "b h w c -> b (h w) c"))
+        patches = self.patch_norm(patches)
+        queries = self.query_norm(self.queries) + self._encode_places(*self.grid, features)
+        keys = patches + self._encode_places(height, width, features)
         return queries.expand(len(features), -1, -1), keys, patches
 
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
-        return self.norm(self.attend(*self._operands(features)))
+        queries, keys, values = self._prepare_operands(features)
+        return self.norm(self.attend(queries, keys, values))
 
     def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         """The mean over heads and queries."""
-        queries, keys, _ = self._operands(features)
+        queries, keys, _ = self._prepare_operands(features)
         weights = self.attend.weights(queries, keys).mean((1, 2))
         return rearrange(weights, "b (h w) -> b h w", h=features.shape[1])

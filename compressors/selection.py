@@ -1,7 +1,7 @@
 """What the methods that choose or merge patches share: choices are made in float32, and carry no gradient."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 
 import torch
@@ -13,7 +13,7 @@ from compressors.base import MaybeTensor
 from compressors.grid import BudgetCompressor
 
 
-def choice(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def choose_in_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Decorator of a function of tokens (B, N, C): it sees them in float32, without autocast or gradient.
 
     Scores in half precision tie by the dozen, and a tie is decided by order, not by merit.
@@ -22,26 +22,30 @@ def choice(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @wraps(function)
     def chosen(tokens: Tensor, *arguments: object) -> Tensor:
         device = tokens.device.type
-        plain = torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext()
-        with torch.no_grad(), plain:  # the meta device has no autocast
+        full_precision: AbstractContextManager = nullcontext()
+        if is_autocast_available(device):  # the meta device has no autocast
+            full_precision = torch.autocast(device, enabled=False)
+        with torch.no_grad(), full_precision:
             return function(tokens.float(), *arguments)
 
     return chosen
 
 
 class SubsetCompressor(BudgetCompressor):
-    """Base of the compressors that keep some patches as they are. Subclasses define `_kept`."""
+    """Base of the compressors that keep some patches as they are. Subclasses define `_choose_patches`."""
 
-    def _kept(self, features: Tensor) -> Tensor:
+    def _choose_patches(self, features: Tensor) -> Tensor:
         """Raster indices (B, N) of the patches of (B, H, W, C) that are kept, ascending."""
         raise NotImplementedError
 
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
-        kept = self._kept(features).unsqueeze(-1)  # (B, N, 1)
-        return torch.take_along_dim(rearrange(features, "b h w c -> b (h w) c"), kept, 1)
+        patches = rearrange(features, "b h w c -> b (h w) c")
+        index = self._choose_patches(features).unsqueeze(-1)  # (B, N, 1)
+        return torch.take_along_dim(patches, index, 1)
 
     def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
-        kept, (batch, height, width) = self._kept(features), features.shape[:3]
+        batch, height, width = features.shape[:3]
+        index = self._choose_patches(features)
         weights = torch.zeros(batch, height * width, device=features.device)
-        weights = weights.scatter(1, kept, 1 / kept.shape[1])
+        weights = weights.scatter(1, index, 1 / index.shape[1])
         return rearrange(weights, "b (h w) -> b h w", h=height)

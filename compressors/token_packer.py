@@ -15,9 +15,17 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from compressors.base import MaybeTensor, register
-from compressors.checks import channels, divides
-from compressors.grid import GridPolicy, WindowCompressor, fit, split_windows, unsplit, window_mask
-from compressors.interpolate import resize
+from compressors.checks import check_channels, check_heads_divide
+from compressors.grid import (
+    GridPolicy,
+    WindowCompressor,
+    count_windows,
+    fit_to_windows,
+    make_window_mask,
+    split_windows,
+    weigh_patches_of_windows,
+)
+from compressors.interpolate import resize_grid
 from compressors.layers import Attention
 
 EPS = 1e-6
@@ -44,44 +52,52 @@ class TokenPacker(WindowCompressor):
         grid_policy: GridPolicy = "error",
     ):
         super().__init__(rate, grid_policy)
-        divides(heads, dim, ("heads", "dim"))
-        self.dim, self.out_dim, self.needs_levels = dim, llm_dim, tuple(levels)
+        check_heads_divide(heads, dim, ("heads", "dim"))
+        self.dim = dim
+        self.out_dim = llm_dim
+        self.needs_levels = tuple(levels)
+        fine_dim = max(1, len(levels)) * dim  # without levels keys and values read the tower's output
         self.query = nn.Linear(dim, dim, bias=False)
-        self.key, self.value = (
-            nn.Sequential(nn.Linear(max(1, len(levels)) * dim, dim), nn.GELU(), nn.Linear(dim, dim))
-            for _ in range(2)
-        )
-        self.query_norm, self.key_norm, self.value_norm = (nn.LayerNorm(dim, eps=EPS) for _ in range(3))
+        self.key = nn.Sequential(nn.Linear(fine_dim, dim), nn.GELU(), nn.Linear(dim, dim))
+        self.value = nn.Sequential(nn.Linear(fine_dim, dim), nn.GELU(), nn.Linear(dim, dim))
+        self.query_norm = nn.LayerNorm(dim, eps=EPS)
+        self.key_norm = nn.LayerNorm(dim, eps=EPS)
+        self.value_norm = nn.LayerNorm(dim, eps=EPS)
         self.attend = Attention(dim, dim, heads, dim // heads)
         self.mlp = nn.Sequential(nn.Linear(dim, llm_dim), nn.GELU(), nn.Linear(llm_dim, llm_dim))
 
-    def _operands(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, MaybeTensor]:
+    def _prepare_operands(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, MaybeTensor]:
         """Queries (B*h*w, 1, C), keys and values (B*h*w, s*s, C), and a mask of those that are patches."""
-        channels(features, self.dim, self.needs_levels)
-        grid = self.out_grid(*features.shape[1:3])
-        fitted, real = fit(features, self.rate, self.grid_policy)
+        check_channels(features, self.dim, self.needs_levels)
+        height, width = features.shape[1:3]
+        grid = count_windows(height, width, self.rate, self.grid_policy)
+        fitted, real = fit_to_windows(features, self.rate, self.grid_policy)
         coarse = fitted[..., : self.dim]
-        if real is not None:  # a border is filled with the last patches, again: queries stay in their windows
-            rows, columns = (
-                torch.arange(n * self.rate, device=features.device).clamp(max=m - 1)
-                for n, m in zip(grid, features.shape[1:3])
-            )
+        if real is not None:
+            # `ceil` filled the border with zeros: the last patches stand there again, so that the
+            # down-sampled query of a ragged window is made of that window's patches alone
+            window_rows, window_columns = grid
+            rows = torch.arange(window_rows * self.rate, device=features.device).clamp(max=height - 1)
+            columns = torch.arange(window_columns * self.rate, device=features.device).clamp(max=width - 1)
             coarse = coarse[:, rows[:, None], columns]
-        fine = fitted[..., self.dim :] if self.needs_levels else fitted
-        query = self.query_norm(self.query(resize(coarse, grid, "bilinear")))
+        fine = fitted
+        if self.needs_levels:
+            fine = fitted[..., self.dim :]
+        query = self.query_norm(self.query(resize_grid(coarse, grid, "bilinear")))
         keys = split_windows(self.key_norm(self.key(fine)), self.rate)
         values = split_windows(self.value_norm(self.value(fine)), self.rate)
-        mask = window_mask(real, len(features), self.rate)
+        mask = make_window_mask(real, len(features), self.rate)
         return rearrange(query, "b h w c -> (b h w) 1 c"), keys, values, mask
 
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
-        query, keys, values, mask = self._operands(features)
+        query, keys, values, mask = self._prepare_operands(features)
         packed = self.attend(query, keys, values, mask)
         return self.mlp(rearrange(packed, "(b n) 1 c -> b n c", b=len(features)))
 
     def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         """The mean over the heads."""
-        query, keys, _, mask = self._operands(features)
+        query, keys, _, mask = self._prepare_operands(features)
         weights = self.attend.weights(query, keys, mask).mean(1).squeeze(1)  # (B*h*w, s*s)
-        grid = tuple(features.shape[1:3])
-        return unsplit(weights, grid, self.out_grid(*grid))
+        height, width = features.shape[1:3]
+        windows = count_windows(height, width, self.rate, self.grid_policy)
+        return weigh_patches_of_windows(weights, (height, width), windows)

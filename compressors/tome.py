@@ -17,42 +17,48 @@ from torch import Tensor
 
 from compressors.base import MaybeTensor, register
 from compressors.grid import BudgetCompressor, GridPolicy
-from compressors.selection import choice
+from compressors.selection import choose_in_float32
 
 
-def group_means(tokens: Tensor, group: Tensor, count: int) -> Tensor:
+def average_groups(tokens: Tensor, group: Tensor, count: int) -> Tensor:
     """Mean of the tokens (B, N, C) of each group (B, N) in 0 .. count - 1 -> (B, count, C); of none 0."""
+    batch, _, channels = tokens.shape
     index = group.unsqueeze(-1).expand_as(tokens)
     wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))  # sums of many overflow in half
-    sums = torch.zeros(len(tokens), count, tokens.shape[-1], dtype=wide.dtype, device=tokens.device)
-    return sums.scatter_reduce(1, index, wide, "mean", include_self=False).to(tokens.dtype)
+    zeros = torch.zeros(batch, count, channels, dtype=wide.dtype, device=tokens.device)
+    means = zeros.scatter_reduce(1, index, wide, "mean", include_self=False)
+    return means.to(tokens.dtype)
 
 
-def match(tokens: Tensor, merges: int) -> Tensor:
+def match_pairs(tokens: Tensor, merges: int) -> Tensor:
     """One step: which of n - merges tokens each of (B, n, C) becomes, (B, n), the order kept.
 
     Ties go to the pair whose tokens come first.
     """
     unit = F.normalize(tokens, dim=-1)
     similarity = unit[:, ::2] @ unit[:, 1::2].mT  # (B, first set, second set)
-    best, partner = similarity.max(-1).values, similarity.argmax(-1)
+    best = similarity.max(-1).values
+    partner = similarity.argmax(-1)
     merged = best.argsort(dim=-1, descending=True, stable=True)[:, :merges]  # of the first set
-    count = tokens.shape[1]
-    goes_to = torch.arange(count, device=tokens.device).repeat(len(tokens), 1)
+    places = torch.arange(tokens.shape[1], device=tokens.device)
+    goes_to = places.repeat(len(tokens), 1)
+    # token 2i of all is the i-th of the first set, token 2i + 1 the i-th of the second
     goes_to = goes_to.scatter(1, 2 * merged, 2 * partner.gather(1, merged) + 1)
-    stays = goes_to == torch.arange(count, device=tokens.device)
-    return (stays.cumsum(1) - 1).gather(1, goes_to)
+    stays = goes_to == places
+    new_places = stays.cumsum(1) - 1
+    return new_places.gather(1, goes_to)
 
 
-@choice
-def merge_groups(features: Tensor, count: int) -> Tensor:
+@choose_in_float32
+def find_groups(features: Tensor, count: int) -> Tensor:
     """Which of `count` tokens each patch (B, N, C) becomes part of: (B, N), tokens in raster order."""
-    group = torch.arange(features.shape[1], device=features.device).repeat(len(features), 1)
-    left = features.shape[1]
-    while left > count:
-        merges = min(left // 2, left - count)
-        group = match(group_means(features, group, left), merges).gather(1, group)
-        left -= merges
+    remaining = features.shape[1]
+    group = torch.arange(remaining, device=features.device).repeat(len(features), 1)
+    while remaining > count:
+        merges = min(remaining // 2, remaining - count)
+        tokens = average_groups(features, group, remaining)
+        group = match_pairs(tokens, merges).gather(1, group)
+        remaining -= merges
     return group
 
 
@@ -64,16 +70,19 @@ class TokenMerging(BudgetCompressor):
         super().__init__(rate, grid_policy)
         self.out_dim = dim
 
-    def _groups(self, features: Tensor) -> tuple[Tensor, Tensor, int]:
+    def _group_patches(self, features: Tensor) -> tuple[Tensor, Tensor, int]:
         """Patches (B, N, C), the token of each (B, N), and how many tokens there are."""
-        patches, count = rearrange(features, "b h w c -> b (h w) c"), self.num_tokens(*features.shape[1:3])
-        return patches, merge_groups(patches, count), count
+        patches = rearrange(features, "b h w c -> b (h w) c")
+        count = self.num_tokens(*features.shape[1:3])
+        return patches, find_groups(patches, count), count
 
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
-        return group_means(*self._groups(features))
+        patches, group, count = self._group_patches(features)
+        return average_groups(patches, group, count)
 
     def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         """A patch has its part of its token; all tokens weigh the same."""
-        _, group, count = self._groups(features)
+        _, group, count = self._group_patches(features)
         sizes = F.one_hot(group, count).sum(1)  # (B, count)
-        return rearrange(1 / (count * sizes.gather(1, group)), "b (h w) -> b h w", h=features.shape[1])
+        weights = 1 / (count * sizes.gather(1, group))
+        return rearrange(weights, "b (h w) -> b h w", h=features.shape[1])

@@ -11,14 +11,19 @@ from einops import rearrange
 from torch import Tensor
 
 from compressors.base import MaybeTensor, register
-from compressors.grid import GridPolicy, WindowCompressor
+from compressors.grid import GridPolicy, WindowCompressor, count_windows
 
 
-def centres(size: int, count: int, rate: int, policy: GridPolicy) -> list[int]:
+def find_centres(size: int, count: int, rate: int, policy: GridPolicy) -> list[int]:
     """Along one axis of `size` patches, the real patch nearest to the centre of each of `count` windows."""
-    starts = [rate * i for i in range(count)]
-    lengths = [min(rate, size - start) if policy == "ceil" else rate for start in starts]
-    return [min(start + (length - 1) // 2, size - 1) for start, length in zip(starts, lengths)]
+    centres = []
+    for start in range(0, rate * count, rate):
+        length = rate
+        if policy == "ceil":  # the last window ends with the grid
+            length = min(rate, size - start)
+        middle = start + (length - 1) // 2
+        centres.append(min(middle, size - 1))  # under `pad` the middle may lie beyond the patches
+    return centres
 
 
 @register("uniform")
@@ -29,19 +34,23 @@ class UniformSubset(WindowCompressor):
         super().__init__(rate, grid_policy)
         self.out_dim = dim
 
-    def _axes(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        sizes = features.shape[1:3]
-        counts = self.out_grid(*sizes)
-        kept = (centres(n, count, self.rate, self.grid_policy) for n, count in zip(sizes, counts))
-        rows, columns = (torch.tensor(axis, device=features.device) for axis in kept)
-        return rows, columns
+    def _locate_axes(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows (h,) and columns (w,) of the patches that are kept."""
+        height, width = features.shape[1:3]
+        window_rows, window_columns = count_windows(height, width, self.rate, self.grid_policy)
+        rows = find_centres(height, window_rows, self.rate, self.grid_policy)
+        columns = find_centres(width, window_columns, self.rate, self.grid_policy)
+        return torch.tensor(rows, device=features.device), torch.tensor(columns, device=features.device)
 
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
-        rows, columns = self._axes(features)
-        return rearrange(features[:, rows[:, None], columns], "b h w c -> b (h w) c")
+        rows, columns = self._locate_axes(features)
+        kept_patches = features[:, rows[:, None], columns]
+        return rearrange(kept_patches, "b h w c -> b (h w) c")
 
     def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         height, width = features.shape[1:3]
-        rows, columns = (F.one_hot(axis, n).sum(0) for axis, n in zip(self._axes(features), (height, width)))
-        weights = (rows[:, None] * columns).float()
+        rows, columns = self._locate_axes(features)
+        is_row = F.one_hot(rows, height).sum(0)  # (H,)
+        is_column = F.one_hot(columns, width).sum(0)  # (W,)
+        weights = (is_row[:, None] * is_column).float()
         return (weights / weights.sum()).expand(len(features), -1, -1)

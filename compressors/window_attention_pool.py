@@ -10,8 +10,16 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from compressors.base import MaybeTensor, register
-from compressors.checks import at_least, channels, given
-from compressors.grid import GridPolicy, WindowCompressor, fit, split_windows, unsplit, window_mask
+from compressors.checks import check_at_least, check_channels, require_argument
+from compressors.grid import (
+    GridPolicy,
+    WindowCompressor,
+    count_windows,
+    fit_to_windows,
+    make_window_mask,
+    split_windows,
+    weigh_patches_of_windows,
+)
 from compressors.layers import Attention, GatedMLP
 
 
@@ -38,34 +46,40 @@ class WindowAttentionPool(WindowCompressor):
         grid_policy: GridPolicy = "error",
     ):
         super().__init__(rate, grid_policy)
-        read = (1 + len(levels)) * dim
-        self.dim, self.needs_levels, self.projects = dim, tuple(levels), projector
-        self.pool = Attention(read, dim, heads, head_dim)
-        self.out_dim, self.projector = dim, nn.Identity()
+        self.dim = dim
+        self.needs_levels = tuple(levels)
+        self.projects = projector
+        self.pool = Attention((1 + len(levels)) * dim, dim, heads, head_dim)
+        self.out_dim = dim
+        self.projector: nn.Module = nn.Identity()
         if projector:
-            self.out_dim = given(llm_dim, "llm_dim", "window_attention_pool with projector=true")
-            mlp_width = 4 * llm_dim if mlp_width is None else mlp_width
-            at_least(1, mlp_width=mlp_width)
-            self.projector = GatedMLP(dim, mlp_width, llm_dim)
+            self.out_dim = require_argument(llm_dim, "llm_dim", "window_attention_pool with projector=true")
+            if mlp_width is None:
+                mlp_width = 4 * self.out_dim
+            check_at_least(1, mlp_width=mlp_width)
+            self.projector = GatedMLP(dim, mlp_width, self.out_dim)
 
-    def _windows(self, features: Tensor) -> tuple[Tensor, Tensor, MaybeTensor]:
+    def _split_features(self, features: Tensor) -> tuple[Tensor, Tensor, MaybeTensor]:
         """Patches (B*h*w, r*r, C), their means (B*h*w, 1, C), and which are real (B*h*w, 1, 1, r*r)."""
-        channels(features, self.dim, self.needs_levels)
-        fitted, real = fit(features, self.rate, self.grid_policy)
-        patches, mask = split_windows(fitted, self.rate), window_mask(real, len(features), self.rate)
+        check_channels(features, self.dim, self.needs_levels)
+        fitted, real = fit_to_windows(features, self.rate, self.grid_policy)
+        patches = split_windows(fitted, self.rate)
+        mask = make_window_mask(real, len(features), self.rate)
         if mask is None:
             return patches, patches.mean(1, keepdim=True), None
-        mean = patches.sum(1, keepdim=True) / mask.sum(-1).to(patches.dtype)  # what fills windows is zero
+        counts = mask.sum(-1).to(patches.dtype)  # (B*h*w, 1, 1)
+        mean = patches.sum(1, keepdim=True) / counts  # what fills windows is zero
         return patches, mean, mask
 
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
-        patches, mean, mask = self._windows(features)
+        patches, mean, mask = self._split_features(features)
         pooled = self.pool(mean, patches, patches, mask)
         return self.projector(rearrange(pooled, "(b n) 1 c -> b n c", b=len(features)))
 
     def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         """The mean over the heads."""
-        patches, mean, mask = self._windows(features)
+        patches, mean, mask = self._split_features(features)
         weights = self.pool.weights(mean, patches, mask).mean(1).squeeze(1)  # (B*h*w, r*r)
-        grid = tuple(features.shape[1:3])
-        return unsplit(weights, grid, self.out_grid(*grid))
+        height, width = features.shape[1:3]
+        windows = count_windows(height, width, self.rate, self.grid_policy)
+        return weigh_patches_of_windows(weights, (height, width), windows)

@@ -51,7 +51,7 @@ def write_gallery(given: argparse.Namespace) -> int:
     """The command, with its exceptions."""
     known = signatures.compressors()
     names = [known.require(name) for name in given.names] or known.names()
-    from compressors.listing import facts  # torch: not for a typo
+    from compressors.listing import collect_facts  # torch: not for a typo
     from experiments.models.build import silence_libraries
 
     silence_libraries()
@@ -62,7 +62,7 @@ def write_gallery(given: argparse.Namespace) -> int:
     for name in names:
         path = given.to / f"{name}.png"
         write_token_sheet(name, picture, path)
-        page.append(format_gallery_section(facts(name)))
+        page.append(format_gallery_section(collect_facts(name)))
         sys.stdout.write(f"{path}\n")
     (given.to / "README.md").write_text("\n".join(page), encoding="utf-8")
     return 0
@@ -71,9 +71,9 @@ def write_gallery(given: argparse.Namespace) -> int:
 def draw_gallery_scene():
     """One picture of PictureVQA, as every data set of seed 0 has it."""
     from experiments.picture_vqa import dataset
-    from experiments.picture_vqa.drawing import draw
+    from experiments.picture_vqa.drawing import draw_scene
 
-    return draw(dataset.scene_of(SCENE_SPLIT, SCENE_NUMBER)[0])
+    return draw_scene(dataset.make_scene(SCENE_SPLIT, SCENE_NUMBER)[0])
 
 
 def write_token_sheet(name: str, picture, path: Path) -> None:

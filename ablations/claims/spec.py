@@ -23,8 +23,8 @@ from compressors.registry import suggest
 from experiments.config.presets import read_yaml
 from experiments.config.tables import TableFile
 
-KINDS = {"better": "than", "best": "of", "within": "of"}  # kind -> who the row is compared with
-WORDS = {"text", "source", "family", "ours", *KINDS}
+CLAIM_KINDS = {"better": "than", "best": "of", "within": "of"}  # kind -> who the row is compared with
+CLAIM_KEYS = {"text", "source", "family", "ours", *CLAIM_KINDS}
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,15 @@ class Claim:
         for row, other in self.pairs:
             groups.setdefault(row, []).append(other)
         less = f" - {self.points:g}" if self.points else ""
-        said = "; ".join(f"{row} > {braced(others)}{less}" for row, others in groups.items())
+        said = "; ".join(f"{row} > {join_labels(others)}{less}" for row, others in groups.items())
         return f"{said}  ({', '.join(self.families)})" if self.families else said
 
 
-def braced(labels: list[str]) -> str:
+def join_labels(labels: list[str]) -> str:
     return labels[0] if len(labels) == 1 else f"each of {', '.join(labels)}"
 
 
-def claims(table: TableFile) -> tuple[Claim, ...]:
+def read_claims(table: TableFile) -> tuple[Claim, ...]:
     """The claims of a table's file. UsageError for one that is malformed or names a row that is not there."""
     given = read_yaml(table.path).get("claims") or []
     if not isinstance(given, list):
@@ -69,28 +69,28 @@ def claims(table: TableFile) -> tuple[Claim, ...]:
     for number, entry in enumerate(given, 1):
         said = entry.get("text", number) if isinstance(entry, dict) else number
         try:
-            found.append(claim(entry, labels))
+            found.append(parse_claim(entry, labels))
         except UsageError as error:
             raise UsageError(f"{table.path}, claim '{said}': {error}") from error
     return tuple(found)
 
 
-def claim(entry: object, labels: Collection[str]) -> Claim:
+def parse_claim(entry: object, labels: Collection[str]) -> Claim:
     """One claim about rows of these labels."""
     if not isinstance(entry, dict):
-        raise UsageError(f"{entry!r}: expected text: ..., source: ... and one of {', '.join(KINDS)}")
+        raise UsageError(f"{entry!r}: expected text: ..., source: ... and one of {', '.join(CLAIM_KINDS)}")
     for key in entry:
-        if key not in WORDS:
-            raise UsageError(f"unknown key '{key}'{suggest(str(key), WORDS)}")
-    kinds = [kind for kind in KINDS if kind in entry]
+        if key not in CLAIM_KEYS:
+            raise UsageError(f"unknown key '{key}'{suggest(str(key), CLAIM_KEYS)}")
+    kinds = [kind for kind in CLAIM_KINDS if kind in entry]
     if len(kinds) != 1:
-        raise UsageError(f"expected one of {', '.join(KINDS)}, found {', '.join(kinds) or 'none'}")
+        raise UsageError(f"expected one of {', '.join(CLAIM_KINDS)}, found {', '.join(kinds) or 'none'}")
     (kind,) = kinds
     for key in ("text", "source"):
         if not isinstance(entry.get(key), str):
             raise UsageError(f"{key}: expected words, found {entry.get(key)!r}")
     comparisons = entry[kind] if isinstance(entry[kind], list) else [entry[kind]]
-    pairs = [pair for each in comparisons for pair in compared(kind, each, labels)]
+    pairs = [pair for each in comparisons for pair in parse_pairs(kind, each, labels)]
     families = entry.get("family", [])
     families = [families] if isinstance(families, str) else families
     if not isinstance(families, list):
@@ -100,15 +100,15 @@ def claim(entry: object, labels: Collection[str]) -> Claim:
         entry["source"],
         kind,
         tuple(dict.fromkeys(pairs)),
-        points(kind, comparisons),
+        parse_points(kind, comparisons),
         tuple(map(str, families)),
         str(entry.get("ours") or ""),
     )
 
 
-def compared(kind: str, entry: object, labels: Collection[str]) -> list[tuple[str, str]]:
+def parse_pairs(kind: str, entry: object, labels: Collection[str]) -> list[tuple[str, str]]:
     """The pairs of one comparison."""
-    word = KINDS[kind]
+    word = CLAIM_KINDS[kind]
     wanted = {"row", word} | ({"points"} if kind == "within" else set())
     if not isinstance(entry, dict) or set(entry) != wanted:
         shape = ", ".join(f"{key}: ..." for key in sorted(wanted, key=("row", word, "points").index))
@@ -116,21 +116,21 @@ def compared(kind: str, entry: object, labels: Collection[str]) -> list[tuple[st
     others = entry[word] if isinstance(entry[word], list) else [entry[word]]
     if not others:
         raise UsageError(f"{kind}: {word} is empty; name at least one row")
-    pairs = [(known(entry["row"], labels), known(other, labels)) for other in others]
+    pairs = [(check_label(entry["row"], labels), check_label(other, labels)) for other in others]
     for row, other in pairs:
         if row == other:
             raise UsageError(f"{kind}: '{row}' is compared with itself")
     return pairs
 
 
-def known(label: object, labels: Collection[str]) -> str:
+def check_label(label: object, labels: Collection[str]) -> str:
     """The label of a row that the table has."""
     if str(label) not in labels:
         raise UsageError(f"no row '{label}'{suggest(str(label), labels)}")
     return str(label)
 
 
-def points(kind: str, comparisons: list[Mapping[str, Any]]) -> float:
+def parse_points(kind: str, comparisons: list[Mapping[str, Any]]) -> float:
     """By how much a row may stay below; 0 but for `within`."""
     found = {each["points"] for each in comparisons} if kind == "within" else {0}
     value = found.pop()

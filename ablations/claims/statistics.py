@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri, stdtrit  # quantiles of normal and t; scipy.stats is slow to import
 
-RESAMPLES, LEVEL, SEED = 5_000, 0.95, 0
-CHUNK = 4_000_000  # draws held at once
+RESAMPLES, CONFIDENCE_LEVEL, RESAMPLING_SEED = 5_000, 0.95, 0
+DRAWS_AT_ONCE = 4_000_000  # draws held at once
 
-Outcomes = Mapping[int, NDArray[np.bool_]]  # seed -> (Q,) right or wrong
+OutcomesBySeed = Mapping[int, NDArray[np.bool_]]  # seed -> (Q,) right or wrong
 
 
 class MeanSquares(NamedTuple):
@@ -37,7 +37,7 @@ class MeanSquares(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Pair:
+class RowComparison:
     """Accuracy of `row` minus that of `other` in percentage points, and its interval. `squares`, in points
     squared, are None with a single seed or picture."""
 
@@ -51,13 +51,13 @@ class Pair:
     high: float = math.nan
 
     @property
-    def variances(self) -> tuple[float, float, float]:
+    def variance_components(self) -> tuple[float, float, float]:
         """Variance components: of seeds, of pictures, of what is left."""
         seeds, pictures, rest = self.squares
         return max(0.0, seeds - rest) / self.pictures, max(0.0, pictures - rest) / len(self.seeds), rest
 
     @property
-    def freedom(self) -> float:
+    def degrees_of_freedom(self) -> float:
         """Satterthwaite's degrees of freedom of the variance of the estimate, at least 1."""
         seeds, pictures, rest = self.squares
         total = max(seeds + pictures - rest, pictures)
@@ -66,15 +66,15 @@ class Pair:
         return max(1.0, total**2 / unsure) if unsure else math.inf
 
 
-def seed_interval(values: Sequence[float]) -> tuple[float, float]:
+def compute_seed_interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean, and half its t-interval over seeds; nan with a single one."""
     n, mean = len(values), float(np.mean(values))
     if n < 2:
         return mean, math.nan
-    return mean, float(stdtrit(n - 1, (1 + LEVEL) / 2) * np.std(values, ddof=1) / math.sqrt(n))
+    return mean, float(stdtrit(n - 1, (1 + CONFIDENCE_LEVEL) / 2) * np.std(values, ddof=1) / math.sqrt(n))
 
 
-def by_picture(difference: NDArray, picture: NDArray[np.intp]) -> NDArray[np.float64]:
+def average_by_picture(difference: NDArray, picture: NDArray[np.intp]) -> NDArray[np.float64]:
     """(S, Q) differences and each question's picture number (Q,) -> (S, P), with the same means over P. A
     picture with more questions weighs more (linearised ratio of sums)."""
     pictures = int(picture.max()) + 1
@@ -84,7 +84,7 @@ def by_picture(difference: NDArray, picture: NDArray[np.intp]) -> NDArray[np.flo
     return mean + (sums - mean * questions) * pictures / len(picture)
 
 
-def mean_squares(values: NDArray[np.float64]) -> MeanSquares:
+def compute_mean_squares(values: NDArray[np.float64]) -> MeanSquares:
     """Of (S, P), S and P at least 2."""
     seeds, pictures = values.shape
     mean, by_seed, by_column = values.mean(), values.mean(1), values.mean(0)
@@ -96,10 +96,12 @@ def mean_squares(values: NDArray[np.float64]) -> MeanSquares:
     )
 
 
-def resampled(columns: NDArray[np.float64], resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
+def resample_means(
+    columns: NDArray[np.float64], resamples: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
     """Means of columns (P, K) over pictures drawn with replacement, all columns on the same draws: (R, K)."""
     pictures = len(columns)
-    size = max(1, min(resamples, CHUNK // pictures))
+    size = max(1, min(resamples, DRAWS_AT_ONCE // pictures))
     found = []
     for start in range(0, resamples, size):
         rows = min(size, resamples - start)
@@ -109,13 +111,13 @@ def resampled(columns: NDArray[np.float64], resamples: int, rng: np.random.Gener
     return np.concatenate(found)
 
 
-def moved_by_seeds(variance: float, resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
+def draw_seed_steps(variance: float, resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """Normal steps (R,) of that variance, evenly over its quantiles, in random order."""
     return rng.permutation(ndtri((np.arange(resamples) + 0.5) / resamples)) * math.sqrt(variance)
 
 
-def interval(
-    pair: Pair, means: NDArray[np.float64], tails: tuple[float, float], rng: np.random.Generator
+def compute_interval(
+    pair: RowComparison, means: NDArray[np.float64], tails: tuple[float, float], rng: np.random.Generator
 ) -> tuple[float, float]:
     """What leaves out `tails` below and above, from means over resampled questions (R,). Student's t with one
     or two degrees of freedom does not know that accuracies differ by at most 100 points; we do."""
@@ -123,28 +125,32 @@ def interval(
     if pair.squares is None:
         low, high = np.quantile(means, levels)
         return float(low), float(high)
-    means = means + moved_by_seeds(pair.variances[0] / len(pair.seeds), len(means), rng)
-    wider = stdtrit(pair.freedom, levels) / ndtri(levels)
+    means = means + draw_seed_steps(pair.variance_components[0] / len(pair.seeds), len(means), rng)
+    wider = stdtrit(pair.degrees_of_freedom, levels) / ndtri(levels)
     low, high = np.clip(pair.estimate + (np.quantile(means, levels) - pair.estimate) * wider, -100, 100)
     return float(low), float(high)
 
 
-def compare(
-    row: str, other: str, outcomes: Mapping[str, Outcomes], keep: NDArray[np.bool_], picture: NDArray[np.intp]
-) -> tuple[Pair, NDArray[np.float64]]:
+def compare_rows(
+    row: str,
+    other: str,
+    outcomes: Mapping[str, OutcomesBySeed],
+    keep: NDArray[np.bool_],
+    picture: NDArray[np.intp],
+) -> tuple[RowComparison, NDArray[np.float64]]:
     """A pair without its interval, and what is resampled for it: differences (P,) in points, mean over the
     seeds that both rows have. `keep` (Q,) tells the questions that count."""
     seeds = tuple(sorted(outcomes[row].keys() & outcomes[other].keys()))
     difference = np.stack([100.0 * outcomes[row][s][keep] - 100.0 * outcomes[other][s][keep] for s in seeds])
     numbers = np.unique(picture[keep], return_inverse=True)[1]
-    values = by_picture(difference, numbers)
-    squares = mean_squares(values) if min(values.shape) > 1 else None
-    return Pair(row, other, seeds, values.shape[1], float(values.mean()), squares), values.mean(0)
+    values = average_by_picture(difference, numbers)
+    squares = compute_mean_squares(values) if min(values.shape) > 1 else None
+    return RowComparison(row, other, seeds, values.shape[1], float(values.mean()), squares), values.mean(0)
 
 
-def half_width(pair: Pair, seeds: float) -> float:
+def predict_half_width(pair: RowComparison, seeds: float) -> float:
     """About half the interval that so many seeds would give."""
-    upper, (of_seeds, of_pictures, rest) = (1 + LEVEL) / 2, pair.variances
+    upper, (of_seeds, of_pictures, rest) = (1 + CONFIDENCE_LEVEL) / 2, pair.variance_components
     t = stdtrit(seeds - 1, upper) if seeds < math.inf else ndtri(upper)
     questions = (of_pictures + rest / seeds) / pair.pictures
     return math.sqrt(t**2 * of_seeds / seeds + ndtri(upper) ** 2 * questions)

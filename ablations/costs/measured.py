@@ -12,47 +12,51 @@ from pathlib import Path
 from typing import Any
 
 from ablations.costs import prefill
-from ablations.outcomes import Report, Row
+from ablations.outcomes import Report, ReportRow
 from compressors.errors import UsageError
 from experiments.config.schema import Config
 from experiments.runtime.files import write_atomic
 from experiments.runtime.progress import Reporter
 
-FILE, ROUNDS = "measured.json", 9
+MEASURED_FILE, MEASURING_ROUNDS = "measured.json", 9
 
 
-def add(report: Report, rows: Sequence[tuple[Row, Config]], folder: Path, told: Reporter | None) -> None:
+def add_measured_columns(
+    report: Report, rows: Sequence[tuple[ReportRow, Config]], folder: Path, told: Reporter | None
+) -> None:
     """Columns of the rows that were measured. `told`: measure them now and say how far it is; None: show what
     was measured before."""
-    known = read(folder) if told is None else measure([config for _, config in rows], told)
+    known = (
+        read_measurements(folder) if told is None else measure_configs([config for _, config in rows], told)
+    )
     if told is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / FILE, json.dumps(known, indent=1) + "\n")
+        write_atomic(folder / MEASURED_FILE, json.dumps(known, indent=1) + "\n")
     for row, config in rows:
-        found = known["rows"].get(key_of(config))
+        found = known["rows"].get(find_cost_key(config))
         if found:
             row.efficiency |= found
             report.made["measured"] = known["where"]
 
 
-def read(folder: Path) -> dict[str, Any]:
+def read_measurements(folder: Path) -> dict[str, Any]:
     """What was measured before; nothing from a file that is missing or damaged."""
     try:
-        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        content = json.loads((folder / MEASURED_FILE).read_text(encoding="utf-8"))
         return {"where": content["where"], "rows": dict(content["rows"])}
     except (OSError, ValueError, KeyError, TypeError):
         return {"where": {}, "rows": {}}
 
 
-def key_of(config: Config) -> str | None:
+def find_cost_key(config: Config) -> str | None:
     """What the cost follows from; None where the models are out of reach."""
     try:
-        return prefill.shape(config)
+        return prefill.digest_prefill(config)
     except UsageError:
         return None
 
 
-def measure(configs: Sequence[Config], told: Reporter) -> dict[str, Any]:
+def measure_configs(configs: Sequence[Config], told: Reporter) -> dict[str, Any]:
     """Every configuration once, side by side. Imports torch."""
     from experiments.efficiency import collect, machine, measuring
 
@@ -61,29 +65,32 @@ def measure(configs: Sequence[Config], told: Reporter) -> dict[str, Any]:
         dtype=None,
         threads=None,
         table1=False,
-        text=prefill.TEXT,
+        text=prefill.PREFILL_TEXT_TOKENS,
         tokens=1,
-        rounds=ROUNDS,
+        rounds=MEASURING_ROUNDS,
         static=False,
     )
     where = machine.settle_machine(given)
-    known = {key_of(config): config for config in configs}
-    subjects = [made(key, config) for key, config in known.items() if key is not None]
+    known = {find_cost_key(config): config for config in configs}
+    subjects = [build_unfitted_subject(key, config) for key, config in known.items() if key is not None]
     collect.give_weights(subjects, given)
     cases = {
         each.label: measuring.BenchmarkCase(
-            each, collect.make_noise_pictures((each.size, each.size), 1, 1), prefill.TEXT, given.tokens
+            each,
+            collect.make_noise_pictures((each.size, each.size), 1, 1),
+            prefill.PREFILL_TEXT_TOKENS,
+            given.tokens,
         )
         for each in subjects
     }
     told.begin_stage("measuring")
-    told.announce_steps(measuring.count_measuring_steps(len(cases), ROUNDS))
-    found = measuring.measure_cases(cases, ROUNDS, told.advance_steps)
+    told.announce_steps(measuring.count_measuring_steps(len(cases), MEASURING_ROUNDS))
+    found = measuring.measure_cases(cases, MEASURING_ROUNDS, told.advance_steps)
     where["attention"] = ", ".join(sorted({each.attention for each in subjects}))
-    return {"where": where, "rows": {key: columns(each) for key, each in found.items()}}
+    return {"where": where, "rows": {key: make_measured_columns(each) for key, each in found.items()}}
 
 
-def made(key: str, config: Config):
+def build_unfitted_subject(key: str, config: Config):
     """A cell's model without weights. A pruner that a calibration would fit drops as its budget says."""
     from experiments.efficiency.table1 import build_cell_subject
 
@@ -95,7 +102,7 @@ def made(key: str, config: Config):
     return subject
 
 
-def columns(found) -> dict[str, float]:
+def make_measured_columns(found) -> dict[str, float]:
     """TTFT with its spread, and peak memory."""
     low, middle, high = (1e3 * getattr(found.ttft, name) for name in ("low", "median", "high"))
     return {
@@ -106,7 +113,7 @@ def columns(found) -> dict[str, float]:
     }
 
 
-def sentence(where: Mapping[str, Any]) -> str:
+def describe_measurement(where: Mapping[str, Any]) -> str:
     """Where and how the columns were measured."""
     return (
         f"TTFT and peak memory: {where['device_name']}, {where['dtype']}, {where['threads']} threads, "

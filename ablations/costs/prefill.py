@@ -18,13 +18,13 @@ from experiments.config.schema import Config
 from experiments.runtime.files import write_atomic
 from experiments.store import keys
 
-TEXT = 40  # tokens of prompt and question
-VERSION = 1  # counted up when a count changes
-UNREAD = ("transformers_version", "dtype", "architectures", "initializer_range")
-SHIPPED = Path(__file__).parent / "prefill.json"
+PREFILL_TEXT_TOKENS = 40  # tokens of prompt and question
+COUNT_VERSION = 1  # counted up when a count changes
+IGNORED_MODEL_KEYS = ("transformers_version", "dtype", "architectures", "initializer_range")
+SHIPPED_COUNTS = Path(__file__).parent / "prefill.json"
 
 
-def shape(config: Config) -> str:
+def digest_prefill(config: Config) -> str:
     """What the count follows from: parts with all their knobs, the sizes of tower, LLM and image. UsageError
     if the configuration of tower or LLM is out of reach."""
     name, query_module = config.compressor_name, config.query_module
@@ -39,39 +39,39 @@ def shape(config: Config) -> str:
         parts[config.prune] = signatures.pruners().settled(config.prune, config.knobs(config.prune))
     sources = {"tower.source": config.tower.source, "llm.source": config.llm.source}
     models = [
-        {key: value for key, value in read_model_config(*each).items() if key not in UNREAD}
+        {key: value for key, value in read_model_config(*each).items() if key not in IGNORED_MODEL_KEYS}
         for each in sources.items()
     ]
-    sizes = config.tower.select_layer, asdict(config.image), TEXT, VERSION
+    sizes = config.tower.select_layer, asdict(config.image), PREFILL_TEXT_TOKENS, COUNT_VERSION
     scale = [config.evaluate.scale] if config.evaluate.scale and not config.blind else []
     return keys.digest_value([config.compressor, parts, models, sizes, *scale])[:16]
 
 
-def counts(configs: Sequence[Config], kept: Path) -> list[int | None]:
+def look_up_counts(configs: Sequence[Config], kept: Path) -> list[int | None]:
     """Of each configuration; None where its models are out of reach. `kept` is the file of earlier counts."""
-    earlier = read(kept)
-    known = read(SHIPPED) | earlier
+    earlier = read_flop_counts(kept)
+    known = read_flop_counts(SHIPPED_COUNTS) | earlier
     new: dict[str, int] = {}
     found = []
     for config in configs:
         try:
-            key = shape(config)
+            key = digest_prefill(config)
             if key not in known:
-                known[key] = new[key] = count(config)
+                known[key] = new[key] = count_prefill(config)
             found.append(known[key])
         except UsageError:  # such as a hub id that this machine cannot reach
             found.append(None)
     if new:
-        write(kept, earlier | new)
+        write_flop_counts(kept, earlier | new)
     return found
 
 
-def write(path: Path, found: dict[str, int]) -> None:
+def write_flop_counts(path: Path, found: dict[str, int]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(found, indent=1, sort_keys=True) + "\n")
 
 
-def read(kept: Path) -> dict[str, int]:
+def read_flop_counts(kept: Path) -> dict[str, int]:
     """Earlier counts; none from a file that is missing or damaged."""
     try:
         content = json.loads(kept.read_text(encoding="utf-8"))
@@ -80,7 +80,7 @@ def read(kept: Path) -> dict[str, int]:
         return {}
 
 
-def count(config: Config) -> int:
+def count_prefill(config: Config) -> int:
     """FLOPs of one image, `TEXT` text tokens and one turn's queries; a multiply-add is two. UsageError where
     only a run tells how many visual tokens go on."""
     from experiments.efficiency.counting import count_cell_prefill_flops
@@ -88,7 +88,7 @@ def count(config: Config) -> int:
     from experiments.models.build import silence_libraries
 
     silence_libraries()
-    return sum(count_cell_prefill_flops(build_cell_subject("", config), TEXT).values())
+    return sum(count_cell_prefill_flops(build_cell_subject("", config), PREFILL_TEXT_TOKENS).values())
 
 
 def main() -> None:
@@ -99,7 +99,13 @@ def main() -> None:
         for row in table.rows
     ]
     configs = [cell.config for row in rows for cell in (*row.cells, *make_blind_cells(list(row.cells)))]
-    write(SHIPPED, {shape(config): count(config) for config in {shape(c): c for c in configs}.values()})
+    write_flop_counts(
+        SHIPPED_COUNTS,
+        {
+            digest_prefill(config): count_prefill(config)
+            for config in {digest_prefill(c): c for c in configs}.values()
+        },
+    )
 
 
 if __name__ == "__main__":

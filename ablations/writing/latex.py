@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from ablations.writing.grids import Grid
-from ablations.writing.text import blocks, left
+from ablations.writing.grids import WordGrid
+from ablations.writing.text import group_by_block, holds_words
 
-HEAD = r"""\documentclass[10pt]{article}
+DOCUMENT_HEAD = r"""\documentclass[10pt]{article}
 \usepackage[T1]{fontenc}
 \usepackage[utf8]{inputenc}
 \usepackage[landscape,margin=15mm]{geometry}
@@ -13,7 +13,7 @@ HEAD = r"""\documentclass[10pt]{article}
 \usepackage[labelformat=empty]{caption}
 \begin{document}
 """
-SIGNS = {
+LATEX_SIGNS = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
     "%": r"\%",
@@ -31,22 +31,22 @@ SIGNS = {
     "×": r"$\times$",
     '"': r"\textquotedbl{}",
 }
-END = r"\\[0pt]"  # of a line: a `[` or `*` that begins the next one would belong to it
-WORDS = ("p{46mm}", "p{62mm}", "p{52mm}")  # columns of sentences: claim, statement, remarks
+LINE_END = r"\\[0pt]"  # of a line: a `[` or `*` that begins the next one would belong to it
+SENTENCE_COLUMNS = ("p{46mm}", "p{62mm}", "p{52mm}")  # columns of sentences: claim, statement, remarks
 
 
-def escape(words: str) -> str:
+def escape_latex(words: str) -> str:
     """Text that LaTeX sets as it stands."""
-    return "".join(SIGNS.get(sign, sign) for sign in words)
+    return "".join(LATEX_SIGNS.get(sign, sign) for sign in words)
 
 
-def table(grid: Grid) -> str:
+def render_latex_table(grid: WordGrid) -> str:
     """One table environment."""
     claims = "statement" in grid.header
-    wraps = iter(WORDS)
+    wraps = iter(SENTENCE_COLUMNS)
     kinds = [
         (next(wraps) if claims and grid.header[i] in ("claim", "statement", "remarks") else "l")
-        if left(grid, i)
+        if holds_words(grid, i)
         else "r"
         for i in range(len(grid.header))
     ]
@@ -54,33 +54,33 @@ def table(grid: Grid) -> str:
     found = [
         r"\begin{table}[htbp]",
         r"\centering\footnotesize",
-        rf"\caption{{{escape(grid.title)}}}",
+        rf"\caption{{{escape_latex(grid.title)}}}",
         rf"\begin{{tabular}}{{@{{}}{''.join(kinds)}@{{}}}}",
         r"\toprule",
-        heads(grid.header),
+        render_latex_header(grid.header),
     ]
-    for title, lines in blocks(grid):
+    for title, lines in group_by_block(grid):
         found.append(r"\midrule")
         if title:
             wide = rf"\multicolumn{{{len(grid.header)}}}{{@{{}}l}}"
-            found.append(rf"{wide}{{\textit{{{escape(title)}}}}} {END}")
-        found += map(line, lines)
+            found.append(rf"{wide}{{\textit{{{escape_latex(title)}}}}} {LINE_END}")
+        found += map(render_latex_line, lines)
     found += [r"\bottomrule", r"\end{tabular}"]
-    found += [rf"\par\smallskip {escape(note)}" for note in grid.notes]
+    found += [rf"\par\smallskip {escape_latex(note)}" for note in grid.notes]
     return "\n".join([*found, r"\end{table}"])
 
 
-def heads(names: Sequence[str]) -> str:
+def render_latex_header(names: Sequence[str]) -> str:
     """The header, a word a line: a name is wider than the numbers below it."""
-    stacks = [escape(name).replace(" ", r"\\") for name in names]
+    stacks = [escape_latex(name).replace(" ", r"\\") for name in names]
     return " & ".join(rf"\shortstack[r]{{{s}}}" if r"\\" in s else s for s in stacks) + r" \\"
 
 
-def line(cells: Sequence[str]) -> str:
-    return " & ".join(map(escape, cells)) + f" {END}"
+def render_latex_line(cells: Sequence[str]) -> str:
+    return " & ".join(map(escape_latex, cells)) + f" {LINE_END}"
 
 
-def document(grids: Sequence[Grid], sentences: Sequence[str]) -> str:
+def render_latex_document(grids: Sequence[WordGrid], sentences: Sequence[str]) -> str:
     """All of it."""
-    parts = [*map(escape, sentences), *map(table, grids), r"\clearpage"]
-    return HEAD + "".join(f"{part}\n\n" for part in parts) + "\\end{document}\n"
+    parts = [*map(escape_latex, sentences), *map(render_latex_table, grids), r"\clearpage"]
+    return DOCUMENT_HEAD + "".join(f"{part}\n\n" for part in parts) + "\\end{document}\n"

@@ -15,10 +15,10 @@ from experiments.config.cells import Cell
 from experiments.store.plan import Stage
 from experiments.store.store import Store
 
-SCENES, COLOURS = 3, 128
+MAPPED_SCENES, MAP_COLOURS = 3, 128
 
 
-def add(
+def add_maps(
     report: outcomes.Report,
     finished: Sequence[tuple[Cell, Stage]],
     store: Store,
@@ -29,7 +29,7 @@ def add(
     `known` one, has. A model or pictures that are gone leave a note in their place."""
     drawn = {
         each.made.get("maps", {}).get("stage"): each
-        for each in (known, read(folder))
+        for each in (known, find_written_report(folder))
         if each is not None and each.maps
     }
     able = [(cell, stage) for cell, stage in finished if cell.config.query_module]
@@ -48,21 +48,21 @@ def add(
         report.maps, made = drawn[key].maps, drawn[key].made["maps"]
     else:
         try:
-            report.maps, made["scenes"] = draw(stage, store)
+            report.maps, made["scenes"] = draw_maps(stage, store)
         except UsageError as error:
             made["missing"] = str(error)
     report.made["maps"] = made
 
 
-def read(folder: Path) -> outcomes.Report | None:
+def find_written_report(folder: Path) -> outcomes.Report | None:
     """The report that was written to `folder`, if there is one."""
     try:
-        return outcomes.load(folder)
+        return outcomes.load_report(folder)
     except UsageError:
         return None
 
 
-def draw(stage: Stage, store: Store) -> tuple[list[bytes], list[str]]:
+def draw_maps(stage: Stage, store: Store) -> tuple[list[bytes], list[str]]:
     """PNG files and the scenes' ids. Imports torch."""
     from experiments import attention_maps
     from experiments.data import roles
@@ -76,19 +76,19 @@ def draw(stage: Stage, store: Store) -> tuple[list[bytes], list[str]]:
         if sample.images
     ]
     scenes = ([each for each in shown if len(attention_maps.pick_unlike_questions(each)) > 1] or shown)[
-        :SCENES
+        :MAPPED_SCENES
     ]
     figures = attention_maps.draw_report_maps(model, processor, scenes)
-    return [png(figure) for figure in figures], [scene.id for scene in scenes]
+    return [encode_png(figure) for figure in figures], [scene.id for scene in scenes]
 
 
-def png(figure) -> bytes:
+def encode_png(figure) -> bytes:
     """A figure with few colours: a tenth of its size."""
     from PIL import Image
 
     drawn, found = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=110)
-    Image.open(drawn).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(
+    Image.open(drawn).convert("RGB").quantize(MAP_COLOURS, dither=Image.Dither.NONE).save(
         found, "png", optimize=True
     )
     return found.getvalue()

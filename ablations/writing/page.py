@@ -4,11 +4,11 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from ablations.claims.verdicts import FAILS, HOLDS, OPEN
-from ablations.writing.grids import Grid
-from ablations.writing.text import blocks, left
+from ablations.claims.verdicts import FAILS, HOLDS, UNRESOLVED
+from ablations.writing.grids import WordGrid
+from ablations.writing.text import group_by_block, holds_words
 
-STYLE = """
+PAGE_STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em;
   color: #1c1c1e; }
 h1 { font-size: 1.6em; } h2 { font-size: 1.25em; margin-top: 2em; }
@@ -22,57 +22,59 @@ th { border-bottom: 1.5px solid #444; font-weight: 600; }
 .fails { color: #b3261e; font-weight: 600; } .open { color: #666; }
 .note { color: #555; font-size: .85em; margin: .3em 0; } svg, img { max-width: 100%; height: auto; }
 """
-CLASSES = {HOLDS: "holds", FAILS: "fails", OPEN: "open"}
+VERDICT_CLASSES = {HOLDS: "holds", FAILS: "fails", UNRESOLVED: "open"}
 
 
-def table(grid: Grid) -> str:
+def render_html_table(grid: WordGrid) -> str:
     """A table and its notes."""
-    kinds = [' class="l"' if left(grid, i) else "" for i in range(len(grid.header))]
+    kinds = [' class="l"' if holds_words(grid, i) else "" for i in range(len(grid.header))]
     cells = "".join(f"<th{kind}>{escape(name)}</th>" for kind, name in zip(kinds, grid.header))
     found = [f"<h2>{escape(grid.title)}</h2>", '<div class="wide"><table>', f"<tr>{cells}</tr>"]
-    for title, lines in blocks(grid):
+    for title, lines in group_by_block(grid):
         if title:
             found.append(f'<tr class="block"><td colspan="{len(kinds)}">{escape(title)}</td></tr>')
         for line in lines:
-            found.append(f"<tr>{''.join(cell(kind, word) for kind, word in zip(kinds, line))}</tr>")
-    return "\n".join([*found, "</table></div>", *map(note, grid.notes)])
+            found.append(
+                f"<tr>{''.join(render_html_cell(kind, word) for kind, word in zip(kinds, line))}</tr>"
+            )
+    return "\n".join([*found, "</table></div>", *map(render_html_note, grid.notes)])
 
 
-def cell(kind: str, word: str) -> str:
-    if word in CLASSES:
-        kind = f' class="l {CLASSES[word]}"'
+def render_html_cell(kind: str, word: str) -> str:
+    if word in VERDICT_CLASSES:
+        kind = f' class="l {VERDICT_CLASSES[word]}"'
     return f"<td{kind}>{escape(word)}</td>"
 
 
-def note(words: str) -> str:
+def render_html_note(words: str) -> str:
     return f'<p class="note">{escape(words)}</p>'
 
 
-def page(
-    title: str, sentences: Sequence[str], parts: Sequence[Grid | tuple[str, str]], end: Sequence[str]
+def render_html_page(
+    title: str, sentences: Sequence[str], parts: Sequence[WordGrid | tuple[str, str]], end: Sequence[str]
 ) -> str:
     """`parts`: grids, and (caption, SVG) pictures, in order."""
     body = [f"<h1>{escape(title)}</h1>", *(f"<p>{escape(sentence)}</p>" for sentence in sentences)]
     for part in parts:
-        body.append(table(part) if isinstance(part, Grid) else picture(*part))
+        body.append(render_html_table(part) if isinstance(part, WordGrid) else render_html_picture(*part))
     head = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         f"<title>{escape(title)}</title>",
-        f"<style>{STYLE}</style></head><body>",
+        f"<style>{PAGE_STYLE}</style></head><body>",
     ]
-    return "\n".join([*head, *body, *map(note, end), "</body></html>", ""])
+    return "\n".join([*head, *body, *map(render_html_note, end), "</body></html>", ""])
 
 
-def picture(caption: str, svg: str) -> str:
+def render_html_picture(caption: str, svg: str) -> str:
     return f'<figure>{svg}<figcaption class="note">{escape(caption)}</figcaption></figure>'
 
 
-def png(content: bytes) -> str:
+def embed_png(content: bytes) -> str:
     """A PNG file as it stands inside a page."""
     return f'<img src="data:image/png;base64,{b64encode(content).decode()}" alt="attention map">'
 
 
-def inline(svgs: Mapping[str, str]) -> dict[str, str]:
+def prefix_svg_ids(svgs: Mapping[str, str]) -> dict[str, str]:
     """SVG files as they stand inside a page: without XML head, ids made unlike those of the others."""
     found = {}
     for name, svg in svgs.items():

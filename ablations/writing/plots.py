@@ -9,21 +9,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ablations.claims.spec import Claim
-from ablations.claims.statistics import seed_interval
-from ablations.claims.verdicts import FAILS, HOLDS, Verdict, judge
-from ablations.outcomes import Row, Table
+from ablations.claims.statistics import compute_seed_interval
+from ablations.claims.verdicts import FAILS, HOLDS, Verdict, judge_claims
+from ablations.outcomes import ReportRow, ReportTable
 from experiments.figures import labels
 from experiments.figures.style import BLUE, GREY, ORANGE, escape_dollars, render_svg, strip_axes
 
-COLOURS = {HOLDS: "#0a7d32", FAILS: "#b3261e"}
-CROWD = 24  # rows of which not all can have a name in a plot
-ALIKE = 6  # rows with one number of tokens of which not more can be told apart on a line
-LINE = 0.27  # inches a row of a picture with rows takes
+VERDICT_COLOURS = {HOLDS: "#0a7d32", FAILS: "#b3261e"}
+MAX_NAMED_ROWS = 24  # rows of which not all can have a name in a plot
+MAX_ALIKE_ROWS = 6  # rows with one number of tokens of which not more can be told apart on a line
+REPORT_ROW_INCHES = 0.27  # inches a row of a picture with rows takes
 
 
-def seen(table: Table) -> list[Row]:
+def find_distinct_rows(table: ReportTable) -> list[ReportRow]:
     """Rows with results and visual tokens, each configuration once."""
-    found: dict[str, Row] = {}
+    found: dict[str, ReportRow] = {}
     for row in table.rows:
         if row.outcomes and row.efficiency.get("visual_tokens"):
             same = str([(seed, right.tobytes()) for seed, right in row.outcomes.items()])
@@ -31,30 +31,30 @@ def seen(table: Table) -> list[Row]:
     return list(found.values())
 
 
-def tokens_of(row: Row) -> float:
+def count_row_tokens(row: ReportRow) -> float:
     """Of an image and a question's queries: what the LLM reads beside the text, where a pruner drops some on
     average over its layers."""
     visual = row.efficiency.get("average_visual_tokens") or row.efficiency["visual_tokens"]
     return visual + row.efficiency.get("query_tokens", 0)
 
 
-def crowded(table: Table) -> bool:
+def is_crowded(table: ReportTable) -> bool:
     """Whether so many compressors have one number of tokens that a ranking shows them better. They are what
     has a row NAME beside a row NAME+MODULE."""
-    rows = seen(table)
+    rows = find_distinct_rows(table)
     names = {row.label for row in rows}
     paired = any(name.rpartition("+")[0] in names for name in names)
-    return paired and max(Counter(map(tokens_of, rows)).values()) > ALIKE
+    return paired and max(Counter(map(count_row_tokens, rows)).values()) > MAX_ALIKE_ROWS
 
 
-def pareto(table: Table) -> str | None:
+def draw_pareto(table: ReportTable) -> str | None:
     """Accuracy against visual and query tokens; what nothing cheaper beats is joined. None if all cost the
     same, or too many do."""
-    rows = seen(table)
-    tokens = np.array([tokens_of(row) for row in rows])
-    if len(set(tokens)) < 2 or crowded(table):
+    rows = find_distinct_rows(table)
+    tokens = np.array([count_row_tokens(row) for row in rows])
+    if len(set(tokens)) < 2 or is_crowded(table):
         return None
-    scores = [seed_interval(table.scores(row)) for row in rows]
+    scores = [compute_seed_interval(table.compute_accuracies(row)) for row in rows]
     means = np.array([mean for mean, _ in scores])
     half = np.nan_to_num([half for _, half in scores])
     half = np.minimum(half, [means, 100 - means])  # below and above: two seeds' interval can leave the scale
@@ -77,7 +77,7 @@ def pareto(table: Table) -> str | None:
     axes.plot(
         tokens[best], means[best], color=GREY, linewidth=1, linestyle="--", zorder=0, label="Pareto front"
     )
-    shown = sparse(sorted(set(tokens)))
+    shown = thin_out_ticks(sorted(set(tokens)))
     axes.set_xscale("log", base=2)
     axes.set_xticks(shown, [f"{t:.0f}" for t in shown])
     axes.set_xticks([], minor=True)
@@ -88,7 +88,7 @@ def pareto(table: Table) -> str | None:
         tokens,
         means,
         half.max(0),
-        named(tokens, means, best) if len(rows) > CROWD else None,
+        pick_named_rows(tokens, means, best) if len(rows) > MAX_NAMED_ROWS else None,
     )
     axes.set_xlabel("visual tokens of an image + query tokens", fontsize=9)
     axes.set_ylabel("accuracy in %", fontsize=9)
@@ -100,13 +100,13 @@ def pareto(table: Table) -> str | None:
     return render_svg(figure)
 
 
-def named(tokens: np.ndarray, means: np.ndarray, best: Sequence[int]) -> list[int]:
+def pick_named_rows(tokens: np.ndarray, means: np.ndarray, best: Sequence[int]) -> list[int]:
     """Which of a crowd of rows have names: the front, and the lowest at each number of tokens."""
     lowest = [min(np.flatnonzero(tokens == each), key=lambda i: means[i]) for each in sorted(set(tokens))]
     return list(dict.fromkeys([*map(int, best), *map(int, lowest)]))
 
 
-def sparse(values: Sequence[float]) -> list[float]:
+def thin_out_ticks(values: Sequence[float]) -> list[float]:
     """Ascending values without those less than a fifth above the one before."""
     found = []
     for value in values:
@@ -115,12 +115,12 @@ def sparse(values: Sequence[float]) -> list[float]:
     return found
 
 
-def forest(title: str, verdicts: Sequence[tuple[str, Verdict]]) -> str | None:
+def draw_claims(title: str, verdicts: Sequence[tuple[str, Verdict]]) -> str | None:
     """Each claim's difference with its interval, as far from its limit as it is. None if none has one."""
     shown = [(name, each) for name, each in verdicts if not math.isnan(each.low)]
     if not shown:
         return None
-    figure, axes = intervals(
+    figure, axes = draw_intervals(
         8.4,
         title,
         [f"{each.claim.text}  [{name}]" for name, each in shown],
@@ -129,7 +129,7 @@ def forest(title: str, verdicts: Sequence[tuple[str, Verdict]]) -> str | None:
                 each.low + each.claim.points,
                 each.estimate + each.claim.points,
                 each.high + each.claim.points,
-                COLOURS.get(each.word, GREY),
+                VERDICT_COLOURS.get(each.word, GREY),
             )
             for _, each in shown
         ],
@@ -138,7 +138,7 @@ def forest(title: str, verdicts: Sequence[tuple[str, Verdict]]) -> str | None:
     return render_svg(figure)
 
 
-def intervals(
+def draw_intervals(
     width: float,
     title: str,
     names: Sequence[str],
@@ -147,7 +147,7 @@ def intervals(
 ) -> tuple[Figure, Axes]:
     """A row a name, from the top: a line from low to high, a dot at the estimate, and their colour. `hollow`:
     the numbers of open dots."""
-    figure = Figure((width, 1.1 + LINE * 1.25 * len(rows)), layout="constrained")
+    figure = Figure((width, 1.1 + REPORT_ROW_INCHES * 1.25 * len(rows)), layout="constrained")
     axes = figure.subplots()
     axes.axvline(0, color="#444", linewidth=1)
     for y, (low, estimate, high, colour) in enumerate(rows):
@@ -162,16 +162,16 @@ def intervals(
     return figure, axes
 
 
-def families(table: Table) -> str | None:
+def draw_families(table: ReportTable) -> str | None:
     """A panel of bars for each family of questions, a bar a row. None with a single family."""
     rows, names = [row for row in table.rows if row.outcomes], table.family_names
     if not rows or not names:
         return None
-    figure = Figure((1.75 + 1.35 * len(names), 1.0 + LINE * len(rows)), layout="constrained")
+    figure = Figure((1.75 + 1.35 * len(names), 1.0 + REPORT_ROW_INCHES * len(rows)), layout="constrained")
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     places = np.arange(len(rows))
     for axes, family in zip(panels, names):
-        scores = [seed_interval(table.scores(row, family)) for row in rows]
+        scores = [compute_seed_interval(table.compute_accuracies(row, family)) for row in rows]
         half = [0 if math.isnan(h) else h for _, h in scores]
         colours = [
             ORANGE
@@ -201,7 +201,7 @@ def families(table: Table) -> str | None:
     return render_svg(figure)
 
 
-def gains(table: Table) -> list[Verdict]:
+def judge_gains(table: ReportTable) -> list[Verdict]:
     """For every row NAME+MODULE beside a row NAME: how much the module adds, with its interval; nothing for
     a single such row."""
     there = {row.label for row in table.rows if row.outcomes}
@@ -210,24 +210,26 @@ def gains(table: Table) -> list[Verdict]:
     if len(claims) < 2:
         return []
     outcomes = {row.label: row.outcomes for row in table.rows}
-    return [each for each in judge(claims, outcomes, table.families, table.picture) if each.pairs]
+    return [
+        each for each in judge_claims(claims, outcomes, table.families, table.picture_numbers) if each.pairs
+    ]
 
 
-def decided(gain: Verdict) -> bool:
+def is_decided(gain: Verdict) -> bool:
     """Whether an interval leaves zero out, and tells of seeds, too."""
     return gain.pairs[0].squares is not None and not gain.low <= 0 <= gain.high
 
 
-def gain(table: Table) -> str | None:
+def draw_gain(table: ReportTable) -> str | None:
     """What EmbQ adds to each compressor, the largest first. None if fewer than two rows have a partner."""
-    found = sorted(gains(table), key=lambda each: -each.estimate)
+    found = sorted(judge_gains(table), key=lambda each: -each.estimate)
     if not found:
         return None
-    figure, axes = intervals(
+    figure, axes = draw_intervals(
         6.4,
         f"{table.heading}: gain from EmbQ by compressor",
         [each.claim.text for each in found],
-        [(each.low, each.estimate, each.high, ORANGE if decided(each) else GREY) for each in found],
+        [(each.low, each.estimate, each.high, ORANGE if is_decided(each) else GREY) for each in found],
         [i for i, each in enumerate(found) if each.pairs[0].squares is None],
     )
     axes.set_xlabel(

@@ -11,16 +11,21 @@ from pathlib import Path
 from rich.console import Console
 
 from ablations import outcomes
-from ablations.claims.verdicts import Verdict, judge
+from ablations.claims.verdicts import Verdict, judge_claims
 from ablations.outcomes import Report
 from ablations.writing import grids as view
 from ablations.writing import latex, page, plots, ranking, text
-from ablations.writing.grids import Grid
+from ablations.writing.grids import WordGrid
 from experiments.runtime.files import write_atomic
 
-TITLE = "Ablations"
-PLOTS = {"pareto": plots.pareto, "ranking": ranking.ranking, "gain": plots.gain, "families": plots.families}
-CAPTIONS = {
+REPORT_TITLE = "Ablations"
+PLOT_FUNCTIONS = {
+    "pareto": plots.draw_pareto,
+    "ranking": ranking.draw_ranking,
+    "gain": plots.draw_gain,
+    "families": plots.draw_families,
+}
+PLOT_CAPTIONS = {
     "pareto": "Accuracy against visual tokens; bars: 95 % t-interval over seeds.",
     "ranking": "Accuracy by compressor; bars: 95 % t-interval over seeds.",
     "families": "Accuracy by family of questions.",
@@ -29,80 +34,86 @@ CAPTIONS = {
 }
 
 
-def write(report: Report, folder: Path, console: Console) -> None:
+def write_report(report: Report, folder: Path, console: Console) -> None:
     """All files, and the report on the terminal."""
     verdicts = {
-        table.name: judge(
-            table.claims, {row.label: row.outcomes for row in table.rows}, table.families, table.picture
+        table.name: judge_claims(
+            table.claims,
+            {row.label: row.outcomes for row in table.rows},
+            table.families,
+            table.picture_numbers,
         )
         for table in report.tables
     }
-    pictures = draw(report, verdicts)
-    summary, end = view.summary(report, verdicts), [*view.published(), *view.provenance(report)]
-    grids = {table.name: tables_of(table, verdicts[table.name]) for table in report.tables}
+    pictures = draw_plots(report, verdicts)
+    summary, end = (
+        view.summarize_claims(report, verdicts),
+        [*view.list_published_scores(), *view.describe_provenance(report)],
+    )
+    grids = {table.name: make_table_grids(table, verdicts[table.name]) for table in report.tables}
     every = [grid for found in grids.values() for grid in found]
-    notes = [view.NOTE, view.CLAIMS]
+    notes = [view.SCORES_NOTE, view.CLAIMS_NOTE]
     (folder / "plots").mkdir(parents=True, exist_ok=True)
     for path in (folder / "plots").glob("*.svg"):  # an earlier report's that this one does not draw
         if path.stem not in pictures:
             path.unlink()
     for name, content in pictures.items():
         write_atomic(folder / "plots" / f"{name}.svg", content)
-    words = markdown(report, every, summary, [*notes, *end], sorted(pictures))
+    words = render_markdown_report(report, every, summary, [*notes, *end], sorted(pictures))
     write_atomic(folder / "report.md", words)
-    write_atomic(folder / "report.tex", latex.document(every, [*summary, *notes, *end]))
-    parts = in_order(report, grids, page.inline(pictures))
+    write_atomic(folder / "report.tex", latex.render_latex_document(every, [*summary, *notes, *end]))
+    parts = order_page_parts(report, grids, page.prefix_svg_ids(pictures))
     if report.maps:
-        parts.append((view.maps_caption(report), "".join(map(page.png, report.maps))))
-    write_atomic(folder / "report.html", page.page(TITLE, summary, parts, [*notes, *end]))
-    write_atomic(folder / "scores.csv", text.scores_csv(report))
-    write_atomic(folder / "claims.csv", text.claims_csv(report.tables, verdicts))
-    outcomes.save(report, folder)
-    show(every, summary, words, console, folder)
+        parts.append((view.caption_maps(report), "".join(map(page.embed_png, report.maps))))
+    write_atomic(folder / "report.html", page.render_html_page(REPORT_TITLE, summary, parts, [*notes, *end]))
+    write_atomic(folder / "scores.csv", text.render_scores_csv(report))
+    write_atomic(folder / "claims.csv", text.render_claims_csv(report.tables, verdicts))
+    outcomes.save_report(report, folder)
+    print_report(every, summary, words, console, folder)
 
 
-def tables_of(table: outcomes.Table, verdicts: list[Verdict]) -> list[Grid]:
+def make_table_grids(table: outcomes.ReportTable, verdicts: list[Verdict]) -> list[WordGrid]:
     """A table's scores, and its claims if it has any."""
-    return [view.scores(table), *([view.claims(verdicts)] if verdicts else [])]
+    return [view.make_scores_grid(table), *([view.make_claims_grid(verdicts)] if verdicts else [])]
 
 
-def draw(report: Report, verdicts: dict[str, list[Verdict]]) -> dict[str, str]:
+def draw_plots(report: Report, verdicts: dict[str, list[Verdict]]) -> dict[str, str]:
     """File name without ending -> SVG, of what there is something to draw for."""
     found = {}
     for table in report.tables:
-        for name, drawn in PLOTS.items():
+        for name, drawn in PLOT_FUNCTIONS.items():
             content = drawn(table) if table.ids.size else None
             if content:
                 found[f"table{table.name}-{name}"] = content
     every = [(table.heading, each) for table in report.tables for each in verdicts[table.name]]
-    content = plots.forest("Claims of the paper", every)
+    content = plots.draw_claims("Claims of the paper", every)
     return found | ({"claims": content} if content else {})
 
 
-def in_order(report: Report, grids: dict[str, list[Grid]], pictures: dict[str, str]) -> list:
+def order_page_parts(report: Report, grids: dict[str, list[WordGrid]], pictures: dict[str, str]) -> list:
     """The parts of the page: claims' picture, then each table with its pictures."""
-    found: list = [(CAPTIONS["claims"], pictures["claims"])] if "claims" in pictures else []
+    found: list = [(PLOT_CAPTIONS["claims"], pictures["claims"])] if "claims" in pictures else []
     for table in report.tables:
         found += grids[table.name]
-        for name, caption in CAPTIONS.items():
+        for name, caption in PLOT_CAPTIONS.items():
             if f"table{table.name}-{name}" in pictures:
                 found.append((caption, pictures[f"table{table.name}-{name}"]))
     return found
 
 
-def markdown(
-    report: Report, grids: list[Grid], summary: list[str], notes: list[str], pictures: list[str]
+def render_markdown_report(
+    report: Report, grids: list[WordGrid], summary: list[str], notes: list[str], pictures: list[str]
 ) -> str:
     """The whole report in Markdown; pictures lie beside it."""
     said = "\n".join(summary[:2]) + "\n" + "".join(f"{line}\n" for line in ["", *summary[2:]])
-    maps = [outcomes.map_file(Path(), number + 1).as_posix() for number in range(len(report.maps))]
+    maps = [outcomes.locate_map(Path(), number + 1).as_posix() for number in range(len(report.maps))]
     shown = [*(f"plots/{name}.svg" for name in pictures), *maps]
     if maps:
-        notes = [view.maps_caption(report), *notes]
+        notes = [view.caption_maps(report), *notes]
     parts = [
-        f"# {TITLE}\n",
+        f"# {REPORT_TITLE}\n",
         said,
-        *(text.markdown(grid) for grid in grids),
+        *(text.render_markdown_table(grid) for grid in grids),
         "## Plots\n",
         "".join(f"![{Path(each).stem}]({each})\n" for each in shown),
         "\n\n".join(notes),
@@ -111,12 +122,14 @@ def markdown(
     return "\n".join(parts)
 
 
-def show(grids: list[Grid], summary: list[str], words: str, console: Console, folder: Path) -> None:
+def print_report(
+    grids: list[WordGrid], summary: list[str], words: str, console: Console, folder: Path
+) -> None:
     """On a terminal tables as they fit, elsewhere the Markdown."""
     if console.is_terminal:
         for grid in grids:
-            console.print(*text.screen(grid, console.width))
-        for line in (*summary, view.NOTE, view.CLAIMS):
+            console.print(*text.render_screen_tables(grid, console.width))
+        for line in (*summary, view.SCORES_NOTE, view.CLAIMS_NOTE):
             console.print(line, markup=False, highlight=False)
     else:
         console.print(words, markup=False, highlight=False, soft_wrap=True)

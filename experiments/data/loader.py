@@ -12,7 +12,7 @@ from compressors.errors import UsageError
 from experiments.data import llava
 from experiments.data.feature_cache import FeatureCache
 from experiments.data.order import SampleLength, SampleOrder
-from llm_adapters.conversation import IGNORE, Encoded, render
+from llm_adapters.conversation import IGNORE, Encoded, render_turns
 from llm_adapters.images import stack_images
 from llm_adapters.processing import FlashSlothProcessor
 
@@ -100,7 +100,7 @@ class ConversationDataset(Dataset):
         if not self.max_length:
             return
         for index, sample in enumerate(self.samples):
-            text = render(sample.turns, template)
+            text = render_turns(sample.turns, template)
             if len(text.encode()) > self.max_length:
                 self.encode(index)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import Cache
 
 from connectors.tiling import Tiling
-from connectors.versions import meta_forward
+from connectors.versions import allow_meta_forward
 from experiments.config.schema import Config
 from experiments.efficiency.subject import LLM, MODEL_PARTS, TOWER, CellSubject, CostSubject, PixelInputs
 from experiments.efficiency.timing import OTHER_PART, count_flops_by_part
@@ -45,7 +45,7 @@ class PrefillCounts:
         return asdict(self)
 
 
-@meta_forward()
+@allow_meta_forward()
 def count_subject(
     subject: CostSubject,
     pictures: list[list[Image.Image]],

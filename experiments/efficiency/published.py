@@ -8,7 +8,7 @@ import transformers
 from torch import Tensor
 from transformers import Cache
 
-from connectors.versions import CACHE, at_least, pil_class
+from connectors.versions import CACHE, find_pil_class, is_at_least
 from experiments.efficiency.subject import LLM, PROJECTOR, TOWER, CostSubject, PictureRows, PixelInputs
 
 TEXT_ID_LIMIT = 1000  # text tokens are ids below this: no model has a special token there
@@ -24,7 +24,7 @@ class PublishedSubject(CostSubject):
             model = model_class(model_class.config_class(**sizes["config"])).eval().requires_grad_(False)
         model.tie_weights()  # transformers 5.0 does not on the meta device
         model.generation_config.eos_token_id = None  # random weights say anything
-        self.processor = pil_class(sizes["image_processor"])(**sizes["preprocessing"])
+        self.processor = find_pil_class(sizes["image_processor"])(**sizes["preprocessing"])
         tower, projector = self.find_vision_parts(model)
         parts = {TOWER: [tower], PROJECTOR: [projector], LLM: [model.model.language_model, model.lm_head]}
         super().__init__(label, model, parts, note=note)
@@ -99,7 +99,7 @@ class Qwen2VL(PublishedSubject):
 
     def prompt(self, pixels: PixelInputs, rows: int, text: int) -> dict[str, Tensor]:
         made = super().prompt(pixels, rows, text)
-        if at_least("5.3"):
+        if is_at_least("5.3"):
             made["mm_token_type_ids"] = (made["input_ids"] == self.model.config.image_token_id).int()
         return made
 

@@ -8,15 +8,15 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
-from connectors.query_module import insertions
+from connectors.query_module import list_insertions
 from connectors.tiling import Tiling
 from connectors.versions import CACHE
 from experiments.config.schema import Config
 from experiments.models.random_model import make_random_prompt
 from llm_adapters.images import image_pixels, image_processor, stack_images
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
-from llm_adapters.pruning.attention import CONTEXT as PRUNING
-from llm_adapters.pruning.prompt import sized_prompt
+from llm_adapters.pruning.attention import PRUNING_CONTEXT as PRUNING
+from llm_adapters.pruning.prompt import make_sized_prompt
 
 TOWER, COMPRESSOR, PROJECTOR, QUERY_PART, LLM = (
     "vision tower",
@@ -151,13 +151,13 @@ class CellSubject(CostSubject):
             patches,
             torch.ones(rows, asked, patches.shape[1]).bool(),
         )
-        for insertion, _ in insertions(model.query_module):
+        for insertion, _ in list_insertions(model.query_module):
             model.query_module(*inputs, insertion)
 
     def language_model(
         self, embeds: Tensor, cache: Cache | None = None, keep: int = 1, visual: int = 0
     ) -> Cache:
-        prompt = sized_prompt(embeds, visual) if visual and cache is None else None
+        prompt = make_sized_prompt(embeds, visual) if visual and cache is None else None
         run, cache = self.model.start_pruning(prompt, embeds.shape[1], cache, use_cache=True)
         context = {} if run is None else {PRUNING: run}
         found = self.model.language_model(

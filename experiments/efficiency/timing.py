@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from connectors.versions import meta_forward
+from connectors.versions import allow_meta_forward
 
 OTHER_PART = "other"
 StepFunction = Callable[[], object]
@@ -159,7 +159,7 @@ def count_flops(call: StepFunction) -> int:
 
 def count_flops_by_part(call: StepFunction, parts: Mapping[str, Sequence[nn.Module]]) -> dict[str, int]:
     """The same by part of the model, what happens in no part as `other`."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), meta_forward():
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), allow_meta_forward():
         with Ledger(parts, counter.get_total_flops) as ledger:
             call()
         return ledger.shares

@@ -2,7 +2,7 @@
 
 from lmms_eval.tasks.pope import utils as pope
 
-from experiments.metrics.answers import normalise
+from experiments.metrics.answers import normalise_answer
 
 pope_aggregate_accuracy = pope.pope_aggregate_accuracy
 pope_aggregate_precision = pope.pope_aggregate_precision
@@ -17,7 +17,7 @@ def doc_to_visual(doc):
 
 def process_results(doc, results):
     """1 or 0, for all questions and for those of its family."""
-    right = float(normalise(results[0]) == normalise(doc["answer"]))
+    right = float(normalise_answer(results[0]) == normalise_answer(doc["answer"]))
     return {"accuracy": right, doc["family"]: right}
 
 

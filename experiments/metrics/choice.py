@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from string import ascii_uppercase
 
 from compressors.errors import UsageError
-from experiments.metrics.answers import normalise
+from experiments.metrics.answers import normalise_answer
 from experiments.metrics.mean import MeanScore
 
 # Where a letter stands for an option, the surest first. Small letters only where they cannot be a word.
-PLACES = (
+LETTER_PLACES = (
     r"^\W*(ANYHOW)\W*$",  # b   (B)   B.
     r"^\W*(ANYHOW)\s*[.:)\]]",  # B. the fox   b) the fox   (B) the fox
     r"(?i:answer|option|choice)(?i:\s+is)?\s*:?\s*[\[(\"'*]*(CAPITAL)\b",  # the answer is B   option B
@@ -17,7 +17,7 @@ PLACES = (
     r"[\[(](ANYHOW)[\])]",  # it must be (b), because
     r"^(?![AI]\s+[A-Z])(CAPITAL)\b(?!\s+[a-z])",  # B, because; not "A Siamese cat"
 )
-ALONE = r"\b(?![AI]\s+[a-zA-Z])(CAPITAL)\b"  # a capital by itself, but not "A fox"
+LONE_CAPITAL = r"\b(?![AI]\s+[a-zA-Z])(CAPITAL)\b"  # a capital by itself, but not "A fox"
 
 
 def read_choice(answer: str, options: Sequence[str]) -> str | None:
@@ -26,50 +26,62 @@ def read_choice(answer: str, options: Sequence[str]) -> str | None:
     A letter counts where it stands for an option; then the only option whose words the answer has; then a
     capital letter alone. Of several letters in such places the last one counts, as in "not (A) but (B)".
     """
-    letters = letters_of(options)
-    for place in PLACES:
-        found = find(place, letters, answer.strip())
-        if found:
-            return found[-1].upper()
-    named = by_words(answer, options)
+    letters = name_options(options)
+    for place in LETTER_PLACES:
+        in_place = find_letters(place, letters, answer.strip())
+        if in_place:
+            return in_place[-1].upper()
+    named = find_option_by_words(answer, options)
     if named is not None:
         return letters[named]
-    alone = set(find(ALONE, letters, answer))
-    return alone.pop() if len(alone) == 1 else None
+    alone = set(find_letters(LONE_CAPITAL, letters, answer))
+    if len(alone) == 1:
+        return alone.pop()
+    return None
 
 
-def find(place: str, letters: str, text: str) -> list[str]:
+def find_letters(place: str, letters: str, text: str) -> list[str]:
     """The letters that stand in such a place of a text."""
-    return re.findall(place.replace("ANYHOW", f"(?i:[{letters}])").replace("CAPITAL", f"[{letters}]"), text)
+    pattern = place.replace("ANYHOW", f"(?i:[{letters}])").replace("CAPITAL", f"[{letters}]")
+    return re.findall(pattern, text)
 
 
-def letters_of(options: Sequence[str]) -> str:
+def name_options(options: Sequence[str]) -> str:
     """A, B, C, ... for the options."""
     if not 1 <= len(options) <= len(ascii_uppercase):
         raise UsageError(f"options={list(options)!r}: expected 1 to {len(ascii_uppercase)} of them")
     return ascii_uppercase[: len(options)]
 
 
-def by_words(answer: str, options: Sequence[str]) -> int | None:
+def find_option_by_words(answer: str, options: Sequence[str]) -> int | None:
     """The only option whose words stand in the answer; "red" does not count where "dark red" does."""
-    said = f" {normalise(answer)} "
-    texts = [f" {normalise(option)} " for option in options]
-    there = [i for i, text in enumerate(texts) if text.strip() and text in said]
-    longest = [i for i in there if not any(texts[i] in texts[j] and i != j for j in there)]
-    return longest[0] if len(longest) == 1 else None
+    words = f" {normalise_answer(answer)} "  # spaces around: "cat" does not stand in "category"
+    texts = [f" {normalise_answer(option)} " for option in options]
+    mentioned = [index for index, text in enumerate(texts) if text.strip() and text in words]
+    longest = []
+    for index in mentioned:
+        inside_another = any(texts[index] in texts[longer] for longer in mentioned if longer != index)
+        if not inside_another:
+            longest.append(index)
+    if len(longest) == 1:
+        return longest[0]
+    return None
 
 
 class ChoiceAccuracy(MeanScore):
     """Share of questions whose answer names the right option; one that names none is wrong."""
 
     def update(
-        self, predictions: Sequence[str], answers: Sequence[str], options: Sequence[Sequence[str]]
+        self,
+        predictions: Sequence[str],
+        answers: Sequence[str],
+        options: Sequence[Sequence[str]] = (),
     ) -> None:
         """One entry a question in each; answers are letters, options the texts in their order."""
         super().update(predictions, list(zip(answers, options, strict=True)))
 
     def score(self, said: str, truth: tuple[str, Sequence[str]]) -> float:
         answer, options = truth
-        if answer.upper() not in letters_of(options):
-            raise UsageError(f"answer={answer!r}: not one of the letters {letters_of(options)}")
+        if answer.upper() not in name_options(options):
+            raise UsageError(f"answer={answer!r}: not one of the letters {name_options(options)}")
         return float(read_choice(said, options) == answer.upper())

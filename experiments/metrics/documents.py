@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torchmetrics.functional.text import edit_distance
 
-from experiments.metrics.mean import MeanScore, several
+from experiments.metrics.mean import MeanScore, list_accepted_answers
 
 
 class ANLS(MeanScore):
@@ -20,8 +20,13 @@ class ANLS(MeanScore):
         self.threshold = threshold
 
     def score(self, said: str, truth: str | Sequence[str]) -> float:
-        best = max(similarity(plain(said), plain(answer)) for answer in several(truth))
-        return best if best >= self.threshold else 0.0
+        prediction = simplify_text(said)
+        best = 0.0
+        for answer in list_accepted_answers(truth):
+            best = max(best, measure_similarity(prediction, simplify_text(answer)))
+        if best < self.threshold:
+            return 0.0
+        return best
 
 
 class RelaxedAccuracy(MeanScore):
@@ -33,32 +38,41 @@ class RelaxedAccuracy(MeanScore):
         self.tolerance = tolerance
 
     def score(self, said: str, truth: str | Sequence[str]) -> float:
-        return float(any(self.close(plain(said), plain(answer)) for answer in several(truth)))
+        prediction = simplify_text(said)
+        answers = [simplify_text(answer) for answer in list_accepted_answers(truth)]
+        return float(any(self.is_close(prediction, answer) for answer in answers))
 
-    def close(self, said: str, truth: str) -> bool:
-        """Whether one answer is near enough to one truth, both `plain`."""
-        numbers = number(said), number(truth)
-        if None in numbers:
+    def is_close(self, said: str, truth: str) -> bool:
+        """Whether one answer is near enough to one truth, both as `simplify_text` makes them."""
+        said_number = read_number(said)
+        true_number = read_number(truth)
+        if said_number is None or true_number is None:
             return said == truth
-        return abs(numbers[0] - numbers[1]) <= self.tolerance * abs(numbers[1])
+        return abs(said_number - true_number) <= self.tolerance * abs(true_number)
 
 
-def plain(text: str) -> str:
+def simplify_text(text: str) -> str:
+    """Lower case, one space between words."""
     return " ".join(text.lower().split())
 
 
-def similarity(one: str, other: str) -> float:
+def measure_similarity(one: str, other: str) -> float:
     """1 - Levenshtein distance / length of the longer; 1 for two empty texts."""
     longest = max(len(one), len(other))
-    return 1 - int(edit_distance(one, other, reduction="sum")) / longest if longest else 1.0
+    if not longest:
+        return 1.0
+    edits = int(edit_distance(one, other, reduction="sum"))
+    return 1 - edits / longest
 
 
-def number(text: str) -> float | None:
+def read_number(text: str) -> float | None:
     """The number that a text is, if it is one."""
     try:
-        found = float(text.removesuffix("%"))
+        number = float(text.removesuffix("%"))
     except ValueError:
         return None
-    if not math.isfinite(found):
-        return None
-    return found / 100 if text.endswith("%") else found
+    if not math.isfinite(number):
+        return None  # "nan" and "infinity" are words here
+    if text.endswith("%"):
+        return number / 100
+    return number

@@ -1,4 +1,4 @@
-"""Scores of answers as torchmetrics: sums of counts, so they add up over batches and processes."""
+"""Scores of answers by family of questions, as torchmetrics: sums that add up over batches and processes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,38 +7,44 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from experiments.metrics.answers import majority_rates, normalise
+from experiments.metrics.exact import ExactMatch
+from experiments.metrics.mean import MeanScore
 
-__all__ = ["FamilyAccuracy", "majority_rates", "normalise"]
 
-
-class FamilyAccuracy(Metric):
-    """Share of right answers (equal after `normalise`) in each family of questions, and over all."""
+class FamilyScores(Metric):
+    """Mean score in each family of questions, and over all. `metric` scores one answer; None: exact match."""
 
     full_state_update = False
-    right: Tensor
+    scores: Tensor
     asked: Tensor
 
-    def __init__(self, families: Sequence[str]):
+    def __init__(self, families: Sequence[str], metric: MeanScore | None = None):
         super().__init__()
         self.families = list(families)
-        for name in ("right", "asked"):
-            self.add_state(name, torch.zeros(len(self.families), dtype=torch.long), dist_reduce_fx="sum")
+        self.metric = ExactMatch() if metric is None else metric
+        # whole scores are exact in float64, so that the order of batches changes nothing
+        self.add_state("scores", torch.zeros(len(self.families), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("asked", torch.zeros(len(self.families), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, predictions: Sequence[str], answers: Sequence[str], families: Sequence[str]) -> None:
         """One entry a question in each."""
-        for said, truth, family in zip(predictions, answers, families, strict=True):
+        for prediction, answer, family in zip(predictions, answers, families, strict=True):
             row = self.families.index(family)
             self.asked[row] += 1
-            self.right[row] += normalise(said) == normalise(truth)
+            self.scores[row] += self.metric.score(prediction, answer)
 
     def compute(self) -> dict[str, Any]:
         """overall, families, counts (questions of each), n (of all). A family never asked is left out."""
-        rows = {f: (int(r), int(a)) for f, r, a in zip(self.families, self.right, self.asked) if a}
-        total = sum(a for _, a in rows.values())
+        scores: dict[str, float] = {}
+        counts: dict[str, int] = {}
+        for family, score, count in zip(self.families, self.scores.tolist(), self.asked.tolist()):
+            if count:
+                scores[family] = score
+                counts[family] = count
+        total = sum(counts.values())
         return {
-            "overall": sum(r for r, _ in rows.values()) / max(total, 1),
-            "families": {f: r / a for f, (r, a) in rows.items()},
-            "counts": {f: a for f, (_, a) in rows.items()},
+            "overall": sum(scores.values()) / max(total, 1),
+            "families": {family: scores[family] / counts[family] for family in counts},
+            "counts": counts,
             "n": total,
         }

@@ -1,6 +1,7 @@
 """The base of benchmarks whose score is a mean over questions."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,12 +18,12 @@ class MeanScore(Metric):
     total: Tensor
     asked: Tensor
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("asked", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
-    def update(self, predictions: Sequence[str], truths: Sequence) -> None:
+    def update(self, predictions: Sequence[str], truths: Sequence[Any]) -> None:
         """One entry a question in each; what a truth is, `score` says."""
         for said, truth in zip(predictions, truths, strict=True):
             self.total += self.score(said, truth)
@@ -31,14 +32,14 @@ class MeanScore(Metric):
     def compute(self) -> float:
         return float(self.total) / max(int(self.asked), 1)
 
-    def score(self, said: str, truth) -> float:
+    def score(self, said: str, truth: Any) -> float:
         """One question's score, 0 to 1."""
         raise NotImplementedError
 
 
-def several(truth: str | Sequence[str]) -> Sequence[str]:
+def list_accepted_answers(truth: str | Sequence[str]) -> Sequence[str]:
     """The accepted answers to a question, of which there must be one."""
-    found = [truth] if isinstance(truth, str) else truth
-    if not found:
+    answers = [truth] if isinstance(truth, str) else truth
+    if not answers:
         raise UsageError("answers=[]: a question without any accepted answer; give one, or drop the question")
-    return found
+    return answers

@@ -7,15 +7,15 @@ made alike, EvalAI's scorer of TextVQA how marks are treated.
 import re
 from collections.abc import Sequence
 
-from experiments.metrics.mean import MeanScore, several
+from experiments.metrics.mean import MeanScore, list_accepted_answers
 
-ENOUGH = 3  # people whose agreement makes an answer wholly right
-ARTICLES = {"a", "an", "the"}
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-DIGITS = {"none": "0"} | {word: str(number) for number, word in enumerate(NUMBERS)}
-MARKS = ';/[]"{}()=+\\_->@`!<'
+AGREEING_PEOPLE = 3  # people whose agreement makes an answer wholly right
+VQA_ARTICLES = {"a", "an", "the"}
+NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+DIGITS_BY_WORD = {"none": "0"} | {word: str(number) for number, word in enumerate(NUMBER_WORDS)}
+REMOVED_MARKS = ';/[]"{}()=+\\_->@`!<'
 # The evaluation's contractions, as they should be. They are known with any one apostrophe missing.
-CONTRACTED = """
+CONTRACTED_WORDS = """
 ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd
 he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've
 needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've
@@ -25,27 +25,38 @@ weren't what'll what're what's what've when's where'd where's where've who'd who
 why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're
 you've
 """
-CONTRACTIONS = {
-    word[:i] + word[i + 1 :]: word
-    for word in CONTRACTED.split()
-    for i, letter in enumerate(word)
-    if letter == "'"
-} | {"somebody'd": "somebodyd"}
 
 
-def vqa_normalise(answer: str) -> str:
+def list_contractions() -> dict[str, str]:
+    """Each contraction by its spellings with one apostrophe missing."""
+    spellings: dict[str, str] = {}
+    for word in CONTRACTED_WORDS.split():
+        for position, letter in enumerate(word):
+            if letter == "'":
+                spellings[word[:position] + word[position + 1 :]] = word
+    spellings["somebody'd"] = (
+        "somebodyd"  # as in the published scorer, which has this one the wrong way round
+    )
+    return spellings
+
+
+CONTRACTIONS = list_contractions()
+
+
+def normalise_vqa_answer(answer: str) -> str:
     """Lower case, digits for number words, no articles, no marks but apostrophes, colons and decimal points,
     missing apostrophes put in: "The Dogs, two!" -> "dogs 2"."""
     text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's")
-    text = without_marks(" ".join(text.split()))
-    words = [DIGITS.get(word, word) for word in text.split()]
-    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+    text = remove_marks(" ".join(text.split()))
+    digits = [DIGITS_BY_WORD.get(word, word) for word in text.split()]
+    words = [CONTRACTIONS.get(word, word) for word in digits if word not in VQA_ARTICLES]
+    return " ".join(words)
 
 
-def without_marks(text: str) -> str:
+def remove_marks(text: str) -> str:
     """A mark beside a space anywhere goes everywhere ("no - yes"), others become spaces ("t-shirt")."""
     out = text
-    for mark in MARKS:
+    for mark in REMOVED_MARKS:
         beside_space = f"{mark} " in text or f" {mark}" in text
         out = out.replace(mark, "" if beside_space else " ")
     return re.sub(r"\.(?!\d)", "", out)
@@ -58,8 +69,10 @@ class VQAAccuracy(MeanScore):
     """
 
     def score(self, said: str, truth: str | Sequence[str]) -> float:
-        answers = [vqa_normalise(answer) for answer in several(truth)]
-        hits = [answer == vqa_normalise(said) for answer in answers]
+        prediction = normalise_vqa_answer(said)
+        hits = [normalise_vqa_answer(answer) == prediction for answer in list_accepted_answers(truth)]
         if len(hits) == 1:
             return float(hits[0])
-        return sum(min(1.0, (sum(hits) - hit) / ENOUGH) for hit in hits) / len(hits)
+        # each of the people is left out once: how many of the others agree
+        shares = [min(1.0, (sum(hits) - hit) / AGREEING_PEOPLE) for hit in hits]
+        return sum(shares) / len(hits)

@@ -39,19 +39,20 @@ class POPE(Metric):
     full_state_update = False
     counts: Tensor
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.add_state("counts", torch.zeros(2, 2, dtype=torch.long), dist_reduce_fx="sum")  # [truth, said]
 
     def update(self, predictions: Sequence[str], answers: Sequence[str]) -> None:
         """One entry a question in each; answers are yes or no."""
         for said, truth in zip(predictions, answers, strict=True):
-            self.counts[int(expected(truth)), int(means_yes(said))] += 1
+            self.counts[int(is_yes_expected(truth)), int(means_yes(said))] += 1
 
     def compute(self) -> dict[str, float]:
         """Shares; 0 where there is nothing to divide by."""
         (true_no, false_yes), (false_no, true_yes) = self.counts.tolist()
-        said_yes, are_yes = false_yes + true_yes, false_no + true_yes
+        said_yes = false_yes + true_yes
+        are_yes = false_no + true_yes
         total = true_no + false_no + said_yes
         return {
             "accuracy": (true_no + true_yes) / max(total, 1),
@@ -75,8 +76,11 @@ class MME(Metric):
     def __init__(self, groups: Mapping[str, Sequence[str]] | None = None):
         """`groups`: categories by group; MME's own if None."""
         super().__init__()
-        self.groups = {name: tuple(found) for name, found in (groups or MME_GROUPS).items()}
-        self.categories = [category for found in self.groups.values() for category in found]
+        self.groups: dict[str, tuple[str, ...]] = {}
+        self.categories: list[str] = []
+        for group, categories in (groups or MME_GROUPS).items():
+            self.groups[group] = tuple(categories)
+            self.categories += categories
         # (questions, 3): picture, category, right. A picture's questions may lie in different processes.
         self.add_state("rows", [], dist_reduce_fx="cat")
 
@@ -92,8 +96,9 @@ class MME(Metric):
         for said, truth, picture, category in zip(predictions, answers, pictures, categories, strict=True):
             if category not in self.categories:
                 raise UsageError(f"category={category}: not one of MME's{suggest(category, self.categories)}")
-            right = begins(said) == ("yes" if expected(truth) else "no")
-            rows.append((number_of(f"{category}/{picture}"), self.categories.index(category), int(right)))
+            answer = "yes" if is_yes_expected(truth) else "no"
+            right = read_first_letters(said) == answer
+            rows.append((hash_name(f"{category}/{picture}"), self.categories.index(category), int(right)))
         self.rows.append(torch.tensor(rows, dtype=torch.long, device=self.device).reshape(-1, 3))
 
     def compute(self) -> dict[str, dict[str, float] | float]:
@@ -102,23 +107,33 @@ class MME(Metric):
         pairs: dict[tuple[int, int], list[int]] = defaultdict(list)
         for picture, category, right in dim_zero_cat(self.rows).tolist():
             pairs[category, picture].append(right)
-        odd = sum(len(each) != 2 for each in pairs.values())
+        odd = sum(len(pair) != 2 for pair in pairs.values())
         if odd:
             raise UsageError(
                 f"MME scores pairs, but {odd} of {len(pairs)} pictures have not two questions; "
                 "give all questions, each once"
             )
-        of: dict[str, list[list[int]]] = defaultdict(list)
+        pairs_of: dict[str, list[list[int]]] = defaultdict(list)
         for (category, _), pair in pairs.items():
-            of[self.categories[category]].append(pair)
-        accuracy = {name: sum(map(sum, each)) / (2 * len(each)) for name, each in of.items()}
-        plus = {name: sum(map(all, each)) / len(each) for name, each in of.items()}
-        score = {name: 100 * (accuracy[name] + plus[name]) for name in of}
-        groups = {group: sum(score.get(name, 0.0) for name in found) for group, found in self.groups.items()}
-        return {"accuracy": accuracy, "accuracy_plus": plus, "score": score, **groups}
+            pairs_of[self.categories[category]].append(pair)
+        accuracy: dict[str, float] = {}
+        plus: dict[str, float] = {}
+        score: dict[str, float] = {}
+        for name, of_category in pairs_of.items():
+            accuracy[name] = sum(map(sum, of_category)) / (2 * len(of_category))
+            plus[name] = sum(map(all, of_category)) / len(of_category)
+            score[name] = 100 * (accuracy[name] + plus[name])
+        result: dict[str, dict[str, float] | float] = {
+            "accuracy": accuracy,
+            "accuracy_plus": plus,
+            "score": score,
+        }
+        for group, categories in self.groups.items():
+            result[group] = sum(score.get(name, 0.0) for name in categories)
+        return result
 
 
-def expected(answer: str) -> bool:
+def is_yes_expected(answer: str) -> bool:
     """Whether a question's truth is yes; a UsageError if it is neither yes nor no."""
     word = answer.strip().rstrip(".").lower()
     if word not in ("yes", "no"):
@@ -132,12 +147,15 @@ def means_yes(answer: str) -> bool:
     return not {"no", "not"} & set(words)
 
 
-def begins(answer: str) -> str:
+def read_first_letters(answer: str) -> str:
     """MME's reading: yes, no or other, by the first four letters."""
     start = answer.lower().strip().replace(".", "")[:4]
-    return next((word for word in ("yes", "no") if word in start), "other")
+    for word in ("yes", "no"):
+        if word in start:
+            return word
+    return "other"
 
 
-def number_of(name: str) -> int:
+def hash_name(name: str) -> int:
     """A name as 64 bits: states of torchmetrics are tensors."""
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big", signed=True)

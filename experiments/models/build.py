@@ -17,7 +17,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from compressors.errors import UsageError
-from connectors.towers.base import VisionTower, build_tower, load_tower
+from connectors.towers.base import VisionTower
+from connectors.towers.build import build_tower, load_tower
 from connectors.towers.open_clip import OpenClipVisionConfig
 from experiments.config.schema import Config
 from experiments.config.sources import resolve_source

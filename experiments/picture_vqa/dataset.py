@@ -5,29 +5,28 @@ follow from the scene. The splits share no scene; `test_style` has a drawing sty
 never shows.
 """
 
-import argparse
 import json
 import os
 import random
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from experiments.data import parquet
-from experiments.picture_vqa.captions import INSTRUCTIONS, describe
+from experiments.data.embedded import EmbeddedDataset, ProgressFunction
+from experiments.picture_vqa.captions import CAPTION_INSTRUCTIONS, describe_scene
 from experiments.picture_vqa.pictures import SEEN_STYLES, UNSEEN_STYLES
-from experiments.picture_vqa.questions import Question, ask
+from experiments.picture_vqa.questions import Question, ask_questions
 from experiments.picture_vqa.scenes import Scene, sample_scene
 from experiments.picture_vqa.signs import SEEN_FONTS, UNSEEN_FONTS
-from experiments.picture_vqa.statistics import statistics
+from experiments.picture_vqa.statistics import count_statistics
 
 GENERATOR_VERSION = 1  # any change to scenes, drawings or questions counts it up
 
 
 @dataclass(frozen=True)
-class Split:
+class SplitRecipe:
     """How many scenes, and what they are drawn with."""
 
     scenes: int
@@ -36,50 +35,73 @@ class Split:
 
 
 SPLITS = {
-    "train": Split(6000),
-    "tune": Split(300),
-    "test": Split(500),
-    "test_style": Split(300, UNSEEN_STYLES, UNSEEN_FONTS),
+    "train": SplitRecipe(6000),
+    "tune": SplitRecipe(300),
+    "test": SplitRecipe(500),
+    "test_style": SplitRecipe(300, UNSEEN_STYLES, UNSEEN_FONTS),
 }
-HELD_OUT = ("tune", "test", "test_style")
-Progress = Callable[[int, int], None]
+HELD_OUT_SPLITS = ("tune", "test", "test_style")
 
 
-def write(
-    out: Path, seed: int = 0, sizes: dict[str, int] | None = None, progress: Progress | None = None
-) -> dict:
-    """Writes the benchmark into `out` (new or empty) all at once and returns its manifest.
+class PictureVQA(EmbeddedDataset):
+    """Scenes of named pictures and signs, six families of questions whose answers follow from the scene."""
+
+    version = GENERATOR_VERSION
+    splits = ("pretrain", *SPLITS)
+
+    def count_sizes(self) -> dict[str, int]:
+        """How many scenes each split has at this scale; at least one."""
+        return {name: max(1, round(split.scenes * self.scale)) for name, split in SPLITS.items()}
+
+    def count_scenes(self) -> int:
+        return sum(self.count_sizes().values())
+
+    def write(self, folder: Path, progress: ProgressFunction) -> dict[str, Any]:
+        return write_picture_vqa(folder, self.seed, self.count_sizes(), progress)
+
+
+def write_picture_vqa(
+    out: Path,
+    seed: int = 0,
+    sizes: dict[str, int] | None = None,
+    progress: ProgressFunction | None = None,
+) -> dict[str, Any]:
+    """Write the benchmark into `out` (new or empty) all at once and return its manifest.
 
     `sizes` overrides the number of scenes of some splits; `progress` is called with (done, all) scenes.
+    FileExistsError where `out` has something in it, ValueError for a split that there is not.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not an empty folder")
-    sizes = _sizes(sizes or {})
+    complete_sizes = complete_split_sizes(sizes or {})
     staging = out.absolute().parent / f".{out.name}.{os.getpid()}.part"
     staging.mkdir(parents=True)
     try:
-        manifest = _write_all(staging, seed, sizes, progress or _silent)
+        manifest = _write_files(staging, seed, complete_sizes, progress or _ignore_progress)
         staging.rename(out)
     except BaseException:
+        # Ctrl-C as well: nobody may take half a benchmark for a whole one
         shutil.rmtree(staging)
         raise
     return manifest
 
 
-def _silent(_done: int, _total: int) -> None:
-    pass
+def _ignore_progress(_done: int, _total: int) -> None:
+    """Nobody looks on."""
 
 
-def scene_of(split: str, index: int, seed: int = 0) -> tuple[Scene, list[Question]]:
+def make_scene(split: str, index: int, seed: int = 0) -> tuple[Scene, list[Question]]:
     """One scene of a split and its conversation; every scene has a random stream of its own."""
     rng = random.Random(f"{GENERATOR_VERSION}/{seed}/{split}/{index}")
     scene = sample_scene(rng, SPLITS[split].styles, SPLITS[split].fonts)
     # The two presence turns go through all four yes/no pairs: one tells nothing about the other.
-    return scene, ask(scene, rng, presence=(bool(index & 1), bool(index & 2)))
+    presence = (bool(index & 1), bool(index & 2))
+    return scene, ask_questions(scene, rng, presence=presence)
 
 
-def _sizes(overrides: dict[str, int]) -> dict[str, int]:
+def complete_split_sizes(overrides: dict[str, int]) -> dict[str, int]:
+    """Scenes of every split; ValueError for a split that there is not, and for none of one that there is."""
     for split, size in overrides.items():
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}, there are {', '.join(SPLITS)}")
@@ -88,67 +110,79 @@ def _sizes(overrides: dict[str, int]) -> dict[str, int]:
     return {split: overrides.get(split, default.scenes) for split, default in SPLITS.items()}
 
 
-def _write_all(folder: Path, seed: int, sizes: dict[str, int], progress: Progress) -> dict:
-    from experiments.picture_vqa.contact_sheet import contact_sheet  # draws: not needed by --help
+def _write_files(
+    folder: Path, seed: int, sizes: dict[str, int], progress: ProgressFunction
+) -> dict[str, Any]:
+    """Images and JSON files of all splits, and the manifest."""
+    from experiments.picture_vqa.contact_sheet import draw_contact_sheet  # draws: not needed by --help
 
     records: dict[str, list[dict]] = {}
-    total, before = sum(sizes.values()), 0
+    total = sum(sizes.values())
+    done = 0
     for split, size in sizes.items():
         (folder / "images" / split).mkdir(parents=True)
         records[split] = []
-        for index, record in enumerate(_write_split(folder, split, size, seed)):
+        for record in _write_split(folder, split, size, seed):
             records[split].append(record)
-            progress(before + index + 1, total)
-        before += size
-        _dump(folder / f"{split}.json", records[split])
-    _dump(folder / "pretrain.json", [_caption(record, seed) for record in records["train"]])
-    contact_sheet(folder, records["train"][:6] + records["test_style"][:3]).save(folder / "contact_sheet.png")
+            done += 1
+            progress(done, total)
+        _write_json(folder / f"{split}.json", records[split])
+    captions = [_make_caption_record(record, seed) for record in records["train"]]
+    _write_json(folder / "pretrain.json", captions)
+    # enough of both styles to see on one page what the data are like
+    shown = records["train"][:6] + records["test_style"][:3]
+    draw_contact_sheet(folder, shown).save(folder / "contact_sheet.png")
     manifest = {
         "name": "PictureVQA",
         "generator_version": GENERATOR_VERSION,
         "seed": seed,
         "sizes": sizes,
-        "splits": {split: statistics(rows) for split, rows in records.items()},
+        "splits": {split: count_statistics(rows) for split, rows in records.items()},
     }
-    _dump(folder / "manifest.json", manifest, indent=1)
+    _write_json(folder / "manifest.json", manifest, indent=1)
     return manifest
 
 
 def _write_split(folder: Path, split: str, size: int, seed: int) -> Iterator[dict]:
-    from experiments.picture_vqa.drawing import draw
+    """The images of a split, and its records one by one."""
+    from experiments.picture_vqa.drawing import draw_scene
 
     for index in range(size):
-        scene, turns = scene_of(split, index, seed)
+        scene, turns = make_scene(split, index, seed)
         image = f"images/{split}/{index:06d}.png"
-        draw(scene).save(folder / image, compress_level=3)
-        yield _record(f"{split}-{index:06d}", image, scene, turns)
+        draw_scene(scene).save(folder / image, compress_level=3)
+        yield _make_record(f"{split}-{index:06d}", image, scene, turns)
 
 
-def _record(name: str, image: str, scene: Scene, turns: list[Question]) -> dict:
+def _make_record(name: str, image: str, scene: Scene, turns: list[Question]) -> dict:
+    """A sample in LLaVA format, with the scene that it was drawn from."""
     pairs = [(turn.question, turn.answer) for turn in turns]
     return {
         "id": name,
         "image": image,
-        "conversations": _conversation(pairs),
+        "conversations": _make_conversation(pairs),
         "families": [turn.family for turn in turns],
         "kinds": [turn.kind for turn in turns],
         "scene": scene.to_dict(),
     }
 
 
-def _conversation(pairs: list[tuple[str, str]]) -> list[dict]:
+def _make_conversation(pairs: list[tuple[str, str]]) -> list[dict]:
+    """Questions and answers as LLaVA's turns; the image stands before the first question."""
     turns = []
     for index, (question, answer) in enumerate(pairs):
-        turns.append({"from": "human", "value": question if index else f"<image>\n{question}"})
+        if index == 0:
+            question = f"<image>\n{question}"
+        turns.append({"from": "human", "value": question})
         turns.append({"from": "gpt", "value": answer})
     return turns
 
 
-def _caption(record: dict, seed: int) -> dict:
+def _make_caption_record(record: dict, seed: int) -> dict:
     """The stage 1 record of a training scene: an instruction and the dense description."""
-    instruction = random.Random(f"{seed}/{record['id']}").choice(INSTRUCTIONS)
-    caption = describe(Scene.from_dict(record["scene"]))
-    conversation = _conversation([(instruction, caption)])
+    instruction = random.Random(f"{seed}/{record['id']}").choice(CAPTION_INSTRUCTIONS)
+    caption = describe_scene(Scene.from_dict(record["scene"]))
+    conversation = _make_conversation([(instruction, caption)])
     return {
         "id": record["id"],
         "image": record["image"],
@@ -157,45 +191,5 @@ def _caption(record: dict, seed: int) -> dict:
     }
 
 
-def _dump(file: Path, data: list | dict, indent: int | None = None) -> None:
+def _write_json(file: Path, data: list | dict, indent: int | None = None) -> None:
     file.write_text(json.dumps(data, indent=indent) + "\n", encoding="utf-8")
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command; 0, or 2 with one line on what was wrong."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.picture_vqa", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="new folder to write")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--scale", type=float, default=1.0, help="multiplies the number of scenes of every split"
-    )
-    parser.add_argument(
-        "--parquet", action="store_true", help="the held-out splits as Parquet files too (needs pyarrow)"
-    )
-    options = parser.parse_args(arguments)
-    sizes = {split: max(1, round(default.scenes * options.scale)) for split, default in SPLITS.items()}
-    try:
-        if options.parquet:
-            parquet.require_pyarrow()
-        manifest = _write_with_bar(options.out, options.seed, sizes)
-        for split in HELD_OUT if options.parquet else ():
-            parquet.write_parquet(options.out / f"{split}.json", options.out / f"{split}.parquet")
-    except (OSError, ValueError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    scenes, questions = (sum(s[key] for s in manifest["splits"].values()) for key in ("scenes", "questions"))
-    sys.stdout.write(f"{options.out}: {scenes} scenes, {questions} questions\n")
-    return 0
-
-
-def _write_with_bar(out: Path, seed: int, sizes: dict[str, int]) -> dict:
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    with Bar(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("scenes")
-        return write(out, seed, sizes, lambda done, total: bar.update(task, completed=done, total=total))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-FOLDER = Path(__file__).parents[1] / "assets" / "pictures"
+PICTURES_FOLDER = Path(__file__).parents[1] / "assets" / "pictures"
 SEEN_STYLES = ("noto", "twemoji")
 UNSEEN_STYLES = ("fluent",)
 SHAPES = ("circle", "square", "heart")
@@ -17,11 +17,11 @@ PLURALS = {
 }  # fmt: skip
 PLURAL_NOUNS = frozenset({"glasses", "scissors", "grapes", "cherries"})
 # Drawn three times as often as the others, so that "popular" absent objects exist as in POPE.
-_POPULAR = """
+_POPULAR_WORDS = """
     dog cat horse elephant bear apple banana pizza cake car bus bicycle boat guitar football umbrella
     book clock tree chair
 """
-POPULAR = frozenset(_POPULAR.split())
+POPULAR_PICTURES = frozenset(_POPULAR_WORDS.split())
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ class Picture:
 
 
 @lru_cache(maxsize=1)
-def catalogue() -> dict[str, Picture]:
+def load_catalogue() -> dict[str, Picture]:
     """All pictures by name, in the order of pictures.tsv."""
-    lines = (FOLDER / "pictures.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    lines = (PICTURES_FOLDER / "pictures.tsv").read_text(encoding="utf-8").splitlines()[1:]
     rows = (line.split("\t") for line in lines)
     pictures = (Picture(name.replace("-", " "), category, colour) for name, category, colour, _ in rows)
     return {picture.name: picture for picture in pictures}
 
 
-def file_of(name: str, style: str) -> Path:
+def find_picture_file(name: str, style: str) -> Path:
     """The 64x64 RGBA drawing of a picture in a style."""
-    return FOLDER / style / f"{name.replace(' ', '-')}.png"
+    return PICTURES_FOLDER / style / f"{name.replace(' ', '-')}.png"

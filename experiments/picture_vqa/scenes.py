@@ -4,17 +4,24 @@ import random
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
-from experiments.picture_vqa.pictures import COLOURS, PLURALS, POPULAR, SEEN_STYLES, Picture, catalogue
-from experiments.picture_vqa.signs import SEEN_FONTS, TEXT_COLOURS, WORDS
+from experiments.picture_vqa.pictures import (
+    COLOURS,
+    PLURALS,
+    POPULAR_PICTURES,
+    SEEN_STYLES,
+    Picture,
+    load_catalogue,
+)
+from experiments.picture_vqa.signs import SEEN_FONTS, SIGN_WORDS, TEXT_COLOURS
 
-SIZE = 168  # pixels
-PATCH = 14  # the tower's patch, so a scene is 12 x 12 patches
-GAP = 4  # least distance between two boxes
-TRIES = 80
+SCENE_SIZE = 168  # pixels
+PATCH_SIZE = 14  # the tower's patch, so a scene is 12 x 12 patches
+BOX_GAP = 4  # least distance between two boxes
+PLACING_TRIES = 80
 
 
 @dataclass(frozen=True)
-class Object:
+class SceneObject:
     """A picture in the scene: centre, side of its square box, drawing style and tilt in degrees."""
 
     name: str
@@ -28,7 +35,7 @@ class Object:
 
     @property
     def picture(self) -> Picture:
-        return catalogue()[self.name]
+        return load_catalogue()[self.name]
 
     @property
     def noun(self) -> str:
@@ -69,7 +76,7 @@ class Sign:
 class Scene:
     """What a picture shows; `art` seeds its background and clutter."""
 
-    objects: tuple[Object, ...]
+    objects: tuple[SceneObject, ...]
     signs: tuple[Sign, ...]
     art: int
 
@@ -78,7 +85,7 @@ class Scene:
 
     @classmethod
     def from_dict(cls, data: dict) -> "Scene":
-        objects = tuple(Object(**item) for item in data["objects"])
+        objects = tuple(SceneObject(**item) for item in data["objects"])
         return cls(objects, tuple(Sign(**item) for item in data["signs"]), data["art"])
 
 
@@ -95,7 +102,7 @@ def sample_scene(
         boxes: list[tuple[float, float, float, float]] = []
         kinds = rng.sample(["word", "number"], 2)[: rng.randint(*signs)]
         placed_signs = [
-            sign for kind in kinds if (sign := place_sign(rng, sign_text(rng, kind), fonts, boxes))
+            sign for kind in kinds if (sign := place_sign(rng, sample_sign_text(rng, kind), fonts, boxes))
         ]
         placed = [item for name in names if (item := place_object(rng, name, styles, boxes))]
         if len(placed) >= min(objects[0], len(names)) and len(placed_signs) >= signs[0]:
@@ -104,7 +111,7 @@ def sample_scene(
 
 def _choose_names(rng: random.Random, count: int) -> list[str]:
     """Different names; a theme (a category, a shape, a colour) often repeats: counts above one are common."""
-    groups = _groups()
+    groups = _group_names()
     theme = rng.choice((*PLURALS, *COLOURS))
     themed = rng.choice((0, 1, 2, 3, 4))
     names: list[str] = []
@@ -119,37 +126,37 @@ def _choose_names(rng: random.Random, count: int) -> list[str]:
 
 
 @lru_cache(maxsize=1)
-def _groups() -> dict[str, tuple[list[str], list[int]]]:
+def _group_names() -> dict[str, tuple[list[str], list[int]]]:
     """Names and weights per category, shape and colour, and "any" (nouns only: shapes stay a minority)."""
     groups: dict[str, tuple[list[str], list[int]]] = {}
-    for picture in catalogue().values():
+    for picture in load_catalogue().values():
         for key in (picture.category, *((picture.noun, picture.colour) if picture.colour else ("any",))):
             names, weights = groups.setdefault(key, ([], []))
             names.append(picture.name)
-            weights.append(3 if picture.name in POPULAR else 1)
+            weights.append(3 if picture.name in POPULAR_PICTURES else 1)
     return groups
 
 
-def place_object(rng: random.Random, name: str, styles: tuple[str, ...], boxes: list) -> Object | None:
+def place_object(rng: random.Random, name: str, styles: tuple[str, ...], boxes: list) -> SceneObject | None:
     """The named picture at a free place, or None; its box joins `boxes`."""
     size = rng.randint(25, 36)
-    centre = _free_centre(rng, size, size, boxes)
+    centre = _find_free_centre(rng, size, size, boxes)
     if centre is None:
         return None
-    picture = catalogue()[name]
+    picture = load_catalogue()[name]
     style, angle = rng.choice(styles), rng.randint(-12, 12)
-    return Object(name, picture.category, picture.colour, *centre, size, style, angle)
+    return SceneObject(name, picture.category, picture.colour, *centre, size, style, angle)
 
 
-def sign_text(rng: random.Random, kind: str) -> str:
+def sample_sign_text(rng: random.Random, kind: str) -> str:
     """Digits 0 and 1 are left out: in some fonts they are the letters O and I."""
-    return rng.choice(WORDS) if kind == "word" else "".join(rng.choices("23456789", k=rng.randint(2, 3)))
+    return rng.choice(SIGN_WORDS) if kind == "word" else "".join(rng.choices("23456789", k=rng.randint(2, 3)))
 
 
 def place_sign(rng: random.Random, text: str, fonts: tuple[str, ...], boxes: list) -> Sign | None:
     """The text at a free place, or None; its box joins `boxes`."""
     advance, height = rng.randint(14, 16), rng.randint(17, 20)
-    centre = _free_centre(rng, advance * len(text) + 4, height, boxes)
+    centre = _find_free_centre(rng, advance * len(text) + 4, height, boxes)
     if centre is None:
         return None
     kind = "word" if text.isalpha() else "number"
@@ -157,16 +164,18 @@ def place_sign(rng: random.Random, text: str, fonts: tuple[str, ...], boxes: lis
     return Sign(kind, text, colour, *centre, advance, height, font, rng.random() < 0.7)
 
 
-def _free_centre(rng: random.Random, width: int, height: int, boxes: list) -> tuple[float, float] | None:
+def _find_free_centre(rng: random.Random, width: int, height: int, boxes: list) -> tuple[float, float] | None:
     """A uniformly drawn whole-pixel box that keeps `GAP` from all others; it joins `boxes`."""
-    for _ in range(TRIES):
-        left, top = rng.randint(1, SIZE - width - 1), rng.randint(1, SIZE - height - 1)
+    for _ in range(PLACING_TRIES):
+        left, top = rng.randint(1, SCENE_SIZE - width - 1), rng.randint(1, SCENE_SIZE - height - 1)
         box = (left, top, left + width, top + height)
-        if all(_apart(box, other) for other in boxes):
+        if all(_are_apart(box, other) for other in boxes):
             boxes.append(box)
             return left + width / 2, top + height / 2
     return None
 
 
-def _apart(a: tuple, b: tuple) -> bool:
-    return a[0] >= b[2] + GAP or b[0] >= a[2] + GAP or a[1] >= b[3] + GAP or b[1] >= a[3] + GAP
+def _are_apart(a: tuple, b: tuple) -> bool:
+    return (
+        a[0] >= b[2] + BOX_GAP or b[0] >= a[2] + BOX_GAP or a[1] >= b[3] + BOX_GAP or b[1] >= a[3] + BOX_GAP
+    )

@@ -1,6 +1,6 @@
 """What signs say and how they look: words, text colours, and the fonts that Pillow and matplotlib ship."""
 
-_TEXT = """
+_SIGN_WORDS_TEXT = """
     stop exit sale taxi cafe bank park open shop zone gate west east hill lake road bar gym spa pub inn
     zoo tea ice hot cold fast slow new old free best gold jazz rock folk soda milk rice soup salt beef
     pork ham jam pie nut oil gas air sea sun moon star wind rain snow fire sand mud clay iron tin zinc
@@ -9,7 +9,7 @@ _TEXT = """
     chip robo lab bio eco kiwi plum fig lime mint sage oak elm ash pine palm fern ivy bay port dock pier
     quay mill farm barn yard path camp base fort hub mall king duke lord hero saga epic myth
 """
-WORDS = tuple(_TEXT.split())  # of three or four letters: what fits beside the pictures
+SIGN_WORDS = tuple(_SIGN_WORDS_TEXT.split())  # of three or four letters: what fits beside the pictures
 TEXT_COLOURS = {
     "red": (205, 25, 30),
     "orange": (235, 115, 0),

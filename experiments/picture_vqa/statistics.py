@@ -2,18 +2,18 @@
 
 from collections import Counter
 
-from experiments.picture_vqa.questions import FAMILIES
+from experiments.picture_vqa.questions import QUESTION_FAMILIES
 
 
-def statistics(records: list[dict]) -> dict:
+def count_statistics(records: list[dict]) -> dict:
     """Scenes, questions, and per family how often its most frequent answer is right, overall and per kind."""
-    answers: dict[str, dict[str, Counter]] = {family: {} for family in FAMILIES}
+    answers: dict[str, dict[str, Counter]] = {family: {} for family in QUESTION_FAMILIES}
     for record in records:
         replies = [turn["value"] for turn in record["conversations"][1::2]]
         for family, kind, answer in zip(record["families"], record["kinds"], replies, strict=True):
             # A negative's sort is not visible in the question, so presence counts as one kind.
             answers[family].setdefault("presence" if family == "presence" else kind, Counter())[answer] += 1
-    families = {family: _majority(kinds) for family, kinds in answers.items()}
+    families = {family: _summarise_family(kinds) for family, kinds in answers.items()}
     return {
         "scenes": len(records),
         "questions": sum(f["questions"] for f in families.values()),
@@ -21,7 +21,7 @@ def statistics(records: list[dict]) -> dict:
     }
 
 
-def _majority(kinds: dict[str, Counter]) -> dict:
+def _summarise_family(kinds: dict[str, Counter]) -> dict:
     together = sum(kinds.values(), Counter())
     total = max(1, together.total())
     answer, count = together.most_common(1)[0] if together else ("", 0)

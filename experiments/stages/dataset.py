@@ -4,15 +4,19 @@ import shutil
 from pathlib import Path
 
 from experiments.config.schema import Config
-from experiments.picture_vqa import dataset
+from experiments.registries import datasets
 from experiments.runtime.progress import Reporter
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) -> None:  # noqa: ARG001
-    """OUT/picture_vqa/{pretrain,train,tune,test,...}.json and images. Quick: a killed run starts over."""
-    for left in out.iterdir():
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
-    scale = config.data.scale
-    sizes = {name: max(1, round(split.scenes * scale)) for name, split in dataset.SPLITS.items()}
-    report.announce_steps(sum(sizes.values()))
-    dataset.write(out / config.data.dataset, config.data.seed, sizes, lambda *_: report.advance_steps())
+    """OUT/NAME/{pretrain,train,tune,test,...}.json and images."""
+    # quick enough that a killed run starts over
+    for leftover in out.iterdir():
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
+    assert config.data.dataset is not None  # a cell without one has no such stage
+    dataset = datasets.create(config.data.dataset, seed=config.data.seed, scale=config.data.scale)
+    report.announce_steps(dataset.count_scenes())
+    dataset.write(out / config.data.dataset, lambda *_: report.advance_steps())

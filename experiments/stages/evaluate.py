@@ -11,22 +11,25 @@ import torch
 from experiments.config.schema import Config
 from experiments.data import llava, roles
 from experiments.data.loader import SampleImages, open_feature_cache
-from experiments.metrics.families import FamilyAccuracy, normalise
+from experiments.metrics.families import FamilyScores
 from experiments.models.build import pick_device, pick_scale, silence_libraries
+from experiments.registries import metrics
 from experiments.runtime.progress import Reporter
 from experiments.stages.train import MODEL_FOLDER
 from llm_adapters import saved
 from llm_adapters.conversation import Encoded, Turn
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.processing import FlashSlothProcessor
-from llm_adapters.pruning.calibration import calibrate
+from llm_adapters.pruning.calibration import calibrate_pruner
+
+METRIC = "exact"  # of the registry; a setting where it can be chosen
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) -> None:
     """The stage: predictions.jsonl (one question a line) and metrics.json."""
     silence_libraries()
     device = pick_device(config.trainer.accelerator)
-    model, processor = saved.load(inputs["finetune"] / MODEL_FOLDER, device)
+    model, processor = saved.load_saved_model(inputs["finetune"] / MODEL_FOLDER, device)
     if pick_scale(config, model):
         size = processor.image_processor.size
         processor.image_tokens = model.num_image_tokens(size["height"], size["width"])
@@ -65,7 +68,9 @@ def set_cell_pruner(
     asked = [llava.split_questions([s])[0] for s in islice(seen, model.pruner.samples)]
     asked, size = [s for s in asked if s.images], config.evaluate.batch_size
     starts = range(0, len(asked), size)
-    calibrate(model, [encode_questions(model, SampleImages(processor), asked[i : i + size]) for i in starts])
+    calibrate_pruner(
+        model, [encode_questions(model, SampleImages(processor), asked[i : i + size]) for i in starts]
+    )
 
 
 def encode_questions(
@@ -102,8 +107,9 @@ def write_scores(
     """Scores and what they rest on."""
     families = [s.families[0] if s.families else "all" for s in asked]
     truths = [s.turns[0].answer for s in asked]
-    accuracy = FamilyAccuracy(sorted(set(families)))
-    accuracy.update(predictions, truths, families)
+    metric = metrics.create(METRIC)
+    family_scores = FamilyScores(sorted(set(families)), metric)
+    family_scores.update(predictions, truths, families)
     names = name_pictures(asked)
     with (out / "predictions.jsonl").open("w") as file:
         for s, family, truth, said in zip(asked, families, truths, predictions):
@@ -114,15 +120,15 @@ def write_scores(
                 "question": s.turns[0].question,
                 "answer": truth,
                 "prediction": said,
-                "correct": normalise(said) == normalise(truth),
+                "correct": metric.score(said, truth) == 1,
             }
             file.write(json.dumps(row) + "\n")
-    metrics = {**accuracy.compute(), "efficiency": count_costs(model, images, asked)}
+    scores = {**family_scores.compute(), "efficiency": count_costs(model, images, asked)}
     if model.pruner is not None:
-        metrics["efficiency"]["average_visual_tokens"] = model.pruner.measured_visual_tokens()
+        scores["efficiency"]["average_visual_tokens"] = model.pruner.measured_visual_tokens()
         # with the recipe that a calibration has found
-        metrics["pruner"] = {model.config.pruner: model.config.pruner_knobs or {}}
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=1))
+        scores["pruner"] = {model.config.pruner: model.config.pruner_knobs or {}}
+    (out / "metrics.json").write_text(json.dumps(scores, indent=1))
 
 
 def name_pictures(asked: Sequence[llava.Sample]) -> dict[Path, str]:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 import compressors
 from connectors.tiling import Tiling
-from connectors.towers.base import VisionTower, load_tower
+from connectors.towers.base import VisionTower
+from connectors.towers.build import load_tower
 from experiments.config.schema import Config
 from experiments.config.sources import resolve_source
 from experiments.data import llava
@@ -24,7 +25,7 @@ from experiments.data.feature_cache import CROPS_FILE, FEATURES_FILE, IMAGES_FIL
 from experiments.models.build import pick_device, silence_libraries
 from experiments.runtime.progress import Reporter
 from llm_adapters.images import image_pixels, image_processor
-from llm_adapters.visual_prompt import shrink
+from llm_adapters.visual_prompt import shrink_pixels
 
 IMAGES_PER_BATCH = 32
 PROGRESS_FILE = "finished"
@@ -70,7 +71,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter, ro
     for start in range(done, len(places), IMAGES_PER_BATCH):
         batch = [llava.open_image(sample, i) for _, (sample, i) in places[start : start + IMAGES_PER_BATCH]]
         features = encode_crops(
-            tower, shrink(image_pixels(processor, batch, tiling).to(device), rate), levels
+            tower, shrink_pixels(image_pixels(processor, batch, tiling).to(device), rate), levels
         )
         array[starts[start] : starts[start + len(batch)]] = features.numpy()
         array.flush()

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from experiments.config.cells import Cell
 from experiments.data import roles
-from experiments.metrics.answers import majority_rates
+from experiments.metrics.chance import score_majority_answers
 from experiments.runtime.files import write_atomic
 from experiments.store.folder import convert_tuples
 from experiments.store.plan import Stage
@@ -84,7 +84,7 @@ def collect_scores(finished: Sequence[tuple[Cell, Stage]], store: Store) -> list
         asked = identify_questions(stage)
         if asked not in groups:
             inputs = {name: store.locate_result(each) for name, each in stage.inputs.items()}
-            chance = majority_rates(roles.load_questions(config, inputs, check_images=False))
+            chance = score_majority_answers(roles.load_questions(config, inputs, check_images=False))
             words = f"{', '.join(config.data.test)}: {chance['n']:,} questions"
             groups[asked] = ScoreGroup(words, [ScoreRow("chance", [chance])])
         key = (asked, cell.label, cell.row)

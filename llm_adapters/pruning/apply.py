@@ -18,13 +18,13 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from compressors.errors import UsageError
 from llm_adapters.adapter import CONTEXT as QUERIES
 from llm_adapters.adapter import decoder_layers, llm_sizes
-from llm_adapters.pruning.attention import CONTEXT, attention_module, divert, restore
+from llm_adapters.pruning.attention import PRUNING_CONTEXT, disable_scoring, enable_scoring, find_attention
 from llm_adapters.pruning.base import Prompt, Pruner, registry
-from llm_adapters.pruning.cuts import Cut, State
+from llm_adapters.pruning.cuts import Cut, PrefillState
 from llm_adapters.pruning.prompt import make_prompt
 from llm_adapters.pruning.run import Run
 
-KEPT = "slothkit_pruning"  # attribute of a KV cache
+PRUNING_STATE = "slothkit_pruning"  # attribute of a KV cache
 
 
 class PruningAdapter:
@@ -43,27 +43,29 @@ class PruningAdapter:
     def use_pruner(self, pruner: Pruner | None) -> None:
         """The same with a pruner that is made already; the configuration does not tell of it."""
         layers = decoder_layers(self.language_model)
-        scored = [] if pruner is None else [attention_module(layers[k - 1]) for k in pruner.layers]
+        scored = [] if pruner is None else [find_attention(layers[k - 1]) for k in pruner.layers]
         for layer in layers:
             for handle in layer.__dict__.pop("pruning_handles", ()):
                 handle.remove()
             for module in layer.modules():
                 vars(module).pop("pruning_layer", None)
-                restore(module)
+                disable_scoring(module)
         self.pruner = pruner
         if pruner is None:
             return
         for number, layer in enumerate(layers):
             layer.pruning_layer = number  # an attribute, so that wrappers and copies keep it
             # before a query module's hook, which finds its tokens by the positions that are left
-            handle = layer.register_forward_pre_hook(self._narrow, with_kwargs=True, prepend=True)
+            handle = layer.register_forward_pre_hook(self._narrow_layer, with_kwargs=True, prepend=True)
             layer.pruning_handles = [handle]
-        layers[-1].pruning_handles.append(layers[-1].register_forward_hook(self._widen, with_kwargs=True))
+        layers[-1].pruning_handles.append(
+            layers[-1].register_forward_hook(self._widen_output, with_kwargs=True)
+        )
         for k, module in zip(pruner.layers, scored):
             module.pruning_layer = k - 1
-            divert(module)
+            enable_scoring(module)
 
-    def prompt_of(
+    def describe_prompt(
         self,
         input_ids: Tensor,
         turns: Tensor,
@@ -90,39 +92,39 @@ class PruningAdapter:
         llm = self.language_model
         past = 0 if cache is None else cache.get_seq_length()
         flash = "flash" in (llm.config._attn_implementation or "")
-        if not past and hasattr(cache, KEPT):
-            delattr(cache, KEPT)  # of a prompt before the cache was emptied
+        if not past and hasattr(cache, PRUNING_STATE):
+            delattr(cache, PRUNING_STATE)  # of a prompt before the cache was emptied
         if prompt is None:
-            state = getattr(cache, KEPT, None)
+            state = getattr(cache, PRUNING_STATE, None)
             if state is None:
                 return None, cache
-            check_whole(cache, state, past)
+            check_cache_whole(cache, state, past)
             return Run(self.pruner, state, past + length, length, flash), cache
-        check_empty(cache)
-        state = State(length)
+        check_cache_empty(cache)
+        state = PrefillState(length)
         if cache is None and (llm.config.use_cache if use_cache is None else use_cache):
             cache = DynamicCache()
         if cache is not None:
-            make_plain(cache)
-            setattr(cache, KEPT, state)
-        return Run(self.pruner, state, length, length, flash).start(prompt), cache
+            use_unwindowed_layers(cache)
+            setattr(cache, PRUNING_STATE, state)
+        return Run(self.pruner, state, length, length, flash).start_prefill(prompt), cache
 
-    def _narrow(self, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        run: Run | None = kwargs.get(CONTEXT)
+    def _narrow_layer(self, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        run: Run | None = kwargs.get(PRUNING_CONTEXT)
         if run is None:
             return None
         names = list(inspect.signature(type(layer).forward).parameters)[1:]
         given = {**dict(zip(names, args)), **kwargs}
         hidden, number = given.pop(names[0]), layer.pruning_layer
-        run.decide(number, hidden, type(layer).__name__)
-        cut = run.state.cut(number)
+        run.ask_pruner(number, hidden, type(layer).__name__)
+        cut = run.state.last_cut(number)
         if cut is None:
             return None
         prefill = run.prompt is not None
         if prefill and cut.layer == number:
-            hidden = cut.narrow(hidden)
+            hidden = cut.narrow_hidden(hidden)
         if "attention_mask" in given:
-            given["attention_mask"] = run.mask(cut, given["attention_mask"])
+            given["attention_mask"] = run.narrow_mask(cut, given["attention_mask"])
         if prefill:
             self._narrow_positions(run, cut, given)
         return (hidden,), given
@@ -138,17 +140,21 @@ class PruningAdapter:
         if given.get("cache_position") is not None:
             given["cache_position"] = given["cache_position"][: cut.index.shape[1]]
         if given.get(QUERIES) is not None:
-            given[QUERIES] = run.queries(cut, given[QUERIES])
+            given[QUERIES] = run.narrow_queries(cut, given[QUERIES])
 
-    def _widen(self, layer: nn.Module, args: tuple, kwargs: dict, output):  # noqa: ARG002
-        run: Run | None = kwargs.get(CONTEXT)
-        cut = run.state.cut(layer.pruning_layer) if run is not None and run.prompt is not None else None
+    def _widen_output(self, layer: nn.Module, args: tuple, kwargs: dict, output):  # noqa: ARG002
+        run: Run | None = kwargs.get(PRUNING_CONTEXT)
+        cut = run.state.last_cut(layer.pruning_layer) if run is not None and run.prompt is not None else None
         if cut is None:
             return output
-        return (cut.widen(output[0]), *output[1:]) if isinstance(output, tuple) else cut.widen(output)
+        return (
+            (cut.widen_hidden(output[0]), *output[1:])
+            if isinstance(output, tuple)
+            else cut.widen_hidden(output)
+        )
 
 
-def check_empty(cache: Cache | None) -> None:
+def check_cache_empty(cache: Cache | None) -> None:
     """UsageError for images that come behind other tokens."""
     if cache is not None and cache.get_seq_length():
         raise UsageError(
@@ -157,7 +163,7 @@ def check_empty(cache: Cache | None) -> None:
         )
 
 
-def make_plain(cache: Cache) -> None:
+def use_unwindowed_layers(cache: Cache) -> None:
     """Layers of an empty cache that forget what left their window become ones that keep all: a window counts
     tokens of the prompt, dropped ones too, and the masks say it. UsageError for a cache with a fixed place
     for every token."""
@@ -170,17 +176,17 @@ def make_plain(cache: Cache) -> None:
     cache.layers = [DynamicLayer() for _ in cache.layers]
 
 
-def check_whole(cache: Cache, state: State, past: int) -> None:
+def check_cache_whole(cache: Cache, state: PrefillState, past: int) -> None:
     """UsageError for a cache that was cut back into the prompt. Guessed tokens that were taken back leave the
     narrowed layers, too: transformers before 5.18 cuts all layers to one length."""
     last = len(cache.layers) - 1
-    whole = past >= state.length or state.shorten(past)
+    whole = past >= state.length or state.truncate_prefill(past)
     if whole:
         for number, layer in enumerate(cache.layers):
-            guessed = layer.get_seq_length() - state.kept(number) - past + state.length
+            guessed = layer.get_seq_length() - state.count_cached(number) - past + state.length
             if guessed > 0:
                 layer.crop(-guessed)
-    if not whole or cache.get_seq_length(last) != state.kept(last) + past - state.length:
+    if not whole or cache.get_seq_length(last) != state.count_cached(last) + past - state.length:
         raise UsageError(
             f"pruning: the KV cache has {past} tokens in its first layer and "
             f"{cache.get_seq_length(last)} in its last; it was cut back into a pruned prompt"

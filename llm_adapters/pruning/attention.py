@@ -15,12 +15,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from compressors.errors import UsageError
 
-NAME = "slothkit_scoring"
-CONTEXT = "pruning_context"
-CHUNK = 128  # queries at once
+SCORING_ATTENTION = "slothkit_scoring"
+PRUNING_CONTEXT = "pruning_context"
+QUERY_CHUNK = 128  # queries at once
 
 
-def attention_module(layer: nn.Module) -> nn.Module:
+def find_attention(layer: nn.Module) -> nn.Module:
     """The self-attention of a decoder layer, or a UsageError if it does not choose its implementation by
     configuration."""
     for module in layer.modules():
@@ -34,22 +34,22 @@ def attention_module(layer: nn.Module) -> nn.Module:
     )
 
 
-def divert(module: nn.Module) -> None:
+def enable_scoring(module: nn.Module) -> None:
     """Let an attention module compute scores, too."""
     if not hasattr(module.config, "slothkit_original"):
         original, module.config = module.config, copy.copy(module.config)
-        module.config._attn_implementation = NAME
+        module.config._attn_implementation = SCORING_ATTENTION
         module.config.slothkit_original = original
 
 
-def restore(module: nn.Module) -> None:
+def disable_scoring(module: nn.Module) -> None:
     """Undo `divert`, where it was done."""
     original = getattr(getattr(module, "config", None), "slothkit_original", None)
     if original is not None:
         module.config = original
 
 
-def scoring(
+def score_and_attend(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -59,19 +59,19 @@ def scoring(
     **kwargs,
 ):
     """An attention function of transformers: the scores go to the context, if there is one."""
-    context = kwargs.get(CONTEXT)
+    context = kwargs.get(PRUNING_CONTEXT)
     if context is not None:
-        context.score(module, query, key, attention_mask, kwargs)
+        context.score_raters(module, query, key, attention_mask, kwargs)
     name = module.config.slothkit_original._attn_implementation
     own = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     return ALL_ATTENTION_FUNCTIONS.get(name, own)(module, query, key, value, attention_mask, *args, **kwargs)
 
 
-ALL_ATTENTION_FUNCTIONS.register(NAME, scoring)
+ALL_ATTENTION_FUNCTIONS.register(SCORING_ATTENTION, score_and_attend)
 
 
 @torch.no_grad()
-def rows(
+def compute_attention_rows(
     query: Tensor,
     key: Tensor,
     mask: Tensor | None,
@@ -90,13 +90,13 @@ def rows(
     logits of a sink."""
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     found = [
-        _rows(query, key, mask, part, heads, scaling, softcap, s_aux, sliding_window)
-        for part in index.split(CHUNK, dim=1)
+        _compute_chunk_rows(query, key, mask, part, heads, scaling, softcap, s_aux, sliding_window)
+        for part in index.split(QUERY_CHUNK, dim=1)
     ]
     return torch.cat(found, 1)
 
 
-def _rows(
+def _compute_chunk_rows(
     query: Tensor,
     key: Tensor,
     mask: Tensor | None,

@@ -63,7 +63,7 @@ class View:
     attention: Tensor
     hidden: Tensor
 
-    def received(self, raters: Tensor | None = None) -> Tensor:
+    def average_attention(self, raters: Tensor | None = None) -> Tensor:
         """(B, T): mean attention that each token receives from the raters, or from those of (B, S)."""
         chosen = self.raters >= 0 if raters is None else raters & (self.raters >= 0)
         weights = chosen / chosen.sum(1, keepdim=True).clamp(min=1)
@@ -95,7 +95,7 @@ class Pruner:
     def __init__(
         self, llm_layers: int, layers: tuple[int, ...], shares: tuple[float, ...] | None, positions: Positions
     ):
-        schedule.check(llm_layers, layers, shares)
+        schedule.check_schedule(llm_layers, layers, shares)
         self.llm_layers, self.layers, self.shares, self.positions = llm_layers, layers, shares, positions
         self.passed, self.rows = 0, 0  # visual tokens through all layers, and rows with any, in all prefills
 
@@ -103,14 +103,14 @@ class Pruner:
         """(B, S) positions of the tokens whose attention counts, -1 fills."""
         raise NotImplementedError
 
-    def choose(self, view: View) -> Choice:
+    def choose_tokens(self, view: View) -> Choice:
         """What is left: by default those that receive most attention, as many as `shares` says."""
-        return top(view.received(), view.visual, self.targets(view))
+        return top(view.average_attention(), view.visual, self.count_kept_tokens(view))
 
-    def targets(self, view: View) -> list[int]:
+    def count_kept_tokens(self, view: View) -> list[int]:
         """How many visual tokens `shares` leaves to each row."""
         share = self.known_shares()[view.number]
-        return [min(left, schedule.count(n, share)) for left, n in zip(view.counts, view.first)]
+        return [min(left, schedule.round_share(n, share)) for left, n in zip(view.counts, view.first)]
 
     def known_shares(self) -> tuple[float, ...]:
         """`shares`, or a UsageError where they are known only in a run."""
@@ -123,8 +123,8 @@ class Pruner:
 
     def tokens_by_layer(self, n: int) -> list[int]:
         """Visual tokens in each decoder layer, of `n` at the start."""
-        return schedule.by_layer(
-            self.llm_layers, self.layers, [schedule.count(n, s) for s in self.known_shares()], n
+        return schedule.expand_to_layers(
+            self.llm_layers, self.layers, [schedule.round_share(n, s) for s in self.known_shares()], n
         )
 
     def average_visual_tokens(self, n: int) -> float:

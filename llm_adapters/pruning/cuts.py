@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from compressors.tome import group_means
+from compressors.tome import average_groups
 from llm_adapters.pruning.base import Choice
 
 
@@ -32,24 +32,24 @@ class Cut:
     rotary: Tensor
     into: Tensor | None = None
 
-    def narrow(self, hidden: Tensor) -> Tensor:
+    def narrow_hidden(self, hidden: Tensor) -> Tensor:
         """(B, P, D) -> (B, K, D), merged where tokens are."""
         if self.into is not None:
-            hidden = group_means(hidden, self.into, hidden.shape[1])
-        return hidden.gather(1, across(self.step, hidden))
+            hidden = average_groups(hidden, self.into, hidden.shape[1])
+        return hidden.gather(1, expand_index(self.step, hidden))
 
-    def widen(self, hidden: Tensor) -> Tensor:
+    def widen_hidden(self, hidden: Tensor) -> Tensor:
         """(B, K, D) -> (B, T, D), zeros at tokens that were dropped."""
         if self.fill is not None:
             hidden = hidden.masked_fill(self.fill.unsqueeze(-1), 0)
         wide = hidden.new_zeros(len(hidden), self.length, hidden.shape[-1])
-        return wide.scatter(1, across(self.index, hidden), hidden)
+        return wide.scatter(1, expand_index(self.index, hidden), hidden)
 
-    def places(self) -> Tensor:
+    def locate_tokens(self) -> Tensor:
         """(B, T): where each token of the prompt is now, -1 if it was dropped."""
-        return inverse(self.index, self.fill, self.length)
+        return invert_index(self.index, self.fill, self.length)
 
-    def mask(self, mask: Tensor | None, total: int, new: int, boolean: bool) -> Tensor | None:
+    def narrow_mask(self, mask: Tensor | None, total: int, new: int, boolean: bool) -> Tensor | None:
         """The attention mask of `new` queries (at prefill: those that are left) to what is left of `total`
         keys, from the one of all. None stays None as long as no row is filled; `boolean`: whether a (B, 1,
         new, keys) one takes its place, or a (B, keys) one, as flash attention wants it."""
@@ -83,19 +83,19 @@ class Cut:
 
 
 @dataclass
-class State:
+class PrefillState:
     """What decoding has to know of a prefill of `length` tokens; it travels with the KV cache. `cuts`: by
     layer, None where nothing went."""
 
     length: int
     cuts: dict[int, Cut | None] = field(default_factory=dict)
 
-    def cut(self, layer: int) -> Cut | None:
+    def last_cut(self, layer: int) -> Cut | None:
         """The last one made behind `layer` layers or fewer."""
         made = [k for k, cut in self.cuts.items() if k <= layer and cut is not None]
         return self.cuts[max(made)] if made else None
 
-    def shorten(self, length: int) -> bool:
+    def truncate_prefill(self, length: int) -> bool:
         """Forget what came behind `length` tokens: guesses that were taken back from the cache. False if
         dropped tokens are among them."""
         gone = self.length - length
@@ -109,18 +109,18 @@ class State:
         self.length = length
         return True
 
-    def kept(self, layer: int) -> int:
+    def count_cached(self, layer: int) -> int:
         """Tokens of the prompt in the cache of the layer that follows `layer` layers."""
-        cut = self.cut(layer)
+        cut = self.last_cut(layer)
         return self.length if cut is None else cut.index.shape[1]
 
 
-def across(index: Tensor, hidden: Tensor) -> Tensor:
+def expand_index(index: Tensor, hidden: Tensor) -> Tensor:
     """(B, K) for gather and scatter along the tokens of (B, T, D)."""
     return index.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
 
 
-def inverse(index: Tensor, fill: Tensor | None, length: int) -> Tensor:
+def invert_index(index: Tensor, fill: Tensor | None, length: int) -> Tensor:
     """(B, length): where each position is in `index` (B, K), -1 where it is not, or fills only."""
     order = torch.arange(index.shape[1], device=index.device).expand_as(index)
     order = order if fill is None else order.masked_fill(fill, -1)
@@ -150,7 +150,7 @@ def make_cut(
     if renumber:
         # the last token keeps its position and those before it close up: only differences count in rotary
         # embeddings, and tokens that are generated later need no other position for each layer
-        gone = (inverse(index, fill, length) < 0).int()
+        gone = (invert_index(index, fill, length) < 0).int()
         behind = gone.flip(1).cumsum(1).flip(1) - gone
         rotary = index + behind.gather(1, index)
     return Cut(layer, length, index, step, fill, rotary, choice.into)

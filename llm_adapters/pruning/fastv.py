@@ -29,10 +29,14 @@ class FastV(Pruner):
         average: float | None = None,
         positions: Positions = "keep",
     ):
-        schedule.share_of(ratio=ratio, average=average)
-        layers = schedule.scaled(llm_layers, (2,)) if layer is None else (layer,)
-        schedule.check(llm_layers, layers, None)
-        shares = (ratio,) if average is None else schedule.solve(llm_layers, layers, average, lambda r: (r,))
+        schedule.check_shares(ratio=ratio, average=average)
+        layers = schedule.scale_layers(llm_layers, (2,)) if layer is None else (layer,)
+        schedule.check_schedule(llm_layers, layers, None)
+        shares = (
+            (ratio,)
+            if average is None
+            else schedule.solve_shares(llm_layers, layers, average, lambda r: (r,))
+        )
         super().__init__(llm_layers, layers, shares, positions)
 
     def raters(self, prompt: Prompt) -> Tensor:

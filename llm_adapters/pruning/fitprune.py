@@ -17,16 +17,16 @@ from llm_adapters.pruning import schedule
 from llm_adapters.pruning.base import Choice, Positions, Prompt, Pruner, View, register, top
 
 
-def everyone(prompt: Prompt) -> Tensor:
+def mark_all_raters(prompt: Prompt) -> Tensor:
     """(B, T): visual tokens, and all text after the first of them."""
     return prompt.real & (prompt.visual.cumsum(1) > 0)
 
 
-def attentions(view: View) -> tuple[Tensor, Tensor]:
+def split_received_attention(view: View) -> tuple[Tensor, Tensor]:
     """What each visual token receives from visual tokens and from text, (B, T) each, 0 elsewhere."""
     index = view.raters.clamp(min=0)
     from_visual = view.visual.gather(1, index) & (view.raters >= 0)
-    found = (view.received(from_visual), view.received(~from_visual))
+    found = (view.average_attention(from_visual), view.average_attention(~from_visual))
     return tuple(each.masked_fill(~view.visual, 0) for each in found)
 
 
@@ -49,7 +49,7 @@ class FitPrune(Pruner):
         recipe: tuple[float, ...] | None = None,
         positions: Positions = "keep",
     ):
-        schedule.share_of(average=average)
+        schedule.check_shares(average=average)
         if samples < 1:
             raise UsageError(f"samples={samples}: a calibration needs at least 1")
         layers = tuple(range(1, llm_layers))
@@ -57,7 +57,7 @@ class FitPrune(Pruner):
         shares = (
             recipe
             if recipe is not None
-            else schedule.solve(llm_layers, layers, average, lambda r: (r,) * len(layers))
+            else schedule.solve_shares(llm_layers, layers, average, lambda r: (r,) * len(layers))
         )
         super().__init__(llm_layers, layers, shares, positions)
 
@@ -67,15 +67,15 @@ class FitPrune(Pruner):
                 "fitprune has no recipe yet; fit one with llm_adapters.pruning.calibration, or "
                 "give recipe=[...], the share left behind each layer but the last"
             )
-        chosen = everyone(prompt)
+        chosen = mark_all_raters(prompt)
         return query_positions(chosen, chosen.shape[1] if chosen.is_meta else None)
 
-    def choose(self, view: View) -> Choice:
-        own, cross = attentions(view)
-        return top(own * cross, view.visual, self.targets(view))
+    def choose_tokens(self, view: View) -> Choice:
+        own, cross = split_received_attention(view)
+        return top(own * cross, view.visual, self.count_kept_tokens(view))
 
 
-class Observer(Pruner):
+class AttentionObserver(Pruner):
     """Drops nothing; remembers how much attention visual tokens receive in each layer."""
 
     heads: Literal["mean", "max"] = "max"
@@ -87,14 +87,14 @@ class Observer(Pruner):
         self.sums: list[tuple[Tensor, Tensor]] = []  # (B,) each, prefill by prefill and layer by layer
 
     def raters(self, prompt: Prompt) -> Tensor:
-        return query_positions(everyone(prompt))
+        return query_positions(mark_all_raters(prompt))
 
-    def choose(self, view: View) -> Choice:
-        self.sums.append(tuple(each.sum(1) for each in attentions(view)))
+    def choose_tokens(self, view: View) -> Choice:
+        self.sums.append(tuple(each.sum(1) for each in split_received_attention(view)))
         return Choice(view.visual, view.counts)
 
 
-class Trial(Observer):
+class LossTrial(AttentionObserver):
     """Drops, in each layer, the tokens that are among the lowest in both attentions, as long as what is left
     receives at least 1 - `loss` of what an unpruned layer's visual tokens do (`Observer.sums`, in order)."""
 
@@ -103,9 +103,9 @@ class Trial(Observer):
         self.loss, self.whole, self.positions = loss, iter(sums), positions
         self.left: list[tuple[list[int], list[int]]] = []  # (counts, first) of each prefill and layer
 
-    def choose(self, view: View) -> Choice:
+    def choose_tokens(self, view: View) -> Choice:
         gone = view.visual.clone()
-        for received, whole in zip(attentions(view), next(self.whole)):
+        for received, whole in zip(split_received_attention(view), next(self.whole)):
             values, order = received.masked_fill(~view.visual, torch.inf).sort(dim=1, stable=True)
             rest = received.sum(1, keepdim=True) - values.cumsum(1)
             enough = rest >= (1 - self.loss) * whole.unsqueeze(1)

@@ -25,20 +25,20 @@ def make_prompt(
     last = (order * real).argmax(1, keepdim=True) == order
     asks = 1
     if labels is not None:
-        before = before_answers(labels) & real
+        before = mark_answer_starts(labels) & real
         last = torch.where(before.any(1, keepdim=True), before, last)
         asks = int(last.sum(1).max())
     return Prompt(visual, is_text & real, real, last, asks, visual.sum(1).tolist(), embeds)
 
 
-def before_answers(labels: Tensor) -> Tensor:
+def mark_answer_starts(labels: Tensor) -> Tensor:
     """(B, T): tokens that no label asks for, followed by one that a label does."""
     answer = labels != IGNORE
     following = torch.cat([answer[:, 1:], torch.zeros_like(answer[:, :1])], 1)
     return following & ~answer
 
 
-def sized_prompt(embeds: Tensor, visual: int) -> Prompt:
+def make_sized_prompt(embeds: Tensor, visual: int) -> Prompt:
     """Rows of which only sizes are known, `visual` tokens of each being visual: for counting FLOPs on
     the meta device."""
     some = torch.empty(embeds.shape[:2], dtype=torch.bool, device=embeds.device)

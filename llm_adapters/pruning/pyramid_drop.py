@@ -32,13 +32,15 @@ class PyramidDrop(Pruner):
         average: float | None = None,
         positions: Positions = "renumber",
     ):
-        schedule.share_of(ratio=ratio, average=average)
-        layers = schedule.scaled(llm_layers, (8, 16, 24)) if layers is None else layers
-        schedule.check(llm_layers, layers, None)
+        schedule.check_shares(ratio=ratio, average=average)
+        layers = schedule.scale_layers(llm_layers, (8, 16, 24)) if layers is None else layers
+        schedule.check_schedule(llm_layers, layers, None)
         shares = (
-            schedule.geometric(ratio, len(layers))
+            schedule.geometric_shares(ratio, len(layers))
             if average is None
-            else schedule.solve(llm_layers, layers, average, lambda r: schedule.geometric(r, len(layers)))
+            else schedule.solve_shares(
+                llm_layers, layers, average, lambda r: schedule.geometric_shares(r, len(layers))
+            )
         )
         super().__init__(llm_layers, layers, shares, positions)
 

@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from compressors.errors import UsageError
 from llm_adapters.adapter import QueryContext
-from llm_adapters.pruning.attention import rows
+from llm_adapters.pruning.attention import compute_attention_rows
 from llm_adapters.pruning.base import Prompt, Pruner, View
-from llm_adapters.pruning.cuts import Cut, State, make_cut
-from llm_adapters.pruning.schedule import by_layer
+from llm_adapters.pruning.cuts import Cut, PrefillState, make_cut
+from llm_adapters.pruning.schedule import expand_to_layers
 
 # what a family's attention asks for that changes its weights
-SCORING = "scaling", "softcap", "s_aux", "sliding_window"
+SCORING_ARGUMENTS = "scaling", "softcap", "s_aux", "sliding_window"
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Run:
     as the prefill goes on: `visual` (B, T) and `counts`, `raters` (B, S)."""
 
     pruner: Pruner
-    state: State
+    state: PrefillState
     total: int
     new: int
     flash: bool
@@ -34,34 +34,38 @@ class Run:
     scores: dict[int, Tensor] = field(default_factory=dict)
     narrowed: dict = field(default_factory=dict)
 
-    def start(self, prompt: Prompt) -> "Run":
+    def start_prefill(self, prompt: Prompt) -> "Run":
         self.prompt, self.visual, self.counts = prompt, prompt.visual, list(prompt.counts)
         self.raters = self.pruner.raters(prompt)
         return self
 
-    def open(self, layer: int) -> bool:
+    def is_undecided(self, layer: int) -> bool:
         """Whether the pruner is still to be asked behind so many layers."""
         return self.prompt is not None and layer in self.pruner.layers and layer not in self.state.cuts
 
-    def score(self, module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, asked: dict) -> None:
+    def score_raters(
+        self, module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, asked: dict
+    ) -> None:
         """Called by the attention of a scoring layer."""
         layer = module.pruning_layer + 1
-        if self.open(layer):
-            known = {name: asked[name] for name in SCORING if asked.get(name) is not None}
-            self.scores[layer] = rows(query, key, mask, self.raters, self.pruner.heads, **known)
+        if self.is_undecided(layer):
+            known = {name: asked[name] for name in SCORING_ARGUMENTS if asked.get(name) is not None}
+            self.scores[layer] = compute_attention_rows(
+                query, key, mask, self.raters, self.pruner.heads, **known
+            )
 
     @torch.no_grad()
-    def decide(self, layer: int, hidden: Tensor, name: str) -> None:
+    def ask_pruner(self, layer: int, hidden: Tensor, name: str) -> None:
         """Ask the pruner behind `layer` layers, once: a checkpointed layer may run again."""
-        if not self.open(layer):
+        if not self.is_undecided(layer):
             return
         if layer not in self.scores:
             raise UsageError(
                 f"pruning: the attention of {name} does not hand its keyword arguments to the "
                 "attention function, so it cannot be scored; choose another language model"
             )
-        number, prompt, before = self.pruner.layers.index(layer), self.prompt, self.state.cut(layer)
-        choice = self.pruner.choose(
+        number, prompt, before = self.pruner.layers.index(layer), self.prompt, self.state.last_cut(layer)
+        choice = self.pruner.choose_tokens(
             View(number, self.visual, self.counts, prompt.counts, self.raters, self.scores.pop(layer), hidden)
         )
         self.left[layer] = list(choice.counts)
@@ -73,25 +77,25 @@ class Run:
             layer, before, self.state.length, self.visual, choice, rest, self.pruner.positions == "renumber"
         )
         self.state.cuts[layer] = cut
-        places = cut.places() if before is None else cut.places().gather(1, before.index)
+        places = cut.locate_tokens() if before is None else cut.locate_tokens().gather(1, before.index)
         left = places.gather(1, self.raters.clamp(min=0))
         self.raters = torch.where(self.raters >= 0, left, -1)
         self.visual, self.counts = choice.keep.gather(1, cut.step), list(choice.counts)
 
-    def memo(self, cut: Cut, value: object, make) -> object:
+    def build_once(self, cut: Cut, value: object, make) -> object:
         """`make()`, once for each cut and object: most layers share masks and positions."""
         key = (cut.layer, id(value))
         if key not in self.narrowed:
             self.narrowed[key] = (value, make())  # the object, too: its id must not be used again
         return self.narrowed[key][1]
 
-    def mask(self, cut: Cut, mask: object) -> Tensor | None:
+    def narrow_mask(self, cut: Cut, mask: object) -> Tensor | None:
         if mask is not None and not isinstance(mask, Tensor):
             raise UsageError(
                 f"pruning: no way to narrow attention masks of type {type(mask).__name__}; load "
                 "the language model with attn_implementation='sdpa'"
             )
-        return self.memo(cut, mask, lambda: cut.mask(mask, self.total, self.new, not self.flash))
+        return self.build_once(cut, mask, lambda: cut.narrow_mask(mask, self.total, self.new, not self.flash))
 
     def rotary(self, cut: Cut, embeddings: object) -> object:
         """(cos, sin) (..., B or 1, T, d) for the tokens that are left."""
@@ -102,23 +106,23 @@ class Run:
             return each.gather(-2, cut.rotary.unsqueeze(-1).expand(*sides, -1, -1, each.shape[-1]))
 
         is_one = isinstance(embeddings, Tensor)
-        return self.memo(
+        return self.build_once(
             cut, embeddings, lambda: narrow(embeddings) if is_one else tuple(map(narrow, embeddings))
         )
 
-    def queries(self, cut: Cut, context: QueryContext) -> QueryContext:
+    def narrow_queries(self, cut: Cut, context: QueryContext) -> QueryContext:
         """A query module's context among the tokens that are left."""
 
         def narrow() -> QueryContext:
-            index = cut.places().gather(1, context.query_index.clamp(min=0))
+            index = cut.locate_tokens().gather(1, context.query_index.clamp(min=0))
             index = torch.where(context.query_index >= 0, index, -1)
             mask = context.question_mask
             mask = mask.gather(2, cut.index.unsqueeze(1).expand(-1, mask.shape[1], -1))
             return QueryContext(index, mask, context.features, context.feature_mask, context.receipt)
 
-        return self.memo(cut, context, narrow)
+        return self.build_once(cut, context, narrow)
 
-    def count(self) -> None:
+    def record_passed_tokens(self) -> None:
         """Tell the pruner how many visual tokens a prefill took through the layers. UsageError if some of its
         layers were never asked."""
         if self.prompt is None:
@@ -130,5 +134,5 @@ class Run:
             )
         first, made = self.prompt.counts, sorted(self.left.items())
         layers, left = [k for k, _ in made], [sum(counts) for _, counts in made]
-        self.pruner.passed += sum(by_layer(self.pruner.llm_layers, layers, left, sum(first)))
+        self.pruner.passed += sum(expand_to_layers(self.pruner.llm_layers, layers, left, sum(first)))
         self.pruner.rows += sum(n > 0 for n in first)

@@ -4,26 +4,26 @@ from collections.abc import Callable, Sequence
 
 from compressors.errors import UsageError
 
-PUBLISHED = 32  # decoder layers of the models that the papers prune
+PUBLISHED_DEPTH = 32  # decoder layers of the models that the papers prune
 
 
-def count(n: int, share: float) -> int:
+def round_share(n: int, share: float) -> int:
     """A share of `n` tokens, to the nearest; halves up."""
     return int(n * share + 0.5)
 
 
-def scaled(depth: int, layers: Sequence[int]) -> tuple[int, ...]:
+def scale_layers(depth: int, layers: Sequence[int]) -> tuple[int, ...]:
     """Layers of a model with `PUBLISHED` of them at the same place in one of `depth`, all of them different;
     in a very shallow one fewer."""
     found = []
     for layer in layers:
-        place = max(count(layer, depth / PUBLISHED), found[-1] + 1 if found else 1)
+        place = max(round_share(layer, depth / PUBLISHED_DEPTH), found[-1] + 1 if found else 1)
         if place < depth:
             found.append(place)
     return tuple(found)
 
 
-def check(depth: int, layers: Sequence[int], shares: Sequence[float] | None) -> None:
+def check_schedule(depth: int, layers: Sequence[int], shares: Sequence[float] | None) -> None:
     """UsageError for layers that a model of `depth` does not have, or shares that grow."""
     if depth < 2:
         raise UsageError("pruning: the language model has one decoder layer; there is none behind it to save")
@@ -40,7 +40,7 @@ def check(depth: int, layers: Sequence[int], shares: Sequence[float] | None) -> 
         raise UsageError(f"shares {list(shares)}: each must be in [0, 1] and none above the one before it")
 
 
-def by_layer(depth: int, layers: Sequence[int], left: Sequence[float], start: float) -> list[float]:
+def expand_to_layers(depth: int, layers: Sequence[int], left: Sequence[float], start: float) -> list[float]:
     """What is in each of `depth` layers, of `start` in the first and `left[i]` behind layer `layers[i]`."""
     found = [start] * depth
     for layer, value in zip(layers, left):
@@ -48,17 +48,17 @@ def by_layer(depth: int, layers: Sequence[int], left: Sequence[float], start: fl
     return found
 
 
-def average(depth: int, layers: Sequence[int], shares: Sequence[float]) -> float:
+def average_share(depth: int, layers: Sequence[int], shares: Sequence[float]) -> float:
     """Mean share over the layers."""
-    return sum(by_layer(depth, layers, shares, 1.0)) / depth
+    return sum(expand_to_layers(depth, layers, shares, 1.0)) / depth
 
 
-def solve(
+def solve_shares(
     depth: int, layers: Sequence[int], wanted: float, shares: Callable[[float], tuple[float, ...]]
 ) -> tuple[float, ...]:
     """The shares, of a family `shares(r)` that grows with r in [0, 1], whose average over layers is `wanted`.
     UsageError if none has it."""
-    least = average(depth, layers, shares(0.0))
+    least = average_share(depth, layers, shares(0.0))
     if not least <= wanted <= 1:
         raise UsageError(
             f"average={wanted}: the layers before the first drop see all visual tokens, so the "
@@ -67,19 +67,19 @@ def solve(
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        if average(depth, layers, shares(middle)) < wanted:
+        if average_share(depth, layers, shares(middle)) < wanted:
             low = middle
         else:
             high = middle
     return shares(high)
 
 
-def geometric(ratio: float, stages: int) -> tuple[float, ...]:
+def geometric_shares(ratio: float, stages: int) -> tuple[float, ...]:
     """A share `ratio` of what is left goes on at each stage."""
     return tuple(ratio ** (i + 1) for i in range(stages))
 
 
-def share_of(**knobs: float | None) -> None:
+def check_shares(**knobs: float | None) -> None:
     """Each knob is a share, in [0, 1], or None."""
     for name, value in knobs.items():
         if value is not None and not 0 <= value <= 1:

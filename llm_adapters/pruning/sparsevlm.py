@@ -18,7 +18,9 @@ from llm_adapters.adapter import query_positions
 from llm_adapters.pruning import schedule
 from llm_adapters.pruning.base import Choice, Positions, Prompt, Pruner, View, register, top
 
-NEAREST = 5  # neighbours, itself among them, that a token's density is told by; fewer in small clusters
+DENSITY_NEIGHBOURS = (
+    5  # neighbours, itself among them, that a token's density is told by; fewer in small clusters
+)
 
 
 @register("sparsevlm")
@@ -44,31 +46,35 @@ class SparseVLM(Pruner):
         cluster: float = 0.1,
         positions: Positions = "renumber",
     ):
-        schedule.share_of(ratio=ratio, average=average, adaptive=adaptive, recycle=recycle, cluster=cluster)
+        schedule.check_shares(
+            ratio=ratio, average=average, adaptive=adaptive, recycle=recycle, cluster=cluster
+        )
         if adaptive is not None and average is not None:
             raise UsageError(
                 f"sparsevlm: adaptive={adaptive} settles the counts, so average={average} "
                 "cannot; set one of them"
             )
-        layers = schedule.scaled(llm_layers, (3, 7, 16)) if layers is None else layers
-        schedule.check(llm_layers, layers, None)
+        layers = schedule.scale_layers(llm_layers, (3, 7, 16)) if layers is None else layers
+        schedule.check_schedule(llm_layers, layers, None)
         shares = (
-            schedule.geometric(ratio, len(layers))
+            schedule.geometric_shares(ratio, len(layers))
             if average is None
-            else schedule.solve(llm_layers, layers, average, lambda r: schedule.geometric(r, len(layers)))
+            else schedule.solve_shares(
+                llm_layers, layers, average, lambda r: schedule.geometric_shares(r, len(layers))
+            )
         )
         super().__init__(llm_layers, layers, None if adaptive is not None else shares, positions)
         self.adaptive, self.recycle, self.cluster = adaptive, recycle, cluster
 
     def raters(self, prompt: Prompt) -> Tensor:
         text = prompt.text | (prompt.last & ~prompt.text.any(1, keepdim=True))  # no question: the last token
-        chosen = relevant(prompt.embeds, prompt.visual, text)
+        chosen = find_relevant_text(prompt.embeds, prompt.visual, text)
         return query_positions(chosen, chosen.shape[1] if chosen.is_meta else None)
 
-    def choose(self, view: View) -> Choice:
-        scores = view.received()
-        kept = self.targets(view) if self.adaptive is None else self.by_rank(view)
-        clusters = [self.clusters(left - k) for left, k in zip(view.counts, kept)]
+    def choose_tokens(self, view: View) -> Choice:
+        scores = view.average_attention()
+        kept = self.count_kept_tokens(view) if self.adaptive is None else self.count_kept_by_rank(view)
+        clusters = [self.count_clusters(left - k) for left, k in zip(view.counts, kept)]
         if self.adaptive is None:  # they are part of the count
             best = [max(k - c, 0) for k, c in zip(kept, clusters)]
             clusters = [k - b for k, b in zip(kept, best)]
@@ -79,15 +85,15 @@ class SparseVLM(Pruner):
             return choice
         merged = [max(c, int((left - b) * self.recycle)) for left, b, c in zip(view.counts, best, clusters)]
         second = top(scores, view.visual & ~choice.keep, merged).keep
-        centres, into = density_peaks(view.hidden, second, clusters)
+        centres, into = find_density_peaks(view.hidden, second, clusters)
         return Choice(choice.keep | centres, kept, into)
 
-    def clusters(self, dropped: int) -> int:
+    def count_clusters(self, dropped: int) -> int:
         """How many clusters come of `dropped` tokens."""
         merged = int(dropped * self.recycle)
         return min(merged, int(merged * self.cluster) + 1) if merged else 0
 
-    def by_rank(self, view: View) -> list[int]:
+    def count_kept_by_rank(self, view: View) -> list[int]:
         """What each row keeps by the rank of its raters' attention to its visual tokens."""
         if view.attention.is_meta:
             self.known_shares()
@@ -96,7 +102,7 @@ class SparseVLM(Pruner):
         return [n - int(self.adaptive * max(n - rank, 0)) for n, rank in zip(view.counts, ranks)]
 
 
-def relevant(embeds: Tensor, visual: Tensor, text: Tensor) -> Tensor:
+def find_relevant_text(embeds: Tensor, visual: Tensor, text: Tensor) -> Tensor:
     """(B, T): text tokens that visual ones are relevant to at least as much as to the mean of them."""
     products = (embeds.float() @ embeds.float().mT).masked_fill(~text.unsqueeze(1), -torch.inf)
     weights = (products.softmax(2) * visual.unsqueeze(2)).sum(1) / visual.sum(1, keepdim=True).clamp(min=1)
@@ -104,7 +110,7 @@ def relevant(embeds: Tensor, visual: Tensor, text: Tensor) -> Tensor:
     return text & (weights >= mean * (1 - 1e-5))  # rounding must not leave a single word below its own mean
 
 
-def density_peaks(hidden: Tensor, chosen: Tensor, clusters: list[int]) -> tuple[Tensor, Tensor]:
+def find_density_peaks(hidden: Tensor, chosen: Tensor, clusters: list[int]) -> tuple[Tensor, Tensor]:
     """The `chosen` (B, T) tokens of (B, T, D) as `clusters[b]` clusters each (DPC-kNN: centres are dense and
     far from what is denser). Returns the centres (B, T) and the token each token belongs to (B, T); tokens
     that are not chosen belong to themselves."""
@@ -114,7 +120,11 @@ def density_peaks(hidden: Tensor, chosen: Tensor, clusters: list[int]) -> tuple[
     # decides which of two is the centre
     distance = torch.cdist(tokens, tokens, compute_mode="donot_use_mm_for_euclid_dist")
     distance = distance / tokens.shape[-1] ** 0.5
-    near = distance.masked_fill(~pair, torch.inf).topk(min(NEAREST, distance.shape[1]), largest=False).values
+    near = (
+        distance.masked_fill(~pair, torch.inf)
+        .topk(min(DENSITY_NEIGHBOURS, distance.shape[1]), largest=False)
+        .values
+    )
     members = chosen.sum(1) // torch.tensor(clusters, device=chosen.device).clamp(min=1)
     counted = torch.arange(near.shape[2], device=chosen.device) < members.clamp(min=2).view(-1, 1, 1)
     near = near.masked_fill(~counted | near.isinf(), 0)  # no neighbours beyond a cluster's usual size

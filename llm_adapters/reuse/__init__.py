@@ -33,8 +33,8 @@ from connectors.projector import registry as projectors
 from llm_adapters.adapter import llm_sizes
 from llm_adapters.conversation import QUERY, QUESTION
 from llm_adapters.reuse import processors
-from llm_adapters.reuse.families import FAMILIES, Family, family_of, native_grid, tower_dim
-from llm_adapters.reuse.parts import NAME, Markers, VisualParts
+from llm_adapters.reuse.families import FAMILIES, ModelFamily, find_family, read_native_grid, read_tower_dim
+from llm_adapters.reuse.parts import PARTS_ATTRIBUTE, Markers, VisualParts
 from llm_adapters.reuse.pruning import prune
 
 __all__ = ["FAMILIES", "attach", "detach", "load", "pick", "prune", "trained"]
@@ -57,13 +57,13 @@ def attach(
                     projector after a compressor that projects itself, otherwise `mlp2x_gelu`
     UsageError for a model, compressor or knob that cannot be; nothing has changed then.
     """
-    family = family_of(model)
+    family = find_family(model)
     if not isinstance(processor, ProcessorMixin):
         raise UsageError(
             f"processor={type(processor).__name__}: give the model's AutoProcessor, which "
             "counts its placeholders"
         )
-    if hasattr(model, NAME):
+    if hasattr(model, PARTS_ATTRIBUTE):
         raise UsageError(f"the model has a {model.config.slothkit['compressor']} already; detach it first")
     if hasattr(processor, "attached"):
         raise UsageError("the processor counts for another model with a compressor; load a fresh one")
@@ -75,11 +75,11 @@ def attach(
         "new_projector": new_projector,
     }
     base, sizes = model.base_model, llm_sizes(model.config)
-    part = compressors.create(compressor, dim=tower_dim(base), llm_dim=sizes["llm_dim"], **knobs)
-    _check_fits(part, compressor)
+    part = compressors.create(compressor, dim=read_tower_dim(base), llm_dim=sizes["llm_dim"], **knobs)
+    _check_compressor(part, compressor)
     queries = None
     if query_module is not None:
-        sizes = {**sizes, "vision_dim": tower_dim(base)}
+        sizes = {**sizes, "vision_dim": read_tower_dim(base)}
         queries = query_modules.create(query_module, **sizes, **(query_knobs or {}))
     elif query_knobs:
         raise UsageError(
@@ -87,28 +87,30 @@ def attach(
             f"{', '.join(query_modules.names())}"
         )
     own = family.width(base.get_submodule(family.projector))
-    projector = _projector(part, own, new_projector, sizes["llm_dim"])
-    grid = _grid(family, base)
+    projector = _create_projector(part, own, new_projector, sizes["llm_dim"])
+    grid = _find_common_grid(family, base)
     if grid is not None:
         part.num_tokens(*grid)  # says so where it cannot be
-    model.config.slothkit = {**record, "counts": processors.counts(processor)}
-    processors.attach(processor, family.processor, part, grid, queries.num_queries if queries else 0)
-    markers, like = _markers(model, processor, queries), model.get_input_embeddings().weight
+    model.config.slothkit = {**record, "counts": processors.read_counts(processor)}
+    processors.attach_processor(
+        processor, family.processor, part, grid, queries.num_queries if queries else 0
+    )
+    markers, like = _create_markers(model, processor, queries), model.get_input_embeddings().weight
     parts = VisualParts(model, family, part, projector, queries, markers)
-    model.add_module(NAME, parts.to(like.device, like.dtype).train(model.training))
+    model.add_module(PARTS_ATTRIBUTE, parts.to(like.device, like.dtype).train(model.training))
     try:
-        parts.insert()
+        parts.insert_parts()
     except UsageError:
         detach(model, processor)
         raise
 
 
-def _grid(family: Family, base: nn.Module) -> tuple[int, int] | None:
+def _find_common_grid(family: ModelFamily, base: nn.Module) -> tuple[int, int] | None:
     """The patch grid where all images have one."""
-    return None if family.processor == "grid" else native_grid(base)
+    return None if family.processor == "grid" else read_native_grid(base)
 
 
-def _check_fits(part: compressors.Compressor, name: str) -> None:
+def _check_compressor(part: compressors.Compressor, name: str) -> None:
     if part.needs_text:
         raise UsageError(
             f"compressor '{name}' reads the question, which `generate` of transformers does not "
@@ -121,7 +123,9 @@ def _check_fits(part: compressors.Compressor, name: str) -> None:
         )
 
 
-def _projector(part: compressors.Compressor, own: int, name: str | None, llm_dim: int) -> nn.Module | None:
+def _create_projector(
+    part: compressors.Compressor, own: int, name: str | None, llm_dim: int
+) -> nn.Module | None:
     if name is None and not part.projects and part.out_dim == own:
         return None
     if name is None:
@@ -129,7 +133,9 @@ def _projector(part: compressors.Compressor, own: int, name: str | None, llm_dim
     return projectors.create(name, in_dim=part.out_dim, llm_dim=llm_dim)
 
 
-def _markers(model: PreTrainedModel, processor: ProcessorMixin, queries: nn.Module | None) -> Markers | None:
+def _create_markers(
+    model: PreTrainedModel, processor: ProcessorMixin, queries: nn.Module | None
+) -> Markers | None:
     if queries is None:
         return None
     tokenizer, embed = processor.tokenizer, model.get_input_embeddings()
@@ -147,32 +153,32 @@ def pick(model: PreTrainedModel, processor: ProcessorMixin, scale: int) -> None:
     """One of the token counts at which a compressor was trained (`matryoshka`), in the model and in the
     placeholders of the processor that `attach` or `load` gave. `save_pretrained` keeps it.
     UsageError for a scale that the compressor does not have; nothing has changed then."""
-    parts = getattr(model, NAME, None)
+    parts = getattr(model, PARTS_ATTRIBUTE, None)
     if parts is None:
         raise UsageError("pick: nothing is attached to this model")
-    counted = processors.picked(processor, scale)
+    counted = processors.copy_at_scale(processor, scale)
     parts.compressor.pick(scale)
-    processors.recount(processor, counted, _grid(parts.family, model.base_model))
+    processors.update_counts(processor, counted, _find_common_grid(parts.family, model.base_model))
     model.config.slothkit["scale"] = scale
 
 
 def detach(model: PreTrainedModel, processor: ProcessorMixin | None = None) -> None:
     """Both as they were before `attach`."""
-    parts = getattr(model, NAME, None)
+    parts = getattr(model, PARTS_ATTRIBUTE, None)
     if parts is None:
         raise UsageError("detach: nothing is attached to this model")
-    parts.remove()
-    delattr(model, NAME)
+    parts.remove_parts()
+    delattr(model, PARTS_ATTRIBUTE)
     del model.config.slothkit
     if processor is not None:
-        processors.detach(processor)
+        processors.detach_processor(processor)
 
 
 def trained(model: nn.Module) -> list[str]:
     """Names of the attached parts, for `modules_to_save` of a peft configuration."""
     return [
-        f"{NAME}.{name}"
-        for name, part in getattr(model, NAME).named_children()
+        f"{PARTS_ATTRIBUTE}.{name}"
+        for name, part in getattr(model, PARTS_ATTRIBUTE).named_children()
         if any(True for _ in part.parameters())
     ]
 
@@ -187,7 +193,7 @@ def load(folder: str | Path, **kwargs) -> tuple[PreTrainedModel, ProcessorMixin]
     finally:
         logging.set_verbosity(level)
     record = dict(getattr(model.config, "slothkit", None) or {})
-    strange = [key for key in told["unexpected_keys"] if not key.startswith(f"{NAME}.")]
+    strange = [key for key in told["unexpected_keys"] if not key.startswith(f"{PARTS_ATTRIBUTE}.")]
     if not record or strange or told["missing_keys"]:
         wrong = strange or sorted(told["missing_keys"]) or ["config.json has no slothkit record"]
         raise UsageError(f"{folder}: not a model saved with a compressor attached ({wrong[0]})")
@@ -199,15 +205,15 @@ def load(folder: str | Path, **kwargs) -> tuple[PreTrainedModel, ProcessorMixin]
     attach(model, processor, **record, **knobs)
     if scale is not None:
         pick(model, processor, scale)
-    getattr(model, NAME).load_state_dict(_saved(folder))
+    getattr(model, PARTS_ATTRIBUTE).load_state_dict(_read_saved_parts(folder))
     return model, processor
 
 
-def _saved(folder: Path) -> dict[str, torch.Tensor]:
+def _read_saved_parts(folder: Path) -> dict[str, torch.Tensor]:
     """The attached parts' tensors."""
     found = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
-            names = [key for key in tensors.keys() if key.startswith(f"{NAME}.")]  # noqa: SIM118
-            found.update({key.removeprefix(f"{NAME}."): tensors.get_tensor(key) for key in names})
+            names = [key for key in tensors.keys() if key.startswith(f"{PARTS_ATTRIBUTE}.")]  # noqa: SIM118
+            found.update({key.removeprefix(f"{PARTS_ATTRIBUTE}."): tensors.get_tensor(key) for key in names})
     return found

@@ -17,29 +17,29 @@ from torch import Tensor, nn
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
 from compressors.errors import UsageError
-from connectors.versions import at_least
+from connectors.versions import is_at_least
 
-Grid = tuple[int, int]
-Raw = Callable[..., object]
+PatchGrid = tuple[int, int]
+RawFunction = Callable[..., object]
 
 
-def _through(module: nn.Module, features: Tensor, *levels: Tensor) -> Tensor:  # noqa: ARG001
+def _pass_features(module: nn.Module, features: Tensor, *levels: Tensor) -> Tensor:  # noqa: ARG001
     return torch.cat([features, *levels], -1)
 
 
-def _normed_groups(merger: nn.Module, features: Tensor, *levels: Tensor) -> Tensor:
+def _group_windows(merger: nn.Module, features: Tensor, *levels: Tensor) -> Tensor:
     """(patches, C) in windows of m x m -> (windows, m * m * C): windows are put in order after the merger."""
     window = merger.hidden_size // features.shape[-1]
     return rearrange(torch.cat([merger.ln_q(features), *levels], -1), "(n m) c -> n (m c)", m=window)
 
 
-def _unpacked(base: nn.Module, image_features: Sequence[Tensor]) -> tuple[list[Tensor], None]:  # noqa: ARG001
+def _skip_packing(base: nn.Module, image_features: Sequence[Tensor]) -> tuple[list[Tensor], None]:  # noqa: ARG001
     return list(image_features), None
 
 
-def _patch_maps(base: nn.Module, entry: Tensor, arguments: Mapping, index: int) -> Tensor:  # noqa: ARG001
+def _make_patch_maps(base: nn.Module, entry: Tensor, arguments: Mapping, index: int) -> Tensor:  # noqa: ARG001
     """(..., patches, C), perhaps with a CLS token before them -> (n, H, W, C)."""
-    sides = zip(arguments["pixel_values"].shape[-2:], _pair(base.config.vision_config.patch_size))
+    sides = zip(arguments["pixel_values"].shape[-2:], _make_pair(base.config.vision_config.patch_size))
     height, width = (pixels // patch for pixels, patch in sides)
     whole = entry.shape[-2] // (height * width) * height * width
     return rearrange(
@@ -47,19 +47,21 @@ def _patch_maps(base: nn.Module, entry: Tensor, arguments: Mapping, index: int) 
     )
 
 
-def _merged_maps(base: nn.Module, entry: Tensor, arguments: Mapping, index: int) -> Tensor:
+def _unmerge_windows(base: nn.Module, entry: Tensor, arguments: Mapping, index: int) -> Tensor:
     """(windows, m * m * C) of an image -> (1, H, W, C)."""
     merge = base.visual.spatial_merge_size
     height, width = (int(side) // merge for side in arguments["image_grid_thw"][index][1:])
     return rearrange(entry, "(n h w) (i j c) -> n (h i) (w j) c", h=height, w=width, i=merge, j=merge)
 
 
-def _flat(_base: nn.Module, tokens: Tensor, _arguments: Mapping, _index: int, _grid: Grid | None) -> Tensor:
+def _flatten_crops(
+    _base: nn.Module, tokens: Tensor, _arguments: Mapping, _index: int, _grid: PatchGrid | None
+) -> Tensor:
     return tokens.flatten(0, 1)
 
 
-def _with_newlines(
-    base: nn.Module, tokens: Tensor, arguments: Mapping, index: int, grid: Grid | None
+def _join_tiles(
+    base: nn.Module, tokens: Tensor, arguments: Mapping, index: int, grid: PatchGrid | None
 ) -> Tensor:
     """(1 + tiles, N, D) -> thumbnail, then the tiles as one picture, unpadded, a newline after each row.
     Tokens without a grid stay tile after tile."""
@@ -75,16 +77,16 @@ def _with_newlines(
     return torch.cat([tokens[0], rearrange(torch.cat([whole, line], -1), "d h w -> (h w) d")])
 
 
-def _whole(projector: nn.Module, tokens: Tensor) -> Tensor:
+def _apply_projector(projector: nn.Module, tokens: Tensor) -> Tensor:
     return projector(tokens)
 
 
-def _gemma_projection(projector: nn.Module, tokens: Tensor) -> Tensor:
+def _project_gemma(projector: nn.Module, tokens: Tensor) -> Tensor:
     return projector.mm_soft_emb_norm(tokens) @ projector.mm_input_projection_weight
 
 
 @dataclass(frozen=True)
-class Family:
+class ModelFamily:
     """Paths are below `base`. `maps` and `pack` get `base`, an entry of `pooler_output` or its tokens, the
     arguments of `get_image_features` and the entry's index; an entry is an image or, with Idefics, a row.
 
@@ -103,66 +105,66 @@ class Family:
     language_model: str = "language_model"
     tower: str = "vision_tower"
     processor: str = "fixed"
-    raw: Mapping[str, Raw] = field(default_factory=dict)
-    project: Callable[[nn.Module, Tensor], Tensor] = _whole
+    raw: Mapping[str, RawFunction] = field(default_factory=dict)
+    project: Callable[[nn.Module, Tensor], Tensor] = _apply_projector
     width: Callable[[nn.Module], int] = lambda projector: projector.linear_1.in_features
-    maps: Callable[..., Tensor] = _patch_maps
-    pack: Callable[..., Tensor] = _flat
+    maps: Callable[..., Tensor] = _make_patch_maps
+    pack: Callable[..., Tensor] = _flatten_crops
     whole_images: bool = False
     rope: bool = False
     since: str = "5.0"
 
 
-_CONNECTOR = Family(
+_IDEFICS_FAMILY = ModelFamily(
     "connector",
     "text_model",
     "vision_model",
-    raw={"connector": _through},
+    raw={"connector": _pass_features},
     project=lambda connector, tokens: connector.modality_projection(tokens),
     width=lambda connector: connector.modality_projection.proj.in_features,
 )
-_MERGER = Family(
+_QWEN_FAMILY = ModelFamily(
     "visual.merger",
     tower="visual",
     processor="grid",
-    raw={"visual.merger": _normed_groups},
+    raw={"visual.merger": _group_windows},
     project=lambda merger, tokens: merger.mlp(tokens),
     width=lambda merger: merger.mlp[0].in_features,
-    maps=_merged_maps,
+    maps=_unmerge_windows,
     rope=True,
     since="5.10",  # before, its processor cannot be told the counts
 )
-_PROJECTOR = {"multi_modal_projector": _through}
+_RAW_PROJECTOR = {"multi_modal_projector": _pass_features}
 FAMILIES = {
-    "llava": Family("multi_modal_projector", raw=_PROJECTOR),
-    "llava_next": Family(
+    "llava": ModelFamily("multi_modal_projector", raw=_RAW_PROJECTOR),
+    "llava_next": ModelFamily(
         "multi_modal_projector",
-        raw={**_PROJECTOR, "pack_image_features": _unpacked},
+        raw={**_RAW_PROJECTOR, "pack_image_features": _skip_packing},
         processor="tiles",
-        pack=_with_newlines,
+        pack=_join_tiles,
         whole_images=True,
     ),
-    "internvl": Family("multi_modal_projector", raw={**_PROJECTOR, "pixel_shuffle": _through}),
-    "idefics3": _CONNECTOR,
-    "smolvlm": _CONNECTOR,
-    "paligemma": Family(
+    "internvl": ModelFamily("multi_modal_projector", raw={**_RAW_PROJECTOR, "pixel_shuffle": _pass_features}),
+    "idefics3": _IDEFICS_FAMILY,
+    "smolvlm": _IDEFICS_FAMILY,
+    "paligemma": ModelFamily(
         "multi_modal_projector",
-        raw=_PROJECTOR,
+        raw=_RAW_PROJECTOR,
         since="5.4",  # before, it scales by itself
         width=lambda projector: projector.linear.in_features,
     ),
-    "gemma3": Family(
+    "gemma3": ModelFamily(
         "multi_modal_projector",
-        raw=_PROJECTOR,
-        project=_gemma_projection,
+        raw=_RAW_PROJECTOR,
+        project=_project_gemma,
         width=lambda projector: projector.mm_input_projection_weight.shape[0],
     ),
-    "qwen2_vl": _MERGER,
-    "qwen2_5_vl": _MERGER,
+    "qwen2_vl": _QWEN_FAMILY,
+    "qwen2_5_vl": _QWEN_FAMILY,
 }
 
 
-def family_of(model: nn.Module) -> Family:
+def find_family(model: nn.Module) -> ModelFamily:
     """UsageError for a model that is none of them, with the names there are, or that PEFT has wrapped."""
     config = getattr(model, "config", None)
     kind = getattr(config, "model_type", type(model).__name__)
@@ -179,7 +181,7 @@ def family_of(model: nn.Module) -> Family:
             "with a CLIP or SigLIP tower"
         )
     family = FAMILIES[kind]
-    if not at_least(family.since):
+    if not is_at_least(family.since):
         raise UsageError(
             f"transformers {transformers.__version__}: a compressor can be put into {kind} from "
             f"{family.since} on; upgrade it"
@@ -187,7 +189,7 @@ def family_of(model: nn.Module) -> Family:
     return family
 
 
-def tower_dim(base: nn.Module) -> int:
+def read_tower_dim(base: nn.Module) -> int:
     """Channels of the patch features."""
     vision = base.config.vision_config
     if hasattr(vision, "embed_dim") and base.config.model_type == "qwen2_vl":
@@ -196,11 +198,13 @@ def tower_dim(base: nn.Module) -> int:
     return vision.hidden_size * (len(layers) if isinstance(layers, (list, tuple)) else 1)
 
 
-def native_grid(base: nn.Module) -> Grid:
+def read_native_grid(base: nn.Module) -> PatchGrid:
     """Patch grid of an image at the tower's own size."""
     vision = base.config.vision_config
-    return tuple(size // patch for size, patch in zip(_pair(vision.image_size), _pair(vision.patch_size)))
+    return tuple(
+        size // patch for size, patch in zip(_make_pair(vision.image_size), _make_pair(vision.patch_size))
+    )
 
 
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+def _make_pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)

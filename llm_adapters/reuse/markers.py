@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from compressors.errors import UsageError
-from llm_adapters.adapter import QueryContext, masks, query_positions
+from llm_adapters.adapter import QueryContext, make_query_masks, query_positions
 
 
 @dataclass
-class Images:
+class EncodedImages:
     """Encoded images: of each unit its patches (P, C) and how many placeholders it fills. A unit is a crop,
     or an image whose crops are one picture."""
 
@@ -28,11 +28,11 @@ class Markers(nn.Module):
         self.question_id, self.query_id = question_id, query_id
         self.question = nn.Parameter(embedding.detach().clone())
 
-    def are_in(self, ids: Tensor) -> Tensor:
+    def find_markers(self, ids: Tensor) -> Tensor:
         """Where the markers are."""
         return (ids == self.question_id) | (ids == self.query_id)
 
-    def turns(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def find_turns(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T) -> each token's turn, from 1, and whether it stands in that turn's question. What comes
         before a turn's `<question>`, such as an image, counts as that turn's."""
         begun = (ids == self.question_id).cumsum(1)
@@ -41,24 +41,26 @@ class Markers(nn.Module):
         asking = (begun > ends.cumsum(1)) & (ids != self.question_id)
         return torch.where(asking | is_query, begun, begun + 1), asking
 
-    def context(self, ids: Tensor, is_image: Tensor, images: Images | None) -> QueryContext | None:
+    def build_context(
+        self, ids: Tensor, is_image: Tensor, images: EncodedImages | None
+    ) -> QueryContext | None:
         """What a query module reads; None where no query token is."""
         index = query_positions(ids == self.query_id)
         if not index.shape[1] or not is_image.any():
             return None
         if images is None:  # generate has cut the tokens, but not the patches
             raise UsageError("a query module needs the whole prompt at once; leave out prefill_chunk_size")
-        turns, asking = self.turns(ids)
+        turns, asking = self.find_turns(ids)
         beams = int(is_image.sum()) // sum(images.counts)  # generate repeats each row so many times
-        features, patch_turn = by_row(images, is_image[::beams], turns[::beams])
+        features, patch_turn = group_by_row(images, is_image[::beams], turns[::beams])
         query_turn = turns.gather(1, index.clamp(min=0))
-        question, patches = masks(
+        question, patches = make_query_masks(
             index, turns * (asking & ~is_image), query_turn, patch_turn.repeat_interleave(beams, 0)
         )
         return QueryContext(index, question, features.repeat_interleave(beams, 0), patches)
 
 
-def by_row(images: Images, is_image: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
+def group_by_row(images: EncodedImages, is_image: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
     """Patches (B, P, C) and their turns (B, P), zeros where a row has fewer."""
     starts = torch.tensor([0, *images.counts[:-1]]).cumsum(0).tolist()
     blank = images.patches[0][:0]

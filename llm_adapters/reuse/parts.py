@@ -14,16 +14,24 @@ from transformers import PreTrainedModel
 from compressors.base import Compressor
 from compressors.errors import UsageError
 from connectors.query_module import QueryModule
-from connectors.versions import cache_of
+from connectors.versions import read_cache
 from llm_adapters.adapter import CONTEXT, QueryAdapter
 from llm_adapters.conversation import IGNORE
 from llm_adapters.kept_turns import GUESSED, check_turn, says_guessed
-from llm_adapters.reuse.families import Family, Raw, tower_dim
-from llm_adapters.reuse.markers import Images, Markers
-from llm_adapters.reuse.wrapping import Wrapping, check_images, encoded, image_features, named_arguments
-from llm_adapters.visual_prompt import place
+from llm_adapters.reuse.families import ModelFamily, RawFunction, read_tower_dim
+from llm_adapters.reuse.markers import EncodedImages, Markers
+from llm_adapters.reuse.wrapping import (
+    Wrapping,
+    bind_arguments,
+    check_placeholders,
+    encode_pixels,
+    extract_image_features,
+)
+from llm_adapters.visual_prompt import place_visual_tokens
 
-NAME = "slothkit"  # the attribute of the model that holds the parts, and their prefix in its state dict
+PARTS_ATTRIBUTE = (
+    "slothkit"  # the attribute of the model that holds the parts, and their prefix in its state dict
+)
 
 
 class VisualParts(nn.Module, QueryAdapter):
@@ -32,7 +40,7 @@ class VisualParts(nn.Module, QueryAdapter):
     def __init__(
         self,
         model: PreTrainedModel,
-        family: Family,
+        family: ModelFamily,
         compressor: Compressor,
         projector: nn.Module | None,
         query_module: QueryModule | None,
@@ -46,9 +54,9 @@ class VisualParts(nn.Module, QueryAdapter):
         self._wrapping, self._raw, self._levels = Wrapping(), False, {}
         self._made: tuple[Tensor | None, object] = None, None  # pixel values, and what was made of them
 
-    def insert(self) -> None:
+    def insert_parts(self) -> None:
         """Wrap the model's methods and register the hooks."""
-        (base, model), wrap, handles = self._outside, self._wrapping.wrap, self._wrapping.handles
+        (base, model), wrap, handles = self._outside, self._wrapping.wrap_method, self._wrapping.handles
         modules = dict(base.named_modules())
         for path, raw in self.family.raw.items():
             owner, name = (modules[path], "forward") if path in modules else (base, path)
@@ -56,18 +64,18 @@ class VisualParts(nn.Module, QueryAdapter):
         wrap(base, "get_image_features", self._image_features)
         if self.family.rope:
             wrap(base, "get_rope_index", self._rope_index)
-        handles.append(base.register_forward_pre_hook(self._before_model, with_kwargs=True))
+        handles.append(base.register_forward_pre_hook(self._encode_inputs, with_kwargs=True))
         self._hook_levels(getattr(base, self.family.tower), base.config.vision_config)
         if self.query_module is not None:
-            wrap(base.get_input_embeddings(), "forward", self._embed)
+            wrap(base.get_input_embeddings(), "forward", self._embed_markers)
             wrap(model, "prepare_inputs_for_generation", says_guessed)
-            handles.append(model.register_forward_pre_hook(self._before_forward, with_kwargs=True))
+            handles.append(model.register_forward_pre_hook(self._prepare_forward, with_kwargs=True))
             handles += self.hook_query_module(getattr(base, self.family.language_model))
-            handles.append(base.register_forward_hook(self._after_model, with_kwargs=True))
+            handles.append(base.register_forward_hook(self._check_context_read, with_kwargs=True))
 
-    def remove(self) -> None:
+    def remove_parts(self) -> None:
         """Undo `insert`."""
-        self._wrapping.undo()
+        self._wrapping.unwrap_all()
         for module in self._outside[0].modules():
             for name in ("query_insertion", "visual_level"):
                 vars(module).pop(name, None)
@@ -84,16 +92,16 @@ class VisualParts(nn.Module, QueryAdapter):
                     f"level {level}: the tower has {count} blocks; choose {-count}..-1 or 1..{count}"
                 )
             blocks[index - 1].visual_level = index
-            self._wrapping.handles.append(blocks[index - 1].register_forward_hook(self._after_block))
+            self._wrapping.handles.append(blocks[index - 1].register_forward_hook(self._record_level))
             self._levels[level] = index
 
-    def _after_block(self, block: nn.Module, args: tuple, output) -> None:  # noqa: ARG002
+    def _record_level(self, block: nn.Module, args: tuple, output) -> None:  # noqa: ARG002
         if self._raw is not False:
             self._raw[block.visual_level] = output[0] if isinstance(output, tuple) else output
 
     def _image_features(self, original: Callable, *args, **kwargs):
         """The model's `get_image_features`: visual tokens in `pooler_output`, and `images` beside it."""
-        arguments, base = named_arguments(original, args, kwargs), self._outside[0]
+        arguments, base = bind_arguments(original, args, kwargs), self._outside[0]
         pixels, made = self._made
         if pixels is not None and arguments["pixel_values"] is pixels:
             self._made = None, None
@@ -108,14 +116,14 @@ class VisualParts(nn.Module, QueryAdapter):
         grids = [self.compressor.out_grid(*m.shape[1:3]) for m in maps]
         packed = [
             self.family.pack(base, tokens, arguments, i, grids[i])
-            for i, tokens in enumerate(self._compress(maps))
+            for i, tokens in enumerate(self._compress_maps(maps))
         ]
         output.pooler_output = torch.stack(packed) if isinstance(entries, Tensor) else packed
         if self.query_module is not None:
-            output.images = self._units([m[..., : tower_dim(base)] for m in maps], packed)
+            output.images = self._collect_images([m[..., : read_tower_dim(base)] for m in maps], packed)
         return output
 
-    def _compress(self, maps: list[Tensor]) -> list[Tensor]:
+    def _compress_maps(self, maps: list[Tensor]) -> list[Tensor]:
         """Maps (n_i, H_i, W_i, C) -> tokens (n_i, N_i, D); those of one size together."""
         out: dict[int, Tensor] = {}
         for size in dict.fromkeys(m.shape[1:3] for m in maps):
@@ -138,21 +146,21 @@ class VisualParts(nn.Module, QueryAdapter):
         own = self._outside[0].get_submodule(self.family.projector)
         return self.family.project(own, tokens)
 
-    def _units(self, maps: list[Tensor], packed: list[Tensor]) -> Images:
+    def _collect_images(self, maps: list[Tensor], packed: list[Tensor]) -> EncodedImages:
         if self.family.whole_images:
-            return Images([m.flatten(0, 2) for m in maps], [len(tokens) for tokens in packed])
+            return EncodedImages([m.flatten(0, 2) for m in maps], [len(tokens) for tokens in packed])
         crops = [crop for m in maps for crop in rearrange(m, "n h w c -> n (h w) c")]
-        return Images(crops, [len(tokens) // len(m) for m, tokens in zip(maps, packed) for _ in m])
+        return EncodedImages(crops, [len(tokens) // len(m) for m, tokens in zip(maps, packed) for _ in m])
 
-    def _embed(self, original: Callable, ids: Tensor) -> Tensor:
+    def _embed_markers(self, original: Callable, ids: Tensor) -> Tensor:
         """The LLM's embeddings, which have no rows for the markers."""
         markers = self.markers
-        embeds = original(ids.masked_fill(markers.are_in(ids), 0))
+        embeds = original(ids.masked_fill(markers.find_markers(ids), 0))
         if ids.ndim != 2:  # the model looks up a placeholder
             return embeds
         is_question = (ids == markers.question_id).unsqueeze(-1)
         embeds = torch.where(is_question, markers.question.to(embeds), embeds)
-        return place(embeds, ids == markers.query_id, self.query_module.tokens.to(embeds))
+        return place_visual_tokens(embeds, ids == markers.query_id, self.query_module.tokens.to(embeds))
 
     def _rope_index(
         self,
@@ -175,12 +183,12 @@ class VisualParts(nn.Module, QueryAdapter):
             input_ids, mm_token_type_ids=mm_token_type_ids, image_grid_thw=image_grid_thw, **options
         )
 
-    def _before_model(self, base: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    def _encode_inputs(self, base: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Encodes images, as `generate` does on its own, checks their count, adds what EmbQ reads."""
-        kwargs = encoded(base, named_arguments(base.forward, args, kwargs))
+        kwargs = encode_pixels(base, bind_arguments(base.forward, args, kwargs))
         ids, image = kwargs.get("input_ids"), (kwargs.get("mm_encoder_outputs") or {}).get("image")
         if image is None and kwargs.get("pixel_values") is not None:  # the model will ask for these, then
-            image = image_features(base, kwargs)
+            image = extract_image_features(base, kwargs)
             self._made = kwargs["pixel_values"], image
         if ids is None:
             if image is not None and self.query_module is not None:
@@ -190,7 +198,7 @@ class VisualParts(nn.Module, QueryAdapter):
                 )
             return (), kwargs
         is_image = ids == self.image_token_id
-        check_images(is_image, image is not None)
+        check_placeholders(is_image, image is not None)
         if image is None:
             return (), kwargs
         found, made = int(is_image.sum()), sum(len(tokens) for tokens in image.pooler_output)
@@ -201,22 +209,22 @@ class VisualParts(nn.Module, QueryAdapter):
                 "a scale by reuse.pick"
             )
         if self.query_module is not None:
-            kwargs[CONTEXT] = self.markers.context(ids, is_image, getattr(image, "images", None))
+            kwargs[CONTEXT] = self.markers.build_context(ids, is_image, getattr(image, "images", None))
         return (), kwargs
 
-    def _after_model(self, base: nn.Module, args: tuple, kwargs: dict, output) -> None:  # noqa: ARG002
+    def _check_context_read(self, base: nn.Module, args: tuple, kwargs: dict, output) -> None:  # noqa: ARG002
         if kwargs.get(CONTEXT) is not None:
             kwargs[CONTEXT].check_read(getattr(base, self.family.language_model))
 
-    def _before_forward(self, model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    def _prepare_forward(self, model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Refuses a new turn behind a cache. Markers are no words to be learned: the output layer has no rows
         for them."""
-        kwargs = named_arguments(model.forward, args, kwargs)
+        kwargs = bind_arguments(model.forward, args, kwargs)
         if not kwargs.pop(GUESSED, False):
-            check_turn(kwargs.get("input_ids"), cache_of(kwargs), self.markers.query_id)
+            check_turn(kwargs.get("input_ids"), read_cache(kwargs), self.markers.query_id)
         labels = kwargs.get("labels")
         if labels is not None:
-            kwargs["labels"] = labels.masked_fill(self.markers.are_in(labels), IGNORE)
+            kwargs["labels"] = labels.masked_fill(self.markers.find_markers(labels), IGNORE)
         return (), kwargs
 
 
@@ -224,7 +232,7 @@ class RawInstead:
     """While images are encoded, patch features instead of the model's own reduction; with a compressor's
     levels beside them in the channels."""
 
-    def __init__(self, parts: VisualParts, owner: nn.Module, raw: Raw):
+    def __init__(self, parts: VisualParts, owner: nn.Module, raw: RawFunction):
         self.parts, self.owner, self.raw = parts, owner, raw
 
     def __call__(self, original: Callable, features: Tensor, *args, **kwargs):

@@ -17,11 +17,11 @@ from compressors.base import Compressor
 from compressors.errors import UsageError
 from llm_adapters.conversation import QUERY, QUESTION
 
-COUNTS = ("image_seq_length", "image_seq_len", "num_additional_image_tokens", "full_image_sequence")
+COUNT_ATTRIBUTES = ("image_seq_length", "image_seq_len", "num_additional_image_tokens", "full_image_sequence")
 
 
 @dataclass
-class Attached:
+class AttachedState:
     """A processor's class, tokenizer and counts before; the compressor, without its weights."""
 
     plain: type
@@ -34,22 +34,22 @@ class Attached:
 class AttachedProcessor:
     """Stands before a processor's own class. `attached` is set on the instance."""
 
-    attached: Attached
+    attached: AttachedState
     kind: ClassVar[str] = "fixed"
 
     def __reduce__(self):
-        return _rebuilt, (self.attached.plain, self.kind, dict(vars(self)))
+        return _rebuild_processor, (self.attached.plain, self.kind, dict(vars(self)))
 
     def __call__(self, images=None, text=None, *args, **kwargs):
         if self.attached.num_queries and text:
             texts = [text] if isinstance(text, str) else text
-            texts = [with_queries(one, i, self.attached.num_queries) for i, one in enumerate(texts)]
+            texts = [repeat_query_marker(one, i, self.attached.num_queries) for i, one in enumerate(texts)]
             text = texts[0] if isinstance(text, str) else texts
         return super().__call__(images, text, *args, **kwargs)
 
     def apply_chat_template(self, conversation, *args, **kwargs):
         if self.attached.num_queries:
-            conversation = with_markers(conversation)
+            conversation = add_markers(conversation)
         return super().apply_chat_template(conversation, *args, **kwargs)
 
 
@@ -93,20 +93,20 @@ class GridProcessor(AttachedProcessor):
         return data
 
 
-KINDS = {cls.kind: cls for cls in (AttachedProcessor, TiledProcessor, GridProcessor)}
+PROCESSORS_BY_KIND = {cls.kind: cls for cls in (AttachedProcessor, TiledProcessor, GridProcessor)}
 
 
-def _class(plain: type, kind: str) -> type:
-    return type(plain.__name__, (KINDS[kind], plain), {"__module__": plain.__module__})
+def _make_class(plain: type, kind: str) -> type:
+    return type(plain.__name__, (PROCESSORS_BY_KIND[kind], plain), {"__module__": plain.__module__})
 
 
-def _rebuilt(plain: type, kind: str, state: dict) -> ProcessorMixin:
-    processor = object.__new__(_class(plain, kind))
+def _rebuild_processor(plain: type, kind: str, state: dict) -> ProcessorMixin:
+    processor = object.__new__(_make_class(plain, kind))
     vars(processor).update(state)
     return processor
 
 
-def attach(
+def attach_processor(
     processor: ProcessorMixin,
     kind: str,
     compressor: Compressor,
@@ -114,63 +114,63 @@ def attach(
     num_queries: int,
 ) -> None:
     """Counts follow `compressor`; `grid` is the patch grid where all images have one."""
-    attached = Attached(
+    attached = AttachedState(
         type(processor),
         processor.tokenizer,
-        counts(processor),
+        read_counts(processor),
         copy.deepcopy(compressor).to("meta"),
         num_queries,
     )
-    _count(processor, kind, compressor, grid)
+    _set_counts(processor, kind, compressor, grid)
     if num_queries:
         processor.tokenizer = copy.deepcopy(processor.tokenizer)
         processor.tokenizer.add_tokens([QUESTION, QUERY], special_tokens=True)
-    processor.attached, processor.__class__ = attached, _class(type(processor), kind)
+    processor.attached, processor.__class__ = attached, _make_class(type(processor), kind)
 
 
-def _count(
+def _set_counts(
     processor: ProcessorMixin, kind: str, compressor: Compressor, grid: tuple[int, int] | None
 ) -> None:
     if kind == "fixed":
-        vars(processor).update(new_counts(processor, compressor.num_tokens(*grid), grid))
+        vars(processor).update(compute_counts(processor, compressor.num_tokens(*grid), grid))
 
 
-def picked(processor: ProcessorMixin, scale: int) -> Compressor:
+def copy_at_scale(processor: ProcessorMixin, scale: int) -> Compressor:
     """A processor's compressor at another scale, for `recount`. UsageError where there is no such thing."""
-    compressor = copy.deepcopy(_attached(processor, "pick").compressor)
+    compressor = copy.deepcopy(_require_attached(processor, "pick").compressor)
     compressor.pick(scale)
     return compressor
 
 
-def recount(processor: ProcessorMixin, compressor: Compressor, grid: tuple[int, int] | None) -> None:
+def update_counts(processor: ProcessorMixin, compressor: Compressor, grid: tuple[int, int] | None) -> None:
     """Counts follow `compressor` from now on."""
     processor.attached = replace(processor.attached, compressor=compressor)
-    _count(processor, processor.kind, compressor, grid)
+    _set_counts(processor, processor.kind, compressor, grid)
 
 
-def _attached(processor: ProcessorMixin, asked: str) -> Attached:
+def _require_attached(processor: ProcessorMixin, asked: str) -> AttachedState:
     attached = getattr(processor, "attached", None)
     if attached is None:
         raise UsageError(f"{asked}: nothing is attached to this processor; give the one that `attach` got")
     return attached
 
 
-def detach(processor: ProcessorMixin) -> None:
+def detach_processor(processor: ProcessorMixin) -> None:
     """The processor as it was before `attach`."""
-    attached = _attached(processor, "detach")
+    attached = _require_attached(processor, "detach")
     processor.__class__, processor.tokenizer = attached.plain, attached.tokenizer
     vars(processor).update(attached.counts)
     del processor.attached
 
 
-def counts(processor: ProcessorMixin) -> dict:
+def read_counts(processor: ProcessorMixin) -> dict:
     """The attributes that say how many placeholders an image has."""
-    return {name: vars(processor)[name] for name in COUNTS if name in vars(processor)}
+    return {name: vars(processor)[name] for name in COUNT_ATTRIBUTES if name in vars(processor)}
 
 
-def new_counts(processor: ProcessorMixin, count: int, grid: tuple[int, int]) -> dict:
+def compute_counts(processor: ProcessorMixin, count: int, grid: tuple[int, int]) -> dict:
     """The same attributes for `count` tokens of each crop."""
-    new = counts(processor)
+    new = read_counts(processor)
     for name, value in new.items():
         if name == "num_additional_image_tokens":
             # the class adds the patch grid to it and takes the CLS token away
@@ -184,9 +184,9 @@ def new_counts(processor: ProcessorMixin, count: int, grid: tuple[int, int]) -> 
     return new
 
 
-def with_queries(text: str, number: int, num_queries: int) -> str:
+def repeat_query_marker(text: str, number: int, num_queries: int) -> str:
     """`<query>` as often as there are query tokens. UsageError where markers are not one pair a turn."""
-    found = [piece for piece in _split(text) if piece in (QUESTION, QUERY)]
+    found = [piece for piece in _split_markers(text) if piece in (QUESTION, QUERY)]
     if not found or found != [QUESTION, QUERY] * (len(found) // 2):
         raise UsageError(
             f"text {number} has {found.count(QUESTION)} {QUESTION} and {found.count(QUERY)} "
@@ -196,19 +196,19 @@ def with_queries(text: str, number: int, num_queries: int) -> str:
     return text.replace(QUERY, QUERY * num_queries)
 
 
-def _split(text: str) -> list[str]:
+def _split_markers(text: str) -> list[str]:
     return text.replace(QUESTION, f"\0{QUESTION}\0").replace(QUERY, f"\0{QUERY}\0").split("\0")
 
 
-def with_markers(conversation: list) -> list:
+def add_markers(conversation: list) -> list:
     """Markers in each user message that has text and none of them: before its first text, and at its end,
     where the query tokens have all of its images before them."""
     if conversation and isinstance(conversation[0], list):
-        return [with_markers(one) for one in conversation]
-    return [_marked(message) if message["role"] == "user" else message for message in conversation]
+        return [add_markers(one) for one in conversation]
+    return [_mark_message(message) if message["role"] == "user" else message for message in conversation]
 
 
-def _marked(message: dict) -> dict:
+def _mark_message(message: dict) -> dict:
     content = message["content"]
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else copy.copy(content)
     texts = [i for i, part in enumerate(parts) if part["type"] == "text"]

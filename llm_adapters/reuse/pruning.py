@@ -18,24 +18,24 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compressors.errors import UsageError
-from connectors.versions import CACHE, cache_of
+from connectors.versions import CACHE, read_cache
 from llm_adapters.adapter import llm_sizes
-from llm_adapters.pruning.apply import PruningAdapter, check_empty
-from llm_adapters.pruning.attention import CONTEXT
+from llm_adapters.pruning.apply import PruningAdapter, check_cache_empty
+from llm_adapters.pruning.attention import PRUNING_CONTEXT
 from llm_adapters.pruning.base import Pruner, registry
-from llm_adapters.pruning.calibration import recipe_for
+from llm_adapters.pruning.calibration import calibrate_recipe
 from llm_adapters.pruning.fitprune import FitPrune
 from llm_adapters.pruning.prompt import make_prompt
 from llm_adapters.pruning.run import Run
-from llm_adapters.reuse.families import family_of
-from llm_adapters.reuse.parts import NAME
-from llm_adapters.reuse.wrapping import Wrapping, check_images, encoded, named_arguments
+from llm_adapters.reuse.families import find_family
+from llm_adapters.reuse.parts import PARTS_ATTRIBUTE
+from llm_adapters.reuse.wrapping import Wrapping, bind_arguments, check_placeholders, encode_pixels
 
-PRUNING = "slothkit_pruning"  # the attribute of the model that holds its `ModelPruning`
-ASKED = "slothkit_asked"  # from the model's forward to its language model's
+PRUNING_ATTRIBUTE = "slothkit_pruning"  # the attribute of the model that holds its `ModelPruning`
+PROMPT_KEY = "slothkit_asked"  # from the model's forward to its language model's
 # whose `generate` runs, and the tokens of its prompt: without a cache, and where tokens are guessed, others
 # come behind them. A thread has its own, so that one model may serve several.
-PROMPTED: ContextVar[tuple["ModelPruning", int] | None] = ContextVar("slothkit_prompted", default=None)
+RUNNING_PROMPT: ContextVar[tuple["ModelPruning", int] | None] = ContextVar("slothkit_prompted", default=None)
 
 
 def prune(
@@ -49,22 +49,22 @@ def prune(
     """
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
-    family, depth = family_of(model), llm_sizes(model.config)["llm_layers"]
+    family, depth = find_family(model), llm_sizes(model.config)["llm_layers"]
     pruner, batches = None, list(calibrate_on)
-    held = getattr(model, PRUNING, None) or ModelPruning(model, family.language_model)
+    held = getattr(model, PRUNING_ATTRIBUTE, None) or ModelPruning(model, family.language_model)
     if name is not None:
         pruner = registry.create(name, llm_layers=depth, **knobs)
         if bool(pruner.samples) != bool(batches):
             told = "has to be calibrated: give calibrate_on, or a recipe"
             raise UsageError(f"pruner={name}: {told if pruner.samples else 'is not calibrated'}")
         if batches:
-            recipe = held.calibrate(batches, pruner)
+            recipe = held.calibrate_on_batches(batches, pruner)
             pruner = registry.create(name, llm_layers=depth, **{**knobs, "recipe": recipe})
     held.set(pruner)
 
 
 @dataclass
-class Asked:
+class PromptTokens:
     """Of a prompt with images or videos: (B, T) each."""
 
     is_visual: Tensor
@@ -87,36 +87,38 @@ class ModelPruning(PruningAdapter):
         if pruner is not None and not wrapping.handles:
             base, llm = self.base, self.language_model
             if hasattr(self.model, "generate"):  # a model without its head has none
-                wrapping.wrap(self.model, "generate", self._generate)
+                wrapping.wrap_method(self.model, "generate", self._generate_noting_length)
             wrapping.handles += [
-                base.register_forward_pre_hook(self._before_model, with_kwargs=True),
-                llm.register_forward_pre_hook(self._before_llm, with_kwargs=True),
-                llm.register_forward_hook(self._after_llm, with_kwargs=True),
+                base.register_forward_pre_hook(self._note_prompt, with_kwargs=True),
+                llm.register_forward_pre_hook(self._start_llm_pruning, with_kwargs=True),
+                llm.register_forward_hook(self._record_passed, with_kwargs=True),
             ]
-            setattr(self.model, PRUNING, self)
+            setattr(self.model, PRUNING_ATTRIBUTE, self)
         elif pruner is None and wrapping.handles:
-            wrapping.undo()
-            delattr(self.model, PRUNING)
+            wrapping.unwrap_all()
+            delattr(self.model, PRUNING_ATTRIBUTE)
 
-    def calibrate(self, batches: list[Mapping[str, Tensor]], pruner: FitPrune) -> tuple[float, ...]:
+    def calibrate_on_batches(
+        self, batches: list[Mapping[str, Tensor]], pruner: FitPrune
+    ) -> tuple[float, ...]:
         """FitPrune's recipe."""
-        return recipe_for(
-            self.model, self.set, partial(encoded, self.base), batches, pruner, before=self.pruner
+        return calibrate_recipe(
+            self.model, self.set, partial(encode_pixels, self.base), batches, pruner, before=self.pruner
         )
 
-    def _generate(self, original: Callable, *args, **kwargs):
+    def _generate_noting_length(self, original: Callable, *args, **kwargs):
         """The model's `generate`, which has the length of its prompt noted as long as it runs."""
-        given = named_arguments(original, args, kwargs)
+        given = bind_arguments(original, args, kwargs)
         ids = given.get("input_ids") if given.get("inputs") is None else given["inputs"]
-        before = PROMPTED.set(None if ids is None else (self, ids.shape[1]))
+        before = RUNNING_PROMPT.set(None if ids is None else (self, ids.shape[1]))
         try:
             return original(*args, **kwargs)
         finally:
-            PROMPTED.reset(before)
+            RUNNING_PROMPT.reset(before)
 
-    def _before_model(self, base: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    def _note_prompt(self, base: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Note what the prompt is, where images or videos come with it."""
-        kwargs = named_arguments(base.forward, args, kwargs)
+        kwargs = bind_arguments(base.forward, args, kwargs)
         ids, outputs = kwargs.get("input_ids"), kwargs.get("mm_encoder_outputs") or {}
         images = kwargs.get("pixel_values") is not None or outputs.get("image") is not None
         videos = kwargs.get("pixel_values_videos") is not None or outputs.get("video") is not None
@@ -130,37 +132,39 @@ class ModelPruning(PruningAdapter):
         is_image, is_video = (
             ids == getattr(self.model.config, f"{kind}_token_id", -1) for kind in ("image", "video")
         )
-        check_images(is_image, images)
+        check_placeholders(is_image, images)
         if images or videos:
             mask = kwargs.get("attention_mask")
             mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
             is_visual = is_image | is_video
-            kwargs[ASKED] = Asked(is_visual if videos else is_image, self._text(ids, is_visual), mask)
+            kwargs[PROMPT_KEY] = PromptTokens(
+                is_visual if videos else is_image, self._find_question_text(ids, is_visual), mask
+            )
         return (), kwargs
 
-    def _text(self, ids: Tensor, is_visual: Tensor) -> Tensor:
+    def _find_question_text(self, ids: Tensor, is_visual: Tensor) -> Tensor:
         """Tokens of questions: all text where nothing marks them."""
-        markers = getattr(getattr(self.model, NAME, None), "markers", None)
+        markers = getattr(getattr(self.model, PARTS_ATTRIBUTE, None), "markers", None)
         if markers is None:
             return ~is_visual
-        return markers.turns(ids)[1] & ~is_visual
+        return markers.find_turns(ids)[1] & ~is_visual
 
-    def _before_llm(self, llm: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        kwargs = named_arguments(llm.forward, args, kwargs)
-        asked: Asked | None = kwargs.pop(ASKED, None)
-        embeds, cache, prompt = kwargs["inputs_embeds"], cache_of(kwargs), None
+    def _start_llm_pruning(self, llm: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        kwargs = bind_arguments(llm.forward, args, kwargs)
+        asked: PromptTokens | None = kwargs.pop(PROMPT_KEY, None)
+        embeds, cache, prompt = kwargs["inputs_embeds"], read_cache(kwargs), None
         if asked is not None:
-            check_empty(cache)  # `attention_mask` tells of the cached tokens, too
-            owner, length = PROMPTED.get() or (None, 0)
+            check_cache_empty(cache)  # `attention_mask` tells of the cached tokens, too
+            owner, length = RUNNING_PROMPT.get() or (None, 0)
             length = min(length, embeds.shape[1]) if owner is self else embeds.shape[1]
             prompt = make_prompt(asked.is_visual, asked.is_text, length, asked.attention_mask, None, embeds)
         run, cache = self.start_pruning(prompt, embeds.shape[1], cache, kwargs.get("use_cache"))
         if run is not None:
             kwargs.pop("past_key_values", None)
-            kwargs |= {CONTEXT: run, CACHE: cache}
+            kwargs |= {PRUNING_CONTEXT: run, CACHE: cache}
         return (), kwargs
 
-    def _after_llm(self, llm: nn.Module, args: tuple, kwargs: dict, output: object) -> None:  # noqa: ARG002
-        run: Run | None = kwargs.get(CONTEXT)
+    def _record_passed(self, llm: nn.Module, args: tuple, kwargs: dict, output: object) -> None:  # noqa: ARG002
+        run: Run | None = kwargs.get(PRUNING_CONTEXT)
         if run is not None:
-            run.count()
+            run.record_passed_tokens()

@@ -9,7 +9,7 @@ from transformers.utils import ModelOutput
 from compressors.errors import UsageError
 
 
-class Around:
+class WrappedMethod:
     """`around(original, *args)` in the place of `original`, with the original's signature, which `generate`
     reads. An object, not a closure: copies of a model get their own."""
 
@@ -31,12 +31,12 @@ class Wrapping:
         self.before: list[tuple[object, str, object]] = []
         self.handles: list = []
 
-    def wrap(self, owner: object, name: str, around: Callable) -> None:
+    def wrap_method(self, owner: object, name: str, around: Callable) -> None:
         """`owner.name` becomes `around(original, ...)`."""
         self.before.append((owner, name, vars(owner).get(name)))
-        setattr(owner, name, Around(around, getattr(owner, name)))
+        setattr(owner, name, WrappedMethod(around, getattr(owner, name)))
 
-    def undo(self) -> None:
+    def unwrap_all(self) -> None:
         """As it was."""
         for handle in self.handles:
             handle.remove()
@@ -47,35 +47,35 @@ class Wrapping:
         self.before, self.handles = [], []
 
 
-def encoded(base: nn.Module, kwargs: dict) -> dict:
+def encode_pixels(base: nn.Module, kwargs: dict) -> dict:
     """Arguments of a model's forward, with its images gone through the tower as `generate` does it on its
     own: `mm_encoder_outputs` in the place of `pixel_values`, and of `pixel_values_videos` beside them.
     Unchanged before transformers 5.18, whose models take no such argument."""
-    if kwargs.get("pixel_values") is None or not takes_encoded(base):
+    if kwargs.get("pixel_values") is None or not takes_encoded_images(base):
         return kwargs
-    outputs = {**(kwargs.get("mm_encoder_outputs") or {}), "image": image_features(base, kwargs)}
+    outputs = {**(kwargs.get("mm_encoder_outputs") or {}), "image": extract_image_features(base, kwargs)}
     raw = {"pixel_values": None}
     if kwargs.get("pixel_values_videos") is not None:
-        outputs["video"] = _features(base.get_video_features, kwargs)
+        outputs["video"] = _extract_features(base.get_video_features, kwargs)
         raw["pixel_values_videos"] = None  # the model takes both as they are, or neither
     return {**kwargs, **raw, "mm_encoder_outputs": outputs}
 
 
-def takes_encoded(base: nn.Module) -> bool:
+def takes_encoded_images(base: nn.Module) -> bool:
     return "mm_encoder_outputs" in inspect.signature(base.forward).parameters
 
 
-def image_features(base: nn.Module, kwargs: dict) -> ModelOutput:
+def extract_image_features(base: nn.Module, kwargs: dict) -> ModelOutput:
     """What `get_image_features` makes of the arguments of a model's forward."""
-    return _features(base.get_image_features, kwargs)
+    return _extract_features(base.get_image_features, kwargs)
 
 
-def _features(encode: Callable, kwargs: dict) -> ModelOutput:
+def _extract_features(encode: Callable, kwargs: dict) -> ModelOutput:
     names = inspect.signature(encode).parameters
     return encode(**{k: v for k, v in kwargs.items() if k in names}, return_dict=True)
 
 
-def check_images(is_image: Tensor, given: bool) -> None:
+def check_placeholders(is_image: Tensor, given: bool) -> None:
     """UsageError for a prompt whose placeholders come without images, as transformers' chunked prefill had it
     before 5.18. A single token may be a placeholder that the model has said itself."""
     if not given and is_image.shape[1] > 1 and is_image.any():
@@ -85,7 +85,7 @@ def check_images(is_image: Tensor, given: bool) -> None:
         )
 
 
-def named_arguments(function: Callable, args: tuple, kwargs: dict) -> dict:
+def bind_arguments(function: Callable, args: tuple, kwargs: dict) -> dict:
     """All arguments of a call by their names."""
     signature = inspect.signature(function)
     bound = signature.bind(*args, **kwargs).arguments

@@ -38,7 +38,7 @@ def test_parts_give_what_the_whole_gives(whole, tmp_path):
     assert report.main(["table=5", "seed=0,1,2", f"out={first}"]) == 0
     assert report.main(["table=5", "seed=0,1,2", f"out={second}", f"earlier={first / 'report'}"]) == 0
     assert report.main(["table=5", f"out={third}", f"earlier={second / 'report'}"]) == 0
-    missing = outcomes.load(third / "report").tables[0]
+    missing = outcomes.load_report(third / "report").tables[0]
     assert missing.sweep.endswith(f"earlier={second / 'report'}")
     assert {row.label: row.missing for row in missing.rows if row.missing} == {"add": [2], "gated": [2]}
     fourth = part(tmp_path / "fourth", seeds=[2])
@@ -78,15 +78,16 @@ def test_another_configuration_is_not_taken(whole, tmp_path, capsys):
 def test_own_cells_come_first(whole, tmp_path):
     """What is below out= is told of, whatever an earlier report says."""
     changed = tmp_path / "changed"
-    found = outcomes.load(whole)
+    found = outcomes.load_report(whole)
     for row in found.tables[0].rows:
         row.outcomes = {seed: ~right for seed, right in row.outcomes.items()}
     changed.mkdir()
-    outcomes.save(found, changed)
+    outcomes.save_report(found, changed)
     out = part(tmp_path / "out", ["add"])
     assert report.main(["table=5", f"out={out}", f"earlier={changed}"]) == 0
     new, old = (
-        {row.label: row for row in outcomes.load(folder).tables[0].rows} for folder in (out / "report", whole)
+        {row.label: row for row in outcomes.load_report(folder).tables[0].rows}
+        for folder in (out / "report", whole)
     )
     assert all(np.array_equal(new["add"].outcomes[s], old["add"].outcomes[s]) for s in (0, 1, 2))
     assert all(np.array_equal(new["gated"].outcomes[s], ~old["gated"].outcomes[s]) for s in (0, 1, 2))
@@ -96,7 +97,7 @@ def test_a_report_without_keys_gives_nothing(whole, tmp_path, capsys):
     """As those that were written before keys were."""
     old = tmp_path / "old"
     old.mkdir()
-    outcomes.save(outcomes.load(whole), old)
+    outcomes.save_report(outcomes.load_report(whole), old)
     content = json.loads((old / "report.json").read_text())
     for row in content["tables"][0]["rows"]:
         del row["keys"]
@@ -107,7 +108,7 @@ def test_a_report_without_keys_gives_nothing(whole, tmp_path, capsys):
 
 def test_the_committed_study_has_the_keys_of_today():
     """Else nobody could go on from it: a change of keys has to change them in its report, too."""
-    found = {table.name: table for table in outcomes.load(COMMITTED).tables}
+    found = {table.name: table for table in outcomes.load_report(COMMITTED).tables}
     for file in tables.load_table_files(list(found), {"seed": ["0", "1", "2"]}):
         rows = {row.label: row for row in found[file.name].rows}
         for row in file.rows:

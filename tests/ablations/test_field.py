@@ -70,7 +70,7 @@ def test_rows_have_one_budget(preset, dim, llm_dim, side, tokens):
 
 
 def test_claims_name_its_rows(field):
-    first, best = spec.claims(field)
+    first, best = spec.read_claims(field)
     assert {pair[1] for pair in first.pairs} == BEHIND
     assert len(best.pairs) == 2 * len(first.pairs) - 1
 

@@ -16,8 +16,8 @@ from made_cells import fill
 from rich.console import Console
 
 from ablations import finished, outcomes, report
-from ablations.claims.verdicts import judge
-from ablations.outcomes import Row, Table
+from ablations.claims.verdicts import judge_claims
+from ablations.outcomes import ReportRow, ReportTable
 from ablations.writing import grids, text, write
 from experiments.sweep import request
 
@@ -130,8 +130,8 @@ def test_times_are_measured_when_asked_and_kept(tmp_path):
 
 
 def test_measured_columns_are_shown():
-    row = Row("", "sap", "", {0: np.array([True])}, [], {"visual_tokens": 16, "ttft_ms": 12.3})
-    grid = grids.scores(Table("x", "x", "", (), [row], np.array(["a#0"]), np.array(["all"])))
+    row = ReportRow("", "sap", "", {0: np.array([True])}, [], {"visual_tokens": 16, "ttft_ms": 12.3})
+    grid = grids.make_scores_grid(ReportTable("x", "x", "", (), [row], np.array(["a#0"]), np.array(["all"])))
     assert grid.header == ["", "seeds", "overall", "visual tokens", "TTFT ms"]
     assert grid.lines[0][1] == ["sap", "1", "100.0", "16", "12.3"]
 
@@ -146,13 +146,13 @@ def test_the_report_again_without_the_cells(made, tmp_path, capsys):
 
 
 def test_outcomes_are_small_and_whole(out, made):
-    table = outcomes.load(made).tables[0]
+    table = outcomes.load_report(made).tables[0]
     right = {row.label: row.outcomes for row in table.rows}["sap"]
     (path,) = out.glob("cells/sap_seed=1-*/predictions.jsonl")
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert right[1].tolist() == [row["correct"] for row in rows]
     assert table.ids.tolist() == [row["id"] for row in rows]
-    assert len(set(table.picture)) == 60
+    assert len(set(table.picture_numbers)) == 60
     assert (made / "outcomes" / "table3.npz").stat().st_size < path.stat().st_size / 2
 
 
@@ -192,12 +192,14 @@ def test_latex(made, tmp_path):
 
 @pytest.mark.parametrize("width", [80, 200])
 def test_on_a_terminal(made, width):
-    kept = outcomes.load(made)
+    kept = outcomes.load_report(made)
     console = Console(width=width, force_terminal=True, record=True, file=io.StringIO())
     for table in kept.tables:
-        found = judge(table.claims, {r.label: r.outcomes for r in table.rows}, table.families, table.picture)
-        for grid in write.tables_of(table, found):
-            console.print(*text.screen(grid, console.width))
+        found = judge_claims(
+            table.claims, {r.label: r.outcomes for r in table.rows}, table.families, table.picture_numbers
+        )
+        for grid in write.make_table_grids(table, found):
+            console.print(*text.render_screen_tables(grid, console.width))
     words = console.export_text()
     assert max(map(len, words.splitlines())) <= width
     assert words.count("uncompressed") >= 2 and words.count("±") > 12  # numbers are never cut
@@ -353,6 +355,6 @@ def test_questions_of_a_picture_are_drawn_together(tmp_path):
     ]
     path = tmp_path / "predictions.jsonl"
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    table = Table("x", "x", "", (), [])
-    table.pictures = np.array([finished.picture_of(sample) for sample in finished.read_questions(path)])
-    assert table.picture.tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3, 3, 4, 4]
+    table = ReportTable("x", "x", "", (), [])
+    table.pictures = np.array([finished.identify_picture(sample) for sample in finished.read_questions(path)])
+    assert table.picture_numbers.tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3, 3, 4, 4]

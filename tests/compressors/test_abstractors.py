@@ -14,8 +14,8 @@ from transformers import DeformableDetrConfig
 from transformers.models.deformable_detr.modeling_deformable_detr import DeformableDetrDecoderLayer
 
 import compressors
-from compressors.c_abstractor import stage
-from compressors.d_abstractor import DecoderLayer, splat
+from compressors.c_abstractor import make_stage
+from compressors.d_abstractor import DecoderLayer, splat_samples
 from compressors.positions import LearnedPositions
 
 LAYER = {
@@ -47,7 +47,7 @@ def randomise(module, std=0.3):
 @pytest.mark.parametrize("in_dim, width, depth", [(12, 16, 3), (16, 16, 1), (6, 20, 2)])
 def test_stage_is_timms(in_dim, width, depth):
     build = partial(RegStage, stride=1, dilation=1, act_layer=torch.nn.SiLU, norm_layer=LayerNorm2d)
-    theirs, ours = randomise(build(depth, in_dim, width)), stage(in_dim, width, depth).eval()
+    theirs, ours = randomise(build(depth, in_dim, width)), make_stage(in_dim, width, depth).eval()
     names = {
         "conv1.conv": "pointwise_in",
         "conv1.bn": "norm_in",
@@ -150,7 +150,7 @@ def test_d_abstractor_starts_on_a_grid_and_looks_around_it():
 def test_d_abstractor_queries_know_what_is_near_them():
     """Pooled features take the place of position embeddings."""
     part, features = make(num_layers=1), torch.randn(2, 6, 9, 6)
-    queries, near, projected = part._start(features)
+    queries, near, projected = part._prepare_states(features)
     pooled = F.adaptive_avg_pool2d(projected.permute(0, 3, 1, 2), (2, 3)).flatten(2).mT
     torch.testing.assert_close(near, pooled)
     assert part.out_grid(6, 9) == (2, 3) and queries.shape == (2, 6, 16)
@@ -162,4 +162,4 @@ def test_splat_is_the_adjoint_of_sampling():
     points, weights = torch.rand(2, 30, 2) * 1.4 - 0.2, torch.rand(2, 30)
     sampled = F.grid_sample(values, 2 * points.unsqueeze(1) - 1, align_corners=False)[:, 0, 0]
     (expected,) = torch.autograd.grad((sampled * weights).sum(), values)
-    torch.testing.assert_close(splat(points, weights, (4, 5)), expected[:, 0])
+    torch.testing.assert_close(splat_samples(points, weights, (4, 5)), expected[:, 0])

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import compressors
-from compressors.uniform import centres
+from compressors.uniform import find_centres
 
 
 def image(height=7, width=10, batch=2, dim=4):
@@ -68,7 +68,7 @@ def test_identity_and_downsample_keep_everything():
     ],
 )
 def test_uniform_centres(size, count, rate, policy, expected):
-    assert centres(size, count, rate, policy) == expected
+    assert find_centres(size, count, rate, policy) == expected
 
 
 def test_uniform_takes_the_centre_patches():

@@ -5,7 +5,7 @@ import torch
 
 import compressors
 from compressors import UsageError
-from compressors.grid import fit, unfit, windows
+from compressors.grid import count_windows, fit_to_windows, weigh_patches
 
 RATED = [name for name in compressors.names() if "rate" in compressors.knobs(name)]
 POLICED = [name for name in compressors.names() if "grid_policy" in compressors.knobs(name)]
@@ -86,8 +86,8 @@ def test_ldpv2_grid_larger_than_the_patches():
 
 @pytest.mark.parametrize("policy, expected", [("floor", (2, 3)), ("ceil", (3, 4)), ("pad", (3, 4))])
 def test_windows(policy, expected):
-    assert windows(8, 10, 3, policy) == expected
-    assert windows(9, 12, 3, policy) == windows(9, 12, 3, "error") == (3, 4)
+    assert count_windows(8, 10, 3, policy) == expected
+    assert count_windows(9, 12, 3, policy) == count_windows(9, 12, 3, "error") == (3, 4)
 
 
 @pytest.mark.parametrize(
@@ -106,14 +106,14 @@ def test_windows(policy, expected):
 )
 def test_windows_refuses(grid, rate, policy, message):
     with pytest.raises(UsageError, match=message):
-        windows(*grid, rate, policy)
+        count_windows(*grid, rate, policy)
 
 
 @pytest.mark.parametrize("policy", ["floor", "ceil", "pad"])
 def test_unfit_undoes_fit(policy):
     features = torch.rand(2, 7, 10, 1) + 1
-    fitted, real = fit(features, 3, policy)
-    weights = unfit(fitted.squeeze(-1) if real is None else fitted.squeeze(-1) * real, 7, 10)
+    fitted, real = fit_to_windows(features, 3, policy)
+    weights = weigh_patches(fitted.squeeze(-1) if real is None else fitted.squeeze(-1) * real, 7, 10)
     kept = features.squeeze(-1) * (weights > 0)
     torch.testing.assert_close(weights, kept / kept.sum((1, 2), keepdim=True))
     assert (weights == 0).sum() == (2 * (70 - 54) if policy == "floor" else 0)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torchvision.models._utils import _make_divisible
 
 import compressors
-from compressors.ldp import squeeze_width
+from compressors.ldp import round_squeeze_width
 
 
 def make(name, **knobs):
@@ -16,7 +16,7 @@ def make(name, **knobs):
 
 def test_squeeze_width_is_mobilenets():
     for width in range(4, 700):
-        assert squeeze_width(width) == _make_divisible(width // 4, 8)
+        assert round_squeeze_width(width) == _make_divisible(width // 4, 8)
 
 
 def test_policies_of_ldp():

@@ -10,7 +10,7 @@ import compressors
 from compressors import Compressor
 from compressors.__main__ import main
 from compressors.base import registry
-from compressors.listing import DIM, LLM_DIM, NO, YES, amount, facts
+from compressors.listing import DIM, LLM_DIM, NO, YES, collect_facts, format_count
 
 EVERY = compressors.names()
 CONTROLS = {"avg_pool", "identity", "random", "uniform"}  # of no paper
@@ -34,7 +34,7 @@ def test_lists_all_with_their_knobs(capsys):
 
 @every_name
 def test_tokens_width_and_parameters(name):
-    found, part = facts(name), meta(name)
+    found, part = collect_facts(name), meta(name)
     grid, _, count = found.tokens.partition(" -> ")
     height, width = (int(side) // part.image_rate for side in grid.split("x"))
     assert part.num_tokens(height, width) == int(count) and int(found.width) == part.out_dim
@@ -48,7 +48,7 @@ def meta(name: str) -> Compressor:
 
 @every_name
 def test_what_it_is_and_where_it_is_from(name):
-    found = facts(name)
+    found = collect_facts(name)
     assert found.title.endswith(".") and found.summary.endswith(".")
     assert found.rule.startswith("H*W") and "->" in found.rule
     assert (found.source == NO) == (name in CONTROLS)
@@ -56,7 +56,7 @@ def test_what_it_is_and_where_it_is_from(name):
 
 @every_name
 def test_flags_are_those_of_the_class(name):
-    found, part = facts(name), meta(name)
+    found, part = collect_facts(name), meta(name)
     for shown_as, flag in (
         (found.text, part.needs_text),
         (found.projects, part.projects),
@@ -66,10 +66,14 @@ def test_flags_are_those_of_the_class(name):
 
 
 def test_flags_that_a_knob_turns_on():
-    assert facts("qformer").text == "text=true"
-    assert facts("pixel_shuffle").projects == facts("window_attention_pool").projects == "projector=true"
-    assert facts("token_packer").levels == "levels=[...]"
-    assert facts("matryoshka").text == facts("matryoshka").levels == "host's"
+    assert collect_facts("qformer").text == "text=true"
+    assert (
+        collect_facts("pixel_shuffle").projects
+        == collect_facts("window_attention_pool").projects
+        == "projector=true"
+    )
+    assert collect_facts("token_packer").levels == "levels=[...]"
+    assert collect_facts("matryoshka").text == collect_facts("matryoshka").levels == "host's"
 
 
 def test_one_alone_and_a_typo(capsys):
@@ -91,7 +95,7 @@ def test_one_that_says_nothing_is_listed(capsys):
 
     registry.register("bare")(Bare)
     try:
-        found = facts("bare")
+        found = collect_facts("bare")
         assert (found.tokens, found.summary, found.rule, found.knobs) == ("?", "", "", ("cut=null",))
         assert shown(capsys, "bare")[1].startswith("bare ")
     finally:
@@ -99,13 +103,13 @@ def test_one_that_says_nothing_is_listed(capsys):
 
 
 def test_amounts():
-    assert [amount(n) for n in (1_329_409, 12_500, 900)] == ["1.3 M", "12.5 k", "900"]
+    assert [format_count(n) for n in (1_329_409, 12_500, 900)] == ["1.3 M", "12.5 k", "900"]
 
 
 def test_help_does_not_wait_for_torch():
     code = (
-        "import sys\nfrom compressors.__main__ import main\ntry:\n    main(['--help'])\n"
-        "except SystemExit:\n    print('torch' in sys.modules)"
+        "import sys\nfrom compressors.__main__ import main\n"
+        "assert main(['--help']) == 0\nprint('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("usage: python -m compressors") and done.stdout.endswith("False\n")
+    assert done.stdout.startswith("Usage: python -m compressors") and done.stdout.endswith("False\n")

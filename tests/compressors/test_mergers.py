@@ -10,7 +10,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import PatchMerger
 
 import compressors
 from compressors import UsageError
-from compressors.conv_downsample import strides
+from compressors.conv_downsample import split_rate
 
 
 def make(name, **knobs):
@@ -107,7 +107,7 @@ def test_conv_downsample_reads_every_patch(rate, policy, size):
 
 
 def test_strides_of_conv_downsample():
-    assert [strides(rate) for rate in (1, 2, 3, 4, 6, 9, 5)] == [
+    assert [split_rate(rate) for rate in (1, 2, 3, 4, 6, 9, 5)] == [
         (1, 1),
         (2, 1),
         (3, 1),
@@ -225,7 +225,7 @@ def test_token_packer_asks_with_the_middle_of_each_window(grid, policy):
         1,
     )
     expected = part.query_norm(part.query(middles))
-    torch.testing.assert_close(part._operands(features)[0].view_as(expected), expected)
+    torch.testing.assert_close(part._prepare_operands(features)[0].view_as(expected), expected)
 
 
 @pytest.mark.parametrize("name", ["window_attention_pool", "token_packer"])

@@ -152,7 +152,7 @@ def test_resampler_2d_queries_look_around_their_place():
     for layer in (part.attend.query, part.attend.key):
         torch.nn.init.eye_(layer.weight)
         torch.nn.init.zeros_(layer.bias)
-    queries, keys, _ = part._operands(torch.zeros(1, 8, 8, 16))
+    queries, keys, _ = part._prepare_operands(torch.zeros(1, 8, 8, 16))
     best = part.attend.weights(queries, keys)[0, 0].argmax(-1)
     for query, patch in enumerate(best.tolist()):
         assert abs(patch // 8 / 2 - query // 4) <= 1 and abs(patch % 8 / 2 - query % 4) <= 1

@@ -10,7 +10,7 @@ from transformers.models.perception_lm.modeling_perception_lm import PerceptionL
 
 import compressors
 from compressors import UsageError
-from compressors.dct import cosines
+from compressors.dct import make_cosine_matrix
 
 RESIZERS = ["adaptive_avg_pool", "interpolate", "dct"]
 
@@ -123,7 +123,7 @@ def test_dct_is_its_formula(size, count):
 
 
 def test_dct_is_orthonormal_and_keeps_what_is_low():
-    torch.testing.assert_close(cosines(9) @ cosines(9).T, torch.eye(9))
+    torch.testing.assert_close(make_cosine_matrix(9) @ make_cosine_matrix(9).T, torch.eye(9))
     constant = torch.full((1, 9, 12, 4), 2.5)
     torch.testing.assert_close(make("dct")(constant), torch.full((1, 12, 4), 2.5))
     # a wave of two half periods is the same wave on fewer places; a fast one is gone

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import compressors
-from compressors.sap import window_softmax, window_sum
+from compressors.sap import softmax_in_windows, sum_windows
 
 POLICIES = ["floor", "ceil", "pad"]
 
@@ -58,9 +58,9 @@ def test_zero_scorer_is_average_pooling(policy):
 def test_weights_sum_to_one_per_window_and_respect_the_mask():
     scores, real = torch.randn(2, 6, 9), torch.rand(6, 9) > 0.5
     real[::3, ::3] = True  # no window is empty
-    weights = window_softmax(scores, 3, real)
+    weights = softmax_in_windows(scores, 3, real)
     assert (weights[:, ~real] == 0).all()
-    per_window = window_sum(torch.ones(2, 6, 9, 1), weights, 3)
+    per_window = sum_windows(torch.ones(2, 6, 9, 1), weights, 3)
     torch.testing.assert_close(per_window, torch.ones(2, 2, 3, 1))
 
 

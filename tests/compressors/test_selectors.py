@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 
 import compressors
-from compressors.divprune import most_diverse
-from compressors.prumerge import merge_weights, received_attention
-from compressors.tome import group_means, merge_groups
+from compressors.divprune import choose_most_diverse
+from compressors.prumerge import average_received_attention, make_merge_weights
+from compressors.tome import average_groups, find_groups
 
 SELECTORS = ["tome", "prumerge", "divprune"]
 every_selector = pytest.mark.parametrize("name", SELECTORS)
@@ -58,7 +58,7 @@ def test_tome_gives_the_same_tokens_when_both_sets_are_shuffled():
     """In one step: a second one splits by the order that the first left."""
     patches = image(batch=1).flatten(1, 2)
     order = torch.stack([2 * torch.randperm(27), 2 * torch.randperm(27) + 1], 1).flatten()
-    one, other = (group_means(x, merge_groups(x, 30), 30)[0] for x in (patches, patches[:, order]))
+    one, other = (average_groups(x, find_groups(x, 30), 30)[0] for x in (patches, patches[:, order]))
     torch.testing.assert_close(as_set(one), as_set(other))
 
 
@@ -81,11 +81,11 @@ def test_ties_go_to_the_patch_that_comes_first(name):
 
 def test_ties_of_each():
     same = torch.ones(1, 12, 8)
-    assert most_diverse(same, 4).tolist() == [[0, 1, 2, 3]]
-    kept = merge_weights(same, 3, 2)[0]
+    assert choose_most_diverse(same, 4).tolist() == [[0, 1, 2, 3]]
+    kept = make_merge_weights(same, 3, 2)[0]
     assert [row.nonzero().flatten().tolist() for row in kept] == [[0, 3, 4], [1, 3, 4], [2, 3, 4]]
     # each even token merges into the first odd one, the first even tokens first
-    assert merge_groups(same, 10).tolist() == [[0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9]]
+    assert find_groups(same, 10).tolist() == [[0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9]]
 
 
 @pytest.mark.parametrize("name", ["tome", "divprune"])
@@ -116,7 +116,7 @@ def tome_by_loop(patches, count):
 @pytest.mark.parametrize("count", [50, 27, 13, 6, 1])
 def test_tome_is_a_loop_over_pairs(count):
     patches = image().flatten(1, 2)
-    for tokens, row in zip(group_means(patches, merge_groups(patches, count), count), patches):
+    for tokens, row in zip(average_groups(patches, find_groups(patches, count), count), patches):
         torch.testing.assert_close(tokens, tome_by_loop(row, count))
 
 
@@ -139,14 +139,14 @@ def divprune_by_loop(patches, count):
 @pytest.mark.parametrize("count", [1, 2, 6, 20])
 def test_divprune_is_a_greedy_loop(count):
     patches = image().flatten(1, 2)
-    assert most_diverse(patches, count).tolist() == [divprune_by_loop(row, count) for row in patches]
+    assert choose_most_diverse(patches, count).tolist() == [divprune_by_loop(row, count) for row in patches]
 
 
 def test_divprune_covers_the_clusters():
     """Of four tight clusters one patch each."""
     centres = torch.eye(4, 8)
     patches = (centres.repeat_interleave(9, 0) + 0.01 * torch.randn(36, 8)).unsqueeze(0)
-    assert (most_diverse(patches, 4)[0] // 9).tolist() == [0, 1, 2, 3]
+    assert (choose_most_diverse(patches, 4)[0] // 9).tolist() == [0, 1, 2, 3]
 
 
 def test_received_attention_leaves_a_patch_itself_out():
@@ -156,15 +156,15 @@ def test_received_attention_leaves_a_patch_itself_out():
     for i in range(5):
         others = [j for j in range(5) if j != i]
         expected[others] += (states[others] @ states[i] / 8**0.5).softmax(0) / 5
-    torch.testing.assert_close(received_attention(tokens)[0], expected)
-    torch.testing.assert_close(received_attention(tokens[:, :1]), torch.ones(1, 1))
+    torch.testing.assert_close(average_received_attention(tokens)[0], expected)
+    torch.testing.assert_close(average_received_attention(tokens[:, :1]), torch.ones(1, 1))
 
 
 @pytest.mark.parametrize("neighbours", [0, 3, 100])
 def test_prumerge_is_its_formula(neighbours):
     features = image(batch=1)
     patches, tokens = features[0].flatten(0, 1), make("prumerge", neighbours=neighbours)(features)[0]
-    attention = received_attention(patches.unsqueeze(0))[0]
+    attention = average_received_attention(patches.unsqueeze(0))[0]
     kept = sorted(range(54), key=lambda i: -attention[i])[:6]
     removed = [i for i in range(54) if i not in kept]
     for token, p in zip(tokens, sorted(kept)):

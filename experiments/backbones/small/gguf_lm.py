@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
-def convert(path: Path, out: Path) -> None:
+def convert_gguf(path: Path, out: Path) -> None:
     """Writes the dequantised weights in half precision and the tokenizer.
 
     Four bits and a scale in half precision: what rounding the products to half precision adds is far below
@@ -25,7 +25,7 @@ def convert(path: Path, out: Path) -> None:
 
 
 @torch.inference_mode()
-def complete(folder: Path, text: str, tokens: int = 8) -> str:
+def complete_text(folder: Path, text: str, tokens: int = 8) -> str:
     """How the checkpoint goes on after `text`, greedily."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

@@ -18,11 +18,11 @@ from transformers import Dinov2Config, Dinov2Model
 
 from compressors.errors import UsageError
 
-PREFIX = "backbone."
+BACKBONE_PREFIX = "backbone."
 HEAD_WIDTH = 64  # of every published DINOv2
 
 
-class Node(NamedTuple):
+class OnnxNode(NamedTuple):
     """One operation of a graph."""
 
     op: str
@@ -31,49 +31,51 @@ class Node(NamedTuple):
     outputs: tuple[str, ...] = ()
 
 
-def read_graph(path: Path) -> tuple[dict[str, np.ndarray], list[Node]]:
+def read_graph(path: Path) -> tuple[dict[str, np.ndarray], list[OnnxNode]]:
     """The constants and the operations of an ONNX file."""
     import onnx
     from onnx import numpy_helper
 
     graph = onnx.load(path).graph
     arrays = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
-    nodes = [Node(n.op_type, n.name, tuple(n.input), tuple(n.output)) for n in graph.node]
+    nodes = [OnnxNode(n.op_type, n.name, tuple(n.input), tuple(n.output)) for n in graph.node]
     return arrays, nodes
 
 
-def state_of(arrays: dict[str, np.ndarray], nodes: Iterable[Node]) -> dict[str, Tensor]:
+def collect_weights(arrays: dict[str, np.ndarray], nodes: Iterable[OnnxNode]) -> dict[str, Tensor]:
     """The tower's weights under the names that checkpoints on the hub have."""
-    nodes = [node for node in nodes if dotted(node).startswith(PREFIX)]
-    found = {name: array for name, array in arrays.items() if name.startswith(PREFIX)}
+    nodes = [node for node in nodes if format_dotted_name(node).startswith(BACKBONE_PREFIX)]
+    found = {name: array for name, array in arrays.items() if name.startswith(BACKBONE_PREFIX)}
     for node in nodes:
         weight = next((arrays[name] for name in node.inputs[1:] if name in arrays), None)
         if node.op == "MatMul" and weight is not None:
-            found[f"{dotted(node).rpartition('.')[0]}.weight"] = weight.T
-    found[f"{PREFIX}embeddings.position_embeddings"] = np.concatenate(positions(arrays, nodes), axis=1)
+            found[f"{format_dotted_name(node).rpartition('.')[0]}.weight"] = weight.T
+    found[f"{BACKBONE_PREFIX}embeddings.position_embeddings"] = np.concatenate(
+        find_position_embeddings(arrays, nodes), axis=1
+    )
     return {
-        name.removeprefix(PREFIX): torch.from_numpy(np.array(array, np.float32))
+        name.removeprefix(BACKBONE_PREFIX): torch.from_numpy(np.array(array, np.float32))
         for name, array in found.items()
     }
 
 
-def dotted(node: Node) -> str:
+def format_dotted_name(node: OnnxNode) -> str:
     """`/backbone/encoder/layer.0/norm1/Add` as a module's name: backbone.encoder.layer.0.norm1.Add."""
     return node.name.strip("/").replace("/", ".")
 
 
-def positions(arrays: dict[str, np.ndarray], nodes: Iterable[Node]) -> list[np.ndarray]:
+def find_position_embeddings(arrays: dict[str, np.ndarray], nodes: Iterable[OnnxNode]) -> list[np.ndarray]:
     """The position embedding of CLS (1, 1, C) and of the patches (1, P, C)."""
-    folder = f"{PREFIX}embeddings."
-    read = [name for node in nodes if dotted(node).startswith(folder) for name in node.inputs]
-    nameless = {name for name in read if name in arrays and not name.startswith(PREFIX)}
+    folder = f"{BACKBONE_PREFIX}embeddings."
+    read = [name for node in nodes if format_dotted_name(node).startswith(folder) for name in node.inputs]
+    nameless = {name for name in read if name in arrays and not name.startswith(BACKBONE_PREFIX)}
     parts = sorted((arrays[name] for name in nameless if arrays[name].ndim == 3), key=lambda a: a.shape[1])
     if len(parts) != 2:
         raise UsageError(f"the ONNX graph has {len(parts)} constants for positions, not CLS and patches")
     return parts
 
 
-def config_of(state: dict[str, Tensor]) -> Dinov2Config:
+def infer_config(state: dict[str, Tensor]) -> Dinov2Config:
     """The configuration that the weights' shapes tell."""
     width, _, patch, _ = state["embeddings.patch_embeddings.projection.weight"].shape
     side = isqrt(state["embeddings.position_embeddings"].shape[1] - 1)
@@ -90,9 +92,9 @@ def config_of(state: dict[str, Tensor]) -> Dinov2Config:
     )
 
 
-def save(state: dict[str, Tensor], out: Path) -> None:
+def save_checkpoint(state: dict[str, Tensor], out: Path) -> None:
     """Writes the weights as a checkpoint that `load_tower` takes."""
-    config = config_of(state)
+    config = infer_config(state)
     config.architectures = [Dinov2Model.__name__]
     config.save_pretrained(out)
     contiguous = {name: tensor.contiguous() for name, tensor in state.items()}
@@ -100,7 +102,7 @@ def save(state: dict[str, Tensor], out: Path) -> None:
 
 
 @torch.inference_mode()
-def output(folder: Path, pixels: Tensor) -> Tensor:
+def run_checkpoint(folder: Path, pixels: Tensor) -> Tensor:
     """What the checkpoint makes of (B, 3, h, w), after its final norm: (B, 1 + patches, C)."""
     model, info = Dinov2Model.from_pretrained(folder, output_loading_info=True)
     wrong = sorted({*info["missing_keys"], *info["unexpected_keys"]})
@@ -109,7 +111,7 @@ def output(folder: Path, pixels: Tensor) -> Tensor:
     return model.eval()(pixels).last_hidden_state
 
 
-def reference(path: Path, pixels: Tensor) -> Tensor:
+def run_onnx(path: Path, pixels: Tensor) -> Tensor:
     """What ONNX Runtime makes of the same pixels at the same place of the graph."""
     import onnx
     import onnxruntime

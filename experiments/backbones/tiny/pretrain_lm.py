@@ -17,12 +17,12 @@ from torch.nn import functional as F
 from transformers import PhiConfig, PhiForCausalLM
 
 from experiments.backbones.tiny import training
-from experiments.backbones.tiny.lm_examples import DRILLS, collate, training_example
-from experiments.backbones.tiny.lm_scores import embed, scores
-from experiments.backbones.tiny.tokenizer import save_tokenizer, vocabulary
+from experiments.backbones.tiny.lm_examples import DRILL_SHARE, collate_examples, make_training_example
+from experiments.backbones.tiny.lm_scores import embed_positions, scores
+from experiments.backbones.tiny.tokenizer import build_vocabulary, save_tokenizer
 
-TOKENS = 2048  # positions in a batch
-CONVERSATIONS = 32  # in a round: drawn together, sorted by length, learnt in about five batches
+POSITIONS_PER_BATCH = 2048  # positions in a batch
+CONVERSATIONS_PER_ROUND = 32  # in a round: drawn together, sorted by length, learnt in about five batches
 
 
 def build_lm() -> PhiForCausalLM:
@@ -30,7 +30,7 @@ def build_lm() -> PhiForCausalLM:
 
     Input and output share their embeddings: copying a word from the text then needs no learning per word.
     """
-    tokens = vocabulary()
+    tokens = build_vocabulary()
     config = PhiConfig(
         vocab_size=len(tokens),
         hidden_size=128,
@@ -58,22 +58,24 @@ def make_round(index: int, seed: int, rounds: int) -> list[dict[str, torch.Tenso
     """
     rng = random.Random(f"lm/{seed}/{index}")
     progress = index / rounds
-    count = CONVERSATIONS * (4 if progress < DRILLS else 1)  # drills are short
-    examples = [training_example(rng, progress) for _ in range(count)]
+    count = CONVERSATIONS_PER_ROUND * (4 if progress < DRILL_SHARE else 1)  # drills are short
+    examples = [make_training_example(rng, progress) for _ in range(count)]
     examples.sort(key=lambda example: len(example.ids))
     made = []
     while examples:
         length = -(-len(examples[-1].ids) // 32) * 32
-        rows = TOKENS // max(length, 64)
+        rows = POSITIONS_PER_BATCH // max(length, 64)
         chunk, examples = examples[-rows:], examples[:-rows]
-        made.append({name: torch.from_numpy(a) for name, a in collate(chunk, rows, length).items()})
+        made.append({name: torch.from_numpy(a) for name, a in collate_examples(chunk, rows, length).items()})
     rng.shuffle(made)
     return made
 
 
-def loss_of(model: PhiForCausalLM, batch: dict[str, torch.Tensor], noise: float = 0.1) -> torch.Tensor:
+def compute_lm_loss(
+    model: PhiForCausalLM, batch: dict[str, torch.Tensor], noise: float = 0.1
+) -> torch.Tensor:
     """Weighted next-token loss; slots get noise and a random length, as a projector's output would have."""
-    inputs = embed(model, batch["ids"], batch["scales"])
+    inputs = embed_positions(model, batch["ids"], batch["scales"])
     slots = (batch["ids"][..., 1] > 0) | (batch["ids"][..., 0] == 0)  # several words, or none
     spread = model.get_input_embeddings().weight.detach().std()
     stretch = 1 + 0.2 * torch.randn(slots.shape).unsqueeze(-1)
@@ -93,33 +95,37 @@ def pretrain(plan: training.Plan) -> dict:
     """Trains for `plan.steps` rounds; returns the accuracies on described scenes of `tune`."""
     torch.manual_seed(plan.seed)
     model = build_lm()
-    optimizer = training.optimizer_for([model], plan.lr)
+    optimizer = training.build_optimizer([model], plan.lr)
     start = training.load_state(plan, optimizer, [model])
-    progress, advance = training.steps_bar(start, plan.steps)
+    progress, advance = training.make_steps_bar(start, plan.steps)
     found: dict = {}
     with progress:
-        data = training.batches(partial(make_round, seed=plan.seed, rounds=plan.steps), start, plan.steps)
+        data = training.load_batches(
+            partial(make_round, seed=plan.seed, rounds=plan.steps), start, plan.steps
+        )
         for index, batches in enumerate(data, start):
             training.seed_step(plan.seed, index)
-            training.set_lr(optimizer, plan.lr, index, plan.steps, warmup=25)
-            loss = sum(_learn(model, batch, optimizer) for batch in batches) / len(batches)
+            training.set_learning_rate(optimizer, plan.lr, index, plan.steps, warmup=25)
+            loss = sum(_train_on_batch(model, batch, optimizer) for batch in batches) / len(batches)
             if (index + 1) % plan.every == 0 or index + 1 == plan.steps:
                 found = {style: scores(model, style, scenes=100) for style in ("prose", "slots")}
-                _save(model, plan, {"rounds": index + 1, "loss": round(loss, 4), "described": found})
+                _save_lm(model, plan, {"rounds": index + 1, "loss": round(loss, 4), "described": found})
                 training.save_state(plan, index + 1, optimizer, [model])
             totals = " ".join(f"{style} {table['all']['all']:.3f}" for style, table in found.items())
             advance(f"loss {loss:.3f} {totals}")
     return found
 
 
-def _learn(model: PhiForCausalLM, batch: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> float:
+def _train_on_batch(
+    model: PhiForCausalLM, batch: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer
+) -> float:
     with torch.autocast("cpu", torch.bfloat16):
-        loss = loss_of(model, batch)
-    training.descend(loss, [model], optimizer)
+        loss = compute_lm_loss(model, batch)
+    training.step_optimizer(loss, [model], optimizer)
     return loss.item()
 
 
-def _save(model: PhiForCausalLM, plan: training.Plan, record: dict) -> None:
+def _save_lm(model: PhiForCausalLM, plan: training.Plan, record: dict) -> None:
     record = {"of": plan.steps, "seed": plan.seed, "lr": plan.lr, **record}
     training.save_model(model, plan.out, {"training.json": json.dumps(record, indent=1)}, also=save_tokenizer)
 

@@ -9,11 +9,11 @@ y2" said at once.
 import random
 from dataclasses import dataclass, field
 
-from experiments.backbones.tiny.dense_labels import GRID, NAMES, dense_labels
-from experiments.picture_vqa.captions import coordinates
+from experiments.backbones.tiny.dense_labels import GRID_SIDE, OBJECT_CLASSES, label_patches
+from experiments.picture_vqa.captions import format_coordinates
 from experiments.picture_vqa.scenes import Scene
 
-WIDTH = 4  # most words a slot can hold
+SLOT_WIDTH = 4  # most words a slot can hold
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Slot:
     scale: float = 1.0
 
 
-def things(scene: Scene) -> list[tuple[float, float, str]]:
+def list_things(scene: Scene) -> list[tuple[float, float, str]]:
     """(x, y, words) of every object and of every character, in row-major order of patches."""
     found = [(item.x, item.y, item.name) for item in scene.objects]
     for sign in scene.signs:
@@ -32,9 +32,9 @@ def things(scene: Scene) -> list[tuple[float, float, str]]:
     return sorted(found, key=lambda thing: (thing[1] // 14, thing[0]))
 
 
-def loose_slots(scene: Scene, rng: random.Random) -> list[Slot]:
+def make_loose_slots(scene: Scene, rng: random.Random) -> list[Slot]:
     """One slot per thing, empty slots in between, so that nothing depends on how many positions there are."""
-    slots = [Slot([*words.split(), *coordinates(x, y).split()]) for x, y, words in things(scene)]
+    slots = [Slot([*words.split(), *format_coordinates(x, y).split()]) for x, y, words in list_things(scene)]
     if rng.random() < 0.15:
         rng.shuffle(slots)
     for _ in range(rng.choice((0, rng.randint(0, 8), rng.randint(0, 40)))):
@@ -42,14 +42,16 @@ def loose_slots(scene: Scene, rng: random.Random) -> list[Slot]:
     return slots
 
 
-def grid_slots(scene: Scene, rng: random.Random) -> list[Slot]:
+def make_grid_slots(scene: Scene, rng: random.Random) -> list[Slot]:
     """One slot per patch: things stand where their centres are, fainter in the other patches they cover."""
     faint, placed = rng.uniform(0, 0.6), rng.random() < 0.5
-    covers = dense_labels(scene)[..., 0].flatten()
-    slots = [Slot(NAMES[label].split(), faint) for label in covers]
+    covers = label_patches(scene)[..., 0].flatten()
+    slots = [Slot(OBJECT_CLASSES[label].split(), faint) for label in covers]
     if placed:
         for index, slot in enumerate(slots):
-            slot.words = [*slot.words, f"x{index % GRID}", f"y{index // GRID}"]
-    for x, y, words in things(scene):
-        slots[int(y // 14) * GRID + int(x // 14)] = Slot([*words.split(), *coordinates(x, y).split()])
+            slot.words = [*slot.words, f"x{index % GRID_SIDE}", f"y{index // GRID_SIDE}"]
+    for x, y, words in list_things(scene):
+        slots[int(y // 14) * GRID_SIDE + int(x // 14)] = Slot(
+            [*words.split(), *format_coordinates(x, y).split()]
+        )
     return slots

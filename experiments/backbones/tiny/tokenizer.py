@@ -8,17 +8,17 @@ from pathlib import Path
 from string import ascii_lowercase, digits
 from typing import TYPE_CHECKING
 
-from experiments.picture_vqa.pictures import COLOURS, PLURALS, catalogue
-from experiments.picture_vqa.relations import COLUMNS, ROWS
-from experiments.picture_vqa.scenes import PATCH, SIZE
+from experiments.picture_vqa.pictures import COLOURS, PLURALS, load_catalogue
+from experiments.picture_vqa.relations import COLUMN_NAMES, ROW_NAMES
+from experiments.picture_vqa.scenes import PATCH_SIZE, SCENE_SIZE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-SPECIALS = ("<pad>", "<unk>", "</s>", "<image>", "<query>")
+SPECIAL_TOKENS = ("<pad>", "<unk>", "</s>", "<image>", "<query>")
 PUNCTUATION = ".,:;?!'\"()-/"
 # Of the conversation format, of the question and caption templates, and of the field's usual instructions.
-_WORDS = """
+_TEMPLATE_WORDS = """
     user assistant system yes no left right above below of at the in is are there an and or can you see
     picture object objects what which kind colour shape shapes how many word number sign signs written
     does say first last letter digit describe list everything image question answer using single phrase
@@ -27,26 +27,26 @@ _WORDS = """
 """
 
 
-def vocabulary() -> list[str]:
+def build_vocabulary() -> list[str]:
     """All tokens in order of their ids."""
-    names = [word for name in catalogue() for word in name.split()]
-    categories = [picture.category for picture in catalogue().values()]
-    steps = range(SIZE // PATCH)
+    names = [word for name in load_catalogue() for word in name.split()]
+    categories = [picture.category for picture in load_catalogue().values()]
+    steps = range(SCENE_SIZE // PATCH_SIZE)
     coordinates = [f"{axis}{step}" for axis in "xy" for step in steps]
     words = [
-        *_WORDS.split(),
+        *_TEMPLATE_WORDS.split(),
         *names,
         *categories,
         *PLURALS,
         *PLURALS.values(),
         *COLOURS,
-        *ROWS,
-        *COLUMNS,
+        *ROW_NAMES,
+        *COLUMN_NAMES,
         *coordinates,
     ]
     characters = [*ascii_lowercase, *digits]
     pieces = [f"##{character}" for character in characters]
-    return list(dict.fromkeys([*SPECIALS, *PUNCTUATION, *characters, *sorted(set(words)), *pieces]))
+    return list(dict.fromkeys([*SPECIAL_TOKENS, *PUNCTUATION, *characters, *sorted(set(words)), *pieces]))
 
 
 def build_tokenizer() -> "PreTrainedTokenizerFast":
@@ -54,7 +54,7 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    ids = {token: index for index, token in enumerate(vocabulary())}
+    ids = {token: index for index, token in enumerate(build_vocabulary())}
     backend = Tokenizer(models.WordPiece(ids, unk_token="<unk>", max_input_chars_per_word=100))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

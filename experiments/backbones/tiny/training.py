@@ -48,7 +48,7 @@ def seed_step(seed: int, step: int) -> None:
     torch.manual_seed(seed * 1_000_003 + step)
 
 
-def optimizer_for(modules: Iterable[nn.Module], lr: float) -> torch.optim.AdamW:
+def build_optimizer(modules: Iterable[nn.Module], lr: float) -> torch.optim.AdamW:
     """AdamW; matrices decay, vectors (biases, norms) do not."""
     parameters = [p for module in modules for p in module.parameters()]
     groups = [
@@ -58,14 +58,18 @@ def optimizer_for(modules: Iterable[nn.Module], lr: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float, step: int, steps: int, warmup: int = 200) -> None:
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, lr: float, step: int, steps: int, warmup: int = 200
+) -> None:
     """Linear warm-up, then a cosine down to a twentieth."""
     cosine = 0.525 + 0.475 * math.cos(math.pi * step / steps)
     for group in optimizer.param_groups:
         group["lr"] = lr * min((step + 1) / warmup, cosine)
 
 
-def descend(loss: torch.Tensor, modules: Iterable[nn.Module], optimizer: torch.optim.Optimizer) -> None:
+def step_optimizer(
+    loss: torch.Tensor, modules: Iterable[nn.Module], optimizer: torch.optim.Optimizer
+) -> None:
     """One optimizer step with the gradient's norm clipped to one."""
     optimizer.zero_grad()
     loss.backward()
@@ -124,7 +128,7 @@ def load_state(plan: Plan, optimizer: torch.optim.Optimizer, modules: list[nn.Mo
     return state["step"]
 
 
-class Batches(torch.utils.data.Dataset):
+class BatchDataset(torch.utils.data.Dataset):
     """The batch of every step, made by `make(step)`: a resumed run sees what an uninterrupted one would."""
 
     def __init__(self, make) -> None:
@@ -134,15 +138,15 @@ class Batches(torch.utils.data.Dataset):
         return self.make(step)
 
 
-def batches(make, start: int, steps: int) -> Iterator:
+def load_batches(make, start: int, steps: int) -> Iterator:
     """Batches `start` to `steps`, made ahead in one worker process."""
     loader = torch.utils.data.DataLoader(
-        Batches(make), batch_size=None, sampler=range(start, steps), num_workers=1, prefetch_factor=8
+        BatchDataset(make), batch_size=None, sampler=range(start, steps), num_workers=1, prefetch_factor=8
     )
     return iter(loader)
 
 
-def steps_bar(start: int, steps: int):
+def make_steps_bar(start: int, steps: int):
     """A progress bar on stderr, and the function to call with a short text after every step."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

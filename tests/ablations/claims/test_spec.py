@@ -5,7 +5,7 @@ import pytest
 from ablations.claims import spec
 from ablations.costs import prefill
 from compressors.errors import UsageError
-from connectors.versions import at_least
+from connectors.versions import is_at_least
 from experiments.config import tables
 from experiments.config.cells import make_cells
 from experiments.store.plan import plan_stages
@@ -23,7 +23,7 @@ def rows_of(table):
 def test_the_tables_of_the_paper_are_there(project):
     assert list(project) == ["3", "4", "5", "6"]
     assert [len(table.rows) for table in project.values()] == [13, 11, 3, 16]
-    assert all(spec.claims(table) for table in project.values())
+    assert all(spec.read_claims(table) for table in project.values())
 
 
 def test_rows_at_the_preset_s_own_values_are_one_cell(project):
@@ -66,18 +66,20 @@ def test_baselines_stand_beside_compressors(project):
 
 def test_their_flops_are_shipped(project):
     """If not: python -m ablations.costs.prefill."""
-    known = prefill.read(prefill.SHIPPED)
-    assert all(prefill.shape(row.cells[0].config) in known for t in project.values() for row in t.rows)
+    known = prefill.read_flop_counts(prefill.SHIPPED_COUNTS)
+    assert all(
+        prefill.digest_prefill(row.cells[0].config) in known for t in project.values() for row in t.rows
+    )
 
 
 def test_shipped_flops_are_right(project):
     rows = rows_of(project["3"])
-    known = prefill.read(prefill.SHIPPED)
+    known = prefill.read_flop_counts(prefill.SHIPPED_COUNTS)
     config = rows["1 query"].cells[0].config
     # before 5.19 transformers turns positions into angles by a matrix product, which is counted
-    exact = known[prefill.shape(config)]
-    assert prefill.count(config) == (exact if at_least("5.19") else pytest.approx(exact, rel=1e-5))
-    counts = {label: known[prefill.shape(row.cells[0].config)] for label, row in rows.items()}
+    exact = known[prefill.digest_prefill(config)]
+    assert prefill.count_prefill(config) == (exact if is_at_least("5.19") else pytest.approx(exact, rel=1e-5))
+    counts = {label: known[prefill.digest_prefill(row.cells[0].config)] for label, row in rows.items()}
     order = ["downsample", "avg_pool", "sap", "1 query", "sap+embq", "uncompressed"]
     assert sorted(order, key=counts.get) == order
 
@@ -85,14 +87,14 @@ def test_shipped_flops_are_right(project):
 def test_counts_are_kept(tmp_path):
     kept = tmp_path / "report" / "prefill.json"
     config = make_cells({"compressor": ["uniform"], "uniform.rate": ["2"]})[0].config
-    first = prefill.counts([config], kept)
+    first = prefill.look_up_counts([config], kept)
     assert kept.is_file()
     kept.write_text(kept.read_text().replace(str(first[0]), "7"))
-    assert prefill.counts([config], kept) == [7]
+    assert prefill.look_up_counts([config], kept) == [7]
     kept.write_text("no JSON")
-    assert prefill.counts([config], kept) == first
+    assert prefill.look_up_counts([config], kept) == first
     away = make_cells({"compressor": ["sap"], "llm.source": ["no/where"]})[0].config
-    assert prefill.counts([away], kept) == [None]
+    assert prefill.look_up_counts([away], kept) == [None]
 
 
 TABLE = """
@@ -109,7 +111,7 @@ claims:
 def read(tmp_path, claim: str):
     path = tmp_path / "mine.yaml"
     path.write_text(TABLE + claim)
-    return spec.claims(tables.load_table_file(str(path), {}))[0]
+    return spec.read_claims(tables.load_table_file(str(path), {}))[0]
 
 
 def test_kinds_of_claims(tmp_path):

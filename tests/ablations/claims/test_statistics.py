@@ -9,7 +9,12 @@ from scipy import stats
 
 from ablations.claims import statistics, verdicts
 from ablations.claims.spec import Claim
-from ablations.claims.statistics import Pair, by_picture, mean_squares, seed_interval
+from ablations.claims.statistics import (
+    RowComparison,
+    average_by_picture,
+    compute_mean_squares,
+    compute_seed_interval,
+)
 
 BETTER = Claim("a beats b", "test", "better", (("a", "b"),))
 
@@ -29,13 +34,13 @@ def simulate(rng, gain=0.0, seeds=3, pictures=150, per_picture=2, seed_sd=0.0, d
 
 
 def judged(data, claim=BETTER, resamples=800):
-    return verdicts.judge([claim], *data, resamples=resamples)[0]
+    return verdicts.judge_claims([claim], *data, resamples=resamples)[0]
 
 
 def plain_two_way(data, rng, resamples=800):
     """The textbook interval: questions and seeds both drawn with replacement."""
     difference = np.stack([100.0 * data[0]["a"][s] - 100.0 * data[0]["b"][s] for s in data[0]["a"]])
-    values = by_picture(difference, data[2])
+    values = average_by_picture(difference, data[2])
     seeds, pictures = values.shape
     drawn = rng.integers(0, pictures, (resamples, pictures)) + pictures * np.arange(resamples)[:, None]
     of_pictures = np.bincount(drawn.ravel(), minlength=resamples * pictures).reshape(-1, pictures) / pictures
@@ -77,7 +82,7 @@ def test_verdicts_are_wrong_as_rarely_as_promised():
 
 @pytest.mark.parametrize(
     ("truth", "word"),
-    [((0.1, 0.1), verdicts.HOLDS), ((0.1, -0.1), verdicts.FAILS), ((0.1, 0.0), verdicts.OPEN)],
+    [((0.1, 0.1), verdicts.HOLDS), ((0.1, -0.1), verdicts.FAILS), ((0.1, 0.0), verdicts.UNRESOLVED)],
 )
 def test_best_holds_if_every_pair_does(truth, word):
     rng = np.random.default_rng(4)
@@ -111,7 +116,7 @@ def test_within_allows_its_points():
     data = simulate(rng, -0.02, pictures=4000)
     claims = {points: Claim("", "", "within", (("a", "b"),), points) for points in (0, 2, 5)}
     words = {points: judged(data, claim).word for points, claim in claims.items()}
-    assert words == {0: verdicts.FAILS, 2: verdicts.OPEN, 5: verdicts.HOLDS}
+    assert words == {0: verdicts.FAILS, 2: verdicts.UNRESOLVED, 5: verdicts.HOLDS}
 
 
 def test_pairing_narrows_the_interval():
@@ -178,7 +183,7 @@ def test_agrees_with_plain_code(seed_sd):
     rng = np.random.default_rng(9)
     outcomes, families, picture = simulate(rng, 0.03, pictures=40, seed_sd=seed_sd)
     picture = np.sort(rng.integers(0, 30, 80))  # pictures with one, several and no questions
-    found = verdicts.judge([BETTER], outcomes, families, picture, resamples=300, seed=5)[0]
+    found = verdicts.judge_claims([BETTER], outcomes, families, picture, resamples=300, seed=5)[0]
     pairs = [zip(outcomes["a"][s], outcomes["b"][s]) for s in range(3)]
     difference = [[100.0 * a - 100.0 * b for a, b in pair] for pair in pairs]
     assert [found.low, found.high] == pytest.approx(slow_interval(difference, picture, 300, 5))
@@ -190,14 +195,16 @@ def test_no_interval_leaves_what_accuracies_can_differ_by():
     data = simulate(np.random.default_rng(15), seeds=2, pictures=400)
     data[0]["a"][0], data[0]["b"][0] = np.ones((2, 800), bool) * [[True], [False]]
     found = judged(data)
-    assert found.estimate > 40 and (found.low, found.high) == (-100, 100) and found.word == verdicts.OPEN
+    assert (
+        found.estimate > 40 and (found.low, found.high) == (-100, 100) and found.word == verdicts.UNRESOLVED
+    )
 
 
 def test_memory_is_bounded_without_changing_the_draws(monkeypatch):
     columns = np.random.default_rng(0).random((50, 3))
-    whole = statistics.resampled(columns, 100, np.random.default_rng(1))
-    monkeypatch.setattr(statistics, "CHUNK", 350)
-    assert np.allclose(whole, statistics.resampled(columns, 100, np.random.default_rng(1)))
+    whole = statistics.resample_means(columns, 100, np.random.default_rng(1))
+    monkeypatch.setattr(statistics, "DRAWS_AT_ONCE", 350)
+    assert np.allclose(whole, statistics.resample_means(columns, 100, np.random.default_rng(1)))
     assert whole.shape == (100, 3)
 
 
@@ -207,20 +214,24 @@ def test_variance_components():
     found = []
     for _ in range(300):
         values = 2 * rng.standard_normal((8, 1)) + 3 * rng.standard_normal(60) + rng.standard_normal((8, 60))
-        found.append(Pair("a", "b", tuple(range(8)), 60, 0.0, mean_squares(values)).variances)
+        found.append(
+            RowComparison(
+                "a", "b", tuple(range(8)), 60, 0.0, compute_mean_squares(values)
+            ).variance_components
+        )
     assert np.mean(found, 0) == pytest.approx([4, 9, 1], rel=0.1)
 
 
 def test_seed_interval():
-    mean, half = seed_interval([0.5, 0.6, 0.7])
+    mean, half = compute_seed_interval([0.5, 0.6, 0.7])
     known = stats.t.interval(0.95, 2, 0.6, stats.sem([0.5, 0.6, 0.7]))
     assert (mean - half, mean + half) == pytest.approx(known)
-    assert seed_interval([0.5])[0] == 0.5 and math.isnan(seed_interval([0.5])[1])
+    assert compute_seed_interval([0.5])[0] == 0.5 and math.isnan(compute_seed_interval([0.5])[1])
 
 
 def test_one_seed_has_no_verdict():
     found = judged(simulate(np.random.default_rng(11), 0.3, seeds=1))
-    assert found.word == verdicts.OPEN and "one seed" in found.note and found.low > 0
+    assert found.word == verdicts.UNRESOLVED and "one seed" in found.note and found.low > 0
 
 
 def test_rows_are_compared_at_the_seeds_that_both_have():
@@ -244,7 +255,7 @@ def test_what_is_missing_is_said(change, note):
     data = simulate(np.random.default_rng(13))
     change(data[0])
     found = judged(data)
-    assert (found.word, found.note) == (verdicts.MISSING, note)
+    assert (found.word, found.note) == (verdicts.NO_RESULTS, note)
 
 
 def test_families():
@@ -265,7 +276,7 @@ def test_the_seeds_that_would_resolve_it_do(seed_sd):
     rng = np.random.default_rng(15)
     pair = judged(simulate(rng, 0.03, seeds=40, pictures=400, seed_sd=seed_sd)).pairs[0]
     few = replace(pair, seeds=(0, 1), estimate=3.0)
-    needed = verdicts.seeds_needed(few, 0.0)
+    needed = verdicts.count_seeds_needed(few, 0.0)
     assert 3 <= needed < 40
     runs = [judged(simulate(rng, 0.03, seeds=needed, pictures=400, seed_sd=seed_sd)) for _ in range(60)]
     assert 0.3 < np.mean([v.word == verdicts.HOLDS for v in runs]) < 0.9  # half of them: the gap is the limit
@@ -278,14 +289,14 @@ def test_more_seeds_cannot_help_where_questions_decide():
     rows["a"][:3], rows["b"][3:5] = True, True
     outcomes = {row: dict.fromkeys(range(3), x) for row, x in rows.items()}
     found = judged((outcomes, np.full(100, "all"), np.arange(100)))
-    assert found.word == verdicts.OPEN
+    assert found.word == verdicts.UNRESOLVED
     assert found.note.startswith("more seeds cannot resolve it, the questions decide; about ")
 
 
 def test_equal_rows_ask_for_nothing():
     outcomes = {row: dict.fromkeys(range(3), np.arange(50) % 2 == 0) for row in "ab"}
     found = judged((outcomes, np.full(50, "all"), np.arange(50)))
-    assert (found.word, found.low, found.high) == (verdicts.OPEN, 0, 0)
+    assert (found.word, found.low, found.high) == (verdicts.UNRESOLVED, 0, 0)
     assert found.note == "no number of seeds or questions in reach would resolve it"
 
 

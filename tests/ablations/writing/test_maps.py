@@ -66,7 +66,7 @@ def new() -> outcomes.Report:
 
 def test_first_scenes_with_unlike_questions(finished, tmp_path):
     report = new()
-    maps.add(report, *finished, tmp_path)
+    maps.add_maps(report, *finished, tmp_path)
     assert report.made["maps"]["of"] == "sap+embq, seed 0"
     assert report.made["maps"]["scenes"] == ["0", "2", "3"]
     shapes = {Image.open(io.BytesIO(each)).size for each in report.maps}
@@ -76,20 +76,20 @@ def test_first_scenes_with_unlike_questions(finished, tmp_path):
 def test_kept_with_the_report_and_drawn_again_for_another_model(finished, tmp_path, monkeypatch):
     (plain, (cell, stage)), store = finished
     report = new()
-    maps.add(report, [plain, (cell, stage)], store, tmp_path)
-    outcomes.save(report, tmp_path)
+    maps.add_maps(report, [plain, (cell, stage)], store, tmp_path)
+    outcomes.save_report(report, tmp_path)
     drawn = []
-    monkeypatch.setattr(maps, "draw", lambda *_: drawn.append(1) or ([b"new"], ["9"]))
+    monkeypatch.setattr(maps, "draw_maps", lambda *_: drawn.append(1) or ([b"new"], ["9"]))
     again, other = new(), new()
-    maps.add(again, [plain, (cell, stage)], store, tmp_path)
+    maps.add_maps(again, [plain, (cell, stage)], store, tmp_path)
     assert (again.maps, again.made["maps"]) == (report.maps, report.made["maps"]) and not drawn
-    maps.add(other, [(cell, plan_stages(dataclasses.replace(cell.config, seed=1)))], store, tmp_path)
+    maps.add_maps(other, [(cell, plan_stages(dataclasses.replace(cell.config, seed=1)))], store, tmp_path)
     assert other.maps == [b"new"] and drawn
 
 
 def test_without_a_query_module_there_are_none(finished, tmp_path):
     report = new()
-    maps.add(report, finished[0][:1], finished[1], tmp_path)
+    maps.add_maps(report, finished[0][:1], finished[1], tmp_path)
     assert report.maps == [] and "maps" not in report.made
 
 
@@ -99,16 +99,16 @@ def test_what_is_gone_is_said(finished, tmp_path):
     shutil.copytree(store.root, elsewhere.root)
     shutil.rmtree(elsewhere.locate_result(stage.inputs["finetune"]) / MODEL_FOLDER)
     report = new()
-    maps.add(report, [(cell, stage)], elsewhere, tmp_path)
-    [note] = grids.without_maps(report)
+    maps.add_maps(report, [(cell, stage)], elsewhere, tmp_path)
+    [note] = grids.explain_missing_maps(report)
     assert report.maps == [] and note.startswith("No attention maps: ") and MODEL_FOLDER in note
 
 
 def test_written_in_every_form(finished, tmp_path):
     report = new()
-    maps.add(report, *finished, tmp_path / "first")
-    words = write.markdown(report, [], ["said"], ["a note"], [])
+    maps.add_maps(report, *finished, tmp_path / "first")
+    words = write.render_markdown_report(report, [], ["said"], ["a note"], [])
     assert words.count("](plots/attention-") == 3 and "sap+embq, seed 0" in words
-    outcomes.save(report, tmp_path)
-    assert outcomes.load(tmp_path).maps == report.maps
+    outcomes.save_report(report, tmp_path)
+    assert outcomes.load_report(tmp_path).maps == report.maps
     assert write.page.png(report.maps[0]).startswith('<img src="data:image/png;base64,iVBOR')

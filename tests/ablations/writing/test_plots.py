@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from ablations.outcomes import Row, Table
+from ablations.outcomes import ReportRow, ReportTable
 from ablations.writing import plots, ranking
 from experiments.figures import labels
 
@@ -15,12 +15,14 @@ def table(rows):
     rng, made = np.random.default_rng(0), []
     for label, (rate, visual, queries) in rows.items():
         outcomes = {seed: rng.random(400) < rate for seed in range(2)}
-        made.append(Row("", label, "", outcomes, [], {"visual_tokens": visual, "query_tokens": queries}))
+        made.append(
+            ReportRow("", label, "", outcomes, [], {"visual_tokens": visual, "query_tokens": queries})
+        )
     ids = np.array([f"{i // 4}#{i % 4}" for i in range(400)])
     families = np.where(np.arange(400) % 2, "reading", "presence")
     chance = {"overall": 0.3, "families": {"reading": 0.1, "presence": 0.5}}
     pictures = np.arange(400) // 4
-    return Table("x", "Table x", "", (), made, ids, families, pictures, chance)
+    return ReportTable("x", "Table x", "", (), made, ids, families, pictures, chance)
 
 
 @pytest.mark.parametrize("count", [1, 8, 20])
@@ -47,19 +49,19 @@ def test_a_name_stands_beside_its_point_where_there_is_room():
 
 
 def test_pareto_needs_rows_of_different_cost():
-    assert plots.pareto(table({"a": (0.5, 16, 0), "b": (0.6, 16, 0)})) is None
-    assert plots.pareto(table({"a": (0.5, 16, 0), "b": (0.6, 16, 4)})).count("<svg") == 1
+    assert plots.draw_pareto(table({"a": (0.5, 16, 0), "b": (0.6, 16, 0)})) is None
+    assert plots.draw_pareto(table({"a": (0.5, 16, 0), "b": (0.6, 16, 4)})).count("<svg") == 1
 
 
 def test_many_of_one_cost_are_ranked_instead():
     rows = {name: (0.3 + 0.05 * i, 16, 0) for i, name in enumerate("abcdefg")}
     few = {name: rows[name] for name in "abcdef"}
     more = {"b+embq": (0.9, 16, 4), "identity": (0.95, 144, 0), "blind": (0.1, 0, 0)}
-    assert plots.pareto(table({**rows, "identity": more["identity"]}))  # nothing beside it with a module
-    assert plots.pareto(table({**few, **more})) and ranking.ranking(table({**few, **more})) is None
+    assert plots.draw_pareto(table({**rows, "identity": more["identity"]}))  # nothing beside it with a module
+    assert plots.draw_pareto(table({**few, **more})) and ranking.draw_ranking(table({**few, **more})) is None
     found = table({**rows, **more})
-    assert plots.pareto(found) is None and ranking.ranking(found).count("<svg") == 1
-    assert [(host, len(there)) for host, there in ranking.hosts(found).items()] == [
+    assert plots.draw_pareto(found) is None and ranking.draw_ranking(found).count("<svg") == 1
+    assert [(host, len(there)) for host, there in ranking.group_by_compressor(found).items()] == [
         ("identity", 1),
         ("b", 2),
         ("g", 1),
@@ -72,13 +74,13 @@ def test_many_of_one_cost_are_ranked_instead():
     ]
     for row in found.rows[:3]:
         del row.outcomes[1]  # one seed: no interval
-    assert ranking.ranking(found).count("<svg") == 1
+    assert ranking.draw_ranking(found).count("<svg") == 1
 
 
 def test_rows_of_one_cell_are_one_point():
     found = table({"a": (0.5, 16, 0), "b": (0.5, 16, 0), "blind": (0.3, 0, 0)})
     found.rows[1].outcomes = found.rows[0].outcomes
-    assert [row.label for row in plots.seen(found)] == ["a"]
+    assert [row.label for row in plots.find_distinct_rows(found)] == ["a"]
 
 
 def test_gains_pair_rows_by_name():
@@ -89,25 +91,25 @@ def test_gains_pair_rows_by_name():
         "b+embq": (0.6, 16, 4),
         "c": (0.5, 16, 0),
     }
-    found = {each.claim.text: each for each in plots.gains(table(rows))}
+    found = {each.claim.text: each for each in plots.judge_gains(table(rows))}
     assert list(found) == ["a", "b"]
     assert found["a"].low > 20 and found["b"].low < 0 < found["b"].high
-    assert [plots.decided(each) for each in found.values()] == [True, False]
-    assert plots.gain(table({"a": (0.5, 16, 0), "a+embq": (0.6, 16, 4)})) is None
+    assert [plots.is_decided(each) for each in found.values()] == [True, False]
+    assert plots.draw_gain(table({"a": (0.5, 16, 0), "a+embq": (0.6, 16, 4)})) is None
     alone = table(rows)
     for row in alone.rows:
         del row.outcomes[1]
-    assert not any(map(plots.decided, plots.gains(alone))) and plots.gain(alone)
+    assert not any(map(plots.is_decided, plots.judge_gains(alone))) and plots.draw_gain(alone)
 
 
 def test_families_need_several():
     found = table({"a": (0.5, 16, 0)})
-    assert plots.families(found).count("<svg") == 1
+    assert plots.draw_families(found).count("<svg") == 1
     found.families[:] = "reading"
-    assert plots.families(found) is None
+    assert plots.draw_families(found) is None
 
 
 def test_the_same_picture_has_the_same_bytes():
     rows = {"a": (0.5, 16, 0), "b": (0.6, 20, 4)}
-    assert plots.pareto(table(rows)) == plots.pareto(table(rows))
-    assert plots.families(table(rows)) == plots.families(table(rows))
+    assert plots.draw_pareto(table(rows)) == plots.draw_pareto(table(rows))
+    assert plots.draw_families(table(rows)) == plots.draw_families(table(rows))

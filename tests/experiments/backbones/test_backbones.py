@@ -9,16 +9,22 @@ import torch
 from safetensors import safe_open
 from transformers import AutoImageProcessor, AutoTokenizer, PhiForCausalLM, SiglipVisionModel
 
-from connectors.versions import at_least
+from connectors.versions import is_at_least
 from experiments.backbones.tiny import lm_examples, pretrain_lm, pretrain_tower, training
-from experiments.backbones.tiny.dense_labels import CHARACTERS, NAMES, TARGETS, crowded_scene, dense_labels
-from experiments.backbones.tiny.lm_scores import answered, embed, scores
-from experiments.backbones.tiny.slots import grid_slots, loose_slots
-from experiments.backbones.tiny.tokenizer import build_tokenizer, save_tokenizer, vocabulary
+from experiments.backbones.tiny.dense_labels import (
+    CHARACTER_CLASSES,
+    OBJECT_CLASSES,
+    TARGET_SIZES,
+    label_patches,
+    sample_crowded_scene,
+)
+from experiments.backbones.tiny.lm_scores import check_answers, embed_positions, scores
+from experiments.backbones.tiny.slots import make_grid_slots, make_loose_slots
+from experiments.backbones.tiny.tokenizer import build_tokenizer, build_vocabulary, save_tokenizer
 from experiments.backbones.tiny.training import Plan
-from experiments.picture_vqa.captions import INSTRUCTIONS, describe
-from experiments.picture_vqa.dataset import scene_of
-from experiments.picture_vqa.drawing import draw
+from experiments.picture_vqa.captions import CAPTION_INSTRUCTIONS, describe_scene
+from experiments.picture_vqa.dataset import make_scene
+from experiments.picture_vqa.drawing import draw_scene
 
 TINY = Path(pretrain_lm.__file__).parents[2] / "assets" / "tiny"
 
@@ -36,10 +42,10 @@ def language_model() -> PhiForCausalLM:
 
 
 def texts(split: str, scenes: int) -> list[str]:
-    found = list(INSTRUCTIONS)
+    found = list(CAPTION_INSTRUCTIONS)
     for index in range(scenes):
-        scene, turns = scene_of(split, index)
-        found += [describe(scene), *(t.question for t in turns), *(t.answer for t in turns)]
+        scene, turns = make_scene(split, index)
+        found += [describe_scene(scene), *(t.question for t in turns), *(t.answer for t in turns)]
     return found
 
 
@@ -61,13 +67,13 @@ def test_tokenizer_reads_the_conversation_format(tokenizer):
 def test_shipped_tokenizer_is_the_one_that_the_code_builds():
     shipped = AutoTokenizer.from_pretrained(TINY / "llm")
     assert shipped.get_vocab() == build_tokenizer().get_vocab()
-    assert len(shipped) == len(vocabulary()) == len(set(vocabulary()))
+    assert len(shipped) == len(build_vocabulary()) == len(set(build_vocabulary()))
 
 
 def test_training_text_is_what_the_tokenizer_makes_of_the_conversation(tokenizer):
-    scene, turns = scene_of("train", 0)
-    example = lm_examples.conversation(scene, turns[:2], "prose", random.Random(0), caption=False)
-    text = f"USER: {describe(scene)}\n{turns[0].question} ASSISTANT: {turns[0].answer}</s>"
+    scene, turns = make_scene("train", 0)
+    example = lm_examples.build_conversation(scene, turns[:2], "prose", random.Random(0), caption=False)
+    text = f"USER: {describe_scene(scene)}\n{turns[0].question} ASSISTANT: {turns[0].answer}</s>"
     text += f"USER: {turns[1].question} ASSISTANT: {turns[1].answer}</s>"
     assert [ids[0] for ids in example.ids] == tokenizer(text).input_ids
     learnt = [ids[0] for ids, weight in zip(example.ids, example.weights, strict=True) if weight == 1]
@@ -75,10 +81,10 @@ def test_training_text_is_what_the_tokenizer_makes_of_the_conversation(tokenizer
 
 
 def test_slots_say_what_stands_where():
-    scene, _ = scene_of("train", 1)
-    expected = {" ".join(slot.words) for slot in loose_slots(scene, random.Random(0)) if slot.words}
+    scene, _ = make_scene("train", 1)
+    expected = {" ".join(slot.words) for slot in make_loose_slots(scene, random.Random(0)) if slot.words}
     assert len(expected) == len(scene.objects) + sum(len(sign.text) for sign in scene.signs)
-    grid = grid_slots(scene, random.Random(0))
+    grid = make_grid_slots(scene, random.Random(0))
     assert len(grid) == 144
     for item in scene.objects:
         column, row = int(item.x // 14), int(item.y // 14)
@@ -87,13 +93,13 @@ def test_slots_say_what_stands_where():
 
 
 def test_dense_labels_are_under_the_things_they_name():
-    scene = crowded_scene(random.Random(3))
-    labels = dict(zip(TARGETS, dense_labels(scene).transpose(2, 0, 1), strict=True))
+    scene = sample_crowded_scene(random.Random(3))
+    labels = dict(zip(TARGET_SIZES, label_patches(scene).transpose(2, 0, 1), strict=True))
     for item in scene.objects:
         cell = int(item.y // 14), int(item.x // 14)
-        assert NAMES[labels["object"][cell]] == item.name and labels["role"][cell] == 1
+        assert OBJECT_CLASSES[labels["object"][cell]] == item.name and labels["role"][cell] == 1
     for sign in scene.signs:
-        read = [CHARACTERS[labels["character"][int(y // 14), int(x // 14)]] for x, y in sign.centres()]
+        read = [CHARACTER_CLASSES[labels["character"][int(y // 14), int(x // 14)]] for x, y in sign.centres()]
         assert "".join(read) == sign.text
     assert (labels["object"] > 0).sum() > 3 * len(scene.objects)
 
@@ -102,14 +108,14 @@ def test_sum_of_words_is_the_embedding_of_a_slot():
     model = pretrain_lm.build_lm()
     table = model.get_input_embeddings().weight
     ids, scales = torch.tensor([[[7, 9, 0, 0], [0, 0, 0, 0]]]), torch.tensor([[0.5, 1.0]])
-    torch.testing.assert_close(embed(model, ids, scales)[0, 0], 0.5 * (table[7] + table[9]))
-    assert embed(model, ids, scales)[0, 1].abs().max() == 0
+    torch.testing.assert_close(embed_positions(model, ids, scales)[0, 0], 0.5 * (table[7] + table[9]))
+    assert embed_positions(model, ids, scales)[0, 1].abs().max() == 0
 
 
 @pytest.mark.parametrize("module", [pretrain_lm, pretrain_tower])
 def test_resumed_pretraining_equals_uninterrupted(module, tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrain_lm, "CONVERSATIONS", 2)
-    monkeypatch.setattr(pretrain_tower, "BATCH", 2)
+    monkeypatch.setattr(pretrain_lm, "CONVERSATIONS_PER_ROUND", 2)
+    monkeypatch.setattr(pretrain_tower, "SCENES_PER_BATCH", 2)
     monkeypatch.setattr(
         module, "scores" if module is pretrain_lm else "probe", lambda *_, **__: {"all": {"all": 0.0}}
     )
@@ -151,14 +157,16 @@ def test_saving_replaces_a_folder_whole(tmp_path):
 # --- the weights that ship
 
 
-@pytest.mark.skipif(not at_least("5.6"), reason="saved with the names of transformers 5.6; load_tower knows")
+@pytest.mark.skipif(
+    not is_at_least("5.6"), reason="saved with the names of transformers 5.6; load_tower knows"
+)
 def test_shipped_tower_loads_with_its_processor_and_sees_what_is_where():
     """Ridge regression on a hundred scenes' features names the objects under patches of fifty others."""
     tower = SiglipVisionModel.from_pretrained(TINY / "tower", dtype=torch.float32).eval()
     processor = AutoImageProcessor.from_pretrained(TINY / "tower")
-    batch = pretrain_tower.stack([scene_of("tune", index)[0] for index in range(150)])
+    batch = pretrain_tower.stack_scenes([make_scene("tune", index)[0] for index in range(150)])
     pixels = pretrain_tower.to_pixels(batch["images"])
-    first = processor(images=draw(scene_of("tune", 0)[0]), return_tensors="pt").pixel_values
+    first = processor(images=draw_scene(make_scene("tune", 0)[0]), return_tensors="pt").pixel_values
     torch.testing.assert_close(first, pixels[:1], atol=1e-5, rtol=0)
     with torch.inference_mode():
         features = tower(pixels, output_hidden_states=True).hidden_states[-1]
@@ -166,7 +174,7 @@ def test_shipped_tower_loads_with_its_processor_and_sees_what_is_where():
     features = torch.nn.functional.layer_norm(features, (128,))
     labels = batch["labels"][..., 0]  # (150, 144)
     train, test = (slice(0, 100), slice(100, 150))
-    weights = ridge(features[train][labels[train] > 0], labels[train][labels[train] > 0], len(NAMES))
+    weights = ridge(features[train][labels[train] > 0], labels[train][labels[train] > 0], len(OBJECT_CLASSES))
     guesses = (features[test][labels[test] > 0] @ weights).argmax(-1)
     assert (guesses == labels[test][labels[test] > 0]).float().mean() > 0.5
 
@@ -186,14 +194,14 @@ def test_shipped_language_model_answers_questions_about_described_scenes(languag
 
 
 def test_teacher_forced_score_is_what_generate_says(language_model, tokenizer):
-    scene, turns = scene_of("test", 3)
+    scene, turns = make_scene("test", 3)
     for turn in turns:
-        prompt = f"USER: {describe(scene)}\n{turn.question} ASSISTANT:"
+        prompt = f"USER: {describe_scene(scene)}\n{turn.question} ASSISTANT:"
         inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
         output = language_model.generate(**inputs, max_new_tokens=6, do_sample=False)
         said = tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
-        example = lm_examples.conversation(scene, [turn], "prose", random.Random(0), caption=False)
-        assert answered(language_model, [example]) == [said == turn.answer]
+        example = lm_examples.build_conversation(scene, [turn], "prose", random.Random(0), caption=False)
+        assert check_answers(language_model, [example]) == [said == turn.answer]
 
 
 def test_assets_are_small_and_half_precision():

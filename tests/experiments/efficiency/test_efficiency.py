@@ -9,7 +9,7 @@ from factories import picture
 
 from ablations.costs import prefill
 from compressors.errors import UsageError
-from connectors.versions import at_least
+from connectors.versions import is_at_least
 from experiments.config.cells import make_cells
 from experiments.efficiency import collect, counting, measuring, options, published, table1
 from experiments.efficiency.__main__ import main
@@ -70,7 +70,7 @@ def test_rows_of_a_batch_add_up():
     assert two.cache_bytes == 2 * one.cache_bytes and two.decode == one.decode
     twice = {part: 2 * count for part, count in one.prefill.items()}
     # before 5.19 angles of positions are a matrix product, the same for all rows
-    assert two.prefill == (twice if at_least("5.19") else pytest.approx(twice, rel=1e-5))
+    assert two.prefill == (twice if is_at_least("5.19") else pytest.approx(twice, rel=1e-5))
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_a_scale_is_counted_as_it_is_evaluated():
             subject = table1.build_cell_subject("", cell.config)
             tokens.append(subject.count_visual_tokens(subject.prepare_pixels([[picture()]])))
             flops.append(sum(counting.count_cell_prefill_flops(subject, 40).values()))
-            shapes.add(prefill.shape(cell.config))
+            shapes.add(prefill.digest_prefill(cell.config))
     assert tokens == [16, 4, 1] and len(shapes) == 3 and flops == sorted(set(flops), reverse=True)
 
 

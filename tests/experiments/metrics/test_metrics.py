@@ -4,8 +4,9 @@ import pytest
 from torchmetrics.utilities import dim_zero_sum
 
 from experiments.data.llava import Sample, Turn
-from experiments.metrics.answers import majority_rates, normalise
-from experiments.metrics.families import FamilyAccuracy
+from experiments.metrics.answers import normalise_answer
+from experiments.metrics.chance import score_majority_answers
+from experiments.metrics.families import FamilyScores
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,7 @@ from experiments.metrics.families import FamilyAccuracy
     ],
 )
 def test_normalise(answer, normal):
-    assert normalise(answer) == normal
+    assert normalise_answer(answer) == normal
 
 
 @pytest.mark.parametrize(
@@ -57,11 +58,11 @@ def test_normalise(answer, normal):
 )
 def test_signs_with_a_meaning_are_no_punctuation(one, other):
     """Whatever the script; marks belong to their letters."""
-    assert normalise(one) != normalise(other)
+    assert normalise_answer(one) != normalise_answer(other)
 
 
 def test_family_accuracy():
-    metric = FamilyAccuracy(["counting", "presence", "unasked"])
+    metric = FamilyScores(["counting", "presence", "unasked"])
     metric.update(["Yes.", "no", "3"], ["yes", "yes", "3"], ["presence", "presence", "counting"])
     metric.update(["a fox", "2"], ["the fox", "3"], ["presence", "counting"])
     assert metric.compute() == {
@@ -75,12 +76,12 @@ def test_family_accuracy():
 
 def test_family_accuracy_adds_up_over_processes():
     """What torchmetrics does with states of two processes: it sums them."""
-    parts = [FamilyAccuracy(["a", "b"]) for _ in range(2)]
+    parts = [FamilyScores(["a", "b"]) for _ in range(2)]
     parts[0].update(["x"], ["x"], ["a"])
     parts[1].update(["x", "y"], ["y", "y"], ["a", "b"])
-    whole = FamilyAccuracy(["a", "b"])
+    whole = FamilyScores(["a", "b"])
     whole.update([], [], [])
-    for name in ("right", "asked"):
+    for name in ("scores", "asked"):
         assert whole._reductions[name] is dim_zero_sum
         setattr(whole, name, sum(getattr(part, name) for part in parts))
     assert whole.compute()["families"] == {"a": 0.5, "b": 1.0}
@@ -88,7 +89,7 @@ def test_family_accuracy_adds_up_over_processes():
 
 def test_lengths_must_agree():
     with pytest.raises(ValueError, match="zip"):
-        FamilyAccuracy(["a"]).update(["x"], ["x", "y"], ["a"])
+        FamilyScores(["a"]).update(["x"], ["x", "y"], ["a"])
 
 
 def test_majority():
@@ -97,7 +98,7 @@ def test_majority():
         Sample("1", (), (Turn("?", "yes."), Turn("?", "4")), ("presence", "counting")),
         Sample("2", (), (Turn("?", "no"), Turn("?", "4")), ("presence", "counting")),
     ]
-    assert majority_rates(samples) == {
+    assert score_majority_answers(samples) == {
         "overall": 4 / 6,
         "families": {"counting": 2 / 3, "presence": 2 / 3},
         "counts": {"counting": 3, "presence": 3},
@@ -106,4 +107,6 @@ def test_majority():
 
 
 def test_majority_without_families():
-    assert majority_rates([Sample("0", (), (Turn("?", "x"), Turn("?", "y")))])["families"] == {"all": 0.5}
+    assert score_majority_answers([Sample("0", (), (Turn("?", "x"), Turn("?", "y")))])["families"] == {
+        "all": 0.5
+    }

@@ -8,17 +8,10 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from compressors.errors import UsageError
-from experiments.metrics.builtin import (
-    ANLS,
-    MME,
-    POPE,
-    ChoiceAccuracy,
-    RelaxedAccuracy,
-    VQAAccuracy,
-    read_choice,
-    vqa_normalise,
-)
-from experiments.metrics.yes_no import begins
+from experiments.metrics.choice import ChoiceAccuracy, read_choice
+from experiments.metrics.documents import ANLS, RelaxedAccuracy
+from experiments.metrics.vqa import VQAAccuracy, normalise_vqa_answer
+from experiments.metrics.yes_no import MME, POPE, read_first_letters
 
 ANIMALS = ("fox", "red fox", "owl", "a lion")
 
@@ -49,7 +42,7 @@ ANIMALS = ("fox", "red fox", "owl", "a lion")
     ],
 )
 def test_vqa_normalisation(answer, normal):
-    assert vqa_normalise(answer) == normal
+    assert normalise_vqa_answer(answer) == normal
 
 
 def test_vqa_accuracy_leaves_one_person_out():
@@ -281,10 +274,10 @@ def test_the_harness_scores_alike():
 
     said, truths = answers(0, 2000), answers(1, 2000)
     for one, other in zip(said, truths):
-        assert vqa_normalise(one) == harness.EvalAIAnswerProcessor()(one), one
+        assert normalise_vqa_answer(one) == harness.EvalAIAnswerProcessor()(one), one
         assert ANLS().score(one, other) == pytest.approx(anls([other], [one])["anls"]), (one, other)
         assert RelaxedAccuracy().score(one, other) == relaxed_correctness(one, other), (one, other)
-        assert begins(one) == parse_pred_ans(one) or len(one) == 1, one  # it takes "y" for yes
+        assert read_first_letters(one) == parse_pred_ans(one) or len(one) == 1, one  # it takes "y" for yes
     for seed in range(200):
         people = answers(seed, 1) + random.Random(seed).choices(truths[:3], k=9)
         theirs = textvqa_process_results({"answers": list(people), "question_id": 0}, [people[-1]])
@@ -294,7 +287,9 @@ def test_the_harness_scores_alike():
         category, truth = ("count", "OCR", "scene")[number // 2 % 3], ("yes", "no")[number % 2]
         answer = random.Random(number).choice(("yes", "no", "Yes.", "unsure"))
         ours.update([answer], [truth], [str(number // 2)], [category])
-        rows.append({"question_id": number // 2, "category": category, "score": begins(answer) == truth})
+        rows.append(
+            {"question_id": number // 2, "category": category, "score": read_first_letters(answer) == truth}
+        )
     assert ours.compute()["perception"] == pytest.approx(mme_aggregate_results(rows))
     words = random.Random(0).choices(("yes", "no"), k=300)
     docs = [{"answer": truth, "question_id": 0} for truth in random.Random(1).choices(("yes", "no"), k=300)]

@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from experiments.picture_vqa import dataset
-from experiments.picture_vqa.dataset import SPLITS, scene_of, write
-from experiments.picture_vqa.pictures import PLURALS, UNSEEN_STYLES, catalogue
-from experiments.picture_vqa.questions import FAMILIES, TURNS
+from experiments.picture_vqa.__main__ import main as write_main
+from experiments.picture_vqa.dataset import SPLITS, make_scene, write_picture_vqa
+from experiments.picture_vqa.pictures import PLURALS, UNSEEN_STYLES, load_catalogue
+from experiments.picture_vqa.questions import QUESTION_FAMILIES, TURNS_BY_FAMILY
 from experiments.picture_vqa.signs import SEEN_FONTS, UNSEEN_FONTS
 
 SIZES = {"train": 12, "tune": 4, "test": 8, "test_style": 4}
@@ -23,7 +24,7 @@ SIZES = {"train": 12, "tune": 4, "test": 8, "test_style": 4}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("data") / "vqa"
-    write(out, sizes=SIZES)
+    write_picture_vqa(out, sizes=SIZES)
     return out
 
 
@@ -91,7 +92,7 @@ def sign_text(scene: dict, kind: str) -> str:
 
 
 def present(scene: dict, name: str) -> str:
-    assert name in catalogue()
+    assert name in load_catalogue()
     return "yes" if any(o["name"] == name for o in scene["objects"]) else "no"
 
 
@@ -138,22 +139,22 @@ RULES = [
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_answer_follows_from_the_scene(split):
     for index in range(250):
-        scene, turns = scene_of(split, index)
+        scene, turns = make_scene(split, index)
         for turn in turns:
             assert oracle(scene.to_dict(), turn.question) == turn.answer, turn
 
 
 def test_questions_are_asked_once_and_cover_all_families():
     for index in range(100):
-        _, turns = scene_of("train", index)
+        _, turns = make_scene("train", index)
         assert len({turn.question for turn in turns}) == len(turns)
-        assert {turn.family for turn in turns} == set(FAMILIES)
-        assert len(turns) >= sum(TURNS.values()) - 2
+        assert {turn.family for turn in turns} == set(QUESTION_FAMILIES)
+        assert len(turns) >= sum(TURNS_BY_FAMILY.values()) - 2
 
 
 def test_splits_share_no_scene():
     def content(split: str, index: int) -> str:
-        data = scene_of(split, index)[0].to_dict()
+        data = make_scene(split, index)[0].to_dict()
         for item in data["objects"] + data["signs"]:
             item.pop("style", None), item.pop("font", None)
         return json.dumps([data["objects"], data["signs"]])
@@ -164,7 +165,7 @@ def test_splits_share_no_scene():
 
 def test_styles_and_fonts_of_test_style_are_unseen():
     for split in SPLITS:
-        scenes = [scene_of(split, index)[0] for index in range(40)]
+        scenes = [make_scene(split, index)[0] for index in range(40)]
         styles = {item.style for scene in scenes for item in scene.objects}
         fonts = {sign.font for scene in scenes for sign in scene.signs}
         unseen = split == "test_style"
@@ -174,8 +175,8 @@ def test_styles_and_fonts_of_test_style_are_unseen():
 
 def test_families_are_balanced():
     """Presence exactly half yes, with the three sorts of negatives; no answer dominates any other family."""
-    turns = [turn for index in range(1200) for turn in scene_of("train", index)[1]]
-    answers = {family: Counter(t.answer for t in turns if t.family == family) for family in FAMILIES}
+    turns = [turn for index in range(1200) for turn in make_scene("train", index)[1]]
+    answers = {family: Counter(t.answer for t in turns if t.family == family) for family in QUESTION_FAMILIES}
     assert answers["presence"]["yes"] == answers["presence"]["no"] == 1200
     negatives = Counter(t.kind for t in turns if t.family == "presence" and t.answer == "no")
     assert set(negatives) == {"random", "popular", "adversarial"} and min(negatives.values()) > 300
@@ -186,7 +187,7 @@ def test_families_are_balanced():
 def test_objects_keep_apart_and_follow_no_grid():
     lefts = Counter()
     for index in range(300):
-        scene, _ = scene_of("train", index)
+        scene, _ = make_scene("train", index)
         boxes = [item.box for item in (*scene.objects, *scene.signs)]
         for i, a in enumerate(boxes):
             assert min(a) >= 0 and a[2] <= 168 and a[3] <= 168
@@ -199,7 +200,7 @@ def test_objects_keep_apart_and_follow_no_grid():
 def test_same_seed_same_bytes_and_other_seed_other_scenes(tmp_path):
     sizes = {split: 3 for split in SPLITS}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        write(tmp_path / name, seed=seed, sizes=sizes)
+        write_picture_vqa(tmp_path / name, seed=seed, sizes=sizes)
     files = sorted(file.relative_to(tmp_path / "a") for file in (tmp_path / "a").rglob("*") if file.is_file())
     assert len(files) == 12 + 7
     assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
@@ -254,14 +255,14 @@ def test_a_failed_write_leaves_nothing(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "out", sizes=SIZES, progress=interrupt)
+        write_picture_vqa(tmp_path / "out", sizes=SIZES, progress=interrupt)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("sizes", [{"valid": 3}, {"test": 0}])
 def test_bad_sizes_are_refused(tmp_path, sizes):
     with pytest.raises(ValueError, match=next(iter(sizes))):
-        write(tmp_path / "out", sizes=sizes)
+        write_picture_vqa(tmp_path / "out", sizes=sizes)
 
 
 def test_command_reports_bad_folders_in_one_line(tmp_path, capsys):
@@ -269,8 +270,17 @@ def test_command_reports_bad_folders_in_one_line(tmp_path, capsys):
     (tmp_path / "full" / "something").touch()
     (tmp_path / "file").touch()
     for bad in (tmp_path / "full", tmp_path / "file" / "below", Path(os.devnull)):
-        assert dataset.main(["--out", str(bad), "--scale", "0.001"]) == 2
+        assert write_main([f"to={bad}", "scale=0.001"]) == 2
         error = capsys.readouterr().err.strip()
         assert error.startswith("error: ") and "\n" not in error
-    assert dataset.main(["--out", str(tmp_path / "good"), "--scale", "0.001"]) == 0
+    assert write_main([f"to={tmp_path / 'good'}", "scale=0.001"]) == 0
     assert "9 scenes" in capsys.readouterr().out
+
+
+def test_old_flags_are_answered_with_their_new_spelling(tmp_path, capsys):
+    assert write_main(["--out", str(tmp_path / "data")]) == 2
+    assert f"write to={tmp_path / 'data'}" in capsys.readouterr().err
+    assert write_main(["--parquet"]) == 2
+    assert "write parquet=true" in capsys.readouterr().err
+    assert write_main([]) == 2
+    assert capsys.readouterr().err == "error: to= is missing: new folder to write\n"

@@ -6,7 +6,7 @@ import pytest
 import small_runs
 from fakes import cells, config, stages
 
-from ablations.costs.prefill import TEXT, count, counts, shape
+from ablations.costs.prefill import PREFILL_TEXT_TOKENS, count_prefill, digest_prefill, look_up_counts
 from compressors.errors import UsageError
 from experiments.config.cells import make_blind_cells
 from experiments.efficiency.counting import count_cell_prefill_flops
@@ -109,9 +109,11 @@ def test_prefill_counts_fewer_flops(tmp_path):
         return config(*tiny, *overrides)
 
     plain, half, all_ = flops(), flops("prune=fastv"), flops("prune=fastv", "fastv.ratio=1.0")
-    assert len({shape(each) for each in (plain, half, all_)}) == 3
-    scoring = count(all_) - count(plain)
-    assert 0 < scoring < 0.001 * count(plain)  # one query row in one layer
-    llm = count_cell_prefill_flops(build_cell_subject("", plain), TEXT)[LLM]
-    assert count(half) < count(plain) - 0.3 * llm
-    assert counts([flops("prune=sparsevlm", "sparsevlm.adaptive=0.5")], tmp_path / "kept.json") == [None]
+    assert len({digest_prefill(each) for each in (plain, half, all_)}) == 3
+    scoring = count_prefill(all_) - count_prefill(plain)
+    assert 0 < scoring < 0.001 * count_prefill(plain)  # one query row in one layer
+    llm = count_cell_prefill_flops(build_cell_subject("", plain), PREFILL_TEXT_TOKENS)[LLM]
+    assert count_prefill(half) < count_prefill(plain) - 0.3 * llm
+    assert look_up_counts([flops("prune=sparsevlm", "sparsevlm.adaptive=0.5")], tmp_path / "kept.json") == [
+        None
+    ]

@@ -8,10 +8,10 @@ from pruning_cases import DEPTH, ROWS, TOKENS, build, inputs
 from compressors.errors import UsageError
 from llm_adapters.conversation import IMAGE, Turn
 from llm_adapters.pruning import Choice, SparseVLM, View, schedule
-from llm_adapters.pruning.attention import rows
-from llm_adapters.pruning.calibration import calibrate, fit
+from llm_adapters.pruning.attention import compute_attention_rows
+from llm_adapters.pruning.calibration import calibrate_pruner, fit_recipe
 from llm_adapters.pruning.cuts import make_cut
-from llm_adapters.pruning.sparsevlm import density_peaks, relevant
+from llm_adapters.pruning.sparsevlm import find_density_peaks, find_relevant_text
 
 SAMPLES = [([Turn(f"{IMAGE}\nWhat is {'a ' * (i % 3)}this?")], [picture(i)]) for i in range(6)]
 
@@ -21,14 +21,14 @@ def test_calibration_reaches_its_budget(average):
     model, processor = build()
     batches = [inputs(processor, SAMPLES[:4]), inputs(processor, [*SAMPLES[4:], ROWS[1]])]
     model.set_pruner("fitprune", average=average)
-    recipe = calibrate(model, batches)
+    recipe = calibrate_pruner(model, batches)
     assert len(recipe) == DEPTH - 1 and list(recipe) == sorted(recipe, reverse=True)
     assert (1 + sum(recipe)) / DEPTH == pytest.approx(average, abs=1e-4)
     assert model.config.pruner_knobs == {"average": average, "recipe": recipe}
     with torch.no_grad():
         model(**batches[0])
     assert model.pruner.measured_visual_tokens() == pytest.approx(average * TOKENS, abs=1)
-    assert calibrate(model, batches) == recipe  # the same samples, the same recipe
+    assert calibrate_pruner(model, batches) == recipe  # the same samples, the same recipe
 
 
 def test_samples_in_one_batch_or_several():
@@ -38,7 +38,7 @@ def test_samples_in_one_batch_or_several():
     for size in (1, 3, 6):
         model.set_pruner("fitprune", average=0.5)
         starts = range(0, 6, size)
-        recipes.append(calibrate(model, [inputs(processor, SAMPLES[i : i + size]) for i in starts]))
+        recipes.append(calibrate_pruner(model, [inputs(processor, SAMPLES[i : i + size]) for i in starts]))
     assert recipes[1] == pytest.approx(recipes[0], abs=0.02)
     assert recipes[2] == pytest.approx(recipes[0], abs=0.02)
 
@@ -51,7 +51,7 @@ def test_the_smallest_loss_is_taken():
         asked.append(loss)
         return [1 - loss / 2, 1 - loss, 1 - loss]  # average over 4 layers: 1 - 0.625 loss
 
-    recipe = fit(4, 0.75, left)
+    recipe = fit_recipe(4, 0.75, left)
     assert recipe == pytest.approx((0.8, 0.6, 0.6), abs=2e-3)
     assert len(asked) == 11
 
@@ -60,10 +60,10 @@ def test_a_calibration_needs_images_and_fitprune():
     model, processor = build()
     model.set_pruner("fitprune")
     with pytest.raises(UsageError, match="none of the samples"):
-        calibrate(model, [inputs(processor, [ROWS[1]])])
+        calibrate_pruner(model, [inputs(processor, [ROWS[1]])])
     model.set_pruner("fastv")
     with pytest.raises(UsageError, match="pruner=fastv: only fitprune"):
-        calibrate(model, [])
+        calibrate_pruner(model, [])
 
 
 def test_rows_of_attention_are_eager_ones():
@@ -82,7 +82,7 @@ def test_rows_of_attention_are_eager_ones():
     ):
         whole = logits.masked_fill(~allowed, -torch.inf).softmax(-1)
         for heads, joined in (("mean", whole.mean(1)), ("max", whole.amax(1))):
-            found = rows(query, key, mask, index, heads, scaling=0.4, softcap=3.0)
+            found = compute_attention_rows(query, key, mask, index, heads, scaling=0.4, softcap=3.0)
             expected = torch.stack(
                 [torch.stack([joined[0, 6], joined[0, 2]]), torch.stack([joined[1, 5], torch.zeros(7)])]
             )
@@ -96,7 +96,7 @@ def test_rows_of_attention_end_at_a_sliding_window():
     allowed = (back >= 0) & (back < 4)
     whole = (query @ key.mT * 8**-0.5).masked_fill(~allowed, -torch.inf).softmax(-1).mean(1)
     for mask in (None, padded, allowed.expand(1, 1, 9, 9)):
-        found = rows(query, key, mask, index, "mean", sliding_window=4)
+        found = compute_attention_rows(query, key, mask, index, "mean", sliding_window=4)
         torch.testing.assert_close(found, whole[:, index[0]])
 
 
@@ -105,7 +105,7 @@ def test_rows_of_attention_are_of_full_precision(dtype):
     """Scores beyond float16's largest number, and differences that bfloat16 has no digits for."""
     query, key = torch.full((1, 1, 4, 64), 48.0), torch.full((1, 1, 4, 64), 48.0)
     key[0, 0, 2, 0] = 48.25
-    found = rows(query.to(dtype), key.to(dtype), None, torch.tensor([[3]]), "mean")
+    found = compute_attention_rows(query.to(dtype), key.to(dtype), None, torch.tensor([[3]]), "mean")
     expected = torch.tensor([0, 0, 48 * 0.25 / 8, 0]).softmax(0)  # 64 * 48 * 48 is what all share
     torch.testing.assert_close(found[0, 0], expected, rtol=1e-3, atol=1e-3)
 
@@ -117,14 +117,14 @@ def test_relevant_words():
     visual = torch.tensor([[1, 1, 0, 0, 0]] * 2).bool()
     text = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 0, 1, 0]]).bool()  # the only word is its own mean
     expected = torch.tensor([[0, 0, 1, 0, 0], [0, 0, 0, 1, 0]]).bool()
-    assert torch.equal(relevant(embeds, visual, text), expected)
+    assert torch.equal(find_relevant_text(embeds, visual, text), expected)
 
 
 def test_clusters():
     """Two dense groups and a token that is not chosen."""
     hidden = torch.tensor([0.0, 0.1, 0.2, 5.0, 9.0, 9.1, 9.3])[None, :, None].repeat(1, 1, 4)
     chosen = torch.tensor([[1, 1, 1, 0, 1, 1, 1]]).bool()
-    centres, into = density_peaks(hidden, chosen, [2])
+    centres, into = find_density_peaks(hidden, chosen, [2])
     assert centres[0].nonzero().flatten().tolist() == [1, 5]
     assert into.tolist() == [[1, 1, 1, 3, 5, 5, 5]]
 
@@ -133,14 +133,14 @@ def test_clusters():
 def test_clusters_of_equally_dense_tokens(step):
     """Pairs are as dense as each other, far apart of a density that no float has: still one centre each."""
     hidden = torch.tensor([0.0, 1.0, 10.0, 11.0, 30.0, 31.0])[None, :, None].repeat(1, 1, 4) * step
-    centres, into = density_peaks(hidden, torch.ones(1, 6).bool(), [3])
+    centres, into = find_density_peaks(hidden, torch.ones(1, 6).bool(), [3])
     assert centres[0].nonzero().flatten().tolist() == [0, 2, 4]
     assert into.tolist() == [[0, 0, 2, 2, 4, 4]]
 
 
 def test_clusters_of_identical_tokens():
     chosen = torch.tensor([[0, 1, 1, 1, 0, 1]]).bool()
-    centres, into = density_peaks(torch.ones(1, 6, 4), chosen, [2])
+    centres, into = find_density_peaks(torch.ones(1, 6, 4), chosen, [2])
     assert centres.sum() == 2 and not (centres & ~chosen).any()
     assert centres[0, into[0, chosen[0]]].all()
 
@@ -155,7 +155,7 @@ def test_merging_many_large_tokens(dtype):
     visual[0, -1] = False
     cut = make_cut(1, None, tokens + 1, visual, choice, [1], renumber=False)
     hidden = torch.full((1, tokens + 1, 3), 4000.0, dtype=dtype)
-    assert cut.narrow(hidden).equal(hidden[:, :2])
+    assert cut.narrow_hidden(hidden).equal(hidden[:, :2])
 
 
 def test_recycled_tokens_are_means_at_their_centres():
@@ -164,7 +164,7 @@ def test_recycled_tokens_are_means_at_their_centres():
     hidden, attention = torch.randn(1, 22, 6), torch.rand(1, 1, 22)
     visual = torch.ones(1, 22).bool()
     visual[0, -2:] = False
-    choice = pruner.choose(View(0, visual, [20], [20], torch.tensor([[21]]), attention, hidden))
+    choice = pruner.choose_tokens(View(0, visual, [20], [20], torch.tensor([[21]]), attention, hidden))
     assert choice.counts == [10] and choice.keep.sum() == 10 and not (choice.keep & ~visual).any()
     own = torch.arange(22)
     merged = (choice.into[0] != own).nonzero().flatten()
@@ -175,11 +175,11 @@ def test_recycled_tokens_are_means_at_their_centres():
 
 
 def test_schedules():
-    assert schedule.average(4, (1, 3), (0.5, 0.25)) == (1 + 0.5 + 0.5 + 0.25) / 4
-    found = schedule.solve(8, (2, 4, 6), 0.5, lambda r: schedule.geometric(r, 3))
-    assert schedule.average(8, (2, 4, 6), found) == pytest.approx(0.5)
+    assert schedule.average_share(4, (1, 3), (0.5, 0.25)) == (1 + 0.5 + 0.5 + 0.25) / 4
+    found = schedule.solve_shares(8, (2, 4, 6), 0.5, lambda r: schedule.geometric_shares(r, 3))
+    assert schedule.average_share(8, (2, 4, 6), found) == pytest.approx(0.5)
     with pytest.raises(UsageError, match="one decoder layer"):
-        schedule.check(1, (1,), None)
+        schedule.check_schedule(1, (1,), None)
 
 
 @pytest.mark.parametrize("failing", [0, 2])
@@ -197,12 +197,12 @@ def test_a_calibration_that_fails_leaves_the_pruner_as_it_was(failing):
 
     handle = model.language_model.register_forward_pre_hook(fail)
     with pytest.raises(KeyboardInterrupt):
-        calibrate(model, [batch])
+        calibrate_pruner(model, [batch])
     handle.remove()
     assert model.pruner is before and model.config.pruner_knobs == {"average": 0.5}
     with pytest.raises(UsageError, match="fitprune has no recipe yet"):
         model(**batch)
-    assert len(calibrate(model, [batch])) == DEPTH - 1
+    assert len(calibrate_pruner(model, [batch])) == DEPTH - 1
 
 
 def test_training_labels_do_not_change_a_calibration():
@@ -211,5 +211,5 @@ def test_training_labels_do_not_change_a_calibration():
     recipes = []
     for each in (batch, {k: v for k, v in batch.items() if k != "labels"}):
         model.set_pruner("fitprune")
-        recipes.append(calibrate(model, [each]))
+        recipes.append(calibrate_pruner(model, [each]))
     assert recipes[0] == recipes[1]

@@ -30,7 +30,7 @@ import compressors
 from compressors.errors import UsageError
 from llm_adapters import reuse
 from llm_adapters.conversation import QUERY, QUESTION
-from llm_adapters.reuse.wrapping import named_arguments
+from llm_adapters.reuse.wrapping import bind_arguments
 
 # what each model does itself; with that compressor nothing may change
 OWN = {
@@ -311,8 +311,8 @@ def test_arguments_of_a_forward_whatever_its_rest_is_called():
     def forward(input_ids, use_cache=None, **lm_kwargs):
         """As Gemma 3's in some versions."""
 
-    assert named_arguments(forward, (1,), {"context": 2}) == {"input_ids": 1, "context": 2}
-    assert named_arguments(len, ([],), {}) == {"obj": []}
+    assert bind_arguments(forward, (1,), {"context": 2}) == {"input_ids": 1, "context": 2}
+    assert bind_arguments(len, ([],), {}) == {"obj": []}
 
 
 def test_placeholders_without_images():

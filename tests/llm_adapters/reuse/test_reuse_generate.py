@@ -135,7 +135,7 @@ def test_context_of_beams_is_that_of_their_row():
     batch, markers = inputs(processor, rows), model.slothkit.markers
     images = model.get_image_features(batch["pixel_values"]).images
     one, beams = (
-        markers.context(ids, ids == model.config.image_token_id, images)
+        markers.build_context(ids, ids == model.config.image_token_id, images)
         for ids in (batch["input_ids"], batch["input_ids"].repeat_interleave(3, 0))
     )
     assert one.feature_mask[0].sum() == 2 * one.feature_mask[1].sum() > 0
