@@ -7,7 +7,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from compressors.errors import UsageError
 from experiments.config import signatures
@@ -20,6 +20,9 @@ BLIND_ROW = "blind"  # how the rows that a sweep adds by itself begin
 BLIND_SECTIONS = ("data", "llm", "prompt", "evaluate")  # what a cell without image depends on
 
 Section = TypeVar("Section")
+RowKey = tuple[
+    tuple[str, str], ...
+]  # everything that tells a row from others: overrides, with the label first
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Cell:
 
     config: Config
     label: str
-    row: tuple[tuple[str, str], ...]  # everything that tells its row from others
+    row: RowKey
 
 
 def make_cells(axes: Mapping[str, list[str]]) -> list[Cell]:
@@ -51,7 +54,7 @@ def make_labelled_cells(
             overrides = {**overrides, **complete(config)}
             config, idle_knobs = resolve_overrides(overrides)
         idle_sets.append(idle_knobs)
-        row: list[tuple[str, str]] = [("", label)]
+        row = [("", label)]
         for path, text in overrides.items():
             if path != "seed" and path not in idle_knobs:
                 row.append((path, text))
@@ -122,7 +125,8 @@ def copy_section(section: Section) -> Section:
             copies[name] = copy_section(value)
         else:
             copies[name] = copy.copy(value)
-    return dataclasses.replace(section, **copies)  # type: ignore[type-var]  # Config or one of its sections
+    # there is no public type for "a dataclass"; Config and its sections are
+    return dataclasses.replace(cast(Any, section), **copies)
 
 
 def refuse_unused_knobs(unused_knobs: set[str], axes: Mapping[str, list[str]], cells: list[Cell]) -> None:
@@ -148,7 +152,7 @@ def make_blind_cells(cells: list[Cell]) -> list[Cell]:
         if str(cell_settings) not in configs:
             configs[str(cell_settings)] = cell.config
             settings.append(cell_settings)
-    texts_by_path: dict[str, set[str]] = {}
+    texts_by_path: dict[str, set[str]] = {}  # the values that a setting has in them
     for cell_settings in settings:
         for path, value in cell_settings.items():
             texts_by_path.setdefault(path, set()).add(str(value))

@@ -55,10 +55,10 @@ def parse_override(path: str, text: str) -> Override:
 def parse_setting(path: str, text: str) -> object:
     """`text` as the type of the setting `path`: words stay as they are, a single file is a list of one."""
     hint = collect_settings(Config)[path].hint
-    is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
     words = text
-    if is_quoted:
-        words = text[1:-1]
+    for quote in "\"'":
+        if len(text) > 1 and text.startswith(quote) and text.endswith(quote):
+            words = text[1:-1]
     if hint is str or (hint == str | None and text != "null"):
         return conform_setting(path, words)
     if hint == list[str] and not text.startswith("["):

@@ -30,7 +30,14 @@ HUB_SECONDS = 10  # until a hub that does not answer counts as out of reach
 
 def scale_overrides(rules: Mapping[str, object], config: Config) -> dict[str, str]:
     """{PART.KNOB: {unit: fraction(s)}} -> overrides for the model of `config`."""
-    return {key: format_values(scale_knob(key, rule, config)) for key, rule in rules.items()}
+    overrides: dict[str, str] = {}
+    for key, rule in rules.items():
+        values = scale_knob(key, rule, config)
+        if len(values) == 1:
+            overrides[key] = str(values[0])  # a single layer is a number: the same cell as `at=3`
+        else:
+            overrides[key] = f"[{','.join(map(str, values))}]"
+    return overrides
 
 
 def scale_knob(key: str, rule: object, config: Config) -> list[int]:
@@ -94,13 +101,6 @@ def find_knob_value(part: str, knob: str, config: Config) -> Any:
             knobs = registry.settled(part, knobs)
             break
     return knobs.get(knob)
-
-
-def format_values(values: list[int]) -> str:
-    """As the command line has it; a single layer is a number, so that it is the same cell as `at=3`."""
-    if len(values) == 1:
-        return str(values[0])
-    return f"[{','.join(map(str, values))}]"
 
 
 def read_model_size(setting: str, source: str, names: tuple[str, ...]) -> int:

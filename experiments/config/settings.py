@@ -16,7 +16,8 @@ def locate_setting(path: str) -> bool:
     if path in settings:
         return True
     head, _, knob = path.partition(".")
-    section_paths = [setting for setting in settings if setting.startswith(f"{head}.")]
+    section = f"{head}."
+    section_paths = [setting for setting in settings if setting.startswith(section)]
     if section_paths and knob:
         raise UsageError(f"unknown setting '{path}'{suggest(path, section_paths)}")
     if section_paths:
@@ -75,8 +76,12 @@ def assign_setting(config: Config, path: str, value: object) -> None:
 def check_knob(part: str, knob: str, value: object) -> object:
     """A knob conformed to the signature of the part of that name that has it, or a UsageError."""
     owners = find_part_owners(part)
-    # of a compressor and a projector called `identity` the one with the knob; else the first explains
-    owner = next((registry for registry in owners if knob in registry.knobs(part)), owners[0])
+    owner = owners[0]  # it explains what is wrong with a knob that nobody has
+    for registry in owners:
+        # a compressor and a projector are called `identity`
+        if knob in registry.knobs(part):
+            owner = registry
+            break
     return owner.check(part, **{knob: value})[knob]
 
 

@@ -189,10 +189,10 @@ def encode_type(hint: Any) -> Any:
     if origin is Literal and all(isinstance(option, (str, int, type(None))) for option in options):
         return {"Literal": list(options)}
     if origin in (typing.Union, types.UnionType):
-        return {"Union": [encode_type(option) for option in options]}
+        return {"Union": list(map(encode_type, options))}
     for name, generic in GENERIC_TYPES.items():
         if origin is generic:
-            return {name: [encode_type(option) for option in options]}
+            return {name: list(map(encode_type, options))}
     raise TypeError(f"{hint}: no type of a knob")
 
 
@@ -203,7 +203,7 @@ def decode_type(content: Any) -> Any:
     ((name, options),) = content.items()
     if name == "Literal":
         return Literal[tuple(options)]
-    decoded = [decode_type(option) for option in options]
+    decoded = list(map(decode_type, options))
     if name == "Union":
         # `|` and not typing.Union: an error that prints the type has to read as the constructor does
         return reduce(operator.or_, decoded)
@@ -216,23 +216,23 @@ def encode_value(value: object) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, list):
-        return [encode_value(item) for item in value]
+        return list(map(encode_value, value))
     if isinstance(value, tuple):
-        return {"tuple": [encode_value(item) for item in value]}
+        return {"tuple": list(map(encode_value, value))}
     if isinstance(value, dict):
-        return {"dict": [[encode_value(key), encode_value(item)] for key, item in value.items()]}
+        return {"dict": [list(map(encode_value, pair)) for pair in value.items()]}
     raise TypeError(f"{value!r}: no value of a knob")
 
 
 def decode_value(content: Any) -> Any:
     """The reverse of `encode_value`."""
     if isinstance(content, list):
-        return [decode_value(item) for item in content]
+        return list(map(decode_value, content))
     if not isinstance(content, dict):
         return content
     ((name, items),) = content.items()
     if name == "tuple":
-        return tuple(decode_value(item) for item in items)
+        return tuple(map(decode_value, items))
     if name == "dict":
         return {decode_value(key): decode_value(item) for key, item in items}
     raise ValueError(f"{name}: no value of a knob")

@@ -32,27 +32,30 @@ def resolve_asset(source: str) -> Path:
     folder = ASSET_FOLDER / source.removeprefix(ASSET_SCHEME)
     if folder.is_dir():
         return folder
-    configurations = ASSET_FOLDER.rglob("config.json")
-    names = sorted(f"{ASSET_SCHEME}{path.parent.relative_to(ASSET_FOLDER)}" for path in configurations)
-    raise UsageError(f"{source}: no such asset; there are: {', '.join(names) or 'none'}")
+    names: list[str] = []
+    for path in ASSET_FOLDER.rglob("config.json"):
+        names.append(f"{ASSET_SCHEME}{path.parent.relative_to(ASSET_FOLDER)}")
+    raise UsageError(f"{source}: no such asset; there are: {', '.join(sorted(names)) or 'none'}")
 
 
 def resolve_cached_source(source: str) -> Path:
     """The folder that `cache:FOLDER/PART` names, or a UsageError that says how it comes to be there."""
     name = source.removeprefix(CACHE_SCHEME)
-    known_names = [f"{folder}/{part}" for folder in CACHE_COMMANDS for part in CACHED_PARTS]
-    if name not in known_names:
-        choices = ", ".join(CACHE_SCHEME + known_name for known_name in known_names)
-        raise UsageError(f"{source}: no such weights; there are: {choices}")
+    choices: list[str] = []
+    for folder in CACHE_COMMANDS:
+        choices += [f"{CACHE_SCHEME}{folder}/{part}" for part in CACHED_PARTS]
+    if source not in choices:
+        raise UsageError(f"{source}: no such weights; there are: {', '.join(choices)}")
     path = find_cache_root() / name
     if not (path / "config.json").is_file():
-        raise UsageError(f"{name} is not there yet; run: {CACHE_COMMANDS[name.split('/')[0]]}")
+        command = CACHE_COMMANDS[name.partition("/")[0]]
+        raise UsageError(f"{name} is not there yet; run: {command}")
     return path
 
 
 def find_cache_root() -> Path:
     """The cache directory of this user, as the XDG base directory specification has it."""
     base = os.environ.get("XDG_CACHE_HOME", "")
-    # the specification has relative paths ignored
-    folder = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
-    return folder / "slothkit"
+    if os.path.isabs(base):  # the specification has relative paths ignored
+        return Path(base) / "slothkit"
+    return Path.home() / ".cache" / "slothkit"

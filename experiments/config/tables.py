@@ -21,7 +21,7 @@ from typing import Any
 from compressors.command_line import parse_settings
 from compressors.errors import UsageError
 from compressors.registry import suggest
-from experiments.config.cells import Cell, make_labelled_cells, refuse_unused_knobs
+from experiments.config.cells import Cell, RowKey, make_labelled_cells, refuse_unused_knobs
 from experiments.config.presets import read_yaml
 from experiments.config.scaling import scale_overrides
 from experiments.config.schema import Config
@@ -214,8 +214,8 @@ def make_table_rows(block: str, entry: dict[str, Any], axes: Axes) -> tuple[list
     command line that it has no use for."""
     label = str(entry["label"])
     entry_axes, rules = read_row_overrides(entry)
-    # the command line wins over a rule too
-    rules = {key: rule for key, rule in rules.items() if key not in axes}
+    for key in axes.keys() & rules.keys():
+        del rules[key]  # the command line wins over a rule too
 
     def complete(config: Config) -> dict[str, str]:
         return scale_overrides(rules, config)
@@ -229,7 +229,7 @@ def make_table_rows(block: str, entry: dict[str, Any], axes: Axes) -> tuple[list
     for key, values in entry_axes.items():
         if len(values) > 1 and key != "seed" and key not in axes:
             row_keys.add(key)
-    cells_by_row: dict[tuple[tuple[str, str], ...], list[Cell]] = {}
+    cells_by_row: dict[RowKey, list[Cell]] = {}
     for cell in cells:
         combination = tuple(pair for pair in cell.row if pair[0] in row_keys)
         cells_by_row.setdefault(combination, []).append(cell)
@@ -253,4 +253,4 @@ def read_row_overrides(entry: dict[str, Any]) -> tuple[dict[str, list[str]], dic
     doubled_keys = axes.keys() & rules.keys()
     if doubled_keys:
         raise UsageError(f"'{min(doubled_keys)}' is in both overrides and scaled; leave one of them out")
-    return axes, rules
+    return axes, dict(rules)

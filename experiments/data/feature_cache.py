@@ -25,8 +25,10 @@ class FeatureCache:
     def __init__(self, folder: Path):
         paths = json.loads((folder / IMAGES_FILE).read_text())
         self.features = np.load(folder / FEATURES_FILE, mmap_mode="r")  # (crops, H, W, C)
-        crops = [len(self.features) // max(1, len(paths))] * len(paths)
-        if (folder / CROPS_FILE).exists():
+        if not (folder / CROPS_FILE).exists():
+            # all images have as many; `max` for data without any image
+            crops = [len(self.features) // max(1, len(paths))] * len(paths)
+        else:
             crops = json.loads((folder / CROPS_FILE).read_text())
         root = find_output_root(folder)
         self.places: dict[str, slice] = {}  # absolute image path -> its rows of `features`
@@ -39,8 +41,9 @@ class FeatureCache:
         return place.stop - place.start
 
     def __getitem__(self, path: Path) -> Tensor:
+        place = self.places[os.path.abspath(path)]
         # a copy: torch must not write through to the file
-        return torch.from_numpy(np.array(self.features[self.places[os.path.abspath(path)]]))
+        return torch.from_numpy(np.array(self.features[place]))
 
 
 def find_output_root(folder: Path) -> str:

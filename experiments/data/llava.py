@@ -91,9 +91,10 @@ def read_records(path: Path) -> list[Any]:
 
 def require_images(path: Path, samples: list[Sample]) -> None:
     """UsageError with the first sample whose image does not exist."""
-    present: set[str] = set()  # conversations share images, and a look at the disk is slow over a network
+    present: set[str] = set()
     for index, sample in enumerate(samples):
         for image in map(str, sample.images):
+            # conversations share images, and a look at the disk is slow over a network
             if image not in present and not os.path.isfile(image):
                 raise UsageError(f"{path}, sample {index}: no image {image}; is data.images right?")
             present.add(image)
@@ -143,13 +144,16 @@ def parse_turns(messages: object) -> tuple[Turn, ...]:
         speaker = SPEAKERS[i % 2]
         if not isinstance(message, dict) or not isinstance(message.get("value"), str):
             raise UsageError(f'message {i} must be {{"from": "{speaker}", "value": TEXT}}')
+        text = message["value"]
         if message.get("from") != speaker:
             raise UsageError(f'message {i} is from {message.get("from")!r}, expected "{speaker}"')
         # a question of an image alone has nothing to answer
-        if not message["value"].replace(IMAGE, "").strip():
+        if not text.replace(IMAGE, "").strip():
             raise UsageError(f"message {i}, from {speaker}, is empty; fill it in or drop the turn")
-        texts.append(message["value"].strip())
-    return tuple(Turn(question, answer) for question, answer in zip(texts[::2], texts[1::2]))
+        texts.append(text.strip())
+    questions = texts[::2]
+    answers = texts[1::2]
+    return tuple(map(Turn, questions, answers))
 
 
 def place_image_markers(turns: tuple[Turn, ...], images: int) -> tuple[Turn, ...]:

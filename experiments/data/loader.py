@@ -35,7 +35,11 @@ class SampleImages:
             return [tiling.most_crops] * len(sample.images)
         if self.cache is not None:
             return [self.cache.crops(path) for path in sample.images]
-        return [tiling.num_crops(*llava.read_image_size(sample, i)) for i in range(len(sample.images))]
+        crops: list[int] = []
+        for i in range(len(sample.images)):
+            width, height = llava.read_image_size(sample, i)
+            crops.append(tiling.num_crops(width, height))
+        return crops
 
     def __call__(self, sample: llava.Sample, count: int) -> Tensor:
         """The first `count` images of a sample: (their crops, ...), empty for none."""
@@ -93,8 +97,11 @@ class ConversationDataset(Dataset):
         """Find a sample whose answer would be cut away, before training starts. A text has no more tokens
         than bytes, so only long samples need the tokenizer."""
         template = self.images.processor.encoder.template
+        if not self.max_length:
+            return
         for index, sample in enumerate(self.samples):
-            if self.max_length and len(render_turns(sample.turns, template).encode()) > self.max_length:
+            text = render_turns(sample.turns, template)
+            if len(text.encode()) > self.max_length:
                 self.encode(index)
 
 
@@ -151,9 +158,10 @@ class StepLoader:
         answer_tokens = 0
         for encoded, _ in rows:
             answer_tokens += sum(label != IGNORE for label in encoded.labels)
-        bounds = [len(rows) * i // self.pieces for i in range(self.pieces + 1)]
         micro_batches: list[dict[str, Any]] = []
-        for start, end in zip(bounds, bounds[1:]):
+        for i in range(self.pieces):
+            start = len(rows) * i // self.pieces
+            end = len(rows) * (i + 1) // self.pieces
             batch = self.collate(ordered[start:end])
             micro_batches.append({**batch, "pieces": self.pieces, "answer_tokens": answer_tokens})
         return micro_batches

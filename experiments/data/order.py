@@ -8,6 +8,7 @@ import torch
 
 from experiments.config.schema import OptimisationSettings
 
+Batches = list[list[int]]  # sample numbers
 MEGABATCH = 50  # batches among which rows of like length are found
 
 
@@ -55,7 +56,7 @@ class SampleOrder:
         order = torch.randperm(self.count, generator=generator).tolist()
         if self.lengths is None:
             return order
-        batches: list[list[int]] = []
+        batches: Batches = []
         unbatched: list[int] = []
         for has_images in (True, False):
             alike = [i for i in order if self.lengths[i].images is has_images]
@@ -73,13 +74,14 @@ class SampleOrder:
 
     def group_similar_lengths(
         self, order: list[int], lengths: Sequence[SampleLength]
-    ) -> tuple[list[list[int]], list[int]]:
+    ) -> tuple[Batches, list[int]]:
         """Batches of neighbours in length, found among `MEGABATCH` batches at a time, and what fills none."""
         size = self.optimisation.batch_size
         end = len(order) - len(order) % size
-        batches: list[list[int]] = []
+        batches: Batches = []
         for start in range(0, end, MEGABATCH * size):
-            megabatch = order[start : min(start + MEGABATCH * size, end)]
+            stop = min(start + MEGABATCH * size, end)
+            megabatch = order[start:stop]
             megabatch.sort(key=lambda i: lengths[i].tokens, reverse=True)
             for first in range(0, len(megabatch), size):
                 batches.append(megabatch[first : first + size])

@@ -65,9 +65,12 @@ def annotate_points(
     indices = list(only)  # numpy takes a list for rows, a tuple for a place
     pixels_per_point = axes.figure.dpi / 72
     height = LINE_HEIGHT * LABEL_SIZE * pixels_per_point
-    widths = [LETTER_WIDTH * LABEL_SIZE * pixels_per_point * len(names[i]) for i in indices]
+    sizes: list[tuple[float, float]] = []
+    for i in indices:
+        width = LETTER_WIDTH * LABEL_SIZE * pixels_per_point * len(names[i])
+        sizes.append((width, height))
     frame = LabelBox(*axes.bbox.extents)
-    boxes = arrange_labels(points[indices], [(width, height) for width in widths], busy_boxes, frame)
+    boxes = arrange_labels(points[indices], sizes, busy_boxes, frame)
     for i, box in zip(indices, boxes):
         annotate_point(axes, names[i], points[i], box)
 

@@ -41,6 +41,7 @@ def format_markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a Markdown table, with columns padded to one width: its source reads as a table too."""
     escaped_rows: list[list[str]] = []
     for row in rows:
+        # a bar inside a word would begin the next column
         escaped_rows.append([word.replace("|", "\\|") for word in row])
     widths = [max(map(len, column)) for column in zip(*escaped_rows)]
     lines = [format_markdown_row(row, widths) for row in escaped_rows]
