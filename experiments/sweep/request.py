@@ -9,9 +9,9 @@ from compressors.registry import conform
 from experiments.config import tables
 from experiments.config.cells import Cell, make_blind_cells, make_cells
 from experiments.config.overrides import parse_value, take_single_value
-from experiments.store.earlier import read_reported_keys
 from experiments.store.plan import Stage, plan_stages
 from experiments.sweep.options import LaunchOptions, take_launch_options
+from experiments.sweep.studies import read_finished_keys
 
 CellJob = tuple[Cell, Stage]
 
@@ -32,7 +32,7 @@ def read_request(overrides: list[str]) -> SweepRequest:
     axes = parse_settings(overrides)
     blind = conform(parse_value(take_single_value(axes, "blind", "true"), "blind"), bool, "blind")
     earlier = take_single_value(axes, "earlier")
-    known = read_reported_keys(Path(earlier)) if earlier is not None else set()
+    known = read_finished_keys(Path(earlier)) if earlier is not None else set()
     launch, names = take_launch_options(axes), axes.pop("table", None)
     take_single_value(dict(axes), "out")
     if names:
