@@ -24,6 +24,7 @@ from compressors.errors import UsageError
 from experiments.config import table_files, tables
 from experiments.config.cells import make_blind_cells
 from experiments.config.schema import Config
+from experiments.runtime.processor import read_processor_name
 from experiments.runtime.progress import Reporter
 from experiments.store.folder import DONE_FILE
 from experiments.store.results import identify_questions
@@ -162,10 +163,5 @@ def collect_provenance(every: Sequence[FinishedCell], store: Store, known: Earli
 
 def describe_machine() -> Iterator[str]:
     """Of the report, which is the run's as a rule."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    yield next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        platform.processor() or platform.machine(),
-    )
+    yield read_processor_name()
     yield f"({platform.system()} {platform.machine()}, Python {platform.python_version()})"

@@ -37,9 +37,11 @@ def draw_readme_picture(cell: Path, number: int, out: Path) -> None:
     from experiments.models import saved
 
     root = cell.parent.parent
-    data = next(root / stage for stage in saved.read(cell / "stages.json") if stage.startswith("data/"))
+    data = next(
+        root / stage for stage in saved.read_json_file(cell / "stages.json") if stage.startswith("data/")
+    )
     file = next(data.glob("*/test.json"))
-    scene = saved.read(file)[number]
+    scene = saved.read_json_file(file)[number]
     picture = saved.open_picture(file.parent / scene["image"])
     weights = compute_window_weights(cell, picture)
     figure = Figure((PICTURE_WIDTH, PICTURE_HEIGHT), dpi=130, layout="constrained")

@@ -28,7 +28,7 @@ from compressors.registry import conform, suggest
 OPENING, CLOSING = "[{(", "]})"
 WHOLE_NUMBER = re.compile(r"[+-]?\d+([eE]\+?\d+)?")
 SETTING = re.compile(r"[A-Za-z_][\w.]*=\S*")
-BOUNDS = (
+BOUNDS: tuple[tuple[str, Callable[[Any, Any], bool], str], ...] = (
     ("low", operator.ge, "at least"),
     ("above", operator.gt, "more than"),
     ("below", operator.lt, "less than"),
@@ -43,22 +43,37 @@ Axes = dict[str, list[str]]  # key -> its alternatives as text
 def setting(default: object, meaning: str, **rules: object) -> Any:
     """A dataclass field that is a setting.
 
-    Rules: `low` (at least), `above` (more than), `below` (less than), `choices`, `required` (has no default),
-    and `was`, the flags that the setting had before there was one grammar.
+    Rules: `low` (at least), `above` (more than), `below` (less than), `choices` (or a function that lists
+    them when they are asked for), `required` (has no default), and `was`, the flags that the setting had
+    before there was one grammar.
     """
     metadata = {"help": meaning, **rules}
     if isinstance(default, list):
+        # dataclasses refuse a list as a default: all instances would share it
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
 class Setting(NamedTuple):
-    """What is known of one setting."""
+    """What is known of one setting: its type, default and meaning, and its rules."""
 
     hint: Any
     default: object
     help: str
     rules: dict[str, Any]
+
+    @property
+    def choices(self) -> tuple[object, ...]:
+        """What it may be; nothing where it is free."""
+        return list_choices(self.rules)
+
+
+def list_choices(rules: Mapping[str, Any]) -> tuple[object, ...]:
+    """The choices that a setting's rules name, or list when asked."""
+    choices = rules.get("choices", ())
+    if callable(choices):
+        choices = choices()
+    return tuple(choices)
 
 
 @cache
@@ -82,16 +97,24 @@ def collect_settings(root: type) -> dict[str, Setting]:
     return collected
 
 
-def check_bounds(path: str, value: object, rules: Mapping[str, Any]) -> None:
+def check_bounds(path: str, value: Any, rules: Mapping[str, Any]) -> None:
     """UsageError when a value is outside its setting's bounds or choices."""
-    if "choices" in rules and value not in rules["choices"]:
-        choices = ", ".join("null" if choice is None else str(choice) for choice in rules["choices"])
-        raise UsageError(f"{path}={value}: must be one of {choices}")
+    choices = list_choices(rules)
+    if choices and value not in choices:
+        raise UsageError(f"{path}={value}: must be one of {join_choices(choices)}")
     if value is None:
         return
     for rule, holds, words in BOUNDS:
         if rule in rules and not holds(value, rules[rule]):  # nothing holds for nan
             raise UsageError(f"{path}={value}: must be {words} {rules[rule]}")
+
+
+def join_choices(choices: Sequence[object]) -> str:
+    """Choices as they would be typed."""
+    words: list[str] = []
+    for choice in choices:
+        words.append("null" if choice is None else str(choice))
+    return ", ".join(words)
 
 
 # ---- reading a command line ----
@@ -105,7 +128,9 @@ def split_at_commas(text: str) -> list[str]:
     start = 0
     for position, sign in enumerate(text):
         if quote:
-            quote = "" if sign == quote else quote
+            # inside quotes nothing counts but their end
+            if sign == quote:
+                quote = ""
         elif sign in "\"'":
             quote = sign
         elif sign in OPENING:
@@ -115,8 +140,10 @@ def split_at_commas(text: str) -> list[str]:
         elif sign == "," and not depth:
             pieces.append(text[start:position])
             start = position + 1
-    if quote or depth:
-        raise UsageError(f"{text}: a {'quote' if quote else 'bracket'} is not closed")
+    if quote:
+        raise UsageError(f"{text}: a quote is not closed")
+    if depth:
+        raise UsageError(f"{text}: a bracket is not closed")
     pieces.append(text[start:])
     return [piece.strip() for piece in pieces]
 
@@ -138,6 +165,11 @@ def parse_settings(arguments: Sequence[str]) -> Axes:
     return axes
 
 
+def join_settings(axes: Mapping[str, Sequence[str]]) -> list[str]:
+    """The KEY=VALUE arguments that `parse_settings` would read as these axes."""
+    return [f"{key}={','.join(texts)}" for key, texts in axes.items()]
+
+
 def read_value(text: str, hint: Any, path: str) -> object:
     """`text` as the type `hint`: bool, int, float, str, Path, a Literal, or one of them or null."""
     origin = typing.get_origin(hint)
@@ -145,6 +177,7 @@ def read_value(text: str, hint: Any, path: str) -> object:
     if origin in (typing.Union, types.UnionType):
         if text == "null" and type(None) in options:
             return None
+        # `int | None` says no more than `int` to what is not null
         hints = [option for option in options if option is not type(None)]
         if len(hints) == 1:
             return read_value(text, hints[0], path)
@@ -160,7 +193,10 @@ def read_plain_value(text: str) -> object:
     if text in ("true", "false"):
         return text == "true"
     if WHOLE_NUMBER.fullmatch(text):
-        return int(float(text)) if "e" in text.lower() else int(text)
+        # by way of a float only where it is written as one: that loses digits of a large number
+        if "e" in text.lower():
+            return int(float(text))
+        return int(text)
     try:
         return float(text)
     except ValueError:
@@ -170,23 +206,23 @@ def read_plain_value(text: str) -> object:
 def take_options(axes: Axes, options: type) -> Any:
     """An instance of the dataclass `options`; its keys leave `axes`, what stays there belongs to others."""
     values: dict[str, object] = {}
-    for path, known in collect_settings(options).items():
+    for path, item in collect_settings(options).items():
         if path not in axes:
-            if known.rules.get("required"):
-                raise UsageError(f"{path}= is missing: {known.help}")
+            if item.rules.get("required"):
+                raise UsageError(f"{path}= is missing: {item.help}")
             continue
         texts = axes.pop(path)
-        if typing.get_origin(known.hint) is tuple:
-            hint = typing.get_args(known.hint)[0]
+        if typing.get_origin(item.hint) is tuple:  # tuple[int, ...]: the only settings with several values
+            hint = typing.get_args(item.hint)[0]
             several = tuple(read_value(text, hint, path) for text in texts)
             for value in several:
-                check_bounds(path, value, known.rules)
+                check_bounds(path, value, item.rules)
             values[path] = several
             continue
         if len(texts) > 1:
             raise UsageError(f"{path}={','.join(texts)}: takes one value")
-        value = read_value(texts[0], known.hint, path)
-        check_bounds(path, value, known.rules)
+        value = read_value(texts[0], item.hint, path)
+        check_bounds(path, value, item.rules)
         values[path] = value
     return options(**values)
 
@@ -224,14 +260,14 @@ class Command:
 
     def run(self, body: Callable[[CommandLine], int], arguments: Sequence[str] | None = None) -> int:
         """The command's exit code: what `body` returns; 2 for bad input or a full disk; 130 for Ctrl-C."""
-        given = sys.argv[1:] if arguments is None else list(arguments)
-        if "-h" in given or "--help" in given:
+        line = sys.argv[1:] if arguments is None else list(arguments)
+        if "-h" in line or "--help" in line:
             sys.stdout.write(self.help())
             return 0
-        if "--version" in given:
+        if "--version" in line:
             sys.stdout.write(f"slothkit {installed_version()}\n")
             return 0
-        return run_guarded(lambda: body(self.read(given)), self.elsewhere, self.interrupted)
+        return run_guarded(lambda: body(self.read(line)), self.elsewhere, self.interrupted)
 
     def read(self, arguments: Sequence[str]) -> CommandLine:
         """Words, settings and flags in any order. UsageError for what the command does not know."""
@@ -241,9 +277,10 @@ class Command:
         for position, argument in enumerate(arguments):
             if argument in self.flags:
                 flags.add(argument)
+            # a file may have a name that begins like a flag
             elif argument.startswith("--") and not Path(argument).exists():
-                following = arguments[position + 1] if position + 1 < len(arguments) else ""
-                raise UsageError(self.explain_flag(argument, following))
+                following = arguments[position + 1 : position + 2]  # its value, if the line goes on
+                raise UsageError(self.explain_flag(argument, "".join(following)))
             elif self.is_setting(argument):
                 settings.append(argument)
             else:
@@ -272,20 +309,25 @@ class Command:
         least, most = self.words
         if len(words) >= least and (most is None or len(words) <= most):
             return
-        found = f"{len(words)} words ({', '.join(words)})" if words else "nothing"
-        raise UsageError(f"expected {self.usage}, found {found} (--help shows more)")
+        description = "nothing"
+        if words:
+            description = f"{len(words)} words ({', '.join(words)})"
+        raise UsageError(f"expected {self.usage}, found {description} (--help shows more)")
 
     def explain_flag(self, flag: str, following: str) -> str:
         """What to write instead of a flag."""
         name, equals, value = flag.lstrip("-").partition("=")
-        known = collect_settings(self.options)
+        settings = collect_settings(self.options)
         path = name.replace("-", "_")
-        for candidate, each in known.items():
-            if name in each.rules.get("was", ()):
+        for candidate, item in settings.items():
+            if name in item.rules.get("was", ()):
                 path = candidate
-        if path not in known:
-            return f"{flag}: no setting of this command{suggest(path, known)}"
-        if known[path].hint is bool:
+        if path not in settings and self.overrides:
+            # it may be meant for those to whom other settings are handed on
+            return f"{flag}: no such flag; settings are spelled KEY=VALUE (--help shows what there is)"
+        if path not in settings:
+            return f"{flag}: no setting of this command{suggest(path, settings)}"
+        if settings[path].hint is bool:
             return f"{flag}: settings are spelled KEY=VALUE; write {path}=true"
         text = value if equals else following
         return f"{flag}: settings are spelled KEY=VALUE; write {path}={text or '...'}"
@@ -293,18 +335,19 @@ class Command:
     def help(self) -> str:
         """The text of --help."""
         lines = [f"Usage: {self.usage}", "", self.description.strip(), ""]
-        known = collect_settings(self.options)
-        width = max((len(describe_default(path, each)) for path, each in known.items()), default=0)
-        for path, each in known.items():
-            lines.append(f"  {describe_default(path, each):{width}}  {each.help}{describe_rules(each)}")
+        settings = collect_settings(self.options)
+        defaults = [describe_default(path, item) for path, item in settings.items()]
+        width = max(map(len, defaults), default=0)
+        for default, item in zip(defaults, settings.values()):
+            lines.append(f"  {default:{width}}  {item.help}{describe_rules(item)}")
         lines += ["", "  --help  --version", ""]
         return "\n".join(lines)
 
 
-def describe_default(path: str, known: Setting) -> str:
+def describe_default(path: str, item: Setting) -> str:
     """KEY=DEFAULT as it would be typed."""
-    default = known.default
-    if known.rules.get("required"):
+    default = item.default
+    if item.rules.get("required"):
         return f"{path}=..."
     if isinstance(default, tuple):
         return f"{path}={','.join(map(str, default))}"
@@ -315,11 +358,11 @@ def describe_default(path: str, known: Setting) -> str:
     return f"{path}={default}"
 
 
-def describe_rules(known: Setting) -> str:
+def describe_rules(item: Setting) -> str:
     """A setting's choices, in brackets."""
-    if "choices" not in known.rules:
+    if not item.choices:
         return ""
-    return f" ({', '.join('null' if choice is None else str(choice) for choice in known.rules['choices'])})"
+    return f" ({join_choices(item.choices)})"
 
 
 def installed_version() -> str:
@@ -348,8 +391,11 @@ def run_guarded(body: Callable[[], int], elsewhere: str, interrupted: str = "int
 
 def describe_os_error(error: OSError) -> str:
     """Which file, and what is wrong with it."""
-    where = f"{error.filename}: " if error.filename else ""
-    return where + (error.strerror or str(error).partition("\n")[0])
+    # an error that a library raised itself may have a message alone, of several lines
+    reason = error.strerror or str(error).partition("\n")[0]
+    if error.filename:
+        return f"{error.filename}: {reason}"
+    return reason
 
 
 def report_error(text: str, exit_code: int) -> int:

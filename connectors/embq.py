@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from compressors.errors import UsageError
 from connectors.fusion import Fusion, FusionName
-from connectors.query_module import QueryModule, at_positions, put_back, register, registry
+from connectors.query_module import QueryModule, put_at_positions, register, registry, take_at_positions
 
 __all__ = ["EmbQ", "registry"]
 
@@ -200,8 +200,8 @@ class EmbQ(QueryModule):
         feature_mask: Tensor,
         insertion: int = 0,
     ) -> Tensor:
-        queries = at_positions(hidden, query_index)
+        queries = take_at_positions(hidden, query_index)
         masks = (question_mask, feature_mask)
         updated = self.blocks[insertion](queries, hidden, features.to(hidden.dtype), masks)
         keep = question_mask.any(-1) & feature_mask.any(-1)
-        return put_back(hidden, query_index, updated, keep)
+        return put_at_positions(hidden, query_index, updated, keep)

@@ -51,21 +51,21 @@ class QueryModule(nn.Module):
         raise NotImplementedError
 
 
-def at_positions(hidden: Tensor, query_index: Tensor) -> Tensor:
+def take_at_positions(hidden: Tensor, query_index: Tensor) -> Tensor:
     """Rows of (B, T, D) at (B, S) -> (B, S, D); for index -1 an arbitrary row."""
     return hidden.gather(1, query_index.clamp(min=0).unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
 
 
-def put_back(hidden: Tensor, query_index: Tensor, updated: Tensor, keep: Tensor) -> Tensor:
+def put_at_positions(hidden: Tensor, query_index: Tensor, updated: Tensor, keep: Tensor) -> Tensor:
     """`hidden` with `updated` (B, S, D) at `query_index` where `keep` (B, S); out of place, static shapes."""
     slots = torch.arange(query_index.shape[1], device=hidden.device).expand_as(query_index)
     slots = torch.where(keep & (query_index >= 0), slots, -1)
     # which slot each position holds, -1 for none; amax because unused slots all point at position 0
     held = torch.full(hidden.shape[:2], -1, dtype=slots.dtype, device=hidden.device)
     held = held.scatter_reduce(1, query_index.clamp(min=0), slots, "amax")
-    return torch.where((held >= 0).unsqueeze(-1), at_positions(updated, held), hidden)
+    return torch.where((held >= 0).unsqueeze(-1), take_at_positions(updated, held), hidden)
 
 
-def insertions(module: QueryModule) -> Iterator[tuple[int, int]]:
+def list_insertions(module: QueryModule) -> Iterator[tuple[int, int]]:
     """(insertion number, 0-based decoder layer) pairs."""
     return ((i, layer - 1) for i, layer in enumerate(module.at))

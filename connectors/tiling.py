@@ -29,7 +29,7 @@ class Tiling:
     side: int = 384
     layout: str = "square"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.tiles < 1:
             raise UsageError(f"tiles={self.tiles}: must be at least 1")
         if self.layout not in LAYOUTS:

@@ -53,7 +53,7 @@ def run_chat(arguments: list[str], given: TextIO) -> int:
     from experiments.models import saved
 
     if asked.model:
-        saved.find(asked.model)  # before anything slow is imported
+        saved.find_model_folder(asked.model)  # before anything slow is imported
     picture = saved.open_picture(asked.image)
     folder = asked.model or saved.find_newest_cell(Path(Config().out))
     from experiments.inspection.conversation import Chat

@@ -13,11 +13,15 @@ from compressors.registry import Registry
 
 datasets = Registry("data set", group="slothkit.datasets")  # experiments/picture_vqa
 metrics = Registry("metric", group="slothkit.metrics")  # experiments/metrics
-launchers = Registry("launcher", group="slothkit.launchers")  # experiments/sweep
+launchers = Registry(  # experiments/sweep; the context is described in sweep/launcher.py
+    "launcher",
+    group="slothkit.launchers",
+    context=("root", "runner", "report", "workers", "threads", "parameters", "uses_gpu"),
+)
 
 
 def load_offers(group: str) -> dict[str, Any]:
-    """What packages offer in an entry-point group, by name: for plain objects, such as a folder or a function.
+    """What packages offer in an entry-point group, by name: plain objects, such as a folder or a function.
 
     UsageError if nobody offers anything, since this project does itself once it is installed, for an offer
     that does not load, and for a name that two packages have.

@@ -13,25 +13,43 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
-from rich.table import Table
 
-from compressors.command_line import run_guarded
+from compressors.command_line import Command, CommandLine, join_settings, setting
+from compressors.errors import UsageError
 from experiments.runtime.bars import create_reporter
-from experiments.runtime.command import CommandParser
 from experiments.runtime.files import write_atomic
 from experiments.runtime.progress import Reporter
+from experiments.runtime.text_tables import make_framed_table
 from experiments.store.folder import read_package_versions
-from experiments.store.plan import STAGE_KINDS, Stage
+from experiments.store.plan import STAGE_KINDS
 from experiments.store.store import StageRunner, Store, import_runner
 from experiments.sweep import request
-from experiments.sweep.launcher import title_cell
 from experiments.sweep.plan_view import format_seconds
 from experiments.sweep.request import CellJob, SweepRequest
+from experiments.sweep.scheduler import title_cell
+
+RunnerOfKind = Callable[[str], StageRunner]
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class SharingOptions:
+    to: Path | None = setting(None, "JSON file to write the figures to")
+
+
+COMMAND = Command(
+    usage="python -m experiments.sharing KEY=VALUE ... [to=FILE]",
+    description=f"{__doc__}\nOther KEY=VALUE: as for experiments.sweep.",
+    options=SharingOptions,
+    overrides=True,
+    elsewhere="choose another directory with TMPDIR=DIR",
+)
 
 
 @dataclass
@@ -39,12 +57,13 @@ class StageSeconds:
     """Of all cells: from a clock around them, and by kind of stage as the stages note it."""
 
     total: float = 0.0
-    kinds: Counter[str] = field(default_factory=Counter)
+    kinds: dict[str, float] = field(default_factory=dict)
 
-    def add_cell(self, seconds: float, stages: dict[str, float], times: int = 1) -> None:
-        self.total += times * seconds
-        for kind, each in stages.items():
-            self.kinds[kind] += times * each
+    def add_cell(self, cell: "TimedCell", times: int = 1) -> None:
+        """Count a cell so many times."""
+        self.total += times * cell.seconds
+        for kind, seconds in cell.kinds.items():
+            self.kinds[kind] = self.kinds.get(kind, 0.0) + times * seconds
 
 
 @dataclass
@@ -56,121 +75,133 @@ class SharingTimes:
     shared: StageSeconds = field(default_factory=StageSeconds)
 
 
+class TimedCell(NamedTuple):
+    """Seconds of a cell, those of the stages that were computed for it by kind, and its result's files with
+    their digests."""
+
+    seconds: float
+    kinds: Mapping[str, float]
+    files: dict[str, list]
+
+
 class ResultsDiffer(Exception):
     """A cell's results depend on what was there before."""
 
 
+def main(arguments: Sequence[str] | None = None, runner: RunnerOfKind = import_runner) -> int:
+    """The command; its exit code. `runner` computes stages."""
+    return COMMAND.run(lambda line: run_sharing(line, runner), arguments)
+
+
+def run_sharing(line: CommandLine, runner: RunnerOfKind) -> int:
+    """The command, with its exceptions."""
+    options: SharingOptions = line.options
+    if not line.overrides:
+        raise UsageError(f"expected {COMMAND.usage}, found no cells (--help shows more)")
+    sweep = request.read_request(line.overrides)
+    console = Console()
+    with (
+        tempfile.TemporaryDirectory(prefix="slothkit-sharing-") as folder,
+        create_reporter(console) as report,
+    ):
+        times = measure_sharing(sweep, Path(folder), runner, report)
+    print_sharing_table(times, console)
+    if options.to:
+        options.to.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(options.to, format_sharing_json(times, sweep, join_settings(line.overrides)))
+    return 0
+
+
 def measure_sharing(
-    asked: SweepRequest,
+    sweep: SweepRequest,
     root: Path,
-    runner: Callable[[str], StageRunner],
+    runner: RunnerOfKind,
     report: Reporter,
-    clock: Callable[[], float] = time.monotonic,
+    clock: Clock = time.monotonic,
 ) -> SharingTimes:
     """Every cell both ways, one way first and the other first by turns; below `root`. The first cell is
     computed once more before all others, so that imports count for neither way."""
-    rows = Counter(stage.key for _, jobs in asked.views for _, stage in jobs)
-    saving, shared = SharingTimes(), Store(root / "shared", report, runner)
-    report.announce_cells(2 * len(asked.jobs) + 1)
-    time_cell_alone(asked.jobs[0], root, runner, report, clock)
-    for number, job in enumerate(asked.jobs):
-        if number % 2:
-            rest, new, same = time_cell(job, shared, clock)
-        own, by_kind, result = time_cell_alone(job, root, runner, report, clock)
-        if not number % 2:
-            rest, new, same = time_cell(job, shared, clock)
-        if result != same:
+    rows: Counter[str] = Counter()  # how often tables show a cell, by the key of its last stage
+    for _, jobs in sweep.views:
+        rows.update(stage.key for _, stage in jobs)
+    times = SharingTimes()
+    store = Store(root / "shared", report, runner)
+    report.announce_cells(2 * len(sweep.jobs) + 1)
+    time_cell_alone(sweep.jobs[0], root, runner, report, clock)
+    for number, job in enumerate(sweep.jobs):
+        # by turns: whoever comes second finds files in the system's cache
+        if number % 2 == 0:
+            alone = time_cell_alone(job, root, runner, report, clock)
+            shared = time_cell(job, store, clock)
+        else:
+            shared = time_cell(job, store, clock)
+            alone = time_cell_alone(job, root, runner, report, clock)
+        cell, stage = job
+        if alone.files != shared.files:
             raise ResultsDiffer(
-                f"{title_cell(job[0])}: other results in a shared directory than in one of its own"
+                f"{title_cell(cell)}: other results in a shared directory than in one of its own"
             )
-        saving.one_by_one.add_cell(own, by_kind, rows[job[1].key])
-        saving.once.add_cell(own, by_kind)
-        saving.shared.add_cell(rest, new)
-    return saving
-
-
-TimedCell = tuple[float, dict[str, float], dict[str, list]]  # seconds, seconds by kind, files
+        times.one_by_one.add_cell(alone, rows[stage.key])
+        times.once.add_cell(alone)
+        times.shared.add_cell(shared)
+    return times
 
 
 def time_cell_alone(
-    job: CellJob,
-    root: Path,
-    runner: Callable[[str], StageRunner],
-    report: Reporter,
-    clock: Callable[[], float],
+    job: CellJob, root: Path, runner: RunnerOfKind, report: Reporter, clock: Clock
 ) -> TimedCell:
     """One cell in a directory of its own, which is removed."""
     with tempfile.TemporaryDirectory(dir=root, prefix="alone-") as folder:
         return time_cell(job, Store(Path(folder), report, runner), clock)
 
 
-def time_cell(job: CellJob, store: Store, clock: Callable[[], float]) -> TimedCell:
-    """One cell's seconds in a store, those of the stages it adds by kind, and what it results in."""
-    cell, root = job
+def time_cell(job: CellJob, store: Store, clock: Clock) -> TimedCell:
+    """One cell in a store, which may have some of its stages."""
+    cell, last_stage = job
     store.report.begin_cell(title_cell(cell))
-    new: list[Stage] = [s for s in root.collect_stages().values() if store.find_status(s) != "done"]
-    started = clock()
-    store.compute(root)
-    took, kinds = clock() - started, Counter()
-    for stage in new:
+    stages = last_stage.collect_stages().values()
+    # stages that are there have notes of an earlier cell
+    missing = [stage for stage in stages if store.find_status(stage) != "done"]
+    start = clock()
+    store.compute(last_stage)
+    seconds = clock() - start
+    kinds: Counter[str] = Counter()
+    for stage in missing:
         kinds[stage.kind] += store.read_note(stage)["seconds"]
-    return took, kinds, store.read_note(root)["files"]
+    return TimedCell(seconds, kinds, store.read_note(last_stage)["files"])
 
 
-def print_sharing_table(saving: SharingTimes, console: Console) -> None:
+def print_sharing_table(times: SharingTimes, console: Console) -> None:
     """Seconds by kind of stage, and what is left of them."""
-    table = Table("stage", title="what sharing stages saves", title_justify="left")
-    ways = saving.one_by_one, saving.once, saving.shared
-    for name in ("one by one", "each cell once", "shared", "of one by one", "of each once"):
-        table.add_column(name, justify="right")
-    for kind in (*STAGE_KINDS, "total"):
-        seconds = [way.total if kind == "total" else way.kinds[kind] for way in ways]
-        ratios = [f"{seconds[2] / other:.2f}" if other else "" for other in seconds[:2]]
-        table.add_row(kind, *map(format_seconds, seconds), *ratios)
-    console.print(table)
+    ways = (times.one_by_one, times.once, times.shared)
+    rows = [["stage", "one by one", "each cell once", "shared", "of one by one", "of each once"]]
+    for kind in STAGE_KINDS:
+        rows.append(make_sharing_row(kind, [way.kinds.get(kind, 0.0) for way in ways]))
+    rows.append(make_sharing_row("total", [way.total for way in ways]))
+    console.print(make_framed_table(rows, title="what sharing stages saves"))
 
 
-def format_sharing_json(saving: SharingTimes, asked: SweepRequest, overrides: Sequence[str]) -> str:
+def make_sharing_row(name: str, seconds: Sequence[float]) -> list[str]:
+    """Seconds one by one, of each cell once, shared; then the third over either of the others."""
+    row = [name, *map(format_seconds, seconds)]
+    *references, shared = seconds
+    for reference in references:
+        row.append(f"{shared / reference:.2f}" if reference else "")
+    return row
+
+
+def format_sharing_json(times: SharingTimes, sweep: SweepRequest, overrides: Sequence[str]) -> str:
     """The figures, with what they were measured on."""
-    found = {
-        name: {"seconds": round(way.total, 1), "stages": {k: round(s, 1) for k, s in way.kinds.items()}}
-        for name, way in vars(saving).items()
-    }
-    content = {
+    content: dict[str, object] = {
         "command": " ".join(["python -m experiments.sharing", *overrides]),
-        "cells": len(asked.jobs),
-        "rows": sum(len(jobs) for _, jobs in asked.views),
+        "cells": len(sweep.jobs),
+        "rows": sum(len(jobs) for _, jobs in sweep.views),
         "versions": read_package_versions(),
-        **found,
     }
+    for name, way in vars(times).items():
+        stages = {kind: round(seconds, 1) for kind, seconds in way.kinds.items()}
+        content[name] = {"seconds": round(way.total, 1), "stages": stages}
     return json.dumps(content, indent=1) + "\n"
-
-
-def main(arguments: Sequence[str] | None = None, runner: Callable[[str], StageRunner] = import_runner) -> int:
-    """The command; its exit code."""
-    return run_guarded(
-        lambda: run_sharing(sys.argv[1:] if arguments is None else arguments, runner),
-        "choose another directory with TMPDIR=DIR",
-    )
-
-
-def run_sharing(arguments: Sequence[str], runner: Callable[[str], StageRunner]) -> int:
-    """The command, with its exceptions."""
-    parser = CommandParser("python -m experiments.sharing", description=__doc__)
-    parser.add_argument("overrides", nargs="+", help="as for experiments.sweep")
-    parser.add_argument("--to", type=Path, help="write the figures to this JSON file")
-    options = parser.parse_intermixed_args(arguments)
-    asked, console = request.read_request(options.overrides), Console()
-    with (
-        tempfile.TemporaryDirectory(prefix="slothkit-sharing-") as folder,
-        create_reporter(console) as report,
-    ):
-        saving = measure_sharing(asked, Path(folder), runner, report)
-    print_sharing_table(saving, console)
-    if options.to:
-        options.to.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(options.to, format_sharing_json(saving, asked, options.overrides))
-    return 0
 
 
 if __name__ == "__main__":

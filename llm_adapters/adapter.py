@@ -6,12 +6,15 @@ again, and decoding steps simply do not pass it: the module acts at prefill only
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from compressors.errors import UsageError
-from connectors.query_module import QueryModule, insertions
+from connectors.query_module import QueryModule, list_insertions
 
 CONTEXT = "query_context"
 
@@ -51,25 +54,27 @@ def query_positions(is_query: Tensor, count: int | None = None) -> Tensor:
     the most any row has (reading that from the device waits for it)."""
     if count is None:
         count = int(is_query.sum(1).max())
+    # falling numbers where there is a query: their largest are the first positions
     order = torch.arange(is_query.shape[1], 0, -1, device=is_query.device) * is_query
     value, index = order.topk(count, dim=1)
     return torch.where(value > 0, index, -1)
 
 
-def masks(
+def make_query_masks(
     query_index: Tensor, question_turn: Tensor, query_turn: Tensor, patch_turn: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(B, S, T) and (B, S, P): a query reads its own turn's question, and images of turns up to its own.
 
     question_turn (B, T), query_turn (B, S) and patch_turn (B, P) count from 1; 0 is none."""
-    real = (query_index >= 0).unsqueeze(-1)
-    asked = query_turn.unsqueeze(-1)
-    question = real & (question_turn.unsqueeze(1) == asked) & (asked > 0)
-    patches = patch_turn.unsqueeze(1)
-    return question, real & (patches > 0) & (patches <= asked)
+    is_query = (query_index >= 0).unsqueeze(-1)  # (B, S, 1): -1 fills rows with fewer
+    own_turn = query_turn.unsqueeze(-1)  # (B, S, 1)
+    question_mask = is_query & (question_turn.unsqueeze(1) == own_turn) & (own_turn > 0)
+    patch_turn = patch_turn.unsqueeze(1)  # (B, 1, P)
+    patch_mask = is_query & (patch_turn > 0) & (patch_turn <= own_turn)
+    return question_mask, patch_mask
 
 
-def decoder_layers(llm: nn.Module) -> nn.ModuleList:
+def decoder_layers(llm: PreTrainedModel) -> nn.ModuleList:
     """The decoder layers of a causal LM: its decoder's list of as many modules as hidden layers."""
     decoder = llm.get_decoder()
     count = llm.config.get_text_config().num_hidden_layers
@@ -79,11 +84,14 @@ def decoder_layers(llm: nn.Module) -> nn.ModuleList:
     raise TypeError(f"{type(llm).__name__} has no ModuleList of its {count} decoder layers")
 
 
-def llm_sizes(config) -> dict[str, int]:
+def llm_sizes(config: PreTrainedConfig) -> dict[str, int]:
     """A query module's context arguments that an LLM's configuration knows."""
     text = config.get_text_config()
-    sizes = (text.hidden_size, text.num_attention_heads, text.num_hidden_layers)
-    return dict(zip(("llm_dim", "llm_heads", "llm_layers"), sizes))
+    return {
+        "llm_dim": text.hidden_size,
+        "llm_heads": text.num_attention_heads,
+        "llm_layers": text.num_hidden_layers,
+    }
 
 
 class QueryAdapter:
@@ -91,21 +99,28 @@ class QueryAdapter:
 
     query_module: QueryModule | None
 
-    def hook_query_module(self, llm: nn.Module) -> list:
+    def hook_query_module(self, llm: PreTrainedModel) -> list[RemovableHandle]:
         """Register the hooks on `llm`'s decoder layers; returns their handles."""
+        assert self.query_module is not None  # a model without one is not hooked
         layers = decoder_layers(llm)
         handles = []
-        for insertion, layer in insertions(self.query_module):
-            layers[layer].query_insertion = insertion  # an attribute, so that wrappers and copies keep it
-            handles.append(layers[layer].register_forward_pre_hook(self._before_layer, with_kwargs=True))
+        for insertion, index in list_insertions(self.query_module):
+            layer: Any = layers[index]
+            layer.query_insertion = insertion  # an attribute, so that wrappers and copies keep it
+            handles.append(layer.register_forward_pre_hook(self._update_queries, with_kwargs=True))
         return handles
 
-    def _before_layer(self, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    def _update_queries(
+        self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The hook: a layer's arguments with the query tokens among its hidden states updated."""
         context: QueryContext | None = kwargs.get(CONTEXT)
         if context is None:
             return args, kwargs
         if context.receipt is not None:
             context.receipt.given = True
+        assert self.query_module is not None  # it was hooked
+        # some LLMs give hidden states by position, some by name
         hidden = args[0] if args else kwargs["hidden_states"]
         hidden = self.query_module(
             hidden,

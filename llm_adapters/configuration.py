@@ -1,5 +1,7 @@
 """Configuration of the composed model."""
 
+from typing import Any
+
 from transformers import AutoConfig, PreTrainedConfig
 
 import compressors
@@ -10,10 +12,10 @@ from connectors.projector import registry as projectors
 from llm_adapters.conversation import Template
 from llm_adapters.pruning import registry as pruners
 
-Part = dict | PreTrainedConfig | None
+Part = dict[str, Any] | PreTrainedConfig | None
 
 
-def part(config: Part, default: str) -> PreTrainedConfig:
+def make_part_config(config: Part, default: str) -> PreTrainedConfig:
     """A part's configuration, from a dictionary too. `default`: its model type where it does not say."""
     if not isinstance(config, PreTrainedConfig):
         config = AutoConfig.for_model(**{"model_type": default, **(config or {})})
@@ -55,18 +57,24 @@ class FlashSlothConfig(PreTrainedConfig):
         query_token_id: int | None = None,
         prompt: dict | None = None,
         tie_word_embeddings: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ):
-        self.vision_config = part(vision_config, "siglip_vision_model")
-        self.text_config = part(text_config, "phi")
+        self.vision_config = make_part_config(vision_config, "siglip_vision_model")
+        self.text_config = make_part_config(text_config, "phi")
         self.select_layer = select_layer
-        self.compressor, self.compressor_knobs = compressor, compressor_knobs
-        self.projector, self.projector_knobs = projector, projector_knobs
-        self.query_module, self.query_module_knobs = query_module, query_module_knobs
-        self.pruner, self.pruner_knobs = pruner, pruner_knobs
-        self.image_token_id, self.query_token_id = image_token_id, query_token_id
+        self.compressor = compressor
+        self.compressor_knobs = compressor_knobs
+        self.projector = projector
+        self.projector_knobs = projector_knobs
+        self.query_module = query_module
+        self.query_module_knobs = query_module_knobs
+        self.pruner = pruner
+        self.pruner_knobs = pruner_knobs
+        self.image_token_id = image_token_id
+        self.query_token_id = query_token_id
         self.prompt = prompt
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        kwargs["tie_word_embeddings"] = tie_word_embeddings
+        super().__init__(**kwargs)
         self.check()
 
     def check(self) -> None:

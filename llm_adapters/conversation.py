@@ -15,9 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from compressors.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 IMAGE, QUESTION, QUERY = "<image>", "<question>", "<query>"
 MARKERS = (IMAGE, QUESTION, QUERY)
@@ -36,7 +39,7 @@ class Template:
     assistant: str = " ASSISTANT:"
     end: str = "</s>"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.end:
             raise UsageError("prompt.end='': an answer needs an end; name the token that ends it")
         for name, text in vars(self).items():
@@ -75,7 +78,7 @@ class Encoded:
         self.turns += [turn] * len(ids)
 
 
-def render(turns: Sequence[Turn], template: Template) -> str:
+def render_turns(turns: Sequence[Turn], template: Template) -> str:
     """The marked string of a conversation; the last turn may have no answer yet."""
     if not turns:
         raise UsageError("a conversation with no turns; give at least one question")
@@ -111,6 +114,7 @@ def _render_user(question: str, template: Template, number: int) -> str:
 
 
 def _refuse_markers(text: str, number: int, markers: Sequence[str]) -> None:
+    """UsageError for a text that would be read as the prompt's own words."""
     for marker in markers:
         if marker and marker in text:
             raise UsageError(f"the text of turn {number} contains the reserved {marker!r}; rephrase it")
@@ -120,26 +124,36 @@ class Encoder:
     """Marked strings -> Encoded, for one tokenizer that has the ids of `<image>` and `<query>`."""
 
     def __init__(
-        self, tokenizer, template: Template, image_token_id: int, query_token_id: int, num_queries: int
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        template: Template,
+        image_token_id: int,
+        query_token_id: int,
+        num_queries: int,
     ):
-        self.tokenizer, self.template, self.num_queries = tokenizer, template, num_queries
-        self.image_token_id, self.query_token_id = image_token_id, query_token_id
+        self.tokenizer = tokenizer
+        self.template = template
+        self.num_queries = num_queries
+        self.image_token_id = image_token_id
+        self.query_token_id = query_token_id
         self._split = re.compile("(" + "|".join(map(re.escape, MARKERS)) + ")")
         self._remember()
 
     def _remember(self) -> None:
+        """What is made anew where an encoder is unpickled."""
         # questions and answers come again and again
         self._tokenize = lru_cache(maxsize=1 << 16)(self._tokenize_new)
         # some tokenizers say by `add_bos_token` that texts begin with BOS, others by what they do
-        bos, said = self.tokenizer.bos_token_id, getattr(self.tokenizer, "add_bos_token", False)
-        begins = said or self.tokenizer("")["input_ids"][:1] == [bos]
-        self._start = [bos] if begins and bos is not None else []
+        bos = self.tokenizer.bos_token_id
+        adds_bos = getattr(self.tokenizer, "add_bos_token", False)
+        begins_with_bos = adds_bos or self.tokenizer("")["input_ids"][:1] == [bos]
+        self._start = [bos] if begins_with_bos and bos is not None else []
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         # a cache does not pickle
         return {name: value for name, value in vars(self).items() if name != "_tokenize"}
 
-    def __setstate__(self, state: dict) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._remember()
 
@@ -147,9 +161,9 @@ class Encoder:
         self, turns: Sequence[Turn], image_tokens: Sequence[int], max_length: int | None = None
     ) -> Encoded:
         """A conversation with `image_tokens[i]` visual tokens for image i and at most `max_length` others."""
-        encoded = self.encode(render(turns, self.template), image_tokens)
+        encoded = self.encode(render_turns(turns, self.template), image_tokens)
         placeholders = (self.image_token_id, self.query_token_id)
-        return truncate(encoded, max_length, placeholders) if max_length else encoded
+        return truncate_encoded(encoded, max_length, placeholders) if max_length else encoded
 
     def encode(self, text: str, image_tokens: Sequence[int]) -> Encoded:
         """A marked string -> ids, labels and turns. UsageError where images and markers differ."""
@@ -208,7 +222,7 @@ class Encoder:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
 
-def truncate(encoded: Encoded, max_length: int, placeholders: Sequence[int]) -> Encoded:
+def truncate_encoded(encoded: Encoded, max_length: int, placeholders: Sequence[int]) -> Encoded:
     """At most `max_length` tokens of text; visual and query tokens (ids `placeholders`) do not count, so that
     every compressor and query module sees the same text.
 

@@ -5,6 +5,7 @@ in the prompt, which may be markers, too. Only it knows that no turn begins ther
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from compressors.errors import UsageError
 GUESSED = "slothkit_guessed"  # from `generate` to the model's forward
 
 
-def says_guessed(original: Callable, *args, **kwargs) -> dict:
+def says_guessed(original: Callable[..., dict[str, Any]], *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Around `prepare_inputs_for_generation`: arguments of the forward, and whether ids behind the cache are
     the model's own words and guesses."""
     return {**original(*args, **kwargs), GUESSED: not kwargs.get("is_first_iteration", False)}

@@ -4,6 +4,9 @@ pixels -> tower (B, I, H, W, C) -> compressor -> projector -> visual tokens at t
                    +---------------- the same features -----------------> query module, in the LLM
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -19,20 +22,44 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 import compressors
+from compressors.base import Compressor
 from compressors.errors import UsageError
 from connectors.embq import registry as query_modules
 from connectors.projector import registry as projectors
-from connectors.query_module import at_positions
-from connectors.towers.base import VisionTower, build_tower
+from connectors.query_module import QueryModule, take_at_positions
+from connectors.towers.base import VisionTower
+from connectors.towers.build import build_tower
 from connectors.versions import CACHE
-from llm_adapters.adapter import CONTEXT, QueryAdapter, QueryContext, llm_sizes, masks, query_positions
+from llm_adapters.adapter import (
+    CONTEXT,
+    QueryAdapter,
+    QueryContext,
+    llm_sizes,
+    make_query_masks,
+    query_positions,
+)
 from llm_adapters.configuration import FlashSlothConfig
 from llm_adapters.kept_turns import GUESSED, check_turn, says_guessed
 from llm_adapters.pruning.apply import PruningAdapter
 from llm_adapters.pruning.attention import PRUNING_CONTEXT as PRUNING
-from llm_adapters.visual_prompt import Mute, check_count, fit_turns, hide_unused, place, shrink
+from llm_adapters.visual_prompt import (
+    Mute,
+    check_count,
+    fit_turns,
+    hide_unused,
+    place_visual_tokens,
+    shrink_pixels,
+)
 
 PREFILL_ONLY = ("pixel_values", "vision_features", "image_turn", "turns", "query_index")
+
+
+def count_positions(attention_mask: Tensor | None) -> Tensor | None:
+    """Positions (B, T) that count the tokens which are there: the same with left and right padding. None, the
+    LLM's own choice, without a mask of tokens (a static cache comes with masks made before)."""
+    if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2:
+        return None
+    return (attention_mask.cumsum(1) - 1).clamp(min=0)
 
 
 class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, QueryAdapter, PruningAdapter):
@@ -52,7 +79,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
     config_class = FlashSlothConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -69,9 +96,9 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         """Parts that are given are taken as they are, with their weights; others are built from `config`."""
         super().__init__(config)
         self.vision_tower = vision_tower or build_tower(config.vision_config, config.select_layer)
-        self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
+        self.language_model: Any = language_model or AutoModelForCausalLM.from_config(config.text_config)
         sizes = llm_sizes(config)
-        self.compressor = compressors.create(
+        self.compressor: Compressor = compressors.create(
             config.compressor,
             dim=self.vision_tower.dim,
             llm_dim=sizes["llm_dim"],
@@ -81,10 +108,10 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         name = config.projector
         if name == "auto":
             name = "identity" if self.compressor.projects else "mlp2x_gelu"
-        self.projector = projectors.create(
+        self.projector: nn.Module = projectors.create(
             name, in_dim=self.compressor.out_dim, llm_dim=sizes["llm_dim"], **(config.projector_knobs or {})
         )
-        self.query_module = None
+        self.query_module: QueryModule | None = None
         if config.query_module is not None:
             self.query_module = query_modules.create(
                 config.query_module,
@@ -100,15 +127,21 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
     @property
     def num_queries(self) -> int:
         """Query tokens a turn."""
-        return self.query_module.num_queries if self.query_module is not None else 0
+        if self.query_module is None:
+            return 0
+        return self.query_module.num_queries
 
     def num_image_tokens(self, height: int | None = None, width: int | None = None) -> int:
         """Visual tokens of one image of (height, width) pixels; None: the tower's own size."""
-        rate, native = self.compressor.image_rate, self.vision_tower.image_size
-        height, width = height or native, width or height or native
-        return self.compressor.num_tokens(*self.vision_tower.grid(height // rate, width // rate))
+        if height is None:
+            height = self.vision_tower.image_size
+        if width is None:
+            width = height
+        rate = self.compressor.image_rate
+        rows, columns = self.vision_tower.grid(height // rate, width // rate)
+        return self.compressor.num_tokens(rows, columns)
 
-    def _init_weights(self, module: nn.Module) -> None:
+    def _init_weights(self, module: Any) -> None:
         # tower and LLM are PreTrainedModels and initialise themselves, ours as their constructors do
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
@@ -131,27 +164,32 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """(B, I, 3, h, w) -> uncompressed patch features (B, I, H, W, C)."""
         rows = pixel_values.shape[0]
-        pixels = shrink(rearrange(pixel_values, "b i c h w -> (b i) c h w"), self.compressor.image_rate)
+        pixels = rearrange(pixel_values, "b i c h w -> (b i) c h w")
+        pixels = shrink_pixels(pixels, self.compressor.image_rate)
         features = self.vision_tower.with_levels(pixels, self.compressor.needs_levels)
         return rearrange(features, "(b i) h w c -> b i h w c", b=rows)
 
-    def compress(
+    def compress_features(
         self, features: Tensor, embeds: Tensor, turns: Tensor, image_turn: Tensor, is_text: Tensor
     ) -> Tensor:
         """(B, I, H, W, C) -> visual tokens at the LLM's width (B, I * N, D). A text-aware compressor reads
         the embeddings of the question in whose turn the image stands."""
         rows, images = features.shape[:2]
-        text = mask = None
+        text = None
+        text_mask = None
         if self.compressor.needs_text:
-            asked = is_text.unsqueeze(1) & (turns.unsqueeze(1) == image_turn.unsqueeze(2))  # (B, I, T)
-            index = query_positions(rearrange(asked, "b i t -> (b i) t"))
-            text, mask = at_positions(embeds.repeat_interleave(images, 0), index), index >= 0
+            # (B, I, T): the words of the turn that each image stands in
+            of_turn = is_text.unsqueeze(1) & (turns.unsqueeze(1) == image_turn.unsqueeze(2))
+            index = query_positions(rearrange(of_turn, "b i t -> (b i) t"))
+            text = take_at_positions(embeds.repeat_interleave(images, 0), index)
+            text_mask = index >= 0
         flat = rearrange(features, "b i h w c -> (b i) h w c")
-        flat = flat.to(next(self.projector.parameters(), embeds).dtype)
-        tokens = self.projector(self.compressor(flat, text, mask)).to(embeds.dtype)
-        return rearrange(tokens, "(b i) n d -> b (i n) d", b=rows)
+        # cached features are float32; a projector without weights takes the embeddings' type
+        weights = next(self.projector.parameters(), embeds)
+        tokens = self.projector(self.compressor(flat.to(weights.dtype), text, text_mask))
+        return rearrange(tokens.to(embeds.dtype), "(b i) n d -> b (i n) d", b=rows)
 
-    def embed(
+    def embed_tokens(
         self,
         input_ids: Tensor,
         features: Tensor | None,
@@ -160,15 +198,21 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         query_index: Tensor | None,
     ) -> tuple[Tensor, QueryContext | None]:
         """Token embeddings with visual and query tokens in place, and the query module's context."""
-        is_image, is_query = input_ids == self.config.image_token_id, input_ids == self.config.query_token_id
-        special = is_image | is_query
-        embeds = self.get_input_embeddings()(input_ids.masked_fill(special, 0))
-        text_embeds = embeds
+        is_image = input_ids == self.config.image_token_id
+        is_query = input_ids == self.config.query_token_id
+        is_text = ~(is_image | is_query)
+        # placeholders may lie beyond the LLM's embedding table: they read row 0, and are replaced
+        text_embeds = self.get_input_embeddings()(input_ids.masked_fill(~is_text, 0))
+        embeds = text_embeds
         if self.query_module is not None:
-            embeds = place(embeds, is_query, self.query_module.tokens.to(embeds.dtype))
+            embeds = place_visual_tokens(embeds, is_query, self.query_module.tokens.to(embeds.dtype))
         if features is None:
             check_count(is_image, 0, None)
             return embeds, None
+        if image_turn is None or turns is None:
+            raise UsageError(
+                "images were given without `turns` and `image_turn`; make inputs with the processor"
+            )
         if features.shape[:2] != image_turn.shape:
             raise UsageError(
                 f"images of {tuple(features.shape[:2])} (rows, crops) but `image_turn` of "
@@ -176,17 +220,19 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             )
         # what fills rows with fewer images reaches nothing, not even as NaN * 0
         features = features.masked_fill((image_turn == 0)[:, :, None, None, None], 0)
-        visual = self.compress(features, text_embeds, turns, image_turn, (turns > 0) & ~special)
+        visual = self.compress_features(features, text_embeds, turns, image_turn, (turns > 0) & is_text)
         check_count(is_image, visual.shape[1] // features.shape[1], image_turn)
+        # a gather, not a masked assignment: its shapes do not depend on the data, so it compiles
         order = (is_image.cumsum(1) - 1).clamp(0, visual.shape[1] - 1)
         gathered = visual.gather(1, order.unsqueeze(-1).expand(-1, -1, visual.shape[-1]))
         embeds = torch.where(is_image.unsqueeze(-1), gathered, embeds)
         if self.query_module is None:
             return embeds, None
         features = features[..., : self.vision_tower.dim]  # without levels for the compressor
-        return embeds, self._query_context(features, image_turn, turns, query_index, is_query, ~special)
+        context = self._make_query_context(features, image_turn, turns, query_index, is_query, is_text)
+        return embeds, context
 
-    def _query_context(
+    def _make_query_context(
         self,
         features: Tensor,
         image_turn: Tensor,
@@ -195,15 +241,18 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         is_query: Tensor,
         is_text: Tensor,
     ) -> QueryContext | None:
+        """What the query module reads at its layer: which question and which patches each query token sees.
+        None for rows without query tokens."""
         if query_index is None:
             query_index = query_positions(is_query)
         if not query_index.shape[1]:
             return None
         query_turn = turns.gather(1, query_index.clamp(min=0))
         patches = rearrange(features, "b i h w c -> b (i h w) c")
-        patch_turn = image_turn.repeat_interleave(patches.shape[1] // image_turn.shape[1], 1)
-        question, patch = masks(query_index, turns * is_text, query_turn, patch_turn)
-        return QueryContext(query_index, question, patches, patch)
+        patches_of_image = patches.shape[1] // image_turn.shape[1]
+        patch_turn = image_turn.repeat_interleave(patches_of_image, 1)
+        question_mask, patch_mask = make_query_masks(query_index, turns * is_text, query_turn, patch_turn)
+        return QueryContext(query_index, question_mask, patches, patch_mask)
 
     def forward(
         self,
@@ -221,45 +270,43 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         use_cache: bool | None = None,
         past_key_values: Cache | None = None,
         logits_to_keep: int | Tensor = 0,
-        **kwargs,
+        **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        context, prompt, guessed = None, None, kwargs.pop(GUESSED, False)
-        cache = past_key_values if cache is None else cache  # its name up to transformers 5.23
-        if inputs_embeds is not None and (pixel_values is not None or vision_features is not None):
+        """The LLM's output and loss; inputs as the class says, the rest as in transformers' LLMs."""
+        if cache is None:
+            cache = past_key_values  # its name up to transformers 5.23
+        is_guessed = kwargs.pop(GUESSED, False)
+        has_images = pixel_values is not None or vision_features is not None
+        if inputs_embeds is not None and has_images:
             raise UsageError(
                 "images were given with `inputs_embeds`; give `input_ids`, which tell where they stand"
             )
+        context = None
+        prompt = None
         if inputs_embeds is None:
-            if turns is not None:
-                prompted, turns = turns.shape[1], fit_turns(turns, input_ids.shape[1])
+            assert input_ids is not None  # transformers' own check has been: one of the two is given
+            if not has_images and self.query_module is not None and not is_guessed:
+                check_turn(input_ids, cache, self.config.query_token_id)
             if pixel_values is not None and vision_features is None:
                 vision_features = self.get_image_features(pixel_values)
-            if vision_features is None and self.query_module is not None and not guessed:
-                check_turn(input_ids, cache, self.config.query_token_id)
-            if vision_features is not None and (turns is None or image_turn is None):
-                raise UsageError(
-                    "images were given without `turns` and `image_turn`; make inputs with the processor"
-                )
-            inputs_embeds, context = self.embed(input_ids, vision_features, image_turn, turns, query_index)
+            # while decoding without a cache the ids grow, and `turns` stay those of the prompt
+            fitted_turns = None if turns is None else fit_turns(turns, input_ids.shape[1])
+            inputs_embeds, context = self.embed_tokens(
+                input_ids, vision_features, image_turn, fitted_turns, query_index
+            )
             if vision_features is not None:
-                grid = vision_features.shape[2:4]
-                attention_mask = hide_unused(
-                    attention_mask,
-                    input_ids == self.config.image_token_id,
-                    self.compressor.num_tokens(*grid),
-                    self.compressor.visible(*grid),
-                )
+                assert turns is not None and fitted_turns is not None  # `embed_tokens` has refused else
+                attention_mask = self._hide_unused_tokens(attention_mask, input_ids, vision_features)
                 prompt = self.describe_prompt(
-                    input_ids, turns, prompted, attention_mask, labels, inputs_embeds
+                    input_ids, fitted_turns, turns.shape[1], attention_mask, labels, inputs_embeds
                 )
-        padded = isinstance(attention_mask, Tensor) and attention_mask.ndim == 2  # not masks made before
-        if position_ids is None and padded and cache is None:
-            position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)  # the same with left and right padding
+        if position_ids is None and cache is None:
+            position_ids = count_positions(attention_mask)
         if context is not None:
             kwargs[CONTEXT] = context
-        run, cache = self.start_pruning(prompt, inputs_embeds.shape[1], cache, use_cache)
-        if run is not None:
-            kwargs[PRUNING] = run
+        pruned_pass, cache = self.start_pruning(prompt, inputs_embeds.shape[1], cache, use_cache)
+        if pruned_pass is not None:
+            kwargs[PRUNING] = pruned_pass
         output = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -270,13 +317,25 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             **{CACHE: cache},
             **kwargs,
         )
-        if run is not None:
-            run.record_passed_tokens()
+        if pruned_pass is not None:
+            pruned_pass.record_passed_tokens()
         if context is not None:
             context.check_read(self.language_model)
         return output
 
-    def generate(self, *args, logits_processor=None, **kwargs):
+    def _hide_unused_tokens(
+        self, attention_mask: Tensor | None, input_ids: Tensor, features: Tensor
+    ) -> Tensor | None:
+        """The mask, with the places that a compressor trained at several token counts leaves empty."""
+        height, width = features.shape[2:4]
+        return hide_unused(
+            attention_mask,
+            input_ids == self.config.image_token_id,
+            self.compressor.num_tokens(height, width),
+            self.compressor.visible(height, width),
+        )
+
+    def generate(self, *args: Any, logits_processor: Sequence[Any] | None = None, **kwargs: Any) -> Any:
         """As transformers' `generate`; image and query placeholders are never said."""
         rows = self.get_input_embeddings().num_embeddings
         placeholders = (self.config.image_token_id, self.config.query_token_id)
@@ -284,7 +343,9 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         processors = LogitsProcessorList([*(logits_processor or ()), mute])
         return super().generate(*args, logits_processor=processors, **kwargs)
 
-    def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, **kwargs):
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, is_first_iteration: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
         """Images and the query module act at prefill; cached decoding steps do without them."""
         inputs = says_guessed(
             super().prepare_inputs_for_generation, input_ids, is_first_iteration=is_first_iteration, **kwargs

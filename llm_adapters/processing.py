@@ -2,17 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoProcessor, BatchFeature, ProcessorMixin
+from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.image_processing_utils import BaseImageProcessor
 
 from compressors.errors import UsageError
 from connectors.tiling import Tiling
 from llm_adapters.adapter import query_positions
 from llm_adapters.configuration import FlashSlothConfig
 from llm_adapters.conversation import IGNORE, IMAGE, QUERY, QUESTION, Encoded, Encoder, Template, Turn
-from llm_adapters.images import image_pixels, loaded, per_row, pil_backend, stack_images
+from llm_adapters.images import image_pixels, load_nested_images, per_row, pil_backend, stack_images
+
+# what transformers' tools also pass: rows are padded here anyway, BOS is the tokenizer's to say
+IGNORED = ("padding", "add_special_tokens")
 
 CHAT_TEMPLATE = """
 {%%- set reserved = ['%(image)s', '%(question)s', '%(query)s', %(end)s] -%%}
@@ -58,19 +63,19 @@ CHAT_TEMPLATE = """
 """
 
 
-def in_parts(conversation: Sequence) -> list:
+def spell_in_parts(conversation: Sequence[Any]) -> list[Any]:
     """A conversation, or several, whose messages are lists of parts."""
     if conversation and not isinstance(conversation[0], dict):
-        return [in_parts(each) for each in conversation]
-    return [
-        {**message, "content": [{"type": "text", "text": message["content"]}]}
-        if isinstance(message.get("content"), str)
-        else message
-        for message in conversation
-    ]
+        return [spell_in_parts(one) for one in conversation]
+    messages = []
+    for message in conversation:
+        if isinstance(message.get("content"), str):
+            message = {**message, "content": [{"type": "text", "text": message["content"]}]}
+        messages.append(message)
+    return messages
 
 
-def chat_template(template: Template) -> str:
+def make_chat_template(template: Template) -> str:
     """A Jinja chat template that renders what `conversation.render` does. The assistant's words end each user
     message, so `add_generation_prompt` has nothing to add."""
     words = {name: repr(text) for name, text in asdict(template).items()}
@@ -95,33 +100,40 @@ class FlashSlothProcessor(ProcessorMixin):
 
     def __init__(
         self,
-        image_processor=None,
-        tokenizer=None,
+        image_processor: BaseImageProcessor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         image_tokens: int = 0,
         tiles: int = 1,
         num_queries: int = 0,
-        prompt: dict | None = None,
+        prompt: dict[str, str] | None = None,
         layout: str = "square",
         chat_template: str | None = None,
     ):
-        self.image_tokens, self.num_queries = image_tokens, num_queries
-        self.tiles, self.layout = tiles, layout
+        if image_processor is None or tokenizer is None:
+            raise UsageError("the processor needs an image_processor and a tokenizer")
+        # attributes stand before super().__init__, which saves them as they are then
+        self.image_tokens = image_tokens
+        self.num_queries = num_queries
+        self.tiles = tiles
+        self.layout = layout
         self.prompt = prompt or asdict(Template())
-        self.image_token, self.query_token = IMAGE, QUERY
-        self.image_token_id, self.query_token_id = (token_id(tokenizer, token) for token in (IMAGE, QUERY))
+        self.image_token = IMAGE
+        self.query_token = QUERY
+        self.image_token_id = find_token_id(tokenizer, IMAGE)
+        self.query_token_id = find_token_id(tokenizer, QUERY)
         super().__init__(pil_backend(image_processor), tokenizer, chat_template=chat_template)
         template = Template(**self.prompt)
-        self.chat_template = chat_template or globals()["chat_template"](template)
+        self.chat_template = chat_template or make_chat_template(template)
         self.encoder = Encoder(tokenizer, template, self.image_token_id, self.query_token_id, num_queries)
         Tiling(tiles, layout=layout)  # refuses what is no layout
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """What is saved; the encoder is made anew."""
         return {name: value for name, value in super().to_dict().items() if name != "encoder"}
 
-    def apply_chat_template(self, conversation: Sequence, *args, **kwargs):
+    def apply_chat_template(self, conversation: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
         """transformers' own. `content` may be a string, which its versions before 5.10 do not tokenize."""
-        return super().apply_chat_template(in_parts(conversation), *args, **kwargs)
+        return super().apply_chat_template(spell_in_parts(conversation), *args, **kwargs)
 
     @property
     def tiling(self) -> Tiling:
@@ -150,11 +162,11 @@ class FlashSlothProcessor(ProcessorMixin):
 
     def __call__(
         self,
-        images=None,
+        images: Any = None,
         text: str | Sequence[str] | None = None,
         return_tensors: str | None = "pt",
         padding_side: str = "left",
-        **kwargs,
+        **kwargs: Any,
     ) -> BatchFeature:
         """Marked text (of the chat template) and its images: one image, a list for one text, or a list a
         text.
@@ -163,23 +175,29 @@ class FlashSlothProcessor(ProcessorMixin):
         whether there is a beginning-of-sequence token is the tokenizer's to say."""
         if text is None:
             raise UsageError("text=None: give the text of the chat template, with one <image> for each image")
-        known = ("padding", "add_special_tokens")
-        unknown = [name for name, value in kwargs.items() if value is not None and name not in known]
+        unknown = [name for name, value in kwargs.items() if value is not None and name not in IGNORED]
         if unknown:
             raise UsageError(f"the processor takes no {', '.join(unknown)}; `encode` truncates, for training")
         texts = [text] if isinstance(text, str) else list(text)
-        rows = [[loaded(image, self.tiles) for image in row] for row in per_row(images, len(texts))]
-        crops = [[self.crops_of(image) for image in row] for row in rows]
-        encoded = [self.encoder.encode(t, self.tokens_of(row)) for t, row in zip(texts, crops)]
+        pictures = []
+        encoded = []
+        for row_text, row_images in zip(texts, per_row(images, len(texts))):
+            row_pictures = [load_nested_images(image, self.tiles) for image in row_images]
+            crops = [self.crops_of(picture) for picture in row_pictures]
+            pictures.append(row_pictures)
+            encoded.append(self.encoder.encode(row_text, self.tokens_of(crops)))
         batch = self.collate(encoded, padding_side)
-        batch.pop("labels")
+        del batch["labels"]
         if "image_turn" in batch:
-            batch["pixel_values"] = stack_images([self.pixels(row) for row in rows])
+            batch["pixel_values"] = stack_images([self.pixels(row) for row in pictures])
         return BatchFeature(batch, tensor_type=return_tensors)
 
-    def crops_of(self, image) -> int:
-        """Crops of an image as `loaded` gives it."""
-        return self.crops if self.tiling.fixed else self.tiling.num_crops(*image.size)
+    def crops_of(self, image: Any) -> int:
+        """Crops of an image as `load_nested_images` gives it."""
+        if self.tiling.fixed:
+            return self.crops
+        width, height = image.size
+        return self.tiling.num_crops(width, height)
 
     def encode(
         self, turns: Sequence[Turn], images: int | Sequence[int], max_length: int | None = None
@@ -187,7 +205,7 @@ class FlashSlothProcessor(ProcessorMixin):
         """A conversation with `images` images, or with images of so many crops, for training."""
         return self.encoder.encode_turns(turns, self.tokens_of(images), max_length)
 
-    def pixels(self, images: Sequence) -> Tensor:
+    def pixels(self, images: Sequence[Any]) -> Tensor:
         """PIL images -> (crops of all of them, 3, h, w)."""
         if not images:
             return torch.empty(0)
@@ -212,20 +230,21 @@ class FlashSlothProcessor(ProcessorMixin):
 
     def crop_turns(self, row: Encoded) -> list[int]:
         """The turn of each crop: of its first placeholder."""
-        found = [turn for token, turn in zip(row.ids, row.turns) if token == self.image_token_id]
-        return found[:: self.image_tokens]
+        turns = [turn for token, turn in zip(row.ids, row.turns) if token == self.image_token_id]
+        return turns[:: self.image_tokens]
 
     @property
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", "turns", "query_index", "image_turn", "pixel_values"]
 
 
-def token_id(tokenizer, token: str) -> int:
+def find_token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     """The id of a placeholder that the tokenizer must know as one token."""
-    found = tokenizer.convert_tokens_to_ids(token)
-    if found is None or found == tokenizer.unk_token_id:
+    token_id = tokenizer.convert_tokens_to_ids(token)
+    if token_id is None or token_id == tokenizer.unk_token_id:
         raise UsageError(f"the tokenizer has no token {token!r}; add it with tokenizer.add_special_tokens")
-    return found
+    assert isinstance(token_id, int)  # of one token, not of a list
+    return token_id
 
 
 def pad_rows(rows: Sequence[Sequence[int]], value: int, left: bool) -> Tensor:

@@ -2,13 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from compressors.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 KIND = "slothkit"
 
 
-def find(path: Path, attached: bool = False) -> Path:
+def find_model_folder(path: Path, attached: bool = False) -> Path:
     """The folder that `from_pretrained` takes, for OUT/cells/CELL, OUT/finetune/KEY or that folder itself.
     `attached`: of another MLLM with a compressor in it (`llm_adapters.reuse`), too.
     UsageError if none of them is there."""
@@ -17,15 +21,17 @@ def find(path: Path, attached: bool = False) -> Path:
         raise UsageError(f"{path}: no such folder; give OUT/cells/CELL, OUT/finetune/KEY or a saved model's")
     stages = path / "stages.json"
     if stages.is_file():
-        trained = next((name for name in read(stages) if name.startswith("finetune/")), None)
+        trained = next((name for name in read_json_file(stages) if name.startswith("finetune/")), None)
         if trained is None:
             raise UsageError(f"{stages}: names no finetune stage; run the cell's command again")
-        return checked(path.resolve().parent.parent / trained / "model", attached)
+        return check_model_folder(path.resolve().parent.parent / trained / "model", attached)
     inside = path / "model"  # of a finetune stage
-    return checked(inside if inside.is_dir() and not (path / "config.json").exists() else path, attached)
+    return check_model_folder(
+        inside if inside.is_dir() and not (path / "config.json").exists() else path, attached
+    )
 
 
-def checked(folder: Path, attached: bool = False) -> Path:
+def check_model_folder(folder: Path, attached: bool = False) -> Path:
     """The folder, if a model of ours is saved in it."""
     config = folder / "config.json"
     if not config.is_file():
@@ -33,7 +39,7 @@ def checked(folder: Path, attached: bool = False) -> Path:
             f"{folder}: no model here (no config.json); give OUT/cells/CELL, OUT/finetune/KEY "
             "or a folder that save_pretrained wrote"
         )
-    kind = read(config).get("model_type")
+    kind = read_json_file(config).get("model_type")
     if kind != KIND and not (attached and is_attached(folder)):
         raise UsageError(
             f"{folder}: a model of type {kind}, not {KIND}; train one with "
@@ -44,10 +50,10 @@ def checked(folder: Path, attached: bool = False) -> Path:
 
 def is_attached(folder: Path) -> bool:
     """Whether the model in a folder is another MLLM with a compressor in it."""
-    return isinstance(read(folder / "config.json").get("slothkit"), dict)
+    return isinstance(read_json_file(folder / "config.json").get("slothkit"), dict)
 
 
-def read(path: Path):
+def read_json_file(path: Path) -> Any:
     """A JSON file, or a UsageError."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -55,16 +61,23 @@ def read(path: Path):
         raise UsageError(f"{path}: not JSON ({error}); the file is damaged") from error
 
 
-def load(path: Path, device, dtype=None, attached: bool = False):
-    """(model, processor) of `find(path)`, in eval mode. `dtype`: None is bfloat16 on a GPU, else float32."""
+def load_saved_model(
+    path: Path, device: "torch.device", dtype: "torch.dtype | None" = None, attached: bool = False
+) -> tuple[Any, Any]:
+    """(model, processor) of `find_model_folder(path)`, in eval mode.
+
+    `dtype`: None is bfloat16 on a GPU, else float32. UsageError for a folder that cannot be loaded.
+    """
     import torch
     from safetensors import SafetensorError
 
     from llm_adapters import reuse
     from llm_adapters.auto import FlashSlothForConditionalGeneration, FlashSlothProcessor
 
-    folder = find(path, attached)
-    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    folder = find_model_folder(path, attached)
+    if dtype is None:
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    model: Any
     try:
         if is_attached(folder):
             model, processor = reuse.load(folder, dtype=dtype)

@@ -28,17 +28,19 @@ def fit_turns(turns: Tensor, length: int) -> Tensor:
     return nn.functional.pad(turns, (0, length - turns.shape[1]))
 
 
-def shrink(pixels: Tensor, rate: int) -> Tensor:
+def shrink_pixels(pixels: Tensor, rate: int) -> Tensor:
     """(B, 3, h, w) resized to (h // rate, w // rate) with anti-aliasing."""
     if rate == 1:
         return pixels
     size = (pixels.shape[-2] // rate, pixels.shape[-1] // rate)
-    # a CPU cannot do it in half precision
-    exact = pixels.float() if pixels.device.type == "cpu" else pixels
-    return nn.functional.interpolate(exact, size, mode="bicubic", antialias=True).to(pixels.dtype)
+    exact = pixels
+    if pixels.device.type == "cpu":  # which cannot do it in half precision
+        exact = pixels.float()
+    shrunk = nn.functional.interpolate(exact, size, mode="bicubic", antialias=True)
+    return shrunk.to(pixels.dtype)
 
 
-def place(embeds: Tensor, where: Tensor, tokens: Tensor) -> Tensor:
+def place_visual_tokens(embeds: Tensor, where: Tensor, tokens: Tensor) -> Tensor:
     """`tokens` (Q, D) cyclically at the True positions of each row: slots are runs of exactly Q positions."""
     order = (where.cumsum(1) - 1).clamp(min=0) % len(tokens)
     # embedding(), not tokens[order]: its gradient adds up in the same order in every run
@@ -51,18 +53,22 @@ def hide_unused(attention_mask: Tensor | None, is_image: Tensor, count: int, vis
     if visible == count:
         return attention_mask
     unused = is_image & ((is_image.cumsum(1) - 1) % count >= visible)
-    mask = torch.ones_like(unused, dtype=torch.long) if attention_mask is None else attention_mask
-    return mask.masked_fill(unused, 0)
+    if attention_mask is None:
+        attention_mask = torch.ones_like(unused, dtype=torch.long)
+    return attention_mask.masked_fill(unused, 0)
 
 
 def check_count(is_image: Tensor, per_image: int, image_turn: Tensor | None) -> None:
+    """UsageError for a row whose placeholders are not as many as its images' tokens."""
     if torch.compiler.is_compiling() or is_image.device.type != "cpu":
         return  # reading the counts would wait for the device; the processor has checked them
-    found = is_image.sum(1)
-    wanted = found.new_zeros(len(found)) if image_turn is None else (image_turn > 0).sum(1) * per_image
-    if not torch.equal(found, wanted):
-        row = int((found != wanted).nonzero()[0])
+    placeholders = is_image.sum(1)
+    tokens = torch.zeros_like(placeholders)
+    if image_turn is not None:
+        tokens = (image_turn > 0).sum(1) * per_image
+    if not torch.equal(placeholders, tokens):
+        row = int((placeholders != tokens).nonzero()[0])
         raise UsageError(
-            f"row {row} has {int(found[row])} image placeholders but its images make "
-            f"{int(wanted[row])} visual tokens; make inputs with the model's own processor"
+            f"row {row} has {int(placeholders[row])} image placeholders but its images make "
+            f"{int(tokens[row])} visual tokens; make inputs with the model's own processor"
         )

@@ -16,6 +16,15 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _signature_file() -> None:
+    """Commands that tests start answer from this file, which the first would have to import torch for."""
+    from experiments.config import signature_cache, signatures
+
+    if signature_cache.read_signature_file(signatures.PLACES) is None:
+        signatures.store_signatures()
+
+
 @pytest.fixture(scope="session")
 def model():
     """Phi with SAP and EmbQ, for tests that only read it."""

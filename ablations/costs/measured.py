@@ -6,7 +6,6 @@ later reports in that folder show them.
 """
 
 import json
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,27 +58,22 @@ def find_cost_key(config: Config) -> str | None:
 def measure_configs(configs: Sequence[Config], told: Reporter) -> dict[str, Any]:
     """Every configuration once, side by side. Imports torch."""
     from experiments.efficiency import collect, machine, measuring
+    from experiments.efficiency.plan import MeasuringPlan
 
-    given = Namespace(
-        device=None,
-        dtype=None,
-        threads=None,
-        table1=False,
-        text=prefill.PREFILL_TEXT_TOKENS,
-        tokens=1,
-        rounds=MEASURING_ROUNDS,
-        static=False,
-    )
-    where = machine.settle_machine(given)
+    plan = MeasuringPlan(
+        pictures=(), text=prefill.PREFILL_TEXT_TOKENS, tokens=1, rounds=MEASURING_ROUNDS
+    )  # each model sees a picture of its tower's size
+    place = machine.settle_machine()
+    where = machine.describe_conditions(place, plan)
     known = {find_cost_key(config): config for config in configs}
     subjects = [build_unfitted_subject(key, config) for key, config in known.items() if key is not None]
-    collect.give_weights(subjects, given)
+    collect.give_weights(subjects, place)
     cases = {
         each.label: measuring.BenchmarkCase(
             each,
             collect.make_noise_pictures((each.size, each.size), 1, 1),
-            prefill.PREFILL_TEXT_TOKENS,
-            given.tokens,
+            plan.text,
+            plan.tokens,
         )
         for each in subjects
     }

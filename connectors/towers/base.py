@@ -8,20 +8,17 @@ one. CLS and register tokens, the final norm and the pooling head are dropped.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Union
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from compressors.errors import UsageError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+from connectors.versions import switch_checkpointing
 
 
-def block_count(select_layer: int, num_layers: int) -> int:
+def count_blocks(select_layer: int, num_layers: int) -> int:
     """How many of `num_layers` blocks hidden state `select_layer` needs: -1 all, -2 all but one, k > 0: k.
 
     UsageError when there is no such block; hidden state 0, the patch embedding, is not offered.
@@ -45,13 +42,13 @@ class VisionTower(nn.Module):
     image_mean, image_std, resample    the preprocessing it expects
     num_layers   blocks of the full tower, n
     depth        blocks built, the hidden state that `forward` returns
-    levels       hidden states that `forward(levels=...)` can return, 1..depth; num_levels: how many
+    levels       hidden states that `forward(levels=...)` can return, 1..depth
     """
 
     def __init__(
         self,
-        backbone: "PreTrainedModel",
-        config: "PreTrainedConfig",
+        backbone: PreTrainedModel,
+        config: PreTrainedConfig,
         *,
         num_layers: int,
         select_layer: int,
@@ -65,17 +62,13 @@ class VisionTower(nn.Module):
         super().__init__()
         self.backbone, self.config = backbone, config
         self.num_layers, self.select_layer = num_layers, select_layer
-        self.depth = block_count(select_layer, num_layers)
+        self.depth = count_blocks(select_layer, num_layers)
         self.dim, self.patch_size, self.image_size = dim, patch_size, image_size
         self.image_mean, self.image_std, self.resample = image_mean, image_std, resample
 
     @property
     def levels(self) -> range:
         return range(1, self.depth + 1)
-
-    @property
-    def num_levels(self) -> int:
-        return self.depth
 
     @property
     def frozen(self) -> bool:
@@ -150,52 +143,7 @@ class VisionTower(nn.Module):
 
     def gradient_checkpointing_enable(self) -> None:
         """Recompute each block in the backward pass (while training and not frozen)."""
-        from connectors.versions import checkpointing
-
-        checkpointing(self.backbone, "enable")
+        switch_checkpointing(self.backbone, "enable")
 
     def gradient_checkpointing_disable(self) -> None:
-        from connectors.versions import checkpointing
-
-        checkpointing(self.backbone, "disable")
-
-
-def build_tower(
-    config: Union[dict, "PreTrainedConfig"], select_layer: int = -2, attn_implementation: str | None = None
-) -> VisionTower:
-    """A tower with random weights, also under `torch.device("meta")`.
-
-    `config`: a vision configuration (siglip_vision_model, clip_vision_model, dinov2, dinov2_with_registers,
-    slothkit_open_clip_vision), a composite one that has a `vision_config`, or a dict with its "model_type".
-    `attn_implementation`: transformers' names; None leaves the configuration's (sdpa). UsageError for bad
-    input.
-    """
-    from connectors.towers.config import as_vision_config
-    from connectors.towers.huggingface import build_hf
-    from connectors.towers.open_clip import OpenClipVisionConfig, build_open_clip
-
-    config = as_vision_config(config)
-    if isinstance(config, OpenClipVisionConfig):
-        return build_open_clip(config, select_layer, attn_implementation)
-    return build_hf(config, select_layer, attn_implementation)
-
-
-def load_tower(
-    source: str | Path,
-    select_layer: int = -2,
-    attn_implementation: str | None = None,
-    dtype: torch.dtype | None = None,
-) -> VisionTower:
-    """A pretrained tower, in eval mode, with its preprocessing.
-
-    `source`: a local directory or a hub id (a vision-only checkpoint or a whole CLIP or SigLIP one), or
-    `open_clip:NAME[:TAG_OR_FILE]` (the tag may be left out when there is only one). `dtype` None: as stored.
-    UsageError, in one line, for a source that cannot be found, reached or matched.
-    """
-    from connectors.towers.huggingface import load_hf
-    from connectors.towers.open_clip import load_open_clip
-
-    source = str(source)
-    if source.startswith("open_clip:"):
-        return load_open_clip(source, select_layer, attn_implementation, dtype)
-    return load_hf(source, select_layer, attn_implementation, dtype)
+        switch_checkpointing(self.backbone, "disable")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import transformers
@@ -9,37 +10,40 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from compressors.errors import UsageError
 from compressors.registry import suggest
-from connectors.versions import vision_names
+from connectors.versions import map_vision_names
 
 PREPROCESSING = ("image_mean", "image_std", "resample")  # extra keys any vision configuration may carry
 
 
-def as_vision_config(config: dict | PreTrainedConfig) -> PreTrainedConfig:
+def as_vision_config(config: dict[str, Any] | PreTrainedConfig) -> PreTrainedConfig:
     """A vision configuration from a dict with "model_type", or the vision part of a composite one.
 
     UsageError for an unknown model type or, in a dict, an unknown key.
     """
     if isinstance(config, dict):
-        config = _from_dict(config)
+        config = _make_config(config)
     return getattr(config, "vision_config", config)
 
 
-def _from_dict(values: dict) -> PreTrainedConfig:
+def _make_config(values: dict[str, Any]) -> PreTrainedConfig:
+    """A configuration from a dict with "model_type"."""
     values = dict(values)
     model_type = values.pop("model_type", None)
     if model_type is None:
         raise UsageError('the vision configuration has no "model_type" (for example siglip_vision_model)')
     try:
-        known = AutoConfig.for_model(model_type).to_dict()
+        fields = AutoConfig.for_model(model_type).to_dict()
     except ValueError:
         raise UsageError(f"vision tower: transformers knows no model_type '{model_type}'") from None
     for key in values:
-        if key not in known and key not in PREPROCESSING:
-            raise UsageError(f"vision configuration '{model_type}' has no field '{key}'{suggest(key, known)}")
+        if key not in fields and key not in PREPROCESSING:
+            raise UsageError(
+                f"vision configuration '{model_type}' has no field '{key}'{suggest(key, fields)}"
+            )
     return AutoConfig.for_model(model_type, **values)
 
 
-def square(size: int | list[int] | tuple[int, ...], what: str) -> int:
+def check_square(size: int | list[int] | tuple[int, ...], what: str) -> int:
     """The side of a square size that may be written as a pair. UsageError if it is not square."""
     sides = {size} if isinstance(size, int) else set(size)
     if len(sides) != 1:
@@ -47,7 +51,7 @@ def square(size: int | list[int] | tuple[int, ...], what: str) -> int:
     return sides.pop()
 
 
-def preprocessing(config: PreTrainedConfig, mean: tuple, std: tuple, resample: str = "bicubic") -> dict:
+def read_preprocessing(config: PreTrainedConfig, mean: tuple, std: tuple, resample: str = "bicubic") -> dict:
     """What the configuration says about preprocessing, else the defaults, as keywords of `VisionTower`."""
     return {
         "image_mean": tuple(getattr(config, "image_mean", None) or mean),
@@ -56,7 +60,7 @@ def preprocessing(config: PreTrainedConfig, mean: tuple, std: tuple, resample: s
     }
 
 
-def first_line(error: Exception) -> str:
+def take_first_line(error: Exception) -> str:
     """The first line of an exception's message, for a one-line UsageError."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
@@ -74,16 +78,19 @@ def load_weights(
     UsageError for weights that are missing, unreadable or of another shape.
     """
     try:
-        with _quiet():
-            backbone, info = model_class.from_pretrained(
+        with _silence_transformers():
+            loaded: Any = model_class.from_pretrained(  # with `output_loading_info` a pair
                 source,
                 config=config,
                 dtype=dtype or "auto",
                 output_loading_info=True,
-                key_mapping=vision_names(config.model_type),
+                key_mapping=map_vision_names(config.model_type),
             )
     except (OSError, RuntimeError) as error:
-        raise UsageError(f"vision tower '{source}': cannot read its weights: {first_line(error)}") from error
+        raise UsageError(
+            f"vision tower '{source}': cannot read its weights: {take_first_line(error)}"
+        ) from error
+    backbone, info = loaded
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(unused))
     if missing:
         raise UsageError(f"vision tower '{source}': {len(missing)} weights are missing, such as {missing[0]}")
@@ -91,7 +98,8 @@ def load_weights(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_transformers() -> Iterator[None]:
+    """Its report of keys that were left out is expected here: the tower is cut."""
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:

@@ -8,6 +8,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -17,17 +18,17 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 
 from compressors.errors import UsageError
-from connectors.towers.base import VisionTower, block_count
+from connectors.towers.base import VisionTower, count_blocks
 from connectors.towers.config import (
     PREPROCESSING,
     as_vision_config,
-    first_line,
+    check_square,
     load_weights,
-    preprocessing,
-    square,
+    read_preprocessing,
+    take_first_line,
 )
-from connectors.towers.open_clip import load_saved
-from connectors.versions import vision_blocks, vision_model, vision_parts
+from connectors.towers.open_clip import OpenClipVisionConfig, load_saved_open_clip
+from connectors.versions import find_vision_blocks, find_vision_model, find_vision_parts
 
 HALF = (0.5, 0.5, 0.5)
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -48,13 +49,14 @@ class Family:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolate: bool = False
-    without: dict = field(default_factory=dict)
+    without: dict[str, Any] = field(default_factory=dict)
 
     @property
     def unused(self) -> tuple[str, ...]:
         """Weights that are dropped after loading."""
-        names = f"{self.norm}.", "embeddings.mask_token"
-        return *names, *(f"vision_model.{name}" for name in names)
+        names = [f"{self.norm}.", "embeddings.mask_token"]
+        older_names = [f"vision_model.{name}" for name in names]  # of transformers before 5.6
+        return (*names, *older_names)
 
 
 FAMILIES = {
@@ -78,17 +80,17 @@ class HfTower(VisionTower):
     def __init__(self, backbone: PreTrainedModel, config: PreTrainedConfig, select_layer: int):
         family = FAMILIES[config.model_type]
         super().__init__(
-            vision_model(backbone),
+            find_vision_model(backbone),
             config,
             num_layers=config.num_hidden_layers,
             select_layer=select_layer,
             dim=config.hidden_size,
-            patch_size=square(config.patch_size, "patch_size"),
-            image_size=square(config.image_size, "image_size"),
-            **preprocessing(config, family.mean, family.std),
+            patch_size=check_square(config.patch_size, "patch_size"),
+            image_size=check_square(config.image_size, "image_size"),
+            **read_preprocessing(config, family.mean, family.std),
         )
         self._options = {"interpolate_pos_encoding": True} if family.interpolate else {}
-        parts = vision_parts(backbone)
+        parts: Any = find_vision_parts(backbone)
         setattr(parts, family.norm, nn.Identity())
         mask = getattr(parts.embeddings, "mask_token", None)
         if mask is not None:  # no parameter, but there: transformers before 5.6 initialises it
@@ -98,7 +100,7 @@ class HfTower(VisionTower):
     def hidden_states(self, pixel_values: Tensor, indices: Sequence[int]) -> list[Tensor]:
         if list(indices) == [self.depth]:
             return [self.backbone(pixel_values, **self._options).last_hidden_state]
-        blocks = vision_blocks(self.backbone)
+        blocks = find_vision_blocks(self.backbone)
         states: dict[nn.Module, Tensor] = {}
 
         def keep(block: nn.Module, args: tuple, output: Tensor) -> None:  # noqa: ARG001
@@ -114,18 +116,19 @@ class HfTower(VisionTower):
 
 
 def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The class of a family; UsageError for a model type that is none."""
     if config.model_type not in FAMILIES:
-        known = ", ".join([*FAMILIES, "slothkit_open_clip_vision"])
-        raise UsageError(f"'{config.model_type}' is no vision tower known here; known: {known}")
+        listed = ", ".join([*FAMILIES, "slothkit_open_clip_vision"])
+        raise UsageError(f"'{config.model_type}' is no vision tower known here; known: {listed}")
     return getattr(transformers, FAMILIES[config.model_type].model)
 
 
 def _cut(config: PreTrainedConfig, select_layer: int, attn_implementation: str | None) -> PreTrainedConfig:
     """The configuration of the model actually built."""
     cut = copy.deepcopy(config)
-    cut.num_hidden_layers = block_count(select_layer, config.num_hidden_layers)
-    cut.image_size = square(config.image_size, "image_size")
-    cut.patch_size = square(config.patch_size, "patch_size")
+    cut.num_hidden_layers = count_blocks(select_layer, config.num_hidden_layers)
+    cut.image_size = check_square(config.image_size, "image_size")
+    cut.patch_size = check_square(config.patch_size, "patch_size")
     for key, value in FAMILIES[config.model_type].without.items():
         setattr(cut, key, value)
     if attn_implementation is not None:
@@ -150,8 +153,8 @@ def load_hf(
     config = as_vision_config(config)
     for key, value in _preprocessor(source).items():
         setattr(config, key, value)
-    if config.model_type == "slothkit_open_clip_vision":
-        return load_saved(source, config, select_layer, attn_implementation, dtype)
+    if isinstance(config, OpenClipVisionConfig):
+        return load_saved_open_clip(source, config, select_layer, attn_implementation, dtype)
     model_class = _model_class(config)
     cut = _cut(config, select_layer, attn_implementation)
     backbone = load_weights(model_class, source, cut, dtype, FAMILIES[config.model_type].unused)
@@ -159,17 +162,18 @@ def load_hf(
 
 
 def _unreadable(source: str, error: Exception) -> UsageError:
+    """The one line for a source whose configuration cannot be had: damaged, not there, or out of reach."""
     if Path(source, "config.json").is_file():
-        return UsageError(f"vision tower '{source}': {first_line(error)}")
+        return UsageError(f"vision tower '{source}': {take_first_line(error)}")
     if source.startswith(("/", ".", "~")):
         return UsageError(f"vision tower '{source}': no such directory, or it has no config.json")
     return UsageError(
-        f"vision tower '{source}': {first_line(error)}; give a local directory, or fetch it first where the "
-        f"hub can be reached (hf download {source})"
+        f"vision tower '{source}': {take_first_line(error)}; give a local directory, or fetch it "
+        f"first where the hub can be reached (hf download {source})"
     )
 
 
-def _preprocessor(source: str) -> dict:
+def _preprocessor(source: str) -> dict[str, Any]:
     """image_mean, image_std and resample of the checkpoint's image processor, those it states."""
     try:
         values, _ = ImageProcessingMixin.get_image_processor_dict(source)

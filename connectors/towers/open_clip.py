@@ -7,6 +7,7 @@ device, saved and checkpointed within a composed model like any other part.
 import copy
 import pickle
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,9 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers import initialization as init
 
 from compressors.errors import UsageError
-from connectors.towers.base import VisionTower, block_count
-from connectors.towers.config import first_line, load_weights, preprocessing, square
-from connectors.towers.open_clip_vit import build_vit, geometry, hidden_states
+from connectors.towers.base import VisionTower, count_blocks
+from connectors.towers.config import check_square, load_weights, read_preprocessing, take_first_line
+from connectors.towers.open_clip_vit import build_vit, compute_hidden_states, read_geometry
 
 
 class OpenClipVisionConfig(PreTrainedConfig):
@@ -37,18 +38,22 @@ class OpenClipVisionConfig(PreTrainedConfig):
         self,
         model_name: str = "ViT-SO400M-14-SigLIP-384",
         num_hidden_layers: int | None = None,
-        vision_cfg: dict | None = None,
-        timm_kwargs: dict | None = None,
+        vision_cfg: dict[str, Any] | None = None,
+        timm_kwargs: dict[str, Any] | None = None,
         hidden_act: str | None = None,
         image_mean: Sequence[float] | None = None,
         image_std: Sequence[float] | None = None,
         resample: str | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
-        self.model_name, self.num_hidden_layers = model_name, num_hidden_layers
-        self.vision_cfg, self.timm_kwargs = vision_cfg, timm_kwargs
+        self.model_name = model_name
+        self.num_hidden_layers = num_hidden_layers
+        self.vision_cfg = vision_cfg
+        self.timm_kwargs = timm_kwargs
         self.hidden_act = hidden_act
-        self.image_mean, self.image_std, self.resample = image_mean, image_std, resample
+        self.image_mean = image_mean
+        self.image_std = image_std
+        self.resample = resample
         super().__init__(**kwargs)
 
 
@@ -57,14 +62,14 @@ class OpenClipVisionModel(PreTrainedModel):
 
     config_class = OpenClipVisionConfig
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["Block", "EvaBlock", "EvaBlockPostNorm", "ResidualAttentionBlock"]
 
     def __init__(self, config: OpenClipVisionConfig):
         super().__init__(config)
-        self.vit = build_vit(
+        self.vit: Any = build_vit(
             config.model_name,
             vision_cfg=config.vision_cfg,
             timm_kwargs=config.timm_kwargs,
@@ -75,12 +80,12 @@ class OpenClipVisionModel(PreTrainedModel):
         self.post_init()
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
+    def _init_weights(self, module: Any) -> None:
         super()._init_weights(module)  # linear maps, convolutions, norms, attention
         if hasattr(module, "init_non_persistent_buffers"):
             module.init_non_persistent_buffers()  # timm's rotary tables: no checkpoint has them
-        done = isinstance(module, (nn.Linear, nn.Conv2d, nn.MultiheadAttention))
-        if done or "Norm" in type(module).__name__:
+        is_initialised = isinstance(module, (nn.Linear, nn.Conv2d, nn.MultiheadAttention))
+        if is_initialised or "Norm" in type(module).__name__:
             return
         for name, parameter in module.named_parameters(recurse=False):  # positions, CLS, layer scale
             if name.startswith("gamma"):
@@ -93,7 +98,8 @@ class OpenClipVisionModel(PreTrainedModel):
     def forward(self, pixel_values: Tensor, indices: Sequence[int]) -> list[Tensor]:
         """(B, 3, h, w) -> the raw outputs of the blocks 1 <= index <= n, each (B, H * W, C)."""
         self.vit.set_grad_checkpointing(self.gradient_checkpointing and self.training)
-        return hidden_states(self.vit, pixel_values.to(next(self.vit.parameters()).dtype), indices)
+        dtype = next(self.vit.parameters()).dtype
+        return compute_hidden_states(self.vit, pixel_values.to(dtype), indices)
 
 
 AutoConfig.register(OpenClipVisionConfig.model_type, OpenClipVisionConfig, exist_ok=True)
@@ -110,32 +116,32 @@ class OpenClipTower(VisionTower):
         num_layers: int,
         select_layer: int,
     ):
-        vit = geometry(backbone.vit)
+        vit = read_geometry(backbone.vit)
         super().__init__(
             backbone,
             config,
             num_layers=num_layers,
             select_layer=select_layer,
             dim=vit.dim,
-            patch_size=square(vit.patch_size, "patch_size"),
-            image_size=square(vit.image_size, "image_size"),
-            **preprocessing(config, vit.image_mean, vit.image_std, vit.resample),
+            patch_size=check_square(vit.patch_size, "patch_size"),
+            image_size=check_square(vit.image_size, "image_size"),
+            **read_preprocessing(config, vit.image_mean, vit.image_std, vit.resample),
         )
 
     def hidden_states(self, pixel_values: Tensor, indices: Sequence[int]) -> list[Tensor]:
         return self.backbone(pixel_values, indices)
 
 
-def _cut(
+def _cut_depth(
     config: OpenClipVisionConfig, select_layer: int, attn_implementation: str | None
 ) -> tuple[OpenClipVisionConfig, int]:
     """The configuration of the model actually built, and how many blocks the full one has."""
     if attn_implementation not in (None, "sdpa"):
         raise UsageError(f"attn_implementation='{attn_implementation}': open_clip towers have sdpa only")
     with torch.device("meta"):
-        num_layers = geometry(OpenClipVisionModel(config).vit).num_layers
+        num_layers = read_geometry(OpenClipVisionModel(config).vit).num_layers
     cut = copy.deepcopy(config)
-    cut.num_hidden_layers = block_count(select_layer, num_layers)
+    cut.num_hidden_layers = count_blocks(select_layer, num_layers)
     return cut, num_layers
 
 
@@ -143,11 +149,11 @@ def build_open_clip(
     config: OpenClipVisionConfig, select_layer: int, attn_implementation: str | None
 ) -> OpenClipTower:
     """A tower with random weights."""
-    cut, num_layers = _cut(config, select_layer, attn_implementation)
+    cut, num_layers = _cut_depth(config, select_layer, attn_implementation)
     return OpenClipTower(OpenClipVisionModel(cut), config, num_layers, select_layer)
 
 
-def load_saved(
+def load_saved_open_clip(
     source: str,
     config: OpenClipVisionConfig,
     select_layer: int,
@@ -155,8 +161,9 @@ def load_saved(
     dtype: torch.dtype | None,
 ) -> OpenClipTower:
     """A tower from a directory that `tower.backbone.save_pretrained` wrote (with the blocks it then had)."""
-    cut, num_layers = _cut(config, select_layer, attn_implementation)
+    cut, num_layers = _cut_depth(config, select_layer, attn_implementation)
     backbone = load_weights(OpenClipVisionModel, source, cut, dtype)
+    assert isinstance(backbone, OpenClipVisionModel)  # what `load_weights` was asked for
     return OpenClipTower(backbone, config, num_layers, select_layer).eval()
 
 
@@ -166,34 +173,41 @@ def load_open_clip(
     """A tower from `open_clip:NAME[:TAG_OR_FILE]`. The whole CLIP is in memory while it loads."""
     name, _, tag = source.removeprefix("open_clip:").partition(":")
     config = OpenClipVisionConfig(model_name=name)
-    _cut(config, select_layer, attn_implementation)  # refuse bad input before anything is downloaded
-    visual, config = _pretrained(config, tag)
+    _cut_depth(config, select_layer, attn_implementation)  # refuse bad input before anything is downloaded
+    visual, config = _load_pretrained(config, tag)
     tower = build_open_clip(config, select_layer, attn_implementation)
+    # timm's models stand inside open_clip's TimmModel, as its `trunk`
     weights = {key.removeprefix("trunk."): value for key, value in visual.state_dict().items()}
-    tower.backbone.vit.load_state_dict({key: weights[key] for key in tower.backbone.vit.state_dict()})
-    return (tower if dtype is None else tower.to(dtype)).eval()
+    vit: Any = tower.backbone.vit
+    vit.load_state_dict({key: weights[key] for key in vit.state_dict()})
+    if dtype is not None:
+        tower = tower.to(dtype)
+    return tower.eval()
 
 
-def _pretrained(config: OpenClipVisionConfig, tag: str) -> tuple[nn.Module, OpenClipVisionConfig]:
+def _load_pretrained(config: OpenClipVisionConfig, tag: str) -> tuple[Any, OpenClipVisionConfig]:
     """open_clip's full image tower, and the configuration with its preprocessing and GELU."""
     import open_clip
 
     name = config.model_name
     tags = open_clip.list_pretrained_tags_by_model(name)
-    known = ", ".join(tags) or "none"
+    listed_tags = ", ".join(tags) or "none"
     if not tag and len(tags) != 1:
-        raise UsageError(f"open_clip:{name}: say which weights, open_clip:{name}:TAG_OR_FILE; tags: {known}")
+        raise UsageError(
+            f"open_clip:{name}: say which weights, open_clip:{name}:TAG_OR_FILE; tags: {listed_tags}"
+        )
     tag = tag or tags[0]
     quick_gelu = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"))
     try:
         visual = open_clip.create_model(name, pretrained=tag, force_quick_gelu=quick_gelu).visual
     except (RuntimeError, OSError, pickle.UnpicklingError) as error:
         raise UsageError(
-            f"open_clip:{name}:{tag}: {first_line(error)}; give a checkpoint file, or where the hub can be "
-            f"reached a tag: {known}"
+            f"open_clip:{name}:{tag}: {take_first_line(error)}; give a checkpoint file, or where the hub "
+            f"can be reached a tag: {listed_tags}"
         ) from error
-    wanted = visual.preprocess_cfg
-    config.image_mean, config.image_std = list(wanted["mean"]), list(wanted["std"])
-    config.resample = wanted["interpolation"]
+    preprocess = visual.preprocess_cfg
+    config.image_mean = list(preprocess["mean"])
+    config.image_std = list(preprocess["std"])
+    config.resample = preprocess["interpolation"]
     config.hidden_act = "quick_gelu" if quick_gelu else None
     return visual, config

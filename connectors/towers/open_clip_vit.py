@@ -6,6 +6,7 @@ have no constant patch grid through their depth and are refused.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 
 from compressors.errors import UsageError
 from compressors.registry import suggest
-from connectors.towers.config import first_line
+from connectors.towers.config import take_first_line
 
 TIMM_ACT = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
-OPENAI = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+# CLIP's preprocessing, arXiv 2103.00020
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def build_vit(
@@ -33,27 +36,29 @@ def build_vit(
     """
     import open_clip
 
-    known = open_clip.get_model_config(model_name)
-    if known is None:
+    model_config = open_clip.get_model_config(model_name)
+    if model_config is None:
         close = suggest(model_name, open_clip.list_models())
         raise UsageError(f"open_clip has no model '{model_name}'{close}")
     if hidden_act is not None and hidden_act not in TIMM_ACT:
         raise UsageError(f"hidden_act='{hidden_act}'{suggest(hidden_act, TIMM_ACT)}")
-    fields = {**known["vision_cfg"], **(vision_cfg or {})}
+    fields = {**model_config["vision_cfg"], **(vision_cfg or {})}
     try:
         if fields.get("timm_model_name"):
-            return _timm_vit(fields["timm_model_name"], dict(timm_kwargs or {}), hidden_act, depth)
-        quick_gelu = known.get("quick_gelu", False) if hidden_act is None else hidden_act == "quick_gelu"
+            return _build_timm_vit(fields["timm_model_name"], dict(timm_kwargs or {}), hidden_act, depth)
+        quick_gelu = hidden_act == "quick_gelu"
+        if hidden_act is None:
+            quick_gelu = model_config.get("quick_gelu", False)
         if hidden_act == "gelu_pytorch_tanh":
             fields["act_kwargs"] = {"approximate": "tanh"}
-        return _native_vit(known["embed_dim"], fields, quick_gelu, depth)
+        return _build_native_vit(model_config["embed_dim"], fields, quick_gelu, depth)
     except TypeError as error:
         raise UsageError(
-            f"open_clip '{model_name}' gives no vision tower (which must be a ViT): {first_line(error)}"
+            f"open_clip '{model_name}' gives no vision tower (which must be a ViT): {take_first_line(error)}"
         ) from error
 
 
-def _timm_vit(name: str, arguments: dict, hidden_act: str | None, depth: int | None) -> nn.Module:
+def _build_timm_vit(name: str, arguments: dict, hidden_act: str | None, depth: int | None) -> nn.Module:
     import timm
 
     if not timm.is_model(name):
@@ -69,7 +74,7 @@ def _timm_vit(name: str, arguments: dict, hidden_act: str | None, depth: int | N
     return vit
 
 
-def _native_vit(embed_dim: int, fields: dict, quick_gelu: bool, depth: int | None) -> nn.Module:
+def _build_native_vit(embed_dim: int, fields: dict, quick_gelu: bool, depth: int | None) -> nn.Module:
     import open_clip
 
     if not isinstance(fields.get("layers", 12), int):
@@ -79,7 +84,9 @@ def _native_vit(embed_dim: int, fields: dict, quick_gelu: bool, depth: int | Non
     text = open_clip.CLIPTextCfg(context_length=1, vocab_size=1, width=8, heads=1, layers=1)
     vision = open_clip.CLIPVisionCfg(**{**fields, "patch_dropout": 0.0})
     vit = open_clip.CLIP(embed_dim, vision, text, quick_gelu=quick_gelu).visual
-    vit.ln_post, vit.proj = nn.Identity(), None
+    # what follows the blocks: features are their raw output
+    vit.ln_post = nn.Identity()
+    vit.proj = None
     vit.attn_pool = vit.attn_pool_contrastive = None
     return vit
 
@@ -97,15 +104,28 @@ class Geometry:
     resample: str
 
 
-def geometry(vit: nn.Module) -> Geometry:
+def read_geometry(vit: Any) -> Geometry:
     """Sizes of a ViT that `build_vit` gave."""
     if is_native(vit):
-        sizes = (len(vit.transformer.resblocks), vit.transformer.width, vit.patch_size, vit.image_size)
-        return Geometry(*sizes, OPENAI["mean"], OPENAI["std"], "bicubic")
-    patch = vit.patch_embed.feat_ratio(as_scalar=False)
+        return Geometry(
+            num_layers=len(vit.transformer.resblocks),
+            dim=vit.transformer.width,
+            patch_size=vit.patch_size,
+            image_size=vit.image_size,
+            image_mean=OPENAI_MEAN,
+            image_std=OPENAI_STD,
+            resample="bicubic",
+        )
     defaults = vit.default_cfg
-    sizes = (len(vit.blocks), vit.embed_dim, tuple(patch), vit.patch_embed.img_size)
-    return Geometry(*sizes, defaults["mean"], defaults["std"], defaults["interpolation"])
+    return Geometry(
+        num_layers=len(vit.blocks),
+        dim=vit.embed_dim,
+        patch_size=tuple(vit.patch_embed.feat_ratio(as_scalar=False)),
+        image_size=vit.patch_embed.img_size,
+        image_mean=defaults["mean"],
+        image_std=defaults["std"],
+        resample=defaults["interpolation"],
+    )
 
 
 def is_native(vit: nn.Module) -> bool:
@@ -113,28 +133,32 @@ def is_native(vit: nn.Module) -> bool:
     return hasattr(vit, "transformer")
 
 
-def hidden_states(vit: nn.Module, pixel_values: Tensor, indices: Sequence[int]) -> list[Tensor]:
+def compute_hidden_states(vit: Any, pixel_values: Tensor, indices: Sequence[int]) -> list[Tensor]:
     """Raw outputs (B, H * W, C) of the blocks 1 <= index <= n for (B, 3, h, w), in the order of `indices`.
 
     Only whole patches are read; other than native sizes interpolate the position embedding (timm's bicubic
     with antialiasing, where transformers' SigLIP, CLIP and DINOv2 have none: there the two differ slightly).
     """
-    patch = geometry(vit).patch_size
-    height, width = (size // side for size, side in zip(pixel_values.shape[-2:], patch))
-    pixel_values = pixel_values[..., : height * patch[0], : width * patch[1]]
+    patch = read_geometry(vit).patch_size
+    height, width = pixel_values.shape[-2:]
+    patch_height, patch_width = patch
+    # pixels beyond the last whole patch would make timm pad or refuse
+    pixel_values = pixel_values[
+        ..., : height // patch_height * patch_height, : width // patch_width * patch_width
+    ]
     order = sorted(set(indices))
     take = [index - 1 for index in order]
     if is_native(vit):
-        states = vit.transformer.forward_intermediates(_embed(vit, pixel_values), indices=take)[1]
+        states = vit.transformer.forward_intermediates(_embed_patches(vit, pixel_values), indices=take)[1]
         states = [state[:, 1:] for state in states]  # without CLS
     else:
         options = {"norm": False, "output_fmt": "NLC", "intermediates_only": True}
         states = vit.forward_intermediates(pixel_values, indices=take, **options)
-    found = dict(zip(order, states))
-    return [found[index] for index in indices]
+    state_of_block = dict(zip(order, states))
+    return [state_of_block[index] for index in indices]
 
 
-def _embed(vit: nn.Module, pixel_values: Tensor) -> Tensor:
+def _embed_patches(vit: Any, pixel_values: Tensor) -> Tensor:
     """(B, 3, h, w) -> (B, 1 + H * W, C) for open_clip's own ViT, which knows no size but its native one."""
     from timm.layers import resample_abs_pos_embed
 

@@ -1,21 +1,28 @@
-"""From overrides to cells: defaults < preset < what it says a compressor wants < command line. Every knob is
-checked against its part's signature.
+"""From overrides to cells: defaults < preset < what it says a compressor wants < command line.
+
+Every knob is checked against its part's signature.
 """
 
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from compressors.errors import UsageError
 from experiments.config import signatures
-from experiments.config.overrides import combine_axes, locate_setting, parse_setting, parse_value
-from experiments.config.presets import assign_setting, check_knob, load_preset
+from experiments.config.overrides import combine_axes, parse_override
+from experiments.config.presets import load_preset
 from experiments.config.schema import BLIND_COMPRESSOR, Config
+from experiments.config.settings import assign_setting, check_batches, check_parts
 
 BLIND_ROW = "blind"  # how the rows that a sweep adds by itself begin
+BLIND_SECTIONS = ("data", "llm", "prompt", "evaluate")  # what a cell without image depends on
+
+Section = TypeVar("Section")
+RowKey = tuple[
+    tuple[str, str], ...
+]  # everything that tells a row from others: overrides, with the label first
 
 
 @dataclass(frozen=True)
@@ -24,91 +31,13 @@ class Cell:
 
     config: Config
     label: str
-    row: tuple[tuple[str, str], ...]  # everything that tells its row from others
-
-
-@cache
-def parse_override(path: str, text: str) -> tuple[bool, object]:
-    """Whether `path` is a setting (else a knob), and its value."""
-    if locate_setting(path):
-        return True, parse_setting(path, text)
-    part, knob = path.split(".", 1)
-    return False, check_knob(part, knob, parse_value(text, path))
-
-
-def check_parts(config: Config) -> set[str]:
-    """Names of the parts a cell uses; a UsageError if one of them does not exist."""
-    name, query_module = config.compressor_name, config.query_module
-    if config.projector != "auto":
-        signatures.projectors().require(config.projector)
-    if config.compressor.count("+") > 1:
-        raise UsageError(f"compressor={config.compressor}: expected NAME or NAME+QUERY_MODULE")
-    if name == BLIND_COMPRESSOR and query_module:
-        raise UsageError(
-            f"compressor={config.compressor}: '{BLIND_COMPRESSOR}' sees no image, it has no query module"
-        )
-    if name == BLIND_COMPRESSOR and config.prune is not None:
-        raise UsageError(f"prune={config.prune}: compressor={BLIND_COMPRESSOR} has no visual tokens to drop")
-    if name == BLIND_COMPRESSOR:
-        return set()
-    signatures.compressors().require(name)
-    pruner = set() if config.prune is None else {signatures.pruners().require(config.prune)}
-    if query_module or config.compressor.endswith("+"):
-        signatures.query_modules().require(query_module or "")
-    return {name, config.projector_name} | ({query_module} if query_module else set()) | pruner
-
-
-def check_batches(config: Config) -> None:
-    """UsageError if a step cannot be cut into the pieces asked for."""
-    for stage in ("pretrain", "finetune"):
-        section = getattr(config, stage)
-        if section.batch_size % section.accumulate:
-            raise UsageError(
-                f"{stage}.accumulate={section.accumulate}: does not divide "
-                f"{stage}.batch_size={section.batch_size}"
-            )
-
-
-def resolve_overrides(given: Mapping[str, str]) -> tuple[Config, set[str]]:
-    """The configuration of a combination of overrides, and which of them are knobs that it has no use for."""
-    config, knobs, wants = load_preset(given.get("preset", "tiny"))
-    config, knobs = copy_section(config), {part: dict(values) for part, values in knobs.items()}
-    idle = {}
-    for path, text in given.items():
-        if path == "preset":
-            continue
-        is_setting, value = parse_override(path, text)
-        if is_setting:
-            assign_setting(config, path, value)
-        else:
-            idle[path] = value
-    used = check_parts(config)
-    for path, value in wants.get(config.compressor_name, {}).items():
-        if path not in given:
-            assign_setting(config, path, value)
-    check_batches(config)
-    for path in [p for p in idle if p.split(".", 1)[0] in used]:
-        part, knob = path.split(".", 1)
-        knobs.setdefault(part, {})[knob] = idle.pop(path)
-    config.parts = {part: knobs[part] for part in sorted(used) if knobs.get(part)}
-    return config, set(idle)
-
-
-def copy_section(section: Any) -> Any:
-    """A configuration that shares nothing with the old one; deepcopy would be most of a large plan's time."""
-    return dataclasses.replace(
-        section,
-        **{
-            name: copy_section(value) if dataclasses.is_dataclass(value) else copy.copy(value)
-            for name, value in vars(section).items()
-        },
-    )
+    row: RowKey
 
 
 def make_cells(axes: Mapping[str, list[str]]) -> list[Cell]:
     """The product of the axes. A cell ignores knobs of parts it lacks; one that no cell uses is an error."""
-    cells, unused = make_labelled_cells(axes, "")
-    refuse_unused_knobs(unused, axes, cells)
+    cells, unused_knobs = make_labelled_cells(axes, "")
+    refuse_unused_knobs(unused_knobs, axes, cells)
     return cells
 
 
@@ -117,51 +46,139 @@ def make_labelled_cells(
 ) -> tuple[list[Cell], set[str]]:
     """The product of a row's axes, and the knobs among them that none of its cells uses. `complete` gives
     overrides that follow from a cell's configuration."""
-    cells, unused = [], None
-    for given in combine_axes(dict(axes)):
-        config, idle = resolve_overrides(given)
+    cells: list[Cell] = []
+    idle_sets: list[set[str]] = []
+    for overrides in combine_axes(dict(axes)):
+        config, idle_knobs = resolve_overrides(overrides)
         if complete is not None:
-            given = {**given, **complete(config)}
-            config, idle = resolve_overrides(given)
-        unused = idle if unused is None else unused & idle
-        told = [p for p, v in axes.items() if len(v) > 1 and p not in {"seed", "compressor", *idle}]
-        words = [label, config.compressor if not label or len(axes.get("compressor", ())) > 1 else ""]
-        words += [f"{p}={given[p]}" for p in told]
-        row = tuple((p, v) for p, v in given.items() if p != "seed" and p not in idle)
-        cells.append(Cell(config, " ".join(w for w in words if w), (("", label), *row)))
-    return cells, unused or set()
+            overrides = {**overrides, **complete(config)}
+            config, idle_knobs = resolve_overrides(overrides)
+        idle_sets.append(idle_knobs)
+        row = [("", label)]
+        for path, text in overrides.items():
+            if path != "seed" and path not in idle_knobs:
+                row.append((path, text))
+        cell_label = label_cell(axes, overrides, label, config, idle_knobs)
+        cells.append(Cell(config, cell_label, tuple(row)))
+    # a product has one combination at least, so there is a set to begin with
+    return cells, set.intersection(*idle_sets)
 
 
-def refuse_unused_knobs(unused: set[str], axes: Mapping[str, list[str]], cells: list[Cell]) -> None:
+def label_cell(
+    axes: Mapping[str, list[str]],
+    overrides: Mapping[str, str],
+    label: str,
+    config: Config,
+    idle_knobs: set[str],
+) -> str:
+    """What a cell's row is called: the row's own label, the compressor where that does not say it, and
+    whatever varies."""
+    words: list[str] = []
+    if label:
+        words.append(label)
+    if not label or len(axes.get("compressor", ())) > 1:
+        words.append(config.compressor)
+    for path, values in axes.items():
+        # the seed is no row of its own, the compressor is named already, an idle knob changes nothing
+        if len(values) > 1 and path not in ("seed", "compressor") and path not in idle_knobs:
+            words.append(f"{path}={overrides[path]}")
+    return " ".join(words)
+
+
+def resolve_overrides(overrides: Mapping[str, str]) -> tuple[Config, set[str]]:
+    """The configuration of a combination of overrides, and which of them are knobs that it has no use for."""
+    preset = load_preset(overrides.get("preset", "tiny"))
+    config = copy_section(preset.config)
+    overridden_knobs: dict[str, object] = {}
+    for path, text in overrides.items():
+        if path == "preset":
+            continue
+        override = parse_override(path, text)
+        if override.is_setting:
+            assign_setting(config, path, override.value)
+        else:
+            overridden_knobs[path] = override.value
+    parts = check_parts(config)
+    for path, value in preset.wants.get(config.compressor_name, {}).items():
+        if path not in overrides:
+            assign_setting(config, path, value)
+    check_batches(config)
+
+    knobs = {part: dict(values) for part, values in preset.knobs.items()}
+    idle_knobs: set[str] = set()
+    for path, value in overridden_knobs.items():
+        part, knob = path.split(".", 1)
+        if part in parts:
+            knobs.setdefault(part, {})[knob] = value
+        else:
+            idle_knobs.add(path)
+    # sorted: the same cell, however its command line was ordered
+    config.parts = {part: knobs[part] for part in sorted(parts) if knobs.get(part)}
+    return config, idle_knobs
+
+
+def copy_section(section: Section) -> Section:
+    """A configuration that shares nothing with the old one; deepcopy would be most of a large plan's time."""
+    copies: dict[str, Any] = {}
+    for name, value in vars(section).items():
+        if dataclasses.is_dataclass(value):
+            copies[name] = copy_section(value)
+        else:
+            copies[name] = copy.copy(value)
+    # there is no public type for "a dataclass"; Config and its sections are
+    return dataclasses.replace(cast(Any, section), **copies)
+
+
+def refuse_unused_knobs(unused_knobs: set[str], axes: Mapping[str, list[str]], cells: list[Cell]) -> None:
     """UsageError for knobs that no cell has a use for."""
-    if unused:
-        path = min(unused)
-        names = ", ".join(sorted({c.config.compressor for c in cells}))
-        part = path.split(".")[0]
-        needs = f"; it needs prune={part}" if part in signatures.pruners().names() else ""
-        raise UsageError(f"{path}={','.join(axes[path])}: no cell uses '{part}'; compressor={names}{needs}")
+    if not unused_knobs:
+        return
+    path = min(unused_knobs)
+    part = path.split(".")[0]
+    compressors = ", ".join(sorted({cell.config.compressor for cell in cells}))
+    message = f"{path}={','.join(axes[path])}: no cell uses '{part}'; compressor={compressors}"
+    if part in signatures.pruners().names():
+        message += f"; it needs prune={part}"
+    raise UsageError(message)
 
 
 def make_blind_cells(cells: list[Cell]) -> list[Cell]:
     """One cell without any image for each data and language model that `cells` have, at their first seed. Of
     several, each is called by what tells it from the others."""
-    found: dict[str, Config] = {}
+    configs: dict[str, Config] = {}  # by what a blind cell depends on
+    settings: list[dict[str, Any]] = []
     for cell in cells:
-        found.setdefault(str(collect_blind_settings(cell.config)), cell.config)
-    told = [collect_blind_settings(config) for config in found.values()]
-    differ = [path for path in told[0] if len({str(each[path]) for each in told}) > 1] if told else []
-    made = []
-    for config, settings in zip(map(copy_section, found.values()), told):
-        config.compressor, config.projector, config.prune, config.parts = BLIND_COMPRESSOR, "auto", None, {}
-        config.evaluate.scale = None
-        label = " ".join([BLIND_ROW, *(f"{path}={settings[path]}" for path in differ)])
-        made.append(Cell(config, label, (("", label), ("preset", config.preset))))
-    return made
+        cell_settings = collect_blind_settings(cell.config)
+        if str(cell_settings) not in configs:
+            configs[str(cell_settings)] = cell.config
+            settings.append(cell_settings)
+    texts_by_path: dict[str, set[str]] = {}  # the values that a setting has in them
+    for cell_settings in settings:
+        for path, value in cell_settings.items():
+            texts_by_path.setdefault(path, set()).add(str(value))
+    varying_paths = [path for path, texts in texts_by_path.items() if len(texts) > 1]
+
+    blind_cells: list[Cell] = []
+    for config, cell_settings in zip(configs.values(), settings):
+        blind_config = copy_section(config)
+        blind_config.compressor = BLIND_COMPRESSOR
+        blind_config.projector = "auto"
+        blind_config.prune = None
+        blind_config.parts = {}
+        blind_config.evaluate.scale = None
+        words = [BLIND_ROW]
+        for path in varying_paths:
+            words.append(f"{path}={cell_settings[path]}")
+        label = " ".join(words)
+        blind_cells.append(Cell(blind_config, label, (("", label), ("preset", config.preset))))
+    return blind_cells
 
 
 def collect_blind_settings(config: Config) -> dict[str, Any]:
     """The settings that tell one blind cell from another, by their paths."""
-    sections = {name: vars(getattr(config, name)) for name in ("data", "llm", "prompt", "evaluate")}
-    found = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
-    del found["evaluate.scale"]
-    return found
+    settings: dict[str, Any] = {}
+    for section in BLIND_SECTIONS:
+        for name, value in vars(getattr(config, section)).items():
+            settings[f"{section}.{name}"] = value
+    del settings["evaluate.scale"]  # of the visual tokens
+    return settings

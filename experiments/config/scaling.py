@@ -14,88 +14,106 @@ from typing import Any
 
 from compressors.errors import UsageError
 from experiments.config import signatures
-from experiments.config.schema import Config, resolve_source
+from experiments.config.schema import Config
+from experiments.config.sources import resolve_source
 
 PRESET_VALUE = "preset"
+LARGEST_SHARES = {"depth": 1, "tower_width": 64}  # by unit
 # how configurations call the same thing, inside `vision_config` or `text_config` if they have one
-WIDTH_NAMES, LAYER_NAMES = (
-    ("hidden_size", "width", "embed_dim"),
-    ("num_hidden_layers", "n_layer", "num_layers"),
-)
+WIDTH_NAMES = ("hidden_size", "width", "embed_dim")
+LAYER_NAMES = ("num_hidden_layers", "n_layer", "num_layers")
 HEAD_NAMES = ("num_attention_heads", "n_head")
-OPEN_CLIP_SCHEME, MODEL_CONFIG_FILE = "open_clip:", "config.json"
+OPEN_CLIP_SCHEME = "open_clip:"
+MODEL_CONFIG_FILE = "config.json"
+HUB_SECONDS = 10  # until a hub that does not answer counts as out of reach
 
 
 def scale_overrides(rules: Mapping[str, object], config: Config) -> dict[str, str]:
     """{PART.KNOB: {unit: fraction(s)}} -> overrides for the model of `config`."""
-    return {key: format_values(scale_knob(key, rule, config)) for key, rule in rules.items()}
+    overrides: dict[str, str] = {}
+    for key, rule in rules.items():
+        values = scale_knob(key, rule, config)
+        if len(values) == 1:
+            overrides[key] = str(values[0])  # a single layer is a number: the same cell as `at=3`
+        else:
+            overrides[key] = f"[{','.join(map(str, values))}]"
+    return overrides
 
 
 def scale_knob(key: str, rule: object, config: Config) -> list[int]:
     """The values of one knob, in order, each once."""
-    if not isinstance(rule, dict) or len(rule) != 1 or set(rule) - {"depth", "tower_width"}:
+    if not isinstance(rule, dict) or len(rule) != 1 or not rule.keys() <= LARGEST_SHARES.keys():
         raise UsageError(f"scaled: {key}: {rule!r}: expected {{depth: FRACTION}} or {{tower_width: FACTOR}}")
-    ((unit, given),) = rule.items()
-    found: list[int] = []
-    for each in given if isinstance(given, list) else [given]:
-        found += (
-            list_preset_values(key, config)
-            if each == PRESET_VALUE
-            else [scale_value(key, unit, each, config)]
-        )
-    if not found:
+    ((unit, shares),) = rule.items()
+    if not isinstance(shares, list):
+        shares = [shares]
+    values: list[int] = []
+    for share in shares:
+        if share == PRESET_VALUE:
+            values += list_preset_values(key, config)
+        else:
+            values.append(scale_value(key, unit, share, config))
+    if not values:
         raise UsageError(f"scaled: {key}: {unit}: give at least one fraction")
-    return sorted(set(found))
+    return sorted(set(values))
 
 
 def scale_value(key: str, unit: str, share: object, config: Config) -> int:
     """One value from one fraction."""
-    number = isinstance(share, (int, float)) and not isinstance(share, bool)
-    if not number or not 0 < share <= (1 if unit == "depth" else 64):
-        bounds = "more than 0 and at most 1" if unit == "depth" else "more than 0 and at most 64"
+    largest = LARGEST_SHARES[unit]
+    # True is a number to Python
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= largest:
+        bounds = f"more than 0 and at most {largest}"
         raise UsageError(f"scaled: {key}: {unit}={share}: expected a number {bounds}, or '{PRESET_VALUE}'")
     if unit == "depth":
-        return max(1, round(share * read_model_size("llm.source", config.llm.source, LAYER_NAMES)))
+        layers = read_model_size("llm.source", config.llm.source, LAYER_NAMES)
+        return max(1, round(share * layers))
     heads = count_heads(key, config)
-    return heads * max(
-        1, round(share * read_model_size("tower.source", config.tower.source, WIDTH_NAMES) / heads)
-    )
+    width = read_model_size("tower.source", config.tower.source, WIDTH_NAMES)
+    return heads * max(1, round(share * width / heads))
 
 
 def list_preset_values(key: str, config: Config) -> list[int]:
     """What a knob is without us."""
     part, _, knob = key.partition(".")
-    found = config.knobs(part).get(knob, list_knob_defaults(part).get(knob))
-    numbers = found if isinstance(found, (list, tuple)) else [found]
-    if not all(isinstance(n, int) for n in numbers):
+    preset_value = find_knob_value(part, knob, config)
+    numbers = [preset_value]
+    if isinstance(preset_value, (list, tuple)):  # several layers
+        numbers = list(preset_value)
+    if not all(isinstance(number, int) for number in numbers):
         raise UsageError(
-            f"scaled: {key}: '{PRESET_VALUE}' stands for a value that is not a number: {found!r}"
+            f"scaled: {key}: '{PRESET_VALUE}' stands for a value that is not a number: {preset_value!r}"
         )
-    return list(numbers)
+    return numbers
 
 
 def count_heads(key: str, config: Config) -> int:
     """The attention heads that a width is divided among: the part's own knob, else the LLM's."""
-    part = key.partition(".")[0]
-    known = config.knobs(part).get("heads", list_knob_defaults(part).get("heads"))
-    return known or read_model_size("llm.source", config.llm.source, HEAD_NAMES)
+    heads = find_knob_value(key.partition(".")[0], "heads", config)
+    return heads or read_model_size("llm.source", config.llm.source, HEAD_NAMES)
 
 
-def list_knob_defaults(part: str) -> dict[str, Any]:
-    """The knobs of a part with their defaults; nothing for what is no part."""
-    return next((owner.settled(part, {}) for owner in signatures.registries() if part in owner.names()), {})
-
-
-def format_values(values: list[int]) -> str:
-    """As the command line has it; a single layer is a number, so that it is the same cell as `at=3`."""
-    return str(values[0]) if len(values) == 1 else f"[{','.join(map(str, values))}]"
+def find_knob_value(part: str, knob: str, config: Config) -> Any:
+    """A knob as the configuration sets it, else its default; None for what is no part or no knob."""
+    knobs = config.knobs(part)
+    for registry in signatures.registries():
+        if part in registry.names():
+            knobs = registry.settled(part, knobs)
+            break
+    return knobs.get(knob)
 
 
 def read_model_size(setting: str, source: str, names: tuple[str, ...]) -> int:
     """A number out of a model's configuration."""
     content = read_model_config(setting, source)
-    inner = content.get("vision_config" if setting.startswith("tower") else "text_config")
-    for place in (inner if isinstance(inner, dict) else {}, content):
+    section = "text_config"
+    if setting.startswith("tower"):
+        section = "vision_config"
+    places = [content]
+    if isinstance(content.get(section), dict):
+        # the sizes beside the section are those of the whole model, such as its projector's
+        places.insert(0, content[section])
+    for place in places:
         for name in names:
             if isinstance(place.get(name), int):
                 return place[name]
@@ -108,10 +126,7 @@ def read_model_size(setting: str, source: str, names: tuple[str, ...]) -> int:
 @cache
 def read_model_config(setting: str, source: str) -> dict[str, Any]:
     """The config.json of a tower or LLM, or a UsageError that names the setting."""
-    path = find_open_clip_config(source) if source.startswith(OPEN_CLIP_SCHEME) else None
-    if path is None:
-        folder = Path(resolve_source(source))
-        path = folder / MODEL_CONFIG_FILE if folder.is_dir() else find_hub_config(source)
+    path = find_model_config(source)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -126,14 +141,27 @@ def read_model_config(setting: str, source: str) -> dict[str, Any]:
     return content
 
 
+def find_model_config(source: str) -> Path:
+    """Where the configuration of a tower or LLM lies, whether or not it is there."""
+    if source.startswith(OPEN_CLIP_SCHEME):
+        return find_open_clip_config(source)
+    folder = Path(resolve_source(source))
+    if folder.is_dir():
+        return folder / MODEL_CONFIG_FILE
+    return find_hub_config(source)
+
+
 def find_open_clip_config(source: str) -> Path:
     """open_clip's own description of an architecture."""
     name = source.split(":")[1]
-    return Path(find_spec("open_clip").submodule_search_locations[0]) / "model_configs" / f"{name}.json"
+    spec = find_spec("open_clip")
+    assert spec is not None and spec.submodule_search_locations  # in setup.cfg's requirements
+    return Path(spec.submodule_search_locations[0]) / "model_configs" / f"{name}.json"
 
 
 def find_hub_config(source: str) -> Path:
     """config.json of a hub id: from its cache, else downloaded. A missing file's path if neither works."""
+    # two tenths of a second that only a hub id has to wait for
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -142,9 +170,8 @@ def find_hub_config(source: str) -> Path:
     except (LocalEntryNotFoundError, HFValidationError):
         pass
     try:
-        get_hf_file_metadata(
-            hf_hub_url(source, MODEL_CONFIG_FILE), timeout=10
-        )  # one try, where a download has five
+        # one try, where a download has five
+        get_hf_file_metadata(hf_hub_url(source, MODEL_CONFIG_FILE), timeout=HUB_SECONDS)
         return Path(hf_hub_download(source, MODEL_CONFIG_FILE))
     except Exception:  # no network, no such model, no permission, in the words of several libraries
         return Path(source) / MODEL_CONFIG_FILE

@@ -4,15 +4,17 @@
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from compressors.command_line import setting
-from compressors.errors import UsageError
-from experiments.config import sources
+from experiments.registries import datasets
 
-ASSET_FOLDER = Path(__file__).parents[1] / "assets"
 BLIND_COMPRESSOR = "none"
+
+
+def list_dataset_choices() -> tuple[str | None, ...]:
+    """Asked late: a notebook may register a data set of its own."""
+    return (None, *datasets.names())
 
 
 @dataclass
@@ -60,7 +62,7 @@ class DataSettings:
     """Training and test data: splits of an embedded data set, or LLaVA-format JSON files."""
 
     dataset: str | None = setting(
-        "picture_vqa", "embedded data set to write; null: files only", choices=(None, "picture_vqa")
+        "picture_vqa", "embedded data set to write; null: files only", choices=list_dataset_choices
     )
     seed: int = setting(0, "seed of the embedded data set", low=0)
     scale: float = setting(1.0, "size of the embedded data set, 1: as designed", above=0)
@@ -170,7 +172,9 @@ class Config:
     @property
     def projector_name(self) -> str:
         """The projector whose knobs may be set; `auto` may still become identity when the model is built."""
-        return "mlp2x_gelu" if self.projector == "auto" else self.projector
+        if self.projector == "auto":
+            return "mlp2x_gelu"
+        return self.projector
 
     def knobs(self, part: str) -> dict[str, Any]:
         """What was set for a part, conformed to its signature."""
@@ -178,20 +182,6 @@ class Config:
 
     def tiles(self, role: str) -> int:
         """Tiles a side for the data of a role; stage 1 sees whole images, as in the paper."""
-        return 1 if role == "pretrain" else self.image.tiles
-
-
-def resolve_source(source: str) -> str:
-    """A tower or LLM source as `from_pretrained` takes it: `asset:` becomes a folder inside this package,
-    `cache:` one in the user's cache directory."""
-    if source.startswith(sources.CACHE_SCHEME):
-        return str(sources.resolve_cached_source(source))
-    if not source.startswith("asset:"):
-        return source
-    folder = ASSET_FOLDER / source.removeprefix("asset:")
-    if not folder.is_dir():
-        there = sorted(
-            f"asset:{p.parent.relative_to(ASSET_FOLDER)}" for p in ASSET_FOLDER.rglob("config.json")
-        )
-        raise UsageError(f"{source}: no such asset; there are: {', '.join(there) or 'none'}")
-    return str(folder)
+        if role == "pretrain":
+            return 1
+        return self.image.tiles

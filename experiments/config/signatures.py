@@ -1,135 +1,268 @@
-"""Registries read from source, not imported: a typo is answered before two seconds of torch are spent.
+"""The names and knobs of all parts, for settings and plans: the real registries, or what they said last.
 
-There is no second list: names, knobs, types and defaults come from the `@register("name")` classes, by `ast`.
-What the source does not tell plainly (a constructor inherited from another package, an entry point) is asked
-of the real registry.
+A registry of ours is asked directly once it is imported, so that a class which a notebook or a test has
+registered is there. Before that the answer comes from a file (`signature_cache.py`), because the import takes
+seconds, most of the wait for a typo. Parts of outside packages are known by their entry points and always
+asked themselves: an edited one is never out of date.
 """
 
-import ast
-import importlib
 import inspect
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Mapping
 from functools import cache, cached_property
-from importlib.metadata import entry_points
+from typing import Any, NamedTuple
 
 from compressors.errors import UsageError
 from compressors.registry import Registry, suggest
-from experiments.config.source import Module, module, parameters, resolve
+from experiments.config.signature_cache import (
+    PACKAGES,
+    Signature,
+    StoredRegistry,
+    read_signature_file,
+    write_signature_file,
+)
+
+PLANNED_ATTRIBUTES = ("image_rate", "needs_levels")  # of a compressor: they decide what features it reads
+USUAL_DIMS = {"dim": 1152, "llm_dim": 2560}  # the paper's tower and LLM: defaults are made for such widths
+SMALL_DIMS = {"dim": 8, "llm_dim": 8}  # enough to ask a compressor a question
 
 
-class SourceRegistry(Registry):
-    """The registry of module `home`, from the source of `root`, whose import fills it, and its imports."""
+# ---- the real registries: importing them imports torch ----
 
-    def __init__(self, home: str, root: str):
-        self.home, self.root = module(home), root
-        self._parameters: dict[str, dict[str, inspect.Parameter]] = {}
-        call = self.home.defined["registry"]
-        given = {k: ast.literal_eval(v) for k, v in zip(("kind", "group", "context"), call.args)}
-        super().__init__(**given, **{k.arg: ast.literal_eval(k.value) for k in call.keywords})
+
+def load_compressors() -> Registry:
+    """The compressors' registry, filled."""
+    import compressors
+
+    compressors.names()  # imports the built-in methods, which the package itself does not
+    from compressors.base import registry
+
+    return registry
+
+
+def load_query_modules() -> Registry:
+    """The query modules' registry, filled."""
+    from connectors.embq import registry
+
+    return registry
+
+
+def load_projectors() -> Registry:
+    """The projectors' registry, filled."""
+    from connectors.projector import registry
+
+    return registry
+
+
+def load_pruners() -> Registry:
+    """The pruners' registry, filled."""
+    from llm_adapters.pruning import registry
+
+    return registry
+
+
+class RegistryPlace(NamedTuple):
+    """The module that defines a registry, and how it is loaded."""
+
+    module: str
+    load: Callable[[], Registry]
+
+
+PLACES = {
+    "compressors": RegistryPlace("compressors.base", load_compressors),
+    "query_modules": RegistryPlace("connectors.query_module", load_query_modules),
+    "projectors": RegistryPlace("connectors.projector", load_projectors),
+    "pruners": RegistryPlace("llm_adapters.pruning.base", load_pruners),
+}
+
+
+# ---- what is remembered of them ----
+
+
+@cache
+def load_stored_registries() -> dict[str, StoredRegistry]:
+    """All registries as the file has them; without a file they are imported, and it is written."""
+    return read_signature_file(PLACES) or store_signatures()
+
+
+def store_signatures() -> dict[str, StoredRegistry]:
+    """Import the registries, note what they say and write the file."""
+    registries: dict[str, StoredRegistry] = {}
+    for key, place in PLACES.items():
+        real = place.load()
+        parts: dict[str, Signature | None] = {}
+        for name in real.names():
+            if is_built_in(real, name):
+                parts[name] = read_signature(real, name)
+        registries[key] = StoredRegistry(real.kind, real.group, tuple(sorted(real.context)), parts)
+    write_signature_file(registries)
+    return registries
+
+
+def is_built_in(real: Registry, name: str) -> bool:
+    """Whether a part is one of ours: neither an outside package's nor registered by a notebook."""
+    if name in real.entry_points:
+        return False
+    return real.get(name).__module__.partition(".")[0] in PACKAGES
+
+
+def read_signature(real: Registry, name: str) -> Signature:
+    """What the part itself says. Attributes are known of our own parts only: others may set them late."""
+    attributes: dict[str, Any] | None = {}
+    if real.kind == "compressor":
+        attributes = None
+        if is_built_in(real, name):
+            attributes = read_planned_attributes(real, name)
+    return Signature(real.parameters(name), attributes)
+
+
+def read_planned_attributes(real: Registry, name: str) -> dict[str, Any] | None:
+    """Those of PLANNED_ATTRIBUTES that a compressor sets itself, with their values at default knobs; None for
+    one that cannot be built with them."""
+    import torch
+
+    from compressors.base import Compressor
+
+    try:
+        with torch.device("meta"):
+            part = real.create(name, **USUAL_DIMS)
+    except Exception:  # whatever it is: a method that somebody is writing must not take --help along
+        return None
+    attributes: dict[str, Any] = {}
+    for attribute in PLANNED_ATTRIBUTES:
+        inherited = getattr(type(part), attribute) is getattr(Compressor, attribute)
+        if attribute in vars(part) or not inherited:
+            attributes[attribute] = getattr(part, attribute)
+    return attributes
+
+
+# ---- what settings and plans ask ----
+
+
+class SignatureRegistry(Registry):
+    """One of our registries, as far as settings and plans need it."""
+
+    def __init__(self, key: str):
+        self.place = PLACES[key]
+        stored: dict[str, Signature | None] = {}
+        described: Registry | StoredRegistry
+        if self.is_imported:
+            described = self.real
+        else:
+            described = load_stored_registries()[key]
+            stored = described.parts
+        super().__init__(described.kind, described.group, tuple(described.context))
+        self._stored = stored
+        self._read: dict[type, Signature] = {}  # by class: a notebook may register a name again
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether asking the registry itself costs nothing any more."""
+        return self.place.module in sys.modules
 
     @cached_property
     def real(self) -> Registry:
         """The registry itself, filled; imports torch."""
-        package = importlib.import_module(self.root)
-        getattr(package, "names", list)()  # a package that imports its parts on first use
-        return importlib.import_module(self.home.name).registry
-
-    @cached_property
-    def found(self) -> dict[str, tuple[Module, ast.ClassDef]]:
-        """Registered name -> (module, class)."""
-        seen, queue, found = set(), [self.root], {}
-        while queue:
-            name = queue.pop()
-            here = module(name) if name not in seen else None
-            seen.add(name)
-            if here is not None:
-                queue.extend(here.neighbours())
-                found |= {r: (here, c) for c in here.defined.values() for r in self._registered(c, here)}
-        return found
-
-    def _registered(self, node: ast.AST, here: Module) -> Iterator[str]:
-        for call in getattr(node, "decorator_list", ()):
-            if isinstance(call, ast.Call) and call.args and isinstance(call.args[0], ast.Constant):
-                name = call.func.value if isinstance(call.func, ast.Attribute) else call.func
-                found = resolve(name.id, here) if isinstance(name, ast.Name) else None
-                if found and found[0] is self.home and name.id in ("register", "registry"):
-                    yield call.args[0].value
-
-    @cached_property
-    def outside(self) -> set[str]:
-        """Names that other packages offer."""
-        return {p.name for p in entry_points(group=self.group)} if self.group else set()
+        return self.place.load()
 
     def names(self) -> list[str]:
-        return sorted(self.outside | self.found.keys())
+        """All names, outside packages' included, sorted."""
+        if self.is_imported:
+            return self.real.names()
+        return sorted({*self._stored, *self.entry_points})
+
+    def list_built_in(self) -> list[str]:
+        """The names of our own parts, sorted."""
+        if self.is_imported:
+            return [name for name in self.real.names() if is_built_in(self.real, name)]
+        return sorted(self._stored.keys() - self.entry_points.keys())
 
     def require(self, name: str) -> str:
         """`name`, or a UsageError with the closest one."""
-        if name not in self.found and name not in self.outside:
-            raise UsageError(f"unknown {self.kind} '{name}'{suggest(name, self.names())}")
+        known_names = self.names()
+        if name not in known_names:
+            raise UsageError(f"unknown {self.kind} '{name}'{suggest(name, known_names)}")
         return name
 
     def get(self, name: str) -> type:
-        return self.real.get(self.require(name))
+        """The class of that name, imported; a UsageError for an unknown name, without any import."""
+        self.require(name)  # before `real`, which imports it all
+        return self.real.get(name)
 
     def parameters(self, name: str) -> dict[str, inspect.Parameter]:
-        if name not in self._parameters:
-            self._parameters[name] = self._read(name)
-        return self._parameters[name]
+        """All constructor parameters of `name`, context included."""
+        return self.read(name).parameters
 
-    def _read(self, name: str) -> dict[str, inspect.Parameter]:
+    def read(self, name: str) -> Signature:
+        """The signature of a part, from the file as long as its registry is not imported."""
         self.require(name)
-        for where, node in self.lineage(name):
-            for item in node.body:
-                if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-                    return parameters(item, where)
-        return self.real.parameters(name)
+        if not self.is_imported and name not in self.entry_points:
+            stored = self._stored[name]
+            if stored is not None:
+                return stored
+        part = self.real.get(name)
+        if part not in self._read:
+            self._read[part] = read_signature(self.real, name)
+        return self._read[part]
 
-    def settled(self, name: str, knobs: dict[str, object]) -> dict[str, object]:
+    def settled(self, name: str, knobs: Mapping[str, Any]) -> dict[str, Any]:
         """All knobs of `name`: as set, else their defaults."""
-        defaults = {k: p.default for k, p in self.knobs(name).items() if p.default is not p.empty}
-        return defaults | knobs
+        settled_knobs: dict[str, Any] = {}
+        for knob, parameter in self.knobs(name).items():
+            if parameter.default is not parameter.empty:
+                settled_knobs[knob] = parameter.default
+        return settled_knobs | dict(knobs)
 
-    def lineage(self, name: str) -> Iterator[tuple[Module, ast.ClassDef]]:
-        """A class and its bases as far as their source is in reach; nothing for an outside package's."""
-        where, node = self.found.get(name, (None, None))
-        while node is not None:
-            yield where, node
-            found = next((resolve(b.id, where) for b in node.bases if isinstance(b, ast.Name)), None)
-            where, node = found if found and isinstance(found[1], ast.ClassDef) else (None, None)
 
-    @cache  # noqa: B019  one registry of each kind lives as long as the process
-    def mentions(self, name: str, attribute: str, base: str) -> bool:
-        """Whether a class or a base below `base` speaks of `attribute`; True if its source is elsewhere."""
-        lineage = [node for _, node in self.lineage(name) if node.name != base]
-        words = {getattr(n, "attr", getattr(n, "id", None)) for node in lineage for n in ast.walk(node)}
-        return not lineage or attribute in words
+class CompressorRegistry(SignatureRegistry):
+    """The compressors, which a plan asks what features they read."""
+
+    def find_image_rate(self, name: str, knobs: Mapping[str, Any]) -> int:
+        """By how much a compressor with these knobs shrinks the image before the tower; 1: not at all."""
+        return int(self.read_attribute(name, "image_rate", knobs) or 1)
+
+    def find_needed_levels(self, name: str, knobs: Mapping[str, Any]) -> list[int]:
+        """The hidden states of the tower that a compressor with these knobs reads beside its output."""
+        return list(self.read_attribute(name, "needs_levels", knobs) or ())
+
+    def read_attribute(self, name: str, attribute: str, knobs: Mapping[str, Any]) -> Any:
+        """An attribute of the contract of a compressor with these knobs; None where it leaves it alone. The
+        compressor is built to be asked, unless the knobs are the defaults or one of them is the answer."""
+        attributes = self.read(name).attributes
+        if attributes is not None and attribute not in attributes:
+            return None
+        settled_knobs = self.settled(name, knobs)
+        if attribute == "needs_levels" and "levels" in settled_knobs:
+            return settled_knobs["levels"]
+        if attributes is not None and settled_knobs == self.settled(name, {}):
+            return attributes[attribute]
+        return getattr(self.real.create(name, **SMALL_DIMS, **knobs), attribute)
 
 
 @cache
-def compressors() -> SourceRegistry:
+def compressors() -> CompressorRegistry:
     """Visual compressors."""
-    return SourceRegistry("compressors.base", "compressors")
+    return CompressorRegistry("compressors")
 
 
 @cache
-def query_modules() -> SourceRegistry:
+def query_modules() -> SignatureRegistry:
     """What `+NAME` may add to a compressor."""
-    return SourceRegistry("connectors.query_module", "connectors.embq")
+    return SignatureRegistry("query_modules")
 
 
 @cache
-def projectors() -> SourceRegistry:
+def projectors() -> SignatureRegistry:
     """Between compressor and LLM."""
-    return SourceRegistry("connectors.projector", "connectors.projector")
+    return SignatureRegistry("projectors")
 
 
 @cache
-def pruners() -> SourceRegistry:
+def pruners() -> SignatureRegistry:
     """What drops visual tokens inside the LLM."""
-    return SourceRegistry("llm_adapters.pruning.base", "llm_adapters.pruning")
+    return SignatureRegistry("pruners")
 
 
-def registries() -> tuple[SourceRegistry, ...]:
+def registries() -> tuple[SignatureRegistry, ...]:
     """All of them."""
     return compressors(), query_modules(), projectors(), pruners()

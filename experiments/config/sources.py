@@ -1,32 +1,61 @@
-"""Weights that a command of ours has converted, in the user's cache directory: `cache:small/tower`."""
+"""Where weights come from: assets of this package, the user's cache directory, or transformers' own ways.
+
+asset:tiny/tower     a folder of experiments/assets
+cache:small/tower    a folder that a command of ours has written into the user's cache directory
+"""
 
 import os
 from pathlib import Path
 
 from compressors.errors import UsageError
 
+ASSET_SCHEME = "asset:"
+ASSET_FOLDER = Path(__file__).parents[1] / "assets"
 CACHE_SCHEME = "cache:"
-CACHE_COMMANDS = {
-    "small": "python -m experiments.backbones.small"
-}  # the command that fills a folder of the cache
+# the command that fills a folder of the cache
+CACHE_COMMANDS = {"small": "python -m experiments.backbones.small"}
 CACHED_PARTS = ("tower", "llm")
 
 
-def find_cache_root() -> Path:
-    """The cache directory of this user, as the XDG base directory specification has it."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "slothkit"
+def resolve_source(source: str) -> str:
+    """A tower or LLM source as `from_pretrained` takes it: a folder for `asset:` and `cache:`, else as it is.
+    UsageError for weights that are not there."""
+    if source.startswith(CACHE_SCHEME):
+        return str(resolve_cached_source(source))
+    if source.startswith(ASSET_SCHEME):
+        return str(resolve_asset(source))
+    return source
+
+
+def resolve_asset(source: str) -> Path:
+    """The folder that `asset:NAME` names, or a UsageError that lists the assets."""
+    folder = ASSET_FOLDER / source.removeprefix(ASSET_SCHEME)
+    if folder.is_dir():
+        return folder
+    names: list[str] = []
+    for path in ASSET_FOLDER.rglob("config.json"):
+        names.append(f"{ASSET_SCHEME}{path.parent.relative_to(ASSET_FOLDER)}")
+    raise UsageError(f"{source}: no such asset; there are: {', '.join(sorted(names)) or 'none'}")
 
 
 def resolve_cached_source(source: str) -> Path:
     """The folder that `cache:FOLDER/PART` names, or a UsageError that says how it comes to be there."""
     name = source.removeprefix(CACHE_SCHEME)
-    known = [f"{folder}/{part}" for folder in CACHE_COMMANDS for part in CACHED_PARTS]
-    if name not in known:
-        raise UsageError(
-            f"{source}: no such weights; there are: {', '.join(CACHE_SCHEME + k for k in known)}"
-        )
+    choices: list[str] = []
+    for folder in CACHE_COMMANDS:
+        choices += [f"{CACHE_SCHEME}{folder}/{part}" for part in CACHED_PARTS]
+    if source not in choices:
+        raise UsageError(f"{source}: no such weights; there are: {', '.join(choices)}")
     path = find_cache_root() / name
     if not (path / "config.json").is_file():
-        raise UsageError(f"{name} is not there yet; run: {CACHE_COMMANDS[name.split('/')[0]]}")
+        command = CACHE_COMMANDS[name.partition("/")[0]]
+        raise UsageError(f"{name} is not there yet; run: {command}")
     return path
+
+
+def find_cache_root() -> Path:
+    """The cache directory of this user, as the XDG base directory specification has it."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(base):  # the specification has relative paths ignored
+        return Path(base) / "slothkit"
+    return Path.home() / ".cache" / "slothkit"

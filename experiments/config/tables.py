@@ -8,7 +8,7 @@
       - {label: deep, overrides: [compressor=sap+embq], scaled: {embq.at: {depth: 0.85}}, ours: "..."}
 
 `rows` may stand at the top: one block without a title. `scaled` gives values that grow with the model (see
-`model_sizes.py`); `ours` says why a value is our own choice. `claims` are read by `ablations`.
+`scaling.py`); `ours` says why a value is our own choice. `claims` are read by `ablations`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from typing import Any
 from compressors.command_line import parse_settings
 from compressors.errors import UsageError
 from compressors.registry import suggest
-from experiments.config.cells import Cell, make_labelled_cells, refuse_unused_knobs
+from experiments.config.cells import Cell, RowKey, make_labelled_cells, refuse_unused_knobs
 from experiments.config.presets import read_yaml
 from experiments.config.scaling import scale_overrides
 from experiments.config.schema import Config
@@ -31,11 +31,12 @@ from experiments.config.table_files import (
     list_paper_tables,
 )
 
-TABLE_KEYS, BLOCK_KEYS = {"title", "blocks", "rows", "claims", "name"}, {"title", "rows"}
+TABLE_KEYS = {"title", "blocks", "rows", "claims", "name"}
+BLOCK_KEYS = {"title", "rows"}
 ROW_KEYS = {"label", "overrides", "scaled", "ours"}
 ROWS_FORMAT = "expected rows: [{label: ..., overrides: [KEY=VALUE, ...]}, ...]"
 
-Axes = Mapping[str, list[str]]
+Axes = Mapping[str, list[str]]  # key -> its alternatives, of the command line
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,14 @@ class TableFile:
 
 
 def expand_table_names(wanted: Sequence[str]) -> list[str]:
-    """Names and paths, with those that `all` stands for in its place."""
-    return [each for name in wanted for each in (list_paper_tables() if name == ALL_TABLES else [name])]
+    """Names and paths, each once, with those that `all` stands for in its place."""
+    names: list[str] = []
+    for name in wanted:
+        if name == ALL_TABLES:
+            names += list_paper_tables()
+        else:
+            names.append(name)
+    return list(dict.fromkeys(names))
 
 
 def load_table_file(name: str, axes: Axes) -> TableFile:
@@ -77,21 +84,25 @@ def load_table_file(name: str, axes: Axes) -> TableFile:
 def load_table_files(wanted: Sequence[str], axes: Axes) -> list[TableFile]:
     """Several tables, each once; `all` stands for those of the paper. A knob of the command line has to be
     of use to one of them."""
-    found = expand_table_names(wanted)
-    if not found:
+    names = expand_table_names(wanted)
+    if not names:
         folders = ", ".join(map(str, find_table_folders().values()))
         raise UsageError(f"table={','.join(wanted)}: there are no tables in {folders}")
-    tables, unused = [], None
-    for name in dict.fromkeys(found):
-        table, idle = read_table_file(name, axes)
-        tables.append(table)
-        unused = idle if unused is None else unused & idle
-        twin = next((other for other in tables[:-1] if other.name == table.name), None)
+    tables: list[TableFile] = []
+    cells: list[Cell] = []
+    idle_sets: list[set[str]] = []
+    for name in names:
+        table, idle_knobs = read_table_file(name, axes)
+        # results are called by the table's name
+        twin = next((earlier for earlier in tables if earlier.name == table.name), None)
         if twin is not None:
             raise UsageError(f"table={name}: {twin.path} is called {table.name} too; rename one of them")
-    refuse_unused_knobs(
-        unused or set(), axes, [c for table in tables for row in table.rows for c in row.cells]
-    )
+        tables.append(table)
+        for row in table.rows:
+            cells += row.cells
+        idle_sets.append(idle_knobs)
+    # of use to one table is of use
+    refuse_unused_knobs(set.intersection(*idle_sets), axes, cells)
     return tables
 
 
@@ -100,26 +111,27 @@ def read_table_file(name: str, axes: Axes) -> tuple[TableFile, set[str]]:
     path = find_table_file(name)
     content = read_yaml(path)
     check_keys(content, TABLE_KEYS, f"{path}")
-    rows, unused = [], None
+    rows: list[TableRow] = []
+    idle_sets: list[set[str]] = []
     for block, entry in list_row_entries(content, path):
         where = f"{path}, row '{entry['label']}'"
         try:
-            new, idle = make_table_rows(block, entry, axes)
+            entry_rows, idle_knobs = make_table_rows(block, entry, axes)
         except UsageError as error:
             raise UsageError(f"{where}: {error}") from error
-        if {row.label for row in new} & {row.label for row in rows}:
+        if {row.label for row in entry_rows} & {row.label for row in rows}:
             raise UsageError(f"{where}: a row of that label is there already; labels must differ in a table")
-        rows += new
-        unused = idle if unused is None else unused & idle
+        rows += entry_rows
+        idle_sets.append(idle_knobs)
     title = content.get("title", "")
     if not isinstance(title, str):
         raise UsageError(f"{path}: title: {title!r}: expected words")
-    return TableFile(
-        path.stem if is_table_path(name) else name,
-        title,
-        path,
-        tuple(rows),
-    ), unused or set()
+    # table3.yaml of the project is called 3; somebody's own ./table3.yaml is not
+    table_name = path.stem if is_table_path(name) else name
+    unused_knobs: set[str] = set()
+    if idle_sets:  # a file of no blocks has no rows either
+        unused_knobs = set.intersection(*idle_sets)
+    return TableFile(table_name, title, path, tuple(rows)), unused_knobs
 
 
 def list_row_entries(content: dict[str, Any], path: Path) -> list[tuple[str, dict[str, Any]]]:
@@ -128,25 +140,35 @@ def list_row_entries(content: dict[str, Any], path: Path) -> list[tuple[str, dic
         raise UsageError(
             f"{path}: {ROWS_FORMAT}, or blocks: [{{title: ..., rows: [...]}}, ...], one of the two"
         )
-    blocks = content["blocks"] if "blocks" in content else [{"rows": content["rows"]}]
+    blocks = content.get("blocks")
+    if "rows" in content:
+        blocks = [{"rows": content["rows"]}]  # one block without a title
     if not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):
         raise UsageError(f"{path}: blocks: expected a list of {{title: ..., rows: [...]}}")
-    found = []
+    entries: list[tuple[str, dict[str, Any]]] = []
     for block in blocks:
         check_keys(block, BLOCK_KEYS, f"{path}, block '{block.get('title', '')}'")
         rows = block.get("rows")
         if not isinstance(rows, list) or not rows or not all(is_row_entry(row) for row in rows):
-            where = f"{path}, block '{block['title']}'" if "title" in block else f"{path}"
+            where = f"{path}"
+            if "title" in block:
+                where += f", block '{block['title']}'"
             raise UsageError(f"{where}: {ROWS_FORMAT}")
         for row in rows:
             check_keys(row, ROW_KEYS, f"{path}, row '{row['label']}'")
-        found += [(str(block.get("title", "")), row) for row in rows]
-    return found
+            entries.append((str(block.get("title", "")), row))
+    return entries
 
 
 def is_row_entry(row: object) -> bool:
-    label = row.get("label") if isinstance(row, dict) else None
-    return isinstance(label, (str, int, float)) and not isinstance(label, bool) and str(label).strip() != ""
+    """Whether a list's entry has what every row must have: a label, which may be a number."""
+    if not isinstance(row, dict):
+        return False
+    label = row.get("label")
+    # `label: yes` is True in YAML, and nothing that anybody wants to read in a table
+    if isinstance(label, bool) or not isinstance(label, (str, int, float)):
+        return False
+    return str(label).strip() != ""
 
 
 def check_keys(mapping: dict[str, Any], keys: set[str], where: str) -> None:
@@ -159,31 +181,45 @@ def check_keys(mapping: dict[str, Any], keys: set[str], where: str) -> None:
 def make_table_rows(block: str, entry: dict[str, Any], axes: Axes) -> tuple[list[TableRow], set[str]]:
     """An entry's row, or one for each combination where its own overrides are a product; and the knobs of the
     command line that it has no use for."""
-    label, given = str(entry["label"]), entry.get("overrides") or []
-    if not isinstance(given, list) or not all(isinstance(each, str) for each in given):
-        raise UsageError(f"overrides: {given!r}: expected a list of KEY=VALUE")
-    own, scaled = parse_settings(given), entry.get("scaled") or {}
-    if not isinstance(scaled, dict):
-        raise UsageError(f"scaled: {scaled!r}: expected KEY: {{depth: 0.5}} or KEY: {{tower_width: 0.5}}")
-    twice = own.keys() & scaled.keys()
-    if twice:
-        raise UsageError(f"'{min(twice)}' is in both overrides and scaled; leave one of them out")
-    left = {key: rule for key, rule in scaled.items() if key not in axes}
+    label = str(entry["label"])
+    entry_axes, rules = read_row_overrides(entry)
+    for key in axes.keys() & rules.keys():
+        del rules[key]  # the command line wins over a rule too
 
     def complete(config: Config) -> dict[str, str]:
-        return scale_overrides(left, config)
+        return scale_overrides(rules, config)
 
-    cells, idle = make_labelled_cells({**own, **axes}, label, complete if left else None)
-    refuse_unused_knobs(
-        idle - axes.keys(), {**{key: [str(rule)] for key, rule in left.items()}, **own}, cells
-    )
-    varied = {key for key, values in own.items() if len(values) > 1 and key not in axes} - {"seed"}
-    found: dict[tuple, list[Cell]] = {}
+    cells, idle_knobs = make_labelled_cells({**entry_axes, **axes}, label, complete if rules else None)
+    rule_axes = {key: [str(rule)] for key, rule in rules.items()}
+    refuse_unused_knobs(idle_knobs - axes.keys(), {**rule_axes, **entry_axes}, cells)
+
+    # what the entry itself varies makes rows; what the command line varies makes cells of a row
+    row_keys: set[str] = set()
+    for key, values in entry_axes.items():
+        if len(values) > 1 and key != "seed" and key not in axes:
+            row_keys.add(key)
+    cells_by_row: dict[RowKey, list[Cell]] = {}
     for cell in cells:
-        found.setdefault(tuple(pair for pair in cell.row if pair[0] in varied), []).append(cell)
-    ours = str(entry.get("ours") or "")
-    rows = [
-        TableRow(block, each[0].label if len(found) > 1 else label, ours, tuple(each))
-        for each in found.values()
-    ]
-    return rows, idle & axes.keys()
+        combination = tuple(pair for pair in cell.row if pair[0] in row_keys)
+        cells_by_row.setdefault(combination, []).append(cell)
+    reason = str(entry.get("ours") or "")
+    rows: list[TableRow] = []
+    for row_cells in cells_by_row.values():
+        row_label = row_cells[0].label if len(cells_by_row) > 1 else label
+        rows.append(TableRow(block, row_label, reason, tuple(row_cells)))
+    return rows, idle_knobs & axes.keys()
+
+
+def read_row_overrides(entry: dict[str, Any]) -> tuple[dict[str, list[str]], dict[str, object]]:
+    """A row's `overrides` as axes, and its `scaled` rules by knob; a UsageError for what is neither."""
+    overrides = entry.get("overrides") or []
+    if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
+        raise UsageError(f"overrides: {overrides!r}: expected a list of KEY=VALUE")
+    axes = parse_settings(overrides)
+    rules = entry.get("scaled") or {}
+    if not isinstance(rules, dict):
+        raise UsageError(f"scaled: {rules!r}: expected KEY: {{depth: 0.5}} or KEY: {{tower_width: 0.5}}")
+    doubled_keys = axes.keys() & rules.keys()
+    if doubled_keys:
+        raise UsageError(f"'{min(doubled_keys)}' is in both overrides and scaled; leave one of them out")
+    return axes, dict(rules)

@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -24,6 +24,7 @@ from experiments.data import orientation
 from llm_adapters.conversation import IMAGE, Turn
 
 SPEAKERS = ("human", "gpt")
+UNNAMED_FAMILY = "all"  # the family of questions that name none
 
 
 class Sample(NamedTuple):
@@ -32,13 +33,16 @@ class Sample(NamedTuple):
     id: str
     images: tuple[Path, ...]
     turns: tuple[Turn, ...]
-    families: tuple[str, ...] | None = None
+    families: tuple[str, ...] | None = None  # one for each turn
+
+
+# ---- files ----
 
 
 def load_samples(path: Path, images: Path | None = None, check_images: bool = True) -> list[Sample]:
     """All samples of a JSON file, validated; images are looked for in `images`, else beside the file."""
     root = find_image_folder(path, images)
-    samples = []
+    samples: list[Sample] = []
     with pause_garbage_collection():
         for index, record in enumerate(read_records(Path(path))):
             try:
@@ -62,12 +66,14 @@ def pause_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def find_image_folder(path: Path, images: Path | None) -> Path:
+def find_image_folder(path: Path | str, images: Path | str | None) -> Path:
     """Where the image names of `path` start."""
-    return Path(images) if images else Path(path).parent
+    if images:
+        return Path(images)
+    return Path(path).parent
 
 
-def read_records(path: Path) -> list:
+def read_records(path: Path) -> list[Any]:
     """The JSON list of a file."""
     try:
         with open(path, encoding="utf-8") as file:
@@ -83,31 +89,49 @@ def read_records(path: Path) -> list:
     return records
 
 
+def require_images(path: Path, samples: list[Sample]) -> None:
+    """UsageError with the first sample whose image does not exist."""
+    present: set[str] = set()
+    for index, sample in enumerate(samples):
+        for image in map(str, sample.images):
+            # conversations share images, and a look at the disk is slow over a network
+            if image not in present and not os.path.isfile(image):
+                raise UsageError(f"{path}, sample {index}: no image {image}; is data.images right?")
+            present.add(image)
+
+
+# ---- one record ----
+
+
 def parse_record(record: object, index: int, root: Path) -> Sample:
     """One record as a Sample; a UsageError tells what is wrong with it."""
     if not isinstance(record, dict):
         raise UsageError(f'expected an object with "conversations", found a {type(record).__name__}')
     if "conversations" not in record:
         raise UsageError(f'no "conversations"; it has {", ".join(map(str, record)) or "no key"}')
-    names, turns = parse_image_names(record.get("image")), parse_turns(record["conversations"])
+    names = parse_image_names(record.get("image"))
+    turns = parse_turns(record["conversations"])
     families = record.get("families")
     if families is not None and (not isinstance(families, list) or len(families) != len(turns)):
         raise UsageError(f'"families" must be a list with one name for each of the {len(turns)} questions')
+    if families is not None:
+        families = tuple(map(str, families))
     images = tuple(root / name for name in names)
-    return Sample(
-        str(record.get("id", index)),
-        images,
-        place_image_markers(turns, len(names)),
-        None if families is None else tuple(map(str, families)),
-    )
+    marked_turns = place_image_markers(turns, len(names))
+    return Sample(str(record.get("id", index)), images, marked_turns, families)
 
 
-def parse_image_names(names: object) -> list[str]:
+def parse_image_names(content: object) -> list[str]:
     """The names in "image": one, several or none."""
-    names = [] if names is None else names if isinstance(names, list) else [names]
-    for name in names:
+    if content is None:
+        return []
+    if not isinstance(content, list):
+        content = [content]
+    names: list[str] = []
+    for name in content:
         if not isinstance(name, str) or not name:
             raise UsageError(f'"image" must be a file name or a list of them, found {name!r}')
+        names.append(name)
     return names
 
 
@@ -115,51 +139,52 @@ def parse_turns(messages: object) -> tuple[Turn, ...]:
     """human, gpt, human, gpt, ... as turns."""
     if not isinstance(messages, list) or not messages or len(messages) % 2:
         raise UsageError('"conversations" must be human and gpt messages in turn, ending with gpt')
-    texts = []
+    texts: list[str] = []
     for i, message in enumerate(messages):
+        speaker = SPEAKERS[i % 2]
         if not isinstance(message, dict) or not isinstance(message.get("value"), str):
-            raise UsageError(f'message {i} must be {{"from": "{SPEAKERS[i % 2]}", "value": TEXT}}')
-        if message.get("from") != SPEAKERS[i % 2]:
-            raise UsageError(f'message {i} is from {message.get("from")!r}, expected "{SPEAKERS[i % 2]}"')
-        if not message["value"].replace(IMAGE, "").strip():
-            raise UsageError(f"message {i}, from {SPEAKERS[i % 2]}, is empty; fill it in or drop the turn")
-        texts.append(message["value"])
-    return tuple(Turn(q.strip(), a.strip()) for q, a in zip(texts[::2], texts[1::2]))
+            raise UsageError(f'message {i} must be {{"from": "{speaker}", "value": TEXT}}')
+        text = message["value"]
+        if message.get("from") != speaker:
+            raise UsageError(f'message {i} is from {message.get("from")!r}, expected "{speaker}"')
+        # a question of an image alone has nothing to answer
+        if not text.replace(IMAGE, "").strip():
+            raise UsageError(f"message {i}, from {speaker}, is empty; fill it in or drop the turn")
+        texts.append(text.strip())
+    questions = texts[::2]
+    answers = texts[1::2]
+    return tuple(map(Turn, questions, answers))
 
 
 def place_image_markers(turns: tuple[Turn, ...], images: int) -> tuple[Turn, ...]:
     """The turns with one marker an image; those of a sample without any go before its first question."""
-    marked = sum(turn.question.count(IMAGE) for turn in turns)
-    if images and not marked:
+    markers = sum(turn.question.count(IMAGE) for turn in turns)
+    if images and not markers:
         first = turns[0]._replace(question=f"{IMAGE}\n" * images + turns[0].question)
         return (first, *turns[1:])
-    if marked != images:
-        raise UsageError(f'{marked} {IMAGE} in its questions, but {images} image(s) in "image"')
+    if markers != images:
+        raise UsageError(f'{markers} {IMAGE} in its questions, but {images} image(s) in "image"')
     return turns
 
 
-def require_images(path: Path, samples: list[Sample]) -> None:
-    """UsageError with the first sample whose image does not exist."""
-    seen: set[str] = set()
-    for index, sample in enumerate(samples):
-        for image in map(str, sample.images):
-            if image not in seen and not os.path.isfile(image):
-                raise UsageError(f"{path}, sample {index}: no image {image}; is data.images right?")
-            seen.add(image)
+# ---- samples ----
 
 
 def split_questions(samples: list[Sample]) -> list[Sample]:
     """Every turn as a sample of its own with all images shown up to it, those of earlier turns first."""
-    found = []
+    questions: list[Sample] = []
     for sample in samples:
-        shown = 0
+        earlier_images = 0
         for i, turn in enumerate(sample.turns):
-            earlier, shown = shown, shown + turn.question.count(IMAGE)
-            question = f"{IMAGE}\n" * earlier + turn.question
-            family = sample.families and (sample.families[i],)
-            turns = (Turn(question, turn.answer),)
-            found.append(Sample(f"{sample.id}#{i}", sample.images[:shown], turns, family))
-    return found
+            images = earlier_images + turn.question.count(IMAGE)
+            # images of earlier turns have their markers in questions that are left out
+            question = Turn(f"{IMAGE}\n" * earlier_images + turn.question, turn.answer)
+            family = None
+            if sample.families:
+                family = (sample.families[i],)
+            questions.append(Sample(f"{sample.id}#{i}", sample.images[:images], (question,), family))
+            earlier_images = images
+    return questions
 
 
 def open_image(sample: Sample, i: int = 0) -> Image.Image:

@@ -1,7 +1,8 @@
 """Samples -> batches, the same way for training and evaluation, in an order that a killed run finds again."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,17 +10,22 @@ from torch.utils.data import DataLoader, Dataset
 
 from compressors.errors import UsageError
 from experiments.data import llava
+from experiments.data.feature_cache import FeatureCache
 from experiments.data.order import SampleLength, SampleOrder
-from llm_adapters.conversation import IGNORE, Encoded, render
+from llm_adapters.conversation import IGNORE, Encoded, render_turns
 from llm_adapters.images import stack_images
 from llm_adapters.processing import FlashSlothProcessor
+
+Row = tuple[Encoded, Tensor]  # a sample's tokens, and its images: (crops, ...), empty for none
 
 
 class SampleImages:
     """Where a sample's images come from: the feature cache of a frozen tower, or the pictures themselves."""
 
-    def __init__(self, processor: FlashSlothProcessor, cache=None):
-        self.processor, self.cache = processor, cache
+    def __init__(self, processor: FlashSlothProcessor, cache: FeatureCache | None = None):
+        self.processor = processor
+        self.cache = cache
+        # of the model's forward
         self.argument = "pixel_values" if cache is None else "vision_features"
 
     def crops(self, sample: llava.Sample) -> list[int]:
@@ -29,7 +35,11 @@ class SampleImages:
             return [tiling.most_crops] * len(sample.images)
         if self.cache is not None:
             return [self.cache.crops(path) for path in sample.images]
-        return [tiling.num_crops(*llava.read_image_size(sample, i)) for i in range(len(sample.images))]
+        crops: list[int] = []
+        for i in range(len(sample.images)):
+            width, height = llava.read_image_size(sample, i)
+            crops.append(tiling.num_crops(width, height))
+        return crops
 
     def __call__(self, sample: llava.Sample, count: int) -> Tensor:
         """The first `count` images of a sample: (their crops, ...), empty for none."""
@@ -39,10 +49,10 @@ class SampleImages:
             return self.processor.pixels([llava.open_image(sample, i) for i in range(count)])
         return torch.cat([self.cache[path] for path in sample.images[:count]]).float()
 
-    def add_images(self, batch: dict[str, Tensor], rows: Sequence[Tensor]) -> dict[str, Tensor]:
+    def add_images(self, batch: dict[str, Tensor], images: Sequence[Tensor]) -> dict[str, Tensor]:
         """The batch with its rows' images, if any row has one."""
-        if any(map(len, rows)):
-            batch[self.argument] = stack_images(rows)
+        if any(map(len, images)):
+            batch[self.argument] = stack_images(images)
         return batch
 
 
@@ -50,13 +60,16 @@ class ConversationDataset(Dataset):
     """LLaVA samples as encoded rows with their images."""
 
     def __init__(self, samples: Sequence[llava.Sample], images: SampleImages, max_length: int | None = None):
-        self.samples, self.images, self.max_length = samples, images, max_length
+        self.samples = samples
+        self.images = images
+        self.max_length = max_length
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[Encoded, Tensor]:
+    def __getitem__(self, index: int) -> Row:
         encoded = self.encode(index)
+        # images of turns that were cut away are not read
         return encoded, self.images(self.samples[index], len(encoded.image_turns))
 
     def encode(self, index: int) -> Encoded:
@@ -69,20 +82,26 @@ class ConversationDataset(Dataset):
 
     def estimate_lengths(self) -> list[SampleLength]:
         """Every sample's, without tokenizing or opening anything."""
-        processor, found = self.images.processor, []
+        processor = self.images.processor
+        lengths: list[SampleLength] = []
         for sample in self.samples:
-            words = sum(len(text.split()) for turn in sample.turns for text in turn)
+            words = 0
+            for question, answer in sample.turns:
+                words += len(question.split()) + len((answer or "").split())
             words = min(words, self.max_length or words)
             visual = len(sample.images) * processor.crops * processor.image_tokens
-            found.append(SampleLength(visual > 0, words + visual))
-        return found
+            lengths.append(SampleLength(visual > 0, words + visual))
+        return lengths
 
     def check_lengths(self) -> None:
         """Find a sample whose answer would be cut away, before training starts. A text has no more tokens
         than bytes, so only long samples need the tokenizer."""
         template = self.images.processor.encoder.template
+        if not self.max_length:
+            return
         for index, sample in enumerate(self.samples):
-            if self.max_length and len(render(sample.turns, template).encode()) > self.max_length:
+            text = render_turns(sample.turns, template)
+            if len(text.encode()) > self.max_length:
                 self.encode(index)
 
 
@@ -100,8 +119,13 @@ class StepLoader:
         rank: int = 0,
         world: int = 1,
     ):
-        self.dataset, self.order, self.pieces = dataset, order, order.optimisation.accumulate
-        self.workers, self.start, self.rank, self.world = workers, start, rank, world
+        self.dataset = dataset
+        self.order = order
+        self.pieces = order.optimisation.accumulate
+        self.workers = workers
+        self.start = start
+        self.rank = rank
+        self.world = world
         rows = min(order.count, order.optimisation.batch_size)
         if rows < self.pieces * world:
             raise UsageError(
@@ -113,11 +137,11 @@ class StepLoader:
         # of the whole run: Lightning counts what a resumed one has done
         return self.order.steps * self.pieces
 
-    def __iter__(self) -> Iterator[dict]:
-        batches = [batch[self.rank :: self.world] for batch in self.order.iterate_batches(self.start)]
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        shares = [batch[self.rank :: self.world] for batch in self.order.iterate_batches(self.start)]
         loader = DataLoader(
             self.dataset,
-            batch_sampler=batches,
+            batch_sampler=shares,
             collate_fn=self.cut_step,
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
@@ -126,17 +150,23 @@ class StepLoader:
             for i, piece in enumerate(pieces):
                 yield {**piece, "number": step * self.pieces + i}
 
-    def cut_step(self, rows: list[tuple[Encoded, Tensor]]) -> list[dict]:
+    def cut_step(self, rows: list[Row]) -> list[dict[str, Any]]:
         """A step's rows -> its micro-batches."""
-        rows, pieces = sorted(rows, key=lambda row: len(row[0].ids)), self.pieces
-        answer_tokens = sum(label != IGNORE for encoded, _ in rows for label in encoded.labels)
-        bounds = [len(rows) * i // pieces for i in range(pieces + 1)]
-        return [
-            {**self.collate(rows[a:b]), "pieces": pieces, "answer_tokens": answer_tokens}
-            for a, b in zip(bounds, bounds[1:])
-        ]
+        # rows of like length share a piece, so that little of it is padding
+        ordered = sorted(rows, key=lambda row: len(row[0].ids))
+        # the loss of each piece is divided by the tokens of the whole step
+        answer_tokens = 0
+        for encoded, _ in rows:
+            answer_tokens += sum(label != IGNORE for label in encoded.labels)
+        micro_batches: list[dict[str, Any]] = []
+        for i in range(self.pieces):
+            start = len(rows) * i // self.pieces
+            end = len(rows) * (i + 1) // self.pieces
+            batch = self.collate(ordered[start:end])
+            micro_batches.append({**batch, "pieces": self.pieces, "answer_tokens": answer_tokens})
+        return micro_batches
 
-    def collate(self, rows: list[tuple[Encoded, Tensor]]) -> dict[str, Tensor]:
+    def collate(self, rows: list[Row]) -> dict[str, Tensor]:
         """Rows -> tensors, padded on the right. No token sees what comes after it, so nobody needs a mask of
         the padding; with one, attention could not take its causal kernel."""
         images = self.dataset.images
@@ -144,21 +174,24 @@ class StepLoader:
         del batch["attention_mask"]
         if images.processor.image_tokens and "image_turn" not in batch:
             return batch | self.make_blank_images(len(rows))
-        return images.add_images(batch, [found for _, found in rows])
+        return images.add_images(batch, [row_images for _, row_images in rows])
 
     def make_blank_images(self, rows: int) -> dict[str, Tensor]:
         """An image of no turn for each row of a piece without images: nobody sees it, but every part takes
         part in every piece. Else a process with text alone would leave the others waiting for its gradients,
         and whether momentum moves a part would depend on the number of processes."""
         images = self.dataset.images
-        size = images.processor.image_processor.size
-        crop = (3, size["height"], size["width"]) if images.cache is None else images.cache.features.shape[1:]
-        turn = torch.zeros(rows, 1, dtype=torch.long)
+        if images.cache is None:
+            size = images.processor.image_processor.size
+            crop = (3, size["height"], size["width"])
+        else:
+            crop = images.cache.features.shape[1:]  # (H, W, C)
+        turn = torch.zeros(rows, 1, dtype=torch.long)  # turn 0: in no turn
         return {images.argument: torch.zeros(rows, 1, *crop), "image_turn": turn}
 
 
-def open_feature_cache(inputs: dict[str, Path]):
+def open_feature_cache(inputs: Mapping[str, Path]) -> FeatureCache | None:
     """The features that the stage was given, if any."""
-    from experiments.stages.features import FeatureCache
-
-    return FeatureCache(inputs["features"]) if "features" in inputs else None
+    if "features" not in inputs:  # a tower that runs along, or a blind cell
+        return None
+    return FeatureCache(inputs["features"])

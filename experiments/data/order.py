@@ -8,6 +8,7 @@ import torch
 
 from experiments.config.schema import OptimisationSettings
 
+Batches = list[list[int]]  # sample numbers
 MEGABATCH = 50  # batches among which rows of like length are found
 
 
@@ -43,34 +44,45 @@ class SampleOrder:
         """Sample numbers of each step from `start` on."""
         size = self.optimisation.batch_size
         for step in range(start, self.steps):
-            epoch, place = divmod(step, self.steps_per_epoch)
-            if step == start or not place:
+            epoch, position = divmod(step, self.steps_per_epoch)
+            if step == start or position == 0:
                 order = self.permute_epoch(epoch)
-            yield order[place * size : (place + 1) * size]
+            yield order[position * size : (position + 1) * size]
 
     def permute_epoch(self, epoch: int) -> list[int]:
         """All sample numbers in the order in which an epoch reads them."""
+        # a prime of its own for the seed: no two seeds have an epoch's order in common
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(self.count, generator=generator).tolist()
         if self.lengths is None:
             return order
-        batches, rest = [], []
-        for kind in (True, False):
-            alike = [i for i in order if self.lengths[i].images is kind]
-            whole, left = self.group_similar_lengths(alike)
-            batches, rest = batches + whole, rest + left
-        whole, left = self.group_similar_lengths(rest)  # what fills no batch of one kind makes mixed ones
-        batches += whole
-        mixed = torch.randperm(len(batches), generator=generator).tolist()
-        return [i for place in mixed for i in batches[place]] + left
+        batches: Batches = []
+        unbatched: list[int] = []
+        for has_images in (True, False):
+            alike = [i for i in order if self.lengths[i].images is has_images]
+            pure_batches, remainder = self.group_similar_lengths(alike, self.lengths)
+            batches += pure_batches
+            unbatched += remainder
+        # what fills no batch of one kind makes mixed ones
+        mixed_batches, remainder = self.group_similar_lengths(unbatched, self.lengths)
+        batches += mixed_batches
+        # short and long batches alternate: no curriculum
+        shuffled: list[int] = []
+        for position in torch.randperm(len(batches), generator=generator).tolist():
+            shuffled += batches[position]
+        return shuffled + remainder
 
-    def group_similar_lengths(self, order: list[int]) -> tuple[list[list[int]], list[int]]:
-        """Batches of neighbours in length, found among `MEGABATCH` batches at a time, and what is left."""
+    def group_similar_lengths(
+        self, order: list[int], lengths: Sequence[SampleLength]
+    ) -> tuple[Batches, list[int]]:
+        """Batches of neighbours in length, found among `MEGABATCH` batches at a time, and what fills none."""
         size = self.optimisation.batch_size
         end = len(order) - len(order) % size
-        batches = []
+        batches: Batches = []
         for start in range(0, end, MEGABATCH * size):
-            mega = order[start : min(start + MEGABATCH * size, end)]
-            mega.sort(key=lambda i: self.lengths[i].tokens, reverse=True)
-            batches += [mega[i : i + size] for i in range(0, len(mega), size)]
+            stop = min(start + MEGABATCH * size, end)
+            megabatch = order[start:stop]
+            megabatch.sort(key=lambda i: lengths[i].tokens, reverse=True)
+            for first in range(0, len(megabatch), size):
+                batches.append(megabatch[first : first + size])
         return batches, order[end:]

@@ -1,11 +1,10 @@
 """Rows of a result: what is counted and measured of which model, as plain data."""
 
-import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,200 +13,234 @@ import torch
 from PIL import Image
 
 from experiments.config.cells import Cell
+from experiments.config.schema import Config
 from experiments.efficiency import table1, training
 from experiments.efficiency.counting import count_subject
-from experiments.efficiency.machine import check_weights_fit
+from experiments.efficiency.machine import Machine, check_weights_fit
 from experiments.efficiency.measuring import BenchmarkCase, count_measuring_steps, measure_cases
+from experiments.efficiency.plan import MeasuringPlan, PictureCase, PictureSize
 from experiments.efficiency.subject import CellSubject, CostSubject, PictureRows
-from experiments.models.random_model import (
-    TEXT_TOKENS,
-    fill_weights,
-    make_weightless_cells,
-    set_placeholder_ids,
-)
+from experiments.models.random_model import fill_weights, make_weightless_cells, set_placeholder_ids
 from experiments.runtime.progress import Reporter
 
+# a line of efficiency.json: label, picture, batch, images, counts and, where they were measured, times
 EfficiencyRow = dict[str, Any]
 RESULT_FILE = "efficiency.json"
+TABLE1_REFERENCE = "FlashSloth"  # what the other models of Table 1 are compared with
 
 
-def make_noise_pictures(size: tuple[int, int], batch: int, images: int) -> PictureRows:
+def make_noise_pictures(size: PictureSize, batch: int, images: int) -> PictureRows:
     """Noise, the same for each row."""
     return [[Image.effect_noise(size, 64).convert("RGB")] * images] * batch
 
 
-def measure_cells(given: argparse.Namespace, report: Reporter) -> list[EfficiencyRow]:
-    """Rows of this project's cells."""
-    with make_weightless_cells(given.overrides) as found:
-        subjects = [table1.build_cell_subject(cell.label, cell.config) for cell in found]
-        references = {cell.label: find_uncompressed_label(cell, found) for cell in found}
-        rows = compare_subjects(subjects, given, given.pictures, report, not given.count)
-    return [{**row, "reference": references[row["label"]]} for row in rows]
+def measure_cells(
+    overrides: Sequence[str], plan: MeasuringPlan, machine: Machine, report: Reporter, timed: bool
+) -> list[EfficiencyRow]:
+    """Rows of this project's cells, counted and, if `timed`, measured."""
+    with make_weightless_cells(overrides) as cells:
+        subjects = [table1.build_cell_subject(cell.label, cell.config) for cell in cells]
+        rows = compare_subjects(subjects, plan, machine, report, timed)
+        references = {cell.label: find_uncompressed_label(cell, cells) for cell in cells}
+    for row in rows:
+        row["reference"] = references[row["label"]]
+    return rows
 
 
 def find_uncompressed_label(cell: Cell, others: Sequence[Cell]) -> str | None:
     """The same model without compression, if it is among the others."""
+    backbones = describe_backbones(cell.config)
+    for candidate in others:
+        config = candidate.config
+        if config.compressor == "identity" and describe_backbones(config) == backbones:
+            return candidate.label
+    return None
 
-    def same(config) -> tuple:
-        return config.tower.source, config.tower.select_layer, config.llm.source, str(config.image)
 
-    return next(
-        (
-            other.label
-            for other in others
-            if other.config.compressor == "identity" and same(other.config) == same(cell.config)
-        ),
-        None,
-    )
+def describe_backbones(config: Config) -> tuple[object, ...]:
+    """What models must have in common to be compared: all but compressor and query module."""
+    return config.tower.source, config.tower.select_layer, config.llm.source, str(config.image)
 
 
 def compare_subjects(
     subjects: Sequence[CostSubject],
-    given: argparse.Namespace,
-    sizes: Sequence[tuple[int, int]],
+    plan: MeasuringPlan,
+    machine: Machine,
     report: Reporter,
     timed: bool,
 ) -> list[EfficiencyRow]:
     """Counts of all subjects, which are on the meta device; if `timed`, also measurements, in turn."""
-    cases = [(size, batch, images) for size in sizes for batch in given.batch for images in given.images]
-    rows: dict[tuple, EfficiencyRow] = {}
+    cases = plan.list_cases()
+    rows: dict[tuple[PictureCase, str], EfficiencyRow] = {}
     report.begin_stage("counting")
     report.announce_steps(len(cases) * len(subjects))
     for case in cases:
         for subject in subjects:
-            rows[case, subject.label] = make_counted_row(subject, case, given)
+            rows[case, subject.label] = make_counted_row(subject, case, plan.text, machine.dtype)
             report.advance_steps()
     if timed:
-        give_weights(subjects, given)
+        # not before all are counted: counting needs the meta device
+        give_weights(subjects, machine)
         report.begin_stage("measuring")
-        report.announce_steps(len(cases) * count_measuring_steps(len(subjects), given.rounds))
+        report.announce_steps(len(cases) * count_measuring_steps(len(subjects), plan.rounds))
         for case in cases:
-            made = {
-                s.label: BenchmarkCase(
-                    s, make_noise_pictures(*case), given.text or TEXT_TOKENS, given.tokens, given.static
+            benchmarks = {}
+            for subject in subjects:
+                pictures = make_noise_pictures(*case)
+                benchmarks[subject.label] = BenchmarkCase(
+                    subject, pictures, plan.text, plan.tokens, plan.static
                 )
-                for s in subjects
-            }
-            for label, found in measure_cases(made, given.rounds, report.advance_steps).items():
-                rows[case, label]["measured"] = asdict(found)
+            measurements = measure_cases(benchmarks, plan.rounds, report.advance_steps)
+            for label, measured in measurements.items():
+                rows[case, label]["measured"] = asdict(measured)
     return list(rows.values())
 
 
-def make_counted_row(subject: CostSubject, case: tuple, given: argparse.Namespace) -> EfficiencyRow:
+def make_counted_row(subject: CostSubject, case: PictureCase, text: int, dtype: torch.dtype) -> EfficiencyRow:
     """A row without times."""
-    (width, height), batch, images = case
-    found = count_subject(
-        subject, make_noise_pictures(*case), given.text or TEXT_TOKENS, getattr(torch, given.dtype)
-    )
+    width, height = case.size
+    counts = count_subject(subject, make_noise_pictures(*case), text, dtype)
     return {
         "label": subject.label,
         "note": subject.note,
         "attention": subject.attention,
         "picture": f"{width}x{height}",
-        "batch": batch,
-        "images": images,
-        "counts": found.to_json_dict(),
+        "batch": case.batch,
+        "images": case.images,
+        "counts": asdict(counts),
         "measured": None,
         "failed": None,
     }
 
 
-def give_weights(subjects: Sequence[CostSubject], given: argparse.Namespace) -> None:
+def give_weights(subjects: Sequence[CostSubject], machine: Machine) -> None:
     """Random ones. Cells with the same backbones share these. UsageError for more than the memory holds."""
-    for i, subject in enumerate(subjects):
-        check_weights_fit(subject, given)
-        fill_weights(subject.model, torch.device(given.device), getattr(torch, given.dtype))
-        if isinstance(subject, CellSubject):
-            set_placeholder_ids(subject.model)
-            for other in subjects[:i]:
-                for part in ("vision_tower", "language_model"):
-                    adopt_weights(getattr(subject.model, part), getattr(other.model, part))
+    # one after another: beside what cells share, memory holds no more than one cell's own backbones
+    for number, subject in enumerate(subjects):
+        check_weights_fit(subject, machine)
+        fill_weights(subject.model, machine.device, machine.dtype)
+        if not isinstance(subject, CellSubject):
+            continue
+        set_placeholder_ids(subject.model)
+        for filled in subjects[:number]:
+            for part in ("vision_tower", "language_model"):
+                adopt_weights(getattr(subject.model, part), getattr(filled.model, part))
 
 
 def adopt_weights(module: torch.nn.Module, other: torch.nn.Module) -> None:
     """The other's weights, if they are of the same names and shapes."""
-    theirs = dict(other.named_parameters())
-    own = dict(module.named_parameters())
-    if {name: p.shape for name, p in own.items()} == {name: p.shape for name, p in theirs.items()}:
-        for name, parameter in own.items():
-            parameter.data = theirs[name].data
+    if list_parameter_shapes(module) != list_parameter_shapes(other):
+        return
+    their_parameters = dict(other.named_parameters())
+    # its own are dropped: memory holds a backbone once, however many cells there are
+    for name, parameter in module.named_parameters():
+        parameter.data = their_parameters[name].data
 
 
-def measure_table1(given: argparse.Namespace, report: Reporter) -> list[EfficiencyRow]:
-    """Rows of Table 1. Measured models have a process each: one that does not fit leaves the others alone."""
-    labels = [given.only] if given.only else list(table1.read_table1())
+def list_parameter_shapes(module: torch.nn.Module) -> dict[str, torch.Size]:
+    """The shape of each parameter by its name."""
+    return {name: parameter.shape for name, parameter in module.named_parameters()}
+
+
+def measure_table1(
+    labels: Sequence[str], plan: MeasuringPlan, machine: Machine, report: Reporter, timed: bool
+) -> list[EfficiencyRow]:
+    """Rows of models of Table 1. Of several measured models each has a process: one that does not fit leaves
+    the others alone."""
+    in_processes = timed and len(labels) > 1
     report.announce_cells(len(labels))
     rows = []
     for label in labels:
         report.begin_cell(label)
-        alone = given.only or not given.measure
-        rows += list(
-            measure_table1_model(label, given, report) if alone else measure_in_process(label, given)
-        )
+        if in_processes:
+            rows += measure_in_process(label, plan, machine)
+        else:
+            rows += measure_table1_model(label, plan, machine, report, timed)
     return rows
 
 
-def measure_table1_model(label: str, given: argparse.Namespace, report: Reporter) -> Iterator[EfficiencyRow]:
-    """One model, here."""
-    sizes = (
-        given.pictures if table1.find_table1_entry(label)["resolutions"] == "dynamic" else given.pictures[:1]
-    )
+def measure_table1_model(
+    label: str, plan: MeasuringPlan, machine: Machine, report: Reporter, timed: bool
+) -> list[EfficiencyRow]:
+    """One model, here: a row for each size of picture if what it sees depends on that, else one for any."""
+    dynamic = table1.find_table1_entry(label)["resolutions"] == "dynamic"
+    if not dynamic:
+        plan = replace(plan, pictures=plan.pictures[:1])
     with table1.build_table1_subject(label) as subject:
-        for row in compare_subjects([subject], given, sizes, report, given.measure):
-            fixed = {} if table1.find_table1_entry(label)["resolutions"] == "dynamic" else {"picture": "any"}
-            yield {**row, **fixed, "reference": "FlashSloth"}
+        rows = compare_subjects([subject], plan, machine, report, timed)
+    for row in rows:
+        if not dynamic:
+            row["picture"] = "any"
+        row["reference"] = TABLE1_REFERENCE
+    return rows
 
 
-def measure_in_process(label: str, given: argparse.Namespace) -> list[EfficiencyRow]:
+def measure_in_process(label: str, plan: MeasuringPlan, machine: Machine) -> list[EfficiencyRow]:
     """One model, elsewhere. If that fails, its counts and the reason."""
     with TemporaryDirectory() as folder:
-        done = subprocess.run(
-            [*build_model_command(label, given), "--measure", "--to", folder], capture_output=True, text=True
-        )
-        if done.returncode == 0:
+        command = [*build_model_command(label, plan, machine), "measure=true", f"to={folder}"]
+        process = subprocess.run(command, capture_output=True, text=True)
+        if process.returncode == 0:
             return json.loads(Path(folder, RESULT_FILE).read_text(encoding="utf-8"))["rows"]
-    words = done.stderr.strip().splitlines()
-    reason = words[-1] if words else f"ended with exit code {done.returncode}"
-    given = argparse.Namespace(**{**vars(given), "measure": False})
-    return [{**row, "failed": reason} for row in measure_table1_model(label, given, Reporter())]
+    reason = f"ended with exit code {process.returncode}"
+    error_lines = process.stderr.strip().splitlines()
+    if error_lines:
+        reason = error_lines[-1]  # our own error or, of a crash, what was raised
+    rows = measure_table1_model(label, plan, machine, Reporter(), timed=False)
+    for row in rows:
+        row["failed"] = reason
+    return rows
 
 
-def build_model_command(label: str, given: argparse.Namespace) -> list[str]:
+def build_model_command(label: str, plan: MeasuringPlan, machine: Machine) -> list[str]:
     """The command for one model of Table 1."""
-    listed = {
-        "batch": given.batch,
-        "images": given.images,
-        "pictures": [f"{width}x{height}" for width, height in given.pictures],
+    sizes = [f"{width}x{height}" for width, height in plan.pictures]
+    settings: dict[str, list] = {
+        "only": [label],
+        "pictures": sizes,
+        "batch": list(plan.batches),
+        "images": list(plan.images),
+        "text": [plan.text],
+        "tokens": [plan.tokens],
+        "rounds": [plan.rounds],
+        "device": [machine.device],
+        "dtype": [machine.dtype_name],
     }
-    words = {name: ",".join(map(str, values)) for name, values in listed.items()}
-    for name in ("text", "tokens", "rounds", "device", "dtype", "threads"):
-        if getattr(given, name):
-            words[name] = str(getattr(given, name))
-    found = [sys.executable, "-m", "experiments.efficiency", "--only", label]
-    found += [word for name, text in words.items() for word in (f"--{name}", text)]
-    return [*found, *(["--static"] if given.static else [])]
+    if machine.threads:
+        settings["threads"] = [machine.threads]
+    if plan.static:
+        settings["static"] = ["true"]
+    command = [sys.executable, "-m", "experiments.efficiency"]
+    for key, values in settings.items():
+        command.append(f"{key}={','.join(map(str, values))}")
+    return command
 
 
-def measure_training_stages(given: argparse.Namespace, report: Reporter) -> list[EfficiencyRow]:
-    """Both stages of each cell."""
+def measure_training_stages(
+    overrides: Sequence[str],
+    rounds: int,
+    text: int | None,
+    data_rows: Sequence[int],
+    device: torch.device,
+    report: Reporter,
+) -> list[EfficiencyRow]:
+    """Both stages of each cell.
+
+    text       text tokens of a row; None: what suits the stage
+    data_rows  rows of both stages' data; none: the paper's
+    """
     rows = []
-    with make_weightless_cells(given.overrides) as found:
-        report.announce_cells(len(found))
-        for cell in found:
+    with make_weightless_cells(overrides) as cells:
+        report.announce_cells(len(cells))
+        for cell in cells:
             report.begin_cell(cell.label)
-            for i, stage in enumerate(training.TRAINING_ROLES):
+            for number, stage in enumerate(training.TRAINING_ROLES):
                 report.begin_stage(stage)
-                data = given.data_rows[i] if given.data_rows else training.PAPER_ROWS[stage]
-                text = given.text or training.STAGE_TEXT_TOKENS[stage]
-                measured = training.measure_training(
-                    cell.config, stage, given.rounds, text, data, torch.device(given.device), report
+                rows_of_data = data_rows[number] if data_rows else training.PAPER_ROWS[stage]
+                text_of_row = text or training.STAGE_TEXT_TOKENS[stage]
+                cost = training.measure_training(
+                    cell.config, stage, rounds, text_of_row, rows_of_data, device, report
                 )
-                rows.append(
-                    {
-                        "label": cell.label,
-                        "stage": stage,
-                        "hours": measured.estimated_hours,
-                        **asdict(measured),
-                    }
-                )
+                identity = {"label": cell.label, "stage": stage, "hours": cost.estimated_hours}
+                rows.append({**identity, **asdict(cost)})
     return rows

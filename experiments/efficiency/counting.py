@@ -1,19 +1,43 @@
 """What can be counted without weights: tokens, parameters, FLOPs by part, bytes of weights and KV cache."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
-from PIL import Image
-from torch import Tensor
+from torch import nn
 from transformers import Cache
 
 from connectors.tiling import Tiling
-from connectors.versions import meta_forward
+from connectors.versions import allow_meta_forward
 from experiments.config.schema import Config
-from experiments.efficiency.subject import LLM, MODEL_PARTS, TOWER, CellSubject, CostSubject, PixelInputs
+from experiments.efficiency.subject import (
+    COMPRESSOR,
+    LLM,
+    PROJECTOR,
+    QUERY_PART,
+    TOWER,
+    CellSubject,
+    CostSubject,
+    PictureRows,
+    PixelInputs,
+)
 from experiments.efficiency.timing import OTHER_PART, count_flops_by_part
 from experiments.models.random_model import TEXT_TOKENS
 from experiments.stages.module import choose_trainable_parts
+
+# parts as a table names them -> as a stage's trainable parts are named
+TRAINABLE_NAMES = {
+    TOWER: "vision_tower",
+    COMPRESSOR: "compressor",
+    PROJECTOR: "projector",
+    QUERY_PART: "query_module",
+    LLM: "language_model",
+}
+# a part's FLOPs of a training step over those of its forward: the gradients of the outputs and of the weights
+# cost as much as the forward each
+TRAINED_FACTOR = 3
+FROZEN_LLM_FACTOR = 2  # it hands gradients on to what feeds it, and keeps none of its own
+FROZEN_TOWER_FACTOR = 1  # nothing below it is trained
 
 
 @dataclass(frozen=True)
@@ -40,47 +64,60 @@ class PrefillCounts:
     cache_bytes: int
     llm_bytes: int
 
-    def to_json_dict(self) -> dict:
-        """For JSON."""
-        return asdict(self)
 
-
-@meta_forward()
+@allow_meta_forward()
 def count_subject(
     subject: CostSubject,
-    pictures: list[list[Image.Image]],
+    pictures: PictureRows,
     text: int = TEXT_TOKENS,
     dtype: torch.dtype = torch.bfloat16,
 ) -> PrefillCounts:
     """Of a subject on the meta device. `pictures`: those of each row."""
-    rows, size = len(pictures), dtype.itemsize
+    rows = len(pictures)
     pixels = subject.prepare_pixels(pictures)
-    visual = subject.count_visual_tokens(pixels)
-    found, cache = count_prefill_flops(subject, move_to_meta(pixels), rows, visual // rows, text)
-    row, one = (torch.empty(1, n, subject.llm_width, device="meta") for n in (cache.get_seq_length(), 1))
-    past = subject.language_model(row, visual=visual // rows)
-    step = count_flops_by_part(lambda: subject.language_model(one, past), subject.parts)
+    visual = subject.count_visual_tokens(pixels) // rows
+    prefill, cache = count_prefill_flops(subject, move_to_meta(pixels), rows, visual, text)
     parameters = count_parameters_by_part(subject)
-    weights, kept = sum(parameters.values()) * size, count_cache_elements(cache) * size
-    read = (parameters[LLM] - count_separate_embedding(subject)) * size + kept
+    cache_bytes = count_cache_elements(cache) * dtype.itemsize
+    read_parameters = parameters[LLM] - count_separate_embedding(subject)
     return PrefillCounts(
-        visual // rows, subject.query_tokens, text, parameters, found, sum(step.values()), weights, kept, read
+        visual=visual,
+        query=subject.query_tokens,
+        text=text,
+        parameters=parameters,
+        prefill=prefill,
+        decode=count_decode_flops(subject, cache.get_seq_length(), visual),
+        weight_bytes=sum(parameters.values()) * dtype.itemsize,
+        cache_bytes=cache_bytes,
+        llm_bytes=read_parameters * dtype.itemsize + cache_bytes,
     )
+
+
+def count_decode_flops(subject: CostSubject, length: int, visual: int) -> int:
+    """FLOPs of one more token of a row, after a prefill of `length` tokens, of which `visual` are visual."""
+    # with keys and values of its own: the cache of a batch has those of all rows
+    prompt = torch.empty(1, length, subject.llm_width, device="meta")
+    token = torch.empty(1, 1, subject.llm_width, device="meta")
+    cache = subject.language_model(prompt, visual=visual)
+    flops = count_flops_by_part(lambda: subject.language_model(token, cache), subject.parts)
+    return sum(flops.values())
 
 
 def count_prefill_flops(
     subject: CostSubject, pixels: PixelInputs, rows: int, visual: int, text: int, keep: int = 1
 ) -> tuple[dict[str, int], Cache]:
     """FLOPs by part, and the cache that a prefill leaves. `keep`: logits of so many last tokens, 0: all."""
-    tokens, kept = visual + subject.query_tokens + text, []
+    tokens = visual + subject.query_tokens + text
+    caches: list[Cache] = []
 
-    def whole() -> None:
+    def run_prefill() -> None:
         with torch.device("meta"):
             subject.encode_images(pixels, rows, tokens, text)
             embeds = torch.empty(rows, tokens, subject.llm_width)
-            kept.append(subject.language_model(embeds, keep=keep, visual=visual))
+            caches.append(subject.language_model(embeds, keep=keep, visual=visual))
 
-    return count_flops_by_part(whole, subject.parts), kept[0]
+    flops = count_flops_by_part(run_prefill, subject.parts)
+    return flops, caches[0]
 
 
 def count_cell_prefill_flops(
@@ -88,9 +125,14 @@ def count_cell_prefill_flops(
 ) -> dict[str, int]:
     """FLOPs by part of one row of a cell, with one image of as many crops as it can have; `tiles` a side,
     None: as in evaluation."""
-    crops = subject.tiling.most_crops if tiles is None else Tiling(tiles).most_crops
-    pixels = {"pixel_values": torch.empty(1, crops, 3, subject.size, subject.size, device="meta")}
-    return count_prefill_flops(subject, pixels, 1, subject.count_visual_tokens(pixels), text, keep)[0]
+    tiling = subject.tiling
+    if tiles is not None:
+        tiling = Tiling(tiles)
+    shape = (1, tiling.most_crops, 3, subject.size, subject.size)
+    pixels = {"pixel_values": torch.empty(shape, device="meta")}
+    visual = subject.count_visual_tokens(pixels)
+    flops, _ = count_prefill_flops(subject, pixels, 1, visual, text, keep)
+    return flops
 
 
 def count_training_flops(
@@ -99,44 +141,58 @@ def count_training_flops(
     """FLOPs of one row of a training step, forward and backward: three times the forward's for a part that is
     trained, twice for a frozen language model, which hands gradients on, once for a frozen tower, none where
     its features are cached. What gradient checkpointing computes again does not count."""
-    names = dict(
-        zip(MODEL_PARTS, ("vision_tower", "compressor", "projector", "query_module", "language_model"))
-    )
-    trained, total = choose_trainable_parts(stage, config.tower.train), 0
-    for part, count in count_cell_prefill_flops(subject, text, tiles, keep=0).items():
-        frozen = (0 if cached else 1) if part == TOWER else 2
-        total += count * (3 if names.get(part) in trained else frozen)
+    trained_parts = choose_trainable_parts(stage, config.tower.train)
+    total = 0
+    for part, flops in count_cell_prefill_flops(subject, text, tiles, keep=0).items():
+        if TRAINABLE_NAMES.get(part) in trained_parts:
+            factor = TRAINED_FACTOR
+        elif part == TOWER and cached:
+            factor = 0  # it does not run
+        elif part == TOWER:
+            factor = FROZEN_TOWER_FACTOR
+        else:
+            factor = FROZEN_LLM_FACTOR
+        total += flops * factor
     return total
 
 
 def move_to_meta(pixels: PixelInputs) -> PixelInputs:
     """Without content, but for whole numbers: sizes, which a model reads."""
-    return {name: value.to("meta") if value.is_floating_point() else value for name, value in pixels.items()}
+    moved = dict(pixels)  # counting needs no more of pixels than their shape
+    for name, value in pixels.items():
+        if value.is_floating_point():
+            moved[name] = value.to("meta")
+    return moved
 
 
 def count_parameters_by_part(subject: CostSubject) -> dict[str, int]:
     """Each parameter once, a part within another as its own."""
-    owner = dict.fromkeys(subject.model.parameters(), OTHER_PART)
-    for name, modules in subject.parts.items():
+    owner: dict[nn.Parameter, str] = dict.fromkeys(subject.model.parameters(), OTHER_PART)
+    # parts come in the order of a forward pass: one inside another (Qwen2-VL's projector) after it
+    for part, modules in subject.parts.items():
         for module in modules:
-            owner |= dict.fromkeys(module.parameters(), name)
-    found = dict.fromkeys([*subject.parts, OTHER_PART], 0)
-    for parameter, name in owner.items():
-        found[name] += parameter.numel()
-    return found
-
-
-def list_cache_tensors(cache: Cache) -> list[Tensor]:
-    """Keys and values of all layers."""
-    return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+            owner |= dict.fromkeys(module.parameters(), part)
+    # without the parts that a model does not have, but with `other`: it shows what a part has missed
+    counts = dict.fromkeys([*subject.parts, OTHER_PART], 0)
+    for parameter, part in owner.items():
+        counts[part] += parameter.numel()
+    return counts
 
 
 def count_cache_elements(cache: Cache) -> int:
-    """Numbers that a cache holds."""
-    return sum(tensor.numel() for tensor in list_cache_tensors(cache))
+    """Numbers that a cache holds: keys and values of all layers, each (B, heads, T, D)."""
+    elements = 0
+    # transformers has layers without keys, too; those of our models attend, and have been through a prefill
+    for layer in cast(list[Any], cache.layers):
+        elements += layer.keys.numel()
+        elements += layer.values.numel()
+    return elements
 
 
 def count_separate_embedding(subject: CostSubject) -> int:
     """Parameters of an input embedding of its own, of which a step reads a row."""
-    embedding = subject.model.get_input_embeddings().weight
-    return 0 if subject.model.get_output_embeddings().weight is embedding else embedding.numel()
+    embedding = cast(nn.Embedding, subject.model.get_input_embeddings()).weight
+    output = cast(nn.Linear, subject.model.get_output_embeddings()).weight
+    if output is embedding:  # tied: the output layer reads all of it in every step
+        return 0
+    return embedding.numel()

@@ -1,40 +1,71 @@
 """Where a measurement runs: device, type, threads, versions, and whether a model fits."""
 
-import argparse
 import os
 import platform
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers
 
 from compressors.errors import UsageError
+from experiments.efficiency.plan import MeasuringPlan
 from experiments.efficiency.subject import CostSubject
 from experiments.models import build
-from experiments.models.random_model import TEXT_TOKENS
+from experiments.runtime.processor import read_processor_name
+
+WEIGHT_MARGIN = 1.1  # of the weights' bytes: what else a process needs while it fills them
 
 
-def settle_machine(given: argparse.Namespace) -> dict[str, Any]:
-    """Where and how, a part of every result; settles device, type and threads."""
+@dataclass(frozen=True)
+class Machine:
+    """Where models run, and the type of their weights. `threads`: of the CPU; None: torch's choice."""
+
+    device: torch.device
+    dtype: torch.dtype
+    threads: int | None = None
+
+    @property
+    def dtype_name(self) -> str:
+        """As it is typed: bfloat16."""
+        return str(self.dtype).removeprefix("torch.")
+
+
+def settle_machine(
+    device: str | None = None, dtype: str | None = None, threads: int | None = None, published: bool = False
+) -> Machine:
+    """The machine that is asked for; None stands for what suits: a GPU where there is one, bfloat16 there and
+    for `published` models (Table 1), else float32. Sets torch's threads. UsageError for no such device."""
     build.silence_libraries()
-    if given.threads:
-        torch.set_num_threads(given.threads)
-    device = parse_device(given.device)
-    cuda = device.type == "cuda"
-    given.device = str(device)
-    given.dtype = given.dtype or ("bfloat16" if cuda or given.table1 else "float32")
+    if threads:
+        torch.set_num_threads(threads)
+    place = parse_device(device)
+    if dtype is None:
+        suits_bfloat16 = place.type == "cuda" or published
+        dtype = "bfloat16" if suits_bfloat16 else "float32"
+    return Machine(place, getattr(torch, dtype), threads)
+
+
+def describe_conditions(machine: Machine, plan: MeasuringPlan) -> dict[str, Any]:
+    """Where and how, a part of every result."""
+    device = machine.device
+    if device.type == "cuda":
+        device_name = torch.cuda.get_device_name(device)
+        cuda_version = torch.version.cuda
+    else:
+        device_name = read_processor_name()
+        cuda_version = None
     return {
-        "device": given.device,
-        "device_name": torch.cuda.get_device_name(device) if cuda else read_processor_name(),
-        "dtype": given.dtype,
+        "device": str(device),
+        "device_name": device_name,
+        "dtype": machine.dtype_name,
         "threads": torch.get_num_threads(),
-        "text_tokens": given.text or TEXT_TOKENS,
-        "new_tokens": given.tokens,
-        "rounds": given.rounds,
-        "static_cache": given.static,
+        "text_tokens": plan.text,
+        "new_tokens": plan.tokens,
+        "rounds": plan.rounds,
+        "static_cache": plan.static,
         "torch": torch.__version__,
-        "cuda": torch.version.cuda if cuda else None,
+        "cuda": cuda_version,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
     }
@@ -44,28 +75,22 @@ def parse_device(name: str | None) -> torch.device:
     """The device asked for, or a UsageError."""
     if name is None:
         return build.pick_device("auto")
-    if name != "cpu" and not (name.split(":")[0] == "cuda" and torch.cuda.is_available()):
-        raise UsageError(f"--device {name}: expected cpu, or cuda where there is a GPU")
+    is_gpu = name.split(":")[0] == "cuda" and torch.cuda.is_available()
+    if name != "cpu" and not is_gpu:
+        raise UsageError(f"device={name}: expected cpu, or cuda where there is a GPU")
     return torch.device(name)
 
 
-def read_processor_name() -> str:
-    """The CPU's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def check_weights_fit(subject: CostSubject, given: argparse.Namespace) -> None:
+def check_weights_fit(subject: CostSubject, machine: Machine) -> None:
     """UsageError for what the memory cannot hold. A GPU tells by itself; a process that asks for more than a
     machine has is killed, and others with it."""
-    needed = sum(p.numel() for p in subject.model.parameters()) * getattr(torch, given.dtype).itemsize
-    pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-    there = pages * os.sysconf("SC_PAGE_SIZE") if pages else 2 * needed
-    if given.device == "cpu" and 1.1 * needed > there:
+    if machine.device.type != "cpu" or not hasattr(os, "sysconf"):
+        return
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # bytes; 0 where it is not told
+    # the model is on the meta device, perhaps of another type than it will have
+    needed = subject.model.num_parameters() * machine.dtype.itemsize
+    if memory and WEIGHT_MARGIN * needed > memory:
         raise UsageError(
             f"{subject.label}: {needed / 2**30:.1f} GiB of weights do not fit into "
-            f"{there / 2**30:.1f} GiB; take a smaller --dtype, or a GPU"
+            f"{memory / 2**30:.1f} GiB; take a smaller dtype=, or a GPU"
         )

@@ -4,16 +4,17 @@ All cells of a batch size and image count take turns, round by round (`timing`),
 minute of the machine hits all alike.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-from experiments.efficiency.memory import measure_peak_bytes
+from experiments.efficiency.memory import count_weight_bytes, measure_peak_bytes
 from experiments.efficiency.subject import CostSubject, PictureRows, PixelInputs
 from experiments.efficiency.timing import (
     Ledger,
@@ -30,7 +31,7 @@ PICTURE_PREPARATION = "preprocessing"
 class TokenClock(BaseStreamer):
     """When each token has reached the host. `generate` hands over the prompt first, then token by token."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.times: list[float] = []
 
     def put(self, value: Tensor) -> None:  # noqa: ARG002
@@ -71,40 +72,51 @@ class BenchmarkCase:
         self, subject: CostSubject, pictures: PictureRows, text: int, new_tokens: int, static: bool = False
     ):
         """`static`: a cache of fixed size, with which transformers compiles the decoding step on a GPU."""
-        self.subject, self.pictures, self.new_tokens = subject, pictures, new_tokens
-        self.options = {"cache_implementation": "static"} if static else {}
+        self.subject = subject
+        self.pictures = pictures
+        self.new_tokens = new_tokens
+        self.options = {}
+        if static:
+            self.options["cache_implementation"] = "static"
         prompt = subject.prompt(subject.prepare_pixels(pictures), len(pictures), text)
         self.prompt = self.move_to_model(prompt)
 
     def move_to_model(self, inputs: PixelInputs) -> PixelInputs:
         """Where and in the floating point type that the model is."""
         model = self.subject.model
-        return {
-            name: value.to(model.device, model.dtype if value.is_floating_point() else None)
-            for name, value in inputs.items()
-        }
+        moved = {}
+        for name, value in inputs.items():
+            if value.is_floating_point():
+                moved[name] = value.to(model.device, model.dtype)
+            else:  # token ids stay whole numbers
+                moved[name] = value.to(model.device)
+        return moved
 
-    def generate(self, pixels: PixelInputs, tokens: int, stamps: TokenClock | None = None) -> Tensor:
-        """Greedy answers of exactly `tokens` tokens."""
-        return self.subject.model.generate(
+    def generate(self, pixels: PixelInputs, tokens: int, clock: TokenClock | None = None) -> Tensor:
+        """Greedy answers of exactly `tokens` tokens: (B, T + tokens)."""
+        model: Any = self.subject.model  # transformers gives models `generate` in a way that types do not see
+        return model.generate(
             **self.prompt,
             **self.move_to_model(pixels),
             do_sample=False,
             num_beams=1,
             min_new_tokens=tokens,
             max_new_tokens=tokens,
-            streamer=stamps,
+            streamer=clock,
             **self.options,
         )
 
     def time_answer(self) -> AnswerSeconds:
         """From pictures to the last token."""
-        stamps = TokenClock()
+        clock = TokenClock()
         wait_for_accelerator()
         start = perf_counter()
-        self.generate(self.subject.prepare_pixels(self.pictures), self.new_tokens, stamps)
-        _, first, *rest = stamps.times
-        return AnswerSeconds(first - start, (rest[-1] - first) / len(rest) if rest else None)
+        self.generate(self.subject.prepare_pixels(self.pictures), self.new_tokens, clock)
+        _, first, *later = clock.times  # the first time is the prompt's
+        ttft = first - start
+        if not later:
+            return AnswerSeconds(ttft, None)
+        return AnswerSeconds(ttft, (later[-1] - first) / len(later))
 
     def time_parts(self) -> dict[str, float]:
         """Seconds by part, from pictures to the first token."""
@@ -116,10 +128,11 @@ class BenchmarkCase:
         return {PICTURE_PREPARATION: prepared - start, **ledger.shares}
 
     def measure_peak(self) -> int:
-        """Weights, and the most that an answer needs beside them."""
-        model, pixels = self.subject.model, self.subject.prepare_pixels(self.pictures)
-        weights = sum(p.nbytes for p in model.parameters())
-        return weights + measure_peak_bytes(partial(self.generate, pixels, self.new_tokens), model.device)
+        """Weights, and the most that an answer needs beside them, in bytes."""
+        model = self.subject.model
+        pixels = self.subject.prepare_pixels(self.pictures)
+        answer = partial(self.generate, pixels, self.new_tokens)
+        return count_weight_bytes(model) + measure_peak_bytes(answer, model.device)
 
 
 @torch.inference_mode()
@@ -127,21 +140,37 @@ def measure_cases(
     cases: Mapping[str, BenchmarkCase], rounds: int, done: Callable[[], None] = lambda: None
 ) -> dict[str, CaseMeasurements]:
     """Every case, in turn; `done` is called `count_measuring_steps(cases, rounds)` times."""
-    laps = run_in_turn({name: case.time_answer for name, case in cases.items()}, rounds, done)
-    parts = run_in_turn({name: case.time_parts for name, case in cases.items()}, rounds, done)
-    found = {}
+    answer_steps = {}
+    part_steps = {}
     for name, case in cases.items():
-        decode = [lap.decode for lap in laps[name] if lap.decode is not None]
-        found[name] = CaseMeasurements(
-            find_spread(lap.ttft for lap in laps[name]),
-            find_spread(decode) if decode else None,
-            {part: find_spread(share[part] for share in parts[name]) for part in parts[name][0]},
-            case.measure_peak(),
-        )
+        answer_steps[name] = case.time_answer
+        part_steps[name] = case.time_parts
+    # in runs of their own: waiting for each part would make an answer longer
+    answers = run_in_turn(answer_steps, rounds, done)
+    parts = run_in_turn(part_steps, rounds, done)
+    measurements = {}
+    for name, case in cases.items():
+        measurements[name] = summarise_case(answers[name], parts[name], case.measure_peak())
         done()
-    return found
+    return measurements
+
+
+def summarise_case(
+    answers: Sequence[AnswerSeconds], parts: Sequence[Mapping[str, float]], peak_bytes: int
+) -> CaseMeasurements:
+    """The spreads of one case over its rounds."""
+    ttft_spread = find_spread(answer.ttft for answer in answers)
+    decode_spread = None
+    decode_seconds = [answer.decode for answer in answers if answer.decode is not None]
+    if decode_seconds:
+        decode_spread = find_spread(decode_seconds)
+    part_spreads = {}
+    for part in parts[0]:
+        part_spreads[part] = find_spread(seconds[part] for seconds in parts)
+    return CaseMeasurements(ttft_spread, decode_spread, part_spreads, peak_bytes)
 
 
 def count_measuring_steps(cases: int, rounds: int) -> int:
-    """How often `measure_cases` tells that a step is done."""
+    """How often `measure_cases` tells that a step is done: two runs of rounds with one that does not count,
+    and one look at memory."""
     return cases * (2 * (rounds + 1) + 1)

@@ -3,10 +3,11 @@
 A process's own peak (`ru_maxrss`) never falls, so that it tells nothing of a second call.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -28,36 +29,55 @@ def measure_peak_bytes(call: Callable[[], object], device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
+def count_weight_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters."""
+    return sum(parameter.nbytes for parameter in model.parameters())
+
+
 class LiveBytes(TorchDispatchMode):
     """Counts bytes of the tensors that operations make, as long as anything holds them."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.made: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.now = self.peak = 0
+        self.storages: dict[int, tuple[StorageWeakRef, int]] = {}  # identity -> storage, its bytes
+        self.now = 0
+        self.peak = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        given = {identify_storage(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        found = func(*args, **(kwargs or {}))
-        self.drop_dead_storages()
-        for tensor in tree_leaves(found):
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> Any:
+        inputs = set()
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor):
+                inputs.add(identify_storage(leaf))
+        output = func(*args, **(kwargs or {}))
+        self.drop_dead_storages()  # first: what has died meanwhile is not there beside the new ones
+        for tensor in tree_leaves(output):
             # what aliases an input is no new memory
-            if isinstance(tensor, Tensor) and identify_storage(tensor) not in given:
+            if isinstance(tensor, Tensor) and identify_storage(tensor) not in inputs:
                 self.add_storage(tensor)
         self.peak = max(self.peak, self.now)
-        return found
+        return output
 
     def add_storage(self, tensor: Tensor) -> None:
         """Counts a storage once."""
-        if identify_storage(tensor) not in self.made:
+        identity = identify_storage(tensor)
+        # views share the storage of what they are views of
+        if identity not in self.storages:
             storage = tensor.untyped_storage()
-            self.made[identify_storage(tensor)] = StorageWeakRef(storage), storage.nbytes()
+            self.storages[identity] = (StorageWeakRef(storage), storage.nbytes())
             self.now += storage.nbytes()
 
     def drop_dead_storages(self) -> None:
         """Forgets storages that nothing holds any more."""
-        for key in [key for key, (storage, _) in self.made.items() if storage.expired()]:
-            self.now -= self.made.pop(key)[1]
+        for identity, (storage, size) in list(self.storages.items()):
+            if storage.expired():
+                del self.storages[identity]
+                self.now -= size
 
 
 def identify_storage(tensor: Tensor) -> int:

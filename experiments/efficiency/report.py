@@ -1,24 +1,51 @@
 """Results with their definitions; as JSON, Markdown and pictures on disk."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from experiments.efficiency.collect import RESULT_FILE
-from experiments.efficiency.definitions import COUNT_NOTES, TIME_NOTES, TRAINING_NOTES
-from experiments.efficiency.tables import TableWords, make_counts_table, make_times_table, make_training_table
+from experiments.efficiency.collect import RESULT_FILE, EfficiencyRow
+from experiments.efficiency.tables import (
+    COUNT_NOTES,
+    TIME_NOTES,
+    TRAINING_NOTES,
+    TableWords,
+    make_counts_table,
+    make_times_table,
+    make_training_table,
+)
 from experiments.runtime.files import write_atomic
 from experiments.runtime.text_tables import format_markdown_table
 
+# made (the command and the conditions), rows of models that answer, training steps
 EfficiencyResult = dict[str, Any]
-# name in a device's name -> dense bf16 FLOP/s, memory bytes/s: NVIDIA's data sheets
+
+
+class DevicePeak(NamedTuple):
+    """What a device can do at most: dense bf16 FLOP/s, memory bytes/s. `name`: within torch's name for it."""
+
+    name: str
+    flops: float
+    bandwidth: float
+
+
+# NVIDIA's data sheets; the first that fits counts
 DEVICE_PEAKS = (
-    ("H100 PCIe", 756e12, 2.0e12),
-    ("H100", 989e12, 3.35e12),
-    ("H200", 989e12, 4.8e12),
-    ("A100", 312e12, 2.04e12),
-    ("A800", 312e12, 2.04e12),
+    DevicePeak("H100 PCIe", 756e12, 2.0e12),
+    DevicePeak("H100", 989e12, 3.35e12),
+    DevicePeak("H200", 989e12, 4.8e12),
+    DevicePeak("A100", 312e12, 2.04e12),
+    DevicePeak("A800", 312e12, 2.04e12),
 )
+
+
+class ResultView(NamedTuple):
+    """A table with its title and the definitions of its columns."""
+
+    title: str
+    table: TableWords
+    notes: list[str]
 
 
 def describe_result(result: EfficiencyResult) -> str:
@@ -26,67 +53,90 @@ def describe_result(result: EfficiencyResult) -> str:
     made = result["made"]
     words = [made["device_name"], f"{made['threads']} threads"]
     if result["rows"]:  # trained cells have their own of these
-        words += [
-            f"attention {', '.join(sorted({row['attention'] for row in result['rows']}))}",
-            made["dtype"],
-            f"{made['text_tokens']} text tokens",
-            f"answers of {made['new_tokens']}",
-            "static cache" if made["static_cache"] else "dynamic cache",
-        ]
-    words += [
-        f"{made['rounds']} rounds",
-        f"torch {made['torch']}",
-        f"transformers {made['transformers']}",
-        f"python {made['python']}",
-    ]
-    return ", ".join([*words, *([f"CUDA {made['cuda']}"] if made["cuda"] else [])])
+        attentions = sorted({row["attention"] for row in result["rows"]})
+        words.append(f"attention {', '.join(attentions)}")
+        words.append(made["dtype"])
+        words.append(f"{made['text_tokens']} text tokens")
+        words.append(f"answers of {made['new_tokens']}")
+        cache = "static" if made["static_cache"] else "dynamic"
+        words.append(f"{cache} cache")
+    words.append(f"{made['rounds']} rounds")
+    for package in ("torch", "transformers", "python"):
+        words.append(f"{package} {made[package]}")
+    if made["cuda"]:
+        words.append(f"CUDA {made['cuda']}")
+    return ", ".join(words)
 
 
-def make_result_views(result: EfficiencyResult) -> list[tuple[str, TableWords, list[str]]]:
-    """(title, table, notes) of all there is."""
-    rows, made, found = result["rows"], result["made"], []
-    flops, bandwidth = next(
-        ((f, b) for name, f, b in DEVICE_PEAKS if name in made["device_name"]), (None, None)
-    )
+def find_device_peak(device_name: str) -> DevicePeak | None:
+    """What the device can do at most, if we know it."""
+    # in their order: "H100" is part of "H100 PCIe"
+    for peak in DEVICE_PEAKS:
+        if peak.name in device_name:
+            return peak
+    return None
+
+
+def make_result_views(result: EfficiencyResult) -> list[ResultView]:
+    """All there is: training steps, counts, times."""
+    rows = result["rows"]
+    made = result["made"]
+    peak = find_device_peak(made["device_name"])
+    views = []
     if result["training"]:
-        found.append(("Training steps", make_training_table(result["training"], flops), TRAINING_NOTES))
+        table = make_training_table(result["training"], peak.flops if peak else None)
+        views.append(ResultView("Training steps", table, TRAINING_NOTES))
     if rows:
-        sources = {row["label"]: row["note"] for row in rows if row["note"]}
-        named = [f"{label}: {note}." for label, note in sources.items()]
-        told = f"Counted, {made['text_tokens']} text tokens, {made['dtype']}"
-        found.append((told, make_counts_table(rows), COUNT_NOTES + named))
+        title = f"Counted, {made['text_tokens']} text tokens, {made['dtype']}"
+        views.append(ResultView(title, make_counts_table(rows), COUNT_NOTES + list_sources(rows)))
     if any(row["measured"] for row in rows):
-        failed = [f"{row['label']} was not measured: {row['failed']}" for row in rows if row["failed"]]
-        found.append(
-            ("Measured", make_times_table(rows, bandwidth), TIME_NOTES + list(dict.fromkeys(failed)))
-        )
-    return found
+        table = make_times_table(rows, peak.bandwidth if peak else None)
+        views.append(ResultView("Measured", table, TIME_NOTES + list_failures(rows)))
+    return views
+
+
+def list_sources(rows: Sequence[EfficiencyRow]) -> list[str]:
+    """What the models were built from, a sentence each. Cells of one's own have no such note."""
+    notes = {}  # by label: a model has a row for each case
+    for row in rows:
+        if row["note"]:
+            notes[row["label"]] = f"{row['label']}: {row['note']}."
+    return list(notes.values())
+
+
+def list_failures(rows: Sequence[EfficiencyRow]) -> list[str]:
+    """Why models were not measured. A model has a row for each size of picture, but one reason."""
+    reasons: dict[str, None] = {}  # a dict keeps the order and each sentence once
+    for row in rows:
+        if row["failed"]:
+            reasons[f"{row['label']} was not measured: {row['failed']}"] = None
+    return list(reasons)
 
 
 def format_result_markdown(result: EfficiencyResult) -> str:
     """All tables with their definitions."""
     lines = ["# Efficiency", "", describe_result(result), "", f"    {result['made']['command']}", ""]
-    for heading, words, notes in make_result_views(result):
-        lines += [
-            f"## {heading}",
-            "",
-            *format_markdown_table(words),
-            "",
-            *(f"- {note}" for note in notes),
-            "",
-        ]
+    for title, table, notes in make_result_views(result):
+        lines += [f"## {title}", "", *format_markdown_table(table), ""]
+        for note in notes:
+            lines.append(f"- {note}")
+        lines.append("")
     return "\n".join(lines)
 
 
 def write_result(result: EfficiencyResult, folder: Path) -> list[Path]:
-    """JSON, Markdown, pictures."""
-    from experiments.efficiency import plots
+    """JSON, Markdown, pictures; the files that were written."""
+    from experiments.efficiency import plots  # matplotlib: a result that is only shown does not wait for it
 
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / RESULT_FILE, json.dumps(result, indent=1) + "\n")
-    write_atomic(folder / "efficiency.md", format_result_markdown(result))
-    written = [folder / RESULT_FILE, folder / "efficiency.md"]
-    for name, picture in plots.draw_result_pictures(result["rows"], result["training"]).items():
-        write_atomic(folder / f"{name}.svg", picture)
-        written.append(folder / f"{name}.svg")
+    contents = {
+        RESULT_FILE: json.dumps(result, indent=1) + "\n",
+        "efficiency.md": format_result_markdown(result),
+    }
+    for name, svg in plots.draw_result_pictures(result["rows"], result["training"]).items():
+        contents[f"{name}.svg"] = svg
+    written = []
+    for file_name, content in contents.items():
+        write_atomic(folder / file_name, content)
+        written.append(folder / file_name)
     return written

@@ -1,6 +1,7 @@
 """A model as something whose cost is asked: its parts, its inputs from pictures, its language model."""
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -8,24 +9,21 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
-from connectors.query_module import insertions
+from connectors.query_module import list_insertions
 from connectors.tiling import Tiling
 from connectors.versions import CACHE
 from experiments.config.schema import Config
 from experiments.models.random_model import make_random_prompt
 from llm_adapters.images import image_pixels, image_processor, stack_images
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
-from llm_adapters.pruning.attention import PRUNING_CONTEXT as PRUNING
+from llm_adapters.pruning.attention import PRUNING_CONTEXT
 from llm_adapters.pruning.prompt import make_sized_prompt
 
-TOWER, COMPRESSOR, PROJECTOR, QUERY_PART, LLM = (
-    "vision tower",
-    "compressor",
-    "projector",
-    "query module",
-    "language model",
-)
-MODEL_PARTS = (TOWER, COMPRESSOR, PROJECTOR, QUERY_PART, LLM)
+TOWER = "vision tower"
+COMPRESSOR = "compressor"
+PROJECTOR = "projector"
+QUERY_PART = "query module"
+LLM = "language model"
 PixelInputs = dict[str, Tensor]
 PictureRows = Sequence[Sequence[Image]]  # of each row
 
@@ -36,7 +34,7 @@ class CostSubject:
     label          how a table calls it
     note           what it was built from
     model          with weights, or on the meta device for counting
-    parts          the modules of each part, in the order of `MODEL_PARTS`; absent ones are left out
+    parts          the modules of each part, in the order of a forward pass; absent ones are left out
     query_tokens   of a turn
     """
 
@@ -48,8 +46,11 @@ class CostSubject:
         query_tokens: int = 0,
         note: str = "",
     ):
-        self.label, self.model, self.note = label, model, note
-        self.parts, self.query_tokens = dict(parts), query_tokens
+        self.label = label
+        self.model = model
+        self.parts = dict(parts)
+        self.query_tokens = query_tokens
+        self.note = note
 
     def prepare_pixels(self, pictures: PictureRows) -> PixelInputs:
         """Pictures, as many in each row, as the model's image processor prepares them, on the CPU."""
@@ -79,36 +80,33 @@ class CostSubject:
     @property
     def attention(self) -> str:
         """The implementation of attention, as transformers names it; several where parts differ."""
-        configs = (getattr(module, "config", None) for module in self.model.modules())
-        own = (getattr(config, "slothkit_original", config) for config in configs)  # below a pruner's scoring
-        return ", ".join(
-            sorted({name for config in own if (name := getattr(config, "_attn_implementation", None))})
-        )
+        names = set()
+        # tower and LLM have configurations of their own, and may differ
+        for module in self.model.modules():
+            config = getattr(module, "config", None)
+            config = getattr(config, "slothkit_original", config)  # below a pruner's scoring
+            name = getattr(config, "_attn_implementation", None)
+            if name:
+                names.add(name)
+        return ", ".join(sorted(names))
 
     @property
     def llm_width(self) -> int:
         """D, the language model's."""
-        return self.model.get_input_embeddings().embedding_dim
+        return cast(nn.Embedding, self.model.get_input_embeddings()).embedding_dim
 
 
 class CellSubject(CostSubject):
-    """A model of this project: a cell's."""
+    """A model of this project: a cell's. `size`: the side of the images that its tower takes, in pixels."""
 
     model: FlashSlothForConditionalGeneration
 
     def __init__(
         self, label: str, config: Config, model: FlashSlothForConditionalGeneration, size: int, note: str = ""
     ):
-        own = (
-            model.vision_tower,
-            model.compressor,
-            model.projector,
-            model.query_module,
-            model.language_model,
-        )
-        parts = {name: [part] for name, part in zip(MODEL_PARTS, own) if part is not None}
-        super().__init__(label, model, {LLM: parts[LLM]} if config.blind else parts, model.num_queries, note)
-        self.blind, self.size = config.blind, size
+        super().__init__(label, model, list_cell_parts(model, config.blind), model.num_queries, note)
+        self.blind = config.blind
+        self.size = size
         self.tiling = Tiling(config.tiles("test"), size, config.image.layout)
         self.processor = image_processor(model.vision_tower, size)
 
@@ -120,47 +118,74 @@ class CellSubject(CostSubject):
 
     def count_crops(self, pixels: PixelInputs) -> int:
         """Of a row."""
-        return 0 if self.blind else pixels["pixel_values"].shape[1]
+        if self.blind:
+            return 0
+        return pixels["pixel_values"].shape[1]
 
     def count_visual_tokens(self, pixels: PixelInputs) -> int:
         if self.blind:
             return 0
-        return pixels["pixel_values"].shape[:2].numel() * self.model.num_image_tokens(self.size, self.size)
+        rows, crops = pixels["pixel_values"].shape[:2]
+        return rows * crops * self.model.num_image_tokens(self.size, self.size)
 
     def prompt(self, pixels: PixelInputs, rows: int, text: int) -> dict[str, Tensor]:
-        made = make_random_prompt(self.model, self.count_crops(pixels), self.size, rows, text)
-        del made["labels"]
-        return made
+        prompt = make_random_prompt(self.model, self.count_crops(pixels), self.size, rows, text)
+        del prompt["labels"]
+        return prompt
 
     def encode_images(self, pixels: PixelInputs, rows: int, tokens: int, text: int) -> None:
         if self.blind:
             return
         model = self.model
-        features = model.get_image_features(pixels["pixel_values"])
-        flat = rearrange(features, "b i h w c -> (b i) h w c")
-        words = torch.empty(len(flat), text, self.llm_width) if model.compressor.needs_text else None
-        model.projector(model.compressor(flat, words))
+        # the steps of the model's own forward pass up to its LLM, on tensors of the same shapes
+        features = model.get_image_features(pixels["pixel_values"])  # (B, I, H, W, C)
+        crops = rearrange(features, "b i h w c -> (b i) h w c")
+        words = None
+        if model.compressor.needs_text:
+            words = torch.empty(len(crops), text, self.llm_width)
+        model.projector(model.compressor(crops, words))
         if model.query_module is None:
             return
         output = features[..., : model.vision_tower.dim]  # without levels for the compressor
-        patches, asked = rearrange(output, "b i h w c -> b (i h w) c"), model.num_queries
+        patches = rearrange(output, "b i h w c -> b (i h w) c")
+        queries = model.num_queries
         inputs = (
-            torch.empty(rows, tokens, self.llm_width),
-            torch.zeros(rows, asked).long(),
-            torch.ones(rows, asked, tokens).bool(),
+            torch.empty(rows, tokens, self.llm_width),  # hidden states
+            torch.zeros(rows, queries).long(),  # where the query tokens are
+            torch.ones(rows, queries, tokens).bool(),  # the tokens that each of them sees
             patches,
-            torch.ones(rows, asked, patches.shape[1]).bool(),
+            torch.ones(rows, queries, patches.shape[1]).bool(),  # and the patches
         )
-        for insertion, _ in insertions(model.query_module):
+        # once for each layer that it is inserted at
+        for insertion, _ in list_insertions(model.query_module):
             model.query_module(*inputs, insertion)
 
     def language_model(
         self, embeds: Tensor, cache: Cache | None = None, keep: int = 1, visual: int = 0
     ) -> Cache:
-        prompt = make_sized_prompt(embeds, visual) if visual and cache is None else None
+        prompt = None
+        if visual and cache is None:  # what is dropped is dropped in the prefill
+            prompt = make_sized_prompt(embeds, visual)
         run, cache = self.model.start_pruning(prompt, embeds.shape[1], cache, use_cache=True)
-        context = {} if run is None else {PRUNING: run}
-        found = self.model.language_model(
+        context = {}
+        if run is not None:
+            context[PRUNING_CONTEXT] = run
+        output = self.model.language_model(
             inputs_embeds=embeds, logits_to_keep=keep, use_cache=True, **{CACHE: cache}, **context
         )
-        return found[CACHE]
+        return output[CACHE]
+
+
+def list_cell_parts(model: FlashSlothForConditionalGeneration, blind: bool) -> dict[str, list[nn.Module]]:
+    """The parts that a cell's model uses: a blind one the language model alone."""
+    if blind:
+        return {LLM: [model.language_model]}
+    parts: dict[str, list[nn.Module]] = {
+        TOWER: [model.vision_tower],
+        COMPRESSOR: [model.compressor],
+        PROJECTOR: [model.projector],
+    }
+    if model.query_module is not None:
+        parts[QUERY_PART] = [model.query_module]
+    parts[LLM] = [model.language_model]
+    return parts

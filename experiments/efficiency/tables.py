@@ -1,13 +1,47 @@
-"""Results as tables of words."""
+"""Results as tables of words, and what their columns mean, which is printed under each table."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 from experiments.efficiency.collect import EfficiencyRow
 from experiments.efficiency.measuring import PICTURE_PREPARATION
 from experiments.efficiency.subject import COMPRESSOR, LLM, PROJECTOR, QUERY_PART, TOWER
 from experiments.efficiency.timing import OTHER_PART
 
-TableWords = list[list[str]]
+COUNT_NOTES = [
+    "visual, query: tokens of a row, all its images together, beside the text tokens.",
+    "FLOPs: of matrix products, attention and convolutions in a prefill of the whole batch; a "
+    "multiply-add counts as two. LLM: all decoder layers over visual, query and text tokens, logits "
+    "after the last one alone. EmbQ acts inside the LLM and is counted apart. A token: a decoding step "
+    "of one row.",
+    "KV cache: keys and values after the prefill, whole batch. Weights: all parameters.",
+]
+TIME_NOTES = [
+    "TTFT: from pictures in memory (PIL, RGB) to the first token on the host, through transformers' "
+    "generate, for the whole batch: resizing and normalising on the CPU, the copy to the device, tower, "
+    "compressor, projector, prefill, choice of the token. Token ids are made beforehand.",
+    "tokens/s: decoding after the first token, all rows together, by generate; each token is copied to "
+    "the host. Read: bytes of the LLM's weights (without an input embedding of its own) and of the KV "
+    "cache, over the time of a step.",
+    "By part: in a run of its own, in which every part is waited for. Other: placing tokens, copies, "
+    "generate.",
+    "Peak memory: weights and the most that an answer holds beside them; on a GPU as the allocator "
+    "counts, on a CPU tensors alone.",
+    "Median of the rounds (lowest - highest), after one round that does not count. Rows of the same "
+    "batch, images and picture take turns within a round; models of Table 1 run one after another. "
+    "Weights are random: values do not change the time.",
+]
+TRAINING_NOTES = [
+    "A step: an optimiser step of the sweep's own trainer, with the precision and checkpointing of the "
+    "preset; copying its rows to the device included, reading and preparing data not.",
+    "FLOPs of a step: forward times 3 for parts that are trained, 2 for a frozen LLM, 1 for a frozen "
+    "tower, 0 for a tower whose features are cached; what checkpointing computes again does not count.",
+    "Hours: rows of the data / rows of a step x median seconds of a step / 3600, on one device. Rows have "
+    "one image and the text tokens assumed: all are of one length.",
+    "Peak memory: weights, gradients, AdamW's state, activations.",
+]
+TableWords = list[list[str]]  # header and rows
 SHORT_PART_NAMES = {
     PICTURE_PREPARATION: "preparing",
     TOWER: "tower",
@@ -17,185 +51,288 @@ SHORT_PART_NAMES = {
     LLM: "LLM",
     OTHER_PART: "other",
 }
-UNIT_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))
 
 
-def choose_unit(largest: float) -> tuple[float, str]:
-    """What to divide by, and its letter."""
-    return next((each for each in UNIT_PREFIXES if largest >= each[0]), UNIT_PREFIXES[-1])
+class Column(NamedTuple):
+    """A column: its heading, and its word for a row."""
+
+    heading: str
+    format_row: Callable[[EfficiencyRow], str]
+
+
+class Unit(NamedTuple):
+    """What numbers are divided by, and its letter."""
+
+    scale: float
+    letter: str
+
+
+UNITS = (Unit(1e12, "T"), Unit(1e9, "G"), Unit(1e6, "M"), Unit(1e3, "k"), Unit(1, ""))
+
+
+def choose_unit(largest: float) -> Unit:
+    """The largest unit that is no more than the largest number."""
+    for unit in UNITS:
+        if largest >= unit.scale:
+            return unit
+    return UNITS[-1]
+
+
+# ---- words of numbers ----
 
 
 def format_digits(value: float) -> str:
-    """Three of them after the point for small numbers, fewer for large ones."""
-    return f"{value:.3f}" if value < 10 else f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
+    """Three digits after the point for small numbers, fewer for large ones."""
+    if value < 10:
+        return f"{value:.3f}"
+    if value < 1000:
+        return f"{value:.1f}"
+    return f"{value:,.0f}"
+
+
+def format_ratio(value: float, base: float) -> str:
+    """How many times the base."""
+    return f"{value / base:.2f}x"
+
+
+def format_spread(spread: Sequence[float]) -> str:
+    """Median (lowest - highest), in the unit of the numbers."""
+    middle, low, high = map(format_digits, spread)
+    return f"{middle} ({low} - {high})"
+
+
+# ---- what a table of these rows shows ----
 
 
 def list_parts_of_rows(rows: Sequence[EfficiencyRow], where: str, inner: str) -> list[str]:
-    """Parts that any row has something of, in order."""
-    there = {part for row in rows if row[where] for part, value in row[where][inner].items() if value}
-    return [part for part in SHORT_PART_NAMES if part in there]
+    """Parts that any row has something of, in order: in row[where][inner], numbers by part."""
+    parts_with_values = set()
+    for row in rows:
+        if not row[where]:  # of a row that was not measured
+            continue
+        for part, value in row[where][inner].items():
+            if value:
+                parts_with_values.add(part)
+    # in the order of a forward pass, whatever order the rows have them in
+    return [part for part in SHORT_PART_NAMES if part in parts_with_values]
 
 
 def list_differing_keys(rows: Sequence[EfficiencyRow]) -> list[str]:
     """What beside the label tells rows apart."""
-    return [key for key in ("picture", "batch", "images") if len({row[key] for row in rows}) > 1]
+    differing_keys = []
+    for key in ("picture", "batch", "images"):
+        first = rows[0][key]
+        if any(row[key] != first for row in rows):
+            differing_keys.append(key)
+    return differing_keys
 
 
 def find_reference_row(row: EfficiencyRow, rows: Sequence[EfficiencyRow]) -> EfficiencyRow | None:
     """The row that this one is compared with."""
-    same = ("batch", "images") if row["label"] != row["reference"] else ("batch", "images", "picture")
-    return next(
-        (
-            other
-            for other in rows
-            if other["label"] == row["reference"] and all(other[key] == row[key] for key in same)
-        ),
-        None,
-    )
+    equal_keys = ["batch", "images"]
+    if row["label"] == row["reference"]:
+        equal_keys.append("picture")  # itself; what others are compared with may have one row for any picture
+    wanted_values = [row["reference"], *map(row.get, equal_keys)]
+    for candidate in rows:
+        if [candidate["label"], *map(candidate.get, equal_keys)] == wanted_values:
+            return candidate
+    return None
 
 
 def find_common_reference(rows: Sequence[EfficiencyRow]) -> str | None:
     """What all rows that are compared are compared with."""
-    found = {row["reference"] for row in rows if find_reference_row(row, rows)}
-    return found.pop() if len(found) == 1 else None
+    references = set()
+    for row in rows:
+        if find_reference_row(row, rows) is not None:
+            references.add(row["reference"])
+    if len(references) != 1:  # ratios of different references in one column would mislead
+        return None
+    return references.pop()
 
 
-def format_ratio(value: float, base: float) -> str:
-    return f"{value / base:.2f}x"
+def sum_flops(row: EfficiencyRow) -> int:
+    """FLOPs of the prefill, all parts."""
+    return sum(row["counts"]["prefill"].values())
+
+
+def sum_parameters(row: EfficiencyRow) -> int:
+    """Parameters of all parts."""
+    return sum(row["counts"]["parameters"].values())
+
+
+# ---- columns of several rows ----
+
+
+def make_identity_columns(rows: Sequence[EfficiencyRow]) -> list[Column]:
+    """The label, and what else tells rows apart."""
+    columns = [Column("", partial(format_key, "label"))]
+    for key in list_differing_keys(rows):
+        columns.append(Column(key, partial(format_key, key)))
+    return columns
+
+
+def format_key(key: str, row: EfficiencyRow) -> str:
+    """What a row has under a key, as it is."""
+    return str(row[key])
+
+
+def format_part_flops(part: str, unit: Unit, row: EfficiencyRow) -> str:
+    """FLOPs of a part in the prefill; zero where a model has no such part."""
+    return format_digits(row["counts"]["prefill"].get(part, 0) / unit.scale)
+
+
+def format_flops_ratio(rows: Sequence[EfficiencyRow], row: EfficiencyRow) -> str:
+    """FLOPs over those of the reference; nothing where there is none."""
+    reference = find_reference_row(row, rows)
+    if reference is None:
+        return ""
+    return format_ratio(sum_flops(row), sum_flops(reference))
+
+
+def format_ttft(row: EfficiencyRow) -> str:
+    """Milliseconds to the first token with their spread."""
+    seconds = row["measured"]["ttft"]
+    return format_spread([1e3 * value for value in seconds])
+
+
+def format_ttft_ratio(rows: Sequence[EfficiencyRow], row: EfficiencyRow) -> str:
+    """Time to the first token over the reference's; nothing where none was measured."""
+    reference = find_reference_row(row, rows)
+    if reference is None or not reference["measured"]:
+        return ""
+    return format_ratio(row["measured"]["ttft"][0], reference["measured"]["ttft"][0])
+
+
+def format_part_milliseconds(part: str, row: EfficiencyRow) -> str:
+    """Median milliseconds of a part on the way to the first token."""
+    parts = row["measured"]["parts"]
+    if part not in parts:  # the model has none
+        return ""
+    # the median alone: with all spreads the table would not fit a page
+    median, _, _ = parts[part]
+    return format_digits(1e3 * median)
+
+
+def format_decoding_rate(row: EfficiencyRow) -> str:
+    """Tokens a second, all rows of the batch; nothing for answers of one token."""
+    decode = row["measured"]["decode"]
+    if not decode:
+        return ""
+    median, _, _ = decode
+    # a step gives every row of the batch a token
+    return format_digits(row["batch"] / median)
+
+
+def find_read_rate(row: EfficiencyRow) -> float | None:
+    """Bytes that decoding reads a second; None for answers of one token."""
+    decode = row["measured"]["decode"]
+    if not decode:
+        return None
+    median, _, _ = decode
+    # a step reads the weights once, whatever the batch
+    return row["counts"]["llm_bytes"] / median
+
+
+def format_read_rate(row: EfficiencyRow) -> str:
+    """The same in GB."""
+    rate = find_read_rate(row)
+    if rate is None:
+        return ""
+    return format_digits(rate / 1e9)
+
+
+def format_read_share(peak: float, row: EfficiencyRow) -> str:
+    """The same, of the device's `peak` bytes a second."""
+    rate = find_read_rate(row)
+    if rate is None:
+        return ""
+    return f"{rate / peak:.0%}"
+
+
+# ---- the tables ----
+
+
+def fill_table(rows: Sequence[EfficiencyRow], columns: Sequence[Column]) -> TableWords:
+    """Header and a line a row."""
+    table = [[column.heading for column in columns]]
+    for row in rows:
+        table.append([column.format_row(row) for column in columns])
+    return table
 
 
 def make_counts_table(rows: Sequence[EfficiencyRow]) -> TableWords:
     """What is counted."""
-    parts, told, base = (
-        list_parts_of_rows(rows, "counts", "prefill"),
-        list_differing_keys(rows),
-        find_common_reference(rows),
+    flops = choose_unit(max(map(sum_flops, rows)))
+    parameters = choose_unit(max(map(sum_parameters, rows)))
+    parameters_heading = f"{parameters.letter} param."
+    columns = make_identity_columns(rows)
+    columns.append(Column("visual", lambda row: f"{row['counts']['visual']:,}"))
+    columns.append(Column("query", lambda row: str(row["counts"]["query"])))
+    columns.append(
+        Column(parameters_heading, lambda row: format_digits(sum_parameters(row) / parameters.scale))
     )
-    scale, letter = choose_unit(max(sum(row["counts"]["prefill"].values()) for row in rows))
-    size, sized = choose_unit(max(sum(row["counts"]["parameters"].values()) for row in rows))
-    found = [
-        [
-            "",
-            *told,
-            "visual",
-            "query",
-            f"{sized} param.",
-            *(f"{SHORT_PART_NAMES[p]} {letter}FLOP" for p in parts),
-            f"all {letter}FLOP",
-            *([f"x {base}"] if base else []),
-            "a token MFLOP",
-            "KV cache MiB",
-            "weights GiB",
-        ]
-    ]
-    for row in rows:
-        c, other = row["counts"], find_reference_row(row, rows)
-        total = sum(c["prefill"].values())
-        ratio = format_ratio(total, sum(other["counts"]["prefill"].values())) if other else ""
-        found.append(
-            [
-                row["label"],
-                *(str(row[key]) for key in told),
-                f"{c['visual']:,}",
-                str(c["query"]),
-                format_digits(sum(c["parameters"].values()) / size),
-                *(format_digits(c["prefill"].get(p, 0) / scale) for p in parts),
-                format_digits(total / scale),
-                *([ratio] if base else []),
-                format_digits(c["decode"] / 1e6),
-                format_digits(c["cache_bytes"] / 2**20),
-                format_digits(c["weight_bytes"] / 2**30),
-            ]
-        )
-    return found
-
-
-def format_milliseconds(spread: Sequence[float]) -> str:
-    """Milliseconds: median (lowest - highest)."""
-    middle, low, high = (format_digits(1e3 * value) for value in spread)
-    return f"{middle} ({low} - {high})"
+    for part in list_parts_of_rows(rows, "counts", "prefill"):
+        heading = f"{SHORT_PART_NAMES[part]} {flops.letter}FLOP"
+        columns.append(Column(heading, partial(format_part_flops, part, flops)))
+    columns.append(Column(f"all {flops.letter}FLOP", lambda row: format_digits(sum_flops(row) / flops.scale)))
+    base = find_common_reference(rows)
+    if base:
+        columns.append(Column(f"x {base}", partial(format_flops_ratio, rows)))
+    columns.append(Column("a token MFLOP", lambda row: format_digits(row["counts"]["decode"] / 1e6)))
+    columns.append(Column("KV cache MiB", lambda row: format_digits(row["counts"]["cache_bytes"] / 2**20)))
+    columns.append(Column("weights GiB", lambda row: format_digits(row["counts"]["weight_bytes"] / 2**30)))
+    return fill_table(rows, columns)
 
 
 def make_times_table(rows: Sequence[EfficiencyRow], peak: float | None) -> TableWords:
-    """What is measured; `peak`: the device's memory bytes a second."""
-    parts, told, base = (
-        list_parts_of_rows(rows, "measured", "parts"),
-        list_differing_keys(rows),
-        find_common_reference(rows),
-    )
-    found = [
-        [
-            "",
-            *told,
-            "TTFT ms",
-            *([f"x {base}"] if base else []),
-            *(f"{SHORT_PART_NAMES[p]} ms" for p in parts),
-            "tokens/s",
-            "read GB/s",
-            *(["of peak"] if peak else []),
-            "peak GiB",
-        ]
-    ]
-    for row in rows:
-        m, other = row["measured"], find_reference_row(row, rows)
-        if not m:
-            found.append(
-                [row["label"], *(str(row[key]) for key in told), *[""] * (len(found[0]) - len(told) - 1)]
-            )
-            continue
-        there = other and other["measured"]
-        rate = row["counts"]["llm_bytes"] / m["decode"][0] if m["decode"] else None
-        found.append(
-            [
-                row["label"],
-                *(str(row[key]) for key in told),
-                format_milliseconds(m["ttft"]),
-                *([format_ratio(m["ttft"][0], there["ttft"][0]) if there else ""] if base else []),
-                *(format_digits(1e3 * m["parts"][p][0]) if p in m["parts"] else "" for p in parts),
-                format_digits(row["batch"] / m["decode"][0]) if rate else "",
-                format_digits(rate / 1e9) if rate else "",
-                *([f"{rate / peak:.0%}" if rate else ""] if peak else []),
-                format_digits(m["peak_bytes"] / 2**30),
-            ]
-        )
-    return found
+    """What is measured; `peak`: the device's memory bytes a second. Rows that failed have no numbers."""
+    columns = [Column("TTFT ms", format_ttft)]
+    base = find_common_reference(rows)
+    if base:
+        columns.append(Column(f"x {base}", partial(format_ttft_ratio, rows)))
+    for part in list_parts_of_rows(rows, "measured", "parts"):
+        columns.append(Column(f"{SHORT_PART_NAMES[part]} ms", partial(format_part_milliseconds, part)))
+    columns.append(Column("tokens/s", format_decoding_rate))
+    columns.append(Column("read GB/s", format_read_rate))
+    if peak:
+        columns.append(Column("of peak", partial(format_read_share, peak)))
+    columns.append(Column("peak GiB", lambda row: format_digits(row["measured"]["peak_bytes"] / 2**30)))
+    all_columns = make_identity_columns(rows)
+    for column in columns:
+        all_columns.append(Column(column.heading, partial(format_measured, column)))
+    return fill_table(rows, all_columns)
+
+
+def format_measured(column: Column, row: EfficiencyRow) -> str:
+    """A column's word of a measured row, nothing for one that was not measured."""
+    if not row["measured"]:
+        return ""
+    return column.format_row(row)
 
 
 def make_training_table(rows: Sequence[EfficiencyRow], peak: float | None) -> TableWords:
     """Training steps; `peak`: the device's FLOP/s."""
-    found = [
-        [
-            "",
-            "stage",
-            "rows",
-            "pieces",
-            "tokens",
-            "precision",
-            "s a step",
-            "TFLOP/s",
-            *(["of peak"] if peak else []),
-            "peak GiB",
-            "data rows",
-            "hours",
-        ]
-    ]
-    for row in rows:
-        seconds, low, high = row["seconds"]
-        rate = row["flops"] / seconds
-        found.append(
-            [
-                row["label"],
-                row["stage"] + (" (cached features)" if row["cached"] else ""),
-                str(row["rows"]),
-                str(row["pieces"]),
-                str(row["tokens"]),
-                row["precision"],
-                f"{format_digits(seconds)} ({format_digits(low)} - {format_digits(high)})",
-                format_digits(rate / 1e12),
-                *([f"{rate / peak:.0%}"] if peak else []),
-                format_digits(row["peak_bytes"] / 2**30),
-                f"{row['data_rows']:,}",
-                format_digits(row["hours"]),
-            ]
-        )
-    return found
+    columns = [Column("", partial(format_key, "label")), Column("stage", format_stage)]
+    for key in ("rows", "pieces", "tokens", "precision"):
+        columns.append(Column(key, partial(format_key, key)))
+    columns.append(Column("s a step", lambda row: format_spread(row["seconds"])))
+    columns.append(Column("TFLOP/s", lambda row: format_digits(find_flops_rate(row) / 1e12)))
+    if peak:
+        columns.append(Column("of peak", lambda row: f"{find_flops_rate(row) / peak:.0%}"))
+    columns.append(Column("peak GiB", lambda row: format_digits(row["peak_bytes"] / 2**30)))
+    columns.append(Column("data rows", lambda row: f"{row['data_rows']:,}"))
+    columns.append(Column("hours", lambda row: format_digits(row["hours"])))
+    return fill_table(rows, columns)
+
+
+def format_stage(row: EfficiencyRow) -> str:
+    """A stage, and whether its tower took part."""
+    if row["cached"]:
+        return f"{row['stage']} (cached features)"
+    return row["stage"]
+
+
+def find_flops_rate(row: EfficiencyRow) -> float:
+    """FLOP/s of a training step."""
+    median, _, _ = row["seconds"]
+    return row["flops"] / median

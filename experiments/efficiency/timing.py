@@ -1,7 +1,7 @@
 """Measuring code: seconds of steps run in turn, shares by part, bytes that autograd keeps, FLOPs.
 
-On a shared machine only what runs side by side can be compared: `time_interleaved` runs all steps once before any
-runs twice, and `compare_rounds` compares within a round, so that a slow minute hits all steps alike.
+On a shared machine only what runs side by side can be compared: `time_interleaved` runs all steps once before
+any runs twice, and `compare_rounds` compares within a round, so that a slow minute hits all steps alike.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.hooks import RemovableHandle
 
-from connectors.versions import meta_forward
+from connectors.versions import allow_meta_forward
 
 OTHER_PART = "other"
 StepFunction = Callable[[], object]
@@ -30,8 +31,9 @@ class Spread(NamedTuple):
 
 
 def find_spread(values: Iterable[float]) -> Spread:
-    values = list(values)
-    return Spread(median(values), min(values), max(values))
+    """The spread of at least one value."""
+    measured = list(values)
+    return Spread(median(measured), min(measured), max(measured))
 
 
 def wait_for_accelerator() -> None:
@@ -41,31 +43,32 @@ def wait_for_accelerator() -> None:
 
 
 def run_in_turn(
-    steps: Mapping[str, StepFunction], rounds: int, done: StepFunction = lambda: None
+    steps: Mapping[str, Callable[[], Any]], rounds: int, done: StepFunction = lambda: None
 ) -> dict[str, list[Any]]:
     """What each step returns in each of `rounds` rounds, after one round that does not count. `done` is
     called after every step."""
-    found: dict[str, list[Any]] = {name: [] for name in steps}
+    results: dict[str, list[Any]] = {name: [] for name in steps}
     for turn in range(rounds + 1):
         for name, step in steps.items():
-            wait_for_accelerator()
+            wait_for_accelerator()  # for what the step before has left to do
             result = step()
-            if turn:
-                found[name].append(result)
+            if turn > 0:
+                results[name].append(result)
             done()
-    return found
+    return results
 
 
 def time_step(step: StepFunction) -> float:
-    """How long a step takes, the accelerator's part included."""
+    """How many seconds a step takes, the accelerator's part included."""
     wait_for_accelerator()
     start = perf_counter()
     step()
+    # a GPU's work has only been queued when the step returns
     wait_for_accelerator()
     return perf_counter() - start
 
 
-def time_interleaved(steps: dict[str, StepFunction], rounds: int) -> dict[str, list[float]]:
+def time_interleaved(steps: Mapping[str, StepFunction], rounds: int) -> dict[str, list[float]]:
     """Seconds of each step in each of `rounds` rounds, after one round that is not measured."""
     return run_in_turn({name: partial(time_step, step) for name, step in steps.items()}, rounds)
 
@@ -78,18 +81,20 @@ class Ledger:
     """
 
     def __init__(self, parts: Mapping[str, Sequence[nn.Module]], read: Callable[[], float]):
-        self.parts, self.read = parts, read
+        self.parts = parts
+        self.read = read
         self.shares: dict[str, float] = {}
+        self.within: list[str] = []  # parts that have begun and not ended, the innermost last
+        self.handles: list[RemovableHandle] = []
 
     def __enter__(self) -> "Ledger":
-        self.shares, self.within = dict.fromkeys([*self.parts, OTHER_PART], 0), [OTHER_PART]
-        self.handles = []
+        self.shares = dict.fromkeys([*self.parts, OTHER_PART], 0)
+        self.within = [OTHER_PART]
         for name, modules in self.parts.items():
             for module in modules:
-                self.handles += [
-                    module.register_forward_pre_hook(partial(self._begin_part, name)),
-                    module.register_forward_hook(self._end_part),
-                ]
+                # a hook is called where the module is, so that generate's own calls count
+                self.handles.append(module.register_forward_pre_hook(partial(self._begin_part, name)))
+                self.handles.append(module.register_forward_hook(self._end_part))
         self.last = self.read()
         return self
 
@@ -97,6 +102,7 @@ class Ledger:
         self._credit_part()
         for handle in self.handles:
             handle.remove()
+        self.handles.clear()
 
     def _begin_part(self, name: str, *_: object) -> None:
         self._credit_part()
@@ -107,7 +113,9 @@ class Ledger:
         self.within.pop()
 
     def _credit_part(self) -> None:
+        """What has come since the last look belongs to the innermost part."""
         now = self.read()
+        # on a stack: what an inner part takes is not its outer part's
         self.shares[self.within[-1]] += now - self.last
         self.last = now
 
@@ -118,9 +126,9 @@ def read_clock() -> float:
     return perf_counter()
 
 
-def compare_rounds(seconds: list[float], reference: list[float]) -> Spread:
+def compare_rounds(seconds: Sequence[float], reference: Sequence[float]) -> Spread:
     """How many times longer than the reference, round by round."""
-    return find_spread(a / b for a, b in zip(seconds, reference, strict=True))
+    return find_spread(ours / theirs for ours, theirs in zip(seconds, reference, strict=True))
 
 
 def make_training_step(
@@ -130,6 +138,7 @@ def make_training_step(
     leaves = [features, *weights]
 
     def step() -> None:
+        # as an optimiser's zero_grad does: gradients that pile up would cost an addition more
         for leaf in leaves:
             leaf.grad = None
         output = call(features)
@@ -140,16 +149,23 @@ def make_training_step(
 
 def count_kept_bytes(call: TensorFunction, features: Tensor, weights: Iterable[Tensor] = ()) -> int:
     """What autograd keeps between forward and backward beyond the features and the weights."""
-    known = {leaf.untyped_storage().data_ptr() for leaf in (features, *weights)}
-    kept: dict[int, Tensor] = {}
+    leaf_places = set()
+    for leaf in (features, *weights):
+        leaf_places.add(leaf.untyped_storage().data_ptr())
+    # address -> tensor: views share a storage, and as long as a tensor is held its address is not used again
+    saved: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        saved.setdefault(tensor.untyped_storage().data_ptr(), tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         call(features)
-    return sum(t.untyped_storage().nbytes() for place, t in kept.items() if place not in known)
+    total = 0
+    for place, tensor in saved.items():
+        if place not in leaf_places:
+            total += tensor.untyped_storage().nbytes()
+    return total
 
 
 def count_flops(call: StepFunction) -> int:
@@ -159,7 +175,8 @@ def count_flops(call: StepFunction) -> int:
 
 def count_flops_by_part(call: StepFunction, parts: Mapping[str, Sequence[nn.Module]]) -> dict[str, int]:
     """The same by part of the model, what happens in no part as `other`."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), meta_forward():
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), allow_meta_forward():
+        # the counter's total grows with every operation: read as a clock is, it gives shares by part
         with Ledger(parts, counter.get_total_flops) as ledger:
             call()
-        return ledger.shares
+        return {part: int(flops) for part, flops in ledger.shares.items()}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import lightning as L
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from connectors.tiling import Tiling
 from experiments.config.schema import Config
 from experiments.efficiency.counting import count_training_flops
-from experiments.efficiency.memory import measure_peak_bytes
+from experiments.efficiency.memory import count_weight_bytes, measure_peak_bytes
 from experiments.efficiency.table1 import build_cell_subject
 from experiments.efficiency.timing import Spread, find_spread, read_clock
 from experiments.models.random_model import fill_weights, make_random_batch, set_placeholder_ids
@@ -26,13 +27,14 @@ from experiments.stages.train import unfreeze_stage_parts
 from llm_adapters.conversation import IGNORE
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 
-TRAINING_ROLES = {"pretrain": "pretrain", "finetune": "train"}
+TRAINING_ROLES = {"pretrain": "pretrain", "finetune": "train"}  # stage -> the data that it reads
 PAPER_ROWS = {"pretrain": 558_000, "finetune": 665_000}  # of the paper's data, one epoch
-STAGE_TEXT_TOKENS = {
-    "pretrain": 40,
-    "finetune": 256,
-}  # tokens of a row beside visual and query tokens: our assumption
+# tokens of a row beside visual and query tokens: our assumption
+STAGE_TEXT_TOKENS = {"pretrain": 40, "finetune": 256}
 WARM_UP_STEPS = 1  # optimiser steps before those that count: AdamW's state is made in the first
+NO_CHECKPOINT = 10**9  # steps between two checkpoints: more than any measurement takes
+
+StepRows = dict[str, Tensor]  # what a micro-batch is made of
 
 
 @dataclass
@@ -65,38 +67,67 @@ class TrainingCost:
 class StepClock(Callback):
     """When each optimiser step has ended."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.times: list[float] = []
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
-        if trainer.global_step > len(self.times):
+        if trainer.global_step > len(self.times):  # with accumulation not every batch is a step
             self.times.append(read_clock())
 
 
-def make_stage_config(config: Config, stage: str) -> Config:
-    """As the sweep trains it: no query module in stage 1, nothing written on the way."""
+class RepeatedBatches:
+    """What Lightning takes as a loader: micro-batches of `steps` steps, the same rows again and again."""
+
+    def __init__(self, rows: StepRows, pieces: int, steps: int):
+        self.rows = rows
+        self.pieces = pieces
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return self.steps * self.pieces
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        answer_tokens = self.pieces * int((self.rows["labels"] != IGNORE).sum())
+        for number in range(self.steps * self.pieces):
+            yield {**self.rows, "pieces": self.pieces, "answer_tokens": answer_tokens, "number": number}
+
+
+def make_stage_config(config: Config, stage: str, device: torch.device) -> Config:
+    """As the sweep trains it: no query module in stage 1, nothing written on the way, one device."""
     trainer = dataclasses.replace(
-        config.trainer, logger="none", checkpoint_every=10**9, devices="1", strategy="auto"
+        config.trainer,
+        logger="none",
+        checkpoint_every=NO_CHECKPOINT,
+        devices="1",
+        strategy="auto",
+        accelerator="gpu" if device.type == "cuda" else "cpu",
     )
     if stage == "pretrain":
+        # the query module takes no part in stage 1: one run serves all its variants
         config = dataclasses.replace(config, compressor=config.compressor_name)
     return dataclasses.replace(config, trainer=trainer)
 
 
 def make_step_rows(
     config: Config, stage: str, model: FlashSlothForConditionalGeneration, size: int, text: int
-) -> dict[str, Tensor]:
+) -> StepRows:
     """The rows of a micro-batch, on the CPU; features in place of pixels where the preset caches them."""
     optimisation = getattr(config, stage)
     crops = Tiling(config.tiles(TRAINING_ROLES[stage]), size).most_crops
-    batch = make_random_batch(model, crops, size, optimisation.batch_size // optimisation.accumulate, text)
+    rows = optimisation.batch_size // optimisation.accumulate
+    batch = make_random_batch(model, crops, size, rows, text)
     if uses_cached_features(config):
         levels = 1 + len(model.compressor.needs_levels)
-        rows, grid = len(batch["input_ids"]), model.vision_tower.grid(size, size)
+        height, width = model.vision_tower.grid(size, size)
         del batch["pixel_values"]
-        batch["vision_features"] = torch.randn(rows, crops, *grid, model.vision_tower.dim * levels)
-    pinned = torch.cuda.is_available()
-    return {name: value.cpu().pin_memory() if pinned else value.cpu() for name, value in batch.items()}
+        batch["vision_features"] = torch.randn(
+            len(batch["input_ids"]), crops, height, width, model.vision_tower.dim * levels
+        )
+    for name, value in batch.items():
+        batch[name] = value.cpu()
+        if torch.cuda.is_available():  # as a data loader leaves them
+            batch[name] = batch[name].pin_memory()
+    return batch
 
 
 def uses_cached_features(config: Config) -> bool:
@@ -104,72 +135,63 @@ def uses_cached_features(config: Config) -> bool:
     return config.tower.cache and not config.tower.train
 
 
-def iterate_step_batches(batch: dict[str, Tensor], pieces: int, steps: int) -> Iterator[dict]:
-    """Micro-batches of so many steps: the same rows again and again."""
-    answers = pieces * int((batch["labels"] != IGNORE).sum())
-    for number in range(steps * pieces):
-        yield {**batch, "pieces": pieces, "answer_tokens": answers, "number": number}
-
-
 def time_optimiser_steps(
     config: Config,
     stage: str,
     model: FlashSlothForConditionalGeneration,
-    batch: dict[str, Tensor],
+    rows: StepRows,
     steps: int,
     report: Reporter,
 ) -> list[float]:
     """Seconds of each optimiser step but the first."""
     module = SlothModule(model, getattr(config, stage), steps, config.seed)
-    module.train_dataloader = lambda: RepeatedBatches(batch, module.optimisation.accumulate, steps)
-    times = StepClock()
+    loader = RepeatedBatches(rows, module.optimisation.accumulate, steps)
+    # Lightning's hook as an attribute, as the sweep sets it
+    module.train_dataloader = lambda: loader  # type: ignore[method-assign]
+    clock = StepClock()
     with TemporaryDirectory() as folder:
-        fit_module(config, module, Path(folder), report, callbacks=[times])
-    return [b - a for a, b in zip(times.times, times.times[1:])][WARM_UP_STEPS - 1 :]
-
-
-class RepeatedBatches:
-    """What Lightning takes as a loader."""
-
-    def __init__(self, batch: dict[str, Tensor], pieces: int, steps: int):
-        self.batch, self.pieces, self.steps = batch, pieces, steps
-
-    def __len__(self) -> int:
-        return self.steps * self.pieces
-
-    def __iter__(self) -> Iterator[dict]:
-        return iterate_step_batches(self.batch, self.pieces, self.steps)
+        fit_module(config, module, Path(folder), report, callbacks=[clock])
+    seconds = [end - start for start, end in zip(clock.times, clock.times[1:])]
+    return seconds[WARM_UP_STEPS - 1 :]  # the first step has no start
 
 
 def measure_training(
     config: Config, stage: str, rounds: int, text: int, data_rows: int, device: torch.device, report: Reporter
 ) -> TrainingCost:
-    """One stage of a cell on one device."""
-    config = make_stage_config(config, stage)
-    config.trainer.accelerator = "gpu" if device.type == "cuda" else "cpu"
-    subject, tiles = build_cell_subject("", config), config.tiles(TRAINING_ROLES[stage])
-    model, size = subject.model, subject.size
+    """One stage of a cell on one device.
+
+    text       text tokens of a row
+    data_rows  rows of the stage's data, for the estimate of hours
+    """
+    config = make_stage_config(config, stage, device)
+    subject = build_cell_subject("", config)
+    model = subject.model
+    tiles = config.tiles(TRAINING_ROLES[stage])
+    # counted before weights are made: it is of the meta device
     flops_of_row = count_training_flops(subject, config, stage, text, tiles, uses_cached_features(config))
     fill_weights(model, device, torch.float32, config.seed)
     set_placeholder_ids(model)
+    # as the sweep does it, so that gradients are those of its stage
     unfreeze_stage_parts(config, stage, model)
-    batch, optimisation = make_step_rows(config, stage, model, size, text), getattr(config, stage)
-    run = partial(time_optimiser_steps, config, stage, model, batch, report=report)
-    weights = sum(p.nbytes for p in model.parameters())
+    rows = make_step_rows(config, stage, model, subject.size, text)
+    run_steps = partial(time_optimiser_steps, config, stage, model, rows, report=report)
+    weight_bytes = count_weight_bytes(model)
     if device.type == "cuda":
         seconds: list[float] = []
-        added = measure_peak_bytes(lambda: seconds.extend(run(rounds + WARM_UP_STEPS)), device)
+        added_bytes = measure_peak_bytes(lambda: seconds.extend(run_steps(rounds + WARM_UP_STEPS)), device)
     else:
-        seconds = run(rounds + WARM_UP_STEPS)
-        added = measure_peak_bytes(lambda: run(1 + WARM_UP_STEPS), device)
+        # counting live tensors takes time: memory is measured in a run of its own
+        seconds = run_steps(rounds + WARM_UP_STEPS)
+        added_bytes = measure_peak_bytes(lambda: run_steps(1 + WARM_UP_STEPS), device)
+    optimisation = getattr(config, stage)
     return TrainingCost(
-        find_spread(seconds),
-        optimisation.batch_size,
-        optimisation.accumulate,
-        batch["input_ids"].shape[1],
-        weights + added,
-        flops_of_row * optimisation.batch_size,
-        data_rows,
-        resolve_precision(config.trainer.precision),
-        uses_cached_features(config),
+        seconds=find_spread(seconds),
+        rows=optimisation.batch_size,
+        pieces=optimisation.accumulate,
+        tokens=rows["input_ids"].shape[1],
+        peak_bytes=weight_bytes + added_bytes,
+        flops=flops_of_row * optimisation.batch_size,
+        data_rows=data_rows,
+        precision=resolve_precision(config.trainer.precision),
+        cached=uses_cached_features(config),
     )

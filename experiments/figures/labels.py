@@ -4,12 +4,17 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 
 from experiments.figures.style import escape_dollars
 
 LABEL_SIZE = 7.5  # points
 LABEL_GAP = 8.0  # pixels between a point and its name
+MARKER_RADIUS = 4  # pixels around a point that belong to it
+# of a letter, in units of the font size: names are not drawn to be measured
+LETTER_WIDTH = 0.62
+LINE_HEIGHT = 1.2
 LABEL_HALO = [withStroke(linewidth=2, foreground="white")]  # lines pass behind the letters
 LEADER_STYLE = {"arrowstyle": "-", "color": "#9aa0aa", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
 
@@ -23,24 +28,20 @@ class LabelBox(NamedTuple):
     high: float
 
     def overlaps_box(self, other: "LabelBox") -> bool:
-        return (
-            self.left < other.right
-            and other.left < self.right
-            and self.low < other.high
-            and other.low < self.high
-        )
+        """Whether the two have an area in common."""
+        if self.left >= other.right or other.left >= self.right:
+            return False
+        return self.low < other.high and other.low < self.high
 
     def lies_inside(self, other: "LabelBox") -> bool:
-        return (
-            self.left >= other.left
-            and self.right <= other.right
-            and self.low >= other.low
-            and self.high <= other.high
-        )
+        """Whether no part of it is outside the other one."""
+        if self.left < other.left or self.right > other.right:
+            return False
+        return self.low >= other.low and self.high <= other.high
 
 
 def annotate_points(
-    axes,
+    axes: Axes,
     names: Sequence[str],
     x: np.ndarray,
     y: np.ndarray,
@@ -49,52 +50,85 @@ def annotate_points(
 ) -> None:
     """Annotate points with intervals y +- half, `only` some if given; names of the others would cover each
     other. The limits and the place of the axes must be final."""
-    pixel = axes.figure.dpi / 72
-    place = axes.transData.transform
-    points = place(np.stack([x, y], 1))
-    lows, highs = place(np.stack([x, y - half], 1))[:, 1], place(np.stack([x, y + half], 1))[:, 1]
-    taken = [
-        LabelBox(px - 4, min(low, py - 4), px + 4, max(high, py + 4))
-        for (px, py), low, high in zip(points, lows, highs)
-    ]
-    sizes = [(0.62 * LABEL_SIZE * pixel * len(name), 1.2 * LABEL_SIZE * pixel) for name in names]
+    to_pixels = axes.transData.transform
+    points = to_pixels(np.stack([x, y], 1))  # (N, 2)
+    lows = to_pixels(np.stack([x, y - half], 1))[:, 1]
+    highs = to_pixels(np.stack([x, y + half], 1))[:, 1]
+    busy_boxes: list[LabelBox] = []
+    for (point_x, point_y), low, high in zip(points, lows, highs):
+        bottom = min(low, point_y - MARKER_RADIUS)
+        top = max(high, point_y + MARKER_RADIUS)
+        busy_boxes.append(LabelBox(point_x - MARKER_RADIUS, bottom, point_x + MARKER_RADIUS, top))
+
+    if only is None:
+        only = range(len(names))
+    indices = list(only)  # numpy takes a list for rows, a tuple for a place
+    pixels_per_point = axes.figure.dpi / 72
+    height = LINE_HEIGHT * LABEL_SIZE * pixels_per_point
+    sizes: list[tuple[float, float]] = []
+    for i in indices:
+        width = LETTER_WIDTH * LABEL_SIZE * pixels_per_point * len(names[i])
+        sizes.append((width, height))
     frame = LabelBox(*axes.bbox.extents)
-    back = axes.transData.inverted().transform
-    shown = list(range(len(names)) if only is None else only)
-    boxes = arrange_labels(points[shown], [sizes[i] for i in shown], taken, frame)
-    for name, box, point in zip([names[i] for i in shown], boxes, points[shown]):
-        right = box.left > point[0]
-        near = box.left if right else box.right
-        axes.annotate(
-            escape_dollars(name),
-            back(point),
-            back((near, (box.low + box.high) / 2)),
-            fontsize=LABEL_SIZE,
-            va="center",
-            ha="left" if right else "right",
-            arrowprops=LEADER_STYLE,
-            path_effects=LABEL_HALO,
-        )
+    boxes = arrange_labels(points[indices], sizes, busy_boxes, frame)
+    for i, box in zip(indices, boxes):
+        annotate_point(axes, names[i], points[i], box)
+
+
+def annotate_point(axes: Axes, name: str, point: np.ndarray, box: LabelBox) -> None:
+    """Write a name into its box, with a line from its point (x, y), all in pixels."""
+    near_edge = box.right
+    alignment = "right"
+    if box.left > point[0]:  # right of its point
+        near_edge = box.left
+        alignment = "left"
+    to_data = axes.transData.inverted().transform
+    label_x, label_y = to_data((near_edge, (box.low + box.high) / 2))
+    point_x, point_y = to_data(point)
+    axes.annotate(
+        escape_dollars(name),
+        (point_x, point_y),
+        (label_x, label_y),
+        fontsize=LABEL_SIZE,
+        va="center",
+        ha=alignment,
+        arrowprops=LEADER_STYLE,
+        path_effects=LABEL_HALO,
+    )
 
 
 def arrange_labels(
-    points: np.ndarray, sizes: Sequence[tuple[float, float]], taken: Sequence[LabelBox], frame: LabelBox
+    points: np.ndarray,
+    sizes: Sequence[tuple[float, float]],
+    busy_boxes: Sequence[LabelBox],
+    frame: LabelBox,
 ) -> list[LabelBox]:
     """A box for each point, the nearest place to its right or left that is free and inside the frame; right
     beside the point if there is none."""
-    found: dict[int, LabelBox] = {}
+    boxes: dict[int, LabelBox] = {}
+    # from the left, of equals the upper one first: the same labels each time
     for i in np.lexsort((-points[:, 1], points[:, 0])):
-        (x, y), (width, height) = points[i], sizes[i]
-        choices = []
-        for step in np.arange(0, 14, 0.5):
-            for up in (step, -step):
-                for reach in (LABEL_GAP, 3 * LABEL_GAP, 6 * LABEL_GAP):
-                    for left in (x + reach, x - reach - width):
-                        low = y - height / 2 + up * height
-                        box = LabelBox(left, low, left + width, low + height)
-                        choices.append((abs(up) * height + reach + (left < x), box))
-        choices = [box for _, box in sorted(choices, key=lambda choice: choice[0])]
-        busy = [*taken, *found.values()]
-        free = (box for box in choices if box.lies_inside(frame) and not any(map(box.overlaps_box, busy)))
-        found[i] = next(free, choices[0])
-    return [found[i] for i in range(len(points))]
+        places = list_label_places(points[i], sizes[i])
+        covered = [*busy_boxes, *boxes.values()]
+        boxes[i] = places[0]
+        for place in places:
+            if place.lies_inside(frame) and not any(map(place.overlaps_box, covered)):
+                boxes[i] = place
+                break
+    return [boxes[i] for i in range(len(points))]
+
+
+def list_label_places(point: np.ndarray, size: tuple[float, float]) -> list[LabelBox]:
+    """Where a label of `size` may stand beside a point, the nearest first; of equals the one to the right."""
+    x, y = point
+    width, height = size
+    places: list[tuple[float, LabelBox]] = []
+    for step in np.arange(0, 14, 0.5):
+        for lines_up in (step, -step):
+            low = y - height / 2 + lines_up * height
+            for reach in (LABEL_GAP, 3 * LABEL_GAP, 6 * LABEL_GAP):
+                for start in (x + reach, x - reach - width):
+                    # the right side is nearer by a pixel: names read on from their points
+                    distance = abs(lines_up) * height + reach + (start < x)
+                    places.append((distance, LabelBox(start, low, start + width, low + height)))
+    return [box for _, box in sorted(places, key=lambda place: place[0])]

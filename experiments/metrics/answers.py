@@ -3,7 +3,6 @@
 import re
 import unicodedata
 
-UNNAMED_FAMILY = "all"  # the family of questions that name none
 ARTICLES = {"a", "an", "the"}
 NUMBER_COMMA = re.compile(r"(?<=\d),(?=\d{3}\b)")
 # punctuation with a meaning: -3, %d; 50%, C#

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from experiments.data.llava import Sample
-from experiments.metrics.answers import UNNAMED_FAMILY, normalise_answer
+from experiments.data.llava import UNNAMED_FAMILY, Sample
+from experiments.metrics.answers import normalise_answer
 
 
 def collect_family_answers(samples: Iterable[Sample]) -> dict[str, list[str]]:

@@ -17,9 +17,11 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from compressors.errors import UsageError
-from connectors.towers.base import VisionTower, build_tower, load_tower
+from connectors.towers.base import VisionTower
+from connectors.towers.build import build_tower, load_tower
 from connectors.towers.open_clip import OpenClipVisionConfig
-from experiments.config.schema import Config, resolve_source
+from experiments.config.schema import Config
+from experiments.config.sources import resolve_source
 from experiments.stages import lora, strategies
 from llm_adapters.conversation import IMAGE, QUERY
 from llm_adapters.images import image_processor

@@ -6,9 +6,9 @@ from compressors.errors import UsageError
 from experiments.config.presets import read_yaml
 from experiments.config.schema import BLIND_COMPRESSOR
 from llm_adapters import saved
-from llm_adapters.saved import find, read
+from llm_adapters.saved import find_model_folder, read_json_file
 
-__all__ = ["find", "load_trained_model", "find_newest_cell", "open_picture", "read"]
+__all__ = ["find_model_folder", "find_newest_cell", "load_trained_model", "open_picture", "read_json_file"]
 
 
 def find_newest_cell(out: Path) -> Path:
@@ -32,7 +32,7 @@ def load_trained_model(path: Path):
     from experiments.models.build import pick_device, silence_libraries
 
     silence_libraries()
-    return saved.load(path, pick_device("auto"))
+    return saved.load_saved_model(path, pick_device("auto"))
 
 
 def open_picture(path: Path):

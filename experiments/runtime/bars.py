@@ -28,12 +28,13 @@ class RichReporter(Reporter):
             TimeRemainingColumn(),
             TextColumn("{task.fields[words]}"),
             console=console,
+            # the bars go when the run ends; the table that follows says what came of it
             transient=True,
         )
         self._cells = self.progress.add_task("cells", total=None, words="")
         self._steps = StepBar(self.progress)
-        self._lanes: dict[int, StepBar] = {}
-        self._number = -1
+        self._lanes: dict[int, StepBar] = {}  # by worker
+        self._number = -1  # of the cell under way, from 0
 
     def __enter__(self) -> "RichReporter":
         self.progress.start()
@@ -78,7 +79,8 @@ class StepBar(Reporter):
     """The steps of one stage at a time."""
 
     def __init__(self, progress: Progress):
-        self.progress, self.prefix = progress, ""
+        self.progress = progress
+        self.prefix = ""
         self._task = progress.add_task("", total=None, words="", visible=False)
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -89,16 +91,18 @@ class StepBar(Reporter):
         self.progress.update(self._task, visible=False)
 
     def begin_stage(self, label: str) -> None:
-        self.progress.reset(
-            self._task, total=None, description=escape(f"  {self.prefix}{label}"), words="", visible=True
-        )
+        # `reset` and not `update`: the time of the stage before must not count
+        description = escape(f"  {self.prefix}{label}")
+        self.progress.reset(self._task, total=None, description=description, words="", visible=True)
 
     def announce_steps(self, total: int, done: int = 0) -> None:
         self.progress.reset(self._task, total=total, completed=done)
 
     def advance_steps(self, n: int = 1, **fields: object) -> None:
-        shown = {"words": escape(format_fields(fields))} if fields else {}
-        self.progress.update(self._task, advance=n, **shown)
+        if fields:
+            self.progress.update(self._task, advance=n, words=escape(format_fields(fields)))
+        else:  # what was shown before stays
+            self.progress.update(self._task, advance=n)
 
     def write_note(self, text: str) -> None:
         self.progress.console.print(f"{self.prefix}{text}", markup=False, highlight=False, soft_wrap=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 DRAFT_PATTERN = ".*.draft"  # what `write_atomic` leaves if it is killed
 DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+# Words of libraries that could not write and give no errno: safetensors ("os error"), torch (the last two).
 FULL_DISK_SIGNS = (
     "No space left",
     "File too large",
@@ -18,20 +19,24 @@ FULL_DISK_SIGNS = (
     "PytorchStreamWriter",
     "unexpected pos",
 )
-LOCK_POLL_SECONDS = 0.2  # seconds between looks at a lock that another process holds
+LOCK_POLL_SECONDS = 0.2  # between looks at a lock that another process holds
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write beside `path`, flush to disk, move there: the old content or the new, nothing between."""
     path = Path(path)
+    if isinstance(content, str):
+        content = content.encode()
+    # beside it, since a rename is atomic within a file system only
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     try:
         with open(draft, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
     except OSError as error:
+        # the user knows the file, not its draft
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         if draft.exists():
@@ -55,7 +60,7 @@ def hold_lock(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterato
     A POSIX lock: it ends with the process, however that ends, and forked children (data loaders) do not
     inherit it. The file is removed at the end; whoever locked a removed file starts over.
     """
-    told = False
+    has_waited = False
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -64,6 +69,7 @@ def hold_lock(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterato
             continue
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # without a link it is a file that its last owner has removed: nobody else would find it
             if os.fstat(handle).st_nlink:
                 break
         except BlockingIOError:
@@ -75,9 +81,9 @@ def hold_lock(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterato
             os.close(handle)
             continue
         os.close(handle)
-        if not told:
+        if not has_waited:
             waiting()
-            told = True
+            has_waited = True
         time.sleep(LOCK_POLL_SECONDS)
     try:
         yield
@@ -89,19 +95,22 @@ def hold_lock(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterato
 @contextmanager
 def remove_empty_folders(path: Path) -> Iterator[None]:
     """Directories at and above `path` that are made meanwhile go again if nothing comes to lie in them."""
-    made = [p for p in (path, *path.parents) if not p.exists()]
+    missing_folders = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         yield
     finally:
-        for each in made:
-            if each.is_dir() and not any(each.iterdir()):
-                each.rmdir()
+        # innermost first: its parent may be empty then
+        for folder in missing_folders:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def find_disk_error(error: Exception, where: Path) -> OSError | None:
     """The OSError, with a path, behind an error of a library that could not write; None for others."""
     if isinstance(error, OSError) and error.errno in DISK_ERRNOS:
-        return error if error.filename else OSError(error.errno, error.strerror, str(where))
+        if error.filename:
+            return error
+        return OSError(error.errno, error.strerror, str(where))
     if any(sign in str(error) for sign in FULL_DISK_SIGNS):
         return OSError(errno.ENOSPC, "cannot write, the disk may be full", str(where))
     return None

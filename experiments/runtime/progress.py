@@ -72,19 +72,29 @@ class StepCounter(Reporter):
 
 def format_fields(fields: dict[str, object]) -> str:
     """loss=1.2345 -> "loss 1.234"."""
-    return "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in fields.items())
+    words: list[str] = []
+    for name, value in fields.items():
+        if isinstance(value, float):
+            value = f"{value:.4g}"
+        words.append(f"{name} {value}")
+    return "  ".join(words)
 
 
 class PlainReporter(Reporter):
     """A line when a stage begins and one when it ends: for log files."""
 
     def __init__(self, console: Console, prefix: str = "  "):
-        self.console, self.prefix = console, prefix
-        self._number, self._total, self._stage = 0, 0, ""
-        self._started, self._done, self._fields = 0.0, 0, {}
+        self.console = console
+        self.prefix = prefix
+        self._number = 0  # of the cell under way, from 1
+        self._total = 0
+        self._stage = ""
+        self._started = 0.0
+        self._done = 0  # steps of the stage
+        self._fields: dict[str, object] = {}
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is None:
+        if error is None:  # a stage that failed has not ended
             self._close_stage()
 
     def announce_cells(self, total: int) -> None:
@@ -97,7 +107,10 @@ class PlainReporter(Reporter):
 
     def begin_stage(self, label: str) -> None:
         self._close_stage()
-        self._stage, self._started, self._done, self._fields = label, time.monotonic(), 0, {}
+        self._stage = label
+        self._started = time.monotonic()
+        self._done = 0
+        self._fields = {}
         self._print_line(f"{self.prefix}{label} ...")
 
     def advance_steps(self, n: int = 1, **fields: object) -> None:
@@ -115,11 +128,15 @@ class PlainReporter(Reporter):
         return PlainReporter(self.console, f"  ({number}) {label}: ")
 
     def _close_stage(self) -> None:
+        """The line at the end of a stage, if one is under way."""
         if self._stage:
-            steps = f"{self._done} steps, " if self._done else ""
-            took = f"{steps}{time.monotonic() - self._started:.0f} s"
-            self._print_line(f"{self.prefix}{self._stage}: {took}  {format_fields(self._fields)}".rstrip())
+            duration = f"{time.monotonic() - self._started:.0f} s"
+            if self._done:
+                duration = f"{self._done} steps, {duration}"
+            line = f"{self.prefix}{self._stage}: {duration}  {format_fields(self._fields)}"
+            self._print_line(line.rstrip())
         self._stage = ""
 
     def _print_line(self, text: str) -> None:
+        # as it stands: names of cells have brackets, and a log file has no width
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)

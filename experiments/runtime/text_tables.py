@@ -1,4 +1,4 @@
-"""Tables of words, for a screen and in Markdown. First row: the header; first column: labels."""
+"""Tables of words, for a screen and in Markdown: the first row is the header, the first column has labels."""
 
 from collections.abc import Sequence
 
@@ -17,27 +17,38 @@ def make_word_table(rows: Sequence[Sequence[str]], *, title: str = "", caption: 
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
+    label_heading, *headings = rows[0]
+    # labels stand on one line: a row that folds there reads as two
+    table.add_column(escape(label_heading), justify="left", no_wrap=True, min_width=5, overflow="fold")
+    for heading in headings:
+        table.add_column(escape(heading), justify="right", no_wrap=False, min_width=5, overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*map(escape, row))
+    return table
+
+
+def make_framed_table(rows: Sequence[Sequence[str]], *, title: str = "", numbers: bool = True) -> Table:
+    """A table for a screen with a frame and lines between its columns; `numbers` stand to the right."""
+    table = Table(title=escape(title) or None, title_justify="left")
     for position, heading in enumerate(rows[0]):
-        is_label = position == 0
-        table.add_column(
-            escape(heading),
-            justify="left" if is_label else "right",
-            no_wrap=is_label,
-            min_width=5,
-            overflow="fold",
-        )
+        table.add_column(escape(heading), justify="right" if numbers and position else "left")
     for row in rows[1:]:
         table.add_row(*map(escape, row))
     return table
 
 
 def format_markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table, its columns padded, so that the source reads as a table."""
-    escaped = [[word.replace("|", "\\|") for word in row] for row in rows]
-    widths = [max(len(row[column]) for row in escaped) for column in range(len(escaped[0]))]
-    lines = [format_markdown_row(row, widths) for row in escaped]
-    # the colon at the end of a rule sets a column of numbers to the right
-    rules = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    """Lines of a Markdown table, with columns padded to one width: its source reads as a table too."""
+    escaped_rows: list[list[str]] = []
+    for row in rows:
+        # a bar inside a word would begin the next column
+        escaped_rows.append([word.replace("|", "\\|") for word in row])
+    widths = [max(map(len, column)) for column in zip(*escaped_rows)]
+    lines = [format_markdown_row(row, widths) for row in escaped_rows]
+    rules = ["-" * widths[0]]
+    for width in widths[1:]:
+        # the colon at the end of a rule sets a column of numbers to the right
+        rules.append("-" * (width - 1) + ":")
     lines.insert(1, f"| {' | '.join(rules)} |")
     return lines
 

@@ -29,7 +29,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) ->
     """The stage: predictions.jsonl (one question a line) and metrics.json."""
     silence_libraries()
     device = pick_device(config.trainer.accelerator)
-    model, processor = saved.load(inputs["finetune"] / MODEL_FOLDER, device)
+    model, processor = saved.load_saved_model(inputs["finetune"] / MODEL_FOLDER, device)
     if pick_scale(config, model):
         size = processor.image_processor.size
         processor.image_tokens = model.num_image_tokens(size["height"], size["width"])

@@ -1,8 +1,5 @@
 """Patch features of a frozen tower, computed once for every image of a set of files and kept on disk.
-
-features.npy   (crops of all images, H, W, C) float16
-images.json    image paths, in order, from the output directory if below it
-crops.json     crops of each image, where images differ in it
+`experiments/data/feature_cache.py` reads them and says what the files hold.
 """
 
 import json
@@ -18,45 +15,20 @@ from torch import Tensor
 
 import compressors
 from connectors.tiling import Tiling
-from connectors.towers.base import VisionTower, load_tower
-from experiments.config.schema import Config, resolve_source
+from connectors.towers.base import VisionTower
+from connectors.towers.build import load_tower
+from experiments.config.schema import Config
+from experiments.config.sources import resolve_source
 from experiments.data import llava
 from experiments.data import roles as samples
+from experiments.data.feature_cache import CROPS_FILE, FEATURES_FILE, IMAGES_FILE, find_output_root
 from experiments.models.build import pick_device, silence_libraries
 from experiments.runtime.progress import Reporter
 from llm_adapters.images import image_pixels, image_processor
-from llm_adapters.visual_prompt import shrink
+from llm_adapters.visual_prompt import shrink_pixels
 
 IMAGES_PER_BATCH = 32
-CROPS_FILE, PROGRESS_FILE = "crops.json", "finished"
-
-
-class FeatureCache:
-    """Features that a finished stage wrote; `cache[path]` is (crops, H, W, C) float16, read when asked."""
-
-    def __init__(self, folder: Path):
-        paths = json.loads((folder / "images.json").read_text())
-        self.features = np.load(folder / "features.npy", mmap_mode="r")
-        crops = [len(self.features) // max(1, len(paths))] * len(paths)
-        if (folder / CROPS_FILE).exists():
-            crops = json.loads((folder / CROPS_FILE).read_text())
-        root, ends = find_output_root(folder), accumulate(crops)
-        self.places = {
-            os.path.join(root, path): slice(end - count, end) for path, count, end in zip(paths, crops, ends)
-        }
-
-    def crops(self, path: Path) -> int:
-        """How many crops an image has."""
-        place = self.places[os.path.abspath(path)]
-        return place.stop - place.start
-
-    def __getitem__(self, path: Path) -> Tensor:
-        return torch.from_numpy(np.array(self.features[self.places[os.path.abspath(path)]]))
-
-
-def find_output_root(folder: Path) -> str:
-    """OUT of OUT/features/<key>: images below it are named from there, so that OUT can be moved."""
-    return os.path.dirname(os.path.dirname(os.path.abspath(folder)))
+PROGRESS_FILE = "finished"
 
 
 def name_image(path: Path, root: str) -> str:
@@ -87,7 +59,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter, ro
     tiling = Tiling(config.tiles(roles[0]), size, config.image.layout)
     places = list(collect_images(config, inputs, roles).items())
     root = find_output_root(out)
-    (out / "images.json").write_text(json.dumps([name_image(path, root) for path, _ in places]))
+    (out / IMAGES_FILE).write_text(json.dumps([name_image(path, root) for path, _ in places]))
     crops = [tiling.most_crops] * len(places)
     if not tiling.fixed:
         crops = [tiling.num_crops(*llava.read_image_size(sample, i)) for _, (sample, i) in places]
@@ -99,7 +71,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter, ro
     for start in range(done, len(places), IMAGES_PER_BATCH):
         batch = [llava.open_image(sample, i) for _, (sample, i) in places[start : start + IMAGES_PER_BATCH]]
         features = encode_crops(
-            tower, shrink(image_pixels(processor, batch, tiling).to(device), rate), levels
+            tower, shrink_pixels(image_pixels(processor, batch, tiling).to(device), rate), levels
         )
         array[starts[start] : starts[start + len(batch)]] = features.numpy()
         array.flush()
@@ -123,7 +95,7 @@ def make_bare_compressor(config: Config, dim: int) -> compressors.Compressor:
 
 def _open_features(out: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
     """The array on disk and how many images of it a run before this one has finished."""
-    path, progress = out / "features.npy", out / PROGRESS_FILE
+    path, progress = out / FEATURES_FILE, out / PROGRESS_FILE
     if path.exists() and progress.exists():
         array = open_memmap(path, mode="r+")
         if array.shape == shape:

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from compressors.errors import UsageError
-from connectors.versions import checkpointing
+from connectors.versions import switch_checkpointing
 from experiments.config.schema import Config
 from experiments.runtime.progress import Reporter
 from experiments.stages import strategies
@@ -52,11 +52,11 @@ def fit_module(
         num_sanity_val_steps=0,
     )
     if t.gradient_checkpointing:
-        checkpointing(module.model, "enable", {"use_reentrant": False})
+        switch_checkpointing(module.model, "enable", {"use_reentrant": False})
     with compile_layers(module.model) if t.compile else nullcontext():
         trainer.fit(module, ckpt_path=resume, weights_only=False)
     if t.gradient_checkpointing:
-        checkpointing(module.model, "disable")
+        switch_checkpointing(module.model, "disable")
     if not world:
         module.model.to("cpu")
 

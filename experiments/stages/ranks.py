@@ -6,6 +6,7 @@ tell, and waits; it holds the stage's lock and writes its result, so nothing els
 
 import os
 import sys
+from collections.abc import Callable
 
 import torch
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
@@ -15,41 +16,26 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from compressors.errors import UsageError
 from experiments.runtime.processes import end_with_parent
 from experiments.runtime.progress import Reporter
+from experiments.runtime.relay import RelayReporter, play_message
 
-POLL_SECONDS, GRACE_SECONDS = (
-    0.1,
-    2.0,
-)  # seconds between looks for news, and for the others to end when one has failed
-
-
-class QueueReporter(Reporter):
-    """Passes on to the sweep's process what the first process of a training tells."""
-
-    def __init__(self, news: multiprocessing.SimpleQueue):
-        self.news = news
-
-    def announce_steps(self, total: int, done: int = 0) -> None:
-        self.news.put(("announce_steps", (total, done), {}))
-
-    def advance_steps(self, n: int = 1, **fields: object) -> None:
-        self.news.put(("advance_steps", (n,), fields))
-
-    def write_note(self, text: str) -> None:
-        self.news.put(("write_note", (text,), {}))
+POLL_SECONDS = 0.1  # between two looks for news
+GRACE_SECONDS = 2.0  # for the other processes to end when one has failed
 
 
-def launch_processes(work, world: int, report: Reporter, *args: object) -> None:
+def launch_processes(work: Callable[..., None], world: int, report: Reporter, *args: object) -> None:
     """`work(*args, report)` in `world` processes, in which Lightning finds its rank. `work` must be a
     function of a module, its arguments must pickle.
 
     UsageError and OSError are raised as in the process; another error ends all, and its trace is raised."""
     # a server without CUDA that has imported everything once makes the processes, by fork
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["experiments.stages.train"])
-    news, port = context.SimpleQueue(), find_free_network_port()
+    context.set_forkserver_preload([work.__module__])
+    news = context.SimpleQueue()  # reporter messages of the first process, and errors of any
+    port = find_free_network_port()
     ranks = multiprocessing.start_processes(
         _run_rank, (work, args, world, port, news), nprocs=world, join=False, start_method="forkserver"
     )
+    assert ranks is not None  # with join=False there is a context to join
     try:
         while not ranks.join(timeout=POLL_SECONDS, grace_period=GRACE_SECONDS):
             pass_on_news(news, report)
@@ -64,21 +50,31 @@ def launch_processes(work, world: int, report: Reporter, *args: object) -> None:
 
 def pass_on_news(news: multiprocessing.SimpleQueue, report: Reporter) -> None:
     """Tell what has come in; raise an error that has."""
+    # `get` of an empty queue would wait for ever
     while not news.empty():
         message = news.get()
         if isinstance(message, Exception):
             raise message
-        name, args, fields = message
-        getattr(report, name)(*args, **fields)
+        play_message(message, report)
 
 
-def _run_rank(rank: int, work, args: tuple, world: int, port: int, news: multiprocessing.SimpleQueue) -> None:
-    """One process."""
+def _run_rank(
+    rank: int,
+    work: Callable[..., None],
+    args: tuple[object, ...],
+    world: int,
+    port: int,
+    news: multiprocessing.SimpleQueue,
+) -> None:
+    """One process: its environment as Lightning reads it, its share of the cores, its work."""
+    # it is called in a thread, which alone sys.exit would end
     end_with_parent(lambda: os._exit(1))
     os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(max(1, torch.get_num_threads() // world))
+    # all processes take the same steps: one of them tells of these
+    report = RelayReporter(news.put) if rank == 0 else Reporter()
     try:
-        work(*args, QueueReporter(news) if rank == 0 else Reporter())
+        work(*args, report)
     except (UsageError, OSError) as error:
         news.put(error)
         sys.exit(1)

@@ -6,8 +6,7 @@ import os
 from functools import cache
 from pathlib import Path
 
-from experiments.config.schema import resolve_source
-from experiments.config.sources import CACHE_SCHEME
+from experiments.config.sources import CACHE_SCHEME, resolve_source
 from experiments.data import llava
 
 CHUNK_BYTES = 1 << 20

@@ -8,11 +8,9 @@ what they depend on is in the key of whoever reads them, they are not. Nothing h
 ask a compressor that shrinks images by how much.
 """
 
-import ast
 import os
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from compressors.errors import UsageError
@@ -20,6 +18,7 @@ from compressors.registry import suggest
 from experiments.config import signatures
 from experiments.config.schema import Config, OptimisationSettings
 from experiments.data import llava
+from experiments.data.roles import is_file_entry
 from experiments.registries import datasets
 from experiments.store import keys
 
@@ -88,22 +87,6 @@ def plan_stages(config: Config) -> Stage:
     return Planner(config).evaluate()
 
 
-def locate_role_files(config: Config, inputs: dict[str, Path], role: str) -> list[tuple[Path, Path | None]]:
-    """The LLaVA files of a role ("pretrain", "train" or "test") and their image folders."""
-    images = Path(config.data.images) if config.data.images else None
-    return [
-        (Path(entry), images)
-        if is_file_entry(entry)
-        else (inputs["data"] / config.data.dataset / f"{entry}.json", None)
-        for entry in getattr(config.data, role)
-    ]
-
-
-def is_file_entry(entry: str) -> bool:
-    """Whether an entry of data.pretrain, data.train or data.test is a file, not the name of a split."""
-    return entry.endswith(".json")
-
-
 def describe_optimisation(stage: OptimisationSettings) -> dict[str, Any]:
     """What a training stage's key holds of it. `group_by_length` only where it is set: results that are older
     than the setting keep their keys."""
@@ -112,30 +95,15 @@ def describe_optimisation(stage: OptimisationSettings) -> dict[str, Any]:
 
 def find_image_rate(config: Config) -> int:
     """By how much the compressor shrinks images before the tower."""
-    name, registry = config.compressor_name, signatures.compressors()
-    if not registry.mentions(name, "image_rate", base="Compressor"):
-        return 1
-    knobs = registry.settled(name, config.knobs(name))
-    for _, node in registry.lineage(name):  # `self.image_rate = knob`: no need to wait for torch
-        for line in ast.walk(node):
-            target = line.targets[0] if isinstance(line, ast.Assign) else None
-            if getattr(target, "attr", "") == "image_rate" and getattr(line.value, "id", "") in knobs:
-                return knobs[line.value.id]
-    return registry.real.create(name, dim=8, llm_dim=8, **config.knobs(name)).image_rate
+    name = config.compressor_name
+    return signatures.compressors().find_image_rate(name, config.knobs(name))
 
 
 def find_needed_levels(config: Config) -> dict[str, list[int]]:
     """Hidden states of the tower that the compressor reads, for the key; nothing where it reads none."""
-    name, registry = config.compressor_name, signatures.compressors()
-    if not registry.mentions(name, "needs_levels", base="Compressor"):
-        return {}
-    settled = registry.settled(name, config.knobs(name))
-    levels = (
-        settled["levels"]
-        if "levels" in settled
-        else registry.real.create(name, dim=8, llm_dim=8, **config.knobs(name)).needs_levels
-    )
-    return {"levels": list(levels)} if levels else {}
+    name = config.compressor_name
+    levels = signatures.compressors().find_needed_levels(name, config.knobs(name))
+    return {"levels": levels} if levels else {}
 
 
 class Planner:

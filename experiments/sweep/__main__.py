@@ -5,28 +5,51 @@ Exit code 0: all done; 1: a cell failed; 2: bad input or a full disk, one line s
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
-from compressors.command_line import run_guarded
+from compressors.command_line import Command, CommandLine
 from compressors.errors import UsageError
 from experiments.config.cells import Cell
 from experiments.config.schema import Config
 from experiments.runtime.bars import create_reporter
-from experiments.runtime.command import CommandParser
 from experiments.runtime.files import write_atomic
 from experiments.store import results
 from experiments.store.store import StageRunner, Store, import_runner
 from experiments.sweep import help, request, score_table
-from experiments.sweep.launcher import launch_cells, read_log_tail, title_cell
 from experiments.sweep.plan_view import make_plan_tables
 from experiments.sweep.request import CellJob, SweepRequest
+from experiments.sweep.scheduler import FailedCell, launch_cells, read_log_tail, title_cell
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """None of its own: all settings are a cell's, a table's or a launcher's (`request`)."""
+
+
+class SweepCommand(Command):
+    """A command whose help has the settings of cells and launchers, and all parts with their knobs."""
+
+    def help(self) -> str:
+        return help.make_help_text() + "\n"
+
+
+COMMAND = SweepCommand(
+    usage="python -m experiments.sweep [KEY=VALUE ...] [--plan] [--help]",
+    description="Trains and evaluates cells, and prints a table of them.",
+    options=SweepOptions,
+    overrides=True,
+    flags=("--plan",),
+    elsewhere="choose another directory with out=DIR",
+    interrupted="interrupted; the same command goes on where it stopped",
+)
 
 
 def check_model_sizes(config: Config) -> None:
-    """What only a model's sizes can tell, raised as UsageError; imports torch and transformers."""
-    from experiments.models import build
+    """What only a model's sizes can tell, raised as UsageError."""
+    from experiments.models import build  # torch and transformers: a typo does not wait for them
 
     build.check_model_config(config)
 
@@ -37,57 +60,35 @@ def main(
     check: Callable[[Config], None] = check_model_sizes,
 ) -> int:
     """The command; its exit code. `runner` computes stages, `check` looks at cells before anything runs."""
-    return run_guarded(
-        lambda: run_sweep(arguments, runner, check),
-        "choose another directory with out=DIR",
-        "interrupted; the same command goes on where it stopped",
-    )
+    return COMMAND.run(lambda line: run_sweep(line, runner, check), arguments)
 
 
 def run_sweep(
-    arguments: Sequence[str] | None, runner: Callable[[str], StageRunner], check: Callable[[Config], None]
+    line: CommandLine, runner: Callable[[str], StageRunner], check: Callable[[Config], None]
 ) -> int:
     """The command, with its exceptions."""
-    parser = CommandParser(add_help=False)
-    parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--plan", action="store_true")
-    parser.add_argument("-h", "--help", action="store_true")
-    options = parser.parse_intermixed_args(arguments)
     console = Console()
-    if options.help:
-        console.print(help.make_help_text(), markup=False, highlight=False, soft_wrap=True)
-        return 0
-    asked = request.read_request(options.overrides)
-    store = Store(Path(asked.jobs[0][0].config.out), runner=runner)
-    if options.plan:
-        for each in make_plan_tables(asked, store):
-            console.print(each, soft_wrap=isinstance(each, str), highlight=False)
+    sweep = request.read_request(line.overrides)
+    first_cell, _ = sweep.jobs[0]  # all cells have one output directory
+    store = Store(Path(first_cell.config.out), runner=runner)
+    if "--plan" in line.flags:  # before anything is written or checked
+        for table in make_plan_tables(sweep, store):
+            console.print(table, soft_wrap=isinstance(table, str), highlight=False)
         return 0
     with store.open_root():
         with create_reporter(console) as store.report:
-            for cell in list_unlike_cells(asked.jobs, store):
+            for cell in list_unlike_cells(sweep.jobs, store):
                 check_cell(cell, check)
-            ended = launch_cells(asked.jobs, store, asked.launch, runner)
-        print_score_tables(asked, ended.finished, store, console)
-    if asked.left_out:
-        console.print(
-            f"{asked.left_out} cells are in the earlier report; python -m ablations.report shows "
+            outcomes = launch_cells(sweep.jobs, store, sweep.launch, runner)
+        print_score_tables(sweep, outcomes.finished, store, console)
+    if sweep.left_out:
+        print_plain(
+            console,
+            f"{sweep.left_out} cells are in the earlier report; python -m ablations.report shows "
             "them beside these, with the same table= and earlier=",
-            markup=False,
-            soft_wrap=True,
         )
-    for cell, why, log in ended.failed:
-        console.print(f"failed: {title_cell(cell)}: {why}; see {log}", markup=False, soft_wrap=True)
-    for log in dict.fromkeys(log for *_, log in ended.failed):
-        console.print(
-            f"{log}:",
-            *(f"  {line}" for line in read_log_tail(log)),
-            sep="\n",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
-    return 1 if ended.failed else 0
+    print_failures(outcomes.failed, console)
+    return 1 if outcomes.failed else 0
 
 
 def check_cell(cell: Cell, check: Callable[[Config], None]) -> None:
@@ -100,54 +101,57 @@ def check_cell(cell: Cell, check: Callable[[Config], None]) -> None:
 
 def list_unlike_cells(jobs: list[CellJob], store: Store) -> list[Cell]:
     """Cells that are not finished, one for each shape of model."""
-    return list(
-        {
-            describe_model_shape(cell): cell for cell, stage in jobs if store.find_status(stage) != "done"
-        }.values()
-    )
+    # a look at a model takes a moment, and seeds and recipes of a table share its shape
+    cells_by_shape = {}
+    for cell, stage in jobs:
+        if store.find_status(stage) != "done":
+            cells_by_shape[describe_model_shape(cell)] = cell
+    return list(cells_by_shape.values())
 
 
 def describe_model_shape(cell: Cell) -> str:
     """What the sizes of a cell's model follow from."""
     config = cell.config
-    return str(
-        (
-            config.compressor,
-            config.projector,
-            config.parts,
-            config.tower,
-            config.llm,
-            config.image,
-            config.prune,
-        )
-    )
+    parts = (config.compressor, config.projector, config.parts)
+    backbones = (config.tower, config.llm)
+    return str((parts, backbones, config.image, config.prune))
 
 
-def print_score_tables(asked: SweepRequest, finished: set[str], store: Store, console: Console) -> None:
+def print_score_tables(sweep: SweepRequest, finished: set[str], store: Store, console: Console) -> None:
     """Print the tables and write them."""
     groups = []
-    for heading, jobs in asked.views:
-        found = results.collect_scores([job for job in jobs if job[1].key in finished], store)
-        for group in found:
-            group.title = f"{heading}, {group.title}" if heading else group.title
-        groups += found
+    for heading, jobs in sweep.views:
+        finished_jobs = [(cell, stage) for cell, stage in jobs if stage.key in finished]
+        for group in results.collect_scores(finished_jobs, store):
+            if heading:
+                group.title = f"{heading}, {group.title}"
+            groups.append(group)
     if not groups:
         return
-    write_atomic(store.root / "table.md", score_table.format_score_markdown(groups))
+    markdown = score_table.format_score_markdown(groups)
+    write_atomic(store.root / "table.md", markdown)
     write_atomic(store.root / "table.csv", score_table.format_score_csv(groups))
-    for group in groups:
-        if console.is_terminal:
+    if console.is_terminal:
+        for group in groups:
             console.print(*score_table.make_screen_tables(group, console.width), sep="")
-    if not console.is_terminal:
-        console.print(
-            score_table.format_score_markdown(groups), markup=False, highlight=False, soft_wrap=True
-        )
-    console.print(
-        f"{store.root / 'table.md'}  {store.root / 'table.csv'}  {store.root / 'cells'}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    else:
+        print_plain(console, markdown)
+    print_plain(console, f"{store.root / 'table.md'}  {store.root / 'table.csv'}  {store.root / 'cells'}")
+
+
+def print_failures(failed: Sequence[FailedCell], console: Console) -> None:
+    """Why each cell failed, then the last lines of each log: several cells may have failed by one stage."""
+    for failure in failed:
+        print_plain(console, f"failed: {title_cell(failure.cell)}: {failure.reason}; see {failure.log}")
+    for log in dict.fromkeys(failure.log for failure in failed):
+        print_plain(console, f"{log}:")
+        for text in read_log_tail(log):
+            print_plain(console, f"  {text}")
+
+
+def print_plain(console: Console, text: str) -> None:
+    """Print text as it is: brackets in it are no markup, long lines are left to the terminal."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

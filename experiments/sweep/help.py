@@ -1,10 +1,12 @@
 """The text of --help, made from the settings and the registries themselves."""
 
-from compressors.command_line import collect_settings
+import inspect
+
+from compressors.command_line import Setting, collect_settings
 from experiments.config import signatures
 from experiments.config.presets import list_presets
 from experiments.config.schema import BLIND_COMPRESSOR, Config
-from experiments.sweep.options import SLURM_PREFIX, LaunchOptions, name_launch_option
+from experiments.sweep.options import LaunchOptions, name_launch_option
 
 HELP_HEAD = """\
 Usage: python -m experiments.sweep [KEY=VALUE ...] [--plan] [--help]
@@ -27,51 +29,65 @@ computed before is taken from the output directory; a run that was interrupted g
 Where cells run, which is in no result's key:
 
 """
+SLURM_HELP = (
+    "submitit's: partition, time (minutes), gpus_per_node, ...; cluster=local: without Slurm"  # slurm.py
+)
 
 
 def format_default(default: object) -> str:
+    """A default as it would be typed."""
     if isinstance(default, (list, tuple)):
         return f"[{','.join(map(str, default))}]"
-    return "null" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
+    if default is None:
+        return "null"
+    if isinstance(default, bool):
+        return str(default).lower()
+    return str(default)
 
 
-def format_knobs(registry: signatures.SourceRegistry, name: str) -> str:
+def format_knob(knob: inspect.Parameter) -> str:
+    """A part's knob with its default, if it has one."""
+    if knob.default is knob.empty:
+        return knob.name
+    return f"{knob.name}={format_default(knob.default)}"
+
+
+def format_knobs(registry: signatures.SignatureRegistry, name: str) -> str:
     """The knobs of a part with their defaults."""
-    found = registry.knobs(name).values()
-    return "  ".join(
-        p.name if p.default is p.empty else f"{p.name}={format_default(p.default)}" for p in found
-    )
+    return "  ".join(map(format_knob, registry.knobs(name).values()))
 
 
 def format_launch_options() -> list[str]:
-    """The launch options."""
-    found = [
-        f"  {f'{name_launch_option(name)}={format_default(each.default)}':24} {each.help}"
-        for name, each in collect_settings(LaunchOptions).items()
-    ]
-    return [
-        *found,
-        f"  {f'{SLURM_PREFIX}KEY=VALUE':24} submitit's: partition, time (minutes), gpus_per_node, ...; "
-        "cluster=local: without Slurm",
-    ]
+    """Lines of the launch options."""
+    lines = []
+    for name, option in collect_settings(LaunchOptions).items():
+        assignment = f"{name_launch_option(name)}={format_default(option.default)}"
+        lines.append(f"  {assignment:24} {option.help}")
+    lines.append(f"  {'launch.slurm.KEY=VALUE':24} {SLURM_HELP}")
+    return lines
+
+
+def format_setting(path: str, setting: Setting) -> str:
+    """The line of a cell's setting."""
+    choices = [format_default(choice) for choice in setting.choices if choice is not None]
+    meaning = setting.help
+    if len(choices) > 1:
+        meaning += f" ({', '.join(choices)})"
+    assignment = f"{path}={format_default(setting.default)}"
+    return f"  {assignment:40} {meaning}"
 
 
 def make_help_text() -> str:
     """All of it."""
+    lines = [HELP_HEAD + "\n".join(format_launch_options()), ""]
     presets = ", ".join(list_presets())
-    lines = [
-        HELP_HEAD + "\n".join(format_launch_options()),
-        "",
-        f"Presets: {presets}, or a YAML file. Settings, with their values before any preset:",
-        "",
-    ]
+    lines += [f"Presets: {presets}, or a YAML file. Settings, with their values before any preset:", ""]
     for path, setting in collect_settings(Config).items():
-        choices = [format_default(c) for c in setting.rules.get("choices", ()) if c is not None]
-        meaning = setting.help + (f" ({', '.join(choices)})" if len(choices) > 1 else "")
-        lines.append(f"  {f'{path}={format_default(setting.default)}':40} {meaning}")
+        lines.append(format_setting(path, setting))
     for registry in signatures.registries():
         lines += ["", f"{registry.kind.capitalize()}s and their knobs, set as NAME.KNOB=VALUE:", ""]
-        lines += [f"  {name:16} {format_knobs(registry, name)}".rstrip() for name in registry.names()]
+        for name in registry.names():
+            lines.append(f"  {name:16} {format_knobs(registry, name)}".rstrip())
         if registry is signatures.compressors():
             lines.append(f"  {BLIND_COMPRESSOR:16} no image at all")
     return "\n".join([*lines, ""])

@@ -1,180 +1,67 @@
-"""Runs the cells of a sweep, in this process or by workers: one that fails does not stop the others.
+"""Where units are computed: what a launcher does, and how `launch=NAME` becomes one.
 
-What workers share is the stage store; what this process does is to hand out units whose inputs are done, to
-publish cells, and to tell. It may be killed at any moment: its workers end with it, and the next run goes on.
+Ours are processes of this machine (`pool.py`) and Slurm jobs (`slurm.py`); an outside package offers its own
+in the entry-point group `slothkit.launchers`, in the same way as `setup.cfg` offers these.
 """
 
-import time
-from collections import Counter
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from typing import cast
 
-from compressors.errors import UsageError
-from experiments.config.cells import Cell
-from experiments.runtime.files import write_atomic
-from experiments.store import results
-from experiments.store.plan import Stage
-from experiments.store.store import StageFailed, StageRunner, Store
-from experiments.sweep.options import LaunchOptions, count_cores, list_gpus
-from experiments.sweep.pool import Pool
-from experiments.sweep.request import CellJob
-from experiments.sweep.slurm import Cluster
-from experiments.sweep.units import WorkUnit, make_units
+from experiments.registries import launchers
+from experiments.store.store import StageRunner, Store
+from experiments.sweep.options import LaunchOptions
+from experiments.sweep.units import WorkUnit
 from experiments.sweep.worker import UnitOutcome
 
-UNIT_ATTEMPTS = 3  # of a unit whose workers die: killed, out of memory, out of time
-LOG_TAIL_LINES = 5  # lines of a failed cell's log that are shown
-RETRY_SECONDS = 0.5  # seconds until a stage that another sweep computes is looked at again
+EndedUnit = tuple[WorkUnit, UnitOutcome]
 
 
-@dataclass
-class CellOutcomes:
-    """What became of the cells: finished ones by the key of their last stage, and why others failed."""
+class Launcher(ABC):
+    """Computes units elsewhere, several at once.
 
-    finished: set[str] = field(default_factory=set)
-    failed: list[tuple[Cell, str, Path]] = field(default_factory=list)  # one line, the log
+    A unit is computed by `worker.run_unit` or `worker.run_slurm_job`: both end with a UnitOutcome and leave
+    the result in the stage store below `root`. The constructor names those of these arguments that it needs:
 
+    root         the output directory, which workers must see under the same path
+    runner       gives the function of a kind of stage; it pickles
+    report       where to tell of workers' progress, each in a lane of its own
+    workers      units at once, launch.workers; or "auto"
+    threads      of a worker, launch.threads; None: the launcher's choice
+    parameters   what launch.NAME.KEY=VALUE say, by KEY
+    uses_gpu     whether any stage of the cells would run on a GPU
+    """
 
-def launch_cells(
-    jobs: list[CellJob], store: Store, options: LaunchOptions, runner: Callable[[str], StageRunner]
-) -> CellOutcomes:
-    """Run every cell that is not finished, and publish it."""
-    store.report.announce_cells(len(jobs))
-    if options.in_process:
-        return run_cells_in_turn(jobs, store)
-    return Launcher(jobs, store, options, runner).run_units()
+    @property
+    @abstractmethod
+    def free(self) -> int:
+        """How many more units may be submitted now."""
 
+    @abstractmethod
+    def submit(self, units: list[WorkUnit]) -> None:
+        """Start units, no more than are free."""
 
-def run_cells_in_turn(jobs: list[CellJob], store: Store) -> CellOutcomes:
-    """One cell after another in this process; a failed stage is not tried twice."""
-    ended, broken = CellOutcomes(), {}
-    for cell, stage in jobs:
-        store.report.begin_cell(title_cell(cell))
-        known = next((broken[key] for key in stage.collect_stages() if key in broken), None)
-        if known is None:
-            try:
-                store.compute(stage)
-                results.publish_cell(cell, stage, store)
-                ended.finished.add(stage.key)
-                continue
-            except StageFailed as error:
-                log = store.root / "logs" / f"{results.name_cell_folder(cell)}-{stage.key[:8]}.log"
-                log.parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(log, error.format_trace())
-                known = broken[error.stage.key] = str(error), log
-                store.report.write_note(f"failed: {error}; see {log}")
-        ended.failed.append((cell, *known))
-    return ended
+    @abstractmethod
+    def poll(self, seconds: float) -> list[EndedUnit]:
+        """Wait up to `seconds`, pass progress on, and return what has ended with how it ended."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End everything that is under way. Called once, whatever happened before."""
 
 
-def title_cell(cell: Cell) -> str:
-    """A cell's name on screen."""
-    return f"{cell.label} seed={cell.config.seed}"
-
-
-def read_log_tail(log: Path) -> list[str]:
-    """The last lines of a log."""
-    return (
-        log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:]
-        if log.is_file()
-        else []
+def create_launcher(
+    options: LaunchOptions, store: Store, runner: Callable[[str], StageRunner], uses_gpu: bool
+) -> Launcher:
+    """The launcher that `launch=` names. UsageError for options that it cannot work with."""
+    launcher = launchers.create(
+        options.where,
+        root=store.root,
+        runner=runner,
+        report=store.report,
+        workers=options.workers,
+        threads=options.threads,
+        parameters=options.parameters,
+        uses_gpu=uses_gpu,
     )
-
-
-class Launcher:
-    """Units to workers, until none is left."""
-
-    def __init__(
-        self, jobs: list[CellJob], store: Store, options: LaunchOptions, runner: Callable[[str], StageRunner]
-    ):
-        self.store, self.report, self.ended = store, store.report, CellOutcomes()
-        self.cells: dict[str, Cell] = {stage.key: cell for cell, stage in jobs}
-        self.stages: dict[str, Stage] = {stage.key: stage for _, stage in jobs}
-        self.units = make_units(jobs, store)
-        self.left = dict(self.units)
-        self.running: set[str] = set()
-        self.deaths: Counter[str] = Counter()
-        self.taken: dict[str, float] = {}  # units that another sweep has, and when to look again
-        self.broken: dict[str, tuple[str, Path]] = {}
-        self.hands = self._make_workers(options, runner)
-
-    def _make_workers(self, options: LaunchOptions, runner: Callable[[str], StageRunner]) -> Pool | Cluster:
-        root = self.store.root
-        if options.where == "slurm":
-            return Cluster(root, runner, self.report, options.workers, options.threads, options.slurm)
-        configs = [unit.stage.config for unit in self.units.values()]
-        there = list_gpus(any(c.trainer.accelerator in ("auto", "gpu", "cuda") for c in configs))
-        size = (len(there) or count_cores()) if options.workers == "auto" else options.workers
-        threads = options.threads or (max(1, count_cores() // size) if there else 1)
-        return Pool(root, runner, self.report, size, threads, there)
-
-    def run_units(self) -> CellOutcomes:
-        """All of it; workers are ended whatever happens."""
-        try:
-            for key in self.cells:
-                if key not in self.units:
-                    self._publish_cell(key)
-            while self.left or self.running:
-                ready = self._list_ready_units()[: self.hands.free]
-                if ready:
-                    self.running.update(unit.key for unit in ready)
-                    for unit in ready:
-                        del self.left[unit.key]
-                    self.hands.submit(ready)
-                for unit, outcome in self.hands.poll(RETRY_SECONDS):
-                    self._take_outcome(unit, outcome)
-        finally:
-            self.hands.close()
-        self.ended.failed += [
-            (cell, *self.broken[key]) for key, cell in self.cells.items() if key in self.broken
-        ]
-        return self.ended
-
-    def _list_ready_units(self) -> list[WorkUnit]:
-        """Units whose inputs are done; those that another sweep has come last."""
-        open_keys, now = self.left.keys() | self.running, time.monotonic()
-        ready = [
-            unit
-            for unit in self.left.values()
-            if not unit.needs & open_keys and self.taken.get(unit.key, 0.0) <= now
-        ]
-        return sorted(ready, key=lambda unit: unit.key in self.taken)
-
-    def _take_outcome(self, unit: WorkUnit, outcome: UnitOutcome) -> None:
-        """One unit has come back."""
-        self.running.remove(unit.key)
-        if outcome.kind == "usage":
-            raise UsageError(outcome.text)
-        if outcome.kind == "disk":
-            raise OSError(0, outcome.text)
-        if outcome.kind == "busy":
-            if unit.key not in self.taken:
-                self.report.write_note(f"waiting for another process to finish {outcome.text}")
-            self.taken[unit.key] = time.monotonic() + RETRY_SECONDS
-            self.left[unit.key] = unit
-        elif outcome.kind == "died" and self.deaths[unit.key] + 1 < UNIT_ATTEMPTS:
-            self.deaths[unit.key] += 1
-            self.report.write_warning(f"{unit.label}: {outcome.text}; it goes on where it stopped")
-            self.left[unit.key] = unit
-        elif outcome.kind == "done":
-            if unit.key in self.cells:
-                self._publish_cell(unit.key)
-        else:
-            self._fail_unit(unit, outcome)
-
-    def _publish_cell(self, key: str) -> None:
-        results.publish_cell(self.cells[key], self.stages[key], self.store)
-        self.ended.finished.add(key)
-        self.report.finish_cell(title_cell(self.cells[key]))
-
-    def _fail_unit(self, unit: WorkUnit, outcome: UnitOutcome) -> None:
-        """Give up a unit and all that needs it."""
-        why = outcome.text if outcome.kind == "failed" else f"{unit.stage.name}: {outcome.text}"
-        self.report.write_note(f"failed: {why}; see {unit.log}")
-        lost = {unit.key}
-        while more := {key for key, other in self.left.items() if other.needs & lost}:
-            for key in more:
-                del self.left[key]
-            lost |= more
-        self.broken |= {key: (why, unit.log) for key in lost}
+    return cast(Launcher, launcher)  # the registry holds launchers, but does not know their type

@@ -1,17 +1,16 @@
 """Where cells run and how many at once. Nothing of it is in a stage's key: launching never changes what a
 result is called; what it may change is the last bits of one (see `threads`)."""
 
-import os
-import shutil
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from compressors.command_line import check_bounds, collect_settings, setting
+from compressors.command_line import Axes, Setting, check_bounds, collect_settings, setting
 from compressors.errors import UsageError
 from compressors.registry import conform, suggest
 from experiments.config.overrides import parse_value
+from experiments.registries import launchers
 
-SLURM_PREFIX = "launch.slurm."
+IN_PROCESS_LAUNCHER = "local"  # the one that needs no launcher for a single worker; it has no parameters
 
 
 @dataclass(frozen=True)
@@ -19,70 +18,84 @@ class LaunchOptions:
     """The options; on the command line `where` is `launch`, the others are `launch.NAME`."""
 
     where: str = setting(
-        "local", "processes of this machine, or Slurm jobs through submitit", choices=("local", "slurm")
-    )
+        IN_PROCESS_LAUNCHER, "processes of this machine, or Slurm jobs through submitit"
+    )  # a name in the registry of launchers
     workers: int | Literal["auto"] = setting(
         1, "cells at once; 1: in this process; auto: one a GPU, else one a core", low=1
     )
     threads: int | None = setting(
         None, "of a worker; null: 1 on the CPU. The last bits of a result depend on it", low=1
     )
-    slurm: dict[str, object] = field(default_factory=dict)  # submitit's parameters, as launch.slurm.KEY
+    parameters: dict[str, object] = field(default_factory=dict)  # the launcher's own, as launch.WHERE.KEY
 
     @property
     def in_process(self) -> bool:
         """Whether cells run one after another in the command's own process."""
-        return self.where == "local" and self.workers == 1 and self.threads is None
+        return self.where == IN_PROCESS_LAUNCHER and self.workers == 1 and self.threads is None
 
 
 def name_launch_option(name: str) -> str:
     """What an option is called on the command line."""
-    return "launch" if name == "where" else f"launch.{name}"
+    if name == "where":
+        return "launch"
+    return f"launch.{name}"
 
 
-def take_launch_options(axes: dict[str, list[str]]) -> LaunchOptions:
+def take_launch_options(axes: Axes) -> LaunchOptions:
     """The launch options, taken out of the axes."""
-    known = {name_launch_option(name): (name, each) for name, each in collect_settings(LaunchOptions).items()}
-    given: dict[str, object] = {}
-    slurm: dict[str, object] = {}
-    for path in [p for p in axes if p.partition(".")[0] == "launch"]:
-        values = axes.pop(path)
-        if len(values) > 1 and not path.startswith(SLURM_PREFIX):
-            raise UsageError(f"{path}={','.join(values)}: takes one value")
-        text = ",".join(values)
-        if path.startswith(SLURM_PREFIX) and path != SLURM_PREFIX:
-            slurm[path.removeprefix(SLURM_PREFIX)] = text if "," in text else parse_value(text, path)
-        elif path not in known:
-            raise UsageError(f"unknown setting '{path}'{suggest(path, [*known, f'{SLURM_PREFIX}KEY'])}")
+    options = {name_launch_option(name): name for name in collect_settings(LaunchOptions)}
+    values: dict[str, Any] = {}
+    parameters: dict[str, dict[str, object]] = {}  # launcher -> its parameters
+    launch_paths = [path for path in axes if path.partition(".")[0] == "launch"]
+    for path in launch_paths:
+        texts = axes.pop(path)
+        launcher, parameter = split_parameter(path)
+        if parameter:
+            # one with commas is a single text: gres=gpu:1,nvme
+            value = parse_value(texts[0], path) if len(texts) == 1 else ",".join(texts)
+            parameters.setdefault(launcher, {})[parameter] = value
+        elif len(texts) > 1:
+            raise UsageError(f"{path}={','.join(texts)}: takes one value")
+        elif path not in options:
+            paths = [*options, *(f"launch.{name}.KEY" for name in list_parameter_launchers())]
+            raise UsageError(f"unknown setting '{path}'{suggest(path, paths)}")
         else:
-            name, each = known[path]
-            if text == "auto" and name == "workers":
-                value = text
-            else:
-                hint = int if name == "workers" else each.hint
-                value = text if hint is str else conform(parse_value(text, path), hint, path)
-                check_bounds(path, value, each.rules)
-            given[name] = value
-    found = LaunchOptions(**given, slurm=slurm)
-    if slurm and found.where != "slurm":
-        raise UsageError(f"{SLURM_PREFIX}{min(slurm)}={slurm[min(slurm)]}: needs launch=slurm")
-    if found.where == "slurm" and found.workers == "auto":
+            name = options[path]
+            values[name] = read_launch_option(texts[0], path, collect_settings(LaunchOptions)[name])
+    where = values.get("where", IN_PROCESS_LAUNCHER)
+    for launcher, theirs in parameters.items():
+        if launcher != where:
+            first = min(theirs)
+            raise UsageError(f"launch.{launcher}.{first}={theirs[first]}: needs launch={launcher}")
+    if where == "slurm" and values.get("workers") == "auto":
         raise UsageError("launch.workers=auto: with launch=slurm say how many jobs at once, launch.workers=8")
-    return found
+    return LaunchOptions(**values, parameters=parameters.get(where, {}))
 
 
-def list_gpus(wanted: bool = True) -> list[str]:
-    """The GPUs that workers share out, as CUDA_VISIBLE_DEVICES names them. Imports torch only where there may
-    be one."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if not wanted or visible == "" or shutil.which("nvidia-smi") is None:
-        return []
-    import torch
-
-    count = torch.cuda.device_count()
-    return (visible.split(",") if visible else [str(i) for i in range(count)])[:count]
+def list_parameter_launchers() -> list[str]:
+    """Launchers that take parameters of their own."""
+    return [name for name in launchers.names() if name != IN_PROCESS_LAUNCHER]
 
 
-def count_cores() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def split_parameter(path: str) -> tuple[str, str]:
+    """launch.slurm.partition as (slurm, partition); the second is empty where a path is no parameter."""
+    launcher, _, parameter = path.removeprefix("launch.").partition(".")
+    if launcher not in list_parameter_launchers():
+        return launcher, ""
+    return launcher, parameter
+
+
+def read_launch_option(text: str, path: str, option: Setting) -> object:
+    """One of the options that are not a launcher's own. UsageError for a value that it cannot have."""
+    if path == "launch":
+        check_bounds(path, text, {"choices": launchers.names()})
+        return text
+    if text == "auto" and path == "launch.workers":
+        return text
+    # of "int or auto" the int is meant here: an error for launch.workers=two says that
+    hint = option.hint
+    if path == "launch.workers":
+        hint = int
+    value = conform(parse_value(text, path), hint, path)
+    check_bounds(path, value, option.rules)
+    return value

@@ -1,143 +1,208 @@
 """What --plan shows: every stage once, whether it is there, and how many cells share it."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from rich.table import Table
 
+from experiments.runtime.text_tables import make_framed_table
 from experiments.store.estimate import Estimator
 from experiments.store.plan import STAGE_KINDS, STAGE_ROLES, Stage
 from experiments.store.store import Store
 from experiments.sweep.options import LaunchOptions
-from experiments.sweep.request import SweepRequest
+from experiments.sweep.request import CellJob, SweepRequest
 
 MOST_LISTED_STAGES = 60  # stages; more of them are only counted
-STATUS_WORDS = {
-    "done": "cached",
+CACHED = "cached"
+NOT_NEEDED = "not needed"
+STATUS_WORDS = {  # a store's word for a stage -> what is shown
+    "done": CACHED,
     "damaged": "damaged, to run again",
     "partial": "to resume",
     "missing": "to run",
 }
-UNFINISHED_WORDS = set(STATUS_WORDS.values()) - {"cached"}
 
 
-def find_stage_statuses(roots: Sequence[Stage], store: Store) -> dict[str, tuple[Stage, str]]:
-    """Every stage with its status; one that only finished stages would read is "not needed"."""
-    found = {
-        key: (stage, STATUS_WORDS[store.find_status(stage)]) for key, stage in list_all_stages(roots).items()
-    }
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage of the plan.
+
+    status     what is shown: cached, to run, to resume, damaged, not needed
+    cells      how many cells need it
+    seconds    about how long it will take, or took; None where nothing tells
+    """
+
+    stage: Stage
+    status: str
+    cells: int
+    seconds: float | None
+
+    @property
+    def is_left(self) -> bool:
+        """Whether it has to be computed."""
+        return self.status not in (CACHED, NOT_NEEDED)
+
+
+Plan = dict[str, PlannedStage]  # by the key of a stage, in the order of work
+
+
+def make_plan(roots: Sequence[Stage], store: Store) -> Plan:
+    """Every stage that leads to the `roots`, with its status and how long it takes."""
+    stages: dict[str, Stage] = {}
+    for root in roots:
+        stages |= root.collect_stages()
+    stages = dict(sorted(stages.items(), key=lambda item: STAGE_KINDS.index(item[1].kind)))
+    statuses = find_stage_statuses(roots, stages, store)
+    users: Counter[str] = Counter()
+    for root in roots:
+        users.update(root.collect_stages().keys())
+    estimator = Estimator(stages.values(), store)
+    plan = {}
+    for key, stage in stages.items():
+        status = statuses[key]
+        seconds = None
+        if status == CACHED:
+            if key in estimator.found:  # it notes its time, and no killed run has done part of it
+                seconds = estimator.found[key].seconds
+        elif status != NOT_NEEDED:
+            seconds = estimator.seconds(stage)
+        plan[key] = PlannedStage(stage, status, users[key], seconds)
+    return plan
+
+
+def find_stage_statuses(roots: Sequence[Stage], stages: Mapping[str, Stage], store: Store) -> dict[str, str]:
+    """The status of every stage; one that only finished stages would read is "not needed"."""
+    statuses = {key: STATUS_WORDS[store.find_status(stage)] for key, stage in stages.items()}
     needed = set()
 
+    # from the ends: what a finished stage was made of is not needed again
     def walk(stage: Stage) -> None:
-        if stage.key not in needed and found[stage.key][1] != "cached":
-            needed.add(stage.key)
-            for each in stage.inputs.values():
-                walk(each)
+        if stage.key in needed or statuses[stage.key] == CACHED:
+            return
+        needed.add(stage.key)
+        for source in stage.inputs.values():
+            walk(source)
 
     for root in roots:
         walk(root)
-    return {
-        key: (stage, word if word == "cached" or key in needed else "not needed")
-        for key, (stage, word) in found.items()
-    }
+    for key, status in statuses.items():
+        if status != CACHED and key not in needed:
+            statuses[key] = NOT_NEEDED
+    return statuses
 
 
-def list_all_stages(roots: Sequence[Stage]) -> dict[str, Stage]:
-    """Every stage once, in the order of work."""
-    found = {key: stage for root in roots for key, stage in root.collect_stages().items()}
-    return dict(sorted(found.items(), key=lambda pair: STAGE_KINDS.index(pair[1].kind)))
-
-
-def make_plan_tables(asked: SweepRequest, store: Store) -> list[Table | str]:
+def make_plan_tables(request: SweepRequest, store: Store) -> list[Table | str]:
     """The stages one by one, unless they are many, their counts, and how long what is left may take."""
-    roots = [root for _, root in asked.jobs]
-    found = find_stage_statuses(roots, store)
-    users = Counter(key for root in roots for key in root.collect_stages())
-    estimator = Estimator([stage for stage, _ in found.values()], store)
-    left = {key: estimator.seconds(stage) for key, (stage, word) in found.items() if word in UNFINISHED_WORDS}
+    roots = [last_stage for _, last_stage in request.jobs]
+    plan = make_plan(roots, store)
     tables: list[Table | str] = []
-    if len(found) <= MOST_LISTED_STAGES:
-        labels = {key: cell.label for cell, root in reversed(asked.jobs) for key in root.collect_stages()}
-        table = Table(
-            "stage", "key", "first used by", "cells", "status", "time", title="stages", title_justify="left"
-        )
-        for key, (stage, word) in found.items():
-            seed = f" seed={stage.config.seed}" if stage.kind in STAGE_ROLES else ""
-            took = estimator.found[key].seconds if word == "cached" and key in estimator.found else None
-            time = format_estimate(left[key]) if key in left else "" if took is None else format_seconds(took)
-            table.add_row(stage.title, key[:8], labels[key] + seed, str(users[key]), word, time)
-        tables.append(table)
-    return [
-        *tables,
-        make_stage_counts_table(found, users, left, len(asked.jobs)),
-        describe_remaining_work(found, left, asked.launch),
-    ]
+    if len(plan) <= MOST_LISTED_STAGES:
+        tables.append(make_stages_table(plan, request.jobs))
+    tables.append(make_stage_counts_table(plan, len(request.jobs)))
+    tables.append(describe_remaining_work(plan, request.launch))
+    return tables
 
 
-def make_stage_counts_table(
-    found: dict[str, tuple[Stage, str]], users: Counter, left: dict[str, float | None], cells: int
-) -> Table:
+def make_stages_table(plan: Plan, jobs: Sequence[CellJob]) -> Table:
+    """A row a stage."""
+    first_users: dict[str, str] = {}
+    for cell, last_stage in jobs:
+        for key in last_stage.collect_stages():
+            first_users.setdefault(key, cell.label)
+    rows = [["stage", "key", "first used by", "cells", "status", "time"]]
+    for key, planned in plan.items():
+        stage = planned.stage
+        user = first_users[key]
+        if stage.kind in STAGE_ROLES:  # the other kinds do not depend on the cell's seed
+            user += f" seed={stage.config.seed}"
+        time = ""
+        if planned.is_left:
+            time = format_estimate(planned.seconds)
+        elif planned.seconds is not None:
+            time = format_seconds(planned.seconds)
+        rows.append([stage.title, key[:8], user, str(planned.cells), planned.status, time])
+    return make_framed_table(rows, title="stages", numbers=False)
+
+
+def make_stage_counts_table(plan: Plan, cells: int) -> Table:
     """How many stages of each kind there are, against how many there would be without sharing."""
-    table = Table(
-        "stage",
-        "stages",
-        "without sharing",
-        "cached",
-        "to run",
-        "time",
-        title=f"{cells} cells",
-        title_justify="left",
-    )
+    rows = [["stage", "stages", "without sharing", "cached", "to run", "time"]]
     for kind in STAGE_KINDS:
-        words = {key: word for key, (stage, word) in found.items() if stage.kind == kind}
-        if words:
-            cached = sum(word == "cached" for word in words.values())
-            times = [left[key] for key in words if key in left]
-            known = [t for t in times if t is not None]
-            time = format_estimate(sum(known) if known or not times else None) if times else ""
-            table.add_row(
-                kind,
-                str(len(words)),
-                str(sum(users[key] for key in words)),
-                str(cached),
-                str(len(times)),
-                time,
-            )
-    return table
+        remaining = []
+        stages = 0
+        without_sharing = 0
+        cached = 0
+        for planned in plan.values():
+            if planned.stage.kind != kind:
+                continue
+            stages += 1
+            without_sharing += planned.cells
+            cached += planned.status == CACHED
+            if planned.is_left:
+                remaining.append(planned)
+        if stages == 0:
+            continue
+        counts = [stages, without_sharing, cached, len(remaining)]
+        time = format_estimate(sum_seconds(remaining)) if remaining else ""
+        rows.append([kind, *map(str, counts), time])
+    return make_framed_table(rows, title=f"{cells} cells", numbers=False)
 
 
-def describe_remaining_work(
-    found: dict[str, tuple[Stage, str]], left: dict[str, float | None], options: LaunchOptions
-) -> str:
+def sum_seconds(stages: Sequence[PlannedStage]) -> float | None:
+    """Seconds of those stages that have an estimate; None where none has."""
+    estimates = [planned.seconds for planned in stages if planned.seconds is not None]
+    if not estimates:
+        return None
+    return sum(estimates)
+
+
+def describe_remaining_work(plan: Plan, options: LaunchOptions) -> str:
     """The sum of all estimates, and what several workers make of it."""
-    if not left:
+    remaining = [planned for planned in plan.values() if planned.is_left]
+    if not remaining:
         return "nothing to run"
-    unknown = Counter(found[key][0].kind for key, seconds in left.items() if seconds is None)
-    missing = ", ".join(f"{n} x {kind}" for kind, n in unknown.items())
-    if len(unknown) and sum(unknown.values()) == len(left):
+    work = sum_seconds(remaining)
+    if work is None:
         return "no estimate: no such stage has been measured in this output directory yet"
-    work = sum(seconds for seconds in left.values() if seconds is not None)
-    words = f"{'at least' if missing else 'about'} {format_seconds(work)} of work left"
+    unknown = Counter(planned.stage.kind for planned in remaining if planned.seconds is None)
+    missing = ", ".join(f"{count} x {kind}" for kind, count in unknown.items())
+    basis = "as measured in this output directory"
+    if missing:
+        words = f"at least {format_seconds(work)} of work left"
+        basis += f"; no estimate: {missing}"
+    else:
+        words = f"about {format_seconds(work)} of work left"
     if isinstance(options.workers, int) and options.workers > 1:
-        chain = max(sum_longest_chain(stage, left) for stage, _ in found.values())
-        words += (
-            f", about {format_seconds(max(work / options.workers, chain))} with {options.workers} workers"
-        )
-    return f"{words} (as measured in this output directory{f'; no estimate: {missing}' if missing else ''})"
+        # no number of workers makes it shorter than its longest chain
+        chain = max(sum_longest_chain(planned.stage, plan) for planned in plan.values())
+        duration = format_seconds(max(work / options.workers, chain))
+        words += f", about {duration} with {options.workers} workers"
+    return f"{words} ({basis})"
 
 
-def sum_longest_chain(stage: Stage, left: dict[str, float | None]) -> float:
+def sum_longest_chain(stage: Stage, plan: Plan) -> float:
     """Seconds of the longest chain of stages that leads to one."""
-    before = max((sum_longest_chain(each, left) for each in stage.inputs.values()), default=0.0)
-    return before + (left.get(stage.key) or 0.0)
+    longest = 0.0
+    for source in stage.inputs.values():
+        longest = max(longest, sum_longest_chain(source, plan))
+    planned = plan[stage.key]
+    if planned.is_left and planned.seconds is not None:
+        longest += planned.seconds
+    return longest
 
 
 def format_estimate(seconds: float | None) -> str:
-    return "no estimate" if seconds is None else f"~{format_seconds(seconds)}"
+    """~12 s, or that there is no estimate."""
+    if seconds is None:
+        return "no estimate"
+    return f"~{format_seconds(seconds)}"
 
 
 def format_seconds(seconds: float) -> str:
     """12 s, 3:25 min, 7.4 h."""
     if seconds < 100:
         return f"{seconds:.0f} s"
-    return f"{seconds // 60:.0f}:{seconds % 60:02.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    if seconds < 5400:
+        return f"{seconds // 60:.0f}:{seconds % 60:02.0f} min"
+    return f"{seconds / 3600:.1f} h"

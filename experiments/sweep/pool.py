@@ -6,18 +6,22 @@ and ends with its children when the command that started it ends, however that e
 
 import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import Literal
 
 from experiments.runtime.processes import end_with_parent
 from experiments.runtime.progress import Reporter
+from experiments.runtime.relay import play_message
 from experiments.store.store import StageRunner, Store
 from experiments.sweep import worker
+from experiments.sweep.launcher import EndedUnit, Launcher
 from experiments.sweep.units import WorkUnit
 from experiments.sweep.worker import UnitOutcome
 
@@ -29,93 +33,116 @@ class PoolWorker:
     """One process and what it is doing. `number` picks its GPU."""
 
     number: int
-    process: BaseProcess
+    process: SpawnProcess
     pipe: Connection
     unit: WorkUnit | None = None
     lane: Reporter = field(default_factory=Reporter)
 
 
-class Pool:
-    """`size` workers; one that dies is replaced when there is something to do."""
+class ProcessPool(Launcher):
+    """Up to `size` workers; one that dies is replaced when there is something to do."""
 
     def __init__(
         self,
         root: Path,
         runner: Callable[[str], StageRunner],
         report: Reporter,
-        size: int,
+        workers: int | Literal["auto"],
         threads: int | None,
-        gpus: list[str],
+        uses_gpu: bool,
     ):
-        self.root, self.runner, self.report = Path(root).absolute(), runner, report
-        self.size, self.threads, self.gpus = size, threads, gpus
+        self.root = Path(root).absolute()
+        self.runner = runner
+        self.report = report
+        self.gpus = list_gpus(uses_gpu)
+        if workers == "auto":
+            workers = len(self.gpus) or count_cores()
+        self.size = workers
+        if threads is None and self.gpus:
+            threads = max(1, count_cores() // self.size)
+        # on the CPU one: the last bits of a result depend on it, and it must not depend on the machine
+        self.threads = threads or 1
         self.workers: dict[int, PoolWorker] = {}
 
     @property
     def free(self) -> int:
-        return self.size - sum(w.unit is not None for w in self.workers.values())
+        return self.size - sum(hand.unit is not None for hand in self.workers.values())
 
     def submit(self, units: list[WorkUnit]) -> None:
-        """Start units, no more than are free."""
         for unit in units:
-            hand = next((w for w in self.workers.values() if w.unit is None), None) or self._start_worker()
+            # a worker that is there has imported torch already
+            hand = self._find_idle_worker() or self._start_worker()
             hand.unit = unit
             hand.lane = self.report.open_lane(hand.number, unit.label) or Reporter()
             with suppress(OSError):  # it has just died: `poll` will tell
                 hand.pipe.send((unit.stage, unit.log.absolute()))
 
-    def poll(self, seconds: float) -> list[tuple[WorkUnit, UnitOutcome]]:
-        """What has ended, waiting up to `seconds` for something to happen."""
-        found = []
-        busy = {w.pipe: w for w in self.workers.values()}
-        for pipe in wait(list(busy), seconds):
-            hand = busy[pipe]
-            try:
-                message = pipe.recv()
-            except (EOFError, OSError):
-                found += self._drop_dead_worker(hand)
+    def poll(self, seconds: float) -> list[EndedUnit]:
+        ended: list[EndedUnit] = []
+        hands = list(self.workers.values())
+        ready_pipes = wait([hand.pipe for hand in hands], seconds)
+        for hand in hands:
+            if hand.pipe not in ready_pipes:
                 continue
-            if isinstance(message, UnitOutcome):
-                found.append((hand.unit, message))
-                hand.unit = None
-                hand.lane.__exit__(None, None, None)
-            else:
-                name, arguments, keywords = message
-                getattr(hand.lane, name)(*arguments, **keywords)
-        return found
+            try:
+                message = hand.pipe.recv()
+            except (EOFError, OSError):
+                outcome = self._bury_worker(hand)
+                if hand.unit is not None:
+                    ended.append((hand.unit, outcome))
+                continue
+            if not isinstance(message, UnitOutcome):
+                play_message(message, hand.lane)
+                continue
+            assert hand.unit is not None  # a worker answers only what it was sent
+            ended.append((hand.unit, message))
+            hand.unit = None
+            hand.lane.__exit__(None, None, None)
+        return ended
 
     def close(self) -> None:
-        """No worker outlives this."""
         for hand in self.workers.values():
             kill_worker(hand.process)
         self.workers.clear()
 
+    def _find_idle_worker(self) -> PoolWorker | None:
+        for hand in self.workers.values():
+            if hand.unit is None:
+                return hand
+        return None
+
     def _start_worker(self) -> PoolWorker:
         number = next(i for i in range(self.size) if i not in self.workers)
-        here, there = SPAWN_CONTEXT.Pipe()
-        gpu = self.gpus[number % len(self.gpus)] if self.gpus else None
+        our_end, their_end = SPAWN_CONTEXT.Pipe()
+        gpu = None
+        if self.gpus:
+            gpu = self.gpus[number % len(self.gpus)]
         process = SPAWN_CONTEXT.Process(
             target=serve_units,
-            daemon=False,
+            daemon=False,  # a daemon may have no children, and data loaders are some
             name=f"worker {number}",
-            args=(there, self.root, self.runner, self.threads, gpu),
+            args=(their_end, self.root, self.runner, self.threads, gpu),
         )
         process.start()
-        there.close()
-        self.workers[number] = PoolWorker(number, process, here)
+        their_end.close()  # else a worker that dies would leave the pipe open
+        self.workers[number] = PoolWorker(number, process, our_end)
         return self.workers[number]
 
-    def _drop_dead_worker(self, hand: PoolWorker) -> list[tuple[WorkUnit, UnitOutcome]]:
+    def _bury_worker(self, hand: PoolWorker) -> UnitOutcome:
+        """Forget a worker that has died; how its unit ended."""
         kill_worker(hand.process)  # the children that it has left
         code = hand.process.exitcode
         del self.workers[hand.number]
         hand.lane.__exit__(RuntimeError, None, None)
-        why = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-        return [(hand.unit, UnitOutcome("died", f"its worker ended by {why}"))] if hand.unit else []
+        cause = f"exit code {code}"
+        if code is not None and code < 0:  # as multiprocessing tells of signals
+            cause = f"signal {-code}"
+        return UnitOutcome("died", f"its worker ended by {cause}")
 
 
-def kill_worker(process: BaseProcess) -> None:
+def kill_worker(process: SpawnProcess) -> None:
     """End a worker and its children."""
+    assert process.pid is not None  # every worker is started when it is made
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:  # gone, or so young that it leads no group yet
@@ -127,19 +154,36 @@ def serve_units(
     pipe: Connection, root: Path, runner: Callable[[str], StageRunner], threads: int | None, gpu: str | None
 ) -> None:
     """A worker's life: units from the pipe until it closes."""
-    os.setpgid(0, 0)
+    os.setpgid(0, 0)  # so that data loaders can be ended with it
     end_with_parent(lambda: os.killpg(0, signal.SIGKILL))  # its children too
     worker.set_threads(threads)
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     store = Store(root, runner=runner)
-
-    def send(name: str, *arguments: object, **keywords: object) -> None:
-        pipe.send((name, arguments, keywords))
-
     while True:
         try:
             stage, log = pipe.recv()
         except EOFError:
             return
-        pipe.send(worker.run_unit(stage, log, store, False, send))
+        pipe.send(worker.run_unit(stage, log, store, wait=False, send=pipe.send))
+
+
+def list_gpus(wanted: bool = True) -> list[str]:
+    """The GPUs that workers share out, as CUDA_VISIBLE_DEVICES names them. Imports torch only where there may
+    be one."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not wanted or visible == "" or shutil.which("nvidia-smi") is None:
+        return []
+    import torch
+
+    count = torch.cuda.device_count()
+    if visible is None:
+        return list(map(str, range(count)))
+    return visible.split(",")[:count]
+
+
+def count_cores() -> int:
+    """CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux alone knows a process's own share
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,9 +1,9 @@
 """What the command line asks for: cells, the tables they are shown in, how they are launched."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from compressors.command_line import parse_settings
 from compressors.errors import UsageError
 from compressors.registry import conform
 from experiments.config import tables
@@ -13,7 +13,7 @@ from experiments.store.plan import Stage, plan_stages
 from experiments.sweep.options import LaunchOptions, take_launch_options
 from experiments.sweep.studies import read_finished_keys
 
-CellJob = tuple[Cell, Stage]
+CellJob = tuple[Cell, Stage]  # a cell, and the stage that evaluates it
 
 
 @dataclass(frozen=True)
@@ -27,32 +27,34 @@ class SweepRequest:
     left_out: int = 0
 
 
-def read_request(overrides: list[str]) -> SweepRequest:
-    """The request of a command line."""
-    axes = parse_settings(overrides)
-    blind = conform(parse_value(take_single_value(axes, "blind", "true"), "blind"), bool, "blind")
+def read_request(settings: Mapping[str, list[str]]) -> SweepRequest:
+    """The request of a command line, whose settings are given as key -> alternatives."""
+    axes = dict(settings)
+    blind_text = take_single_value(axes, "blind", "true")
+    assert blind_text is not None  # it has a default
+    blind = conform(parse_value(blind_text, "blind"), bool, "blind")
     earlier = take_single_value(axes, "earlier")
-    known = read_finished_keys(Path(earlier)) if earlier is not None else set()
-    launch, names = take_launch_options(axes), axes.pop("table", None)
-    take_single_value(dict(axes), "out")
-    if names:
-        found = [
-            (t.heading, [c for row in t.rows for c in row.cells])
-            for t in tables.load_table_files(names, axes)
-        ]
-    else:
-        found = [("", make_cells(axes))]
+    reported_keys: set[str] = set()
+    if earlier is not None:
+        reported_keys = read_finished_keys(Path(earlier))
+    launch = take_launch_options(axes)
+    table_names = axes.pop("table", None)
+    take_single_value(dict(axes), "out")  # from a copy: it is a cell's setting too, but no axis
     jobs: dict[str, CellJob] = {}
-    views, left_out = [], set()
-    for heading, cells in found:
+    views: list[tuple[str, list[CellJob]]] = []
+    left_out: set[str] = set()
+    for heading, cells in list_cells_by_table(table_names, axes):
         rows: dict[tuple, CellJob] = {}
-        for cell in [*cells, *(make_blind_cells(cells) if blind else ())]:
+        if blind:
+            cells = [*cells, *make_blind_cells(cells)]
+        for cell in cells:
             stage = plan_stages(cell.config)
-            if stage.key in known:
+            if stage.key in reported_keys:
                 left_out.add(stage.key)
                 continue
             # a table may show one cell in several rows; a product of overrides shows it once
-            rows.setdefault((stage.key, cell.row if names else ()), (cell, stage))
+            row = cell.row if table_names else ()
+            rows.setdefault((stage.key, row), (cell, stage))
             jobs.setdefault(stage.key, (cell, stage))
         views.append((heading, list(rows.values())))
     if not jobs:
@@ -61,3 +63,18 @@ def read_request(overrides: list[str]) -> SweepRequest:
             "ablations.report shows them, with the same table= and earlier="
         )
     return SweepRequest(list(jobs.values()), views, launch, len(left_out))
+
+
+def list_cells_by_table(
+    table_names: list[str] | None, axes: dict[str, list[str]]
+) -> list[tuple[str, list[Cell]]]:
+    """Heading and cells of each table, or of the product of all settings where no table is named."""
+    if not table_names:
+        return [("", make_cells(axes))]
+    cells_by_table = []
+    for table in tables.load_table_files(table_names, axes):
+        cells: list[Cell] = []
+        for row in table.rows:
+            cells += row.cells
+        cells_by_table.append((table.heading, cells))
+    return cells_by_table

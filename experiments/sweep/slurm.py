@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from compressors.errors import UsageError
 from experiments.runtime.files import remove_empty_folders
 from experiments.runtime.progress import Reporter
 from experiments.store.store import StageRunner
 from experiments.sweep import worker
-from experiments.sweep.options import SLURM_PREFIX
+from experiments.sweep.launcher import EndedUnit, Launcher
 from experiments.sweep.units import WorkUnit
 from experiments.sweep.worker import UnitOutcome
 
@@ -32,7 +32,7 @@ JOB_POLL_SECONDS = 1.0  # seconds between looks at the jobs
 
 @dataclass(frozen=True)
 class SubmittedJob:
-    """A job under way."""
+    """A job under way. `number`: its lane on screen, from 0."""
 
     number: int
     unit: WorkUnit
@@ -40,21 +40,24 @@ class SubmittedJob:
     lane: Reporter
 
 
-class Cluster:
-    """Up to `size` jobs under way."""
+class SlurmCluster(Launcher):
+    """Up to `workers` jobs under way."""
 
     def __init__(
         self,
         root: Path,
         runner: Callable[[str], StageRunner],
         report: Reporter,
-        size: int,
+        workers: int,
         threads: int | None,
         parameters: dict[str, object],
     ):
-        self.root, self.runner, self.report = Path(root).absolute(), runner, report
-        self.size, self.threads = size, threads
-        self.executor = make_executor(self.root / "logs" / "submitit", size, dict(parameters))
+        self.root = Path(root).absolute()
+        self.runner = runner
+        self.report = report
+        self.size = workers
+        self.threads = threads
+        self.executor = make_executor(self.root / "logs" / "submitit", workers, parameters)
         self.jobs: list[SubmittedJob] = []
 
     @property
@@ -63,69 +66,80 @@ class Cluster:
 
     def submit(self, units: list[WorkUnit]) -> None:
         """One array of jobs."""
+        jobs = []
         with self.executor.batch():
-            jobs = [
-                self.executor.submit(
-                    worker.run_slurm_job,
-                    unit.stage,
-                    unit.log.absolute(),
-                    self.root,
-                    self.runner,
-                    self.threads,
+            for unit in units:
+                log = unit.log.absolute()
+                job = self.executor.submit(
+                    worker.run_slurm_job, unit.stage, log, self.root, self.runner, self.threads
                 )
-                for unit in units
-            ]
-        taken = {each.number for each in self.jobs}
-        numbers = (i for i in range(self.size) if i not in taken)
-        for number, unit, job in zip(numbers, units, jobs):
+                jobs.append(job)
+        # a job has no number before the array is submitted, at the end of the batch
+        used_numbers = {job.number for job in self.jobs}
+        free_numbers = sorted(set(range(self.size)) - used_numbers)
+        for number, unit, job in zip(free_numbers, units, jobs):
             lane = self.report.open_lane(number, unit.label) or Reporter()
             lane.begin_stage(f"{unit.stage.title} {unit.key[:8]}, job {job.job_id}")
             self.jobs.append(SubmittedJob(number, unit, job, lane))
 
-    def poll(self, seconds: float) -> list[tuple[WorkUnit, UnitOutcome]]:
-        """What has ended, after a look at all jobs."""
+    def poll(self, seconds: float) -> list[EndedUnit]:
+        """What has ended, after a look at all jobs. Jobs tell nothing while they run."""
         time.sleep(min(seconds, JOB_POLL_SECONDS))
-        ended = [each for each in self.jobs if each.job.done()]
-        self.jobs = [each for each in self.jobs if each not in ended]
-        for each in ended:
-            each.lane.__exit__(None, None, None)
-        return [(each.unit, read_job_outcome(each.job, each.unit)) for each in ended]
+        ended: list[EndedUnit] = []
+        running = []
+        for submitted in self.jobs:
+            if not submitted.job.done():
+                running.append(submitted)
+                continue
+            submitted.lane.__exit__(None, None, None)
+            ended.append((submitted.unit, read_job_outcome(submitted.job, submitted.unit)))
+        self.jobs = running
+        return ended
 
     def close(self) -> None:
         """Cancel what is under way."""
-        for each in self.jobs:
-            each.job.cancel(check=False)
+        for submitted in self.jobs:
+            # Slurm may have ended it by itself meanwhile
+            submitted.job.cancel(check=False)
         self.jobs.clear()
 
 
 def read_job_outcome(job: "submitit.Job", unit: WorkUnit) -> UnitOutcome:
     """What a job has left; submitit raises if it has left nothing, and the unit's log gets its words."""
     try:
-        return job.result()
+        return cast(UnitOutcome, job.result())  # what worker.run_slurm_job returned
     except Exception as error:
-        words = str(error).strip() or type(error).__name__
+        message = str(error).strip() or type(error).__name__
         unit.log.parent.mkdir(parents=True, exist_ok=True)
         with open(unit.log, "a", encoding="utf-8") as file:
-            file.write(f"{words}\n")
-        return UnitOutcome("died", f"job {job.job_id} ended without a result: {words.splitlines()[-1]}")
+            file.write(f"{message}\n")
+        last_line = message.splitlines()[-1]
+        return UnitOutcome("died", f"job {job.job_id} ended without a result: {last_line}")
 
 
-def make_executor(folder: Path, size: int, parameters: dict[str, object]) -> "submitit.Executor":
-    """submitit's executor, or a UsageError when it is missing, finds no Slurm or knows no such parameter."""
+def make_executor(folder: Path, workers: int, parameters: dict[str, object]) -> "submitit.Executor":
+    """submitit's executor, whose files lie in `folder`.
+
+    UsageError when submitit is missing, finds no Slurm, or does not know a parameter."""
     try:
         import submitit
     except ImportError as error:
         raise UsageError("launch=slurm needs submitit: pip install 'slothkit[slurm]'") from error
-    cluster = str(parameters.pop("cluster", "slurm"))
+    slurm_parameters = dict(parameters)
+    cluster = str(slurm_parameters.pop("cluster", "slurm"))
     with remove_empty_folders(folder):
         try:
             executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
         except (ValueError, RuntimeError) as error:  # no srun here
             raise UsageError(f"launch=slurm: {error} (launch.slurm.cluster=local does without)") from error
-        for name, value in parameters.items():
+        for name, value in slurm_parameters.items():
+            submitit_name = f"slurm_{name}"
+            if name in GENERIC_PARAMETERS:
+                submitit_name = name
             try:
-                executor.update_parameters(**{name if name in GENERIC_PARAMETERS else f"slurm_{name}": value})
+                executor.update_parameters(**{submitit_name: value})
             except (NameError, AssertionError) as error:
-                raise UsageError(f"{SLURM_PREFIX}{name}={value}: {str(error).splitlines()[0]}") from error
-        executor.update_parameters(slurm_array_parallelism=size)
+                first_line = str(error).splitlines()[0]
+                raise UsageError(f"launch.slurm.{name}={value}: {first_line}") from error
+        executor.update_parameters(slurm_array_parallelism=workers)
     return executor

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.config.cells import Cell
 from experiments.store.plan import Stage
 from experiments.store.results import name_cell_folder
 from experiments.store.store import Store
@@ -34,37 +35,48 @@ def make_units(jobs: list[CellJob], store: Store) -> dict[str, WorkUnit]:
     """The units that are left to do, by key: cells in their order, each behind what it needs, so that the
     first rows are whole early."""
     needed: dict[str, Stage] = {}
-    for _, root in jobs:
-        if store.find_fault(root) is not None:
-            collect_needed_stages(root, store, needed)
-    readers = Counter(each.key for stage in needed.values() for each in stage.inputs.values())
-    cells = {root.key: cell for cell, root in jobs}
-    users = {key: cell for cell, root in reversed(jobs) for key in root.collect_stages()}
-    path = dict.fromkeys(key for _, root in jobs if root.key in needed for key in root.collect_stages())
-    alone = [key for key in path if key in needed and (readers[key] > 1 or key in cells)]
-    found = {}
-    for key in alone:
-        stage, cell = needed[key], users[key]
-        name = name_cell_folder(cell) if key in cells else stage.kind
-        log = store.root / "logs" / f"{name}-{key[:8]}.log"
-        needs = frozenset(find_units_before(stage, needed, set(alone)))
-        found[key] = WorkUnit(stage, f"{cell.label} seed={cell.config.seed}", log, needs)
-    return found
+    for _, last_stage in jobs:
+        if store.find_fault(last_stage) is not None:
+            collect_needed_stages(last_stage, store, needed)
+    readers: Counter[str] = Counter()  # how many of these stages read a stage
+    for stage in needed.values():
+        readers.update(source.key for source in stage.inputs.values())
+    cells = {last_stage.key: cell for cell, last_stage in jobs}
+    first_users: dict[str, Cell] = {}  # by the key of a stage
+    work_order: dict[str, None] = {}  # keys of stages: a dict keeps the order and each key once
+    for cell, last_stage in jobs:
+        for key in last_stage.collect_stages():
+            first_users.setdefault(key, cell)
+            if last_stage.key in needed:
+                work_order.setdefault(key)
+    unit_keys = [key for key in work_order if key in needed and (readers[key] > 1 or key in cells)]
+    units = {}
+    for key in unit_keys:
+        stage = needed[key]
+        cell = first_users[key]
+        label = f"{cell.label} seed={cell.config.seed}"
+        log_name = name_cell_folder(cell) if key in cells else stage.kind
+        log = store.root / "logs" / f"{log_name}-{key[:8]}.log"
+        needs = find_units_before(stage, needed, set(unit_keys))
+        units[key] = WorkUnit(stage, label, log, frozenset(needs))
+    return units
 
 
 def collect_needed_stages(stage: Stage, store: Store, needed: dict[str, Stage]) -> None:
     """Collect what has to be computed for a stage, inputs first."""
-    if stage.key not in needed:
-        for each in stage.inputs.values():
-            if each.key not in needed and store.find_status(each) != "done":
-                collect_needed_stages(each, store, needed)
-        needed[stage.key] = stage
+    if stage.key in needed:
+        return
+    for source in stage.inputs.values():
+        if source.key not in needed and store.find_status(source) != "done":
+            collect_needed_stages(source, store, needed)
+    needed[stage.key] = stage
 
 
-def find_units_before(stage: Stage, needed: dict[str, Stage], alone: set[str]) -> Iterator[str]:
+def find_units_before(stage: Stage, needed: dict[str, Stage], unit_keys: set[str]) -> Iterator[str]:
     """The nearest units that a unit waits for."""
-    for each in stage.inputs.values():
-        if each.key in alone:
-            yield each.key
-        elif each.key in needed:
-            yield from find_units_before(each, needed, alone)
+    for source in stage.inputs.values():
+        if source.key in unit_keys:
+            yield source.key
+        elif source.key in needed:
+            # the unit's own worker computes it: what it waits for, the unit waits for
+            yield from find_units_before(source, needed, unit_keys)

@@ -7,17 +7,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 from rich.console import Console
 
 from compressors.command_line import describe_os_error
 from compressors.errors import UsageError
 from experiments.runtime.progress import PlainReporter, Reporter
+from experiments.runtime.relay import RelayReporter, ReporterMessage
 from experiments.store.plan import Stage
 from experiments.store.store import StageBusy, StageFailed, StageRunner, Store
 
-SendFunction = Callable[..., None]  # (name of a Reporter's method, its arguments)
-STEP_REPORT_SECONDS = 0.2  # seconds between two reports of steps
+STEP_REPORT_SECONDS = 0.2  # seconds between two reports of steps: a pipe that is full stops the worker
+LOG_COLUMNS = 200
 
 
 @dataclass(frozen=True)
@@ -30,63 +32,70 @@ class UnitOutcome:
     key: str = ""
 
 
-class SendingReporter(Reporter):
-    """Lines to the unit's log, and stages and steps to whoever watches."""
+class WorkerReporter(Reporter):
+    """Lines to the unit's log; stages, steps and warnings also to whoever watches, through `relay`."""
 
-    def __init__(self, log: Reporter, send: SendFunction):
-        self.log, self.send = log, send
-        self._steps, self._sent = 0, 0.0
+    def __init__(self, log: Reporter, relay: Reporter):
+        self.log = log
+        self.relay = relay
+        self._unsent_steps = 0
+        self._sent_at = 0.0
 
-    def __exit__(self, *error: object) -> None:
-        self.log.__exit__(*error)
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.log.__exit__(kind, error, trace)
 
     def begin_stage(self, label: str) -> None:
-        self._steps = 0
+        self._unsent_steps = 0  # of the stage before
         self.log.begin_stage(label)
-        self.send("begin_stage", label)
+        self.relay.begin_stage(label)
 
     def announce_steps(self, total: int, done: int = 0) -> None:
         self.log.announce_steps(total, done)
-        self.send("announce_steps", total, done)
+        self.relay.announce_steps(total, done)
 
     def advance_steps(self, n: int = 1, **fields: object) -> None:
         self.log.advance_steps(n, **fields)
-        self._steps += n
-        if fields or time.monotonic() - self._sent > STEP_REPORT_SECONDS:
-            self.send("advance_steps", self._steps, **fields)
-            self._steps, self._sent = 0, time.monotonic()
+        self._unsent_steps += n
+        # fields are rare and are shown beside the bar; steps may be a thousand a second
+        if fields or time.monotonic() - self._sent_at > STEP_REPORT_SECONDS:
+            self.relay.advance_steps(self._unsent_steps, **fields)
+            self._unsent_steps = 0
+            self._sent_at = time.monotonic()
 
     def write_note(self, text: str) -> None:
         self.log.write_note(text)
 
     def write_warning(self, text: str) -> None:
         self.log.write_warning(text)
-        self.send("write_warning", text)
+        self.relay.write_warning(text)
 
 
 def set_threads(threads: int | None) -> None:
     """How many threads torch takes; to be said before it is imported."""
     if threads is not None:
-        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        os.environ["MKL_NUM_THREADS"] = str(threads)
 
 
 @contextmanager
 def log_output(path: Path) -> Iterator[None]:
     """Everything that this process and its children print goes to the end of a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    before = os.dup(1), os.dup(2)
+    screen_out = os.dup(1)
+    screen_err = os.dup(2)
     try:
         with open(path, "ab") as file:
             redirect_output(file.fileno(), file.fileno())
         yield
     finally:
-        redirect_output(*before)
-        os.close(before[0])
-        os.close(before[1])
+        redirect_output(screen_out, screen_err)
+        os.close(screen_out)
+        os.close(screen_err)
 
 
 def redirect_output(out: int, err: int) -> None:
-    """Let standard output and standard error go to these files."""
+    """Let standard output and standard error go to these files, given by their descriptors."""
+    # by descriptor, since libraries and child processes do not write through sys.stdout
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # a full disk stops what is computed; a lost line of a log does not
             stream.flush()
@@ -111,11 +120,19 @@ def compute_unit(stage: Stage, store: Store, wait: bool) -> UnitOutcome:
         return UnitOutcome("disk", describe_os_error(error))
 
 
-def run_unit(stage: Stage, log: Path, store: Store, wait: bool, send: SendFunction) -> UnitOutcome:
-    """`compute_unit` with its log."""
+def run_unit(
+    stage: Stage,
+    log: Path,
+    store: Store,
+    wait: bool,
+    send: Callable[[ReporterMessage], object] | None = None,
+) -> UnitOutcome:
+    """`compute_unit` with its log. `wait`: for a stage that another process computes; `send`: takes the
+    messages of its progress, None where nobody watches."""
     with log_output(log):
-        console = Console(file=sys.stdout, width=200)
-        store.report = SendingReporter(PlainReporter(console), send)
+        console = Console(file=sys.stdout, width=LOG_COLUMNS)
+        relay = RelayReporter(send) if send is not None else Reporter()
+        store.report = WorkerReporter(PlainReporter(console), relay)
         return compute_unit(stage, store, wait)
 
 
@@ -124,4 +141,5 @@ def run_slurm_job(
 ) -> UnitOutcome:
     """A unit as a job of its own, on another machine perhaps: nobody watches, and it waits for locks."""
     set_threads(threads)
-    return run_unit(stage, log, Store(root, runner=runner), True, lambda *_, **__: None)
+    # no other job of this sweep has the stage, but another sweep may: its result will do
+    return run_unit(stage, log, Store(root, runner=runner), wait=True)

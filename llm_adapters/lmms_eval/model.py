@@ -11,7 +11,13 @@ from tqdm import tqdm
 
 from compressors.errors import UsageError
 from llm_adapters import saved
-from llm_adapters.lmms_eval.requests import batches, cut, generation, message, pictures
+from llm_adapters.lmms_eval.requests import (
+    batch_requests,
+    collect_pictures,
+    cut_answer,
+    make_message,
+    read_generation_settings,
+)
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 
@@ -35,12 +41,15 @@ class SlothKit(lmms):
             raise UsageError(f"batch_size={batch_size}: expected a number of at least 1")
         if dtype not in (None, *DTYPES):
             raise UsageError(f"dtype={dtype}: choose one of {', '.join(DTYPES)}")
-        self.batch_size, self.accelerator = int(batch_size), Accelerator()
-        several = self.accelerator.num_processes > 1
-        found = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = self.accelerator.device if several else torch.device(device or found)
+        self.batch_size = int(batch_size)
+        self.accelerator = Accelerator()
+        usual = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device or usual)
+        if self.accelerator.num_processes > 1:  # each process has the device that accelerate gives it
+            self.device = self.accelerator.device
         folder = Path(str(pretrained))
-        self.model, self.processor = saved.load(folder, self.device, DTYPES.get(dtype), attached=True)
+        torch_dtype = None if dtype is None else DTYPES[dtype]
+        self.model, self.processor = saved.load_saved_model(folder, self.device, torch_dtype, attached=True)
         if not self.processor.chat_template:
             raise UsageError(f"{folder}: the processor has no chat template; give it one and save it again")
         self.processor.tokenizer.padding_side = "left"
@@ -55,7 +64,7 @@ class SlothKit(lmms):
         """An answer to each request, in their order."""
         asked, answers = [request.args for request in requests], [""] * len(requests)
         with tqdm(total=len(asked), disable=self.rank != 0, desc="Model Responding") as bar:
-            for numbers in batches(asked, self.batch_size):
+            for numbers in batch_requests(asked, self.batch_size):
                 for number, answer in zip(numbers, self.answers([asked[number] for number in numbers])):
                     answers[number] = answer
                 bar.update(len(numbers))
@@ -65,11 +74,13 @@ class SlothKit(lmms):
         """Answers to (context, settings, doc_to_visual, document, task, split)s with the same settings."""
         rows, said = [], [""] * len(asked)
         for context, _, doc_to_visual, document, task, split in asked:
-            rows.append((context, pictures(doc_to_visual(self.task_dict[task][split][document]), task)))
+            rows.append(
+                (context, collect_pictures(doc_to_visual(self.task_dict[task][split][document]), task))
+            )
         for with_images in (True, False):  # not every processor takes rows of both kinds
             numbers = [i for i, (_, images) in enumerate(rows) if bool(images) == with_images]
             if numbers:
-                chats = [[message(*rows[i])] for i in numbers]
+                chats = [[make_message(*rows[i])] for i in numbers]
                 for i, answer in zip(numbers, self.generate(chats, asked[0][1])):
                     said[i] = answer
         return said
@@ -85,10 +96,10 @@ class SlothKit(lmms):
             add_generation_prompt=True,
             processor_kwargs={"padding": True},
         ).to(self.device, self.model.dtype)
-        out = self.model.generate(**inputs, **generation(settings))
+        out = self.model.generate(**inputs, **read_generation_settings(settings))
         new = out[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
-        return [cut(text, settings.get("until")) for text in texts]
+        return [cut_answer(text, settings.get("until")) for text in texts]
 
     def loglikelihood(self, requests: Sequence) -> list[tuple[float, bool]]:
         raise NotImplementedError(

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from PIL import Image
 
@@ -12,7 +13,7 @@ MAX_NEW_TOKENS = 128  # of an answer, where the task does not say
 SAMPLING = ("temperature", "top_p", "top_k")
 
 
-def batches(requests: Sequence[tuple], size: int) -> Iterator[list[int]]:
+def batch_requests(requests: Sequence[tuple], size: int) -> Iterator[list[int]]:
     """Numbers of requests (context, settings, ...) with the same settings, the longest first: what does not
     fit into memory shows at once, and little is padded."""
     groups = defaultdict(list)
@@ -23,7 +24,7 @@ def batches(requests: Sequence[tuple], size: int) -> Iterator[list[int]]:
         yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
-def pictures(visuals: Sequence | None, task: str) -> list[Image.Image]:
+def collect_pictures(visuals: Sequence | None, task: str) -> list[Image.Image]:
     """A question's images in RGB; UsageError for other media."""
     found = [visual for visual in visuals or () if visual is not None]
     for visual in found:
@@ -35,36 +36,38 @@ def pictures(visuals: Sequence | None, task: str) -> list[Image.Image]:
     return [picture.convert("RGB") for picture in found]
 
 
-def message(context: str, images: Sequence[Image.Image]) -> dict:
+def make_message(context: str, images: Sequence[Image.Image]) -> dict:
     """A user's turn. Images stand where the text says <image>; where it does not say so for each of them,
     before the text."""
     pieces = [piece.strip() for piece in context.split(IMAGE)]
     if len(pieces) != len(images) + 1:
         pieces = [""] * len(images) + [" ".join(filter(None, pieces))]
-    parts = []
-    for piece, image in zip(pieces, [*images, None]):
-        parts += [{"type": "text", "text": piece}] if piece else []
-        parts += [{"type": "image", "image": image}] if image is not None else []
+    parts: list[dict[str, Any]] = []
+    for piece, image in zip(pieces, [*images, None]):  # one piece more than images
+        if piece:
+            parts.append({"type": "text", "text": piece})
+        if image is not None:
+            parts.append({"type": "image", "image": image})
     return {"role": "user", "content": parts}
 
 
-def generation(settings: Mapping) -> dict:
+def read_generation_settings(settings: Mapping) -> dict:
     """A task's settings as `generate` takes them. Greedy unless it asks for a temperature or for sampling."""
     temperature = settings.get("temperature")
     sample = settings.get("do_sample", bool(temperature)) and temperature != 0
-    found = {
+    arguments: dict[str, Any] = {
         "do_sample": bool(sample),
         "max_new_tokens": int(settings.get("max_new_tokens") or MAX_NEW_TOKENS),
         "num_beams": int(settings.get("num_beams") or 1),
     }
     if sample:
-        found |= {name: settings[name] for name in SAMPLING if settings.get(name)}
+        arguments |= {name: settings[name] for name in SAMPLING if settings.get(name)}
     if settings.get("repetition_penalty"):
-        found["repetition_penalty"] = float(settings["repetition_penalty"])
-    return found
+        arguments["repetition_penalty"] = float(settings["repetition_penalty"])
+    return arguments
 
 
-def cut(answer: str, until: str | Sequence[str] | None) -> str:
+def cut_answer(answer: str, until: str | Sequence[str] | None) -> str:
     """An answer up to the first of its task's stop strings, without spaces around it."""
     for stop in [until] if isinstance(until, str) else until or ():
         answer = answer.partition(stop)[0] if stop else answer

@@ -5,15 +5,15 @@
 
 CHECKPOINT is a folder or file in the released key layout, of stage 1 or 2, at 384 pixels or HD, as
 safetensors or .bin, sharded or not. A stage-1 checkpoint holds the compressor and the projector, sometimes
-the projector alone, sometimes everything; what it lacks is taken from `--base`, which is a complete released
+the projector alone, sometimes everything; what it lacks is taken from `base=`, which is a complete released
 checkpoint or a model of ours (FlashSloth-HD starts from the same stage 1). HD checkpoints have the same
-tensors as 384-pixel ones: `--tiles 2` tells the processor. Nothing is written unless every key fits.
+tensors as 384-pixel ones: `tiles=2` tells the processor. Nothing is written unless every key fits.
 """
 
-import argparse
 import json
 import sys
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
+from compressors.command_line import Command, CommandLine, setting
 from compressors.errors import UsageError
 from llm_adapters.configuration import FlashSlothConfig
 from llm_adapters.conversation import QUERY
@@ -29,79 +30,96 @@ from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.released import files, layout, sizes, tokens
 
 
-def convert(checkpoint: Path, out: Path, tiles: int | None = None, base: Path | None = None) -> list[str]:
+def convert_checkpoint(
+    checkpoint: Path, out: Path, tiles: int | None = None, base: Path | None = None
+) -> list[str]:
     """Write a model folder, and its processor if a tokenizer is beside the weights; returns notes."""
     files.refuse_existing(out)
-    found = files.read(checkpoint)
-    if found.values.get("model_type") == FlashSlothConfig.model_type:
+    source = files.read_checkpoint(checkpoint)
+    if source.values.get("model_type") == FlashSlothConfig.model_type:
         raise UsageError(f"{checkpoint}: is a model of ours already; `export` is the way back")
     if base is not None:
-        found = over(found, complete(base))
-    tiles = sizes.tiles(found.values) if tiles is None else tiles
+        source = overlay_checkpoint(source, complete_checkpoint(base))
+    if tiles is None:
+        tiles = sizes.read_tiles(source.values)
     if tiles < 1:
-        raise UsageError(f"--tiles {tiles}: must be at least 1 (2: FlashSloth-HD)")
-    model = described(found)
-    learned = fill(model, found)
-    folders = [path if path.is_dir() else path.parent for path in (checkpoint, base) if path]
-    tokenizer = next(filter(None, map(tokens.load, folders)), None)
+        raise UsageError(f"tiles={tiles}: must be at least 1 (2: FlashSloth-HD)")
+    model = build_from_saved_config(source)
+    learned = fill_model(model, source)
+    tokenizer = tokens.load_tokenizer(find_folder(checkpoint))
+    if tokenizer is None and base is not None:
+        tokenizer = tokens.load_tokenizer(find_folder(base))
     if tokenizer is not None:
-        rows = model.get_input_embeddings().num_embeddings
-        tokenizer = tokens.prepared(tokenizer, rows, checkpoint)
+        rows = tokens.count_embeddings(model)
+        tokenizer = tokens.prepare_tokenizer(tokenizer, rows, checkpoint)
     tokens.give_ids(model, tokenizer)
-    with files.draft(out) as folder:
+    with files.open_draft(out) as folder:
         model.save_pretrained(folder)
-        files.remember(folder, found, learned)
+        files.write_origin(folder, source, learned)
         if tokenizer is not None:
-            tokens.processor(model, tokenizer, tiles).save_pretrained(folder)
-    note = f"no tokenizer beside {checkpoint}: wrote the model without a processor"
-    return found.notes if tokenizer is not None else [*found.notes, note]
+            tokens.make_processor(model, tokenizer, tiles).save_pretrained(folder)
+    if tokenizer is None:
+        return [*source.notes, f"no tokenizer beside {checkpoint}: wrote the model without a processor"]
+    return source.notes
 
 
-def skeleton(config: FlashSlothConfig) -> FlashSlothForConditionalGeneration:
+def find_folder(path: Path) -> Path:
+    """The folder of a weight file, or the folder itself."""
+    return path if path.is_dir() else path.parent
+
+
+def build_skeleton(config: FlashSlothConfig) -> FlashSlothForConditionalGeneration:
     """The model without memory for its weights."""
     with torch.device("meta"):
         return FlashSlothForConditionalGeneration(config).eval()
 
 
-def described(found: layout.Checkpoint) -> FlashSlothForConditionalGeneration:
+def build_from_saved_config(checkpoint: layout.Checkpoint) -> FlashSlothForConditionalGeneration:
     """The skeleton of the model that a checkpoint's config.json and shapes describe."""
     try:
-        return skeleton(sizes.composed(found.values, found.tensors, found.source))
+        return build_skeleton(
+            sizes.make_composed_config(checkpoint.values, checkpoint.tensors, checkpoint.source)
+        )
     except UsageError:
         raise
     except (TypeError, ValueError, AttributeError, ZeroDivisionError, StrictDataclassError) as error:
         words = " ".join(str(error).split())
-        raise UsageError(f"{found.source}: its config.json describes no model: {words}") from error
+        raise UsageError(f"{checkpoint.source}: its config.json describes no model: {words}") from error
 
 
-def fill(model: FlashSlothForConditionalGeneration, found: layout.Checkpoint) -> Tensor:
+def fill_model(model: FlashSlothForConditionalGeneration, checkpoint: layout.Checkpoint) -> Tensor:
     """Put a checkpoint's tensors into the model, all or none; returns its query tokens as they were."""
-    wanted = {found.spell(layout.to_released(key)): value.shape for key, value in model.state_dict().items()}
-    spelled = {found.spell(key): value for key, value in found.tensors.items()}
-    layout.check(spelled, wanted, found.source, "give what it lacks with --base")
-    learned = found.tensors[layout.QUERIES]
-    dot = layout.dot_of(found.tensors, sizes.dot_token(found.values), found.source)
-    state = {layout.to_ours(key): value for key, value in found.tensors.items()}
-    state[layout.to_ours(layout.QUERIES)] = layout.fold(learned, dot)
+    # compared as the file spells its keys, so that an error names keys that a user can find there
+    shapes = {
+        checkpoint.spell(layout.to_released(key)): value.shape for key, value in model.state_dict().items()
+    }
+    spelled = {checkpoint.spell(key): value for key, value in checkpoint.tensors.items()}
+    layout.check_keys(spelled, shapes, checkpoint.source, "give what it lacks with base=DIR")
+    learned = checkpoint.tensors[layout.QUERIES]
+    dot = layout.dot_of(checkpoint.tensors, sizes.dot_token(checkpoint.values), checkpoint.source)
+    state = {layout.to_ours(key): value for key, value in checkpoint.tensors.items()}
+    state[layout.to_ours(layout.QUERIES)] = layout.fold_queries(learned, dot)
     model.load_state_dict(state, assign=True)
     return learned
 
 
-def over(part: layout.Checkpoint, base: layout.Checkpoint) -> layout.Checkpoint:
+def overlay_checkpoint(part: layout.Checkpoint, base: layout.Checkpoint) -> layout.Checkpoint:
     """A checkpoint with what it lacks taken from a complete one, whose sizes hold."""
-    taken = [key for key in base.tensors if key not in part.tensors]
-    note = f"{len(part.tensors)} tensors from {part.source}, {len(taken)} from {base.source}"
+    lacking = [key for key in base.tensors if key not in part.tensors]
+    note = f"{len(part.tensors)} tensors from {part.source}, {len(lacking)} from {base.source}"
     merged = {**base.tensors, **part.tensors}
     return replace(base, source=part.source, tensors=merged, notes=[*part.notes, note])
 
 
-def complete(path: Path) -> layout.Checkpoint:
+def complete_checkpoint(path: Path) -> layout.Checkpoint:
     """A released checkpoint, or a model of ours in the released layout."""
-    values = files.read_json((path if path.is_dir() else path.parent) / files.CONFIG)
-    return released(path) if values.get("model_type") == FlashSlothConfig.model_type else files.read(path)
+    values = files.read_json(find_folder(path) / files.CONFIG)
+    if values.get("model_type") == FlashSlothConfig.model_type:
+        return find_released(path)
+    return files.read_checkpoint(path)
 
 
-def released(folder: Path) -> layout.Checkpoint:
+def find_released(folder: Path) -> layout.Checkpoint:
     """A model folder of ours in the released layout."""
     if not (folder / files.CONFIG).is_file():
         raise UsageError(f"{folder}: no {files.CONFIG} in it; give a model folder")
@@ -109,59 +127,74 @@ def released(folder: Path) -> layout.Checkpoint:
         raise UsageError(f"{folder}: is no model of ours; `convert` makes one of a released checkpoint")
     config = FlashSlothConfig.from_pretrained(folder)
     sizes.check_exportable(config, folder)
-    found = files.tensors(folder)
-    layout.check(found, {k: v.shape for k, v in skeleton(config).state_dict().items()}, folder)
-    values, level, learned = files.recall(folder)
+    tensors = files.read_tensors(folder)
+    shapes = {key: value.shape for key, value in build_skeleton(config).state_dict().items()}
+    layout.check_keys(tensors, shapes, folder)
+    values, level, learned = files.read_origin(folder)
     values = values or sizes.values_of(config)
-    state = {layout.to_released(key): value for key, value in found.items()}
+    state = {layout.to_released(key): value for key, value in tensors.items()}
     dot = layout.dot_of(state, sizes.dot_token(values), folder)
-    state[layout.QUERIES] = layout.unfold(state[layout.QUERIES], dot, learned)
+    state[layout.QUERIES] = layout.unfold_queries(state[layout.QUERIES], dot, learned)
     count = len(state[layout.EMBEDDING])
     values.get("llm", values)["vocab_size"] = count  # it may have been resized since
     return layout.Checkpoint(folder, values, state, level)
 
 
-def export(model: Path, out: Path) -> list[str]:
+def export_model(model: Path, out: Path) -> list[str]:
     """Write a folder in the released layout; returns notes."""
     files.refuse_existing(out)
-    found, tokenizer = released(model), tokens.load(model)
+    released = find_released(model)
+    tokenizer = tokens.load_tokenizer(model)
     if tokenizer is not None:
-        tokenizer = tokens.renamed(tokenizer, QUERY, tokens.LEARNABLE)
-    with files.draft(out) as folder:
-        state = {found.spell(key): value for key, value in found.tensors.items()}
+        tokenizer = tokens.rename_token(tokenizer, QUERY, tokens.LEARNABLE)
+    with files.open_draft(out) as folder:
+        state = {released.spell(key): value for key, value in released.tensors.items()}
         save_torch_state_dict(state, folder)
-        (folder / files.CONFIG).write_text(json.dumps(found.values, indent=1))
+        (folder / files.CONFIG).write_text(json.dumps(released.values, indent=1))
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-    return found.notes
+    return released.notes
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser("python -m llm_adapters.released", description=__doc__)
-    made.formatter_class = argparse.RawDescriptionHelpFormatter
-    commands = made.add_subparsers(dest="command", required=True)
-    there = commands.add_parser("convert", help="a released checkpoint into a model of ours")
-    there.add_argument("checkpoint", type=Path, help="folder, weight file or index")
-    there.add_argument("--base", type=Path, help="where what the checkpoint lacks comes from")
-    there.add_argument("--tiles", type=int, help="2: FlashSloth-HD; default: what config.json says, else 1")
-    back = commands.add_parser("export", help="a model of ours into the released layout")
-    back.add_argument("model", type=Path, help="folder")
-    for command in (there, back):
-        command.add_argument("out", type=Path, help="new folder")
-    return made
+@dataclass(frozen=True)
+class ConversionOptions:
+    """What a checkpoint does not say."""
+
+    base: Path | None = setting(None, "convert: where what the checkpoint lacks comes from")
+    tiles: int | None = setting(None, "convert: 2 for FlashSloth-HD; null: what config.json says, else 1")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line: 0, or 2 with one line when something does not fit."""
-    given = vars(parser().parse_args(arguments))
+COMMAND = Command(
+    usage="python -m llm_adapters.released convert|export FROM TO [KEY=VALUE ...]",
+    description=__doc__ or "",
+    options=ConversionOptions,
+    words=(3, 3),
+    elsewhere="write to another folder",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit code."""
+    return COMMAND.run(run_conversion, arguments)
+
+
+def run_conversion(line: CommandLine) -> int:
+    """Convert or export, and say what was done."""
+    action, source, target = line.words
+    options: ConversionOptions = line.options
+    # our own errors are one line; transformers would add its report of keys
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    try:
-        notes = {"convert": convert, "export": export}[given.pop("command")](**given)
-    except (UsageError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    sys.stdout.write("".join(f"{line}\n" for line in [*notes, f"wrote {given['out']}"]))
+    if action == "convert":
+        notes = convert_checkpoint(Path(source), Path(target), options.tiles, options.base)
+    elif action == "export":
+        if options != ConversionOptions():
+            raise UsageError("export: takes no settings; base= and tiles= are of convert")
+        notes = export_model(Path(source), Path(target))
+    else:
+        raise UsageError(f"'{action}': expected convert or export")
+    for note in [*notes, f"wrote {target}"]:
+        sys.stdout.write(f"{note}\n")
     return 0
 
 

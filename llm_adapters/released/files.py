@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from compressors.errors import UsageError
-from connectors.towers.config import first_line
+from connectors.towers.config import take_first_line
 from llm_adapters.released.layout import Checkpoint, without_level
 
 CONFIG, MEMORY = "config.json", "released.safetensors"
@@ -28,14 +28,14 @@ WEIGHTS = (
 )  # the last is a stage-1 checkpoint of LLaVA's kind
 
 
-def read(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path) -> Checkpoint:
     """A folder in the released layout, or one of its weight files or indices; config.json beside it."""
     folder = path if path.is_dir() else path.parent
-    plain, level = without_level(tensors(path), path)
+    plain, level = without_level(read_tensors(path), path)
     return Checkpoint(path, read_json(folder / CONFIG), plain, level)
 
 
-def tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a folder, an index or a file."""
     if path.is_dir():
         found = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
@@ -44,11 +44,11 @@ def tensors(path: Path) -> dict[str, Tensor]:
         path = found
     if path.name.endswith(".index.json"):
         shards = sorted(set(read_json(path).get("weight_map", {}).values()))
-        return {key: value for name in shards for key, value in _load(path.parent / name).items()}
-    return _load(path)
+        return {key: value for name in shards for key, value in _load_weight_file(path.parent / name).items()}
+    return _load_weight_file(path)
 
 
-def _load(path: Path) -> dict[str, Tensor]:
+def _load_weight_file(path: Path) -> dict[str, Tensor]:
     """One file; its tensors are mapped, not copied, where the format allows."""
     try:
         if path.suffix == ".safetensors":
@@ -58,13 +58,13 @@ def _load(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such file") from error
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise UsageError(f"{path}: cannot be read as weights: {first_line(error)}") from error
+        raise UsageError(f"{path}: cannot be read as weights: {take_first_line(error)}") from error
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise UsageError(f"{path}: expected tensors by key, found something else; give a model's weights")
-    return own(found)
+    return keep_own_tensors(found)
 
 
-def own(found: dict[str, Tensor]) -> dict[str, Tensor]:
+def keep_own_tensors(found: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors with a storage each, as safetensors wants them; a pickle may hold views of a common one."""
     out, seen = {}, set()
     for key, value in found.items():
@@ -83,20 +83,20 @@ def read_json(path: Path) -> dict:
     try:
         values = json.loads(path.read_text())
     except (ValueError, OSError) as error:
-        raise UsageError(f"{path}: cannot be read as JSON: {first_line(error)}") from error
+        raise UsageError(f"{path}: cannot be read as JSON: {take_first_line(error)}") from error
     if not isinstance(values, dict):
         raise UsageError(f"{path}: expected a JSON object")
     return values
 
 
-def remember(folder: Path, checkpoint: Checkpoint, learned: Tensor) -> None:
+def write_origin(folder: Path, checkpoint: Checkpoint, learned: Tensor) -> None:
     """Keep in a converted folder what the way back needs: the released config.json, the key layout and the
     query tokens before the dot's embedding was added."""
     about = {"values": json.dumps(checkpoint.values), "level": json.dumps(checkpoint.level)}
     save_file({"learned": learned.contiguous().clone()}, folder / MEMORY, metadata=about)
 
 
-def recall(folder: Path) -> tuple[dict, bool, Tensor | None]:
+def read_origin(folder: Path) -> tuple[dict, bool, Tensor | None]:
     """(config.json's values, level, learned query tokens); ({}, True, None) where nothing was kept."""
     if not (folder / MEMORY).is_file():
         return {}, True, None
@@ -106,7 +106,7 @@ def recall(folder: Path) -> tuple[dict, bool, Tensor | None]:
             return json.loads(about["values"]), json.loads(about["level"]), file.get_tensor("learned")
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UsageError(
-            f"{folder / MEMORY}: cannot be read: {first_line(error)}; remove it to do without"
+            f"{folder / MEMORY}: cannot be read: {take_first_line(error)}; remove it to do without"
         ) from error
 
 
@@ -117,7 +117,7 @@ def refuse_existing(out: Path) -> None:
 
 
 @contextmanager
-def draft(out: Path) -> Iterator[Path]:
+def open_draft(out: Path) -> Iterator[Path]:
     """A folder beside `out` that becomes `out` at the end, and goes away if there is an error."""
     out = out.absolute()
     folder = out.with_name(f".{out.name}.{os.getpid()}.draft")

@@ -67,46 +67,47 @@ def without_level(tensors: Mapping[str, Tensor], source: Path) -> tuple[dict[str
 
 def to_ours(key: str) -> str:
     """A released key, without the level, as our model's state dict has it."""
-    return _renamed(key, PREFIXES.items())
+    return _rename_key(key, PREFIXES.items())
 
 
 def to_released(key: str) -> str:
     """The other way."""
-    return _renamed(key, ((ours, released) for released, ours in PREFIXES.items()))
+    return _rename_key(key, ((ours, released) for released, ours in PREFIXES.items()))
 
 
-def _renamed(key: str, pairs: Iterable[tuple[str, str]]) -> str:
+def _rename_key(key: str, pairs: Iterable[tuple[str, str]]) -> str:
     for old, new in pairs:
         if key.startswith(old):
             return new + key.removeprefix(old)
     raise KeyError(key)
 
 
-def check(
-    found: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], source: Path, advice: str = ""
+def check_keys(
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], source: Path, advice: str = ""
 ) -> None:
     """UsageError that names every kind of misfit, its first keys and how many there are."""
-    missing = [key for key in wanted if key not in found]
-    unexpected = [key for key in found if key not in wanted]
-    shapes = [
-        f"{key} {shape(found[key].shape)} instead of {shape(wanted[key])}"
-        for key in wanted
-        if key in found and found[key].shape != wanted[key]
-    ]
-    kinds = {"missing": missing, "unexpected": unexpected, "mis-shaped": shapes}
-    faults = [f"{name}: {listed(keys)}" for name, keys in kinds.items() if keys]
-    if faults:
-        hint = f"; {advice}" if advice and missing and not unexpected and not shapes else ""
-        raise UsageError(f"{source}: does not fit; {'; '.join(faults)}{hint}")
+    missing = [key for key in shapes if key not in tensors]
+    unexpected = [key for key in tensors if key not in shapes]
+    misshaped = []
+    for key, shape in shapes.items():
+        if key in tensors and tensors[key].shape != shape:
+            misshaped.append(f"{key} {format_shape(tensors[key].shape)} instead of {format_shape(shape)}")
+    kinds = {"missing": missing, "unexpected": unexpected, "mis-shaped": misshaped}
+    faults = [f"{name}: {list_keys(keys)}" for name, keys in kinds.items() if keys]
+    if not faults:
+        return
+    only_missing = missing and not unexpected and not misshaped
+    hint = f"; {advice}" if advice and only_missing else ""
+    raise UsageError(f"{source}: does not fit; {'; '.join(faults)}{hint}")
 
 
-def listed(keys: list[str]) -> str:
+def list_keys(keys: list[str]) -> str:
     """The first few keys, and how many there are."""
     more = f", ... ({len(keys)} in all)" if len(keys) > SHOWN else ""
     return ", ".join(keys[:SHOWN]) + more
 
 
-def shape(size: Iterable[int]) -> str:
+def format_shape(size: Iterable[int]) -> str:
     """(64, 96) as 64x96."""
     return "x".join(map(str, size)) or "scalar"
 
@@ -122,14 +123,16 @@ def dot_of(tensors: Mapping[str, Tensor], token: int, source: Path) -> Tensor:
     return table[token]
 
 
-def fold(learned: Tensor, dot: Tensor) -> Tensor:
+def fold_queries(learned: Tensor, dot: Tensor) -> Tensor:
     """What enters the LLM at a query slot: (Q, D) + (D,)."""
     return learned + dot
 
 
-def unfold(tokens: Tensor, dot: Tensor, learned: Tensor | None = None) -> Tensor:
+def unfold_queries(tokens: Tensor, dot: Tensor, learned: Tensor | None = None) -> Tensor:
     """Query tokens as released code has them: the remembered ones if they still give `tokens`, bit for bit,
     else the difference."""
-    if learned is not None and learned.shape == tokens.shape and torch.equal(fold(learned, dot), tokens):
+    fits = learned is not None and learned.shape == tokens.shape
+    if learned is not None and fits and torch.equal(fold_queries(learned, dot), tokens):
         return learned
+    # trained on since: a subtraction does not undo an addition to the last bit
     return (tokens - dot).to(tokens.dtype)

@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from math import isqrt
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
 from compressors.errors import UsageError
-from connectors.towers.base import block_count
-from connectors.towers.config import as_vision_config, first_line
+from connectors.towers.base import count_blocks
+from connectors.towers.config import as_vision_config, take_first_line
 from llm_adapters.configuration import FlashSlothConfig
 from llm_adapters.conversation import Template
 from llm_adapters.released.layout import EMBEDDING, QUERIES, TOWER
@@ -58,18 +59,24 @@ TOWER_FIELDS = (
     "image_std",
     "resample",
 )
-TOWERS = {"siglip-so400m-patch14-384": dict(zip(TOWER_NEEDS, (1152, 4304, 27, 16, 384, 14)))}
+# hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, image_size, patch_size
+SO400M_SIZES = (1152, 4304, 27, 16, 384, 14)
+TOWERS = {"siglip-so400m-patch14-384": dict(zip(TOWER_NEEDS, SO400M_SIZES))}
 
 
-def composed(values: dict, tensors: Mapping[str, Tensor], source: Path) -> FlashSlothConfig:
+def make_composed_config(
+    values: dict[str, Any], tensors: Mapping[str, Tensor], source: Path
+) -> FlashSlothConfig:
     """Our configuration of a checkpoint. UsageError where a size is said nowhere."""
-    select, text = values.get("mm_vision_select_layer", -2), llm(values, tensors, source)
+    select = values.get("mm_vision_select_layer", -2)
+    text_config = make_llm_config(values, tensors, source)
+    rate = values.get("sap", {}).get("rate", RATE)
     return FlashSlothConfig(
-        vision_config=tower(values, tensors, select, source),
-        text_config=text,
+        vision_config=make_tower_config(values, tensors, select, source),
+        text_config=text_config,
         select_layer=select,
         compressor="sap",
-        compressor_knobs={"rate": values.get("sap", {}).get("rate", RATE)},
+        compressor_knobs={"rate": rate},
         projector="mlp2x_gelu",
         query_module="embq",
         query_module_knobs=embq_knobs(values, tensors),
@@ -78,35 +85,43 @@ def composed(values: dict, tensors: Mapping[str, Tensor], source: Path) -> Flash
     )
 
 
-def llm(values: dict, tensors: Mapping[str, Tensor], source: Path) -> PreTrainedConfig:
+def make_llm_config(values: dict[str, Any], tensors: Mapping[str, Tensor], source: Path) -> PreTrainedConfig:
     """Phi's; as many embeddings as the checkpoint has."""
-    said = values.get("llm", values)
-    absent = [name for name in LLM_NEEDS if name not in said]
+    llm_values = values.get("llm", values)  # nested in some releases, flat in others
+    absent = [name for name in LLM_NEEDS if name not in llm_values]
     if absent:
         raise UsageError(
             f"{source}: config.json does not say {', '.join(absent)}; put the one that "
-            "belongs to the weights beside them, or give --base"
+            "belongs to the weights beside them, or give base=DIR"
         )
-    sizes = {name: said[name] for name in LLM_FIELDS if said.get(name) is not None}
-    sizes |= {name: said.get(name) for name in LLM_IDS}  # phi's defaults are tokens that mean something else
-    rows = len(tensors[EMBEDDING]) if EMBEDDING in tensors else said.get("vocab_size", 51200)
+    sizes = {name: llm_values[name] for name in LLM_FIELDS if llm_values.get(name) is not None}
+    for name in LLM_IDS:  # phi's defaults are tokens that mean something else
+        sizes[name] = llm_values.get(name)
+    rows = llm_values.get("vocab_size", 51200)
+    if EMBEDDING in tensors:
+        rows = len(tensors[EMBEDDING])
     return AutoConfig.for_model("phi", vocab_size=rows, tie_word_embeddings=False, **sizes)
 
 
-def tower(values: dict, tensors: Mapping[str, Tensor], select: int, source: Path) -> PreTrainedConfig:
+def make_tower_config(
+    values: dict[str, Any], tensors: Mapping[str, Tensor], select: int, source: Path
+) -> PreTrainedConfig:
     """SigLIP's: what the file says, or what its `mm_vision_tower` is known to be, else what shapes tell."""
-    said = values.get("vision") or values.get("vision_config") or named_tower(values, source)
-    sizes = {**tower_shapes(tensors, select), **{k: said[k] for k in TOWER_FIELDS if said.get(k) is not None}}
+    tower_values = values.get("vision") or values.get("vision_config") or named_tower(values, source)
+    sizes: dict[str, Any] = dict(tower_shapes(tensors, select))
+    for name in TOWER_FIELDS:
+        if tower_values.get(name) is not None:
+            sizes[name] = tower_values[name]
     absent = [name for name in TOWER_NEEDS if name not in sizes]
     if absent:
         raise UsageError(
             f"{source}: nothing says the tower's {', '.join(absent)}; add a vision_config to config.json"
         )
-    block_count(select, sizes["num_hidden_layers"])
+    count_blocks(select, sizes["num_hidden_layers"])
     return AutoConfig.for_model("siglip_vision_model", **sizes)
 
 
-def named_tower(values: dict, source: Path) -> dict:
+def named_tower(values: dict[str, Any], source: Path) -> dict[str, Any]:
     """Sizes of the tower that `mm_vision_tower` names."""
     name = values.get("mm_vision_tower")
     if name is None:
@@ -117,14 +132,15 @@ def named_tower(values: dict, source: Path) -> dict:
         return as_vision_config(AutoConfig.from_pretrained(name)).to_dict()
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"{source}: mm_vision_tower={name} cannot be read ({first_line(error)}); add a "
+            f"{source}: mm_vision_tower={name} cannot be read ({take_first_line(error)}); add a "
             "vision_config to config.json"
         ) from error
 
 
 def tower_shapes(tensors: Mapping[str, Tensor], select: int) -> dict[str, int]:
     """What the tower's tensors tell of its sizes; the last layers were cut off down to `select`."""
-    sizes, blocks = {}, count(tensors, rf"{re.escape(TOWER)}encoder\.layers\.(\d+)\.")
+    sizes: dict[str, int] = {}
+    blocks = count_matching(tensors, rf"{re.escape(TOWER)}encoder\.layers\.(\d+)\.")
     patches = tensors.get(f"{TOWER}embeddings.patch_embedding.weight")
     positions = tensors.get(f"{TOWER}embeddings.position_embedding.weight")
     inner = tensors.get(f"{TOWER}encoder.layers.0.mlp.fc1.weight")
@@ -134,50 +150,66 @@ def tower_shapes(tensors: Mapping[str, Tensor], select: int) -> dict[str, int]:
             sizes["image_size"] = isqrt(len(positions)) * sizes["patch_size"]
     if inner is not None:
         sizes["intermediate_size"] = inner.shape[0]
-    if blocks:
-        sizes["num_hidden_layers"] = blocks if select > 0 else blocks - 1 - select
+    if blocks and select > 0:
+        sizes["num_hidden_layers"] = blocks
+    elif blocks:  # counted from the end: -2 has cut one block off
+        sizes["num_hidden_layers"] = blocks - 1 - select
     return sizes
 
 
-def embq_knobs(values: dict, tensors: Mapping[str, Tensor]) -> dict[str, object]:
+def embq_knobs(values: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, object]:
     """EmbQ's knobs: what the file says, else shapes, else constants."""
-    said = values.get("embq", {})
+    embq_values = values.get("embq", {})
     image = tensors.get("model.lqformer.down_projector_image.weight")
+    width = WIDTH if image is None else image.shape[0]
     tokens = tensors.get(QUERIES)
+    count = QUERY_COUNT if tokens is None else tokens.shape[0]
     return {
-        "dim": said.get("dim", WIDTH if image is None else image.shape[0]),
-        "num_queries": said.get("num_queries", QUERY_COUNT if tokens is None else tokens.shape[0]),
-        "num_layers": count(tensors, r"model\.lqformer\.layers\.(\d+)\.") or 1,
-        "at": said.get("insert_before_layer_number", LAYER),
+        "dim": embq_values.get("dim", width),
+        "num_queries": embq_values.get("num_queries", count),
+        "num_layers": count_matching(tensors, r"model\.lqformer\.layers\.(\d+)\.") or 1,
+        "at": embq_values.get("insert_before_layer_number", LAYER),
         "released": True,
     }
 
 
-def count(tensors: Mapping[str, Tensor], pattern: str) -> int:
+def count_matching(tensors: Mapping[str, Tensor], pattern: str) -> int:
     """One more than the highest number that the pattern finds in a key."""
-    return 1 + max((int(found[1]) for found in map(re.compile(pattern).match, tensors) if found), default=-1)
+    highest = -1
+    for key in tensors:
+        match = re.match(pattern, key)
+        if match:
+            highest = max(highest, int(match[1]))
+    return highest + 1
 
 
-def dot_token(values: dict) -> int:
+def dot_token(values: dict[str, Any]) -> int:
     """The token whose embedding released code adds to the query tokens."""
     return values.get("embq", {}).get("dot_token_id", DOT)
 
 
-def tiles(values: dict) -> int:
+def read_tiles(values: dict[str, Any]) -> int:
     """k of the k x k tiles; a nested file gives the crops, thumbnail included."""
     return max(1, isqrt(values.get("prompt", {}).get("hd_tiles", 1) - 1))
 
 
-def values_of(config: FlashSlothConfig) -> dict:
+def values_of(config: FlashSlothConfig) -> dict[str, Any]:
     """A flat config.json for a model that did not come from one: phi's words and the fields read above."""
-    text, vision = config.text_config.to_dict(), config.vision_config.to_dict()
-    rope = {k: v for k, v in (text.pop("rope_parameters", None) or {}).items() if k != "rope_type"}
+    text = config.text_config.to_dict()
+    vision = config.vision_config.to_dict()
+    # transformers 5 nests what released files have at the top
+    rope = text.pop("rope_parameters", None) or {}
+    rope.pop("rope_type", None)
+    text_values = {name: value for name, value in (text | rope).items() if value is not None}
     tower_sizes = {name: vision[name] for name in TOWER_FIELDS if vision.get(name) is not None}
+    tower_name = None
+    for name, sizes in TOWERS.items():
+        if sizes.items() <= tower_sizes.items():
+            tower_name = name
     knobs = config.query_module_knobs or {}
-    known = (name for name, sizes in TOWERS.items() if sizes.items() <= tower_sizes.items())
     return {
-        **{name: value for name, value in (text | rope).items() if value is not None},
-        "mm_vision_tower": next(known, None),
+        **text_values,
+        "mm_vision_tower": tower_name,
         "vision_config": tower_sizes,
         "mm_hidden_size": vision["hidden_size"],
         "mm_projector_type": "mlp2x_gelu",
@@ -189,25 +221,27 @@ def values_of(config: FlashSlothConfig) -> dict:
     }
 
 
-def layer_of(knobs: dict) -> int:
+def layer_of(knobs: dict[str, Any]) -> int:
     """EmbQ's decoder layer; UsageError when it has several, which released keys cannot tell."""
     at = knobs.get("at", LAYER)
-    at = [at] if isinstance(at, int) else sorted(set(at))
-    if len(at) != 1:
-        raise UsageError(f"embq.at={at}: a released checkpoint has EmbQ at one decoder layer")
-    return at[0]
+    layers = [at] if isinstance(at, int) else sorted(set(at))
+    if len(layers) != 1:
+        raise UsageError(f"embq.at={layers}: a released checkpoint has EmbQ at one decoder layer")
+    return layers[0]
 
 
 def check_exportable(config: FlashSlothConfig, source: Path) -> None:
     """UsageError for a part that the released code does not have."""
     knobs = config.query_module_knobs or {}
+    projector_knobs = config.projector_knobs or {}
     layers = knobs.get("num_layers", 1)
-    facts = {
+    # what a model has, and what the released code can have there
+    facts: dict[str, tuple[object, tuple[object, ...]]] = {
         "llm": (config.text_config.model_type, ("phi",)),
         "tower": (config.vision_config.model_type, ("siglip_vision_model",)),
         "compressor": (config.compressor, ("sap",)),
         "projector": (config.projector, ("mlp2x_gelu", "auto")),
-        "mlp2x_gelu.depth": ((config.projector_knobs or {}).get("depth", 2), (2,)),
+        "mlp2x_gelu.depth": (projector_knobs.get("depth", 2), (2,)),
         "query_module": (config.query_module, ("embq",)),
         "embq.fusion": (knobs.get("fusion", "add"), ("add",)),
         "embq.stacked": (knobs.get("stacked", False) and layers > 1, (False,)),

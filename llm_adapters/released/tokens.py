@@ -3,8 +3,10 @@ its id."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
+from torch import nn
 from transformers import (
     AutoTokenizer,
     GenerationConfig,
@@ -13,7 +15,7 @@ from transformers import (
 )
 
 from compressors.errors import UsageError
-from connectors.towers.config import first_line
+from connectors.towers.config import take_first_line
 from llm_adapters.conversation import IMAGE, QUERY, Template
 from llm_adapters.images import image_processor
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
@@ -25,25 +27,27 @@ FILES = ("tokenizer.json", "vocab.json", "tokenizer_config.json")
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
-def load(folder: Path) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     """The tokenizer in a folder, if there is one."""
     if not any((folder / name).is_file() for name in FILES):
         return None
     try:
         return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"{folder}: its tokenizer cannot be read: {first_line(error)}") from error
+        raise UsageError(f"{folder}: its tokenizer cannot be read: {take_first_line(error)}") from error
 
 
-def prepared(tokenizer: PreTrainedTokenizerBase, rows: int, source: Path) -> PreTrainedTokenizerBase:
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int, source: Path) -> PreTrainedTokenizerBase:
     """With `<query>`, `</s>` and `<image>`: no token's id changes, and new ones come last, in this order, so
     that phi-2's own tokenizer gets the released ids 50295 and 50296. `rows`: embeddings there are."""
     if LEARNABLE in tokenizer.get_vocab():
-        tokenizer = renamed(tokenizer, LEARNABLE, QUERY)
+        tokenizer = rename_token(tokenizer, LEARNABLE, QUERY)
     plain = [token for token in (QUERY, END, IMAGE) if token not in tokenizer.all_special_tokens]
     if plain:  # unknown, or known as words like any other
         tokenizer.add_special_tokens({"additional_special_tokens": plain}, replace_extra_special_tokens=False)
-    if tokenizer.convert_tokens_to_ids(END) >= rows:
+    end_id = tokenizer.convert_tokens_to_ids(END)
+    assert isinstance(end_id, int)  # it was added
+    if end_id >= rows:
         raise UsageError(
             f"{source}: the tokenizer's {END} is beyond the {rows} embeddings of the weights; "
             "they do not belong together"
@@ -53,7 +57,7 @@ def prepared(tokenizer: PreTrainedTokenizerBase, rows: int, source: Path) -> Pre
     return tokenizer
 
 
-def renamed(tokenizer: PreTrainedTokenizerBase, old: str, new: str) -> PreTrainedTokenizerBase:
+def rename_token(tokenizer: PreTrainedTokenizerBase, old: str, new: str) -> PreTrainedTokenizerBase:
     """The same tokenizer with a token of another name and the same id."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     for token in state["added_tokens"]:
@@ -72,25 +76,38 @@ def renamed(tokenizer: PreTrainedTokenizerBase, old: str, new: str) -> PreTraine
         clean_up_tokenization_spaces=False,
         **{role: token for role, token in roles.items() if token is not None},
     )
-    copy.add_bos_token = getattr(tokenizer, "add_bos_token", False)
+    setattr(copy, "add_bos_token", getattr(tokenizer, "add_bos_token", False))  # noqa: B010  mypy: read-only
     return copy
+
+
+def count_embeddings(model: FlashSlothForConditionalGeneration) -> int:
+    """Rows of the LLM's embedding table."""
+    embeddings = model.get_input_embeddings()
+    assert isinstance(embeddings, nn.Embedding)  # phi's
+    return embeddings.num_embeddings
 
 
 def give_ids(model: FlashSlothForConditionalGeneration, tokenizer: PreTrainedTokenizerBase | None) -> None:
     """Placeholders and the token that ends an answer. Without a tokenizer the released ids, and an image
     placeholder just beyond the vocabulary."""
-    config, pad, rows = model.config, None, model.get_input_embeddings().num_embeddings
+    config = model.config
+    rows = count_embeddings(model)
+    end: Any
+    pad = None
     if tokenizer is None:
         config.image_token_id = rows
         end = END_ID if rows > END_ID else None
     else:
-        ids = tokenizer.convert_tokens_to_ids([IMAGE, QUERY, END])
-        config.image_token_id, config.query_token_id, end = ids
+        config.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE)
+        config.query_token_id = tokenizer.convert_tokens_to_ids(QUERY)
+        end = tokenizer.convert_tokens_to_ids(END)
         pad = tokenizer.pad_token_id
-    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad if pad is not None else end)
+    if pad is None:
+        pad = end
+    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad)
 
 
-def processor(
+def make_processor(
     model: FlashSlothForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, tiles: int
 ) -> FlashSlothProcessor:
     """SigLIP's preprocessing and FlashSloth's prompt."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
 from compressors.errors import UsageError
-from connectors.versions import at_least
+from connectors.versions import is_at_least
 
 PatchGrid = tuple[int, int]
 RawFunction = Callable[..., object]
@@ -181,7 +181,7 @@ def find_family(model: nn.Module) -> ModelFamily:
             "with a CLIP or SigLIP tower"
         )
     family = FAMILIES[kind]
-    if not at_least(family.since):
+    if not is_at_least(family.since):
         raise UsageError(
             f"transformers {transformers.__version__}: a compressor can be put into {kind} from "
             f"{family.since} on; upgrade it"

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from compressors.errors import UsageError
-from llm_adapters.adapter import QueryContext, masks, query_positions
+from llm_adapters.adapter import QueryContext, make_query_masks, query_positions
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Markers(nn.Module):
         beams = int(is_image.sum()) // sum(images.counts)  # generate repeats each row so many times
         features, patch_turn = group_by_row(images, is_image[::beams], turns[::beams])
         query_turn = turns.gather(1, index.clamp(min=0))
-        question, patches = masks(
+        question, patches = make_query_masks(
             index, turns * (asking & ~is_image), query_turn, patch_turn.repeat_interleave(beams, 0)
         )
         return QueryContext(index, question, features.repeat_interleave(beams, 0), patches)

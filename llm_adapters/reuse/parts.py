@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from compressors.base import Compressor
 from compressors.errors import UsageError
 from connectors.query_module import QueryModule
-from connectors.versions import cache_of
+from connectors.versions import read_cache
 from llm_adapters.adapter import CONTEXT, QueryAdapter
 from llm_adapters.conversation import IGNORE
 from llm_adapters.kept_turns import GUESSED, check_turn, says_guessed
@@ -27,7 +27,7 @@ from llm_adapters.reuse.wrapping import (
     encode_pixels,
     extract_image_features,
 )
-from llm_adapters.visual_prompt import place
+from llm_adapters.visual_prompt import place_visual_tokens
 
 PARTS_ATTRIBUTE = (
     "slothkit"  # the attribute of the model that holds the parts, and their prefix in its state dict
@@ -160,7 +160,7 @@ class VisualParts(nn.Module, QueryAdapter):
             return embeds
         is_question = (ids == markers.question_id).unsqueeze(-1)
         embeds = torch.where(is_question, markers.question.to(embeds), embeds)
-        return place(embeds, ids == markers.query_id, self.query_module.tokens.to(embeds))
+        return place_visual_tokens(embeds, ids == markers.query_id, self.query_module.tokens.to(embeds))
 
     def _rope_index(
         self,
@@ -221,7 +221,7 @@ class VisualParts(nn.Module, QueryAdapter):
         for them."""
         kwargs = bind_arguments(model.forward, args, kwargs)
         if not kwargs.pop(GUESSED, False):
-            check_turn(kwargs.get("input_ids"), cache_of(kwargs), self.markers.query_id)
+            check_turn(kwargs.get("input_ids"), read_cache(kwargs), self.markers.query_id)
         labels = kwargs.get("labels")
         if labels is not None:
             kwargs["labels"] = labels.masked_fill(self.markers.find_markers(labels), IGNORE)

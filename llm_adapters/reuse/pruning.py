@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compressors.errors import UsageError
-from connectors.versions import CACHE, cache_of
+from connectors.versions import CACHE, read_cache
 from llm_adapters.adapter import llm_sizes
 from llm_adapters.pruning.apply import PruningAdapter, check_cache_empty
 from llm_adapters.pruning.attention import PRUNING_CONTEXT
@@ -152,7 +152,7 @@ class ModelPruning(PruningAdapter):
     def _start_llm_pruning(self, llm: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         kwargs = bind_arguments(llm.forward, args, kwargs)
         asked: PromptTokens | None = kwargs.pop(PROMPT_KEY, None)
-        embeds, cache, prompt = kwargs["inputs_embeds"], cache_of(kwargs), None
+        embeds, cache, prompt = kwargs["inputs_embeds"], read_cache(kwargs), None
         if asked is not None:
             check_cache_empty(cache)  # `attention_mask` tells of the cached tokens, too
             owner, length = RUNNING_PROMPT.get() or (None, 0)

@@ -8,6 +8,7 @@ import pytest
 from made_cells import fill
 
 from ablations import outcomes, report
+from compressors.command_line import parse_settings
 from compressors.errors import UsageError
 from experiments.config import tables
 from experiments.store.plan import plan_stages
@@ -57,16 +58,18 @@ def test_it_says_so(whole, tmp_path):
 
 
 def test_a_sweep_leaves_them_out(whole, tmp_path):
-    asked = request.read_request(["table=5", "seed=0,1,2,3", f"earlier={whole}", "blind=false"])
+    asked = request.read_request(
+        parse_settings(["table=5", "seed=0,1,2,3", f"earlier={whole}", "blind=false"])
+    )
     assert {cell.config.seed for cell, _ in asked.jobs} == {3} and asked.left_out == 9
     assert [len(rows) for _, rows in asked.views] == [3]
     with pytest.raises(UsageError, match="that report has all 9 cells"):
-        request.read_request(["table=5", "seed=0,1,2", f"earlier={whole}", "blind=false"])
+        request.read_request(parse_settings(["table=5", "seed=0,1,2", f"earlier={whole}", "blind=false"]))
     with pytest.raises(UsageError, match="earlier=no/where: no no/where/report.json"):
-        request.read_request(["table=5", "earlier=no/where"])
+        request.read_request(parse_settings(["table=5", "earlier=no/where"]))
     (tmp_path / "report.json").write_text("[]")
     with pytest.raises(UsageError, match="not what ablations.report wrote"):
-        request.read_request(["table=5", f"earlier={tmp_path}"])
+        request.read_request(parse_settings(["table=5", f"earlier={tmp_path}"]))
 
 
 def test_another_configuration_is_not_taken(whole, tmp_path, capsys):

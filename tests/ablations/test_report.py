@@ -19,6 +19,7 @@ from ablations import finished, outcomes, report
 from ablations.claims.verdicts import judge_claims
 from ablations.outcomes import ReportRow, ReportTable
 from ablations.writing import grids, text, write
+from compressors.command_line import parse_settings
 from experiments.sweep import request
 
 
@@ -292,7 +293,7 @@ def test_what_is_missing_can_be_run_as_it_is_told(tmp_path):
         "Missing: b .seed 1.; python -m experiments.sweep (.*) runs them",
         (root / "report" / "report.md").read_text(),
     )
-    asked = request.read_request([*shlex.split(told), "blind=false"])
+    asked = request.read_request(parse_settings([*shlex.split(told), "blind=false"]))
     assert [(cell.label, cell.config.seed, cell.config.knobs("sap")) for cell, _ in asked.jobs] == [
         ("a", 0, {"rate": 3}),
         ("a", 1, {"rate": 3}),

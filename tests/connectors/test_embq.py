@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from compressors.errors import UsageError
 from connectors.embq import EmbQ
 from connectors.fusion import Fusion
-from connectors.query_module import at_positions, insertions, put_back, registry
+from connectors.query_module import list_insertions, put_at_positions, registry, take_at_positions
 
 D, C, T, Q, P = 16, 12, 20, 2, 9
 SIZES = {"llm_dim": D, "vision_dim": C, "llm_heads": 4, "llm_layers": 3}
@@ -219,7 +219,7 @@ def test_dot_and_random_start():
 def test_several_insertions_have_weights_of_their_own():
     module = embq(at=(3, 1, 3))
     assert module.at == (1, 3)
-    assert list(insertions(module)) == [(0, 0), (1, 2)]
+    assert list(list_insertions(module)) == [(0, 0), (1, 2)]
     assert len(module.blocks) == 2
     given = inputs()
     assert not torch.allclose(module(**given), module(**given, insertion=1))
@@ -275,5 +275,5 @@ def test_put_back_is_a_masked_scatter():
     expected = hidden.clone()
     for row, slot in ((0, 0), (0, 2), (1, 0)):
         expected[row, index[row, slot]] = new[row, slot]
-    assert torch.equal(put_back(hidden, index, new, keep), expected)
-    assert torch.equal(at_positions(hidden, index)[0], hidden[0, index[0]])
+    assert torch.equal(put_at_positions(hidden, index, new, keep), expected)
+    assert torch.equal(take_at_positions(hidden, index)[0], hidden[0, index[0]])

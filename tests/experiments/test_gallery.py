@@ -13,7 +13,7 @@ from experiments.config import signatures
 from experiments.inspection.origins_figure import draw_origins, make_palette, paint_all_tokens
 from experiments.inspection.token_origins import estimate_origins
 
-BUILT_IN = sorted(signatures.compressors().found)
+BUILT_IN = signatures.compressors().list_built_in()
 FOLDER = Path(compressors.__file__).parent / "gallery"
 # tokens are sums of patches with weights that are not negative
 SUMS = ["adaptive_avg_pool", "avg_pool", "divprune", "interpolate", "random", "tome", "uniform"]

@@ -4,6 +4,7 @@ from collections import Counter
 import pytest
 from fakes import FakeRunner, names, read_log
 
+from compressors.command_line import parse_settings
 from experiments import sharing
 from experiments.runtime.progress import Reporter
 from experiments.sweep import request
@@ -32,7 +33,7 @@ class Timed:
 def test_what_is_shared_is_counted_once(tmp_path):
     """sap and sap+embq agree up to stage 1; each alone computes data, features (twice: of either split) and
     stage 1 again."""
-    asked = request.read_request([*names(tmp_path / "out"), *SAP])
+    asked = request.read_request(parse_settings([*names(tmp_path / "out"), *SAP]))
     timed = Timed(tmp_path / "log")
     saving = sharing.measure_sharing(asked, tmp_path, timed, Reporter(), timed.clock)
     runs = Counter(stage.kind for stage in asked.jobs[0][1].collect_stages().values())
@@ -50,7 +51,7 @@ def test_a_cell_in_several_tables_counts_as_often_one_by_one(tmp_path):
     for name in ("one", "two"):
         (tmp_path / f"{name}.yaml").write_text(table)
     tables = f"table={tmp_path}/one.yaml,{tmp_path}/two.yaml"
-    asked = request.read_request([*names(tmp_path / "out"), tables, "seed=0", "blind=false"])
+    asked = request.read_request(parse_settings([*names(tmp_path / "out"), tables, "seed=0", "blind=false"]))
     timed = Timed(tmp_path / "log")
     saving = sharing.measure_sharing(asked, tmp_path, timed, Reporter(), timed.clock)
     assert saving.one_by_one.total == 2 * saving.once.total == 2 * saving.shared.total > 0
@@ -68,14 +69,14 @@ def test_other_results_are_an_error(tmp_path):
 
         return run
 
-    asked = request.read_request([*names(tmp_path / "out"), *SAP])
+    asked = request.read_request(parse_settings([*names(tmp_path / "out"), *SAP]))
     with pytest.raises(sharing.ResultsDiffer, match="sap seed=0"):
         sharing.measure_sharing(asked, tmp_path, runner, Reporter())
 
 
 def test_the_command_shows_and_writes(tmp_path, capsys):
     to = tmp_path / "new" / "sharing.json"
-    given = [*names(tmp_path / "out"), *SAP, "--to", str(to)]
+    given = [*names(tmp_path / "out"), *SAP, f"to={to}"]
     assert sharing.main(given, FakeRunner(tmp_path / "log")) == 0
     assert "what sharing stages saves" in capsys.readouterr().out
     found = json.loads(to.read_text())
@@ -84,6 +85,15 @@ def test_the_command_shows_and_writes(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_bad_input_is_one_line(capsys):
-    assert sharing.main(["compressor=sep"]) == 2
-    assert capsys.readouterr().err.startswith("error: unknown compressor 'sep'")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compressor=sep"], "unknown compressor 'sep'"),
+        ([], "expected python -m experiments.sharing KEY=VALUE ... [to=FILE], found no cells"),
+        (["compressor=sap", "--to", "a.json"], "--to: settings are spelled KEY=VALUE; write to=a.json"),
+    ],
+)
+def test_bad_input_is_one_line(capsys, arguments, message):
+    assert sharing.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}") and error.count("\n") == 1

@@ -23,9 +23,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from connectors.versions import at_least, pil_class
+from connectors.versions import find_pil_class, is_at_least
 from llm_adapters.configuration import FlashSlothConfig
-from llm_adapters.conversation import IMAGE, QUERY, Encoded, Template, Turn, render
+from llm_adapters.conversation import IMAGE, QUERY, Encoded, Template, Turn, render_turns
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.processing import FlashSlothProcessor, stack_images
 
@@ -50,7 +50,7 @@ KNOBS = {
 def saved_settings(processor: FlashSlothProcessor) -> dict:
     """What is saved, without what transformers 5.0 to 5.3 add to an image processor as they load it."""
     settings = processor.to_dict()
-    if not at_least("5.4"):
+    if not is_at_least("5.4"):
         settings["image_processor"].pop("data_format", None)
     return settings
 
@@ -211,7 +211,7 @@ def make_processor(
     tiles: int = 1,
 ) -> FlashSlothProcessor:
     """What `model` wants; the tokenizer must give its placeholder ids (both of the file's do)."""
-    images = pil_class("SiglipImageProcessor")(size={"height": SIZE, "width": SIZE})
+    images = find_pil_class("SiglipImageProcessor")(size={"height": SIZE, "width": SIZE})
     return FlashSlothProcessor(
         images,
         tokenizer or byte_tokenizer(),
@@ -230,7 +230,7 @@ def picture(seed: int = 0, size: tuple[int, int] = (SIZE, SIZE)) -> Image.Image:
 
 def prompt(processor: FlashSlothProcessor, question: str) -> str:
     """The text of one turn, with its markers."""
-    return render([Turn(question)], processor.encoder.template)
+    return render_turns([Turn(question)], processor.encoder.template)
 
 
 def chat(*images: object, text: str = "What is this?") -> list[dict]:

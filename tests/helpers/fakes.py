@@ -170,6 +170,14 @@ def children(pid: int) -> list[int]:
     return [*here, *(each for child in here for each in children(child))]
 
 
+def wait_for(condition, seconds: float = 20.0) -> None:
+    """Until a condition holds; AssertionError if it takes longer."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "timed out"
+        time.sleep(0.01)
+
+
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

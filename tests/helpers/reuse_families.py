@@ -37,7 +37,7 @@ from transformers import (
 )
 
 from compressors.errors import UsageError
-from connectors.versions import at_least
+from connectors.versions import is_at_least
 from llm_adapters import reuse
 
 no_num2words = pytest.mark.skipif(not find_spec("num2words"), reason="SmolVLM's processor needs num2words")
@@ -48,7 +48,7 @@ def family_params(*names: str) -> list:
 
     def marks(name: str) -> list:
         since = reuse.FAMILIES[name].since
-        too_old = pytest.mark.skipif(not at_least(since), reason=f"{name} needs transformers {since}")
+        too_old = pytest.mark.skipif(not is_at_least(since), reason=f"{name} needs transformers {since}")
         return [too_old, no_num2words] if name == "smolvlm" else [too_old]
 
     return [pytest.param(name, marks=marks(name)) for name in names]
@@ -351,7 +351,7 @@ def train_loss(model: torch.nn.Module, batch: dict) -> torch.Tensor:
 def cache_agrees(family: str, rows: list, **options) -> bool:
     """Whether the plain model answers alike with and without a KV cache. Before transformers 5.17 not always:
     images of beams are mixed up, for one."""
-    if at_least("5.17"):
+    if is_at_least("5.17"):
         return True
     model, batch = make_model(family), inputs(make_processor(family), rows)
     return answers(model, batch, **options) == answers(model, batch, use_cache=False, **options)
@@ -359,13 +359,13 @@ def cache_agrees(family: str, rows: list, **options) -> bool:
 
 def pieces_refused(says: str):
     """That a prefill in pieces is refused, in words of ours; before 5.4 transformers does it itself."""
-    if at_least("5.4"):
+    if is_at_least("5.4"):
         return pytest.raises(UsageError, match=says)
     return pytest.raises(ValueError, match="prefill chunk")
 
 
 def answers(model: PreTrainedModel, batch: dict, **options) -> list[list[int]]:
-    if not at_least("5.17"):
+    if not is_at_least("5.17"):
         options["suppress_tokens"] = [model.config.image_token_id]  # random weights say it there
     said = model.generate(**batch, max_new_tokens=4, do_sample=False, **options)
     return said[:, batch["input_ids"].shape[1] :].tolist()

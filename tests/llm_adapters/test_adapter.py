@@ -9,7 +9,14 @@ import torch
 from factories import LLMS, make_batch, make_model, make_processor, picture
 from torch import Tensor, nn
 
-from llm_adapters.adapter import CONTEXT, QueryContext, decoder_layers, llm_sizes, masks, query_positions
+from llm_adapters.adapter import (
+    CONTEXT,
+    QueryContext,
+    decoder_layers,
+    llm_sizes,
+    make_query_masks,
+    query_positions,
+)
 from llm_adapters.conversation import IMAGE, Turn
 from llm_adapters.modeling import FlashSlothForConditionalGeneration as Model
 
@@ -34,7 +41,9 @@ def batch_for(model: Model, side: str = "left") -> dict[str, Tensor]:
 def parts_of(model: Model, batch: dict[str, Tensor]) -> tuple[Tensor, QueryContext]:
     """Embeddings with visual and query tokens in place, and the query module's context."""
     features = model.get_image_features(batch["pixel_values"])
-    embeds, context = model.embed(batch["input_ids"], features, batch["image_turn"], batch["turns"], None)
+    embeds, context = model.embed_tokens(
+        batch["input_ids"], features, batch["image_turn"], batch["turns"], None
+    )
     return embeds, context
 
 
@@ -254,6 +263,6 @@ def test_query_positions():
 def test_masks():
     index, query_turn = torch.tensor([[3, 7, -1]]), torch.tensor([[1, 2, 1]])
     question_turn = torch.tensor([[0, 1, 1, 0, 2, 0, 2, 0]])
-    question, patches = masks(index, question_turn, query_turn, torch.tensor([[1, 1, 2, 2, 0]]))
+    question, patches = make_query_masks(index, question_turn, query_turn, torch.tensor([[1, 1, 2, 2, 0]]))
     assert question.int().tolist() == [[[0, 1, 1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 0, 1, 0], [0] * 8]]
     assert patches.int().tolist() == [[[1, 1, 0, 0, 0], [1, 1, 1, 1, 0], [0] * 5]]

@@ -6,7 +6,7 @@ import pytest
 from factories import make_processor, picture
 from jinja2.exceptions import TemplateError
 
-from llm_adapters.conversation import IMAGE, Template, Turn, render
+from llm_adapters.conversation import IMAGE, Template, Turn, render_turns
 from llm_adapters.processing import FlashSlothProcessor
 
 TEMPLATES = {
@@ -40,7 +40,7 @@ def rendered(processor: FlashSlothProcessor, messages: list[dict]) -> str:
 
 
 def expected(processor: FlashSlothProcessor, turns: list[Turn]) -> str:
-    return render(turns, Template(**processor.prompt))
+    return render_turns(turns, Template(**processor.prompt))
 
 
 @pytest.mark.parametrize(

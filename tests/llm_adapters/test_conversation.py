@@ -7,7 +7,16 @@ import pytest
 from factories import TOKENIZERS, byte_tokenizer
 
 from compressors.errors import UsageError
-from llm_adapters.conversation import IGNORE, IMAGE, QUERY, Encoder, Template, Turn, render, truncate
+from llm_adapters.conversation import (
+    IGNORE,
+    IMAGE,
+    QUERY,
+    Encoder,
+    Template,
+    Turn,
+    render_turns,
+    truncate_encoded,
+)
 
 IMAGE_ID, QUERY_ID, Q, N = 4, 5, 3, 4
 PLACEHOLDERS = (IMAGE_ID, QUERY_ID)
@@ -111,10 +120,10 @@ def test_layout_of_the_released_code():
 
 
 def test_marked_string():
-    assert render([Turn(f"{IMAGE}\nWhat?", "A dog."), Turn("And?")], PLAIN) == (
+    assert render_turns([Turn(f"{IMAGE}\nWhat?", "A dog."), Turn("And?")], PLAIN) == (
         "USER: <image>\n<question>What? <query> ASSISTANT: A dog.</s>USER:<question> And? <query> ASSISTANT:"
     )
-    middle = render([Turn(f"{IMAGE} Is {IMAGE} or{IMAGE}{IMAGE} it? {IMAGE}")], PLAIN)
+    middle = render_turns([Turn(f"{IMAGE} Is {IMAGE} or{IMAGE}{IMAGE} it? {IMAGE}")], PLAIN)
     assert middle == "USER: <image>\n<image>\n<question>Is <image> or <image> <image> it? <query> ASSISTANT:"
 
 
@@ -140,14 +149,14 @@ def test_template_words_in_text_add_nothing(tokenizer, word):
 @pytest.mark.parametrize("marker", ["<query>", "<question>", "</s>"])
 def test_reserved_markers_in_questions_are_refused(marker):
     with pytest.raises(UsageError, match=f"turn 2 contains the reserved '{marker}'") as caught:
-        render([Turn("Hi", "The cat"), Turn(f"What {marker} is?")], PLAIN)
+        render_turns([Turn("Hi", "The cat"), Turn(f"What {marker} is?")], PLAIN)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("marker", ["<image>", "<query>", "<question>", "</s>"])
 def test_reserved_markers_in_answers_are_refused(marker):
     with pytest.raises(UsageError, match=f"turn 1 contains the reserved '{marker}'"):
-        render([Turn("What?", f"a{marker}")], PLAIN)
+        render_turns([Turn("What?", f"a{marker}")], PLAIN)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +171,7 @@ def test_reserved_markers_in_answers_are_refused(marker):
 )
 def test_incomplete_turns_are_refused(turns, message):
     with pytest.raises(UsageError, match=message) as caught:
-        render(turns, PLAIN)
+        render_turns(turns, PLAIN)
     assert "\n" not in str(caught.value)
 
 
@@ -238,12 +247,12 @@ def test_truncation_of_one_turn_takes_from_its_answer_alone(tokenizer):
     whole = encode(tokenizer, conversation()[:1])
     prompt = len(encode(tokenizer, [Turn(conversation()[0].question)]).ids)
     for cut in range(1, len(whole.ids) - prompt):
-        short = truncate(whole, lengths(whole)[0] - cut, PLACEHOLDERS)
+        short = truncate_encoded(whole, lengths(whole)[0] - cut, PLACEHOLDERS)
         assert short.ids == whole.ids[:-cut] and short.labels == whole.labels[:-cut]
         assert short.image_turns == [1] and short.turn_ends == [len(short.ids)]
     text = prompt - N - Q
     with pytest.raises(UsageError, match=rf"max_length={text} .*its prompt alone has {text} ") as caught:
-        truncate(whole, text, PLACEHOLDERS)
+        truncate_encoded(whole, text, PLACEHOLDERS)
     assert "\n" not in str(caught.value)
 
 

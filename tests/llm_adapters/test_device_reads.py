@@ -4,7 +4,7 @@ import pytest
 from factories import LLMS, make_batch, make_model, make_processor, picture
 
 import compressors
-from connectors.versions import meta_forward
+from connectors.versions import allow_meta_forward
 from llm_adapters.conversation import IMAGE, Turn
 
 CHATS = [
@@ -31,7 +31,7 @@ def test_a_training_step_reads_nothing(llm, compressor):
     batch = make_batch(make_processor(model), CHATS)
     del batch["attention_mask"]  # as the loader does
     model.to("meta")
-    with meta_forward():
+    with allow_meta_forward():
         loss = model(
             **{name: value.to("meta") for name, value in batch.items()}, num_items_in_batch=5, use_cache=False
         ).loss
@@ -44,5 +44,5 @@ def test_reading_is_noticed():
     model = make_model("llama", "sap", "embq")
     batch = make_batch(make_processor(model), CHATS)  # its mask is read: is anything masked?
     model.to("meta")
-    with pytest.raises(RuntimeError, match="meta tensor"), meta_forward():
+    with pytest.raises(RuntimeError, match="meta tensor"), allow_meta_forward():
         model(**{name: value.to("meta") for name, value in batch.items()}, use_cache=False)

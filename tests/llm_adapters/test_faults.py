@@ -12,8 +12,8 @@ from transformers import AutoModelForImageTextToText, SiglipVisionModel
 
 import compressors
 from compressors.errors import UsageError
-from connectors.towers.base import build_tower
-from connectors.versions import vision_parts
+from connectors.towers.build import build_tower
+from connectors.versions import find_vision_parts
 from experiments.config.schema import Config
 from experiments.runtime.progress import Reporter
 from experiments.stages import train as training
@@ -191,7 +191,7 @@ def test_fault_10_the_last_layer_is_a_layer():
     tower = build_tower(vision_config(), select_layer=-1).eval()
     assert tower.depth == tower.num_layers == 3
     whole = SiglipVisionModel(vision_config()).eval()
-    vision_parts(whole).load_state_dict(tower.backbone.state_dict(), strict=False)
+    find_vision_parts(whole).load_state_dict(tower.backbone.state_dict(), strict=False)
     pixels = torch.randn(1, 3, 84, 84)
     expected = whole(pixels, output_hidden_states=True).hidden_states[-1]
     torch.testing.assert_close(tower(pixels).flatten(1, 2), expected)

@@ -17,7 +17,7 @@ from factories import (
 )
 from torch import Tensor
 
-from connectors.versions import CACHE, at_least
+from connectors.versions import CACHE, is_at_least
 from llm_adapters.conversation import IMAGE, Template, Turn
 from llm_adapters.modeling import FlashSlothForConditionalGeneration as Model
 from llm_adapters.processing import FlashSlothProcessor
@@ -213,7 +213,7 @@ def test_placeholders_are_never_said(pair):
 def test_inputs_of_a_cached_step(model):
     processor = make_processor(model)
     batch = without_labels(make_batch(processor, rows()[:2]))
-    ends = {} if at_least("5.4") else {"cache_position": torch.arange(batch["input_ids"].shape[1])[-1:]}
+    ends = {} if is_at_least("5.4") else {"cache_position": torch.arange(batch["input_ids"].shape[1])[-1:]}
     step = model.prepare_inputs_for_generation(**batch, **ends, is_first_iteration=False, use_cache=True)
     assert not {"pixel_values", "image_turn", "turns", "query_index", "vision_features"} & set(step)
     first = model.prepare_inputs_for_generation(**batch, **ends, is_first_iteration=True, use_cache=True)

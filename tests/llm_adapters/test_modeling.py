@@ -22,13 +22,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 import compressors
 from compressors.command_line import parse_settings
 from compressors.errors import UsageError
-from connectors.towers.base import build_tower
+from connectors.towers.build import build_tower
 from experiments.config.cells import make_cells
 from experiments.models import build
 from llm_adapters.configuration import FlashSlothConfig
-from llm_adapters.conversation import IGNORE, IMAGE, QUERY, Template, Turn, render
+from llm_adapters.conversation import IGNORE, IMAGE, QUERY, Template, Turn, render_turns
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
-from llm_adapters.visual_prompt import shrink
+from llm_adapters.visual_prompt import shrink_pixels
 
 PLAIN = Template(system="")
 ROW = ([Turn(f"{IMAGE}\nWhat is this?", "A dog.")], [picture(1)])
@@ -48,7 +48,7 @@ def test_what_stands_where(model):
     """Visual tokens image by image, query tokens slot by slot, all else from the embedding table."""
     batch = make_batch(make_processor(model), [TEXT, TWO, ROW])
     ids, features = batch["input_ids"], model.get_image_features(batch["pixel_values"])
-    embeds, _ = model.embed(ids, features, batch["image_turn"], batch["turns"], None)
+    embeds, _ = model.embed_tokens(ids, features, batch["image_turn"], batch["turns"], None)
     is_image, is_query = ids == model.config.image_token_id, ids == model.config.query_token_id
     images = torch.cat([features[1, :2], features[2, :1]])  # in the order of rows
     visual = model.projector(model.compressor(images)).flatten(0, 1)
@@ -301,7 +301,7 @@ def test_text_aware_compressor_reads_its_own_turns_question():
     def visual(rows, side="left", row=0):
         batch = make_batch(processor, rows, side)
         features, ids = model.get_image_features(batch["pixel_values"]), batch["input_ids"]
-        embeds, _ = model.embed(ids, features, batch["image_turn"], batch["turns"], None)
+        embeds, _ = model.embed_tokens(ids, features, batch["image_turn"], batch["turns"], None)
         return embeds[row][ids[row] == model.config.image_token_id].unflatten(0, (-1, 4))  # (images, 4, D)
 
     turns, images = TWO
@@ -334,8 +334,8 @@ def test_downsampled_images():
     pixels = torch.rand(1, 1, 3, 84, 84)
     features = model.get_image_features(pixels)
     assert features.shape == (1, 1, 3, 3, 24)
-    torch.testing.assert_close(features[0], model.vision_tower(shrink(pixels[0], 2)))
-    assert shrink(pixels[0], 2).shape == (1, 3, 42, 42) and shrink(pixels[0], 1) is not None
+    torch.testing.assert_close(features[0], model.vision_tower(shrink_pixels(pixels[0], 2)))
+    assert shrink_pixels(pixels[0], 2).shape == (1, 3, 42, 42) and shrink_pixels(pixels[0], 1) is not None
     assert model.num_image_tokens(84, 168) == 18
 
 
@@ -384,11 +384,11 @@ def test_presets_at_full_size_on_the_meta_device(preset, crops, full_size_source
         [IMAGE, QUERY]
     )
     processor = build.make_processor(cell.config, model, tokenizer)
-    batch = processor(images=picture(), text=render([Turn(f"{IMAGE}What?")], model.config.template))
+    batch = processor(images=picture(), text=render_turns([Turn(f"{IMAGE}What?")], model.config.template))
     assert [(batch["input_ids"] == i).sum() for i in ids] == [81 * crops, 9]  # HD: 405
     batch = {name: value.to("meta") for name, value in batch.items()}
     features = model.get_image_features(batch["pixel_values"])
-    embeds, context = model.embed(
+    embeds, context = model.embed_tokens(
         batch["input_ids"], features, batch["image_turn"], batch["turns"], batch["query_index"]
     )
     assert embeds.shape[1:] == (batch["input_ids"].shape[1], 2560)

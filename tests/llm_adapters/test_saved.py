@@ -16,7 +16,7 @@ def test_ours(tmp_path):
     model = make_model()
     for part in (model, make_processor(model)):
         part.save_pretrained(tmp_path / "model")
-    loaded, processor = saved.load(tmp_path, CPU, torch.bfloat16)
+    loaded, processor = saved.load_saved_model(tmp_path, CPU, torch.bfloat16)
     assert loaded.dtype == torch.bfloat16 and not loaded.training
     assert processor.image_tokens == model.num_image_tokens()
     frequencies = {name: each for name, each in loaded.named_buffers() if "inv_freq" in name}
@@ -28,8 +28,8 @@ def test_another_with_a_compressor(tmp_path):
     for part in (model, processor):
         part.save_pretrained(tmp_path)
     with pytest.raises(UsageError, match="a model of type llava, not slothkit"):
-        saved.load(tmp_path, CPU)
-    loaded, again = saved.load(tmp_path, CPU, attached=True)
+        saved.load_saved_model(tmp_path, CPU)
+    loaded, again = saved.load_saved_model(tmp_path, CPU, attached=True)
     rows = two_rows("llava", marked=True)
     assert answers(loaded, inputs(again, rows)) == answers(model, inputs(processor, rows))
 
@@ -38,4 +38,4 @@ def test_another_without_one(tmp_path):
     model = make_other("llava")
     model.save_pretrained(tmp_path)
     with pytest.raises(UsageError, match="a model of type llava, not slothkit"):
-        saved.find(tmp_path, attached=True)
+        saved.find_model_folder(tmp_path, attached=True)

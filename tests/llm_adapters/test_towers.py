@@ -7,7 +7,7 @@ import torch
 from factories import make_batch, make_config, make_model, make_processor, picture
 from transformers import AutoModelForImageTextToText
 
-from connectors.towers.base import build_tower
+from connectors.towers.build import build_tower
 from llm_adapters.conversation import IMAGE, Template, Turn
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 

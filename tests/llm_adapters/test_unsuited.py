@@ -7,7 +7,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from compressors.errors import UsageError
-from connectors.versions import CACHE, at_least
+from connectors.versions import CACHE, is_at_least
 from llm_adapters.conversation import Turn
 
 DEAF = ("falcon", "bloom")  # decoders that take any keyword argument and keep it from their layers
@@ -33,7 +33,7 @@ def test_a_query_module_needs_layers_that_are_told(llm):
 
 @pytest.mark.parametrize("llm", DEAF)
 def test_a_pruner_needs_layers_that_are_told(llm):
-    if llm == "falcon" and not at_least("5.10"):
+    if llm == "falcon" and not is_at_least("5.10"):
         pytest.skip("Falcon's own attention fails without a mask before 5.10")
     model = make_model(llm, query_module=None)
     with pytest.raises(UsageError, match="pruning: "):

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from connectors.versions import vision_parts
+from connectors.versions import find_vision_parts
 from experiments.backbones.tiny import training
 from experiments.backbones.tiny.dense_labels import (
     GRID_SIDE,
@@ -76,7 +76,7 @@ class DenseHeads(nn.Module):
 
 def extract_patch_features(tower: SiglipVisionModel, pixels: torch.Tensor) -> torch.Tensor:
     """The last layer's raw output, `hidden_states[-1]`: (B, 144, C)."""
-    parts = vision_parts(tower)
+    parts = find_vision_parts(tower)
     return parts.encoder(inputs_embeds=parts.embeddings(pixels)).last_hidden_state
 
 

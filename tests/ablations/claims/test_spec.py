@@ -5,7 +5,7 @@ import pytest
 from ablations.claims import spec
 from ablations.costs import prefill
 from compressors.errors import UsageError
-from connectors.versions import at_least
+from connectors.versions import is_at_least
 from experiments.config import tables
 from experiments.config.cells import make_cells
 from experiments.store.plan import plan_stages
@@ -78,7 +78,7 @@ def test_shipped_flops_are_right(project):
     config = rows["1 query"].cells[0].config
     # before 5.19 transformers turns positions into angles by a matrix product, which is counted
     exact = known[prefill.digest_prefill(config)]
-    assert prefill.count_prefill(config) == (exact if at_least("5.19") else pytest.approx(exact, rel=1e-5))
+    assert prefill.count_prefill(config) == (exact if is_at_least("5.19") else pytest.approx(exact, rel=1e-5))
     counts = {label: known[prefill.digest_prefill(row.cells[0].config)] for label, row in rows.items()}
     order = ["downsample", "avg_pool", "sap", "1 query", "sap+embq", "uncompressed"]
     assert sorted(order, key=counts.get) == order

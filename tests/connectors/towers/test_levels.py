@@ -5,7 +5,7 @@ import torch
 from factories import vision_config
 
 from compressors.errors import UsageError
-from connectors.towers.base import build_tower
+from connectors.towers.build import build_tower
 
 
 def test_levels_follow_the_output_in_the_channels():

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from compressors.errors import UsageError
-from connectors.towers.base import build_tower, load_tower
+from connectors.towers.build import build_tower, load_tower
 from connectors.towers.huggingface import FAMILIES
-from connectors.versions import at_least, vision_blocks, vision_parts
+from connectors.versions import find_vision_blocks, find_vision_parts, is_at_least
 
 torch.set_num_threads(1)
 VISION = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -30,10 +30,10 @@ def checkpoint(path, model_type: str, **config):
 
 
 def hidden_state(vision_model, select_layer: int) -> torch.Tensor:
-    if at_least("5.6"):
+    if is_at_least("5.6"):
         return vision_model(PIXELS, output_hidden_states=True).hidden_states[select_layer][:, -16:]
     found = []  # what the block hands on: a part of a model tells no hidden states there
-    block = vision_blocks(vision_model)[select_layer]
+    block = find_vision_blocks(vision_model)[select_layer]
     hook = block.register_forward_hook(lambda *call: found.append(call[2][:, -16:]))
     vision_model(PIXELS)
     hook.remove()
@@ -49,7 +49,7 @@ def test_from_a_whole_checkpoint(model_type, select_layer, tmp_path, caplog):
     assert "REPORT" not in caplog.text  # of the text model's weights, for one
     assert not tower.training and tower.config.model_type == f"{model_type}_vision_model"
     assert torch.equal(tower(PIXELS).flatten(1, 2), hidden_state(whole.vision_model, select_layer))
-    assert len(vision_blocks(tower)) == tower.depth
+    assert len(find_vision_blocks(tower)) == tower.depth
 
 
 @pytest.mark.parametrize("model_type", ["dinov2", "dinov2_with_registers"])
@@ -74,13 +74,13 @@ def test_preprocessing_comes_with_the_checkpoint(tmp_path):
 
 def test_missing_weights_are_an_error_and_dropped_ones_are_not(tmp_path):
     model = checkpoint(tmp_path, "siglip_vision_model", **VISION, intermediate_size=48)
-    parts = vision_parts(model)
+    parts = find_vision_parts(model)
     del parts.post_layernorm, parts.head
     model.save_pretrained(tmp_path)
     load_tower(tmp_path)
     del parts.encoder.layers[1].mlp
     model.save_pretrained(tmp_path)
-    name = f"{'' if at_least('5.6') else 'vision_model.'}encoder.layers.1.mlp.fc1.bias"
+    name = f"{'' if is_at_least('5.6') else 'vision_model.'}encoder.layers.1.mlp.fc1.bias"
     with pytest.raises(UsageError, match=f"4 weights are missing, such as {name}$"):
         load_tower(tmp_path)
 

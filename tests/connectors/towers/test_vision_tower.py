@@ -10,9 +10,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, SiglipVisionConfig
 
 from compressors.errors import UsageError
-from connectors.towers.base import VisionTower, build_tower
+from connectors.towers.base import VisionTower
+from connectors.towers.build import build_tower
 from connectors.towers.open_clip import OpenClipVisionConfig
-from connectors.versions import checkpointing, vision_parts
+from connectors.versions import find_vision_parts, switch_checkpointing
 
 torch.set_num_threads(1)  # tiny models: threads only cost
 
@@ -59,7 +60,7 @@ def pixels(height: int = 30, width: int = 30, batch: int = 2) -> torch.Tensor:
 
 def give(source: nn.Module, target: nn.Module) -> None:
     """`target` takes its weights from the larger `source`."""
-    state, target = vision_parts(source).state_dict(), vision_parts(target)
+    state, target = find_vision_parts(source).state_dict(), find_vision_parts(target)
     target.load_state_dict({key: state[key] for key in target.state_dict()})
 
 
@@ -67,7 +68,7 @@ def give(source: nn.Module, target: nn.Module) -> None:
 def test_sizes_are_what_forward_gives(config):
     tower = tower_of(config)
     assert (tower.dim, tower.patch_size, tower.image_size) == (32, 7, 30)
-    assert (tower.num_layers, tower.depth, tower.num_levels) == (4, 3, 3)
+    assert (tower.num_layers, tower.depth, len(tower.levels)) == (4, 3, 3)
     assert tower.grid() == (4, 4) and tower.grid(60) == (8, 8)
     assert tower(pixels()).shape == (2, *tower.grid(), tower.dim)
 
@@ -294,7 +295,7 @@ def test_inside_a_transformers_model_saved_and_loaded(config, tmp_path):
     again, info = Parent.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert torch.equal(again.eval()(pixels()), parent(pixels()))
-    checkpointing(parent, "enable")
+    switch_checkpointing(parent, "enable")
     parent.train()(pixels()).sum().backward()
     assert all(p.grad is not None for p in parent.parameters())
 

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoImageProcessor, AutoTokenizer, PhiForCausalLM, SiglipVisionModel
 
-from connectors.versions import at_least
+from connectors.versions import is_at_least
 from experiments.backbones.tiny import lm_examples, pretrain_lm, pretrain_tower, training
 from experiments.backbones.tiny.dense_labels import (
     CHARACTER_CLASSES,
@@ -157,7 +157,9 @@ def test_saving_replaces_a_folder_whole(tmp_path):
 # --- the weights that ship
 
 
-@pytest.mark.skipif(not at_least("5.6"), reason="saved with the names of transformers 5.6; load_tower knows")
+@pytest.mark.skipif(
+    not is_at_least("5.6"), reason="saved with the names of transformers 5.6; load_tower knows"
+)
 def test_shipped_tower_loads_with_its_processor_and_sees_what_is_where():
     """Ridge regression on a hundred scenes' features names the objects under patches of fifty others."""
     tower = SiglipVisionModel.from_pretrained(TINY / "tower", dtype=torch.float32).eval()

@@ -11,10 +11,10 @@ from compressors.errors import UsageError
 from experiments.backbones.small import __main__ as small
 from experiments.config import sources
 from experiments.config.cells import make_cells
-from experiments.config.schema import resolve_source
+from experiments.config.sources import resolve_source
 from experiments.models import build
 from experiments.store import keys
-from llm_adapters.conversation import MARKERS, Template, Turn, render
+from llm_adapters.conversation import MARKERS, Template, Turn, render_turns
 
 REAL = (sources.find_cache_root() / "small/llm/config.json").is_file()
 
@@ -84,7 +84,7 @@ def test_every_compressor_of_the_preset_fits_the_backbones(cache):
 
 def test_prompt_is_the_chat_format():
     prompt = Template(**vars(cells()[0].prompt))
-    text = render([Turn("<image>\nwhat ?", "a dog"), Turn("and ?")], prompt)
+    text = render_turns([Turn("<image>\nwhat ?", "a dog"), Turn("and ?")], prompt)
     for marker in MARKERS:
         text = text.replace(marker, "")
     assert text == (

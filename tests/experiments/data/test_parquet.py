@@ -56,6 +56,33 @@ def test_a_row_a_question(source, capsys):
     assert [file.name for file in out.parent.iterdir()] == ["data.parquet"]
 
 
+def test_images_of_another_folder(source, capsys):
+    pytest.importorskip("pyarrow.parquet", reason="needs pyarrow")
+    moved = source.parent / "moved" / "data.json"
+    moved.parent.mkdir()
+    source.rename(moved)
+    out = source.parent / "data.parquet"
+    assert parquet.main([str(moved), str(out)]) == 2
+    assert "no image" in capsys.readouterr().err and not out.exists()
+    assert parquet.main([str(moved), str(out), f"images={source.parent}"]) == 0 and out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["data.json", "--images", "pictures"],
+            "--images: settings are spelled KEY=VALUE; write images=pictures",
+        ),
+        (["data.json"], "expected python -m experiments.data.parquet DATA.json DATA.parquet"),
+        (["data.json", "out.parquet", "image=pictures"], "did you mean 'images'?"),
+    ],
+)
+def test_bad_command_lines(arguments, message, capsys):
+    assert parquet.main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_images_are_images_to_datasets(source):
     datasets = pytest.importorskip("datasets", reason="needs datasets")
     out = source.parent / "data.parquet"

@@ -9,10 +9,12 @@ from factories import picture
 
 from ablations.costs import prefill
 from compressors.errors import UsageError
-from connectors.versions import at_least
+from connectors.versions import is_at_least
 from experiments.config.cells import make_cells
-from experiments.efficiency import collect, counting, measuring, options, published, table1
+from experiments.efficiency import collect, counting, measuring, table1
 from experiments.efficiency.__main__ import main
+from experiments.efficiency.machine import Machine
+from experiments.efficiency.plan import MeasuringPlan
 from experiments.efficiency.timing import OTHER_PART
 from experiments.models import build
 from experiments.models.random_model import fill_weights, read_backbone_configs
@@ -70,7 +72,7 @@ def test_rows_of_a_batch_add_up():
     assert two.cache_bytes == 2 * one.cache_bytes and two.decode == one.decode
     twice = {part: 2 * count for part, count in one.prefill.items()}
     # before 5.19 angles of positions are a matrix product, the same for all rows
-    assert two.prefill == (twice if at_least("5.19") else pytest.approx(twice, rel=1e-5))
+    assert two.prefill == (twice if is_at_least("5.19") else pytest.approx(twice, rel=1e-5))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +91,7 @@ def test_families_answer(label):
     vision, text = SMALL[sizes["kind"]]
     sizes["config"]["vision_config"] |= vision
     sizes["config"]["text_config"] |= SMALL_LLM | text
-    subject = published.PUBLISHED_KINDS[sizes["kind"]](label, sizes)
+    subject = table1.PUBLISHED_KINDS[sizes["kind"]](label, sizes)
     pictures = [[picture(size=(448, 448))] * 2]
     counts = counting.count_subject(subject, pictures, dtype=torch.float32)
     fill_weights(subject.model, torch.device("cpu"), torch.float32)
@@ -114,14 +116,13 @@ def test_the_command_measures_and_writes(tmp_path, capsys):
         main(
             [
                 "compressor=sap+embq,identity",
-                "--rounds=1",
-                "--tokens=3",
-                "--batch=1,2",
-                "--images=2",
-                "--pictures=90x60",
-                "--device=cpu",
-                "--to",
-                str(tmp_path),
+                "rounds=1",
+                "tokens=3",
+                "batch=1,2",
+                "images=2",
+                "pictures=90x60",
+                "device=cpu",
+                f"to={tmp_path}",
             ]
         )
         == 0
@@ -150,12 +151,11 @@ def test_the_command_trains(tmp_path, capsys):
                 "pretrain.batch_size=4",
                 "pretrain.accumulate=2",
                 "finetune.batch_size=2",
-                "--train",
-                "--rounds=2",
-                "--data-rows=100,1000",
-                "--device=cpu",
-                "--to",
-                str(tmp_path),
+                "train=true",
+                "rounds=2",
+                "data_rows=100,1000",
+                "device=cpu",
+                f"to={tmp_path}",
             ]
         )
         == 0
@@ -184,10 +184,10 @@ def test_mixed_precision_tiles_and_checkpointing_train(capsys):
                 "pretrain.accumulate=2",
                 "finetune.batch_size=2",
                 "finetune.accumulate=2",
-                "--train",
-                "--rounds=1",
-                "--text=20",
-                "--device=cpu",
+                "train=true",
+                "rounds=1",
+                "text=20",
+                "device=cpu",
             ]
         )
         == 0
@@ -197,11 +197,10 @@ def test_mixed_precision_tiles_and_checkpointing_train(capsys):
 
 
 def test_a_model_that_cannot_be_measured_has_its_counts():
-    given = options.read_efficiency_options(["--table1", "--measure", "--pictures=384x384"])
-    given.device, given.dtype = "nowhere", "bfloat16"
-    (row,) = collect.measure_in_process("FlashSloth", given)
+    nowhere = Machine(torch.device("meta"), torch.bfloat16)
+    (row,) = collect.measure_in_process("FlashSloth", MeasuringPlan(((384, 384),)), nowhere)
     assert row["counts"]["visual"] == 81 and row["measured"] is None
-    assert row["failed"] == "error: --device nowhere: expected cpu, or cuda where there is a GPU"
+    assert row["failed"] == "error: device=meta: expected cpu, or cuda where there is a GPU"
 
 
 def test_flops_of_training_are_multiples_of_the_prefill():
@@ -223,13 +222,19 @@ def test_flops_of_training_are_multiples_of_the_prefill():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--rounds=0"], "0: expected a whole number of at least 1"),
-        (["--pictures=90"], "90: expected WIDTHxHEIGHT"),
-        (["--only=Llama"], "--only Llama: no model of Table 1"),
-        (["--table1", "compressor=sap"], "compressor=sap: --table1 has its own models"),
-        (["--count", "--train"], "--count: counts alone"),
-        (["compressor=sapp", "--count"], "sapp"),
-        (["--count", "--device=tpu"], "--device tpu: expected cpu, or cuda"),
+        (["rounds=0"], "rounds=0: must be at least 1"),
+        (["pictures=90"], "pictures=90: expected WIDTHxHEIGHT"),
+        (["pictures=0x90"], "pictures=0x90: expected WIDTHxHEIGHT"),
+        (["only=Llama"], "only=Llama: no model of Table 1"),
+        (["table1=true", "compressor=sap"], "compressor=sap: table1=true has its own models"),
+        (["only=FlashSloth", "train=true"], "train=true: trains cells of this project"),
+        (["count=true", "train=true"], "count=true: counts alone"),
+        (["train=true", "data_rows=7"], "data_rows=7: give two numbers"),
+        (["compressor=sapp", "count=true"], "sapp"),
+        (["count=true", "device=tpu"], "device=tpu: expected cpu, or cuda"),
+        (["--table1", "--measure"], "--table1: settings are spelled KEY=VALUE; write table1=true"),
+        (["--data-rows", "7,8"], "--data-rows: settings are spelled KEY=VALUE; write data_rows=7,8"),
+        (["--compressor=sap"], "--compressor=sap: no such flag; settings are spelled KEY=VALUE"),
     ],
 )
 def test_bad_input(arguments, message, capsys):

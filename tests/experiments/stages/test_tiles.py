@@ -13,11 +13,11 @@ from compressors.errors import UsageError
 from experiments.config.cells import make_cells
 from experiments.config.schema import Config
 from experiments.data import llava
+from experiments.data.feature_cache import FeatureCache
 from experiments.data.loader import ConversationDataset, SampleImages
 from experiments.models.build import build_model
 from experiments.runtime.progress import Reporter
 from experiments.stages import evaluate, features
-from experiments.stages.features import FeatureCache
 from experiments.store.plan import plan_stages
 from llm_adapters.conversation import IMAGE, Turn
 from llm_adapters.processing import FlashSlothProcessor

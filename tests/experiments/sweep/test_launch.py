@@ -6,19 +6,23 @@ import resource
 import signal
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
-from fakes import FakeRunner, alive, children, names, read_log, spawn, table
-from test_stages import wait_for
+from fakes import FakeRunner, alive, children, names, read_log, spawn, table, wait_for
 
+from compressors.command_line import parse_settings
+from experiments.registries import launchers
 from experiments.runtime.progress import Reporter
 from experiments.store.store import Store
 from experiments.sweep import __main__ as sweep
-from experiments.sweep import options, request
+from experiments.sweep import options, pool, request
+from experiments.sweep.launcher import Launcher
 from experiments.sweep.options import LaunchOptions
-from experiments.sweep.pool import Pool
+from experiments.sweep.pool import ProcessPool
 from experiments.sweep.units import make_units
+from experiments.sweep.worker import compute_unit
 
 CELLS = ("compressor=sap,sap+embq", "seed=0,1")
 LOCAL = "launch.slurm.cluster=local"
@@ -79,7 +83,7 @@ def test_nothing_to_do_starts_nothing(command, log, capsys):
 
 
 def test_units_are_what_several_read_and_every_cell(tmp_path, log):
-    asked = request.read_request([*names(tmp_path), *CELLS])
+    asked = request.read_request(parse_settings([*names(tmp_path), *CELLS]))
     store = Store(tmp_path, runner=FakeRunner(log))
     units = make_units(asked.jobs, store)
     kinds = [u.stage.kind for u in units.values()]
@@ -165,7 +169,7 @@ def environment() -> dict[str, str]:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_no_worker_outlives_the_command(tmp_path, log, number, code):
-    asked = request.read_request([*names(tmp_path / "out"), *CELLS])
+    asked = request.read_request(parse_settings([*names(tmp_path / "out"), *CELLS]))
     Store(tmp_path / "out", runner=FakeRunner(tmp_path / "before")).compute(asked.jobs[0][1].inputs["data"])
     process = spawn(tmp_path / "out", log, 600, *CELLS, "launch.workers=2", stderr=subprocess.PIPE)
     try:
@@ -185,23 +189,96 @@ def test_two_sweeps_at_once_compute_everything_once(tmp_path, log):
     assert counts(log) == STAGES
 
 
-def test_what_a_worker_is_told(tmp_path, log):
+def test_what_a_worker_is_told(tmp_path, log, monkeypatch):
     """Its threads and its GPU, before a stage imports torch."""
-    asked = request.read_request([*names(tmp_path), *CELLS])
+    asked = request.read_request(parse_settings([*names(tmp_path), *CELLS]))
     store = Store(tmp_path, runner=FakeRunner(log))
     store.compute(asked.jobs[0][1].inputs["data"])
     log.with_suffix(".told").unlink()
     features = list(make_units(asked.jobs, store).values())[:2]
-    pool, ended = Pool(tmp_path, store.runner, Reporter(), 2, 3, ["5", "7"]), []
+    monkeypatch.setattr(pool, "list_gpus", lambda wanted: ["5", "7"] if wanted else [])
+    workers = ProcessPool(tmp_path, store.runner, Reporter(), workers=2, threads=3, uses_gpu=True)
+    ended = []
     try:
-        pool.submit(features)
-        assert pool.free == 0
+        workers.submit(features)
+        assert workers.free == 0
         while len(ended) < 2:
-            ended += pool.poll(0.5)
+            ended += workers.poll(0.5)
     finally:
-        pool.close()
+        workers.close()
     assert {unit.key: outcome.kind for unit, outcome in ended} == {unit.key: "done" for unit in features}
     assert sorted(read_log(log.with_suffix(".told"))) == ["3 5", "3 7"]
+
+
+class OneAfterAnother(Launcher):
+    """A launcher as an outside package would write it: it takes what it needs of the context."""
+
+    created: list["OneAfterAnother"] = []
+
+    def __init__(self, root: Path, runner: object, parameters: dict):
+        self.store, self.parameters, self.unit, self.closed = Store(root, runner=runner), parameters, None, 0
+        self.created.append(self)
+
+    @property
+    def free(self) -> int:
+        return int(self.unit is None)
+
+    def submit(self, units):
+        (self.unit,) = units
+
+    def poll(self, seconds):  # noqa: ARG002
+        unit, self.unit = self.unit, None
+        return [(unit, compute_unit(unit.stage, self.store, wait=False))]
+
+    def close(self):
+        self.closed += 1
+
+
+@pytest.fixture
+def outside_launcher(monkeypatch):
+    """The registry with a launcher of an outside package."""
+    point = EntryPoint("turns", f"{__name__}:OneAfterAnother", launchers.group)
+    monkeypatch.setitem(launchers.__dict__, "entry_points", {**launchers.entry_points, "turns": point})
+    monkeypatch.setattr(launchers, "_classes", dict(launchers._classes))
+    monkeypatch.setattr(launchers, "_loaded", set(launchers._loaded))
+    monkeypatch.setattr(OneAfterAnother, "created", [])
+
+
+@pytest.mark.usefixtures("outside_launcher")
+def test_a_launcher_of_an_outside_package_makes_the_same_table(command, log, tmp_path):
+    assert command(out="alone") == 0
+    log.unlink()
+    assert command("launch=turns", "launch.turns.queue=night") == 0
+    assert counts(log) == STAGES
+    assert table(tmp_path / "out") == table(tmp_path / "alone")
+    (launcher,) = OneAfterAnother.created
+    assert launcher.parameters == {"queue": "night"} and launcher.closed == 1
+
+
+@pytest.mark.usefixtures("outside_launcher")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["launch=turn"], "launch=turn: must be one of local, slurm, turns"),
+        (["launch.turns.queue=night"], "launch.turns.queue=night: needs launch=turns"),
+        (["launch=turns", "launch.slurm.time=1"], "launch.slurm.time=1: needs launch=slurm"),
+        (["launch.local.queue=night"], "unknown setting 'launch.local.queue'"),
+    ],
+)
+def test_outside_launchers_are_known_by_name(command, capsys, arguments, message):
+    assert command(*arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not OneAfterAnother.created
+
+
+def test_names_of_launchers_are_known_without_importing_them():
+    code = (
+        "import sys; from experiments.sweep.options import take_launch_options; "
+        "take_launch_options({'launch': ['slurm'], 'launch.slurm.time': ['1']}); "
+        "sys.exit('experiments.sweep.slurm' in sys.modules or 'experiments.sweep.pool' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment())
 
 
 def test_submitit_makes_the_same_table(command, log, tmp_path, monkeypatch):
@@ -277,4 +354,4 @@ def test_launch_options():
 
 def test_gpus_that_are_hidden_are_not_used(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert options.list_gpus() == []
+    assert pool.list_gpus() == []

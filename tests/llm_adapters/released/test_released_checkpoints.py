@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedT
 from compressors.errors import UsageError
 from llm_adapters.conversation import IMAGE, QUERY
 from llm_adapters.released import layout, sizes, tokens
-from llm_adapters.released.__main__ import convert, export, main, skeleton
+from llm_adapters.released.__main__ import build_skeleton, convert_checkpoint, export_model, main
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "flashsloth"
 PHI_2 = {
@@ -79,8 +79,8 @@ def test_there_and_back_is_bit_equal(weights, dtype, level, tmp_path):
         for key, value in weights.items()
     }
     folder = write(tmp_path / "given", given)
-    convert(folder, tmp_path / "ours")
-    export(tmp_path / "ours", tmp_path / "back")
+    convert_checkpoint(folder, tmp_path / "ours")
+    export_model(tmp_path / "ours", tmp_path / "back")
     assert_same(stored(tmp_path / "back"), given)
     assert json.loads((tmp_path / "back/config.json").read_text()) == json.loads(
         (folder / "config.json").read_text()
@@ -95,7 +95,7 @@ def test_there_and_back_is_bit_equal(weights, dtype, level, tmp_path):
 @torch.no_grad()
 def test_from_pretrained_round_trip_is_bit_equal(weights, dtype, tmp_path):
     folder = write(tmp_path / "given", {key: value.to(dtype) for key, value in weights.items()})
-    convert(folder, tmp_path / "ours")
+    convert_checkpoint(folder, tmp_path / "ours")
     model, info = AutoModelForImageTextToText.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
@@ -155,9 +155,9 @@ def one_index(folder: Path, weights: dict[str, Tensor]) -> Path:
 @pytest.mark.parametrize("kind", [sharded, pickled, views, sharded_pickles, one_file, one_index])
 def test_every_kind_of_file(weights, kind, tmp_path):
     folder = write(tmp_path / "given", weights)
-    convert(folder, tmp_path / "expected")
+    convert_checkpoint(folder, tmp_path / "expected")
     (folder / "model.safetensors").unlink()
-    convert(kind(folder, weights), tmp_path / "ours")
+    convert_checkpoint(kind(folder, weights), tmp_path / "ours")
     assert_same(stored(tmp_path / "ours"), stored(tmp_path / "expected"))
 
 
@@ -173,26 +173,26 @@ def test_flat_config(weights, tmp_path):
         "vision_config": {name: vision[name] for name in ("num_attention_heads", "hidden_act")},
         "embq": {"dot_token_id": DOT},
     }
-    convert(write(tmp_path / "flat", weights, flat), tmp_path / "ours")
-    convert(write(tmp_path / "nested", weights, nested), tmp_path / "expected")
+    convert_checkpoint(write(tmp_path / "flat", weights, flat), tmp_path / "ours")
+    convert_checkpoint(write(tmp_path / "nested", weights, nested), tmp_path / "expected")
     assert_same(stored(tmp_path / "ours"), stored(tmp_path / "expected"))
     one, other = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("ours", "expected"))
     assert one.pop("query_token_id") == 50295 and other.pop("query_token_id") == 500
     assert one == other
-    export(tmp_path / "ours", tmp_path / "back")
+    export_model(tmp_path / "ours", tmp_path / "back")
     assert json.loads((tmp_path / "back/config.json").read_text()) == {**flat, "vocab_size": 512}
 
 
 def test_config_of_the_released_size():
-    config = sizes.composed(PHI_2, {}, Path("checkpoint"))
-    model = skeleton(config)
+    config = sizes.make_composed_config(PHI_2, {}, Path("checkpoint"))
+    model = build_skeleton(config)
     count = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     assert (count["compressor"], count["query_module"]) == (1_329_409, 8_084_416 + 23_040)
     assert (model.num_image_tokens(), model.num_queries, model.query_module.at) == (81, 9, (8,))
     assert (model.vision_tower.depth, model.vision_tower.image_size) == (26, 384)
     assert config.text_config.rope_parameters["partial_rotary_factor"] == 0.4
     assert config.text_config.eos_token_id == 50256 and config.query_token_id == 50295
-    assert sizes.dot_token(PHI_2) == 764 and sizes.tiles(PHI_2) == 1
+    assert sizes.dot_token(PHI_2) == 764 and sizes.read_tiles(PHI_2) == 1
 
 
 BROKEN = {  # what is done to the checkpoint -> what is said
@@ -247,7 +247,7 @@ def test_buffers_that_older_transformers_saved_are_ignored(weights, tmp_path):
         "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
         "model.vision_tower.vision_tower.vision_model.embeddings.position_ids": torch.arange(81)[None],
     }
-    convert(write(tmp_path / "given", weights | extra), tmp_path / "ours")
+    convert_checkpoint(write(tmp_path / "given", weights | extra), tmp_path / "ours")
 
 
 def test_bad_input(weights, tmp_path, capsys):
@@ -259,7 +259,7 @@ def test_bad_input(weights, tmp_path, capsys):
 
     says("no weights in it", tmp_path)
     says("no such file", folder / "none.safetensors")
-    says("--tiles 0: must be at least 1", "--tiles", "0", folder)
+    says("tiles=0: must be at least 1", "tiles=0", folder)
     (folder / "config.json").write_text("{")
     says("config.json: cannot be read as JSON")
     (folder / "config.json").unlink()
@@ -293,7 +293,7 @@ def test_pickles_run_no_code(tmp_path, capsys):
 def test_what_is_there_is_not_overwritten(tmp_path, capsys):
     out = tmp_path / "ours"
     out.mkdir()
-    convert(GOLDEN / "weights.safetensors", out)  # an empty folder will do
+    convert_checkpoint(GOLDEN / "weights.safetensors", out)  # an empty folder will do
     for command, source in (("convert", GOLDEN / "weights.safetensors"), ("export", out)):
         assert "is there already" in refused(capsys, command, source, out)
     assert "is a model of ours already" in refused(capsys, "convert", out, tmp_path / "twice")
@@ -310,15 +310,15 @@ def test_stage_1_checkpoint_over_a_base(weights, base, tmp_path, capsys):
     assert "does not say" in refused(capsys, "convert", folder, tmp_path / "ours")
     (folder / "config.json").write_text((GOLDEN / "config.json").read_text())
     said = refused(capsys, "convert", folder, tmp_path / "ours")
-    assert "missing:" in said and "give what it lacks with --base" in said
+    assert "missing:" in said and "give what it lacks with base=DIR" in said
     (folder / "config.json").unlink()
     whole = write(tmp_path / "released", weights)
     if base == "ours":
-        convert(whole, tmp_path / "base")
+        convert_checkpoint(whole, tmp_path / "base")
         whole = tmp_path / "base"
-    notes = convert(folder, tmp_path / "ours", base=whole)
+    notes = convert_checkpoint(folder, tmp_path / "ours", base=whole)
     assert notes[0] == f"{len(trained)} tensors from {folder}, {len(weights) - len(trained)} from {whole}"
-    export(tmp_path / "ours", tmp_path / "back")
+    export_model(tmp_path / "ours", tmp_path / "back")
     assert_same(stored(tmp_path / "back"), weights | trained)
 
 
@@ -348,7 +348,7 @@ def test_tokenizer_gets_our_tokens_and_keeps_its_ids(weights, extra, tmp_path):
     )
     given = small_tokenizer(*extra)
     given.save_pretrained(folder)
-    assert convert(folder, tmp_path / "ours", tiles=2) == []
+    assert convert_checkpoint(folder, tmp_path / "ours", tiles=2) == []
     processor = AutoProcessor.from_pretrained(tmp_path / "ours")
     ours, count = processor.tokenizer.get_vocab(), len(given)
     for token, number in given.get_vocab().items():
@@ -365,8 +365,8 @@ def test_tokenizer_gets_our_tokens_and_keeps_its_ids(weights, extra, tmp_path):
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "ours")
     assert model.config.query_token_id == ours[QUERY] and model.config.image_token_id == ours[IMAGE]
     assert model.generation_config.eos_token_id == ours["</s>"]
-    export(tmp_path / "ours", tmp_path / "back")
-    back = tokens.load(tmp_path / "back").get_vocab()
+    export_model(tmp_path / "ours", tmp_path / "back")
+    back = tokens.load_tokenizer(tmp_path / "back").get_vocab()
     assert back[tokens.LEARNABLE] == ours[QUERY] and QUERY not in back
 
 
@@ -374,7 +374,7 @@ def test_tokenizer_gets_our_tokens_and_keeps_its_ids(weights, extra, tmp_path):
 def test_converted_model_answers_in_a_batch(weights, tmp_path):
     folder = write(tmp_path / "given", weights)
     small_tokenizer(tokens.LEARNABLE, "</s>").save_pretrained(folder)
-    convert(folder, tmp_path / "ours")
+    convert_checkpoint(folder, tmp_path / "ours")
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "ours")
     processor = AutoProcessor.from_pretrained(tmp_path / "ours")
     chats = [
@@ -403,7 +403,7 @@ def test_hd_is_told_by_its_config_or_by_the_command(weights, tmp_path, capsys):
     values["prompt"]["hd_tiles"] = 5
     folder = write(tmp_path / "given", weights, values)
     small_tokenizer().save_pretrained(folder)
-    for name, options, expected in (("a", (), 2), ("b", ("--tiles", "1"), 1), ("c", ("--tiles", "3"), 3)):
+    for name, options, expected in (("a", (), 2), ("b", ("tiles=1",), 1), ("c", ("tiles=3",), 3)):
         assert main(["convert", str(folder), str(tmp_path / name), *options]) == 0
         assert AutoProcessor.from_pretrained(tmp_path / name).tiles == expected
     assert f"wrote {tmp_path / 'c'}" in capsys.readouterr().out
@@ -411,15 +411,17 @@ def test_hd_is_told_by_its_config_or_by_the_command(weights, tmp_path, capsys):
 
 @torch.no_grad()
 def test_trained_query_tokens_are_unfolded(tmp_path):
-    convert(GOLDEN / "weights.safetensors", tmp_path / "ours")
+    convert_checkpoint(GOLDEN / "weights.safetensors", tmp_path / "ours")
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "ours")
     model.query_module.tokens += 0.25
     model.save_pretrained(tmp_path / "ours")
-    export(tmp_path / "ours", tmp_path / "back")
+    export_model(tmp_path / "ours", tmp_path / "back")
     back = stored(tmp_path / "back")
     again = back[QUERIES] + back["model.embed_tokens.weight"][DOT]
     torch.testing.assert_close(again, model.query_module.tokens.detach(), atol=1e-6, rtol=0)
-    assert layout.unfold(torch.ones(2, 3), torch.ones(3), torch.zeros(5, 3)).tolist() == [[0.0] * 3] * 2
+    assert (
+        layout.unfold_queries(torch.ones(2, 3), torch.ones(3), torch.zeros(5, 3)).tolist() == [[0.0] * 3] * 2
+    )
 
 
 def test_a_model_trained_here_is_exported_too(tmp_path, monkeypatch):
@@ -427,8 +429,8 @@ def test_a_model_trained_here_is_exported_too(tmp_path, monkeypatch):
     model = make_model(num_layers=2, at=3)
     model.save_pretrained(tmp_path / "trained")
     byte_tokenizer().save_pretrained(tmp_path / "trained")
-    export(tmp_path / "trained", tmp_path / "released")
-    convert(tmp_path / "released", tmp_path / "ours")
+    export_model(tmp_path / "trained", tmp_path / "released")
+    convert_checkpoint(tmp_path / "released", tmp_path / "ours")
     state = AutoModelForImageTextToText.from_pretrained(tmp_path / "ours").state_dict()
     tokens_, expected = state.pop("query_module.tokens"), model.state_dict()
     torch.testing.assert_close(tokens_, expected.pop("query_module.tokens"))
@@ -451,5 +453,5 @@ def test_a_model_trained_here_is_exported_too(tmp_path, monkeypatch):
 def test_models_that_the_released_layout_cannot_hold(options, message, tmp_path):
     make_model(**options).save_pretrained(tmp_path / "trained")
     with pytest.raises(UsageError, match=message):
-        export(tmp_path / "trained", tmp_path / "released")
+        export_model(tmp_path / "trained", tmp_path / "released")
     assert not (tmp_path / "released").exists()

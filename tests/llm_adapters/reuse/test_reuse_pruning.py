@@ -28,7 +28,7 @@ from reuse_families import (
 )
 
 from compressors.errors import UsageError
-from connectors.versions import CACHE, at_least
+from connectors.versions import CACHE, is_at_least
 from llm_adapters import reuse
 from llm_adapters.adapter import decoder_layers
 from llm_adapters.pruning.schedule import round_share as share
@@ -162,7 +162,7 @@ def test_without_a_cache_it_answers_alike(family):
     batch = inputs(processor, rows)
     for options in ({}, {"num_beams": 3}):
         # before 5.18 (seen in 5.17) beams, and PaliGemma's prefix, are not the same without a cache
-        exact = at_least("5.18") or (not options and family != "paligemma")
+        exact = is_at_least("5.18") or (not options and family != "paligemma")
         if exact and cache_agrees(family, rows, **options):
             expected = answers(model, batch, **options, **ENDLESS)
             assert answers(model, batch, use_cache=False, **options, **ENDLESS) == expected
@@ -260,7 +260,7 @@ def test_videos_are_pruned_as_images_are(family):
         assert held.measured_visual_tokens() == pytest.approx(held.average_visual_tokens(count))
         options = {**ENDLESS, "suppress_tokens": [model.config.image_token_id, model.config.video_token_id]}
         expected = answers(model, batch, **options)
-        if at_least("5.17"):  # before, an assistant may still say the placeholder of a video
+        if is_at_least("5.17"):  # before, an assistant may still say the placeholder of a video
             assert answers(model, batch, use_cache=False, **options) == expected
             assert answers(model, batch, assistant_model=make_model(family, seed=1), **options) == expected
         reuse.prune(model, None)

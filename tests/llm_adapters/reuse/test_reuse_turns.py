@@ -21,7 +21,7 @@ from compressors.errors import UsageError
 from connectors.versions import CACHE
 from llm_adapters import reuse
 from llm_adapters.conversation import QUERY, QUESTION
-from llm_adapters.lmms_eval.requests import message
+from llm_adapters.lmms_eval.requests import make_message
 
 IMAGES_FIRST = (  # as LLaVA's own, whatever the order of a message's parts
     "{% for m in messages %}{{ m['role'] }}: {% for p in m['content'] if p['type'] == 'image' %}IMAGE\n"
@@ -50,7 +50,7 @@ def test_text_before_its_image(family, template, context):
     if template == "images first":
         processor.chat_template = IMAGES_FIRST.replace("IMAGE", PLACEHOLDER.get(family, "<image>"))
     pictures = [picture(i) for i in range(context.count("<image>"))]
-    chat = [message(context, pictures)]
+    chat = [make_message(context, pictures)]
     before = [dict(part) for part in chat[0]["content"]]
     text = processor.apply_chat_template(chat)
     assert (text.count(QUESTION), text.count(QUERY)) == (1, 1) and chat[0]["content"] == before
@@ -67,9 +67,9 @@ def test_text_before_its_image(family, template, context):
 def test_text_before_its_image_in_each_turn(family):
     model, processor = attached(family)
     chat = [
-        message("What is <image>", [picture(1)]),
+        make_message("What is <image>", [picture(1)]),
         {"role": "assistant", "content": [{"type": "text", "text": "A dog."}]},
-        message("And <image>", [picture(2)]),
+        make_message("And <image>", [picture(2)]),
     ]
     batch = inputs(processor, [(processor.apply_chat_template(chat), [picture(1), picture(2)])])
     *_, features, reads, _ = seen_by_queries(model, batch)

@@ -17,9 +17,15 @@ from compressors.errors import UsageError
 from experiments import metrics
 from experiments.data import parquet
 from experiments.sweep import __main__ as sweep
-from llm_adapters.lmms_eval.requests import batches, cut, generation, message, pictures
+from llm_adapters.lmms_eval.requests import (
+    batch_requests,
+    collect_pictures,
+    cut_answer,
+    make_message,
+    read_generation_settings,
+)
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 TASKS = ROOT / "experiments/lmms_eval_tasks"
 README = (ROOT / "llm_adapters/lmms_eval/README.md").read_text()
 LISTED = re.search(r"--tasks (\S+)\n```\n\nThe harness downloads", README).group(1).split(",")
@@ -31,7 +37,7 @@ in_the_harness = pytest.mark.skipif(not find_spec("lmms_eval"), reason=NEEDS)
 def test_batches_have_one_setting_and_put_the_longest_first():
     short, long = {"max_new_tokens": 4, "until": ["\n"]}, {"max_new_tokens": 9}
     requests = [("aa", short), ("b", long), ("c", {**short}), ("dddd", short), ("eee", short)]
-    assert list(batches(requests, 3)) == [[3, 4, 0], [2], [1]]
+    assert list(batch_requests(requests, 3)) == [[3, 4, 0], [2], [1]]
 
 
 @pytest.mark.parametrize(
@@ -46,17 +52,17 @@ def test_batches_have_one_setting_and_put_the_longest_first():
     ],
 )
 def test_images_stand_where_the_text_says(context, images, parts):
-    content = message(context, IMAGES[:images])["content"]
+    content = make_message(context, IMAGES[:images])["content"]
     found = [IMAGES.index(part["image"]) if part["type"] == "image" else part["text"] for part in content]
     assert found == parts
 
 
 def test_pictures():
     grey = IMAGES[0].convert("L")
-    assert [image.mode for image in pictures([grey, None, IMAGES[1]], "t")] == ["RGB", "RGB"]
-    assert pictures(None, "t") == pictures([None], "t") == []
+    assert [image.mode for image in collect_pictures([grey, None, IMAGES[1]], "t")] == ["RGB", "RGB"]
+    assert collect_pictures(None, "t") == collect_pictures([None], "t") == []
     with pytest.raises(UsageError, match="task clips shows a str"):
-        pictures(["clip.mp4"], "clips")
+        collect_pictures(["clip.mp4"], "clips")
 
 
 @pytest.mark.parametrize(
@@ -76,12 +82,16 @@ def test_pictures():
     ],
 )
 def test_settings_of_generate(settings, wanted):
-    assert generation(settings) == {"max_new_tokens": 128, "num_beams": 1, **wanted}
+    assert read_generation_settings(settings) == {"max_new_tokens": 128, "num_beams": 1, **wanted}
 
 
 def test_answers_end_at_the_first_stop():
-    assert cut(" a fox. USER: and\n\nyou", ["\n\n", "USER:"]) == "a fox."
-    assert cut(" a fox\n", None) == "a fox" and cut("one two", "two") == "one" and cut("one", [""]) == "one"
+    assert cut_answer(" a fox. USER: and\n\nyou", ["\n\n", "USER:"]) == "a fox."
+    assert (
+        cut_answer(" a fox\n", None) == "a fox"
+        and cut_answer("one two", "two") == "one"
+        and cut_answer("one", [""]) == "one"
+    )
 
 
 def test_the_readme_has_the_papers_benchmarks():
@@ -137,7 +147,7 @@ def test_batched_answers_are_single_ones(tmp_path):
     said = answers(model, (1, 0, 2, 1))
     assert said == [answers(model, (count,))[0] for count in (1, 0, 2, 1)] and len(set(said)) == 3
     inputs = model.processor.apply_chat_template(
-        [message("What is this?", IMAGES[:1])], tokenize=True, return_dict=True, return_tensors="pt"
+        [make_message("What is this?", IMAGES[:1])], tokenize=True, return_dict=True, return_tensors="pt"
     )
     out = tiny.generate(**inputs, do_sample=False, max_new_tokens=5)[0, inputs["input_ids"].shape[1] :]
     assert model.processor.tokenizer.decode(out, skip_special_tokens=True).strip() == said[0]

@@ -1,0 +1,127 @@
+"""What settings and knobs may be: the checks that presets, table files and the command line share."""
+
+import copy
+from typing import Any
+
+from compressors.command_line import check_bounds, collect_settings
+from compressors.errors import UsageError
+from compressors.registry import conform, suggest
+from experiments.config import signatures
+from experiments.config.schema import BLIND_COMPRESSOR, Config
+
+
+def locate_setting(path: str) -> bool:
+    """True: `path` is a setting; False: a part's knob, PART.KNOB. Else a UsageError with the closest name."""
+    settings = collect_settings(Config)
+    if path in settings:
+        return True
+    head, _, knob = path.partition(".")
+    section = f"{head}."
+    section_paths = [setting for setting in settings if setting.startswith(section)]
+    if section_paths and knob:
+        raise UsageError(f"unknown setting '{path}'{suggest(path, section_paths)}")
+    if section_paths:
+        raise UsageError(f"'{path}' is a section; set {', '.join(section_paths)}")
+    owners = find_part_owners(head)
+    if owners and knob:
+        return False
+    if owners:
+        raise UsageError(f"'{path}' is a {owners[0].kind}; its knobs are set as {path}.KNOB=...")
+    raise UsageError(f"unknown setting '{path}'{suggest_setting(path)}")
+
+
+def suggest_setting(path: str) -> str:
+    """What may have been meant: `lr` is in two sections, `finetun.lr` is close to one."""
+    settings = collect_settings(Config)
+    full_paths = [setting for setting in settings if setting.endswith(f".{path}")]
+    if full_paths:
+        return f"; did you mean {' or '.join(full_paths)}?"
+    heads = {setting.partition(".")[0] for setting in settings}
+    for registry in signatures.registries():
+        # projectors have names such as `linear`, which nobody means by a setting
+        if registry is not signatures.projectors():
+            heads.update(registry.names())
+    return suggest(path.partition(".")[0], heads)
+
+
+def find_part_owners(part: str) -> list[signatures.SignatureRegistry]:
+    """The registries that have a part of that name."""
+    return [registry for registry in signatures.registries() if part in registry.names()]
+
+
+def conform_setting(path: str, value: object) -> object:
+    """`value` as the type of the setting `path` and within its bounds, or a UsageError."""
+    setting = collect_settings(Config)[path]
+    if setting.hint == list[str]:
+        if isinstance(value, str):  # one file
+            value = [value]
+        return list(conform(value, tuple[str, ...], path))
+    if setting.hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = str(value)  # precision: 32 in a YAML file
+    conformed = conform(value, setting.hint, path)
+    check_bounds(path, conformed, setting.rules)
+    return conformed
+
+
+def assign_setting(config: Config, path: str, value: object) -> None:
+    """Set a dotted path."""
+    *sections, name = path.split(".")
+    target: Any = config
+    for section in sections:
+        target = getattr(target, section)
+    # a list of the preset must not be shared by all cells that start from it
+    setattr(target, name, copy.copy(value))
+
+
+def check_knob(part: str, knob: str, value: object) -> object:
+    """A knob conformed to the signature of the part of that name that has it, or a UsageError."""
+    owners = find_part_owners(part)
+    owner = owners[0]  # it explains what is wrong with a knob that nobody has
+    for registry in owners:
+        # a compressor and a projector are called `identity`
+        if knob in registry.knobs(part):
+            owner = registry
+            break
+    return owner.check(part, **{knob: value})[knob]
+
+
+def check_parts(config: Config) -> set[str]:
+    """Names of the parts that a cell uses; a UsageError if one of them does not exist."""
+    compressor = config.compressor_name
+    query_module = config.query_module
+    if config.projector != "auto":
+        signatures.projectors().require(config.projector)
+    if config.compressor.count("+") > 1:
+        raise UsageError(f"compressor={config.compressor}: expected NAME or NAME+QUERY_MODULE")
+    if compressor == BLIND_COMPRESSOR:
+        check_blind_parts(config)
+        return set()
+    signatures.compressors().require(compressor)
+    parts = {compressor, config.projector_name}
+    if config.prune is not None:
+        parts.add(signatures.pruners().require(config.prune))
+    # `sap+` has no query module, and is no way to write `sap`
+    if query_module or config.compressor.endswith("+"):
+        parts.add(signatures.query_modules().require(query_module or ""))
+    return parts
+
+
+def check_blind_parts(config: Config) -> None:
+    """UsageError for what needs an image in a cell without any."""
+    if config.query_module:
+        raise UsageError(
+            f"compressor={config.compressor}: '{BLIND_COMPRESSOR}' sees no image, it has no query module"
+        )
+    if config.prune is not None:
+        raise UsageError(f"prune={config.prune}: compressor={BLIND_COMPRESSOR} has no visual tokens to drop")
+
+
+def check_batches(config: Config) -> None:
+    """UsageError if a step cannot be cut into as many pieces as are asked for."""
+    for stage in ("pretrain", "finetune"):
+        section = getattr(config, stage)
+        if section.batch_size % section.accumulate:
+            raise UsageError(
+                f"{stage}.accumulate={section.accumulate}: does not divide "
+                f"{stage}.batch_size={section.batch_size}"
+            )

@@ -1,0 +1,206 @@
+"""Runs the cells of a sweep, in this process or by workers: one that fails does not stop the others.
+
+What workers share is the stage store; what this process does is to hand out units whose inputs are done, to
+publish cells, and to tell. It may be killed at any moment: its workers end with it, and the next run goes on.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from compressors.errors import UsageError
+from experiments.config.cells import Cell
+from experiments.runtime.files import write_atomic
+from experiments.store import results
+from experiments.store.plan import Stage
+from experiments.store.store import StageFailed, StageRunner, Store
+from experiments.sweep.launcher import create_launcher
+from experiments.sweep.options import LaunchOptions
+from experiments.sweep.request import CellJob
+from experiments.sweep.units import WorkUnit, make_units
+from experiments.sweep.worker import UnitOutcome
+
+UNIT_ATTEMPTS = 3  # of a unit whose workers die: killed, out of memory, out of time
+LOG_TAIL_LINES = 5  # lines of a failed cell's log that are shown
+RETRY_SECONDS = 0.5  # seconds until a stage that another sweep computes is looked at again
+GPU_ACCELERATORS = ("auto", "gpu", "cuda")  # values of trainer.accelerator that take a GPU where there is one
+
+
+class Failure(NamedTuple):
+    """Why a stage failed, in one line, and the log that has more."""
+
+    reason: str
+    log: Path
+
+
+class FailedCell(NamedTuple):
+    cell: Cell
+    reason: str
+    log: Path
+
+
+@dataclass
+class CellOutcomes:
+    """What became of the cells: finished ones by the key of their last stage, and why others failed."""
+
+    finished: set[str] = field(default_factory=set)
+    failed: list[FailedCell] = field(default_factory=list)
+
+
+def launch_cells(
+    jobs: list[CellJob], store: Store, options: LaunchOptions, runner: Callable[[str], StageRunner]
+) -> CellOutcomes:
+    """Run every cell that is not finished, and publish it."""
+    store.report.announce_cells(len(jobs))
+    if options.in_process:
+        return run_cells_in_turn(jobs, store)
+    return UnitScheduler(jobs, store, options, runner).run_units()
+
+
+def run_cells_in_turn(jobs: list[CellJob], store: Store) -> CellOutcomes:
+    """One cell after another in this process; a failed stage is not tried twice."""
+    outcomes = CellOutcomes()
+    failures: dict[str, Failure] = {}  # by the key of the stage that failed
+    for cell, stage in jobs:
+        store.report.begin_cell(title_cell(cell))
+        failed_keys = [key for key in stage.collect_stages() if key in failures]
+        if failed_keys:
+            failure = failures[failed_keys[0]]
+        else:
+            try:
+                store.compute(stage)
+                results.publish_cell(cell, stage, store)
+                outcomes.finished.add(stage.key)
+                continue
+            except StageFailed as error:
+                log = store.root / "logs" / f"{results.name_cell_folder(cell)}-{stage.key[:8]}.log"
+                log.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(log, error.format_trace())
+                failure = Failure(str(error), log)
+                failures[error.stage.key] = failure
+                store.report.write_note(f"failed: {error}; see {log}")
+        outcomes.failed.append(FailedCell(cell, failure.reason, failure.log))
+    return outcomes
+
+
+def title_cell(cell: Cell) -> str:
+    """A cell's name on screen."""
+    return f"{cell.label} seed={cell.config.seed}"
+
+
+def read_log_tail(log: Path) -> list[str]:
+    """The last lines of a log; none where there is no log."""
+    if not log.is_file():
+        return []
+    return log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:]
+
+
+class UnitScheduler:
+    """Hands units to a launcher as soon as their inputs are done, until none is left."""
+
+    def __init__(
+        self, jobs: list[CellJob], store: Store, options: LaunchOptions, runner: Callable[[str], StageRunner]
+    ):
+        self.store = store
+        self.report = store.report
+        self.outcomes = CellOutcomes()
+        # by the key of a cell's last stage
+        self.cells: dict[str, Cell] = {}
+        self.stages: dict[str, Stage] = {}
+        for cell, stage in jobs:
+            self.cells[stage.key] = cell
+            self.stages[stage.key] = stage
+        # units by the key of their stage
+        self.units = make_units(jobs, store)
+        self.waiting = dict(self.units)
+        self.running: set[str] = set()
+        self.failures: dict[str, Failure] = {}
+        self.deaths: Counter[str] = Counter()
+        self.retry_times: dict[str, float] = {}  # of units that another sweep computes: when to look again
+        accelerators = {unit.stage.config.trainer.accelerator for unit in self.units.values()}
+        uses_gpu = not accelerators.isdisjoint(GPU_ACCELERATORS)
+        self.launcher = create_launcher(options, store, runner, uses_gpu)
+
+    def run_units(self) -> CellOutcomes:
+        """All of it; workers are ended whatever happens."""
+        try:
+            for key in self.cells:
+                if key not in self.units:  # finished by an earlier run
+                    self._publish_cell(key)
+            while self.waiting or self.running:
+                self._submit_ready_units()
+                for unit, outcome in self.launcher.poll(RETRY_SECONDS):
+                    self._take_outcome(unit, outcome)
+        finally:
+            self.launcher.close()
+        for key, cell in self.cells.items():
+            if key in self.failures:
+                failure = self.failures[key]
+                self.outcomes.failed.append(FailedCell(cell, failure.reason, failure.log))
+        return self.outcomes
+
+    def _submit_ready_units(self) -> None:
+        """As many as the launcher takes."""
+        ready = self._list_ready_units()[: self.launcher.free]
+        if not ready:
+            return
+        for unit in ready:
+            self.running.add(unit.key)
+            del self.waiting[unit.key]
+        self.launcher.submit(ready)
+
+    def _list_ready_units(self) -> list[WorkUnit]:
+        """Units whose inputs are done; those that another sweep has come last."""
+        unfinished = self.waiting.keys() | self.running
+        now = time.monotonic()
+        ready = []
+        for unit in self.waiting.values():
+            inputs_done = not unit.needs & unfinished
+            if inputs_done and self.retry_times.get(unit.key, 0.0) <= now:
+                ready.append(unit)
+        return sorted(ready, key=lambda unit: unit.key in self.retry_times)
+
+    def _take_outcome(self, unit: WorkUnit, outcome: UnitOutcome) -> None:
+        """What follows from how a unit ended. UsageError and OSError end the sweep."""
+        self.running.remove(unit.key)
+        if outcome.kind == "usage":
+            raise UsageError(outcome.text)
+        if outcome.kind == "disk":
+            raise OSError(0, outcome.text)
+        if outcome.kind == "busy":
+            if unit.key not in self.retry_times:
+                self.report.write_note(f"waiting for another process to finish {outcome.text}")
+            self.retry_times[unit.key] = time.monotonic() + RETRY_SECONDS
+            self.waiting[unit.key] = unit
+        elif outcome.kind == "died" and self.deaths[unit.key] + 1 < UNIT_ATTEMPTS:
+            self.deaths[unit.key] += 1
+            self.report.write_warning(f"{unit.label}: {outcome.text}; it goes on where it stopped")
+            self.waiting[unit.key] = unit
+        elif outcome.kind == "done":
+            if unit.key in self.cells:
+                self._publish_cell(unit.key)
+        else:
+            self._fail_unit(unit, outcome)
+
+    def _publish_cell(self, key: str) -> None:
+        results.publish_cell(self.cells[key], self.stages[key], self.store)
+        self.outcomes.finished.add(key)
+        self.report.finish_cell(title_cell(self.cells[key]))
+
+    def _fail_unit(self, unit: WorkUnit, outcome: UnitOutcome) -> None:
+        """Give up a unit and all that needs it."""
+        # a failed stage has its name in the text; a worker that died knows none
+        reason = outcome.text
+        if outcome.kind != "failed":
+            reason = f"{unit.stage.name}: {outcome.text}"
+        self.report.write_note(f"failed: {reason}; see {unit.log}")
+        lost = {unit.key}
+        for key, dependent in self.units.items():  # in the order of work, so that one pass finds all
+            if key in self.waiting and dependent.needs & lost:
+                lost.add(key)
+                del self.waiting[key]
+        for key in lost:
+            self.failures[key] = Failure(reason, unit.log)
