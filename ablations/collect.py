@@ -21,7 +21,7 @@ from ablations.finished import (
 from ablations.outcomes import Report, ReportRow, ReportTable
 from ablations.writing import maps
 from compressors.errors import UsageError
-from experiments.config import tables
+from experiments.config import table_files, tables
 from experiments.config.cells import make_blind_cells
 from experiments.config.schema import Config
 from experiments.runtime.processor import read_processor_name
@@ -77,8 +77,8 @@ def find_finished_seeds(root: Path, known: EarlierReport) -> list[str]:
 
 def format_sweep_command(file: tables.TableFile, axes: Mapping[str, list[str]]) -> str:
     """The command that runs a table's cells."""
-    own = file.name if file.path.parent == tables.find_table_folder() else str(file.path)
-    words = [f"table={own}", *(f"{key}={','.join(values)}" for key, values in axes.items())]
+    table_word = table_files.spell_table(file.name, file.path)
+    words = [f"table={table_word}", *(f"{key}={','.join(values)}" for key, values in axes.items())]
     return f"python -m experiments.sweep {shlex.join(words)}"
 
 

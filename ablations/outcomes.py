@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ablations.claims.spec import Claim
+from ablations.study import REPORT_FILE
 from compressors.errors import UsageError
 from experiments.runtime.files import write_atomic
-from experiments.store.earlier import REPORT_FILE
 
 REPORT_FORMAT, REPORT_JSON, OUTCOMES_FOLDER, PLOTS_FOLDER = 2, REPORT_FILE, "outcomes", "plots"
 

@@ -5,6 +5,10 @@ can be checked before anything is imported; what they hold stands in its own roo
 entry-point group, ours in `setup.cfg` like an outside package's.
 """
 
+from importlib.metadata import entry_points
+from typing import Any
+
+from compressors.errors import UsageError
 from compressors.registry import Registry
 
 datasets = Registry("data set", group="slothkit.datasets")  # experiments/picture_vqa
@@ -14,3 +18,32 @@ launchers = Registry(  # experiments/sweep; the context is described in sweep/la
     group="slothkit.launchers",
     context=("root", "runner", "report", "workers", "threads", "parameters", "uses_gpu"),
 )
+
+
+def load_offers(group: str) -> dict[str, Any]:
+    """What packages offer in an entry-point group, by name: plain objects, such as a folder or a function.
+
+    UsageError if nobody offers anything, since this project does itself once it is installed, for an offer
+    that does not load, and for a name that two packages have.
+    """
+    offers: dict[str, Any] = {}
+    values: dict[str, str] = {}
+    for point in sorted(entry_points(group=group), key=lambda point: point.name):
+        if values.setdefault(point.name, point.value) != point.value:
+            raise UsageError(
+                f"{group}: '{point.name}' is offered as {values[point.name]} and as {point.value}; "
+                "uninstall one of the two packages"
+            )
+        try:
+            offers[point.name] = point.load()
+        except Exception as error:
+            raise UsageError(
+                f"{group}: '{point.name}' of entry point {point.value} does not load: {error}; "
+                "mend or uninstall that package"
+            ) from error
+    if not offers:
+        raise UsageError(
+            f"no installed package offers anything as {group}; `pip install -e .` in the "
+            "repository's folder makes slothkit do so"
+        )
+    return offers

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from compressors.errors import UsageError
-from experiments.config import signatures, tables
+from experiments.config import signatures, table_files, tables
 from experiments.config.cells import make_blind_cells
 from experiments.config.scaling import read_model_config
 from experiments.config.schema import Config
@@ -95,7 +95,7 @@ def main() -> None:
     """Count all rows of the project's tables at `tiny` anew."""
     rows = [
         row
-        for table in tables.load_table_files([tables.ALL_TABLES, *tables.list_project_tables()], {})
+        for table in tables.load_table_files([tables.ALL_TABLES, *table_files.list_project_tables()], {})
         for row in table.rows
     ]
     configs = [cell.config for row in rows for cell in (*row.cells, *make_blind_cells(list(row.cells)))]

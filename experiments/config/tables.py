@@ -11,10 +11,8 @@
 `scaling.py`); `ours` says why a value is our own choice. `claims` are read by `ablations`.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +23,14 @@ from experiments.config.cells import Cell, RowKey, make_labelled_cells, refuse_u
 from experiments.config.presets import read_yaml
 from experiments.config.scaling import scale_overrides
 from experiments.config.schema import Config
+from experiments.config.table_files import (
+    ALL_TABLES,
+    find_table_file,
+    find_table_folders,
+    is_table_path,
+    list_paper_tables,
+)
 
-ALL_TABLES = "all"
 TABLE_KEYS = {"title", "blocks", "rows", "claims", "name"}
 BLOCK_KEYS = {"title", "rows"}
 ROW_KEYS = {"label", "overrides", "scaled", "ours"}
@@ -60,41 +64,6 @@ class TableFile:
         return f"Table {self.name}" if self.path.stem == f"table{self.name}" else self.name
 
 
-def find_table_folder() -> Path:
-    """Where the tables of the project lie; nothing is imported."""
-    return Path(find_spec("ablations").submodule_search_locations[0], "tables")
-
-
-def list_paper_tables() -> list[str]:
-    """The paper's tables, which `all` stands for."""
-    return sorted(path.stem.removeprefix("table") for path in find_table_folder().glob("table*.yaml"))
-
-
-def list_project_tables() -> list[str]:
-    """The project's own tables: YAML files with rows that have a name of their own."""
-    return sorted(
-        path.stem
-        for path in find_table_folder().glob("*.yaml")
-        if not path.stem.startswith("table")
-        and re.search("^(rows|blocks):", path.read_text(encoding="utf-8"), re.M)
-    )
-
-
-def find_table(name: str) -> Path:
-    """The file of a table's name, or a path that ends in .yaml."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else find_table_folder() / f"table{name}.yaml"
-    if not path.is_file() and name in list_project_tables():
-        return find_table_folder() / f"{name}.yaml"
-    if not path.is_file():
-        there = (
-            ", ".join([*list_paper_tables(), *list_project_tables(), ALL_TABLES])
-            if list_paper_tables()
-            else "none yet"
-        )
-        raise UsageError(f"table={name}: no {path}; there are: {there}; or a path that ends in .yaml")
-    return path
-
-
 def expand_table_names(wanted: Sequence[str]) -> list[str]:
     """Names and paths, each once, with those that `all` stands for in its place."""
     names: list[str] = []
@@ -117,7 +86,8 @@ def load_table_files(wanted: Sequence[str], axes: Axes) -> list[TableFile]:
     of use to one of them."""
     names = expand_table_names(wanted)
     if not names:
-        raise UsageError(f"table={','.join(wanted)}: there are no tables in {find_table_folder()}")
+        folders = ", ".join(map(str, find_table_folders().values()))
+        raise UsageError(f"table={','.join(wanted)}: there are no tables in {folders}")
     tables: list[TableFile] = []
     cells: list[Cell] = []
     idle_sets: list[set[str]] = []
@@ -138,7 +108,7 @@ def load_table_files(wanted: Sequence[str], axes: Axes) -> list[TableFile]:
 
 def read_table_file(name: str, axes: Axes) -> tuple[TableFile, set[str]]:
     """A table, and the knobs of the command line that none of its rows uses."""
-    path = find_table(name)
+    path = find_table_file(name)
     content = read_yaml(path)
     check_keys(content, TABLE_KEYS, f"{path}")
     rows: list[TableRow] = []
@@ -157,8 +127,7 @@ def read_table_file(name: str, axes: Axes) -> tuple[TableFile, set[str]]:
     if not isinstance(title, str):
         raise UsageError(f"{path}: title: {title!r}: expected words")
     # table3.yaml of the project is called 3; somebody's own ./table3.yaml is not
-    is_paper_table = path.parent == find_table_folder() and name in list_paper_tables()
-    table_name = name if is_paper_table else path.stem
+    table_name = path.stem if is_table_path(name) else name
     unused_knobs: set[str] = set()
     if idle_sets:  # a file of no blocks has no rows either
         unused_knobs = set.intersection(*idle_sets)

@@ -9,9 +9,9 @@ from compressors.registry import conform
 from experiments.config import tables
 from experiments.config.cells import Cell, make_blind_cells, make_cells
 from experiments.config.overrides import parse_value, take_single_value
-from experiments.store.earlier import read_reported_keys
 from experiments.store.plan import Stage, plan_stages
 from experiments.sweep.options import LaunchOptions, take_launch_options
+from experiments.sweep.studies import read_finished_keys
 
 CellJob = tuple[Cell, Stage]  # a cell, and the stage that evaluates it
 
@@ -36,7 +36,7 @@ def read_request(settings: Mapping[str, list[str]]) -> SweepRequest:
     earlier = take_single_value(axes, "earlier")
     reported_keys: set[str] = set()
     if earlier is not None:
-        reported_keys = read_reported_keys(Path(earlier))
+        reported_keys = read_finished_keys(Path(earlier))
     launch = take_launch_options(axes)
     table_names = axes.pop("table", None)
     take_single_value(dict(axes), "out")  # from a copy: it is a cell's setting too, but no axis

@@ -6,7 +6,7 @@ import torch
 import compressors
 from ablations.claims import spec
 from compressors.command_line import parse_settings
-from experiments.config import signatures, tables
+from experiments.config import signatures, table_files, tables
 from experiments.config.cells import make_cells
 from experiments.store.plan import plan_stages
 from experiments.sweep import __main__ as sweep
@@ -85,6 +85,6 @@ def test_a_compressor_is_pretrained_once(field):
 def test_all_is_the_paper(capsys, tmp_path):
     named = [table.name for table in tables.load_table_files([tables.ALL_TABLES, "field"], {})]
     assert named == ["3", "4", "5", "6", "field"]
-    assert tables.list_project_tables() == ["field", "longer", "pruners"]  # published.yaml has no rows
+    assert table_files.list_project_tables() == ["field", "longer", "pruners"]  # published.yaml has no rows
     assert sweep.main(["table=fields", f"out={tmp_path}", "--plan"]) == 2
     assert "there are: 3, 4, 5, 6, field, longer, pruners, all" in capsys.readouterr().err

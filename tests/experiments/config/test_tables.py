@@ -8,7 +8,7 @@ import pytest
 from fakes import FakeRunner, names, read_log
 
 from compressors.errors import UsageError
-from experiments.config import scaling, tables
+from experiments.config import scaling, table_files, tables
 from experiments.sweep import __main__ as sweep
 
 TINY = {"seed": ["0", "1"]}  # sources of the preset: 6 layers, 128 wide, 4 heads
@@ -181,7 +181,7 @@ def test_a_malformed_file(tmp_path, capsys, text, message):
 
 def test_the_tables_of_the_project():
     """Every table that ships is read, and by name, by path and as one of all it is the same."""
-    assert {"3", "4", "5", "6"} <= set(tables.list_paper_tables())
+    assert {"3", "4", "5", "6"} <= set(table_files.list_paper_tables())
     for table in tables.load_table_files([tables.ALL_TABLES], {"seed": ["0"]}):
         assert table.heading == f"Table {table.name}" and table.title
         again = tables.load_table_file(str(table.path), {"seed": ["0"]})
