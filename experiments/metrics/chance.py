@@ -14,7 +14,7 @@ def collect_family_answers(samples: Iterable[Sample]) -> dict[str, list[str]]:
     for sample in samples:
         for index, turn in enumerate(sample.turns):
             family = sample.families[index] if sample.families else UNNAMED_FAMILY
-            answers.setdefault(family, []).append(normalise_answer(turn.answer))
+            answers.setdefault(family, []).append(normalise_answer(turn.answer or ""))
     return answers
 
 
