@@ -43,7 +43,7 @@ def make_weightless_cells(
         sizes = read_backbone_configs()
     with TemporaryDirectory() as folder:
 
-        def save_config(source: str) -> str:
+        def save_backbone_config(source: str) -> str:
             if source not in sizes:
                 return source
             place = Path(folder, source.replace("/", "--").replace(":", "--"))
