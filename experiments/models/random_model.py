@@ -55,8 +55,8 @@ def make_weightless_cells(
         for i, cell in enumerate(cells):
             config = copy_section(cell.config)
             config.tower.source, config.llm.source = (
-                save_config(config.tower.source),
-                save_config(config.llm.source),
+                save_backbone_config(config.tower.source),
+                save_backbone_config(config.llm.source),
             )
             cells[i] = Cell(config, cell.label, cell.row)
         yield cells
