@@ -32,7 +32,7 @@ def find_newest_cell(out: Path) -> Path:
 
 
 def load_trained_model(path: Path) -> tuple[Any, Any]:
-    """(model, processor) of `find_model_folder(path)`, in eval mode; in bfloat16 on a GPU, if there is one."""
+    """(model, processor) of `find_model_folder(path)`, in eval mode, in bfloat16 on a GPU."""
     from experiments.models.build import pick_device, silence_libraries
 
     silence_libraries()

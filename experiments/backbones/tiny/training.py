@@ -45,8 +45,8 @@ def list_parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
 
 def build_optimizer(modules: Iterable[nn.Module], lr: float) -> torch.optim.AdamW:
     """AdamW; matrices decay, vectors (biases, norms) do not."""
-    matrices = []
-    vectors = []
+    matrices: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
     for parameter in list_parameters(modules):
         group = matrices if parameter.ndim > 1 else vectors
         group.append(parameter)
