@@ -43,8 +43,8 @@ def record_attention(
     seen = AttentionRecord(model.config.compressor, question)
     with torch.inference_mode(), watch_attention(model, seen):
         out = model.generate(**batch, do_sample=False, max_new_tokens=max_new_tokens)
-    new = out[0, batch["input_ids"].shape[1] :]
-    seen.answer = processor.tokenizer.decode(new, skip_special_tokens=True).strip()
+    answer_ids = out[0, batch["input_ids"].shape[1] :]
+    seen.answer = processor.tokenizer.decode(answer_ids, skip_special_tokens=True).strip()
     if seen.compressor is None and not seen.queries:
         raise UsageError(
             f"compressor {model.config.compressor} weighs no patch more than another and there "

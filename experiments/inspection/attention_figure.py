@@ -52,13 +52,13 @@ def arrange_columns(looks: Sequence[AttentionRecord], heads: bool) -> list[tuple
     """(title, panels) from left to right. A compressor that reads the question has a column for each."""
     first, *others = (each.compressor for each in looks)
     aware = first is not None and any(other is None or not first.equal(other) for other in others)
-    asked = aware or any(each.queries for each in looks)  # else no column has a question
-    bare = ("the picture" if asked else "\n".join(map(format_answer, looks)), None)
-    own = [] if first is None or aware else [(f"{looks[0].name}: weights", first)]
+    shows_questions = aware or any(each.queries for each in looks)  # else no column has a question
+    bare = ("the picture" if shows_questions else "\n".join(map(format_answer, looks)), None)
+    compressor_panels = [] if first is None or aware else [(f"{looks[0].name}: weights", first)]
     if len(looks[0].queries) > 1 or heads:  # high columns: these two stand below each other
-        columns = [("", [bare, *own])]
+        columns = [("", [bare, *compressor_panels])]
     else:
-        columns = [(title, [("", weights)]) for title, weights in (bare, *own)]
+        columns = [(title, [("", weights)]) for title, weights in (bare, *compressor_panels)]
     for each in looks:
         panels = [(f"{each.name}: weights", each.compressor)] if aware else []
         for name, weights in each.queries.items():
@@ -100,14 +100,14 @@ def compute_density(weights: np.ndarray, tiling: Tiling, width: int, height: int
     scale = DENSITY_POINTS / max(width, height)
     x = (np.arange(max(1, round(width * scale))) + 0.5) / scale
     y = (np.arange(max(1, round(height * scale))) + 0.5) / scale
-    found = sample_weights(weights[0], x / width, y / height) / (width * height)
+    density = sample_weights(weights[0], x / width, y / height) / (width * height)
     if len(weights) == 1:
-        return found
+        return density
     rows, columns = tiling.grid(width, height)
     (wide, high), corner = tiling.padding(width, height)
     tiles = np.block([[*weights[1 + row * columns : 1 + (row + 1) * columns]] for row in range(rows)])
     x, y = x + corner[0], y + corner[1]
-    return found + sample_weights(tiles, x / wide, y / high) / (wide * high)
+    return density + sample_weights(tiles, x / wide, y / high) / (wide * high)
 
 
 def sample_weights(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:

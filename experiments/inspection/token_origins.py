@@ -22,12 +22,12 @@ def estimate_origins(
     copies = features.detach().repeat(count, 1, 1, 1).requires_grad_()
     with torch.enable_grad():
         tokens = part(copies, *(x.repeat_interleave(count, 0) for x in text))  # (N, N, D)
-        own = tokens.diagonal().mT  # (N, D)
+        diagonal = tokens.diagonal().mT  # (N, D)
     generator = torch.Generator().manual_seed(0)
     squares = torch.zeros(copies.shape[:3])
     for _ in range(probes):
-        direction = torch.randn(own.shape, generator=generator)
-        (gradient,) = torch.autograd.grad((own * direction).sum(), copies, retain_graph=True)
+        direction = torch.randn(diagonal.shape, generator=generator)
+        (gradient,) = torch.autograd.grad((diagonal * direction).sum(), copies, retain_graph=True)
         squares += gradient.square().sum(-1)
     sizes = squares.sqrt()
     return sizes / sizes.sum((1, 2), keepdim=True)

@@ -29,8 +29,8 @@ BackboneConfigs = Mapping[str, PreTrainedConfig]
 @cache
 def read_backbone_configs() -> dict[str, PreTrainedConfig]:
     """The backbones whose sizes are known, by name."""
-    found = read_yaml(Path(__file__).with_name("backbone_sizes.yaml"))
-    return {name: AutoConfig.for_model(**sizes) for name, sizes in found.items()}
+    entries = read_yaml(Path(__file__).with_name("backbone_sizes.yaml"))
+    return {name: AutoConfig.for_model(**sizes) for name, sizes in entries.items()}
 
 
 @contextmanager
@@ -109,13 +109,13 @@ def make_random_prompt(
     part = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).expand(rows, -1)  # (B, T)
     ids = torch.randint(config.query_token_id, part.shape)
     ids[part == 1], ids[part == 3] = config.image_token_id, config.query_token_id
-    asked = torch.arange(before + counts[1] + question, sum(counts[:4])).expand(rows, -1)
+    question_places = torch.arange(before + counts[1] + question, sum(counts[:4])).expand(rows, -1)
     return {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
         "turns": ((part >= 1) & (part <= 3)).long(),
         "labels": ids.where(part == 4, IGNORE),
-        "query_index": asked,
+        "query_index": question_places,
         "image_turn": torch.ones(rows, crops, dtype=torch.long),
     }
 

@@ -36,15 +36,15 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) ->
         processor.image_tokens = model.num_image_tokens(size["height"], size["width"])
     if config.prune is not None:
         set_cell_pruner(config, inputs, model, processor)
-    asked = roles.load_questions(config, inputs)
+    questions = roles.load_questions(config, inputs)
     images = SampleImages(processor, open_feature_cache(inputs))
-    report.announce_steps(len(asked))
+    report.announce_steps(len(questions))
     answers: dict[int, str] = {}
-    for numbers in batch_by_length(asked, images, config.evaluate.batch_size):
-        batch = [asked[i] for i in numbers]
+    for numbers in batch_by_length(questions, images, config.evaluate.batch_size):
+        batch = [questions[i] for i in numbers]
         answers.update(zip(numbers, generate_answers(model, images, batch, config.evaluate.max_new_tokens)))
         report.advance_steps(len(batch))
-    write_scores(asked, [answers[i] for i in range(len(asked))], model, images, out)
+    write_scores(questions, [answers[i] for i in range(len(questions))], model, images, out)
 
 
 def batch_by_length(asked: Sequence[llava.Sample], images: SampleImages, size: int) -> Iterator[list[int]]:
@@ -70,11 +70,11 @@ def set_cell_pruner(
     training_samples = roles.load_role_samples(config, inputs, "train", check_images=False)
     with_images = (sample for sample in training_samples if sample.images)
     first_questions = [llava.split_questions([s])[0] for s in islice(with_images, model.pruner.samples)]
-    asked = [sample for sample in first_questions if sample.images]
+    questions = [sample for sample in first_questions if sample.images]
     size = config.evaluate.batch_size
-    starts = range(0, len(asked), size)
+    starts = range(0, len(questions), size)
     calibrate_pruner(
-        model, [encode_questions(model, SampleImages(processor), asked[i : i + size]) for i in starts]
+        model, [encode_questions(model, SampleImages(processor), questions[i : i + size]) for i in starts]
     )
 
 
@@ -99,8 +99,8 @@ def generate_answers(
     processor = images.processor
     batch: dict[str, Any] = dict(encode_questions(model, images, asked))
     out = model.generate(**batch, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens)
-    new = out[:, batch["input_ids"].shape[1] :]
-    return [text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
+    answer_ids = out[:, batch["input_ids"].shape[1] :]
+    return [text.strip() for text in processor.tokenizer.batch_decode(answer_ids, skip_special_tokens=True)]
 
 
 def write_scores(

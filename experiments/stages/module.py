@@ -33,10 +33,10 @@ def set_trainable(
     model: FlashSlothForConditionalGeneration, stage: str, train_tower: bool = False, images: bool = True
 ) -> list[tuple[str, int, bool]]:
     """Freeze and unfreeze; returns (part, parameters, trained) rows. Blind: the LLM alone."""
-    wanted = choose_trainable_parts(stage, train_tower) if images else ("language_model",)
+    trained_parts = choose_trainable_parts(stage, train_tower) if images else ("language_model",)
     rows = []
     for name, part in list_model_parts(model):
-        trained = name in wanted
+        trained = name in trained_parts
         part.requires_grad_(trained)
         count = sum(p.numel() for p in part.parameters())
         rows.append((name, count, trained and count > 0))

@@ -47,13 +47,13 @@ def find_damage(path: Path, digests: bool = False) -> str | None:
 
 def read_package_versions() -> dict[str, str]:
     """Versions of what a result was computed with."""
-    found = {}
+    versions = {}
     for package in RECORDED_PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            versions[package] = "not installed"
+    return versions
 
 
 def convert_tuples(value: Any) -> Any:

@@ -44,12 +44,12 @@ def digest_data_file(path: str, images: str | None, with_images: bool) -> dict[s
     """A LLaVA file by its content, its images by name, size and time. Validates all of it."""
     image_folder = Path(images) if images else None
     samples = llava.load_samples(Path(path), image_folder, check_images=with_images)
-    found = {"json": digest_file(Path(path))}
+    digests = {"json": digest_file(Path(path))}
     if with_images:
         root = llava.find_image_folder(Path(path), image_folder)
         listing = hashlib.sha256()
         for image in sorted({str(i) for s in samples for i in s.images}):
             stat = os.stat(image)
             listing.update(f"{os.path.relpath(image, root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-        found["images"] = listing.hexdigest()
-    return found
+        digests["images"] = listing.hexdigest()
+    return digests

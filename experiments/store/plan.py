@@ -78,8 +78,8 @@ class Stage:
 
     def collect_stages(self) -> dict[str, "Stage"]:
         """This stage and all it needs, inputs first, by key."""
-        found = {k: s for stage in self.inputs.values() for k, s in stage.collect_stages().items()}
-        return found | {self.key: self}
+        stages = {k: s for stage in self.inputs.values() for k, s in stage.collect_stages().items()}
+        return stages | {self.key: self}
 
 
 def plan_stages(config: Config) -> Stage:
@@ -168,33 +168,33 @@ class Planner:
         roles = ("test",) if role == "test" else tuple(alike)
         data: dict[str, list[Any]] = {}
         inputs: dict[str, Stage] = {}
-        for each in roles:
-            found, new = self.describe_role_data(each)
+        for data_role in roles:
+            described, stage_inputs = self.describe_role_data(data_role)
             # features are found by their images' paths: files that were moved are other ones
-            data[each] = [
+            data[data_role] = [
                 {**entry, "at": os.path.abspath(llava.find_image_folder(path, self.data.images))}
                 if isinstance(entry, dict)
                 else entry
-                for path, entry in zip(getattr(self.data, each), found)
+                for path, entry in zip(getattr(self.data, data_role), described)
             ]
-            inputs |= new
+            inputs |= stage_inputs
         stage = Stage("features", {"data": data, **self.describe_features(role)}, inputs, self.config, roles)
         return {"features": stage}
 
     def describe_model(self) -> dict[str, Any]:
         """What is trained in stage 1, and the words around it."""
         config = self.config
-        found = {
+        description = {
             "llm": keys.digest_source(config.llm.source),
             "prompt": dict(vars(config.prompt)),
             "max_length": self.data.max_length,
         }
         if not config.blind:
             name, projector = config.compressor_name, config.projector_name
-            found["compressor"] = {name: signatures.compressors().settled(name, config.knobs(name))}
+            description["compressor"] = {name: signatures.compressors().settled(name, config.knobs(name))}
             knobs = signatures.projectors().settled(projector, config.knobs(projector))
-            found["projector"] = {config.projector: knobs}
-        return found
+            description["projector"] = {config.projector: knobs}
+        return description
 
     @cached_property
     def pretrain(self) -> Stage:

@@ -101,5 +101,5 @@ def collect_scores(finished: Sequence[tuple[Cell, Stage]], store: Store) -> list
 def identify_questions(stage: Stage) -> str:
     """What tells the questions of an evaluation from others; images do not, since a blind cell has none."""
     data = stage.inputs.get("data")
-    asked = [each["json"] if isinstance(each, dict) else each for each in stage.depends["data"]]
-    return str((asked, data and data.key, stage.config.evaluate.limit))
+    identities = [each["json"] if isinstance(each, dict) else each for each in stage.depends["data"]]
+    return str((identities, data and data.key, stage.config.evaluate.limit))

@@ -39,11 +39,11 @@ def derive_workload(stage: Stage) -> Workload:
     recipe = stage.depends.get("optimisation", {})
     data = stage.inputs["data"].depends if "data" in stage.inputs else stage.depends
     model = {name: trained.depends[name] for name in MODEL_KEYS if name in trained.depends}
-    asked = stage.depends.get("evaluate", {})
+    evaluation = stage.depends.get("evaluate", {})
     return Workload(
         stage.kind,
         digest_value(model)[:16],
         recipe.get("epochs", 1) * data.get("scale", 1.0),
-        recipe.get("max_steps") or asked.get("limit"),
+        recipe.get("max_steps") or evaluation.get("limit"),
         recipe.get("batch_size", 1),
     )
