@@ -39,7 +39,7 @@ def test_weights_that_nothing_initialises_are_found(monkeypatch, capsys):
     ("argument", "message"),
     [
         ("--hd", "--hd: settings are spelled KEY=VALUE; write hd=true"),
-        ("--train=both", "--train: settings are spelled KEY=VALUE; write train=both"),
+        ("--train=both", "--train=both: settings are spelled KEY=VALUE; write train=both"),
         ("train=all", "train=all: must be one of null, both, none, pretrain, finetune"),
     ],
 )
