@@ -22,7 +22,6 @@ from connectors.towers.build import build_tower, load_tower
 from connectors.towers.open_clip import OpenClipVisionConfig
 from experiments.config.schema import Config
 from experiments.config.sources import resolve_source
-from experiments.stages import lora, strategies
 from llm_adapters.conversation import IMAGE, QUERY
 from llm_adapters.images import image_processor
 from llm_adapters.modeling import FlashSlothConfig, FlashSlothForConditionalGeneration
@@ -127,11 +126,8 @@ def silence_libraries() -> None:
 
 
 def check_model_config(config: Config) -> None:
-    """What only the sizes can tell: rate against grid, insertion against depth, heads against widths; and
-    whether what is asked for is installed. No weights are read; raises UsageError."""
-    silence_libraries()
-    strategies.check_strategy(config.trainer)
-    lora.check_peft(config.lora)
+    """UsageError for what only the sizes of a cell's parts can tell: rate against grid, insertion against
+    depth, heads against widths. No weights are read."""
     with torch.device("meta"):
         model, size = build_skeleton(config)
     if not config.blind:

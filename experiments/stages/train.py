@@ -20,6 +20,7 @@ from experiments.data.loader import (
 from experiments.models.build import build_model, silence_libraries
 from experiments.runtime.progress import Reporter
 from experiments.stages import lora, strategies
+from experiments.stages.checks import check_training_needs
 from experiments.stages.fit import CHECKPOINTS_FOLDER, fit_module
 from experiments.stages.module import SlothModule, set_trainable
 from experiments.stages.ranks import launch_processes
@@ -53,8 +54,7 @@ def prepare_model(
 ) -> tuple[FlashSlothForConditionalGeneration, FlashSlothProcessor]:
     """The model that a stage starts from, and its processor."""
     silence_libraries()
-    strategies.check_strategy(config.trainer)
-    lora.check_peft(config.lora)
+    check_training_needs(config)
     if stage == "pretrain":
         image = dataclasses.replace(config.image, tiles=config.tiles("pretrain"))
         return build_model(dataclasses.replace(config, compressor=config.compressor_name, image=image))
