@@ -83,9 +83,11 @@ def _pick_questions(candidates: Candidates, rng: random.Random, turns: int, fami
             break
         kind = rng.choice(kinds)
         pairs = candidates[kind]
-        answers = {answer for _, answer in pairs}
-        drawn_answer = rng.choice(sorted(answers))
-        questions = [question for question, answer in pairs if answer == drawn_answer]
+        questions_by_answer: dict[str, list[str]] = {}
+        for question, answer in pairs:
+            questions_by_answer.setdefault(answer, []).append(question)
+        drawn_answer = rng.choice(sorted(questions_by_answer))
+        questions = questions_by_answer[drawn_answer]
         drawn_question = rng.choice(questions)
         pairs.remove((drawn_question, drawn_answer))  # no question twice in a conversation
         picked.append(Question(family, kind, drawn_question, drawn_answer))
@@ -101,7 +103,7 @@ def _ask_presence(scene: Scene, rng: random.Random, present: bool, used_names: s
     Absent ones are drawn at random, from the popular ones, or from the look-alikes, as in POPE (Li et al.
     2023, arXiv 2305.10355). Never the same name twice in a conversation: `used_names` grows.
     """
-    shown_names = {item.name for item in scene.objects}
+    shown_names = scene.list_names()
     if present:
         kind = "present"
         names = sorted(shown_names - used_names)
@@ -131,7 +133,7 @@ def _list_absent_names(scene: Scene, kind: str, used_names: set[str]) -> list[st
                 names.append(picture.name)
     else:
         names = list(load_catalogue())
-    excluded = used_names.union(item.name for item in scene.objects)
+    excluded = used_names | scene.list_names()
     return [name for name in names if name not in excluded]
 
 
@@ -168,7 +170,7 @@ def _propose_recognition(scene: Scene, rng: random.Random) -> Candidates:
 
 def _pose_choice(scene: Scene, rng: random.Random) -> QuestionAnswer:
     """Four names of which the scene shows one; the answer is a letter."""
-    shown_names = {item.name for item in scene.objects}
+    shown_names = scene.list_names()
     absent_names = [name for name in load_catalogue() if name not in shown_names]
     options = rng.sample(absent_names, 3)
     position = rng.randrange(4)
@@ -209,7 +211,9 @@ def _propose_attribute(scene: Scene, _: random.Random) -> Candidates:
 
 def _propose_counting(scene: Scene, _: random.Random) -> Candidates:
     """How many there are: of all objects, of a category or shape, of a colour; zero is an answer too."""
-    questions = {group: f"how many {plural} are there ?" for group, plural in PLURALS.items()}
+    questions = {}
+    for group, plural in PLURALS.items():
+        questions[group] = f"how many {plural} are there ?"
     for colour in COLOURS:
         questions[colour] = f"how many {colour} shapes are there ?"
     of_groups = []
@@ -231,7 +235,8 @@ def _propose_relation(scene: Scene, _: random.Random) -> Candidates:
     one_hop = []
     two_hops = []
     colours = []
-    for anchor in (*scene.objects, *scene.signs):
+    anchors: list[SceneObject | Sign] = [*scene.objects, *scene.signs]
+    for anchor in anchors:
         anchor_name = _name_anchor(anchor)
         for direction in DIRECTIONS:
             neighbour = find_neighbour(anchor, scene.objects, direction)

@@ -89,6 +89,10 @@ class Scene:
     signs: tuple[Sign, ...]
     art: int
 
+    def list_names(self) -> set[str]:
+        """The names of the objects."""
+        return {item.name for item in self.objects}
+
     def to_dict(self) -> dict[str, Any]:
         """The scene as JSON takes it."""
         return asdict(self)

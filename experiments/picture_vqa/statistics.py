@@ -18,10 +18,14 @@ def count_statistics(records: list[dict[str, Any]]) -> dict[str, Any]:
             visible_kind = "presence" if family == "presence" else kind
             counts = counts_by_family[family].setdefault(visible_kind, Counter())
             counts[answer] += 1
-    families = {family: _summarise_family(counts) for family, counts in counts_by_family.items()}
+    families = {}
+    questions = 0
+    for family, counts_by_kind in counts_by_family.items():
+        families[family] = _summarise_family(counts_by_kind)
+        questions += families[family]["questions"]
     return {
         "scenes": len(records),
-        "questions": sum(summary["questions"] for summary in families.values()),
+        "questions": questions,
         "families": families,
     }
 

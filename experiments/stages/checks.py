@@ -6,7 +6,7 @@ from experiments.stages import lora, strategies
 
 
 def check_cell_config(config: Config) -> None:
-    """UsageError when a cell's training lacks a package or a device, or when its parts do not fit together."""
+    """UsageError when a cell lacks a package or a device, or when its parts do not fit together."""
     build.silence_libraries()
     check_training_needs(config)
     build.check_model_config(config)

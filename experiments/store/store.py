@@ -112,7 +112,7 @@ class Store:
         return json.loads((self.locate_result(stage) / DONE_FILE).read_text(encoding="utf-8"))
 
     def compute(self, stage: Stage, wait: bool = True) -> Path:
-        """Return the directory of a finished stage; it and its inputs are computed first where they are missing.
+        """The directory of a finished stage; it and its inputs are computed first where they are missing.
 
         With `wait=False` a stage that another process computes raises StageBusy.
         """

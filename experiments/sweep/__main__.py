@@ -50,7 +50,7 @@ COMMAND = SweepCommand(
 
 def check_model_sizes(config: Config) -> None:
     """What only a model's sizes can tell, raised as UsageError."""
-    from experiments.models import build  # torch and transformers: a typo does not wait for them
+    from experiments.stages import checks  # torch and transformers: a typo does not wait for them
 
     checks.check_cell_config(config)
 
