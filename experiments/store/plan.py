@@ -190,7 +190,7 @@ class Planner:
         """
         if self.config.blind or self.config.tower.train or not self.config.tower.cache:
             return {}
-        roles = ("test",)
+        roles: tuple[str, ...] = ("test",)
         if role != "test":
             # both trainings share one cache, unless stage 2 sees tiles
             tiles = self.config.tiles(role)
