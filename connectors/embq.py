@@ -70,8 +70,8 @@ class EmbQLayer(nn.Module):
 
     def forward(self, q0: Tensor, t0: Tensor, v0: Tensor, features: Tensor, masks: Masks) -> Tensor:
         text = self.ln_text(t0)
-        asked = self.t2q_attn(self.ln_q(q0), text, text, masks[0])
-        return self.i2q_attn(asked, self.ln_kv(v0), features, masks[1])
+        question_read = self.t2q_attn(self.ln_q(q0), text, text, masks[0])
+        return self.i2q_attn(question_read, self.ln_kv(v0), features, masks[1])
 
 
 class EmbQBlock(nn.Module):

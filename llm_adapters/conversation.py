@@ -192,9 +192,9 @@ class Encoder:
     def _pieces(self, text: str, images: int) -> list[str]:
         """Markers and the text between them. They must be those of a conversation with so many images."""
         pieces = self._split.split(text)
-        found = pieces.count(IMAGE)
-        if found != images:
-            raise UsageError(f"the text has {found} {IMAGE} marker(s) but {images} image(s) were given")
+        image_count = pieces.count(IMAGE)
+        if image_count != images:
+            raise UsageError(f"the text has {image_count} {IMAGE} marker(s) but {images} image(s) were given")
         turns = [piece for piece in pieces if piece in (QUESTION, QUERY)]
         if turns != [QUESTION, QUERY] * (len(turns) // 2):
             raise UsageError(
@@ -232,9 +232,9 @@ def truncate_encoded(encoded: Encoded, max_length: int, placeholders: Sequence[i
     text = list(accumulate((token not in placeholders for token in encoded.ids), initial=0))
     if text[-1] <= max_length:
         return encoded
-    kept = [end for end in encoded.turn_ends if text[end] <= max_length]
-    length = kept[-1] if kept else bisect_right(text, max_length) - 1
-    turns = len(kept) or 1
+    whole_ends = [end for end in encoded.turn_ends if text[end] <= max_length]
+    length = whole_ends[-1] if whole_ends else bisect_right(text, max_length) - 1
+    turns = len(whole_ends) or 1
     prompt = next((i for i, label in enumerate(encoded.labels) if label != IGNORE), len(encoded.ids))
     if length <= prompt:
         raise UsageError(
@@ -246,5 +246,5 @@ def truncate_encoded(encoded: Encoded, max_length: int, placeholders: Sequence[i
         encoded.labels[:length],
         encoded.turns[:length],
         [turn for turn in encoded.image_turns if turn <= turns],
-        encoded.turn_ends[: len(kept)] or [length],
+        encoded.turn_ends[: len(whole_ends)] or [length],
     )

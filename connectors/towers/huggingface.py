@@ -179,7 +179,7 @@ def _preprocessor(source: str) -> dict[str, Any]:
         values, _ = ImageProcessingMixin.get_image_processor_dict(source)
     except OSError:
         return {}  # no processor beside the weights: the family's defaults hold
-    found = {key: values[key] for key in PREPROCESSING if values.get(key) is not None}
-    if isinstance(found.get("resample"), int):
-        found["resample"] = Image.Resampling(found["resample"]).name.lower()
-    return found
+    fields = {key: values[key] for key in PREPROCESSING if values.get(key) is not None}
+    if isinstance(fields.get("resample"), int):
+        fields["resample"] = Image.Resampling(fields["resample"]).name.lower()
+    return fields

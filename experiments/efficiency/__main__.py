@@ -160,7 +160,7 @@ def measure_models(
 
     place = machine.settle_machine(options.device, options.dtype, options.threads, options.uses_table1)
     plan = make_measuring_plan(options, sizes)
-    made = {"command": command, **machine.describe_conditions(place, plan)}
+    conditions = {"command": command, **machine.describe_conditions(place, plan)}
     rows: list[collect.EfficiencyRow] = []
     training: list[collect.EfficiencyRow] = []
     with create_reporter(Console()) as report:
@@ -173,7 +173,7 @@ def measure_models(
             )
         else:
             rows = collect.measure_cells(overrides, plan, place, report, timed=not options.count)
-    return {"made": made, "rows": rows, "training": training}
+    return {"made": conditions, "rows": rows, "training": training}
 
 
 def print_result(result: EfficiencyResult, console: Console) -> None:

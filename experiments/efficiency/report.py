@@ -50,21 +50,21 @@ class ResultView(NamedTuple):
 
 def describe_result(result: EfficiencyResult) -> str:
     """Where and how."""
-    made = result["made"]
-    words = [made["device_name"], f"{made['threads']} threads"]
+    conditions = result["made"]
+    words = [conditions["device_name"], f"{conditions['threads']} threads"]
     if result["rows"]:  # trained cells have their own of these
         attentions = sorted({row["attention"] for row in result["rows"]})
         words.append(f"attention {', '.join(attentions)}")
-        words.append(made["dtype"])
-        words.append(f"{made['text_tokens']} text tokens")
-        words.append(f"answers of {made['new_tokens']}")
-        cache = "static" if made["static_cache"] else "dynamic"
+        words.append(conditions["dtype"])
+        words.append(f"{conditions['text_tokens']} text tokens")
+        words.append(f"answers of {conditions['new_tokens']}")
+        cache = "static" if conditions["static_cache"] else "dynamic"
         words.append(f"{cache} cache")
-    words.append(f"{made['rounds']} rounds")
+    words.append(f"{conditions['rounds']} rounds")
     for package in ("torch", "transformers", "python"):
-        words.append(f"{package} {made[package]}")
-    if made["cuda"]:
-        words.append(f"CUDA {made['cuda']}")
+        words.append(f"{package} {conditions[package]}")
+    if conditions["cuda"]:
+        words.append(f"CUDA {conditions['cuda']}")
     return ", ".join(words)
 
 
@@ -80,14 +80,14 @@ def find_device_peak(device_name: str) -> DevicePeak | None:
 def make_result_views(result: EfficiencyResult) -> list[ResultView]:
     """All there is: training steps, counts, times."""
     rows = result["rows"]
-    made = result["made"]
-    peak = find_device_peak(made["device_name"])
+    conditions = result["made"]
+    peak = find_device_peak(conditions["device_name"])
     views = []
     if result["training"]:
         table = make_training_table(result["training"], peak.flops if peak else None)
         views.append(ResultView("Training steps", table, TRAINING_NOTES))
     if rows:
-        title = f"Counted, {made['text_tokens']} text tokens, {made['dtype']}"
+        title = f"Counted, {conditions['text_tokens']} text tokens, {conditions['dtype']}"
         views.append(ResultView(title, make_counts_table(rows), COUNT_NOTES + list_sources(rows)))
     if any(row["measured"] for row in rows):
         table = make_times_table(rows, peak.bandwidth if peak else None)

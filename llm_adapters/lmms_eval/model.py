@@ -57,15 +57,17 @@ class SlothKit(lmms):
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict | None = None) -> "SlothKit":
         """As the harness's, but --model_args wins over --batch_size and --device."""
-        asked = {name: value for name, value in (additional_config or {}).items() if value is not None}
-        return cls(**{**asked, **simple_parse_args_string(arg_string)})
+        arguments = {name: value for name, value in (additional_config or {}).items() if value is not None}
+        return cls(**{**arguments, **simple_parse_args_string(arg_string)})
 
     def generate_until(self, requests: Sequence) -> list[str]:
         """An answer to each request, in their order."""
-        asked, answers = [request.args for request in requests], [""] * len(requests)
-        with tqdm(total=len(asked), disable=self.rank != 0, desc="Model Responding") as bar:
-            for numbers in batch_requests(asked, self.batch_size):
-                for number, answer in zip(numbers, self.answers([asked[number] for number in numbers])):
+        request_args, answers = [request.args for request in requests], [""] * len(requests)
+        with tqdm(total=len(request_args), disable=self.rank != 0, desc="Model Responding") as bar:
+            for numbers in batch_requests(request_args, self.batch_size):
+                for number, answer in zip(
+                    numbers, self.answers([request_args[number] for number in numbers])
+                ):
                     answers[number] = answer
                 bar.update(len(numbers))
         return answers
@@ -97,8 +99,8 @@ class SlothKit(lmms):
             processor_kwargs={"padding": True},
         ).to(self.device, self.model.dtype)
         out = self.model.generate(**inputs, **read_generation_settings(settings))
-        new = out[:, inputs["input_ids"].shape[1] :]
-        texts = self.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
+        answer_ids = out[:, inputs["input_ids"].shape[1] :]
+        texts = self.processor.tokenizer.batch_decode(answer_ids, skip_special_tokens=True)
         return [cut_answer(text, settings.get("until")) for text in texts]
 
     def loglikelihood(self, requests: Sequence) -> list[tuple[float, bool]]:

@@ -26,14 +26,14 @@ def batch_requests(requests: Sequence[tuple], size: int) -> Iterator[list[int]]:
 
 def collect_pictures(visuals: Sequence | None, task: str) -> list[Image.Image]:
     """A question's images in RGB; UsageError for other media."""
-    found = [visual for visual in visuals or () if visual is not None]
-    for visual in found:
+    visual_list = [visual for visual in visuals or () if visual is not None]
+    for visual in visual_list:
         if not isinstance(visual, Image.Image):
             raise UsageError(
                 f"task {task} shows a {type(visual).__name__}; slothkit's models read images; "
                 "choose a task of images or text"
             )
-    return [picture.convert("RGB") for picture in found]
+    return [picture.convert("RGB") for picture in visual_list]
 
 
 def make_message(context: str, images: Sequence[Image.Image]) -> dict:

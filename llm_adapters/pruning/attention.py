@@ -65,8 +65,10 @@ def score_and_attend(
     if context is not None:
         context.score_raters(module, query, key, attention_mask, kwargs)
     name = module.config.slothkit_original._attn_implementation
-    own = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    return ALL_ATTENTION_FUNCTIONS.get(name, own)(module, query, key, value, attention_mask, *args, **kwargs)
+    eager_attention = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    return ALL_ATTENTION_FUNCTIONS.get(name, eager_attention)(
+        module, query, key, value, attention_mask, *args, **kwargs
+    )
 
 
 ALL_ATTENTION_FUNCTIONS.register(SCORING_ATTENTION, score_and_attend)

@@ -92,8 +92,8 @@ class PrefillState:
 
     def last_cut(self, layer: int) -> Cut | None:
         """The last one made behind `layer` layers or fewer."""
-        made = [k for k, cut in self.cuts.items() if k <= layer and cut is not None]
-        return self.cuts[max(made)] if made else None
+        cut_layers = [k for k, cut in self.cuts.items() if k <= layer and cut is not None]
+        return self.cuts[max(cut_layers)] if cut_layers else None
 
     def truncate_prefill(self, length: int) -> bool:
         """Forget what came behind `length` tokens: guesses that were taken back from the cache. False if

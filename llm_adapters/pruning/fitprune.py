@@ -72,8 +72,8 @@ class FitPrune(Pruner):
         return query_positions(chosen, chosen.shape[1] if chosen.is_meta else None)
 
     def choose_tokens(self, view: View) -> Choice:
-        own, cross = split_received_attention(view)
-        return top(own * cross, view.visual, self.count_kept_tokens(view))
+        from_visual, cross = split_received_attention(view)
+        return top(from_visual * cross, view.visual, self.count_kept_tokens(view))
 
 
 class AttentionObserver(Pruner):

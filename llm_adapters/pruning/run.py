@@ -157,6 +157,6 @@ class PrunedPass:
             )
         first = self.prompt.counts
         layers = sorted(self.left)
-        left = [sum(self.left[layer]) for layer in layers]
-        self.pruner.passed += sum(expand_to_layers(self.pruner.llm_layers, layers, left, sum(first)))
+        counts_behind = [sum(self.left[layer]) for layer in layers]
+        self.pruner.passed += sum(expand_to_layers(self.pruner.llm_layers, layers, counts_behind, sum(first)))
         self.pruner.rows += sum(count > 0 for count in first)

@@ -73,20 +73,20 @@ class SparseVLM(Pruner):
 
     def choose_tokens(self, view: View) -> Choice:
         scores = view.average_attention()
-        kept = self.count_kept_tokens(view) if self.adaptive is None else self.count_kept_by_rank(view)
-        clusters = [self.count_clusters(left - k) for left, k in zip(view.counts, kept)]
+        kept_counts = self.count_kept_tokens(view) if self.adaptive is None else self.count_kept_by_rank(view)
+        clusters = [self.count_clusters(left - k) for left, k in zip(view.counts, kept_counts)]
         if self.adaptive is None:  # they are part of the count
-            best = [max(k - c, 0) for k, c in zip(kept, clusters)]
-            clusters = [k - b for k, b in zip(kept, best)]
+            best = [max(k - c, 0) for k, c in zip(kept_counts, clusters)]
+            clusters = [k - b for k, b in zip(kept_counts, best)]
         else:
-            best, kept = kept, [k + c for k, c in zip(kept, clusters)]
+            best, kept_counts = kept_counts, [k + c for k, c in zip(kept_counts, clusters)]
         choice = top(scores, view.visual, best)
         if not any(clusters):
             return choice
         merged = [max(c, int((left - b) * self.recycle)) for left, b, c in zip(view.counts, best, clusters)]
         second = top(scores, view.visual & ~choice.keep, merged).keep
         centres, into = find_density_peaks(view.hidden, second, clusters)
-        return Choice(choice.keep | centres, kept, into)
+        return Choice(choice.keep | centres, kept_counts, into)
 
     def count_clusters(self, dropped: int) -> int:
         """How many clusters come of `dropped` tokens."""
@@ -136,6 +136,6 @@ def find_density_peaks(hidden: Tensor, chosen: Tensor, clusters: list[int]) -> t
     gap = torch.where(denser, distance, farthest).amin(2)
     least = torch.finfo(gap.dtype).tiny  # a gap of 0 is none of -inf, the score of what is not chosen
     centres = top(gap.clamp(min=least).log() + density, chosen, clusters).keep
-    own = torch.arange(chosen.shape[1], device=chosen.device).expand_as(chosen)
+    places = torch.arange(chosen.shape[1], device=chosen.device).expand_as(chosen)
     home = distance.masked_fill(~centres.unsqueeze(1), torch.inf).argmin(2)
-    return centres, torch.where(chosen & ~centres & centres.any(1, keepdim=True), home, own)
+    return centres, torch.where(chosen & ~centres & centres.any(1, keepdim=True), home, places)

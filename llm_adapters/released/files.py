@@ -38,10 +38,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a folder, an index or a file."""
     if path.is_dir():
-        found = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
-        if found is None:
+        weight_file = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
+        if weight_file is None:
             raise UsageError(f"{path}: no weights in it; looked for {', '.join(WEIGHTS)}")
-        path = found
+        path = weight_file
     if path.name.endswith(".index.json"):
         shards = sorted(set(read_json(path).get("weight_map", {}).values()))
         return {key: value for name in shards for key, value in _load_weight_file(path.parent / name).items()}
@@ -54,14 +54,14 @@ def _load_weight_file(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         mapped = zipfile.is_zipfile(path)
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such file") from error
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise UsageError(f"{path}: cannot be read as weights: {take_first_line(error)}") from error
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise UsageError(f"{path}: expected tensors by key, found something else; give a model's weights")
-    return keep_own_tensors(found)
+    return keep_own_tensors(tensors)
 
 
 def keep_own_tensors(found: dict[str, Tensor]) -> dict[str, Tensor]:

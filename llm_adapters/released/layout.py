@@ -55,13 +55,13 @@ def with_level(key: str) -> str:
 
 def without_level(tensors: Mapping[str, Tensor], source: Path) -> tuple[dict[str, Tensor], bool]:
     """Tensors in one layout, derived ones left out, and whether the tower's keys had the level."""
-    kept = {key: value for key, value in tensors.items() if not key.endswith(DERIVED)}
-    tower = [key for key in kept if key.startswith(TOWER)]
+    weights = {key: value for key, value in tensors.items() if not key.endswith(DERIVED)}
+    tower = [key for key in weights if key.startswith(TOWER)]
     levels = [key for key in tower if key.startswith(TOWER + LEVEL)]
     if levels and len(levels) < len(tower):
-        other = next(key for key in tower if key not in levels)
-        raise UsageError(f"{source}: the tower's keys have two layouts, {levels[0]} and {other}; keep one")
-    plain = {key.replace(TOWER + LEVEL, TOWER, 1): value for key, value in kept.items()}
+        bare_key = next(key for key in tower if key not in levels)
+        raise UsageError(f"{source}: the tower's keys have two layouts, {levels[0]} and {bare_key}; keep one")
+    plain = {key.replace(TOWER + LEVEL, TOWER, 1): value for key, value in weights.items()}
     return plain, bool(levels) or not tower
 
 

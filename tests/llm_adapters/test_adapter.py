@@ -229,11 +229,11 @@ def test_positional_hidden_states(model):
     hidden, context = parts_of(model, batch)
     layer = nn.Identity()
     layer.query_insertion = 0
-    args, kwargs = model._before_layer(layer, (hidden, "rest"), {CONTEXT: context})
+    args, kwargs = model._update_queries(layer, (hidden, "rest"), {CONTEXT: context})
     assert args[1] == "rest" and not torch.equal(args[0], hidden)
-    _, named = model._before_layer(layer, (), {CONTEXT: context, "hidden_states": hidden})
+    _, named = model._update_queries(layer, (), {CONTEXT: context, "hidden_states": hidden})
     assert torch.equal(named["hidden_states"], args[0])
-    assert model._before_layer(layer, (hidden,), {}) == ((hidden,), {})
+    assert model._update_queries(layer, (hidden,), {}) == ((hidden,), {})
 
 
 @pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
