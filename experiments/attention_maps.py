@@ -10,10 +10,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from compressors.command_line import Command, CommandLine, setting
 from compressors.errors import UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from experiments.data.llava import Sample
+    from llm_adapters.modeling import FlashSlothForConditionalGeneration
+    from llm_adapters.processing import FlashSlothProcessor
 
 MAX_QUESTIONS = 2  # they stand side by side
 
@@ -42,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def write_maps(line: CommandLine) -> int:
     """Draw the maps of one or two questions about a picture."""
+    # torch, transformers and matplotlib are imported after what can be wrong with the command line
     from experiments.models import saved
 
     model_folder, image, *questions = line.words
@@ -61,9 +69,11 @@ def write_maps(line: CommandLine) -> int:
     return 0
 
 
-def draw_report_maps(model: Any, processor: Any, samples: Sequence[Any]) -> list[Any]:
-    """A matplotlib figure of each sample (`experiments.data.llava.Sample`) with a picture: its first question
-    and the first of another family, side by side. UsageError where the model has nothing to show."""
+def draw_report_maps(
+    model: "FlashSlothForConditionalGeneration", processor: "FlashSlothProcessor", samples: "Sequence[Sample]"
+) -> "list[Figure]":
+    """A figure of each sample with a picture: its first question and the first of another family, side by
+    side. UsageError where the model has nothing to show."""
     from experiments.data import llava
     from experiments.inspection.attention import record_attention
     from experiments.inspection.attention_figure import draw_attention
@@ -71,19 +81,21 @@ def draw_report_maps(model: Any, processor: Any, samples: Sequence[Any]) -> list
 
     figures = []
     for sample in samples:
-        if sample.images:
-            picture = llava.open_image(sample)
-            records = []
-            for number in pick_unlike_questions(sample):
-                question = sample.turns[number].question.replace(IMAGE, "").strip()
-                records.append(record_attention(model, processor, picture, question))
-            figures.append(draw_attention(picture, records, processor.tiling))
+        if not sample.images:
+            continue
+        picture = llava.open_image(sample)
+        records = []
+        for number in pick_unlike_questions(sample):
+            # the marker of the picture's place is put back by the conversation
+            question = sample.turns[number].question.replace(IMAGE, "").strip()
+            records.append(record_attention(model, processor, picture, question))
+        figures.append(draw_attention(picture, records, processor.tiling))
     return figures
 
 
-def pick_unlike_questions(sample: Any) -> list[int]:
+def pick_unlike_questions(sample: "Sample") -> list[int]:
     """The first question's number and that of the first in another family, without families the second."""
-    families = sample.families or range(len(sample.turns))
+    families: Sequence[object] = sample.families or range(len(sample.turns))
     for number, family in enumerate(families):
         if family != families[0]:
             return [0, number]

@@ -7,11 +7,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from compressors.command_line import Command, CommandLine, report_error, setting
 from compressors.errors import UsageError
 from experiments.config.schema import Config
+
+if TYPE_CHECKING:
+    from experiments.inspection.conversation import Chat
 
 INPUT_PROMPT = "> "
 
@@ -40,19 +43,21 @@ question a line until an empty one, each with the turns before it.""",
 )
 
 
-def main(arguments: Sequence[str] | None = None, given: TextIO | None = None) -> int:
-    """The command; its exit code. `given`: where questions come from (standard input)."""
-    return COMMAND.run(lambda line: run_chat(line, given or sys.stdin), arguments)
+def main(arguments: Sequence[str] | None = None, source: TextIO | None = None) -> int:
+    """The command; its exit code. `source`: where questions come from (standard input)."""
+    return COMMAND.run(lambda line: run_chat(line, source or sys.stdin), arguments)
 
 
 def run_chat(line: CommandLine, source: TextIO) -> int:
     """Answer the question of the command line, or those of `source`."""
     options: ChatOptions = line.options
     image, *questions = line.words
+    # the model's folder and the picture are looked for before torch and transformers are imported: a name
+    # that is not there is answered at once
     from experiments.models import saved
 
     if options.model is not None:
-        saved.find_model_folder(options.model)  # before anything slow is imported
+        saved.find_model_folder(options.model)
     picture = saved.open_picture(Path(image))
     folder = options.model or saved.find_newest_cell(Path(Config().out))
     from experiments.inspection.conversation import Chat
@@ -71,14 +76,17 @@ def run_chat(line: CommandLine, source: TextIO) -> int:
     return 0
 
 
-def describe_chat_model(chat: Any) -> str:
+def describe_chat_model(chat: "Chat") -> str:
     """What the model is, in words."""
-    processor, config = chat.processor, chat.model.config
+    processor = chat.processor
+    config = chat.model.config
     if not processor.image_tokens:
         return "this model is blind (compressor=none): it does not see the picture"
+    name = config.compressor
+    if config.query_module:
+        name += f" + {config.query_module}"
     tokens = processor.image_tokens * processor.crops_of(chat.picture)
-    module = f" + {config.query_module}" if config.query_module else ""
-    return f"{config.compressor}{module}, {tokens} visual tokens, {processor.num_queries} query tokens a turn"
+    return f"{name}, {tokens} visual tokens, {processor.num_queries} query tokens a turn"
 
 
 def read_question_lines(source: TextIO) -> Iterator[str]:
@@ -93,9 +101,14 @@ def read_question_lines(source: TextIO) -> Iterator[str]:
         yield line
 
 
-def stream_answer(chat: Any, question: str) -> None:
+def stream_answer(chat: "Chat", question: str) -> None:
     """Stream an answer to standard output, its pace to standard error."""
-    pace = chat.ask_question(question, lambda text: (sys.stdout.write(text), sys.stdout.flush()))
+
+    def write_words(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()  # an answer shows while it is generated, in a pipe too
+
+    pace = chat.ask_question(question, write_words)
     sys.stdout.write("\n")
     sys.stdout.flush()
     sys.stderr.write(f"[{pace}]\n")

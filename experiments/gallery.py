@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 SCENE_SPLIT = "test"
 SCENE_NUMBER = 6
-PNG_COLOURS = 256  # of a PNG
-QUESTION_TOKENS = 8  # tokens, for a compressor that reads one
+PNG_COLOURS = 256  # a byte a pixel: the gallery in the repository stays below a megabyte
+QUESTION_TOKENS = 8  # of the question for a compressor that reads one
 GALLERY_HEAD = """\
 # Where the tokens come from
 
@@ -71,7 +71,8 @@ def write_gallery(line: CommandLine) -> int:
     folder: Path = line.options.to
     registry = signatures.compressors()
     names = [registry.require(name) for name in line.words] or registry.names()
-    from compressors.listing import collect_facts  # torch: not for a typo
+    # torch: a typo in a name does not wait for it
+    from compressors.listing import collect_facts
     from experiments.models.build import silence_libraries
 
     silence_libraries()
@@ -97,7 +98,8 @@ def draw_gallery_scene() -> "Image.Image":
 
 
 def write_token_sheet(name: str, picture: "Image.Image", path: Path) -> None:
-    """The picture of one compressor, random weights of seed 0."""
+    """Write the picture of one compressor, with random weights of seed 0."""
+    # the command's --help does without these
     import torch
     from PIL import Image
 
@@ -111,9 +113,9 @@ def write_token_sheet(name: str, picture: "Image.Image", path: Path) -> None:
     with torch.no_grad():
         features = model.get_image_features(processor.pixels([picture]).unsqueeze(0))[0]
     text: tuple[torch.Tensor, ...] = ()
-    if part.needs_text:  # a question of random embeddings
-        width = model.config.text_config.hidden_size
-        text = (torch.randn(1, QUESTION_TOKENS, width),)
+    if part.needs_text:  # a question of random embeddings, (1, T, D)
+        text_width = model.config.text_config.hidden_size
+        text = (torch.randn(1, QUESTION_TOKENS, text_width),)
     with torch.no_grad():
         weights = part.attention(features, *text)
     if part.image_rate > 1:  # what the tower sees
@@ -122,8 +124,9 @@ def write_token_sheet(name: str, picture: "Image.Image", path: Path) -> None:
         picture = picture.resize(small, Image.Resampling.BICUBIC)
         picture = picture.resize((width, height), Image.Resampling.NEAREST)
     origins = estimate_origins(part, features, *text)
-    figure = draw_origins(picture, origins, None if weights is None else weights[0])
-    figure.savefig(path)
+    if weights is not None:
+        weights = weights[0]  # (H, W)
+    draw_origins(picture, origins, weights).savefig(path)
     with Image.open(path) as drawn:
         reduce_colours(drawn).save(path, optimize=True)
 

@@ -18,13 +18,18 @@ from llm_adapters.processing import FlashSlothProcessor
 
 @dataclass
 class AttentionRecord:
-    """What a model saw and said. Weights over the patches of all crops, (crops, H, W), their sum 1; EmbQ's by
-    insertion and layer, (heads, crops, H, W), the mean over the turn's query tokens."""
+    """What a model saw and said about one question.
 
-    name: str  # the compressor's
+    name         the compressor's
+    compressor   its weights over the patches of all crops, (crops, H, W), their sum 1; None: all alike
+    queries      EmbQ's attention by insertion and layer, (heads, crops, H, W), a head's sum 1: the mean over
+                 the turn's query tokens
+    """
+
+    name: str
     question: str
     answer: str = ""
-    compressor: Tensor | None = None  # None: all patches alike
+    compressor: Tensor | None = None
     queries: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -40,44 +45,46 @@ def record_attention(
     if not processor.image_tokens:
         raise UsageError("the model is blind (compressor=none): it looks nowhere")
     batch: dict[str, Any] = dict(Chat(model, processor, picture, max_new_tokens).make_inputs(question))
-    seen = AttentionRecord(model.config.compressor, question)
-    with torch.inference_mode(), watch_attention(model, seen):
-        out = model.generate(**batch, do_sample=False, max_new_tokens=max_new_tokens)
-    answer_ids = out[0, batch["input_ids"].shape[1] :]
-    seen.answer = processor.tokenizer.decode(answer_ids, skip_special_tokens=True).strip()
-    if seen.compressor is None and not seen.queries:
+    record = AttentionRecord(model.config.compressor, question)
+    with torch.inference_mode(), watch_attention(model, record):
+        ids = model.generate(**batch, do_sample=False, max_new_tokens=max_new_tokens)
+    answer_ids = ids[0, batch["input_ids"].shape[1] :]
+    record.answer = processor.tokenizer.decode(answer_ids, skip_special_tokens=True).strip()
+    if record.compressor is None and not record.queries:
         raise UsageError(
             f"compressor {model.config.compressor} weighs no patch more than another and there "
             "is no EmbQ: nothing to show; choose a model with sap, or with +embq"
         )
-    return seen
+    return record
 
 
 @contextmanager
-def watch_attention(model: FlashSlothForConditionalGeneration, seen: AttentionRecord) -> Iterator[None]:
-    """Notes weights into `seen` while the model runs: computed again beside it from the inputs that its own
-    modules get, so that it computes what it always does."""
-    grid: list[int] = []  # crops, H, W
+def watch_attention(model: FlashSlothForConditionalGeneration, record: AttentionRecord) -> Iterator[None]:
+    """Note weights into `record` while the model runs.
 
-    def note_compressor(module: Any, args: tuple[Any, ...]) -> None:
-        features = args[0]
+    They are computed again beside it, from the inputs that its own modules get, so that it computes what it
+    always does. Both modules act in the prefill only, once for all tokens of an answer.
+    """
+    grid: list[int] = []  # crops, H, W: the compressor sees them before EmbQ does
+
+    def note_compressor(module: Any, arguments: tuple[Any, ...]) -> None:
+        features = arguments[0]  # (crops, H, W, C)
         grid[:] = features.shape[:3]
-        weights = module.attention(*args)
+        weights = module.attention(*arguments)
         if weights is not None and weights.max() > weights.min():  # one that weighs all alike shows nothing
-            seen.compressor = (weights / len(weights)).float().cpu()
+            record.compressor = (weights / len(weights)).float().cpu()
 
     def make_hook(name: str) -> Callable[[Any, tuple[Any, ...]], None]:
-        def note_weights(module: Any, args: tuple[Any, ...]) -> None:
-            query, key, _, mask = args
+        def note_queries(module: Any, arguments: tuple[Any, ...]) -> None:
+            query, key, _, mask = arguments
             weights = module.weights(query, key, mask)[0].mean(1)  # (heads, P)
-            seen.queries[name] = weights.unflatten(1, tuple(grid)).cpu()
+            record.queries[name] = weights.unflatten(1, tuple(grid)).cpu()
 
-        return note_weights
+        return note_queries
 
     handles = [model.compressor.register_forward_pre_hook(note_compressor)]
-    handles += [
-        module.register_forward_pre_hook(make_hook(name)) for name, module in find_image_attention(model)
-    ]
+    for name, module in find_image_attention(model):
+        handles.append(module.register_forward_pre_hook(make_hook(name)))
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,72 +14,123 @@ from connectors.tiling import Tiling
 from experiments.figures.style import escape_dollars
 from experiments.inspection.attention import AttentionRecord
 
-PANEL_INCHES = 2.6  # inches along a picture's longer side
-LINE_INCHES, GAP_INCHES = 0.17, 0.1  # inches of a line of words, and between panels
-DENSITY_POINTS = 384  # points along the longer side at which weights are drawn
+PANEL_INCHES = 2.6  # along a picture's longer side
+LINE_INCHES = 0.17  # of a line of words
+GAP_INCHES = 0.1  # between panels
+DENSITY_POINTS = 384  # along the longer side, at which weights are drawn
 FADED_SHARE = 0.4  # share of white in a picture below weights
+MAX_WEIGHT_OPACITY = 0.8  # the picture stays visible below the largest weight
 WEIGHT_COLOUR = (0.78, 0.05, 0.12)
-ColumnPanels = list[tuple[str, Tensor | None]]  # (caption, weights or None) of a column's panels
+
+
+class Panel(NamedTuple):
+    """A picture with weights over it, (crops, H, W); None: the picture alone."""
+
+    caption: str
+    weights: Tensor | None
+
+
+class Column(NamedTuple):
+    """Panels below one another."""
+
+    title: str
+    panels: list[Panel]
 
 
 def draw_attention(
-    picture: Image.Image, looks: Sequence[AttentionRecord], tiling: Tiling, heads: bool = False
+    picture: Image.Image, records: Sequence[AttentionRecord], tiling: Tiling, heads: bool = False
 ) -> Figure:
-    """The picture, the compressor's weights, and EmbQ's for each of `looks`, which are all at this picture;
+    """The picture, the compressor's weights, and EmbQ's for each of `records`, which are all of this picture;
     with `heads` each head's below their mean."""
-    columns = arrange_columns(looks, heads)
-    rows = max(len(panels) for _, panels in columns)
-    width, height = (PANEL_INCHES * side / max(picture.size) for side in picture.size)
-    top = LINE_INCHES * (max(title.count("\n") for title, _ in columns) + 1.5)
-    across, down = (
-        GAP_INCHES + len(columns) * (width + GAP_INCHES),
-        top + rows * (height + LINE_INCHES),
-    )  # inches
-    figure = Figure((across, down), dpi=150)
-    for x, (title, panels) in enumerate(columns):
-        for y, (caption, weights) in enumerate(panels):
-            corner = GAP_INCHES + x * (width + GAP_INCHES), down - top - height - y * (height + LINE_INCHES)
-            axes = figure.add_axes((corner[0] / across, corner[1] / down, width / across, height / down))
-            show_picture(axes, picture, 0 if weights is None else FADED_SHARE)
-            if weights is not None:
-                overlay_weights(axes, compute_density(weights.numpy(), tiling, *picture.size), picture)
-            axes.text(0.5, -0.015, caption, transform=axes.transAxes, fontsize=7, ha="center", va="top")
+    columns = arrange_columns(records, heads)
+    rows = max(len(column.panels) for column in columns)
+    width = PANEL_INCHES * picture.width / max(picture.size)
+    height = PANEL_INCHES * picture.height / max(picture.size)
+    title_lines = 1 + max(column.title.count("\n") for column in columns)
+    top = LINE_INCHES * (title_lines + 0.5)
+    figure_width = GAP_INCHES + len(columns) * (width + GAP_INCHES)
+    figure_height = top + rows * (height + LINE_INCHES)
+    figure = Figure((figure_width, figure_height), dpi=150)
+    for x, column in enumerate(columns):
+        panel_left = GAP_INCHES + x * (width + GAP_INCHES)
+        for y, panel in enumerate(column.panels):
+            bottom = figure_height - top - height - y * (height + LINE_INCHES)
+            # matplotlib takes shares of the figure
+            axes = figure.add_axes(
+                (
+                    panel_left / figure_width,
+                    bottom / figure_height,
+                    width / figure_width,
+                    height / figure_height,
+                )
+            )
+            draw_panel(axes, panel, picture, tiling)
             if y == 0:
-                axes.set_title(title, fontsize=8, linespacing=1.35, pad=4)
+                axes.set_title(column.title, fontsize=8, linespacing=1.35, pad=4)
     return figure
 
 
-def arrange_columns(looks: Sequence[AttentionRecord], heads: bool) -> list[tuple[str, ColumnPanels]]:
-    """(title, panels) from left to right. A compressor that reads the question has a column for each."""
-    first, *others = (each.compressor for each in looks)
-    aware = first is not None and any(other is None or not first.equal(other) for other in others)
-    shows_questions = aware or any(each.queries for each in looks)  # else no column has a question
-    bare = ("the picture" if shows_questions else "\n".join(map(format_answer, looks)), None)
-    compressor_panels = [] if first is None or aware else [(f"{looks[0].name}: weights", first)]
-    if len(looks[0].queries) > 1 or heads:  # high columns: these two stand below each other
-        columns = [("", [bare, *compressor_panels])]
+def draw_panel(axes: Axes, panel: Panel, picture: Image.Image, tiling: Tiling) -> None:
+    """One panel with its caption below it."""
+    if panel.weights is None:
+        show_picture(axes, picture)
     else:
-        columns = [(title, [("", weights)]) for title, weights in (bare, *compressor_panels)]
-    for each in looks:
-        panels = [(f"{each.name}: weights", each.compressor)] if aware else []
-        for name, weights in each.queries.items():
-            panels.append((f"{name}, mean of {len(weights)} heads", weights.mean(0)))
-            if heads:
-                panels += [(f"{name}, head {i}", head) for i, head in enumerate(weights, 1)]
+        show_picture(axes, picture, FADED_SHARE)
+        overlay_weights(axes, compute_density(panel.weights.numpy(), tiling, *picture.size), picture)
+    axes.text(0.5, -0.015, panel.caption, transform=axes.transAxes, fontsize=7, ha="center", va="top")
+
+
+def arrange_columns(records: Sequence[AttentionRecord], heads: bool) -> list[Column]:
+    """Columns from left to right: the picture, the compressor, a column for each question.
+
+    A compressor that reads the question has its weights in the column of each.
+    """
+    first = records[0].compressor
+    reads_question = first is not None and any(
+        record.compressor is None or not first.equal(record.compressor) for record in records[1:]
+    )
+    has_question_columns = reads_question or any(record.queries for record in records)
+    picture_title = "the picture"
+    if not has_question_columns:
+        picture_title = "\n".join(map(format_answer, records))
+    general_panels = [Panel(picture_title, None)]
+    if first is not None and not reads_question:
+        general_panels.append(Panel(f"{records[0].name}: weights", first))
+    columns: list[Column] = []
+    if len(records[0].queries) > 1 or heads:  # high columns: these two stand below each other
+        columns.append(Column("", general_panels))
+    else:
+        for panel in general_panels:
+            columns.append(Column(panel.caption, [Panel("", panel.weights)]))
+    for record in records:
+        panels = arrange_question_panels(record, reads_question, heads)
         if panels:
-            columns.append((format_answer(each), panels))
+            columns.append(Column(format_answer(record), panels))
     return columns
 
 
-def format_answer(look: AttentionRecord) -> str:
+def arrange_question_panels(record: AttentionRecord, with_compressor: bool, heads: bool) -> list[Panel]:
+    """The panels that differ with the question, from top to bottom."""
+    panels: list[Panel] = []
+    if with_compressor:
+        panels.append(Panel(f"{record.name}: weights", record.compressor))
+    for name, weights in record.queries.items():
+        panels.append(Panel(f"{name}, mean of {len(weights)} heads", weights.mean(0)))
+        if heads:
+            for number, head in enumerate(weights, 1):
+                panels.append(Panel(f"{name}, head {number}", head))
+    return panels
+
+
+def format_answer(record: AttentionRecord) -> str:
     """A question with the model's answer."""
-    question = "\n".join(textwrap.wrap(look.question, 40)[:3])
-    answer = textwrap.shorten(look.answer, 30, placeholder="...") or "(nothing)"
+    question = "\n".join(textwrap.wrap(record.question, 40)[:3])
+    answer = textwrap.shorten(record.answer, 30, placeholder="...") or "(nothing)"
     return f"{escape_dollars(question)}\n" + r"$\bf{answer:}$ " + escape_dollars(answer)
 
 
 def show_picture(axes: Axes, picture: Image.Image, faded: float = 0.0) -> None:
-    """A picture without ticks, in pixels, mixed with white."""
+    """A picture without ticks, in pixels, mixed with a share `faded` of white."""
     pixels = np.asarray(picture.convert("RGB")) / 255
     axes.imshow(pixels + faded * (1 - pixels), extent=(0, picture.width, picture.height, 0))
     axes.set_axis_off()
@@ -86,31 +138,40 @@ def show_picture(axes: Axes, picture: Image.Image, faded: float = 0.0) -> None:
 
 def overlay_weights(axes: Axes, weights: np.ndarray, picture: Image.Image) -> None:
     """Weights (h, w) over a picture's area as a colour, the more opaque the more weight."""
-    opacity = 0.8 * weights / max(weights.max(), 1e-12)
+    largest = max(weights.max(), 1e-12)  # nobody divides by weights that are all 0
+    opacity = MAX_WEIGHT_OPACITY * weights / largest
     colour = np.broadcast_to(WEIGHT_COLOUR, (*weights.shape, 3))
-    axes.imshow(
-        np.dstack([colour, opacity]), interpolation="nearest", extent=(0, picture.width, picture.height, 0)
-    )
+    layer = np.dstack([colour, opacity])  # (h, w, 4)
+    axes.imshow(layer, interpolation="nearest", extent=(0, picture.width, picture.height, 0))
 
 
 def compute_density(weights: np.ndarray, tiling: Tiling, width: int, height: int) -> np.ndarray:
-    """(crops, H, W) -> weight per area at points of the whole picture, its longer side SAMPLES points.
+    """(crops, H, W) -> (h, w), weight per area at points of the picture, DENSITY_POINTS along its long side.
 
-    The first crop is the whole picture; tiles lie on the picture padded to their shape."""
+    The first crop is the whole picture; tiles lie on the picture padded to their shape. Weight per area,
+    since a tile's patch covers less of the picture than one of the whole.
+    """
     scale = DENSITY_POINTS / max(width, height)
+    # the middles of equal steps, in pixels
     x = (np.arange(max(1, round(width * scale))) + 0.5) / scale
     y = (np.arange(max(1, round(height * scale))) + 0.5) / scale
     density = sample_weights(weights[0], x / width, y / height) / (width * height)
     if len(weights) == 1:
         return density
     rows, columns = tiling.grid(width, height)
-    (wide, high), corner = tiling.padding(width, height)
-    tiles = np.block([[*weights[1 + row * columns : 1 + (row + 1) * columns]] for row in range(rows)])
-    x, y = x + corner[0], y + corner[1]
-    return density + sample_weights(tiles, x / wide, y / high) / (wide * high)
+    (padded_width, padded_height), (offset_x, offset_y) = tiling.padding(width, height)
+    # tiles come row by row after the whole picture
+    tile_rows = [list(weights[1 + row * columns : 1 + (row + 1) * columns]) for row in range(rows)]
+    tiles = np.block(tile_rows)
+    tile_x = (x + offset_x) / padded_width
+    tile_y = (y + offset_y) / padded_height
+    tile_density = sample_weights(tiles, tile_x, tile_y)
+    return density + tile_density / (padded_width * padded_height)
 
 
 def sample_weights(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """(H, W) at (len(y), len(x)) points from 0 to 1, times the number of patches: per area."""
-    rows, columns = ((n * at).astype(int).clip(0, n - 1) for n, at in zip(weights.shape, (y, x)))
+    height, width = weights.shape
+    rows = (height * y).astype(int).clip(0, height - 1)
+    columns = (width * x).astype(int).clip(0, width - 1)
     return weights[np.ix_(rows, columns)] * weights.size

@@ -1,22 +1,83 @@
-"""A conversation about one picture, turn by turn."""
+"""A conversation about one picture, turn by turn: answers as they are generated, and how fast they came."""
 
 from collections.abc import Callable, Sequence
+from time import perf_counter
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase, TextStreamer
 
-from experiments.inspection.streaming import AnswerStreamer, TokenPace
 from llm_adapters.conversation import IMAGE, Encoded, Turn
+from llm_adapters.modeling import FlashSlothForConditionalGeneration
+from llm_adapters.processing import FlashSlothProcessor
+
+
+class TokenPace:
+    """When an answer was asked for and when each of its tokens was there, in seconds of `clock`."""
+
+    def __init__(self, clock: Callable[[], float] = perf_counter):
+        self.clock = clock
+        self.started = clock()
+        self.token_times: list[float] = []
+
+    def note_token(self) -> None:
+        """A token is there."""
+        self.token_times.append(self.clock())
+
+    def __str__(self) -> str:
+        """Time to the first token, and the rate of those after it."""
+        if not self.token_times:
+            return "no token"
+        count = len(self.token_times)
+        to_first = self.token_times[0] - self.started
+        after_first = self.token_times[-1] - self.token_times[0]
+        rate = ""
+        if after_first > 0:
+            rate = f", {(count - 1) / after_first:.1f} tokens/s"
+        return f"TTFT {to_first * 1e3:.0f} ms{rate}, {count} tokens"
+
+
+class AnswerStreamer(TextStreamer):
+    """For `generate`: hands words to `write` as soon as they are whole, and tells `pace` of each token.
+
+    answer   the words so far
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, pace: TokenPace, write: Callable[[str], object]):
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.pace = pace
+        self.write = write
+        self.answer = ""
+
+    def put(self, value: Any) -> None:
+        """Take the prompt's ids, which come first, or a token's."""
+        if not self.next_tokens_are_prompt:
+            self.pace.note_token()
+        super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:  # noqa: ARG002
+        """Take words that no later token changes."""
+        if not self.answer:  # an answer's first word often has a space before it
+            text = text.lstrip()
+        self.answer += text
+        self.write(text)
 
 
 class Chat:
     """A conversation about one picture. Every turn has its question and a query slot of its own.
 
-    When it gets too long for the model, its first turns are forgotten."""
+    When it gets too long for the model, its first turns are forgotten.
+    """
 
-    def __init__(self, model: Any, processor: Any, picture: Image.Image, max_new_tokens: int = 128):
+    def __init__(
+        self,
+        model: FlashSlothForConditionalGeneration,
+        processor: FlashSlothProcessor,
+        picture: Image.Image,
+        max_new_tokens: int = 128,
+    ):
         self.model = model
         self.processor = processor
         self.max_new_tokens = max_new_tokens
@@ -26,25 +87,27 @@ class Chat:
     def ask_question(self, question: str, write: Callable[[str], object]) -> TokenPace:
         """Answer a question; `write` gets the answer's words. UsageError if it cannot be asked."""
         pace = TokenPace()
-        batch = self.make_inputs(question)
+        batch: dict[str, Any] = dict(self.make_inputs(question))
         stream = AnswerStreamer(self.processor.tokenizer, pace, write)
         with torch.inference_mode():
             self.model.generate(**batch, do_sample=False, max_new_tokens=self.max_new_tokens, streamer=stream)
-        if stream.said.strip():  # an empty answer makes no turn
-            self.turns.append(Turn(question, stream.said.strip()))
+        answer = stream.answer.strip()
+        if answer:  # an empty answer makes no turn
+            self.turns.append(Turn(question, answer))
         return pace
 
     def make_inputs(self, question: str) -> dict[str, Tensor]:
-        """Inputs for a question after the turns before it."""
+        """Inputs for a question after the turns before it, where the model is."""
         turns = [*self.turns, Turn(question)]
         encoded = self.encode_turns(turns)
         while len(turns) > 1 and len(encoded.ids) + self.max_new_tokens > self.position_limit:
             turns = turns[1:]
             encoded = self.encode_turns(turns)
         self.turns = turns[:-1]
+        # padded on the left: generation goes on from the last column
         batch = self.processor.collate([encoded], "left")
         del batch["labels"]
-        if "image_turn" in batch:
+        if "image_turn" in batch:  # else the model is blind
             batch["pixel_values"] = self.processor.pixels([self.picture]).unsqueeze(0)
         return {name: value.to(self.model.device) for name, value in batch.items()}
 

@@ -13,7 +13,7 @@ def estimate_origins(
 ) -> Tensor:
     """Each token's share of every patch, (N, H, W), a token's sum 1, for one image (1, H, W, C).
 
-    The size of a token's gradient with respect to a patch, estimated in `probes` random directions: for a
+    The size of a token's gradient with respect to a patch, estimated in `probes` random directions. For a
     method that takes weighted sums of patches these are its weights, whatever the directions. What a token
     owes to the choice of patches, rather than to what they are, has no gradient. `text`: as for `forward`.
     """
@@ -21,13 +21,16 @@ def estimate_origins(
     # each token has an image of its own, so that one backward pass tells all of them apart
     copies = features.detach().repeat(count, 1, 1, 1).requires_grad_()
     with torch.enable_grad():
-        tokens = part(copies, *(x.repeat_interleave(count, 0) for x in text))  # (N, N, D)
-        diagonal = tokens.diagonal().mT  # (N, D)
+        repeated_text = [embeddings.repeat_interleave(count, 0) for embeddings in text]
+        tokens = part(copies, *repeated_text)  # (N images, N, D)
+        token_of_image = tokens.diagonal().mT  # (N, D), token i of image i
+    # a generator of its own: a picture does not depend on what was drawn before it
     generator = torch.Generator().manual_seed(0)
     squares = torch.zeros(copies.shape[:3])
     for _ in range(probes):
-        direction = torch.randn(diagonal.shape, generator=generator)
-        (gradient,) = torch.autograd.grad((diagonal * direction).sum(), copies, retain_graph=True)
+        direction = torch.randn(token_of_image.shape, generator=generator)
+        projection = (token_of_image * direction).sum()
+        (gradient,) = torch.autograd.grad(projection, copies, retain_graph=True)  # (N, H, W, C)
         squares += gradient.square().sum(-1)
     sizes = squares.sqrt()
     return sizes / sizes.sum((1, 2), keepdim=True)

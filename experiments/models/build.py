@@ -30,17 +30,20 @@ from llm_adapters.processing import FlashSlothProcessor, find_token_id
 
 
 def build_model(config: Config) -> tuple[FlashSlothForConditionalGeneration, FlashSlothProcessor]:
-    """Pretrained tower and LLM, everything else new from `config.seed`."""
-    tower = load_tower(resolve_source(config.tower.source), config.tower.select_layer, dtype=torch.float32)
+    """Pretrained tower and LLM, everything else new from `config.seed`. UsageError for what does not fit."""
+    source = resolve_source(config.tower.source)
+    tower = load_tower(source, config.tower.select_layer, dtype=torch.float32)
     llm = _load_pretrained(AutoModelForCausalLM, "llm.source", config.llm.source, dtype=torch.float32)
     tokenizer = load_tokenizer(config)
     end = find_token_id(tokenizer, config.prompt.end)
+    # the placeholders need no row, visual and query tokens replace them; the end token is generated
     if end >= llm.get_input_embeddings().num_embeddings:
         llm.resize_token_embeddings(end + 1)
     torch.manual_seed(config.seed)
     composed = compose_model_config(config, tower.config, llm.config, tokenizer)
     model = FlashSlothForConditionalGeneration(composed, tower, llm)
     if model.query_module is not None:
+        # EmbQ's query tokens start at the dot's embedding (FlashSloth, arXiv 2412.04317)
         dot = tokenizer(" .", add_special_tokens=False)["input_ids"][-1]
         model.query_module.initialise(llm.get_input_embeddings().weight[dot])
     # answers end at the template's end token
@@ -55,7 +58,17 @@ def compose_model_config(
     text: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> FlashSlothConfig:
-    """A blind cell has an (unused) image path too, so that it is the same class of model."""
+    """The whole model's configuration, from those of its tower (`vision`) and LLM (`text`) and from the cell.
+    Without a tokenizer the placeholders have no ids yet."""
+    compressor = config.compressor_name
+    projector = config.projector
+    if config.blind:
+        # an image path that nothing takes, so that a blind cell is the same class of model
+        compressor = "identity"
+        projector = "auto"
+    projector_knobs = None
+    if config.projector != "auto":
+        projector_knobs = config.knobs(config.projector)
     image_token_id = None
     query_token_id = None
     if tokenizer is not None:
@@ -66,10 +79,10 @@ def compose_model_config(
         vision_config=copy.deepcopy(vision),
         text_config=copy.deepcopy(text),
         select_layer=config.tower.select_layer,
-        compressor="identity" if config.blind else config.compressor_name,
+        compressor=compressor,
         compressor_knobs=config.knobs(config.compressor_name),
-        projector="auto" if config.blind else config.projector,
-        projector_knobs=None if config.projector == "auto" else config.knobs(config.projector),
+        projector=projector,
+        projector_knobs=projector_knobs,
         query_module=config.query_module,
         query_module_knobs=config.knobs(config.query_module or ""),
         image_token_id=image_token_id,
@@ -83,6 +96,7 @@ def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
     tokenizer = _load_pretrained(AutoTokenizer, "llm.source", config.llm.source)
     vocabulary = tokenizer.get_vocab()
     missing = [token for token in (config.prompt.end, IMAGE, QUERY) if token not in vocabulary]
+    # beside those that it has: without `replace` they would be forgotten
     tokenizer.add_special_tokens({"additional_special_tokens": missing}, replace_extra_special_tokens=False)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = config.prompt.end
@@ -121,12 +135,13 @@ def make_processor(
 
 def pick_device(accelerator: str) -> torch.device:
     """Where work outside Lightning runs, by the words of `trainer.accelerator`."""
-    gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return torch.device("cuda" if gpu else "cpu")
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("cpu")
 
 
 def silence_libraries() -> None:
-    """The sweep's own progress is the one that shows."""
+    """Let Lightning, transformers and the hub tell errors alone: a command's own progress is what shows."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
@@ -152,7 +167,8 @@ def load_vision_config(source: str) -> PreTrainedConfig:
 
 
 def pick_scale(config: Config, model: FlashSlothForConditionalGeneration) -> bool:
-    """Settle the scale that is evaluated, if one is asked for; whether it is."""
+    """Settle the scale that is evaluated, if one is asked for; whether it is. UsageError for a scale that the
+    compressor was not trained at."""
     if not config.evaluate.scale or config.blind:
         return False
     try:

@@ -47,18 +47,16 @@ def make_weightless_cells(
             if source not in sizes:
                 return source
             place = Path(folder, source.replace("/", "--").replace(":", "--"))
-            if not place.is_dir():
+            if not place.is_dir():  # cells share their backbones
                 sizes[source].save_pretrained(place)
             return str(place)
 
-        cells = make_cells(parse_settings(list(overrides)))
-        for i, cell in enumerate(cells):
+        cells = []
+        for cell in make_cells(parse_settings(list(overrides))):
             config = copy_section(cell.config)
-            config.tower.source, config.llm.source = (
-                save_backbone_config(config.tower.source),
-                save_backbone_config(config.llm.source),
-            )
-            cells[i] = Cell(config, cell.label, cell.row)
+            config.tower.source = save_backbone_config(config.tower.source)
+            config.llm.source = save_backbone_config(config.llm.source)
+            cells.append(Cell(config, cell.label, cell.row))
         yield cells
 
 
@@ -95,7 +93,8 @@ def set_placeholder_ids(model: FlashSlothForConditionalGeneration) -> None:
 
 def split_text_tokens(tokens: int) -> tuple[int, int, int]:
     """Text tokens before the image, of the question, after the queries: 12, 20 and 8 of 40."""
-    before, question = 3 * tokens // 10, tokens // 2
+    before = 3 * tokens // 10
+    question = tokens // 2
     return before, question, tokens - before - question
 
 
@@ -104,18 +103,22 @@ def make_random_prompt(
 ) -> dict[str, Tensor]:
     """`rows` rows of text, images of `crops` crops in all, question, query tokens, and an answer that counts
     as the last of `text` tokens; all but the pixels. On the CPU."""
-    config, (before, question, answer) = model.config, split_text_tokens(text)
-    counts = [before, crops * model.num_image_tokens(size, size), question, model.num_queries, answer]
-    part = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).expand(rows, -1)  # (B, T)
-    ids = torch.randint(config.query_token_id, part.shape)
-    ids[part == 1], ids[part == 3] = config.image_token_id, config.query_token_id
-    question_places = torch.arange(before + counts[1] + question, sum(counts[:4])).expand(rows, -1)
+    before, question, answer = split_text_tokens(text)
+    visual = crops * model.num_image_tokens(size, size)
+    counts = torch.tensor([before, visual, question, model.num_queries, answer])
+    part = torch.arange(len(counts)).repeat_interleave(counts).expand(rows, -1)  # (B, T), numbers of `counts`
+    # below the two placeholders, which are the last ids
+    ids = torch.randint(model.config.query_token_id, part.shape)
+    ids[part == 1] = model.config.image_token_id
+    ids[part == 3] = model.config.query_token_id
+    first_query = before + visual + question
+    query_places = torch.arange(first_query, first_query + model.num_queries).expand(rows, -1)  # (B, Q)
     return {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
         "turns": ((part >= 1) & (part <= 3)).long(),
         "labels": ids.where(part == 4, IGNORE),
-        "query_index": question_places,
+        "query_index": query_places,
         "image_turn": torch.ones(rows, crops, dtype=torch.long),
     }
 

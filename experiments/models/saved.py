@@ -17,22 +17,23 @@ __all__ = ["find_model_folder", "find_newest_cell", "load_trained_model", "open_
 
 def find_newest_cell(out: Path) -> Path:
     """The cell below `out` that finished last; a blind one, which a sweep adds by itself, only if all are."""
-    cells = sorted(Path(out).glob("cells/*/stages.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-    if not cells:
+    notes = list(Path(out).glob("cells/*/stages.json"))
+    if not notes:
         raise UsageError(
             f"no finished cell below {out}; train one with python -m experiments.sweep, or "
             "name a folder with model=DIR"
         )
-    seeing = (
-        path
-        for path in cells
-        if read_yaml(path.with_name("config.yaml")).get("compressor") != BLIND_COMPRESSOR
-    )
-    return next(seeing, cells[0]).parent
+    notes.sort(key=lambda note: note.stat().st_mtime, reverse=True)
+    for note in notes:
+        settings = read_yaml(note.with_name("config.yaml"))
+        if settings.get("compressor") != BLIND_COMPRESSOR:
+            return note.parent
+    return notes[0].parent
 
 
 def load_trained_model(path: Path) -> tuple[Any, Any]:
     """(model, processor) of `find_model_folder(path)`, in eval mode, in bfloat16 on a GPU."""
+    # torch and transformers: a folder or a picture that is not there is answered without them
     from experiments.models.build import pick_device, silence_libraries
 
     silence_libraries()

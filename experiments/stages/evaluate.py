@@ -3,11 +3,11 @@
 import json
 import os
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from experiments.config.schema import Config
 from experiments.data import llava, roles
@@ -32,6 +32,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) ->
     device = pick_device(config.trainer.accelerator)
     model, processor = saved.load_saved_model(inputs["finetune"] / MODEL_FOLDER, device)
     if pick_scale(config, model):
+        # the processor was saved with the tokens that an image has in training
         size = processor.image_processor.size
         processor.image_tokens = model.num_image_tokens(size["height"], size["width"])
     if config.prune is not None:
@@ -39,19 +40,25 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) ->
     questions = roles.load_questions(config, inputs)
     images = SampleImages(processor, open_feature_cache(inputs))
     report.announce_steps(len(questions))
-    answers: dict[int, str] = {}
+    answers = [""] * len(questions)
     for numbers in batch_by_length(questions, images, config.evaluate.batch_size):
-        batch = [questions[i] for i in numbers]
-        answers.update(zip(numbers, generate_answers(model, images, batch, config.evaluate.max_new_tokens)))
+        batch = [questions[number] for number in numbers]
+        texts = generate_answers(model, images, batch, config.evaluate.max_new_tokens)
+        for number, text in zip(numbers, texts):
+            answers[number] = text
         report.advance_steps(len(batch))
-    write_scores(questions, [answers[i] for i in range(len(questions))], model, images, out)
+    write_scores(questions, answers, model, images, out)
 
 
-def batch_by_length(asked: Sequence[llava.Sample], images: SampleImages, size: int) -> Iterator[list[int]]:
+def batch_by_length(
+    questions: Sequence[llava.Sample], images: SampleImages, size: int
+) -> Iterator[list[int]]:
     """Question numbers, those of like length together, so that little is padded."""
-    lengths = [(sum(images.crops(s)), len(s.turns[0].question)) for s in asked]
-    order = sorted(range(len(asked)), key=lengths.__getitem__)
-    return (order[start : start + size] for start in range(0, len(order), size))
+    # crops first: a crop is many tokens, and the characters of a question only tell its tokens about
+    lengths = [(sum(images.crops(sample)), len(sample.turns[0].question)) for sample in questions]
+    order = sorted(range(len(questions)), key=lengths.__getitem__)
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
 
 
 def set_cell_pruner(
@@ -68,68 +75,78 @@ def set_cell_pruner(
     if not model.pruner.samples:
         return
     training_samples = roles.load_role_samples(config, inputs, "train", check_images=False)
-    with_images = (sample for sample in training_samples if sample.images)
-    first_questions = [llava.split_questions([s])[0] for s in islice(with_images, model.pruner.samples)]
-    questions = [sample for sample in first_questions if sample.images]
-    size = config.evaluate.batch_size
-    starts = range(0, len(questions), size)
-    calibrate_pruner(
-        model, [encode_questions(model, SampleImages(processor), questions[i : i + size]) for i in starts]
-    )
+    with_images = [sample for sample in training_samples if sample.images]
+    questions = []
+    for sample in with_images[: model.pruner.samples]:
+        question = llava.split_questions([sample])[0]
+        if question.images:  # else its images come in a later turn
+            questions.append(question)
+    # pixels, since the feature cache of an evaluation holds the test images alone
+    images = SampleImages(processor)
+    batches = []
+    for start in range(0, len(questions), config.evaluate.batch_size):
+        batch = questions[start : start + config.evaluate.batch_size]
+        batches.append(encode_questions(model, images, batch))
+    calibrate_pruner(model, batches)
 
 
 def encode_questions(
-    model: FlashSlothForConditionalGeneration, images: SampleImages, asked: Sequence[llava.Sample]
-) -> dict[str, torch.Tensor]:
+    model: FlashSlothForConditionalGeneration, images: SampleImages, questions: Sequence[llava.Sample]
+) -> dict[str, Tensor]:
     """Inputs of a batch of one-question samples, where the model is."""
-    processor = images.processor
-    encoded: list[Encoded] = [processor.encode([Turn(s.turns[0].question)], images.crops(s)) for s in asked]
-    batch = images.add_images(processor.collate(encoded, "left"), [images(s, len(s.images)) for s in asked])
-    return {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
+    rows: list[Encoded] = []
+    for sample in questions:
+        turn = Turn(sample.turns[0].question)  # without the answer
+        rows.append(images.processor.encode([turn], images.crops(sample)))
+    # padded on the left: generation goes on from a row's last column
+    batch = images.processor.collate(rows, "left")
+    batch = images.add_images(batch, [images(sample, len(sample.images)) for sample in questions])
+    del batch["labels"]
+    return {name: value.to(model.device) for name, value in batch.items()}
 
 
 @torch.inference_mode()
 def generate_answers(
     model: FlashSlothForConditionalGeneration,
     images: SampleImages,
-    asked: Sequence[llava.Sample],
+    questions: Sequence[llava.Sample],
     max_new_tokens: int,
 ) -> list[str]:
     """Greedy answers to a batch of one-question samples."""
-    processor = images.processor
-    batch: dict[str, Any] = dict(encode_questions(model, images, asked))
-    out = model.generate(**batch, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens)
-    answer_ids = out[:, batch["input_ids"].shape[1] :]
-    return [text.strip() for text in processor.tokenizer.batch_decode(answer_ids, skip_special_tokens=True)]
+    batch: dict[str, Any] = dict(encode_questions(model, images, questions))
+    ids = model.generate(**batch, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens)
+    answer_ids = ids[:, batch["input_ids"].shape[1] :]
+    texts = images.processor.tokenizer.batch_decode(answer_ids, skip_special_tokens=True)
+    return [text.strip() for text in texts]
 
 
 def write_scores(
-    asked: Sequence[llava.Sample],
+    questions: Sequence[llava.Sample],
     predictions: Sequence[str],
     model: FlashSlothForConditionalGeneration,
     images: SampleImages,
     out: Path,
 ) -> None:
-    """Scores and what they rest on."""
-    families = [s.families[0] if s.families else "all" for s in asked]
-    truths = [s.turns[0].answer or "" for s in asked]
+    """Write the predictions, a line a question, and metrics.json: scores, and what a question costs."""
+    families = [sample.families[0] if sample.families else "all" for sample in questions]
+    answers = [sample.turns[0].answer or "" for sample in questions]
     metric = metrics.create(METRIC)
     family_scores = FamilyScores(sorted(set(families)), metric)
-    family_scores.update(predictions, truths, families)
-    names = name_pictures(asked)
+    family_scores.update(predictions, answers, families)
+    picture_names = name_pictures(questions)
     with (out / "predictions.jsonl").open("w") as file:
-        for s, family, truth, said in zip(asked, families, truths, predictions):
+        for sample, family, answer, prediction in zip(questions, families, answers, predictions):
             row = {
-                "id": s.id,
-                "images": [names[image] for image in s.images],
+                "id": sample.id,
+                "images": [picture_names[image] for image in sample.images],
                 "family": family,
-                "question": s.turns[0].question,
-                "answer": truth,
-                "prediction": said,
-                "correct": metric.score(said, truth) == 1,
+                "question": sample.turns[0].question,
+                "answer": answer,
+                "prediction": prediction,
+                "correct": metric.score(prediction, answer) == 1,
             }
             file.write(json.dumps(row) + "\n")
-    scores = {**family_scores.compute(), "efficiency": count_costs(model, images, asked)}
+    scores = {**family_scores.compute(), "efficiency": count_costs(model, images, questions)}
     if model.pruner is not None:
         scores["efficiency"]["average_visual_tokens"] = model.pruner.measured_visual_tokens()
         # with the recipe that a calibration has found
@@ -137,30 +154,42 @@ def write_scores(
     (out / "metrics.json").write_text(json.dumps(scores, indent=1))
 
 
-def name_pictures(asked: Sequence[llava.Sample]) -> dict[Path, str]:
+def name_pictures(questions: Sequence[llava.Sample]) -> dict[Path, str]:
     """Every image, named from the folder that all of them are in, so that moving it changes no result."""
-    places = {image: os.path.abspath(image) for s in asked for image in s.images}
-    folder = os.path.commonpath([os.path.dirname(place) for place in places.values()]) if places else ""
+    places: dict[Path, str] = {}
+    for sample in questions:
+        for image in sample.images:
+            places[image] = os.path.abspath(image)
+    if not places:
+        return {}
+    folder = os.path.commonpath([os.path.dirname(place) for place in places.values()])
     return {image: Path(os.path.relpath(place, folder)).as_posix() for image, place in places.items()}
 
 
 def count_costs(
-    model: FlashSlothForConditionalGeneration, images: SampleImages, asked: Sequence[llava.Sample]
+    model: FlashSlothForConditionalGeneration, images: SampleImages, questions: Sequence[llava.Sample]
 ) -> dict[str, float]:
     """Tokens of an image and a turn, and the parameters beside tower and LLM. Blind: none."""
     processor = images.processor
     if not processor.image_tokens:
         return {"visual_tokens": 0, "query_tokens": 0, "parameters_added": 0}
-    added = (model.compressor, model.projector, model.query_module)
+    parameters = 0
+    for part in (model.compressor, model.projector, model.query_module):
+        if part is not None:
+            parameters += sum(parameter.numel() for parameter in part.parameters())
     return {
-        "visual_tokens": average_image_tokens(images, asked),
+        "visual_tokens": average_image_tokens(images, questions),
         "query_tokens": processor.num_queries,
-        "parameters_added": sum(p.numel() for part in added if part is not None for p in part.parameters()),
+        "parameters_added": parameters,
     }
 
 
-def average_image_tokens(images: SampleImages, asked: Sequence[llava.Sample]) -> float:
+def average_image_tokens(images: SampleImages, questions: Sequence[llava.Sample]) -> float:
     """Visual tokens of an image: where images differ, the mean over all that are shown."""
-    crops = [count for sample in asked for count in images.crops(sample)] or [images.processor.crops]
+    crops: list[int] = []
+    for sample in questions:
+        crops += images.crops(sample)
+    if not crops:  # no image is shown: what one would take
+        crops = [images.processor.crops]
     mean = images.processor.image_tokens * sum(crops) / len(crops)
     return int(mean) if mean.is_integer() else round(mean, 1)

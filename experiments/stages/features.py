@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,8 +21,8 @@ from connectors.towers.build import load_tower
 from experiments.config.schema import Config
 from experiments.config.sources import resolve_source
 from experiments.data import llava
-from experiments.data import roles as samples
 from experiments.data.feature_cache import CROPS_FILE, FEATURES_FILE, IMAGES_FILE, find_output_root
+from experiments.data.roles import load_role_samples
 from experiments.models.build import pick_device, silence_libraries
 from experiments.runtime.progress import Reporter
 from llm_adapters.images import image_pixels, image_processor
@@ -32,24 +32,38 @@ IMAGES_PER_BATCH = 32
 PROGRESS_FILE = "finished"
 
 
+class ShownImage(NamedTuple):
+    """An image by the first sample that shows it."""
+
+    sample: llava.Sample
+    number: int  # of the sample's images
+
+
 def name_image(path: Path, root: str) -> str:
-    """How images.json names an image."""
+    """How images.json names an image: from `root` if below it, so that the output directory can be moved."""
     place = os.path.abspath(path)
     if place.startswith(root + os.sep):
         return os.path.relpath(place, root)
     return place
 
 
-def collect_images(
-    config: Config, inputs: dict[str, Path], roles: Sequence[str]
-) -> dict[Path, tuple[llava.Sample, int]]:
-    """Every image of the roles' files once, in order of appearance, with a sample that shows it."""
-    shown_by: dict[Path, tuple[llava.Sample, int]] = {}
+def collect_images(config: Config, inputs: dict[str, Path], roles: Sequence[str]) -> dict[Path, ShownImage]:
+    """Every image of the roles' files once, in order of appearance."""
+    images: dict[Path, ShownImage] = {}
     for role in roles:
-        for sample in samples.load_role_samples(config, inputs, role):
-            for number, image in enumerate(sample.images):
-                shown_by.setdefault(image, (sample, number))
-    return shown_by
+        for sample in load_role_samples(config, inputs, role):
+            for number, path in enumerate(sample.images):
+                images.setdefault(path, ShownImage(sample, number))
+    return images
+
+
+def count_crops(images: Sequence[ShownImage], tiling: Tiling) -> list[int]:
+    """Crops of each image; no more of it is read than its size."""
+    crops = []
+    for image in images:
+        width, height = llava.read_image_size(image.sample, image.number)
+        crops.append(tiling.num_crops(width, height))
+    return crops
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter, roles: Sequence[str]) -> None:
@@ -58,30 +72,37 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter, ro
     device = pick_device(config.trainer.accelerator)
     tower = load_tower(resolve_source(config.tower.source), config.tower.select_layer).freeze().to(device)
     compressor = make_bare_compressor(config, tower.dim)
-    processor: Any = image_processor(tower, config.image.size)
     rate = compressor.image_rate
     levels = compressor.needs_levels
-    size = processor.size["height"]
-    tiling = Tiling(config.tiles(roles[0]), size, config.image.layout)
-    places = list(collect_images(config, inputs, roles).items())
+    processor: Any = image_processor(tower, config.image.size)
+    side = processor.size["height"]
+    tiling = Tiling(config.tiles(roles[0]), side, config.image.layout)
+
+    image_of_path = collect_images(config, inputs, roles)
+    images = list(image_of_path.values())
     root = find_output_root(out)
-    (out / IMAGES_FILE).write_text(json.dumps([name_image(path, root) for path, _ in places]))
-    crops = [tiling.most_crops] * len(places)
-    if not tiling.fixed:
-        crops = [tiling.num_crops(*llava.read_image_size(sample, i)) for _, (sample, i) in places]
+    (out / IMAGES_FILE).write_text(json.dumps([name_image(path, root) for path in image_of_path]))
+    if tiling.fixed:
+        crops = [tiling.most_crops] * len(images)
+    else:
+        crops = count_crops(images, tiling)
         (out / CROPS_FILE).write_text(json.dumps(crops))
-    starts = [0, *accumulate(crops)]
+    starts = [0, *accumulate(crops)]  # an image's first row of the array
+
+    grid = tower.grid(side // rate, side // rate)
     channels = tower.dim * (1 + len(levels))
-    array, done = _open_features(out, (starts[-1], *tower.grid(size // rate, size // rate), channels))
-    report.announce_steps(len(places), done=done)
-    for start in range(done, len(places), IMAGES_PER_BATCH):
-        batch = [llava.open_image(sample, i) for _, (sample, i) in places[start : start + IMAGES_PER_BATCH]]
-        features = encode_crops(
-            tower, shrink_pixels(image_pixels(processor, batch, tiling).to(device), rate), levels
-        )
-        array[starts[start] : starts[start + len(batch)]] = features.numpy()
+    array, done = _open_features(out, (starts[-1], *grid, channels))
+    report.announce_steps(len(images), done=done)
+    for first in range(done, len(images), IMAGES_PER_BATCH):
+        batch = images[first : first + IMAGES_PER_BATCH]
+        pictures = [llava.open_image(image.sample, image.number) for image in batch]
+        pixels = image_pixels(processor, pictures, tiling).to(device)  # (crops, 3, h, w)
+        features = encode_crops(tower, shrink_pixels(pixels, rate), levels)
+        end = first + len(batch)
+        array[starts[first] : starts[end]] = features.numpy()
+        # on disk before the progress says so
         array.flush()
-        (out / PROGRESS_FILE).write_text(str(start + len(batch)))
+        (out / PROGRESS_FILE).write_text(str(end))
         report.advance_steps(len(batch))
     (out / PROGRESS_FILE).unlink(missing_ok=True)
 
@@ -101,7 +122,8 @@ def make_bare_compressor(config: Config, dim: int) -> compressors.Compressor:
 
 def _open_features(out: Path, shape: tuple[int, ...]) -> tuple[np.memmap, int]:
     """The array on disk and how many images of it a run before this one has finished."""
-    path, progress = out / FEATURES_FILE, out / PROGRESS_FILE
+    path = out / FEATURES_FILE
+    progress = out / PROGRESS_FILE
     if path.exists() and progress.exists():
         array = open_memmap(path, mode="r+")
         if array.shape == shape:

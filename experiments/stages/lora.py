@@ -26,17 +26,33 @@ def add_adapters(llm: nn.Module, settings: LoRASettings, seed: int) -> tuple[Any
     `lora.target` names no linear layer."""
     from peft import LoraConfig, LoraModel
 
-    target = list(settings.target) or "all-linear"
+    target = list(settings.target) or "all-linear"  # peft's word for all but the output layer
     alpha: Any = settings.alpha  # peft takes fractions too
     lora_config = LoraConfig(
-        r=settings.rank, lora_alpha=alpha, lora_dropout=settings.dropout, target_modules=target
+        r=settings.rank,
+        lora_alpha=alpha,
+        lora_dropout=settings.dropout,
+        target_modules=target,
     )
     torch.manual_seed(seed)  # every process of a training starts from the same adapters
     try:
         adapters = LoraModel(llm, lora_config, "default")
     except ValueError as error:
-        linear = {name.rpartition(".")[2] for name, m in llm.named_modules() if isinstance(m, nn.Linear)}
+        linear_names = ", ".join(list_linear_names(llm))
         raise UsageError(
-            f"lora.target={target}: no such layers in the LLM; its linear ones: {', '.join(sorted(linear))}"
+            f"lora.target={target}: no such layers in the LLM; its linear ones: {linear_names}"
         ) from error
-    return adapters, sum(p.numel() for p in llm.parameters() if p.requires_grad)
+    parameters = 0
+    for parameter in llm.parameters():
+        if parameter.requires_grad:
+            parameters += parameter.numel()
+    return adapters, parameters
+
+
+def list_linear_names(llm: nn.Module) -> list[str]:
+    """The last parts of the names of linear layers, as `lora.target` takes them, sorted."""
+    names = set()
+    for path, layer in llm.named_modules():
+        if isinstance(layer, nn.Linear):
+            names.add(path.rpartition(".")[2])
+    return sorted(names)

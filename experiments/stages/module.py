@@ -1,7 +1,7 @@
 """What is trained, on what loss, with which optimiser: the LightningModule of both stages."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -15,36 +15,54 @@ from llm_adapters.adapter import decoder_layers
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 
 
+class TrainablePart(NamedTuple):
+    """A part of a model and whether a stage trains it."""
+
+    name: str
+    parameters: int
+    trained: bool
+
+
 def choose_trainable_parts(stage: str, train_tower: bool = False) -> tuple[str, ...]:
     """The one place that says what trains: stage 1 aligns, stage 2 tunes all but the tower."""
     if stage == "pretrain":
         return ("compressor", "projector")
     tuned = ("compressor", "projector", "query_module", "language_model")
-    return (*tuned, "vision_tower") if train_tower else tuned
+    if train_tower:
+        return (*tuned, "vision_tower")
+    return tuned
 
 
 def list_model_parts(model: FlashSlothForConditionalGeneration) -> Iterator[tuple[str, nn.Module]]:
     """The model's parts by name, absent ones left out."""
-    names = ("vision_tower", "compressor", "projector", "query_module", "language_model")
-    return ((name, part) for name in names if (part := getattr(model, name)) is not None)
+    for name in ("vision_tower", "compressor", "projector", "query_module", "language_model"):
+        part = getattr(model, name)
+        if part is not None:
+            yield name, part
 
 
 def set_trainable(
     model: FlashSlothForConditionalGeneration, stage: str, train_tower: bool = False, images: bool = True
-) -> list[tuple[str, int, bool]]:
-    """Freeze and unfreeze; returns (part, parameters, trained) rows. Blind: the LLM alone."""
-    trained_parts = choose_trainable_parts(stage, train_tower) if images else ("language_model",)
-    rows = []
+) -> list[TrainablePart]:
+    """Freeze and unfreeze the parts for a stage; returns all of them. Without `images` (a blind cell) the LLM
+    alone is trained."""
+    names: tuple[str, ...] = ("language_model",)
+    if images:
+        names = choose_trainable_parts(stage, train_tower)
+    parts = []
     for name, part in list_model_parts(model):
-        trained = name in trained_parts
-        part.requires_grad_(trained)
-        count = sum(p.numel() for p in part.parameters())
-        rows.append((name, count, trained and count > 0))
-    return rows
+        part.requires_grad_(name in names)
+        count = sum(parameter.numel() for parameter in part.parameters())
+        parts.append(TrainablePart(name, count, name in names and count > 0))
+    return parts
 
 
 class SlothModule(L.LightningModule):
-    """One stage of training. A micro-batch knows how many answer tokens its optimiser step has."""
+    """One stage of training. A micro-batch knows how many answer tokens its optimiser step has.
+
+    steps   optimiser steps of the whole stage
+    seed    what a step draws follows from it and the step's number
+    """
 
     def __init__(
         self,
@@ -54,7 +72,10 @@ class SlothModule(L.LightningModule):
         seed: int,
     ):
         super().__init__()
-        self.model, self.optimisation, self.steps, self.seed = model, optimisation, steps, seed
+        self.model = model
+        self.optimisation = optimisation
+        self.steps = steps
+        self.seed = seed
         self.step_loss: Tensor | float = 0.0
 
     def configure_model(self) -> None:
@@ -63,8 +84,9 @@ class SlothModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         for _, part in list_model_parts(self.model):
-            trained = [p.requires_grad for p in part.parameters()]
-            part.train(any(trained) or not trained)  # a compressor without weights may draw in training, too
+            trained = [parameter.requires_grad for parameter in part.parameters()]
+            # a frozen part drops nothing out; a compressor without weights may draw in training, too
+            part.train(any(trained) or not trained)
         for layer in decoder_layers(self.model.language_model):
             # a frozen LLM computes its activations again too, but draws no dropout: the flag of a layer is
             # what its checkpointing asks for, dropout asks its own
@@ -77,15 +99,16 @@ class SlothModule(L.LightningModule):
         strategy = self.trainer.strategy
         if self.trainer.world_size > 1:
             # each process has counted its own share of the step, and gradients are averaged over processes
-            items = torch.tensor(batch["answer_tokens"], device=self.device)
-            batch["answer_tokens"] = strategy.reduce(items, reduce_op="sum")
+            answer_tokens = torch.tensor(batch["answer_tokens"], device=self.device)
+            batch["answer_tokens"] = strategy.reduce(answer_tokens, reduce_op="sum")
             batch["pieces"] *= self.trainer.world_size
         if strategy.handles_gradient_accumulation:  # DeepSpeed, which divides as well as Lightning
             batch["pieces"] *= self.trainer.accumulate_grad_batches
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        pieces, items = batch.pop("pieces"), batch.pop("answer_tokens")
-        loss = self.model(**batch, num_items_in_batch=items, use_cache=False).loss
+        pieces = batch.pop("pieces")
+        answer_tokens = batch.pop("answer_tokens")
+        loss = self.model(**batch, num_items_in_batch=answer_tokens, use_cache=False).loss
         self.step_loss += loss.detach()
         if not (batch_idx + 1) % self.optimisation.accumulate:
             self.log("loss", self.step_loss, prog_bar=False, sync_dist=True, reduce_fx="sum")
@@ -107,13 +130,19 @@ class SlothModule(L.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_optimizers(self) -> Any:
-        trained = [p for p in self.parameters() if p.requires_grad]
-        o = self.optimisation
-        fused = self.trainer.precision != "16-mixed"  # there gradients are scaled, and clipped unscaled
-        optimizer = torch.optim.AdamW(trained, lr=o.lr, weight_decay=o.weight_decay, fused=fused)
-        warmup = round(o.warmup * self.steps)
-        if o.schedule == "cosine":
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        settings = self.optimisation
+        optimizer = torch.optim.AdamW(
+            trained,
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            # a fused step unscales gradients itself, but fp16's must be unscaled before they are clipped
+            fused=self.trainer.precision != "16-mixed",
+        )
+        warmup = round(settings.warmup * self.steps)
+        if settings.schedule == "cosine":
             schedule = get_cosine_schedule_with_warmup(optimizer, warmup, self.steps)
         else:
             schedule = get_constant_schedule_with_warmup(optimizer, warmup)
+        # Lightning would step the schedule once an epoch
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

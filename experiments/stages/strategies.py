@@ -5,6 +5,7 @@ fsdp           FSDP2: parameters, gradients and AdamW's state are cut into one s
 deepspeed      ZeRO stage 2: gradients and AdamW's state are; GPUs only
 """
 
+from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import Any
 
@@ -69,7 +70,9 @@ def make_strategy(name: str, world: int) -> Strategy:
     """The strategy of one of `world` processes."""
     if name == "fsdp":
         return ModelParallelStrategy(
-            data_parallel_size=world, tensor_parallel_size=1, save_distributed_checkpoint=False
+            data_parallel_size=world,
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,  # one file, as fit.is_checkpoint_whole reads it
         )
     if name == "deepspeed":
         return DeepSpeedStrategy(stage=2, logging_batch_size_per_gpu=1)  # of its own log only
@@ -85,9 +88,16 @@ def shard_model(model: FlashSlothForConditionalGeneration, mesh: DeviceMesh) -> 
 
 
 def find_tower_layers(tower: nn.Module) -> list[nn.Module]:
-    """A tower's largest run of layers."""
-    runs = [module for module in tower.modules() if isinstance(module, (nn.ModuleList, nn.Sequential))]
-    return list(max(runs, key=lambda run: sum(p.numel() for p in run.parameters()), default=[]))
+    """A tower's blocks: of its lists of modules the one with most parameters."""
+    largest: Iterable[nn.Module] = ()
+    most_parameters = -1
+    for module in tower.modules():
+        if isinstance(module, (nn.ModuleList, nn.Sequential)):
+            count = sum(parameter.numel() for parameter in module.parameters())
+            if count > most_parameters:
+                largest = module
+                most_parameters = count
+    return list(largest)
 
 
 def gather_state_dict(model: nn.Module) -> dict[str, Tensor]:

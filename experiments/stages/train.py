@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from experiments.runtime.progress import Reporter
 from experiments.stages import lora, strategies
 from experiments.stages.checks import check_training_needs
 from experiments.stages.fit import CHECKPOINTS_FOLDER, fit_module
-from experiments.stages.module import SlothModule, set_trainable
+from experiments.stages.module import SlothModule, TrainablePart, set_trainable
 from experiments.stages.ranks import launch_processes
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.processing import FlashSlothProcessor
@@ -57,6 +58,7 @@ def prepare_model(
     silence_libraries()
     check_training_needs(config)
     if stage == "pretrain":
+        # without the query module, which takes no part: cells that differ in it share this stage
         image = dataclasses.replace(config.image, tiles=config.tiles("pretrain"))
         return build_model(dataclasses.replace(config, compressor=config.compressor_name, image=image))
     model, processor = build_model(config)
@@ -66,24 +68,25 @@ def prepare_model(
 
 
 def collect_aligned_state(model: FlashSlothForConditionalGeneration) -> dict[str, torch.Tensor]:
-    """What stage 1 has trained."""
-    state = {
-        f"{name}.{key}": value
-        for name in ("compressor", "projector")
-        for key, value in getattr(model, name).state_dict().items()
-    }
-    return {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    """What stage 1 has trained, by the names that the model's own state dict has for it."""
+    state: dict[str, torch.Tensor] = {}
+    for name in ("compressor", "projector"):
+        for key, value in getattr(model, name).state_dict().items():
+            # safetensors takes contiguous tensors only
+            state[f"{name}.{key}"] = value.detach().cpu().contiguous()
+    return state
 
 
 def load_aligned_state(model: FlashSlothForConditionalGeneration, path: Path) -> None:
-    """Stage 1's weights, every one of them."""
+    """Put stage 1's weights into the model; UsageError unless they fit its compressor and projector."""
     state = load_file(path)
-    if state.keys() != collect_aligned_state(model).keys():
-        wrong = sorted(state.keys() ^ collect_aligned_state(model).keys())
+    differences = sorted(state.keys() ^ collect_aligned_state(model).keys())
+    if differences:
         raise UsageError(
-            f"{path}: does not fit this compressor and projector (first difference: {wrong[0]}); delete it"
+            f"{path}: does not fit this compressor and projector (first difference: {differences[0]}); "
+            "delete it"
         )
-    model.load_state_dict(state, strict=False)
+    model.load_state_dict(state, strict=False)  # the other parts are not in it
 
 
 def train_stage(
@@ -96,22 +99,27 @@ def train_stage(
     report: Reporter,
 ) -> None:
     """Run one stage, from its last checkpoint if a run before was killed, on as many devices as there are."""
-    rows, adapters = unfreeze_stage_parts(config, stage, model)
-    (out / "trainable.md").write_text(format_trainable_table(rows))
-    for line in format_trainable_table(rows).splitlines():
+    parts, adapters = unfreeze_stage_parts(config, stage, model)
+    table = format_trainable_table(parts)
+    (out / "trainable.md").write_text(table)
+    for line in table.splitlines():
         report.write_note(line)
-    if not any(trained for _, _, trained in rows):
+    # a compressor and projector without parameters: stage 1 has nothing to align
+    if not any(part.trained for part in parts):
         return
     world = strategies.count_processes(config.trainer)
     if world:
+        # this process keeps the model on the CPU: its weights come back through a file
         launch_processes(train_rank, world, report, config, stage, inputs, out, world)
         model.load_state_dict(torch.load(out / TRAINED_FILE, mmap=True))
     else:
-        fit_module(config, make_module(config, stage, model, processor, inputs), out, report)
+        module = make_module(config, stage, model, processor, inputs)
+        fit_module(config, module, out, report)
     if adapters is not None:
         adapters.merge_and_unload()
-    for path in (out / TRAINED_FILE, out / CHECKPOINTS_FOLDER):
-        remove_path(path)
+    (out / TRAINED_FILE).unlink(missing_ok=True)
+    if (out / CHECKPOINTS_FOLDER).is_dir():
+        shutil.rmtree(out / CHECKPOINTS_FOLDER)
 
 
 def train_rank(
@@ -122,6 +130,7 @@ def train_rank(
     unfreeze_stage_parts(config, stage, model)
     module = make_module(config, stage, model, processor, inputs)
     fit_module(config, module, out, report, world)
+    # every process takes part in gathering, or the others would wait for it
     state = strategies.gather_state_dict(model)
     if module.global_rank == 0:
         torch.save(state, out / TRAINED_FILE)
@@ -129,14 +138,19 @@ def train_rank(
 
 def unfreeze_stage_parts(
     config: Config, stage: str, model: FlashSlothForConditionalGeneration
-) -> tuple[list[tuple[str, int, bool]], Any]:
-    """Make a stage's parts trainable; returns `set_trainable`'s rows and, if there are any, the adapters."""
-    rows = set_trainable(model, stage, config.tower.train, images=not config.blind)
+) -> tuple[list[TrainablePart], Any]:
+    """Make a stage's parts trainable. Returns them with the others, for the table, and peft's adapters of the
+    LLM, None if there are none."""
+    parts = set_trainable(model, stage, config.tower.train, images=not config.blind)
     if stage == "pretrain" or not config.lora.rank:
-        return rows, None
+        return parts, None
     adapters, count = lora.add_adapters(model.language_model, config.lora, config.seed)
-    rows = [(name, n, trained and name != "language_model") for name, n, trained in rows]
-    return [*rows, ("lora", count, True)], adapters
+    rows = []
+    for part in parts:
+        # its own weights are frozen now, the adapters beside them are trained
+        rows.append(part._replace(trained=False) if part.name == "language_model" else part)
+    rows.append(TrainablePart("lora", count, True))
+    return rows, adapters
 
 
 def make_module(
@@ -149,35 +163,35 @@ def make_module(
     """The model with its optimisation and its data."""
     optimisation = getattr(config, stage)
     role = "pretrain" if stage == "pretrain" else "train"
-    read = roles.load_role_samples(config, inputs, role)
-    dataset = ConversationDataset(
-        read, SampleImages(processor, open_feature_cache(inputs)), config.data.max_length
-    )
+    samples = roles.load_role_samples(config, inputs, role)
+    images = SampleImages(processor, open_feature_cache(inputs))
+    dataset = ConversationDataset(samples, images, config.data.max_length)
     dataset.check_lengths()
-    lengths = dataset.estimate_lengths() if optimisation.group_by_length else None
-    order = SampleOrder(len(read), optimisation, config.seed, lengths)
+    lengths = None
+    if optimisation.group_by_length:
+        lengths = dataset.estimate_lengths()
+    order = SampleOrder(len(samples), optimisation, config.seed, lengths)
     module = SlothModule(model, optimisation, order.steps, config.seed)
 
     # made when a checkpoint has been read: a resumed run starts with the step after the last finished one
     def make_loader() -> StepLoader:
-        world_size = module.trainer.world_size
         return StepLoader(
-            dataset, order, config.data.workers, module.global_step, module.global_rank, world_size
+            dataset,
+            order,
+            workers=config.data.workers,
+            start=module.global_step,
+            rank=module.global_rank,
+            world=module.trainer.world_size,
         )
 
     setattr(module, "train_dataloader", make_loader)  # noqa: B010  Lightning asks for it by this name
     return module
 
 
-def remove_path(path: Path) -> None:
-    """A file or a directory, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    path.unlink(missing_ok=True)
-
-
-def format_trainable_table(rows: list[tuple[str, int, bool]]) -> str:
+def format_trainable_table(parts: Sequence[TrainablePart]) -> str:
     """What trains, as a Markdown table."""
     lines = [f"| {'part':14} | {'parameters':>13} | trained |", f"| {'-' * 14} | {'-' * 12}: | ------- |"]
-    lines += [f"| {name:14} | {n:13,} | {'yes' if trained else 'no':7} |" for name, n, trained in rows]
+    for part in parts:
+        trained = "yes" if part.trained else "no"
+        lines.append(f"| {part.name:14} | {part.parameters:13,} | {trained:7} |")
     return "\n".join(lines) + "\n"

@@ -28,55 +28,68 @@ class MeasuredStage:
 
     @property
     def rows(self) -> int | None:
+        """Rows it worked on, over all passes; None where it has not noted its steps."""
         return self.steps and self.steps * self.load.batch
 
 
 class Estimator:
-    """Seconds of stages that are not finished."""
+    """Seconds that stages will take, from what finished stages below the store's root took."""
 
     def __init__(self, stages: Iterable[Stage], store: Store):
-        self.found: dict[str, MeasuredStage] = {}
+        self.measured: dict[str, MeasuredStage] = {}  # by the stage's key
         kinds = set()
         for stage in stages:
             kinds.add(stage.kind)
+            # a stage that is asked for tells its load itself: notes of older versions have none
             self._add_note(read_stage_note(store.locate_result(stage) / DONE_FILE), derive_workload(stage))
         for kind in kinds:
             for path in (store.root / kind).glob(f"*/{DONE_FILE}"):
                 self._add_note(read_stage_note(path))
 
-    def _add_note(self, note: dict[str, Any], known: Workload | None = None) -> None:
-        known = known or (Workload(**note["load"]) if "load" in note else None)
-        if known is not None and not note.get("resumed", True):
-            self.found[note["key"]] = MeasuredStage(known, note["seconds"], note.get("steps"))
+    def _add_note(self, note: dict[str, Any], load: Workload | None = None) -> None:
+        if load is None and "load" in note:
+            load = Workload(**note["load"])
+        if load is not None and not note.get("resumed", True):
+            self.measured[note["key"]] = MeasuredStage(load, note["seconds"], note.get("steps"))
 
-    def seconds(self, stage: Stage) -> float | None:
+    def estimate_seconds(self, stage: Stage) -> float | None:
         """About how long a stage takes; None if none of its kind has been measured."""
         return self._estimate_workload(derive_workload(stage))
 
     @cache  # noqa: B019  an estimator lives as long as one look at a plan
-    def _estimate_workload(self, asked: Workload) -> float | None:
-        kin = [m for m in self.found.values() if m.load.kind == asked.kind]
-        kin = [m for m in kin if m.load.model == asked.model] or kin
-        if not kin:
+    def _estimate_workload(self, load: Workload) -> float | None:
+        alike = [stage for stage in self.measured.values() if stage.load.kind == load.kind]
+        of_same_model = [stage for stage in alike if stage.load.model == load.model]
+        if of_same_model:
+            alike = of_same_model
+        if not alike:
             return None
-        rates = [m.seconds / m.rows for m in kin if m.rows]
-        rows = self.rows(asked)
-        if rates and rows is not None:
-            return median(rates) * rows
-        if asked.limit is None and any(m.load.limit is None for m in kin):
-            return median(m.seconds / m.load.passes for m in kin if m.load.limit is None) * asked.passes
-        return median(m.seconds for m in kin)
+        seconds_a_row = [stage.seconds / stage.rows for stage in alike if stage.rows]
+        rows = self._estimate_rows(load)
+        if seconds_a_row and rows is not None:
+            return median(seconds_a_row) * rows
+        # without steps, whole passes can still be compared with whole passes
+        unlimited = [stage for stage in alike if stage.load.limit is None]
+        if load.limit is None and unlimited:
+            return median(stage.seconds / stage.load.passes for stage in unlimited) * load.passes
+        return median(stage.seconds for stage in alike)
 
-    def rows(self, asked: Workload) -> float | None:
+    def _estimate_rows(self, load: Workload) -> float | None:
         """Rows that a stage works on, as far as finished ones tell how many a pass has."""
-        kin = [m for m in self.found.values() if m.load.kind == asked.kind and m.load.limit is None]
-        whole = [m.rows / m.load.passes for m in kin if m.rows]
-        limits = [asked.limit * asked.batch] if asked.limit else []
-        return min([*limits, *([median(whole) * asked.passes] if whole else [])], default=None)
+        rows_a_pass = []
+        for stage in self.measured.values():
+            if stage.load.kind == load.kind and stage.load.limit is None and stage.rows:
+                rows_a_pass.append(stage.rows / stage.load.passes)
+        bounds: list[float] = []
+        if load.limit:
+            bounds.append(load.limit * load.batch)
+        if rows_a_pass:
+            bounds.append(median(rows_a_pass) * load.passes)
+        return min(bounds, default=None)
 
 
 def read_stage_note(path: Path) -> dict[str, Any]:
-    """A finished stage's note; nothing where there is none."""
+    """Read a finished stage's note; empty where there is none, or none that can be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -9,7 +9,8 @@ from typing import Any
 from experiments.store.keys import digest_file
 
 RECORDED_PACKAGES = ("slothkit", "torch", "transformers", "lightning")
-DONE_FILE, CONFIG_FILE = "done.json", "config.yaml"
+DONE_FILE = "done.json"
+CONFIG_FILE = "config.yaml"
 
 
 def lock_file_of(path: Path) -> Path:
@@ -23,18 +24,22 @@ def draft_folder_of(path: Path) -> Path:
 
 
 def list_file_sizes(path: Path) -> Iterator[tuple[str, int]]:
-    """Names below `path` and sizes of all files, sorted."""
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        yield file.relative_to(path).as_posix(), file.stat().st_size
+    """Names below `path`, with forward slashes, and sizes of all files, sorted."""
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            yield file.relative_to(path).as_posix(), file.stat().st_size
 
 
 def find_damage(path: Path, digests: bool = False) -> str | None:
-    """What is wrong with a finished stage's directory; None if it is whole."""
+    """Return what is wrong with a finished stage's directory, None if it is whole.
+
+    Files are compared by name and size, with `digests` by content too.
+    """
     try:
-        files = json.loads((path / DONE_FILE).read_text(encoding="utf-8"))["files"]
+        recorded_files = json.loads((path / DONE_FILE).read_text(encoding="utf-8"))["files"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return f"no readable {DONE_FILE}"
-    for name, (size, digest) in files.items():
+    for name, (size, digest) in recorded_files.items():
         file = path / name
         if not file.is_file():
             return f"no {name}"
@@ -57,7 +62,9 @@ def read_package_versions() -> dict[str, str]:
 
 
 def convert_tuples(value: Any) -> Any:
-    """Tuples as lists, for YAML."""
+    """Tuples as lists at any depth: YAML has a tag of its own for tuples, which other readers refuse."""
     if isinstance(value, Mapping):
         return {key: convert_tuples(item) for key, item in value.items()}
-    return [convert_tuples(item) for item in value] if isinstance(value, (list, tuple)) else value
+    if isinstance(value, (list, tuple)):
+        return [convert_tuples(item) for item in value]
+    return value

@@ -9,7 +9,7 @@ from pathlib import Path
 from experiments.config.sources import CACHE_SCHEME, resolve_source
 from experiments.data import llava
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 20  # weights are larger than memory should hold at once
 
 
 def digest_value(value: object) -> str:
@@ -29,26 +29,45 @@ def digest_file(path: Path) -> str:
 
 @cache
 def digest_source(name: str) -> object:
-    """Weights: asset: and cache: by content, folders by names, sizes and times, anything else by its name."""
+    """Describe weights for a key.
+
+    `asset:` and `cache:` by their files' content, other folders by names, sizes and times of their files,
+    anything else, such as a hub id, by its name.
+    """
     folder = Path(resolve_source(name))
     if not folder.is_dir():
         return name
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    if name.startswith(("asset:", CACHE_SCHEME)):
-        return {str(p.relative_to(folder)): digest_file(p) for p in files}
-    return {str(p.relative_to(folder)): [(s := p.stat()).st_size, s.st_mtime_ns] for p in files}
+    # the times of what ships with the package, or is fetched into a cache, only say when it was installed
+    by_content = name.startswith(("asset:", CACHE_SCHEME))
+    files: dict[str, object] = {}
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file():
+            continue
+        if by_content:
+            files[str(path.relative_to(folder))] = digest_file(path)
+        else:
+            stat = path.stat()
+            files[str(path.relative_to(folder))] = [stat.st_size, stat.st_mtime_ns]
+    return files
 
 
 @cache
 def digest_data_file(path: str, images: str | None, with_images: bool) -> dict[str, str]:
-    """A LLaVA file by its content, its images by name, size and time. Validates all of it."""
+    """Describe a LLaVA file for a key: its content, and its images by name, size and time.
+
+    All of the file is validated on the way. UsageError for what is wrong with it.
+    """
     image_folder = Path(images) if images else None
     samples = llava.load_samples(Path(path), image_folder, check_images=with_images)
     digests = {"json": digest_file(Path(path))}
     if with_images:
+        # names start at the image folder, so that data that was moved keeps its key
         root = llava.find_image_folder(Path(path), image_folder)
+        image_paths: set[str] = set()
+        for sample in samples:
+            image_paths.update(map(str, sample.images))
         listing = hashlib.sha256()
-        for image in sorted({str(i) for s in samples for i in s.images}):
+        for image in sorted(image_paths):
             stat = os.stat(image)
             listing.update(f"{os.path.relpath(image, root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
         digests["images"] = listing.hexdigest()

@@ -37,7 +37,14 @@ CACHE_KINDS = ("features",)
 
 @dataclass(frozen=True)
 class Stage:
-    """One computation. Stages with the same key are the same one, whatever else their configurations say."""
+    """One computation. Stages with the same key are the same one, whatever else their configurations say.
+
+    kind      one of STAGE_KINDS
+    depends   what its result follows from, beside its inputs; JSON-able
+    inputs    the stages whose results it reads, by kind
+    config    of the first cell that asked for it; only what `depends` says of it counts
+    roles     of the data whose features it caches
+    """
 
     kind: str
     depends: dict[str, Any]
@@ -47,6 +54,7 @@ class Stage:
 
     @cached_property
     def key(self) -> str:
+        """sha256 of what it depends on, in hexadecimal digits."""
         return keys.digest_value(self.describe_for_key())
 
     def describe_for_key(self) -> dict[str, Any]:
@@ -69,7 +77,9 @@ class Stage:
     @property
     def title(self) -> str:
         """What it is called on screen."""
-        return f"{self.kind} ({', '.join(self.roles)})" if self.roles else self.kind
+        if not self.roles:
+            return self.kind
+        return f"{self.kind} ({', '.join(self.roles)})"
 
     @property
     def name(self) -> str:
@@ -78,19 +88,24 @@ class Stage:
 
     def collect_stages(self) -> dict[str, "Stage"]:
         """This stage and all it needs, inputs first, by key."""
-        stages = {k: s for stage in self.inputs.values() for k, s in stage.collect_stages().items()}
+        stages: dict[str, Stage] = {}
+        for stage in self.inputs.values():
+            stages |= stage.collect_stages()
         return stages | {self.key: self}
 
 
 def plan_stages(config: Config) -> Stage:
     """The evaluation of a cell, with all the stages that lead to it."""
-    return Planner(config).evaluate()
+    return Planner(config).plan_evaluation()
 
 
 def describe_optimisation(stage: OptimisationSettings) -> dict[str, Any]:
     """What a training stage's key holds of it. `group_by_length` only where it is set: results that are older
     than the setting keep their keys."""
-    return {name: value for name, value in vars(stage).items() if name != "group_by_length" or value}
+    settings = dict(vars(stage))
+    if not settings["group_by_length"]:
+        del settings["group_by_length"]
+    return settings
 
 
 def find_image_rate(config: Config) -> int:
@@ -107,10 +122,15 @@ def find_needed_levels(config: Config) -> dict[str, list[int]]:
 
 
 class Planner:
-    """The stages of one configuration, each made once."""
+    """The stages of one configuration, each made once.
+
+    `describe_...` methods return a part of what a stage depends on. Its key hashes that, so whatever they
+    leave out of the usual case (a layout without tiles, a scale of null) keeps the keys of older results.
+    """
 
     def __init__(self, config: Config):
-        self.config, self.data = config, config.data
+        self.config = config
+        self.data = config.data
 
     @cached_property
     def dataset(self) -> Stage | None:
@@ -121,20 +141,21 @@ class Planner:
         return Stage("data", depends, {}, self.config)
 
     def describe_role_data(self, role: str) -> tuple[list[Any], dict[str, Stage]]:
-        """What a role's data depends on, and the stages it comes from."""
+        """What a role's data depends on, an entry a file or split, and the stages it comes from."""
         entries = getattr(self.data, role)
         if not entries:
             raise UsageError(f"data.{role}: no data; give data.{role}=FILE.json in LLaVA format")
-        described: list[Any] = []
+        descriptions: list[Any] = []
         inputs: dict[str, Stage] = {}
         for entry in entries:
             if is_file_entry(entry):
-                described.append(keys.digest_data_file(entry, self.data.images, not self.config.blind))
+                with_images = not self.config.blind
+                descriptions.append(keys.digest_data_file(entry, self.data.images, with_images))
             else:
-                described.append(self.check_split(role, entry))
+                descriptions.append(self.check_split(role, entry))
                 assert self.dataset is not None  # a split of it was found
                 inputs["data"] = self.dataset
-        return described, inputs
+        return descriptions, inputs
 
     def check_split(self, role: str, entry: str) -> str:
         """A split's name, or a UsageError if there is none such."""
@@ -146,71 +167,91 @@ class Planner:
         return entry
 
     def describe_features(self, role: str) -> dict[str, Any]:
-        """How images become features."""
-        tower, image, tiles = self.config.tower, self.config.image, self.config.tiles(role)
-        layout = {} if tiles == 1 or image.layout == "square" else {"layout": image.layout}
-        return {
+        """How the images of a role become patch features."""
+        tower = self.config.tower
+        image = self.config.image
+        description: dict[str, Any] = {
             "tower": keys.digest_source(tower.source),
             "select_layer": tower.select_layer,
             "size": image.size,
-            "tiles": tiles,
-            **layout,
-            "image_rate": find_image_rate(self.config),
-            **find_needed_levels(self.config),
-            "precision": self.config.trainer.precision,
+            "tiles": self.config.tiles(role),
         }
+        if description["tiles"] > 1 and image.layout != "square":
+            description["layout"] = image.layout
+        description["image_rate"] = find_image_rate(self.config)
+        description.update(find_needed_levels(self.config))
+        description["precision"] = self.config.trainer.precision
+        return description
 
     def plan_features(self, role: str) -> dict[str, Stage]:
-        """The cached features that a role reads: of all training data seen alike, or of the test data."""
+        """The cached features that a role reads: of all training data seen alike, or of the test data.
+
+        Empty where there is nothing to cache: no image, a tower that is trained, or `tower.cache=false`.
+        """
         if self.config.blind or self.config.tower.train or not self.config.tower.cache:
             return {}
-        alike = [r for r in ("pretrain", "train") if self.config.tiles(r) == self.config.tiles(role)]
-        roles = ("test",) if role == "test" else tuple(alike)
+        roles: tuple[str, ...] = ("test",)
+        if role != "test":
+            # both trainings share one cache, unless stage 2 sees tiles
+            tiles = self.config.tiles(role)
+            roles = tuple(name for name in ("pretrain", "train") if self.config.tiles(name) == tiles)
         data: dict[str, list[Any]] = {}
         inputs: dict[str, Stage] = {}
-        for data_role in roles:
-            described, stage_inputs = self.describe_role_data(data_role)
-            # features are found by their images' paths: files that were moved are other ones
-            data[data_role] = [
-                {**entry, "at": os.path.abspath(llava.find_image_folder(path, self.data.images))}
-                if isinstance(entry, dict)
-                else entry
-                for path, entry in zip(getattr(self.data, data_role), described)
-            ]
-            inputs |= stage_inputs
-        stage = Stage("features", {"data": data, **self.describe_features(role)}, inputs, self.config, roles)
-        return {"features": stage}
+        for cached_role in roles:
+            data[cached_role], role_inputs = self.describe_cached_data(cached_role)
+            inputs |= role_inputs
+        depends = {"data": data, **self.describe_features(role)}
+        return {"features": Stage("features", depends, inputs, self.config, roles)}
+
+    def describe_cached_data(self, role: str) -> tuple[list[Any], dict[str, Stage]]:
+        """`describe_role_data` with the image folder of each file: cached features are found by their images'
+        paths, so those of files that were moved are other ones."""
+        descriptions, inputs = self.describe_role_data(role)
+        for number, path in enumerate(getattr(self.data, role)):
+            if is_file_entry(path):
+                folder = os.path.abspath(llava.find_image_folder(path, self.data.images))
+                # a copy: digests of a file are kept for whoever asks next
+                descriptions[number] = {**descriptions[number], "at": folder}
+        return descriptions, inputs
 
     def describe_model(self) -> dict[str, Any]:
         """What is trained in stage 1, and the words around it."""
         config = self.config
-        description = {
+        description: dict[str, Any] = {
             "llm": keys.digest_source(config.llm.source),
             "prompt": dict(vars(config.prompt)),
             "max_length": self.data.max_length,
         }
         if not config.blind:
-            name, projector = config.compressor_name, config.projector_name
-            description["compressor"] = {name: signatures.compressors().settled(name, config.knobs(name))}
-            knobs = signatures.projectors().settled(projector, config.knobs(projector))
+            compressor = config.compressor_name
+            description["compressor"] = {compressor: self.settle_knobs(signatures.compressors(), compressor)}
+            # `auto` is its own name in the key: which projector it becomes follows from the compressor
+            knobs = self.settle_knobs(signatures.projectors(), config.projector_name)
             description["projector"] = {config.projector: knobs}
         return description
 
+    def settle_knobs(self, registry: signatures.SignatureRegistry, part: str) -> dict[str, Any]:
+        """All knobs of a part: as set, else their defaults, so that spelling a default changes no key."""
+        return registry.settled(part, self.config.knobs(part))
+
     @cached_property
     def pretrain(self) -> Stage:
-        config, (data, inputs) = self.config, self.describe_role_data("pretrain")
+        """Stage 1. The query module is in none of what it depends on."""
+        data, inputs = self.describe_role_data("pretrain")
         depends = {
             **self.describe_model(),
             **self.describe_features("pretrain"),
             "data": data,
-            "seed": config.seed,
-            "optimisation": describe_optimisation(config.pretrain),
+            "seed": self.config.seed,
+            "optimisation": describe_optimisation(self.config.pretrain),
         }
-        return Stage("pretrain", depends, inputs | self.plan_features("pretrain"), config)
+        return Stage("pretrain", depends, inputs | self.plan_features("pretrain"), self.config)
 
     @cached_property
     def finetune(self) -> Stage:
-        config, (data, inputs) = self.config, self.describe_role_data("train")
+        """Stage 2. A blind cell has neither features nor a stage 1."""
+        config = self.config
+        data, inputs = self.describe_role_data("train")
         depends = {
             **self.describe_model(),
             "data": data,
@@ -221,31 +262,44 @@ class Planner:
         if config.lora.rank:
             depends["lora"] = dict(vars(config.lora))
         if not config.blind:
-            depends |= {**self.describe_features("train"), "train_tower": config.tower.train}
-            inputs |= {"pretrain": self.pretrain} | self.plan_features("train")
+            depends |= self.describe_features("train")
+            depends["train_tower"] = config.tower.train
+            inputs["pretrain"] = self.pretrain
+            inputs |= self.plan_features("train")
         if config.query_module:
-            name = config.query_module
-            depends["query_module"] = {name: signatures.query_modules().settled(name, config.knobs(name))}
+            knobs = self.settle_knobs(signatures.query_modules(), config.query_module)
+            depends["query_module"] = {config.query_module: knobs}
         return Stage("finetune", depends, inputs, config)
 
     def describe_pruning(self) -> tuple[dict[str, Any], dict[str, Stage]]:
         """The pruner, and the training data that it is calibrated on, if it is."""
         name = self.config.prune
         assert name is not None  # asked for by the caller
-        knobs = signatures.pruners().settled(name, self.config.knobs(name))
+        knobs = self.settle_knobs(signatures.pruners(), name)
+        description: dict[str, Any] = {"prune": {name: knobs}}
         if not knobs.get("samples") or knobs.get("recipe") is not None:
-            return {"prune": {name: knobs}}, {}
-        data, inputs = self.describe_role_data("train")
-        return {"prune": {name: knobs}, "calibration": data}, inputs
+            return description, {}
+        description["calibration"], inputs = self.describe_role_data("train")
+        return description, inputs
 
-    def evaluate(self) -> Stage:
-        config, (data, inputs) = self.config, self.describe_role_data("test")
-        evaluation = {k: v for k, v in vars(config.evaluate).items() if k != "scale" or v}
-        depends = {"data": data, "evaluate": evaluation, "precision": config.trainer.precision}
+    def plan_evaluation(self) -> Stage:
+        """The last stage, which all others lead to."""
+        config = self.config
+        data, inputs = self.describe_role_data("test")
+        settings = dict(vars(config.evaluate))
+        if not settings["scale"]:
+            del settings["scale"]
+        depends: dict[str, Any] = {
+            "data": data,
+            "evaluate": settings,
+            "precision": config.trainer.precision,
+        }
         if not config.blind:
             depends |= self.describe_features("test")
             inputs |= self.plan_features("test")
         if config.prune is not None:
-            pruning, found = self.describe_pruning()
-            depends, inputs = depends | pruning, inputs | found
-        return Stage("evaluate", depends, inputs | {"finetune": self.finetune}, config)
+            pruning, calibration_inputs = self.describe_pruning()
+            depends |= pruning
+            inputs |= calibration_inputs
+        inputs["finetune"] = self.finetune
+        return Stage("evaluate", depends, inputs, config)

@@ -21,7 +21,9 @@ from experiments.store.folder import convert_tuples
 from experiments.store.plan import Stage
 from experiments.store.store import Store
 
-METRICS_FILE, PREDICTIONS_FILE = "metrics.json", "predictions.jsonl"
+METRICS_FILE = "metrics.json"
+PREDICTIONS_FILE = "predictions.jsonl"
+LONGEST_FOLDER_NAME = 80  # characters of label and seed; the key comes after them
 
 
 @dataclass
@@ -44,26 +46,25 @@ class ScoreGroup:
 def name_cell_folder(cell: Cell) -> str:
     """Its directory's name without the key: letters that every file system takes, the seed always whole."""
     seed = f"_seed={cell.config.seed}"
-    return re.sub(r"[^\w.+=-]+", "_", cell.label)[: 80 - len(seed)] + seed
+    label = re.sub(r"[^\w.+=-]+", "_", cell.label)
+    return label[: LONGEST_FOLDER_NAME - len(seed)] + seed
 
 
 def publish_cell(cell: Cell, stage: Stage, store: Store) -> Path:
     """Write the browsable directory of a finished cell."""
     folder = store.root / "cells" / f"{name_cell_folder(cell)}-{stage.key[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
-    write_if_changed(
-        folder / "config.yaml",
-        OmegaConf.to_yaml(OmegaConf.create(convert_tuples(asdict(cell.config)))).encode(),
-    )
+    settings = OmegaConf.create(convert_tuples(asdict(cell.config)))
+    write_if_changed(folder / "config.yaml", OmegaConf.to_yaml(settings).encode())
     for name in (METRICS_FILE, PREDICTIONS_FILE):
         write_if_changed(folder / name, (store.locate_result(stage) / name).read_bytes())
-    places = [s.name for s in stage.collect_stages().values()]
+    places = [part.name for part in stage.collect_stages().values()]
     write_if_changed(folder / "stages.json", (json.dumps(places, indent=1) + "\n").encode())
     return folder
 
 
 def write_if_changed(path: Path, content: bytes) -> None:
-    """Write a file unless it is there already."""
+    """Write a file unless it is there already: its time says which cell finished last."""
     if not path.is_file() or path.read_bytes() != content:
         write_atomic(path, content)
 
@@ -71,35 +72,46 @@ def write_if_changed(path: Path, content: bytes) -> None:
 def collect_scores(finished: Sequence[tuple[Cell, Stage]], store: Store) -> list[ScoreGroup]:
     """Tables of finished cells: chance and blind first, then a row for all seeds of a configuration."""
     groups: dict[str, ScoreGroup] = {}
-    rows: dict[tuple, ScoreRow] = {}
-    took: dict[str, float] = {}
-
-    def seconds(stage: Stage) -> float:
-        if stage.key not in took:
-            took[stage.key] = store.read_note(stage)["seconds"] if store.find_status(stage) == "done" else 0.0
-        return took[stage.key]
-
+    rows: dict[tuple[Any, ...], ScoreRow] = {}
+    stage_seconds: dict[str, float] = {}  # by key: cells share stages
     for cell, stage in sorted(finished, key=lambda pair: not pair[0].config.blind):
-        config = cell.config
-        asked = identify_questions(stage)
-        if asked not in groups:
-            inputs = {name: store.locate_result(each) for name, each in stage.inputs.items()}
-            chance = score_majority_answers(roles.load_questions(config, inputs, check_images=False))
-            words = f"{', '.join(config.data.test)}: {chance['n']:,} questions"
-            groups[asked] = ScoreGroup(words, [ScoreRow("chance", [chance])])
-        key = (asked, cell.label, cell.row)
+        questions = identify_questions(stage)
+        if questions not in groups:
+            groups[questions] = start_score_group(cell, stage, store)
+        key = (questions, cell.label, cell.row)
         if key not in rows:
             rows[key] = ScoreRow(cell.label)
-            groups[asked].rows.append(rows[key])
-        rows[key].runs.append(
-            json.loads((store.locate_result(stage) / METRICS_FILE).read_text(encoding="utf-8"))
-        )
-        rows[key].seconds.append(sum(seconds(s) for s in stage.collect_stages().values()))
+            groups[questions].rows.append(rows[key])
+        metrics = (store.locate_result(stage) / METRICS_FILE).read_text(encoding="utf-8")
+        rows[key].runs.append(json.loads(metrics))
+        seconds = 0.0
+        for part in stage.collect_stages().values():
+            if part.key not in stage_seconds:
+                stage_seconds[part.key] = read_seconds(part, store)
+            seconds += stage_seconds[part.key]
+        rows[key].seconds.append(seconds)
     return list(groups.values())
+
+
+def start_score_group(cell: Cell, stage: Stage, store: Store) -> ScoreGroup:
+    """A table for the questions of a cell's evaluation, with the row of chance: the commonest answers."""
+    inputs = {name: store.locate_result(source) for name, source in stage.inputs.items()}
+    chance = score_majority_answers(roles.load_questions(cell.config, inputs, check_images=False))
+    title = f"{', '.join(cell.config.data.test)}: {chance['n']:,} questions"
+    return ScoreGroup(title, [ScoreRow("chance", [chance])])
+
+
+def read_seconds(stage: Stage, store: Store) -> float:
+    """Seconds that a stage took; 0 for one that is gone, as inputs of a finished evaluation may be."""
+    if store.find_status(stage) != "done":
+        return 0.0
+    return store.read_note(stage)["seconds"]
 
 
 def identify_questions(stage: Stage) -> str:
     """What tells the questions of an evaluation from others; images do not, since a blind cell has none."""
+    identities = []
+    for entry in stage.depends["data"]:
+        identities.append(entry["json"] if isinstance(entry, dict) else entry)
     data = stage.inputs.get("data")
-    identities = [each["json"] if isinstance(each, dict) else each for each in stage.depends["data"]]
     return str((identities, data and data.key, stage.config.evaluate.limit))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from experiments.store.keys import digest_value
 from experiments.store.plan import Stage
 
+# What a row's time follows from.
 MODEL_KEYS = (
     "llm",
     "tower",
@@ -18,13 +19,18 @@ MODEL_KEYS = (
     "query_module",
     "train_tower",
     "lora",
-)  # what a row's time follows from
+)
 
 
 @dataclass(frozen=True)
 class Workload:
-    """The work of a stage. `model`: digest of what a row's time follows from. `passes`: over its data, an
-    embedded data set of scale 0.5 being half a pass. `limit`: steps at most. `batch`: rows of a step."""
+    """The work of a stage.
+
+    model    digest of what a row's time follows from
+    passes   over its data; an embedded data set of scale 0.5 is half a pass
+    limit    steps at most, in an evaluation questions; None: all
+    batch    rows of a step
+    """
 
     kind: str
     model: str
@@ -35,15 +41,18 @@ class Workload:
 
 def derive_workload(stage: Stage) -> Workload:
     """The work of a stage, from what its key says."""
-    trained = stage.inputs.get("finetune", stage)
+    # an evaluation's key names the model only through the training that it evaluates
+    model_stage = stage.inputs.get("finetune", stage)
+    model = {name: model_stage.depends[name] for name in MODEL_KEYS if name in model_stage.depends}
     recipe = stage.depends.get("optimisation", {})
-    data = stage.inputs["data"].depends if "data" in stage.inputs else stage.depends
-    model = {name: trained.depends[name] for name in MODEL_KEYS if name in trained.depends}
     evaluation = stage.depends.get("evaluate", {})
+    data = stage.depends
+    if "data" in stage.inputs:
+        data = stage.inputs["data"].depends
     return Workload(
-        stage.kind,
-        digest_value(model)[:16],
-        recipe.get("epochs", 1) * data.get("scale", 1.0),
-        recipe.get("max_steps") or evaluation.get("limit"),
-        recipe.get("batch_size", 1),
+        kind=stage.kind,
+        model=digest_value(model)[:16],
+        passes=recipe.get("epochs", 1) * data.get("scale", 1.0),
+        limit=recipe.get("max_steps") or evaluation.get("limit"),
+        batch=recipe.get("batch_size", 1),
     )

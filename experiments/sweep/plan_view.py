@@ -63,10 +63,10 @@ def make_plan(roots: Sequence[Stage], store: Store) -> Plan:
         status = statuses[key]
         seconds = None
         if status == CACHED:
-            if key in estimator.found:  # it notes its time, and no killed run has done part of it
-                seconds = estimator.found[key].seconds
+            if key in estimator.measured:  # it notes its time, and no killed run has done part of it
+                seconds = estimator.measured[key].seconds
         elif status != NOT_NEEDED:
-            seconds = estimator.seconds(stage)
+            seconds = estimator.estimate_seconds(stage)
         plan[key] = PlannedStage(stage, status, users[key], seconds)
     return plan
 

@@ -184,6 +184,8 @@ def test_the_command_writes_a_picture(folder, tmp_path, capsys):
         (["{}", "{}/cat.png", "a", "a", "a"], "5 words"),
         (["{}", "{}/cat.png", "a", "to=a.jpg"], "to=a.jpg: must end in .png"),
         (["{}", "{}/cat.png", "a", "--out", "a.png"], "write to=a.png"),
+        (["{}", "{}/cat.png", "a", "--heads"], "--heads: settings are spelled KEY=VALUE; write heads=true"),
+        (["{}", "--image", "{}/cat.png", "a"], "--image: no setting of this command"),
         (["{}", "{}/dog.png", "a"], "dog.png: no such picture"),
         (["{}/x", "{}/cat.png", "a"], "x: no such folder"),
         (["{}", "{}/cat.png", " "], "turn 1 has an empty question"),

@@ -7,8 +7,7 @@ import torch
 from factories import make_model, make_processor, picture
 
 from experiments import chat as command
-from experiments.inspection.conversation import Chat
-from experiments.inspection.streaming import TokenPace
+from experiments.inspection.conversation import Chat, TokenPace
 from llm_adapters.conversation import IMAGE, Turn
 
 
@@ -47,7 +46,7 @@ def test_an_answer_is_what_generate_gives(parts):
             out = model.generate(**inputs, do_sample=False, max_new_tokens=6)
         new = out[0, inputs["input_ids"].shape[1] :]
         said = processor.tokenizer.decode(new, skip_special_tokens=True).strip()
-        assert "".join(written).strip() == said and len(pace.came) == len(new)
+        assert "".join(written).strip() == said and len(pace.token_times) == len(new)
         turns.append({"role": "assistant", "content": [{"type": "text", "text": said}]})
     assert [turn.question for turn in chat.turns] == ["What is this?", "And that?"]
 
@@ -93,11 +92,11 @@ def test_the_command_answers_one_question(folder, where, capsys):
 
 
 def test_a_session_goes_on_after_a_bad_question(folder, capsys):
-    given = io.StringIO(f"What is this?\nIs {IMAGE} it?\nAnd that?\n\nnever read\n")
+    source = io.StringIO(f"What is this?\nIs {IMAGE} it?\nAnd that?\n\nnever read\n")
     arguments = [str(folder / "cat.png"), f"model={folder / 'cells/one'}", "max_new_tokens=4"]
-    assert command.main(arguments, given) == 0
+    assert command.main(arguments, source) == 0
     out, err = capsys.readouterr()
-    assert err.count("[TTFT") == 2 and err.count("error: ") == 1 and given.readline() == "never read\n"
+    assert err.count("[TTFT") == 2 and err.count("error: ") == 1 and source.readline() == "never read\n"
 
 
 @pytest.mark.parametrize(

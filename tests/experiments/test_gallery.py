@@ -91,6 +91,13 @@ def test_command(tmp_path, capsys):
     assert "unknown compressor 'tom'; did you mean 'tome'?" in capsys.readouterr().err
 
 
+def test_the_old_flag_is_refused_with_the_new_spelling(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert gallery.main(["tome", "--to", "new"]) == 2
+    assert "--to: settings are spelled KEY=VALUE; write to=new" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_gallery_in_the_repository_is_whole_and_small():
     page = (FOLDER / "README.md").read_text()
     assert re.findall("^## (.*)$", page, re.M) == BUILT_IN

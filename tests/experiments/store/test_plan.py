@@ -195,7 +195,7 @@ def finished(store: Store, stage: Stage, seconds: float, steps: int | None, resu
 def estimated(store: Store, *overrides: str) -> float | None:
     """Seconds that the fine-tuning of a cell is expected to take."""
     stage = stages(*overrides)["finetune"]
-    return Estimator([stage], store).seconds(stage)
+    return Estimator([stage], store).estimate_seconds(stage)
 
 
 def test_estimates_grow_with_the_rows(tmp_path):
@@ -256,9 +256,9 @@ def test_a_stage_notes_what_estimates_need(tmp_path):
     store = Store(tmp_path, runner=FakeRunner(tmp_path / "log"))
     store.compute(found["evaluate"])
     estimator = Estimator([], store)
-    assert not estimator.found  # nothing of these kinds is asked
+    assert not estimator.measured  # nothing of these kinds is asked
     again = Estimator([stages("compressor=avg_pool")["pretrain"]], store)
-    assert [(m.load, m.steps) for m in again.found.values()] == [(derive_workload(found["pretrain"]), 10)]
+    assert [(m.load, m.steps) for m in again.measured.values()] == [(derive_workload(found["pretrain"]), 10)]
     assert store.read_note(found["evaluate"])["load"] == asdict(derive_workload(found["evaluate"]))
 
 
