@@ -3,9 +3,9 @@
 import platform
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ablations import earlier
 from ablations.claims import spec
@@ -22,17 +22,34 @@ from ablations.outcomes import Report, ReportRow, ReportTable
 from ablations.writing import maps
 from compressors.errors import UsageError
 from experiments.config import table_files, tables
-from experiments.config.cells import make_blind_cells
+from experiments.config.cells import Cell, make_blind_cells
 from experiments.config.schema import Config
 from experiments.runtime.processor import read_processor_name
 from experiments.runtime.progress import Reporter
 from experiments.store.folder import DONE_FILE
+from experiments.store.plan import Stage
 from experiments.store.results import identify_questions
 from experiments.store.store import Store
 
 NO_IMAGE_BLOCK = "no image"
 COUNTS_FILE = "prefill.json"
-FIRST_SEEDS = ["0", "1", "2"]
+FIRST_SEEDS = ["0", "1", "2"]  # what a report asks for where nothing has finished
+CELL_FOLDER = re.compile(r"_seed=(\d+)-\w+$")  # the end of its name, as publish_cell writes it
+
+
+class CollectedRow(NamedTuple):
+    """A row, and the configuration of its first finished cell, which its cost is counted for."""
+
+    row: ReportRow
+    config: Config
+
+
+class CollectedTable(NamedTuple):
+    """A table, its finished cells, and its rows that have any."""
+
+    table: ReportTable
+    finished_cells: list[FinishedCell]
+    finished_rows: list[CollectedRow]
 
 
 def collect_report(
@@ -42,126 +59,193 @@ def collect_report(
     folder: Path,
     command: str,
     measuring: Reporter | None = None,
-    before: Path | None = None,
+    earlier_folder: Path | None = None,
 ) -> Report:
-    """Tables by name or path from what is finished below `store`, and from the earlier report in the folder
-    `before`. In `folder` counted FLOPs, measured times and drawn maps are kept from one report to the next.
-    `measuring`: measure them now."""
+    """Tables by name or path from what is finished below `store`, and from the earlier report in
+    `earlier_folder`. In `folder` counted FLOPs, measured times and drawn maps are kept from one report to the
+    next. `measuring`: measure them now. UsageError for settings with several values, but for seeds."""
     for key, values in axes.items():
         if len(values) > 1 and key != "seed":
             raise UsageError(f"{key}={','.join(values)}: a report takes one value; make one for each")
-    known = earlier.read_earlier_report(before)
-    asked = {"seed": find_finished_seeds(store.root, known), **axes}
-    files = tables.load_table_files(wanted, asked)
-    finished: dict[str, FinishedCell] = {}
-    shown: list[tuple[ReportRow, Config]] = []
-    found = [collect_table(file, store, known, finished, shown) for file in files]
-    for file, table in zip(files, found):
-        table.sweep = format_sweep_command(file, asked | ({"earlier": [str(before)]} if before else {}))
-    for (row, _), count in zip(
-        shown, prefill.look_up_counts([config for _, config in shown], folder / COUNTS_FILE)
-    ):
-        row.efficiency |= {} if count is None else {"prefill_flops": count}
-    new = Report(found, {"command": command, **collect_provenance(list(finished.values()), store, known)})
-    measured.add_measured_columns(new, shown, folder, measuring)
-    maps.add_maps(new, [(done.cell, done.stage) for done in finished.values()], store, folder, known.report)
-    return new
+    earlier_report = earlier.read_earlier_report(earlier_folder)
+    axes = {"seed": find_finished_seeds(store.root, earlier_report), **axes}
+    sweep_axes = dict(axes)
+    if earlier_folder is not None:
+        sweep_axes["earlier"] = [str(earlier_folder)]
+
+    report_tables = []
+    finished_cells: dict[str, FinishedCell] = {}  # by key: tables share cells
+    finished_rows: list[CollectedRow] = []
+    for file in tables.load_table_files(wanted, axes):  # all of them, before cells are read
+        collected = collect_table(file, store, earlier_report)
+        collected.table.sweep = format_sweep_command(file, sweep_axes)
+        report_tables.append(collected.table)
+        for finished_cell in collected.finished_cells:
+            finished_cells[finished_cell.stage.key] = finished_cell
+        finished_rows += collected.finished_rows
+
+    add_counted_flops(finished_rows, folder / COUNTS_FILE)
+    provenance = collect_provenance(list(finished_cells.values()), store, earlier_report)
+    report = Report(report_tables, {"command": command, **provenance})
+    measured.add_measured_columns(report, finished_rows, folder, measuring)
+    evaluations = []
+    for finished_cell in finished_cells.values():
+        evaluations.append((finished_cell.cell, finished_cell.stage))
+    maps.add_maps(report, evaluations, store, folder, earlier_report.report)
+    return report
 
 
-def find_finished_seeds(root: Path, known: EarlierReport) -> list[str]:
+def find_finished_seeds(root: Path, earlier_report: EarlierReport) -> list[str]:
     """The seeds that any cell below an output directory, or of an earlier report, has finished at."""
-    names = (path.name for path in (root / "cells").glob("*_seed=*"))
-    found = {match[1] for name in names if (match := re.search(r"_seed=(\d+)-\w+$", name))}
-    return sorted(found | known.finished_seeds, key=int) or FIRST_SEEDS
+    seeds = set(earlier_report.finished_seeds)
+    for path in (root / "cells").glob("*_seed=*"):
+        match = CELL_FOLDER.search(path.name)
+        if match:
+            seeds.add(match[1])
+    return sorted(seeds, key=int) or FIRST_SEEDS
 
 
 def format_sweep_command(file: tables.TableFile, axes: Mapping[str, list[str]]) -> str:
     """The command that runs a table's cells."""
-    table_word = table_files.spell_table(file.name, file.path)
-    words = [f"table={table_word}", *(f"{key}={','.join(values)}" for key, values in axes.items())]
+    words = [f"table={table_files.spell_table(file.name, file.path)}"]
+    for key, values in axes.items():
+        words.append(f"{key}={','.join(values)}")
     return f"python -m experiments.sweep {shlex.join(words)}"
 
 
-def collect_table(
-    file: tables.TableFile,
-    store: Store,
-    known: EarlierReport,
-    finished: dict[str, FinishedCell],
-    shown: list[tuple[ReportRow, Config]],
-) -> ReportTable:
-    """One table; its finished cells are added to `finished` by key, its rows with a cell each to `shown`."""
-    claims = spec.read_claims(file)
-    cells = [cell for row in file.rows for cell in row.cells]
-    blind = [tables.TableRow(NO_IMAGE_BLOCK, each.label, "", (each,)) for each in make_blind_cells(cells)]
-    rows, there = [], []
-    for row in [*blind, *file.rows]:
-        made = ReportRow(row.block, row.label, row.ours)
-        for cell in row.cells:
-            done = find_finished_cell(cell, store, known)
-            if done is None:
-                made.missing.append(cell.config.seed)
+def collect_table(file: tables.TableFile, store: Store, earlier_report: EarlierReport) -> CollectedTable:
+    """One table from the cells of it that have finished; a blind row, which a sweep adds by itself, only if
+    one of its cells has."""
+    cells: list[Cell] = []
+    for table_row in file.rows:
+        cells += table_row.cells
+    blind_rows = []
+    for cell in make_blind_cells(cells):
+        blind_rows.append(tables.TableRow(NO_IMAGE_BLOCK, cell.label, "", (cell,)))
+
+    rows = []
+    pairs = []
+    for table_row in [*blind_rows, *file.rows]:
+        row = ReportRow(table_row.block, table_row.label, table_row.ours)
+        rows.append(row)
+        for cell in table_row.cells:
+            finished_cell = find_finished_cell(cell, store, earlier_report)
+            if finished_cell is None:
+                row.missing.append(cell.config.seed)
             else:
-                there.append((made, done))
-        rows.append(made)
-    finished |= {done.stage.key: done for _, done in there}
-    table = ReportTable(file.name, file.heading, file.title, claims, rows)
-    if there:
-        shown += fill_rows(table, there, store)
+                pairs.append((row, finished_cell))
+
+    table = ReportTable(file.name, file.heading, file.title, spec.read_claims(file), rows)
+    finished_rows = []
+    if pairs:
+        finished_rows = fill_rows(table, pairs, store)
+    # nobody asked for a blind row, so one without results is not missing
     table.rows = [row for row in rows if row.block != NO_IMAGE_BLOCK or row.outcomes]
-    return table
+    finished_cells = [finished_cell for _, finished_cell in pairs]
+    return CollectedTable(table, finished_cells, finished_rows)
 
 
 def fill_rows(
-    table: ReportTable, there: Sequence[tuple[ReportRow, FinishedCell]], store: Store
-) -> list[tuple[ReportRow, Config]]:
-    """Outcomes and efficiency of the finished cells; the rows, each with the configuration of its first."""
-    first = there[0][1]
-    fill_questions(table, first, store)
-    for row, done in there:
-        if identify_questions(done.stage) != identify_questions(first.stage):
+    table: ReportTable, pairs: Sequence[tuple[ReportRow, FinishedCell]], store: Store
+) -> list[CollectedRow]:
+    """Put outcomes and efficiency of finished cells into their rows; the rows, the last first. UsageError for
+    rows that answer other questions than the first."""
+    first_row, first_cell = pairs[0]
+    fill_questions(table, first_cell, store)
+    first_pairs: dict[str, tuple[ReportRow, FinishedCell]] = {}  # by label, a row's first cell
+    for row, finished_cell in pairs:
+        if identify_questions(finished_cell.stage) != identify_questions(first_cell.stage):
             raise UsageError(
                 f"{table.heading}, row '{row.label}': answers other questions than row "
-                f"'{there[0][0].label}'; rows of a table have the same data.test and data.seed"
+                f"'{first_row.label}'; rows of a table have the same data.test and data.seed"
             )
-        seed = done.cell.config.seed
-        row.outcomes[seed], row.keys[seed] = load_outcomes(done, store, table), done.stage.key
-    first_of = {row.label: (row, done) for row, done in reversed(there)}.values()
-    for row, done in first_of:
-        row.efficiency = read_efficiency(done, store)
-    return [(row, done.cell.config) for row, done in first_of]
+        seed = finished_cell.cell.config.seed
+        row.outcomes[seed] = load_outcomes(finished_cell, store, table)
+        row.keys[seed] = finished_cell.stage.key
+        first_pairs.setdefault(row.label, (row, finished_cell))
+
+    finished_rows = []
+    for row, finished_cell in reversed(first_pairs.values()):
+        row.efficiency = read_efficiency(finished_cell, store)
+        finished_rows.append(CollectedRow(row, finished_cell.cell.config))
+    return finished_rows
 
 
-def collect_provenance(every: Sequence[FinishedCell], store: Store, known: EarlierReport) -> dict[str, Any]:
+def add_counted_flops(rows: Sequence[CollectedRow], counts_file: Path) -> None:
+    """Give rows the FLOPs of a prefill; none where a model's configuration is out of reach."""
+    configs = [config for _, config in rows]
+    counts = prefill.look_up_counts(configs, counts_file)
+    for (row, _), flops in zip(rows, counts):
+        if flops is not None:
+            row.efficiency["prefill_flops"] = flops
+
+
+def collect_provenance(
+    cells: Sequence[FinishedCell], store: Store, earlier_report: EarlierReport
+) -> dict[str, Any]:
     """Versions, and the time that all stages took, each once, beside what it would be without sharing; how
     many cells are an earlier report's, and how that came about."""
-    finished = [done for done in every if done.earlier_cell is None]
-    taken = len(every) - len(finished)
-    stages = {key: stage for done in finished for key, stage in done.stage.collect_stages().items()}
-    notes = {
-        key: store.read_note(stage)
-        for key, stage in stages.items()
-        if (store.locate_result(stage) / DONE_FILE).is_file()
-    }
-    seconds = {key: note["seconds"] for key, note in notes.items()}
-    versions: dict[str, set[str]] = {}
+    presets = set()
+    computed_cells = []
+    for finished_cell in cells:
+        presets.add(finished_cell.cell.config.preset)
+        if finished_cell.earlier_cell is None:
+            computed_cells.append(finished_cell)
+
+    notes = read_stage_notes(computed_cells, store)
+    last_finished = ""
+    seconds = []
     for note in notes.values():
+        seconds.append(note["seconds"])
+        last_finished = max(last_finished, note["finished"])
+    unshared_seconds = []
+    for finished_cell in computed_cells:
+        for key in finished_cell.stage.collect_stages():
+            if key in notes:
+                unshared_seconds.append(notes[key]["seconds"])
+
+    provenance: dict[str, Any] = {
+        "presets": sorted(presets),
+        "cells": len(computed_cells),
+        "seconds": round(sum(seconds), 1),
+        "seconds_without_sharing": round(sum(unshared_seconds), 1),
+        "finished": last_finished,
+        "versions": join_versions(notes.values()),
+        "machine": describe_machine(),
+    }
+    taken_cells = len(cells) - len(computed_cells)
+    if taken_cells:
+        provenance["taken"] = taken_cells
+        provenance["earlier"] = earlier_report.contributing_runs
+    return provenance
+
+
+def read_stage_notes(cells: Sequence[FinishedCell], store: Store) -> dict[str, dict[str, Any]]:
+    """What was noted when the stages of cells finished, by key. A stage whose folder was removed has none."""
+    stages: dict[str, Stage] = {}
+    for finished_cell in cells:
+        stages |= finished_cell.stage.collect_stages()
+    notes = {}
+    for key, stage in stages.items():
+        done_file = store.locate_result(stage) / DONE_FILE
+        if done_file.is_file():
+            notes[key] = store.read_note(stage)
+    return notes
+
+
+def join_versions(notes: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Package -> the versions that stages ran with, as words."""
+    versions: dict[str, set[str]] = {}
+    for note in notes:
         for package, version in note["versions"].items():
             versions.setdefault(package, set()).add(version)
-    return {
-        "presets": sorted({done.cell.config.preset for done in every}),
-        "cells": len(finished),
-        "seconds": round(sum(seconds.values()), 1),
-        "seconds_without_sharing": round(
-            sum(seconds.get(key, 0.0) for done in finished for key in done.stage.collect_stages()), 1
-        ),
-        "finished": max((note["finished"] for note in notes.values()), default=""),
-        "versions": {package: ", ".join(sorted(found)) for package, found in sorted(versions.items())},
-        "machine": " ".join(describe_machine()),
-        **({"taken": taken, "earlier": known.contributing_runs} if taken else {}),
-    }
+    joined_versions = {}
+    for package in sorted(versions):
+        joined_versions[package] = ", ".join(sorted(versions[package]))
+    return joined_versions
 
 
-def describe_machine() -> Iterator[str]:
-    """Of the report, which is the run's as a rule."""
-    yield read_processor_name()
-    yield f"({platform.system()} {platform.machine()}, Python {platform.python_version()})"
+def describe_machine() -> str:
+    """The machine that makes the report, which is the run's as a rule."""
+    system = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    return f"{read_processor_name()} ({system})"

@@ -14,13 +14,20 @@ from numpy.typing import NDArray
 from ablations import outcomes
 from ablations.outcomes import Report, ReportTable
 
-RECOMPUTED_KEYS = ("prefill_flops", "ttft_ms", "ttft_ms_low", "ttft_ms_high", "peak_memory_mib")
+# columns that a report counts or measures itself
+RECOMPUTED_COLUMNS = ("prefill_flops", "ttft_ms", "ttft_ms_low", "ttft_ms_high", "peak_memory_mib")
+# what a report's provenance says of its cells, not of itself
 RUN_KEYS = ("cells", "finished", "versions", "machine")
 
 
 @dataclass(frozen=True)
 class EarlierCell:
-    """A cell: the table that has its questions, which of them it answered right, tokens and parameters."""
+    """A cell as an earlier report has it.
+
+    table        the table that has its questions
+    right        (Q,) which of them it answered right
+    efficiency   tokens and parameters
+    """
 
     table: ReportTable
     right: NDArray[np.bool_]
@@ -36,15 +43,25 @@ class EarlierReport:
 
     @property
     def finished_seeds(self) -> set[str]:
-        tables = self.report.tables if self.report else ()
-        return {str(seed) for table in tables for row in table.rows for seed in row.outcomes}
+        """All seeds that any of its cells has."""
+        seeds: set[str] = set()
+        if self.report is None:
+            return seeds
+        for table in self.report.tables:
+            for row in table.rows:
+                seeds.update(str(seed) for seed in row.outcomes)
+        return seeds
 
     @property
     def contributing_runs(self) -> list[dict[str, Any]]:
         """How its cells came about: itself, then what it was made from."""
-        made = self.report.made if self.report else {}
-        own = {name: made[name] for name in RUN_KEYS if name in made}
-        return [*([own] if own.get("cells") else []), *made.get("earlier", [])]
+        if self.report is None:
+            return []
+        provenance = self.report.provenance
+        runs: list[dict[str, Any]] = []
+        if provenance.get("cells"):  # none of its own where all were taken from reports before it
+            runs.append({name: provenance[name] for name in RUN_KEYS if name in provenance})
+        return runs + provenance.get("earlier", [])
 
 
 def read_earlier_report(folder: Path | None) -> EarlierReport:
@@ -52,9 +69,12 @@ def read_earlier_report(folder: Path | None) -> EarlierReport:
     if folder is None:
         return EarlierReport()
     report = outcomes.load_report(folder, "earlier")
-    found = {}
+    cells = {}
     for table in report.tables:
         for row in table.rows:
-            own = {name: value for name, value in row.efficiency.items() if name not in RECOMPUTED_KEYS}
-            found |= {key: EarlierCell(table, row.outcomes[seed], own) for seed, key in row.keys.items()}
-    return EarlierReport(report, found)
+            efficiency = dict(row.efficiency)
+            for column in RECOMPUTED_COLUMNS:
+                efficiency.pop(column, None)
+            for seed, key in row.keys.items():
+                cells[key] = EarlierCell(table, row.outcomes[seed], efficiency)
+    return EarlierReport(report, cells)

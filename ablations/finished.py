@@ -23,44 +23,58 @@ CORRECT_FLAG = b'"correct": '  # never inside a JSON string, where its quotes wo
 
 @dataclass(frozen=True)
 class FinishedCell:
-    """A finished cell. `kept`: what an earlier report tells of it, where it is not below `out=`."""
+    """A finished cell with its evaluation; `earlier_cell` where an earlier report has it, `out=` has not."""
 
     cell: Cell
     stage: Stage
     earlier_cell: EarlierCell | None = None
 
 
-def find_finished_cell(cell: Cell, store: Store, known: EarlierReport) -> FinishedCell | None:
+def find_finished_cell(cell: Cell, store: Store, earlier_report: EarlierReport) -> FinishedCell | None:
     """A cell, if it is finished: below the output directory, else in an earlier report."""
     stage = plan_stages(cell.config)
     if store.find_status(stage) == "done":
         return FinishedCell(cell, stage)
-    return FinishedCell(cell, stage, known.cells[stage.key]) if stage.key in known.cells else None
+    if stage.key in earlier_report.cells:
+        return FinishedCell(cell, stage, earlier_report.cells[stage.key])
+    return None
 
 
-def fill_questions(table: ReportTable, done: FinishedCell, store: Store) -> None:
+def fill_questions(table: ReportTable, finished_cell: FinishedCell, store: Store) -> None:
     """Give a table the questions that a cell has answered."""
-    if done.earlier_cell is not None:
-        for name in ("ids", "pictures", "families", "chance"):
-            setattr(table, name, getattr(done.earlier_cell.table, name))
+    if finished_cell.earlier_cell is not None:
+        earlier_table = finished_cell.earlier_cell.table
+        table.ids = earlier_table.ids
+        table.pictures = earlier_table.pictures
+        table.families = earlier_table.families
+        table.chance = earlier_table.chance
         return
-    read = read_questions(store.locate_result(done.stage) / PREDICTIONS_FILE)
-    table.ids = np.array([sample.id for sample in read])
-    table.pictures = np.array([identify_picture(sample) for sample in read])
-    table.families = np.array([sample.families[0] for sample in read])
-    table.chance = score_majority_answers(read)
+    samples = read_questions(store.locate_result(finished_cell.stage) / PREDICTIONS_FILE)
+    ids = []
+    pictures = []
+    families = []
+    for sample in samples:
+        assert sample.families is not None  # read_questions gives each one
+        ids.append(sample.id)
+        pictures.append(identify_picture(sample))
+        families.append(sample.families[0])
+    table.ids = np.array(ids)
+    table.pictures = np.array(pictures)
+    table.families = np.array(families)
+    table.chance = score_majority_answers(samples)
 
 
-def load_outcomes(done: FinishedCell, store: Store, table: ReportTable) -> NDArray[np.bool_]:
-    """(Q,) right or wrong, of a table's questions."""
-    if done.earlier_cell is not None:
-        if not np.array_equal(done.earlier_cell.table.ids, table.ids):
+def load_outcomes(finished_cell: FinishedCell, store: Store, table: ReportTable) -> NDArray[np.bool_]:
+    """(Q,) right or wrong, of a table's questions. UsageError for answers to other questions."""
+    earlier_cell = finished_cell.earlier_cell
+    if earlier_cell is not None:
+        if not np.array_equal(earlier_cell.table.ids, table.ids):
             raise UsageError(
-                f"{table.heading}: the earlier report has '{done.cell.label}' with other "
+                f"{table.heading}: the earlier report has '{finished_cell.cell.label}' with other "
                 "questions than the cells below out=, under one key; leave earlier= out"
             )
-        return done.earlier_cell.right
-    path = store.locate_result(done.stage) / PREDICTIONS_FILE
+        return earlier_cell.right
+    path = store.locate_result(finished_cell.stage) / PREDICTIONS_FILE
     right = read_correct_flags(path)
     if len(right) != len(table.ids):
         raise UsageError(
@@ -70,33 +84,36 @@ def load_outcomes(done: FinishedCell, store: Store, table: ReportTable) -> NDArr
     return right
 
 
-def read_efficiency(done: FinishedCell, store: Store) -> dict[str, float]:
+def read_efficiency(finished_cell: FinishedCell, store: Store) -> dict[str, float]:
     """Tokens and parameters, as the evaluation noted them."""
-    if done.earlier_cell is not None:
-        return dict(done.earlier_cell.efficiency)
-    metrics = json.loads((store.locate_result(done.stage) / METRICS_FILE).read_text(encoding="utf-8"))
+    if finished_cell.earlier_cell is not None:
+        return dict(finished_cell.earlier_cell.efficiency)
+    path = store.locate_result(finished_cell.stage) / METRICS_FILE
+    metrics = json.loads(path.read_text(encoding="utf-8"))
     return dict(metrics.get("efficiency", {}))
 
 
 def read_questions(path: Path) -> list[Sample]:
-    """The questions of a file of predictions, in order."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    return [
-        Sample(
-            row["id"], tuple(row.get("images", ())), (Turn(row["question"], row["answer"]),), (row["family"],)
-        )
-        for row in rows
-    ]
+    """The questions of a file of predictions, in order, a sample each."""
+    samples = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        answer = json.loads(line)
+        images = tuple(answer.get("images", ()))  # an earlier version did not write them down
+        turns = (Turn(answer["question"], answer["answer"]),)
+        samples.append(Sample(answer["id"], images, turns, (answer["family"],)))
+    return samples
 
 
 def identify_picture(sample: Sample) -> str:
     """What questions that are answered right or wrong together have in common: the first picture that they
     see; their conversation where they see none (or where an earlier version has not written it down)."""
-    return str(sample.images[0]) if sample.images else sample.id.rpartition("#")[0] or sample.id
+    if sample.images:
+        return str(sample.images[0])
+    # CONVERSATION#TURN; an id without a turn stands for itself
+    return sample.id.rpartition("#")[0] or sample.id
 
 
 def read_correct_flags(path: Path) -> NDArray[np.bool_]:
     """(Q,) right or wrong. A thousand files are read in a second, so they are not parsed as JSON."""
-    pieces = path.read_bytes().split(CORRECT_FLAG)[1:]
-    return np.array([piece[:1] == b"t" for piece in pieces])
+    answers = path.read_bytes().split(CORRECT_FLAG)[1:]  # each begins with true or false
+    return np.array([answer[:1] == b"t" for answer in answers])

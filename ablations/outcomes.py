@@ -1,5 +1,6 @@
-"""What a report is made of: which questions each row of a table answered right at each seed. It is read from
-finished cells (`collect`), or from the files that an earlier report left:
+"""What a report is made of: which questions each row of a table answered right at each seed.
+
+It is read from finished cells (`collect.py`), or from the files that an earlier report left:
 
     report.json               rows, claims, efficiency, versions: all but the outcomes
     plots/attention-1.png     attention maps, which need the trained model
@@ -10,6 +11,7 @@ finished cells (`collect`), or from the files that an earlier report left:
 import dataclasses
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,22 @@ from ablations.study import REPORT_FILE
 from compressors.errors import UsageError
 from experiments.runtime.files import write_atomic
 
-REPORT_FORMAT, REPORT_JSON, OUTCOMES_FOLDER, PLOTS_FOLDER = 2, REPORT_FILE, "outcomes", "plots"
+REPORT_FORMAT = 2  # counted up when an older version could not read what is written
+OUTCOMES_FOLDER = "outcomes"
+PLOTS_FOLDER = "plots"
 
 
 @dataclass
 class ReportRow:
-    """A line of a table. `outcomes`: seed -> (Q,) right or wrong, of finished cells; `keys`: seed -> the key
-    of its evaluation, by which a later report finds it."""
+    """A line of a table.
+
+    block        title of the block that it stands in
+    ours         why a value of it is our own choice, if one is
+    outcomes     seed -> (Q,) right or wrong, of finished cells
+    missing      seeds whose cells have not finished
+    efficiency   tokens, parameters, FLOPs, times: column -> value
+    keys         seed -> the key of its evaluation, by which a later report finds it
+    """
 
     block: str
     label: str
@@ -41,8 +52,14 @@ class ReportRow:
 
 @dataclass
 class ReportTable:
-    """A table of the report. No questions where no cell has finished. `pictures`: what each question is
-    about; `sweep`: the command that runs its cells."""
+    """A table of the report. It has no questions where no cell has finished.
+
+    ids          (Q,) of the questions
+    families     (Q,) what each of them asks for
+    pictures     (Q,) what each of them is about
+    chance       accuracy of always giving the most frequent answer, in the form of metrics.json
+    sweep        the command that runs its cells
+    """
 
     name: str
     heading: str
@@ -58,35 +75,84 @@ class ReportTable:
     @property
     def family_names(self) -> list[str]:
         """All families; none if there is but one, which would repeat the whole."""
-        found = sorted(set(self.families.tolist()))
-        return found if len(found) > 1 else []
+        names = sorted(set(self.families.tolist()))
+        return names if len(names) > 1 else []
 
     @property
     def picture_numbers(self) -> NDArray[np.intp]:
-        """A number for each question's picture."""
+        """(Q,) a number for each question's picture."""
         return np.unique(self.pictures, return_inverse=True)[1]
+
+    @property
+    def outcomes_by_label(self) -> dict[str, dict[int, NDArray[np.bool_]]]:
+        """Row label -> its outcomes by seed, as claims are judged."""
+        outcomes = {}
+        for row in self.rows:
+            outcomes[row.label] = row.outcomes
+        return outcomes
 
     def compute_accuracies(self, row: ReportRow, family: str | None = None) -> list[float]:
         """Accuracy in % at each seed, of all questions or those of a family."""
-        keep = slice(None) if family is None else self.families == family
-        return [100.0 * float(right[keep].mean()) for right in row.outcomes.values()]
+        accuracies = []
+        for right in row.outcomes.values():
+            if family is not None:
+                right = right[self.families == family]
+            accuracies.append(100.0 * float(right.mean()))
+        return accuracies
 
 
 @dataclass
 class Report:
-    """All tables, and how they came about: command, versions, times. `maps`: attention maps as PNG."""
+    """All tables, and how they came about.
+
+    provenance   command, versions, seconds, where rows were measured, whose attention maps these are
+    maps         attention maps as PNG files
+    """
 
     tables: list[ReportTable]
-    made: dict[str, Any]
+    provenance: dict[str, Any]
     maps: list[bytes] = field(default_factory=list)
+
+
+# ---- writing ----
 
 
 def save_report(report: Report, folder: Path) -> None:
     """Write what the report can be made from again."""
     (folder / OUTCOMES_FOLDER).mkdir(parents=True, exist_ok=True)
-    tables = []
+    (folder / PLOTS_FOLDER).mkdir(exist_ok=True)
     for table in report.tables:
-        rows = [
+        write_atomic(locate_outcomes(folder, table.name), pack_outcomes(table))
+    for number, image in enumerate(report.maps, 1):
+        write_atomic(locate_map(folder, number), image)
+    content = {
+        "format": REPORT_FORMAT,
+        "made": report.provenance,
+        "maps": len(report.maps),
+        "tables": list(map(make_table_entry, report.tables)),
+    }
+    # last: whoever finds this file finds the others
+    write_atomic(folder / REPORT_FILE, json.dumps(content, indent=1) + "\n")
+
+
+def pack_outcomes(table: ReportTable) -> bytes:
+    """A table's questions and outcomes as an .npz file: an eighth of a byte for each answer."""
+    cells: list[NDArray[np.bool_]] = []
+    for row in table.rows:
+        cells += row.outcomes.values()
+    packed = np.zeros((0, 0), np.uint8)
+    if cells:
+        packed = np.packbits(np.stack(cells), axis=1)  # (cells, Q / 8)
+    file = io.BytesIO()
+    np.savez_compressed(file, ids=table.ids, pictures=table.pictures, families=table.families, right=packed)
+    return file.getvalue()
+
+
+def make_table_entry(table: ReportTable) -> dict[str, Any]:
+    """A table without its outcomes, for JSON."""
+    rows = []
+    for row in table.rows:
+        rows.append(
             {
                 "block": row.block,
                 "label": row.label,
@@ -96,88 +162,89 @@ def save_report(report: Report, folder: Path) -> None:
                 "missing": row.missing,
                 "efficiency": row.efficiency,
             }
-            for row in table.rows
-        ]
-        tables.append(
-            {
-                "name": table.name,
-                "heading": table.heading,
-                "title": table.title,
-                "chance": table.chance,
-                "rows": rows,
-                "sweep": table.sweep,
-                "claims": [dataclasses.asdict(claim) for claim in table.claims],
-            }
         )
-        right = [bits for row in table.rows for bits in row.outcomes.values()]
-        packed = np.packbits(np.stack(right), 1) if right else np.zeros((0, 0), np.uint8)
-        content = io.BytesIO()
-        np.savez_compressed(
-            content, ids=table.ids, pictures=table.pictures, families=table.families, right=packed
-        )
-        write_atomic(locate_outcomes(folder, table.name), content.getvalue())
-    (folder / PLOTS_FOLDER).mkdir(exist_ok=True)
-    for number, each in enumerate(report.maps, 1):
-        write_atomic(locate_map(folder, number), each)
-    content = {"format": REPORT_FORMAT, "made": report.made, "maps": len(report.maps), "tables": tables}
-    write_atomic(folder / REPORT_JSON, json.dumps(content, indent=1) + "\n")
+    return {
+        "name": table.name,
+        "heading": table.heading,
+        "title": table.title,
+        "chance": table.chance,
+        "rows": rows,
+        "sweep": table.sweep,
+        "claims": [dataclasses.asdict(claim) for claim in table.claims],
+    }
 
 
 def locate_outcomes(folder: Path, name: str) -> Path:
+    """The file of a table's outcomes."""
     return folder / OUTCOMES_FOLDER / f"table{name}.npz"
 
 
 def locate_map(folder: Path, number: int) -> Path:
+    """The file of an attention map, counted from 1."""
     return folder / PLOTS_FOLDER / f"attention-{number}.png"
 
 
+# ---- reading ----
+
+
 def load_report(folder: Path, option: str = "results") -> Report:
-    """A report from what `save` wrote, or a UsageError that names the file and the option that gave it."""
-    path = folder / REPORT_JSON
+    """A report from what `save_report` wrote, or a UsageError that names the file and the option that gave
+    the folder."""
+    path = folder / REPORT_FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != REPORT_FORMAT:
             raise UsageError(f"{path}: format {content['format']}, this version reads {REPORT_FORMAT}")
-        maps = [locate_map(folder, i + 1).read_bytes() for i in range(content.get("maps", 0))]
-        return Report([load_report_table(each, folder) for each in content["tables"]], content["made"], maps)
+        maps = []
+        for number in range(1, content.get("maps", 0) + 1):
+            maps.append(locate_map(folder, number).read_bytes())
+        tables = []
+        for entry in content["tables"]:
+            tables.append(load_report_table(entry, folder))
+        return Report(tables, content["made"], maps)
     except FileNotFoundError as error:
         raise UsageError(
             f"{option}={folder}: no {error.filename}; give a folder that ablations.report wrote"
         ) from error
+    except UsageError:  # a ValueError too, but one that says what to do
+        raise
     except (KeyError, TypeError, ValueError, OSError) as error:
-        if isinstance(error, UsageError):
-            raise
         raise UsageError(
             f"{option}={folder}: not what ablations.report wrote ({type(error).__name__}: {error})"
         ) from error
 
 
-def load_report_table(entry: dict[str, Any], folder: Path) -> ReportTable:
+def load_report_table(entry: Mapping[str, Any], folder: Path) -> ReportTable:
     """One table with its outcomes."""
-    with np.load(locate_outcomes(folder, entry["name"])) as kept:
-        ids, pictures, families, packed = (kept[name] for name in ("ids", "pictures", "families", "right"))
-    right = iter(np.unpackbits(packed, 1, count=len(ids)).astype(bool) if len(packed) else ())
-    rows = [
-        ReportRow(
-            row["block"],
-            row["label"],
-            row["ours"],
-            {seed: next(right) for seed in row["seeds"]},
-            row["missing"],
-            row["efficiency"],
-            {seed: key for seed, key in zip(row["seeds"], row.get("keys", ())) if key},
-        )
-        for row in entry["rows"]
-    ]
-    claims = tuple(
-        Claim(**{**each, "pairs": tuple(map(tuple, each["pairs"])), "families": tuple(each["families"])})
-        for each in entry["claims"]
-    )
+    with np.load(locate_outcomes(folder, entry["name"])) as arrays:
+        ids = arrays["ids"]
+        pictures = arrays["pictures"]
+        families = arrays["families"]
+        packed = arrays["right"]  # (cells, Q / 8)
+    # without a cell there are no bits to unpack
+    cells = np.unpackbits(packed, axis=1, count=len(ids)).astype(bool) if len(packed) else packed
+    rows: list[ReportRow] = []
+    first = 0  # cell of the next row
+    for row_entry in entry["rows"]:
+        seeds = row_entry["seeds"]
+        row_cells = cells[first : first + len(seeds)]
+        first += len(seeds)
+        if len(row_cells) < len(seeds):
+            raise ValueError(f"outcomes of {len(cells)} cells, fewer than the rows have")
+        row = ReportRow(row_entry["block"], row_entry["label"], row_entry["ours"])
+        row.outcomes = dict(zip(seeds, row_cells))
+        row.missing = row_entry["missing"]
+        row.efficiency = row_entry["efficiency"]
+        # reports from before there were keys have none
+        for seed, key in zip(seeds, row_entry.get("keys", ())):
+            if key:
+                row.keys[seed] = key
+        rows.append(row)
     return ReportTable(
         entry["name"],
         entry["heading"],
         entry["title"],
-        claims,
+        tuple(map(load_claim, entry["claims"])),
         rows,
         ids,
         families,
@@ -185,3 +252,11 @@ def load_report_table(entry: dict[str, Any], folder: Path) -> ReportTable:
         entry["chance"],
         entry["sweep"],
     )
+
+
+def load_claim(entry: Mapping[str, Any]) -> Claim:
+    """A claim from JSON, which has lists where a claim has tuples."""
+    fields = dict(entry)
+    fields["pairs"] = tuple(map(tuple, entry["pairs"]))
+    fields["families"] = tuple(entry["families"])
+    return Claim(**fields)

@@ -5,103 +5,116 @@ Exit code 0: written; 2: bad input or a full disk, one line says which; 130: Ctr
 
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from compressors.command_line import parse_settings, run_guarded
+from compressors.command_line import Axes, Command, CommandLine, setting
 from compressors.errors import UsageError
-from compressors.registry import conform
-from experiments.config.overrides import parse_value, take_single_value
-from experiments.config.schema import Config
-from experiments.runtime.bars import create_reporter
-from experiments.runtime.command import CommandParser
 
-REPORT_HELP = """\
-Usage: python -m ablations.report [table=3,4] [seed=0,1,2] [KEY=VALUE ...] [out=runs] [earlier=DIR] [to=DIR]
-       python -m ablations.report results=DIR [to=DIR]
+# numpy, scipy, matplotlib and the sweep's configuration are imported where they are needed: --help and a
+# misspelt line would otherwise wait for them
+if TYPE_CHECKING:
+    from ablations.outcomes import Report
+    from experiments.runtime.progress import Reporter
 
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Settings of the command itself; all others are those of the cells."""
+
+    results: Path | None = setting(None, "the report from what an earlier one left in DIR, not from cells")
+    to: Path | None = setting(None, "directory to write (OUT/report, or that of results=)")
+    earlier: Path | None = setting(
+        None,
+        "cells that are not finished below out= as the report in DIR has them: published rows beside yours",
+    )
+    measure: bool = setting(False, "TTFT and peak memory of every row, on this machine, side by side")
+
+
+COMMAND = Command(
+    usage="""\
+python -m ablations.report [table=3,4] [seed=0,1,2] [KEY=VALUE ...] [out=runs] [earlier=DIR] [to=DIR]
+       python -m ablations.report results=DIR [to=DIR]""",
+    description="""\
 Prints the tables of the paper's ablations from cells that `python -m experiments.sweep` has finished below
 out=, with a verdict on each of the paper's claims, and writes them to to= (OUT/report): Markdown, LaTeX, CSV,
 one HTML page, plots, and what the report can be made from again without the cells.
 
-  table=3,4     tables of the project by name, or paths of YAML files (all of the project)
+  table=3,4     tables of the project by name, or paths of YAML files (all of the paper)
   seed=0,1,2    seeds (all that any cell has finished at)
-  KEY=VALUE     settings and knobs, as for the sweep that computed the cells
-  earlier=DIR   cells that are not finished below out= as the report in DIR has them: published rows beside
-                yours, without running them again
-  measure=true  TTFT and peak memory of every row, on this machine, side by side
-  results=DIR   the report from what an earlier one left in DIR, not from cells
-"""
+  KEY=VALUE     settings and knobs, as for the sweep that computed the cells""",
+    options=ReportOptions,
+    overrides=True,
+    elsewhere="choose another directory with to=DIR",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit code."""
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    return run_guarded(lambda: run_report(given), "choose another directory with to=DIR")
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    # the report says by which command it was made, in the words and the order that were typed
+    typed = f"python -m ablations.report {' '.join(words)}".strip()
+    return COMMAND.run(lambda line: run_report(line, typed), words)
 
 
-def run_report(arguments: list[str]) -> int:
-    """The command, with its exceptions."""
-    parser = CommandParser(add_help=False)
-    parser.add_argument("overrides", nargs="*")
-    parser.add_argument("-h", "--help", action="store_true")
-    options = parser.parse_intermixed_args(arguments)
-    console = Console()
-    if options.help:
-        console.print(REPORT_HELP, markup=False, highlight=False, soft_wrap=True)
-        return 0
-    axes = parse_settings(options.overrides)
-    results, to, timed, earlier = (
-        take_single_value(axes, key) for key in ("results", "to", "measure", "earlier")
-    )
-    measure = conform(parse_value(timed or "false", "measure"), bool, "measure")
+def run_report(line: CommandLine, typed: str) -> int:
+    """Make the report that a command line asks for, print and write it."""
+    from rich.console import Console
+
     from ablations import outcomes
-    from ablations.writing import write  # numpy, scipy and matplotlib: not for --help
+    from ablations.writing import write
+    from experiments.config.overrides import take_single_value
+    from experiments.config.schema import Config
+    from experiments.runtime.bars import create_reporter
 
-    if results is not None:
-        if axes or earlier:
+    options: ReportOptions = line.options
+    console = Console()
+    if options.results is not None:
+        refused = min(line.overrides, default="earlier")
+        if line.overrides or options.earlier is not None:
             raise UsageError(
-                f"{min(axes, default='earlier')}: cells are not looked at with "
-                f"results={results}; leave it out"
+                f"{refused}: cells are not looked at with results={options.results}; leave it out"
             )
-        report = outcomes.load_report(Path(results))
-        folder = Path(to or results)
+        folder = options.to or options.results
+        report = outcomes.load_report(options.results)
     else:
+        axes = dict(line.overrides)
         root = Path(take_single_value(axes, "out") or Config().out)
-        folder = Path(to) if to else root / "report"
-        command = f"python -m ablations.report {' '.join(arguments)}".strip()
-        with create_reporter(console) if measure else nullcontext() as told:
-            report = report_from_cells(axes, root, folder, command, told, Path(earlier) if earlier else None)
+        folder = options.to or root / "report"
+        measuring: AbstractContextManager[Reporter | None] = nullcontext()
+        if options.measure:
+            measuring = create_reporter(console)
+        with measuring as reporter:
+            report = report_from_cells(axes, root, folder, typed, reporter, options.earlier)
     write.write_report(report, folder, console)
     return 0
 
 
 def report_from_cells(
-    axes: dict[str, list[str]], root: Path, folder: Path, command: str, measuring, earlier: Path | None
-):
-    """The report of what is finished below `root` or in the report `earlier`; with a reporter in `measuring`
-    rows are measured."""
+    axes: Axes, root: Path, folder: Path, typed: str, reporter: "Reporter | None", earlier_folder: Path | None
+) -> "Report":
+    """The report of what is finished below `root` or in the report of `earlier_folder`; with a reporter rows
+    are measured. UsageError where nothing has finished: the sweep to run."""
     from ablations import collect
     from experiments.config import tables
     from experiments.store.store import Store
 
     wanted = axes.pop("table", [tables.ALL_TABLES])
-    axes["out"] = [str(root)]
-    found = collect.collect_report(wanted, axes, Store(root), folder, command, measuring, earlier)
-    if not found.made["cells"] and not found.made.get("taken"):
-        names = ",".join(tables.expand_table_names(wanted))
-        if not root.is_dir():
-            raise UsageError(
-                f"out={root}: no such directory; "
-                f"python -m experiments.sweep table={names} out={root} fills it"
-            )
+    axes["out"] = [str(root)]  # the cells' own setting, also where it was not given
+    report = collect.collect_report(wanted, axes, Store(root), folder, typed, reporter, earlier_folder)
+    if report.provenance["cells"] or report.provenance.get("taken"):
+        return report
+    names = ",".join(tables.expand_table_names(wanted))
+    if not root.is_dir():
         raise UsageError(
-            f"out={root}: no cell of table {names} has finished there; run "
-            f"python -m experiments.sweep table={names} out={root}, with the same settings"
+            f"out={root}: no such directory; python -m experiments.sweep table={names} out={root} fills it"
         )
-    return found
+    raise UsageError(
+        f"out={root}: no cell of table {names} has finished there; run "
+        f"python -m experiments.sweep table={names} out={root}, with the same settings"
+    )
 
 
 if __name__ == "__main__":

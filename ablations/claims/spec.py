@@ -25,54 +25,67 @@ from experiments.config.tables import TableFile
 
 CLAIM_KINDS = {"better": "than", "best": "of", "within": "of"}  # kind -> who the row is compared with
 CLAIM_KEYS = {"text", "source", "family", "ours", *CLAIM_KINDS}
+MAX_POINTS = 100  # by how much accuracies can differ
 
 
 @dataclass(frozen=True)
 class Claim:
-    """For every pair (row, other): accuracy of row > accuracy of other - `points`."""
+    """For every pair (row, other): accuracy of row > accuracy of other - `points`.
+
+    families   the questions that count; none: all questions
+    ours       why a number in it is our own choice
+    """
 
     text: str
     source: str
     kind: str
     pairs: tuple[tuple[str, str], ...]
     points: float = 0.0
-    families: tuple[str, ...] = ()  # none: all questions
+    families: tuple[str, ...] = ()
     ours: str = ""
 
     @property
-    def rows(self) -> tuple[str, ...]:
-        """The labels it speaks of, each once."""
-        return tuple(dict.fromkeys(label for pair in self.pairs for label in pair))
+    def row_labels(self) -> tuple[str, ...]:
+        """The rows it speaks of, each once."""
+        labels: dict[str, None] = {}  # a set that keeps its order
+        for pair in self.pairs:
+            labels |= dict.fromkeys(pair)
+        return tuple(labels)
 
     @property
     def statement(self) -> str:
         """What is checked, in symbols."""
-        groups: dict[str, list[str]] = {}
-        for row, other in self.pairs:
-            groups.setdefault(row, []).append(other)
-        less = f" - {self.points:g}" if self.points else ""
-        said = "; ".join(f"{row} > {join_labels(others)}{less}" for row, others in groups.items())
-        return f"{said}  ({', '.join(self.families)})" if self.families else said
-
-
-def join_labels(labels: list[str]) -> str:
-    return labels[0] if len(labels) == 1 else f"each of {', '.join(labels)}"
+        others_by_row: dict[str, list[str]] = {}
+        for row, compared_row in self.pairs:
+            others_by_row.setdefault(row, []).append(compared_row)
+        allowance = f" - {self.points:g}" if self.points else ""
+        comparisons = []
+        for row, compared_rows in others_by_row.items():
+            compared_with = compared_rows[0]
+            if len(compared_rows) > 1:
+                compared_with = f"each of {', '.join(compared_rows)}"
+            comparisons.append(f"{row} > {compared_with}{allowance}")
+        statement = "; ".join(comparisons)
+        if self.families:
+            statement += f"  ({', '.join(self.families)})"
+        return statement
 
 
 def read_claims(table: TableFile) -> tuple[Claim, ...]:
     """The claims of a table's file. UsageError for one that is malformed or names a row that is not there."""
-    given = read_yaml(table.path).get("claims") or []
-    if not isinstance(given, list):
-        raise UsageError(f"{table.path}: claims: expected a list, found a {type(given).__name__}")
+    entries = read_yaml(table.path).get("claims") or []
+    if not isinstance(entries, list):
+        raise UsageError(f"{table.path}: claims: expected a list, found a {type(entries).__name__}")
     labels = [row.label for row in table.rows]
-    found = []
-    for number, entry in enumerate(given, 1):
-        said = entry.get("text", number) if isinstance(entry, dict) else number
+    claims = []
+    for number, entry in enumerate(entries, 1):
+        # its number where it has no text to be called by
+        name = entry.get("text", number) if isinstance(entry, dict) else number
         try:
-            found.append(parse_claim(entry, labels))
+            claims.append(parse_claim(entry, labels))
         except UsageError as error:
-            raise UsageError(f"{table.path}, claim '{said}': {error}") from error
-    return tuple(found)
+            raise UsageError(f"{table.path}, claim '{name}': {error}") from error
+    return tuple(claims)
 
 
 def parse_claim(entry: object, labels: Collection[str]) -> Claim:
@@ -85,55 +98,73 @@ def parse_claim(entry: object, labels: Collection[str]) -> Claim:
     kinds = [kind for kind in CLAIM_KINDS if kind in entry]
     if len(kinds) != 1:
         raise UsageError(f"expected one of {', '.join(CLAIM_KINDS)}, found {', '.join(kinds) or 'none'}")
-    (kind,) = kinds
+    kind = kinds[0]
     for key in ("text", "source"):
-        if not isinstance(entry.get(key), str):
-            raise UsageError(f"{key}: expected words, found {entry.get(key)!r}")
-    comparisons = entry[kind] if isinstance(entry[kind], list) else [entry[kind]]
-    pairs = [pair for each in comparisons for pair in parse_pairs(kind, each, labels)]
+        words = entry.get(key)
+        if not isinstance(words, str):
+            raise UsageError(f"{key}: expected words, found {words!r}")
+
+    comparisons = entry[kind]
+    if not isinstance(comparisons, list):
+        comparisons = [comparisons]
+    pairs: list[tuple[str, str]] = []
+    for comparison in comparisons:
+        pairs += parse_pairs(kind, comparison, labels)
+
     families = entry.get("family", [])
-    families = [families] if isinstance(families, str) else families
+    if isinstance(families, str):
+        families = [families]
     if not isinstance(families, list):
         raise UsageError(f"family: expected a name or a list of them, found {families!r}")
     return Claim(
-        entry["text"],
-        entry["source"],
-        kind,
-        tuple(dict.fromkeys(pairs)),
-        parse_points(kind, comparisons),
-        tuple(map(str, families)),
-        str(entry.get("ours") or ""),
+        text=entry["text"],
+        source=entry["source"],
+        kind=kind,
+        pairs=tuple(dict.fromkeys(pairs)),
+        points=parse_points(kind, comparisons),
+        families=tuple(map(str, families)),
+        ours=str(entry.get("ours") or ""),
     )
 
 
-def parse_pairs(kind: str, entry: object, labels: Collection[str]) -> list[tuple[str, str]]:
-    """The pairs of one comparison."""
-    word = CLAIM_KINDS[kind]
-    wanted = {"row", word} | ({"points"} if kind == "within" else set())
-    if not isinstance(entry, dict) or set(entry) != wanted:
-        shape = ", ".join(f"{key}: ..." for key in sorted(wanted, key=("row", word, "points").index))
-        raise UsageError(f"{kind}: {entry!r}: expected {{{shape}}}")
-    others = entry[word] if isinstance(entry[word], list) else [entry[word]]
-    if not others:
-        raise UsageError(f"{kind}: {word} is empty; name at least one row")
-    pairs = [(check_label(entry["row"], labels), check_label(other, labels)) for other in others]
-    for row, other in pairs:
-        if row == other:
-            raise UsageError(f"{kind}: '{row}' is compared with itself")
+def parse_pairs(kind: str, comparison: object, labels: Collection[str]) -> list[tuple[str, str]]:
+    """The pairs (row, other) of one comparison, such as {row: sap, than: avg_pool}."""
+    others_key = CLAIM_KINDS[kind]
+    keys = ["row", others_key]
+    if kind == "within":
+        keys.append("points")
+    if not isinstance(comparison, dict) or set(comparison) != set(keys):
+        shape = ", ".join(f"{key}: ..." for key in keys)
+        raise UsageError(f"{kind}: {comparison!r}: expected {{{shape}}}")
+    compared_labels = comparison[others_key]
+    if not isinstance(compared_labels, list):
+        compared_labels = [compared_labels]
+    if not compared_labels:
+        raise UsageError(f"{kind}: {others_key} is empty; name at least one row")
+    row = check_label(comparison["row"], labels)
+    pairs = []
+    for label in compared_labels:
+        pairs.append((row, check_label(label, labels)))
+    if (row, row) in pairs:
+        raise UsageError(f"{kind}: '{row}' is compared with itself")
     return pairs
 
 
 def check_label(label: object, labels: Collection[str]) -> str:
-    """The label of a row that the table has."""
+    """The label of a row that the table has; YAML reads one such as 9 as a number."""
     if str(label) not in labels:
         raise UsageError(f"no row '{label}'{suggest(str(label), labels)}")
     return str(label)
 
 
 def parse_points(kind: str, comparisons: list[Mapping[str, Any]]) -> float:
-    """By how much a row may stay below; 0 but for `within`."""
-    found = {each["points"] for each in comparisons} if kind == "within" else {0}
-    value = found.pop()
-    if found or isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 100:
+    """By how many percentage points a row may stay below; 0 but for `within`."""
+    if kind != "within":
+        return 0.0
+    values = {comparison["points"] for comparison in comparisons}
+    value = values.pop()
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    # one number: a claim has one limit
+    if values or not is_number or not 0 <= value < MAX_POINTS:
         raise UsageError(f"{kind}: points: {value!r}: expected one number of percentage points, 0 or more")
     return float(value)

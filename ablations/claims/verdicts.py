@@ -5,8 +5,9 @@ Claims are judged one by one, without correction for how many there are.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,10 @@ from ablations.claims.statistics import (
 )
 
 MAX_SEEDS = 1000  # seeds; an estimate beyond it is no advice
-HOLDS, FAILS, UNRESOLVED, NO_RESULTS = "holds", "does not hold", "not resolved", "no results"
+HOLDS = "holds"
+FAILS = "does not hold"
+UNRESOLVED = "not resolved"
+NO_RESULTS = "no results"
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,20 @@ class Verdict:
     pairs: tuple[RowComparison, ...] = ()
 
 
+class OpenComparison(NamedTuple):
+    """A pair of a claim that has no interval yet.
+
+    number        of the claim
+    claim_pairs   how many pairs the claim has
+    differences   (P,) in points, which are resampled
+    """
+
+    number: int
+    claim_pairs: int
+    pair: RowComparison
+    differences: NDArray[np.float64]
+
+
 def judge_claims(
     claims: Sequence[Claim],
     outcomes: Mapping[str, OutcomesBySeed],
@@ -51,76 +69,115 @@ def judge_claims(
 ) -> list[Verdict]:
     """A verdict for each claim. `outcomes` by row label; `families` (Q,) and `picture` (Q,) of the questions.
     A row without results, or two that share no seed, leave a claim without verdict."""
-    verdicts: dict[int, Verdict] = {}
-    waiting: list[tuple[int, RowComparison, NDArray]] = []
+    reasons = []
+    open_comparisons = []
     for number, claim in enumerate(claims):
-        why = explain_missing_results(claim, outcomes, families)
-        if why:
-            verdicts[number] = Verdict(claim, NO_RESULTS, why)
+        reason = explain_missing_results(claim, outcomes, families)
+        reasons.append(reason)
+        if reason:
             continue
-        keep = np.isin(families, claim.families) if claim.families else np.ones(len(families), bool)
+        counted = np.ones(len(families), bool)
+        if claim.families:
+            counted = np.isin(families, claim.families)
         for row, other in claim.pairs:
-            waiting.append((number, *compare_rows(row, other, outcomes, keep, picture)))
-    judged: dict[int, list[RowComparison]] = {}
-    for number, pair in add_intervals(waiting, claims, resamples, seed):
-        judged.setdefault(number, []).append(pair)
-    verdicts |= {number: decide_verdict(claims[number], pairs) for number, pairs in judged.items()}
-    return [verdicts[number] for number in sorted(verdicts)]
+            pair, differences = compare_rows(row, other, outcomes, counted, picture)
+            open_comparisons.append(OpenComparison(number, len(claim.pairs), pair, differences))
+    pairs_by_claim = add_intervals(open_comparisons, resamples, seed)
+    verdicts = []
+    for number, claim in enumerate(claims):
+        if reasons[number]:
+            verdicts.append(Verdict(claim, NO_RESULTS, reasons[number]))
+        else:
+            verdicts.append(decide_verdict(claim, pairs_by_claim[number]))
+    return verdicts
 
 
 def explain_missing_results(claim: Claim, outcomes: Mapping[str, OutcomesBySeed], families: NDArray) -> str:
     """Why a claim cannot be judged at all; nothing if it can."""
-    missing = [label for label in claim.rows if not outcomes.get(label)]
-    if missing:
-        return f"no results of {', '.join(missing)}"
-    apart = [pair for pair in claim.pairs if not outcomes[pair[0]].keys() & outcomes[pair[1]].keys()]
-    if apart:
-        return f"{apart[0][0]} and {apart[0][1]} have no seed in common"
-    unasked = set(claim.families) - set(families.tolist())
-    return f"no questions of the family {', '.join(sorted(unasked))}" if unasked else ""
+    empty_rows = [label for label in claim.row_labels if not outcomes.get(label)]
+    if empty_rows:
+        return f"no results of {', '.join(empty_rows)}"
+    for row, other in claim.pairs:
+        if not outcomes[row].keys() & outcomes[other].keys():
+            return f"{row} and {other} have no seed in common"
+    absent_families = set(claim.families) - set(families.tolist())
+    if absent_families:
+        return f"no questions of the family {', '.join(sorted(absent_families))}"
+    return ""
 
 
 def add_intervals(
-    waiting: Sequence[tuple[int, RowComparison, NDArray]], claims: Sequence[Claim], resamples: int, seed: int
-) -> Iterator[tuple[int, RowComparison]]:
-    """The pairs with their intervals. Those over as many pictures are resampled together. In a claim of K
-    pairs the upper ends leave 1/K of the usual share out: one of them below is enough to refute it."""
+    comparisons: Sequence[OpenComparison], resamples: int, seed: int
+) -> dict[int, list[RowComparison]]:
+    """Number of a claim -> its pairs with their intervals. Those over as many pictures are resampled on the
+    same draws, so that the work is one product of matrices."""
     tail = (1 - CONFIDENCE_LEVEL) / 2
-    for pictures in dict.fromkeys(pair.pictures for _, pair, _ in waiting):
+    pairs: dict[int, list[RowComparison]] = {}
+    comparisons_by_pictures: dict[int, list[OpenComparison]] = {}
+    for comparison in comparisons:
+        comparisons_by_pictures.setdefault(comparison.pair.pictures, []).append(comparison)
+    for alike in comparisons_by_pictures.values():
         rng = np.random.default_rng(seed)
-        alike = [each for each in waiting if each[1].pictures == pictures]
-        draws = resample_means(np.stack([column for *_, column in alike], 1), resamples, rng)
-        for (number, pair, _), means in zip(alike, draws.T):
-            tails = tail, tail / len(claims[number].pairs)
-            low, high = compute_interval(pair, means, tails, rng)
-            yield number, replace(pair, low=low, high=high)
+        columns = np.stack([comparison.differences for comparison in alike], 1)  # (P, K)
+        means = resample_means(columns, resamples, rng)  # (R, K)
+        for comparison, pair_means in zip(alike, means.T):
+            # one of a claim's K pairs that lies below refutes it: chance has K ways to, so the upper ends
+            # leave out 1/K of the usual share each
+            tails = (tail, tail / comparison.claim_pairs)
+            low, high = compute_interval(comparison.pair, pair_means, tails, rng)
+            pair = replace(comparison.pair, low=low, high=high)
+            pairs.setdefault(comparison.number, []).append(pair)
+    return pairs
 
 
 def decide_verdict(claim: Claim, pairs: Sequence[RowComparison]) -> Verdict:
     """The verdict on a claim whose pairs all have intervals."""
-    low, high = min(p.low for p in pairs), min(p.high for p in pairs)
-    if any(p.squares is None for p in pairs):
-        word, note = UNRESOLVED, "one seed (or one picture) does not show what chance adds; run more"
+    # each pair has to hold, so the claim is as sure as the least sure of them
+    low = high = estimate = math.inf
+    shows_spread = True
+    for pair in pairs:
+        low = min(low, pair.low)
+        high = min(high, pair.high)
+        estimate = min(estimate, pair.estimate)
+        if pair.squares is None:
+            shows_spread = False
+    note = ""
+    if not shows_spread:
+        word = UNRESOLVED
+        note = "one seed (or one picture) does not show what chance adds; run more"
     elif low > -claim.points:
-        word, note = HOLDS, ""
+        word = HOLDS
     elif high < -claim.points:
-        word, note = FAILS, ""
+        word = FAILS
     else:
-        word, note = UNRESOLVED, advise_on_runs(claim, pairs)
-    return Verdict(claim, word, note, min(p.estimate for p in pairs), low, high, tuple(pairs))
+        word = UNRESOLVED
+        note = advise_on_runs(claim, pairs)
+    return Verdict(claim, word, note, estimate, low, high, tuple(pairs))
 
 
 def advise_on_runs(claim: Claim, pairs: Sequence[RowComparison]) -> str:
     """What would resolve a claim, if its differences are what they look like now."""
-    worst = min(pairs, key=lambda p: p.estimate)
-    open_pairs = [p for p in pairs if p.low <= -claim.points] if worst.estimate > -claim.points else [worst]
-    needed = [count_seeds_needed(pair, claim.points) for pair in open_pairs]
-    if None not in needed:
-        return f"about {max(needed)} seeds would resolve it"
-    pair = open_pairs[needed.index(None)]
-    limit, gap = predict_half_width(pair, math.inf), abs(pair.estimate + claim.points)
+    worst = min(pairs, key=lambda pair: pair.estimate)
+    if worst.estimate > -claim.points:
+        open_pairs = [pair for pair in pairs if pair.low <= -claim.points]  # to hold, each of them must
+    else:
+        open_pairs = [worst]  # one is enough to refute it
+    most_seeds = 0
+    for pair in open_pairs:
+        needed_seeds = count_seeds_needed(pair, claim.points)
+        if needed_seeds is None:
+            return advise_on_questions(pair, claim.points)
+        most_seeds = max(most_seeds, needed_seeds)
+    return f"about {most_seeds} seeds would resolve it"
+
+
+def advise_on_questions(pair: RowComparison, points: float) -> str:
+    """What would resolve a pair that no number of seeds up to `MAX_SEEDS` does."""
+    limit = predict_half_width(pair, math.inf)
+    gap = abs(pair.estimate + points)
     if gap > limit:
         return f"more than {MAX_SEEDS} seeds would be needed"
+    # the interval shrinks with the root of the number of questions
     times = math.ceil((limit / gap) ** 2) if gap else math.inf
     if times > MAX_SEEDS:
         return "no number of seeds or questions in reach would resolve it"
@@ -128,7 +185,10 @@ def advise_on_runs(claim: Claim, pairs: Sequence[RowComparison]) -> str:
 
 
 def count_seeds_needed(pair: RowComparison, points: float) -> int | None:
-    """The fewest seeds, more than now, whose interval would leave the limit out; None if `MANY` would not."""
+    """The fewest seeds, more than now, whose interval would leave the limit out; None if `MAX_SEEDS` would
+    not."""
     gap = abs(pair.estimate + points)
-    counts = range(len(pair.seeds) + 1, MAX_SEEDS + 1)
-    return next((n for n in counts if predict_half_width(pair, n) < gap), None)
+    for seeds in range(len(pair.seeds) + 1, MAX_SEEDS + 1):
+        if predict_half_width(pair, seeds) < gap:
+            return seeds
+    return None

@@ -8,7 +8,7 @@ later reports in that folder show them.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ablations.costs import prefill
 from ablations.outcomes import Report, ReportRow
@@ -17,25 +17,30 @@ from experiments.config.schema import Config
 from experiments.runtime.files import write_atomic
 from experiments.runtime.progress import Reporter
 
-MEASURED_FILE, MEASURING_ROUNDS = "measured.json", 9
+if TYPE_CHECKING:  # torch: a report is made without it
+    from experiments.efficiency.measuring import CaseMeasurements
+    from experiments.efficiency.subject import CellSubject
+
+MEASURED_FILE = "measured.json"
+MEASURING_ROUNDS = 9
 
 
 def add_measured_columns(
-    report: Report, rows: Sequence[tuple[ReportRow, Config]], folder: Path, told: Reporter | None
+    report: Report, rows: Sequence[tuple[ReportRow, Config]], folder: Path, measuring: Reporter | None
 ) -> None:
-    """Columns of the rows that were measured. `told`: measure them now and say how far it is; None: show what
-    was measured before."""
-    known = (
-        read_measurements(folder) if told is None else measure_configs([config for _, config in rows], told)
-    )
-    if told is not None:
+    """Columns of the rows that were measured, kept in `folder`. `measuring`: measure them now and say how far
+    it is; None: show what was measured before."""
+    if measuring is None:
+        measurements = read_measurements(folder)
+    else:
+        measurements = measure_configs([config for _, config in rows], measuring)
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / MEASURED_FILE, json.dumps(known, indent=1) + "\n")
+        write_atomic(folder / MEASURED_FILE, json.dumps(measurements, indent=1) + "\n")
     for row, config in rows:
-        found = known["rows"].get(find_cost_key(config))
-        if found:
-            row.efficiency |= found
-            report.made["measured"] = known["where"]
+        columns = measurements["rows"].get(find_cost_key(config))
+        if columns:
+            row.efficiency |= columns
+            report.provenance["measured"] = measurements["where"]
 
 
 def read_measurements(folder: Path) -> dict[str, Any]:
@@ -55,64 +60,74 @@ def find_cost_key(config: Config) -> str | None:
         return None
 
 
-def measure_configs(configs: Sequence[Config], told: Reporter) -> dict[str, Any]:
-    """Every configuration once, side by side. Imports torch."""
+def measure_configs(configs: Sequence[Config], reporter: Reporter) -> dict[str, Any]:
+    """Every configuration once, side by side: its columns by cost key as `rows`, the conditions as `where`.
+    Imports torch."""
     from experiments.efficiency import collect, machine, measuring
     from experiments.efficiency.plan import MeasuringPlan
 
     plan = MeasuringPlan(
-        pictures=(), text=prefill.PREFILL_TEXT_TOKENS, tokens=1, rounds=MEASURING_ROUNDS
-    )  # each model sees a picture of its tower's size
+        pictures=(),  # each model sees a picture of its tower's size
+        text=prefill.PREFILL_TEXT_TOKENS,
+        tokens=1,
+        rounds=MEASURING_ROUNDS,
+    )
     place = machine.settle_machine()
-    where = machine.describe_conditions(place, plan)
-    known = {find_cost_key(config): config for config in configs}
-    subjects = [build_unfitted_subject(key, config) for key, config in known.items() if key is not None]
+    conditions = machine.describe_conditions(place, plan)
+    configs_by_key: dict[str, Config] = {}
+    for config in configs:
+        key = find_cost_key(config)
+        if key is not None:
+            configs_by_key[key] = config
+    subjects = []
+    for key, config in configs_by_key.items():
+        subjects.append(build_unfitted_subject(key, config))
     collect.give_weights(subjects, place)
-    cases = {
-        each.label: measuring.BenchmarkCase(
-            each,
-            collect.make_noise_pictures((each.size, each.size), 1, 1),
-            plan.text,
-            plan.tokens,
-        )
-        for each in subjects
-    }
-    told.begin_stage("measuring")
-    told.announce_steps(measuring.count_measuring_steps(len(cases), MEASURING_ROUNDS))
-    found = measuring.measure_cases(cases, MEASURING_ROUNDS, told.advance_steps)
-    where["attention"] = ", ".join(sorted({each.attention for each in subjects}))
-    return {"where": where, "rows": {key: make_measured_columns(each) for key, each in found.items()}}
+    cases: dict[str, measuring.BenchmarkCase] = {}
+    for subject in subjects:
+        pictures = collect.make_noise_pictures((subject.size, subject.size), 1, 1)
+        cases[subject.label] = measuring.BenchmarkCase(subject, pictures, plan.text, plan.tokens)
+    reporter.begin_stage("measuring")
+    reporter.announce_steps(measuring.count_measuring_steps(len(cases), MEASURING_ROUNDS))
+    measurements = measuring.measure_cases(cases, MEASURING_ROUNDS, reporter.advance_steps)
+    conditions["attention"] = ", ".join(sorted({subject.attention for subject in subjects}))
+    rows = {}
+    for key, case_measurements in measurements.items():
+        rows[key] = make_measured_columns(case_measurements)
+    return {"where": conditions, "rows": rows}
 
 
-def build_unfitted_subject(key: str, config: Config):
+def build_unfitted_subject(key: str, config: Config) -> "CellSubject":
     """A cell's model without weights. A pruner that a calibration would fit drops as its budget says."""
     from experiments.efficiency.table1 import build_cell_subject
 
     subject = build_cell_subject(key, config)
     pruner = subject.model.pruner
     if pruner is not None and pruner.samples:
-        knobs = {**config.knobs(config.prune), "recipe": pruner.known_shares()}
+        assert config.prune is not None  # the model has what the configuration says
+        knobs = config.knobs(config.prune)
+        knobs["recipe"] = pruner.known_shares()
         subject.model.set_pruner(config.prune, **knobs)
     return subject
 
 
-def make_measured_columns(found) -> dict[str, float]:
-    """TTFT with its spread, and peak memory."""
-    low, middle, high = (1e3 * getattr(found.ttft, name) for name in ("low", "median", "high"))
+def make_measured_columns(measurements: "CaseMeasurements") -> dict[str, float]:
+    """TTFT in ms with its spread, and peak memory in MiB."""
+    ttft = measurements.ttft  # seconds
     return {
-        "ttft_ms": round(middle, 3),
-        "ttft_ms_low": round(low, 3),
-        "ttft_ms_high": round(high, 3),
-        "peak_memory_mib": round(found.peak_bytes / 2**20, 3),
+        "ttft_ms": round(1e3 * ttft.median, 3),
+        "ttft_ms_low": round(1e3 * ttft.low, 3),
+        "ttft_ms_high": round(1e3 * ttft.high, 3),
+        "peak_memory_mib": round(measurements.peak_bytes / 2**20, 3),
     }
 
 
-def describe_measurement(where: Mapping[str, Any]) -> str:
+def describe_measurement(conditions: Mapping[str, Any]) -> str:
     """Where and how the columns were measured."""
     return (
-        f"TTFT and peak memory: {where['device_name']}, {where['dtype']}, {where['threads']} threads, "
-        f"attention {where['attention']}, torch {where['torch']}: one picture of the tower's size, "
-        f"{where['text_tokens']} text tokens, from pixels to the first token; median of "
-        f"{where['rounds']} rounds in which all rows took turns; random weights; memory of weights and "
-        "activations."
+        f"TTFT and peak memory: {conditions['device_name']}, {conditions['dtype']}, "
+        f"{conditions['threads']} threads, attention {conditions['attention']}, torch {conditions['torch']}: "
+        f"one picture of the tower's size, {conditions['text_tokens']} text tokens, from pixels to the "
+        f"first token; median of {conditions['rounds']} rounds in which all rows took turns; random weights; "
+        "memory of weights and activations."
     )

@@ -6,13 +6,16 @@ longer than all the rest of a report: of the project's tables at `tiny` in a fil
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from compressors.command_line import Command, CommandLine, setting
 from compressors.errors import UsageError
 from experiments.config import signatures, table_files, tables
-from experiments.config.cells import make_blind_cells
+from experiments.config.cells import Cell, make_blind_cells
 from experiments.config.scaling import read_model_config
 from experiments.config.schema import Config
 from experiments.runtime.files import write_atomic
@@ -20,6 +23,7 @@ from experiments.store import keys
 
 PREFILL_TEXT_TOKENS = 40  # tokens of prompt and question
 COUNT_VERSION = 1  # counted up when a count changes
+# what a model's config.json says beside its sizes
 IGNORED_MODEL_KEYS = ("transformers_version", "dtype", "architectures", "initializer_range")
 SHIPPED_COUNTS = Path(__file__).parent / "prefill.json"
 
@@ -27,86 +31,118 @@ SHIPPED_COUNTS = Path(__file__).parent / "prefill.json"
 def digest_prefill(config: Config) -> str:
     """What the count follows from: parts with all their knobs, the sizes of tower, LLM and image. UsageError
     if the configuration of tower or LLM is out of reach."""
-    name, query_module = config.compressor_name, config.query_module
-    parts = {}
+    parts: dict[str, dict[str, Any]] = {}
     if not config.blind:
-        parts[name] = signatures.compressors().settled(name, config.knobs(name))
+        compressor = config.compressor_name
+        parts[compressor] = signatures.compressors().settled(compressor, config.knobs(compressor))
         projector = config.projector_name
         parts[config.projector] = signatures.projectors().settled(projector, config.knobs(projector))
+    query_module = config.query_module
     if query_module:
         parts[query_module] = signatures.query_modules().settled(query_module, config.knobs(query_module))
     if config.prune is not None:
         parts[config.prune] = signatures.pruners().settled(config.prune, config.knobs(config.prune))
-    sources = {"tower.source": config.tower.source, "llm.source": config.llm.source}
-    models = [
-        {key: value for key, value in read_model_config(*each).items() if key not in IGNORED_MODEL_KEYS}
-        for each in sources.items()
-    ]
-    sizes = config.tower.select_layer, asdict(config.image), PREFILL_TEXT_TOKENS, COUNT_VERSION
-    scale = [config.evaluate.scale] if config.evaluate.scale and not config.blind else []
-    return keys.digest_value([config.compressor, parts, models, sizes, *scale])[:16]
+    tower = read_model_sizes("tower.source", config.tower.source)
+    llm = read_model_sizes("llm.source", config.llm.source)
+    sizes = (config.tower.select_layer, asdict(config.image), PREFILL_TEXT_TOKENS, COUNT_VERSION)
+    digested: list[Any] = [config.compressor, parts, [tower, llm], sizes]
+    # at the end and only where it is set, so that keys from before there was a scale are still right
+    if config.evaluate.scale and not config.blind:
+        digested.append(config.evaluate.scale)
+    return keys.digest_value(digested)[:16]
 
 
-def look_up_counts(configs: Sequence[Config], kept: Path) -> list[int | None]:
-    """Of each configuration; None where its models are out of reach. `kept` is the file of earlier counts."""
-    earlier = read_flop_counts(kept)
-    known = read_flop_counts(SHIPPED_COUNTS) | earlier
-    new: dict[str, int] = {}
-    found = []
+def read_model_sizes(setting_name: str, source: str) -> dict[str, Any]:
+    """What a model's configuration says of its sizes."""
+    content = read_model_config(setting_name, source)
+    return {key: value for key, value in content.items() if key not in IGNORED_MODEL_KEYS}
+
+
+def look_up_counts(configs: Sequence[Config], counts_file: Path) -> list[int | None]:
+    """FLOPs of each configuration; None where its models are out of reach. `counts_file` has earlier counts,
+    and takes the new ones."""
+    earlier_counts = read_flop_counts(counts_file)
+    known_counts = read_flop_counts(SHIPPED_COUNTS) | earlier_counts
+    new_counts: dict[str, int] = {}
+    flops: list[int | None] = []
     for config in configs:
         try:
             key = digest_prefill(config)
-            if key not in known:
-                known[key] = new[key] = count_prefill(config)
-            found.append(known[key])
+            if key not in known_counts:
+                new_counts[key] = count_prefill(config)
+                known_counts[key] = new_counts[key]
+            flops.append(known_counts[key])
         except UsageError:  # such as a hub id that this machine cannot reach
-            found.append(None)
-    if new:
-        write_flop_counts(kept, earlier | new)
-    return found
+            flops.append(None)
+    if new_counts:
+        write_flop_counts(counts_file, earlier_counts | new_counts)
+    return flops
 
 
-def write_flop_counts(path: Path, found: dict[str, int]) -> None:
+def write_flop_counts(path: Path, counts: Mapping[str, int]) -> None:
+    """Digest of a configuration -> FLOPs, as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(found, indent=1, sort_keys=True) + "\n")
+    write_atomic(path, json.dumps(counts, indent=1, sort_keys=True) + "\n")
 
 
-def read_flop_counts(kept: Path) -> dict[str, int]:
+def read_flop_counts(path: Path) -> dict[str, int]:
     """Earlier counts; none from a file that is missing or damaged."""
     try:
-        content = json.loads(kept.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
         return {str(key): int(value) for key, value in content.items()}
     except (OSError, ValueError, AttributeError, TypeError):
         return {}
 
 
 def count_prefill(config: Config) -> int:
-    """FLOPs of one image, `TEXT` text tokens and one turn's queries; a multiply-add is two. UsageError where
-    only a run tells how many visual tokens go on."""
+    """FLOPs of one image, `PREFILL_TEXT_TOKENS` text tokens and one turn's queries; a multiply-add is two.
+    UsageError where only a run tells how many visual tokens go on. Imports torch."""
     from experiments.efficiency.counting import count_cell_prefill_flops
     from experiments.efficiency.table1 import build_cell_subject
     from experiments.models.build import silence_libraries
 
     silence_libraries()
-    return sum(count_cell_prefill_flops(build_cell_subject("", config), PREFILL_TEXT_TOKENS).values())
+    flops_by_part = count_cell_prefill_flops(build_cell_subject("", config), PREFILL_TEXT_TOKENS)
+    return sum(flops_by_part.values())
 
 
-def main() -> None:
-    """Count all rows of the project's tables at `tiny` anew."""
-    rows = [
-        row
-        for table in tables.load_table_files([tables.ALL_TABLES, *table_files.list_project_tables()], {})
-        for row in table.rows
-    ]
-    configs = [cell.config for row in rows for cell in (*row.cells, *make_blind_cells(list(row.cells)))]
-    write_flop_counts(
-        SHIPPED_COUNTS,
-        {
-            digest_prefill(config): count_prefill(config)
-            for config in {digest_prefill(c): c for c in configs}.values()
-        },
-    )
+# ---- the command ----
+
+
+@dataclass(frozen=True)
+class CountingOptions:
+    """Settings of the command."""
+
+    to: Path | None = setting(None, "JSON file to write (that of the package)")
+
+
+COMMAND = Command(
+    usage="python -m ablations.costs.prefill [to=prefill.json]",
+    description="Counts the floating point operations of all rows of the project's tables at `tiny` anew.",
+    options=CountingOptions,
+    elsewhere="write to another place with to=FILE",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit code."""
+    return COMMAND.run(count_project_tables, arguments)
+
+
+def count_project_tables(line: CommandLine) -> int:
+    """Count every cell of the project's tables, and their blind cells, once."""
+    configs: dict[str, Config] = {}
+    for table in tables.load_table_files([tables.ALL_TABLES, *table_files.list_project_tables()], {}):
+        for row in table.rows:
+            cells: list[Cell] = [*row.cells, *make_blind_cells(list(row.cells))]
+            for cell in cells:
+                configs[digest_prefill(cell.config)] = cell.config
+    counts = {}
+    for key, config in configs.items():
+        counts[key] = count_prefill(config)
+    write_flop_counts(line.options.to or SHIPPED_COUNTS, counts)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,34 +1,26 @@
 """A report as grids of words, whatever it is written in: each table's scores and claims, and their sum."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 from omegaconf import OmegaConf
 
-from ablations.claims.statistics import compute_seed_interval
+from ablations.claims.statistics import RowComparison, compute_seed_interval
 from ablations.claims.verdicts import FAILS, HOLDS, NO_RESULTS, UNRESOLVED, Verdict
 from ablations.costs import measured
 from ablations.costs.prefill import PREFILL_TEXT_TOKENS
 from ablations.outcomes import Report, ReportRow, ReportTable
 
 OURS_MARK = "†"
-# column, key of a row's efficiency, how it is said
-EFFICIENCY_COLUMNS = (
-    ("visual tokens", "visual_tokens", "{:.0f}".format),
-    ("left on average over layers", "average_visual_tokens", "{:.1f}".format),
-    ("query tokens", "query_tokens", "{:.0f}".format),
-    ("parameters added", "parameters_added", lambda n: format_amount(n)),
-    ("prefill FLOPs", "prefill_flops", lambda n: format_amount(n)),
-    ("TTFT ms", "ttft_ms", "{:.1f}".format),
-    ("peak memory MiB", "peak_memory_mib", "{:.0f}".format),
-)
 MEASURED_COLUMNS = {"ttft_ms": "TTFT", "peak_memory_mib": "peak memory"}
+PUBLISHED_FILE = Path(__file__).parents[1] / "published.yaml"
 SCORES_NOTE = (
     "Accuracy in %. ±: half the 95 % t-interval of the mean over seeds; none with one seed. "
-    f"Prefill: one image, {PREFILL_TEXT_TOKENS} text tokens, tower included; a multiply-add is two operations."
+    f"Prefill: one image, {PREFILL_TEXT_TOKENS} text tokens, tower included; "
+    "a multiply-add is two operations."
 )
 CLAIMS_NOTE = (
     "Differences in percentage points of accuracy; intervals: 95 %, paired bootstrap over test "
@@ -39,12 +31,28 @@ CLAIMS_NOTE = (
 
 @dataclass
 class WordGrid:
-    """A table of words: header, (block, cells) lines, notes below."""
+    """A table of words: header, (block's title, cells) lines, notes below."""
 
     title: str
     header: list[str]
     lines: list[tuple[str, list[str]]]
     notes: list[str] = field(default_factory=list)
+
+
+class EfficiencyColumn(NamedTuple):
+    """A column of what a row costs.
+
+    heading       what stands above it
+    key           of a row's efficiency
+    format_value  how a number is written
+    """
+
+    heading: str
+    key: str
+    format_value: Callable[[float], str]
+
+
+# ---- numbers as words ----
 
 
 def format_amount(number: float) -> str:
@@ -56,147 +64,203 @@ def format_amount(number: float) -> str:
 
 
 def format_signed(number: float) -> str:
-    return f"{number:+.1f}".replace("-0.0", "+0.0")
+    """A difference with its sign; what rounds to nothing is +0.0."""
+    words = f"{number:+.1f}"
+    return words.replace("-0.0", "+0.0")
 
 
-def find_efficiency_columns(table: ReportTable) -> list[tuple]:
-    """The efficiency columns of which any row has a value."""
-    return [each for each in EFFICIENCY_COLUMNS if any(each[1] in row.efficiency for row in table.rows)]
+def format_interval(judged: Verdict | RowComparison) -> str:
+    """The interval of a verdict or pair."""
+    if math.isnan(judged.low):
+        return ""
+    return f"{format_signed(judged.low)} to {format_signed(judged.high)}"
+
+
+EFFICIENCY_COLUMNS = (
+    EfficiencyColumn("visual tokens", "visual_tokens", "{:.0f}".format),
+    EfficiencyColumn("left on average over layers", "average_visual_tokens", "{:.1f}".format),
+    EfficiencyColumn("query tokens", "query_tokens", "{:.0f}".format),
+    EfficiencyColumn("parameters added", "parameters_added", format_amount),
+    EfficiencyColumn("prefill FLOPs", "prefill_flops", format_amount),
+    EfficiencyColumn("TTFT ms", "ttft_ms", "{:.1f}".format),
+    EfficiencyColumn("peak memory MiB", "peak_memory_mib", "{:.0f}".format),
+)
+
+
+# ---- a table's scores ----
 
 
 def make_scores_grid(table: ReportTable) -> WordGrid:
     """Accuracy and efficiency of a table's rows; the chance row first."""
-    shown, families = find_efficiency_columns(table), table.family_names
+    columns = find_efficiency_columns(table)
     lines = []
-    if table.chance:
-        chance = [table.chance["families"].get(f, math.nan) for f in families]
-        lines.append(
-            (
-                "",
-                [
-                    "chance",
-                    "",
-                    *(f"{100 * v:.1f}" for v in (table.chance["overall"], *chance)),
-                    *("" for _ in shown),
-                ],
-            )
-        )
+    if table.chance:  # it is of the questions, which a table without finished cells has none of
+        lines.append(("", make_chance_line(table, columns)))
     for row in table.rows:
-        numbers = ["missing", *("" for _ in families)]
-        if row.outcomes:
-            means = [compute_seed_interval(table.compute_accuracies(row, f))[0] for f in families]
-            numbers = [format_overall(table, row), *(f"{mean:.1f}" for mean in means)]
-        costs = [format_value(row.efficiency.get(key), form) for _, key, form in shown]
-        label = row.label + (OURS_MARK if row.ours else "")
-        lines.append((row.block, [label, str(len(row.outcomes) or ""), *numbers, *costs]))
-    header = ["", "seeds", "overall", *families, *(name for name, *_ in shown)]
+        lines.append((row.block, make_scores_line(table, row, columns)))
+    header = ["", "seeds", "overall", *table.family_names]
+    for column in columns:
+        header.append(column.heading)
     title = f"{table.heading}: {table.title}" if table.title else table.heading
     return WordGrid(title, header, lines, list_table_notes(table))
 
 
-def format_value(value: float | None, form) -> str:
-    return "" if value is None else form(value)
+def find_efficiency_columns(table: ReportTable) -> list[EfficiencyColumn]:
+    """The efficiency columns of which any row has a value."""
+    columns = []
+    for column in EFFICIENCY_COLUMNS:
+        if any(column.key in row.efficiency for row in table.rows):
+            columns.append(column)
+    return columns
+
+
+def make_chance_line(table: ReportTable, columns: Sequence[EfficiencyColumn]) -> list[str]:
+    """Accuracy of always giving the most frequent answer; it has no seeds and costs nothing."""
+    words = ["chance", "", f"{100 * table.chance['overall']:.1f}"]
+    for family in table.family_names:
+        accuracy = table.chance["families"].get(family, math.nan)
+        words.append(f"{100 * accuracy:.1f}")  # in %, as all accuracies of a table
+    return words + [""] * len(columns)
+
+
+def make_scores_line(table: ReportTable, row: ReportRow, columns: Sequence[EfficiencyColumn]) -> list[str]:
+    """A row's label, seeds, accuracies and costs."""
+    label = row.label
+    if row.ours:
+        label += OURS_MARK
+    if row.outcomes:
+        words = [label, str(len(row.outcomes)), format_overall(table, row)]
+        for family in table.family_names:
+            mean, _ = compute_seed_interval(table.compute_accuracies(row, family))
+            words.append(f"{mean:.1f}")
+    else:
+        words = [label, "", "missing"] + [""] * len(table.family_names)
+    for column in columns:
+        value = row.efficiency.get(column.key)
+        words.append("" if value is None else column.format_value(value))
+    return words
 
 
 def format_overall(table: ReportTable, row: ReportRow) -> str:
     """Mean, and its ± where there are several seeds."""
     mean, half = compute_seed_interval(table.compute_accuracies(row))
-    return f"{mean:.1f}" if math.isnan(half) else f"{mean:.1f} ±{half:.1f}"
+    if math.isnan(half):
+        return f"{mean:.1f}"
+    return f"{mean:.1f} ±{half:.1f}"
 
 
 def list_table_notes(table: ReportTable) -> list[str]:
     """Below a table: what is ours, what is missing, what was not measured."""
-    found, why = [], {}
+    labels_by_reason: dict[str, list[str]] = {}
+    missing_cells = []
     for row in table.rows:
         if row.ours:
-            why.setdefault(row.ours, []).append(row.label)
-    found += [f"{OURS_MARK} {', '.join(labels)}: {reason}." for reason, labels in why.items()]
-    missing = [f"{row.label} (seed {', '.join(map(str, row.missing))})" for row in table.rows if row.missing]
-    if missing:
-        found.append(f"Missing: {'; '.join(missing)}; {table.sweep} runs them.")
-    blank = [
-        word for key, word in MEASURED_COLUMNS.items() if all(key not in row.efficiency for row in table.rows)
-    ]
-    if blank and table.chance:
-        found.append(f"Not measured: {', '.join(blank)}; measure=true measures them.")
-    return found
+            labels_by_reason.setdefault(row.ours, []).append(row.label)
+        if row.missing:
+            seeds = ", ".join(map(str, row.missing))
+            missing_cells.append(f"{row.label} (seed {seeds})")
+    notes = []
+    for reason, labels in labels_by_reason.items():
+        notes.append(f"{OURS_MARK} {', '.join(labels)}: {reason}.")
+    if missing_cells:
+        notes.append(f"Missing: {'; '.join(missing_cells)}; {table.sweep} runs them.")
+    unmeasured = []
+    for key, name in MEASURED_COLUMNS.items():
+        if all(key not in row.efficiency for row in table.rows):
+            unmeasured.append(name)
+    if unmeasured and table.chance:  # without chance there are no cells that could be measured
+        notes.append(f"Not measured: {', '.join(unmeasured)}; measure=true measures them.")
+    return notes
+
+
+# ---- a table's claims ----
 
 
 def make_claims_grid(verdicts: Sequence[Verdict]) -> WordGrid:
     """The claims of a table; the pairs of a claim of several below it."""
     lines = []
-    for each in verdicts:
-        claim = each.claim
-        remarks = "; ".join(filter(None, (each.note, claim.ours and f"ours: {claim.ours}")))
-        limit = f" (limit {format_signed(-claim.points)})" if claim.points else ""
-        difference = "" if each.word == NO_RESULTS else format_signed(each.estimate) + limit
-        lines.append(
-            ("", [claim.text, claim.statement, difference, format_interval(each), each.word, remarks])
-        )
-        for pair in each.pairs if len(each.pairs) > 1 else ():
-            words = [
-                "",
-                f"{pair.row} - {pair.other}",
-                format_signed(pair.estimate),
-                format_interval(pair),
-                "",
-                "",
-            ]
-            lines.append(("", words))
+    sources = set()
+    for verdict in verdicts:
+        sources.add(verdict.claim.source)
+        lines.append(("", make_claim_line(verdict)))
+        if len(verdict.pairs) > 1:
+            for pair in verdict.pairs:
+                names = f"{pair.row} - {pair.other}"
+                difference = format_signed(pair.estimate)
+                lines.append(("", ["", names, difference, format_interval(pair), "", ""]))
     header = ["claim", "statement", "difference", "interval", "verdict", "remarks"]
-    sources = sorted({each.claim.source for each in verdicts})
-    return WordGrid(f"Claims of {', '.join(sources)}", header, lines)
+    return WordGrid(f"Claims of {', '.join(sorted(sources))}", header, lines)
 
 
-def format_interval(each) -> str:
-    """The interval of a verdict or pair."""
-    return "" if math.isnan(each.low) else f"{format_signed(each.low)} to {format_signed(each.high)}"
+def make_claim_line(verdict: Verdict) -> list[str]:
+    """A claim's sentence, statement, difference, interval, verdict and remarks."""
+    claim = verdict.claim
+    difference = ""
+    if verdict.word != NO_RESULTS:
+        difference = format_signed(verdict.estimate)
+        if claim.points:
+            difference += f" (limit {format_signed(-claim.points)})"
+    remarks = []
+    if verdict.note:
+        remarks.append(verdict.note)
+    if claim.ours:
+        remarks.append(f"ours: {claim.ours}")
+    interval = format_interval(verdict)
+    return [claim.text, claim.statement, difference, interval, verdict.word, "; ".join(remarks)]
 
 
-def summarize_claims(report: Report, verdicts: dict[str, list[Verdict]]) -> list[str]:
+# ---- sentences of the whole report ----
+
+
+def summarize_claims(report: Report, verdicts: Mapping[str, Sequence[Verdict]]) -> list[str]:
     """Sentences: what the claims came to, and each that the runs contradict."""
-    every = [(table, each) for table in report.tables for each in verdicts[table.name]]
-    counts = {
-        word: sum(each.word == word for _, each in every) for word in (HOLDS, FAILS, UNRESOLVED, NO_RESULTS)
-    }
-    if not every:
+    counts = dict.fromkeys((HOLDS, FAILS, UNRESOLVED, NO_RESULTS), 0)
+    contradictions = []
+    for table in report.tables:
+        for verdict in verdicts[table.name]:
+            counts[verdict.word] += 1
+            if verdict.word == FAILS:
+                contradictions.append(describe_contradiction(table, verdict))
+    total = sum(counts.values())
+    if not total:
         return ["These tables make no claims."]
-    said = "; ".join(f"{word}: {count}" for word, count in counts.items() if count)
-    found = [f"{len(every)} claims. {said[:1].upper()}{said[1:]}."]
-    if not counts[FAILS]:
-        return [*found, "These runs contradict none of them."]
-    found.append("These runs disagree with the paper:")
-    found += [
-        f'- {table.heading}: "{each.claim.text}" does not hold here ({each.claim.statement}; the '
-        f"difference is {format_signed(each.estimate)}, {format_interval(each)})."
-        for table, each in every
-        if each.word == FAILS
-    ]
-    return found
+    tally = "; ".join(f"{word}: {count}" for word, count in counts.items() if count)
+    first_letter = tally[:1].upper()
+    sentences = [f"{total} claims. {first_letter}{tally[1:]}."]
+    if not contradictions:
+        return [*sentences, "These runs contradict none of them."]
+    return [*sentences, "These runs disagree with the paper:", *contradictions]
+
+
+def describe_contradiction(table: ReportTable, verdict: Verdict) -> str:
+    """A line of a list: a claim that does not hold, and by how much."""
+    return (
+        f'- {table.heading}: "{verdict.claim.text}" does not hold here ({verdict.claim.statement}; the '
+        f"difference is {format_signed(verdict.estimate)}, {format_interval(verdict)})."
+    )
 
 
 def describe_provenance(report: Report) -> list[str]:
-    """Sentences: how the report came about."""
-    made, found = report.made, []
-    if not made.get("cells") and not made.get("taken"):
+    """Sentences: how the report came about; none where no cell has finished."""
+    provenance = report.provenance
+    if not provenance.get("cells") and not provenance.get("taken"):
         return []
-    if made["cells"]:
-        spent, unshared = (made[key] / 3600 for key in ("seconds", "seconds_without_sharing"))
-        presets = ", ".join(made["presets"])
-        found = [
-            f"{describe_run(made)} Preset {presets}: {spent:.1f} h of stages, {unshared:.1f} h without sharing."
-        ]
-    if made.get("taken"):
-        found += [
-            f"Cells taken from an earlier report by the key of their evaluation: {made['taken']}.",
-            *(f"Of that report: {describe_run(run)}" for run in made["earlier"]),
-        ]
-    return [
-        f"Command: {made['command']}",
-        *found,
-        *([measured.describe_measurement(made["measured"])] if made.get("measured") else []),
-        *explain_missing_maps(report),
-    ]
+    sentences = [f"Command: {provenance['command']}"]
+    if provenance["cells"]:
+        hours = provenance["seconds"] / 3600
+        unshared_hours = provenance["seconds_without_sharing"] / 3600
+        sentences.append(
+            f"{describe_run(provenance)} Preset {', '.join(provenance['presets'])}: {hours:.1f} h of stages, "
+            f"{unshared_hours:.1f} h without sharing."
+        )
+    if provenance.get("taken"):
+        taken_cells = provenance["taken"]
+        sentences.append(f"Cells taken from an earlier report by the key of their evaluation: {taken_cells}.")
+        for run in provenance["earlier"]:
+            sentences.append(f"Of that report: {describe_run(run)}")
+    if provenance.get("measured"):
+        sentences.append(measured.describe_measurement(provenance["measured"]))
+    return sentences + explain_missing_maps(report)
 
 
 def describe_run(run: Mapping[str, Any]) -> str:
@@ -207,25 +271,28 @@ def describe_run(run: Mapping[str, Any]) -> str:
 
 def caption_maps(report: Report) -> str:
     """Below the attention maps."""
+    maps = report.provenance["maps"]
     return (
-        f"Where {report.made['maps']['of']} looks: the first test scenes with questions of two families "
-        f"({', '.join(report.made['maps']['scenes'])}); the redder a patch, the more weight."
+        f"Where {maps['of']} looks: the first test scenes with questions of two families "
+        f"({', '.join(maps['scenes'])}); the redder a patch, the more weight."
     )
 
 
 def explain_missing_maps(report: Report) -> list[str]:
     """A sentence where attention maps should be and could not."""
-    missing = report.made.get("maps", {}).get("missing")
-    return [f"No attention maps: {missing}"] if missing else []
+    reason = report.provenance.get("maps", {}).get("missing")
+    return [f"No attention maps: {reason}"] if reason else []
 
 
 def list_published_scores() -> list[str]:
     """Scores that others have published, as sentences of their own."""
-    found = []
-    for each in OmegaConf.to_container(OmegaConf.load(Path(__file__).parents[1] / "published.yaml")):
-        scores = ", ".join(f"{name} {score:g}" for name, score in each["scores"].items())
-        found.append(
-            f"Published, not ours: {each['what']} ({each['source']}); other data and benchmarks "
+    # a list at the top of the file: OmegaConf's type says it may be anything
+    entries = cast(list[dict[str, Any]], OmegaConf.to_container(OmegaConf.load(PUBLISHED_FILE)))
+    sentences = []
+    for entry in entries:
+        scores = ", ".join(f"{name} {score:g}" for name, score in entry["scores"].items())
+        sentences.append(
+            f"Published, not ours: {entry['what']} ({entry['source']}); other data and benchmarks "
             f"than the tables here: {scores}."
         )
-    return found
+    return sentences

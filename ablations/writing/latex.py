@@ -32,7 +32,7 @@ LATEX_SIGNS = {
     '"': r"\textquotedbl{}",
 }
 LINE_END = r"\\[0pt]"  # of a line: a `[` or `*` that begins the next one would belong to it
-SENTENCE_COLUMNS = ("p{46mm}", "p{62mm}", "p{52mm}")  # columns of sentences: claim, statement, remarks
+SENTENCE_WIDTHS = {"claim": "46mm", "statement": "62mm", "remarks": "52mm"}  # columns that wrap
 
 
 def escape_latex(words: str) -> str:
@@ -42,45 +42,51 @@ def escape_latex(words: str) -> str:
 
 def render_latex_table(grid: WordGrid) -> str:
     """One table environment."""
-    claims = "statement" in grid.header
-    wraps = iter(SENTENCE_COLUMNS)
-    kinds = [
-        (next(wraps) if claims and grid.header[i] in ("claim", "statement", "remarks") else "l")
-        if holds_words(grid, i)
-        else "r"
-        for i in range(len(grid.header))
-    ]
-    kinds = [rf">{{\raggedright\arraybackslash}}{kind}" if kind[0] == "p" else kind for kind in kinds]
-    found = [
+    column_kinds = "".join(pick_column_kind(grid, column) for column in range(len(grid.header)))
+    parts = [
         r"\begin{table}[htbp]",
         r"\centering\footnotesize",
         rf"\caption{{{escape_latex(grid.title)}}}",
-        rf"\begin{{tabular}}{{@{{}}{''.join(kinds)}@{{}}}}",
+        rf"\begin{{tabular}}{{@{{}}{column_kinds}@{{}}}}",
         r"\toprule",
         render_latex_header(grid.header),
     ]
-    for title, lines in group_by_block(grid):
-        found.append(r"\midrule")
-        if title:
-            wide = rf"\multicolumn{{{len(grid.header)}}}{{@{{}}l}}"
-            found.append(rf"{wide}{{\textit{{{escape_latex(title)}}}}} {LINE_END}")
-        found += map(render_latex_line, lines)
-    found += [r"\bottomrule", r"\end{tabular}"]
-    found += [rf"\par\smallskip {escape_latex(note)}" for note in grid.notes]
-    return "\n".join([*found, r"\end{table}"])
+    for block_title, lines in group_by_block(grid):
+        parts.append(r"\midrule")
+        if block_title:
+            whole_line = rf"\multicolumn{{{len(grid.header)}}}{{@{{}}l}}"
+            parts.append(rf"{whole_line}{{\textit{{{escape_latex(block_title)}}}}} {LINE_END}")
+        for line in lines:
+            parts.append(" & ".join(map(escape_latex, line)) + f" {LINE_END}")
+    parts += [r"\bottomrule", r"\end{tabular}"]
+    for note in grid.notes:
+        parts.append(rf"\par\smallskip {escape_latex(note)}")
+    return "\n".join([*parts, r"\end{table}"])
+
+
+def pick_column_kind(grid: WordGrid, column: int) -> str:
+    """How LaTeX sets a column: numbers to the right, words to the left, sentences of claims wrapped."""
+    if not holds_words(grid, column):
+        return "r"
+    heading = grid.header[column]
+    # a table of scores may have a family of questions that is called `claim`
+    if "statement" in grid.header and heading in SENTENCE_WIDTHS:
+        return rf">{{\raggedright\arraybackslash}}p{{{SENTENCE_WIDTHS[heading]}}}"
+    return "l"
 
 
 def render_latex_header(names: Sequence[str]) -> str:
     """The header, a word a line: a name is wider than the numbers below it."""
-    stacks = [escape_latex(name).replace(" ", r"\\") for name in names]
-    return " & ".join(rf"\shortstack[r]{{{s}}}" if r"\\" in s else s for s in stacks) + r" \\"
-
-
-def render_latex_line(cells: Sequence[str]) -> str:
-    return " & ".join(map(escape_latex, cells)) + f" {LINE_END}"
+    headings = []
+    for name in names:
+        stack = escape_latex(name).replace(" ", r"\\")
+        if r"\\" in stack:
+            stack = rf"\shortstack[r]{{{stack}}}"
+        headings.append(stack)
+    return " & ".join(headings) + r" \\"
 
 
 def render_latex_document(grids: Sequence[WordGrid], sentences: Sequence[str]) -> str:
     """All of it."""
     parts = [*map(escape_latex, sentences), *map(render_latex_table, grids), r"\clearpage"]
-    return DOCUMENT_HEAD + "".join(f"{part}\n\n" for part in parts) + "\\end{document}\n"
+    return DOCUMENT_HEAD + "\n\n".join([*parts, "\\end{document}\n"])

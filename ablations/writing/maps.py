@@ -7,54 +7,71 @@ scenes are the first of its test data with unlike questions: no hand picks them.
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ablations import outcomes
+from ablations.outcomes import Report
 from compressors.errors import UsageError
 from experiments.config.cells import Cell
 from experiments.store.plan import Stage
 from experiments.store.store import Store
 
-MAPPED_SCENES, MAP_COLOURS = 3, 128
+if TYPE_CHECKING:  # matplotlib: only a report whose maps are drawn anew waits for it here
+    from matplotlib.figure import Figure
+
+MAPPED_SCENES = 3
+MAP_COLOURS = 128  # of a PNG's palette
 
 
 def add_maps(
-    report: outcomes.Report,
+    report: Report,
     finished: Sequence[tuple[Cell, Stage]],
     store: Store,
     folder: Path,
-    known: outcomes.Report | None = None,
+    earlier_report: Report | None = None,
 ) -> None:
-    """Draw the maps of a report, or take those of the same model that the one before in `folder`, or another
-    `known` one, has. A model or pictures that are gone leave a note in their place."""
-    drawn = {
-        each.made.get("maps", {}).get("stage"): each
-        for each in (known, find_written_report(folder))
-        if each is not None and each.maps
-    }
-    able = [(cell, stage) for cell, stage in finished if cell.config.query_module]
-    there = (
-        pair
-        for pair in able
-        if pair[1].inputs["finetune"].key in drawn or store.locate_result(pair[1].inputs["finetune"]).is_dir()
-    )
-    chosen = next(there, able[0] if able else None)
-    if chosen is None:
+    """Draw the maps of a report, or take those of the same model from the report before in `folder`, or from
+    an earlier one. A model or pictures that are gone leave a note in their place."""
+    drawn_reports: dict[str, Report] = {}  # key of the model's stage -> the report that has its maps
+    # the one in `folder` wins
+    for candidate in (earlier_report, find_written_report(folder)):
+        if candidate is not None and candidate.maps:
+            drawn_reports[candidate.provenance.get("maps", {}).get("stage")] = candidate
+    mapped_cell = choose_mapped_cell(finished, store, drawn_reports)
+    if mapped_cell is None:
         return
-    cell, stage = chosen
+    cell, stage = mapped_cell
     key = stage.inputs["finetune"].key
-    made: dict[str, Any] = {"of": f"{cell.label}, seed {cell.config.seed}", "stage": key}
-    if key in drawn:
-        report.maps, made = drawn[key].maps, drawn[key].made["maps"]
-    else:
-        try:
-            report.maps, made["scenes"] = draw_maps(stage, store)
-        except UsageError as error:
-            made["missing"] = str(error)
-    report.made["maps"] = made
+    if key in drawn_reports:
+        report.maps = drawn_reports[key].maps
+        report.provenance["maps"] = drawn_reports[key].provenance["maps"]
+        return
+    map_provenance: dict[str, Any] = {"of": f"{cell.label}, seed {cell.config.seed}", "stage": key}
+    try:
+        report.maps, map_provenance["scenes"] = draw_maps(stage, store)
+    except UsageError as error:
+        map_provenance["missing"] = str(error)
+    report.provenance["maps"] = map_provenance
 
 
-def find_written_report(folder: Path) -> outcomes.Report | None:
+def choose_mapped_cell(
+    finished: Sequence[tuple[Cell, Stage]], store: Store, drawn_reports: Mapping[str, Report]
+) -> tuple[Cell, Stage] | None:
+    """The first cell with a query module whose model is there or was drawn before; else the first with a
+    query module, so that the report says what is missing."""
+    fallback: tuple[Cell, Stage] | None = None
+    for cell, stage in finished:
+        if not cell.config.query_module:
+            continue
+        model_stage = stage.inputs["finetune"]
+        if model_stage.key in drawn_reports or store.locate_result(model_stage).is_dir():
+            return cell, stage
+        if fallback is None:
+            fallback = (cell, stage)
+    return fallback
+
+
+def find_written_report(folder: Path) -> Report | None:
     """The report that was written to `folder`, if there is one."""
     try:
         return outcomes.load_report(folder)
@@ -63,32 +80,35 @@ def find_written_report(folder: Path) -> outcomes.Report | None:
 
 
 def draw_maps(stage: Stage, store: Store) -> tuple[list[bytes], list[str]]:
-    """PNG files and the scenes' ids. Imports torch."""
+    """PNG files and the scenes' ids. UsageError where the model or its data are gone. Imports torch."""
     from experiments import attention_maps
     from experiments.data import roles
     from experiments.models import saved
 
-    inputs: Mapping[str, Path] = {kind: store.locate_result(each) for kind, each in stage.inputs.items()}
+    inputs = {}
+    for kind, needed_stage in stage.inputs.items():
+        inputs[kind] = store.locate_result(needed_stage)
     model, processor = saved.load_trained_model(inputs["finetune"])
-    shown = [
-        sample
-        for sample in roles.load_role_samples(stage.config, inputs, "test", check_images=False)
-        if sample.images
-    ]
-    scenes = ([each for each in shown if len(attention_maps.pick_unlike_questions(each)) > 1] or shown)[
-        :MAPPED_SCENES
-    ]
-    figures = attention_maps.draw_report_maps(model, processor, scenes)
-    return [encode_png(figure) for figure in figures], [scene.id for scene in scenes]
+    samples = roles.load_role_samples(stage.config, inputs, "test", check_images=False)
+    scenes = []
+    unlike_scenes = []  # two questions of one picture show best that the module looks where a question asks
+    for sample in samples:
+        if sample.images:
+            scenes.append(sample)
+            if len(attention_maps.pick_unlike_questions(sample)) > 1:
+                unlike_scenes.append(sample)
+    mapped_scenes = (unlike_scenes or scenes)[:MAPPED_SCENES]
+    figures = attention_maps.draw_report_maps(model, processor, mapped_scenes)
+    return list(map(encode_png, figures)), [scene.id for scene in mapped_scenes]
 
 
-def encode_png(figure) -> bytes:
+def encode_png(figure: "Figure") -> bytes:
     """A figure with few colours: a tenth of its size."""
     from PIL import Image
 
-    drawn, found = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=110)
-    Image.open(drawn).convert("RGB").quantize(MAP_COLOURS, dither=Image.Dither.NONE).save(
-        found, "png", optimize=True
-    )
-    return found.getvalue()
+    drawing = io.BytesIO()
+    figure.savefig(drawing, format="png", dpi=110)
+    reduced = Image.open(drawing).convert("RGB").quantize(MAP_COLOURS, dither=Image.Dither.NONE)
+    file = io.BytesIO()
+    reduced.save(file, "png", optimize=True)
+    return file.getvalue()

@@ -3,6 +3,7 @@
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import NamedTuple
 
 from ablations.claims.verdicts import FAILS, HOLDS, UNRESOLVED
 from ablations.writing.grids import WordGrid
@@ -23,50 +24,69 @@ th { border-bottom: 1.5px solid #444; font-weight: 600; }
 .note { color: #555; font-size: .85em; margin: .3em 0; } svg, img { max-width: 100%; height: auto; }
 """
 VERDICT_CLASSES = {HOLDS: "holds", FAILS: "fails", UNRESOLVED: "open"}
+WORDS_CLASS = ' class="l"'  # of a column of words; numbers need none
+
+
+class PagePicture(NamedTuple):
+    """A picture of the page, as HTML, and what stands below it."""
+
+    caption: str
+    html: str
+
+
+def render_html_page(
+    title: str,
+    sentences: Sequence[str],
+    parts: Sequence[WordGrid | PagePicture],
+    notes: Sequence[str],
+) -> str:
+    """The page: sentences at the top, tables and pictures in order, notes at the end."""
+    lines = [
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+        f"<title>{escape(title)}</title>",
+        f"<style>{PAGE_STYLE}</style></head><body>",
+        f"<h1>{escape(title)}</h1>",
+    ]
+    for sentence in sentences:
+        lines.append(f"<p>{escape(sentence)}</p>")
+    for part in parts:
+        if isinstance(part, WordGrid):
+            lines.append(render_html_table(part))
+        else:
+            caption = f'<figcaption class="note">{escape(part.caption)}</figcaption>'
+            lines.append(f"<figure>{part.html}{caption}</figure>")
+    lines += map(render_html_note, notes)
+    return "\n".join([*lines, "</body></html>", ""])
 
 
 def render_html_table(grid: WordGrid) -> str:
     """A table and its notes."""
-    kinds = [' class="l"' if holds_words(grid, i) else "" for i in range(len(grid.header))]
-    cells = "".join(f"<th{kind}>{escape(name)}</th>" for kind, name in zip(kinds, grid.header))
-    found = [f"<h2>{escape(grid.title)}</h2>", '<div class="wide"><table>', f"<tr>{cells}</tr>"]
-    for title, lines in group_by_block(grid):
-        if title:
-            found.append(f'<tr class="block"><td colspan="{len(kinds)}">{escape(title)}</td></tr>')
-        for line in lines:
-            found.append(
-                f"<tr>{''.join(render_html_cell(kind, word) for kind, word in zip(kinds, line))}</tr>"
-            )
-    return "\n".join([*found, "</table></div>", *map(render_html_note, grid.notes)])
+    classes = []  # the class attribute of each column
+    header = ""
+    for column, name in enumerate(grid.header):
+        classes.append(WORDS_CLASS if holds_words(grid, column) else "")
+        header += f"<th{classes[column]}>{escape(name)}</th>"
+    lines = [f"<h2>{escape(grid.title)}</h2>", '<div class="wide"><table>', f"<tr>{header}</tr>"]
+    for block_title, rows in group_by_block(grid):
+        if block_title:
+            lines.append(f'<tr class="block"><td colspan="{len(classes)}">{escape(block_title)}</td></tr>')
+        for row in rows:
+            lines.append(f"<tr>{''.join(map(render_html_cell, classes, row))}</tr>")
+    lines.append("</table></div>")
+    lines += map(render_html_note, grid.notes)
+    return "\n".join(lines)
 
 
-def render_html_cell(kind: str, word: str) -> str:
-    if word in VERDICT_CLASSES:
-        kind = f' class="l {VERDICT_CLASSES[word]}"'
-    return f"<td{kind}>{escape(word)}</td>"
+def render_html_cell(class_attribute: str, words: str) -> str:
+    """A cell of a table; verdicts have their colours."""
+    if words in VERDICT_CLASSES:
+        class_attribute = f' class="l {VERDICT_CLASSES[words]}"'
+    return f"<td{class_attribute}>{escape(words)}</td>"
 
 
 def render_html_note(words: str) -> str:
+    """A sentence in small letters."""
     return f'<p class="note">{escape(words)}</p>'
-
-
-def render_html_page(
-    title: str, sentences: Sequence[str], parts: Sequence[WordGrid | tuple[str, str]], end: Sequence[str]
-) -> str:
-    """`parts`: grids, and (caption, SVG) pictures, in order."""
-    body = [f"<h1>{escape(title)}</h1>", *(f"<p>{escape(sentence)}</p>" for sentence in sentences)]
-    for part in parts:
-        body.append(render_html_table(part) if isinstance(part, WordGrid) else render_html_picture(*part))
-    head = [
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-        f"<title>{escape(title)}</title>",
-        f"<style>{PAGE_STYLE}</style></head><body>",
-    ]
-    return "\n".join([*head, *body, *map(render_html_note, end), "</body></html>", ""])
-
-
-def render_html_picture(caption: str, svg: str) -> str:
-    return f'<figure>{svg}<figcaption class="note">{escape(caption)}</figcaption></figure>'
 
 
 def embed_png(content: bytes) -> str:
@@ -75,11 +95,13 @@ def embed_png(content: bytes) -> str:
 
 
 def prefix_svg_ids(svgs: Mapping[str, str]) -> dict[str, str]:
-    """SVG files as they stand inside a page: without XML head, ids made unlike those of the others."""
-    found = {}
+    """SVG files as they stand inside a page: without XML head, ids made unlike those of the others, since a
+    page's ids are one name space."""
+    bodies: dict[str, str] = {}
     for name, svg in svgs.items():
         body = svg[svg.index("<svg") :]
-        for before, after in (('id="', f'id="{name}-'), ('"#', f'"#{name}-'), ("url(#", f"url(#{name}-")):
-            body = body.replace(before, after)
-        found[name] = body
-    return found
+        # where ids are given, linked to, and used as clip paths
+        for before in ('id="', '"#', "url(#"):
+            body = body.replace(before, f"{before}{name}-")
+        bodies[name] = body
+    return bodies

@@ -2,11 +2,13 @@
 
 import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from ablations.claims.spec import Claim
 from ablations.claims.statistics import compute_seed_interval
@@ -16,52 +18,81 @@ from experiments.figures import labels
 from experiments.figures.style import BLUE, GREY, ORANGE, escape_dollars, render_svg, strip_axes
 
 VERDICT_COLOURS = {HOLDS: "#0a7d32", FAILS: "#b3261e"}
-MAX_NAMED_ROWS = 24  # rows of which not all can have a name in a plot
-MAX_ALIKE_ROWS = 6  # rows with one number of tokens of which not more can be told apart on a line
-REPORT_ROW_INCHES = 0.27  # inches a row of a picture with rows takes
+MAX_NAMED_ROWS = 24  # of more rows not all can have a name in a plot
+MAX_ALIKE_ROWS = 6  # more rows with one number of tokens cannot be told apart on a line
+REPORT_ROW_INCHES = 0.27  # height of a row in a picture of rows
+# in the corner above the axes, where no point is
+LEGEND_STYLE: dict[str, Any] = {
+    "fontsize": 8,
+    "frameon": False,
+    "loc": "lower right",
+    "bbox_to_anchor": (1, 1),
+    "ncols": 3,
+    "borderaxespad": 0.2,
+}
+
+
+# ---- rows and what they cost ----
 
 
 def find_distinct_rows(table: ReportTable) -> list[ReportRow]:
     """Rows with results and visual tokens, each configuration once."""
-    found: dict[str, ReportRow] = {}
+    distinct_rows: dict[str, ReportRow] = {}
     for row in table.rows:
         if row.outcomes and row.efficiency.get("visual_tokens"):
-            same = str([(seed, right.tobytes()) for seed, right in row.outcomes.items()])
-            found.setdefault(same, row)
-    return list(found.values())
+            # rows of one cell have the same answers to the bit
+            content = ""
+            for seed, right in row.outcomes.items():
+                content += f"{seed} {right.tobytes()!r} "
+            distinct_rows.setdefault(content, row)
+    return list(distinct_rows.values())
 
 
 def count_row_tokens(row: ReportRow) -> float:
     """Of an image and a question's queries: what the LLM reads beside the text, where a pruner drops some on
     average over its layers."""
-    visual = row.efficiency.get("average_visual_tokens") or row.efficiency["visual_tokens"]
-    return visual + row.efficiency.get("query_tokens", 0)
+    visual_tokens = row.efficiency.get("average_visual_tokens") or row.efficiency["visual_tokens"]
+    return visual_tokens + row.efficiency.get("query_tokens", 0)
 
 
 def is_crowded(table: ReportTable) -> bool:
-    """Whether so many compressors have one number of tokens that a ranking shows them better. They are what
-    has a row NAME beside a row NAME+MODULE."""
+    """Whether so many compressors have one number of tokens that a ranking shows them better. Compressors
+    are what has a row NAME beside a row NAME+MODULE."""
     rows = find_distinct_rows(table)
-    names = {row.label for row in rows}
-    paired = any(name.rpartition("+")[0] in names for name in names)
-    return paired and max(Counter(map(count_row_tokens, rows)).values()) > MAX_ALIKE_ROWS
+    compressors = {row.label for row in rows}
+    alike_rows = Counter(map(count_row_tokens, rows))  # number of tokens -> of rows
+    for row in rows:
+        if row.label.rpartition("+")[0] in compressors:
+            return max(alike_rows.values()) > MAX_ALIKE_ROWS
+    return False
+
+
+def pick_row_colour(row: ReportRow) -> str:
+    """A row's colour: with query tokens, without, without any image."""
+    if row.efficiency.get("query_tokens"):
+        return ORANGE
+    return BLUE if row.efficiency.get("visual_tokens") else GREY
+
+
+# ---- accuracy against tokens ----
 
 
 def draw_pareto(table: ReportTable) -> str | None:
     """Accuracy against visual and query tokens; what nothing cheaper beats is joined. None if all cost the
     same, or too many do."""
     rows = find_distinct_rows(table)
-    tokens = np.array([count_row_tokens(row) for row in rows])
+    tokens = np.array([count_row_tokens(row) for row in rows])  # (rows,)
     if len(set(tokens)) < 2 or is_crowded(table):
         return None
-    scores = [compute_seed_interval(table.compute_accuracies(row)) for row in rows]
-    means = np.array([mean for mean, _ in scores])
-    half = np.nan_to_num([half for _, half in scores])
+    means, half = compute_row_intervals(table, rows)
     half = np.minimum(half, [means, 100 - means])  # below and above: two seeds' interval can leave the scale
-    figure = Figure((7.6, max(3.6, 0.16 * len(rows) + 2.2)))
+
+    height = max(3.6, 0.16 * len(rows) + 2.2)  # inches: room for the names
+    figure = Figure((7.6, height))
     axes = figure.add_axes((0.08, 0.12, 0.9, 0.78))  # fixed, so that labels can be placed before drawing
-    queries = np.array([bool(row.efficiency.get("query_tokens")) for row in rows])
-    for chosen, colour, word in ((queries, ORANGE, "with query tokens"), (~queries, BLUE, "without")):
+    colours = np.array(list(map(pick_row_colour, rows)))  # (rows,)
+    for colour, word in ((ORANGE, "with query tokens"), (BLUE, "without")):
+        chosen = colours == colour
         axes.errorbar(
             tokens[chosen],
             means[chosen],
@@ -73,168 +104,220 @@ def draw_pareto(table: ReportTable) -> str | None:
             capsize=2,
             label=word,
         )
-    best = [i for i in np.lexsort((-means, tokens)) if means[i] == means[tokens <= tokens[i]].max()]
+    front = find_pareto_front(tokens, means)
     axes.plot(
-        tokens[best], means[best], color=GREY, linewidth=1, linestyle="--", zorder=0, label="Pareto front"
+        tokens[front],
+        means[front],
+        color=GREY,
+        linewidth=1,
+        linestyle="--",
+        zorder=0,  # behind the points
+        label="Pareto front",
     )
-    shown = thin_out_ticks(sorted(set(tokens)))
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(shown, [f"{t:.0f}" for t in shown])
-    axes.set_xticks([], minor=True)
-    axes.set_xlim(tokens.min() / 1.15, tokens.max() * 1.6)
-    labels.annotate_points(
-        axes,
-        [row.label for row in rows],
-        tokens,
-        means,
-        half.max(0),
-        pick_named_rows(tokens, means, best) if len(rows) > MAX_NAMED_ROWS else None,
-    )
+    scale_token_axis(axes, tokens)
+    named_rows = None
+    if len(rows) > MAX_NAMED_ROWS:
+        named_rows = pick_named_rows(tokens, means, front)
+    names = [row.label for row in rows]
+    # when the limits are final: it asks where points lie
+    labels.annotate_points(axes, names, tokens, means, half.max(0), named_rows)
     axes.set_xlabel("visual tokens of an image + query tokens", fontsize=9)
     axes.set_ylabel("accuracy in %", fontsize=9)
-    axes.set_title(escape_dollars(f"{table.heading}: accuracy against tokens"), fontsize=10, loc="left")
-    axes.legend(
-        fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2
-    )
+    title = f"{table.heading}: accuracy against tokens"
+    axes.set_title(escape_dollars(title), fontsize=10, loc="left")
+    axes.legend(**LEGEND_STYLE)
     strip_axes(axes, "y")
     return render_svg(figure)
 
 
-def pick_named_rows(tokens: np.ndarray, means: np.ndarray, best: Sequence[int]) -> list[int]:
+def compute_row_intervals(
+    table: ReportTable, rows: Sequence[ReportRow], family: str | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(rows,) mean accuracies and (rows,) half their intervals, 0 with one seed."""
+    means = []
+    halves = []
+    for row in rows:
+        mean, half = compute_seed_interval(table.compute_accuracies(row, family))
+        means.append(mean)
+        halves.append(half)
+    return np.array(means), np.nan_to_num(halves)
+
+
+def find_pareto_front(tokens: NDArray, means: NDArray) -> list[int]:
+    """Numbers of the rows that nothing as cheap or cheaper beats, the cheapest first."""
+    front = []
+    for row in np.lexsort((-means, tokens)):
+        affordable = tokens <= tokens[row]  # itself among them
+        if means[row] == means[affordable].max():
+            front.append(int(row))
+    return front
+
+
+def scale_token_axis(axes: Axes, tokens: NDArray) -> None:
+    """A logarithmic axis whose ticks are numbers of tokens that rows have."""
+    ticks = thin_out_ticks(sorted(set(tokens)))
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlim(tokens.min() / 1.15, tokens.max() * 1.6)  # names stand to the right of their points
+
+
+def pick_named_rows(tokens: NDArray, means: NDArray, front: Sequence[int]) -> list[int]:
     """Which of a crowd of rows have names: the front, and the lowest at each number of tokens."""
-    lowest = [min(np.flatnonzero(tokens == each), key=lambda i: means[i]) for each in sorted(set(tokens))]
-    return list(dict.fromkeys([*map(int, best), *map(int, lowest)]))
+    named_rows = list(front)
+    for count in sorted(set(tokens)):
+        alike = np.flatnonzero(tokens == count)
+        lowest = alike[np.argmin(means[alike])]
+        named_rows.append(int(lowest))
+    return list(dict.fromkeys(named_rows))
 
 
 def thin_out_ticks(values: Sequence[float]) -> list[float]:
     """Ascending values without those less than a fifth above the one before."""
-    found = []
+    ticks: list[float] = []
     for value in values:
-        if not found or value >= 1.2 * found[-1]:
-            found.append(value)
-    return found
+        if not ticks or value >= 1.2 * ticks[-1]:
+            ticks.append(value)
+    return ticks
 
 
-def draw_claims(title: str, verdicts: Sequence[tuple[str, Verdict]]) -> str | None:
-    """Each claim's difference with its interval, as far from its limit as it is. None if none has one."""
-    shown = [(name, each) for name, each in verdicts if not math.isnan(each.low)]
-    if not shown:
-        return None
-    figure, axes = draw_intervals(
-        8.4,
-        title,
-        [f"{each.claim.text}  [{name}]" for name, each in shown],
-        [
-            (
-                each.low + each.claim.points,
-                each.estimate + each.claim.points,
-                each.high + each.claim.points,
-                VERDICT_COLOURS.get(each.word, GREY),
-            )
-            for _, each in shown
-        ],
-    )
-    figure.supxlabel("percentage points from the claim's limit; to the right it holds", fontsize=9)
-    return render_svg(figure)
+# ---- intervals ----
 
 
-def draw_intervals(
-    width: float,
-    title: str,
-    names: Sequence[str],
-    rows: Sequence[tuple[float, float, float, str]],
-    hollow: Collection[int] = (),
-) -> tuple[Figure, Axes]:
-    """A row a name, from the top: a line from low to high, a dot at the estimate, and their colour. `hollow`:
-    the numbers of open dots."""
-    figure = Figure((width, 1.1 + REPORT_ROW_INCHES * 1.25 * len(rows)), layout="constrained")
+class IntervalRow(NamedTuple):
+    """A line of a picture of intervals. `hollow`: an open dot, where the interval tells nothing of seeds."""
+
+    name: str
+    low: float
+    estimate: float
+    high: float
+    colour: str
+    hollow: bool = False
+
+
+def draw_intervals(width: float, title: str, rows: Sequence[IntervalRow]) -> tuple[Figure, Axes]:
+    """A row a name, from the top: a line from low to high and a dot at the estimate. `width` in inches."""
+    height = 1.1 + REPORT_ROW_INCHES * 1.25 * len(rows)
+    figure = Figure((width, height), layout="constrained")
     axes = figure.subplots()
     axes.axvline(0, color="#444", linewidth=1)
-    for y, (low, estimate, high, colour) in enumerate(rows):
-        axes.plot([low, high], [y, y], color=colour, linewidth=2)
-        axes.plot(
-            estimate, y, "o", color=colour, markersize=5, markerfacecolor="white" if y in hollow else colour
-        )
-    axes.set_yticks(range(len(rows)), map(escape_dollars, names))
-    axes.set_ylim(len(rows) - 0.5, -0.5)
+    for place, row in enumerate(rows):
+        axes.plot([row.low, row.high], [place, place], color=row.colour, linewidth=2)
+        face = "white" if row.hollow else row.colour
+        axes.plot(row.estimate, place, "o", color=row.colour, markersize=5, markerfacecolor=face)
+    names = [escape_dollars(row.name) for row in rows]
+    axes.set_yticks(range(len(rows)), names)
+    axes.set_ylim(len(rows) - 0.5, -0.5)  # the first at the top
     axes.set_title(escape_dollars(title), fontsize=10, loc="left")
     strip_axes(axes, "x")
     return figure, axes
 
 
-def draw_families(table: ReportTable) -> str | None:
-    """A panel of bars for each family of questions, a bar a row. None with a single family."""
-    rows, names = [row for row in table.rows if row.outcomes], table.family_names
-    if not rows or not names:
-        return None
-    figure = Figure((1.75 + 1.35 * len(names), 1.0 + REPORT_ROW_INCHES * len(rows)), layout="constrained")
-    panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
-    places = np.arange(len(rows))
-    for axes, family in zip(panels, names):
-        scores = [compute_seed_interval(table.compute_accuracies(row, family)) for row in rows]
-        half = [0 if math.isnan(h) else h for _, h in scores]
-        colours = [
-            ORANGE
-            if row.efficiency.get("query_tokens")
-            else BLUE
-            if row.efficiency.get("visual_tokens")
-            else GREY
-            for row in rows
-        ]
-        axes.barh(
-            places,
-            [mean for mean, _ in scores],
-            0.72,
-            xerr=half,
-            color=colours,
-            error_kw={"elinewidth": 0.8, "ecolor": "#333"},
+def draw_claims(title: str, verdicts: Sequence[tuple[str, Verdict]]) -> str | None:
+    """Each claim's difference with its interval, as far from its limit as it is. `verdicts` with the heading
+    of their tables. None if none has an interval."""
+    rows = []
+    for heading, verdict in verdicts:
+        if math.isnan(verdict.low):
+            continue
+        points = verdict.claim.points
+        row = IntervalRow(
+            name=f"{verdict.claim.text}  [{heading}]",
+            low=verdict.low + points,
+            estimate=verdict.estimate + points,
+            high=verdict.high + points,
+            colour=VERDICT_COLOURS.get(verdict.word, GREY),
         )
-        chance = 100 * table.chance["families"].get(family, math.nan)
-        axes.axvline(chance, color="#333", linewidth=0.9, linestyle=":")
-        axes.set_title(escape_dollars(family), fontsize=9)
-        axes.set_xlim(0, 100)
-        axes.set_xticks([0, 50, 100])
-        strip_axes(axes, "x")
-    panels[0].set_yticks(places, [escape_dollars(row.label) for row in rows])
-    panels[0].set_ylim(len(rows) - 0.4, -0.6)
-    figure.supxlabel("accuracy in %; dotted: chance", fontsize=9)
+        rows.append(row)
+    if not rows:
+        return None
+    figure, _ = draw_intervals(8.4, title, rows)
+    figure.supxlabel("percentage points from the claim's limit; to the right it holds", fontsize=9)
     return render_svg(figure)
 
 
 def judge_gains(table: ReportTable) -> list[Verdict]:
     """For every row NAME+MODULE beside a row NAME: how much the module adds, with its interval; nothing for
     a single such row."""
-    there = {row.label for row in table.rows if row.outcomes}
-    pairs = [(row.label, row.label.rpartition("+")[0]) for row in table.rows if row.label in there]
-    claims = [Claim(other, "", "better", ((row, other),)) for row, other in pairs if other in there]
+    finished_labels = {row.label for row in table.rows if row.outcomes}
+    claims = []
+    for row in table.rows:
+        compressor = row.label.rpartition("+")[0]
+        if row.label in finished_labels and compressor in finished_labels:
+            claims.append(Claim(compressor, "", "better", ((row.label, compressor),)))
     if len(claims) < 2:
         return []
-    outcomes = {row.label: row.outcomes for row in table.rows}
-    return [
-        each for each in judge_claims(claims, outcomes, table.families, table.picture_numbers) if each.pairs
-    ]
+    verdicts = judge_claims(claims, table.outcomes_by_label, table.families, table.picture_numbers)
+    return [verdict for verdict in verdicts if verdict.pairs]  # two rows may share no seed
 
 
 def is_decided(gain: Verdict) -> bool:
     """Whether an interval leaves zero out, and tells of seeds, too."""
-    return gain.pairs[0].squares is not None and not gain.low <= 0 <= gain.high
+    tells_of_seeds = gain.pairs[0].squares is not None
+    return tells_of_seeds and not gain.low <= 0 <= gain.high
 
 
 def draw_gain(table: ReportTable) -> str | None:
     """What EmbQ adds to each compressor, the largest first. None if fewer than two rows have a partner."""
-    found = sorted(judge_gains(table), key=lambda each: -each.estimate)
-    if not found:
+    gains = sorted(judge_gains(table), key=lambda gain: -gain.estimate)
+    if not gains:
         return None
-    figure, axes = draw_intervals(
-        6.4,
-        f"{table.heading}: gain from EmbQ by compressor",
-        [each.claim.text for each in found],
-        [(each.low, each.estimate, each.high, ORANGE if is_decided(each) else GREY) for each in found],
-        [i for i, each in enumerate(found) if each.pairs[0].squares is None],
-    )
+    rows = []
+    for gain in gains:
+        row = IntervalRow(
+            name=gain.claim.text,
+            low=gain.low,
+            estimate=gain.estimate,
+            high=gain.high,
+            colour=ORANGE if is_decided(gain) else GREY,
+            hollow=gain.pairs[0].squares is None,
+        )
+        rows.append(row)
+    figure, axes = draw_intervals(6.4, f"{table.heading}: gain from EmbQ by compressor", rows)
     axes.set_xlabel(
         "percentage points that the query module adds; grey: may be none;\n"
         "open: one seed, an interval over questions alone",
         fontsize=9,
     )
     return render_svg(figure)
+
+
+# ---- families of questions ----
+
+
+def draw_families(table: ReportTable) -> str | None:
+    """A panel of bars for each family of questions, a bar a row. None with a single family."""
+    rows = [row for row in table.rows if row.outcomes]
+    families = table.family_names
+    if not rows or not families:
+        return None
+    width = 1.75 + 1.35 * len(families)  # inches: labels, then a panel each
+    height = 1.0 + REPORT_ROW_INCHES * len(rows)
+    figure = Figure((width, height), layout="constrained")
+    panels = figure.subplots(1, len(families), sharey=True, squeeze=False)[0]
+    for axes, family in zip(panels, families):
+        draw_family_bars(axes, table, rows, family)
+    names = [escape_dollars(row.label) for row in rows]
+    panels[0].set_yticks(np.arange(len(rows)), names)
+    panels[0].set_ylim(len(rows) - 0.4, -0.6)  # the first at the top
+    figure.supxlabel("accuracy in %; dotted: chance", fontsize=9)
+    return render_svg(figure)
+
+
+def draw_family_bars(axes: Axes, table: ReportTable, rows: Sequence[ReportRow], family: str) -> None:
+    """A panel: the rows' accuracies on one family, and what chance gives."""
+    means, half = compute_row_intervals(table, rows, family)
+    axes.barh(
+        np.arange(len(rows)),
+        means,
+        height=0.72,
+        xerr=half,
+        color=list(map(pick_row_colour, rows)),
+        error_kw={"elinewidth": 0.8, "ecolor": "#333"},
+    )
+    chance = 100 * table.chance["families"].get(family, math.nan)
+    axes.axvline(chance, color="#333", linewidth=0.9, linestyle=":")
+    axes.set_title(escape_dollars(family), fontsize=9)
+    axes.set_xlim(0, 100)
+    axes.set_xticks([0, 50, 100])
+    strip_axes(axes, "x")

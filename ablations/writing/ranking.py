@@ -14,83 +14,89 @@ from matplotlib.lines import Line2D
 
 from ablations.claims.statistics import compute_seed_interval
 from ablations.outcomes import ReportRow, ReportTable
-from ablations.writing.plots import REPORT_ROW_INCHES, find_distinct_rows, is_crowded
+from ablations.writing.plots import (
+    LEGEND_STYLE,
+    REPORT_ROW_INCHES,
+    find_distinct_rows,
+    is_crowded,
+    pick_row_colour,
+)
 from experiments.figures.style import BLUE, GREY, ORANGE, escape_dollars, render_svg, strip_axes
 
 COLOUR_LABELS = {BLUE: "without query tokens", ORANGE: "with", GREY: "no image"}
 TWIN_DISTANCE = 0.3  # lines between a row without and one with the query module
+# a row with the query module stands a little below the one without, so that both can be seen
+COLOUR_SHIFTS = {BLUE: -TWIN_DISTANCE / 2, ORANGE: TWIN_DISTANCE / 2, GREY: 0}
 
 
 def group_by_compressor(table: ReportTable) -> dict[str, list[ReportRow]]:
     """Rows by the compressor that they have in common: NAME and NAME+MODULE, the best first."""
-    blind = [row for row in table.rows if row.outcomes and not row.efficiency.get("visual_tokens")]
-    rows, found = [*find_distinct_rows(table), *blind], {}
+    rows = find_distinct_rows(table)
+    for row in table.rows:
+        if row.outcomes and not row.efficiency.get("visual_tokens"):  # blind
+            rows.append(row)
     names = {row.label for row in rows}
+    groups: dict[str, list[ReportRow]] = {}
     for row in rows:
-        host = row.label.rpartition("+")[0]
-        found.setdefault(host if host in names else row.label, []).append(row)
-    return dict(
-        sorted(
-            found.items(), key=lambda pair: -max(np.mean(table.compute_accuracies(row)) for row in pair[1])
-        )
-    )
+        compressor = row.label.rpartition("+")[0]
+        if compressor not in names:  # a row of its own, whatever its label
+            compressor = row.label
+        groups.setdefault(compressor, []).append(row)
+
+    def score_best_row(compressor: str) -> float:
+        return max(float(np.mean(table.compute_accuracies(row))) for row in groups[compressor])
+
+    ranking = sorted(groups, key=score_best_row, reverse=True)
+    return {compressor: groups[compressor] for compressor in ranking}
 
 
 def draw_ranking(table: ReportTable) -> str | None:
     """A line a compressor, the best first, without and with the query module. None where `pareto` is."""
     if not is_crowded(table):
         return None
-    found = group_by_compressor(table)
-    figure = Figure((7.0, 1.3 + REPORT_ROW_INCHES * len(found)), layout="constrained")
+    groups = group_by_compressor(table)
+    height = 1.3 + REPORT_ROW_INCHES * len(groups)
+    figure = Figure((7.0, height), layout="constrained")
     axes = figure.subplots()
-    for place, rows in enumerate(found.values()):
+    drawn_colours: set[str] = set()
+    for place, rows in enumerate(groups.values()):
         for row in rows:
             draw_row_point(axes, table, row, place)
-    axes.set_yticks(range(len(found)), map(escape_dollars, found))
-    axes.set_ylim(len(found) - 0.5, -0.5)
+            drawn_colours.add(pick_row_colour(row))
+    axes.set_yticks(range(len(groups)), list(map(escape_dollars, groups)))
+    axes.set_ylim(len(groups) - 0.5, -0.5)  # the best at the top
     axes.set_xlabel("accuracy in %; bars: 95 % t-interval over seeds; open: one seed", fontsize=9)
     axes.set_title(escape_dollars(f"{table.heading}: accuracy by compressor"), fontsize=10, loc="left")
-    used = {pick_row_colour(row) for rows in found.values() for row in rows}
-    handles = [
-        Line2D([], [], color=colour, marker="o", linestyle="", markersize=5, label=word)
-        for colour, word in COLOUR_LABELS.items()
-        if colour in used
-    ]
-    axes.legend(
-        handles=handles,
-        fontsize=8,
-        frameon=False,
-        loc="lower right",
-        bbox_to_anchor=(1, 1),
-        ncols=3,
-        borderaxespad=0.2,
-    )
+    handles = []
+    for colour, word in COLOUR_LABELS.items():
+        if colour in drawn_colours:
+            point = Line2D([], [], color=colour, marker="o", linestyle="", markersize=5, label=word)
+            handles.append(point)
+    axes.legend(handles=handles, **LEGEND_STYLE)
     strip_axes(axes, "x")
     return render_svg(figure)
-
-
-def pick_row_colour(row: ReportRow) -> str:
-    """A row's colour."""
-    if row.efficiency.get("query_tokens"):
-        return ORANGE
-    return BLUE if row.efficiency.get("visual_tokens") else GREY
 
 
 def draw_row_point(axes: Axes, table: ReportTable, row: ReportRow, place: int) -> None:
     """A row's mean and interval; that with the query module a little lower."""
     mean, half = compute_seed_interval(table.compute_accuracies(row))
     colour = pick_row_colour(row)
-    y = place + {ORANGE: TWIN_DISTANCE / 2, BLUE: -TWIN_DISTANCE / 2, GREY: 0}[colour]
-    one = math.isnan(half)
-    low, high = (0, 0) if one else (min(half, mean), min(half, 100 - mean))
+    if math.isnan(half):
+        low = high = 0.0
+        face = "white"
+    else:
+        # two seeds' interval can leave the scale
+        low = min(half, mean)
+        high = min(half, 100 - mean)
+        face = colour
     axes.errorbar(
         mean,
-        y,
+        place + COLOUR_SHIFTS[colour],
         xerr=[[low], [high]],
         fmt="o",
         color=colour,
         markersize=5,
         elinewidth=1,
         capsize=2,
-        markerfacecolor="white" if one else colour,
+        markerfacecolor=face,
     )

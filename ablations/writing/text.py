@@ -3,47 +3,50 @@
 import csv
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from ablations.claims.statistics import compute_seed_interval
+from ablations.claims.statistics import RowComparison, compute_seed_interval
 from ablations.claims.verdicts import FAILS, HOLDS, Verdict
-from ablations.outcomes import Report, ReportTable
+from ablations.outcomes import Report, ReportRow, ReportTable
 from ablations.writing.grids import EFFICIENCY_COLUMNS, WordGrid
 
-EFFICIENCY_NAMES = {name for name, *_ in EFFICIENCY_COLUMNS}
+EFFICIENCY_HEADINGS = [column.heading for column in EFFICIENCY_COLUMNS]
+EFFICIENCY_KEYS = [column.key for column in EFFICIENCY_COLUMNS]
+LEADING_COLUMNS = 3  # of a grid of scores, before the families: label, seeds, overall
 VERDICT_STYLES = {HOLDS: "green", FAILS: "red"}
+SPREAD_KEYS = ("ttft_ms_low", "ttft_ms_high")  # in scores.csv alone
+CLAIMS_HEADER = (
+    "table",
+    "claim",
+    "row",
+    "other",
+    "points",
+    "families",
+    "difference",
+    "low",
+    "high",
+    "seeds",
+    "verdict",
+    "note",
+    "source",
+)
 
 
-def render_markdown_table(grid: WordGrid, level: int = 2) -> str:
-    """A pipe table under a heading; a block's title is a line of its own."""
-    found = [f"{'#' * level} {grid.title}", ""] if grid.title else []
-    header = [escape_pipes(name) for name in grid.header]
-    found.append(f"| {' | '.join(header)} |")
-    found.append(f"|{'|'.join('---' if holds_words(grid, i) else '---:' for i in range(len(header)))}|")
-    for title, lines in group_by_block(grid):
-        if title:
-            found.append(f"| *{escape_pipes(title)}* |{' |' * (len(header) - 1)}")
-        found += [f"| {' | '.join(map(escape_pipes, line))} |" for line in lines]
-    return "\n".join([*found, "", *(f"{note}\n" for note in grid.notes)])
+# ---- what all forms have in common ----
 
 
-def escape_pipes(words: str) -> str:
-    """Inside a pipe table."""
-    return words.replace("|", "\\|").replace("\n", " ").replace(" > ", " &gt; ")
-
-
-def group_by_block(grid: WordGrid) -> Iterator[tuple[str, list[list[str]]]]:
-    """(title, lines) of lines that stand together."""
-    found: list[tuple[str, list[list[str]]]] = []
+def group_by_block(grid: WordGrid) -> list[tuple[str, list[list[str]]]]:
+    """(block's title, lines) of lines that stand together."""
+    blocks: list[tuple[str, list[list[str]]]] = []
     for title, line in grid.lines:
-        if not found or found[-1][0] != title:
-            found.append((title, []))
-        found[-1][1].append(line)
-    yield from found
+        if not blocks or blocks[-1][0] != title:
+            blocks.append((title, []))
+        blocks[-1][1].append(line)
+    return blocks
 
 
 def holds_words(grid: WordGrid, column: int) -> bool:
@@ -51,24 +54,79 @@ def holds_words(grid: WordGrid, column: int) -> bool:
     return column == 0 or grid.header[column] in ("statement", "verdict", "remarks")
 
 
+# ---- Markdown ----
+
+
+def render_markdown_table(grid: WordGrid, level: int = 2) -> str:
+    """A pipe table under a heading; a block's title is a line of its own."""
+    lines = []
+    if grid.title:
+        lines += [f"{'#' * level} {grid.title}", ""]
+    rules = []
+    for column in range(len(grid.header)):
+        rules.append("---" if holds_words(grid, column) else "---:")
+    header = " | ".join(map(escape_pipes, grid.header))
+    lines.append(f"| {header} |")
+    lines.append(f"|{'|'.join(rules)}|")
+    for title, block_lines in group_by_block(grid):
+        if title:
+            empty_cells = " |" * (len(grid.header) - 1)
+            lines.append(f"| *{escape_pipes(title)}* |{empty_cells}")
+        for line in block_lines:
+            cells = " | ".join(map(escape_pipes, line))
+            lines.append(f"| {cells} |")
+    lines.append("")
+    for note in grid.notes:
+        lines.append(f"{note}\n")
+    return "\n".join(lines)
+
+
+def escape_pipes(words: str) -> str:
+    """Words as they stand inside a pipe table."""
+    words = words.replace("|", "\\|")
+    words = words.replace("\n", " ")
+    return words.replace(" > ", " &gt; ")  # some readers take it for a quotation
+
+
+# ---- a terminal ----
+
+
 def render_screen_tables(grid: WordGrid, width: int) -> list[RichTable]:
     """For a terminal. Scores too wide for it get their families in a table of their own."""
-    families = [i for i, name in enumerate(grid.header) if i > 2 and name not in EFFICIENCY_NAMES]
-    needed = sum(
-        max(len(row[i]) for row in (grid.header, *(line for _, line in grid.lines))) + 2
-        for i in range(len(grid.header))
-    )
-    if "overall" not in grid.header or needed <= width or not families:
+    families = []
+    for column, heading in enumerate(grid.header):
+        if column >= LEADING_COLUMNS and heading not in EFFICIENCY_HEADINGS:
+            families.append(column)
+    if "overall" not in grid.header or not families or measure_width(grid) <= width:
         return [render_screen_table(grid, width)]
-    others = [i for i in range(len(grid.header)) if i not in families]
-    halves = select_grid_columns(grid, others, []), select_grid_columns(grid, [0, *families], grid.notes)
-    return [render_screen_table(half, width) for half in halves]
+    main_columns = [column for column in range(len(grid.header)) if column not in families]
+    main_half = select_grid_columns(grid, main_columns, [])
+    family_half = select_grid_columns(grid, [0, *families], grid.notes)
+    return [render_screen_table(main_half, width), render_screen_table(family_half, width)]
 
 
-def select_grid_columns(grid: WordGrid, kept: Sequence[int], notes: list[str]) -> WordGrid:
+def measure_width(grid: WordGrid) -> int:
+    """Letters that a grid takes without folding, two between columns."""
+    width = 0
+    for column, heading in enumerate(grid.header):
+        longest = measure_longest(grid, column)
+        width += max(len(heading), longest) + 2
+    return width
+
+
+def measure_longest(grid: WordGrid, column: int) -> int:
+    """Letters of a column's longest words below its heading."""
+    return max((len(line[column]) for _, line in grid.lines), default=0)
+
+
+def select_grid_columns(grid: WordGrid, columns: Sequence[int], notes: list[str]) -> WordGrid:
     """Some columns of a grid."""
-    lines = [(block, [line[i] for i in kept]) for block, line in grid.lines]
-    return WordGrid(grid.title, [grid.header[i] for i in kept], lines, notes)
+    header = [grid.header[column] for column in columns]
+    lines = []
+    for block, line in grid.lines:
+        cells = [line[column] for column in columns]
+        lines.append((block, cells))
+    return WordGrid(grid.title, header, lines, notes)
 
 
 def render_screen_table(grid: WordGrid, width: int) -> RichTable:
@@ -81,114 +139,96 @@ def render_screen_table(grid: WordGrid, width: int) -> RichTable:
         caption=escape("\n".join(grid.notes)) or None,
         caption_justify="left",
     )
-    for i, name in enumerate(grid.header):
-        longest = max([len(line[i]) for _, line in grid.lines], default=0)
+    for column, name in enumerate(grid.header):
+        longest = measure_longest(grid, column)
+        # numbers and labels whole; sentences may shrink, but not to a letter a line
+        if longest > max(16, width // 8):
+            longest = 8
         table.add_column(
             name,
-            justify="left" if holds_words(grid, i) else "right",
+            justify="left" if holds_words(grid, column) else "right",
             overflow="fold",
-            min_width=longest if longest <= max(16, width // 8) else 8,
+            min_width=longest,
         )
     for title, lines in group_by_block(grid):
         if title:
             table.add_row(f"[italic]{escape(title)}[/]")
         for line in lines:
-            words = [f"[{VERDICT_STYLES[w]}]{w}[/]" if w in VERDICT_STYLES else escape(w) for w in line]
-            table.add_row(*words)
+            table.add_row(*map(style_verdict, line))
     return table
+
+
+def style_verdict(words: str) -> str:
+    """Words for rich; a verdict has its colour."""
+    if words in VERDICT_STYLES:
+        return f"[{VERDICT_STYLES[words]}]{words}[/]"
+    return escape(words)
+
+
+# ---- CSV ----
 
 
 def render_scores_csv(report: Report) -> str:
     """Every mean with half its interval, one line a row, for programs."""
-    families = sorted({f for table in report.tables for f in table.family_names})
-    keys = [*(key for _, key, _ in EFFICIENCY_COLUMNS), "ttft_ms_low", "ttft_ms_high"]
-    header = [f"{name}{end}" for name in ("overall", *families) for end in ("", "_pm")]
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["table", "block", "row", "seeds", "questions", *header, *keys, "ours"])
+    family_names: set[str] = set()
+    for table in report.tables:
+        family_names.update(table.family_names)
+    families = sorted(family_names)
+    accuracy_columns = []
+    for name in ("overall", *families):
+        accuracy_columns += [name, f"{name}_pm"]
+    efficiency_keys = [*EFFICIENCY_KEYS, *SPREAD_KEYS]
+
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    leading_columns = ["table", "block", "row", "seeds", "questions"]
+    writer.writerow([*leading_columns, *accuracy_columns, *efficiency_keys, "ours"])
     for table in report.tables:
         for row in table.rows:
-            numbers = []
-            for family in (None, *families):
-                known = row.outcomes and (family is None or family in table.family_names)
-                mean, half = (
-                    compute_seed_interval(table.compute_accuracies(row, family))
-                    if known
-                    else (math.nan, math.nan)
-                )
-                numbers += ["" if math.isnan(value) else f"{value:.4f}" for value in (mean, half)]
-            writer.writerow(
-                [
-                    table.name,
-                    row.block,
-                    row.label,
-                    len(row.outcomes),
-                    len(table.ids),
-                    *numbers,
-                    *(row.efficiency.get(key, "") for key in keys),
-                    row.ours,
-                ]
-            )
-    return out.getvalue()
+            line: list[object] = [table.name, row.block, row.label, len(row.outcomes), len(table.ids)]
+            line += list_accuracies(table, row, families)
+            for key in efficiency_keys:
+                line.append(row.efficiency.get(key, ""))
+            writer.writerow([*line, row.ours])
+    return file.getvalue()
 
 
-def render_claims_csv(tables: Sequence[ReportTable], verdicts: dict[str, list[Verdict]]) -> str:
+def list_accuracies(table: ReportTable, row: ReportRow, families: Sequence[str]) -> list[str]:
+    """Mean and half its interval, of all questions and of each family; empty where a row has none."""
+    numbers = []
+    for family in (None, *families):
+        mean = half = math.nan
+        if row.outcomes and (family is None or family in table.family_names):
+            mean, half = compute_seed_interval(table.compute_accuracies(row, family))
+        numbers += [format_csv_number(mean), format_csv_number(half)]
+    return numbers
+
+
+def format_csv_number(value: float) -> str:
+    """Four digits after the point; nothing for nan."""
+    return "" if math.isnan(value) else f"{value:.4f}"
+
+
+def render_claims_csv(tables: Sequence[ReportTable], verdicts: Mapping[str, Sequence[Verdict]]) -> str:
     """Every claim and every pair, one line each."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        [
-            "table",
-            "claim",
-            "row",
-            "other",
-            "points",
-            "families",
-            "difference",
-            "low",
-            "high",
-            "seeds",
-            "verdict",
-            "note",
-            "source",
-        ]
-    )
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(CLAIMS_HEADER)
     for table in tables:
-        for each in verdicts[table.name]:
-            claim = each.claim
-            shared = [claim.points, " ".join(claim.families)]
-            writer.writerow(
-                [
-                    table.name,
-                    claim.text,
-                    "",
-                    "",
-                    *shared,
-                    *format_interval_numbers(each),
-                    "",
-                    each.word,
-                    each.note,
-                    claim.source,
-                ]
-            )
-            for pair in each.pairs:
-                writer.writerow(
-                    [
-                        table.name,
-                        claim.text,
-                        pair.row,
-                        pair.other,
-                        *shared,
-                        *format_interval_numbers(pair),
-                        len(pair.seeds),
-                        "",
-                        "",
-                        claim.source,
-                    ]
-                )
-    return out.getvalue()
+        for verdict in verdicts[table.name]:
+            claim = verdict.claim
+            limits = [claim.points, " ".join(claim.families)]
+            numbers = format_interval_numbers(verdict)
+            outcome = [verdict.word, verdict.note, claim.source]
+            # a claim is of no single pair: row, other and seeds are empty
+            writer.writerow([table.name, claim.text, "", "", *limits, *numbers, "", *outcome])
+            for pair in verdict.pairs:
+                names = [table.name, claim.text, pair.row, pair.other]
+                numbers = format_interval_numbers(pair)
+                writer.writerow([*names, *limits, *numbers, len(pair.seeds), "", "", claim.source])
+    return file.getvalue()
 
 
-def format_interval_numbers(each) -> list[str]:
+def format_interval_numbers(judged: Verdict | RowComparison) -> list[str]:
     """Estimate and interval of a verdict or pair."""
-    return ["" if math.isnan(v) else f"{v:.4f}" for v in (each.estimate, each.low, each.high)]
+    return list(map(format_csv_number, (judged.estimate, judged.low, judged.high)))

@@ -6,19 +6,21 @@ plots/*.svg  plots/attention-*.png
 report.json  outcomes/table*.npz          what it can be made from again (outcomes.py)
 """
 
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from ablations import outcomes
 from ablations.claims.verdicts import Verdict, judge_claims
-from ablations.outcomes import Report
-from ablations.writing import grids as view
-from ablations.writing import latex, page, plots, ranking, text
+from ablations.outcomes import PLOTS_FOLDER, Report, ReportTable
+from ablations.writing import grids, latex, page, plots, ranking, text
 from ablations.writing.grids import WordGrid
+from ablations.writing.page import PagePicture
 from experiments.runtime.files import write_atomic
 
 REPORT_TITLE = "Ablations"
+CLAIMS_PLOT = "claims"  # of all tables; the others are of one
 PLOT_FUNCTIONS = {
     "pareto": plots.draw_pareto,
     "ranking": ranking.draw_ranking,
@@ -30,112 +32,145 @@ PLOT_CAPTIONS = {
     "ranking": "Accuracy by compressor; bars: 95 % t-interval over seeds.",
     "families": "Accuracy by family of questions.",
     "gain": "What the query module adds; paired bootstrap.",
-    "claims": "The claims and their intervals; green holds, red does not hold, grey is not resolved.",
+    CLAIMS_PLOT: "The claims and their intervals; green holds, red does not hold, grey is not resolved.",
 }
 
 
 def write_report(report: Report, folder: Path, console: Console) -> None:
     """All files, and the report on the terminal."""
-    verdicts = {
-        table.name: judge_claims(
-            table.claims,
-            {row.label: row.outcomes for row in table.rows},
-            table.families,
-            table.picture_numbers,
+    verdicts: dict[str, list[Verdict]] = {}
+    table_grids: dict[str, list[WordGrid]] = {}
+    all_grids = []
+    for table in report.tables:
+        verdicts[table.name] = judge_claims(
+            table.claims, table.outcomes_by_label, table.families, table.picture_numbers
         )
-        for table in report.tables
-    }
-    pictures = draw_plots(report, verdicts)
-    summary, end = (
-        view.summarize_claims(report, verdicts),
-        [*view.list_published_scores(), *view.describe_provenance(report)],
-    )
-    grids = {table.name: make_table_grids(table, verdicts[table.name]) for table in report.tables}
-    every = [grid for found in grids.values() for grid in found]
-    notes = [view.SCORES_NOTE, view.CLAIMS_NOTE]
-    (folder / "plots").mkdir(parents=True, exist_ok=True)
-    for path in (folder / "plots").glob("*.svg"):  # an earlier report's that this one does not draw
-        if path.stem not in pictures:
-            path.unlink()
-    for name, content in pictures.items():
-        write_atomic(folder / "plots" / f"{name}.svg", content)
-    words = render_markdown_report(report, every, summary, [*notes, *end], sorted(pictures))
-    write_atomic(folder / "report.md", words)
-    write_atomic(folder / "report.tex", latex.render_latex_document(every, [*summary, *notes, *end]))
-    parts = order_page_parts(report, grids, page.prefix_svg_ids(pictures))
-    if report.maps:
-        parts.append((view.caption_maps(report), "".join(map(page.embed_png, report.maps))))
-    write_atomic(folder / "report.html", page.render_html_page(REPORT_TITLE, summary, parts, [*notes, *end]))
+        table_grids[table.name] = make_table_grids(table, verdicts[table.name])
+        all_grids += table_grids[table.name]
+    svgs = draw_plots(report, verdicts)
+    summary = grids.summarize_claims(report, verdicts)
+    notes = [grids.SCORES_NOTE, grids.CLAIMS_NOTE]
+    notes += grids.list_published_scores()
+    notes += grids.describe_provenance(report)
+
+    # report.json comes last: the report is whole once it is there
+    write_plots(svgs, folder / PLOTS_FOLDER)
+    markdown = render_markdown_report(report, all_grids, summary, notes, sorted(svgs))
+    write_atomic(folder / "report.md", markdown)
+    write_atomic(folder / "report.tex", latex.render_latex_document(all_grids, [*summary, *notes]))
+    parts = order_page_parts(report, table_grids, page.prefix_svg_ids(svgs))
+    write_atomic(folder / "report.html", page.render_html_page(REPORT_TITLE, summary, parts, notes))
     write_atomic(folder / "scores.csv", text.render_scores_csv(report))
     write_atomic(folder / "claims.csv", text.render_claims_csv(report.tables, verdicts))
     outcomes.save_report(report, folder)
-    print_report(every, summary, words, console, folder)
+    print_report(all_grids, summary, markdown, console, folder)
 
 
-def make_table_grids(table: outcomes.ReportTable, verdicts: list[Verdict]) -> list[WordGrid]:
+def make_table_grids(table: ReportTable, verdicts: Sequence[Verdict]) -> list[WordGrid]:
     """A table's scores, and its claims if it has any."""
-    return [view.make_scores_grid(table), *([view.make_claims_grid(verdicts)] if verdicts else [])]
+    table_grids = [grids.make_scores_grid(table)]
+    if verdicts:
+        table_grids.append(grids.make_claims_grid(verdicts))
+    return table_grids
 
 
-def draw_plots(report: Report, verdicts: dict[str, list[Verdict]]) -> dict[str, str]:
+# ---- plots ----
+
+
+def draw_plots(report: Report, verdicts: Mapping[str, Sequence[Verdict]]) -> dict[str, str]:
     """File name without ending -> SVG, of what there is something to draw for."""
-    found = {}
+    svgs = {}
+    headed_verdicts = []
     for table in report.tables:
-        for name, drawn in PLOT_FUNCTIONS.items():
-            content = drawn(table) if table.ids.size else None
-            if content:
-                found[f"table{table.name}-{name}"] = content
-    every = [(table.heading, each) for table in report.tables for each in verdicts[table.name]]
-    content = plots.draw_claims("Claims of the paper", every)
-    return found | ({"claims": content} if content else {})
+        for verdict in verdicts[table.name]:
+            headed_verdicts.append((table.heading, verdict))
+        if not table.ids.size:
+            continue
+        for plot, draw_plot in PLOT_FUNCTIONS.items():
+            svg = draw_plot(table)
+            if svg:
+                svgs[name_plot(table, plot)] = svg
+    claims_svg = plots.draw_claims("Claims of the paper", headed_verdicts)
+    if claims_svg:
+        svgs[CLAIMS_PLOT] = claims_svg
+    return svgs
 
 
-def order_page_parts(report: Report, grids: dict[str, list[WordGrid]], pictures: dict[str, str]) -> list:
-    """The parts of the page: claims' picture, then each table with its pictures."""
-    found: list = [(PLOT_CAPTIONS["claims"], pictures["claims"])] if "claims" in pictures else []
+def name_plot(table: ReportTable, plot: str) -> str:
+    """The name of a table's plot, without ending."""
+    return f"table{table.name}-{plot}"
+
+
+def write_plots(svgs: Mapping[str, str], folder: Path) -> None:
+    """The plots, and none of an earlier report that this one does not draw."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob("*.svg"):
+        if path.stem not in svgs:
+            path.unlink()
+    for name, svg in svgs.items():
+        write_atomic(folder / f"{name}.svg", svg)
+
+
+# ---- the whole report ----
+
+
+def order_page_parts(
+    report: Report, table_grids: Mapping[str, Sequence[WordGrid]], svgs: Mapping[str, str]
+) -> list[WordGrid | PagePicture]:
+    """The parts of the page: claims' picture, each table with its pictures, attention maps."""
+    parts: list[WordGrid | PagePicture] = []
+    if CLAIMS_PLOT in svgs:
+        parts.append(PagePicture(PLOT_CAPTIONS[CLAIMS_PLOT], svgs[CLAIMS_PLOT]))
     for table in report.tables:
-        found += grids[table.name]
-        for name, caption in PLOT_CAPTIONS.items():
-            if f"table{table.name}-{name}" in pictures:
-                found.append((caption, pictures[f"table{table.name}-{name}"]))
-    return found
+        parts += table_grids[table.name]
+        for plot, caption in PLOT_CAPTIONS.items():
+            name = name_plot(table, plot)
+            if name in svgs:
+                parts.append(PagePicture(caption, svgs[name]))
+    if report.maps:
+        images = "".join(map(page.embed_png, report.maps))
+        parts.append(PagePicture(grids.caption_maps(report), images))
+    return parts
 
 
 def render_markdown_report(
-    report: Report, grids: list[WordGrid], summary: list[str], notes: list[str], pictures: list[str]
+    report: Report,
+    all_grids: Iterable[WordGrid],
+    summary: Sequence[str],
+    notes: Sequence[str],
+    plot_names: Iterable[str],
 ) -> str:
     """The whole report in Markdown; pictures lie beside it."""
-    said = "\n".join(summary[:2]) + "\n" + "".join(f"{line}\n" for line in ["", *summary[2:]])
-    maps = [outcomes.locate_map(Path(), number + 1).as_posix() for number in range(len(report.maps))]
-    shown = [*(f"plots/{name}.svg" for name in pictures), *maps]
-    if maps:
-        notes = [view.caption_maps(report), *notes]
-    parts = [
-        f"# {REPORT_TITLE}\n",
-        said,
-        *(text.render_markdown_table(grid) for grid in grids),
-        "## Plots\n",
-        "".join(f"![{Path(each).stem}]({each})\n" for each in shown),
-        "\n\n".join(notes),
-        "",
-    ]
+    # the first two sentences are a paragraph, then a list
+    parts = [f"# {REPORT_TITLE}\n", "\n".join(summary[:2]) + "\n"]
+    if summary[2:]:
+        parts += [*summary[2:], ""]
+    parts += map(text.render_markdown_table, all_grids)
+    parts.append("## Plots\n")
+    paths = [f"{PLOTS_FOLDER}/{name}.svg" for name in plot_names]
+    for number in range(1, len(report.maps) + 1):
+        paths.append(outcomes.locate_map(Path(), number).as_posix())
+    links = ""
+    for path in paths:
+        links += f"![{Path(path).stem}]({path})\n"
+    parts.append(links)
+    if report.maps:
+        notes = [grids.caption_maps(report), *notes]
+    parts += ["\n\n".join(notes), ""]
     return "\n".join(parts)
 
 
 def print_report(
-    grids: list[WordGrid], summary: list[str], words: str, console: Console, folder: Path
+    all_grids: Iterable[WordGrid], summary: Iterable[str], markdown: str, console: Console, folder: Path
 ) -> None:
     """On a terminal tables as they fit, elsewhere the Markdown."""
     if console.is_terminal:
-        for grid in grids:
+        for grid in all_grids:
             console.print(*text.render_screen_tables(grid, console.width))
-        for line in (*summary, view.SCORES_NOTE, view.CLAIMS_NOTE):
-            console.print(line, markup=False, highlight=False)
+        for sentence in (*summary, grids.SCORES_NOTE, grids.CLAIMS_NOTE):
+            console.print(sentence, markup=False, highlight=False)
     else:
-        console.print(words, markup=False, highlight=False, soft_wrap=True)
-    console.print(
-        f"{folder / 'report.html'}  {folder / 'report.md'}  {folder / 'report.tex'}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+        console.print(markdown, markup=False, highlight=False, soft_wrap=True)
+    # whole lines, so that paths can be copied
+    paths = [str(folder / name) for name in ("report.html", "report.md", "report.tex")]
+    console.print("  ".join(paths), markup=False, highlight=False, soft_wrap=True)

@@ -248,7 +248,8 @@ def test_a_table_of_one_s_own(tmp_path):
         (["results=x", "seed=1"], "seed: cells are not looked at with results=x"),
         (["results=x", "earlier=y"], "earlier: cells are not looked at with results=x"),
         (["earlier=no/where"], "earlier=no/where: no no/where/report.json"),
-        (["--tabel"], "unrecognized arguments: --tabel"),
+        (["--tabel"], "--tabel: no such flag; settings are spelled KEY=VALUE"),
+        (["--to", "x"], "--to: settings are spelled KEY=VALUE; write to=x"),
     ],
 )
 def test_bad_input(arguments, message, capsys):

@@ -119,7 +119,7 @@ def test_kinds_of_claims(tmp_path):
     assert found.pairs == (("a", "b"), ("a", "c")) and found.families == ("reading",)
     assert found.statement == "a > each of b, c  (reading)"
     found = read(tmp_path, "  better: [{row: a, than: b}, {row: b, than: [c]}]")
-    assert found.pairs == (("a", "b"), ("b", "c")) and found.rows == ("a", "b", "c")
+    assert found.pairs == (("a", "b"), ("b", "c")) and found.row_labels == ("a", "b", "c")
     found = read(tmp_path, "  within: {row: a, of: b, points: 2}\n  ours: the 2")
     assert (found.points, found.ours, found.statement) == (2.0, "the 2", "a > b - 2")
 

@@ -11,7 +11,7 @@ from made_cells import runner
 from PIL import Image
 
 from ablations import outcomes
-from ablations.writing import grids, maps, write
+from ablations.writing import grids, maps, page, write
 from compressors.command_line import parse_settings
 from experiments.config.cells import make_cells
 from experiments.stages.train import MODEL_FOLDER
@@ -67,8 +67,8 @@ def new() -> outcomes.Report:
 def test_first_scenes_with_unlike_questions(finished, tmp_path):
     report = new()
     maps.add_maps(report, *finished, tmp_path)
-    assert report.made["maps"]["of"] == "sap+embq, seed 0"
-    assert report.made["maps"]["scenes"] == ["0", "2", "3"]
+    assert report.provenance["maps"]["of"] == "sap+embq, seed 0"
+    assert report.provenance["maps"]["scenes"] == ["0", "2", "3"]
     shapes = {Image.open(io.BytesIO(each)).size for each in report.maps}
     assert len(report.maps) == 3 and min(min(shapes)) > 100
 
@@ -82,7 +82,7 @@ def test_kept_with_the_report_and_drawn_again_for_another_model(finished, tmp_pa
     monkeypatch.setattr(maps, "draw_maps", lambda *_: drawn.append(1) or ([b"new"], ["9"]))
     again, other = new(), new()
     maps.add_maps(again, [plain, (cell, stage)], store, tmp_path)
-    assert (again.maps, again.made["maps"]) == (report.maps, report.made["maps"]) and not drawn
+    assert (again.maps, again.provenance["maps"]) == (report.maps, report.provenance["maps"]) and not drawn
     maps.add_maps(other, [(cell, plan_stages(dataclasses.replace(cell.config, seed=1)))], store, tmp_path)
     assert other.maps == [b"new"] and drawn
 
@@ -90,7 +90,7 @@ def test_kept_with_the_report_and_drawn_again_for_another_model(finished, tmp_pa
 def test_without_a_query_module_there_are_none(finished, tmp_path):
     report = new()
     maps.add_maps(report, finished[0][:1], finished[1], tmp_path)
-    assert report.maps == [] and "maps" not in report.made
+    assert report.maps == [] and "maps" not in report.provenance
 
 
 def test_what_is_gone_is_said(finished, tmp_path):
@@ -111,4 +111,4 @@ def test_written_in_every_form(finished, tmp_path):
     assert words.count("](plots/attention-") == 3 and "sap+embq, seed 0" in words
     outcomes.save_report(report, tmp_path)
     assert outcomes.load_report(tmp_path).maps == report.maps
-    assert write.page.png(report.maps[0]).startswith('<img src="data:image/png;base64,iVBOR')
+    assert page.embed_png(report.maps[0]).startswith('<img src="data:image/png;base64,iVBOR')
