@@ -74,7 +74,7 @@ def split_windows(x: Tensor, rate: int) -> Tensor:
 
 
 def make_window_mask(real: Tensor | None, batch: int, rate: int) -> Tensor | None:
-    """`fit`'s mask as an attention mask of windows, (B * h * w, 1, 1, rate * rate)."""
+    """`fit_to_windows`'s mask as an attention mask of windows, (B * h * w, 1, 1, rate * rate)."""
     if real is None:
         return None
     per_image = real.expand(batch, -1, -1).unsqueeze(-1)  # (B, H', W', 1)

@@ -168,7 +168,8 @@ def check_inference(
     next_token = prefill.logits[:, -1:].argmax(-1)  # (1, 1)
     # the prefill's cache is changed by this: nothing reads it afterwards
     yield compare_with_cache(model, batch, next_token, prefill.past_key_values)
-    output = model.generate(**batch, do_sample=False, min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS)
+    inputs: dict[str, Any] = dict(batch)
+    output = model.generate(**inputs, do_sample=False, min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS)
     answer = output[0, ids.shape[1] :].tolist()
     is_as_long = len(answer) == NEW_TOKENS
     yield CheckedFact(f"generated, greedily: {answer}", is_as_long and answer[0] == next_token.item())

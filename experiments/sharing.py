@@ -26,9 +26,10 @@ from experiments.runtime.bars import create_reporter
 from experiments.runtime.files import write_atomic
 from experiments.runtime.progress import Reporter
 from experiments.runtime.text_tables import make_framed_table
+from experiments.stages.runners import find_runner
 from experiments.store.folder import read_package_versions
 from experiments.store.plan import STAGE_KINDS
-from experiments.store.store import StageRunner, Store, import_runner
+from experiments.store.store import StageRunner, Store
 from experiments.sweep import request
 from experiments.sweep.plan_view import format_seconds
 from experiments.sweep.request import CellJob, SweepRequest
@@ -88,7 +89,7 @@ class ResultsDiffer(Exception):
     """A cell's results depend on what was there before."""
 
 
-def main(arguments: Sequence[str] | None = None, runner: RunnerOfKind = import_runner) -> int:
+def main(arguments: Sequence[str] | None = None, runner: RunnerOfKind = find_runner) -> int:
     """The command; its exit code. `runner` computes stages."""
     return COMMAND.run(lambda line: run_sharing(line, runner), arguments)
 

@@ -1,8 +1,9 @@
 """Where a model looks while it answers: its compressor's weights and EmbQ's attention to the picture."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from PIL import Image
@@ -38,7 +39,7 @@ def record_attention(
     UsageError if neither has weights to show."""
     if not processor.image_tokens:
         raise UsageError("the model is blind (compressor=none): it looks nowhere")
-    batch = Chat(model, processor, picture, max_new_tokens).make_inputs(question)
+    batch: dict[str, Any] = dict(Chat(model, processor, picture, max_new_tokens).make_inputs(question))
     seen = AttentionRecord(model.config.compressor, question)
     with torch.inference_mode(), watch_attention(model, seen):
         out = model.generate(**batch, do_sample=False, max_new_tokens=max_new_tokens)
@@ -58,24 +59,24 @@ def watch_attention(model: FlashSlothForConditionalGeneration, seen: AttentionRe
     modules get, so that it computes what it always does."""
     grid: list[int] = []  # crops, H, W
 
-    def compressor(module, args: tuple) -> None:
+    def note_compressor(module: Any, args: tuple[Any, ...]) -> None:
         features = args[0]
         grid[:] = features.shape[:3]
         weights = module.attention(*args)
         if weights is not None and weights.max() > weights.min():  # one that weighs all alike shows nothing
             seen.compressor = (weights / len(weights)).float().cpu()
 
-    def attention(name: str):
-        def note(module, args: tuple) -> None:
+    def make_hook(name: str) -> Callable[[Any, tuple[Any, ...]], None]:
+        def note_weights(module: Any, args: tuple[Any, ...]) -> None:
             query, key, _, mask = args
             weights = module.weights(query, key, mask)[0].mean(1)  # (heads, P)
             seen.queries[name] = weights.unflatten(1, tuple(grid)).cpu()
 
-        return note
+        return note_weights
 
-    handles = [model.compressor.register_forward_pre_hook(compressor)]
+    handles = [model.compressor.register_forward_pre_hook(note_compressor)]
     handles += [
-        module.register_forward_pre_hook(attention(name)) for name, module in find_image_attention(model)
+        module.register_forward_pre_hook(make_hook(name)) for name, module in find_image_attention(model)
     ]
     try:
         yield
@@ -89,10 +90,13 @@ def find_image_attention(model: FlashSlothForConditionalGeneration) -> list[tupl
     module = model.query_module
     if not isinstance(module, EmbQ):
         return []
-    found = [
-        (f"EmbQ at decoder layer {at}", number, layer.i2q_attn)
-        for at, block in zip(module.at, module.blocks)
-        for number, layer in enumerate(block.layers, 1)
-    ]
-    several = len(found) > len(module.at)
-    return [(f"{name}, its layer {number}" if several else name, each) for name, number, each in found]
+    blocks: list[Any] = list(module.blocks)
+    several = any(len(block.layers) > 1 for block in blocks)
+    named_attention = []
+    for at, block in zip(module.at, blocks):
+        for number, layer in enumerate(block.layers, 1):
+            name = f"EmbQ at decoder layer {at}"
+            if several:
+                name += f", its layer {number}"
+            named_attention.append((name, layer.i2q_attn))
+    return named_attention

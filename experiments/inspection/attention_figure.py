@@ -51,7 +51,7 @@ def draw_attention(
 def arrange_columns(looks: Sequence[AttentionRecord], heads: bool) -> list[tuple[str, ColumnPanels]]:
     """(title, panels) from left to right. A compressor that reads the question has a column for each."""
     first, *others = (each.compressor for each in looks)
-    aware = first is not None and any(not first.equal(other) for other in others)
+    aware = first is not None and any(other is None or not first.equal(other) for other in others)
     asked = aware or any(each.queries for each in looks)  # else no column has a question
     bare = ("the picture" if asked else "\n".join(map(format_answer, looks)), None)
     own = [] if first is None or aware else [(f"{looks[0].name}: weights", first)]

@@ -1,8 +1,10 @@
 """A conversation about one picture, turn by turn."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from experiments.inspection.streaming import AnswerStreamer, TokenPace
@@ -14,8 +16,10 @@ class Chat:
 
     When it gets too long for the model, its first turns are forgotten."""
 
-    def __init__(self, model, processor, picture, max_new_tokens: int = 128):
-        self.model, self.processor, self.max_new_tokens = model, processor, max_new_tokens
+    def __init__(self, model: Any, processor: Any, picture: Image.Image, max_new_tokens: int = 128):
+        self.model = model
+        self.processor = processor
+        self.max_new_tokens = max_new_tokens
         self.picture = picture.convert("RGB")
         self.turns: list[Turn] = []
 

@@ -1,6 +1,7 @@
 """Draws where a compressor's tokens come from: all of them in one panel, then some one by one."""
 
 import colorsys
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ def draw_origins(picture: Image.Image, found: Tensor, weights: Tensor | None) ->
     """`found` (N, H, W): each token's share of the patches; `weights` (H, W): what the compressor itself says
     of all its tokens together, None: nothing."""
     colours = make_palette(len(found))
-    panels = [(f"all {len(found)} tokens", paint_all_tokens(found, colours))]
+    panels: list[tuple[str, Any]] = [(f"all {len(found)} tokens", paint_all_tokens(found, colours))]
     panels += [(f"token {i + 1}", paint_token(found[i], colours[i])) for i in pick_example_tokens(len(found))]
     panels.append(title_own_weights(weights))
     across, down = (
@@ -41,7 +42,8 @@ def draw_origins(picture: Image.Image, found: Tensor, weights: Tensor | None) ->
             axes.imshow(layer, interpolation="nearest", extent=(0, picture.width, picture.height, 0))
         elif layer is not None:
             overlay_weights(axes, layer.numpy(), picture)
-        draw_patch_grid(axes, picture, found.shape[1:])
+        rows, columns = found.shape[1:]
+        draw_patch_grid(axes, picture, (rows, columns))
     return figure
 
 

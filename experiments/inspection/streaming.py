@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from time import perf_counter
+from typing import Any
 
 from transformers import TextStreamer
 
@@ -10,7 +11,9 @@ class TokenPace:
     """When an answer was asked for and when each of its tokens was there."""
 
     def __init__(self, clock: Callable[[], float] = perf_counter):
-        self.clock, self.started, self.came = clock, clock(), []
+        self.clock = clock
+        self.started = clock()
+        self.came: list[float] = []
 
     def note_token(self) -> None:
         """A token is there."""
@@ -20,7 +23,8 @@ class TokenPace:
         """Time to the first token, and the rate of those after it."""
         if not self.came:
             return "no token"
-        later, seconds = len(self.came) - 1, self.came[-1] - self.came[0]
+        later = len(self.came) - 1
+        seconds = self.came[-1] - self.came[0]
         rate = f", {later / seconds:.1f} tokens/s" if seconds > 0 else ""
         return f"TTFT {(self.came[0] - self.started) * 1e3:.0f} ms{rate}, {len(self.came)} tokens"
 
@@ -28,16 +32,19 @@ class TokenPace:
 class AnswerStreamer(TextStreamer):
     """For `generate`: hands words to `write` and keeps them as `said`, tells `pace` of each token."""
 
-    def __init__(self, tokenizer, pace: TokenPace, write: Callable[[str], object]):
+    def __init__(self, tokenizer: Any, pace: TokenPace, write: Callable[[str], object]):
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.pace, self.write, self.said = pace, write, ""
+        self.pace = pace
+        self.write = write
+        self.said = ""
 
-    def put(self, value) -> None:
+    def put(self, value: Any) -> None:
         if not self.next_tokens_are_prompt:
             self.pace.note_token()
         super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:  # noqa: ARG002
-        text = text if self.said else text.lstrip()
+        if not self.said:  # an answer's first word often has a space before it
+            text = text.lstrip()
         self.said += text
         self.write(text)

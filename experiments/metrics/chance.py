@@ -14,21 +14,25 @@ def collect_family_answers(samples: Iterable[Sample]) -> dict[str, list[str]]:
     for sample in samples:
         for index, turn in enumerate(sample.turns):
             family = sample.families[index] if sample.families else UNNAMED_FAMILY
+            assert turn.answer is not None  # only a chat has a turn to be answered; data sets' turns all are
             answers.setdefault(family, []).append(normalise_answer(turn.answer))
     return answers
 
 
 def score_majority_answers(samples: Iterable[Sample]) -> dict[str, Any]:
     """Accuracy of always giving each family's most frequent answer, in the form of metrics.json."""
-    hits: dict[str, int] = {}
+    accuracies: dict[str, float] = {}
     counts: dict[str, int] = {}
+    hit_sum = 0
     for family, answers in sorted(collect_family_answers(samples).items()):
-        hits[family] = max(Counter(answers).values())
+        hits = max(Counter(answers).values())
+        hit_sum += hits
+        accuracies[family] = hits / len(answers)
         counts[family] = len(answers)
     total = sum(counts.values())
     return {
-        "overall": sum(hits.values()) / total if total else 0.0,
-        "families": {family: hits[family] / counts[family] for family in counts},
+        "overall": hit_sum / max(total, 1),
+        "families": accuracies,
         "counts": counts,
         "n": total,
     }

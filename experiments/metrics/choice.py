@@ -31,9 +31,9 @@ def read_choice(answer: str, options: Sequence[str]) -> str | None:
         in_place = find_letters(place, letters, answer.strip())
         if in_place:
             return in_place[-1].upper()
-    named = find_option_by_words(answer, options)
-    if named is not None:
-        return letters[named]
+    option = find_option_by_words(answer, options)
+    if option is not None:
+        return letters[option]
     alone = set(find_letters(LONE_CAPITAL, letters, answer))
     if len(alone) == 1:
         return alone.pop()
@@ -60,8 +60,9 @@ def find_option_by_words(answer: str, options: Sequence[str]) -> int | None:
     mentioned = [index for index, text in enumerate(texts) if text.strip() and text in words]
     longest = []
     for index in mentioned:
-        inside_another = any(texts[index] in texts[longer] for longer in mentioned if longer != index)
-        if not inside_another:
+        # a text stands in itself, and in no other that is mentioned
+        containing = [longer for longer in mentioned if texts[index] in texts[longer]]
+        if containing == [index]:
             longest.append(index)
     if len(longest) == 1:
         return longest[0]

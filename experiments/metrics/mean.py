@@ -16,21 +16,22 @@ class MeanScore(Metric):
     full_state_update = False
     higher_is_better = True
     total: Tensor
-    asked: Tensor
+    question_count: Tensor
 
     def __init__(self) -> None:
         super().__init__()
+        # float64: sums of whole scores are exact, so that the order of batches changes nothing
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("asked", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("question_count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, predictions: Sequence[str], truths: Sequence[Any]) -> None:
         """One entry a question in each; what a truth is, `score` says."""
-        for said, truth in zip(predictions, truths, strict=True):
-            self.total += self.score(said, truth)
-            self.asked += 1
+        for prediction, truth in zip(predictions, truths, strict=True):
+            self.total += self.score(prediction, truth)
+            self.question_count += 1
 
     def compute(self) -> float:
-        return float(self.total) / max(int(self.asked), 1)
+        return float(self.total) / max(int(self.question_count), 1)
 
     def score(self, said: str, truth: Any) -> float:
         """One question's score, 0 to 1."""

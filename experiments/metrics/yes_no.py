@@ -41,12 +41,15 @@ class POPE(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("counts", torch.zeros(2, 2, dtype=torch.long), dist_reduce_fx="sum")  # [truth, said]
+        # [truth, prediction], 0 for no and 1 for yes
+        self.add_state("counts", torch.zeros(2, 2, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, predictions: Sequence[str], answers: Sequence[str]) -> None:
         """One entry a question in each; answers are yes or no."""
-        for said, truth in zip(predictions, answers, strict=True):
-            self.counts[int(is_yes_expected(truth)), int(means_yes(said))] += 1
+        for prediction, truth in zip(predictions, answers, strict=True):
+            row = int(is_yes_expected(truth))
+            column = int(means_yes(prediction))
+            self.counts[row, column] += 1
 
     def compute(self) -> dict[str, float]:
         """Shares; 0 where there is nothing to divide by."""
@@ -93,12 +96,14 @@ class MME(Metric):
     ) -> None:
         """One entry a question in each; a picture's name tells which questions are a pair."""
         rows = []
-        for said, truth, picture, category in zip(predictions, answers, pictures, categories, strict=True):
+        columns = (predictions, answers, pictures, categories)
+        for prediction, truth, picture, category in zip(*columns, strict=True):
             if category not in self.categories:
                 raise UsageError(f"category={category}: not one of MME's{suggest(category, self.categories)}")
             answer = "yes" if is_yes_expected(truth) else "no"
-            right = read_first_letters(said) == answer
-            rows.append((hash_name(f"{category}/{picture}"), self.categories.index(category), int(right)))
+            right = read_first_letters(prediction) == answer
+            picture_id = hash_name(f"{category}/{picture}")
+            rows.append((picture_id, self.categories.index(category), int(right)))
         self.rows.append(torch.tensor(rows, dtype=torch.long, device=self.device).reshape(-1, 3))
 
     def compute(self) -> dict[str, dict[str, float] | float]:

@@ -4,6 +4,7 @@ import copy
 import logging
 import warnings
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from huggingface_hub.utils import logging as hub_logging
@@ -22,11 +23,10 @@ from connectors.towers.build import build_tower, load_tower
 from connectors.towers.open_clip import OpenClipVisionConfig
 from experiments.config.schema import Config
 from experiments.config.sources import resolve_source
-from experiments.stages import lora, strategies
 from llm_adapters.conversation import IMAGE, QUERY
 from llm_adapters.images import image_processor
 from llm_adapters.modeling import FlashSlothConfig, FlashSlothForConditionalGeneration
-from llm_adapters.processing import FlashSlothProcessor
+from llm_adapters.processing import FlashSlothProcessor, find_token_id
 
 
 def build_model(config: Config) -> tuple[FlashSlothForConditionalGeneration, FlashSlothProcessor]:
@@ -34,7 +34,7 @@ def build_model(config: Config) -> tuple[FlashSlothForConditionalGeneration, Fla
     tower = load_tower(resolve_source(config.tower.source), config.tower.select_layer, dtype=torch.float32)
     llm = _load_pretrained(AutoModelForCausalLM, "llm.source", config.llm.source, dtype=torch.float32)
     tokenizer = load_tokenizer(config)
-    end = tokenizer.convert_tokens_to_ids(config.prompt.end)
+    end = find_token_id(tokenizer, config.prompt.end)
     if end >= llm.get_input_embeddings().num_embeddings:
         llm.resize_token_embeddings(end + 1)
     torch.manual_seed(config.seed)
@@ -44,7 +44,8 @@ def build_model(config: Config) -> tuple[FlashSlothForConditionalGeneration, Fla
         dot = tokenizer(" .", add_special_tokens=False)["input_ids"][-1]
         model.query_module.initialise(llm.get_input_embeddings().weight[dot])
     # answers end at the template's end token
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = end, tokenizer.pad_token_id
+    model.generation_config.eos_token_id = end
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model, make_processor(config, model, tokenizer)
 
 
@@ -55,7 +56,13 @@ def compose_model_config(
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> FlashSlothConfig:
     """A blind cell has an (unused) image path too, so that it is the same class of model."""
-    return FlashSlothConfig(  # copies: a composite configuration resets its parts' attention implementation
+    image_token_id = None
+    query_token_id = None
+    if tokenizer is not None:
+        image_token_id = find_token_id(tokenizer, IMAGE)
+        query_token_id = find_token_id(tokenizer, QUERY)
+    return FlashSlothConfig(
+        # copies: a composite configuration resets its parts' attention implementation
         vision_config=copy.deepcopy(vision),
         text_config=copy.deepcopy(text),
         select_layer=config.tower.select_layer,
@@ -64,9 +71,9 @@ def compose_model_config(
         projector="auto" if config.blind else config.projector,
         projector_knobs=None if config.projector == "auto" else config.knobs(config.projector),
         query_module=config.query_module,
-        query_module_knobs=config.knobs(config.query_module),
-        image_token_id=tokenizer and tokenizer.convert_tokens_to_ids(IMAGE),
-        query_token_id=tokenizer and tokenizer.convert_tokens_to_ids(QUERY),
+        query_module_knobs=config.knobs(config.query_module or ""),
+        image_token_id=image_token_id,
+        query_token_id=query_token_id,
         prompt=asdict(config.prompt),
     )
 
@@ -74,15 +81,15 @@ def compose_model_config(
 def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
     """The LLM's tokenizer with the placeholder, end and padding tokens that conversations need."""
     tokenizer = _load_pretrained(AutoTokenizer, "llm.source", config.llm.source)
-    known = tokenizer.get_vocab()
-    missing = [token for token in (config.prompt.end, IMAGE, QUERY) if token not in known]
+    vocabulary = tokenizer.get_vocab()
+    missing = [token for token in (config.prompt.end, IMAGE, QUERY) if token not in vocabulary]
     tokenizer.add_special_tokens({"additional_special_tokens": missing}, replace_extra_special_tokens=False)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = config.prompt.end
     return tokenizer
 
 
-def _load_pretrained(auto, setting: str, source: str, **kwargs):
+def _load_pretrained(auto: Any, setting: str, source: str, **kwargs: Any) -> Any:
     """`auto.from_pretrained(source)`, or a UsageError that names the setting."""
     try:
         return auto.from_pretrained(resolve_source(source), **kwargs)
@@ -97,8 +104,10 @@ def make_processor(
     config: Config, model: FlashSlothForConditionalGeneration, tokenizer: PreTrainedTokenizerBase
 ) -> FlashSlothProcessor:
     """Token counts as the compressor makes them; a blind cell's images have none."""
-    images = image_processor(model.vision_tower, config.image.size)
-    tokens = 0 if config.blind else model.num_image_tokens(images.size["height"], images.size["width"])
+    images: Any = image_processor(model.vision_tower, config.image.size)
+    tokens = 0
+    if not config.blind:
+        tokens = model.num_image_tokens(images.size["height"], images.size["width"])
     return FlashSlothProcessor(
         images,
         tokenizer,
@@ -127,11 +136,8 @@ def silence_libraries() -> None:
 
 
 def check_model_config(config: Config) -> None:
-    """What only the sizes can tell: rate against grid, insertion against depth, heads against widths; and
-    whether what is asked for is installed. No weights are read; raises UsageError."""
-    silence_libraries()
-    strategies.check_strategy(config.trainer)
-    lora.check_peft(config.lora)
+    """UsageError for what only the sizes of a cell's parts can tell: rate against grid, insertion against
+    depth, heads against widths. No weights are read."""
     with torch.device("meta"):
         model, size = build_skeleton(config)
     if not config.blind:

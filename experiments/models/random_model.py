@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,12 +37,13 @@ def read_backbone_configs() -> dict[str, PreTrainedConfig]:
 def make_weightless_cells(
     overrides: Sequence[str], sizes: BackboneConfigs | None = None
 ) -> Iterator[list[Cell]]:
-    """Cells of these overrides whose known backbones (`sizes`; None: all of `read_backbone_configs`) are folders with a
-    configuration alone, as long as the context lasts."""
-    sizes = read_backbone_configs() if sizes is None else sizes
+    """Cells of these overrides whose known backbones are folders with a configuration alone, as long as the
+    context lasts. `sizes`: these backbones; None: all of `read_backbone_configs`."""
+    if sizes is None:
+        sizes = read_backbone_configs()
     with TemporaryDirectory() as folder:
 
-        def local(source: str) -> str:
+        def save_backbone_config(source: str) -> str:
             if source not in sizes:
                 return source
             place = Path(folder, source.replace("/", "--").replace(":", "--"))
@@ -52,7 +54,10 @@ def make_weightless_cells(
         cells = make_cells(parse_settings(list(overrides)))
         for i, cell in enumerate(cells):
             config = copy_section(cell.config)
-            config.tower.source, config.llm.source = local(config.tower.source), local(config.llm.source)
+            config.tower.source, config.llm.source = (
+                save_backbone_config(config.tower.source),
+                save_backbone_config(config.llm.source),
+            )
             cells[i] = Cell(config, cell.label, cell.row)
         yield cells
 
@@ -68,7 +73,7 @@ def build_random_model(
     return model, size
 
 
-def fill_weights(model: nn.Module, device: torch.device, dtype: torch.dtype, seed: int = 0) -> None:
+def fill_weights(model: Any, device: torch.device, dtype: torch.dtype, seed: int = 0) -> None:
     """New weights for a model that is on the meta device; to be run, not trained."""
     for parameter in model.parameters():  # buffers (rotary frequencies) stay as they are
         parameter.data = parameter.data.to(dtype)
@@ -82,8 +87,10 @@ def fill_weights(model: nn.Module, device: torch.device, dtype: torch.dtype, see
 
 def set_placeholder_ids(model: FlashSlothForConditionalGeneration) -> None:
     """The last two ids stand for visual and query tokens: there is no tokenizer."""
-    rows = model.get_input_embeddings().num_embeddings
-    model.config.image_token_id, model.config.query_token_id = rows - 1, rows - 2
+    embeddings = model.get_input_embeddings()
+    assert isinstance(embeddings, nn.Embedding)  # every LLM's
+    model.config.image_token_id = embeddings.num_embeddings - 1
+    model.config.query_token_id = embeddings.num_embeddings - 2
 
 
 def split_text_tokens(tokens: int) -> tuple[int, int, int]:

@@ -1,12 +1,16 @@
 """A trained model, by the folder of its cell, of its finetune stage or of its weights."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from compressors.errors import UsageError
 from experiments.config.presets import read_yaml
 from experiments.config.schema import BLIND_COMPRESSOR
 from llm_adapters import saved
 from llm_adapters.saved import find_model_folder, read_json_file
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = ["find_model_folder", "find_newest_cell", "load_trained_model", "open_picture", "read_json_file"]
 
@@ -27,15 +31,15 @@ def find_newest_cell(out: Path) -> Path:
     return next(seeing, cells[0]).parent
 
 
-def load_trained_model(path: Path):
-    """(model, processor) of `find(path)`, in eval mode on the GPU, if there is one, in bfloat16."""
+def load_trained_model(path: Path) -> tuple[Any, Any]:
+    """(model, processor) of `find_model_folder(path)`, in eval mode, in bfloat16 on a GPU."""
     from experiments.models.build import pick_device, silence_libraries
 
     silence_libraries()
     return saved.load_saved_model(path, pick_device("auto"))
 
 
-def open_picture(path: Path):
+def open_picture(path: Path) -> "Image.Image":
     """A picture in RGB and upright, or a UsageError."""
     from PIL import Image
 

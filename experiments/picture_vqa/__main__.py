@@ -54,8 +54,11 @@ def write_dataset(line: CommandLine) -> int:
     if options.parquet:
         for split in HELD_OUT_SPLITS:
             parquet.write_parquet(options.to / f"{split}.json", options.to / f"{split}.parquet")
-    scenes = sum(split["scenes"] for split in manifest["splits"].values())
-    questions = sum(split["questions"] for split in manifest["splits"].values())
+    scenes = 0
+    questions = 0
+    for split_statistics in manifest["splits"].values():
+        scenes += split_statistics["scenes"]
+        questions += split_statistics["questions"]
     sys.stdout.write(f"{options.to}: {scenes} scenes, {questions} questions\n")
     return 0
 

@@ -17,25 +17,25 @@ def format_coordinates(x: float, y: float) -> str:
     return f"x{int(x // PATCH_SIZE)} y{int(y // PATCH_SIZE)}"
 
 
-def describe_item(item: SceneObject | Sign) -> str:
-    """ "red heart", "dog", or a sign spelled: "blue word s t o p"."""
-    return (
-        item.name if isinstance(item, SceneObject) else f"{item.colour} {item.kind} {spell_number(item.text)}"
-    )
-
-
 def spell_number(text: str) -> str:
+    """A sign's text with spaces between its characters: the tokenizer has a token for each of them."""
     return " ".join(text)
 
 
-def sort_for_reading(scene: Scene) -> list[SceneObject | Sign]:
-    """Row by row of patches, left to right."""
-    return sorted((*scene.objects, *scene.signs), key=lambda item: (item.y // PATCH_SIZE, item.x))
-
-
 def describe_scene(scene: Scene, rng: random.Random | None = None) -> str:
-    """ "dog at x3 y7 . red heart at x8 y9 ." in reading order, or shuffled when given a generator."""
-    items = sort_for_reading(scene)
+    """Every object and sign and its patch: "dog at x3 y7 . blue word s t o p at x8 y9 ."
+
+    In reading order (row by row of patches, left to right), or shuffled when given a generator.
+    """
+    items: list[SceneObject | Sign] = [*scene.objects, *scene.signs]
+    items.sort(key=lambda item: (item.y // PATCH_SIZE, item.x))
     if rng is not None:
         rng.shuffle(items)
-    return " ".join(f"{describe_item(item)} at {format_coordinates(item.x, item.y)} ." for item in items)
+    sentences = []
+    for item in items:
+        if isinstance(item, SceneObject):
+            description = item.name
+        else:
+            description = f"{item.colour} {item.kind} {spell_number(item.text)}"
+        sentences.append(f"{description} at {format_coordinates(item.x, item.y)} .")
+    return " ".join(sentences)

@@ -42,6 +42,8 @@ SPLITS = {
 }
 HELD_OUT_SPLITS = ("tune", "test", "test_style")
 
+Record = dict[str, Any]  # a JSON object
+
 
 class PictureVQA(EmbeddedDataset):
     """Scenes of named pictures and signs, six families of questions whose answers follow from the scene."""
@@ -54,9 +56,11 @@ class PictureVQA(EmbeddedDataset):
         return {name: max(1, round(split.scenes * self.scale)) for name, split in SPLITS.items()}
 
     def count_scenes(self) -> int:
+        """Scenes of all splits together, for the progress bar."""
         return sum(self.count_sizes().values())
 
     def write(self, folder: Path, progress: ProgressFunction) -> dict[str, Any]:
+        """Write all splits at this seed and scale; the manifest."""
         return write_picture_vqa(folder, self.seed, self.count_sizes(), progress)
 
 
@@ -113,10 +117,11 @@ def complete_split_sizes(overrides: dict[str, int]) -> dict[str, int]:
 def _write_files(
     folder: Path, seed: int, sizes: dict[str, int], progress: ProgressFunction
 ) -> dict[str, Any]:
-    """Images and JSON files of all splits, and the manifest."""
-    from experiments.picture_vqa.contact_sheet import draw_contact_sheet  # draws: not needed by --help
+    """Write images and JSON files of all splits, and the manifest."""
+    # Not at the top: it needs Pillow, which --help and bad input need not wait for.
+    from experiments.picture_vqa.contact_sheet import draw_contact_sheet
 
-    records: dict[str, list[dict]] = {}
+    records: dict[str, list[Record]] = {}
     total = sum(sizes.values())
     done = 0
     for split, size in sizes.items():
@@ -130,8 +135,8 @@ def _write_files(
     captions = [_make_caption_record(record, seed) for record in records["train"]]
     _write_json(folder / "pretrain.json", captions)
     # enough of both styles to see on one page what the data are like
-    shown = records["train"][:6] + records["test_style"][:3]
-    draw_contact_sheet(folder, shown).save(folder / "contact_sheet.png")
+    sheet_records = records["train"][:6] + records["test_style"][:3]
+    draw_contact_sheet(folder, sheet_records).save(folder / "contact_sheet.png")
     manifest = {
         "name": "PictureVQA",
         "generator_version": GENERATOR_VERSION,
@@ -143,9 +148,9 @@ def _write_files(
     return manifest
 
 
-def _write_split(folder: Path, split: str, size: int, seed: int) -> Iterator[dict]:
+def _write_split(folder: Path, split: str, size: int, seed: int) -> Iterator[Record]:
     """The images of a split, and its records one by one."""
-    from experiments.picture_vqa.drawing import draw_scene
+    from experiments.picture_vqa.drawing import draw_scene  # as above
 
     for index in range(size):
         scene, turns = make_scene(split, index, seed)
@@ -154,7 +159,7 @@ def _write_split(folder: Path, split: str, size: int, seed: int) -> Iterator[dic
         yield _make_record(f"{split}-{index:06d}", image, scene, turns)
 
 
-def _make_record(name: str, image: str, scene: Scene, turns: list[Question]) -> dict:
+def _make_record(name: str, image: str, scene: Scene, turns: list[Question]) -> Record:
     """A sample in LLaVA format, with the scene that it was drawn from."""
     pairs = [(turn.question, turn.answer) for turn in turns]
     return {
@@ -167,7 +172,7 @@ def _make_record(name: str, image: str, scene: Scene, turns: list[Question]) -> 
     }
 
 
-def _make_conversation(pairs: list[tuple[str, str]]) -> list[dict]:
+def _make_conversation(pairs: list[tuple[str, str]]) -> list[Record]:
     """Questions and answers as LLaVA's turns; the image stands before the first question."""
     turns = []
     for index, (question, answer) in enumerate(pairs):
@@ -178,7 +183,7 @@ def _make_conversation(pairs: list[tuple[str, str]]) -> list[dict]:
     return turns
 
 
-def _make_caption_record(record: dict, seed: int) -> dict:
+def _make_caption_record(record: Record, seed: int) -> Record:
     """The stage 1 record of a training scene: an instruction and the dense description."""
     instruction = random.Random(f"{seed}/{record['id']}").choice(CAPTION_INSTRUCTIONS)
     caption = describe_scene(Scene.from_dict(record["scene"]))
@@ -191,5 +196,5 @@ def _make_caption_record(record: dict, seed: int) -> dict:
     }
 
 
-def _write_json(file: Path, data: list | dict, indent: int | None = None) -> None:
+def _write_json(file: Path, data: list[Record] | Record, indent: int | None = None) -> None:
     file.write_text(json.dumps(data, indent=indent) + "\n", encoding="utf-8")

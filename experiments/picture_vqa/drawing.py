@@ -1,4 +1,8 @@
-"""Draws a scene: a varied background with clutter, the pictures, the signs. Same scene, same pixels."""
+"""Draws a scene: a varied background with clutter, the pictures, the signs. Same scene, same pixels.
+
+The order in which a function calls `rng` decides the pixels: it must not change with the same
+`GENERATOR_VERSION`.
+"""
 
 import colorsys
 import random
@@ -12,10 +16,13 @@ from experiments.picture_vqa.scenes import SCENE_SIZE, Scene, SceneObject, Sign
 from experiments.picture_vqa.signs import TEXT_COLOURS
 
 RGB = tuple[int, int, int]
+AnyFont = ImageFont.FreeTypeFont | ImageFont.ImageFont
+CAPITAL_SHARE = 0.62  # of a sign's height, for its capitals
+PILLOW_FONT_RATIO = 0.86  # size over sign height at which the capitals of Pillow's own font have that share
 
 
 def draw_scene(scene: Scene) -> Image.Image:
-    """The scene as an RGB image of `SIZE` x `SIZE` pixels."""
+    """The scene as an RGB image of `SCENE_SIZE` x `SCENE_SIZE` pixels."""
     rng = random.Random(scene.art)
     image = _paint_background(rng)
     _add_clutter(image, rng)
@@ -28,31 +35,39 @@ def draw_scene(scene: Scene) -> Image.Image:
 
 def _sample_pale_colour(rng: random.Random) -> RGB:
     """Neither white nor strong: every object and text colour stands out from it."""
-    hue, saturation, value = rng.random(), rng.uniform(0.08, 0.35), rng.uniform(0.7, 0.92)
-    return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, saturation, value))
+    hue = rng.random()
+    saturation = rng.uniform(0.08, 0.35)
+    value = rng.uniform(0.7, 0.92)
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def _paint_background(rng: random.Random) -> Image.Image:
     """Plain, a gradient, a soft patchwork or stripes, of two pale colours."""
     kind = rng.choice(("plain", "gradient", "patchwork", "stripes"))
-    first, second = _sample_pale_colour(rng), _sample_pale_colour(rng)
+    first = _sample_pale_colour(rng)
+    second = _sample_pale_colour(rng)
+    plain = Image.new("RGB", (SCENE_SIZE, SCENE_SIZE), first)
     if kind == "plain":
-        return Image.new("RGB", (SCENE_SIZE, SCENE_SIZE), first)
+        return plain
     if kind == "stripes":
-        return _paint_stripes(rng, first, second)
+        _add_stripes(plain, rng, first, second)
+        return plain
+    # random grey values, smoothly enlarged, mix the two colours; two a side make a gradient
     side = 2 if kind == "gradient" else rng.randint(3, 7)
     noise = Image.frombytes("L", (side, side), rng.randbytes(side * side))
     mask = noise.resize((SCENE_SIZE, SCENE_SIZE), Image.Resampling.BICUBIC)
-    return Image.composite(Image.new("RGB", mask.size, first), Image.new("RGB", mask.size, second), mask)
+    return Image.composite(plain, Image.new("RGB", mask.size, second), mask)
 
 
-def _paint_stripes(rng: random.Random, first: RGB, second: RGB) -> Image.Image:
-    second = tuple((3 * a + b) // 4 for a, b in zip(first, second, strict=True))  # faint
-    image = Image.new("RGB", (SCENE_SIZE, SCENE_SIZE), first)
-    pen, step, slant = ImageDraw.Draw(image), rng.randint(9, 31), rng.randint(-60, 60)
+def _add_stripes(image: Image.Image, rng: random.Random, first: RGB, second: RGB) -> None:
+    """Slanted stripes of a colour between the two, nearer to the first: strong ones would hide the signs."""
+    red, green, blue = ((3 * a + b) // 4 for a, b in zip(first, second, strict=True))
+    pen = ImageDraw.Draw(image)
+    step = rng.randint(9, 31)
+    slant = rng.randint(-60, 60)
     for x in range(-80, SCENE_SIZE + 80, step):
-        pen.line((x, 0, x + slant, SCENE_SIZE), fill=second, width=step // 2)
-    return image
+        pen.line((x, 0, x + slant, SCENE_SIZE), fill=(red, green, blue), width=step // 2)
 
 
 def _add_clutter(image: Image.Image, rng: random.Random) -> None:
@@ -60,12 +75,10 @@ def _add_clutter(image: Image.Image, rng: random.Random) -> None:
     pen = ImageDraw.Draw(image)
     for _ in range(rng.randint(0, 14)):
         colour = tuple(rng.randrange(256) for _ in range(3))
-        x, y, dx, dy = (
-            rng.randrange(SCENE_SIZE),
-            rng.randrange(SCENE_SIZE),
-            rng.randint(-9, 9),
-            rng.randint(-9, 9),
-        )
+        x = rng.randrange(SCENE_SIZE)
+        y = rng.randrange(SCENE_SIZE)
+        dx = rng.randint(-9, 9)
+        dy = rng.randint(-9, 9)
         if rng.random() < 0.5:
             pen.line((x, y, x + dx, y + dy), fill=colour, width=1)
         else:
@@ -79,27 +92,28 @@ def _load_sprite(file: Path) -> Image.Image:
 
 
 def _paste_object(image: Image.Image, item: SceneObject) -> None:
-    sprite = _load_sprite(find_picture_file(item.name, item.style)).rotate(
-        item.angle, Image.Resampling.BICUBIC
-    )
-    sprite = sprite.resize((item.size, item.size), Image.Resampling.BOX, reducing_gap=None).convert("RGBA")
+    """The picture, tilted at its full 64 pixels and then shrunk into its box."""
+    sprite = _load_sprite(find_picture_file(item.name, item.style))
+    tilted = sprite.rotate(item.angle, Image.Resampling.BICUBIC)
+    small = tilted.resize((item.size, item.size), Image.Resampling.BOX, reducing_gap=None).convert("RGBA")
     left, top, _, _ = item.box
-    image.paste(sprite, (int(left), int(top)), sprite)
+    image.paste(small, (int(left), int(top)), small)
 
 
 @lru_cache(maxsize=64)
-def _load_font(name: str, height: int) -> ImageFont.FreeTypeFont:
+def _load_font(name: str, height: int) -> AnyFont:
     """The font at the size at which its capitals are 0.62 of `height` (10 to 13 pixels)."""
     if name == "pillow":
-        return ImageFont.load_default(size=height * 0.86)
-    import matplotlib
+        return ImageFont.load_default(size=height * PILLOW_FONT_RATIO)
+    import matplotlib  # ships the other fonts; its import takes longer than many scenes
 
     file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
-    capital = ImageFont.truetype(file, 100).getbbox("H")
-    return ImageFont.truetype(file, 100 * 0.62 * height / (capital[3] - capital[1]))
+    _, top, _, bottom = ImageFont.truetype(file, 100).getbbox("H")
+    return ImageFont.truetype(file, 100 * CAPITAL_SHARE * height / (bottom - top))
 
 
 def _write_sign(image: Image.Image, sign: Sign, rng: random.Random) -> None:
+    """The sign's characters, each centred on its place, on a light plaque if it has one."""
     pen = ImageDraw.Draw(image)
     if sign.plaque:
         light = tuple(rng.randint(236, 255) for _ in range(3))
@@ -107,5 +121,5 @@ def _write_sign(image: Image.Image, sign: Sign, rng: random.Random) -> None:
     font = _load_font(sign.font, sign.height)
     for character, (x, y) in zip(sign.text.upper(), sign.centres(), strict=True):
         left, top, right, bottom = font.getbbox(character)
-        place = (x - (left + right) / 2, y - (top + bottom) / 2)
-        pen.text(place, character, fill=TEXT_COLOURS[sign.colour], font=font)
+        corner = (x - (left + right) / 2, y - (top + bottom) / 2)
+        pen.text(corner, character, fill=TEXT_COLOURS[sign.colour], font=font)

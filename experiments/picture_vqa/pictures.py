@@ -34,6 +34,7 @@ class Picture:
 
     @property
     def noun(self) -> str:
+        """The last word of the name."""
         return self.name.split()[-1]
 
     @property
@@ -41,16 +42,20 @@ class Picture:
         """The name with its article: "a dog", "an owl", "scissors"."""
         if self.noun in PLURAL_NOUNS:
             return self.name
-        return f"an {self.name}" if self.name[0] in "aeiou" else f"a {self.name}"
+        article = "an" if self.name[0] in "aeiou" else "a"
+        return f"{article} {self.name}"
 
 
 @lru_cache(maxsize=1)
 def load_catalogue() -> dict[str, Picture]:
     """All pictures by name, in the order of pictures.tsv."""
-    lines = (PICTURES_FOLDER / "pictures.tsv").read_text(encoding="utf-8").splitlines()[1:]
-    rows = (line.split("\t") for line in lines)
-    pictures = (Picture(name.replace("-", " "), category, colour) for name, category, colour, _ in rows)
-    return {picture.name: picture for picture in pictures}
+    table = (PICTURES_FOLDER / "pictures.tsv").read_text(encoding="utf-8")
+    catalogue = {}
+    for row in table.splitlines()[1:]:  # below the header
+        file_name, category, colour, _ = row.split("\t")
+        name = file_name.replace("-", " ")
+        catalogue[name] = Picture(name, category, colour)
+    return catalogue
 
 
 def find_picture_file(name: str, style: str) -> Path:

@@ -1,4 +1,8 @@
-"""Questions whose answers follow from the scene: six families that mirror the benchmarks of the paper."""
+"""Questions whose answers follow from the scene: six families that mirror the benchmarks of the paper.
+
+Every family but presence proposes all questions that a scene has a sure answer to, sorted by kind; a few of
+them are then drawn. The order of the proposals is part of the data set: it decides what the generator draws.
+"""
 
 import random
 from collections.abc import Callable, Mapping
@@ -16,7 +20,7 @@ from experiments.picture_vqa.pictures import (
     load_catalogue,
 )
 from experiments.picture_vqa.relations import DIRECTIONS, find_clear_places, find_neighbour, find_side
-from experiments.picture_vqa.scenes import Scene, SceneObject
+from experiments.picture_vqa.scenes import Scene, SceneObject, Sign
 
 QUESTION_FAMILIES = ("presence", "recognition", "attribute", "counting", "relation", "reading")
 # "shape" is left out where it would be the answer half of the time.
@@ -30,11 +34,16 @@ TURNS_BY_FAMILY = {
     "relation": 2,
     "reading": 1,
 }
+SIDE_AXES = (("left of", "right of", "left or right of"), ("above", "below", "above or below"))
+CHARACTER_NAMES = {"word": "letter", "number": "digit"}
+
+QuestionAnswer = tuple[str, str]
+Candidates = dict[str, list[QuestionAnswer]]  # by kind
 
 
 @dataclass(frozen=True)
 class Question:
-    """A turn; `kind` says more than the family: "adversarial", "two hops", ..."""
+    """A turn of a conversation; `kind` says more than the family: "adversarial", "two hops", ..."""
 
     family: str
     kind: str
@@ -48,88 +57,127 @@ def ask_questions(
     presence: tuple[bool, ...] | None = None,
     turns_of: Mapping[str, int] = MappingProxyType(TURNS_BY_FAMILY),
 ) -> list[Question]:
-    """One conversation about the scene, in random order; `presence` fixes its presence turns' yes or no."""
+    """One conversation about the scene, in random order.
+
+    `turns_of` is how many questions each family gets, fewer where the scene has no more. `presence` fixes the
+    answers (yes: True) of the presence turns, and how many there are; by default they are drawn.
+    """
     flags = presence or tuple(rng.random() < 0.5 for _ in range(turns_of["presence"]))
-    names: set[str] = set()
-    turns = [_ask_presence(scene, rng, flag, names) for flag in flags]
-    for family, candidates in _PROPOSERS.items():
-        turns += _pick_questions(candidates(scene, rng), rng, turns_of[family], family)
+    used_names: set[str] = set()
+    turns = []
+    for flag in flags:
+        turns.append(_ask_presence(scene, rng, flag, used_names))
+    for family, propose in _PROPOSERS.items():
+        candidates = propose(scene, rng)
+        turns += _pick_questions(candidates, rng, turns_of[family], family)
     rng.shuffle(turns)
     return turns
 
 
-Candidates = dict[str, list[tuple[str, str]]]  # kind -> (question, answer)s
-
-
 def _pick_questions(candidates: Candidates, rng: random.Random, turns: int, family: str) -> list[Question]:
-    """Draws a kind, then an answer, then a question: frequent answers do not crowd out the rare ones."""
-    picked = []
+    """Draw a kind, then an answer, then a question: frequent answers do not crowd out the rare ones."""
+    picked: list[Question] = []
     for _ in range(turns):
         kinds = [kind for kind, pairs in candidates.items() if pairs]
         if not kinds:
             break
         kind = rng.choice(kinds)
-        answer = rng.choice(sorted({answer for _, answer in candidates[kind]}))
-        question = rng.choice([q for q, a in candidates[kind] if a == answer])
-        candidates[kind].remove((question, answer))
-        picked.append(Question(family, kind, question, answer))
+        pairs = candidates[kind]
+        questions_by_answer: dict[str, list[str]] = {}
+        for question, answer in pairs:
+            questions_by_answer.setdefault(answer, []).append(question)
+        drawn_answer = rng.choice(sorted(questions_by_answer))
+        questions = questions_by_answer[drawn_answer]
+        drawn_question = rng.choice(questions)
+        pairs.remove((drawn_question, drawn_answer))  # no question twice in a conversation
+        picked.append(Question(family, kind, drawn_question, drawn_answer))
     return picked
 
 
-def _ask_presence(scene: Scene, rng: random.Random, present: bool, asked: set[str]) -> Question:
-    """Is it there? Absent ones are drawn at random, from the popular ones, or from the look-alikes.
+# ---- presence ----
 
-    Never the same name twice in a conversation: `asked` grows.
+
+def _ask_presence(scene: Scene, rng: random.Random, present: bool, used_names: set[str]) -> Question:
+    """Ask whether a picture is there.
+
+    Absent ones are drawn at random, from the popular ones, or from the look-alikes, as in POPE (Li et al.
+    2023, arXiv 2305.10355). Never the same name twice in a conversation: `used_names` grows.
     """
-    here = {item.name for item in scene.objects}
-    kind = "present" if present else rng.choice(("random", "popular", "adversarial"))
-    names = (
-        sorted(here - asked) if present else [n for n in _list_absent(scene, kind) if n not in here | asked]
-    )
-    if not names:  # every look-alike is there
-        kind, names = "random", [n for n in load_catalogue() if n not in here | asked]
+    shown_names = scene.list_names()
+    if present:
+        kind = "present"
+        names = sorted(shown_names - used_names)
+    else:
+        kind = rng.choice(("random", "popular", "adversarial"))
+        names = _list_absent_names(scene, kind, used_names)
+    if not names:
+        # every look-alike is in the picture
+        kind = "random"
+        names = _list_absent_names(scene, kind, used_names)
     picture = load_catalogue()[rng.choice(names)]
-    asked.add(picture.name)
+    used_names.add(picture.name)
     verb = "are there" if picture.noun in PLURAL_NOUNS else "is there"
-    text = rng.choice((f"{verb} {picture.phrase} in the picture ?", f"can you see {picture.phrase} ?"))
-    return Question("presence", kind, text, "yes" if picture.name in here else "no")
+    question = rng.choice((f"{verb} {picture.phrase} in the picture ?", f"can you see {picture.phrase} ?"))
+    answer = "yes" if picture.name in shown_names else "no"
+    return Question("presence", kind, question, answer)
 
 
-def _list_absent(scene: Scene, kind: str) -> list[str]:
-    if kind == "adversarial":
-        return [n for n, p in load_catalogue().items() if any(_look_alike(p, item) for item in scene.objects)]
-    return sorted(POPULAR_PICTURES) if kind == "popular" else list(load_catalogue())
+def _list_absent_names(scene: Scene, kind: str, used_names: set[str]) -> list[str]:
+    """Names of one kind of negatives that the scene does not show and that were not asked for."""
+    if kind == "popular":
+        names = sorted(POPULAR_PICTURES)
+    elif kind == "adversarial":
+        names = []
+        for picture in load_catalogue().values():
+            if any(_look_alike(picture, item) for item in scene.objects):
+                names.append(picture.name)
+    else:
+        names = list(load_catalogue())
+    excluded = used_names | scene.list_names()
+    return [name for name in names if name not in excluded]
 
 
 def _look_alike(picture: Picture, item: SceneObject) -> bool:
-    """Same category; of two shapes, the same form or the same colour."""
+    """Whether both have the same category; of two shapes, the same form or the same colour."""
     if picture.category == item.category == "shape":
         return picture.noun == item.noun or picture.colour == item.colour
     return picture.category == item.category
 
 
+# ---- the other families ----
+
+
 def _propose_recognition(scene: Scene, rng: random.Random) -> Candidates:
-    places = find_clear_places(scene)
-    alone = [(c, items[0]) for c in ASKED_CATEGORIES if len(items := _find_members(scene, c)) == 1]
+    """What stands at a place, which member of a category there is, and a choice of four names."""
+    names_at_places = []
+    categories_at_places = []
+    for place, item in find_clear_places(scene):
+        names_at_places.append((f"what object is at the {place} ?", item.name))
+        if item.category in ASKED_CATEGORIES:
+            categories_at_places.append((f"what kind of object is at the {place} ?", item.category))
+    names_in_categories = []
+    for category in ASKED_CATEGORIES:
+        members = _find_members(scene, category)
+        if len(members) == 1:
+            names_in_categories.append((f"which {category} is in the picture ?", members[0].name))
     return {
-        "name at a place": [(f"what object is at the {place} ?", item.name) for place, item in places],
-        "name of a category": [(f"which {c} is in the picture ?", i.name) for c, i in alone],
-        "category at a place": [
-            (f"what kind of object is at the {p} ?", i.category)
-            for p, i in places
-            if i.category in ASKED_CATEGORIES
-        ],
-        "multiple choice": _pose_choices(scene, rng),
+        "name at a place": names_at_places,
+        "name of a category": names_in_categories,
+        "category at a place": categories_at_places,
+        "multiple choice": [_pose_choice(scene, rng)],
     }
 
 
-def _pose_choices(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
-    here = {item.name for item in scene.objects}
-    options = rng.sample([name for name in load_catalogue() if name not in here], 3)
-    place = rng.randrange(4)
-    options.insert(place, rng.choice(sorted(here)))
-    listed = " , ".join(f"{letter} : {name}" for letter, name in zip("abcd", options, strict=True))
-    return [(f"which object is in the picture ? {listed} .", "abcd"[place])]
+def _pose_choice(scene: Scene, rng: random.Random) -> QuestionAnswer:
+    """Four names of which the scene shows one; the answer is a letter."""
+    shown_names = scene.list_names()
+    absent_names = [name for name in load_catalogue() if name not in shown_names]
+    options = rng.sample(absent_names, 3)
+    position = rng.randrange(4)
+    options.insert(position, rng.choice(sorted(shown_names)))
+    letters = "abcd"
+    lettered_options = [f"{letter} : {name}" for letter, name in zip(letters, options, strict=True)]
+    return f"which object is in the picture ? {' , '.join(lettered_options)} .", letters[position]
 
 
 def _find_members(scene: Scene, group: str) -> list[SceneObject]:
@@ -138,88 +186,118 @@ def _find_members(scene: Scene, group: str) -> list[SceneObject]:
 
 
 def _propose_attribute(scene: Scene, _: random.Random) -> Candidates:
-    alone = {
-        group: items[0] for group in (*SHAPES, *COLOURS) if len(items := _find_members(scene, group)) == 1
-    }
+    """Colours and forms of shapes, and colours of signs; each only where one thing alone can be meant."""
+    colours_of_shapes = []
+    for shape in SHAPES:
+        members = _find_members(scene, shape)
+        if len(members) == 1:
+            colours_of_shapes.append((f"what colour is the {shape} ?", members[0].colour))
+    shapes_of_colours = []
+    for colour in COLOURS:
+        members = _find_members(scene, colour)
+        if len(members) == 1:
+            shapes_of_colours.append((f"what shape is {colour} ?", members[0].noun))
+    colours_at_places = []
+    for place, item in find_clear_places(scene):
+        if item.colour:
+            colours_at_places.append((f"what colour is the shape at the {place} ?", item.colour))
     return {
-        "colour of a shape": [(f"what colour is the {s} ?", alone[s].colour) for s in SHAPES if s in alone],
-        "shape of a colour": [(f"what shape is {c} ?", alone[c].noun) for c in COLOURS if c in alone],
+        "colour of a shape": colours_of_shapes,
+        "shape of a colour": shapes_of_colours,
         "colour of a sign": [(f"what colour is the {sign.kind} ?", sign.colour) for sign in scene.signs],
-        "colour at a place": [
-            (f"what colour is the shape at the {place} ?", item.colour)
-            for place, item in find_clear_places(scene)
-            if item.colour
-        ],
+        "colour at a place": colours_at_places,
     }
 
 
 def _propose_counting(scene: Scene, _: random.Random) -> Candidates:
-    counts = [
-        (f"how many {plural} are there ?", len(_find_members(scene, group)))
-        for group, plural in PLURALS.items()
-    ]
-    counts += [(f"how many {c} shapes are there ?", len(_find_members(scene, c))) for c in COLOURS]
+    """How many there are: of all objects, of a category or shape, of a colour; zero is an answer too."""
+    questions = {}
+    for group, plural in PLURALS.items():
+        questions[group] = f"how many {plural} are there ?"
+    for colour in COLOURS:
+        questions[colour] = f"how many {colour} shapes are there ?"
+    of_groups = []
+    of_several = []
+    for group, question in questions.items():
+        count = len(_find_members(scene, group))
+        of_groups.append((question, str(count)))
+        if count > 1:  # a kind of its own, or nearly all answers would be 0 and 1
+            of_several.append((question, str(count)))
     return {
         "all objects": [("how many objects are there ?", str(len(scene.objects)))],
-        "of a group": [(question, str(n)) for question, n in counts],
-        "of several": [(question, str(n)) for question, n in counts if n > 1],
+        "of a group": of_groups,
+        "of several": of_several,
     }
 
 
 def _propose_relation(scene: Scene, _: random.Random) -> Candidates:
-    hops = [
-        (a, d, b)
-        for a in (*scene.objects, *scene.signs)
-        for d in DIRECTIONS
-        if (b := find_neighbour(a, scene.objects, d))
-    ]
-    two = [
-        (a, d, e, c)
-        for a, d, b in hops
-        for e in DIRECTIONS
-        if (c := find_neighbour(b, scene.objects, e)) and c is not a
-    ]
+    """What is next to an object or a sign, what is next to that, and on which side of which object one is."""
+    one_hop = []
+    two_hops = []
+    colours = []
+    anchors: list[SceneObject | Sign] = [*scene.objects, *scene.signs]
+    for anchor in anchors:
+        anchor_name = _name_anchor(anchor)
+        for direction in DIRECTIONS:
+            neighbour = find_neighbour(anchor, scene.objects, direction)
+            if neighbour is None:
+                continue
+            one_hop.append((f"what object is {direction} the {anchor_name} ?", neighbour.name))
+            if neighbour.colour:
+                question = f"what colour is the object {direction} the {anchor_name} ?"
+                colours.append((question, neighbour.colour))
+            for onward in DIRECTIONS:
+                target = find_neighbour(neighbour, scene.objects, onward)
+                # a way that leads back to its start would name the answer in the question
+                if target is not None and target is not anchor:
+                    question = f"what object is {onward} the object {direction} the {anchor_name} ?"
+                    two_hops.append((question, target.name))
     return {
-        "one hop": [(f"what object is {d} the {_name_anchor(a)} ?", b.name) for a, d, b in hops],
-        "two hops": [
-            (f"what object is {e} the object {d} the {_name_anchor(a)} ?", c.name) for a, d, e, c in two
-        ],
-        "colour by relation": [
-            (f"what colour is the object {d} the {_name_anchor(a)} ?", b.colour)
-            for a, d, b in hops
-            if b.colour
-        ],
+        "one hop": one_hop,
+        "two hops": two_hops,
+        "colour by relation": colours,
         "which side": _pose_sides(scene),
     }
 
 
-def _name_anchor(anchor: object) -> str:
-    return anchor.name if isinstance(anchor, SceneObject) else anchor.kind
+def _name_anchor(anchor: SceneObject | Sign) -> str:
+    """An object's name; a sign's kind, of which a scene has only one."""
+    if isinstance(anchor, SceneObject):
+        return anchor.name
+    return anchor.kind
 
 
-def _pose_sides(scene: Scene) -> list[tuple[str, str]]:
-    pairs = [(a, b) for a in scene.objects for b in scene.objects if a is not b]
-    axes = (("left of", "right of", "left or right of"), ("above", "below", "above or below"))
-    return [
-        (f"is the {a.name} {both} the {b.name} ?", answer.removesuffix(" of"))
-        for a, b in pairs
-        for first, second, both in axes
-        if (answer := find_side(a, b, first, second))
-    ]
+def _pose_sides(scene: Scene) -> list[QuestionAnswer]:
+    """Left or right, above or below, of every ordered pair of objects that are clearly apart."""
+    pairs = []
+    for anchor in scene.objects:
+        for reference in scene.objects:
+            if anchor is reference:
+                continue
+            for first, second, both in SIDE_AXES:
+                side = find_side(anchor, reference, first, second)
+                if side is not None:
+                    question = f"is the {anchor.name} {both} the {reference.name} ?"
+                    pairs.append((question, side.removesuffix(" of")))
+    return pairs
 
 
 def _propose_reading(scene: Scene, _: random.Random) -> Candidates:
-    signs = {sign.kind: sign for sign in scene.signs}
-    unit = {"word": "letter", "number": "digit"}
-    lone = [sign for sign in scene.signs if sum(sign.colour == other.colour for other in scene.signs) == 1]
-    return {
-        "whole": [(f"what {kind} is written ?", spell_number(sign.text)) for kind, sign in signs.items()],
-        "by colour": [(f"what does the {sign.colour} sign say ?", spell_number(sign.text)) for sign in lone],
-        "first": [(f"what is the first {unit[k]} of the {k} ?", sign.text[0]) for k, sign in signs.items()],
-        "last": [(f"what is the last {unit[k]} of the {k} ?", sign.text[-1]) for k, sign in signs.items()],
-    }
+    """What a sign says, whole or its first or last character; by colour where no other sign has it."""
+    colours = [sign.colour for sign in scene.signs]
+    candidates: Candidates = {"whole": [], "by colour": [], "first": [], "last": []}
+    for sign in scene.signs:
+        spelled_text = spell_number(sign.text)
+        unit = CHARACTER_NAMES[sign.kind]
+        candidates["whole"].append((f"what {sign.kind} is written ?", spelled_text))
+        if colours.count(sign.colour) == 1:
+            candidates["by colour"].append((f"what does the {sign.colour} sign say ?", spelled_text))
+        candidates["first"].append((f"what is the first {unit} of the {sign.kind} ?", sign.text[0]))
+        candidates["last"].append((f"what is the last {unit} of the {sign.kind} ?", sign.text[-1]))
+    return candidates
 
 
+# In this order, in which the random stream passes through them.
 _PROPOSERS: dict[str, Callable[[Scene, random.Random], Candidates]] = {
     "recognition": _propose_recognition,
     "attribute": _propose_attribute,

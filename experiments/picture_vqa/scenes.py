@@ -1,8 +1,10 @@
 """Scenes as data: which pictures and signs stand where. Drawings, captions and questions start here."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from typing import Any
 
 from experiments.picture_vqa.pictures import (
     COLOURS,
@@ -18,6 +20,8 @@ SCENE_SIZE = 168  # pixels
 PATCH_SIZE = 14  # the tower's patch, so a scene is 12 x 12 patches
 BOX_GAP = 4  # least distance between two boxes
 PLACING_TRIES = 80
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 
 @dataclass(frozen=True)
@@ -35,14 +39,17 @@ class SceneObject:
 
     @property
     def picture(self) -> Picture:
+        """The entry of the catalogue."""
         return load_catalogue()[self.name]
 
     @property
     def noun(self) -> str:
+        """The last word of the name: "heart" of "red heart"."""
         return self.picture.noun
 
     @property
-    def box(self) -> tuple[float, float, float, float]:
+    def box(self) -> Box:
+        """The square around the picture before it is tilted."""
         half = self.size / 2
         return self.x - half, self.y - half, self.x + half, self.y + half
 
@@ -62,14 +69,16 @@ class Sign:
     plaque: bool
 
     @property
-    def box(self) -> tuple[float, float, float, float]:
-        half = self.advance * len(self.text) / 2 + 2
-        return self.x - half, self.y - self.height / 2, self.x + half, self.y + self.height / 2
+    def box(self) -> Box:
+        """The plaque, two pixels wider on each side than the characters."""
+        half_width = self.advance * len(self.text) / 2 + 2
+        half_height = self.height / 2
+        return self.x - half_width, self.y - half_height, self.x + half_width, self.y + half_height
 
     def centres(self) -> list[tuple[float, float]]:
-        """The centre of every character, left to right."""
+        """(x, y) of every character, left to right."""
         first = self.x - (len(self.text) - 1) * self.advance / 2
-        return [(first + i * self.advance, self.y) for i in range(len(self.text))]
+        return [(first + index * self.advance, self.y) for index in range(len(self.text))]
 
 
 @dataclass(frozen=True)
@@ -80,13 +89,23 @@ class Scene:
     signs: tuple[Sign, ...]
     art: int
 
-    def to_dict(self) -> dict:
+    def list_names(self) -> set[str]:
+        """The names of the objects."""
+        return {item.name for item in self.objects}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The scene as JSON takes it."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: dict) -> "Scene":
-        objects = tuple(SceneObject(**item) for item in data["objects"])
-        return cls(objects, tuple(Sign(**item) for item in data["signs"]), data["art"])
+    def from_dict(cls, data: dict[str, Any]) -> "Scene":
+        """The scene that `to_dict` gave this for."""
+        objects = tuple(SceneObject(**fields) for fields in data["objects"])
+        signs = tuple(Sign(**fields) for fields in data["signs"])
+        return cls(objects, signs, data["art"])
+
+
+# The order of the calls of `rng` below is part of the data set: another order draws other scenes.
 
 
 def sample_scene(
@@ -96,27 +115,36 @@ def sample_scene(
     objects: tuple[int, int] = (3, 7),
     signs: tuple[int, int] = (1, 2),
 ) -> Scene:
-    """Draws a scene; a full one may end with fewer objects than asked, never with fewer than `objects[0]`."""
+    """Draw a scene.
+
+    `objects` and `signs` are the least and the most of them. A full scene may end with fewer objects than
+    were drawn, never with fewer than `objects[0]`.
+    """
     names = _choose_names(rng, rng.randint(*objects))
     while True:
-        boxes: list[tuple[float, float, float, float]] = []
+        boxes: list[Box] = []
         kinds = rng.sample(["word", "number"], 2)[: rng.randint(*signs)]
-        placed_signs = [
-            sign for kind in kinds if (sign := place_sign(rng, sample_sign_text(rng, kind), fonts, boxes))
-        ]
-        placed = [item for name in names if (item := place_object(rng, name, styles, boxes))]
-        if len(placed) >= min(objects[0], len(names)) and len(placed_signs) >= signs[0]:
-            return Scene(tuple(placed), tuple(placed_signs), rng.getrandbits(32))
+        # signs first: they are wide, and find no place between the pictures
+        placed_signs = []
+        for kind in kinds:
+            sign = place_sign(rng, sample_sign_text(rng, kind), fonts, boxes)
+            if sign is not None:
+                placed_signs.append(sign)
+        placed_objects = place_objects(rng, names, styles, boxes)
+        if len(placed_objects) >= min(objects[0], len(names)) and len(placed_signs) >= signs[0]:
+            return Scene(tuple(placed_objects), tuple(placed_signs), rng.getrandbits(32))
 
 
 def _choose_names(rng: random.Random, count: int) -> list[str]:
     """Different names; a theme (a category, a shape, a colour) often repeats: counts above one are common."""
-    groups = _group_names()
+    names_by_group = _group_names()
     theme = rng.choice((*PLURALS, *COLOURS))
-    themed = rng.choice((0, 1, 2, 3, 4))
+    groups = [theme] * rng.choice((0, 1, 2, 3, 4))
+    groups += ["shape"] * rng.choice((1, 1, 2))
+    groups += ["any"] * count
     names: list[str] = []
-    for group in [theme] * themed + ["shape"] * rng.choice((1, 1, 2)) + ["any"] * count:
-        choices, weights = groups[group]
+    for group in groups:
+        choices, weights = names_by_group[group]
         name = rng.choices(choices, weights)[0]
         if name not in names:
             names.append(name)
@@ -128,54 +156,78 @@ def _choose_names(rng: random.Random, count: int) -> list[str]:
 @lru_cache(maxsize=1)
 def _group_names() -> dict[str, tuple[list[str], list[int]]]:
     """Names and weights per category, shape and colour, and "any" (nouns only: shapes stay a minority)."""
-    groups: dict[str, tuple[list[str], list[int]]] = {}
+    names_by_group: dict[str, tuple[list[str], list[int]]] = {}
     for picture in load_catalogue().values():
-        for key in (picture.category, *((picture.noun, picture.colour) if picture.colour else ("any",))):
-            names, weights = groups.setdefault(key, ([], []))
+        groups = [picture.category]
+        if picture.colour:
+            groups += [picture.noun, picture.colour]
+        else:
+            groups.append("any")
+        for group in groups:
+            names, weights = names_by_group.setdefault(group, ([], []))
             names.append(picture.name)
             weights.append(3 if picture.name in POPULAR_PICTURES else 1)
-    return groups
+    return names_by_group
 
 
-def place_object(rng: random.Random, name: str, styles: tuple[str, ...], boxes: list) -> SceneObject | None:
-    """The named picture at a free place, or None; its box joins `boxes`."""
-    size = rng.randint(25, 36)
-    centre = _find_free_centre(rng, size, size, boxes)
-    if centre is None:
-        return None
-    picture = load_catalogue()[name]
-    style, angle = rng.choice(styles), rng.randint(-12, 12)
-    return SceneObject(name, picture.category, picture.colour, *centre, size, style, angle)
+def place_objects(
+    rng: random.Random, names: Sequence[str], styles: tuple[str, ...], boxes: list[Box]
+) -> list[SceneObject]:
+    """The named pictures at free places, without those that find none; their boxes join `boxes`."""
+    placed_objects = []
+    for name in names:
+        size = rng.randint(25, 36)  # pixels
+        centre = _find_free_centre(rng, size, size, boxes)
+        if centre is None:
+            continue
+        picture = load_catalogue()[name]
+        style = rng.choice(styles)
+        angle = rng.randint(-12, 12)  # degrees
+        item = SceneObject(name, picture.category, picture.colour, *centre, size, style, angle)
+        placed_objects.append(item)
+    return placed_objects
 
 
 def sample_sign_text(rng: random.Random, kind: str) -> str:
-    """Digits 0 and 1 are left out: in some fonts they are the letters O and I."""
-    return rng.choice(SIGN_WORDS) if kind == "word" else "".join(rng.choices("23456789", k=rng.randint(2, 3)))
+    """A word of the list, or a number of two or three digits."""
+    if kind == "word":
+        return rng.choice(SIGN_WORDS)
+    # without 0 and 1: in some fonts they are the letters O and I
+    return "".join(rng.choices("23456789", k=rng.randint(2, 3)))
 
 
-def place_sign(rng: random.Random, text: str, fonts: tuple[str, ...], boxes: list) -> Sign | None:
+def place_sign(rng: random.Random, text: str, fonts: tuple[str, ...], boxes: list[Box]) -> Sign | None:
     """The text at a free place, or None; its box joins `boxes`."""
-    advance, height = rng.randint(14, 16), rng.randint(17, 20)
+    advance = rng.randint(14, 16)
+    height = rng.randint(17, 20)
     centre = _find_free_centre(rng, advance * len(text) + 4, height, boxes)
     if centre is None:
         return None
     kind = "word" if text.isalpha() else "number"
-    colour, font = rng.choice(tuple(TEXT_COLOURS)), rng.choice(fonts)
-    return Sign(kind, text, colour, *centre, advance, height, font, rng.random() < 0.7)
+    colour = rng.choice(tuple(TEXT_COLOURS))
+    font = rng.choice(fonts)
+    plaque = rng.random() < 0.7
+    return Sign(kind, text, colour, *centre, advance, height, font, plaque)
 
 
-def _find_free_centre(rng: random.Random, width: int, height: int, boxes: list) -> tuple[float, float] | None:
-    """A uniformly drawn whole-pixel box that keeps `GAP` from all others; it joins `boxes`."""
+def _find_free_centre(
+    rng: random.Random, width: int, height: int, boxes: list[Box]
+) -> tuple[float, float] | None:
+    """A uniformly drawn whole-pixel box that keeps `BOX_GAP` from all others; it joins `boxes`."""
     for _ in range(PLACING_TRIES):
-        left, top = rng.randint(1, SCENE_SIZE - width - 1), rng.randint(1, SCENE_SIZE - height - 1)
+        left = rng.randint(1, SCENE_SIZE - width - 1)
+        top = rng.randint(1, SCENE_SIZE - height - 1)
         box = (left, top, left + width, top + height)
-        if all(_are_apart(box, other) for other in boxes):
+        if all(_are_apart(box, taken_box) for taken_box in boxes):
             boxes.append(box)
             return left + width / 2, top + height / 2
     return None
 
 
-def _are_apart(a: tuple, b: tuple) -> bool:
-    return (
-        a[0] >= b[2] + BOX_GAP or b[0] >= a[2] + BOX_GAP or a[1] >= b[3] + BOX_GAP or b[1] >= a[3] + BOX_GAP
-    )
+def _are_apart(first: Box, second: Box) -> bool:
+    """Whether two boxes have `BOX_GAP` between them, across or down."""
+    left_of = second[0] >= first[2] + BOX_GAP
+    right_of = first[0] >= second[2] + BOX_GAP
+    above = second[1] >= first[3] + BOX_GAP
+    below = first[1] >= second[3] + BOX_GAP
+    return left_of or right_of or above or below

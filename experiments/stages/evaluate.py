@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -61,12 +62,16 @@ def set_cell_pruner(
 ) -> None:
     """Set the cell's pruner; one that wants it is calibrated on the first questions of the first training
     samples that have images."""
+    assert config.prune is not None  # asked for by the caller
     model.set_pruner(config.prune, **config.knobs(config.prune))
+    assert model.pruner is not None  # it was set
     if not model.pruner.samples:
         return
-    seen = (s for s in roles.load_role_samples(config, inputs, "train", check_images=False) if s.images)
-    asked = [llava.split_questions([s])[0] for s in islice(seen, model.pruner.samples)]
-    asked, size = [s for s in asked if s.images], config.evaluate.batch_size
+    training_samples = roles.load_role_samples(config, inputs, "train", check_images=False)
+    with_images = (sample for sample in training_samples if sample.images)
+    first_questions = [llava.split_questions([s])[0] for s in islice(with_images, model.pruner.samples)]
+    asked = [sample for sample in first_questions if sample.images]
+    size = config.evaluate.batch_size
     starts = range(0, len(asked), size)
     calibrate_pruner(
         model, [encode_questions(model, SampleImages(processor), asked[i : i + size]) for i in starts]
@@ -91,7 +96,8 @@ def generate_answers(
     max_new_tokens: int,
 ) -> list[str]:
     """Greedy answers to a batch of one-question samples."""
-    processor, batch = images.processor, encode_questions(model, images, asked)
+    processor = images.processor
+    batch: dict[str, Any] = dict(encode_questions(model, images, asked))
     out = model.generate(**batch, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens)
     new = out[:, batch["input_ids"].shape[1] :]
     return [text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
@@ -106,7 +112,7 @@ def write_scores(
 ) -> None:
     """Scores and what they rest on."""
     families = [s.families[0] if s.families else "all" for s in asked]
-    truths = [s.turns[0].answer for s in asked]
+    truths = [s.turns[0].answer or "" for s in asked]
     metric = metrics.create(METRIC)
     family_scores = FamilyScores(sorted(set(families)), metric)
     family_scores.update(predictions, truths, families)

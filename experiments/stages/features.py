@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,19 +34,22 @@ PROGRESS_FILE = "finished"
 
 def name_image(path: Path, root: str) -> str:
     """How images.json names an image."""
-    path = os.path.abspath(path)
-    return os.path.relpath(path, root) if path.startswith(root + os.sep) else path
+    place = os.path.abspath(path)
+    if place.startswith(root + os.sep):
+        return os.path.relpath(place, root)
+    return place
 
 
 def collect_images(
     config: Config, inputs: dict[str, Path], roles: Sequence[str]
 ) -> dict[Path, tuple[llava.Sample, int]]:
     """Every image of the roles' files once, in order of appearance, with a sample that shows it."""
-    found: dict[Path, tuple[llava.Sample, int]] = {}
-    for sample in (each for role in roles for each in samples.load_role_samples(config, inputs, role)):
-        for i, image in enumerate(sample.images):
-            found.setdefault(image, (sample, i))
-    return found
+    shown_by: dict[Path, tuple[llava.Sample, int]] = {}
+    for role in roles:
+        for sample in samples.load_role_samples(config, inputs, role):
+            for number, image in enumerate(sample.images):
+                shown_by.setdefault(image, (sample, number))
+    return shown_by
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter, roles: Sequence[str]) -> None:
@@ -53,8 +57,10 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter, ro
     silence_libraries()
     device = pick_device(config.trainer.accelerator)
     tower = load_tower(resolve_source(config.tower.source), config.tower.select_layer).freeze().to(device)
-    compressor, processor = make_bare_compressor(config, tower.dim), image_processor(tower, config.image.size)
-    rate, levels = compressor.image_rate, compressor.needs_levels
+    compressor = make_bare_compressor(config, tower.dim)
+    processor: Any = image_processor(tower, config.image.size)
+    rate = compressor.image_rate
+    levels = compressor.needs_levels
     size = processor.size["height"]
     tiling = Tiling(config.tiles(roles[0]), size, config.image.layout)
     places = list(collect_images(config, inputs, roles).items())
@@ -93,7 +99,7 @@ def make_bare_compressor(config: Config, dim: int) -> compressors.Compressor:
         return compressors.create(name, dim=dim, llm_dim=dim, **config.knobs(name))
 
 
-def _open_features(out: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
+def _open_features(out: Path, shape: tuple[int, ...]) -> tuple[np.memmap, int]:
     """The array on disk and how many images of it a run before this one has finished."""
     path, progress = out / FEATURES_FILE, out / PROGRESS_FILE
     if path.exists() and progress.exists():

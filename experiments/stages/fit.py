@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -30,35 +31,43 @@ def fit_module(
     callbacks: Sequence[Callback] = (),
 ) -> None:
     """Lightning's part, in one of `world` processes or alone."""
-    t, o, checkpoints = config.trainer, module.optimisation, out / CHECKPOINTS_FOLDER
+    settings = config.trainer
+    optimisation = module.optimisation
+    checkpoints = out / CHECKPOINTS_FOLDER
     last = checkpoints / "last.ckpt"
-    resume = last if is_checkpoint_whole(last) else None
-    keep = ModelCheckpoint(
-        checkpoints, filename=last.stem, every_n_train_steps=t.checkpoint_every, enable_version_counter=False
+    resume = str(last) if is_checkpoint_whole(last) else None
+    checkpoint = ModelCheckpoint(
+        checkpoints,
+        filename=last.stem,
+        every_n_train_steps=settings.checkpoint_every,
+        enable_version_counter=False,  # one file, overwritten: the name is what a resumed run looks for
     )
+    placement: dict[str, Any] = strategies.place_trainer(settings, world)
+    precision: Any = resolve_precision(settings.precision)
     trainer = L.Trainer(
-        **strategies.place_trainer(t, world),
-        precision=resolve_precision(t.precision),
+        **placement,
+        precision=precision,
         max_steps=module.steps,
         max_epochs=-1,
-        accumulate_grad_batches=o.accumulate,
-        gradient_clip_val=o.clip or None,
-        callbacks=[StepProgress(report), keep, *callbacks],
-        logger=make_logger(t.logger, out),
+        accumulate_grad_batches=optimisation.accumulate,
+        gradient_clip_val=optimisation.clip or None,
+        callbacks=[StepProgress(report), checkpoint, *callbacks],
+        logger=make_logger(settings.logger, out),
         log_every_n_steps=10,
         enable_progress_bar=False,
         enable_model_summary=False,
-        use_distributed_sampler=False,
+        use_distributed_sampler=False,  # `StepLoader` gives each process its share
         num_sanity_val_steps=0,
     )
-    if t.gradient_checkpointing:
+    if settings.gradient_checkpointing:
         switch_checkpointing(module.model, "enable", {"use_reentrant": False})
-    with compile_layers(module.model) if t.compile else nullcontext():
+    compiled = compile_layers(module.model) if settings.compile else nullcontext()
+    with compiled:
         trainer.fit(module, ckpt_path=resume, weights_only=False)
-    if t.gradient_checkpointing:
+    if settings.gradient_checkpointing:
         switch_checkpointing(module.model, "disable")
-    if not world:
-        module.model.to("cpu")
+    if not world:  # else the processes end, and the first one has written what was trained
+        module.model.cpu()
 
 
 @contextmanager
@@ -73,8 +82,8 @@ def compile_layers(model: FlashSlothForConditionalGeneration) -> Iterator[None]:
     try:
         yield
     except TorchDynamoException as error:  # no C++ compiler, say
-        told = str(getattr(error, "inner_exception", error)).strip().partition("\n")[0]
-        raise UsageError(f"trainer.compile=true: {told}; leave it out to train uncompiled") from error
+        reason = str(getattr(error, "inner_exception", error)).strip().partition("\n")[0]
+        raise UsageError(f"trainer.compile=true: {reason}; leave it out to train uncompiled") from error
     finally:
         for layer in layers:
             layer._compiled_call_impl = None  # as `compile` says it; there is no public way back
@@ -84,18 +93,22 @@ class StepProgress(Callback):
     """Optimiser steps on the progress bar; the loss every ten: reading it waits for a GPU."""
 
     def __init__(self, report: Reporter):
-        self.report, self.seen = report, 0
+        self.report = report
+        self.last_step = 0
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.seen = trainer.global_step
-        self.report.announce_steps(module.steps, done=self.seen)
+        assert isinstance(module, SlothModule)  # what `fit_module` trains
+        self.last_step = trainer.global_step
+        self.report.announce_steps(module.steps, done=self.last_step)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
-        if trainer.global_step == self.seen:
+        if trainer.global_step == self.last_step:
             return  # a piece of a step
-        self.seen = trainer.global_step
-        fields = {"loss": float(trainer.callback_metrics["loss"])} if self.seen % 10 == 0 else {}
-        self.report.advance_steps(1, **fields)
+        self.last_step = trainer.global_step
+        if self.last_step % 10:
+            self.report.advance_steps(1)
+        else:
+            self.report.advance_steps(1, loss=float(trainer.callback_metrics["loss"]))
 
 
 def resolve_precision(name: str) -> str:

@@ -27,12 +27,13 @@ def add_adapters(llm: nn.Module, settings: LoRASettings, seed: int) -> tuple[Any
     from peft import LoraConfig, LoraModel
 
     target = list(settings.target) or "all-linear"
-    wanted = LoraConfig(
-        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=target
+    alpha: Any = settings.alpha  # peft takes fractions too
+    lora_config = LoraConfig(
+        r=settings.rank, lora_alpha=alpha, lora_dropout=settings.dropout, target_modules=target
     )
     torch.manual_seed(seed)  # every process of a training starts from the same adapters
     try:
-        adapters = LoraModel(llm, wanted, "default")
+        adapters = LoraModel(llm, lora_config, "default")
     except ValueError as error:
         linear = {name.rpartition(".")[2] for name, m in llm.named_modules() if isinstance(m, nn.Linear)}
         raise UsageError(

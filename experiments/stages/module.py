@@ -1,6 +1,7 @@
 """What is trained, on what loss, with which optimiser: the LightningModule of both stages."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import lightning as L
 import torch
@@ -105,7 +106,7 @@ class SlothModule(L.LightningModule):
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> Any:
         trained = [p for p in self.parameters() if p.requires_grad]
         o = self.optimisation
         fused = self.trainer.precision != "16-mixed"  # there gradients are scaled, and clipped unscaled

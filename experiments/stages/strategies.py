@@ -6,6 +6,7 @@ deepspeed      ZeRO stage 2: gradients and AdamW's state are; GPUs only
 """
 
 from importlib.util import find_spec
+from typing import Any
 
 import lightning as L
 import torch
@@ -37,27 +38,31 @@ def check_strategy(settings: TrainerSettings) -> None:
 
 def count_processes(settings: TrainerSettings) -> int:
     """How many processes train: one a device. 0: the one that asks, alone."""
-    found = L.Trainer(
-        accelerator=settings.accelerator, devices=parse_devices(settings), barebones=True
-    ).num_devices
-    return 0 if found == 1 and settings.strategy in ("auto", "ddp") else found
+    devices = parse_devices(settings)
+    trainer = L.Trainer(accelerator=settings.accelerator, devices=devices, barebones=True)
+    if trainer.num_devices == 1 and settings.strategy in ("auto", "ddp"):
+        return 0
+    return trainer.num_devices
 
 
 def parse_devices(settings: TrainerSettings) -> int | str:
     """As Lightning takes them: a number, "auto", or which, "0,2,"."""
-    told = settings.devices
-    if told.startswith("["):
-        return told.strip("[]") + ","
-    return int(told) if told.lstrip("-").isdigit() else told
+    text = settings.devices
+    if text.startswith("["):
+        return text.strip("[]") + ","  # with a comma Lightning reads one number as which, not how many
+    if text.lstrip("-").isdigit():
+        return int(text)
+    return text
 
 
-def place_trainer(settings: TrainerSettings, world: int) -> dict[str, object]:
+def place_trainer(settings: TrainerSettings, world: int) -> dict[str, Any]:
     """Lightning's arguments that say where it trains, in one of `world` processes or, for 0, in this one."""
-    found = {"accelerator": settings.accelerator, "devices": parse_devices(settings)}
+    arguments: dict[str, Any] = {"accelerator": settings.accelerator, "devices": parse_devices(settings)}
     if world:
+        arguments["strategy"] = make_strategy(settings.strategy, world)
         # the processes are there: stages.ranks has started them, whatever scheduler runs the sweep
-        found |= {"strategy": make_strategy(settings.strategy, world), "plugins": [LightningEnvironment()]}
-    return found
+        arguments["plugins"] = [LightningEnvironment()]
+    return arguments
 
 
 def make_strategy(name: str, world: int) -> Strategy:
@@ -88,5 +93,7 @@ def find_tower_layers(tower: nn.Module) -> list[nn.Module]:
 def gather_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The state dict with whole tensors, on the CPU; every process must ask, the first one gets it."""
     if torch.distributed.is_initialized():
-        return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state: dict[str, Any] = get_model_state_dict(model, options=options)
+        return state
     return model.state_dict()

@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,6 +21,7 @@ from experiments.data.loader import (
 from experiments.models.build import build_model, silence_libraries
 from experiments.runtime.progress import Reporter
 from experiments.stages import lora, strategies
+from experiments.stages.checks import check_training_needs
 from experiments.stages.fit import CHECKPOINTS_FOLDER, fit_module
 from experiments.stages.module import SlothModule, set_trainable
 from experiments.stages.ranks import launch_processes
@@ -53,8 +55,7 @@ def prepare_model(
 ) -> tuple[FlashSlothForConditionalGeneration, FlashSlothProcessor]:
     """The model that a stage starts from, and its processor."""
     silence_libraries()
-    strategies.check_strategy(config.trainer)
-    lora.check_peft(config.lora)
+    check_training_needs(config)
     if stage == "pretrain":
         image = dataclasses.replace(config.image, tiles=config.tiles("pretrain"))
         return build_model(dataclasses.replace(config, compressor=config.compressor_name, image=image))
@@ -128,7 +129,7 @@ def train_rank(
 
 def unfreeze_stage_parts(
     config: Config, stage: str, model: FlashSlothForConditionalGeneration
-) -> tuple[list, object]:
+) -> tuple[list[tuple[str, int, bool]], Any]:
     """Make a stage's parts trainable; returns `set_trainable`'s rows and, if there are any, the adapters."""
     rows = set_trainable(model, stage, config.tower.train, images=not config.blind)
     if stage == "pretrain" or not config.lora.rank:
@@ -156,10 +157,15 @@ def make_module(
     lengths = dataset.estimate_lengths() if optimisation.group_by_length else None
     order = SampleOrder(len(read), optimisation, config.seed, lengths)
     module = SlothModule(model, optimisation, order.steps, config.seed)
+
     # made when a checkpoint has been read: a resumed run starts with the step after the last finished one
-    module.train_dataloader = lambda: StepLoader(
-        dataset, order, config.data.workers, module.global_step, module.global_rank, module.trainer.world_size
-    )
+    def make_loader() -> StepLoader:
+        world_size = module.trainer.world_size
+        return StepLoader(
+            dataset, order, config.data.workers, module.global_step, module.global_rank, world_size
+        )
+
+    setattr(module, "train_dataloader", make_loader)  # noqa: B010  Lightning asks for it by this name
     return module
 
 

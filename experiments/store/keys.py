@@ -42,10 +42,11 @@ def digest_source(name: str) -> object:
 @cache
 def digest_data_file(path: str, images: str | None, with_images: bool) -> dict[str, str]:
     """A LLaVA file by its content, its images by name, size and time. Validates all of it."""
-    samples = llava.load_samples(Path(path), images and Path(images), check_images=with_images)
+    image_folder = Path(images) if images else None
+    samples = llava.load_samples(Path(path), image_folder, check_images=with_images)
     found = {"json": digest_file(Path(path))}
     if with_images:
-        root = llava.find_image_folder(Path(path), images and Path(images))
+        root = llava.find_image_folder(Path(path), image_folder)
         listing = hashlib.sha256()
         for image in sorted({str(i) for s in samples for i in s.images}):
             stat = os.stat(image)

@@ -125,14 +125,16 @@ class Planner:
         entries = getattr(self.data, role)
         if not entries:
             raise UsageError(f"data.{role}: no data; give data.{role}=FILE.json in LLaVA format")
-        found, inputs = [], {}
+        described: list[Any] = []
+        inputs: dict[str, Stage] = {}
         for entry in entries:
             if is_file_entry(entry):
-                found.append(keys.digest_data_file(entry, self.data.images, not self.config.blind))
+                described.append(keys.digest_data_file(entry, self.data.images, not self.config.blind))
             else:
-                found.append(self.check_split(role, entry))
+                described.append(self.check_split(role, entry))
+                assert self.dataset is not None  # a split of it was found
                 inputs["data"] = self.dataset
-        return found, inputs
+        return described, inputs
 
     def check_split(self, role: str, entry: str) -> str:
         """A split's name, or a UsageError if there is none such."""
@@ -164,7 +166,8 @@ class Planner:
             return {}
         alike = [r for r in ("pretrain", "train") if self.config.tiles(r) == self.config.tiles(role)]
         roles = ("test",) if role == "test" else tuple(alike)
-        data, inputs = {}, {}
+        data: dict[str, list[Any]] = {}
+        inputs: dict[str, Stage] = {}
         for each in roles:
             found, new = self.describe_role_data(each)
             # features are found by their images' paths: files that were moved are other ones
@@ -228,6 +231,7 @@ class Planner:
     def describe_pruning(self) -> tuple[dict[str, Any], dict[str, Stage]]:
         """The pruner, and the training data that it is calibrated on, if it is."""
         name = self.config.prune
+        assert name is not None  # asked for by the caller
         knobs = signatures.pruners().settled(name, self.config.knobs(name))
         if not knobs.get("samples") or knobs.get("recipe") is not None:
             return {"prune": {name: knobs}}, {}

@@ -18,7 +18,6 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -49,19 +48,6 @@ from experiments.store.plan import Stage
 from experiments.store.workload import derive_workload
 
 StageRunner = Callable[..., Any]  # (config, inputs, out, report), features also roles
-STAGE_RUNNERS = {
-    "data": "experiments.stages.dataset:run",
-    "features": "experiments.stages.features:run",
-    "pretrain": "experiments.stages.train:pretrain",
-    "finetune": "experiments.stages.train:finetune",
-    "evaluate": "experiments.stages.evaluate:run",
-}
-
-
-def import_runner(kind: str) -> StageRunner:
-    """The function that computes stages of a kind, imported when first needed."""
-    name, function = STAGE_RUNNERS[kind].split(":")
-    return getattr(import_module(name), function)
 
 
 class StageFailed(Exception):
@@ -82,13 +68,22 @@ class StageBusy(Exception):
 
 
 class Store:
-    """Finished stages below `root`. `runner` gives the function for a kind of stage."""
+    """The stages below `root`.
+
+    runner   gives the function that computes a kind of stage (`experiments.stages.runners.find_runner`); a
+             store without one reads what is finished, and cannot compute what is not
+    """
 
     def __init__(
-        self, root: Path, report: Reporter | None = None, runner: Callable[[str], StageRunner] = import_runner
+        self,
+        root: Path,
+        report: Reporter | None = None,
+        runner: Callable[[str], StageRunner] | None = None,
     ):
-        self.root, self.report, self.runner = Path(root), report or Reporter(), runner
-        self._verified: set[str] = set()
+        self.root = Path(root)
+        self.report = report or Reporter()
+        self.runner = runner
+        self._verified: set[str] = set()  # keys of stages whose digests this process has compared
 
     @contextmanager
     def open_root(self) -> Iterator[None]:
@@ -104,45 +99,55 @@ class Store:
         return self.root / stage.name
 
     def find_status(self, stage: Stage) -> str:
-        """done, damaged, partial or missing, by a look at names and sizes."""
+        """Return "done", "damaged", "partial" or "missing", by a look at names and sizes."""
         path = self.locate_result(stage)
         if path.is_dir():
             return "damaged" if find_damage(path) else "done"
-        return "partial" if draft_folder_of(path).is_dir() else "missing"
+        if draft_folder_of(path).is_dir():
+            return "partial"
+        return "missing"
 
     def read_note(self, stage: Stage) -> dict[str, Any]:
-        """What was noted when a stage finished: files, seconds, versions."""
+        """Read what was noted when a stage finished: its files, seconds and versions of packages."""
         return json.loads((self.locate_result(stage) / DONE_FILE).read_text(encoding="utf-8"))
 
     def compute(self, stage: Stage, wait: bool = True) -> Path:
-        """The directory of a finished stage; what is missing is computed first. With `wait=False` a stage
-        that another process computes raises Busy."""
+        """The directory of a finished stage; it and its inputs are computed first where they are missing.
+
+        With `wait=False` a stage that another process computes raises StageBusy.
+        """
         path = self.locate_result(stage)
         if self.find_fault(stage) is None:
             return path
-        inputs = {name: self.compute(each, wait) for name, each in stage.inputs.items()}
+        inputs: dict[str, Path] = {}
+        for name, input_stage in stage.inputs.items():
+            inputs[name] = self.compute(input_stage, wait)
         with (
             remove_empty_folders(path.parent),
             hold_lock(lock_file_of(path), lambda: self._announce_wait(stage, wait)),
         ):
-            wrong = self.find_fault(stage)  # another process may have been faster
-            if wrong is not None:
-                self._discard_damaged(path, wrong)
+            fault = self.find_fault(stage)  # another process may have been faster
+            if fault is not None:
+                self._discard_damaged(path, fault)
                 self._compute_stage(stage, inputs, path)
         return path
 
     def find_fault(self, stage: Stage) -> str | None:
-        """Why a stage has to be computed, None if it is whole. Digests are compared once a process."""
-        if stage.key not in self._verified:
-            wrong = find_damage(self.locate_result(stage), digests=True)
-            if wrong is not None:
-                return wrong
-            self._verified.add(stage.key)
-        return None
+        """Return why a stage has to be computed, None if it is whole.
 
-    def _discard_damaged(self, path: Path, wrong: str) -> None:
+        Digests are compared once a process: a cell's stages are asked for again and again, and weights are
+        large files.
+        """
+        if stage.key in self._verified:
+            return None
+        fault = find_damage(self.locate_result(stage), digests=True)
+        if fault is None:
+            self._verified.add(stage.key)
+        return fault
+
+    def _discard_damaged(self, path: Path, fault: str) -> None:
         if path.is_dir():
-            self.report.write_warning(f"{path} is damaged ({wrong}); computing it again")
+            self.report.write_warning(f"{path} is damaged ({fault}); computing it again")
             (path / DONE_FILE).unlink(missing_ok=True)  # first: half a directory must not look finished
             shutil.rmtree(path)
 
@@ -152,9 +157,11 @@ class Store:
         self.report.write_note(f"waiting for another process to finish {stage.name}")
 
     def _compute_stage(self, stage: Stage, inputs: Mapping[str, Path], path: Path) -> None:
+        """Fill the stage's partial directory, unless it is full, and give it its final name."""
         draft = draft_folder_of(path)
         resumed = draft.is_dir()
-        if not resumed or find_damage(draft, digests=True) is not None:  # else only the rename was missing
+        # a whole draft was killed between its last file and the rename
+        if not resumed or find_damage(draft, digests=True) is not None:
             self._fill_or_start_over(stage, inputs, draft, resumed)
         os.rename(draft, path)
         sync_directory(path.parent)
@@ -178,10 +185,15 @@ class Store:
     def _fill_draft(
         self, stage: Stage, inputs: Mapping[str, Path], draft: Path, resumed: bool, report: StepCounter
     ) -> None:
+        """Run the stage's function in its partial directory, and note what it has left there."""
+        if self.runner is None:
+            raise ValueError(f"{stage.name} is not finished, and this store has no runner to compute it")
         draft.mkdir(exist_ok=True)
-        for left in (draft / DONE_FILE, *draft.rglob(DRAFT_PATTERN)):
-            left.unlink(missing_ok=True)
-        self.report.begin_stage(f"{stage.title} {stage.key[:8]}{' resumed' if resumed else ''}")
+        # half-written files of a killed run must not be taken for the stage's own
+        for stale_file in (draft / DONE_FILE, *draft.rglob(DRAFT_PATTERN)):
+            stale_file.unlink(missing_ok=True)
+        ending = " resumed" if resumed else ""
+        self.report.begin_stage(f"{stage.title} {stage.key[:8]}{ending}")
         started = time.monotonic()
         arguments = {"roles": stage.roles} if stage.roles else {}
         with tidy_after_error(stage, draft, resumed):

@@ -16,8 +16,9 @@ from experiments.config.cells import Cell
 from experiments.config.schema import Config
 from experiments.runtime.bars import create_reporter
 from experiments.runtime.files import write_atomic
+from experiments.stages.runners import find_runner
 from experiments.store import results
-from experiments.store.store import StageRunner, Store, import_runner
+from experiments.store.store import StageRunner, Store
 from experiments.sweep import help, request, score_table
 from experiments.sweep.plan_view import make_plan_tables
 from experiments.sweep.request import CellJob, SweepRequest
@@ -49,14 +50,14 @@ COMMAND = SweepCommand(
 
 def check_model_sizes(config: Config) -> None:
     """What only a model's sizes can tell, raised as UsageError."""
-    from experiments.models import build  # torch and transformers: a typo does not wait for them
+    from experiments.stages import checks  # torch and transformers: a typo does not wait for them
 
-    build.check_model_config(config)
+    checks.check_cell_config(config)
 
 
 def main(
     arguments: Sequence[str] | None = None,
-    runner: Callable[[str], StageRunner] = import_runner,
+    runner: Callable[[str], StageRunner] = find_runner,
     check: Callable[[Config], None] = check_model_sizes,
 ) -> int:
     """The command; its exit code. `runner` computes stages, `check` looks at cells before anything runs."""

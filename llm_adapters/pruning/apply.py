@@ -10,9 +10,10 @@ KV cache, whose layers behind k hold fewer tokens than the first; masks are narr
 """
 
 import inspect
+from typing import Any
 
-from torch import Tensor, nn
-from transformers import Cache, DynamicCache
+from torch import Tensor
+from transformers import Cache, DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from compressors.errors import UsageError
@@ -22,7 +23,7 @@ from llm_adapters.pruning.attention import PRUNING_CONTEXT, disable_scoring, ena
 from llm_adapters.pruning.base import Prompt, Pruner, registry
 from llm_adapters.pruning.cuts import Cut, PrefillState
 from llm_adapters.pruning.prompt import make_prompt
-from llm_adapters.pruning.run import Run
+from llm_adapters.pruning.run import PrunedPass
 
 PRUNING_STATE = "slothkit_pruning"  # attribute of a KV cache
 
@@ -32,18 +33,26 @@ class PruningAdapter:
     context on. Hooks are bound methods: a copy's are its own."""
 
     pruner: Pruner | None = None
+    config: PreTrainedConfig  # where `set_pruner` notes the pruner
+    language_model: Any
 
-    def set_pruner(self, name: str | None, **knobs) -> None:
+    def set_pruner(self, name: str | None, **knobs: Any) -> None:
         """Drop visual tokens inside the LLM from now on, as the pruner `name` does; None: keep all.
         UsageError for a name, a knob or an LLM that cannot be; nothing has changed then."""
         depth = llm_sizes(self.config)["llm_layers"]
-        self.use_pruner(None if name is None else registry.create(name, llm_layers=depth, **knobs))
-        self.config.pruner, self.config.pruner_knobs = name, knobs or None
+        pruner = None
+        if name is not None:
+            pruner = registry.create(name, llm_layers=depth, **knobs)
+        self.use_pruner(pruner)
+        self.config.pruner = name
+        self.config.pruner_knobs = knobs or None
 
     def use_pruner(self, pruner: Pruner | None) -> None:
         """The same with a pruner that is made already; the configuration does not tell of it."""
-        layers = decoder_layers(self.language_model)
-        scored = [] if pruner is None else [find_attention(layers[k - 1]) for k in pruner.layers]
+        layers: list[Any] = list(decoder_layers(self.language_model))
+        scored: list[Any] = []
+        if pruner is not None:  # before anything changes: it may be refused
+            scored = [find_attention(layers[count - 1]) for count in pruner.layers]
         for layer in layers:
             for handle in layer.__dict__.pop("pruning_handles", ()):
                 handle.remove()
@@ -58,11 +67,10 @@ class PruningAdapter:
             # before a query module's hook, which finds its tokens by the positions that are left
             handle = layer.register_forward_pre_hook(self._narrow_layer, with_kwargs=True, prepend=True)
             layer.pruning_handles = [handle]
-        layers[-1].pruning_handles.append(
-            layers[-1].register_forward_hook(self._widen_output, with_kwargs=True)
-        )
-        for k, module in zip(pruner.layers, scored):
-            module.pruning_layer = k - 1
+        last = layers[-1]
+        last.pruning_handles.append(last.register_forward_hook(self._widen_output, with_kwargs=True))
+        for count, module in zip(pruner.layers, scored):
+            module.pruning_layer = count - 1
             enable_scoring(module)
 
     def describe_prompt(
@@ -83,7 +91,7 @@ class PruningAdapter:
 
     def start_pruning(
         self, prompt: Prompt | None, length: int, cache: Cache | None, use_cache: bool | None
-    ) -> tuple[Run | None, Cache | None]:
+    ) -> tuple[PrunedPass | None, Cache | None]:
         """The context of a forward pass of `length` tokens (None: nothing to do), and its KV cache; `prompt`
         where images are given. UsageError for a cache that cannot be. Under torch.compile the graph breaks
         where a pruner counts."""
@@ -98,8 +106,9 @@ class PruningAdapter:
             state = getattr(cache, PRUNING_STATE, None)
             if state is None:
                 return None, cache
+            assert cache is not None  # the state lies on it
             check_cache_whole(cache, state, past)
-            return Run(self.pruner, state, past + length, length, flash), cache
+            return PrunedPass(self.pruner, state, past + length, length, flash), cache
         check_cache_empty(cache)
         state = PrefillState(length)
         if cache is None and (llm.config.use_cache if use_cache is None else use_cache):
@@ -107,15 +116,19 @@ class PruningAdapter:
         if cache is not None:
             use_unwindowed_layers(cache)
             setattr(cache, PRUNING_STATE, state)
-        return Run(self.pruner, state, length, length, flash).start_prefill(prompt), cache
+        return PrunedPass(self.pruner, state, length, length, flash).start_prefill(prompt), cache
 
-    def _narrow_layer(self, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        run: Run | None = kwargs.get(PRUNING_CONTEXT)
+    def _narrow_layer(
+        self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """The pre-hook of a layer: its arguments without the tokens that are dropped before it."""
+        run: PrunedPass | None = kwargs.get(PRUNING_CONTEXT)
         if run is None:
             return None
-        names = list(inspect.signature(type(layer).forward).parameters)[1:]
-        given = {**dict(zip(names, args)), **kwargs}
-        hidden, number = given.pop(names[0]), layer.pruning_layer
+        names = list(inspect.signature(type(layer).forward).parameters)[1:]  # without self
+        arguments = {**dict(zip(names, args)), **kwargs}
+        hidden = arguments.pop(names[0])
+        number = layer.pruning_layer
         run.ask_pruner(number, hidden, type(layer).__name__)
         cut = run.state.last_cut(number)
         if cut is None:
@@ -123,35 +136,44 @@ class PruningAdapter:
         prefill = run.prompt is not None
         if prefill and cut.layer == number:
             hidden = cut.narrow_hidden(hidden)
-        if "attention_mask" in given:
-            given["attention_mask"] = run.narrow_mask(cut, given["attention_mask"])
+        if "attention_mask" in arguments:
+            arguments["attention_mask"] = run.narrow_mask(cut, arguments["attention_mask"])
         if prefill:
-            self._narrow_positions(run, cut, given)
-        return (hidden,), given
+            self._narrow_positions(run, cut, arguments)
+        return (hidden,), arguments
 
-    def _narrow_positions(self, run: Run, cut: Cut, given: dict) -> None:
-        positions, embeddings = given.get("position_ids"), given.get("position_embeddings")
+    def _narrow_positions(self, run: PrunedPass, cut: Cut, arguments: dict[str, Any]) -> None:
+        """What belongs to positions in a layer's arguments, for the tokens that are left."""
+        positions = arguments.get("position_ids")
+        embeddings = arguments.get("position_embeddings")
         if embeddings is not None:
-            given["position_embeddings"] = run.rotary(cut, embeddings)
+            arguments["position_embeddings"] = run.narrow_rotary(cut, embeddings)
             if positions is not None:  # in cos and sin already; to flash attention gaps are other documents
-                given["position_ids"] = None
+                arguments["position_ids"] = None
         elif positions is not None:
-            given["position_ids"] = positions.expand(len(cut.rotary), -1).gather(1, cut.rotary)
-        if given.get("cache_position") is not None:
-            given["cache_position"] = given["cache_position"][: cut.index.shape[1]]
-        if given.get(QUERIES) is not None:
-            given[QUERIES] = run.narrow_queries(cut, given[QUERIES])
+            arguments["position_ids"] = positions.expand(len(cut.rotary), -1).gather(1, cut.rotary)
+        if arguments.get("cache_position") is not None:
+            arguments["cache_position"] = arguments["cache_position"][: cut.index.shape[1]]
+        if arguments.get(QUERIES) is not None:
+            arguments[QUERIES] = run.narrow_queries(cut, arguments[QUERIES])
 
-    def _widen_output(self, layer: nn.Module, args: tuple, kwargs: dict, output):  # noqa: ARG002
-        run: Run | None = kwargs.get(PRUNING_CONTEXT)
-        cut = run.state.last_cut(layer.pruning_layer) if run is not None and run.prompt is not None else None
+    def _widen_output(
+        self,
+        layer: Any,
+        args: tuple[Any, ...],  # noqa: ARG002
+        kwargs: dict[str, Any],
+        output: Any,
+    ) -> Any:
+        """The hook of the last layer: its hidden states with zeros where tokens were dropped."""
+        run: PrunedPass | None = kwargs.get(PRUNING_CONTEXT)
+        if run is None or run.prompt is None:
+            return output
+        cut = run.state.last_cut(layer.pruning_layer)
         if cut is None:
             return output
-        return (
-            (cut.widen_hidden(output[0]), *output[1:])
-            if isinstance(output, tuple)
-            else cut.widen_hidden(output)
-        )
+        if isinstance(output, tuple):
+            return (cut.widen_hidden(output[0]), *output[1:])
+        return cut.widen_hidden(output)
 
 
 def check_cache_empty(cache: Cache | None) -> None:
@@ -167,8 +189,9 @@ def use_unwindowed_layers(cache: Cache) -> None:
     """Layers of an empty cache that forget what left their window become ones that keep all: a window counts
     tokens of the prompt, dropped ones too, and the masks say it. UsageError for a cache with a fixed place
     for every token."""
-    known = isinstance(cache, DynamicCache)
-    if not known or any(type(each) not in (DynamicLayer, DynamicSlidingWindowLayer) for each in cache.layers):
+    plain_layers = (DynamicLayer, DynamicSlidingWindowLayer)
+    is_plain = isinstance(cache, DynamicCache) and all(type(layer) in plain_layers for layer in cache.layers)
+    if not is_plain:
         raise UsageError(
             f"pruning: layers of a {type(cache).__name__} cannot differ in length; generate "
             "without cache_implementation, or take the pruner away with set_pruner(None)"
@@ -182,7 +205,8 @@ def check_cache_whole(cache: Cache, state: PrefillState, past: int) -> None:
     last = len(cache.layers) - 1
     whole = past >= state.length or state.truncate_prefill(past)
     if whole:
-        for number, layer in enumerate(cache.layers):
+        layers: list[Any] = cache.layers
+        for number, layer in enumerate(layers):
             guessed = layer.get_seq_length() - state.count_cached(number) - past + state.length
             if guessed > 0:
                 layer.crop(-guessed)

@@ -2,12 +2,13 @@
 
 transformers calls the attention that `config._attn_implementation` names, with queries and keys that have
 their positions. The attention module of a scoring layer gets a copy of its configuration that names
-`scoring`: it computes the raters' softmax rows, S of T, and then calls the LLM's own implementation. No
-family's code is repeated, and nothing turns eager.
+`slothkit_scoring`, which computes the raters' softmax rows, S of T, and then calls the LLM's own
+implementation. No family's code is repeated, and nothing turns eager.
 """
 
 import copy
 import sys
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,30 +35,31 @@ def find_attention(layer: nn.Module) -> nn.Module:
     )
 
 
-def enable_scoring(module: nn.Module) -> None:
+def enable_scoring(module: Any) -> None:
     """Let an attention module compute scores, too."""
     if not hasattr(module.config, "slothkit_original"):
-        original, module.config = module.config, copy.copy(module.config)
+        original = module.config
+        module.config = copy.copy(original)  # the other layers share the original
         module.config._attn_implementation = SCORING_ATTENTION
         module.config.slothkit_original = original
 
 
-def disable_scoring(module: nn.Module) -> None:
-    """Undo `divert`, where it was done."""
+def disable_scoring(module: Any) -> None:
+    """Undo `enable_scoring`, where it was done."""
     original = getattr(getattr(module, "config", None), "slothkit_original", None)
     if original is not None:
         module.config = original
 
 
 def score_and_attend(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    *args,
-    **kwargs,
-):
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
     """An attention function of transformers: the scores go to the context, if there is one."""
     context = kwargs.get(PRUNING_CONTEXT)
     if context is not None:
@@ -88,12 +90,14 @@ def compute_attention_rows(
     query (B, H, T, d), key (B, G, T, d) with H a multiple of G; mask: None (causal), (B, T) of tokens that
     are there, or (B, 1, T, T) as transformers makes them, bool or added, with its window. `s_aux` (H,):
     logits of a sink."""
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    found = [
-        _compute_chunk_rows(query, key, mask, part, heads, scaling, softcap, s_aux, sliding_window)
-        for part in index.split(QUERY_CHUNK, dim=1)
-    ]
-    return torch.cat(found, 1)
+    if scaling is None:
+        scaling = query.shape[-1] ** -0.5
+    rows = []
+    for chunk in index.split(QUERY_CHUNK, dim=1):  # logits of all queries at once would be (B, H, S, T)
+        rows.append(
+            _compute_chunk_rows(query, key, mask, chunk, heads, scaling, softcap, s_aux, sliding_window)
+        )
+    return torch.cat(rows, 1)
 
 
 def _compute_chunk_rows(
@@ -107,25 +111,32 @@ def _compute_chunk_rows(
     sink: Tensor | None,
     window: int | None,
 ) -> Tensor:
+    """`compute_attention_rows` for a few queries."""
     at = index.clamp(min=0)
-    groups, tokens = key.shape[1], key.shape[2]
-    asked = query.gather(2, at[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3]))
-    asked = asked.unflatten(1, (groups, -1))  # (B, G, H / G, S, d)
+    groups, tokens = key.shape[1:3]
+    rater_query = query.gather(2, at[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3]))
+    rater_query = rater_query.unflatten(1, (groups, -1))  # (B, G, H / G, S, d)
     # float32 before the product: in half precision close scores would be equal, and large ones infinite
-    logits = (asked.float() @ key.float().unsqueeze(2).mT).flatten(1, 2) * scaling  # (B, H, S, T)
+    products = rater_query.float() @ key.float().unsqueeze(2).mT
+    logits = products.flatten(1, 2) * scaling  # (B, H, S, T)
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     if mask is None or mask.ndim == 2:
-        back = at.unsqueeze(2) - torch.arange(tokens, device=at.device)  # (B, S, T)
-        seen = (back >= 0) & (back < (window or tokens))
-        seen = seen if mask is None else seen & mask[:, None, :tokens].bool()
-        logits = logits.masked_fill(~seen.unsqueeze(1), -torch.inf)
+        distance = at.unsqueeze(2) - torch.arange(tokens, device=at.device)  # (B, S, T)
+        is_read = (distance >= 0) & (distance < (window or tokens))
+        if mask is not None:
+            is_read = is_read & mask[:, None, :tokens].bool()
+        logits = logits.masked_fill(~is_read.unsqueeze(1), -torch.inf)
     else:
         mask = mask[..., :tokens].expand(len(at), -1, -1, -1)
-        chosen = mask.gather(2, at[:, None, :, None].expand(-1, mask.shape[1], -1, tokens))
-        logits = logits.masked_fill(~chosen, -torch.inf) if mask.dtype == torch.bool else logits + chosen
+        rater_mask = mask.gather(2, at[:, None, :, None].expand(-1, mask.shape[1], -1, tokens))
+        if mask.dtype == torch.bool:
+            logits = logits.masked_fill(~rater_mask, -torch.inf)
+        else:
+            logits = logits + rater_mask
     if sink is not None:
-        logits = torch.cat([logits, sink.float().view(1, -1, 1, 1).expand(*logits.shape[:3], 1)], -1)
+        sink_logits = sink.float().view(1, -1, 1, 1).expand(*logits.shape[:3], 1)
+        logits = torch.cat([logits, sink_logits], -1)
     weights = logits.softmax(-1)[..., :tokens]
     weights = weights.amax(1) if heads == "max" else weights.mean(1)
     return torch.where((index >= 0).unsqueeze(2), weights, 0)

@@ -6,7 +6,7 @@ all later layers: hidden states, KV cache, masks. Other tokens are never dropped
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from llm_adapters.pruning import schedule
 registry = Registry("pruner", group="slothkit.pruners", context=("llm_layers",))
 register = registry.register
 Positions = Literal["keep", "renumber"]
+RENAMED_METHODS = {"choose": "choose_tokens", "targets": "count_kept_tokens"}
 
 
 @dataclass
@@ -65,7 +66,9 @@ class View:
 
     def average_attention(self, raters: Tensor | None = None) -> Tensor:
         """(B, T): mean attention that each token receives from the raters, or from those of (B, S)."""
-        chosen = self.raters >= 0 if raters is None else raters & (self.raters >= 0)
+        chosen = self.raters >= 0
+        if raters is not None:
+            chosen = chosen & raters
         weights = chosen / chosen.sum(1, keepdim=True).clamp(min=1)
         return torch.einsum("bs,bst->bt", weights.to(self.attention.dtype), self.attention)
 
@@ -91,13 +94,26 @@ class Pruner:
 
     heads: Literal["mean", "max"] = "mean"
     samples: int = 0
+    registered_name: str  # set where it is registered
 
     def __init__(
         self, llm_layers: int, layers: tuple[int, ...], shares: tuple[float, ...] | None, positions: Positions
     ):
         schedule.check_schedule(llm_layers, layers, shares)
-        self.llm_layers, self.layers, self.shares, self.positions = llm_layers, layers, shares, positions
-        self.passed, self.rows = 0, 0  # visual tokens through all layers, and rows with any, in all prefills
+        self.llm_layers = llm_layers
+        self.layers = layers
+        self.shares = shares
+        self.positions = positions
+        # in all prefills so far: visual tokens through all layers, and rows with any
+        self.passed = 0.0
+        self.rows = 0
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """TypeError for a pruner that still overrides a method by its old name, which nobody would call."""
+        super().__init_subclass__(**kwargs)
+        for old_name, new_name in RENAMED_METHODS.items():
+            if old_name in vars(cls):
+                raise TypeError(f"{cls.__name__}.{old_name}: this method is called {new_name} now; rename it")
 
     def raters(self, prompt: Prompt) -> Tensor:
         """(B, S) positions of the tokens whose attention counts, -1 fills."""
@@ -110,7 +126,11 @@ class Pruner:
     def count_kept_tokens(self, view: View) -> list[int]:
         """How many visual tokens `shares` leaves to each row."""
         share = self.known_shares()[view.number]
-        return [min(left, schedule.round_share(n, share)) for left, n in zip(view.counts, view.first)]
+        kept_counts = []
+        for count, first in zip(view.counts, view.first):
+            # of the first count, not of what an earlier layer left: shares do not multiply
+            kept_counts.append(min(count, schedule.round_share(first, share)))
+        return kept_counts
 
     def known_shares(self) -> tuple[float, ...]:
         """`shares`, or a UsageError where they are known only in a run."""
@@ -123,9 +143,8 @@ class Pruner:
 
     def tokens_by_layer(self, n: int) -> list[int]:
         """Visual tokens in each decoder layer, of `n` at the start."""
-        return schedule.expand_to_layers(
-            self.llm_layers, self.layers, [schedule.round_share(n, s) for s in self.known_shares()], n
-        )
+        counts = [schedule.round_share(n, share) for share in self.known_shares()]
+        return schedule.expand_to_layers(self.llm_layers, self.layers, counts, n)
 
     def average_visual_tokens(self, n: int) -> float:
         """Visual tokens of `n`, averaged over the decoder layers."""
@@ -133,11 +152,14 @@ class Pruner:
 
     def measured_visual_tokens(self) -> float | None:
         """The same, as it was in all prefills so far of rows that have visual tokens."""
-        return self.passed / self.rows / self.llm_layers if self.rows else None
+        if not self.rows:
+            return None
+        return self.passed / self.rows / self.llm_layers
 
 
 def top(scores: Tensor, visual: Tensor, counts: list[int]) -> Choice:
     """The visual tokens with the highest `scores` (B, T), `counts[b]` of each row; of equals the first."""
     order = scores.float().masked_fill(~visual, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    wanted = torch.tensor(counts, device=scores.device).unsqueeze(1)
-    return Choice((order.argsort(1) < wanted) & visual, counts)
+    rank = order.argsort(1)
+    limit = torch.tensor(counts, device=scores.device).unsqueeze(1)
+    return Choice((rank < limit) & visual, counts)

@@ -1,10 +1,11 @@
 """FitPrune's recipe from a few prefills: the smallest loss of attention under which the budget is reached.
 
-calibrate(model, batches)              # the model has pruner "fitprune"; its knobs then have a recipe
+calibrate_pruner(model, batches)              # the model has pruner "fitprune"; its knobs then have a recipe
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from llm_adapters.pruning.fitprune import AttentionObserver, FitPrune, LossTrial
 BISECTION_STEPS = 10  # bisections of the loss in [0, 1]; the released code makes 7
 
 
-def calibrate_pruner(model, batches: Iterable[Mapping[str, Tensor]]) -> tuple[float, ...]:
+def calibrate_pruner(model: Any, batches: Iterable[Mapping[str, Tensor]]) -> tuple[float, ...]:
     """Fit the recipe of a model (FlashSlothForConditionalGeneration) whose pruner is `fitprune` on prefills
     of `batches`, inputs of its forward, and give it that recipe; returned as well."""
     if model.config.pruner != "fitprune":
@@ -35,7 +36,7 @@ def calibrate_pruner(model, batches: Iterable[Mapping[str, Tensor]]) -> tuple[fl
 def calibrate_recipe(
     model: nn.Module,
     use: Callable[[Pruner | None], None],
-    encode: Callable[[dict], dict],
+    encode: Callable[[dict[str, Any]], dict[str, Any]],
     batches: Iterable[Mapping[str, Tensor]],
     pruner: FitPrune,
     before: Pruner | None,
@@ -43,33 +44,36 @@ def calibrate_recipe(
     """The recipe that `pruner` lacks, fitted on prefills of `batches`, inputs of a model's forward. `use`
     puts a pruner into the model, in the end `before`; `encode` lets the images of inputs go through the tower
     once and for all."""
-    depth, training = pruner.llm_layers, model.training
+    depth = pruner.llm_layers
+    training = model.training
     model.eval()
     try:
-        prompts = [
-            encode({name: value for name, value in batch.items() if name != "labels"}) for batch in batches
-        ]
+        prompts = []
+        for batch in batches:
+            prompts.append(encode({name: value for name, value in batch.items() if name != "labels"}))
 
-        def run(trial: AttentionObserver) -> AttentionObserver:
+        def run_prefills(trial: AttentionObserver) -> None:
             use(trial)
             for prompt in prompts:
                 model(**prompt, use_cache=False, logits_to_keep=1)
-            return trial
 
-        sums = run(AttentionObserver(depth)).sums
-        if not sums:
+        observer = AttentionObserver(depth)
+        run_prefills(observer)
+        if not observer.sums:
             raise UsageError("fitprune: none of the samples it is to be calibrated on has an image")
-        return fit_recipe(
-            depth,
-            pruner.average,
-            lambda loss: average_trial_shares(depth, run(LossTrial(depth, loss, sums, pruner.positions))),
-        )
+
+        def measure_shares(loss: float) -> list[float]:
+            trial = LossTrial(depth, loss, observer.sums, pruner.positions)
+            run_prefills(trial)
+            return average_trial_shares(depth, trial)
+
+        return fit_recipe(depth, pruner.average, measure_shares)
     finally:  # a calibration that fails or is interrupted leaves no trial behind
         use(before)
         model.train(training)
 
 
-def replace_pixels(model, prompt: dict[str, Tensor]) -> dict[str, Tensor]:
+def replace_pixels(model: Any, prompt: dict[str, Tensor]) -> dict[str, Tensor]:
     """Inputs with patch features in the place of pixels."""
     if "pixel_values" in prompt:
         prompt["vision_features"] = model.get_image_features(prompt.pop("pixel_values"))
@@ -78,31 +82,39 @@ def replace_pixels(model, prompt: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def average_trial_shares(depth: int, trial: LossTrial) -> list[float]:
     """What each layer left in a trial, on average over rows with visual tokens."""
-    found = []
+    shares = []
     for layer in range(depth - 1):
-        rows = [c / n for counts, first in trial.left[layer :: depth - 1] for c, n in zip(counts, first) if n]
-        found.append(sum(rows) / len(rows))
-    return found
+        row_shares = []
+        for counts, first_counts in trial.left[layer :: depth - 1]:  # one entry a prefill and layer
+            for count, first in zip(counts, first_counts):
+                if first:
+                    row_shares.append(count / first)
+        shares.append(sum(row_shares) / len(row_shares))
+    return shares
 
 
 def fit_recipe(depth: int, budget: float, left: Callable[[float], list[float]]) -> tuple[float, ...]:
     """The recipe: `left(loss)` at the smallest loss that reaches `budget`, the average share over layers, cut
     off where the budget is reached: no layer behind drops more."""
-    low, high, best = 0.0, 1.0, left(1.0)
+    low = 0.0
+    high = 1.0
+    best = left(1.0)
     layers = range(1, depth)
     for _ in range(BISECTION_STEPS):
         middle = (low + high) / 2
-        found = left(middle)
-        if schedule.average_share(depth, layers, found) <= budget:
-            high, best = middle, found
+        shares = left(middle)
+        if schedule.average_share(depth, layers, shares) <= budget:
+            high = middle
+            best = shares
         else:
             low = middle
-    recipe, spent = [], 1.0
-    for i, share in enumerate(best):
-        rest = depth - 1 - i
-        level = (budget * depth - spent) / rest  # what all layers from here on could have
+    recipe: list[float] = []
+    spent = 1.0  # the first layer has all tokens
+    for index, share in enumerate(best):
+        remaining = depth - 1 - index
+        level = (budget * depth - spent) / remaining  # what all layers from here on could have
         if share <= level + 1e-9:
-            recipe += [level] * rest
+            recipe += [level] * remaining
             break
         recipe.append(share)
         spent += share

@@ -26,8 +26,9 @@ def split_received_attention(view: View) -> tuple[Tensor, Tensor]:
     """What each visual token receives from visual tokens and from text, (B, T) each, 0 elsewhere."""
     index = view.raters.clamp(min=0)
     from_visual = view.visual.gather(1, index) & (view.raters >= 0)
-    found = (view.average_attention(from_visual), view.average_attention(~from_visual))
-    return tuple(each.masked_fill(~view.visual, 0) for each in found)
+    of_visual = view.average_attention(from_visual).masked_fill(~view.visual, 0)
+    of_text = view.average_attention(~from_visual).masked_fill(~view.visual, 0)
+    return of_visual, of_text
 
 
 @register("fitprune")
@@ -90,13 +91,14 @@ class AttentionObserver(Pruner):
         return query_positions(mark_all_raters(prompt))
 
     def choose_tokens(self, view: View) -> Choice:
-        self.sums.append(tuple(each.sum(1) for each in split_received_attention(view)))
+        of_visual, of_text = split_received_attention(view)
+        self.sums.append((of_visual.sum(1), of_text.sum(1)))
         return Choice(view.visual, view.counts)
 
 
 class LossTrial(AttentionObserver):
     """Drops, in each layer, the tokens that are among the lowest in both attentions, as long as what is left
-    receives at least 1 - `loss` of what an unpruned layer's visual tokens do (`Observer.sums`, in order)."""
+    receives at least 1 - `loss` of what an unpruned layer's visual tokens do (`sums`, in order)."""
 
     def __init__(self, llm_layers: int, loss: float, sums: list[tuple[Tensor, Tensor]], positions: Positions):
         super().__init__(llm_layers)

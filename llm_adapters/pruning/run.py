@@ -1,9 +1,11 @@
 """One forward pass under a pruner: what is left so far, and what belongs to it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from compressors.errors import UsageError
 from llm_adapters.adapter import QueryContext
@@ -13,11 +15,11 @@ from llm_adapters.pruning.cuts import Cut, PrefillState, make_cut
 from llm_adapters.pruning.schedule import expand_to_layers
 
 # what a family's attention asks for that changes its weights
-SCORING_ARGUMENTS = "scaling", "softcap", "s_aux", "sliding_window"
+SCORING_ARGUMENTS = ("scaling", "softcap", "s_aux", "sliding_window")
 
 
 @dataclass
-class Run:
+class PrunedPass:
     """One forward pass of `new` tokens after which there are `total`; `prompt` only at prefill. What is left,
     as the prefill goes on: `visual` (B, T) and `counts`, `raters` (B, S)."""
 
@@ -32,10 +34,13 @@ class Run:
     raters: Tensor | None = None
     left: dict[int, list[int]] = field(default_factory=dict)  # counts behind each layer
     scores: dict[int, Tensor] = field(default_factory=dict)
-    narrowed: dict = field(default_factory=dict)
+    narrowed: dict[tuple[int, int], tuple[object, Any]] = field(default_factory=dict)
 
-    def start_prefill(self, prompt: Prompt) -> "Run":
-        self.prompt, self.visual, self.counts = prompt, prompt.visual, list(prompt.counts)
+    def start_prefill(self, prompt: Prompt) -> "PrunedPass":
+        """The same pass, which begins with this prompt."""
+        self.prompt = prompt
+        self.visual = prompt.visual
+        self.counts = list(prompt.counts)
         self.raters = self.pruner.raters(prompt)
         return self
 
@@ -44,15 +49,17 @@ class Run:
         return self.prompt is not None and layer in self.pruner.layers and layer not in self.state.cuts
 
     def score_raters(
-        self, module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, asked: dict
+        self, module: Any, query: Tensor, key: Tensor, mask: Tensor | None, arguments: dict[str, Any]
     ) -> None:
         """Called by the attention of a scoring layer."""
         layer = module.pruning_layer + 1
-        if self.is_undecided(layer):
-            known = {name: asked[name] for name in SCORING_ARGUMENTS if asked.get(name) is not None}
-            self.scores[layer] = compute_attention_rows(
-                query, key, mask, self.raters, self.pruner.heads, **known
-            )
+        if not self.is_undecided(layer):
+            return
+        assert self.raters is not None  # it is a prefill
+        options = {name: arguments[name] for name in SCORING_ARGUMENTS if arguments.get(name) is not None}
+        self.scores[layer] = compute_attention_rows(
+            query, key, mask, self.raters, self.pruner.heads, **options
+        )
 
     @torch.no_grad()
     def ask_pruner(self, layer: int, hidden: Tensor, name: str) -> None:
@@ -64,25 +71,37 @@ class Run:
                 f"pruning: the attention of {name} does not hand its keyword arguments to the "
                 "attention function, so it cannot be scored; choose another language model"
             )
-        number, prompt, before = self.pruner.layers.index(layer), self.prompt, self.state.last_cut(layer)
-        choice = self.pruner.choose_tokens(
-            View(number, self.visual, self.counts, prompt.counts, self.raters, self.scores.pop(layer), hidden)
+        prompt = self.prompt
+        assert prompt is not None and self.visual is not None and self.raters is not None  # it is a prefill
+        before = self.state.last_cut(layer)
+        view = View(
+            number=self.pruner.layers.index(layer),
+            visual=self.visual,
+            counts=self.counts,
+            first=prompt.counts,
+            raters=self.raters,
+            attention=self.scores.pop(layer),
+            hidden=hidden,
         )
+        choice = self.pruner.choose_tokens(view)
         self.left[layer] = list(choice.counts)
         if list(choice.counts) == self.counts and choice.into is None:
             self.state.cuts[layer] = None
             return
-        rest = [self.state.length - n for n in prompt.counts]
-        cut = make_cut(
-            layer, before, self.state.length, self.visual, choice, rest, self.pruner.positions == "renumber"
-        )
+        other_counts = [self.state.length - count for count in prompt.counts]  # text and padding
+        renumber = self.pruner.positions == "renumber"
+        cut = make_cut(layer, before, self.state.length, self.visual, choice, other_counts, renumber)
         self.state.cuts[layer] = cut
-        places = cut.locate_tokens() if before is None else cut.locate_tokens().gather(1, before.index)
-        left = places.gather(1, self.raters.clamp(min=0))
-        self.raters = torch.where(self.raters >= 0, left, -1)
-        self.visual, self.counts = choice.keep.gather(1, cut.step), list(choice.counts)
+        # raters are positions among the tokens that are left: an earlier cut has moved them
+        places = cut.locate_tokens()
+        if before is not None:
+            places = places.gather(1, before.index)
+        moved = places.gather(1, self.raters.clamp(min=0))
+        self.raters = torch.where(self.raters >= 0, moved, -1)
+        self.visual = choice.keep.gather(1, cut.step)
+        self.counts = list(choice.counts)
 
-    def build_once(self, cut: Cut, value: object, make) -> object:
+    def build_once(self, cut: Cut, value: object, make: Callable[[], Any]) -> Any:
         """`make()`, once for each cut and object: most layers share masks and positions."""
         key = (cut.layer, id(value))
         if key not in self.narrowed:
@@ -90,6 +109,7 @@ class Run:
         return self.narrowed[key][1]
 
     def narrow_mask(self, cut: Cut, mask: object) -> Tensor | None:
+        """An attention mask for the tokens that are left. UsageError for one that is no tensor."""
         if mask is not None and not isinstance(mask, Tensor):
             raise UsageError(
                 f"pruning: no way to narrow attention masks of type {type(mask).__name__}; load "
@@ -97,30 +117,33 @@ class Run:
             )
         return self.build_once(cut, mask, lambda: cut.narrow_mask(mask, self.total, self.new, not self.flash))
 
-    def rotary(self, cut: Cut, embeddings: object) -> object:
+    def narrow_rotary(self, cut: Cut, embeddings: Any) -> Any:
         """(cos, sin) (..., B or 1, T, d) for the tokens that are left."""
 
-        def narrow(each: Tensor) -> Tensor:
-            sides = each.shape[:-3]  # Qwen-VL's three directions
-            each = each.expand(*sides, len(cut.rotary), -1, -1)
-            return each.gather(-2, cut.rotary.unsqueeze(-1).expand(*sides, -1, -1, each.shape[-1]))
+        def narrow_one(table: Tensor) -> Tensor:
+            sides = table.shape[:-3]  # Qwen-VL's three directions
+            table = table.expand(*sides, len(cut.rotary), -1, -1)
+            index = cut.rotary.unsqueeze(-1).expand(*sides, -1, -1, table.shape[-1])
+            return table.gather(-2, index)
 
-        is_one = isinstance(embeddings, Tensor)
-        return self.build_once(
-            cut, embeddings, lambda: narrow(embeddings) if is_one else tuple(map(narrow, embeddings))
-        )
+        def narrow_all() -> Any:
+            if isinstance(embeddings, Tensor):  # some LLMs hand down one tensor
+                return narrow_one(embeddings)
+            return tuple(map(narrow_one, embeddings))
+
+        return self.build_once(cut, embeddings, narrow_all)
 
     def narrow_queries(self, cut: Cut, context: QueryContext) -> QueryContext:
         """A query module's context among the tokens that are left."""
 
-        def narrow() -> QueryContext:
+        def narrow_context() -> QueryContext:
             index = cut.locate_tokens().gather(1, context.query_index.clamp(min=0))
             index = torch.where(context.query_index >= 0, index, -1)
             mask = context.question_mask
             mask = mask.gather(2, cut.index.unsqueeze(1).expand(-1, mask.shape[1], -1))
             return QueryContext(index, mask, context.features, context.feature_mask, context.receipt)
 
-        return self.build_once(cut, context, narrow)
+        return self.build_once(cut, context, narrow_context)
 
     def record_passed_tokens(self) -> None:
         """Tell the pruner how many visual tokens a prefill took through the layers. UsageError if some of its
@@ -132,7 +155,8 @@ class Run:
                 "pruning: the language model does not hand keyword arguments down to its "
                 "decoder layers, so no visual token was dropped; choose another one"
             )
-        first, made = self.prompt.counts, sorted(self.left.items())
-        layers, left = [k for k, _ in made], [sum(counts) for _, counts in made]
+        first = self.prompt.counts
+        layers = sorted(self.left)
+        left = [sum(self.left[layer]) for layer in layers]
         self.pruner.passed += sum(expand_to_layers(self.pruner.llm_layers, layers, left, sum(first)))
-        self.pruner.rows += sum(n > 0 for n in first)
+        self.pruner.rows += sum(count > 0 for count in first)

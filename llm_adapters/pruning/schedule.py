@@ -1,8 +1,11 @@
 """Which layers, and how many visual tokens are left behind each of them. Plain numbers, no tensors."""
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from compressors.errors import UsageError
+
+Number = TypeVar("Number", int, float)
 
 PUBLISHED_DEPTH = 32  # decoder layers of the models that the papers prune
 
@@ -13,14 +16,15 @@ def round_share(n: int, share: float) -> int:
 
 
 def scale_layers(depth: int, layers: Sequence[int]) -> tuple[int, ...]:
-    """Layers of a model with `PUBLISHED` of them at the same place in one of `depth`, all of them different;
+    """Layers of a model with `PUBLISHED_DEPTH` of them, at the same place in one of `depth`, all different;
     in a very shallow one fewer."""
-    found = []
+    scaled: list[int] = []
     for layer in layers:
-        place = max(round_share(layer, depth / PUBLISHED_DEPTH), found[-1] + 1 if found else 1)
+        lowest = scaled[-1] + 1 if scaled else 1
+        place = max(round_share(layer, depth / PUBLISHED_DEPTH), lowest)
         if place < depth:
-            found.append(place)
-    return tuple(found)
+            scaled.append(place)
+    return tuple(scaled)
 
 
 def check_schedule(depth: int, layers: Sequence[int], shares: Sequence[float] | None) -> None:
@@ -40,12 +44,14 @@ def check_schedule(depth: int, layers: Sequence[int], shares: Sequence[float] | 
         raise UsageError(f"shares {list(shares)}: each must be in [0, 1] and none above the one before it")
 
 
-def expand_to_layers(depth: int, layers: Sequence[int], left: Sequence[float], start: float) -> list[float]:
+def expand_to_layers(
+    depth: int, layers: Sequence[int], left: Sequence[Number], start: Number
+) -> list[Number]:
     """What is in each of `depth` layers, of `start` in the first and `left[i]` behind layer `layers[i]`."""
-    found = [start] * depth
+    in_layers = [start] * depth
     for layer, value in zip(layers, left):
-        found[layer:] = [value] * (depth - layer)
-    return found
+        in_layers[layer:] = [value] * (depth - layer)
+    return in_layers
 
 
 def average_share(depth: int, layers: Sequence[int], shares: Sequence[float]) -> float:

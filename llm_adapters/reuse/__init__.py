@@ -19,6 +19,7 @@ the images before it. A later turn takes the whole conversation again, not `past
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -27,9 +28,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from transformers.utils import logging
 
 import compressors
+from compressors.base import Compressor
 from compressors.errors import UsageError
 from connectors.embq import registry as query_modules
 from connectors.projector import registry as projectors
+from connectors.query_module import QueryModule
 from llm_adapters.adapter import llm_sizes
 from llm_adapters.conversation import QUERY, QUESTION
 from llm_adapters.reuse import processors
@@ -37,7 +40,7 @@ from llm_adapters.reuse.families import FAMILIES, ModelFamily, find_family, read
 from llm_adapters.reuse.parts import PARTS_ATTRIBUTE, Markers, VisualParts
 from llm_adapters.reuse.pruning import prune
 
-__all__ = ["FAMILIES", "attach", "detach", "load", "pick", "prune", "trained"]
+__all__ = ["FAMILIES", "attach", "detach", "load", "name_trained_parts", "pick", "prune"]
 
 
 def attach(
@@ -46,9 +49,9 @@ def attach(
     compressor: str,
     *,
     query_module: str | None = None,
-    query_knobs: dict | None = None,
+    query_knobs: dict[str, Any] | None = None,
     new_projector: str | None = None,
-    **knobs,
+    **knobs: Any,
 ) -> None:
     """Put `compressor`, with its `knobs`, where the model's own reduction is, and `query_module` in its LLM.
 
@@ -74,7 +77,8 @@ def attach(
         "query_knobs": query_knobs or {},
         "new_projector": new_projector,
     }
-    base, sizes = model.base_model, llm_sizes(model.config)
+    base = model.base_model
+    sizes = llm_sizes(model.config)
     part = compressors.create(compressor, dim=read_tower_dim(base), llm_dim=sizes["llm_dim"], **knobs)
     _check_compressor(part, compressor)
     queries = None
@@ -86,8 +90,8 @@ def attach(
             f"query_knobs={query_knobs} without a query_module; name one of "
             f"{', '.join(query_modules.names())}"
         )
-    own = family.width(base.get_submodule(family.projector))
-    projector = _create_projector(part, own, new_projector, sizes["llm_dim"])
+    own_width = family.width(base.get_submodule(family.projector))
+    projector = _create_projector(part, own_width, new_projector, sizes["llm_dim"])
     grid = _find_common_grid(family, base)
     if grid is not None:
         part.num_tokens(*grid)  # says so where it cannot be
@@ -95,9 +99,11 @@ def attach(
     processors.attach_processor(
         processor, family.processor, part, grid, queries.num_queries if queries else 0
     )
-    markers, like = _create_markers(model, processor, queries), model.get_input_embeddings().weight
+    markers = _create_markers(model, processor, queries)
     parts = VisualParts(model, family, part, projector, queries, markers)
-    model.add_module(PARTS_ATTRIBUTE, parts.to(like.device, like.dtype).train(model.training))
+    embeddings: Any = model.get_input_embeddings()
+    parts = parts.to(embeddings.weight.device, embeddings.weight.dtype)
+    model.add_module(PARTS_ATTRIBUTE, parts.train(model.training))
     try:
         parts.insert_parts()
     except UsageError:
@@ -107,10 +113,13 @@ def attach(
 
 def _find_common_grid(family: ModelFamily, base: nn.Module) -> tuple[int, int] | None:
     """The patch grid where all images have one."""
-    return None if family.processor == "grid" else read_native_grid(base)
+    if family.processor == "grid":
+        return None
+    return read_native_grid(base)
 
 
-def _check_compressor(part: compressors.Compressor, name: str) -> None:
+def _check_compressor(part: Compressor, name: str) -> None:
+    """UsageError for a compressor that wants what these models do not have."""
     if part.needs_text:
         raise UsageError(
             f"compressor '{name}' reads the question, which `generate` of transformers does not "
@@ -123,30 +132,30 @@ def _check_compressor(part: compressors.Compressor, name: str) -> None:
         )
 
 
-def _create_projector(
-    part: compressors.Compressor, own: int, name: str | None, llm_dim: int
-) -> nn.Module | None:
-    if name is None and not part.projects and part.out_dim == own:
+def _create_projector(part: Compressor, own_width: int, name: str | None, llm_dim: int) -> nn.Module | None:
+    """A new projector, None where the model's own fits."""
+    if name is None and not part.projects and part.out_dim == own_width:
         return None
     if name is None:
         name = "identity" if part.projects else "mlp2x_gelu"
     return projectors.create(name, in_dim=part.out_dim, llm_dim=llm_dim)
 
 
-def _create_markers(
-    model: PreTrainedModel, processor: ProcessorMixin, queries: nn.Module | None
-) -> Markers | None:
+def _create_markers(model: PreTrainedModel, processor: Any, queries: QueryModule | None) -> Markers | None:
+    """Markers of questions for a query module, which is initialised from the LLM's embeddings."""
     if queries is None:
         return None
-    tokenizer, embed = processor.tokenizer, model.get_input_embeddings()
+    tokenizer = processor.tokenizer
+    embed: Any = model.get_input_embeddings()
 
-    def embedding(text: str) -> torch.Tensor:
+    def embed_last_token(text: str) -> torch.Tensor:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"][-1:] or [0]
         with torch.no_grad():
             return embed(torch.tensor([ids], device=embed.weight.device))[0, 0].cpu().float()
 
-    queries.initialise(embedding("."))
-    return Markers(*tokenizer.convert_tokens_to_ids([QUESTION, QUERY]), embedding("\n"))
+    queries.initialise(embed_last_token("."))
+    question_id, query_id = tokenizer.convert_tokens_to_ids([QUESTION, QUERY])
+    return Markers(question_id, query_id, embed_last_token("\n"))
 
 
 def pick(model: PreTrainedModel, processor: ProcessorMixin, scale: int) -> None:
@@ -174,33 +183,37 @@ def detach(model: PreTrainedModel, processor: ProcessorMixin | None = None) -> N
         processors.detach_processor(processor)
 
 
-def trained(model: nn.Module) -> list[str]:
+def name_trained_parts(model: nn.Module) -> list[str]:
     """Names of the attached parts, for `modules_to_save` of a peft configuration."""
-    return [
-        f"{PARTS_ATTRIBUTE}.{name}"
-        for name, part in getattr(model, PARTS_ATTRIBUTE).named_children()
-        if any(True for _ in part.parameters())
-    ]
+    names = []
+    for name, part in getattr(model, PARTS_ATTRIBUTE).named_children():
+        if list(part.parameters()):  # peft refuses modules without
+            names.append(f"{PARTS_ATTRIBUTE}.{name}")
+    return names
 
 
-def load(folder: str | Path, **kwargs) -> tuple[PreTrainedModel, ProcessorMixin]:
+def load(folder: str | Path, **kwargs: Any) -> tuple[Any, Any]:
     """What `save_pretrained` of an attached model and of its processor wrote. `kwargs` are
     `from_pretrained`'s. UsageError for a folder of another model."""
-    folder, level = Path(folder), logging.get_verbosity()
+    folder = Path(folder)
+    level = logging.get_verbosity()
     logging.set_verbosity_error()  # the parts' keys are unexpected to the plain class
     try:
-        model, told = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **kwargs)
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **kwargs)
     finally:
         logging.set_verbosity(level)
+    model, loading_info = loaded
     record = dict(getattr(model.config, "slothkit", None) or {})
-    strange = [key for key in told["unexpected_keys"] if not key.startswith(f"{PARTS_ATTRIBUTE}.")]
-    if not record or strange or told["missing_keys"]:
-        wrong = strange or sorted(told["missing_keys"]) or ["config.json has no slothkit record"]
-        raise UsageError(f"{folder}: not a model saved with a compressor attached ({wrong[0]})")
+    foreign = [key for key in loading_info["unexpected_keys"] if not key.startswith(f"{PARTS_ATTRIBUTE}.")]
+    missing = sorted(loading_info["missing_keys"])
+    if not record or foreign or missing:
+        faults = foreign or missing or ["config.json has no slothkit record"]
+        raise UsageError(f"{folder}: not a model saved with a compressor attached ({faults[0]})")
     processor = AutoProcessor.from_pretrained(folder)
     for name, value in record.pop("counts").items():
         setattr(processor, name, value)
-    knobs, scale = record.pop("knobs"), record.pop("scale", None)
+    knobs = record.pop("knobs")
+    scale = record.pop("scale", None)
     del model.config.slothkit
     attach(model, processor, **record, **knobs)
     if scale is not None:
@@ -211,9 +224,11 @@ def load(folder: str | Path, **kwargs) -> tuple[PreTrainedModel, ProcessorMixin]
 
 def _read_saved_parts(folder: Path) -> dict[str, torch.Tensor]:
     """The attached parts' tensors."""
-    found = {}
+    prefix = f"{PARTS_ATTRIBUTE}."
+    parts: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
-            names = [key for key in tensors.keys() if key.startswith(f"{PARTS_ATTRIBUTE}.")]  # noqa: SIM118
-            found.update({key.removeprefix(f"{PARTS_ATTRIBUTE}."): tensors.get_tensor(key) for key in names})
-    return found
+            for key in tensors.keys():  # noqa: SIM118  it is no mapping
+                if key.startswith(prefix):
+                    parts[key.removeprefix(prefix)] = tensors.get_tensor(key)
+    return parts

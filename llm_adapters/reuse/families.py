@@ -9,6 +9,7 @@ without its language modeling head.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import transformers
@@ -23,45 +24,49 @@ PatchGrid = tuple[int, int]
 RawFunction = Callable[..., object]
 
 
-def _pass_features(module: nn.Module, features: Tensor, *levels: Tensor) -> Tensor:  # noqa: ARG001
+def _pass_features(module: Any, features: Tensor, *levels: Tensor) -> Tensor:  # noqa: ARG001
     return torch.cat([features, *levels], -1)
 
 
-def _group_windows(merger: nn.Module, features: Tensor, *levels: Tensor) -> Tensor:
+def _group_windows(merger: Any, features: Tensor, *levels: Tensor) -> Tensor:
     """(patches, C) in windows of m x m -> (windows, m * m * C): windows are put in order after the merger."""
     window = merger.hidden_size // features.shape[-1]
     return rearrange(torch.cat([merger.ln_q(features), *levels], -1), "(n m) c -> n (m c)", m=window)
 
 
-def _skip_packing(base: nn.Module, image_features: Sequence[Tensor]) -> tuple[list[Tensor], None]:  # noqa: ARG001
+def _skip_packing(base: Any, image_features: Sequence[Tensor]) -> tuple[list[Tensor], None]:  # noqa: ARG001
     return list(image_features), None
 
 
-def _make_patch_maps(base: nn.Module, entry: Tensor, arguments: Mapping, index: int) -> Tensor:  # noqa: ARG001
+def _make_patch_maps(base: Any, entry: Tensor, arguments: Mapping[str, Any], index: int) -> Tensor:  # noqa: ARG001
     """(..., patches, C), perhaps with a CLS token before them -> (n, H, W, C)."""
-    sides = zip(arguments["pixel_values"].shape[-2:], _make_pair(base.config.vision_config.patch_size))
-    height, width = (pixels // patch for pixels, patch in sides)
-    whole = entry.shape[-2] // (height * width) * height * width
-    return rearrange(
-        entry[..., entry.shape[-2] - whole :, :].flatten(0, -2), "(n h w) c -> n h w c", h=height, w=width
-    )
+    pixel_height, pixel_width = arguments["pixel_values"].shape[-2:]
+    patch_height, patch_width = _make_pair(base.config.vision_config.patch_size)
+    height = pixel_height // patch_height
+    width = pixel_width // patch_width
+    # whole crops, counted from the end: a CLS token before them is left out
+    patches = entry.shape[-2] // (height * width) * height * width
+    maps = entry[..., entry.shape[-2] - patches :, :].flatten(0, -2)
+    return rearrange(maps, "(n h w) c -> n h w c", h=height, w=width)
 
 
-def _unmerge_windows(base: nn.Module, entry: Tensor, arguments: Mapping, index: int) -> Tensor:
+def _unmerge_windows(base: Any, entry: Tensor, arguments: Mapping[str, Any], index: int) -> Tensor:
     """(windows, m * m * C) of an image -> (1, H, W, C)."""
     merge = base.visual.spatial_merge_size
-    height, width = (int(side) // merge for side in arguments["image_grid_thw"][index][1:])
+    _, grid_height, grid_width = arguments["image_grid_thw"][index]
+    height = int(grid_height) // merge
+    width = int(grid_width) // merge
     return rearrange(entry, "(n h w) (i j c) -> n (h i) (w j) c", h=height, w=width, i=merge, j=merge)
 
 
 def _flatten_crops(
-    _base: nn.Module, tokens: Tensor, _arguments: Mapping, _index: int, _grid: PatchGrid | None
+    _base: Any, tokens: Tensor, _arguments: Mapping[str, Any], _index: int, _grid: PatchGrid | None
 ) -> Tensor:
     return tokens.flatten(0, 1)
 
 
 def _join_tiles(
-    base: nn.Module, tokens: Tensor, arguments: Mapping, index: int, grid: PatchGrid | None
+    base: Any, tokens: Tensor, arguments: Mapping[str, Any], index: int, grid: PatchGrid | None
 ) -> Tensor:
     """(1 + tiles, N, D) -> thumbnail, then the tiles as one picture, unpadded, a newline after each row.
     Tokens without a grid stay tile after tile."""
@@ -73,15 +78,16 @@ def _join_tiles(
     )
     whole = rearrange(tokens[1:], "(y x) (h w) d -> d (y h) (x w)", y=rows, h=grid[0])
     whole = unpad_image(whole, size)
-    line = base.image_newline[:, None, None].expand(-1, whole.shape[1], 1).to(whole)
-    return torch.cat([tokens[0], rearrange(torch.cat([whole, line], -1), "d h w -> (h w) d")])
+    newlines = base.image_newline[:, None, None].expand(-1, whole.shape[1], 1).to(whole)
+    picture = torch.cat([whole, newlines], -1)  # one at the end of each row
+    return torch.cat([tokens[0], rearrange(picture, "d h w -> (h w) d")])
 
 
-def _apply_projector(projector: nn.Module, tokens: Tensor) -> Tensor:
+def _apply_projector(projector: Any, tokens: Tensor) -> Tensor:
     return projector(tokens)
 
 
-def _project_gemma(projector: nn.Module, tokens: Tensor) -> Tensor:
+def _project_gemma(projector: Any, tokens: Tensor) -> Tensor:
     return projector.mm_soft_emb_norm(tokens) @ projector.mm_input_projection_weight
 
 
@@ -106,8 +112,8 @@ class ModelFamily:
     tower: str = "vision_tower"
     processor: str = "fixed"
     raw: Mapping[str, RawFunction] = field(default_factory=dict)
-    project: Callable[[nn.Module, Tensor], Tensor] = _apply_projector
-    width: Callable[[nn.Module], int] = lambda projector: projector.linear_1.in_features
+    project: Callable[[Any, Tensor], Tensor] = _apply_projector
+    width: Callable[[Any], int] = lambda projector: projector.linear_1.in_features
     maps: Callable[..., Tensor] = _make_patch_maps
     pack: Callable[..., Tensor] = _flatten_crops
     whole_images: bool = False
@@ -135,6 +141,7 @@ _QWEN_FAMILY = ModelFamily(
     since="5.10",  # before, its processor cannot be told the counts
 )
 _RAW_PROJECTOR = {"multi_modal_projector": _pass_features}
+# what a family's modules are called, its source in transformers says: models/FAMILY/modeling_FAMILY.py
 FAMILIES = {
     "llava": ModelFamily("multi_modal_projector", raw=_RAW_PROJECTOR),
     "llava_next": ModelFamily(
@@ -166,7 +173,7 @@ FAMILIES = {
 
 def find_family(model: nn.Module) -> ModelFamily:
     """UsageError for a model that is none of them, with the names there are, or that PEFT has wrapped."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     kind = getattr(config, "model_type", type(model).__name__)
     if kind not in FAMILIES:
         raise UsageError(f"model of type '{kind}': a compressor can be put into {', '.join(FAMILIES)}")
@@ -189,22 +196,28 @@ def find_family(model: nn.Module) -> ModelFamily:
     return family
 
 
-def read_tower_dim(base: nn.Module) -> int:
+def read_tower_dim(base: Any) -> int:
     """Channels of the patch features."""
     vision = base.config.vision_config
     if hasattr(vision, "embed_dim") and base.config.model_type == "qwen2_vl":
         return vision.embed_dim  # its hidden_size is the LLM's
     layers = getattr(base.config, "vision_feature_layer", None)
-    return vision.hidden_size * (len(layers) if isinstance(layers, (list, tuple)) else 1)
+    if isinstance(layers, (list, tuple)):  # several hidden states, side by side in the channels
+        return vision.hidden_size * len(layers)
+    return vision.hidden_size
 
 
-def read_native_grid(base: nn.Module) -> PatchGrid:
+def read_native_grid(base: Any) -> PatchGrid:
     """Patch grid of an image at the tower's own size."""
     vision = base.config.vision_config
-    return tuple(
-        size // patch for size, patch in zip(_make_pair(vision.image_size), _make_pair(vision.patch_size))
-    )
+    height, width = _make_pair(vision.image_size)
+    patch_height, patch_width = _make_pair(vision.patch_size)
+    return height // patch_height, width // patch_width
 
 
-def _make_pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)
+def _make_pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) of a size that may be one number."""
+    if isinstance(size, int):
+        return size, size
+    height, width = size
+    return height, width

@@ -69,5 +69,6 @@ def group_by_row(images: EncodedImages, is_image: Tensor, turns: Tensor) -> tupl
     for (row, column), patches in zip(is_image.nonzero()[starts].tolist(), images.patches):
         features[row].append(patches)
         patch_turn[row].append(turns[row, column].expand(len(patches)))
-    rows = ([torch.cat(row) for row in kind] for kind in (features, patch_turn))
-    return tuple(pad_sequence(row, batch_first=True) for row in rows)
+    row_features = [torch.cat(row) for row in features]
+    row_turns = [torch.cat(row) for row in patch_turn]
+    return pad_sequence(row_features, batch_first=True), pad_sequence(row_turns, batch_first=True)

@@ -5,6 +5,7 @@ pixels -> tower -> patch maps (n, H, W, C) -> compressor -> projector -> placeho
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -29,9 +30,8 @@ from llm_adapters.reuse.wrapping import (
 )
 from llm_adapters.visual_prompt import place_visual_tokens
 
-PARTS_ATTRIBUTE = (
-    "slothkit"  # the attribute of the model that holds the parts, and their prefix in its state dict
-)
+# the attribute of the model that holds the parts, and their prefix in its state dict
+PARTS_ATTRIBUTE = "slothkit"
 
 
 class VisualParts(nn.Module, QueryAdapter):
@@ -47,19 +47,33 @@ class VisualParts(nn.Module, QueryAdapter):
         markers: Markers | None,
     ):
         super().__init__()
-        self.family, self.image_token_id = family, model.config.image_token_id
-        self.compressor, self.projector = compressor, projector
-        self.query_module, self.markers = query_module, markers
-        self._outside = (model.base_model, model)  # in a tuple: a model is no part of its part
-        self._wrapping, self._raw, self._levels = Wrapping(), False, {}
-        self._made: tuple[Tensor | None, object] = None, None  # pixel values, and what was made of them
+        self.family = family
+        self.image_token_id = model.config.image_token_id
+        self.compressor = compressor
+        self.projector = projector
+        self.query_module = query_module
+        self.markers = markers
+        self._outside: tuple[Any, Any] = (
+            model.base_model,
+            model,
+        )  # in a tuple: a model is no part of its part
+        self._wrapping = Wrapping()
+        # hidden states of the tower by level while images are encoded, None at other times
+        self._raw: dict[int, Tensor] | None = None
+        self._levels: dict[int, int] = {}  # what the compressor calls a level -> the block that gives it
+        # pixel values, and what was made of them: the model asks for it a second time
+        self._encoded: tuple[Tensor | None, Any] = (None, None)
 
     def insert_parts(self) -> None:
         """Wrap the model's methods and register the hooks."""
-        (base, model), wrap, handles = self._outside, self._wrapping.wrap_method, self._wrapping.handles
+        base, model = self._outside
+        wrap = self._wrapping.wrap_method
+        handles = self._wrapping.handles
         modules = dict(base.named_modules())
         for path, raw in self.family.raw.items():
-            owner, name = (modules[path], "forward") if path in modules else (base, path)
+            owner, name = base, path  # a method of the base
+            if path in modules:
+                owner, name = modules[path], "forward"
             wrap(owner, name, RawInstead(self, owner, raw))
         wrap(base, "get_image_features", self._image_features)
         if self.family.rope:
@@ -74,72 +88,84 @@ class VisualParts(nn.Module, QueryAdapter):
             handles.append(base.register_forward_hook(self._check_context_read, with_kwargs=True))
 
     def remove_parts(self) -> None:
-        """Undo `insert`."""
+        """Undo `insert_parts`."""
         self._wrapping.unwrap_all()
         for module in self._outside[0].modules():
             for name in ("query_insertion", "visual_level"):
                 vars(module).pop(name, None)
 
-    def _hook_levels(self, tower: nn.Module, vision) -> None:
+    def _hook_levels(self, tower: nn.Module, vision_config: Any) -> None:
+        """Record the hidden states that the compressor needs. UsageError for a level that the tower lacks."""
         if not self.compressor.needs_levels:
             return
-        count = getattr(vision, "num_hidden_layers", None) or vision.depth
-        blocks = next(m for m in tower.modules() if isinstance(m, nn.ModuleList) and len(m) == count)
+        count = getattr(vision_config, "num_hidden_layers", None) or vision_config.depth
+        lists = [module for module in tower.modules() if isinstance(module, nn.ModuleList)]
+        blocks = next(blocks for blocks in lists if len(blocks) == count)
         for level in self.compressor.needs_levels:
             index = level if level > 0 else count + 1 + level
             if not 1 <= index <= count:
                 raise UsageError(
                     f"level {level}: the tower has {count} blocks; choose {-count}..-1 or 1..{count}"
                 )
-            blocks[index - 1].visual_level = index
-            self._wrapping.handles.append(blocks[index - 1].register_forward_hook(self._record_level))
+            block: Any = blocks[index - 1]
+            block.visual_level = index
+            self._wrapping.handles.append(block.register_forward_hook(self._record_level))
             self._levels[level] = index
 
-    def _record_level(self, block: nn.Module, args: tuple, output) -> None:  # noqa: ARG002
-        if self._raw is not False:
+    def _record_level(self, block: Any, args: tuple[Any, ...], output: Any) -> None:  # noqa: ARG002
+        """The hook of a block whose output the compressor needs."""
+        if self._raw is not None:
             self._raw[block.visual_level] = output[0] if isinstance(output, tuple) else output
 
-    def _image_features(self, original: Callable, *args, **kwargs):
+    def _image_features(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The model's `get_image_features`: visual tokens in `pooler_output`, and `images` beside it."""
-        arguments, base = bind_arguments(original, args, kwargs), self._outside[0]
-        pixels, made = self._made
+        base, _ = self._outside
+        arguments = bind_arguments(original, args, kwargs)
+        pixels, encoded = self._encoded
         if pixels is not None and arguments["pixel_values"] is pixels:
-            self._made = None, None
-            return made
+            self._encoded = (None, None)
+            return encoded
         self._raw = {}
         try:
             output = original(*args, **{**kwargs, "return_dict": True})
         finally:
-            self._raw = False
+            self._raw = None
         entries = output.pooler_output
-        maps = [self.family.maps(base, entry, arguments, i) for i, entry in enumerate(entries)]
-        grids = [self.compressor.out_grid(*m.shape[1:3]) for m in maps]
-        packed = [
-            self.family.pack(base, tokens, arguments, i, grids[i])
-            for i, tokens in enumerate(self._compress_maps(maps))
-        ]
-        output.pooler_output = torch.stack(packed) if isinstance(entries, Tensor) else packed
+        maps = []
+        for index, entry in enumerate(entries):
+            maps.append(self.family.maps(base, entry, arguments, index))
+        packed = []
+        for index, tokens in enumerate(self._compress_maps(maps)):
+            height, width = maps[index].shape[1:3]
+            grid = self.compressor.out_grid(height, width)
+            packed.append(self.family.pack(base, tokens, arguments, index, grid))
+        output.pooler_output = packed
+        if isinstance(entries, Tensor):  # as the model's own: a tensor where all images have one size
+            output.pooler_output = torch.stack(packed)
         if self.query_module is not None:
-            output.images = self._collect_images([m[..., : read_tower_dim(base)] for m in maps], packed)
+            tower_dim = read_tower_dim(base)  # without levels for the compressor
+            output.images = self._collect_images([m[..., :tower_dim] for m in maps], packed)
         return output
 
     def _compress_maps(self, maps: list[Tensor]) -> list[Tensor]:
         """Maps (n_i, H_i, W_i, C) -> tokens (n_i, N_i, D); those of one size together."""
-        out: dict[int, Tensor] = {}
-        for size in dict.fromkeys(m.shape[1:3] for m in maps):
-            if self.compressor.visible(*size) != self.compressor.num_tokens(*size):
+        tokens_of_map: dict[int, Tensor] = {}
+        sizes = {tuple(m.shape[1:3]): None for m in maps}  # each once, in order
+        for height, width in sizes:
+            if self.compressor.visible(height, width) != self.compressor.num_tokens(height, width):
                 raise UsageError(
                     "a compressor that draws its token count is used at one count here; choose "
                     "it by reuse.pick(model, processor, scale)"
                 )
-            same = [i for i, m in enumerate(maps) if m.shape[1:3] == size]
-            features = torch.cat([maps[i] for i in same])
-            like = next(self.parameters(), features)
-            tokens = self.project(self.compressor(features.to(like.device, like.dtype)))
-            out.update(zip(same, tokens.split([len(maps[i]) for i in same])))
-        return [out[i] for i in range(len(maps))]
+            same = [index for index, m in enumerate(maps) if tuple(m.shape[1:3]) == (height, width)]
+            features = torch.cat([maps[index] for index in same])
+            weights = next(self.parameters(), features)
+            tokens = self.project_tokens(self.compressor(features.to(weights.device, weights.dtype)))
+            lengths = [len(maps[index]) for index in same]
+            tokens_of_map.update(zip(same, tokens.split(lengths)))
+        return [tokens_of_map[index] for index in range(len(maps))]
 
-    def project(self, tokens: Tensor) -> Tensor:
+    def project_tokens(self, tokens: Tensor) -> Tensor:
         """(n, N, C') -> (n, N, D)."""
         if self.projector is not None:
             return self.projector(tokens)
@@ -147,33 +173,46 @@ class VisualParts(nn.Module, QueryAdapter):
         return self.family.project(own, tokens)
 
     def _collect_images(self, maps: list[Tensor], packed: list[Tensor]) -> EncodedImages:
+        """What a query module reads of the images: patches by the unit that has placeholders of its own."""
         if self.family.whole_images:
             return EncodedImages([m.flatten(0, 2) for m in maps], [len(tokens) for tokens in packed])
-        crops = [crop for m in maps for crop in rearrange(m, "n h w c -> n (h w) c")]
-        return EncodedImages(crops, [len(tokens) // len(m) for m, tokens in zip(maps, packed) for _ in m])
+        crops: list[Tensor] = []
+        counts: list[int] = []
+        for crops_of_map, tokens in zip(maps, packed):
+            crops += rearrange(crops_of_map, "n h w c -> n (h w) c")
+            for _ in crops_of_map:  # none in a row without images
+                counts.append(len(tokens) // len(crops_of_map))
+        return EncodedImages(crops, counts)
 
-    def _embed_markers(self, original: Callable, ids: Tensor) -> Tensor:
+    def _embed_markers(self, original: Callable[..., Tensor], ids: Tensor) -> Tensor:
         """The LLM's embeddings, which have no rows for the markers."""
         markers = self.markers
+        assert markers is not None and self.query_module is not None  # wrapped with a query module alone
         embeds = original(ids.masked_fill(markers.find_markers(ids), 0))
         if ids.ndim != 2:  # the model looks up a placeholder
             return embeds
         is_question = (ids == markers.question_id).unsqueeze(-1)
         embeds = torch.where(is_question, markers.question.to(embeds), embeds)
-        return place_visual_tokens(embeds, ids == markers.query_id, self.query_module.tokens.to(embeds))
+        is_query = ids == markers.query_id
+        return place_visual_tokens(embeds, is_query, self.query_module.tokens.to(embeds))
 
     def _rope_index(
         self,
-        original: Callable,
+        original: Callable[..., Any],
         input_ids: Tensor,
         mm_token_type_ids: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
-        **options,
-    ):
+        **options: Any,
+    ) -> Any:
         """Positions of the tokens' grids; tokens without spatial order are counted as text is."""
         if image_grid_thw is not None and len(image_grid_thw):
-            grids = [self.compressor.out_grid(int(h), int(w)) for _, h, w in image_grid_thw]
+            grids = []
+            for _, height, width in image_grid_thw.tolist():
+                grids.append(self.compressor.out_grid(height, width))
             if None in grids:
+                assert (
+                    mm_token_type_ids is not None
+                )  # transformers 5.3 and later give it, and `since` is later
                 mm_token_type_ids = mm_token_type_ids.masked_fill(mm_token_type_ids == 1, 0)
             else:
                 merge = self._outside[0].config.vision_config.spatial_merge_size
@@ -183,13 +222,16 @@ class VisualParts(nn.Module, QueryAdapter):
             input_ids, mm_token_type_ids=mm_token_type_ids, image_grid_thw=image_grid_thw, **options
         )
 
-    def _encode_inputs(self, base: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    def _encode_inputs(
+        self, base: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Encodes images, as `generate` does on its own, checks their count, adds what EmbQ reads."""
         kwargs = encode_pixels(base, bind_arguments(base.forward, args, kwargs))
-        ids, image = kwargs.get("input_ids"), (kwargs.get("mm_encoder_outputs") or {}).get("image")
+        ids = kwargs.get("input_ids")
+        image = (kwargs.get("mm_encoder_outputs") or {}).get("image")
         if image is None and kwargs.get("pixel_values") is not None:  # the model will ask for these, then
             image = extract_image_features(base, kwargs)
-            self._made = kwargs["pixel_values"], image
+            self._encoded = (kwargs["pixel_values"], image)
         if ids is None:
             if image is not None and self.query_module is not None:
                 raise UsageError(
@@ -201,24 +243,36 @@ class VisualParts(nn.Module, QueryAdapter):
         check_placeholders(is_image, image is not None)
         if image is None:
             return (), kwargs
-        found, made = int(is_image.sum()), sum(len(tokens) for tokens in image.pooler_output)
-        if found != made:
+        placeholders = int(is_image.sum())
+        tokens = sum(map(len, image.pooler_output))
+        if placeholders != tokens:
             raise UsageError(
-                f"the text has {found} image placeholders but its images make {made} visual "
+                f"the text has {placeholders} image placeholders but its images make {tokens} visual "
                 "tokens; make inputs with the processor that was given to `attach`, and choose "
                 "a scale by reuse.pick"
             )
         if self.query_module is not None:
+            assert self.markers is not None  # it has come with them
             kwargs[CONTEXT] = self.markers.build_context(ids, is_image, getattr(image, "images", None))
         return (), kwargs
 
-    def _check_context_read(self, base: nn.Module, args: tuple, kwargs: dict, output) -> None:  # noqa: ARG002
+    def _check_context_read(
+        self,
+        base: Any,
+        args: tuple[Any, ...],  # noqa: ARG002
+        kwargs: dict[str, Any],
+        output: Any,  # noqa: ARG002
+    ) -> None:
+        """UsageError for an LLM whose layers never saw the context."""
         if kwargs.get(CONTEXT) is not None:
             kwargs[CONTEXT].check_read(getattr(base, self.family.language_model))
 
-    def _prepare_forward(self, model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    def _prepare_forward(
+        self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Refuses a new turn behind a cache. Markers are no words to be learned: the output layer has no rows
         for them."""
+        assert self.markers is not None  # hooked with a query module alone
         kwargs = bind_arguments(model.forward, args, kwargs)
         if not kwargs.pop(GUESSED, False):
             check_turn(kwargs.get("input_ids"), read_cache(kwargs), self.markers.query_id)
@@ -233,13 +287,18 @@ class RawInstead:
     levels beside them in the channels."""
 
     def __init__(self, parts: VisualParts, owner: nn.Module, raw: RawFunction):
-        self.parts, self.owner, self.raw = parts, owner, raw
+        self.parts = parts
+        self.owner = owner
+        self.raw = raw
 
-    def __call__(self, original: Callable, features: Tensor, *args, **kwargs):
-        parts, levels = self.parts, []
-        if parts._raw is False:
+    def __call__(self, original: Callable[..., Any], features: Tensor, *args: Any, **kwargs: Any) -> Any:
+        parts = self.parts
+        if parts._raw is None:
             return original(features, *args, **kwargs)
-        if self.owner is not parts._outside[0]:  # its projector
-            found = (parts._raw[index] for index in parts._levels.values())
-            levels = [level[..., -features.shape[-2] :, :] for level in found]  # CLS comes first
+        levels = []
+        base, _ = parts._outside
+        if self.owner is not base:  # its projector
+            patches = features.shape[-2]
+            for index in parts._levels.values():
+                levels.append(parts._raw[index][..., -patches:, :])  # CLS comes first
         return self.raw(self.owner, features, *levels)

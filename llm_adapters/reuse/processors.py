@@ -6,9 +6,9 @@ loaded as before; its tokenizer, where `<question>` and `<query>` are added, is 
 
 import copy
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers import PreTrainedTokenizerBase
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from transformers.processing_utils import MultiModalData
@@ -26,28 +26,34 @@ class AttachedState:
 
     plain: type
     tokenizer: PreTrainedTokenizerBase
-    counts: dict
+    counts: dict[str, Any]
     compressor: Compressor
     num_queries: int
 
 
-class AttachedProcessor:
+# mypy cannot know a class that is made at run time: what these inherit is a processor of transformers
+ProcessorBase: Any = object
+
+
+class AttachedProcessor(ProcessorBase):
     """Stands before a processor's own class. `attached` is set on the instance."""
 
     attached: AttachedState
     kind: ClassVar[str] = "fixed"
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild_processor, (self.attached.plain, self.kind, dict(vars(self)))
 
-    def __call__(self, images=None, text=None, *args, **kwargs):
+    def __call__(self, images: Any = None, text: Any = None, *args: Any, **kwargs: Any) -> Any:
         if self.attached.num_queries and text:
             texts = [text] if isinstance(text, str) else text
-            texts = [repeat_query_marker(one, i, self.attached.num_queries) for i, one in enumerate(texts)]
-            text = texts[0] if isinstance(text, str) else texts
+            marked = []
+            for number, one in enumerate(texts):
+                marked.append(repeat_query_marker(one, number, self.attached.num_queries))
+            text = marked[0] if isinstance(text, str) else marked
         return super().__call__(images, text, *args, **kwargs)
 
-    def apply_chat_template(self, conversation, *args, **kwargs):
+    def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
         if self.attached.num_queries:
             conversation = add_markers(conversation)
         return super().apply_chat_template(conversation, *args, **kwargs)
@@ -62,8 +68,9 @@ class TiledProcessor(AttachedProcessor):
         size = (height // self.patch_size, width // self.patch_size)
         grid = self.attached.compressor.out_grid(*size)
         count = self.attached.compressor.num_tokens(*size)
-        best = select_best_resolution([orig_height, orig_width], self.image_processor.image_grid_pinpoints)
-        tiles = (best[0] // height, best[1] // width)
+        pinpoints = self.image_processor.image_grid_pinpoints
+        best_height, best_width = select_best_resolution((orig_height, orig_width), pinpoints)
+        tiles = (best_height // height, best_width // width)
         if grid is None:
             count += count * tiles[0] * tiles[1]
         else:
@@ -77,37 +84,49 @@ class GridProcessor(AttachedProcessor):
 
     kind = "grid"
 
-    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:  # noqa: ARG002
+    def replace_image_token(
+        self,
+        image_inputs: dict[str, Any],
+        image_idx: int,
+        **kwargs: Any,  # noqa: ARG002
+    ) -> str:
         frames, height, width = map(int, image_inputs["image_grid_thw"][image_idx])
         return self.image_token * (frames * self.attached.compressor.num_tokens(height, width))
 
-    def _get_num_multimodal_tokens(self, image_sizes=None, **kwargs) -> MultiModalData:
+    def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
         data = super()._get_num_multimodal_tokens(image_sizes=image_sizes, **kwargs)
         if image_sizes is not None:
-            images, patch = self.image_processor, self.image_processor.patch_size
-            limits = (images.size["shortest_edge"], images.size["longest_edge"])
-            sizes = [smart_resize(*size, patch * images.merge_size, *limits) for size in image_sizes]
-            data.num_image_tokens = [
-                self.attached.compressor.num_tokens(h // patch, w // patch) for h, w in sizes
-            ]
+            images = self.image_processor
+            patch = images.patch_size
+            factor = patch * images.merge_size
+            least, most = images.size["shortest_edge"], images.size["longest_edge"]
+            data.num_image_tokens = []
+            for height, width in image_sizes:
+                height, width = smart_resize(height, width, factor, least, most)
+                count = self.attached.compressor.num_tokens(height // patch, width // patch)
+                data.num_image_tokens.append(count)
         return data
 
 
-PROCESSORS_BY_KIND = {cls.kind: cls for cls in (AttachedProcessor, TiledProcessor, GridProcessor)}
+PROCESSORS_BY_KIND: dict[str, type] = {
+    cls.kind: cls for cls in (AttachedProcessor, TiledProcessor, GridProcessor)
+}
 
 
 def _make_class(plain: type, kind: str) -> type:
+    """A subclass of a processor's class, of the same name, so that it is saved as before."""
     return type(plain.__name__, (PROCESSORS_BY_KIND[kind], plain), {"__module__": plain.__module__})
 
 
-def _rebuild_processor(plain: type, kind: str, state: dict) -> ProcessorMixin:
-    processor = object.__new__(_make_class(plain, kind))
+def _rebuild_processor(plain: type, kind: str, state: dict[str, Any]) -> Any:
+    """What unpickling and copying call: the class was made at run time."""
+    processor: Any = object.__new__(_make_class(plain, kind))
     vars(processor).update(state)
     return processor
 
 
 def attach_processor(
-    processor: ProcessorMixin,
+    processor: Any,
     kind: str,
     compressor: Compressor,
     grid: tuple[int, int] | None,
@@ -125,71 +144,74 @@ def attach_processor(
     if num_queries:
         processor.tokenizer = copy.deepcopy(processor.tokenizer)
         processor.tokenizer.add_tokens([QUESTION, QUERY], special_tokens=True)
-    processor.attached, processor.__class__ = attached, _make_class(type(processor), kind)
+    processor.attached = attached
+    processor.__class__ = _make_class(type(processor), kind)
 
 
-def _set_counts(
-    processor: ProcessorMixin, kind: str, compressor: Compressor, grid: tuple[int, int] | None
-) -> None:
+def _set_counts(processor: Any, kind: str, compressor: Compressor, grid: tuple[int, int] | None) -> None:
+    """The attributes that a processor of the kind `fixed` counts by; others ask the compressor."""
     if kind == "fixed":
+        assert grid is not None  # all images of such a family have one
         vars(processor).update(compute_counts(processor, compressor.num_tokens(*grid), grid))
 
 
-def copy_at_scale(processor: ProcessorMixin, scale: int) -> Compressor:
-    """A processor's compressor at another scale, for `recount`. UsageError where there is no such thing."""
+def copy_at_scale(processor: Any, scale: int) -> Compressor:
+    """A processor's compressor at another scale, for `update_counts`. UsageError where there is none."""
     compressor = copy.deepcopy(_require_attached(processor, "pick").compressor)
     compressor.pick(scale)
     return compressor
 
 
-def update_counts(processor: ProcessorMixin, compressor: Compressor, grid: tuple[int, int] | None) -> None:
+def update_counts(processor: Any, compressor: Compressor, grid: tuple[int, int] | None) -> None:
     """Counts follow `compressor` from now on."""
     processor.attached = replace(processor.attached, compressor=compressor)
     _set_counts(processor, processor.kind, compressor, grid)
 
 
-def _require_attached(processor: ProcessorMixin, asked: str) -> AttachedState:
+def _require_attached(processor: Any, action: str) -> AttachedState:
+    """What `attach` has noted on a processor; UsageError where it has noted nothing."""
     attached = getattr(processor, "attached", None)
     if attached is None:
-        raise UsageError(f"{asked}: nothing is attached to this processor; give the one that `attach` got")
+        raise UsageError(f"{action}: nothing is attached to this processor; give the one that `attach` got")
     return attached
 
 
-def detach_processor(processor: ProcessorMixin) -> None:
+def detach_processor(processor: Any) -> None:
     """The processor as it was before `attach`."""
     attached = _require_attached(processor, "detach")
-    processor.__class__, processor.tokenizer = attached.plain, attached.tokenizer
+    processor.__class__ = attached.plain
+    processor.tokenizer = attached.tokenizer
     vars(processor).update(attached.counts)
     del processor.attached
 
 
-def read_counts(processor: ProcessorMixin) -> dict:
+def read_counts(processor: Any) -> dict[str, Any]:
     """The attributes that say how many placeholders an image has."""
     return {name: vars(processor)[name] for name in COUNT_ATTRIBUTES if name in vars(processor)}
 
 
-def compute_counts(processor: ProcessorMixin, count: int, grid: tuple[int, int]) -> dict:
+def compute_counts(processor: Any, count: int, grid: tuple[int, int]) -> dict[str, Any]:
     """The same attributes for `count` tokens of each crop."""
-    new = read_counts(processor)
-    for name, value in new.items():
+    counts = read_counts(processor)
+    for name, value in counts.items():
         if name == "num_additional_image_tokens":
             # the class adds the patch grid to it and takes the CLS token away
             cls_token = processor.vision_feature_select_strategy == "default"
-            new[name] = count - grid[0] * grid[1] + cls_token
+            counts[name] = count - grid[0] * grid[1] + cls_token
         elif name == "full_image_sequence":
             token = processor.tokenizer.image_token
-            new[name] = value.replace(token * processor.image_seq_length, token * count)
+            counts[name] = value.replace(token * processor.image_seq_length, token * count)
         else:
-            new[name] = count
-    return new
+            counts[name] = count
+    return counts
 
 
 def repeat_query_marker(text: str, number: int, num_queries: int) -> str:
     """`<query>` as often as there are query tokens. UsageError where markers are not one pair a turn."""
-    found = [piece for piece in _split_markers(text) if piece in (QUESTION, QUERY)]
-    if not found or found != [QUESTION, QUERY] * (len(found) // 2):
+    markers = [piece for piece in _split_markers(text) if piece in (QUESTION, QUERY)]
+    if not markers or markers != [QUESTION, QUERY] * (len(markers) // 2):
         raise UsageError(
-            f"text {number} has {found.count(QUESTION)} {QUESTION} and {found.count(QUERY)} "
+            f"text {number} has {markers.count(QUESTION)} {QUESTION} and {markers.count(QUERY)} "
             f"{QUERY}: put one before and one after each question, in this order, or use "
             "apply_chat_template"
         )
@@ -197,20 +219,29 @@ def repeat_query_marker(text: str, number: int, num_queries: int) -> str:
 
 
 def _split_markers(text: str) -> list[str]:
+    """Markers and what stands between them; a NUL is in no text that a tokenizer takes."""
     return text.replace(QUESTION, f"\0{QUESTION}\0").replace(QUERY, f"\0{QUERY}\0").split("\0")
 
 
-def add_markers(conversation: list) -> list:
+def add_markers(conversation: list[Any]) -> list[Any]:
     """Markers in each user message that has text and none of them: before its first text, and at its end,
     where the query tokens have all of its images before them."""
     if conversation and isinstance(conversation[0], list):
         return [add_markers(one) for one in conversation]
-    return [_mark_message(message) if message["role"] == "user" else message for message in conversation]
+    marked = []
+    for message in conversation:
+        if message["role"] == "user":
+            message = _mark_message(message)
+        marked.append(message)
+    return marked
 
 
-def _mark_message(message: dict) -> dict:
+def _mark_message(message: dict[str, Any]) -> dict[str, Any]:
+    """A user message with its markers; one without text, or that has them, as it is."""
     content = message["content"]
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else copy.copy(content)
+    parts = copy.copy(content)
+    if isinstance(content, str):
+        parts = [{"type": "text", "text": content}]
     texts = [i for i, part in enumerate(parts) if part["type"] == "text"]
     if not texts or any(QUERY in parts[i]["text"] for i in texts):
         return message
@@ -218,4 +249,6 @@ def _mark_message(message: dict) -> dict:
     if parts[-1]["type"] != "text":
         parts.append({"type": "text", "text": ""})
     parts[-1] = {**parts[-1], "text": parts[-1]["text"] + QUERY}
-    return {**message, "content": parts[0]["text"] if isinstance(content, str) else parts}
+    if isinstance(content, str):
+        return {**message, "content": parts[0]["text"]}
+    return {**message, "content": parts}

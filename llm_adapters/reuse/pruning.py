@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from compressors.errors import UsageError
@@ -26,7 +27,7 @@ from llm_adapters.pruning.base import Pruner, registry
 from llm_adapters.pruning.calibration import calibrate_recipe
 from llm_adapters.pruning.fitprune import FitPrune
 from llm_adapters.pruning.prompt import make_prompt
-from llm_adapters.pruning.run import Run
+from llm_adapters.pruning.run import PrunedPass
 from llm_adapters.reuse.families import find_family
 from llm_adapters.reuse.parts import PARTS_ATTRIBUTE
 from llm_adapters.reuse.wrapping import Wrapping, bind_arguments, check_placeholders, encode_pixels
@@ -39,7 +40,11 @@ RUNNING_PROMPT: ContextVar[tuple["ModelPruning", int] | None] = ContextVar("slot
 
 
 def prune(
-    model: PreTrainedModel, name: str | None, *, calibrate_on: Iterable[Mapping[str, Tensor]] = (), **knobs
+    model: PreTrainedModel,
+    name: str | None,
+    *,
+    calibrate_on: Iterable[Mapping[str, Tensor]] = (),
+    **knobs: Any,
 ) -> None:
     """Drop visual tokens inside the LLM from now on, as the pruner `name` does with its `knobs`; None: none.
 
@@ -47,20 +52,24 @@ def prune(
     calibrate_on    inputs of the model's forward that `fitprune` fits its recipe on, where it is given none
     UsageError for a model, a name or a knob that cannot be; nothing has changed then.
     """
-    if hasattr(model, "get_base_model"):
-        model = model.get_base_model()
-    family, depth = find_family(model), llm_sizes(model.config)["llm_layers"]
-    pruner, batches = None, list(calibrate_on)
-    held = getattr(model, PRUNING_ATTRIBUTE, None) or ModelPruning(model, family.language_model)
+    unwrap_peft: Any = getattr(model, "get_base_model", None)
+    if unwrap_peft is not None:
+        model = unwrap_peft()
+    family = find_family(model)
+    depth = llm_sizes(model.config)["llm_layers"]
+    batches = list(calibrate_on)
+    pruning = getattr(model, PRUNING_ATTRIBUTE, None) or ModelPruning(model, family.language_model)
+    pruner = None
     if name is not None:
         pruner = registry.create(name, llm_layers=depth, **knobs)
-        if bool(pruner.samples) != bool(batches):
-            told = "has to be calibrated: give calibrate_on, or a recipe"
-            raise UsageError(f"pruner={name}: {told if pruner.samples else 'is not calibrated'}")
+        if pruner.samples and not batches:
+            raise UsageError(f"pruner={name}: has to be calibrated: give calibrate_on, or a recipe")
+        if batches and not pruner.samples:
+            raise UsageError(f"pruner={name}: is not calibrated")
         if batches:
-            recipe = held.calibrate_on_batches(batches, pruner)
+            recipe = pruning.calibrate_on_batches(batches, pruner)
             pruner = registry.create(name, llm_layers=depth, **{**knobs, "recipe": recipe})
-    held.set(pruner)
+    pruning.replace_pruner(pruner)
 
 
 @dataclass
@@ -76,16 +85,18 @@ class ModelPruning(PruningAdapter):
     """The pruner of one model and its hooks."""
 
     def __init__(self, model: PreTrainedModel, path: str):
-        self.model, self.base = model, model.base_model
+        self.model = model
+        self.base: Any = model.base_model
         self.language_model = getattr(self.base, path)
         self.wrapping = Wrapping()
 
-    def set(self, pruner: Pruner | None) -> None:
+    def replace_pruner(self, pruner: Pruner | None) -> None:
         """Take this pruner; with None all hooks go."""
         self.use_pruner(pruner)
         wrapping = self.wrapping
         if pruner is not None and not wrapping.handles:
-            base, llm = self.base, self.language_model
+            base = self.base
+            llm = self.language_model
             if hasattr(self.model, "generate"):  # a model without its head has none
                 wrapping.wrap_method(self.model, "generate", self._generate_noting_length)
             wrapping.handles += [
@@ -103,23 +114,34 @@ class ModelPruning(PruningAdapter):
     ) -> tuple[float, ...]:
         """FitPrune's recipe."""
         return calibrate_recipe(
-            self.model, self.set, partial(encode_pixels, self.base), batches, pruner, before=self.pruner
+            self.model,
+            self.replace_pruner,
+            partial(encode_pixels, self.base),
+            batches,
+            pruner,
+            before=self.pruner,
         )
 
-    def _generate_noting_length(self, original: Callable, *args, **kwargs):
+    def _generate_noting_length(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The model's `generate`, which has the length of its prompt noted as long as it runs."""
-        given = bind_arguments(original, args, kwargs)
-        ids = given.get("input_ids") if given.get("inputs") is None else given["inputs"]
-        before = RUNNING_PROMPT.set(None if ids is None else (self, ids.shape[1]))
+        arguments = bind_arguments(original, args, kwargs)
+        ids = arguments.get("inputs")  # `generate` calls its first argument so
+        if ids is None:
+            ids = arguments.get("input_ids")
+        prompt = None if ids is None else (self, ids.shape[1])
+        token = RUNNING_PROMPT.set(prompt)
         try:
             return original(*args, **kwargs)
         finally:
-            RUNNING_PROMPT.reset(before)
+            RUNNING_PROMPT.reset(token)
 
-    def _note_prompt(self, base: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    def _note_prompt(
+        self, base: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Note what the prompt is, where images or videos come with it."""
         kwargs = bind_arguments(base.forward, args, kwargs)
-        ids, outputs = kwargs.get("input_ids"), kwargs.get("mm_encoder_outputs") or {}
+        ids = kwargs.get("input_ids")
+        outputs = kwargs.get("mm_encoder_outputs") or {}
         images = kwargs.get("pixel_values") is not None or outputs.get("image") is not None
         videos = kwargs.get("pixel_values_videos") is not None or outputs.get("video") is not None
         if ids is None and (images or videos):
@@ -128,18 +150,17 @@ class ModelPruning(PruningAdapter):
             )
         if ids is None:
             return (), kwargs
+        is_image = ids == getattr(self.model.config, "image_token_id", -1)
         # where a family's videos have no placeholders of their own, their frames are images
-        is_image, is_video = (
-            ids == getattr(self.model.config, f"{kind}_token_id", -1) for kind in ("image", "video")
-        )
+        is_video = ids == getattr(self.model.config, "video_token_id", -1)
         check_placeholders(is_image, images)
         if images or videos:
             mask = kwargs.get("attention_mask")
-            mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+            if not isinstance(mask, Tensor) or mask.ndim != 2:
+                mask = None
             is_visual = is_image | is_video
-            kwargs[PROMPT_KEY] = PromptTokens(
-                is_visual if videos else is_image, self._find_question_text(ids, is_visual), mask
-            )
+            is_text = self._find_question_text(ids, is_visual)
+            kwargs[PROMPT_KEY] = PromptTokens(is_visual if videos else is_image, is_text, mask)
         return (), kwargs
 
     def _find_question_text(self, ids: Tensor, is_visual: Tensor) -> Tensor:
@@ -147,24 +168,41 @@ class ModelPruning(PruningAdapter):
         markers = getattr(getattr(self.model, PARTS_ATTRIBUTE, None), "markers", None)
         if markers is None:
             return ~is_visual
-        return markers.find_turns(ids)[1] & ~is_visual
+        _, is_question = markers.find_turns(ids)
+        return is_question & ~is_visual
 
-    def _start_llm_pruning(self, llm: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    def _start_llm_pruning(
+        self, llm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The pre-hook of the language model: gives its layers the context of a pruned pass."""
         kwargs = bind_arguments(llm.forward, args, kwargs)
-        asked: PromptTokens | None = kwargs.pop(PROMPT_KEY, None)
-        embeds, cache, prompt = kwargs["inputs_embeds"], read_cache(kwargs), None
-        if asked is not None:
+        tokens: PromptTokens | None = kwargs.pop(PROMPT_KEY, None)
+        embeds = kwargs["inputs_embeds"]
+        cache = read_cache(kwargs)
+        prompt = None
+        if tokens is not None:
             check_cache_empty(cache)  # `attention_mask` tells of the cached tokens, too
-            owner, length = RUNNING_PROMPT.get() or (None, 0)
-            length = min(length, embeds.shape[1]) if owner is self else embeds.shape[1]
-            prompt = make_prompt(asked.is_visual, asked.is_text, length, asked.attention_mask, None, embeds)
+            length = embeds.shape[1]
+            owner, prompt_length = RUNNING_PROMPT.get() or (None, 0)
+            if owner is self:
+                length = min(prompt_length, length)
+            prompt = make_prompt(
+                tokens.is_visual, tokens.is_text, length, tokens.attention_mask, None, embeds
+            )
         run, cache = self.start_pruning(prompt, embeds.shape[1], cache, kwargs.get("use_cache"))
         if run is not None:
             kwargs.pop("past_key_values", None)
             kwargs |= {PRUNING_CONTEXT: run, CACHE: cache}
         return (), kwargs
 
-    def _record_passed(self, llm: nn.Module, args: tuple, kwargs: dict, output: object) -> None:  # noqa: ARG002
-        run: Run | None = kwargs.get(PRUNING_CONTEXT)
+    def _record_passed(
+        self,
+        llm: Any,  # noqa: ARG002
+        args: tuple[Any, ...],  # noqa: ARG002
+        kwargs: dict[str, Any],
+        output: object,  # noqa: ARG002
+    ) -> None:
+        """The hook of the language model: counts the visual tokens that went through its layers."""
+        run: PrunedPass | None = kwargs.get(PRUNING_CONTEXT)
         if run is not None:
             run.record_passed_tokens()

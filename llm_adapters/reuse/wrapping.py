@@ -2,8 +2,10 @@
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 from transformers.utils import ModelOutput
 
 from compressors.errors import UsageError
@@ -13,25 +15,25 @@ class WrappedMethod:
     """`around(original, *args)` in the place of `original`, with the original's signature, which `generate`
     reads. An object, not a closure: copies of a model get their own."""
 
-    def __init__(self, around: Callable, original: Callable):
+    def __init__(self, around: Callable[..., Any], original: Callable[..., Any]):
         self.around, self.original = around, original
 
     @property
     def __signature__(self) -> inspect.Signature:
         return inspect.signature(self.original)
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.around(self.original, *args, **kwargs)
 
 
 class Wrapping:
     """What was wrapped, and the handles of hooks."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.before: list[tuple[object, str, object]] = []
-        self.handles: list = []
+        self.handles: list[RemovableHandle] = []
 
-    def wrap_method(self, owner: object, name: str, around: Callable) -> None:
+    def wrap_method(self, owner: object, name: str, around: Callable[..., Any]) -> None:
         """`owner.name` becomes `around(original, ...)`."""
         self.before.append((owner, name, vars(owner).get(name)))
         setattr(owner, name, WrappedMethod(around, getattr(owner, name)))
@@ -44,33 +46,34 @@ class Wrapping:
             delattr(owner, name)
             if before is not None:
                 setattr(owner, name, before)
-        self.before, self.handles = [], []
+        self.before = []
+        self.handles = []
 
 
-def encode_pixels(base: nn.Module, kwargs: dict) -> dict:
+def encode_pixels(base: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a model's forward, with its images gone through the tower as `generate` does it on its
     own: `mm_encoder_outputs` in the place of `pixel_values`, and of `pixel_values_videos` beside them.
     Unchanged before transformers 5.18, whose models take no such argument."""
     if kwargs.get("pixel_values") is None or not takes_encoded_images(base):
         return kwargs
     outputs = {**(kwargs.get("mm_encoder_outputs") or {}), "image": extract_image_features(base, kwargs)}
-    raw = {"pixel_values": None}
+    raw: dict[str, Any] = {"pixel_values": None}
     if kwargs.get("pixel_values_videos") is not None:
         outputs["video"] = _extract_features(base.get_video_features, kwargs)
         raw["pixel_values_videos"] = None  # the model takes both as they are, or neither
     return {**kwargs, **raw, "mm_encoder_outputs": outputs}
 
 
-def takes_encoded_images(base: nn.Module) -> bool:
+def takes_encoded_images(base: Any) -> bool:
     return "mm_encoder_outputs" in inspect.signature(base.forward).parameters
 
 
-def extract_image_features(base: nn.Module, kwargs: dict) -> ModelOutput:
+def extract_image_features(base: Any, kwargs: dict[str, Any]) -> ModelOutput:
     """What `get_image_features` makes of the arguments of a model's forward."""
     return _extract_features(base.get_image_features, kwargs)
 
 
-def _extract_features(encode: Callable, kwargs: dict) -> ModelOutput:
+def _extract_features(encode: Callable[..., Any], kwargs: dict[str, Any]) -> ModelOutput:
     names = inspect.signature(encode).parameters
     return encode(**{k: v for k, v in kwargs.items() if k in names}, return_dict=True)
 
@@ -85,10 +88,15 @@ def check_placeholders(is_image: Tensor, given: bool) -> None:
         )
 
 
-def bind_arguments(function: Callable, args: tuple, kwargs: dict) -> dict:
+def bind_arguments(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
     """All arguments of a call by their names."""
     signature = inspect.signature(function)
     bound = signature.bind(*args, **kwargs).arguments
-    rest = [name for name, each in signature.parameters.items() if each.kind is each.VAR_KEYWORD]
-    others = bound.pop(rest[0], {}) if rest else {}
-    return {**bound, **others}
+    # what **kwargs collects stands beside the named arguments
+    collected: dict[str, Any] = {}
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            collected = bound.pop(name, {})
+    return {**bound, **collected}

@@ -172,20 +172,21 @@ def folder(model, tmp_path_factory):
 
 def test_the_command_writes_a_picture(folder, tmp_path, capsys):
     out = tmp_path / "new" / "map.png"
-    asked = ["--image", str(folder / "cat.png"), "--question", QUESTIONS[0], "--question", QUESTIONS[1]]
-    assert attention_maps.main([str(folder), *asked, "--out", str(out)]) == 0
+    asked = [str(folder / "cat.png"), *QUESTIONS[:2]]
+    assert attention_maps.main([str(folder), *asked, f"to={out}"]) == 0
     assert capsys.readouterr().out == f"{out}\n" and out.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
     ("arguments", "wrong"),
     [
-        ([], "the following arguments are required"),
-        (["{}", "--image", "{}/cat.png", *["--question", "a"] * 3], "3 questions; give at most 2"),
-        (["{}", "--image", "{}/cat.png", "--question", "a", "--out", "a.jpg"], "must end in .png"),
-        (["{}", "--image", "{}/dog.png", "--question", "a"], "dog.png: no such picture"),
-        (["{}/x", "--image", "{}/cat.png", "--question", "a"], "x: no such folder"),
-        (["{}", "--image", "{}/cat.png", "--question", " "], "turn 1 has an empty question"),
+        ([], "found nothing"),
+        (["{}", "{}/cat.png", "a", "a", "a"], "5 words"),
+        (["{}", "{}/cat.png", "a", "to=a.jpg"], "to=a.jpg: must end in .png"),
+        (["{}", "{}/cat.png", "a", "--out", "a.png"], "write to=a.png"),
+        (["{}", "{}/dog.png", "a"], "dog.png: no such picture"),
+        (["{}/x", "{}/cat.png", "a"], "x: no such folder"),
+        (["{}", "{}/cat.png", " "], "turn 1 has an empty question"),
     ],
 )
 def test_bad_input_is_one_line(folder, arguments, wrong, capsys):

@@ -103,11 +103,12 @@ def test_a_session_goes_on_after_a_bad_question(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "wrong"),
     [
-        ([], "expected IMAGE and one QUESTION in quotes, found nothing"),
+        ([], '["QUESTION"] [model=DIR] [max_new_tokens=128], found nothing'),
         (["cat.png", "a", "b"], "found 3 words (cat.png, a, b)"),
         (["cat.png", "modle=x"], "modle=x: no setting of this command; did you mean 'model'?"),
-        (["cat.png", "--model", "x"], "--model: no setting of this command; did you mean 'model'?"),
-        (["cat.png", "max_new_tokens=many"], "max_new_tokens=many: expected a number"),
+        (["cat.png", "--model", "x"], "--model: settings are spelled KEY=VALUE; write model=x"),
+        (["cat.png", "max_new_tokens=many"], "max_new_tokens='many': expected int, got str"),
+        (["cat.png", "max_new_tokens=0"], "max_new_tokens=0: must be at least 1"),
         (["nowhere.png", "hi", "model={}/cells/one"], "nowhere.png: no such picture"),
         (["{}/cells/one/stages.json", "hi", "model={}/cells/one"], "stages.json: not a picture"),
         (["{}/cat.png", "hi", "model={}/nowhere"], "nowhere: no such folder; give OUT/cells/CELL"),
@@ -137,8 +138,8 @@ def test_other_and_damaged_models(folder, tmp_path, capsys):
 def test_questions_may_look_like_settings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "seed=0.png").touch()
-    asked = command.read_chat_request(["seed=0.png", "is 1+1=2 ?", "model=a=b"])
-    assert (asked.image.name, asked.question, asked.model.name) == ("seed=0.png", "is 1+1=2 ?", "a=b")
+    line = command.COMMAND.read(["seed=0.png", "is 1+1=2 ?", "model=a=b"])
+    assert line.words == ["seed=0.png", "is 1+1=2 ?"] and line.options.model.name == "a=b"
 
 
 def test_without_a_model_the_cell_that_finished_last_is_asked(folder, capsys, monkeypatch):
@@ -154,7 +155,7 @@ def test_without_a_model_the_cell_that_finished_last_is_asked(folder, capsys, mo
 def test_help(capsys):
     assert command.main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert all(f"{name}=" in out for name in command.CHAT_SETTINGS)
+    assert all(f"{name}=" in out for name in ("model", "max_new_tokens"))
 
 
 def test_a_blind_model_says_so(parts):

@@ -75,7 +75,7 @@ def test_a_sheet_says_what_the_compressor_says_of_itself():
 
 def test_command(tmp_path, capsys):
     names = ["tome", "downsample", "sap"]
-    assert gallery.main([*names, "--to", str(tmp_path / "new")]) == 0
+    assert gallery.main([*names, f"to={tmp_path / 'new'}"]) == 0
     assert capsys.readouterr().out.split() == [str(tmp_path / "new" / f"{name}.png") for name in names]
     page = (tmp_path / "new" / "README.md").read_text()
     assert re.findall("^## (.*)$", page, re.M) == names

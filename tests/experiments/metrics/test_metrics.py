@@ -81,7 +81,7 @@ def test_family_accuracy_adds_up_over_processes():
     parts[1].update(["x", "y"], ["y", "y"], ["a", "b"])
     whole = FamilyScores(["a", "b"])
     whole.update([], [], [])
-    for name in ("scores", "asked"):
+    for name in ("scores", "question_counts"):
         assert whole._reductions[name] is dim_zero_sum
         setattr(whole, name, sum(getattr(part, name) for part in parts))
     assert whole.compute()["families"] == {"a": 0.5, "b": 1.0}

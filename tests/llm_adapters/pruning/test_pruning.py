@@ -10,7 +10,7 @@ from compressors.errors import UsageError
 from connectors.versions import CACHE
 from llm_adapters.adapter import decoder_layers
 from llm_adapters.conversation import IMAGE, Turn
-from llm_adapters.pruning import FastV, PyramidDrop, SparseVLM, registry
+from llm_adapters.pruning import FastV, Pruner, PyramidDrop, SparseVLM, registry
 
 ONE = [([Turn(f"{IMAGE}\nWhat is this?")], [picture(1)])]
 
@@ -168,3 +168,10 @@ def test_bad_knobs(name, knobs, message):
     with pytest.raises(UsageError, match=message):
         model.set_pruner(name, **knobs)
     assert model.pruner is None and model.config.pruner is None
+
+
+@pytest.mark.parametrize(("old", "new"), [("choose", "choose_tokens"), ("targets", "count_kept_tokens")])
+def test_a_pruner_with_a_method_of_an_old_name_is_refused(old, new):
+    """Nobody would call it: the pruner would do something else, in silence."""
+    with pytest.raises(TypeError, match=f"Old.{old}: this method is called {new} now"):
+        type("Old", (Pruner,), {old: lambda *_: None})

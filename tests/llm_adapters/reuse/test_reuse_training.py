@@ -74,7 +74,7 @@ def test_lora(family, tmp_path):
     model, processor = attached(family)
     untuned = copy.deepcopy(model)
     batch = inputs(processor, two_rows(family, marked=True))
-    parts = reuse.trained(model)
+    parts = reuse.name_trained_parts(model)
     assert parts[0] == "slothkit.compressor" and "slothkit.query_module" in parts
     language = model.slothkit.family.language_model
     lora = LoraConfig(r=2, target_modules=rf".*{language}.*q_proj", modules_to_save=parts)
