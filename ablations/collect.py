@@ -20,6 +20,7 @@ from ablations.finished import (
 )
 from ablations.outcomes import Report, ReportRow, ReportTable
 from ablations.writing import maps
+from compressors.command_line import join_settings
 from compressors.errors import UsageError
 from experiments.config import table_files, tables
 from experiments.config.cells import Cell, make_blind_cells
@@ -107,9 +108,8 @@ def find_finished_seeds(root: Path, earlier_report: EarlierReport) -> list[str]:
 
 def format_sweep_command(file: tables.TableFile, axes: Mapping[str, list[str]]) -> str:
     """The command that runs a table's cells."""
-    words = [f"table={table_files.spell_table(file.name, file.path)}"]
-    for key, values in axes.items():
-        words.append(f"{key}={','.join(values)}")
+    table_word = table_files.spell_table(file.name, file.path)
+    words = join_settings({"table": [table_word], **axes})
     return f"python -m experiments.sweep {shlex.join(words)}"
 
 

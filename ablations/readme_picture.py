@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from compressors.command_line import Command, CommandLine, setting
 from compressors.errors import UsageError
@@ -125,8 +125,9 @@ def compute_window_weights(cell: Path, picture: "Image") -> "NDArray[np.float32]
 
 def draw_answers(axes: "Axes", cell: Path, scene_id: str) -> None:
     """The cell's answers about the scene, wrong ones with the truth."""
-    answers: list[dict[str, Any]] = []
-    for line in (cell / "predictions.jsonl").read_text(encoding="utf-8").splitlines():
+    answers = []
+    predictions = (cell / "predictions.jsonl").read_text(encoding="utf-8")
+    for line in predictions.splitlines():
         answer = json.loads(line)
         if answer["id"].startswith(f"{scene_id}#"):
             answers.append(answer)
@@ -143,7 +144,15 @@ def draw_answers(axes: "Axes", cell: Path, scene_id: str) -> None:
             colour = WRONG_COLOUR
         y = 1 - (place + 0.5) / len(answers)  # of the panel's height: the question above, the answer below
         axes.text(0, y + 0.018, question, fontsize=7.5, va="bottom")
-        axes.text(0.03, y + 0.01, words, fontsize=8, va="top", weight="bold", color=colour)
+        axes.text(
+            0.03,
+            y + 0.01,
+            words,
+            fontsize=8,
+            va="top",
+            weight="bold",
+            color=colour,
+        )
 
 
 if __name__ == "__main__":

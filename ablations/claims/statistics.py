@@ -194,16 +194,25 @@ def compare_rows(
 ) -> tuple[RowComparison, NDArray[np.float64]]:
     """A pair without its interval, and what is resampled for it: differences (P,) in points, mean over the
     seeds that both rows have. `counted` (Q,) tells the questions that count."""
-    seeds = tuple(sorted(outcomes[row].keys() & outcomes[other].keys()))
+    row_outcomes = outcomes[row]
+    other_outcomes = outcomes[other]
+    seeds = tuple(sorted(row_outcomes.keys() & other_outcomes.keys()))
     differences = []
     for seed in seeds:
-        row_points = 100.0 * outcomes[row][seed][counted]
-        other_points = 100.0 * outcomes[other][seed][counted]
+        row_points = 100.0 * row_outcomes[seed][counted]
+        other_points = 100.0 * other_outcomes[seed][counted]
         differences.append(row_points - other_points)
+    # numbered anew: pictures without a counted question are no draws
     picture_numbers = np.unique(picture[counted], return_inverse=True)[1]
     values = average_by_picture(np.stack(differences), picture_numbers)  # (S, P)
-    squares = compute_mean_squares(values) if min(values.shape) > 1 else None
-    comparison = RowComparison(row, other, seeds, values.shape[1], float(values.mean()), squares)
+    comparison = RowComparison(
+        row=row,
+        other=other,
+        seeds=seeds,
+        pictures=values.shape[1],
+        estimate=float(values.mean()),
+        squares=compute_mean_squares(values) if min(values.shape) > 1 else None,
+    )
     return comparison, values.mean(0)
 
 

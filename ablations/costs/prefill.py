@@ -15,9 +15,10 @@ from typing import Any
 from compressors.command_line import Command, CommandLine, setting
 from compressors.errors import UsageError
 from experiments.config import signatures, table_files, tables
-from experiments.config.cells import Cell, make_blind_cells
+from experiments.config.cells import make_blind_cells
 from experiments.config.scaling import read_model_config
 from experiments.config.schema import Config
+from experiments.config.signatures import SignatureRegistry
 from experiments.runtime.files import write_atomic
 from experiments.store import keys
 
@@ -31,20 +32,27 @@ SHIPPED_COUNTS = Path(__file__).parent / "prefill.json"
 def digest_prefill(config: Config) -> str:
     """What the count follows from: parts with all their knobs, the sizes of tower, LLM and image. UsageError
     if the configuration of tower or LLM is out of reach."""
-    parts: dict[str, dict[str, Any]] = {}
+    parts = {}
+
+    def add_part(registry: SignatureRegistry, name: str, key: str) -> None:
+        parts[key] = registry.settled(name, config.knobs(name))
+
     if not config.blind:
-        compressor = config.compressor_name
-        parts[compressor] = signatures.compressors().settled(compressor, config.knobs(compressor))
-        projector = config.projector_name
-        parts[config.projector] = signatures.projectors().settled(projector, config.knobs(projector))
-    query_module = config.query_module
-    if query_module:
-        parts[query_module] = signatures.query_modules().settled(query_module, config.knobs(query_module))
+        add_part(signatures.compressors(), config.compressor_name, config.compressor_name)
+        # `auto` is not the same as the projector that it stands for: it may become identity
+        add_part(signatures.projectors(), config.projector_name, config.projector)
+    if config.query_module:
+        add_part(signatures.query_modules(), config.query_module, config.query_module)
     if config.prune is not None:
-        parts[config.prune] = signatures.pruners().settled(config.prune, config.knobs(config.prune))
+        add_part(signatures.pruners(), config.prune, config.prune)
     tower = read_model_sizes("tower.source", config.tower.source)
     llm = read_model_sizes("llm.source", config.llm.source)
-    sizes = (config.tower.select_layer, asdict(config.image), PREFILL_TEXT_TOKENS, COUNT_VERSION)
+    sizes = (
+        config.tower.select_layer,
+        asdict(config.image),
+        PREFILL_TEXT_TOKENS,
+        COUNT_VERSION,
+    )
     digested: list[Any] = [config.compressor, parts, [tower, llm], sizes]
     # at the end and only where it is set, so that keys from before there was a scale are still right
     if config.evaluate.scale and not config.blind:
@@ -132,10 +140,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def count_project_tables(line: CommandLine) -> int:
     """Count every cell of the project's tables, and their blind cells, once."""
     configs: dict[str, Config] = {}
-    for table in tables.load_table_files([tables.ALL_TABLES, *table_files.list_project_tables()], {}):
+    names = [tables.ALL_TABLES, *table_files.list_project_tables()]
+    for table in tables.load_table_files(names, {}):
         for row in table.rows:
-            cells: list[Cell] = [*row.cells, *make_blind_cells(list(row.cells))]
-            for cell in cells:
+            blind_cells = make_blind_cells(list(row.cells))
+            for cell in (*row.cells, *blind_cells):
                 configs[digest_prefill(cell.config)] = cell.config
     counts = {}
     for key, config in configs.items():

@@ -116,9 +116,11 @@ def find_efficiency_columns(table: ReportTable) -> list[EfficiencyColumn]:
 
 def make_chance_line(table: ReportTable, columns: Sequence[EfficiencyColumn]) -> list[str]:
     """Accuracy of always giving the most frequent answer; it has no seeds and costs nothing."""
-    words = ["chance", "", f"{100 * table.chance['overall']:.1f}"]
+    accuracies = [table.chance["overall"]]
     for family in table.family_names:
-        accuracy = table.chance["families"].get(family, math.nan)
+        accuracies.append(table.chance["families"].get(family, math.nan))
+    words = ["chance", ""]
+    for accuracy in accuracies:
         words.append(f"{100 * accuracy:.1f}")  # in %, as all accuracies of a table
     return words + [""] * len(columns)
 
@@ -265,8 +267,11 @@ def describe_provenance(report: Report) -> list[str]:
 
 def describe_run(run: Mapping[str, Any]) -> str:
     """Cells that were computed together: when, with what, where."""
-    versions = ", ".join(f"{package} {version}" for package, version in run["versions"].items())
-    return f"Cells computed: {run['cells']}, last finished {run['finished']}; {versions}; {run['machine']}."
+    versions = []
+    for package, version in run["versions"].items():
+        versions.append(f"{package} {version}")
+    software = ", ".join(versions)
+    return f"Cells computed: {run['cells']}, last finished {run['finished']}; {software}; {run['machine']}."
 
 
 def caption_maps(report: Report) -> str:

@@ -203,8 +203,14 @@ def draw_intervals(width: float, title: str, rows: Sequence[IntervalRow]) -> tup
     axes.axvline(0, color="#444", linewidth=1)
     for place, row in enumerate(rows):
         axes.plot([row.low, row.high], [place, place], color=row.colour, linewidth=2)
-        face = "white" if row.hollow else row.colour
-        axes.plot(row.estimate, place, "o", color=row.colour, markersize=5, markerfacecolor=face)
+        axes.plot(
+            row.estimate,
+            place,
+            "o",
+            color=row.colour,
+            markersize=5,
+            markerfacecolor="white" if row.hollow else row.colour,
+        )
     names = [escape_dollars(row.name) for row in rows]
     axes.set_yticks(range(len(rows)), names)
     axes.set_ylim(len(rows) - 0.5, -0.5)  # the first at the top
@@ -243,8 +249,9 @@ def judge_gains(table: ReportTable) -> list[Verdict]:
     claims = []
     for row in table.rows:
         compressor = row.label.rpartition("+")[0]
-        if row.label in finished_labels and compressor in finished_labels:
-            claims.append(Claim(compressor, "", "better", ((row.label, compressor),)))
+        pair = (row.label, compressor)
+        if finished_labels.issuperset(pair):
+            claims.append(Claim(compressor, "", "better", (pair,)))
     if len(claims) < 2:
         return []
     verdicts = judge_claims(claims, table.outcomes_by_label, table.families, table.picture_numbers)

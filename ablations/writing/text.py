@@ -4,6 +4,8 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 
 from rich import box
 from rich.markup import escape
@@ -41,11 +43,10 @@ CLAIMS_HEADER = (
 
 def group_by_block(grid: WordGrid) -> list[tuple[str, list[list[str]]]]:
     """(block's title, lines) of lines that stand together."""
-    blocks: list[tuple[str, list[list[str]]]] = []
-    for title, line in grid.lines:
-        if not blocks or blocks[-1][0] != title:
-            blocks.append((title, []))
-        blocks[-1][1].append(line)
+    blocks = []
+    # groupby: a title that comes again further down is a block of its own
+    for title, lines in groupby(grid.lines, key=itemgetter(0)):
+        blocks.append((title, [line for _, line in lines]))
     return blocks
 
 
@@ -93,16 +94,22 @@ def escape_pipes(words: str) -> str:
 
 def render_screen_tables(grid: WordGrid, width: int) -> list[RichTable]:
     """For a terminal. Scores too wide for it get their families in a table of their own."""
-    families = []
+    main_columns = []
+    family_columns = [0]  # the label in both
     for column, heading in enumerate(grid.header):
-        if column >= LEADING_COLUMNS and heading not in EFFICIENCY_HEADINGS:
-            families.append(column)
-    if "overall" not in grid.header or not families or measure_width(grid) <= width:
+        if column < LEADING_COLUMNS or heading in EFFICIENCY_HEADINGS:
+            main_columns.append(column)
+        else:
+            family_columns.append(column)
+    is_scores = "overall" in grid.header and len(family_columns) > 1
+    if not is_scores or measure_width(grid) <= width:
         return [render_screen_table(grid, width)]
-    main_columns = [column for column in range(len(grid.header)) if column not in families]
     main_half = select_grid_columns(grid, main_columns, [])
-    family_half = select_grid_columns(grid, [0, *families], grid.notes)
-    return [render_screen_table(main_half, width), render_screen_table(family_half, width)]
+    family_half = select_grid_columns(grid, family_columns, grid.notes)
+    return [
+        render_screen_table(main_half, width),
+        render_screen_table(family_half, width),
+    ]
 
 
 def measure_width(grid: WordGrid) -> int:

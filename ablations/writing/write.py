@@ -42,24 +42,33 @@ def write_report(report: Report, folder: Path, console: Console) -> None:
     table_grids: dict[str, list[WordGrid]] = {}
     all_grids = []
     for table in report.tables:
-        verdicts[table.name] = judge_claims(
-            table.claims, table.outcomes_by_label, table.families, table.picture_numbers
+        table_verdicts = judge_claims(
+            table.claims,
+            table.outcomes_by_label,
+            table.families,
+            table.picture_numbers,
         )
-        table_grids[table.name] = make_table_grids(table, verdicts[table.name])
+        verdicts[table.name] = table_verdicts
+        table_grids[table.name] = make_table_grids(table, table_verdicts)
         all_grids += table_grids[table.name]
     svgs = draw_plots(report, verdicts)
     summary = grids.summarize_claims(report, verdicts)
-    notes = [grids.SCORES_NOTE, grids.CLAIMS_NOTE]
-    notes += grids.list_published_scores()
-    notes += grids.describe_provenance(report)
+    notes = [
+        grids.SCORES_NOTE,
+        grids.CLAIMS_NOTE,
+        *grids.list_published_scores(),
+        *grids.describe_provenance(report),
+    ]
 
     # report.json comes last: the report is whole once it is there
     write_plots(svgs, folder / PLOTS_FOLDER)
     markdown = render_markdown_report(report, all_grids, summary, notes, sorted(svgs))
     write_atomic(folder / "report.md", markdown)
-    write_atomic(folder / "report.tex", latex.render_latex_document(all_grids, [*summary, *notes]))
+    document = latex.render_latex_document(all_grids, [*summary, *notes])
+    write_atomic(folder / "report.tex", document)
     parts = order_page_parts(report, table_grids, page.prefix_svg_ids(svgs))
-    write_atomic(folder / "report.html", page.render_html_page(REPORT_TITLE, summary, parts, notes))
+    html = page.render_html_page(REPORT_TITLE, summary, parts, notes)
+    write_atomic(folder / "report.html", html)
     write_atomic(folder / "scores.csv", text.render_scores_csv(report))
     write_atomic(folder / "claims.csv", text.render_claims_csv(report.tables, verdicts))
     outcomes.save_report(report, folder)
@@ -120,7 +129,8 @@ def order_page_parts(
     """The parts of the page: claims' picture, each table with its pictures, attention maps."""
     parts: list[WordGrid | PagePicture] = []
     if CLAIMS_PLOT in svgs:
-        parts.append(PagePicture(PLOT_CAPTIONS[CLAIMS_PLOT], svgs[CLAIMS_PLOT]))
+        caption = PLOT_CAPTIONS[CLAIMS_PLOT]
+        parts.append(PagePicture(caption, svgs[CLAIMS_PLOT]))
     for table in report.tables:
         parts += table_grids[table.name]
         for plot, caption in PLOT_CAPTIONS.items():

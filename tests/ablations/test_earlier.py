@@ -1,13 +1,15 @@
 """Rows of an earlier report beside new cells: the same numbers as if all had been computed together."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from made_cells import fill
 
-from ablations import outcomes, report
+from ablations import outcomes, report, study
 from compressors.command_line import parse_settings
 from compressors.errors import UsageError
 from experiments.config import tables
@@ -70,6 +72,23 @@ def test_a_sweep_leaves_them_out(whole, tmp_path):
     (tmp_path / "report.json").write_text("[]")
     with pytest.raises(UsageError, match="not what ablations.report wrote"):
         request.read_request(parse_settings(["table=5", f"earlier={tmp_path}"]))
+
+
+def test_a_sweep_leaves_out_what_the_committed_study_has():
+    asked = request.read_request(
+        parse_settings(["table=5", "seed=0,1,2,3", f"earlier={COMMITTED}", "blind=false"])
+    )
+    assert {cell.config.seed for cell, _ in asked.jobs} == {3} and asked.left_out == 9
+    assert len(study.read_evaluation_keys(COMMITTED)) == 202
+
+
+def test_the_sweep_does_not_wait_for_the_report_s_imports():
+    code = (
+        "import sys; from experiments.registries import load_offers; load_offers('slothkit.studies'); "
+        "load_offers('slothkit.tables'); assert 'ablations.study' in sys.modules; "
+        "sys.exit(any(m in sys.modules for m in ('numpy', 'scipy', 'matplotlib', 'torch')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
 def test_another_configuration_is_not_taken(whole, tmp_path, capsys):

@@ -157,6 +157,17 @@ def test_outcomes_are_small_and_whole(out, made):
     assert (made / "outcomes" / "table3.npz").stat().st_size < path.stat().st_size / 2
 
 
+def test_a_report_without_some_of_its_outcomes_is_refused(made, tmp_path, capsys):
+    shutil.copytree(made, tmp_path / "damaged")
+    path = tmp_path / "damaged" / "outcomes" / "table5.npz"
+    with np.load(path) as arrays:
+        fewer = {**arrays, "right": arrays["right"][:-1]}
+    np.savez_compressed(path, **fewer)
+    assert report.main([f"results={tmp_path / 'damaged'}"]) == 2
+    err = capsys.readouterr().err
+    assert "not what ablations.report wrote (ValueError: outcomes of" in err and err.count("\n") == 1
+
+
 def test_pictures_are_whole(made):
     names = sorted(path.stem for path in (made / "plots").iterdir())
     assert names == ["claims", "table3-families", "table3-pareto", "table5-families"]
