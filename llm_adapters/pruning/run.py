@@ -9,7 +9,7 @@ from torch import Tensor
 
 from compressors.errors import UsageError
 from llm_adapters.adapter import QueryContext
-from llm_adapters.pruning.attention import compute_attention_rows
+from llm_adapters.pruning.attention import DispatchedAttention, compute_attention_rows
 from llm_adapters.pruning.base import Prompt, Pruner, View
 from llm_adapters.pruning.cuts import Cut, PrefillState, make_cut
 from llm_adapters.pruning.schedule import expand_to_layers
@@ -41,7 +41,7 @@ class PrunedPass:
         self.prompt = prompt
         self.visual = prompt.visual
         self.counts = list(prompt.counts)
-        self.raters = self.pruner.raters(prompt)
+        self.raters = self.pruner.select_raters(prompt)
         return self
 
     def is_undecided(self, layer: int) -> bool:
@@ -49,7 +49,12 @@ class PrunedPass:
         return self.prompt is not None and layer in self.pruner.layers and layer not in self.state.cuts
 
     def score_raters(
-        self, module: Any, query: Tensor, key: Tensor, mask: Tensor | None, arguments: dict[str, Any]
+        self,
+        module: DispatchedAttention,
+        query: Tensor,
+        key: Tensor,
+        mask: Tensor | None,
+        arguments: dict[str, Any],
     ) -> None:
         """Called by the attention of a scoring layer."""
         layer = module.pruning_layer + 1
@@ -139,8 +144,8 @@ class PrunedPass:
         def narrow_context() -> QueryContext:
             index = cut.locate_tokens().gather(1, context.query_index.clamp(min=0))
             index = torch.where(context.query_index >= 0, index, -1)
-            mask = context.question_mask
-            mask = mask.gather(2, cut.index.unsqueeze(1).expand(-1, mask.shape[1], -1))
+            columns = cut.index.unsqueeze(1).expand(-1, context.question_mask.shape[1], -1)
+            mask = context.question_mask.gather(2, columns)  # (B, S, K)
             return QueryContext(index, mask, context.features, context.feature_mask, context.receipt)
 
         return self.build_once(cut, context, narrow_context)
@@ -150,13 +155,17 @@ class PrunedPass:
         layers were never asked."""
         if self.prompt is None:
             return
-        if any(self.prompt.counts) and not {*self.pruner.layers} <= {*self.left}:
+        was_asked = set(self.pruner.layers) <= set(self.left)
+        if any(self.prompt.counts) and not was_asked:
             raise UsageError(
                 "pruning: the language model does not hand keyword arguments down to its "
                 "decoder layers, so no visual token was dropped; choose another one"
             )
-        first = self.prompt.counts
         layers = sorted(self.left)
-        left = [sum(self.left[layer]) for layer in layers]
-        self.pruner.passed += sum(expand_to_layers(self.pruner.llm_layers, layers, left, sum(first)))
-        self.pruner.rows += sum(count > 0 for count in first)
+        totals = [
+            sum(self.left[layer]) for layer in layers
+        ]  # of all rows, behind each of the pruner's layers
+        first_total = sum(self.prompt.counts)
+        by_layer = expand_to_layers(self.pruner.llm_layers, layers, totals, first_total)
+        self.pruner.passed += sum(by_layer)
+        self.pruner.rows += sum(count > 0 for count in self.prompt.counts)

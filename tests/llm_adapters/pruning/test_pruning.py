@@ -11,6 +11,7 @@ from connectors.versions import CACHE
 from llm_adapters.adapter import decoder_layers
 from llm_adapters.conversation import IMAGE, Turn
 from llm_adapters.pruning import FastV, Pruner, PyramidDrop, SparseVLM, registry
+from llm_adapters.pruning.base import RENAMED_METHODS
 
 ONE = [([Turn(f"{IMAGE}\nWhat is this?")], [picture(1)])]
 
@@ -170,8 +171,20 @@ def test_bad_knobs(name, knobs, message):
     assert model.pruner is None and model.config.pruner is None
 
 
-@pytest.mark.parametrize(("old", "new"), [("choose", "choose_tokens"), ("targets", "count_kept_tokens")])
+@pytest.mark.parametrize(("old", "new"), RENAMED_METHODS.items())
 def test_a_pruner_with_a_method_of_an_old_name_is_refused(old, new):
     """Nobody would call it: the pruner would do something else, in silence."""
     with pytest.raises(TypeError, match=f"Old.{old}: this method is called {new} now"):
         type("Old", (Pruner,), {old: lambda *_: None})
+    mixin = type("Mixin", (), {old: lambda *_: None})
+    with pytest.raises(TypeError, match=f"Old.{old}: this method is called {new} now"):
+        type("Old", (mixin, Pruner), {})
+    assert callable(getattr(Pruner, new))
+
+
+def test_methods_of_old_names():
+    assert RENAMED_METHODS == {
+        "choose": "choose_tokens",
+        "raters": "select_raters",
+        "targets": "count_kept_tokens",
+    }

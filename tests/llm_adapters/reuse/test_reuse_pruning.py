@@ -273,8 +273,8 @@ def test_videos_are_no_question(family):
     model, processor = make_model(family), make_processor(family)
     reuse.prune(model, "sparsevlm")
     pruner, prompts = model.slothkit_pruning.pruner, []
-    raters = pruner.raters
-    pruner.raters = lambda prompt: (prompts.append(prompt), raters(prompt))[1]
+    select_raters = pruner.select_raters
+    pruner.select_raters = lambda prompt: (prompts.append(prompt), select_raters(prompt))[1]
     for images in (1, 0):
         batch = with_video(processor, images)
         with torch.no_grad():
