@@ -162,7 +162,8 @@ class PruningAdapter:
             if positions is not None:  # in cos and sin already; to flash attention gaps are other documents
                 arguments["position_ids"] = None
         elif positions is not None:
-            arguments["position_ids"] = positions.expand(len(cut.rotary), -1).gather(1, cut.rotary)
+            positions = positions.expand(len(cut.rotary), -1)
+            arguments["position_ids"] = positions.gather(1, cut.rotary)
         if arguments.get("cache_position") is not None:
             arguments["cache_position"] = arguments["cache_position"][: cut.index.shape[1]]
         if arguments.get(QUERIES) is not None:
@@ -201,7 +202,9 @@ def use_unwindowed_layers(cache: Cache) -> None:
     tokens of the prompt, dropped ones too, and the masks say it. UsageError for a cache with a fixed place
     for every token."""
     plain_layers = (DynamicLayer, DynamicSlidingWindowLayer)
-    is_plain = isinstance(cache, DynamicCache) and all(type(layer) in plain_layers for layer in cache.layers)
+    is_plain = isinstance(cache, DynamicCache)
+    if is_plain:  # others need not have layers
+        is_plain = all(type(layer) in plain_layers for layer in cache.layers)
     if not is_plain:
         raise UsageError(
             f"pruning: layers of a {type(cache).__name__} cannot differ in length; generate "

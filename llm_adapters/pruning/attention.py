@@ -29,6 +29,14 @@ class DispatchedAttention(Protocol):
     pruning_layer: int  # which decoder layer it is in, from 0; set where it scores
 
 
+def take_rows(values: Tensor, index: Tensor) -> Tensor:
+    """(B, H, T, d) at the positions `index` (B, S) of T -> (B, H, S, d): queries, or the rows of masks."""
+    heads = values.shape[1]
+    width = values.shape[3]
+    rows = index[:, None, :, None].expand(-1, heads, -1, width)
+    return values.gather(2, rows)
+
+
 def find_attention(layer: nn.Module) -> DispatchedAttention:
     """The self-attention of a decoder layer, or a UsageError if it does not choose its implementation by
     configuration."""
@@ -124,30 +132,32 @@ def _compute_chunk_rows(
     """`compute_attention_rows` for a few queries."""
     at = index.clamp(min=0)  # (B, S); what fills compute is taken away in the end
     groups, tokens = key.shape[1:3]
-    query_rows = at[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])
-    rater_query = query.gather(2, query_rows)
+    rater_query = take_rows(query, at)
     rater_query = rater_query.unflatten(1, (groups, -1))  # (B, G, H / G, S, d)
     # float32 before the product: in half precision close scores would be equal, and large ones infinite
-    products = rater_query.float() @ key.float().unsqueeze(2).mT
+    shared_key = key.float().unsqueeze(2)  # (B, G, 1, T, d)
+    products = rater_query.float() @ shared_key.mT
     logits = products.flatten(1, 2) * scaling  # (B, H, S, T)
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     if mask is None or mask.ndim == 2:
-        distance = at.unsqueeze(2) - torch.arange(tokens, device=at.device)  # (B, S, T)
+        positions = torch.arange(tokens, device=at.device)
+        distance = at.unsqueeze(2) - positions  # (B, S, T)
         is_read = (distance >= 0) & (distance < (window or tokens))
         if mask is not None:
             is_read = is_read & mask[:, None, :tokens].bool()
         logits = logits.masked_fill(~is_read.unsqueeze(1), -torch.inf)
     else:
-        mask = mask[..., :tokens].expand(len(at), -1, -1, -1)
-        mask_rows = at[:, None, :, None].expand(-1, mask.shape[1], -1, tokens)
-        rater_mask = mask.gather(2, mask_rows)  # (B, 1, S, T)
+        mask = mask[..., :tokens]
+        mask = mask.expand(len(at), -1, -1, -1)
+        rater_mask = take_rows(mask, at)  # (B, 1, S, T)
         if mask.dtype == torch.bool:
             logits = logits.masked_fill(~rater_mask, -torch.inf)
         else:
             logits = logits + rater_mask
     if sink is not None:  # takes part of the softmax and is cut off again
-        sink_logits = sink.float().view(1, -1, 1, 1).expand(*logits.shape[:3], 1)
+        sink_logits = sink.float().view(1, -1, 1, 1)
+        sink_logits = sink_logits.expand(*logits.shape[:3], 1)
         logits = torch.cat([logits, sink_logits], -1)
     weights = logits.softmax(-1)[..., :tokens]
     weights = weights.amax(1) if heads == "max" else weights.mean(1)

@@ -103,7 +103,11 @@ class Pruner:
     registered_name: str  # set where it is registered
 
     def __init__(
-        self, llm_layers: int, layers: tuple[int, ...], shares: tuple[float, ...] | None, positions: Positions
+        self,
+        llm_layers: int,
+        layers: tuple[int, ...],
+        shares: tuple[float, ...] | None,
+        positions: Positions,
     ):
         schedule.check_schedule(llm_layers, layers, shares)
         self.llm_layers = llm_layers

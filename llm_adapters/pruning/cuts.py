@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from compressors.tome import average_groups
+from llm_adapters.pruning.attention import take_rows
 from llm_adapters.pruning.base import Choice
 
 
@@ -54,11 +55,13 @@ class Cut:
         keys, from the one of all. None stays None as long as no row is filled; `boolean`: whether a (B, 1,
         new, keys) one takes its place, or a (B, keys) one, as flash attention wants it."""
         is_prefill = new == total == self.length
-        generated = torch.arange(self.length, total, device=self.index.device).expand(len(self.index), -1)
+        generated = torch.arange(self.length, total, device=self.index.device)
+        generated = generated.expand(len(self.index), -1)
         columns = torch.cat([self.index, generated], 1)  # (B, K + what came since)
         is_fill = None
         if self.fill is not None:
-            is_fill = torch.cat([self.fill, torch.zeros_like(generated).bool()], 1)
+            is_generated_fill = torch.zeros_like(generated).bool()  # none is
+            is_fill = torch.cat([self.fill, is_generated_fill], 1)
         if mask is None:
             if is_fill is None:
                 return None
@@ -67,7 +70,9 @@ class Cut:
             mask = self.make_causal_mask(columns, total, new, is_prefill)
         elif mask.ndim == 2:
             mask = mask.gather(1, columns)
-            return mask if is_fill is None else mask.masked_fill(is_fill, 0)
+            if is_fill is not None:
+                mask = mask.masked_fill(is_fill, 0)
+            return mask
         else:
             mask = self.take_from_mask(mask, columns, is_prefill)
         if is_fill is None:
@@ -83,18 +88,18 @@ class Cut:
         """(B, 1, queries, keys): which of the keys at `columns` (B, keys) come no later than a query."""
         queries = self.index
         if not is_prefill:
-            queries = torch.arange(total - new, total, device=columns.device).expand(len(columns), -1)
+            queries = torch.arange(total - new, total, device=columns.device)
+            queries = queries.expand(len(columns), -1)
         return (columns.unsqueeze(1) <= queries.unsqueeze(2)).unsqueeze(1)
 
     def take_from_mask(self, mask: Tensor, columns: Tensor, is_prefill: bool) -> Tensor:
         """(B or 1, 1, T, T) at prefill, else (B or 1, 1, new, T) -> the same of the keys at `columns`, and of
         the queries there at prefill."""
         mask = mask.expand(len(columns), -1, -1, -1)
-        heads = mask.shape[1]
-        if is_prefill:
-            rows = columns[:, None, :, None].expand(-1, heads, -1, mask.shape[3])
-            mask = mask.gather(2, rows)
-        keys = columns[:, None, None, :].expand(-1, heads, mask.shape[2], -1)
+        if is_prefill:  # its queries are tokens of the prompt; later ones are all new
+            mask = take_rows(mask, columns)
+        heads, queries = mask.shape[1:3]
+        keys = columns[:, None, None, :].expand(-1, heads, queries, -1)
         return mask.gather(3, keys)
 
 
@@ -124,8 +129,11 @@ class PrefillState:
             # guesses are never dropped, so they are the last tokens of each row
             if end < 1 or not (cut.index[:, end:] >= length).all():
                 return False
-            fill = None if cut.fill is None else cut.fill[:, :end]
-            self.cuts[layer] = replace(cut, length=length, index=cut.index[:, :end], fill=fill)
+            fill = cut.fill
+            if fill is not None:
+                fill = fill[:, :end]
+            index = cut.index[:, :end]
+            self.cuts[layer] = replace(cut, length=length, index=index, fill=fill)
         self.length = length
         return True
 
@@ -165,7 +173,8 @@ def make_cut(
         stay = stay & ~before.fill
     sizes = [others + kept for others, kept in zip(other_counts, choice.counts)]
     # those that stay come first, then fill, as many as the longest row needs; then back in their order
-    chosen = (~stay).int().argsort(dim=1, stable=True)[:, : max(sizes)]
+    order = (~stay).int().argsort(dim=1, stable=True)
+    chosen = order[:, : max(sizes)]
     step = chosen.sort(1).values
     fill = None
     if min(sizes) < max(sizes):
@@ -176,6 +185,7 @@ def make_cut(
         # the last token keeps its position and those before it close up: only differences count in rotary
         # embeddings, and tokens that are generated later need no other position for each layer
         is_dropped = (invert_index(index, fill, length) < 0).int()
-        dropped_behind = is_dropped.flip(1).cumsum(1).flip(1) - is_dropped
+        dropped_from_here = is_dropped.flip(1).cumsum(1).flip(1)
+        dropped_behind = dropped_from_here - is_dropped
         rotary = index + dropped_behind.gather(1, index)
     return Cut(layer, length, index, step, fill, rotary, choice.into)

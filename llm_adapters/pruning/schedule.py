@@ -62,7 +62,10 @@ def check_shares(**knobs: float | None) -> None:
 
 
 def expand_to_layers(
-    depth: int, layers: Sequence[int], left: Sequence[Number], start: Number
+    depth: int,
+    layers: Sequence[int],
+    left: Sequence[Number],
+    start: Number,
 ) -> list[Number]:
     """What is in each of `depth` layers, of `start` in the first and `left[i]` behind layer `layers[i]`."""
     in_layers = [start] * depth
@@ -81,7 +84,12 @@ def geometric_shares(ratio: float, stages: int) -> tuple[float, ...]:
     return tuple(ratio ** (stage + 1) for stage in range(stages))
 
 
-def find_shares(depth: int, layers: Sequence[int], ratio: float, average: float | None) -> tuple[float, ...]:
+def find_shares(
+    depth: int,
+    layers: Sequence[int],
+    ratio: float,
+    average: float | None,
+) -> tuple[float, ...]:
     """The shares behind `layers` where each leaves `ratio` of what is there, or, with an `average`, the ratio
     at which that is the mean over all layers. UsageError for layers or an average that cannot be."""
     check_schedule(depth, layers, None)
@@ -91,7 +99,10 @@ def find_shares(depth: int, layers: Sequence[int], ratio: float, average: float 
 
 
 def solve_shares(
-    depth: int, layers: Sequence[int], average: float, shares: Callable[[float], tuple[float, ...]]
+    depth: int,
+    layers: Sequence[int],
+    average: float,
+    shares: Callable[[float], tuple[float, ...]],
 ) -> tuple[float, ...]:
     """The shares, of a family `shares(r)` that grows with r in [0, 1], whose mean over layers is `average`.
     UsageError if none has it."""

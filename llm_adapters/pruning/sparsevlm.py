@@ -118,7 +118,11 @@ class SparseVLM(Pruner):
             self.known_shares()
         visual_attention = (view.attention * view.visual.unsqueeze(1)).float()  # (B, S, T)
         ranks = torch.linalg.matrix_rank(visual_attention).tolist()
-        return [count - int(adaptive * max(count - rank, 0)) for count, rank in zip(view.counts, ranks)]
+        kept_counts = []
+        for count, rank in zip(view.counts, ranks):
+            redundant = max(count - rank, 0)
+            kept_counts.append(count - int(adaptive * redundant))
+        return kept_counts
 
 
 def find_relevant_text(embeds: Tensor, visual: Tensor, text: Tensor) -> Tensor:
@@ -127,9 +131,11 @@ def find_relevant_text(embeds: Tensor, visual: Tensor, text: Tensor) -> Tensor:
     embeds (B, T, D); visual and text (B, T) say which tokens are which."""
     products = embeds.float() @ embeds.float().mT  # (B, T, T)
     products = products.masked_fill(~text.unsqueeze(1), -torch.inf)
-    summed = (products.softmax(2) * visual.unsqueeze(2)).sum(1)  # (B, T)
-    weights = summed / visual.sum(1, keepdim=True).clamp(min=1)
-    mean = weights.sum(1, keepdim=True) / text.sum(1, keepdim=True).clamp(min=1)
+    relevance = products.softmax(2) * visual.unsqueeze(2)  # of each text token to each visual one
+    visual_count = visual.sum(1, keepdim=True).clamp(min=1)
+    text_count = text.sum(1, keepdim=True).clamp(min=1)
+    weights = relevance.sum(1) / visual_count  # (B, T)
+    mean = weights.sum(1, keepdim=True) / text_count
     return text & (weights >= mean * (1 - ROUNDING))  # a single word must not be below its own mean
 
 
@@ -144,19 +150,25 @@ def find_density_peaks(hidden: Tensor, chosen: Tensor, clusters: list[int]) -> t
     distance = torch.cdist(tokens, tokens, compute_mode="donot_use_mm_for_euclid_dist")
     distance = distance / tokens.shape[-1] ** 0.5
     density = estimate_density(distance, is_pair, chosen, clusters)
-    farthest = distance.masked_fill(~is_pair, 0).amax((1, 2)).view(-1, 1, 1)
+    farthest = distance.masked_fill(~is_pair, 0).amax((1, 2))
+    farthest = farthest.view(-1, 1, 1)
     own_density = density.unsqueeze(2)  # (B, T, 1)
     pair_density = density.unsqueeze(1)  # (B, 1, T)
     # of two that are equally dense one has to be the denser: the earlier one
     is_earlier = torch.ones_like(is_pair).tril(-1)
-    is_denser = is_pair & ((pair_density > own_density) | ((pair_density == own_density) & is_earlier))
+    is_denser = pair_density > own_density
+    is_denser = is_denser | ((pair_density == own_density) & is_earlier)
+    is_denser = is_pair & is_denser
     gap = torch.where(is_denser, distance, farthest).amin(2)  # to the nearest denser one
     # a gap of 0 is none of -inf, the score of what is not chosen
     least = torch.finfo(gap.dtype).tiny
-    centres = keep_highest(gap.clamp(min=least).log() + density, chosen, clusters).keep
-    nearest_centre = distance.masked_fill(~centres.unsqueeze(1), torch.inf).argmin(2)
+    peak_scores = gap.clamp(min=least).log() + density
+    centres = keep_highest(peak_scores, chosen, clusters).keep
+    to_centres = distance.masked_fill(~centres.unsqueeze(1), torch.inf)
+    nearest_centre = to_centres.argmin(2)
     is_merged = chosen & ~centres & centres.any(1, keepdim=True)
-    itself = torch.arange(chosen.shape[1], device=chosen.device).expand_as(chosen)
+    itself = torch.arange(chosen.shape[1], device=chosen.device)
+    itself = itself.expand_as(chosen)
     return centres, torch.where(is_merged, nearest_centre, itself)
 
 
@@ -166,10 +178,13 @@ def estimate_density(distance: Tensor, is_pair: Tensor, chosen: Tensor, clusters
 
     distance (B, T, T); is_pair (B, T, T): both tokens are chosen; chosen (B, T)"""
     neighbours = min(DENSITY_NEIGHBOURS, distance.shape[1])
-    near = distance.masked_fill(~is_pair, torch.inf).topk(neighbours, largest=False).values  # (B, T, k)
+    pair_distance = distance.masked_fill(~is_pair, torch.inf)
+    near = pair_distance.topk(neighbours, largest=False).values  # (B, T, k)
     cluster_counts = torch.tensor(clusters, device=chosen.device).clamp(min=1)
-    cluster_sizes = (chosen.sum(1) // cluster_counts).clamp(min=2).view(-1, 1, 1)
+    cluster_sizes = chosen.sum(1) // cluster_counts
+    cluster_sizes = cluster_sizes.clamp(min=2).view(-1, 1, 1)
     # no neighbours beyond a cluster's usual size
-    is_counted = torch.arange(near.shape[2], device=chosen.device) < cluster_sizes
+    rank = torch.arange(near.shape[2], device=chosen.device)
+    is_counted = rank < cluster_sizes
     near = near.masked_fill(~is_counted | near.isinf(), 0)
     return -near.square().mean(-1)

@@ -1,6 +1,7 @@
 """What the ids of a prompt say: turns, questions, and which images a query token may read."""
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -69,11 +70,12 @@ class Markers(nn.Module):
 def group_by_row(images: EncodedImages, is_image: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
     """Patches (B, P, C) and their turns (B, P), zeros where a row has fewer."""
     # which placeholder, of all in the batch, is each unit's first
-    starts = torch.tensor([0, *images.counts[:-1]]).cumsum(0).tolist()
+    starts = list(accumulate(images.counts[:-1], initial=0))
     no_patches = images.patches[0][:0]  # a row without images still has a tensor of the right type
     features: list[list[Tensor]] = [[no_patches] for _ in turns]
     patch_turn: list[list[Tensor]] = [[turns[0, :0]] for _ in turns]
-    for (row, column), patches in zip(is_image.nonzero()[starts].tolist(), images.patches):
+    first_places = is_image.nonzero()[starts].tolist()
+    for (row, column), patches in zip(first_places, images.patches):
         features[row].append(patches)
         patch_turn[row].append(turns[row, column].expand(len(patches)))
     row_features = [torch.cat(row) for row in features]
