@@ -171,7 +171,7 @@ def make_cut(
     stay = ~(visual & ~choice.keep)
     if before is not None and before.fill is not None:
         stay = stay & ~before.fill
-    sizes = [others + kept for others, kept in zip(other_counts, choice.counts)]
+    sizes = [other + visual_left for other, visual_left in zip(other_counts, choice.counts)]
     # those that stay come first, then fill, as many as the longest row needs; then back in their order
     order = (~stay).int().argsort(dim=1, stable=True)
     chosen = order[:, : max(sizes)]

@@ -92,8 +92,11 @@ class SparseVLM(Pruner):
     def plan_counts(self, view: View) -> tuple[list[int], list[int]]:
         """How many of its best tokens each row keeps, and how many clusters it makes of others."""
         if self.adaptive is not None:
+            # clusters come on top of the count: how many tokens matter is known, not how many there may be
             best = self.count_kept_by_rank(view, self.adaptive)
-            clusters = [self.count_clusters(count - kept) for count, kept in zip(view.counts, best)]
+            clusters = []
+            for count, best_count in zip(view.counts, best):
+                clusters.append(self.count_clusters(count - best_count))
             return best, clusters
         best = []
         clusters = []

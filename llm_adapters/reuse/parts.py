@@ -22,8 +22,10 @@ from llm_adapters.kept_turns import GUESSED, check_turn, says_guessed
 from llm_adapters.reuse.families import ModelFamily, RawFunction, read_tower_dim
 from llm_adapters.reuse.markers import EncodedImages, Markers
 from llm_adapters.reuse.wrapping import (
+    Args,
     HookResult,
     ImageEncoder,
+    Kwargs,
     Wrapping,
     bind_arguments,
     call_with_known_names,
@@ -71,8 +73,8 @@ class VisualParts(nn.Module, QueryAdapter):
         handles = self._wrapping.handles
         modules = dict(base.named_modules())
         for path, raw in self.family.raw.items():
-            if path in modules:
-                module = modules[path]
+            module = modules.get(path)
+            if module is not None:
                 wrap(module, "forward", RawInstead(self, module, raw))
             else:  # a method of the base
                 wrap(base, path, RawInstead(self, base, raw))
@@ -112,7 +114,7 @@ class VisualParts(nn.Module, QueryAdapter):
             self._wrapping.handles.append(block.register_forward_hook(self._record_level))
             self._levels[level] = index
 
-    def _record_level(self, block: Any, args: tuple[Any, ...], output: Any) -> None:  # noqa: ARG002
+    def _record_level(self, block: Any, args: Args, output: Any) -> None:  # noqa: ARG002
         """The hook of a block whose output the compressor needs."""
         if self._raw is not None:
             self._raw[block.visual_level] = output[0] if isinstance(output, tuple) else output
@@ -132,7 +134,7 @@ class VisualParts(nn.Module, QueryAdapter):
         self._compress_output(output, arguments)
         return output
 
-    def _compress_output(self, output: Any, arguments: dict[str, Any]) -> None:
+    def _compress_output(self, output: Any, arguments: Kwargs) -> None:
         """Visual tokens in the place of the patch features in `pooler_output`; `arguments` encoded them."""
         base, _ = self._outside
         entries = output.pooler_output
@@ -165,8 +167,10 @@ class VisualParts(nn.Module, QueryAdapter):
                     "it by reuse.pick(model, processor, scale)"
                 )
             features = torch.cat([maps[index] for index in same])
+            # where the parts are; a compressor without weights takes the tower's output as it is
             weights = next(self.parameters(), features)
-            tokens = self.project_tokens(self.compressor(features.to(weights.device, weights.dtype)))
+            features = features.to(weights.device, weights.dtype)
+            tokens = self.project_tokens(self.compressor(features))
             lengths = [len(maps[index]) for index in same]
             tokens_of_map.update(zip(same, tokens.split(lengths)))
         return [tokens_of_map[index] for index in range(len(maps))]
@@ -181,7 +185,8 @@ class VisualParts(nn.Module, QueryAdapter):
     def _collect_images(self, maps: list[Tensor], packed: list[Tensor]) -> EncodedImages:
         """What a query module reads of the images: patches by the unit that has placeholders of its own."""
         if self.family.whole_images:
-            return EncodedImages([m.flatten(0, 2) for m in maps], [len(tokens) for tokens in packed])
+            patches = [m.flatten(0, 2) for m in maps]
+            return EncodedImages(patches, [len(tokens) for tokens in packed])
         crops: list[Tensor] = []
         counts: list[int] = []
         for crops_of_map, tokens in zip(maps, packed):
@@ -227,7 +232,7 @@ class VisualParts(nn.Module, QueryAdapter):
             input_ids, mm_token_type_ids=mm_token_type_ids, image_grid_thw=image_grid_thw, **options
         )
 
-    def _encode_inputs(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HookResult:
+    def _encode_inputs(self, base: nn.Module, args: Args, kwargs: Kwargs) -> HookResult:
         """Encodes images, as `generate` does on its own, checks their count, adds what EmbQ reads."""
         encoder = cast(ImageEncoder, base)  # all families' are: `insert_parts` has wrapped these methods
         kwargs = encode_pixels(encoder, bind_arguments(base.forward, args, kwargs))
@@ -263,15 +268,15 @@ class VisualParts(nn.Module, QueryAdapter):
     def _check_context_read(
         self,
         base: nn.Module,
-        args: tuple[Any, ...],  # noqa: ARG002
-        kwargs: dict[str, Any],
+        args: Args,  # noqa: ARG002
+        kwargs: Kwargs,
         output: object,  # noqa: ARG002
     ) -> None:
         """UsageError for an LLM whose layers never saw the context."""
         if kwargs.get(CONTEXT) is not None:
             kwargs[CONTEXT].check_read(getattr(base, self.family.language_model))
 
-    def _prepare_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HookResult:
+    def _prepare_forward(self, model: nn.Module, args: Args, kwargs: Kwargs) -> HookResult:
         """Refuses a new turn behind a cache. Markers are no words to be learned: the output layer has no rows
         for them."""
         assert self.markers is not None  # hooked with a query module alone

@@ -31,7 +31,9 @@ from llm_adapters.pruning.run import PrunedPass
 from llm_adapters.reuse.families import find_family
 from llm_adapters.reuse.parts import PARTS_ATTRIBUTE
 from llm_adapters.reuse.wrapping import (
+    Args,
     HookResult,
+    Kwargs,
     Wrapping,
     bind_arguments,
     check_placeholders,
@@ -105,11 +107,10 @@ class ModelPruning(PruningAdapter):
             llm = self.language_model
             if hasattr(self.model, "generate"):  # a model without its head has none
                 wrapping.wrap_method(self.model, "generate", self._generate_noting_length)
-            wrapping.handles += [
-                base.register_forward_pre_hook(self._note_prompt, with_kwargs=True),
-                llm.register_forward_pre_hook(self._start_llm_pruning, with_kwargs=True),
-                llm.register_forward_hook(self._record_passed, with_kwargs=True),
-            ]
+            hooks = wrapping.handles
+            hooks.append(base.register_forward_pre_hook(self._note_prompt, with_kwargs=True))
+            hooks.append(llm.register_forward_pre_hook(self._start_llm_pruning, with_kwargs=True))
+            hooks.append(llm.register_forward_hook(self._record_passed, with_kwargs=True))
             setattr(self.model, PRUNING_ATTRIBUTE, self)
         elif pruner is None and wrapping.handles:
             wrapping.unwrap_all()
@@ -141,7 +142,7 @@ class ModelPruning(PruningAdapter):
         finally:
             RUNNING_PROMPT.reset(token)
 
-    def _note_prompt(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HookResult:
+    def _note_prompt(self, base: nn.Module, args: Args, kwargs: Kwargs) -> HookResult:
         """Note what the prompt is, where images or videos come with it."""
         kwargs = bind_arguments(base.forward, args, kwargs)
         ids = kwargs.get("input_ids")
@@ -176,7 +177,7 @@ class ModelPruning(PruningAdapter):
         _, is_question = markers.find_turns(ids)
         return is_question & ~is_visual
 
-    def _start_llm_pruning(self, llm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HookResult:
+    def _start_llm_pruning(self, llm: nn.Module, args: Args, kwargs: Kwargs) -> HookResult:
         """The pre-hook of the language model: gives its layers the context of a pruned pass."""
         kwargs = bind_arguments(llm.forward, args, kwargs)
         tokens: PromptTokens | None = kwargs.pop(PROMPT_KEY, None)
@@ -201,8 +202,8 @@ class ModelPruning(PruningAdapter):
     def _record_passed(
         self,
         llm: nn.Module,  # noqa: ARG002
-        args: tuple[Any, ...],  # noqa: ARG002
-        kwargs: dict[str, Any],
+        args: Args,  # noqa: ARG002
+        kwargs: Kwargs,
         output: object,  # noqa: ARG002
     ) -> None:
         """The hook of the language model: counts the visual tokens that went through its layers."""

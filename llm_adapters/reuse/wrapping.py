@@ -10,7 +10,10 @@ from transformers.utils import ModelOutput
 
 from compressors.errors import UsageError
 
-HookResult = tuple[tuple[Any, ...], dict[str, Any]]  # a forward's arguments, by position and by name
+# the arguments of a forward by position and by name, as torch's hooks get them and give them back
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
+HookResult = tuple[Args, Kwargs]
 
 
 class ImageEncoder(Protocol):
@@ -67,7 +70,7 @@ class Wrapping:
         self.handles = []
 
 
-def encode_pixels(base: ImageEncoder, kwargs: dict[str, Any]) -> dict[str, Any]:
+def encode_pixels(base: ImageEncoder, kwargs: Kwargs) -> Kwargs:
     """Arguments of a model's forward, with its images gone through the tower as `generate` does it on its
     own: `mm_encoder_outputs` in the place of `pixel_values`, and of `pixel_values_videos` beside them.
     Unchanged before transformers 5.18, whose models take no such argument."""
@@ -85,7 +88,7 @@ def encode_pixels(base: ImageEncoder, kwargs: dict[str, Any]) -> dict[str, Any]:
     return encoded
 
 
-def call_with_known_names(encode: Callable[..., ModelOutput], kwargs: dict[str, Any]) -> ModelOutput:
+def call_with_known_names(encode: Callable[..., ModelOutput], kwargs: Kwargs) -> ModelOutput:
     """What `get_image_features` or its like makes of those arguments of a forward that it takes."""
     names = inspect.signature(encode).parameters
     arguments = {name: value for name, value in kwargs.items() if name in names}
@@ -104,14 +107,12 @@ def check_placeholders(is_image: Tensor, has_images: bool) -> None:
         )
 
 
-def bind_arguments(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> dict[str, Any]:
+def bind_arguments(function: Callable[..., Any], args: Args, kwargs: Kwargs) -> Kwargs:
     """All arguments of a call by their names."""
     signature = inspect.signature(function)
     bound = signature.bind(*args, **kwargs).arguments
     # what **kwargs collects stands beside the named arguments, whatever a family calls it
-    collected: dict[str, Any] = {}
+    collected: Kwargs = {}
     for name, parameter in signature.parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
             collected = bound.pop(name, {})
