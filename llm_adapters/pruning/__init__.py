@@ -6,7 +6,7 @@
 `base.py` is the contract, each pruner a file of its own; `apply.py` is the mechanism that they share.
 """
 
-from llm_adapters.pruning.base import Choice, Prompt, Pruner, View, register, registry, top
+from llm_adapters.pruning.base import Choice, Prompt, Pruner, View, keep_highest, register, registry
 from llm_adapters.pruning.fastv import FastV
 from llm_adapters.pruning.fitprune import FitPrune
 from llm_adapters.pruning.pyramid_drop import PyramidDrop
@@ -21,7 +21,7 @@ __all__ = [
     "PyramidDrop",
     "SparseVLM",
     "View",
+    "keep_highest",
     "register",
     "registry",
-    "top",
 ]

@@ -13,13 +13,19 @@ import inspect
 from typing import Any
 
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedConfig
+from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from compressors.errors import UsageError
 from llm_adapters.adapter import CONTEXT as QUERIES
 from llm_adapters.adapter import decoder_layers, llm_sizes
-from llm_adapters.pruning.attention import PRUNING_CONTEXT, disable_scoring, enable_scoring, find_attention
+from llm_adapters.pruning.attention import (
+    PRUNING_CONTEXT,
+    DispatchedAttention,
+    disable_scoring,
+    enable_scoring,
+    find_attention,
+)
 from llm_adapters.pruning.base import Prompt, Pruner, registry
 from llm_adapters.pruning.cuts import Cut, PrefillState
 from llm_adapters.pruning.prompt import make_prompt
@@ -34,7 +40,7 @@ class PruningAdapter:
 
     pruner: Pruner | None = None
     config: PreTrainedConfig  # where `set_pruner` notes the pruner
-    language_model: Any
+    language_model: PreTrainedModel
 
     def set_pruner(self, name: str | None, **knobs: Any) -> None:
         """Drop visual tokens inside the LLM from now on, as the pruner `name` does; None: keep all.
@@ -49,8 +55,8 @@ class PruningAdapter:
 
     def use_pruner(self, pruner: Pruner | None) -> None:
         """The same with a pruner that is made already; the configuration does not tell of it."""
-        layers: list[Any] = list(decoder_layers(self.language_model))
-        scored: list[Any] = []
+        layers: list[Any] = list(decoder_layers(self.language_model))  # Any: layers are given attributes here
+        scored: list[DispatchedAttention] = []
         if pruner is not None:  # before anything changes: it may be refused
             scored = [find_attention(layers[count - 1]) for count in pruner.layers]
         for layer in layers:
@@ -98,7 +104,9 @@ class PruningAdapter:
         if self.pruner is None:
             return None, cache
         llm = self.language_model
-        past = 0 if cache is None else cache.get_seq_length()
+        past = 0
+        if cache is not None:
+            past = cache.get_seq_length()
         flash = "flash" in (llm.config._attn_implementation or "")
         if not past and hasattr(cache, PRUNING_STATE):
             delattr(cache, PRUNING_STATE)  # of a prompt before the cache was emptied
@@ -111,8 +119,11 @@ class PruningAdapter:
             return PrunedPass(self.pruner, state, past + length, length, flash), cache
         check_cache_empty(cache)
         state = PrefillState(length)
-        if cache is None and (llm.config.use_cache if use_cache is None else use_cache):
-            cache = DynamicCache()
+        if cache is None:
+            if use_cache is None:
+                use_cache = llm.config.use_cache
+            if use_cache:  # made here and not by the LLM: the state lies on it
+                cache = DynamicCache()
         if cache is not None:
             use_unwindowed_layers(cache)
             setattr(cache, PRUNING_STATE, state)
@@ -133,12 +144,12 @@ class PruningAdapter:
         cut = run.state.last_cut(number)
         if cut is None:
             return None
-        prefill = run.prompt is not None
-        if prefill and cut.layer == number:
+        is_prefill = run.prompt is not None
+        if is_prefill and cut.layer == number:  # behind an earlier cut they are narrow already
             hidden = cut.narrow_hidden(hidden)
         if "attention_mask" in arguments:
             arguments["attention_mask"] = run.narrow_mask(cut, arguments["attention_mask"])
-        if prefill:
+        if is_prefill:
             self._narrow_positions(run, cut, arguments)
         return (hidden,), arguments
 
@@ -151,7 +162,8 @@ class PruningAdapter:
             if positions is not None:  # in cos and sin already; to flash attention gaps are other documents
                 arguments["position_ids"] = None
         elif positions is not None:
-            arguments["position_ids"] = positions.expand(len(cut.rotary), -1).gather(1, cut.rotary)
+            positions = positions.expand(len(cut.rotary), -1)
+            arguments["position_ids"] = positions.gather(1, cut.rotary)
         if arguments.get("cache_position") is not None:
             arguments["cache_position"] = arguments["cache_position"][: cut.index.shape[1]]
         if arguments.get(QUERIES) is not None:
@@ -190,7 +202,9 @@ def use_unwindowed_layers(cache: Cache) -> None:
     tokens of the prompt, dropped ones too, and the masks say it. UsageError for a cache with a fixed place
     for every token."""
     plain_layers = (DynamicLayer, DynamicSlidingWindowLayer)
-    is_plain = isinstance(cache, DynamicCache) and all(type(layer) in plain_layers for layer in cache.layers)
+    is_plain = isinstance(cache, DynamicCache)
+    if is_plain:  # others need not have layers
+        is_plain = all(type(layer) in plain_layers for layer in cache.layers)
     if not is_plain:
         raise UsageError(
             f"pruning: layers of a {type(cache).__name__} cannot differ in length; generate "
@@ -203,14 +217,15 @@ def check_cache_whole(cache: Cache, state: PrefillState, past: int) -> None:
     """UsageError for a cache that was cut back into the prompt. Guessed tokens that were taken back leave the
     narrowed layers, too: transformers before 5.18 cuts all layers to one length."""
     last = len(cache.layers) - 1
-    whole = past >= state.length or state.truncate_prefill(past)
-    if whole:
-        layers: list[Any] = cache.layers
+    is_whole = past >= state.length or state.truncate_prefill(past)
+    since = past - state.length  # tokens behind the prompt
+    if is_whole:
+        layers: list[Any] = cache.layers  # Any: the base class of cache layers has no `crop`
         for number, layer in enumerate(layers):
-            guessed = layer.get_seq_length() - state.count_cached(number) - past + state.length
-            if guessed > 0:
-                layer.crop(-guessed)
-    if not whole or cache.get_seq_length(last) != state.count_cached(last) + past - state.length:
+            taken_back = layer.get_seq_length() - state.count_cached(number) - since
+            if taken_back > 0:
+                layer.crop(-taken_back)
+    if not is_whole or cache.get_seq_length(last) != state.count_cached(last) + since:
         raise UsageError(
             f"pruning: the KV cache has {past} tokens in its first layer and "
             f"{cache.get_seq_length(last)} in its last; it was cut back into a pruned prompt"

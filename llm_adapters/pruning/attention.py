@@ -8,10 +8,11 @@ implementation. No family's code is repeated, and nothing turns eager.
 
 import copy
 import sys
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from compressors.errors import UsageError
@@ -21,21 +22,36 @@ PRUNING_CONTEXT = "pruning_context"
 QUERY_CHUNK = 128  # queries at once
 
 
-def find_attention(layer: nn.Module) -> nn.Module:
+class DispatchedAttention(Protocol):
+    """An attention module of transformers that takes its implementation from its configuration."""
+
+    config: PreTrainedConfig
+    pruning_layer: int  # which decoder layer it is in, from 0; set where it scores
+
+
+def take_rows(values: Tensor, index: Tensor) -> Tensor:
+    """(B, H, T, d) at the positions `index` (B, S) of T -> (B, H, S, d): queries, or the rows of masks."""
+    heads = values.shape[1]
+    width = values.shape[3]
+    rows = index[:, None, :, None].expand(-1, heads, -1, width)
+    return values.gather(2, rows)
+
+
+def find_attention(layer: nn.Module) -> DispatchedAttention:
     """The self-attention of a decoder layer, or a UsageError if it does not choose its implementation by
     configuration."""
     for module in layer.modules():
         config = getattr(module, "config", None)
         is_attention = hasattr(module, "layer_idx") and hasattr(module, "is_causal")
         if module is not layer and is_attention and hasattr(config, "_attn_implementation"):
-            return module
+            return cast(DispatchedAttention, module)  # it has just been looked at
     raise UsageError(
         f"pruning: {type(layer).__name__} has no attention that transformers dispatches by its "
         "configuration; choose another language model"
     )
 
 
-def enable_scoring(module: Any) -> None:
+def enable_scoring(module: DispatchedAttention) -> None:
     """Let an attention module compute scores, too."""
     if not hasattr(module.config, "slothkit_original"):
         original = module.config
@@ -44,15 +60,15 @@ def enable_scoring(module: Any) -> None:
         module.config.slothkit_original = original
 
 
-def disable_scoring(module: Any) -> None:
+def disable_scoring(module: nn.Module) -> None:
     """Undo `enable_scoring`, where it was done."""
     original = getattr(getattr(module, "config", None), "slothkit_original", None)
     if original is not None:
-        module.config = original
+        cast(DispatchedAttention, module).config = original  # only these have been given an original
 
 
 def score_and_attend(
-    module: Any,
+    module: DispatchedAttention,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -65,10 +81,10 @@ def score_and_attend(
     if context is not None:
         context.score_raters(module, query, key, attention_mask, kwargs)
     name = module.config.slothkit_original._attn_implementation
-    eager_attention = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    return ALL_ATTENTION_FUNCTIONS.get(name, eager_attention)(
-        module, query, key, value, attention_mask, *args, **kwargs
-    )
+    # "eager" is in no registry: each family's file has its own function, as transformers looks it up too
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    attend = ALL_ATTENTION_FUNCTIONS.get(name, eager)
+    return attend(module, query, key, value, attention_mask, *args, **kwargs)
 
 
 ALL_ATTENTION_FUNCTIONS.register(SCORING_ATTENTION, score_and_attend)
@@ -114,30 +130,34 @@ def _compute_chunk_rows(
     window: int | None,
 ) -> Tensor:
     """`compute_attention_rows` for a few queries."""
-    at = index.clamp(min=0)
+    at = index.clamp(min=0)  # (B, S); what fills compute is taken away in the end
     groups, tokens = key.shape[1:3]
-    rater_query = query.gather(2, at[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3]))
+    rater_query = take_rows(query, at)
     rater_query = rater_query.unflatten(1, (groups, -1))  # (B, G, H / G, S, d)
     # float32 before the product: in half precision close scores would be equal, and large ones infinite
-    products = rater_query.float() @ key.float().unsqueeze(2).mT
+    shared_key = key.float().unsqueeze(2)  # (B, G, 1, T, d)
+    products = rater_query.float() @ shared_key.mT
     logits = products.flatten(1, 2) * scaling  # (B, H, S, T)
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     if mask is None or mask.ndim == 2:
-        distance = at.unsqueeze(2) - torch.arange(tokens, device=at.device)  # (B, S, T)
+        positions = torch.arange(tokens, device=at.device)
+        distance = at.unsqueeze(2) - positions  # (B, S, T)
         is_read = (distance >= 0) & (distance < (window or tokens))
         if mask is not None:
             is_read = is_read & mask[:, None, :tokens].bool()
         logits = logits.masked_fill(~is_read.unsqueeze(1), -torch.inf)
     else:
-        mask = mask[..., :tokens].expand(len(at), -1, -1, -1)
-        rater_mask = mask.gather(2, at[:, None, :, None].expand(-1, mask.shape[1], -1, tokens))
+        mask = mask[..., :tokens]
+        mask = mask.expand(len(at), -1, -1, -1)
+        rater_mask = take_rows(mask, at)  # (B, 1, S, T)
         if mask.dtype == torch.bool:
             logits = logits.masked_fill(~rater_mask, -torch.inf)
         else:
             logits = logits + rater_mask
-    if sink is not None:
-        sink_logits = sink.float().view(1, -1, 1, 1).expand(*logits.shape[:3], 1)
+    if sink is not None:  # takes part of the softmax and is cut off again
+        sink_logits = sink.float().view(1, -1, 1, 1)
+        sink_logits = sink_logits.expand(*logits.shape[:3], 1)
         logits = torch.cat([logits, sink_logits], -1)
     weights = logits.softmax(-1)[..., :tokens]
     weights = weights.amax(1) if heads == "max" else weights.mean(1)

@@ -18,7 +18,12 @@ from llm_adapters.pruning import schedule
 registry = Registry("pruner", group="slothkit.pruners", context=("llm_layers",))
 register = registry.register
 Positions = Literal["keep", "renumber"]
-RENAMED_METHODS = {"choose": "choose_tokens", "targets": "count_kept_tokens"}
+# methods that an outside package's pruner may still override by the name of an earlier release
+RENAMED_METHODS = {
+    "choose": "choose_tokens",
+    "raters": "select_raters",
+    "targets": "count_kept_tokens",
+}
 
 
 @dataclass
@@ -69,6 +74,7 @@ class View:
         chosen = self.raters >= 0
         if raters is not None:
             chosen = chosen & raters
+        # a row without raters has weights of 0, not 0 / 0
         weights = chosen / chosen.sum(1, keepdim=True).clamp(min=1)
         return torch.einsum("bs,bst->bt", weights.to(self.attention.dtype), self.attention)
 
@@ -97,7 +103,11 @@ class Pruner:
     registered_name: str  # set where it is registered
 
     def __init__(
-        self, llm_layers: int, layers: tuple[int, ...], shares: tuple[float, ...] | None, positions: Positions
+        self,
+        llm_layers: int,
+        layers: tuple[int, ...],
+        shares: tuple[float, ...] | None,
+        positions: Positions,
     ):
         schedule.check_schedule(llm_layers, layers, shares)
         self.llm_layers = llm_layers
@@ -112,16 +122,16 @@ class Pruner:
         """TypeError for a pruner that still overrides a method by its old name, which nobody would call."""
         super().__init_subclass__(**kwargs)
         for old_name, new_name in RENAMED_METHODS.items():
-            if old_name in vars(cls):
+            if hasattr(cls, old_name):  # of the class itself or of a mixin: the base class has none of these
                 raise TypeError(f"{cls.__name__}.{old_name}: this method is called {new_name} now; rename it")
 
-    def raters(self, prompt: Prompt) -> Tensor:
+    def select_raters(self, prompt: Prompt) -> Tensor:
         """(B, S) positions of the tokens whose attention counts, -1 fills."""
         raise NotImplementedError
 
     def choose_tokens(self, view: View) -> Choice:
         """What is left: by default those that receive most attention, as many as `shares` says."""
-        return top(view.average_attention(), view.visual, self.count_kept_tokens(view))
+        return keep_highest(view.average_attention(), view.visual, self.count_kept_tokens(view))
 
     def count_kept_tokens(self, view: View) -> list[int]:
         """How many visual tokens `shares` leaves to each row."""
@@ -157,9 +167,10 @@ class Pruner:
         return self.passed / self.rows / self.llm_layers
 
 
-def top(scores: Tensor, visual: Tensor, counts: list[int]) -> Choice:
+def keep_highest(scores: Tensor, visual: Tensor, counts: list[int]) -> Choice:
     """The visual tokens with the highest `scores` (B, T), `counts[b]` of each row; of equals the first."""
-    order = scores.float().masked_fill(~visual, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    rank = order.argsort(1)
+    visual_scores = scores.float().masked_fill(~visual, -torch.inf)
+    order = visual_scores.argsort(dim=1, descending=True, stable=True)
+    rank = order.argsort(1)  # the inverse permutation: which place each token has
     limit = torch.tensor(counts, device=scores.device).unsqueeze(1)
     return Choice((rank < limit) & visual, counts)

@@ -50,7 +50,9 @@ def calibrate_recipe(
     try:
         prompts = []
         for batch in batches:
-            prompts.append(encode({name: value for name, value in batch.items() if name != "labels"}))
+            inputs = dict(batch)
+            inputs.pop("labels", None)  # raters are those of generation, not the tokens before answers
+            prompts.append(encode(inputs))
 
         def run_prefills(trial: AttentionObserver) -> None:
             use(trial)
@@ -93,7 +95,11 @@ def average_trial_shares(depth: int, trial: LossTrial) -> list[float]:
     return shares
 
 
-def fit_recipe(depth: int, budget: float, left: Callable[[float], list[float]]) -> tuple[float, ...]:
+def fit_recipe(
+    depth: int,
+    budget: float,
+    left: Callable[[float], list[float]],
+) -> tuple[float, ...]:
     """The recipe: `left(loss)` at the smallest loss that reaches `budget`, the average share over layers, cut
     off where the budget is reached: no layer behind drops more."""
     low = 0.0

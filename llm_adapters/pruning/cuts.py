@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from compressors.tome import average_groups
+from llm_adapters.pruning.attention import take_rows
 from llm_adapters.pruning.base import Choice
 
 
@@ -53,33 +54,53 @@ class Cut:
         """The attention mask of `new` queries (at prefill: those that are left) to what is left of `total`
         keys, from the one of all. None stays None as long as no row is filled; `boolean`: whether a (B, 1,
         new, keys) one takes its place, or a (B, keys) one, as flash attention wants it."""
-        batch, prefill = len(self.index), new == total == self.length
-        tail = torch.arange(self.length, total, device=self.index.device).expand(batch, -1)
-        columns = torch.cat([self.index, tail], 1)  # (B, K + what came since)
-        hidden = None if self.fill is None else torch.cat([self.fill, torch.zeros_like(tail).bool()], 1)
+        is_prefill = new == total == self.length
+        generated = torch.arange(self.length, total, device=self.index.device)
+        generated = generated.expand(len(self.index), -1)
+        columns = torch.cat([self.index, generated], 1)  # (B, K + what came since)
+        is_fill = None
+        if self.fill is not None:
+            is_generated_fill = torch.zeros_like(generated).bool()  # none is
+            is_fill = torch.cat([self.fill, is_generated_fill], 1)
         if mask is None:
-            if hidden is None:
+            if is_fill is None:
                 return None
             if not boolean:
-                return ~hidden
-            since = torch.arange(total - new, total, device=columns.device).expand(batch, -1)
-            queries = self.index if prefill else since
-            mask = (columns.unsqueeze(1) <= queries.unsqueeze(2)).unsqueeze(1)
+                return ~is_fill
+            mask = self.make_causal_mask(columns, total, new, is_prefill)
         elif mask.ndim == 2:
             mask = mask.gather(1, columns)
-            return mask if hidden is None else mask.masked_fill(hidden, 0)
-        else:
-            mask = mask.expand(batch, -1, -1, -1)
-            if prefill:
-                mask = mask.gather(2, columns[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
-            mask = mask.gather(3, columns[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1))
-        if hidden is None:
+            if is_fill is not None:
+                mask = mask.masked_fill(is_fill, 0)
             return mask
-        unseen = hidden[:, None, None, :]
-        if prefill:  # a fill sees itself: a row of nothing but -inf would be nan
-            unseen = unseen & ~torch.eye(mask.shape[2], dtype=torch.bool, device=mask.device)
+        else:
+            mask = self.take_from_mask(mask, columns, is_prefill)
+        if is_fill is None:
+            return mask
+        is_hidden = is_fill[:, None, None, :]
+        if is_prefill:  # a fill sees itself: a row of nothing but -inf would be nan
+            itself = torch.eye(mask.shape[2], dtype=torch.bool, device=mask.device)
+            is_hidden = is_hidden & ~itself
         lowest = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-        return mask.masked_fill(unseen, lowest)
+        return mask.masked_fill(is_hidden, lowest)
+
+    def make_causal_mask(self, columns: Tensor, total: int, new: int, is_prefill: bool) -> Tensor:
+        """(B, 1, queries, keys): which of the keys at `columns` (B, keys) come no later than a query."""
+        queries = self.index
+        if not is_prefill:
+            queries = torch.arange(total - new, total, device=columns.device)
+            queries = queries.expand(len(columns), -1)
+        return (columns.unsqueeze(1) <= queries.unsqueeze(2)).unsqueeze(1)
+
+    def take_from_mask(self, mask: Tensor, columns: Tensor, is_prefill: bool) -> Tensor:
+        """(B or 1, 1, T, T) at prefill, else (B or 1, 1, new, T) -> the same of the keys at `columns`, and of
+        the queries there at prefill."""
+        mask = mask.expand(len(columns), -1, -1, -1)
+        if is_prefill:  # its queries are tokens of the prompt; later ones are all new
+            mask = take_rows(mask, columns)
+        heads, queries = mask.shape[1:3]
+        keys = columns[:, None, None, :].expand(-1, heads, queries, -1)
+        return mask.gather(3, keys)
 
 
 @dataclass
@@ -92,20 +113,27 @@ class PrefillState:
 
     def last_cut(self, layer: int) -> Cut | None:
         """The last one made behind `layer` layers or fewer."""
-        cut_layers = [k for k, cut in self.cuts.items() if k <= layer and cut is not None]
-        return self.cuts[max(cut_layers)] if cut_layers else None
+        cut_layers = [number for number, cut in self.cuts.items() if number <= layer and cut is not None]
+        if not cut_layers:
+            return None
+        return self.cuts[max(cut_layers)]
 
     def truncate_prefill(self, length: int) -> bool:
         """Forget what came behind `length` tokens: guesses that were taken back from the cache. False if
         dropped tokens are among them."""
-        gone = self.length - length
+        excess = self.length - length
         for layer, cut in self.cuts.items():
-            if cut is not None:
-                left = cut.index.shape[1] - gone
-                if left < 1 or not (cut.index[:, left:] >= length).all():
-                    return False
-                fill = None if cut.fill is None else cut.fill[:, :left]
-                self.cuts[layer] = replace(cut, length=length, index=cut.index[:, :left], fill=fill)
+            if cut is None:
+                continue
+            end = cut.index.shape[1] - excess
+            # guesses are never dropped, so they are the last tokens of each row
+            if end < 1 or not (cut.index[:, end:] >= length).all():
+                return False
+            fill = cut.fill
+            if fill is not None:
+                fill = fill[:, :end]
+            index = cut.index[:, :end]
+            self.cuts[layer] = replace(cut, length=length, index=index, fill=fill)
         self.length = length
         return True
 
@@ -123,8 +151,10 @@ def expand_index(index: Tensor, hidden: Tensor) -> Tensor:
 def invert_index(index: Tensor, fill: Tensor | None, length: int) -> Tensor:
     """(B, length): where each position is in `index` (B, K), -1 where it is not, or fills only."""
     order = torch.arange(index.shape[1], device=index.device).expand_as(index)
-    order = order if fill is None else order.masked_fill(fill, -1)
-    return torch.full((len(index), length), -1, device=index.device).scatter(1, index, order)
+    if fill is not None:
+        order = order.masked_fill(fill, -1)
+    nowhere = torch.full((len(index), length), -1, device=index.device)
+    return nowhere.scatter(1, index, order)
 
 
 def make_cut(
@@ -133,24 +163,29 @@ def make_cut(
     length: int,
     visual: Tensor,
     choice: Choice,
-    rest: list[int],
+    other_counts: list[int],
     renumber: bool,
 ) -> Cut:
-    """`visual` (B, P) tokens are left before, `choice` of them behind `layer`; `rest[b]`: tokens of a row of
-    the prompt that are not visual."""
+    """`visual` (B, P) tokens are left before, `choice` of them behind `layer`; `other_counts[b]`: tokens of a
+    row of the prompt that are not visual."""
     stay = ~(visual & ~choice.keep)
     if before is not None and before.fill is not None:
         stay = stay & ~before.fill
-    sizes = [r + c for r, c in zip(rest, choice.counts)]
-    first = (~stay).int().argsort(dim=1, stable=True)[:, : max(sizes)]  # those that stay, then fill
-    step = first.sort(1).values
-    fill = None if min(sizes) == max(sizes) else ~stay.gather(1, step)
+    sizes = [other + visual_left for other, visual_left in zip(other_counts, choice.counts)]
+    # those that stay come first, then fill, as many as the longest row needs; then back in their order
+    order = (~stay).int().argsort(dim=1, stable=True)
+    chosen = order[:, : max(sizes)]
+    step = chosen.sort(1).values
+    fill = None
+    if min(sizes) < max(sizes):
+        fill = ~stay.gather(1, step)
     index = step if before is None else before.index.gather(1, step)
     rotary = index
     if renumber:
         # the last token keeps its position and those before it close up: only differences count in rotary
         # embeddings, and tokens that are generated later need no other position for each layer
-        gone = (invert_index(index, fill, length) < 0).int()
-        behind = gone.flip(1).cumsum(1).flip(1) - gone
-        rotary = index + behind.gather(1, index)
+        is_dropped = (invert_index(index, fill, length) < 0).int()
+        dropped_from_here = is_dropped.flip(1).cumsum(1).flip(1)
+        dropped_behind = dropped_from_here - is_dropped
+        rotary = index + dropped_behind.gather(1, index)
     return Cut(layer, length, index, step, fill, rotary, choice.into)

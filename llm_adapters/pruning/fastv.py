@@ -30,14 +30,12 @@ class FastV(Pruner):
         positions: Positions = "keep",
     ):
         schedule.check_shares(ratio=ratio, average=average)
-        layers = schedule.scale_layers(llm_layers, (2,)) if layer is None else (layer,)
-        schedule.check_schedule(llm_layers, layers, None)
-        shares = (
-            (ratio,)
-            if average is None
-            else schedule.solve_shares(llm_layers, layers, average, lambda r: (r,))
-        )
+        layers = schedule.scale_layers(llm_layers, (2,))
+        if layer is not None:
+            layers = (layer,)
+        shares = schedule.find_shares(llm_layers, layers, ratio, average)
         super().__init__(llm_layers, layers, shares, positions)
 
-    def raters(self, prompt: Prompt) -> Tensor:
+    def select_raters(self, prompt: Prompt) -> Tensor:
+        """(B, S): the last token of the prompt, or those that answers start from."""
         return query_positions(prompt.last, prompt.asks)

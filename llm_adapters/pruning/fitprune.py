@@ -14,7 +14,7 @@ from torch import Tensor
 from compressors.errors import UsageError
 from llm_adapters.adapter import query_positions
 from llm_adapters.pruning import schedule
-from llm_adapters.pruning.base import Choice, Positions, Prompt, Pruner, View, register, top
+from llm_adapters.pruning.base import Choice, Positions, Prompt, Pruner, View, keep_highest, register
 
 
 def mark_all_raters(prompt: Prompt) -> Tensor:
@@ -25,10 +25,10 @@ def mark_all_raters(prompt: Prompt) -> Tensor:
 def split_received_attention(view: View) -> tuple[Tensor, Tensor]:
     """What each visual token receives from visual tokens and from text, (B, T) each, 0 elsewhere."""
     index = view.raters.clamp(min=0)
-    from_visual = view.visual.gather(1, index) & (view.raters >= 0)
-    of_visual = view.average_attention(from_visual).masked_fill(~view.visual, 0)
-    of_text = view.average_attention(~from_visual).masked_fill(~view.visual, 0)
-    return of_visual, of_text
+    is_visual_rater = view.visual.gather(1, index) & (view.raters >= 0)  # (B, S)
+    from_visual = view.average_attention(is_visual_rater).masked_fill(~view.visual, 0)
+    from_text = view.average_attention(~is_visual_rater).masked_fill(~view.visual, 0)
+    return from_visual, from_text
 
 
 @register("fitprune")
@@ -54,26 +54,29 @@ class FitPrune(Pruner):
         if samples < 1:
             raise UsageError(f"samples={samples}: a calibration needs at least 1")
         layers = tuple(range(1, llm_layers))
-        self.samples, self.average = samples if recipe is None else 0, average
-        shares = (
-            recipe
-            if recipe is not None
-            else schedule.solve_shares(llm_layers, layers, average, lambda r: (r,) * len(layers))
-        )
+        shares = recipe
+        if shares is None:  # until it is calibrated: one share for all layers, so that costs can be counted
+            shares = schedule.solve_shares(llm_layers, layers, average, lambda r: (r,) * len(layers))
         super().__init__(llm_layers, layers, shares, positions)
+        self.average = average
+        self.samples = samples if recipe is None else 0
 
-    def raters(self, prompt: Prompt) -> Tensor:
-        if self.samples and not prompt.visual.is_meta:  # counts need no recipe: the budget tells them
+    def select_raters(self, prompt: Prompt) -> Tensor:
+        """(B, S): visual tokens, and all text behind the first of them. UsageError without a recipe."""
+        is_rater = mark_all_raters(prompt)
+        if is_rater.is_meta:  # counts need no recipe, the budget tells them; and room for all raters
+            return query_positions(is_rater, is_rater.shape[1])
+        if self.samples:
             raise UsageError(
                 "fitprune has no recipe yet; fit one with llm_adapters.pruning.calibration, or "
                 "give recipe=[...], the share left behind each layer but the last"
             )
-        chosen = mark_all_raters(prompt)
-        return query_positions(chosen, chosen.shape[1] if chosen.is_meta else None)
+        return query_positions(is_rater)
 
     def choose_tokens(self, view: View) -> Choice:
-        from_visual, cross = split_received_attention(view)
-        return top(from_visual * cross, view.visual, self.count_kept_tokens(view))
+        """The tokens with the highest product of what they receive from visual tokens and from text."""
+        from_visual, from_text = split_received_attention(view)
+        return keep_highest(from_visual * from_text, view.visual, self.count_kept_tokens(view))
 
 
 class AttentionObserver(Pruner):
@@ -87,32 +90,44 @@ class AttentionObserver(Pruner):
         super().__init__(llm_layers, layers, (1.0,) * len(layers), "keep")
         self.sums: list[tuple[Tensor, Tensor]] = []  # (B,) each, prefill by prefill and layer by layer
 
-    def raters(self, prompt: Prompt) -> Tensor:
+    def select_raters(self, prompt: Prompt) -> Tensor:
+        """(B, S): as FitPrune's."""
         return query_positions(mark_all_raters(prompt))
 
     def choose_tokens(self, view: View) -> Choice:
-        of_visual, of_text = split_received_attention(view)
-        self.sums.append((of_visual.sum(1), of_text.sum(1)))
+        """All that is there."""
+        from_visual, from_text = split_received_attention(view)
+        self.sums.append((from_visual.sum(1), from_text.sum(1)))
         return Choice(view.visual, view.counts)
 
 
 class LossTrial(AttentionObserver):
     """Drops, in each layer, the tokens that are among the lowest in both attentions, as long as what is left
-    receives at least 1 - `loss` of what an unpruned layer's visual tokens do (`sums`, in order)."""
+    receives at least 1 - `loss` of what an unpruned layer's visual tokens do (`AttentionObserver.sums`, in
+    order)."""
 
     def __init__(self, llm_layers: int, loss: float, sums: list[tuple[Tensor, Tensor]], positions: Positions):
         super().__init__(llm_layers)
-        self.loss, self.whole, self.positions = loss, iter(sums), positions
+        self.loss = loss
+        self.whole = iter(sums)
+        self.positions = positions
         self.left: list[tuple[list[int], list[int]]] = []  # (counts, first) of each prefill and layer
 
     def choose_tokens(self, view: View) -> Choice:
-        gone = view.visual.clone()
+        """What has to stay for either of the two attentions."""
+        is_dropped = view.visual.clone()
         for received, whole in zip(split_received_attention(view), next(self.whole)):
-            values, order = received.masked_fill(~view.visual, torch.inf).sort(dim=1, stable=True)
-            rest = received.sum(1, keepdim=True) - values.cumsum(1)
-            enough = rest >= (1 - self.loss) * whole.unsqueeze(1)
-            gone &= enough.gather(1, order.argsort(1))
-        keep = view.visual & ~gone
+            is_dropped &= self.mark_dispensable(view.visual, received, whole)
+        keep = view.visual & ~is_dropped
         counts = keep.sum(1).tolist()
         self.left.append((counts, view.first))
         return Choice(keep, counts)
+
+    def mark_dispensable(self, visual: Tensor, received: Tensor, whole: Tensor) -> Tensor:
+        """(B, T): the lowest visual tokens (B, T) by the attention that they have `received` (B, T), as many
+        as can go together; `whole` (B,) is the sum in an unpruned layer."""
+        # others than visual tokens come last, behind all that can go
+        ascending, order = received.masked_fill(~visual, torch.inf).sort(dim=1, stable=True)
+        remaining = received.sum(1, keepdim=True) - ascending.cumsum(1)  # without it and all lower ones
+        is_enough = remaining >= (1 - self.loss) * whole.unsqueeze(1)
+        return is_enough.gather(1, order.argsort(1))  # in the order of the tokens

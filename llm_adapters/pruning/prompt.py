@@ -19,27 +19,44 @@ def make_prompt(
     first; behind them stand generated ones, where no cache is used."""
     order = torch.arange(is_image.shape[1], device=is_image.device)
     real = (order < length).expand_as(is_image)
-    if attention_mask is not None and attention_mask.ndim == 2:
+    if attention_mask is not None and attention_mask.ndim == 2:  # one made before tells nothing of padding
         real = real & attention_mask.bool()
     visual = is_image & real
     last = (order * real).argmax(1, keepdim=True) == order
     asks = 1
     if labels is not None:
-        before = mark_answer_starts(labels) & real
-        last = torch.where(before.any(1, keepdim=True), before, last)
+        before_answer = mark_answer_starts(labels) & real
+        last = torch.where(before_answer.any(1, keepdim=True), before_answer, last)
         asks = int(last.sum(1).max())
-    return Prompt(visual, is_text & real, real, last, asks, visual.sum(1).tolist(), embeds)
+    return Prompt(
+        visual=visual,
+        text=is_text & real,
+        real=real,
+        last=last,
+        asks=asks,
+        counts=visual.sum(1).tolist(),
+        embeds=embeds,
+    )
 
 
 def mark_answer_starts(labels: Tensor) -> Tensor:
     """(B, T): tokens that no label asks for, followed by one that a label does."""
-    answer = labels != IGNORE
-    following = torch.cat([answer[:, 1:], torch.zeros_like(answer[:, :1])], 1)
-    return following & ~answer
+    is_answer = labels != IGNORE
+    nothing_behind = torch.zeros_like(is_answer[:, :1])
+    is_answer_next = torch.cat([is_answer[:, 1:], nothing_behind], 1)
+    return is_answer_next & ~is_answer
 
 
 def make_sized_prompt(embeds: Tensor, visual: int) -> Prompt:
     """Rows of which only sizes are known, `visual` tokens of each being visual: for counting FLOPs on
     the meta device."""
-    some = torch.empty(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
-    return Prompt(some, some, some, some, 1, [visual] * len(embeds), embeds)
+    unknown = torch.empty(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+    return Prompt(
+        visual=unknown,
+        text=unknown,
+        real=unknown,
+        last=unknown,
+        asks=1,
+        counts=[visual] * len(embeds),
+        embeds=embeds,
+    )

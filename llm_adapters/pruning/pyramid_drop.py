@@ -33,16 +33,11 @@ class PyramidDrop(Pruner):
         positions: Positions = "renumber",
     ):
         schedule.check_shares(ratio=ratio, average=average)
-        layers = schedule.scale_layers(llm_layers, (8, 16, 24)) if layers is None else layers
-        schedule.check_schedule(llm_layers, layers, None)
-        shares = (
-            schedule.geometric_shares(ratio, len(layers))
-            if average is None
-            else schedule.solve_shares(
-                llm_layers, layers, average, lambda r: schedule.geometric_shares(r, len(layers))
-            )
-        )
+        if layers is None:
+            layers = schedule.scale_layers(llm_layers, (8, 16, 24))
+        shares = schedule.find_shares(llm_layers, layers, ratio, average)
         super().__init__(llm_layers, layers, shares, positions)
 
-    def raters(self, prompt: Prompt) -> Tensor:
+    def select_raters(self, prompt: Prompt) -> Tensor:
+        """(B, S): the last token of the prompt, or those that answers start from."""
         return query_positions(prompt.last, prompt.asks)

@@ -1,4 +1,7 @@
-"""Which layers, and how many visual tokens are left behind each of them. Plain numbers, no tensors."""
+"""Which layers, and how many visual tokens are left behind each of them. Plain numbers, no tensors.
+
+A share is of the visual tokens that a row has at the start, also behind later layers.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -8,6 +11,7 @@ from compressors.errors import UsageError
 Number = TypeVar("Number", int, float)
 
 PUBLISHED_DEPTH = 32  # decoder layers of the models that the papers prune
+BISECTION_STEPS = 60  # more than a float has digits
 
 
 def round_share(n: int, share: float) -> int:
@@ -31,7 +35,8 @@ def check_schedule(depth: int, layers: Sequence[int], shares: Sequence[float] | 
     """UsageError for layers that a model of `depth` does not have, or shares that grow."""
     if depth < 2:
         raise UsageError("pruning: the language model has one decoder layer; there is none behind it to save")
-    if not layers or list(layers) != sorted(set(layers)) or layers[0] < 1 or layers[-1] >= depth:
+    is_ascending = bool(layers) and list(layers) == sorted(set(layers))
+    if not is_ascending or layers[0] < 1 or layers[-1] >= depth:
         raise UsageError(
             f"layers={list(layers)}: behind which decoder layers tokens go: ascending numbers "
             f"from 1 to {depth - 1}, the last that has one behind it"
@@ -40,12 +45,27 @@ def check_schedule(depth: int, layers: Sequence[int], shares: Sequence[float] | 
         return
     if len(shares) != len(layers):
         raise UsageError(f"{len(shares)} shares for {len(layers)} layers; give one for each")
-    if not all(0 <= b <= a <= 1 for a, b in zip((1, *shares), shares)):
-        raise UsageError(f"shares {list(shares)}: each must be in [0, 1] and none above the one before it")
+    earlier_share = 1.0
+    for share in shares:
+        if not 0 <= share <= earlier_share:
+            raise UsageError(
+                f"shares {list(shares)}: each must be in [0, 1] and none above the one before it"
+            )
+        earlier_share = share
+
+
+def check_shares(**knobs: float | None) -> None:
+    """Each knob is a share, in [0, 1], or None; otherwise a UsageError."""
+    for name, value in knobs.items():
+        if value is not None and not 0 <= value <= 1:
+            raise UsageError(f"{name}={value}: a share of the visual tokens, from 0 to 1")
 
 
 def expand_to_layers(
-    depth: int, layers: Sequence[int], left: Sequence[Number], start: Number
+    depth: int,
+    layers: Sequence[int],
+    left: Sequence[Number],
+    start: Number,
 ) -> list[Number]:
     """What is in each of `depth` layers, of `start` in the first and `left[i]` behind layer `layers[i]`."""
     in_layers = [start] * depth
@@ -59,34 +79,45 @@ def average_share(depth: int, layers: Sequence[int], shares: Sequence[float]) ->
     return sum(expand_to_layers(depth, layers, shares, 1.0)) / depth
 
 
-def solve_shares(
-    depth: int, layers: Sequence[int], wanted: float, shares: Callable[[float], tuple[float, ...]]
+def geometric_shares(ratio: float, stages: int) -> tuple[float, ...]:
+    """A share `ratio` of what is left goes on at each stage."""
+    return tuple(ratio ** (stage + 1) for stage in range(stages))
+
+
+def find_shares(
+    depth: int,
+    layers: Sequence[int],
+    ratio: float,
+    average: float | None,
 ) -> tuple[float, ...]:
-    """The shares, of a family `shares(r)` that grows with r in [0, 1], whose average over layers is `wanted`.
+    """The shares behind `layers` where each leaves `ratio` of what is there, or, with an `average`, the ratio
+    at which that is the mean over all layers. UsageError for layers or an average that cannot be."""
+    check_schedule(depth, layers, None)
+    if average is None:
+        return geometric_shares(ratio, len(layers))
+    return solve_shares(depth, layers, average, lambda r: geometric_shares(r, len(layers)))
+
+
+def solve_shares(
+    depth: int,
+    layers: Sequence[int],
+    average: float,
+    shares: Callable[[float], tuple[float, ...]],
+) -> tuple[float, ...]:
+    """The shares, of a family `shares(r)` that grows with r in [0, 1], whose mean over layers is `average`.
     UsageError if none has it."""
     least = average_share(depth, layers, shares(0.0))
-    if not least <= wanted <= 1:
+    if not least <= average <= 1:
         raise UsageError(
-            f"average={wanted}: the layers before the first drop see all visual tokens, so the "
+            f"average={average}: the layers before the first drop see all visual tokens, so the "
             f"average share is between {least:.3g} and 1"
         )
-    low, high = 0.0, 1.0
-    for _ in range(60):
+    low = 0.0
+    high = 1.0
+    for _ in range(BISECTION_STEPS):
         middle = (low + high) / 2
-        if average_share(depth, layers, shares(middle)) < wanted:
+        if average_share(depth, layers, shares(middle)) < average:
             low = middle
         else:
             high = middle
     return shares(high)
-
-
-def geometric_shares(ratio: float, stages: int) -> tuple[float, ...]:
-    """A share `ratio` of what is left goes on at each stage."""
-    return tuple(ratio ** (i + 1) for i in range(stages))
-
-
-def check_shares(**knobs: float | None) -> None:
-    """Each knob is a share, in [0, 1], or None."""
-    for name, value in knobs.items():
-        if value is not None and not 0 <= value <= 1:
-            raise UsageError(f"{name}={value}: a share of the visual tokens, from 0 to 1")

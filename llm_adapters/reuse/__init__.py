@@ -19,7 +19,7 @@ the images before it. A later turn takes the whole conversation again, not `past
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -77,30 +77,30 @@ def attach(
         "query_knobs": query_knobs or {},
         "new_projector": new_projector,
     }
-    base = model.base_model
-    sizes = llm_sizes(model.config)
-    part = compressors.create(compressor, dim=read_tower_dim(base), llm_dim=sizes["llm_dim"], **knobs)
+    # all that may be refused comes before anything is changed
+    base = cast(PreTrainedModel, model.base_model)  # its type in transformers is too wide
+    llm_dim = llm_sizes(model.config)["llm_dim"]
+    part: Compressor = compressors.create(compressor, dim=read_tower_dim(base), llm_dim=llm_dim, **knobs)
     _check_compressor(part, compressor)
-    queries = None
-    if query_module is not None:
-        sizes = {**sizes, "vision_dim": read_tower_dim(base)}
-        queries = query_modules.create(query_module, **sizes, **(query_knobs or {}))
-    elif query_knobs:
-        raise UsageError(
-            f"query_knobs={query_knobs} without a query_module; name one of "
-            f"{', '.join(query_modules.names())}"
-        )
+    queries = _create_query_module(model, base, query_module, query_knobs or {})
     own_width = family.width(base.get_submodule(family.projector))
-    projector = _create_projector(part, own_width, new_projector, sizes["llm_dim"])
+    projector = _create_projector(part, own_width, new_projector, llm_dim)
     grid = _find_common_grid(family, base)
     if grid is not None:
         part.num_tokens(*grid)  # says so where it cannot be
     model.config.slothkit = {**record, "counts": processors.read_counts(processor)}
-    processors.attach_processor(
-        processor, family.processor, part, grid, queries.num_queries if queries else 0
-    )
-    markers = _create_markers(model, processor, queries)
+    num_queries = queries.num_queries if queries is not None else 0
+    processors.attach_processor(processor, family.processor, part, grid, num_queries)
+    markers = None
+    if queries is not None:  # behind the processor, whose tokenizer has the markers now
+        markers = _create_markers(model, processor, queries)
     parts = VisualParts(model, family, part, projector, queries, markers)
+    _insert_parts(model, parts, processor)
+
+
+def _insert_parts(model: PreTrainedModel, parts: VisualParts, processor: ProcessorMixin) -> None:
+    """Put parts into the model, on the device and in the type of its embeddings; all is undone where a part
+    does not fit."""
     embeddings: Any = model.get_input_embeddings()
     parts = parts.to(embeddings.weight.device, embeddings.weight.dtype)
     model.add_module(PARTS_ATTRIBUTE, parts.train(model.training))
@@ -111,7 +111,21 @@ def attach(
         raise
 
 
-def _find_common_grid(family: ModelFamily, base: nn.Module) -> tuple[int, int] | None:
+def _create_query_module(
+    model: PreTrainedModel, base: PreTrainedModel, name: str | None, knobs: dict[str, Any]
+) -> QueryModule | None:
+    """The query module of that name for the model's LLM and tower; UsageError for knobs of none."""
+    if name is not None:
+        sizes = {**llm_sizes(model.config), "vision_dim": read_tower_dim(base)}
+        return query_modules.create(name, **sizes, **knobs)
+    if knobs:
+        raise UsageError(
+            f"query_knobs={knobs} without a query_module; name one of {', '.join(query_modules.names())}"
+        )
+    return None
+
+
+def _find_common_grid(family: ModelFamily, base: PreTrainedModel) -> tuple[int, int] | None:
     """The patch grid where all images have one."""
     if family.processor == "grid":
         return None
@@ -141,17 +155,17 @@ def _create_projector(part: Compressor, own_width: int, name: str | None, llm_di
     return projectors.create(name, in_dim=part.out_dim, llm_dim=llm_dim)
 
 
-def _create_markers(model: PreTrainedModel, processor: Any, queries: QueryModule | None) -> Markers | None:
+def _create_markers(model: PreTrainedModel, processor: ProcessorMixin, queries: QueryModule) -> Markers:
     """Markers of questions for a query module, which is initialised from the LLM's embeddings."""
-    if queries is None:
-        return None
-    tokenizer = processor.tokenizer
+    tokenizer: Any = getattr(processor, "tokenizer")  # noqa: B009  processors have it, their base class does not
     embed: Any = model.get_input_embeddings()
 
     def embed_last_token(text: str) -> torch.Tensor:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"][-1:] or [0]
+        row = torch.tensor([ids], device=embed.weight.device)
         with torch.no_grad():
-            return embed(torch.tensor([ids], device=embed.weight.device))[0, 0].cpu().float()
+            embedding = embed(row)[0, 0]
+        return embedding.cpu().float()
 
     queries.initialise(embed_last_token("."))
     question_id, query_id = tokenizer.convert_tokens_to_ids([QUESTION, QUERY])
@@ -162,18 +176,20 @@ def pick(model: PreTrainedModel, processor: ProcessorMixin, scale: int) -> None:
     """One of the token counts at which a compressor was trained (`matryoshka`), in the model and in the
     placeholders of the processor that `attach` or `load` gave. `save_pretrained` keeps it.
     UsageError for a scale that the compressor does not have; nothing has changed then."""
-    parts = getattr(model, PARTS_ATTRIBUTE, None)
+    parts: VisualParts | None = getattr(model, PARTS_ATTRIBUTE, None)
     if parts is None:
         raise UsageError("pick: nothing is attached to this model")
-    counted = processors.copy_at_scale(processor, scale)
+    # both may refuse: the processor's first, which is a copy
+    counting_compressor = processors.copy_at_scale(processor, scale)
     parts.compressor.pick(scale)
-    processors.update_counts(processor, counted, _find_common_grid(parts.family, model.base_model))
+    base = cast(PreTrainedModel, model.base_model)
+    processors.update_counts(processor, counting_compressor, _find_common_grid(parts.family, base))
     model.config.slothkit["scale"] = scale
 
 
 def detach(model: PreTrainedModel, processor: ProcessorMixin | None = None) -> None:
     """Both as they were before `attach`."""
-    parts = getattr(model, PARTS_ATTRIBUTE, None)
+    parts: VisualParts | None = getattr(model, PARTS_ATTRIBUTE, None)
     if parts is None:
         raise UsageError("detach: nothing is attached to this model")
     parts.remove_parts()
@@ -192,7 +208,7 @@ def name_trained_parts(model: nn.Module) -> list[str]:
     return names
 
 
-def load(folder: str | Path, **kwargs: Any) -> tuple[Any, Any]:
+def load(folder: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
     """What `save_pretrained` of an attached model and of its processor wrote. `kwargs` are
     `from_pretrained`'s. UsageError for a folder of another model."""
     folder = Path(folder)
@@ -203,13 +219,10 @@ def load(folder: str | Path, **kwargs: Any) -> tuple[Any, Any]:
     finally:
         logging.set_verbosity(level)
     model, loading_info = loaded
-    record = dict(getattr(model.config, "slothkit", None) or {})
-    foreign = [key for key in loading_info["unexpected_keys"] if not key.startswith(f"{PARTS_ATTRIBUTE}.")]
-    missing = sorted(loading_info["missing_keys"])
-    if not record or foreign or missing:
-        faults = foreign or missing or ["config.json has no slothkit record"]
-        raise UsageError(f"{folder}: not a model saved with a compressor attached ({faults[0]})")
+    _check_loaded(folder, model, loading_info)
+    record = dict(model.config.slothkit)
     processor = AutoProcessor.from_pretrained(folder)
+    # the processor's class counts by these; `attach` notes them as the plain ones again
     for name, value in record.pop("counts").items():
         setattr(processor, name, value)
     knobs = record.pop("knobs")
@@ -220,6 +233,16 @@ def load(folder: str | Path, **kwargs: Any) -> tuple[Any, Any]:
         pick(model, processor, scale)
     getattr(model, PARTS_ATTRIBUTE).load_state_dict(_read_saved_parts(folder))
     return model, processor
+
+
+def _check_loaded(folder: Path, model: PreTrainedModel, loading_info: dict[str, Any]) -> None:
+    """UsageError for a folder whose weights or configuration are not those of an attached model."""
+    record = dict(getattr(model.config, "slothkit", None) or {})
+    foreign = [key for key in loading_info["unexpected_keys"] if not key.startswith(f"{PARTS_ATTRIBUTE}.")]
+    missing = sorted(loading_info["missing_keys"])
+    if not record or foreign or missing:
+        faults = foreign or missing or ["config.json has no slothkit record"]
+        raise UsageError(f"{folder}: not a model saved with a compressor attached ({faults[0]})")
 
 
 def _read_saved_parts(folder: Path) -> dict[str, torch.Tensor]:

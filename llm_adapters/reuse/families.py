@@ -2,93 +2,50 @@
 
     tower -> patch features -> [the model's own reduction] -> projector -> placeholders
 
-Each entry tells where the projector is and how to get around the model's own reduction. `raw` functions stand
-in for the model's own ones while images are encoded and hand the patch features through. `base` is the model
+Each entry tells where these parts are and how to get around the model's own reduction. The names of modules
+are those of the family's source in transformers, models/FAMILY/modeling_FAMILY.py. `base` is the model
 without its language modeling head.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any, Literal, Protocol
 
 import torch
 import transformers
 from einops import rearrange
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
 from compressors.errors import UsageError
 from connectors.versions import is_at_least
 
 PatchGrid = tuple[int, int]
+# (module or base, patch features, *levels) -> what the model takes for the output of its own reduction
 RawFunction = Callable[..., object]
 
 
-def _pass_features(module: Any, features: Tensor, *levels: Tensor) -> Tensor:  # noqa: ARG001
-    return torch.cat([features, *levels], -1)
+class QwenMerger(Protocol):
+    """Qwen-VL's reduction and projector in one: a norm, windows of m x m patches, a perceptron."""
+
+    hidden_size: int  # of a window: m * m * C
+    ln_q: nn.Module
+    mlp: nn.Module
 
 
-def _group_windows(merger: Any, features: Tensor, *levels: Tensor) -> Tensor:
-    """(patches, C) in windows of m x m -> (windows, m * m * C): windows are put in order after the merger."""
-    window = merger.hidden_size // features.shape[-1]
-    return rearrange(torch.cat([merger.ln_q(features), *levels], -1), "(n m) c -> n (m c)", m=window)
+class IdeficsConnector(Protocol):
+    """Idefics' reduction (pixel shuffle) and projector in one."""
+
+    modality_projection: nn.Module
 
 
-def _skip_packing(base: Any, image_features: Sequence[Tensor]) -> tuple[list[Tensor], None]:  # noqa: ARG001
-    return list(image_features), None
+class GemmaProjector(Protocol):
+    """Gemma's reduction (average pooling) and projector in one: a norm and a matrix (C, D)."""
 
-
-def _make_patch_maps(base: Any, entry: Tensor, arguments: Mapping[str, Any], index: int) -> Tensor:  # noqa: ARG001
-    """(..., patches, C), perhaps with a CLS token before them -> (n, H, W, C)."""
-    pixel_height, pixel_width = arguments["pixel_values"].shape[-2:]
-    patch_height, patch_width = _make_pair(base.config.vision_config.patch_size)
-    height = pixel_height // patch_height
-    width = pixel_width // patch_width
-    # whole crops, counted from the end: a CLS token before them is left out
-    patches = entry.shape[-2] // (height * width) * height * width
-    maps = entry[..., entry.shape[-2] - patches :, :].flatten(0, -2)
-    return rearrange(maps, "(n h w) c -> n h w c", h=height, w=width)
-
-
-def _unmerge_windows(base: Any, entry: Tensor, arguments: Mapping[str, Any], index: int) -> Tensor:
-    """(windows, m * m * C) of an image -> (1, H, W, C)."""
-    merge = base.visual.spatial_merge_size
-    _, grid_height, grid_width = arguments["image_grid_thw"][index]
-    height = int(grid_height) // merge
-    width = int(grid_width) // merge
-    return rearrange(entry, "(n h w) (i j c) -> n (h i) (w j) c", h=height, w=width, i=merge, j=merge)
-
-
-def _flatten_crops(
-    _base: Any, tokens: Tensor, _arguments: Mapping[str, Any], _index: int, _grid: PatchGrid | None
-) -> Tensor:
-    return tokens.flatten(0, 1)
-
-
-def _join_tiles(
-    base: Any, tokens: Tensor, arguments: Mapping[str, Any], index: int, grid: PatchGrid | None
-) -> Tensor:
-    """(1 + tiles, N, D) -> thumbnail, then the tiles as one picture, unpadded, a newline after each row.
-    Tokens without a grid stay tile after tile."""
-    if grid is None:
-        return tokens.flatten(0, 1)
-    size = arguments["image_sizes"][index]
-    rows, _ = get_anyres_image_grid_shape(
-        size, base.config.image_grid_pinpoints, base.config.vision_config.image_size
-    )
-    whole = rearrange(tokens[1:], "(y x) (h w) d -> d (y h) (x w)", y=rows, h=grid[0])
-    whole = unpad_image(whole, size)
-    newlines = base.image_newline[:, None, None].expand(-1, whole.shape[1], 1).to(whole)
-    picture = torch.cat([whole, newlines], -1)  # one at the end of each row
-    return torch.cat([tokens[0], rearrange(picture, "d h w -> (h w) d")])
-
-
-def _apply_projector(projector: Any, tokens: Tensor) -> Tensor:
-    return projector(tokens)
-
-
-def _project_gemma(projector: Any, tokens: Tensor) -> Tensor:
-    return projector.mm_soft_emb_norm(tokens) @ projector.mm_input_projection_weight
+    mm_soft_emb_norm: nn.Module
+    mm_input_projection_weight: Tensor
 
 
 @dataclass(frozen=True)
@@ -97,83 +54,243 @@ class ModelFamily:
     arguments of `get_image_features` and the entry's index; an entry is an image or, with Idefics, a row.
 
     projector, language_model, tower   paths
-    processor      how placeholders are counted, in processors.py: fixed | tiles | grid
-    raw            path of a module or method -> what stands in for it while images are encoded
-    project        the model's own projector, after its reduction, on tokens (n, N, C')
-    width          the C' it takes
+    width          the channels C' that the model's own projector takes, after its reduction
+    project        that projector on tokens (n, N, C')
+    raw            path of a module or method -> what stands in for it while images are encoded, so that the
+                   patch features come through; the module or `base` is its first argument
     maps, pack     entry -> patch maps (n, H, W, C); tokens (n, N, D) and their grid -> entry (T, D)
+    processor      how placeholders are counted, in processors.py
     whole_images   `pack` mixes the crops of an image
     rope           positions follow the grid
     since          the oldest transformers in which it can be done
     """
 
     projector: str
+    width: Callable[[Any], int]
+    project: Callable[[Any, Tensor], Tensor]
+    raw: Mapping[str, RawFunction]
+    maps: Callable[..., Tensor]
+    pack: Callable[..., Tensor]
     language_model: str = "language_model"
     tower: str = "vision_tower"
-    processor: str = "fixed"
-    raw: Mapping[str, RawFunction] = field(default_factory=dict)
-    project: Callable[[Any, Tensor], Tensor] = _apply_projector
-    width: Callable[[Any], int] = lambda projector: projector.linear_1.in_features
-    maps: Callable[..., Tensor] = _make_patch_maps
-    pack: Callable[..., Tensor] = _flatten_crops
+    processor: Literal["fixed", "tiles", "grid"] = "fixed"
     whole_images: bool = False
     rope: bool = False
     since: str = "5.0"
 
 
-_IDEFICS_FAMILY = ModelFamily(
-    "connector",
-    "text_model",
-    "vision_model",
-    raw={"connector": _pass_features},
-    project=lambda connector, tokens: connector.modality_projection(tokens),
-    width=lambda connector: connector.modality_projection.proj.in_features,
+def pass_features(module: nn.Module, features: Tensor, *levels: Tensor) -> Tensor:  # noqa: ARG001
+    """Patch features (..., C) with a compressor's levels (..., C) beside them in the channels."""
+    return torch.cat([features, *levels], -1)
+
+
+def skip_packing(
+    base: PreTrainedModel,  # noqa: ARG001
+    image_features: Sequence[Tensor],
+) -> tuple[list[Tensor], None]:
+    """In the place of LLaVA-NeXT's `pack_image_features`: crops stay as they are; None for their sizes."""
+    return list(image_features), None
+
+
+def group_windows(merger: QwenMerger, features: Tensor, *levels: Tensor) -> Tensor:
+    """(patches, C) in windows of m x m -> (windows, m * m * C): windows are put in order after the merger."""
+    window = merger.hidden_size // features.shape[-1]
+    channels = torch.cat([merger.ln_q(features), *levels], -1)
+    return rearrange(channels, "(n m) c -> n (m c)", m=window)
+
+
+def apply_projector(projector: nn.Module, tokens: Tensor) -> Tensor:
+    """A projector that is nothing else."""
+    return projector(tokens)
+
+
+def apply_modality_projection(connector: IdeficsConnector, tokens: Tensor) -> Tensor:
+    """What comes after the pixel shuffle in Idefics' connector."""
+    return connector.modality_projection(tokens)
+
+
+def apply_merger_mlp(merger: QwenMerger, tokens: Tensor) -> Tensor:
+    """What comes after the windows in Qwen-VL's merger."""
+    return merger.mlp(tokens)
+
+
+def apply_gemma_projection(projector: GemmaProjector, tokens: Tensor) -> Tensor:
+    """What comes after the pooling in Gemma's projector."""
+    return projector.mm_soft_emb_norm(tokens) @ projector.mm_input_projection_weight
+
+
+def read_gemma_width(projector: GemmaProjector) -> int:
+    """Rows of Gemma's projection matrix."""
+    return projector.mm_input_projection_weight.shape[0]
+
+
+def make_patch_maps(
+    base: PreTrainedModel,
+    entry: Tensor,
+    arguments: Mapping[str, Any],
+    index: int,  # noqa: ARG001
+) -> Tensor:
+    """(..., patches, C), perhaps with a CLS token before them -> (n, H, W, C)."""
+    pixel_height, pixel_width = arguments["pixel_values"].shape[-2:]
+    patch_height, patch_width = _make_pair(base.config.vision_config.patch_size)
+    height = pixel_height // patch_height
+    width = pixel_width // patch_width
+    # whole crops, counted from the end: a CLS token before them is left out
+    patches = entry.shape[-2] // (height * width) * height * width
+    first = entry.shape[-2] - patches
+    maps = entry[..., first:, :].flatten(0, -2)
+    return rearrange(maps, "(n h w) c -> n h w c", h=height, w=width)
+
+
+def unmerge_windows(base: PreTrainedModel, entry: Tensor, arguments: Mapping[str, Any], index: int) -> Tensor:
+    """(windows, m * m * C) of an image -> (1, H, W, C)."""
+    merge = base.config.vision_config.spatial_merge_size
+    _, grid_height, grid_width = arguments["image_grid_thw"][index]
+    height = int(grid_height) // merge
+    width = int(grid_width) // merge
+    return rearrange(entry, "(n h w) (i j c) -> n (h i) (w j) c", h=height, w=width, i=merge, j=merge)
+
+
+def flatten_crops(
+    base: PreTrainedModel,  # noqa: ARG001
+    tokens: Tensor,
+    arguments: Mapping[str, Any],  # noqa: ARG001
+    index: int,  # noqa: ARG001
+    grid: PatchGrid | None,  # noqa: ARG001
+) -> Tensor:
+    """(crops, N, D) -> (crops * N, D)."""
+    return tokens.flatten(0, 1)
+
+
+def join_tiles(
+    base: PreTrainedModel,
+    tokens: Tensor,
+    arguments: Mapping[str, Any],
+    index: int,
+    grid: PatchGrid | None,
+) -> Tensor:
+    """(1 + tiles, N, D) -> thumbnail, then the tiles as one picture, unpadded, a newline after each row.
+    Tokens without a grid stay tile after tile."""
+    if grid is None:
+        return tokens.flatten(0, 1)
+    size = arguments["image_sizes"][index]
+    tile_rows, _ = get_anyres_image_grid_shape(
+        size,
+        base.config.image_grid_pinpoints,
+        base.config.vision_config.image_size,
+    )
+    thumbnail = tokens[0]
+    picture = rearrange(tokens[1:], "(y x) (h w) d -> d (y h) (x w)", y=tile_rows, h=grid[0])
+    picture = unpad_image(picture, size)
+    newline = base.get_parameter("image_newline")[:, None, None]
+    newlines = newline.expand(-1, picture.shape[1], 1).to(picture)
+    picture = torch.cat([picture, newlines], -1)  # one at the end of each row
+    return torch.cat([thumbnail, rearrange(picture, "d h w -> (h w) d")])
+
+
+# A CLIP or SigLIP tower and two linear layers; no reduction of its own: only the projector is in the way.
+LLAVA = ModelFamily(
+    projector="multi_modal_projector",
+    width=attrgetter("linear_1.in_features"),
+    project=apply_projector,
+    raw={"multi_modal_projector": pass_features},
+    maps=make_patch_maps,
+    pack=flatten_crops,
 )
-_QWEN_FAMILY = ModelFamily(
-    "visual.merger",
+
+# A thumbnail and tiles of each image. The model's own packing wants tiles of as many tokens as patches.
+LLAVA_NEXT = ModelFamily(
+    projector="multi_modal_projector",
+    width=attrgetter("linear_1.in_features"),
+    project=apply_projector,
+    raw={
+        "multi_modal_projector": pass_features,
+        "pack_image_features": skip_packing,
+    },
+    maps=make_patch_maps,
+    pack=join_tiles,
+    processor="tiles",
+    whole_images=True,
+)
+
+# The reduction is a pixel shuffle, a method of the model, before the projector.
+INTERNVL = ModelFamily(
+    projector="multi_modal_projector",
+    width=attrgetter("linear_1.in_features"),
+    project=apply_projector,
+    raw={
+        "multi_modal_projector": pass_features,
+        "pixel_shuffle": pass_features,
+    },
+    maps=make_patch_maps,
+    pack=flatten_crops,
+)
+
+# Idefics 3 and SmolVLM: the reduction, a pixel shuffle, is in the connector. An entry is a row of images.
+IDEFICS = ModelFamily(
+    projector="connector",
+    width=attrgetter("modality_projection.proj.in_features"),
+    project=apply_modality_projection,
+    raw={"connector": pass_features},
+    maps=make_patch_maps,
+    pack=flatten_crops,
+    language_model="text_model",
+    tower="vision_model",
+)
+
+# One linear layer and no reduction of its own.
+PALIGEMMA = ModelFamily(
+    projector="multi_modal_projector",
+    width=attrgetter("linear.in_features"),
+    project=apply_projector,
+    raw={"multi_modal_projector": pass_features},
+    maps=make_patch_maps,
+    pack=flatten_crops,
+    since="5.4",  # before, it scales by itself
+)
+
+# The reduction, average pooling, is in the projector, whose weights are a bare matrix.
+GEMMA3 = ModelFamily(
+    projector="multi_modal_projector",
+    width=read_gemma_width,
+    project=apply_gemma_projection,
+    raw={"multi_modal_projector": pass_features},
+    maps=make_patch_maps,
+    pack=flatten_crops,
+)
+
+# The tower merges windows of patches at its end and works in an order of windows; images have grids of their
+# own size, and positions follow these.
+QWEN_VL = ModelFamily(
+    projector="visual.merger",
+    width=attrgetter("mlp.0.in_features"),
+    project=apply_merger_mlp,
+    raw={"visual.merger": group_windows},
+    maps=unmerge_windows,
+    pack=flatten_crops,
     tower="visual",
     processor="grid",
-    raw={"visual.merger": _group_windows},
-    project=lambda merger, tokens: merger.mlp(tokens),
-    width=lambda merger: merger.mlp[0].in_features,
-    maps=_unmerge_windows,
     rope=True,
     since="5.10",  # before, its processor cannot be told the counts
 )
-_RAW_PROJECTOR = {"multi_modal_projector": _pass_features}
-# what a family's modules are called, its source in transformers says: models/FAMILY/modeling_FAMILY.py
-FAMILIES = {
-    "llava": ModelFamily("multi_modal_projector", raw=_RAW_PROJECTOR),
-    "llava_next": ModelFamily(
-        "multi_modal_projector",
-        raw={**_RAW_PROJECTOR, "pack_image_features": _skip_packing},
-        processor="tiles",
-        pack=_join_tiles,
-        whole_images=True,
-    ),
-    "internvl": ModelFamily("multi_modal_projector", raw={**_RAW_PROJECTOR, "pixel_shuffle": _pass_features}),
-    "idefics3": _IDEFICS_FAMILY,
-    "smolvlm": _IDEFICS_FAMILY,
-    "paligemma": ModelFamily(
-        "multi_modal_projector",
-        raw=_RAW_PROJECTOR,
-        since="5.4",  # before, it scales by itself
-        width=lambda projector: projector.linear.in_features,
-    ),
-    "gemma3": ModelFamily(
-        "multi_modal_projector",
-        raw=_RAW_PROJECTOR,
-        project=_project_gemma,
-        width=lambda projector: projector.mm_input_projection_weight.shape[0],
-    ),
-    "qwen2_vl": _QWEN_FAMILY,
-    "qwen2_5_vl": _QWEN_FAMILY,
+
+# by `model_type` of the configuration
+FAMILIES: dict[str, ModelFamily] = {
+    "llava": LLAVA,
+    "llava_next": LLAVA_NEXT,
+    "internvl": INTERNVL,
+    "idefics3": IDEFICS,
+    "smolvlm": IDEFICS,
+    "paligemma": PALIGEMMA,
+    "gemma3": GEMMA3,
+    "qwen2_vl": QWEN_VL,
+    "qwen2_5_vl": QWEN_VL,
 }
 
 
 def find_family(model: nn.Module) -> ModelFamily:
     """UsageError for a model that is none of them, with the names there are, or that PEFT has wrapped."""
-    config: Any = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)  # any module may be given, by mistake
     kind = getattr(config, "model_type", type(model).__name__)
     if kind not in FAMILIES:
         raise UsageError(f"model of type '{kind}': a compressor can be put into {', '.join(FAMILIES)}")
@@ -196,7 +313,7 @@ def find_family(model: nn.Module) -> ModelFamily:
     return family
 
 
-def read_tower_dim(base: Any) -> int:
+def read_tower_dim(base: PreTrainedModel) -> int:
     """Channels of the patch features."""
     vision = base.config.vision_config
     if hasattr(vision, "embed_dim") and base.config.model_type == "qwen2_vl":
@@ -207,7 +324,7 @@ def read_tower_dim(base: Any) -> int:
     return vision.hidden_size
 
 
-def read_native_grid(base: Any) -> PatchGrid:
+def read_native_grid(base: PreTrainedModel) -> PatchGrid:
     """Patch grid of an image at the tower's own size."""
     vision = base.config.vision_config
     height, width = _make_pair(vision.image_size)

@@ -1,6 +1,7 @@
 """What the ids of a prompt say: turns, questions, and which images a query token may read."""
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -25,48 +26,56 @@ class Markers(nn.Module):
 
     def __init__(self, question_id: int, query_id: int, embedding: Tensor):
         super().__init__()
-        self.question_id, self.query_id = question_id, query_id
+        self.question_id = question_id
+        self.query_id = query_id
         self.question = nn.Parameter(embedding.detach().clone())
 
     def find_markers(self, ids: Tensor) -> Tensor:
-        """Where the markers are."""
+        """Where the markers are among ids of any shape."""
         return (ids == self.question_id) | (ids == self.query_id)
 
     def find_turns(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T) -> each token's turn, from 1, and whether it stands in that turn's question. What comes
         before a turn's `<question>`, such as an image, counts as that turn's."""
-        begun = (ids == self.question_id).cumsum(1)
+        begun_turns = (ids == self.question_id).cumsum(1)
         is_query = ids == self.query_id
-        ends = is_query & ~nn.functional.pad(is_query, (1, 0))[:, :-1]
-        asking = (begun > ends.cumsum(1)) & (ids != self.question_id)
-        return torch.where(asking | is_query, begun, begun + 1), asking
+        is_query_before = nn.functional.pad(is_query, (1, 0))[:, :-1]
+        # a turn's question ends at the first of its query tokens
+        ended_turns = (is_query & ~is_query_before).cumsum(1)
+        is_asking = (begun_turns > ended_turns) & (ids != self.question_id)
+        turns = torch.where(is_asking | is_query, begun_turns, begun_turns + 1)
+        return turns, is_asking
 
     def build_context(
         self, ids: Tensor, is_image: Tensor, images: EncodedImages | None
     ) -> QueryContext | None:
-        """What a query module reads; None where no query token is."""
+        """What a query module reads; None where no query token is. UsageError for ids (B, T) without the
+        images that belong to their placeholders `is_image` (B, T)."""
         index = query_positions(ids == self.query_id)
         if not index.shape[1] or not is_image.any():
             return None
         if images is None:  # generate has cut the tokens, but not the patches
             raise UsageError("a query module needs the whole prompt at once; leave out prefill_chunk_size")
-        turns, asking = self.find_turns(ids)
+        turns, is_asking = self.find_turns(ids)
         beams = int(is_image.sum()) // sum(images.counts)  # generate repeats each row so many times
         features, patch_turn = group_by_row(images, is_image[::beams], turns[::beams])
+        features = features.repeat_interleave(beams, 0)
+        patch_turn = patch_turn.repeat_interleave(beams, 0)
         query_turn = turns.gather(1, index.clamp(min=0))
-        question, patches = make_query_masks(
-            index, turns * (asking & ~is_image), query_turn, patch_turn.repeat_interleave(beams, 0)
-        )
-        return QueryContext(index, question, features.repeat_interleave(beams, 0), patches)
+        question_turn = turns * (is_asking & ~is_image)  # 0, no turn, outside of questions
+        question_mask, patch_mask = make_query_masks(index, question_turn, query_turn, patch_turn)
+        return QueryContext(index, question_mask, features, patch_mask)
 
 
 def group_by_row(images: EncodedImages, is_image: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
     """Patches (B, P, C) and their turns (B, P), zeros where a row has fewer."""
-    starts = torch.tensor([0, *images.counts[:-1]]).cumsum(0).tolist()
-    blank = images.patches[0][:0]
-    features: list[list[Tensor]] = [[blank] for _ in turns]
+    # which placeholder, of all in the batch, is each unit's first
+    starts = list(accumulate(images.counts[:-1], initial=0))
+    no_patches = images.patches[0][:0]  # a row without images still has a tensor of the right type
+    features: list[list[Tensor]] = [[no_patches] for _ in turns]
     patch_turn: list[list[Tensor]] = [[turns[0, :0]] for _ in turns]
-    for (row, column), patches in zip(is_image.nonzero()[starts].tolist(), images.patches):
+    first_places = is_image.nonzero()[starts].tolist()
+    for (row, column), patches in zip(first_places, images.patches):
         features[row].append(patches)
         patch_turn[row].append(turns[row, column].expand(len(patches)))
     row_features = [torch.cat(row) for row in features]

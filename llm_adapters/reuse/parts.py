@@ -5,7 +5,7 @@ pixels -> tower -> patch maps (n, H, W, C) -> compressor -> projector -> placeho
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -22,11 +22,15 @@ from llm_adapters.kept_turns import GUESSED, check_turn, says_guessed
 from llm_adapters.reuse.families import ModelFamily, RawFunction, read_tower_dim
 from llm_adapters.reuse.markers import EncodedImages, Markers
 from llm_adapters.reuse.wrapping import (
+    Args,
+    HookResult,
+    ImageEncoder,
+    Kwargs,
     Wrapping,
     bind_arguments,
+    call_with_known_names,
     check_placeholders,
     encode_pixels,
-    extract_image_features,
 )
 from llm_adapters.visual_prompt import place_visual_tokens
 
@@ -53,10 +57,8 @@ class VisualParts(nn.Module, QueryAdapter):
         self.projector = projector
         self.query_module = query_module
         self.markers = markers
-        self._outside: tuple[Any, Any] = (
-            model.base_model,
-            model,
-        )  # in a tuple: a model is no part of its part
+        # in a tuple: a model is no part of its part. The cast: transformers' type of `base_model` is too wide
+        self._outside = (cast(PreTrainedModel, model.base_model), model)
         self._wrapping = Wrapping()
         # hidden states of the tower by level while images are encoded, None at other times
         self._raw: dict[int, Tensor] | None = None
@@ -71,10 +73,11 @@ class VisualParts(nn.Module, QueryAdapter):
         handles = self._wrapping.handles
         modules = dict(base.named_modules())
         for path, raw in self.family.raw.items():
-            owner, name = base, path  # a method of the base
-            if path in modules:
-                owner, name = modules[path], "forward"
-            wrap(owner, name, RawInstead(self, owner, raw))
+            module = modules.get(path)
+            if module is not None:
+                wrap(module, "forward", RawInstead(self, module, raw))
+            else:  # a method of the base
+                wrap(base, path, RawInstead(self, base, raw))
         wrap(base, "get_image_features", self._image_features)
         if self.family.rope:
             wrap(base, "get_rope_index", self._rope_index)
@@ -99,8 +102,7 @@ class VisualParts(nn.Module, QueryAdapter):
         if not self.compressor.needs_levels:
             return
         count = getattr(vision_config, "num_hidden_layers", None) or vision_config.depth
-        lists = [module for module in tower.modules() if isinstance(module, nn.ModuleList)]
-        blocks = next(blocks for blocks in lists if len(blocks) == count)
+        blocks = find_blocks(tower, count)
         for level in self.compressor.needs_levels:
             index = level if level > 0 else count + 1 + level
             if not 1 <= index <= count:
@@ -108,18 +110,17 @@ class VisualParts(nn.Module, QueryAdapter):
                     f"level {level}: the tower has {count} blocks; choose {-count}..-1 or 1..{count}"
                 )
             block: Any = blocks[index - 1]
-            block.visual_level = index
+            block.visual_level = index  # an attribute, so that copies keep it
             self._wrapping.handles.append(block.register_forward_hook(self._record_level))
             self._levels[level] = index
 
-    def _record_level(self, block: Any, args: tuple[Any, ...], output: Any) -> None:  # noqa: ARG002
+    def _record_level(self, block: Any, args: Args, output: Any) -> None:  # noqa: ARG002
         """The hook of a block whose output the compressor needs."""
         if self._raw is not None:
             self._raw[block.visual_level] = output[0] if isinstance(output, tuple) else output
 
     def _image_features(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The model's `get_image_features`: visual tokens in `pooler_output`, and `images` beside it."""
-        base, _ = self._outside
         arguments = bind_arguments(original, args, kwargs)
         pixels, encoded = self._encoded
         if pixels is not None and arguments["pixel_values"] is pixels:
@@ -130,6 +131,12 @@ class VisualParts(nn.Module, QueryAdapter):
             output = original(*args, **{**kwargs, "return_dict": True})
         finally:
             self._raw = None
+        self._compress_output(output, arguments)
+        return output
+
+    def _compress_output(self, output: Any, arguments: Kwargs) -> None:
+        """Visual tokens in the place of the patch features in `pooler_output`; `arguments` encoded them."""
+        base, _ = self._outside
         entries = output.pooler_output
         maps = []
         for index, entry in enumerate(entries):
@@ -145,37 +152,41 @@ class VisualParts(nn.Module, QueryAdapter):
         if self.query_module is not None:
             tower_dim = read_tower_dim(base)  # without levels for the compressor
             output.images = self._collect_images([m[..., :tower_dim] for m in maps], packed)
-        return output
 
     def _compress_maps(self, maps: list[Tensor]) -> list[Tensor]:
         """Maps (n_i, H_i, W_i, C) -> tokens (n_i, N_i, D); those of one size together."""
+        maps_of_size: dict[tuple[int, int], list[int]] = {}
+        for index, m in enumerate(maps):
+            height, width = m.shape[1:3]
+            maps_of_size.setdefault((height, width), []).append(index)
         tokens_of_map: dict[int, Tensor] = {}
-        sizes = {tuple(m.shape[1:3]): None for m in maps}  # each once, in order
-        for height, width in sizes:
+        for (height, width), same in maps_of_size.items():
             if self.compressor.visible(height, width) != self.compressor.num_tokens(height, width):
                 raise UsageError(
                     "a compressor that draws its token count is used at one count here; choose "
                     "it by reuse.pick(model, processor, scale)"
                 )
-            same = [index for index, m in enumerate(maps) if tuple(m.shape[1:3]) == (height, width)]
             features = torch.cat([maps[index] for index in same])
+            # where the parts are; a compressor without weights takes the tower's output as it is
             weights = next(self.parameters(), features)
-            tokens = self.project_tokens(self.compressor(features.to(weights.device, weights.dtype)))
+            features = features.to(weights.device, weights.dtype)
+            tokens = self.project_tokens(self.compressor(features))
             lengths = [len(maps[index]) for index in same]
             tokens_of_map.update(zip(same, tokens.split(lengths)))
         return [tokens_of_map[index] for index in range(len(maps))]
 
     def project_tokens(self, tokens: Tensor) -> Tensor:
-        """(n, N, C') -> (n, N, D)."""
+        """(n, N, C') -> (n, N, D), by the new projector or the model's own."""
         if self.projector is not None:
             return self.projector(tokens)
-        own = self._outside[0].get_submodule(self.family.projector)
-        return self.family.project(own, tokens)
+        base, _ = self._outside
+        return self.family.project(base.get_submodule(self.family.projector), tokens)
 
     def _collect_images(self, maps: list[Tensor], packed: list[Tensor]) -> EncodedImages:
         """What a query module reads of the images: patches by the unit that has placeholders of its own."""
         if self.family.whole_images:
-            return EncodedImages([m.flatten(0, 2) for m in maps], [len(tokens) for tokens in packed])
+            patches = [m.flatten(0, 2) for m in maps]
+            return EncodedImages(patches, [len(tokens) for tokens in packed])
         crops: list[Tensor] = []
         counts: list[int] = []
         for crops_of_map, tokens in zip(maps, packed):
@@ -210,9 +221,8 @@ class VisualParts(nn.Module, QueryAdapter):
             for _, height, width in image_grid_thw.tolist():
                 grids.append(self.compressor.out_grid(height, width))
             if None in grids:
-                assert (
-                    mm_token_type_ids is not None
-                )  # transformers 5.3 and later give it, and `since` is later
+                # transformers 5.3 and later give it, and `since` of families that ask is later
+                assert mm_token_type_ids is not None
                 mm_token_type_ids = mm_token_type_ids.masked_fill(mm_token_type_ids == 1, 0)
             else:
                 merge = self._outside[0].config.vision_config.spatial_merge_size
@@ -222,15 +232,14 @@ class VisualParts(nn.Module, QueryAdapter):
             input_ids, mm_token_type_ids=mm_token_type_ids, image_grid_thw=image_grid_thw, **options
         )
 
-    def _encode_inputs(
-        self, base: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _encode_inputs(self, base: nn.Module, args: Args, kwargs: Kwargs) -> HookResult:
         """Encodes images, as `generate` does on its own, checks their count, adds what EmbQ reads."""
-        kwargs = encode_pixels(base, bind_arguments(base.forward, args, kwargs))
+        encoder = cast(ImageEncoder, base)  # all families' are: `insert_parts` has wrapped these methods
+        kwargs = encode_pixels(encoder, bind_arguments(base.forward, args, kwargs))
         ids = kwargs.get("input_ids")
         image = (kwargs.get("mm_encoder_outputs") or {}).get("image")
         if image is None and kwargs.get("pixel_values") is not None:  # the model will ask for these, then
-            image = extract_image_features(base, kwargs)
+            image = call_with_known_names(encoder.get_image_features, kwargs)
             self._encoded = (kwargs["pixel_values"], image)
         if ids is None:
             if image is not None and self.query_module is not None:
@@ -244,7 +253,7 @@ class VisualParts(nn.Module, QueryAdapter):
         if image is None:
             return (), kwargs
         placeholders = int(is_image.sum())
-        tokens = sum(map(len, image.pooler_output))
+        tokens = sum(len(entry) for entry in image.pooler_output)
         if placeholders != tokens:
             raise UsageError(
                 f"the text has {placeholders} image placeholders but its images make {tokens} visual "
@@ -258,18 +267,16 @@ class VisualParts(nn.Module, QueryAdapter):
 
     def _check_context_read(
         self,
-        base: Any,
-        args: tuple[Any, ...],  # noqa: ARG002
-        kwargs: dict[str, Any],
-        output: Any,  # noqa: ARG002
+        base: nn.Module,
+        args: Args,  # noqa: ARG002
+        kwargs: Kwargs,
+        output: object,  # noqa: ARG002
     ) -> None:
         """UsageError for an LLM whose layers never saw the context."""
         if kwargs.get(CONTEXT) is not None:
             kwargs[CONTEXT].check_read(getattr(base, self.family.language_model))
 
-    def _prepare_forward(
-        self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _prepare_forward(self, model: nn.Module, args: Args, kwargs: Kwargs) -> HookResult:
         """Refuses a new turn behind a cache. Markers are no words to be learned: the output layer has no rows
         for them."""
         assert self.markers is not None  # hooked with a query module alone
@@ -280,6 +287,14 @@ class VisualParts(nn.Module, QueryAdapter):
         if labels is not None:
             kwargs["labels"] = labels.masked_fill(self.markers.find_markers(labels), IGNORE)
         return (), kwargs
+
+
+def find_blocks(tower: nn.Module, count: int) -> nn.ModuleList:
+    """A tower's `count` blocks: the first list of so many modules in it."""
+    for module in tower.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise TypeError(f"{type(tower).__name__} has no ModuleList of its {count} blocks")
 
 
 class RawInstead:
@@ -297,7 +312,8 @@ class RawInstead:
             return original(features, *args, **kwargs)
         levels = []
         base, _ = parts._outside
-        if self.owner is not base:  # its projector
+        # at the projector; what comes before it, a method of the base, would have them a second time
+        if self.owner is not base:
             patches = features.shape[-2]
             for index in parts._levels.values():
                 levels.append(parts._raw[index][..., -patches:, :])  # CLS comes first

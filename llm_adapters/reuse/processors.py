@@ -6,9 +6,9 @@ loaded as before; its tokenizer, where `<question>` and `<query>` are added, is 
 
 import copy
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from transformers.processing_utils import MultiModalData
@@ -17,6 +17,7 @@ from compressors.base import Compressor
 from compressors.errors import UsageError
 from llm_adapters.conversation import QUERY, QUESTION
 
+# where processors keep how many placeholders an image has; each family has one or two of these
 COUNT_ATTRIBUTES = ("image_seq_length", "image_seq_len", "num_additional_image_tokens", "full_image_sequence")
 
 
@@ -31,27 +32,37 @@ class AttachedState:
     num_queries: int
 
 
-# mypy cannot know a class that is made at run time: what these inherit is a processor of transformers
-ProcessorBase: Any = object
+if TYPE_CHECKING:
+    ProcessorBase = ProcessorMixin
+else:
+    # the classes below stand before a family's processor, which is the ProcessorMixin (`_make_class`)
+    ProcessorBase = object
 
 
 class AttachedProcessor(ProcessorBase):
     """Stands before a processor's own class. `attached` is set on the instance."""
 
     attached: AttachedState
+    tokenizer: PreTrainedTokenizerBase
     kind: ClassVar[str] = "fixed"
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # the class was made at run time: a pickle cannot name it
         return _rebuild_processor, (self.attached.plain, self.kind, dict(vars(self)))
 
     def __call__(self, images: Any = None, text: Any = None, *args: Any, **kwargs: Any) -> Any:
         if self.attached.num_queries and text:
-            texts = [text] if isinstance(text, str) else text
-            marked = []
-            for number, one in enumerate(texts):
-                marked.append(repeat_query_marker(one, number, self.attached.num_queries))
-            text = marked[0] if isinstance(text, str) else marked
+            text = self._repeat_markers(text)
         return super().__call__(images, text, *args, **kwargs)
+
+    def _repeat_markers(self, text: str | list[str]) -> str | list[str]:
+        """A text or several, with a `<query>` for each query token."""
+        if isinstance(text, str):
+            return repeat_query_marker(text, 0, self.attached.num_queries)
+        repeated = []
+        for number, one_text in enumerate(text):
+            repeated.append(repeat_query_marker(one_text, number, self.attached.num_queries))
+        return repeated
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
         if self.attached.num_queries:
@@ -63,26 +74,37 @@ class TiledProcessor(AttachedProcessor):
     """LLaVA-NeXT's: a thumbnail, and tiles that are one picture with a newline after each row of tokens."""
 
     kind = "tiles"
+    patch_size: int
+    image_processor: Any
+    vision_feature_select_strategy: str
+    _get_unpadded_features: Any
 
     def _get_number_of_features(self, orig_height: int, orig_width: int, height: int, width: int) -> int:
-        size = (height // self.patch_size, width // self.patch_size)
-        grid = self.attached.compressor.out_grid(*size)
-        count = self.attached.compressor.num_tokens(*size)
+        patch_height = height // self.patch_size
+        patch_width = width // self.patch_size
+        compressor = self.attached.compressor
+        grid = compressor.out_grid(patch_height, patch_width)
+        thumbnail = compressor.num_tokens(patch_height, patch_width)
         pinpoints = self.image_processor.image_grid_pinpoints
         best_height, best_width = select_best_resolution((orig_height, orig_width), pinpoints)
-        tiles = (best_height // height, best_width // width)
+        tile_rows = best_height // height
+        tile_columns = best_width // width
         if grid is None:
-            count += count * tiles[0] * tiles[1]
+            tiles = thumbnail * tile_rows * tile_columns
         else:
-            count += sum(self._get_unpadded_features(orig_height, orig_width, *grid, *tiles))
+            # tokens of the unpadded picture, and its newlines
+            tiles = sum(self._get_unpadded_features(orig_height, orig_width, *grid, tile_rows, tile_columns))
         # the caller takes the CLS token's away
-        return count + (self.vision_feature_select_strategy == "default")
+        cls_token = self.vision_feature_select_strategy == "default"
+        return thumbnail + tiles + cls_token
 
 
 class GridProcessor(AttachedProcessor):
     """Qwen-VL's: an image has the patch grid that its size gives."""
 
     kind = "grid"
+    image_processor: Any
+    image_token: str
 
     def replace_image_token(
         self,
@@ -90,108 +112,120 @@ class GridProcessor(AttachedProcessor):
         image_idx: int,
         **kwargs: Any,  # noqa: ARG002
     ) -> str:
-        frames, height, width = map(int, image_inputs["image_grid_thw"][image_idx])
-        return self.image_token * (frames * self.attached.compressor.num_tokens(height, width))
+        frames, height, width = image_inputs["image_grid_thw"][image_idx]
+        tokens_per_frame = self.attached.compressor.num_tokens(int(height), int(width))
+        return self.image_token * (int(frames) * tokens_per_frame)
 
     def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
-        data = super()._get_num_multimodal_tokens(image_sizes=image_sizes, **kwargs)
-        if image_sizes is not None:
-            images = self.image_processor
-            patch = images.patch_size
-            factor = patch * images.merge_size
-            least, most = images.size["shortest_edge"], images.size["longest_edge"]
-            data.num_image_tokens = []
-            for height, width in image_sizes:
-                height, width = smart_resize(height, width, factor, least, most)
-                count = self.attached.compressor.num_tokens(height // patch, width // patch)
-                data.num_image_tokens.append(count)
+        plain: Any = super()  # Qwen-VL's own class: ProcessorMixin itself has no such method
+        data = plain._get_num_multimodal_tokens(image_sizes=image_sizes, **kwargs)
+        if image_sizes is None:
+            return data
+        patch = self.image_processor.patch_size
+        factor = patch * self.image_processor.merge_size
+        least = self.image_processor.size["shortest_edge"]
+        most = self.image_processor.size["longest_edge"]
+        data.num_image_tokens = []
+        for image_height, image_width in image_sizes:
+            height, width = smart_resize(image_height, image_width, factor, least, most)
+            count = self.attached.compressor.num_tokens(height // patch, width // patch)
+            data.num_image_tokens.append(count)
         return data
 
 
-PROCESSORS_BY_KIND: dict[str, type] = {
-    cls.kind: cls for cls in (AttachedProcessor, TiledProcessor, GridProcessor)
+PROCESSORS_BY_KIND: dict[str, type[AttachedProcessor]] = {
+    "fixed": AttachedProcessor,
+    "tiles": TiledProcessor,
+    "grid": GridProcessor,
 }
 
 
 def _make_class(plain: type, kind: str) -> type:
     """A subclass of a processor's class, of the same name, so that it is saved as before."""
-    return type(plain.__name__, (PROCESSORS_BY_KIND[kind], plain), {"__module__": plain.__module__})
+    bases = (PROCESSORS_BY_KIND[kind], plain)
+    return type(plain.__name__, bases, {"__module__": plain.__module__})
 
 
-def _rebuild_processor(plain: type, kind: str, state: dict[str, Any]) -> Any:
-    """What unpickling and copying call: the class was made at run time."""
-    processor: Any = object.__new__(_make_class(plain, kind))
+def _rebuild_processor(plain: type, kind: str, state: dict[str, Any]) -> AttachedProcessor:
+    """What unpickling and copying call."""
+    processor: object = object.__new__(_make_class(plain, kind))
     vars(processor).update(state)
-    return processor
+    return cast(AttachedProcessor, processor)  # its class was made so
 
 
 def attach_processor(
-    processor: Any,
+    processor: ProcessorMixin,
     kind: str,
     compressor: Compressor,
     grid: tuple[int, int] | None,
     num_queries: int,
 ) -> None:
     """Counts follow `compressor`; `grid` is the patch grid where all images have one."""
+    attached_processor = cast(AttachedProcessor, processor)  # which it is at the end
     attached = AttachedState(
-        type(processor),
-        processor.tokenizer,
-        read_counts(processor),
-        copy.deepcopy(compressor).to("meta"),
-        num_queries,
+        plain=type(processor),
+        tokenizer=attached_processor.tokenizer,
+        counts=read_counts(processor),
+        compressor=copy.deepcopy(compressor).to("meta"),
+        num_queries=num_queries,
     )
-    _set_counts(processor, kind, compressor, grid)
-    if num_queries:
-        processor.tokenizer = copy.deepcopy(processor.tokenizer)
-        processor.tokenizer.add_tokens([QUESTION, QUERY], special_tokens=True)
-    processor.attached = attached
-    processor.__class__ = _make_class(type(processor), kind)
-
-
-def _set_counts(processor: Any, kind: str, compressor: Compressor, grid: tuple[int, int] | None) -> None:
-    """The attributes that a processor of the kind `fixed` counts by; others ask the compressor."""
     if kind == "fixed":
-        assert grid is not None  # all images of such a family have one
-        vars(processor).update(compute_counts(processor, compressor.num_tokens(*grid), grid))
+        _set_counts(processor, compressor, grid)
+    if num_queries:
+        tokenizer = copy.deepcopy(attached.tokenizer)
+        tokenizer.add_tokens([QUESTION, QUERY], special_tokens=True)
+        attached_processor.tokenizer = tokenizer
+    attached_processor.attached = attached
+    attached_processor.__class__ = _make_class(attached.plain, kind)
 
 
-def copy_at_scale(processor: Any, scale: int) -> Compressor:
+def _set_counts(processor: ProcessorMixin, compressor: Compressor, grid: tuple[int, int] | None) -> None:
+    """The attributes that a processor of the kind "fixed" counts by; others ask the compressor."""
+    assert grid is not None  # all images of such a family have one
+    vars(processor).update(compute_counts(processor, compressor.num_tokens(*grid), grid))
+
+
+def copy_at_scale(processor: ProcessorMixin, scale: int) -> Compressor:
     """A processor's compressor at another scale, for `update_counts`. UsageError where there is none."""
-    compressor = copy.deepcopy(_require_attached(processor, "pick").compressor)
+    attached_processor = _require_attached(processor, "pick")
+    compressor = copy.deepcopy(attached_processor.attached.compressor)
     compressor.pick(scale)
     return compressor
 
 
-def update_counts(processor: Any, compressor: Compressor, grid: tuple[int, int] | None) -> None:
+def update_counts(processor: ProcessorMixin, compressor: Compressor, grid: tuple[int, int] | None) -> None:
     """Counts follow `compressor` from now on."""
-    processor.attached = replace(processor.attached, compressor=compressor)
-    _set_counts(processor, processor.kind, compressor, grid)
+    attached_processor = _require_attached(processor, "pick")
+    attached_processor.attached = replace(attached_processor.attached, compressor=compressor)
+    if attached_processor.kind == "fixed":
+        _set_counts(processor, compressor, grid)
 
 
-def _require_attached(processor: Any, action: str) -> AttachedState:
-    """What `attach` has noted on a processor; UsageError where it has noted nothing."""
-    attached = getattr(processor, "attached", None)
-    if attached is None:
+def _require_attached(processor: ProcessorMixin, action: str) -> AttachedProcessor:
+    """The processor itself, which `attach` has got; UsageError for another."""
+    if getattr(processor, "attached", None) is None:
         raise UsageError(f"{action}: nothing is attached to this processor; give the one that `attach` got")
-    return attached
+    return cast(AttachedProcessor, processor)
 
 
-def detach_processor(processor: Any) -> None:
+def detach_processor(processor: ProcessorMixin) -> None:
     """The processor as it was before `attach`."""
-    attached = _require_attached(processor, "detach")
-    processor.__class__ = attached.plain
-    processor.tokenizer = attached.tokenizer
+    attached_processor = _require_attached(processor, "detach")
+    attached = attached_processor.attached
+    attached_processor.__class__ = attached.plain
+    attached_processor.tokenizer = attached.tokenizer
     vars(processor).update(attached.counts)
-    del processor.attached
+    del attached_processor.attached
 
 
-def read_counts(processor: Any) -> dict[str, Any]:
+def read_counts(processor: ProcessorMixin) -> dict[str, Any]:
     """The attributes that say how many placeholders an image has."""
-    return {name: vars(processor)[name] for name in COUNT_ATTRIBUTES if name in vars(processor)}
+    attributes = vars(processor)
+    return {name: attributes[name] for name in COUNT_ATTRIBUTES if name in attributes}
 
 
 def compute_counts(processor: Any, count: int, grid: tuple[int, int]) -> dict[str, Any]:
-    """The same attributes for `count` tokens of each crop."""
+    """The same attributes for `count` tokens of each crop, whose patches have this grid."""
     counts = read_counts(processor)
     for name, value in counts.items():
         if name == "num_additional_image_tokens":
@@ -199,8 +233,10 @@ def compute_counts(processor: Any, count: int, grid: tuple[int, int]) -> dict[st
             cls_token = processor.vision_feature_select_strategy == "default"
             counts[name] = count - grid[0] * grid[1] + cls_token
         elif name == "full_image_sequence":
+            # a text with all placeholders of an image in a row
             token = processor.tokenizer.image_token
-            counts[name] = value.replace(token * processor.image_seq_length, token * count)
+            placeholders = token * processor.image_seq_length
+            counts[name] = value.replace(placeholders, token * count)
         else:
             counts[name] = count
     return counts
@@ -209,7 +245,8 @@ def compute_counts(processor: Any, count: int, grid: tuple[int, int]) -> dict[st
 def repeat_query_marker(text: str, number: int, num_queries: int) -> str:
     """`<query>` as often as there are query tokens. UsageError where markers are not one pair a turn."""
     markers = [piece for piece in _split_markers(text) if piece in (QUESTION, QUERY)]
-    if not markers or markers != [QUESTION, QUERY] * (len(markers) // 2):
+    turns = len(markers) // 2
+    if not markers or markers != [QUESTION, QUERY] * turns:
         raise UsageError(
             f"text {number} has {markers.count(QUESTION)} {QUESTION} and {markers.count(QUERY)} "
             f"{QUERY}: put one before and one after each question, in this order, or use "
@@ -220,14 +257,16 @@ def repeat_query_marker(text: str, number: int, num_queries: int) -> str:
 
 def _split_markers(text: str) -> list[str]:
     """Markers and what stands between them; a NUL is in no text that a tokenizer takes."""
-    return text.replace(QUESTION, f"\0{QUESTION}\0").replace(QUERY, f"\0{QUERY}\0").split("\0")
+    for marker in (QUESTION, QUERY):
+        text = text.replace(marker, f"\0{marker}\0")
+    return text.split("\0")
 
 
 def add_markers(conversation: list[Any]) -> list[Any]:
     """Markers in each user message that has text and none of them: before its first text, and at its end,
     where the query tokens have all of its images before them."""
-    if conversation and isinstance(conversation[0], list):
-        return [add_markers(one) for one in conversation]
+    if conversation and isinstance(conversation[0], list):  # a batch of conversations
+        return [add_markers(one_conversation) for one_conversation in conversation]
     marked = []
     for message in conversation:
         if message["role"] == "user":
@@ -239,16 +278,18 @@ def add_markers(conversation: list[Any]) -> list[Any]:
 def _mark_message(message: dict[str, Any]) -> dict[str, Any]:
     """A user message with its markers; one without text, or that has them, as it is."""
     content = message["content"]
-    parts = copy.copy(content)
     if isinstance(content, str):
-        parts = [{"type": "text", "text": content}]
-    texts = [i for i, part in enumerate(parts) if part["type"] == "text"]
-    if not texts or any(QUERY in parts[i]["text"] for i in texts):
+        if QUERY in content:
+            return message
+        return {**message, "content": QUESTION + content + QUERY}
+    texts = [index for index, part in enumerate(content) if part["type"] == "text"]
+    if not texts or any(QUERY in content[index]["text"] for index in texts):
         return message
-    parts[texts[0]] = {**parts[texts[0]], "text": QUESTION + parts[texts[0]]["text"]}
+    parts = copy.copy(content)  # the caller's message stays as it is
+    first = parts[texts[0]]
+    parts[texts[0]] = {**first, "text": QUESTION + first["text"]}
     if parts[-1]["type"] != "text":
         parts.append({"type": "text", "text": ""})
-    parts[-1] = {**parts[-1], "text": parts[-1]["text"] + QUERY}
-    if isinstance(content, str):
-        return {**message, "content": parts[0]["text"]}
+    last = parts[-1]
+    parts[-1] = {**last, "text": last["text"] + QUERY}
     return {**message, "content": parts}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compressors.errors import UsageError
@@ -30,11 +30,19 @@ from llm_adapters.pruning.prompt import make_prompt
 from llm_adapters.pruning.run import PrunedPass
 from llm_adapters.reuse.families import find_family
 from llm_adapters.reuse.parts import PARTS_ATTRIBUTE
-from llm_adapters.reuse.wrapping import Wrapping, bind_arguments, check_placeholders, encode_pixels
+from llm_adapters.reuse.wrapping import (
+    Args,
+    HookResult,
+    Kwargs,
+    Wrapping,
+    bind_arguments,
+    check_placeholders,
+    encode_pixels,
+)
 
 PRUNING_ATTRIBUTE = "slothkit_pruning"  # the attribute of the model that holds its `ModelPruning`
 PROMPT_KEY = "slothkit_asked"  # from the model's forward to its language model's
-# whose `generate` runs, and the tokens of its prompt: without a cache, and where tokens are guessed, others
+# Whose `generate` runs, and the tokens of its prompt: without a cache, and where tokens are guessed, others
 # come behind them. A thread has its own, so that one model may serve several.
 RUNNING_PROMPT: ContextVar[tuple["ModelPruning", int] | None] = ContextVar("slothkit_prompted", default=None)
 
@@ -86,7 +94,7 @@ class ModelPruning(PruningAdapter):
 
     def __init__(self, model: PreTrainedModel, path: str):
         self.model = model
-        self.base: Any = model.base_model
+        self.base: Any = model.base_model  # Any: what a family has is not in transformers' base class
         self.language_model = getattr(self.base, path)
         self.wrapping = Wrapping()
 
@@ -99,11 +107,10 @@ class ModelPruning(PruningAdapter):
             llm = self.language_model
             if hasattr(self.model, "generate"):  # a model without its head has none
                 wrapping.wrap_method(self.model, "generate", self._generate_noting_length)
-            wrapping.handles += [
-                base.register_forward_pre_hook(self._note_prompt, with_kwargs=True),
-                llm.register_forward_pre_hook(self._start_llm_pruning, with_kwargs=True),
-                llm.register_forward_hook(self._record_passed, with_kwargs=True),
-            ]
+            hooks = wrapping.handles
+            hooks.append(base.register_forward_pre_hook(self._note_prompt, with_kwargs=True))
+            hooks.append(llm.register_forward_pre_hook(self._start_llm_pruning, with_kwargs=True))
+            hooks.append(llm.register_forward_hook(self._record_passed, with_kwargs=True))
             setattr(self.model, PRUNING_ATTRIBUTE, self)
         elif pruner is None and wrapping.handles:
             wrapping.unwrap_all()
@@ -135,32 +142,31 @@ class ModelPruning(PruningAdapter):
         finally:
             RUNNING_PROMPT.reset(token)
 
-    def _note_prompt(
-        self, base: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _note_prompt(self, base: nn.Module, args: Args, kwargs: Kwargs) -> HookResult:
         """Note what the prompt is, where images or videos come with it."""
         kwargs = bind_arguments(base.forward, args, kwargs)
         ids = kwargs.get("input_ids")
         outputs = kwargs.get("mm_encoder_outputs") or {}
-        images = kwargs.get("pixel_values") is not None or outputs.get("image") is not None
-        videos = kwargs.get("pixel_values_videos") is not None or outputs.get("video") is not None
-        if ids is None and (images or videos):
-            raise UsageError(
-                "pruning: give input_ids; with inputs_embeds a pruner cannot tell visual tokens from text"
-            )
+        has_images = kwargs.get("pixel_values") is not None or outputs.get("image") is not None
+        has_videos = kwargs.get("pixel_values_videos") is not None or outputs.get("video") is not None
         if ids is None:
+            if has_images or has_videos:
+                raise UsageError(
+                    "pruning: give input_ids; with inputs_embeds a pruner cannot tell visual tokens from text"
+                )
             return (), kwargs
         is_image = ids == getattr(self.model.config, "image_token_id", -1)
         # where a family's videos have no placeholders of their own, their frames are images
         is_video = ids == getattr(self.model.config, "video_token_id", -1)
-        check_placeholders(is_image, images)
-        if images or videos:
+        check_placeholders(is_image, has_images)
+        if has_images or has_videos:
             mask = kwargs.get("attention_mask")
             if not isinstance(mask, Tensor) or mask.ndim != 2:
                 mask = None
-            is_visual = is_image | is_video
-            is_text = self._find_question_text(ids, is_visual)
-            kwargs[PROMPT_KEY] = PromptTokens(is_visual if videos else is_image, is_text, mask)
+            is_placeholder = is_image | is_video
+            is_text = self._find_question_text(ids, is_placeholder)
+            is_visual = is_placeholder if has_videos else is_image
+            kwargs[PROMPT_KEY] = PromptTokens(is_visual, is_text, mask)
         return (), kwargs
 
     def _find_question_text(self, ids: Tensor, is_visual: Tensor) -> Tensor:
@@ -171,9 +177,7 @@ class ModelPruning(PruningAdapter):
         _, is_question = markers.find_turns(ids)
         return is_question & ~is_visual
 
-    def _start_llm_pruning(
-        self, llm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _start_llm_pruning(self, llm: nn.Module, args: Args, kwargs: Kwargs) -> HookResult:
         """The pre-hook of the language model: gives its layers the context of a pruned pass."""
         kwargs = bind_arguments(llm.forward, args, kwargs)
         tokens: PromptTokens | None = kwargs.pop(PROMPT_KEY, None)
@@ -197,9 +201,9 @@ class ModelPruning(PruningAdapter):
 
     def _record_passed(
         self,
-        llm: Any,  # noqa: ARG002
-        args: tuple[Any, ...],  # noqa: ARG002
-        kwargs: dict[str, Any],
+        llm: nn.Module,  # noqa: ARG002
+        args: Args,  # noqa: ARG002
+        kwargs: Kwargs,
         output: object,  # noqa: ARG002
     ) -> None:
         """The hook of the language model: counts the visual tokens that went through its layers."""

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
@@ -10,13 +10,30 @@ from transformers.utils import ModelOutput
 
 from compressors.errors import UsageError
 
+# the arguments of a forward by position and by name, as torch's hooks get them and give them back
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
+HookResult = tuple[Args, Kwargs]
+
+
+class ImageEncoder(Protocol):
+    """What a multimodal model of transformers, without its language modeling head, has beside what all models
+    have: each family defines these methods for itself. Those without videos lack `get_video_features`."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    def get_image_features(self, *args: Any, **kwargs: Any) -> ModelOutput: ...
+
+    def get_video_features(self, *args: Any, **kwargs: Any) -> ModelOutput: ...
+
 
 class WrappedMethod:
     """`around(original, *args)` in the place of `original`, with the original's signature, which `generate`
     reads. An object, not a closure: copies of a model get their own."""
 
     def __init__(self, around: Callable[..., Any], original: Callable[..., Any]):
-        self.around, self.original = around, original
+        self.around = around
+        self.original = original
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -30,18 +47,21 @@ class Wrapping:
     """What was wrapped, and the handles of hooks."""
 
     def __init__(self) -> None:
+        # owner, name of the method, and what the instance itself had by that name: None for most
         self.before: list[tuple[object, str, object]] = []
         self.handles: list[RemovableHandle] = []
 
     def wrap_method(self, owner: object, name: str, around: Callable[..., Any]) -> None:
         """`owner.name` becomes `around(original, ...)`."""
         self.before.append((owner, name, vars(owner).get(name)))
-        setattr(owner, name, WrappedMethod(around, getattr(owner, name)))
+        wrapped = WrappedMethod(around, getattr(owner, name))
+        setattr(owner, name, wrapped)
 
     def unwrap_all(self) -> None:
-        """As it was."""
+        """All methods as they were, and no hooks."""
         for handle in self.handles:
             handle.remove()
+        # the last one first: a method may have been wrapped twice
         for owner, name, before in reversed(self.before):
             delattr(owner, name)
             if before is not None:
@@ -50,52 +70,49 @@ class Wrapping:
         self.handles = []
 
 
-def encode_pixels(base: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+def encode_pixels(base: ImageEncoder, kwargs: Kwargs) -> Kwargs:
     """Arguments of a model's forward, with its images gone through the tower as `generate` does it on its
     own: `mm_encoder_outputs` in the place of `pixel_values`, and of `pixel_values_videos` beside them.
     Unchanged before transformers 5.18, whose models take no such argument."""
-    if kwargs.get("pixel_values") is None or not takes_encoded_images(base):
+    takes_outputs = "mm_encoder_outputs" in inspect.signature(base.forward).parameters
+    if kwargs.get("pixel_values") is None or not takes_outputs:
         return kwargs
-    outputs = {**(kwargs.get("mm_encoder_outputs") or {}), "image": extract_image_features(base, kwargs)}
-    raw: dict[str, Any] = {"pixel_values": None}
+    outputs = dict(kwargs.get("mm_encoder_outputs") or {})
+    outputs["image"] = call_with_known_names(base.get_image_features, kwargs)
+    encoded = {**kwargs, "pixel_values": None}
     if kwargs.get("pixel_values_videos") is not None:
-        outputs["video"] = _extract_features(base.get_video_features, kwargs)
-        raw["pixel_values_videos"] = None  # the model takes both as they are, or neither
-    return {**kwargs, **raw, "mm_encoder_outputs": outputs}
+        # the model takes both as they are, or neither
+        outputs["video"] = call_with_known_names(base.get_video_features, kwargs)
+        encoded["pixel_values_videos"] = None
+    encoded["mm_encoder_outputs"] = outputs
+    return encoded
 
 
-def takes_encoded_images(base: Any) -> bool:
-    return "mm_encoder_outputs" in inspect.signature(base.forward).parameters
-
-
-def extract_image_features(base: Any, kwargs: dict[str, Any]) -> ModelOutput:
-    """What `get_image_features` makes of the arguments of a model's forward."""
-    return _extract_features(base.get_image_features, kwargs)
-
-
-def _extract_features(encode: Callable[..., Any], kwargs: dict[str, Any]) -> ModelOutput:
+def call_with_known_names(encode: Callable[..., ModelOutput], kwargs: Kwargs) -> ModelOutput:
+    """What `get_image_features` or its like makes of those arguments of a forward that it takes."""
     names = inspect.signature(encode).parameters
-    return encode(**{k: v for k, v in kwargs.items() if k in names}, return_dict=True)
+    arguments = {name: value for name, value in kwargs.items() if name in names}
+    return encode(**arguments, return_dict=True)
 
 
-def check_placeholders(is_image: Tensor, given: bool) -> None:
+def check_placeholders(is_image: Tensor, has_images: bool) -> None:
     """UsageError for a prompt whose placeholders come without images, as transformers' chunked prefill had it
     before 5.18. A single token may be a placeholder that the model has said itself."""
-    if not given and is_image.shape[1] > 1 and is_image.any():
+    if has_images or is_image.shape[1] == 1:
+        return
+    if is_image.any():
         raise UsageError(
             f"the text has {int(is_image.sum())} image placeholders but no images came with it; "
             "give pixel_values, and generate without prefill_chunk_size"
         )
 
 
-def bind_arguments(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> dict[str, Any]:
+def bind_arguments(function: Callable[..., Any], args: Args, kwargs: Kwargs) -> Kwargs:
     """All arguments of a call by their names."""
     signature = inspect.signature(function)
     bound = signature.bind(*args, **kwargs).arguments
-    # what **kwargs collects stands beside the named arguments
-    collected: dict[str, Any] = {}
+    # what **kwargs collects stands beside the named arguments, whatever a family calls it
+    collected: Kwargs = {}
     for name, parameter in signature.parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
             collected = bound.pop(name, {})

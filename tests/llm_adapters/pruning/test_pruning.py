@@ -11,6 +11,7 @@ from connectors.versions import CACHE
 from llm_adapters.adapter import decoder_layers
 from llm_adapters.conversation import IMAGE, Turn
 from llm_adapters.pruning import FastV, Pruner, PyramidDrop, SparseVLM, registry
+from llm_adapters.pruning.base import RENAMED_METHODS
 
 ONE = [([Turn(f"{IMAGE}\nWhat is this?")], [picture(1)])]
 
@@ -23,7 +24,7 @@ def lengths(model: nn.Module, batch: dict[str, Tensor]) -> list[int]:
 
 @torch.no_grad()
 @pytest.mark.parametrize("case", CASES)
-def test_each_layer_has_as_many_tokens_as_told(case):
+def test_each_layer_has_as_many_tokens_as_the_schedule_says(case):
     model, processor = build()
     batch = inputs(processor, ONE)
     whole = batch["input_ids"].shape[1]
@@ -42,7 +43,7 @@ def test_each_layer_has_as_many_tokens_as_told(case):
 
 @pytest.mark.parametrize("llm", LLMS)
 @torch.no_grad()
-def test_keep_all_is_no_pruning(llm):
+def test_pruners_that_keep_all_tokens_change_no_logit(llm):
     model, processor = build(llm)
     batch = inputs(processor, ROWS)
     expected = model(**batch).logits
@@ -87,7 +88,7 @@ def slow_fastv(
 @pytest.mark.parametrize("llm", LLMS)
 @pytest.mark.parametrize("positions", ["keep", "renumber"])
 @torch.no_grad()
-def test_fastv_is_the_slow_one(llm, positions):
+def test_fastv_is_a_slow_one_by_its_definition(llm, positions):
     model, processor = build(llm, query_module=None)
     batch = inputs(processor, ONE)
     visual = batch["input_ids"][0] == processor.image_token_id
@@ -127,7 +128,7 @@ def test_labels_turn_the_raters_into_what_answers_start_from():
     assert not torch.allclose(model(**answered).logits[:, length - 1], expected)  # rated by the last of all
 
 
-def test_depth_scales_with_the_model():
+def test_layers_scale_with_the_depth_of_the_model():
     assert [FastV(depth).layers for depth in (2, 6, 32)] == [(1,), (1,), (2,)]
     assert [PyramidDrop(depth).layers for depth in (2, 6, 32)] == [(1,), (2, 3, 5), (8, 16, 24)]
     assert [SparseVLM(depth).layers for depth in (2, 6, 32)] == [(1,), (1, 2, 3), (3, 7, 16)]
@@ -163,15 +164,27 @@ def test_pruners_meet_on_an_average_number_of_tokens(name, average):
         ("fastvv", {}, "did you mean 'fastv'"),
     ],
 )
-def test_bad_knobs(name, knobs, message):
+def test_bad_knobs_of_pruners_are_refused(name, knobs, message):
     model, _ = build()
     with pytest.raises(UsageError, match=message):
         model.set_pruner(name, **knobs)
     assert model.pruner is None and model.config.pruner is None
 
 
-@pytest.mark.parametrize(("old", "new"), [("choose", "choose_tokens"), ("targets", "count_kept_tokens")])
+@pytest.mark.parametrize(("old", "new"), RENAMED_METHODS.items())
 def test_a_pruner_with_a_method_of_an_old_name_is_refused(old, new):
     """Nobody would call it: the pruner would do something else, in silence."""
     with pytest.raises(TypeError, match=f"Old.{old}: this method is called {new} now"):
         type("Old", (Pruner,), {old: lambda *_: None})
+    mixin = type("Mixin", (), {old: lambda *_: None})
+    with pytest.raises(TypeError, match=f"Old.{old}: this method is called {new} now"):
+        type("Old", (mixin, Pruner), {})
+    assert callable(getattr(Pruner, new))
+
+
+def test_which_methods_of_the_contract_were_renamed():
+    assert RENAMED_METHODS == {
+        "choose": "choose_tokens",
+        "raters": "select_raters",
+        "targets": "count_kept_tokens",
+    }

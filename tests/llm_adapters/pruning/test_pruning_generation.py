@@ -28,7 +28,7 @@ ANSWERED = [
 @torch.no_grad()
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("llm", LLMS)
-def test_batched_cached_is_one_by_one_uncached(llm, case):
+def test_answers_batched_and_cached_are_those_of_single_rows_uncached(llm, case):
     model, processor = build(llm)
     batch = inputs(processor, ROWS)
     whole, logits = generate(model, batch), model(**batch).logits
@@ -44,7 +44,7 @@ def test_batched_cached_is_one_by_one_uncached(llm, case):
 
 @torch.no_grad()
 @pytest.mark.parametrize("llm", FAMILIES)
-def test_every_family(llm):
+def test_each_llm_answers_alike_with_and_without_a_cache(llm):
     """Windows shorter than the prompt where the family has them: they count dropped tokens, too."""
     changes = {"sliding_window": 16} if llm.startswith("gemma") else {}
     model, processor = build(llm, llm_changes=changes)
@@ -58,7 +58,7 @@ def test_every_family(llm):
 
 @torch.no_grad()
 @pytest.mark.parametrize("case", CASES)
-def test_left_padding_is_right_padding(case):
+def test_logits_with_left_padding_are_those_with_right_padding(case):
     model, processor = build()
     name, knobs = CASES[case]
     model.set_pruner(name, **knobs)
@@ -70,7 +70,7 @@ def test_left_padding_is_right_padding(case):
 
 
 @torch.no_grad()
-def test_the_cache_shrinks_and_goes_on():
+def test_the_cache_shrinks_and_serves_a_later_turn():
     """A later turn without images continues from the pruned cache, token by token or several at once."""
     model, processor = build()
     model.set_pruner("pyramid_drop")
@@ -118,7 +118,7 @@ def test_one_row_has_no_mask_and_a_short_cache():
 
 @torch.no_grad()
 @pytest.mark.parametrize("case", ["fastv", "sparsevlm"])
-def test_beams(case):
+def test_answers_of_beams_are_those_of_single_rows_uncached(case):
     model, processor = build()
     model.set_pruner(case)
     batch = inputs(processor, ROWS)
@@ -128,7 +128,7 @@ def test_beams(case):
 
 
 @torch.no_grad()
-def test_guessing_ahead():
+def test_prompt_lookup_changes_no_answer():
     """Prompt look-up runs several tokens at once and takes wrong ones out of the cache again."""
     model, processor = build()
     model.set_pruner("pyramid_drop")
@@ -138,7 +138,7 @@ def test_guessing_ahead():
 
 @torch.no_grad()
 @pytest.mark.parametrize("case", CASES)
-def test_saved_copied_loaded(case, tmp_path):
+def test_a_pruned_model_is_saved_copied_and_loaded(case, tmp_path):
     model, processor = build()
     name, knobs = CASES[case]
     batch = inputs(processor, ROWS)

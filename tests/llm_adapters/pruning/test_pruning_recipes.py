@@ -31,7 +31,7 @@ def test_calibration_reaches_its_budget(average):
     assert calibrate_pruner(model, batches) == recipe  # the same samples, the same recipe
 
 
-def test_samples_in_one_batch_or_several():
+def test_a_recipe_does_not_depend_on_batches():
     """Padding and company change nothing."""
     model, processor = build()
     recipes = []
@@ -43,7 +43,7 @@ def test_samples_in_one_batch_or_several():
     assert recipes[2] == pytest.approx(recipes[0], abs=0.02)
 
 
-def test_the_smallest_loss_is_taken():
+def test_a_recipe_has_the_smallest_loss_that_reaches_the_budget():
     """Layers that give little attention away early are cut early."""
     asked = []
 
@@ -110,7 +110,7 @@ def test_rows_of_attention_are_of_full_precision(dtype):
     torch.testing.assert_close(found[0, 0], expected, rtol=1e-3, atol=1e-3)
 
 
-def test_relevant_words():
+def test_relevant_words_are_those_above_the_mean():
     embeds = torch.zeros(2, 5, 3)
     embeds[:, :2] = torch.tensor([4.0, 0.0, 0.0])  # visual
     embeds[:, 2], embeds[:, 3] = torch.tensor([4.0, 0.0, 0.0]), torch.tensor([0.0, 4.0, 0.0])
@@ -120,7 +120,7 @@ def test_relevant_words():
     assert torch.equal(find_relevant_text(embeds, visual, text), expected)
 
 
-def test_clusters():
+def test_density_peaks_of_two_groups():
     """Two dense groups and a token that is not chosen."""
     hidden = torch.tensor([0.0, 0.1, 0.2, 5.0, 9.0, 9.1, 9.3])[None, :, None].repeat(1, 1, 4)
     chosen = torch.tensor([[1, 1, 1, 0, 1, 1, 1]]).bool()
@@ -130,7 +130,7 @@ def test_clusters():
 
 
 @pytest.mark.parametrize("step", [1.0, 100.0])
-def test_clusters_of_equally_dense_tokens(step):
+def test_density_peaks_of_equally_dense_tokens(step):
     """Pairs are as dense as each other, far apart of a density that no float has: still one centre each."""
     hidden = torch.tensor([0.0, 1.0, 10.0, 11.0, 30.0, 31.0])[None, :, None].repeat(1, 1, 4) * step
     centres, into = find_density_peaks(hidden, torch.ones(1, 6).bool(), [3])
@@ -138,7 +138,7 @@ def test_clusters_of_equally_dense_tokens(step):
     assert into.tolist() == [[0, 0, 2, 2, 4, 4]]
 
 
-def test_clusters_of_identical_tokens():
+def test_density_peaks_of_identical_tokens():
     chosen = torch.tensor([[0, 1, 1, 1, 0, 1]]).bool()
     centres, into = find_density_peaks(torch.ones(1, 6, 4), chosen, [2])
     assert centres.sum() == 2 and not (centres & ~chosen).any()
@@ -174,7 +174,7 @@ def test_recycled_tokens_are_means_at_their_centres():
     assert choice.keep[0, order[:9]].all() and choice.keep[0, centre]
 
 
-def test_schedules():
+def test_shares_meet_an_average_and_need_two_layers():
     assert schedule.average_share(4, (1, 3), (0.5, 0.25)) == (1 + 0.5 + 0.5 + 0.25) / 4
     found = schedule.solve_shares(8, (2, 4, 6), 0.5, lambda r: schedule.geometric_shares(r, 3))
     assert schedule.average_share(8, (2, 4, 6), found) == pytest.approx(0.5)

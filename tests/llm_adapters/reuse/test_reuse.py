@@ -103,7 +103,7 @@ def shared():
 
 @over_families
 @pytest.mark.parametrize("name", compressors.names())
-def test_every_compressor(family, name, shared):
+def test_every_compressor_in_every_family(family, name, shared):
     model, processor = shared(family)
     knobs, dim = KNOBS.get(name, {}), model.config.get_text_config().hidden_size
     part = compressors.create(name, dim=16, llm_dim=dim, **knobs)
@@ -274,7 +274,7 @@ def test_bad_input_changes_nothing(options, message):
         reuse.detach(model, processor)
 
 
-def test_other_bad_input(tmp_path):
+def test_bad_models_texts_and_folders_are_refused(tmp_path):
     model, processor = attached("llava")
     with pytest.raises(UsageError, match="has a sap already"):
         reuse.attach(model, processor, "sap")
@@ -384,7 +384,7 @@ def test_pick_a_scale(family, tmp_path):
         assert torch.equal(model(**plain).logits, make_model(family)(**plain).logits)
 
 
-def test_pick_what_is_not_there():
+def test_a_scale_that_is_not_there_is_refused():
     model, processor = make_model("llava"), make_processor("llava")
     with pytest.raises(UsageError, match="nothing is attached to this model"):
         reuse.pick(model, processor, 2)

@@ -76,7 +76,7 @@ def with_video(processor, images=1):
 
 @over_families
 @pytest.mark.parametrize("case", CASES)
-def test_batched_is_one_by_one(family, case):
+def test_answers_of_a_pruned_batch_are_those_of_single_rows(family, case):
     model, processor = make_model(family), make_processor(family)
     name, knobs = CASES[case]
     reuse.prune(model, name, **({"recipe": (0.6, 0.3)} if name == "fitprune" else knobs))
@@ -87,7 +87,7 @@ def test_batched_is_one_by_one(family, case):
 
 
 @over_families
-def test_it_is_fastv(family):
+def test_fastv_is_a_slow_one_by_its_definition(family):
     """The definition, slowly: from layer LAYER on nothing sees a token that is not among the best of the last
     token's attention there."""
     model, processor = pruned(family)
@@ -147,7 +147,7 @@ def test_the_cache_shrinks_and_all_is_as_before_afterwards(family):
 
 
 @over_families
-def test_nothing_dropped_changes_nothing(family):
+def test_a_pruner_that_keeps_all_tokens_changes_no_logit(family):
     model, processor = pruned(family, ratio=1.0)
     batch = inputs(processor, two_rows(family))
     with torch.no_grad():
@@ -155,7 +155,7 @@ def test_nothing_dropped_changes_nothing(family):
 
 
 @over_families
-def test_without_a_cache_it_answers_alike(family):
+def test_a_pruned_model_answers_alike_without_a_cache(family):
     """What is generated is no part of the prompt, so that it ranks nothing; with beams, too."""
     model, processor = pruned(family, **FEW)
     rows = two_rows(family)
@@ -181,7 +181,7 @@ def test_every_pruner_answers_alike_without_a_cache(case):
 
 
 @over_families
-def test_guessing_ahead(family):
+def test_an_assistant_changes_no_answer_of_a_pruned_model(family):
     """Tokens that are guessed run along with the prompt and are none of it."""
 
     def guessed(model):
@@ -226,7 +226,7 @@ def test_the_prompt_is_that_of_the_generate_that_runs():
     assert len(found) == 4 and all(torch.equal(each, whole) for each in found)
 
 
-def test_copied_pickled_saved(tmp_path):
+def test_a_pruned_model_is_copied_pickled_and_saved(tmp_path):
     """A copy's `generate` is its own; what is saved is the plain model."""
     model, processor = pruned("llava", **FEW)
     batch, file = inputs(processor, two_rows("llava")), io.BytesIO()
@@ -273,8 +273,8 @@ def test_videos_are_no_question(family):
     model, processor = make_model(family), make_processor(family)
     reuse.prune(model, "sparsevlm")
     pruner, prompts = model.slothkit_pruning.pruner, []
-    raters = pruner.raters
-    pruner.raters = lambda prompt: (prompts.append(prompt), raters(prompt))[1]
+    select_raters = pruner.select_raters
+    pruner.select_raters = lambda prompt: (prompts.append(prompt), select_raters(prompt))[1]
     for images in (1, 0):
         batch = with_video(processor, images)
         with torch.no_grad():
@@ -296,7 +296,7 @@ def test_fitprune_is_calibrated_on_videos(family):
 
 @over_families
 @pytest.mark.parametrize("first", ["attach", "prune"])
-def test_with_a_compressor_and_embq(family, first):
+def test_a_pruner_with_a_compressor_and_embq(family, first):
     if first == "attach":
         model, processor = attached(family)
         reuse.prune(model, "fastv", **FASTV)
@@ -332,7 +332,7 @@ def test_fitprune_is_calibrated(family):
     assert held.measured_visual_tokens() / mean(visual_tokens(model, batch)) == pytest.approx(0.6, abs=0.05)
 
 
-def test_beams_and_several_images():
+def test_answers_of_pruned_beams_with_several_images():
     model, processor = pruned("llava")
     rows = two_rows("llava")
     rows[0] = (prompt("llava", images=2), [picture(1), picture(2)])
@@ -344,7 +344,7 @@ def test_beams_and_several_images():
     ]
 
 
-def test_what_cannot_be():
+def test_bad_input_of_prune_is_refused():
     model, processor = make_model("llava"), make_processor("llava")
     with pytest.raises(UsageError, match="fast_v"):
         reuse.prune(model, "fast_v")
@@ -412,7 +412,7 @@ def test_a_peft_model_stands_for_the_model_in_it(task):
 
 
 @torch.no_grad()
-def test_a_model_without_its_head():
+def test_a_pruned_model_without_its_head():
     model, processor = make_model("llava"), make_processor("llava")
     batch = inputs(processor, two_rows("llava"))
     reuse.prune(model.model, "fastv", **FASTV)

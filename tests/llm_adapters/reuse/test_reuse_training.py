@@ -46,7 +46,7 @@ def test_gradients_with_and_without_checkpointing(family):
 
 @over_families
 @pytest.mark.parametrize("shard", ["1GB", "20KB"])
-def test_save_and_load(family, shard, tmp_path):
+def test_an_attached_model_is_saved_and_loaded(family, shard, tmp_path):
     model, processor = attached(family)
     rows = two_rows(family, marked=True)
     batch = inputs(processor, rows)
@@ -70,7 +70,7 @@ def test_save_and_load(family, shard, tmp_path):
 
 
 @over_families
-def test_lora(family, tmp_path):
+def test_lora_beside_the_attached_parts(family, tmp_path):
     model, processor = attached(family)
     untuned = copy.deepcopy(model)
     batch = inputs(processor, two_rows(family, marked=True))
@@ -122,7 +122,7 @@ def test_copies_are_their_own(family):
 
 
 @over_families
-def test_half_precision(family):
+def test_an_attached_model_in_half_precision(family):
     model, processor = make_model(family).bfloat16(), make_processor(family)
     reuse.attach(model, processor, **SAP, **EMBQ)
     assert {p.dtype for p in model.slothkit.parameters()} == {torch.bfloat16}
