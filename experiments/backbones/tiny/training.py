@@ -45,8 +45,8 @@ def list_parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
 
 def build_optimizer(modules: Iterable[nn.Module], lr: float) -> torch.optim.AdamW:
     """AdamW; matrices decay, vectors (biases, norms) do not."""
-    matrices = []
-    vectors = []
+    matrices: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
     for parameter in list_parameters(modules):
         group = matrices if parameter.ndim > 1 else vectors
         group.append(parameter)
@@ -87,7 +87,9 @@ def save_model(
     weights = model.state_dict()
     # Tied weights are saved once, under the first of their names: safetensors refuses shared memory.
     name_of_memory = {weight.data_ptr(): name for name, weight in reversed(weights.items())}
-    half_weights = {name: weights[name].detach().half() for name in name_of_memory.values()}
+    half_weights = {}
+    for name in name_of_memory.values():
+        half_weights[name] = weights[name].detach().half()
     model.save_pretrained(staging, state_dict=half_weights)
     (staging / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
     for name, text in extras.items():
