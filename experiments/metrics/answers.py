@@ -15,11 +15,15 @@ def normalise_answer(answer: str) -> str:
     with a meaning stay: those inside a word or number (3.5, 10:30, o'clock), and all that Unicode does not
     call punctuation (€, <, 5°, ✓, vowel signs)."""
     text = NUMBER_COMMA.sub("", unicodedata.normalize("NFC", answer).lower())
-    stripped = [strip_punctuation(word) for word in text.split()]
+    words = []
+    for word in text.split():
+        stripped = strip_punctuation(word)
+        if stripped:
+            words.append(stripped)
     # "?" may be the answer itself, and so may "A": what would leave nothing is not done
-    words = [word for word in stripped if word] or text.split()
-    without_articles = [word for word in words if word not in ARTICLES] or words
-    return " ".join(without_articles)
+    words = words or text.split()
+    without_articles = [word for word in words if word not in ARTICLES]
+    return " ".join(without_articles or words)
 
 
 def strip_punctuation(word: str) -> str:

@@ -34,9 +34,8 @@ def list_contractions() -> dict[str, str]:
         for position, letter in enumerate(word):
             if letter == "'":
                 spellings[word[:position] + word[position + 1 :]] = word
-    spellings["somebody'd"] = (
-        "somebodyd"  # as in the published scorer, which has this one the wrong way round
-    )
+    # as in the published scorer, which has this one the wrong way round
+    spellings["somebody'd"] = "somebodyd"
     return spellings
 
 
@@ -48,8 +47,11 @@ def normalise_vqa_answer(answer: str) -> str:
     missing apostrophes put in: "The Dogs, two!" -> "dogs 2"."""
     text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's")
     text = remove_marks(" ".join(text.split()))
-    digits = [DIGITS_BY_WORD.get(word, word) for word in text.split()]
-    words = [CONTRACTIONS.get(word, word) for word in digits if word not in VQA_ARTICLES]
+    words = []
+    for word in text.split():
+        word = DIGITS_BY_WORD.get(word, word)
+        if word not in VQA_ARTICLES:
+            words.append(CONTRACTIONS.get(word, word))
     return " ".join(words)
 
 
@@ -57,6 +59,7 @@ def remove_marks(text: str) -> str:
     """A mark beside a space anywhere goes everywhere ("no - yes"), others become spaces ("t-shirt")."""
     out = text
     for mark in REMOVED_MARKS:
+        # looked for in `text`: marks removed before this one must not change what it stands beside
         beside_space = f"{mark} " in text or f" {mark}" in text
         out = out.replace(mark, "" if beside_space else " ")
     return re.sub(r"\.(?!\d)", "", out)

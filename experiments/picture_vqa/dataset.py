@@ -161,13 +161,19 @@ def _write_split(folder: Path, split: str, size: int, seed: int) -> Iterator[Rec
 
 def _make_record(name: str, image: str, scene: Scene, turns: list[Question]) -> Record:
     """A sample in LLaVA format, with the scene that it was drawn from."""
-    pairs = [(turn.question, turn.answer) for turn in turns]
+    pairs = []
+    families = []
+    kinds = []
+    for turn in turns:
+        pairs.append((turn.question, turn.answer))
+        families.append(turn.family)
+        kinds.append(turn.kind)
     return {
         "id": name,
         "image": image,
         "conversations": _make_conversation(pairs),
-        "families": [turn.family for turn in turns],
-        "kinds": [turn.kind for turn in turns],
+        "families": families,
+        "kinds": kinds,
         "scene": scene.to_dict(),
     }
 

@@ -82,7 +82,9 @@ def _add_clutter(image: Image.Image, rng: random.Random) -> None:
         if rng.random() < 0.5:
             pen.line((x, y, x + dx, y + dy), fill=colour, width=1)
         else:
-            pen.polygon(((x, y), (x + dx // 2, y + 3), (x + 3, y + dy // 2)), fill=colour)
+            below = (x + dx // 2, y + 3)
+            beside = (x + 3, y + dy // 2)
+            pen.polygon(((x, y), below, beside), fill=colour)
 
 
 @lru_cache(maxsize=512)

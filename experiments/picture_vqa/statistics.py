@@ -47,10 +47,11 @@ def _summarise_family(counts_by_kind: CountsByKind) -> dict[str, Any]:
     if questions:
         majority_answer, majority_count = totals.most_common(1)[0]
     divisor = max(1, questions)  # a small data set may lack a family
+    kinds = {kind: counts.total() for kind, counts in sorted(counts_by_kind.items())}
     return {
         "questions": questions,
         "majority_answer": majority_answer,
         "majority": round(majority_count / divisor, 4),
         "majority_by_kind": round(right_by_kind / divisor, 4),
-        "kinds": {kind: counts.total() for kind, counts in sorted(counts_by_kind.items())},
+        "kinds": kinds,
     }

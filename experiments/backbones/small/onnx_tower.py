@@ -94,8 +94,10 @@ def infer_config(state: dict[str, Tensor]) -> Dinov2Config:
     """The configuration that the weights' shapes tell."""
     width, _, patch, _ = state["embeddings.patch_embeddings.projection.weight"].shape
     side = isqrt(state["embeddings.position_embeddings"].shape[1] - 1)  # in patches; CLS has a position too
-    layer_names = [name for name in state if name.startswith("encoder.layer.")]
-    layers = 1 + max(int(name.split(".")[2]) for name in layer_names)
+    layers = 0
+    for name in state:
+        if name.startswith("encoder.layer."):
+            layers = max(layers, 1 + int(name.split(".")[2]))
     inner_width = len(state["encoder.layer.0.mlp.fc1.bias"])
     return Dinov2Config(
         hidden_size=width,

@@ -48,7 +48,9 @@ def label_patches(scene: Scene) -> np.ndarray:
         labels[mask, OBJECT] = OBJECT_CLASSES.index(item.name)
         labels[mask, COLOUR] = COLOUR_CLASSES.index(item.colour)
         largest_share = np.maximum(largest_share, covered)
-        labels[int(item.y // PATCH_SIZE), int(item.x // PATCH_SIZE), ROLE] = 1
+        row = int(item.y // PATCH_SIZE)
+        column = int(item.x // PATCH_SIZE)
+        labels[row, column, ROLE] = 1
     for sign in scene.signs:
         for index, (x, y) in enumerate(sign.centres()):
             _label_character(labels, largest_share, sign, index, x, y)
@@ -61,7 +63,9 @@ def _label_character(
     """Write one character with its centre at (x, y) into `labels` and `largest_share`."""
     width = sign.advance
     height = CAPITAL_SHARE * sign.height
-    box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+    half_width = width / 2
+    half_height = height / 2
+    box = (x - half_width, y - half_height, x + half_width, y + half_height)
     # a character is smaller than a patch: what counts is how much of it the patch holds
     inside = _measure_overlap(box) / (width * height)
     mask = (inside >= COVERED_SHARE) & (inside > largest_share)
@@ -69,16 +73,20 @@ def _label_character(
     labels[mask, COLOUR] = COLOUR_CLASSES.index(sign.colour)
     labels[mask, ORDER] = index + 1
     np.maximum(largest_share, inside, out=largest_share)
-    labels[int(y // PATCH_SIZE), int(x // PATCH_SIZE), ROLE] = 2
+    row = int(y // PATCH_SIZE)
+    column = int(x // PATCH_SIZE)
+    labels[row, column, ROLE] = 2
 
 
 def _measure_overlap(box: Box) -> np.ndarray:
     """(GRID_SIDE, GRID_SIDE) area shared with every patch, in square pixels."""
     edges = np.arange(GRID_SIDE + 1) * PATCH_SIZE
     left, top, right, bottom = box
-    across = np.clip(np.minimum(right, edges[1:]) - np.maximum(left, edges[:-1]), 0, None)
-    down = np.clip(np.minimum(bottom, edges[1:]) - np.maximum(top, edges[:-1]), 0, None)
-    return down[:, None] * across[None, :]
+    starts = edges[:-1]
+    ends = edges[1:]
+    across = np.minimum(right, ends) - np.maximum(left, starts)  # negative where they do not meet
+    down = np.minimum(bottom, ends) - np.maximum(top, starts)
+    return np.clip(down, 0, None)[:, None] * np.clip(across, 0, None)[None, :]
 
 
 def sample_crowded_scene(rng: random.Random) -> Scene:

@@ -87,7 +87,9 @@ def save_model(
     weights = model.state_dict()
     # Tied weights are saved once, under the first of their names: safetensors refuses shared memory.
     name_of_memory = {weight.data_ptr(): name for name, weight in reversed(weights.items())}
-    half_weights = {name: weights[name].detach().half() for name in name_of_memory.values()}
+    half_weights = {}
+    for name in name_of_memory.values():
+        half_weights[name] = weights[name].detach().half()
     model.save_pretrained(staging, state_dict=half_weights)
     (staging / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
     for name, text in extras.items():
