@@ -18,9 +18,8 @@ from compressors.sap import softmax_in_windows
 
 def average_windows(features: Tensor, rate: int, policy: GridPolicy) -> Tensor:
     """Mean of (B, H, W, C) over `rate` x `rate` windows -> (B, h, w, C)."""
-    if (
-        policy != "ceil"
-    ):  # `ceil` leaves the border to avg_pool2d, which divides by the patches that are there
+    # `ceil` leaves the border to avg_pool2d, which divides by the patches that are there
+    if policy != "ceil":
         features, _ = fit_to_windows(features, rate, policy)
     channels_first = rearrange(features, "b h w c -> b c h w")  # a view, channels last
     pooled = F.avg_pool2d(channels_first, rate, ceil_mode=policy == "ceil", count_include_pad=False)

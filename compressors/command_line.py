@@ -10,6 +10,7 @@ It stands on the lowest floor because commands of all floors use it, so it needs
 """
 
 import dataclasses
+import math
 import operator
 import re
 import sys
@@ -26,7 +27,8 @@ from compressors.errors import UsageError
 from compressors.registry import conform, suggest
 
 OPENING, CLOSING = "[{(", "]})"
-WHOLE_NUMBER = re.compile(r"[+-]?\d+([eE]\+?\d+)?")
+WHOLE_NUMBER = re.compile(r"[+-]?\d+")
+WITH_EXPONENT = re.compile(r"[+-]?\d+[eE]\+?\d+")  # 1e3
 SETTING = re.compile(r"[A-Za-z_][\w.]*=\S*")
 BOUNDS: tuple[tuple[str, Callable[[Any, Any], bool], str], ...] = (
     ("low", operator.ge, "at least"),
@@ -107,6 +109,8 @@ def check_bounds(path: str, value: Any, rules: Mapping[str, Any]) -> None:
     for rule, holds, words in BOUNDS:
         if rule in rules and not holds(value, rules[rule]):  # nothing holds for nan
             raise UsageError(f"{path}={value}: must be {words} {rules[rule]}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{path}={value}: must be a finite number")
 
 
 def join_choices(choices: Sequence[object]) -> str:
@@ -193,14 +197,19 @@ def read_plain_value(text: str) -> object:
     if text in ("true", "false"):
         return text == "true"
     if WHOLE_NUMBER.fullmatch(text):
-        # by way of a float only where it is written as one: that loses digits of a large number
-        if "e" in text.lower():
-            return int(float(text))
         return int(text)
+    if WITH_EXPONENT.fullmatch(text):
+        return read_exponent(text)
     try:
         return float(text)
     except ValueError:
         return text
+
+
+def read_exponent(text: str) -> int | float:
+    """1e3 is a whole number, to Python and YAML a float. Infinity where it is beyond a float."""
+    value = float(text)
+    return value if math.isinf(value) else int(value)
 
 
 def take_options(axes: Axes, options: type) -> Any:
@@ -247,6 +256,7 @@ class Command:
     overrides       other settings are handed on, such as those of a cell
     flags           besides --help and --version
     elsewhere       what to do when a file cannot be written
+    interrupted     what Ctrl-C is answered with
     """
 
     usage: str
@@ -360,9 +370,10 @@ def describe_default(path: str, item: Setting) -> str:
 
 def describe_rules(item: Setting) -> str:
     """A setting's choices, in brackets."""
-    if not item.choices:
+    choices = item.choices  # may be listed when asked for
+    if not choices:
         return ""
-    return f" ({join_choices(item.choices)})"
+    return f" ({join_choices(choices)})"
 
 
 def installed_version() -> str:

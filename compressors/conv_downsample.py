@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from compressors.base import MaybeTensor, register
 from compressors.checks import check_at_least
-from compressors.grid import GridPolicy, WindowCompressor, fit_to_windows
+from compressors.grid import GridPolicy, WindowCompressor, fit_to_strides
 from compressors.layers import make_strided_convolution
 
 
@@ -64,9 +64,7 @@ class ConvDownsample(WindowCompressor):
 
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         self.out_grid(*features.shape[1:3])  # refuses what the policy refuses
-        if self.grid_policy != "ceil":
-            features, _ = fit_to_windows(features, self.rate, self.grid_policy)
-        elif max(split_rate(self.rate)) > 2:
-            features, _ = fit_to_windows(features, self.rate, "pad")
+        largest_stride = max(split_rate(self.rate))
+        features = fit_to_strides(features, self.rate, self.grid_policy, largest_stride)
         small = self.convolutions(rearrange(features, "b h w c -> b c h w"))
         return self.projector(rearrange(small, "b d h w -> b (h w) d"))

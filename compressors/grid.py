@@ -68,6 +68,16 @@ def fit_to_windows(features: Tensor, rate: int, policy: GridPolicy) -> tuple[Ten
     return features, real
 
 
+def fit_to_strides(features: Tensor, rate: int, policy: GridPolicy, largest_stride: int) -> Tensor:
+    """(B, H, W, C) as `layers.make_strided_convolution`s of `rate` in all take it: cropped or zero-filled to
+    whole windows, but as it is for `ceil`, which is how they count, while their windows overlap."""
+    if policy != "ceil":
+        return fit_to_windows(features, rate, policy)[0]
+    if largest_stride > 2:
+        return fit_to_windows(features, rate, "pad")[0]
+    return features
+
+
 def split_windows(x: Tensor, rate: int) -> Tensor:
     """(B, h * rate, w * rate, C) -> windows (B * h * w, rate * rate, C)."""
     return rearrange(x, "b (h i) (w j) c -> (b h w) (i j) c", i=rate, j=rate)
@@ -111,8 +121,12 @@ class WindowCompressor(Compressor):
         self.rate = rate
         self.grid_policy = grid_policy
 
-    def out_grid(self, height: int, width: int) -> tuple[int, int] | None:
+    def count_windows(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of windows in a grid of patches."""
         return count_windows(height, width, self.rate, self.grid_policy)
+
+    def out_grid(self, height: int, width: int) -> tuple[int, int] | None:
+        return self.count_windows(height, width)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate}, grid_policy={self.grid_policy}"
@@ -125,7 +139,7 @@ class BudgetCompressor(WindowCompressor):
         return None
 
     def num_tokens(self, height: int, width: int) -> int:
-        rows, columns = count_windows(height, width, self.rate, self.grid_policy)
+        rows, columns = self.count_windows(height, width)
         return rows * columns
 
 
@@ -144,7 +158,7 @@ class ResizingCompressor(WindowCompressor):
     def out_grid(self, height: int, width: int) -> tuple[int, int]:
         if self.grid is not None:
             return check_pooled_grid(self.grid, height, width)
-        return count_windows(height, width, self.rate, self.grid_policy)
+        return self.count_windows(height, width)
 
     def fill_windows(self, features: Tensor) -> Tensor:
         """(B, H, W, C), filled up to whole windows under `pad`."""

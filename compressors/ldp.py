@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from compressors.base import MaybeTensor, register
-from compressors.grid import GridPolicy, WindowCompressor, fit_to_windows
+from compressors.grid import GridPolicy, WindowCompressor, fit_to_strides
 from compressors.layers import make_strided_convolution
 
 
@@ -83,8 +83,5 @@ class LDP(WindowCompressor):
 
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         x = self.mlp(features)
-        if self.grid_policy != "ceil":
-            x, _ = fit_to_windows(x, self.rate, self.grid_policy)
-        elif self.rate > 2:
-            x, _ = fit_to_windows(x, self.rate, "pad")
+        x = fit_to_strides(x, self.rate, self.grid_policy, largest_stride=self.rate)
         return rearrange(self.blocks(x), "b h w d -> b (h w) d")

@@ -201,9 +201,8 @@ class QFormer(Compressor):
         for layer in self.layers[:last]:
             states = layer(states, patches, self.num_queries, mask)
         reader = self.layers[last]
-        assert (
-            isinstance(reader, Layer) and reader.cross_attention is not None
-        )  # every `cross_every`-th has it
+        # every `cross_every`-th has it
+        assert isinstance(reader, Layer) and reader.cross_attention is not None
         queries, _ = reader.mix_states(states, self.num_queries, mask)
         weights = reader.cross_attention.weights(queries, patches).mean((1, 2))
         return rearrange(weights, "b (h w) -> b h w", h=features.shape[1])

@@ -100,6 +100,30 @@ CONTAINERS: dict[Any, Callable[[object, Any, Sequence, str], Any]] = {
 }
 
 
+def find_entry_points(group: str) -> dict[str, EntryPoint]:
+    """What packages offer in a group, by name; nothing of it is imported.
+
+    UsageError for a name that two packages have.
+    """
+    points: dict[str, EntryPoint] = {}
+    for point in entry_points(group=group):
+        earlier = points.setdefault(point.name, point)
+        if earlier.value != point.value:  # the same value twice: one package, found in two places
+            raise UsageError(
+                f"{group}: '{point.name}' is offered as {earlier.value} and as {point.value}; "
+                "uninstall one of the two packages"
+            )
+    return points
+
+
+def loading_error(kind: str, point: EntryPoint, error: Exception) -> UsageError:
+    """What to raise for an entry point that does not load."""
+    return UsageError(
+        f"{kind} '{point.name}' of entry point {point.value} does not load: {error}; "
+        "mend or uninstall that package"
+    )
+
+
 class Registry:
     """Names -> classes. `context` are constructor arguments that the composed model gives, not the user.
 
@@ -131,7 +155,7 @@ class Registry:
         """What packages offer, by name; nothing of it is imported."""
         if self.group is None:
             return {}
-        return {point.name: point for point in entry_points(group=self.group)}
+        return find_entry_points(self.group)
 
     def names(self) -> list[str]:
         """All names, outside packages' included, sorted."""
@@ -152,10 +176,7 @@ class Registry:
             self.register(point.name)(point.load())
             self._loaded.add(point.name)
         except Exception as error:
-            raise UsageError(
-                f"{self.kind} '{point.name}' of entry point {point.value} does not load: {error}; "
-                "mend or uninstall that package"
-            ) from error
+            raise loading_error(self.kind, point, error) from error
 
     def parameters(self, name: str) -> dict[str, inspect.Parameter]:
         """All constructor parameters of `name`, context included, with resolved annotations."""

@@ -33,9 +33,8 @@ def sum_windows(features: Tensor, weights: Tensor, rate: int) -> Tensor:
     grouped = rearrange(weights.to(features.dtype), "b (h i) (w j) -> b h 1 i w j", i=rate, j=rate)
     columns = grouped.shape[4]  # of windows
     same_window = torch.eye(columns, dtype=features.dtype, device=features.device)
-    block_diagonal = grouped * rearrange(
-        same_window, "n w -> n 1 w 1"
-    )  # window n weighs its own patches only
+    # window n weighs its own patches only
+    block_diagonal = grouped * rearrange(same_window, "n w -> n 1 w 1")
     mixing = rearrange(block_diagonal, "b h n i w j -> b h n (i w j)")
     rows = rearrange(features, "b (h i) w c -> b h (i w) c", i=rate)
     return mixing @ rows

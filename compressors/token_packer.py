@@ -19,7 +19,6 @@ from compressors.checks import check_channels, check_heads_divide
 from compressors.grid import (
     GridPolicy,
     WindowCompressor,
-    count_windows,
     fit_to_windows,
     make_window_mask,
     split_windows,
@@ -70,7 +69,7 @@ class TokenPacker(WindowCompressor):
         """Queries (B*h*w, 1, C), keys and values (B*h*w, s*s, C), and a mask of those that are patches."""
         check_channels(features, self.dim, self.needs_levels)
         height, width = features.shape[1:3]
-        grid = count_windows(height, width, self.rate, self.grid_policy)
+        grid = self.count_windows(height, width)
         fitted, real = fit_to_windows(features, self.rate, self.grid_policy)
         coarse = fitted[..., : self.dim]
         if real is not None:
@@ -99,5 +98,5 @@ class TokenPacker(WindowCompressor):
         query, keys, _, mask = self._prepare_operands(features)
         weights = self.attend.weights(query, keys, mask).mean(1).squeeze(1)  # (B*h*w, s*s)
         height, width = features.shape[1:3]
-        windows = count_windows(height, width, self.rate, self.grid_policy)
+        windows = self.count_windows(height, width)
         return weigh_patches_of_windows(weights, (height, width), windows)

@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 from compressors.base import MaybeTensor, register
-from compressors.grid import GridPolicy, WindowCompressor, count_windows
+from compressors.grid import GridPolicy, WindowCompressor
 
 
 def find_centres(size: int, count: int, rate: int, policy: GridPolicy) -> list[int]:
@@ -37,7 +37,7 @@ class UniformSubset(WindowCompressor):
     def _locate_axes(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Rows (h,) and columns (w,) of the patches that are kept."""
         height, width = features.shape[1:3]
-        window_rows, window_columns = count_windows(height, width, self.rate, self.grid_policy)
+        window_rows, window_columns = self.count_windows(height, width)
         rows = find_centres(height, window_rows, self.rate, self.grid_policy)
         columns = find_centres(width, window_columns, self.rate, self.grid_policy)
         return torch.tensor(rows, device=features.device), torch.tensor(columns, device=features.device)

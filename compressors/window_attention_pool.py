@@ -14,7 +14,6 @@ from compressors.checks import check_at_least, check_channels, require_argument
 from compressors.grid import (
     GridPolicy,
     WindowCompressor,
-    count_windows,
     fit_to_windows,
     make_window_mask,
     split_windows,
@@ -81,5 +80,5 @@ class WindowAttentionPool(WindowCompressor):
         patches, mean, mask = self._split_features(features)
         weights = self.pool.weights(mean, patches, mask).mean(1).squeeze(1)  # (B*h*w, r*r)
         height, width = features.shape[1:3]
-        windows = count_windows(height, width, self.rate, self.grid_policy)
+        windows = self.count_windows(height, width)
         return weigh_patches_of_windows(weights, (height, width), windows)

@@ -5,11 +5,10 @@ can be checked before anything is imported; what they hold stands in its own roo
 entry-point group, ours in `setup.cfg` like an outside package's.
 """
 
-from importlib.metadata import entry_points
 from typing import Any
 
 from compressors.errors import UsageError
-from compressors.registry import Registry
+from compressors.registry import Registry, find_entry_points, loading_error
 
 datasets = Registry("data set", group="slothkit.datasets")  # experiments/picture_vqa
 metrics = Registry("metric", group="slothkit.metrics")  # experiments/metrics
@@ -27,20 +26,11 @@ def load_offers(group: str) -> dict[str, Any]:
     that does not load, and for a name that two packages have.
     """
     offers: dict[str, Any] = {}
-    values: dict[str, str] = {}
-    for point in sorted(entry_points(group=group), key=lambda point: point.name):
-        if values.setdefault(point.name, point.value) != point.value:
-            raise UsageError(
-                f"{group}: '{point.name}' is offered as {values[point.name]} and as {point.value}; "
-                "uninstall one of the two packages"
-            )
+    for name, point in sorted(find_entry_points(group).items()):
         try:
-            offers[point.name] = point.load()
+            offers[name] = point.load()
         except Exception as error:
-            raise UsageError(
-                f"{group}: '{point.name}' of entry point {point.value} does not load: {error}; "
-                "mend or uninstall that package"
-            ) from error
+            raise loading_error(f"{group}:", point, error) from error
     if not offers:
         raise UsageError(
             f"no installed package offers anything as {group}; `pip install -e .` in the "

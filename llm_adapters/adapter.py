@@ -78,10 +78,18 @@ def decoder_layers(llm: PreTrainedModel) -> nn.ModuleList:
     """The decoder layers of a causal LM: its decoder's list of as many modules as hidden layers."""
     decoder = llm.get_decoder()
     count = llm.config.get_text_config().num_hidden_layers
-    for module in decoder.modules():
+    layers = find_module_list(decoder, count)
+    if layers is None:
+        raise TypeError(f"{type(llm).__name__} has no ModuleList of its {count} decoder layers")
+    return layers
+
+
+def find_module_list(owner: nn.Module, count: int) -> nn.ModuleList | None:
+    """The first list of `count` modules in `owner`."""
+    for module in owner.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
-    raise TypeError(f"{type(llm).__name__} has no ModuleList of its {count} decoder layers")
+    return None
 
 
 def llm_sizes(config: PreTrainedConfig) -> dict[str, int]:

@@ -76,8 +76,10 @@ def spell_in_parts(conversation: Sequence[Any]) -> list[Any]:
 
 
 def make_chat_template(template: Template) -> str:
-    """A Jinja chat template that renders what `conversation.render` does. The assistant's words end each user
-    message, so `add_generation_prompt` has nothing to add."""
+    """A Jinja chat template that renders what `conversation.render_turns` does.
+
+    The assistant's words end each user message, so `add_generation_prompt` has nothing to add.
+    """
     words = {name: repr(text) for name, text in asdict(template).items()}
     return CHAT_TEMPLATE % {**words, "image": IMAGE, "question": QUESTION, "query": QUERY}
 

@@ -78,7 +78,7 @@ def load_weights(
     UsageError for weights that are missing, unreadable or of another shape.
     """
     try:
-        with _silence_transformers():
+        with silence_transformers():
             loaded: Any = model_class.from_pretrained(  # with `output_loading_info` a pair
                 source,
                 config=config,
@@ -98,8 +98,8 @@ def load_weights(
 
 
 @contextmanager
-def _silence_transformers() -> Iterator[None]:
-    """Its report of keys that were left out is expected here: the tower is cut."""
+def silence_transformers() -> Iterator[None]:
+    """Its report of keys that do not fit is expected here: a tower is cut, parts are not of the model's class."""
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:

@@ -28,11 +28,11 @@ from connectors.towers.config import (
     take_first_line,
 )
 from connectors.towers.open_clip import OpenClipVisionConfig, load_saved_open_clip
+from connectors.towers.open_clip_vit import OPENAI_MEAN, OPENAI_STD
 from connectors.versions import find_vision_blocks, find_vision_model, find_vision_parts
 
 HALF = (0.5, 0.5, 0.5)
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,9 @@ FAMILIES = {
         interpolate=True,
         without={"vision_use_head": False},
     ),
-    "clip_vision_model": Family("CLIPVisionModel", "post_layernorm", *OPENAI, interpolate=True),
+    "clip_vision_model": Family(
+        "CLIPVisionModel", "post_layernorm", OPENAI_MEAN, OPENAI_STD, interpolate=True
+    ),
     "dinov2": Family("Dinov2Model", "layernorm", *IMAGENET, without={"use_mask_token": False}),
     "dinov2_with_registers": Family("Dinov2WithRegistersModel", "layernorm", *IMAGENET),
 }

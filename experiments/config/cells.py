@@ -20,9 +20,8 @@ BLIND_ROW = "blind"  # how the rows that a sweep adds by itself begin
 BLIND_SECTIONS = ("data", "llm", "prompt", "evaluate")  # what a cell without image depends on
 
 Section = TypeVar("Section")
-RowKey = tuple[
-    tuple[str, str], ...
-]  # everything that tells a row from others: overrides, with the label first
+# everything that tells a row from others: overrides, with the label first
+RowKey = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)

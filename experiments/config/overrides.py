@@ -3,7 +3,6 @@
 compressor=avg_pool,sap  seed=0,1,2  embq.at=[2,4],3        ->  2 x 3 x 2 cells
 """
 
-import re
 from functools import cache
 from itertools import product
 from typing import NamedTuple
@@ -12,12 +11,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from compressors.command_line import collect_settings
+from compressors.command_line import WITH_EXPONENT, collect_settings, read_exponent
 from compressors.errors import UsageError
 from experiments.config.schema import Config
 from experiments.config.settings import check_knob, conform_setting, locate_setting
-
-WHOLE_NUMBER = re.compile(r"[+-]?\d+[eE]\+?\d+")  # 1e3: YAML calls it a float
 
 
 class Override(NamedTuple):
@@ -68,8 +65,8 @@ def parse_setting(path: str, text: str) -> object:
 
 def parse_value(text: str, where: str) -> object:
     """A number, word, list or mapping as YAML reads it; 1e3 is a whole number."""
-    if WHOLE_NUMBER.fullmatch(text):
-        return int(float(text))
+    if WITH_EXPONENT.fullmatch(text):
+        return read_exponent(text)
     if not text:
         return text
     try:

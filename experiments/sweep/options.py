@@ -17,9 +17,8 @@ IN_PROCESS_LAUNCHER = "local"  # the one that needs no launcher for a single wor
 class LaunchOptions:
     """The options; on the command line `where` is `launch`, the others are `launch.NAME`."""
 
-    where: str = setting(
-        IN_PROCESS_LAUNCHER, "processes of this machine, or Slurm jobs through submitit"
-    )  # a name in the registry of launchers
+    # a name in the registry of launchers
+    where: str = setting(IN_PROCESS_LAUNCHER, "processes of this machine, or Slurm jobs through submitit")
     workers: int | Literal["auto"] = setting(
         1, "cells at once; 1: in this process; auto: one a GPU, else one a core", low=1
     )

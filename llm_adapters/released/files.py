@@ -24,8 +24,8 @@ WEIGHTS = (
     "model.safetensors",
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
-    "mm_projector.bin",
-)  # the last is a stage-1 checkpoint of LLaVA's kind
+    "mm_projector.bin",  # a stage-1 checkpoint of LLaVA's kind
+)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -1,7 +1,8 @@
 """The keys of a released FlashSloth checkpoint beside ours, and whether a checkpoint fits a model.
 
 Everything is kept bit for bit but the query tokens. Released code adds the embedding of " ." to them in every
-forward pass; ours are what enters the LLM, so that sum, in the checkpoint's own type, is done once (`fold`).
+forward pass; ours are what enters the LLM, so that sum, in the checkpoint's own type, is done once
+(`fold_queries`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -36,7 +37,7 @@ SHOWN = 3  # keys of each kind that an error names
 @dataclass
 class Checkpoint:
     """What a released folder says: `values` of its config.json, and tensors by key, without SigLIP's
-    `vision_model.` level; `level`: whether the file has it. `learned`: the query tokens before `fold`."""
+    `vision_model.` level; `level`: whether the file has it; `notes`: what to tell the user."""
 
     source: Path
     values: dict

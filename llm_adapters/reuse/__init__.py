@@ -25,7 +25,6 @@ import torch
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
-from transformers.utils import logging
 
 import compressors
 from compressors.base import Compressor
@@ -33,6 +32,7 @@ from compressors.errors import UsageError
 from connectors.embq import registry as query_modules
 from connectors.projector import registry as projectors
 from connectors.query_module import QueryModule
+from connectors.towers.config import silence_transformers
 from llm_adapters.adapter import llm_sizes
 from llm_adapters.conversation import QUERY, QUESTION
 from llm_adapters.reuse import processors
@@ -212,12 +212,8 @@ def load(folder: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, ProcessorM
     """What `save_pretrained` of an attached model and of its processor wrote. `kwargs` are
     `from_pretrained`'s. UsageError for a folder of another model."""
     folder = Path(folder)
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()  # the parts' keys are unexpected to the plain class
-    try:
+    with silence_transformers():  # the parts' keys are unexpected to the plain class
         loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **kwargs)
-    finally:
-        logging.set_verbosity(level)
     model, loading_info = loaded
     _check_loaded(folder, model, loading_info)
     record = dict(model.config.slothkit)

@@ -16,7 +16,7 @@ from compressors.base import Compressor
 from compressors.errors import UsageError
 from connectors.query_module import QueryModule
 from connectors.versions import read_cache
-from llm_adapters.adapter import CONTEXT, QueryAdapter
+from llm_adapters.adapter import CONTEXT, QueryAdapter, find_module_list
 from llm_adapters.conversation import IGNORE
 from llm_adapters.kept_turns import GUESSED, check_turn, says_guessed
 from llm_adapters.reuse.families import ModelFamily, RawFunction, read_tower_dim
@@ -291,10 +291,10 @@ class VisualParts(nn.Module, QueryAdapter):
 
 def find_blocks(tower: nn.Module, count: int) -> nn.ModuleList:
     """A tower's `count` blocks: the first list of so many modules in it."""
-    for module in tower.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
-    raise TypeError(f"{type(tower).__name__} has no ModuleList of its {count} blocks")
+    blocks = find_module_list(tower, count)
+    if blocks is None:
+        raise TypeError(f"{type(tower).__name__} has no ModuleList of its {count} blocks")
+    return blocks
 
 
 class RawInstead:

@@ -72,6 +72,11 @@ def test_values_have_the_type_of_their_setting():
     assert read == expected and isinstance(read.share, float)
     assert options("limit=null").limit is None
     assert options("count=1e2").count == 100 and options("count=+5").count == 5
+    for text in ("inf", "1e400"):  # beyond a float
+        with pytest.raises(UsageError, match="share=inf: must be a finite number"):
+            options(f"share={text}")
+    with pytest.raises(UsageError, match="count=inf: expected int, got float"):
+        options("count=1e400")
     assert options("count=12345678901234567891").count == 12345678901234567891  # no float on the way
     assert options() == Options()
 

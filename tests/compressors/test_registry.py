@@ -4,14 +4,13 @@ import subprocess
 import sys
 import types
 from collections.abc import Sequence
-from importlib.metadata import EntryPoint
 from typing import Literal
 
 import pytest
+from outside import offer_parts
 
 import compressors
 from compressors import Compressor, UsageError
-from compressors import registry as registry_module
 from compressors.registry import Registry, conform
 
 
@@ -97,8 +96,7 @@ def test_conform_tuples():
 def entry_point(monkeypatch, value: str, module: types.ModuleType | None = None):
     if module is not None:
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    point = EntryPoint("outside", value, "test.group")
-    monkeypatch.setattr(registry_module, "entry_points", lambda group: {"test.group": [point]}[group])
+    offer_parts(monkeypatch, "test.group", ("outside", value))
     return Registry("part", group="test.group")
 
 
@@ -131,6 +129,15 @@ def test_an_entry_point_of_a_taken_name_is_refused(monkeypatch):
     found.register("outside")(type("Inside", (), {}))
     with pytest.raises(UsageError, match="part 'outside' is already registered by "):
         found.get("outside")
+
+
+def test_a_name_that_two_packages_offer_is_refused(monkeypatch):
+    twice = ("same", "here:Part")  # one package, found in two places
+    offer_parts(monkeypatch, "test.group", ("outside", "one:Part"), ("outside", "two:Part"), twice, twice)
+    with pytest.raises(UsageError, match="test.group: 'outside' is offered as one:Part and as two:Part"):
+        Registry("part", group="test.group").names()
+    offer_parts(monkeypatch, "test.group", twice, twice)
+    assert Registry("part", group="test.group").names() == ["same"]
 
 
 def modules_after(code: str) -> set[str]:

@@ -106,9 +106,8 @@ def test_density_of_tiles_lies_on_the_padded_picture():
     at = DENSITY_POINTS // 8  # points of ten pixels
     assert (rows.min(), rows.max() + 1) == (0, at) and (columns.min(), columns.max() + 1) == (7 * at, 8 * at)
     weights[:] = [[[1 / 3]], [[0]], [[0]], [[0]], [[0]]]
-    assert compute_density(weights, Tiling(2, 84), 80, 40).std() == pytest.approx(
-        0
-    )  # the thumbnail is all of it
+    # the thumbnail is all of it
+    assert compute_density(weights, Tiling(2, 84), 80, 40).std() == pytest.approx(0)
 
 
 def panels(figure) -> list[int]:

@@ -3,13 +3,12 @@
 import configparser
 import sys
 import types
-from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+from outside import offer_parts
 from torchmetrics import Metric
 
-import compressors.registry
 from compressors.errors import UsageError
 from compressors.registry import Registry
 from experiments import registries
@@ -83,8 +82,7 @@ def test_an_outside_package_offers_a_data_set(monkeypatch):
     module = types.ModuleType("outside_data")
     module.Outside = type("Outside", (EmbeddedDataset,), {"version": 7, "splits": ("train",)})
     monkeypatch.setitem(sys.modules, "outside_data", module)
-    point = EntryPoint("outside", "outside_data:Outside", "slothkit.datasets")
-    monkeypatch.setattr(compressors.registry, "entry_points", lambda group: {point.group: [point]}[group])
+    offer_parts(monkeypatch, "slothkit.datasets", ("outside", "outside_data:Outside"))
     registry = Registry("data set", group="slothkit.datasets")
     assert registry.names() == ["outside"] and registry.get("outside").version == 7
     with pytest.raises(UsageError, match="unknown data set 'outsid'; did you mean 'outside'"):

@@ -115,6 +115,8 @@ def test_paper_recipe():
 
 def test_values():
     assert config("finetune.max_steps=1e3").finetune.max_steps == 1000
+    with pytest.raises(UsageError, match="finetune.lr=inf: must be a finite number"):
+        config("finetune.lr=1e400")
     assert config("finetune.lr=1").finetune.lr == 1.0
     assert config("prompt.user=USER:").prompt.user == "USER:"
     assert config("prompt.system='Hello, you'").prompt.system == "Hello, you"

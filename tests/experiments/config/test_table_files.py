@@ -2,12 +2,11 @@
 
 import sys
 import types
-from importlib.metadata import EntryPoint
 
 import pytest
+from outside import offer_parts
 
 from compressors.errors import UsageError
-from experiments import registries
 from experiments.config import table_files, tables
 
 ROW = "rows: [{label: a, overrides: [compressor=sap]}]\n"
@@ -18,15 +17,13 @@ def offer(monkeypatch):
     """Make packages offer folders of tables, {package: folder}, and nobody else."""
 
     def call(**folders):
-        points = []
+        offers = []
         for package, folder in folders.items():
             module = types.ModuleType(f"{package}_tables")
             module.FOLDER = folder
             monkeypatch.setitem(sys.modules, module.__name__, module)
-            points.append(EntryPoint(package, f"{module.__name__}:FOLDER", table_files.TABLE_GROUP))
-        monkeypatch.setattr(
-            registries, "entry_points", lambda group: points if group == table_files.TABLE_GROUP else []
-        )
+            offers.append((package, f"{module.__name__}:FOLDER"))
+        offer_parts(monkeypatch, table_files.TABLE_GROUP, *offers)
 
     return call
 
@@ -85,16 +82,14 @@ def test_without_an_installed_package_one_line_says_what_to_do(offer, tmp_path):
 
 
 def test_an_offer_that_does_not_load_is_named(monkeypatch):
-    points = [EntryPoint("broken", "no_such_package:FOLDER", table_files.TABLE_GROUP)]
-    monkeypatch.setattr(registries, "entry_points", lambda group: points)  # noqa: ARG005  by name
+    offer_parts(monkeypatch, table_files.TABLE_GROUP, ("broken", "no_such_package:FOLDER"))
     with pytest.raises(UsageError, match="'broken' of entry point no_such_package:FOLDER does not load"):
         table_files.list_named_tables()
 
 
 def test_two_packages_of_one_name_are_refused(monkeypatch):
-    values = ("one.tables:FOLDER", "two.tables:FOLDER")
-    points = [EntryPoint("tables", value, table_files.TABLE_GROUP) for value in values]
-    monkeypatch.setattr(registries, "entry_points", lambda group: points)  # noqa: ARG005  by name
+    offers = [("tables", "one.tables:FOLDER"), ("tables", "two.tables:FOLDER")]
+    offer_parts(monkeypatch, table_files.TABLE_GROUP, *offers)
     monkeypatch.setitem(sys.modules, "one", types.ModuleType("one"))
     module = types.ModuleType("one.tables")
     module.FOLDER = "."

@@ -169,9 +169,8 @@ def test_a_blind_cell_and_a_broken_picture(parts, tmp_path):
     with pytest.raises(UsageError, match=r"sample 0 \(id 7\): .*a.png is truncated or no image"):
         ConversationDataset([sample], SampleImages(processor)).encode(0)
     blind = FlashSlothProcessor(processor.image_processor, processor.tokenizer, 0, 2, layout="anyres")
-    encoded, pixels = ConversationDataset([sample], SampleImages(blind))[
-        0
-    ]  # its images are not even looked at
+    # its images are not even looked at
+    encoded, pixels = ConversationDataset([sample], SampleImages(blind))[0]
     assert not len(pixels) and processor.image_token_id not in encoded.ids
 
 

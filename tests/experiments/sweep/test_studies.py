@@ -2,13 +2,12 @@
 
 import sys
 import types
-from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+from outside import offer_parts
 
 from compressors.errors import UsageError
-from experiments import registries
 from experiments.sweep import studies
 
 
@@ -32,15 +31,11 @@ def offer(monkeypatch):
     def call(*functions):
         module = types.ModuleType("outside_studies")
         monkeypatch.setitem(sys.modules, "outside_studies", module)
-        points = []
+        offers = []
         for number, function in enumerate(functions):
             setattr(module, f"read_{number}", function)
-            points.append(
-                EntryPoint(f"package{number}", f"outside_studies:read_{number}", "slothkit.studies")
-            )
-        monkeypatch.setattr(
-            registries, "entry_points", lambda group: points if group == studies.STUDY_GROUP else []
-        )
+            offers.append((f"package{number}", f"outside_studies:read_{number}"))
+        offer_parts(monkeypatch, studies.STUDY_GROUP, *offers)
 
     return call
 
