@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ablations.claims.spec import Claim
-from ablations.study import REPORT_FILE
+from ablations.study import REPORT_FILE, explain_report_errors
 from compressors.errors import UsageError
 from experiments.runtime.files import write_atomic
 
@@ -191,7 +191,7 @@ def load_report(folder: Path, option: str = "results") -> Report:
     """A report from what `save_report` wrote, or a UsageError that names the file and the option that gave
     the folder."""
     path = folder / REPORT_FILE
-    try:
+    with explain_report_errors(folder, option):
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != REPORT_FORMAT:
             raise UsageError(f"{path}: format {content['format']}, this version reads {REPORT_FORMAT}")
@@ -202,16 +202,6 @@ def load_report(folder: Path, option: str = "results") -> Report:
         for entry in content["tables"]:
             tables.append(load_report_table(entry, folder))
         return Report(tables, content["made"], maps)
-    except FileNotFoundError as error:
-        raise UsageError(
-            f"{option}={folder}: no {error.filename}; give a folder that ablations.report wrote"
-        ) from error
-    except UsageError:  # a ValueError too, but one that says what to do
-        raise
-    except (KeyError, TypeError, ValueError, OSError) as error:
-        raise UsageError(
-            f"{option}={folder}: not what ablations.report wrote ({type(error).__name__}: {error})"
-        ) from error
 
 
 def load_report_table(entry: Mapping[str, Any], folder: Path) -> ReportTable:

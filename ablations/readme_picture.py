@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from compressors.command_line import Command, CommandLine, setting
 from compressors.errors import UsageError
+from experiments.store.results import PREDICTIONS_FILE
 
 # matplotlib and torch are imported where they are needed: --help and a misspelt line need not wait for them
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ RIGHT_COLOUR, WRONG_COLOUR = "#0a7d32", "#b3261e"
 class PictureOptions:
     """Settings of the command."""
 
-    to: Path | None = setting(None, "PNG file to write", required=True)
+    to: Path = setting(None, "PNG file to write", required=True)
     scene: int = setting(0, "number of the test scene", low=0)
 
 
@@ -52,7 +53,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def write_readme_picture(line: CommandLine) -> int:
     """Draw and write the picture that a command line asks for."""
     options: PictureOptions = line.options
-    assert options.to is not None  # required
     draw_readme_picture(Path(line.words[0]), options.scene, options.to)
     return 0
 
@@ -126,7 +126,7 @@ def compute_window_weights(cell: Path, picture: "Image") -> "NDArray[np.float32]
 def draw_answers(axes: "Axes", cell: Path, scene_id: str) -> None:
     """The cell's answers about the scene, wrong ones with the truth."""
     answers = []
-    predictions = (cell / "predictions.jsonl").read_text(encoding="utf-8")
+    predictions = (cell / PREDICTIONS_FILE).read_text(encoding="utf-8")
     for line in predictions.splitlines():
         answer = json.loads(line)
         if answer["id"].startswith(f"{scene_id}#"):

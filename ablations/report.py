@@ -3,6 +3,7 @@
 Exit code 0: written; 2: bad input or a full disk, one line says which; 130: Ctrl-C.
 """
 
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -53,13 +54,10 @@ one HTML page, plots, and what the report can be made from again without the cel
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit code."""
-    words = sys.argv[1:] if arguments is None else list(arguments)
-    # the report says by which command it was made, in the words and the order that were typed
-    typed = f"python -m ablations.report {' '.join(words)}".strip()
-    return COMMAND.run(lambda line: run_report(line, typed), words)
+    return COMMAND.run(run_report, arguments)
 
 
-def run_report(line: CommandLine, typed: str) -> int:
+def run_report(line: CommandLine) -> int:
     """Make the report that a command line asks for, print and write it."""
     from rich.console import Console
 
@@ -87,6 +85,8 @@ def run_report(line: CommandLine, typed: str) -> int:
         if options.measure:
             measuring = create_reporter(console)
         with measuring as reporter:
+            # the report says by which command it was made
+            typed = f"python -m ablations.report {shlex.join(line.arguments)}".strip()
             report = report_from_cells(axes, root, folder, typed, reporter, options.earlier)
     write.write_report(report, folder, console)
     return 0

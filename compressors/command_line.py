@@ -115,10 +115,18 @@ def check_bounds(path: str, value: Any, rules: Mapping[str, Any]) -> None:
 
 def join_choices(choices: Sequence[object]) -> str:
     """Choices as they would be typed."""
-    words: list[str] = []
-    for choice in choices:
-        words.append("null" if choice is None else str(choice))
-    return ", ".join(words)
+    return ", ".join(map(format_value, choices))
+
+
+def format_value(value: object) -> str:
+    """A value as it would be typed."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(format_value, value))}]"
+    return str(value)
 
 
 # ---- reading a command line ----
@@ -212,6 +220,13 @@ def read_exponent(text: str) -> int | float:
     return value if math.isinf(value) else int(value)
 
 
+def require_single(path: str, texts: Sequence[str]) -> str:
+    """The only alternative of a key that takes one; UsageError for several."""
+    if len(texts) > 1:
+        raise UsageError(f"{path}={','.join(texts)}: takes one value")
+    return texts[0]
+
+
 def take_options(axes: Axes, options: type) -> Any:
     """An instance of the dataclass `options`; its keys leave `axes`, what stays there belongs to others."""
     values: dict[str, object] = {}
@@ -228,21 +243,21 @@ def take_options(axes: Axes, options: type) -> Any:
                 check_bounds(path, value, item.rules)
             values[path] = several
             continue
-        if len(texts) > 1:
-            raise UsageError(f"{path}={','.join(texts)}: takes one value")
-        value = read_value(texts[0], item.hint, path)
+        value = read_value(require_single(path, texts), item.hint, path)
         check_bounds(path, value, item.rules)
         values[path] = value
     return options(**values)
 
 
 class CommandLine(NamedTuple):
-    """A command line that has been read. `overrides` are the settings that are not the command's own."""
+    """A command line that has been read. `overrides` are the settings that are not the command's own;
+    `arguments` is all of it as it was typed."""
 
     words: list[str]
     options: Any
     overrides: Axes
     flags: frozenset[str]
+    arguments: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -304,7 +319,7 @@ class Command:
                 f"{path}={','.join(axes[path])}: no setting of this command"
                 f"{suggest(path, collect_settings(self.options))}"
             )
-        return CommandLine(words, options, axes, frozenset(flags))
+        return CommandLine(words, options, axes, frozenset(flags), tuple(arguments))
 
     def is_setting(self, argument: str) -> bool:
         """Whether an argument is KEY=VALUE; a question or a file may have an equals sign too."""
@@ -356,16 +371,11 @@ class Command:
 
 def describe_default(path: str, item: Setting) -> str:
     """KEY=DEFAULT as it would be typed."""
-    default = item.default
     if item.rules.get("required"):
         return f"{path}=..."
-    if isinstance(default, tuple):
-        return f"{path}={','.join(map(str, default))}"
-    if default is None:
-        return f"{path}=null"
-    if isinstance(default, bool):
-        return f"{path}={str(default).lower()}"
-    return f"{path}={default}"
+    if isinstance(item.default, tuple):  # several values are typed without brackets
+        return f"{path}={','.join(map(format_value, item.default))}"
+    return f"{path}={format_value(item.default)}"
 
 
 def describe_rules(item: Setting) -> str:

@@ -15,6 +15,7 @@ import torch
 
 from compressors import Compressor, UsageError  # every built-in registers itself
 from compressors.base import registry
+from compressors.command_line import format_value
 
 DIM = 1152  # SigLIP-so400m
 LLM_DIM = 2560  # Phi-2
@@ -142,17 +143,6 @@ def has_flag(name: str, flag: str, **knobs: object) -> bool:
         return bool(getattr(build_without_memory(name, **knobs), flag))
     except UsageError:
         return False
-
-
-def format_value(value: object) -> str:
-    """A value as a command line takes it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return f"[{','.join(map(format_value, value))}]"
-    return str(value)
 
 
 def format_knob(name: str, parameter: Parameter) -> str:

@@ -24,9 +24,9 @@ from experiments.config.schema import Config
 from experiments.models import build
 from experiments.models.random_model import build_random_model, make_random_batch, make_weightless_cells
 from experiments.stages.module import list_model_parts, set_trainable
+from experiments.store.plan import TRAINING_ROLES
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 
-STAGE_ROLES = {"pretrain": "pretrain", "finetune": "train"}  # stage -> the data that it reads
 NEW_TOKENS = 4
 OPTIMISER_STEPS = 2
 # of the logits' standard deviation: how far two ways to a bfloat16 logit may end apart
@@ -55,7 +55,7 @@ class FullSizeOptions:
     train: str | None = setting(
         None,
         "stages to train for two steps (both on a GPU, none on a CPU)",
-        choices=(None, "both", "none", *STAGE_ROLES),
+        choices=(None, "both", "none", *TRAINING_ROLES),
     )
     quick: bool = setting(False, "small sizes: to try the command")
 
@@ -100,7 +100,7 @@ def check_full_size(options: FullSizeOptions) -> Iterator[CheckedFact]:
     yield from check_inference(model, make_random_batch(model, crops, size))
     yield describe_peak_memory(device)
     stages = options.train or ("both" if device.type == "cuda" else "none")
-    for stage, role in STAGE_ROLES.items():
+    for stage, role in TRAINING_ROLES.items():
         if stages in ("both", stage):
             crops = Tiling(config.tiles(role)).most_crops
             yield from check_training(model, config, stage, make_random_batch(model, crops, size))

@@ -29,11 +29,11 @@ from experiments.runtime.text_tables import make_framed_table
 from experiments.stages.runners import find_runner
 from experiments.store.folder import read_package_versions
 from experiments.store.plan import STAGE_KINDS
+from experiments.store.results import title_cell
 from experiments.store.store import StageRunner, Store
 from experiments.sweep import request
 from experiments.sweep.plan_view import format_seconds
 from experiments.sweep.request import CellJob, SweepRequest
-from experiments.sweep.scheduler import title_cell
 
 RunnerOfKind = Callable[[str], StageRunner]
 Clock = Callable[[], float]

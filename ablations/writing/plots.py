@@ -37,13 +37,11 @@ LEGEND_STYLE: dict[str, Any] = {
 
 def find_distinct_rows(table: ReportTable) -> list[ReportRow]:
     """Rows with results and visual tokens, each configuration once."""
-    distinct_rows: dict[str, ReportRow] = {}
+    distinct_rows: dict[tuple[tuple[int, bytes], ...], ReportRow] = {}
     for row in table.rows:
         if row.outcomes and row.efficiency.get("visual_tokens"):
             # rows of one cell have the same answers to the bit
-            content = ""
-            for seed, right in row.outcomes.items():
-                content += f"{seed} {right.tobytes()!r} "
+            content = tuple((seed, right.tobytes()) for seed, right in row.outcomes.items())
             distinct_rows.setdefault(content, row)
     return list(distinct_rows.values())
 

@@ -99,7 +99,7 @@ def load_weights(
 
 @contextmanager
 def silence_transformers() -> Iterator[None]:
-    """Its report of keys that do not fit is expected here: a tower is cut, parts are not of the model's class."""
+    """Its report of keys that do not fit is expected: a tower is cut, a model has parts beside its class."""
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:

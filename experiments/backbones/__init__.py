@@ -1,1 +1,1 @@
-"""The tiny tower and language model that ship with the repository, and the commands that made them."""
+"""Backbones without a model hub: `tiny` ships with the repository, `small` comes out of registry packages."""

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from compressors.command_line import WITH_EXPONENT, collect_settings, read_exponent
+from compressors.command_line import WITH_EXPONENT, collect_settings, read_exponent, require_single
 from compressors.errors import UsageError
 from experiments.config.schema import Config
 from experiments.config.settings import check_knob, conform_setting, locate_setting
@@ -28,10 +28,7 @@ def take_single_value(axes: dict[str, list[str]], key: str, default: str | None 
     """The value of a key that takes one, removed from the axes; `default` where it is not given."""
     if key not in axes:
         return default
-    values = axes.pop(key)
-    if len(values) > 1:
-        raise UsageError(f"{key}={','.join(values)}: takes one value")
-    return values[0]
+    return require_single(key, axes.pop(key))
 
 
 def combine_axes(axes: dict[str, list[str]]) -> list[dict[str, str]]:

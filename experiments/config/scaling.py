@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from compressors.errors import UsageError
-from experiments.config import signatures
 from experiments.config.schema import Config
-from experiments.config.sources import resolve_source
+from experiments.config.settings import find_part_owners
+from experiments.config.sources import OPEN_CLIP_SCHEME, resolve_source
 
 PRESET_VALUE = "preset"
 LARGEST_SHARES = {"depth": 1, "tower_width": 64}  # by unit
@@ -23,7 +23,6 @@ LARGEST_SHARES = {"depth": 1, "tower_width": 64}  # by unit
 WIDTH_NAMES = ("hidden_size", "width", "embed_dim")
 LAYER_NAMES = ("num_hidden_layers", "n_layer", "num_layers")
 HEAD_NAMES = ("num_attention_heads", "n_head")
-OPEN_CLIP_SCHEME = "open_clip:"
 MODEL_CONFIG_FILE = "config.json"
 HUB_SECONDS = 10  # until a hub that does not answer counts as out of reach
 
@@ -96,10 +95,9 @@ def count_heads(key: str, config: Config) -> int:
 def find_knob_value(part: str, knob: str, config: Config) -> Any:
     """A knob as the configuration sets it, else its default; None for what is no part or no knob."""
     knobs = config.knobs(part)
-    for registry in signatures.registries():
-        if part in registry.names():
-            knobs = registry.settled(part, knobs)
-            break
+    owners = find_part_owners(part)
+    if owners:
+        knobs = owners[0].settled(part, knobs)
     return knobs.get(knob)
 
 

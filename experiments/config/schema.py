@@ -10,6 +10,7 @@ from compressors.command_line import setting
 from experiments.registries import datasets
 
 BLIND_COMPRESSOR = "none"
+GPU_ACCELERATORS = ("auto", "gpu", "cuda")  # values of trainer.accelerator that take a GPU where there is one
 
 
 def list_dataset_choices() -> tuple[str | None, ...]:
@@ -168,6 +169,11 @@ class Config:
     def blind(self) -> bool:
         """No image, no vision parts: what the text alone tells."""
         return self.compressor_name == BLIND_COMPRESSOR
+
+    @property
+    def caches_features(self) -> bool:
+        """Whether the tower's features are kept on disk: not where it is trained or there is no image."""
+        return self.tower.cache and not self.tower.train and not self.blind
 
     @property
     def projector_name(self) -> str:

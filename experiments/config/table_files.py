@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from compressors.errors import UsageError
+from experiments.config.presets import YAML_SUFFIXES
 from experiments.registries import load_offers
 
 TABLE_GROUP = "slothkit.tables"
@@ -56,7 +57,7 @@ def list_project_tables() -> list[str]:
 
 def is_table_path(name: str) -> bool:
     """Whether `table=` was given a file rather than a name."""
-    return name.endswith((".yaml", ".yml"))
+    return name.endswith(YAML_SUFFIXES)
 
 
 def find_table_file(name: str) -> Path:

@@ -1,1 +1,1 @@
-"""Data: the embedded benchmark PictureVQA and the LLaVA-format loader."""
+"""LLaVA-format files, the order they are read in, batches, and what an embedded data set is."""

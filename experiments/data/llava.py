@@ -35,6 +35,10 @@ class Sample(NamedTuple):
     turns: tuple[Turn, ...]
     families: tuple[str, ...] | None = None  # one for each turn
 
+    def name_family(self, turn: int = 0) -> str:
+        """The family of a turn's question."""
+        return self.families[turn] if self.families else UNNAMED_FAMILY
+
 
 # ---- files ----
 

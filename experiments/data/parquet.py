@@ -108,7 +108,7 @@ def make_question_rows(questions: Sequence[llava.Sample]) -> Iterator[dict[str, 
         markers = f"{IMAGE}\n" * len(sample.images)
         row["question"] = question.removeprefix(markers)
         row["answer"] = answer
-        row["family"] = sample.families[0] if sample.families else llava.UNNAMED_FAMILY
+        row["family"] = sample.name_family()
         yield row
 
 

@@ -85,18 +85,17 @@ COMMAND = Command(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit code."""
-    # as it was typed: the report says how to make it again
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    command = f"python -m experiments.efficiency {shlex.join(words)}".strip()
-    return COMMAND.run(lambda line: run_efficiency(line, command), words)
+    return COMMAND.run(run_efficiency, arguments)
 
 
-def run_efficiency(line: CommandLine, command: str) -> int:
-    """The command, with its exceptions. `command`: how it was typed, for the result."""
+def run_efficiency(line: CommandLine) -> int:
+    """The command, with its exceptions."""
     options: EfficiencyOptions = line.options
     overrides = join_settings(line.overrides)
     check_options(options, overrides)
     sizes = parse_picture_sizes(options)
+    # the result says how to make it again
+    command = f"python -m experiments.efficiency {shlex.join(line.arguments)}".strip()
     result = measure_models(options, overrides, sizes, command)
     from experiments.efficiency import report  # torch: --help and a typo do not wait
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from PIL import Image
 
+from compressors.command_line import join_settings
+from compressors.errors import UsageError
 from experiments.config.cells import Cell
 from experiments.config.schema import Config
 from experiments.efficiency import table1, training
@@ -22,6 +24,7 @@ from experiments.efficiency.plan import MeasuringPlan, PictureCase, PictureSize
 from experiments.efficiency.subject import CellSubject, CostSubject, PictureRows
 from experiments.models.random_model import fill_weights, make_weightless_cells, set_placeholder_ids
 from experiments.runtime.progress import Reporter
+from experiments.store.plan import TRAINING_ROLES
 
 # a line of efficiency.json: label, picture, batch, images, counts and, where they were measured, times
 EfficiencyRow = dict[str, Any]
@@ -195,7 +198,7 @@ def measure_in_process(label: str, plan: MeasuringPlan, machine: Machine) -> lis
 def build_model_command(label: str, plan: MeasuringPlan, machine: Machine) -> list[str]:
     """The command for one model of Table 1."""
     sizes = [f"{width}x{height}" for width, height in plan.pictures]
-    settings: dict[str, list] = {
+    settings: dict[str, list[Any]] = {
         "only": [label],
         "pictures": sizes,
         "batch": list(plan.batches),
@@ -210,10 +213,8 @@ def build_model_command(label: str, plan: MeasuringPlan, machine: Machine) -> li
         settings["threads"] = [machine.threads]
     if plan.static:
         settings["static"] = ["true"]
-    command = [sys.executable, "-m", "experiments.efficiency"]
-    for key, values in settings.items():
-        command.append(f"{key}={','.join(map(str, values))}")
-    return command
+    texts = {key: list(map(str, values)) for key, values in settings.items()}
+    return [sys.executable, "-m", "experiments.efficiency", *join_settings(texts)]
 
 
 def measure_training_stages(
@@ -231,10 +232,13 @@ def measure_training_stages(
     """
     rows = []
     with make_weightless_cells(overrides) as cells:
+        for cell in cells:
+            if cell.config.blind:
+                raise UsageError(f"{cell.label}: sees no image; measure the training of cells that do")
         report.announce_cells(len(cells))
         for cell in cells:
             report.begin_cell(cell.label)
-            for number, stage in enumerate(training.TRAINING_ROLES):
+            for number, stage in enumerate(TRAINING_ROLES):
                 report.begin_stage(stage)
                 rows_of_data = data_rows[number] if data_rows else training.PAPER_ROWS[stage]
                 text_of_row = text or training.STAGE_TEXT_TOKENS[stage]

@@ -21,7 +21,7 @@ from experiments.efficiency.subject import (
     PictureRows,
     PixelInputs,
 )
-from experiments.efficiency.timing import OTHER_PART, count_flops_by_part
+from experiments.efficiency.timing import OTHER_PART, count_flops, count_flops_by_part
 from experiments.models.random_model import TEXT_TOKENS
 from experiments.stages.module import choose_trainable_parts
 
@@ -42,7 +42,7 @@ FROZEN_TOWER_FACTOR = 1  # nothing below it is trained
 
 @dataclass(frozen=True)
 class PrefillCounts:
-    """Of a prefill of `rows` rows and of the step after it.
+    """Of a batch's prefill and of the step after it.
 
     visual, query, text    tokens of a row
     parameters             by part; what belongs to none as `other`
@@ -99,8 +99,7 @@ def count_decode_flops(subject: CostSubject, length: int, visual: int) -> int:
     prompt = torch.empty(1, length, subject.llm_width, device="meta")
     token = torch.empty(1, 1, subject.llm_width, device="meta")
     cache = subject.language_model(prompt, visual=visual)
-    flops = count_flops_by_part(lambda: subject.language_model(token, cache), subject.parts)
-    return sum(flops.values())
+    return count_flops(lambda: subject.language_model(token, cache))
 
 
 def count_prefill_flops(

@@ -27,7 +27,7 @@ from experiments.efficiency.subject import (
     PixelInputs,
 )
 from experiments.models import build
-from experiments.models.random_model import make_weightless_cells
+from experiments.models.random_model import make_weightless_cells, split_text_tokens
 
 TEXT_ID_LIMIT = 1000  # text tokens are ids below this: no model has a special token there
 
@@ -67,7 +67,7 @@ class PublishedSubject(CostSubject):
 
     def prompt(self, pixels: PixelInputs, rows: int, text: int) -> dict[str, Tensor]:
         runs = self.list_visual_runs(pixels, rows)
-        start = 3 * text // 10  # as much text before the images as a cell's prompt has
+        start, _, _ = split_text_tokens(text)  # as much before the images as in a cell's prompt
         ids = torch.randint(TEXT_ID_LIMIT, (rows, sum(runs) + text))
         # a text token stands between two images
         for run in runs:

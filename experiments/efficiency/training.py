@@ -24,10 +24,10 @@ from experiments.runtime.progress import Reporter
 from experiments.stages.fit import fit_module, resolve_precision
 from experiments.stages.module import SlothModule
 from experiments.stages.train import unfreeze_stage_parts
+from experiments.store.plan import TRAINING_ROLES
 from llm_adapters.conversation import IGNORE
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 
-TRAINING_ROLES = {"pretrain": "pretrain", "finetune": "train"}  # stage -> the data that it reads
 PAPER_ROWS = {"pretrain": 558_000, "finetune": 665_000}  # of the paper's data, one epoch
 # tokens of a row beside visual and query tokens: our assumption
 STAGE_TEXT_TOKENS = {"pretrain": 40, "finetune": 256}
@@ -116,7 +116,7 @@ def make_step_rows(
     crops = Tiling(config.tiles(TRAINING_ROLES[stage]), size).most_crops
     rows = optimisation.batch_size // optimisation.accumulate
     batch = make_random_batch(model, crops, size, rows, text)
-    if uses_cached_features(config):
+    if config.caches_features:
         levels = 1 + len(model.compressor.needs_levels)
         height, width = model.vision_tower.grid(size, size)
         del batch["pixel_values"]
@@ -128,11 +128,6 @@ def make_step_rows(
         if torch.cuda.is_available():  # as a data loader leaves them
             batch[name] = batch[name].pin_memory()
     return batch
-
-
-def uses_cached_features(config: Config) -> bool:
-    """Whether the sweep would read the tower's features from disk."""
-    return config.tower.cache and not config.tower.train
 
 
 def time_optimiser_steps(
@@ -168,7 +163,7 @@ def measure_training(
     model = subject.model
     tiles = config.tiles(TRAINING_ROLES[stage])
     # counted before weights are made: it is of the meta device
-    flops_of_row = count_training_flops(subject, config, stage, text, tiles, uses_cached_features(config))
+    flops_of_row = count_training_flops(subject, config, stage, text, tiles, config.caches_features)
     fill_weights(model, device, torch.float32, config.seed)
     set_placeholder_ids(model)
     # as the sweep does it, so that gradients are those of its stage
@@ -193,5 +188,5 @@ def measure_training(
         flops=flops_of_row * optimisation.batch_size,
         data_rows=data_rows,
         precision=resolve_precision(config.trainer.precision),
-        cached=uses_cached_features(config),
+        cached=config.caches_features,
     )

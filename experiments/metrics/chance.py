@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from experiments.data.llava import UNNAMED_FAMILY, Sample
+from experiments.data.llava import Sample
 from experiments.metrics.answers import normalise_answer
 
 
@@ -13,7 +13,7 @@ def collect_family_answers(samples: Iterable[Sample]) -> dict[str, list[str]]:
     answers: dict[str, list[str]] = {}
     for sample in samples:
         for index, turn in enumerate(sample.turns):
-            family = sample.families[index] if sample.families else UNNAMED_FAMILY
+            family = sample.name_family(index)
             assert turn.answer is not None  # only a chat has a turn to be answered; data sets' turns all are
             answers.setdefault(family, []).append(normalise_answer(turn.answer))
     return answers

@@ -21,8 +21,8 @@ from compressors.errors import UsageError
 from connectors.towers.base import VisionTower
 from connectors.towers.build import build_tower, load_tower
 from connectors.towers.open_clip import OpenClipVisionConfig
-from experiments.config.schema import Config
-from experiments.config.sources import resolve_source
+from experiments.config.schema import GPU_ACCELERATORS, Config
+from experiments.config.sources import OPEN_CLIP_SCHEME, resolve_source
 from llm_adapters.conversation import IMAGE, QUERY
 from llm_adapters.images import image_processor
 from llm_adapters.modeling import FlashSlothConfig, FlashSlothForConditionalGeneration
@@ -135,7 +135,7 @@ def make_processor(
 
 def pick_device(accelerator: str) -> torch.device:
     """Where work outside Lightning runs, by the words of `trainer.accelerator`."""
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+    if accelerator in GPU_ACCELERATORS and torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("cpu")
 
@@ -161,7 +161,7 @@ def check_model_config(config: Config) -> None:
 
 def load_vision_config(source: str) -> PreTrainedConfig:
     """A tower's configuration, without its weights."""
-    if source.startswith("open_clip:"):
+    if source.startswith(OPEN_CLIP_SCHEME):
         return OpenClipVisionConfig(model_name=source.split(":")[1])
     return _load_pretrained(AutoConfig, "tower.source", source)
 

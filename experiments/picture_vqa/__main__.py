@@ -22,7 +22,7 @@ from experiments.picture_vqa.dataset import HELD_OUT_SPLITS, PictureVQA
 class WriteOptions:
     """What is written where."""
 
-    to: Path | None = setting(None, "new folder to write", required=True, was=("out",))
+    to: Path = setting(None, "new folder to write", required=True, was=("out",))
     seed: int = setting(0, "of all scenes and questions", low=0)
     scale: float = setting(1.0, "multiplies the number of scenes of every split", above=0)
     parquet: bool = setting(False, "the held-out splits as Parquet files too (needs pyarrow)")
@@ -44,7 +44,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def write_dataset(line: CommandLine) -> int:
     """Write the data set and say how large it is."""
     options: WriteOptions = line.options
-    assert options.to is not None  # it is required
     if options.parquet:
         parquet.require_pyarrow()  # before minutes of drawing
     try:

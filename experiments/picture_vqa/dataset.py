@@ -16,6 +16,8 @@ from typing import Any
 
 from experiments.data.embedded import EmbeddedDataset, ProgressFunction
 from experiments.picture_vqa.captions import CAPTION_INSTRUCTIONS, describe_scene
+from experiments.picture_vqa.contact_sheet import draw_contact_sheet
+from experiments.picture_vqa.drawing import draw_scene
 from experiments.picture_vqa.pictures import SEEN_STYLES, UNSEEN_STYLES
 from experiments.picture_vqa.questions import Question, ask_questions
 from experiments.picture_vqa.scenes import Scene, sample_scene
@@ -118,9 +120,6 @@ def _write_files(
     folder: Path, seed: int, sizes: dict[str, int], progress: ProgressFunction
 ) -> dict[str, Any]:
     """Write images and JSON files of all splits, and the manifest."""
-    # Not at the top: it needs Pillow, which --help and bad input need not wait for.
-    from experiments.picture_vqa.contact_sheet import draw_contact_sheet
-
     records: dict[str, list[Record]] = {}
     total = sum(sizes.values())
     done = 0
@@ -150,8 +149,6 @@ def _write_files(
 
 def _write_split(folder: Path, split: str, size: int, seed: int) -> Iterator[Record]:
     """The images of a split, and its records one by one."""
-    from experiments.picture_vqa.drawing import draw_scene  # as above
-
     for index in range(size):
         scene, turns = make_scene(split, index, seed)
         image = f"images/{split}/{index:06d}.png"

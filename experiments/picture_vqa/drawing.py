@@ -13,11 +13,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from experiments.picture_vqa.pictures import find_picture_file
 from experiments.picture_vqa.scenes import SCENE_SIZE, Scene, SceneObject, Sign
-from experiments.picture_vqa.signs import TEXT_COLOURS
+from experiments.picture_vqa.signs import CAPITAL_SHARE, TEXT_COLOURS
 
 RGB = tuple[int, int, int]
 AnyFont = ImageFont.FreeTypeFont | ImageFont.ImageFont
-CAPITAL_SHARE = 0.62  # of a sign's height, for its capitals
 PILLOW_FONT_RATIO = 0.86  # size over sign height at which the capitals of Pillow's own font have that share
 
 

@@ -14,7 +14,7 @@ from experiments.picture_vqa.pictures import (
     Picture,
     load_catalogue,
 )
-from experiments.picture_vqa.signs import SEEN_FONTS, SIGN_WORDS, TEXT_COLOURS
+from experiments.picture_vqa.signs import SEEN_FONTS, SIGN_DIGITS, SIGN_WORDS, TEXT_COLOURS
 
 SCENE_SIZE = 168  # pixels
 PATCH_SIZE = 14  # the tower's patch, so a scene is 12 x 12 patches
@@ -192,8 +192,7 @@ def sample_sign_text(rng: random.Random, kind: str) -> str:
     """A word of the list, or a number of two or three digits."""
     if kind == "word":
         return rng.choice(SIGN_WORDS)
-    # without 0 and 1: in some fonts they are the letters O and I
-    return "".join(rng.choices("23456789", k=rng.randint(2, 3)))
+    return "".join(rng.choices(SIGN_DIGITS, k=rng.randint(2, 3)))
 
 
 def place_sign(rng: random.Random, text: str, fonts: tuple[str, ...], boxes: list[Box]) -> Sign | None:

@@ -9,6 +9,8 @@ _SIGN_WORDS_TEXT = """
     chip robo lab bio eco kiwi plum fig lime mint sage oak elm ash pine palm fern ivy bay port dock pier
     quay mill farm barn yard path camp base fort hub mall king duke lord hero saga epic myth
 """
+SIGN_DIGITS = "23456789"  # in some fonts 0 and 1 are the letters O and I
+CAPITAL_SHARE = 0.62  # of a sign's height, for its capitals
 SIGN_WORDS = tuple(_SIGN_WORDS_TEXT.split())  # of three or four letters: what fits beside the pictures
 TEXT_COLOURS = {
     "red": (205, 25, 30),

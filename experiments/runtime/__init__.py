@@ -1,1 +1,1 @@
-"""What every command has in common: exit codes, progress, files, processes, text tables."""
+"""What every command has in common: progress, files, processes, text tables."""

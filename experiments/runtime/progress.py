@@ -40,8 +40,9 @@ class Reporter:
     def finish_cell(self, label: str) -> None:
         """A cell is done, where several are under way."""
 
-    def open_lane(self, number: int, label: str) -> "Reporter | None":
-        """The reporter of a worker that begins `label`, if anybody listens; workers count from 0."""
+    def open_lane(self, number: int, label: str) -> "Reporter":  # noqa: ARG002
+        """The reporter of a worker that begins `label`; workers count from 0."""
+        return Reporter()
 
 
 class StepCounter(Reporter):

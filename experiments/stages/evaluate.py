@@ -17,13 +17,14 @@ from experiments.models.build import pick_device, pick_scale, silence_libraries
 from experiments.registries import metrics
 from experiments.runtime.progress import Reporter
 from experiments.stages.train import MODEL_FOLDER
+from experiments.store.results import METRICS_FILE, PREDICTIONS_FILE
 from llm_adapters import saved
 from llm_adapters.conversation import Encoded, Turn
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.processing import FlashSlothProcessor
 from llm_adapters.pruning.calibration import calibrate_pruner
 
-METRIC = "exact"  # of the registry; a setting where it can be chosen
+METRIC = "exact"  # a name in the registry of metrics
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) -> None:
@@ -128,13 +129,13 @@ def write_scores(
     out: Path,
 ) -> None:
     """Write the predictions, a line a question, and metrics.json: scores, and what a question costs."""
-    families = [sample.families[0] if sample.families else "all" for sample in questions]
+    families = [sample.name_family() for sample in questions]
     answers = [sample.turns[0].answer or "" for sample in questions]
     metric = metrics.create(METRIC)
     family_scores = FamilyScores(sorted(set(families)), metric)
     family_scores.update(predictions, answers, families)
     picture_names = name_pictures(questions)
-    with (out / "predictions.jsonl").open("w") as file:
+    with (out / PREDICTIONS_FILE).open("w") as file:
         for sample, family, answer, prediction in zip(questions, families, answers, predictions):
             row = {
                 "id": sample.id,
@@ -151,7 +152,7 @@ def write_scores(
         scores["efficiency"]["average_visual_tokens"] = model.pruner.measured_visual_tokens()
         # with the recipe that a calibration has found
         scores["pruner"] = {model.config.pruner: model.config.pruner_knobs or {}}
-    (out / "metrics.json").write_text(json.dumps(scores, indent=1))
+    (out / METRICS_FILE).write_text(json.dumps(scores, indent=1))
 
 
 def name_pictures(questions: Sequence[llava.Sample]) -> dict[Path, str]:

@@ -26,6 +26,7 @@ from experiments.stages.checks import check_training_needs
 from experiments.stages.fit import CHECKPOINTS_FOLDER, fit_module
 from experiments.stages.module import SlothModule, TrainablePart, set_trainable
 from experiments.stages.ranks import launch_processes
+from experiments.store.plan import TRAINING_ROLES
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.processing import FlashSlothProcessor
 
@@ -162,8 +163,7 @@ def make_module(
 ) -> SlothModule:
     """The model with its optimisation and its data."""
     optimisation = getattr(config, stage)
-    role = "pretrain" if stage == "pretrain" else "train"
-    samples = roles.load_role_samples(config, inputs, role)
+    samples = roles.load_role_samples(config, inputs, TRAINING_ROLES[stage])
     images = SampleImages(processor, open_feature_cache(inputs))
     dataset = ConversationDataset(samples, images, config.data.max_length)
     dataset.check_lengths()

@@ -6,7 +6,7 @@ import os
 from functools import cache
 from pathlib import Path
 
-from experiments.config.sources import CACHE_SCHEME, resolve_source
+from experiments.config.sources import ASSET_SCHEME, CACHE_SCHEME, resolve_source
 from experiments.data import llava
 
 CHUNK_BYTES = 1 << 20  # weights are larger than memory should hold at once
@@ -38,7 +38,7 @@ def digest_source(name: str) -> object:
     if not folder.is_dir():
         return name
     # the times of what ships with the package, or is fetched into a cache, only say when it was installed
-    by_content = name.startswith(("asset:", CACHE_SCHEME))
+    by_content = name.startswith((ASSET_SCHEME, CACHE_SCHEME))
     files: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
         if not path.is_file():

@@ -22,7 +22,8 @@ from experiments.data.roles import is_file_entry
 from experiments.registries import datasets
 from experiments.store import keys
 
-STAGE_ROLES = {"pretrain": "pretrain", "finetune": "train", "evaluate": "test"}  # the data that a stage reads
+TRAINING_ROLES = {"pretrain": "pretrain", "finetune": "train"}  # the data that a stage of training reads
+STAGE_ROLES = {**TRAINING_ROLES, "evaluate": "test"}
 # Counted up when a stage's code changes its result.
 STAGE_VERSIONS = {
     "data": 0,  # the data set has its own
@@ -188,7 +189,7 @@ class Planner:
 
         Empty where there is nothing to cache: no image, a tower that is trained, or `tower.cache=false`.
         """
-        if self.config.blind or self.config.tower.train or not self.config.tower.cache:
+        if not self.config.caches_features:
             return {}
         roles: tuple[str, ...] = ("test",)
         if role != "test":

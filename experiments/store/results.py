@@ -23,6 +23,7 @@ from experiments.store.store import Store
 
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.jsonl"
+CHANCE_ROW = "chance"  # the most frequent answer of each family, from no model
 LONGEST_FOLDER_NAME = 80  # characters of label and seed; the key comes after them
 
 
@@ -41,6 +42,16 @@ class ScoreGroup:
 
     title: str
     rows: list[ScoreRow] = field(default_factory=list)
+
+
+def title_cell(cell: Cell) -> str:
+    """A cell's name on screen."""
+    return f"{cell.label} seed={cell.config.seed}"
+
+
+def locate_log(root: Path, name: str, key: str) -> Path:
+    """Where a stage's log lies; `name`: what it is for."""
+    return root / "logs" / f"{name}-{key[:8]}.log"
 
 
 def name_cell_folder(cell: Cell) -> str:
@@ -98,7 +109,7 @@ def start_score_group(cell: Cell, stage: Stage, store: Store) -> ScoreGroup:
     inputs = {name: store.locate_result(source) for name, source in stage.inputs.items()}
     chance = score_majority_answers(roles.load_questions(cell.config, inputs, check_images=False))
     title = f"{', '.join(cell.config.data.test)}: {chance['n']:,} questions"
-    return ScoreGroup(title, [ScoreRow("chance", [chance])])
+    return ScoreGroup(title, [ScoreRow(CHANCE_ROW, [chance])])
 
 
 def read_seconds(stage: Stage, store: Store) -> float:

@@ -22,7 +22,7 @@ from experiments.store.store import StageRunner, Store
 from experiments.sweep import help, request, score_table
 from experiments.sweep.plan_view import make_plan_tables
 from experiments.sweep.request import CellJob, SweepRequest
-from experiments.sweep.scheduler import FailedCell, launch_cells, read_log_tail, title_cell
+from experiments.sweep.scheduler import FailedCell, launch_cells, read_log_tail
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class SweepCommand(Command):
     """A command whose help has the settings of cells and launchers, and all parts with their knobs."""
 
     def help(self) -> str:
-        return help.make_help_text() + "\n"
+        return f"Usage: {self.usage}\n\n{self.description}{help.make_help_text()}\n"
 
 
 COMMAND = SweepCommand(
     usage="python -m experiments.sweep [KEY=VALUE ...] [--plan] [--help]",
-    description="Trains and evaluates cells, and prints a table of them.",
+    description=help.HELP_HEAD,
     options=SweepOptions,
     overrides=True,
     flags=("--plan",),
@@ -80,7 +80,7 @@ def run_sweep(
         with create_reporter(console) as store.report:
             for cell in list_unlike_cells(sweep.jobs, store):
                 check_cell(cell, check)
-            outcomes = launch_cells(sweep.jobs, store, sweep.launch, runner)
+            outcomes = launch_cells(sweep.jobs, store, sweep.launch)
         print_score_tables(sweep, outcomes.finished, store, console)
     if sweep.left_out:
         print_plain(
@@ -143,7 +143,8 @@ def print_score_tables(sweep: SweepRequest, finished: set[str], store: Store, co
 def print_failures(failed: Sequence[FailedCell], console: Console) -> None:
     """Why each cell failed, then the last lines of each log: several cells may have failed by one stage."""
     for failure in failed:
-        print_plain(console, f"failed: {title_cell(failure.cell)}: {failure.reason}; see {failure.log}")
+        title = results.title_cell(failure.cell)
+        print_plain(console, f"failed: {title}: {failure.reason}; see {failure.log}")
     for log in dict.fromkeys(failure.log for failure in failed):
         print_plain(console, f"{log}:")
         for text in read_log_tail(log):

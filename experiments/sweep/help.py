@@ -2,15 +2,13 @@
 
 import inspect
 
-from compressors.command_line import Setting, collect_settings
+from compressors.command_line import Setting, collect_settings, format_value
 from experiments.config import signatures
 from experiments.config.presets import list_presets
 from experiments.config.schema import BLIND_COMPRESSOR, Config
 from experiments.sweep.options import LaunchOptions, name_launch_option
 
 HELP_HEAD = """\
-Usage: python -m experiments.sweep [KEY=VALUE ...] [--plan] [--help]
-
 Trains and evaluates cells, one for each combination of the values given, and prints a table of them. What was
 computed before is taken from the output directory; a run that was interrupted goes on where it stopped.
 
@@ -34,22 +32,11 @@ SLURM_HELP = (
 )
 
 
-def format_default(default: object) -> str:
-    """A default as it would be typed."""
-    if isinstance(default, (list, tuple)):
-        return f"[{','.join(map(str, default))}]"
-    if default is None:
-        return "null"
-    if isinstance(default, bool):
-        return str(default).lower()
-    return str(default)
-
-
 def format_knob(knob: inspect.Parameter) -> str:
     """A part's knob with its default, if it has one."""
     if knob.default is knob.empty:
         return knob.name
-    return f"{knob.name}={format_default(knob.default)}"
+    return f"{knob.name}={format_value(knob.default)}"
 
 
 def format_knobs(registry: signatures.SignatureRegistry, name: str) -> str:
@@ -61,7 +48,7 @@ def format_launch_options() -> list[str]:
     """Lines of the launch options."""
     lines = []
     for name, option in collect_settings(LaunchOptions).items():
-        assignment = f"{name_launch_option(name)}={format_default(option.default)}"
+        assignment = f"{name_launch_option(name)}={format_value(option.default)}"
         lines.append(f"  {assignment:24} {option.help}")
     lines.append(f"  {'launch.slurm.KEY=VALUE':24} {SLURM_HELP}")
     return lines
@@ -69,17 +56,17 @@ def format_launch_options() -> list[str]:
 
 def format_setting(path: str, setting: Setting) -> str:
     """The line of a cell's setting."""
-    choices = [format_default(choice) for choice in setting.choices if choice is not None]
+    choices = [format_value(choice) for choice in setting.choices if choice is not None]
     meaning = setting.help
     if len(choices) > 1:
         meaning += f" ({', '.join(choices)})"
-    assignment = f"{path}={format_default(setting.default)}"
+    assignment = f"{path}={format_value(setting.default)}"
     return f"  {assignment:40} {meaning}"
 
 
 def make_help_text() -> str:
-    """All of it."""
-    lines = [HELP_HEAD + "\n".join(format_launch_options()), ""]
+    """What stands behind HELP_HEAD."""
+    lines = [*format_launch_options(), ""]
     presets = ", ".join(list_presets())
     lines += [f"Presets: {presets}, or a YAML file. Settings, with their values before any preset:", ""]
     for path, setting in collect_settings(Config).items():

@@ -5,11 +5,10 @@ in the entry-point group `slothkit.launchers`, in the same way as `setup.cfg` of
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import cast
 
 from experiments.registries import launchers
-from experiments.store.store import StageRunner, Store
+from experiments.store.store import Store
 from experiments.sweep.options import LaunchOptions
 from experiments.sweep.units import WorkUnit
 from experiments.sweep.worker import UnitOutcome
@@ -50,14 +49,12 @@ class Launcher(ABC):
         """End everything that is under way. Called once, whatever happened before."""
 
 
-def create_launcher(
-    options: LaunchOptions, store: Store, runner: Callable[[str], StageRunner], uses_gpu: bool
-) -> Launcher:
+def create_launcher(options: LaunchOptions, store: Store, uses_gpu: bool) -> Launcher:
     """The launcher that `launch=` names. UsageError for options that it cannot work with."""
     launcher = launchers.create(
         options.where,
         root=store.root,
-        runner=runner,
+        runner=store.runner,
         report=store.report,
         workers=options.workers,
         threads=options.threads,

@@ -4,9 +4,17 @@ result is called; what it may change is the last bits of one (see `threads`)."""
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from compressors.command_line import Axes, Setting, check_bounds, collect_settings, setting
+from compressors.command_line import (
+    Axes,
+    Setting,
+    check_bounds,
+    collect_settings,
+    read_value,
+    require_single,
+    setting,
+)
 from compressors.errors import UsageError
-from compressors.registry import conform, suggest
+from compressors.registry import suggest
 from experiments.config.overrides import parse_value
 from experiments.registries import launchers
 
@@ -17,8 +25,11 @@ IN_PROCESS_LAUNCHER = "local"  # the one that needs no launcher for a single wor
 class LaunchOptions:
     """The options; on the command line `where` is `launch`, the others are `launch.NAME`."""
 
-    # a name in the registry of launchers
-    where: str = setting(IN_PROCESS_LAUNCHER, "processes of this machine, or Slurm jobs through submitit")
+    where: str = setting(
+        IN_PROCESS_LAUNCHER,
+        "processes of this machine, or Slurm jobs through submitit",
+        choices=launchers.names,
+    )
     workers: int | Literal["auto"] = setting(
         1, "cells at once; 1: in this process; auto: one a GPU, else one a core", low=1
     )
@@ -53,14 +64,13 @@ def take_launch_options(axes: Axes) -> LaunchOptions:
             # one with commas is a single text: gres=gpu:1,nvme
             value = parse_value(texts[0], path) if len(texts) == 1 else ",".join(texts)
             parameters.setdefault(launcher, {})[parameter] = value
-        elif len(texts) > 1:
-            raise UsageError(f"{path}={','.join(texts)}: takes one value")
-        elif path not in options:
+            continue
+        text = require_single(path, texts)
+        if path not in options:
             paths = [*options, *(f"launch.{name}.KEY" for name in list_parameter_launchers())]
             raise UsageError(f"unknown setting '{path}'{suggest(path, paths)}")
-        else:
-            name = options[path]
-            values[name] = read_launch_option(texts[0], path, collect_settings(LaunchOptions)[name])
+        name = options[path]
+        values[name] = read_launch_option(text, path, collect_settings(LaunchOptions)[name])
     where = values.get("where", IN_PROCESS_LAUNCHER)
     for launcher, theirs in parameters.items():
         if launcher != where:
@@ -86,15 +96,10 @@ def split_parameter(path: str) -> tuple[str, str]:
 
 def read_launch_option(text: str, path: str, option: Setting) -> object:
     """One of the options that are not a launcher's own. UsageError for a value that it cannot have."""
-    if path == "launch":
-        check_bounds(path, text, {"choices": launchers.names()})
-        return text
     if text == "auto" and path == "launch.workers":
         return text
     # of "int or auto" the int is meant here: an error for launch.workers=two says that
-    hint = option.hint
-    if path == "launch.workers":
-        hint = int
-    value = conform(parse_value(text, path), hint, path)
+    hint = int if path == "launch.workers" else option.hint
+    value = read_value(text, hint, path)
     check_bounds(path, value, option.rules)
     return value

@@ -73,7 +73,7 @@ class ProcessPool(Launcher):
             # a worker that is there has imported torch already
             hand = self._find_idle_worker() or self._start_worker()
             hand.unit = unit
-            hand.lane = self.report.open_lane(hand.number, unit.label) or Reporter()
+            hand.lane = self.report.open_lane(hand.number, unit.label)
             with suppress(OSError):  # it has just died: `poll` will tell
                 hand.pipe.send((unit.stage, unit.log.absolute()))
 

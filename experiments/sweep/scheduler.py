@@ -6,17 +6,16 @@ publish cells, and to tell. It may be killed at any moment: its workers end with
 
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from compressors.errors import UsageError
 from experiments.config.cells import Cell
+from experiments.config.schema import GPU_ACCELERATORS
 from experiments.runtime.files import write_atomic
 from experiments.store import results
-from experiments.store.plan import Stage
-from experiments.store.store import StageFailed, StageRunner, Store
+from experiments.store.store import StageFailed, Store
 from experiments.sweep.launcher import create_launcher
 from experiments.sweep.options import LaunchOptions
 from experiments.sweep.request import CellJob
@@ -26,7 +25,6 @@ from experiments.sweep.worker import UnitOutcome
 UNIT_ATTEMPTS = 3  # of a unit whose workers die: killed, out of memory, out of time
 LOG_TAIL_LINES = 5  # lines of a failed cell's log that are shown
 RETRY_SECONDS = 0.5  # seconds until a stage that another sweep computes is looked at again
-GPU_ACCELERATORS = ("auto", "gpu", "cuda")  # values of trainer.accelerator that take a GPU where there is one
 
 
 class Failure(NamedTuple):
@@ -50,14 +48,12 @@ class CellOutcomes:
     failed: list[FailedCell] = field(default_factory=list)
 
 
-def launch_cells(
-    jobs: list[CellJob], store: Store, options: LaunchOptions, runner: Callable[[str], StageRunner]
-) -> CellOutcomes:
+def launch_cells(jobs: list[CellJob], store: Store, options: LaunchOptions) -> CellOutcomes:
     """Run every cell that is not finished, and publish it."""
     store.report.announce_cells(len(jobs))
     if options.in_process:
         return run_cells_in_turn(jobs, store)
-    return UnitScheduler(jobs, store, options, runner).run_units()
+    return UnitScheduler(jobs, store, options).run_units()
 
 
 def run_cells_in_turn(jobs: list[CellJob], store: Store) -> CellOutcomes:
@@ -65,7 +61,7 @@ def run_cells_in_turn(jobs: list[CellJob], store: Store) -> CellOutcomes:
     outcomes = CellOutcomes()
     failures: dict[str, Failure] = {}  # by the key of the stage that failed
     for cell, stage in jobs:
-        store.report.begin_cell(title_cell(cell))
+        store.report.begin_cell(results.title_cell(cell))
         failed_keys = [key for key in stage.collect_stages() if key in failures]
         if failed_keys:
             failure = failures[failed_keys[0]]
@@ -76,7 +72,7 @@ def run_cells_in_turn(jobs: list[CellJob], store: Store) -> CellOutcomes:
                 outcomes.finished.add(stage.key)
                 continue
             except StageFailed as error:
-                log = store.root / "logs" / f"{results.name_cell_folder(cell)}-{stage.key[:8]}.log"
+                log = results.locate_log(store.root, results.name_cell_folder(cell), stage.key)
                 log.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(log, error.format_trace())
                 failure = Failure(str(error), log)
@@ -84,11 +80,6 @@ def run_cells_in_turn(jobs: list[CellJob], store: Store) -> CellOutcomes:
                 store.report.write_note(f"failed: {error}; see {log}")
         outcomes.failed.append(FailedCell(cell, failure.reason, failure.log))
     return outcomes
-
-
-def title_cell(cell: Cell) -> str:
-    """A cell's name on screen."""
-    return f"{cell.label} seed={cell.config.seed}"
 
 
 def read_log_tail(log: Path) -> list[str]:
@@ -101,18 +92,11 @@ def read_log_tail(log: Path) -> list[str]:
 class UnitScheduler:
     """Hands units to a launcher as soon as their inputs are done, until none is left."""
 
-    def __init__(
-        self, jobs: list[CellJob], store: Store, options: LaunchOptions, runner: Callable[[str], StageRunner]
-    ):
+    def __init__(self, jobs: list[CellJob], store: Store, options: LaunchOptions):
         self.store = store
         self.report = store.report
         self.outcomes = CellOutcomes()
-        # by the key of a cell's last stage
-        self.cells: dict[str, Cell] = {}
-        self.stages: dict[str, Stage] = {}
-        for cell, stage in jobs:
-            self.cells[stage.key] = cell
-            self.stages[stage.key] = stage
+        self.jobs = {stage.key: (cell, stage) for cell, stage in jobs}
         # units by the key of their stage
         self.units = make_units(jobs, store)
         self.waiting = dict(self.units)
@@ -122,12 +106,12 @@ class UnitScheduler:
         self.retry_times: dict[str, float] = {}  # of units that another sweep computes: when to look again
         accelerators = {unit.stage.config.trainer.accelerator for unit in self.units.values()}
         uses_gpu = not accelerators.isdisjoint(GPU_ACCELERATORS)
-        self.launcher = create_launcher(options, store, runner, uses_gpu)
+        self.launcher = create_launcher(options, store, uses_gpu)
 
     def run_units(self) -> CellOutcomes:
         """All of it; workers are ended whatever happens."""
         try:
-            for key in self.cells:
+            for key in self.jobs:
                 if key not in self.units:  # finished by an earlier run
                     self._publish_cell(key)
             while self.waiting or self.running:
@@ -136,7 +120,7 @@ class UnitScheduler:
                     self._take_outcome(unit, outcome)
         finally:
             self.launcher.close()
-        for key, cell in self.cells.items():
+        for key, (cell, _) in self.jobs.items():
             if key in self.failures:
                 failure = self.failures[key]
                 self.outcomes.failed.append(FailedCell(cell, failure.reason, failure.log))
@@ -180,15 +164,16 @@ class UnitScheduler:
             self.report.write_warning(f"{unit.label}: {outcome.text}; it goes on where it stopped")
             self.waiting[unit.key] = unit
         elif outcome.kind == "done":
-            if unit.key in self.cells:
+            if unit.key in self.jobs:
                 self._publish_cell(unit.key)
         else:
             self._fail_unit(unit, outcome)
 
     def _publish_cell(self, key: str) -> None:
-        results.publish_cell(self.cells[key], self.stages[key], self.store)
+        cell, stage = self.jobs[key]
+        results.publish_cell(cell, stage, self.store)
         self.outcomes.finished.add(key)
-        self.report.finish_cell(title_cell(self.cells[key]))
+        self.report.finish_cell(results.title_cell(cell))
 
     def _fail_unit(self, unit: WorkUnit, outcome: UnitOutcome) -> None:
         """Give up a unit and all that needs it."""

@@ -10,10 +10,9 @@ from rich.table import Table
 
 from experiments.config.cells import BLIND_ROW
 from experiments.runtime.text_tables import format_markdown_table, make_word_table
-from experiments.store.results import ScoreGroup, ScoreRow
+from experiments.store.results import CHANCE_ROW, ScoreGroup, ScoreRow
 
 Z_OF_95_PERCENT = 1.96
-CHANCE_ROW = "chance"  # store/results.py adds it: the most frequent answer of each family, from no model
 SUMMARY_COLUMNS = 4  # label, visual tokens, query tokens, overall; families follow
 SCORE_NOTE = (
     "Accuracy in %. Chance: each family's most frequent answer. Blind: trained and asked without images. "
@@ -154,7 +153,6 @@ def format_score_markdown(groups: Sequence[ScoreGroup]) -> str:
         lines += [f"### {group.title}", "", *format_markdown_table(make_score_lines(group)), ""]
         for note in make_blind_notes(group):
             lines.append(f"{note}\n")
-        lines.append("")
     return "\n".join([*lines, SCORE_NOTE, ""])
 
 

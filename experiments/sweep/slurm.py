@@ -78,7 +78,7 @@ class SlurmCluster(Launcher):
         used_numbers = {job.number for job in self.jobs}
         free_numbers = sorted(set(range(self.size)) - used_numbers)
         for number, unit, job in zip(free_numbers, units, jobs):
-            lane = self.report.open_lane(number, unit.label) or Reporter()
+            lane = self.report.open_lane(number, unit.label)
             lane.begin_stage(f"{unit.stage.title} {unit.key[:8]}, job {job.job_id}")
             self.jobs.append(SubmittedJob(number, unit, job, lane))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from experiments.config.cells import Cell
 from experiments.store.plan import Stage
-from experiments.store.results import name_cell_folder
+from experiments.store.results import locate_log, name_cell_folder, title_cell
 from experiments.store.store import Store
 from experiments.sweep.request import CellJob
 
@@ -41,7 +41,7 @@ def make_units(jobs: list[CellJob], store: Store) -> dict[str, WorkUnit]:
     readers: Counter[str] = Counter()  # how many of these stages read a stage
     for stage in needed.values():
         readers.update(source.key for source in stage.inputs.values())
-    cells = {last_stage.key: cell for cell, last_stage in jobs}
+    cell_keys = {last_stage.key for _, last_stage in jobs}
     first_users: dict[str, Cell] = {}  # by the key of a stage
     work_order: dict[str, None] = {}  # keys of stages: a dict keeps the order and each key once
     for cell, last_stage in jobs:
@@ -49,16 +49,15 @@ def make_units(jobs: list[CellJob], store: Store) -> dict[str, WorkUnit]:
             first_users.setdefault(key, cell)
             if last_stage.key in needed:
                 work_order.setdefault(key)
-    unit_keys = [key for key in work_order if key in needed and (readers[key] > 1 or key in cells)]
+    unit_keys = [key for key in work_order if key in needed and (readers[key] > 1 or key in cell_keys)]
     units = {}
     for key in unit_keys:
         stage = needed[key]
         cell = first_users[key]
-        label = f"{cell.label} seed={cell.config.seed}"
-        log_name = name_cell_folder(cell) if key in cells else stage.kind
-        log = store.root / "logs" / f"{log_name}-{key[:8]}.log"
+        log_name = name_cell_folder(cell) if key in cell_keys else stage.kind
+        log = locate_log(store.root, log_name, key)
         needs = find_units_before(stage, needed, set(unit_keys))
-        units[key] = WorkUnit(stage, label, log, frozenset(needs))
+        units[key] = WorkUnit(stage, title_cell(cell), log, frozenset(needs))
     return units
 
 

@@ -25,11 +25,10 @@ LOG_COLUMNS = 200
 @dataclass(frozen=True)
 class UnitOutcome:
     """How a unit ended. `kind`: done, busy (another sweep computes it), failed, usage (bad input), disk, died
-    (no answer came). `text`: one line; `key`: the stage that failed."""
+    (no answer came). `text`: one line."""
 
     kind: str
     text: str = ""
-    key: str = ""
 
 
 class WorkerReporter(Reporter):
@@ -113,7 +112,7 @@ def compute_unit(stage: Stage, store: Store, wait: bool) -> UnitOutcome:
         return UnitOutcome("busy", str(busy))
     except StageFailed as error:
         sys.stderr.write(error.format_trace())
-        return UnitOutcome("failed", str(error), error.stage.key)
+        return UnitOutcome("failed", str(error))
     except UsageError as error:
         return UnitOutcome("usage", str(error))
     except OSError as error:

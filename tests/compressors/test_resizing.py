@@ -19,10 +19,6 @@ def make(name, **knobs):
     return compressors.create(name, dim=4, **knobs)
 
 
-def channels_first(features):
-    return features.permute(0, 3, 1, 2)
-
-
 @pytest.mark.parametrize("ratio", [1, 2, 3, 5])
 def test_adaptive_average_is_perception_lms(ratio):
     """Theirs floors: 13 patches at ratio 3 make 4, each of them read."""

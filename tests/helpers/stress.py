@@ -1,4 +1,4 @@
-"""A sweep under stress, with stages that compute nothing: python tests/helpers/stress.py --moments 20
+"""A sweep under stress, with stages that compute nothing: python tests/helpers/stress.py moments=20
 
 At every moment something happens to it: kill -9 of the command, of a worker or of one of two commands in the
 same directory, a full disk, a file that is cut short, changed or deleted. In the end the table is that of a
@@ -6,7 +6,6 @@ sweep that nobody disturbed, byte for byte; what was finished stayed; no step wa
 need.
 """
 
-import argparse
 import os
 import random
 import resource
@@ -15,9 +14,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from fakes import children, read_log, spawn, table
+
+from compressors.command_line import Command, CommandLine, setting
 
 CELLS = ("compressor=sap,sap+embq,avg_pool", "seed=0,1")
 STAGES, STEPS = 21, 10  # of CELLS, of a stage
@@ -168,15 +170,28 @@ def stress(folder: Path, moments: int, seed: int = 0) -> Stress:
     return disturbed
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--moments", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+@dataclass(frozen=True)
+class StressOptions:
+    """How long, and which accidents."""
+
+    moments: int = setting(20, "how often something happens", low=1)
+    seed: int = setting(0, "of what happens when")
+
+
+COMMAND = Command("python tests/helpers/stress.py [KEY=VALUE ...]", __doc__, StressOptions)
+
+
+def run_stress(line: CommandLine) -> int:
+    """The command: disturb a sweep and say what happened."""
     with tempfile.TemporaryDirectory() as place:
-        found = stress(Path(place), given.moments, given.seed)
+        found = stress(Path(place), line.options.moments, line.options.seed)
         steps = len(read_log(found.log.with_suffix(".steps")))
     sys.stdout.write(
         f"{len(found.happened)} moments: {', '.join(found.happened)}\n"
         f"{steps} steps computed, {STAGES * STEPS} needed; the table is the undisturbed one\n"
     )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(COMMAND.run(run_stress))

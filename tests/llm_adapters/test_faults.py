@@ -20,7 +20,6 @@ from experiments.stages import train as training
 from experiments.stages.module import set_trainable
 from llm_adapters.conversation import IGNORE, IMAGE, QUERY, Template, Turn
 
-SHORT = Template(system="")
 ASK = ([Turn(f"{IMAGE}\nWhat is this?", "A dog.")], [picture(1)])
 TEXT = ([Turn("Hi", "no")], [])
 TWO_IMAGES = (

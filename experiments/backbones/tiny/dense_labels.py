@@ -15,11 +15,11 @@ from experiments.picture_vqa.scenes import (
     place_objects,
     place_sign,
 )
-from experiments.picture_vqa.signs import SEEN_FONTS
+from experiments.picture_vqa.signs import CAPITAL_SHARE, SEEN_FONTS, SIGN_DIGITS
 
 GRID_SIDE = SCENE_SIZE // PATCH_SIZE
 OBJECT_CLASSES = ("", *load_catalogue())
-CHARACTER_CLASSES = ("", *string.ascii_lowercase, *"23456789")
+CHARACTER_CLASSES = ("", *string.ascii_lowercase, *SIGN_DIGITS)
 COLOUR_CLASSES = ("", *COLOURS)
 # Number of classes per target; 0 is always "nothing". `role`: the patch holds 1 an object's centre,
 # 2 a character's.
@@ -32,7 +32,6 @@ TARGET_SIZES = {
 }
 OBJECT, CHARACTER, COLOUR, ORDER, ROLE = range(len(TARGET_SIZES))
 COVERED_SHARE = 0.35  # of a patch (of a character) that must be covered (inside) to count
-CAPITAL_SHARE = 0.62  # of a sign's height, as `drawing` writes it
 
 
 def label_patches(scene: Scene) -> np.ndarray:
@@ -94,7 +93,7 @@ def sample_crowded_scene(rng: random.Random) -> Scene:
     boxes: list[Box] = []
     texts = []
     for _ in range(rng.randint(3, 7)):
-        alphabet = rng.choice((string.ascii_lowercase, "23456789"))
+        alphabet = rng.choice((string.ascii_lowercase, SIGN_DIGITS))
         characters = rng.choices(alphabet, k=rng.randint(2, 4))
         texts.append("".join(characters))
     signs = []

@@ -230,6 +230,7 @@ def test_flops_of_training_are_multiples_of_the_prefill():
         (["only=FlashSloth", "train=true"], "train=true: trains cells of this project"),
         (["count=true", "train=true"], "count=true: counts alone"),
         (["train=true", "data_rows=7"], "data_rows=7: give two numbers"),
+        (["train=true", "compressor=sap,none", "device=cpu"], "none: sees no image"),
         (["compressor=sapp", "count=true"], "sapp"),
         (["count=true", "device=tpu"], "device=tpu: expected cpu, or cuda"),
         (["--table1", "--measure"], "--table1: settings are spelled KEY=VALUE; write table1=true"),

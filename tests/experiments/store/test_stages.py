@@ -3,11 +3,10 @@
 import json
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
-from fakes import FakeRunner, read_log, spawn, stages
+from fakes import FakeRunner, read_log, spawn, stages, wait_for
 
 from compressors.errors import UsageError
 from experiments.runtime.files import find_disk_error, hold_lock, write_atomic
@@ -39,13 +38,6 @@ def store(tmp_path, log):
 def again(store: Store) -> Store:
     """The store as another process sees it."""
     return Store(store.root, Notes(), store.runner)
-
-
-def wait_for(condition, seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "timed out"
-        time.sleep(0.01)
 
 
 def tree(root: Path) -> list[str]:

@@ -176,7 +176,21 @@ def test_wilson():
 def test_several_test_sets_are_several_tables():
     run = {"overall": 0.5, "families": {"a": 0.5}, "n": 4}
     groups = [ScoreGroup(f"{name}: 4 questions", [ScoreRow("sap", [run])]) for name in ("test", "tune")]
-    assert score_table.format_score_markdown(groups).count("### ") == 2
+    assert score_table.format_score_markdown(groups) == (
+        "### test: 4 questions\n"
+        "\n"
+        "|     | visual tokens | query tokens |    overall |\n"
+        "| --- | ------------: | -----------: | ---------: |\n"
+        "| sap |               |              | 50.0 ±35.0 |\n"
+        "\n"
+        "### tune: 4 questions\n"
+        "\n"
+        "|     | visual tokens | query tokens |    overall |\n"
+        "| --- | ------------: | -----------: | ---------: |\n"
+        "| sap |               |              | 50.0 ±35.0 |\n"
+        "\n"
+        f"{score_table.SCORE_NOTE}\n"
+    )
     assert score_table.format_score_csv(groups).splitlines()[2].startswith("tune,sap,1,4")
 
 
