@@ -63,8 +63,8 @@ def find_cost_key(config: Config) -> str | None:
 def measure_configs(configs: Sequence[Config], reporter: Reporter) -> dict[str, Any]:
     """Every configuration once, side by side: its columns by cost key as `rows`, the conditions as `where`.
     Imports torch."""
-    from experiments.efficiency import collect, machine, measuring
-    from experiments.efficiency.plan import MeasuringPlan
+    from experiments.efficiency import collect, measuring
+    from experiments.efficiency.conditions import MeasuringPlan, describe_conditions, settle_machine
 
     plan = MeasuringPlan(
         pictures=(),  # each model sees a picture of its tower's size
@@ -72,8 +72,8 @@ def measure_configs(configs: Sequence[Config], reporter: Reporter) -> dict[str, 
         tokens=1,
         rounds=MEASURING_ROUNDS,
     )
-    place = machine.settle_machine()
-    conditions = machine.describe_conditions(place, plan)
+    place = settle_machine()
+    conditions = describe_conditions(place, plan)
     configs_by_key: dict[str, Config] = {}
     for config in configs:
         key = find_cost_key(config)

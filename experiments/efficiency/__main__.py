@@ -20,7 +20,7 @@ from compressors.errors import UsageError
 from experiments.runtime.bars import create_reporter
 
 if TYPE_CHECKING:
-    from experiments.efficiency.plan import MeasuringPlan, PictureSize
+    from experiments.efficiency.conditions import MeasuringPlan, PictureSize
     from experiments.efficiency.report import EfficiencyResult
 
 DESCRIPTION = """\
@@ -136,7 +136,7 @@ def parse_picture_sizes(options: EfficiencyOptions) -> tuple[PictureSize, ...]:
 
 def make_measuring_plan(options: EfficiencyOptions, sizes: tuple[PictureSize, ...]) -> MeasuringPlan:
     """What is asked of every model."""
-    from experiments.efficiency.plan import MeasuringPlan
+    from experiments.efficiency.conditions import MeasuringPlan
     from experiments.models.random_model import TEXT_TOKENS
 
     return MeasuringPlan(
@@ -155,11 +155,12 @@ def measure_models(
 ) -> EfficiencyResult:
     """Everything that is counted and measured, with where and how."""
     # torch and transformers: --help and a typo do not wait for them
-    from experiments.efficiency import collect, machine, table1
+    from experiments.efficiency import collect, table1
+    from experiments.efficiency.conditions import describe_conditions, settle_machine
 
-    place = machine.settle_machine(options.device, options.dtype, options.threads, options.uses_table1)
+    place = settle_machine(options.device, options.dtype, options.threads, options.uses_table1)
     plan = make_measuring_plan(options, sizes)
-    conditions = {"command": command, **machine.describe_conditions(place, plan)}
+    conditions = {"command": command, **describe_conditions(place, plan)}
     rows: list[collect.EfficiencyRow] = []
     training: list[collect.EfficiencyRow] = []
     with create_reporter(Console()) as report:

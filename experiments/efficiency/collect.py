@@ -17,10 +17,15 @@ from compressors.errors import UsageError
 from experiments.config.cells import Cell
 from experiments.config.schema import Config
 from experiments.efficiency import table1, training
+from experiments.efficiency.conditions import (
+    Machine,
+    MeasuringPlan,
+    PictureCase,
+    PictureSize,
+    check_weights_fit,
+)
 from experiments.efficiency.counting import count_subject
-from experiments.efficiency.machine import Machine, check_weights_fit
 from experiments.efficiency.measuring import BenchmarkCase, count_measuring_steps, measure_cases
-from experiments.efficiency.plan import MeasuringPlan, PictureCase, PictureSize
 from experiments.efficiency.subject import CellSubject, CostSubject, PictureRows
 from experiments.models.random_model import fill_weights, make_weightless_cells, set_placeholder_ids
 from experiments.runtime.progress import Reporter

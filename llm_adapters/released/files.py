@@ -16,7 +16,7 @@ from torch import Tensor
 
 from compressors.errors import UsageError
 from connectors.towers.config import take_first_line
-from llm_adapters.released.layout import Checkpoint, without_level
+from llm_adapters.released.layout import Checkpoint, remove_level
 
 CONFIG, MEMORY = "config.json", "released.safetensors"
 WEIGHTS = (
@@ -31,7 +31,7 @@ WEIGHTS = (
 def read_checkpoint(path: Path) -> Checkpoint:
     """A folder in the released layout, or one of its weight files or indices; config.json beside it."""
     folder = path if path.is_dir() else path.parent
-    plain, level = without_level(read_tensors(path), path)
+    plain, level = remove_level(read_tensors(path), path)
     return Checkpoint(path, read_json(folder / CONFIG), plain, level)
 
 

@@ -47,14 +47,15 @@ class Checkpoint:
 
     def spell(self, key: str) -> str:
         """A key as the file has it."""
-        return with_level(key) if self.level else key
+        return add_level(key) if self.level else key
 
 
-def with_level(key: str) -> str:
+def add_level(key: str) -> str:
+    """A tower's key with the level that some released files have; other keys as they are."""
     return key.replace(TOWER, TOWER + LEVEL, 1) if key.startswith(TOWER) else key
 
 
-def without_level(tensors: Mapping[str, Tensor], source: Path) -> tuple[dict[str, Tensor], bool]:
+def remove_level(tensors: Mapping[str, Tensor], source: Path) -> tuple[dict[str, Tensor], bool]:
     """Tensors in one layout, derived ones left out, and whether the tower's keys had the level."""
     weights = {key: value for key, value in tensors.items() if not key.endswith(DERIVED)}
     tower = [key for key in weights if key.startswith(TOWER)]
@@ -113,7 +114,7 @@ def format_shape(size: Iterable[int]) -> str:
     return "x".join(map(str, size)) or "scalar"
 
 
-def dot_of(tensors: Mapping[str, Tensor], token: int, source: Path) -> Tensor:
+def find_dot_embedding(tensors: Mapping[str, Tensor], token: int, source: Path) -> Tensor:
     """The embedding of the dot token."""
     table = tensors[EMBEDDING]
     if not 0 <= token < len(table):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from math import isqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
@@ -79,7 +79,7 @@ def make_composed_config(
         compressor_knobs={"rate": rate},
         projector="mlp2x_gelu",
         query_module="embq",
-        query_module_knobs=embq_knobs(values, tensors),
+        query_module_knobs=read_embq_knobs(values, tensors),
         query_token_id=values.get("placeholders", {}).get("queries", QUERY_ID),
         prompt=asdict(Template()),
     )
@@ -107,8 +107,8 @@ def make_tower_config(
     values: dict[str, Any], tensors: Mapping[str, Tensor], select: int, source: Path
 ) -> PreTrainedConfig:
     """SigLIP's: what the file says, or what its `mm_vision_tower` is known to be, else what shapes tell."""
-    tower_values = values.get("vision") or values.get("vision_config") or named_tower(values, source)
-    sizes: dict[str, Any] = dict(tower_shapes(tensors, select))
+    tower_values = values.get("vision") or values.get("vision_config") or read_named_tower(values, source)
+    sizes: dict[str, Any] = dict(read_tower_shapes(tensors, select))
     for name in TOWER_FIELDS:
         if tower_values.get(name) is not None:
             sizes[name] = tower_values[name]
@@ -121,7 +121,7 @@ def make_tower_config(
     return AutoConfig.for_model("siglip_vision_model", **sizes)
 
 
-def named_tower(values: dict[str, Any], source: Path) -> dict[str, Any]:
+def read_named_tower(values: dict[str, Any], source: Path) -> dict[str, Any]:
     """Sizes of the tower that `mm_vision_tower` names."""
     name = values.get("mm_vision_tower")
     if name is None:
@@ -137,7 +137,7 @@ def named_tower(values: dict[str, Any], source: Path) -> dict[str, Any]:
         ) from error
 
 
-def tower_shapes(tensors: Mapping[str, Tensor], select: int) -> dict[str, int]:
+def read_tower_shapes(tensors: Mapping[str, Tensor], select: int) -> dict[str, int]:
     """What the tower's tensors tell of its sizes; the last layers were cut off down to `select`."""
     sizes: dict[str, int] = {}
     blocks = count_matching(tensors, rf"{re.escape(TOWER)}encoder\.layers\.(\d+)\.")
@@ -157,7 +157,7 @@ def tower_shapes(tensors: Mapping[str, Tensor], select: int) -> dict[str, int]:
     return sizes
 
 
-def embq_knobs(values: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, object]:
+def read_embq_knobs(values: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, object]:
     """EmbQ's knobs: what the file says, else shapes, else constants."""
     embq_values = values.get("embq", {})
     image = tensors.get("model.lqformer.down_projector_image.weight")
@@ -183,7 +183,7 @@ def count_matching(tensors: Mapping[str, Tensor], pattern: str) -> int:
     return highest + 1
 
 
-def dot_token(values: dict[str, Any]) -> int:
+def find_dot_token(values: dict[str, Any]) -> int:
     """The token whose embedding released code adds to the query tokens."""
     return values.get("embq", {}).get("dot_token_id", DOT)
 
@@ -193,7 +193,7 @@ def read_tiles(values: dict[str, Any]) -> int:
     return max(1, isqrt(values.get("prompt", {}).get("hd_tiles", 1) - 1))
 
 
-def values_of(config: FlashSlothConfig) -> dict[str, Any]:
+def make_flat_values(config: FlashSlothConfig) -> dict[str, Any]:
     """A flat config.json for a model that did not come from one: phi's words and the fields read above."""
     text = config.text_config.to_dict()
     vision = config.vision_config.to_dict()
@@ -216,12 +216,12 @@ def values_of(config: FlashSlothConfig) -> dict[str, Any]:
         "mm_vision_select_layer": config.select_layer,
         "mm_vision_select_feature": "patch",
         "sap": {"rate": (config.compressor_knobs or {}).get("rate", RATE)},
-        "embq": {"insert_before_layer_number": layer_of(knobs), "dot_token_id": DOT},
+        "embq": {"insert_before_layer_number": find_query_layer(knobs), "dot_token_id": DOT},
         "placeholders": {"queries": config.query_token_id},
     }
 
 
-def layer_of(knobs: dict[str, Any]) -> int:
+def find_query_layer(knobs: dict[str, Any]) -> int:
     """EmbQ's decoder layer; UsageError when it has several, which released keys cannot tell."""
     at = knobs.get("at", LAYER)
     layers = [at] if isinstance(at, int) else sorted(set(at))
@@ -230,27 +230,40 @@ def layer_of(knobs: dict[str, Any]) -> int:
     return layers[0]
 
 
-def check_exportable(config: FlashSlothConfig, source: Path) -> None:
-    """UsageError for a part that the released code does not have."""
+class ReleasedPart(NamedTuple):
+    """What a model has as one of its parts, and what released code can have there."""
+
+    name: str
+    value: object
+    possible: tuple[object, ...]
+
+
+def list_released_parts(config: FlashSlothConfig) -> list[ReleasedPart]:
+    """Every choice of a model that released code has made already."""
     knobs = config.query_module_knobs or {}
     projector_knobs = config.projector_knobs or {}
-    layers = knobs.get("num_layers", 1)
-    # what a model has, and what the released code can have there
-    facts: dict[str, tuple[object, tuple[object, ...]]] = {
-        "llm": (config.text_config.model_type, ("phi",)),
-        "tower": (config.vision_config.model_type, ("siglip_vision_model",)),
-        "compressor": (config.compressor, ("sap",)),
-        "projector": (config.projector, ("mlp2x_gelu", "auto")),
-        "mlp2x_gelu.depth": (projector_knobs.get("depth", 2), (2,)),
-        "query_module": (config.query_module, ("embq",)),
-        "embq.fusion": (knobs.get("fusion", "add"), ("add",)),
-        "embq.stacked": (knobs.get("stacked", False) and layers > 1, (False,)),
-        "embq.heads": (knobs.get("heads"), (None, config.text_config.num_attention_heads)),
-    }
-    for name, (value, possible) in facts.items():
-        if value not in possible:
+    # with one layer there is nothing to stack
+    is_stacked = knobs.get("num_layers", 1) > 1 and knobs.get("stacked", False)
+    llm_heads = config.text_config.num_attention_heads
+    return [
+        ReleasedPart("llm", config.text_config.model_type, ("phi",)),
+        ReleasedPart("tower", config.vision_config.model_type, ("siglip_vision_model",)),
+        ReleasedPart("compressor", config.compressor, ("sap",)),
+        ReleasedPart("projector", config.projector, ("mlp2x_gelu", "auto")),
+        ReleasedPart("mlp2x_gelu.depth", projector_knobs.get("depth", 2), (2,)),
+        ReleasedPart("query_module", config.query_module, ("embq",)),
+        ReleasedPart("embq.fusion", knobs.get("fusion", "add"), ("add",)),
+        ReleasedPart("embq.stacked", is_stacked, (False,)),
+        ReleasedPart("embq.heads", knobs.get("heads"), (None, llm_heads)),
+    ]
+
+
+def check_exportable(config: FlashSlothConfig, source: Path) -> None:
+    """UsageError for a part that the released code does not have."""
+    for part in list_released_parts(config):
+        if part.value not in part.possible:
             raise UsageError(
-                f"{source}: {name}={value}: the released model has {possible[0]} there, so its "
-                "layout cannot hold this model"
+                f"{source}: {part.name}={part.value}: the released model has {part.possible[0]} there, "
+                "so its layout cannot hold this model"
             )
-    layer_of(knobs)
+    find_query_layer(config.query_module_knobs or {})

@@ -1,8 +1,5 @@
 """`python -m compressors`: what it says of every registered compressor is what the compressor does."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -104,12 +101,3 @@ def test_one_that_says_nothing_is_listed(capsys):
 
 def test_amounts():
     assert [format_count(n) for n in (1_329_409, 12_500, 900)] == ["1.3 M", "12.5 k", "900"]
-
-
-def test_help_does_not_wait_for_torch():
-    code = (
-        "import sys\nfrom compressors.__main__ import main\n"
-        "assert main(['--help']) == 0\nprint('torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("Usage: python -m compressors") and done.stdout.endswith("False\n")

@@ -13,8 +13,7 @@ from connectors.versions import is_at_least
 from experiments.config.cells import make_cells
 from experiments.efficiency import collect, counting, measuring, table1
 from experiments.efficiency.__main__ import main
-from experiments.efficiency.machine import Machine
-from experiments.efficiency.plan import MeasuringPlan
+from experiments.efficiency.conditions import Machine, MeasuringPlan
 from experiments.efficiency.timing import OTHER_PART
 from experiments.models import build
 from experiments.models.random_model import fill_weights, read_backbone_configs

@@ -18,7 +18,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedT
 from compressors.errors import UsageError
 from llm_adapters.conversation import IMAGE, QUERY
 from llm_adapters.released import layout, sizes, tokens
-from llm_adapters.released.__main__ import build_skeleton, convert_checkpoint, export_model, main
+from llm_adapters.released.__main__ import main
+from llm_adapters.released.conversion import build_skeleton, convert_checkpoint, export_model
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "flashsloth"
 PHI_2 = {
@@ -192,7 +193,7 @@ def test_config_of_the_released_size():
     assert (model.vision_tower.depth, model.vision_tower.image_size) == (26, 384)
     assert config.text_config.rope_parameters["partial_rotary_factor"] == 0.4
     assert config.text_config.eos_token_id == 50256 and config.query_token_id == 50295
-    assert sizes.dot_token(PHI_2) == 764 and sizes.read_tiles(PHI_2) == 1
+    assert sizes.find_dot_token(PHI_2) == 764 and sizes.read_tiles(PHI_2) == 1
 
 
 BROKEN = {  # what is done to the checkpoint -> what is said

@@ -1,20 +1,63 @@
-"""Where a measurement runs: device, type, threads, versions, and whether a model fits."""
+"""Conditions of a measurement: what is asked of every model and how often, on which device, in which type.
+
+A result states them beside its figures.
+"""
 
 import os
 import platform
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
 
 from compressors.errors import UsageError
-from experiments.efficiency.plan import MeasuringPlan
 from experiments.efficiency.subject import CostSubject
 from experiments.models import build
+from experiments.models.random_model import TEXT_TOKENS
 from experiments.runtime.processor import read_processor_name
 
+PictureSize = tuple[int, int]  # width and height in pixels
 WEIGHT_MARGIN = 1.1  # of the weights' bytes: what else a process needs while it fills them
+
+
+class PictureCase(NamedTuple):
+    """What a model is shown at once: `batch` rows of `images` pictures of one size."""
+
+    size: PictureSize
+    batch: int
+    images: int
+
+
+@dataclass(frozen=True)
+class MeasuringPlan:
+    """All of it, for models that answer.
+
+    pictures    sizes
+    batches     rows at once
+    images      pictures of a row
+    text        text tokens of a row
+    tokens      tokens of an answer
+    rounds      measured rounds, after one that does not count
+    static      a cache of fixed size, with which transformers compiles the decoding step on a GPU
+    """
+
+    pictures: tuple[PictureSize, ...]
+    batches: tuple[int, ...] = (1,)
+    images: tuple[int, ...] = (1,)
+    text: int = TEXT_TOKENS
+    tokens: int = 33
+    rounds: int = 7
+    static: bool = False
+
+    def list_cases(self) -> list[PictureCase]:
+        """Every size with every batch and every number of images."""
+        cases = []
+        for size in self.pictures:
+            for batch in self.batches:
+                for images in self.images:
+                    cases.append(PictureCase(size, batch, images))
+        return cases
 
 
 @dataclass(frozen=True)

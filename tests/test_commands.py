@@ -1,0 +1,35 @@
+"""What all commands have in common."""
+
+import subprocess
+import sys
+
+import pytest
+
+COMMANDS = (
+    "compressors",
+    "llm_adapters.released",
+    "experiments.attention_maps",
+    "experiments.backbones.small",
+    "experiments.bench",
+    "experiments.chat",
+    "experiments.efficiency",
+    "experiments.gallery",
+    "experiments.picture_vqa",
+    "experiments.sharing",
+    "experiments.sweep",
+    "ablations.readme_picture",
+    "ablations.report",
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_does_not_wait_for_torch(command):
+    # the sweep's first help may fill the cache of signatures, which imports everything
+    plain = [sys.executable, "-m", command, "--help"]
+    subprocess.run(plain, capture_output=True, check=True)
+    traced = [sys.executable, "-X", "importtime", *plain[1:]]
+    done = subprocess.run(traced, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"Usage: python -m {command}")
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "argparse" in imported or "dataclasses" in imported  # the trace is there
+    assert "torch" not in imported
