@@ -28,7 +28,7 @@ from experiments.config.schema import Config
 from experiments.runtime.processor import read_processor_name
 from experiments.runtime.progress import Reporter
 from experiments.store.folder import DONE_FILE
-from experiments.store.plan import Stage
+from experiments.store.plan import TRAINING_ROLES, Stage
 from experiments.store.results import identify_questions
 from experiments.store.store import Store
 
@@ -162,6 +162,7 @@ def fill_rows(
         seed = finished_cell.cell.config.seed
         row.outcomes[seed] = load_outcomes(finished_cell, store, table)
         row.keys[seed] = finished_cell.stage.key
+        row.training = row.training or list_training_keys(finished_cell.stage)
         first_pairs.setdefault(row.label, (row, finished_cell))
 
     finished_rows = []
@@ -169,6 +170,15 @@ def fill_rows(
         row.efficiency = read_efficiency(finished_cell, store)
         finished_rows.append(CollectedRow(row, finished_cell.cell.config))
     return finished_rows
+
+
+def list_training_keys(evaluation: Stage) -> tuple[str, ...]:
+    """The keys of the training stages that an evaluation needs, in order."""
+    keys = []
+    for key, stage in evaluation.collect_stages().items():
+        if stage.kind in TRAINING_ROLES:
+            keys.append(key)
+    return tuple(keys)
 
 
 def add_counted_flops(rows: Sequence[CollectedRow], counts_file: Path) -> None:

@@ -39,6 +39,7 @@ class ReportRow:
     missing      seeds whose cells have not finished
     efficiency   tokens, parameters, FLOPs, times: column -> value
     keys         seed -> the key of its evaluation, by which a later report finds it
+    training     keys of its training stages at its first finished seed, in order: rows may share some
     """
 
     block: str
@@ -48,6 +49,7 @@ class ReportRow:
     missing: list[int] = field(default_factory=list)
     efficiency: dict[str, float] = field(default_factory=dict)
     keys: dict[int, str] = field(default_factory=dict)
+    training: tuple[str, ...] = ()
 
 
 @dataclass
@@ -90,6 +92,14 @@ class ReportTable:
         for row in self.rows:
             outcomes[row.label] = row.outcomes
         return outcomes
+
+    @property
+    def training_by_label(self) -> dict[str, tuple[str, ...]]:
+        """Row label -> the keys of its training stages."""
+        training = {}
+        for row in self.rows:
+            training[row.label] = row.training
+        return training
 
     def compute_accuracies(self, row: ReportRow, family: str | None = None) -> list[float]:
         """Accuracy in % at each seed, of all questions or those of a family."""
@@ -159,6 +169,7 @@ def make_table_entry(table: ReportTable) -> dict[str, Any]:
                 "ours": row.ours,
                 "seeds": list(row.outcomes),
                 "keys": [row.keys.get(seed) for seed in row.outcomes],
+                "training": row.training,
                 "missing": row.missing,
                 "efficiency": row.efficiency,
             }
@@ -225,6 +236,7 @@ def load_report_table(entry: Mapping[str, Any], folder: Path) -> ReportTable:
         row.outcomes = dict(zip(seeds, row_cells))
         row.missing = row_entry["missing"]
         row.efficiency = row_entry["efficiency"]
+        row.training = tuple(row_entry.get("training", ()))  # an earlier version did not write them down
         # reports from before there were keys have none
         for seed, key in zip(seeds, row_entry.get("keys", ())):
             if key:

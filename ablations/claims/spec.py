@@ -10,13 +10,14 @@
                                                           at most so many percentage points below each
       family: reading                                     about these questions only; may be a list
       ours: why a number in the claim is our own choice
+    tie: {points: 1, reason: why no more, no less}        beside claims: how much is no difference
 
 Rows are named by their labels. A claim is one of better, best and within, and holds if all its pairs do.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 from compressors.errors import UsageError
 from compressors.registry import suggest
@@ -25,6 +26,7 @@ from experiments.config.tables import TableFile
 
 CLAIM_KINDS = {"better": "than", "best": "of", "within": "of"}  # kind -> who the row is compared with
 CLAIM_KEYS = {"text", "source", "family", "ours", *CLAIM_KINDS}
+TIE_KEYS = {"points", "reason"}
 MAX_POINTS = 100  # by how much accuracies can differ
 
 
@@ -34,6 +36,8 @@ class Claim:
 
     families   the questions that count; none: all questions
     ours       why a number in it is our own choice
+    tie        below how many points either way a difference is none; 0: any is one
+    tie_reason why so many
     """
 
     text: str
@@ -43,6 +47,8 @@ class Claim:
     points: float = 0.0
     families: tuple[str, ...] = ()
     ours: str = ""
+    tie: float = 0.0
+    tie_reason: str = ""
 
     @property
     def row_labels(self) -> tuple[str, ...]:
@@ -77,15 +83,35 @@ def read_claims(table: TableFile) -> tuple[Claim, ...]:
     if not isinstance(entries, list):
         raise UsageError(f"{table.path}: claims: expected a list, found a {type(entries).__name__}")
     labels = [row.label for row in table.rows]
+    tie, tie_reason = read_tie(table)
     claims = []
     for number, entry in enumerate(entries, 1):
         # its number where it has no text to be called by
         name = entry.get("text", number) if isinstance(entry, dict) else number
         try:
-            claims.append(parse_claim(entry, labels))
+            claim = parse_claim(entry, labels)
         except UsageError as error:
             raise UsageError(f"{table.path}, claim '{name}': {error}") from error
+        if claim.kind != "within":  # which has a limit of its own
+            claim = replace(claim, tie=tie, tie_reason=tie_reason)
+        claims.append(claim)
     return tuple(claims)
+
+
+def read_tie(table: TableFile) -> tuple[float, str]:
+    """A table's margin for ties in points, and its reason; 0 where it has none. UsageError for one without a
+    reason: a margin that is chosen by the rows it judges makes ties of them."""
+    entry = read_yaml(table.path).get("tie")
+    if entry is None:
+        return 0.0, ""
+    place = f"{table.path}, tie"
+    if not isinstance(entry, dict) or set(entry) != TIE_KEYS:
+        raise UsageError(f"{place}: {entry!r}: expected {{points: ..., reason: ...}}")
+    points = check_points(entry["points"], place)
+    reason = entry["reason"]
+    if not points or not isinstance(reason, str) or not reason.strip():
+        raise UsageError(f"{place}: {entry!r}: expected more than 0 points and a reason in words")
+    return points, reason
 
 
 def parse_claim(entry: object, labels: Collection[str]) -> Claim:
@@ -163,8 +189,14 @@ def parse_points(kind: str, comparisons: list[Mapping[str, Any]]) -> float:
         return 0.0
     values = {comparison["points"] for comparison in comparisons}
     value = values.pop()
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    # one number: a claim has one limit
-    if values or not is_number or not 0 <= value < MAX_POINTS:
+    if values:  # a claim has one limit
         raise UsageError(f"{kind}: points: {value!r}: expected one number of percentage points, 0 or more")
-    return float(value)
+    return check_points(value, kind)
+
+
+def check_points(value: object, place: str) -> float:
+    """A number of percentage points."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not 0 <= cast(float, value) < MAX_POINTS:
+        raise UsageError(f"{place}: points: {value!r}: expected one number of percentage points, 0 or more")
+    return float(cast(float, value))

@@ -11,6 +11,7 @@ outcomes, so what is hard for both, or lucky for both, drops out.
   components of a two-way layout; that noise is in the questions' draws already).
 - The percentiles are then stretched from the normal distribution to Student's t with Satterthwaite's degrees
   of freedom, few where the seeds are what matters, many where the questions are.
+- The seeds' spread is moderated by what a table's other pairs tell of theirs (`moderation`).
 
 Letters of the shapes: S seeds, Q questions, P pictures, R resamples, K pairs of rows.
 """
@@ -49,6 +50,17 @@ class VarianceComponents(NamedTuple):
     residual: float
 
 
+class SeedPrior(NamedTuple):
+    """What is known of a pair's seeds before they are looked at.
+
+    ratio     mean square between seeds over the residual's
+    degrees   degrees of freedom that this knowledge is worth
+    """
+
+    ratio: float
+    degrees: float
+
+
 @dataclass(frozen=True)
 class RowComparison:
     """Accuracy of `row` minus that of `other` in percentage points, and its interval.
@@ -56,6 +68,8 @@ class RowComparison:
     seeds      those that both rows have
     pictures   how many the questions are about
     squares    mean squares in points squared; None with a single seed or picture, which show no spread
+    prior      what other pairs tell of the seeds' spread; None: nothing
+    own_low    and own_high: the interval without the prior, from this pair's seeds alone
     """
 
     row: str
@@ -64,14 +78,33 @@ class RowComparison:
     pictures: int
     estimate: float
     squares: MeanSquares | None
+    prior: SeedPrior | None = None
     low: float = math.nan
     high: float = math.nan
+    own_low: float = math.nan
+    own_high: float = math.nan
+
+    @property
+    def seed_freedom(self) -> float:
+        """Degrees of freedom of the mean square between seeds, the prior's among them."""
+        own_freedom = len(self.seeds) - 1
+        return own_freedom + self.prior.degrees if self.prior else own_freedom
+
+    @property
+    def moderated_squares(self) -> MeanSquares:
+        """Mean squares; that between seeds is the mean of its own and the prior's by degrees of freedom."""
+        assert self.squares is not None  # asked for only where there are several seeds and pictures
+        if self.prior is None:
+            return self.squares
+        own_freedom = len(self.seeds) - 1
+        expected = self.prior.ratio * self.squares.residual
+        seed_sum = own_freedom * self.squares.seeds + self.prior.degrees * expected
+        return self.squares._replace(seeds=seed_sum / self.seed_freedom)
 
     @property
     def variance_components(self) -> VarianceComponents:
         """The method of moments for a two-way layout without repetition: no component is below 0."""
-        assert self.squares is not None  # asked for only where there are several seeds and pictures
-        seeds, pictures, residual = self.squares
+        seeds, pictures, residual = self.moderated_squares
         seed_excess = max(0.0, seeds - residual)
         picture_excess = max(0.0, pictures - residual)
         return VarianceComponents(
@@ -83,14 +116,13 @@ class RowComparison:
     @property
     def degrees_of_freedom(self) -> float:
         """Satterthwaite's degrees of freedom of the variance of the estimate, at least 1."""
-        assert self.squares is not None  # asked for only where there are several seeds and pictures
-        seeds, pictures, residual = self.squares
+        seeds, pictures, residual = self.moderated_squares
         total = max(seeds + pictures - residual, pictures)
-        seed_freedom = len(self.seeds) - 1
         picture_freedom = self.pictures - 1
-        uncertainty = seeds**2 / seed_freedom
+        residual_freedom = (len(self.seeds) - 1) * picture_freedom
+        uncertainty = seeds**2 / self.seed_freedom
         uncertainty += pictures**2 / picture_freedom
-        uncertainty += residual**2 / (seed_freedom * picture_freedom)
+        uncertainty += residual**2 / residual_freedom
         if not uncertainty:  # two rows that never differ
             return math.inf
         return max(1.0, total**2 / uncertainty)
@@ -220,8 +252,9 @@ def predict_half_width(pair: RowComparison, seeds: float) -> float:
     """About half the interval that so many seeds would give; infinitely many leave the questions' part."""
     components = pair.variance_components
     normal = ndtri(UPPER_LEVEL)
+    freedom = pair.seed_freedom + seeds - len(pair.seeds)
     # Student's t with infinitely many degrees of freedom
-    t = stdtrit(seeds - 1, UPPER_LEVEL) if seeds < math.inf else normal
+    t = stdtrit(freedom, UPPER_LEVEL) if freedom < math.inf else normal
     seed_variance = t**2 * components.seeds / seeds
     question_variance = (components.pictures + components.residual / seeds) / pair.pictures
     return math.sqrt(seed_variance + normal**2 * question_variance)

@@ -1,5 +1,6 @@
 """Verdicts on claims: holds where the interval lies wholly on the claim's side, does not hold where it lies
-wholly on the other, not resolved otherwise, then with what would resolve it.
+wholly on the other; a tie where it lies within the table's margin; not resolved otherwise, then with what
+would resolve it.
 
 Claims are judged one by one, without correction for how many there are.
 """
@@ -12,6 +13,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ablations.claims.moderation import (
+    ReferencePair,
+    count_shared_stages,
+    find_first_labels,
+    find_prior,
+)
 from ablations.claims.spec import Claim
 from ablations.claims.statistics import (
     CONFIDENCE_LEVEL,
@@ -19,6 +26,7 @@ from ablations.claims.statistics import (
     RESAMPLING_SEED,
     OutcomesBySeed,
     RowComparison,
+    SeedPrior,
     compare_rows,
     compute_interval,
     predict_half_width,
@@ -28,6 +36,7 @@ from ablations.claims.statistics import (
 MAX_SEEDS = 1000  # seeds; an estimate beyond it is no advice
 HOLDS = "holds"
 FAILS = "does not hold"
+TIE = "tie"
 UNRESOLVED = "not resolved"
 NO_RESULTS = "no results"
 
@@ -43,6 +52,23 @@ class Verdict:
     low: float = math.nan
     high: float = math.nan
     pairs: tuple[RowComparison, ...] = ()
+
+    @property
+    def own_low(self) -> float:
+        """The interval's lower end from each pair's own seeds alone, without what other pairs tell."""
+        return min((pair.own_low for pair in self.pairs), default=math.nan)
+
+    @property
+    def own_high(self) -> float:
+        """The upper end of that interval."""
+        return min((pair.own_high for pair in self.pairs), default=math.nan)
+
+    @property
+    def own_word(self) -> str:
+        """The verdict that this interval would give."""
+        if math.isnan(self.own_low) or any(pair.squares is None for pair in self.pairs):
+            return self.word
+        return judge_interval(self.claim, self.own_low, self.own_high)
 
 
 class OpenComparison(NamedTuple):
@@ -66,11 +92,14 @@ def judge_claims(
     picture: NDArray,
     resamples: int = RESAMPLES,
     seed: int = RESAMPLING_SEED,
+    training_keys: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Verdict]:
-    """A verdict for each claim. `outcomes` by row label; `families` (Q,) and `picture` (Q,) of the questions.
-    A row without results, or two that share no seed, leave a claim without verdict."""
+    """A verdict for each claim. `outcomes` by row label; `families` (Q,) and `picture` (Q,) of the questions;
+    `training_keys`, by label as well, are of a row's training stages, which rows may share. A row without
+    results, or two that share no seed, leave a claim without verdict."""
     reasons = []
     open_comparisons = []
+    priors = PriorFinder(claims, outcomes, picture, training_keys or {})
     for number, claim in enumerate(claims):
         reason = explain_missing_results(claim, outcomes, families)
         reasons.append(reason)
@@ -81,6 +110,7 @@ def judge_claims(
             counted = np.isin(families, claim.families)
         for row, other in claim.pairs:
             pair, differences = compare_rows(row, other, outcomes, counted, picture)
+            pair = replace(pair, prior=priors.find(pair, counted))
             open_comparisons.append(OpenComparison(number, len(claim.pairs), pair, differences))
     pairs_by_claim = add_intervals(open_comparisons, resamples, seed)
     verdicts = []
@@ -90,6 +120,51 @@ def judge_claims(
         else:
             verdicts.append(decide_verdict(claim, pairs_by_claim[number]))
     return verdicts
+
+
+class PriorFinder:
+    """Finds what a table's pairs tell of each other's seeds: all pairs of its claims, on the questions that a
+    claim counts."""
+
+    def __init__(
+        self,
+        claims: Sequence[Claim],
+        outcomes: Mapping[str, OutcomesBySeed],
+        picture: NDArray,
+        training_keys: Mapping[str, Sequence[str]],
+    ) -> None:
+        self.outcomes = outcomes
+        self.picture = picture
+        self.training_keys = training_keys
+        self.first_labels = find_first_labels(outcomes)
+        self.label_pairs: dict[tuple[str, str], None] = {}  # a set that keeps its order
+        for claim in claims:
+            self.label_pairs |= dict.fromkeys(claim.pairs)
+        self.references: dict[bytes, list[ReferencePair]] = {}  # by the questions that count
+
+    def find(self, pair: RowComparison, counted: NDArray[np.bool_]) -> SeedPrior | None:
+        """The prior of a pair on these questions."""
+        questions = counted.tobytes()
+        if questions not in self.references:
+            self.references[questions] = self.list_references(counted)
+        return find_prior(self.describe_pair(pair), self.references[questions])
+
+    def list_references(self, counted: NDArray[np.bool_]) -> list[ReferencePair]:
+        """Every pair of the table's claims that has results."""
+        references = []
+        for row, other in self.label_pairs:
+            row_seeds = self.outcomes.get(row, {}).keys()
+            if row_seeds & self.outcomes.get(other, {}).keys():
+                comparison, _ = compare_rows(row, other, self.outcomes, counted, self.picture)
+                references.append(self.describe_pair(comparison))
+        return references
+
+    def describe_pair(self, comparison: RowComparison) -> ReferencePair:
+        """A comparison with what its rows are and share."""
+        rows = (self.first_labels[comparison.row], self.first_labels[comparison.other])
+        row_keys = self.training_keys.get(comparison.row, ())
+        other_keys = self.training_keys.get(comparison.other, ())
+        return ReferencePair(frozenset(rows), count_shared_stages(row_keys, other_keys), comparison)
 
 
 def explain_missing_results(claim: Claim, outcomes: Mapping[str, OutcomesBySeed], families: NDArray) -> str:
@@ -124,8 +199,13 @@ def add_intervals(
             # one of a claim's K pairs that lies below refutes it: chance has K ways to, so the upper ends
             # leave out 1/K of the usual share each
             tails = (tail, tail / comparison.claim_pairs)
-            low, high = compute_interval(comparison.pair, pair_means, tails, rng)
-            pair = replace(comparison.pair, low=low, high=high)
+            own_pair = replace(comparison.pair, prior=None)
+            own_low, own_high = compute_interval(own_pair, pair_means, tails, rng)
+            low, high = own_low, own_high
+            if comparison.pair.prior is not None:
+                # draws of its own: the first interval is the same whether there is a second or not
+                low, high = compute_interval(comparison.pair, pair_means, tails, np.random.default_rng(seed))
+            pair = replace(comparison.pair, low=low, high=high, own_low=own_low, own_high=own_high)
             pairs.setdefault(comparison.number, []).append(pair)
     return pairs
 
@@ -142,17 +222,28 @@ def decide_verdict(claim: Claim, pairs: Sequence[RowComparison]) -> Verdict:
         if pair.squares is None:
             shows_spread = False
     note = ""
-    if not shows_spread:
-        word = UNRESOLVED
-        note = "one seed (or one picture) does not show what chance adds; run more"
-    elif low > -claim.points:
-        word = HOLDS
-    elif high < -claim.points:
-        word = FAILS
+    if shows_spread:
+        word = judge_interval(claim, low, high)
+        if word == TIE:
+            note = f"within {claim.tie:g} points: {claim.tie_reason}"
+        elif word == UNRESOLVED:
+            note = advise_on_runs(claim, pairs)
     else:
         word = UNRESOLVED
-        note = advise_on_runs(claim, pairs)
+        note = "one seed (or one picture) does not show what chance adds; run more"
     return Verdict(claim, word, note, estimate, low, high, tuple(pairs))
+
+
+def judge_interval(claim: Claim, low: float, high: float) -> str:
+    """What an interval says of a claim: the least ends of its pairs."""
+    if low > -claim.points:
+        return HOLDS
+    if high < -claim.points:
+        return FAILS
+    # no pair is below by the margin, and one at least is not above by it
+    if -claim.tie < low and high < claim.tie:
+        return TIE
+    return UNRESOLVED
 
 
 def advise_on_runs(claim: Claim, pairs: Sequence[RowComparison]) -> str:

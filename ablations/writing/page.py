@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
-from ablations.claims.verdicts import FAILS, HOLDS, UNRESOLVED
+from ablations.claims.verdicts import FAILS, HOLDS, TIE, UNRESOLVED
 from ablations.writing.grids import WordGrid
 from ablations.writing.text import group_by_block, holds_words
 
@@ -21,9 +21,10 @@ th { border-bottom: 1.5px solid #444; font-weight: 600; }
 .block td { text-align: left; font-style: italic; color: #555; padding-top: .6em; }
 .holds { color: #0a7d32; font-weight: 600; }
 .fails { color: #b3261e; font-weight: 600; } .open { color: #666; }
+.tie { color: #2f5fa7; font-weight: 600; }
 .note { color: #555; font-size: .85em; margin: .3em 0; } svg, img { max-width: 100%; height: auto; }
 """
-VERDICT_CLASSES = {HOLDS: "holds", FAILS: "fails", UNRESOLVED: "open"}
+VERDICT_CLASSES = {HOLDS: "holds", FAILS: "fails", TIE: "tie", UNRESOLVED: "open"}
 WORDS_CLASS = ' class="l"'  # of a column of words; numbers need none
 
 

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from ablations.claims.spec import Claim
 from ablations.claims.statistics import compute_seed_interval
-from ablations.claims.verdicts import FAILS, HOLDS, Verdict, judge_claims
+from ablations.claims.verdicts import FAILS, HOLDS, TIE, Verdict, judge_claims
 from ablations.outcomes import ReportRow, ReportTable
 from experiments.figures import labels
 from experiments.figures.style import BLUE, GREY, ORANGE, escape_dollars, render_svg, strip_axes
 
-VERDICT_COLOURS = {HOLDS: "#0a7d32", FAILS: "#b3261e"}
+VERDICT_COLOURS = {HOLDS: "#0a7d32", FAILS: "#b3261e", TIE: BLUE}
 MAX_NAMED_ROWS = 24  # of more rows not all can have a name in a plot
 MAX_ALIKE_ROWS = 6  # more rows with one number of tokens cannot be told apart on a line
 REPORT_ROW_INCHES = 0.27  # height of a row in a picture of rows
@@ -252,7 +252,13 @@ def judge_gains(table: ReportTable) -> list[Verdict]:
             claims.append(Claim(compressor, "", "better", (pair,)))
     if len(claims) < 2:
         return []
-    verdicts = judge_claims(claims, table.outcomes_by_label, table.families, table.picture_numbers)
+    verdicts = judge_claims(
+        claims,
+        table.outcomes_by_label,
+        table.families,
+        table.picture_numbers,
+        training_keys=table.training_by_label,
+    )
     return [verdict for verdict in verdicts if verdict.pairs]  # two rows may share no seed
 
 

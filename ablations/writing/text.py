@@ -12,14 +12,14 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from ablations.claims.statistics import RowComparison, compute_seed_interval
-from ablations.claims.verdicts import FAILS, HOLDS, Verdict
+from ablations.claims.verdicts import FAILS, HOLDS, TIE, Verdict
 from ablations.outcomes import Report, ReportRow, ReportTable
 from ablations.writing.grids import EFFICIENCY_COLUMNS, WordGrid
 
 EFFICIENCY_HEADINGS = [column.heading for column in EFFICIENCY_COLUMNS]
 EFFICIENCY_KEYS = [column.key for column in EFFICIENCY_COLUMNS]
 LEADING_COLUMNS = 3  # of a grid of scores, before the families: label, seeds, overall
-VERDICT_STYLES = {HOLDS: "green", FAILS: "red"}
+VERDICT_STYLES = {HOLDS: "green", FAILS: "red", TIE: "blue"}
 SPREAD_KEYS = ("ttft_ms_low", "ttft_ms_high")  # in scores.csv alone
 CLAIMS_HEADER = (
     "table",
@@ -31,6 +31,8 @@ CLAIMS_HEADER = (
     "difference",
     "low",
     "high",
+    "own_low",
+    "own_high",
     "seeds",
     "verdict",
     "note",
@@ -237,5 +239,6 @@ def render_claims_csv(tables: Sequence[ReportTable], verdicts: Mapping[str, Sequ
 
 
 def format_interval_numbers(judged: Verdict | RowComparison) -> list[str]:
-    """Estimate and interval of a verdict or pair."""
-    return list(map(format_csv_number, (judged.estimate, judged.low, judged.high)))
+    """Estimate and interval of a verdict or pair, and the interval from its own seeds alone."""
+    ends = (judged.low, judged.high, judged.own_low, judged.own_high)
+    return list(map(format_csv_number, (judged.estimate, *ends)))

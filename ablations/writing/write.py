@@ -47,6 +47,7 @@ def write_report(report: Report, folder: Path, console: Console) -> None:
             table.outcomes_by_label,
             table.families,
             table.picture_numbers,
+            training_keys=table.training_by_label,
         )
         verdicts[table.name] = table_verdicts
         table_grids[table.name] = make_table_grids(table, table_verdicts)

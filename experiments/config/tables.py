@@ -8,7 +8,7 @@
       - {label: deep, overrides: [compressor=sap+embq], scaled: {embq.at: {depth: 0.85}}, ours: "..."}
 
 `rows` may stand at the top: one block without a title. `scaled` gives values that grow with the model (see
-`scaling.py`); `ours` says why a value is our own choice. `claims` are read by `ablations`.
+`scaling.py`); `ours` says why a value is our own choice. `claims` and `tie` are read by `ablations`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ from experiments.config.table_files import (
     list_paper_tables,
 )
 
-TABLE_KEYS = {"title", "blocks", "rows", "claims", "name"}
+TABLE_KEYS = {"title", "blocks", "rows", "claims", "tie", "name"}
 BLOCK_KEYS = {"title", "rows"}
 ROW_KEYS = {"label", "overrides", "scaled", "ours"}
 ROWS_FORMAT = "expected rows: [{label: ..., overrides: [KEY=VALUE, ...]}, ...]"

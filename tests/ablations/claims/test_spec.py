@@ -146,3 +146,40 @@ def test_bad_claims(tmp_path, claim, message):
     with pytest.raises(UsageError, match=message) as caught:
         read(tmp_path, claim)
     assert "\n" not in str(caught.value) and "mine.yaml" in str(caught.value)
+
+
+def read_with_tie(tmp_path, tie: str):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"tie: {tie}" + TABLE + "  better: {row: a, than: b}\n" + WITHIN)
+    return spec.read_claims(tables.load_table_file(str(path), {}))
+
+
+WITHIN = """
+- text: words
+  source: somebody
+  within: {row: a, of: b, points: 2}
+"""
+
+
+def test_ties_are_of_claims_without_a_limit(tmp_path):
+    better, within = read_with_tie(tmp_path, "{points: 1, reason: two runs of a cell differ so}")
+    assert (better.tie, better.tie_reason) == (1.0, "two runs of a cell differ so")
+    assert (within.tie, within.tie_reason) == (0.0, "")
+
+
+@pytest.mark.parametrize(
+    ("tie", "message"),
+    [
+        ("1", "tie: 1: expected {points: ..., reason: ...}"),
+        ("{points: 1}", "tie: .*expected {points: ..., reason: ...}"),
+        ("{points: 1, reason: so, of: a}", "tie: .*expected {points: ..., reason: ...}"),
+        ("{points: 0, reason: so}", "more than 0 points and a reason in words"),
+        ("{points: 1, reason: ' '}", "more than 0 points and a reason in words"),
+        ("{points: few, reason: so}", "tie: points: 'few': expected one number"),
+        ("{points: 100, reason: so}", "tie: points: 100: expected one number"),
+    ],
+)
+def test_bad_ties(tmp_path, tie, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        read_with_tie(tmp_path, tie)
+    assert "\n" not in str(caught.value) and "mine.yaml" in str(caught.value)

@@ -1,0 +1,147 @@
+"""What the other pairs of a table tell of a pair's seeds: moderated variances.
+
+Three seeds estimate the variance of a difference from two degrees of freedom, and Student's t then asks for
+4.3 standard errors. The pairs of a table were run alike, so how much seeds matter for the others is evidence
+for each of them. Empirical Bayes (Smyth 2004, doi 10.2202/1544-6115.1027) makes it a prior: the mean square
+between seeds, over the residual's, follows F's distribution, whose scale and degrees of freedom are estimated
+from the logarithms' mean and variance. Three things differ from there, each for coverage with few rows
+(tests/ablations/claims/test_moderation.py simulates it):
+
+- A pair's prior is of the other pairs alone; with its own among few, those that look calm by luck would be
+  taken at their word twice.
+- Pairs of a kind stand together: rows that share their training stages share those stages' luck, which drops
+  out of their difference. So they vary several times less than rows that share nothing.
+- Pairs share rows. A prior is worth no more degrees of freedom than its rows have.
+
+A pair whose seeds differ more than its prior explains keeps its own estimate: some rows do train unsteadily.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import digamma, fdtrc, polygamma
+
+from ablations.claims.statistics import OutcomesBySeed, RowComparison, SeedPrior
+
+FEWEST_OTHERS = 2  # pairs, whose variance can be told from chance
+OUTLIER_LEVEL = 0.05  # of all pairs of a kind together
+MOST_DEGREES = 1e6  # stands for infinitely many where a function needs a number
+
+
+class ReferencePair(NamedTuple):
+    """A pair of a table that informs the others.
+
+    rows     its rows, each by the first label that has these outcomes
+    shared   how many training stages they share
+    """
+
+    rows: frozenset[str]
+    shared: int
+    comparison: RowComparison
+
+    @property
+    def seed_ratio(self) -> float:
+        """Mean square between seeds over the residual's: 1 where seeds add nothing to single answers."""
+        assert self.comparison.squares is not None  # `is_informative` tells
+        return self.comparison.squares.seeds / self.comparison.squares.residual
+
+    @property
+    def freedom(self) -> int:
+        """Degrees of freedom of the mean square between seeds."""
+        return len(self.comparison.seeds) - 1
+
+    @property
+    def is_informative(self) -> bool:
+        """Whether its seeds tell anything: rows that are one cell do not, nor does a single seed."""
+        squares = self.comparison.squares
+        return squares is not None and squares.seeds > 0 and squares.residual > 0
+
+
+def find_first_labels(outcomes: Mapping[str, OutcomesBySeed]) -> dict[str, str]:
+    """Label -> the first label with the same outcomes: several rows of a table can be one cell."""
+    first_labels: dict[str, str] = {}
+    labels_by_outcomes: dict[tuple, str] = {}
+    for label, row_outcomes in outcomes.items():
+        contents = []
+        for seed in sorted(row_outcomes):
+            contents.append((seed, row_outcomes[seed].tobytes()))
+        first_labels[label] = labels_by_outcomes.setdefault(tuple(contents), label)
+    return first_labels
+
+
+def count_shared_stages(first: Sequence[str], second: Sequence[str]) -> int:
+    """How many training stages two rows share, each given by the keys of its own, in order."""
+    shared = 0
+    for first_key, second_key in zip(first, second):
+        if first_key != second_key:
+            break
+        shared += 1
+    return shared
+
+
+def find_prior(pair: ReferencePair, references: Sequence[ReferencePair]) -> SeedPrior | None:
+    """What the other pairs of its kind tell of a pair; None where they are too few, or do not fit it."""
+    if not pair.is_informative:
+        return None
+    others: dict[frozenset[str], ReferencePair] = {}
+    for reference in references:
+        is_alike = reference.shared == pair.shared and reference.rows != pair.rows
+        if is_alike and reference.is_informative:
+            others[reference.rows] = reference
+    if len(others) < FEWEST_OTHERS:
+        return None
+    ratios = []
+    freedoms = []
+    for other in others.values():
+        ratios.append(other.seed_ratio)
+        freedoms.append(other.freedom)
+    prior = fit_prior(np.array(ratios), np.array(freedoms))
+
+    share_beyond = fdtrc(pair.freedom, min(prior.degrees, MOST_DEGREES), pair.seed_ratio / prior.ratio)
+    if share_beyond < OUTLIER_LEVEL / (len(others) + 1):
+        return None
+    limit = count_independent_others(pair.rows, list(others)) * float(np.mean(freedoms))
+    if limit <= 0:
+        return None
+    return SeedPrior(prior.ratio, min(prior.degrees, limit))
+
+
+def count_independent_others(rows: frozenset[str], others: Sequence[frozenset[str]]) -> float:
+    """How many pairs that share nothing with a pair of rows would tell as much as the others."""
+    count = 0.0
+    for other in others:
+        # the row that they share is half of both differences
+        count += 0.5 if rows & other else 1.0
+    # R rows have R - 1 independent differences, one of which is the pair's own
+    return min(count, len(rows.union(*others)) - 2)
+
+
+def fit_prior(ratios: NDArray[np.float64], freedoms: NDArray[np.intp]) -> SeedPrior:
+    """Scale and degrees of freedom of the F distribution that ratios (K,) with so many degrees of freedom
+    (K,) are drawn from, by the moments of their logarithms. K at least 2, ratios above 0."""
+    half = freedoms / 2
+    # a log-chi-square has this mean, whatever its scale
+    logs = np.log(ratios) - digamma(half) + np.log(half)
+    mean = float(logs.mean())
+    # how much more they vary than chance alone would make them
+    excess = float(logs.var(ddof=1) - polygamma(1, half).mean())
+    if excess <= 0:
+        return SeedPrior(math.exp(mean), math.inf)
+    degrees = 2 * invert_trigamma(excess)
+    log_ratio = mean + digamma(degrees / 2) - math.log(degrees / 2)
+    return SeedPrior(math.exp(log_ratio), degrees)
+
+
+def invert_trigamma(value: float) -> float:
+    """x with trigamma(x) = value > 0, by Newton's steps on 1 / trigamma, which is nearly linear."""
+    x = 0.5 + 1 / value
+    for _ in range(50):
+        trigamma = float(polygamma(1, x))
+        step = trigamma * (1 - trigamma / value) / float(polygamma(2, x))
+        x += step
+        if -step < 1e-8 * x:
+            break
+    return x
