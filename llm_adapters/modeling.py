@@ -47,6 +47,7 @@ from llm_adapters.visual_prompt import (
     check_count,
     fit_turns,
     hide_unused,
+    hide_visual_tokens,
     place_visual_tokens,
     shrink_pixels,
 )
@@ -72,6 +73,8 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
     image_turn       (B, I)              turn each image stands in, from 1; 0 fills rows with fewer images
     turns            (B, T)              turn of question, image and query tokens, 0 elsewhere
     query_index      (B, S)              positions of query tokens, -1 fills; optional, read off `input_ids`
+    hidden_rows      (B,)                True for rows whose visual tokens the LLM does not see, while the
+                                         query module reads their images all the same; optional, in training
 
     Raises UsageError when the placeholders do not match the images' tokens (not inside torch.compile).
     """
@@ -263,6 +266,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         image_turn: Tensor | None = None,
         turns: Tensor | None = None,
         query_index: Tensor | None = None,
+        hidden_rows: Tensor | None = None,
         labels: Tensor | None = None,
         position_ids: Tensor | None = None,
         cache: Cache | None = None,
@@ -300,6 +304,12 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
                 prompt = self.describe_prompt(
                     input_ids, fitted_turns, turns.shape[1], attention_mask, labels, inputs_embeds
                 )
+        if hidden_rows is not None:
+            if input_ids is None:
+                raise UsageError("`hidden_rows` needs `input_ids`, which tell where the visual tokens stand")
+            attention_mask, position_ids = self._hide_visual_tokens(
+                attention_mask, position_ids, input_ids, hidden_rows
+            )
         if position_ids is None and cache is None:
             position_ids = count_positions(attention_mask)
         if context is not None:
@@ -335,8 +345,28 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             self.compressor.visible(height, width),
         )
 
+    def _hide_visual_tokens(
+        self,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        input_ids: Tensor,
+        hidden_rows: Tensor,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The mask without the visual tokens of `hidden_rows`, and the positions of all tokens."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if position_ids is None:
+            # Counted before anything is hidden, as if the visual tokens were there: the text stands where it
+            # will stand when they come back, so the LLM need not learn its distances twice.
+            position_ids = count_positions(attention_mask)
+        is_image = input_ids == self.config.image_token_id
+        return hide_visual_tokens(attention_mask, is_image, hidden_rows), position_ids
+
     def generate(self, *args: Any, logits_processor: Sequence[Any] | None = None, **kwargs: Any) -> Any:
         """As transformers' `generate`; image and query placeholders are never said."""
+        if kwargs.get("hidden_rows") is not None:
+            # decoding steps get the mask that was given, so their tokens would see what the prompt did not
+            raise UsageError("`hidden_rows` is for training; leave it out, or mask the tokens yourself")
         rows = self.get_input_embeddings().num_embeddings
         placeholders = (self.config.image_token_id, self.config.query_token_id)
         mute = Mute([token for token in placeholders if token is not None and token < rows])

@@ -14,7 +14,12 @@ from experiments.config import signatures
 from experiments.config.overrides import combine_axes, parse_override
 from experiments.config.presets import load_preset
 from experiments.config.schema import BLIND_COMPRESSOR, Config
-from experiments.config.settings import assign_setting, check_batches, check_parts
+from experiments.config.settings import (
+    assign_setting,
+    check_batches,
+    check_parts,
+    check_query_module_settings,
+)
 
 BLIND_ROW = "blind"  # how the rows that a sweep adds by itself begin
 BLIND_SECTIONS = ("data", "llm", "prompt", "evaluate")  # what a cell without image depends on
@@ -102,6 +107,7 @@ def resolve_overrides(overrides: Mapping[str, str]) -> tuple[Config, set[str]]:
         if path not in overrides:
             assign_setting(config, path, value)
     check_batches(config)
+    check_query_module_settings(config, overrides)
 
     knobs = {part: dict(values) for part, values in preset.knobs.items()}
     idle_knobs: set[str] = set()
@@ -165,6 +171,9 @@ def make_blind_cells(cells: list[Cell]) -> list[Cell]:
         blind_config.prune = None
         blind_config.parts = {}
         blind_config.evaluate.scale = None
+        # there is neither a visual token nor a query module
+        blind_config.finetune.query_warmup = 0.0
+        blind_config.evaluate.blank_queries = False
         words = [BLIND_ROW]
         for path in varying_paths:
             words.append(f"{path}={cell_settings[path]}")
@@ -180,4 +189,5 @@ def collect_blind_settings(config: Config) -> dict[str, Any]:
         for name, value in vars(getattr(config, section)).items():
             settings[f"{section}.{name}"] = value
     del settings["evaluate.scale"]  # of the visual tokens
+    del settings["evaluate.blank_queries"]
     return settings

@@ -92,6 +92,23 @@ class OptimisationSettings:
 
 
 @dataclass
+class FinetuneSettings(OptimisationSettings):
+    """Stage 2: AdamW, and at first perhaps without the visual tokens."""
+
+    query_warmup: float = setting(
+        0.0,
+        "first share of the steps that hides visual tokens, so that the query module fetches more; 0: paper",
+        low=0,
+        below=1,
+    )
+    query_warmup_form: str = setting(
+        "step",
+        "step: hidden in all rows, then in none; fade: in ever fewer rows",
+        choices=("step", "fade"),
+    )
+
+
+@dataclass
 class LoRASettings:
     """Stage 2 tunes low-rank adapters of the LLM (needs peft), and compressor and query module in full."""
 
@@ -109,6 +126,9 @@ class EvaluationSettings:
     max_new_tokens: int = setting(16, "longest answer", low=1)
     limit: int | None = setting(None, "only the first questions", low=1)
     scale: int | None = setting(None, "the scale of a compressor trained at several (matryoshka)", low=1)
+    blank_queries: bool = setting(
+        False, "without the query module's update of the query tokens: what is lost is what it gives"
+    )
 
 
 @dataclass
@@ -151,7 +171,7 @@ class Config:
     image: ImageSettings = field(default_factory=ImageSettings)
     data: DataSettings = field(default_factory=DataSettings)
     pretrain: OptimisationSettings = field(default_factory=OptimisationSettings)
-    finetune: OptimisationSettings = field(default_factory=OptimisationSettings)
+    finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
     lora: LoRASettings = field(default_factory=LoRASettings)
     evaluate: EvaluationSettings = field(default_factory=EvaluationSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)

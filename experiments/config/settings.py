@@ -1,13 +1,16 @@
 """What settings and knobs may be: the checks that presets, table files and the command line share."""
 
 import copy
+from collections.abc import Collection
 from typing import Any
 
-from compressors.command_line import check_bounds, collect_settings
+from compressors.command_line import check_bounds, collect_settings, format_value
 from compressors.errors import UsageError
 from compressors.registry import conform, suggest
 from experiments.config import signatures
 from experiments.config.schema import BLIND_COMPRESSOR, Config
+
+QUERY_MODULE_SETTINGS = ("finetune.query_warmup", "evaluate.blank_queries")  # off where they are 0 or false
 
 
 def locate_setting(path: str) -> bool:
@@ -114,6 +117,25 @@ def check_blind_parts(config: Config) -> None:
         )
     if config.prune is not None:
         raise UsageError(f"prune={config.prune}: compressor={BLIND_COMPRESSOR} has no visual tokens to drop")
+
+
+def check_query_module_settings(config: Config, overridden_paths: Collection[str]) -> None:
+    """UsageError for a setting that acts on a query module, in a cell without one. What is not among
+    `overridden_paths` comes from the preset, which the message names then."""
+    if config.query_module:
+        return
+    for path in QUERY_MODULE_SETTINGS:
+        section, name = path.split(".")
+        value = getattr(getattr(config, section), name)
+        if not value:
+            continue
+        source = ""
+        if path not in overridden_paths:
+            source = f"preset={config.preset}: "
+        raise UsageError(
+            f"{source}{path}={format_value(value)}: compressor={config.compressor} has no query module; "
+            "add one, as in compressor=sap+embq, or leave the setting out"
+        )
 
 
 def check_batches(config: Config) -> None:

@@ -44,7 +44,9 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) ->
     answers = [""] * len(questions)
     for numbers in batch_by_length(questions, images, config.evaluate.batch_size):
         batch = [questions[number] for number in numbers]
-        texts = generate_answers(model, images, batch, config.evaluate.max_new_tokens)
+        texts = generate_answers(
+            model, images, batch, config.evaluate.max_new_tokens, config.evaluate.blank_queries
+        )
         for number, text in zip(numbers, texts):
             answers[number] = text
         report.advance_steps(len(batch))
@@ -112,9 +114,14 @@ def generate_answers(
     images: SampleImages,
     questions: Sequence[llava.Sample],
     max_new_tokens: int,
+    blank_queries: bool = False,
 ) -> list[str]:
-    """Greedy answers to a batch of one-question samples."""
+    """Greedy answers to a batch of one-question samples; with `blank_queries` without what the query module
+    fetches from the images."""
     batch: dict[str, Any] = dict(encode_questions(model, images, questions))
+    if blank_queries:
+        # no position is updated: the query tokens stay in the sequence as they come to the module's layer
+        batch["query_index"] = batch["query_index"][:, :0]
     ids = model.generate(**batch, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens)
     answer_ids = ids[:, batch["input_ids"].shape[1] :]
     texts = images.processor.tokenizer.batch_decode(answer_ids, skip_special_tokens=True)

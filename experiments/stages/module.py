@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
 from experiments.config.schema import OptimisationSettings
+from experiments.stages.query_warmup import QueryWarmup
 from experiments.stages.strategies import shard_model
 from llm_adapters.adapter import decoder_layers
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
@@ -60,8 +61,9 @@ def set_trainable(
 class SlothModule(L.LightningModule):
     """One stage of training. A micro-batch knows how many answer tokens its optimiser step has.
 
-    steps   optimiser steps of the whole stage
-    seed    what a step draws follows from it and the step's number
+    steps         optimiser steps of the whole stage
+    seed          what a step draws follows from it and the step's number
+    query_warmup  which rows are trained without their visual tokens; None: none
     """
 
     def __init__(
@@ -70,12 +72,14 @@ class SlothModule(L.LightningModule):
         optimisation: OptimisationSettings,
         steps: int,
         seed: int,
+        query_warmup: QueryWarmup | None = None,
     ):
         super().__init__()
         self.model = model
         self.optimisation = optimisation
         self.steps = steps
         self.seed = seed
+        self.query_warmup = query_warmup
         self.step_loss: Tensor | float = 0.0
 
     def configure_model(self) -> None:
@@ -94,8 +98,15 @@ class SlothModule(L.LightningModule):
 
     def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:  # noqa: ARG002
         # every step draws from its own seed, so that a resumed run draws what the uninterrupted one does
-        torch.manual_seed(self.seed * 1_000_003 + batch.pop("number") + self.global_rank * 1_000_000_007)
+        number = batch.pop("number")
+        torch.manual_seed(self.seed * 1_000_003 + number + self.global_rank * 1_000_000_007)
         self.model.compressor.draw()
+        if self.query_warmup is not None:
+            rows = len(batch["input_ids"])
+            hidden_rows = self.query_warmup.draw_hidden_rows(rows, number, self.global_rank)
+            # without the argument where nothing is hidden: attention can take its causal kernel again
+            if hidden_rows.any():
+                batch["hidden_rows"] = hidden_rows.to(self.device)
         strategy = self.trainer.strategy
         if self.trainer.world_size > 1:
             # each process has counted its own share of the step, and gradients are averaged over processes

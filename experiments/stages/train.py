@@ -25,6 +25,7 @@ from experiments.stages import lora, strategies
 from experiments.stages.checks import check_training_needs
 from experiments.stages.fit import CHECKPOINTS_FOLDER, fit_module
 from experiments.stages.module import SlothModule, TrainablePart, set_trainable
+from experiments.stages.query_warmup import make_query_warmup
 from experiments.stages.ranks import launch_processes
 from experiments.store.plan import TRAINING_ROLES
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
@@ -171,7 +172,10 @@ def make_module(
     if optimisation.group_by_length:
         lengths = dataset.estimate_lengths()
     order = SampleOrder(len(samples), optimisation, config.seed, lengths)
-    module = SlothModule(model, optimisation, order.steps, config.seed)
+    query_warmup = None
+    if stage == "finetune":
+        query_warmup = make_query_warmup(config.finetune, order.steps, config.seed)
+    module = SlothModule(model, optimisation, order.steps, config.seed, query_warmup)
 
     # made when a checkpoint has been read: a resumed run starts with the step after the last finished one
     def make_loader() -> StepLoader:

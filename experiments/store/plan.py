@@ -16,7 +16,7 @@ from typing import Any
 from compressors.errors import UsageError
 from compressors.registry import suggest
 from experiments.config import signatures
-from experiments.config.schema import Config, OptimisationSettings
+from experiments.config.schema import Config, FinetuneSettings, OptimisationSettings
 from experiments.data import llava
 from experiments.data.roles import is_file_entry
 from experiments.registries import datasets
@@ -101,11 +101,14 @@ def plan_stages(config: Config) -> Stage:
 
 
 def describe_optimisation(stage: OptimisationSettings) -> dict[str, Any]:
-    """What a training stage's key holds of it. `group_by_length` only where it is set: results that are older
-    than the setting keep their keys."""
+    """What a training stage's key holds of it. `group_by_length` and the query warm-up only where they are
+    set: results that are older than these settings keep their keys."""
     settings = dict(vars(stage))
     if not settings["group_by_length"]:
         del settings["group_by_length"]
+    if isinstance(stage, FinetuneSettings) and not stage.query_warmup:
+        del settings["query_warmup"]
+        del settings["query_warmup_form"]  # of a warm-up that there is none of
     return settings
 
 
@@ -288,8 +291,9 @@ class Planner:
         config = self.config
         data, inputs = self.describe_role_data("test")
         settings = dict(vars(config.evaluate))
-        if not settings["scale"]:
-            del settings["scale"]
+        for name in ("scale", "blank_queries"):  # younger than the results that a study keeps
+            if not settings[name]:
+                del settings[name]
         depends: dict[str, Any] = {
             "data": data,
             "evaluate": settings,

@@ -155,12 +155,44 @@ def test_values():
         ("trainer.precision=fp4", "must be one of auto"),
         ("tower.train=3", "expected bool"),
         ("data.scale=.nan", "data.scale=nan"),
+        ("finetune.query_warmup=1", "finetune.query_warmup=1.0: must be less than 1"),
+        ("finetune.query_warmup=-0.1", "finetune.query_warmup=-0.1: must be at least 0"),
+        ("finetune.query_warmup=.nan", "finetune.query_warmup=nan: must be at least 0"),
+        ("finetune.query_warmup=all", "finetune.query_warmup='all': expected float"),
+        ("finetune.query_warmup_form=linear", "must be one of step, fade"),
+        ("pretrain.query_warmup=0.1", "unknown setting 'pretrain.query_warmup'"),
     ],
 )
 def test_errors_name_the_value_and_what_to_do(override, message):
     with pytest.raises(UsageError, match=message) as caught:
         cells(override)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("compressor", ["sap", "none"])
+@pytest.mark.parametrize("override", ["finetune.query_warmup=0.1", "evaluate.blank_queries=true"])
+def test_what_acts_on_a_query_module_needs_one(tmp_path, compressor, override):
+    words = f"compressor={compressor} has no query module; add one, as in compressor=sap\\+embq, or leave"
+    with pytest.raises(UsageError, match=f"^{override}: {words}") as caught:
+        cells(f"compressor=sap+embq,{compressor}", override)
+    assert "\n" not in str(caught.value)
+    path, _, value = override.partition("=")
+    (tmp_path / "mine.yaml").write_text(f"{path}: {value}")
+    preset = f"preset={tmp_path / 'mine.yaml'}"
+    with pytest.raises(UsageError, match=f"^{preset}: {override}: {words}"):
+        cells(preset, f"compressor={compressor}")
+    assert cells(preset, f"compressor={compressor}", f"{path}={'false' if value == 'true' else 0}")
+    (cell,) = cells(preset, "compressor=sap+embq")
+    assert cell.config.finetune.query_warmup or cell.config.evaluate.blank_queries
+
+
+def test_blind_cells_beside_a_query_warmup_are_those_without():
+    usual = make_blind_cells(cells("compressor=sap+embq"))
+    for override in ("finetune.query_warmup=0,0.1", "evaluate.blank_queries=false,true"):
+        seeing = cells("compressor=sap+embq", override)
+        assert len(seeing) == 2
+        assert [cell.config for cell in make_blind_cells(seeing)] == [usual[0].config]
+        assert [cell.config for cell in make_blind_cells(seeing[1:])] == [usual[0].config]
 
 
 @pytest.mark.parametrize(

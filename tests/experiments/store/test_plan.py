@@ -77,12 +77,37 @@ def test_query_modules_share_pretraining():
         ("finetune.group_by_length=true", {"finetune", "evaluate"}),
         ("pretrain.group_by_length=true", {"pretrain", "finetune", "evaluate"}),
         ("finetune.group_by_length=false", set()),
+        ("finetune.query_warmup=0.1", {"finetune", "evaluate"}),
+        ("finetune.query_warmup=0", set()),
+        ("finetune.query_warmup_form=fade", set()),  # of no warm-up
+        ("evaluate.blank_queries=true", {"evaluate"}),
+        ("evaluate.blank_queries=false", set()),
         ("out=elsewhere", set()),
     ],
 )
 def test_what_a_setting_changes(override, changed):
     before, after = stages("compressor=sap+embq"), stages("compressor=sap+embq", override)
     assert {kind for kind in before if before[kind].key != after[kind].key} == changed
+
+
+def test_every_query_warmup_is_a_stage_of_its_own():
+    usual = ["compressor=sap+embq"]
+    found = set()
+    for share in (0, 0.1, 0.2):
+        for form in ("step", "fade"):
+            settings = [f"finetune.query_warmup={share}", f"finetune.query_warmup_form={form}"]
+            found.add(stages(*usual, *settings)["finetune"].key)
+            assert same("pretrain", usual, [*usual, *settings])
+    assert len(found) == 5
+
+
+def test_keys_are_older_than_the_query_warmup():
+    """What they hold of the recipe and of the evaluation is what the committed study's keys hold."""
+    found = stages("compressor=sap+embq")
+    settings = {"lr", "batch_size", "accumulate", "epochs", "max_steps", "warmup", "weight_decay", "clip"}
+    for kind in ("pretrain", "finetune"):
+        assert set(found[kind].depends["optimisation"]) == {*settings, "schedule"}
+    assert set(found["evaluate"].depends["evaluate"]) == {"batch_size", "max_new_tokens", "limit"}
 
 
 def test_other_training_data_keeps_pretraining(tmp_path):

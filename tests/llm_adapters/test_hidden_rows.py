@@ -1,0 +1,158 @@
+"""Rows whose visual tokens the LLM does not see: they are really absent, and the query module works on."""
+
+import pytest
+import torch
+from factories import LLMS, make_batch, make_model, make_processor, picture, word_tokenizer
+from test_every_part import no_effect
+
+from compressors.errors import UsageError
+from connectors.versions import switch_checkpointing
+from experiments.stages.module import set_trainable
+from llm_adapters.conversation import IMAGE, Template, Turn
+
+FAMILIES = (*LLMS, "qwen3", "gemma2", "gemma3", "gpt_neox")
+IMAGE_FIRST = Template(system="", user="")  # a visual token that is hidden has nothing before it to read
+ROWS = [
+    (
+        [Turn(f"{IMAGE}\nWhat is this?", "A dog."), Turn(f"And {IMAGE} that?", "cat")],
+        [picture(1), picture(2)],
+    ),
+    ([Turn(f"{IMAGE}\nWhat is that?", "red")], [picture(3)]),
+    ([Turn("Hi", "no")], []),
+]
+ALL = torch.tensor([True, True, True])
+FIRST = torch.tensor([True, False, False])
+
+
+def make(llm="llama", compressor="sap", query_module="embq", **options):
+    """A model and a batch as the loader makes it: padded on the right, without a mask."""
+    model = make_model(llm, compressor, query_module, prompt=IMAGE_FIRST, **options)
+    # it has no token for the space before the image
+    batch = make_batch(make_processor(model, word_tokenizer()), ROWS, "right")
+    del batch["attention_mask"]
+    return model, batch
+
+
+def is_seen(model, batch):
+    """(B, T): positions that are no visual token's; what these hold themselves is nobody's matter."""
+    return batch["input_ids"] != model.config.image_token_id
+
+
+def disturb_compressor(model):
+    """The compressor gets other features, the query module the same as before."""
+    return model.compressor.register_forward_pre_hook(lambda _, args: (args[0].flip(1) + 1, *args[1:]))
+
+
+@pytest.mark.parametrize("attention", ["own", "eager"])  # of most families SDPA is their own
+@pytest.mark.parametrize("llm", FAMILIES)
+def test_what_the_compressor_makes_reaches_no_token_of_a_hidden_row(llm, attention):
+    model, batch = make(llm)
+    if attention == "eager":
+        model.language_model.set_attn_implementation("eager")
+    seen = is_seen(model, batch)
+    before = model(**batch, hidden_rows=FIRST)
+    all_before = model(**batch, hidden_rows=ALL)
+    disturb_compressor(model)
+    after = model(**batch, hidden_rows=FIRST)
+    assert before.logits.isfinite().all() and before.loss.isfinite()
+    assert torch.equal(before.logits[0][seen[0]], after.logits[0][seen[0]])
+    assert not torch.allclose(before.logits[1][seen[1]], after.logits[1][seen[1]])
+    assert torch.equal(before.logits[2], after.logits[2])
+    assert not torch.equal(before.loss, after.loss)
+    assert torch.equal(all_before.loss, model(**batch, hidden_rows=ALL).loss)
+
+
+@pytest.mark.parametrize("llm", FAMILIES)
+def test_hidden_tokens_are_as_good_as_cut_out_with_the_positions_kept(llm):
+    model, batch = make(llm, query_module=None)
+    seen = is_seen(model, batch)
+    logits = model(**batch, hidden_rows=ALL).logits
+    for row in range(2):
+        ids = batch["input_ids"][row : row + 1, seen[row]]
+        positions = seen[row].nonzero().T
+        assert positions[0, 0] > 0  # the visual tokens stand first
+        cut = model.language_model(input_ids=ids, position_ids=positions).logits
+        torch.testing.assert_close(logits[row][seen[row]], cut[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("llm", FAMILIES)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_come_by_the_query_module_alone(llm, checkpointing):
+    model, batch = make(llm)
+    set_trainable(model, "finetune")
+    model.train()
+    if checkpointing:
+        switch_checkpointing(model, "enable", {"use_reentrant": False})
+    gradients = []
+    for hidden_rows in (ALL, FIRST):
+        model.zero_grad()
+        model(**batch, hidden_rows=hidden_rows, use_cache=False).loss.backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad})
+    for name, gradient in gradients[0].items():
+        assert gradient.isfinite().all(), name
+        if name.startswith(("compressor.", "projector.")):
+            # zero and not None: processes that wait for each other's gradients get them in every step
+            assert not gradient.any(), name
+            assert gradients[1][name].any() or no_effect(name), name
+        else:
+            assert gradient.any() or no_effect(name), name
+
+
+def test_a_query_module_reads_the_images_of_hidden_rows():
+    model, batch = make()
+    seen = is_seen(model, batch)
+    logits = model(**batch, hidden_rows=ALL).logits
+    model.query_module.register_forward_pre_hook(lambda _, args: (*args[:3], args[3] + 1, *args[4:]))
+    changed = model(**batch, hidden_rows=ALL).logits
+    for row in range(2):
+        assert not torch.allclose(logits[row][seen[row]], changed[row][seen[row]])
+    assert torch.equal(logits[2], changed[2])
+
+
+@pytest.mark.parametrize("llm", FAMILIES)
+def test_no_hidden_row_is_no_change(llm):
+    model, batch = make(llm)
+    shown = model(**batch, hidden_rows=~ALL)
+    torch.testing.assert_close(shown.logits, model(**batch).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_and_given_positions_are_kept(side):
+    model = make_model("llama", "sap", "embq", prompt=IMAGE_FIRST)
+    batch = make_batch(make_processor(model), ROWS, side)
+    asked = []
+    model.language_model.register_forward_pre_hook(
+        lambda _, args, kwargs: asked.append(kwargs),  # noqa: ARG005
+        with_kwargs=True,
+    )
+    model(**batch)
+    model(**batch, hidden_rows=ALL)
+    model(**batch, hidden_rows=ALL, position_ids=asked[0]["position_ids"] + 3)
+    assert torch.equal(asked[1]["position_ids"], asked[0]["position_ids"])
+    assert torch.equal(asked[2]["position_ids"], asked[0]["position_ids"] + 3)
+    expected_mask = batch["attention_mask"] * is_seen(model, batch)
+    assert torch.equal(asked[1]["attention_mask"], expected_mask)
+
+
+def test_positions_of_a_drawn_scale_are_those_of_its_visible_tokens():
+    model, batch = make("llama", "matryoshka", compressor_knobs={"scales": (1, 2)})
+    model.compressor.train().drawn = 2
+    asked = []
+    model.language_model.register_forward_pre_hook(
+        lambda _, args, kwargs: asked.append(kwargs),  # noqa: ARG005
+        with_kwargs=True,
+    )
+    model(**batch)
+    model(**batch, hidden_rows=ALL)
+    assert torch.equal(asked[0]["position_ids"], asked[1]["position_ids"])
+    assert torch.equal(asked[1]["attention_mask"], is_seen(model, batch).long())
+
+
+def test_where_it_cannot_be():
+    model, batch = make()
+    del batch["labels"]
+    with pytest.raises(UsageError, match="`hidden_rows` is for training"):
+        model.generate(**batch, hidden_rows=ALL, max_new_tokens=1)
+    embeds = model.get_input_embeddings()(batch["input_ids"].clamp(max=9))
+    with pytest.raises(UsageError, match="`hidden_rows` needs `input_ids`"):
+        model(inputs_embeds=embeds, hidden_rows=ALL)
