@@ -156,17 +156,20 @@ def format_overall(table: ReportTable, row: ReportRow) -> str:
 def list_table_notes(table: ReportTable) -> list[str]:
     """Below a table: what is ours, what is missing, what was not measured."""
     labels_by_reason: dict[str, list[str]] = {}
-    missing_cells = []
+    labels_by_missing_seeds: dict[str, list[str]] = {}
     for row in table.rows:
         if row.ours:
             labels_by_reason.setdefault(row.ours, []).append(row.label)
         if row.missing:
             seeds = ", ".join(map(str, row.missing))
-            missing_cells.append(f"{row.label} (seed {seeds})")
+            labels_by_missing_seeds.setdefault(seeds, []).append(row.label)
     notes = []
     for reason, labels in labels_by_reason.items():
         notes.append(f"{OURS_MARK} {', '.join(labels)}: {reason}.")
-    if missing_cells:
+    if labels_by_missing_seeds:
+        missing_cells = []
+        for seeds, labels in labels_by_missing_seeds.items():
+            missing_cells.append(f"{', '.join(labels)} (seed {seeds})")
         notes.append(f"Missing: {'; '.join(missing_cells)}; {table.sweep} runs them.")
     unmeasured = []
     for key, name in MEASURED_COLUMNS.items():

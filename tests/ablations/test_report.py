@@ -371,3 +371,15 @@ def test_questions_of_a_picture_are_drawn_together(tmp_path):
     table = ReportTable("x", "x", "", (), [])
     table.pictures = np.array([finished.identify_picture(sample) for sample in finished.read_questions(path)])
     assert table.picture_numbers.tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3, 3, 4, 4]
+
+
+def test_rows_that_miss_the_same_seeds_stand_together():
+    rows = [
+        ReportRow("", "a", missing=[3, 4]),
+        ReportRow("", "b", missing=[1]),
+        ReportRow("", "c", missing=[3, 4]),
+    ]
+    table = ReportTable("mine", "mine", "", (), rows, sweep="python -m experiments.sweep table=mine")
+    assert grids.list_table_notes(table) == [
+        "Missing: a, c (seed 3, 4); b (seed 1); python -m experiments.sweep table=mine runs them."
+    ]
