@@ -34,7 +34,7 @@ def test_windows_are_those_of_average_pooling():
 
 
 def test_neighbours_are_mixed_before_anything_is_left_out():
-    """A patch reaches its neighbours' tokens through a residual; without any a token knows its window alone."""
+    """Through a residual a patch reaches its neighbours' tokens; without, a token knows its window alone."""
     features = torch.randn(1, 9, 9, DIM)
     changed = features.clone()
     changed[0, 2, 2] += 1  # a corner of the first window, beside the second
