@@ -5,9 +5,9 @@ token is what several attention heads, each with weights and channels of its own
 in its group, on top of the group's raw features under the heads' mean weights.
 
     trunk    Linear - GELU - LDP's residual (arXiv 2312.16886) x depth
-    windows  groups are the cells of a grid, as in SAP (arXiv 2412.04317)
     diverse  a group is what is nearest to one of the patches that DivPrune (arXiv 2503.02175) would keep;
              such tokens have no order, so each is told where that patch lies
+    windows  groups are the cells of a grid, as in SAP (arXiv 2412.04317)
 
     H*W -> ceil(H/k) * ceil(W/k), or any th * tw        729 -> 81 at k = 3
 """
@@ -28,7 +28,7 @@ from compressors.ldp import InvertedResidual
 from compressors.positions import encode_grid
 from compressors.selection import choose_in_float32
 
-Groups = Literal["windows", "diverse"]
+Groups = Literal["diverse", "windows"]
 DISTANCE_COST = 0.05  # of cosine similarity, for each patch of distance; from trials at the preset tiny
 CODE_WIDTH = 64  # channels of a position's sines and cosines
 
@@ -54,7 +54,7 @@ class SlothMix(WindowCompressor):
         *,
         rate: int = 3,
         grid: tuple[int, int] | None = None,
-        groups: Groups = "windows",
+        groups: Groups = "diverse",
         width: int | None = None,
         depth: int = 2,
         heads: int = 8,

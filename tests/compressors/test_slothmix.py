@@ -27,7 +27,7 @@ def test_any_budget_and_every_patch_is_read_once(grid, groups):
 
 
 def test_windows_are_those_of_average_pooling():
-    _, weights = make()._read_groups(torch.randn(1, 6, 9, DIM))
+    _, weights = make(groups="windows")._read_groups(torch.randn(1, 6, 9, DIM))
     corners = [weights[0, token].nonzero().amin(0).tolist() for token in range(6)]
     assert corners == [[0, 0], [0, 3], [0, 6], [3, 0], [3, 3], [3, 6]]
     assert ((weights[0] > 0).sum((1, 2)) == 9).all()
@@ -39,13 +39,13 @@ def test_neighbours_are_mixed_before_anything_is_left_out():
     changed = features.clone()
     changed[0, 2, 2] += 1  # a corner of the first window, beside the second
     for depth, reached in ((0, False), (1, True)):
-        part = make(depth=depth)
+        part = make(groups="windows", depth=depth)
         difference = (part(features) - part(changed)).abs().amax(-1)[0]
         assert difference[0] > 1e-4 and (difference[1] > 1e-6) == reached
 
 
 def test_a_token_by_a_loop():
-    part, features = make(groups="diverse"), torch.randn(1, 6, 6, DIM)
+    part, features = make(), torch.randn(1, 6, 6, DIM)
     patches, mixed = features.flatten(1, 2)[0], part.trunk(features).flatten(1, 2)[0]
     chosen = choose_most_diverse(patches[None], 4)[0].tolist()
     unit = patches / patches.norm(dim=-1, keepdim=True)
@@ -72,7 +72,7 @@ def test_alike_patches_leave_no_group_empty():
     patches = torch.zeros(1, 9, DIM)
     places = torch.cartesian_prod(torch.arange(3), torch.arange(3)).float()
     assert set(group_by_nearest(patches, torch.tensor([[2, 4, 5]]), places)[0].tolist()) == {0, 1, 2}
-    assert make(groups="diverse")(torch.zeros(1, 6, 6, DIM)).isfinite().all()
+    assert make()(torch.zeros(1, 6, 6, DIM)).isfinite().all()
 
 
 @pytest.mark.parametrize("groups", ["windows", "diverse"])
