@@ -41,6 +41,7 @@ def _load_builtins() -> ModuleType:
         resampler,
         resampler_2d,
         sap,
+        slothmix,
         token_packer,
         tome,
         uniform,

@@ -10,7 +10,7 @@ from compressors.base import registry
 from compressors.listing import DIM, LLM_DIM, NO, YES, collect_facts, format_count
 
 EVERY = compressors.names()
-CONTROLS = {"avg_pool", "identity", "random", "uniform"}  # of no paper
+OF_NO_PAPER = {"avg_pool", "identity", "random", "slothmix", "uniform"}
 every_name = pytest.mark.parametrize("name", EVERY)
 
 
@@ -48,7 +48,7 @@ def test_what_it_is_and_where_it_is_from(name):
     found = collect_facts(name)
     assert found.title.endswith(".") and found.summary.endswith(".")
     assert found.rule.startswith("H*W") and "->" in found.rule
-    assert (found.source == NO) == (name in CONTROLS)
+    assert (found.source == NO) == (name in OF_NO_PAPER)
 
 
 @every_name

@@ -1,0 +1,51 @@
+"""The table of rates: a row has the tokens that its label says, and its claims are about its rows."""
+
+import pytest
+import torch
+
+import compressors
+from ablations.claims import spec
+from experiments.config import tables
+
+SIDE = 12  # patches of the preset tiny
+TOKENS = {36, 16, 9, 4}
+
+
+@pytest.fixture(scope="module")
+def rates():
+    return tables.load_table_file("rates", {})
+
+
+def test_rows_make_the_tokens_of_their_labels(rates):
+    for row in rates.rows:
+        compressor, _, tokens = row.label.partition(", ")
+        config = row.cells[0].config
+        assert config.compressor == compressor
+        name = config.compressor_name
+        with torch.device("meta"):
+            part = compressors.create(name, dim=128, llm_dim=256, **config.knobs(name))
+        assert part.num_tokens(SIDE, SIDE) == int(tokens), row.label
+
+
+def test_all_rates_have_the_same_compressors(rates):
+    by_tokens = {tokens: set() for tokens in TOKENS}
+    for row in rates.rows:
+        compressor, _, tokens = row.label.partition(", ")
+        by_tokens[int(tokens)].add(compressor)
+    with_embq = {"avg_pool", "sap", "random", "slothmix"}
+    expected = with_embq | {f"{name}+embq" for name in with_embq} | {"ldpv2", "divprune"}
+    assert all(found == expected for found in by_tokens.values())
+
+
+def test_claims_are_about_its_rows(rates):
+    at_every_rate, ours, rescue = spec.read_claims(rates)
+    assert len(at_every_rate.pairs) == len(TOKENS)
+    assert ours.row_labels == (
+        "slothmix, 16",
+        "sap+embq, 16",
+        "slothmix, 9",
+        "sap+embq, 9",
+        "slothmix, 4",
+        "sap+embq, 4",
+    )
+    assert rescue.statement == "sap+embq, 4 > sap, 4"
