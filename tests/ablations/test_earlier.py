@@ -131,7 +131,11 @@ def test_a_report_without_keys_gives_nothing(whole, tmp_path, capsys):
 def test_the_committed_study_has_the_keys_of_today():
     """Else nobody could go on from it: a change of keys has to change them in its report, too."""
     found = {table.name: table for table in outcomes.load_report(COMMITTED).tables}
-    for file in tables.load_table_files(list(found), {"seed": ["0", "1", "2"]}):
+    seeds = set()
+    for table in found.values():
+        for row in table.rows:
+            seeds |= row.outcomes.keys()
+    for file in tables.load_table_files(list(found), {"seed": [str(seed) for seed in sorted(seeds)]}):
         rows = {row.label: row for row in found[file.name].rows}
         for row in file.rows:
             today = {cell.config.seed: plan_stages(cell.config).key for cell in row.cells}

@@ -18,7 +18,7 @@ def rates():
 
 def test_rows_make_the_tokens_of_their_labels(rates):
     for row in rates.rows:
-        compressor, _, tokens = row.label.partition(", ")
+        compressor, _, tokens = row.label.partition(" at ")
         config = row.cells[0].config
         assert config.compressor == compressor
         name = config.compressor_name
@@ -30,7 +30,7 @@ def test_rows_make_the_tokens_of_their_labels(rates):
 def test_all_rates_have_the_same_compressors(rates):
     by_tokens = {tokens: set() for tokens in TOKENS}
     for row in rates.rows:
-        compressor, _, tokens = row.label.partition(", ")
+        compressor, _, tokens = row.label.partition(" at ")
         by_tokens[int(tokens)].add(compressor)
     with_embq = {"avg_pool", "sap", "random", "slothmix"}
     expected = with_embq | {f"{name}+embq" for name in with_embq} | {"ldpv2", "divprune"}
@@ -41,6 +41,6 @@ def test_claims_are_about_its_rows(rates):
     at_every_rate, *ours, rescue = spec.read_claims(rates)
     assert len(at_every_rate.pairs) == len(TOKENS)
     assert [claim.pairs for claim in ours] == [
-        ((f"slothmix, {tokens}", f"sap+embq, {tokens}"),) for tokens in (16, 9, 4)
+        ((f"slothmix at {tokens}", f"sap+embq at {tokens}"),) for tokens in (16, 9, 4)
     ]
-    assert rescue.statement == "sap+embq, 4 > sap, 4"
+    assert rescue.statement == "sap+embq at 4 > sap at 4"
