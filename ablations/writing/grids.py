@@ -26,8 +26,8 @@ CLAIMS_NOTE = (
     "Differences in percentage points of accuracy; intervals: 95 %, paired bootstrap over test "
     "questions x seeds, the seeds' variance moderated by that of the table's other pairs (claims.csv has the "
     "intervals without, as own_low and own_high). A claim holds if its interval lies wholly on its side. No "
-    "correction for the number of claims. Moderation came after seeds 0 to 2 had been seen: what rests on it "
-    "is marked in the remarks."
+    "correction for the number of claims. Moderation and ties are judged afterwards: they came when seeds 0 "
+    "to 2 had been seen. Remarks say what a verdict would be without moderation."
 )
 
 
