@@ -225,7 +225,8 @@ def decide_verdict(claim: Claim, pairs: Sequence[RowComparison]) -> Verdict:
     if shows_spread:
         word = judge_interval(claim, low, high)
         if word == TIE:
-            note = f"within {claim.tie:g} points: {claim.tie_reason}"
+            unit = "point" if claim.tie == 1 else "points"
+            note = f"within {claim.tie:g} {unit}: {claim.tie_reason}"
         elif word == UNRESOLVED:
             note = advise_on_runs(claim, pairs)
     else:

@@ -87,7 +87,8 @@ def test_it_keeps_the_contract(folder):
 def test_the_study_is_beside_it(folder):
     (folder / "slothkit").symlink_to(ROOT)
     said = run(folder, "ablations.report")
-    assert re.search(r"^\| avg_pool +\| +3 \| 7", said, re.M) and "Missing: mean_max (seed 0, 1, 2)" in said
+    assert re.search(r"^\| avg_pool +\| +5 \| 7", said, re.M)
+    assert "Missing: mean_max, with EmbQ (seed 0, 1, 2, 3, 4)" in said
 
 
 @pytest.mark.slow
