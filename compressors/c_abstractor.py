@@ -102,7 +102,7 @@ class CAbstractor(ResizingCompressor):
         self.mlp = nn.Sequential(*layers)
 
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
-        grid = self.out_grid(*features.shape[1:3])
+        grid = self.count_cells(*features.shape[1:3])
         x = self.before(self.positions(self.fill_windows(features)))
         pooled = F.adaptive_avg_pool2d(rearrange(x, "b h w d -> b d h w"), grid)
         x = self.after(rearrange(pooled, "b d h w -> b h w d"))

@@ -54,7 +54,7 @@ class LowFrequencies(ResizingCompressor):
         self.out_dim = dim
 
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
-        rows, columns = self.out_grid(*features.shape[1:3])
+        rows, columns = self.count_cells(*features.shape[1:3])
         filled = self.fill_windows(features)
         height, width = filled.shape[1:3]
         down = make_low_pass_matrix(height, rows, filled.device).to(filled.dtype)

@@ -155,10 +155,14 @@ class ResizingCompressor(WindowCompressor):
         if grid is not None:
             self.grid = check_grid(grid)
 
-    def out_grid(self, height: int, width: int) -> tuple[int, int]:
+    def count_cells(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the grid that is made of a grid of patches."""
         if self.grid is not None:
             return check_pooled_grid(self.grid, height, width)
         return self.count_windows(height, width)
+
+    def out_grid(self, height: int, width: int) -> tuple[int, int] | None:
+        return self.count_cells(height, width)
 
     def fill_windows(self, features: Tensor) -> Tensor:
         """(B, H, W, C), filled up to whole windows under `pad`."""

@@ -58,12 +58,12 @@ class Interpolate(ResizingCompressor):
         self.mode = mode
 
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
-        grid = self.out_grid(*features.shape[1:3])
+        grid = self.count_cells(*features.shape[1:3])
         resized = resize_grid(self.fill_windows(features), grid, self.mode)
         return rearrange(resized, "b h w c -> b (h w) c")
 
     def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         height, width = features.shape[1:3]
-        grid = self.out_grid(height, width)
+        grid = self.count_cells(height, width)
         weights = read_weights(self.fill_windows(features), grid, self.mode)
         return weigh_patches(weights, height, width)

@@ -21,9 +21,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from compressors.base import MaybeTensor, register
-from compressors.checks import check_at_least, check_choice, check_grid, check_heads_divide
+from compressors.checks import check_at_least, check_choice, check_heads_divide
 from compressors.divprune import choose_most_diverse
-from compressors.grid import GridPolicy, WindowCompressor, check_pooled_grid, fit_to_windows, weigh_patches
+from compressors.grid import GridPolicy, ResizingCompressor, weigh_patches
 from compressors.ldp import InvertedResidual
 from compressors.positions import encode_grid
 from compressors.selection import choose_in_float32
@@ -44,7 +44,7 @@ def group_by_nearest(patches: Tensor, chosen: Tensor, places: Tensor) -> Tensor:
 
 
 @register("slothmix")
-class SlothMix(WindowCompressor):
+class SlothMix(ResizingCompressor):
     """A trunk of `depth` residuals at `width` channels (None: the tower's), then attention of `heads` in
     `groups`, as many as `rate` x `rate` windows or `grid` cells; no `grid_policy` leaves a patch out."""
 
@@ -60,34 +60,28 @@ class SlothMix(WindowCompressor):
         heads: int = 8,
         grid_policy: GridPolicy = "error",
     ):
-        super().__init__(rate, grid_policy)
+        super().__init__(rate, grid, grid_policy)
         width = dim if width is None else width
         check_choice(Groups, groups=groups)
         check_at_least(0, depth=depth)
         check_heads_divide(heads, width)
         self.out_dim, self.groups, self.heads = dim, groups, heads
-        self.grid = None if grid is None else check_grid(grid)
         residuals = [InvertedResidual(width, 1) for _ in range(depth)]
         self.trunk = nn.Sequential(nn.Linear(dim, width), nn.GELU(), *residuals)
         self.scorer = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, heads))
         self.merge = nn.Linear(width, dim)
         self.position = nn.Linear(CODE_WIDTH, dim, bias=False) if groups == "diverse" else None
 
-    def _count_cells(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns, whose product is the number of tokens."""
-        return check_pooled_grid(self.grid or self.count_windows(height, width), height, width)
-
     def out_grid(self, height: int, width: int) -> tuple[int, int] | None:
-        return self._count_cells(height, width) if self.groups == "windows" else None
+        return self.count_cells(height, width) if self.groups == "windows" else None
 
     def num_tokens(self, height: int, width: int) -> int:
-        return math.prod(self._count_cells(height, width))
+        return math.prod(self.count_cells(height, width))
 
     def _read_groups(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B, M, C), and the heads' mean weights (B, M, H', W') of patches, filled up under `pad`."""
-        rows, columns = self._count_cells(*features.shape[1:3])  # refuses what the policy refuses
-        if self.grid is None and self.grid_policy == "pad":
-            features, _ = fit_to_windows(features, self.rate, "pad")
+        rows, columns = self.count_cells(*features.shape[1:3])  # refuses what the policy refuses
+        features = self.fill_windows(features)
         down, across = (torch.arange(side, device=features.device) for side in features.shape[1:3])
         patches = rearrange(features, "b h w c -> b (h w) c")
         if self.position is None:

@@ -47,7 +47,6 @@ from llm_adapters.visual_prompt import (
     check_count,
     fit_turns,
     hide_unused,
-    hide_visual_tokens,
     place_visual_tokens,
     shrink_pixels,
 )
@@ -305,8 +304,6 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
                     input_ids, fitted_turns, turns.shape[1], attention_mask, labels, inputs_embeds
                 )
         if hidden_rows is not None:
-            if input_ids is None:
-                raise UsageError("`hidden_rows` needs `input_ids`, which tell where the visual tokens stand")
             attention_mask, position_ids = self._hide_visual_tokens(
                 attention_mask, position_ids, input_ids, hidden_rows
             )
@@ -349,10 +346,13 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         self,
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
-        input_ids: Tensor,
+        input_ids: Tensor | None,
         hidden_rows: Tensor,
     ) -> tuple[Tensor, Tensor | None]:
-        """The mask without the visual tokens of `hidden_rows`, and the positions of all tokens."""
+        """The mask without the visual tokens of `hidden_rows`, which no token behind them reads then, and the
+        positions of all tokens."""
+        if input_ids is None:
+            raise UsageError("`hidden_rows` needs `input_ids`, which tell where the visual tokens stand")
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if position_ids is None:
@@ -360,7 +360,8 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             # will stand when they come back, so the LLM need not learn its distances twice.
             position_ids = count_positions(attention_mask)
         is_image = input_ids == self.config.image_token_id
-        return hide_visual_tokens(attention_mask, is_image, hidden_rows), position_ids
+        hidden = is_image & hidden_rows.unsqueeze(1)
+        return attention_mask.masked_fill(hidden, 0), position_ids
 
     def generate(self, *args: Any, logits_processor: Sequence[Any] | None = None, **kwargs: Any) -> Any:
         """As transformers' `generate`; image and query placeholders are never said."""

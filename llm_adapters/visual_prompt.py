@@ -58,12 +58,6 @@ def hide_unused(attention_mask: Tensor | None, is_image: Tensor, count: int, vis
     return attention_mask.masked_fill(unused, 0)
 
 
-def hide_visual_tokens(attention_mask: Tensor, is_image: Tensor, hidden_rows: Tensor) -> Tensor:
-    """The attention mask (B, T) without the visual tokens of the rows where `hidden_rows` (B,) is True: no
-    token behind them reads them."""
-    return attention_mask.masked_fill(is_image & hidden_rows.unsqueeze(1), 0)
-
-
 def check_count(is_image: Tensor, per_image: int, image_turn: Tensor | None) -> None:
     """UsageError for a row whose placeholders are not as many as its images' tokens."""
     if torch.compiler.is_compiling() or is_image.device.type != "cpu":

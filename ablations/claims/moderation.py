@@ -17,14 +17,21 @@ A pair whose seeds differ more than its prior explains keeps its own estimate: s
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import digamma, fdtrc, polygamma
 
-from ablations.claims.statistics import OutcomesBySeed, RowComparison, SeedPrior
+from ablations.claims.statistics import (
+    OutcomesBySeed,
+    RowComparison,
+    SeedPrior,
+    compare_rows,
+    identify_outcomes,
+)
 
 FEWEST_OTHERS = 2  # pairs, whose variance can be told from chance
 OUTLIER_LEVEL = 0.05  # of all pairs of a kind together
@@ -65,10 +72,7 @@ def find_first_labels(outcomes: Mapping[str, OutcomesBySeed]) -> dict[str, str]:
     first_labels: dict[str, str] = {}
     labels_by_outcomes: dict[tuple, str] = {}
     for label, row_outcomes in outcomes.items():
-        contents = []
-        for seed in sorted(row_outcomes):
-            contents.append((seed, row_outcomes[seed].tobytes()))
-        first_labels[label] = labels_by_outcomes.setdefault(tuple(contents), label)
+        first_labels[label] = labels_by_outcomes.setdefault(identify_outcomes(row_outcomes), label)
     return first_labels
 
 
@@ -145,3 +149,55 @@ def invert_trigamma(value: float) -> float:
         if -step < 1e-8 * x:
             break
     return x
+
+
+class PairComparer:
+    """Compares pairs of a table's rows, each once on the same questions, with what the others tell of its
+    seeds.
+
+    label_pairs     all pairs (row, other) that inform each other
+    training_keys   by label, the keys of a row's training stages, which rows may share
+    """
+
+    def __init__(
+        self,
+        label_pairs: Iterable[tuple[str, str]],
+        outcomes: Mapping[str, OutcomesBySeed],
+        picture: NDArray,
+        training_keys: Mapping[str, Sequence[str]],
+    ) -> None:
+        self.label_pairs = list(dict.fromkeys(label_pairs))
+        self.outcomes = outcomes
+        self.picture = picture
+        self.training_keys = training_keys
+        self.first_labels = find_first_labels(outcomes)
+        # by the questions that count, then by the pair's labels
+        self.references: dict[bytes, dict[tuple[str, str], ReferencePair]] = {}
+        self.differences: dict[bytes, dict[tuple[str, str], NDArray[np.float64]]] = {}
+
+    def compare(
+        self, row: str, other: str, counted: NDArray[np.bool_]
+    ) -> tuple[RowComparison, NDArray[np.float64]]:
+        """As `compare_rows`, with the prior. Rows that share a seed, and a pair of `label_pairs`."""
+        questions = counted.tobytes()
+        if questions not in self.references:
+            self._compare_all(questions, counted)
+        references = self.references[questions]
+        pair = references[row, other]
+        prior = find_prior(pair, list(references.values()))
+        return replace(pair.comparison, prior=prior), self.differences[questions][row, other]
+
+    def _compare_all(self, questions: bytes, counted: NDArray[np.bool_]) -> None:
+        """Every pair that has results."""
+        self.references[questions] = {}
+        self.differences[questions] = {}
+        for row, other in self.label_pairs:
+            row_seeds = self.outcomes.get(row, {}).keys()
+            if not row_seeds & self.outcomes.get(other, {}).keys():
+                continue
+            comparison, differences = compare_rows(row, other, self.outcomes, counted, self.picture)
+            rows = frozenset((self.first_labels[row], self.first_labels[other]))
+            row_keys = self.training_keys.get(row, ())
+            shared = count_shared_stages(row_keys, self.training_keys.get(other, ()))
+            self.references[questions][row, other] = ReferencePair(rows, shared, comparison)
+            self.differences[questions][row, other] = differences

@@ -79,11 +79,12 @@ class Claim:
 
 def read_claims(table: TableFile) -> tuple[Claim, ...]:
     """The claims of a table's file. UsageError for one that is malformed or names a row that is not there."""
-    entries = read_yaml(table.path).get("claims") or []
+    content = read_yaml(table.path)
+    entries = content.get("claims") or []
     if not isinstance(entries, list):
         raise UsageError(f"{table.path}: claims: expected a list, found a {type(entries).__name__}")
     labels = [row.label for row in table.rows]
-    tie, tie_reason = read_tie(table)
+    tie, tie_reason = parse_tie(content.get("tie"), f"{table.path}, tie")
     claims = []
     for number, entry in enumerate(entries, 1):
         # its number where it has no text to be called by
@@ -98,13 +99,11 @@ def read_claims(table: TableFile) -> tuple[Claim, ...]:
     return tuple(claims)
 
 
-def read_tie(table: TableFile) -> tuple[float, str]:
+def parse_tie(entry: object, place: str) -> tuple[float, str]:
     """A table's margin for ties in points, and its reason; 0 where it has none. UsageError for one without a
     reason: a margin that is chosen by the rows it judges makes ties of them."""
-    entry = read_yaml(table.path).get("tie")
     if entry is None:
         return 0.0, ""
-    place = f"{table.path}, tie"
     if not isinstance(entry, dict) or set(entry) != TIE_KEYS:
         raise UsageError(f"{place}: {entry!r}: expected {{points: ..., reason: ...}}")
     points = check_points(entry["points"], place)

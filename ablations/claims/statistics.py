@@ -128,6 +128,11 @@ class RowComparison:
         return max(1.0, total**2 / uncertainty)
 
 
+def identify_outcomes(outcomes: OutcomesBySeed) -> tuple[tuple[int, bytes], ...]:
+    """What rows of one cell have in common: their answers, to the bit."""
+    return tuple((seed, outcomes[seed].tobytes()) for seed in sorted(outcomes))
+
+
 def compute_seed_interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean, and half its t-interval over seeds; nan with a single one."""
     count = len(values)

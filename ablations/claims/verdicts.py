@@ -13,12 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ablations.claims.moderation import (
-    ReferencePair,
-    count_shared_stages,
-    find_first_labels,
-    find_prior,
-)
+from ablations.claims.moderation import PairComparer
 from ablations.claims.spec import Claim
 from ablations.claims.statistics import (
     CONFIDENCE_LEVEL,
@@ -26,8 +21,6 @@ from ablations.claims.statistics import (
     RESAMPLING_SEED,
     OutcomesBySeed,
     RowComparison,
-    SeedPrior,
-    compare_rows,
     compute_interval,
     predict_half_width,
     resample_means,
@@ -99,7 +92,10 @@ def judge_claims(
     results, or two that share no seed, leave a claim without verdict."""
     reasons = []
     open_comparisons = []
-    priors = PriorFinder(claims, outcomes, picture, training_keys or {})
+    label_pairs: list[tuple[str, str]] = []
+    for claim in claims:
+        label_pairs += claim.pairs
+    comparer = PairComparer(label_pairs, outcomes, picture, training_keys or {})
     for number, claim in enumerate(claims):
         reason = explain_missing_results(claim, outcomes, families)
         reasons.append(reason)
@@ -109,8 +105,7 @@ def judge_claims(
         if claim.families:
             counted = np.isin(families, claim.families)
         for row, other in claim.pairs:
-            pair, differences = compare_rows(row, other, outcomes, counted, picture)
-            pair = replace(pair, prior=priors.find(pair, counted))
+            pair, differences = comparer.compare(row, other, counted)
             open_comparisons.append(OpenComparison(number, len(claim.pairs), pair, differences))
     pairs_by_claim = add_intervals(open_comparisons, resamples, seed)
     verdicts = []
@@ -120,51 +115,6 @@ def judge_claims(
         else:
             verdicts.append(decide_verdict(claim, pairs_by_claim[number]))
     return verdicts
-
-
-class PriorFinder:
-    """Finds what a table's pairs tell of each other's seeds: all pairs of its claims, on the questions that a
-    claim counts."""
-
-    def __init__(
-        self,
-        claims: Sequence[Claim],
-        outcomes: Mapping[str, OutcomesBySeed],
-        picture: NDArray,
-        training_keys: Mapping[str, Sequence[str]],
-    ) -> None:
-        self.outcomes = outcomes
-        self.picture = picture
-        self.training_keys = training_keys
-        self.first_labels = find_first_labels(outcomes)
-        self.label_pairs: dict[tuple[str, str], None] = {}  # a set that keeps its order
-        for claim in claims:
-            self.label_pairs |= dict.fromkeys(claim.pairs)
-        self.references: dict[bytes, list[ReferencePair]] = {}  # by the questions that count
-
-    def find(self, pair: RowComparison, counted: NDArray[np.bool_]) -> SeedPrior | None:
-        """The prior of a pair on these questions."""
-        questions = counted.tobytes()
-        if questions not in self.references:
-            self.references[questions] = self.list_references(counted)
-        return find_prior(self.describe_pair(pair), self.references[questions])
-
-    def list_references(self, counted: NDArray[np.bool_]) -> list[ReferencePair]:
-        """Every pair of the table's claims that has results."""
-        references = []
-        for row, other in self.label_pairs:
-            row_seeds = self.outcomes.get(row, {}).keys()
-            if row_seeds & self.outcomes.get(other, {}).keys():
-                comparison, _ = compare_rows(row, other, self.outcomes, counted, self.picture)
-                references.append(self.describe_pair(comparison))
-        return references
-
-    def describe_pair(self, comparison: RowComparison) -> ReferencePair:
-        """A comparison with what its rows are and share."""
-        rows = (self.first_labels[comparison.row], self.first_labels[comparison.other])
-        row_keys = self.training_keys.get(comparison.row, ())
-        other_keys = self.training_keys.get(comparison.other, ())
-        return ReferencePair(frozenset(rows), count_shared_stages(row_keys, other_keys), comparison)
 
 
 def explain_missing_results(claim: Claim, outcomes: Mapping[str, OutcomesBySeed], families: NDArray) -> str:

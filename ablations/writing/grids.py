@@ -8,8 +8,9 @@ from typing import Any, NamedTuple, cast
 
 from omegaconf import OmegaConf
 
+from ablations.claims.spec import Claim
 from ablations.claims.statistics import RowComparison, compute_seed_interval
-from ablations.claims.verdicts import FAILS, HOLDS, NO_RESULTS, TIE, UNRESOLVED, Verdict
+from ablations.claims.verdicts import FAILS, HOLDS, NO_RESULTS, TIE, UNRESOLVED, Verdict, judge_claims
 from ablations.costs import measured
 from ablations.costs.prefill import PREFILL_TEXT_TOKENS
 from ablations.outcomes import Report, ReportRow, ReportTable
@@ -75,7 +76,12 @@ def format_interval(judged: Verdict | RowComparison) -> str:
     """The interval of a verdict or pair."""
     if math.isnan(judged.low):
         return ""
-    return f"{format_signed(judged.low)} to {format_signed(judged.high)}"
+    return format_range(judged.low, judged.high)
+
+
+def format_range(low: float, high: float) -> str:
+    """Two ends of an interval."""
+    return f"{format_signed(low)} to {format_signed(high)}"
 
 
 EFFICIENCY_COLUMNS = (
@@ -183,6 +189,17 @@ def list_table_notes(table: ReportTable) -> list[str]:
 # ---- a table's claims ----
 
 
+def judge_table(table: ReportTable, claims: Sequence[Claim]) -> list[Verdict]:
+    """Verdicts on claims about a table's rows."""
+    return judge_claims(
+        claims,
+        table.outcomes_by_label,
+        table.families,
+        table.picture_numbers,
+        training_keys=table.training_by_label,
+    )
+
+
 def make_claims_grid(verdicts: Sequence[Verdict]) -> WordGrid:
     """The claims of a table; the pairs of a claim of several below it."""
     lines = []
@@ -211,7 +228,7 @@ def make_claim_line(verdict: Verdict) -> list[str]:
     if verdict.note:
         remarks.append(verdict.note)
     if verdict.own_word != verdict.word:
-        own_interval = f"{format_signed(verdict.own_low)} to {format_signed(verdict.own_high)}"
+        own_interval = format_range(verdict.own_low, verdict.own_high)
         remarks.append(f"without moderation {verdict.own_word} ({own_interval})")
     if claim.ours:
         remarks.append(f"ours: {claim.ours}")

@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ablations.claims.spec import Claim
-from ablations.claims.statistics import compute_seed_interval
-from ablations.claims.verdicts import FAILS, HOLDS, TIE, Verdict, judge_claims
+from ablations.claims.statistics import compute_seed_interval, identify_outcomes
+from ablations.claims.verdicts import FAILS, HOLDS, TIE, Verdict
 from ablations.outcomes import ReportRow, ReportTable
+from ablations.writing.grids import judge_table
 from experiments.figures import labels
 from experiments.figures.style import BLUE, GREY, ORANGE, escape_dollars, render_svg, strip_axes
 
@@ -40,9 +41,7 @@ def find_distinct_rows(table: ReportTable) -> list[ReportRow]:
     distinct_rows: dict[tuple[tuple[int, bytes], ...], ReportRow] = {}
     for row in table.rows:
         if row.outcomes and row.efficiency.get("visual_tokens"):
-            # rows of one cell have the same answers to the bit
-            content = tuple((seed, right.tobytes()) for seed, right in row.outcomes.items())
-            distinct_rows.setdefault(content, row)
+            distinct_rows.setdefault(identify_outcomes(row.outcomes), row)
     return list(distinct_rows.values())
 
 
@@ -252,13 +251,7 @@ def judge_gains(table: ReportTable) -> list[Verdict]:
             claims.append(Claim(compressor, "", "better", (pair,)))
     if len(claims) < 2:
         return []
-    verdicts = judge_claims(
-        claims,
-        table.outcomes_by_label,
-        table.families,
-        table.picture_numbers,
-        training_keys=table.training_by_label,
-    )
+    verdicts = judge_table(table, claims)
     return [verdict for verdict in verdicts if verdict.pairs]  # two rows may share no seed
 
 

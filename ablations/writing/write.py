@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ablations import outcomes
-from ablations.claims.verdicts import Verdict, judge_claims
+from ablations.claims.verdicts import Verdict
 from ablations.outcomes import PLOTS_FOLDER, Report, ReportTable
 from ablations.writing import grids, latex, page, plots, ranking, text
 from ablations.writing.grids import WordGrid
@@ -42,13 +42,7 @@ def write_report(report: Report, folder: Path, console: Console) -> None:
     table_grids: dict[str, list[WordGrid]] = {}
     all_grids = []
     for table in report.tables:
-        table_verdicts = judge_claims(
-            table.claims,
-            table.outcomes_by_label,
-            table.families,
-            table.picture_numbers,
-            training_keys=table.training_by_label,
-        )
+        table_verdicts = grids.judge_table(table, table.claims)
         verdicts[table.name] = table_verdicts
         table_grids[table.name] = make_table_grids(table, table_verdicts)
         all_grids += table_grids[table.name]

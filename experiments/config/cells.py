@@ -15,10 +15,12 @@ from experiments.config.overrides import combine_axes, parse_override
 from experiments.config.presets import load_preset
 from experiments.config.schema import BLIND_COMPRESSOR, Config
 from experiments.config.settings import (
+    QUERY_MODULE_SETTINGS,
     assign_setting,
     check_batches,
     check_parts,
     check_query_module_settings,
+    switch_off_query_module_settings,
 )
 
 BLIND_ROW = "blind"  # how the rows that a sweep adds by itself begin
@@ -172,8 +174,7 @@ def make_blind_cells(cells: list[Cell]) -> list[Cell]:
         blind_config.parts = {}
         blind_config.evaluate.scale = None
         # there is neither a visual token nor a query module
-        blind_config.finetune.query_warmup = 0.0
-        blind_config.evaluate.blank_queries = False
+        switch_off_query_module_settings(blind_config)
         words = [BLIND_ROW]
         for path in varying_paths:
             words.append(f"{path}={cell_settings[path]}")
@@ -189,5 +190,6 @@ def collect_blind_settings(config: Config) -> dict[str, Any]:
         for name, value in vars(getattr(config, section)).items():
             settings[f"{section}.{name}"] = value
     del settings["evaluate.scale"]  # of the visual tokens
-    del settings["evaluate.blank_queries"]
+    for path in QUERY_MODULE_SETTINGS:
+        settings.pop(path, None)
     return settings

@@ -138,6 +138,13 @@ def check_query_module_settings(config: Config, overridden_paths: Collection[str
         )
 
 
+def switch_off_query_module_settings(config: Config) -> None:
+    """For a cell without a query module that is made of one with it."""
+    settings = collect_settings(Config)
+    for path in QUERY_MODULE_SETTINGS:
+        assign_setting(config, path, settings[path].default)
+
+
 def check_batches(config: Config) -> None:
     """UsageError if a step cannot be cut into as many pieces as are asked for."""
     for stage in ("pretrain", "finetune"):

@@ -9,6 +9,7 @@ ask a compressor that shrinks images by how much.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from compressors.errors import UsageError
 from compressors.registry import suggest
 from experiments.config import signatures
-from experiments.config.schema import Config, FinetuneSettings, OptimisationSettings
+from experiments.config.schema import Config, OptimisationSettings
 from experiments.data import llava
 from experiments.data.roles import is_file_entry
 from experiments.registries import datasets
@@ -101,15 +102,17 @@ def plan_stages(config: Config) -> Stage:
 
 
 def describe_optimisation(stage: OptimisationSettings) -> dict[str, Any]:
-    """What a training stage's key holds of it. `group_by_length` and the query warm-up only where they are
-    set: results that are older than these settings keep their keys."""
-    settings = dict(vars(stage))
-    if not settings["group_by_length"]:
-        del settings["group_by_length"]
-    if isinstance(stage, FinetuneSettings) and not stage.query_warmup:
-        del settings["query_warmup"]
-        del settings["query_warmup_form"]  # of a warm-up that there is none of
+    """What a training stage's key holds of it."""
+    settings = describe_settings(stage, ("group_by_length", "query_warmup"))
+    if "query_warmup" not in settings:  # its form, then, is of a warm-up that there is none of
+        settings.pop("query_warmup_form", None)
     return settings
+
+
+def describe_settings(section: object, young: Sequence[str]) -> dict[str, Any]:
+    """What a key holds of a section of the settings. The `young` ones only where they are set: results that
+    are older than these settings keep their keys."""
+    return {name: value for name, value in vars(section).items() if value or name not in young}
 
 
 def find_image_rate(config: Config) -> int:
@@ -290,13 +293,9 @@ class Planner:
         """The last stage, which all others lead to."""
         config = self.config
         data, inputs = self.describe_role_data("test")
-        settings = dict(vars(config.evaluate))
-        for name in ("scale", "blank_queries"):  # younger than the results that a study keeps
-            if not settings[name]:
-                del settings[name]
         depends: dict[str, Any] = {
             "data": data,
-            "evaluate": settings,
+            "evaluate": describe_settings(config.evaluate, ("scale", "blank_queries")),
             "precision": config.trainer.precision,
         }
         if not config.blind:

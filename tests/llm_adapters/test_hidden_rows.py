@@ -38,6 +38,17 @@ def is_seen(model, batch):
     return batch["input_ids"] != model.config.image_token_id
 
 
+def record_llm_inputs(model):
+    """A list that gets the keyword arguments of each call of the LLM."""
+    calls = []
+
+    def record(_module, _arguments, keywords):
+        calls.append(keywords)
+
+    model.language_model.register_forward_pre_hook(record, with_kwargs=True)
+    return calls
+
+
 def disturb_compressor(model):
     """The compressor gets other features, the query module the same as before."""
     return model.compressor.register_forward_pre_hook(lambda _, args: (args[0].flip(1) + 1, *args[1:]))
@@ -120,32 +131,24 @@ def test_no_hidden_row_is_no_change(llm):
 def test_padding_and_given_positions_are_kept(side):
     model = make_model("llama", "sap", "embq", prompt=IMAGE_FIRST)
     batch = make_batch(make_processor(model), ROWS, side)
-    asked = []
-    model.language_model.register_forward_pre_hook(
-        lambda _, args, kwargs: asked.append(kwargs),  # noqa: ARG005
-        with_kwargs=True,
-    )
+    calls = record_llm_inputs(model)
     model(**batch)
     model(**batch, hidden_rows=ALL)
-    model(**batch, hidden_rows=ALL, position_ids=asked[0]["position_ids"] + 3)
-    assert torch.equal(asked[1]["position_ids"], asked[0]["position_ids"])
-    assert torch.equal(asked[2]["position_ids"], asked[0]["position_ids"] + 3)
+    model(**batch, hidden_rows=ALL, position_ids=calls[0]["position_ids"] + 3)
+    assert torch.equal(calls[1]["position_ids"], calls[0]["position_ids"])
+    assert torch.equal(calls[2]["position_ids"], calls[0]["position_ids"] + 3)
     expected_mask = batch["attention_mask"] * is_seen(model, batch)
-    assert torch.equal(asked[1]["attention_mask"], expected_mask)
+    assert torch.equal(calls[1]["attention_mask"], expected_mask)
 
 
 def test_positions_of_a_drawn_scale_are_those_of_its_visible_tokens():
     model, batch = make("llama", "matryoshka", compressor_knobs={"scales": (1, 2)})
     model.compressor.train().drawn = 2
-    asked = []
-    model.language_model.register_forward_pre_hook(
-        lambda _, args, kwargs: asked.append(kwargs),  # noqa: ARG005
-        with_kwargs=True,
-    )
+    calls = record_llm_inputs(model)
     model(**batch)
     model(**batch, hidden_rows=ALL)
-    assert torch.equal(asked[0]["position_ids"], asked[1]["position_ids"])
-    assert torch.equal(asked[1]["attention_mask"], is_seen(model, batch).long())
+    assert torch.equal(calls[0]["position_ids"], calls[1]["position_ids"])
+    assert torch.equal(calls[1]["attention_mask"], is_seen(model, batch).long())
 
 
 def test_where_it_cannot_be():

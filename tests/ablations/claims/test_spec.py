@@ -108,10 +108,14 @@ claims:
 """
 
 
-def read(tmp_path, claim: str):
+def read_all(tmp_path, text: str):
     path = tmp_path / "mine.yaml"
-    path.write_text(TABLE + claim)
-    return spec.read_claims(tables.load_table_file(str(path), {}))[0]
+    path.write_text(text)
+    return spec.read_claims(tables.load_table_file(str(path), {}))
+
+
+def read(tmp_path, claim: str):
+    return read_all(tmp_path, TABLE + claim)[0]
 
 
 def test_kinds_of_claims(tmp_path):
@@ -148,17 +152,15 @@ def test_bad_claims(tmp_path, claim, message):
     assert "\n" not in str(caught.value) and "mine.yaml" in str(caught.value)
 
 
-def read_with_tie(tmp_path, tie: str):
-    path = tmp_path / "mine.yaml"
-    path.write_text(f"tie: {tie}" + TABLE + "  better: {row: a, than: b}\n" + WITHIN)
-    return spec.read_claims(tables.load_table_file(str(path), {}))
-
-
 WITHIN = """
 - text: words
   source: somebody
   within: {row: a, of: b, points: 2}
 """
+
+
+def read_with_tie(tmp_path, tie: str):
+    return read_all(tmp_path, f"tie: {tie}" + TABLE + "  better: {row: a, than: b}\n" + WITHIN)
 
 
 def test_ties_are_of_claims_without_a_limit(tmp_path):
