@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ablations.claims.gains import Gain, GainSum
 from ablations.claims.spec import Claim
 from ablations.study import REPORT_FILE, explain_report_errors
 from compressors.errors import UsageError
@@ -261,4 +262,8 @@ def load_claim(entry: Mapping[str, Any]) -> Claim:
     fields = dict(entry)
     fields["pairs"] = tuple(map(tuple, entry["pairs"]))
     fields["families"] = tuple(entry["families"])
+    gain_sums = []
+    for name, gains, weights in entry.get("gain_sums", ()):  # earlier versions had none
+        gain_sums.append(GainSum(name, tuple(Gain(*gain) for gain in gains), tuple(weights)))
+    fields["gain_sums"] = tuple(gain_sums)
     return Claim(**fields)

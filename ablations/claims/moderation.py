@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import digamma, fdtrc, polygamma
 
+from ablations.claims.gains import Gain, GainSum
 from ablations.claims.statistics import (
     OutcomesBySeed,
     RowComparison,
@@ -33,6 +34,7 @@ from ablations.claims.statistics import (
     identify_outcomes,
 )
 
+PAIR_SIZE = 2  # rows; sums of gains have more, and inform no other pair
 FEWEST_OTHERS = 2  # pairs, whose variance can be told from chance
 OUTLIER_LEVEL = 0.05  # of all pairs of a kind together
 MOST_DEGREES = 1e6  # stands for infinitely many where a function needs a number
@@ -41,8 +43,8 @@ MOST_DEGREES = 1e6  # stands for infinitely many where a function needs a number
 class ReferencePair(NamedTuple):
     """A pair of a table that informs the others.
 
-    rows     its rows, each by the first label that has these outcomes
-    shared   how many training stages they share
+    rows     its rows, each by the first label that has these outcomes; all rows of two sums of gains
+    shared   how many training stages they share; of sums of gains, the fewest that a row and its other share
     """
 
     rows: frozenset[str]
@@ -92,8 +94,10 @@ def find_prior(pair: ReferencePair, references: Sequence[ReferencePair]) -> Seed
         return None
     others: dict[frozenset[str], ReferencePair] = {}
     for reference in references:
-        is_alike = reference.shared == pair.shared and reference.rows != pair.rows
-        if is_alike and reference.is_informative:
+        # a gain is no evidence for a sum that it is part of
+        is_other = not reference.rows <= pair.rows
+        is_alike = reference.shared == pair.shared and len(reference.rows) == PAIR_SIZE
+        if is_other and is_alike and reference.is_informative:
             others[reference.rows] = reference
     if len(others) < FEWEST_OTHERS:
         return None
@@ -119,8 +123,8 @@ def count_independent_others(rows: frozenset[str], others: Sequence[frozenset[st
     for other in others:
         # the row that they share is half of both differences
         count += 0.5 if rows & other else 1.0
-    # R rows have R - 1 independent differences, one of which is the pair's own
-    return min(count, len(rows.union(*others)) - 2)
+    # R rows have R - 1 independent differences, one of which is the pair's own (more are those of a sum)
+    return min(count, len(rows.union(*others)) - len(rows))
 
 
 def fit_prior(ratios: NDArray[np.float64], freedoms: NDArray[np.intp]) -> SeedPrior:
@@ -157,6 +161,7 @@ class PairComparer:
 
     label_pairs     all pairs (row, other) that inform each other
     training_keys   by label, the keys of a row's training stages, which rows may share
+    gain_sums       what the pairs name that is no row
     """
 
     def __init__(
@@ -165,12 +170,16 @@ class PairComparer:
         outcomes: Mapping[str, OutcomesBySeed],
         picture: NDArray,
         training_keys: Mapping[str, Sequence[str]],
+        gain_sums: Iterable[GainSum] = (),
     ) -> None:
         self.label_pairs = list(dict.fromkeys(label_pairs))
         self.outcomes = outcomes
         self.picture = picture
         self.training_keys = training_keys
         self.first_labels = find_first_labels(outcomes)
+        self.gains_by_name: dict[str, tuple[Gain, ...]] = {}
+        for gain_sum in gain_sums:
+            self.gains_by_name[gain_sum.name] = gain_sum.gains
         # by the questions that count, then by the pair's labels
         self.references: dict[bytes, dict[tuple[str, str], ReferencePair]] = {}
         self.differences: dict[bytes, dict[tuple[str, str], NDArray[np.float64]]] = {}
@@ -196,8 +205,20 @@ class PairComparer:
             if not row_seeds & self.outcomes.get(other, {}).keys():
                 continue
             comparison, differences = compare_rows(row, other, self.outcomes, counted, self.picture)
-            rows = frozenset((self.first_labels[row], self.first_labels[other]))
-            row_keys = self.training_keys.get(row, ())
-            shared = count_shared_stages(row_keys, self.training_keys.get(other, ()))
-            self.references[questions][row, other] = ReferencePair(rows, shared, comparison)
+            # two sums of gains vary with their seeds as the gains do
+            row_pairs = [*self.gains_by_name.get(row, ()), *self.gains_by_name.get(other, ())]
+            reference = self._describe_reference(row_pairs or [(row, other)], comparison)
+            self.references[questions][row, other] = reference
             self.differences[questions][row, other] = differences
+
+    def _describe_reference(
+        self, row_pairs: Iterable[tuple[str, str]], comparison: RowComparison
+    ) -> ReferencePair:
+        """A comparison with the rows it rests on."""
+        rows = set()
+        shared_stages = []
+        for row, other in row_pairs:
+            rows |= {self.first_labels[row], self.first_labels[other]}
+            row_keys = self.training_keys.get(row, ())
+            shared_stages.append(count_shared_stages(row_keys, self.training_keys.get(other, ())))
+        return ReferencePair(frozenset(rows), min(shared_stages), comparison)

@@ -8,23 +8,40 @@
     - best: {row: add, of: [replace, gated]}              scores higher than each of the others
     - within: {row: 9 queries, of: [16 queries], points: 1}
                                                           at most so many percentage points below each
+    - gains_more: {row: random+embq, over: random, than: {row: sap+embq, over: sap}}
+                                                          a difference of differences: its gain is larger
+    - gains_grow: [{row: sap+embq at 9, over: sap at 9}, {row: sap+embq at 4, over: sap at 4}, ...]
+                                                          a trend: gains in order grow; how much the
+                                                          least-squares line rises from first to last
       family: reading                                     about these questions only; may be a list
       ours: why a number in the claim is our own choice
     tie: {points: 1, reason: why no more, no less}        beside claims: how much is no difference
 
-Rows are named by their labels. A claim is one of better, best and within, and holds if all its pairs do.
+Rows are named by their labels. A claim is one of better, best, within, gains_more and gains_grow, and holds
+if all its pairs do.
 """
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from ablations.claims.gains import (
+    FEWEST_STEPS,
+    GainSum,
+    check_label,
+    make_trend,
+    parse_gain,
+    sum_gains,
+)
 from compressors.errors import UsageError
 from compressors.registry import suggest
 from experiments.config.presets import read_yaml
 from experiments.config.tables import TableFile
 
-CLAIM_KINDS = {"better": "than", "best": "of", "within": "of"}  # kind -> who the row is compared with
+ROW_KINDS = {"better": "than", "best": "of", "within": "of"}  # kind -> who the row is compared with
+GAINS_MORE = "gains_more"
+GAINS_GROW = "gains_grow"
+CLAIM_KINDS = (*ROW_KINDS, GAINS_MORE, GAINS_GROW)
 CLAIM_KEYS = {"text", "source", "family", "ours", *CLAIM_KINDS}
 TIE_KEYS = {"points", "reason"}
 MAX_POINTS = 100  # by how much accuracies can differ
@@ -38,6 +55,7 @@ class Claim:
     ours       why a number in it is our own choice
     tie        below how many points either way a difference is none; 0: any is one
     tie_reason why so many
+    gain_sums  what a pair names that is no row: sums of gains
     """
 
     text: str
@@ -49,12 +67,23 @@ class Claim:
     ours: str = ""
     tie: float = 0.0
     tie_reason: str = ""
+    gain_sums: tuple[GainSum, ...] = ()
+
+    @property
+    def row_pairs(self) -> tuple[tuple[str, str], ...]:
+        """The pairs of rows that it rests on: its own, or the gains that it compares."""
+        if not self.gain_sums:
+            return self.pairs
+        pairs: list[tuple[str, str]] = []
+        for gain_sum in self.gain_sums:
+            pairs += gain_sum.gains
+        return tuple(pairs)
 
     @property
     def row_labels(self) -> tuple[str, ...]:
         """The rows it speaks of, each once."""
         labels: dict[str, None] = {}  # a set that keeps its order
-        for pair in self.pairs:
+        for pair in self.row_pairs:
             labels |= dict.fromkeys(pair)
         return tuple(labels)
 
@@ -129,32 +158,64 @@ def parse_claim(entry: object, labels: Collection[str]) -> Claim:
         if not isinstance(words, str):
             raise UsageError(f"{key}: expected words, found {words!r}")
 
-    comparisons = entry[kind]
-    if not isinstance(comparisons, list):
-        comparisons = [comparisons]
-    pairs: list[tuple[str, str]] = []
-    for comparison in comparisons:
-        pairs += parse_pairs(kind, comparison, labels)
-
     families = entry.get("family", [])
     if isinstance(families, str):
         families = [families]
     if not isinstance(families, list):
         raise UsageError(f"family: expected a name or a list of them, found {families!r}")
+    gain_sums: tuple[GainSum, ...] = ()
+    points = 0.0
+    if kind in ROW_KINDS:
+        comparisons = entry[kind]
+        if not isinstance(comparisons, list):
+            comparisons = [comparisons]
+        pairs: list[tuple[str, str]] = []
+        for comparison in comparisons:
+            pairs += parse_pairs(kind, comparison, labels)
+        points = parse_points(kind, comparisons)
+    else:
+        gain_sums = parse_gain_sums(kind, entry[kind], labels)
+        larger, smaller = gain_sums
+        pairs = [(larger.name, smaller.name)]
     return Claim(
         text=entry["text"],
         source=entry["source"],
         kind=kind,
         pairs=tuple(dict.fromkeys(pairs)),
-        points=parse_points(kind, comparisons),
+        points=points,
         families=tuple(map(str, families)),
         ours=str(entry.get("ours") or ""),
+        gain_sums=gain_sums,
     )
+
+
+def parse_gain_sums(kind: str, comparison: object, labels: Collection[str]) -> tuple[GainSum, GainSum]:
+    """The sum of gains that is to be the larger, and the other."""
+    if kind == GAINS_GROW:
+        if not isinstance(comparison, list) or len(comparison) < FEWEST_STEPS:
+            raise UsageError(
+                f"{kind}: {comparison!r}: expected a list of {FEWEST_STEPS} gains or more, "
+                "each {row: ..., over: ...}"
+            )
+        gains = []
+        for entry in comparison:
+            gains.append(parse_gain(entry, labels, kind))
+        return make_trend(gains)
+    if not isinstance(comparison, dict) or "than" not in comparison:
+        raise UsageError(
+            f"{kind}: {comparison!r}: expected {{row: ..., over: ..., than: {{row: ..., over: ...}}}}"
+        )
+    larger_entry = dict(comparison)
+    smaller = parse_gain(larger_entry.pop("than"), labels, f"{kind}, than")
+    larger = parse_gain(larger_entry, labels, kind)
+    if larger == smaller:
+        raise UsageError(f"{kind}: the gain of '{larger.row}' is compared with itself")
+    return sum_gains([(1, larger)]), sum_gains([(1, smaller)])
 
 
 def parse_pairs(kind: str, comparison: object, labels: Collection[str]) -> list[tuple[str, str]]:
     """The pairs (row, other) of one comparison, such as {row: sap, than: avg_pool}."""
-    others_key = CLAIM_KINDS[kind]
+    others_key = ROW_KINDS[kind]
     keys = ["row", others_key]
     if kind == "within":
         keys.append("points")
@@ -173,13 +234,6 @@ def parse_pairs(kind: str, comparison: object, labels: Collection[str]) -> list[
     if (row, row) in pairs:
         raise UsageError(f"{kind}: '{row}' is compared with itself")
     return pairs
-
-
-def check_label(label: object, labels: Collection[str]) -> str:
-    """The label of a row that the table has; YAML reads one such as 9 as a number."""
-    if str(label) not in labels:
-        raise UsageError(f"no row '{label}'{suggest(str(label), labels)}")
-    return str(label)
 
 
 def parse_points(kind: str, comparisons: list[Mapping[str, Any]]) -> float:

@@ -31,7 +31,7 @@ UPPER_LEVEL = (1 + CONFIDENCE_LEVEL) / 2  # of an interval with equal tails
 RESAMPLING_SEED = 0
 DRAWS_AT_ONCE = 4_000_000  # draws held in memory at once
 
-OutcomesBySeed = Mapping[int, NDArray[np.bool_]]  # seed -> (Q,) right or wrong
+OutcomesBySeed = Mapping[int, NDArray]  # seed -> (Q,) right or wrong, or a sum of gains
 
 
 class MeanSquares(NamedTuple):

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ablations.claims.gains import GainSum, combine_outcomes
 from ablations.claims.moderation import PairComparer
 from ablations.claims.spec import Claim
 from ablations.claims.statistics import (
@@ -93,9 +94,14 @@ def judge_claims(
     reasons = []
     open_comparisons = []
     label_pairs: list[tuple[str, str]] = []
+    gain_sums: list[GainSum] = []
     for claim in claims:
-        label_pairs += claim.pairs
-    comparer = PairComparer(label_pairs, outcomes, picture, training_keys or {})
+        label_pairs += [*claim.row_pairs, *claim.pairs]
+        gain_sums += claim.gain_sums
+    outcomes = dict(outcomes)  # of rows, and from here on of sums of gains
+    for gain_sum in gain_sums:
+        outcomes[gain_sum.name] = combine_outcomes(gain_sum, outcomes)
+    comparer = PairComparer(label_pairs, outcomes, picture, training_keys or {}, gain_sums)
     for number, claim in enumerate(claims):
         reason = explain_missing_results(claim, outcomes, families)
         reasons.append(reason)
@@ -122,7 +128,8 @@ def explain_missing_results(claim: Claim, outcomes: Mapping[str, OutcomesBySeed]
     empty_rows = [label for label in claim.row_labels if not outcomes.get(label)]
     if empty_rows:
         return f"no results of {', '.join(empty_rows)}"
-    for row, other in claim.pairs:
+    # the rows of sums of gains first: they are what a reader can run
+    for row, other in [*claim.row_pairs, *claim.pairs]:
         if not outcomes[row].keys() & outcomes[other].keys():
             return f"{row} and {other} have no seed in common"
     absent_families = set(claim.families) - set(families.tolist())

@@ -141,8 +141,8 @@ def test_kinds_of_claims(tmp_path):
         ("  within: {row: a, of: b, points: -1}", "points: -1: expected one number of percentage points"),
         ("  within: {row: a, of: b, points: many}", "points: 'many'"),
         ("  bettr: {row: a, than: b}", "unknown key 'bettr'; did you mean 'better'"),
-        ("  better: {row: a, than: b}\n  best: {row: a, of: b}", "within, found better, best"),
-        ("", "expected one of better, best, within, found none"),
+        ("  better: {row: a, than: b}\n  best: {row: a, of: b}", "gains_grow, found better, best"),
+        ("", "expected one of better, best, within, gains_more, gains_grow, found none"),
         ("- better: {row: a, than: b}", "claim 'words': expected one of"),
     ],
 )
