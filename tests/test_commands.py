@@ -17,6 +17,7 @@ COMMANDS = (
     "experiments.picture_vqa",
     "experiments.sharing",
     "experiments.sweep",
+    "ablations.decide",
     "ablations.readme_picture",
     "ablations.report",
 )

@@ -253,13 +253,14 @@ def compare_rows(
     return comparison, values.mean(0)
 
 
-def predict_half_width(pair: RowComparison, seeds: float) -> float:
+def predict_half_width(pair: RowComparison, seeds: float, confidence: float = CONFIDENCE_LEVEL) -> float:
     """About half the interval that so many seeds would give; infinitely many leave the questions' part."""
     components = pair.variance_components
-    normal = ndtri(UPPER_LEVEL)
+    upper_level = (1 + confidence) / 2
+    normal = ndtri(upper_level)
     freedom = pair.seed_freedom + seeds - len(pair.seeds)
     # Student's t with infinitely many degrees of freedom
-    t = stdtrit(freedom, UPPER_LEVEL) if freedom < math.inf else normal
+    t = stdtrit(freedom, upper_level) if freedom < math.inf else normal
     seed_variance = t**2 * components.seeds / seeds
     question_variance = (components.pictures + components.residual / seeds) / pair.pictures
     return math.sqrt(seed_variance + normal**2 * question_variance)

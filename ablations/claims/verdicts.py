@@ -87,6 +87,7 @@ def judge_claims(
     resamples: int = RESAMPLES,
     seed: int = RESAMPLING_SEED,
     training_keys: Mapping[str, Sequence[str]] | None = None,
+    confidence: float = CONFIDENCE_LEVEL,
 ) -> list[Verdict]:
     """A verdict for each claim. `outcomes` by row label; `families` (Q,) and `picture` (Q,) of the questions;
     `training_keys`, by label as well, are of a row's training stages, which rows may share. A row without
@@ -113,7 +114,7 @@ def judge_claims(
         for row, other in claim.pairs:
             pair, differences = comparer.compare(row, other, counted)
             open_comparisons.append(OpenComparison(number, len(claim.pairs), pair, differences))
-    pairs_by_claim = add_intervals(open_comparisons, resamples, seed)
+    pairs_by_claim = add_intervals(open_comparisons, resamples, seed, confidence)
     verdicts = []
     for number, claim in enumerate(claims):
         if reasons[number]:
@@ -139,11 +140,11 @@ def explain_missing_results(claim: Claim, outcomes: Mapping[str, OutcomesBySeed]
 
 
 def add_intervals(
-    comparisons: Sequence[OpenComparison], resamples: int, seed: int
+    comparisons: Sequence[OpenComparison], resamples: int, seed: int, confidence: float
 ) -> dict[int, list[RowComparison]]:
     """Number of a claim -> its pairs with their intervals. Those over as many pictures are resampled on the
     same draws, so that the work is one product of matrices."""
-    tail = (1 - CONFIDENCE_LEVEL) / 2
+    tail = (1 - confidence) / 2
     pairs: dict[int, list[RowComparison]] = {}
     comparisons_by_pictures: dict[int, list[OpenComparison]] = {}
     for comparison in comparisons:
@@ -211,13 +212,32 @@ def advise_on_runs(claim: Claim, pairs: Sequence[RowComparison]) -> str:
         open_pairs = [pair for pair in pairs if pair.low <= -claim.points]  # to hold, each of them must
     else:
         open_pairs = [worst]  # one is enough to refute it
+    seeds_by_pair = [count_seeds_needed(pair, abs(pair.estimate + claim.points)) for pair in open_pairs]
+    tie_seeds = count_seeds_to_tie(claim, pairs)
+    needed_seeds = [count for count in seeds_by_pair if count is not None]
+    is_resolvable = len(needed_seeds) == len(open_pairs)
+    if tie_seeds is not None and (not is_resolvable or tie_seeds < max(needed_seeds)):
+        return f"about {tie_seeds} seeds would show a tie"
+    if is_resolvable:
+        return f"about {max(needed_seeds)} seeds would resolve it"
+    stuck_pair = open_pairs[seeds_by_pair.index(None)]
+    return advise_on_questions(stuck_pair, claim.points)
+
+
+def count_seeds_to_tie(claim: Claim, pairs: Sequence[RowComparison]) -> int | None:
+    """The fewest seeds that would put each pair within the margin; None if none would."""
     most_seeds = 0
-    for pair in open_pairs:
-        needed_seeds = count_seeds_needed(pair, claim.points)
+    worst = min(pairs, key=lambda pair: pair.estimate)
+    for pair in pairs:
+        # no pair may be below by the margin, and the worst not above by it
+        room = claim.tie + pair.estimate
+        if pair is worst:
+            room = claim.tie - abs(pair.estimate)
+        needed_seeds = count_seeds_needed(pair, room) if room > 0 else None
         if needed_seeds is None:
-            return advise_on_questions(pair, claim.points)
+            return None
         most_seeds = max(most_seeds, needed_seeds)
-    return f"about {most_seeds} seeds would resolve it"
+    return most_seeds
 
 
 def advise_on_questions(pair: RowComparison, points: float) -> str:
@@ -233,10 +253,9 @@ def advise_on_questions(pair: RowComparison, points: float) -> str:
     return f"more seeds cannot resolve it, the questions decide; about {times} times as many would"
 
 
-def count_seeds_needed(pair: RowComparison, points: float) -> int | None:
-    """The fewest seeds, more than now, whose interval would leave the limit out; None if `MAX_SEEDS` would
-    not."""
-    gap = abs(pair.estimate + points)
+def count_seeds_needed(pair: RowComparison, gap: float) -> int | None:
+    """The fewest seeds, more than now, half of whose interval would be below a gap in points; None if
+    `MAX_SEEDS` would not."""
     for seeds in range(len(pair.seeds) + 1, MAX_SEEDS + 1):
         if predict_half_width(pair, seeds) < gap:
             return seeds

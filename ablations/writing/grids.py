@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 from omegaconf import OmegaConf
 
 from ablations.claims.spec import Claim
-from ablations.claims.statistics import RowComparison, compute_seed_interval
+from ablations.claims.statistics import CONFIDENCE_LEVEL, RowComparison, compute_seed_interval
 from ablations.claims.verdicts import FAILS, HOLDS, NO_RESULTS, TIE, UNRESOLVED, Verdict, judge_claims
 from ablations.costs import measured
 from ablations.costs.prefill import PREFILL_TEXT_TOKENS
@@ -189,7 +189,9 @@ def list_table_notes(table: ReportTable) -> list[str]:
 # ---- a table's claims ----
 
 
-def judge_table(table: ReportTable, claims: Sequence[Claim]) -> list[Verdict]:
+def judge_table(
+    table: ReportTable, claims: Sequence[Claim], confidence: float = CONFIDENCE_LEVEL
+) -> list[Verdict]:
     """Verdicts on claims about a table's rows."""
     return judge_claims(
         claims,
@@ -197,6 +199,7 @@ def judge_table(table: ReportTable, claims: Sequence[Claim]) -> list[Verdict]:
         table.families,
         table.picture_numbers,
         training_keys=table.training_by_label,
+        confidence=confidence,
     )
 
 

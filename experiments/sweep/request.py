@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compressors.errors import UsageError
-from compressors.registry import conform
+from compressors.registry import conform, suggest
 from experiments.config import tables
 from experiments.config.cells import Cell, make_blind_cells, make_cells
 from experiments.config.overrides import parse_value, take_single_value
@@ -39,11 +39,12 @@ def read_request(settings: Mapping[str, list[str]]) -> SweepRequest:
         reported_keys = read_finished_keys(Path(earlier))
     launch = take_launch_options(axes)
     table_names = axes.pop("table", None)
+    row_labels = axes.pop("rows", None)
     take_single_value(dict(axes), "out")  # from a copy: it is a cell's setting too, but no axis
     jobs: dict[str, CellJob] = {}
     views: list[tuple[str, list[CellJob]]] = []
     left_out: set[str] = set()
-    for heading, cells in list_cells_by_table(table_names, axes):
+    for heading, cells in list_cells_by_table(table_names, row_labels, axes):
         rows: dict[tuple, CellJob] = {}
         if blind:
             cells = [*cells, *make_blind_cells(cells)]
@@ -66,15 +67,28 @@ def read_request(settings: Mapping[str, list[str]]) -> SweepRequest:
 
 
 def list_cells_by_table(
-    table_names: list[str] | None, axes: dict[str, list[str]]
+    table_names: list[str] | None, row_labels: list[str] | None, axes: dict[str, list[str]]
 ) -> list[tuple[str, list[Cell]]]:
-    """Heading and cells of each table, or of the product of all settings where no table is named."""
+    """Heading and cells of each table, or of the product of all settings where no table is named.
+    `row_labels`: of these rows alone. UsageError for a label that no table has."""
     if not table_names:
+        if row_labels is not None:
+            raise UsageError(f"rows={','.join(row_labels)}: rows of which table? name it with table=")
         return [("", make_cells(axes))]
     cells_by_table = []
+    labels_seen: list[str] = []
     for table in tables.load_table_files(table_names, axes):
         cells: list[Cell] = []
         for row in table.rows:
-            cells += row.cells
-        cells_by_table.append((table.heading, cells))
+            labels_seen.append(row.label)
+            if row_labels is None or row.label in row_labels:
+                cells += row.cells
+        if cells:
+            cells_by_table.append((table.heading, cells))
+    for label in row_labels or ():
+        if label not in labels_seen:
+            names = ",".join(table_names)
+            raise UsageError(
+                f"rows={label}: no row of table {names} is called so{suggest(label, labels_seen)}"
+            )
     return cells_by_table

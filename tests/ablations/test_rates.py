@@ -38,9 +38,12 @@ def test_all_rates_have_the_same_compressors(rates):
 
 
 def test_claims_are_about_its_rows(rates):
-    at_every_rate, *ours, rescue = spec.read_claims(rates)
+    at_every_rate, *ours, rescue, growing, larger, crossing = spec.read_claims(rates)
     assert len(at_every_rate.pairs) == len(TOKENS)
     assert [claim.pairs for claim in ours] == [
         ((f"slothmix at {tokens}", f"sap+embq at {tokens}"),) for tokens in (16, 9, 4)
     ]
     assert rescue.statement == "sap+embq at 4 > sap at 4"
+    assert growing.row_labels[:2] == ("sap+embq at 4", "sap at 4") and len(growing.row_labels) == 8
+    assert larger.statement == "(random+embq at 4 - random at 4) > (sap+embq at 4 - sap at 4)"
+    assert crossing.pairs == (("sap at 36", "divprune at 36"), ("divprune at 4", "sap at 4"))

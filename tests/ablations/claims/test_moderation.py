@@ -261,6 +261,21 @@ def test_a_tie_is_a_verdict():
     assert {verdict.word for verdict in better} == {verdicts.HOLDS}
 
 
+def test_advice_reckons_with_ties():
+    """A tie is nearer than a verdict where two rows are alike."""
+    data = simulate_table("ab", rng_seed=4, seed_sd=0.004, questions=20_000)
+    plain = verdicts.judge_claims(make_claims("ab"), *data)[0]
+    tied = verdicts.judge_claims(make_claims("ab", tie=1.5, tie_reason="so"), *data)[0]
+    assert plain.word == tied.word == verdicts.UNRESOLVED
+    assert abs(plain.estimate) < 0.5
+    assert tied.note.endswith(" seeds would show a tie")
+    seeds = int(tied.note.split()[1])
+    assert 3 < seeds < 20
+    # a margin that the questions cannot show is no advice
+    narrow = verdicts.judge_claims(make_claims("ab", tie=0.1, tie_reason="so"), *data)[0]
+    assert narrow.note == plain.note
+
+
 def test_equal_rows_are_a_tie_and_different_ones_hardly_ever():
     """A difference as large as the margin: at most a fortieth of verdicts, by the upper end."""
     words = []

@@ -276,7 +276,7 @@ def test_the_seeds_that_would_resolve_it_do(seed_sd):
     rng = np.random.default_rng(15)
     pair = judged(simulate(rng, 0.03, seeds=40, pictures=400, seed_sd=seed_sd)).pairs[0]
     few = replace(pair, seeds=(0, 1), estimate=3.0)
-    needed = verdicts.count_seeds_needed(few, 0.0)
+    needed = verdicts.count_seeds_needed(few, 3.0)
     assert 3 <= needed < 40
     runs = [judged(simulate(rng, 0.03, seeds=needed, pictures=400, seed_sd=seed_sd)) for _ in range(60)]
     assert 0.3 < np.mean([v.word == verdicts.HOLDS for v in runs]) < 0.9  # half of them: the gap is the limit

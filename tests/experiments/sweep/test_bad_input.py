@@ -51,6 +51,8 @@ def refused(tmp_path):
         (["sap.rte=3"], "no knob 'rte'; did you mean 'rate'?"),
         (["preset=tinny"], "did you mean 'tiny'?"),
         (["table=99"], "table=99: no "),
+        (["rows=sap"], "rows=sap: rows of which table? name it with table="),
+        (["table=3", "rows=sapp"], "rows=sapp: no row of table 3 is called so; did you mean 'sap'?"),
         (["seed=zero"], "seed='zero': expected int"),
         (["embq.dim=wide"], "embq.dim='wide': expected int"),
         (["finetune.lrr=1"], "did you mean 'finetune.lr'?"),
