@@ -97,13 +97,18 @@ def report_from_cells(
 ) -> "Report":
     """The report of what is finished below `root` or in the report of `earlier_folder`; with a reporter rows
     are measured. UsageError where nothing has finished: the sweep to run."""
+    from rich.console import Console
+
     from ablations import collect
     from experiments.config import tables
+    from experiments.runtime.progress import PlainReporter
     from experiments.store.store import Store
 
     wanted = axes.pop("table", [tables.ALL_TABLES])
     axes["out"] = [str(root)]  # the cells' own setting, also where it was not given
-    report = collect.collect_report(wanted, axes, Store(root), folder, typed, reporter, earlier_folder)
+    # warnings of damaged results stand apart from the report
+    store = Store(root, PlainReporter(Console(stderr=True), prefix=""))
+    report = collect.collect_report(wanted, axes, store, folder, typed, reporter, earlier_folder)
     if report.provenance["cells"] or report.provenance.get("taken"):
         return report
     names = ",".join(tables.expand_table_names(wanted))

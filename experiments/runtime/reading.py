@@ -1,0 +1,38 @@
+"""Reading files that somebody else may have made, cut or changed: a fault is one line that names the file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from compressors.errors import UsageError
+
+LONGEST_REASON = 200  # characters of what a library says: it may repeat the file
+
+
+def read_text_file(path: Path) -> str:
+    """A file's text; UsageError if it cannot be read, is not UTF-8, or is none to be read to its end."""
+    try:
+        if path.exists() and not path.is_file():  # a FIFO would keep us waiting for ever
+            raise UsageError(f"{path}: not a regular file; give one")
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UsageError(f"{path}: no such file") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 text ({error})") from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def read_json_file(path: Path) -> Any:
+    """The content of a JSON file; UsageError for anything else."""
+    text = read_text_file(path)
+    try:
+        return json.loads(text)
+    # a number of thousands of digits is a ValueError, brackets without end are a RecursionError
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: not JSON ({shorten_reason(error)})") from error
+
+
+def shorten_reason(error: BaseException) -> str:
+    """What a library says of a fault, on one line of bounded length."""
+    return " ".join(str(error).split())[:LONGEST_REASON]
