@@ -21,6 +21,7 @@ from experiments.config.schema import Config
 from experiments.config.signatures import SignatureRegistry
 from experiments.runtime.files import write_atomic
 from experiments.store import keys
+from experiments.store.part_code import describe_code
 
 PREFILL_TEXT_TOKENS = 40  # tokens of prompt and question
 COUNT_VERSION = 1  # counted up when a count changes
@@ -33,9 +34,11 @@ def digest_prefill(config: Config) -> str:
     """What the count follows from: parts with all their knobs, the sizes of tower, LLM and image. UsageError
     if the configuration of tower or LLM is out of reach."""
     parts = {}
+    code = {}
 
     def add_part(registry: SignatureRegistry, name: str, key: str) -> None:
         parts[key] = registry.settled(name, config.knobs(name))
+        code[key] = describe_code(registry, name, parts[key])
 
     if not config.blind:
         add_part(signatures.compressors(), config.compressor_name, config.compressor_name)
@@ -57,6 +60,8 @@ def digest_prefill(config: Config) -> str:
     # at the end and only where it is set, so that keys from before there was a scale are still right
     if config.evaluate.scale and not config.blind:
         digested.append(config.evaluate.scale)
+    if any(code.values()):
+        digested.append(code)
     return keys.digest_value(digested)[:16]
 
 

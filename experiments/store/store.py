@@ -45,6 +45,7 @@ from experiments.store.folder import (
     read_package_versions,
 )
 from experiments.store.keys import digest_file
+from experiments.store.part_code import refuse_edited_code
 from experiments.store.plan import Stage
 from experiments.store.workload import derive_workload
 
@@ -206,6 +207,7 @@ class Store:
         """Run the stage's function in its partial directory, and note what it has left there."""
         if self.runner is None:
             raise ValueError(f"{stage.name} is not finished, and this store has no runner to compute it")
+        refuse_edited_code(stage.depends)
         draft.mkdir(exist_ok=True)
         # half-written files of a killed run must not be taken for the stage's own
         for stale_file in (draft / DONE_FILE, *draft.rglob(DRAFT_PATTERN)):
