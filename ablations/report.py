@@ -62,6 +62,7 @@ def run_report(line: CommandLine) -> int:
     from rich.console import Console
 
     from ablations import outcomes
+    from ablations.study import explain_report_errors
     from ablations.writing import write
     from experiments.config.overrides import take_single_value
     from experiments.config.schema import Config
@@ -77,6 +78,8 @@ def run_report(line: CommandLine) -> int:
             )
         folder = options.to or options.results
         report = outcomes.load_report(options.results)
+        with explain_report_errors(options.results, "results"):
+            rendered = write.render_report(report)
     else:
         axes = dict(line.overrides)
         root = Path(take_single_value(axes, "out") or Config().out)
@@ -88,7 +91,8 @@ def run_report(line: CommandLine) -> int:
             # the report says by which command it was made
             typed = f"python -m ablations.report {shlex.join(line.arguments)}".strip()
             report = report_from_cells(axes, root, folder, typed, reporter, options.earlier)
-    write.write_report(report, folder, console)
+        rendered = write.render_report(report)
+    write.write_report(report, rendered, folder, console)
     return 0
 
 

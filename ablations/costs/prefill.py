@@ -14,6 +14,8 @@ from typing import Any
 
 from compressors.command_line import Command, CommandLine, setting
 from compressors.errors import UsageError
+from compressors.reading import read_json_file
+from compressors.registry import conform
 from experiments.config import signatures, table_files, tables
 from experiments.config.cells import make_blind_cells
 from experiments.config.scaling import read_model_config
@@ -101,9 +103,8 @@ def write_flop_counts(path: Path, counts: Mapping[str, int]) -> None:
 def read_flop_counts(path: Path) -> dict[str, int]:
     """Earlier counts; none from a file that is missing or damaged."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return {str(key): int(value) for key, value in content.items()}
-    except (OSError, ValueError, AttributeError, TypeError):
+        return conform(read_json_file(path), dict[str, int], "counts")
+    except UsageError:
         return {}
 
 

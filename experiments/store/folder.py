@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from compressors.errors import UsageError
+from compressors.reading import read_json_file
 from compressors.registry import conform
-from experiments.runtime.reading import read_json_file
 from experiments.store.keys import digest_file
 
 RECORDED_PACKAGES = ("slothkit", "torch", "transformers", "lightning")

@@ -9,18 +9,27 @@ from compressors.errors import UsageError
 LONGEST_REASON = 200  # characters of what a library says: it may repeat the file
 
 
-def read_text_file(path: Path) -> str:
-    """A file's text; UsageError if it cannot be read, is not UTF-8, or is none to be read to its end."""
+def read_binary_file(path: Path) -> bytes:
+    """A file's bytes; UsageError if it cannot be read, or is none to be read to its end."""
+    name = str(path)[:LONGEST_REASON]
     try:
-        if path.exists() and not path.is_file():  # a FIFO would keep us waiting for ever
-            raise UsageError(f"{path}: not a regular file; give one")
-        return path.read_text(encoding="utf-8")
+        is_other = path.exists() and not path.is_file()  # a FIFO would keep us waiting for ever
+        content = b"" if is_other else path.read_bytes()
     except FileNotFoundError as error:
-        raise UsageError(f"{path}: no such file") from error
+        raise UsageError(f"{name}: no such file") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a null byte
+        raise UsageError(f"{name}: cannot be read ({shorten_reason(error)})") from error
+    if is_other:
+        raise UsageError(f"{name}: not a regular file; give one")
+    return content
+
+
+def read_text_file(path: Path) -> str:
+    """A file's text; UsageError as for `read_binary_file`, and for one that is not UTF-8."""
+    try:
+        return read_binary_file(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 text ({error})") from error
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def read_json_file(path: Path) -> Any:
