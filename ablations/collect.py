@@ -27,7 +27,6 @@ from experiments.config.cells import Cell, make_blind_cells
 from experiments.config.schema import Config
 from experiments.runtime.processor import read_processor_name
 from experiments.runtime.progress import Reporter
-from experiments.store.folder import DONE_FILE
 from experiments.store.plan import TRAINING_ROLES, Stage
 from experiments.store.results import identify_questions
 from experiments.store.store import Store
@@ -231,14 +230,14 @@ def collect_provenance(
 
 
 def read_stage_notes(cells: Sequence[FinishedCell], store: Store) -> dict[str, dict[str, Any]]:
-    """What was noted when the stages of cells finished, by key. A stage whose folder was removed has none."""
+    """What was noted when the stages of cells finished, by key. A stage whose folder was removed or damaged
+    has none."""
     stages: dict[str, Stage] = {}
     for finished_cell in cells:
         stages |= finished_cell.stage.collect_stages()
     notes = {}
     for key, stage in stages.items():
-        done_file = store.locate_result(stage) / DONE_FILE
-        if done_file.is_file():
+        if store.find_status(stage) == "done":
             notes[key] = store.read_note(stage)
     return notes
 

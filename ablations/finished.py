@@ -14,9 +14,8 @@ from experiments.config.cells import Cell
 from experiments.data.llava import Sample
 from experiments.metrics.chance import score_majority_answers
 from experiments.store.plan import Stage, plan_stages
-from experiments.store.results import METRICS_FILE, PREDICTIONS_FILE
+from experiments.store.results import METRICS_FILE, PREDICTIONS_FILE, read_questions
 from experiments.store.store import Store
-from llm_adapters.conversation import Turn
 
 CORRECT_FLAG = b'"correct": '  # never inside a JSON string, where its quotes would be escaped
 
@@ -33,7 +32,7 @@ class FinishedCell:
 def find_finished_cell(cell: Cell, store: Store, earlier_report: EarlierReport) -> FinishedCell | None:
     """A cell, if it is finished: below the output directory, else in an earlier report."""
     stage = plan_stages(cell.config)
-    if store.find_status(stage) == "done":
+    if store.find_whole_result(stage) is not None:
         return FinishedCell(cell, stage)
     if stage.key in earlier_report.cells:
         return FinishedCell(cell, stage, earlier_report.cells[stage.key])
@@ -91,17 +90,6 @@ def read_efficiency(finished_cell: FinishedCell, store: Store) -> dict[str, floa
     path = store.locate_result(finished_cell.stage) / METRICS_FILE
     metrics = json.loads(path.read_text(encoding="utf-8"))
     return dict(metrics.get("efficiency", {}))
-
-
-def read_questions(path: Path) -> list[Sample]:
-    """The questions of a file of predictions, in order, a sample each."""
-    samples = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        answer = json.loads(line)
-        images = tuple(answer.get("images", ()))  # an earlier version did not write them down
-        turns = (Turn(answer["question"], answer["answer"]),)
-        samples.append(Sample(answer["id"], images, turns, (answer["family"],)))
-    return samples
 
 
 def identify_picture(sample: Sample) -> str:

@@ -11,18 +11,22 @@ It is read from finished cells (`collect.py`), or from the files that an earlier
 import dataclasses
 import io
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ablations.claims.gains import Gain, GainSum
 from ablations.claims.spec import Claim
-from ablations.study import REPORT_FILE, explain_report_errors
+from ablations.study import REPORT_FILE, explain_report_errors, read_report_content
 from compressors.errors import UsageError
+from compressors.reading import read_binary_file
+from compressors.registry import conform
+from experiments.config.table_files import check_table_name
 from experiments.runtime.files import write_atomic
 
 REPORT_FORMAT = 2  # counted up when an older version could not read what is written
@@ -202,68 +206,93 @@ def locate_map(folder: Path, number: int) -> Path:
 def load_report(folder: Path, option: str = "results") -> Report:
     """A report from what `save_report` wrote, or a UsageError that names the file and the option that gave
     the folder."""
-    path = folder / REPORT_FILE
     with explain_report_errors(folder, option):
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_report_content(folder, option)
         if content["format"] != REPORT_FORMAT:
-            raise UsageError(f"{path}: format {content['format']}, this version reads {REPORT_FORMAT}")
+            path = folder / REPORT_FILE
+            raise UsageError(f"{path}: format {content['format']!r:.20}, this version reads {REPORT_FORMAT}")
         maps = []
         for number in range(1, content.get("maps", 0) + 1):
-            maps.append(locate_map(folder, number).read_bytes())
+            maps.append(read_binary_file(locate_map(folder, number)))
         tables = []
         for entry in content["tables"]:
             tables.append(load_report_table(entry, folder))
-        return Report(tables, content["made"], maps)
+        return Report(tables, conform(content["made"], dict[str, Any], "made"), maps)
 
 
 def load_report_table(entry: Mapping[str, Any], folder: Path) -> ReportTable:
     """One table with its outcomes."""
-    with np.load(locate_outcomes(folder, entry["name"])) as arrays:
-        ids = arrays["ids"]
-        pictures = arrays["pictures"]
-        families = arrays["families"]
-        packed = arrays["right"]  # (cells, Q / 8)
-    # without a cell there are no bits to unpack
-    cells = np.unpackbits(packed, axis=1, count=len(ids)).astype(bool) if len(packed) else packed
+    words = {name: conform(entry[name], str, name) for name in ("name", "heading", "title", "sweep")}
+    check_table_name(words["name"])
+    ids, pictures, families, cells = load_outcome_arrays(locate_outcomes(folder, words["name"]))
     rows: list[ReportRow] = []
     first = 0  # cell of the next row
     for row_entry in entry["rows"]:
-        seeds = row_entry["seeds"]
-        row_cells = cells[first : first + len(seeds)]
-        first += len(seeds)
-        if len(row_cells) < len(seeds):
-            raise ValueError(f"outcomes of {len(cells)} cells, fewer than the rows have")
-        row = ReportRow(row_entry["block"], row_entry["label"], row_entry["ours"])
-        row.outcomes = dict(zip(seeds, row_cells))
-        row.missing = row_entry["missing"]
-        row.efficiency = row_entry["efficiency"]
-        row.training = tuple(row_entry.get("training", ()))  # an earlier version did not write them down
-        # reports from before there were keys have none
-        for seed, key in zip(seeds, row_entry.get("keys", ())):
-            if key:
-                row.keys[seed] = key
+        row = load_report_row(row_entry, cells[first:])
+        first += len(row.outcomes)
         rows.append(row)
+    if first != len(cells):
+        raise ValueError(f"outcomes of {len(cells)} cells, more than the rows have")
     return ReportTable(
-        entry["name"],
-        entry["heading"],
-        entry["title"],
-        tuple(map(load_claim, entry["claims"])),
-        rows,
-        ids,
-        families,
-        pictures,
-        entry["chance"],
-        entry["sweep"],
+        claims=tuple(map(load_claim, entry["claims"])),
+        rows=rows,
+        ids=ids,
+        families=families,
+        pictures=pictures,
+        chance=conform(entry["chance"], dict[str, Any], "chance"),
+        **words,
     )
+
+
+def load_outcome_arrays(path: Path) -> tuple[NDArray, NDArray, NDArray, NDArray[np.bool_]]:
+    """ids, pictures and families (Q,) of a table's questions, and which were answered right (cells, Q)."""
+    with np.load(io.BytesIO(read_binary_file(path))) as arrays:
+        words = [arrays[name] for name in ("ids", "pictures", "families")]
+        packed = arrays["right"]  # (cells, Q / 8)
+    shape = words[0].shape
+    for array in words:
+        if array.ndim != 1 or array.shape != shape or array.dtype.kind != "U":
+            raise ValueError(f"{path.name}: {array.dtype} {array.shape}, expected words {shape}")
+    if len(packed) and packed.shape[1:] != (math.ceil(shape[0] / 8),):
+        raise ValueError(f"{path.name}: outcomes of shape {packed.shape} for {shape[0]} questions")
+    # without a cell there are no bits to unpack
+    cells = np.unpackbits(packed, axis=1, count=shape[0]).astype(bool) if len(packed) else packed
+    return words[0], words[1], words[2], cells
+
+
+def load_report_row(entry: Mapping[str, Any], cells: NDArray[np.bool_]) -> ReportRow:
+    """A row, whose outcomes are the first of `cells`, one a seed."""
+    seeds = conform(entry["seeds"], list[int], "seeds")
+    if len(cells) < len(seeds):
+        raise ValueError(f"outcomes of {len(cells)} cells, fewer than the rows have")
+    row = ReportRow(*(conform(entry[name], str, name) for name in ("block", "label", "ours")))
+    row.outcomes = dict(zip(seeds, cells))
+    row.missing = conform(entry["missing"], list[int], "missing")
+    row.efficiency = conform(entry["efficiency"], dict[str, int | float], "efficiency")
+    # earlier versions did not write these two down
+    row.training = conform(entry.get("training", ()), tuple[str, ...], "training")
+    keys = conform(entry.get("keys", ()), list[str | None], "keys")
+    for seed, key in zip(seeds, keys):
+        if key:
+            row.keys[seed] = key
+    return row
 
 
 def load_claim(entry: Mapping[str, Any]) -> Claim:
     """A claim from JSON, which has lists where a claim has tuples."""
-    fields = dict(entry)
-    fields["pairs"] = tuple(map(tuple, entry["pairs"]))
-    fields["families"] = tuple(entry["families"])
+    hints = get_type_hints(Claim)
+    fields = {}
+    for name, value in entry.items():
+        if name != "gain_sums":
+            fields[name] = conform(value, hints[name], name)
     gain_sums = []
     for name, gains, weights in entry.get("gain_sums", ()):  # earlier versions had none
-        gain_sums.append(GainSum(name, tuple(Gain(*gain) for gain in gains), tuple(weights)))
+        pairs = conform(gains, tuple[tuple[str, str], ...], "gains")
+        gain_sum = GainSum(
+            conform(name, str, "name"),
+            tuple(Gain(*pair) for pair in pairs),
+            conform(weights, tuple[float, ...], "weights"),
+        )
+        gain_sums.append(gain_sum)
     fields["gain_sums"] = tuple(gain_sums)
     return Claim(**fields)

@@ -62,6 +62,7 @@ def run_report(line: CommandLine) -> int:
     from rich.console import Console
 
     from ablations import outcomes
+    from ablations.study import explain_report_errors
     from ablations.writing import write
     from experiments.config.overrides import take_single_value
     from experiments.config.schema import Config
@@ -77,6 +78,8 @@ def run_report(line: CommandLine) -> int:
             )
         folder = options.to or options.results
         report = outcomes.load_report(options.results)
+        with explain_report_errors(options.results, "results"):
+            rendered = write.render_report(report)
     else:
         axes = dict(line.overrides)
         root = Path(take_single_value(axes, "out") or Config().out)
@@ -88,7 +91,8 @@ def run_report(line: CommandLine) -> int:
             # the report says by which command it was made
             typed = f"python -m ablations.report {shlex.join(line.arguments)}".strip()
             report = report_from_cells(axes, root, folder, typed, reporter, options.earlier)
-    write.write_report(report, folder, console)
+        rendered = write.render_report(report)
+    write.write_report(report, rendered, folder, console)
     return 0
 
 
@@ -97,13 +101,18 @@ def report_from_cells(
 ) -> "Report":
     """The report of what is finished below `root` or in the report of `earlier_folder`; with a reporter rows
     are measured. UsageError where nothing has finished: the sweep to run."""
+    from rich.console import Console
+
     from ablations import collect
     from experiments.config import tables
+    from experiments.runtime.progress import PlainReporter
     from experiments.store.store import Store
 
     wanted = axes.pop("table", [tables.ALL_TABLES])
     axes["out"] = [str(root)]  # the cells' own setting, also where it was not given
-    report = collect.collect_report(wanted, axes, Store(root), folder, typed, reporter, earlier_folder)
+    # warnings of damaged results stand apart from the report
+    store = Store(root, PlainReporter(Console(stderr=True), prefix=""))
+    report = collect.collect_report(wanted, axes, store, folder, typed, reporter, earlier_folder)
     if report.provenance["cells"] or report.provenance.get("taken"):
         return report
     names = ",".join(tables.expand_table_names(wanted))

@@ -4,12 +4,13 @@
 The sweep imports this module before it plans anything, so numpy and matplotlib stay out of it.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from compressors.errors import UsageError
+from compressors.reading import read_json_file, shorten_reason
 
 REPORT_FILE = "report.json"
 
@@ -21,14 +22,18 @@ def explain_report_errors(folder: Path, option: str) -> Iterator[None]:
         yield
     except UsageError:  # a ValueError too, but one that says what to do
         raise
-    except FileNotFoundError as error:
-        raise UsageError(
-            f"{option}={folder}: no {error.filename}; give a folder that ablations.report wrote"
-        ) from error
-    except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
-        raise UsageError(
-            f"{option}={folder}: not what ablations.report wrote ({type(error).__name__}: {error})"
-        ) from error
+    # whatever: numpy, zipfile, zlib and we ourselves each have other words for a cut or changed file
+    except Exception as error:
+        reason = f"{type(error).__name__}: {shorten_reason(error)}"
+        raise UsageError(f"{option}={folder}: not what ablations.report wrote ({reason})") from error
+
+
+def read_report_content(folder: Path, option: str) -> Any:
+    """What a report noted of itself, as JSON; UsageError that names the option where there is none."""
+    path = folder / REPORT_FILE
+    if not path.is_file():
+        raise UsageError(f"{option}={folder}: no {path}; give a folder that ablations.report wrote")
+    return read_json_file(path)
 
 
 def read_evaluation_keys(folder: Path) -> set[str]:
@@ -38,7 +43,7 @@ def read_evaluation_keys(folder: Path) -> set[str]:
     """
     keys: set[str] = set()
     with explain_report_errors(folder, "earlier"):
-        content = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+        content = read_report_content(folder, "earlier")
         for table in content["tables"]:
             for row in table["rows"]:
                 # reports from before there were keys have none, later ones null where a cell had none

@@ -1,10 +1,10 @@
 """A saved model, by the folder of its cell, of its finetune stage or of its weights."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressors.errors import UsageError
+from compressors.reading import read_json_file
 
 if TYPE_CHECKING:
     import torch
@@ -51,14 +51,6 @@ def check_model_folder(folder: Path, attached: bool = False) -> Path:
 def is_attached(folder: Path) -> bool:
     """Whether the model in a folder is another MLLM with a compressor in it."""
     return isinstance(read_json_file(folder / "config.json").get("slothkit"), dict)
-
-
-def read_json_file(path: Path) -> Any:
-    """A JSON file, or a UsageError."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not JSON ({error}); the file is damaged") from error
 
 
 def load_saved_model(

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from ablations.costs import prefill
 from ablations.outcomes import Report, ReportRow
 from compressors.errors import UsageError
+from compressors.reading import read_json_file
+from compressors.registry import conform
 from experiments.config.schema import Config
 from experiments.runtime.files import write_atomic
 from experiments.runtime.progress import Reporter
@@ -46,9 +48,11 @@ def add_measured_columns(
 def read_measurements(folder: Path) -> dict[str, Any]:
     """What was measured before; nothing from a file that is missing or damaged."""
     try:
-        content = json.loads((folder / MEASURED_FILE).read_text(encoding="utf-8"))
-        return {"where": content["where"], "rows": dict(content["rows"])}
-    except (OSError, ValueError, KeyError, TypeError):
+        content = read_json_file(folder / MEASURED_FILE)
+        describe_measurement(content["where"])  # has all that is said of it
+        rows = conform(content["rows"], dict[str, dict[str, int | float]], "rows")
+        return {"where": content["where"], "rows": rows}
+    except (UsageError, KeyError, TypeError):
         return {"where": {}, "rows": {}}
 
 

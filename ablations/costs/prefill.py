@@ -14,6 +14,8 @@ from typing import Any
 
 from compressors.command_line import Command, CommandLine, setting
 from compressors.errors import UsageError
+from compressors.reading import read_json_file
+from compressors.registry import conform
 from experiments.config import signatures, table_files, tables
 from experiments.config.cells import make_blind_cells
 from experiments.config.scaling import read_model_config
@@ -21,6 +23,7 @@ from experiments.config.schema import Config
 from experiments.config.signatures import SignatureRegistry
 from experiments.runtime.files import write_atomic
 from experiments.store import keys
+from experiments.store.part_code import describe_code
 
 PREFILL_TEXT_TOKENS = 40  # tokens of prompt and question
 COUNT_VERSION = 1  # counted up when a count changes
@@ -33,9 +36,11 @@ def digest_prefill(config: Config) -> str:
     """What the count follows from: parts with all their knobs, the sizes of tower, LLM and image. UsageError
     if the configuration of tower or LLM is out of reach."""
     parts = {}
+    code = {}
 
     def add_part(registry: SignatureRegistry, name: str, key: str) -> None:
         parts[key] = registry.settled(name, config.knobs(name))
+        code[key] = describe_code(registry, name, parts[key])
 
     if not config.blind:
         add_part(signatures.compressors(), config.compressor_name, config.compressor_name)
@@ -57,6 +62,8 @@ def digest_prefill(config: Config) -> str:
     # at the end and only where it is set, so that keys from before there was a scale are still right
     if config.evaluate.scale and not config.blind:
         digested.append(config.evaluate.scale)
+    if any(code.values()):
+        digested.append(code)
     return keys.digest_value(digested)[:16]
 
 
@@ -96,9 +103,8 @@ def write_flop_counts(path: Path, counts: Mapping[str, int]) -> None:
 def read_flop_counts(path: Path) -> dict[str, int]:
     """Earlier counts; none from a file that is missing or damaged."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return {str(key): int(value) for key, value in content.items()}
-    except (OSError, ValueError, AttributeError, TypeError):
+        return conform(read_json_file(path), dict[str, int], "counts")
+    except UsageError:
         return {}
 
 

@@ -64,7 +64,7 @@ def choose_mapped_cell(
         if not cell.config.query_module:
             continue
         model_stage = stage.inputs["finetune"]
-        if model_stage.key in drawn_reports or store.locate_result(model_stage).is_dir():
+        if model_stage.key in drawn_reports or store.find_whole_result(model_stage):
             return cell, stage
         if fallback is None:
             fallback = (cell, stage)
@@ -86,7 +86,11 @@ def draw_maps(stage: Stage, store: Store) -> tuple[list[bytes], list[str]]:
     from experiments.models import saved
 
     inputs = {}
-    for kind, needed_stage in stage.inputs.items():
+    for kind in {"finetune", "data"} & stage.inputs.keys():
+        needed_stage = stage.inputs[kind]
+        fault = store.find_fault(needed_stage)
+        if fault is not None:
+            raise UsageError(f"{needed_stage.name}: {fault}")
         inputs[kind] = store.locate_result(needed_stage)
     model, processor = saved.load_trained_model(inputs["finetune"])
     samples = roles.load_role_samples(stage.config, inputs, "test", check_images=False)

@@ -1,7 +1,5 @@
 """Grids as text: for a terminal, in Markdown, in CSV."""
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -15,6 +13,7 @@ from ablations.claims.statistics import RowComparison, compute_seed_interval
 from ablations.claims.verdicts import FAILS, HOLDS, TIE, Verdict
 from ablations.outcomes import Report, ReportRow, ReportTable
 from ablations.writing.grids import EFFICIENCY_COLUMNS, WordGrid
+from experiments.runtime.text_tables import escape_markdown, escape_markdown_cell, format_csv
 
 EFFICIENCY_HEADINGS = [column.heading for column in EFFICIENCY_COLUMNS]
 EFFICIENCY_KEYS = [column.key for column in EFFICIENCY_COLUMNS]
@@ -64,30 +63,29 @@ def render_markdown_table(grid: WordGrid, level: int = 2) -> str:
     """A pipe table under a heading; a block's title is a line of its own."""
     lines = []
     if grid.title:
-        lines += [f"{'#' * level} {grid.title}", ""]
+        lines += [f"{'#' * level} {escape_markdown(grid.title)}", ""]
     rules = []
     for column in range(len(grid.header)):
         rules.append("---" if holds_words(grid, column) else "---:")
-    header = " | ".join(map(escape_pipes, grid.header))
+    header = " | ".join(map(escape_cell, grid.header))
     lines.append(f"| {header} |")
     lines.append(f"|{'|'.join(rules)}|")
     for title, block_lines in group_by_block(grid):
         if title:
             empty_cells = " |" * (len(grid.header) - 1)
-            lines.append(f"| *{escape_pipes(title)}* |{empty_cells}")
+            lines.append(f"| *{escape_cell(title)}* |{empty_cells}")
         for line in block_lines:
-            cells = " | ".join(map(escape_pipes, line))
+            cells = " | ".join(map(escape_cell, line))
             lines.append(f"| {cells} |")
     lines.append("")
     for note in grid.notes:
-        lines.append(f"{note}\n")
+        lines.append(f"{escape_markdown(note)}\n")
     return "\n".join(lines)
 
 
-def escape_pipes(words: str) -> str:
+def escape_cell(words: str) -> str:
     """Words as they stand inside a pipe table."""
-    words = words.replace("|", "\\|")
-    words = words.replace("\n", " ")
+    words = escape_markdown_cell(words)
     return words.replace(" > ", " &gt; ")  # some readers take it for a quotation
 
 
@@ -188,18 +186,16 @@ def render_scores_csv(report: Report) -> str:
         accuracy_columns += [name, f"{name}_pm"]
     efficiency_keys = [*EFFICIENCY_KEYS, *SPREAD_KEYS]
 
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
     leading_columns = ["table", "block", "row", "seeds", "questions"]
-    writer.writerow([*leading_columns, *accuracy_columns, *efficiency_keys, "ours"])
+    lines: list[list[object]] = [[*leading_columns, *accuracy_columns, *efficiency_keys, "ours"]]
     for table in report.tables:
         for row in table.rows:
             line: list[object] = [table.name, row.block, row.label, len(row.outcomes), len(table.ids)]
             line += list_accuracies(table, row, families)
             for key in efficiency_keys:
                 line.append(row.efficiency.get(key, ""))
-            writer.writerow([*line, row.ours])
-    return file.getvalue()
+            lines.append([*line, row.ours])
+    return format_csv(lines)
 
 
 def list_accuracies(table: ReportTable, row: ReportRow, families: Sequence[str]) -> list[str]:
@@ -220,9 +216,7 @@ def format_csv_number(value: float) -> str:
 
 def render_claims_csv(tables: Sequence[ReportTable], verdicts: Mapping[str, Sequence[Verdict]]) -> str:
     """Every claim and every pair, one line each."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(CLAIMS_HEADER)
+    lines: list[list[object]] = [[*CLAIMS_HEADER]]
     for table in tables:
         for verdict in verdicts[table.name]:
             claim = verdict.claim
@@ -230,12 +224,12 @@ def render_claims_csv(tables: Sequence[ReportTable], verdicts: Mapping[str, Sequ
             numbers = format_interval_numbers(verdict)
             outcome = [verdict.word, verdict.note, claim.source]
             # a claim is of no single pair: row, other and seeds are empty
-            writer.writerow([table.name, claim.text, "", "", *limits, *numbers, "", *outcome])
+            lines.append([table.name, claim.text, "", "", *limits, *numbers, "", *outcome])
             for pair in verdict.pairs:
                 names = [table.name, claim.text, pair.row, pair.other]
                 numbers = format_interval_numbers(pair)
-                writer.writerow([*names, *limits, *numbers, len(pair.seeds), "", "", claim.source])
-    return file.getvalue()
+                lines.append([*names, *limits, *numbers, len(pair.seeds), "", "", claim.source])
+    return format_csv(lines)
 
 
 def format_interval_numbers(judged: Verdict | RowComparison) -> list[str]:

@@ -8,6 +8,7 @@ report.json  outcomes/table*.npz          what it can be made from again (outcom
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 
@@ -18,8 +19,10 @@ from ablations.writing import grids, latex, page, plots, ranking, text
 from ablations.writing.grids import WordGrid
 from ablations.writing.page import PagePicture
 from experiments.runtime.files import write_atomic
+from experiments.runtime.text_tables import escape_markdown
 
 REPORT_TITLE = "Ablations"
+MARKDOWN_FILE = "report.md"
 CLAIMS_PLOT = "claims"  # of all tables; the others are of one
 PLOT_FUNCTIONS = {
     "pareto": plots.draw_pareto,
@@ -36,8 +39,20 @@ PLOT_CAPTIONS = {
 }
 
 
-def write_report(report: Report, folder: Path, console: Console) -> None:
-    """All files, and the report on the terminal."""
+class RenderedReport(NamedTuple):
+    """All that is written of a report, before anything is.
+
+    texts    content by file name; svgs: plots by name, without ending
+    """
+
+    texts: dict[str, str]
+    svgs: dict[str, str]
+    grids: list[WordGrid]
+    summary: list[str]
+
+
+def render_report(report: Report) -> RenderedReport:
+    """A report in all its forms."""
     verdicts: dict[str, list[Verdict]] = {}
     table_grids: dict[str, list[WordGrid]] = {}
     all_grids = []
@@ -54,20 +69,25 @@ def write_report(report: Report, folder: Path, console: Console) -> None:
         *grids.list_published_scores(),
         *grids.describe_provenance(report),
     ]
-
-    # report.json comes last: the report is whole once it is there
-    write_plots(svgs, folder / PLOTS_FOLDER)
-    markdown = render_markdown_report(report, all_grids, summary, notes, sorted(svgs))
-    write_atomic(folder / "report.md", markdown)
-    document = latex.render_latex_document(all_grids, [*summary, *notes])
-    write_atomic(folder / "report.tex", document)
     parts = order_page_parts(report, table_grids, page.prefix_svg_ids(svgs))
-    html = page.render_html_page(REPORT_TITLE, summary, parts, notes)
-    write_atomic(folder / "report.html", html)
-    write_atomic(folder / "scores.csv", text.render_scores_csv(report))
-    write_atomic(folder / "claims.csv", text.render_claims_csv(report.tables, verdicts))
+    texts = {
+        MARKDOWN_FILE: render_markdown_report(report, all_grids, summary, notes, sorted(svgs)),
+        "report.tex": latex.render_latex_document(all_grids, [*summary, *notes]),
+        "report.html": page.render_html_page(REPORT_TITLE, summary, parts, notes),
+        "scores.csv": text.render_scores_csv(report),
+        "claims.csv": text.render_claims_csv(report.tables, verdicts),
+    }
+    return RenderedReport(texts, svgs, all_grids, summary)
+
+
+def write_report(report: Report, rendered: RenderedReport, folder: Path, console: Console) -> None:
+    """All files, and the report on the terminal."""
+    # report.json comes last: the report is whole once it is there
+    write_plots(rendered.svgs, folder / PLOTS_FOLDER)
+    for name, content in rendered.texts.items():
+        write_atomic(folder / name, content)
     outcomes.save_report(report, folder)
-    print_report(all_grids, summary, markdown, console, folder)
+    print_report(rendered.grids, rendered.summary, rendered.texts[MARKDOWN_FILE], console, folder)
 
 
 def make_table_grids(table: ReportTable, verdicts: Sequence[Verdict]) -> list[WordGrid]:
@@ -146,6 +166,9 @@ def render_markdown_report(
     plot_names: Iterable[str],
 ) -> str:
     """The whole report in Markdown; pictures lie beside it."""
+    if report.maps:
+        notes = [grids.caption_maps(report), *notes]
+    summary = list(map(escape_markdown, summary))
     # the first two sentences are a paragraph, then a list
     parts = [f"# {REPORT_TITLE}\n", "\n".join(summary[:2]) + "\n"]
     if summary[2:]:
@@ -159,9 +182,7 @@ def render_markdown_report(
     for path in paths:
         links += f"![{Path(path).stem}]({path})\n"
     parts.append(links)
-    if report.maps:
-        notes = [grids.caption_maps(report), *notes]
-    parts += ["\n\n".join(notes), ""]
+    parts += ["\n\n".join(map(escape_markdown, notes)), ""]
     return "\n".join(parts)
 
 

@@ -8,11 +8,10 @@ from itertools import product
 from typing import NamedTuple
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from compressors.command_line import WITH_EXPONENT, collect_settings, read_exponent, require_single
 from compressors.errors import UsageError
+from compressors.reading import shorten_reason
 from experiments.config.schema import Config
 from experiments.config.settings import check_knob, conform_setting, locate_setting
 
@@ -61,15 +60,15 @@ def parse_setting(path: str, text: str) -> object:
 
 
 def parse_value(text: str, where: str) -> object:
-    """A number, word, list or mapping as YAML reads it; 1e3 is a whole number."""
+    """A number, word, list or mapping as YAML reads it; 1e3 is a whole number, `${...}` a word."""
     if WITH_EXPONENT.fullmatch(text):
         return read_exponent(text)
     if not text:
         return text
     try:
         parsed = OmegaConf.from_dotlist([f"value={text}"])
-        content = OmegaConf.to_container(parsed, resolve=True)
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise UsageError(f"{where}={text}: not a value: {str(error).splitlines()[0]}") from error
+        content = OmegaConf.to_container(parsed, resolve=False)
+    except Exception as error:  # as in `read_yaml`
+        raise UsageError(f"{where}={text[:200]}: not a value: {shorten_reason(error)}") from error
     assert isinstance(content, dict)  # a dot list is a mapping
     return content["value"]

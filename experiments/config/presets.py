@@ -5,16 +5,16 @@ compressor: `wants: {qformer: {pretrain.lr: 1e-3}}`.
 """
 
 import copy
+import io
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from compressors.errors import UsageError
+from compressors.reading import read_text_file, shorten_reason
 from compressors.registry import suggest
 from experiments.config import signatures
 from experiments.config.schema import Config
@@ -38,13 +38,14 @@ def list_presets() -> list[str]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping, or a UsageError that names the file."""
+    """A YAML mapping, or a UsageError that names the file. `${...}` is text: a file that somebody else wrote
+    does not look into this environment."""
+    text = read_text_file(path)
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except FileNotFoundError as error:
-        raise UsageError(f"{path}: no such file") from error
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
+        content = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
+    # whatever: beside its own errors the library lets out those of numbers, dates, tags and of depth
+    except Exception as error:
+        raise UsageError(f"{path}: not readable as YAML: {shorten_reason(error)}") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path}: expected settings (key: value), found a {type(content).__name__}")
     return cast(dict[str, Any], content)  # a key that is a number in YAML is no key that anybody knows

@@ -5,7 +5,6 @@
 {depth: [0.1, preset, 0.85]}  several layers; `preset`: what the preset (or the row) has anyway
 """
 
-import json
 from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from compressors.errors import UsageError
+from compressors.reading import read_json_file
 from experiments.config.schema import Config
 from experiments.config.settings import find_part_owners
 from experiments.config.sources import OPEN_CLIP_SCHEME, resolve_source
@@ -126,8 +126,8 @@ def read_model_config(setting: str, source: str) -> dict[str, Any]:
     """The config.json of a tower or LLM, or a UsageError that names the setting."""
     path = find_model_config(source)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = read_json_file(path)
+    except UsageError as error:
         raise UsageError(
             f"{setting}={source}: no readable config.json, whose sizes this table needs; give "
             "a folder that save_pretrained wrote, or a hub id that this machine can reach"

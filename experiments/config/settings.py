@@ -54,6 +54,7 @@ def find_part_owners(part: str) -> list[signatures.SignatureRegistry]:
 
 def conform_setting(path: str, value: object) -> object:
     """`value` as the type of the setting `path` and within its bounds, or a UsageError."""
+    refuse_lookup(path, value)
     setting = collect_settings(Config)[path]
     if setting.hint == list[str]:
         if isinstance(value, str):  # one file
@@ -64,6 +65,14 @@ def conform_setting(path: str, value: object) -> object:
     conformed = conform(value, setting.hint, path)
     check_bounds(path, conformed, setting.rules)
     return conformed
+
+
+def refuse_lookup(path: str, value: object) -> None:
+    """UsageError for `${...}`, at any depth: what a setting is stands in it, and nothing of the environment
+    comes into results."""
+    text = str(value)
+    if "${" in text:
+        raise UsageError(f"{path}={text[:200]}: nothing is looked up in ${{...}}; write the value itself")
 
 
 def assign_setting(config: Config, path: str, value: object) -> None:
@@ -78,6 +87,7 @@ def assign_setting(config: Config, path: str, value: object) -> None:
 
 def check_knob(part: str, knob: str, value: object) -> object:
     """A knob conformed to the signature of the part of that name that has it, or a UsageError."""
+    refuse_lookup(f"{part}.{knob}", value)
     owners = find_part_owners(part)
     owner = owners[0]  # it explains what is wrong with a knob that nobody has
     for registry in owners:

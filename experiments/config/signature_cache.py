@@ -52,10 +52,12 @@ class Signature(NamedTuple):
     parameters   of its constructor, `self` left out
     attributes   of the contract, those that the part sets itself, with their values at default knobs; None:
                  not known, the part has to be asked
+    module       that defines it
     """
 
     parameters: dict[str, inspect.Parameter]
     attributes: dict[str, Any] | None
+    module: str
 
 
 class StoredRegistry(NamedTuple):
@@ -158,7 +160,8 @@ def encode_signature(signature: Signature) -> dict[str, Any]:
         if parameter.default is not parameter.empty:
             entry["default"] = encode_value(parameter.default)
         parameters.append(entry)
-    return {"parameters": parameters, "attributes": encode_value(signature.attributes)}
+    attributes = encode_value(signature.attributes)
+    return {"parameters": parameters, "attributes": attributes, "module": signature.module}
 
 
 def decode_signature(content: Any) -> Signature:
@@ -172,7 +175,7 @@ def decode_signature(content: Any) -> Signature:
         if "default" in entry:
             parameter = parameter.replace(default=decode_value(entry["default"]))
         parameters[parameter.name] = parameter
-    return Signature(parameters, decode_value(content["attributes"]))
+    return Signature(parameters, decode_value(content["attributes"]), content["module"])
 
 
 # ---- types and values ----

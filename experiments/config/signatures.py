@@ -113,7 +113,7 @@ def read_signature(real: Registry, name: str) -> Signature:
         attributes = None
         if is_built_in(real, name):
             attributes = read_planned_attributes(real, name)
-    return Signature(real.parameters(name), attributes)
+    return Signature(real.parameters(name), attributes, real.get(name).__module__)
 
 
 def read_planned_attributes(real: Registry, name: str) -> dict[str, Any] | None:
@@ -204,6 +204,15 @@ class SignatureRegistry(Registry):
         if part not in self._read:
             self._read[part] = read_signature(self.real, name)
         return self._read[part]
+
+    def list_modules(self, name: str) -> list[str]:
+        """The modules that a part's code begins in: where its class is, and what its entry point names."""
+        point = self.entry_points.get(name)
+        if point is not None:
+            return [self.real.get(name).__module__, point.module]
+        if self.is_imported:
+            return [self.real.get(name).__module__]
+        return [self.read(name).module]
 
     def settled(self, name: str, knobs: Mapping[str, Any]) -> dict[str, Any]:
         """All knobs of `name`: as set, else their defaults."""

@@ -30,13 +30,13 @@ def resolve_source(source: str) -> str:
 
 def resolve_asset(source: str) -> Path:
     """The folder that `asset:NAME` names, or a UsageError that lists the assets."""
-    folder = ASSET_FOLDER / source.removeprefix(ASSET_SCHEME)
-    if folder.is_dir():
-        return folder
-    names: list[str] = []
-    for path in ASSET_FOLDER.rglob("config.json"):
-        names.append(f"{ASSET_SCHEME}{path.parent.relative_to(ASSET_FOLDER)}")
-    raise UsageError(f"{source}: no such asset; there are: {', '.join(sorted(names)) or 'none'}")
+    folders: dict[str, Path] = {}
+    for path in sorted(ASSET_FOLDER.glob("*/*/config.json")):
+        folders[f"{ASSET_SCHEME}{path.parent.relative_to(ASSET_FOLDER).as_posix()}"] = path.parent
+    # by their names alone: no path leads out of the assets
+    if source not in folders:
+        raise UsageError(f"{source[:200]}: no such asset; there are: {', '.join(folders) or 'none'}")
+    return folders[source]
 
 
 def resolve_cached_source(source: str) -> Path:

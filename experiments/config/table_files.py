@@ -16,6 +16,7 @@ from experiments.registries import load_offers
 TABLE_GROUP = "slothkit.tables"
 ALL_TABLES = "all"
 PAPER_PREFIX = "table"
+TABLE_NAME = re.compile(r"\w[\w .+=,()-]{0,99}")
 HAS_ROWS = re.compile("^(rows|blocks):", re.MULTILINE)
 
 
@@ -53,6 +54,16 @@ def list_paper_tables() -> list[str]:
 def list_project_tables() -> list[str]:
     """Names of the other tables: a project's own."""
     return list(dict.fromkeys(table.name for table in list_named_tables() if not table.in_all))
+
+
+def check_table_name(name: str) -> str:
+    """`name`, after which files of results are called; UsageError for one that would lead elsewhere, or mean
+    something to a page that shows it."""
+    if not TABLE_NAME.fullmatch(name):
+        raise UsageError(
+            f"table name {name[:200]!r}: expected at most 100 letters, digits, spaces and . + - = , ( )"
+        )
+    return name
 
 
 def is_table_path(name: str) -> bool:

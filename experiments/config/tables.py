@@ -25,6 +25,7 @@ from experiments.config.scaling import scale_overrides
 from experiments.config.schema import Config
 from experiments.config.table_files import (
     ALL_TABLES,
+    check_table_name,
     find_table_file,
     find_table_folders,
     is_table_path,
@@ -127,7 +128,7 @@ def read_table_file(name: str, axes: Axes) -> tuple[TableFile, set[str]]:
     if not isinstance(title, str):
         raise UsageError(f"{path}: title: {title!r}: expected words")
     # table3.yaml of the project is called 3; somebody's own ./table3.yaml is not
-    table_name = path.stem if is_table_path(name) else name
+    table_name = check_table_name(path.stem if is_table_path(name) else name)
     unused_knobs: set[str] = set()
     if idle_sets:  # a file of no blocks has no rows either
         unused_knobs = set.intersection(*idle_sets)

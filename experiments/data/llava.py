@@ -10,7 +10,6 @@ before the first one, as in LLaVA. Whatever is wrong is one line with the file a
 """
 
 import gc
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from compressors.errors import UsageError
+from compressors.reading import read_json_file
 from experiments.data import orientation
 from llm_adapters.conversation import IMAGE, Turn
 
@@ -79,13 +79,7 @@ def find_image_folder(path: Path | str, images: Path | str | None) -> Path:
 
 def read_records(path: Path) -> list[Any]:
     """The JSON list of a file."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            records = json.load(file)
-    except FileNotFoundError as error:
-        raise UsageError(f"{path}: no such file") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not JSON ({error}); LLaVA format is a JSON list of samples") from error
+    records = read_json_file(path)
     if not isinstance(records, list):
         raise UsageError(f"{path}: expected a JSON list of samples, found a {type(records).__name__}")
     if not records:

@@ -19,6 +19,7 @@ FULL_DISK_SIGNS = (
     "PytorchStreamWriter",
     "unexpected pos",
 )
+ALLOCATED_BYTES = 1 << 20  # written at once
 LOCK_POLL_SECONDS = 0.2  # between looks at a lock that another process holds
 
 
@@ -41,6 +42,20 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     finally:
         if draft.exists():
             draft.unlink()
+
+
+def allocate_file(path: Path) -> None:
+    """Take the disk space of a file that has holes, or raise an OSError: writing into a hole through a map
+    ends the process where the disk is full."""
+    size = path.stat().st_size
+    with open(path, "r+b") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+            return
+        # macOS: what is there is written once more
+        while chunk := file.read(ALLOCATED_BYTES):
+            file.seek(-len(chunk), os.SEEK_CUR)
+            file.write(chunk)
 
 
 def sync_directory(path: Path) -> None:

@@ -1,10 +1,15 @@
-"""Tables of words, for a screen and in Markdown: the first row is the header, the first column has labels."""
+"""Tables of words, for a screen, in Markdown and in CSV: the first row is the header, labels come first."""
 
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
+
+# what begins a formula in a spreadsheet, full-width signs too
+FORMULA_SIGNS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 
 
 def make_word_table(rows: Sequence[Sequence[str]], *, title: str = "", caption: str = "") -> Table:
@@ -41,8 +46,7 @@ def format_markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a Markdown table, with columns padded to one width: its source reads as a table too."""
     escaped_rows: list[list[str]] = []
     for row in rows:
-        # a bar inside a word would begin the next column
-        escaped_rows.append([word.replace("|", "\\|") for word in row])
+        escaped_rows.append(list(map(escape_markdown_cell, row)))
     widths = [max(map(len, column)) for column in zip(*escaped_rows)]
     lines = [format_markdown_row(row, widths) for row in escaped_rows]
     rules = ["-" * widths[0]]
@@ -51,6 +55,40 @@ def format_markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
         rules.append("-" * (width - 1) + ":")
     lines.insert(1, f"| {' | '.join(rules)} |")
     return lines
+
+
+def escape_markdown(words: str) -> str:
+    """Words as Markdown shows them: no HTML and no link or picture out of somebody's label."""
+    return words.replace("<", "&lt;").replace("](", "]\\(")
+
+
+def escape_markdown_cell(words: str) -> str:
+    """Words as they stand inside a Markdown table."""
+    # a bar would begin the next column, a line's end the next row
+    return " ".join(escape_markdown(words).replace("|", "\\|").splitlines())
+
+
+def format_csv(rows: Iterable[Sequence[object]]) -> str:
+    """Rows as CSV, for programs."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for row in rows:
+        writer.writerow(list(map(disarm_formula, row)))
+    return text.getvalue()
+
+
+def disarm_formula(word: object) -> object:
+    """What a spreadsheet would run as a formula, with the apostrophe that makes words of it; numbers stay."""
+    if not isinstance(word, str):
+        return word
+    word = word.replace("\r", " ")  # which would end a line, and is not quoted
+    if not word.lstrip().startswith(FORMULA_SIGNS):
+        return word
+    try:
+        float(word)
+        return word
+    except ValueError:
+        return f"'{word}"
 
 
 def format_markdown_row(row: Sequence[str], widths: Sequence[int]) -> str:

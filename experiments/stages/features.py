@@ -24,6 +24,7 @@ from experiments.data import llava
 from experiments.data.feature_cache import CROPS_FILE, FEATURES_FILE, IMAGES_FILE, find_output_root
 from experiments.data.roles import load_role_samples
 from experiments.models.build import pick_device, silence_libraries
+from experiments.runtime.files import allocate_file
 from experiments.runtime.progress import Reporter
 from llm_adapters.images import image_pixels, image_processor
 from llm_adapters.visual_prompt import shrink_pixels
@@ -124,8 +125,13 @@ def _open_features(out: Path, shape: tuple[int, ...]) -> tuple[np.memmap, int]:
     """The array on disk and how many images of it a run before this one has finished."""
     path = out / FEATURES_FILE
     progress = out / PROGRESS_FILE
+    array = None
+    done = 0
     if path.exists() and progress.exists():
         array = open_memmap(path, mode="r+")
-        if array.shape == shape:
-            return array, int(progress.read_text() or 0)
-    return open_memmap(path, mode="w+", dtype=np.float16, shape=shape), 0
+        done = int(progress.read_text() or 0)
+    if array is None or array.shape != shape:
+        array = open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+        done = 0
+    allocate_file(path)
+    return array, done

@@ -4,15 +4,16 @@ The median of finished stages of the same kind (of the same model, where there a
 rows they worked on: a finished stage notes its steps. Stages that were resumed say nothing of the whole.
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, get_type_hints
 
-from experiments.store.folder import DONE_FILE
+from compressors.errors import UsageError
+from compressors.registry import conform
+from experiments.store.folder import DONE_FILE, read_done_note
 from experiments.store.plan import Stage
 from experiments.store.store import Store
 from experiments.store.workload import Workload, derive_workload
@@ -47,8 +48,8 @@ class Estimator:
                 self._add_note(read_stage_note(path))
 
     def _add_note(self, note: dict[str, Any], load: Workload | None = None) -> None:
-        if load is None and "load" in note:
-            load = Workload(**note["load"])
+        if load is None:
+            load = note.get("load")
         if load is not None and not note.get("resumed", True):
             self.measured[note["key"]] = MeasuredStage(load, note["seconds"], note.get("steps"))
 
@@ -89,8 +90,24 @@ class Estimator:
 
 
 def read_stage_note(path: Path) -> dict[str, Any]:
-    """Read a finished stage's note; empty where there is none, or none that can be read."""
+    """Read a finished stage's note, its load as a Workload; empty where there is none that can be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        note = read_done_note(path.parent)
+        note["steps"] = conform(note.get("steps"), int | None, "steps")
+        if "load" in note:
+            note["load"] = read_workload(note["load"])
+        return note
+    except UsageError:
         return {}
+
+
+def read_workload(content: object) -> Workload:
+    """A load from a note; UsageError for what no stage has noted."""
+    fields = conform(content, dict[str, Any], "load")
+    values: dict[str, Any] = {}
+    for name, hint in get_type_hints(Workload).items():
+        values[name] = conform(fields.get(name), hint, f"load.{name}")
+    load = Workload(**values)
+    if not load.passes > 0:
+        raise UsageError(f"load.passes={load.passes}: must be more than 0")
+    return load

@@ -1,15 +1,25 @@
 """What lies in a stage's directory, and whether it is whole."""
 
-import json
+import math
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from compressors.errors import UsageError
+from compressors.reading import read_json_file
+from compressors.registry import conform
 from experiments.store.keys import digest_file
 
 RECORDED_PACKAGES = ("slothkit", "torch", "transformers", "lightning")
 DONE_FILE = "done.json"
+NOTE_TYPES = {  # what every note has
+    "key": str,
+    "seconds": float,
+    "finished": str,
+    "versions": dict[str, str],
+    "files": dict[str, tuple[int, str]],  # size and digest by name
+}
 CONFIG_FILE = "config.yaml"
 
 
@@ -30,16 +40,30 @@ def list_file_sizes(path: Path) -> Iterator[tuple[str, int]]:
             yield file.relative_to(path).as_posix(), file.stat().st_size
 
 
+def read_done_note(path: Path) -> dict[str, Any]:
+    """Read what was noted when the stage in a directory finished; UsageError if that is not whole."""
+    note = read_json_file(path / DONE_FILE)
+    if not isinstance(note, dict):
+        raise UsageError(f"{path / DONE_FILE}: not what a stage noted")
+    for name, hint in NOTE_TYPES.items():
+        note[name] = conform(note.get(name), hint, f"{path / DONE_FILE}: {name}")
+    if not math.isfinite(note["seconds"]):
+        raise UsageError(f"{path / DONE_FILE}: seconds={note['seconds']}: must be a finite number")
+    return note
+
+
 def find_damage(path: Path, digests: bool = False) -> str | None:
     """Return what is wrong with a finished stage's directory, None if it is whole.
 
     Files are compared by name and size, with `digests` by content too.
     """
     try:
-        recorded_files = json.loads((path / DONE_FILE).read_text(encoding="utf-8"))["files"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        note = read_done_note(path)
+    except UsageError:
         return f"no readable {DONE_FILE}"
-    for name, (size, digest) in recorded_files.items():
+    if not note["key"].startswith(path.stem):  # the stem: without .partial
+        return f"{DONE_FILE} is of another stage, {note['key'][:16]}"
+    for name, (size, digest) in note["files"].items():
         file = path / name
         if not file.is_file():
             return f"no {name}"

@@ -21,7 +21,7 @@ from experiments.config.schema import Config, OptimisationSettings
 from experiments.data import llava
 from experiments.data.roles import is_file_entry
 from experiments.registries import datasets
-from experiments.store import keys
+from experiments.store import keys, part_code
 
 TRAINING_ROLES = {"pretrain": "pretrain", "finetune": "train"}  # the data that a stage of training reads
 STAGE_ROLES = {**TRAINING_ROLES, "evaluate": "test"}
@@ -230,16 +230,19 @@ class Planner:
             "max_length": self.data.max_length,
         }
         if not config.blind:
-            compressor = config.compressor_name
-            description["compressor"] = {compressor: self.settle_knobs(signatures.compressors(), compressor)}
+            description["compressor"] = self.describe_part(signatures.compressors(), config.compressor_name)
             # `auto` is its own name in the key: which projector it becomes follows from the compressor
-            knobs = self.settle_knobs(signatures.projectors(), config.projector_name)
-            description["projector"] = {config.projector: knobs}
+            projectors = signatures.projectors()
+            description["projector"] = self.describe_part(projectors, config.projector_name, config.projector)
         return description
 
-    def settle_knobs(self, registry: signatures.SignatureRegistry, part: str) -> dict[str, Any]:
-        """All knobs of a part: as set, else their defaults, so that spelling a default changes no key."""
-        return registry.settled(part, self.config.knobs(part))
+    def describe_part(
+        self, registry: signatures.SignatureRegistry, part: str, name: str | None = None
+    ) -> dict[str, Any]:
+        """A part, called `name`, with all its knobs: as set, else their defaults, so that spelling a default
+        changes no key. With its code unless we ship it."""
+        knobs = registry.settled(part, self.config.knobs(part))
+        return {name or part: knobs, **part_code.describe_code(registry, part, knobs)}
 
     @cached_property
     def pretrain(self) -> Stage:
@@ -274,16 +277,15 @@ class Planner:
             inputs["pretrain"] = self.pretrain
             inputs |= self.plan_features("train")
         if config.query_module:
-            knobs = self.settle_knobs(signatures.query_modules(), config.query_module)
-            depends["query_module"] = {config.query_module: knobs}
+            depends["query_module"] = self.describe_part(signatures.query_modules(), config.query_module)
         return Stage("finetune", depends, inputs, config)
 
     def describe_pruning(self) -> tuple[dict[str, Any], dict[str, Stage]]:
         """The pruner, and the training data that it is calibrated on, if it is."""
         name = self.config.prune
         assert name is not None  # asked for by the caller
-        knobs = self.settle_knobs(signatures.pruners(), name)
-        description: dict[str, Any] = {"prune": {name: knobs}}
+        description: dict[str, Any] = {"prune": self.describe_part(signatures.pruners(), name)}
+        knobs = description["prune"][name]
         if not knobs.get("samples") or knobs.get("recipe") is not None:
             return description, {}
         description["calibration"], inputs = self.describe_role_data("train")

@@ -14,12 +14,13 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from experiments.config.cells import Cell
-from experiments.data import roles
+from experiments.data.llava import Sample
 from experiments.metrics.chance import score_majority_answers
 from experiments.runtime.files import write_atomic
 from experiments.store.folder import convert_tuples
 from experiments.store.plan import Stage
 from experiments.store.store import Store
+from llm_adapters.conversation import Turn
 
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.jsonl"
@@ -105,11 +106,25 @@ def collect_scores(finished: Sequence[tuple[Cell, Stage]], store: Store) -> list
 
 
 def start_score_group(cell: Cell, stage: Stage, store: Store) -> ScoreGroup:
-    """A table for the questions of a cell's evaluation, with the row of chance: the commonest answers."""
-    inputs = {name: store.locate_result(source) for name, source in stage.inputs.items()}
-    chance = score_majority_answers(roles.load_questions(cell.config, inputs, check_images=False))
+    """A table for the questions of a cell's evaluation, with the row of chance: the commonest answers.
+
+    The questions are those that the evaluation wrote down: the data that it read may have changed since.
+    """
+    samples = read_questions(store.locate_result(stage) / PREDICTIONS_FILE)
+    chance = score_majority_answers(samples)
     title = f"{', '.join(cell.config.data.test)}: {chance['n']:,} questions"
     return ScoreGroup(title, [ScoreRow(CHANCE_ROW, [chance])])
+
+
+def read_questions(path: Path) -> list[Sample]:
+    """The questions of a file of predictions, in order, a sample each."""
+    samples = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        answer = json.loads(line)
+        images = tuple(answer.get("images", ()))  # an earlier version did not write them down
+        turns = (Turn(answer["question"], answer["answer"]),)
+        samples.append(Sample(answer["id"], images, turns, (answer["family"],)))
+    return samples
 
 
 def read_seconds(stage: Stage, store: Store) -> float:

@@ -41,9 +41,11 @@ from experiments.store.folder import (
     find_damage,
     list_file_sizes,
     lock_file_of,
+    read_done_note,
     read_package_versions,
 )
 from experiments.store.keys import digest_file
+from experiments.store.part_code import refuse_edited_code
 from experiments.store.plan import Stage
 from experiments.store.workload import derive_workload
 
@@ -84,6 +86,7 @@ class Store:
         self.report = report or Reporter()
         self.runner = runner
         self._verified: set[str] = set()  # keys of stages whose digests this process has compared
+        self._reported: set[Path] = set()  # damaged results that a reader was told of
 
     @contextmanager
     def open_root(self) -> Iterator[None]:
@@ -109,7 +112,23 @@ class Store:
 
     def read_note(self, stage: Stage) -> dict[str, Any]:
         """Read what was noted when a stage finished: its files, seconds and versions of packages."""
-        return json.loads((self.locate_result(stage) / DONE_FILE).read_text(encoding="utf-8"))
+        return read_done_note(self.locate_result(stage))
+
+    def find_whole_result(self, stage: Stage) -> Path | None:
+        """The directory of a finished stage, its digests compared; None if there is none.
+
+        A damaged one counts as none, and is named once: what is published is of whole results alone.
+        """
+        path = self.locate_result(stage)
+        fault = self.find_fault(stage)
+        if fault is None:
+            return path
+        if path.is_dir() and path not in self._reported:
+            self._reported.add(path)
+            self.report.write_warning(
+                f"{path} is damaged ({fault}) and left out; the sweep computes it again"
+            )
+        return None
 
     def compute(self, stage: Stage, wait: bool = True) -> Path:
         """The directory of a finished stage; it and its inputs are computed first where they are missing.
@@ -188,6 +207,7 @@ class Store:
         """Run the stage's function in its partial directory, and note what it has left there."""
         if self.runner is None:
             raise ValueError(f"{stage.name} is not finished, and this store has no runner to compute it")
+        refuse_edited_code(stage.depends)
         draft.mkdir(exist_ok=True)
         # half-written files of a killed run must not be taken for the stage's own
         for stale_file in (draft / DONE_FILE, *draft.rglob(DRAFT_PATTERN)):

@@ -1,7 +1,5 @@
 """The printed table: what each row got right, overall and in each family of questions."""
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +7,12 @@ from typing import Any
 from rich.table import Table
 
 from experiments.config.cells import BLIND_ROW
-from experiments.runtime.text_tables import format_markdown_table, make_word_table
+from experiments.runtime.text_tables import (
+    escape_markdown,
+    format_csv,
+    format_markdown_table,
+    make_word_table,
+)
 from experiments.store.results import CHANCE_ROW, ScoreGroup, ScoreRow
 
 Z_OF_95_PERCENT = 1.96
@@ -150,9 +153,14 @@ def format_score_markdown(groups: Sequence[ScoreGroup]) -> str:
     """The same rows without times, so that the same results give the same bytes."""
     lines = []
     for group in groups:
-        lines += [f"### {group.title}", "", *format_markdown_table(make_score_lines(group)), ""]
+        lines += [
+            f"### {escape_markdown(group.title)}",
+            "",
+            *format_markdown_table(make_score_lines(group)),
+            "",
+        ]
         for note in make_blind_notes(group):
-            lines.append(f"{note}\n")
+            lines.append(f"{escape_markdown(note)}\n")
     return "\n".join([*lines, SCORE_NOTE, ""])
 
 
@@ -165,9 +173,7 @@ def format_score_csv(groups: Sequence[ScoreGroup]) -> str:
     header = ["questions", "row", "seeds", "n", "visual_tokens", "query_tokens"]
     for name in ("overall", *families):
         header += [name, f"{name}_pm"]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
+    lines: list[list[object]] = [[*header]]
     for group in groups:
         for row in group.rows:
             words: list[object] = [group.title.partition(":")[0], row.label]
@@ -176,5 +182,5 @@ def format_score_csv(groups: Sequence[ScoreGroup]) -> str:
             for family in (None, *families):
                 mean, spread = average_row_score(row, family)
                 words += [f"{mean:.3f}", f"{spread:.3f}"]
-            writer.writerow(words)
-    return text.getvalue()
+            lines.append(words)
+    return format_csv(lines)

@@ -20,6 +20,7 @@ from ablations.claims.verdicts import judge_claims
 from ablations.outcomes import ReportRow, ReportTable
 from ablations.writing import grids, text, write
 from compressors.command_line import parse_settings
+from experiments.store import results
 from experiments.sweep import request
 
 
@@ -225,13 +226,24 @@ def test_all_seeds_there_by_default(out, tmp_path):
     assert "one seed" in (tmp_path / "report.md").read_text()
 
 
-def test_a_damaged_cell_is_missing(tmp_path):
+@pytest.mark.parametrize("harm", ["cut", "same size", "note of another", "note without seconds"])
+def test_a_damaged_cell_is_named_and_missing(tmp_path, capsys, harm):
     root = tmp_path / "runs"
     fill(root, ["5"], seed="0")
-    path = next(root.glob("evaluate/*/predictions.jsonl"))
-    path.write_text(path.read_text()[:-50])
+    folder, other = list(root.glob("evaluate/*"))[:2]
+    path = folder / "predictions.jsonl"
+    if harm == "cut":
+        path.write_text(path.read_text()[:-50])
+    elif harm == "same size":
+        path.write_text(path.read_text().replace('"correct": true', '"correct": null', 1))
+    elif harm == "note of another":
+        shutil.copytree(other, folder, dirs_exist_ok=True)
+    else:
+        note = json.loads((folder / "done.json").read_text())
+        (folder / "done.json").write_text(json.dumps({**note, "seconds": "long"}))
     assert report.main(["table=5", f"out={root}"]) == 0
     assert "Missing: " in (root / "report" / "report.md").read_text()
+    assert capsys.readouterr().err.count(f"warning: {folder} is damaged (") == 1
 
 
 def test_a_table_of_one_s_own(tmp_path):
@@ -369,7 +381,7 @@ def test_questions_of_a_picture_are_drawn_together(tmp_path):
     path = tmp_path / "predictions.jsonl"
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     table = ReportTable("x", "x", "", (), [])
-    table.pictures = np.array([finished.identify_picture(sample) for sample in finished.read_questions(path)])
+    table.pictures = np.array([finished.identify_picture(sample) for sample in results.read_questions(path)])
     assert table.picture_numbers.tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3, 3, 4, 4]
 
 

@@ -117,7 +117,7 @@ def test_what_the_file_cannot_spell_is_left_to_the_real_registry():
         signature_cache.encode_value({"a": Path()})
     knob = inspect.Parameter("knob", inspect.Parameter.KEYWORD_ONLY, annotation=Path)
     stored = signature_cache.StoredRegistry(
-        "part", None, (), {"odd": signature_cache.Signature({"knob": knob}, {})}
+        "part", None, (), {"odd": signature_cache.Signature({"knob": knob}, {}, "odd")}
     )
     decoded = signature_cache.decode_registry(signature_cache.encode_registry(stored))
     assert decoded.parts == {"odd": None}

@@ -1,6 +1,8 @@
 """Tiles by the shape of each image, in a cell: cached features, batches, what is reported."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -222,3 +224,13 @@ def test_the_whole_way(data, tmp_path):
     assert json.loads(metrics.read_text())["efficiency"]["visual_tokens"] == round(16 * 29 / 9, 1)
     (folder,) = tmp_path.glob("finetune/*/model")
     assert json.loads((folder / "processor_config.json").read_text())["layout"] == "anyres"
+
+
+def test_a_disk_too_small_for_the_features_is_known_before_any_is_computed(config, tmp_path, monkeypatch):
+    def refuse(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(features, "allocate_file", refuse)
+    monkeypatch.setattr(features, "encode_crops", lambda *_: pytest.fail("computed"))
+    with pytest.raises(OSError, match=r"No space left on device: .*features.npy"):
+        cached(config, tmp_path / "features/key")

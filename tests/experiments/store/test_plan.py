@@ -211,6 +211,8 @@ def finished(store: Store, stage: Stage, seconds: float, steps: int | None, resu
         "seconds": seconds,
         "steps": steps,
         "resumed": resumed,
+        "finished": "2026-01-01T00:00:00+0000",
+        "versions": {},
         "files": {},
         "load": asdict(derive_workload(stage)),
     }

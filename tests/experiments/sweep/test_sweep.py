@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -79,6 +80,20 @@ def test_a_second_run_computes_nothing_and_writes_the_same(command, log, tmp_pat
     assert command("compressor=sap", "seed=0,1", check=lambda _: pytest.fail("nothing to check")) == 0
     assert not log.exists()
     assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("name", ["data/*/picture_vqa/test.json", "evaluate/*/predictions.jsonl"])
+def test_a_table_is_of_the_results_as_they_were_written(command, tmp_path, name, workers):
+    command("compressor=sap", "blind=false")
+    before = (tmp_path / "out" / "table.csv").read_bytes()
+    for size in (None, 20):
+        [path] = (tmp_path / "out").glob(name)
+        path.write_text(path.read_text().replace('"yes"', '"no!"'))
+        if size is not None:
+            os.truncate(path, size)
+        assert command("compressor=sap", "blind=false", f"launch.workers={workers}") == 0
+        assert (tmp_path / "out" / "table.csv").read_bytes() == before
 
 
 def test_the_cell_s_directory(command, tmp_path):

@@ -1,0 +1,177 @@
+"""What a stage's key knows of a part's code, so that an edited part never shows its old row.
+
+A shipped part has a version (`shipped.py`). Of any other, in a package of the user's own or put into this
+tree, the defining module and all modules that it imports are digested, but for libraries: what is installed,
+and what our shipped parts are made of. Modules are found and read, not imported.
+"""
+
+import ast
+import sys
+from collections.abc import Collection, Iterable, Mapping
+from functools import cache
+from importlib.machinery import PathFinder
+from importlib.util import find_spec, resolve_name
+from pathlib import Path
+from typing import Any
+
+from compressors.errors import UsageError
+from experiments.config import signatures
+from experiments.config.signatures import SignatureRegistry
+from experiments.store.keys import digest_file, digest_value
+from experiments.store.shipped import SHIPPED_VERSIONS
+
+REGISTRIES = {  # by the section of a stage's key
+    "compressor": signatures.compressors,
+    "projector": signatures.projectors,
+    "query_module": signatures.query_modules,
+    "prune": signatures.pruners,
+}
+INSTALLED_FOLDERS = {"site-packages", "dist-packages"}
+
+CODE_KEY = "its code"  # beside a part's name, and no name itself
+
+
+def describe_code(registry: SignatureRegistry, part: str, knobs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a key holds of the code of a part and of those that its knobs name, as a host is named; nothing of
+    shipped ones that are as they were. UsageError for one that stands in no file."""
+    versions: dict[str, int | str] = {}
+    values = [value for value in knobs.values() if isinstance(value, str)]
+    for name in {part, *values} & set(registry.names()):
+        version = find_version(registry, name)
+        if version != 0:
+            versions[name] = version
+    return {CODE_KEY: versions} if versions else {}
+
+
+def find_version(registry: SignatureRegistry, name: str) -> int | str:
+    """The version of a shipped part, the digest of any other."""
+    if name in SHIPPED_VERSIONS[registry.kind]:
+        return SHIPPED_VERSIONS[registry.kind][name]
+    modules = registry.list_modules(name)
+    digest = digest_modules(tuple(modules), find_distribution_modules(registry, name))
+    if digest is None:
+        raise UsageError(
+            f"{registry.kind} '{name}' of module {modules[0]} stands in no file, so its results could not be "
+            "told from those of its next version; write it into one"
+        )
+    return digest
+
+
+def refuse_edited_code(depends: Mapping[str, Any]) -> None:
+    """UsageError for a part of a stage whose code is not what was planned: it was edited since."""
+    for section, registry in REGISTRIES.items():
+        for name, version in depends.get(section, {}).get(CODE_KEY, {}).items():
+            if find_version(registry(), name) != version:
+                raise UsageError(
+                    f"{registry().kind} '{name}' was edited after this run was planned; start the run again"
+                )
+
+
+def find_distribution_modules(registry: SignatureRegistry, name: str) -> frozenset[str]:
+    """Top-level modules of the package that offers a part: its own code wherever it is installed."""
+    point = registry.entry_points.get(name)
+    if point is None or point.dist is None:
+        return frozenset()
+    return frozenset(file.parts[0].removesuffix(".py") for file in point.dist.files or ())
+
+
+# Once a process: what it has imported does not change with the file.
+@cache
+def digest_modules(starts: tuple[str, ...], own_tops: frozenset[str]) -> str | None:
+    """A hash of all own modules that `starts` lead to, by their names; None where they stand in no file."""
+    tops = own_tops | {start.partition(".")[0] for start in starts}
+    shipped_modules, packages = list_shipped_modules()
+    files = collect_own_modules(starts, tops, shipped_modules.keys() | packages)
+    if not files:
+        return None
+    return digest_value({module: digest_file(path) for module, path in files.items()})
+
+
+@cache
+def list_shipped_modules() -> tuple[dict[str, Path], frozenset[str]]:
+    """The modules that shipped parts are made of, and the packages that list them, which import all parts."""
+    starts: set[str] = set()
+    for registry in signatures.registries():
+        for name in SHIPPED_VERSIONS[registry.kind]:
+            starts.update(registry.list_modules(name))
+    packages = frozenset(list_parents(starts))
+    tops = {start.partition(".")[0] for start in starts}
+    return collect_own_modules(starts, tops, packages), packages
+
+
+def collect_own_modules(
+    starts: Iterable[str], own_tops: Collection[str], known: Collection[str]
+) -> dict[str, Path]:
+    """The files of `starts` and of what they import, by module, but for libraries and `known` modules."""
+    files: dict[str, Path] = {}
+    waiting = {*starts, *list_parents(starts)}
+    while waiting:
+        module = waiting.pop()
+        if module in files or module in known:
+            continue
+        path = find_module_file(module)
+        if path is None or is_library(module, path, own_tops):
+            continue
+        files[module] = path
+        imported_modules = list_imported_modules(module, path)
+        waiting |= imported_modules | list_parents(imported_modules)
+    return files
+
+
+def list_parents(modules: Iterable[str]) -> set[str]:
+    """The packages that modules are in: importing a.b.c runs a and a.b."""
+    parents: set[str] = set()
+    for module in modules:
+        names = module.split(".")
+        for length in range(1, len(names)):
+            parents.add(".".join(names[:length]))
+    return parents
+
+
+def find_module_file(module: str) -> Path | None:
+    """Where a module lies; None for what has no file. Nothing is imported, its packages neither."""
+    if module in sys.modules:
+        file = getattr(sys.modules[module], "__file__", None)
+        return Path(file) if file else None
+    top, *names = module.split(".")
+    try:
+        spec = find_spec(top)
+    except ValueError:  # a module that was made in this process
+        return None
+    for name in names:
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        # by its last name alone: the whole one would ask for its package, which is not imported
+        spec = PathFinder.find_spec(name, list(spec.submodule_search_locations))
+    if spec is None or spec.origin is None or not spec.has_location:
+        return None
+    return Path(spec.origin)
+
+
+def is_library(module: str, path: Path, own_tops: Collection[str]) -> bool:
+    """Whether a module is neither somebody's own nor of a package that is among `own_tops`."""
+    top = module.partition(".")[0]
+    if top in own_tops:
+        return False
+    return top in sys.stdlib_module_names or not INSTALLED_FOLDERS.isdisjoint(path.parts)
+
+
+def list_imported_modules(module: str, path: Path) -> set[str]:
+    """What a module imports anywhere in its file, as names that may be modules."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):  # an extension module, or one that cannot be imported either
+        return set()
+    package = module if path.stem == "__init__" else module.rpartition(".")[0]
+    modules: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = resolve_name("." * node.level + base, package)
+            # a name of a package is a module of it, or something in its file
+            modules.add(base)
+            modules.update(f"{base}.{alias.name}" for alias in node.names)
+    return modules

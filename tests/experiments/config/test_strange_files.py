@@ -1,0 +1,99 @@
+"""YAML and names that strangers wrote: one line before there is a cell, and nothing leads out."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from compressors.command_line import parse_settings
+from compressors.errors import UsageError
+from experiments.config.cells import make_cells
+from experiments.config.presets import read_yaml
+from experiments.config.sources import resolve_source
+from experiments.config.table_files import check_table_name
+from experiments.config.tables import load_table_file
+
+FAULTS = {
+    "digits": b"seed: " + b"9" * 5000,
+    "depth": b"a: " + b"[" * 20_000,
+    "null byte": b"seed: \0",
+    "not UTF-8": b"seed: \xff\xfe",
+    "unknown tag": b"a: !!python/object/apply:os.system [id]",
+    "empty number": b"a: !!int ''",
+    "no date": b"a: !!timestamp x",
+    "no switch": b"a: !!bool x",
+    "words in words": b"'5'",
+    "itself": b"a: &a [*a]",
+    "a number": b"5",
+    "half a lookup": b"a: ${",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_yaml_that_is_none_is_one_line(tmp_path, fault):
+    path = tmp_path / "x.yaml"
+    path.write_bytes(FAULTS[fault])
+    with pytest.raises(UsageError, match="x.yaml: not ") as caught:
+        read_yaml(path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < len(str(path)) + 300
+
+
+def test_a_fifo_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.yaml")
+    for setting in ("preset", "table"):
+        with pytest.raises(UsageError, match="x.yaml: "):
+            if setting == "preset":
+                make_cells(parse_settings([f"preset={tmp_path / 'x.yaml'}"]))
+            else:
+                load_table_file(str(tmp_path / "x.yaml"), {})
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "prompt.system=${oc.env:HOME}",
+        "llm.source=a/${oc.env:HOME}",
+        "seed=${oc.env:HOME}",
+        "data.train=[${oc.env:HOME}]",
+        "matryoshka.host=${oc.env:HOME}",
+        "matryoshka.knobs={a: '${oc.env:HOME}'}",
+    ],
+)
+def test_nothing_is_looked_up_in_the_environment(tmp_path, override):
+    compressor = "compressor=matryoshka"
+    (tmp_path / "t.yaml").write_text(f"rows:\n- {{label: a, overrides: ['{compressor}', \"{override}\"]}}\n")
+    for make in (
+        lambda: make_cells(parse_settings([compressor, override])),
+        lambda: load_table_file(str(tmp_path / "t.yaml"), {}),
+    ):
+        with pytest.raises(UsageError) as caught:
+            make()
+        assert override.partition("=")[0] in str(caught.value)
+        assert os.environ["HOME"] not in str(caught.value).replace(str(tmp_path), "")
+
+
+def test_a_preset_is_no_way_to_the_environment(tmp_path):
+    (tmp_path / "p.yaml").write_text("prompt: {system: '${oc.env:HOME}'}\n")
+    with pytest.raises(UsageError, match="nothing is looked up in"):
+        make_cells(parse_settings([f"preset={tmp_path / 'p.yaml'}"]))
+    with pytest.raises(UsageError, match="prompt.user=.*nothing is looked up in"):
+        make_cells({"prompt.user": ["${"]})  # nor half a way: settings are written down as YAML
+
+
+@pytest.mark.parametrize(
+    "name", ["..", "../config", "/etc", "", "tiny", "tiny/../tiny/llm", "tiny/llm/", "a\0b", "a" * 5000]
+)
+def test_an_asset_is_one_of_the_list(name):
+    with pytest.raises(
+        UsageError, match="no such asset; there are: asset:tiny/llm, asset:tiny/tower"
+    ) as caught:
+        resolve_source(f"asset:{name}")
+    assert len(str(caught.value)) < 300
+    assert Path(resolve_source("asset:tiny/llm"), "config.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/b", "", ".", "a\0", "a\n", "<b>", 'a"b', "a" * 101, "-x"])
+def test_results_are_called_by_plain_names(name):
+    with pytest.raises(UsageError, match="table name"):
+        check_table_name(name)
+    assert check_table_name("größer (2), 3.5-b") == "größer (2), 3.5-b"
