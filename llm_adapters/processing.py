@@ -14,7 +14,7 @@ from connectors.tiling import Tiling
 from llm_adapters.adapter import query_positions
 from llm_adapters.configuration import FlashSlothConfig
 from llm_adapters.conversation import IGNORE, IMAGE, QUERY, QUESTION, Encoded, Encoder, Template, Turn
-from llm_adapters.images import image_pixels, load_nested_images, per_row, pil_backend, stack_images
+from llm_adapters.images import image_pixels, load_picture, per_row, pil_backend, stack_images
 
 # what transformers' tools also pass: rows are padded here anyway, BOS is the tokenizer's to say
 IGNORED = ("padding", "add_special_tokens")
@@ -184,7 +184,7 @@ class FlashSlothProcessor(ProcessorMixin):
         pictures = []
         encoded = []
         for row_text, row_images in zip(texts, per_row(images, len(texts))):
-            row_pictures = [load_nested_images(image, self.tiles) for image in row_images]
+            row_pictures = [load_picture(image) for image in row_images]
             crops = [self.crops_of(picture) for picture in row_pictures]
             pictures.append(row_pictures)
             encoded.append(self.encoder.encode(row_text, self.tokens_of(crops)))
@@ -195,7 +195,7 @@ class FlashSlothProcessor(ProcessorMixin):
         return BatchFeature(batch, tensor_type=return_tensors)
 
     def crops_of(self, image: Any) -> int:
-        """Crops of an image as `load_nested_images` gives it."""
+        """Crops of an image as `load_picture` gives it."""
         if self.tiling.fixed:
             return self.crops
         width, height = image.size

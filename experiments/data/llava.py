@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from compressors.errors import UsageError
-from experiments.data import orientation
+from llm_adapters import orientation
 from llm_adapters.conversation import IMAGE, Turn
 
 SPEAKERS = ("human", "gpt")
