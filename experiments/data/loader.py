@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from compressors.errors import UsageError
+from compressors.errors import UsageError, quote
 from experiments.data import llava
 from experiments.data.feature_cache import FeatureCache
 from experiments.data.order import SampleLength, SampleOrder
@@ -68,17 +68,20 @@ class ConversationDataset(Dataset):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Row:
-        encoded = self.encode(index)
-        # images of turns that were cut away are not read
-        return encoded, self.images(self.samples[index], len(encoded.image_turns))
+        with llava.report_all_broken_images(self.samples):
+            encoded = self.encode(index)
+            # images of turns that were cut away are not read
+            return encoded, self.images(self.samples[index], len(encoded.image_turns))
 
     def encode(self, index: int) -> Encoded:
         """The row's tokens; an error names the sample."""
         sample = self.samples[index]
         try:
             return self.images.processor.encode(sample.turns, self.images.crops(sample), self.max_length)
+        except llava.BrokenImage:  # which names its sample
+            raise
         except UsageError as error:
-            raise UsageError(f"sample {index} (id {sample.id}): {error}") from error
+            raise UsageError(f"sample {index} (id {quote(sample.id)}): {error}") from error
 
     def estimate_lengths(self) -> list[SampleLength]:
         """Every sample's, without tokenizing or opening anything."""

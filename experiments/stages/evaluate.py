@@ -42,14 +42,15 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) ->
     images = SampleImages(processor, open_feature_cache(inputs))
     report.announce_steps(len(questions))
     answers = [""] * len(questions)
-    for numbers in batch_by_length(questions, images, config.evaluate.batch_size):
-        batch = [questions[number] for number in numbers]
-        texts = generate_answers(
-            model, images, batch, config.evaluate.max_new_tokens, config.evaluate.blank_queries
-        )
-        for number, text in zip(numbers, texts):
-            answers[number] = text
-        report.advance_steps(len(batch))
+    with llava.report_all_broken_images(questions):
+        for numbers in batch_by_length(questions, images, config.evaluate.batch_size):
+            batch = [questions[number] for number in numbers]
+            texts = generate_answers(
+                model, images, batch, config.evaluate.max_new_tokens, config.evaluate.blank_queries
+            )
+            for number, text in zip(numbers, texts):
+                answers[number] = text
+            report.advance_steps(len(batch))
     write_scores(questions, answers, model, images, out)
 
 
@@ -197,7 +198,7 @@ def average_image_tokens(images: SampleImages, questions: Sequence[llava.Sample]
     crops: list[int] = []
     for sample in questions:
         crops += images.crops(sample)
-    if not crops:  # no image is shown: what one would take
-        crops = [images.processor.crops]
+    if not crops:  # no image is shown
+        return 0
     mean = images.processor.image_tokens * sum(crops) / len(crops)
     return int(mean) if mean.is_integer() else round(mean, 1)
