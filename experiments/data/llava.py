@@ -147,6 +147,15 @@ def split_questions(samples: list[Sample]) -> list[Sample]:
     return questions
 
 
+def drop_answers(questions: list[Sample]) -> list[Sample]:
+    """One-question samples as an evaluation asks them."""
+    asked: list[Sample] = []
+    for sample in questions:
+        turn = Turn(sample.turns[0].question)
+        asked.append(sample._replace(turns=(turn,)))
+    return asked
+
+
 def open_image(sample: Sample, i: int = 0) -> Image.Image:
     """A sample's i-th image in RGB and upright, wholly read; UsageError if it is missing or damaged."""
     with open_image_file(sample, i) as image:

@@ -120,4 +120,4 @@ class Chat:
     @property
     def position_limit(self) -> float:
         """Tokens that the language model has positions for."""
-        return getattr(self.model.config.text_config, "max_position_embeddings", None) or float("inf")
+        return self.model.config.position_limit or float("inf")
