@@ -97,5 +97,11 @@ class FlashSlothConfig(PreTrainedConfig):
         """The prompt's strings as the conversation builder takes them."""
         return Template(**(self.prompt or {}))
 
+    @property
+    def position_limit(self) -> int | None:
+        """Tokens that the language model has positions for; None where it does not say."""
+        limit = getattr(self.text_config, "max_position_embeddings", None)
+        return limit if limit and limit > 0 else None
+
 
 AutoConfig.register("slothkit", FlashSlothConfig, exist_ok=True)

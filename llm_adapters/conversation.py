@@ -17,7 +17,7 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from compressors.errors import UsageError
+from compressors.errors import UsageError, quote
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,7 +45,9 @@ class Template:
         for name, text in vars(self).items():
             for marker in MARKERS:
                 if marker in text:
-                    raise UsageError(f"prompt.{name}={text!r} contains the reserved {marker!r}; remove it")
+                    raise UsageError(
+                        f"prompt.{name}={quote(repr(text))} contains the reserved {marker!r}; remove it"
+                    )
 
 
 class Turn(NamedTuple):
@@ -87,7 +89,7 @@ def render_turns(turns: Sequence[Turn], template: Template) -> str:
         parts.append(_render_user(question, template, number))
         parts.append(template.assistant)
         if answer is not None:
-            _refuse_markers(answer, number, (*MARKERS, template.end))
+            refuse_reserved(answer, f"the text of turn {number}", (*MARKERS, template.end))
             if not answer.strip():
                 raise UsageError(f"turn {number} has an empty answer; fill it in, or drop the turn")
             parts.append(f" {answer.strip()}{template.end}")
@@ -100,7 +102,7 @@ def _render_user(question: str, template: Template, number: int) -> str:
     """Images at either end of the turn come first, each on a line; inside the text they stay."""
     pieces = [piece.strip() for piece in question.split(IMAGE)]
     for piece in pieces:
-        _refuse_markers(piece, number, (QUESTION, QUERY, template.end))
+        refuse_reserved(piece, f"the text of turn {number}", (QUESTION, QUERY, template.end))
     filled = [i for i, piece in enumerate(pieces) if piece]
     if not filled:
         raise UsageError(f"turn {number} has an empty question; give it a text")
@@ -113,11 +115,11 @@ def _render_user(question: str, template: Template, number: int) -> str:
     return f"{template.user}{QUESTION} {text} {QUERY}"
 
 
-def _refuse_markers(text: str, number: int, markers: Sequence[str]) -> None:
+def refuse_reserved(text: str, where: str, markers: Sequence[str]) -> None:
     """UsageError for a text that would be read as the prompt's own words."""
     for marker in markers:
         if marker and marker in text:
-            raise UsageError(f"the text of turn {number} contains the reserved {marker!r}; rephrase it")
+            raise UsageError(f"{where} contains the reserved {marker!r}; rephrase it")
 
 
 class Encoder:

@@ -1,18 +1,26 @@
 """Images of any kind -> the crops that a tower reads, in training and inference alike."""
 
+import base64
 from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
-from PIL.Image import Resampling
+import numpy as np
+from PIL import Image
 from torch import Tensor
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_transforms import to_pil_image
-from transformers.image_utils import load_image
 
-from compressors.errors import UsageError
+from compressors.errors import UsageError, quote
 from connectors.tiling import Tiling
 from connectors.towers.base import VisionTower
 from connectors.versions import find_pil_class
+from llm_adapters.orientation import IMAGE_ERRORS, convert_to_upright_rgb
+
+URL_SCHEMES = ("http://", "https://")
+URL_TIMEOUT_SECONDS = 60
 
 
 def image_processor(tower: VisionTower, size: int | None = None) -> BaseImageProcessor:
@@ -24,7 +32,7 @@ def image_processor(tower: VisionTower, size: int | None = None) -> BaseImagePro
         size={"height": size, "width": size},
         image_mean=list(tower.image_mean),
         image_std=list(tower.image_std),
-        resample=Resampling[tower.resample.upper()],
+        resample=Image.Resampling[tower.resample.upper()],
     )
 
 
@@ -37,20 +45,55 @@ def pil_backend(image_processor: BaseImageProcessor) -> BaseImageProcessor:
     return twin.from_dict(image_processor.to_dict())
 
 
-def load_nested_images(image: Any, tiles: int = 1) -> Any:
-    """An image of a path or URL, and for tiles a PIL image of an array; others as they are."""
-    if isinstance(image, str):
-        return load_image(image)
-    if tiles == 1:
-        return image
-    return to_pil_image(image)
+def load_picture(source: Any) -> Image.Image:
+    """A picture upright and in RGB, as training reads it. `source`: a PIL image, a path, URL or base64 text,
+    a file's bytes, a row {"bytes", "path"} of a Parquet file, or an array. UsageError for what is none."""
+    try:
+        return convert_to_upright_rgb(open_picture_source(source))
+    except IMAGE_ERRORS as error:
+        raise UsageError(f"image {quote(source)}: no picture, or a damaged one ({quote(error)})") from error
+
+
+def open_picture_source(source: Any) -> Image.Image:
+    """The picture as it is stored."""
+    if isinstance(source, Image.Image):
+        return source
+    if isinstance(source, dict):  # as datasets of Hugging Face have pictures that they do not decode
+        source = source.get("bytes") or source["path"]
+    if isinstance(source, Path) or (isinstance(source, str) and is_file_name(source)):
+        return Image.open(source)
+    if isinstance(source, str):
+        source = read_picture_text(source)
+    if isinstance(source, (bytes, bytearray)):
+        return Image.open(BytesIO(source))
+    if isinstance(source, np.ndarray) and source.dtype == np.uint16:  # which transformers would not scale
+        return Image.fromarray(source.squeeze())
+    return to_pil_image(source)
+
+
+def is_file_name(text: str) -> bool:
+    """Whether a file has this name; base64 text may be too long for any."""
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def read_picture_text(text: str) -> bytes:
+    """The file's bytes behind a URL, a data: URL or base64 text."""
+    if text.startswith(URL_SCHEMES):
+        with urlopen(text, timeout=URL_TIMEOUT_SECONDS) as response:
+            return response.read()
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    return base64.b64decode(text)
 
 
 def image_pixels(image_processor: BaseImageProcessor, images: Sequence[Any], tiling: Tiling) -> Tensor:
     """Images -> (crops of all of them, 3, h, w)."""
     crops = []
     for image in images:
-        crops += tiling.crop(load_nested_images(image, tiling.tiles))
+        crops += tiling.crop(load_picture(image))
     return image_processor(crops, do_convert_rgb=True, return_tensors="pt")["pixel_values"]
 
 

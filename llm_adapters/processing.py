@@ -1,6 +1,6 @@
 """Text and images -> model inputs, the same in training and inference."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -9,15 +9,18 @@ from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
-from compressors.errors import UsageError
+from compressors.errors import UsageError, quote
 from connectors.tiling import Tiling
 from llm_adapters.adapter import query_positions
 from llm_adapters.configuration import FlashSlothConfig
 from llm_adapters.conversation import IGNORE, IMAGE, QUERY, QUESTION, Encoded, Encoder, Template, Turn
-from llm_adapters.images import image_pixels, load_nested_images, per_row, pil_backend, stack_images
+from llm_adapters.images import image_pixels, load_picture, per_row, pil_backend, stack_images
+from llm_adapters.media import find_media_key
 
 # what transformers' tools also pass: rows are padded here anyway, BOS is the tokenizer's to say
 IGNORED = ("padding", "add_special_tokens")
+# types of a message's parts, and where transformers looks for what they hold
+PART_KEYS = {"text": ("text",), "image": ("image", "url", "path", "base64")}
 
 CHAT_TEMPLATE = """
 {%%- set reserved = ['%(image)s', '%(question)s', '%(query)s', %(end)s] -%%}
@@ -39,8 +42,12 @@ CHAT_TEMPLATE = """
     {%%- set parts = [{'type': 'text', 'text': content}] if content is string else content -%%}
     {%%- set said = namespace(words=[], outside=0, waiting=0) -%%}
     {%%- for part in parts -%%}
-        {%%- if part['type'] == 'image' -%%}
+        {%%- if part['type'] == 'image' and role == 'assistant' -%%}
+            {{- raise_exception('an image in a message of the assistant; show images in questions') -}}
+        {%%- elif part['type'] == 'image' -%%}
             {%%- set said.waiting = said.waiting + 1 -%%}
+        {%%- elif part['type'] != 'text' -%%}
+            {{- raise_exception("a part of type '" ~ part['type'] ~ "'; parts are of type text or image") -}}
         {%%- elif checked(part['text']) -%%}
             {%%- if said.words -%%}
                 {%%- set said.words = said.words + ['%(image)s'] * said.waiting -%%}
@@ -64,15 +71,44 @@ CHAT_TEMPLATE = """
 
 
 def spell_in_parts(conversation: Sequence[Any]) -> list[Any]:
-    """A conversation, or several, whose messages are lists of parts."""
+    """A conversation, or several, whose messages are lists of parts. UsageError for media in a message that
+    nothing would read."""
     if conversation and not isinstance(conversation[0], dict):
         return [spell_in_parts(one) for one in conversation]
     messages = []
     for message in conversation:
-        if isinstance(message.get("content"), str):
-            message = {**message, "content": [{"type": "text", "text": message["content"]}]}
+        refuse_unread_media(message, "message")
+        content = message.get("content")
+        if isinstance(content, str):
+            message = {**message, "content": [{"type": "text", "text": content}]}
+        else:
+            for part in content or ():
+                check_part(part)
         messages.append(message)
     return messages
+
+
+def check_part(part: Any) -> None:
+    """UsageError for a part of a message that is neither text nor image, or has other media beside it."""
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind not in PART_KEYS:
+        raise UsageError(
+            f"a message has a part of type {quote(repr(kind))}: {quote(part)}; parts are of type text "
+            "or image"
+        )
+    if kind == "text" and not isinstance(part.get("text"), str):
+        raise UsageError(f"a message has a part of type text without a text: {quote(part)}; give it one")
+    refuse_unread_media(part, f"part of type {kind}", PART_KEYS[kind])
+
+
+def refuse_unread_media(holder: Mapping[str, Any], what: str, readable: Sequence[str] = ()) -> None:
+    """UsageError for media that a message or a part has under a key that nobody reads."""
+    key = find_media_key(holder, readable)
+    if key is not None:
+        raise UsageError(
+            f'"{quote(key)}" of a {what} would not be read; give images as parts of its content, '
+            '{"type": "image", "image": ...}'
+        )
 
 
 def make_chat_template(template: Template) -> str:
@@ -184,7 +220,7 @@ class FlashSlothProcessor(ProcessorMixin):
         pictures = []
         encoded = []
         for row_text, row_images in zip(texts, per_row(images, len(texts))):
-            row_pictures = [load_nested_images(image, self.tiles) for image in row_images]
+            row_pictures = [load_picture(image) for image in row_images]
             crops = [self.crops_of(picture) for picture in row_pictures]
             pictures.append(row_pictures)
             encoded.append(self.encoder.encode(row_text, self.tokens_of(crops)))
@@ -195,7 +231,7 @@ class FlashSlothProcessor(ProcessorMixin):
         return BatchFeature(batch, tensor_type=return_tensors)
 
     def crops_of(self, image: Any) -> int:
-        """Crops of an image as `load_nested_images` gives it."""
+        """Crops of an image as `load_picture` gives it."""
         if self.tiling.fixed:
             return self.crops
         width, height = image.size

@@ -71,6 +71,7 @@ class DataSettings:
     train: list[str] = setting(["train"], "stage 2: split names or .json files")
     test: list[str] = setting(["test"], "evaluation: split names or .json files")
     images: str | None = setting(None, "image folder of the .json files; null: beside them")
+    outside_images: bool = setting(False, "images may lie outside of the image folder: absolute names and ..")
     max_length: int = setting(512, "text tokens of a sample", low=8)
     workers: int = setting(0, "data loader processes", low=0)
 

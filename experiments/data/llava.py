@@ -6,56 +6,70 @@
       "families": ["recognition", ...]}]            optional, one for each question: how results are grouped
 
 Every `<image>` in a question stands for the next image; a sample whose questions mention none has its images
-before the first one, as in LLaVA. Whatever is wrong is one line with the file and the index of the sample.
+before the first one, as in LLaVA. Whatever is wrong, or would not be read, is one line with the file and the
+index of the sample (`records.py`).
 """
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from PIL import Image
 
-from compressors.errors import UsageError
+from compressors.errors import UsageError, quote
 from compressors.reading import read_json_file
-from experiments.data import orientation
+from experiments.data.records import Sample, parse_record
+from llm_adapters import orientation
 from llm_adapters.conversation import IMAGE, Turn
 
-SPEAKERS = ("human", "gpt")
-UNNAMED_FAMILY = "all"  # the family of questions that name none
+MAX_LISTED = 10  # samples or images that one error names
 
 
-class Sample(NamedTuple):
-    """One conversation. Its questions have exactly as many `<image>` markers as it has images."""
-
-    id: str
-    images: tuple[Path, ...]
-    turns: tuple[Turn, ...]
-    families: tuple[str, ...] | None = None  # one for each turn
-
-    def name_family(self, turn: int = 0) -> str:
-        """The family of a turn's question."""
-        return self.families[turn] if self.families else UNNAMED_FAMILY
+class BrokenImage(UsageError):
+    """An image that cannot be read."""
 
 
 # ---- files ----
 
 
-def load_samples(path: Path, images: Path | None = None, check_images: bool = True) -> list[Sample]:
-    """All samples of a JSON file, validated; images are looked for in `images`, else beside the file."""
+def load_samples(
+    path: Path,
+    images: Path | None = None,
+    check_images: bool = True,
+    outside_images: bool = False,
+    end: str = "",
+) -> list[Sample]:
+    """All samples of a JSON file, validated; images are looked for in `images`, else beside the file.
+    `outside_images` and `end`: as for `parse_record`. UsageError with the first wrong sample and the numbers
+    of others."""
     root = find_image_folder(path, images)
     samples: list[Sample] = []
+    problems: dict[int, str] = {}
     with pause_garbage_collection():
         for index, record in enumerate(read_records(Path(path))):
             try:
-                samples.append(parse_record(record, index, root))
+                samples.append(parse_record(record, index, root, outside_images, end))
             except UsageError as error:
-                raise UsageError(f"{path}, sample {index}: {error}") from error
+                problems[index] = str(error)
+    if problems:
+        first = next(iter(problems))
+        count = describe_count("samples are wrong", list(map(str, problems)))
+        raise UsageError(f"{path}, sample {first}: {problems[first]}{count}")
     if check_images:
         require_images(path, samples)
     return samples
+
+
+def describe_count(what: str, names: list[str]) -> str:
+    """ " (12 samples are wrong: 3, 4, ...)"; nothing for one alone."""
+    if len(names) < 2:
+        return ""
+    listed = ", ".join(quote(name) for name in names[:MAX_LISTED])
+    more = ", ..." if len(names) > MAX_LISTED else ""
+    return f" ({len(names)} {what}: {listed}{more})"
 
 
 @contextmanager
@@ -88,81 +102,21 @@ def read_records(path: Path) -> list[Any]:
 
 
 def require_images(path: Path, samples: list[Sample]) -> None:
-    """UsageError with the first sample whose image does not exist."""
-    present: set[str] = set()
+    """UsageError with the first sample whose image does not exist, and how many do not."""
+    looked_for: set[str] = set()
+    missing: dict[str, int] = {}  # image -> its first sample
     for index, sample in enumerate(samples):
         for image in map(str, sample.images):
             # conversations share images, and a look at the disk is slow over a network
-            if image not in present and not os.path.isfile(image):
-                raise UsageError(f"{path}, sample {index}: no image {image}; is data.images right?")
-            present.add(image)
-
-
-# ---- one record ----
-
-
-def parse_record(record: object, index: int, root: Path) -> Sample:
-    """One record as a Sample; a UsageError tells what is wrong with it."""
-    if not isinstance(record, dict):
-        raise UsageError(f'expected an object with "conversations", found a {type(record).__name__}')
-    if "conversations" not in record:
-        raise UsageError(f'no "conversations"; it has {", ".join(map(str, record)) or "no key"}')
-    names = parse_image_names(record.get("image"))
-    turns = parse_turns(record["conversations"])
-    families = record.get("families")
-    if families is not None and (not isinstance(families, list) or len(families) != len(turns)):
-        raise UsageError(f'"families" must be a list with one name for each of the {len(turns)} questions')
-    if families is not None:
-        families = tuple(map(str, families))
-    images = tuple(root / name for name in names)
-    marked_turns = place_image_markers(turns, len(names))
-    return Sample(str(record.get("id", index)), images, marked_turns, families)
-
-
-def parse_image_names(content: object) -> list[str]:
-    """The names in "image": one, several or none."""
-    if content is None:
-        return []
-    if not isinstance(content, list):
-        content = [content]
-    names: list[str] = []
-    for name in content:
-        if not isinstance(name, str) or not name:
-            raise UsageError(f'"image" must be a file name or a list of them, found {name!r}')
-        names.append(name)
-    return names
-
-
-def parse_turns(messages: object) -> tuple[Turn, ...]:
-    """human, gpt, human, gpt, ... as turns."""
-    if not isinstance(messages, list) or not messages or len(messages) % 2:
-        raise UsageError('"conversations" must be human and gpt messages in turn, ending with gpt')
-    texts: list[str] = []
-    for i, message in enumerate(messages):
-        speaker = SPEAKERS[i % 2]
-        if not isinstance(message, dict) or not isinstance(message.get("value"), str):
-            raise UsageError(f'message {i} must be {{"from": "{speaker}", "value": TEXT}}')
-        text = message["value"]
-        if message.get("from") != speaker:
-            raise UsageError(f'message {i} is from {message.get("from")!r}, expected "{speaker}"')
-        # a question of an image alone has nothing to answer
-        if not text.replace(IMAGE, "").strip():
-            raise UsageError(f"message {i}, from {speaker}, is empty; fill it in or drop the turn")
-        texts.append(text.strip())
-    questions = texts[::2]
-    answers = texts[1::2]
-    return tuple(map(Turn, questions, answers))
-
-
-def place_image_markers(turns: tuple[Turn, ...], images: int) -> tuple[Turn, ...]:
-    """The turns with one marker an image; those of a sample without any go before its first question."""
-    markers = sum(turn.question.count(IMAGE) for turn in turns)
-    if images and not markers:
-        first = turns[0]._replace(question=f"{IMAGE}\n" * images + turns[0].question)
-        return (first, *turns[1:])
-    if markers != images:
-        raise UsageError(f'{markers} {IMAGE} in its questions, but {images} image(s) in "image"')
-    return turns
+            if image not in looked_for and not os.path.isfile(image):
+                missing[image] = index
+            looked_for.add(image)
+    if missing:
+        image = next(iter(missing))
+        count = describe_count("images are missing", list(missing))
+        raise UsageError(
+            f"{path}, sample {missing[image]}: no image {quote(image)}; is data.images right?{count}"
+        )
 
 
 # ---- samples ----
@@ -185,6 +139,15 @@ def split_questions(samples: list[Sample]) -> list[Sample]:
     return questions
 
 
+def drop_answers(questions: list[Sample]) -> list[Sample]:
+    """One-question samples as an evaluation asks them."""
+    asked: list[Sample] = []
+    for sample in questions:
+        turn = Turn(sample.turns[0].question)
+        asked.append(sample._replace(turns=(turn,)))
+    return asked
+
+
 def open_image(sample: Sample, i: int = 0) -> Image.Image:
     """A sample's i-th image in RGB and upright, wholly read; UsageError if it is missing or damaged."""
     with open_image_file(sample, i) as image:
@@ -204,9 +167,36 @@ def open_image_file(sample: Sample, i: int) -> Iterator[Image.Image]:
         with Image.open(sample.images[i]) as image:
             yield image
     except FileNotFoundError as error:
-        raise UsageError(f"sample {sample.id}: no image {sample.images[i]}") from error
+        raise BrokenImage(f"sample {quote(sample.id)}: no image {quote(sample.images[i])}") from error
     except orientation.IMAGE_ERRORS as error:
-        raise UsageError(
-            f"sample {sample.id}: image {sample.images[i]} is truncated or no image "
-            f"({error}); replace it or drop the sample"
+        raise BrokenImage(
+            f"sample {quote(sample.id)}: image {quote(sample.images[i])} is truncated or no image "
+            f"({quote(error)}); replace it or drop the sample"
         ) from error
+
+
+@contextmanager
+def report_all_broken_images(samples: Iterable[Sample]) -> Iterator[None]:
+    """The first broken image that is met has all images of `samples` read: one run names them all."""
+    try:
+        yield
+    except BrokenImage as error:
+        problems = find_broken_images(samples)
+        count = describe_count("images cannot be read", list(problems))
+        raise UsageError(f"{next(iter(problems.values()), error)}{count}") from error
+
+
+def find_broken_images(samples: Iterable[Sample]) -> dict[str, str]:
+    """What is wrong with each image that cannot be read, by its path."""
+    problems: dict[str, str] = {}
+    looked_at: set[Path] = set()
+    for sample in samples:
+        for number, path in enumerate(sample.images):
+            if path in looked_at:
+                continue
+            looked_at.add(path)
+            try:
+                open_image(sample, number)
+            except BrokenImage as error:
+                problems[str(path)] = str(error)
+    return problems

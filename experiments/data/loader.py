@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from compressors.errors import UsageError
+from compressors.errors import UsageError, quote
 from experiments.data import llava
 from experiments.data.feature_cache import FeatureCache
 from experiments.data.order import SampleLength, SampleOrder
@@ -16,6 +16,7 @@ from llm_adapters.conversation import IGNORE, Encoded, render_turns
 from llm_adapters.images import stack_images
 from llm_adapters.processing import FlashSlothProcessor
 
+SPACES_OF_A_TURN = 16  # tokens that some tokenizers put before each piece of a text
 Row = tuple[Encoded, Tensor]  # a sample's tokens, and its images: (crops, ...), empty for none
 
 
@@ -68,9 +69,10 @@ class ConversationDataset(Dataset):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Row:
-        encoded = self.encode(index)
-        # images of turns that were cut away are not read
-        return encoded, self.images(self.samples[index], len(encoded.image_turns))
+        with llava.report_all_broken_images(self.samples):
+            encoded = self.encode(index)
+            # images of turns that were cut away are not read
+            return encoded, self.images(self.samples[index], len(encoded.image_turns))
 
     def encode(self, index: int) -> Encoded:
         """The row's tokens; an error names the sample."""
@@ -78,7 +80,8 @@ class ConversationDataset(Dataset):
         try:
             return self.images.processor.encode(sample.turns, self.images.crops(sample), self.max_length)
         except UsageError as error:
-            raise UsageError(f"sample {index} (id {sample.id}): {error}") from error
+            # of its own kind: a broken image has the others looked for
+            raise type(error)(f"sample {index} (id {quote(sample.id)}): {error}") from error
 
     def estimate_lengths(self) -> list[SampleLength]:
         """Every sample's, without tokenizing or opening anything."""
@@ -96,13 +99,39 @@ class ConversationDataset(Dataset):
     def check_lengths(self) -> None:
         """Find a sample whose answer would be cut away, before training starts. A text has no more tokens
         than bytes, so only long samples need the tokenizer."""
-        template = self.images.processor.encoder.template
         if not self.max_length:
             return
-        for index, sample in enumerate(self.samples):
-            text = render_turns(sample.turns, template)
-            if len(text.encode()) > self.max_length:
+        for index in range(len(self.samples)):
+            if self.count_text_bytes(index) > self.max_length:
                 self.encode(index)
+
+    def check_positions(self, positions: int | None, new_tokens: int = 0) -> None:
+        """Find a row that, with `new_tokens` of an answer, has more tokens than the language model has
+        positions. As for texts, only long ones need the tokenizer."""
+        if positions is None:
+            return
+        processor = self.images.processor
+        for index, sample in enumerate(self.samples):
+            text = self.count_text_bytes(index) + len(sample.turns) * SPACES_OF_A_TURN
+            bound = min(text, self.max_length or text)
+            bound += len(sample.images) * processor.crops * processor.image_tokens
+            bound += len(sample.turns) * processor.num_queries
+            if bound + new_tokens <= positions:
+                continue
+            ids = self.encode(index).ids
+            if len(ids) + new_tokens > positions:
+                visual = ids.count(processor.image_token_id)
+                queries = ids.count(processor.query_token_id)
+                raise UsageError(
+                    f"sample {index} (id {quote(sample.id)}): {len(ids)} tokens ({visual} visual, {queries} "
+                    f"query) and {new_tokens} of an answer to come do not fit into the language model's "
+                    f"{positions} positions; take fewer visual tokens, lower data.max_length, or drop it"
+                )
+
+    def count_text_bytes(self, index: int) -> int:
+        """Of a row as it is rendered, at least as many as its text has tokens."""
+        text = render_turns(self.samples[index].turns, self.images.processor.encoder.template)
+        return len(text.encode())
 
 
 class StepLoader:

@@ -37,10 +37,11 @@ class ParquetOptions:
     """Settings of the command."""
 
     images: Path | None = setting(None, "folder of the images; null: that of the JSON file")
+    outside_images: bool = setting(False, "images may lie outside of it: absolute names and ..")
 
 
 COMMAND = Command(
-    usage="python -m experiments.data.parquet DATA.json DATA.parquet [images=DIR]",
+    usage="python -m experiments.data.parquet DATA.json DATA.parquet [images=DIR] [outside_images=true]",
     description=__doc__,
     options=ParquetOptions,
     words=(2, 2),
@@ -55,20 +56,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def convert_file(line: CommandLine) -> int:
     """Write the second word from the first."""
     source, target = map(Path, line.words)
-    count = write_parquet(source, target, line.options.images)
+    count = write_parquet(source, target, line.options.images, line.options.outside_images)
     sys.stdout.write(f"{target}: {count} questions\n")
     return 0
 
 
-def write_parquet(source: Path, out: Path, images: Path | None = None) -> int:
-    """Every question of a LLaVA-format JSON file into one Parquet file; how many. `images`: as for
-    `llava.load_samples`. UsageError without pyarrow, and for what is wrong with the data."""
+def write_parquet(source: Path, out: Path, images: Path | None = None, outside_images: bool = False) -> int:
+    """Every question of a LLaVA-format JSON file into one Parquet file; how many. `images` and
+    `outside_images`: as for `llava.load_samples`. UsageError without pyarrow, and for what is wrong with the
+    data."""
     require_pyarrow()
     # an optional package, and half a second of import
     import pyarrow
     from pyarrow import parquet
 
-    questions = llava.split_questions(llava.load_samples(source, images))
+    questions = llava.split_questions(llava.load_samples(source, images, outside_images=outside_images))
     text = pyarrow.string()
     picture = pyarrow.struct([("bytes", pyarrow.binary()), ("path", text)])
     columns = {name: text for name in DATASET_FEATURES}

@@ -37,7 +37,7 @@ def load_role_samples(
     """All samples of a role, file by file."""
     samples: list[llava.Sample] = []
     for path, images in locate_role_files(config, inputs, role):
-        samples += llava.load_samples(path, images, check_images=check_images)
+        samples += llava.load_samples(path, images, check_images, config.data.outside_images)
     return samples
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from connectors.tiling import Tiling
 from experiments.figures.style import escape_dollars
 from experiments.inspection.attention import AttentionRecord
+from llm_adapters.orientation import convert_to_upright_rgb
 
 PANEL_INCHES = 2.6  # along a picture's longer side
 LINE_INCHES = 0.17  # of a line of words
@@ -42,6 +43,7 @@ def draw_attention(
 ) -> Figure:
     """The picture, the compressor's weights, and EmbQ's for each of `records`, which are all of this picture;
     with `heads` each head's below their mean."""
+    picture = convert_to_upright_rgb(picture)
     columns = arrange_columns(records, heads)
     rows = max(len(column.panels) for column in columns)
     width = PANEL_INCHES * picture.width / max(picture.size)

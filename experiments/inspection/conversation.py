@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase, TextStreamer
 
 from llm_adapters.conversation import IMAGE, Encoded, Turn
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
+from llm_adapters.orientation import convert_to_upright_rgb
 from llm_adapters.processing import FlashSlothProcessor
 
 
@@ -81,7 +82,7 @@ class Chat:
         self.model = model
         self.processor = processor
         self.max_new_tokens = max_new_tokens
-        self.picture = picture.convert("RGB")
+        self.picture = convert_to_upright_rgb(picture)
         self.turns: list[Turn] = []
 
     def ask_question(self, question: str, write: Callable[[str], object]) -> TokenPace:
@@ -119,4 +120,4 @@ class Chat:
     @property
     def position_limit(self) -> float:
         """Tokens that the language model has positions for."""
-        return getattr(self.model.config.text_config, "max_position_embeddings", None) or float("inf")
+        return self.model.config.position_limit or float("inf")

@@ -6,6 +6,7 @@ from lmms_eval.tasks.pope import utils as pope
 from PIL import Image
 
 from experiments.metrics.answers import normalise_answer
+from llm_adapters.orientation import convert_to_upright_rgb
 
 Row = dict[str, Any]  # id, images, question, answer, family: one question
 
@@ -19,7 +20,7 @@ pope_aggregate_yes_ratio = pope.pope_aggregate_yes_ratio
 
 def doc_to_visual(doc: Row) -> list[Image.Image]:
     """The pictures of a row, in the form that every model of the harness takes."""
-    return [image.convert("RGB") for image in doc["images"]]
+    return [convert_to_upright_rgb(image) for image in doc["images"]]
 
 
 def process_results(doc: Row, results: list[str]) -> dict[str, float]:

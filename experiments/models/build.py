@@ -18,6 +18,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from compressors.errors import UsageError
+from connectors.tiling import Tiling
 from connectors.towers.base import VisionTower
 from connectors.towers.build import build_tower, load_tower
 from connectors.towers.open_clip import OpenClipVisionConfig
@@ -131,6 +132,11 @@ def make_processor(
         prompt=asdict(config.prompt),
         layout=config.image.layout,
     )
+
+
+def make_tiling(config: Config, size: int) -> Tiling:
+    """How the cell's images of `size` pixels a side are cut."""
+    return Tiling(config.image.tiles, size, config.image.layout)
 
 
 def pick_device(accelerator: str) -> torch.device:

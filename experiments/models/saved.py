@@ -44,7 +44,7 @@ def open_picture(path: Path) -> "Image.Image":
     """A picture in RGB and upright, or a UsageError."""
     from PIL import Image
 
-    from experiments.data import orientation
+    from llm_adapters import orientation
 
     try:
         with Image.open(path) as picture:

@@ -2,7 +2,7 @@
 
 from experiments.config.schema import Config
 from experiments.models import build
-from experiments.stages import lora, strategies
+from experiments.stages import lora, row_lengths, strategies
 
 
 def check_cell_config(config: Config) -> None:
@@ -10,6 +10,7 @@ def check_cell_config(config: Config) -> None:
     build.silence_libraries()
     check_training_needs(config)
     build.check_model_config(config)
+    row_lengths.check_row_lengths(config)
 
 
 def check_training_needs(config: Config) -> None:

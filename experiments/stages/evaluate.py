@@ -11,7 +11,7 @@ from torch import Tensor
 
 from experiments.config.schema import Config
 from experiments.data import llava, roles
-from experiments.data.loader import SampleImages, open_feature_cache
+from experiments.data.loader import ConversationDataset, SampleImages, open_feature_cache
 from experiments.metrics.families import FamilyScores
 from experiments.models.build import pick_device, pick_scale, silence_libraries
 from experiments.registries import metrics
@@ -40,17 +40,30 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) ->
         set_cell_pruner(config, inputs, model, processor)
     questions = roles.load_questions(config, inputs)
     images = SampleImages(processor, open_feature_cache(inputs))
+    check_question_lengths(config, model, images, questions)
     report.announce_steps(len(questions))
     answers = [""] * len(questions)
-    for numbers in batch_by_length(questions, images, config.evaluate.batch_size):
-        batch = [questions[number] for number in numbers]
-        texts = generate_answers(
-            model, images, batch, config.evaluate.max_new_tokens, config.evaluate.blank_queries
-        )
-        for number, text in zip(numbers, texts):
-            answers[number] = text
-        report.advance_steps(len(batch))
+    with llava.report_all_broken_images(questions):
+        for numbers in batch_by_length(questions, images, config.evaluate.batch_size):
+            batch = [questions[number] for number in numbers]
+            texts = generate_answers(
+                model, images, batch, config.evaluate.max_new_tokens, config.evaluate.blank_queries
+            )
+            for number, text in zip(numbers, texts):
+                answers[number] = text
+            report.advance_steps(len(batch))
     write_scores(questions, answers, model, images, out)
+
+
+def check_question_lengths(
+    config: Config,
+    model: FlashSlothForConditionalGeneration,
+    images: SampleImages,
+    questions: list[llava.Sample],
+) -> None:
+    """UsageError for a question that leaves too few of the LLM's positions for an answer."""
+    dataset = ConversationDataset(llava.drop_answers(questions), images)
+    dataset.check_positions(model.config.position_limit, config.evaluate.max_new_tokens)
 
 
 def batch_by_length(
@@ -197,7 +210,7 @@ def average_image_tokens(images: SampleImages, questions: Sequence[llava.Sample]
     crops: list[int] = []
     for sample in questions:
         crops += images.crops(sample)
-    if not crops:  # no image is shown: what one would take
-        crops = [images.processor.crops]
+    if not crops:  # no image is shown
+        return 0
     mean = images.processor.image_tokens * sum(crops) / len(crops)
     return int(mean) if mean.is_integer() else round(mean, 1)

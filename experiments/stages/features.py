@@ -86,7 +86,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter, ro
     if tiling.fixed:
         crops = [tiling.most_crops] * len(images)
     else:
-        crops = count_crops(images, tiling)
+        with llava.report_all_broken_images(image.sample for image in images):
+            crops = count_crops(images, tiling)
         (out / CROPS_FILE).write_text(json.dumps(crops))
     starts = [0, *accumulate(crops)]  # an image's first row of the array
 
@@ -96,7 +97,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter, ro
     report.announce_steps(len(images), done=done)
     for first in range(done, len(images), IMAGES_PER_BATCH):
         batch = images[first : first + IMAGES_PER_BATCH]
-        pictures = [llava.open_image(image.sample, image.number) for image in batch]
+        with llava.report_all_broken_images(image.sample for image in images[first:]):
+            pictures = [llava.open_image(image.sample, image.number) for image in batch]
         pixels = image_pixels(processor, pictures, tiling).to(device)  # (crops, 3, h, w)
         features = encode_crops(tower, shrink_pixels(pixels, rate), levels)
         end = first + len(batch)

@@ -1,6 +1,5 @@
 """Both training stages: build, align or tune, save."""
 
-import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from experiments.stages.fit import CHECKPOINTS_FOLDER, fit_module
 from experiments.stages.module import SlothModule, TrainablePart, set_trainable
 from experiments.stages.query_warmup import make_query_warmup
 from experiments.stages.ranks import launch_processes
+from experiments.stages.row_lengths import make_alignment_config
 from experiments.store.plan import TRAINING_ROLES
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.processing import FlashSlothProcessor
@@ -60,9 +60,7 @@ def prepare_model(
     silence_libraries()
     check_training_needs(config)
     if stage == "pretrain":
-        # without the query module, which takes no part: cells that differ in it share this stage
-        image = dataclasses.replace(config.image, tiles=config.tiles("pretrain"))
-        return build_model(dataclasses.replace(config, compressor=config.compressor_name, image=image))
+        return build_model(make_alignment_config(config))
     model, processor = build_model(config)
     if not config.blind:
         load_aligned_state(model, inputs["pretrain"] / ALIGNED_FILE)
@@ -168,6 +166,7 @@ def make_module(
     images = SampleImages(processor, open_feature_cache(inputs))
     dataset = ConversationDataset(samples, images, config.data.max_length)
     dataset.check_lengths()
+    dataset.check_positions(model.config.position_limit)
     lengths = None
     if optimisation.group_by_length:
         lengths = dataset.estimate_lengths()

@@ -9,6 +9,7 @@ from pathlib import Path
 from experiments.config.sources import ASSET_SCHEME, CACHE_SCHEME, resolve_source
 from experiments.data import llava
 
+NO_IMAGES = hashlib.sha256().hexdigest()  # what `digest_data_file` has for the images of text alone
 CHUNK_BYTES = 1 << 20  # weights are larger than memory should hold at once
 
 
@@ -52,13 +53,15 @@ def digest_source(name: str) -> object:
 
 
 @cache
-def digest_data_file(path: str, images: str | None, with_images: bool) -> dict[str, str]:
+def digest_data_file(
+    path: str, images: str | None, with_images: bool, outside_images: bool = False, end: str = ""
+) -> dict[str, str]:
     """Describe a LLaVA file for a key: its content, and its images by name, size and time.
 
-    All of the file is validated on the way. UsageError for what is wrong with it.
+    All of the file is validated on the way, as by `llava.load_samples`. UsageError for what is wrong with it.
     """
     image_folder = Path(images) if images else None
-    samples = llava.load_samples(Path(path), image_folder, check_images=with_images)
+    samples = llava.load_samples(Path(path), image_folder, with_images, outside_images, end)
     digests = {"json": digest_file(Path(path))}
     if with_images:
         # names start at the image folder, so that data that was moved keeps its key

@@ -10,11 +10,11 @@ ask a compressor that shrinks images by how much.
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
-from compressors.errors import UsageError
+from compressors.errors import UsageError, quote
 from compressors.registry import suggest
 from experiments.config import signatures
 from experiments.config.schema import Config, OptimisationSettings
@@ -22,6 +22,7 @@ from experiments.data import llava
 from experiments.data.roles import is_file_entry
 from experiments.registries import datasets
 from experiments.store import keys, part_code
+from llm_adapters.conversation import Template
 
 TRAINING_ROLES = {"pretrain": "pretrain", "finetune": "train"}  # the data that a stage of training reads
 STAGE_ROLES = {**TRAINING_ROLES, "evaluate": "test"}
@@ -128,6 +129,11 @@ def find_needed_levels(config: Config) -> dict[str, list[int]]:
     return {"levels": levels} if levels else {}
 
 
+def has_no_image(description: object) -> bool:
+    """Whether what a role's data depends on is a file of text alone."""
+    return isinstance(description, dict) and description["images"] == keys.NO_IMAGES
+
+
 class Planner:
     """The stages of one configuration, each made once.
 
@@ -156,13 +162,23 @@ class Planner:
         inputs: dict[str, Stage] = {}
         for entry in entries:
             if is_file_entry(entry):
-                with_images = not self.config.blind
-                descriptions.append(keys.digest_data_file(entry, self.data.images, with_images))
+                descriptions.append(self.digest_file_entry(entry))
             else:
                 descriptions.append(self.check_split(role, entry))
                 assert self.dataset is not None  # a split of it was found
                 inputs["data"] = self.dataset
+        if not self.config.blind and all(map(has_no_image, descriptions)):
+            raise UsageError(
+                f"data.{role}={quote(','.join(entries))}: no sample has an image, and compressor="
+                f'{self.config.compressor} compresses some; name them under "image", or take compressor=none'
+            )
         return descriptions, inputs
+
+    def digest_file_entry(self, path: str) -> dict[str, str]:
+        """A file's digests."""
+        end = self.config.prompt.end
+        with_images = not self.config.blind
+        return keys.digest_data_file(path, self.data.images, with_images, self.data.outside_images, end)
 
     def check_split(self, role: str, entry: str) -> str:
         """A split's name, or a UsageError if there is none such."""
@@ -211,14 +227,14 @@ class Planner:
         return {"features": Stage("features", depends, inputs, self.config, roles)}
 
     def describe_cached_data(self, role: str) -> tuple[list[Any], dict[str, Stage]]:
-        """`describe_role_data` with the image folder of each file: cached features are found by their images'
-        paths, so those of files that were moved are other ones."""
+        """`describe_role_data` without the texts of files, which no feature depends on, and with the image
+        folder of each: cached features are found by their images' paths, so those that were moved are other
+        ones."""
         descriptions, inputs = self.describe_role_data(role)
         for number, path in enumerate(getattr(self.data, role)):
             if is_file_entry(path):
                 folder = os.path.abspath(llava.find_image_folder(path, self.data.images))
-                # a copy: digests of a file are kept for whoever asks next
-                descriptions[number] = {**descriptions[number], "at": folder}
+                descriptions[number] = {"images": descriptions[number]["images"], "at": folder}
         return descriptions, inputs
 
     def describe_model(self) -> dict[str, Any]:
@@ -226,7 +242,7 @@ class Planner:
         config = self.config
         description: dict[str, Any] = {
             "llm": keys.digest_source(config.llm.source),
-            "prompt": dict(vars(config.prompt)),
+            "prompt": asdict(Template(**vars(config.prompt))),  # which refuses its reserved words
             "max_length": self.data.max_length,
         }
         if not config.blind:

@@ -8,6 +8,7 @@ from PIL import Image
 
 from compressors.errors import UsageError
 from llm_adapters.conversation import IMAGE
+from llm_adapters.orientation import convert_to_upright_rgb
 
 MAX_NEW_TOKENS = 128  # of an answer, where the task does not say
 SAMPLING = ("temperature", "top_p", "top_k")
@@ -25,7 +26,7 @@ def batch_requests(requests: Sequence[tuple], size: int) -> Iterator[list[int]]:
 
 
 def collect_pictures(visuals: Sequence | None, task: str) -> list[Image.Image]:
-    """A question's images in RGB; UsageError for other media."""
+    """A question's images upright and in RGB; UsageError for other media."""
     visual_list = [visual for visual in visuals or () if visual is not None]
     for visual in visual_list:
         if not isinstance(visual, Image.Image):
@@ -33,7 +34,7 @@ def collect_pictures(visuals: Sequence | None, task: str) -> list[Image.Image]:
                 f"task {task} shows a {type(visual).__name__}; slothkit's models read images; "
                 "choose a task of images or text"
             )
-    return [picture.convert("RGB") for picture in visual_list]
+    return [convert_to_upright_rgb(picture) for picture in visual_list]
 
 
 def make_message(context: str, images: Sequence[Image.Image]) -> dict:

@@ -6,6 +6,7 @@ import pytest
 from factories import make_processor, picture
 from jinja2.exceptions import TemplateError
 
+from compressors.errors import UsageError
 from llm_adapters.conversation import IMAGE, Template, Turn, render_turns
 from llm_adapters.processing import FlashSlothProcessor
 
@@ -100,6 +101,42 @@ def test_reserved_markers(processor, marker, role):
 )
 def test_what_is_refused(processor, messages, message):
     with pytest.raises(TemplateError, match=message):
+        rendered(processor, messages)
+
+
+TEXT = {"type": "text", "text": "What?"}
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ({"content": [{"type": "input_image", "image_url": "a.png"}, TEXT]}, "part of type 'input_image'"),
+        ({"content": [{"type": "image_url", "image_url": {"url": "a.png"}}, TEXT]}, "of type 'image_url'"),
+        ({"content": [{"type": "video", "video": "a.mp4"}, TEXT]}, "part of type 'video'"),
+        ({"content": [{"type": "file", "file": "x" * 9000}, TEXT]}, "part of type 'file'"),
+        ({"content": [{"text": "What?"}]}, "part of type None"),
+        ({"content": ["What?"]}, "part of type None"),
+        ({"content": [{"type": "text"}]}, "part of type text without a text"),
+        ({"content": [{**TEXT, "image": "a.png"}]}, '"image" of a part of type text would not be read'),
+        ({"content": [{"type": "image", "image_url": "a.png"}, TEXT]}, '"image_url" of a part of type image'),
+        ({"content": "What?", "images": ["a.png"]}, '"images" of a message would not be read'),
+    ],
+)
+def test_parts_that_would_not_be_read(processor, message, words):
+    with pytest.raises(UsageError, match=words) as caught:
+        processor.apply_chat_template([[{"role": "user", **message}]])
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_the_template_alone_refuses_them_too(processor):
+    """As other tools use it, without our processor."""
+    messages = [{"role": "user", "content": [{"type": "video", "video": "a.mp4"}, TEXT]}]
+    with pytest.raises(TemplateError, match="a part of type 'video'"):
+        processor.tokenizer.apply_chat_template(
+            messages, chat_template=processor.chat_template, tokenize=False
+        )
+    messages = [user("What?"), {"role": "assistant", "content": [{"type": "image"}, TEXT]}]
+    with pytest.raises(TemplateError, match="an image in a message of the assistant"):
         rendered(processor, messages)
 
 

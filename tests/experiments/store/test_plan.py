@@ -163,6 +163,25 @@ def test_files_are_known_by_content(tmp_path):
     assert fresh(f"data.train={two / 'a.json'}", "compressor=none")["finetune"].key == blind
 
 
+def test_features_are_known_by_their_images(tmp_path):
+    """A text that is corrected leaves them as they are; it is in the keys of all who read it."""
+    path = write_llava(tmp_path / "mine.json", images=True)
+    settings = [f"data.{role}={path}" for role in ("pretrain", "train", "test")]
+    before = fresh(*settings)
+    path.write_text(path.read_text().replace("fox", "dog"))
+    after = fresh(*settings)
+    kinds = {name for name in before if before[name].key == after[name].key}
+    assert kinds == {name for name in before if before[name].kind == "features"} != set()
+    os.utime(tmp_path / "0.png", (1, 1))
+    assert not kinds & {name for name in kinds if fresh(*settings)[name].key == before[name].key}
+
+
+def test_features_of_the_embedded_data_keep_their_keys():
+    """Those that lie on disks are found again."""
+    features = stages()["features test"]
+    assert features.depends["data"] == {"test": ["test"]}
+
+
 def test_local_weights_are_known_by_names_sizes_and_times(tmp_path):
     (tmp_path / "model.safetensors").write_text("weights")
     key = fresh(f"llm.source={tmp_path}")["finetune"].key

@@ -1,0 +1,165 @@
+"""One record of a LLaVA-format file -> a sample. Whatever is in it and would not be read is an error: a row
+of a table must not stand on pictures that nobody has seen."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PureWindowsPath
+from typing import NamedTuple
+
+from compressors.errors import UsageError, quote
+from llm_adapters.conversation import IMAGE, MARKERS, QUERY, QUESTION, Turn, refuse_reserved
+from llm_adapters.media import find_media_key, find_media_marker
+
+SPEAKERS = ("human", "gpt")
+UNNAMED_FAMILY = "all"  # the family of questions that name none
+SEPARATORS = re.compile(r"[/\\]")  # of folders, wherever the data were made
+
+
+class Sample(NamedTuple):
+    """One conversation. Its questions have exactly as many `<image>` markers as it has images."""
+
+    id: str
+    images: tuple[Path, ...]
+    turns: tuple[Turn, ...]
+    families: tuple[str, ...] | None = None  # one for each turn
+
+    def name_family(self, turn: int = 0) -> str:
+        """The family of a turn's question."""
+        return self.families[turn] if self.families else UNNAMED_FAMILY
+
+
+def parse_record(
+    record: object, index: int, root: Path, outside_images: bool = False, end: str = ""
+) -> Sample:
+    """A record as a Sample; a UsageError tells what is wrong with it. Images are named from `root`, which
+    they may leave with `outside_images`; `end` is the word that ends an answer in the prompt."""
+    if not isinstance(record, dict):
+        raise UsageError(f'expected an object with "conversations", found a {type(record).__name__}')
+    if "conversations" not in record:
+        raise UsageError(f'no "conversations"; it has {quote(", ".join(map(str, record))) or "no key"}')
+    refuse_media_keys(record, ("image",))
+    names = parse_image_names(record.get("image"), outside_images)
+    turns = parse_turns(record["conversations"], end)
+    if not names:
+        refuse_media_markers(turns)
+    families = parse_families(record.get("families"), len(turns))
+    images = tuple(root / name for name in names)
+    marked_turns = place_image_markers(turns, len(names))
+    name = str(record.get("id", index))
+    refuse_lone_surrogates(name, '"id"')
+    return Sample(name, images, marked_turns, families)
+
+
+def refuse_media_keys(record: Mapping[str, object], keys: Sequence[str] = ()) -> None:
+    """UsageError for media under a key that is not one of `keys`."""
+    key = find_media_key(record, keys)
+    if key is not None:
+        raise UsageError(
+            f'"{quote(key)}" would not be read, only pictures under "image" beside "conversations" are; '
+            "rename it, or drop the sample"
+        )
+
+
+def refuse_media_markers(turns: Sequence[Turn]) -> None:
+    """UsageError for a conversation without pictures that speaks of some: `<Image>`."""
+    for turn in turns:
+        marker = find_media_marker(turn.question, images=True)
+        if marker is not None and marker != IMAGE:
+            raise UsageError(f'{marker} in its questions, but no "image"; write {IMAGE}, and name its file')
+
+
+def parse_image_names(content: object, outside_images: bool = False) -> list[str]:
+    """The names in "image": one, several or none."""
+    if content is None:
+        return []
+    if not isinstance(content, list):
+        content = [content]
+    names: list[str] = []
+    for name in content:
+        if not isinstance(name, str) or not name:
+            raise UsageError(f'"image" must be a file name or a list of them, found {quote(repr(name))}')
+        refuse_lone_surrogates(name, '"image"')
+        if not outside_images and leaves_folder(name):
+            raise UsageError(
+                f"image {quote(name)} is outside of the image folder; put it there, or a link to it, or set "
+                "outside_images=true (in a sweep data.outside_images=true) if you trust the file"
+            )
+        names.append(name)
+    return names
+
+
+def leaves_folder(name: str) -> bool:
+    """Whether a name is absolute or climbs out of its folder. Links in the folder may lead anywhere: whoever
+    made them has access to it."""
+    path = PureWindowsPath(name)  # knows the roots of both kinds of systems
+    return bool(path.drive or path.root) or ".." in SEPARATORS.split(name)
+
+
+def parse_turns(messages: object, end: str = "") -> tuple[Turn, ...]:
+    """human, gpt, human, gpt, ... as turns."""
+    if not isinstance(messages, list) or not messages or len(messages) % 2:
+        raise UsageError('"conversations" must be human and gpt messages in turn, ending with gpt')
+    texts: list[str] = []
+    for i, message in enumerate(messages):
+        speaker = SPEAKERS[i % 2]
+        if not isinstance(message, dict) or not isinstance(message.get("value"), str):
+            raise UsageError(f'message {i} must be {{"from": "{speaker}", "value": TEXT}}')
+        if message.get("from") != speaker:
+            stranger = quote(repr(message.get("from")))
+            raise UsageError(f'message {i} is from {stranger}, expected "{speaker}"')
+        refuse_media_keys(message)
+        text = message["value"].strip()
+        check_text(text, f"message {i}, from {speaker},", speaker == "human", end)
+        texts.append(text)
+    questions = texts[::2]
+    answers = texts[1::2]
+    return tuple(map(Turn, questions, answers))
+
+
+def check_text(text: str, where: str, is_question: bool, end: str) -> None:
+    """UsageError for a text that is empty, has words of the prompt, or speaks of media that are not read."""
+    # a question of an image alone has nothing to answer
+    if not text.replace(IMAGE, "").strip():
+        raise UsageError(f"{where} is empty; fill it in or drop the turn")
+    refuse_lone_surrogates(text, where)
+    if is_question:
+        refuse_reserved(text, where, (QUESTION, QUERY, end))
+    else:
+        refuse_reserved(text, where, (*MARKERS, end))
+    marker = find_media_marker(text)
+    if marker is not None:
+        raise UsageError(f"{where} contains {marker}, and only pictures are read; drop the sample")
+
+
+def refuse_lone_surrogates(text: str, where: str) -> None:
+    """UsageError for half a character, which no tokenizer and no file takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])
+        raise UsageError(
+            f"{where} contains {half} at character {error.start}, half of a character (a lone surrogate); "
+            "write the whole one"
+        ) from error
+
+
+def parse_families(families: object, turns: int) -> tuple[str, ...] | None:
+    """The names in "families", one for each turn; None where there are none."""
+    if families is None:
+        return None
+    if not isinstance(families, list) or len(families) != turns:
+        raise UsageError(f'"families" must be a list with one name for each of the {turns} questions')
+    names = tuple(map(str, families))
+    refuse_lone_surrogates("".join(names), '"families"')
+    return names
+
+
+def place_image_markers(turns: tuple[Turn, ...], images: int) -> tuple[Turn, ...]:
+    """The turns with one marker an image; those of a sample without any go before its first question."""
+    markers = sum(turn.question.count(IMAGE) for turn in turns)
+    if images and not markers:
+        first = turns[0]._replace(question=f"{IMAGE}\n" * images + turns[0].question)
+        return (first, *turns[1:])
+    if markers != images:
+        raise UsageError(f'{markers} {IMAGE} in its questions, but {images} image(s) in "image"')
+    return turns

@@ -1,0 +1,149 @@
+"""Whether the rows of data files fit into the language model's positions, before any stage begins. Rows of
+the embedded data set are looked at by the stages, when it is there."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from compressors.errors import UsageError, quote
+from experiments.config.schema import Config
+from experiments.data import llava, roles
+from experiments.data.loader import SPACES_OF_A_TURN, ConversationDataset, SampleImages
+from experiments.models import build
+from llm_adapters.modeling import FlashSlothForConditionalGeneration
+
+
+class RowFile(NamedTuple):
+    """A data file, and which of its rows a stage reads."""
+
+    path: Path
+    images: Path | None
+    outside_images: bool
+    is_test: bool
+    limit: int | None  # of a test's questions
+
+
+class RowShape(NamedTuple):
+    """What a row has beside its text."""
+
+    images: int
+    turns: int
+
+
+def make_alignment_config(config: Config) -> Config:
+    """The cell as stage 1 has it: whole images and no query module, so that cells that differ in it share the
+    stage."""
+    image = dataclasses.replace(config.image, tiles=config.tiles("pretrain"))
+    return dataclasses.replace(config, compressor=config.compressor_name, image=image)
+
+
+def check_row_lengths(config: Config) -> None:
+    """UsageError for a row of a data file that is longer than the LLM's positions: text, visual and query
+    tokens together, in evaluation the answer's, too. No weights are read."""
+    with torch.device("meta"):
+        model, size = build.build_skeleton(config)
+    if model.config.position_limit is None:
+        return
+    check_shortest_row(config, model, size)
+    for role in ("train", "test"):
+        check_role_files(config, role, model, size)
+    if list_role_files(config, "pretrain") and not config.blind:
+        aligned = make_alignment_config(config)
+        with torch.device("meta"):
+            model, size = build.build_skeleton(aligned)
+        check_role_files(aligned, "pretrain", model, size)
+
+
+def check_shortest_row(config: Config, model: FlashSlothForConditionalGeneration, size: int) -> None:
+    """UsageError where an image and a query alone have more tokens than the LLM has positions."""
+    if config.blind:
+        return
+    tiling = build.make_tiling(config, size)
+    crops = tiling.most_crops if tiling.fixed else 1
+    tokens = model.num_image_tokens(size, size) * crops + model.num_queries
+    if tokens > model.config.position_limit:
+        raise UsageError(
+            f"compressor={config.compressor}: an image and a query have {tokens} tokens, but llm.source="
+            f"{quote(config.llm.source)} has {model.config.position_limit} positions; take a compressor or a "
+            "rate with fewer tokens, or fewer image.tiles"
+        )
+
+
+def list_role_files(config: Config, role: str) -> list[RowFile]:
+    """The data files of a role; splits of an embedded data set are none."""
+    images = Path(config.data.images) if config.data.images else None
+    is_test = role == "test"
+    files: list[RowFile] = []
+    for entry in getattr(config.data, role):
+        if roles.is_file_entry(entry):
+            limit = config.evaluate.limit if is_test else None
+            files.append(RowFile(Path(entry), images, config.data.outside_images, is_test, limit))
+    return files
+
+
+def check_role_files(config: Config, role: str, model: FlashSlothForConditionalGeneration, size: int) -> None:
+    """UsageError for the first row of a role's files that is too long."""
+    positions = model.config.position_limit
+    assert positions is not None  # asked by the caller
+    max_length: int | None = config.data.max_length
+    new_tokens = 0
+    if role == "test":  # whose texts are not cut
+        max_length = None
+        new_tokens = config.evaluate.max_new_tokens
+    for file in list_role_files(config, role):
+        longest = bound_longest_row(config, model, size, measure_texts(file), max_length)
+        if longest + new_tokens <= positions:
+            continue
+        processor = build.make_processor(config, model, build.load_tokenizer(config))
+        dataset = ConversationDataset(load_rows(file), SampleImages(processor), max_length)
+        try:
+            dataset.check_positions(positions, new_tokens)
+        except UsageError as error:
+            raise UsageError(f"{file.path}, {error}") from error
+
+
+def bound_longest_row(
+    config: Config,
+    model: FlashSlothForConditionalGeneration,
+    size: int,
+    shapes: Mapping[RowShape, int],
+    max_length: int | None,
+) -> int:
+    """At least as many tokens as the longest row has, found without a tokenizer: a text has no more of them
+    than bytes."""
+    visual = 0
+    if not config.blind:
+        visual = model.num_image_tokens(size, size) * build.make_tiling(config, size).most_crops
+    prompt = config.prompt
+    words = len((prompt.user + prompt.assistant + prompt.end).encode()) + SPACES_OF_A_TURN
+    longest = 0
+    for shape, text in shapes.items():
+        text += len(prompt.system.encode()) + shape.turns * words
+        row = min(text, max_length or text) + shape.images * visual + shape.turns * model.num_queries
+        longest = max(longest, row)
+    return longest
+
+
+def load_rows(file: RowFile) -> Sequence[llava.Sample]:
+    """A file's conversations, of a test its questions without answers."""
+    samples = llava.load_samples(file.path, file.images, False, file.outside_images)
+    if not file.is_test:
+        return samples
+    return llava.drop_answers(llava.split_questions(samples))[: file.limit]
+
+
+@cache
+def measure_texts(file: RowFile) -> dict[RowShape, int]:
+    """Bytes of the longest text of each shape of row."""
+    longest: dict[RowShape, int] = {}
+    for sample in load_rows(file):
+        text = 0
+        for turn in sample.turns:
+            text += len(turn.question.encode()) + len((turn.answer or "").encode())
+        shape = RowShape(len(sample.images), len(sample.turns))
+        longest[shape] = max(text, longest.get(shape, 0))
+    return longest
