@@ -31,14 +31,25 @@ SLOW = (
     "ablations.costs.prefill",
 )
 
+FIXED = {
+    "experiments.efficiency.__main__": ("count=true", "table1=false"),
+    "experiments.picture_vqa.__main__": ("scale=0.0001",),
+}
+
 
 class Line(NamedTuple):
-    """A line of a command that works, and the settings that it may say."""
+    """A line of a command that works, and what may become of it.
+
+    settings   what it may say
+    writes     an error may come after something was written
+    fixed      what it says in any case, so that it does not work for minutes
+    """
 
     main: Callable[..., int]
     base: list[str]
     settings: list[str]
-    writes: bool = True  # an error may come after something was written
+    writes: bool = True
+    fixed: tuple[str, ...] = ()
 
 
 def make_kinds(stock: Stock) -> dict[str, Kind]:
@@ -55,8 +66,8 @@ def make_lines(stock: Stock) -> dict[str, Line]:
     small = list_small_settings(stock)
     picture, model, data = str(stock.picture), str(stock.model), str(stock.backbones / "data.json")
     lines = {
-        "sweep --plan": Line(run_plan, [], cell_settings, False),
-        "sweep --plan of data": Line(run_plan, small, cell_settings, False),
+        "sweep --plan": Line(sweep.main, [], cell_settings, False, ("--plan",)),
+        "sweep --plan of data": Line(sweep.main, small, cell_settings, False, ("--plan",)),
         "sweep": Line(run_sweep, small, [name for name in cell_settings if "launch" not in name]),
         "sharing": Line(run_sharing, small, [name for name in cell_settings if "launch" not in name]),
     }
@@ -66,8 +77,8 @@ def make_lines(stock: Stock) -> dict[str, Line]:
         ("experiments.attention_maps", [model, picture, "what ?", "to=maps.png"]),
         ("experiments.chat", [picture, "what ?", f"model={model}", "max_new_tokens=2"]),
         ("experiments.data.parquet", [data, "data.parquet"]),
-        ("experiments.efficiency.__main__", ["count=true"]),
-        ("experiments.picture_vqa.__main__", ["to=data", "scale=0.0001"]),
+        ("experiments.efficiency.__main__", []),
+        ("experiments.picture_vqa.__main__", ["to=data"]),
         ("ablations.readme_picture", ["cell", "to=picture.png"]),
         ("ablations.report", ["table=3", "out=out"]),
     ):
@@ -75,7 +86,8 @@ def make_lines(stock: Stock) -> dict[str, Line]:
         settings = list(collect_settings(module.COMMAND.options))
         if module.COMMAND.overrides:
             settings += cell_settings
-        lines[name.removesuffix(".__main__")] = Line(module.main, base, settings)
+        fixed = FIXED.get(name, ())
+        lines[name.removesuffix(".__main__")] = Line(module.main, base, settings, fixed=fixed)
     for name in SLOW:
         command = importlib.import_module(name).COMMAND
         lines[name.removesuffix(".__main__")] = Line(
@@ -93,11 +105,6 @@ def list_cell_settings() -> list[str]:
     return names
 
 
-def run_plan(arguments: list[str]) -> int:
-    """What the sweep would do."""
-    return sweep.main([*arguments, "--plan"])
-
-
 def run_sweep(arguments: list[str]) -> int:
     """The sweep with stages that take no time; models are built and checked."""
     return sweep.main(arguments, EmptyRunner(Path("log")))
@@ -113,6 +120,7 @@ def draw_line(line: Line, draw: random.Random, _folder: Path) -> Trial:
     arguments = list(line.base)
     for _ in range(draw.choice([1, 1, 2, 3])):
         change_line(draw, arguments, line.settings)
+    arguments = replace_settings(arguments, line.fixed)
     main = line.main
     if "chat" in getattr(main, "__module__", ""):
         main = partial(main, source=io.StringIO("what ?\n"))

@@ -22,7 +22,7 @@ from trials import Kind, Trial, run_program
 from compressors.command_line import Command, CommandLine, setting
 
 KILLS = 3  # of one sweep, one after another
-LONGEST = 300.0  # seconds of a sweep with its kills
+LONGEST = 1200.0  # seconds of a sweep with its kills
 NEAR = 0.05  # seconds around a stage: the lock before it, the rename behind it
 
 
@@ -90,8 +90,10 @@ def disturb(undisturbed: Undisturbed, workers: int, moments: Sequence[tuple[str,
 
 def wait_for_stage(running: sweeps.Running, stage: Path) -> None:
     """Until a stage is under way or over, or the sweep is."""
+    deadline = time.monotonic() + sweeps.LONGEST_SWEEP
     places = stage, stage.with_name(f"{stage.name}.partial"), stage.with_name(f"{stage.name}.lock")
     while running.process.is_alive() and not any(place.exists() for place in places):
+        assert time.monotonic() < deadline, f"{stage.name} does not begin"
         time.sleep(0.002)
 
 

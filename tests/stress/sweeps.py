@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fakes import children
-from trials import FORK, kill_group
+from trials import FORK, kill_group, lead_group
 
 from experiments.stages import evaluate, features, train  # noqa: F401  so that no child has to
 from experiments.sweep import __main__ as sweep
@@ -25,7 +25,7 @@ SMALL = (
     *(f"{stage}.max_steps=4" for stage in ("pretrain", "finetune")),
     *(f"{stage}.epochs=4" for stage in ("pretrain", "finetune")),
 )
-LONGEST_SWEEP = 120.0  # seconds, two workers' imports on a machine that does other things included
+LONGEST_SWEEP = 240.0  # seconds, two workers' imports on a machine that does other things included
 
 
 class Ended(NamedTuple):
@@ -63,7 +63,7 @@ def start(folder: Path, main: Callable[..., int], arguments: list[str]) -> Runni
 
 def become_command(streams: tuple[Path, Path], main: Callable[..., int], arguments: list[str]) -> None:
     """A child's life: what a shell would start."""
-    os.setpgid(0, 0)
+    lead_group()
     for number, path in enumerate(streams, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     # a test's or a trial's own streams are not those of the process

@@ -22,6 +22,8 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.progress import track
 
+from experiments.runtime.processes import end_with_parent
+
 FORK = multiprocessing.get_context("fork")  # the child has everything imported
 LONGEST = 20.0  # seconds after which a trial counts as one that hangs
 ROOT = Path(__file__).parents[2]
@@ -106,7 +108,7 @@ def kill_group(pid: int | None) -> None:
 
 def serve_trials(pipe, kinds: dict[str, Kind], numbers: Sequence[int], seed: int, folder: Path) -> None:
     """A child's life."""
-    os.setpgid(0, 0)
+    lead_group()
     silence_streams(folder / "screen.txt")
     for number in numbers:
         kind = draw_kind(kinds, number)
@@ -124,6 +126,12 @@ def serve_trials(pipe, kinds: dict[str, Kind], numbers: Sequence[int], seed: int
         pipe.send(json.dumps(message))
         os.chdir(folder)
         shutil.rmtree(place, ignore_errors=True)
+
+
+def lead_group() -> None:
+    """Be killed with all that this process starts, at the latest when the one that started it ends."""
+    os.setpgid(0, 0)
+    end_with_parent(lambda: os.killpg(0, signal.SIGKILL))
 
 
 def silence_streams(path: Path) -> None:
