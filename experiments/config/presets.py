@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from compressors.errors import UsageError
-from compressors.registry import suggest
+from compressors.registry import conform, suggest
 from experiments.config import signatures
 from experiments.config.schema import Config
 from experiments.config.settings import assign_setting, check_knob, conform_setting, locate_setting
@@ -68,7 +68,7 @@ def load_preset(name: str, above: tuple[str, ...] = ()) -> Preset:
     if name in above:
         raise UsageError(f"{path}: presets start from each other in a circle: {' -> '.join((*above, name))}")
     content = read_yaml(path)
-    base = content.pop("preset", None)
+    base = conform(content.pop("preset", None), str | None, f"{path}: preset")
     wants_content = content.pop("wants", {})
     preset = Preset(Config(), {}, {})
     if base:

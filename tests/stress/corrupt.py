@@ -126,7 +126,8 @@ def damage(
         run_checked(folder, chat.main, [str(picture), "what ?", f"model={cells[0]}", "max_new_tokens=1"])
     ended = run_checked(folder, sweep.main, [f"out={out}", *sweeps.SMALL])
     if ended.code == 0:
-        assert_same_results(sweeps.collect_results(out), undisturbed.results)
+        # stages before one that is whole are not looked at, so damaged weights may stay as they are
+        assert_same_results(sweeps.collect_tables(out), undisturbed.tables)
         leftovers = sweeps.list_leftovers(out)
         assert not leftovers, f"left: {leftovers}"
 

@@ -85,7 +85,8 @@ def disturb(undisturbed: Undisturbed, workers: int, moments: Sequence[tuple[str,
         assert path.read_bytes() == note, f"{path} was computed again"
     leftovers = sweeps.list_leftovers(out)
     assert not leftovers, f"left: {leftovers}"
-    assert_same_results(sweeps.collect_results(out), undisturbed.results)
+    assert_same_results(sweeps.collect_tables(out), undisturbed.tables)
+    assert_same_results(sweeps.collect_weights(out), undisturbed.weights)
 
 
 def wait_for_stage(running: sweeps.Running, stage: Path) -> None:

@@ -97,9 +97,15 @@ def kill(running: Running) -> None:
         time.sleep(0.02)
 
 
-def collect_results(out: Path) -> dict[str, bytes]:
-    """What a sweep ends with: tables, cells and weights. A cell's settings name `out`, so they differ."""
-    paths = [*out.glob("table.*"), *out.glob("cells/*/*.json*"), *out.glob("*/*/**/*.safetensors")]
+def collect_tables(out: Path) -> dict[str, bytes]:
+    """Tables and cells. A cell's settings name `out`, so they differ."""
+    paths = [*out.glob("table.*"), *out.glob("cells/*/*.json*")]
+    return {str(path.relative_to(out)): path.read_bytes() for path in paths}
+
+
+def collect_weights(out: Path) -> dict[str, bytes]:
+    """What the training stages end with."""
+    paths = out.glob("*/*/**/*.safetensors")
     return {str(path.relative_to(out)): path.read_bytes() for path in paths}
 
 
@@ -120,7 +126,8 @@ class Undisturbed:
     """A sweep that nobody disturbed: where it lies, its results, and seconds of each of its stages."""
 
     out: Path
-    results: dict[str, bytes]
+    tables: dict[str, bytes]
+    weights: dict[str, bytes]
     seconds: dict[str, float]
 
 
@@ -132,4 +139,4 @@ def run_undisturbed(folder: Path) -> Undisturbed:
     seconds = {}
     for path, note in collect_notes(out).items():
         seconds[path.parent.relative_to(out).as_posix()] = json.loads(note)["seconds"]
-    return Undisturbed(out, collect_results(out), seconds)
+    return Undisturbed(out, collect_tables(out), collect_weights(out), seconds)

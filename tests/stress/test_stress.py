@@ -63,7 +63,7 @@ def test_harm_changes_a_copy():
 
 @pytest.mark.slow
 def test_odd_input(capsys):
-    assert fuzz.main(["inputs=74"]) == 0, capsys.readouterr().out
+    assert fuzz.main(["inputs=74", "seed=2"]) == 0, capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
