@@ -1,8 +1,8 @@
-# The four commands that people run. PYTHON chooses the interpreter of a new virtual environment.
+# The commands that people run. PYTHON chooses the interpreter of a new virtual environment.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install example check test
+.PHONY: install example check test stress
 
 install:  ## a virtual environment with everything that the tests need
 	$(PYTHON) -m venv .venv
@@ -19,3 +19,10 @@ check:  ## style, types, floors: what a change must pass before it is tested
 
 test:  ## the whole suite, about ten minutes on two cores
 	$(BIN)/python -m pytest -n auto
+
+stress: export PYTHONPATH := .:tests/helpers
+stress: export OMP_NUM_THREADS := 1
+stress:  ## odd input, killed sweeps and damaged files in numbers, an hour or two; tests/stress says what is tried
+	$(BIN)/python tests/stress/fuzz.py inputs=10000
+	$(BIN)/python tests/stress/corrupt.py rounds=1
+	$(BIN)/python tests/stress/kill.py kills=100

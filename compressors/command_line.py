@@ -27,8 +27,9 @@ from compressors.errors import UsageError
 from compressors.registry import conform, suggest
 
 OPENING, CLOSING = "[{(", "]})"
-WHOLE_NUMBER = re.compile(r"[+-]?\d+")
+WHOLE_NUMBER = re.compile(r"[+-]?\d{1,300}")  # with more digits it is infinity, as any float beyond 1e308
 WITH_EXPONENT = re.compile(r"[+-]?\d+[eE]\+?\d+")  # 1e3
+LONGEST_WORD = 200  # characters of it in an error
 SETTING = re.compile(r"[A-Za-z_][\w.]*=\S*")
 BOUNDS: tuple[tuple[str, Callable[[Any, Any], bool], str], ...] = (
     ("low", operator.ge, "at least"),
@@ -421,5 +422,13 @@ def describe_os_error(error: OSError) -> str:
 
 def report_error(text: str, exit_code: int) -> int:
     """Write one line on standard error; the exit code."""
-    sys.stderr.write(f"error: {' '.join(text.split())}\n")
+    words = [shorten_word(word) for word in text.split()]
+    sys.stderr.write(f"error: {' '.join(words)}\n")
     return exit_code
+
+
+def shorten_word(word: str) -> str:
+    """A word as an error quotes it: its beginning, where it is long."""
+    if len(word) <= LONGEST_WORD:
+        return word
+    return f"{word[: LONGEST_WORD - 3]}..."

@@ -44,7 +44,10 @@ def conform(value: object, hint: Any, where: str) -> Any:
     if hint is tuple and isinstance(value, list):  # JSON and YAML have no tuples
         return tuple(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise type_error(value, "a number that is below 1e308", where) from error
     # True is an int to Python; to a user it is not
     if isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value

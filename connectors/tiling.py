@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from compressors.errors import UsageError
+from compressors.registry import conform
 
 GREY = (127, 127, 127)
 LAYOUTS = ("square", "anyres")
@@ -30,8 +31,11 @@ class Tiling:
     layout: str = "square"
 
     def __post_init__(self) -> None:
-        if self.tiles < 1:
-            raise UsageError(f"tiles={self.tiles}: must be at least 1")
+        conform(self.layout, str, "layout")
+        for name in ("tiles", "side"):
+            value = conform(getattr(self, name), int, name)
+            if value < 1:
+                raise UsageError(f"{name}={value}: must be at least 1")
         if self.layout not in LAYOUTS:
             raise UsageError(f"layout={self.layout}: must be one of {', '.join(LAYOUTS)}")
 

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from compressors.errors import UsageError
 from compressors.reading import read_text_file, shorten_reason
-from compressors.registry import suggest
+from compressors.registry import conform, suggest
 from experiments.config import signatures
 from experiments.config.schema import Config
 from experiments.config.settings import assign_setting, check_knob, conform_setting, locate_setting
@@ -69,7 +69,7 @@ def load_preset(name: str, above: tuple[str, ...] = ()) -> Preset:
     if name in above:
         raise UsageError(f"{path}: presets start from each other in a circle: {' -> '.join((*above, name))}")
     content = read_yaml(path)
-    base = content.pop("preset", None)
+    base = conform(content.pop("preset", None), str | None, f"{path}: preset")
     wants_content = content.pop("wants", {})
     preset = Preset(Config(), {}, {})
     if base:

@@ -5,7 +5,7 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 DRAFT_PATTERN = ".*.draft"  # what `write_atomic` leaves if it is killed
@@ -105,6 +105,17 @@ def hold_lock(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterato
     finally:
         path.unlink(missing_ok=True)
         os.close(handle)
+
+
+def remove_stale_lock(path: Path) -> None:
+    """Remove a lock file whose process was killed before it could; one that is held stays."""
+
+    def give_up() -> None:
+        raise BlockingIOError
+
+    if path.exists():
+        with suppress(BlockingIOError), hold_lock(path, give_up):
+            pass
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from experiments.runtime.files import (
     find_disk_error,
     hold_lock,
     remove_empty_folders,
+    remove_stale_lock,
     sync_directory,
     write_atomic,
 )
@@ -137,6 +138,7 @@ class Store:
         """
         path = self.locate_result(stage)
         if self.find_fault(stage) is None:
+            remove_stale_lock(lock_file_of(path))  # of a kill between the rename and the end of the lock
             return path
         inputs: dict[str, Path] = {}
         for name, input_stage in stage.inputs.items():

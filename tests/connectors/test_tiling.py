@@ -124,3 +124,11 @@ def test_no_such_layout():
         Tiling(2, 40, "round")
     with pytest.raises(UsageError, match="tiles=0: must be at least 1"):
         Tiling(0, 40)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"tiles": [1]}, {"tiles": 0}, {"side": float("nan")}, {"layout": ["square"]}]
+)
+def test_odd_arguments_are_named(wrong):
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        Tiling(**wrong)

@@ -201,6 +201,7 @@ def test_blind_cells_beside_a_query_warmup_are_those_without():
         ("finetune: {lrr: 1}", "mine.yaml: unknown setting 'finetune.lrr'"),
         ("embq: {dmi: 1}", "mine.yaml: .*no knob 'dmi'"),
         ("seed: one", "mine.yaml: seed='one'"),
+        ("preset: [tiny]", "mine.yaml: preset=.*expected"),
         ("- 1", "mine.yaml: expected settings"),
         ("a: [1", "mine.yaml: not readable as YAML"),
         ("preset: tinny", "unknown preset 'tinny'"),

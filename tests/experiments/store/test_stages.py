@@ -213,6 +213,14 @@ def test_a_killed_process_holds_no_lock(tmp_path, log):
         pass
 
 
+def test_a_lock_that_a_kill_left_beside_a_finished_stage_goes(store):
+    stage = stages()["data"]
+    lock = store.compute(stage).with_suffix(".lock")
+    lock.touch()
+    again(store).compute(stage)
+    assert not lock.exists()
+
+
 def test_write_atomic(tmp_path):
     path = tmp_path / "a.txt"
     write_atomic(path, "one")

@@ -61,10 +61,17 @@ def refused(tmp_path):
         (["out=a,b"], "out=a,b: takes one value"),
         (["blind=perhaps"], "blind='perhaps': expected bool"),
         (["pretrain.max_steps=1e-3"], "expected int"),
+        (["pretrain.epochs=1e400"], "expected int"),
+        (["seed=" + "9" * 5000], "seed=999"),
+        (["finetune.warmup=" + "9" * 4000], "expected a number that is below 1e308"),
+        (["sap.rate=" + "[" * 1500 + "]" * 1500], "sap.rate=[[["),
+        (["sap.rate=\udcff"], "sap.rate=\\udcff: not a value"),
     ],
 )
 def test_arguments(refused, arguments, message):
-    assert message in refused(*arguments)
+    line = refused(*arguments)
+    assert message in line
+    assert max(map(len, line.split())) <= 200
 
 
 def test_unknown_asset(refused):

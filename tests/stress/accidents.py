@@ -1,4 +1,6 @@
-"""A sweep under stress, with stages that compute nothing: python tests/helpers/stress.py moments=20
+"""A sweep whose stages compute nothing, and what may happen to it.
+
+    PYTHONPATH=.:tests/helpers python tests/stress/accidents.py moments=20
 
 At every moment something happens to it: kill -9 of the command, of a worker or of one of two commands in the
 same directory, a full disk, a file that is cut short, changed or deleted. In the end the table is that of a
@@ -178,7 +180,7 @@ class StressOptions:
     seed: int = setting(0, "of what happens when")
 
 
-COMMAND = Command("python tests/helpers/stress.py [KEY=VALUE ...]", __doc__, StressOptions)
+COMMAND = Command("python tests/stress/accidents.py [KEY=VALUE ...]", __doc__, StressOptions)
 
 
 def run_stress(line: CommandLine) -> int:

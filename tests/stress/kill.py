@@ -1,0 +1,108 @@
+"""kill -9 at random moments of whole sweeps, with one worker and with two; every stage is hit.
+
+    PYTHONPATH=.:tests/helpers python tests/stress/kill.py kills=100
+
+After its kills a sweep runs to its end: tables, cells and weights are byte for byte those of a sweep that
+nobody disturbed, what had finished is as it was, and nothing is left of what was under way.
+"""
+
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import sweeps
+from sweeps import Undisturbed
+from trials import Kind, Trial, run_program
+
+from compressors.command_line import Command, CommandLine, setting
+
+KILLS = 3  # of one sweep, one after another
+LONGEST = 1200.0  # seconds of a sweep with its kills
+NEAR = 0.05  # seconds around a stage: the lock before it, the rename behind it
+
+
+@dataclass(frozen=True)
+class KillOptions:
+    """How long, and which moments."""
+
+    kills: int = setting(30, "in all, three a sweep", low=1)
+    seconds: float | None = setting(None, "stop after so long", above=0)
+    seed: int = setting(0, "of the moments")
+    only: int | None = setting(None, "one sweep by its number")
+
+
+COMMAND = Command("python tests/stress/kill.py [KEY=VALUE ...]", __doc__ or "", KillOptions)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit code is 1 for a failure."""
+    return COMMAND.run(run_kills, arguments)
+
+
+def run_kills(line: CommandLine) -> int:
+    """Kill sweeps and say what happened."""
+    options: KillOptions = line.options
+    with tempfile.TemporaryDirectory(prefix="slothkit-kill-") as place:
+        kinds = make_kinds(sweeps.run_undisturbed(Path(place)))
+        count = -(-options.kills // KILLS)
+        return run_program(kinds, options.seed, count, options.seconds, options.only, LONGEST)
+
+
+def make_kinds(undisturbed: Undisturbed) -> dict[str, Kind]:
+    """Sweeps with one worker and with two."""
+    kinds: dict[str, Kind] = {}
+    for workers in (1, 2):
+        kinds[f"{KILLS} kills, {workers} workers"] = partial(draw_kills, undisturbed, workers)
+    return kinds
+
+
+def draw_kills(undisturbed: Undisturbed, workers: int, draw: random.Random, folder: Path) -> Trial:
+    """The moments: a stage, and how long after its begin."""
+    moments = []
+    for _ in range(KILLS):
+        stage = draw.choice(list(undisturbed.seconds))
+        moments.append((stage, draw.uniform(0, undisturbed.seconds[stage] + NEAR)))
+    text = ", ".join(f"{stage} +{delay:.3f} s" for stage, delay in moments)
+    return Trial(text, partial(disturb, undisturbed, workers, moments, folder / "out"))
+
+
+def disturb(undisturbed: Undisturbed, workers: int, moments: Sequence[tuple[str, float]], out: Path) -> None:
+    """Kill the sweep at each moment, then let it end."""
+    for stage, delay in moments:
+        running = sweeps.start_sweep(out, workers)
+        wait_for_stage(running, out / stage)
+        time.sleep(delay)
+        sweeps.kill(running)
+        notes = sweeps.collect_notes(out)
+    ended = sweeps.finish_sweep(out)
+    assert ended.code == 0, f"exit code {ended.code}: {ended.error[-300:]}"
+    for path, note in notes.items():
+        assert path.read_bytes() == note, f"{path} was computed again"
+    leftovers = sweeps.list_leftovers(out)
+    assert not leftovers, f"left: {leftovers}"
+    assert_same_results(sweeps.collect_tables(out), undisturbed.tables)
+    assert_same_results(sweeps.collect_weights(out), undisturbed.weights)
+
+
+def wait_for_stage(running: sweeps.Running, stage: Path) -> None:
+    """Until a stage is under way or over, or the sweep is."""
+    deadline = time.monotonic() + sweeps.LONGEST_SWEEP
+    places = stage, stage.with_name(f"{stage.name}.partial"), stage.with_name(f"{stage.name}.lock")
+    while running.process.is_alive() and not any(place.exists() for place in places):
+        assert time.monotonic() < deadline, f"{stage.name} does not begin"
+        time.sleep(0.002)
+
+
+def assert_same_results(results: dict[str, bytes], wanted: dict[str, bytes]) -> None:
+    """Byte for byte; the first file that differs is named."""
+    for name in sorted(results.keys() | wanted.keys()):
+        assert results.get(name) == wanted.get(name), f"{name} is not that of an undisturbed sweep"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

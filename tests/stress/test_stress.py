@@ -1,0 +1,91 @@
+"""Short forms of the stress programs, and the watcher that they rely on."""
+
+import os
+import random
+import signal
+import time
+from functools import partial
+
+import corrupt
+import fuzz
+import kill
+import pytest
+import sweeps
+from accidents import EVENTS, stress
+from harm import harm_tree
+from trials import Result, Summary, Trial, run_trials
+
+
+def draw_ending(end, draw, _folder):
+    """A trial that ends as `end` does."""
+    return Trial(f"{draw.random():.3f}", end)
+
+
+def run_endings(tmp_path, *endings):
+    kinds = {str(number): partial(draw_ending, end) for number, end in enumerate(endings)}
+    return list(run_trials(kinds, range(len(kinds)), 0, tmp_path, longest=0.5))
+
+
+def test_a_trial_that_hangs_dies_or_raises_is_a_failure_and_the_next_one_runs(tmp_path):
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def fail() -> None:
+        raise KeyError("x")
+
+    endings = (lambda: None, partial(time.sleep, 60), die, fail, lambda: None)
+    reasons = [result.reason for result in run_endings(tmp_path, *endings)]
+    assert reasons == ["", "hangs for more than 0 s", "process ended with -9", "KeyError: 'x'", ""]
+
+
+def test_a_number_draws_the_same_input_whatever_was_tried_before(tmp_path):
+    kinds = {"a": partial(draw_ending, lambda: None)}
+    together = [result.text for result in run_trials(kinds, range(4), 0, tmp_path)]
+    (alone,) = run_trials(kinds, [3], 0, tmp_path)
+    assert alone.text == together[3] and len(set(together)) == 4
+
+
+def test_failures_of_one_cause_are_told_once_with_the_smallest_input():
+    summary = Summary()
+    for number, text in enumerate(["longer", "short"]):
+        summary.add_result(Result(number, "kind", text, f"ValueError: {text}", "room/file.py:1 f"))
+    told = summary.describe(seed=7)
+    assert "2 trials" in told and "FAILED 2 x" in told
+    assert "input: short" in told and "seed=7 only=1" in told
+
+
+def test_harm_changes_a_copy():
+    tree = {"a": [1, {"b": "text"}], "c": None}
+    harmed = [harm_tree(random.Random(seed), tree) for seed in range(50)]
+    assert tree == {"a": [1, {"b": "text"}], "c": None}
+    assert sum(repr(other) != repr(tree) for other in harmed) > 40
+
+
+@pytest.mark.slow
+def test_odd_input(capsys):
+    assert fuzz.main(["inputs=74", "seed=2"]) == 0, capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return sweeps.run_undisturbed(tmp_path_factory.mktemp("undisturbed"))
+
+
+@pytest.mark.slow
+def test_killed_sweeps_end_as_undisturbed_ones(undisturbed, tmp_path):
+    kinds = kill.make_kinds(undisturbed)
+    for result in run_trials(kinds, [0], 0, tmp_path, kill.LONGEST):
+        assert not result.reason, result
+
+
+@pytest.mark.slow
+def test_damaged_files_are_computed_again_or_named(undisturbed, tmp_path):
+    kinds = corrupt.make_kinds(undisturbed, [undisturbed.out])
+    for result in run_trials(kinds, range(4), 0, tmp_path, corrupt.LONGEST):
+        assert not result.reason, result
+
+
+@pytest.mark.slow
+def test_a_sweep_with_accidents(tmp_path):
+    """Everything that may happen to a sweep, once."""
+    assert stress(tmp_path, len(EVENTS)).happened[: len(EVENTS)] == list(EVENTS)
