@@ -3,3 +3,7 @@
 
 class UsageError(ValueError):
     """Bad input. The message is one line: the offending value, where it came from, what to do."""
+
+
+class UnreachableError(UsageError):
+    """Something that this machine cannot reach now: it may be right all the same."""

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from compressors.errors import UsageError
-from connectors.towers.config import take_first_line
+from connectors.pretrained import take_first_line
 from llm_adapters.released.layout import Checkpoint, remove_level
 
 CONFIG, MEMORY = "config.json", "released.safetensors"

@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
 from compressors.errors import UsageError
+from connectors.pretrained import take_first_line
 from connectors.towers.base import count_blocks
-from connectors.towers.config import as_vision_config, take_first_line
+from connectors.towers.config import as_vision_config
 from llm_adapters.configuration import FlashSlothConfig
 from llm_adapters.conversation import Template
 from llm_adapters.released.layout import EMBEDDING, QUERIES, TOWER

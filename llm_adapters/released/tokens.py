@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from compressors.errors import UsageError
-from connectors.towers.config import take_first_line
+from connectors.pretrained import take_first_line
 from llm_adapters.conversation import IMAGE, QUERY, Template
 from llm_adapters.images import image_processor
 from llm_adapters.modeling import FlashSlothForConditionalGeneration

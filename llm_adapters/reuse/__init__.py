@@ -30,9 +30,9 @@ import compressors
 from compressors.base import Compressor
 from compressors.errors import UsageError
 from connectors.embq import registry as query_modules
+from connectors.pretrained import silence_transformers
 from connectors.projector import registry as projectors
 from connectors.query_module import QueryModule
-from connectors.towers.config import silence_transformers
 from llm_adapters.adapter import llm_sizes
 from llm_adapters.conversation import QUERY, QUESTION
 from llm_adapters.reuse import processors
