@@ -40,15 +40,21 @@ class Compressor(nn.Module):
             raise NotImplementedError(f"{type(self).__name__} must define out_grid or num_tokens")
         return grid[0] * grid[1]
 
+    @property
+    def draws(self) -> bool:
+        """Whether it draws its token count in training."""
+        return False
+
     def draw(self) -> None:
-        """Called before each training step: one that trains at several token counts draws the next."""
+        """Called before each training step: one that trains at several token counts draws the next. Where
+        nobody calls it, such a compressor draws in each forward of a training itself."""
 
     def pick(self, scale: int) -> None:
         """Settles one of these counts for good; a UsageError where there is only one."""
         raise UsageError(f"scale={scale}: {self.registered_name} is trained at one token count only")
 
     def visible(self, height: int, width: int) -> int:
-        """How many of its tokens, the first ones, the LLM may see. Fewer than `num_tokens` only after `draw`:
+        """How many of its tokens, the first ones, the LLM may see. Fewer than `num_tokens` only in training:
         whoever places the tokens masks the others, as if they were not there."""
         return self.num_tokens(height, width)
 

@@ -18,8 +18,10 @@ so the ids alone say what each query may read, through any collator, trainer and
 the images before it. A later turn takes the whole conversation again, not `past_key_values` of the last one.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any, cast
+from uuid import uuid4
 
 import torch
 from safetensors import safe_open
@@ -41,6 +43,8 @@ from llm_adapters.reuse.parts import PARTS_ATTRIBUTE, Markers, VisualParts
 from llm_adapters.reuse.pruning import prune
 
 __all__ = ["FAMILIES", "attach", "detach", "load", "name_trained_parts", "pick", "prune"]
+
+MOST_UNITS = 16  # a side of the pictures whose sizes are tried, in the units that it is rounded to
 
 
 def attach(
@@ -88,13 +92,16 @@ def attach(
     grid = _find_common_grid(family, base)
     if grid is not None:
         part.num_tokens(*grid)  # says so where it cannot be
+    else:
+        _warn_of_refused_sizes(part, compressor, base.config.vision_config)
     model.config.slothkit = {**record, "counts": processors.read_counts(processor)}
     num_queries = queries.num_queries if queries is not None else 0
-    processors.attach_processor(processor, family.processor, part, grid, num_queries)
+    pair = uuid4().hex
+    processors.attach_processor(processor, family.processor, part, grid, num_queries, pair)
     markers = None
     if queries is not None:  # behind the processor, whose tokenizer has the markers now
         markers = _create_markers(model, processor, queries)
-    parts = VisualParts(model, family, part, projector, queries, markers)
+    parts = VisualParts(model, family, part, projector, queries, markers, pair)
     _insert_parts(model, parts, processor)
 
 
@@ -130,6 +137,23 @@ def _find_common_grid(family: ModelFamily, base: PreTrainedModel) -> tuple[int, 
     if family.processor == "grid":
         return None
     return read_native_grid(base)
+
+
+def _warn_of_refused_sizes(part: Compressor, name: str, vision_config: Any) -> None:
+    """A warning where a model whose patch grids follow from pictures will refuse some sizes."""
+    merge = vision_config.spatial_merge_size  # sides are rounded to as many patches
+    refused = []
+    for units in range(1, MOST_UNITS + 1):
+        try:
+            part.num_tokens(units * merge, units * merge)
+        except UsageError:
+            refused.append(str(units * merge * vision_config.patch_size))
+    if refused:
+        warnings.warn(
+            f"compressor '{name}' refuses pictures of some sizes: of {MOST_UNITS} square ones those of "
+            f"{', '.join(refused)} pixels; give grid_policy=floor, ceil or pad, or resize pictures",
+            stacklevel=3,
+        )
 
 
 def _check_compressor(part: Compressor, name: str) -> None:
@@ -176,9 +200,8 @@ def pick(model: PreTrainedModel, processor: ProcessorMixin, scale: int) -> None:
     """One of the token counts at which a compressor was trained (`matryoshka`), in the model and in the
     placeholders of the processor that `attach` or `load` gave. `save_pretrained` keeps it.
     UsageError for a scale that the compressor does not have; nothing has changed then."""
-    parts: VisualParts | None = getattr(model, PARTS_ATTRIBUTE, None)
-    if parts is None:
-        raise UsageError("pick: nothing is attached to this model")
+    parts = _require_parts(model, "pick")
+    processors.check_pair(processor, parts.pair, "pick")
     # both may refuse: the processor's first, which is a copy
     counting_compressor = processors.copy_at_scale(processor, scale)
     parts.compressor.pick(scale)
@@ -187,11 +210,20 @@ def pick(model: PreTrainedModel, processor: ProcessorMixin, scale: int) -> None:
     model.config.slothkit["scale"] = scale
 
 
-def detach(model: PreTrainedModel, processor: ProcessorMixin | None = None) -> None:
-    """Both as they were before `attach`."""
+def _require_parts(model: PreTrainedModel, action: str) -> VisualParts:
+    """What is attached to a model; UsageError where nothing is."""
     parts: VisualParts | None = getattr(model, PARTS_ATTRIBUTE, None)
     if parts is None:
-        raise UsageError("detach: nothing is attached to this model")
+        raise UsageError(f"{action}: nothing is attached to this model")
+    return parts
+
+
+def detach(model: PreTrainedModel, processor: ProcessorMixin | None = None) -> None:
+    """Both as they were before `attach`. UsageError for a processor that is not the model's; nothing has
+    changed then."""
+    parts = _require_parts(model, "detach")
+    if processor is not None:
+        processors.check_pair(processor, parts.pair, "detach")
     parts.remove_parts()
     delattr(model, PARTS_ATTRIBUTE)
     del model.config.slothkit
