@@ -5,7 +5,24 @@ from torch import Tensor, nn
 from compressors.errors import UsageError
 from compressors.registry import Registry
 
-registry = Registry("compressor", group="slothkit.compressors", context=("dim", "llm_dim"))
+
+class CompressorRegistry(Registry):
+    """Compressors by name; what is no compressor is refused as it is created."""
+
+    def create(self, name: str, **arguments: object) -> "Compressor":
+        part = super().create(name, **arguments)
+        if not isinstance(part, Compressor):
+            raise UsageError(f"compressor '{name}': {type(part).__name__} must be a subclass of Compressor")
+        out_dim = getattr(part, "out_dim", None)
+        if not isinstance(out_dim, int) or out_dim < 1:
+            raise UsageError(
+                f"compressor '{name}': its constructor must set out_dim, the width of its tokens; "
+                f"it is {out_dim}"
+            )
+        return part
+
+
+registry = CompressorRegistry("compressor", group="slothkit.compressors", context=("dim", "llm_dim"))
 register = registry.register
 MaybeTensor = Tensor | None
 

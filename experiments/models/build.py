@@ -12,11 +12,12 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedToken
 from transformers.utils import logging as transformers_logging
 
 from compressors.errors import UsageError
+from compressors.registry import naming_part
 from connectors.towers.base import VisionTower
 from connectors.towers.build import build_tower, load_tower
 from experiments.config.schema import GPU_ACCELERATORS, Config
 from experiments.config.sources import resolve_source
-from experiments.models import pretrained
+from experiments.models import contract, pretrained
 from llm_adapters.conversation import IMAGE, QUERY
 from llm_adapters.images import image_processor
 from llm_adapters.modeling import FlashSlothConfig, FlashSlothForConditionalGeneration
@@ -129,7 +130,9 @@ def check_model_config(config: Config) -> None:
     pretrained.check_tower(config.tower.source)
     pretrained.check_llm(config.llm.source, model.config.text_config)
     if not config.blind:
-        model.num_image_tokens(size, size)
+        with naming_part("compressor", config.compressor_name, type(model.compressor)):
+            model.num_image_tokens(size, size)
+        contract.check_own_compressor(config, model, size)
 
 
 def pick_scale(config: Config, model: FlashSlothForConditionalGeneration) -> bool:
