@@ -32,7 +32,7 @@ import compressors
 from compressors.base import Compressor
 from compressors.errors import UsageError
 from connectors.embq import registry as query_modules
-from connectors.pretrained import silence_transformers
+from connectors.pretrained import load_pretrained, silence_transformers
 from connectors.projector import registry as projectors
 from connectors.query_module import QueryModule
 from llm_adapters.adapter import llm_sizes
@@ -44,6 +44,7 @@ from llm_adapters.reuse.pruning import prune
 
 __all__ = ["FAMILIES", "attach", "detach", "load", "name_trained_parts", "pick", "prune"]
 
+ADVICE = "save the model and its processor there again"
 MOST_UNITS = 16  # a side of the pictures whose sizes are tried, in the units that it is rounded to
 
 
@@ -245,11 +246,13 @@ def load(folder: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, ProcessorM
     `from_pretrained`'s. UsageError for a folder of another model."""
     folder = Path(folder)
     with silence_transformers():  # the parts' keys are unexpected to the plain class
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **kwargs)
+        loaded: Any = load_pretrained(
+            AutoModelForImageTextToText, folder, str(folder), ADVICE, output_loading_info=True, **kwargs
+        )
     model, loading_info = loaded
     _check_loaded(folder, model, loading_info)
     record = dict(model.config.slothkit)
-    processor = AutoProcessor.from_pretrained(folder)
+    processor = load_pretrained(AutoProcessor, folder, str(folder), ADVICE)
     # the processor's class counts by these; `attach` notes them as the plain ones again
     for name, value in record.pop("counts").items():
         setattr(processor, name, value)
