@@ -5,7 +5,24 @@ from torch import Tensor, nn
 from compressors.errors import UsageError
 from compressors.registry import Registry
 
-registry = Registry("compressor", group="slothkit.compressors", context=("dim", "llm_dim"))
+
+class CompressorRegistry(Registry):
+    """Compressors by name; what is no compressor is refused as it is created."""
+
+    def create(self, name: str, **arguments: object) -> "Compressor":
+        part = super().create(name, **arguments)
+        if not isinstance(part, Compressor):
+            raise UsageError(f"compressor '{name}': {type(part).__name__} must be a subclass of Compressor")
+        out_dim = getattr(part, "out_dim", None)
+        if not isinstance(out_dim, int) or out_dim < 1:
+            raise UsageError(
+                f"compressor '{name}': its constructor must set out_dim, the width of its tokens; "
+                f"it is {out_dim}"
+            )
+        return part
+
+
+registry = CompressorRegistry("compressor", group="slothkit.compressors", context=("dim", "llm_dim"))
 register = registry.register
 MaybeTensor = Tensor | None
 
@@ -40,15 +57,21 @@ class Compressor(nn.Module):
             raise NotImplementedError(f"{type(self).__name__} must define out_grid or num_tokens")
         return grid[0] * grid[1]
 
+    @property
+    def draws(self) -> bool:
+        """Whether it draws its token count in training."""
+        return False
+
     def draw(self) -> None:
-        """Called before each training step: one that trains at several token counts draws the next."""
+        """Called before each training step: one that trains at several token counts draws the next. Where
+        nobody calls it, such a compressor draws in each forward of a training itself."""
 
     def pick(self, scale: int) -> None:
         """Settles one of these counts for good; a UsageError where there is only one."""
         raise UsageError(f"scale={scale}: {self.registered_name} is trained at one token count only")
 
     def visible(self, height: int, width: int) -> int:
-        """How many of its tokens, the first ones, the LLM may see. Fewer than `num_tokens` only after `draw`:
+        """How many of its tokens, the first ones, the LLM may see. Fewer than `num_tokens` only in training:
         whoever places the tokens masks the others, as if they were not there."""
         return self.num_tokens(height, width)
 

@@ -15,3 +15,7 @@ def quote(value: object) -> str:
     if len(line) <= MAX_QUOTED:
         return line
     return f"{line[: MAX_QUOTED - 3]}..."
+
+
+class UnreachableError(UsageError):
+    """Something that this machine cannot reach now: it may be right all the same."""

@@ -10,9 +10,9 @@ Selectors and mergers are no hosts: their tokens are in raster order, and the fi
 
     H*W -> the host's tokens at the finest scale        729 -> 81 behind avg_pool
 
-Before each training step `draw` takes a scale; the sequence has room for the finest, and whoever builds it
-masks the places that are left (`visible`). In evaluation there is one scale, the finest or what `pick` was
-told, and nothing to mask.
+Before each training step `draw` takes a scale, or `forward` in trainers that know nothing of it. The sequence
+has room for the finest, and whoever builds it masks the places that are left (`visible`). In evaluation there
+is one scale, the finest or what `pick` was told, and nothing to mask.
 """
 
 import torch
@@ -65,9 +65,19 @@ class Matryoshka(Compressor):
         self.scales = tuple(sorted(set(scales)))
         self.choices = self.scales  # of which `draw` takes one
         self.drawn = self.scales[0]
+        self.draws_itself = True  # until a trainer does
+
+    @property
+    def draws(self) -> bool:
+        return len(self.choices) > 1
 
     def draw(self) -> None:
         """A scale for the next training step, from torch's global generator; a picked one stays."""
+        self.draws_itself = False
+        self._take_scale()
+
+    def _take_scale(self) -> None:
+        """One of the scales, each as likely."""
         index = int(torch.randint(len(self.choices), ()))
         self.drawn = self.choices[index]
 
@@ -109,6 +119,8 @@ class Matryoshka(Compressor):
         return self._count_tokens(height, width, self.scale)
 
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
+        if self.training and self.draws_itself:
+            self._take_scale()
         height, width = features.shape[1:3]
         tokens = self.host(features, text, text_mask)
         grid = self.host.out_grid(height, width)

@@ -5,9 +5,11 @@ so there is no second list to keep in step. Outside packages register through an
 """
 
 import inspect
+import traceback
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
@@ -127,6 +129,33 @@ def loading_error(kind: str, point: EntryPoint, error: Exception) -> UsageError:
     )
 
 
+@contextmanager
+def naming_part(kind: str, name: str, part_class: type) -> Iterator[None]:
+    """Exceptions of a part's own code become a UsageError with the part and the line of its file."""
+    try:
+        yield
+    except (UsageError, MemoryError):
+        raise
+    # the code is anyone's, so is what it raises
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        place = find_failed_line(error, part_class)
+        raise UsageError(f"{kind} '{name}': {type(error).__name__}: {reason} ({place})") from error
+
+
+def find_failed_line(error: Exception, part_class: type) -> str:
+    """The last line of a class's own file that an exception came through, else where the class begins."""
+    try:
+        file = inspect.getfile(part_class)
+        line = inspect.findsource(part_class)[1] + 1
+    except (TypeError, OSError):  # of a notebook's cell
+        return part_class.__module__
+    for frame in traceback.extract_tb(error.__traceback__):
+        if frame.filename == file and frame.lineno is not None:
+            line = frame.lineno
+    return f"{file}, line {line}"
+
+
 class Registry:
     """Names -> classes. `context` are constructor arguments that the composed model gives, not the user.
 
@@ -184,7 +213,8 @@ class Registry:
     def parameters(self, name: str) -> dict[str, inspect.Parameter]:
         """All constructor parameters of `name`, context included, with resolved annotations."""
         constructor: Any = getattr(self.get(name), "__init__")  # noqa: B009  mypy calls the plain form unsound
-        hints = typing.get_type_hints(constructor)
+        with naming_part(self.kind, name, self.get(name)):  # an annotation may name what is not there
+            hints = typing.get_type_hints(constructor)
         resolved: dict[str, inspect.Parameter] = {}
         for parameter in list(inspect.signature(constructor).parameters.values())[1:]:  # without self
             annotation = hints.get(parameter.name, inspect.Parameter.empty)
@@ -219,4 +249,7 @@ class Registry:
                 knobs[key] = value
             elif key in parameters:
                 context[key] = value
-        return self.get(name)(**context, **self.check(name, **knobs))
+        part_class = self.get(name)
+        checked = self.check(name, **knobs)
+        with naming_part(self.kind, name, part_class):
+            return part_class(**context, **checked)

@@ -21,7 +21,10 @@ def find_model_folder(path: Path, attached: bool = False) -> Path:
         raise UsageError(f"{path}: no such folder; give OUT/cells/CELL, OUT/finetune/KEY or a saved model's")
     stages = path / "stages.json"
     if stages.is_file():
-        trained = next((name for name in read_json_file(stages) if name.startswith("finetune/")), None)
+        trained = None
+        for name in read_json_file(stages):
+            if str(name).startswith("finetune/"):
+                trained = str(name)
         if trained is None:
             raise UsageError(f"{stages}: names no finetune stage; run the cell's command again")
         return check_model_folder(path.resolve().parent.parent / trained / "model", attached)
@@ -39,7 +42,10 @@ def check_model_folder(folder: Path, attached: bool = False) -> Path:
             f"{folder}: no model here (no config.json); give OUT/cells/CELL, OUT/finetune/KEY "
             "or a folder that save_pretrained wrote"
         )
-    kind = read_json_file(config).get("model_type")
+    values = read_json_file(config)
+    if not isinstance(values, dict):
+        raise UsageError(f"{config}: expected a JSON object; the file is damaged")
+    kind = values.get("model_type")
     if kind != KIND and not (attached and is_attached(folder)):
         raise UsageError(
             f"{folder}: a model of type {kind}, not {KIND}; train one with "
@@ -61,24 +67,20 @@ def load_saved_model(
     `dtype`: None is bfloat16 on a GPU, else float32. UsageError for a folder that cannot be loaded.
     """
     import torch
-    from safetensors import SafetensorError
 
+    from connectors.pretrained import load_model, load_pretrained
     from llm_adapters import reuse
     from llm_adapters.auto import FlashSlothForConditionalGeneration, FlashSlothProcessor
 
     folder = find_model_folder(path, attached)
     if dtype is None:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model: Any
-    try:
-        if is_attached(folder):
-            model, processor = reuse.load(folder, dtype=dtype)
-            return model.to(device).eval(), processor
-        model = FlashSlothForConditionalGeneration.from_pretrained(folder, dtype=dtype)
-        processor = FlashSlothProcessor.from_pretrained(folder)
-    except (OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(
-            f"{folder}: cannot be loaded ({reason}); save the model and its processor there again"
-        ) from error
+    if is_attached(folder):
+        other: Any
+        other, processor = reuse.load(folder, dtype=dtype)
+        return other.to(device).eval(), processor
+    where = str(folder)
+    advice = "save the model and its processor there again"
+    model = load_model(FlashSlothForConditionalGeneration, folder, where, advice, dtype=dtype)
+    processor = load_pretrained(FlashSlothProcessor, folder, where, advice)
     return model.to(device).eval(), processor  # not to `dtype`: rotary frequencies stay in float32

@@ -1,15 +1,13 @@
 """What every family of towers needs: reading a vision configuration, its preprocessing, its weights."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from compressors.errors import UsageError
 from compressors.registry import suggest
+from connectors.pretrained import load_pretrained, silence_transformers
 from connectors.versions import map_vision_names
 
 PREPROCESSING = ("image_mean", "image_std", "resample")  # extra keys any vision configuration may carry
@@ -60,11 +58,6 @@ def read_preprocessing(config: PreTrainedConfig, mean: tuple, std: tuple, resamp
     }
 
 
-def take_first_line(error: Exception) -> str:
-    """The first line of an exception's message, for a one-line UsageError."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
 def load_weights(
     model_class: type[PreTrainedModel],
     source: str,
@@ -77,32 +70,20 @@ def load_weights(
     What the checkpoint has beyond it (text model, deeper blocks, head) is left behind without a report.
     UsageError for weights that are missing, unreadable or of another shape.
     """
-    try:
-        with silence_transformers():
-            loaded: Any = model_class.from_pretrained(  # with `output_loading_info` a pair
-                source,
-                config=config,
-                dtype=dtype or "auto",
-                output_loading_info=True,
-                key_mapping=map_vision_names(config.model_type),
-            )
-    except (OSError, RuntimeError) as error:
-        raise UsageError(
-            f"vision tower '{source}': cannot read its weights: {take_first_line(error)}"
-        ) from error
+    where = f"vision tower '{source}'"
+    with silence_transformers():
+        loaded = load_pretrained(
+            model_class,
+            source,
+            where,
+            "save the tower there again",
+            config=config,
+            dtype=dtype or "auto",
+            output_loading_info=True,
+            key_mapping=map_vision_names(config.model_type),
+        )
     backbone, info = loaded
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(unused))
     if missing:
-        raise UsageError(f"vision tower '{source}': {len(missing)} weights are missing, such as {missing[0]}")
+        raise UsageError(f"{where}: {len(missing)} weights are missing, such as {missing[0]}")
     return backbone
-
-
-@contextmanager
-def silence_transformers() -> Iterator[None]:
-    """Its report of keys that do not fit is expected: a tower is cut, a model has parts beside its class."""
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(level)

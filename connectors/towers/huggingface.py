@@ -18,6 +18,8 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 
 from compressors.errors import UsageError
+from compressors.registry import conform
+from connectors.pretrained import load_pretrained, take_first_line
 from connectors.towers.base import VisionTower, count_blocks
 from connectors.towers.config import (
     PREPROCESSING,
@@ -25,7 +27,6 @@ from connectors.towers.config import (
     check_square,
     load_weights,
     read_preprocessing,
-    take_first_line,
 )
 from connectors.towers.open_clip import OpenClipVisionConfig, load_saved_open_clip
 from connectors.towers.open_clip_vit import OPENAI_MEAN, OPENAI_STD
@@ -148,12 +149,10 @@ def load_hf(
     source: str, select_layer: int, attn_implementation: str | None, dtype: torch.dtype | None
 ) -> VisionTower:
     """A tower from a local directory or the hub, in eval mode."""
-    try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise _unreadable(source, error) from error
-    config = as_vision_config(config)
-    for key, value in _preprocessor(source).items():
+    config = as_vision_config(
+        load_pretrained(AutoConfig, source, f"vision tower '{source}'", _advise(source))
+    )
+    for key, value in read_saved_preprocessing(source).items():
         setattr(config, key, value)
     if isinstance(config, OpenClipVisionConfig):
         return load_saved_open_clip(source, config, select_layer, attn_implementation, dtype)
@@ -163,25 +162,35 @@ def load_hf(
     return HfTower(backbone, config, select_layer).eval()
 
 
-def _unreadable(source: str, error: Exception) -> UsageError:
-    """The one line for a source whose configuration cannot be had: damaged, not there, or out of reach."""
+def _advise(source: str) -> str:
+    """What to do about a source that cannot be loaded: damaged, not there, or out of reach."""
     if Path(source, "config.json").is_file():
-        return UsageError(f"vision tower '{source}': {take_first_line(error)}")
+        return "save the tower there again"
     if source.startswith(("/", ".", "~")):
-        return UsageError(f"vision tower '{source}': no such directory, or it has no config.json")
-    return UsageError(
-        f"vision tower '{source}': {take_first_line(error)}; give a local directory, or fetch it "
-        f"first where the hub can be reached (hf download {source})"
-    )
+        return "no such directory, or it has no config.json"
+    return f"give a local directory, or fetch it first where the hub can be reached (hf download {source})"
 
 
-def _preprocessor(source: str) -> dict[str, Any]:
-    """image_mean, image_std and resample of the checkpoint's image processor, those it states."""
+def read_saved_preprocessing(source: str) -> dict[str, Any]:
+    """image_mean, image_std and resample of the checkpoint's image processor, those it states. UsageError for
+    a damaged one."""
+    path = Path(source, "preprocessor_config.json")
     try:
         values, _ = ImageProcessingMixin.get_image_processor_dict(source)
-    except OSError:
+    except OSError as error:
+        if path.is_file():
+            raise UsageError(f"{path}: {take_first_line(error)}; save the processor there again") from error
         return {}  # no processor beside the weights: the family's defaults hold
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: expected a JSON object; save the processor there again")
     fields = {key: values[key] for key in PREPROCESSING if values.get(key) is not None}
-    if isinstance(fields.get("resample"), int):
-        fields["resample"] = Image.Resampling(fields["resample"]).name.lower()
+    for key in ("image_mean", "image_std"):
+        if key in fields:
+            conform(fields[key], tuple[float, float, float], f"{path}: {key}")
+    resample = fields.get("resample")
+    if isinstance(resample, int):
+        names = {filter.value: filter.name.lower() for filter in Image.Resampling}
+        if resample not in names:
+            raise UsageError(f"{path}: resample={resample}: choose one of {', '.join(map(str, names))}")
+        fields["resample"] = names[resample]
     return fields

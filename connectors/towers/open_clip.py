@@ -15,8 +15,9 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers import initialization as init
 
 from compressors.errors import UsageError
+from connectors.pretrained import take_first_line
 from connectors.towers.base import VisionTower, count_blocks
-from connectors.towers.config import check_square, load_weights, read_preprocessing, take_first_line
+from connectors.towers.config import check_square, load_weights, read_preprocessing
 from connectors.towers.open_clip_vit import build_vit, compute_hidden_states, read_geometry
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from compressors.errors import UsageError
 from compressors.registry import suggest
-from connectors.towers.config import take_first_line
+from connectors.pretrained import take_first_line
 
 TIMM_ACT = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
 # CLIP's preprocessing, arXiv 2103.00020

@@ -1,6 +1,7 @@
 """Multiple choice (MMBench, SEED, ScienceQA, AI2D, MMMU): which option an answer in free words names."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from string import ascii_uppercase
 
@@ -8,42 +9,85 @@ from compressors.errors import UsageError
 from experiments.metrics.answers import normalise_answer
 from experiments.metrics.mean import MeanScore
 
+EASTERN_WORDS = "答案|选项|選項|選択肢|答え|정답"  # answer, option
+SAID = rf"(?:(?i:answer|option|choice)(?i:\s+is)?|(?:{EASTERN_WORDS})[是为為は은]?)\s*:?\s*[\[(\"'*]{{0,4}}"
 # Where a letter stands for an option, the surest first. Small letters only where they cannot be a word.
 LETTER_PLACES = (
     r"^\W*(ANYHOW)\W*$",  # b   (B)   B.
     r"^\W*(ANYHOW)\s*[.:)\]]",  # B. the fox   b) the fox   (B) the fox
-    r"(?i:answer|option|choice)(?i:\s+is)?\s*:?\s*[\[(\"'*]*(CAPITAL)\b",  # the answer is B   option B
-    r"(?i:answer|option|choice)(?i:\s+is)?\s*:?\s*[\[(\"'*]*(ANYHOW)\W*$",  # the answer is b.
+    SAID + r"(CAPITAL)\b",  # the answer is B   option B
+    SAID + r"(ANYHOW)\W*$",  # the answer is b.
     r"[\[(](ANYHOW)[\])]",  # it must be (b), because
     r"^(?![AI]\s+[A-Z])(CAPITAL)\b(?!\s+[a-z])",  # B, because; not "A Siamese cat"
 )
-LONE_CAPITAL = r"\b(?![AI]\s+[a-zA-Z])(CAPITAL)\b"  # a capital by itself, but not "A fox"
+# words that come behind an option's letter, not behind an article: A and C, A rather than B
+BEHIND_LETTERS = r"(?:and|or|nor|are|both|because|since|but|as|rather|instead)\b"
+NO_ARTICLE = rf"(?!A\s+(?!{BEHIND_LETTERS})[a-zA-Z])(?!I\s+[a-zA-Z])"
+LONE_CAPITAL = rf"\b{NO_ARTICLE}(CAPITAL)\b"  # a capital by itself, but not "A fox"
+# letters in a row, none of which is the answer: A, B   (a) and (b)   A和B   (A)(B); not "B, A is wrong"
+LISTED = rf"(?:{SAID})?[\[(\"'*]{{0,4}}\b(?i:{NO_ARTICLE})(?:ANYHOW)\b(?!\s+(?:is|was)\b)[\])\"'*]{{0,4}}"
+BETWEEN = r"[,;/&+、和或及与與とやか와과및]|\b(?:and|or|nor|plus|as\s+well\s+as)\b|または|또는"
+LIST = rf"{LISTED}(?:(?:\s*(?:(?:{BETWEEN})\s*)+|(?<=[\])])\s*(?=[\[(])){LISTED})+"
+# an option with its letter, behind the start or another one: A. the fox, B. the owl
+REPEATED = r"(?:^|[,;\n]|\b(?:and|or)\b)\s*[\[(]?(CAPITAL)\s*[.:)\]](?=\s)"
+# of Chinese, Japanese and Korean words, which stand beside letters without a space
+EASTERN = r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
 
 
 def read_choice(answer: str, options: Sequence[str]) -> str | None:
     """The letter of the option that an answer names, None if it names none or several.
 
     A letter counts where it stands for an option; then the only option whose words the answer has; then a
-    capital letter alone. Of several letters in such places the last one counts, as in "not (A) but (B)".
+    capital letter alone. Of several letters in such places the last one counts, as in "not (A) but (B)", but
+    none that is one of a list, as in "A and B".
     """
     letters = name_options(options)
+    whole_text = separate_letters(answer)
+    text = strike_repeated_options(whole_text, letters)
+    lists = find_letters(LIST, letters, text)
     for place in LETTER_PLACES:
-        in_place = find_letters(place, letters, answer.strip())
+        in_place = find_letters(place, letters, text)
         if in_place:
-            return in_place[-1].upper()
+            return name_unlisted(in_place[-1], lists)
+    if lists or text != whole_text:
+        return None
     option = find_option_by_words(answer, options)
     if option is not None:
         return letters[option]
-    alone = set(find_letters(LONE_CAPITAL, letters, answer))
+    alone = {letter[1] for letter in find_letters(LONE_CAPITAL, letters, text)}
     if len(alone) == 1:
         return alone.pop()
     return None
 
 
-def find_letters(place: str, letters: str, text: str) -> list[str]:
-    """The letters that stand in such a place of a text."""
+def separate_letters(answer: str) -> str:
+    """An answer with letters of common width, and with spaces between them and eastern words."""
+    text = unicodedata.normalize("NFKC", answer.strip())
+    return re.sub(rf"(?<={EASTERN})(?=[a-zA-Z])|(?<=[a-zA-Z])(?={EASTERN})", " ", text)
+
+
+def strike_repeated_options(text: str, letters: str) -> str:
+    """A text without the letters of options that it repeats with their words; one alone is an answer."""
+    repeated = find_letters(REPEATED, letters, text)
+    if len({letter[1] for letter in repeated}) < 2:
+        return text
+    for letter in reversed(repeated):
+        text = text[: letter.start(1)] + text[letter.end() :]
+    return text
+
+
+def find_letters(place: str, letters: str, text: str) -> list[re.Match[str]]:
+    """The letters that stand in such a place of a text, each as group 1."""
     pattern = place.replace("ANYHOW", f"(?i:[{letters}])").replace("CAPITAL", f"[{letters}]")
-    return re.findall(pattern, text)
+    return list(re.finditer(pattern, text))
+
+
+def name_unlisted(letter: re.Match[str], lists: Sequence[re.Match[str]]) -> str | None:
+    """The letter, None where it is one of a list."""
+    for listed in lists:
+        if listed.start() <= letter.start(1) < listed.end():
+            return None
+    return letter[1].upper()
 
 
 def name_options(options: Sequence[str]) -> str:

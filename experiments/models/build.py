@@ -8,22 +8,17 @@ from typing import Any
 
 import torch
 from huggingface_hub.utils import logging as hub_logging
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from compressors.errors import UsageError
+from compressors.registry import naming_part
 from connectors.tiling import Tiling
 from connectors.towers.base import VisionTower
 from connectors.towers.build import build_tower, load_tower
-from connectors.towers.open_clip import OpenClipVisionConfig
 from experiments.config.schema import GPU_ACCELERATORS, Config
-from experiments.config.sources import OPEN_CLIP_SCHEME, resolve_source
+from experiments.config.sources import resolve_source
+from experiments.models import contract, pretrained
 from llm_adapters.conversation import IMAGE, QUERY
 from llm_adapters.images import image_processor
 from llm_adapters.modeling import FlashSlothConfig, FlashSlothForConditionalGeneration
@@ -34,8 +29,8 @@ def build_model(config: Config) -> tuple[FlashSlothForConditionalGeneration, Fla
     """Pretrained tower and LLM, everything else new from `config.seed`. UsageError for what does not fit."""
     source = resolve_source(config.tower.source)
     tower = load_tower(source, config.tower.select_layer, dtype=torch.float32)
-    llm = _load_pretrained(AutoModelForCausalLM, "llm.source", config.llm.source, dtype=torch.float32)
-    tokenizer = load_tokenizer(config)
+    llm = pretrained.load_llm(config)
+    tokenizer = pretrained.load_tokenizer(config)
     end = find_token_id(tokenizer, config.prompt.end)
     # the placeholders need no row, visual and query tokens replace them; the end token is generated
     if end >= llm.get_input_embeddings().num_embeddings:
@@ -92,29 +87,6 @@ def compose_model_config(
     )
 
 
-def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
-    """The LLM's tokenizer with the placeholder, end and padding tokens that conversations need."""
-    tokenizer = _load_pretrained(AutoTokenizer, "llm.source", config.llm.source)
-    vocabulary = tokenizer.get_vocab()
-    missing = [token for token in (config.prompt.end, IMAGE, QUERY) if token not in vocabulary]
-    # beside those that it has: without `replace` they would be forgotten
-    tokenizer.add_special_tokens({"additional_special_tokens": missing}, replace_extra_special_tokens=False)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = config.prompt.end
-    return tokenizer
-
-
-def _load_pretrained(auto: Any, setting: str, source: str, **kwargs: Any) -> Any:
-    """`auto.from_pretrained(source)`, or a UsageError that names the setting."""
-    try:
-        return auto.from_pretrained(resolve_source(source), **kwargs)
-    except OSError as error:
-        raise UsageError(
-            f"{setting}={source}: cannot be loaded; give a folder that save_pretrained wrote, "
-            "or a hub id that this machine can reach"
-        ) from error
-
-
 def make_processor(
     config: Config, model: FlashSlothForConditionalGeneration, tokenizer: PreTrainedTokenizerBase
 ) -> FlashSlothProcessor:
@@ -158,18 +130,15 @@ def silence_libraries() -> None:
 
 def check_model_config(config: Config) -> None:
     """UsageError for what only the sizes of a cell's parts can tell: rate against grid, insertion against
-    depth, heads against widths. No weights are read."""
+    depth, heads against widths; and for backbones without weights or tokenizer. No weights are read."""
     with torch.device("meta"):
         model, size = build_skeleton(config)
+    pretrained.check_tower(config.tower.source)
+    pretrained.check_llm(config.llm.source, model.config.text_config)
     if not config.blind:
-        model.num_image_tokens(size, size)
-
-
-def load_vision_config(source: str) -> PreTrainedConfig:
-    """A tower's configuration, without its weights."""
-    if source.startswith(OPEN_CLIP_SCHEME):
-        return OpenClipVisionConfig(model_name=source.split(":")[1])
-    return _load_pretrained(AutoConfig, "tower.source", source)
+        with naming_part("compressor", config.compressor_name, type(model.compressor)):
+            model.num_image_tokens(size, size)
+        contract.check_own_compressor(config, model, size)
 
 
 def pick_scale(config: Config, model: FlashSlothForConditionalGeneration) -> bool:
@@ -186,10 +155,13 @@ def pick_scale(config: Config, model: FlashSlothForConditionalGeneration) -> boo
 
 def build_skeleton(config: Config) -> tuple[FlashSlothForConditionalGeneration, int]:
     """The cell's model without weights, and its image size. Call under `torch.device("meta")`."""
-    vision = load_vision_config(config.tower.source)
-    text = _load_pretrained(AutoConfig, "llm.source", config.llm.source)
-    tower: VisionTower = build_tower(vision, config.tower.select_layer)
-    model = FlashSlothForConditionalGeneration(compose_model_config(config, vision, text), tower)
+    vision = pretrained.load_vision_config(config.tower.source)
+    text = pretrained.load_llm_config(config.llm.source)
+    with pretrained.naming_backbone(f"tower.source={config.tower.source}"):
+        tower: VisionTower = build_tower(vision, config.tower.select_layer)
+    with pretrained.naming_backbone(f"llm.source={config.llm.source}"):
+        llm = AutoModelForCausalLM.from_config(text)
+    model = FlashSlothForConditionalGeneration(compose_model_config(config, vision, text), tower, llm)
     pick_scale(config, model)
     if config.prune is not None:
         model.set_pruner(config.prune, **config.knobs(config.prune))

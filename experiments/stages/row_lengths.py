@@ -13,7 +13,7 @@ from compressors.errors import UsageError, quote
 from experiments.config.schema import Config
 from experiments.data import llava, roles
 from experiments.data.loader import SPACES_OF_A_TURN, ConversationDataset, SampleImages
-from experiments.models import build
+from experiments.models import build, pretrained
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 
 
@@ -98,7 +98,7 @@ def check_role_files(config: Config, role: str, model: FlashSlothForConditionalG
         longest = bound_longest_row(config, model, size, measure_texts(file), max_length)
         if longest + new_tokens <= positions:
             continue
-        processor = build.make_processor(config, model, build.load_tokenizer(config))
+        processor = build.make_processor(config, model, pretrained.load_tokenizer(config))
         dataset = ConversationDataset(load_rows(file), SampleImages(processor), max_length)
         try:
             dataset.check_positions(positions, new_tokens)

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from compressors.command_line import Command, CommandLine
-from compressors.errors import UsageError
+from compressors.errors import UnreachableError, UsageError
 from experiments.config.cells import Cell
 from experiments.config.schema import Config
 from experiments.runtime.bars import create_reporter
@@ -72,8 +72,9 @@ def run_sweep(
     sweep = request.read_request(line.overrides)
     first_cell, _ = sweep.jobs[0]  # all cells have one output directory
     store = Store(Path(first_cell.config.out), runner=runner)
-    if "--plan" in line.flags:  # before anything is written or checked
-        for table in make_plan_tables(sweep, store):
+    if "--plan" in line.flags:  # before anything is written
+        notes = list_unchecked_cells(list_unlike_cells(sweep.jobs, store), check)
+        for table in [*make_plan_tables(sweep, store), *notes]:
             console.print(table, soft_wrap=isinstance(table, str), highlight=False)
         return 0
     with store.open_root():
@@ -97,7 +98,18 @@ def check_cell(cell: Cell, check: Callable[[Config], None]) -> None:
     try:
         check(cell.config)
     except UsageError as error:
-        raise UsageError(f"{cell.label}: {error}") from error
+        raise type(error)(f"{cell.label}: {error}") from error
+
+
+def list_unchecked_cells(cells: list[Cell], check: Callable[[Config], None]) -> list[str]:
+    """`check` of all cells; notes of those whose sizes cannot be told, because a backbone is out of reach."""
+    notes = []
+    for cell in cells:
+        try:
+            check_cell(cell, check)
+        except UnreachableError as error:
+            notes.append(f"not checked: {error}")
+    return notes
 
 
 def list_unlike_cells(jobs: list[CellJob], store: Store) -> list[Cell]:

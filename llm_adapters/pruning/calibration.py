@@ -20,7 +20,7 @@ BISECTION_STEPS = 10  # bisections of the loss in [0, 1]; the released code make
 
 def calibrate_pruner(model: Any, batches: Iterable[Mapping[str, Tensor]]) -> tuple[float, ...]:
     """Fit the recipe of a model (FlashSlothForConditionalGeneration) whose pruner is `fitprune` on prefills
-    of `batches`, inputs of its forward, and give it that recipe; returned as well."""
+    of `batches` (or of one batch), inputs of its forward, and give it that recipe; returned as well."""
     if model.config.pruner != "fitprune":
         raise UsageError(f"pruner={model.config.pruner}: only fitprune is calibrated")
     knobs = dict(model.config.pruner_knobs or {})
@@ -44,6 +44,8 @@ def calibrate_recipe(
     """The recipe that `pruner` lacks, fitted on prefills of `batches`, inputs of a model's forward. `use`
     puts a pruner into the model, in the end `before`; `encode` lets the images of inputs go through the tower
     once and for all."""
+    if isinstance(batches, Mapping):
+        batches = [batches]  # one batch as it is
     depth = pruner.llm_layers
     training = model.training
     model.eval()

@@ -10,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from compressors.errors import UsageError
+from connectors.pretrained import load_pretrained
 from llm_adapters.configuration import FlashSlothConfig
 from llm_adapters.conversation import QUERY
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
@@ -113,7 +114,7 @@ def find_released(folder: Path) -> layout.Checkpoint:
         raise UsageError(f"{folder}: no {files.CONFIG} in it; give a model folder")
     if files.read_json(folder / files.CONFIG).get("model_type") != FlashSlothConfig.model_type:
         raise UsageError(f"{folder}: is no model of ours; `convert` makes one of a released checkpoint")
-    config = FlashSlothConfig.from_pretrained(folder)
+    config = load_pretrained(FlashSlothConfig, folder, str(folder), "save the model there again")
     sizes.check_exportable(config, folder)
     tensors = files.read_tensors(folder)
     shapes = {key: value.shape for key, value in build_skeleton(config).state_dict().items()}

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from compressors.errors import UsageError
-from connectors.towers.config import take_first_line
-from llm_adapters.released.layout import Checkpoint, remove_level
+from connectors.pretrained import take_first_line
+from llm_adapters.released.layout import DERIVED, Checkpoint, remove_level
 
 CONFIG, MEMORY = "config.json", "released.safetensors"
 WEIGHTS = (
@@ -25,6 +25,16 @@ WEIGHTS = (
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
     "mm_projector.bin",  # a stage-1 checkpoint of LLaVA's kind
+)
+# what torch and safetensors raise for a damaged file
+WEIGHT_ERRORS = (
+    SafetensorError,
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    KeyError,
 )
 
 
@@ -43,7 +53,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             raise UsageError(f"{path}: no weights in it; looked for {', '.join(WEIGHTS)}")
         path = weight_file
     if path.name.endswith(".index.json"):
-        shards = sorted(set(read_json(path).get("weight_map", {}).values()))
+        shard_names = read_json(path).get("weight_map", {})
+        if not isinstance(shard_names, dict) or not all(isinstance(v, str) for v in shard_names.values()):
+            raise UsageError(f"{path}: weight_map must name a file for each tensor; the file is damaged")
+        shards = sorted(set(shard_names.values()))
         return {key: value for name in shards for key, value in _load_weight_file(path.parent / name).items()}
     return _load_weight_file(path)
 
@@ -52,16 +65,30 @@ def _load_weight_file(path: Path) -> dict[str, Tensor]:
     """One file; its tensors are mapped, not copied, where the format allows."""
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        mapped = zipfile.is_zipfile(path)
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            tensors = load_file(path)
+        else:
+            mapped = zipfile.is_zipfile(path)
+            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such file") from error
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except WEIGHT_ERRORS as error:
         raise UsageError(f"{path}: cannot be read as weights: {take_first_line(error)}") from error
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise UsageError(f"{path}: expected tensors by key, found something else; give a model's weights")
+    check_tensors(tensors, path)
+    if path.suffix == ".safetensors":
+        return tensors
     return keep_own_tensors(tensors)
+
+
+def check_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """UsageError for a tensor that is no dense one of floating-point numbers."""
+    for key, value in tensors.items():
+        if value.layout is not torch.strided or value.is_quantized:
+            raise UsageError(f"{path}: {key} is sparse or quantised; give a checkpoint of plain tensors")
+        # positions and the like, which are derived and left out, are whole numbers
+        if not value.is_floating_point() and not key.endswith(DERIVED):
+            raise UsageError(f"{path}: {key} is {value.dtype}; give a checkpoint of floating-point weights")
 
 
 def keep_own_tensors(found: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -82,7 +109,7 @@ def read_json(path: Path) -> dict:
         return {}
     try:
         values = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise UsageError(f"{path}: cannot be read as JSON: {take_first_line(error)}") from error
     if not isinstance(values, dict):
         raise UsageError(f"{path}: expected a JSON object")

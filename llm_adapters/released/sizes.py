@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
 from compressors.errors import UsageError
+from connectors.pretrained import take_first_line
 from connectors.towers.base import count_blocks
-from connectors.towers.config import as_vision_config, take_first_line
+from connectors.towers.config import as_vision_config
 from llm_adapters.configuration import FlashSlothConfig
 from llm_adapters.conversation import Template
 from llm_adapters.released.layout import EMBEDDING, QUERIES, TOWER
@@ -129,7 +130,7 @@ def read_named_tower(values: dict[str, Any], source: Path) -> dict[str, Any]:
     if Path(name).name in TOWERS:
         return TOWERS[Path(name).name]
     try:
-        return as_vision_config(AutoConfig.from_pretrained(name)).to_dict()
+        return as_vision_config(AutoConfig.from_pretrained(name, trust_remote_code=False)).to_dict()
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{source}: mm_vision_tower={name} cannot be read ({take_first_line(error)}); add a "
@@ -190,7 +191,11 @@ def find_dot_token(values: dict[str, Any]) -> int:
 
 def read_tiles(values: dict[str, Any]) -> int:
     """k of the k x k tiles; a nested file gives the crops, thumbnail included."""
-    return max(1, isqrt(values.get("prompt", {}).get("hd_tiles", 1) - 1))
+    prompt = values.get("prompt", {})
+    crops = prompt.get("hd_tiles", 1) if isinstance(prompt, dict) else prompt
+    if not isinstance(crops, int) or crops < 1:
+        raise UsageError(f"config.json: prompt.hd_tiles={str(crops)[:200]}: expected a number of crops")
+    return max(1, isqrt(crops - 1))
 
 
 def make_flat_values(config: FlashSlothConfig) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from compressors.errors import UsageError
-from connectors.towers.config import take_first_line
+from connectors.pretrained import load_pretrained
 from llm_adapters.conversation import IMAGE, QUERY, Template
 from llm_adapters.images import image_processor
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
@@ -31,10 +31,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     """The tokenizer in a folder, if there is one."""
     if not any((folder / name).is_file() for name in FILES):
         return None
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"{folder}: its tokenizer cannot be read: {take_first_line(error)}") from error
+    where = f"{folder}: its tokenizer"
+    return load_pretrained(AutoTokenizer, folder, where, "save it there again, or remove it")
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int, source: Path) -> PreTrainedTokenizerBase:

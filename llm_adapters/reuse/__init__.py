@@ -18,8 +18,10 @@ so the ids alone say what each query may read, through any collator, trainer and
 the images before it. A later turn takes the whole conversation again, not `past_key_values` of the last one.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any, cast
+from uuid import uuid4
 
 import torch
 from safetensors import safe_open
@@ -30,9 +32,9 @@ import compressors
 from compressors.base import Compressor
 from compressors.errors import UsageError
 from connectors.embq import registry as query_modules
+from connectors.pretrained import load_pretrained, silence_transformers
 from connectors.projector import registry as projectors
 from connectors.query_module import QueryModule
-from connectors.towers.config import silence_transformers
 from llm_adapters.adapter import llm_sizes
 from llm_adapters.conversation import QUERY, QUESTION
 from llm_adapters.reuse import processors
@@ -41,6 +43,9 @@ from llm_adapters.reuse.parts import PARTS_ATTRIBUTE, Markers, VisualParts
 from llm_adapters.reuse.pruning import prune
 
 __all__ = ["FAMILIES", "attach", "detach", "load", "name_trained_parts", "pick", "prune"]
+
+ADVICE = "save the model and its processor there again"
+MOST_UNITS = 16  # a side of the pictures whose sizes are tried, in the units that it is rounded to
 
 
 def attach(
@@ -88,13 +93,16 @@ def attach(
     grid = _find_common_grid(family, base)
     if grid is not None:
         part.num_tokens(*grid)  # says so where it cannot be
+    else:
+        _warn_of_refused_sizes(part, compressor, base.config.vision_config)
     model.config.slothkit = {**record, "counts": processors.read_counts(processor)}
     num_queries = queries.num_queries if queries is not None else 0
-    processors.attach_processor(processor, family.processor, part, grid, num_queries)
+    pair = uuid4().hex
+    processors.attach_processor(processor, family.processor, part, grid, num_queries, pair)
     markers = None
     if queries is not None:  # behind the processor, whose tokenizer has the markers now
         markers = _create_markers(model, processor, queries)
-    parts = VisualParts(model, family, part, projector, queries, markers)
+    parts = VisualParts(model, family, part, projector, queries, markers, pair)
     _insert_parts(model, parts, processor)
 
 
@@ -130,6 +138,23 @@ def _find_common_grid(family: ModelFamily, base: PreTrainedModel) -> tuple[int, 
     if family.processor == "grid":
         return None
     return read_native_grid(base)
+
+
+def _warn_of_refused_sizes(part: Compressor, name: str, vision_config: Any) -> None:
+    """A warning where a model whose patch grids follow from pictures will refuse some sizes."""
+    merge = vision_config.spatial_merge_size  # sides are rounded to as many patches
+    refused = []
+    for units in range(1, MOST_UNITS + 1):
+        try:
+            part.num_tokens(units * merge, units * merge)
+        except UsageError:
+            refused.append(str(units * merge * vision_config.patch_size))
+    if refused:
+        warnings.warn(
+            f"compressor '{name}' refuses pictures of some sizes: of {MOST_UNITS} square ones those of "
+            f"{', '.join(refused)} pixels; give grid_policy=floor, ceil or pad, or resize pictures",
+            stacklevel=3,
+        )
 
 
 def _check_compressor(part: Compressor, name: str) -> None:
@@ -176,9 +201,8 @@ def pick(model: PreTrainedModel, processor: ProcessorMixin, scale: int) -> None:
     """One of the token counts at which a compressor was trained (`matryoshka`), in the model and in the
     placeholders of the processor that `attach` or `load` gave. `save_pretrained` keeps it.
     UsageError for a scale that the compressor does not have; nothing has changed then."""
-    parts: VisualParts | None = getattr(model, PARTS_ATTRIBUTE, None)
-    if parts is None:
-        raise UsageError("pick: nothing is attached to this model")
+    parts = _require_parts(model, "pick")
+    processors.check_pair(processor, parts.pair, "pick")
     # both may refuse: the processor's first, which is a copy
     counting_compressor = processors.copy_at_scale(processor, scale)
     parts.compressor.pick(scale)
@@ -187,11 +211,20 @@ def pick(model: PreTrainedModel, processor: ProcessorMixin, scale: int) -> None:
     model.config.slothkit["scale"] = scale
 
 
-def detach(model: PreTrainedModel, processor: ProcessorMixin | None = None) -> None:
-    """Both as they were before `attach`."""
+def _require_parts(model: PreTrainedModel, action: str) -> VisualParts:
+    """What is attached to a model; UsageError where nothing is."""
     parts: VisualParts | None = getattr(model, PARTS_ATTRIBUTE, None)
     if parts is None:
-        raise UsageError("detach: nothing is attached to this model")
+        raise UsageError(f"{action}: nothing is attached to this model")
+    return parts
+
+
+def detach(model: PreTrainedModel, processor: ProcessorMixin | None = None) -> None:
+    """Both as they were before `attach`. UsageError for a processor that is not the model's; nothing has
+    changed then."""
+    parts = _require_parts(model, "detach")
+    if processor is not None:
+        processors.check_pair(processor, parts.pair, "detach")
     parts.remove_parts()
     delattr(model, PARTS_ATTRIBUTE)
     del model.config.slothkit
@@ -213,11 +246,13 @@ def load(folder: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, ProcessorM
     `from_pretrained`'s. UsageError for a folder of another model."""
     folder = Path(folder)
     with silence_transformers():  # the parts' keys are unexpected to the plain class
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **kwargs)
+        loaded: Any = load_pretrained(
+            AutoModelForImageTextToText, folder, str(folder), ADVICE, output_loading_info=True, **kwargs
+        )
     model, loading_info = loaded
     _check_loaded(folder, model, loading_info)
     record = dict(model.config.slothkit)
-    processor = AutoProcessor.from_pretrained(folder)
+    processor = load_pretrained(AutoProcessor, folder, str(folder), ADVICE)
     # the processor's class counts by these; `attach` notes them as the plain ones again
     for name, value in record.pop("counts").items():
         setattr(processor, name, value)

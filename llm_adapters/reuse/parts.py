@@ -49,6 +49,7 @@ class VisualParts(nn.Module, QueryAdapter):
         projector: nn.Module | None,
         query_module: QueryModule | None,
         markers: Markers | None,
+        pair: str,
     ):
         super().__init__()
         self.family = family
@@ -57,6 +58,7 @@ class VisualParts(nn.Module, QueryAdapter):
         self.projector = projector
         self.query_module = query_module
         self.markers = markers
+        self.pair = pair  # with its processor, which has the same
         # in a tuple: a model is no part of its part. The cast: transformers' type of `base_model` is too wide
         self._outside = (cast(PreTrainedModel, model.base_model), model)
         self._wrapping = Wrapping()
@@ -155,17 +157,17 @@ class VisualParts(nn.Module, QueryAdapter):
 
     def _compress_maps(self, maps: list[Tensor]) -> list[Tensor]:
         """Maps (n_i, H_i, W_i, C) -> tokens (n_i, N_i, D); those of one size together."""
+        if self.compressor.training and self.compressor.draws:
+            raise UsageError(
+                "a compressor that draws its token count is used at one count here; choose "
+                "it by reuse.pick(model, processor, scale)"
+            )
         maps_of_size: dict[tuple[int, int], list[int]] = {}
         for index, m in enumerate(maps):
             height, width = m.shape[1:3]
             maps_of_size.setdefault((height, width), []).append(index)
         tokens_of_map: dict[int, Tensor] = {}
-        for (height, width), same in maps_of_size.items():
-            if self.compressor.visible(height, width) != self.compressor.num_tokens(height, width):
-                raise UsageError(
-                    "a compressor that draws its token count is used at one count here; choose "
-                    "it by reuse.pick(model, processor, scale)"
-                )
+        for same in maps_of_size.values():
             features = torch.cat([maps[index] for index in same])
             # where the parts are; a compressor without weights takes the tower's output as it is
             weights = next(self.parameters(), features)

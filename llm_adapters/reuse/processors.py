@@ -23,13 +23,15 @@ COUNT_ATTRIBUTES = ("image_seq_length", "image_seq_len", "num_additional_image_t
 
 @dataclass
 class AttachedState:
-    """A processor's class, tokenizer and counts before; the compressor, without its weights."""
+    """A processor's class, tokenizer and counts before; the compressor, without its weights; what tells the
+    model that it belongs to."""
 
     plain: type
     tokenizer: PreTrainedTokenizerBase
     counts: dict[str, Any]
     compressor: Compressor
     num_queries: int
+    pair: str
 
 
 if TYPE_CHECKING:
@@ -159,6 +161,7 @@ def attach_processor(
     compressor: Compressor,
     grid: tuple[int, int] | None,
     num_queries: int,
+    pair: str,
 ) -> None:
     """Counts follow `compressor`; `grid` is the patch grid where all images have one."""
     attached_processor = cast(AttachedProcessor, processor)  # which it is at the end
@@ -168,6 +171,7 @@ def attach_processor(
         counts=read_counts(processor),
         compressor=copy.deepcopy(compressor).to("meta"),
         num_queries=num_queries,
+        pair=pair,
     )
     if kind == "fixed":
         _set_counts(processor, compressor, grid)
@@ -206,6 +210,14 @@ def _require_attached(processor: ProcessorMixin, action: str) -> AttachedProcess
     if getattr(processor, "attached", None) is None:
         raise UsageError(f"{action}: nothing is attached to this processor; give the one that `attach` got")
     return cast(AttachedProcessor, processor)
+
+
+def check_pair(processor: ProcessorMixin, pair: str, action: str) -> None:
+    """UsageError for a processor that `attach` or `load` did not give with this model."""
+    if _require_attached(processor, action).attached.pair != pair:
+        raise UsageError(
+            f"{action}: the processor belongs to another model; give the one that was attached with it"
+        )
 
 
 def detach_processor(processor: ProcessorMixin) -> None:

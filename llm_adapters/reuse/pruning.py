@@ -51,13 +51,14 @@ def prune(
     model: PreTrainedModel,
     name: str | None,
     *,
-    calibrate_on: Iterable[Mapping[str, Tensor]] = (),
+    calibrate_on: Iterable[Mapping[str, Tensor]] | Mapping[str, Tensor] = (),
     **knobs: Any,
 ) -> None:
     """Drop visual tokens inside the LLM from now on, as the pruner `name` does with its `knobs`; None: none.
 
     model           a PeftModel stands for the model in it
-    calibrate_on    inputs of the model's forward that `fitprune` fits its recipe on, where it is given none
+    calibrate_on    inputs of the model's forward, one batch or several, that `fitprune` fits its recipe on,
+                    where it is given none
     UsageError for a model, a name or a knob that cannot be; nothing has changed then.
     """
     unwrap_peft: Any = getattr(model, "get_base_model", None)
@@ -65,7 +66,7 @@ def prune(
         model = unwrap_peft()
     family = find_family(model)
     depth = llm_sizes(model.config)["llm_layers"]
-    batches = list(calibrate_on)
+    batches = list_batches(calibrate_on)
     pruning = getattr(model, PRUNING_ATTRIBUTE, None) or ModelPruning(model, family.language_model)
     pruner = None
     if name is not None:
@@ -78,6 +79,21 @@ def prune(
             recipe = pruning.calibrate_on_batches(batches, pruner)
             pruner = registry.create(name, llm_layers=depth, **{**knobs, "recipe": recipe})
     pruning.replace_pruner(pruner)
+
+
+def list_batches(
+    batches: Iterable[Mapping[str, Tensor]] | Mapping[str, Tensor],
+) -> list[Mapping[str, Tensor]]:
+    """Batches as a list; a single one is a list of it. UsageError for what is none."""
+    if isinstance(batches, Mapping):
+        return [batches]
+    listed = list(batches)
+    for batch in listed:
+        if not isinstance(batch, Mapping):
+            raise UsageError(
+                f"calibrate_on: expected inputs as the processor makes them, not {type(batch).__name__}"
+            )
+    return listed
 
 
 @dataclass

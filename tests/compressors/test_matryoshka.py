@@ -85,6 +85,23 @@ def test_draws_come_from_the_global_generator():
     assert draws[0] == draws[1]
 
 
+def test_a_trainer_that_knows_nothing_of_draws_trains_all_scales():
+    part, features = make("avg_pool", rate=2).train(), torch.randn(1, 8, 12, 6)
+    counts = set()
+    for _ in range(40):
+        tokens = part(features)
+        assert not tokens[:, part.visible(8, 12) :].any()  # as `forward` has drawn
+        counts.add(part.visible(8, 12))
+    assert counts == {24, 6, 2}
+    part.draw()  # a trainer that draws is the only one that does
+    drawn = part.scale
+    for _ in range(10):
+        part(features)
+        assert part.scale == drawn
+    part.eval()(features)
+    assert part.visible(8, 12) == 24
+
+
 def test_others_draw_nothing():
     part = compressors.create("sap", dim=6)
     part.draw()

@@ -48,7 +48,8 @@ def test_a_drawn_scale_is_the_picked_one(side):
     model = make("matryoshka", host="ldp", knobs={"rate": 1}, scales=[1, 2, 3])
     image = model.config.image_token_id
     long = make_batch(make_processor(model), ROWS, side)
-    model.compressor.train().drawn = 2
+    model.compressor.train().draw()  # as a trainer does
+    model.compressor.drawn = 2
     found = model(**long)
     model.compressor.pick(2)
     short = make_batch(make_processor(model), ROWS, side)

@@ -39,3 +39,23 @@ def test_another_without_one(tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(UsageError, match="a model of type llava, not slothkit"):
         saved.find_model_folder(tmp_path, attached=True)
+
+
+DAMAGES = {
+    "config.json": ["", "[]", "{}", '{"model_type": "slothkit", "text_config": 3}'],
+    "tokenizer.json": ["", "[]", '{"a": 1}'],
+    "processor_config.json": ["", "[]"],
+    "model.safetensors": ["", "no weights"],
+}
+DAMAGED_FILES = [(file, text) for file, texts in DAMAGES.items() for text in texts]
+
+
+@pytest.mark.parametrize(("file", "text"), DAMAGED_FILES)
+def test_a_damaged_folder_is_one_line(tmp_path, file, text):
+    model = make_model()
+    for part in (model, make_processor(model)):
+        part.save_pretrained(tmp_path)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(UsageError, match=str(tmp_path)) as error:
+        saved.load_saved_model(tmp_path, CPU)
+    assert "\n" not in str(error.value)

@@ -12,7 +12,7 @@ from experiments.backbones.small import __main__ as small
 from experiments.config import sources
 from experiments.config.cells import make_cells
 from experiments.config.sources import resolve_source
-from experiments.models import build
+from experiments.models import build, pretrained
 from experiments.store import keys
 from llm_adapters.conversation import MARKERS, Template, Turn, render_turns
 
@@ -97,7 +97,7 @@ def test_prompt_is_the_chat_format():
 @pytest.mark.skipif(not REAL, reason="python -m experiments.backbones.small has not been run")
 def test_chat_tokens_of_the_real_tokenizer():
     config = cells()[0]
-    tokenizer = build.load_tokenizer(config)
+    tokenizer = pretrained.load_tokenizer(config)
     text = f"{config.prompt.assistant} yes{config.prompt.end}"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert tokenizer.convert_ids_to_tokens(ids)[:3] == ["<|im_end|>", "Ċ", "<|im_start|>"]

@@ -199,10 +199,77 @@ def test_choice(answer, letter):
         ("A.", "A"),
         ("B Siamese", "B"),
         ("A, I think", "A"),
+        ("A rather than B", None),
+        ("A because it is larger", "A"),
     ],
 )
 def test_an_article_before_a_name_is_no_letter(answer, letter):
     assert read_choice(answer, ["Persian", "Siamese", "Siamese cat"]) == letter
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "A, B, C, D",
+        "A, B",
+        "a, b",
+        "A/B",
+        "A & B",
+        "(A)(B)",
+        "(a) and (b)",
+        "A, C, and D.",
+        "A and C",
+        "Both A and B",
+        "Neither A nor B",
+        "A as well as B",
+        "The answer is A or B",
+        "The answers are A and B because they are animals",
+        "A. fox, B. red fox",
+        "A. fox\nB. red fox\nC. owl\nD. lion",
+        "A and B: the owl",
+        "A和B",
+        "A、B",
+        "选项A或选项B",
+        "AとBです",
+        "Ａ，Ｂ",
+    ],
+)
+def test_several_options_are_none(answer):
+    assert read_choice(answer, ANIMALS) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("B, A is wrong", "B"),
+        ("Between A and B, the answer is B.", "B"),
+        ("not (A) but (B)", "B"),
+        ("d, a lion", "D"),
+        ("A. fox\nB. red fox\nAnswer: B", "B"),
+        ("B. red fox or fox", "B"),
+    ],
+)
+def test_one_of_several_that_stands_alone_is_the_answer(answer, letter):
+    assert read_choice(answer, ANIMALS) == letter
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "答案是B。",
+        "选项B",
+        "Ｂ",
+        "（Ｂ）",
+        "正确答案：B",
+        "答案是B，不是A",
+        "정답은 B",
+        "Bです",
+        "Ⓑ",
+        "답은 B입니다",
+    ],
+)
+def test_letters_beside_eastern_words(answer):
+    assert read_choice(answer, ANIMALS) == "B"
 
 
 def test_choice_accuracy():

@@ -137,7 +137,7 @@ def test_full_disk(tmp_path):
     assert not list((tmp_path / "out").rglob("*.lock"))
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["compressor=sapp"], ["seed=zero"], ["--plan"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["compressor=sapp"], ["seed=zero"]])
 def test_answers_do_not_wait_for_torch(arguments):
     """Two seconds of import would be most of the wait for a typo."""
     code = (

@@ -45,10 +45,23 @@ SMALL = [
         (["llm.source=nowhere/at/all"], "llm.source=nowhere/at/all: cannot be loaded"),
     ],
 )
-def test_what_does_not_fit_is_one_line(capsys, tmp_path, overrides, message):
-    assert sweep.main([f"out={tmp_path / 'runs'}", *overrides]) == 2
+@pytest.mark.parametrize("flags", [[], ["--plan"]])
+def test_what_does_not_fit_is_one_line(capsys, tmp_path, overrides, message, flags):
+    assert sweep.main([f"out={tmp_path / 'runs'}", *overrides, *flags]) == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith("error: ") and error.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_backbone_out_of_reach_can_be_planned(capsys, tmp_path, monkeypatch):
+    """A plan is made where the hub cannot be reached; a sweep is not."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    arguments = [f"out={tmp_path / 'runs'}", "llm.source=nowhere/model"]
+    assert sweep.main([*arguments, "--plan"]) == 0
+    out = capsys.readouterr().out
+    assert "not checked: sap+embq: llm.source=nowhere/model: cannot be loaded" in out and "pretrain" in out
+    assert sweep.main(arguments) == 2
+    assert "llm.source=nowhere/model: cannot be loaded" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 

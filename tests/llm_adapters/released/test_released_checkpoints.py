@@ -456,3 +456,19 @@ def test_models_that_the_released_layout_cannot_hold(options, message, tmp_path)
     with pytest.raises(UsageError, match=message):
         export_model(tmp_path / "trained", tmp_path / "released")
     assert not (tmp_path / "released").exists()
+
+
+def test_tensors_that_are_no_weights(tmp_path, capsys):
+    """Whole numbers, sparse ones, a list of shards that is none."""
+    for name in ("whole", "sparse", "index"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    save_file({"a": torch.zeros(2, dtype=torch.int8)}, tmp_path / "whole" / "model.safetensors")
+    torch.save({"a": torch.zeros(2).to_sparse()}, tmp_path / "sparse" / "pytorch_model.bin")
+    (tmp_path / "index" / "model.safetensors.index.json").write_text('{"weight_map": ["a"]}')
+    for name, message in (
+        ("whole", "a is torch.int8; give a checkpoint of floating-point weights"),
+        ("sparse", "a is sparse or quantised"),
+        ("index", "weight_map must name a file for each tensor"),
+    ):
+        assert message in refused(capsys, "convert", tmp_path / name, tmp_path / "ours")

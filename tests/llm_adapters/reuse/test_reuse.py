@@ -1,6 +1,7 @@
 """A compressor in multimodal models of transformers: its inputs and outputs, and its removal."""
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
@@ -403,3 +404,32 @@ def test_a_scale_that_is_not_there_is_refused():
     reuse.attach(model, processor, **SAP)
     with pytest.raises(UsageError, match="sap is trained at one token count only"):
         reuse.pick(model, processor, 2)
+
+
+@pytest.mark.parametrize("action", [reuse.detach, lambda *pair: reuse.pick(*pair, 2)], ids=["detach", "pick"])
+def test_another_models_processor_is_refused_before_anything_changes(action):
+    pairs = []
+    for seed in (0, 1):
+        model, processor = make_model("llava", seed), make_processor("llava")
+        reuse.attach(model, processor, **NESTED)
+        pairs.append((model, processor))
+    (model, processor), (_, swapped) = pairs
+    batch = inputs(processor, two_rows("llava"))
+    before = answers(model, batch)
+    with pytest.raises(UsageError, match="the processor belongs to another model"):
+        action(model, swapped)
+    with pytest.raises(UsageError, match="nothing is attached to this processor"):
+        action(model, make_processor("llava"))
+    assert answers(model, inputs(processor, two_rows("llava"))) == before
+    copies = copy.deepcopy((model, processor))
+    action(*copies)  # a copy of both is a pair still
+    action(model, processor)
+
+
+def test_picture_sizes_that_a_rate_refuses_are_told_as_it_is_attached():
+    with pytest.warns(UserWarning, match=r"'avg_pool' refuses pictures of some sizes: .* give grid_policy="):
+        reuse.attach(make_model("qwen2_vl"), make_processor("qwen2_vl"), "avg_pool", rate=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for knobs in ({"rate": 2}, {"rate": 3, "grid_policy": "ceil"}):
+            reuse.attach(make_model("qwen2_vl"), make_processor("qwen2_vl"), "avg_pool", **knobs)

@@ -404,7 +404,7 @@ def test_a_peft_model_stands_for_the_model_in_it(task):
     tuned = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type=task))
     reuse.prune(tuned, "fastv", **FEW)
     assert answers(tuned, batch) == answers(tuned, batch, use_cache=False) == expected != plain
-    reuse.prune(tuned, "fitprune", average=0.6, calibrate_on=[batch])
+    reuse.prune(tuned, "fitprune", average=0.6, calibrate_on=batch)  # one, not in a list
     assert len(model.slothkit_pruning.pruner.known_shares()) == 2
     reuse.prune(tuned, None)
     assert not {"slothkit_pruning", "generate"} & vars(model).keys()

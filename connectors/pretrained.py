@@ -1,0 +1,102 @@
+"""Models, configurations and tokenizers of others, from a folder or the hub: no code of theirs runs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+
+from compressors.errors import UnreachableError, UsageError
+
+# what transformers reads, whole or in shards
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
+
+ECHOED = 200  # characters of another's message
+
+
+def load_pretrained(auto: Any, source: str | Path, where: str, advice: str, **kwargs: Any) -> Any:
+    """`auto.from_pretrained(source)`. UsageError, one line from `where` to `advice`, for what is not there,
+    is damaged, or brings code of its own."""
+    try:
+        return auto.from_pretrained(source, trust_remote_code=False, **kwargs)
+    except (UsageError, MemoryError, torch.OutOfMemoryError):
+        raise
+    # a damaged file makes any exception; that of tokenizers has no narrower class
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise UsageError(
+                f"{where}: brings Python code of its own, which is never run here (trust_remote_code is "
+                "False); give a model of a type that transformers itself has"
+            ) from error
+        kind = UnreachableError if is_hub_id(str(source)) else UsageError
+        raise kind(f"{where}: cannot be loaded: {take_first_line(error)}; {advice}") from error
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a source can only be a model of the hub: NAME or OWNER/NAME, and no folder here."""
+    is_path = source.startswith(("/", ".", "~")) or Path(source).exists()
+    return not is_path and source.count("/") <= 1
+
+
+def load_model(auto: Any, source: str | Path, where: str, advice: str, **kwargs: Any) -> Any:
+    """`load_pretrained` of a model. UsageError, too, where weights are missing: transformers would fill them
+    with random numbers."""
+    with silence_transformers():  # its report of missing keys is the error below
+        model, info = load_pretrained(auto, source, where, advice, output_loading_info=True, **kwargs)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UsageError(f"{where}: {len(missing)} weights are missing, such as {missing[0]}; {advice}")
+    return model
+
+
+def check_weights(source: str | Path, where: str) -> None:
+    """UsageError for a model's folder without weights, or with cut files. Only their heads are read."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return  # of the hub, whose files come when they are needed
+    paths: list[Path] = []
+    for pattern in WEIGHT_FILES:
+        paths += folder.glob(pattern)
+    if not paths:
+        raise UsageError(
+            f"{where}: no weights in the folder; it needs model.safetensors, as save_pretrained writes it"
+        )
+    for path in paths:
+        if path.suffix == ".safetensors":
+            check_safetensors(path)
+
+
+def check_safetensors(path: Path) -> None:
+    """UsageError for a file whose head does not fit its size."""
+    try:
+        with safe_open(path, "pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{path}: a damaged weight file: {take_first_line(error)}; copy it again") from error
+
+
+def take_first_line(error: Exception) -> str:
+    """The first line of an exception's message, at most 200 characters of it, for a one-line UsageError."""
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return type(error).__name__
+    line = lines[0].rstrip(".")
+    if line.endswith(":"):  # the reason stands in the next one
+        line = " ".join(" ".join(lines[:2]).split())
+    if isinstance(error, KeyError):  # its message is the key alone
+        line = f"KeyError: {line}"
+    return line[:ECHOED]
+
+
+@contextmanager
+def silence_transformers() -> Iterator[None]:
+    """Its report of keys that do not fit is expected: a tower is cut, a model has parts beside its class."""
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(level)
