@@ -106,7 +106,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             llm_dim=sizes["llm_dim"],
             **(config.compressor_knobs or {}),
         )
-        self.vision_tower.check_levels(self.compressor.needs_levels)
+        self.vision_tower.check_needs(self.compressor.needs_levels, self.compressor.needs_cues)
         name = config.projector
         if name == "auto":
             name = "identity" if self.compressor.projects else "mlp2x_gelu"
@@ -168,7 +168,9 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         rows = pixel_values.shape[0]
         pixels = rearrange(pixel_values, "b i c h w -> (b i) c h w")
         pixels = shrink_pixels(pixels, self.compressor.image_rate)
-        features = self.vision_tower.with_levels(pixels, self.compressor.needs_levels)
+        features = self.vision_tower.extract_features(
+            pixels, self.compressor.needs_levels, self.compressor.needs_cues
+        )
         return rearrange(features, "(b i) h w c -> b i h w c", b=rows)
 
     def compress_features(
@@ -230,7 +232,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         embeds = torch.where(is_image.unsqueeze(-1), gathered, embeds)
         if self.query_module is None:
             return embeds, None
-        features = features[..., : self.vision_tower.dim]  # without levels for the compressor
+        features = features[..., : self.vision_tower.dim]  # without levels and cues
         context = self._make_query_context(features, image_turn, turns, query_index, is_query, is_text)
         return embeds, context
 

@@ -22,7 +22,8 @@ from experiments.config.signature_cache import (
     write_signature_file,
 )
 
-PLANNED_ATTRIBUTES = ("image_rate", "needs_levels")  # of a compressor: they decide what features it reads
+# of a compressor: they decide what features it reads
+PLANNED_ATTRIBUTES = ("image_rate", "needs_levels", "needs_cues")
 USUAL_DIMS = {"dim": 1152, "llm_dim": 2560}  # the paper's tower and LLM: defaults are made for such widths
 SMALL_DIMS = {"dim": 8, "llm_dim": 8}  # enough to ask a compressor a question
 
@@ -224,6 +225,10 @@ class CompressorRegistry(SignatureRegistry):
     def find_needed_levels(self, name: str, knobs: Mapping[str, Any]) -> list[int]:
         """The hidden states of the tower that a compressor with these knobs reads beside its output."""
         return list(self.read_attribute(name, "needs_levels", knobs) or ())
+
+    def find_needed_cues(self, name: str, knobs: Mapping[str, Any]) -> list[str]:
+        """The cues of the tower that a compressor with these knobs reads beside its output."""
+        return list(self.read_attribute(name, "needs_cues", knobs) or ())
 
     def read_attribute(self, name: str, attribute: str, knobs: Mapping[str, Any]) -> Any:
         """An attribute of the contract of a compressor with these knobs; None where it leaves it alone. The

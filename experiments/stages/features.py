@@ -15,6 +15,7 @@ from numpy.lib.format import open_memmap
 from torch import Tensor
 
 import compressors
+from compressors.cues import count_channels
 from connectors.tiling import Tiling
 from connectors.towers.base import VisionTower
 from connectors.towers.build import load_tower
@@ -74,6 +75,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter, ro
     compressor = make_bare_compressor(config, tower.dim)
     rate = compressor.image_rate
     levels = compressor.needs_levels
+    cues = compressor.needs_cues
+    tower.check_needs(levels, cues)
     processor: Any = image_processor(tower, config.image.size)
     side = processor.size["height"]
     tiling = Tiling(config.tiles(roles[0]), side, config.image.layout)
@@ -90,14 +93,14 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter, ro
     starts = [0, *accumulate(crops)]  # an image's first row of the array
 
     grid = tower.grid(side // rate, side // rate)
-    channels = tower.dim * (1 + len(levels))
+    channels = count_channels(tower.dim, levels, cues, tower.key_dim if cues else 0)
     array, done = _open_features(out, (starts[-1], *grid, channels))
     report.announce_steps(len(images), done=done)
     for first in range(done, len(images), IMAGES_PER_BATCH):
         batch = images[first : first + IMAGES_PER_BATCH]
         pictures = [llava.open_image(image.sample, image.number) for image in batch]
         pixels = image_pixels(processor, pictures, tiling).to(device)  # (crops, 3, h, w)
-        features = encode_crops(tower, shrink_pixels(pixels, rate), levels)
+        features = encode_crops(tower, shrink_pixels(pixels, rate), levels, cues)
         end = first + len(batch)
         array[starts[first] : starts[end]] = features.numpy()
         # on disk before the progress says so
@@ -108,9 +111,11 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter, ro
 
 
 @torch.inference_mode()
-def encode_crops(tower: VisionTower, pixels: Tensor, levels: Sequence[int] = ()) -> Tensor:
-    """(B, 3, h, w) -> (B, H, W, (1 + L) C) float16 on the CPU."""
-    return tower.with_levels(pixels, levels).to("cpu", torch.float16)
+def encode_crops(
+    tower: VisionTower, pixels: Tensor, levels: Sequence[int] = (), cues: Sequence[str] = ()
+) -> Tensor:
+    """(B, 3, h, w) -> (B, H, W, (1 + L) C + cues) float16 on the CPU."""
+    return tower.extract_features(pixels, levels, cues).to("cpu", torch.float16)
 
 
 def make_bare_compressor(config: Config, dim: int) -> compressors.Compressor:

@@ -121,11 +121,16 @@ def find_image_rate(config: Config) -> int:
     return signatures.compressors().find_image_rate(name, config.knobs(name))
 
 
-def find_needed_levels(config: Config) -> dict[str, list[int]]:
-    """Hidden states of the tower that the compressor reads, for the key; nothing where it reads none."""
+def find_tower_needs(config: Config) -> dict[str, list]:
+    """Hidden states and cues of the tower that the compressor reads, for the key; nothing where it reads
+    none."""
     name = config.compressor_name
-    levels = signatures.compressors().find_needed_levels(name, config.knobs(name))
-    return {"levels": levels} if levels else {}
+    knobs = config.knobs(name)
+    needs: dict[str, list] = {
+        "levels": signatures.compressors().find_needed_levels(name, knobs),
+        "cues": signatures.compressors().find_needed_cues(name, knobs),
+    }
+    return {need: values for need, values in needs.items() if values}
 
 
 class Planner:
@@ -186,7 +191,7 @@ class Planner:
         if description["tiles"] > 1 and image.layout != "square":
             description["layout"] = image.layout
         description["image_rate"] = find_image_rate(self.config)
-        description.update(find_needed_levels(self.config))
+        description.update(find_tower_needs(self.config))
         description["precision"] = self.config.trainer.precision
         return description
 

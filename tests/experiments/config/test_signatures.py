@@ -19,7 +19,7 @@ from compressors.errors import UsageError
 from connectors.embq import registry as real_query_modules
 from connectors.projector import registry as real_projectors
 from experiments.config import signature_cache, signatures
-from experiments.store.plan import find_image_rate, find_needed_levels
+from experiments.store.plan import find_image_rate, find_tower_needs
 from llm_adapters.pruning import registry as real_pruners
 
 ROOT = Path(__file__).parents[3]
@@ -278,7 +278,8 @@ def test_plans_know_what_the_compressor_says(name):
     cell = config(f"compressor={name}")
     part = compressors.create(name, dim=128, llm_dim=256, **cell.knobs(name))
     assert find_image_rate(cell) == part.image_rate
-    assert find_needed_levels(cell) == ({"levels": [*part.needs_levels]} if part.needs_levels else {})
+    needs = {"levels": [*part.needs_levels], "cues": [*part.needs_cues]}
+    assert find_tower_needs(cell) == {need: values for need, values in needs.items() if values}
 
 
 def test_parts_of_other_packages_are_asked_themselves(unimported, monkeypatch):
