@@ -126,6 +126,21 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             self.set_pruner(config.pruner, **(config.pruner_knobs or {}))
         self.post_init()
 
+    def set_compressor(self, name: str, **knobs: Any) -> None:
+        """A compressor without weights in the place of this model's, whose tokens are as wide. UsageError for
+        another one, an unknown name or knob, and one that asks the tower for what it does not have."""
+        sizes = {"dim": self.vision_tower.dim, "llm_dim": llm_sizes(self.config)["llm_dim"]}
+        compressor: Compressor = compressors.create(name, **sizes, **knobs)
+        if compressor.out_dim != self.compressor.out_dim:
+            raise UsageError(f"its tokens have {compressor.out_dim} channels, not {self.compressor.out_dim}")
+        self.vision_tower.check_needs(compressor.needs_levels, compressor.needs_cues)
+        weights = next(compressor.parameters(), None)
+        if weights is not None:
+            raise UsageError("it has weights, which nobody has trained; train it with compressor=")
+        self.compressor = compressor.to(self.device).train(self.training)
+        self.config.compressor = name
+        self.config.compressor_knobs = knobs
+
     @property
     def num_queries(self) -> int:
         """Query tokens a turn."""

@@ -57,6 +57,11 @@ def digest_prefill(config: Config) -> str:
     # at the end and only where it is set, so that keys from before there was a scale are still right
     if config.evaluate.scale and not config.blind:
         digested.append(config.evaluate.scale)
+    if config.evaluate.compressor is not None:
+        knobs = signatures.compressors().settled(
+            config.evaluate.compressor, config.knobs(config.evaluate.compressor)
+        )
+        digested.append({config.evaluate.compressor: knobs})
     return keys.digest_value(digested)[:16]
 
 

@@ -72,7 +72,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter, ro
     silence_libraries()
     device = pick_device(config.trainer.accelerator)
     tower = load_tower(resolve_source(config.tower.source), config.tower.select_layer).freeze().to(device)
-    compressor = make_bare_compressor(config, tower.dim)
+    compressor = make_bare_compressor(config, config.find_compressor(roles[0]), tower.dim)
     rate = compressor.image_rate
     levels = compressor.needs_levels
     cues = compressor.needs_cues
@@ -118,9 +118,8 @@ def encode_crops(
     return tower.extract_features(pixels, levels, cues).to("cpu", torch.float16)
 
 
-def make_bare_compressor(config: Config, dim: int) -> compressors.Compressor:
-    """The cell's compressor without weights, to be asked what it needs."""
-    name = config.compressor_name
+def make_bare_compressor(config: Config, name: str, dim: int) -> compressors.Compressor:
+    """A compressor of the cell without weights, to be asked what it needs."""
     with torch.device("meta"):
         return compressors.create(name, dim=dim, llm_dim=dim, **config.knobs(name))
 

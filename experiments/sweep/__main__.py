@@ -115,7 +115,8 @@ def describe_model_shape(cell: Cell) -> str:
     config = cell.config
     parts = (config.compressor, config.projector, config.parts)
     backbones = (config.tower, config.llm)
-    return str((parts, backbones, config.image, config.prune))
+    late_parts = (config.evaluate.compressor, config.prune)
+    return str((parts, backbones, config.image, late_parts))
 
 
 def print_score_tables(sweep: SweepRequest, finished: set[str], store: Store, console: Console) -> None:

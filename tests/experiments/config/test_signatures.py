@@ -251,7 +251,8 @@ def test_a_class_registered_in_the_process_is_found():
             assert list(signatures.compressors().knobs("mine")) == [knob]
             cell = config("compressor=mine", f"mine.{knob}=3")
             assert cell.knobs("mine") == {knob: 3}
-            assert find_image_rate(cell) == 3 and find_image_rate(config("compressor=mine")) == 2
+            mine = config("compressor=mine")
+            assert find_image_rate(cell, cell.compressor) == 3 and find_image_rate(mine, "mine") == 2
         with pytest.raises(UsageError, match="'mine' has no knob 'rate'"):
             signatures.compressors().check("mine", rate=4)
     finally:
@@ -277,9 +278,9 @@ def test_the_file_answers_plans_at_default_knobs_and_the_compressor_at_others(un
 def test_plans_know_what_the_compressor_says(name):
     cell = config(f"compressor={name}")
     part = compressors.create(name, dim=128, llm_dim=256, **cell.knobs(name))
-    assert find_image_rate(cell) == part.image_rate
+    assert find_image_rate(cell, name) == part.image_rate
     needs = {"levels": [*part.needs_levels], "cues": [*part.needs_cues]}
-    assert find_tower_needs(cell) == {need: values for need, values in needs.items() if values}
+    assert find_tower_needs(cell, name) == {need: values for need, values in needs.items() if values}
 
 
 def test_parts_of_other_packages_are_asked_themselves(unimported, monkeypatch):
