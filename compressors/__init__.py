@@ -45,6 +45,7 @@ def _load_builtins() -> ModuleType:
         token_packer,
         tome,
         uniform,
+        visionzip,
         window_attention_pool,
     )
 

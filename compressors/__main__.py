@@ -72,7 +72,8 @@ def format_row(row: Sequence[str], widths: Sequence[int]) -> str:
 def format_paragraphs(facts: "CompressorFacts") -> list[str]:
     """What follows a compressor's line."""
     lines: list[str] = []
-    for text in (facts.title, facts.summary, facts.rule, "  ".join(facts.knobs)):
+    cues = f"asks the tower for: {facts.cues}" if facts.cues else ""
+    for text in (facts.title, facts.summary, facts.rule, cues, "  ".join(facts.knobs)):
         lines += wrap(
             text,
             WIDTH,

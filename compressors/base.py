@@ -36,6 +36,8 @@ class Compressor(nn.Module):
                    stands, and `text_mask (B, T)`, True where there is a token; None: everywhere
     needs_levels   hidden states of the tower, as its `levels=` takes them, that come along in the channels:
                    features are then (B, H, W, (1 + L) C), the tower's output first
+    needs_cues     what else the tower knows of its patches (`compressors/cues.py`), behind the levels in the
+                   channels: `split_cues` gives it
     projects       the output is already at the LLM's width: no projector follows by default
     image_rate     the *image* is shrunk by this factor before the tower (1: not at all)
     """
@@ -43,6 +45,7 @@ class Compressor(nn.Module):
     out_dim: int
     needs_text: bool = False
     needs_levels: tuple[int, ...] = ()
+    needs_cues: tuple[str, ...] = ()
     projects: bool = False
     image_rate: int = 1
 

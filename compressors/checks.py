@@ -21,6 +21,13 @@ def check_probability(**knobs: float) -> None:
             raise UsageError(f"{name}={value}: must be at least 0 and below 1")
 
 
+def check_share(**knobs: float) -> None:
+    """Each knob must be in [0, 1]."""
+    for name, value in knobs.items():
+        if not 0 <= value <= 1:
+            raise UsageError(f"{name}={value}: must be at least 0 and at most 1")
+
+
 def check_choice(hint: object, **knobs: object) -> None:
     """Each knob must be one of the values of the Literal `hint`."""
     options = typing.get_args(hint)

@@ -38,8 +38,10 @@ def choose_most_diverse(tokens: Tensor, count: int) -> Tensor:
 class DiversePatches(SubsetCompressor):
     """The most different patches, as many as there are `rate` x `rate` windows."""
 
-    def __init__(self, dim: int, *, rate: int = 3, grid_policy: GridPolicy = "error"):
-        super().__init__(rate, grid_policy)
+    def __init__(
+        self, dim: int, *, rate: int = 3, tokens: int | float | None = None, grid_policy: GridPolicy = "error"
+    ):
+        super().__init__(rate, grid_policy, tokens)
         self.out_dim = dim
 
     def _choose_patches(self, features: Tensor) -> Tensor:

@@ -133,14 +133,49 @@ class WindowCompressor(Compressor):
 
 
 class BudgetCompressor(WindowCompressor):
-    """Base of the compressors that make as many tokens as there are windows, but not one of each."""
+    """Base of the compressors that make as many tokens as there are windows, but not one of each; or `tokens`
+    of them: a number, or a share of the patches between 0 and 1, rounded down."""
+
+    def __init__(self, rate: int, grid_policy: GridPolicy, tokens: int | float | None = None):
+        super().__init__(rate, grid_policy)
+        if tokens is not None:
+            check_budget(tokens)
+        self.tokens = tokens
 
     def out_grid(self, height: int, width: int) -> None:
         return None
 
     def num_tokens(self, height: int, width: int) -> int:
+        if self.tokens is not None:
+            return count_budget(self.tokens, height, width)
         rows, columns = self.count_windows(height, width)
         return rows * columns
+
+    def extra_repr(self) -> str:
+        if self.tokens is None:
+            return super().extra_repr()
+        return f"tokens={self.tokens}"
+
+
+def check_budget(tokens: int | float) -> None:
+    """UsageError for what is neither a number of tokens nor a share of the patches."""
+    is_share = isinstance(tokens, float) and 0 < tokens < 1
+    is_count = isinstance(tokens, int) and not isinstance(tokens, bool) and tokens >= 1
+    if not is_share and not is_count:
+        raise UsageError(
+            f"tokens={tokens}: must be how many tokens, at least 1, or a share of the patches between 0 and 1"
+        )
+
+
+def count_budget(tokens: int | float, height: int, width: int) -> int:
+    """How many tokens a budget makes of a (height, width) patch grid."""
+    check_at_least(1, height=height, width=width)
+    patches = height * width
+    if isinstance(tokens, float):
+        return max(1, int(tokens * patches))
+    if tokens > patches:
+        raise UsageError(f"tokens={tokens}: the {height}x{width} patch grid has {patches} patches")
+    return tokens
 
 
 class ResizingCompressor(WindowCompressor):

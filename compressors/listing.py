@@ -38,6 +38,7 @@ class CompressorFacts:
     text: str  # reads the question: yes, -, or what makes it do so, such as text=true
     projects: str  # makes tokens as wide as the LLM's, likewise
     levels: str  # reads several hidden states of the tower, likewise
+    cues: str  # what else it asks the tower for: attention, keys, cls
     source: str  # the paper's number or the repository; -: a control, or an outside package that names none
     title: str  # the first paragraph of the module's docstring
     summary: str  # that of the class
@@ -62,6 +63,7 @@ def collect_facts(name: str) -> CompressorFacts:
         text=describe_flag(name, "needs_text"),
         projects=describe_flag(name, "projects"),
         levels=describe_flag(name, "needs_levels"),
+        cues=", ".join(build_without_memory(name).needs_cues),
         source=paper.group() if paper else NO,
         title=title,
         summary=summary,

@@ -62,8 +62,16 @@ class PruMerge(BudgetCompressor):
     """The most attended patches, one for each `rate` x `rate` window's worth, and into each its `neighbours`
     nearest removed ones."""
 
-    def __init__(self, dim: int, *, rate: int = 3, neighbours: int = 32, grid_policy: GridPolicy = "error"):
-        super().__init__(rate, grid_policy)
+    def __init__(
+        self,
+        dim: int,
+        *,
+        rate: int = 3,
+        neighbours: int = 32,
+        tokens: int | float | None = None,
+        grid_policy: GridPolicy = "error",
+    ):
+        super().__init__(rate, grid_policy, tokens)
         check_at_least(0, neighbours=neighbours)
         self.out_dim = dim
         self.neighbours = neighbours

@@ -26,8 +26,16 @@ def make_fixed_order(count: int, seed: int) -> list[int]:
 class RandomSubset(SubsetCompressor):
     """Random patches, one for each `rate` x `rate` window's worth."""
 
-    def __init__(self, dim: int, *, rate: int = 3, seed: int = 0, grid_policy: GridPolicy = "error"):
-        super().__init__(rate, grid_policy)
+    def __init__(
+        self,
+        dim: int,
+        *,
+        rate: int = 3,
+        seed: int = 0,
+        tokens: int | float | None = None,
+        grid_policy: GridPolicy = "error",
+    ):
+        super().__init__(rate, grid_policy, tokens)
         check_at_least(0, seed=seed)
         self.out_dim = dim
         self.seed = seed

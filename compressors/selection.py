@@ -14,7 +14,8 @@ from compressors.grid import BudgetCompressor
 
 
 def choose_in_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Decorator of a function of tokens (B, N, C): it sees them in float32, without autocast or gradient.
+    """Decorator of a function of tokens (B, N, C), or scores: it sees them in float32, without autocast or
+    gradient.
 
     Scores in half precision tie by the dozen, and a tie is decided by order, not by merit.
     """
@@ -29,6 +30,12 @@ def choose_in_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return function(tokens.float(), *arguments)
 
     return chosen
+
+
+@choose_in_float32
+def choose_largest(scores: Tensor, count: int) -> Tensor:
+    """Places (B, count), ascending, of the largest of scores (B, N). Ties: the first one."""
+    return scores.argsort(dim=-1, descending=True, stable=True)[:, :count].sort(-1).values
 
 
 class SubsetCompressor(BudgetCompressor):

@@ -66,8 +66,10 @@ def find_groups(features: Tensor, count: int) -> Tensor:
 class TokenMerging(BudgetCompressor):
     """Patches merged by similarity to one token for each `rate` x `rate` window's worth, their mean."""
 
-    def __init__(self, dim: int, *, rate: int = 3, grid_policy: GridPolicy = "error"):
-        super().__init__(rate, grid_policy)
+    def __init__(
+        self, dim: int, *, rate: int = 3, tokens: int | float | None = None, grid_policy: GridPolicy = "error"
+    ):
+        super().__init__(rate, grid_policy, tokens)
         self.out_dim = dim
 
     def _group_patches(self, features: Tensor) -> tuple[Tensor, Tensor, int]:

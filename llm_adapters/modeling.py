@@ -106,7 +106,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             llm_dim=sizes["llm_dim"],
             **(config.compressor_knobs or {}),
         )
-        self.vision_tower.check_levels(self.compressor.needs_levels)
+        self.vision_tower.check_needs(self.compressor.needs_levels, self.compressor.needs_cues)
         name = config.projector
         if name == "auto":
             name = "identity" if self.compressor.projects else "mlp2x_gelu"
@@ -125,6 +125,21 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         if config.pruner is not None:
             self.set_pruner(config.pruner, **(config.pruner_knobs or {}))
         self.post_init()
+
+    def set_compressor(self, name: str, **knobs: Any) -> None:
+        """A compressor without weights in the place of this model's, whose tokens are as wide. UsageError for
+        another one, an unknown name or knob, and one that asks the tower for what it does not have."""
+        sizes = {"dim": self.vision_tower.dim, "llm_dim": llm_sizes(self.config)["llm_dim"]}
+        compressor: Compressor = compressors.create(name, **sizes, **knobs)
+        if compressor.out_dim != self.compressor.out_dim:
+            raise UsageError(f"its tokens have {compressor.out_dim} channels, not {self.compressor.out_dim}")
+        self.vision_tower.check_needs(compressor.needs_levels, compressor.needs_cues)
+        weights = next(compressor.parameters(), None)
+        if weights is not None:
+            raise UsageError("it has weights, which nobody has trained; train it with compressor=")
+        self.compressor = compressor.to(self.device).train(self.training)
+        self.config.compressor = name
+        self.config.compressor_knobs = knobs
 
     @property
     def num_queries(self) -> int:
@@ -168,7 +183,9 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         rows = pixel_values.shape[0]
         pixels = rearrange(pixel_values, "b i c h w -> (b i) c h w")
         pixels = shrink_pixels(pixels, self.compressor.image_rate)
-        features = self.vision_tower.with_levels(pixels, self.compressor.needs_levels)
+        features = self.vision_tower.extract_features(
+            pixels, self.compressor.needs_levels, self.compressor.needs_cues
+        )
         return rearrange(features, "(b i) h w c -> b i h w c", b=rows)
 
     def compress_features(
@@ -230,7 +247,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         embeds = torch.where(is_image.unsqueeze(-1), gathered, embeds)
         if self.query_module is None:
             return embeds, None
-        features = features[..., : self.vision_tower.dim]  # without levels for the compressor
+        features = features[..., : self.vision_tower.dim]  # without levels and cues
         context = self._make_query_context(features, image_turn, turns, query_index, is_query, is_text)
         return embeds, context
 

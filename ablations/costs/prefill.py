@@ -48,6 +48,9 @@ def digest_prefill(config: Config) -> str:
         add_part(signatures.projectors(), config.projector_name, config.projector)
     if config.query_module:
         add_part(signatures.query_modules(), config.query_module, config.query_module)
+    if config.evaluate.compressor is not None:
+        evaluated_compressor = config.evaluate.compressor
+        add_part(signatures.compressors(), evaluated_compressor, f"evaluated {evaluated_compressor}")
     if config.prune is not None:
         add_part(signatures.pruners(), config.prune, config.prune)
     tower = read_model_sizes("tower.source", config.tower.source)

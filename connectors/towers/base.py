@@ -14,7 +14,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from compressors.cues import CLS, Cue, parse_cue
 from compressors.errors import UsageError
+from connectors.towers.cues import compute_cue, count_heads, find_attention, record_blocks
 from connectors.versions import switch_checkpointing
 
 
@@ -43,7 +45,13 @@ class VisionTower(nn.Module):
     num_layers   blocks of the full tower, n
     depth        blocks built, the hidden state that `forward` returns
     levels       hidden states that `forward(levels=...)` can return, 1..depth
+    blocks       the blocks built, in order
+    num_prefix   tokens before the patches in a block, CLS and registers
+    has_cls      whether the first of them is CLS
     """
+
+    num_prefix: int = 0
+    has_cls: bool = False
 
     def __init__(
         self,
@@ -65,6 +73,15 @@ class VisionTower(nn.Module):
         self.depth = count_blocks(select_layer, num_layers)
         self.dim, self.patch_size, self.image_size = dim, patch_size, image_size
         self.image_mean, self.image_std, self.resample = image_mean, image_std, resample
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        raise NotImplementedError
+
+    @property
+    def key_dim(self) -> int:
+        """Width of a head, d. UsageError for a tower without plain attention."""
+        return self.dim // count_heads(find_attention(self.blocks[0]))
 
     @property
     def levels(self) -> range:
@@ -104,17 +121,43 @@ class VisionTower(nn.Module):
         maps = [rearrange(x[:, -height * width :], "b (h w) c -> b h w c", h=height) for x in states]
         return maps[0] if levels is None else maps
 
-    def with_levels(self, pixel_values: Tensor, levels: Sequence[int]) -> Tensor:
-        """(B, 3, h, w) -> (B, H, W, (1 + L) C): the output and `levels` beside it, in the channels, for a
-        compressor that needs them."""
-        if not levels:
-            return self(pixel_values)
-        return torch.cat(self(pixel_values, [self.depth, *levels]), -1)
+    def extract_features(
+        self, pixel_values: Tensor, levels: Sequence[int], cues: Sequence[str] = ()
+    ) -> Tensor:
+        """(B, 3, h, w) -> (B, H, W, (1 + L) C + cues): the output, `levels` and `cues` beside it, in the
+        channels, for a compressor that needs them (`compressors/cues.py` says what cues there are)."""
+        if not cues:
+            return torch.cat(self(pixel_values, [self.depth, *levels]), -1) if levels else self(pixel_values)
+        wanted = [parse_cue(cue) for cue in cues]
+        block_numbers = [self._find_cue_block(cue) for cue in wanted]
+        blocks = {number: self.blocks[number - 1] for number in block_numbers}
+        with record_blocks(blocks) as (inputs, outputs):
+            features = self.extract_features(pixel_values, levels)
+        height = features.shape[1]
+        maps = [features]
+        graph = torch.is_grad_enabled() and features.requires_grad
+        for cue, number in zip(wanted, block_numbers):
+            attention = find_attention(blocks[number])
+            with torch.set_grad_enabled(graph):
+                channels = compute_cue(
+                    cue, attention, inputs[number], outputs[number], self.num_prefix, self.has_cls
+                )
+            maps.append(rearrange(channels, "b (h w) c -> b h w c", h=height).to(features.dtype))
+        return torch.cat(maps, -1)
 
-    def check_levels(self, levels: Sequence[int]) -> None:
-        """UsageError for a level that was not built."""
+    def check_needs(self, levels: Sequence[int], cues: Sequence[str] = ()) -> None:
+        """UsageError for a level that was not built, and for a cue that the tower does not have."""
         for level in levels:
             self._level(level)
+        for text in cues:
+            cue = parse_cue(text)
+            if cue.kind == CLS and not self.has_cls:
+                raise UsageError(f"cue '{text}': this vision tower has no CLS token")
+            find_attention(self.blocks[self._find_cue_block(cue) - 1])
+
+    def _find_cue_block(self, cue: Cue) -> int:
+        """Number of the block that a cue is of, from 1."""
+        return self.depth if cue.level is None else self._level(cue.level)
 
     def _level(self, level: int) -> int:
         index = level if level > 0 else self.num_layers + 1 + level

@@ -43,6 +43,7 @@ class Family:
     mean, std     preprocessing unless the configuration says otherwise
     interpolate   its forward must be told to interpolate positions
     without       configuration that leaves out what no patch feature needs
+    has_cls       a CLS token comes first
     """
 
     model: str
@@ -51,6 +52,7 @@ class Family:
     std: tuple[float, float, float]
     interpolate: bool = False
     without: dict[str, Any] = field(default_factory=dict)
+    has_cls: bool = True
 
     @property
     def unused(self) -> tuple[str, ...]:
@@ -68,6 +70,7 @@ FAMILIES = {
         std=HALF,
         interpolate=True,
         without={"vision_use_head": False},
+        has_cls=False,
     ),
     "clip_vision_model": Family(
         "CLIPVisionModel", "post_layernorm", OPENAI_MEAN, OPENAI_STD, interpolate=True
@@ -95,15 +98,21 @@ class HfTower(VisionTower):
         self._options = {"interpolate_pos_encoding": True} if family.interpolate else {}
         parts: Any = find_vision_parts(backbone)
         setattr(parts, family.norm, nn.Identity())
+        self.has_cls = family.has_cls
+        self.num_prefix = int(family.has_cls) + getattr(config, "num_register_tokens", 0)
         mask = getattr(parts.embeddings, "mask_token", None)
         if mask is not None:  # no parameter, but there: transformers before 5.6 initialises it
             del parts.embeddings.mask_token
             parts.embeddings.register_buffer("mask_token", mask.detach(), persistent=False)
 
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(find_vision_blocks(self.backbone))
+
     def hidden_states(self, pixel_values: Tensor, indices: Sequence[int]) -> list[Tensor]:
         if list(indices) == [self.depth]:
             return [self.backbone(pixel_values, **self._options).last_hidden_state]
-        blocks = find_vision_blocks(self.backbone)
+        blocks = self.blocks
         states: dict[nn.Module, Tensor] = {}
 
         def keep(block: nn.Module, args: tuple, output: Tensor) -> None:  # noqa: ARG001

@@ -18,7 +18,13 @@ from compressors.errors import UsageError
 from connectors.pretrained import take_first_line
 from connectors.towers.base import VisionTower, count_blocks
 from connectors.towers.config import check_square, load_weights, read_preprocessing
-from connectors.towers.open_clip_vit import build_vit, compute_hidden_states, read_geometry
+from connectors.towers.open_clip_vit import (
+    build_vit,
+    compute_hidden_states,
+    count_prefix_tokens,
+    list_blocks,
+    read_geometry,
+)
 
 
 class OpenClipVisionConfig(PreTrainedConfig):
@@ -128,6 +134,11 @@ class OpenClipTower(VisionTower):
             image_size=check_square(vit.image_size, "image_size"),
             **read_preprocessing(config, vit.image_mean, vit.image_std, vit.resample),
         )
+        self.num_prefix, self.has_cls = count_prefix_tokens(backbone.vit)
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return list_blocks(self.backbone.vit)
 
     def hidden_states(self, pixel_values: Tensor, indices: Sequence[int]) -> list[Tensor]:
         return self.backbone(pixel_values, indices)

@@ -128,6 +128,18 @@ def read_geometry(vit: Any) -> Geometry:
     )
 
 
+def list_blocks(vit: Any) -> list[nn.Module]:
+    """The blocks of a ViT that `build_vit` gave."""
+    return list(vit.transformer.resblocks if is_native(vit) else vit.blocks)
+
+
+def count_prefix_tokens(vit: Any) -> tuple[int, bool]:
+    """Tokens before the patches inside a ViT that `build_vit` gave, and whether the first is CLS."""
+    if is_native(vit):
+        return 1, True
+    return vit.num_prefix_tokens, vit.cls_token is not None
+
+
 def is_native(vit: nn.Module) -> bool:
     """open_clip's own VisionTransformer, not timm's."""
     return hasattr(vit, "transformer")

@@ -173,6 +173,7 @@ def make_blind_cells(cells: list[Cell]) -> list[Cell]:
         blind_config.prune = None
         blind_config.parts = {}
         blind_config.evaluate.scale = None
+        blind_config.evaluate.compressor = None
         # there is neither a visual token nor a query module
         switch_off_query_module_settings(blind_config)
         words = [BLIND_ROW]
@@ -190,6 +191,7 @@ def collect_blind_settings(config: Config) -> dict[str, Any]:
         for name, value in vars(getattr(config, section)).items():
             settings[f"{section}.{name}"] = value
     del settings["evaluate.scale"]  # of the visual tokens
+    del settings["evaluate.compressor"]
     for path in QUERY_MODULE_SETTINGS:
         settings.pop(path, None)
     return settings

@@ -10,6 +10,7 @@ from compressors.command_line import setting
 from experiments.registries import datasets
 
 BLIND_COMPRESSOR = "none"
+UNCOMPRESSED = "identity"  # the compressor that leaves the patches as they are
 GPU_ACCELERATORS = ("auto", "gpu", "cuda")  # values of trainer.accelerator that take a GPU where there is one
 
 
@@ -127,6 +128,10 @@ class EvaluationSettings:
     max_new_tokens: int = setting(16, "longest answer", low=1)
     limit: int | None = setting(None, "only the first questions", low=1)
     scale: int | None = setting(None, "the scale of a compressor trained at several (matryoshka)", low=1)
+    compressor: str | None = setting(
+        None,
+        "NAME of a compressor without weights, behind a tower whose LLM was trained with compressor=identity",
+    )
     blank_queries: bool = setting(
         False, "without the query module's update of the query tokens: what is lost is what it gives"
     )
@@ -181,6 +186,15 @@ class Config:
     @property
     def compressor_name(self) -> str:
         return self.compressor.partition("+")[0]
+
+    @property
+    def evaluated_compressor(self) -> str:
+        """The compressor in evaluation: another one may stand in the place of an `identity`."""
+        return self.evaluate.compressor or self.compressor_name
+
+    def find_compressor(self, role: str) -> str:
+        """The compressor that images of a data role come before."""
+        return self.evaluated_compressor if role == "test" else self.compressor_name
 
     @property
     def query_module(self) -> str | None:

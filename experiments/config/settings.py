@@ -8,7 +8,7 @@ from compressors.command_line import check_bounds, collect_settings, format_valu
 from compressors.errors import UsageError
 from compressors.registry import conform, suggest
 from experiments.config import signatures
-from experiments.config.schema import BLIND_COMPRESSOR, Config
+from experiments.config.schema import BLIND_COMPRESSOR, UNCOMPRESSED, Config
 
 QUERY_MODULE_SETTINGS = ("finetune.query_warmup", "evaluate.blank_queries")  # off where they are 0 or false
 
@@ -111,12 +111,27 @@ def check_parts(config: Config) -> set[str]:
         return set()
     signatures.compressors().require(compressor)
     parts = {compressor, config.projector_name}
+    if config.evaluate.compressor is not None:
+        parts.add(check_evaluated_compressor(config))
     if config.prune is not None:
         parts.add(signatures.pruners().require(config.prune))
     # `sap+` has no query module, and is no way to write `sap`
     if query_module or config.compressor.endswith("+"):
         parts.add(signatures.query_modules().require(query_module or ""))
     return parts
+
+
+def check_evaluated_compressor(config: Config) -> str:
+    """The compressor that stands in the place of the trained one in evaluation. UsageError where the LLM was
+    not trained on patches as they are."""
+    name = config.evaluate.compressor
+    assert name is not None  # asked for by the caller
+    if config.compressor_name != UNCOMPRESSED:
+        raise UsageError(
+            f"evaluate.compressor={name}: the cell is trained with compressor={config.compressor}; it takes "
+            f"the place of compressor={UNCOMPRESSED}, which leaves the patches as they are"
+        )
+    return signatures.compressors().require(name)
 
 
 def check_blind_parts(config: Config) -> None:
@@ -127,6 +142,10 @@ def check_blind_parts(config: Config) -> None:
         )
     if config.prune is not None:
         raise UsageError(f"prune={config.prune}: compressor={BLIND_COMPRESSOR} has no visual tokens to drop")
+    if config.evaluate.compressor is not None:
+        raise UsageError(
+            f"evaluate.compressor={config.evaluate.compressor}: compressor={BLIND_COMPRESSOR} sees no image"
+        )
 
 
 def check_query_module_settings(config: Config, overridden_paths: Collection[str]) -> None:

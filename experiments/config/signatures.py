@@ -22,7 +22,11 @@ from experiments.config.signature_cache import (
     write_signature_file,
 )
 
-PLANNED_ATTRIBUTES = ("image_rate", "needs_levels")  # of a compressor: they decide what features it reads
+# of a compressor: they decide what features it reads
+PLANNED_ATTRIBUTES = ("image_rate", "needs_levels", "needs_cues")
+# Knobs that parts got when results had been published, with their defaults: at these they are in no key, so
+# that older results keep theirs.
+YOUNG_KNOBS: dict[str, Any] = {"tokens": None}
 USUAL_DIMS = {"dim": 1152, "llm_dim": 2560}  # the paper's tower and LLM: defaults are made for such widths
 SMALL_DIMS = {"dim": 8, "llm_dim": 8}  # enough to ask a compressor a question
 
@@ -215,12 +219,16 @@ class SignatureRegistry(Registry):
         return [self.read(name).module]
 
     def settled(self, name: str, knobs: Mapping[str, Any]) -> dict[str, Any]:
-        """All knobs of `name`: as set, else their defaults."""
+        """All knobs of `name`: as set, else their defaults; without YOUNG_KNOBS at theirs."""
         settled_knobs: dict[str, Any] = {}
         for knob, parameter in self.knobs(name).items():
             if parameter.default is not parameter.empty:
                 settled_knobs[knob] = parameter.default
-        return settled_knobs | dict(knobs)
+        settled_knobs |= knobs
+        for knob, default in YOUNG_KNOBS.items():
+            if knob in settled_knobs and settled_knobs[knob] == default:
+                del settled_knobs[knob]
+        return settled_knobs
 
 
 class CompressorRegistry(SignatureRegistry):
@@ -233,6 +241,10 @@ class CompressorRegistry(SignatureRegistry):
     def find_needed_levels(self, name: str, knobs: Mapping[str, Any]) -> list[int]:
         """The hidden states of the tower that a compressor with these knobs reads beside its output."""
         return list(self.read_attribute(name, "needs_levels", knobs) or ())
+
+    def find_needed_cues(self, name: str, knobs: Mapping[str, Any]) -> list[str]:
+        """The cues of the tower that a compressor with these knobs reads beside its output."""
+        return list(self.read_attribute(name, "needs_cues", knobs) or ())
 
     def read_attribute(self, name: str, attribute: str, knobs: Mapping[str, Any]) -> Any:
         """An attribute of the contract of a compressor with these knobs; None where it leaves it alone. The

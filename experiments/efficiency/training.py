@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from compressors.cues import count_channels
 from connectors.tiling import Tiling
 from experiments.config.schema import Config
 from experiments.efficiency.counting import count_training_flops
@@ -117,12 +118,13 @@ def make_step_rows(
     rows = optimisation.batch_size // optimisation.accumulate
     batch = make_random_batch(model, crops, size, rows, text)
     if config.caches_features:
-        levels = 1 + len(model.compressor.needs_levels)
-        height, width = model.vision_tower.grid(size, size)
+        tower = model.vision_tower
+        compressor = model.compressor
+        key_dim = tower.key_dim if compressor.needs_cues else 0
+        channels = count_channels(tower.dim, compressor.needs_levels, compressor.needs_cues, key_dim)
+        height, width = tower.grid(size, size)
         del batch["pixel_values"]
-        batch["vision_features"] = torch.randn(
-            len(batch["input_ids"]), crops, height, width, model.vision_tower.dim * levels
-        )
+        batch["vision_features"] = torch.randn(len(batch["input_ids"]), crops, height, width, channels)
     for name, value in batch.items():
         batch[name] = value.cpu()
         if torch.cuda.is_available():  # as a data loader leaves them

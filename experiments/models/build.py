@@ -153,6 +153,18 @@ def pick_scale(config: Config, model: FlashSlothForConditionalGeneration) -> boo
     return True
 
 
+def replace_compressor(config: Config, model: FlashSlothForConditionalGeneration) -> bool:
+    """Put the evaluated compressor in the place of the trained one, if there is one; whether there is."""
+    name = config.evaluate.compressor
+    if name is None or config.blind:
+        return False
+    try:
+        model.set_compressor(name, **config.knobs(name))
+    except UsageError as error:
+        raise UsageError(f"evaluate.compressor={name}: {error}") from error
+    return True
+
+
 def build_skeleton(config: Config) -> tuple[FlashSlothForConditionalGeneration, int]:
     """The cell's model without weights, and its image size. Call under `torch.device("meta")`."""
     vision = pretrained.load_vision_config(config.tower.source)
@@ -162,6 +174,7 @@ def build_skeleton(config: Config) -> tuple[FlashSlothForConditionalGeneration, 
     with pretrained.naming_backbone(f"llm.source={config.llm.source}"):
         llm = AutoModelForCausalLM.from_config(text)
     model = FlashSlothForConditionalGeneration(compose_model_config(config, vision, text), tower, llm)
+    replace_compressor(config, model)
     pick_scale(config, model)
     if config.prune is not None:
         model.set_pruner(config.prune, **config.knobs(config.prune))

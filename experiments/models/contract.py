@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 import compressors
+from compressors.cues import count_channels
 from compressors.errors import UsageError
 from compressors.registry import naming_part
 from experiments.config.schema import Config
@@ -18,7 +19,7 @@ IMAGES, WORDS = 2, 4  # of what it is tried on
 def check_own_compressor(config: Config, model: FlashSlothForConditionalGeneration, size: int) -> None:
     """UsageError where a compressor from outside this project does not keep the contract on the cell's patch
     grid. `model`: the cell's, on any device; `size`: pixels of an image's side. Its weights are random."""
-    name = config.compressor_name
+    name = config.evaluated_compressor
     part_class = type(model.compressor)
     if part_class.__module__.partition(".")[0] in PACKAGES:
         return  # tests/compressors/test_contract.py does more
@@ -28,7 +29,9 @@ def check_own_compressor(config: Config, model: FlashSlothForConditionalGenerati
         part = compressors.create(name, dim=tower.dim, llm_dim=llm_dim, **config.knobs(name))
         side = size // part.image_rate
         height, width = tower.grid(side, side)
-        features = torch.randn(IMAGES, height, width, (1 + len(part.needs_levels)) * tower.dim)
+        key_dim = tower.key_dim if part.needs_cues else 0
+        channels = count_channels(tower.dim, part.needs_levels, part.needs_cues, key_dim)
+        features = torch.randn(IMAGES, height, width, channels)
         inputs: list[Any] = [features]
         if part.needs_text:
             inputs += [torch.randn(IMAGES, WORDS, llm_dim), torch.ones(IMAGES, WORDS, dtype=torch.bool)]

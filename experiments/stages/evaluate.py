@@ -13,7 +13,7 @@ from experiments.config.schema import Config
 from experiments.data import llava, roles
 from experiments.data.loader import ConversationDataset, SampleImages, open_feature_cache
 from experiments.metrics.families import FamilyScores
-from experiments.models.build import pick_device, pick_scale, silence_libraries
+from experiments.models.build import pick_device, pick_scale, replace_compressor, silence_libraries
 from experiments.registries import metrics
 from experiments.runtime.progress import Reporter
 from experiments.stages.train import MODEL_FOLDER
@@ -32,7 +32,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) ->
     silence_libraries()
     device = pick_device(config.trainer.accelerator)
     model, processor = saved.load_saved_model(inputs["finetune"] / MODEL_FOLDER, device)
-    if pick_scale(config, model):
+    is_replaced = replace_compressor(config, model)
+    if pick_scale(config, model) or is_replaced:
         # the processor was saved with the tokens that an image has in training
         size = processor.image_processor.size
         processor.image_tokens = model.num_image_tokens(size["height"], size["width"])

@@ -15,6 +15,7 @@ from numpy.lib.format import open_memmap
 from torch import Tensor
 
 import compressors
+from compressors.cues import count_channels
 from connectors.tiling import Tiling
 from connectors.towers.base import VisionTower
 from connectors.towers.build import load_tower
@@ -72,9 +73,11 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter, ro
     silence_libraries()
     device = pick_device(config.trainer.accelerator)
     tower = load_tower(resolve_source(config.tower.source), config.tower.select_layer).freeze().to(device)
-    compressor = make_bare_compressor(config, tower.dim)
+    compressor = make_bare_compressor(config, config.find_compressor(roles[0]), tower.dim)
     rate = compressor.image_rate
     levels = compressor.needs_levels
+    cues = compressor.needs_cues
+    tower.check_needs(levels, cues)
     processor: Any = image_processor(tower, config.image.size)
     side = processor.size["height"]
     tiling = Tiling(config.tiles(roles[0]), side, config.image.layout)
@@ -92,7 +95,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter, ro
     starts = [0, *accumulate(crops)]  # an image's first row of the array
 
     grid = tower.grid(side // rate, side // rate)
-    channels = tower.dim * (1 + len(levels))
+    channels = count_channels(tower.dim, levels, cues, tower.key_dim if cues else 0)
     array, done = _open_features(out, (starts[-1], *grid, channels))
     report.announce_steps(len(images), done=done)
     for first in range(done, len(images), IMAGES_PER_BATCH):
@@ -100,7 +103,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter, ro
         with llava.report_all_broken_images(image.sample for image in images[first:]):
             pictures = [llava.open_image(image.sample, image.number) for image in batch]
         pixels = image_pixels(processor, pictures, tiling).to(device)  # (crops, 3, h, w)
-        features = encode_crops(tower, shrink_pixels(pixels, rate), levels)
+        features = encode_crops(tower, shrink_pixels(pixels, rate), levels, cues)
         end = first + len(batch)
         array[starts[first] : starts[end]] = features.numpy()
         # on disk before the progress says so
@@ -111,14 +114,15 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter, ro
 
 
 @torch.inference_mode()
-def encode_crops(tower: VisionTower, pixels: Tensor, levels: Sequence[int] = ()) -> Tensor:
-    """(B, 3, h, w) -> (B, H, W, (1 + L) C) float16 on the CPU."""
-    return tower.with_levels(pixels, levels).to("cpu", torch.float16)
+def encode_crops(
+    tower: VisionTower, pixels: Tensor, levels: Sequence[int] = (), cues: Sequence[str] = ()
+) -> Tensor:
+    """(B, 3, h, w) -> (B, H, W, (1 + L) C + cues) float16 on the CPU."""
+    return tower.extract_features(pixels, levels, cues).to("cpu", torch.float16)
 
 
-def make_bare_compressor(config: Config, dim: int) -> compressors.Compressor:
-    """The cell's compressor without weights, to be asked what it needs."""
-    name = config.compressor_name
+def make_bare_compressor(config: Config, name: str, dim: int) -> compressors.Compressor:
+    """A compressor of the cell without weights, to be asked what it needs."""
     with torch.device("meta"):
         return compressors.create(name, dim=dim, llm_dim=dim, **config.knobs(name))
 

@@ -34,9 +34,15 @@ class RowShape(NamedTuple):
     turns: int
 
 
+def make_training_config(config: Config) -> Config:
+    """The cell as stage 2 has it: with the compressor that is trained, whichever is evaluated."""
+    return dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, compressor=None))
+
+
 def make_alignment_config(config: Config) -> Config:
     """The cell as stage 1 has it: whole images and no query module, so that cells that differ in it share the
     stage."""
+    config = make_training_config(config)
     image = dataclasses.replace(config.image, tiles=config.tiles("pretrain"))
     return dataclasses.replace(config, compressor=config.compressor_name, image=image)
 
@@ -44,18 +50,22 @@ def make_alignment_config(config: Config) -> Config:
 def check_row_lengths(config: Config) -> None:
     """UsageError for a row of a data file that is longer than the LLM's positions: text, visual and query
     tokens together, in evaluation the answer's, too. No weights are read."""
+    trained = make_training_config(config)
     with torch.device("meta"):
-        model, size = build.build_skeleton(config)
+        model, size = build.build_skeleton(trained)
     if model.config.position_limit is None:
         return
-    check_shortest_row(config, model, size)
-    for role in ("train", "test"):
-        check_role_files(config, role, model, size)
+    check_shortest_row(trained, model, size)
+    check_role_files(trained, "train", model, size)
     if list_role_files(config, "pretrain") and not config.blind:
         aligned = make_alignment_config(config)
         with torch.device("meta"):
             model, size = build.build_skeleton(aligned)
         check_role_files(aligned, "pretrain", model, size)
+    if list_role_files(config, "test"):
+        with torch.device("meta"):
+            model, size = build.build_skeleton(config)
+        check_role_files(config, "test", model, size)
 
 
 def check_shortest_row(config: Config, model: FlashSlothForConditionalGeneration, size: int) -> None:

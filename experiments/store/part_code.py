@@ -22,6 +22,7 @@ from experiments.store.shipped import SHIPPED_VERSIONS
 
 REGISTRIES = {  # by the section of a stage's key
     "compressor": signatures.compressors,
+    "evaluated_compressor": signatures.compressors,
     "projector": signatures.projectors,
     "query_module": signatures.query_modules,
     "prune": signatures.pruners,

@@ -116,17 +116,20 @@ def describe_settings(section: object, young: Sequence[str]) -> dict[str, Any]:
     return {name: value for name, value in vars(section).items() if value or name not in young}
 
 
-def find_image_rate(config: Config) -> int:
-    """By how much the compressor shrinks images before the tower."""
-    name = config.compressor_name
+def find_image_rate(config: Config, name: str) -> int:
+    """By how much a compressor of the cell shrinks images before the tower."""
     return signatures.compressors().find_image_rate(name, config.knobs(name))
 
 
-def find_needed_levels(config: Config) -> dict[str, list[int]]:
-    """Hidden states of the tower that the compressor reads, for the key; nothing where it reads none."""
-    name = config.compressor_name
-    levels = signatures.compressors().find_needed_levels(name, config.knobs(name))
-    return {"levels": levels} if levels else {}
+def find_tower_needs(config: Config, name: str) -> dict[str, list]:
+    """Hidden states and cues of the tower that a compressor of the cell reads, for the key; nothing where it
+    reads none."""
+    knobs = config.knobs(name)
+    needs: dict[str, list] = {
+        "levels": signatures.compressors().find_needed_levels(name, knobs),
+        "cues": signatures.compressors().find_needed_cues(name, knobs),
+    }
+    return {need: values for need, values in needs.items() if values}
 
 
 def has_no_image(description: object) -> bool:
@@ -201,8 +204,9 @@ class Planner:
         }
         if description["tiles"] > 1 and image.layout != "square":
             description["layout"] = image.layout
-        description["image_rate"] = find_image_rate(self.config)
-        description.update(find_needed_levels(self.config))
+        compressor = self.config.find_compressor(role)
+        description["image_rate"] = find_image_rate(self.config, compressor)
+        description.update(find_tower_needs(self.config, compressor))
         description["precision"] = self.config.trainer.precision
         return description
 
@@ -313,12 +317,16 @@ class Planner:
         data, inputs = self.describe_role_data("test")
         depends: dict[str, Any] = {
             "data": data,
-            "evaluate": describe_settings(config.evaluate, ("scale", "blank_queries")),
+            "evaluate": describe_settings(config.evaluate, ("scale", "blank_queries", "compressor")),
             "precision": config.trainer.precision,
         }
         if not config.blind:
             depends |= self.describe_features("test")
             inputs |= self.plan_features("test")
+        if config.evaluate.compressor is not None:
+            depends["evaluated_compressor"] = self.describe_part(
+                signatures.compressors(), config.evaluate.compressor
+            )
         if config.prune is not None:
             pruning, calibration_inputs = self.describe_pruning()
             depends |= pruning

@@ -32,6 +32,7 @@ SHIPPED_VERSIONS: dict[str, dict[str, int]] = {  # by what a registry calls its 
         "token_packer": 0,
         "tome": 0,
         "uniform": 0,
+        "visionzip": 0,
         "window_attention_pool": 0,
     },
     "query module": {"embq": 0},

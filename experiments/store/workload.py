@@ -14,6 +14,7 @@ MODEL_KEYS = (
     "layout",
     "image_rate",
     "levels",
+    "cues",
     "precision",
     "compressor",
     "query_module",

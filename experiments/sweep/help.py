@@ -20,8 +20,8 @@ computed before is taken from the output directory; a run that was interrupted g
 
   --plan        show what would be computed, what is shared and what is there already
   table=NAME    the rows of the paper's table 3, 4, 5 or 6, of several (3,4), of all of these, of field (every
-                compressor, without and with EmbQ), pruners, longer (training), rates (36 to 4 tokens), or of
-                your own FILE.yaml
+                compressor, without and with EmbQ), baselines (training-free ones), pruners, longer
+                (training), rates (36 to 4 tokens), or of your own FILE.yaml
   rows=LABEL    of a table's rows these alone
   blind=false   without the row that sees no image
   earlier=DIR   without the cells that the report in DIR has, which ablations.report earlier=DIR shows

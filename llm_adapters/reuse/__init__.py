@@ -164,6 +164,11 @@ def _check_compressor(part: Compressor, name: str) -> None:
             f"compressor '{name}' reads the question, which `generate` of transformers does not "
             "have where it encodes images; choose one that reads the image alone"
         )
+    if part.needs_cues:
+        raise UsageError(
+            f"compressor '{name}' asks the tower for {', '.join(part.needs_cues)}, which only this "
+            "project's own towers hand over; choose one that reads the features alone"
+        )
     if part.image_rate != 1:
         raise UsageError(
             f"compressor '{name}' shrinks the image before the tower; give the processor the "

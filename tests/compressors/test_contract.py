@@ -10,8 +10,9 @@ from torch import Tensor
 
 import compressors
 from compressors import Compressor, UsageError
+from compressors.cues import count_channels
 
-DIM, LLM_DIM, TEXT = 12, 16, 6
+DIM, LLM_DIM, TEXT, KEY_DIM = 12, 16, 6, 4
 GRIDS = [(12, 12), (9, 9), (8, 8), (7, 10), (12, 9), (5, 4)]
 SMALL = {"width": 16, "heads": 4, "num_layers": 3, "num_queries": 5}  # where a method has such a knob
 # For a wrapper: one without a grid that reads text, one that projects and reads several levels.
@@ -53,7 +54,8 @@ def build(name: str, knobs: dict, seed: int = 0) -> Compressor:
 def inputs(part: Compressor, grid: tuple[int, int] = (12, 12), batch: int = 3) -> tuple[Tensor, ...]:
     """Features, and for a text-aware one embeddings and a ragged mask."""
     generator = torch.Generator().manual_seed(1)
-    features = torch.randn(batch, *grid, DIM * (1 + len(part.needs_levels)), generator=generator)
+    channels = count_channels(DIM, part.needs_levels, part.needs_cues, KEY_DIM)
+    features = torch.randn(batch, *grid, channels, generator=generator)
     if not part.needs_text:
         return (features,)
     mask = torch.arange(TEXT) < torch.tensor([TEXT, 2, 4, 1])[:batch, None]

@@ -70,6 +70,7 @@ def test_flags_that_a_knob_turns_on():
         == "projector=true"
     )
     assert collect_facts("token_packer").levels == "levels=[...]"
+    assert collect_facts("visionzip").cues == "attention, keys" and collect_facts("sap").cues == ""
     assert collect_facts("matryoshka").text == collect_facts("matryoshka").levels == "host's"
 
 
@@ -79,6 +80,11 @@ def test_one_alone_and_a_typo(capsys):
     assert len(lines) == 6
     assert main(["sapp"]) == 2
     assert capsys.readouterr().err.startswith("error: unknown compressor 'sapp'; did you mean 'sap'?")
+
+
+def test_what_it_asks_the_tower_for(capsys):
+    assert "    asks the tower for: attention, keys" in shown(capsys, "visionzip")
+    assert not any("asks the tower" in line for line in shown(capsys, "sap"))
 
 
 def test_one_that_says_nothing_is_listed(capsys):

@@ -10,8 +10,8 @@ from connectors.towers.build import build_tower
 
 def test_levels_follow_the_output_in_the_channels():
     tower, pixels = build_tower(vision_config()).eval(), torch.randn(2, 3, 84, 56)
-    assert torch.equal(tower.with_levels(pixels, ()), tower(pixels))
-    found = tower.with_levels(pixels, (1, -2))
+    assert torch.equal(tower.extract_features(pixels, ()), tower(pixels))
+    found = tower.extract_features(pixels, (1, -2))
     assert found.shape == (2, 6, 4, 3 * tower.dim)
     output, first, second = found.chunk(3, -1)
     assert torch.equal(output, tower(pixels)) and torch.equal(second, output)  # select_layer is -2
@@ -20,6 +20,6 @@ def test_levels_follow_the_output_in_the_channels():
 
 def test_levels_that_were_not_built():
     tower = build_tower(vision_config())  # 3 blocks, 2 of them built
-    tower.check_levels((1, 2, -2))
+    tower.check_needs((1, 2, -2))
     with pytest.raises(UsageError, match="level -1: this tower was built with select_layer=-2; choose -3"):
-        tower.check_levels((1, -1))
+        tower.check_needs((1, -1))

@@ -19,7 +19,7 @@ from compressors.errors import UsageError
 from connectors.embq import registry as real_query_modules
 from connectors.projector import registry as real_projectors
 from experiments.config import signature_cache, signatures
-from experiments.store.plan import find_image_rate, find_needed_levels
+from experiments.store.plan import find_image_rate, find_tower_needs
 from llm_adapters.pruning import registry as real_pruners
 
 ROOT = Path(__file__).parents[3]
@@ -251,7 +251,8 @@ def test_a_class_registered_in_the_process_is_found():
             assert list(signatures.compressors().knobs("mine")) == [knob]
             cell = config("compressor=mine", f"mine.{knob}=3")
             assert cell.knobs("mine") == {knob: 3}
-            assert find_image_rate(cell) == 3 and find_image_rate(config("compressor=mine")) == 2
+            mine = config("compressor=mine")
+            assert find_image_rate(cell, cell.compressor) == 3 and find_image_rate(mine, "mine") == 2
         with pytest.raises(UsageError, match="'mine' has no knob 'rate'"):
             signatures.compressors().check("mine", rate=4)
     finally:
@@ -277,8 +278,9 @@ def test_the_file_answers_plans_at_default_knobs_and_the_compressor_at_others(un
 def test_plans_know_what_the_compressor_says(name):
     cell = config(f"compressor={name}")
     part = compressors.create(name, dim=128, llm_dim=256, **cell.knobs(name))
-    assert find_image_rate(cell) == part.image_rate
-    assert find_needed_levels(cell) == ({"levels": [*part.needs_levels]} if part.needs_levels else {})
+    assert find_image_rate(cell, name) == part.image_rate
+    needs = {"levels": [*part.needs_levels], "cues": [*part.needs_cues]}
+    assert find_tower_needs(cell, name) == {need: values for need, values in needs.items() if values}
 
 
 def test_parts_of_other_packages_are_asked_themselves(unimported, monkeypatch):

@@ -314,7 +314,7 @@ def test_image_rates_do_not_wait_for_torch():
         part = compressors.create(
             given.compressor_name, dim=8, llm_dim=8, **given.knobs(given.compressor_name)
         )
-        assert find_image_rate(given) == part.image_rate
+        assert find_image_rate(given, given.compressor_name) == part.image_rate
     code = (
         "import sys; sys.path.insert(0, 'tests/helpers'); from fakes import stages; "
         "stages('compressor=downsample'); sys.exit('torch' in sys.modules)"

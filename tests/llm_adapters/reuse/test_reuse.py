@@ -108,11 +108,11 @@ def test_every_compressor_in_every_family(family, name, shared):
     model, processor = shared(family)
     knobs, dim = KNOBS.get(name, {}), model.config.get_text_config().hidden_size
     part = compressors.create(name, dim=16, llm_dim=dim, **knobs)
-    if part.needs_text or part.image_rate != 1:
-        with pytest.raises(UsageError, match="reads the question|shrinks the image"):
+    if part.needs_text or part.needs_cues or part.image_rate != 1:
+        with pytest.raises(UsageError, match="reads the question|asks the tower|shrinks the image"):
             reuse.attach(model, processor, name, **knobs)
         assert not hasattr(model, "slothkit") and not hasattr(processor, "attached")
-        pytest.skip("it needs the question, or shrinks the image: refused")
+        pytest.skip("it needs the question or the tower's cues, or shrinks the image: refused")
     reuse.attach(model, processor, name, **knobs)
     batch = inputs(processor, [(prompt(family), [picture(1)]), (prompt(family), [picture(2)])])
     found = (batch["input_ids"] == model.config.image_token_id).sum(1)
