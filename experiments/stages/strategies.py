@@ -72,7 +72,7 @@ def make_strategy(name: str, world: int) -> Strategy:
         return ModelParallelStrategy(
             data_parallel_size=world,
             tensor_parallel_size=1,
-            save_distributed_checkpoint=False,  # one file, as fit.is_checkpoint_whole reads it
+            save_distributed_checkpoint=False,  # one file, as `checkpoints.py` reads it
         )
     if name == "deepspeed":
         return DeepSpeedStrategy(stage=2, logging_batch_size_per_gpu=1)  # of its own log only
