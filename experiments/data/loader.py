@@ -140,15 +140,22 @@ class StepLoader:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         shares = [batch[self.rank :: self.world] for batch in self.order.iterate_batches(self.start)]
         loader = DataLoader(
-            self.dataset,
-            batch_sampler=shares,
-            collate_fn=self.cut_step,
+            StepDataset(self),
+            batch_size=None,  # a step is one item
+            sampler=shares,
+            collate_fn=take_item,
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
         )
         for step, pieces in enumerate(loader, self.start):
+            if isinstance(pieces, Exception):
+                raise pieces
             for i, piece in enumerate(pieces):
                 yield {**piece, "number": step * self.pieces + i}
+
+    def read_step(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """The micro-batches of a step's samples."""
+        return self.cut_step([self.dataset[number] for number in numbers])
 
     def cut_step(self, rows: list[Row]) -> list[dict[str, Any]]:
         """A step's rows -> its micro-batches."""
@@ -188,6 +195,25 @@ class StepLoader:
             crop = images.cache.features.shape[1:]  # (H, W, C)
         turn = torch.zeros(rows, 1, dtype=torch.long)  # turn 0: in no turn
         return {images.argument: torch.zeros(rows, 1, *crop), "image_turn": turn}
+
+
+class StepDataset(Dataset):
+    """Steps of a loader by the numbers of their samples. An error that is one line is an item like others:
+    raised in a worker, it would come out as a page with the worker's trace, and without its errno."""
+
+    def __init__(self, loader: StepLoader):
+        self.loader = loader
+
+    def __getitem__(self, numbers: Sequence[int]) -> list[dict[str, Any]] | UsageError | OSError:
+        try:
+            return self.loader.read_step(numbers)
+        except (UsageError, OSError) as error:
+            return error
+
+
+def take_item(item: Any) -> Any:
+    """What a worker sends, as it is."""
+    return item
 
 
 def open_feature_cache(inputs: Mapping[str, Path]) -> FeatureCache | None:
