@@ -69,7 +69,7 @@ def parse_value(text: str, where: str) -> object:
     try:
         parsed = OmegaConf.from_dotlist([f"value={text}"])
         content = OmegaConf.to_container(parsed, resolve=True)
-    except (YAMLError, OmegaConfBaseException) as error:
+    except (YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
         raise UsageError(f"{where}={text}: not a value: {str(error).splitlines()[0]}") from error
     assert isinstance(content, dict)  # a dot list is a mapping
     return content["value"]

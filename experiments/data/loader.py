@@ -105,6 +105,15 @@ class ConversationDataset(Dataset):
                 self.encode(index)
 
 
+def check_step_rows(rows: int, pieces: int, world: int) -> None:
+    """UsageError when the rows of a step do not reach for its pieces and processes."""
+    if rows < pieces * world:
+        raise UsageError(
+            f"accumulate={pieces}: a step has {rows} rows, fewer than {pieces} pieces in {world} "
+            "process(es); lower it or trainer.devices, or raise batch_size"
+        )
+
+
 class StepLoader:
     """Micro-batches of optimiser steps from step `start` on: each step's rows are sorted by length and cut
     into `accumulate` pieces. Of several processes, number `rank` of `world` reads its share of each step;
@@ -126,12 +135,7 @@ class StepLoader:
         self.start = start
         self.rank = rank
         self.world = world
-        rows = min(order.count, order.optimisation.batch_size)
-        if rows < self.pieces * world:
-            raise UsageError(
-                f"accumulate={self.pieces}: a step has {rows} rows, fewer than {self.pieces} "
-                f"pieces in {world} process(es); lower it, or raise batch_size"
-            )
+        check_step_rows(min(order.count, order.optimisation.batch_size), self.pieces, world)
 
     def __len__(self) -> int:
         # of the whole run: Lightning counts what a resumed one has done

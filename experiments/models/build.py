@@ -150,13 +150,14 @@ def silence_libraries() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def check_model_config(config: Config) -> None:
-    """UsageError for what only the sizes of a cell's parts can tell: rate against grid, insertion against
-    depth, heads against widths. No weights are read."""
+def check_model_config(config: Config) -> FlashSlothForConditionalGeneration:
+    """The cell's model without weights. UsageError for what only the sizes of its parts can tell: rate
+    against grid, insertion against depth, heads against widths."""
     with torch.device("meta"):
         model, size = build_skeleton(config)
     if not config.blind:
         model.num_image_tokens(size, size)
+    return model
 
 
 def load_vision_config(source: str) -> PreTrainedConfig:
