@@ -23,13 +23,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
-from compressors.errors import UsageError
+from compressors.errors import LONGEST_ECHO, UsageError, shorten
 from compressors.registry import conform, suggest
 
 OPENING, CLOSING = "[{(", "]})"
 WHOLE_NUMBER = re.compile(r"[+-]?\d{1,300}")  # with more digits it is infinity, as any float beyond 1e308
 WITH_EXPONENT = re.compile(r"[+-]?\d+[eE]\+?\d+")  # 1e3
-LONGEST_WORD = 200  # characters of it in an error
+LONG_WORD = re.compile(rf"\S{{{LONGEST_ECHO + 1},}}")
 SETTING = re.compile(r"[A-Za-z_][\w.]*=\S*")
 BOUNDS: tuple[tuple[str, Callable[[Any, Any], bool], str], ...] = (
     ("low", operator.ge, "at least"),
@@ -46,7 +46,8 @@ Axes = dict[str, list[str]]  # key -> its alternatives as text
 def setting(default: object, meaning: str, **rules: object) -> Any:
     """A dataclass field that is a setting.
 
-    Rules: `low` (at least), `above` (more than), `below` (less than), `choices` (or a function that lists
+    Rules: `low` (at least), `above` (more than), `below` (less than),
+    `form` (a regular expression, and its meaning in words), `choices` (or a function that lists
     them when they are asked for), `required` (has no default), and `was`, the flags that the setting had
     before there was one grammar.
     """
@@ -110,6 +111,18 @@ def check_bounds(path: str, value: Any, rules: Mapping[str, Any]) -> None:
     for rule, holds, words in BOUNDS:
         if rule in rules and not holds(value, rules[rule]):  # nothing holds for nan
             raise UsageError(f"{path}={value}: must be {words} {rules[rule]}")
+    if "form" in rules:
+        pattern, words = rules["form"]
+        if not re.fullmatch(pattern, value):
+            raise UsageError(f"{path}={value}: must be {words}")
+    check_finite(path, value)
+
+
+def check_finite(path: str, value: object) -> None:
+    """UsageError when a float, or one in a list, is nan or infinite."""
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            check_finite(path, item)
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{path}={value}: must be a finite number")
 
@@ -171,11 +184,22 @@ def parse_settings(arguments: Sequence[str]) -> Axes:
             raise UsageError(f"'{argument}': expected key=value, such as seed=0,1,2 (--help lists the keys)")
         if key in axes:
             raise UsageError(f"{key} is given twice; for both write {key}={','.join(axes[key])},{text}")
+        if not is_unicode(argument):
+            raise UsageError(f"{argument!a}: is not UTF-8")
         try:
             axes[key] = split_at_commas(text)
         except UsageError as error:
             raise UsageError(f"{key}={error}") from error
     return axes
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written; bytes that are not UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def join_settings(axes: Mapping[str, Sequence[str]]) -> list[str]:
@@ -198,7 +222,11 @@ def read_value(text: str, hint: Any, path: str) -> object:
         return text
     if hint is Path:
         return Path(text)
-    return conform(read_plain_value(text), hint, path)
+    try:
+        value = read_plain_value(text)
+    except ValueError as error:
+        raise UsageError(f"{path}={shorten(text)}: too many digits") from error
+    return conform(value, hint, path)
 
 
 def read_plain_value(text: str) -> object:
@@ -421,14 +449,7 @@ def describe_os_error(error: OSError) -> str:
 
 
 def report_error(text: str, exit_code: int) -> int:
-    """Write one line on standard error; the exit code."""
-    words = [shorten_word(word) for word in text.split()]
-    sys.stderr.write(f"error: {' '.join(words)}\n")
+    """Write one line on standard error, with no more of a word than helps; the exit code."""
+    line = LONG_WORD.sub(lambda word: shorten(word[0]), " ".join(text.split()))
+    sys.stderr.write(f"error: {line}\n")
     return exit_code
-
-
-def shorten_word(word: str) -> str:
-    """A word as an error quotes it: its beginning, where it is long."""
-    if len(word) <= LONGEST_WORD:
-        return word
-    return f"{word[: LONGEST_WORD - 3]}..."

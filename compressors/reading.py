@@ -4,14 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from compressors.errors import UsageError
-
-LONGEST_REASON = 200  # characters of what a library says: it may repeat the file
+from compressors.errors import UsageError, shorten
 
 
 def read_binary_file(path: Path) -> bytes:
     """A file's bytes; UsageError if it cannot be read, or is none to be read to its end."""
-    name = str(path)[:LONGEST_REASON]
+    name = shorten(str(path))
     try:
         is_other = path.exists() and not path.is_file()  # a FIFO would keep us waiting for ever
         content = b"" if is_other else path.read_bytes()
@@ -44,4 +42,4 @@ def read_json_file(path: Path) -> Any:
 
 def shorten_reason(error: BaseException) -> str:
     """What a library says of a fault, on one line of bounded length."""
-    return " ".join(str(error).split())[:LONGEST_REASON]
+    return shorten(" ".join(str(error).split()))

@@ -15,7 +15,9 @@ from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from compressors.errors import UsageError
+from compressors.errors import UsageError, shorten
+
+INTEGER_BITS = 64  # of what torch and files can hold
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
@@ -46,14 +48,27 @@ def conform(value: object, hint: Any, where: str) -> Any:
     if hint is tuple and isinstance(value, list):  # JSON and YAML have no tuples
         return tuple(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError as error:
-            raise type_error(value, "a number that is below 1e308", where) from error
+        return convert_to_float(value, where)
     # True is an int to Python; to a user it is not
     if isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        check_integer_size(value, where)
         return value
     raise type_error(value, getattr(hint, "__name__", hint), where)
+
+
+def convert_to_float(value: int, where: str) -> float:
+    """A whole number as a float, or a UsageError."""
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise UsageError(f"{where}={shorten(hex(value))}: too large for a number") from error
+
+
+def check_integer_size(value: object, where: str) -> None:
+    """UsageError for a whole number of more than 64 bits."""
+    if isinstance(value, int) and value.bit_length() > INTEGER_BITS:
+        # in hexadecimal digits, since Python writes no more than 4,300 decimal ones
+        raise UsageError(f"{where}={shorten(hex(value))}: a whole number has at most {INTEGER_BITS} bits")
 
 
 def conform_to_one_of(value: object, hint: Any, options: Sequence, where: str) -> Any:

@@ -11,6 +11,7 @@ from experiments.registries import datasets
 
 BLIND_COMPRESSOR = "none"
 UNCOMPRESSED = "identity"  # the compressor that leaves the patches as they are
+SEEDS = 2**32  # how many there are: torch and NumPy take 32 bits
 GPU_ACCELERATORS = ("auto", "gpu", "cuda")  # values of trainer.accelerator that take a GPU where there is one
 
 
@@ -66,7 +67,7 @@ class DataSettings:
     dataset: str | None = setting(
         "picture_vqa", "embedded data set to write; null: files only", choices=list_dataset_choices
     )
-    seed: int = setting(0, "seed of the embedded data set", low=0)
+    seed: int = setting(0, "seed of the embedded data set", low=0, below=SEEDS)
     scale: float = setting(1.0, "size of the embedded data set, 1: as designed", above=0)
     pretrain: list[str] = setting(["pretrain"], "stage 1: split names or .json files")
     train: list[str] = setting(["train"], "stage 2: split names or .json files")
@@ -154,7 +155,11 @@ class TrainerSettings:
         "auto: ddp on several devices; deepspeed: ZeRO stage 2",
         choices=("auto", "ddp", "fsdp", "deepspeed"),
     )
-    devices: str = setting("auto", "how many, or which: [0,2]")
+    devices: str = setting(
+        "auto",
+        "how many, or which: [0,2]",
+        form=(r"auto|-1|[1-9]\d*|\[\d+(, ?\d+)*\]", "auto, a number such as 2, or which ones: [0,2]"),
+    )
     gradient_checkpointing: bool = setting(False, "compute the LLM's activations again: less memory, slower")
     compile: bool = setting(False, "torch.compile the LLM's layers for training; takes up to a minute")
     logger: str = setting("csv", "where curves go", choices=("csv", "tensorboard", "wandb", "none"))
@@ -169,7 +174,7 @@ class Config:
     compressor: str = setting("sap+embq", "NAME[+QUERY_MODULE]; none: blind, no image at all")
     projector: str = setting("auto", "auto: mlp2x_gelu, or identity where the compressor projects itself")
     prune: str | None = setting(None, "NAME of what drops visual tokens in the LLM, in evaluation only")
-    seed: int = setting(0, "of everything random in training", low=0)
+    seed: int = setting(0, "of everything random in training", low=0, below=SEEDS)
     out: str = setting("runs", "output directory")
     tower: TowerSettings = field(default_factory=TowerSettings)
     llm: LLMSettings = field(default_factory=LLMSettings)

@@ -4,12 +4,13 @@ import copy
 from collections.abc import Collection
 from typing import Any
 
-from compressors.command_line import check_bounds, collect_settings, format_value
+from compressors.command_line import check_bounds, check_finite, collect_settings, format_value
 from compressors.errors import UsageError
 from compressors.registry import conform, suggest
 from experiments.config import signatures
 from experiments.config.schema import BLIND_COMPRESSOR, UNCOMPRESSED, Config
 
+COUNTS = 2**31  # whole numbers stay below, for all that is counted in 32 bits
 QUERY_MODULE_SETTINGS = ("finetune.query_warmup", "evaluate.blank_queries")  # off where they are 0 or false
 
 
@@ -63,7 +64,10 @@ def conform_setting(path: str, value: object) -> object:
     if setting.hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         value = str(value)  # precision: 32 in a YAML file
     conformed = conform(value, setting.hint, path)
-    check_bounds(path, conformed, setting.rules)
+    rules = setting.rules
+    if isinstance(conformed, int) and "below" not in rules:
+        rules = {**rules, "below": COUNTS}
+    check_bounds(path, conformed, rules)
     return conformed
 
 
@@ -95,7 +99,9 @@ def check_knob(part: str, knob: str, value: object) -> object:
         if knob in registry.knobs(part):
             owner = registry
             break
-    return owner.check(part, **{knob: value})[knob]
+    conformed = owner.check(part, **{knob: value})[knob]
+    check_finite(f"{part}.{knob}", conformed)
+    return conformed
 
 
 def check_parts(config: Config) -> set[str]:

@@ -134,6 +134,15 @@ class ConversationDataset(Dataset):
         return len(text.encode())
 
 
+def check_step_rows(rows: int, pieces: int, world: int) -> None:
+    """UsageError when the rows of a step do not reach for its pieces and processes."""
+    if rows < pieces * world:
+        raise UsageError(
+            f"accumulate={pieces}: a step has {rows} rows, fewer than {pieces} pieces in {world} "
+            "process(es); lower it or trainer.devices, or raise batch_size"
+        )
+
+
 class StepLoader:
     """Micro-batches of optimiser steps from step `start` on: each step's rows are sorted by length and cut
     into `accumulate` pieces. Of several processes, number `rank` of `world` reads its share of each step;
@@ -155,12 +164,7 @@ class StepLoader:
         self.start = start
         self.rank = rank
         self.world = world
-        rows = min(order.count, order.optimisation.batch_size)
-        if rows < self.pieces * world:
-            raise UsageError(
-                f"accumulate={self.pieces}: a step has {rows} rows, fewer than {self.pieces} "
-                f"pieces in {world} process(es); lower it, or raise batch_size"
-            )
+        check_step_rows(min(order.count, order.optimisation.batch_size), self.pieces, world)
 
     def __len__(self) -> int:
         # of the whole run: Lightning counts what a resumed one has done
@@ -169,15 +173,22 @@ class StepLoader:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         shares = [batch[self.rank :: self.world] for batch in self.order.iterate_batches(self.start)]
         loader = DataLoader(
-            self.dataset,
-            batch_sampler=shares,
-            collate_fn=self.cut_step,
+            StepDataset(self),
+            batch_size=None,  # a step is one item
+            sampler=shares,
+            collate_fn=take_item,
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
         )
         for step, pieces in enumerate(loader, self.start):
+            if isinstance(pieces, Exception):
+                raise pieces
             for i, piece in enumerate(pieces):
                 yield {**piece, "number": step * self.pieces + i}
+
+    def read_step(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """The micro-batches of a step's samples."""
+        return self.cut_step([self.dataset[number] for number in numbers])
 
     def cut_step(self, rows: list[Row]) -> list[dict[str, Any]]:
         """A step's rows -> its micro-batches."""
@@ -217,6 +228,25 @@ class StepLoader:
             crop = images.cache.features.shape[1:]  # (H, W, C)
         turn = torch.zeros(rows, 1, dtype=torch.long)  # turn 0: in no turn
         return {images.argument: torch.zeros(rows, 1, *crop), "image_turn": turn}
+
+
+class StepDataset(Dataset):
+    """Steps of a loader by the numbers of their samples. An error that is one line is an item like others:
+    raised in a worker, it would come out as a page with the worker's trace, and without its errno."""
+
+    def __init__(self, loader: StepLoader):
+        self.loader = loader
+
+    def __getitem__(self, numbers: Sequence[int]) -> list[dict[str, Any]] | UsageError | OSError:
+        try:
+            return self.loader.read_step(numbers)
+        except (UsageError, OSError) as error:
+            return error
+
+
+def take_item(item: Any) -> Any:
+    """What a worker sends, as it is."""
+    return item
 
 
 def open_feature_cache(inputs: Mapping[str, Path]) -> FeatureCache | None:

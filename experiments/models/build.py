@@ -128,17 +128,19 @@ def silence_libraries() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def check_model_config(config: Config) -> None:
-    """UsageError for what only the sizes of a cell's parts can tell: rate against grid, insertion against
-    depth, heads against widths; and for backbones without weights or tokenizer. No weights are read."""
+def check_model_config(config: Config) -> FlashSlothForConditionalGeneration:
+    """The cell's model without weights. UsageError for what only the sizes of its parts can tell: rate
+    against grid, insertion against depth, heads against widths; and for backbones without weights or
+    tokenizer. No weights are read."""
     with torch.device("meta"):
         model, size = build_skeleton(config)
     pretrained.check_tower(config.tower.source)
     pretrained.check_llm(config.llm.source, model.config.text_config)
     if not config.blind:
-        with naming_part("compressor", config.compressor_name, type(model.compressor)):
+        with naming_part("compressor", config.evaluated_compressor, type(model.compressor)):
             model.num_image_tokens(size, size)
         contract.check_own_compressor(config, model, size)
+    return model
 
 
 def pick_scale(config: Config, model: FlashSlothForConditionalGeneration) -> bool:

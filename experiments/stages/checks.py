@@ -1,6 +1,9 @@
 """What can be known of a cell before any of its stages begins: no weights are read."""
 
+import torch
+
 from experiments.config.schema import Config
+from experiments.data.loader import check_step_rows
 from experiments.models import build
 from experiments.stages import lora, row_lengths, strategies
 
@@ -9,7 +12,10 @@ def check_cell_config(config: Config) -> None:
     """UsageError when a cell lacks a package or a device, or when its parts do not fit together."""
     build.silence_libraries()
     check_training_needs(config)
-    build.check_model_config(config)
+    model = build.check_model_config(config)
+    if config.lora.rank:
+        with torch.device("meta"):
+            lora.add_adapters(model.language_model, config.lora, config.seed)
     row_lengths.check_row_lengths(config)
 
 
@@ -17,3 +23,12 @@ def check_training_needs(config: Config) -> None:
     """UsageError when the strategy or LoRA wants what this machine does not have."""
     strategies.check_strategy(config.trainer)
     lora.check_peft(config.lora)
+
+
+def check_devices(config: Config) -> None:
+    """UsageError when this machine lacks the devices that a cell trains on, or a step has no rows for all."""
+    world = strategies.count_processes(config.trainer)
+    stages = ["finetune"] if config.blind else ["pretrain", "finetune"]
+    for stage in stages:
+        optimisation = getattr(config, stage)
+        check_step_rows(optimisation.batch_size, optimisation.accumulate, max(1, world))

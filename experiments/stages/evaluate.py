@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from experiments.config.schema import Config
 from experiments.data import llava, roles
@@ -16,8 +17,10 @@ from experiments.metrics.families import FamilyScores
 from experiments.models.build import pick_device, pick_scale, replace_compressor, silence_libraries
 from experiments.registries import metrics
 from experiments.runtime.progress import Reporter
+from experiments.stages.finite import FiniteWatch, watch_compressor
 from experiments.stages.train import MODEL_FOLDER
 from experiments.store.results import METRICS_FILE, PREDICTIONS_FILE
+from experiments.store.store import NotFinite
 from llm_adapters import saved
 from llm_adapters.conversation import Encoded, Turn
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
@@ -44,12 +47,14 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) ->
     check_question_lengths(config, model, images, questions)
     report.announce_steps(len(questions))
     answers = [""] * len(questions)
-    with llava.report_all_broken_images(questions):
+    watch = FiniteWatch()
+    with llava.report_all_broken_images(questions), watch_compressor(model.compressor, watch):
         for numbers in batch_by_length(questions, images, config.evaluate.batch_size):
             batch = [questions[number] for number in numbers]
             texts = generate_answers(
-                model, images, batch, config.evaluate.max_new_tokens, config.evaluate.blank_queries
+                model, images, batch, config.evaluate.max_new_tokens, config.evaluate.blank_queries, watch
             )
+            check_batch(watch, batch, inputs["finetune"])
             for number, text in zip(numbers, texts):
                 answers[number] = text
             report.advance_steps(len(batch))
@@ -65,6 +70,28 @@ def check_question_lengths(
     """UsageError for a question that leaves too few of the LLM's positions for an answer."""
     dataset = ConversationDataset(llava.drop_answers(questions), images)
     dataset.check_positions(model.config.position_limit, config.evaluate.max_new_tokens)
+
+
+class LogitsWatch(LogitsProcessor):
+    """Changes nothing; notes whether the logit that greedy decoding takes is finite."""
+
+    def __init__(self, watch: FiniteWatch):
+        self.watch = watch
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002
+        self.watch.note("best logit", scores.amax(-1))  # others may be -inf, of tokens that must not come
+        return scores
+
+
+def check_batch(watch: FiniteWatch, batch: Sequence[llava.Sample], trained: Path) -> None:
+    """NotFinite if an answer to these questions came from a nan or an infinity. The answers are here, so
+    that nothing is waited for."""
+    first = watch.find_first()
+    if first is not None:
+        raise NotFinite(
+            f"the {first[0]} is not finite in {len(batch)} questions from sample {batch[0].id} on; mend the "
+            f"compressor, or delete {trained} if an older version has trained it, and lower finetune.lr"
+        )
 
 
 def batch_by_length(
@@ -129,14 +156,24 @@ def generate_answers(
     questions: Sequence[llava.Sample],
     max_new_tokens: int,
     blank_queries: bool = False,
+    watch: FiniteWatch | None = None,
 ) -> list[str]:
     """Greedy answers to a batch of one-question samples; with `blank_queries` without what the query module
-    fetches from the images."""
+    fetches from the images. `watch` notes the logits."""
     batch: dict[str, Any] = dict(encode_questions(model, images, questions))
     if blank_queries:
         # no position is updated: the query tokens stay in the sequence as they come to the module's layer
         batch["query_index"] = batch["query_index"][:, :0]
-    ids = model.generate(**batch, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens)
+    processors = LogitsProcessorList()
+    if watch is not None:
+        processors.append(LogitsWatch(watch))
+    ids = model.generate(
+        **batch,
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max_new_tokens,
+        logits_processor=processors,
+    )
     answer_ids = ids[:, batch["input_ids"].shape[1] :]
     texts = images.processor.tokenizer.batch_decode(answer_ids, skip_special_tokens=True)
     return [text.strip() for text in texts]

@@ -27,6 +27,7 @@ from experiments.data.roles import load_role_samples
 from experiments.models.build import pick_device, silence_libraries
 from experiments.runtime.files import allocate_file
 from experiments.runtime.progress import Reporter
+from experiments.store.store import NotFinite
 from llm_adapters.images import image_pixels, image_processor
 from llm_adapters.visual_prompt import shrink_pixels
 
@@ -104,6 +105,11 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter, ro
             pictures = [llava.open_image(image.sample, image.number) for image in batch]
         pixels = image_pixels(processor, pictures, tiling).to(device)  # (crops, 3, h, w)
         features = encode_crops(tower, shrink_pixels(pixels, rate), levels, cues)
+        if not features.isfinite().all():
+            raise NotFinite(
+                f"images {first} to {first + len(batch)}, from sample {batch[0].sample.id} on: features of "
+                f"tower.source={config.tower.source} are not finite as float16; take tower.cache=false"
+            )
         end = first + len(batch)
         array[starts[first] : starts[end]] = features.numpy()
         # on disk before the progress says so

@@ -15,11 +15,13 @@ from connectors.versions import switch_checkpointing
 from experiments.config.schema import Config
 from experiments.runtime.progress import Reporter
 from experiments.stages import strategies
+from experiments.stages.checkpoints import locate_checkpoint
+from experiments.stages.finite import watch_compressor
 from experiments.stages.module import SlothModule
 from llm_adapters.adapter import decoder_layers
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 
-CHECKPOINTS_FOLDER = "checkpoints"
+LOSS_STEPS = 10  # optimiser steps between two looks at the loss: each waits for a GPU
 
 
 def fit_module(
@@ -33,11 +35,9 @@ def fit_module(
     """Lightning's part, in one of `world` processes or alone."""
     settings = config.trainer
     optimisation = module.optimisation
-    checkpoints = out / CHECKPOINTS_FOLDER
-    last = checkpoints / "last.ckpt"
-    resume = str(last) if is_checkpoint_whole(last) else None
+    last = locate_checkpoint(out)
     checkpoint = ModelCheckpoint(
-        checkpoints,
+        last.parent,
         filename=last.stem,
         every_n_train_steps=settings.checkpoint_every,
         enable_version_counter=False,  # one file, overwritten: the name is what a resumed run looks for
@@ -62,8 +62,10 @@ def fit_module(
     if settings.gradient_checkpointing:
         switch_checkpointing(module.model, "enable", {"use_reentrant": False})
     compiled = compile_layers(module.model) if settings.compile else nullcontext()
-    with compiled:
-        trainer.fit(module, ckpt_path=resume, weights_only=False)
+    # whoever has begun the stage has removed a checkpoint that must not be read
+    resume = str(last) if last.exists() else None
+    with compiled, watch_compressor(module.model.compressor, module.watch):
+        trainer.fit(module, ckpt_path=resume, weights_only=True)
     if settings.gradient_checkpointing:
         switch_checkpointing(module.model, "disable")
     if not world:  # else the processes end, and the first one has written what was trained
@@ -90,7 +92,7 @@ def compile_layers(model: FlashSlothForConditionalGeneration) -> Iterator[None]:
 
 
 class StepProgress(Callback):
-    """Optimiser steps on the progress bar; the loss every ten: reading it waits for a GPU."""
+    """Optimiser steps on the progress bar; now and then the loss, and whether all is finite still."""
 
     def __init__(self, report: Reporter):
         self.report = report
@@ -101,14 +103,16 @@ class StepProgress(Callback):
         self.last_step = trainer.global_step
         self.report.announce_steps(module.steps, done=self.last_step)
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: object) -> None:
         if trainer.global_step == self.last_step:
             return  # a piece of a step
         self.last_step = trainer.global_step
-        if self.last_step % 10:
+        if self.last_step % LOSS_STEPS:
             self.report.advance_steps(1)
         else:
             self.report.advance_steps(1, loss=float(trainer.callback_metrics["loss"]))
+            assert isinstance(module, SlothModule)
+            module.check_finite()
 
 
 def resolve_precision(name: str) -> str:
@@ -131,12 +135,3 @@ def make_logger(name: str, out: Path) -> Logger | bool:
     from lightning.pytorch.loggers import WandbLogger
 
     return WandbLogger(save_dir=out, project="slothkit")
-
-
-def is_checkpoint_whole(path: Path) -> bool:
-    """Whether a checkpoint is there and whole; one that a full disk cut short is started over."""
-    try:
-        torch.load(path, map_location="cpu", weights_only=False, mmap=True)
-    except (OSError, RuntimeError, EOFError, ValueError):
-        return (path / "latest").is_file()  # DeepSpeed writes a directory, and this last
-    return True

@@ -5,15 +5,21 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
-from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
 from experiments.config.schema import OptimisationSettings
+from experiments.stages.finite import FiniteWatch, check_trained_weights
 from experiments.stages.query_warmup import QueryWarmup
 from experiments.stages.strategies import shard_model
+from experiments.store.store import NotFinite
 from llm_adapters.adapter import decoder_layers
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
+
+LOWEST_SCALE = 1.0  # of fp16's gradients; below it DeepSpeed and Megatron-LM give up, too
 
 
 class TrainablePart(NamedTuple):
@@ -81,6 +87,7 @@ class SlothModule(L.LightningModule):
         self.seed = seed
         self.query_warmup = query_warmup
         self.step_loss: Tensor | float = 0.0
+        self.watch = FiniteWatch()
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:
@@ -99,6 +106,7 @@ class SlothModule(L.LightningModule):
     def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:  # noqa: ARG002
         # every step draws from its own seed, so that a resumed run draws what the uninterrupted one does
         number = batch.pop("number")
+        self.watch.step = number // self.optimisation.accumulate + 1
         torch.manual_seed(self.seed * 1_000_003 + number + self.global_rank * 1_000_000_007)
         self.model.compressor.draw()
         if self.query_warmup is not None:
@@ -120,6 +128,7 @@ class SlothModule(L.LightningModule):
         pieces = batch.pop("pieces")
         answer_tokens = batch.pop("answer_tokens")
         loss = self.model(**batch, num_items_in_batch=answer_tokens, use_cache=False).loss
+        self.watch.note("loss", loss)
         self.step_loss += loss.detach()
         if not (batch_idx + 1) % self.optimisation.accumulate:
             self.log("loss", self.step_loss, prog_bar=False, sync_dist=True, reduce_fx="sum")
@@ -131,14 +140,40 @@ class SlothModule(L.LightningModule):
         self,
         optimizer: torch.optim.Optimizer,
         gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        gradient_clip_algorithm: str | None = None,  # noqa: ARG002  Lightning names it
     ) -> None:
-        plugin = self.trainer.precision_plugin
-        if gradient_clip_val and isinstance(plugin, MixedPrecision) and plugin.scaler is None:
-            # bf16: nothing is scaled, but Lightning refuses to clip for a fused optimiser as if it were
-            Precision.clip_gradients(plugin, optimizer, gradient_clip_val)
+        if self.trainer.strategy.handles_gradient_accumulation:  # DeepSpeed, which clips as well
+            return
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if gradient_clip_val:
+            norm = clip_grad_norm_(parameters, gradient_clip_val)
         else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        if self.find_scaler() is None:  # which skips steps whose gradients are not finite
+            self.watch.note("gradient norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+    def find_scaler(self) -> Any:
+        """What scales the gradients of fp16; None where nothing does."""
+        plugin = self.trainer.precision_plugin
+        return plugin.scaler if isinstance(plugin, MixedPrecision) else None
+
+    def check_finite(self) -> None:
+        """NotFinite if a step so far, or a weight, is not finite. Waits for the device."""
+        self.watch.check()
+        scaler = self.find_scaler()
+        if scaler is not None and scaler.get_scale() < LOWEST_SCALE:
+            raise NotFinite(f"step {self.watch.step}: fp16 gradients overflow at any scale")
+        check_trained_weights(self.model, self.watch.step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
+        self.check_finite()  # a run that has diverged leaves the checkpoint before it
+
+    def on_train_end(self) -> None:
+        self.check_finite()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # they name files to be removed: what a checkpoint says of other files is not followed
+        checkpoint["callbacks"] = {}
 
     def configure_optimizers(self) -> Any:
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]

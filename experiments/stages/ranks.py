@@ -17,6 +17,7 @@ from compressors.errors import UsageError
 from experiments.runtime.processes import end_with_parent
 from experiments.runtime.progress import Reporter
 from experiments.runtime.relay import RelayReporter, play_message
+from experiments.store.store import NotFinite
 
 POLL_SECONDS = 0.1  # between two looks for news
 GRACE_SECONDS = 2.0  # for the other processes to end when one has failed
@@ -26,7 +27,8 @@ def launch_processes(work: Callable[..., None], world: int, report: Reporter, *a
     """`work(*args, report)` in `world` processes, in which Lightning finds its rank. `work` must be a
     function of a module, its arguments must pickle.
 
-    UsageError and OSError are raised as in the process; another error ends all, and its trace is raised."""
+    UsageError, OSError and NotFinite are raised as in the process; another error ends all, and its trace is
+    raised."""
     # a server without CUDA that has imported everything once makes the processes, by fork
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([work.__module__])
@@ -41,7 +43,7 @@ def launch_processes(work: Callable[..., None], world: int, report: Reporter, *a
             pass_on_news(news, report)
         pass_on_news(news, report)
     except (ProcessExitedException, ProcessRaisedException):
-        pass_on_news(news, report)  # the cause, if bad input or a full disk
+        pass_on_news(news, report)  # the cause, where a process could tell it
         raise
     finally:
         for process in ranks.processes:
@@ -75,6 +77,6 @@ def _run_rank(
     report = RelayReporter(news.put) if rank == 0 else Reporter()
     try:
         work(*args, report)
-    except (UsageError, OSError) as error:
+    except (UsageError, OSError, NotFinite) as error:
         news.put(error)
         sys.exit(1)

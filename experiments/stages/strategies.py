@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
@@ -38,9 +39,17 @@ def check_strategy(settings: TrainerSettings) -> None:
 
 
 def count_processes(settings: TrainerSettings) -> int:
-    """How many processes train: one a device. 0: the one that asks, alone."""
+    """How many processes train: one a device. 0: the one that asks, alone. UsageError when this machine lacks
+    the devices."""
     devices = parse_devices(settings)
-    trainer = L.Trainer(accelerator=settings.accelerator, devices=devices, barebones=True)
+    try:
+        trainer = L.Trainer(accelerator=settings.accelerator, devices=devices, barebones=True)
+    except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UsageError(
+            f"trainer.accelerator={settings.accelerator} trainer.devices={settings.devices}: this machine "
+            f"has no such devices ({reason}); leave them at auto"
+        ) from error
     if trainer.num_devices == 1 and settings.strategy in ("auto", "ddp"):
         return 0
     return trainer.num_devices
@@ -72,7 +81,7 @@ def make_strategy(name: str, world: int) -> Strategy:
         return ModelParallelStrategy(
             data_parallel_size=world,
             tensor_parallel_size=1,
-            save_distributed_checkpoint=False,  # one file, as fit.is_checkpoint_whole reads it
+            save_distributed_checkpoint=False,  # one file, as `checkpoints.py` reads it
         )
     if name == "deepspeed":
         return DeepSpeedStrategy(stage=2, logging_batch_size_per_gpu=1)  # of its own log only

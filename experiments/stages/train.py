@@ -21,13 +21,16 @@ from experiments.data.loader import (
 from experiments.models.build import build_model, silence_libraries
 from experiments.runtime.progress import Reporter
 from experiments.stages import lora, strategies
+from experiments.stages.checkpoints import CHECKPOINTS_FOLDER, locate_checkpoint, remove_bad_checkpoint
 from experiments.stages.checks import check_training_needs
-from experiments.stages.fit import CHECKPOINTS_FOLDER, fit_module
+from experiments.stages.finite import check_weights, explain_divergence, find_not_finite
+from experiments.stages.fit import fit_module
 from experiments.stages.module import SlothModule, TrainablePart, set_trainable
 from experiments.stages.query_warmup import make_query_warmup
 from experiments.stages.ranks import launch_processes
 from experiments.stages.row_lengths import make_alignment_config
 from experiments.store.plan import TRAINING_ROLES
+from experiments.store.store import NotFinite
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.processing import FlashSlothProcessor
 
@@ -86,6 +89,9 @@ def load_aligned_state(model: FlashSlothForConditionalGeneration, path: Path) ->
             f"{path}: does not fit this compressor and projector (first difference: {differences[0]}); "
             "delete it"
         )
+    name = find_not_finite(state, state)
+    if name is not None:  # an older version has kept it
+        raise NotFinite(f"{path}: {name} is not finite; delete {path.parent} to train stage 1 again")
     model.load_state_dict(state, strict=False)  # the other parts are not in it
 
 
@@ -107,16 +113,19 @@ def train_stage(
     # a compressor and projector without parameters: stage 1 has nothing to align
     if not any(part.trained for part in parts):
         return
+    resumed = remove_bad_checkpoint(out, config.trainer.strategy, report)
     world = strategies.count_processes(config.trainer)
-    if world:
-        # this process keeps the model on the CPU: its weights come back through a file
-        launch_processes(train_rank, world, report, config, stage, inputs, out, world)
-        model.load_state_dict(torch.load(out / TRAINED_FILE, mmap=True))
-    else:
-        module = make_module(config, stage, model, processor, inputs)
-        fit_module(config, module, out, report)
-    if adapters is not None:
-        adapters.merge_and_unload()
+    with explain_divergence(config, stage, locate_checkpoint(out) if resumed else None):
+        if world:
+            # this process keeps the model on the CPU: its weights come back through a file
+            launch_processes(train_rank, world, report, config, stage, inputs, out, world)
+            model.load_state_dict(torch.load(out / TRAINED_FILE, weights_only=True, mmap=True))
+        else:
+            module = make_module(config, stage, model, processor, inputs)
+            fit_module(config, module, out, report)
+        if adapters is not None:
+            adapters.merge_and_unload()
+        check_weights(model, "after the last step")
     (out / TRAINED_FILE).unlink(missing_ok=True)
     if (out / CHECKPOINTS_FOLDER).is_dir():
         shutil.rmtree(out / CHECKPOINTS_FOLDER)

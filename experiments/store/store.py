@@ -53,16 +53,25 @@ from experiments.store.workload import derive_workload
 StageRunner = Callable[..., Any]  # (config, inputs, out, report), features also roles
 
 
+class NotFinite(Exception):
+    """A stage has met a nan or an infinity. The message is one line: in which step, what, what to change."""
+
+
 class StageFailed(Exception):
     """A stage's code raised something that is neither bad input nor a full disk; the cause is chained."""
 
     def __init__(self, stage: Stage, error: Exception):
         lines = str(error).strip().splitlines() or [""]
-        super().__init__(f"{stage.name}: {type(error).__name__}: {lines[-1]}")
+        reason = f"{type(error).__name__}: {lines[-1]}"
+        if isinstance(error, NotFinite):
+            reason = lines[-1]
+        super().__init__(f"{stage.name}: {reason}")
         self.stage = stage
 
     def format_trace(self) -> str:
-        """The traceback of what was raised."""
+        """The traceback of what was raised; of a NotFinite, which says it all, the line alone."""
+        if isinstance(self.__cause__, NotFinite):
+            return f"{self}\n"
         return "".join(traceback.format_exception(self.__cause__))
 
 
@@ -197,7 +206,7 @@ class Store:
         try:
             self._fill_draft(stage, inputs, draft, resumed, report)
         except StageFailed as error:
-            if not resumed or report.advanced:
+            if not resumed or report.advanced or isinstance(error.__cause__, NotFinite):
                 raise
             self.report.write_warning(f"cannot go on from what is left of {error}; starting over")
             shutil.rmtree(draft)

@@ -20,6 +20,7 @@ from experiments.stages.runners import find_runner
 from experiments.store import results
 from experiments.store.store import StageRunner, Store
 from experiments.sweep import help, request, score_table
+from experiments.sweep.options import IN_PROCESS_LAUNCHER, LaunchOptions
 from experiments.sweep.plan_view import make_plan_tables
 from experiments.sweep.request import CellJob, SweepRequest
 from experiments.sweep.scheduler import FailedCell, launch_cells, read_log_tail
@@ -55,6 +56,16 @@ def check_model_sizes(config: Config) -> None:
     checks.check_cell_config(config)
 
 
+def check_local_devices(config: Config) -> None:
+    """UsageError when this machine lacks the devices that a cell asks for."""
+    trainer = config.trainer
+    if trainer.devices == "auto" and trainer.accelerator in ("auto", "cpu"):  # any machine has these
+        return
+    from experiments.stages import checks  # as above
+
+    checks.check_devices(config)
+
+
 def main(
     arguments: Sequence[str] | None = None,
     runner: Callable[[str], StageRunner] = find_runner,
@@ -73,14 +84,14 @@ def run_sweep(
     first_cell, _ = sweep.jobs[0]  # all cells have one output directory
     store = Store(Path(first_cell.config.out), runner=runner)
     if "--plan" in line.flags:  # before anything is written
-        notes = list_unchecked_cells(list_unlike_cells(sweep.jobs, store), check)
+        notes = list_unchecked_cells(sweep, store, check)
         for table in [*make_plan_tables(sweep, store), *notes]:
             console.print(table, soft_wrap=isinstance(table, str), highlight=False)
         return 0
     with store.open_root():
         with create_reporter(console) as store.report:
             for cell in list_unlike_cells(sweep.jobs, store):
-                check_cell(cell, check)
+                check_cell(cell, sweep.launch, check)
             outcomes = launch_cells(sweep.jobs, store, sweep.launch)
         print_score_tables(sweep, outcomes.finished, store, console)
     if sweep.left_out:
@@ -93,42 +104,48 @@ def run_sweep(
     return 1 if outcomes.failed else 0
 
 
-def check_cell(cell: Cell, check: Callable[[Config], None]) -> None:
-    """`check`, its errors with the cell's name: a table has many."""
+def check_cell(cell: Cell, launch: LaunchOptions, check: Callable[[Config], None]) -> None:
+    """`check`, and of the devices where the work is done here; errors with the cell's name: a table has
+    many."""
     try:
         check(cell.config)
+        if launch.where == IN_PROCESS_LAUNCHER:  # else other machines do the work
+            check_local_devices(cell.config)
     except UsageError as error:
         raise type(error)(f"{cell.label}: {error}") from error
 
 
-def list_unchecked_cells(cells: list[Cell], check: Callable[[Config], None]) -> list[str]:
-    """`check` of all cells; notes of those whose sizes cannot be told, because a backbone is out of reach."""
+def list_unchecked_cells(sweep: SweepRequest, store: Store, check: Callable[[Config], None]) -> list[str]:
+    """Check all cells; notes of those whose sizes cannot be told, because a backbone is out of reach."""
     notes = []
-    for cell in cells:
+    for cell in list_unlike_cells(sweep.jobs, store):
         try:
-            check_cell(cell, check)
+            check_cell(cell, sweep.launch, check)
         except UnreachableError as error:
             notes.append(f"not checked: {error}")
     return notes
 
 
 def list_unlike_cells(jobs: list[CellJob], store: Store) -> list[Cell]:
-    """Cells that are not finished, one for each shape of model."""
-    # a look at a model takes a moment, and seeds and recipes of a table share its shape
-    cells_by_shape = {}
+    """Cells that are not finished, one for all that the checks see alike."""
+    # a look at a model takes a moment, and most recipes of a table differ in nothing that is looked at
+    cells_by_shape: dict[str, Cell] = {}
     for cell, stage in jobs:
         if store.find_status(stage) != "done":
-            cells_by_shape[describe_model_shape(cell)] = cell
+            cells_by_shape.setdefault(describe_checked_settings(cell.config), cell)
     return list(cells_by_shape.values())
 
 
-def describe_model_shape(cell: Cell) -> str:
-    """What the sizes of a cell's model follow from."""
-    config = cell.config
-    parts = (config.compressor, config.projector, config.parts)
-    backbones = (config.tower, config.llm)
+def describe_checked_settings(config: Config) -> str:
+    """All that the checks of a cell look at."""
+    parts = (config.compressor, config.projector, config.parts, config.prune)
+    backbones = (config.tower, config.llm, config.image)
+    training = (config.trainer, config.lora)
     rows = (config.data, config.prompt, config.evaluate)  # which have to fit into the LLM's positions
-    return str((parts, backbones, config.image, config.prune, rows))
+    steps = []
+    for stage in (config.pretrain, config.finetune):
+        steps.append((stage.batch_size, stage.accumulate))
+    return str((parts, backbones, training, rows, steps))
 
 
 def print_score_tables(sweep: SweepRequest, finished: set[str], store: Store, console: Console) -> None:

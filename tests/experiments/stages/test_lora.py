@@ -98,7 +98,7 @@ def test_a_tuned_model_is_saved_whole_and_plain(folder, devices, strategy):
 
 
 def test_targets_must_be_there():
-    with pytest.raises(UsageError, match=r"lora.target=\['q'\]: no such layers in the LLM; its linear"):
+    with pytest.raises(UsageError, match=r"lora.target=\[q\]: no such layers in the LLM; its linear"):
         lora.add_adapters(make_llm("phi"), LoRASettings(rank=2, target=["q"]), seed=0)
 
 

@@ -249,11 +249,3 @@ def test_a_run_that_dies_resumes_to_the_same_weights(stages, monkeypatch, tmp_pa
     assert len(resumed) == len(undisturbed) == 1
     for name, value in undisturbed[0].items():
         assert torch.equal(resumed[0][name], value), name
-
-
-def test_a_cut_checkpoint_is_started_over(tmp_path):
-    whole = tmp_path / "last.ckpt"
-    torch.save({"state": torch.zeros(1000)}, whole)
-    assert fit.is_checkpoint_whole(whole) and not fit.is_checkpoint_whole(tmp_path / "none.ckpt")
-    whole.write_bytes(whole.read_bytes()[:500])
-    assert not fit.is_checkpoint_whole(whole)

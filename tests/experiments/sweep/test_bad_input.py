@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from fakes import SOURCES, write_llava
 
+from experiments.sweep import __main__ as sweep
+
 SWEEP = [sys.executable, "-m", "experiments.sweep"]
 NAMES = [f"{key}={values[0]}" for key, values in SOURCES.items()]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
@@ -63,15 +65,84 @@ def refused(tmp_path):
         (["pretrain.max_steps=1e-3"], "expected int"),
         (["pretrain.epochs=1e400"], "expected int"),
         (["seed=" + "9" * 5000], "seed=999"),
-        (["finetune.warmup=" + "9" * 4000], "expected a number that is below 1e308"),
+        (["finetune.warmup=" + "9" * 4000], "too large for a number"),
         (["sap.rate=" + "[" * 1500 + "]" * 1500], "sap.rate=[[["),
         (["sap.rate=\udcff"], "sap.rate=\\udcff: not a value"),
+        (["trainer.devices=0"], "trainer.devices=0: must be auto, a number such as 2"),
+        (["trainer.devices=two"], "trainer.devices=two: must be auto, a number such as 2"),
     ],
 )
 def test_arguments(refused, arguments, message):
     line = refused(*arguments)
     assert message in line
     assert max(map(len, line.split())) <= 200
+
+
+DIGITS = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "pretrain.epochs=1e400",
+        f"pretrain.max_steps={DIGITS}",
+        f"sap.rate={DIGITS}",
+        f"launch.workers={DIGITS}",
+        f"seed={DIGITS[:4000]}",
+        f"finetune.warmup={DIGITS[:4000]}",
+        "sap.rate=0x" + "f" * 5000,
+        f"compressor={DIGITS}",
+        "seed=" + "[" * 3000 + "]" * 3000,
+        f"seed={2**32}",
+        f"data.seed={2**64}",
+        f"evaluate.batch_size={2**31}",
+        "sap.rate=1e30",
+        "sap.dropout=.inf",
+        "sap.dropout=[.nan]",
+        "finetune.lr=.inf",
+        "sap.rate=\udcff",
+    ],
+)
+def test_numbers_beyond_all_bounds(monkeypatch, tmp_path, capsys, argument):
+    monkeypatch.chdir(tmp_path)
+    for flag in ((), ("--plan",)):
+        assert sweep.main([*NAMES, argument, *flag]) == 2
+        line = capsys.readouterr().err
+        name, _, value = argument.partition("=")
+        assert line.startswith("error: ") and line.count("\n") == 1 and name in line
+        assert len(line) < 600 and value[:250] not in line or len(value) < 200
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compressor=matryoshka", "evaluate.scale=3,1"], "evaluate.scale=3: choose one of"),
+        (["compressor=matryoshka", "evaluate.scale=1,3"], "evaluate.scale=3: choose one of"),
+        (["lora.rank=2", "lora.target=[nolayer]"], "lora.target=[nolayer]: no such layers in the LLM; its"),
+        (["lora.rank=0,2", "lora.target=[q_proj,nolayer]"], "lora.target=[nolayer]: no such layers"),
+        (
+            ["trainer.accelerator=tpu"],
+            "accelerator=tpu trainer.devices=auto: this machine has no such",
+        ),
+        (["trainer.accelerator=cpu", "trainer.devices=[0,1]"], "trainer.devices=[0,1]: this machine has no"),
+        (["trainer.accelerator=cpu", "trainer.devices=900"], "fewer than 1 pieces in 900 process(es)"),
+    ],
+)
+@pytest.mark.parametrize("flag", [(), ("--plan",)])
+def test_what_a_model_or_this_machine_does_not_allow(monkeypatch, tmp_path, capsys, arguments, message, flag):
+    """Whatever the order of the cells, before any of them begins, by the sweep and its plan alike."""
+    monkeypatch.chdir(tmp_path)
+    assert sweep.main([*arguments, *flag]) == 2
+    line = capsys.readouterr().err
+    assert message in line and line.startswith("error: ") and line.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_devices_of_another_machine_are_not_looked_for(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert sweep.main([*NAMES, "trainer.accelerator=tpu", "launch=slurm", "--plan"]) == 0
+    assert "evaluate" in capsys.readouterr().out
 
 
 def test_unknown_asset(refused):
