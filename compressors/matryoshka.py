@@ -61,6 +61,7 @@ class Matryoshka(Compressor):
         self.projects = self.host.projects
         self.needs_text = self.host.needs_text
         self.needs_levels = self.host.needs_levels
+        self.needs_cues = self.host.needs_cues
         self.image_rate = self.host.image_rate
         self.scales = tuple(sorted(set(scales)))
         self.choices = self.scales  # of which `draw` takes one

@@ -1,12 +1,12 @@
 """What settings and knobs may be: the checks that presets, table files and the command line share."""
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from compressors.command_line import check_bounds, check_finite, collect_settings, format_value
-from compressors.errors import UsageError
-from compressors.registry import conform, suggest
+from compressors.errors import UsageError, shorten
+from compressors.registry import check_integer_size, conform, suggest
 from experiments.config import signatures
 from experiments.config.schema import BLIND_COMPRESSOR, UNCOMPRESSED, Config
 
@@ -62,6 +62,7 @@ def conform_setting(path: str, value: object) -> object:
             value = [value]
         return list(conform(value, tuple[str, ...], path))
     if setting.hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        check_integer_size(value, path)
         value = str(value)  # precision: 32 in a YAML file
     conformed = conform(value, setting.hint, path)
     rules = setting.rules
@@ -74,9 +75,13 @@ def conform_setting(path: str, value: object) -> object:
 def refuse_lookup(path: str, value: object) -> None:
     """UsageError for `${...}`, at any depth: what a setting is stands in it, and nothing of the environment
     comes into results."""
-    text = str(value)
-    if "${" in text:
-        raise UsageError(f"{path}={text[:200]}: nothing is looked up in ${{...}}; write the value itself")
+    if isinstance(value, str) and "${" in value:
+        raise UsageError(f"{path}={shorten(value)}: nothing is looked up in ${{...}}; write the value itself")
+    if isinstance(value, Mapping):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, (list, tuple)):
+        for entry in value:
+            refuse_lookup(path, entry)
 
 
 def assign_setting(config: Config, path: str, value: object) -> None:

@@ -85,7 +85,7 @@ def run_sweep(
     store = Store(Path(first_cell.config.out), runner=runner)
     if "--plan" in line.flags:  # before anything is written
         notes = list_unchecked_cells(sweep, store, check)
-        for table in [*make_plan_tables(sweep, store), *notes]:
+        for table in [*notes, *make_plan_tables(sweep, store)]:
             console.print(table, soft_wrap=isinstance(table, str), highlight=False)
         return 0
     with store.open_root():

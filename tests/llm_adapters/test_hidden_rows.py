@@ -143,7 +143,8 @@ def test_padding_and_given_positions_are_kept(side):
 
 def test_positions_of_a_drawn_scale_are_those_of_its_visible_tokens():
     model, batch = make("llama", "matryoshka", compressor_knobs={"scales": (1, 2)})
-    model.compressor.train().drawn = 2
+    model.compressor.train().draw()
+    model.compressor.drawn = 2
     calls = record_llm_inputs(model)
     model(**batch)
     model(**batch, hidden_rows=ALL)

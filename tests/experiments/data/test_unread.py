@@ -206,11 +206,11 @@ def test_a_set_without_any_image(tmp_path):
 @pytest.mark.parametrize("content", [b"[" * 100_000, b"9" * 5000, b"\xff\xfe", b"[1, \x00]", b""])
 def test_files_that_are_no_json(tmp_path, content):
     (tmp_path / "x.json").write_bytes(content)
-    with pytest.raises(UsageError, match="x.json: not JSON") as caught:
+    with pytest.raises(UsageError, match="x.json: not") as caught:
         llava.load_samples(tmp_path / "x.json")
     assert "\n" not in str(caught.value)
 
 
 def test_a_folder_is_no_file(tmp_path):
-    with pytest.raises(UsageError, match="not a file"):
+    with pytest.raises(UsageError, match="not a regular file"):
         llava.load_samples(tmp_path)

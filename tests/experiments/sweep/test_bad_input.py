@@ -67,7 +67,7 @@ def refused(tmp_path):
         (["seed=" + "9" * 5000], "seed=999"),
         (["finetune.warmup=" + "9" * 4000], "too large for a number"),
         (["sap.rate=" + "[" * 1500 + "]" * 1500], "sap.rate=[[["),
-        (["sap.rate=\udcff"], "sap.rate=\\udcff: not a value"),
+        (["sap.rate=\udcff"], "is not UTF-8"),
         (["trainer.devices=0"], "trainer.devices=0: must be auto, a number such as 2"),
         (["trainer.devices=two"], "trainer.devices=two: must be auto, a number such as 2"),
     ],
