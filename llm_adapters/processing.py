@@ -9,7 +9,9 @@ from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
+from compressors.checks import check_at_least
 from compressors.errors import UsageError, quote
+from compressors.registry import conform
 from connectors.tiling import Tiling
 from llm_adapters.adapter import query_positions
 from llm_adapters.configuration import FlashSlothConfig
@@ -149,6 +151,10 @@ class FlashSlothProcessor(ProcessorMixin):
     ):
         if image_processor is None or tokenizer is None:
             raise UsageError("the processor needs an image_processor and a tokenizer")
+        counts = {"image_tokens": image_tokens, "tiles": tiles, "num_queries": num_queries}
+        for name, value in counts.items():
+            check_at_least(int(name == "tiles"), **{name: conform(value, int, name)})
+        prompt = conform(prompt, dict[str, str] | None, "prompt")
         # attributes stand before super().__init__, which saves them as they are then
         self.image_tokens = image_tokens
         self.num_queries = num_queries

@@ -17,6 +17,7 @@ from pathlib import Path
 import fuzz_commands
 import fuzz_files
 import fuzz_parts
+from huggingface_hub import constants as hub_constants
 from stock import Stock, make_stock
 from trials import Kind, run_program
 
@@ -46,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_fuzz(line: CommandLine) -> int:
     """Try inputs and say which failed."""
     options: FuzzOptions = line.options
-    os.environ["HF_HUB_OFFLINE"] = "1"  # names of models that are not there are not looked up
+    # names of models that are not there are not looked up; here the variable has been read already
+    hub_constants.HF_HUB_OFFLINE = True
+    os.environ["HF_HUB_OFFLINE"] = "1"
     silence_libraries()
     with tempfile.TemporaryDirectory(prefix="slothkit-fuzz-") as place:
         kinds = make_kinds(make_stock(Path(place)))
