@@ -3,14 +3,13 @@
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from functools import partial
+from pathlib import Path
 
-import corrupt
-import fuzz
-import kill
 import pytest
-import sweeps
 from accidents import EVENTS, stress
 from harm import harm_tree
 from trials import Result, Summary, Trial, run_trials
@@ -62,27 +61,19 @@ def test_harm_changes_a_copy():
 
 
 @pytest.mark.slow
-def test_odd_input(capsys):
-    assert fuzz.main(["inputs=74", "seed=2"]) == 0, capsys.readouterr().out
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    return sweeps.run_undisturbed(tmp_path_factory.mktemp("undisturbed"))
-
-
-@pytest.mark.slow
-def test_killed_sweeps_end_as_undisturbed_ones(undisturbed, tmp_path):
-    kinds = kill.make_kinds(undisturbed)
-    for result in run_trials(kinds, [0], 0, tmp_path, kill.LONGEST):
-        assert not result.reason, result
-
-
-@pytest.mark.slow
-def test_damaged_files_are_computed_again_or_named(undisturbed, tmp_path):
-    kinds = corrupt.make_kinds(undisturbed, [undisturbed.out])
-    for result in run_trials(kinds, range(4), 0, tmp_path, corrupt.LONGEST):
-        assert not result.reason, result
+@pytest.mark.parametrize(
+    "program", [("fuzz.py", "inputs=74", "seed=2"), ("kill.py", "kills=3"), ("corrupt.py", "inputs=4")]
+)
+def test_short_forms(program):
+    """In processes of their own: they fork, which torch does not allow where a test has trained before."""
+    script, *words = program
+    done = subprocess.run(
+        [sys.executable, Path(__file__).parent / script, *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow
