@@ -23,7 +23,7 @@ from connectors.tiling import Tiling
 from experiments.config.schema import Config
 from experiments.models import build
 from experiments.models.random_model import build_random_model, make_random_batch, make_weightless_cells
-from experiments.stages.module import list_model_parts, set_trainable
+from experiments.stages.training.module import list_model_parts, set_trainable
 from experiments.store.plan import TRAINING_ROLES
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 

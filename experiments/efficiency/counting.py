@@ -23,7 +23,7 @@ from experiments.efficiency.subject import (
 )
 from experiments.efficiency.timing import OTHER_PART, count_flops, count_flops_by_part
 from experiments.models.random_model import TEXT_TOKENS
-from experiments.stages.module import choose_trainable_parts
+from experiments.stages.training.module import choose_trainable_parts
 
 # parts as a table names them -> as a stage's trainable parts are named
 TRAINABLE_NAMES = {

@@ -22,9 +22,9 @@ from experiments.efficiency.table1 import build_cell_subject
 from experiments.efficiency.timing import Spread, find_spread, read_clock
 from experiments.models.random_model import fill_weights, make_random_batch, set_placeholder_ids
 from experiments.runtime.progress import Reporter
-from experiments.stages.fit import fit_module, resolve_precision
-from experiments.stages.module import SlothModule
 from experiments.stages.train import unfreeze_stage_parts
+from experiments.stages.training.fit import fit_module, resolve_precision
+from experiments.stages.training.module import SlothModule
 from experiments.store.plan import TRAINING_ROLES
 from llm_adapters.conversation import IGNORE
 from llm_adapters.modeling import FlashSlothForConditionalGeneration

@@ -5,7 +5,8 @@ import torch
 from experiments.config.schema import Config
 from experiments.data.loader import check_step_rows
 from experiments.models import build
-from experiments.stages import lora, row_lengths, strategies
+from experiments.stages import row_lengths
+from experiments.stages.training import lora, strategies
 
 
 def check_cell_config(config: Config) -> None:

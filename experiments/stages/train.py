@@ -20,15 +20,19 @@ from experiments.data.loader import (
 )
 from experiments.models.build import build_model, silence_libraries
 from experiments.runtime.progress import Reporter
-from experiments.stages import lora, strategies
-from experiments.stages.checkpoints import CHECKPOINTS_FOLDER, locate_checkpoint, remove_bad_checkpoint
 from experiments.stages.checks import check_training_needs
 from experiments.stages.finite import check_weights, explain_divergence, find_not_finite
-from experiments.stages.fit import fit_module
-from experiments.stages.module import SlothModule, TrainablePart, set_trainable
-from experiments.stages.query_warmup import make_query_warmup
-from experiments.stages.ranks import launch_processes
 from experiments.stages.row_lengths import make_alignment_config
+from experiments.stages.training import lora, strategies
+from experiments.stages.training.checkpoints import (
+    CHECKPOINTS_FOLDER,
+    locate_checkpoint,
+    remove_bad_checkpoint,
+)
+from experiments.stages.training.fit import fit_module
+from experiments.stages.training.module import SlothModule, TrainablePart, set_trainable
+from experiments.stages.training.query_warmup import make_query_warmup
+from experiments.stages.training.ranks import launch_processes
 from experiments.store.plan import TRAINING_ROLES
 from experiments.store.store import NotFinite
 from llm_adapters.modeling import FlashSlothForConditionalGeneration

@@ -12,7 +12,7 @@ from transformers import SiglipVisionModel
 from experiments.config.schema import Config
 from experiments.runtime.progress import Reporter
 from experiments.stages import train as training
-from experiments.stages.fit import fit_module
+from experiments.stages.training.fit import fit_module
 
 
 def write_backbones(folder: Path) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
 import compressors
-from experiments.stages.module import set_trainable
+from experiments.stages.training.module import set_trainable
 from llm_adapters.conversation import IMAGE, Template, Turn
 
 STAGES = {  # what each trains, the tower aside; FlashSloth, section 4

@@ -17,7 +17,7 @@ from connectors.versions import find_vision_parts
 from experiments.config.schema import Config
 from experiments.runtime.progress import Reporter
 from experiments.stages import train as training
-from experiments.stages.module import set_trainable
+from experiments.stages.training.module import set_trainable
 from llm_adapters.conversation import IGNORE, IMAGE, QUERY, Template, Turn
 
 ASK = ([Turn(f"{IMAGE}\nWhat is this?", "A dog.")], [picture(1)])

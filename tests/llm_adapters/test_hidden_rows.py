@@ -7,7 +7,7 @@ from test_every_part import no_effect
 
 from compressors.errors import UsageError
 from connectors.versions import switch_checkpointing
-from experiments.stages.module import set_trainable
+from experiments.stages.training.module import set_trainable
 from llm_adapters.conversation import IMAGE, Template, Turn
 
 FAMILIES = (*LLMS, "qwen3", "gemma2", "gemma3", "gpt_neox")

@@ -10,7 +10,7 @@ import torch
 from small_runs import Losses, align, make_config, run, write_backbones, write_data
 
 from experiments.runtime.progress import Reporter
-from experiments.stages import checkpoints
+from experiments.stages.training import checkpoints
 
 
 class Evil:

@@ -15,8 +15,8 @@ from compressors.errors import UsageError
 from experiments.config.schema import TrainerSettings
 from experiments.data.order import SampleOrder
 from experiments.runtime.progress import Reporter
-from experiments.stages import strategies
-from experiments.stages.ranks import launch_processes
+from experiments.stages.training import strategies
+from experiments.stages.training.ranks import launch_processes
 
 ROWS = 24
 

@@ -16,9 +16,9 @@ from compressors.sap import SpatialAttentionPooling
 from experiments.runtime.progress import Reporter
 from experiments.stages import evaluate
 from experiments.stages import train as training
-from experiments.stages.checkpoints import find_checkpoint_fault
 from experiments.stages.finite import FiniteWatch, find_not_finite
-from experiments.stages.fit import fit_module
+from experiments.stages.training.checkpoints import find_checkpoint_fault
+from experiments.stages.training.fit import fit_module
 from experiments.store.store import NotFinite
 from experiments.sweep import __main__ as sweep
 

@@ -8,9 +8,9 @@ from transformers import AutoModelForImageTextToText
 
 from compressors.errors import UsageError
 from experiments.config.schema import LoRASettings
-from experiments.stages import lora
 from experiments.stages import train as training
-from experiments.stages.module import SlothModule
+from experiments.stages.training import lora
+from experiments.stages.training.module import SlothModule
 from llm_adapters.adapter import decoder_layers
 from llm_adapters.conversation import Turn
 

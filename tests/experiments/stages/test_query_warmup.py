@@ -12,8 +12,8 @@ from experiments.data.llava import load_samples, split_questions
 from experiments.data.loader import SampleImages
 from experiments.runtime.progress import Reporter
 from experiments.stages import evaluate, train
-from experiments.stages.fit import fit_module
-from experiments.stages.query_warmup import QueryWarmup, make_query_warmup
+from experiments.stages.training.fit import fit_module
+from experiments.stages.training.query_warmup import QueryWarmup, make_query_warmup
 from llm_adapters.conversation import IMAGE, Turn
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 

@@ -14,9 +14,9 @@ from experiments.config.schema import Config, OptimisationSettings
 from experiments.data import llava
 from experiments.data.loader import ConversationDataset, SampleImages, SampleOrder, StepLoader
 from experiments.runtime.progress import Reporter
-from experiments.stages import fit
 from experiments.stages import train as training
-from experiments.stages.module import SlothModule, choose_trainable_parts, set_trainable
+from experiments.stages.training import fit
+from experiments.stages.training.module import SlothModule, choose_trainable_parts, set_trainable
 
 
 @pytest.fixture(scope="module")

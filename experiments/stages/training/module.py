@@ -13,8 +13,8 @@ from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_
 
 from experiments.config.schema import OptimisationSettings
 from experiments.stages.finite import FiniteWatch, check_trained_weights
-from experiments.stages.query_warmup import QueryWarmup
-from experiments.stages.strategies import shard_model
+from experiments.stages.training.query_warmup import QueryWarmup
+from experiments.stages.training.strategies import shard_model
 from experiments.store.store import NotFinite
 from llm_adapters.adapter import decoder_layers
 from llm_adapters.modeling import FlashSlothForConditionalGeneration

@@ -14,10 +14,10 @@ from compressors.errors import UsageError
 from connectors.versions import switch_checkpointing
 from experiments.config.schema import Config
 from experiments.runtime.progress import Reporter
-from experiments.stages import strategies
-from experiments.stages.checkpoints import locate_checkpoint
 from experiments.stages.finite import watch_compressor
-from experiments.stages.module import SlothModule
+from experiments.stages.training import strategies
+from experiments.stages.training.checkpoints import locate_checkpoint
+from experiments.stages.training.module import SlothModule
 from llm_adapters.adapter import decoder_layers
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 

@@ -1,0 +1,1 @@
+"""How a stage of training runs: Lightning, checkpoints, devices, adapters."""
