@@ -84,7 +84,9 @@ def run_decide(line: CommandLine) -> int:
 
     def run_cells(labels: Sequence[str], seeds: Sequence[int]) -> int | None:
         seed_words = [str(seed) for seed in seeds]
-        sweep_words = [*words, *join_settings({"rows": list(labels), "seed": seed_words})]
+        # a label may have commas
+        quoted_labels = [f'"{label}"' if "," in label else label for label in labels]
+        sweep_words = [*words, *join_settings({"rows": quoted_labels, "seed": seed_words})]
         typed = f"python -m experiments.sweep {shlex.join(sweep_words)}"
         console.print(typed, soft_wrap=True, markup=False, highlight=False)
         if not is_plan:

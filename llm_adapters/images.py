@@ -50,6 +50,8 @@ def load_picture(source: Any) -> Image.Image:
     a file's bytes, a row {"bytes", "path"} of a Parquet file, or an array. UsageError for what is none."""
     try:
         return convert_to_upright_rgb(open_picture_source(source))
+    except UsageError:
+        raise  # it says what is wrong
     except IMAGE_ERRORS as error:
         raise UsageError(f"image {quote(source)}: no picture, or a damaged one ({quote(error)})") from error
 

@@ -168,6 +168,8 @@ def open_image_file(sample: Sample, i: int) -> Iterator[Image.Image]:
             yield image
     except FileNotFoundError as error:
         raise BrokenImage(f"sample {quote(sample.id)}: no image {quote(sample.images[i])}") from error
+    except UsageError as error:
+        raise BrokenImage(f"sample {quote(sample.id)}: image {quote(sample.images[i])}: {error}") from error
     except orientation.IMAGE_ERRORS as error:
         raise BrokenImage(
             f"sample {quote(sample.id)}: image {quote(sample.images[i])} is truncated or no image "

@@ -22,6 +22,7 @@ from experiments.efficiency.table1 import build_cell_subject
 from experiments.efficiency.timing import Spread, find_spread, read_clock
 from experiments.models.random_model import fill_weights, make_random_batch, set_placeholder_ids
 from experiments.runtime.progress import Reporter
+from experiments.stages.row_lengths import make_training_config
 from experiments.stages.train import unfreeze_stage_parts
 from experiments.stages.training.fit import fit_module, resolve_precision
 from experiments.stages.training.module import SlothModule
@@ -95,6 +96,7 @@ class RepeatedBatches:
 
 def make_stage_config(config: Config, stage: str, device: torch.device) -> Config:
     """As the sweep trains it: no query module in stage 1, nothing written on the way, one device."""
+    config = make_training_config(config)
     trainer = dataclasses.replace(
         config.trainer,
         logger="none",

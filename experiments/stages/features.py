@@ -86,7 +86,12 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter, ro
     image_of_path = collect_images(config, inputs, roles)
     images = list(image_of_path.values())
     root = find_output_root(out)
-    (out / IMAGES_FILE).write_text(json.dumps([name_image(path, root) for path in image_of_path]))
+    images_text = json.dumps([name_image(path, root) for path in image_of_path])
+    images_file = out / IMAGES_FILE
+    if images_file.is_file() and images_file.read_text() != images_text:
+        # a killed run saw the images in another order: its rows are other images'
+        (out / PROGRESS_FILE).unlink(missing_ok=True)
+    images_file.write_text(images_text)
     if tiling.fixed:
         crops = [tiling.most_crops] * len(images)
     else:

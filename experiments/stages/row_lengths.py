@@ -35,8 +35,10 @@ class RowShape(NamedTuple):
 
 
 def make_training_config(config: Config) -> Config:
-    """The cell as stage 2 has it: with the compressor that is trained, whichever is evaluated."""
-    return dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, compressor=None))
+    """The cell as stage 2 has it: with the compressor that is trained, at all of its scales, whatever is
+    evaluated."""
+    evaluate = dataclasses.replace(config.evaluate, compressor=None, scale=None)
+    return dataclasses.replace(config, evaluate=evaluate)
 
 
 def make_alignment_config(config: Config) -> Config:
@@ -87,11 +89,15 @@ def list_role_files(config: Config, role: str) -> list[RowFile]:
     """The data files of a role; splits of an embedded data set are none."""
     images = Path(config.data.images) if config.data.images else None
     is_test = role == "test"
+    limit = config.evaluate.limit if is_test else None
     files: list[RowFile] = []
     for entry in getattr(config.data, role):
-        if roles.is_file_entry(entry):
-            limit = config.evaluate.limit if is_test else None
-            files.append(RowFile(Path(entry), images, config.data.outside_images, is_test, limit))
+        if not roles.is_file_entry(entry):
+            continue
+        file = RowFile(Path(entry), images, config.data.outside_images, is_test, limit)
+        files.append(file)
+        if limit is not None:  # of all files together
+            limit = max(0, limit - len(load_rows(file)))
     return files
 
 

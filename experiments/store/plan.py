@@ -5,7 +5,7 @@
 A stage's key is the hash of exactly what it depends on, so cells that agree on a stage share it. The query
 module takes no part in pretraining: all its variants of one compressor share one run. Features are a cache:
 what they depend on is in the key of whoever reads them, they are not. Nothing here imports torch, except to
-ask a compressor that shrinks images by how much.
+ask a compressor with other knobs than its defaults, or one of somebody's own, what it reads.
 """
 
 import os

@@ -45,6 +45,8 @@ def derive_workload(stage: Stage) -> Workload:
     # an evaluation's key names the model only through the training that it evaluates
     model_stage = stage.inputs.get("finetune", stage)
     model = {name: model_stage.depends[name] for name in MODEL_KEYS if name in model_stage.depends}
+    if "evaluated_compressor" in stage.depends:
+        model["evaluated_compressor"] = stage.depends["evaluated_compressor"]
     recipe = stage.depends.get("optimisation", {})
     evaluation = stage.depends.get("evaluate", {})
     data = stage.depends

@@ -18,7 +18,7 @@ computed before is taken from the output directory; a run that was interrupted g
   python -m experiments.sweep preset=flashsloth data.pretrain=captions.json data.train=llava.json \\
       data.test=test.json data.images=images                                your data, in LLaVA format
 
-  --plan        show what would be computed, what is shared and what is there already
+  --plan        show what would be computed, shared, and is there already; refuses what a sweep would refuse
   table=NAME    the rows of the paper's table 3, 4, 5 or 6, of several (3,4), of all of these, of field (every
                 compressor, without and with EmbQ), baselines (training-free ones), pruners, longer
                 (training), rates (36 to 4 tokens), or of your own FILE.yaml

@@ -40,6 +40,8 @@ def read_request(settings: Mapping[str, list[str]]) -> SweepRequest:
     launch = take_launch_options(axes)
     table_names = axes.pop("table", None)
     row_labels = axes.pop("rows", None)
+    if row_labels is not None:
+        row_labels = [label.strip("\"'") for label in row_labels]  # quoted where a label has commas
     take_single_value(dict(axes), "out")  # from a copy: it is a cell's setting too, but no axis
     jobs: dict[str, CellJob] = {}
     views: list[tuple[str, list[CellJob]]] = []

@@ -86,6 +86,13 @@ def test_a_plan_computes_nothing(tmp_path, capsys):
     assert "cells" in printed and not out.exists()
 
 
+def test_labels_with_commas(tmp_path, capsys):
+    out = tmp_path / "none"
+    assert run_decide("table=longer", "first=4", "limit=4", f"out={out}", "--plan") == 0
+    printed = capsys.readouterr().out
+    assert '"sap, 6 epochs"' in printed and "seed=3" in printed
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

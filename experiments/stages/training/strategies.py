@@ -70,7 +70,7 @@ def place_trainer(settings: TrainerSettings, world: int) -> dict[str, Any]:
     arguments: dict[str, Any] = {"accelerator": settings.accelerator, "devices": parse_devices(settings)}
     if world:
         arguments["strategy"] = make_strategy(settings.strategy, world)
-        # the processes are there: stages.ranks has started them, whatever scheduler runs the sweep
+        # the processes are there: training.ranks has started them, whatever scheduler runs the sweep
         arguments["plugins"] = [LightningEnvironment()]
     return arguments
 

@@ -120,6 +120,21 @@ def test_a_killed_run_goes_on_at_the_right_crop(config, cache, tmp_path, monkeyp
         torch.testing.assert_close(again[path].float(), cache[path].float(), atol=2e-2, rtol=2e-3)
 
 
+def test_a_killed_run_over_other_images_begins_again(config, cache, tmp_path):
+    """The same images in another order have the same key: what was computed is then of other rows."""
+    out = tmp_path / "features/key"
+    cached(config, out)
+    names = json.loads((out / features.IMAGES_FILE).read_text())
+    (out / features.IMAGES_FILE).write_text(json.dumps(names[::-1]))
+    array = np.load(out / features.FEATURES_FILE, mmap_mode="r+")
+    array[:] = 0  # as if it were another image's
+    array.flush()
+    (out / features.PROGRESS_FILE).write_text(str(len(names)))
+    again = cached(config, out)
+    for path in cache.places:
+        torch.testing.assert_close(again[path].float(), cache[path].float(), atol=2e-2, rtol=2e-3)
+
+
 def test_a_fixed_number_of_crops_has_no_table(data, tmp_path):
     for name, overrides, crops in (("a", ["image.tiles=2"], 5), ("b", ["image.layout=anyres"], 1)):
         found = cached(cell(data, *overrides), tmp_path / "features" / name)

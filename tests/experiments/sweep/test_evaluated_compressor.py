@@ -7,6 +7,7 @@ from fakes import config, stages
 from test_real_sweep import SMALL
 
 from compressors.errors import UsageError
+from experiments.store.workload import derive_workload
 from experiments.sweep import __main__ as sweep
 
 UNCOMPRESSED = [word for word in SMALL if not word.startswith("compressor=")] + ["compressor=identity"]
@@ -63,6 +64,18 @@ def test_what_does_not_fit_the_model_is_refused_before_work(capsys, tmp_path, wo
     error = capsys.readouterr().err
     assert message in error and error.startswith("error: ") and error.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_scale_is_of_the_evaluated_compressor(tmp_path):
+    """Training rows are measured without either."""
+    words = ["compressor=identity", "evaluate.compressor=matryoshka", "evaluate.scale=2", "blind=false"]
+    assert sweep.main([f"out={tmp_path / 'runs'}", *words, "--plan"]) == 0
+
+
+def test_estimates_tell_evaluated_compressors_apart():
+    plain = derive_workload(stages("compressor=identity")["evaluate"])
+    replaced = derive_workload(stages("compressor=identity", "evaluate.compressor=divprune")["evaluate"])
+    assert plain.model != replaced.model
 
 
 def test_a_real_cell(tmp_path, capsys):
