@@ -16,6 +16,7 @@ from experiments.data.loader import ConversationDataset, SampleImages, open_feat
 from experiments.metrics.families import FamilyScores
 from experiments.models.build import pick_device, pick_scale, replace_compressor, silence_libraries
 from experiments.registries import metrics
+from experiments.runtime.files import write_atomic
 from experiments.runtime.progress import Reporter
 from experiments.stages.finite import FiniteWatch, watch_compressor
 from experiments.stages.train import MODEL_FOLDER
@@ -210,7 +211,7 @@ def write_scores(
         scores["efficiency"]["average_visual_tokens"] = model.pruner.measured_visual_tokens()
         # with the recipe that a calibration has found
         scores["pruner"] = {model.config.pruner: model.config.pruner_knobs or {}}
-    (out / METRICS_FILE).write_text(json.dumps(scores, indent=1))
+    write_atomic(out / METRICS_FILE, json.dumps(scores, indent=1))
 
 
 def name_pictures(questions: Sequence[llava.Sample]) -> dict[Path, str]:

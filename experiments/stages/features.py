@@ -25,7 +25,7 @@ from experiments.data import llava
 from experiments.data.feature_cache import CROPS_FILE, FEATURES_FILE, IMAGES_FILE, find_output_root
 from experiments.data.roles import load_role_samples
 from experiments.models.build import pick_device, silence_libraries
-from experiments.runtime.files import allocate_file
+from experiments.runtime.files import allocate_file, write_atomic
 from experiments.runtime.progress import Reporter
 from experiments.store.store import NotFinite
 from llm_adapters.images import image_pixels, image_processor
@@ -91,13 +91,13 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter, ro
     if images_file.is_file() and images_file.read_text() != images_text:
         # a killed run saw the images in another order: its rows are other images'
         (out / PROGRESS_FILE).unlink(missing_ok=True)
-    images_file.write_text(images_text)
+    write_atomic(images_file, images_text)
     if tiling.fixed:
         crops = [tiling.most_crops] * len(images)
     else:
         with llava.report_all_broken_images(image.sample for image in images):
             crops = count_crops(images, tiling)
-        (out / CROPS_FILE).write_text(json.dumps(crops))
+        write_atomic(out / CROPS_FILE, json.dumps(crops))
     starts = [0, *accumulate(crops)]  # an image's first row of the array
 
     grid = tower.grid(side // rate, side // rate)
@@ -119,7 +119,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter, ro
         array[starts[first] : starts[end]] = features.numpy()
         # on disk before the progress says so
         array.flush()
-        (out / PROGRESS_FILE).write_text(str(end))
+        write_atomic(out / PROGRESS_FILE, str(end))
         report.advance_steps(len(batch))
     (out / PROGRESS_FILE).unlink(missing_ok=True)
 

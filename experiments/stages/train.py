@@ -19,6 +19,7 @@ from experiments.data.loader import (
     open_feature_cache,
 )
 from experiments.models.build import build_model, silence_libraries
+from experiments.runtime.files import write_atomic
 from experiments.runtime.progress import Reporter
 from experiments.stages.checks import check_training_needs
 from experiments.stages.finite import check_weights, explain_divergence, find_not_finite
@@ -111,7 +112,7 @@ def train_stage(
     """Run one stage, from its last checkpoint if a run before was killed, on as many devices as there are."""
     parts, adapters = unfreeze_stage_parts(config, stage, model)
     table = format_trainable_table(parts)
-    (out / "trainable.md").write_text(table)
+    write_atomic(out / "trainable.md", table)
     for line in table.splitlines():
         report.write_note(line)
     # a compressor and projector without parameters: stage 1 has nothing to align
