@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from compressors.command_line import Command, CommandLine, join_settings, setting
+from compressors.command_line import Command, CommandLine, join_settings, quote_text, setting
 from compressors.errors import UsageError
 
 # the rest is imported where it is needed: --help and a misspelt line would otherwise wait for it
@@ -84,9 +84,8 @@ def run_decide(line: CommandLine) -> int:
 
     def run_cells(labels: Sequence[str], seeds: Sequence[int]) -> int | None:
         seed_words = [str(seed) for seed in seeds]
-        # a label may have commas
-        quoted_labels = [f'"{label}"' if "," in label else label for label in labels]
-        sweep_words = [*words, *join_settings({"rows": quoted_labels, "seed": seed_words})]
+        axes_of_rows = {"rows": list(map(quote_text, labels)), "seed": seed_words}
+        sweep_words = [*words, *join_settings(axes_of_rows)]
         typed = f"python -m experiments.sweep {shlex.join(sweep_words)}"
         console.print(typed, soft_wrap=True, markup=False, highlight=False)
         if not is_plan:

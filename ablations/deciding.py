@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ablations.claims.looks import Look, can_seeds_decide
-from ablations.claims.spec import Claim
+from ablations.claims.spec import Claim, read_claims
 from ablations.claims.verdicts import UNRESOLVED, Verdict
 from ablations.collect import collect_table
 from ablations.earlier import read_earlier_report
-from ablations.outcomes import ReportTable
+from ablations.finished import find_finished_cell
 from ablations.writing.grids import WordGrid, format_interval, format_signed, judge_table
 from compressors.errors import UsageError
 from experiments.config import tables
+from experiments.config.tables import TableFile
 from experiments.store.store import Store
 
 STAYS_OPEN = "stays open"  # no look to come would decide it
@@ -52,16 +53,15 @@ class TableDecider:
         self.store = store
         self.earlier_report = read_earlier_report(earlier_folder)
         self.decisions: dict[Claim, Decision] = {}  # in the table's order
-        first_table = self.collect(1)
-        self.heading = first_table.heading
-        self.claims = first_table.claims
+        file = self.load_file(1)
+        self.heading = file.heading
+        self.claims = read_claims(file)
         if not self.claims:
             raise UsageError(f"table={wanted}: makes no claims; there is nothing to decide")
 
-    def collect(self, seeds: int) -> ReportTable:
-        """The table as its cells at the first seeds make it."""
-        file = tables.load_table_file(self.wanted, {**self.axes, "seed": list(map(str, range(seeds)))})
-        return collect_table(file, self.store, self.earlier_report).table
+    def load_file(self, seeds: int) -> TableFile:
+        """The table with its cells at the first seeds."""
+        return tables.load_table_file(self.wanted, {**self.axes, "seed": list(map(str, range(seeds)))})
 
     @property
     def open_claims(self) -> list[Claim]:
@@ -79,10 +79,16 @@ class TableDecider:
             wanted_labels.update(self.list_open_rows(claim))
         labels = []
         seeds: set[int] = set()
-        for row in self.collect(look.seeds).rows:
-            if row.label in wanted_labels and row.missing:
+        for row in self.load_file(look.seeds).rows:
+            if row.label not in wanted_labels:
+                continue
+            missing_seeds = set()
+            for cell in row.cells:
+                if find_finished_cell(cell, self.store, self.earlier_report) is None:
+                    missing_seeds.add(cell.config.seed)
+            if missing_seeds:
                 labels.append(row.label)
-                seeds.update(row.missing)
+                seeds |= missing_seeds
         return labels, sorted(seeds)
 
     def list_open_rows(self, claim: Claim) -> list[str]:
@@ -97,10 +103,10 @@ class TableDecider:
 
     def look_at_claims(self, look: Look, later_looks: Sequence[Look]) -> None:
         """Judge the open claims by what has finished."""
-        table = self.collect(look.seeds)
+        table = collect_table(self.load_file(look.seeds), self.store, self.earlier_report).table
         # all claims, so that each look has the same pairs to learn variances from
-        verdicts = judge_table(table, table.claims, look.confidence)
-        for claim, verdict in zip(table.claims, verdicts):
+        verdicts = judge_table(table, self.claims, look.confidence)
+        for claim, verdict in zip(self.claims, verdicts):
             if self.is_final(claim):
                 continue
             is_decided = verdict.word != UNRESOLVED

@@ -202,6 +202,22 @@ def is_unicode(text: str) -> bool:
     return True
 
 
+def quote_text(text: str) -> str:
+    """A text as one value of a setting, in quotes where it has signs that a command line reads."""
+    if not set(text) & {",", "'", '"', *OPENING, *CLOSING}:
+        return text
+    quote = "'" if '"' in text else '"'
+    return f"{quote}{text}{quote}"
+
+
+def unquote_text(text: str) -> str:
+    """A value without the quotes around it, where it has some."""
+    for quote in "\"'":
+        if len(text) > 1 and text.startswith(quote) and text.endswith(quote):
+            return text[1:-1]
+    return text
+
+
 def join_settings(axes: Mapping[str, Sequence[str]]) -> list[str]:
     """The KEY=VALUE arguments that `parse_settings` would read as these axes."""
     return [f"{key}={','.join(texts)}" for key, texts in axes.items()]

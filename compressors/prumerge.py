@@ -23,7 +23,7 @@ from torch import Tensor
 from compressors.base import MaybeTensor, register
 from compressors.checks import check_at_least
 from compressors.grid import BudgetCompressor, GridPolicy
-from compressors.selection import choose_in_float32
+from compressors.selection import choose_in_float32, choose_largest, share_patches
 
 
 def average_received_attention(tokens: Tensor) -> Tensor:
@@ -43,8 +43,7 @@ def make_merge_weights(tokens: Tensor, count: int, neighbours: int) -> Tensor:
     Ties go to the patch that comes first.
     """
     attention = average_received_attention(tokens)
-    by_attention = attention.argsort(dim=-1, descending=True, stable=True)
-    centres = by_attention[:, :count].sort(-1).values  # (B, count), in raster order
+    centres = choose_largest(attention, count)  # (B, count), in raster order
     is_centre = torch.zeros_like(attention, dtype=torch.bool).scatter(1, centres, True)
     keys = F.normalize(tokens, dim=-1)
     similarity = torch.take_along_dim(keys, centres.unsqueeze(-1), 1) @ keys.mT  # (B, count, N)
@@ -88,6 +87,4 @@ class PruMerge(BudgetCompressor):
 
     def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         _, weights = self._compute_weights(features)
-        per_patch = weights.sum(1)  # (B, N)
-        shares = per_patch / per_patch.sum(1, keepdim=True)
-        return rearrange(shares, "b (h w) -> b h w", h=features.shape[1])
+        return share_patches(weights, features.shape[1])

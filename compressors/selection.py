@@ -38,6 +38,13 @@ def choose_largest(scores: Tensor, count: int) -> Tensor:
     return scores.argsort(dim=-1, descending=True, stable=True)[:, :count].sort(-1).values
 
 
+def share_patches(weights: Tensor, height: int) -> Tensor:
+    """What each token has of the patches (B, M, N) -> what all have together (B, H, W), an image's sum 1."""
+    per_patch = weights.sum(1)  # (B, N)
+    shares = per_patch / per_patch.sum(1, keepdim=True)
+    return rearrange(shares, "b (h w) -> b h w", h=height)
+
+
 class SubsetCompressor(BudgetCompressor):
     """Base of the compressors that keep some patches as they are. Subclasses define `_choose_patches`."""
 

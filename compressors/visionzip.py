@@ -21,7 +21,7 @@ from compressors.base import MaybeTensor, register
 from compressors.checks import check_share
 from compressors.cues import split_cues
 from compressors.grid import BudgetCompressor, GridPolicy
-from compressors.selection import choose_in_float32, choose_largest
+from compressors.selection import choose_in_float32, choose_largest, share_patches
 
 
 @choose_in_float32
@@ -109,6 +109,4 @@ class VisionZip(BudgetCompressor):
 
     def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         _, _, weights = self._make_weights(features)
-        per_patch = weights.sum(1)  # (B, N)
-        shares = per_patch / per_patch.sum(1, keepdim=True)
-        return rearrange(shares, "b (h w) -> b h w", h=features.shape[1])
+        return share_patches(weights, features.shape[1])

@@ -9,12 +9,10 @@ import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 
-from compressors.errors import UnreachableError, UsageError
+from compressors.errors import LONGEST_ECHO, UnreachableError, UsageError
 
 # what transformers reads, whole or in shards
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
-
-ECHOED = 200  # characters of another's message
 
 
 def load_pretrained(auto: Any, source: str | Path, where: str, advice: str, **kwargs: Any) -> Any:
@@ -79,7 +77,7 @@ def check_safetensors(path: Path) -> None:
 
 
 def take_first_line(error: Exception) -> str:
-    """The first line of an exception's message, at most 200 characters of it, for a one-line UsageError."""
+    """The first line of an exception's message, as much of it as a one-line UsageError repeats."""
     lines = str(error).strip().splitlines()
     if not lines:
         return type(error).__name__
@@ -88,7 +86,7 @@ def take_first_line(error: Exception) -> str:
         line = " ".join(" ".join(lines[:2]).split())
     if isinstance(error, KeyError):  # its message is the key alone
         line = f"KeyError: {line}"
-    return line[:ECHOED]
+    return line[:LONGEST_ECHO]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from compressors.cues import CLS, Cue, parse_cue
+from compressors.cues import CLS, Cue, count_channels, parse_cue
 from compressors.errors import UsageError
 from connectors.towers.cues import compute_cue, count_heads, find_attention, record_blocks
 from connectors.versions import switch_checkpointing
@@ -82,6 +82,10 @@ class VisionTower(nn.Module):
     def key_dim(self) -> int:
         """Width of a head, d. UsageError for a tower without plain attention."""
         return self.dim // count_heads(find_attention(self.blocks[0]))
+
+    def count_channels(self, levels: Sequence[int], cues: Sequence[str]) -> int:
+        """Channels of `extract_features` with these."""
+        return count_channels(self.dim, levels, cues, self.key_dim if cues else 0)
 
     @property
     def levels(self) -> range:

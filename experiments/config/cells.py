@@ -195,3 +195,18 @@ def collect_blind_settings(config: Config) -> dict[str, Any]:
     for path in QUERY_MODULE_SETTINGS:
         settings.pop(path, None)
     return settings
+
+
+def make_training_config(config: Config) -> Config:
+    """The cell as stage 2 has it: with the compressor that is trained, at all of its scales, whatever is
+    evaluated."""
+    evaluate = dataclasses.replace(config.evaluate, compressor=None, scale=None)
+    return dataclasses.replace(config, evaluate=evaluate)
+
+
+def make_alignment_config(config: Config) -> Config:
+    """The cell as stage 1 has it: whole images and no query module, so that cells that differ in it share the
+    stage."""
+    config = make_training_config(config)
+    image = dataclasses.replace(config.image, tiles=config.tiles("pretrain"))
+    return dataclasses.replace(config, compressor=config.compressor_name, image=image)

@@ -9,8 +9,14 @@ from typing import NamedTuple
 
 from omegaconf import OmegaConf
 
-from compressors.command_line import WITH_EXPONENT, collect_settings, read_exponent, require_single
-from compressors.errors import UsageError
+from compressors.command_line import (
+    WITH_EXPONENT,
+    collect_settings,
+    read_exponent,
+    require_single,
+    unquote_text,
+)
+from compressors.errors import UsageError, shorten
 from compressors.reading import shorten_reason
 from experiments.config.schema import Config
 from experiments.config.settings import check_knob, conform_setting, locate_setting
@@ -48,10 +54,7 @@ def parse_override(path: str, text: str) -> Override:
 def parse_setting(path: str, text: str) -> object:
     """`text` as the type of the setting `path`: words stay as they are, a single file is a list of one."""
     hint = collect_settings(Config)[path].hint
-    words = text
-    for quote in "\"'":
-        if len(text) > 1 and text.startswith(quote) and text.endswith(quote):
-            words = text[1:-1]
+    words = unquote_text(text)
     if hint is str or (hint == str | None and text != "null"):
         return conform_setting(path, words)
     if hint == list[str] and not text.startswith("["):
@@ -69,6 +72,6 @@ def parse_value(text: str, where: str) -> object:
         parsed = OmegaConf.from_dotlist([f"value={text}"])
         content = OmegaConf.to_container(parsed, resolve=False)
     except Exception as error:  # as in `read_yaml`
-        raise UsageError(f"{where}={text[:200]}: not a value: {shorten_reason(error)}") from error
+        raise UsageError(f"{where}={shorten(text)}: not a value: {shorten_reason(error)}") from error
     assert isinstance(content, dict)  # a dot list is a mapping
     return content["value"]

@@ -7,7 +7,7 @@ cache:small/tower    a folder that a command of ours has written into the user's
 import os
 from pathlib import Path
 
-from compressors.errors import UsageError
+from compressors.errors import UsageError, shorten
 
 ASSET_SCHEME = "asset:"
 ASSET_FOLDER = Path(__file__).parents[1] / "assets"
@@ -35,7 +35,7 @@ def resolve_asset(source: str) -> Path:
         folders[f"{ASSET_SCHEME}{path.parent.relative_to(ASSET_FOLDER).as_posix()}"] = path.parent
     # by their names alone: no path leads out of the assets
     if source not in folders:
-        raise UsageError(f"{source[:200]}: no such asset; there are: {', '.join(folders) or 'none'}")
+        raise UsageError(f"{shorten(source)}: no such asset; there are: {', '.join(folders) or 'none'}")
     return folders[source]
 
 

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from compressors.errors import UsageError
+from compressors.errors import UsageError, shorten
 from experiments.config.presets import YAML_SUFFIXES
 from experiments.registries import load_offers
 
@@ -61,7 +61,7 @@ def check_table_name(name: str) -> str:
     something to a page that shows it."""
     if not TABLE_NAME.fullmatch(name):
         raise UsageError(
-            f"table name {name[:200]!r}: expected at most 100 letters, digits, spaces and . + - = , ( )"
+            f"table name {shorten(name)!r}: expected at most 100 letters, digits, spaces and . + - = , ( )"
         )
     return name
 

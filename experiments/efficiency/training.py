@@ -13,8 +13,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from compressors.cues import count_channels
 from connectors.tiling import Tiling
+from experiments.config.cells import make_alignment_config, make_training_config
 from experiments.config.schema import Config
 from experiments.efficiency.counting import count_training_flops
 from experiments.efficiency.memory import count_weight_bytes, measure_peak_bytes
@@ -22,7 +22,6 @@ from experiments.efficiency.table1 import build_cell_subject
 from experiments.efficiency.timing import Spread, find_spread, read_clock
 from experiments.models.random_model import fill_weights, make_random_batch, set_placeholder_ids
 from experiments.runtime.progress import Reporter
-from experiments.stages.row_lengths import make_training_config
 from experiments.stages.train import unfreeze_stage_parts
 from experiments.stages.training.fit import fit_module, resolve_precision
 from experiments.stages.training.module import SlothModule
@@ -96,7 +95,8 @@ class RepeatedBatches:
 
 def make_stage_config(config: Config, stage: str, device: torch.device) -> Config:
     """As the sweep trains it: no query module in stage 1, nothing written on the way, one device."""
-    config = make_training_config(config)
+    # the query module takes no part in stage 1: one run serves all its variants
+    config = make_alignment_config(config) if stage == "pretrain" else make_training_config(config)
     trainer = dataclasses.replace(
         config.trainer,
         logger="none",
@@ -105,9 +105,6 @@ def make_stage_config(config: Config, stage: str, device: torch.device) -> Confi
         strategy="auto",
         accelerator="gpu" if device.type == "cuda" else "cpu",
     )
-    if stage == "pretrain":
-        # the query module takes no part in stage 1: one run serves all its variants
-        config = dataclasses.replace(config, compressor=config.compressor_name)
     return dataclasses.replace(config, trainer=trainer)
 
 
@@ -121,9 +118,7 @@ def make_step_rows(
     batch = make_random_batch(model, crops, size, rows, text)
     if config.caches_features:
         tower = model.vision_tower
-        compressor = model.compressor
-        key_dim = tower.key_dim if compressor.needs_cues else 0
-        channels = count_channels(tower.dim, compressor.needs_levels, compressor.needs_cues, key_dim)
+        channels = tower.count_channels(model.compressor.needs_levels, model.compressor.needs_cues)
         height, width = tower.grid(size, size)
         del batch["pixel_values"]
         batch["vision_features"] = torch.randn(len(batch["input_ids"]), crops, height, width, channels)

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 
 import compressors
-from compressors.cues import count_channels
 from compressors.errors import UsageError
 from compressors.registry import naming_part
 from experiments.config.schema import Config
@@ -29,8 +28,7 @@ def check_own_compressor(config: Config, model: FlashSlothForConditionalGenerati
         part = compressors.create(name, dim=tower.dim, llm_dim=llm_dim, **config.knobs(name))
         side = size // part.image_rate
         height, width = tower.grid(side, side)
-        key_dim = tower.key_dim if part.needs_cues else 0
-        channels = count_channels(tower.dim, part.needs_levels, part.needs_cues, key_dim)
+        channels = tower.count_channels(part.needs_levels, part.needs_cues)
         features = torch.randn(IMAGES, height, width, channels)
         inputs: list[Any] = [features]
         if part.needs_text:

@@ -51,5 +51,7 @@ def open_picture(path: Path) -> "Image.Image":
             return orientation.convert_to_upright_rgb(picture)
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such picture") from error
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
     except orientation.IMAGE_ERRORS as error:
         raise UsageError(f"{path}: not a picture, or a damaged one ({error})") from error

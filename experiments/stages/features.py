@@ -15,7 +15,6 @@ from numpy.lib.format import open_memmap
 from torch import Tensor
 
 import compressors
-from compressors.cues import count_channels
 from connectors.tiling import Tiling
 from connectors.towers.base import VisionTower
 from connectors.towers.build import load_tower
@@ -101,7 +100,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter, ro
     starts = [0, *accumulate(crops)]  # an image's first row of the array
 
     grid = tower.grid(side // rate, side // rate)
-    channels = count_channels(tower.dim, levels, cues, tower.key_dim if cues else 0)
+    channels = tower.count_channels(levels, cues)
     array, done = _open_features(out, (starts[-1], *grid, channels))
     report.announce_steps(len(images), done=done)
     for first in range(done, len(images), IMAGES_PER_BATCH):

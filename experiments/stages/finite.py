@@ -85,24 +85,17 @@ def find_not_finite(tensors: Mapping[str, Tensor], buffers: Collection[str] = ()
     return next(name for name, value in values.items() if not value.isfinite().all())
 
 
-def check_weights(model: nn.Module, when: str) -> None:
-    """NotFinite if a weight of the model is not finite, frozen ones included."""
-    buffers = {name for name, _ in model.named_buffers()}
-    name = find_not_finite(model.state_dict(), buffers)
-    if name is not None:
-        raise NotFinite(f"{when}: {name} is not finite")
-
-
-def check_trained_weights(model: nn.Module, step: int) -> None:
-    """NotFinite if a weight that is trained, or a saved buffer, is not finite."""
+def check_weights(model: nn.Module, when: str, trained_alone: bool = False) -> None:
+    """NotFinite if a weight or saved buffer of the model is not finite; with `trained_alone` frozen weights
+    are not looked at."""
     buffers = {name for name, _ in model.named_buffers()}
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if tensor.requires_grad or name in buffers:
+        if not trained_alone or tensor.requires_grad or name in buffers:
             tensors[name] = tensor.detach()
     fault = find_not_finite(tensors, buffers)
     if fault is not None:
-        raise NotFinite(f"step {step}: {fault} is not finite")
+        raise NotFinite(f"{when}: {fault} is not finite")
 
 
 @contextmanager

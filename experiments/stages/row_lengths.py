@@ -1,7 +1,6 @@
 """Whether the rows of data files fit into the language model's positions, before any stage begins. Rows of
 the embedded data set are looked at by the stages, when it is there."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from compressors.errors import UsageError, quote
+from experiments.config.cells import make_alignment_config, make_training_config
 from experiments.config.schema import Config
 from experiments.data import llava, roles
 from experiments.data.loader import SPACES_OF_A_TURN, ConversationDataset, SampleImages
@@ -34,21 +34,6 @@ class RowShape(NamedTuple):
     turns: int
 
 
-def make_training_config(config: Config) -> Config:
-    """The cell as stage 2 has it: with the compressor that is trained, at all of its scales, whatever is
-    evaluated."""
-    evaluate = dataclasses.replace(config.evaluate, compressor=None, scale=None)
-    return dataclasses.replace(config, evaluate=evaluate)
-
-
-def make_alignment_config(config: Config) -> Config:
-    """The cell as stage 1 has it: whole images and no query module, so that cells that differ in it share the
-    stage."""
-    config = make_training_config(config)
-    image = dataclasses.replace(config.image, tiles=config.tiles("pretrain"))
-    return dataclasses.replace(config, compressor=config.compressor_name, image=image)
-
-
 def check_row_lengths(config: Config) -> None:
     """UsageError for a row of a data file that is longer than the LLM's positions: text, visual and query
     tokens together, in evaluation the answer's, too. No weights are read."""
@@ -58,16 +43,18 @@ def check_row_lengths(config: Config) -> None:
     if model.config.position_limit is None:
         return
     check_shortest_row(trained, model, size)
-    check_role_files(trained, "train", model, size)
-    if list_role_files(config, "pretrain") and not config.blind:
+    check_files(trained, list_role_files(config, "train"), model, size)
+    alignment_files = list_role_files(config, "pretrain")
+    if alignment_files and not config.blind:
         aligned = make_alignment_config(config)
         with torch.device("meta"):
             model, size = build.build_skeleton(aligned)
-        check_role_files(aligned, "pretrain", model, size)
-    if list_role_files(config, "test"):
+        check_files(aligned, alignment_files, model, size)
+    test_files = list_role_files(config, "test")
+    if test_files:
         with torch.device("meta"):
             model, size = build.build_skeleton(config)
-        check_role_files(config, "test", model, size)
+        check_files(config, test_files, model, size)
 
 
 def check_shortest_row(config: Config, model: FlashSlothForConditionalGeneration, size: int) -> None:
@@ -94,23 +81,22 @@ def list_role_files(config: Config, role: str) -> list[RowFile]:
     for entry in getattr(config.data, role):
         if not roles.is_file_entry(entry):
             continue
-        file = RowFile(Path(entry), images, config.data.outside_images, is_test, limit)
-        files.append(file)
-        if limit is not None:  # of all files together
-            limit = max(0, limit - len(load_rows(file)))
+        if files and limit is not None:  # of all files together
+            limit = max(0, limit - len(load_rows(files[-1])))
+        files.append(RowFile(Path(entry), images, config.data.outside_images, is_test, limit))
     return files
 
 
-def check_role_files(config: Config, role: str, model: FlashSlothForConditionalGeneration, size: int) -> None:
-    """UsageError for the first row of a role's files that is too long."""
+def check_files(
+    config: Config, files: Sequence[RowFile], model: FlashSlothForConditionalGeneration, size: int
+) -> None:
+    """UsageError for the first row of the files that is too long."""
     positions = model.config.position_limit
     assert positions is not None  # asked by the caller
-    max_length: int | None = config.data.max_length
-    new_tokens = 0
-    if role == "test":  # whose texts are not cut
-        max_length = None
-        new_tokens = config.evaluate.max_new_tokens
-    for file in list_role_files(config, role):
+    for file in files:
+        # a test's texts are not cut, and its answers are to come
+        max_length = None if file.is_test else config.data.max_length
+        new_tokens = config.evaluate.max_new_tokens if file.is_test else 0
         longest = bound_longest_row(config, model, size, measure_texts(file), max_length)
         if longest + new_tokens <= positions:
             continue

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from compressors.errors import UsageError
+from experiments.config.cells import make_alignment_config
 from experiments.config.schema import Config
 from experiments.data import roles
 from experiments.data.loader import (
@@ -23,7 +24,6 @@ from experiments.runtime.files import write_atomic
 from experiments.runtime.progress import Reporter
 from experiments.stages.checks import check_training_needs
 from experiments.stages.finite import check_weights, explain_divergence, find_not_finite
-from experiments.stages.row_lengths import make_alignment_config
 from experiments.stages.training import lora, strategies
 from experiments.stages.training.checkpoints import (
     CHECKPOINTS_FOLDER,

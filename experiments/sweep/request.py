@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from compressors.command_line import unquote_text
 from compressors.errors import UsageError
 from compressors.registry import conform, suggest
 from experiments.config import tables
@@ -41,7 +42,7 @@ def read_request(settings: Mapping[str, list[str]]) -> SweepRequest:
     table_names = axes.pop("table", None)
     row_labels = axes.pop("rows", None)
     if row_labels is not None:
-        row_labels = [label.strip("\"'") for label in row_labels]  # quoted where a label has commas
+        row_labels = list(map(unquote_text, row_labels))
     take_single_value(dict(axes), "out")  # from a copy: it is a cell's setting too, but no axis
     jobs: dict[str, CellJob] = {}
     views: list[tuple[str, list[CellJob]]] = []

@@ -32,6 +32,21 @@ def calibrate_pruner(model: Any, batches: Iterable[Mapping[str, Tensor]]) -> tup
     return recipe
 
 
+def list_batches(
+    batches: Iterable[Mapping[str, Tensor]] | Mapping[str, Tensor],
+) -> list[Mapping[str, Tensor]]:
+    """Batches as a list; a single one is a list of it. UsageError for what is none."""
+    if isinstance(batches, Mapping):
+        return [batches]
+    listed = list(batches)
+    for batch in listed:
+        if not isinstance(batch, Mapping):
+            raise UsageError(
+                f"calibrate_on: expected inputs as the processor makes them, not {type(batch).__name__}"
+            )
+    return listed
+
+
 @torch.no_grad()
 def calibrate_recipe(
     model: nn.Module,
@@ -44,8 +59,7 @@ def calibrate_recipe(
     """The recipe that `pruner` lacks, fitted on prefills of `batches`, inputs of a model's forward. `use`
     puts a pruner into the model, in the end `before`; `encode` lets the images of inputs go through the tower
     once and for all."""
-    if isinstance(batches, Mapping):
-        batches = [batches]  # one batch as it is
+    batches = list_batches(batches)
     depth = pruner.llm_layers
     training = model.training
     model.eval()

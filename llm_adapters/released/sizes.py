@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
-from compressors.errors import UsageError
+from compressors.errors import UsageError, quote
 from connectors.pretrained import take_first_line
 from connectors.towers.base import count_blocks
 from connectors.towers.config import as_vision_config
@@ -194,7 +194,7 @@ def read_tiles(values: dict[str, Any]) -> int:
     prompt = values.get("prompt", {})
     crops = prompt.get("hd_tiles", 1) if isinstance(prompt, dict) else prompt
     if not isinstance(crops, int) or crops < 1:
-        raise UsageError(f"config.json: prompt.hd_tiles={str(crops)[:200]}: expected a number of crops")
+        raise UsageError(f"config.json: prompt.hd_tiles={quote(crops)}: expected a number of crops")
     return max(1, isqrt(crops - 1))
 
 

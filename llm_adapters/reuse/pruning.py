@@ -24,7 +24,7 @@ from llm_adapters.adapter import llm_sizes
 from llm_adapters.pruning.apply import PruningAdapter, check_cache_empty
 from llm_adapters.pruning.attention import PRUNING_CONTEXT
 from llm_adapters.pruning.base import Pruner, registry
-from llm_adapters.pruning.calibration import calibrate_recipe
+from llm_adapters.pruning.calibration import calibrate_recipe, list_batches
 from llm_adapters.pruning.fitprune import FitPrune
 from llm_adapters.pruning.prompt import make_prompt
 from llm_adapters.pruning.run import PrunedPass
@@ -79,21 +79,6 @@ def prune(
             recipe = pruning.calibrate_on_batches(batches, pruner)
             pruner = registry.create(name, llm_layers=depth, **{**knobs, "recipe": recipe})
     pruning.replace_pruner(pruner)
-
-
-def list_batches(
-    batches: Iterable[Mapping[str, Tensor]] | Mapping[str, Tensor],
-) -> list[Mapping[str, Tensor]]:
-    """Batches as a list; a single one is a list of it. UsageError for what is none."""
-    if isinstance(batches, Mapping):
-        return [batches]
-    listed = list(batches)
-    for batch in listed:
-        if not isinstance(batch, Mapping):
-            raise UsageError(
-                f"calibrate_on: expected inputs as the processor makes them, not {type(batch).__name__}"
-            )
-    return listed
 
 
 @dataclass

@@ -91,6 +91,9 @@ def test_labels_with_commas(tmp_path, capsys):
     assert run_decide("table=longer", "first=4", "limit=4", f"out={out}", "--plan") == 0
     printed = capsys.readouterr().out
     assert '"sap, 6 epochs"' in printed and "seed=3" in printed
+    # an apostrophe opens no quote
+    assert run_decide("table=4", "first=4", "limit=4", f"out={out}", "--plan") == 0
+    assert '"1/4 of the tower' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
 from experiments.config.schema import OptimisationSettings
-from experiments.stages.finite import FiniteWatch, check_trained_weights
+from experiments.stages.finite import FiniteWatch, check_weights
 from experiments.stages.training.query_warmup import QueryWarmup
 from experiments.stages.training.strategies import shard_model
 from experiments.store.store import NotFinite
@@ -163,7 +163,7 @@ class SlothModule(L.LightningModule):
         scaler = self.find_scaler()
         if scaler is not None and scaler.get_scale() < LOWEST_SCALE:
             raise NotFinite(f"step {self.watch.step}: fp16 gradients overflow at any scale")
-        check_trained_weights(self.model, self.watch.step)
+        check_weights(self.model, f"step {self.watch.step}", trained_alone=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
         self.check_finite()  # a run that has diverged leaves the checkpoint before it
