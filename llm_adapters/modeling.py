@@ -38,6 +38,7 @@ from llm_adapters.adapter import (
     make_query_masks,
     query_positions,
 )
+from llm_adapters.answers import can_split_head, compute_answer_loss
 from llm_adapters.configuration import FlashSlothConfig
 from llm_adapters.kept_turns import GUESSED, check_turn, says_guessed
 from llm_adapters.pruning.apply import PruningAdapter
@@ -72,6 +73,8 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
     image_turn       (B, I)              turn each image stands in, from 1; 0 fills rows with fewer images
     turns            (B, T)              turn of question, image and query tokens, 0 elsewhere
     query_index      (B, S)              positions of query tokens, -1 fills; optional, read off `input_ids`
+    answer_index     (N,)                of `llm_adapters.answers.index_answers`: with `labels`, the logits of
+                                         these positions alone are computed; optional, in training
     hidden_rows      (B,)                True for rows whose visual tokens the LLM does not see, while the
                                          query module reads their images all the same; optional, in training
 
@@ -290,9 +293,11 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         use_cache: bool | None = None,
         past_key_values: Cache | None = None,
         logits_to_keep: int | Tensor = 0,
+        answer_index: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """The LLM's output and loss; inputs as the class says, the rest as in transformers' LLMs."""
+        """The LLM's output and loss; inputs as the class says, the rest as in transformers' LLMs. With
+        `answer_index` the loss alone."""
         if cache is None:
             cache = past_key_values  # its name up to transformers 5.23
         is_guessed = kwargs.pop(GUESSED, False)
@@ -331,21 +336,36 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         pruned_pass, cache = self.start_pruning(prompt, inputs_embeds.shape[1], cache, use_cache)
         if pruned_pass is not None:
             kwargs[PRUNING] = pruned_pass
-        output = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            labels=labels,
-            use_cache=use_cache,
-            logits_to_keep=logits_to_keep,
-            **{CACHE: cache},
-            **kwargs,
-        )
+        kwargs |= {
+            "inputs_embeds": inputs_embeds,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "use_cache": use_cache,
+            CACHE: cache,
+        }
+        if answer_index is not None and can_split_head(self.language_model):
+            output = self._compute_answer_loss(labels, answer_index, **kwargs)
+        else:
+            output = self.language_model(labels=labels, logits_to_keep=logits_to_keep, **kwargs)
         if pruned_pass is not None:
             pruned_pass.record_passed_tokens()
         if context is not None:
             context.check_read(self.language_model)
         return output
+
+    def _compute_answer_loss(
+        self,
+        labels: Tensor | None,
+        answer_index: Tensor,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """The loss of `labels` without logits of other positions; `kwargs` are the decoder's."""
+        if labels is None:
+            raise UsageError("`answer_index` was given without `labels`, whose positions it tells")
+        output = self.language_model.base_model(**kwargs)
+        loss = compute_answer_loss(self.language_model, output, labels, answer_index, num_items_in_batch)
+        return CausalLMOutputWithPast(loss=loss)
 
     def _hide_unused_tokens(
         self, attention_mask: Tensor | None, input_ids: Tensor, features: Tensor

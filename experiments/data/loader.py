@@ -12,6 +12,7 @@ from compressors.errors import UsageError, quote
 from experiments.data import llava
 from experiments.data.feature_cache import FeatureCache
 from experiments.data.order import SampleLength, SampleOrder
+from llm_adapters.answers import index_answers
 from llm_adapters.conversation import IGNORE, Encoded, render_turns
 from llm_adapters.images import stack_images
 from llm_adapters.processing import FlashSlothProcessor
@@ -212,6 +213,7 @@ class StepLoader:
         images = self.dataset.images
         batch = images.processor.collate([encoded for encoded, _ in rows])
         del batch["attention_mask"]
+        batch["answer_index"] = index_answers(batch["labels"])
         if images.processor.image_tokens and "image_turn" not in batch:
             return batch | self.make_blank_images(len(rows))
         return images.add_images(batch, [row_images for _, row_images in rows])

@@ -26,6 +26,7 @@ from experiments.stages.train import unfreeze_stage_parts
 from experiments.stages.training.fit import fit_module, resolve_precision
 from experiments.stages.training.module import SlothModule
 from experiments.store.plan import TRAINING_ROLES
+from llm_adapters.answers import index_answers
 from llm_adapters.conversation import IGNORE
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 
@@ -122,6 +123,7 @@ def make_step_rows(
         height, width = tower.grid(size, size)
         del batch["pixel_values"]
         batch["vision_features"] = torch.randn(len(batch["input_ids"]), crops, height, width, channels)
+    batch["answer_index"] = index_answers(batch["labels"].cpu())
     for name, value in batch.items():
         batch[name] = value.cpu()
         if torch.cuda.is_available():  # as a data loader leaves them

@@ -1,0 +1,138 @@
+"""The loss of answer positions alone is the LLM's own loss, in any LLM: its head, scaling and capping."""
+
+import pytest
+import torch
+from helpers.factories import LLMS, llm_config, make_batch, make_model, make_processor, picture
+from peft import LoraConfig, inject_adapter_in_model
+from transformers import AutoModelForCausalLM
+
+from compressors.errors import UsageError
+from llm_adapters import answers
+from llm_adapters.answers import can_split_head, compute_answer_loss, index_answers
+from llm_adapters.conversation import IGNORE, IMAGE, Turn
+
+# What stands behind their heads: a cap, scales, a factor that the decoder keeps; tied weights; a bias.
+HEADS = {
+    "gemma2": {"final_logit_softcapping": 3.0},
+    "granite": {"logits_scaling": 4.0},
+    "cohere": {"logit_scale": 0.3},
+    "falcon_h1": {"lm_head_multiplier": 0.2, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8},
+    "gpt_neox": {},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    "phi": {},
+    "qwen2": {"tie_word_embeddings": True},
+    "mixtral": {"num_local_experts": 4},
+}
+
+
+def make_labels(rows: int = 2, tokens: int = 9) -> torch.Tensor:
+    labels = torch.randint(4, 300, (rows, tokens))
+    labels[:, :5] = IGNORE
+    labels[1, 7] = IGNORE
+    return labels
+
+
+def compute_split_loss(llm, inputs, labels, **options):
+    output = llm.base_model(**inputs, use_cache=False)
+    return compute_answer_loss(llm, output, labels, index_answers(labels), **options)
+
+
+def collect_gradients(llm, loss) -> dict[str, torch.Tensor]:
+    llm.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in llm.named_parameters() if p.grad is not None}
+
+
+def assert_same_loss_and_gradients(llm, inputs, labels, **options) -> None:
+    expected = llm(**inputs, labels=labels, use_cache=False).loss
+    expected_gradients = collect_gradients(llm, expected)
+    loss = compute_split_loss(llm, inputs, labels, **options)
+    gradients = collect_gradients(llm, loss)
+    torch.testing.assert_close(loss, expected)
+    assert gradients.keys() == expected_gradients.keys()
+    # of all: the gradient of a bias of keys is nothing but rounding
+    largest = max(float(gradient.abs().max()) for gradient in expected_gradients.values())
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(
+            gradient, expected_gradients[name], msg=name, rtol=1e-4, atol=1e-6 * largest
+        )
+
+
+@pytest.mark.parametrize("most_logits", [answers.MOST_LOGITS, 600], ids=["whole", "pieces"])
+@pytest.mark.parametrize("name", HEADS)
+def test_it_is_the_llms_own_loss_and_gradients(name, most_logits):
+    torch.manual_seed(0)
+    llm = AutoModelForCausalLM.from_config(llm_config(name, **HEADS[name])).eval()  # no dropout
+    inputs = {"input_ids": torch.randint(4, 300, (2, 9))}
+    assert_same_loss_and_gradients(llm, inputs, make_labels(), most_logits=most_logits)
+
+
+def test_adapters_on_the_head_are_trained():
+    torch.manual_seed(0)
+    llm = AutoModelForCausalLM.from_config(llm_config("llama"))
+    lora = LoraConfig(r=2, target_modules=["lm_head", "q_proj"], init_lora_weights=False)
+    inject_adapter_in_model(lora, llm)
+    inputs = {"input_ids": torch.randint(4, 300, (2, 9))}
+    assert_same_loss_and_gradients(llm, inputs, make_labels())
+
+
+def record_logits(llm) -> list[torch.Size]:
+    """The shapes of all that the LLM's head gives from now on."""
+    shapes = []
+    llm.lm_head.register_forward_hook(lambda *call: shapes.append(call[2].shape))
+    return shapes
+
+
+def test_no_more_logits_than_answer_tokens_are_computed():
+    torch.manual_seed(0)
+    llm = AutoModelForCausalLM.from_config(llm_config("llama"))
+    labels = make_labels()
+    shapes = record_logits(llm)
+    compute_split_loss(llm, {"input_ids": torch.randint(4, 300, (2, 9))}, labels)
+    assert [shape[:-1].numel() for shape in shapes] == [int((labels != IGNORE).sum())]
+
+
+def test_pieces_hold_no_more_logits_than_they_may():
+    torch.manual_seed(0)
+    llm = AutoModelForCausalLM.from_config(llm_config("llama"))
+    shapes = record_logits(llm)
+    compute_split_loss(llm, {"input_ids": torch.randint(4, 300, (2, 9))}, make_labels(), most_logits=700)
+    assert max(shape.numel() for shape in shapes) <= 700
+    assert len(shapes) > 1
+
+
+def test_a_loss_of_its_router_leaves_a_mixture_of_experts_whole():
+    config = llm_config("mixtral", num_local_experts=4, output_router_logits=True)
+    assert not can_split_head(AutoModelForCausalLM.from_config(config))
+    assert can_split_head(AutoModelForCausalLM.from_config(llm_config("mixtral", num_local_experts=4)))
+
+
+def test_index_names_the_token_before_each_labelled_one():
+    labels = torch.tensor([[IGNORE, 5, IGNORE, 6], [7, IGNORE, IGNORE, 8]])
+    # a first token is predicted by none
+    assert index_answers(labels).tolist() == [0, 2, 6]
+
+
+@pytest.mark.parametrize("name", LLMS)
+def test_the_composed_model_has_the_same_loss(name):
+    model = make_model(name, "sap", "embq")
+    processor = make_processor(model)
+    rows = [
+        ([Turn(f"{IMAGE}\nWhat is this?", "A dog."), Turn("And that?", "The cat is red.")], [picture(0)]),
+        ([Turn(f"{IMAGE}\nWhat is this?", "The cat.")], [picture(1)]),
+    ]
+    batch = make_batch(processor, rows, "right")
+    expected = model(**batch, num_items_in_batch=11)
+    output = model(**batch, num_items_in_batch=11, answer_index=index_answers(batch["labels"]))
+    torch.testing.assert_close(output.loss, expected.loss)
+    assert output.logits is None
+    mean = model(**batch, answer_index=index_answers(batch["labels"]))
+    torch.testing.assert_close(mean.loss, model(**batch).loss)
+
+
+def test_an_index_without_labels_is_refused():
+    model = make_model("llama", "sap", None)
+    batch = make_batch(make_processor(model), [([Turn(f"{IMAGE}\nWhat?", "A dog.")], [picture()])])
+    labels = batch.pop("labels")
+    with pytest.raises(UsageError, match="without `labels`"):
+        model(**batch, answer_index=index_answers(labels))
