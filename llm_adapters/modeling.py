@@ -206,7 +206,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             text = take_at_positions(embeds.repeat_interleave(images, 0), index)
             text_mask = index >= 0
         flat = rearrange(features, "b i h w c -> (b i) h w c")
-        # cached features are float32; a projector without weights takes the embeddings' type
+        # cached features are float16; a projector without weights takes the embeddings' type
         weights = next(self.projector.parameters(), embeds)
         tokens = self.projector(self.compressor(flat.to(weights.dtype), text, text_mask))
         return rearrange(tokens.to(embeds.dtype), "(b i) n d -> b (i n) d", b=rows)
@@ -250,7 +250,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         embeds = torch.where(is_image.unsqueeze(-1), gathered, embeds)
         if self.query_module is None:
             return embeds, None
-        features = features[..., : self.vision_tower.dim]  # without levels and cues
+        features = features[..., : self.vision_tower.dim].to(embeds.dtype)  # without levels and cues
         context = self._make_query_context(features, image_turn, turns, query_index, is_query, is_text)
         return embeds, context
 

@@ -75,7 +75,11 @@ class DataSettings:
     images: str | None = setting(None, "image folder of the .json files; null: beside them")
     outside_images: bool = setting(False, "images may lie outside of the image folder: absolute names and ..")
     max_length: int = setting(512, "text tokens of a sample", low=8)
-    workers: int = setting(0, "data loader processes", low=0)
+    workers: str = setting(
+        "auto",
+        "data loader processes; auto: as many as cores beside a GPU, none on a CPU",
+        form=(r"auto|0|[1-9]\d*", "auto or a number, 0 for none"),
+    )
 
 
 @dataclass

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from compressors.errors import UsageError, quote
 from experiments.data import llava
+from experiments.data.ahead import read_ahead
 from experiments.data.feature_cache import FeatureCache
 from experiments.data.order import SampleLength, SampleOrder
 from llm_adapters.answers import index_answers
@@ -49,7 +50,7 @@ class SampleImages:
             return torch.empty(0)
         if self.cache is None:
             return self.processor.pixels([llava.open_image(sample, i) for i in range(count)])
-        return torch.cat([self.cache[path] for path in sample.images[:count]]).float()
+        return torch.cat([self.cache[path] for path in sample.images[:count]])
 
     def add_images(self, batch: dict[str, Tensor], images: Sequence[Tensor]) -> dict[str, Tensor]:
         """The batch with its rows' images, if any row has one."""
@@ -173,17 +174,7 @@ class StepLoader:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         shares = [batch[self.rank :: self.world] for batch in self.order.iterate_batches(self.start)]
-        loader = DataLoader(
-            StepDataset(self),
-            batch_size=None,  # a step is one item
-            sampler=shares,
-            collate_fn=take_item,
-            num_workers=self.workers,
-            pin_memory=torch.cuda.is_available(),
-        )
-        for step, pieces in enumerate(loader, self.start):
-            if isinstance(pieces, Exception):
-                raise pieces
+        for step, pieces in enumerate(read_ahead(self.read_step, shares, self.workers), self.start):
             for i, piece in enumerate(pieces):
                 yield {**piece, "number": step * self.pieces + i}
 
@@ -225,30 +216,11 @@ class StepLoader:
         images = self.dataset.images
         if images.cache is None:
             size = images.processor.image_processor.size
-            crop = (3, size["height"], size["width"])
+            crop = torch.zeros(3, size["height"], size["width"])
         else:
-            crop = images.cache.features.shape[1:]  # (H, W, C)
+            crop = torch.zeros(images.cache.features.shape[1:], dtype=torch.float16)  # (H, W, C)
         turn = torch.zeros(rows, 1, dtype=torch.long)  # turn 0: in no turn
-        return {images.argument: torch.zeros(rows, 1, *crop), "image_turn": turn}
-
-
-class StepDataset(Dataset):
-    """Steps of a loader by the numbers of their samples. An error that is one line is an item like others:
-    raised in a worker, it would come out as a page with the worker's trace, and without its errno."""
-
-    def __init__(self, loader: StepLoader):
-        self.loader = loader
-
-    def __getitem__(self, numbers: Sequence[int]) -> list[dict[str, Any]] | UsageError | OSError:
-        try:
-            return self.loader.read_step(numbers)
-        except (UsageError, OSError) as error:
-            return error
-
-
-def take_item(item: Any) -> Any:
-    """What a worker sends, as it is."""
-    return item
+        return {images.argument: crop.repeat(rows, 1, 1, 1, 1), "image_turn": turn}
 
 
 def open_feature_cache(inputs: Mapping[str, Path]) -> FeatureCache | None:

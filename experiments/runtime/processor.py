@@ -1,5 +1,6 @@
-"""What the processor is called, for the results that were measured on it."""
+"""The processor: what it is called, for the results that were measured on it, and how much of it is ours."""
 
+import os
 import platform
 from pathlib import Path
 
@@ -16,3 +17,10 @@ def read_processor_name() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def count_cores() -> int:
+    """CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux alone knows a process's own share
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from experiments.config.schema import Config
 from experiments.data import llava, roles
+from experiments.data.ahead import count_workers, read_ahead
 from experiments.data.loader import ConversationDataset, SampleImages, open_feature_cache
 from experiments.metrics.families import FamilyScores
 from experiments.models.build import pick_device, pick_scale, replace_compressor, silence_libraries
@@ -48,16 +50,20 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) ->
     check_question_lengths(config, model, images, questions)
     report.announce_steps(len(questions))
     answers = [""] * len(questions)
+    numbers_of_batches = list(batch_by_length(questions, images, config.evaluate.batch_size))
+    batches = [[questions[number] for number in numbers] for numbers in numbers_of_batches]
+    encode = partial(encode_questions, images)
+    encoded_ahead = read_ahead(encode, batches, count_workers(config.data.workers))
     watch = FiniteWatch()
     with llava.report_all_broken_images(questions), watch_compressor(model.compressor, watch):
-        for numbers in batch_by_length(questions, images, config.evaluate.batch_size):
-            batch = [questions[number] for number in numbers]
-            texts = generate_answers(
-                model, images, batch, config.evaluate.max_new_tokens, config.evaluate.blank_queries, watch
+        for numbers, batch, encoded in zip(numbers_of_batches, batches, encoded_ahead):
+            ids = generate_answers(
+                model, encoded, config.evaluate.max_new_tokens, config.evaluate.blank_queries, watch
             )
+            texts = processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
             check_batch(watch, batch, inputs["finetune"])
             for number, text in zip(numbers, texts):
-                answers[number] = text
+                answers[number] = text.strip()
             report.advance_steps(len(batch))
     write_scores(questions, answers, model, images, out)
 
@@ -131,14 +137,13 @@ def set_cell_pruner(
     batches = []
     for start in range(0, len(questions), config.evaluate.batch_size):
         batch = questions[start : start + config.evaluate.batch_size]
-        batches.append(encode_questions(model, images, batch))
+        encoded = encode_questions(images, batch)
+        batches.append({name: value.to(model.device) for name, value in encoded.items()})
     calibrate_pruner(model, batches)
 
 
-def encode_questions(
-    model: FlashSlothForConditionalGeneration, images: SampleImages, questions: Sequence[llava.Sample]
-) -> dict[str, Tensor]:
-    """Inputs of a batch of one-question samples, where the model is."""
+def encode_questions(images: SampleImages, questions: Sequence[llava.Sample]) -> dict[str, Tensor]:
+    """Inputs of a batch of one-question samples, on the CPU."""
     rows: list[Encoded] = []
     for sample in questions:
         turn = Turn(sample.turns[0].question)  # without the answer
@@ -147,37 +152,36 @@ def encode_questions(
     batch = images.processor.collate(rows, "left")
     batch = images.add_images(batch, [images(sample, len(sample.images)) for sample in questions])
     del batch["labels"]
-    return {name: value.to(model.device) for name, value in batch.items()}
+    return batch
 
 
 @torch.inference_mode()
 def generate_answers(
     model: FlashSlothForConditionalGeneration,
-    images: SampleImages,
-    questions: Sequence[llava.Sample],
+    encoded: dict[str, Tensor],
     max_new_tokens: int,
     blank_queries: bool = False,
     watch: FiniteWatch | None = None,
-) -> list[str]:
-    """Greedy answers to a batch of one-question samples; with `blank_queries` without what the query module
-    fetches from the images. `watch` notes the logits."""
-    batch: dict[str, Any] = dict(encode_questions(model, images, questions))
+) -> Tensor:
+    """Tokens (B, T) of greedy answers to a batch of `encode_questions`; with `blank_queries` without what the
+    query module fetches from the images. `watch` notes the logits."""
+    batch: dict[str, Any] = {}
+    for name, value in encoded.items():
+        batch[name] = value.to(model.device, non_blocking=True)
     if blank_queries:
         # no position is updated: the query tokens stay in the sequence as they come to the module's layer
         batch["query_index"] = batch["query_index"][:, :0]
     processors = LogitsProcessorList()
     if watch is not None:
         processors.append(LogitsWatch(watch))
-    ids = model.generate(
+    ids: Tensor = model.generate(
         **batch,
         do_sample=False,
         num_beams=1,
         max_new_tokens=max_new_tokens,
         logits_processor=processors,
     )
-    answer_ids = ids[:, batch["input_ids"].shape[1] :]
-    texts = images.processor.tokenizer.batch_decode(answer_ids, skip_special_tokens=True)
-    return [text.strip() for text in texts]
+    return ids[:, batch["input_ids"].shape[1] :]
 
 
 def write_scores(

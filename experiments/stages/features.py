@@ -5,6 +5,7 @@
 import json
 import os
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from connectors.towers.build import load_tower
 from experiments.config.schema import Config
 from experiments.config.sources import resolve_source
 from experiments.data import llava
+from experiments.data.ahead import count_workers, read_ahead
 from experiments.data.feature_cache import CROPS_FILE, FEATURES_FILE, IMAGES_FILE, find_output_root
 from experiments.data.roles import load_role_samples
 from experiments.models.build import pick_device, silence_libraries
@@ -103,11 +105,15 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter, ro
     channels = tower.count_channels(levels, cues)
     array, done = _open_features(out, (starts[-1], *grid, channels))
     report.announce_steps(len(images), done=done)
-    for first in range(done, len(images), IMAGES_PER_BATCH):
-        batch = images[first : first + IMAGES_PER_BATCH]
+    batches = [
+        images[first : first + IMAGES_PER_BATCH] for first in range(done, len(images), IMAGES_PER_BATCH)
+    ]
+    read = partial(read_pixels, processor, tiling)
+    pixels_ahead = read_ahead(read, batches, count_workers(config.data.workers))
+    first = done
+    for batch in batches:
         with llava.report_all_broken_images(image.sample for image in images[first:]):
-            pictures = [llava.open_image(image.sample, image.number) for image in batch]
-        pixels = image_pixels(processor, pictures, tiling).to(device)  # (crops, 3, h, w)
+            pixels = next(pixels_ahead).to(device)
         features = encode_crops(tower, shrink_pixels(pixels, rate), levels, cues)
         if not features.isfinite().all():
             raise NotFinite(
@@ -120,7 +126,14 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter, ro
         array.flush()
         write_atomic(out / PROGRESS_FILE, str(end))
         report.advance_steps(len(batch))
+        first = end
     (out / PROGRESS_FILE).unlink(missing_ok=True)
+
+
+def read_pixels(processor: Any, tiling: Tiling, batch: Sequence[ShownImage]) -> Tensor:
+    """Images -> their crops (N, 3, h, w), image by image."""
+    pictures = [llava.open_image(image.sample, image.number) for image in batch]
+    return image_pixels(processor, pictures, tiling)
 
 
 @torch.inference_mode()

@@ -12,6 +12,7 @@ from compressors.errors import UsageError
 from experiments.config.cells import make_alignment_config
 from experiments.config.schema import Config
 from experiments.data import roles
+from experiments.data.ahead import count_workers
 from experiments.data.loader import (
     ConversationDataset,
     SampleImages,
@@ -31,7 +32,12 @@ from experiments.stages.training.checkpoints import (
     remove_bad_checkpoint,
 )
 from experiments.stages.training.fit import fit_module
-from experiments.stages.training.module import SlothModule, TrainablePart, set_trainable
+from experiments.stages.training.module import (
+    SlothModule,
+    TrainablePart,
+    list_checkpoint_names,
+    set_trainable,
+)
 from experiments.stages.training.query_warmup import make_query_warmup
 from experiments.stages.training.ranks import launch_processes
 from experiments.store.plan import TRAINING_ROLES
@@ -118,7 +124,7 @@ def train_stage(
     # a compressor and projector without parameters: stage 1 has nothing to align
     if not any(part.trained for part in parts):
         return
-    resumed = remove_bad_checkpoint(out, config.trainer.strategy, report)
+    resumed = remove_bad_checkpoint(out, config.trainer.strategy, report, list_checkpoint_names(model))
     world = strategies.count_processes(config.trainer)
     with explain_divergence(config, stage, locate_checkpoint(out) if resumed else None):
         if world:
@@ -195,7 +201,7 @@ def make_module(
         return StepLoader(
             dataset,
             order,
-            workers=config.data.workers,
+            workers=count_workers(config.data.workers, module.trainer.world_size),
             start=module.global_step,
             rank=module.global_rank,
             world=module.trainer.world_size,

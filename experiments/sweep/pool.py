@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from experiments.runtime.processes import end_with_parent
+from experiments.runtime.processor import count_cores
 from experiments.runtime.progress import Reporter
 from experiments.runtime.relay import play_message
 from experiments.store.store import StageRunner, Store
@@ -180,10 +181,3 @@ def list_gpus(wanted: bool = True) -> list[str]:
     if visible is None:
         return list(map(str, range(count)))
     return visible.split(",")[:count]
-
-
-def count_cores() -> int:
-    """CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux alone knows a process's own share
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -4,6 +4,7 @@ OUT/finetune/KEY.partial/checkpoints/last.ckpt     a file; with DeepSpeed a fold
 """
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,13 @@ def locate_checkpoint(out: Path) -> Path:
     return out / CHECKPOINTS_FOLDER / CHECKPOINT_FILE
 
 
-def remove_bad_checkpoint(out: Path, strategy: str, report: Reporter) -> bool:
-    """Whether there is a checkpoint to go on from. One that is damaged, or may hold code, or was saved by a
-    diverged run is removed, and a warning says so: the stage begins again."""
+def remove_bad_checkpoint(out: Path, strategy: str, report: Reporter, names: Collection[str] = ()) -> bool:
+    """Whether there is a checkpoint to go on from. One that is damaged, or lacks one of `names`, or may hold
+    code, or was saved by a diverged run is removed, and a warning says so: the stage begins again."""
     path = locate_checkpoint(out)
     if not path.exists():
         return False
-    fault = find_deepspeed_fault(path) if strategy == "deepspeed" else find_checkpoint_fault(path)
+    fault = find_deepspeed_fault(path) if strategy == "deepspeed" else find_checkpoint_fault(path, names)
     if fault is None:
         return True
     report.write_warning(f"{path}: {fault}; it is removed, and the stage begins again")
@@ -48,24 +49,27 @@ def remove_bad_checkpoint(out: Path, strategy: str, report: Reporter) -> bool:
     return False
 
 
-def find_checkpoint_fault(path: Path) -> str | None:
-    """Why no training can go on from a checkpoint; None if one can."""
+def find_checkpoint_fault(path: Path, names: Collection[str] = ()) -> str | None:
+    """Why no training of the tensors `names` can go on from a checkpoint; None if one can."""
     if not path.is_file():  # a pipe would be waited for
         return "is not a file"
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # damaged bytes raise anything
         return f"cannot be read as tensors alone ({describe_first_line(error)})"
-    return find_content_fault(checkpoint)
+    return find_content_fault(checkpoint, names)
 
 
-def find_content_fault(checkpoint: Any) -> str | None:
+def find_content_fault(checkpoint: Any, names: Collection[str]) -> str | None:
     """What is wrong with a checkpoint that was read."""
     if not isinstance(checkpoint, dict) or not all(part in checkpoint for part in CHECKPOINT_PARTS):
         return "is no checkpoint of a training"
     weights = checkpoint["state_dict"]
     if not isinstance(weights, dict) or not all(map(torch.is_tensor, weights.values())):
         return "is no checkpoint of a training"
+    missing = sorted(name for name in names if name not in weights)
+    if missing:
+        return f"lacks {missing[0]}"
     name = find_not_finite(weights, weights)
     if name is not None:
         return f"{name} is not finite in it, the run that wrote it has diverged"

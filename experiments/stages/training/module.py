@@ -64,6 +64,15 @@ def set_trainable(
     return parts
 
 
+def list_checkpoint_names(model: nn.Module) -> set[str]:
+    """What of a stage's model is in its checkpoint: all but frozen parameters, by the module's names."""
+    frozen = set()
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            frozen.add(name)
+    return {f"model.{name}" for name in model.state_dict() if name not in frozen}
+
+
 class SlothModule(L.LightningModule):
     """One stage of training. A micro-batch knows how many answer tokens its optimiser step has.
 
@@ -88,6 +97,9 @@ class SlothModule(L.LightningModule):
         self.query_warmup = query_warmup
         self.step_loss: Tensor | float = 0.0
         self.watch = FiniteWatch()
+        self.strict_loading = (
+            False  # a checkpoint has what is trained; `remove_bad_checkpoint` compares names
+        )
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:
@@ -165,8 +177,12 @@ class SlothModule(L.LightningModule):
             raise NotFinite(f"step {self.watch.step}: fp16 gradients overflow at any scale")
         check_weights(self.model, f"step {self.watch.step}", trained_alone=True)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_finite()  # a run that has diverged leaves the checkpoint before it
+        # what is frozen is what the stage began with, and may be ten times what it trains
+        frozen = checkpoint["state_dict"].keys() - list_checkpoint_names(self.model)
+        for name in frozen:
+            del checkpoint["state_dict"][name]
 
     def on_train_end(self) -> None:
         self.check_finite()

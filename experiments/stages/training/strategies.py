@@ -85,7 +85,7 @@ def make_strategy(name: str, world: int) -> Strategy:
         )
     if name == "deepspeed":
         return DeepSpeedStrategy(stage=2, logging_batch_size_per_gpu=1)  # of its own log only
-    return DDPStrategy()
+    return DDPStrategy(gradient_as_bucket_view=True)  # else every gradient is there twice
 
 
 def shard_model(model: FlashSlothForConditionalGeneration, mesh: DeviceMesh) -> None:

@@ -19,7 +19,7 @@ def test_a_broken_picture_is_one_line(tmp_path, workers):
     write_data(tmp_path, 8)
     os.truncate(tmp_path / "1.png", 70)
     config = make_config(tmp_path)
-    config.data.workers = workers
+    config.data.workers = str(workers)
     with pytest.raises(UsageError) as refused:
         run("pretrain", config, {}, tmp_path / "out")
     line = str(refused.value)
@@ -58,6 +58,6 @@ def test_workers_change_no_weight(tmp_path):
     write_data(tmp_path, 16, frozenset({3, 7}))
     config = make_config(tmp_path)
     alone = run("pretrain", config, {}, tmp_path / "alone")
-    config.data.workers = 2
+    config.data.workers = "2"
     helped = run("pretrain", config, {}, tmp_path / "helped")
     assert alone.keys() == helped.keys() and all(torch.equal(alone[name], helped[name]) for name in alone)

@@ -173,3 +173,29 @@ def test_other_strategies_read_no_folder(tmp_path):
     assert checkpoints.find_checkpoint_fault(path) == "is not a file"
     (path / "latest").write_text("../elsewhere")
     assert checkpoints.find_deepspeed_fault(path)
+
+
+@pytest.mark.parametrize("strategy", ["auto", "fsdp"])
+def test_frozen_weights_are_in_no_checkpoint(folder, strategy):
+    devices = "1" if strategy == "auto" else "2"
+    config = make_config(folder, checkpoint_every=1, devices=devices, strategy=strategy)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run("pretrain", config, {}, folder / "killed", Losses(die_at=2))
+    state = torch.load(folder / "killed/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert {name.split(".")[1] for name in state} == {"compressor", "projector"}
+    resumed = run("pretrain", config, {}, folder / "killed")
+    whole = run("pretrain", config, {}, folder / "whole")
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+def test_a_checkpoint_that_lacks_a_tensor_is_begun_again(folder):
+    config, inputs, checkpoint = killed_run(folder, "killed")
+    wanted = run("finetune", config, inputs, folder / "whole")
+    content = torch.load(checkpoint, weights_only=True)
+    name = next(name for name in content["state_dict"] if "compressor" in name)
+    del content["state_dict"][name]
+    torch.save(content, checkpoint)
+    report = Warnings()
+    found = run("finetune", config, inputs, folder / "killed", report)
+    assert report.done == 0 and f"{checkpoint}: lacks {name}; it is removed" in report.lines[0]
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
