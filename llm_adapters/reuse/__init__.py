@@ -38,7 +38,8 @@ from connectors.query_module import QueryModule
 from llm_adapters.adapter import llm_sizes
 from llm_adapters.conversation import QUERY, QUESTION
 from llm_adapters.reuse import processors
-from llm_adapters.reuse.families import FAMILIES, ModelFamily, find_family, read_native_grid, read_tower_dim
+from llm_adapters.reuse.families import FAMILIES, ModelFamily, find_family
+from llm_adapters.reuse.families.family import read_merge_size
 from llm_adapters.reuse.parts import PARTS_ATTRIBUTE, Markers, VisualParts
 from llm_adapters.reuse.pruning import prune
 
@@ -85,24 +86,28 @@ def attach(
     # all that may be refused comes before anything is changed
     base = cast(PreTrainedModel, model.base_model)  # its type in transformers is too wide
     llm_dim = llm_sizes(model.config)["llm_dim"]
-    part: Compressor = compressors.create(compressor, dim=read_tower_dim(base), llm_dim=llm_dim, **knobs)
+    part: Compressor = compressors.create(compressor, dim=family.dim(base), llm_dim=llm_dim, **knobs)
     _check_compressor(part, compressor)
-    queries = _create_query_module(model, base, query_module, query_knobs or {})
+    queries = _create_query_module(model, family.dim(base), query_module, query_knobs or {})
     own_width = family.width(base.get_submodule(family.projector))
     projector = _create_projector(part, own_width, new_projector, llm_dim)
+    level_projectors = None
+    if projector is not None:
+        level_projectors = _create_level_projectors(family, base, part, new_projector, llm_dim)
     grid = _find_common_grid(family, base)
     if grid is not None:
         part.num_tokens(*grid)  # says so where it cannot be
     else:
-        _warn_of_refused_sizes(part, compressor, base.config.vision_config)
+        _warn_of_refused_sizes(part, compressor, family, base)
     model.config.slothkit = {**record, "counts": processors.read_counts(processor)}
     num_queries = queries.num_queries if queries is not None else 0
     pair = uuid4().hex
-    processors.attach_processor(processor, family.processor, part, grid, num_queries, pair)
+    own_rate = family.own_rate(base)
+    processors.attach_processor(processor, family.processor, part, grid, num_queries, pair, own_rate)
     markers = None
     if queries is not None:  # behind the processor, whose tokenizer has the markers now
         markers = _create_markers(model, processor, queries)
-    parts = VisualParts(model, family, part, projector, queries, markers, pair)
+    parts = VisualParts(model, family, part, projector, level_projectors, queries, markers, pair)
     _insert_parts(model, parts, processor)
 
 
@@ -120,11 +125,11 @@ def _insert_parts(model: PreTrainedModel, parts: VisualParts, processor: Process
 
 
 def _create_query_module(
-    model: PreTrainedModel, base: PreTrainedModel, name: str | None, knobs: dict[str, Any]
+    model: PreTrainedModel, vision_dim: int, name: str | None, knobs: dict[str, Any]
 ) -> QueryModule | None:
-    """The query module of that name for the model's LLM and tower; UsageError for knobs of none."""
+    """The query module of that name for the model's LLM and a tower; UsageError for knobs of none."""
     if name is not None:
-        sizes = {**llm_sizes(model.config), "vision_dim": read_tower_dim(base)}
+        sizes = {**llm_sizes(model.config), "vision_dim": vision_dim}
         return query_modules.create(name, **sizes, **knobs)
     if knobs:
         raise UsageError(
@@ -135,20 +140,21 @@ def _create_query_module(
 
 def _find_common_grid(family: ModelFamily, base: PreTrainedModel) -> tuple[int, int] | None:
     """The patch grid where all images have one."""
-    if family.processor == "grid":
+    if family.processor in ("grid", "sizes"):
         return None
-    return read_native_grid(base)
+    return family.grid(base)
 
 
-def _warn_of_refused_sizes(part: Compressor, name: str, vision_config: Any) -> None:
+def _warn_of_refused_sizes(part: Compressor, name: str, family: ModelFamily, base: PreTrainedModel) -> None:
     """A warning where a model whose patch grids follow from pictures will refuse some sizes."""
-    merge = vision_config.spatial_merge_size  # sides are rounded to as many patches
+    merge = read_merge_size(base)  # sides are rounded to as many patches
+    patch_height, _ = family.patch_size(base)
     refused = []
     for units in range(1, MOST_UNITS + 1):
         try:
             part.num_tokens(units * merge, units * merge)
         except UsageError:
-            refused.append(str(units * merge * vision_config.patch_size))
+            refused.append(str(units * merge * patch_height))
     if refused:
         warnings.warn(
             f"compressor '{name}' refuses pictures of some sizes: of {MOST_UNITS} square ones those of "
@@ -180,9 +186,26 @@ def _create_projector(part: Compressor, own_width: int, name: str | None, llm_di
     """A new projector, None where the model's own fits."""
     if name is None and not part.projects and part.out_dim == own_width:
         return None
+    return _create_new_projector(part, name, llm_dim)
+
+
+def _create_new_projector(part: Compressor, name: str | None, llm_dim: int) -> nn.Module:
+    """The projector of that name; None: `mlp2x_gelu`, or none at all behind a compressor that projects."""
     if name is None:
         name = "identity" if part.projects else "mlp2x_gelu"
     return projectors.create(name, in_dim=part.out_dim, llm_dim=llm_dim)
+
+
+def _create_level_projectors(
+    family: ModelFamily, base: PreTrainedModel, part: Compressor, name: str | None, llm_dim: int
+) -> nn.ModuleList | None:
+    """A new projector for each DeepStack level, None for a family without."""
+    if family.deepstack is None:
+        return None
+    level_projectors = nn.ModuleList()
+    for _ in base.get_submodule(family.deepstack.mergers).children():
+        level_projectors.append(_create_new_projector(part, name, llm_dim))
+    return level_projectors
 
 
 def _create_markers(model: PreTrainedModel, processor: ProcessorMixin, queries: QueryModule) -> Markers:
@@ -241,7 +264,9 @@ def name_trained_parts(model: nn.Module) -> list[str]:
     """Names of the attached parts, for `modules_to_save` of a peft configuration."""
     names = []
     for name, part in getattr(model, PARTS_ATTRIBUTE).named_children():
-        if list(part.parameters()):  # peft refuses modules without
+        if isinstance(part, nn.ModuleList):  # peft takes what is in a list, not the list
+            names += [f"{PARTS_ATTRIBUTE}.{name}.{number}" for number in range(len(part))]
+        elif list(part.parameters()):  # peft refuses modules without
             names.append(f"{PARTS_ATTRIBUTE}.{name}")
     return names
 

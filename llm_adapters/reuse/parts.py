@@ -4,7 +4,8 @@ pixels -> tower -> patch maps (n, H, W, C) -> compressor -> projector -> placeho
                         +------------ the same maps ---------------> query module, in the LLM
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -16,10 +17,11 @@ from compressors.base import Compressor
 from compressors.errors import UsageError
 from connectors.query_module import QueryModule
 from connectors.versions import read_cache
-from llm_adapters.adapter import CONTEXT, QueryAdapter, find_module_list
+from llm_adapters.adapter import CONTEXT, QueryAdapter
 from llm_adapters.conversation import IGNORE
 from llm_adapters.kept_turns import GUESSED, check_turn, says_guessed
-from llm_adapters.reuse.families import ModelFamily, RawFunction, read_tower_dim
+from llm_adapters.reuse.families import ModelFamily, RawFunction
+from llm_adapters.reuse.families.family import read_merge_size
 from llm_adapters.reuse.markers import EncodedImages, Markers
 from llm_adapters.reuse.wrapping import (
     Args,
@@ -31,6 +33,7 @@ from llm_adapters.reuse.wrapping import (
     call_with_known_names,
     check_placeholders,
     encode_pixels,
+    split_placeholders,
 )
 from llm_adapters.visual_prompt import place_visual_tokens
 
@@ -39,7 +42,8 @@ PARTS_ATTRIBUTE = "slothkit"
 
 
 class VisualParts(nn.Module, QueryAdapter):
-    """Compressor, projector (None: the model's own) and query module (or None) of the model they sit in."""
+    """Compressor, projector and those of DeepStack's levels (None: the model's own), and query module (or
+    None) of the model they sit in."""
 
     def __init__(
         self,
@@ -47,23 +51,26 @@ class VisualParts(nn.Module, QueryAdapter):
         family: ModelFamily,
         compressor: Compressor,
         projector: nn.Module | None,
+        level_projectors: nn.ModuleList | None,
         query_module: QueryModule | None,
         markers: Markers | None,
         pair: str,
     ):
         super().__init__()
         self.family = family
-        self.image_token_id = model.config.image_token_id
         self.compressor = compressor
         self.projector = projector
+        self.level_projectors = level_projectors
         self.query_module = query_module
         self.markers = markers
         self.pair = pair  # with its processor, which has the same
         # in a tuple: a model is no part of its part. The cast: transformers' type of `base_model` is too wide
         self._outside = (cast(PreTrainedModel, model.base_model), model)
         self._wrapping = Wrapping()
-        # hidden states of the tower by level while images are encoded, None at other times
+        # hidden states of the tower by level while images are encoded (0: its output, where a family says
+        # which module gives it), None at other times
         self._raw: dict[int, Tensor] | None = None
+        self._kept: Tensor | None = None  # raw features, where the model does not let them through
         self._levels: dict[int, int] = {}  # what the compressor calls a level -> the block that gives it
         # pixel values, and what was made of them: the model asks for it a second time
         self._encoded: tuple[Tensor | None, Any] = (None, None)
@@ -80,11 +87,16 @@ class VisualParts(nn.Module, QueryAdapter):
                 wrap(module, "forward", RawInstead(self, module, raw))
             else:  # a method of the base
                 wrap(base, path, RawInstead(self, base, raw))
+        self._wrap_deepstack(base)
         wrap(base, "get_image_features", self._image_features)
         if self.family.rope:
             wrap(base, "get_rope_index", self._rope_index)
         handles.append(base.register_forward_pre_hook(self._encode_inputs, with_kwargs=True))
-        self._hook_levels(getattr(base, self.family.tower), base.config.vision_config)
+        self._hook_levels(base.get_submodule(self.family.tower))
+        if self.family.features is not None:
+            features: Any = base.get_submodule(self.family.features)
+            features.visual_level = 0
+            handles.append(features.register_forward_hook(self._record_level))
         if self.query_module is not None:
             wrap(base.get_input_embeddings(), "forward", self._embed_markers)
             wrap(model, "prepare_inputs_for_generation", says_guessed)
@@ -99,12 +111,20 @@ class VisualParts(nn.Module, QueryAdapter):
             for name in ("query_insertion", "visual_level"):
                 vars(module).pop(name, None)
 
-    def _hook_levels(self, tower: nn.Module, vision_config: Any) -> None:
+    def _wrap_deepstack(self, base: PreTrainedModel) -> None:
+        """Patch features instead of the outputs of DeepStack's mergers while images are encoded."""
+        deepstack = self.family.deepstack
+        if deepstack is None:
+            return
+        for merger in base.get_submodule(deepstack.mergers).children():
+            self._wrapping.wrap_method(merger, "forward", RawLevel(self, merger, deepstack.raw))
+
+    def _hook_levels(self, tower: nn.Module) -> None:
         """Record the hidden states that the compressor needs. UsageError for a level that the tower lacks."""
         if not self.compressor.needs_levels:
             return
-        count = getattr(vision_config, "num_hidden_layers", None) or vision_config.depth
-        blocks = find_blocks(tower, count)
+        blocks = self.family.blocks(tower)
+        count = len(blocks)
         for level in self.compressor.needs_levels:
             index = level if level > 0 else count + 1 + level
             if not 1 <= index <= count:
@@ -140,22 +160,61 @@ class VisualParts(nn.Module, QueryAdapter):
         """Visual tokens in the place of the patch features in `pooler_output`; `arguments` encoded them."""
         base, _ = self._outside
         entries = output.pooler_output
+        if self.family.keeps_raw:
+            assert self._kept is not None  # the projector has run
+            entries, self._kept = self._kept, None
         maps = []
         for index, entry in enumerate(entries):
             maps.append(self.family.maps(base, entry, arguments, index))
-        packed = []
-        for index, tokens in enumerate(self._compress_maps(maps)):
-            height, width = maps[index].shape[1:3]
-            grid = self.compressor.out_grid(height, width)
-            packed.append(self.family.pack(base, tokens, arguments, index, grid))
+        packed = self._pack_tokens(self._compress_maps(maps, self.project_tokens), maps, arguments)
         output.pooler_output = packed
         if isinstance(entries, Tensor):  # as the model's own: a tensor where all images have one size
             output.pooler_output = torch.stack(packed)
+        tower_dim = self.family.dim(base)
+        if self.family.deepstack is not None:
+            levels = [m[..., tower_dim:] for m in maps]  # for the compressor
+            output.deepstack_features = self._compress_deepstack(output.deepstack_features, levels, arguments)
         if self.query_module is not None:
-            tower_dim = read_tower_dim(base)  # without levels for the compressor
             output.images = self._collect_images([m[..., :tower_dim] for m in maps], packed)
 
-    def _compress_maps(self, maps: list[Tensor]) -> list[Tensor]:
+    def _pack_tokens(self, tokens: list[Tensor], maps: list[Tensor], arguments: Kwargs) -> list[Tensor]:
+        """Tokens (n_i, N_i, D) of maps -> what fills the placeholders of each entry, (T_i, D)."""
+        base, _ = self._outside
+        packed = []
+        for index, entry_tokens in enumerate(tokens):
+            height, width = maps[index].shape[1:3]
+            grid = self.compressor.out_grid(height, width)
+            packed.append(self.family.pack(base, entry_tokens, arguments, index, grid))
+        return packed
+
+    def _compress_deepstack(
+        self, features: Sequence[Sequence[Tensor]], levels: list[Tensor], arguments: Kwargs
+    ) -> list[list[Tensor]]:
+        """DeepStack's features, a list of the entries' a level, as the visual tokens themselves: by the same
+        compressor, so that both have one place for each token. `levels` (n_i, H_i, W_i, C'): what comes
+        beside them in the channels."""
+        base, _ = self._outside
+        compressed = []
+        for number, entries in enumerate(features):
+            maps = []
+            for index, entry in enumerate(entries):
+                level_map = self.family.maps(base, entry, arguments, index)
+                maps.append(torch.cat([level_map, levels[index]], -1))
+            project = partial(self._project_level, number)
+            tokens = self._compress_maps(maps, project)
+            compressed.append(self._pack_tokens(tokens, maps, arguments))
+        return compressed
+
+    def _project_level(self, number: int, tokens: Tensor) -> Tensor:
+        """(n, N, C') of a DeepStack level -> (n, N, D), by its new projector or the model's own merger."""
+        if self.level_projectors is not None:
+            return self.level_projectors[number](tokens)
+        base, _ = self._outside
+        deepstack = self.family.deepstack
+        assert deepstack is not None  # there are levels
+        return deepstack.project(base.get_submodule(f"{deepstack.mergers}.{number}"), tokens)
+
+    def _compress_maps(self, maps: list[Tensor], project: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """Maps (n_i, H_i, W_i, C) -> tokens (n_i, N_i, D); those of one size together."""
         if self.compressor.training and self.compressor.draws:
             raise UsageError(
@@ -172,7 +231,7 @@ class VisualParts(nn.Module, QueryAdapter):
             # where the parts are; a compressor without weights takes the tower's output as it is
             weights = next(self.parameters(), features)
             features = features.to(weights.device, weights.dtype)
-            tokens = self.project_tokens(self.compressor(features))
+            tokens = project(self.compressor(features))
             lengths = [len(maps[index]) for index in same]
             tokens_of_map.update(zip(same, tokens.split(lengths)))
         return [tokens_of_map[index] for index in range(len(maps))]
@@ -227,7 +286,7 @@ class VisualParts(nn.Module, QueryAdapter):
                 assert mm_token_type_ids is not None
                 mm_token_type_ids = mm_token_type_ids.masked_fill(mm_token_type_ids == 1, 0)
             else:
-                merge = self._outside[0].config.vision_config.spatial_merge_size
+                merge = read_merge_size(self._outside[0])
                 sizes = image_grid_thw.new_tensor(grids) * merge
                 image_grid_thw = torch.cat([image_grid_thw[:, :1], sizes], 1)
         return original(
@@ -237,6 +296,11 @@ class VisualParts(nn.Module, QueryAdapter):
     def _encode_inputs(self, base: nn.Module, args: Args, kwargs: Kwargs) -> HookResult:
         """Encodes images, as `generate` does on its own, checks their count, adds what EmbQ reads."""
         encoder = cast(ImageEncoder, base)  # all families' are: `insert_parts` has wrapped these methods
+        if kwargs.get("pixel_values_videos") is not None and not hasattr(base, "get_video_features"):
+            raise UsageError(
+                f"{type(base).__name__} encodes videos as images, whose placeholders are compressed; give "
+                "the frames as images, or detach the compressor"
+            )
         kwargs = encode_pixels(encoder, bind_arguments(base.forward, args, kwargs))
         ids = kwargs.get("input_ids")
         image = (kwargs.get("mm_encoder_outputs") or {}).get("image")
@@ -250,7 +314,7 @@ class VisualParts(nn.Module, QueryAdapter):
                     "tokens; give input_ids to a model with a query module"
                 )
             return (), kwargs
-        is_image = ids == self.image_token_id
+        is_image, _ = split_placeholders(ids, base.config, kwargs.get("mm_token_type_ids"))
         check_placeholders(is_image, image is not None)
         if image is None:
             return (), kwargs
@@ -291,14 +355,6 @@ class VisualParts(nn.Module, QueryAdapter):
         return (), kwargs
 
 
-def find_blocks(tower: nn.Module, count: int) -> nn.ModuleList:
-    """A tower's `count` blocks: the first list of so many modules in it."""
-    blocks = find_module_list(tower, count)
-    if blocks is None:
-        raise TypeError(f"{type(tower).__name__} has no ModuleList of its {count} blocks")
-    return blocks
-
-
 class RawInstead:
     """While images are encoded, patch features instead of the model's own reduction; with a compressor's
     levels beside them in the channels."""
@@ -314,9 +370,27 @@ class RawInstead:
             return original(features, *args, **kwargs)
         levels = []
         base, _ = parts._outside
+        patch_features = features
+        if parts.family.features is not None:
+            patch_features = parts._raw[0]
+            levels.append(patch_features)
         # at the projector; what comes before it, a method of the base, would have them a second time
         if self.owner is not base:
-            patches = features.shape[-2]
+            patches = patch_features.shape[-2]
             for index in parts._levels.values():
-                levels.append(parts._raw[index][..., -patches:, :])  # CLS comes first
-        return self.raw(self.owner, features, *levels)
+                level = parts._raw[index][..., -patches:, :]  # CLS comes first
+                levels.append(level.reshape(*patch_features.shape[:-1], -1))
+        raw: Any = self.raw(self.owner, features, *levels)
+        if parts.family.keeps_raw:
+            parts._kept = raw
+            return original(features, *args, **kwargs)
+        return raw
+
+
+class RawLevel(RawInstead):
+    """The same at a merger of DeepStack, which later levels come after."""
+
+    def __call__(self, original: Callable[..., Any], features: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if self.parts._raw is None:
+            return original(features, *args, **kwargs)
+        return self.raw(self.owner, features)

@@ -10,15 +10,23 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_utils import select_best_resolution
+from transformers.models.glm4v.image_processing_glm4v import smart_resize as smart_resize_frames
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from transformers.processing_utils import MultiModalData
 
 from compressors.base import Compressor
 from compressors.errors import UsageError
 from llm_adapters.conversation import QUERY, QUESTION
+from llm_adapters.reuse.wrapping import bind_arguments
 
 # where processors keep how many placeholders an image has; each family has one or two of these
-COUNT_ATTRIBUTES = ("image_seq_length", "image_seq_len", "num_additional_image_tokens", "full_image_sequence")
+COUNT_ATTRIBUTES = (
+    "image_seq_length",
+    "image_seq_len",
+    "num_image_tokens",
+    "num_additional_image_tokens",
+    "full_image_sequence",
+)
 
 
 @dataclass
@@ -32,6 +40,8 @@ class AttachedState:
     compressor: Compressor
     num_queries: int
     pair: str
+    grid: tuple[int, int] | None
+    own_rate: int
 
 
 if TYPE_CHECKING:
@@ -47,15 +57,18 @@ class AttachedProcessor(ProcessorBase):
     attached: AttachedState
     tokenizer: PreTrainedTokenizerBase
     kind: ClassVar[str] = "fixed"
+    sets_counts: ClassVar[bool] = True  # as attributes; others ask the compressor
 
     def __reduce__(self) -> tuple[Any, ...]:
         # the class was made at run time: a pickle cannot name it
         return _rebuild_processor, (self.attached.plain, self.kind, dict(vars(self)))
 
-    def __call__(self, images: Any = None, text: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if self.attached.num_queries and text:
-            text = self._repeat_markers(text)
-        return super().__call__(images, text, *args, **kwargs)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        plain: Any = super().__call__
+        arguments = bind_arguments(plain, args, kwargs)  # some take the text first
+        if self.attached.num_queries and arguments.get("text"):
+            arguments["text"] = self._repeat_markers(arguments["text"])
+        return plain(**arguments)
 
     def _repeat_markers(self, text: str | list[str]) -> str | list[str]:
         """A text or several, with a `<query>` for each query token."""
@@ -76,17 +89,16 @@ class TiledProcessor(AttachedProcessor):
     """LLaVA-NeXT's: a thumbnail, and tiles that are one picture with a newline after each row of tokens."""
 
     kind = "tiles"
-    patch_size: int
+    sets_counts = False
     image_processor: Any
     vision_feature_select_strategy: str
     _get_unpadded_features: Any
 
     def _get_number_of_features(self, orig_height: int, orig_width: int, height: int, width: int) -> int:
-        patch_height = height // self.patch_size
-        patch_width = width // self.patch_size
+        assert self.attached.grid is not None  # of a crop: all have one
         compressor = self.attached.compressor
-        grid = compressor.out_grid(patch_height, patch_width)
-        thumbnail = compressor.num_tokens(patch_height, patch_width)
+        grid = compressor.out_grid(*self.attached.grid)
+        thumbnail = compressor.num_tokens(*self.attached.grid)
         pinpoints = self.image_processor.image_grid_pinpoints
         best_height, best_width = select_best_resolution((orig_height, orig_width), pinpoints)
         tile_rows = best_height // height
@@ -101,10 +113,84 @@ class TiledProcessor(AttachedProcessor):
         return thumbnail + tiles + cls_token
 
 
+class NewlineTiledProcessor(TiledProcessor):
+    """LLaVA-OneVision's: the same, but of several images each is one crop, whose count is an attribute."""
+
+    kind = "newline_tiles"
+    sets_counts = True
+
+
+class RunsProcessor(AttachedProcessor):
+    """Aya Vision's and its like: in a text that the class makes, each run of as many placeholders as a crop
+    has is one of as many as the compressor makes."""
+
+    kind = "runs"
+    sets_counts = False
+    image_token_id: int
+
+    def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
+        plain: Any = super()
+        text = plain.replace_image_token(image_inputs, image_idx, **kwargs)
+        token = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
+        before, after = self._count_crop_tokens()
+        # no token of these texts is another's beginning, so that runs are found from the left
+        return text.replace(token * before, token * after)
+
+    def _count_crop_tokens(self) -> tuple[int, int]:
+        """Of a crop, without the compressor and with it."""
+        assert self.attached.grid is not None  # all crops have one
+        height, width = self.attached.grid
+        before = (height // self.attached.own_rate) * (width // self.attached.own_rate)
+        return before, self.attached.compressor.num_tokens(height, width)
+
+    def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
+        plain: Any = super()
+        data = plain._get_num_multimodal_tokens(image_sizes=image_sizes, **kwargs)
+        if image_sizes is not None:
+            before, after = self._count_crop_tokens()
+            counts = []
+            for count, crops in zip(data.num_image_tokens, data.num_image_patches):
+                counts.append(count + crops * (after - before))
+            data.num_image_tokens = counts
+        return data
+
+
+class SizedProcessor(AttachedProcessor):
+    """Pixtral's and LightOn OCR's: an image has the patch grid of its size, perhaps with a token after each
+    row of tokens and another at the end of the image."""
+
+    kind = "sizes"
+    sets_counts = False
+    image_token: str
+    image_break_token: str
+    image_end_token: str
+    patch_size: int
+
+    def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
+        height, width = image_inputs["image_sizes"][image_idx]
+        plain: Any = super()
+        own_text = plain.replace_image_token(image_inputs, image_idx, **kwargs)
+        has_end = own_text.endswith(self.image_end_token)
+        return self._write_image(int(height), int(width), has_end)
+
+    def _write_image(self, height: int, width: int, has_end: bool) -> str:
+        """The placeholders of an image of so many pixels; `has_end`: with the tokens of rows and end."""
+        compressor = self.attached.compressor
+        patches = height // self.patch_size, width // self.patch_size
+        if not has_end:
+            return self.image_token * compressor.num_tokens(*patches)
+        grid = compressor.out_grid(*patches)
+        if grid is None:  # as one row
+            return self.image_token * compressor.num_tokens(*patches) + self.image_end_token
+        row = self.image_token * grid[1]
+        return self.image_break_token.join([row] * grid[0]) + self.image_end_token
+
+
 class GridProcessor(AttachedProcessor):
     """Qwen-VL's: an image has the patch grid that its size gives."""
 
     kind = "grid"
+    sets_counts = False
     image_processor: Any
     image_token: str
 
@@ -128,18 +214,29 @@ class GridProcessor(AttachedProcessor):
         least = self.image_processor.size["shortest_edge"]
         most = self.image_processor.size["longest_edge"]
         data.num_image_tokens = []
-        for image_height, image_width in image_sizes:
-            height, width = smart_resize(image_height, image_width, factor, least, most)
+        for size in image_sizes:
+            height, width = self._resize(size, factor, least, most)
             count = self.attached.compressor.num_tokens(height // patch, width // patch)
             data.num_image_tokens.append(count)
         return data
 
+    def _resize(self, size: tuple[int, int], factor: int, least: int, most: int) -> tuple[int, int]:
+        """(height, width) in pixels -> the same as the image processor makes them."""
+        if type(self.image_processor).__name__.startswith("Glm"):  # counts frames, too
+            frames = self.image_processor.temporal_patch_size
+            return smart_resize_frames(frames, *size, frames, factor, least, most)
+        return smart_resize(*size, factor, least, most)
 
-PROCESSORS_BY_KIND: dict[str, type[AttachedProcessor]] = {
-    "fixed": AttachedProcessor,
-    "tiles": TiledProcessor,
-    "grid": GridProcessor,
-}
+
+KINDS = (
+    AttachedProcessor,
+    TiledProcessor,
+    NewlineTiledProcessor,
+    RunsProcessor,
+    SizedProcessor,
+    GridProcessor,
+)
+PROCESSORS_BY_KIND: dict[str, type[AttachedProcessor]] = {processor.kind: processor for processor in KINDS}
 
 
 def _make_class(plain: type, kind: str) -> type:
@@ -162,8 +259,10 @@ def attach_processor(
     grid: tuple[int, int] | None,
     num_queries: int,
     pair: str,
+    own_rate: int,
 ) -> None:
-    """Counts follow `compressor`; `grid` is the patch grid where all images have one."""
+    """Counts follow `compressor`; `grid` is the patch grid where all images, or crops, have one, `own_rate`
+    by how much, by side, the model's own reduction makes it smaller."""
     attached_processor = cast(AttachedProcessor, processor)  # which it is at the end
     attached = AttachedState(
         plain=type(processor),
@@ -172,8 +271,10 @@ def attach_processor(
         compressor=copy.deepcopy(compressor).to("meta"),
         num_queries=num_queries,
         pair=pair,
+        grid=grid,
+        own_rate=own_rate,
     )
-    if kind == "fixed":
+    if PROCESSORS_BY_KIND[kind].sets_counts:
         _set_counts(processor, compressor, grid)
     if num_queries:
         tokenizer = copy.deepcopy(attached.tokenizer)
@@ -184,7 +285,7 @@ def attach_processor(
 
 
 def _set_counts(processor: ProcessorMixin, compressor: Compressor, grid: tuple[int, int] | None) -> None:
-    """The attributes that a processor of the kind "fixed" counts by; others ask the compressor."""
+    """The attributes that a processor counts by."""
     assert grid is not None  # all images of such a family have one
     vars(processor).update(compute_counts(processor, compressor.num_tokens(*grid), grid))
 
@@ -201,7 +302,7 @@ def update_counts(processor: ProcessorMixin, compressor: Compressor, grid: tuple
     """Counts follow `compressor` from now on."""
     attached_processor = _require_attached(processor, "pick")
     attached_processor.attached = replace(attached_processor.attached, compressor=compressor)
-    if attached_processor.kind == "fixed":
+    if attached_processor.sets_counts:
         _set_counts(processor, compressor, grid)
 
 

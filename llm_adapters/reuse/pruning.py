@@ -1,4 +1,5 @@
-"""In-LLM pruners in a multimodal model of transformers, as it is or with a compressor attached.
+"""In-LLM pruners in a multimodal model of transformers, as it is or with a compressor attached: any model
+that merges visual tokens into the sequence of a language model with attention in every layer.
 
     reuse.prune(model, "fastv", ratio=0.5)
     model.generate(**inputs)
@@ -28,7 +29,7 @@ from llm_adapters.pruning.calibration import calibrate_recipe, list_batches
 from llm_adapters.pruning.fitprune import FitPrune
 from llm_adapters.pruning.prompt import make_prompt
 from llm_adapters.pruning.run import PrunedPass
-from llm_adapters.reuse.families import find_family
+from llm_adapters.reuse.language_models import find_language_model
 from llm_adapters.reuse.parts import PARTS_ATTRIBUTE
 from llm_adapters.reuse.wrapping import (
     Args,
@@ -38,6 +39,7 @@ from llm_adapters.reuse.wrapping import (
     bind_arguments,
     check_placeholders,
     encode_pixels,
+    split_placeholders,
 )
 
 PRUNING_ATTRIBUTE = "slothkit_pruning"  # the attribute of the model that holds its `ModelPruning`
@@ -45,6 +47,9 @@ PROMPT_KEY = "slothkit_asked"  # from the model's forward to its language model'
 # Whose `generate` runs, and the tokens of its prompt: without a cache, and where tokens are guessed, others
 # come behind them. A thread has its own, so that one model may serve several.
 RUNNING_PROMPT: ContextVar[tuple["ModelPruning", int] | None] = ContextVar("slothkit_prompted", default=None)
+
+# The pass that the language model runs, for what it does between its layers: DeepStack.
+RUNNING_PASS: ContextVar[PrunedPass | None] = ContextVar("slothkit_pass", default=None)
 
 
 def prune(
@@ -64,10 +69,10 @@ def prune(
     unwrap_peft: Any = getattr(model, "get_base_model", None)
     if unwrap_peft is not None:
         model = unwrap_peft()
-    family = find_family(model)
+    language_model = find_language_model(model)
     depth = llm_sizes(model.config)["llm_layers"]
     batches = list_batches(calibrate_on)
-    pruning = getattr(model, PRUNING_ATTRIBUTE, None) or ModelPruning(model, family.language_model)
+    pruning = getattr(model, PRUNING_ATTRIBUTE, None) or ModelPruning(model, language_model)
     pruner = None
     if name is not None:
         pruner = registry.create(name, llm_layers=depth, **knobs)
@@ -93,10 +98,10 @@ class PromptTokens:
 class ModelPruning(PruningAdapter):
     """The pruner of one model and its hooks."""
 
-    def __init__(self, model: PreTrainedModel, path: str):
+    def __init__(self, model: PreTrainedModel, language_model: Any):
         self.model = model
         self.base: Any = model.base_model  # Any: what a family has is not in transformers' base class
-        self.language_model = getattr(self.base, path)
+        self.language_model = language_model
         self.wrapping = Wrapping()
 
     def replace_pruner(self, pruner: Pruner | None) -> None:
@@ -112,6 +117,8 @@ class ModelPruning(PruningAdapter):
             hooks.append(base.register_forward_pre_hook(self._note_prompt, with_kwargs=True))
             hooks.append(llm.register_forward_pre_hook(self._start_llm_pruning, with_kwargs=True))
             hooks.append(llm.register_forward_hook(self._record_passed, with_kwargs=True))
+            if hasattr(llm, "_deepstack_process"):
+                wrapping.wrap_method(llm, "_deepstack_process", self._add_deepstack)
             setattr(self.model, PRUNING_ATTRIBUTE, self)
         elif pruner is None and wrapping.handles:
             wrapping.unwrap_all()
@@ -156,9 +163,8 @@ class ModelPruning(PruningAdapter):
                     "pruning: give input_ids; with inputs_embeds a pruner cannot tell visual tokens from text"
                 )
             return (), kwargs
-        is_image = ids == getattr(self.model.config, "image_token_id", -1)
         # where a family's videos have no placeholders of their own, their frames are images
-        is_video = ids == getattr(self.model.config, "video_token_id", -1)
+        is_image, is_video = split_placeholders(ids, self.model.config, kwargs.get("mm_token_type_ids"))
         check_placeholders(is_image, has_images)
         if has_images or has_videos:
             mask = kwargs.get("attention_mask")
@@ -195,10 +201,29 @@ class ModelPruning(PruningAdapter):
                 tokens.is_visual, tokens.is_text, length, tokens.attention_mask, None, embeds
             )
         run, cache = self.start_pruning(prompt, embeds.shape[1], cache, kwargs.get("use_cache"))
+        RUNNING_PASS.set(run)
         if run is not None:
             kwargs.pop("past_key_values", None)
             kwargs |= {PRUNING_CONTEXT: run, CACHE: cache}
         return (), kwargs
+
+    def _add_deepstack(
+        self,
+        original: Callable[..., Tensor],
+        hidden: Tensor,
+        visual_pos_masks: Tensor,
+        visual_embeds: Tensor,
+    ) -> Tensor:
+        """DeepStack's features (visual tokens, D) added to the hidden states (B, K, D) of the visual tokens
+        that are left; one that others were merged into gets its own."""
+        run = RUNNING_PASS.get()
+        if run is None or hidden.shape[1] == visual_pos_masks.shape[1]:
+            return original(hidden, visual_pos_masks, visual_embeds)
+        cut = run.state.last_cut(run.pruner.llm_layers)
+        assert cut is not None  # hidden states are narrow
+        wide = hidden.new_zeros(*visual_pos_masks.shape, hidden.shape[-1])
+        wide[visual_pos_masks] = visual_embeds.to(hidden)
+        return hidden + wide.gather(1, cut.index.unsqueeze(-1).expand_as(hidden))
 
     def _record_passed(
         self,

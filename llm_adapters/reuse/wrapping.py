@@ -14,6 +14,10 @@ from compressors.errors import UsageError
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 HookResult = tuple[Args, Kwargs]
+# what configurations call the id of the placeholder that visual tokens are put in the place of
+IMAGE_TOKEN_NAMES = ("image_token_id", "image_token_index")
+VIDEO_TOKEN_NAMES = ("video_token_id", "video_token_index")
+VIDEO_TYPE = 2  # in the `mm_token_type_ids` of processors
 
 
 class ImageEncoder(Protocol):
@@ -75,12 +79,14 @@ def encode_pixels(base: ImageEncoder, kwargs: Kwargs) -> Kwargs:
     own: `mm_encoder_outputs` in the place of `pixel_values`, and of `pixel_values_videos` beside them.
     Unchanged before transformers 5.18, whose models take no such argument."""
     takes_outputs = "mm_encoder_outputs" in inspect.signature(base.forward).parameters
-    if kwargs.get("pixel_values") is None or not takes_outputs:
+    videos = kwargs.get("pixel_values_videos")
+    has_own_videos = videos is not None and not hasattr(base, "get_video_features")
+    if kwargs.get("pixel_values") is None or not takes_outputs or has_own_videos:
         return kwargs
     outputs = dict(kwargs.get("mm_encoder_outputs") or {})
     outputs["image"] = call_with_known_names(base.get_image_features, kwargs)
     encoded = {**kwargs, "pixel_values": None}
-    if kwargs.get("pixel_values_videos") is not None:
+    if videos is not None:
         # the model takes both as they are, or neither
         outputs["video"] = call_with_known_names(base.get_video_features, kwargs)
         encoded["pixel_values_videos"] = None
@@ -105,6 +111,26 @@ def check_placeholders(is_image: Tensor, has_images: bool) -> None:
             f"the text has {int(is_image.sum())} image placeholders but no images came with it; "
             "give pixel_values, and generate without prefill_chunk_size"
         )
+
+
+def split_placeholders(ids: Tensor, config: Any, types: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Where ids (B, T) are placeholders of images and of videos. `types` (B, T), the processor's
+    `mm_token_type_ids`, tell them apart where both have one id."""
+    is_image = ids == read_token_id(config, IMAGE_TOKEN_NAMES)
+    is_video = ids == read_token_id(config, VIDEO_TOKEN_NAMES)
+    if types is not None and types.shape == ids.shape:
+        is_video = is_video | (is_image & (types == VIDEO_TYPE))
+        is_image = is_image & (types != VIDEO_TYPE)
+    return is_image, is_video
+
+
+def read_token_id(config: Any, names: tuple[str, ...]) -> int:
+    """The id by the first of these names that a configuration has; -1 for none."""
+    for name in names:
+        token_id: int | None = getattr(config, name, None)
+        if token_id is not None:
+            return token_id
+    return -1
 
 
 def bind_arguments(function: Callable[..., Any], args: Args, kwargs: Kwargs) -> Kwargs:

@@ -10,9 +10,9 @@ from factories import KNOBS
 from peft import LoraConfig, get_peft_model
 from reuse_families import (
     EMBQ,
-    GRID,
     SAP,
     answers,
+    assert_same,
     attached,
     family_params,
     inputs,
@@ -25,6 +25,7 @@ from reuse_families import (
     train_loss,
     two_rows,
 )
+from reuse_models import GRID, GRID_FAMILIES, TILE_FAMILIES
 from transformers import AutoConfig, AutoModel
 
 import compressors
@@ -35,9 +36,21 @@ from llm_adapters.reuse.wrapping import bind_arguments
 
 # what each model does itself; with that compressor nothing may change
 OWN = {
-    "llava": ("identity", {}),
-    "llava_next": ("identity", {}),
-    "paligemma": ("identity", {}),
+    **dict.fromkeys(
+        (
+            "llava",
+            "vipllava",
+            "llava_next",
+            "llava_next_video",
+            "llava_onevision",
+            "paligemma",
+            "janus",
+            "deepseek_vl",
+            "perception_lm",
+            "pixtral",
+        ),
+        ("identity", {}),
+    ),
     "gemma3": ("avg_pool", {"rate": 2}),
 }
 SHUFFLE = ("pixel_shuffle", {"rate": 2})
@@ -117,7 +130,7 @@ def test_every_compressor_in_every_family(family, name, shared):
     batch = inputs(processor, [(prompt(family), [picture(1)]), (prompt(family), [picture(2)])])
     found = (batch["input_ids"] == model.config.image_token_id).sum(1)
     each = model.slothkit.compressor.num_tokens(GRID, GRID)
-    if family != "llava_next":  # newlines
+    if family not in TILE_FAMILIES:  # newlines
         assert all(count and count % each == 0 for count in found.tolist())
     train_loss(model, batch).backward()
     for key, parameter in model.slothkit.compressor.named_parameters():
@@ -138,7 +151,7 @@ def test_images_of_every_shape(family, name):
         batch = inputs(processor, [(prompt(family), [picture(1, width, height)])])
         with torch.no_grad():
             assert model(**batch).logits.isfinite().all()
-        if family in ("llava_next", "qwen2_vl", "qwen2_5_vl"):
+        if family in (*TILE_FAMILIES, *GRID_FAMILIES):
             told = processor._get_num_multimodal_tokens(image_sizes=[(height, width)])["num_image_tokens"]
             assert told == [int((batch["input_ids"] == model.config.image_token_id).sum())]
 
@@ -340,7 +353,10 @@ def test_levels_of_the_tower(family):
     assert features.shape[-1] == 3 * dim
     output, first, last = features.split(dim, -1)
     assert not torch.equal(first, last)
-    if family.startswith("qwen"):  # in the order of the picture, whatever windows the tower works in
+    if family in (
+        "qwen2_vl",
+        "qwen2_5_vl",
+    ):  # in the order of the picture, whatever windows the tower works in
         torch.testing.assert_close(model.model.visual.merger.ln_q(last), output)
     with pytest.raises(UsageError, match="the tower has 3 blocks"):
         seen_by_compressor(family, (4,))
@@ -372,17 +388,17 @@ def test_pick_a_scale(family, tmp_path):
     loaded, again = reuse.load(tmp_path)
     assert torch.equal(inputs(again, rows)["input_ids"], batch["input_ids"])
     with torch.no_grad():
-        assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+        assert_same(family, loaded(**batch).logits, model(**batch).logits)
         reuse.pick(loaded, again, 1)
         reuse.pick(model, processor, 1)
         assert torch.equal(inputs(again, rows)["input_ids"], finest["input_ids"])
-        assert torch.equal(loaded(**finest).logits, model(**finest).logits)
+        assert_same(family, loaded(**finest).logits, model(**finest).logits)
     reuse.pick(model, processor, 2)
     reuse.detach(model, processor)
     assert processor.to_json_string() == settings and not hasattr(model.config, "slothkit")
     plain = inputs(processor, two_rows(family))
     with torch.no_grad():
-        assert torch.equal(model(**plain).logits, make_model(family)(**plain).logits)
+        assert_same(family, model(**plain).logits, make_model(family)(**plain).logits)
 
 
 def test_a_scale_that_is_not_there_is_refused():

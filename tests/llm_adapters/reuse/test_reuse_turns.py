@@ -2,6 +2,7 @@
 
 import pytest
 import reuse_families
+import reuse_models
 import torch
 from reuse_families import (
     PLACEHOLDER,
@@ -93,7 +94,7 @@ def test_images_with_embeddings_in_the_place_of_ids(family):
     if family == "llava":  # `generate` takes no embeddings for each of them
         with pytest.raises(UsageError, match="give input_ids to a model with a query module"):
             model.generate(**batch, max_new_tokens=2)
-    if family.startswith("qwen"):  # without ids it does not know the images' positions itself
+    if reuse.FAMILIES[family].rope:  # without ids it does not know the images' positions itself
         return
     model, processor = make_model(family), make_processor(family)
     reuse.attach(model, processor, **SAP)
@@ -183,9 +184,8 @@ def test_a_language_model_that_keeps_keyword_arguments_to_itself(monkeypatch):
         "num_attention_heads": 4,
         "vocab_size": 320,
     }
-    configs = reuse_families._configs()
-    configs["llava_next"]["text_config"] = sizes
-    monkeypatch.setattr(reuse_families, "_configs", lambda: configs)
+    settings = {**reuse_models.make_settings("llava_next"), "text_config": sizes}
+    monkeypatch.setattr(reuse_families, "make_settings", lambda _: settings)
     model, processor = attached("llava_next")
     batch = inputs(processor, two_rows("llava_next", marked=True))
     with pytest.raises(UsageError, match="FalconModel does not hand keyword arguments down"):

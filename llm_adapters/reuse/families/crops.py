@@ -1,0 +1,240 @@
+"""Families whose images, or crops of images, all have the tower's own size: LLaVA and its like."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from operator import attrgetter
+from typing import Any, Protocol
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from llm_adapters.reuse.families.family import ModelFamily, PatchGrid, read_patch_size
+
+# of the families that came with transformers 5.24's names; older versions were not tried
+TRIED = "5.24"
+
+
+class IdeficsConnector(Protocol):
+    """Idefics' reduction (pixel shuffle) and projector in one."""
+
+    modality_projection: nn.Module
+
+
+class GemmaProjector(Protocol):
+    """Gemma's reduction (average pooling) and projector in one: a norm and a matrix (C, D)."""
+
+    mm_soft_emb_norm: nn.Module
+    mm_input_projection_weight: Tensor
+
+
+class GatedProjector(Protocol):
+    """Cohere's reduction (pixel shuffle) and projector in one, whose first layer's second half is a gate."""
+
+    linear_1: nn.Module
+    act: nn.Module
+    linear_2: nn.Module
+
+
+class PooledProjector(Protocol):
+    """PerceptionLM's projector and reduction (average pooling, behind it) in one."""
+
+    linear_1: nn.Module
+    gelu: nn.Module
+    linear_2: nn.Module
+
+
+def pass_features(module: nn.Module, features: Tensor, *levels: Tensor) -> Tensor:  # noqa: ARG001
+    """Patch features (..., C) with a compressor's levels (..., C) beside them in the channels."""
+    return torch.cat([features, *levels], -1)
+
+
+def apply_projector(projector: nn.Module, tokens: Tensor) -> Tensor:
+    """A projector that is nothing else."""
+    return projector(tokens)
+
+
+def apply_modality_projection(connector: IdeficsConnector, tokens: Tensor) -> Tensor:
+    """What comes after the pixel shuffle in Idefics' connector."""
+    return connector.modality_projection(tokens)
+
+
+def apply_gemma_projection(projector: GemmaProjector, tokens: Tensor) -> Tensor:
+    """What comes after the pooling in Gemma's projector."""
+    return projector.mm_soft_emb_norm(tokens) @ projector.mm_input_projection_weight
+
+
+def read_gemma_width(projector: GemmaProjector) -> int:
+    """Rows of Gemma's projection matrix."""
+    return projector.mm_input_projection_weight.shape[0]
+
+
+def apply_gated_projection(projector: GatedProjector, tokens: Tensor) -> Tensor:
+    """What comes after the pixel shuffle in the projectors of Aya Vision, which has a norm, and Cohere 2."""
+    norm = getattr(projector, "layernorm", None)
+    if norm is not None:
+        tokens = norm(tokens)
+    values, gate = projector.linear_1(tokens).chunk(2, dim=-1)
+    return projector.linear_2(projector.act(gate) * values)
+
+
+def apply_pooled_projection(projector: PooledProjector, tokens: Tensor) -> Tensor:
+    """What comes before the pooling in PerceptionLM's projector."""
+    return projector.linear_2(projector.gelu(projector.linear_1(tokens)))
+
+
+def make_patch_maps(
+    base: PreTrainedModel,
+    entry: Tensor,
+    arguments: Mapping[str, Any],
+    index: int,  # noqa: ARG001
+) -> Tensor:
+    """(..., patches, C), perhaps with a CLS token before them -> (n, H, W, C)."""
+    return cut_patch_maps(entry, arguments, read_patch_size(base))
+
+
+def cut_patch_maps(entry: Tensor, arguments: Mapping[str, Any], patch_size: tuple[int, int]) -> Tensor:
+    """The same with the size of a patch in pixels."""
+    pixel_height, pixel_width = arguments["pixel_values"].shape[-2:]
+    height = pixel_height // patch_size[0]
+    width = pixel_width // patch_size[1]
+    # whole crops, counted from the end: a CLS token before them is left out
+    patches = entry.shape[-2] // (height * width) * height * width
+    first = entry.shape[-2] - patches
+    maps = entry[..., first:, :].flatten(0, -2)
+    return rearrange(maps, "(n h w) c -> n h w c", h=height, w=width)
+
+
+def make_timm_maps(
+    base: Any,
+    entry: Tensor,
+    arguments: Mapping[str, Any],
+    index: int,  # noqa: ARG001
+) -> Tensor:
+    """The same for a vision transformer of timm."""
+    return cut_patch_maps(entry, arguments, base.vision_tower.timm_model.patch_embed.patch_size)
+
+
+def flatten_crops(
+    base: PreTrainedModel,  # noqa: ARG001
+    tokens: Tensor,
+    arguments: Mapping[str, Any],  # noqa: ARG001
+    index: int,  # noqa: ARG001
+    grid: PatchGrid | None,  # noqa: ARG001
+) -> Tensor:
+    """(crops, N, D) -> (crops * N, D)."""
+    return tokens.flatten(0, 1)
+
+
+# A CLIP or SigLIP tower and two linear layers; no reduction of its own: only the projector is in the way.
+LLAVA = ModelFamily(
+    projector="multi_modal_projector",
+    width=attrgetter("linear_1.in_features"),
+    project=apply_projector,
+    raw={"multi_modal_projector": pass_features},
+    maps=make_patch_maps,
+    pack=flatten_crops,
+)
+
+# As LLaVA, of several hidden states of the tower.
+VIP_LLAVA = replace(LLAVA, since=TRIED)
+
+# The reduction is a pixel shuffle, a method of the model, before the projector.
+INTERNVL = ModelFamily(
+    projector="multi_modal_projector",
+    width=attrgetter("linear_1.in_features"),
+    project=apply_projector,
+    raw={
+        "multi_modal_projector": pass_features,
+        "pixel_shuffle": pass_features,
+    },
+    maps=make_patch_maps,
+    pack=flatten_crops,
+)
+
+# Idefics 3 and SmolVLM: the reduction, a pixel shuffle, is in the connector. An entry is a row of images.
+IDEFICS = ModelFamily(
+    projector="connector",
+    width=attrgetter("modality_projection.proj.in_features"),
+    project=apply_modality_projection,
+    raw={"connector": pass_features},
+    maps=make_patch_maps,
+    pack=flatten_crops,
+    language_model="text_model",
+    tower="vision_model",
+)
+
+# One linear layer and no reduction of its own.
+PALIGEMMA = ModelFamily(
+    projector="multi_modal_projector",
+    width=attrgetter("linear.in_features"),
+    project=apply_projector,
+    raw={"multi_modal_projector": pass_features},
+    maps=make_patch_maps,
+    pack=flatten_crops,
+    since="5.4",  # before, it scales by itself
+)
+
+# The reduction, average pooling, is in the projector, whose weights are a bare matrix.
+GEMMA3 = ModelFamily(
+    projector="multi_modal_projector",
+    width=read_gemma_width,
+    project=apply_gemma_projection,
+    raw={"multi_modal_projector": pass_features},
+    maps=make_patch_maps,
+    pack=flatten_crops,
+)
+
+# Aya Vision and Cohere 2 Vision: the reduction, a pixel shuffle, is in the projector.
+COHERE = ModelFamily(
+    projector="multi_modal_projector",
+    width=attrgetter("linear_1.in_features"),
+    project=apply_gated_projection,
+    raw={"multi_modal_projector": pass_features},
+    maps=make_patch_maps,
+    pack=flatten_crops,
+    processor="runs",
+    own_rate=attrgetter("config.downsample_factor"),
+    keeps_raw=True,
+    since=TRIED,
+)
+
+# Janus and DeepSeek-VL: a SigLIP-like tower and a perceptron, which are called otherwise.
+JANUS = ModelFamily(
+    projector="aligner",
+    width=attrgetter("fc1.in_features"),
+    project=apply_projector,
+    raw={"aligner": pass_features},
+    maps=make_patch_maps,
+    pack=flatten_crops,
+    tower="vision_model",
+    since=TRIED,
+)
+DEEPSEEK_VL = ModelFamily(
+    projector="aligner",
+    width=attrgetter("linear1.in_features"),
+    project=apply_projector,
+    raw={"aligner": pass_features},
+    maps=make_patch_maps,
+    pack=flatten_crops,
+    tower="vision_model",
+    since=TRIED,
+)
+
+# A tower of timm, whose configuration tells its sizes elsewhere; the reduction is behind the projector.
+PERCEPTION_LM = ModelFamily(
+    projector="multi_modal_projector",
+    width=attrgetter("linear_1.in_features"),
+    project=apply_pooled_projection,
+    raw={"multi_modal_projector": pass_features},
+    maps=make_timm_maps,
+    pack=flatten_crops,
+    processor="runs",
+    own_rate=attrgetter("config.projector_pooling_ratio"),
+    dim=attrgetter("vision_tower.timm_model.embed_dim"),
+    grid=attrgetter("vision_tower.timm_model.patch_embed.grid_size"),
+    patch_size=attrgetter("vision_tower.timm_model.patch_embed.patch_size"),
+    blocks=attrgetter("timm_model.blocks"),
+    since=TRIED,
+)

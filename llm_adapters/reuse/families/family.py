@@ -1,0 +1,137 @@
+"""What differs between the multimodal models that a compressor can be put into.
+
+    tower -> patch features -> [the model's own reduction] -> projector -> placeholders
+
+An entry tells where these parts are and how to get around the model's own reduction. The names of modules are
+those of the family's source in transformers, models/FAMILY/modeling_FAMILY.py. `base` is the model without
+its language modeling head.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from compressors.errors import UsageError
+from llm_adapters.adapter import find_module_list
+
+PatchGrid = tuple[int, int]
+# (module or base, patch features, *levels) -> what the model takes for the output of its own reduction
+RawFunction = Callable[..., object]
+
+
+def read_tower_dim(base: PreTrainedModel) -> int:
+    """Channels of the patch features: the tower's width."""
+    width = base.config.vision_config.hidden_size
+    layers = getattr(base.config, "vision_feature_layer", None)
+    if isinstance(layers, (list, tuple)):  # several hidden states, side by side in the channels
+        return width * len(layers)
+    return width
+
+
+def read_native_grid(base: PreTrainedModel) -> PatchGrid:
+    """Patch grid of an image at the tower's own size."""
+    vision = base.config.vision_config
+    height, width = make_pair(vision.image_size)
+    patch_height, patch_width = read_patch_size(base)
+    return height // patch_height, width // patch_width
+
+
+def read_patch_size(base: PreTrainedModel) -> tuple[int, int]:
+    """(height, width) of a patch in pixels."""
+    return make_pair(base.config.vision_config.patch_size)
+
+
+def find_tower_blocks(tower: Any) -> Sequence[nn.Module]:
+    """A tower's blocks: the first list of as many modules as its configuration says. UsageError for a tower
+    without."""
+    config = tower.config
+    count = getattr(config, "num_hidden_layers", None) or getattr(config, "depth", None)
+    blocks = find_module_list(tower, count) if count else None
+    if blocks is None:
+        raise UsageError(
+            f"levels: {type(tower).__name__} has no list of blocks; choose a compressor that reads "
+            "the tower's output alone"
+        )
+    return list(blocks)
+
+
+def read_merge_size(base: PreTrainedModel) -> int:
+    """Patches, by side, that the sides of images are a multiple of where these have grids of their own."""
+    config = base.config
+    for part in (config.vision_config, config):
+        merge: int | None = getattr(part, "spatial_merge_size", None)
+        if merge:
+            return merge
+    return 1
+
+
+def keep_size(base: PreTrainedModel) -> int:  # noqa: ARG001
+    """The rate of a model without a reduction of its own."""
+    return 1
+
+
+def make_pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) of a size that may be one number."""
+    if isinstance(size, int):
+        return size, size
+    height, width = size
+    return height, width
+
+
+@dataclass(frozen=True)
+class DeepStack:
+    """`mergers` is the path of their list, `raw` and `project` are as a family's, for one of them."""
+
+    mergers: str
+    raw: RawFunction
+    project: Callable[[Any, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class ModelFamily:
+    """Paths are below `base`. `maps` and `pack` get `base`, an entry of `pooler_output` or its tokens, the
+    arguments of `get_image_features` and the entry's index; an entry is an image or, with Idefics, a row.
+
+    projector, language_model, tower   paths
+    width          the channels C' that the model's own projector takes, after its reduction
+    project        that projector on tokens (n, N, C')
+    raw            path of a module or method -> what stands in for it while images are encoded, so that the
+                   patch features come through; the module or `base` is its first argument
+    maps, pack     entry -> patch maps (n, H, W, C); tokens (n, N, D) and their grid -> entry (T, D)
+    features       path of the module whose output the patch features are, where the modules of `raw` get them
+                   reduced already; it is then among their arguments, behind what they get
+    keeps_raw      the model reshapes what the projector makes, so that raw features do not come through: they
+                   are kept aside, (n, patches, C), beside the projector's own output
+    deepstack      features of earlier blocks that are added to visual tokens in the LLM's first layers
+    processor      how placeholders are counted, in processors.py
+    own_rate       patches that become one token, by side, in the model's own reduction
+    dim, grid, patch_size, blocks      of the tower: channels of the patch features, the patch grid of an
+                   image of its own size, pixels of a patch, its blocks
+    whole_images   `pack` mixes the crops of an image
+    rope           positions follow the grid
+    since          the oldest transformers in which it can be done
+    """
+
+    projector: str
+    width: Callable[[Any], int]
+    project: Callable[[Any, Tensor], Tensor]
+    raw: Mapping[str, RawFunction]
+    maps: Callable[..., Tensor]
+    pack: Callable[..., Tensor]
+    language_model: str = "language_model"
+    tower: str = "vision_tower"
+    features: str | None = None
+    keeps_raw: bool = False
+    deepstack: DeepStack | None = None
+    processor: Literal["fixed", "runs", "tiles", "newline_tiles", "grid", "sizes"] = "fixed"
+    own_rate: Callable[[Any], int] = keep_size
+    dim: Callable[[Any], int] = read_tower_dim
+    grid: Callable[[Any], PatchGrid] = read_native_grid
+    patch_size: Callable[[Any], tuple[int, int]] = read_patch_size
+    blocks: Callable[[Any], Sequence[nn.Module]] = find_tower_blocks
+    whole_images: bool = False
+    rope: bool = False
+    since: str = "5.0"

@@ -1,0 +1,84 @@
+"""Families with a Pixtral tower: images of their own sizes in one sequence of patches."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from operator import attrgetter
+from typing import Any, Protocol
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from llm_adapters.reuse.families.crops import TRIED, apply_projector, flatten_crops, pass_features
+from llm_adapters.reuse.families.family import ModelFamily, read_patch_size
+
+
+class PatchMerger(Protocol):
+    """A linear layer over windows of m x m patches, whose channels come before the places in a window."""
+
+    spatial_merge_size: int
+    merging_layer: nn.Linear
+
+
+class MistralProjector(Protocol):
+    """Mistral 3's reduction (a patch merger behind a norm) and projector in one."""
+
+    norm: nn.Module
+    patch_merger: PatchMerger
+    linear_1: nn.Module
+    act: nn.Module
+    linear_2: nn.Module
+
+
+def group_patches(projector: MistralProjector, features: Tensor, *levels: Tensor) -> Tensor:
+    """(patches, C) of all images -> (windows, m * m * C): the model splits them by images' counts of windows.
+    A row holds patches that follow one another, which are no window."""
+    window = projector.patch_merger.spatial_merge_size**2
+    channels = torch.cat([projector.norm(features), *levels], -1)
+    return rearrange(channels, "(n m) c -> n (m c)", m=window)
+
+
+def apply_patch_merger(projector: MistralProjector, tokens: Tensor) -> Tensor:
+    """What comes after the norm in the projector, on windows (n, N, m * m * C)."""
+    merge = projector.patch_merger.spatial_merge_size
+    windows = rearrange(tokens, "n t (i j c) -> n t (c i j)", i=merge, j=merge)
+    merged = projector.patch_merger.merging_layer(windows)
+    return projector.linear_2(projector.act(projector.linear_1(merged)))
+
+
+def make_sized_maps(base: PreTrainedModel, entry: Tensor, arguments: Mapping[str, Any], index: int) -> Tensor:
+    """The patches of an image, in rows of (..., k * C), -> (1, H, W, C)."""
+    pixel_height, pixel_width = arguments["image_sizes"][index]
+    patch_height, patch_width = read_patch_size(base)
+    height = int(pixel_height) // patch_height
+    width = int(pixel_width) // patch_width
+    return entry.reshape(1, height, width, -1)
+
+
+# LLaVA with a Pixtral tower: no reduction of its own.
+PIXTRAL = ModelFamily(
+    projector="multi_modal_projector",
+    width=attrgetter("linear_1.in_features"),
+    project=apply_projector,
+    raw={"multi_modal_projector": pass_features},
+    maps=make_sized_maps,
+    pack=flatten_crops,
+    processor="sizes",
+    since=TRIED,
+)
+
+# The reduction is in the projector.
+MISTRAL3 = ModelFamily(
+    projector="multi_modal_projector",
+    width=attrgetter("patch_merger.merging_layer.in_features"),
+    project=apply_patch_merger,
+    raw={"multi_modal_projector": group_patches},
+    maps=make_sized_maps,
+    pack=flatten_crops,
+    processor="sizes",
+    since=TRIED,
+)
+LIGHTON_OCR = replace(
+    MISTRAL3, projector="vision_projection", raw={"vision_projection": group_patches}, tower="vision_encoder"
+)

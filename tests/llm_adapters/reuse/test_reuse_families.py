@@ -1,0 +1,128 @@
+"""Families: what is particular to some, and how packages offer more."""
+
+import dataclasses
+
+import pytest
+import torch
+from outside import offer_parts
+from reuse_families import (
+    SAP,
+    family_params,
+    inputs,
+    make_model,
+    make_processor,
+    picture,
+    prompt,
+    train_loss,
+    two_rows,
+)
+
+from compressors.errors import UsageError
+from llm_adapters import reuse
+from llm_adapters.reuse import families
+
+OUTSIDE = dataclasses.replace(reuse.FAMILIES["llava"], since="5.0")  # what the entry point below names
+over_deepstack_families = pytest.mark.parametrize("family", family_params("qwen3_vl", "qwen3_vl_moe"))
+
+
+def test_a_package_offers_a_family(monkeypatch):
+    model, processor = make_model("llava"), make_processor("llava")
+    monkeypatch.setattr(type(model.config), "model_type", "llava_of_mine")
+    with pytest.raises(
+        UsageError, match="model of type 'llava_of_mine': a compressor can be put into llava,"
+    ):
+        reuse.attach(model, processor, **SAP)
+    offer_parts(monkeypatch, families.GROUP, ("llava_of_mine", f"{__name__}:OUTSIDE"))
+    assert families.list_families()[-1] == "llava_of_mine"
+    reuse.attach(model, processor, **SAP)
+    assert train_loss(model, inputs(processor, two_rows("llava"))).isfinite()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [("torch.nn:Linear", "it is a type; offer a"), ("torch.nn:Lineal", "does not load: .*Lineal")],
+)
+def test_an_offer_that_is_no_family_is_refused(monkeypatch, value, message):
+    model, processor = make_model("llava"), make_processor("llava")
+    monkeypatch.setattr(type(model.config), "model_type", "mine")
+    offer_parts(monkeypatch, families.GROUP, ("mine", value))
+    with pytest.raises(UsageError, match=f"family 'mine' .*{message}") as caught:
+        reuse.attach(model, processor, **SAP)
+    assert "\n" not in str(caught.value) and not hasattr(model, "slothkit")
+
+
+@over_deepstack_families
+@pytest.mark.parametrize("name", ["avg_pool", "sap"])
+def test_deepstack_features_are_compressed_as_the_tokens_are(family, name):
+    """A token of each level for each visual token, at its place, through projectors of their own."""
+    model, processor = make_model(family), make_processor(family)
+    reuse.attach(model, processor, name, rate=3, grid_policy="ceil")
+    batch, levels = inputs(processor, two_rows(family)), []
+
+    def keep(hidden, masks, embeds):
+        levels.append((masks, embeds))
+        return add(hidden, masks, embeds)
+
+    add = model.model.language_model._deepstack_process
+    model.model.language_model._deepstack_process = keep
+    train_loss(model, batch).backward()
+    is_image = batch["input_ids"] == model.config.image_token_id
+    assert len(levels) == len(model.slothkit.level_projectors) == 2
+    for masks, embeds in levels:
+        assert torch.equal(masks, is_image) and len(embeds) == is_image.sum()
+    assert not torch.allclose(levels[0][1], levels[1][1])
+    assert all(p.grad.abs().sum() > 0 for p in model.slothkit.level_projectors.parameters())
+    parts = reuse.name_trained_parts(model)
+    assert "slothkit.level_projectors.0" in parts and "slothkit.level_projectors.1" in parts
+
+
+@over_deepstack_families
+def test_deepstack_goes_through_the_models_own_mergers_where_widths_agree(family):
+    """As the model does it: a compressor of the same windows changes no level."""
+    model, processor = make_model(family), make_processor(family)
+    batch = inputs(processor, two_rows(family))
+    arguments = {"pixel_values": batch["pixel_values"], "image_grid_thw": batch["image_grid_thw"]}
+    with torch.no_grad():
+        before = model.model.get_image_features(**arguments, return_dict=True).deepstack_features
+        reuse.attach(model, processor, "pixel_shuffle", rate=2)
+        after = model.model.get_image_features(**arguments, return_dict=True).deepstack_features
+    assert model.slothkit.level_projectors is None
+    for level_before, level_after in zip(before, after, strict=True):
+        for entry_before, entry_after in zip(level_before, level_after, strict=True):
+            torch.testing.assert_close(entry_after, entry_before)
+
+
+@pytest.mark.parametrize("family", family_params("pixtral", "mistral3"))
+def test_rows_of_ragged_images_end_in_breaks(family):
+    """A row of tokens, then its break; the last one's is the image's end."""
+    model, processor = make_model(family), make_processor(family)
+    reuse.attach(model, processor, "avg_pool", rate=2)
+    ids = inputs(processor, [(prompt(family), [picture(1, 40, 24)])])["input_ids"][0].tolist()
+    image, row_end, image_end = processor.tokenizer.convert_tokens_to_ids(["<image>", "<break>", "<end>"])
+    row = [image] * 5
+    start = ids.index(image)
+    assert ids[start : start + 18] == row + [row_end] + row + [row_end] + row + [image_end]
+    reuse.detach(model, processor)
+    reuse.attach(model, processor, "resampler", num_queries=4)
+    ids = inputs(processor, [(prompt(family), [picture(1, 40, 24)])])["input_ids"][0].tolist()
+    start = ids.index(image)
+    assert ids[start : start + 5] == [image] * 4 + [image_end] and row_end not in ids
+
+
+@pytest.mark.parametrize("family", family_params("llava_onevision"))
+def test_several_images_in_a_row_are_one_crop_each(family):
+    model, processor = make_model(family), make_processor(family)
+    reuse.attach(model, processor, "avg_pool", rate=2)
+    batch = inputs(processor, [(prompt(family, images=2), [picture(1), picture(2, 40, 24)])])
+    count = int((batch["input_ids"] == model.config.image_token_id).sum())
+    assert count == 2 * (9 + 1)  # a newline each
+    assert train_loss(model, batch).isfinite()
+
+
+@pytest.mark.parametrize("family", family_params("perception_lm"))
+def test_videos_that_are_encoded_as_images_are_refused(family):
+    model, processor = make_model(family), make_processor(family)
+    reuse.attach(model, processor, **SAP)
+    batch = inputs(processor, two_rows(family))
+    with pytest.raises(UsageError, match="encodes videos as images"):
+        model(**batch, pixel_values_videos=batch["pixel_values"])
