@@ -29,11 +29,7 @@ class FastV(Pruner):
         average: float | None = None,
         positions: Positions = "keep",
     ):
-        schedule.check_shares(ratio=ratio, average=average)
-        layers = schedule.scale_layers(llm_layers, (2,))
-        if layer is not None:
-            layers = (layer,)
-        shares = schedule.find_shares(llm_layers, layers, ratio, average)
+        layers, shares = schedule.plan_one_drop(llm_layers, layer, 2, ratio, average)
         super().__init__(llm_layers, layers, shares, positions)
 
     def select_raters(self, prompt: Prompt) -> Tensor:
