@@ -10,7 +10,7 @@ KV cache, whose layers behind k hold fewer tokens than the first; masks are narr
 """
 
 import inspect
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
@@ -30,6 +30,7 @@ from llm_adapters.pruning.base import Prompt, Pruner, registry
 from llm_adapters.pruning.cuts import Cut, PrefillState
 from llm_adapters.pruning.prompt import make_prompt
 from llm_adapters.pruning.run import PrunedPass
+from llm_adapters.pruning.unrotated import catch_unrotated
 
 PRUNING_STATE = "slothkit_pruning"  # attribute of a KV cache
 
@@ -81,6 +82,9 @@ class PruningAdapter:
         for number, module in scored.items():
             module.pruning_layer = number
             enable_scoring(module)
+            if not pruner.rotary:
+                hook = cast(nn.Module, module).register_forward_pre_hook
+                layers[number].pruning_handles.append(hook(self._score_unrotated, with_kwargs=True))
 
     def describe_prompt(
         self,
@@ -158,6 +162,16 @@ class PruningAdapter:
         if is_prefill:
             self._narrow_positions(run, cut, arguments)
         return (hidden,), arguments
+
+    def _score_unrotated(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The pre-hook of a scoring layer's attention, for a pruner whose attention has no positions."""
+        run: PrunedPass | None = kwargs.get(PRUNING_CONTEXT)
+        layer = module.pruning_layer + 1
+        if run is None or not run.is_undecided(layer):
+            return
+        reached = catch_unrotated(module, args, kwargs)
+        if reached is not None:  # without it the pruner is told so where it is asked
+            run.compute_scores(layer, reached.query, reached.key, reached.mask, reached.arguments)
 
     def _narrow_positions(self, run: PrunedPass, cut: Cut, arguments: dict[str, Any]) -> None:
         """What belongs to positions in a layer's arguments, for the tokens that are left."""

@@ -110,11 +110,13 @@ class Pruner:
     positions  keep: tokens keep their position ids; renumber: those left are consecutive
     needs      what it reads of its layers beside hidden states: only that is computed
     heads      mean or max: how attention heads are joined
+    rotary     whether attention is that of the LLM, or what it would be without rotary position embeddings
     samples    prompts of the training data that it still has to be calibrated on
     """
 
     needs: tuple[Need, ...] = ("attention",)
     heads: Literal["mean", "max"] = "mean"
+    rotary: bool = True
     samples: int = 0
     registered_name: str  # set where it is registered
 

@@ -88,8 +88,13 @@ class PrunedPass:
             return
         if "keys" in self.pruner.needs:
             self.keys[layer] = key
-        if "attention" not in self.pruner.needs:
-            return
+        if "attention" in self.pruner.needs and self.pruner.rotary:
+            self.compute_scores(layer, query, key, mask, arguments)
+
+    def compute_scores(
+        self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, arguments: dict[str, Any]
+    ) -> None:
+        """Note the raters' attention behind `layer` layers, by what an attention function is called with."""
         assert self.remaining is not None  # it is a prefill
         raters = self.remaining.raters
         options = {name: arguments[name] for name in SCORING_ARGUMENTS if arguments.get(name) is not None}

@@ -159,6 +159,7 @@ def test_pruners_meet_on_an_average_number_of_tokens(name, average):
         ("fastv", {"ratio": 1.5}, "ratio=1.5: a share"),
         ("fastv", {"layer": 2, "average": 0.4}, "average=0.4: .* between 0.5 and 1"),
         ("fastv", {"positions": "move"}, "fastv.positions='move'"),
+        ("fastv", {"uniform": 2.0}, "uniform=2.0: a share"),
         ("pyramid_drop", {"layers": [3, 2]}, "ascending"),
         ("sparsevlm", {"adaptive": 0.5, "average": 0.5}, "set one of them"),
         ("fitprune", {"recipe": [0.5]}, "1 shares for 3 layers"),

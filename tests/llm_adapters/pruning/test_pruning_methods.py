@@ -4,13 +4,19 @@ import pytest
 import torch
 from factories import LLMS
 from pruning_cases import ROWS, build, inputs
+from torch import Tensor
 
 from compressors.errors import UsageError
 from connectors.versions import CACHE
+from llm_adapters.adapter import decoder_layers
 from llm_adapters.pruning import Choice, Pruner, View, keep_highest, registry
+from llm_adapters.pruning.attention import compute_attention_rows
 from llm_adapters.pruning.base import put_back, take_tokens
 from llm_adapters.pruning.dart import add_least_similar
+from llm_adapters.pruning.fastv import mark_even_tokens
 from llm_adapters.pruning.gprune import spread_importance
+from llm_adapters.pruning.run import PrunedPass
+from llm_adapters.pruning.unrotated import make_unturned
 
 
 class Spy(Pruner):
@@ -174,3 +180,91 @@ def test_no_visual_token_is_in_a_layer_behind_the_withdrawal():
     # padding is not dropped, so the row that has most text and padding decides
     assert text <= lengths[2] == (padded - visual).max()
     assert model.pruner.measured_visual_tokens() == visual[visual > 0].float().mean() / 2
+
+
+def watch_views(pruner: Pruner) -> list[View]:
+    """What the pruner is shown from now on."""
+    views: list[View] = []
+    choose = pruner.choose_tokens
+    pruner.choose_tokens = lambda view: (views.append(view), choose(view))[1]
+    return views
+
+
+def turn_back(values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotated queries or keys (B, H, T, d) of Llama, Qwen or Phi as they were before."""
+    width = cos.shape[-1]
+    turned, rest = values[..., :width], values[..., width:]
+    first, second = turned.chunk(2, -1)
+    half_turned = torch.cat([-second, first], -1)
+    return torch.cat([turned * cos - half_turned * sin, rest], -1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("llm", LLMS)
+@pytest.mark.parametrize("at", [1, 2])
+def test_attention_without_positions_is_that_of_keys_turned_back(monkeypatch, llm, side, at):
+    """With EmbQ at the scoring layer, too; padding and what comes later are not seen."""
+    model, processor = build(llm, at=at)
+    model.set_pruner("fastv", layer=at, rotary=False)
+    given, views = [], watch_views(model.pruner)
+    real = PrunedPass.score_raters
+    monkeypatch.setattr(
+        PrunedPass, "score_raters", lambda run, *args: (given.append(args), real(run, *args))[1]
+    )
+    tables = []
+    decoder_layers(model.language_model)[0].register_forward_pre_hook(
+        lambda _, __, kwargs: tables.append(kwargs["position_embeddings"]), with_kwargs=True
+    )
+    model(**inputs(processor, ROWS, side))
+    [(_, query, key, mask, arguments)], [view] = given, views
+    cos, sin = (table.unsqueeze(1) for table in tables[0])
+    plain_query, plain_key = turn_back(query, cos, sin), turn_back(key, cos, sin)
+    scaling = arguments.get("scaling")
+    expected = compute_attention_rows(plain_query, plain_key, mask, view.raters, "mean", scaling)
+    torch.testing.assert_close(view.attention, expected, rtol=1e-4, atol=1e-5)
+    rotated = compute_attention_rows(query, key, mask, view.raters, "mean", scaling)
+    assert not torch.allclose(view.attention, rotated, rtol=1e-2, atol=1e-3)
+
+
+@torch.no_grad()
+def test_attention_without_positions_does_not_know_where_a_token_is():
+    """Tokens that are all the same get the same, where rotary embeddings tell near from far; the cache has
+    each key once."""
+    model, processor = build(query_module=None)
+    batch = inputs(processor, ROWS[:1])
+    batch["pixel_values"] = torch.zeros_like(batch["pixel_values"])
+    received = {}
+    for rotary in (True, False):
+        model.set_pruner("fastv", layer=1, rotary=rotary)
+        views = watch_views(model.pruner)
+        same = torch.ones(1, 1, 6, 6, model.vision_tower.dim)
+        cache = model(**{k: v for k, v in batch.items() if k != "pixel_values"}, vision_features=same)[CACHE]
+        assert cache.get_seq_length(0) == batch["input_ids"].shape[1]
+        received[rotary] = views[0].average_attention()[views[0].visual]
+    assert received[False].std() < 1e-6 < 1e-4 < received[True].std()
+
+
+def test_positions_that_cannot_be_left_out_are_refused():
+    cos, sin = torch.rand(2, 5, 4), torch.rand(2, 5, 4)
+    unturned = make_unturned((cos, sin))
+    torch.testing.assert_close(unturned, ((cos**2 + sin**2).sqrt(), torch.zeros_like(sin)))
+    turns = torch.polar(cos, sin)
+    torch.testing.assert_close(make_unturned(turns), torch.complex(cos, torch.zeros_like(sin)))
+    for embeddings in (None, cos):
+        with pytest.raises(UsageError, match="rotary=false: the decoder layers .* no rotary"):
+            make_unturned(embeddings)
+
+
+def test_evenly_spaced_tokens_are_kept_beside_the_best():
+    """Of 12 tokens 6, half of them evenly spaced; a row of 5 beside it, and one without an image."""
+    visual = torch.zeros(3, 14, dtype=torch.bool)
+    visual[0, 1:13], visual[1, 6:11] = True, True
+    attention = torch.linspace(0, 1, 14).expand(3, 1, 14)  # the bottom of the image receives most
+    view = View(0, visual, [12, 5, 0], [12, 5, 0], torch.full((3, 1), 13), attention, torch.empty(3, 14, 1))
+    keep = registry.create("fastv", llm_layers=4, ratio=0.5, uniform=0.5).choose_tokens(view).keep
+    kept = [row.nonzero().flatten().tolist() for row in keep]
+    assert kept == [[3, 7, 9, 10, 11, 12], [7, 9, 10], []]
+    for count, expected in ((0, []), (1, [6]), (12, list(range(12)))):
+        marks = mark_even_tokens(view, [count, 0, 0])[0, 1:13]
+        assert marks.nonzero().flatten().tolist() == expected
