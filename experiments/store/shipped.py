@@ -37,5 +37,14 @@ SHIPPED_VERSIONS: dict[str, dict[str, int]] = {  # by what a registry calls its 
     },
     "query module": {"embq": 0},
     "projector": {"identity": 0, "linear": 0, "mlp2x_gelu": 0},
-    "pruner": {"fastv": 0, "fitprune": 0, "pyramid_drop": 0, "sparsevlm": 0},
+    "pruner": {
+        "dart": 0,
+        "fastv": 0,
+        "fitprune": 0,
+        "gprune": 0,
+        "pyramid_drop": 0,
+        "random_drop": 0,
+        "sparsevlm": 0,
+        "vtw": 0,
+    },
 }

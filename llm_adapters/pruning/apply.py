@@ -10,9 +10,9 @@ KV cache, whose layers behind k hold fewer tokens than the first; masks are narr
 """
 
 import inspect
-from typing import Any
+from typing import Any, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -30,6 +30,7 @@ from llm_adapters.pruning.base import Prompt, Pruner, registry
 from llm_adapters.pruning.cuts import Cut, PrefillState
 from llm_adapters.pruning.prompt import make_prompt
 from llm_adapters.pruning.run import PrunedPass
+from llm_adapters.pruning.unrotated import catch_unrotated
 
 PRUNING_STATE = "slothkit_pruning"  # attribute of a KV cache
 
@@ -56,9 +57,12 @@ class PruningAdapter:
     def use_pruner(self, pruner: Pruner | None) -> None:
         """The same with a pruner that is made already; the configuration does not tell of it."""
         layers: list[Any] = list(decoder_layers(self.language_model))  # Any: layers are given attributes here
-        scored: list[DispatchedAttention] = []
+        scored: dict[int, DispatchedAttention] = {}  # by layer
         if pruner is not None:  # before anything changes: it may be refused
-            scored = [find_attention(layers[count - 1]) for count in pruner.layers]
+            for number in list_scored_layers(pruner):
+                scored[number] = find_attention(layers[number])
+            if "normed" in pruner.needs:
+                find_last_norm(self.language_model)
         for layer in layers:
             for handle in layer.__dict__.pop("pruning_handles", ()):
                 handle.remove()
@@ -75,9 +79,12 @@ class PruningAdapter:
             layer.pruning_handles = [handle]
         last = layers[-1]
         last.pruning_handles.append(last.register_forward_hook(self._widen_output, with_kwargs=True))
-        for count, module in zip(pruner.layers, scored):
-            module.pruning_layer = count - 1
+        for number, module in scored.items():
+            module.pruning_layer = number
             enable_scoring(module)
+            if not pruner.rotary:
+                hook = cast(nn.Module, module).register_forward_pre_hook
+                layers[number].pruning_handles.append(hook(self._score_unrotated, with_kwargs=True))
 
     def describe_prompt(
         self,
@@ -140,7 +147,10 @@ class PruningAdapter:
         arguments = {**dict(zip(names, args)), **kwargs}
         hidden = arguments.pop(names[0])
         number = layer.pruning_layer
-        run.ask_pruner(number, hidden, type(layer).__name__)
+        norm = None
+        if "normed" in run.pruner.needs:
+            norm = find_last_norm(self.language_model)
+        run.ask_pruner(number, hidden, type(layer).__name__, norm)
         cut = run.state.last_cut(number)
         if cut is None:
             return None
@@ -152,6 +162,16 @@ class PruningAdapter:
         if is_prefill:
             self._narrow_positions(run, cut, arguments)
         return (hidden,), arguments
+
+    def _score_unrotated(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The pre-hook of a scoring layer's attention, for a pruner whose attention has no positions."""
+        run: PrunedPass | None = kwargs.get(PRUNING_CONTEXT)
+        layer = module.pruning_layer + 1
+        if run is None or not run.is_undecided(layer):
+            return
+        reached = catch_unrotated(module, args, kwargs)
+        if reached is not None:  # without it the pruner is told so where it is asked
+            run.compute_scores(layer, reached.query, reached.key, reached.mask, reached.arguments)
 
     def _narrow_positions(self, run: PrunedPass, cut: Cut, arguments: dict[str, Any]) -> None:
         """What belongs to positions in a layer's arguments, for the tokens that are left."""
@@ -186,6 +206,29 @@ class PruningAdapter:
         if isinstance(output, tuple):
             return (cut.widen_hidden(output[0]), *output[1:])
         return cut.widen_hidden(output)
+
+
+def list_scored_layers(pruner: Pruner) -> list[int]:
+    """The layers, from 0, whose attention tells the pruner something."""
+    if not {"attention", "keys"} & set(pruner.needs):
+        return []
+    return [count - 1 for count in pruner.layers]
+
+
+def find_last_norm(llm: PreTrainedModel) -> nn.Module:
+    """The norm behind the last decoder layer, or a UsageError where there is none."""
+    layers = decoder_layers(llm)
+    norms = []
+    for owner in llm.get_decoder().modules():
+        children = list(owner.children())
+        if layers in children:
+            norms = [child for child in children if "norm" in type(child).__name__.lower()]
+    if not norms:
+        raise UsageError(
+            f"pruning: {type(llm).__name__} has no norm behind its decoder layers, which this pruner reads "
+            "hidden states through; choose another pruner"
+        )
+    return norms[-1]  # some have one before the layers, too
 
 
 def check_cache_empty(cache: Cache | None) -> None:

@@ -37,6 +37,11 @@ def take_rows(values: Tensor, index: Tensor) -> Tensor:
     return values.gather(2, rows)
 
 
+def join_heads(values: Tensor) -> Tensor:
+    """(B, H, T, d) -> (B, T, H*d)."""
+    return values.transpose(1, 2).flatten(2)
+
+
 def find_attention(layer: nn.Module) -> DispatchedAttention:
     """The self-attention of a decoder layer, or a UsageError if it does not choose its implementation by
     configuration."""

@@ -1,8 +1,8 @@
 """The contract of an in-LLM pruner: which visual tokens go on behind some decoder layers of a prefill.
 
-A pruner names its layers and its raters, the tokens whose attention counts. The mechanism computes their
-attention in each of these layers, asks the pruner which visual tokens to keep, and takes the others out of
-all later layers: hidden states, KV cache, masks. Other tokens are never dropped.
+A pruner names its layers, what it `needs` to know of them, and its raters, the tokens whose attention
+counts. The mechanism computes that in each of these layers, asks the pruner which visual tokens to keep, and
+takes the others out of all later layers: hidden states, KV cache, masks. Other tokens are never dropped.
 """
 
 from dataclasses import dataclass
@@ -13,11 +13,13 @@ from torch import Tensor
 
 from compressors.errors import UsageError
 from compressors.registry import Registry
+from llm_adapters.adapter import query_positions
 from llm_adapters.pruning import schedule
 
 registry = Registry("pruner", group="slothkit.pruners", context=("llm_layers",))
 register = registry.register
 Positions = Literal["keep", "renumber"]
+Need = Literal["attention", "keys", "normed"]
 # methods that an outside package's pruner may still override by the name of an earlier release
 RENAMED_METHODS = {
     "choose": "choose_tokens",
@@ -50,7 +52,8 @@ class Prompt:
 
 @dataclass
 class View:
-    """What a pruner decides on behind a decoder layer; T counts the tokens that are left.
+    """What a pruner decides on behind a decoder layer; T counts the tokens left, N the visual ones of
+    the row that has most of them.
 
     number     which of the pruner's `layers`, from 0
     visual     (B, T)     visual tokens that are left
@@ -59,6 +62,11 @@ class View:
     raters     (B, S)     positions of the row's raters, -1 fills
     attention  (B, S, T)  their attention in this layer, over heads as the pruner's `heads` says; fills: 0
     hidden     (B, T, D)  the layer's output
+
+    Where the pruner `needs` them, otherwise None (attention: (B, 0, T)):
+
+    keys    (B, T, G*d)  keys of this layer as its KV cache has them, all G heads side by side
+    normed  (B, T, D)    the layer's output as the LLM's last norm makes it
     """
 
     number: int
@@ -68,6 +76,12 @@ class View:
     raters: Tensor
     attention: Tensor
     hidden: Tensor
+    keys: Tensor | None = None
+    normed: Tensor | None = None
+
+    def locate_visual_tokens(self) -> Tensor:
+        """(B, N): positions of the visual tokens that are left, ascending, -1 fills."""
+        return query_positions(self.visual, max(self.counts))
 
     def average_attention(self, raters: Tensor | None = None) -> Tensor:
         """(B, T): mean attention that each token receives from the raters, or from those of (B, S)."""
@@ -94,11 +108,15 @@ class Pruner:
     layers     behind how many decoder layers tokens go, ascending
     shares     share of a row's visual tokens that is left behind each of them; None: known only in a run
     positions  keep: tokens keep their position ids; renumber: those left are consecutive
+    needs      what it reads of its layers beside hidden states: only that is computed
     heads      mean or max: how attention heads are joined
+    rotary     whether attention is that of the LLM, or what it would be without rotary position embeddings
     samples    prompts of the training data that it still has to be calibrated on
     """
 
+    needs: tuple[Need, ...] = ("attention",)
     heads: Literal["mean", "max"] = "mean"
+    rotary: bool = True
     samples: int = 0
     registered_name: str  # set where it is registered
 
@@ -126,8 +144,8 @@ class Pruner:
                 raise TypeError(f"{cls.__name__}.{old_name}: this method is called {new_name} now; rename it")
 
     def select_raters(self, prompt: Prompt) -> Tensor:
-        """(B, S) positions of the tokens whose attention counts, -1 fills."""
-        raise NotImplementedError
+        """(B, S) positions of the tokens whose attention counts, -1 fills; none by default."""
+        return prompt.visual.new_empty(len(prompt.visual), 0, dtype=torch.long)
 
     def choose_tokens(self, view: View) -> Choice:
         """What is left: by default those that receive most attention, as many as `shares` says."""
@@ -169,8 +187,29 @@ class Pruner:
 
 def keep_highest(scores: Tensor, visual: Tensor, counts: list[int]) -> Choice:
     """The visual tokens with the highest `scores` (B, T), `counts[b]` of each row; of equals the first."""
-    visual_scores = scores.float().masked_fill(~visual, -torch.inf)
-    order = visual_scores.argsort(dim=1, descending=True, stable=True)
+    limits = torch.tensor(counts, device=scores.device)
+    return Choice(mark_highest(scores, visual, limits), counts)
+
+
+def mark_highest(scores: Tensor, chosen: Tensor, limits: Tensor) -> Tensor:
+    """(B, T): those of the `chosen` (B, T) with the highest `scores` (B, T), `limits` (B,) of each row or all
+    where there are fewer; of equals the first."""
+    scores = scores.float().masked_fill(~chosen, -torch.inf)
+    order = scores.argsort(dim=1, descending=True, stable=True)
     rank = order.argsort(1)  # the inverse permutation: which place each token has
-    limit = torch.tensor(counts, device=scores.device).unsqueeze(1)
-    return Choice((rank < limit) & visual, counts)
+    return (rank < limits.unsqueeze(1)) & chosen
+
+
+def take_tokens(values: Tensor, index: Tensor) -> Tensor:
+    """(B, T, D) at the positions `index` (B, N) -> (B, N, D) in float32; zeros where the index is -1."""
+    taken = torch.take_along_dim(values, index.clamp(min=0).unsqueeze(2), 1)
+    return taken.float().masked_fill((index < 0).unsqueeze(2), 0)
+
+
+def put_back(values: Tensor, index: Tensor, like: Tensor) -> Tensor:
+    """(B, N) -> as `like` (B, T): what belongs to the positions `index` (B, N) there, 0 elsewhere; of -1
+    nothing."""
+    # fills go to a place behind the last, which is cut off
+    wide = values.new_zeros(len(like), like.shape[1] + 1)
+    places = torch.where(index < 0, like.shape[1], index)
+    return wide.scatter(1, places, values)[:, :-1]

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compressors.errors import UsageError
 from llm_adapters.adapter import QueryContext
-from llm_adapters.pruning.attention import DispatchedAttention, compute_attention_rows
+from llm_adapters.pruning.attention import DispatchedAttention, compute_attention_rows, join_heads
 from llm_adapters.pruning.base import Choice, Prompt, Pruner, View
 from llm_adapters.pruning.cuts import Cut, PrefillState, make_cut
 from llm_adapters.pruning.schedule import expand_to_layers
@@ -57,7 +57,9 @@ class PrunedPass:
     prompt: Prompt | None = None
     remaining: RemainingTokens | None = None
     counts_behind: dict[int, list[int]] = field(default_factory=dict)  # by layer, as the pruner chose
-    scores: dict[int, Tensor] = field(default_factory=dict)  # by layer, from its attention to its pruner
+    # by layer, from its attention to its pruner
+    scores: dict[int, Tensor] = field(default_factory=dict)
+    keys: dict[int, Tensor] = field(default_factory=dict)
     narrowed: dict[tuple[int, int], tuple[object, Any]] = field(default_factory=dict)
 
     def start_prefill(self, prompt: Prompt) -> "PrunedPass":
@@ -84,23 +86,32 @@ class PrunedPass:
         layer = module.pruning_layer + 1
         if not self.is_undecided(layer):
             return
+        if "keys" in self.pruner.needs:
+            self.keys[layer] = key
+        if "attention" in self.pruner.needs and self.pruner.rotary:
+            self.compute_scores(layer, query, key, mask, arguments)
+
+    def compute_scores(
+        self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, arguments: dict[str, Any]
+    ) -> None:
+        """Note the raters' attention behind `layer` layers, by what an attention function is called with."""
         assert self.remaining is not None  # it is a prefill
         raters = self.remaining.raters
         options = {name: arguments[name] for name in SCORING_ARGUMENTS if arguments.get(name) is not None}
         self.scores[layer] = compute_attention_rows(query, key, mask, raters, self.pruner.heads, **options)
 
-    @torch.no_grad()
-    def ask_pruner(self, layer: int, hidden: Tensor, name: str) -> None:
-        """Ask the pruner behind `layer` layers, once: a checkpointed layer may run again. UsageError for a
-        layer of class `name` whose attention was not scored."""
-        if not self.is_undecided(layer):
-            return
-        if layer not in self.scores:
+    def make_view(self, layer: int, hidden: Tensor, name: str, norm: nn.Module | None) -> View:
+        """What the pruner sees behind `layer` layers. UsageError for a layer of class `name` whose attention
+        was not reached; `norm`: the LLM's last, where it is needed."""
+        assert self.prompt is not None and self.remaining is not None  # it is a prefill
+        needs = self.pruner.needs
+        lacks_attention = "attention" in needs and layer not in self.scores
+        lacks_keys = "keys" in needs and layer not in self.keys
+        if lacks_attention or lacks_keys:
             raise UsageError(
                 f"pruning: the attention of {name} does not hand its keyword arguments to the "
                 "attention function, so it cannot be scored; choose another language model"
             )
-        assert self.prompt is not None and self.remaining is not None  # it is a prefill
         remaining = self.remaining
         view = View(
             number=self.pruner.layers.index(layer),
@@ -108,9 +119,25 @@ class PrunedPass:
             counts=remaining.counts,
             first=self.prompt.counts,
             raters=remaining.raters,
-            attention=self.scores.pop(layer),
+            attention=self.scores.pop(layer, hidden.new_empty(len(hidden), 0, hidden.shape[1])),
             hidden=hidden,
         )
+        if "keys" in needs:
+            view.keys = join_heads(self.keys.pop(layer))
+        if "normed" in needs:
+            assert norm is not None  # the adapter has looked it up
+            view.normed = norm(hidden)
+        return view
+
+    @torch.no_grad()
+    def ask_pruner(self, layer: int, hidden: Tensor, name: str, norm: nn.Module | None) -> None:
+        """Ask the pruner behind `layer` layers, once: a checkpointed layer may run again. Arguments and
+        errors as `make_view`."""
+        if not self.is_undecided(layer):
+            return
+        view = self.make_view(layer, hidden, name, norm)
+        assert self.prompt is not None and self.remaining is not None  # it is a prefill
+        remaining = self.remaining
         choice = self.pruner.choose_tokens(view)
         self.counts_behind[layer] = list(choice.counts)
         if list(choice.counts) == remaining.counts and choice.into is None:

@@ -98,6 +98,18 @@ def find_shares(
     return solve_shares(depth, layers, average, lambda r: geometric_shares(r, len(layers)))
 
 
+def plan_one_drop(
+    depth: int, layer: int | None, published_layer: int, ratio: float, average: float | None
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """The layer and the share of a method that drops once: behind `layer`, or as deep a share of the model as
+    `published_layer`, down to `ratio`, or to an `average` over all layers. UsageError as `find_shares`."""
+    check_shares(ratio=ratio, average=average)
+    layers = scale_layers(depth, (published_layer,))
+    if layer is not None:
+        layers = (layer,)
+    return layers, find_shares(depth, layers, ratio, average)
+
+
 def solve_shares(
     depth: int,
     layers: Sequence[int],

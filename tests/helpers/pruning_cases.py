@@ -14,6 +14,8 @@ KNOBS = {"fitprune": {"recipe": RECIPE}}
 # Every pruner as it comes, and what changes its mechanism.
 CASES = {name: (name, KNOBS.get(name, {})) for name in registry.names()} | {
     "fastv renumbered": ("fastv", {"layer": 2, "positions": "renumber"}),
+    "fastv without positions": ("fastv", {"rotary": False, "ratio": 0.25}),
+    "fastv half uniform": ("fastv", {"uniform": 0.5, "ratio": 0.25}),
     "pyramid_drop kept": ("pyramid_drop", {"positions": "keep"}),
     "sparsevlm adaptive": ("sparsevlm", {"adaptive": 0.6}),
     "sparsevlm without recycling": ("sparsevlm", {"recycle": 0.0}),

@@ -33,6 +33,14 @@ def test_only_the_evaluation_is_the_pruners_own(name):
     assert plain == pruned == other
 
 
+def test_knobs_that_came_later_are_in_a_key_where_they_change_something():
+    fastv = "prune=fastv"
+    plain = keys(fastv)["evaluate"]
+    assert keys(fastv, "fastv.rotary=true", "fastv.uniform=0")["evaluate"] == plain
+    changed = {keys(fastv, knob)["evaluate"] for knob in ("fastv.rotary=false", "fastv.uniform=0.5")}
+    assert len(changed | {plain}) == 3
+
+
 def test_no_pruner_is_in_no_key():
     assert keys("prune=null") == keys()
     assert "prune" not in stages(*BASE)["evaluate"].depends
@@ -112,8 +120,17 @@ def test_prefill_counts_fewer_flops(tmp_path):
     assert len({digest_prefill(each) for each in (plain, half, all_)}) == 3
     scoring = count_prefill(all_) - count_prefill(plain)
     assert 0 < scoring < 0.001 * count_prefill(plain)  # one query row in one layer
+    # without positions the projections of one layer come on top
+    unrotated = count_prefill(flops("prune=fastv", "fastv.ratio=1.0", "fastv.rotary=false"))
+    assert 0.005 * count_prefill(plain) < unrotated - count_prefill(all_) < 0.05 * count_prefill(plain)
+    # a random choice costs nothing, pivots next to it, a graph its cosines
+    names = ("random_drop", "dart", "gprune", "vtw")
+    counts = {name: count_prefill(flops(f"prune={name}")) for name in names}
+    assert counts["random_drop"] < counts["dart"] < counts["gprune"] < 1.02 * counts["random_drop"]
+    assert counts["random_drop"] + scoring == count_prefill(half)
     llm = count_cell_prefill_flops(build_cell_subject("", plain), PREFILL_TEXT_TOKENS)[LLM]
     assert count_prefill(half) < count_prefill(plain) - 0.3 * llm
+    assert counts["vtw"] < count_prefill(plain) - 0.3 * llm
     assert look_up_counts([flops("prune=sparsevlm", "sparsevlm.adaptive=0.5")], tmp_path / "kept.json") == [
         None
     ]
