@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
+from typing import TypeVar
 
 import torch
 from einops import rearrange
@@ -12,8 +13,10 @@ from torch.amp import is_autocast_available
 from compressors.base import MaybeTensor
 from compressors.grid import BudgetCompressor
 
+Choice = TypeVar("Choice")
 
-def choose_in_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+
+def choose_in_float32(function: Callable[..., Choice]) -> Callable[..., Choice]:
     """Decorator of a function of tokens (B, N, C), or scores: it sees them in float32, without autocast or
     gradient.
 
@@ -21,7 +24,7 @@ def choose_in_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """
 
     @wraps(function)
-    def chosen(tokens: Tensor, *arguments: object) -> Tensor:
+    def chosen(tokens: Tensor, *arguments: object) -> Choice:
         device = tokens.device.type
         full_precision: AbstractContextManager = nullcontext()
         if is_autocast_available(device):  # the meta device has no autocast
@@ -46,20 +49,19 @@ def share_patches(weights: Tensor, height: int) -> Tensor:
 
 
 class SubsetCompressor(BudgetCompressor):
-    """Base of the compressors that keep some patches as they are. Subclasses define `_choose_patches`."""
+    """Base of the compressors that keep some patches as they are. Subclasses define `kept`, ascending."""
 
-    def _choose_patches(self, features: Tensor) -> Tensor:
-        """Raster indices (B, N) of the patches of (B, H, W, C) that are kept, ascending."""
+    def kept(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         raise NotImplementedError
 
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
-        patches = rearrange(features, "b h w c -> b (h w) c")
-        index = self._choose_patches(features).unsqueeze(-1)  # (B, N, 1)
+        patches = rearrange(features[..., : self.out_dim], "b h w c -> b (h w) c")  # without cues
+        index = self.kept(features, text, text_mask).unsqueeze(-1)  # (B, N, 1)
         return torch.take_along_dim(patches, index, 1)
 
     def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         batch, height, width = features.shape[:3]
-        index = self._choose_patches(features)
+        index = self.kept(features, text, text_mask)
         weights = torch.zeros(batch, height * width, device=features.device)
         weights = weights.scatter(1, index, 1 / index.shape[1])
         return rearrange(weights, "b (h w) -> b h w", h=height)

@@ -31,6 +31,12 @@ def assign_by_keys(keys: Tensor, targets: Tensor) -> Tensor:
     return (unit @ unit[:, targets].mT).argmax(-1)
 
 
+def space_evenly(others: Tensor, count: int) -> Tensor:
+    """Places (count,) among `others` (B, R), evenly spaced."""
+    step = others.shape[1] // max(1, count)
+    return step * torch.arange(count, device=others.device)
+
+
 @register("visionzip")
 class VisionZip(BudgetCompressor):
     """As many tokens as `rate` x `rate` windows or `tokens`, the share `context` of them contextual; with
@@ -74,8 +80,7 @@ class VisionZip(BudgetCompressor):
     def _merge_others(self, keys: Tensor, others: Tensor, count: int) -> Tensor:
         """What `count` contextual tokens have of the patches at `others` (B, R): weights (B, count, R)."""
         remaining = others.shape[1]
-        step = remaining // count
-        targets = step * torch.arange(count, device=keys.device)
+        targets = space_evenly(others, count)
         other_keys = torch.take_along_dim(keys, others.unsqueeze(-1), 1)
         group = assign_by_keys(other_keys, targets)  # (B, R)
         is_target = torch.zeros(remaining, dtype=torch.bool, device=keys.device)
@@ -106,6 +111,13 @@ class VisionZip(BudgetCompressor):
         if self.cls:
             tokens = torch.cat([cues["cls"].unsqueeze(1), tokens], 1)
         return tokens
+
+    def kept(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
+        _, _, dominant, others = self._split_patches(features)
+        _, contextual = self.count_parts(*features.shape[1:3])
+        targets = others[:, space_evenly(others, contextual)]
+        cls_places = torch.full((len(features), int(self.cls)), -1, device=features.device)
+        return torch.cat([cls_places, dominant, targets], 1)
 
     def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         _, _, weights = self._make_weights(features)
