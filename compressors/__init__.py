@@ -28,6 +28,8 @@ def _load_builtins() -> ModuleType:
         dct,
         divprune,
         downsample,
+        hiprune,
+        holov,
         identity,
         interpolate,
         ldp,
@@ -41,11 +43,14 @@ def _load_builtins() -> ModuleType:
         resampler,
         resampler_2d,
         sap,
+        scope,
         slothmix,
         token_packer,
         tome,
         uniform,
         visionzip,
+        vispruner,
+        vscan,
         window_attention_pool,
     )
 

@@ -18,12 +18,11 @@ token is added, the weighted sum of all removed patches.
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from compressors.base import MaybeTensor, register
 from compressors.checks import check_at_least
-from compressors.cues import split_cues
+from compressors.cues import split_patches
 from compressors.grid import BudgetCompressor, GridPolicy
 from compressors.selection import choose_in_float32, choose_largest, share_patches
 
@@ -83,12 +82,10 @@ class PruMerge(BudgetCompressor):
 
     def _read_tower(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Patches (B, N, C), their attention (B, N) and their keys (B, N, d)."""
-        states, cues = split_cues(features, self.out_dim, self.needs_cues)
-        patches = rearrange(states, "b h w c -> b (h w) c")
+        patches, cues = split_patches(features, self.out_dim, self.needs_cues)
         if not cues:
             return patches, average_received_attention(patches), patches
-        attention = rearrange(cues["attention"], "b h w -> b (h w)")
-        return patches, attention.float(), rearrange(cues["keys"], "b h w d -> b (h w) d")
+        return patches, cues["attention"], cues["keys"]
 
     def _compute_weights(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Patches (B, N, C) and what each token is made of, (B, M, N)."""

@@ -6,6 +6,7 @@ from functools import wraps
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 from torch.amp import is_autocast_available
@@ -39,6 +40,28 @@ def choose_in_float32(function: Callable[..., Choice]) -> Callable[..., Choice]:
 def choose_largest(scores: Tensor, count: int) -> Tensor:
     """Places (B, count), ascending, of the largest of scores (B, N). Ties: the first one."""
     return scores.argsort(dim=-1, descending=True, stable=True)[:, :count].sort(-1).values
+
+
+@choose_in_float32
+def choose_by_class(scores: Tensor, classes: Tensor, count: int) -> Tensor:
+    """Places (B, count), ascending, of those of the highest classes (B, N), in a class of the largest scores
+    (B, N). Ties: the first one."""
+    by_score = scores.argsort(dim=-1, descending=True, stable=True)
+    by_class = classes.gather(1, by_score).argsort(dim=-1, descending=True, stable=True)
+    return by_score.gather(1, by_class)[:, :count].sort(-1).values
+
+
+@choose_in_float32
+def rank_in_groups(scores: Tensor, groups: Tensor, group_count: int) -> Tensor:
+    """The rank of each of scores (B, N) in its group, 0 the largest. groups (N,): 0 .. group_count - 1. Ties:
+    the first one."""
+    by_score = scores.argsort(dim=-1, descending=True, stable=True)
+    by_group = groups[by_score].argsort(dim=-1, stable=True)
+    order = by_score.gather(1, by_group)  # (B, N), a group behind the other
+    sizes = F.one_hot(groups, group_count).sum(0)
+    starts = sizes.cumsum(0) - sizes
+    ranks = torch.arange(len(groups), device=scores.device) - starts[groups[order]]
+    return torch.zeros_like(ranks).scatter(1, order, ranks)
 
 
 def share_patches(weights: Tensor, height: int) -> Tensor:

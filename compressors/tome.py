@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor
 
 from compressors.base import MaybeTensor, register
-from compressors.cues import split_cues
+from compressors.cues import split_patches
 from compressors.grid import BudgetCompressor, GridPolicy
 from compressors.selection import choose_in_float32
 
@@ -90,11 +90,10 @@ class TokenMerging(BudgetCompressor):
 
     def _group_patches(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Patches (B, N, C), the token of each (B, N), and the patches (B, count) that tokens stand at."""
-        states, cues = split_cues(features, self.out_dim, self.needs_cues)
-        compared = cues.get("keys", states)
-        count = self.num_tokens(*features.shape[1:3])
-        group, kept = find_groups(rearrange(compared, "b h w c -> b (h w) c"), count)
-        return rearrange(states, "b h w c -> b (h w) c"), group, kept
+        patches, cues = split_patches(features, self.out_dim, self.needs_cues)
+        compared = cues.get("keys", patches)
+        group, kept = find_groups(compared, self.num_tokens(*features.shape[1:3]))
+        return patches, group, kept
 
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         patches, group, kept = self._group_patches(features)

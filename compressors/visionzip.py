@@ -14,12 +14,11 @@ The sum of target and mean is about twice as long as a patch, as in the released
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from compressors.base import MaybeTensor, register
 from compressors.checks import check_share
-from compressors.cues import split_cues
+from compressors.cues import split_patches
 from compressors.grid import BudgetCompressor, GridPolicy
 from compressors.selection import choose_in_float32, choose_largest, share_patches
 
@@ -68,14 +67,14 @@ class VisionZip(BudgetCompressor):
     def _split_patches(self, features: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
         """Patches (B, N, C), the cues, and the places of the dominant ones (B, d) and of all others."""
         height, width = features.shape[1:3]
-        patches, cues = split_cues(features, self.out_dim, self.needs_cues)
+        patches, cues = split_patches(features, self.out_dim, self.needs_cues)
         dominant, _ = self.count_parts(height, width)
-        attention = rearrange(cues["attention"], "b h w -> b (h w)")
+        attention = cues["attention"]
         kept = choose_largest(attention, dominant - int(self.cls))
         is_kept = torch.zeros_like(attention, dtype=torch.bool).scatter(1, kept, True)
         # False sorts before True, and a stable sort keeps raster order
         others = is_kept.to(torch.uint8).argsort(dim=1, stable=True)[:, : height * width - kept.shape[1]]
-        return rearrange(patches, "b h w c -> b (h w) c"), cues, kept, others
+        return patches, cues, kept, others
 
     def _merge_others(self, keys: Tensor, others: Tensor, count: int) -> Tensor:
         """What `count` contextual tokens have of the patches at `others` (B, R): weights (B, count, R)."""
@@ -98,8 +97,7 @@ class VisionZip(BudgetCompressor):
         dominant_weights = F.one_hot(kept, count).float()
         if not contextual:
             return patches, cues, dominant_weights
-        keys = rearrange(cues["keys"], "b h w d -> b (h w) d")
-        shares = self._merge_others(keys, others, contextual)
+        shares = self._merge_others(cues["keys"], others, contextual)
         context_weights = torch.zeros(len(patches), contextual, count, device=patches.device)
         places = others.unsqueeze(1).expand(-1, contextual, -1)
         context_weights = context_weights.scatter(2, places, shares)
