@@ -60,8 +60,8 @@ def choose_by_strips(tokens: Tensor, attention: Tensor, count: int, strips: int,
     strips = min(strips, tokens.shape[1])
     attention = attention.float()
     token_strips = tokens.tensor_split(strips, 1)
-    scores = []
-    numbers = []
+    scores: list[Tensor] = []
+    numbers: list[Tensor] = []
     for strip_tokens, strip_attention in zip(token_strips, attention.tensor_split(strips, 1)):
         numbers.append(torch.full_like(strip_attention[0], len(scores), dtype=torch.int64))
         scores.append(score_strip(strip_tokens, strip_attention, variety))
