@@ -38,6 +38,7 @@ def _load_builtins() -> ModuleType:
         patch_merger,
         pixel_shuffle,
         prumerge,
+        prunesid,
         qformer,
         random,
         resampler,

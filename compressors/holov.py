@@ -22,7 +22,13 @@ from compressors.base import MaybeTensor, register
 from compressors.checks import check_at_least
 from compressors.cues import split_patches
 from compressors.grid import GridPolicy
-from compressors.selection import SubsetCompressor, choose_in_float32, choose_largest, rank_in_groups
+from compressors.selection import (
+    SubsetCompressor,
+    choose_in_float32,
+    choose_largest,
+    fill_room,
+    rank_in_groups,
+)
 
 SMALL = 1e-6  # against division by zero; the released code's
 
@@ -48,10 +54,7 @@ def share_tokens(scores: Tensor, sizes: Tensor, count: int) -> Tensor:
     shares = shares + (ranks < count - shares.sum(-1, keepdim=True))
     # what is too much for a strip goes to the best ones that have room
     shares = torch.minimum(shares, sizes)
-    room = (sizes - shares).gather(1, order)
-    missing = count - shares.sum(-1, keepdim=True)
-    filled = (missing - room.cumsum(-1) + room).clamp(min=0)
-    return shares + torch.minimum(filled, room).gather(1, ranks)
+    return fill_room(shares, sizes.expand_as(shares), order, count)
 
 
 @choose_in_float32

@@ -53,15 +53,25 @@ def choose_by_class(scores: Tensor, classes: Tensor, count: int) -> Tensor:
 
 @choose_in_float32
 def rank_in_groups(scores: Tensor, groups: Tensor, group_count: int) -> Tensor:
-    """The rank of each of scores (B, N) in its group, 0 the largest. groups (N,): 0 .. group_count - 1. Ties:
-    the first one."""
+    """The rank of each of scores (B, N) in its group, 0 the largest. groups (N,), or (B, N) where each row
+    has its own: 0 .. group_count - 1. Ties: the first one."""
+    groups = groups.expand_as(scores)
     by_score = scores.argsort(dim=-1, descending=True, stable=True)
-    by_group = groups[by_score].argsort(dim=-1, stable=True)
+    by_group = groups.gather(1, by_score).argsort(dim=-1, stable=True)
     order = by_score.gather(1, by_group)  # (B, N), a group behind the other
-    sizes = F.one_hot(groups, group_count).sum(0)
-    starts = sizes.cumsum(0) - sizes
-    ranks = torch.arange(len(groups), device=scores.device) - starts[groups[order]]
+    sizes = F.one_hot(groups, group_count).sum(1)
+    starts = sizes.cumsum(1) - sizes  # (B, group_count)
+    places = torch.arange(groups.shape[1], device=scores.device)
+    ranks = places - starts.gather(1, groups.gather(1, order))
     return torch.zeros_like(ranks).scatter(1, order, ranks)
+
+
+def fill_room(shares: Tensor, limits: Tensor, order: Tensor, count: int) -> Tensor:
+    """Shares (B, G) filled up to `count` in all, each to its limit (B, G), in this order of groups (B, G)."""
+    room = (limits - shares).gather(1, order)
+    missing = count - shares.sum(-1, keepdim=True)
+    filled = torch.minimum((missing - room.cumsum(-1) + room).clamp(min=0), room)
+    return shares + torch.zeros_like(filled).scatter(1, order, filled)
 
 
 def share_patches(weights: Tensor, height: int) -> Tensor:

@@ -25,6 +25,7 @@ SHIPPED_VERSIONS: dict[str, dict[str, int]] = {  # by what a registry calls its 
         "patch_merger": 0,
         "pixel_shuffle": 0,
         "prumerge": 0,
+        "prunesid": 0,
         "qformer": 0,
         "random": 0,
         "resampler": 0,

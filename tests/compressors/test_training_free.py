@@ -7,6 +7,7 @@ import torch.nn.functional as F
 import compressors
 from compressors.cues import count_channels
 from compressors.holov import share_tokens
+from compressors.prunesid import group_by_component, mark_unlike, share_tokens_of_groups
 from compressors.selection import choose_by_class, rank_in_groups
 from compressors.vscan import number_windows
 
@@ -223,7 +224,61 @@ def test_vscan_s_tokens_are_means_of_what_is_like_them():
         torch.testing.assert_close(tokens, torch.stack(means))
 
 
-SELECTORS = ["vispruner", "scope", "holov", "hiprune", "vscan"]
+def list_unlike(similarity, attention, groups, threshold):
+    """One image's, by loops."""
+    marked = []
+    for patch in sorted(range(len(groups)), key=lambda i: -attention[i]):
+        before = [other for other in marked if groups[other] == groups[patch]]
+        if not any(similarity[patch, other] > threshold for other in before):
+            marked.append(patch)
+    return sorted(marked)
+
+
+def test_prunesid_marks_what_is_unlike():
+    patches = F.normalize(torch.randn(3, 40, DIM), dim=-1)
+    similarity = patches @ patches.mT
+    attention = torch.rand(3, 40)
+    groups = torch.randint(4, (3, 40))
+    threshold = torch.tensor([0.1, 0.5, 1.5]).view(3, 1, 1)
+    marked = mark_unlike(similarity, attention, groups, threshold)
+    for row in range(3):
+        expected = list_unlike(similarity[row], attention[row], groups[row].tolist(), threshold[row, 0, 0])
+        assert marked[row].nonzero().flatten().tolist() == expected
+    assert marked[2].all()  # above 1, as in large budgets, nothing is alike
+
+
+def test_prunesid_s_groups_are_components():
+    """Patches of three patterns and more or less of each: the groups are the patterns."""
+    patterns = torch.linalg.qr(torch.randn(12, 3)).Q.T
+    patterns = F.normalize(patterns - patterns.mean(1, keepdim=True), dim=-1)
+    kinds = torch.arange(30) % 3
+    lengths = torch.tensor([3.0, 2.0, 1.0])[kinds] + torch.rand(30) / 10
+    tokens = (patterns[kinds] * lengths[:, None] * 0.1).unsqueeze(0)
+    groups = group_by_component(tokens, 3)[0]
+    for kind in range(3):
+        assert len(groups[kinds == kind].unique()) == 1
+    assert len(groups.unique()) == 3
+
+
+@pytest.mark.parametrize(("count", "group_count"), [(1, 1), (16, 4), (40, 10), (54, 13)])
+def test_prunesid_s_shares_make_the_budget(count, group_count):
+    groups = (torch.rand(30, PATCHES) ** 3 * group_count).long()  # the first is the largest, some are empty
+    sizes = F.one_hot(groups, group_count).sum(1)
+    unlike = (sizes * torch.rand(30, group_count)).ceil().long()
+    shares = share_tokens_of_groups(sizes, unlike, count, count)
+    assert (shares.sum(1) == count).all()
+    assert (shares <= sizes).all() and (shares >= sizes.clamp(max=1)).all()
+
+
+def test_prunesid_has_the_same_tokens_whatever_was_drawn():
+    features = image()
+    part = make("prunesid", tokens=12)
+    kept = part.kept(features)
+    torch.manual_seed(1)
+    assert part.kept(features).equal(kept) and (kept.diff() > 0).all()
+
+
+SELECTORS = ["vispruner", "scope", "holov", "hiprune", "vscan", "prunesid"]
 
 
 @pytest.mark.parametrize("name", SELECTORS)

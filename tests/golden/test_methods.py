@@ -11,6 +11,7 @@ from einops import rearrange
 from safetensors.torch import load_file
 
 import compressors
+from compressors.prunesid import choose_by_components
 
 FOLDER = Path(__file__).parent / "methods"
 SIDE = 12
@@ -55,6 +56,14 @@ def test_scope(budget):
 def test_holov(budget):
     vectors, features = read_attended("holov")
     check_kept("holov", features, vectors, budget, strips=int(budget.split("_")[1]))
+
+
+@pytest.mark.parametrize("budget", [16, 25, 36, 72])
+def test_prunesid(budget):
+    """Of the paper's tokens CLS is one, the patches are fewer by one."""
+    vectors = load_file(FOLDER / "prunesid.safetensors")
+    kept = choose_by_components(vectors["states"], vectors["attention"], budget - 1, budget)
+    assert kept.tolist() == vectors[f"kept_{budget}"].tolist()
 
 
 def stack_maps(*maps):
