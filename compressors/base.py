@@ -82,6 +82,14 @@ class Compressor(nn.Module):
         """(B, H, W, C) -> (B, N, out_dim)."""
         raise NotImplementedError
 
+    def kept(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> MaybeTensor:
+        """Where the tokens of `forward` stand: raster indices of patches (B, N), no two of an image the same.
+
+        A token stands at the patch that it is, or that others were merged into; -1 for one that stands at
+        none, such as CLS or a mean of what was left out. None for a compressor that chooses no patches. One
+        that draws its choice in training draws anew here."""
+        return None
+
     def attention(
         self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None
     ) -> MaybeTensor:

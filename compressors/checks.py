@@ -7,7 +7,7 @@ from torch import Tensor
 from compressors.errors import UsageError
 
 
-def check_at_least(minimum: int, **knobs: int) -> None:
+def check_at_least(minimum: int, **knobs: float) -> None:
     """Each knob must be `minimum` or more."""
     for name, value in knobs.items():
         if value < minimum:

@@ -82,3 +82,14 @@ def split_cues(
         else:
             maps[cue] = channels[..., 0]
     return states, maps
+
+
+def split_patches(
+    features: Tensor, dim: int, cues: Sequence[str], levels: Sequence[int] = ()
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """As `split_cues`, in raster order: patches (B, N, (1 + L) C), attention (B, N), keys (B, N, d)."""
+    states, maps = split_cues(features, dim, cues, levels)
+    for cue, channels in maps.items():
+        if parse_cue(cue).kind != CLS:
+            maps[cue] = channels.flatten(1, 2)
+    return states.flatten(1, 2), maps

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from compressors.base import register
+from compressors.base import MaybeTensor, register
 from compressors.grid import GridPolicy
 from compressors.selection import SubsetCompressor, choose_in_float32
 
@@ -44,6 +44,6 @@ class DiversePatches(SubsetCompressor):
         super().__init__(rate, grid_policy, tokens)
         self.out_dim = dim
 
-    def _choose_patches(self, features: Tensor) -> Tensor:
+    def kept(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         patches = rearrange(features, "b h w c -> b (h w) c")
         return choose_most_diverse(patches, self.num_tokens(*features.shape[1:3]))

@@ -3,6 +3,7 @@
 H*W -> H*W        729 -> 729
 """
 
+import torch
 from einops import rearrange
 from torch import Tensor
 
@@ -22,3 +23,7 @@ class Identity(Compressor):
 
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         return rearrange(features, "b h w c -> b (h w) c")
+
+    def kept(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
+        batch, height, width = features.shape[:3]
+        return torch.arange(height * width, device=features.device).repeat(batch, 1)

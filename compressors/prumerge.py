@@ -9,23 +9,25 @@ its own, weighted by the attention that they receive.
 
 In the paper attention is CLIP's CLS token's and keys are its penultimate block's, and the number of outliers
 of the attention, different for each image, decides how many are kept. Here the budget does, so that
-compressors can be compared; and as the tower hands over neither (SigLIP has no CLS token), the normalised
-features stand for queries and keys, and a patch's attention is the mean of what all others pay it. The
-released code differs in two more points: the nearest are sought among kept patches, too, and one token is
-added, the weighted sum of all removed patches.
+compressors can be compared; and the normalised features stand for queries and keys, a patch's attention being
+the mean of what all others pay it. `cues=true` takes the tower's own instead: what CLS pays a patch, what the
+patch receives in a tower without CLS (SigLIP), and the keys, mean over heads, of the block whose output is
+used. The released code differs in two more points: the nearest are sought among kept patches, too, and one
+token is added, the weighted sum of all removed patches.
 """
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from compressors.base import MaybeTensor, register
 from compressors.checks import check_at_least
+from compressors.cues import split_patches
 from compressors.grid import BudgetCompressor, GridPolicy
 from compressors.selection import choose_in_float32, choose_largest, share_patches
 
 
+@choose_in_float32
 def average_received_attention(tokens: Tensor) -> Tensor:
     """Mean attention that each of (B, N, C) receives from the others, (B, N), sum 1."""
     states = F.layer_norm(tokens, tokens.shape[-1:])
@@ -37,20 +39,20 @@ def average_received_attention(tokens: Tensor) -> Tensor:
 
 
 @choose_in_float32
-def make_merge_weights(tokens: Tensor, count: int, neighbours: int) -> Tensor:
-    """What each of `count` tokens, in raster order, has of the patches (B, N, C): (B, count, N).
+def make_merge_weights(attention: Tensor, keys: Tensor, centres: Tensor, neighbours: int) -> Tensor:
+    """What the tokens at `centres` (B, M) have of the patches, (B, M, N), given the patches' attention (B, N)
+    and keys (B, N, d).
 
     Ties go to the patch that comes first.
     """
-    attention = average_received_attention(tokens)
-    centres = choose_largest(attention, count)  # (B, count), in raster order
+    count = centres.shape[1]
     is_centre = torch.zeros_like(attention, dtype=torch.bool).scatter(1, centres, True)
-    keys = F.normalize(tokens, dim=-1)
-    similarity = torch.take_along_dim(keys, centres.unsqueeze(-1), 1) @ keys.mT  # (B, count, N)
+    keys = F.normalize(keys.float(), dim=-1)
+    similarity = torch.take_along_dim(keys, centres.unsqueeze(-1), 1) @ keys.mT  # (B, M, N)
     similarity = similarity.masked_fill(is_centre.unsqueeze(1), -torch.inf)
     by_similarity = similarity.argsort(dim=-1, descending=True, stable=True)
     # no more than there are removed patches: the masked ones come last
-    nearest = by_similarity[..., : min(neighbours, tokens.shape[1] - count)]
+    nearest = by_similarity[..., : min(neighbours, keys.shape[1] - count)]
     share = torch.take_along_dim(attention.unsqueeze(1), nearest, -1)
     weights = torch.zeros_like(similarity).scatter(-1, centres.unsqueeze(-1), 1.0)
     return weights.scatter(-1, nearest, share)
@@ -59,7 +61,7 @@ def make_merge_weights(tokens: Tensor, count: int, neighbours: int) -> Tensor:
 @register("prumerge")
 class PruMerge(BudgetCompressor):
     """The most attended patches, one for each `rate` x `rate` window's worth, and into each its `neighbours`
-    nearest removed ones."""
+    nearest removed ones; by the tower's own attention and keys with `cues`."""
 
     def __init__(
         self,
@@ -68,22 +70,36 @@ class PruMerge(BudgetCompressor):
         rate: int = 3,
         neighbours: int = 32,
         tokens: int | float | None = None,
+        cues: bool = False,
         grid_policy: GridPolicy = "error",
     ):
         super().__init__(rate, grid_policy, tokens)
         check_at_least(0, neighbours=neighbours)
         self.out_dim = dim
         self.neighbours = neighbours
+        if cues:
+            self.needs_cues = ("attention", "keys")
+
+    def _read_tower(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Patches (B, N, C), their attention (B, N) and their keys (B, N, d)."""
+        patches, cues = split_patches(features, self.out_dim, self.needs_cues)
+        if not cues:
+            return patches, average_received_attention(patches), patches
+        return patches, cues["attention"], cues["keys"]
 
     def _compute_weights(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Patches (B, N, C) and what each token is made of, (B, M, N)."""
-        patches = rearrange(features, "b h w c -> b (h w) c")
-        count = self.num_tokens(*features.shape[1:3])
-        return patches, make_merge_weights(patches, count, self.neighbours)
+        patches, attention, keys = self._read_tower(features)
+        centres = choose_largest(attention, self.num_tokens(*features.shape[1:3]))
+        return patches, make_merge_weights(attention, keys, centres, self.neighbours)
 
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         patches, weights = self._compute_weights(features)
         return weights.to(patches.dtype) @ patches
+
+    def kept(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
+        _, attention, _ = self._read_tower(features)
+        return choose_largest(attention, self.num_tokens(*features.shape[1:3]))
 
     def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         _, weights = self._compute_weights(features)

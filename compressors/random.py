@@ -9,7 +9,7 @@ grid, given by `seed`, so that it does not depend on the batch or on what ran be
 import torch
 from torch import Tensor
 
-from compressors.base import register
+from compressors.base import MaybeTensor, register
 from compressors.checks import check_at_least
 from compressors.grid import GridPolicy
 from compressors.selection import SubsetCompressor
@@ -40,7 +40,7 @@ class RandomSubset(SubsetCompressor):
         self.out_dim = dim
         self.seed = seed
 
-    def _choose_patches(self, features: Tensor) -> Tensor:
+    def kept(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         batch, height, width = features.shape[:3]
         count = self.num_tokens(height, width)
         if self.training:

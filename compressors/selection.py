@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
+from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 from torch.amp import is_autocast_available
@@ -12,8 +14,10 @@ from torch.amp import is_autocast_available
 from compressors.base import MaybeTensor
 from compressors.grid import BudgetCompressor
 
+Choice = TypeVar("Choice")
 
-def choose_in_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+
+def choose_in_float32(function: Callable[..., Choice]) -> Callable[..., Choice]:
     """Decorator of a function of tokens (B, N, C), or scores: it sees them in float32, without autocast or
     gradient.
 
@@ -21,7 +25,7 @@ def choose_in_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """
 
     @wraps(function)
-    def chosen(tokens: Tensor, *arguments: object) -> Tensor:
+    def chosen(tokens: Tensor, *arguments: object) -> Choice:
         device = tokens.device.type
         full_precision: AbstractContextManager = nullcontext()
         if is_autocast_available(device):  # the meta device has no autocast
@@ -38,6 +42,38 @@ def choose_largest(scores: Tensor, count: int) -> Tensor:
     return scores.argsort(dim=-1, descending=True, stable=True)[:, :count].sort(-1).values
 
 
+@choose_in_float32
+def choose_by_class(scores: Tensor, classes: Tensor, count: int) -> Tensor:
+    """Places (B, count), ascending, of those of the highest classes (B, N), in a class of the largest scores
+    (B, N). Ties: the first one."""
+    by_score = scores.argsort(dim=-1, descending=True, stable=True)
+    by_class = classes.gather(1, by_score).argsort(dim=-1, descending=True, stable=True)
+    return by_score.gather(1, by_class)[:, :count].sort(-1).values
+
+
+@choose_in_float32
+def rank_in_groups(scores: Tensor, groups: Tensor, group_count: int) -> Tensor:
+    """The rank of each of scores (B, N) in its group, 0 the largest. groups (N,), or (B, N) where each row
+    has its own: 0 .. group_count - 1. Ties: the first one."""
+    groups = groups.expand_as(scores)
+    by_score = scores.argsort(dim=-1, descending=True, stable=True)
+    by_group = groups.gather(1, by_score).argsort(dim=-1, stable=True)
+    order = by_score.gather(1, by_group)  # (B, N), a group behind the other
+    sizes = F.one_hot(groups, group_count).sum(1)
+    starts = sizes.cumsum(1) - sizes  # (B, group_count)
+    places = torch.arange(groups.shape[1], device=scores.device)
+    ranks = places - starts.gather(1, groups.gather(1, order))
+    return torch.zeros_like(ranks).scatter(1, order, ranks)
+
+
+def fill_room(shares: Tensor, limits: Tensor, order: Tensor, count: int) -> Tensor:
+    """Shares (B, G) filled up to `count` in all, each to its limit (B, G), in this order of groups (B, G)."""
+    room = (limits - shares).gather(1, order)
+    missing = count - shares.sum(-1, keepdim=True)
+    filled = torch.minimum((missing - room.cumsum(-1) + room).clamp(min=0), room)
+    return shares + torch.zeros_like(filled).scatter(1, order, filled)
+
+
 def share_patches(weights: Tensor, height: int) -> Tensor:
     """What each token has of the patches (B, M, N) -> what all have together (B, H, W), an image's sum 1."""
     per_patch = weights.sum(1)  # (B, N)
@@ -46,20 +82,19 @@ def share_patches(weights: Tensor, height: int) -> Tensor:
 
 
 class SubsetCompressor(BudgetCompressor):
-    """Base of the compressors that keep some patches as they are. Subclasses define `_choose_patches`."""
+    """Base of the compressors that keep some patches as they are. Subclasses define `kept`, ascending."""
 
-    def _choose_patches(self, features: Tensor) -> Tensor:
-        """Raster indices (B, N) of the patches of (B, H, W, C) that are kept, ascending."""
+    def kept(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         raise NotImplementedError
 
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
-        patches = rearrange(features, "b h w c -> b (h w) c")
-        index = self._choose_patches(features).unsqueeze(-1)  # (B, N, 1)
+        patches = rearrange(features[..., : self.out_dim], "b h w c -> b (h w) c")  # without cues
+        index = self.kept(features, text, text_mask).unsqueeze(-1)  # (B, N, 1)
         return torch.take_along_dim(patches, index, 1)
 
     def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         batch, height, width = features.shape[:3]
-        index = self._choose_patches(features)
+        index = self.kept(features, text, text_mask)
         weights = torch.zeros(batch, height * width, device=features.device)
         weights = weights.scatter(1, index, 1 / index.shape[1])
         return rearrange(weights, "b (h w) -> b h w", h=height)

@@ -6,8 +6,9 @@ most half of the tokens, so there are as many steps as the budget takes. Nothing
 
     H*W -> the tokens of `rate` x `rate` windows        729 -> 81 at rate = 3, by steps 365, 183, 92, 81
 
-In the paper, tokens merge between the tower's blocks and are compared by their keys; here, behind the tower,
-the features themselves are compared.
+In the paper, tokens merge between the tower's blocks and are compared by their keys, mean over heads. Here
+they merge behind the tower and the features themselves are compared; with `cues=true` the keys of the block
+whose output is used, a merged token's being the mean of its patches'.
 """
 
 import torch
@@ -16,6 +17,7 @@ from einops import rearrange
 from torch import Tensor
 
 from compressors.base import MaybeTensor, register
+from compressors.cues import split_patches
 from compressors.grid import BudgetCompressor, GridPolicy
 from compressors.selection import choose_in_float32
 
@@ -31,7 +33,7 @@ def average_groups(tokens: Tensor, group: Tensor, count: int) -> Tensor:
 
 
 def match_pairs(tokens: Tensor, merges: int) -> Tensor:
-    """One step: which of n - merges tokens each of (B, n, C) becomes, (B, n), the order kept.
+    """One step: into which of (B, n, C) each is merged, (B, n); n - merges of them stay, their own place.
 
     Ties go to the pair whose tokens come first.
     """
@@ -43,48 +45,68 @@ def match_pairs(tokens: Tensor, merges: int) -> Tensor:
     places = torch.arange(tokens.shape[1], device=tokens.device)
     goes_to = places.repeat(len(tokens), 1)
     # token 2i of all is the i-th of the first set, token 2i + 1 the i-th of the second
-    goes_to = goes_to.scatter(1, 2 * merged, 2 * partner.gather(1, merged) + 1)
-    stays = goes_to == places
-    new_places = stays.cumsum(1) - 1
-    return new_places.gather(1, goes_to)
+    return goes_to.scatter(1, 2 * merged, 2 * partner.gather(1, merged) + 1)
 
 
 @choose_in_float32
-def find_groups(features: Tensor, count: int) -> Tensor:
-    """Which of `count` tokens each patch (B, N, C) becomes part of: (B, N), tokens in raster order."""
+def find_groups(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Which of `count` tokens each patch (B, N, C) becomes part of, (B, N), and the patches (B, count) that
+    the others were merged into; tokens in their order, which is that of the raster."""
     remaining = features.shape[1]
     group = torch.arange(remaining, device=features.device).repeat(len(features), 1)
+    kept = group
     while remaining > count:
         merges = min(remaining // 2, remaining - count)
         tokens = average_groups(features, group, remaining)
-        group = match_pairs(tokens, merges).gather(1, group)
+        goes_to = match_pairs(tokens, merges)
+        stays = goes_to == torch.arange(remaining, device=features.device)
+        new_places = stays.cumsum(1) - 1
+        group = new_places.gather(1, goes_to).gather(1, group)
         remaining -= merges
-    return group
+        # True sorts first, and a stable sort keeps the order
+        staying = stays.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :remaining]
+        kept = kept.gather(1, staying)
+    return group, kept
 
 
 @register("tome")
 class TokenMerging(BudgetCompressor):
-    """Patches merged by similarity to one token for each `rate` x `rate` window's worth, their mean."""
+    """Patches merged by similarity, with `cues` of the tower's keys, to one token for each `rate` x `rate`
+    window's worth, their mean."""
 
     def __init__(
-        self, dim: int, *, rate: int = 3, tokens: int | float | None = None, grid_policy: GridPolicy = "error"
+        self,
+        dim: int,
+        *,
+        rate: int = 3,
+        tokens: int | float | None = None,
+        cues: bool = False,
+        grid_policy: GridPolicy = "error",
     ):
         super().__init__(rate, grid_policy, tokens)
         self.out_dim = dim
+        if cues:
+            self.needs_cues = ("keys",)
 
-    def _group_patches(self, features: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Patches (B, N, C), the token of each (B, N), and how many tokens there are."""
-        patches = rearrange(features, "b h w c -> b (h w) c")
-        count = self.num_tokens(*features.shape[1:3])
-        return patches, find_groups(patches, count), count
+    def _group_patches(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Patches (B, N, C), the token of each (B, N), and the patches (B, count) that tokens stand at."""
+        patches, cues = split_patches(features, self.out_dim, self.needs_cues)
+        compared = cues.get("keys", patches)
+        group, kept = find_groups(compared, self.num_tokens(*features.shape[1:3]))
+        return patches, group, kept
 
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
-        patches, group, count = self._group_patches(features)
-        return average_groups(patches, group, count)
+        patches, group, kept = self._group_patches(features)
+        return average_groups(patches, group, kept.shape[1])
+
+    def kept(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
+        _, _, kept = self._group_patches(features)
+        return kept
 
     def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         """A patch has its part of its token; all tokens weigh the same."""
-        _, group, count = self._group_patches(features)
+        _, group, kept = self._group_patches(features)
+        count = kept.shape[1]
         sizes = F.one_hot(group, count).sum(1)  # (B, count)
         weights = 1 / (count * sizes.gather(1, group))
         return rearrange(weights, "b (h w) -> b h w", h=features.shape[1])

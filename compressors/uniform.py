@@ -47,6 +47,11 @@ class UniformSubset(WindowCompressor):
         kept_patches = features[:, rows[:, None], columns]
         return rearrange(kept_patches, "b h w c -> b (h w) c")
 
+    def kept(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
+        rows, columns = self._locate_axes(features)
+        places = rows[:, None] * features.shape[2] + columns
+        return places.flatten().repeat(len(features), 1)
+
     def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         height, width = features.shape[1:3]
         rows, columns = self._locate_axes(features)

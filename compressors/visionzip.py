@@ -14,12 +14,11 @@ The sum of target and mean is about twice as long as a patch, as in the released
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from compressors.base import MaybeTensor, register
 from compressors.checks import check_share
-from compressors.cues import split_cues
+from compressors.cues import split_patches
 from compressors.grid import BudgetCompressor, GridPolicy
 from compressors.selection import choose_in_float32, choose_largest, share_patches
 
@@ -29,6 +28,12 @@ def assign_by_keys(keys: Tensor, targets: Tensor) -> Tensor:
     """To which of the targets (M,), places among them, each of keys (B, R, d) goes, (B, R)."""
     unit = F.normalize(keys, dim=-1)
     return (unit @ unit[:, targets].mT).argmax(-1)
+
+
+def space_evenly(others: Tensor, count: int) -> Tensor:
+    """Places (count,) among `others` (B, R), evenly spaced."""
+    step = others.shape[1] // max(1, count)
+    return step * torch.arange(count, device=others.device)
 
 
 @register("visionzip")
@@ -62,20 +67,19 @@ class VisionZip(BudgetCompressor):
     def _split_patches(self, features: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
         """Patches (B, N, C), the cues, and the places of the dominant ones (B, d) and of all others."""
         height, width = features.shape[1:3]
-        patches, cues = split_cues(features, self.out_dim, self.needs_cues)
+        patches, cues = split_patches(features, self.out_dim, self.needs_cues)
         dominant, _ = self.count_parts(height, width)
-        attention = rearrange(cues["attention"], "b h w -> b (h w)")
+        attention = cues["attention"]
         kept = choose_largest(attention, dominant - int(self.cls))
         is_kept = torch.zeros_like(attention, dtype=torch.bool).scatter(1, kept, True)
         # False sorts before True, and a stable sort keeps raster order
         others = is_kept.to(torch.uint8).argsort(dim=1, stable=True)[:, : height * width - kept.shape[1]]
-        return rearrange(patches, "b h w c -> b (h w) c"), cues, kept, others
+        return patches, cues, kept, others
 
     def _merge_others(self, keys: Tensor, others: Tensor, count: int) -> Tensor:
         """What `count` contextual tokens have of the patches at `others` (B, R): weights (B, count, R)."""
         remaining = others.shape[1]
-        step = remaining // count
-        targets = step * torch.arange(count, device=keys.device)
+        targets = space_evenly(others, count)
         other_keys = torch.take_along_dim(keys, others.unsqueeze(-1), 1)
         group = assign_by_keys(other_keys, targets)  # (B, R)
         is_target = torch.zeros(remaining, dtype=torch.bool, device=keys.device)
@@ -93,8 +97,7 @@ class VisionZip(BudgetCompressor):
         dominant_weights = F.one_hot(kept, count).float()
         if not contextual:
             return patches, cues, dominant_weights
-        keys = rearrange(cues["keys"], "b h w d -> b (h w) d")
-        shares = self._merge_others(keys, others, contextual)
+        shares = self._merge_others(cues["keys"], others, contextual)
         context_weights = torch.zeros(len(patches), contextual, count, device=patches.device)
         places = others.unsqueeze(1).expand(-1, contextual, -1)
         context_weights = context_weights.scatter(2, places, shares)
@@ -106,6 +109,13 @@ class VisionZip(BudgetCompressor):
         if self.cls:
             tokens = torch.cat([cues["cls"].unsqueeze(1), tokens], 1)
         return tokens
+
+    def kept(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
+        _, _, dominant, others = self._split_patches(features)
+        _, contextual = self.count_parts(*features.shape[1:3])
+        targets = others[:, space_evenly(others, contextual)]
+        cls_places = torch.full((len(features), int(self.cls)), -1, device=features.device)
+        return torch.cat([cls_places, dominant, targets], 1)
 
     def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         _, _, weights = self._make_weights(features)

@@ -26,7 +26,7 @@ from experiments.config.signature_cache import (
 PLANNED_ATTRIBUTES = ("image_rate", "needs_levels", "needs_cues")
 # Knobs that parts got when results had been published, with their defaults: at these they are in no key, so
 # that older results keep theirs.
-YOUNG_KNOBS: dict[str, Any] = {"tokens": None, "rotary": True, "uniform": 0.0}
+YOUNG_KNOBS: dict[str, Any] = {"tokens": None, "cues": False, "rotary": True, "uniform": 0.0}
 USUAL_DIMS = {"dim": 1152, "llm_dim": 2560}  # the paper's tower and LLM: defaults are made for such widths
 SMALL_DIMS = {"dim": 8, "llm_dim": 8}  # enough to ask a compressor a question
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import compressors
 from compressors import Compressor, UsageError
-from compressors.cues import count_channels
+from compressors.cues import ATTENTION, RECEIVED, count_channels, parse_cue
 
 DIM, LLM_DIM, TEXT, KEY_DIM = 12, 16, 6, 4
 GRIDS = [(12, 12), (9, 9), (8, 8), (7, 10), (12, 9), (5, 4)]
@@ -52,10 +52,16 @@ def build(name: str, knobs: dict, seed: int = 0) -> Compressor:
 
 
 def inputs(part: Compressor, grid: tuple[int, int] = (12, 12), batch: int = 3) -> tuple[Tensor, ...]:
-    """Features, and for a text-aware one embeddings and a ragged mask."""
+    """Features and cues, and for a text-aware one embeddings and a ragged mask."""
     generator = torch.Generator().manual_seed(1)
-    channels = count_channels(DIM, part.needs_levels, part.needs_cues, KEY_DIM)
-    features = torch.randn(batch, *grid, channels, generator=generator)
+    channels = count_channels(DIM, part.needs_levels, (), KEY_DIM)
+    maps = [torch.randn(batch, *grid, channels, generator=generator)]
+    for cue in part.needs_cues:
+        channels = count_channels(0, (), (cue,), KEY_DIM) or DIM  # CLS has the tower's width
+        noise = torch.randn(batch, *grid, channels, generator=generator)
+        is_shared_out = parse_cue(cue).kind in (ATTENTION, RECEIVED)
+        maps.append(noise.flatten(1).softmax(-1).view_as(noise) if is_shared_out else noise)
+    features = torch.cat(maps, -1)
     if not part.needs_text:
         return (features,)
     mask = torch.arange(TEXT) < torch.tensor([TEXT, 2, 4, 1])[:batch, None]
@@ -195,6 +201,48 @@ def test_attention_is_a_distribution_over_the_patches(name, knobs):
             assert weights.shape == (3, *grid) and weights.dtype == torch.float32, grid
             assert (weights >= 0).all()
             torch.testing.assert_close(weights.sum((1, 2)), torch.ones(3))
+
+
+@every_case
+def test_what_is_kept_is_where_the_tokens_stand(name, knobs):
+    """Each at a patch of its own, of which it has at least as much as of any other patch."""
+    part = build(name, knobs)
+    for grid in GRIDS:
+        features, *text = inputs(part, grid)
+        kept = outcome(part.kept, features, *text)
+        if kept is None:
+            continue
+        count = outcome(part.num_tokens, *grid)
+        assert (kept is UsageError) == (count is UsageError), grid
+        if kept is UsageError:
+            continue
+        assert kept.shape == (3, count) and kept.dtype == torch.int64, grid
+        assert kept.min() >= -1 and kept.max() < grid[0] * grid[1], grid
+        features.requires_grad_()
+        tokens = part(features, *text)
+        for token in range(count):
+            (reached,) = torch.autograd.grad(tokens[:, token].sum(), features, retain_graph=True)
+            reached = reached[..., :DIM].abs().amax(-1).flatten(1)  # (B, N)
+            for image, patch in enumerate(kept[:, token].tolist()):
+                if patch >= 0:
+                    assert kept[image].tolist().count(patch) == 1
+                    assert reached[image, patch] == reached[image].max() > 0, (grid, token)
+
+
+@pytest.mark.parametrize("name", compressors.names())
+def test_what_chooses_patches_tells_which(name):
+    """Wherever tokens are patches, unchanged; at rate 2, at which averages are none."""
+    part = build(name, {"rate": 2} if "rate" in compressors.knobs(name) else {})
+    features, *text = inputs(part)
+    tokens = part(features, *text)
+    kept = part.kept(features, *text)
+    if part.out_dim != DIM:
+        assert kept is None
+        return
+    patches = features[..., :DIM].flatten(1, 2)
+    is_patch = (tokens.unsqueeze(2) == patches.unsqueeze(1)).all(-1)  # (B, tokens, patches)
+    if is_patch.any():
+        assert torch.equal(is_patch.any(-1), is_patch.gather(2, kept.clamp(min=0).unsqueeze(-1)).squeeze(-1))
 
 
 TEXT_CASES = [case for case in CASES if build(*case.values).needs_text]

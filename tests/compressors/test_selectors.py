@@ -5,8 +5,10 @@ import torch
 import torch.nn.functional as F
 
 import compressors
+from compressors import UsageError
 from compressors.divprune import choose_most_diverse
 from compressors.prumerge import average_received_attention, make_merge_weights
+from compressors.selection import choose_largest
 from compressors.tome import average_groups, find_groups
 
 SELECTORS = ["tome", "prumerge", "divprune"]
@@ -58,7 +60,7 @@ def test_tome_gives_the_same_tokens_when_both_sets_are_shuffled():
     """In one step: a second one splits by the order that the first left."""
     patches = image(batch=1).flatten(1, 2)
     order = torch.stack([2 * torch.randperm(27), 2 * torch.randperm(27) + 1], 1).flatten()
-    one, other = (average_groups(x, find_groups(x, 30), 30)[0] for x in (patches, patches[:, order]))
+    one, other = (average_groups(x, find_groups(x, 30)[0], 30)[0] for x in (patches, patches[:, order]))
     torch.testing.assert_close(as_set(one), as_set(other))
 
 
@@ -82,10 +84,13 @@ def test_ties_go_to_the_patch_that_comes_first(name):
 def test_ties_of_each():
     same = torch.ones(1, 12, 8)
     assert choose_most_diverse(same, 4).tolist() == [[0, 1, 2, 3]]
-    kept = make_merge_weights(same, 3, 2)[0]
+    centres = choose_largest(average_received_attention(same), 3)
+    kept = make_merge_weights(average_received_attention(same), same, centres, 2)[0]
     assert [row.nonzero().flatten().tolist() for row in kept] == [[0, 3, 4], [1, 3, 4], [2, 3, 4]]
     # each even token merges into the first odd one, the first even tokens first
-    assert find_groups(same, 10).tolist() == [[0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9]]
+    group, kept = find_groups(same, 10)
+    assert group.tolist() == [[0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9]]
+    assert kept.tolist() == [[1, 3, 4, 5, 6, 7, 8, 9, 10, 11]]
 
 
 @pytest.mark.parametrize("name", ["tome", "divprune"])
@@ -116,13 +121,13 @@ def tome_by_loop(patches, count):
 @pytest.mark.parametrize("count", [50, 27, 13, 6, 1])
 def test_tome_is_a_loop_over_pairs(count):
     patches = image().flatten(1, 2)
-    for tokens, row in zip(average_groups(patches, find_groups(patches, count), count), patches):
+    for tokens, row in zip(average_groups(patches, find_groups(patches, count)[0], count), patches):
         torch.testing.assert_close(tokens, tome_by_loop(row, count))
 
 
 def test_tome_merges_many_large_patches_in_half_precision():
     """The sum of a group is beyond float16's largest number, its mean is not."""
-    features = torch.full((1, 6, 9, 6), 4000.0, dtype=torch.float16)
+    features = torch.full((1, 6, 9, 8), 4000.0, dtype=torch.float16)
     assert make("tome")(features).equal(features.flatten(1, 2)[:, :6])
 
 
@@ -171,3 +176,28 @@ def test_prumerge_is_its_formula(neighbours):
         near = sorted(removed, key=lambda q: -F.cosine_similarity(patches[p], patches[q], dim=0))[:neighbours]
         expected = patches[p] + sum(attention[q] * patches[q] for q in near)
         torch.testing.assert_close(token, expected)
+
+
+@pytest.mark.parametrize("name", ["prumerge", "tome"])
+def test_cues_take_the_place_of_features(name):
+    """The features' own attention and keys change nothing, others do."""
+    features = image()
+    patches = features.flatten(1, 2)
+    own = {"attention": average_received_attention(patches).view(2, 6, 9, 1), "keys": features}
+    part = make(name, cues=True)
+    cued = torch.cat([features, *(own[cue] for cue in part.needs_cues)], -1)
+    torch.testing.assert_close(part(cued), make(name)(features))
+    assert part.kept(cued).equal(make(name).kept(features))
+    other = torch.cat([cued[..., :-8], torch.randn_like(features)], -1)
+    assert not part(other).equal(part(cued))
+    with pytest.raises(UsageError, match=r"features have 8 channels: expected 8 and the cues .*keys behind"):
+        part(features)
+
+
+def test_tokens_stand_in_raster_order():
+    features = image()
+    for name in SELECTORS:
+        kept = make(name).kept(features)
+        assert (kept.diff() > 0).all(), name
+    for group, kept in zip(*find_groups(features.flatten(1, 2), 6)):
+        assert group[kept].tolist() == list(range(6))

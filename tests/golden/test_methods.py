@@ -11,14 +11,79 @@ from einops import rearrange
 from safetensors.torch import load_file
 
 import compressors
+from compressors.prunesid import choose_by_components
 
 FOLDER = Path(__file__).parent / "methods"
 SIDE = 12
 
 
-def as_maps(patches):
+def as_maps(patches, side=SIDE):
     """(B, N, ...) -> (B, H, W, ...)."""
-    return patches.unflatten(1, (SIDE, SIDE))
+    return patches.unflatten(1, (side, side))
+
+
+def check_kept(name, features, vectors, budget, **knobs):
+    """What is kept is what the public function kept; an image alone has the same."""
+    tokens, *_ = map(int, budget.split("_"))
+    dim = vectors["states"].shape[-1] if "states" in vectors else 1
+    part = compressors.create(name, dim=dim, tokens=tokens, **knobs)
+    kept = part.kept(features)
+    assert kept.tolist() == vectors[f"kept_{budget}"].tolist()
+    for image, row in zip(features.split(1), kept):
+        assert part.kept(image)[0].equal(row)
+    return part
+
+
+def read_attended(name):
+    """Vectors of patches and what CLS pays them, and the features made of them."""
+    vectors = load_file(FOLDER / f"{name}.safetensors")
+    return vectors, torch.cat([as_maps(vectors["states"]), as_maps(vectors["attention"]).unsqueeze(-1)], -1)
+
+
+@pytest.mark.parametrize("budget", ["16_50", "36_50", "72_50", "72_25", "36_100", "40_0"])
+def test_vispruner(budget):
+    vectors, features = read_attended("vispruner")
+    check_kept("vispruner", features, vectors, budget, important=int(budget.split("_")[1]) / 100)
+
+
+@pytest.mark.parametrize("budget", ["16_100", "36_100", "72_100", "36_0", "36_200"])
+def test_scope(budget):
+    vectors, features = read_attended("scope")
+    check_kept("scope", features, vectors, budget, saliency=int(budget.split("_")[1]) / 100)
+
+
+@pytest.mark.parametrize("budget", ["16_16", "36_16", "72_16", "36_10", "20_7"])
+def test_holov(budget):
+    vectors, features = read_attended("holov")
+    check_kept("holov", features, vectors, budget, strips=int(budget.split("_")[1]))
+
+
+@pytest.mark.parametrize("budget", [16, 25, 36, 72])
+def test_prunesid(budget):
+    """Of the paper's tokens CLS is one, the patches are fewer by one."""
+    vectors = load_file(FOLDER / "prunesid.safetensors")
+    kept = choose_by_components(vectors["states"], vectors["attention"], budget - 1, budget)
+    assert kept.tolist() == vectors[f"kept_{budget}"].tolist()
+
+
+def stack_maps(*maps):
+    """Maps of 24x24 patches (B, N) or (B, N, C), in the channels."""
+    return torch.cat([as_maps(m.view(*m.shape[:2], -1), 24) for m in maps], -1)
+
+
+@pytest.mark.parametrize("budget", ["64", "128", "192"])
+def test_hiprune(budget):
+    vectors = load_file(FOLDER / "hiprune.safetensors")
+    shallow, deep = vectors["shallow"], vectors["deep"]
+    check_kept("hiprune", stack_maps(torch.zeros_like(deep), shallow, deep), vectors, budget)
+
+
+@pytest.mark.parametrize("budget", ["64", "96", "192"])
+def test_vscan(budget):
+    vectors = load_file(FOLDER / "vscan.safetensors")
+    features = stack_maps(vectors["states"], vectors["shallow"], vectors["deep"])
+    part = check_kept("vscan", features, vectors, budget)
+    torch.testing.assert_close(part(features), vectors[f"tokens_{budget}"])
 
 
 @pytest.mark.parametrize(("dominant", "contextual"), [(14, 3), (8, 8), (62, 10)])

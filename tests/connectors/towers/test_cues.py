@@ -4,11 +4,13 @@ import pytest
 import torch
 from test_vision_tower import CONFIGS, HF, pixels, tower_of
 
+import compressors
 from compressors.cues import count_channels, parse_cue, split_cues
 from compressors.errors import UsageError
 from connectors.towers.build import build_tower
 
 WITH_CUES = [name for name in CONFIGS if name not in ("timm_eva", "timm_pe")]
+READERS = [name for name in compressors.names() if compressors.create(name, dim=8, llm_dim=8).needs_cues]
 WITH_CLS = [name for name in WITH_CUES if "siglip" not in name]
 families = pytest.mark.parametrize("name", WITH_CUES)
 
@@ -148,3 +150,19 @@ def test_gradients_pass_where_the_tower_is_trained():
     assert tower.blocks[-1].self_attn.k_proj.weight.grad.abs().sum() > 0
     frozen = tower.freeze().extract_features(pixels(), (), ("keys",))
     assert not frozen.requires_grad
+
+
+@families
+@pytest.mark.parametrize("part_name", READERS)
+def test_compressors_read_cues_of_every_tower(name, part_name):
+    """As many tokens as they say; what is kept are places of the tower's own grid."""
+    tower = tower_of(CONFIGS[name])
+    knobs = {"block": 1} if "block" in compressors.knobs(part_name) else {}
+    part = compressors.create(part_name, dim=tower.dim, tokens=5, **knobs)
+    tower.check_needs(part.needs_levels, part.needs_cues)
+    with torch.no_grad():
+        features = tower.extract_features(pixels(), part.needs_levels, part.needs_cues)
+        tokens = part(features)
+    assert tokens.shape == (2, 5, tower.dim) and tokens.isfinite().all()
+    kept = part.kept(features)
+    assert kept.shape == (2, 5) and kept.max() < 16
