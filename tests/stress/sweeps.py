@@ -123,8 +123,8 @@ def list_leftovers(out: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """A sweep that nobody disturbed: where it lies, its results, and seconds of each of its stages, in the order
-    in which they finished."""
+    """A sweep that nobody disturbed: where it lies, its results, and seconds of each of its stages, in the
+    order in which they finished."""
 
     out: Path
     tables: dict[str, bytes]

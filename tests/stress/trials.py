@@ -54,8 +54,8 @@ Kind = Callable[[random.Random, Path], Trial]  # draws a trial; the folder is it
 
 
 class Result(NamedTuple):
-    """How a trial ended; `reason` is empty where it passed, `place` is where the project raised, `events` what
-    the trial counted."""
+    """How a trial ended; `reason` is empty where it passed, `place` is where the project raised, `events` are
+    what the trial counted."""
 
     number: int
     kind: str
