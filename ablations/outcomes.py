@@ -5,10 +5,11 @@ It is read from finished cells (`collect.py`), or from the files that an earlier
     report.json               rows, claims, efficiency, versions: all but the outcomes
     plots/attention-1.png     attention maps, which need the trained model
     outcomes/table3.npz       ids, pictures and families (Q,) of the questions; right (cells, Q / 8), bits
-                              packed, rows in order and within a row its seeds
+                              packed, rows in order and within a row its seeds; report.json has its digest
 """
 
 import dataclasses
+import hashlib
 import io
 import json
 import math
@@ -32,6 +33,7 @@ from experiments.runtime.files import write_atomic
 REPORT_FORMAT = 2  # counted up when an older version could not read what is written
 OUTCOMES_FOLDER = "outcomes"
 PLOTS_FOLDER = "plots"
+DIGEST = "outcomes_sha256"  # in a table's entry: of its file of outcomes
 
 
 @dataclass
@@ -136,15 +138,18 @@ def save_report(report: Report, folder: Path) -> None:
     """Write what the report can be made from again."""
     (folder / OUTCOMES_FOLDER).mkdir(parents=True, exist_ok=True)
     (folder / PLOTS_FOLDER).mkdir(exist_ok=True)
+    entries = []
     for table in report.tables:
-        write_atomic(locate_outcomes(folder, table.name), pack_outcomes(table))
+        packed = pack_outcomes(table)
+        write_atomic(locate_outcomes(folder, table.name), packed)
+        entries.append({**make_table_entry(table), DIGEST: digest_bytes(packed)})
     for number, image in enumerate(report.maps, 1):
         write_atomic(locate_map(folder, number), image)
     content = {
         "format": REPORT_FORMAT,
         "made": report.provenance,
         "maps": len(report.maps),
-        "tables": list(map(make_table_entry, report.tables)),
+        "tables": entries,
     }
     # last: whoever finds this file finds the others
     write_atomic(folder / REPORT_FILE, json.dumps(content, indent=1) + "\n")
@@ -221,10 +226,18 @@ def load_report(folder: Path, option: str = "results") -> Report:
 
 
 def load_report_table(entry: Mapping[str, Any], folder: Path) -> ReportTable:
-    """One table with its outcomes."""
+    """One table with its outcomes; UsageError where their file is not the one it was written with."""
     words = {name: conform(entry[name], str, name) for name in ("name", "heading", "title", "sweep")}
     check_table_name(words["name"])
-    ids, pictures, families, cells = load_outcome_arrays(locate_outcomes(folder, words["name"]))
+    path = locate_outcomes(folder, words["name"])
+    packed = read_binary_file(path)
+    digest = conform(entry.get(DIGEST), str | None, DIGEST)  # earlier versions did not write it down
+    if digest is not None and digest_bytes(packed) != digest:
+        raise UsageError(
+            f"{path}: is damaged or of another report, {REPORT_FILE} has another digest; copy the whole "
+            "report again, or make it again from its cells"
+        )
+    ids, pictures, families, cells = load_outcome_arrays(path.name, packed)
     rows: list[ReportRow] = []
     first = 0  # cell of the next row
     for row_entry in entry["rows"]:
@@ -244,17 +257,23 @@ def load_report_table(entry: Mapping[str, Any], folder: Path) -> ReportTable:
     )
 
 
-def load_outcome_arrays(path: Path) -> tuple[NDArray, NDArray, NDArray, NDArray[np.bool_]]:
-    """ids, pictures and families (Q,) of a table's questions, and which were answered right (cells, Q)."""
-    with np.load(io.BytesIO(read_binary_file(path))) as arrays:
-        words = [arrays[name] for name in ("ids", "pictures", "families")]
+def digest_bytes(content: bytes) -> str:
+    """sha256, as JSON has it."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def load_outcome_arrays(name: str, packed_file: bytes) -> tuple[NDArray, NDArray, NDArray, NDArray[np.bool_]]:
+    """ids, pictures and families (Q,) of a table's questions, and which were answered right (cells, Q), from
+    the file of this name."""
+    with np.load(io.BytesIO(packed_file)) as arrays:
+        words = [arrays[key] for key in ("ids", "pictures", "families")]
         packed = arrays["right"]  # (cells, Q / 8)
     shape = words[0].shape
     for array in words:
         if array.ndim != 1 or array.shape != shape or array.dtype.kind != "U":
-            raise ValueError(f"{path.name}: {array.dtype} {array.shape}, expected words {shape}")
+            raise ValueError(f"{name}: {array.dtype} {array.shape}, expected words {shape}")
     if len(packed) and packed.shape[1:] != (math.ceil(shape[0] / 8),):
-        raise ValueError(f"{path.name}: outcomes of shape {packed.shape} for {shape[0]} questions")
+        raise ValueError(f"{name}: outcomes of shape {packed.shape} for {shape[0]} questions")
     # without a cell there are no bits to unpack
     cells = np.unpackbits(packed, axis=1, count=shape[0]).astype(bool) if len(packed) else packed
     return words[0], words[1], words[2], cells

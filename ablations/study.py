@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from compressors.errors import UsageError
-from compressors.reading import read_json_file, shorten_reason
+from compressors.errors import UsageError, shorten_reason
+from compressors.reading import read_json_file
 
 REPORT_FILE = "report.json"
 

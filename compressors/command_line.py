@@ -23,7 +23,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
-from compressors.errors import LONGEST_ECHO, UsageError, shorten
+from compressors.errors import LONGEST_ECHO, UsageError, refuse_lone_surrogates, shorten
 from compressors.registry import conform, suggest
 
 OPENING, CLOSING = "[{(", "]})"
@@ -184,22 +184,12 @@ def parse_settings(arguments: Sequence[str]) -> Axes:
             raise UsageError(f"'{argument}': expected key=value, such as seed=0,1,2 (--help lists the keys)")
         if key in axes:
             raise UsageError(f"{key} is given twice; for both write {key}={','.join(axes[key])},{text}")
-        if not is_unicode(argument):
-            raise UsageError(f"{argument!a}: is not UTF-8")
+        refuse_lone_surrogates(argument, shorten(ascii(argument)))
         try:
             axes[key] = split_at_commas(text)
         except UsageError as error:
             raise UsageError(f"{key}={error}") from error
     return axes
-
-
-def is_unicode(text: str) -> bool:
-    """Whether a text can be written; bytes that are not UTF-8 cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def quote_text(text: str) -> str:

@@ -1,25 +1,33 @@
 """Reading files that somebody else may have made, cut or changed: a fault is one line that names the file."""
 
 import json
+import stat
 from pathlib import Path
 from typing import Any
 
-from compressors.errors import UsageError, shorten
+from compressors.errors import UsageError, shorten, shorten_reason
 
 
 def read_binary_file(path: Path) -> bytes:
     """A file's bytes; UsageError if it cannot be read, or is none to be read to its end."""
+    check_regular_file(path)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{shorten(str(path))}: cannot be read ({shorten_reason(error)})") from error
+
+
+def check_regular_file(path: Path) -> None:
+    """UsageError for what is no file with an end: whoever opens a FIFO waits for ever."""
     name = shorten(str(path))
     try:
-        is_other = path.exists() and not path.is_file()  # a FIFO would keep us waiting for ever
-        content = b"" if is_other else path.read_bytes()
+        mode = path.stat().st_mode
     except FileNotFoundError as error:
         raise UsageError(f"{name}: no such file") from error
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
         raise UsageError(f"{name}: cannot be read ({shorten_reason(error)})") from error
-    if is_other:
+    if not stat.S_ISREG(mode):
         raise UsageError(f"{name}: not a regular file; give one")
-    return content
 
 
 def read_text_file(path: Path) -> str:
@@ -40,6 +48,9 @@ def read_json_file(path: Path) -> Any:
         raise UsageError(f"{path}: not JSON ({shorten_reason(error)})") from error
 
 
-def shorten_reason(error: BaseException) -> str:
-    """What a library says of a fault, on one line of bounded length."""
-    return shorten(" ".join(str(error).split()))
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file; UsageError for anything else."""
+    values = read_json_file(path)
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: expected a JSON object; the file is damaged")
+    return values

@@ -9,7 +9,8 @@ import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 
-from compressors.errors import LONGEST_ECHO, UnreachableError, UsageError
+from compressors.errors import UnreachableError, UsageError, shorten_reason
+from compressors.reading import check_regular_file
 
 # what transformers reads, whole or in shards
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
@@ -18,10 +19,13 @@ WEIGHT_FILES = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.ind
 def load_pretrained(auto: Any, source: str | Path, where: str, advice: str, **kwargs: Any) -> Any:
     """`auto.from_pretrained(source)`. UsageError, one line from `where` to `advice`, for what is not there,
     is damaged, or brings code of its own."""
+    refuse_odd_files(Path(source))
     try:
         return auto.from_pretrained(source, trust_remote_code=False, **kwargs)
-    except (UsageError, MemoryError, torch.OutOfMemoryError):
+    except (UnreachableError, MemoryError, torch.OutOfMemoryError):
         raise
+    except UsageError as error:  # of a constructor of ours, which knows no folder
+        raise UsageError(f"{where}: {error}") from error
     # a damaged file makes any exception; that of tokenizers has no narrower class
     except Exception as error:
         if "trust_remote_code" in str(error):
@@ -30,7 +34,17 @@ def load_pretrained(auto: Any, source: str | Path, where: str, advice: str, **kw
                 "False); give a model of a type that transformers itself has"
             ) from error
         kind = UnreachableError if is_hub_id(str(source)) else UsageError
-        raise kind(f"{where}: cannot be loaded: {take_first_line(error)}; {advice}") from error
+        raise kind(f"{where}: cannot be loaded: {shorten_reason(error)}; {advice}") from error
+
+
+def refuse_odd_files(folder: Path) -> None:
+    """UsageError for a folder in which something other than files and folders lies: a library that opens a
+    FIFO waits for ever."""
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir()):
+        if path.exists() and not path.is_dir():
+            check_regular_file(path)
 
 
 def is_hub_id(source: str) -> bool:
@@ -69,24 +83,12 @@ def check_weights(source: str | Path, where: str) -> None:
 
 def check_safetensors(path: Path) -> None:
     """UsageError for a file whose head does not fit its size."""
+    check_regular_file(path)
     try:
         with safe_open(path, "pt"):
             pass
     except (SafetensorError, OSError) as error:
-        raise UsageError(f"{path}: a damaged weight file: {take_first_line(error)}; copy it again") from error
-
-
-def take_first_line(error: Exception) -> str:
-    """The first line of an exception's message, as much of it as a one-line UsageError repeats."""
-    lines = str(error).strip().splitlines()
-    if not lines:
-        return type(error).__name__
-    line = lines[0].rstrip(".")
-    if line.endswith(":"):  # the reason stands in the next one
-        line = " ".join(" ".join(lines[:2]).split())
-    if isinstance(error, KeyError):  # its message is the key alone
-        line = f"KeyError: {line}"
-    return line[:LONGEST_ECHO]
+        raise UsageError(f"{path}: a damaged weight file: {shorten_reason(error)}; copy it again") from error
 
 
 @contextmanager

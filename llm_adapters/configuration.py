@@ -7,12 +7,27 @@ from transformers import AutoConfig, PreTrainedConfig
 import compressors
 import connectors.towers.open_clip  # noqa: F401  registers its vision config
 from compressors.errors import UsageError
+from compressors.registry import conform
 from connectors.embq import registry as query_modules
 from connectors.projector import registry as projectors
 from llm_adapters.conversation import Template
 from llm_adapters.pruning import registry as pruners
 
 Part = dict[str, Any] | PreTrainedConfig | None
+FIELD_TYPES = {
+    "select_layer": int,
+    "compressor": str,
+    "compressor_knobs": dict[str, Any] | None,
+    "projector": str,
+    "projector_knobs": dict[str, Any] | None,
+    "query_module": str | None,
+    "query_module_knobs": dict[str, Any] | None,
+    "pruner": str | None,
+    "pruner_knobs": dict[str, Any] | None,
+    "image_token_id": int | None,
+    "query_token_id": int | None,
+    "prompt": dict[str, str] | None,
+}
 
 
 def make_part_config(config: Part, default: str) -> PreTrainedConfig:
@@ -78,7 +93,10 @@ class FlashSlothConfig(PreTrainedConfig):
         self.check()
 
     def check(self) -> None:
-        """UsageError for a part's name or knob that its registry does not know."""
+        """UsageError for a value of another type, and for a part's name or knob that its registry does not
+        know."""
+        for name, hint in FIELD_TYPES.items():
+            conform(getattr(self, name), hint, name)
         compressors.check(self.compressor, **(self.compressor_knobs or {}))
         if self.projector != "auto":
             projectors.check(self.projector, **(self.projector_knobs or {}))

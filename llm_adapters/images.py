@@ -14,8 +14,10 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_transforms import to_pil_image
 
 from compressors.errors import UsageError, quote
+from compressors.reading import check_regular_file
 from connectors.tiling import Tiling
 from connectors.towers.base import VisionTower
+from connectors.towers.config import check_preprocessing
 from connectors.versions import find_pil_class
 from llm_adapters.orientation import IMAGE_ERRORS, convert_to_upright_rgb
 
@@ -45,6 +47,15 @@ def pil_backend(image_processor: BaseImageProcessor) -> BaseImageProcessor:
     return twin.from_dict(image_processor.to_dict())
 
 
+def check_image_processor(image_processor: BaseImageProcessor) -> None:
+    """UsageError for one that would fail at the first picture: values of another type, no square size."""
+    values = image_processor.to_dict()
+    check_preprocessing(values, "image_processor")
+    size = values.get("size")
+    if not isinstance(size, dict) or min(size.get("height", 0), size.get("width", 0)) < 1:
+        raise UsageError(f"image_processor: size={quote(size)}: needs a height and a width of at least 1")
+
+
 def load_picture(source: Any) -> Image.Image:
     """A picture upright and in RGB, as training reads it. `source`: a PIL image, a path, URL or base64 text,
     a file's bytes, a row {"bytes", "path"} of a Parquet file, or an array. UsageError for what is none."""
@@ -63,6 +74,8 @@ def open_picture_source(source: Any) -> Image.Image:
     if isinstance(source, dict):  # as datasets of Hugging Face have pictures that they do not decode
         source = source.get("bytes") or source["path"]
     if isinstance(source, Path) or (isinstance(source, str) and is_file_name(source)):
+        if Path(source).exists():
+            check_regular_file(Path(source))
         return Image.open(source)
     if isinstance(source, str):
         source = read_picture_text(source)

@@ -16,7 +16,14 @@ from connectors.tiling import Tiling
 from llm_adapters.adapter import query_positions
 from llm_adapters.configuration import FlashSlothConfig
 from llm_adapters.conversation import IGNORE, IMAGE, QUERY, QUESTION, Encoded, Encoder, Template, Turn
-from llm_adapters.images import image_pixels, load_picture, per_row, pil_backend, stack_images
+from llm_adapters.images import (
+    check_image_processor,
+    image_pixels,
+    load_picture,
+    per_row,
+    pil_backend,
+    stack_images,
+)
 from llm_adapters.media import find_media_key
 
 # what transformers' tools also pass: rows are padded here anyway, BOS is the tokenizer's to say
@@ -155,6 +162,8 @@ class FlashSlothProcessor(ProcessorMixin):
         for name, value in counts.items():
             check_at_least(int(name == "tiles"), **{name: conform(value, int, name)})
         prompt = conform(prompt, dict[str, str] | None, "prompt")
+        images = pil_backend(image_processor)
+        check_image_processor(images)
         # attributes stand before super().__init__, which saves them as they are then
         self.image_tokens = image_tokens
         self.num_queries = num_queries
@@ -165,7 +174,7 @@ class FlashSlothProcessor(ProcessorMixin):
         self.query_token = QUERY
         self.image_token_id = find_token_id(tokenizer, IMAGE)
         self.query_token_id = find_token_id(tokenizer, QUERY)
-        super().__init__(pil_backend(image_processor), tokenizer, chat_template=chat_template)
+        super().__init__(images, tokenizer, chat_template=chat_template)
         template = Template(**self.prompt)
         self.chat_template = chat_template or make_chat_template(template)
         self.encoder = Encoder(tokenizer, template, self.image_token_id, self.query_token_id, num_queries)

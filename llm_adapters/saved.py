@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressors.errors import UsageError
-from compressors.reading import read_json_file
+from compressors.reading import read_json_file, read_json_object
 
 if TYPE_CHECKING:
     import torch
@@ -42,10 +42,7 @@ def check_model_folder(folder: Path, attached: bool = False) -> Path:
             f"{folder}: no model here (no config.json); give OUT/cells/CELL, OUT/finetune/KEY "
             "or a folder that save_pretrained wrote"
         )
-    values = read_json_file(config)
-    if not isinstance(values, dict):
-        raise UsageError(f"{config}: expected a JSON object; the file is damaged")
-    kind = values.get("model_type")
+    kind = read_json_object(config).get("model_type")
     if kind != KIND and not (attached and is_attached(folder)):
         raise UsageError(
             f"{folder}: a model of type {kind}, not {KIND}; train one with "
@@ -56,7 +53,7 @@ def check_model_folder(folder: Path, attached: bool = False) -> Path:
 
 def is_attached(folder: Path) -> bool:
     """Whether the model in a folder is another MLLM with a compressor in it."""
-    return isinstance(read_json_file(folder / "config.json").get("slothkit"), dict)
+    return isinstance(read_json_object(folder / "config.json").get("slothkit"), dict)
 
 
 def load_saved_model(
@@ -69,7 +66,7 @@ def load_saved_model(
     import torch
 
     from connectors.pretrained import load_model, load_pretrained
-    from llm_adapters import reuse
+    from llm_adapters import reuse, saved_parts
     from llm_adapters.auto import FlashSlothForConditionalGeneration, FlashSlothProcessor
 
     folder = find_model_folder(path, attached)
@@ -78,9 +75,13 @@ def load_saved_model(
     if is_attached(folder):
         other: Any
         other, processor = reuse.load(folder, dtype=dtype)
+        saved_parts.check_generation_settings(other.generation_config, str(folder))
         return other.to(device).eval(), processor
     where = str(folder)
     advice = "save the model and its processor there again"
     model = load_model(FlashSlothForConditionalGeneration, folder, where, advice, dtype=dtype)
     processor = load_pretrained(FlashSlothProcessor, folder, where, advice)
+    saved_parts.check_generation_settings(model.generation_config, where)
+    saved_parts.check_tokenizer(processor.tokenizer, model.get_input_embeddings().num_embeddings, where)
+    saved_parts.check_placeholders(model, processor, where)
     return model.to(device).eval(), processor  # not to `dtype`: rotary frequencies stay in float32

@@ -1,16 +1,33 @@
 """What every family of towers needs: reading a vision configuration, its preprocessing, its weights."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from compressors.errors import UsageError
-from compressors.registry import suggest
+from compressors.registry import conform, suggest
 from connectors.pretrained import load_pretrained, silence_transformers
 from connectors.versions import map_vision_names
 
 PREPROCESSING = ("image_mean", "image_std", "resample")  # extra keys any vision configuration may carry
+Colours = float | tuple[float, float, float]
+PREPROCESSING_TYPES: dict[str, Any] = {  # of an image processor's file; null leaves a step out
+    "image_mean": Colours,
+    "image_std": Colours,
+    "resample": int | str,
+    "rescale_factor": float,
+    "size": dict[str, int] | int,
+    "crop_size": dict[str, int] | int,
+    "do_resize": bool,
+    "do_rescale": bool,
+    "do_normalize": bool,
+    "do_convert_rgb": bool,
+    "do_center_crop": bool,
+}
 
 
 def as_vision_config(config: dict[str, Any] | PreTrainedConfig) -> PreTrainedConfig:
@@ -47,6 +64,21 @@ def check_square(size: int | list[int] | tuple[int, ...], what: str) -> int:
     if len(sides) != 1:
         raise UsageError(f"{what}={size}: vision towers need a square")
     return sides.pop()
+
+
+def check_preprocessing(values: Mapping[str, Any], where: str) -> None:
+    """UsageError for what an image processor's file says in other types than transformers, and for colours
+    that make no finite numbers."""
+    for name, hint in PREPROCESSING_TYPES.items():
+        conform(values.get(name), hint | None, f"{where}: {name}")
+    for name in ("image_mean", "image_std", "rescale_factor"):
+        numbers = np.atleast_1d(np.array(values.get(name) or 1.0, float))
+        if not np.isfinite(numbers).all() or (name == "image_std" and not numbers.all()):
+            raise UsageError(f"{where}: {name}={values[name]}: must be finite, and a deviation not zero")
+    resample = values.get("resample")
+    if isinstance(resample, int) and resample not in list(Image.Resampling):
+        known = ", ".join(str(filter.value) for filter in Image.Resampling)
+        raise UsageError(f"{where}: resample={resample}: choose one of {known}")
 
 
 def read_preprocessing(config: PreTrainedConfig, mean: tuple, std: tuple, resample: str = "bicubic") -> dict:

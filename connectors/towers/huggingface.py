@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 
-from compressors.errors import UsageError
+from compressors.errors import UsageError, shorten_reason
 from compressors.registry import conform
-from connectors.pretrained import load_pretrained, take_first_line
+from connectors.pretrained import load_pretrained
 from connectors.towers.base import VisionTower, count_blocks
 from connectors.towers.config import (
     PREPROCESSING,
     as_vision_config,
+    check_preprocessing,
     check_square,
     load_weights,
     read_preprocessing,
@@ -188,18 +189,16 @@ def read_saved_preprocessing(source: str) -> dict[str, Any]:
         values, _ = ImageProcessingMixin.get_image_processor_dict(source)
     except OSError as error:
         if path.is_file():
-            raise UsageError(f"{path}: {take_first_line(error)}; save the processor there again") from error
+            raise UsageError(f"{path}: {shorten_reason(error)}; save the processor there again") from error
         return {}  # no processor beside the weights: the family's defaults hold
     if not isinstance(values, dict):
         raise UsageError(f"{path}: expected a JSON object; save the processor there again")
+    check_preprocessing(values, str(path))
     fields = {key: values[key] for key in PREPROCESSING if values.get(key) is not None}
     for key in ("image_mean", "image_std"):
         if key in fields:
             conform(fields[key], tuple[float, float, float], f"{path}: {key}")
     resample = fields.get("resample")
     if isinstance(resample, int):
-        names = {filter.value: filter.name.lower() for filter in Image.Resampling}
-        if resample not in names:
-            raise UsageError(f"{path}: resample={resample}: choose one of {', '.join(map(str, names))}")
-        fields["resample"] = names[resample]
+        fields["resample"] = Image.Resampling(resample).name.lower()
     return fields

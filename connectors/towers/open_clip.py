@@ -7,6 +7,7 @@ device, saved and checkpointed within a composed model like any other part.
 import copy
 import pickle
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
-from compressors.errors import UsageError
-from connectors.pretrained import take_first_line
+from compressors.errors import UsageError, shorten_reason
+from compressors.reading import check_regular_file
 from connectors.towers.base import VisionTower, count_blocks
 from connectors.towers.config import check_square, load_weights, read_preprocessing
 from connectors.towers.open_clip_vit import (
@@ -209,12 +210,14 @@ def _load_pretrained(config: OpenClipVisionConfig, tag: str) -> tuple[Any, OpenC
             f"open_clip:{name}: say which weights, open_clip:{name}:TAG_OR_FILE; tags: {listed_tags}"
         )
     tag = tag or tags[0]
+    if Path(tag).exists():
+        check_regular_file(Path(tag))
     quick_gelu = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"))
     try:
         visual = open_clip.create_model(name, pretrained=tag, force_quick_gelu=quick_gelu).visual
     except (RuntimeError, OSError, pickle.UnpicklingError) as error:
         raise UsageError(
-            f"open_clip:{name}:{tag}: {take_first_line(error)}; give a checkpoint file, or where the hub "
+            f"open_clip:{name}:{tag}: {shorten_reason(error)}; give a checkpoint file, or where the hub "
             f"can be reached a tag: {listed_tags}"
         ) from error
     preprocess = visual.preprocess_cfg

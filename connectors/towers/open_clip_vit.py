@@ -12,9 +12,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from compressors.errors import UsageError
+from compressors.errors import UsageError, shorten_reason
 from compressors.registry import suggest
-from connectors.pretrained import take_first_line
 
 TIMM_ACT = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
 # CLIP's preprocessing, arXiv 2103.00020
@@ -54,7 +53,7 @@ def build_vit(
         return _build_native_vit(model_config["embed_dim"], fields, quick_gelu, depth)
     except TypeError as error:
         raise UsageError(
-            f"open_clip '{model_name}' gives no vision tower (which must be a ViT): {take_first_line(error)}"
+            f"open_clip '{model_name}' gives no vision tower (which must be a ViT): {shorten_reason(error)}"
         ) from error
 
 

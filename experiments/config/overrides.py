@@ -16,8 +16,7 @@ from compressors.command_line import (
     require_single,
     unquote_text,
 )
-from compressors.errors import UsageError, shorten
-from compressors.reading import shorten_reason
+from compressors.errors import UsageError, shorten, shorten_reason
 from experiments.config.schema import Config
 from experiments.config.settings import check_knob, conform_setting, locate_setting
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, cast
 
 from omegaconf import OmegaConf
 
-from compressors.errors import UsageError
-from compressors.reading import read_text_file, shorten_reason
+from compressors.errors import UsageError, shorten_reason
+from compressors.reading import read_text_file
 from compressors.registry import conform, suggest
 from experiments.config import signatures
 from experiments.config.schema import Config

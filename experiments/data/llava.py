@@ -20,7 +20,7 @@ from typing import Any
 from PIL import Image
 
 from compressors.errors import UsageError, quote
-from compressors.reading import read_json_file
+from compressors.reading import check_regular_file, read_json_file
 from experiments.data.records import Sample, parse_record
 from llm_adapters import orientation
 from llm_adapters.conversation import IMAGE, Turn
@@ -164,6 +164,8 @@ def read_image_size(sample: Sample, i: int = 0) -> tuple[int, int]:
 def open_image_file(sample: Sample, i: int) -> Iterator[Image.Image]:
     """A sample's i-th image while it is read; UsageError for what is wrong with it."""
     try:
+        if sample.images[i].exists():
+            check_regular_file(sample.images[i])
         with Image.open(sample.images[i]) as image:
             yield image
     except FileNotFoundError as error:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
-from compressors.errors import UsageError, quote
+from compressors.errors import UsageError, quote, refuse_lone_surrogates
 from llm_adapters.conversation import IMAGE, MARKERS, QUERY, QUESTION, Turn, refuse_reserved
 from llm_adapters.media import find_media_key, find_media_marker
 
@@ -129,18 +129,6 @@ def check_text(text: str, where: str, is_question: bool, end: str) -> None:
     marker = find_media_marker(text)
     if marker is not None:
         raise UsageError(f"{where} contains {marker}, and only pictures are read; drop the sample")
-
-
-def refuse_lone_surrogates(text: str, where: str) -> None:
-    """UsageError for half a character, which no tokenizer and no file takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        half = ascii(text[error.start])
-        raise UsageError(
-            f"{where} contains {half} at character {error.start}, half of a character (a lone surrogate); "
-            "write the whole one"
-        ) from error
 
 
 def parse_families(families: object, turns: int) -> tuple[str, ...] | None:

@@ -135,7 +135,7 @@ def check_model_config(config: Config) -> FlashSlothForConditionalGeneration:
     with torch.device("meta"):
         model, size = build_skeleton(config)
     pretrained.check_tower(config.tower.source)
-    pretrained.check_llm(config.llm.source, model.config.text_config)
+    pretrained.check_llm(config, model.config.text_config)
     if not config.blind:
         with naming_part("compressor", config.evaluated_compressor, type(model.compressor)):
             model.num_image_tokens(size, size)

@@ -15,13 +15,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from compressors.errors import UsageError
-from connectors.pretrained import check_weights, load_model, load_pretrained, take_first_line
+from compressors.errors import UsageError, shorten_reason
+from connectors.pretrained import check_weights, load_model, load_pretrained
 from connectors.towers.huggingface import read_saved_preprocessing
 from connectors.towers.open_clip import OpenClipVisionConfig
 from experiments.config.schema import Config
 from experiments.config.sources import OPEN_CLIP_SCHEME, resolve_source
 from llm_adapters.conversation import IMAGE, QUERY
+from llm_adapters.processing import find_token_id
+from llm_adapters.saved_parts import check_tokenizer
 
 ADVICE = "give a folder that save_pretrained wrote, or a hub id that this machine can reach"
 
@@ -84,18 +86,15 @@ def read_tokenizer(source: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def check_llm(source: str, text: PreTrainedConfig) -> None:
+def check_llm(config: Config, text: PreTrainedConfig) -> None:
     """UsageError for a language model's folder without weights or tokenizer, or with that of another model.
     `text`: its configuration."""
-    where = f"llm.source={source}"
-    check_weights(resolve_source(source), where)
-    words = read_tokenizer(source).vocab_size  # tokens that were added later may have no rows yet
-    rows = text.get_text_config().vocab_size
-    if words > rows:
-        raise UsageError(
-            f"{where}: its tokenizer has {words} tokens, the model {rows} embeddings; they do not belong "
-            "together, save the model's own tokenizer into that folder"
-        )
+    where = f"llm.source={config.llm.source}"
+    check_weights(resolve_source(config.llm.source), where)
+    tokenizer = load_tokenizer(config)
+    # `build_model` makes rows up to the end token
+    rows = max(text.get_text_config().vocab_size, find_token_id(tokenizer, config.prompt.end) + 1)
+    check_tokenizer(tokenizer, rows, where)
 
 
 def check_tower(source: str) -> None:
@@ -116,7 +115,7 @@ def naming_backbone(where: str) -> Iterator[None]:
     # sizes that a damaged configuration makes up fail anywhere in transformers
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise UsageError(
-            f"{where}: its config.json describes no model ({take_first_line(error)}); {ADVICE}"
+            f"{where}: its config.json describes no model ({shorten_reason(error)}); {ADVICE}"
         ) from error
 
 

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressors.errors import UsageError
+from compressors.reading import check_regular_file, read_json_file
 from experiments.config.presets import read_yaml
 from experiments.config.schema import BLIND_COMPRESSOR
 from llm_adapters import saved
-from llm_adapters.saved import find_model_folder, read_json_file
+from llm_adapters.saved import find_model_folder
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -47,6 +48,8 @@ def open_picture(path: Path) -> "Image.Image":
     from llm_adapters import orientation
 
     try:
+        if path.exists():
+            check_regular_file(path)
         with Image.open(path) as picture:
             return orientation.convert_to_upright_rgb(picture)
     except FileNotFoundError as error:

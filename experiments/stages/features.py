@@ -5,6 +5,7 @@
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -16,6 +17,7 @@ from numpy.lib.format import open_memmap
 from torch import Tensor
 
 import compressors
+from compressors.reading import read_text_file
 from connectors.tiling import Tiling
 from connectors.towers.base import VisionTower
 from connectors.towers.build import load_tower
@@ -154,12 +156,17 @@ def _open_features(out: Path, shape: tuple[int, ...]) -> tuple[np.memmap, int]:
     """The array on disk and how many images of it a run before this one has finished."""
     path = out / FEATURES_FILE
     progress = out / PROGRESS_FILE
+    for file in (path, progress):
+        if file.exists() and not file.is_file():  # a pipe would be waited for
+            file.unlink()
     array = None
     done = 0
     if path.exists() and progress.exists():
-        array = open_memmap(path, mode="r+")
-        done = int(progress.read_text() or 0)
-    if array is None or array.shape != shape:
+        with suppress(ValueError):  # of a file that was cut or changed: all is computed again
+            array = open_memmap(path, mode="r+")
+            done = int(read_text_file(progress) or 0)
+    fits = array is not None and array.shape == shape and array.dtype == np.float16
+    if not fits or not 0 <= done <= shape[0]:
         array = open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
         done = 0
     allocate_file(path)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compressors.errors import UsageError
-from compressors.reading import read_json_file
+from compressors.reading import read_json_object
 from compressors.registry import conform
 from experiments.store.keys import digest_file
 
@@ -42,9 +42,7 @@ def list_file_sizes(path: Path) -> Iterator[tuple[str, int]]:
 
 def read_done_note(path: Path) -> dict[str, Any]:
     """Read what was noted when the stage in a directory finished; UsageError if that is not whole."""
-    note = read_json_file(path / DONE_FILE)
-    if not isinstance(note, dict):
-        raise UsageError(f"{path / DONE_FILE}: not what a stage noted")
+    note = read_json_object(path / DONE_FILE)
     for name, hint in NOTE_TYPES.items():
         note[name] = conform(note.get(name), hint, f"{path / DONE_FILE}: {name}")
     if not math.isfinite(note["seconds"]):

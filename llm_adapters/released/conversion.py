@@ -102,7 +102,7 @@ def overlay_checkpoint(part: layout.Checkpoint, base: layout.Checkpoint) -> layo
 
 def complete_checkpoint(path: Path) -> layout.Checkpoint:
     """A released checkpoint, or a model of ours in the released layout."""
-    values = files.read_json(find_folder(path) / files.CONFIG)
+    values = files.read_config(find_folder(path))
     if values.get("model_type") == FlashSlothConfig.model_type:
         return find_released(path)
     return files.read_checkpoint(path)
@@ -112,7 +112,7 @@ def find_released(folder: Path) -> layout.Checkpoint:
     """A model folder of ours in the released layout."""
     if not (folder / files.CONFIG).is_file():
         raise UsageError(f"{folder}: no {files.CONFIG} in it; give a model folder")
-    if files.read_json(folder / files.CONFIG).get("model_type") != FlashSlothConfig.model_type:
+    if files.read_config(folder).get("model_type") != FlashSlothConfig.model_type:
         raise UsageError(f"{folder}: is no model of ours; `convert` makes one of a released checkpoint")
     config = load_pretrained(FlashSlothConfig, folder, str(folder), "save the model there again")
     sizes.check_exportable(config, folder)

@@ -8,14 +8,15 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from compressors.errors import UsageError
-from connectors.pretrained import take_first_line
+from compressors.errors import UsageError, shorten_reason
+from compressors.reading import check_regular_file, read_json_object
 from llm_adapters.released.layout import DERIVED, Checkpoint, remove_level
 
 CONFIG, MEMORY = "config.json", "released.safetensors"
@@ -42,7 +43,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """A folder in the released layout, or one of its weight files or indices; config.json beside it."""
     folder = path if path.is_dir() else path.parent
     plain, level = remove_level(read_tensors(path), path)
-    return Checkpoint(path, read_json(folder / CONFIG), plain, level)
+    return Checkpoint(path, read_config(folder), plain, level)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -53,7 +54,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             raise UsageError(f"{path}: no weights in it; looked for {', '.join(WEIGHTS)}")
         path = weight_file
     if path.name.endswith(".index.json"):
-        shard_names = read_json(path).get("weight_map", {})
+        shard_names = read_json_object(path).get("weight_map", {})
         if not isinstance(shard_names, dict) or not all(isinstance(v, str) for v in shard_names.values()):
             raise UsageError(f"{path}: weight_map must name a file for each tensor; the file is damaged")
         shards = sorted(set(shard_names.values()))
@@ -63,16 +64,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _load_weight_file(path: Path) -> dict[str, Tensor]:
     """One file; its tensors are mapped, not copied, where the format allows."""
+    check_regular_file(path)
     try:
         if path.suffix == ".safetensors":
             tensors = load_file(path)
         else:
             mapped = zipfile.is_zipfile(path)
             tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except FileNotFoundError as error:
-        raise UsageError(f"{path}: no such file") from error
     except WEIGHT_ERRORS as error:
-        raise UsageError(f"{path}: cannot be read as weights: {take_first_line(error)}") from error
+        raise UsageError(f"{path}: cannot be read as weights: {shorten_reason(error)}") from error
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise UsageError(f"{path}: expected tensors by key, found something else; give a model's weights")
     check_tensors(tensors, path)
@@ -103,17 +103,10 @@ def keep_own_tensors(found: dict[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def read_json(path: Path) -> dict:
-    """A JSON object; {} if there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text())
-    except (ValueError, OSError, RecursionError) as error:
-        raise UsageError(f"{path}: cannot be read as JSON: {take_first_line(error)}") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"{path}: expected a JSON object")
-    return values
+def read_config(folder: Path) -> dict[str, Any]:
+    """The values of a folder's config.json; {} if there is none."""
+    path = folder / CONFIG
+    return read_json_object(path) if path.exists() else {}
 
 
 def write_origin(folder: Path, checkpoint: Checkpoint, learned: Tensor) -> None:
@@ -133,7 +126,7 @@ def read_origin(folder: Path) -> tuple[dict, bool, Tensor | None]:
             return json.loads(about["values"]), json.loads(about["level"]), file.get_tensor("learned")
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UsageError(
-            f"{folder / MEMORY}: cannot be read: {take_first_line(error)}; remove it to do without"
+            f"{folder / MEMORY}: cannot be read: {shorten_reason(error)}; remove it to do without"
         ) from error
 
 

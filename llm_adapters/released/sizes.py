@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
-from compressors.errors import UsageError, quote
-from connectors.pretrained import take_first_line
+from compressors.errors import UsageError, quote, shorten_reason
 from connectors.towers.base import count_blocks
 from connectors.towers.config import as_vision_config
 from llm_adapters.configuration import FlashSlothConfig
@@ -133,7 +132,7 @@ def read_named_tower(values: dict[str, Any], source: Path) -> dict[str, Any]:
         return as_vision_config(AutoConfig.from_pretrained(name, trust_remote_code=False)).to_dict()
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"{source}: mm_vision_tower={name} cannot be read ({take_first_line(error)}); add a "
+            f"{source}: mm_vision_tower={name} cannot be read ({shorten_reason(error)}); add a "
             "vision_config to config.json"
         ) from error
 

@@ -166,7 +166,27 @@ def test_a_report_without_some_of_its_outcomes_is_refused(made, tmp_path, capsys
     np.savez_compressed(path, **fewer)
     assert report.main([f"results={tmp_path / 'damaged'}"]) == 2
     err = capsys.readouterr().err
+    assert f"{path}: is damaged or of another report" in err and err.count("\n") == 1
+    # as earlier versions wrote it: without digests
+    content = json.loads((tmp_path / "damaged" / "report.json").read_text())
+    for entry in content["tables"]:
+        del entry["outcomes_sha256"]
+    (tmp_path / "damaged" / "report.json").write_text(json.dumps(content))
+    assert report.main([f"results={tmp_path / 'damaged'}"]) == 2
+    err = capsys.readouterr().err
     assert "not what ablations.report wrote (ValueError: outcomes of" in err and err.count("\n") == 1
+
+
+def test_outcomes_of_another_report_are_refused(made, tmp_path, capsys):
+    shutil.copytree(made, tmp_path / "swapped")
+    for name in ("table3.npz", "table5.npz"):
+        path = tmp_path / "swapped" / "outcomes" / name
+        with np.load(path) as arrays:
+            np.savez_compressed(path, **{**arrays, "right": ~arrays["right"]})
+    assert report.main([f"results={tmp_path / 'swapped'}"]) == 2
+    err = capsys.readouterr().err
+    assert "table3.npz: is damaged or of another report, report.json has another digest" in err
+    assert err.count("\n") == 1
 
 
 def test_pictures_are_whole(made):

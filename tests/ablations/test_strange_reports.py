@@ -107,6 +107,10 @@ def test_changed_values(made, tmp_path, capsys, path, value):
 
 def test_arrays_of_other_shapes(made, tmp_path, capsys):
     folder = copy_sources(made, tmp_path / "copy")
+    content = json.loads((folder / "report.json").read_text())
+    for entry in content["tables"]:
+        del entry["outcomes_sha256"]  # which would tell already
+    (folder / "report.json").write_text(json.dumps(content))
     path = folder / "outcomes" / "table5.npz"
     with np.load(path) as file:
         arrays = dict(file)

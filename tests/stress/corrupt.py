@@ -20,7 +20,7 @@ import sweeps
 from harm import FILE_HARMS, copy_tree, harm_file
 from kill import assert_same_results, wait_for_stage
 from sweeps import Ended, Undisturbed
-from trials import Kind, Trial, run_program
+from trials import Kind, Trial, TrialOptions, run_program
 
 from compressors.command_line import Command, CommandLine, setting
 from experiments import chat
@@ -32,14 +32,11 @@ LONGEST = 200.0  # of all commands of a trial
 
 
 @dataclass(frozen=True)
-class CorruptOptions:
+class CorruptOptions(TrialOptions):
     """How often, and which damages."""
 
     rounds: int = setting(1, "how often every kind of file gets every kind of damage", low=1)
     inputs: int | None = setting(None, "so many damages instead of whole rounds", low=1)
-    seconds: float | None = setting(None, "stop after so long", above=0)
-    seed: int = setting(0, "of file and byte")
-    only: int | None = setting(None, "one damage by its number")
 
 
 COMMAND = Command("python tests/stress/corrupt.py [KEY=VALUE ...]", __doc__ or "", CorruptOptions)
@@ -58,7 +55,7 @@ def run_damages(line: CommandLine) -> int:
         killed = [stop_in_stage(undisturbed, kind, Path(place)) for kind in ("pretrain", "finetune")]
         kinds = make_kinds(undisturbed, [undisturbed.out, *killed])
         count = options.inputs or options.rounds * len(kinds)
-        return run_program(kinds, options.seed, count, options.seconds, options.only, LONGEST)
+        return run_program(kinds, options, count, LONGEST)
 
 
 def stop_in_stage(undisturbed: Undisturbed, kind: str, folder: Path) -> Path:

@@ -19,20 +19,17 @@ import fuzz_files
 import fuzz_parts
 from huggingface_hub import constants as hub_constants
 from stock import Stock, make_stock
-from trials import Kind, run_program
+from trials import Kind, TrialOptions, run_program
 
 from compressors.command_line import Command, CommandLine, setting
 from experiments.models.build import silence_libraries
 
 
 @dataclass(frozen=True)
-class FuzzOptions:
+class FuzzOptions(TrialOptions):
     """How long, and which inputs."""
 
     inputs: int = setting(1000, "in all", low=1)
-    seconds: float | None = setting(None, "stop after so long", above=0)
-    seed: int = setting(0, "of the inputs")
-    only: int | None = setting(None, "one input by its number")
     kind: str | None = setting(None, "one kind of input by a part of its name")
 
 
@@ -55,7 +52,7 @@ def run_fuzz(line: CommandLine) -> int:
         kinds = make_kinds(make_stock(Path(place)))
         if options.kind is not None:
             kinds = {name: kind for name, kind in kinds.items() if options.kind in name}
-        return run_program(kinds, options.seed, options.inputs, options.seconds, options.only)
+        return run_program(kinds, options, options.inputs)
 
 
 def make_kinds(stock: Stock) -> dict[str, Kind]:

@@ -6,7 +6,9 @@ After its kills a sweep runs to its end: tables, cells and weights are byte for 
 nobody disturbed, what had finished is as it was, and nothing is left of what was under way.
 """
 
+import math
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -17,23 +19,21 @@ from pathlib import Path
 
 import sweeps
 from sweeps import Undisturbed
-from trials import Kind, Trial, run_program
+from trials import Kind, Trial, TrialOptions, run_program
 
 from compressors.command_line import Command, CommandLine, setting
 
-KILLS = 3  # of one sweep, one after another
+# workers -> kills of one sweep, one after another; workers of a pool import everything after each
+KILLS = {1: 30, 2: 6}
 LONGEST = 1200.0  # seconds of a sweep with its kills
 NEAR = 0.05  # seconds around a stage: the lock before it, the rename behind it
 
 
 @dataclass(frozen=True)
-class KillOptions:
+class KillOptions(TrialOptions):
     """How long, and which moments."""
 
-    kills: int = setting(30, "in all, three a sweep", low=1)
-    seconds: float | None = setting(None, "stop after so long", above=0)
-    seed: int = setting(0, "of the moments")
-    only: int | None = setting(None, "one sweep by its number")
+    kills: int = setting(36, "at least so many, 36 in two sweeps", low=1)
 
 
 COMMAND = Command("python tests/stress/kill.py [KEY=VALUE ...]", __doc__ or "", KillOptions)
@@ -49,44 +49,57 @@ def run_kills(line: CommandLine) -> int:
     options: KillOptions = line.options
     with tempfile.TemporaryDirectory(prefix="slothkit-kill-") as place:
         kinds = make_kinds(sweeps.run_undisturbed(Path(place)))
-        count = -(-options.kills // KILLS)
-        return run_program(kinds, options.seed, count, options.seconds, options.only, LONGEST)
+        rounds = math.ceil(options.kills / sum(KILLS.values()))
+        return run_program(kinds, options, rounds * len(kinds), LONGEST, "kills")
 
 
 def make_kinds(undisturbed: Undisturbed) -> dict[str, Kind]:
     """Sweeps with one worker and with two."""
     kinds: dict[str, Kind] = {}
-    for workers in (1, 2):
-        kinds[f"{KILLS} kills, {workers} workers"] = partial(draw_kills, undisturbed, workers)
+    for workers in KILLS:
+        kinds[f"sweeps with {workers} workers"] = partial(draw_kills, undisturbed, workers)
     return kinds
 
 
 def draw_kills(undisturbed: Undisturbed, workers: int, draw: random.Random, folder: Path) -> Trial:
-    """The moments: a stage, and how long after its begin."""
+    """The moments: a stage, and how long after its begin. In the order of the stages, so that each hits one
+    under way."""
+    stages = list(undisturbed.seconds)
+    numbers = sorted(draw.randrange(len(stages)) for _ in range(KILLS[workers]))
     moments = []
-    for _ in range(KILLS):
-        stage = draw.choice(list(undisturbed.seconds))
-        moments.append((stage, draw.uniform(0, undisturbed.seconds[stage] + NEAR)))
+    for number in numbers:
+        seconds = undisturbed.seconds[stages[number]]
+        moments.append((stages[number], draw.uniform(0, seconds + NEAR)))
     text = ", ".join(f"{stage} +{delay:.3f} s" for stage, delay in moments)
     return Trial(text, partial(disturb, undisturbed, workers, moments, folder / "out"))
 
 
-def disturb(undisturbed: Undisturbed, workers: int, moments: Sequence[tuple[str, float]], out: Path) -> None:
-    """Kill the sweep at each moment, then let it end."""
+def disturb(undisturbed: Undisturbed, workers: int, moments: Sequence[tuple[str, float]], out: Path) -> int:
+    """Kill the sweep at each moment, then let it end; how many kills it was not too quick for."""
+    kills = 0
+    notes: dict[Path, bytes] = {}
     for stage, delay in moments:
         running = sweeps.start_sweep(out, workers)
         wait_for_stage(running, out / stage)
         time.sleep(delay)
         sweeps.kill(running)
+        kills += running.process.exitcode == -signal.SIGKILL
+        assert_notes_stayed(notes)
         notes = sweeps.collect_notes(out)
     ended = sweeps.finish_sweep(out)
     assert ended.code == 0, f"exit code {ended.code}: {ended.error[-300:]}"
-    for path, note in notes.items():
-        assert path.read_bytes() == note, f"{path} was computed again"
+    assert_notes_stayed(notes)
     leftovers = sweeps.list_leftovers(out)
     assert not leftovers, f"left: {leftovers}"
     assert_same_results(sweeps.collect_tables(out), undisturbed.tables)
     assert_same_results(sweeps.collect_weights(out), undisturbed.weights)
+    return kills
+
+
+def assert_notes_stayed(notes: dict[Path, bytes]) -> None:
+    """What had finished was not computed again."""
+    for path, note in notes.items():
+        assert path.read_bytes() == note, f"{path} was computed again"
 
 
 def wait_for_stage(running: sweeps.Running, stage: Path) -> None:

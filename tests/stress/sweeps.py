@@ -123,7 +123,8 @@ def list_leftovers(out: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """A sweep that nobody disturbed: where it lies, its results, and seconds of each of its stages."""
+    """A sweep that nobody disturbed: where it lies, its results, and seconds of each of its stages, in the
+    order in which they finished."""
 
     out: Path
     tables: dict[str, bytes]
@@ -137,6 +138,8 @@ def run_undisturbed(folder: Path) -> Undisturbed:
     ended = finish_sweep(out)
     assert ended.code == 0, ended.error
     seconds = {}
-    for path, note in collect_notes(out).items():
+    notes = collect_notes(out)
+    for path in sorted(notes, key=lambda path: path.stat().st_mtime_ns):
+        note = notes[path]
         seconds[path.parent.relative_to(out).as_posix()] = json.loads(note)["seconds"]
     return Undisturbed(out, collect_tables(out), collect_weights(out), seconds)

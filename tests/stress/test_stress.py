@@ -62,7 +62,7 @@ def test_harm_changes_a_copy():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "program", [("fuzz.py", "inputs=74", "seed=2"), ("kill.py", "kills=3"), ("corrupt.py", "inputs=4")]
+    "program", [("fuzz.py", "inputs=74", "seed=2"), ("kill.py", "only=0"), ("corrupt.py", "inputs=4")]
 )
 def test_short_forms(program):
     """In processes of their own: they fork, which torch does not allow where a test has trained before."""

@@ -17,11 +17,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import track
 
+from compressors.command_line import setting
 from experiments.runtime.processes import end_with_parent
 
 FORK = multiprocessing.get_context("fork")  # the child has everything imported
@@ -32,24 +33,36 @@ SHOWN_INPUT = 300  # characters of an input in the summary
 SHOWN_KINDS = 30  # kinds that are counted by name
 
 
+@dataclass(frozen=True)
+class TrialOptions:
+    """Settings of every program: how long, and which trials."""
+
+    seconds: float | None = setting(None, "stop after so long", above=0)
+    seed: int = setting(0, "of what is drawn")
+    only: int | None = setting(None, "one trial by its number")
+
+
 class Trial(NamedTuple):
-    """One input in words, and how it is tried: `attempt` raises for a failure."""
+    """One input in words, and how it is tried: `attempt` raises for a failure, and may say how many events it
+    had."""
 
     text: str
-    attempt: Callable[[], None]
+    attempt: Callable[[], int | None]
 
 
 Kind = Callable[[random.Random, Path], Trial]  # draws a trial; the folder is its own, and empty
 
 
 class Result(NamedTuple):
-    """How a trial ended; `reason` is empty where it passed, `place` is where the project raised."""
+    """How a trial ended; `reason` is empty where it passed, `place` is where the project raised, `events` are
+    what the trial counted."""
 
     number: int
     kind: str
     text: str = ""
     reason: str = ""
     place: str = ""
+    events: int = 0
 
 
 def draw_kind(kinds: dict[str, Kind], number: int) -> str:
@@ -95,7 +108,7 @@ def receive_result(pipe, child, longest: float) -> Result:
             return Result(0, "", text, f"process ended with {child.exitcode}", "watcher")
         text = message["text"]
         if "reason" in message:
-            return Result(0, "", text, message["reason"], message["place"])
+            return Result(0, "", **message)
 
 
 def kill_group(pid: int | None) -> None:
@@ -114,13 +127,13 @@ def serve_trials(pipe, kinds: dict[str, Kind], numbers: Sequence[int], seed: int
         kind = draw_kind(kinds, number)
         place = Path(tempfile.mkdtemp(prefix="trial-", dir=folder))
         os.chdir(place)
-        message = {"text": ""}
+        message: dict[str, Any] = {"text": ""}
         try:
             trial = kinds[kind](random.Random(f"{seed} {number}"), place)
             message["text"] = trial.text
             pipe.send(json.dumps(message))
-            trial.attempt()
-            message |= {"reason": "", "place": ""}
+            message["events"] = trial.attempt() or 0
+            message["reason"] = ""
         except BaseException as error:  # whatever comes out is what is looked for
             message |= {"reason": describe_error(error), "place": find_place(error)}
         pipe.send(json.dumps(message))
@@ -162,12 +175,14 @@ class Summary:
     """What was tried and what failed, failures of one cause together."""
 
     counts: Counter = field(default_factory=Counter)
+    events: int = 0
     failures: dict[tuple, list[Result]] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
 
     def add_result(self, result: Result) -> None:
         """Count a result."""
         self.counts[result.kind] += 1
+        self.events += result.events
         if result.reason:
             # messages of one cause differ in the values that they name
             cause = result.place, result.reason.partition(":")[0]
@@ -175,15 +190,19 @@ class Summary:
                 cause = result.kind, result.reason[:100]
             self.failures.setdefault(cause, []).append(result)
 
-    def describe(self, seed: int) -> str:
-        """All kinds and counts, then of each cause the smallest input and the number that repeats it."""
+    def describe(self, seed: int, counted: str = "") -> str:
+        """All kinds and counts, then of each cause the smallest input and the number that repeats it.
+        `counted`: what the events of trials are."""
         seconds = time.monotonic() - self.started
         kinds = f"{len(self.counts)} kinds"
         if len(self.counts) <= SHOWN_KINDS:
             kinds = ", ".join(f"{kind} {count}" for kind, count in self.counts.items())
         failed = sum(map(len, self.failures.values()))
         total = sum(self.counts.values())
-        lines = [f"{total} trials in {seconds:.0f} s, {failed} failed: {kinds}"]
+        trials = f"{total} trials"
+        if counted:
+            trials += f" with {self.events} {counted}"
+        lines = [f"{trials} in {seconds:.0f} s, {failed} failed: {kinds}"]
         for results in self.failures.values():
             smallest = min(results, key=lambda result: len(result.text))
             lines.append(f"FAILED {len(results)} x {smallest.kind}, at {smallest.place}")
@@ -194,25 +213,20 @@ class Summary:
 
 
 def run_program(
-    kinds: dict[str, Kind],
-    seed: int,
-    count: int,
-    seconds: float | None = None,
-    only: int | None = None,
-    longest: float = LONGEST,
+    kinds: dict[str, Kind], options: TrialOptions, count: int, longest: float = LONGEST, counted: str = ""
 ) -> int:
-    """Run so many trials, or for so long, under a bar; the exit code."""
-    numbers: Sequence[int] = range(count) if only is None else [only]
+    """Run so many trials, or for so long, under a bar; the exit code. `counted`: what their events are."""
+    numbers: Sequence[int] = range(count) if options.only is None else [options.only]
     summary = Summary()
     with tempfile.TemporaryDirectory(prefix="slothkit-stress-", ignore_cleanup_errors=True) as place:
-        results = run_trials(kinds, numbers, seed, Path(place), longest)
+        results = run_trials(kinds, numbers, options.seed, Path(place), longest)
         bar = track(results, "trials", len(numbers), console=Console(stderr=True))
         try:
             for result in bar:
                 summary.add_result(result)
-                if seconds is not None and time.monotonic() - summary.started > seconds:
+                if options.seconds is not None and time.monotonic() - summary.started > options.seconds:
                     break
         finally:  # after Ctrl-C as well
             results.close()
-            sys.stdout.write(summary.describe(seed))
+            sys.stdout.write(summary.describe(options.seed, counted))
     return 1 if summary.failures else 0

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
+from compressors.errors import shorten_reason
 from experiments.runtime.progress import Reporter
 from experiments.stages.finite import find_not_finite
 
@@ -56,7 +57,7 @@ def find_checkpoint_fault(path: Path, names: Collection[str] = ()) -> str | None
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # damaged bytes raise anything
-        return f"cannot be read as tensors alone ({describe_first_line(error)})"
+        return f"cannot be read as tensors alone ({shorten_reason(error)})"
     return find_content_fault(checkpoint, names)
 
 
@@ -88,12 +89,7 @@ def find_deepspeed_fault(folder: Path) -> str | None:
         try:
             unsafe_names = set(get_unsafe_globals_in_checkpoint(str(path))) - DEEPSPEED_CLASSES
         except Exception as error:  # damaged bytes raise anything
-            return f"{path.name} in it cannot be read ({describe_first_line(error)})"
+            return f"{path.name} in it cannot be read ({shorten_reason(error)})"
         if unsafe_names:
             return f"{path.name} in it asks for code ({min(unsafe_names)})"
     return None
-
-
-def describe_first_line(error: Exception) -> str:
-    """The beginning of a message that may be a page."""
-    return f"{type(error).__name__}: {error}".partition("\n")[0][:100]

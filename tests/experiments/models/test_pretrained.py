@@ -78,8 +78,7 @@ def test_the_tokenizer_of_a_larger_model(llm):
     config = make_llm("phi").config
     config.vocab_size = 20
     AutoModel.from_config(config).save_pretrained(llm)
-    words = byte_tokenizer().vocab_size
-    assert f"its tokenizer has {words} tokens, the model 20 embeddings" in refuse(llm_source=llm)
+    assert "the model has 20 embeddings" in refuse(llm_source=llm)
 
 
 @pytest.mark.parametrize(
