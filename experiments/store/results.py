@@ -62,9 +62,14 @@ def name_cell_folder(cell: Cell) -> str:
     return label[: LONGEST_FOLDER_NAME - len(seed)] + seed
 
 
+def locate_cell_folder(cell: Cell, stage: Stage, store: Store) -> Path:
+    """The browsable directory of a cell."""
+    return store.root / "cells" / f"{name_cell_folder(cell)}-{stage.key[:8]}"
+
+
 def publish_cell(cell: Cell, stage: Stage, store: Store) -> Path:
     """Write the browsable directory of a finished cell."""
-    folder = store.root / "cells" / f"{name_cell_folder(cell)}-{stage.key[:8]}"
+    folder = locate_cell_folder(cell, stage, store)
     folder.mkdir(parents=True, exist_ok=True)
     settings = OmegaConf.create(convert_tuples(asdict(cell.config)))
     write_if_changed(folder / "config.yaml", OmegaConf.to_yaml(settings).encode())
