@@ -47,6 +47,7 @@ COMMANDS = {  # word -> module with `main` and `COMMAND`, and what it does
     "sweep": ("experiments.sweep.__main__", "train and evaluate cells, print a table of them"),
     "report": ("ablations.report", "the tables of finished cells with verdicts, plots, LaTeX and a page"),
     "decide": ("ablations.decide", "add seeds to a table until its claims are decided"),
+    "runs": ("experiments.runs", "what lies in an output directory, which cells need it; clears the rest"),
     "chat": ("experiments.chat", "ask a trained cell about a picture"),
     "attention_maps": ("experiments.attention_maps", "where a trained cell looks"),
     "efficiency": ("experiments.efficiency.__main__", "FLOPs, time to the first token, memory"),

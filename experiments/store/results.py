@@ -2,18 +2,22 @@
 
 OUT/cells/sap+embq_seed=0-3f2a91c0/     config.yaml  metrics.json  predictions.jsonl
                                         stages.json, the directories it came from
+                                        run.yaml, when, where and by what each was computed
 """
 
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from compressors.errors import UsageError
 from experiments.config.cells import Cell
+from experiments.config.presets import read_yaml
 from experiments.data.llava import Sample
 from experiments.metrics.chance import score_majority_answers
 from experiments.runtime.files import write_atomic
@@ -24,6 +28,10 @@ from llm_adapters.conversation import Turn
 
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.jsonl"
+STAGES_FILE = "stages.json"
+RUN_FILE = "run.yaml"
+# what is told of each stage of a cell, where its note has it
+RUN_FIELDS = ("finished", "seconds", "resumed", "command", "commits", "versions", "python", "device")
 CHANCE_ROW = "chance"  # the most frequent answer of each family, from no model
 LONGEST_FOLDER_NAME = 80  # characters of label and seed; the key comes after them
 
@@ -76,8 +84,27 @@ def publish_cell(cell: Cell, stage: Stage, store: Store) -> Path:
     for name in (METRICS_FILE, PREDICTIONS_FILE):
         write_if_changed(folder / name, (store.locate_result(stage) / name).read_bytes())
     places = [part.name for part in stage.collect_stages().values()]
-    write_if_changed(folder / "stages.json", (json.dumps(places, indent=1) + "\n").encode())
+    write_if_changed(folder / STAGES_FILE, (json.dumps(places, indent=1) + "\n").encode())
+    facts = OmegaConf.create(convert_tuples(collect_run_facts(stage, store, folder)))
+    write_if_changed(folder / RUN_FILE, OmegaConf.to_yaml(facts).encode())
     return folder
+
+
+def collect_run_facts(stage: Stage, store: Store, folder: Path) -> dict[str, Any]:
+    """How each stage of a cell came about, by its directory: what its note says, else what the cell's own
+    directory says of it, since the inputs of a finished evaluation may be gone."""
+    earlier: dict[str, Any] = {}
+    if (folder / RUN_FILE).is_file():
+        with suppress(UsageError):  # a damaged one is written anew
+            earlier = read_yaml(folder / RUN_FILE)
+    facts: dict[str, Any] = {}
+    for part in stage.collect_stages().values():
+        if store.find_status(part) == "done":
+            note = store.read_note(part)
+            facts[part.name] = {name: note[name] for name in RUN_FIELDS if name in note}
+        elif part.name in earlier:
+            facts[part.name] = earlier[part.name]
+    return facts
 
 
 def write_if_changed(path: Path, content: bytes) -> None:

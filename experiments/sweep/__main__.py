@@ -3,6 +3,7 @@
 Exit code 0: all done; 1: a cell failed; 2: bad input or a full disk, one line says which; 130: Ctrl-C.
 """
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from rich.console import Console
 from compressors.command_line import Command, CommandLine
 from experiments.config.schema import Config
 from experiments.runtime.bars import create_reporter
+from experiments.runtime.provenance import declare_command
 from experiments.stages.runners import find_runner
 from experiments.store import results
 from experiments.store.store import StageRunner
@@ -68,6 +70,7 @@ def run_sweep(
         for table in [*notes, *make_plan_tables(request, store)]:
             console.print(table, soft_wrap=isinstance(table, str), highlight=False)
         return 0
+    declare_command(f"slothkit sweep {shlex.join(line.arguments)}")
     found = run_request(request, store, create_reporter(console), check)
     print_score_tables(found, console)
     if found.left_out:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from compressors.errors import UsageError
 from experiments.config.cells import Cell
+from experiments.config.presets import read_yaml
 from experiments.config.schema import Config
-from experiments.store.results import METRICS_FILE, PREDICTIONS_FILE, ScoreGroup, title_cell
+from experiments.store.results import METRICS_FILE, PREDICTIONS_FILE, RUN_FILE, ScoreGroup, title_cell
 from experiments.sweep import score_table
 from experiments.sweep.scheduler import FailedCell
 
@@ -23,7 +24,7 @@ class CellResult:
     """A finished cell.
 
     key      of its evaluation: the hash of all that its answers depend on
-    folder   config.yaml, metrics.json, predictions.jsonl and stages.json
+    folder   config.yaml, metrics.json, predictions.jsonl, stages.json and run.yaml
     """
 
     cell: Cell = field(repr=False)
@@ -55,6 +56,12 @@ class CellResult:
         """A mapping a question: id, images, family, question, answer, prediction, correct."""
         lines = (self.folder / PREDICTIONS_FILE).read_text(encoding="utf-8").splitlines()
         return list(map(json.loads, lines))
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """How its stages came about, by the directory of each below the output directory: finished, seconds,
+        command, commits, versions, python, device."""
+        return read_yaml(self.folder / RUN_FILE)
 
     def load(self) -> tuple[Any, Any]:
         """(model, processor) as stage 2 left them, in eval mode, on a GPU where there is one: a transformers

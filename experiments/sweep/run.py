@@ -3,6 +3,7 @@
 results = sweep("compressor=sap,avg_pool", seed=[0, 1], finetune={"epochs": 1})
 """
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -21,6 +22,7 @@ from experiments.config.schema import Config
 from experiments.runtime.bars import create_reporter
 from experiments.runtime.files import write_atomic
 from experiments.runtime.progress import Reporter
+from experiments.runtime.provenance import declare_command
 from experiments.stages.runners import find_runner
 from experiments.store import results
 from experiments.store.results import ScoreGroup
@@ -45,6 +47,7 @@ def sweep(*settings: str, quiet: bool = False, **values: object) -> SweepResults
     others. With launch.workers a script calls it below `if __name__ == "__main__":`, as workers import it.
     """
     words = make_words(settings, values)
+    declare_command(f"slothkit sweep {shlex.join(words)}")
     request = read_request(parse_settings(words))
     store = open_store(request, find_runner)
     reporter = Reporter() if quiet else create_reporter(Console())
