@@ -14,7 +14,7 @@ from compressors.command_line import Command, CommandLine, setting
 from compressors.errors import UsageError
 
 STAGE_FOLDER = re.compile(r"[0-9a-f]{16}(\.partial)?")
-NAMED_CELLS = 3  # of those that need a stage; others are counted
+NAMED_CELLS = 1  # of those that need a stage; others are counted
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 

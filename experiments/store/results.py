@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from compressors.errors import UsageError
 from experiments.config.cells import Cell
+from experiments.config.metric_names import describe_metrics
 from experiments.config.presets import read_yaml
 from experiments.data.llava import Sample
 from experiments.metrics.chance import score_majority_answers
@@ -142,10 +143,21 @@ def start_score_group(cell: Cell, stage: Stage, store: Store) -> ScoreGroup:
 
     The questions are those that the evaluation wrote down: the data that it read may have changed since.
     """
-    samples = read_questions(store.locate_result(stage) / PREDICTIONS_FILE)
-    chance = score_majority_answers(samples)
+    chance = read_chance(store.locate_result(stage))
     title = f"{', '.join(cell.config.data.test)}: {chance['n']:,} questions"
+    metric_words = describe_metrics(cell.config.evaluate.metric)
+    if metric_words:
+        title += f", {metric_words}"
     return ScoreGroup(title, [ScoreRow(CHANCE_ROW, [chance])])
+
+
+def read_chance(evaluation: Path) -> dict[str, Any]:
+    """What the most frequent answers score, in the form of metrics.json: as the evaluation in a directory has
+    noted it, which it does where that takes more than exact match with the one answer."""
+    metrics = json.loads((evaluation / METRICS_FILE).read_text(encoding="utf-8"))
+    if "chance" in metrics:
+        return dict(metrics["chance"])
+    return score_majority_answers(read_questions(evaluation / PREDICTIONS_FILE))
 
 
 def read_questions(path: Path) -> list[Sample]:
@@ -172,4 +184,7 @@ def identify_questions(stage: Stage) -> str:
     for entry in stage.depends["data"]:
         identities.append(entry["json"] if isinstance(entry, dict) else entry)
     data = stage.inputs.get("data")
-    return str((identities, data and data.key, stage.config.evaluate.limit))
+    identity = str((identities, data and data.key, stage.config.evaluate.limit))
+    if "metric" in stage.depends:  # the same questions, but other scores
+        identity += str(stage.depends["metric"])
+    return identity

@@ -91,6 +91,18 @@ def make_blind_notes(group: ScoreGroup) -> list[str]:
     ]
 
 
+def make_cut_notes(group: ScoreGroup) -> list[str]:
+    """Below a table: rows with answers that were cut before their end."""
+    words = []
+    for row in group.rows:
+        cut_answers = sum(run.get("cut_answers", 0) for run in row.runs)
+        if cut_answers:
+            words.append(f"{row.label} {cut_answers:,} of {sum(run['n'] for run in row.runs):,}")
+    if not words:
+        return []
+    return [f"Answers cut at evaluate.max_new_tokens, scored as they stand: {', '.join(words)}."]
+
+
 def format_token_count(row: ScoreRow, name: str) -> str:
     """A token count of metrics.json; nothing for a row that has no model."""
     # the chance row has no model
@@ -136,7 +148,7 @@ def make_screen_tables(group: ScoreGroup, width: int) -> list[Table]:
     times = ["time", *map(format_mean_duration, group.rows)]
     for words, time in zip(rows, times):
         words.append(time)
-    caption = "\n".join([SCORE_NOTE, *make_blind_notes(group)])
+    caption = "\n".join([SCORE_NOTE, *make_blind_notes(group), *make_cut_notes(group)])
     needed_width = 0
     for column in zip(*rows):
         needed_width += max(map(len, column)) + 2  # two columns of padding
@@ -160,7 +172,7 @@ def format_score_markdown(groups: Sequence[ScoreGroup]) -> str:
             *format_markdown_table(make_score_lines(group)),
             "",
         ]
-        for note in make_blind_notes(group):
+        for note in (*make_blind_notes(group), *make_cut_notes(group)):
             lines.append(f"{escape_markdown(note)}\n")
     return "\n".join([*lines, SCORE_NOTE, ""])
 
