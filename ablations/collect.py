@@ -24,6 +24,7 @@ from compressors.command_line import join_settings
 from compressors.errors import UsageError
 from experiments.config import table_files, tables
 from experiments.config.cells import Cell, make_blind_cells
+from experiments.config.metric_names import describe_metrics
 from experiments.config.schema import Config
 from experiments.runtime.processor import read_processor_name
 from experiments.runtime.progress import Reporter
@@ -151,12 +152,15 @@ def fill_rows(
     rows that answer other questions than the first."""
     first_row, first_cell = pairs[0]
     fill_questions(table, first_cell, store)
+    metric_words = describe_metrics(first_cell.cell.config.evaluate.metric)
+    if metric_words:
+        table.title = f"{table.title} ({metric_words})".strip()
     first_pairs: dict[str, tuple[ReportRow, FinishedCell]] = {}  # by label, a row's first cell
     for row, finished_cell in pairs:
         if identify_questions(finished_cell.stage) != identify_questions(first_cell.stage):
             raise UsageError(
                 f"{table.heading}, row '{row.label}': answers other questions than row "
-                f"'{first_row.label}'; rows of a table have the same data.test and data.seed"
+                f"'{first_row.label}'; rows of a table have the same data.test, data.seed and evaluate.metric"
             )
         seed = finished_cell.cell.config.seed
         row.outcomes[seed] = load_outcomes(finished_cell, store, table)

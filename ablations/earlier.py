@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ablations import outcomes
@@ -25,12 +24,12 @@ class EarlierCell:
     """A cell as an earlier report has it.
 
     table        the table that has its questions
-    right        (Q,) which of them it answered right
+    right        (Q,) which of them it answered right, or their scores
     efficiency   tokens and parameters
     """
 
     table: ReportTable
-    right: NDArray[np.bool_]
+    right: NDArray
     efficiency: dict[str, float]
 
 

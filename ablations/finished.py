@@ -12,9 +12,8 @@ from ablations.outcomes import ReportTable
 from compressors.errors import UsageError
 from experiments.config.cells import Cell
 from experiments.data.llava import Sample
-from experiments.metrics.chance import score_majority_answers
 from experiments.store.plan import Stage, plan_stages
-from experiments.store.results import METRICS_FILE, PREDICTIONS_FILE, read_questions
+from experiments.store.results import METRICS_FILE, PREDICTIONS_FILE, read_chance, read_questions
 from experiments.store.store import Store
 
 CORRECT_FLAG = b'"correct": '  # never inside a JSON string, where its quotes would be escaped
@@ -48,7 +47,8 @@ def fill_questions(table: ReportTable, finished_cell: FinishedCell, store: Store
         table.families = earlier_table.families
         table.chance = earlier_table.chance
         return
-    samples = read_questions(store.locate_result(finished_cell.stage) / PREDICTIONS_FILE)
+    evaluation = store.locate_result(finished_cell.stage)
+    samples = read_questions(evaluation / PREDICTIONS_FILE)
     ids = []
     pictures = []
     families = []
@@ -60,11 +60,12 @@ def fill_questions(table: ReportTable, finished_cell: FinishedCell, store: Store
     table.ids = np.array(ids)
     table.pictures = np.array(pictures)
     table.families = np.array(families)
-    table.chance = score_majority_answers(samples)
+    table.chance = read_chance(evaluation)
 
 
-def load_outcomes(finished_cell: FinishedCell, store: Store, table: ReportTable) -> NDArray[np.bool_]:
-    """(Q,) right or wrong, of a table's questions. UsageError for answers to other questions."""
+def load_outcomes(finished_cell: FinishedCell, store: Store, table: ReportTable) -> NDArray:
+    """(Q,) right or wrong, or scores from 0 to 1, of a table's questions. UsageError for answers to other
+    questions."""
     earlier_cell = finished_cell.earlier_cell
     if earlier_cell is not None:
         if not np.array_equal(earlier_cell.table.ids, table.ids):
@@ -74,7 +75,9 @@ def load_outcomes(finished_cell: FinishedCell, store: Store, table: ReportTable)
             )
         return earlier_cell.right
     path = store.locate_result(finished_cell.stage) / PREDICTIONS_FILE
-    right = read_correct_flags(path)
+    right: NDArray = read_correct_flags(path)
+    if "metric" in finished_cell.stage.depends:
+        right = read_scores(path)
     if len(right) != len(table.ids):
         raise UsageError(
             f"{path}: {len(right)} answers to {len(table.ids)} questions; remove that folder "
@@ -99,6 +102,12 @@ def identify_picture(sample: Sample) -> str:
         return str(sample.images[0])
     # CONVERSATION#TURN; an id without a turn stands for itself
     return sample.id.rpartition("#")[0] or sample.id
+
+
+def read_scores(path: Path) -> NDArray[np.float64]:
+    """(Q,) scores from 0 to 1, of a metric that gives more than right and wrong."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return np.array([json.loads(line)["score"] for line in lines], np.float64)
 
 
 def read_correct_flags(path: Path) -> NDArray[np.bool_]:

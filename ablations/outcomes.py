@@ -5,7 +5,8 @@ It is read from finished cells (`collect.py`), or from the files that an earlier
     report.json               rows, claims, efficiency, versions: all but the outcomes
     plots/attention-1.png     attention maps, which need the trained model
     outcomes/table3.npz       ids, pictures and families (Q,) of the questions; right (cells, Q / 8), bits
-                              packed, rows in order and within a row its seeds; report.json has its digest
+                              packed, rows in order and within a row its seeds; scores (cells, Q) in its
+                              place where a metric gives more than right and wrong; report.json has its digest
 """
 
 import dataclasses
@@ -42,7 +43,7 @@ class ReportRow:
 
     block        title of the block that it stands in
     ours         why a value of it is our own choice, if one is
-    outcomes     seed -> (Q,) right or wrong, of finished cells
+    outcomes     seed -> (Q,) right or wrong, or scores from 0 to 1, of finished cells
     missing      seeds whose cells have not finished
     efficiency   tokens, parameters, FLOPs, times: column -> value
     keys         seed -> the key of its evaluation, by which a later report finds it
@@ -52,7 +53,7 @@ class ReportRow:
     block: str
     label: str
     ours: str = ""
-    outcomes: dict[int, NDArray[np.bool_]] = field(default_factory=dict)
+    outcomes: dict[int, NDArray] = field(default_factory=dict)
     missing: list[int] = field(default_factory=list)
     efficiency: dict[str, float] = field(default_factory=dict)
     keys: dict[int, str] = field(default_factory=dict)
@@ -93,7 +94,7 @@ class ReportTable:
         return np.unique(self.pictures, return_inverse=True)[1]
 
     @property
-    def outcomes_by_label(self) -> dict[str, dict[int, NDArray[np.bool_]]]:
+    def outcomes_by_label(self) -> dict[str, dict[int, NDArray]]:
         """Row label -> its outcomes by seed, as claims are judged."""
         outcomes = {}
         for row in self.rows:
@@ -156,15 +157,21 @@ def save_report(report: Report, folder: Path) -> None:
 
 
 def pack_outcomes(table: ReportTable) -> bytes:
-    """A table's questions and outcomes as an .npz file: an eighth of a byte for each answer."""
-    cells: list[NDArray[np.bool_]] = []
+    """A table's questions and outcomes as an .npz file: an eighth of a byte for each answer, eight bytes for
+    each score."""
+    cells: list[NDArray] = []
     for row in table.rows:
         cells += row.outcomes.values()
+    file = io.BytesIO()
+    words = (table.ids, table.pictures, table.families)
+    if any(cell.dtype != np.bool_ for cell in cells):
+        scores = np.stack(cells).astype(np.float64)  # (cells, Q)
+        np.savez_compressed(file, ids=words[0], pictures=words[1], families=words[2], scores=scores)
+        return file.getvalue()
     packed = np.zeros((0, 0), np.uint8)
     if cells:
         packed = np.packbits(np.stack(cells), axis=1)  # (cells, Q / 8)
-    file = io.BytesIO()
-    np.savez_compressed(file, ids=table.ids, pictures=table.pictures, families=table.families, right=packed)
+    np.savez_compressed(file, ids=words[0], pictures=words[1], families=words[2], right=packed)
     return file.getvalue()
 
 
@@ -262,24 +269,38 @@ def digest_bytes(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def load_outcome_arrays(name: str, packed_file: bytes) -> tuple[NDArray, NDArray, NDArray, NDArray[np.bool_]]:
-    """ids, pictures and families (Q,) of a table's questions, and which were answered right (cells, Q), from
-    the file of this name."""
+def load_outcome_arrays(name: str, packed_file: bytes) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """ids, pictures and families (Q,) of a table's questions, and which were answered right, or scores from 0
+    to 1 (cells, Q), from the file of this name."""
     with np.load(io.BytesIO(packed_file)) as arrays:
         words = [arrays[key] for key in ("ids", "pictures", "families")]
-        packed = arrays["right"]  # (cells, Q / 8)
+        has_scores = "scores" in arrays
+        stored = arrays["scores" if has_scores else "right"]  # (cells, Q) or (cells, Q / 8)
     shape = words[0].shape
     for array in words:
         if array.ndim != 1 or array.shape != shape or array.dtype.kind != "U":
             raise ValueError(f"{name}: {array.dtype} {array.shape}, expected words {shape}")
-    if len(packed) and packed.shape[1:] != (math.ceil(shape[0] / 8),):
-        raise ValueError(f"{name}: outcomes of shape {packed.shape} for {shape[0]} questions")
+    if has_scores:
+        check_scores(stored, shape[0], name)
+        return words[0], words[1], words[2], stored
+    if len(stored) and stored.shape[1:] != (math.ceil(shape[0] / 8),):
+        raise ValueError(f"{name}: outcomes of shape {stored.shape} for {shape[0]} questions")
     # without a cell there are no bits to unpack
-    cells = np.unpackbits(packed, axis=1, count=shape[0]).astype(bool) if len(packed) else packed
+    cells = np.unpackbits(stored, axis=1, count=shape[0]).astype(bool) if len(stored) else stored
     return words[0], words[1], words[2], cells
 
 
-def load_report_row(entry: Mapping[str, Any], cells: NDArray[np.bool_]) -> ReportRow:
+def check_scores(scores: NDArray, questions: int, name: str) -> None:
+    """ValueError for what are no scores of that many questions."""
+    if scores.dtype != np.float64 or scores.ndim != 2 or scores.shape[1] != questions:
+        raise ValueError(
+            f"{name}: scores {scores.dtype} {scores.shape}, expected float64 of {questions} questions"
+        )
+    if not np.all((scores >= 0) & (scores <= 1)):
+        raise ValueError(f"{name}: scores are from 0 to 1")
+
+
+def load_report_row(entry: Mapping[str, Any], cells: NDArray) -> ReportRow:
     """A row, whose outcomes are the first of `cells`, one a seed."""
     seeds = conform(entry["seeds"], list[int], "seeds")
     if len(cells) < len(seeds):

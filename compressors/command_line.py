@@ -140,6 +140,8 @@ def format_value(value: object) -> str:
         return str(value).lower()
     if isinstance(value, (list, tuple)):
         return f"[{','.join(map(format_value, value))}]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}: {format_value(item)}" for key, item in value.items()) + "}"
     return str(value)
 
 

@@ -228,6 +228,8 @@ class Registry:
     def parameters(self, name: str) -> dict[str, inspect.Parameter]:
         """All constructor parameters of `name`, context included, with resolved annotations."""
         constructor: Any = getattr(self.get(name), "__init__")  # noqa: B009  mypy calls the plain form unsound
+        if constructor is object.__init__:  # a class without a constructor of its own has no knobs
+            return {}
         with naming_part(self.kind, name, self.get(name)):  # an annotation may name what is not there
             hints = typing.get_type_hints(constructor)
         resolved: dict[str, inspect.Parameter] = {}

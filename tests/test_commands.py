@@ -15,6 +15,7 @@ COMMANDS = (
     "experiments.efficiency",
     "experiments.gallery",
     "experiments.picture_vqa",
+    "experiments.runs",
     "experiments.sharing",
     "experiments.sweep",
     "ablations.decide",

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 
 from compressors.errors import UsageError
 from experiments.config import signatures
+from experiments.config.metric_names import check_metric_names
 from experiments.config.overrides import combine_axes, parse_override
 from experiments.config.presets import load_preset
 from experiments.config.schema import BLIND_COMPRESSOR, Config
@@ -109,6 +110,7 @@ def resolve_overrides(overrides: Mapping[str, str]) -> tuple[Config, set[str]]:
         if path not in overrides:
             assign_setting(config, path, value)
     check_batches(config)
+    check_metric_names(config.evaluate.metric)
     check_query_module_settings(config, overrides)
 
     knobs = {part: dict(values) for part, values in preset.knobs.items()}

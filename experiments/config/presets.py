@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, cast
 
 from omegaconf import OmegaConf
 
+from compressors.command_line import collect_settings
 from compressors.errors import UsageError, shorten_reason
 from compressors.reading import read_text_file
 from compressors.registry import conform, suggest
@@ -112,7 +113,8 @@ def check_wants(content: object) -> dict[str, dict[str, Any]]:
 def flatten_mapping(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted path and value of everything in a nested mapping."""
     for key, value in content.items():
-        if isinstance(value, Mapping):
+        # a mapping is a section, unless it is what a setting says
+        if isinstance(value, Mapping) and f"{prefix}{key}" not in collect_settings(Config):
             yield from flatten_mapping(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -133,6 +133,9 @@ class EvaluationSettings:
     max_new_tokens: int = setting(16, "longest answer", low=1)
     limit: int | None = setting(None, "only the first questions", low=1)
     scale: int | None = setting(None, "the scale of a compressor trained at several (matryoshka)", low=1)
+    metric: str | dict[str, str] = setting(
+        "exact", "NAME of what scores answers, or one a family: {reading: anls, default: exact}"
+    )
     compressor: str | None = setting(
         None,
         "NAME of a compressor without weights, behind a tower whose LLM was trained with compressor=identity",

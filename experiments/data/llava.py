@@ -3,7 +3,8 @@
     [{"id": "7", "image": "coco/7.jpg" | ["a.png", "b.png"] | absent,
       "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"},
                         {"from": "gpt", "value": "a fox"}, ...],
-      "families": ["recognition", ...]}]            optional, one for each question: how results are grouped
+      "families": ["recognition", ...],             optional, one for each question: how results are grouped
+      "accepted": [["fox", "red fox"], ...]}]       optional, for each question all answers that are right
 
 Every `<image>` in a question stands for the next image; a sample whose questions mention none has its images
 before the first one, as in LLaVA. Whatever is wrong, or would not be read, is one line with the file and the
@@ -134,7 +135,11 @@ def split_questions(samples: list[Sample]) -> list[Sample]:
             family = None
             if sample.families:
                 family = (sample.families[i],)
-            questions.append(Sample(f"{sample.id}#{i}", sample.images[:images], (question,), family))
+            accepted = None
+            if sample.accepted:
+                accepted = (sample.accepted[i],)
+            name = f"{sample.id}#{i}"
+            questions.append(Sample(name, sample.images[:images], (question,), family, accepted))
             earlier_images = images
     return questions
 

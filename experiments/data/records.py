@@ -22,6 +22,7 @@ class Sample(NamedTuple):
     images: tuple[Path, ...]
     turns: tuple[Turn, ...]
     families: tuple[str, ...] | None = None  # one for each turn
+    accepted: tuple[tuple[str, ...], ...] | None = None  # answers that count as right, for each turn
 
     def name_family(self, turn: int = 0) -> str:
         """The family of a turn's question."""
@@ -47,7 +48,7 @@ def parse_record(
     marked_turns = place_image_markers(turns, len(names))
     name = str(record.get("id", index))
     refuse_lone_surrogates(name, '"id"')
-    return Sample(name, images, marked_turns, families)
+    return Sample(name, images, marked_turns, families, parse_accepted(record.get("accepted"), len(turns)))
 
 
 def refuse_media_keys(record: Mapping[str, object], keys: Sequence[str] = ()) -> None:
@@ -140,6 +141,19 @@ def parse_families(families: object, turns: int) -> tuple[str, ...] | None:
     names = tuple(map(str, families))
     refuse_lone_surrogates("".join(names), '"families"')
     return names
+
+
+def parse_accepted(accepted: object, turns: int) -> tuple[tuple[str, ...], ...] | None:
+    """The answers in "accepted", a list for each turn; None where there are none."""
+    if accepted is None:
+        return None
+    if not isinstance(accepted, list) or len(accepted) != turns:
+        raise UsageError(f'"accepted" must have a list of answers for each of the {turns} questions')
+    for answers in accepted:
+        if not isinstance(answers, list) or not answers or not all(isinstance(text, str) for text in answers):
+            raise UsageError(f'"accepted" has {quote(repr(answers))}; expected a list of answers')
+        refuse_lone_surrogates("".join(answers), '"accepted"')
+    return tuple(map(tuple, accepted))
 
 
 def place_image_markers(turns: tuple[Turn, ...], images: int) -> tuple[Turn, ...]:

@@ -7,7 +7,7 @@ from string import ascii_uppercase
 
 from compressors.errors import UsageError
 from experiments.metrics.answers import normalise_answer
-from experiments.metrics.mean import MeanScore
+from experiments.metrics.mean import MeanScore, list_accepted_answers
 
 EASTERN_WORDS = "答案|选项|選項|選択肢|答え|정답"  # answer, option
 SAID = rf"(?:(?i:answer|option|choice)(?i:\s+is)?|(?:{EASTERN_WORDS})[是为為は은]?)\s*:?\s*[\[(\"'*]{{0,4}}"
@@ -30,6 +30,8 @@ BETWEEN = r"[,;/&+、和或及与與とやか와과및]|\b(?:and|or|nor|plus|as\
 LIST = rf"{LISTED}(?:(?:\s*(?:(?:{BETWEEN})\s*)+|(?<=[\])])\s*(?=[\[(])){LISTED})+"
 # an option with its letter, behind the start or another one: A. the fox, B. the owl
 REPEATED = r"(?:^|[,;\n]|\b(?:and|or)\b)\s*[\[(]?(CAPITAL)\s*[.:)\]](?=\s)"
+# an option of a question, on a line of its own
+OPTION_LINE = re.compile(r"^[ \t]*[\[(]?([A-Z])[ \t]*[.:)\]][ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
 # of Chinese, Japanese and Korean words, which stand beside letters without a space
 EASTERN = r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
 
@@ -113,8 +115,38 @@ def find_option_by_words(answer: str, options: Sequence[str]) -> int | None:
     return None
 
 
+def read_options(question: str) -> list[str]:
+    """The options that stand in a question, a line each: "A. the fox", "(B) the owl". UsageError for less
+    than two."""
+    options: list[str] = []
+    for line in OPTION_LINE.finditer(question):
+        if line[1] == ascii_uppercase[len(options)]:
+            options.append(line[2])
+    if len(options) < 2:
+        raise UsageError(
+            "no options in its question; expected two lines or more such as 'A. the fox' and 'B. the owl'"
+        )
+    return options
+
+
+def name_true_option(answer: str, options: Sequence[str]) -> str:
+    """The letter of the right option, by what a data set has as the answer: the letter, with or without the
+    words, or the words. UsageError where it is none of the options."""
+    for letter, option in zip(ascii_uppercase, options):
+        if normalise_answer(answer) == normalise_answer(option):
+            return letter
+    choice = read_choice(answer, options)
+    if choice is None:
+        raise UsageError(f"its answer '{answer}' is none of its {len(options)} options")
+    return choice
+
+
 class ChoiceAccuracy(MeanScore):
     """Share of questions whose answer names the right option; one that names none is wrong."""
+
+    def read_truth(self, answer: str | Sequence[str], question: str) -> tuple[str, Sequence[str]]:
+        options = read_options(question)
+        return name_true_option(list_accepted_answers(answer)[0], options), options
 
     def update(
         self,

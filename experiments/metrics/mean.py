@@ -33,6 +33,10 @@ class MeanScore(Metric):
     def compute(self) -> float:
         return float(self.total) / max(int(self.question_count), 1)
 
+    def read_truth(self, answer: str | Sequence[str], question: str) -> Any:  # noqa: ARG002  others read it
+        """What `score` takes as the truth, from a data set's answer, or all that it accepts, and question."""
+        return answer
+
     def score(self, said: str, truth: Any) -> float:
         """One question's score, 0 to 1."""
         raise NotImplementedError

@@ -11,6 +11,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from compressors.errors import UsageError
 from compressors.registry import suggest
+from experiments.metrics.mean import list_accepted_answers
 
 MME_GROUPS = {
     "perception": (
@@ -50,6 +51,14 @@ class POPE(Metric):
             row = int(is_yes_expected(truth))
             column = int(means_yes(prediction))
             self.counts[row, column] += 1
+
+    def read_truth(self, answer: str | Sequence[str], question: str) -> str:  # noqa: ARG002  others read it
+        """yes or no; UsageError for another answer of a data set."""
+        return "yes" if is_yes_expected(list_accepted_answers(answer)[0]) else "no"
+
+    def score(self, said: str, truth: str) -> float:
+        """Whether one answer is right: what its accuracy is the mean of."""
+        return float(means_yes(said) == is_yes_expected(truth))
 
     def compute(self) -> dict[str, float]:
         """Shares; 0 where there is nothing to divide by."""

@@ -119,6 +119,36 @@ def remove_stale_lock(path: Path) -> None:
 
 
 @contextmanager
+def share_folder(path: Path) -> Iterator[None]:
+    """While this lasts, `claim_folder` of any process is refused. Without effect where the file system has no
+    such locks."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        # of the folder itself, so that no file is left behind; it ends with the process
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def claim_folder(path: Path) -> Iterator[None]:
+    """Have a folder alone; BlockingIOError if a process shares it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:  # no such locks here
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
 def remove_empty_folders(path: Path) -> Iterator[None]:
     """Directories at and above `path` that are made meanwhile go again if nothing comes to lie in them."""
     missing_folders = [folder for folder in (path, *path.parents) if not folder.exists()]

@@ -3,7 +3,9 @@
 import torch
 
 from experiments.config.schema import Config
+from experiments.data import roles
 from experiments.data.loader import check_step_rows
+from experiments.metrics.scoring import QuestionScorer
 from experiments.models import build
 from experiments.stages import row_lengths
 from experiments.stages.training import lora, strategies
@@ -13,11 +15,20 @@ def check_cell_config(config: Config) -> None:
     """UsageError when a cell lacks a package or a device, or when its parts do not fit together."""
     build.silence_libraries()
     check_training_needs(config)
+    check_metric(config)
     model = build.check_model_config(config)
     if config.lora.rank:
         with torch.device("meta"):
             lora.add_adapters(model.language_model, config.lora, config.seed)
     row_lengths.check_row_lengths(config)
+
+
+def check_metric(config: Config) -> None:
+    """UsageError for a metric that does not score single questions, or not those of test files. The questions
+    of the embedded data set are looked at when it is written."""
+    scorer = QuestionScorer(config.evaluate.metric)
+    if not scorer.is_exact and all(map(roles.is_file_entry, config.data.test)):
+        scorer.check_questions(roles.load_questions(config, {}, check_images=False))
 
 
 def check_training_needs(config: Config) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,8 @@ from experiments.config.schema import Config
 from experiments.data import llava, roles
 from experiments.data.ahead import count_workers, read_ahead
 from experiments.data.loader import ConversationDataset, SampleImages, open_feature_cache
-from experiments.metrics.families import FamilyScores
+from experiments.metrics.scoring import QuestionScorer, average_scores
 from experiments.models.build import pick_device, pick_scale, replace_compressor, silence_libraries
-from experiments.registries import metrics
 from experiments.runtime.files import write_atomic
 from experiments.runtime.progress import Reporter
 from experiments.stages.finite import FiniteWatch, watch_compressor
@@ -29,8 +28,6 @@ from llm_adapters.conversation import Encoded, Turn
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.processing import FlashSlothProcessor
 from llm_adapters.pruning.calibration import calibrate_pruner
-
-METRIC = "exact"  # a name in the registry of metrics
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) -> None:
@@ -46,6 +43,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) ->
     if config.prune is not None:
         set_cell_pruner(config, inputs, model, processor)
     questions = roles.load_questions(config, inputs)
+    scorer = QuestionScorer(config.evaluate.metric)
+    scorer.check_questions(questions)
     images = SampleImages(processor, open_feature_cache(inputs))
     check_question_lengths(config, model, images, questions)
     report.announce_steps(len(questions))
@@ -54,6 +53,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) ->
     batches = [[questions[number] for number in numbers] for numbers in numbers_of_batches]
     encode = partial(encode_questions, images)
     encoded_ahead = read_ahead(encode, batches, count_workers(config.data.workers))
+    cut_numbers: set[int] = set()  # of questions whose answers max_new_tokens has cut
     watch = FiniteWatch()
     with llava.report_all_broken_images(questions), watch_compressor(model.compressor, watch):
         for numbers, batch, encoded in zip(numbers_of_batches, batches, encoded_ahead):
@@ -62,10 +62,12 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) ->
             )
             texts = processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
             check_batch(watch, batch, inputs["finetune"])
-            for number, text in zip(numbers, texts):
+            for number, text, is_cut in zip(numbers, texts, find_cut_answers(model, ids)):
                 answers[number] = text.strip()
+                if is_cut:
+                    cut_numbers.add(number)
             report.advance_steps(len(batch))
-    write_scores(questions, answers, model, images, out)
+    write_scores(questions, answers, scorer, cut_numbers, model, images, out)
 
 
 def check_question_lengths(
@@ -184,33 +186,53 @@ def generate_answers(
     return ids[:, batch["input_ids"].shape[1] :]
 
 
+def find_cut_answers(model: FlashSlothForConditionalGeneration, ids: Tensor) -> list[bool]:
+    """Whether each of the answers (B, T) has no end, so that `max_new_tokens` has cut it."""
+    ends = torch.tensor(model.generation_config.eos_token_id, device=ids.device)
+    is_cut: list[bool] = (~torch.isin(ids, ends).any(1)).tolist()
+    return is_cut
+
+
 def write_scores(
     questions: Sequence[llava.Sample],
     predictions: Sequence[str],
+    scorer: QuestionScorer,
+    cut_numbers: Collection[int],
     model: FlashSlothForConditionalGeneration,
     images: SampleImages,
     out: Path,
 ) -> None:
     """Write the predictions, a line a question, and metrics.json: scores, and what a question costs."""
     families = [sample.name_family() for sample in questions]
-    answers = [sample.turns[0].answer or "" for sample in questions]
-    metric = metrics.create(METRIC)
-    family_scores = FamilyScores(sorted(set(families)), metric)
-    family_scores.update(predictions, answers, families)
     picture_names = name_pictures(questions)
+    scores_by_family: dict[str, list[float]] = {}
     with (out / PREDICTIONS_FILE).open("w") as file:
-        for sample, family, answer, prediction in zip(questions, families, answers, predictions):
+        for number, (sample, family, prediction) in enumerate(zip(questions, families, predictions)):
+            score = scorer.score_answer(prediction, sample)
+            scores_by_family.setdefault(family, []).append(score)
             row = {
                 "id": sample.id,
                 "images": [picture_names[image] for image in sample.images],
                 "family": family,
                 "question": sample.turns[0].question,
-                "answer": answer,
+                "answer": sample.turns[0].answer or "",
                 "prediction": prediction,
-                "correct": metric.score(prediction, answer) == 1,
+                "correct": score == 1,
             }
+            if sample.accepted:
+                row["accepted"] = sample.accepted[0]
+            if not scorer.is_exact:
+                row["score"] = score
+            if number in cut_numbers:
+                row["cut"] = True
             file.write(json.dumps(row) + "\n")
-    scores = {**family_scores.compute(), "efficiency": count_costs(model, images, questions)}
+    scores = {**average_scores(scores_by_family), "efficiency": count_costs(model, images, questions)}
+    scores["cut_answers"] = len(cut_numbers)
+    if not scorer.is_exact:
+        scores["metric"] = scorer.names
+    if not scorer.is_exact or any(sample.accepted for sample in questions):
+        # a table is printed without the metric and all accepted answers
+        scores["chance"] = scorer.score_majority_answers(questions)
     if model.pruner is not None:
         scores["efficiency"]["average_visual_tokens"] = model.pruner.measured_visual_tokens()
         # with the recipe that a calibration has found

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from compressors.errors import UsageError
+from compressors.registry import Registry
 from experiments.config import signatures
 from experiments.config.signatures import SignatureRegistry
+from experiments.registries import metrics
 from experiments.store.keys import digest_file, digest_value
 from experiments.store.shipped import SHIPPED_VERSIONS
 
@@ -44,6 +46,41 @@ def describe_code(registry: SignatureRegistry, part: str, knobs: Mapping[str, An
     return {CODE_KEY: versions} if versions else {}
 
 
+def describe_metric_code(names: Collection[str]) -> dict[str, Any]:
+    """What a key holds of the code of metrics; nothing of shipped ones that are as they were."""
+    versions = {name: find_metric_version(name) for name in sorted(set(names))}
+    versions = {name: version for name, version in versions.items() if version != 0}
+    return {CODE_KEY: versions} if versions else {}
+
+
+def find_metric_version(name: str) -> int | str:
+    """As `find_version`, of a metric."""
+    shipped = SHIPPED_VERSIONS[metrics.kind]
+    if name in shipped:
+        return shipped[name]
+    point = metrics.entry_points.get(name)
+    start = point.module if point is not None else metrics.get(name).__module__
+    own_tops = find_distribution_modules(metrics, name)
+    files = collect_own_modules([start], {start.partition(".")[0], *own_tops}, list_shipped_metric_modules())
+    if not files:
+        raise UsageError(
+            f"metric '{name}' of module {start} stands in no file, so its scores could not be told from "
+            "those of its next version; write it into one"
+        )
+    return digest_value({module: digest_file(path) for module, path in files.items()})
+
+
+@cache
+def list_shipped_metric_modules() -> frozenset[str]:
+    """The modules that shipped metrics are made of, and their packages."""
+    starts = {
+        point.module for name, point in metrics.entry_points.items() if name in SHIPPED_VERSIONS["metric"]
+    }
+    tops = {start.partition(".")[0] for start in starts}
+    modules = collect_own_modules(starts, tops, ())
+    return frozenset({*modules, *list_parents(modules)})
+
+
 def find_version(registry: SignatureRegistry, name: str) -> int | str:
     """The version of a shipped part, the digest of any other."""
     if name in SHIPPED_VERSIONS[registry.kind]:
@@ -66,9 +103,12 @@ def refuse_edited_code(depends: Mapping[str, Any]) -> None:
                 raise UsageError(
                     f"{registry().kind} '{name}' was edited after this run was planned; start the run again"
                 )
+    for name, version in depends.get("metric", {}).get(CODE_KEY, {}).items():
+        if find_metric_version(name) != version:
+            raise UsageError(f"metric '{name}' was edited after this run was planned; start the run again")
 
 
-def find_distribution_modules(registry: SignatureRegistry, name: str) -> frozenset[str]:
+def find_distribution_modules(registry: SignatureRegistry | Registry, name: str) -> frozenset[str]:
     """Top-level modules of the package that offers a part: its own code wherever it is installed."""
     point = registry.entry_points.get(name)
     if point is None or point.dist is None:

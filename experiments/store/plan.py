@@ -17,7 +17,8 @@ from typing import Any
 from compressors.errors import UsageError, quote
 from compressors.registry import suggest
 from experiments.config import signatures
-from experiments.config.schema import Config, OptimisationSettings
+from experiments.config.metric_names import is_exact, list_metric_names
+from experiments.config.schema import Config, EvaluationSettings, OptimisationSettings
 from experiments.data import llava
 from experiments.data.roles import is_file_entry
 from experiments.registries import datasets
@@ -107,6 +108,13 @@ def describe_optimisation(stage: OptimisationSettings) -> dict[str, Any]:
     settings = describe_settings(stage, ("group_by_length", "query_warmup"))
     if "query_warmup" not in settings:  # its form, then, is of a warm-up that there is none of
         settings.pop("query_warmup_form", None)
+    return settings
+
+
+def describe_evaluation(evaluation: EvaluationSettings) -> dict[str, Any]:
+    """What an evaluation's key holds of its settings; how answers are scored has a place of its own there."""
+    settings = describe_settings(evaluation, ("scale", "blank_queries", "compressor"))
+    del settings["metric"]
     return settings
 
 
@@ -317,9 +325,12 @@ class Planner:
         data, inputs = self.describe_role_data("test")
         depends: dict[str, Any] = {
             "data": data,
-            "evaluate": describe_settings(config.evaluate, ("scale", "blank_queries", "compressor")),
+            "evaluate": describe_evaluation(config.evaluate),
             "precision": config.trainer.precision,
         }
+        if not is_exact(config.evaluate.metric):
+            names = list_metric_names(config.evaluate.metric)
+            depends["metric"] = {"names": names, **part_code.describe_metric_code(names.values())}
         if not config.blind:
             depends |= self.describe_features("test")
             inputs |= self.plan_features("test")

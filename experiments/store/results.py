@@ -2,18 +2,23 @@
 
 OUT/cells/sap+embq_seed=0-3f2a91c0/     config.yaml  metrics.json  predictions.jsonl
                                         stages.json, the directories it came from
+                                        run.yaml, when, where and by what each was computed
 """
 
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from compressors.errors import UsageError
 from experiments.config.cells import Cell
+from experiments.config.metric_names import describe_metrics
+from experiments.config.presets import read_yaml
 from experiments.data.llava import Sample
 from experiments.metrics.chance import score_majority_answers
 from experiments.runtime.files import write_atomic
@@ -24,6 +29,10 @@ from llm_adapters.conversation import Turn
 
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.jsonl"
+STAGES_FILE = "stages.json"
+RUN_FILE = "run.yaml"
+# what is told of each stage of a cell, where its note has it
+RUN_FIELDS = ("finished", "seconds", "resumed", "command", "commits", "versions", "python", "device")
 CHANCE_ROW = "chance"  # the most frequent answer of each family, from no model
 LONGEST_FOLDER_NAME = 80  # characters of label and seed; the key comes after them
 
@@ -62,17 +71,41 @@ def name_cell_folder(cell: Cell) -> str:
     return label[: LONGEST_FOLDER_NAME - len(seed)] + seed
 
 
+def locate_cell_folder(cell: Cell, stage: Stage, store: Store) -> Path:
+    """The browsable directory of a cell."""
+    return store.root / "cells" / f"{name_cell_folder(cell)}-{stage.key[:8]}"
+
+
 def publish_cell(cell: Cell, stage: Stage, store: Store) -> Path:
     """Write the browsable directory of a finished cell."""
-    folder = store.root / "cells" / f"{name_cell_folder(cell)}-{stage.key[:8]}"
+    folder = locate_cell_folder(cell, stage, store)
     folder.mkdir(parents=True, exist_ok=True)
     settings = OmegaConf.create(convert_tuples(asdict(cell.config)))
     write_if_changed(folder / "config.yaml", OmegaConf.to_yaml(settings).encode())
     for name in (METRICS_FILE, PREDICTIONS_FILE):
         write_if_changed(folder / name, (store.locate_result(stage) / name).read_bytes())
     places = [part.name for part in stage.collect_stages().values()]
-    write_if_changed(folder / "stages.json", (json.dumps(places, indent=1) + "\n").encode())
+    write_if_changed(folder / STAGES_FILE, (json.dumps(places, indent=1) + "\n").encode())
+    facts = OmegaConf.create(convert_tuples(collect_run_facts(stage, store, folder)))
+    write_if_changed(folder / RUN_FILE, OmegaConf.to_yaml(facts).encode())
     return folder
+
+
+def collect_run_facts(stage: Stage, store: Store, folder: Path) -> dict[str, Any]:
+    """How each stage of a cell came about, by its directory: what its note says, else what the cell's own
+    directory says of it, since the inputs of a finished evaluation may be gone."""
+    earlier: dict[str, Any] = {}
+    if (folder / RUN_FILE).is_file():
+        with suppress(UsageError):  # a damaged one is written anew
+            earlier = read_yaml(folder / RUN_FILE)
+    facts: dict[str, Any] = {}
+    for part in stage.collect_stages().values():
+        if store.find_status(part) == "done":
+            note = store.read_note(part)
+            facts[part.name] = {name: note[name] for name in RUN_FIELDS if name in note}
+        elif part.name in earlier:
+            facts[part.name] = earlier[part.name]
+    return facts
 
 
 def write_if_changed(path: Path, content: bytes) -> None:
@@ -110,10 +143,21 @@ def start_score_group(cell: Cell, stage: Stage, store: Store) -> ScoreGroup:
 
     The questions are those that the evaluation wrote down: the data that it read may have changed since.
     """
-    samples = read_questions(store.locate_result(stage) / PREDICTIONS_FILE)
-    chance = score_majority_answers(samples)
+    chance = read_chance(store.locate_result(stage))
     title = f"{', '.join(cell.config.data.test)}: {chance['n']:,} questions"
+    metric_words = describe_metrics(cell.config.evaluate.metric)
+    if metric_words:
+        title += f", {metric_words}"
     return ScoreGroup(title, [ScoreRow(CHANCE_ROW, [chance])])
+
+
+def read_chance(evaluation: Path) -> dict[str, Any]:
+    """What the most frequent answers score, in the form of metrics.json: as the evaluation in a directory has
+    noted it, which it does where that takes more than exact match with the one answer."""
+    metrics = json.loads((evaluation / METRICS_FILE).read_text(encoding="utf-8"))
+    if "chance" in metrics:
+        return dict(metrics["chance"])
+    return score_majority_answers(read_questions(evaluation / PREDICTIONS_FILE))
 
 
 def read_questions(path: Path) -> list[Sample]:
@@ -140,4 +184,7 @@ def identify_questions(stage: Stage) -> str:
     for entry in stage.depends["data"]:
         identities.append(entry["json"] if isinstance(entry, dict) else entry)
     data = stage.inputs.get("data")
-    return str((identities, data and data.key, stage.config.evaluate.limit))
+    identity = str((identities, data and data.key, stage.config.evaluate.limit))
+    if "metric" in stage.depends:  # the same questions, but other scores
+        identity += str(stage.depends["metric"])
+    return identity

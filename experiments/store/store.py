@@ -30,10 +30,12 @@ from experiments.runtime.files import (
     hold_lock,
     remove_empty_folders,
     remove_stale_lock,
+    share_folder,
     sync_directory,
     write_atomic,
 )
 from experiments.runtime.progress import Reporter, StepCounter
+from experiments.runtime.provenance import describe_run
 from experiments.store.folder import (
     CONFIG_FILE,
     DONE_FILE,
@@ -100,12 +102,14 @@ class Store:
 
     @contextmanager
     def open_root(self) -> Iterator[None]:
-        """Make the root, and remove it if nothing comes to lie in it; an OSError if it cannot be written."""
+        """Make the root, and remove it if nothing comes to lie in it; an OSError if it cannot be written.
+        Meanwhile nothing below is cleared."""
         with remove_empty_folders(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             if not os.access(self.root, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.root))
-            yield
+            with share_folder(self.root):
+                yield
 
     def locate_result(self, stage: Stage) -> Path:
         """Where a stage's result lies once it is finished."""
@@ -240,6 +244,7 @@ class Store:
             "resumed": resumed,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "versions": read_package_versions(),
+            **describe_run("cpu" if stage.kind == "data" else stage.config.trainer.accelerator),
             "steps": report.total,
             "load": asdict(derive_workload(stage)),
             "files": files,

@@ -3,27 +3,27 @@
 Exit code 0: all done; 1: a cell failed; 2: bad input or a full disk, one line says which; 130: Ctrl-C.
 """
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 
 from compressors.command_line import Command, CommandLine
-from compressors.errors import UnreachableError, UsageError
-from experiments.config.cells import Cell
 from experiments.config.schema import Config
 from experiments.runtime.bars import create_reporter
-from experiments.runtime.files import write_atomic
+from experiments.runtime.provenance import declare_command
 from experiments.stages.runners import find_runner
 from experiments.store import results
-from experiments.store.store import StageRunner, Store
-from experiments.sweep import help, request, score_table
-from experiments.sweep.options import IN_PROCESS_LAUNCHER, LaunchOptions
+from experiments.store.store import StageRunner
+from experiments.sweep import help, score_table
+from experiments.sweep.checks import check_model_sizes, list_unchecked_cells
 from experiments.sweep.plan_view import make_plan_tables
-from experiments.sweep.request import CellJob, SweepRequest
-from experiments.sweep.scheduler import FailedCell, launch_cells, read_log_tail
+from experiments.sweep.request import read_request
+from experiments.sweep.results import SweepResults
+from experiments.sweep.run import open_store, run_request
+from experiments.sweep.scheduler import FailedCell, read_log_tail
 
 
 @dataclass(frozen=True)
@@ -49,23 +49,6 @@ COMMAND = SweepCommand(
 )
 
 
-def check_model_sizes(config: Config) -> None:
-    """What only a model's sizes can tell, raised as UsageError."""
-    from experiments.stages import checks  # torch and transformers: a typo does not wait for them
-
-    checks.check_cell_config(config)
-
-
-def check_local_devices(config: Config) -> None:
-    """UsageError when this machine lacks the devices that a cell asks for."""
-    trainer = config.trainer
-    if trainer.devices == "auto" and trainer.accelerator in ("auto", "cpu"):  # any machine has these
-        return
-    from experiments.stages import checks  # as above
-
-    checks.check_devices(config)
-
-
 def main(
     arguments: Sequence[str] | None = None,
     runner: Callable[[str], StageRunner] = find_runner,
@@ -80,94 +63,36 @@ def run_sweep(
 ) -> int:
     """The command, with its exceptions."""
     console = Console()
-    sweep = request.read_request(line.overrides)
-    first_cell, _ = sweep.jobs[0]  # all cells have one output directory
-    store = Store(Path(first_cell.config.out), runner=runner)
+    request = read_request(line.overrides)
+    store = open_store(request, runner)
     if "--plan" in line.flags:  # before anything is written
-        notes = list_unchecked_cells(sweep, store, check)
-        for table in [*notes, *make_plan_tables(sweep, store)]:
+        notes = list_unchecked_cells(request, store, check)
+        for table in [*notes, *make_plan_tables(request, store)]:
             console.print(table, soft_wrap=isinstance(table, str), highlight=False)
         return 0
-    with store.open_root():
-        with create_reporter(console) as store.report:
-            for cell in list_unlike_cells(sweep.jobs, store):
-                check_cell(cell, sweep.launch, check)
-            outcomes = launch_cells(sweep.jobs, store, sweep.launch)
-        print_score_tables(sweep, outcomes.finished, store, console)
-    if sweep.left_out:
+    declare_command(f"slothkit sweep {shlex.join(line.arguments)}")
+    found = run_request(request, store, create_reporter(console), check)
+    print_score_tables(found, console)
+    if found.left_out:
         print_plain(
             console,
-            f"{sweep.left_out} cells are in the earlier report; python -m ablations.report shows "
+            f"{found.left_out} cells are in the earlier report; python -m ablations.report shows "
             "them beside these, with the same table= and earlier=",
         )
-    print_failures(outcomes.failed, console)
-    return 1 if outcomes.failed else 0
+    print_failures(found.failed, console)
+    return 1 if found.failed else 0
 
 
-def check_cell(cell: Cell, launch: LaunchOptions, check: Callable[[Config], None]) -> None:
-    """`check`, and of the devices where the work is done here; errors with the cell's name: a table has
-    many."""
-    try:
-        check(cell.config)
-        if launch.where == IN_PROCESS_LAUNCHER:  # else other machines do the work
-            check_local_devices(cell.config)
-    except UsageError as error:
-        raise type(error)(f"{cell.label}: {error}") from error
-
-
-def list_unchecked_cells(sweep: SweepRequest, store: Store, check: Callable[[Config], None]) -> list[str]:
-    """Check all cells; notes of those whose sizes cannot be told, because a backbone is out of reach."""
-    notes = []
-    for cell in list_unlike_cells(sweep.jobs, store):
-        try:
-            check_cell(cell, sweep.launch, check)
-        except UnreachableError as error:
-            notes.append(f"not checked: {error}")
-    return notes
-
-
-def list_unlike_cells(jobs: list[CellJob], store: Store) -> list[Cell]:
-    """Cells that are not finished, one for all that the checks see alike."""
-    # a look at a model takes a moment, and most recipes of a table differ in nothing that is looked at
-    cells_by_shape: dict[str, Cell] = {}
-    for cell, stage in jobs:
-        if store.find_status(stage) != "done":
-            cells_by_shape.setdefault(describe_checked_settings(cell.config), cell)
-    return list(cells_by_shape.values())
-
-
-def describe_checked_settings(config: Config) -> str:
-    """All that the checks of a cell look at."""
-    parts = (config.compressor, config.projector, config.parts, config.prune)
-    backbones = (config.tower, config.llm, config.image)
-    training = (config.trainer, config.lora)
-    rows = (config.data, config.prompt, config.evaluate)  # which have to fit into the LLM's positions
-    steps = []
-    for stage in (config.pretrain, config.finetune):
-        steps.append((stage.batch_size, stage.accumulate))
-    return str((parts, backbones, training, rows, steps))
-
-
-def print_score_tables(sweep: SweepRequest, finished: set[str], store: Store, console: Console) -> None:
-    """Print the tables and write them."""
-    groups = []
-    for heading, jobs in sweep.views:
-        finished_jobs = [(cell, stage) for cell, stage in jobs if stage.key in finished]
-        for group in results.collect_scores(finished_jobs, store):
-            if heading:
-                group.title = f"{heading}, {group.title}"
-            groups.append(group)
-    if not groups:
+def print_score_tables(found: SweepResults, console: Console) -> None:
+    """Print the tables, and where they lie."""
+    if not found.groups:
         return
-    markdown = score_table.format_score_markdown(groups)
-    write_atomic(store.root / "table.md", markdown)
-    write_atomic(store.root / "table.csv", score_table.format_score_csv(groups))
     if console.is_terminal:
-        for group in groups:
+        for group in found.groups:
             console.print(*score_table.make_screen_tables(group, console.width), sep="")
     else:
-        print_plain(console, markdown)
-    print_plain(console, f"{store.root / 'table.md'}  {store.root / 'table.csv'}  {store.root / 'cells'}")
+        print_plain(console, str(found))
+    print_plain(console, f"{found.table}  {found.table.with_suffix('.csv')}  {found.root / 'cells'}")
 
 
 def print_failures(failed: Sequence[FailedCell], console: Console) -> None:

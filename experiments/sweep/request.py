@@ -14,6 +14,9 @@ from experiments.store.plan import Stage, plan_stages
 from experiments.sweep.options import LaunchOptions, take_launch_options
 from experiments.sweep.studies import read_finished_keys
 
+# what the line of a sweep may say beside the settings of cells and launchers
+REQUEST_SETTINGS = ("table", "rows", "blind", "earlier")
+
 CellJob = tuple[Cell, Stage]  # a cell, and the stage that evaluates it
 
 

@@ -17,6 +17,7 @@ from experiments.store.results import CHANCE_ROW, ScoreGroup, ScoreRow
 
 Z_OF_95_PERCENT = 1.96
 SUMMARY_COLUMNS = 4  # label, visual tokens, query tokens, overall; families follow
+SCORES_AFTER = 6  # fields of a record before its scores, the last two of them tokens
 SCORE_NOTE = (
     "Accuracy in %. Chance: each family's most frequent answer. Blind: trained and asked without images. "
     "±: standard deviation over seeds; with one seed, half the 95 % Wilson interval of its questions."
@@ -90,6 +91,18 @@ def make_blind_notes(group: ScoreGroup) -> list[str]:
     ]
 
 
+def make_cut_notes(group: ScoreGroup) -> list[str]:
+    """Below a table: rows with answers that were cut before their end."""
+    words = []
+    for row in group.rows:
+        cut_answers = sum(run.get("cut_answers", 0) for run in row.runs)
+        if cut_answers:
+            words.append(f"{row.label} {cut_answers:,} of {sum(run['n'] for run in row.runs):,}")
+    if not words:
+        return []
+    return [f"Answers cut at evaluate.max_new_tokens, scored as they stand: {', '.join(words)}."]
+
+
 def format_token_count(row: ScoreRow, name: str) -> str:
     """A token count of metrics.json; nothing for a row that has no model."""
     # the chance row has no model
@@ -135,7 +148,7 @@ def make_screen_tables(group: ScoreGroup, width: int) -> list[Table]:
     times = ["time", *map(format_mean_duration, group.rows)]
     for words, time in zip(rows, times):
         words.append(time)
-    caption = "\n".join([SCORE_NOTE, *make_blind_notes(group)])
+    caption = "\n".join([SCORE_NOTE, *make_blind_notes(group), *make_cut_notes(group)])
     needed_width = 0
     for column in zip(*rows):
         needed_width += max(map(len, column)) + 2  # two columns of padding
@@ -159,28 +172,45 @@ def format_score_markdown(groups: Sequence[ScoreGroup]) -> str:
             *format_markdown_table(make_score_lines(group)),
             "",
         ]
-        for note in make_blind_notes(group):
+        for note in (*make_blind_notes(group), *make_cut_notes(group)):
             lines.append(f"{escape_markdown(note)}\n")
     return "\n".join([*lines, SCORE_NOTE, ""])
 
 
-def format_score_csv(groups: Sequence[ScoreGroup]) -> str:
-    """Every score with its ±, one line a row, for programs."""
+def make_score_records(groups: Sequence[ScoreGroup]) -> list[dict[str, Any]]:
+    """Every score in % with its ±, a record a row; all have the same keys, nan where a row has no such
+    questions."""
     all_families: set[str] = set()
     for group in groups:
         all_families.update(list_question_families(group))
-    families = sorted(all_families)
-    header = ["questions", "row", "seeds", "n", "visual_tokens", "query_tokens"]
-    for name in ("overall", *families):
-        header += [name, f"{name}_pm"]
-    lines: list[list[object]] = [[*header]]
+    records = []
     for group in groups:
         for row in group.rows:
-            words: list[object] = [group.title.partition(":")[0], row.label]
-            words += [len(row.runs), row.runs[0]["n"]]
-            words += [format_token_count(row, "visual_tokens"), format_token_count(row, "query_tokens")]
-            for family in (None, *families):
-                mean, spread = average_row_score(row, family)
-                words += [f"{mean:.3f}", f"{spread:.3f}"]
-            lines.append(words)
+            efficiency: Mapping[str, Any] = row.runs[0].get("efficiency", {})
+            record: dict[str, Any] = {
+                "questions": group.title.partition(":")[0],
+                "row": row.label,
+                "seeds": len(row.runs),
+                "n": row.runs[0]["n"],
+                "visual_tokens": efficiency.get("visual_tokens"),
+                "query_tokens": efficiency.get("query_tokens"),
+            }
+            for family in (None, *sorted(all_families)):
+                name = family or "overall"
+                if family in record or family == "overall":  # a family may be called as a field is
+                    name = f"family {family}"
+                record[name], record[f"{name}_pm"] = average_row_score(row, family)
+            records.append(record)
+    return records
+
+
+def format_score_csv(groups: Sequence[ScoreGroup]) -> str:
+    """Every score with its ±, one line a row, for programs."""
+    records = make_score_records(groups)
+    lines: list[list[object]] = [list(records[0])]
+    for record in records:
+        words = list(record.values())
+        scores = [f"{score:.3f}" for score in words[SCORES_AFTER:]]
+        tokens = ["" if count is None else str(count) for count in words[SCORES_AFTER - 2 : SCORES_AFTER]]
+        lines.append([*words[: SCORES_AFTER - 2], *tokens, *scores])
     return format_csv(lines)

@@ -1,4 +1,4 @@
-"""Finds the language model inside a multimodal model of transformers without a family's entry: for pruners."""
+"""Finds the language model inside a multimodal model of transformers without a family's entry."""
 
 import inspect
 from typing import Any

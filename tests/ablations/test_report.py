@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -415,3 +416,57 @@ def test_rows_that_miss_the_same_seeds_stand_together():
     assert grids.list_table_notes(table) == [
         "Missing: a, c (seed 3, 4); b (seed 1); python -m experiments.sweep table=mine runs them."
     ]
+
+
+@pytest.mark.slow
+def test_scores_of_another_metric_stay_what_they_are(tmp_path):
+    """Written as scores, read as scores, and claims are judged of them."""
+    root = tmp_path / "runs"
+    fill(root, ["5"], seed="0,1", **{"evaluate.metric": "anls"})
+    asked = ["table=5", "seed=0,1", "evaluate.metric=anls", f"out={root}"]
+    assert report.main(asked) == 0
+    [table] = outcomes.load_report(root / "report").tables
+    assert table.title.endswith("(scored by anls)") and table.chance["overall"] == 0.5
+    for row in table.rows:
+        for scores in row.outcomes.values():
+            assert scores.dtype == np.float64 and set(scores.tolist()) == {0.1, 1.0}
+    with np.load(root / "report" / "outcomes" / "table5.npz") as arrays:
+        assert "right" not in arrays and arrays["scores"].shape == (6, 240)
+    before = (root / "report" / "scores.csv").read_bytes()
+    assert report.main([f"results={root / 'report'}", f"to={tmp_path / 'again'}"]) == 0
+    assert (tmp_path / "again" / "scores.csv").read_bytes() == before
+    # as cells of an earlier report
+    other = ["table=5", "seed=0,1", "evaluate.metric=anls", f"out={tmp_path / 'none'}"]
+    assert report.main([*other, f"earlier={root / 'report'}", f"to={tmp_path / 'taken'}"]) == 0
+    assert (tmp_path / "taken" / "scores.csv").read_bytes() == before
+    # the same answers, right or wrong
+    exact = fill(tmp_path / "exact", ["5"], seed="0,1")
+    assert report.main(["table=5", "seed=0,1", f"out={exact.root}"]) == 0
+    [usual] = outcomes.load_report(exact.root / "report").tables
+    for row, usual_row in zip(table.rows, usual.rows):
+        for seed, scores in row.outcomes.items():
+            assert np.array_equal(np.where(usual_row.outcomes[seed], 1.0, 0.1), scores)
+
+
+@pytest.mark.parametrize("change", ["shape", "range", "type"])
+def test_scores_that_are_none_are_refused(made, tmp_path, change):
+    folder = tmp_path / "report"
+    shutil.copytree(made, folder)
+    path = folder / "outcomes" / "table5.npz"
+    with np.load(path) as arrays:
+        kept = {name: arrays[name] for name in ("ids", "pictures", "families")}
+        cells = len(arrays["right"])
+    scores = np.full((cells, len(kept["ids"])), 0.5)
+    changed = {"shape": scores[:, 1:], "range": scores + 1, "type": scores.astype(np.float32)}[change]
+    np.savez(path, scores=scores, **kept)
+    assert outcomes.load_report(folder).tables[1].rows[0].outcomes
+    np.savez(path, scores=changed, **kept)
+    with pytest.raises(ValueError, match="table5.npz: scores"):
+        outcomes.load_report(folder)
+
+
+def test_the_committed_outcomes_keep_their_bytes():
+    """They are bits, whatever else outcomes may be."""
+    folder = Path(report.__file__).parent / "results" / "tiny"
+    for table in outcomes.load_report(folder).tables:
+        assert outcomes.pack_outcomes(table) == outcomes.locate_outcomes(folder, table.name).read_bytes()

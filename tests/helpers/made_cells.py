@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.config import tables
+from experiments.config.metric_names import is_exact
 from experiments.store.plan import plan_stages
 from experiments.store.results import publish_cell
 from experiments.store.store import Store
@@ -56,6 +57,11 @@ def runner(pictures: int):
             json.dumps({**row, "prediction": row["answer"] if yes else "?", "correct": bool(yes)})
             for row, yes in zip(asked, right)
         ]
+        noted = {}
+        if not is_exact(config.evaluate.metric):  # wrong answers are worth a little
+            right = np.where(right, 1.0, 0.1)
+            lines = [f'{line[:-1]}, "score": {score}}}' for line, score in zip(lines, right)]
+            noted["chance"] = {"overall": 0.5, "families": {}, "counts": {}, "n": len(asked)}
         (out / "predictions.jsonl").write_text("".join(f"{line}\n" for line in lines))
         of = {f: right[[row["family"] == f for row in asked]] for f in FAMILIES}
         queries = config.knobs("embq").get("num_queries", 0) if config.query_module else 0
@@ -72,6 +78,7 @@ def runner(pictures: int):
                     "counts": {f: len(r) for f, r in of.items()},
                     "n": len(asked),
                     "efficiency": efficiency,
+                    **noted,
                 }
             )
         )

@@ -9,7 +9,7 @@ from transformers.image_utils import load_image
 
 from compressors.errors import UsageError
 from experiments.data import llava
-from experiments.data.llava import Turn
+from experiments.data.llava import Sample, Turn
 from experiments.models import saved
 
 
@@ -36,7 +36,7 @@ def load(tmp_path):
 
 def test_one_image(load, tmp_path):
     (sample,) = load(record("<image>\nWhat?", "A fox. ", image="a.png"))
-    assert sample == ("7", (tmp_path / "a.png",), (Turn("<image>\nWhat?", "A fox."),), None)
+    assert sample == Sample("7", (tmp_path / "a.png",), (Turn("<image>\nWhat?", "A fox."),))
 
 
 def test_no_image(load):

@@ -1,12 +1,10 @@
 """Scores against counts made by hand."""
 
 import pytest
-from torchmetrics.utilities import dim_zero_sum
 
 from experiments.data.llava import Sample, Turn
 from experiments.metrics.answers import normalise_answer
 from experiments.metrics.chance import score_majority_answers
-from experiments.metrics.families import FamilyScores
 
 
 @pytest.mark.parametrize(
@@ -59,37 +57,6 @@ def test_normalise(answer, normal):
 def test_signs_with_a_meaning_are_no_punctuation(one, other):
     """Whatever the script; marks belong to their letters."""
     assert normalise_answer(one) != normalise_answer(other)
-
-
-def test_family_accuracy():
-    metric = FamilyScores(["counting", "presence", "unasked"])
-    metric.update(["Yes.", "no", "3"], ["yes", "yes", "3"], ["presence", "presence", "counting"])
-    metric.update(["a fox", "2"], ["the fox", "3"], ["presence", "counting"])
-    assert metric.compute() == {
-        "overall": pytest.approx(3 / 5),
-        "families": {"counting": 0.5, "presence": pytest.approx(2 / 3)},
-        "counts": {"counting": 2, "presence": 3},
-        "n": 5,
-    }
-    assert metric.compute()["overall"] == 3 / 5
-
-
-def test_family_accuracy_adds_up_over_processes():
-    """What torchmetrics does with states of two processes: it sums them."""
-    parts = [FamilyScores(["a", "b"]) for _ in range(2)]
-    parts[0].update(["x"], ["x"], ["a"])
-    parts[1].update(["x", "y"], ["y", "y"], ["a", "b"])
-    whole = FamilyScores(["a", "b"])
-    whole.update([], [], [])
-    for name in ("scores", "question_counts"):
-        assert whole._reductions[name] is dim_zero_sum
-        setattr(whole, name, sum(getattr(part, name) for part in parts))
-    assert whole.compute()["families"] == {"a": 0.5, "b": 1.0}
-
-
-def test_lengths_must_agree():
-    with pytest.raises(ValueError, match="zip"):
-        FamilyScores(["a"]).update(["x"], ["x", "y"], ["a"])
 
 
 def test_majority():

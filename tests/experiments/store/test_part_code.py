@@ -13,6 +13,7 @@ from fakes import names, read_log
 
 from compressors.errors import UsageError
 from experiments.config import signatures
+from experiments.registries import metrics
 from experiments.store.part_code import (
     CODE_KEY,
     collect_own_modules,
@@ -138,3 +139,9 @@ def test_a_part_that_was_edited_after_the_plan_is_refused():
     refuse_edited_code({"compressor": {"sap": {}}, "seed": 0})
     with pytest.raises(UsageError, match="compressor 'sap' was edited after this run was planned"):
         refuse_edited_code({"compressor": {"sap": {}, CODE_KEY: {"sap": "of another version"}}})
+
+
+def test_every_metric_that_we_offer_has_a_version():
+    assert sorted(SHIPPED_VERSIONS["metric"]) == sorted(
+        name for name, point in metrics.entry_points.items() if point.module.startswith("experiments.")
+    )

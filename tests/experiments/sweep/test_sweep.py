@@ -104,6 +104,7 @@ def test_the_cell_s_directory(command, tmp_path):
         "config.yaml",
         "metrics.json",
         "predictions.jsonl",
+        "run.yaml",
         "stages.json",
     ]
     assert "compressor: sap+embq" in (folder / "config.yaml").read_text()

@@ -1,0 +1,139 @@
+"""What a shell may complete a line of `slothkit` with, read from the settings themselves.
+
+The shell's script calls `slothkit complete LINE`, LINE up to the cursor, and gets a candidate a line for its
+last word.
+"""
+
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
+from typing import Any
+
+from compressors.command_line import Command, collect_settings, format_value, list_choices
+from compressors.errors import UsageError
+from compressors.registry import suggest
+
+SCRIPTS = {
+    "bash": """\
+_slothkit() {
+    local word IFS=$'\\n'
+    COMPREPLY=($(slothkit complete "${COMP_LINE:0:COMP_POINT}" 2>/dev/null))
+    # bash takes = for the end of a word: what stands before it must not come again
+    word="${COMP_LINE:0:COMP_POINT}"
+    word="${word##* }"
+    if [[ "$COMP_WORDBREAKS" == *=* && "$word" == *=* ]]; then
+        COMPREPLY=("${COMPREPLY[@]#"${word%%=*}="}")
+    fi
+}
+complete -o nospace -o default -F _slothkit slothkit
+""",
+    "zsh": """\
+_slothkit() {
+    local -a candidates
+    candidates=("${(@f)$(slothkit complete "$LBUFFER" 2>/dev/null)}")
+    compadd -Q -S '' -- $candidates || _files
+}
+compdef _slothkit slothkit
+""",
+}
+FLAGS = ("--help", "--version")
+
+
+def print_script(arguments: Sequence[str]) -> int:
+    """The script of a shell. UsageError for one that we have none for."""
+    if len(arguments) != 1 or arguments[0] not in SCRIPTS:
+        word = " ".join(arguments)
+        raise UsageError(f"slothkit completion {word}: expected one shell{suggest(word, SCRIPTS)}")
+    sys.stdout.write(SCRIPTS[arguments[0]])
+    return 0
+
+
+def print_completions(
+    arguments: Sequence[str], commands: Iterable[str], find_module: Callable[[str], str | None]
+) -> int:
+    """A candidate a line for the last word of a line; none for a line that nothing is known of."""
+    line = " ".join(arguments)
+    words = split_line(line)
+    if len(words) <= 2:
+        candidates = [f"{name} " for name in [*commands, *FLAGS]]
+    elif words[1] == "completion":
+        candidates = list(SCRIPTS)
+    else:
+        module = find_module(words[1])
+        candidates = list_candidates(import_module(module).COMMAND, words[-1]) if module else []
+    last_word = words[-1]
+    for candidate in sorted(set(candidates)):
+        if candidate.startswith(last_word):
+            sys.stdout.write(f"{candidate}\n")
+    return 0
+
+
+def split_line(line: str) -> list[str]:
+    """The words of a line; the last one is empty where the line ends with a space."""
+    try:
+        words = shlex.split(line)
+    except ValueError:  # a quote that is still open
+        words = line.split()
+    if line.endswith(" ") or not words:
+        words.append("")
+    return words
+
+
+def list_candidates(command: Command, word: str) -> list[str]:
+    """What a word of a command's line may become, its value where it has an equals sign."""
+    key, equals, text = word.partition("=")
+    if equals:
+        before, comma, _ = text.rpartition(",")
+        return [f"{key}={before}{comma}{value}" for value in list_values(command, key, text)]
+    keys = [f"{path}=" for path in collect_settings(command.options)]
+    if command.overrides:
+        keys += list_override_keys(word)
+    return [*keys, *command.flags, *FLAGS]
+
+
+def list_override_keys(word: str) -> list[str]:
+    """Settings of cells and launchers, and knobs of the part that a word begins with."""
+    from experiments.config import signatures
+    from experiments.config.schema import Config
+    from experiments.sweep.options import LaunchOptions, name_launch_option
+    from experiments.sweep.request import REQUEST_SETTINGS
+
+    keys = [f"{path}=" for path in (*collect_settings(Config), *REQUEST_SETTINGS)]
+    keys += [f"{name_launch_option(name)}=" for name in collect_settings(LaunchOptions)]
+    part = word.partition(".")[0]
+    for registry in signatures.registries():
+        if "." not in word:
+            keys += [f"{name}." for name in registry.names() if registry.knobs(name)]
+        elif part in registry.names():
+            keys += [f"{part}.{knob}=" for knob in registry.knobs(part)]
+    return keys
+
+
+def list_values(command: Command, key: str, text: str) -> list[str]:
+    """What a setting may be; nothing where it is free, or of a file's name."""
+    settings: dict[str, Any] = dict(collect_settings(command.options))
+    if command.overrides:
+        from experiments.config import signatures, table_files
+        from experiments.config.presets import list_presets
+        from experiments.config.schema import BLIND_COMPRESSOR, Config
+
+        settings = {**collect_settings(Config), **settings}
+        compressors = [*signatures.compressors().names(), BLIND_COMPRESSOR]
+        head = text.rpartition(",")[2].partition("+")[0]
+        if "+" in text.rpartition(",")[2]:
+            compressors = [f"{head}+{name}" for name in signatures.query_modules().names()]
+        lists: dict[str, Callable[[], list[str]]] = {
+            "compressor": lambda: compressors,
+            "projector": lambda: ["auto", *signatures.projectors().names()],
+            "prune": lambda: ["null", *signatures.pruners().names()],
+            "preset": list_presets,
+            "table": lambda: [table.name for table in table_files.list_named_tables()] + ["all"],
+        }
+        if key in lists:
+            return lists[key]()
+    if key not in settings:
+        return []
+    if settings[key].hint is bool:
+        return ["true", "false"]
+    return list(map(format_value, list_choices(settings[key].rules)))

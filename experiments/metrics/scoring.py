@@ -1,0 +1,120 @@
+"""Which metric scores which question: `evaluate.metric`, one name or a mapping from families to names.
+
+    evaluate.metric=anls     evaluate.metric={reading: anls, default: exact}
+
+A metric that can stand there scores questions one by one: it has `score(said, truth)`, from 0 to 1, and may
+have `read_truth(answer, question)`, which makes a truth of what the data say (`mean.py`).
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+from compressors.errors import UsageError, quote
+from compressors.registry import naming_part, suggest
+from experiments.config.metric_names import DEFAULT_FAMILY, is_exact, list_metric_names
+from experiments.data.records import Sample
+from experiments.metrics.answers import normalise_answer
+from experiments.registries import metrics
+
+
+class QuestionScorer:
+    """Scores answers, each by the metric of its question's family. UsageError for a metric that scores whole
+    sets of questions alone."""
+
+    def __init__(self, setting: str | Mapping[str, str]):
+        self.names = list_metric_names(setting)
+        self.is_exact = is_exact(setting)  # right or wrong, as usual
+        self.metrics: dict[str, Any] = {}
+        for name in self.names.values():
+            metric = metrics.create(name)
+            if not callable(getattr(metric, "score", None)):
+                able = [other for other in metrics.names() if hasattr(metrics.get(other), "score")]
+                raise UsageError(
+                    f"evaluate.metric={name}: does not score questions one by one; take {', '.join(able)}"
+                )
+            self.metrics[name] = metric
+
+    def name_metric(self, question: Sample) -> str:
+        """The metric of a question."""
+        return self.names.get(question.name_family(), self.names[DEFAULT_FAMILY])
+
+    def check_questions(self, questions: Sequence[Sample]) -> None:
+        """UsageError for a family that no question has, and for a truth that a metric cannot read."""
+        families = {question.name_family() for question in questions}
+        for family in self.names:
+            if family not in families and family != DEFAULT_FAMILY:
+                raise UsageError(
+                    f"evaluate.metric: no question is of the family '{family}'{suggest(family, families)}"
+                )
+        tried_families = set()
+        for question in questions:
+            self.read_truth(question)
+            family = question.name_family()
+            if family not in tried_families:  # not all: a metric may take its time
+                tried_families.add(family)
+                self.score_answer(question.turns[0].answer or "", question)
+
+    def read_truth(self, question: Sample) -> Any:
+        """What the metric of a one-question sample takes as its truth."""
+        name = self.name_metric(question)
+        metric = self.metrics[name]
+        answer: Any = question.turns[0].answer or ""
+        if question.accepted:
+            answer = question.accepted[0]
+        if not hasattr(metric, "read_truth"):
+            return answer
+        with name_question(name, question), naming_part("metric", name, type(metric)):
+            return metric.read_truth(answer, question.turns[0].question)
+
+    def score_answer(self, said: str, question: Sample) -> float:
+        """The score of an answer to a one-question sample, from 0 to 1. UsageError for a truth that its
+        metric cannot read, and for a metric whose score is none."""
+        name = self.name_metric(question)
+        metric = self.metrics[name]
+        truth = self.read_truth(question)
+        with name_question(name, question), naming_part("metric", name, type(metric)):
+            score = float(metric.score(said, truth))
+        if not (math.isfinite(score) and 0 <= score <= 1):
+            raise UsageError(
+                f"evaluate.metric={name}: question {quote(question.id)}: a score of {score} for "
+                f"'{quote(said)}'; scores are from 0 to 1"
+            )
+        return score
+
+    def score_majority_answers(self, questions: Sequence[Sample]) -> dict[str, Any]:
+        """What always giving each family's most frequent answer scores, in the form of metrics.json."""
+        answers: dict[str, Counter[str]] = {}
+        for question in questions:
+            counter = answers.setdefault(question.name_family(), Counter())
+            counter[normalise_answer(question.turns[0].answer or "")] += 1
+        scores: dict[str, list[float]] = {}
+        for question in questions:
+            family = question.name_family()
+            said = answers[family].most_common(1)[0][0]
+            scores.setdefault(family, []).append(self.score_answer(said, question))
+        return average_scores(scores)
+
+
+@contextmanager
+def name_question(metric: str, question: Sample) -> Iterator[None]:
+    """A UsageError gets the metric and the question that it is about."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"evaluate.metric={metric}: question {quote(question.id)}: {error}") from error
+
+
+def average_scores(scores: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """overall, families, counts (questions of each), n (of all) of scores by family."""
+    counts = {family: len(scores[family]) for family in sorted(scores)}
+    total = sum(counts.values())
+    return {
+        "overall": math.fsum(chain.from_iterable(scores.values())) / max(total, 1),
+        "families": {family: math.fsum(scores[family]) / count for family, count in counts.items()},
+        "counts": counts,
+        "n": total,
+    }

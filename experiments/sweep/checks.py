@@ -1,0 +1,71 @@
+"""What is looked at before any cell runs: errors with the cell's name, since a table has many."""
+
+from collections.abc import Callable
+
+from compressors.errors import UnreachableError, UsageError
+from experiments.config.cells import Cell
+from experiments.config.schema import Config
+from experiments.store.store import Store
+from experiments.sweep.options import IN_PROCESS_LAUNCHER, LaunchOptions
+from experiments.sweep.request import CellJob, SweepRequest
+
+
+def check_model_sizes(config: Config) -> None:
+    """What only a model's sizes can tell, raised as UsageError."""
+    from experiments.stages import checks  # torch and transformers: a typo does not wait for them
+
+    checks.check_cell_config(config)
+
+
+def check_local_devices(config: Config) -> None:
+    """UsageError when this machine lacks the devices that a cell asks for."""
+    trainer = config.trainer
+    if trainer.devices == "auto" and trainer.accelerator in ("auto", "cpu"):  # any machine has these
+        return
+    from experiments.stages import checks  # as above
+
+    checks.check_devices(config)
+
+
+def check_cell(cell: Cell, launch: LaunchOptions, check: Callable[[Config], None]) -> None:
+    """`check`, and of the devices where the work is done here; errors with the cell's name: a table has
+    many."""
+    try:
+        check(cell.config)
+        if launch.where == IN_PROCESS_LAUNCHER:  # else other machines do the work
+            check_local_devices(cell.config)
+    except UsageError as error:
+        raise type(error)(f"{cell.label}: {error}") from error
+
+
+def list_unchecked_cells(sweep: SweepRequest, store: Store, check: Callable[[Config], None]) -> list[str]:
+    """Check all cells; notes of those whose sizes cannot be told, because a backbone is out of reach."""
+    notes = []
+    for cell in list_unlike_cells(sweep.jobs, store):
+        try:
+            check_cell(cell, sweep.launch, check)
+        except UnreachableError as error:
+            notes.append(f"not checked: {error}")
+    return notes
+
+
+def list_unlike_cells(jobs: list[CellJob], store: Store) -> list[Cell]:
+    """Cells that are not finished, one for all that the checks see alike."""
+    # a look at a model takes a moment, and most recipes of a table differ in nothing that is looked at
+    cells_by_shape: dict[str, Cell] = {}
+    for cell, stage in jobs:
+        if store.find_status(stage) != "done":
+            cells_by_shape.setdefault(describe_checked_settings(cell.config), cell)
+    return list(cells_by_shape.values())
+
+
+def describe_checked_settings(config: Config) -> str:
+    """All that the checks of a cell look at."""
+    parts = (config.compressor, config.projector, config.parts, config.prune)
+    backbones = (config.tower, config.llm, config.image)
+    training = (config.trainer, config.lora)
+    rows = (config.data, config.prompt, config.evaluate)  # which have to fit into the LLM's positions
+    steps = []
+    for stage in (config.pretrain, config.finetune):
+        steps.append((stage.batch_size, stage.accumulate))
+    return str((parts, backbones, training, rows, steps))

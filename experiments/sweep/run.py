@@ -1,0 +1,131 @@
+"""Runs a sweep and returns what came of it: `slothkit.sweep`, on which the command line is a thin layer.
+
+results = sweep("compressor=sap,avg_pool", seed=[0, 1], finetune={"epochs": 1})
+"""
+
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from rich.console import Console
+
+from compressors.command_line import (
+    collect_settings,
+    format_value,
+    join_settings,
+    parse_settings,
+    quote_text,
+)
+from compressors.errors import UsageError
+from experiments.config.schema import Config
+from experiments.runtime.bars import create_reporter
+from experiments.runtime.files import write_atomic
+from experiments.runtime.progress import Reporter
+from experiments.runtime.provenance import declare_command
+from experiments.stages.runners import find_runner
+from experiments.store import results
+from experiments.store.results import ScoreGroup
+from experiments.store.store import StageRunner, Store
+from experiments.sweep import score_table
+from experiments.sweep.checks import check_cell, check_model_sizes, list_unlike_cells
+from experiments.sweep.request import SweepRequest, read_request
+from experiments.sweep.results import CellResult, CellsFailed, SweepResults
+from experiments.sweep.scheduler import CellOutcomes, launch_cells
+
+
+def sweep(*settings: str, quiet: bool = False, **values: object) -> SweepResults:
+    """Train and evaluate cells, as `python -m experiments.sweep` does with the same settings; what is
+    finished below `out` is taken from there.
+
+    settings   KEY=VALUE as on the command line, one each: "compressor=sap,avg_pool", "embq.at=[2,4],3"
+    quiet      no progress
+    values     the same by name: a list or range has the alternatives, a mapping a section's settings or a
+               part's knobs (finetune={"epochs": 1}, sap={"rate": 4}); text reads as on the command line
+
+    UsageError for bad input, before any cell runs; CellsFailed where cells failed, with the results of the
+    others. With launch.workers a script calls it below `if __name__ == "__main__":`, as workers import it.
+    """
+    words = make_words(settings, values)
+    declare_command(f"slothkit sweep {shlex.join(words)}")
+    request = read_request(parse_settings(words))
+    store = open_store(request, find_runner)
+    reporter = Reporter() if quiet else create_reporter(Console())
+    found = run_request(request, store, reporter, check_model_sizes)
+    if found.failed:
+        raise CellsFailed(found)
+    return found
+
+
+def make_words(settings: tuple[str, ...], values: Mapping[str, object]) -> list[str]:
+    """The command line that says what a call of `sweep` does."""
+    for setting in settings:
+        if not isinstance(setting, str):
+            raise UsageError(f"{setting!r}: expected 'key=value', or a value by name: seed=[0, 1]")
+    axes = dict(spell_values("", values))
+    return [*settings, *join_settings(axes)]
+
+
+def spell_values(prefix: str, values: Mapping[str, object]) -> Iterator[tuple[str, list[str]]]:
+    """(KEY, its alternatives as typed) of values by name; a mapping is a section, or a setting's value."""
+    for name, value in values.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, Mapping) and path not in collect_settings(Config):
+            yield from spell_values(f"{path}.", value)
+        elif isinstance(value, str):
+            yield path, [value]
+        elif isinstance(value, (list, tuple, range)):
+            if not value:
+                raise UsageError(f"{path}={value!r}: no value; give one at least")
+            yield path, [spell_value(item) for item in value]
+        else:
+            yield path, [spell_value(value)]
+
+
+def spell_value(value: object) -> str:
+    """One value as it is typed."""
+    if isinstance(value, (str, Path)):
+        return quote_text(str(value))
+    return format_value(value)
+
+
+def open_store(request: SweepRequest, runner: Callable[[str], StageRunner]) -> Store:
+    """The store of a request, below its output directory."""
+    first_cell, _ = request.jobs[0]  # all cells have one output directory
+    return Store(Path(first_cell.config.out), runner=runner)
+
+
+def run_request(
+    request: SweepRequest,
+    store: Store,
+    reporter: AbstractContextManager[Reporter],
+    check: Callable[[Config], None],
+) -> SweepResults:
+    """Check and run all cells, publish them, and write table.md and table.csv. UsageError for what is wrong
+    with a cell, before any runs; cells that failed are told of in the results."""
+    with store.open_root():
+        with reporter as store.report:
+            for cell in list_unlike_cells(request.jobs, store):
+                check_cell(cell, request.launch, check)
+            outcomes = launch_cells(request.jobs, store, request.launch)
+        found = collect_results(request, outcomes, store)
+        if found.groups:
+            write_atomic(found.table, score_table.format_score_markdown(found.groups))
+            write_atomic(found.table.with_suffix(".csv"), score_table.format_score_csv(found.groups))
+    return found
+
+
+def collect_results(request: SweepRequest, outcomes: CellOutcomes, store: Store) -> SweepResults:
+    """The results of what has finished, as the request shows them."""
+    groups: list[ScoreGroup] = []
+    for heading, jobs in request.views:
+        finished_jobs = [(cell, stage) for cell, stage in jobs if stage.key in outcomes.finished]
+        for group in results.collect_scores(finished_jobs, store):
+            if heading:
+                group.title = f"{heading}, {group.title}"
+            groups.append(group)
+    cells = []
+    for cell, stage in request.jobs:
+        if stage.key in outcomes.finished:
+            cells.append(CellResult(cell, stage.key, results.locate_cell_folder(cell, stage, store)))
+    return SweepResults(store.root, groups, cells, outcomes.failed, request.left_out)

@@ -1,0 +1,156 @@
+"""What lies below an output directory, and what of it no cell needs."""
+
+import json
+import shutil
+
+import pytest
+from fakes import FakeRunner, names
+
+from experiments import runs
+from experiments.config.presets import read_yaml
+from experiments.runtime import provenance
+from experiments.runtime.files import share_folder
+from experiments.sweep import __main__ as sweep
+
+
+@pytest.fixture
+def out(tmp_path):
+    """Two cells that share a stage 1."""
+    folder = tmp_path / "out"
+    assert run_sweep(folder, "compressor=sap,sap+embq", "blind=false") == 0
+    return folder
+
+
+def run_sweep(folder, *arguments):
+    runner = FakeRunner(folder.parent / "log")
+    return sweep.main([*names(folder), *arguments], runner, lambda _: None)
+
+
+def list_files(folder):
+    return sorted(str(path) for path in folder.rglob("*"))
+
+
+def test_sizes_and_users(out, capsys):
+    capsys.readouterr()
+    before = list_files(out)
+    assert runs.main([f"out={out}"]) == 0
+    text = capsys.readouterr().out
+    assert "stages that no cell needs: 0, 0 B" in text
+    [stage_one] = [line for line in text.splitlines() if line.startswith("pretrain/")]
+    assert "sap_seed=0-" in stage_one or "sap+embq_seed=0-" in stage_one
+    assert stage_one.endswith(" and 1 more")
+    assert text.count("finetune/") == text.count("evaluate/") == 2
+    assert list_files(out) == before
+
+
+def test_what_a_removed_cell_needed_is_cleared(out, capsys):
+    shutil.rmtree(next(out.glob("cells/sap+embq_*")))
+    theirs = out / "finetune" / "notes"  # of somebody's own
+    theirs.mkdir()
+    before = list_files(out)
+    assert runs.main([f"out={out}"]) == 0
+    assert "stages that no cell needs: 2, " in capsys.readouterr().out and list_files(out) == before
+    assert runs.main([f"out={out}", "clear=true"]) == 0
+    assert [len(list(out.glob(f"{kind}/*/done.json"))) for kind in ("pretrain", "finetune", "evaluate")] == [
+        1,
+        1,
+        1,
+    ]
+    assert theirs.is_dir()
+    [notes] = out.glob("cells/*/stages.json")
+    assert all((out / name / "done.json").is_file() for name in json.loads(notes.read_text()))
+
+
+def test_what_is_begun_is_kept_unless_it_is_asked_for(out, capsys):
+    begun = out / "finetune" / "0123456789abcdef.partial"
+    begun.mkdir()
+    assert runs.main([f"out={out}", "clear=true"]) == 0
+    assert begun.is_dir() and "begun, which a sweep resumes: 1" in capsys.readouterr().out
+    assert runs.main([f"out={out}", "clear=true", "begun=true"]) == 0
+    assert not begun.exists()
+
+
+def test_nothing_is_cleared_while_a_sweep_runs(out, capsys):
+    shutil.rmtree(out / "cells")
+    with share_folder(out):
+        before = list_files(out)
+        assert runs.main([f"out={out}", "clear=true"]) == 2
+        assert "a sweep runs there; clear when it has ended" in capsys.readouterr().err
+        assert list_files(out) == before
+    assert runs.main([f"out={out}", "clear=true"]) == 0
+    assert not list(out.glob("*/*/done.json"))
+
+
+def test_a_sweep_shares_its_directory(tmp_path, capsys):
+    folder = tmp_path / "out"
+    exit_codes = []
+
+    def run_meanwhile(kind):
+        def run(*arguments, **keywords):
+            exit_codes.append(runs.main([f"out={folder}", "clear=true"]))
+            FakeRunner(tmp_path / "log")(kind)(*arguments, **keywords)
+
+        return run
+
+    assert sweep.main([*names(folder), "blind=false"], run_meanwhile, lambda _: None) == 0
+    assert set(exit_codes) == {2} and "a sweep runs there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [None, "{}", "[3]"])
+def test_bad_input_is_one_line(out, capsys, content):
+    notes = next(out.glob("cells/*/stages.json"))
+    notes.unlink() if content is None else notes.write_text(content)
+    capsys.readouterr()
+    assert runs.main([f"out={out}", "clear=true"]) == 2
+    error = capsys.readouterr().err
+    assert str(notes) in error and error.count("\n") == 1
+    assert runs.main(["out=no/where"]) == 2
+    assert "out=no/where: no such directory" in capsys.readouterr().err
+
+
+def test_each_cell_tells_how_it_came_about(out):
+    for folder in (out / "cells").iterdir():
+        facts = read_yaml(folder / "run.yaml")
+        assert list(facts) == json.loads((folder / "stages.json").read_text())
+        for fact in facts.values():
+            assert {"torch", "transformers", "slothkit"} <= fact["versions"].keys()
+            assert (
+                fact["command"].startswith("slothkit sweep ") and "compressor=sap,sap+embq" in fact["command"]
+            )
+            assert fact["device"] and fact["python"] and fact["seconds"] >= 0
+
+
+def test_it_stays_told_when_an_input_is_gone(out):
+    [before] = [read_yaml(path / "run.yaml") for path in out.glob("cells/sap_*")]
+    shutil.rmtree(out / "pretrain")
+    assert run_sweep(out, "compressor=sap", "blind=false") == 0  # another command, which computes nothing
+    [after] = [read_yaml(path / "run.yaml") for path in out.glob("cells/sap_*")]
+    assert after == before
+
+
+def test_workers_know_the_command(tmp_path):
+    folder = tmp_path / "out"
+    assert run_sweep(folder, "blind=false", "launch.workers=2") == 0
+    [path] = folder.glob("cells/*/run.yaml")
+    assert all("launch.workers=2" in fact["command"] for fact in read_yaml(path).values())
+
+
+def test_commits_are_of_repositories_alone(tmp_path):
+    assert provenance.read_commit(tmp_path) == ""
+    commits = dict(provenance.find_commits())
+    if (provenance.CODE_FOLDER / ".git").exists():
+        assert len(commits["slothkit"].partition(" ")[0]) == 40
+
+
+def test_a_change_of_tracked_files_shows(tmp_path):
+    identity = ["-c", "user.name=x", "-c", "user.email=x@y", "-c", "commit.gpgsign=false"]
+    assert provenance.ask_git(tmp_path, "init", "-q") is not None
+    (tmp_path / "a.txt").write_text("one")
+    provenance.ask_git(tmp_path, "add", "a.txt")
+    assert provenance.ask_git(tmp_path, *identity, "commit", "-qm", "one") is not None
+    commit = provenance.read_commit(tmp_path)
+    assert len(commit) == 40
+    (tmp_path / "b.txt").write_text("not tracked")
+    assert provenance.read_commit(tmp_path) == commit
+    (tmp_path / "a.txt").write_text("two")
+    assert provenance.read_commit(tmp_path) == f"{commit} + changes"

@@ -1,0 +1,230 @@
+"""The module that users import, and the command of the same name."""
+
+import configparser
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from fakes import SOURCES, FakeRunner
+
+import slothkit
+from compressors.command_line import parse_settings
+from compressors.errors import UsageError
+from experiments.sweep import run
+
+ROOT = Path(slothkit.__file__).parent
+SMALL = {
+    "blind": False,
+    "data": {"scale": 0.005},
+    "evaluate": {"limit": 12},
+    "trainer.accelerator": "cpu",
+    "pretrain": {"max_steps": 2, "batch_size": 4},
+    "finetune": {"max_steps": 2, "batch_size": 4},
+}
+
+
+@pytest.fixture
+def faked(tmp_path, monkeypatch):
+    """sweep() with stages that compute nothing."""
+
+    def call(*settings, runner=None, **values):
+        monkeypatch.setattr(run, "find_runner", runner or FakeRunner(tmp_path / "log"))
+        monkeypatch.setattr(run, "check_model_sizes", lambda _: None)
+        sources = {path: texts[0] for path, texts in SOURCES.items()}
+        return slothkit.sweep(*settings, quiet=True, out=tmp_path / "out", **sources, **values)
+
+    return call
+
+
+def start(*arguments, **environment):
+    command = [sys.executable, str(ROOT / "slothkit.py"), *arguments]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=variables)
+
+
+def test_values_are_spelled_as_on_a_command_line():
+    values = {
+        "seed": range(2),
+        "compressor": ["sap", "avg_pool"],
+        "finetune": {"epochs": 1, "query_warmup": 0.5},
+        "sap": {"rate": 4},
+        "prune": None,
+        "embq.at": [[2, 4], 3],
+        "data.test": ["a,b.json"],
+        "rows": "x,y",
+        "blind": False,
+    }
+    words = run.make_words(("embq.fusion=gated,add",), values)
+    assert parse_settings(words) == {
+        "embq.fusion": ["gated", "add"],
+        "seed": ["0", "1"],
+        "compressor": ["sap", "avg_pool"],
+        "finetune.epochs": ["1"],
+        "finetune.query_warmup": ["0.5"],
+        "sap.rate": ["4"],
+        "prune": ["null"],
+        "embq.at": ["[2,4]", "3"],
+        "data.test": ['"a,b.json"'],
+        "rows": ["x", "y"],
+        "blind": ["false"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "values", "message"),
+    [
+        (("compressor=sapp",), {}, "did you mean 'sap'?"),
+        (("seed=0",), {"seed": 1}, "seed is given twice"),
+        ((), {"seed": []}, r"seed=\[\]: no value"),
+        (({"seed": 0},), {}, "expected 'key=value', or a value by name"),
+        ((), {"finetune": {"epoch": 1}}, "unknown setting 'finetune.epoch'"),
+        ((), {"launch": "sslurm"}, "launch=sslurm: must be one of"),
+    ],
+)
+def test_bad_input_is_the_command_line_s_error(faked, tmp_path, settings, values, message):
+    with pytest.raises(slothkit.UsageError, match=message):
+        faked(*settings, **values)
+    assert not (tmp_path / "out").exists()
+
+
+def test_results(faked, tmp_path):
+    found = faked("compressor=avg_pool,sap", seed=[0, 1])
+    assert [(cell.label, cell.seed) for cell in found[:2]] == [("avg_pool", 0), ("avg_pool", 1)]
+    assert len(found) == 5 and found[4].label == "blind"
+    rows = {row["row"]: row for row in found.rows}
+    assert list(rows) == ["chance", "blind", "avg_pool", "sap"]
+    assert rows["sap"]["overall"] == 56.25 and rows["sap"]["seeds"] == 2
+    assert rows["chance"]["visual_tokens"] is None and rows["sap"]["visual_tokens"] == 16
+    assert str(found) == found.table.read_text() == (tmp_path / "out" / "table.md").read_text()
+    assert found[1].metrics["overall"] == 0.625 and found[1].config.seed == 1
+    assert len(found.predictions) == 5 * 8 and found.predictions[8]["seed"] == 1
+    assert found[0].folder.is_dir() and found[0].key.startswith(found[0].folder.name.split("-")[-1])
+
+
+def test_cells_that_fail_are_an_exception_with_the_others_results(faked, tmp_path):
+    with pytest.raises(slothkit.CellsFailed, match="sap seed=1: pretrain/.*CUDA out of memory; see ") as info:
+        faked("compressor=sap", seed=[0, 1], runner=FakeRunner(tmp_path / "log", fail="pretrain"))
+    assert [cell.seed for cell in info.value.results] == [0, 0]
+    assert [failure.cell.config.seed for failure in info.value.results.failed] == [1]
+
+
+def test_data_frames(faked):
+    found = faked("compressor=sap", seed=[0, 1], blind=False)
+    try:
+        import pandas  # noqa: F401  not among what the tests need
+    except ImportError:
+        with pytest.raises(UsageError, match="needs pandas: pip install pandas"):
+            found.to_pandas()
+        return
+    assert found.to_pandas().set_index("row").loc["sap", "overall"] == 56.25
+    assert found.to_pandas("cells")["seed"].tolist() == [0, 1]
+    assert len(found.to_pandas("predictions")) == 16
+    with pytest.raises(UsageError, match="what='row': must be one of"):
+        found.to_pandas("row")
+
+
+@pytest.mark.slow
+def test_a_cell_s_model_answers(tmp_path):
+    found = slothkit.sweep(compressor="sap+embq", out=tmp_path, quiet=True, **SMALL)
+    model, processor = found[0].load()
+    assert not model.training and model.config.compressor == "sap" and processor.image_tokens == 16
+    assert len(found[0].predictions) == 12
+    shutil.rmtree(next(tmp_path.glob("finetune/*")))
+    with pytest.raises(UsageError, match="finetune"):
+        found[0].load()
+
+
+def test_names_are_there_without_importing_anything():
+    code = (
+        "import sys, slothkit; assert {'sweep', 'register'} <= set(dir(slothkit)); "
+        "sys.exit(any(name in sys.modules for name in ('torch', 'rich', 'experiments')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+    for name in slothkit.__all__:
+        assert getattr(slothkit, name) is not None
+    with pytest.raises(AttributeError):
+        slothkit.no_such_name  # noqa: B018
+
+
+def test_one_version():
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    assert parser["metadata"]["version"] == "attr: slothkit.__version__"
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == slothkit.__version__
+    assert start("--version").stdout == f"slothkit {slothkit.__version__}\n"
+
+
+def test_help_names_every_command():
+    done = start("--help")
+    assert done.returncode == 0 and done.stderr == ""
+    for name, (module, _) in slothkit.COMMANDS.items():
+        assert f"  {name} " in done.stdout
+        assert f"python -m {module.removesuffix('.__main__')}" in start(name, "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["swep"], "unknown command 'swep'; did you mean 'sweep'?"),
+        (["sweep", "seed"], "'seed': expected key=value"),
+        (["completion", "fish"], "expected one shell"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message):
+    done = start(*arguments)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["experiments", "connectors", "compressors"])
+def test_a_package_that_hides_ours_is_named(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").write_text("")
+    first = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import slothkit; "
+    code = first + "sys.exit(slothkit.main(['sweep']))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {tmp_path / name / '__init__.py'} hides slothkit's own '{name}'")
+    assert done.stderr.count("\n") == 1
+    done = subprocess.run(
+        [sys.executable, "-c", first + "slothkit.sweep()"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert f"ImportError: {tmp_path / name / '__init__.py'} hides" in done.stderr
+
+
+def complete(line):
+    return start("complete", line).stdout.splitlines()
+
+
+def test_completion_is_of_the_settings():
+    assert "sweep " in complete("slothkit sw") and "bash" in complete("slothkit completion ")
+    assert complete("slothkit sweep trainer.acc") == ["trainer.accelerator="]
+    assert "trainer.accelerator=cpu" in complete("slothkit sweep seed=0 trainer.accelerator=c")
+    assert complete("slothkit sweep compressor=avg_pool,sa") == ["compressor=avg_pool,sap"]
+    assert complete("slothkit sweep compressor=sap+") == ["compressor=sap+embq"]
+    assert "embq.at=" in complete("slothkit sweep embq.a")
+    assert "table=field" in complete("slothkit report table=f")
+    assert complete("slothkit chat mod") == ["model="] and complete("slothkit nothing here") == []
+    assert complete("slothkit sweep tower.train=t") == ["tower.train=true"]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_bash_completes(tmp_path):
+    shim = tmp_path / "slothkit"
+    shim.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT / "slothkit.py"} "$@"\n')
+    shim.chmod(0o755)
+    lines = {"slothkit swe": "sweep", "slothkit sweep trainer.accelerator=cu": "cuda"}
+    for line, expected in lines.items():
+        words = json.dumps(line)
+        code = (
+            f"source <(slothkit completion bash); COMP_LINE={words}; COMP_POINT=${{#COMP_LINE}}; _slothkit; "
+            'printf "%s\\n" "${COMPREPLY[@]}"'
+        )
+        environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+        done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, env=environment)
+        assert [word.strip() for word in done.stdout.splitlines()] == [expected], done.stderr
