@@ -52,7 +52,7 @@ from llm_adapters.visual_prompt import (
     shrink_pixels,
 )
 
-PREFILL_ONLY = ("pixel_values", "vision_features", "image_turn", "turns", "query_index")
+PREFILL_ONLY = ("pixel_values", "vision_features", "image_turn", "turns", "query_index", "prefix_length")
 
 
 def count_positions(attention_mask: Tensor | None) -> Tensor | None:
@@ -75,6 +75,8 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
     query_index      (B, S)              positions of query tokens, -1 fills; optional, read off `input_ids`
     answer_index     (N,)                of `llm_adapters.answers.index_answers`: with `labels`, the logits of
                                          these positions alone are computed; optional, in training
+    prefix_length                        tokens that the cache holds with all images, before any question
+                                         (`llm_adapters.shared_prefix`); `input_ids` are those behind them
     hidden_rows      (B,)                True for rows whose visual tokens the LLM does not see, while the
                                          query module reads their images all the same; optional, in training
 
@@ -294,6 +296,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         past_key_values: Cache | None = None,
         logits_to_keep: int | Tensor = 0,
         answer_index: Tensor | None = None,
+        prefix_length: int = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """The LLM's output and loss; inputs as the class says, the rest as in transformers' LLMs. With
@@ -314,17 +317,25 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
                 check_turn(input_ids, cache, self.config.query_token_id)
             if pixel_values is not None and vision_features is None:
                 vision_features = self.get_image_features(pixel_values)
-            # while decoding without a cache the ids grow, and `turns` stay those of the prompt
-            fitted_turns = None if turns is None else fit_turns(turns, input_ids.shape[1])
-            inputs_embeds, context = self.embed_tokens(
-                input_ids, vision_features, image_turn, fitted_turns, query_index
-            )
-            if vision_features is not None:
-                assert turns is not None and fitted_turns is not None  # `embed_tokens` has refused else
-                attention_mask = self._hide_unused_tokens(attention_mask, input_ids, vision_features)
-                prompt = self.describe_prompt(
-                    input_ids, fitted_turns, turns.shape[1], attention_mask, labels, inputs_embeds
+            if prefix_length:
+                inputs_embeds, context = self._embed_behind_prefix(
+                    input_ids, vision_features, image_turn, turns, query_index, prefix_length
                 )
+                positions = count_positions(attention_mask)
+                if position_ids is None and positions is not None:
+                    position_ids = positions[:, prefix_length:]
+            else:
+                # while decoding without a cache the ids grow, and `turns` stay those of the prompt
+                fitted_turns = None if turns is None else fit_turns(turns, input_ids.shape[1])
+                inputs_embeds, context = self.embed_tokens(
+                    input_ids, vision_features, image_turn, fitted_turns, query_index
+                )
+                if vision_features is not None:
+                    assert turns is not None and fitted_turns is not None  # `embed_tokens` has refused else
+                    attention_mask = self._hide_unused_tokens(attention_mask, input_ids, vision_features)
+                    prompt = self.describe_prompt(
+                        input_ids, fitted_turns, turns.shape[1], attention_mask, labels, inputs_embeds
+                    )
         if hidden_rows is not None:
             attention_mask, position_ids = self._hide_visual_tokens(
                 attention_mask, position_ids, input_ids, hidden_rows
@@ -352,6 +363,30 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         if context is not None:
             context.check_read(self.language_model)
         return output
+
+    def _embed_behind_prefix(
+        self,
+        input_ids: Tensor,
+        features: Tensor | None,
+        image_turn: Tensor | None,
+        turns: Tensor | None,
+        query_index: Tensor | None,
+        prefix_length: int,
+    ) -> tuple[Tensor, QueryContext | None]:
+        """As `embed_tokens`, of the tokens behind a cached prefix that all images stand in. `turns` and
+        `query_index` are of whole rows."""
+        embeds, _ = self.embed_tokens(input_ids, None, None, None, None)
+        if self.query_module is None:
+            return embeds, None
+        if features is None or image_turn is None or turns is None or query_index is None:
+            raise UsageError("`prefix_length` needs images, `image_turn`, `turns` and `query_index`")
+        features = features.masked_fill((image_turn == 0)[:, :, None, None, None], 0)
+        features = features[..., : self.vision_tower.dim].to(embeds.dtype)
+        is_query = input_ids == self.config.query_token_id
+        turns = turns[:, prefix_length:]
+        query_index = torch.where(query_index < 0, query_index, query_index - prefix_length)
+        context = self._make_query_context(features, image_turn, turns, query_index, is_query, ~is_query)
+        return embeds, context
 
     def _compute_answer_loss(
         self,

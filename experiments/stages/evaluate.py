@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,15 @@ from experiments.models.build import pick_device, pick_scale, replace_compressor
 from experiments.runtime.files import write_atomic
 from experiments.runtime.progress import Reporter
 from experiments.stages.finite import FiniteWatch, watch_compressor
+from experiments.stages.questions import batch_by_length, encode_batch, encode_questions
 from experiments.stages.train import MODEL_FOLDER
 from experiments.store.results import METRICS_FILE, PREDICTIONS_FILE
 from experiments.store.store import NotFinite
 from llm_adapters import saved
-from llm_adapters.conversation import Encoded, Turn
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.processing import FlashSlothProcessor
 from llm_adapters.pruning.calibration import calibrate_pruner
+from llm_adapters.shared_prefix import SharedBatch, can_share_prefix, generate_behind_prefix
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) -> None:
@@ -49,9 +50,10 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) ->
     check_question_lengths(config, model, images, questions)
     report.announce_steps(len(questions))
     answers = [""] * len(questions)
-    numbers_of_batches = list(batch_by_length(questions, images, config.evaluate.batch_size))
+    share = can_share_prefix(model)
+    numbers_of_batches = batch_by_length(questions, images, config.evaluate.batch_size, share)
     batches = [[questions[number] for number in numbers] for numbers in numbers_of_batches]
-    encode = partial(encode_questions, images)
+    encode = partial(encode_batch, images, share)
     encoded_ahead = read_ahead(encode, batches, count_workers(config.data.workers))
     cut_numbers: set[int] = set()  # of questions whose answers max_new_tokens has cut
     watch = FiniteWatch()
@@ -103,17 +105,6 @@ def check_batch(watch: FiniteWatch, batch: Sequence[llava.Sample], trained: Path
         )
 
 
-def batch_by_length(
-    questions: Sequence[llava.Sample], images: SampleImages, size: int
-) -> Iterator[list[int]]:
-    """Question numbers, those of like length together, so that little is padded."""
-    # crops first: a crop is many tokens, and the characters of a question only tell its tokens about
-    lengths = [(sum(images.crops(sample)), len(sample.turns[0].question)) for sample in questions]
-    order = sorted(range(len(questions)), key=lengths.__getitem__)
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
-
-
 def set_cell_pruner(
     config: Config,
     inputs: dict[str, Path],
@@ -144,46 +135,37 @@ def set_cell_pruner(
     calibrate_pruner(model, batches)
 
 
-def encode_questions(images: SampleImages, questions: Sequence[llava.Sample]) -> dict[str, Tensor]:
-    """Inputs of a batch of one-question samples, on the CPU."""
-    rows: list[Encoded] = []
-    for sample in questions:
-        turn = Turn(sample.turns[0].question)  # without the answer
-        rows.append(images.processor.encode([turn], images.crops(sample)))
-    # padded on the left: generation goes on from a row's last column
-    batch = images.processor.collate(rows, "left")
-    batch = images.add_images(batch, [images(sample, len(sample.images)) for sample in questions])
-    del batch["labels"]
-    return batch
-
-
 @torch.inference_mode()
 def generate_answers(
     model: FlashSlothForConditionalGeneration,
-    encoded: dict[str, Tensor],
+    encoded: dict[str, Tensor] | SharedBatch,
     max_new_tokens: int,
     blank_queries: bool = False,
     watch: FiniteWatch | None = None,
 ) -> Tensor:
-    """Tokens (B, T) of greedy answers to a batch of `encode_questions`; with `blank_queries` without what the
+    """Tokens (B, T) of greedy answers to a batch of `encode_batch`; with `blank_queries` without what the
     query module fetches from the images. `watch` notes the logits."""
-    batch: dict[str, Any] = {}
-    for name, value in encoded.items():
-        batch[name] = value.to(model.device, non_blocking=True)
-    if blank_queries:
-        # no position is updated: the query tokens stay in the sequence as they come to the module's layer
-        batch["query_index"] = batch["query_index"][:, :0]
     processors = LogitsProcessorList()
     if watch is not None:
         processors.append(LogitsWatch(watch))
-    ids: Tensor = model.generate(
-        **batch,
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=max_new_tokens,
-        logits_processor=processors,
-    )
-    return ids[:, batch["input_ids"].shape[1] :]
+    options: dict[str, Any] = {
+        "do_sample": False,
+        "num_beams": 1,
+        "max_new_tokens": max_new_tokens,
+        "logits_processor": processors,
+    }
+    rows = encoded.rows if isinstance(encoded, SharedBatch) else encoded
+    if blank_queries:
+        # no position is updated: the query tokens stay in the sequence as they come to the module's layer
+        rows["query_index"] = rows["query_index"][:, :0]
+    if isinstance(encoded, SharedBatch):
+        ids = generate_behind_prefix(model, encoded, **options)
+    else:
+        batch: dict[str, Any] = {}
+        for name, value in encoded.items():
+            batch[name] = value.to(model.device, non_blocking=True)
+        ids = model.generate(**batch, **options)
+    return ids[:, rows["input_ids"].shape[1] :]
 
 
 def find_cut_answers(model: FlashSlothForConditionalGeneration, ids: Tensor) -> list[bool]:

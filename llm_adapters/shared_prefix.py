@@ -1,0 +1,79 @@
+"""Answers to several questions about one picture: what stands before the first word of a question (system
+text and visual tokens) is the same for all of them, and goes through tower, compressor and LLM once.
+
+The rows that ask about a picture begin with copies of its part of the KV cache. Query tokens stand behind
+their question, and read the picture's uncompressed features as ever.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compressors.base import Compressor
+from connectors.versions import CACHE, read_cache
+from llm_adapters.modeling import FlashSlothForConditionalGeneration
+
+ATTENTION_KINDS = {"full_attention", "sliding_attention"}
+
+
+@dataclass
+class SharedBatch:
+    """Rows of questions about fewer pictures than rows.
+
+    prefix    inputs of the model, a row a picture: all that comes before its questions, P tokens, and images
+    rows      inputs of the model, a row a question, whole: the same P tokens, padding, the question
+    picture   (B,) which row of `prefix` a row begins with
+    """
+
+    prefix: dict[str, Tensor]
+    rows: dict[str, Tensor]
+    picture: Tensor
+
+    def move_to(self, device: torch.device) -> "SharedBatch":
+        """The same where a model is."""
+        prefix = {name: value.to(device, non_blocking=True) for name, value in self.prefix.items()}
+        rows = {name: value.to(device, non_blocking=True) for name, value in self.rows.items()}
+        return SharedBatch(prefix, rows, self.picture.to(device, non_blocking=True))
+
+
+def can_share_prefix(model: FlashSlothForConditionalGeneration) -> bool:
+    """Whether a picture's tokens are the same whatever is asked, and the cache can be copied: not where
+    compressor or pruner reads the question, or the compressor leaves tokens empty, or a layer keeps a state
+    in place of keys and values."""
+    compressor = model.compressor
+    if (
+        compressor.needs_text
+        or type(compressor).visible is not Compressor.visible
+        or model.pruner is not None
+    ):
+        return False
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    return set(kinds) <= ATTENTION_KINDS
+
+
+@torch.inference_mode()
+def generate_behind_prefix(
+    model: FlashSlothForConditionalGeneration, batch: SharedBatch, **options: Any
+) -> Tensor:
+    """(B, P + question + answer) token ids, as `generate` gives them for `batch.rows` with their own images;
+    `options` are those of `generate`."""
+    batch = batch.move_to(model.device)
+    prefix: dict[str, Any] = dict(batch.prefix)
+    rows: dict[str, Any] = batch.rows
+    if "pixel_values" in prefix:
+        prefix["vision_features"] = model.get_image_features(prefix.pop("pixel_values"))
+    # a prefix has no query tokens
+    output = model(**prefix, use_cache=True, logits_to_keep=1)
+    cache: Any = read_cache(output)
+    cache.batch_select_indices(batch.picture)
+    ids: Tensor = model.generate(
+        **rows,
+        vision_features=prefix["vision_features"][batch.picture],
+        image_turn=prefix["image_turn"][batch.picture],
+        prefix_length=prefix["input_ids"].shape[1],
+        **{CACHE: cache},
+        **options,
+    )
+    return ids

@@ -1,0 +1,109 @@
+"""Questions about one picture share its prefix: the same answers, from fewer visual tokens in the LLM."""
+
+import pytest
+import torch
+from helpers.factories import LLMS, make_model, make_processor, picture
+from transformers import DynamicCache
+
+from compressors.errors import UsageError
+from connectors.versions import CACHE
+from experiments.data.llava import Sample
+from experiments.data.loader import SampleImages
+from experiments.stages.evaluate import generate_answers
+from experiments.stages.questions import batch_by_length, encode_batch, find_prefix_length
+from llm_adapters.conversation import IMAGE, Turn
+from llm_adapters.shared_prefix import SharedBatch, can_share_prefix
+
+QUESTIONS = ("What is this?", "And that, is it a dog?", "What?", "The cat is red.", "Is the cat red?")
+
+
+@pytest.fixture
+def questions(tmp_path) -> list[Sample]:
+    """Five about two pictures."""
+    samples = []
+    for number, text in enumerate(QUESTIONS):
+        path = tmp_path / f"{number % 2}.png"
+        picture(number % 2).save(path)
+        samples.append(Sample(str(number), (path,), (Turn(f"{IMAGE}\n{text}"),)))
+    return samples
+
+
+def answer_alone(model, images, questions, tokens):
+    said = []
+    for question in questions:
+        ids = generate_answers(model, encode_batch(images, False, [question]), tokens)[0]
+        said.append(ids.tolist())
+    return said
+
+
+@pytest.mark.parametrize("query_module", [None, "embq"])
+@pytest.mark.parametrize("name", [*LLMS, "gemma3"])
+def test_answers_are_those_of_each_question_alone(name, query_module, questions):
+    model = make_model(name, "sap", query_module)
+    images = SampleImages(make_processor(model))
+    batch = encode_batch(images, can_share_prefix(model), questions)
+    assert isinstance(batch, SharedBatch)
+    assert len(batch.prefix["pixel_values"]) == 2
+    together = generate_answers(model, batch, 6).tolist()
+    for tokens, alone in zip(together, answer_alone(model, images, questions, 6)):
+        assert tokens[: len(alone)] == alone
+
+
+def test_a_picture_goes_through_tower_compressor_and_llm_once(questions):
+    model = make_model("llama", "sap", "embq")
+    images = SampleImages(make_processor(model))
+    pictures, tokens = [], []
+    model.compressor.register_forward_hook(lambda *call: pictures.append(len(call[1][0])))
+    layer = model.language_model.model.layers[0]
+    layer.register_forward_hook(lambda *call: tokens.append(call[2].shape[:2]))
+    batch = encode_batch(images, True, questions)
+    generate_answers(model, batch, 1)
+    assert pictures == [2]
+    length = batch.prefix["input_ids"].shape[1]
+    assert tokens[0] == (2, length)
+    assert tokens[1] == (5, batch.rows["input_ids"].shape[1] - length)
+
+
+def test_words_before_a_picture_are_not_shared(questions):
+    model = make_model("llama", "sap", "embq")
+    processor = make_processor(model)
+    inside = (Turn(f"Look {IMAGE} here"),)
+    rows = [processor.encode(inside, [1])]
+    assert find_prefix_length(rows, processor.image_token_id) == 0
+    others = [sample._replace(turns=inside) for sample in questions]
+    assert isinstance(encode_batch(SampleImages(processor), True, others), dict)
+
+
+def test_rows_without_images_or_with_other_lengths_are_not_shared():
+    processor = make_processor(make_model("llama", "sap", "embq"), tiles=4)
+    row = processor.encode([Turn(f"{IMAGE}\nWhat?")], [1])
+    tiled = processor.encode([Turn(f"{IMAGE}\nWhat?")], [5])
+    text = processor.encode([Turn("What?")], [])
+    assert find_prefix_length([row, row], processor.image_token_id)
+    assert find_prefix_length([row, tiled], processor.image_token_id) == 0
+    assert find_prefix_length([row, text], processor.image_token_id) == 0
+
+
+def test_what_reads_the_question_or_drops_tokens_is_not_shared():
+    assert can_share_prefix(make_model("llama", "sap", "embq"))
+    reader = {"num_queries": 4, "num_layers": 2, "heads": 2, "width": 8, "text": True}
+    assert not can_share_prefix(make_model("llama", "qformer", None, compressor_knobs=reader))
+    assert not can_share_prefix(make_model("llama", "matryoshka", None))
+    pruned = make_model("llama", "sap", None)
+    pruned.set_pruner("fastv")
+    assert not can_share_prefix(pruned)
+
+
+def test_batches_keep_pictures_together(questions):
+    images = SampleImages(make_processor(make_model("llama", "sap", None)))
+    batches = batch_by_length(questions, images, 3, share=True)
+    assert [[number % 2 for number in batch] for batch in batches] == [[0, 0, 0], [1, 1]]
+    assert sorted(sum(batches, [])) == list(range(5))
+
+
+def test_a_prefix_without_what_queries_read_is_refused():
+    model = make_model("llama", "sap", "embq")
+    ids = torch.full((1, 3), 7)
+    cache = DynamicCache(config=model.config.text_config)
+    with pytest.raises(UsageError, match="prefix_length"):
+        model(input_ids=ids, prefix_length=4, **{CACHE: cache})
