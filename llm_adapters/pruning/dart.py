@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compressors.checks import check_at_least
+from compressors.selection import choose_in_float32
 from llm_adapters.adapter import query_positions
 from llm_adapters.pruning import schedule
 from llm_adapters.pruning.base import (
@@ -84,11 +85,15 @@ class Dart(Pruner):
         visual_pivots = list_marked(is_pivot, index, self.visual_pivots)
         text_pivots = list_marked(is_text_pivot, view.raters, self.text_pivots)
         pivots = torch.cat([visual_pivots, text_pivots], 1)
-        pivot_states = F.normalize(take_tokens(view.normed, pivots), dim=-1)
-        token_states = F.normalize(take_tokens(view.normed, index), dim=-1)
-        similarity = pivot_states @ token_states.mT  # (B, pivots, N)
+        similarity = compare_tokens(take_tokens(view.normed, pivots), take_tokens(view.normed, index))
         kept = add_least_similar(similarity, is_pivot, index >= 0, pivots >= 0, limits)
         return Choice(put_back(kept, index, view.visual), kept_counts)
+
+
+@choose_in_float32
+def compare_tokens(pivots: Tensor, tokens: Tensor) -> Tensor:
+    """Cosines (B, P, N) of pivots (B, P, D) and tokens (B, N, D)."""
+    return F.normalize(pivots, dim=-1) @ F.normalize(tokens, dim=-1).mT
 
 
 def mark_pivots(keys: Tensor, index: Tensor, limits: Tensor) -> Tensor:

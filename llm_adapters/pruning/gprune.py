@@ -13,6 +13,7 @@ from torch import Tensor
 
 from compressors.checks import check_at_least
 from compressors.errors import UsageError
+from compressors.selection import choose_in_float32
 from llm_adapters.pruning import schedule
 from llm_adapters.pruning.base import (
     Choice,
@@ -72,6 +73,7 @@ class GPrune(Pruner):
         return keep_highest(scores, view.visual, self.count_kept_tokens(view))
 
 
+@choose_in_float32
 def spread_importance(
     tokens: Tensor, is_token: Tensor, similarity: float, temperature: float, steps: int
 ) -> Tensor:

@@ -136,8 +136,11 @@ def test_the_committed_study_has_the_keys_of_today():
         for row in table.rows:
             seeds |= row.outcomes.keys()
     for file in tables.load_table_files(list(found), {"seed": [str(seed) for seed in sorted(seeds)]}):
-        rows = {row.label: row for row in found[file.name].rows}
+        rows = {row.label: row for row in found[file.name].rows if row.label != "blind"}
+        assert rows.keys() <= {row.label for row in file.rows}
         for row in file.rows:
+            if row.label not in rows:  # it joined the table since, and waits to be run
+                continue
             today = {cell.config.seed: plan_stages(cell.config).key for cell in row.cells}
             kept = rows[row.label].keys
             assert kept == {seed: today[seed] for seed in rows[row.label].outcomes}, row.label

@@ -268,3 +268,15 @@ def test_evenly_spaced_tokens_are_kept_beside_the_best():
     for count, expected in ((0, []), (1, [6]), (12, list(range(12)))):
         marks = mark_even_tokens(view, [count, 0, 0])[0, 1:13]
         assert marks.nonzero().flatten().tolist() == expected
+
+
+@pytest.mark.parametrize("name", ["dart", "gprune"])
+def test_choices_are_made_in_float32_under_autocast(name):
+    view = make_view(70, slice(2, 62))
+    # so alike that bfloat16 tells few of them apart
+    view.hidden = 1 + 0.01 * view.hidden
+    view.normed = 1 + 0.01 * view.normed
+    pruner = registry.create(name, llm_layers=4, ratio=0.3)
+    expected = pruner.choose_tokens(view).keep
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(pruner.choose_tokens(view).keep, expected)
