@@ -157,7 +157,11 @@ class VisionTower(nn.Module):
             cue = parse_cue(text)
             if cue.kind == CLS and not self.has_cls:
                 raise UsageError(f"cue '{text}': this vision tower has no CLS token")
-            find_attention(self.blocks[self._find_cue_block(cue) - 1])
+            try:
+                number = self._find_cue_block(cue)
+            except UsageError as error:
+                raise UsageError(f"cue '{text}': {error}") from error
+            find_attention(self.blocks[number - 1])
 
     def _find_cue_block(self, cue: Cue) -> int:
         """Number of the block that a cue is of, from 1."""
