@@ -93,9 +93,16 @@ def find_comparison(jobs: Sequence[CellJob], store: Store) -> Comparison:
             continue
         references = list(list_reference_cells(cell))
         for name, shipped in find_shipped_studies().items():
-            if not any(stage.key in shipped.read_keys() for _, _, stage in references):
+            if not shipped.folder.is_dir():  # a copy of the code alone
                 continue
-            study = shipped.read_scores()
+            try:
+                known_keys = shipped.read_keys()
+                if not any(stage.key in known_keys for _, _, stage in references):
+                    continue
+                study = shipped.read_scores()
+            except UsageError as error:  # a damaged study is no reason not to run
+                store.report.write_warning(f"no comparison with the study '{name}': {error}")
+                continue
             rows: dict[str, ScoreRow] = {}
             for label, _, stage in references:
                 if stage.key in study.cells:

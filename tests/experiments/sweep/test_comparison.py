@@ -1,5 +1,6 @@
 """A row beside those of the study that is installed, and how long it will take."""
 
+import dataclasses
 import re
 import shutil
 
@@ -80,6 +81,16 @@ def test_a_row_is_shown_before_the_next_cell_begins(command, capsys):
     ]
     assert "study 'tiny', in ablations/results/tiny, computed on AMD EPYC" in first
     assert "identity" not in rest and rest.count("blind seed=0: 50.0 % overall") == 1
+
+
+def test_a_damaged_study_does_not_stop_a_sweep(command, tmp_path, monkeypatch, capsys):
+    damaged = tmp_path / "study"
+    damaged.mkdir()
+    for folder, words in ((damaged, "no comparison with the study 'tiny'"), (tmp_path / "none", "")):
+        changed = dataclasses.replace(study.TINY, folder=folder)
+        monkeypatch.setattr(study, "TINY", changed)
+        assert command("compressor=sap", f"seed={len(words)}", "blind=false") == 0
+        assert ("no comparison" in capsys.readouterr().out) == bool(words)
 
 
 def test_nothing_is_told_twice(command, capsys):
