@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ablations import outcomes
 from ablations.outcomes import Report, ReportTable
+from experiments.sweep.studies import find_study_folder
 
 # columns that a report counts or measures itself
 RECOMPUTED_COLUMNS = ("prefill_flops", "ttft_ms", "ttft_ms_low", "ttft_ms_high", "peak_memory_mib")
@@ -67,7 +68,7 @@ def read_earlier_report(folder: Path | None) -> EarlierReport:
     """What the report in a folder tells; UsageError for a folder that has none."""
     if folder is None:
         return EarlierReport()
-    report = outcomes.load_report(folder, "earlier")
+    report = outcomes.load_report(find_study_folder(folder), "earlier")
     cells = {}
     for table in report.tables:
         for row in table.rows:

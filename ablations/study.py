@@ -11,8 +11,10 @@ from typing import Any
 
 from compressors.errors import UsageError, shorten_reason
 from compressors.reading import read_json_file
+from experiments.sweep.studies import ShippedStudy, StudyScores
 
 REPORT_FILE = "report.json"
+TINY_FOLDER = Path(__file__).parent / "results" / "tiny"
 
 
 @contextmanager
@@ -49,3 +51,14 @@ def read_evaluation_keys(folder: Path) -> set[str]:
                 # reports from before there were keys have none, later ones null where a cell had none
                 keys.update(key for key in row.get("keys", ()) if key)
     return keys
+
+
+def read_scores(folder: Path) -> StudyScores:
+    """Scores and times of a report's folder; UsageError for a folder without a report."""
+    from ablations import study_scores  # numpy: a sweep with nothing to compare does without
+
+    return study_scores.read_study_scores(folder)
+
+
+# the study in this repository, which the installed package has too: earlier=tiny
+TINY = ShippedStudy(TINY_FOLDER, read_evaluation_keys, read_scores)

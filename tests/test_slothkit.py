@@ -129,6 +129,20 @@ def test_data_frames(faked):
 
 
 @pytest.mark.slow
+def test_scores_and_cut_answers_of_a_real_evaluation(tmp_path):
+    mapping = {"default": "anls", "presence": "pope"}
+    evaluate = {"limit": 12, "max_new_tokens": 1, "metric": mapping}
+    [cell] = slothkit.sweep(compressor="sap", out=tmp_path, quiet=True, **{**SMALL, "evaluate": evaluate})
+    assert cell.metrics["metric"] == mapping and cell.metrics["chance"]["n"] == 12
+    scores = [answer["score"] for answer in cell.predictions]
+    assert cell.metrics["overall"] == pytest.approx(sum(scores) / 12)
+    # one token is no whole answer, whose end is a token too
+    cut = [answer for answer in cell.predictions if answer.get("cut")]
+    assert cell.metrics["cut_answers"] == len(cut) > 0
+    assert cut == [answer for answer in cell.predictions if answer["prediction"]]
+
+
+@pytest.mark.slow
 def test_a_cell_s_model_answers(tmp_path):
     found = slothkit.sweep(compressor="sap+embq", out=tmp_path, quiet=True, **SMALL)
     model, processor = found[0].load()

@@ -24,7 +24,8 @@ computed before is taken from the output directory; a run that was interrupted g
                 (training), rates (36 to 4 tokens), or of your own FILE.yaml
   rows=LABEL    of a table's rows these alone
   blind=false   without the row that sees no image
-  earlier=DIR   without the cells that the report in DIR has, which ablations.report earlier=DIR shows
+  earlier=DIR   without the cells that the report in DIR has, which ablations.report earlier=DIR shows;
+                earlier=tiny: of the study that comes with the package
 
 Where cells run, which is in no result's key:
 

@@ -12,7 +12,7 @@ from experiments.config.cells import Cell, make_blind_cells, make_cells
 from experiments.config.overrides import parse_value, take_single_value
 from experiments.store.plan import Stage, plan_stages
 from experiments.sweep.options import LaunchOptions, take_launch_options
-from experiments.sweep.studies import read_finished_keys
+from experiments.sweep.studies import find_study_folder, read_finished_keys
 
 # what the line of a sweep may say beside the settings of cells and launchers
 REQUEST_SETTINGS = ("table", "rows", "blind", "earlier")
@@ -40,7 +40,7 @@ def read_request(settings: Mapping[str, list[str]]) -> SweepRequest:
     earlier = take_single_value(axes, "earlier")
     reported_keys: set[str] = set()
     if earlier is not None:
-        reported_keys = read_finished_keys(Path(earlier))
+        reported_keys = read_finished_keys(find_study_folder(Path(earlier)))
     launch = take_launch_options(axes)
     table_names = axes.pop("table", None)
     row_labels = axes.pop("rows", None)

@@ -29,6 +29,7 @@ from experiments.store.results import ScoreGroup
 from experiments.store.store import StageRunner, Store
 from experiments.sweep import score_table
 from experiments.sweep.checks import check_cell, check_model_sizes, list_unlike_cells
+from experiments.sweep.comparison import find_comparison
 from experiments.sweep.request import SweepRequest, read_request
 from experiments.sweep.results import CellResult, CellsFailed, SweepResults
 from experiments.sweep.scheduler import CellOutcomes, launch_cells
@@ -107,7 +108,9 @@ def run_request(
         with reporter as store.report:
             for cell in list_unlike_cells(request.jobs, store):
                 check_cell(cell, request.launch, check)
-            outcomes = launch_cells(request.jobs, store, request.launch)
+            comparison = find_comparison(request.jobs, store)
+            comparison.announce_duration(request.jobs)
+            outcomes = launch_cells(request.jobs, store, request.launch, comparison.tell)
         found = collect_results(request, outcomes, store)
         if found.groups:
             write_atomic(found.table, score_table.format_score_markdown(found.groups))

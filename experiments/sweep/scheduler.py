@@ -6,6 +6,7 @@ publish cells, and to tell. It may be killed at any moment: its workers end with
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from experiments.config.cells import Cell
 from experiments.config.schema import GPU_ACCELERATORS
 from experiments.runtime.files import write_atomic
 from experiments.store import results
+from experiments.store.plan import Stage
 from experiments.store.store import StageFailed, Store
 from experiments.sweep.launcher import create_launcher
 from experiments.sweep.options import LaunchOptions
@@ -22,6 +24,7 @@ from experiments.sweep.request import CellJob
 from experiments.sweep.units import WorkUnit, make_units
 from experiments.sweep.worker import UnitOutcome
 
+FinishedTeller = Callable[[Cell, Stage], None]
 UNIT_ATTEMPTS = 3  # of a unit whose workers die: killed, out of memory, out of time
 LOG_TAIL_LINES = 5  # lines of a failed cell's log that are shown
 RETRY_SECONDS = 0.5  # seconds until a stage that another sweep computes is looked at again
@@ -48,15 +51,21 @@ class CellOutcomes:
     failed: list[FailedCell] = field(default_factory=list)
 
 
-def launch_cells(jobs: list[CellJob], store: Store, options: LaunchOptions) -> CellOutcomes:
-    """Run every cell that is not finished, and publish it."""
+def ignore_finished_cell(cell: Cell, stage: Stage) -> None:
+    """Nothing is told of a finished cell."""
+
+
+def launch_cells(
+    jobs: list[CellJob], store: Store, options: LaunchOptions, tell: FinishedTeller = ignore_finished_cell
+) -> CellOutcomes:
+    """Run every cell that is not finished, and publish it; `tell` is called when one has just finished."""
     store.report.announce_cells(len(jobs))
     if options.in_process:
-        return run_cells_in_turn(jobs, store)
-    return UnitScheduler(jobs, store, options).run_units()
+        return run_cells_in_turn(jobs, store, tell)
+    return UnitScheduler(jobs, store, options, tell).run_units()
 
 
-def run_cells_in_turn(jobs: list[CellJob], store: Store) -> CellOutcomes:
+def run_cells_in_turn(jobs: list[CellJob], store: Store, tell: FinishedTeller) -> CellOutcomes:
     """One cell after another in this process; a failed stage is not tried twice."""
     outcomes = CellOutcomes()
     failures: dict[str, Failure] = {}  # by the key of the stage that failed
@@ -67,9 +76,12 @@ def run_cells_in_turn(jobs: list[CellJob], store: Store) -> CellOutcomes:
             failure = failures[failed_keys[0]]
         else:
             try:
+                is_new = store.find_status(stage) != "done"
                 store.compute(stage)
                 results.publish_cell(cell, stage, store)
                 outcomes.finished.add(stage.key)
+                if is_new:
+                    tell(cell, stage)
                 continue
             except StageFailed as error:
                 log = results.locate_log(store.root, results.name_cell_folder(cell), stage.key)
@@ -92,8 +104,9 @@ def read_log_tail(log: Path) -> list[str]:
 class UnitScheduler:
     """Hands units to a launcher as soon as their inputs are done, until none is left."""
 
-    def __init__(self, jobs: list[CellJob], store: Store, options: LaunchOptions):
+    def __init__(self, jobs: list[CellJob], store: Store, options: LaunchOptions, tell: FinishedTeller):
         self.store = store
+        self.tell = tell
         self.report = store.report
         self.outcomes = CellOutcomes()
         self.jobs = {stage.key: (cell, stage) for cell, stage in jobs}
@@ -166,6 +179,7 @@ class UnitScheduler:
         elif outcome.kind == "done":
             if unit.key in self.jobs:
                 self._publish_cell(unit.key)
+                self.tell(*self.jobs[unit.key])
         else:
             self._fail_unit(unit, outcome)
 

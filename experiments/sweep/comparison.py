@@ -1,0 +1,141 @@
+"""A row beside those of a study that comes with an installed package, as soon as it is known.
+
+Of a cell's own setting (data, backbones, recipe) the study's rows without image, without compression and of
+average pooling are looked up by the keys of their evaluations, so that no row is compared with one of another
+recipe. Its recorded times say how long a sweep may take where nothing has been measured yet.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from compressors.errors import UsageError
+from experiments.config.cells import Cell, make_blind_cells, make_cells
+from experiments.config.schema import BLIND_COMPRESSOR, UNCOMPRESSED
+from experiments.config.settings import QUERY_MODULE_SETTINGS, locate_setting
+from experiments.data.roles import is_file_entry
+from experiments.runtime.text_tables import format_markdown_table
+from experiments.store.estimate import Estimator
+from experiments.store.plan import Stage, plan_stages
+from experiments.store.results import CHANCE_ROW, METRICS_FILE, ScoreGroup, ScoreRow, title_cell
+from experiments.store.store import Store
+from experiments.sweep.plan_view import format_seconds, make_plan
+from experiments.sweep.request import CellJob
+from experiments.sweep.score_table import make_score_lines
+from experiments.sweep.studies import StudyScores, find_shipped_studies
+
+REFERENCES = {UNCOMPRESSED: "identity (uncompressed)", "avg_pool": "avg_pool"}  # compressor -> row
+# what a cell's line may say that its reference does not have
+OWN_SETTINGS = ("", "compressor", "projector", "prune", "evaluate.compressor", "evaluate.scale")
+REFERENCE_SEEDS = [str(seed) for seed in range(5)]
+
+
+@dataclass
+class Comparison:
+    """Tells of finished cells: of the first beside the study's rows, of the others in a line.
+
+    name   of the study, None where none has the cells' setting
+    """
+
+    store: Store
+    name: str | None = None
+    study: StudyScores | None = None
+    rows: list[ScoreRow] = field(default_factory=list)
+    keys: set[str] = field(default_factory=set)
+
+    def announce_duration(self, jobs: Sequence[CellJob]) -> None:
+        """How long a sweep and its first row will take, by what finished stages took here, else by the
+        study's times."""
+        if self.study is None:
+            return
+        plan = make_plan([stage for _, stage in jobs], self.store)
+        left = [planned for planned in plan.values() if planned.is_left]
+        if not left:
+            return
+        basis = "as measured in this output directory"
+        seconds = {planned.stage.key: planned.seconds for planned in left}
+        if None in seconds.values():
+            estimator = Estimator([], self.store, self.study.times)
+            seconds = {planned.stage.key: estimator.estimate_seconds(planned.stage) for planned in left}
+            basis = f"as the study '{self.name}' took on {self.study.machine}; yours may be faster or slower"
+        known = {key: duration for key, duration in seconds.items() if duration is not None}
+        if len(known) < len(seconds):  # a study without times
+            return
+        words = f"about {format_seconds(sum(known.values()))} of work"
+        first_keys = jobs[0][1].collect_stages().keys() & known.keys()
+        if first_keys and len(first_keys) < len(known):
+            words += f", about {format_seconds(sum(known[key] for key in first_keys))} to the first row"
+        self.store.report.write_note(f"{words} ({basis})")
+
+    def tell(self, cell: Cell, stage: Stage) -> None:
+        """Tell of a cell that has just finished."""
+        metrics = json.loads((self.store.locate_result(stage) / METRICS_FILE).read_text(encoding="utf-8"))
+        if self.study is None or cell.config.blind:
+            self.store.report.write_note(f"{title_cell(cell)}: {100 * metrics['overall']:.1f} % overall")
+            return
+        rows = [ScoreRow(title_cell(cell), [metrics])]
+        if self.rows and stage.key not in self.keys:
+            rows = [*self.rows, *rows]
+        lines = format_markdown_table(make_score_lines(ScoreGroup("", rows)))
+        self.store.report.write_note("\n".join(lines))
+        if self.rows:
+            self.store.report.write_note(
+                f"rows but the last: study '{self.name}', in {self.study.place}, computed on "
+                f"{self.study.machine}; earlier={self.name} takes its cells into a sweep or report"
+            )
+        self.rows = []  # they are shown once
+
+
+def find_comparison(jobs: Sequence[CellJob], store: Store) -> Comparison:
+    """What the first cell with an image can be compared with; without a study where none has its setting."""
+    for cell, _ in jobs:
+        if cell.config.blind:
+            continue
+        references = list(list_reference_cells(cell))
+        for name, shipped in find_shipped_studies().items():
+            if not shipped.folder.is_dir():  # a copy of the code alone
+                continue
+            try:
+                known_keys = shipped.read_keys()
+                if not any(stage.key in known_keys for _, _, stage in references):
+                    continue
+                study = shipped.read_scores()
+            except UsageError as error:  # a damaged study is no reason not to run
+                store.report.write_warning(f"no comparison with the study '{name}': {error}")
+                continue
+            rows: dict[str, ScoreRow] = {}
+            for label, _, stage in references:
+                if stage.key in study.cells:
+                    rows.setdefault(label, ScoreRow(label)).runs.append(study.cells[stage.key])
+            keys = {stage.key for _, _, stage in references if stage.key in study.cells}
+            chance = ScoreRow(CHANCE_ROW, [study.chance[min(keys)]])
+            return Comparison(store, name, study, [chance, *rows.values()], keys)
+        break
+    return Comparison(store)
+
+
+def has_own_files(cell: Cell) -> bool:
+    """Whether a cell reads files, which are in no shipped study, and are not to be read for nothing."""
+    data = cell.config.data
+    return any(map(is_file_entry, (*data.pretrain, *data.train, *data.test)))
+
+
+def list_reference_cells(cell: Cell) -> Iterator[tuple[str, Cell, Stage]]:
+    """(row, cell, evaluation) of a cell's setting without image, uncompressed and with average pooling."""
+    axes = {}
+    for path, text in cell.row:
+        if path in OWN_SETTINGS or path in QUERY_MODULE_SETTINGS:
+            continue
+        if path == "preset" or locate_setting(path):
+            axes[path] = [text]
+    axes["seed"] = REFERENCE_SEEDS
+    for number, (compressor, label) in enumerate(REFERENCES.items()):
+        try:
+            cells = make_cells({**axes, "compressor": [compressor]})
+        except UsageError:  # the setting is not one of that compressor
+            continue
+        if number == 0:
+            for blind_cell in make_blind_cells(cells[:1]):
+                yield f"blind ({BLIND_COMPRESSOR})", blind_cell, plan_stages(blind_cell.config)
+        for reference in cells:
+            yield label, reference, plan_stages(reference.config)
