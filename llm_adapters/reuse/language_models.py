@@ -1,4 +1,4 @@
-"""Finds the language model inside a multimodal model of transformers without a family's entry: for pruners."""
+"""The language model in a multimodal model of transformers, found without a family's entry: for pruners."""
 
 import inspect
 from typing import Any

@@ -4,6 +4,7 @@ pixels -> tower -> patch maps (n, H, W, C) -> compressor -> projector -> placeho
                         +------------ the same maps ---------------> query module, in the LLM
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
@@ -23,6 +24,7 @@ from llm_adapters.kept_turns import GUESSED, check_turn, says_guessed
 from llm_adapters.reuse.families import ModelFamily, RawFunction
 from llm_adapters.reuse.families.family import read_merge_size
 from llm_adapters.reuse.markers import EncodedImages, Markers
+from llm_adapters.reuse.saving import save_with_card
 from llm_adapters.reuse.wrapping import (
     Args,
     HookResult,
@@ -70,6 +72,7 @@ class VisualParts(nn.Module, QueryAdapter):
         # hidden states of the tower by level while images are encoded (0: its output, where a family says
         # which module gives it), None at other times
         self._raw: dict[int, Tensor] | None = None
+        self._warned = False  # that PEFT has frozen these parts
         self._kept: Tensor | None = None  # raw features, where the model does not let them through
         self._levels: dict[int, int] = {}  # what the compressor calls a level -> the block that gives it
         # pixel values, and what was made of them: the model asks for it a second time
@@ -89,6 +92,7 @@ class VisualParts(nn.Module, QueryAdapter):
                 wrap(base, path, RawInstead(self, base, raw))
         self._wrap_deepstack(base)
         wrap(base, "get_image_features", self._image_features)
+        wrap(model, "save_pretrained", partial(save_with_card, model))
         if self.family.rope:
             wrap(base, "get_rope_index", self._rope_index)
         handles.append(base.register_forward_pre_hook(self._encode_inputs, with_kwargs=True))
@@ -295,6 +299,7 @@ class VisualParts(nn.Module, QueryAdapter):
 
     def _encode_inputs(self, base: nn.Module, args: Args, kwargs: Kwargs) -> HookResult:
         """Encodes images, as `generate` does on its own, checks their count, adds what EmbQ reads."""
+        self._warn_of_frozen_parts()
         encoder = cast(ImageEncoder, base)  # all families' are: `insert_parts` has wrapped these methods
         if kwargs.get("pixel_values_videos") is not None and not hasattr(base, "get_video_features"):
             raise UsageError(
@@ -330,6 +335,24 @@ class VisualParts(nn.Module, QueryAdapter):
             assert self.markers is not None  # it has come with them
             kwargs[CONTEXT] = self.markers.build_context(ids, is_image, getattr(image, "images", None))
         return (), kwargs
+
+    def _warn_of_frozen_parts(self) -> None:
+        """A warning, once, where a PEFT adapter is trained and parts of these are not."""
+        _, model = self._outside
+        if self._warned or not (self.training and torch.is_grad_enabled() and hasattr(model, "peft_config")):
+            return
+        frozen = []
+        for name, part in self.named_children():
+            parameters = list(part.parameters())
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                frozen.append(f"{PARTS_ATTRIBUTE}.{name}")
+        if frozen:
+            self._warned = True
+            warnings.warn(
+                f"{', '.join(frozen)}: neither trained nor saved with the adapter; give PEFT's configuration "
+                "modules_to_save=reuse.name_trained_parts(model)",
+                stacklevel=2,
+            )
 
     def _check_context_read(
         self,

@@ -17,6 +17,7 @@ from transformers.processing_utils import MultiModalData
 from compressors.base import Compressor
 from compressors.errors import UsageError
 from llm_adapters.conversation import QUERY, QUESTION
+from llm_adapters.reuse.saving import write_record
 from llm_adapters.reuse.wrapping import bind_arguments
 
 # where processors keep how many placeholders an image has; each family has one or two of these
@@ -42,6 +43,7 @@ class AttachedState:
     pair: str
     grid: tuple[int, int] | None
     own_rate: int
+    record: dict[str, Any]
 
 
 if TYPE_CHECKING:
@@ -69,6 +71,11 @@ class AttachedProcessor(ProcessorBase):
         if self.attached.num_queries and arguments.get("text"):
             arguments["text"] = self._repeat_markers(arguments["text"])
         return plain(**arguments)
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        saved = super().save_pretrained(save_directory, *args, **kwargs)
+        write_record(save_directory, self.attached.record)  # an adapter's folder has no model's configuration
+        return saved
 
     def _repeat_markers(self, text: str | list[str]) -> str | list[str]:
         """A text or several, with a `<query>` for each query token."""
@@ -260,9 +267,13 @@ def attach_processor(
     num_queries: int,
     pair: str,
     own_rate: int,
+    record: dict[str, Any],
 ) -> None:
-    """Counts follow `compressor`; `grid` is the patch grid where all images, or crops, have one, `own_rate`
-    by how much, by side, the model's own reduction makes it smaller."""
+    """Counts follow `compressor`, and `record` of what is attached is saved beside the processor.
+
+    grid      the patch grid where all images, or crops, have one
+    own_rate  by how much, by side, the model's own reduction makes it smaller
+    """
     attached_processor = cast(AttachedProcessor, processor)  # which it is at the end
     attached = AttachedState(
         plain=type(processor),
@@ -273,6 +284,7 @@ def attach_processor(
         pair=pair,
         grid=grid,
         own_rate=own_rate,
+        record=record,
     )
     if PROCESSORS_BY_KIND[kind].sets_counts:
         _set_counts(processor, compressor, grid)
