@@ -236,7 +236,7 @@ def pick(model: PreTrainedModel, processor: ProcessorMixin, scale: int) -> None:
     counting_compressor = processors.copy_at_scale(processor, scale)
     parts.compressor.pick(scale)
     base = cast(PreTrainedModel, model.base_model)
-    processors.update_counts(processor, counting_compressor, _find_common_grid(parts.family, base))
+    processors.update_counts(processor, counting_compressor, _find_common_grid(parts.family, base), scale)
     model.config.slothkit["scale"] = scale
 
 

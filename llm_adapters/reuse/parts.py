@@ -21,9 +21,10 @@ from connectors.versions import read_cache
 from llm_adapters.adapter import CONTEXT, QueryAdapter
 from llm_adapters.conversation import IGNORE
 from llm_adapters.kept_turns import GUESSED, check_turn, says_guessed
-from llm_adapters.reuse.families import ModelFamily, RawFunction
+from llm_adapters.reuse.families import ModelFamily
 from llm_adapters.reuse.families.family import read_merge_size
 from llm_adapters.reuse.markers import EncodedImages, Markers
+from llm_adapters.reuse.raw import RawInstead, RawLevel
 from llm_adapters.reuse.saving import save_with_card
 from llm_adapters.reuse.wrapping import (
     Args,
@@ -376,44 +377,3 @@ class VisualParts(nn.Module, QueryAdapter):
         if labels is not None:
             kwargs["labels"] = labels.masked_fill(self.markers.find_markers(labels), IGNORE)
         return (), kwargs
-
-
-class RawInstead:
-    """While images are encoded, patch features instead of the model's own reduction; with a compressor's
-    levels beside them in the channels."""
-
-    def __init__(self, parts: VisualParts, owner: nn.Module, raw: RawFunction):
-        self.parts = parts
-        self.owner = owner
-        self.raw = raw
-
-    def __call__(self, original: Callable[..., Any], features: Tensor, *args: Any, **kwargs: Any) -> Any:
-        parts = self.parts
-        if parts._raw is None:
-            return original(features, *args, **kwargs)
-        levels = []
-        base, _ = parts._outside
-        patch_features = features
-        if parts.family.features is not None:
-            patch_features = parts._raw[0]
-            levels.append(patch_features)
-        # at the projector; what comes before it, a method of the base, would have them a second time
-        if self.owner is not base:
-            patches = patch_features.shape[-2]
-            for index in parts._levels.values():
-                level = parts._raw[index][..., -patches:, :]  # CLS comes first
-                levels.append(level.reshape(*patch_features.shape[:-1], -1))
-        raw: Any = self.raw(self.owner, features, *levels)
-        if parts.family.keeps_raw:
-            parts._kept = raw
-            return original(features, *args, **kwargs)
-        return raw
-
-
-class RawLevel(RawInstead):
-    """The same at a merger of DeepStack, which later levels come after."""
-
-    def __call__(self, original: Callable[..., Any], features: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if self.parts._raw is None:
-            return original(features, *args, **kwargs)
-        return self.raw(self.owner, features)

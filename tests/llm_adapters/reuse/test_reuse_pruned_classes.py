@@ -52,14 +52,15 @@ def test_every_class_is_taken_or_refused_with_its_reason():
         counts["taken"] += 1
         try:
             small = shrink_language_model(language_model)
-        except (ValueError, TypeError, AttributeError):  # its sizes are told otherwise
+        except Exception:  # of any kind: its sizes are told otherwise
             counts["not shrunk"] += 1
             continue
         if count_cached(small) == [LENGTH, LENGTH - 4, LENGTH - 4]:
             counts["run"] += 1
         else:
             failed[kind] = type(language_model).__name__
-    assert not failed
+    assert not failed, failed
     assert counts["run"] + counts["not shrunk"] == counts["taken"]
-    assert counts["taken"] > 60 and counts["run"] > 50 and counts["not built"] < 10
+    enough = counts["taken"] > 60 and counts["run"] > 50 and counts["not built"] < 10
+    assert enough, counts
     assert counts["hybrid"] and counts["cross-attention"] and counts["encoder-decoder"]
