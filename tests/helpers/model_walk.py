@@ -55,5 +55,12 @@ def shrink_language_model(language_model: PreTrainedModel) -> PreTrainedModel:
     kinds = getattr(config, "layer_types", None)
     if kinds is not None:
         config.layer_types = kinds[:LAYERS]
+    if getattr(config, "qk_rope_head_dim", None):  # latent attention has a key for each head
+        config.num_key_value_heads = config.num_attention_heads
+    sections = (getattr(config, "rope_parameters", None) or {}).get("mrope_section")
+    if sections:
+        config.head_dim = 2 * sum(sections)
+    if "sliding_attention" in (kinds or ()):
+        config.sliding_window = 64
     torch.manual_seed(0)
     return type(language_model)(config).eval()

@@ -14,7 +14,16 @@ from llm_adapters.pruning.base import registry
 from llm_adapters.pruning.prompt import make_prompt
 from llm_adapters.reuse.language_models import find_language_model
 
-REASONS = ("hybrid", "cross-attention", "encoder-decoder", "no language model", "image_token_id", "input_ids")
+REASONS = (
+    "per-layer",
+    "sparse",
+    "hybrid",
+    "cross-attention",
+    "encoder-decoder",
+    "no language model",
+    "image_token_id",
+    "input_ids",
+)
 LENGTH = 12
 IMAGE = slice(2, 10)
 
@@ -52,6 +61,8 @@ def test_every_class_is_taken_or_refused_with_its_reason():
         counts["taken"] += 1
         try:
             small = shrink_language_model(language_model)
+            with torch.no_grad():  # as it is, without a pruner
+                small(input_ids=torch.arange(LENGTH).unsqueeze(0))
         except Exception:  # of any kind: its sizes are told otherwise
             counts["not shrunk"] += 1
             continue
@@ -61,6 +72,6 @@ def test_every_class_is_taken_or_refused_with_its_reason():
             failed[kind] = type(language_model).__name__
     assert not failed, failed
     assert counts["run"] + counts["not shrunk"] == counts["taken"]
-    enough = counts["taken"] > 60 and counts["run"] > 50 and counts["not built"] < 10
+    enough = counts["taken"] > 55 and counts["run"] > 50 and counts["not built"] < 10
     assert enough, counts
     assert counts["hybrid"] and counts["cross-attention"] and counts["encoder-decoder"]
