@@ -24,28 +24,27 @@ from typing import Any, cast
 from uuid import uuid4
 
 import torch
-from safetensors import safe_open
 from torch import nn
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
 
 import compressors
 from compressors.base import Compressor
 from compressors.errors import UsageError
 from connectors.embq import registry as query_modules
-from connectors.pretrained import load_pretrained, silence_transformers
+from connectors.pretrained import load_model
 from connectors.projector import registry as projectors
 from connectors.query_module import QueryModule
 from llm_adapters.adapter import llm_sizes
 from llm_adapters.conversation import QUERY, QUESTION
-from llm_adapters.reuse import processors
+from llm_adapters.reuse import loading, processors
 from llm_adapters.reuse.families import FAMILIES, ModelFamily, find_family
 from llm_adapters.reuse.families.family import read_merge_size
 from llm_adapters.reuse.parts import PARTS_ATTRIBUTE, Markers, VisualParts
 from llm_adapters.reuse.pruning import prune
+from llm_adapters.saved import is_attached
 
 __all__ = ["FAMILIES", "attach", "detach", "load", "name_trained_parts", "pick", "prune"]
 
-ADVICE = "save the model and its processor there again"
 MOST_UNITS = 16  # a side of the pictures whose sizes are tried, in the units that it is rounded to
 
 
@@ -103,7 +102,9 @@ def attach(
     num_queries = queries.num_queries if queries is not None else 0
     pair = uuid4().hex
     own_rate = family.own_rate(base)
-    processors.attach_processor(processor, family.processor, part, grid, num_queries, pair, own_rate)
+    processors.attach_processor(
+        processor, family.processor, part, grid, num_queries, pair, own_rate, model.config.slothkit
+    )
     markers = None
     if queries is not None:  # behind the processor, whose tokenizer has the markers now
         markers = _create_markers(model, processor, queries)
@@ -235,7 +236,7 @@ def pick(model: PreTrainedModel, processor: ProcessorMixin, scale: int) -> None:
     counting_compressor = processors.copy_at_scale(processor, scale)
     parts.compressor.pick(scale)
     base = cast(PreTrainedModel, model.base_model)
-    processors.update_counts(processor, counting_compressor, _find_common_grid(parts.family, base))
+    processors.update_counts(processor, counting_compressor, _find_common_grid(parts.family, base), scale)
     model.config.slothkit["scale"] = scale
 
 
@@ -271,48 +272,60 @@ def name_trained_parts(model: nn.Module) -> list[str]:
     return names
 
 
-def load(folder: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """What `save_pretrained` of an attached model and of its processor wrote. `kwargs` are
-    `from_pretrained`'s. UsageError for a folder of another model."""
-    folder = Path(folder)
-    with silence_transformers():  # the parts' keys are unexpected to the plain class
-        loaded: Any = load_pretrained(
-            AutoModelForImageTextToText, folder, str(folder), ADVICE, output_loading_info=True, **kwargs
-        )
-    model, loading_info = loaded
-    _check_loaded(folder, model, loading_info)
-    record = dict(model.config.slothkit)
-    processor = load_pretrained(AutoProcessor, folder, str(folder), ADVICE)
-    # the processor's class counts by these; `attach` notes them as the plain ones again
-    for name, value in record.pop("counts").items():
-        setattr(processor, name, value)
-    knobs = record.pop("knobs")
-    scale = record.pop("scale", None)
-    del model.config.slothkit
-    attach(model, processor, **record, **knobs)
-    if scale is not None:
-        pick(model, processor, scale)
-    getattr(model, PARTS_ATTRIBUTE).load_state_dict(_read_saved_parts(folder))
+def load(
+    source: str | Path, *, revision: str | None = None, base: str | Path | None = None, **kwargs: Any
+) -> tuple[Any, ProcessorMixin]:
+    """What `save_pretrained` of an attached model and of its processor wrote, or that of a PeftModel of one.
+
+    source      a folder, or a repository of the hub, which the cache has or which is downloaded
+    revision    of a repository: a branch, a tag or a commit
+    base        of an adapter: where the model is that it was trained on; None: where it says
+    kwargs      `from_pretrained`'s
+    UsageError for a folder of another model.
+    """
+    folder = loading.find_folder(source, revision, kwargs)
+    if (folder / loading.ADAPTER_FILE).is_file():
+        return _load_adapter(folder, base, kwargs)
+    model, record = loading.load_plain_model(folder, **kwargs)
+    processor = loading.load_processor(folder, record)
+    _attach_record(model, processor, record)
+    getattr(model, PARTS_ATTRIBUTE).load_state_dict(loading.read_saved_parts(folder))
     return model, processor
 
 
-def _check_loaded(folder: Path, model: PreTrainedModel, loading_info: dict[str, Any]) -> None:
-    """UsageError for a folder whose weights or configuration are not those of an attached model."""
-    record = dict(getattr(model.config, "slothkit", None) or {})
-    foreign = [key for key in loading_info["unexpected_keys"] if not key.startswith(f"{PARTS_ATTRIBUTE}.")]
-    missing = sorted(loading_info["missing_keys"])
-    if not record or foreign or missing:
-        faults = foreign or missing or ["config.json has no slothkit record"]
-        raise UsageError(f"{folder}: not a model saved with a compressor attached ({faults[0]})")
+def _attach_record(model: PreTrainedModel, processor: ProcessorMixin, record: dict[str, Any]) -> None:
+    """What a record tells, attached again, with fresh weights."""
+    knobs = record.pop("knobs")
+    scale = record.pop("scale", None)
+    if hasattr(model.config, "slothkit"):  # folders of 1.0 have it beside the plain configuration
+        del model.config.slothkit
+    attach(model, processor, **record, **knobs)
+    if scale is not None:
+        pick(model, processor, scale)
 
 
-def _read_saved_parts(folder: Path) -> dict[str, torch.Tensor]:
-    """The attached parts' tensors."""
-    prefix = f"{PARTS_ATTRIBUTE}."
-    parts: dict[str, torch.Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118  it is no mapping
-                if key.startswith(prefix):
-                    parts[key.removeprefix(prefix)] = tensors.get_tensor(key)
-    return parts
+def _load_adapter(
+    folder: Path, base: str | Path | None, kwargs: dict[str, Any]
+) -> tuple[Any, ProcessorMixin]:
+    """A PeftModel, of an attached model that was saved or of a plain one that a compressor was put into."""
+    from peft import PeftModel  # takes seconds to import, and nothing else here needs it
+
+    adapter = loading.read_adapter(folder)
+    source = base or adapter["base_model_name_or_path"]
+    base_folder = loading.find_folder(source, None, kwargs)
+    if is_attached(base_folder):
+        model, processor = load(base_folder, **kwargs)
+    else:
+        record = loading.read_record(folder)
+        processor = loading.load_processor(folder, record)
+        model = load_model(
+            AutoModelForImageTextToText, base_folder, str(source), loading.SAVE_ADVICE, **kwargs
+        )
+        _attach_record(model, processor, record)
+        missing = sorted(set(name_trained_parts(model)) - set(adapter.get("modules_to_save") or ()))
+        if missing:
+            raise UsageError(
+                f"{folder}: the adapter has no weights of {', '.join(missing)}; give base= a model that was "
+                "saved with them, or train with modules_to_save=reuse.name_trained_parts(model)"
+            )
+    return PeftModel.from_pretrained(model, str(folder)), processor

@@ -1,4 +1,4 @@
-"""Finds the language model inside a multimodal model of transformers without a family's entry."""
+"""The language model in a multimodal model of transformers, found without a family's entry: for pruners."""
 
 import inspect
 from typing import Any
@@ -57,7 +57,13 @@ def _check_layers(model: nn.Module, language_model: Any) -> None:
     mixers = sorted(kind for kind in kinds if "attention" not in kind or "linear" in kind)
     if mixers:
         raise _refuse(model, f"it is a hybrid: layers of {', '.join(mixers)} keep a state of dropped tokens")
+    if getattr(config, "hidden_size_per_layer_input", None):
+        raise _refuse(
+            model, "each of its layers reads inputs of its own for all tokens (per-layer embeddings)"
+        )
     for number, layer in enumerate(layers):
+        if any(name.endswith("indexer") for name, _ in layer.named_modules()):
+            raise _refuse(model, f"layer {number} has sparse attention, whose index has a cache of its own")
         names = [name for name, _ in layer.named_children() if "cross" in name]
         if names:
             raise _refuse(model, f"layer {number} reads images by cross-attention ({names[0]})")

@@ -4,6 +4,7 @@ pixels -> tower -> patch maps (n, H, W, C) -> compressor -> projector -> placeho
                         +------------ the same maps ---------------> query module, in the LLM
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
@@ -20,9 +21,11 @@ from connectors.versions import read_cache
 from llm_adapters.adapter import CONTEXT, QueryAdapter
 from llm_adapters.conversation import IGNORE
 from llm_adapters.kept_turns import GUESSED, check_turn, says_guessed
-from llm_adapters.reuse.families import ModelFamily, RawFunction
+from llm_adapters.reuse.families import ModelFamily
 from llm_adapters.reuse.families.family import read_merge_size
 from llm_adapters.reuse.markers import EncodedImages, Markers
+from llm_adapters.reuse.raw import RawInstead, RawLevel
+from llm_adapters.reuse.saving import save_with_card
 from llm_adapters.reuse.wrapping import (
     Args,
     HookResult,
@@ -70,6 +73,7 @@ class VisualParts(nn.Module, QueryAdapter):
         # hidden states of the tower by level while images are encoded (0: its output, where a family says
         # which module gives it), None at other times
         self._raw: dict[int, Tensor] | None = None
+        self._warned = False  # that PEFT has frozen these parts
         self._kept: Tensor | None = None  # raw features, where the model does not let them through
         self._levels: dict[int, int] = {}  # what the compressor calls a level -> the block that gives it
         # pixel values, and what was made of them: the model asks for it a second time
@@ -89,6 +93,7 @@ class VisualParts(nn.Module, QueryAdapter):
                 wrap(base, path, RawInstead(self, base, raw))
         self._wrap_deepstack(base)
         wrap(base, "get_image_features", self._image_features)
+        wrap(model, "save_pretrained", partial(save_with_card, model))
         if self.family.rope:
             wrap(base, "get_rope_index", self._rope_index)
         handles.append(base.register_forward_pre_hook(self._encode_inputs, with_kwargs=True))
@@ -295,6 +300,7 @@ class VisualParts(nn.Module, QueryAdapter):
 
     def _encode_inputs(self, base: nn.Module, args: Args, kwargs: Kwargs) -> HookResult:
         """Encodes images, as `generate` does on its own, checks their count, adds what EmbQ reads."""
+        self._warn_of_frozen_parts()
         encoder = cast(ImageEncoder, base)  # all families' are: `insert_parts` has wrapped these methods
         if kwargs.get("pixel_values_videos") is not None and not hasattr(base, "get_video_features"):
             raise UsageError(
@@ -331,6 +337,24 @@ class VisualParts(nn.Module, QueryAdapter):
             kwargs[CONTEXT] = self.markers.build_context(ids, is_image, getattr(image, "images", None))
         return (), kwargs
 
+    def _warn_of_frozen_parts(self) -> None:
+        """A warning, once, where a PEFT adapter is trained and parts of these are not."""
+        _, model = self._outside
+        if self._warned or not (self.training and torch.is_grad_enabled() and hasattr(model, "peft_config")):
+            return
+        frozen = []
+        for name, part in self.named_children():
+            parameters = list(part.parameters())
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                frozen.append(f"{PARTS_ATTRIBUTE}.{name}")
+        if frozen:
+            self._warned = True
+            warnings.warn(
+                f"{', '.join(frozen)}: neither trained nor saved with the adapter; give PEFT's configuration "
+                "modules_to_save=reuse.name_trained_parts(model)",
+                stacklevel=2,
+            )
+
     def _check_context_read(
         self,
         base: nn.Module,
@@ -353,44 +377,3 @@ class VisualParts(nn.Module, QueryAdapter):
         if labels is not None:
             kwargs["labels"] = labels.masked_fill(self.markers.find_markers(labels), IGNORE)
         return (), kwargs
-
-
-class RawInstead:
-    """While images are encoded, patch features instead of the model's own reduction; with a compressor's
-    levels beside them in the channels."""
-
-    def __init__(self, parts: VisualParts, owner: nn.Module, raw: RawFunction):
-        self.parts = parts
-        self.owner = owner
-        self.raw = raw
-
-    def __call__(self, original: Callable[..., Any], features: Tensor, *args: Any, **kwargs: Any) -> Any:
-        parts = self.parts
-        if parts._raw is None:
-            return original(features, *args, **kwargs)
-        levels = []
-        base, _ = parts._outside
-        patch_features = features
-        if parts.family.features is not None:
-            patch_features = parts._raw[0]
-            levels.append(patch_features)
-        # at the projector; what comes before it, a method of the base, would have them a second time
-        if self.owner is not base:
-            patches = patch_features.shape[-2]
-            for index in parts._levels.values():
-                level = parts._raw[index][..., -patches:, :]  # CLS comes first
-                levels.append(level.reshape(*patch_features.shape[:-1], -1))
-        raw: Any = self.raw(self.owner, features, *levels)
-        if parts.family.keeps_raw:
-            parts._kept = raw
-            return original(features, *args, **kwargs)
-        return raw
-
-
-class RawLevel(RawInstead):
-    """The same at a merger of DeepStack, which later levels come after."""
-
-    def __call__(self, original: Callable[..., Any], features: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if self.parts._raw is None:
-            return original(features, *args, **kwargs)
-        return self.raw(self.owner, features)

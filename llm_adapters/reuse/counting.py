@@ -1,0 +1,244 @@
+"""Processors' classes whose placeholders follow a compressor: how each kind counts them."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers.image_processing_utils import select_best_resolution
+from transformers.models.glm4v.image_processing_glm4v import smart_resize as smart_resize_frames
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+from transformers.processing_utils import MultiModalData
+
+from compressors.base import Compressor
+from llm_adapters.reuse.marking import add_markers, repeat_query_marker
+from llm_adapters.reuse.saving import write_record
+from llm_adapters.reuse.wrapping import bind_arguments
+
+
+@dataclass
+class AttachedState:
+    """A processor's class, tokenizer and counts before; the compressor, without its weights; what tells the
+    model that it belongs to."""
+
+    plain: type
+    tokenizer: PreTrainedTokenizerBase
+    counts: dict[str, Any]
+    compressor: Compressor
+    num_queries: int
+    pair: str
+    grid: tuple[int, int] | None
+    own_rate: int
+    record: dict[str, Any]
+
+
+if TYPE_CHECKING:
+    ProcessorBase = ProcessorMixin
+else:
+    # the classes below stand before a family's processor, which is the ProcessorMixin (`make_class`)
+    ProcessorBase = object
+
+
+class AttachedProcessor(ProcessorBase):
+    """Stands before a processor's own class. `attached` is set on the instance."""
+
+    attached: AttachedState
+    tokenizer: PreTrainedTokenizerBase
+    kind: ClassVar[str] = "fixed"
+    sets_counts: ClassVar[bool] = True  # as attributes; others ask the compressor
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # the class was made at run time: a pickle cannot name it
+        return rebuild_processor, (self.attached.plain, self.kind, dict(vars(self)))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        plain: Any = super().__call__
+        arguments = bind_arguments(plain, args, kwargs)  # some take the text first
+        if self.attached.num_queries and arguments.get("text"):
+            arguments["text"] = self._repeat_markers(arguments["text"])
+        return plain(**arguments)
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        saved = super().save_pretrained(save_directory, *args, **kwargs)
+        write_record(save_directory, self.attached.record)  # an adapter's folder has no model's configuration
+        return saved
+
+    def _repeat_markers(self, text: str | list[str]) -> str | list[str]:
+        """A text or several, with a `<query>` for each query token."""
+        if isinstance(text, str):
+            return repeat_query_marker(text, 0, self.attached.num_queries)
+        repeated = []
+        for number, one_text in enumerate(text):
+            repeated.append(repeat_query_marker(one_text, number, self.attached.num_queries))
+        return repeated
+
+    def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.attached.num_queries:
+            conversation = add_markers(conversation)
+        return super().apply_chat_template(conversation, *args, **kwargs)
+
+
+class TiledProcessor(AttachedProcessor):
+    """LLaVA-NeXT's: a thumbnail, and tiles that are one picture with a newline after each row of tokens."""
+
+    kind = "tiles"
+    sets_counts = False
+    image_processor: Any
+    vision_feature_select_strategy: str
+    _get_unpadded_features: Any
+
+    def _get_number_of_features(self, orig_height: int, orig_width: int, height: int, width: int) -> int:
+        assert self.attached.grid is not None  # of a crop: all have one
+        compressor = self.attached.compressor
+        grid = compressor.out_grid(*self.attached.grid)
+        thumbnail = compressor.num_tokens(*self.attached.grid)
+        pinpoints = self.image_processor.image_grid_pinpoints
+        best_height, best_width = select_best_resolution((orig_height, orig_width), pinpoints)
+        tile_rows = best_height // height
+        tile_columns = best_width // width
+        if grid is None:
+            tiles = thumbnail * tile_rows * tile_columns
+        else:
+            # tokens of the unpadded picture, and its newlines
+            tiles = sum(self._get_unpadded_features(orig_height, orig_width, *grid, tile_rows, tile_columns))
+        # the caller takes the CLS token's away
+        cls_token = self.vision_feature_select_strategy == "default"
+        return thumbnail + tiles + cls_token
+
+
+class NewlineTiledProcessor(TiledProcessor):
+    """LLaVA-OneVision's: the same, but of several images each is one crop, whose count is an attribute."""
+
+    kind = "newline_tiles"
+    sets_counts = True
+
+
+class RunsProcessor(AttachedProcessor):
+    """Aya Vision's and its like: in a text that the class makes, each run of as many placeholders as a crop
+    has is one of as many as the compressor makes."""
+
+    kind = "runs"
+    sets_counts = False
+    image_token_id: int
+
+    def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
+        plain: Any = super()
+        text = plain.replace_image_token(image_inputs, image_idx, **kwargs)
+        token = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
+        before, after = self._count_crop_tokens()
+        # no token of these texts is another's beginning, so that runs are found from the left
+        return text.replace(token * before, token * after)
+
+    def _count_crop_tokens(self) -> tuple[int, int]:
+        """Of a crop, without the compressor and with it."""
+        assert self.attached.grid is not None  # all crops have one
+        height, width = self.attached.grid
+        before = (height // self.attached.own_rate) * (width // self.attached.own_rate)
+        return before, self.attached.compressor.num_tokens(height, width)
+
+    def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
+        plain: Any = super()
+        data = plain._get_num_multimodal_tokens(image_sizes=image_sizes, **kwargs)
+        if image_sizes is not None:
+            before, after = self._count_crop_tokens()
+            counts = []
+            for count, crops in zip(data.num_image_tokens, data.num_image_patches):
+                counts.append(count + crops * (after - before))
+            data.num_image_tokens = counts
+        return data
+
+
+class SizedProcessor(AttachedProcessor):
+    """Pixtral's and LightOn OCR's: an image has the patch grid of its size, perhaps with a token after each
+    row of tokens and another at the end of the image."""
+
+    kind = "sizes"
+    sets_counts = False
+    image_token: str
+    image_break_token: str
+    image_end_token: str
+    patch_size: int
+
+    def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
+        height, width = image_inputs["image_sizes"][image_idx]
+        plain: Any = super()
+        own_text = plain.replace_image_token(image_inputs, image_idx, **kwargs)
+        has_end = own_text.endswith(self.image_end_token)
+        return self._write_image(int(height), int(width), has_end)
+
+    def _write_image(self, height: int, width: int, has_end: bool) -> str:
+        """The placeholders of an image of so many pixels; `has_end`: with the tokens of rows and end."""
+        compressor = self.attached.compressor
+        patches = height // self.patch_size, width // self.patch_size
+        if not has_end:
+            return self.image_token * compressor.num_tokens(*patches)
+        grid = compressor.out_grid(*patches)
+        if grid is None:  # as one row
+            return self.image_token * compressor.num_tokens(*patches) + self.image_end_token
+        row = self.image_token * grid[1]
+        return self.image_break_token.join([row] * grid[0]) + self.image_end_token
+
+
+class GridProcessor(AttachedProcessor):
+    """Qwen-VL's: an image has the patch grid that its size gives."""
+
+    kind = "grid"
+    sets_counts = False
+    image_processor: Any
+    image_token: str
+
+    def replace_image_token(
+        self,
+        image_inputs: dict[str, Any],
+        image_idx: int,
+        **kwargs: Any,  # noqa: ARG002
+    ) -> str:
+        frames, height, width = image_inputs["image_grid_thw"][image_idx]
+        tokens_per_frame = self.attached.compressor.num_tokens(int(height), int(width))
+        return self.image_token * (int(frames) * tokens_per_frame)
+
+    def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
+        plain: Any = super()  # Qwen-VL's own class: ProcessorMixin itself has no such method
+        data = plain._get_num_multimodal_tokens(image_sizes=image_sizes, **kwargs)
+        if image_sizes is None:
+            return data
+        patch = self.image_processor.patch_size
+        factor = patch * self.image_processor.merge_size
+        least = self.image_processor.size["shortest_edge"]
+        most = self.image_processor.size["longest_edge"]
+        data.num_image_tokens = []
+        for size in image_sizes:
+            height, width = self._resize(size, factor, least, most)
+            count = self.attached.compressor.num_tokens(height // patch, width // patch)
+            data.num_image_tokens.append(count)
+        return data
+
+    def _resize(self, size: tuple[int, int], factor: int, least: int, most: int) -> tuple[int, int]:
+        """(height, width) in pixels -> the same as the image processor makes them."""
+        if type(self.image_processor).__name__.startswith("Glm"):  # counts frames, too
+            frames = self.image_processor.temporal_patch_size
+            return smart_resize_frames(frames, *size, frames, factor, least, most)
+        return smart_resize(*size, factor, least, most)
+
+
+KINDS = (
+    AttachedProcessor,
+    TiledProcessor,
+    NewlineTiledProcessor,
+    RunsProcessor,
+    SizedProcessor,
+    GridProcessor,
+)
+PROCESSORS_BY_KIND: dict[str, type[AttachedProcessor]] = {processor.kind: processor for processor in KINDS}
+
+
+def make_class(plain: type, kind: str) -> type:
+    """A subclass of a processor's class, of the same name, so that it is saved as before."""
+    bases = (PROCESSORS_BY_KIND[kind], plain)
+    return type(plain.__name__, bases, {"__module__": plain.__module__})
+
+
+def rebuild_processor(plain: type, kind: str, state: dict[str, Any]) -> AttachedProcessor:
+    """What unpickling and copying call."""
+    processor: object = object.__new__(make_class(plain, kind))
+    vars(processor).update(state)
+    return cast(AttachedProcessor, processor)  # its class was made so

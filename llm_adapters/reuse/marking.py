@@ -1,0 +1,60 @@
+"""Markers of questions in texts and conversations, for a query module."""
+
+import copy
+from typing import Any
+
+from compressors.errors import UsageError
+from llm_adapters.conversation import QUERY, QUESTION
+
+
+def repeat_query_marker(text: str, number: int, num_queries: int) -> str:
+    """`<query>` as often as there are query tokens. UsageError where markers are not one pair a turn."""
+    markers = [piece for piece in _split_markers(text) if piece in (QUESTION, QUERY)]
+    turns = len(markers) // 2
+    if not markers or markers != [QUESTION, QUERY] * turns:
+        raise UsageError(
+            f"text {number} has {markers.count(QUESTION)} {QUESTION} and {markers.count(QUERY)} "
+            f"{QUERY}: put one before and one after each question, in this order, or use "
+            "apply_chat_template"
+        )
+    return text.replace(QUERY, QUERY * num_queries)
+
+
+def _split_markers(text: str) -> list[str]:
+    """Markers and what stands between them; a NUL is in no text that a tokenizer takes."""
+    for marker in (QUESTION, QUERY):
+        text = text.replace(marker, f"\0{marker}\0")
+    return text.split("\0")
+
+
+def add_markers(conversation: list[Any]) -> list[Any]:
+    """Markers in each user message that has text and none of them: before its first text, and at its end,
+    where the query tokens have all of its images before them."""
+    if conversation and isinstance(conversation[0], list):  # a batch of conversations
+        return [add_markers(one_conversation) for one_conversation in conversation]
+    marked = []
+    for message in conversation:
+        if message["role"] == "user":
+            message = _mark_message(message)
+        marked.append(message)
+    return marked
+
+
+def _mark_message(message: dict[str, Any]) -> dict[str, Any]:
+    """A user message with its markers; one without text, or that has them, as it is."""
+    content = message["content"]
+    if isinstance(content, str):
+        if QUERY in content:
+            return message
+        return {**message, "content": QUESTION + content + QUERY}
+    texts = [index for index, part in enumerate(content) if part["type"] == "text"]
+    if not texts or any(QUERY in content[index]["text"] for index in texts):
+        return message
+    parts = copy.copy(content)  # the caller's message stays as it is
+    first = parts[texts[0]]
+    parts[texts[0]] = {**first, "text": QUESTION + first["text"]}
+    if parts[-1]["type"] != "text":
+        parts.append({"type": "text", "text": ""})
+    last = parts[-1]
+    parts[-1] = {**last, "text": last["text"] + QUERY}
+    return {**message, "content": parts}

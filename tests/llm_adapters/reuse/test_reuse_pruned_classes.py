@@ -1,0 +1,77 @@
+"""Which image-text-to-text classes of the installed transformers a pruner takes, and that it acts there."""
+
+from collections import Counter
+
+import pytest
+import torch
+from model_walk import LAYERS, build_on_meta, shrink_language_model
+
+from compressors.errors import UsageError
+from connectors.versions import CACHE, is_at_least
+from llm_adapters.pruning.apply import PruningAdapter
+from llm_adapters.pruning.attention import PRUNING_CONTEXT
+from llm_adapters.pruning.base import registry
+from llm_adapters.pruning.prompt import make_prompt
+from llm_adapters.reuse.language_models import find_language_model
+
+REASONS = (
+    "per-layer",
+    "sparse",
+    "hybrid",
+    "cross-attention",
+    "encoder-decoder",
+    "no language model",
+    "image_token_id",
+    "input_ids",
+)
+LENGTH = 12
+IMAGE = slice(2, 10)
+
+
+@torch.no_grad()
+def count_cached(language_model) -> list[int]:
+    """Tokens in the cache of each layer after a prompt of which FastV drops half of eight visual tokens."""
+    adapter = PruningAdapter()
+    adapter.language_model = language_model
+    adapter.use_pruner(registry.create("fastv", llm_layers=LAYERS, layer=1, ratio=0.5))
+    embeds = language_model.get_input_embeddings()(torch.arange(LENGTH).unsqueeze(0))
+    is_image = torch.zeros(1, LENGTH, dtype=torch.bool)
+    is_image[:, IMAGE] = True
+    prompt = make_prompt(is_image, ~is_image, LENGTH, None, None, embeds)
+    run, cache = adapter.start_pruning(prompt, LENGTH, None, True)
+    language_model(inputs_embeds=embeds, **{PRUNING_CONTEXT: run, CACHE: cache})
+    run.record_passed_tokens()
+    return [cache.get_seq_length(layer) for layer in range(LAYERS)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not is_at_least("5.24"), reason="the classes of 5.24 were counted")
+def test_every_class_is_taken_or_refused_with_its_reason():
+    counts, failed = Counter(), {}
+    for kind, model in build_on_meta():
+        if model is None:
+            counts["not built"] += 1
+            continue
+        try:
+            language_model = find_language_model(model)
+        except UsageError as error:
+            assert "\n" not in str(error) and type(model).__name__ in str(error)
+            counts[next(reason for reason in REASONS if reason in str(error))] += 1
+            continue
+        counts["taken"] += 1
+        try:
+            small = shrink_language_model(language_model)
+            with torch.no_grad():  # as it is, without a pruner
+                small(input_ids=torch.arange(LENGTH).unsqueeze(0))
+        except Exception:  # of any kind: its sizes are told otherwise
+            counts["not shrunk"] += 1
+            continue
+        if count_cached(small) == [LENGTH, LENGTH - 4, LENGTH - 4]:
+            counts["run"] += 1
+        else:
+            failed[kind] = type(language_model).__name__
+    assert not failed, failed
+    assert counts["run"] + counts["not shrunk"] == counts["taken"]
+    enough = counts["taken"] > 55 and counts["run"] > 50 and counts["not built"] < 10
+    assert enough, counts
+    assert counts["hybrid"] and counts["cross-attention"] and counts["encoder-decoder"]
