@@ -2,7 +2,9 @@
 
 import errno
 import fcntl
+import glob
 import os
+import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,12 +26,14 @@ LOCK_POLL_SECONDS = 0.2  # between looks at a lock that another process holds
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write beside `path`, flush to disk, move there: the old content or the new, nothing between."""
+    """Write beside `path`, flush to disk, move there: the old content or the new, nothing between. Drafts of
+    the same file whose processes were killed are removed."""
     path = Path(path)
+    remove_stale_drafts(path)
     if isinstance(content, str):
         content = content.encode()
     # beside it, since a rename is atomic within a file system only
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    draft = path.with_name(f"{start_draft_name(path)}{os.getpid()}.draft")
     try:
         with open(draft, "wb") as file:
             file.write(content)
@@ -42,6 +46,31 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     finally:
         if draft.exists():
             draft.unlink()
+
+
+def start_draft_name(path: Path) -> str:
+    """The beginning of the names of a file's drafts: processes are counted anew on each host."""
+    return f".{path.name}.{platform.node()}."
+
+
+def remove_stale_drafts(path: Path) -> None:
+    """Remove drafts of a file that processes of this host have left which were killed."""
+    start = start_draft_name(path)
+    for draft in path.parent.glob(f"{glob.escape(start)}*.draft"):
+        process = draft.name.removeprefix(start).removesuffix(".draft")
+        if process.isdigit() and not is_alive(int(process)):
+            draft.unlink(missing_ok=True)
+
+
+def is_alive(process: int) -> bool:
+    """Whether there is a process of this number on this host."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):  # OverflowError: no number of a process
+        return False
+    except PermissionError:  # of somebody else
+        return True
+    return True
 
 
 def allocate_file(path: Path) -> None:

@@ -165,8 +165,7 @@ def _open_features(out: Path, shape: tuple[int, ...]) -> tuple[np.memmap, int]:
         with suppress(ValueError):  # of a file that was cut or changed: all is computed again
             array = open_memmap(path, mode="r+")
             done = int(read_text_file(progress) or 0)
-    is_possible = 0 <= done <= shape[0]
-    if array is None or array.shape != shape or array.dtype != np.float16 or not is_possible:
+    if array is None or array.shape != shape or array.dtype != np.float16 or not 0 <= done <= shape[0]:
         array = open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
         done = 0
     allocate_file(path)

@@ -55,6 +55,8 @@ class FitPrune(Pruner):
             raise UsageError(f"samples={samples}: a calibration needs at least 1")
         layers = tuple(range(1, llm_layers))
         shares = recipe
+        if recipe is not None and len(recipe) != len(layers):
+            raise UsageError(f"recipe: {len(recipe)} shares for {len(layers)} layers; give one for each")
         if shares is None:  # until it is calibrated: one share for all layers, so that costs can be counted
             shares = schedule.solve_shares(llm_layers, layers, average, lambda r: (r,) * len(layers))
         super().__init__(llm_layers, layers, shares, positions)

@@ -13,8 +13,10 @@ def convert_gguf(path: Path, out: Path) -> None:
     Four bits and a scale in half precision: what rounding the products to half precision adds is far below
     what four bits have lost.
     """
-    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    model = AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32, trust_remote_code=False
+    )
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
     # A model of its own: the loaded one is marked as quantised, and would be saved so.
     config = model.config
     del config.quantization_config
@@ -28,8 +30,8 @@ def convert_gguf(path: Path, out: Path) -> None:
 @torch.inference_mode()
 def complete_text(folder: Path, text: str, tokens: int = 8) -> str:
     """How the checkpoint goes on after `text`, greedily, for at most `tokens` tokens."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
     inputs = tokenizer(text, return_tensors="pt")
     output = model.generate(**inputs, do_sample=False, max_new_tokens=tokens)
     prompt_length = inputs["input_ids"].shape[1]

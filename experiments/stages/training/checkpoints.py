@@ -57,7 +57,7 @@ def find_checkpoint_fault(path: Path, names: Collection[str] = ()) -> str | None
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # damaged bytes raise anything
-        return f"cannot be read as tensors alone ({shorten_reason(error)})"
+        return f"cannot be read as tensors alone ({type(error).__name__}: {shorten_reason(error)})"
     return find_content_fault(checkpoint, names)
 
 

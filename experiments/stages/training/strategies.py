@@ -7,13 +7,9 @@ deepspeed      ZeRO stage 2: gradients and AdamW's state are; GPUs only
 
 from collections.abc import Iterable
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning as L
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.plugins.environments import LightningEnvironment
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
@@ -23,6 +19,10 @@ from compressors.errors import UsageError
 from experiments.config.schema import TrainerSettings
 from llm_adapters.adapter import decoder_layers
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
+
+# Lightning is imported where it is needed: a sweep that is planned on a machine without GPUs is not
+if TYPE_CHECKING:
+    from lightning.pytorch.strategies import Strategy
 
 
 def check_strategy(settings: TrainerSettings) -> None:
@@ -41,6 +41,11 @@ def check_strategy(settings: TrainerSettings) -> None:
 def count_processes(settings: TrainerSettings) -> int:
     """How many processes train: one a device. 0: the one that asks, alone. UsageError when this machine lacks
     the devices."""
+    if settings.devices == "auto" and uses_cpu(settings):  # one, as Lightning would say
+        return 0 if settings.strategy in ("auto", "ddp") else 1
+    import lightning as L
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
     devices = parse_devices(settings)
     try:
         trainer = L.Trainer(accelerator=settings.accelerator, devices=devices, barebones=True)
@@ -53,6 +58,15 @@ def count_processes(settings: TrainerSettings) -> int:
     if trainer.num_devices == 1 and settings.strategy in ("auto", "ddp"):
         return 0
     return trainer.num_devices
+
+
+def uses_cpu(settings: TrainerSettings) -> bool:
+    """Whether a training certainly runs on the CPU: asked for, or nothing else that Lightning knows is
+    there."""
+    if settings.accelerator != "auto":
+        return settings.accelerator == "cpu"
+    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return not has_gpu and find_spec("torch_xla") is None
 
 
 def parse_devices(settings: TrainerSettings) -> int | str:
@@ -70,13 +84,17 @@ def place_trainer(settings: TrainerSettings, world: int) -> dict[str, Any]:
     arguments: dict[str, Any] = {"accelerator": settings.accelerator, "devices": parse_devices(settings)}
     if world:
         arguments["strategy"] = make_strategy(settings.strategy, world)
+        from lightning.pytorch.plugins.environments import LightningEnvironment
+
         # the processes are there: training.ranks has started them, whatever scheduler runs the sweep
         arguments["plugins"] = [LightningEnvironment()]
     return arguments
 
 
-def make_strategy(name: str, world: int) -> Strategy:
+def make_strategy(name: str, world: int) -> "Strategy":
     """The strategy of one of `world` processes."""
+    from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy
+
     if name == "fsdp":
         return ModelParallelStrategy(
             data_parallel_size=world,

@@ -3,10 +3,12 @@
 import csv
 import io
 import os
+import subprocess
+import sys
 
 import pytest
 
-from experiments.runtime.files import allocate_file
+from experiments.runtime.files import allocate_file, start_draft_name, write_atomic
 from experiments.runtime.text_tables import format_csv, format_markdown_table
 
 SIZE = 3 << 20
@@ -38,3 +40,16 @@ def test_markdown_shows_no_html_of_a_label():
     lines = format_markdown_table([["", "overall"], [label, "1.0"]])
     assert lines[2].startswith("| &lt;img src=x onerror=alert(1)> ![x]\\(http://a/b) [2, 4] a\\|b c |")
     assert len(lines) == 3
+
+
+def test_drafts_of_killed_processes_are_removed_by_the_next_write(tmp_path):
+    path = tmp_path / "metrics[1].json"
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    other_host = f".{path.name}.elsewhere.{ended.pid}.draft"
+    living = f"{start_draft_name(path)}{os.getppid()}.draft"
+    for name in (f"{start_draft_name(path)}{ended.pid}.draft", living, other_host):
+        (tmp_path / name).write_text("half")
+    write_atomic(path, "whole")
+    assert path.read_text() == "whole"
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([path.name, living, other_host])
