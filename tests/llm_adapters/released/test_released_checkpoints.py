@@ -262,7 +262,7 @@ def test_bad_input(weights, tmp_path, capsys):
     says("no such file", folder / "none.safetensors")
     says("tiles=0: must be at least 1", "tiles=0", folder)
     (folder / "config.json").write_text("{")
-    says("config.json: cannot be read as JSON")
+    says("config.json: not JSON")
     (folder / "config.json").unlink()
     says("config.json does not say hidden_size, intermediate_size, num_hidden_layers, num_attention_heads")
     del values["vision"]["num_attention_heads"]
