@@ -10,7 +10,7 @@ from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoProces
 
 from compressors.errors import UnreachableError, UsageError
 from compressors.reading import read_json_file
-from connectors.pretrained import is_hub_id, load_pretrained, silence_transformers, take_first_line
+from connectors.pretrained import is_hub_id, load_pretrained, silence_transformers
 from llm_adapters.reuse.parts import PARTS_ATTRIBUTE
 from llm_adapters.reuse.saving import PLAIN_CONFIG, RECORD_FILE
 
@@ -33,7 +33,7 @@ def find_folder(source: str | Path, revision: str | None, kwargs: dict[str, Any]
         folder = snapshot_download(str(source), revision=revision, allow_patterns=list(FILES), **options)
     except Exception as error:  # of the network, of the cache, of a name that nobody has
         raise UnreachableError(
-            f"{source}: no such folder, and not to be had from the hub: {take_first_line(error)}; give a "
+            f"{source}: no such folder, and not to be had from the hub: {shorten_reason(error)}; give a "
             "folder, or a repository that can be reached or is cached"
         ) from error
     return Path(folder)
