@@ -8,7 +8,7 @@ from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
-from compressors.errors import UnreachableError, UsageError
+from compressors.errors import UnreachableError, UsageError, shorten_reason
 from compressors.reading import read_json_file
 from connectors.pretrained import is_hub_id, load_pretrained, silence_transformers
 from llm_adapters.reuse.parts import PARTS_ATTRIBUTE
