@@ -159,6 +159,14 @@ def test_outcomes_are_small_and_whole(out, made):
     assert (made / "outcomes" / "table3.npz").stat().st_size < path.stat().st_size / 2
 
 
+def remove_digests(folder: Path) -> None:
+    """A report as earlier versions wrote it."""
+    content = json.loads((folder / "report.json").read_text())
+    for entry in content["tables"]:
+        del entry["outcomes_sha256"]
+    (folder / "report.json").write_text(json.dumps(content))
+
+
 def test_a_report_without_some_of_its_outcomes_is_refused(made, tmp_path, capsys):
     shutil.copytree(made, tmp_path / "damaged")
     path = tmp_path / "damaged" / "outcomes" / "table5.npz"
@@ -168,11 +176,7 @@ def test_a_report_without_some_of_its_outcomes_is_refused(made, tmp_path, capsys
     assert report.main([f"results={tmp_path / 'damaged'}"]) == 2
     err = capsys.readouterr().err
     assert f"{path}: is damaged or of another report" in err and err.count("\n") == 1
-    # as earlier versions wrote it: without digests
-    content = json.loads((tmp_path / "damaged" / "report.json").read_text())
-    for entry in content["tables"]:
-        del entry["outcomes_sha256"]
-    (tmp_path / "damaged" / "report.json").write_text(json.dumps(content))
+    remove_digests(tmp_path / "damaged")
     assert report.main([f"results={tmp_path / 'damaged'}"]) == 2
     err = capsys.readouterr().err
     assert "not what ablations.report wrote (ValueError: outcomes of" in err and err.count("\n") == 1
@@ -456,6 +460,7 @@ def test_scores_that_are_none_are_refused(made, tmp_path, change):
     with np.load(path) as arrays:
         kept = {name: arrays[name] for name in ("ids", "pictures", "families")}
         cells = len(arrays["right"])
+    remove_digests(folder)
     scores = np.full((cells, len(kept["ids"])), 0.5)
     changed = {"shape": scores[:, 1:], "range": scores + 1, "type": scores.astype(np.float32)}[change]
     np.savez(path, scores=scores, **kept)

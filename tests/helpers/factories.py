@@ -39,11 +39,13 @@ SIZE, CROP_TOKENS = 84, 4  # pixels of a picture; visual tokens of one under the
 KNOBS = {
     "c_abstractor": {"width": 32, "num_layers": 1, "positions": (6, 6)},
     "d_abstractor": {"grid": (2, 2), "width": 32, "heads": 2, "num_layers": 1, "positions": (6, 6)},
+    "hiprune": {"block": 1},
     "ldpv2": {"grid": (2, 2)},
     "pixel_shuffle": {"rate": 3},
     "qformer": {"num_queries": 4, "num_layers": 2, "heads": 2, "width": 8},
     "resampler": {"num_queries": 4, "num_layers": 1, "heads": 2, "head_dim": 4},
     "resampler_2d": {"grid": (2, 2)},
+    "vscan": {"block": 1},
 }
 
 

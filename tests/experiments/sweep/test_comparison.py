@@ -79,7 +79,7 @@ def test_a_row_is_shown_before_the_next_cell_begins(command, capsys):
         "avg_pool (5 seeds)",
         "sap+embq seed=0",
     ]
-    assert "study 'tiny', in ablations/results/tiny, computed on AMD EPYC" in first
+    assert "study 'tiny', in ablations/results/tiny, computed on one thread of an AMD EPYC" in first
     assert "identity" not in rest and rest.count("blind seed=0: 50.0 % overall") == 1
 
 
