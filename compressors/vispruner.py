@@ -9,7 +9,8 @@ eight at a time; those that stay are listed by falling similarity, the second ha
 
 `important=1` is FasterVLM, the paper's first version. The released code fails where an odd number of patches
 is listed; here the first half then has one more. In a tower without CLS (SigLIP) what a patch receives on
-average stands for what CLS pays it.
+average stands for what CLS pays it. One changed place in the list turns who is compared with whom: features
+that were rounded otherwise (cached as float16, say) keep other patches.
 """
 
 import torch

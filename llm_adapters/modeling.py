@@ -210,7 +210,10 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         flat = rearrange(features, "b i h w c -> (b i) h w c")
         # cached features are float16; a projector without weights takes the embeddings' type
         weights = next(self.projector.parameters(), embeds)
-        tokens = self.projector(self.compressor(flat.to(weights.dtype), text, text_mask))
+        chooses = bool(self.compressor.needs_cues) and next(self.compressor.parameters(), None) is None
+        # scores of attention tie in half precision, before anything is chosen by them
+        flat = flat.float() if chooses else flat.to(weights.dtype)
+        tokens = self.projector(self.compressor(flat, text, text_mask).to(weights.dtype))
         return rearrange(tokens.to(embeds.dtype), "(b i) n d -> b (i n) d", b=rows)
 
     def embed_tokens(
@@ -375,6 +378,11 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
     ) -> tuple[Tensor, QueryContext | None]:
         """As `embed_tokens`, of the tokens behind a cached prefix that all images stand in. `turns` and
         `query_index` are of whole rows."""
+        if turns is not None and turns.shape[1] != input_ids.shape[1] + prefix_length:
+            raise UsageError(
+                f"`prefix_length`={prefix_length}, `input_ids` of {input_ids.shape[1]} tokens, `turns` of "
+                f"{turns.shape[1]}: give the tokens behind the prefix, and `turns` of whole rows"
+            )
         embeds, _ = self.embed_tokens(input_ids, None, None, None, None)
         if self.query_module is None:
             return embeds, None

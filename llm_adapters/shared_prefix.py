@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from compressors.base import Compressor
 from connectors.versions import CACHE, read_cache
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
-
-ATTENTION_KINDS = {"full_attention", "sliding_attention"}
 
 
 @dataclass
@@ -39,9 +39,10 @@ class SharedBatch:
 
 
 def can_share_prefix(model: FlashSlothForConditionalGeneration) -> bool:
-    """Whether a picture's tokens are the same whatever is asked, and the cache can be copied: not where
-    compressor or pruner reads the question, or the compressor leaves tokens empty, or a layer keeps a state
-    in place of keys and values."""
+    """Whether a picture's tokens are the same whatever is asked, and the cache can be copied. Not where
+    compressor or pruner reads the question, or the compressor leaves tokens empty. Not where a layer keeps a
+    state in place of keys and values, or sees a window: padding stands between prefix and question, and a
+    window counts it."""
     compressor = model.compressor
     if (
         compressor.needs_text
@@ -49,8 +50,10 @@ def can_share_prefix(model: FlashSlothForConditionalGeneration) -> bool:
         or model.pruner is not None
     ):
         return False
-    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
-    return set(kinds) <= ATTENTION_KINDS
+    if model.language_model._is_stateful:
+        return False
+    layers = DynamicCache(config=model.config.get_text_config()).layers
+    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 
 
 @torch.inference_mode()
@@ -73,6 +76,7 @@ def generate_behind_prefix(
         vision_features=prefix["vision_features"][batch.picture],
         image_turn=prefix["image_turn"][batch.picture],
         prefix_length=prefix["input_ids"].shape[1],
+        use_cache=True,  # whatever the configuration says: there is a cache
         **{CACHE: cache},
         **options,
     )

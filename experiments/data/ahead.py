@@ -26,6 +26,8 @@ def count_workers(setting: str, world: int = 1) -> int:
 def read_ahead(read: Callable[[Item], Any], items: Sequence[Item], workers: int = 0) -> Iterator[Any]:
     """`read` of each item, in order, by so many processes; 0: by this one. An error of one line is raised
     here as it was there."""
+    if workers:
+        raise_file_limit()
     loader = DataLoader(
         ReadItems(read, items),
         batch_size=None,  # an item is what is asked for, not a sample to be stacked
@@ -37,6 +39,16 @@ def read_ahead(read: Callable[[Item], Any], items: Sequence[Item], workers: int 
         if isinstance(result, Exception):
             raise result
         yield result
+
+
+def raise_file_limit() -> None:
+    """As many open files as the system lets this process have: each tensor that a worker sends is one."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class ReadItems(Dataset, Generic[Item]):

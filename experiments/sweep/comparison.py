@@ -34,14 +34,16 @@ REFERENCE_SEEDS = [str(seed) for seed in range(5)]
 class Comparison:
     """Tells of finished cells: of the first beside the study's rows, of the others in a line.
 
-    name   of the study, None where none has the cells' setting
+    name    of the study, None where none has the cells' setting
+    rows    of the study, until they are shown
+    labels  key of an evaluation -> the row that it is in
     """
 
     store: Store
     name: str | None = None
     study: StudyScores | None = None
     rows: list[ScoreRow] = field(default_factory=list)
-    keys: set[str] = field(default_factory=set)
+    labels: dict[str, str] = field(default_factory=dict)
 
     def announce_duration(self, jobs: Sequence[CellJob]) -> None:
         """How long a sweep and its first row will take, by what finished stages took here, else by the
@@ -70,20 +72,26 @@ class Comparison:
     def tell(self, cell: Cell, stage: Stage) -> None:
         """Tell of a cell that has just finished."""
         metrics = json.loads((self.store.locate_result(stage) / METRICS_FILE).read_text(encoding="utf-8"))
+        report = self.store.report
         if self.study is None or cell.config.blind:
-            self.store.report.write_note(f"{title_cell(cell)}: {100 * metrics['overall']:.1f} % overall")
+            report.write_note(f"{title_cell(cell)}: {100 * metrics['overall']:.1f} % overall")
             return
         rows = [ScoreRow(title_cell(cell), [metrics])]
-        if self.rows and stage.key not in self.keys:
-            rows = [*self.rows, *rows]
-        lines = format_markdown_table(make_score_lines(ScoreGroup("", rows)))
-        self.store.report.write_note("\n".join(lines))
-        if self.rows:
-            self.store.report.write_note(
+        is_comparable = bool(self.rows) and self.has_references_of(cell)
+        if is_comparable:
+            own_label = self.labels.get(stage.key)  # a reference itself stands there once
+            rows = [*(row for row in self.rows if row.label != own_label), *rows]
+        report.write_note("\n".join(format_markdown_table(make_score_lines(ScoreGroup("", rows)))))
+        if is_comparable:
+            report.write_note(
                 f"rows but the last: study '{self.name}', in {self.study.place}, computed on "
                 f"{self.study.machine}; earlier={self.name} takes its cells into a sweep or report"
             )
-        self.rows = []  # they are shown once
+            self.rows = []  # they are shown once
+
+    def has_references_of(self, cell: Cell) -> bool:
+        """Whether the rows are of a cell's own setting."""
+        return any(stage.key in self.labels for _, _, stage in list_reference_cells(cell))
 
 
 def find_comparison(jobs: Sequence[CellJob], store: Store) -> Comparison:
@@ -91,6 +99,8 @@ def find_comparison(jobs: Sequence[CellJob], store: Store) -> Comparison:
     for cell, _ in jobs:
         if cell.config.blind:
             continue
+        if has_own_files(cell):
+            break
         references = list(list_reference_cells(cell))
         for name, shipped in find_shipped_studies().items():
             if not shipped.folder.is_dir():  # a copy of the code alone
@@ -107,9 +117,9 @@ def find_comparison(jobs: Sequence[CellJob], store: Store) -> Comparison:
             for label, _, stage in references:
                 if stage.key in study.cells:
                     rows.setdefault(label, ScoreRow(label)).runs.append(study.cells[stage.key])
-            keys = {stage.key for _, _, stage in references if stage.key in study.cells}
-            chance = ScoreRow(CHANCE_ROW, [study.chance[min(keys)]])
-            return Comparison(store, name, study, [chance, *rows.values()], keys)
+            labels = {stage.key: label for label, _, stage in references if stage.key in study.cells}
+            chance = ScoreRow(CHANCE_ROW, [study.chance[min(labels)]])
+            return Comparison(store, name, study, [chance, *rows.values()], labels)
         break
     return Comparison(store)
 

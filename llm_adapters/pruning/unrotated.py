@@ -75,6 +75,13 @@ def catch_unrotated(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
     for name in (CACHE, "past_key_values"):  # these keys are none of the cache's
         if name in arguments:
             arguments[name] = None
-    with suppress(ReachedAttention):
-        module.forward(**arguments)
+    # Without dropout (of adapters, say): a number drawn here would not be drawn again where activations are
+    # computed a second time, and all later ones would be others.
+    is_training = module.training
+    module.eval()
+    try:
+        with suppress(ReachedAttention):
+            module.forward(**arguments)
+    finally:
+        module.train(is_training)
     return catcher.reached

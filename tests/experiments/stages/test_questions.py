@@ -37,7 +37,7 @@ def answer_alone(model, images, questions, tokens):
 
 
 @pytest.mark.parametrize("query_module", [None, "embq"])
-@pytest.mark.parametrize("name", [*LLMS, "gemma3"])
+@pytest.mark.parametrize("name", [*LLMS, "gpt_neox"])
 def test_answers_are_those_of_each_question_alone(name, query_module, questions):
     model = make_model(name, "sap", query_module)
     images = SampleImages(make_processor(model))
@@ -89,6 +89,10 @@ def test_what_reads_the_question_or_drops_tokens_is_not_shared():
     reader = {"num_queries": 4, "num_layers": 2, "heads": 2, "width": 8, "text": True}
     assert not can_share_prefix(make_model("llama", "qformer", None, compressor_knobs=reader))
     assert not can_share_prefix(make_model("llama", "matryoshka", None))
+    assert not can_share_prefix(make_model("gemma3", "sap", None))  # layers with a window
+    windows = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}
+    assert not can_share_prefix(make_model("qwen2", "sap", None, llm_changes=windows))
+    assert not can_share_prefix(make_model("rwkv", "sap", None))  # a state
     pruned = make_model("llama", "sap", None)
     pruned.set_pruner("fastv")
     assert not can_share_prefix(pruned)
@@ -107,3 +111,19 @@ def test_a_prefix_without_what_queries_read_is_refused():
     cache = DynamicCache(config=model.config.text_config)
     with pytest.raises(UsageError, match="prefix_length"):
         model(input_ids=ids, prefix_length=4, **{CACHE: cache})
+
+
+def test_a_model_that_is_told_to_keep_no_cache_shares_all_the_same(questions):
+    model = make_model("llama", "sap", "embq", llm_changes={"use_cache": False})
+    model.generation_config.use_cache = False
+    images = SampleImages(make_processor(model))
+    together = generate_answers(model, encode_batch(images, True, questions), 4).tolist()
+    for tokens, alone in zip(together, answer_alone(model, images, questions, 4)):
+        assert tokens[: len(alone)] == alone
+
+
+def test_whole_rows_behind_a_prefix_are_refused():
+    model = make_model("llama", "sap", None)
+    ids = torch.full((1, 3), 7)
+    with pytest.raises(UsageError, match="give the tokens behind the prefix"):
+        model(input_ids=ids, turns=torch.zeros(1, 3, dtype=torch.long), prefix_length=2)

@@ -158,3 +158,25 @@ def test_times_are_of_the_notes(command, tmp_path):
         "finetune",
         "pretrain",
     ]
+
+
+def test_a_reference_that_is_trained_stands_there_once(command, capsys):
+    assert command("compressor=avg_pool,sap", "blind=false") == 0
+    first, _, rest = capsys.readouterr().out.partition("[2/2] sap")
+    lines = [line for line in first.splitlines() if line.lstrip().startswith("|")]
+    assert [line.split("|")[1].strip() for line in lines[2:]] == [
+        "chance",
+        "blind (none)",
+        "identity (uncompressed) (5 seeds)",
+        "avg_pool seed=0",
+    ]
+    assert first.count("rows but the last: study 'tiny'") == 1 and "rows but" not in rest
+
+
+def test_a_cell_of_another_recipe_stands_alone(command, capsys):
+    assert command("compressor=sap", "blind=false") == 0
+    capsys.readouterr()
+    # the first cell, which the study's rows are those of, has finished before
+    assert command("compressor=sap", "finetune.epochs=2,1", "blind=false") == 0
+    out = capsys.readouterr().out
+    assert "identity" not in out and "rows but the last" not in out
