@@ -1,7 +1,8 @@
 """A compressor, and EmbQ if wanted, in a multimodal model of transformers.
 
     model = LlavaForConditionalGeneration.from_pretrained(...)
-    reuse.attach(model, processor, compressor="sap", rate=3, query_module="embq")
+    reuse.attach(model, processor, compressor="visionzip", tokens=64)                  # nothing to train
+    reuse.attach(model, processor, compressor="sap", rate=3, query_module="embq")      # to be trained
     model.save_pretrained(folder), processor.save_pretrained(folder)
     model, processor = reuse.load(folder)
     reuse.pick(model, processor, 2)                                  # another scale, where it has several
@@ -10,7 +11,9 @@
 
 The compressor reads the tower's patch features in the place of the model's own reduction (pixel shuffle,
 pooling, merger), or between tower and projector where there is none. The model's own projector follows where
-the widths agree, otherwise a new one that has to be trained.
+the widths agree, otherwise a new one that has to be trained. What it asks of a CLIP or SigLIP tower beside
+that (attention, keys, CLS) it gets; a compressor without weights before the model's own projector needs no
+training.
 
 With a query module, questions are marked: `processor.apply_chat_template` does it, and in plain text
 "USER: <image>\\n<question>What is this?<query> ASSISTANT:". `<question>` is one more token in the sequence,
@@ -37,15 +40,20 @@ from connectors.query_module import QueryModule
 from llm_adapters.adapter import llm_sizes
 from llm_adapters.conversation import QUERY, QUESTION
 from llm_adapters.reuse import loading, processors
+from llm_adapters.reuse.cues import make_cue_reader
 from llm_adapters.reuse.families import FAMILIES, ModelFamily, find_family
 from llm_adapters.reuse.families.family import read_merge_size
 from llm_adapters.reuse.parts import PARTS_ATTRIBUTE, Markers, VisualParts
 from llm_adapters.reuse.pruning import prune
 from llm_adapters.saved import is_attached
 
-__all__ = ["FAMILIES", "attach", "detach", "load", "name_trained_parts", "pick", "prune"]
+__all__ = ["FAMILIES", "NeedsTraining", "attach", "detach", "load", "name_trained_parts", "pick", "prune"]
 
 MOST_UNITS = 16  # a side of the pictures whose sizes are tried, in the units that it is rounded to
+
+
+class NeedsTraining(UserWarning):
+    """A compressor without weights has got a new projector, which must be trained."""
 
 
 def attach(
@@ -63,7 +71,8 @@ def attach(
     query_knobs     the query module's knobs
     new_projector   one of the projectors; None: the model's own where the compressor's width fits it, no
                     projector after a compressor that projects itself, otherwise `mlp2x_gelu`
-    UsageError for a model, compressor or knob that cannot be; nothing has changed then.
+    UsageError for a model, compressor or knob that cannot be; nothing has changed then. A warning,
+    `NeedsTraining`, where a compressor without weights does not fit the model's own projector.
     """
     family = find_family(model)
     if not isinstance(processor, ProcessorMixin):
@@ -87,11 +96,14 @@ def attach(
     llm_dim = llm_sizes(model.config)["llm_dim"]
     part: Compressor = compressors.create(compressor, dim=family.dim(base), llm_dim=llm_dim, **knobs)
     _check_compressor(part, compressor)
+    cue_reader = make_cue_reader(family, base, part, compressor)
     queries = _create_query_module(model, family.dim(base), query_module, query_knobs or {})
     own_width = family.width(base.get_submodule(family.projector))
     projector = _create_projector(part, own_width, new_projector, llm_dim)
     level_projectors = None
     if projector is not None:
+        if new_projector is None:
+            _warn_of_training(part, compressor, own_width)
         level_projectors = _create_level_projectors(family, base, part, new_projector, llm_dim)
     grid = _find_common_grid(family, base)
     if grid is not None:
@@ -108,7 +120,7 @@ def attach(
     markers = None
     if queries is not None:  # behind the processor, whose tokenizer has the markers now
         markers = _create_markers(model, processor, queries)
-    parts = VisualParts(model, family, part, projector, level_projectors, queries, markers, pair)
+    parts = VisualParts(model, family, part, projector, level_projectors, cue_reader, queries, markers, pair)
     _insert_parts(model, parts, processor)
 
 
@@ -164,17 +176,24 @@ def _warn_of_refused_sizes(part: Compressor, name: str, family: ModelFamily, bas
         )
 
 
+def _warn_of_training(part: Compressor, name: str, own_width: int) -> None:
+    """A warning where a compressor that has nothing to train gets a new projector because of its width."""
+    if part.projects or any(True for _ in part.parameters()):
+        return
+    warnings.warn(
+        f"compressor '{name}' has nothing to train, but its tokens are {part.out_dim} wide and the model's "
+        f"own projector takes {own_width}: a new one follows it, which must be trained",
+        NeedsTraining,
+        stacklevel=3,
+    )
+
+
 def _check_compressor(part: Compressor, name: str) -> None:
     """UsageError for a compressor that wants what these models do not have."""
     if part.needs_text:
         raise UsageError(
             f"compressor '{name}' reads the question, which `generate` of transformers does not "
             "have where it encodes images; choose one that reads the image alone"
-        )
-    if part.needs_cues:
-        raise UsageError(
-            f"compressor '{name}' asks the tower for {', '.join(part.needs_cues)}, which only this "
-            "project's own towers hand over; choose one that reads the features alone"
         )
     if part.image_rate != 1:
         raise UsageError(
@@ -299,7 +318,9 @@ def _attach_record(model: PreTrainedModel, processor: ProcessorMixin, record: di
     scale = record.pop("scale", None)
     if hasattr(model.config, "slothkit"):  # folders of 1.0 have it beside the plain configuration
         del model.config.slothkit
-    attach(model, processor, **record, **knobs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NeedsTraining)  # it was saved with its weights
+        attach(model, processor, **record, **knobs)
     if scale is not None:
         pick(model, processor, scale)
 

@@ -21,6 +21,7 @@ from connectors.versions import read_cache
 from llm_adapters.adapter import CONTEXT, QueryAdapter
 from llm_adapters.conversation import IGNORE
 from llm_adapters.kept_turns import GUESSED, check_turn, says_guessed
+from llm_adapters.reuse.cues import CueReader, find_block_number
 from llm_adapters.reuse.families import ModelFamily
 from llm_adapters.reuse.families.family import read_merge_size
 from llm_adapters.reuse.markers import EncodedImages, Markers
@@ -55,6 +56,7 @@ class VisualParts(nn.Module, QueryAdapter):
         compressor: Compressor,
         projector: nn.Module | None,
         level_projectors: nn.ModuleList | None,
+        cue_reader: CueReader,
         query_module: QueryModule | None,
         markers: Markers | None,
         pair: str,
@@ -64,6 +66,7 @@ class VisualParts(nn.Module, QueryAdapter):
         self.compressor = compressor
         self.projector = projector
         self.level_projectors = level_projectors
+        self.cue_reader = cue_reader
         self.query_module = query_module
         self.markers = markers
         self.pair = pair  # with its processor, which has the same
@@ -129,13 +132,8 @@ class VisualParts(nn.Module, QueryAdapter):
         if not self.compressor.needs_levels:
             return
         blocks = self.family.blocks(tower)
-        count = len(blocks)
         for level in self.compressor.needs_levels:
-            index = level if level > 0 else count + 1 + level
-            if not 1 <= index <= count:
-                raise UsageError(
-                    f"level {level}: the tower has {count} blocks; choose {-count}..-1 or 1..{count}"
-                )
+            index = find_block_number(level, len(blocks), f"level {level}")
             block: Any = blocks[index - 1]
             block.visual_level = index  # an attribute, so that copies keep it
             self._wrapping.handles.append(block.register_forward_hook(self._record_level))
@@ -155,7 +153,8 @@ class VisualParts(nn.Module, QueryAdapter):
             return encoded
         self._raw = {}
         try:
-            output = original(*args, **{**kwargs, "return_dict": True})
+            with self.cue_reader.record():
+                output = original(*args, **{**kwargs, "return_dict": True})
         finally:
             self._raw = None
         self._compress_output(output, arguments)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 class RawInstead:
     """While images are encoded, patch features instead of the model's own reduction; with a compressor's
-    levels beside them in the channels."""
+    levels and cues beside them in the channels."""
 
     def __init__(self, parts: "VisualParts", owner: nn.Module, raw: RawFunction):
         self.parts = parts
@@ -36,6 +36,8 @@ class RawInstead:
             for index in parts._levels.values():
                 level = parts._raw[index][..., -patches:, :]  # CLS comes first
                 levels.append(level.reshape(*patch_features.shape[:-1], -1))
+            for cue in parts.cue_reader.compute_cues():
+                levels.append(cue[..., -patches:, :].reshape(*patch_features.shape[:-1], -1))
         raw: Any = self.raw(self.owner, features, *levels)
         if parts.family.keeps_raw:
             parts._kept = raw

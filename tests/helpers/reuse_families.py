@@ -1,5 +1,6 @@
 """Tiny models and processors of the real classes that a compressor can be put into; nothing from the hub."""
 
+import warnings
 from importlib.util import find_spec
 
 import pytest
@@ -30,6 +31,22 @@ def family_params(*names: str) -> list:
 over_families = pytest.mark.parametrize("family", family_params(*reuse.FAMILIES))
 SAP = {"compressor": "sap", "rate": 3, "grid_policy": "ceil"}
 EMBQ = {"query_module": "embq", "query_knobs": {"at": 2, "dim": 8, "num_queries": 3}}
+# compressors without weights, by their knobs beside the budget
+TRAINING_FREE = {
+    "visionzip": {"context": 0.3},
+    "visionzip_cls": {"context": 0.3, "cls": True},
+    "vispruner": {},
+    "divprune": {},
+    "random": {},
+    "hiprune": {"block": 1},
+    "scope": {},
+}
+over_training_free = pytest.mark.parametrize("part_name", TRAINING_FREE)
+CUE_FAMILIES = [name for name, family in reuse.FAMILIES.items() if family.feature_layer is not None]
+over_cue_families = pytest.mark.parametrize("family", family_params(*CUE_FAMILIES))
+# whose own reduction makes their projector wider than a patch
+SHUFFLED = ("aya_vision", "cohere2_vision")
+BUDGET = 7
 
 
 def make_model(family: str, seed: int = 0) -> PreTrainedModel:
@@ -50,6 +67,27 @@ def attached(family: str, seed: int = 0, **options) -> tuple[PreTrainedModel, Pr
     for parameter in model.slothkit.parameters():
         torch.nn.init.normal_(parameter.data, std=0.3)
     return model, processor
+
+
+def attached_training_free(
+    family: str, part_name: str, tokens: int | float = BUDGET
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    model, processor = make_model(family), make_processor(family)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", reuse.NeedsTraining)
+        attach_training_free(model, processor, part_name, tokens)
+    return model, processor
+
+
+def attach_training_free(
+    model: PreTrainedModel, processor: ProcessorMixin, part_name: str, tokens: int | float = BUDGET
+) -> None:
+    name = part_name.removesuffix("_cls")
+    reuse.attach(model, processor, name, tokens=tokens, **TRAINING_FREE[part_name])
+
+
+def count_hooks(model: PreTrainedModel) -> list[int]:
+    return [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
 
 
 def prompt(family: str, question: str = "What is this?", images: int = 1, marked: bool = False) -> str:

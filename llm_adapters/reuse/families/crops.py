@@ -10,7 +10,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from llm_adapters.reuse.families.family import ModelFamily, PatchGrid, read_patch_size
+from llm_adapters.reuse.families.family import (
+    ModelFamily,
+    PatchGrid,
+    read_feature_layer,
+    read_patch_size,
+)
 
 # of the families that came with transformers 5.24's names; older versions were not tried
 TRIED = "5.24"
@@ -135,6 +140,7 @@ LLAVA = ModelFamily(
     raw={"multi_modal_projector": pass_features},
     maps=make_patch_maps,
     pack=flatten_crops,
+    feature_layer=read_feature_layer,
 )
 
 # As LLaVA, of several hidden states of the tower.
@@ -173,6 +179,7 @@ PALIGEMMA = ModelFamily(
     raw={"multi_modal_projector": pass_features},
     maps=make_patch_maps,
     pack=flatten_crops,
+    feature_layer=read_feature_layer,
     since="5.4",  # before, it scales by itself
 )
 
@@ -184,6 +191,7 @@ GEMMA3 = ModelFamily(
     raw={"multi_modal_projector": pass_features},
     maps=make_patch_maps,
     pack=flatten_crops,
+    feature_layer=read_feature_layer,
 )
 
 # Aya Vision and Cohere 2 Vision: the reduction, a pixel shuffle, is in the projector.
@@ -194,6 +202,7 @@ COHERE = ModelFamily(
     raw={"multi_modal_projector": pass_features},
     maps=make_patch_maps,
     pack=flatten_crops,
+    feature_layer=read_feature_layer,
     processor="runs",
     own_rate=attrgetter("config.downsample_factor"),
     keeps_raw=True,
@@ -218,6 +227,7 @@ DEEPSEEK_VL = ModelFamily(
     raw={"aligner": pass_features},
     maps=make_patch_maps,
     pack=flatten_crops,
+    feature_layer=read_feature_layer,
     tower="vision_model",
     since=TRIED,
 )

@@ -31,6 +31,12 @@ def read_tower_dim(base: PreTrainedModel) -> int:
     return width
 
 
+def read_feature_layer(base: PreTrainedModel) -> int | Sequence[int]:
+    """The hidden state of the tower, or several, that the patch features are; by default the last."""
+    layer: int | Sequence[int] = getattr(base.config, "vision_feature_layer", -1)
+    return layer
+
+
 def read_native_grid(base: PreTrainedModel) -> PatchGrid:
     """Patch grid of an image at the tower's own size."""
     vision = base.config.vision_config
@@ -105,6 +111,8 @@ class ModelFamily:
                    reduced already; it is then among their arguments, behind what they get
     keeps_raw      the model reshapes what the projector makes, so that raw features do not come through: they
                    are kept aside, (n, patches, C), beside the projector's own output
+    feature_layer  which hidden state of the tower (-1: the last block's) the patch features are, where its
+                   patches are in raster order; None: cues of the tower are not read
     deepstack      features of earlier blocks that are added to visual tokens in the LLM's first layers
     processor      how placeholders are counted, in processors.py
     own_rate       patches that become one token, by side, in the model's own reduction
@@ -125,6 +133,7 @@ class ModelFamily:
     tower: str = "vision_tower"
     features: str | None = None
     keeps_raw: bool = False
+    feature_layer: Callable[[Any], int | Sequence[int]] | None = None
     deepstack: DeepStack | None = None
     processor: Literal["fixed", "runs", "tiles", "newline_tiles", "grid", "sizes"] = "fixed"
     own_rate: Callable[[Any], int] = keep_size

@@ -19,7 +19,7 @@ from llm_adapters.reuse.families.crops import (
     make_patch_maps,
     pass_features,
 )
-from llm_adapters.reuse.families.family import ModelFamily, PatchGrid
+from llm_adapters.reuse.families.family import ModelFamily, PatchGrid, read_feature_layer
 
 # LLaVA-OneVision shrinks a picture that has more tokens than its most by this factor, by side
 MOST_RATIO = 1.1
@@ -105,6 +105,7 @@ LLAVA_NEXT = ModelFamily(
     },
     maps=make_patch_maps,
     pack=join_tiles,
+    feature_layer=read_feature_layer,
     processor="tiles",
     whole_images=True,
 )

@@ -1,0 +1,130 @@
+"""Cues of a model's own vision tower (attention, keys, CLS), for compressors that choose patches by them.
+
+They are computed as for this project's towers (`connectors/towers/cues.py`): once more, from what goes into
+the blocks that are asked. So the tower's own attention may be eager, sdpa or another.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers import PreTrainedModel
+
+from compressors.base import Compressor
+from compressors.cues import CLS, Cue, parse_cue
+from compressors.errors import UsageError
+from connectors.towers.cues import compute_cue, find_attention, record_blocks
+from connectors.towers.huggingface import FAMILIES as TOWERS
+from llm_adapters.reuse.families import ModelFamily
+
+# whose attention has neither positions nor a mask of its own, by the `model_type` of their configuration
+TOWERS_WITH_CUES = ("clip_vision_model", "siglip_vision_model")
+ADVICE = "choose a compressor that reads the features alone, such as divprune"
+
+
+@dataclass
+class CueReader:
+    """Reads cues while images are encoded.
+
+    cues      each with the number of its block
+    blocks    of the tower, by their numbers from 1
+    has_cls   whether a token of the tower comes before the patches
+    """
+
+    cues: list[tuple[Cue, int]] = field(default_factory=list)
+    blocks: dict[int, nn.Module] = field(default_factory=dict)
+    has_cls: bool = False
+    # of the blocks: what has gone into their attention and what has come out, (n, tokens, C)
+    _states: tuple[dict[int, Tensor], dict[int, Tensor]] | None = None
+
+    @contextmanager
+    def record(self) -> Iterator[None]:
+        """While it is open, the tower's forward pass is recorded."""
+        with record_blocks(self.blocks) as states:
+            self._states = states
+            try:
+                yield
+            finally:
+                self._states = None
+
+    def compute_cues(self) -> list[Tensor]:
+        """Each cue of the recorded pass (n, tokens, channels), as a hidden state of the tower: where CLS
+        stands are zeros."""
+        if self._states is None:
+            return []
+        inputs, outputs = self._states
+        cues = []
+        for cue, number in self.cues:
+            output = outputs[number]
+            attention = find_attention(self.blocks[number])
+            graph = torch.is_grad_enabled() and output.requires_grad
+            with torch.set_grad_enabled(graph):
+                channels = compute_cue(
+                    cue, attention, inputs[number], output, int(self.has_cls), self.has_cls
+                )
+            cues.append(pad(channels, (0, 0, int(self.has_cls), 0)).to(output.dtype))
+        return cues
+
+
+def make_cue_reader(family: ModelFamily, base: PreTrainedModel, part: Compressor, name: str) -> CueReader:
+    """For what the compressor `part` of that name asks of the tower; UsageError where it does not give it."""
+    if not part.needs_cues:
+        return CueReader()
+    request = f"compressor '{name}' asks the vision tower for {', '.join(part.needs_cues)}"
+    tower = _require_tower(family, base, request)
+    assert family.feature_layer is not None  # else there is no such tower
+    layer = family.feature_layer(base)
+    if not isinstance(layer, int):
+        raise UsageError(
+            f"{request} of one block, but the features are those of {len(layer)}, "
+            f"vision_feature_layer={list(layer)}; {ADVICE}"
+        )
+    has_cls = TOWERS[tower.config.model_type].has_cls
+    tower_blocks = family.blocks(tower)
+    output_number = find_block_number(layer, len(tower_blocks), f"vision_feature_layer={layer}")
+    cues = []
+    for text in part.needs_cues:
+        cue = parse_cue(text)
+        if cue.kind == CLS and not has_cls:
+            raise UsageError(
+                f"compressor '{name}': cue '{text}': a {tower.config.model_type} tower has no CLS token; "
+                "choose knobs that leave it out"
+            )
+        number = output_number
+        if cue.level is not None:
+            number = find_block_number(cue.level, len(tower_blocks), f"cue '{text}'")
+        cues.append((cue, number))
+    blocks = {number: tower_blocks[number - 1] for _, number in cues}
+    return CueReader(cues, blocks, has_cls)
+
+
+def _require_tower(family: ModelFamily, base: PreTrainedModel, request: str) -> PreTrainedModel:
+    """A family's tower, of a kind that gives cues; UsageError for another, and for a family that does not say
+    which of its hidden states the features are."""
+    tower = base.get_submodule(family.tower)
+    config = getattr(tower, "config", None)  # a package's family may have any module there
+    tower_kind = getattr(config, "model_type", type(tower).__name__)
+    if tower_kind not in TOWERS_WITH_CUES:
+        raise UsageError(
+            f"{request}, which are read from a {' or '.join(TOWERS_WITH_CUES)}, not from the '{tower_kind}' "
+            f"of this model; {ADVICE}"
+        )
+    if family.feature_layer is None:
+        raise UsageError(
+            f"{request}, but for models of type '{base.config.model_type}' nothing says which hidden state "
+            f"their features are (feature_layer of a ModelFamily); {ADVICE}"
+        )
+    assert isinstance(tower, PreTrainedModel)  # as all of these kinds
+    return tower
+
+
+def find_block_number(level: int, count: int, source: str) -> int:
+    """The block, from 1, whose output is hidden state `level` of a tower of `count` blocks (-1: the last);
+    UsageError, which names where `level` came from, where there is none."""
+    number = level if level > 0 else count + 1 + level
+    if not 1 <= number <= count:
+        raise UsageError(f"{source}: the tower has {count} blocks; choose {-count}..-1 or 1..{count}")
+    return number
