@@ -23,7 +23,7 @@ from torch import Tensor
 from compressors.avg_pool import average_windows
 from compressors.base import Compressor, MaybeTensor, register, registry
 from compressors.checks import check_at_least
-from compressors.errors import UsageError
+from compressors.errors import UsageError, quote
 from compressors.grid import BudgetCompressor, count_windows
 
 
@@ -50,7 +50,13 @@ class Matryoshka(Compressor):
         context = {"dim": dim}
         if llm_dim is not None:
             context["llm_dim"] = llm_dim
-        self.host: Compressor = registry.create(host, **context, **(knobs or {}))
+        try:
+            self.host: Compressor = registry.create(host, **context, **(knobs or {}))
+        except UsageError as error:
+            where = f"host={quote(host)}"
+            if knobs:
+                where += f", knobs={quote(knobs)}"
+            raise UsageError(f"{where}: {error}") from error
         if isinstance(self.host, BudgetCompressor):
             raise UsageError(
                 f"host={host}: its tokens are in raster order: the first are the image's top; "

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from compressors.errors import UsageError
+from compressors.errors import UsageError, quote
 from compressors.registry import conform
 
 GREY = (127, 127, 127)
@@ -37,7 +37,7 @@ class Tiling:
             if value < 1:
                 raise UsageError(f"{name}={value}: must be at least 1")
         if self.layout not in LAYOUTS:
-            raise UsageError(f"layout={self.layout}: must be one of {', '.join(LAYOUTS)}")
+            raise UsageError(f"layout={quote(self.layout)}: must be one of {', '.join(LAYOUTS)}")
 
     @property
     def fixed(self) -> bool:

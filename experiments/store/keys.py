@@ -6,6 +6,7 @@ import os
 from functools import cache
 from pathlib import Path
 
+from compressors.errors import UsageError, quote
 from experiments.config.sources import ASSET_SCHEME, CACHE_SCHEME, resolve_source
 from experiments.data import llava
 
@@ -33,11 +34,15 @@ def digest_source(name: str) -> object:
     """Describe weights for a key.
 
     `asset:` and `cache:` by their files' content, other folders by names, sizes and times of their files,
-    anything else, such as a hub id, by its name.
+    anything else, such as a hub id, by its name. UsageError for a folder without a model.
     """
     folder = Path(resolve_source(name))
     if not folder.is_dir():
         return name
+    if not any(folder.glob("*config.json")):  # it may be any folder, with all that is below it
+        raise UsageError(
+            f"{quote(name)}: a folder without config.json; give that of a tower or language model"
+        )
     # the times of what ships with the package, or is fetched into a cache, only say when it was installed
     by_content = name.startswith((ASSET_SCHEME, CACHE_SCHEME))
     files: dict[str, object] = {}

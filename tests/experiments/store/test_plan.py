@@ -184,6 +184,9 @@ def test_features_of_the_embedded_data_keep_their_keys():
 
 def test_local_weights_are_known_by_names_sizes_and_times(tmp_path):
     (tmp_path / "model.safetensors").write_text("weights")
+    with pytest.raises(UsageError, match="a folder without config.json"):  # any folder, all of which is read
+        fresh(f"llm.source={tmp_path}")["finetune"].key  # noqa: B018
+    (tmp_path / "config.json").write_text("{}")
     key = fresh(f"llm.source={tmp_path}")["finetune"].key
     os.utime(tmp_path / "model.safetensors", (1, 1))
     assert fresh(f"llm.source={tmp_path}")["finetune"].key != key
