@@ -21,7 +21,7 @@ from torch import Tensor
 
 from compressors.base import MaybeTensor, register
 from compressors.checks import check_share
-from compressors.cues import split_cues
+from compressors.cues import split_patches
 from compressors.grid import GridPolicy
 from compressors.selection import SubsetCompressor, choose_by_class, choose_largest
 
@@ -63,8 +63,8 @@ class HiPrune(SubsetCompressor):
 
     def kept(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         height, width = features.shape[1:3]
-        _, cues = split_cues(features, self.out_dim, self.needs_cues)
-        middle, last = (cues[cue].flatten(1) for cue in self.needs_cues)  # (B, H * W)
+        _, cues = split_patches(features, self.out_dim, self.needs_cues)
+        middle, last = (cues[cue] for cue in self.needs_cues)  # (B, H * W)
         count = self.num_tokens(height, width)
         anchors = choose_largest(middle, round(count * self.anchors / CROSS))
         is_anchor = mark_places(anchors, height, width)

@@ -46,6 +46,7 @@ from llm_adapters.pruning.attention import PRUNING_CONTEXT as PRUNING
 from llm_adapters.visual_prompt import (
     Mute,
     check_count,
+    clear_fill,
     fit_turns,
     hide_unused,
     place_visual_tokens,
@@ -245,8 +246,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
                 f"images of {tuple(features.shape[:2])} (rows, crops) but `image_turn` of "
                 f"{tuple(image_turn.shape)}; make inputs with the model's own processor"
             )
-        # what fills rows with fewer images reaches nothing, not even as NaN * 0
-        features = features.masked_fill((image_turn == 0)[:, :, None, None, None], 0)
+        features = clear_fill(features, image_turn)
         visual = self.compress_features(features, text_embeds, turns, image_turn, (turns > 0) & is_text)
         check_count(is_image, visual.shape[1] // features.shape[1], image_turn)
         # a gather, not a masked assignment: its shapes do not depend on the data, so it compiles
@@ -255,7 +255,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         embeds = torch.where(is_image.unsqueeze(-1), gathered, embeds)
         if self.query_module is None:
             return embeds, None
-        features = features[..., : self.vision_tower.dim].to(embeds.dtype)  # without levels and cues
+        features = features.to(embeds.dtype)
         context = self._make_query_context(features, image_turn, turns, query_index, is_query, is_text)
         return embeds, context
 
@@ -275,6 +275,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         if not query_index.shape[1]:
             return None
         query_turn = turns.gather(1, query_index.clamp(min=0))
+        features = features[..., : self.vision_tower.dim]  # without levels and cues
         patches = rearrange(features, "b i h w c -> b (i h w) c")
         patches_of_image = patches.shape[1] // image_turn.shape[1]
         patch_turn = image_turn.repeat_interleave(patches_of_image, 1)
@@ -388,8 +389,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             return embeds, None
         if features is None or image_turn is None or turns is None or query_index is None:
             raise UsageError("`prefix_length` needs images, `image_turn`, `turns` and `query_index`")
-        features = features.masked_fill((image_turn == 0)[:, :, None, None, None], 0)
-        features = features[..., : self.vision_tower.dim].to(embeds.dtype)
+        features = clear_fill(features, image_turn).to(embeds.dtype)
         is_query = input_ids == self.config.query_token_id
         turns = turns[:, prefix_length:]
         query_index = torch.where(query_index < 0, query_index, query_index - prefix_length)

@@ -5,6 +5,7 @@ The rows that ask about a picture begin with copies of its part of the KV cache.
 their question, and read the picture's uncompressed features as ever.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,11 +32,10 @@ class SharedBatch:
     rows: dict[str, Tensor]
     picture: Tensor
 
-    def move_to(self, device: torch.device) -> "SharedBatch":
-        """The same where a model is."""
-        prefix = {name: value.to(device, non_blocking=True) for name, value in self.prefix.items()}
-        rows = {name: value.to(device, non_blocking=True) for name, value in self.rows.items()}
-        return SharedBatch(prefix, rows, self.picture.to(device, non_blocking=True))
+
+def move_inputs(inputs: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Inputs where a model is, without waiting for the copies."""
+    return {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
 
 
 def can_share_prefix(model: FlashSlothForConditionalGeneration) -> bool:
@@ -62,19 +62,19 @@ def generate_behind_prefix(
 ) -> Tensor:
     """(B, P + question + answer) token ids, as `generate` gives them for `batch.rows` with their own images;
     `options` are those of `generate`."""
-    batch = batch.move_to(model.device)
-    prefix: dict[str, Any] = dict(batch.prefix)
-    rows: dict[str, Any] = batch.rows
+    prefix: dict[str, Any] = move_inputs(batch.prefix, model.device)
+    rows: dict[str, Any] = move_inputs(batch.rows, model.device)
+    picture = batch.picture.to(model.device, non_blocking=True)
     if "pixel_values" in prefix:
         prefix["vision_features"] = model.get_image_features(prefix.pop("pixel_values"))
     # a prefix has no query tokens
     output = model(**prefix, use_cache=True, logits_to_keep=1)
     cache: Any = read_cache(output)
-    cache.batch_select_indices(batch.picture)
+    cache.batch_select_indices(picture)
     ids: Tensor = model.generate(
         **rows,
-        vision_features=prefix["vision_features"][batch.picture],
-        image_turn=prefix["image_turn"][batch.picture],
+        vision_features=prefix["vision_features"][picture],
+        image_turn=prefix["image_turn"][picture],
         prefix_length=prefix["input_ids"].shape[1],
         use_cache=True,  # whatever the configuration says: there is a cache
         **{CACHE: cache},

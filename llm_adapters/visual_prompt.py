@@ -40,6 +40,12 @@ def shrink_pixels(pixels: Tensor, rate: int) -> Tensor:
     return shrunk.to(pixels.dtype)
 
 
+def clear_fill(features: Tensor, image_turn: Tensor) -> Tensor:
+    """Features (B, I, H, W, C) with zeros where `image_turn` (B, I) is 0: what fills rows with fewer images
+    reaches nothing, not even as NaN * 0."""
+    return features.masked_fill((image_turn == 0)[:, :, None, None, None], 0)
+
+
 def place_visual_tokens(embeds: Tensor, where: Tensor, tokens: Tensor) -> Tensor:
     """`tokens` (Q, D) cyclically at the True positions of each row: slots are runs of exactly Q positions."""
     order = (where.cumsum(1) - 1).clamp(min=0) % len(tokens)

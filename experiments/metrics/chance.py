@@ -1,7 +1,9 @@
 """What is right by luck: always giving the most frequent answer. No torch: tables are printed without it."""
 
+import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from experiments.data.llava import Sample
@@ -21,18 +23,20 @@ def collect_family_answers(samples: Iterable[Sample]) -> dict[str, list[str]]:
 
 def score_majority_answers(samples: Iterable[Sample]) -> dict[str, Any]:
     """Accuracy of always giving each family's most frequent answer, in the form of metrics.json."""
-    accuracies: dict[str, float] = {}
-    counts: dict[str, int] = {}
-    hit_sum = 0
-    for family, answers in sorted(collect_family_answers(samples).items()):
-        hits = max(Counter(answers).values())
-        hit_sum += hits
-        accuracies[family] = hits / len(answers)
-        counts[family] = len(answers)
+    scores: dict[str, list[float]] = {}
+    for family, answers in collect_family_answers(samples).items():
+        [(most_frequent, _)] = Counter(answers).most_common(1)
+        scores[family] = [float(answer == most_frequent) for answer in answers]
+    return average_scores(scores)
+
+
+def average_scores(scores: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """overall, families, counts (questions of each), n (of all) of scores by family."""
+    counts = {family: len(scores[family]) for family in sorted(scores)}
     total = sum(counts.values())
     return {
-        "overall": hit_sum / max(total, 1),
-        "families": accuracies,
+        "overall": math.fsum(chain.from_iterable(scores.values())) / max(total, 1),
+        "families": {family: math.fsum(scores[family]) / count for family, count in counts.items()},
         "counts": counts,
         "n": total,
     }

@@ -10,14 +10,13 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from typing import Any
 
 from compressors.errors import UsageError, quote
 from compressors.registry import naming_part, suggest
 from experiments.config.metric_names import DEFAULT_FAMILY, is_exact, list_metric_names
 from experiments.data.records import Sample
-from experiments.metrics.answers import normalise_answer
+from experiments.metrics.chance import average_scores, collect_family_answers
 from experiments.registries import metrics
 
 
@@ -87,15 +86,14 @@ class QuestionScorer:
 
     def score_majority_answers(self, questions: Sequence[Sample]) -> dict[str, Any]:
         """What always giving each family's most frequent answer scores, in the form of metrics.json."""
-        answers: dict[str, Counter[str]] = {}
-        for question in questions:
-            counter = answers.setdefault(question.name_family(), Counter())
-            counter[normalise_answer(question.turns[0].answer or "")] += 1
+        most_frequent = {}
+        for family, answers in collect_family_answers(questions).items():
+            [(most_frequent[family], _)] = Counter(answers).most_common(1)
         scores: dict[str, list[float]] = {}
         for question in questions:
             family = question.name_family()
-            said = answers[family].most_common(1)[0][0]
-            scores.setdefault(family, []).append(self.score_answer(said, question))
+            score = self.score_answer(most_frequent[family], question)
+            scores.setdefault(family, []).append(score)
         return average_scores(scores)
 
 
@@ -106,15 +104,3 @@ def name_question(metric: str, question: Sample) -> Iterator[None]:
         yield
     except UsageError as error:
         raise UsageError(f"evaluate.metric={metric}: question {quote(question.id)}: {error}") from error
-
-
-def average_scores(scores: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """overall, families, counts (questions of each), n (of all) of scores by family."""
-    counts = {family: len(scores[family]) for family in sorted(scores)}
-    total = sum(counts.values())
-    return {
-        "overall": math.fsum(chain.from_iterable(scores.values())) / max(total, 1),
-        "families": {family: math.fsum(scores[family]) / count for family, count in counts.items()},
-        "counts": counts,
-        "n": total,
-    }

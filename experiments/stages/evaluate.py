@@ -15,7 +15,8 @@ from experiments.config.schema import Config
 from experiments.data import llava, roles
 from experiments.data.ahead import count_workers, read_ahead
 from experiments.data.loader import ConversationDataset, SampleImages, open_feature_cache
-from experiments.metrics.scoring import QuestionScorer, average_scores
+from experiments.metrics.chance import average_scores
+from experiments.metrics.scoring import QuestionScorer
 from experiments.models.build import pick_device, pick_scale, replace_compressor, silence_libraries
 from experiments.runtime.files import write_atomic
 from experiments.runtime.progress import Reporter
@@ -28,7 +29,12 @@ from llm_adapters import saved
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.processing import FlashSlothProcessor
 from llm_adapters.pruning.calibration import calibrate_pruner
-from llm_adapters.shared_prefix import SharedBatch, can_share_prefix, generate_behind_prefix
+from llm_adapters.shared_prefix import (
+    SharedBatch,
+    can_share_prefix,
+    generate_behind_prefix,
+    move_inputs,
+)
 
 # Visual tokens of an image from which on questions share its part of the prompt. At `tiny` an evaluation
 # took 0.42 times as long with 144 tokens and 1.1 times with 16, where a second forward pass is not worth it.
@@ -135,7 +141,7 @@ def set_cell_pruner(
     for start in range(0, len(questions), config.evaluate.batch_size):
         batch = questions[start : start + config.evaluate.batch_size]
         encoded = encode_questions(images, batch)
-        batches.append({name: value.to(model.device) for name, value in encoded.items()})
+        batches.append(move_inputs(encoded, model.device))
     calibrate_pruner(model, batches)
 
 
@@ -165,9 +171,7 @@ def generate_answers(
     if isinstance(encoded, SharedBatch):
         ids = generate_behind_prefix(model, encoded, **options)
     else:
-        batch: dict[str, Any] = {}
-        for name, value in encoded.items():
-            batch[name] = value.to(model.device, non_blocking=True)
+        batch: dict[str, Any] = move_inputs(encoded, model.device)
         ids = model.generate(**batch, **options)
     return ids[:, rows["input_ids"].shape[1] :]
 

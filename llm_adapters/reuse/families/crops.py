@@ -132,77 +132,50 @@ def flatten_crops(
     return tokens.flatten(0, 1)
 
 
-# A CLIP or SigLIP tower and two linear layers; no reduction of its own: only the projector is in the way.
-LLAVA = ModelFamily(
+# Crops of one size, and a projector of several layers that is nothing else: what most families differ from.
+CROPS = ModelFamily(
     projector="multi_modal_projector",
     width=attrgetter("linear_1.in_features"),
     project=apply_projector,
     raw={"multi_modal_projector": pass_features},
     maps=make_patch_maps,
     pack=flatten_crops,
-    feature_layer=read_feature_layer,
 )
+
+# A CLIP or SigLIP tower and two linear layers; no reduction of its own: only the projector is in the way.
+LLAVA = replace(CROPS, feature_layer=read_feature_layer)
 
 # As LLaVA, of several hidden states of the tower.
 VIP_LLAVA = replace(LLAVA, since=TRIED)
 
 # The reduction is a pixel shuffle, a method of the model, before the projector.
-INTERNVL = ModelFamily(
-    projector="multi_modal_projector",
-    width=attrgetter("linear_1.in_features"),
-    project=apply_projector,
-    raw={
-        "multi_modal_projector": pass_features,
-        "pixel_shuffle": pass_features,
-    },
-    maps=make_patch_maps,
-    pack=flatten_crops,
-)
+INTERNVL = replace(CROPS, raw={**CROPS.raw, "pixel_shuffle": pass_features})
 
 # Idefics 3 and SmolVLM: the reduction, a pixel shuffle, is in the connector. An entry is a row of images.
-IDEFICS = ModelFamily(
+IDEFICS = replace(
+    CROPS,
     projector="connector",
     width=attrgetter("modality_projection.proj.in_features"),
     project=apply_modality_projection,
     raw={"connector": pass_features},
-    maps=make_patch_maps,
-    pack=flatten_crops,
     language_model="text_model",
     tower="vision_model",
 )
 
 # One linear layer and no reduction of its own.
-PALIGEMMA = ModelFamily(
-    projector="multi_modal_projector",
+PALIGEMMA = replace(
+    LLAVA,
     width=attrgetter("linear.in_features"),
-    project=apply_projector,
-    raw={"multi_modal_projector": pass_features},
-    maps=make_patch_maps,
-    pack=flatten_crops,
-    feature_layer=read_feature_layer,
     since="5.4",  # before, it scales by itself
 )
 
 # The reduction, average pooling, is in the projector, whose weights are a bare matrix.
-GEMMA3 = ModelFamily(
-    projector="multi_modal_projector",
-    width=read_gemma_width,
-    project=apply_gemma_projection,
-    raw={"multi_modal_projector": pass_features},
-    maps=make_patch_maps,
-    pack=flatten_crops,
-    feature_layer=read_feature_layer,
-)
+GEMMA3 = replace(LLAVA, width=read_gemma_width, project=apply_gemma_projection)
 
 # Aya Vision and Cohere 2 Vision: the reduction, a pixel shuffle, is in the projector.
-COHERE = ModelFamily(
-    projector="multi_modal_projector",
-    width=attrgetter("linear_1.in_features"),
+COHERE = replace(
+    LLAVA,
     project=apply_gated_projection,
-    raw={"multi_modal_projector": pass_features},
-    maps=make_patch_maps,
-    pack=flatten_crops,
-    feature_layer=read_feature_layer,
     processor="runs",
     own_rate=attrgetter("config.downsample_factor"),
     keeps_raw=True,
@@ -210,36 +183,21 @@ COHERE = ModelFamily(
 )
 
 # Janus and DeepSeek-VL: a SigLIP-like tower and a perceptron, which are called otherwise.
-JANUS = ModelFamily(
+JANUS = replace(
+    CROPS,
     projector="aligner",
     width=attrgetter("fc1.in_features"),
-    project=apply_projector,
     raw={"aligner": pass_features},
-    maps=make_patch_maps,
-    pack=flatten_crops,
     tower="vision_model",
     since=TRIED,
 )
-DEEPSEEK_VL = ModelFamily(
-    projector="aligner",
-    width=attrgetter("linear1.in_features"),
-    project=apply_projector,
-    raw={"aligner": pass_features},
-    maps=make_patch_maps,
-    pack=flatten_crops,
-    feature_layer=read_feature_layer,
-    tower="vision_model",
-    since=TRIED,
-)
+DEEPSEEK_VL = replace(JANUS, width=attrgetter("linear1.in_features"), feature_layer=read_feature_layer)
 
 # A tower of timm, whose configuration tells its sizes elsewhere; the reduction is behind the projector.
-PERCEPTION_LM = ModelFamily(
-    projector="multi_modal_projector",
-    width=attrgetter("linear_1.in_features"),
+PERCEPTION_LM = replace(
+    CROPS,
     project=apply_pooled_projection,
-    raw={"multi_modal_projector": pass_features},
     maps=make_timm_maps,
-    pack=flatten_crops,
     processor="runs",
     own_rate=attrgetter("config.projector_pooling_ratio"),
     dim=attrgetter("vision_tower.timm_model.embed_dim"),

@@ -10,8 +10,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from llm_adapters.reuse.families.crops import TRIED, apply_projector, flatten_crops, pass_features
-from llm_adapters.reuse.families.family import ModelFamily, read_patch_size
+from llm_adapters.reuse.families.crops import CROPS, TRIED
+from llm_adapters.reuse.families.family import read_patch_size
 
 
 class PatchMerger(Protocol):
@@ -57,27 +57,14 @@ def make_sized_maps(base: PreTrainedModel, entry: Tensor, arguments: Mapping[str
 
 
 # LLaVA with a Pixtral tower: no reduction of its own.
-PIXTRAL = ModelFamily(
-    projector="multi_modal_projector",
-    width=attrgetter("linear_1.in_features"),
-    project=apply_projector,
-    raw={"multi_modal_projector": pass_features},
-    maps=make_sized_maps,
-    pack=flatten_crops,
-    processor="sizes",
-    since=TRIED,
-)
+PIXTRAL = replace(CROPS, maps=make_sized_maps, processor="sizes", since=TRIED)
 
 # The reduction is in the projector.
-MISTRAL3 = ModelFamily(
-    projector="multi_modal_projector",
+MISTRAL3 = replace(
+    PIXTRAL,
     width=attrgetter("patch_merger.merging_layer.in_features"),
     project=apply_patch_merger,
     raw={"multi_modal_projector": group_patches},
-    maps=make_sized_maps,
-    pack=flatten_crops,
-    processor="sizes",
-    since=TRIED,
 )
 LIGHTON_OCR = replace(
     MISTRAL3, projector="vision_projection", raw={"vision_projection": group_patches}, tower="vision_encoder"

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -13,13 +12,8 @@ from torch.nn.functional import interpolate
 from transformers import PreTrainedModel
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
-from llm_adapters.reuse.families.crops import (
-    TRIED,
-    apply_projector,
-    make_patch_maps,
-    pass_features,
-)
-from llm_adapters.reuse.families.family import ModelFamily, PatchGrid, read_feature_layer
+from llm_adapters.reuse.families.crops import LLAVA, TRIED
+from llm_adapters.reuse.families.family import PatchGrid
 
 # LLaVA-OneVision shrinks a picture that has more tokens than its most by this factor, by side
 MOST_RATIO = 1.1
@@ -95,17 +89,10 @@ def end_rows(base: PreTrainedModel, picture: Tensor) -> Tensor:
 
 
 # The model's own packing wants tiles of as many tokens as patches.
-LLAVA_NEXT = ModelFamily(
-    projector="multi_modal_projector",
-    width=attrgetter("linear_1.in_features"),
-    project=apply_projector,
-    raw={
-        "multi_modal_projector": pass_features,
-        "pack_image_features": skip_packing,
-    },
-    maps=make_patch_maps,
+LLAVA_NEXT = replace(
+    LLAVA,
+    raw={**LLAVA.raw, "pack_image_features": skip_packing},
     pack=join_tiles,
-    feature_layer=read_feature_layer,
     processor="tiles",
     whole_images=True,
 )

@@ -12,8 +12,9 @@ from compressors.errors import UsageError
 from experiments.config import metric_names
 from experiments.config.cells import make_cells
 from experiments.data.llava import Sample, load_samples, split_questions
+from experiments.metrics.chance import average_scores
 from experiments.metrics.choice import name_true_option, read_options
-from experiments.metrics.scoring import QuestionScorer, average_scores
+from experiments.metrics.scoring import QuestionScorer
 from experiments.registries import metrics
 from experiments.sweep import request
 from llm_adapters.conversation import Turn
