@@ -198,7 +198,12 @@ class PrunedPass:
             columns = cut.index.unsqueeze(1)
             columns = columns.expand(-1, context.question_mask.shape[1], -1)
             mask = context.question_mask.gather(2, columns)  # (B, S, K)
-            return QueryContext(index, mask, context.features, context.feature_mask, context.receipt)
+            visual_mask = context.visual_mask
+            if visual_mask is not None:
+                visual_mask = visual_mask.gather(2, columns)
+            return QueryContext(
+                index, mask, context.features, context.feature_mask, context.receipt, visual_mask
+            )
 
         return self.build_once(cut, context, narrow_context)
 

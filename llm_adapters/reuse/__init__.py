@@ -31,6 +31,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
 
 import compressors
+import connectors.llava_mini  # noqa: F401  registers itself
 from compressors.base import Compressor
 from compressors.errors import UsageError
 from connectors.embq import registry as query_modules
