@@ -56,7 +56,7 @@ PAIRS = [(name, query_module) for name in compressors.names() for query_module i
 # behind compressors with and without weights, one of several token counts, and one that reads the question
 PAIRS += [
     (name, query_module)
-    for name in ("sap", "resampler_2d", "random", "matryoshka")
+    for name in ("sap", "resampler_2d", "random", "matryoshka", "quecc")
     for query_module in query_modules.names()
     if query_module != "embq"
 ]
