@@ -1,7 +1,7 @@
-"""QueCC, arXiv 2411.03312 (repository locuslab/llava-token-compression): compression that knows the question.
+"""QueCC, arXiv 2411.03312 (repository locuslab/llava-token-compression): it knows what is asked.
 
-The question is added to every patch before the queries are made, one for each window by a strided convolution;
-a query reads its own window's patches, whose keys and values may come from several levels of the tower.
+The question is added to every patch before queries are made, one for each window by a strided convolution. A
+query reads its own window's patches, whose keys and values may come from several levels of the tower.
 
     query    patches + LayerNorm(Linear(question)) - MLP - LayerNorm - depthwise convolution, a window a stride
     keys     levels - MLP - LayerNorm        (values likewise)

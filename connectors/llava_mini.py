@@ -63,7 +63,7 @@ class PrefusionLayer(nn.Module):
 
 
 class ReadingOrder:
-    """Who reads whom before the first layer: P patches, then T tokens of a row, by what its query tokens read.
+    """Who reads whom before the first layer, P patches, then T tokens of a row, by what query tokens read.
 
     A token reads what all query tokens read that read it: a word of a question the images up to its turn and
     its own question, a visual token the images up to its own. Nothing reads what comes later.

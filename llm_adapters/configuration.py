@@ -5,7 +5,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 import compressors
-import connectors.llava_mini  # noqa: F401  registers itself
+import connectors.llava_mini
 import connectors.towers.open_clip  # noqa: F401  registers its vision config
 from compressors.errors import UsageError
 from compressors.registry import conform

@@ -395,8 +395,8 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             return embeds, None
         if self.query_module.prefuses:
             raise UsageError(
-                f"`prefix_length`: {self.config.query_module} reads visual tokens and question together; give "
-                "whole rows"
+                f"`prefix_length`: {self.config.query_module} reads visual tokens and question together; "
+                "give whole rows"
             )
         if features is None or image_turn is None or turns is None or query_index is None:
             raise UsageError("`prefix_length` needs images, `image_turn`, `turns` and `query_index`")

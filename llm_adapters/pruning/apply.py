@@ -118,8 +118,8 @@ class PruningAdapter:
         if flash and self.pruner.proportional:
             raise UsageError(
                 f"{self.pruner.registered_name}: proportional attention needs masks, which "
-                f"{llm.config._attn_implementation} does not take; set proportional=false, or load the language "
-                "model with attn_implementation='sdpa'"
+                f"{llm.config._attn_implementation} does not take; set proportional=false, or load the "
+                "language model with attn_implementation='sdpa'"
             )
         if not past and hasattr(cache, PRUNING_STATE):
             delattr(cache, PRUNING_STATE)  # of a prompt before the cache was emptied

@@ -1,5 +1,5 @@
-"""PACT ("PACT: Pruning and Clustering-Based Token Reduction", arXiv 2504.08966, repository orailix/PACT): what
-is unimportant goes, of the rest what is alike becomes one.
+"""PACT ("PACT: Pruning and Clustering-Based Token Reduction", arXiv 2504.08966, repository orailix/PACT).
+What is unimportant goes, and of the rest what is alike becomes one.
 
     importance  attention of the mean query of all tokens up to the image's end, without rotary positions, to
                 the keys there, times the L2 norm of the hidden state; the share `important` stays
@@ -9,9 +9,9 @@ is unimportant goes, of the rest what is alike becomes one.
                 the centre becomes the mean of all
     attention   the logarithm of how many tokens a centre stands for is added to its logits
 
-The paper has a distance, so how many tokens are left depends on the image. With `ratio` or `average` the count
-is exact: each row has the distance at which there are no more centres than that, and what is missing are its
-most important other tokens. Queries and keys are those of the layer behind which tokens go; the released code
+The paper has a distance, so how many tokens are left depends on the image. With `ratio` or `average` the
+count is exact: each row has the distance at which there are no more centres than that, and what is missing
+are its most important other tokens. Queries and keys are those of the layer behind which tokens go; the released code
 computes those of the next one beforehand.
 """
 
@@ -79,8 +79,8 @@ class Pact(Pruner):
             raise UsageError(f"recall={recall}: must be at least 0")
         if distance is not None and average is not None:
             raise UsageError(
-                f"pact: distance={distance} settles how many tokens are left, so average={average} cannot; set "
-                "one of them"
+                f"pact: distance={distance} settles how many tokens are left, so average={average} cannot; "
+                "set one of them"
             )
         layers, shares = schedule.plan_one_drop(llm_layers, layer, 4, ratio, average)
         super().__init__(llm_layers, layers, None if distance is not None else shares, positions)

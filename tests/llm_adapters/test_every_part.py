@@ -1,4 +1,5 @@
-"""Every compressor, with and without EmbQ, and other query modules, on three LLM families: built, trained, saved, loaded, asked."""
+"""Every compressor, with and without EmbQ, and every query module, on three LLM families: built, trained,
+saved, loaded, asked."""
 
 import pytest
 import torch

@@ -1,4 +1,5 @@
-"""Batched, left-padded, cached generation is one-by-one, uncached generation, token for token, with every query module."""
+"""Batched, left-padded, cached generation is one-by-one, uncached generation, token for token, with every
+query module."""
 
 import copy
 import itertools

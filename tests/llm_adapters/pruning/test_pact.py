@@ -1,4 +1,4 @@
-"""PACT's parts by their definitions: pooled attention, centres one by one, exact counts, proportional attention."""
+"""PACT's parts by their definitions: pooled attention, centres, exact counts, proportional attention."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def test_centres_are_those_of_the_loop(distance):
     for row in range(3):
         density = torch.exp(-((apart[row] / 2) ** 2))[:, chosen[row]].sum(1)
         tokens = chosen[row].nonzero().flatten().tolist()
-        order = sorted(tokens, key=lambda token: -density[token])  # noqa: B023
+        order = sorted(tokens, key=lambda token: -density[token])
         assert set(centres[row].nonzero().flatten().tolist()) == choose_one_by_one(
             apart[row], order, distance
         )
