@@ -3,7 +3,7 @@
 The question is added to every patch before queries are made, one for each window by a strided convolution. A
 query reads its own window's patches, whose keys and values may come from several levels of the tower.
 
-    query    patches + LayerNorm(Linear(question)) - MLP - LayerNorm - depthwise convolution, a window a stride
+    query    patches + LayerNorm(Linear(question)) - MLP - LayerNorm - depthwise convolution by windows
     keys     levels - MLP - LayerNorm        (values likewise)
     token    attention(query, the window's keys and values)
 

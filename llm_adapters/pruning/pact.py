@@ -11,8 +11,8 @@ What is unimportant goes, and of the rest what is alike becomes one.
 
 The paper has a distance, so how many tokens are left depends on the image. With `ratio` or `average` the
 count is exact: each row has the distance at which there are no more centres than that, and what is missing
-are its most important other tokens. Queries and keys are those of the layer behind which tokens go; the released code
-computes those of the next one beforehand.
+are its most important other tokens. Queries and keys are those of the layer behind which tokens go; the
+released code computes those of the next one beforehand.
 """
 
 import torch
