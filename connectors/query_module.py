@@ -44,7 +44,6 @@ class QueryModule(nn.Module):
         features: Tensor,
         feature_mask: Tensor,
         insertion: int = 0,
-        visual_mask: Tensor | None = None,
     ) -> Tensor:
         """New hidden states (B, T, D); nothing is written in place.
 
@@ -54,8 +53,10 @@ class QueryModule(nn.Module):
         features       (B, P, C)  uncompressed patch features of the row's images
         feature_mask   (B, S, P)  True where a query may read a patch: images up to its own turn. A query
                                   that may read none (text only) is left as it is.
-        visual_mask    (B, S, T)  given to one that `prefuses`, which alone need take it: True where a query
-                                  may read a visual token, of images up to its own turn
+
+        One that `prefuses` takes one more, by name:
+
+        visual_mask    (B, S, T)  True where a query may read a visual token: of images up to its own turn
         """
         raise NotImplementedError
 

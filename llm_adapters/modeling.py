@@ -24,9 +24,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 import compressors
 from compressors.base import Compressor
 from compressors.errors import UsageError
-from connectors.embq import registry as query_modules
 from connectors.projector import registry as projectors
 from connectors.query_module import QueryModule, take_at_positions
+from connectors.query_modules import registry as query_modules
 from connectors.towers.base import VisionTower
 from connectors.towers.build import build_tower
 from connectors.versions import CACHE

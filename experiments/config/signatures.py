@@ -46,8 +46,7 @@ def load_compressors() -> Registry:
 
 def load_query_modules() -> Registry:
     """The query modules' registry, filled."""
-    import connectors.llava_mini  # noqa: F401  registers itself
-    from connectors.embq import registry
+    from connectors.query_modules import registry
 
     return registry
 

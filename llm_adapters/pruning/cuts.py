@@ -69,6 +69,7 @@ class Cut:
             if is_fill is None and self.bias is None:
                 return None
             if not boolean:
+                assert is_fill is not None  # with sizes flash attention has been refused
                 return ~is_fill
             mask = self.make_causal_mask(columns, total, new, is_prefill)
         elif mask.ndim == 2:
