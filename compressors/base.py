@@ -1,5 +1,7 @@
 """The contract of a visual compressor: patch features (B, H, W, C) -> visual tokens (B, N, C')."""
 
+from typing import Literal
+
 from torch import Tensor, nn
 
 from compressors.errors import UsageError
@@ -25,6 +27,7 @@ class CompressorRegistry(Registry):
 registry = CompressorRegistry("compressor", group="slothkit.compressors", context=("dim", "llm_dim"))
 register = registry.register
 MaybeTensor = Tensor | None
+Positions = Literal["keep", "renumber"]
 
 
 class Compressor(nn.Module):
@@ -40,6 +43,9 @@ class Compressor(nn.Module):
                    channels: `split_cues` gives it
     projects       the output is already at the LLM's width: no projector follows by default
     image_rate     the *image* is shrunk by this factor before the tower (1: not at all)
+    keeps_positions    in the LLM each token has the position that its patch, `kept`, would have if nothing
+                   were left out, and text behind an image goes on from there; otherwise positions count the
+                   tokens that are there. A knob `positions` of those that define `kept`
     """
 
     out_dim: int
@@ -48,6 +54,7 @@ class Compressor(nn.Module):
     needs_cues: tuple[str, ...] = ()
     projects: bool = False
     image_rate: int = 1
+    keeps_positions: bool = False
 
     def out_grid(self, height: int, width: int) -> tuple[int, int] | None:
         """Grid of the visual tokens, row-major, for a (height, width) patch grid; None: no spatial order."""

@@ -62,6 +62,8 @@ class Matryoshka(Compressor):
                 f"host={host}: its tokens are in raster order: the first are the image's top; "
                 "choose one with a grid, such as avg_pool, or with queries, such as resampler"
             )
+        if self.host.keeps_positions:
+            raise UsageError(f"host={host}, positions=keep: averages of its tokens stand at no patch")
         # what the contract asks of a compressor, the host answers
         self.out_dim = self.host.out_dim
         self.projects = self.host.projects

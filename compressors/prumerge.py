@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compressors.base import MaybeTensor, register
+from compressors.base import MaybeTensor, Positions, register
 from compressors.checks import check_at_least
 from compressors.cues import split_patches
 from compressors.grid import BudgetCompressor, GridPolicy
@@ -72,8 +72,9 @@ class PruMerge(BudgetCompressor):
         tokens: int | float | None = None,
         cues: bool = False,
         grid_policy: GridPolicy = "error",
+        positions: Positions = "renumber",
     ):
-        super().__init__(rate, grid_policy, tokens)
+        super().__init__(rate, grid_policy, tokens, positions)
         check_at_least(0, neighbours=neighbours)
         self.out_dim = dim
         self.neighbours = neighbours

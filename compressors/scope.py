@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compressors.base import MaybeTensor, register
+from compressors.base import MaybeTensor, Positions, register
 from compressors.checks import check_at_least
 from compressors.cues import split_patches
 from compressors.grid import GridPolicy
@@ -53,8 +53,9 @@ class Scope(SubsetCompressor):
         tokens: int | float | None = None,
         saliency: float = 1.0,
         grid_policy: GridPolicy = "error",
+        positions: Positions = "renumber",
     ):
-        super().__init__(rate, grid_policy, tokens)
+        super().__init__(rate, grid_policy, tokens, positions)
         check_at_least(0, saliency=saliency)
         self.out_dim = dim
         self.saliency = saliency

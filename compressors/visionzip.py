@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compressors.base import MaybeTensor, register
+from compressors.base import MaybeTensor, Positions, register
 from compressors.checks import check_share
 from compressors.cues import split_patches
 from compressors.grid import BudgetCompressor, GridPolicy
@@ -50,8 +50,9 @@ class VisionZip(BudgetCompressor):
         context: float = 10 / 64,
         cls: bool = False,
         grid_policy: GridPolicy = "error",
+        positions: Positions = "renumber",
     ):
-        super().__init__(rate, grid_policy, tokens)
+        super().__init__(rate, grid_policy, tokens, positions)
         check_share(context=context)
         self.out_dim = dim
         self.context = context
