@@ -268,7 +268,8 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         embeds = torch.where(is_image.unsqueeze(-1), gathered, embeds)
         shift = None
         if kept is not None:
-            shift = shift_positions(is_image, kept, features.shape[2] * features.shape[3])
+            patches = features.shape[2] * features.shape[3]
+            shift = shift_positions(is_image, kept.flatten(1).gather(1, order), kept.shape[2], patches)
         if self.query_module is None:
             return embeds, None, shift
         features = features.to(embeds.dtype)

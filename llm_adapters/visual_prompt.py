@@ -112,17 +112,15 @@ def locate_tokens(
     return kept.clamp(min=0)
 
 
-def shift_positions(is_image: Tensor, kept: Tensor, patches: int) -> Tensor:
+def shift_positions(is_image: Tensor, places: Tensor, count: int, patches: int) -> Tensor:
     """By how much positions (B, T) are further on where no patch is left out.
 
-    is_image (B, T): the places of visual tokens; kept (B, I, N): of `patches` patches of an image those that
-    its tokens stand at. A token is as far behind where its image begins as its patch is behind the first one,
+    is_image (B, T): where visual tokens are, `count` of an image; places (B, T): at which of its `patches`
+    patches each stands. A token is as far behind where its image begins as its patch is behind the first one,
     and what follows an image is behind all of its patches."""
-    images, count = kept.shape[1:]
     left_out = patches - count
     visual_tokens = is_image.cumsum(1)  # up to each token, itself one of them
-    order = torch.arange(count, device=kept.device)
-    earlier_images = torch.arange(images, device=kept.device).unsqueeze(1)
-    own_shift = (kept - order + earlier_images * left_out).flatten(1)  # (B, I * N)
-    place = (visual_tokens - 1).clamp(0, images * count - 1)
-    return torch.where(is_image, own_shift.gather(1, place), visual_tokens // count * left_out)
+    order = (visual_tokens - 1) % count
+    earlier_images = (visual_tokens - 1) // count
+    own_shift = places - order + earlier_images * left_out
+    return torch.where(is_image, own_shift, visual_tokens // count * left_out)

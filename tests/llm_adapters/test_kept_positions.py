@@ -93,8 +93,8 @@ def test_it_is_the_whole_sequence_without_what_was_left_out(llm, compressor):
 def test_where_tokens_stand():
     """Two images of 3 of 10 patches; the first row has one of them."""
     is_image = torch.tensor([[0, 1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 0, 1, 1, 1, 0, 0]]).bool()
-    kept = torch.tensor([[[0, 4, 9], [0, 0, 0]], [[7, 8, 2], [1, 2, 3]]])
-    positions = torch.arange(9) + shift_positions(is_image, kept, 10)
+    places = torch.tensor([[0, 0, 4, 9, 0, 0, 0, 0, 0], [7, 8, 2, 0, 1, 2, 3, 0, 0]])
+    positions = torch.arange(9) + shift_positions(is_image, places, 3, 10)
     assert positions.tolist() == [
         [0, 1, 5, 10, 11, 12, 13, 14, 15],
         [7, 8, 2, 10, 12, 13, 14, 21, 22],
@@ -187,8 +187,10 @@ def test_training_without_a_mask_gives_every_image_its_own_draw():
     is_patch = (tokens.unsqueeze(2) == flat.flatten(1, 2).unsqueeze(1)).all(-1)
     patches = is_patch.float().argmax(-1).unflatten(0, features.shape[:2])  # (B, I, 4)
     is_image = batch["input_ids"] == model.config.image_token_id
+    places = torch.zeros_like(batch["input_ids"])
+    places[is_image] = patches[batch["image_turn"] > 0].flatten()
     count = torch.arange(is_image.shape[1])
-    assert torch.equal(seen[0], count + shift_positions(is_image, patches, 36))
+    assert torch.equal(seen[0], count + shift_positions(is_image, places, 4, 36))
     model(**batch)
     assert not torch.equal(*seen)
 
