@@ -37,6 +37,8 @@ class Compressor(nn.Module):
 
     needs_text     forward wants `text (B, T, llm_dim)`, the embeddings of the question asked where the image
                    stands, and `text_mask (B, T)`, True where there is a token; None: everywhere
+    needs_projected    patches as the projector makes them, at the LLM's width, come along last in the
+                   channels: one that chooses patches as the LLM will see them. Its out_dim is `dim`
     needs_levels   hidden states of the tower, as its `levels=` takes them, that come along in the channels:
                    features are then (B, H, W, (1 + L) C), the tower's output first
     needs_cues     what else the tower knows of its patches (`compressors/cues.py`), behind the levels in the
@@ -50,6 +52,7 @@ class Compressor(nn.Module):
 
     out_dim: int
     needs_text: bool = False
+    needs_projected: bool = False
     needs_levels: tuple[int, ...] = ()
     needs_cues: tuple[str, ...] = ()
     projects: bool = False

@@ -201,6 +201,16 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         )
         return rearrange(features, "(b i) h w c -> b i h w c", b=rows)
 
+    def add_projected(self, features: Tensor) -> Tensor:
+        """(n, H, W, C) -> with what the projector makes of each patch behind it (n, H, W, C + D), for a
+        compressor that chooses by it. No gradient comes from there."""
+        if not self.compressor.needs_projected:
+            return features
+        weights = next(self.projector.parameters(), features)
+        with torch.no_grad():
+            projected = self.projector(features[..., : self.compressor.out_dim].to(weights.dtype))
+        return torch.cat([features, projected.to(features.dtype)], -1)
+
     def compress_features(
         self, features: Tensor, embeds: Tensor, turns: Tensor, image_turn: Tensor, is_text: Tensor
     ) -> tuple[Tensor, Tensor | None]:
@@ -222,6 +232,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         chooses = bool(self.compressor.needs_cues) and next(self.compressor.parameters(), None) is None
         # scores of attention tie in half precision, before anything is chosen by them
         flat = flat.float() if chooses else flat.to(weights.dtype)
+        flat = self.add_projected(flat)
         kept = None
         if self.compressor.keeps_positions:
             kept = locate_tokens(self.compressor, flat, text, text_mask).unflatten(0, (rows, images))

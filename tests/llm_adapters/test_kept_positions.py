@@ -102,7 +102,7 @@ def test_where_tokens_stand():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("compressor", ["divprune", "visionzip", "vscan", "tome"])
+@pytest.mark.parametrize("compressor", ["divprune", "visionzip", "vscan", "tome", "mmtok"])
 @pytest.mark.parametrize("llm", ["llama", "phi"])
 def test_generation_continues_behind_the_patches(llm, compressor):
     knobs = {"block": 1} if compressor == "vscan" else {}
