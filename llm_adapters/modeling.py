@@ -167,9 +167,20 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             height = self.vision_tower.image_size
         if width is None:
             width = height
+        return self.compressor.num_tokens(*self._find_grid(height, width))
+
+    def num_left_out(self, height: int, width: int) -> int:
+        """Positions that an image of (height, width) pixels has beside its tokens': where they are kept,
+        those of the patches that are left out."""
+        if not self.compressor.keeps_positions:
+            return 0
+        rows, columns = self._find_grid(height, width)
+        return rows * columns - self.compressor.num_tokens(rows, columns)
+
+    def _find_grid(self, height: int, width: int) -> tuple[int, int]:
+        """The patch grid that the compressor sees of an image of (height, width) pixels."""
         rate = self.compressor.image_rate
-        rows, columns = self.vision_tower.grid(height // rate, width // rate)
-        return self.compressor.num_tokens(rows, columns)
+        return self.vision_tower.grid(height // rate, width // rate)
 
     def _init_weights(self, module: Any) -> None:
         # tower and LLM are PreTrainedModels and initialise themselves, ours as their constructors do
@@ -466,11 +477,10 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             return None
         if features is not None:
             height, width = features.shape[2:4]
+            left_out = height * width - self.compressor.num_tokens(height, width)
         else:
             assert pixels is not None  # one of the two comes with `image_turn`
-            rate = self.compressor.image_rate
-            height, width = self.vision_tower.grid(pixels.shape[-2] // rate, pixels.shape[-1] // rate)
-        left_out = height * width - self.compressor.num_tokens(height, width)
+            left_out = self.num_left_out(pixels.shape[-2], pixels.shape[-1])
         return (image_turn > 0).sum(1, keepdim=True) * left_out
 
     def _compute_answer_loss(
