@@ -39,8 +39,8 @@ def test_llava_is_the_plain_model_that_does_not_see_the_others():
     reuse.attach(model, processor, **KEEP)
     batch = inputs(processor, rows)
     outputs = model.model.get_image_features(batch["pixel_values"])
-    kept = outputs.kept.places
-    assert kept.shape == (3, BUDGET) and outputs.kept.patches == PATCHES
+    kept = torch.stack(outputs.kept.places)
+    assert kept.shape == (3, BUDGET) and outputs.kept.grids == [(GRID, GRID)] * 3
     with torch.no_grad():
         logits = model(**batch).logits[batch["attention_mask"].bool()]
     reuse.detach(model, processor)
@@ -72,10 +72,7 @@ def test_generation_continues_behind_the_patches(family):
         assert answers(model, batch, use_cache=False) == said
     beams = answers(model, batch, num_beams=2)
     assert beams == [answers(model, inputs(processor, [row]), num_beams=2)[0] for row in rows]
-    seen = []
-    model.get_decoder().register_forward_pre_hook(
-        lambda _module, _arguments, keywords: seen.append(keywords["position_ids"]), with_kwargs=True
-    )
+    seen = record_positions(model)
     answers(model, batch)
     crops = (batch["input_ids"] == image_id(model)).sum(1) // BUDGET
     last = seen[0][:, -1]
@@ -90,9 +87,60 @@ def image_id(model) -> int:
     return getattr(model.config, "image_token_id", None) or model.config.image_token_index
 
 
+GRIDS = [name for name, family in reuse.FAMILIES.items() if family.rope]
+
+
+@pytest.mark.filterwarnings("ignore::llm_adapters.reuse.NeedsTraining")
+@pytest.mark.parametrize("family", family_params(*GRIDS))
+def test_grids_keep_the_places_of_the_whole_image(family):
+    """Positions are those that `identity` has, of kept patches and of all text."""
+    model, processor = make_model(family), make_processor(family)
+    rows = two_rows(family)
+    rows[0] = (prompt(family, images=2), [picture(1), picture(3, 40, 24)])
+    knobs = {"compressor": "divprune", "tokens": BUDGET}
+    reuse.attach(model, processor, **knobs, positions="keep")
+    batch = inputs(processor, rows)
+    seen = record_positions(model)
+    said = answers(model, batch)
+    with torch.no_grad():
+        logits = model(**batch).logits[batch["attention_mask"].bool()]
+    together = seen[0][-3:, batch["attention_mask"].bool()]
+    assert torch.equal(together, seen[-1][-3:, batch["attention_mask"].bool()])  # generate and forward
+    steps = [positions[-3:, :, 0] for positions in seen[1:-1]]
+    kept = model.model.get_image_features(batch["pixel_values"], batch["image_grid_thw"]).kept
+    for step, positions in enumerate(steps, 1):
+        assert torch.equal(positions, seen[0][-3:, :, -1] + step)
+    assert said == [answers(model, inputs(processor, [row]))[0] for row in rows]
+    if cache_agrees(family, two_rows(family)):
+        assert answers(model, batch, use_cache=False) == said
+    beams = answers(model, batch, num_beams=2)
+    assert beams == [answers(model, inputs(processor, [row]), num_beams=2)[0] for row in rows]
+    assert logits.isfinite().all()
+    reuse.detach(model, processor)
+    reuse.attach(model, processor, "identity")
+    full = inputs(processor, rows)
+    whole = record_positions(model)
+    model(**full)
+    is_there = full["attention_mask"].bool().clone()
+    is_kept = []
+    for places, (height, width) in zip(kept.places, kept.grids):
+        is_kept.append(torch.zeros(height * width).scatter(0, places, 1.0).bool())
+    is_there[full["input_ids"] == image_id(model)] = torch.cat(is_kept)
+    assert torch.equal(together, whole[0][-3:, is_there])
+
+
+def record_positions(model) -> list[torch.Tensor]:
+    """Positions of each call of the LLM's decoder."""
+    seen: list[torch.Tensor] = []
+    model.get_decoder().register_forward_pre_hook(
+        lambda _module, _arguments, keywords: seen.append(keywords["position_ids"]), with_kwargs=True
+    )
+    return seen
+
+
 @over_families
 def test_where_positions_are_others_it_is_refused(family):
-    if family in PLAIN:
+    if family in PLAIN or reuse.FAMILIES[family].rope:
         pytest.skip("it can be done")
     model, processor = make_model(family), make_processor(family)
     with pytest.raises(
