@@ -107,33 +107,45 @@ class ConversationDataset(Dataset):
             if self.count_text_bytes(index) > self.max_length:
                 self.encode(index)
 
-    def check_positions(self, positions: int | None, new_tokens: int = 0) -> None:
+    def check_positions(self, positions: int | None, new_tokens: int = 0, left_out: int = 0) -> None:
         """Find a row that, with `new_tokens` of an answer, has more tokens than the language model has
-        positions. As for texts, only long ones need the tokenizer."""
+        positions, `left_out` of which a crop takes beside its tokens. As for texts, only long ones need the
+        tokenizer."""
         if positions is None:
             return
         processor = self.images.processor
         for index, sample in enumerate(self.samples):
             text = self.count_text_bytes(index) + len(sample.turns) * SPACES_OF_A_TURN
             bound = min(text, self.max_length or text)
-            bound += len(sample.images) * processor.crops * processor.image_tokens
+            bound += len(sample.images) * processor.crops * (processor.image_tokens + left_out)
             bound += len(sample.turns) * processor.num_queries
             if bound + new_tokens <= positions:
                 continue
             ids = self.encode(index).ids
-            if len(ids) + new_tokens > positions:
-                visual = ids.count(processor.image_token_id)
+            visual = ids.count(processor.image_token_id)
+            empty = 0
+            if left_out:
+                empty = visual // processor.image_tokens * left_out
+            if len(ids) + empty + new_tokens > positions:
                 queries = ids.count(processor.query_token_id)
                 raise UsageError(
                     f"sample {index} (id {quote(sample.id)}): {len(ids)} tokens ({visual} visual, {queries} "
-                    f"query) and {new_tokens} of an answer to come do not fit into the language model's "
-                    f"{positions} positions; take fewer visual tokens, lower data.max_length, or drop it"
+                    f"query){tell_left_out(empty)} and {new_tokens} of an answer to come do not fit into the "
+                    f"language model's {positions} positions; take fewer visual tokens, lower "
+                    "data.max_length, or drop it"
                 )
 
     def count_text_bytes(self, index: int) -> int:
         """Of a row as it is rendered, at least as many as its text has tokens."""
         text = render_turns(self.samples[index].turns, self.images.processor.encoder.template)
         return len(text.encode())
+
+
+def tell_left_out(positions: int) -> str:
+    """What an error says of the positions of patches that are left out."""
+    if not positions:
+        return ""
+    return f" and {positions} positions of patches that are left out"
 
 
 def check_step_rows(rows: int, pieces: int, world: int) -> None:

@@ -186,7 +186,9 @@ def make_module(
     images = SampleImages(processor, open_feature_cache(inputs))
     dataset = ConversationDataset(samples, images, config.data.max_length)
     dataset.check_lengths()
-    dataset.check_positions(model.config.position_limit)
+    size: Any = processor.image_processor.size
+    left_out = model.num_left_out(size["height"], size["width"])
+    dataset.check_positions(model.config.position_limit, left_out=left_out)
     lengths = None
     if optimisation.group_by_length:
         lengths = dataset.estimate_lengths()
