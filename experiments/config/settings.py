@@ -185,6 +185,20 @@ def switch_off_query_module_settings(config: Config) -> None:
         assign_setting(config, path, settings[path].default)
 
 
+def check_starts(config: Config) -> None:
+    """UsageError for two models to start from, and for a teacher of a cell without images."""
+    if config.pretrain.init is not None and config.finetune.init is not None:
+        raise UsageError(
+            f"pretrain.init={shorten(config.pretrain.init)}: finetune.init="
+            f"{shorten(config.finetune.init)} leaves stage 1 out; set one of the two"
+        )
+    if config.blind and config.has_teacher:
+        raise UsageError(
+            f"finetune.teacher={config.finetune.teacher}: compressor={BLIND_COMPRESSOR} sees no image that "
+            "the teacher sees; leave it out"
+        )
+
+
 def check_batches(config: Config) -> None:
     """UsageError if a step cannot be cut into as many pieces as are asked for."""
     for stage in ("pretrain", "finetune"):

@@ -34,7 +34,7 @@ def make_labels(rows: int = 2, tokens: int = 9) -> torch.Tensor:
 
 def compute_split_loss(llm, inputs, labels, **options):
     output = llm.base_model(**inputs, use_cache=False)
-    return compute_answer_loss(llm, output, labels, index_answers(labels), **options)
+    return compute_answer_loss(llm, output, labels, index_answers(labels), **options).loss
 
 
 def collect_gradients(llm, loss) -> dict[str, torch.Tensor]:
