@@ -60,7 +60,9 @@ def conform_setting(path: str, value: object) -> object:
     if setting.hint == list[str]:
         if isinstance(value, str):  # one file
             value = [value]
-        return list(conform(value, tuple[str, ...], path))
+        words = list(conform(value, tuple[str, ...], path))
+        check_bounds(path, words, setting.rules)
+        return words
     if setting.hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         check_integer_size(value, path)
         value = str(value)  # precision: 32 in a YAML file

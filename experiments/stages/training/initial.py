@@ -1,6 +1,7 @@
 """Weights of a trained model as the start of a stage: whether they fit, and how they come into the model."""
 
 from collections.abc import Mapping
+from itertools import groupby, islice
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ PART_MODULES = {  # a part's name in settings -> in the model
     "query_module": "query_module",
     "llm": "language_model",
 }
-LISTED_NAMES = 4  # of the tensors of a kind that do not fit
+LISTED_NAMES = 2  # of the tensors of a part that do not fit in one way
 ADVICE = "save the model there again"
 
 
@@ -70,7 +71,12 @@ def load_start(config: Config, stage: str, model: FlashSlothForConditionalGenera
 def take_parts(model: FlashSlothForConditionalGeneration, start: TrainedStart) -> dict[str, Tensor]:
     """The state dict of the parts that are taken."""
     modules = {PART_MODULES[part] for part in start.parts}
-    return {name: value for name, value in model.state_dict().items() if name.partition(".")[0] in modules}
+    return {name: value for name, value in model.state_dict().items() if find_module(name) in modules}
+
+
+def find_module(name: str) -> str:
+    """The module of the model that a tensor is in."""
+    return name.partition(".")[0]
 
 
 def check_fit(
@@ -91,10 +97,12 @@ def check_fit(
     for fault, names in faults.items():
         if not names:
             continue
-        listed = sorted(names)[:LISTED_NAMES]
+        listed: list[str] = []
+        for _, part_names in groupby(sorted(names), find_module):
+            listed += islice(part_names, LISTED_NAMES)
         more = f" and {len(names) - len(listed)} more" if len(names) > len(listed) else ""
         words.append(f"{fault}: {', '.join(listed)}{more}")
-        unfit_modules |= {name.partition(".")[0] for name in names}
+        unfit_modules |= set(map(find_module, names))
     if not words:
         return
     fitting = [part for part in start.parts if PART_MODULES[part] not in unfit_modules]
