@@ -105,7 +105,8 @@ def check_fit(
         unfit_modules |= set(map(find_module, names))
     if not words:
         return
-    fitting = [part for part in start.parts if PART_MODULES[part] not in unfit_modules]
+    fitting_modules = set(map(find_module, state)) - unfit_modules
+    fitting = [part for part in start.parts if PART_MODULES[part] in fitting_modules]
     advice = f"take what fits with {start.path}_parts=[{','.join(fitting)}]"
     if not fitting:
         advice = "start from another model"

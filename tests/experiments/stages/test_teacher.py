@@ -172,6 +172,7 @@ def test_pieces_of_a_step_have_the_gradients_of_the_whole(folder, tmp_path):
     assert not torch.allclose(untaught[name], gradients[0][name], rtol=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_have_the_gradients_of_one(folder, tmp_path, strategy):
     alone = collect_first_gradients(make_config(folder, devices="1"), tmp_path, "alone")
