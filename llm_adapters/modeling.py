@@ -40,7 +40,14 @@ from llm_adapters.adapter import (
     mask_images,
     query_positions,
 )
-from llm_adapters.answers import can_split_head, compute_answer_loss
+from llm_adapters.answers import (
+    AnswerOutput,
+    AnswerStates,
+    Lesson,
+    can_split_head,
+    compute_answer_loss,
+    take_answer_states,
+)
 from llm_adapters.configuration import FlashSlothConfig
 from llm_adapters.kept_turns import GUESSED, check_turn, says_guessed
 from llm_adapters.pruning.apply import PruningAdapter
@@ -81,6 +88,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
     query_index      (B, S)              positions of query tokens, -1 fills; optional, read off `input_ids`
     answer_index     (N,)                of `llm_adapters.answers.index_answers`: with `labels`, the logits of
                                          these positions alone are computed; optional, in training
+    lesson                               what a teacher says of these positions, for the loss; optional
     prefix_length                        tokens that the cache holds with all images, before any question
                                          (`llm_adapters.shared_prefix`); `input_ids` are those behind them
     hidden_rows      (B,)                True for rows whose visual tokens the LLM does not see, while the
@@ -346,11 +354,13 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         past_key_values: Cache | None = None,
         logits_to_keep: int | Tensor = 0,
         answer_index: Tensor | None = None,
+        lesson: Lesson | None = None,
+        answer_states: bool = False,
         prefix_length: int = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """The LLM's output and loss; inputs as the class says, the rest as in transformers' LLMs. With
-        `answer_index` the loss alone."""
+        `answer_index` the loss alone, with `answer_states` too the states that a lesson is made of."""
         if cache is None:
             cache = past_key_values  # its name up to transformers 5.23
         is_guessed = kwargs.pop(GUESSED, False)
@@ -411,8 +421,10 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             "use_cache": use_cache,
             CACHE: cache,
         }
-        if answer_index is not None and can_split_head(self.language_model):
-            output = self._compute_answer_loss(labels, answer_index, **kwargs)
+        if answer_index is not None and answer_states:
+            output = self._find_answer_states(answer_index, **kwargs)
+        elif answer_index is not None and can_split_head(self.language_model):
+            output = self._compute_answer_loss(labels, answer_index, lesson, **kwargs)
         else:
             output = self.language_model(labels=labels, logits_to_keep=logits_to_keep, **kwargs)
         if pruned_pass is not None:
@@ -500,15 +512,24 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         self,
         labels: Tensor | None,
         answer_index: Tensor,
+        lesson: Lesson | None,
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> AnswerOutput:
         """The loss of `labels` without logits of other positions; `kwargs` are the decoder's."""
         if labels is None:
             raise UsageError("`answer_index` was given without `labels`, whose positions it tells")
         output = self.language_model.base_model(**kwargs)
-        loss = compute_answer_loss(self.language_model, output, labels, answer_index, num_items_in_batch)
-        return CausalLMOutputWithPast(loss=loss)
+        answers = compute_answer_loss(
+            self.language_model, output, labels, answer_index, num_items_in_batch, lesson=lesson
+        )
+        return AnswerOutput(loss=answers.loss, divergence=answers.divergence)
+
+    def _find_answer_states(self, answer_index: Tensor, **kwargs: Any) -> AnswerOutput:
+        """The states before answer tokens, without logits; `kwargs` are the decoder's."""
+        output = self.language_model.base_model(**kwargs)
+        states: AnswerStates = take_answer_states(self.language_model, output, answer_index)
+        return AnswerOutput(states=states)
 
     def _hide_unused_tokens(
         self, attention_mask: Tensor | None, input_ids: Tensor, features: Tensor

@@ -196,30 +196,38 @@ class StepLoader:
 
     def cut_step(self, rows: list[Row]) -> list[dict[str, Any]]:
         """A step's rows -> its micro-batches."""
-        # rows of like length share a piece, so that little of it is padding
-        ordered = sorted(rows, key=lambda row: len(row[0].ids))
         # the loss of each piece is divided by the tokens of the whole step
         answer_tokens = 0
         for encoded, _ in rows:
             answer_tokens += sum(label != IGNORE for label in encoded.labels)
         micro_batches: list[dict[str, Any]] = []
-        for i in range(self.pieces):
-            start = len(rows) * i // self.pieces
-            end = len(rows) * (i + 1) // self.pieces
-            batch = self.collate(ordered[start:end])
+        for numbers in self.cut_rows(rows):
+            batch = self.collate([rows[number] for number in numbers])
             micro_batches.append({**batch, "pieces": self.pieces, "answer_tokens": answer_tokens})
         return micro_batches
+
+    def cut_rows(self, rows: list[Row]) -> list[list[int]]:
+        """The numbers of the rows of each piece of a step."""
+        # rows of like length share a piece, so that little of it is padding
+        numbers = sorted(range(len(rows)), key=lambda number: len(rows[number][0].ids))
+        bounds = [len(rows) * i // self.pieces for i in range(self.pieces + 1)]
+        return [numbers[start:end] for start, end in zip(bounds, bounds[1:])]
 
     def collate(self, rows: list[Row]) -> dict[str, Tensor]:
         """Rows -> tensors, padded on the right. No token sees what comes after it, so nobody needs a mask of
         the padding; with one, attention could not take its causal kernel."""
         images = self.dataset.images
-        batch = images.processor.collate([encoded for encoded, _ in rows])
-        del batch["attention_mask"]
-        batch["answer_index"] = index_answers(batch["labels"])
+        batch = self.collate_texts(rows)
         if images.processor.image_tokens and "image_turn" not in batch:
             return batch | self.make_blank_images(len(rows))
         return images.add_images(batch, [row_images for _, row_images in rows])
+
+    def collate_texts(self, rows: list[Row]) -> dict[str, Tensor]:
+        """All of a piece but its images."""
+        batch = self.dataset.images.processor.collate([encoded for encoded, _ in rows])
+        del batch["attention_mask"]
+        batch["answer_index"] = index_answers(batch["labels"])
+        return batch
 
     def make_blank_images(self, rows: int) -> dict[str, Tensor]:
         """An image of no turn for each row of a piece without images: nobody sees it, but every part takes

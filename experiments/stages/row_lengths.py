@@ -50,7 +50,7 @@ def check_row_lengths(config: Config) -> None:
     check_shortest_row(trained, model, size)
     check_files(trained, list_role_files(config, "train"), model, size)
     alignment_files = list_role_files(config, "pretrain")
-    if alignment_files and not config.blind:
+    if alignment_files and config.aligns:
         aligned = make_alignment_config(config)
         with torch.device("meta"):
             model, size = build.build_skeleton(aligned)
