@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from compressors.errors import UsageError, quote
+from compressors.errors import UsageError
 from experiments.data import llava
 from experiments.data.ahead import read_ahead
 from experiments.data.feature_cache import FeatureCache
@@ -82,8 +82,9 @@ class ConversationDataset(Dataset):
         try:
             return self.images.processor.encode(sample.turns, self.images.crops(sample), self.max_length)
         except UsageError as error:
-            # of its own kind: a broken image has the others looked for
-            raise type(error)(f"sample {index} (id {quote(sample.id)}): {error}") from error
+            if isinstance(error, llava.BrokenImage):  # it names the sample
+                raise
+            raise UsageError(f"{sample.describe_place()}: {error}") from error
 
     def estimate_lengths(self) -> list[SampleLength]:
         """Every sample's, without tokenizing or opening anything."""
@@ -125,8 +126,8 @@ class ConversationDataset(Dataset):
                 visual = ids.count(processor.image_token_id)
                 queries = ids.count(processor.query_token_id)
                 raise UsageError(
-                    f"sample {index} (id {quote(sample.id)}): {len(ids)} tokens ({visual} visual, {queries} "
-                    f"query) and {new_tokens} of an answer to come do not fit into the language model's "
+                    f"{sample.describe_place()}: {len(ids)} tokens ({visual} visual, {queries} query) and "
+                    f"{new_tokens} of an answer to come do not fit into the language model's "
                     f"{positions} positions; take fewer visual tokens, lower data.max_length, or drop it"
                 )
 
@@ -166,7 +167,7 @@ class StepLoader:
         self.start = start
         self.rank = rank
         self.world = world
-        check_step_rows(min(order.count, order.optimisation.batch_size), self.pieces, world)
+        check_step_rows(min(order.rows_per_epoch, order.optimisation.batch_size), self.pieces, world)
 
     def __len__(self) -> int:
         # of the whole run: Lightning counts what a resumed one has done
