@@ -26,6 +26,7 @@ DEFAULT_SPLIT = "train"
 HUB_NAME = re.compile(
     r"hf:(?P<name>[^@:]+)(@(?P<revision>[^@:]+))?(:(?P<config>[^@:]+)(?=:))?(:(?P<split>[\w.-]+))?"
 )
+COMMIT = re.compile(r"[0-9a-f]{40}")  # how the cache calls a version of a data set on the hub
 SPLITS_FILE = "dataset_dict.json"  # in a folder of several splits
 STATE_FILE = "state.json"  # in the folder of a split
 ROWS_AT_ONCE = 1000
@@ -159,7 +160,21 @@ def open_hub_set(entry: str) -> Any:
         raise UsageError(
             f"{quote(entry)}: no split '{split}'{suggest(split, list(opened))}; it has {choices}"
         )
+    check_commit(entry, match["revision"], opened[split])
     return opened[split]
+
+
+def check_commit(entry: str, revision: str | None, opened: Any) -> None:
+    """UsageError for another commit than the one that was asked for: without a network `load_dataset` takes
+    whichever lies in its cache."""
+    if revision is None or not COMMIT.fullmatch(revision) or not opened.cache_files:
+        return
+    cached = Path(opened.cache_files[0]["filename"]).parent.name
+    if cached != revision:
+        raise UsageError(
+            f"{quote(entry)}: the hub cannot be reached, and its cache has commit {quote(cached)}; name that "
+            "one, or download the other"
+        )
 
 
 def read_records(path: Path | str) -> list[tuple[int, dict[str, Any]]]:

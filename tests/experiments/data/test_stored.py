@@ -3,6 +3,8 @@
 import json
 import os
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -174,6 +176,43 @@ def test_parquet_files_by_load_dataset(tmp_path, monkeypatch):
     assert [sample.turns for sample in llava.load_samples(entry)] == [sample.turns for sample in samples]
     with pytest.raises(UsageError, match="no split 'trian'; did you mean 'train'"):
         llava.load_samples(f"{entry}:trian")
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+READ_OFFLINE = """
+import sys
+from compressors.errors import UsageError
+from experiments.data import llava
+for entry in sys.argv[1:]:
+    try:
+        samples = llava.load_samples(entry)
+        print(len(samples), llava.read_image_size(samples[2])[0], samples[2].place)
+    except UsageError as error:
+        print(error)
+"""
+
+
+def test_a_name_of_the_hub_from_the_cache_without_a_network(tmp_path):
+    """The cache of an earlier download, as `load_dataset` lays it out: NAME/CONFIG/VERSION/COMMIT."""
+    make_set().to_parquet(tmp_path / "train.parquet")
+    files = {"train": str(tmp_path / "train.parquet")}
+    datasets.load_dataset("parquet", data_files=files, cache_dir=str(tmp_path / "written"))
+    [info] = (tmp_path / "written").rglob("dataset_info.json")
+    target = tmp_path / "cache" / "owner___mine" / "default" / "0.0.0" / COMMIT
+    target.mkdir(parents=True)
+    content = {**json.loads(info.read_text()), "config_name": "default", "dataset_name": "mine"}
+    (target / "dataset_info.json").write_text(json.dumps(content))
+    (info.parent / "parquet-train.arrow").rename(target / "mine-train.arrow")
+
+    names = ["hf:owner/mine", f"hf:owner/mine@{COMMIT}", "hf:owner/mine:default:train"]
+    others = [f"hf:owner/mine@{COMMIT[::-1]}", "hf:owner/other", "hf:owner/mine:test"]
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache"), "HF_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", READ_OFFLINE, *names, *others]
+    done = subprocess.run(command, env={**os.environ, **offline}, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert lines[:3] == [f"6 26 {name}, row 2" for name in names]
+    assert f"its cache has commit {COMMIT}" in lines[3] and "cannot be loaded" in lines[4]
+    assert "no split 'test'" in lines[5] and len(lines) == 6
 
 
 def test_keys_follow_texts_and_images(folder, tmp_path):

@@ -96,7 +96,7 @@ def test_curves_have_what_the_trained_model_has(folder, watched):
     losses, scores = read_curve(out, "validation_loss"), read_curve(out, "validation_score")
     assert sorted(losses) == [1, 3] and sorted(scores) == [2, 3]  # of steps 2 and 4, 3 and 4
 
-    model, processor = saved.load_saved_model(out / "model", "cpu")
+    model, processor = saved.load_saved_model(out / "model", torch.device("cpu"))
     samples = llava.load_samples(folder / "data.json")[:7]
     data = ConversationDataset(samples, SampleImages(processor), config.data.max_length)
     total, tokens = 0.0, 0
