@@ -1,6 +1,8 @@
 """The `messages` format, and JSON lines beside JSON: one reader, which looks into the file."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from factories import make_model, make_processor
@@ -193,3 +195,16 @@ def test_lines_are_found_by_looking(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n")
     with pytest.raises(UsageError, match="no sample in it"):
         llava.load_samples(tmp_path / "a.jsonl")
+
+
+def test_the_examples_of_the_readme(tmp_path):
+    page = (Path(__file__).parents[3] / "experiments" / "README.md").read_text()
+    text = re.search(r"```text\n(.*?)```", page.partition("## Own data")[2], re.S).group(1)
+    lines = re.sub(r"\n +", " ", text)
+    assert len(lines.splitlines()) == 5
+    (tmp_path / "coco").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "coco" / "7.jpg")
+    (tmp_path / "data.jsonl").write_text(lines)
+    samples = llava.load_samples(tmp_path / "data.jsonl")
+    assert [len(sample.images) for sample in samples] == [1, 1, 1, 1, 0]
+    assert {sample.turns[0].question.split(maxsplit=1)[1] for sample in samples[:4]} == {"What is this?"}

@@ -3,8 +3,10 @@
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -181,6 +183,7 @@ def test_parquet_files_by_load_dataset(tmp_path, monkeypatch):
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 READ_OFFLINE = """
 import sys
+from pathlib import Path
 from compressors.errors import UsageError
 from experiments.data import llava
 for entry in sys.argv[1:]:
@@ -259,3 +262,14 @@ def test_training_on_a_stored_set_is_training_on_the_same_files(folder, tmp_path
         out = tmp_path / f"out-{entry.name}"
         weights.append(run("finetune", config, inputs, out))
     assert all(torch.equal(weights[0][name], value) for name, value in weights[1].items())
+
+
+def test_the_example_of_the_readme(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[3] / "experiments" / "README.md").read_text()
+    code = re.search(r"```python\n(.*?)```", page.partition("**Hugging Face**")[2], re.S).group(1)
+    (tmp_path / "coco").mkdir()
+    Image.new("RGB", (9, 8)).save(tmp_path / "coco" / "7.jpg")
+    exec(code, dict(vars(datasets)))
+    [sample] = llava.load_samples("./saved")
+    assert llava.read_image_size(sample) == (9, 8) and sample.turns[0].answer == "a fox"

@@ -170,3 +170,19 @@ def test_a_truth_that_the_metric_cannot_read_is_named_before_training(tmp_path):
     settings = [f"data.validation={path}", "validate.score_every=5", "evaluate.metric=choice"]
     with pytest.raises(UsageError, match="question 7#0"):
         check_metric(make_cell_config("compressor=sap", *settings))
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does(folder, tmp_path):
+    """Each of them has a share of the rows; where nothing is drawn, both train alike up to rounding."""
+    curves = []
+    for settings in ({}, {"strategy": "ddp", "devices": "2"}):
+        config = make_validated(folder, logger="csv", **settings)
+        config.parts["sap"]["dropout"], config.finetune.query_warmup = 0.0, 0.0
+        out = tmp_path / str(len(curves))
+        run("finetune", config, align(config, folder), out)
+        curves.append({name: read_curve(out, f"validation_{name}") for name in ("loss", "score")})
+    alone, together = curves
+    assert sorted(alone["loss"]) == [1, 3]
+    assert together["loss"] == pytest.approx(alone["loss"], rel=1e-4)
+    assert together["score"] == pytest.approx(alone["score"], rel=1e-4)
