@@ -18,8 +18,6 @@ from experiments.data import stored
 
 FILE_SUFFIXES = (".json", ".jsonl")
 LINES_SUFFIX = ".jsonl"
-CONVERSATIONS_KEY = "conversations"
-MESSAGES_KEY = "messages"
 
 
 class Rows(NamedTuple):
@@ -80,14 +78,3 @@ def parse_lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield number, parse_json(line, f"{path}, line {number}")
-
-
-def name_formats(path: Path) -> str:
-    """A file's formats in words: "JSON lines, messages"."""
-    rows = read_rows(path)
-    container = {"sample": "JSON", "line": "JSON lines", "row": "data set"}[rows.noun]
-    keys: list[str] = []
-    for key in (CONVERSATIONS_KEY, MESSAGES_KEY):
-        if any(isinstance(record, dict) and record.get(key) is not None for _, record in rows.records):
-            keys.append(key)
-    return ", ".join([container, " and ".join(keys)])

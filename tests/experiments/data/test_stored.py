@@ -16,8 +16,9 @@ from small_runs import align, make_config, run, write_backbones
 
 from compressors.errors import UsageError
 from experiments.data import llava, stored
-from experiments.data.formats import is_file_entry, name_formats
+from experiments.data.formats import is_file_entry
 from experiments.store import keys
+from experiments.store.results import identify_questions
 from llm_adapters.conversation import Turn
 
 datasets = pytest.importorskip("datasets")
@@ -79,7 +80,6 @@ def test_a_folder_with_its_images(folder):
         opened = llava.open_image(pickle.loads(pickle.dumps(sample)))  # as data loader workers get them
         assert opened.getpixel((0, 0)) == Image.new("RGB", (1, 1), COLOURS[row % 3]).getpixel((0, 0))
     assert len({os.path.abspath(sample.images[0]) for sample in samples[:5]}) == 5
-    assert name_formats(folder) == "data set, messages"
     assert len(list(folder.iterdir())) == 3  # nothing was written beside them
 
 
@@ -234,6 +234,17 @@ def test_keys_follow_texts_and_images(folder, tmp_path):
     os.utime(arrow, (1, 1))
     later = digest(tmp_path / "moved")
     assert later["images"] != first["images"] and later["texts"] == first["texts"]
+
+
+def test_questions_of_a_stored_set_are_told_from_others(tmp_path):
+    """As the table needs, whose chance and blind rows are of the same questions."""
+    identities = []
+    for rows in (4, 5):
+        make_set(rows).save_to_disk(tmp_path / str(rows))
+        for compressor in ("sap", "none"):
+            stage = stages(f"compressor={compressor}", f"data.test={tmp_path / str(rows)}")["evaluate"]
+            identities.append(identify_questions(stage))
+    assert identities[0] == identities[1] != identities[2] == identities[3]
 
 
 def test_a_set_of_texts_alone_is_refused(tmp_path):
