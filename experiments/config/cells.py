@@ -22,6 +22,8 @@ from experiments.config.settings import (
     check_parts,
     check_query_module_settings,
     check_starts,
+    check_validation,
+    check_weights,
     switch_off_query_module_settings,
 )
 
@@ -112,6 +114,8 @@ def resolve_overrides(overrides: Mapping[str, str]) -> tuple[Config, set[str]]:
             assign_setting(config, path, value)
     check_batches(config)
     check_starts(config)
+    check_weights(config)
+    check_validation(config)
     check_metric_names(config.evaluate.metric)
     check_query_module_settings(config, overrides)
 

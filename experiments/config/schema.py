@@ -11,6 +11,7 @@ from experiments.registries import datasets
 
 BLIND_COMPRESSOR = "none"
 UNCOMPRESSED = "identity"  # the compressor that leaves the patches as they are
+WEIGHTED_ROLES = ("pretrain", "train")  # of data that training draws
 SEEDS = 2**32  # how many there are: torch and NumPy take 32 bits
 # what `init_parts` may name
 MODEL_PARTS = ("tower", "compressor", "projector", "query_module", "llm")
@@ -64,17 +65,25 @@ class ImageSettings:
 
 @dataclass
 class DataSettings:
-    """Training and test data: splits of an embedded data set, or LLaVA-format JSON files."""
+    """Training and test data: splits of an embedded data set, files (.json, .jsonl), or Hugging Face data
+    sets (./FOLDER of save_to_disk, hf:NAME)."""
 
     dataset: str | None = setting(
         "picture_vqa", "embedded data set to write; null: files only", choices=list_dataset_choices
     )
     seed: int = setting(0, "seed of the embedded data set", low=0, below=SEEDS)
     scale: float = setting(1.0, "size of the embedded data set, 1: as designed", above=0)
-    pretrain: list[str] = setting(["pretrain"], "stage 1: split names or .json files")
-    train: list[str] = setting(["train"], "stage 2: split names or .json files")
-    test: list[str] = setting(["test"], "evaluation: split names or .json files")
-    images: str | None = setting(None, "image folder of the .json files; null: beside them")
+    pretrain: list[str] = setting(["pretrain"], "stage 1: splits, files or data sets: [a.json,b.jsonl]")
+    pretrain_weights: list[float] = setting(
+        [], "how often an epoch draws the rows of each entry of data.pretrain; []: once", above=0
+    )
+    train: list[str] = setting(["train"], "stage 2: splits, files or data sets: [a.json,./folder]")
+    train_weights: list[float] = setting(
+        [], "how often an epoch draws the rows of each entry of data.train, [2,0.5]; []: once", above=0
+    )
+    validation: list[str] = setting([], "looked at during stage 2 (validate.every), trained on by none")
+    test: list[str] = setting(["test"], "evaluation: splits, files or data sets")
+    images: str | None = setting(None, "image folder of the files; null: beside them")
     outside_images: bool = setting(False, "images may lie outside of the image folder: absolute names and ..")
     max_length: int = setting(512, "text tokens of a sample", low=8)
     workers: str = setting(
@@ -164,6 +173,18 @@ class EvaluationSettings:
 
 
 @dataclass
+class ValidationSettings:
+    """How stage 2 is watched on data.validation; no weight follows from it."""
+
+    every: int = setting(100, "steps between two looks at the loss", low=1)
+    score_every: int | None = setting(
+        None, "steps between two scores of generated answers by evaluate.metric; null: none", low=1
+    )
+    limit: int | None = setting(None, "only the first samples, of a score the first questions", low=1)
+    shown: int = setting(3, "answers that are written into the log beside a score", low=0)
+
+
+@dataclass
 class TrainerSettings:
     """Lightning."""
 
@@ -223,6 +244,7 @@ class Config:
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
     lora: LoRASettings = field(default_factory=LoRASettings)
     evaluate: EvaluationSettings = field(default_factory=EvaluationSettings)
+    validate: ValidationSettings = field(default_factory=ValidationSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     parts: dict[str, Any] = field(default_factory=dict)  # knobs of the parts that it uses, by part
 

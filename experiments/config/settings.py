@@ -8,7 +8,7 @@ from compressors.command_line import check_bounds, check_finite, collect_setting
 from compressors.errors import UsageError, shorten
 from compressors.registry import check_integer_size, conform, suggest
 from experiments.config import signatures
-from experiments.config.schema import BLIND_COMPRESSOR, UNCOMPRESSED, Config
+from experiments.config.schema import BLIND_COMPRESSOR, UNCOMPRESSED, WEIGHTED_ROLES, Config
 
 COUNTS = 2**31  # whole numbers stay below, for all that is counted in 32 bits
 QUERY_MODULE_SETTINGS = ("finetune.query_warmup", "evaluate.blank_queries")  # off where they are 0 or false
@@ -68,6 +68,10 @@ def conform_setting(path: str, value: object) -> object:
         value = str(value)  # precision: 32 in a YAML file
     conformed = conform(value, setting.hint, path)
     rules = setting.rules
+    if isinstance(conformed, list):
+        for entry in conformed:
+            check_bounds(path, entry, rules)
+        return conformed
     if isinstance(conformed, int) and "below" not in rules:
         rules = {**rules, "below": COUNTS}
     check_bounds(path, conformed, rules)
@@ -198,6 +202,34 @@ def check_starts(config: Config) -> None:
         raise UsageError(
             f"finetune.teacher={config.finetune.teacher}: compressor={BLIND_COMPRESSOR} sees no image that "
             "the teacher sees; leave it out"
+        )
+
+
+def check_weights(config: Config) -> None:
+    """UsageError for weights that are not one for each entry."""
+    for role in WEIGHTED_ROLES:
+        weights = getattr(config.data, f"{role}_weights")
+        entries = getattr(config.data, role)
+        if weights and len(weights) != len(entries):
+            raise UsageError(
+                f"data.{role}_weights={format_value(weights)}: {len(weights)} weight(s), but data.{role} has "
+                f"{len(entries)} entries; give one for each"
+            )
+
+
+def check_validation(config: Config) -> None:
+    """UsageError for scores during training that there is no data for, or no process with all weights."""
+    score_every = config.validate.score_every
+    if score_every is None:
+        return
+    if not config.data.validation:
+        raise UsageError(
+            f"validate.score_every={score_every}: no data.validation; give data.validation=FILE.jsonl"
+        )
+    if config.trainer.strategy == "fsdp":
+        raise UsageError(
+            f"validate.score_every={score_every}: trainer.strategy=fsdp has a share of the weights in each "
+            "process, which generates nothing; leave it out, or take trainer.strategy=ddp"
         )
 
 

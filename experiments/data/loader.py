@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from compressors.errors import UsageError, quote
+from compressors.errors import UsageError
 from experiments.data import llava
 from experiments.data.ahead import read_ahead
 from experiments.data.feature_cache import FeatureCache
@@ -82,8 +82,9 @@ class ConversationDataset(Dataset):
         try:
             return self.images.processor.encode(sample.turns, self.images.crops(sample), self.max_length)
         except UsageError as error:
-            # of its own kind: a broken image has the others looked for
-            raise type(error)(f"sample {index} (id {quote(sample.id)}): {error}") from error
+            if isinstance(error, llava.BrokenImage):  # it names the sample
+                raise
+            raise UsageError(f"{sample.describe_place()}: {error}") from error
 
     def estimate_lengths(self) -> list[SampleLength]:
         """Every sample's, without tokenizing or opening anything."""
@@ -129,8 +130,8 @@ class ConversationDataset(Dataset):
             if len(ids) + empty + new_tokens > positions:
                 queries = ids.count(processor.query_token_id)
                 raise UsageError(
-                    f"sample {index} (id {quote(sample.id)}): {len(ids)} tokens ({visual} visual, {queries} "
-                    f"query){tell_left_out(empty)} and {new_tokens} of an answer to come do not fit into the "
+                    f"{sample.describe_place()}: {len(ids)} tokens ({visual} visual, {queries} query)"
+                    f"{tell_left_out(empty)} and {new_tokens} of an answer to come do not fit into the "
                     f"language model's {positions} positions; take fewer visual tokens, lower "
                     "data.max_length, or drop it"
                 )
@@ -178,7 +179,7 @@ class StepLoader:
         self.start = start
         self.rank = rank
         self.world = world
-        check_step_rows(min(order.count, order.optimisation.batch_size), self.pieces, world)
+        check_step_rows(min(order.rows_per_epoch, order.optimisation.batch_size), self.pieces, world)
 
     def __len__(self) -> int:
         # of the whole run: Lightning counts what a resumed one has done

@@ -3,7 +3,7 @@
 import torch
 
 from experiments.config.schema import Config
-from experiments.data import roles
+from experiments.data import llava, roles
 from experiments.data.loader import check_step_rows
 from experiments.metrics.scoring import QuestionScorer
 from experiments.models import build
@@ -33,6 +33,12 @@ def check_metric(config: Config) -> None:
     scorer = QuestionScorer(config.evaluate.metric)
     if not scorer.is_exact and all(map(roles.is_file_entry, config.data.test)):
         scorer.check_questions(roles.load_questions(config, {}, check_images=False))
+    is_scored = config.validate.score_every is not None
+    if is_scored and not scorer.is_exact and all(map(roles.is_file_entry, config.data.validation)):
+        samples = roles.load_role_samples(config, {}, "validation", check_images=False)
+        # not all families of a mapping need be in it
+        for question in llava.split_questions(samples):
+            scorer.read_truth(question)
 
 
 def check_training_needs(config: Config) -> None:

@@ -48,7 +48,8 @@ def check_row_lengths(config: Config) -> None:
     if model.config.position_limit is None:
         return
     check_shortest_row(trained, model, size)
-    check_files(trained, list_role_files(config, "train"), model, size)
+    for role in ("train", "validation"):
+        check_files(trained, list_role_files(config, role), model, size)
     alignment_files = list_role_files(config, "pretrain")
     if alignment_files and config.aligns:
         aligned = make_alignment_config(config)
@@ -109,10 +110,7 @@ def check_files(
             continue
         processor = build.make_processor(config, model, pretrained.load_tokenizer(config))
         dataset = ConversationDataset(load_rows(file), SampleImages(processor), max_length)
-        try:
-            dataset.check_positions(positions, new_tokens, model.num_left_out(size, size))
-        except UsageError as error:
-            raise UsageError(f"{file.path}, {error}") from error
+        dataset.check_positions(positions, new_tokens, model.num_left_out(size, size))
 
 
 def bound_longest_row(

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from experiments.data.loader import (
     StepLoader,
     open_feature_cache,
 )
+from experiments.data.shares import make_shares
 from experiments.models.build import build_model, silence_libraries
 from experiments.runtime.files import write_atomic
 from experiments.runtime.progress import Reporter
@@ -42,6 +44,7 @@ from experiments.stages.training.module import (
 from experiments.stages.training.query_warmup import make_query_warmup
 from experiments.stages.training.ranks import launch_processes
 from experiments.stages.training.teacher import TaughtLoader, load_teacher
+from experiments.stages.training.validation import make_validation
 from experiments.store.plan import TRAINING_ROLES
 from experiments.store.store import NotFinite
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
@@ -137,7 +140,8 @@ def train_stage(
             model.load_state_dict(torch.load(out / TRAINED_FILE, weights_only=True, mmap=True))
         else:
             module = make_module(config, stage, model, processor, inputs)
-            fit_module(config, module, out, report)
+            validation = make_validation(config, stage, model, processor, inputs, report)
+            fit_module(config, module, out, report, callbacks=validation)
         if adapters is not None:
             adapters.merge_and_unload()
         check_weights(model, "after the last step")
@@ -153,7 +157,8 @@ def train_rank(
     model, processor = prepare_model(config, stage, inputs)
     unfreeze_stage_parts(config, stage, model)
     module = make_module(config, stage, model, processor, inputs)
-    fit_module(config, module, out, report, world)
+    validation = make_validation(config, stage, model, processor, inputs, report)
+    fit_module(config, module, out, report, world, validation)
     # every process takes part in gathering, or the others would wait for it
     state = strategies.gather_state_dict(model)
     if module.global_rank == 0:
@@ -186,7 +191,9 @@ def make_module(
 ) -> SlothModule:
     """The model with its optimisation and its data."""
     optimisation = getattr(config, stage)
-    samples = roles.load_role_samples(config, inputs, TRAINING_ROLES[stage])
+    role = TRAINING_ROLES[stage]
+    files = roles.load_role_files(config, inputs, role)
+    samples = list(chain.from_iterable(files))
     images = SampleImages(processor, open_feature_cache(inputs))
     dataset = ConversationDataset(samples, images, config.data.max_length)
     dataset.check_lengths()
@@ -196,7 +203,8 @@ def make_module(
     lengths = None
     if optimisation.group_by_length:
         lengths = dataset.estimate_lengths()
-    order = SampleOrder(len(samples), optimisation, config.seed, lengths)
+    shares = make_shares(config, role, files)
+    order = SampleOrder(len(samples), optimisation, config.seed, lengths, shares)
     query_warmup = None
     teacher = None
     taught = None

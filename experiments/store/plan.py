@@ -22,7 +22,8 @@ from experiments.config import signatures
 from experiments.config.metric_names import is_exact, list_metric_names
 from experiments.config.schema import Config, EvaluationSettings, OptimisationSettings
 from experiments.data import llava
-from experiments.data.roles import is_file_entry
+from experiments.data.roles import VALIDATION_INPUT, is_file_entry
+from experiments.data.shares import read_weights
 from experiments.registries import datasets
 from experiments.store import keys, part_code
 from llm_adapters.conversation import Template
@@ -41,6 +42,7 @@ STAGE_KINDS = tuple(STAGE_VERSIONS)
 CACHE_KINDS = ("features",)
 # which `describe_trained_models` has in their place
 TRAINED_SETTINGS = ("init", "init_parts", "teacher", "teacher_weight", "teacher_temperature")
+UNKEYED_INPUTS = (*CACHE_KINDS, VALIDATION_INPUT)  # no result follows from the last one
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Stage:
 
     def describe_for_key(self) -> dict[str, Any]:
         """What is hashed."""
-        inputs = {name: stage.key for name, stage in self.inputs.items() if name not in CACHE_KINDS}
+        inputs = {name: stage.key for name, stage in self.inputs.items() if name not in UNKEYED_INPUTS}
         return {
             "stage": self.kind,
             "version": self.version,
@@ -180,7 +182,7 @@ class Planner:
         """What a role's data depends on, an entry a file or split, and the stages it comes from."""
         entries = getattr(self.data, role)
         if not entries:
-            raise UsageError(f"data.{role}: no data; give data.{role}=FILE.json in LLaVA format")
+            raise UsageError(f"data.{role}: no data; give data.{role}=FILE.json, or .jsonl, or a data set")
         descriptions: list[Any] = []
         inputs: dict[str, Stage] = {}
         for entry in entries:
@@ -197,16 +199,25 @@ class Planner:
             )
         return descriptions, inputs
 
+    def describe_weights(self, role: str) -> dict[str, list[float]]:
+        """The weights of a role's entries, where an epoch has not each row once."""
+        weights = read_weights(self.config, role)
+        return {"weights": weights} if weights else {}
+
     def digest_file_entry(self, path: str) -> dict[str, str]:
         """A file's digests."""
-        end = self.config.prompt.end
+        prompt = self.config.prompt
         with_images = not self.config.blind
-        return keys.digest_data_file(path, self.data.images, with_images, self.data.outside_images, end)
+        outside = self.data.outside_images
+        return keys.digest_data_file(path, self.data.images, with_images, outside, prompt.end, prompt.system)
 
     def check_split(self, role: str, entry: str) -> str:
         """A split's name, or a UsageError if there is none such."""
         if self.data.dataset is None:
-            raise UsageError(f"data.{role}={entry}: data.dataset is null, so give a path that ends in .json")
+            raise UsageError(
+                f"data.{role}={entry}: data.dataset is null, so give a path that ends in .json or .jsonl, a "
+                f"data set's folder (./{entry}) or hf:NAME"
+            )
         splits = datasets.get(self.data.dataset).splits
         if entry not in splits:
             raise UsageError(f"data.{role}={entry}: no split of {self.data.dataset}{suggest(entry, splits)}")
@@ -295,6 +306,7 @@ class Planner:
             **self.describe_model(),
             **self.describe_features("pretrain"),
             "data": data,
+            **self.describe_weights("pretrain"),
             "seed": self.config.seed,
             "optimisation": describe_optimisation(self.config.pretrain),
             **keys.describe_trained_models(self.config, "pretrain"),
@@ -310,6 +322,7 @@ class Planner:
         depends = {
             **self.describe_model(),
             "data": data,
+            **self.describe_weights("train"),
             "seed": config.seed,
             "precision": config.trainer.precision,
             "optimisation": describe_optimisation(config.finetune),
@@ -325,7 +338,20 @@ class Planner:
             inputs |= self.plan_features("train")
         if config.query_module:
             depends["query_module"] = self.describe_part(signatures.query_modules(), config.query_module)
-        return Stage("finetune", depends, inputs, config)
+        return Stage("finetune", depends, inputs | self.plan_validation(), config)
+
+    def plan_validation(self) -> dict[str, Stage]:
+        """The data set that data.validation has splits of. Its files are validated; no weight follows from
+        it, so that nothing of it is in a key."""
+        inputs: dict[str, Stage] = {}
+        for entry in self.data.validation:
+            if is_file_entry(entry):
+                self.digest_file_entry(entry)
+            else:
+                self.check_split("validation", entry)
+                assert self.dataset is not None  # a split of it was found
+                inputs[VALIDATION_INPUT] = self.dataset
+        return inputs
 
     def describe_pruning(self) -> tuple[dict[str, Any], dict[str, Stage]]:
         """The pruner, and the training data that it is calibrated on, if it is."""

@@ -182,7 +182,9 @@ def identify_questions(stage: Stage) -> str:
     """What tells the questions of an evaluation from others; images do not, since a blind cell has none."""
     identities = []
     for entry in stage.depends["data"]:
-        identities.append(entry["json"] if isinstance(entry, dict) else entry)
+        if isinstance(entry, dict):  # a file by its content, a data set by its texts
+            entry = entry.get("json") or entry["texts"]
+        identities.append(entry)
     data = stage.inputs.get("data")
     identity = str((identities, data and data.key, stage.config.evaluate.limit))
     if "metric" in stage.depends:  # the same questions, but other scores
