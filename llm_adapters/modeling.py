@@ -38,7 +38,7 @@ from llm_adapters.adapter import (
     make_query_masks,
     query_positions,
 )
-from llm_adapters.answers import can_split_head, compute_answer_loss
+from llm_adapters.answers import WithoutHead, can_split_head, compute_answer_loss
 from llm_adapters.configuration import FlashSlothConfig
 from llm_adapters.kept_turns import GUESSED, check_turn, says_guessed
 from llm_adapters.pruning.apply import PruningAdapter
@@ -80,6 +80,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
                                          (`llm_adapters.shared_prefix`); `input_ids` are those behind them
     hidden_rows      (B,)                True for rows whose visual tokens the LLM does not see, while the
                                          query module reads their images all the same; optional, in training
+    without_head                         True: the LLM's hidden states instead of logits and loss
 
     Raises UsageError when the placeholders do not match the images' tokens (not inside torch.compile).
     """
@@ -146,6 +147,11 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         self.compressor = compressor.to(self.device).train(self.training)
         self.config.compressor = name
         self.config.compressor_knobs = knobs
+
+    @property
+    def base_model(self) -> Any:
+        """The model without its head."""
+        return WithoutHead(self)
 
     @property
     def num_queries(self) -> int:
@@ -301,6 +307,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         logits_to_keep: int | Tensor = 0,
         answer_index: Tensor | None = None,
         prefix_length: int = 0,
+        without_head: bool = False,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """The LLM's output and loss; inputs as the class says, the rest as in transformers' LLMs. With
@@ -329,8 +336,10 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
                 if position_ids is None and positions is not None:
                     position_ids = positions[:, prefix_length:]
             else:
-                # while decoding without a cache the ids grow, and `turns` stay those of the prompt
-                fitted_turns = None if turns is None else fit_turns(turns, input_ids.shape[1])
+                fitted_turns = None
+                if turns is not None:
+                    is_trained = labels is not None or without_head
+                    fitted_turns = fit_turns(turns, input_ids.shape[1], is_trained)
                 inputs_embeds, context = self.embed_tokens(
                     input_ids, vision_features, image_turn, fitted_turns, query_index
                 )
@@ -358,7 +367,9 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             "use_cache": use_cache,
             CACHE: cache,
         }
-        if answer_index is not None and can_split_head(self.language_model):
+        if without_head:
+            output = self.language_model.base_model(**kwargs)
+        elif answer_index is not None and can_split_head(self.language_model):
             output = self._compute_answer_loss(labels, answer_index, **kwargs)
         else:
             output = self.language_model(labels=labels, logits_to_keep=logits_to_keep, **kwargs)

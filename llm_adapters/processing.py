@@ -13,6 +13,7 @@ from compressors.checks import check_at_least
 from compressors.errors import UsageError, quote
 from compressors.registry import conform
 from connectors.tiling import Tiling
+from connectors.versions import is_at_least
 from llm_adapters.adapter import query_positions
 from llm_adapters.configuration import FlashSlothConfig
 from llm_adapters.conversation import IGNORE, IMAGE, QUERY, QUESTION, Encoded, Encoder, Template, Turn
@@ -70,7 +71,7 @@ CHAT_TEMPLATE = """
     {%%- if not text -%%}
         {{- raise_exception('a message of the ' + role + ' has no text; give it one') -}}
     {%%- elif role == 'assistant' -%%}
-        {{- ' ' + text + %(end)s -}}
+        {{- ' ' -}}{%%- generation -%%}{{- text + %(end)s -}}{%%- endgeneration -%%}
     {%%- else -%%}
         {%%- set start = ' ' + '%(image)s\n' * images + '%(question)s' if images else '%(question)s ' -%%}
         {{- %(user)s + start + text + ' %(query)s' + %(assistant)s -}}
@@ -139,8 +140,9 @@ class FlashSlothProcessor(ProcessorMixin):
     prompt         system, user, assistant and end strings
 
     Calls return `input_ids, attention_mask, turns (B, T)`, `query_index (B, S)` and, with images, `image_turn
-    (B, I)` and `pixel_values (B, I, 3, h, w)`, I counting crops. Shorter rows are padded on the left unless
-    told otherwise.
+    (B, I)` and `pixel_values (B, I, 3, h, w)`, I counting crops. For training also `labels (B, T)`, -100
+    outside of answers, or `assistant_masks (B, T)`, 1 on the same tokens. Shorter rows are padded on the left
+    unless told otherwise.
     """
 
     valid_kwargs = ["image_tokens", "tiles", "num_queries", "prompt", "layout", "chat_template"]
@@ -184,8 +186,22 @@ class FlashSlothProcessor(ProcessorMixin):
         """What is saved; the encoder is made anew."""
         return {name: value for name, value in super().to_dict().items() if name != "encoder"}
 
-    def apply_chat_template(self, conversation: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Any],
+        *args: Any,
+        return_assistant_tokens_mask: bool = False,
+        **kwargs: Any,
+    ) -> Any:
         """transformers' own. `content` may be a string, which its versions before 5.10 do not tokenize."""
+        if return_assistant_tokens_mask and kwargs.get("tokenize"):
+            # the encoder knows it token by token; transformers' own way is by characters of the text, which
+            # has one marker where the ids have all visual or query tokens
+            for_call = kwargs
+            if is_at_least("5.4"):
+                for_call = dict(kwargs.get("processor_kwargs") or {})
+                kwargs["processor_kwargs"] = for_call
+            for_call["return_assistant_tokens_mask"] = True
         return super().apply_chat_template(spell_in_parts(conversation), *args, **kwargs)
 
     @property
@@ -219,18 +235,24 @@ class FlashSlothProcessor(ProcessorMixin):
         text: str | Sequence[str] | None = None,
         return_tensors: str | None = "pt",
         padding_side: str = "left",
+        return_labels: bool = False,
+        return_assistant_tokens_mask: bool = False,
         **kwargs: Any,
     ) -> BatchFeature:
         """Marked text (of the chat template) and its images: one image, a list for one text, or a list a
-        text.
+        text. `return_labels` and `return_assistant_tokens_mask` are for training on the answers in the text.
 
         transformers' tools may also give `padding` and `add_special_tokens`: rows are always padded, and
         whether there is a beginning-of-sequence token is the tokenizer's to say."""
         if text is None:
             raise UsageError("text=None: give the text of the chat template, with one <image> for each image")
-        unknown = [name for name, value in kwargs.items() if value is not None and name not in IGNORED]
+        asked = [name for name, value in kwargs.items() if value is not None and value is not False]
+        unknown = [name for name in asked if name not in IGNORED]
         if unknown:
-            raise UsageError(f"the processor takes no {', '.join(unknown)}; `encode` truncates, for training")
+            raise UsageError(
+                f"the processor takes no {', '.join(unknown)}; `encode` truncates, for training (TRL: "
+                "SFTConfig(max_length=None))"
+            )
         texts = [text] if isinstance(text, str) else list(text)
         pictures = []
         encoded = []
@@ -240,7 +262,10 @@ class FlashSlothProcessor(ProcessorMixin):
             pictures.append(row_pictures)
             encoded.append(self.encoder.encode(row_text, self.tokens_of(crops)))
         batch = self.collate(encoded, padding_side)
-        del batch["labels"]
+        if return_assistant_tokens_mask:
+            batch["assistant_masks"] = (batch["labels"] != IGNORE).long()
+        if not return_labels:
+            del batch["labels"]
         if "image_turn" in batch:
             batch["pixel_values"] = stack_images([self.pixels(row) for row in pictures])
         return BatchFeature(batch, tensor_type=return_tensors)

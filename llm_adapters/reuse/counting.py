@@ -72,8 +72,11 @@ class AttachedProcessor(ProcessorBase):
         return repeated
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.attached.num_queries:
-            conversation = add_markers(conversation)
+        num_queries = self.attached.num_queries
+        if num_queries:
+            # answers are found by their places in the text, which is not to grow behind the template then
+            is_masked = bool(kwargs.get("return_assistant_tokens_mask"))
+            conversation = add_markers(conversation, num_queries if is_masked else 1)
         return super().apply_chat_template(conversation, *args, **kwargs)
 
 
