@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from compressors.errors import UnreachableError, UsageError, shorten_reason
 from compressors.reading import check_regular_file
+from connectors.hub import is_hub_id
 
 # what transformers reads, whole or in shards
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
@@ -45,12 +46,6 @@ def refuse_odd_files(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         if path.exists() and not path.is_dir():
             check_regular_file(path)
-
-
-def is_hub_id(source: str) -> bool:
-    """Whether a source can only be a model of the hub: NAME or OWNER/NAME, and no folder here."""
-    is_path = source.startswith(("/", ".", "~")) or Path(source).exists()
-    return not is_path and source.count("/") <= 1
 
 
 def load_model(auto: Any, source: str | Path, where: str, advice: str, **kwargs: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from compressors.errors import UsageError
-from connectors.pretrained import is_hub_id
+from connectors.hub import is_hub_id
 
 # Auto classes repeat it as they refuse it, so that it says what to do
 MODEL_TYPE = "{plain} with slothkit (pip install slothkit; from llm_adapters import reuse; reuse.load)"
