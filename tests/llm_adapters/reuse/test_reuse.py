@@ -48,6 +48,7 @@ OWN = {
             "deepseek_vl",
             "perception_lm",
             "pixtral",
+            "fast_vlm",
         ),
         ("identity", {}),
     ),
@@ -352,7 +353,7 @@ def seen_by_compressor(family: str, levels: tuple[int, ...]) -> tuple[torch.nn.M
     return model, seen[0], 16
 
 
-@over_families
+@pytest.mark.parametrize("family", family_params(*(name for name in reuse.FAMILIES if name != "fast_vlm")))
 def test_levels_of_the_tower(family):
     model, features, dim = seen_by_compressor(family, (1, -1))
     assert features.shape[-1] == 3 * dim
@@ -365,6 +366,12 @@ def test_levels_of_the_tower(family):
         torch.testing.assert_close(model.model.visual.merger.ln_q(last), output)
     with pytest.raises(UsageError, match="the tower has 3 blocks"):
         seen_by_compressor(family, (4,))
+
+
+@pytest.mark.parametrize("family", family_params("fast_vlm"))
+def test_levels_of_a_convolutional_tower_are_refused(family):
+    with pytest.raises(UsageError, match="levels: TimmWrapperModel is convolutional"):
+        seen_by_compressor(family, (1,))
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_next"])

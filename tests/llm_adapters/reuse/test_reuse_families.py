@@ -51,6 +51,16 @@ def test_an_offer_that_is_no_family_is_refused(monkeypatch, value, message):
     assert "\n" not in str(caught.value) and not hasattr(model, "slothkit")
 
 
+@pytest.mark.parametrize("kind", families.REFUSED)
+def test_a_family_that_cannot_be_is_refused_with_the_reason(monkeypatch, kind):
+    model, processor = make_model("llava"), make_processor("llava")
+    monkeypatch.setattr(type(model.config), "model_type", kind)
+    with pytest.raises(UsageError, match=f"model of type '{kind}': .*; [a-z0-9]+.* can$") as caught:
+        reuse.attach(model, processor, **SAP)
+    assert "\n" not in str(caught.value) and not hasattr(model, "slothkit")
+    assert kind not in reuse.FAMILIES
+
+
 @over_deepstack_families
 @pytest.mark.parametrize("name", ["avg_pool", "sap"])
 def test_deepstack_features_are_compressed_as_the_tokens_are(family, name):
