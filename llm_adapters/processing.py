@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
@@ -30,7 +31,7 @@ from llm_adapters.media import find_media_key
 # what transformers' tools also pass: rows are padded here anyway, BOS is the tokenizer's to say
 IGNORED = ("padding", "add_special_tokens")
 # types of a message's parts, and where transformers looks for what they hold
-PART_KEYS = {"text": ("text",), "image": ("image", "url", "path", "base64")}
+PART_KEYS = {"text": ("text",), "image": ("image", "url", "path", "base64"), "video": ("video",)}
 
 CHAT_TEMPLATE = """
 {%%- set reserved = ['%(image)s', '%(question)s', '%(query)s', %(end)s] -%%}
@@ -92,10 +93,29 @@ def spell_in_parts(conversation: Sequence[Any]) -> list[Any]:
         if isinstance(content, str):
             message = {**message, "content": [{"type": "text", "text": content}]}
         else:
+            parts: list[Any] = []
             for part in content or ():
                 check_part(part)
+                parts += spell_video(part)
+            message = {**message, "content": parts}
         messages.append(message)
     return messages
+
+
+def spell_video(part: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The frames of a part that is a video, each an image; another part as it is. UsageError for a video that
+    is no frames."""
+    if part["type"] != "video":
+        return [part]
+    frames = part.get("video")
+    if isinstance(frames, np.ndarray) and frames.ndim == 4:  # (frames, h, w, 3)
+        frames = list(frames)
+    if not isinstance(frames, (list, tuple)) or not frames:
+        raise UsageError(
+            f"a message has a video that is no list of frames: {quote(part)}; read the file, choose frames, "
+            'and give {"type": "video", "video": [picture, ...]}'
+        )
+    return [{"type": "image", "image": frame} for frame in frames]
 
 
 def check_part(part: Any) -> None:
@@ -104,7 +124,7 @@ def check_part(part: Any) -> None:
     if kind not in PART_KEYS:
         raise UsageError(
             f"a message has a part of type {quote(repr(kind))}: {quote(part)}; parts are of type text "
-            "or image"
+            "or image, or video, a list of frames"
         )
     if kind == "text" and not isinstance(part.get("text"), str):
         raise UsageError(f"a message has a part of type text without a text: {quote(part)}; give it one")
@@ -193,7 +213,8 @@ class FlashSlothProcessor(ProcessorMixin):
         return_assistant_tokens_mask: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """transformers' own. `content` may be a string, which its versions before 5.10 do not tokenize."""
+        """transformers' own. `content` may be a string, which its versions before 5.10 do not tokenize, and a
+        part of it a video, a list of frames, which are images one after another."""
         if return_assistant_tokens_mask and kwargs.get("tokenize"):
             # the encoder knows it token by token; transformers' own way is by characters of the text, which
             # has one marker where the ids have all visual or query tokens

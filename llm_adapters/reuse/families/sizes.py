@@ -113,6 +113,7 @@ KIMI_K25 = ModelFamily(
     pack=flatten_crops,
     features="vision_tower.final_layernorm",
     processor="grid",
+    takes_videos=False,
     keeps_names=True,
     since=TRIED,
 )
