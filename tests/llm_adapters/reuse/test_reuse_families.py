@@ -129,6 +129,24 @@ def test_several_images_in_a_row_are_one_crop_each(family):
     assert train_loss(model, batch).isfinite()
 
 
+@pytest.mark.parametrize("how", ["softmax", "st_argmax", "gumbel_argmax"])
+@pytest.mark.parametrize("family", family_params("ovis2"))
+def test_visual_words_are_chosen_as_the_model_does(family, how):
+    model, processor = make_model(family), make_processor(family)
+    model.model.vision_tower.config.tokenize_function = how
+    batch = inputs(processor, two_rows(family))
+    with torch.no_grad():
+        before = model.model.get_image_features(batch["pixel_values"], return_dict=True)
+        reuse.attach(model, processor, "pixel_shuffle", rate=2)
+        after = model.model.get_image_features(batch["pixel_values"], return_dict=True).pooler_output
+    assert after.shape == before.pooler_output.shape
+    if how == "gumbel_argmax":  # other noise: a word of the table all the same
+        distances = torch.cdist(after.flatten(0, 1), model.model.visual_embeddings_table.weight)
+        assert distances.min(-1).values.max() < 1e-3
+    else:
+        torch.testing.assert_close(after, before.pooler_output)
+
+
 @pytest.mark.parametrize("family", family_params("perception_lm"))
 def test_videos_that_are_encoded_as_images_are_refused(family):
     model, processor = make_model(family), make_processor(family)
