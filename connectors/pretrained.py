@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 
 from compressors.errors import UnreachableError, UsageError, shorten_reason
 from compressors.reading import check_regular_file
+from connectors.hub import is_hub_id
 
 # what transformers reads, whole or in shards
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
@@ -53,12 +54,6 @@ def reset_outputs(config: PreTrainedConfig) -> None:
     every hidden state) was meant for its model alone; a composed model reads its parts by name."""
     config.return_dict = True
     config.output_hidden_states = False
-
-
-def is_hub_id(source: str) -> bool:
-    """Whether a source can only be a model of the hub: NAME or OWNER/NAME, and no folder here."""
-    is_path = source.startswith(("/", ".", "~")) or Path(source).exists()
-    return not is_path and source.count("/") <= 1
 
 
 def load_model(auto: Any, source: str | Path, where: str, advice: str, **kwargs: Any) -> Any:

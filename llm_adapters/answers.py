@@ -48,6 +48,24 @@ class GivenDecoder(nn.Module):
         return output
 
 
+class WithoutHead:
+    """A composed model without its language modeling head, as trainers call it that work on logits of their
+    own (TRL): a call gives `last_hidden_state`. What else is asked of it is the model's."""
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+
+    def __call__(self, **inputs: Any) -> ModelOutput:
+        # the class's: a trainer that has put its own forward into the model calls this one from there
+        output: ModelOutput = type(self.model).forward(self.model, **inputs, without_head=True)
+        return output
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("model", "get_encoder", "set_encoder"):  # which ask the base model before themselves
+            raise AttributeError(name)
+        return getattr(self.model, name)
+
+
 def index_answers(labels: Tensor) -> Tensor:
     """Labels (B, T) -> (N,), the positions that predict a labelled token, in the rows one behind the other
     (B * T). On the CPU before training: on a GPU it would wait for the device."""

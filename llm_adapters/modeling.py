@@ -44,6 +44,7 @@ from llm_adapters.answers import (
     AnswerOutput,
     AnswerStates,
     Lesson,
+    WithoutHead,
     can_split_head,
     compute_answer_loss,
     take_answer_states,
@@ -93,6 +94,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
                                          (`llm_adapters.shared_prefix`); `input_ids` are those behind them
     hidden_rows      (B,)                True for rows whose visual tokens the LLM does not see, while the
                                          query module reads their images all the same; optional, in training
+    without_head                         True: the LLM's hidden states instead of logits and loss
 
     Raises UsageError when the placeholders do not match the images' tokens (not inside torch.compile).
     """
@@ -164,6 +166,11 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         self.compressor = compressor.to(self.device).train(self.training)
         self.config.compressor = name
         self.config.compressor_knobs = knobs
+
+    @property
+    def base_model(self) -> Any:
+        """The model without its head."""
+        return WithoutHead(self)
 
     @property
     def num_queries(self) -> int:
@@ -357,6 +364,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         lesson: Lesson | None = None,
         answer_states: bool = False,
         prefix_length: int = 0,
+        without_head: bool = False,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """The LLM's output and loss; inputs as the class says, the rest as in transformers' LLMs. With
@@ -388,7 +396,10 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
                 shift = self._count_left_out(image_turn, None, vision_features)
             else:
                 # while decoding without a cache the ids grow, and `turns` stay those of the prompt
-                fitted_turns = None if turns is None else fit_turns(turns, input_ids.shape[1])
+                fitted_turns = None
+                if turns is not None:
+                    is_trained = labels is not None or without_head
+                    fitted_turns = fit_turns(turns, input_ids.shape[1], is_trained)
                 inputs_embeds, context, shift = self.embed_tokens(
                     input_ids, vision_features, image_turn, fitted_turns, query_index
                 )
@@ -421,7 +432,9 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             "use_cache": use_cache,
             CACHE: cache,
         }
-        if answer_index is not None and answer_states:
+        if without_head:
+            output = self.language_model.base_model(**kwargs)
+        elif answer_index is not None and answer_states:
             output = self._find_answer_states(answer_index, **kwargs)
         elif answer_index is not None and can_split_head(self.language_model):
             output = self._compute_answer_loss(labels, answer_index, lesson, **kwargs)

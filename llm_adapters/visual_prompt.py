@@ -21,8 +21,14 @@ class Mute(LogitsProcessor):
         return scores.index_fill(1, tokens, -torch.inf)
 
 
-def fit_turns(turns: Tensor, length: int) -> Tensor:
-    """`turns` of a prompt for `length` tokens: uncached generation has added some."""
+def fit_turns(turns: Tensor, length: int, is_trained: bool = False) -> Tensor:
+    """`turns` of a prompt for `length` tokens: while decoding without a cache the ids grow, and `turns` stay
+    those of the prompt. UsageError for `turns` of more tokens, and of fewer while the model is trained."""
+    if is_trained and turns.shape[1] < length:
+        raise UsageError(
+            f"`turns` has {turns.shape[1]} tokens and `input_ids` {length}: a question and its answer are "
+            "made to inputs together; give whole conversations (TRL: `messages`, not `prompt`, `completion`)"
+        )
     if turns.shape[1] > length:  # what a reused cache leaves, or a prefill in chunks
         raise UsageError(
             f"`turns` has {turns.shape[1]} tokens and `input_ids` {length}: images and "

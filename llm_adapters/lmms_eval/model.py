@@ -1,7 +1,6 @@
 """A saved model as lmms-eval calls it."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -25,8 +24,9 @@ DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float1
 class SlothKit(lmms):
     """`--model slothkit --model_args pretrained=DIR`.
 
-    pretrained   OUT/cells/CELL, OUT/finetune/KEY, or a folder that save_pretrained wrote: of ours, or of
-                 another MLLM with a compressor attached (`llm_adapters.reuse`)
+    pretrained   OUT/cells/CELL, OUT/finetune/KEY, or a folder that save_pretrained wrote, or a repository of
+                 the hub: of ours, or of another MLLM with a compressor attached (`llm_adapters.reuse`)
+    revision     of a repository: a branch, a tag or a commit
     batch_size   questions of a batch
     device       as PyTorch names it; None: a GPU if there is one. `accelerate launch` gives each process its
                  own
@@ -34,7 +34,12 @@ class SlothKit(lmms):
     """
 
     def __init__(
-        self, pretrained: str, batch_size: int | str = 1, device: str | None = None, dtype: str | None = None
+        self,
+        pretrained: str,
+        batch_size: int | str = 1,
+        device: str | None = None,
+        dtype: str | None = None,
+        revision: str | None = None,
     ):
         super().__init__()
         if not str(batch_size).isdigit() or not int(batch_size):
@@ -47,9 +52,12 @@ class SlothKit(lmms):
         self.device = torch.device(device or usual)
         if self.accelerator.num_processes > 1:  # each process has the device that accelerate gives it
             self.device = self.accelerator.device
-        folder = Path(str(pretrained))
+        folder = str(pretrained)
         torch_dtype = None if dtype is None else DTYPES[dtype]
-        self.model, self.processor = saved.load_saved_model(folder, self.device, torch_dtype, attached=True)
+        name_of_revision = None if revision is None else str(revision)  # the harness reads a number as one
+        self.model, self.processor = saved.load_saved_model(
+            folder, self.device, torch_dtype, attached=True, revision=name_of_revision
+        )
         if not self.processor.chat_template:
             raise UsageError(f"{folder}: the processor has no chat template; give it one and save it again")
         self.processor.tokenizer.padding_side = "left"

@@ -33,6 +33,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel, Processor
 import compressors
 from compressors.base import Compressor
 from compressors.errors import UsageError
+from connectors.hub import find_folder
 from connectors.pretrained import load_model
 from connectors.projector import registry as projectors
 from connectors.query_module import QueryModule
@@ -306,7 +307,8 @@ def load(
     kwargs      `from_pretrained`'s
     UsageError for a folder of another model.
     """
-    folder = loading.find_folder(source, revision, kwargs)
+    options: dict[str, Any] = {name: kwargs[name] for name in loading.HUB_ARGUMENTS if name in kwargs}
+    folder = find_folder(source, revision, **options)
     if (folder / loading.ADAPTER_FILE).is_file():
         return _load_adapter(folder, base, kwargs)
     model, record = loading.load_plain_model(folder, **kwargs)
@@ -337,7 +339,8 @@ def _load_adapter(
 
     adapter = loading.read_adapter(folder)
     source = base or adapter["base_model_name_or_path"]
-    base_folder = loading.find_folder(source, None, kwargs)
+    options: dict[str, Any] = {name: kwargs[name] for name in loading.HUB_ARGUMENTS if name in kwargs}
+    base_folder = find_folder(source, **options)
     if is_attached(base_folder):
         model, processor = load(base_folder, **kwargs)
     else:

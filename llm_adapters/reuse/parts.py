@@ -46,6 +46,15 @@ from llm_adapters.visual_prompt import locate_tokens, place_visual_tokens
 PARTS_ATTRIBUTE = "slothkit"
 
 
+def refuse_videos(original: Callable[..., Any], *_: Any, **__: Any) -> Any:
+    """UsageError, in the place of `get_video_features`."""
+    owner: Any = getattr(original, "__self__", original)
+    raise UsageError(
+        f"{type(owner).__name__}: videos are not compressed with their placeholders; give the frames as "
+        "images, or detach the compressor"
+    )
+
+
 class VisualParts(nn.Module, QueryAdapter):
     """Compressor, projector and those of DeepStack's levels (None: the model's own), and query module (or
     None) of the model they sit in."""
@@ -100,7 +109,9 @@ class VisualParts(nn.Module, QueryAdapter):
                 wrap(base, path, RawInstead(self, base, raw))
         self._wrap_deepstack(base)
         wrap(base, "get_image_features", self._image_features)
-        wrap(model, "save_pretrained", partial(save_with_card, model))
+        if not self.family.takes_videos:
+            wrap(base, "get_video_features", refuse_videos)
+        wrap(model, "save_pretrained", partial(save_with_card, model, self.family.keeps_names))
         if self.family.rope:
             wrap(base, "get_rope_index", self._rope_index)
         handles.append(base.register_forward_pre_hook(self._encode_inputs, with_kwargs=True))

@@ -49,6 +49,7 @@ OWN = {
             "deepseek_vl",
             "perception_lm",
             "pixtral",
+            "fast_vlm",
         ),
         ("identity", {}),
     ),
@@ -160,25 +161,6 @@ def test_images_of_every_shape(family, name):
         if family in (*TILE_FAMILIES, *GRID_FAMILIES):
             told = processor._get_num_multimodal_tokens(image_sizes=[(height, width)])["num_image_tokens"]
             assert told == [int((batch["input_ids"] == model.config.image_token_id).sum())]
-
-
-@pytest.mark.parametrize("kind", family_params("qwen2_vl", "qwen2_5_vl"))
-def test_videos_are_as_before(kind):
-    model, processor = make_model(kind), make_processor(kind)
-    frames = np.random.default_rng(0).integers(0, 255, (4, 24, 24, 3), dtype=np.uint8)
-    batch = dict(
-        processor(
-            text=["<vision_start><video><vision_end> What?"],
-            videos=[frames],
-            fps=2,
-            do_sample_frames=False,
-            return_tensors="pt",
-        )
-    )
-    with torch.no_grad():
-        logits = model(**batch).logits
-        reuse.attach(model, processor, **SAP)
-        assert torch.equal(model(**batch).logits, logits)
 
 
 @pytest.mark.parametrize("kind", family_params("qwen2_vl", "qwen2_5_vl"))
@@ -353,7 +335,7 @@ def seen_by_compressor(family: str, levels: tuple[int, ...]) -> tuple[torch.nn.M
     return model, seen[0], 16
 
 
-@over_families
+@pytest.mark.parametrize("family", family_params(*(name for name in reuse.FAMILIES if name != "fast_vlm")))
 def test_levels_of_the_tower(family):
     model, features, dim = seen_by_compressor(family, (1, -1))
     assert features.shape[-1] == 3 * dim
@@ -366,6 +348,12 @@ def test_levels_of_the_tower(family):
         torch.testing.assert_close(model.model.visual.merger.ln_q(last), output)
     with pytest.raises(UsageError, match="the tower has 3 blocks"):
         seen_by_compressor(family, (4,))
+
+
+@pytest.mark.parametrize("family", family_params("fast_vlm"))
+def test_levels_of_a_convolutional_tower_are_refused(family):
+    with pytest.raises(UsageError, match="levels: TimmWrapperModel is convolutional"):
+        seen_by_compressor(family, (1,))
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_next"])
