@@ -24,6 +24,7 @@ nb_execution_mode = "force"
 nb_execution_timeout = 300  # seconds a cell
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+nb_output_stderr = "remove"  # progress bars and advice of libraries
 
 autodoc_inherit_docstrings = False  # PyTorch's and transformers' own are not written for Sphinx
 autodoc_member_order = "bysource"

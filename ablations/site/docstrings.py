@@ -8,6 +8,7 @@ from sphinx.application import Sphinx
 
 ROW = re.compile(r"([\w.,|/+\[\]()*= -]*?\S) {2,}(\S.*)")
 CODE = re.compile(r"(`[^`]+`)")
+EMPHASIS = re.compile(r"(?<!\S)\\\*(\w[^*\\]*\w)\\\*(?!\w)")
 MARKUP = re.compile(r"([*|\\]|_\b|`)")
 
 
@@ -18,7 +19,7 @@ def escape_markup(lines: list[str]) -> list[str]:
         if CODE.fullmatch(piece):
             pieces.append(f"`{piece}`")
         else:
-            pieces.append(MARKUP.sub(r"\\\1", piece))
+            pieces.append(EMPHASIS.sub(r"*\1*", MARKUP.sub(r"\\\1", piece)))
     return "".join(pieces).split("\n")
 
 
