@@ -8,7 +8,7 @@ from sphinx.application import Sphinx
 
 ROW = re.compile(r"([\w.,|/+\[\]()*= -]*?\S) {2,}(\S.*)")
 CODE = re.compile(r"(`[^`]+`)")
-EMPHASIS = re.compile(r"(?<!\S)\\\*(\w[^*\\]*\w)\\\*(?!\w)")
+EMPHASIS = re.compile(r"(?<!\S)\\\*(\w(?:[^*\\]*\w)?)\\\*(?!\w)")
 MARKUP = re.compile(r"([*|\\]|_\b|`)")
 
 

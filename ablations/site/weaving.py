@@ -2,7 +2,7 @@
 
 include("experiments/README.md")                 a whole page of the repository
 include("experiments/README.md", "From Python")  its section of that heading
-settings("lora")                                 a table of the settings below a name, "" of those without dots
+settings("lora")                                 a table of the settings below a name; "": without dots
 launch_settings()                                the same of where cells run
 help("runs")                                     what `slothkit runs --help` says
 
@@ -42,7 +42,7 @@ class MissingSection(LookupError):
 
 
 def find_homes() -> dict[str, str]:
-    """Pages of the repository that a page of the site shows whole: path -> that page, from the site's root."""
+    """Pages of the repository that a page of the site shows whole: path -> the page, from the site's root."""
     homes: dict[str, str] = {}
     for page in sorted(SITE.rglob("*.md")):
         for path in WHOLE_PAGE.findall(page.read_text()):

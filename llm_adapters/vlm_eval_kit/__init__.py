@@ -1,4 +1,4 @@
-"""Saved models in VLMEvalKit. README.md has the steps. Needs no vlmeval: the class has what its models have."""
+"""Saved models in VLMEvalKit. README.md has the steps. Needs no vlmeval."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,8 @@ from llm_adapters.orientation import IMAGE_ERRORS, convert_to_upright_rgb
 
 
 class SlothKit:
-    """What VLMEvalKit asks of a model: a base beside its `BaseModel`, whose `generate` calls `generate_inner`.
+    """What VLMEvalKit asks of a model: a base beside its `BaseModel`, whose `generate` calls this one's
+    `generate_inner`.
 
     pretrained       OUT/cells/CELL, OUT/finetune/KEY, or a folder that save_pretrained wrote: of ours, or of
                      another MLLM with a compressor attached (`llm_adapters.reuse`)

@@ -1,4 +1,4 @@
-"""The site is built with warnings as errors; its notebooks are executed apart, so that both may run at once."""
+"""The site is built with warnings as errors; its notebooks are executed apart, side by side."""
 
 import os
 import re

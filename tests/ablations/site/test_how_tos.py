@@ -15,7 +15,10 @@ FILE = re.compile(r"`([\w.]+)`[^`]*:\n\n```\w+\n(.*?)```", re.S)
 PAGES = [SITE / "concepts.md", *sorted(SITE.glob("how_to/*.md"))]
 ROOM = (ROOT / "experiments/README.md").read_text()
 METRIC = re.search(r"```python\n(class Contains.*?)```", ROOM, re.S)[1]
-UNTRAINED = ("runs/cells/CELL: no such folder", "out=runs: no such directory")  # what trained cells would show
+UNTRAINED = (
+    "runs/cells/CELL: no such folder",
+    "out=runs: no such directory",
+)  # what trained cells would show
 
 
 def list_commands():

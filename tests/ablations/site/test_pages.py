@@ -68,7 +68,7 @@ def test_every_page_of_the_rooms_has_its_place():
 
 
 def test_sections():
-    assert take_section(PAGE, "One", "x").splitlines()[-2:] == ["### Below", ""]
+    assert take_section(PAGE, "One", "x").split()[-2:] == ["###", "Below"]
     assert "## no heading" in take_section(PAGE, "One", "x")
     assert take_section(PAGE, "Two", "x") == "## Two"
     with pytest.raises(MissingSection, match=r"a/README.md has no heading 'no heading'"):
@@ -90,7 +90,15 @@ def test_links_lead_to_the_site_s_page_or_to_the_file():
 
 
 def test_docstrings():
-    lines = ["A *b* of `C*D` and d_.", "", "rate    how *many*", "        of `them`", "Then more.", "", "    x = 1"]
+    lines = [
+        "A *b* of `C*D` and d_.",
+        "",
+        "rate    how *many*",
+        "        of `them`",
+        "Then more.",
+        "",
+        "    x = 1",
+    ]
     assert [line for line in convert_docstring(lines) if line] == [
         r"A *b* of ``C*D`` and d\_.",
         "``rate``",
