@@ -6,7 +6,7 @@ settings("lora")                                 a table of the settings below a
 launch_settings()                                the same of where cells run
 help("runs")                                     what `slothkit runs --help` says
 
-Loops of the reference read `sections`, `registries`, `commands` and `classes`.
+Loops of the reference read `sections`, `knobs`, `commands`, `classes` and `compressors`.
 """
 
 import inspect
@@ -20,7 +20,9 @@ from typing import Any
 import jinja2
 from sphinx.application import Sphinx
 
+import compressors
 import slothkit
+from compressors.base import registry as compressor_registry
 from compressors.command_line import Setting, collect_settings, format_value
 from compressors.registry import Registry
 from experiments.config import signatures
@@ -200,6 +202,12 @@ def list_classes(registry: Registry) -> list[tuple[str, str]]:
     return classes
 
 
+def list_compressors() -> list[tuple[str, str]]:
+    """The same of the compressors, which are imported when they are asked for."""
+    compressors.names()
+    return list_classes(compressor_registry)
+
+
 def weave(app: Sphinx, document: str, source: list[str]) -> None:
     """Fill in a page, as Sphinx reads it."""
     page = Path(str(app.env.doc2path(document)))
@@ -224,6 +232,7 @@ def weave(app: Sphinx, document: str, source: list[str]) -> None:
         "sections": list_sections,
         "knobs": list_knobs,
         "classes": list_classes,
+        "compressors": list_compressors,
         "import_module": import_module,
     }
     source[0] = environment.from_string(source[0]).render(names)

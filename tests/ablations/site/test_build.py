@@ -35,7 +35,7 @@ def test_site(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     for source in SITE.rglob("*"):
-        if source.suffix in (".md", ".rst", ".ipynb"):
+        if source.suffix in (".md", ".rst"):
             page = tmp_path / source.relative_to(SITE).with_suffix(".html")
             assert "{{" not in read_words(page), page
     settings = read_words(tmp_path / "reference/settings.html")
