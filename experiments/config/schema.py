@@ -169,8 +169,28 @@ class TrainerSettings:
     )
     gradient_checkpointing: bool = setting(False, "compute the LLM's activations again: less memory, slower")
     compile: bool = setting(False, "torch.compile the LLM's layers for training; takes up to a minute")
-    logger: str = setting("csv", "where curves go", choices=("csv", "tensorboard", "wandb", "none"))
+    logger: str = setting(
+        "csv", "where curves go, a run a stage", choices=("csv", "tensorboard", "wandb", "none")
+    )
     checkpoint_every: int = setting(200, "steps between checkpoints that a killed run resumes from", low=1)
+
+
+@dataclass(frozen=True)
+class CurveRun:
+    """What a logger calls the run of one stage.
+
+    name     of the stage: whose it is, or of what parts where several cells share it
+    group    of all runs of a sweep
+    kind     of stage
+    key      the stage's, in short: runs of one name are told apart by it
+    folder   the sweep's output directory
+    """
+
+    name: str
+    group: str
+    kind: str
+    key: str
+    folder: str
 
 
 @dataclass
@@ -194,6 +214,7 @@ class Config:
     evaluate: EvaluationSettings = field(default_factory=EvaluationSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     parts: dict[str, Any] = field(default_factory=dict)  # knobs of the parts that it uses, by part
+    curves: CurveRun | None = None  # where a stage's curves stand; set by the store for the stage it runs
 
     @property
     def compressor_name(self) -> str:

@@ -194,7 +194,8 @@ class StepLoader:
         for i in range(self.pieces):
             start = len(rows) * i // self.pieces
             end = len(rows) * (i + 1) // self.pieces
-            batch = self.collate(ordered[start:end])
+            batch: dict[str, Any] = {**self.collate(ordered[start:end])}
+            batch["tokens"] = sum(len(encoded.ids) for encoded, _ in ordered[start:end])  # without padding
             micro_batches.append({**batch, "pieces": self.pieces, "answer_tokens": answer_tokens})
         return micro_batches
 

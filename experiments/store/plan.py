@@ -48,6 +48,7 @@ class Stage:
     inputs    the stages whose results it reads, by kind
     config    of the first cell that asked for it; only what `depends` says of it counts
     roles     of the data whose features it caches
+    run_name  what loggers call it in a sweep; in no key
     """
 
     kind: str
@@ -55,6 +56,7 @@ class Stage:
     inputs: dict[str, "Stage"]
     config: Config = field(repr=False)
     roles: tuple[str, ...] = ()
+    run_name: str = field(default="", repr=False, compare=False)
 
     @cached_property
     def key(self) -> str:

@@ -96,6 +96,8 @@ class SlothModule(L.LightningModule):
         self.seed = seed
         self.query_warmup = query_warmup
         self.step_loss: Tensor | float = 0.0
+        self.tokens = 0  # that this process has trained on, without padding
+        self.gradient_norm: Tensor | None = None  # of the last optimiser step, before it was clipped
         self.watch = FiniteWatch()
         self.strict_loading = (
             False  # a checkpoint has what is trained; `remove_bad_checkpoint` compares names
@@ -118,6 +120,7 @@ class SlothModule(L.LightningModule):
     def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:  # noqa: ARG002
         # every step draws from its own seed, so that a resumed run draws what the uninterrupted one does
         number = batch.pop("number")
+        self.tokens += batch.pop("tokens", 0)
         self.watch.step = number // self.optimisation.accumulate + 1
         torch.manual_seed(self.seed * 1_000_003 + number + self.global_rank * 1_000_000_007)
         self.model.compressor.draw()
@@ -161,8 +164,9 @@ class SlothModule(L.LightningModule):
             norm = clip_grad_norm_(parameters, gradient_clip_val)
         else:
             norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        self.gradient_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if self.find_scaler() is None:  # which skips steps whose gradients are not finite
-            self.watch.note("gradient norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
+            self.watch.note("gradient norm", self.gradient_norm)
 
     def find_scaler(self) -> Any:
         """What scales the gradients of fp16; None where nothing does."""
