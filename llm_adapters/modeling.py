@@ -4,7 +4,6 @@ pixels -> tower (B, I, H, W, C) -> compressor -> projector -> visual tokens at t
                    +---------------- the same features -----------------> query module, in the LLM
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from transformers import (
     AutoModelForImageTextToText,
     Cache,
     GenerationMixin,
-    LogitsProcessorList,
     PreTrainedModel,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -44,7 +42,6 @@ from llm_adapters.kept_turns import GUESSED, check_turn, says_guessed
 from llm_adapters.pruning.apply import PruningAdapter
 from llm_adapters.pruning.attention import PRUNING_CONTEXT as PRUNING
 from llm_adapters.visual_prompt import (
-    Mute,
     check_count,
     clear_fill,
     fit_turns,
@@ -307,6 +304,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         `answer_index` the loss alone."""
         if cache is None:
             cache = past_key_values  # its name up to transformers 5.23
+        is_generating = GUESSED in kwargs  # `generate` asks
         is_guessed = kwargs.pop(GUESSED, False)
         has_images = pixel_values is not None or vision_features is not None
         if inputs_embeds is not None and has_images:
@@ -321,7 +319,10 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
                 check_turn(input_ids, cache, self.config.query_token_id)
             if pixel_values is not None and vision_features is None:
                 vision_features = self.get_image_features(pixel_values)
-            if prefix_length:
+            if is_guessed and input_ids.shape[1] == 1 and not has_images:
+                # a decoding step: its one token is a word that was said, since placeholders are muted
+                inputs_embeds = self.get_input_embeddings()(input_ids)
+            elif prefix_length:
                 inputs_embeds, context = self._embed_behind_prefix(
                     input_ids, vision_features, image_turn, turns, query_index, prefix_length
                 )
@@ -362,6 +363,8 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             output = self._compute_answer_loss(labels, answer_index, **kwargs)
         else:
             output = self.language_model(labels=labels, logits_to_keep=logits_to_keep, **kwargs)
+        if is_generating:
+            self.mute_placeholders(output.logits)
         if pruned_pass is not None:
             pruned_pass.record_passed_tokens()
         if context is not None:
@@ -443,16 +446,19 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         hidden = is_image & hidden_rows.unsqueeze(1)
         return attention_mask.masked_fill(hidden, 0), position_ids
 
-    def generate(self, *args: Any, logits_processor: Sequence[Any] | None = None, **kwargs: Any) -> Any:
+    def mute_placeholders(self, logits: Tensor) -> None:
+        """Let image and query placeholders never be said: their logits, in place. A logits processor would
+        do, too, but `generate` looks at its signature in every step, as long as a small LLM's layer takes."""
+        for token in (self.config.image_token_id, self.config.query_token_id):
+            if token is not None and token < logits.shape[-1]:
+                logits[..., token] = -torch.inf
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As transformers' `generate`; image and query placeholders are never said."""
         if kwargs.get("hidden_rows") is not None:
             # decoding steps get the mask that was given, so their tokens would see what the prompt did not
             raise UsageError("`hidden_rows` is for training; leave it out, or mask the tokens yourself")
-        rows = self.get_input_embeddings().num_embeddings
-        placeholders = (self.config.image_token_id, self.config.query_token_id)
-        mute = Mute([token for token in placeholders if token is not None and token < rows])
-        processors = LogitsProcessorList([*(logits_processor or ()), mute])
-        return super().generate(*args, logits_processor=processors, **kwargs)
+        return super().generate(*args, **kwargs)
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, is_first_iteration: bool = False, **kwargs: Any

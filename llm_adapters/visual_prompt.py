@@ -2,20 +2,8 @@
 
 import torch
 from torch import Tensor, nn
-from transformers import LogitsProcessor
 
 from compressors.errors import UsageError
-
-
-class Mute(LogitsProcessor):
-    """Tokens that are never generated."""
-
-    def __init__(self, tokens: list[int]):
-        self.tokens = tokens
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002
-        tokens = torch.tensor(self.tokens, dtype=torch.long, device=scores.device)
-        return scores.index_fill(1, tokens, -torch.inf)
 
 
 def fit_turns(turns: Tensor, length: int) -> Tensor:
