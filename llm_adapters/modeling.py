@@ -4,6 +4,7 @@ pixels -> tower (B, I, H, W, C) -> compressor -> projector -> visual tokens at t
                    +---------------- the same features -----------------> query module, in the LLM
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers import (
     AutoModelForImageTextToText,
     Cache,
     GenerationMixin,
+    LogitsProcessorList,
     PreTrainedModel,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -42,14 +44,17 @@ from llm_adapters.kept_turns import GUESSED, check_turn, says_guessed
 from llm_adapters.pruning.apply import PruningAdapter
 from llm_adapters.pruning.attention import PRUNING_CONTEXT as PRUNING
 from llm_adapters.visual_prompt import (
+    Mute,
     check_count,
     clear_fill,
     fit_turns,
     hide_unused,
+    mute_tokens,
     place_visual_tokens,
     shrink_pixels,
 )
 
+GUESSING_OPTIONS = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
 PREFILL_ONLY = ("pixel_values", "vision_features", "image_turn", "turns", "query_index", "prefix_length")
 
 
@@ -59,6 +64,13 @@ def count_positions(attention_mask: Tensor | None) -> Tensor | None:
     if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2:
         return None
     return (attention_mask.cumsum(1) - 1).clamp(min=0)
+
+
+def guesses_tokens(options: Mapping[str, Any], generation_config: Any) -> bool:
+    """Whether `generate` verifies guesses: of an assistant, of earlier layers, or of a look-up in the
+    prompt."""
+    is_asked = any(options.get(name) for name in GUESSING_OPTIONS)
+    return is_asked or any(getattr(generation_config, name, None) for name in GUESSING_OPTIONS)
 
 
 class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, QueryAdapter, PruningAdapter):
@@ -364,7 +376,9 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         else:
             output = self.language_model(labels=labels, logits_to_keep=logits_to_keep, **kwargs)
         if is_generating:
-            self.mute_placeholders(output.logits)
+            # a logits processor would do, but `generate` reads its signature in every step, which takes as
+            # long as a layer of a small LLM
+            mute_tokens(output.logits, (self.config.image_token_id, self.config.query_token_id))
         if pruned_pass is not None:
             pruned_pass.record_passed_tokens()
         if context is not None:
@@ -446,19 +460,17 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         hidden = is_image & hidden_rows.unsqueeze(1)
         return attention_mask.masked_fill(hidden, 0), position_ids
 
-    def mute_placeholders(self, logits: Tensor) -> None:
-        """Let image and query placeholders never be said: their logits, in place. A logits processor would
-        do, too, but `generate` looks at its signature in every step, as long as a small LLM's layer takes."""
-        for token in (self.config.image_token_id, self.config.query_token_id):
-            if token is not None and token < logits.shape[-1]:
-                logits[..., token] = -torch.inf
-
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
+    def generate(self, *args: Any, logits_processor: Sequence[Any] | None = None, **kwargs: Any) -> Any:
         """As transformers' `generate`; image and query placeholders are never said."""
         if kwargs.get("hidden_rows") is not None:
             # decoding steps get the mask that was given, so their tokens would see what the prompt did not
             raise UsageError("`hidden_rows` is for training; leave it out, or mask the tokens yourself")
-        return super().generate(*args, **kwargs)
+        if guesses_tokens(kwargs, kwargs.get("generation_config") or self.generation_config):
+            # the forward mutes what is said, this what is guessed
+            placeholders = (self.config.image_token_id, self.config.query_token_id)
+            logits_processor = [*(logits_processor or ()), Mute(placeholders)]
+        processors = LogitsProcessorList(logits_processor or ())
+        return super().generate(*args, logits_processor=processors, **kwargs)
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, is_first_iteration: bool = False, **kwargs: Any

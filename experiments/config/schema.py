@@ -95,6 +95,9 @@ class OptimisationSettings:
     weight_decay: float = setting(0.0, "AdamW's", low=0)
     clip: float = setting(1.0, "gradient norm limit, 0: none", low=0)
     schedule: str = setting("cosine", "after the warm-up", choices=("cosine", "constant"))
+    checkpointing: bool | None = setting(
+        None, "compute the LLM's activations again in this stage; null: as trainer.gradient_checkpointing"
+    )
     group_by_length: bool = setting(False, "a step's rows are of like length, all with images or all without")
 
 
@@ -168,6 +171,11 @@ class TrainerSettings:
         form=(r"auto|-1|[1-9]\d*|\[\d+(, ?\d+)*\]", "auto, a number such as 2, or which ones: [0,2]"),
     )
     gradient_checkpointing: bool = setting(False, "compute the LLM's activations again: less memory, slower")
+    frozen: str = setting(
+        "float32",
+        "frozen parts in training; bfloat16: half their memory, with precision=bf16-mixed, fsdp aside",
+        choices=("float32", "bfloat16"),
+    )
     compile: bool = setting(False, "torch.compile the LLM's layers for training; takes up to a minute")
     logger: str = setting(
         "csv", "where curves go, a run a stage", choices=("csv", "tensorboard", "wandb", "none")

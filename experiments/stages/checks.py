@@ -8,7 +8,7 @@ from experiments.data.loader import check_step_rows
 from experiments.metrics.scoring import QuestionScorer
 from experiments.models import build
 from experiments.stages import row_lengths
-from experiments.stages.training import curves, lora, strategies
+from experiments.stages.training import curves, frozen, lora, strategies
 
 
 def check_cell_config(config: Config) -> None:
@@ -32,8 +32,9 @@ def check_metric(config: Config) -> None:
 
 
 def check_training_needs(config: Config) -> None:
-    """UsageError when strategy, logger or LoRA wants what this machine does not have."""
+    """UsageError when strategy, precision, logger or LoRA wants what this machine does not have."""
     strategies.check_strategy(config.trainer)
+    frozen.check_frozen(config.trainer)
     curves.check_logger(config.trainer.logger)
     lora.check_peft(config.lora)
 

@@ -108,9 +108,17 @@ def plan_stages(config: Config) -> Stage:
 def describe_optimisation(stage: OptimisationSettings) -> dict[str, Any]:
     """What a training stage's key holds of it."""
     settings = describe_settings(stage, ("group_by_length", "query_warmup"))
+    del settings["checkpointing"]  # what is computed again is the same
     if "query_warmup" not in settings:  # its form, then, is of a warm-up that there is none of
         settings.pop("query_warmup_form", None)
     return settings
+
+
+def describe_frozen(config: Config) -> dict[str, str]:
+    """What a training stage's key holds of the type of frozen weights: float32 is that of older results."""
+    if config.trainer.frozen == "float32":
+        return {}
+    return {"frozen": config.trainer.frozen}
 
 
 def describe_evaluation(evaluation: EvaluationSettings) -> dict[str, Any]:
@@ -284,6 +292,7 @@ class Planner:
             "data": data,
             "seed": self.config.seed,
             "optimisation": describe_optimisation(self.config.pretrain),
+            **describe_frozen(self.config),
         }
         return Stage("pretrain", depends, inputs | self.plan_features("pretrain"), self.config)
 
@@ -298,6 +307,7 @@ class Planner:
             "seed": config.seed,
             "precision": config.trainer.precision,
             "optimisation": describe_optimisation(config.finetune),
+            **describe_frozen(config),
         }
         if config.lora.rank:
             depends["lora"] = dict(vars(config.lora))

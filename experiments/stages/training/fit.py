@@ -17,6 +17,7 @@ from experiments.stages.finite import watch_compressor
 from experiments.stages.training import strategies
 from experiments.stages.training.checkpoints import locate_checkpoint
 from experiments.stages.training.curves import CurveMeter, open_logger
+from experiments.stages.training.frozen import shrink_frozen
 from experiments.stages.training.module import SlothModule
 from llm_adapters.adapter import decoder_layers
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
@@ -45,7 +46,10 @@ def fit_module(
     every = min(LOSS_STEPS, module.steps)  # a stage of fewer steps logs its last one
     placement: dict[str, Any] = strategies.place_trainer(settings, world)
     precision: Any = resolve_precision(settings.precision)
-    if settings.gradient_checkpointing:
+    checkpointing = optimisation.checkpointing
+    if checkpointing is None:
+        checkpointing = settings.gradient_checkpointing
+    if checkpointing:
         switch_checkpointing(module.model, "enable", {"use_reentrant": False})
     compiled = compile_layers(module.model) if settings.compile else nullcontext()
     # whoever has begun the stage has removed a checkpoint that must not be read
@@ -54,6 +58,7 @@ def fit_module(
         compiled,
         watch_compressor(module.model.compressor, module.watch),
         open_logger(config, out, report) as logger,
+        shrink_frozen(module.model, settings, precision),
     ):
         trainer = L.Trainer(
             **placement,
@@ -71,7 +76,7 @@ def fit_module(
             num_sanity_val_steps=0,
         )
         trainer.fit(module, ckpt_path=resume, weights_only=True)
-    if settings.gradient_checkpointing:
+    if checkpointing:
         switch_checkpointing(module.model, "disable")
     if not world:  # else the processes end, and the first one has written what was trained
         module.model.cpu()

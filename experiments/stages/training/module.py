@@ -14,7 +14,7 @@ from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_
 from experiments.config.schema import OptimisationSettings
 from experiments.stages.finite import FiniteWatch, check_weights
 from experiments.stages.training.query_warmup import QueryWarmup
-from experiments.stages.training.strategies import shard_model
+from experiments.stages.training.strategies import make_precision_policy, shard_model
 from experiments.store.store import NotFinite
 from llm_adapters.adapter import decoder_layers
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
@@ -105,7 +105,8 @@ class SlothModule(L.LightningModule):
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:
-            shard_model(self.model, self.device_mesh["data_parallel"])
+            policy = make_precision_policy(self.trainer.precision)
+            shard_model(self.model, self.device_mesh["data_parallel"], policy)
 
     def on_train_start(self) -> None:
         for _, part in list_model_parts(self.model):
