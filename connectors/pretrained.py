@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedConfig
 
 from compressors.errors import UnreachableError, UsageError, shorten_reason
 from compressors.reading import check_regular_file
@@ -45,6 +46,13 @@ def refuse_odd_files(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         if path.exists() and not path.is_dir():
             check_regular_file(path)
+
+
+def reset_outputs(config: PreTrainedConfig) -> None:
+    """Makes a part's outputs those of its class by default. What its configuration says of them (tuples,
+    every hidden state) was meant for its model alone; a composed model reads its parts by name."""
+    config.return_dict = True
+    config.output_hidden_states = False
 
 
 def is_hub_id(source: str) -> bool:

@@ -25,6 +25,7 @@ import compressors
 from compressors.base import Compressor
 from compressors.errors import UsageError
 from connectors.embq import registry as query_modules
+from connectors.pretrained import reset_outputs
 from connectors.projector import registry as projectors
 from connectors.query_module import QueryModule, take_at_positions
 from connectors.towers.base import VisionTower
@@ -114,6 +115,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         super().__init__(config)
         self.vision_tower = vision_tower or build_tower(config.vision_config, config.select_layer)
         self.language_model: Any = language_model or AutoModelForCausalLM.from_config(config.text_config)
+        reset_outputs(self.language_model.config)
         sizes = llm_sizes(config)
         self.compressor: Compressor = compressors.create(
             config.compressor,

@@ -393,3 +393,15 @@ def test_presets_at_full_size_on_the_meta_device(preset, crops, full_size_source
     )
     assert embeds.shape[1:] == (batch["input_ids"].shape[1], 2560)
     assert context.features.shape == (1, crops * 729, 1152)
+
+
+@pytest.mark.parametrize("odd", [{"return_dict": False}, {"output_hidden_states": 0.5}])
+def test_outputs_that_configurations_of_parts_ask_for_change_nothing(odd):
+    """A tower or LLM saved for a model that wants tuples, or with a number where a list belongs."""
+    plain = make_model()
+    model = make_model(llm_changes=odd, vision=vision_config(**odd))
+    batch = make_batch(make_processor(model), [ROW])
+    torch.testing.assert_close(model(**batch).logits, plain(**batch).logits, rtol=0, atol=0)
+    prompt = {key: value for key, value in batch.items() if key != "labels"}
+    answers = [each.generate(**prompt, max_new_tokens=2, do_sample=False) for each in (model, plain)]
+    torch.testing.assert_close(*answers)
