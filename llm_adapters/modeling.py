@@ -377,7 +377,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             output = self._compute_answer_loss(labels, answer_index, **kwargs)
         else:
             output = self.language_model(labels=labels, logits_to_keep=logits_to_keep, **kwargs)
-        if is_generating:
+        if is_generating and output.logits is not None:
             # a logits processor would do, but `generate` reads its signature in every step, which takes as
             # long as a layer of a small LLM
             mute_tokens(output.logits, (self.config.image_token_id, self.config.query_token_id))

@@ -220,8 +220,9 @@ class PictureKeeper:
             shared = share_inputs(self.processor, inputs, pictures)
         ids: Tensor
         if shared is None or 1 < len(shared.prefix["input_ids"]) == len(pictures):
+            arguments: dict[str, Any] = {**inputs, **options}
             with torch.inference_mode():
-                ids = self.model.generate(**inputs, **options)
+                ids = self.model.generate(**arguments)
             return ids[:, inputs["input_ids"].shape[1] :]
         ids = generate_behind_prefix(self.model, shared, self.compute_kept(shared, pictures[0]), **options)
         return ids[:, shared.rows["input_ids"].shape[1] :]

@@ -34,9 +34,9 @@ class KernelCounter(TorchDispatchMode):
 
 
 def count_kernels(call: Callable[[], object]) -> int:
-    """Kernels that a call launches, without gradients."""
-    # not in inference mode, which shows a linear layer or a reshape in one piece
-    with torch.inference_mode(False), torch.no_grad(), KernelCounter() as counter:
+    """Kernels that a call launches. Not to be asked in inference mode, which shows a linear layer or a
+    reshape in one piece."""
+    with KernelCounter() as counter:
         call()
     return counter.count
 
