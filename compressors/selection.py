@@ -17,6 +17,13 @@ from compressors.grid import BudgetCompressor
 Choice = TypeVar("Choice")
 
 
+def without_autocast(device: str) -> AbstractContextManager:
+    """In which operations on a device of this type keep their tensors' precision."""
+    if not is_autocast_available(device):  # the meta device has no autocast
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
 def choose_in_float32(function: Callable[..., Choice]) -> Callable[..., Choice]:
     """Decorator of a function of tokens (B, N, C), or scores: it sees them in float32, without autocast or
     gradient.
@@ -26,11 +33,7 @@ def choose_in_float32(function: Callable[..., Choice]) -> Callable[..., Choice]:
 
     @wraps(function)
     def chosen(tokens: Tensor, *arguments: object) -> Choice:
-        device = tokens.device.type
-        full_precision: AbstractContextManager = nullcontext()
-        if is_autocast_available(device):  # the meta device has no autocast
-            full_precision = torch.autocast(device, enabled=False)
-        with torch.no_grad(), full_precision:
+        with torch.no_grad(), without_autocast(tokens.device.type):
             return function(tokens.float(), *arguments)
 
     return chosen

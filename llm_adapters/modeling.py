@@ -24,10 +24,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 import compressors
 from compressors.base import Compressor
 from compressors.errors import UsageError
-from connectors.embq import registry as query_modules
 from connectors.pretrained import reset_outputs
 from connectors.projector import registry as projectors
 from connectors.query_module import QueryModule, take_at_positions
+from connectors.query_modules import registry as query_modules
 from connectors.towers.base import VisionTower
 from connectors.towers.build import build_tower
 from connectors.versions import CACHE
@@ -37,6 +37,7 @@ from llm_adapters.adapter import (
     QueryContext,
     llm_sizes,
     make_query_masks,
+    mask_images,
     query_positions,
 )
 from llm_adapters.answers import can_split_head, compute_answer_loss
@@ -291,7 +292,11 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         patches_of_image = patches.shape[1] // image_turn.shape[1]
         patch_turn = image_turn.repeat_interleave(patches_of_image, 1)
         question_mask, patch_mask = make_query_masks(query_index, turns * is_text, query_turn, patch_turn)
-        return QueryContext(query_index, question_mask, patches, patch_mask)
+        visual_mask = None
+        if self.query_module is not None and self.query_module.prefuses:
+            is_visual = ~(is_query | is_text)
+            visual_mask = mask_images(query_index, turns * is_visual, query_turn)
+        return QueryContext(query_index, question_mask, patches, patch_mask, visual_mask=visual_mask)
 
     def forward(
         self,
@@ -362,6 +367,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         if position_ids is None and cache is None:
             position_ids = count_positions(attention_mask)
         if context is not None:
+            context.hide_tokens(attention_mask)
             kwargs[CONTEXT] = context
         pruned_pass, cache = self.start_pruning(prompt, inputs_embeds.shape[1], cache, use_cache)
         if pruned_pass is not None:
@@ -406,6 +412,11 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         embeds, _ = self.embed_tokens(input_ids, None, None, None, None)
         if self.query_module is None:
             return embeds, None
+        if self.query_module.prefuses:
+            raise UsageError(
+                f"`prefix_length`: {self.config.query_module} reads visual tokens and question together; "
+                "give whole rows"
+            )
         if features is None or image_turn is None or turns is None or query_index is None:
             raise UsageError("`prefix_length` needs images, `image_turn`, `turns` and `query_index`")
         features = clear_fill(features, image_turn).to(embeds.dtype)

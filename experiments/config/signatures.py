@@ -46,7 +46,7 @@ def load_compressors() -> Registry:
 
 def load_query_modules() -> Registry:
     """The query modules' registry, filled."""
-    from connectors.embq import registry
+    from connectors.query_modules import registry
 
     return registry
 

@@ -1,4 +1,4 @@
-"""A compressor, and EmbQ if wanted, in a multimodal model of transformers.
+"""A compressor, and a query module if wanted, in a multimodal model of transformers.
 
     model = LlavaForConditionalGeneration.from_pretrained(...)
     reuse.attach(model, processor, compressor="visionzip", tokens=64)                  # nothing to train
@@ -33,10 +33,10 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel, Processor
 import compressors
 from compressors.base import Compressor
 from compressors.errors import UsageError
-from connectors.embq import registry as query_modules
 from connectors.pretrained import load_model
 from connectors.projector import registry as projectors
 from connectors.query_module import QueryModule
+from connectors.query_modules import registry as query_modules
 from llm_adapters.adapter import llm_sizes
 from llm_adapters.conversation import QUERY, QUESTION
 from llm_adapters.reuse import loading, processors

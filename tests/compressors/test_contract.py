@@ -255,7 +255,9 @@ def test_text_is_read_where_the_mask_says(name, knobs):
     tokens = part(features, text, mask)
     noise = torch.randn_like(text)
     torch.testing.assert_close(part(features, torch.where(mask[..., None], text, noise), mask), tokens)
-    assert (part(features, text + noise, mask) - tokens).abs().amax((1, 2)).min() > 1e-4
+    change = (part(features, text + noise, mask) - tokens).abs().amax((1, 2)).min()
+    # rightly none: in a window of one patch there is nothing to choose
+    assert change > 1e-4 or knobs.get("rate") == 1
     torch.testing.assert_close(part(features, text), part(features, text, torch.ones_like(mask)))
 
 

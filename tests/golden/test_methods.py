@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import compressors
 from compressors.prunesid import choose_by_components
+from compressors.visionselector import soften_choice
 
 FOLDER = Path(__file__).parent / "methods"
 SIDE = 12
@@ -131,3 +132,20 @@ def test_visionzip_s_pictures_are_of_its_tokens():
     assert ((weights == 0) | (weights == 1 / 16)).all()
     expected = vectors["attention"][:, 1:].topk(16).indices.sort().values
     assert torch.equal(weights.nonzero()[:, 1].view(2, 16), expected)
+
+
+@pytest.mark.parametrize("count", [16, 40, 143])
+def test_visionselector(count):
+    """Scores, the weights of the softened choice with their gradient, and the hard choice."""
+    vectors = load_file(FOLDER / "visionselector.safetensors")
+    part = compressors.create("visionselector", dim=12, width=16, tokens=count).eval()
+    for ours, theirs in ((part.query, "q_proj"), (part.key, "k_proj")):
+        ours.load_state_dict({name: vectors[f"weight/{theirs}.{name}"] for name in ("weight", "bias")})
+    scores = part.score_patches(vectors["features"])
+    torch.testing.assert_close(scores, vectors["scores"], rtol=1e-4, atol=1e-5)
+    scores = vectors["scores"].requires_grad_()
+    weights = soften_choice(scores, count)
+    torch.testing.assert_close(weights, vectors[f"weights_{count}"], rtol=1e-4, atol=1e-5)
+    (gradient,) = torch.autograd.grad(weights, scores, vectors["upstream"])
+    torch.testing.assert_close(gradient, vectors[f"gradient_{count}"], rtol=1e-3, atol=1e-5)
+    assert torch.equal(part.kept(as_maps(vectors["features"])), vectors[f"kept_{count}"])

@@ -26,7 +26,10 @@ CONTEXT: dict[str, dict[str, Any]] = {
     "projector": {"in_dim": LLM_DIM, "llm_dim": LLM_DIM},
     "pruner": {"llm_layers": 4},
 }
-FITTING = {"embq": {"dim": 16, "at": 2, "num_queries": 3}}  # knobs under which a part fits that model
+FITTING = {  # knobs under which a part fits that model
+    "embq": {"dim": 16, "at": 2, "num_queries": 3},
+    "llava_mini": {"num_layers": 1, "num_queries": 3},
+}
 LARGEST = 4096  # of a number that a part is built with: memory is another matter
 
 

@@ -86,6 +86,7 @@ def test_rows_without_images_or_with_other_lengths_are_not_shared():
 
 def test_what_reads_the_question_or_drops_tokens_is_not_shared():
     assert can_share_prefix(make_model("llama", "sap", "embq"))
+    assert not can_share_prefix(make_model("llama", "sap", "llava_mini"))  # it reads both sides together
     reader = {"num_queries": 4, "num_layers": 2, "heads": 2, "width": 8, "text": True}
     assert not can_share_prefix(make_model("llama", "qformer", None, compressor_knobs=reader))
     assert not can_share_prefix(make_model("llama", "matryoshka", None))

@@ -35,7 +35,7 @@ def test_each_layer_has_as_many_tokens_as_the_schedule_says(case):
     assert (found[-1] == 0) == (name == "vtw")
     assert model.pruner.measured_visual_tokens() == sum(found) / DEPTH
     if "adaptive" in case:
-        with pytest.raises(UsageError, match="sparsevlm: how many"):
+        with pytest.raises(UsageError, match=f"{name}: how many"):
             model.pruner.tokens_by_layer(TOKENS)
     else:
         assert found == model.pruner.tokens_by_layer(TOKENS)

@@ -10,6 +10,7 @@ from factories import KNOBS
 from peft import LoraConfig, get_peft_model
 from reuse_families import (
     EMBQ,
+    PREFUSION,
     SAP,
     answers,
     assert_same,
@@ -377,11 +378,12 @@ NESTED = {"compressor": "matryoshka", "knobs": {"rate": 2}, "scales": (1, 2)}
 
 
 @over_families
-def test_pick_a_scale(family, tmp_path):
+@pytest.mark.parametrize("queries", [EMBQ, PREFUSION], ids=["embq", "llava_mini"])
+def test_pick_a_scale(family, queries, tmp_path):
     """In the model and in its processor; saved, and undone."""
     model, processor = make_model(family), make_processor(family)
     settings, rows = processor.to_json_string(), two_rows(family, marked=True)
-    reuse.attach(model, processor, **NESTED, **EMBQ)
+    reuse.attach(model, processor, **NESTED, **queries)
     finest = inputs(processor, rows)
     reuse.pick(model, processor, 2)
     batch = inputs(processor, rows)
