@@ -35,6 +35,7 @@ def _load_builtins() -> ModuleType:
         ldp,
         ldpv2,
         matryoshka,
+        mmtok,
         patch_merger,
         pixel_shuffle,
         prumerge,

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from compressors.base import MaybeTensor, register
+from compressors.base import MaybeTensor, Positions, register
 from compressors.grid import GridPolicy
 from compressors.selection import SubsetCompressor, choose_in_float32
 
@@ -40,9 +40,15 @@ class DiversePatches(SubsetCompressor):
     """The most different patches, as many as there are `rate` x `rate` windows."""
 
     def __init__(
-        self, dim: int, *, rate: int = 3, tokens: int | float | None = None, grid_policy: GridPolicy = "error"
+        self,
+        dim: int,
+        *,
+        rate: int = 3,
+        tokens: int | float | None = None,
+        grid_policy: GridPolicy = "error",
+        positions: Positions = "renumber",
     ):
-        super().__init__(rate, grid_policy, tokens)
+        super().__init__(rate, grid_policy, tokens, positions)
         self.out_dim = dim
 
     def kept(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:

@@ -84,6 +84,35 @@ def share_patches(weights: Tensor, height: int) -> Tensor:
     return rearrange(shares, "b (h w) -> b h w", h=height)
 
 
+@choose_in_float32
+def cover_targets(coverage: Tensor, weights: MaybeTensor, count: int) -> Tensor:
+    """Indices (B, count), ascending, of greedy maximum coverage among N candidates: one after the other that
+    by which the targets gain most, each target having what the best candidate chosen so far gives it.
+
+    coverage (B, N, T): what each gives the targets; weights (B, N) of the candidates' gains. Ties: the first
+    one."""
+    rows = torch.arange(len(coverage), device=coverage.device)
+    cover = torch.zeros_like(coverage[:, 0])  # (B, T)
+    is_chosen = torch.zeros_like(coverage[..., 0], dtype=torch.bool)
+    chosen = []
+    for _ in range(count):
+        gain = (coverage - cover.unsqueeze(1)).clamp(min=0).sum(-1)
+        if weights is not None:
+            gain = gain * weights
+        best = gain.masked_fill(is_chosen, -torch.inf).argmax(-1)  # (B,)
+        is_chosen = is_chosen.scatter(1, best[:, None], True)
+        cover = torch.maximum(cover, coverage[rows, best])
+        chosen.append(best)
+    return torch.stack(chosen, 1).sort(-1).values
+
+
+def list_others(kept: Tensor, patches: int) -> Tensor:
+    """The indices (B, R), ascending, of those of `patches` patches that are not kept (B, K)."""
+    is_kept = torch.zeros(len(kept), patches, dtype=torch.uint8, device=kept.device).scatter(1, kept, 1)
+    # 0 sorts before 1, and a stable sort keeps raster order
+    return is_kept.argsort(dim=1, stable=True)[:, : patches - kept.shape[1]]
+
+
 class SubsetCompressor(BudgetCompressor):
     """Base of the compressors that keep some patches as they are. Subclasses define `kept`, ascending."""
 

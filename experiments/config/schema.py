@@ -4,7 +4,7 @@
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from compressors.command_line import setting
 from experiments.registries import datasets
@@ -12,6 +12,8 @@ from experiments.registries import datasets
 BLIND_COMPRESSOR = "none"
 UNCOMPRESSED = "identity"  # the compressor that leaves the patches as they are
 SEEDS = 2**32  # how many there are: torch and NumPy take 32 bits
+# what `init_parts` may name
+MODEL_PARTS = ("tower", "compressor", "projector", "query_module", "llm")
 GPU_ACCELERATORS = ("auto", "gpu", "cuda")  # values of trainer.accelerator that take a GPU where there is one
 
 
@@ -99,11 +101,27 @@ class OptimisationSettings:
         None, "compute the LLM's activations again in this stage; null: as trainer.gradient_checkpointing"
     )
     group_by_length: bool = setting(False, "a step's rows are of like length, all with images or all without")
+    init: str | None = setting(
+        None,
+        "trained model to start from: CELL below out, its path, a saved model's folder or hub id[@REVISION]; "
+        "in finetune: without a stage 1",
+    )
+    init_parts: list[str] = setting(
+        [], "parts that are taken from init, as [compressor,llm]; []: all", choices=MODEL_PARTS
+    )
 
 
 @dataclass
 class FinetuneSettings(OptimisationSettings):
-    """Stage 2: AdamW, and at first perhaps without the visual tokens."""
+    """Stage 2: AdamW, perhaps with a teacher, and at first perhaps without the visual tokens."""
+
+    teacher: str | None = setting(
+        None, "trained model, named as init is, whose answers' probabilities are learned beside the answers"
+    )
+    teacher_weight: float = setting(1.0, "of the divergence from the teacher in the loss; 0: none", low=0)
+    teacher_temperature: float = setting(
+        1.0, "T of both softmaxes in the divergence, which counts T^2 times", above=0
+    )
 
     query_warmup: float = setting(
         0.0,
@@ -201,6 +219,19 @@ class CurveRun:
     folder: str
 
 
+class TrainedStart(NamedTuple):
+    """What a stage of training starts from.
+
+    path     of the setting that says so
+    source   the trained model, as the user names it
+    parts    of MODEL_PARTS that are taken from it
+    """
+
+    path: str
+    source: str
+    parts: tuple[str, ...]
+
+
 @dataclass
 class Config:
     """One cell: a row of a table at one seed."""
@@ -245,6 +276,30 @@ class Config:
     def blind(self) -> bool:
         """No image, no vision parts: what the text alone tells."""
         return self.compressor_name == BLIND_COMPRESSOR
+
+    @property
+    def aligns(self) -> bool:
+        """Whether there is a stage 1: not without an image, or where stage 2 starts from what is trained."""
+        return not self.blind and self.finetune.init is None
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether stage 2 learns from another model."""
+        return self.finetune.teacher is not None and self.finetune.teacher_weight > 0
+
+    def find_start(self, stage: str) -> TrainedStart | None:
+        """The trained model that a stage of training starts from; None where it starts from the sources. What
+        stage 1 does not train is in stage 2 as it was in stage 1."""
+        section = "pretrain" if self.aligns else "finetune"
+        settings = getattr(self, section)
+        if settings.init is None:
+            return None
+        parts = settings.init_parts or MODEL_PARTS
+        # the query module takes no part in stage 1, so that all its variants share it
+        taken = tuple(part for part in MODEL_PARTS if part in parts)
+        if stage == "pretrain":
+            taken = tuple(part for part in taken if part != "query_module")
+        return TrainedStart(f"{section}.init", settings.init, taken)
 
     @property
     def caches_features(self) -> bool:

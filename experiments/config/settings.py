@@ -60,7 +60,9 @@ def conform_setting(path: str, value: object) -> object:
     if setting.hint == list[str]:
         if isinstance(value, str):  # one file
             value = [value]
-        return list(conform(value, tuple[str, ...], path))
+        words = list(conform(value, tuple[str, ...], path))
+        check_bounds(path, words, setting.rules)
+        return words
     if setting.hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         check_integer_size(value, path)
         value = str(value)  # precision: 32 in a YAML file
@@ -183,6 +185,20 @@ def switch_off_query_module_settings(config: Config) -> None:
     settings = collect_settings(Config)
     for path in QUERY_MODULE_SETTINGS:
         assign_setting(config, path, settings[path].default)
+
+
+def check_starts(config: Config) -> None:
+    """UsageError for two models to start from, and for a teacher of a cell without images."""
+    if config.pretrain.init is not None and config.finetune.init is not None:
+        raise UsageError(
+            f"pretrain.init={shorten(config.pretrain.init)}: finetune.init="
+            f"{shorten(config.finetune.init)} leaves stage 1 out; set one of the two"
+        )
+    if config.blind and config.has_teacher:
+        raise UsageError(
+            f"finetune.teacher={config.finetune.teacher}: compressor={BLIND_COMPRESSOR} sees no image that "
+            "the teacher sees; leave it out"
+        )
 
 
 def check_batches(config: Config) -> None:

@@ -143,7 +143,7 @@ class CellSubject(CostSubject):
         words = None
         if model.compressor.needs_text:
             words = torch.empty(len(crops), text, self.llm_width)
-        model.projector(model.compressor(crops, words))
+        model.projector(model.compressor(model.add_projected(crops), words))
         if model.query_module is None:
             return
         output = features[..., : model.vision_tower.dim]  # without levels for the compressor

@@ -124,5 +124,8 @@ class Chat:
 
     @property
     def position_limit(self) -> float:
-        """Tokens that the language model has positions for."""
-        return self.model.config.position_limit or float("inf")
+        """Tokens that the language model has positions for, beside those of patches that are left out."""
+        size = self.processor.image_processor.size
+        left_out = self.model.num_left_out(size["height"], size["width"])
+        limit = self.model.config.position_limit or float("inf")
+        return limit - left_out * self.processor.crops_of(self.picture)

@@ -9,6 +9,8 @@ from experiments.metrics.scoring import QuestionScorer
 from experiments.models import build
 from experiments.stages import row_lengths
 from experiments.stages.training import curves, frozen, lora, strategies
+from experiments.stages.training.initial import check_start
+from experiments.stages.training.teacher import check_teacher
 
 
 def check_cell_config(config: Config) -> None:
@@ -17,6 +19,8 @@ def check_cell_config(config: Config) -> None:
     check_training_needs(config)
     check_metric(config)
     model = build.check_model_config(config)
+    check_start(config, model)
+    check_teacher(config, model)
     if config.lora.rank:
         with torch.device("meta"):
             lora.add_adapters(model.language_model, config.lora, config.seed)
@@ -42,7 +46,7 @@ def check_training_needs(config: Config) -> None:
 def check_devices(config: Config) -> None:
     """UsageError when this machine lacks the devices that a cell trains on, or a step has no rows for all."""
     world = strategies.count_processes(config.trainer)
-    stages = ["finetune"] if config.blind else ["pretrain", "finetune"]
+    stages = ["pretrain", "finetune"] if config.aligns else ["finetune"]
     for stage in stages:
         optimisation = getattr(config, stage)
         check_step_rows(optimisation.batch_size, optimisation.accumulate, max(1, world))

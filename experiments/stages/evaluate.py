@@ -87,7 +87,9 @@ def check_question_lengths(
 ) -> None:
     """UsageError for a question that leaves too few of the LLM's positions for an answer."""
     dataset = ConversationDataset(llava.drop_answers(questions), images)
-    dataset.check_positions(model.config.position_limit, config.evaluate.max_new_tokens)
+    size = images.processor.image_processor.size
+    left_out = model.num_left_out(size["height"], size["width"])
+    dataset.check_positions(model.config.position_limit, config.evaluate.max_new_tokens, left_out)
 
 
 class LogitsWatch(LogitsProcessor):

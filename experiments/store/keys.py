@@ -5,9 +5,12 @@ import json
 import os
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from compressors.errors import UsageError, quote
+from experiments.config.schema import Config
 from experiments.config.sources import ASSET_SCHEME, CACHE_SCHEME, resolve_source
+from experiments.config.trained import find_trained_model
 from experiments.data import llava
 
 NO_IMAGES = hashlib.sha256().hexdigest()  # what `digest_data_file` has for the images of text alone
@@ -55,6 +58,43 @@ def digest_source(name: str) -> object:
             stat = path.stat()
             files[str(path.relative_to(folder))] = [stat.st_size, stat.st_mtime_ns]
     return files
+
+
+def describe_trained_models(config: Config, stage: str) -> dict[str, Any]:
+    """Describe the model that a stage of training starts from, and its teacher; nothing where it has none."""
+    description: dict[str, Any] = {}
+    start = config.find_start(stage)
+    if start is not None:
+        folder = find_trained_model(start.source, config.out, start.path)
+        # spelling out parts that the cell has anyway changes no key
+        parts = [part for part in start.parts if part != "query_module" or config.query_module]
+        description["init"] = {"model": digest_trained_model(folder), "parts": parts}
+    if stage == "finetune" and config.has_teacher:
+        settings = config.finetune
+        assert settings.teacher is not None  # it has one
+        folder = find_trained_model(settings.teacher, config.out, "finetune.teacher")
+        description["teacher"] = {
+            "model": digest_trained_model(folder),
+            "weight": settings.teacher_weight,
+            "temperature": settings.teacher_temperature,
+        }
+    return description
+
+
+def digest_trained_model(folder: Path) -> str:
+    """sha256 of a saved model: of the content of its weights and settings, wherever it lies."""
+    digests: dict[str, str] = {}
+    for pattern in ("*.safetensors", "*.json"):
+        for path in folder.glob(pattern):
+            stat = path.stat()
+            digests[path.name] = digest_unchanged_file(path, stat.st_size, stat.st_mtime_ns)
+    return digest_value(digests)
+
+
+@cache
+def digest_unchanged_file(path: Path, size: int, modified: int) -> str:  # noqa: ARG001  what it is cached by
+    """`digest_file`, once for all cells that start from a file."""
+    return digest_file(path)
 
 
 @cache

@@ -2,6 +2,8 @@
 
     data -> features(tower) -> pretrain(compressor, projector) -> finetune(everything, seed) -> evaluate
 
+`finetune.init` leaves the pretraining out.
+
 A stage's key is the hash of exactly what it depends on, so cells that agree on a stage share it. The query
 module takes no part in pretraining: all its variants of one compressor share one run. Features are a cache:
 what they depend on is in the key of whoever reads them, they are not. Nothing here imports torch, except to
@@ -37,6 +39,8 @@ STAGE_VERSIONS = {
 }
 STAGE_KINDS = tuple(STAGE_VERSIONS)
 CACHE_KINDS = ("features",)
+# which `describe_trained_models` has in their place
+TRAINED_SETTINGS = ("init", "init_parts", "teacher", "teacher_weight", "teacher_temperature")
 
 
 @dataclass(frozen=True)
@@ -83,9 +87,15 @@ class Stage:
     @property
     def title(self) -> str:
         """What it is called on screen."""
-        if not self.roles:
+        words = list(self.roles)
+        start = self.config.find_start(self.kind) if "init" in self.depends else None
+        if start is not None:
+            words.append(f"from {start.source}: {', '.join(start.parts)}")
+        if "teacher" in self.depends:
+            words.append(f"teacher {self.config.finetune.teacher}")
+        if not words:
             return self.kind
-        return f"{self.kind} ({', '.join(self.roles)})"
+        return f"{self.kind} ({', '.join(words)})"
 
     @property
     def name(self) -> str:
@@ -109,6 +119,8 @@ def describe_optimisation(stage: OptimisationSettings) -> dict[str, Any]:
     """What a training stage's key holds of it."""
     settings = describe_settings(stage, ("group_by_length", "query_warmup"))
     del settings["checkpointing"]  # what is computed again is the same
+    for name in TRAINED_SETTINGS:
+        settings.pop(name, None)
     if "query_warmup" not in settings:  # its form, then, is of a warm-up that there is none of
         settings.pop("query_warmup_form", None)
     return settings
@@ -240,6 +252,9 @@ class Planner:
             # both trainings share one cache, unless stage 2 sees tiles
             tiles = self.config.tiles(role)
             roles = tuple(name for name in ("pretrain", "train") if self.config.tiles(name) == tiles)
+            # without a stage 1 nobody reads its files; of an embedded data set there is a cache of both
+            if not self.config.aligns and any(map(is_file_entry, self.data.train)):
+                roles = ("train",)
         data: dict[str, list[Any]] = {}
         inputs: dict[str, Stage] = {}
         for cached_role in roles:
@@ -293,12 +308,14 @@ class Planner:
             "seed": self.config.seed,
             "optimisation": describe_optimisation(self.config.pretrain),
             **describe_frozen(self.config),
+            **keys.describe_trained_models(self.config, "pretrain"),
         }
         return Stage("pretrain", depends, inputs | self.plan_features("pretrain"), self.config)
 
     @cached_property
     def finetune(self) -> Stage:
-        """Stage 2. A blind cell has neither features nor a stage 1."""
+        """Stage 2. A blind cell has neither features nor a stage 1, one that starts from trained weights no
+        stage 1."""
         config = self.config
         data, inputs = self.describe_role_data("train")
         depends = {
@@ -308,13 +325,15 @@ class Planner:
             "precision": config.trainer.precision,
             "optimisation": describe_optimisation(config.finetune),
             **describe_frozen(config),
+            **keys.describe_trained_models(config, "finetune"),
         }
         if config.lora.rank:
             depends["lora"] = dict(vars(config.lora))
         if not config.blind:
             depends |= self.describe_features("train")
             depends["train_tower"] = config.tower.train
-            inputs["pretrain"] = self.pretrain
+            if config.aligns:
+                inputs["pretrain"] = self.pretrain
             inputs |= self.plan_features("train")
         if config.query_module:
             depends["query_module"] = self.describe_part(signatures.query_modules(), config.query_module)

@@ -22,6 +22,7 @@ SHIPPED_VERSIONS: dict[str, dict[str, int]] = {  # by what a registry calls its 
         "ldp": 0,
         "ldpv2": 0,
         "matryoshka": 0,
+        "mmtok": 0,
         "patch_merger": 0,
         "pixel_shuffle": 0,
         "prumerge": 0,

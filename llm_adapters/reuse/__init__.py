@@ -44,6 +44,7 @@ from llm_adapters.reuse.cues import make_cue_reader
 from llm_adapters.reuse.families import FAMILIES, ModelFamily, find_family
 from llm_adapters.reuse.families.family import read_merge_size
 from llm_adapters.reuse.parts import PARTS_ATTRIBUTE, Markers, VisualParts
+from llm_adapters.reuse.positions import make_position_keeper
 from llm_adapters.reuse.pruning import prune
 from llm_adapters.saved import is_attached
 
@@ -97,6 +98,7 @@ def attach(
     part: Compressor = compressors.create(compressor, dim=family.dim(base), llm_dim=llm_dim, **knobs)
     _check_compressor(part, compressor)
     cue_reader = make_cue_reader(family, base, part, compressor)
+    position_keeper = make_position_keeper(family, model, part, compressor)
     queries = _create_query_module(model, family.dim(base), query_module, query_knobs or {})
     own_width = family.width(base.get_submodule(family.projector))
     projector = _create_projector(part, own_width, new_projector, llm_dim)
@@ -120,7 +122,9 @@ def attach(
     markers = None
     if queries is not None:  # behind the processor, whose tokenizer has the markers now
         markers = _create_markers(model, processor, queries)
-    parts = VisualParts(model, family, part, projector, level_projectors, cue_reader, queries, markers, pair)
+    parts = VisualParts(
+        model, family, part, projector, level_projectors, cue_reader, position_keeper, queries, markers, pair
+    )
     _insert_parts(model, parts, processor)
 
 

@@ -16,8 +16,8 @@ CONTROLS = {"identity", "random", "downsample"}
 TWINS = {"adaptive_avg_pool": "avg_pool", "interpolate": "uniform"}  # without rows, and whose rows are theirs
 OURS = {"slothmix"}  # in none of the paper's claims
 LATER = {"quecc", "visionselector"}  # whose rows have no results yet: in no claim that has been judged
-# chosen by the tower's own attention, and made for models that were trained uncompressed: in `baselines`
-TRAINING_FREE = {"hiprune", "holov", "prunesid", "scope", "vispruner", "visionzip", "vscan"}
+# chosen by attention or the question, and made for models that were trained uncompressed: in `baselines`
+TRAINING_FREE = {"hiprune", "holov", "mmtok", "prunesid", "scope", "vispruner", "visionzip", "vscan"}
 BEHIND = set(BUILT_IN) - CONTROLS - set(TWINS) - TRAINING_FREE
 
 

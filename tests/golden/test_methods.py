@@ -59,6 +59,24 @@ def test_holov(budget):
     check_kept("holov", features, vectors, budget, strips=int(budget.split("_")[1]))
 
 
+@pytest.mark.parametrize("budget", ["16_50_2", "36_50_2", "72_50_2", "36_0_2", "36_200_2", "36_50_10"])
+def test_mmtok(budget):
+    vectors = load_file(FOLDER / "mmtok.safetensors")
+    features = torch.cat([as_maps(vectors["states"]), as_maps(vectors["projected"])], -1)
+    text = vectors["text"]
+    mask = torch.arange(text.shape[1]) < vectors["words"].unsqueeze(1)
+    tokens, weight, temperature = map(int, budget.split("_"))
+    part = compressors.create(
+        "mmtok", dim=8, tokens=tokens, patch_weight=weight / 100, text_temperature=temperature / 100
+    )
+    kept = part.kept(features, text, mask)
+    assert kept.tolist() == vectors[f"kept_{budget}"].tolist()
+    # a row alone, without its padding, has the same
+    for row, words in enumerate(vectors["words"].tolist()):
+        alone = part.kept(features[row : row + 1], text[row : row + 1, :words])
+        assert alone[0].equal(kept[row])
+
+
 @pytest.mark.parametrize("budget", [16, 25, 36, 72])
 def test_prunesid(budget):
     """Of the paper's tokens CLS is one, the patches are fewer by one."""

@@ -95,7 +95,8 @@ def use_compressor(part: Any) -> None:
     """As many finite tokens as it says, or a ValueError for the grid."""
     part.eval()
     check_finite(part)
-    inputs = [torch.randn(2, SIDE, SIDE, DIM * (1 + len(part.needs_levels)))]
+    channels = DIM * (1 + len(part.needs_levels)) + LLM_DIM * part.needs_projected
+    inputs = [torch.randn(2, SIDE, SIDE, channels)]
     if part.needs_text:
         inputs += [torch.randn(2, TEXT, LLM_DIM), torch.ones(2, TEXT, dtype=torch.bool)]
     try:

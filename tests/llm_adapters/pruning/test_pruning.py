@@ -96,7 +96,7 @@ def test_fastv_is_a_slow_one_by_its_definition(llm, positions):
     batch = inputs(processor, ONE)
     visual = batch["input_ids"][0] == processor.image_token_id
     features = model.get_image_features(batch["pixel_values"])
-    embeds, _ = model.embed_tokens(batch["input_ids"], features, batch["image_turn"], batch["turns"], None)
+    embeds, *_ = model.embed_tokens(batch["input_ids"], features, batch["image_turn"], batch["turns"], None)
     whole = model(**batch).logits[0, -1]
     model.language_model.set_attn_implementation("eager")
     expected = {
