@@ -25,9 +25,10 @@ def choose_most_diverse(tokens: Tensor, count: int) -> Tensor:
     alone = 3 * torch.eye(tokens.shape[1], device=tokens.device)  # no patch is its own nearest
     best = (distance + alone).amin(-1).argmax(-1)  # (B,)
     chosen = [best]
+    # a chosen patch is at -inf of itself: never again, not even for a tie
+    distance.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
     nearest = distance[rows, best]  # (B, N): of each patch to the nearest of those chosen so far
     for _ in range(count - 1):
-        nearest = nearest.scatter(1, best[:, None], -torch.inf)  # never again, not even for a tie
         best = nearest.argmax(-1)
         chosen.append(best)
         nearest = torch.minimum(nearest, distance[rows, best])

@@ -4,7 +4,7 @@ pixels -> tower (B, I, H, W, C) -> compressor -> projector -> visual tokens at t
                    +---------------- the same features -----------------> query module, in the LLM
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -61,11 +61,13 @@ from llm_adapters.visual_prompt import (
     fit_turns,
     hide_unused,
     locate_tokens,
+    mute_tokens,
     place_visual_tokens,
     shift_positions,
     shrink_pixels,
 )
 
+GUESSING_OPTIONS = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
 PREFILL_ONLY = ("pixel_values", "vision_features", "image_turn", "turns", "query_index", "prefix_length")
 
 
@@ -75,6 +77,13 @@ def count_positions(attention_mask: Tensor | None) -> Tensor | None:
     if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2:
         return None
     return (attention_mask.cumsum(1) - 1).clamp(min=0)
+
+
+def guesses_tokens(options: Mapping[str, Any], generation_config: Any) -> bool:
+    """Whether `generate` verifies guesses: of an assistant, of earlier layers, or of a look-up in the
+    prompt."""
+    is_asked = any(options.get(name) for name in GUESSING_OPTIONS)
+    return is_asked or any(getattr(generation_config, name, None) for name in GUESSING_OPTIONS)
 
 
 class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, QueryAdapter, PruningAdapter):
@@ -371,6 +380,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         `answer_index` the loss alone, with `answer_states` too the states that a lesson is made of."""
         if cache is None:
             cache = past_key_values  # its name up to transformers 5.23
+        is_generating = GUESSED in kwargs  # `generate` asks
         is_guessed = kwargs.pop(GUESSED, False)
         has_images = pixel_values is not None or vision_features is not None
         if inputs_embeds is not None and has_images:
@@ -386,7 +396,10 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
                 check_turn(input_ids, cache, self.config.query_token_id)
             if pixel_values is not None and vision_features is None:
                 vision_features = self.get_image_features(pixel_values)
-            if prefix_length:
+            if is_guessed and input_ids.shape[1] == 1 and not has_images:
+                # a decoding step: its one token is a word that was said, since placeholders are muted
+                inputs_embeds = self.get_input_embeddings()(input_ids)
+            elif prefix_length:
                 inputs_embeds, context = self._embed_behind_prefix(
                     input_ids, vision_features, image_turn, turns, query_index, prefix_length
                 )
@@ -440,6 +453,10 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             output = self._compute_answer_loss(labels, answer_index, lesson, **kwargs)
         else:
             output = self.language_model(labels=labels, logits_to_keep=logits_to_keep, **kwargs)
+        if is_generating and output.logits is not None:
+            # a logits processor would do, but `generate` reads its signature in every step, which takes as
+            # long as a layer of a small LLM
+            mute_tokens(output.logits, (self.config.image_token_id, self.config.query_token_id))
         if pruned_pass is not None:
             pruned_pass.record_passed_tokens()
         if context is not None:
@@ -582,10 +599,11 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         if kwargs.get("hidden_rows") is not None:
             # decoding steps get the mask that was given, so their tokens would see what the prompt did not
             raise UsageError("`hidden_rows` is for training; leave it out, or mask the tokens yourself")
-        rows = self.get_input_embeddings().num_embeddings
-        placeholders = (self.config.image_token_id, self.config.query_token_id)
-        mute = Mute([token for token in placeholders if token is not None and token < rows])
-        processors = LogitsProcessorList([*(logits_processor or ()), mute])
+        if guesses_tokens(kwargs, kwargs.get("generation_config") or self.generation_config):
+            # the forward mutes what is said, this what is guessed
+            placeholders = (self.config.image_token_id, self.config.query_token_id)
+            logits_processor = [*(logits_processor or ()), Mute(placeholders)]
+        processors = LogitsProcessorList(logits_processor or ())
         return super().generate(*args, logits_processor=processors, **kwargs)
 
     def prepare_inputs_for_generation(

@@ -1,5 +1,6 @@
 """Small steps of the composed model: placeholders to tokens, prompts to lengths, images to sizes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,14 +12,22 @@ from compressors.errors import UsageError
 
 
 class Mute(LogitsProcessor):
-    """Tokens that are never generated."""
+    """Tokens that are never generated; None and those that the logits do not have are left out."""
 
-    def __init__(self, tokens: list[int]):
+    def __init__(self, tokens: Sequence[int | None]):
         self.tokens = tokens
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002
-        tokens = torch.tensor(self.tokens, dtype=torch.long, device=scores.device)
-        return scores.index_fill(1, tokens, -torch.inf)
+        muted = scores.clone()
+        mute_tokens(muted, self.tokens)
+        return muted
+
+
+def mute_tokens(logits: Tensor, tokens: Sequence[int | None]) -> None:
+    """Let tokens of (..., V) logits never be said, in place; None and those beyond V are left out."""
+    for token in tokens:
+        if token is not None and token < logits.shape[-1]:
+            logits[..., token] = -torch.inf
 
 
 def fit_turns(turns: Tensor, length: int, is_trained: bool = False) -> Tensor:

@@ -106,6 +106,9 @@ class OptimisationSettings:
     weight_decay: float = setting(0.0, "AdamW's", low=0)
     clip: float = setting(1.0, "gradient norm limit, 0: none", low=0)
     schedule: str = setting("cosine", "after the warm-up", choices=("cosine", "constant"))
+    checkpointing: bool | None = setting(
+        None, "compute the LLM's activations again in this stage; null: as trainer.gradient_checkpointing"
+    )
     group_by_length: bool = setting(False, "a step's rows are of like length, all with images or all without")
     init: str | None = setting(
         None,
@@ -207,9 +210,34 @@ class TrainerSettings:
         form=(r"auto|-1|[1-9]\d*|\[\d+(, ?\d+)*\]", "auto, a number such as 2, or which ones: [0,2]"),
     )
     gradient_checkpointing: bool = setting(False, "compute the LLM's activations again: less memory, slower")
+    frozen: str = setting(
+        "float32",
+        "frozen parts in training; bfloat16: half their memory, with precision=bf16-mixed, fsdp aside",
+        choices=("float32", "bfloat16"),
+    )
     compile: bool = setting(False, "torch.compile the LLM's layers for training; takes up to a minute")
-    logger: str = setting("csv", "where curves go", choices=("csv", "tensorboard", "wandb", "none"))
+    logger: str = setting(
+        "csv", "where curves go, a run a stage", choices=("csv", "tensorboard", "wandb", "none")
+    )
     checkpoint_every: int = setting(200, "steps between checkpoints that a killed run resumes from", low=1)
+
+
+@dataclass(frozen=True)
+class CurveRun:
+    """What a logger calls the run of one stage.
+
+    name     of the stage: whose it is, or of what parts where several cells share it
+    group    of all runs of a sweep
+    kind     of stage
+    key      the stage's, in short: runs of one name are told apart by it
+    folder   the sweep's output directory
+    """
+
+    name: str
+    group: str
+    kind: str
+    key: str
+    folder: str
 
 
 class TrainedStart(NamedTuple):
@@ -247,6 +275,7 @@ class Config:
     validate: ValidationSettings = field(default_factory=ValidationSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     parts: dict[str, Any] = field(default_factory=dict)  # knobs of the parts that it uses, by part
+    curves: CurveRun | None = None  # where a stage's curves stand; set by the store for the stage it runs
 
     @property
     def compressor_name(self) -> str:

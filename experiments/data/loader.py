@@ -203,7 +203,9 @@ class StepLoader:
             answer_tokens += sum(label != IGNORE for label in encoded.labels)
         micro_batches: list[dict[str, Any]] = []
         for numbers in self.cut_rows(rows):
-            batch = self.collate([rows[number] for number in numbers])
+            piece = [rows[number] for number in numbers]
+            batch: dict[str, Any] = {**self.collate(piece)}
+            batch["tokens"] = sum(len(encoded.ids) for encoded, _ in piece)  # without padding
             micro_batches.append({**batch, "pieces": self.pieces, "answer_tokens": answer_tokens})
         return micro_batches
 

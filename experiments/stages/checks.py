@@ -8,7 +8,7 @@ from experiments.data.loader import check_step_rows
 from experiments.metrics.scoring import QuestionScorer
 from experiments.models import build
 from experiments.stages import row_lengths
-from experiments.stages.training import lora, strategies
+from experiments.stages.training import curves, frozen, lora, strategies
 from experiments.stages.training.initial import check_start
 from experiments.stages.training.teacher import check_teacher
 
@@ -42,8 +42,10 @@ def check_metric(config: Config) -> None:
 
 
 def check_training_needs(config: Config) -> None:
-    """UsageError when the strategy or LoRA wants what this machine does not have."""
+    """UsageError when strategy, precision, logger or LoRA wants what this machine does not have."""
     strategies.check_strategy(config.trainer)
+    frozen.check_frozen(config.trainer)
+    curves.check_logger(config.trainer.logger)
     lora.check_peft(config.lora)
 
 

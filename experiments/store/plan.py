@@ -54,6 +54,7 @@ class Stage:
     inputs    the stages whose results it reads, by kind
     config    of the first cell that asked for it; only what `depends` says of it counts
     roles     of the data whose features it caches
+    run_name  what loggers call it in a sweep; in no key
     """
 
     kind: str
@@ -61,6 +62,7 @@ class Stage:
     inputs: dict[str, "Stage"]
     config: Config = field(repr=False)
     roles: tuple[str, ...] = ()
+    run_name: str = field(default="", repr=False, compare=False)
 
     @cached_property
     def key(self) -> str:
@@ -118,11 +120,19 @@ def plan_stages(config: Config) -> Stage:
 def describe_optimisation(stage: OptimisationSettings) -> dict[str, Any]:
     """What a training stage's key holds of it."""
     settings = describe_settings(stage, ("group_by_length", "query_warmup"))
+    del settings["checkpointing"]  # what is computed again is the same
     for name in TRAINED_SETTINGS:
         settings.pop(name, None)
     if "query_warmup" not in settings:  # its form, then, is of a warm-up that there is none of
         settings.pop("query_warmup_form", None)
     return settings
+
+
+def describe_frozen(config: Config) -> dict[str, str]:
+    """What a training stage's key holds of the type of frozen weights: float32 is that of older results."""
+    if config.trainer.frozen == "float32":
+        return {}
+    return {"frozen": config.trainer.frozen}
 
 
 def describe_evaluation(evaluation: EvaluationSettings) -> dict[str, Any]:
@@ -309,6 +319,7 @@ class Planner:
             **self.describe_weights("pretrain"),
             "seed": self.config.seed,
             "optimisation": describe_optimisation(self.config.pretrain),
+            **describe_frozen(self.config),
             **keys.describe_trained_models(self.config, "pretrain"),
         }
         return Stage("pretrain", depends, inputs | self.plan_features("pretrain"), self.config)
@@ -326,6 +337,7 @@ class Planner:
             "seed": config.seed,
             "precision": config.trainer.precision,
             "optimisation": describe_optimisation(config.finetune),
+            **describe_frozen(config),
             **keys.describe_trained_models(config, "finetune"),
         }
         if config.lora.rank:

@@ -14,7 +14,7 @@ from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_
 from experiments.config.schema import OptimisationSettings
 from experiments.stages.finite import FiniteWatch, check_weights
 from experiments.stages.training.query_warmup import QueryWarmup
-from experiments.stages.training.strategies import shard_model
+from experiments.stages.training.strategies import make_precision_policy, shard_model
 from experiments.stages.training.teacher import Teacher
 from experiments.store.store import NotFinite
 from llm_adapters.adapter import decoder_layers
@@ -100,6 +100,8 @@ class SlothModule(L.LightningModule):
         self.query_warmup = query_warmup
         self.teacher = teacher
         self.step_loss: Tensor | float = 0.0
+        self.tokens = 0  # that this process has trained on, without padding
+        self.gradient_norm: Tensor | None = None  # of the last optimiser step, before it was clipped
         self.step_divergence: Tensor | float = 0.0
         self.watch = FiniteWatch()
         self.strict_loading = (
@@ -108,7 +110,8 @@ class SlothModule(L.LightningModule):
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:
-            shard_model(self.model, self.device_mesh["data_parallel"])
+            policy = make_precision_policy(self.trainer.precision)
+            shard_model(self.model, self.device_mesh["data_parallel"], policy)
 
     def on_train_start(self) -> None:
         if self.teacher is not None:
@@ -125,6 +128,7 @@ class SlothModule(L.LightningModule):
     def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:  # noqa: ARG002
         # every step draws from its own seed, so that a resumed run draws what the uninterrupted one does
         number = batch.pop("number")
+        self.tokens += batch.pop("tokens", 0)
         self.watch.step = number // self.optimisation.accumulate + 1
         torch.manual_seed(self.seed * 1_000_003 + number + self.global_rank * 1_000_000_007)
         self.model.compressor.draw()
@@ -176,8 +180,9 @@ class SlothModule(L.LightningModule):
             norm = clip_grad_norm_(parameters, gradient_clip_val)
         else:
             norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        self.gradient_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if self.find_scaler() is None:  # which skips steps whose gradients are not finite
-            self.watch.note("gradient norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
+            self.watch.note("gradient norm", self.gradient_norm)
 
     def find_scaler(self) -> Any:
         """What scales the gradients of fp16; None where nothing does."""

@@ -76,6 +76,10 @@ def test_query_modules_share_pretraining():
         ("trainer.logger=none", set()),
         ("trainer.strategy=fsdp", set()),
         ("trainer.gradient_checkpointing=true", set()),
+        ("pretrain.checkpointing=true", set()),
+        ("finetune.checkpointing=false", set()),
+        ("trainer.frozen=bfloat16", {"pretrain", "finetune", "evaluate"}),
+        ("trainer.frozen=float32", set()),
         ("trainer.compile=true", set()),
         ("lora.rank=8", {"finetune", "evaluate"}),
         ("lora.alpha=8", set()),  # without adapters
