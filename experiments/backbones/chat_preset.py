@@ -52,7 +52,8 @@ def write_preset(line: CommandLine) -> int:
     from experiments.models.pretrained import read_tokenizer
 
     load_preset(options.preset)  # there is one of that name
-    template = read_chat_prompt(read_tokenizer(source), f"llm.source={source}")
+    where = f"llm.source={source}"
+    template = read_chat_prompt(read_tokenizer(source, where), where)
     content = {"preset": options.preset, "llm": {"source": source}, "prompt": asdict(template)}
     options.to.parent.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.create(content), options.to)
