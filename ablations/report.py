@@ -122,8 +122,6 @@ def report_from_cells(
     if wanted:
         names = ",".join(tables.expand_table_names(wanted))
         command = f"python -m experiments.sweep table={names} out={root}"
-    if not root.is_dir() and options.earlier is None:
-        raise UsageError(f"out={root}: no such directory; {command} fills it")
     # warnings of damaged results stand apart from the report
     store = Store(root, PlainReporter(Console(stderr=True), prefix=""))
     report = collect.collect_report(
@@ -131,6 +129,8 @@ def report_from_cells(
     )
     if report.provenance["cells"] or report.provenance.get("taken"):
         return report
+    if not root.is_dir():
+        raise UsageError(f"out={root}: no such directory; {command} fills it")
     missing = f"no cell of table {names}" if wanted else "no such cell"
     raise UsageError(f"out={root}: {missing} has finished there; run {command}, with the same settings")
 
