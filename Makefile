@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install example check test stress
+.PHONY: install example check test docs stress
 
 install:  ## a virtual environment with everything that the tests need
 	$(PYTHON) -m venv .venv
@@ -19,6 +19,9 @@ check:  ## style, types, floors: what a change must pass before it is tested
 
 test:  ## the whole suite, about fifteen minutes on two cores
 	$(BIN)/python -m pytest -n auto
+
+docs:  ## the documentation site in build/site, its notebooks executed, about two minutes; ablations/site has its pages
+	$(BIN)/python -m sphinx -W --keep-going ablations/site build/site
 
 stress: export PYTHONPATH := .:tests/helpers
 stress: export OMP_NUM_THREADS := 1

@@ -1,5 +1,7 @@
 """The contract of a visual compressor: patch features (B, H, W, C) -> visual tokens (B, N, C')."""
 
+from typing import Literal
+
 from torch import Tensor, nn
 
 from compressors.errors import UsageError
@@ -25,6 +27,7 @@ class CompressorRegistry(Registry):
 registry = CompressorRegistry("compressor", group="slothkit.compressors", context=("dim", "llm_dim"))
 register = registry.register
 MaybeTensor = Tensor | None
+Positions = Literal["keep", "renumber"]
 
 
 class Compressor(nn.Module):
@@ -34,20 +37,27 @@ class Compressor(nn.Module):
 
     needs_text     forward wants `text (B, T, llm_dim)`, the embeddings of the question asked where the image
                    stands, and `text_mask (B, T)`, True where there is a token; None: everywhere
+    needs_projected    patches as the projector makes them, at the LLM's width, come along last in the
+                   channels: one that chooses patches as the LLM will see them. Its out_dim is `dim`
     needs_levels   hidden states of the tower, as its `levels=` takes them, that come along in the channels:
                    features are then (B, H, W, (1 + L) C), the tower's output first
     needs_cues     what else the tower knows of its patches (`compressors/cues.py`), behind the levels in the
                    channels: `split_cues` gives it
     projects       the output is already at the LLM's width: no projector follows by default
     image_rate     the *image* is shrunk by this factor before the tower (1: not at all)
+    keeps_positions    in the LLM each token has the position that its patch, `kept`, would have if nothing
+                   were left out, and text behind an image goes on from there; otherwise positions count the
+                   tokens that are there. A knob `positions` of those that define `kept`
     """
 
     out_dim: int
     needs_text: bool = False
+    needs_projected: bool = False
     needs_levels: tuple[int, ...] = ()
     needs_cues: tuple[str, ...] = ()
     projects: bool = False
     image_rate: int = 1
+    keeps_positions: bool = False
 
     def out_grid(self, height: int, width: int) -> tuple[int, int] | None:
         """Grid of the visual tokens, row-major, for a (height, width) patch grid; None: no spatial order."""

@@ -14,6 +14,13 @@ def check_at_least(minimum: int, **knobs: float) -> None:
             raise UsageError(f"{name}={value}: must be at least {minimum}")
 
 
+def check_above(bound: float, **knobs: float) -> None:
+    """Each knob must be more than `bound`."""
+    for name, value in knobs.items():
+        if not value > bound:
+            raise UsageError(f"{name}={value}: must be more than {bound}")
+
+
 def check_probability(**knobs: float) -> None:
     """Each knob must be in [0, 1)."""
     for name, value in knobs.items():

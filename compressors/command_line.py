@@ -104,8 +104,9 @@ def collect_settings(root: type) -> dict[str, Setting]:
 def check_bounds(path: str, value: Any, rules: Mapping[str, Any]) -> None:
     """UsageError when a value is outside its setting's bounds or choices."""
     choices = list_choices(rules)
-    if choices and value not in choices:
-        raise UsageError(f"{path}={value}: must be one of {join_choices(choices)}")
+    for item in value if isinstance(value, list) else [value]:
+        if choices and item not in choices:
+            raise UsageError(f"{path}={item}: must be one of {join_choices(choices)}")
     if value is None:
         return
     for rule, holds, words in BOUNDS:

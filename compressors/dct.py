@@ -58,7 +58,9 @@ class LowFrequencies(ResizingCompressor):
         filled = self.fill_windows(features)
         height, width = filled.shape[1:3]
         down = make_low_pass_matrix(height, rows, filled.device).to(filled.dtype)
-        across = make_low_pass_matrix(width, columns, filled.device).to(filled.dtype)
+        across = down
+        if (width, columns) != (height, rows):
+            across = make_low_pass_matrix(width, columns, filled.device).to(filled.dtype)
         # separable: first along the columns of patches, then along the rows
         shortened = torch.einsum("nh,bhwc->bnwc", down, filled)
         tokens = torch.einsum("mw,bnwc->bnmc", across, shortened)

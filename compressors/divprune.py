@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from compressors.base import MaybeTensor, register
+from compressors.base import MaybeTensor, Positions, register
 from compressors.grid import GridPolicy
 from compressors.selection import SubsetCompressor, choose_in_float32
 
@@ -25,9 +25,10 @@ def choose_most_diverse(tokens: Tensor, count: int) -> Tensor:
     alone = 3 * torch.eye(tokens.shape[1], device=tokens.device)  # no patch is its own nearest
     best = (distance + alone).amin(-1).argmax(-1)  # (B,)
     chosen = [best]
+    # a chosen patch is at -inf of itself: never again, not even for a tie
+    distance.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
     nearest = distance[rows, best]  # (B, N): of each patch to the nearest of those chosen so far
     for _ in range(count - 1):
-        nearest = nearest.scatter(1, best[:, None], -torch.inf)  # never again, not even for a tie
         best = nearest.argmax(-1)
         chosen.append(best)
         nearest = torch.minimum(nearest, distance[rows, best])
@@ -39,9 +40,15 @@ class DiversePatches(SubsetCompressor):
     """The most different patches, as many as there are `rate` x `rate` windows."""
 
     def __init__(
-        self, dim: int, *, rate: int = 3, tokens: int | float | None = None, grid_policy: GridPolicy = "error"
+        self,
+        dim: int,
+        *,
+        rate: int = 3,
+        tokens: int | float | None = None,
+        grid_policy: GridPolicy = "error",
+        positions: Positions = "renumber",
     ):
-        super().__init__(rate, grid_policy, tokens)
+        super().__init__(rate, grid_policy, tokens, positions)
         self.out_dim = dim
 
     def kept(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:

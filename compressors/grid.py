@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from compressors.base import Compressor
+from compressors.base import Compressor, Positions
 from compressors.checks import check_at_least, check_choice, check_grid
 from compressors.errors import UsageError
 
@@ -134,10 +134,19 @@ class WindowCompressor(Compressor):
 
 class BudgetCompressor(WindowCompressor):
     """Base of the compressors that make as many tokens as there are windows, but not one of each; or `tokens`
-    of them: a number, or a share of the patches between 0 and 1, rounded down."""
+    of them: a number, or a share of the patches between 0 and 1, rounded down. `positions`: those of the
+    tokens in the LLM, renumbered or kept as in `keeps_positions`."""
 
-    def __init__(self, rate: int, grid_policy: GridPolicy, tokens: int | float | None = None):
+    def __init__(
+        self,
+        rate: int,
+        grid_policy: GridPolicy,
+        tokens: int | float | None = None,
+        positions: Positions = "renumber",
+    ):
         super().__init__(rate, grid_policy)
+        check_choice(Positions, positions=positions)
+        self.keeps_positions = positions == "keep"
         if tokens is not None:
             check_budget(tokens)
         self.tokens = tokens

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from compressors.base import MaybeTensor, register
+from compressors.base import MaybeTensor, Positions, register
 from compressors.checks import check_share
 from compressors.cues import split_patches
 from compressors.grid import GridPolicy
@@ -54,8 +54,9 @@ class HiPrune(SubsetCompressor):
         block: int = 9,
         anchors: float = 0.1,
         grid_policy: GridPolicy = "error",
+        positions: Positions = "renumber",
     ):
-        super().__init__(rate, grid_policy, tokens)
+        super().__init__(rate, grid_policy, tokens, positions)
         check_share(anchors=anchors)
         self.out_dim = dim
         self.anchors = anchors

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compressors.base import MaybeTensor, register
+from compressors.base import MaybeTensor, Positions, register
 from compressors.checks import check_at_least
 from compressors.cues import split_patches
 from compressors.grid import GridPolicy
@@ -89,8 +89,9 @@ class HoloV(SubsetCompressor):
         strips: int = 16,
         variety: float = 0.09,
         grid_policy: GridPolicy = "error",
+        positions: Positions = "renumber",
     ):
-        super().__init__(rate, grid_policy, tokens)
+        super().__init__(rate, grid_policy, tokens, positions)
         check_at_least(1, strips=strips)
         check_at_least(0, variety=variety)
         self.out_dim = dim

@@ -62,10 +62,13 @@ class Matryoshka(Compressor):
                 f"host={host}: its tokens are in raster order: the first are the image's top; "
                 "choose one with a grid, such as avg_pool, or with queries, such as resampler"
             )
+        if self.host.keeps_positions:
+            raise UsageError(f"host={host}, positions=keep: averages of its tokens stand at no patch")
         # what the contract asks of a compressor, the host answers
         self.out_dim = self.host.out_dim
         self.projects = self.host.projects
         self.needs_text = self.host.needs_text
+        self.needs_projected = self.host.needs_projected
         self.needs_levels = self.host.needs_levels
         self.needs_cues = self.host.needs_cues
         self.image_rate = self.host.image_rate

@@ -17,9 +17,14 @@ def encode_axis(places: Tensor, width: int) -> Tensor:
 
 
 def encode_grid(rows: Tensor, columns: Tensor, width: int) -> Tensor:
-    """Places (H,) and (W,) -> (H, W, width), half of the channels for each axis. `width`: a multiple of 4."""
+    """Places (H,) and (W,) -> (H, W, width), half of the channels for each axis. `width`: a multiple of 4.
+
+    The same tensor for both axes is encoded once.
+    """
     vertical = encode_axis(rows, width // 2)
-    horizontal = encode_axis(columns, width // 2)
+    horizontal = vertical
+    if columns is not rows:
+        horizontal = encode_axis(columns, width // 2)
     shape = (len(rows), len(columns), -1)
     return torch.cat([vertical[:, None].expand(shape), horizontal[None].expand(shape)], -1)
 

@@ -14,17 +14,21 @@ the mean of what all others pay it. `cues=true` takes the tower's own instead: w
 patch receives in a tower without CLS (SigLIP), and the keys, mean over heads, of the block whose output is
 used. The released code differs in two more points: the nearest are sought among kept patches, too, and one
 token is added, the weighted sum of all removed patches.
+
+PruMerge+ keeps evenly spaced patches beside the attended ones: `spaced`, their share of the tokens. They are
+spaced over what attention has left, in raster order, so that the budget is met; in the released code every
+n-th patch joins that is not kept yet, whatever their number.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compressors.base import MaybeTensor, register
-from compressors.checks import check_at_least
+from compressors.base import MaybeTensor, Positions, register
+from compressors.checks import check_at_least, check_share
 from compressors.cues import split_patches
 from compressors.grid import BudgetCompressor, GridPolicy
-from compressors.selection import choose_in_float32, choose_largest, share_patches
+from compressors.selection import choose_in_float32, choose_largest, list_others, share_patches
 
 
 @choose_in_float32
@@ -36,6 +40,19 @@ def average_received_attention(tokens: Tensor) -> Tensor:
     if tokens.shape[1] > 1:  # its own key is each query's best
         scores.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
     return scores.softmax(-1).mean(1)
+
+
+def choose_centres(attention: Tensor, count: int, spaced_count: int) -> Tensor:
+    """Places (B, count), ascending, of the largest of attention (B, N) but for `spaced_count` of them, which
+    are evenly spaced among all others in raster order. Ties: the first one."""
+    attended = choose_largest(attention, count - spaced_count)
+    if not spaced_count:
+        return attended
+    others = list_others(attended, attention.shape[1])  # (B, R)
+    # the middles of as many stretches
+    ends = (2 * torch.arange(spaced_count, device=attention.device) + 1) * others.shape[1]
+    spaced = others[:, ends // (2 * spaced_count)]
+    return torch.cat([attended, spaced], 1).sort(-1).values
 
 
 @choose_in_float32
@@ -61,7 +78,8 @@ def make_merge_weights(attention: Tensor, keys: Tensor, centres: Tensor, neighbo
 @register("prumerge")
 class PruMerge(BudgetCompressor):
     """The most attended patches, one for each `rate` x `rate` window's worth, and into each its `neighbours`
-    nearest removed ones; by the tower's own attention and keys with `cues`."""
+    nearest removed ones; by the tower's own attention and keys with `cues`. The share `spaced` of them are
+    evenly spaced instead."""
 
     def __init__(
         self,
@@ -71,12 +89,16 @@ class PruMerge(BudgetCompressor):
         neighbours: int = 32,
         tokens: int | float | None = None,
         cues: bool = False,
+        spaced: float = 0.0,
         grid_policy: GridPolicy = "error",
+        positions: Positions = "renumber",
     ):
-        super().__init__(rate, grid_policy, tokens)
+        super().__init__(rate, grid_policy, tokens, positions)
         check_at_least(0, neighbours=neighbours)
+        check_share(spaced=spaced)
         self.out_dim = dim
         self.neighbours = neighbours
+        self.spaced = spaced
         if cues:
             self.needs_cues = ("attention", "keys")
 
@@ -87,10 +109,15 @@ class PruMerge(BudgetCompressor):
             return patches, average_received_attention(patches), patches
         return patches, cues["attention"], cues["keys"]
 
+    def _choose_centres(self, features: Tensor, attention: Tensor) -> Tensor:
+        """The patches (B, M) that others are merged into."""
+        count = self.num_tokens(*features.shape[1:3])
+        return choose_centres(attention, count, round(self.spaced * count))
+
     def _compute_weights(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Patches (B, N, C) and what each token is made of, (B, M, N)."""
         patches, attention, keys = self._read_tower(features)
-        centres = choose_largest(attention, self.num_tokens(*features.shape[1:3]))
+        centres = self._choose_centres(features, attention)
         return patches, make_merge_weights(attention, keys, centres, self.neighbours)
 
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
@@ -99,7 +126,7 @@ class PruMerge(BudgetCompressor):
 
     def kept(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         _, attention, _ = self._read_tower(features)
-        return choose_largest(attention, self.num_tokens(*features.shape[1:3]))
+        return self._choose_centres(features, attention)
 
     def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         _, weights = self._compute_weights(features)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compressors.base import MaybeTensor, register
+from compressors.base import MaybeTensor, Positions, register
 from compressors.cues import split_patches
 from compressors.grid import GridPolicy
 from compressors.selection import (
@@ -103,9 +103,15 @@ class PruneSID(SubsetCompressor):
     are attended and unlike."""
 
     def __init__(
-        self, dim: int, *, rate: int = 3, tokens: int | float | None = None, grid_policy: GridPolicy = "error"
+        self,
+        dim: int,
+        *,
+        rate: int = 3,
+        tokens: int | float | None = None,
+        grid_policy: GridPolicy = "error",
+        positions: Positions = "renumber",
     ):
-        super().__init__(rate, grid_policy, tokens)
+        super().__init__(rate, grid_policy, tokens, positions)
         self.out_dim = dim
         self.needs_cues = ("attention",)
 

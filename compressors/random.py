@@ -9,7 +9,7 @@ grid, given by `seed`, so that it does not depend on the batch or on what ran be
 import torch
 from torch import Tensor
 
-from compressors.base import MaybeTensor, register
+from compressors.base import MaybeTensor, Positions, register
 from compressors.checks import check_at_least
 from compressors.grid import GridPolicy
 from compressors.selection import SubsetCompressor
@@ -34,8 +34,9 @@ class RandomSubset(SubsetCompressor):
         seed: int = 0,
         tokens: int | float | None = None,
         grid_policy: GridPolicy = "error",
+        positions: Positions = "renumber",
     ):
-        super().__init__(rate, grid_policy, tokens)
+        super().__init__(rate, grid_policy, tokens, positions)
         check_at_least(0, seed=seed)
         self.out_dim = dim
         self.seed = seed

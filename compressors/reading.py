@@ -40,12 +40,16 @@ def read_text_file(path: Path) -> str:
 
 def read_json_file(path: Path) -> Any:
     """The content of a JSON file; UsageError for anything else."""
-    text = read_text_file(path)
+    return parse_json(read_text_file(path), str(path))
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The content of a JSON text; a UsageError says `where` there is anything else."""
     try:
         return json.loads(text)
     # a number of thousands of digits is a ValueError, brackets without end are a RecursionError
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: not JSON ({shorten_reason(error)})") from error
+        raise UsageError(f"{where}: not JSON ({shorten_reason(error)})") from error
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

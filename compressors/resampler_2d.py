@@ -56,7 +56,9 @@ class Resampler2d(Compressor):
         """Positions (height * width, out_dim) of a grid of that size laid over the queries' grid."""
         rows, columns = self.grid
         down = place_patches(rows, height, features.device)
-        across = place_patches(columns, width, features.device)
+        across = down
+        if (columns, width) != (rows, height):
+            across = place_patches(columns, width, features.device)
         encoded = encode_grid(down, across, self.out_dim)
         return encoded.flatten(0, 1).to(features.dtype)
 

@@ -10,15 +10,14 @@ kept one that is most like it, times what CLS pays it.
 In a tower without CLS (SigLIP) what a patch receives on average stands for what CLS pays it.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compressors.base import MaybeTensor, register
+from compressors.base import MaybeTensor, Positions, register
 from compressors.checks import check_at_least
 from compressors.cues import split_patches
 from compressors.grid import GridPolicy
-from compressors.selection import SubsetCompressor, choose_in_float32
+from compressors.selection import SubsetCompressor, choose_in_float32, cover_targets
 
 
 @choose_in_float32
@@ -27,17 +26,7 @@ def choose_most_covering(tokens: Tensor, saliency: Tensor, count: int) -> Tensor
     (B, N). Ties: the first one."""
     unit = F.normalize(tokens, dim=-1)
     similarity = unit @ unit.mT  # (B, N, N)
-    rows = torch.arange(len(tokens), device=tokens.device)
-    cover = torch.zeros_like(saliency)
-    is_chosen = torch.zeros_like(saliency, dtype=torch.bool)
-    chosen = []
-    for _ in range(count):
-        gain = (similarity - cover.unsqueeze(1)).clamp(min=0).sum(-1) * saliency
-        best = gain.masked_fill(is_chosen, -torch.inf).argmax(-1)  # (B,)
-        is_chosen = is_chosen.scatter(1, best[:, None], True)
-        cover = torch.maximum(cover, similarity[rows, best])
-        chosen.append(best)
-    return torch.stack(chosen, 1).sort(-1).values
+    return cover_targets(similarity, saliency, count)
 
 
 @register("scope")
@@ -53,8 +42,9 @@ class Scope(SubsetCompressor):
         tokens: int | float | None = None,
         saliency: float = 1.0,
         grid_policy: GridPolicy = "error",
+        positions: Positions = "renumber",
     ):
-        super().__init__(rate, grid_policy, tokens)
+        super().__init__(rate, grid_policy, tokens, positions)
         check_at_least(0, saliency=saliency)
         self.out_dim = dim
         self.saliency = saliency

@@ -17,6 +17,13 @@ from compressors.grid import BudgetCompressor
 Choice = TypeVar("Choice")
 
 
+def without_autocast(device: str) -> AbstractContextManager:
+    """In which operations on a device of this type keep their tensors' precision."""
+    if not is_autocast_available(device):  # the meta device has no autocast
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
 def choose_in_float32(function: Callable[..., Choice]) -> Callable[..., Choice]:
     """Decorator of a function of tokens (B, N, C), or scores: it sees them in float32, without autocast or
     gradient.
@@ -26,11 +33,7 @@ def choose_in_float32(function: Callable[..., Choice]) -> Callable[..., Choice]:
 
     @wraps(function)
     def chosen(tokens: Tensor, *arguments: object) -> Choice:
-        device = tokens.device.type
-        full_precision: AbstractContextManager = nullcontext()
-        if is_autocast_available(device):  # the meta device has no autocast
-            full_precision = torch.autocast(device, enabled=False)
-        with torch.no_grad(), full_precision:
+        with torch.no_grad(), without_autocast(tokens.device.type):
             return function(tokens.float(), *arguments)
 
     return chosen
@@ -79,6 +82,35 @@ def share_patches(weights: Tensor, height: int) -> Tensor:
     per_patch = weights.sum(1)  # (B, N)
     shares = per_patch / per_patch.sum(1, keepdim=True)
     return rearrange(shares, "b (h w) -> b h w", h=height)
+
+
+@choose_in_float32
+def cover_targets(coverage: Tensor, weights: MaybeTensor, count: int) -> Tensor:
+    """Indices (B, count), ascending, of greedy maximum coverage among N candidates: one after the other that
+    by which the targets gain most, each target having what the best candidate chosen so far gives it.
+
+    coverage (B, N, T): what each gives the targets; weights (B, N) of the candidates' gains. Ties: the first
+    one."""
+    rows = torch.arange(len(coverage), device=coverage.device)
+    cover = torch.zeros_like(coverage[:, 0])  # (B, T)
+    is_chosen = torch.zeros_like(coverage[..., 0], dtype=torch.bool)
+    chosen = []
+    for _ in range(count):
+        gain = (coverage - cover.unsqueeze(1)).clamp(min=0).sum(-1)
+        if weights is not None:
+            gain = gain * weights
+        best = gain.masked_fill(is_chosen, -torch.inf).argmax(-1)  # (B,)
+        is_chosen = is_chosen.scatter(1, best[:, None], True)
+        cover = torch.maximum(cover, coverage[rows, best])
+        chosen.append(best)
+    return torch.stack(chosen, 1).sort(-1).values
+
+
+def list_others(kept: Tensor, patches: int) -> Tensor:
+    """The indices (B, R), ascending, of those of `patches` patches that are not kept (B, K)."""
+    is_kept = torch.zeros(len(kept), patches, dtype=torch.uint8, device=kept.device).scatter(1, kept, 1)
+    # 0 sorts before 1, and a stable sort keeps raster order
+    return is_kept.argsort(dim=1, stable=True)[:, : patches - kept.shape[1]]
 
 
 class SubsetCompressor(BudgetCompressor):

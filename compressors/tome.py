@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from compressors.base import MaybeTensor, register
+from compressors.base import MaybeTensor, Positions, register
 from compressors.cues import split_patches
 from compressors.grid import BudgetCompressor, GridPolicy
 from compressors.selection import choose_in_float32
@@ -82,8 +82,9 @@ class TokenMerging(BudgetCompressor):
         tokens: int | float | None = None,
         cues: bool = False,
         grid_policy: GridPolicy = "error",
+        positions: Positions = "renumber",
     ):
-        super().__init__(rate, grid_policy, tokens)
+        super().__init__(rate, grid_policy, tokens, positions)
         self.out_dim = dim
         if cues:
             self.needs_cues = ("keys",)

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from compressors.base import MaybeTensor, register
+from compressors.base import MaybeTensor, Positions, register
+from compressors.checks import check_choice
 from compressors.grid import GridPolicy, WindowCompressor
 
 
@@ -30,8 +31,12 @@ def find_centres(size: int, count: int, rate: int, policy: GridPolicy) -> list[i
 class UniformSubset(WindowCompressor):
     """The centre patch of every `rate` x `rate` window."""
 
-    def __init__(self, dim: int, *, rate: int = 3, grid_policy: GridPolicy = "error"):
+    def __init__(
+        self, dim: int, *, rate: int = 3, grid_policy: GridPolicy = "error", positions: Positions = "renumber"
+    ):
         super().__init__(rate, grid_policy)
+        check_choice(Positions, positions=positions)
+        self.keeps_positions = positions == "keep"
         self.out_dim = dim
 
     def _locate_axes(self, features: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compressors.base import MaybeTensor, register
+from compressors.base import MaybeTensor, Positions, register
 from compressors.checks import check_share
 from compressors.cues import split_patches
 from compressors.grid import BudgetCompressor, GridPolicy
-from compressors.selection import choose_in_float32, choose_largest, share_patches
+from compressors.selection import choose_in_float32, choose_largest, list_others, share_patches
 
 
 @choose_in_float32
@@ -50,8 +50,9 @@ class VisionZip(BudgetCompressor):
         context: float = 10 / 64,
         cls: bool = False,
         grid_policy: GridPolicy = "error",
+        positions: Positions = "renumber",
     ):
-        super().__init__(rate, grid_policy, tokens)
+        super().__init__(rate, grid_policy, tokens, positions)
         check_share(context=context)
         self.out_dim = dim
         self.context = context
@@ -69,12 +70,8 @@ class VisionZip(BudgetCompressor):
         height, width = features.shape[1:3]
         patches, cues = split_patches(features, self.out_dim, self.needs_cues)
         dominant, _ = self.count_parts(height, width)
-        attention = cues["attention"]
-        kept = choose_largest(attention, dominant - int(self.cls))
-        is_kept = torch.zeros_like(attention, dtype=torch.bool).scatter(1, kept, True)
-        # False sorts before True, and a stable sort keeps raster order
-        others = is_kept.to(torch.uint8).argsort(dim=1, stable=True)[:, : height * width - kept.shape[1]]
-        return patches, cues, kept, others
+        kept = choose_largest(cues["attention"], dominant - int(self.cls))
+        return patches, cues, kept, list_others(kept, height * width)
 
     def _merge_others(self, keys: Tensor, others: Tensor, count: int) -> Tensor:
         """What `count` contextual tokens have of the patches at `others` (B, R): weights (B, count, R)."""

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compressors.base import MaybeTensor, register
+from compressors.base import MaybeTensor, Positions, register
 from compressors.checks import check_share
 from compressors.cues import split_patches
 from compressors.grid import GridPolicy
@@ -53,8 +53,9 @@ class VisPruner(SubsetCompressor):
         tokens: int | float | None = None,
         important: float = 0.5,
         grid_policy: GridPolicy = "error",
+        positions: Positions = "renumber",
     ):
-        super().__init__(rate, grid_policy, tokens)
+        super().__init__(rate, grid_policy, tokens, positions)
         check_share(important=important)
         self.out_dim = dim
         self.important = important

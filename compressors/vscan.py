@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compressors.base import MaybeTensor, register
+from compressors.base import MaybeTensor, Positions, register
 from compressors.checks import check_at_least, check_share
 from compressors.cues import split_patches
 from compressors.grid import BudgetCompressor, GridPolicy
@@ -58,8 +58,9 @@ class VScan(BudgetCompressor):
         local: float = 0.5,
         windows: int = 4,
         grid_policy: GridPolicy = "error",
+        positions: Positions = "renumber",
     ):
-        super().__init__(rate, grid_policy, tokens)
+        super().__init__(rate, grid_policy, tokens, positions)
         check_share(local=local)
         check_at_least(1, windows=windows)
         self.out_dim = dim

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedConfig
 
 from compressors.errors import UnreachableError, UsageError, shorten_reason
 from compressors.reading import check_regular_file
+from connectors.hub import is_hub_id
 
 # what transformers reads, whole or in shards
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
@@ -47,10 +49,11 @@ def refuse_odd_files(folder: Path) -> None:
             check_regular_file(path)
 
 
-def is_hub_id(source: str) -> bool:
-    """Whether a source can only be a model of the hub: NAME or OWNER/NAME, and no folder here."""
-    is_path = source.startswith(("/", ".", "~")) or Path(source).exists()
-    return not is_path and source.count("/") <= 1
+def reset_outputs(config: PreTrainedConfig) -> None:
+    """Makes a part's outputs those of its class by default. What its configuration says of them (tuples,
+    every hidden state) was meant for its model alone; a composed model reads its parts by name."""
+    config.return_dict = True
+    config.output_hidden_states = False
 
 
 def load_model(auto: Any, source: str | Path, where: str, advice: str, **kwargs: Any) -> Any:

@@ -1,4 +1,7 @@
-"""The contract of a query module: learned query tokens inside the LLM updated before some decoder layers."""
+"""The contract of a query module: learned query tokens inside the LLM updated before some decoder layers.
+
+One that `prefuses` acts once, before the first of them, and updates questions and visual tokens, too.
+"""
 
 from collections.abc import Iterator
 
@@ -21,9 +24,12 @@ class QueryModule(nn.Module):
     at            decoder layers (1 = the first) at whose input the module acts
     num_queries   Q, query tokens a turn
     tokens        (Q, D) what the query tokens are at the LLM's input
+    prefuses      whether it updates the tokens of questions and visual tokens, too: `at` is (1,) then, and
+                  `forward` is given `visual_mask`
     """
 
     at: tuple[int, ...]
+    prefuses: bool = False
     num_queries: int
     tokens: nn.Parameter
 
@@ -47,6 +53,10 @@ class QueryModule(nn.Module):
         features       (B, P, C)  uncompressed patch features of the row's images
         feature_mask   (B, S, P)  True where a query may read a patch: images up to its own turn. A query
                                   that may read none (text only) is left as it is.
+
+        One that `prefuses` takes one more, by name:
+
+        visual_mask    (B, S, T)  True where a query may read a visual token: of images up to its own turn
         """
         raise NotImplementedError
 

@@ -1,26 +1,34 @@
-"""What spatial attention pooling costs: a training step of SAP, beside the form it has in the released code
-(one scorer call for each window) and beside the scorer's first matrix product alone, which no implementation
-can avoid. What it costs within a model `python -m experiments.efficiency` tells.
+"""What compressors cost: the forward pass of each on random features, how near it comes to what the machine
+can do, and how many kernels it launches; beside the original's, where an installed library has it. Then
+spatial attention pooling (SAP) in a training step, beside the form it has in the released code (one scorer
+call for each window) and beside the scorer's first matrix product alone, which no implementation can avoid.
+What a compressor costs within a model `python -m experiments.efficiency` tells.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from compressors.command_line import Command, CommandLine, setting
-from experiments.runtime.text_tables import make_framed_table
+from experiments.runtime.text_tables import make_framed_table, make_word_table
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from compressors.base import Compressor
     from compressors.sap import SpatialAttentionPooling
 
 BASE = "matrix product"  # what the ratios are of
+LLM_DIM = 2560  # width that compressors with a projector of their own project to, Phi-2's
+KEY_DIM = 64  # of the keys that some read, a head's
+TEXT_TOKENS = 40  # of a question
+COMPRESSOR_HEADER = ["compressor", "tokens", "ms", "lowest", "limit", "share", "by", "kernels"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,10 @@ class BenchOptions:
 
 
 COMMAND = Command(
-    usage="python -m experiments.bench [KEY=VALUE ...]", description=__doc__, options=BenchOptions
+    usage="python -m experiments.bench [COMPRESSOR ...] [KEY=VALUE ...]",
+    description=__doc__,
+    options=BenchOptions,
+    words=(0, None),
 )
 
 
@@ -47,12 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_bench(line: CommandLine) -> int:
-    """The command, with its exceptions: a line on the machine, then a table for either kind of tower."""
+    """The command, with its exceptions: a line on the machine, then the tables. Compressors that are named
+    have the first one alone."""
     import platform
 
     import torch  # --help does not wait for it
 
     options: BenchOptions = line.options
+    names = check_names(line.words)
     if options.quick:
         options = replace(options, batch=2, grid=9, dim=64, rounds=3)
     if options.threads:
@@ -66,6 +79,11 @@ def run_bench(line: CommandLine) -> int:
         highlight=False,
     )
     shape = f"{options.batch} x {options.grid}x{options.grid}x{options.dim}"
+    rows = measure_compressor_rows(options, names)
+    title = f"forward, {shape}, rate {options.rate}, {options.dtype}"
+    console.print(make_word_table([COMPRESSOR_HEADER, *rows], title=title), highlight=False)
+    if line.words:
+        return 0
     header = ["forward + backward", "ms", f"of {options.rounds}", "ratio", "MiB kept"]
     for train_tower, tower in ((False, "frozen"), (True, "trained")):
         title = f"SAP, {shape}, rate {options.rate}, {options.dtype}, tower {tower}"
@@ -74,10 +92,111 @@ def run_bench(line: CommandLine) -> int:
     return 0
 
 
+def check_names(words: Sequence[str]) -> list[str]:
+    """The compressors that are named, else all; UsageError for an unknown one."""
+    import compressors
+
+    for word in words:
+        compressors.knobs(word)
+    return list(words) or list(compressors.names())
+
+
+def measure_compressor_rows(options: BenchOptions, names: Sequence[str]) -> list[list[str]]:
+    """A row for each compressor, and one below it for its original."""
+    import torch
+
+    place: dict[str, Any] = {"device": options.device, "dtype": getattr(torch, options.dtype)}
+    rows = []
+    for name in names:
+        torch.manual_seed(0)
+        part = make_compressor(name, options).to(**place).eval().requires_grad_(False)
+        features, *text = make_inputs(part, options, place)
+        rows.append(
+            measure_call(name, partial(part, features, *text), [features, *part.parameters()], options)
+        )
+        original = make_original(name, options, place)
+        if original is not None:
+            label, call, weights = original
+            patches = features[..., : options.dim]
+            read = [patches, *weights]
+            rows.append(measure_call(label, partial(call, patches), read, options))
+    return rows
+
+
+def make_compressor(name: str, options: BenchOptions) -> Compressor:
+    """A compressor with its defaults, but for the rate."""
+    import compressors
+
+    knobs: dict[str, Any] = {}
+    if "rate" in compressors.knobs(name):
+        knobs["rate"] = options.rate
+    part: Compressor = compressors.create(name, dim=options.dim, llm_dim=LLM_DIM, **knobs)
+    return part
+
+
+def make_inputs(part: Compressor, options: BenchOptions, place: dict[str, Any]) -> list[Tensor]:
+    """Features (B, H, W, channels) with what else the compressor reads, then a question where it does."""
+    import torch
+
+    from compressors.cues import count_channels
+
+    channels = count_channels(options.dim, part.needs_levels, part.needs_cues, KEY_DIM)
+    tensors = [torch.rand(options.batch, options.grid, options.grid, channels, **place)]
+    if part.needs_text:
+        tensors.append(torch.randn(options.batch, TEXT_TOKENS, LLM_DIM, **place))
+    return tensors
+
+
+def make_original(
+    name: str, options: BenchOptions, place: dict[str, Any]
+) -> tuple[str, Callable[[Tensor], Tensor], list[Tensor]] | None:
+    """A library's own form of a compressor, of the same sizes, with its weights; None where none has it."""
+    if name != "qformer":
+        return None
+    import torch
+    from transformers import Blip2QFormerConfig, Blip2QFormerModel
+
+    config = Blip2QFormerConfig(encoder_hidden_size=options.dim)
+    model = Blip2QFormerModel(config).to(**place).eval().requires_grad_(False)
+    queries = torch.randn(1, 32, config.hidden_size, **place)
+
+    def read_patches(patches: Tensor) -> Tensor:
+        memory = patches.flatten(1, 2)
+        output = model(query_embeds=queries.expand(len(memory), -1, -1), encoder_hidden_states=memory)
+        tokens: Tensor = output.last_hidden_state
+        return tokens
+
+    return "qformer, transformers", read_patches, list(model.parameters())
+
+
+def measure_call(
+    label: str, call: Callable[[], Tensor], tensors: Sequence[Tensor], options: BenchOptions
+) -> list[str]:
+    """The row of a call that reads `tensors`: its time, the machine's own for as much work, its kernels."""
+    import torch
+
+    from experiments.efficiency import limits, timing
+
+    place: dict[str, Any] = {"device": options.device, "dtype": getattr(torch, options.dtype)}
+    with torch.no_grad():
+        references, reference_work = limits.make_references(place)
+        # in turn with the machine's own limits: a slow minute hits all alike
+        seconds = timing.time_interleaved({label: call, **references}, options.rounds)
+        work = limits.find_limit(call, tensors)
+        kernels = limits.count_kernels(call)
+        tokens = call().shape[1]
+    spread = timing.find_spread(seconds[label])
+    copying = work.bytes / reference_work.bytes * timing.find_spread(seconds["copy"]).median
+    multiplying = work.flops / reference_work.flops * timing.find_spread(seconds["product"]).median
+    limit = max(copying, multiplying)
+    row = [label, str(tokens), f"{spread.median * 1e3:.2f}", f"{spread.low * 1e3:.2f}"]
+    row += [f"{limit * 1e3:.2f}", f"{limit / spread.median:.0%}"]
+    row += ["copy" if copying > multiplying else "math", str(kernels)]
+    return row
+
+
 def measure_sap_rows(options: BenchOptions, train_tower: bool) -> list[list[str]]:
     """Milliseconds of a training step, how many times the matrix product's, what autograd keeps."""
-    from functools import partial
-
     import torch
 
     import compressors

@@ -25,9 +25,10 @@ class ChatOptions:
 
     model: Path | None = setting(
         None,
-        "OUT/cells/CELL, OUT/finetune/KEY, or a folder that save_pretrained wrote "
-        "(null: the cell below runs that finished last)",
+        "OUT/cells/CELL, OUT/finetune/KEY, a folder that save_pretrained wrote, or OWNER/NAME of the "
+        "Hugging Face hub (null: the cell below runs that finished last)",
     )
+    revision: str | None = setting(None, "of a model of the hub: a branch, a tag or a commit")
     max_new_tokens: int = setting(128, "tokens of an answer at most", low=1)
 
 
@@ -56,15 +57,19 @@ def run_chat(line: CommandLine, source: TextIO) -> int:
     # that is not there is answered at once
     from experiments.models import saved
 
-    if options.model is not None:
-        saved.find_model_folder(options.model)
+    name = options.model
+    if name is not None:
+        folder = saved.find_model_folder(name, revision=options.revision)
+    elif options.revision is not None:
+        raise UsageError(f"revision={options.revision}: of which model? name one with model=OWNER/NAME")
     picture = saved.open_picture(Path(image))
-    folder = options.model or saved.find_newest_cell(Path(Config().out))
+    if name is None:
+        name = folder = saved.find_newest_cell(Path(Config().out))
     from experiments.inspection.conversation import Chat
 
     model, processor = saved.load_trained_model(folder)
     chat = Chat(model, processor, picture, options.max_new_tokens)
-    sys.stderr.write(f"{folder}: {describe_chat_model(chat)}\n")
+    sys.stderr.write(f"{name}: {describe_chat_model(chat)}\n")
     if questions:
         stream_answer(chat, questions[0])
         return 0

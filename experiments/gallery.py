@@ -112,6 +112,7 @@ def write_token_sheet(name: str, picture: "Image.Image", path: Path) -> None:
     part = model.compressor.eval()
     with torch.no_grad():
         features = model.get_image_features(processor.pixels([picture]).unsqueeze(0))[0]
+        features = model.add_projected(features)
     text: tuple[torch.Tensor, ...] = ()
     if part.needs_text:  # a question of random embeddings, (1, T, D)
         text_width = model.config.text_config.hidden_size

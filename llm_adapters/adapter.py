@@ -35,10 +35,17 @@ class QueryContext:
     features: Tensor
     feature_mask: Tensor
     receipt: Receipt | None = None  # none while all is compiled in one piece
+    visual_mask: Tensor | None = None  # for a module that prefuses
 
     def __post_init__(self) -> None:
         if self.receipt is None and not torch.compiler.is_compiling():
             self.receipt = Receipt()
+
+    def hide_tokens(self, attention_mask: Tensor | None) -> None:
+        """Nothing is read before the first layer that a mask of tokens (B, T) hides from all of them: visual
+        tokens that a compressor leaves empty, or that the LLM is not to see."""
+        if self.visual_mask is not None and isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
+            self.visual_mask = self.visual_mask & attention_mask.bool().unsqueeze(1)
 
     def check_read(self, llm: nn.Module) -> None:
         """UsageError after a forward whose decoder kept the context from its layers."""
@@ -69,9 +76,15 @@ def make_query_masks(
     is_query = (query_index >= 0).unsqueeze(-1)  # (B, S, 1): -1 fills rows with fewer
     own_turn = query_turn.unsqueeze(-1)  # (B, S, 1)
     question_mask = is_query & (question_turn.unsqueeze(1) == own_turn) & (own_turn > 0)
-    patch_turn = patch_turn.unsqueeze(1)  # (B, 1, P)
-    patch_mask = is_query & (patch_turn > 0) & (patch_turn <= own_turn)
-    return question_mask, patch_mask
+    return question_mask, mask_images(query_index, patch_turn, query_turn)
+
+
+def mask_images(query_index: Tensor, image_turn: Tensor, query_turn: Tensor) -> Tensor:
+    """(B, S, N): a query reads what is of images of turns up to its own. image_turn (B, N) and query_turn
+    (B, S) count from 1; 0 is none."""
+    is_query = (query_index >= 0).unsqueeze(-1)
+    image_turn = image_turn.unsqueeze(1)  # (B, 1, N)
+    return is_query & (image_turn > 0) & (image_turn <= query_turn.unsqueeze(-1))
 
 
 def decoder_layers(llm: PreTrainedModel) -> nn.ModuleList:
@@ -130,6 +143,9 @@ class QueryAdapter:
         assert self.query_module is not None  # it was hooked
         # some LLMs give hidden states by position, some by name
         hidden = args[0] if args else kwargs["hidden_states"]
+        options = {}
+        if self.query_module.prefuses:
+            options["visual_mask"] = context.visual_mask
         hidden = self.query_module(
             hidden,
             context.query_index,
@@ -137,6 +153,7 @@ class QueryAdapter:
             context.features,
             context.feature_mask,
             layer.query_insertion,
+            **options,
         )
         if args:
             return (hidden, *args[1:]), kwargs

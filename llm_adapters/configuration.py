@@ -8,8 +8,8 @@ import compressors
 import connectors.towers.open_clip  # noqa: F401  registers its vision config
 from compressors.errors import UsageError
 from compressors.registry import conform
-from connectors.embq import registry as query_modules
 from connectors.projector import registry as projectors
+from connectors.query_modules import registry as query_modules
 from llm_adapters.conversation import Template
 from llm_adapters.pruning import registry as pruners
 

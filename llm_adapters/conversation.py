@@ -203,7 +203,12 @@ class Encoder:
                 f"the text's markers are not one {QUESTION} and then one {QUERY} a turn; make "
                 "it with the chat template"
             )
-        if IMAGE in pieces[len(pieces) - pieces[::-1].index(QUERY) if turns else 0 :]:
+        if IMAGE in pieces and not turns:
+            raise UsageError(
+                f"the text has an {IMAGE} and no {QUESTION}: it is no conversation; make it with the chat "
+                "template (`apply_chat_template`, or `render_turns`)"
+            )
+        if turns and IMAGE in pieces[len(pieces) - pieces[::-1].index(QUERY) :]:
             raise UsageError(f"an {IMAGE} stands after the last question; put it before or into a question")
         return pieces
 

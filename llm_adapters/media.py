@@ -21,7 +21,7 @@ IMAGE_MARKERS = re.compile(MARKER.replace("{words}", "image|img"), re.I)
 def find_media_key(record: Mapping[str, object], readable: Sequence[str] = ()) -> str | None:
     """A key that holds media and is not one of `readable`; None where there is none, or nothing in it. Where
     nothing is under `readable`, the name of a media file is one under any key."""
-    may_be_elsewhere = bool(readable) and not any(record.get(key) for key in readable)
+    may_be_elsewhere = bool(readable) and not any(may_be_media(record.get(key)) for key in readable)
     for key, value in record.items():
         if key in readable or not may_be_media(value):
             continue

@@ -4,7 +4,7 @@ pixels -> tower (B, I, H, W, C) -> compressor -> projector -> visual tokens at t
                    +---------------- the same features -----------------> query module, in the LLM
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,9 +24,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 import compressors
 from compressors.base import Compressor
 from compressors.errors import UsageError
-from connectors.embq import registry as query_modules
+from connectors.pretrained import reset_outputs
 from connectors.projector import registry as projectors
 from connectors.query_module import QueryModule, take_at_positions
+from connectors.query_modules import registry as query_modules
 from connectors.towers.base import VisionTower
 from connectors.towers.build import build_tower
 from connectors.versions import CACHE
@@ -36,9 +37,18 @@ from llm_adapters.adapter import (
     QueryContext,
     llm_sizes,
     make_query_masks,
+    mask_images,
     query_positions,
 )
-from llm_adapters.answers import can_split_head, compute_answer_loss
+from llm_adapters.answers import (
+    AnswerOutput,
+    AnswerStates,
+    Lesson,
+    WithoutHead,
+    can_split_head,
+    compute_answer_loss,
+    take_answer_states,
+)
 from llm_adapters.configuration import FlashSlothConfig
 from llm_adapters.kept_turns import GUESSED, check_turn, says_guessed
 from llm_adapters.pruning.apply import PruningAdapter
@@ -46,13 +56,18 @@ from llm_adapters.pruning.attention import PRUNING_CONTEXT as PRUNING
 from llm_adapters.visual_prompt import (
     Mute,
     check_count,
+    check_rotary,
     clear_fill,
     fit_turns,
     hide_unused,
+    locate_tokens,
+    mute_tokens,
     place_visual_tokens,
+    shift_positions,
     shrink_pixels,
 )
 
+GUESSING_OPTIONS = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
 PREFILL_ONLY = ("pixel_values", "vision_features", "image_turn", "turns", "query_index", "prefix_length")
 
 
@@ -62,6 +77,13 @@ def count_positions(attention_mask: Tensor | None) -> Tensor | None:
     if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2:
         return None
     return (attention_mask.cumsum(1) - 1).clamp(min=0)
+
+
+def guesses_tokens(options: Mapping[str, Any], generation_config: Any) -> bool:
+    """Whether `generate` verifies guesses: of an assistant, of earlier layers, or of a look-up in the
+    prompt."""
+    is_asked = any(options.get(name) for name in GUESSING_OPTIONS)
+    return is_asked or any(getattr(generation_config, name, None) for name in GUESSING_OPTIONS)
 
 
 class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, QueryAdapter, PruningAdapter):
@@ -76,10 +98,12 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
     query_index      (B, S)              positions of query tokens, -1 fills; optional, read off `input_ids`
     answer_index     (N,)                of `llm_adapters.answers.index_answers`: with `labels`, the logits of
                                          these positions alone are computed; optional, in training
+    lesson                               what a teacher says of these positions, for the loss; optional
     prefix_length                        tokens that the cache holds with all images, before any question
                                          (`llm_adapters.shared_prefix`); `input_ids` are those behind them
     hidden_rows      (B,)                True for rows whose visual tokens the LLM does not see, while the
                                          query module reads their images all the same; optional, in training
+    without_head                         True: the LLM's hidden states instead of logits and loss
 
     Raises UsageError when the placeholders do not match the images' tokens (not inside torch.compile).
     """
@@ -105,6 +129,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         super().__init__(config)
         self.vision_tower = vision_tower or build_tower(config.vision_config, config.select_layer)
         self.language_model: Any = language_model or AutoModelForCausalLM.from_config(config.text_config)
+        reset_outputs(self.language_model.config)
         sizes = llm_sizes(config)
         self.compressor: Compressor = compressors.create(
             config.compressor,
@@ -113,6 +138,8 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             **(config.compressor_knobs or {}),
         )
         self.vision_tower.check_needs(self.compressor.needs_levels, self.compressor.needs_cues)
+        if self.compressor.keeps_positions:
+            check_rotary(self.language_model)
         name = config.projector
         if name == "auto":
             name = "identity" if self.compressor.projects else "mlp2x_gelu"
@@ -140,12 +167,19 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         if compressor.out_dim != self.compressor.out_dim:
             raise UsageError(f"its tokens have {compressor.out_dim} channels, not {self.compressor.out_dim}")
         self.vision_tower.check_needs(compressor.needs_levels, compressor.needs_cues)
+        if compressor.keeps_positions:
+            check_rotary(self.language_model)
         weights = next(compressor.parameters(), None)
         if weights is not None:
             raise UsageError("it has weights, which nobody has trained; train it with compressor=")
         self.compressor = compressor.to(self.device).train(self.training)
         self.config.compressor = name
         self.config.compressor_knobs = knobs
+
+    @property
+    def base_model(self) -> Any:
+        """The model without its head."""
+        return WithoutHead(self)
 
     @property
     def num_queries(self) -> int:
@@ -160,9 +194,20 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             height = self.vision_tower.image_size
         if width is None:
             width = height
+        return self.compressor.num_tokens(*self._find_grid(height, width))
+
+    def num_left_out(self, height: int, width: int) -> int:
+        """Positions that an image of (height, width) pixels has beside its tokens': where they are kept,
+        those of the patches that are left out."""
+        if not self.compressor.keeps_positions:
+            return 0
+        rows, columns = self._find_grid(height, width)
+        return rows * columns - self.compressor.num_tokens(rows, columns)
+
+    def _find_grid(self, height: int, width: int) -> tuple[int, int]:
+        """The patch grid that the compressor sees of an image of (height, width) pixels."""
         rate = self.compressor.image_rate
-        rows, columns = self.vision_tower.grid(height // rate, width // rate)
-        return self.compressor.num_tokens(rows, columns)
+        return self.vision_tower.grid(height // rate, width // rate)
 
     def _init_weights(self, module: Any) -> None:
         # tower and LLM are PreTrainedModels and initialise themselves, ours as their constructors do
@@ -194,11 +239,22 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         )
         return rearrange(features, "(b i) h w c -> b i h w c", b=rows)
 
+    def add_projected(self, features: Tensor) -> Tensor:
+        """(n, H, W, C) -> with what the projector makes of each patch behind it (n, H, W, C + D), for a
+        compressor that chooses by it. No gradient comes from there."""
+        if not self.compressor.needs_projected:
+            return features
+        weights = next(self.projector.parameters(), features)
+        with torch.no_grad():
+            projected = self.projector(features[..., : self.compressor.out_dim].to(weights.dtype))
+        return torch.cat([features, projected.to(features.dtype)], -1)
+
     def compress_features(
         self, features: Tensor, embeds: Tensor, turns: Tensor, image_turn: Tensor, is_text: Tensor
-    ) -> Tensor:
-        """(B, I, H, W, C) -> visual tokens at the LLM's width (B, I * N, D). A text-aware compressor reads
-        the embeddings of the question in whose turn the image stands."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, I, H, W, C) -> visual tokens at the LLM's width (B, I * N, D), and where positions are kept the
+        patches (B, I, N) that they stand at. A text-aware compressor reads the embeddings of the question in
+        whose turn the image stands."""
         rows, images = features.shape[:2]
         text = None
         text_mask = None
@@ -214,8 +270,12 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         chooses = bool(self.compressor.needs_cues) and next(self.compressor.parameters(), None) is None
         # scores of attention tie in half precision, before anything is chosen by them
         flat = flat.float() if chooses else flat.to(weights.dtype)
+        flat = self.add_projected(flat)
+        kept = None
+        if self.compressor.keeps_positions:
+            kept = locate_tokens(self.compressor, flat, text, text_mask).unflatten(0, (rows, images))
         tokens = self.projector(self.compressor(flat, text, text_mask).to(weights.dtype))
-        return rearrange(tokens.to(embeds.dtype), "(b i) n d -> b (i n) d", b=rows)
+        return rearrange(tokens.to(embeds.dtype), "(b i) n d -> b (i n) d", b=rows), kept
 
     def embed_tokens(
         self,
@@ -224,8 +284,9 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         image_turn: Tensor | None,
         turns: Tensor | None,
         query_index: Tensor | None,
-    ) -> tuple[Tensor, QueryContext | None]:
-        """Token embeddings with visual and query tokens in place, and the query module's context."""
+    ) -> tuple[Tensor, QueryContext | None, Tensor | None]:
+        """Token embeddings with visual and query tokens in place, the query module's context, and where
+        positions are kept by how much those of the tokens (B, T) are further on."""
         is_image = input_ids == self.config.image_token_id
         is_query = input_ids == self.config.query_token_id
         is_text = ~(is_image | is_query)
@@ -236,7 +297,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             embeds = place_visual_tokens(embeds, is_query, self.query_module.tokens.to(embeds.dtype))
         if features is None:
             check_count(is_image, 0, None)
-            return embeds, None
+            return embeds, None, None
         if image_turn is None or turns is None:
             raise UsageError(
                 "images were given without `turns` and `image_turn`; make inputs with the processor"
@@ -247,17 +308,22 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
                 f"{tuple(image_turn.shape)}; make inputs with the model's own processor"
             )
         features = clear_fill(features, image_turn)
-        visual = self.compress_features(features, text_embeds, turns, image_turn, (turns > 0) & is_text)
+        is_question = (turns > 0) & is_text
+        visual, kept = self.compress_features(features, text_embeds, turns, image_turn, is_question)
         check_count(is_image, visual.shape[1] // features.shape[1], image_turn)
         # a gather, not a masked assignment: its shapes do not depend on the data, so it compiles
         order = (is_image.cumsum(1) - 1).clamp(0, visual.shape[1] - 1)
         gathered = visual.gather(1, order.unsqueeze(-1).expand(-1, -1, visual.shape[-1]))
         embeds = torch.where(is_image.unsqueeze(-1), gathered, embeds)
+        shift = None
+        if kept is not None:
+            patches = features.shape[2] * features.shape[3]
+            shift = shift_positions(is_image, kept.flatten(1).gather(1, order), kept.shape[2], patches)
         if self.query_module is None:
-            return embeds, None
+            return embeds, None, shift
         features = features.to(embeds.dtype)
         context = self._make_query_context(features, image_turn, turns, query_index, is_query, is_text)
-        return embeds, context
+        return embeds, context, shift
 
     def _make_query_context(
         self,
@@ -280,7 +346,11 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         patches_of_image = patches.shape[1] // image_turn.shape[1]
         patch_turn = image_turn.repeat_interleave(patches_of_image, 1)
         question_mask, patch_mask = make_query_masks(query_index, turns * is_text, query_turn, patch_turn)
-        return QueryContext(query_index, question_mask, patches, patch_mask)
+        visual_mask = None
+        if self.query_module is not None and self.query_module.prefuses:
+            is_visual = ~(is_query | is_text)
+            visual_mask = mask_images(query_index, turns * is_visual, query_turn)
+        return QueryContext(query_index, question_mask, patches, patch_mask, visual_mask=visual_mask)
 
     def forward(
         self,
@@ -300,13 +370,17 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         past_key_values: Cache | None = None,
         logits_to_keep: int | Tensor = 0,
         answer_index: Tensor | None = None,
+        lesson: Lesson | None = None,
+        answer_states: bool = False,
         prefix_length: int = 0,
+        without_head: bool = False,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """The LLM's output and loss; inputs as the class says, the rest as in transformers' LLMs. With
-        `answer_index` the loss alone."""
+        `answer_index` the loss alone, with `answer_states` too the states that a lesson is made of."""
         if cache is None:
             cache = past_key_values  # its name up to transformers 5.23
+        is_generating = GUESSED in kwargs  # `generate` asks
         is_guessed = kwargs.pop(GUESSED, False)
         has_images = pixel_values is not None or vision_features is not None
         if inputs_embeds is not None and has_images:
@@ -315,23 +389,31 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             )
         context = None
         prompt = None
+        shift = None  # of positions, where they are kept
         if inputs_embeds is None:
             assert input_ids is not None  # transformers' own check has been: one of the two is given
             if not has_images and self.query_module is not None and not is_guessed:
                 check_turn(input_ids, cache, self.config.query_token_id)
             if pixel_values is not None and vision_features is None:
                 vision_features = self.get_image_features(pixel_values)
-            if prefix_length:
+            if is_guessed and input_ids.shape[1] == 1 and not has_images:
+                # a decoding step: its one token is a word that was said, since placeholders are muted
+                inputs_embeds = self.get_input_embeddings()(input_ids)
+            elif prefix_length:
                 inputs_embeds, context = self._embed_behind_prefix(
                     input_ids, vision_features, image_turn, turns, query_index, prefix_length
                 )
                 positions = count_positions(attention_mask)
                 if position_ids is None and positions is not None:
                     position_ids = positions[:, prefix_length:]
+                shift = self._count_left_out(image_turn, None, vision_features)
             else:
                 # while decoding without a cache the ids grow, and `turns` stay those of the prompt
-                fitted_turns = None if turns is None else fit_turns(turns, input_ids.shape[1])
-                inputs_embeds, context = self.embed_tokens(
+                fitted_turns = None
+                if turns is not None:
+                    is_trained = labels is not None or without_head
+                    fitted_turns = fit_turns(turns, input_ids.shape[1], is_trained)
+                inputs_embeds, context, shift = self.embed_tokens(
                     input_ids, vision_features, image_turn, fitted_turns, query_index
                 )
                 if vision_features is not None:
@@ -340,6 +422,10 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
                     prompt = self.describe_prompt(
                         input_ids, fitted_turns, turns.shape[1], attention_mask, labels, inputs_embeds
                     )
+        if self.compressor.keeps_positions:
+            attention_mask, position_ids = self._keep_positions(
+                attention_mask, position_ids, inputs_embeds, cache, shift
+            )
         if hidden_rows is not None:
             attention_mask, position_ids = self._hide_visual_tokens(
                 attention_mask, position_ids, input_ids, hidden_rows
@@ -347,6 +433,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         if position_ids is None and cache is None:
             position_ids = count_positions(attention_mask)
         if context is not None:
+            context.hide_tokens(attention_mask)
             kwargs[CONTEXT] = context
         pruned_pass, cache = self.start_pruning(prompt, inputs_embeds.shape[1], cache, use_cache)
         if pruned_pass is not None:
@@ -358,10 +445,18 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             "use_cache": use_cache,
             CACHE: cache,
         }
-        if answer_index is not None and can_split_head(self.language_model):
-            output = self._compute_answer_loss(labels, answer_index, **kwargs)
+        if without_head:
+            output = self.language_model.base_model(**kwargs)
+        elif answer_index is not None and answer_states:
+            output = self._find_answer_states(answer_index, **kwargs)
+        elif answer_index is not None and can_split_head(self.language_model):
+            output = self._compute_answer_loss(labels, answer_index, lesson, **kwargs)
         else:
             output = self.language_model(labels=labels, logits_to_keep=logits_to_keep, **kwargs)
+        if is_generating and output.logits is not None:
+            # a logits processor would do, but `generate` reads its signature in every step, which takes as
+            # long as a layer of a small LLM
+            mute_tokens(output.logits, (self.config.image_token_id, self.config.query_token_id))
         if pruned_pass is not None:
             pruned_pass.record_passed_tokens()
         if context is not None:
@@ -384,9 +479,14 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
                 f"`prefix_length`={prefix_length}, `input_ids` of {input_ids.shape[1]} tokens, `turns` of "
                 f"{turns.shape[1]}: give the tokens behind the prefix, and `turns` of whole rows"
             )
-        embeds, _ = self.embed_tokens(input_ids, None, None, None, None)
+        embeds, *_ = self.embed_tokens(input_ids, None, None, None, None)
         if self.query_module is None:
             return embeds, None
+        if self.query_module.prefuses:
+            raise UsageError(
+                f"`prefix_length`: {self.config.query_module} reads visual tokens and question together; "
+                "give whole rows"
+            )
         if features is None or image_turn is None or turns is None or query_index is None:
             raise UsageError("`prefix_length` needs images, `image_turn`, `turns` and `query_index`")
         features = clear_fill(features, image_turn).to(embeds.dtype)
@@ -396,19 +496,70 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         context = self._make_query_context(features, image_turn, turns, query_index, is_query, ~is_query)
         return embeds, context
 
+    def _keep_positions(
+        self,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        embeds: Tensor,
+        cache: Cache | None,
+        shift: Tensor | None,
+    ) -> tuple[Tensor | None, Tensor]:
+        """The mask of tokens, and their positions where none is left out. `position_ids` that come with
+        images count the tokens that are there, as `generate`'s do; others are as they should be."""
+        check_rotary(self.language_model)
+        rows, length = embeds.shape[:2]
+        if attention_mask is None and cache is None:
+            # without one transformers takes gaps between positions for ends of texts
+            attention_mask = torch.ones(rows, length, dtype=torch.long, device=embeds.device)
+        if position_ids is None:
+            if cache is not None and cache.get_seq_length():
+                raise UsageError(
+                    "positions=keep: tokens behind a KV cache need `position_ids`, which `generate` gives"
+                )
+            position_ids = count_positions(attention_mask)
+        if position_ids is None:  # no mask, or one that was made before
+            position_ids = torch.arange(length, device=embeds.device).unsqueeze(0)
+        if shift is not None:
+            position_ids = position_ids + shift
+        return attention_mask, position_ids
+
+    def _count_left_out(
+        self, image_turn: Tensor | None, pixels: Tensor | None, features: Tensor | None
+    ) -> Tensor | None:
+        """Patches (B, 1) that are left out in the images of each row; None where there are no images, or
+        positions are not kept."""
+        if not self.compressor.keeps_positions or image_turn is None:
+            return None
+        if features is not None:
+            height, width = features.shape[2:4]
+            left_out = height * width - self.compressor.num_tokens(height, width)
+        else:
+            assert pixels is not None  # one of the two comes with `image_turn`
+            left_out = self.num_left_out(pixels.shape[-2], pixels.shape[-1])
+        return (image_turn > 0).sum(1, keepdim=True) * left_out
+
     def _compute_answer_loss(
         self,
         labels: Tensor | None,
         answer_index: Tensor,
+        lesson: Lesson | None,
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> AnswerOutput:
         """The loss of `labels` without logits of other positions; `kwargs` are the decoder's."""
         if labels is None:
             raise UsageError("`answer_index` was given without `labels`, whose positions it tells")
         output = self.language_model.base_model(**kwargs)
-        loss = compute_answer_loss(self.language_model, output, labels, answer_index, num_items_in_batch)
-        return CausalLMOutputWithPast(loss=loss)
+        answers = compute_answer_loss(
+            self.language_model, output, labels, answer_index, num_items_in_batch, lesson=lesson
+        )
+        return AnswerOutput(loss=answers.loss, divergence=answers.divergence)
+
+    def _find_answer_states(self, answer_index: Tensor, **kwargs: Any) -> AnswerOutput:
+        """The states before answer tokens, without logits; `kwargs` are the decoder's."""
+        output = self.language_model.base_model(**kwargs)
+        states: AnswerStates = take_answer_states(self.language_model, output, answer_index)
+        return AnswerOutput(states=states)
 
     def _hide_unused_tokens(
         self, attention_mask: Tensor | None, input_ids: Tensor, features: Tensor
@@ -448,10 +599,11 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         if kwargs.get("hidden_rows") is not None:
             # decoding steps get the mask that was given, so their tokens would see what the prompt did not
             raise UsageError("`hidden_rows` is for training; leave it out, or mask the tokens yourself")
-        rows = self.get_input_embeddings().num_embeddings
-        placeholders = (self.config.image_token_id, self.config.query_token_id)
-        mute = Mute([token for token in placeholders if token is not None and token < rows])
-        processors = LogitsProcessorList([*(logits_processor or ()), mute])
+        if guesses_tokens(kwargs, kwargs.get("generation_config") or self.generation_config):
+            # the forward mutes what is said, this what is guessed
+            placeholders = (self.config.image_token_id, self.config.query_token_id)
+            logits_processor = [*(logits_processor or ()), Mute(placeholders)]
+        processors = LogitsProcessorList(logits_processor or ())
         return super().generate(*args, logits_processor=processors, **kwargs)
 
     def prepare_inputs_for_generation(
@@ -464,7 +616,34 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         if not is_first_iteration and kwargs.get("use_cache", True):
             for name in PREFILL_ONLY:
                 inputs.pop(name, None)
+        if (
+            self.compressor.keeps_positions
+            and "vision_features" not in inputs
+            and "pixel_values" not in inputs
+        ):
+            inputs["position_ids"] = self._continue_positions(input_ids, inputs, kwargs)
         return inputs
+
+    def _continue_positions(
+        self, input_ids: Tensor, inputs: dict[str, Any], kwargs: dict[str, Any]
+    ) -> Tensor:
+        """Positions of tokens that come without their row's images: behind all of its patches."""
+        positions = inputs.get("position_ids")
+        if positions is None:  # older transformers leave them to the model
+            mask = kwargs.get("attention_mask")
+            positions = count_positions(torch.ones_like(input_ids) if mask is None else mask)
+            assert positions is not None  # `generate` keeps a mask of tokens
+            positions = positions[:, -inputs["input_ids"].shape[1] :]
+        images = kwargs.get("image_turn")
+        left_out = self._count_left_out(images, kwargs.get("pixel_values"), kwargs.get("vision_features"))
+        if left_out is not None:
+            return positions + left_out
+        if (input_ids == self.config.image_token_id).any():
+            raise UsageError(
+                "positions=keep: a cache of images that were not given to this `generate`; give the whole "
+                "conversation without a KV cache"
+            )
+        return positions
 
 
 AutoConfig.register("slothkit", FlashSlothConfig, exist_ok=True)

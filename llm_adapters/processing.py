@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
@@ -13,6 +14,7 @@ from compressors.checks import check_at_least
 from compressors.errors import UsageError, quote
 from compressors.registry import conform
 from connectors.tiling import Tiling
+from connectors.versions import is_at_least
 from llm_adapters.adapter import query_positions
 from llm_adapters.configuration import FlashSlothConfig
 from llm_adapters.conversation import IGNORE, IMAGE, QUERY, QUESTION, Encoded, Encoder, Template, Turn
@@ -29,7 +31,7 @@ from llm_adapters.media import find_media_key
 # what transformers' tools also pass: rows are padded here anyway, BOS is the tokenizer's to say
 IGNORED = ("padding", "add_special_tokens")
 # types of a message's parts, and where transformers looks for what they hold
-PART_KEYS = {"text": ("text",), "image": ("image", "url", "path", "base64")}
+PART_KEYS = {"text": ("text",), "image": ("image", "url", "path", "base64"), "video": ("video",)}
 
 CHAT_TEMPLATE = """
 {%%- set reserved = ['%(image)s', '%(question)s', '%(query)s', %(end)s] -%%}
@@ -70,7 +72,7 @@ CHAT_TEMPLATE = """
     {%%- if not text -%%}
         {{- raise_exception('a message of the ' + role + ' has no text; give it one') -}}
     {%%- elif role == 'assistant' -%%}
-        {{- ' ' + text + %(end)s -}}
+        {{- ' ' -}}{%%- generation -%%}{{- text + %(end)s -}}{%%- endgeneration -%%}
     {%%- else -%%}
         {%%- set start = ' ' + '%(image)s\n' * images + '%(question)s' if images else '%(question)s ' -%%}
         {{- %(user)s + start + text + ' %(query)s' + %(assistant)s -}}
@@ -91,10 +93,29 @@ def spell_in_parts(conversation: Sequence[Any]) -> list[Any]:
         if isinstance(content, str):
             message = {**message, "content": [{"type": "text", "text": content}]}
         else:
+            parts: list[Any] = []
             for part in content or ():
                 check_part(part)
+                parts += spell_video(part)
+            message = {**message, "content": parts}
         messages.append(message)
     return messages
+
+
+def spell_video(part: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The frames of a part that is a video, each an image; another part as it is. UsageError for a video that
+    is no frames."""
+    if part["type"] != "video":
+        return [part]
+    frames = part.get("video")
+    if isinstance(frames, np.ndarray) and frames.ndim == 4:  # (frames, h, w, 3)
+        frames = list(frames)
+    if not isinstance(frames, (list, tuple)) or not frames:
+        raise UsageError(
+            f"a message has a video that is no list of frames: {quote(part)}; read the file, choose frames, "
+            'and give {"type": "video", "video": [picture, ...]}'
+        )
+    return [{"type": "image", "image": frame} for frame in frames]
 
 
 def check_part(part: Any) -> None:
@@ -103,7 +124,7 @@ def check_part(part: Any) -> None:
     if kind not in PART_KEYS:
         raise UsageError(
             f"a message has a part of type {quote(repr(kind))}: {quote(part)}; parts are of type text "
-            "or image"
+            "or image, or video, a list of frames"
         )
     if kind == "text" and not isinstance(part.get("text"), str):
         raise UsageError(f"a message has a part of type text without a text: {quote(part)}; give it one")
@@ -139,8 +160,9 @@ class FlashSlothProcessor(ProcessorMixin):
     prompt         system, user, assistant and end strings
 
     Calls return `input_ids, attention_mask, turns (B, T)`, `query_index (B, S)` and, with images, `image_turn
-    (B, I)` and `pixel_values (B, I, 3, h, w)`, I counting crops. Shorter rows are padded on the left unless
-    told otherwise.
+    (B, I)` and `pixel_values (B, I, 3, h, w)`, I counting crops. For training also `labels (B, T)`, -100
+    outside of answers, or `assistant_masks (B, T)`, 1 on the same tokens. Shorter rows are padded on the left
+    unless told otherwise.
     """
 
     valid_kwargs = ["image_tokens", "tiles", "num_queries", "prompt", "layout", "chat_template"]
@@ -184,8 +206,23 @@ class FlashSlothProcessor(ProcessorMixin):
         """What is saved; the encoder is made anew."""
         return {name: value for name, value in super().to_dict().items() if name != "encoder"}
 
-    def apply_chat_template(self, conversation: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
-        """transformers' own. `content` may be a string, which its versions before 5.10 do not tokenize."""
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Any],
+        *args: Any,
+        return_assistant_tokens_mask: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """transformers' own. `content` may be a string, which its versions before 5.10 do not tokenize, and a
+        part of it a video, a list of frames, which are images one after another."""
+        if return_assistant_tokens_mask and kwargs.get("tokenize"):
+            # the encoder knows it token by token; transformers' own way is by characters of the text, which
+            # has one marker where the ids have all visual or query tokens
+            for_call = kwargs
+            if is_at_least("5.4"):
+                for_call = dict(kwargs.get("processor_kwargs") or {})
+                kwargs["processor_kwargs"] = for_call
+            for_call["return_assistant_tokens_mask"] = True
         return super().apply_chat_template(spell_in_parts(conversation), *args, **kwargs)
 
     @property
@@ -219,18 +256,24 @@ class FlashSlothProcessor(ProcessorMixin):
         text: str | Sequence[str] | None = None,
         return_tensors: str | None = "pt",
         padding_side: str = "left",
+        return_labels: bool = False,
+        return_assistant_tokens_mask: bool = False,
         **kwargs: Any,
     ) -> BatchFeature:
         """Marked text (of the chat template) and its images: one image, a list for one text, or a list a
-        text.
+        text. `return_labels` and `return_assistant_tokens_mask` are for training on the answers in the text.
 
         transformers' tools may also give `padding` and `add_special_tokens`: rows are always padded, and
         whether there is a beginning-of-sequence token is the tokenizer's to say."""
         if text is None:
             raise UsageError("text=None: give the text of the chat template, with one <image> for each image")
-        unknown = [name for name, value in kwargs.items() if value is not None and name not in IGNORED]
+        asked = [name for name, value in kwargs.items() if value is not None and value is not False]
+        unknown = [name for name in asked if name not in IGNORED]
         if unknown:
-            raise UsageError(f"the processor takes no {', '.join(unknown)}; `encode` truncates, for training")
+            raise UsageError(
+                f"the processor takes no {', '.join(unknown)}; `encode` truncates, for training (TRL: "
+                "SFTConfig(max_length=None))"
+            )
         texts = [text] if isinstance(text, str) else list(text)
         pictures = []
         encoded = []
@@ -240,7 +283,10 @@ class FlashSlothProcessor(ProcessorMixin):
             pictures.append(row_pictures)
             encoded.append(self.encoder.encode(row_text, self.tokens_of(crops)))
         batch = self.collate(encoded, padding_side)
-        del batch["labels"]
+        if return_assistant_tokens_mask:
+            batch["assistant_masks"] = (batch["labels"] != IGNORE).long()
+        if not return_labels:
+            del batch["labels"]
         if "image_turn" in batch:
             batch["pixel_values"] = stack_images([self.pixels(row) for row in pictures])
         return BatchFeature(batch, tensor_type=return_tensors)

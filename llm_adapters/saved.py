@@ -1,10 +1,12 @@
-"""A saved model, by the folder of its cell, of its finetune stage or of its weights."""
+"""A saved model, by the folder of its cell, of its finetune stage or of its weights, or by its repository of
+the hub."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressors.errors import UsageError
 from compressors.reading import read_json_file, read_json_object
+from connectors.hub import find_folder
 
 if TYPE_CHECKING:
     import torch
@@ -12,11 +14,12 @@ if TYPE_CHECKING:
 KIND = "slothkit"
 
 
-def find_model_folder(path: Path, attached: bool = False) -> Path:
-    """The folder that `from_pretrained` takes, for OUT/cells/CELL, OUT/finetune/KEY or that folder itself.
+def find_model_folder(path: str | Path, attached: bool = False, revision: str | None = None) -> Path:
+    """The folder that `from_pretrained` takes, for OUT/cells/CELL, OUT/finetune/KEY, that folder itself, or a
+    repository of the hub, at `revision`, which the cache has or which is downloaded.
     `attached`: of another MLLM with a compressor in it (`llm_adapters.reuse`), too.
     UsageError if none of them is there."""
-    path = Path(path)
+    path = find_folder(path, revision)
     if not path.exists():
         raise UsageError(f"{path}: no such folder; give OUT/cells/CELL, OUT/finetune/KEY or a saved model's")
     stages = path / "stages.json"
@@ -57,9 +60,13 @@ def is_attached(folder: Path) -> bool:
 
 
 def load_saved_model(
-    path: Path, device: "torch.device", dtype: "torch.dtype | None" = None, attached: bool = False
+    path: str | Path,
+    device: "torch.device",
+    dtype: "torch.dtype | None" = None,
+    attached: bool = False,
+    revision: str | None = None,
 ) -> tuple[Any, Any]:
-    """(model, processor) of `find_model_folder(path)`, in eval mode.
+    """(model, processor) of `find_model_folder(path, attached, revision)`, in eval mode.
 
     `dtype`: None is bfloat16 on a GPU, else float32. UsageError for a folder that cannot be loaded.
     """
@@ -69,7 +76,7 @@ def load_saved_model(
     from llm_adapters import reuse, saved_parts
     from llm_adapters.auto import FlashSlothForConditionalGeneration, FlashSlothProcessor
 
-    folder = find_model_folder(path, attached)
+    folder = find_model_folder(path, attached, revision)
     if dtype is None:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     if is_attached(folder):

@@ -9,6 +9,7 @@ COMMANDS = (
     "compressors",
     "llm_adapters.released",
     "experiments.attention_maps",
+    "experiments.backbones.chat_preset",
     "experiments.backbones.small",
     "experiments.bench",
     "experiments.chat",

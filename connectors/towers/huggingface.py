@@ -19,7 +19,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from compressors.errors import UsageError, shorten_reason
 from compressors.registry import conform
-from connectors.pretrained import load_pretrained
+from connectors.pretrained import load_pretrained, reset_outputs
 from connectors.towers.base import VisionTower, count_blocks
 from connectors.towers.config import (
     PREPROCESSING,
@@ -146,6 +146,7 @@ def _cut(config: PreTrainedConfig, select_layer: int, attn_implementation: str |
         setattr(cut, key, value)
     if attn_implementation is not None:
         cut._attn_implementation = attn_implementation
+    reset_outputs(cut)
     return cut
 
 

@@ -21,6 +21,9 @@ from experiments.config.settings import (
     check_batches,
     check_parts,
     check_query_module_settings,
+    check_starts,
+    check_validation,
+    check_weights,
     switch_off_query_module_settings,
 )
 
@@ -110,6 +113,9 @@ def resolve_overrides(overrides: Mapping[str, str]) -> tuple[Config, set[str]]:
         if path not in overrides:
             assign_setting(config, path, value)
     check_batches(config)
+    check_starts(config)
+    check_weights(config)
+    check_validation(config)
     check_metric_names(config.evaluate.metric)
     check_query_module_settings(config, overrides)
 
@@ -178,6 +184,7 @@ def make_blind_cells(cells: list[Cell]) -> list[Cell]:
         blind_config.evaluate.compressor = None
         # there is neither a visual token nor a query module
         switch_off_query_module_settings(blind_config)
+        start_blind_training(blind_config, config)
         words = [BLIND_ROW]
         for path in varying_paths:
             words.append(f"{path}={cell_settings[path]}")
@@ -186,12 +193,25 @@ def make_blind_cells(cells: list[Cell]) -> list[Cell]:
     return blind_cells
 
 
+def start_blind_training(blind_config: Config, config: Config) -> None:
+    """Start a blind cell from the LLM that the cell beside it starts from, and without a teacher, who would
+    see images."""
+    start = config.find_start("finetune")
+    takes_llm = start is not None and "llm" in start.parts
+    blind_config.finetune.init = start.source if start is not None and takes_llm else None
+    blind_config.finetune.init_parts = ["llm"] if takes_llm else []
+    blind_config.pretrain.init = None
+    blind_config.finetune.teacher = None
+
+
 def collect_blind_settings(config: Config) -> dict[str, Any]:
     """The settings that tell one blind cell from another, by their paths."""
     settings: dict[str, Any] = {}
     for section in BLIND_SECTIONS:
         for name, value in vars(getattr(config, section)).items():
             settings[f"{section}.{name}"] = value
+    start = config.find_start("finetune")
+    settings["finetune.init"] = start.source if start is not None and "llm" in start.parts else None
     del settings["evaluate.scale"]  # of the visual tokens
     del settings["evaluate.compressor"]
     for path in QUERY_MODULE_SETTINGS:

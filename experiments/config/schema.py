@@ -4,14 +4,17 @@
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from compressors.command_line import setting
 from experiments.registries import datasets
 
 BLIND_COMPRESSOR = "none"
 UNCOMPRESSED = "identity"  # the compressor that leaves the patches as they are
+WEIGHTED_ROLES = ("pretrain", "train")  # of data that training draws
 SEEDS = 2**32  # how many there are: torch and NumPy take 32 bits
+# what `init_parts` may name
+MODEL_PARTS = ("tower", "compressor", "projector", "query_module", "llm")
 GPU_ACCELERATORS = ("auto", "gpu", "cuda")  # values of trainer.accelerator that take a GPU where there is one
 
 
@@ -62,17 +65,25 @@ class ImageSettings:
 
 @dataclass
 class DataSettings:
-    """Training and test data: splits of an embedded data set, or LLaVA-format JSON files."""
+    """Training and test data: splits of an embedded data set, files (.json, .jsonl), or Hugging Face data
+    sets (./FOLDER of save_to_disk, hf:NAME)."""
 
     dataset: str | None = setting(
         "picture_vqa", "embedded data set to write; null: files only", choices=list_dataset_choices
     )
     seed: int = setting(0, "seed of the embedded data set", low=0, below=SEEDS)
     scale: float = setting(1.0, "size of the embedded data set, 1: as designed", above=0)
-    pretrain: list[str] = setting(["pretrain"], "stage 1: split names or .json files")
-    train: list[str] = setting(["train"], "stage 2: split names or .json files")
-    test: list[str] = setting(["test"], "evaluation: split names or .json files")
-    images: str | None = setting(None, "image folder of the .json files; null: beside them")
+    pretrain: list[str] = setting(["pretrain"], "stage 1: splits, files or data sets: [a.json,b.jsonl]")
+    pretrain_weights: list[float] = setting(
+        [], "how often an epoch draws the rows of each entry of data.pretrain; []: once", above=0
+    )
+    train: list[str] = setting(["train"], "stage 2: splits, files or data sets: [a.json,./folder]")
+    train_weights: list[float] = setting(
+        [], "how often an epoch draws the rows of each entry of data.train, [2,0.5]; []: once", above=0
+    )
+    validation: list[str] = setting([], "looked at during stage 2 (validate.every), trained on by none")
+    test: list[str] = setting(["test"], "evaluation: splits, files or data sets")
+    images: str | None = setting(None, "image folder of the files; null: beside them")
     outside_images: bool = setting(False, "images may lie outside of the image folder: absolute names and ..")
     max_length: int = setting(512, "text tokens of a sample", low=8)
     workers: str = setting(
@@ -95,12 +106,31 @@ class OptimisationSettings:
     weight_decay: float = setting(0.0, "AdamW's", low=0)
     clip: float = setting(1.0, "gradient norm limit, 0: none", low=0)
     schedule: str = setting("cosine", "after the warm-up", choices=("cosine", "constant"))
+    checkpointing: bool | None = setting(
+        None, "compute the LLM's activations again in this stage; null: as trainer.gradient_checkpointing"
+    )
     group_by_length: bool = setting(False, "a step's rows are of like length, all with images or all without")
+    init: str | None = setting(
+        None,
+        "trained model to start from: CELL below out, its path, a saved model's folder or hub id[@REVISION]; "
+        "in finetune: without a stage 1",
+    )
+    init_parts: list[str] = setting(
+        [], "parts that are taken from init, as [compressor,llm]; []: all", choices=MODEL_PARTS
+    )
 
 
 @dataclass
 class FinetuneSettings(OptimisationSettings):
-    """Stage 2: AdamW, and at first perhaps without the visual tokens."""
+    """Stage 2: AdamW, perhaps with a teacher, and at first perhaps without the visual tokens."""
+
+    teacher: str | None = setting(
+        None, "trained model, named as init is, whose answers' probabilities are learned beside the answers"
+    )
+    teacher_weight: float = setting(1.0, "of the divergence from the teacher in the loss; 0: none", low=0)
+    teacher_temperature: float = setting(
+        1.0, "T of both softmaxes in the divergence, which counts T^2 times", above=0
+    )
 
     query_warmup: float = setting(
         0.0,
@@ -146,6 +176,18 @@ class EvaluationSettings:
 
 
 @dataclass
+class ValidationSettings:
+    """How stage 2 is watched on data.validation; no weight follows from it."""
+
+    every: int = setting(100, "steps between two looks at the loss", low=1)
+    score_every: int | None = setting(
+        None, "steps between two scores of generated answers by evaluate.metric; null: none", low=1
+    )
+    limit: int | None = setting(None, "only the first samples, of a score the first questions", low=1)
+    shown: int = setting(3, "answers that are written into the log beside a score", low=0)
+
+
+@dataclass
 class TrainerSettings:
     """Lightning."""
 
@@ -168,9 +210,47 @@ class TrainerSettings:
         form=(r"auto|-1|[1-9]\d*|\[\d+(, ?\d+)*\]", "auto, a number such as 2, or which ones: [0,2]"),
     )
     gradient_checkpointing: bool = setting(False, "compute the LLM's activations again: less memory, slower")
+    frozen: str = setting(
+        "float32",
+        "frozen parts in training; bfloat16: half their memory, with precision=bf16-mixed, fsdp aside",
+        choices=("float32", "bfloat16"),
+    )
     compile: bool = setting(False, "torch.compile the LLM's layers for training; takes up to a minute")
-    logger: str = setting("csv", "where curves go", choices=("csv", "tensorboard", "wandb", "none"))
+    logger: str = setting(
+        "csv", "where curves go, a run a stage", choices=("csv", "tensorboard", "wandb", "none")
+    )
     checkpoint_every: int = setting(200, "steps between checkpoints that a killed run resumes from", low=1)
+
+
+@dataclass(frozen=True)
+class CurveRun:
+    """What a logger calls the run of one stage.
+
+    name     of the stage: whose it is, or of what parts where several cells share it
+    group    of all runs of a sweep
+    kind     of stage
+    key      the stage's, in short: runs of one name are told apart by it
+    folder   the sweep's output directory
+    """
+
+    name: str
+    group: str
+    kind: str
+    key: str
+    folder: str
+
+
+class TrainedStart(NamedTuple):
+    """What a stage of training starts from.
+
+    path     of the setting that says so
+    source   the trained model, as the user names it
+    parts    of MODEL_PARTS that are taken from it
+    """
+
+    path: str
+    source: str
+    parts: tuple[str, ...]
 
 
 @dataclass
@@ -192,8 +272,10 @@ class Config:
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
     lora: LoRASettings = field(default_factory=LoRASettings)
     evaluate: EvaluationSettings = field(default_factory=EvaluationSettings)
+    validate: ValidationSettings = field(default_factory=ValidationSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     parts: dict[str, Any] = field(default_factory=dict)  # knobs of the parts that it uses, by part
+    curves: CurveRun | None = None  # where a stage's curves stand; set by the store for the stage it runs
 
     @property
     def compressor_name(self) -> str:
@@ -216,6 +298,30 @@ class Config:
     def blind(self) -> bool:
         """No image, no vision parts: what the text alone tells."""
         return self.compressor_name == BLIND_COMPRESSOR
+
+    @property
+    def aligns(self) -> bool:
+        """Whether there is a stage 1: not without an image, or where stage 2 starts from what is trained."""
+        return not self.blind and self.finetune.init is None
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether stage 2 learns from another model."""
+        return self.finetune.teacher is not None and self.finetune.teacher_weight > 0
+
+    def find_start(self, stage: str) -> TrainedStart | None:
+        """The trained model that a stage of training starts from; None where it starts from the sources. What
+        stage 1 does not train is in stage 2 as it was in stage 1."""
+        section = "pretrain" if self.aligns else "finetune"
+        settings = getattr(self, section)
+        if settings.init is None:
+            return None
+        parts = settings.init_parts or MODEL_PARTS
+        # the query module takes no part in stage 1, so that all its variants share it
+        taken = tuple(part for part in MODEL_PARTS if part in parts)
+        if stage == "pretrain":
+            taken = tuple(part for part in taken if part != "query_module")
+        return TrainedStart(f"{section}.init", settings.init, taken)
 
     @property
     def caches_features(self) -> bool:

@@ -8,7 +8,7 @@ from compressors.command_line import check_bounds, check_finite, collect_setting
 from compressors.errors import UsageError, shorten
 from compressors.registry import check_integer_size, conform, suggest
 from experiments.config import signatures
-from experiments.config.schema import BLIND_COMPRESSOR, UNCOMPRESSED, Config
+from experiments.config.schema import BLIND_COMPRESSOR, UNCOMPRESSED, WEIGHTED_ROLES, Config
 
 COUNTS = 2**31  # whole numbers stay below, for all that is counted in 32 bits
 QUERY_MODULE_SETTINGS = ("finetune.query_warmup", "evaluate.blank_queries")  # off where they are 0 or false
@@ -60,12 +60,18 @@ def conform_setting(path: str, value: object) -> object:
     if setting.hint == list[str]:
         if isinstance(value, str):  # one file
             value = [value]
-        return list(conform(value, tuple[str, ...], path))
+        words = list(conform(value, tuple[str, ...], path))
+        check_bounds(path, words, setting.rules)
+        return words
     if setting.hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         check_integer_size(value, path)
         value = str(value)  # precision: 32 in a YAML file
     conformed = conform(value, setting.hint, path)
     rules = setting.rules
+    if isinstance(conformed, list):
+        for entry in conformed:
+            check_bounds(path, entry, rules)
+        return conformed
     if isinstance(conformed, int) and "below" not in rules:
         rules = {**rules, "below": COUNTS}
     check_bounds(path, conformed, rules)
@@ -183,6 +189,48 @@ def switch_off_query_module_settings(config: Config) -> None:
     settings = collect_settings(Config)
     for path in QUERY_MODULE_SETTINGS:
         assign_setting(config, path, settings[path].default)
+
+
+def check_starts(config: Config) -> None:
+    """UsageError for two models to start from, and for a teacher of a cell without images."""
+    if config.pretrain.init is not None and config.finetune.init is not None:
+        raise UsageError(
+            f"pretrain.init={shorten(config.pretrain.init)}: finetune.init="
+            f"{shorten(config.finetune.init)} leaves stage 1 out; set one of the two"
+        )
+    if config.blind and config.has_teacher:
+        raise UsageError(
+            f"finetune.teacher={config.finetune.teacher}: compressor={BLIND_COMPRESSOR} sees no image that "
+            "the teacher sees; leave it out"
+        )
+
+
+def check_weights(config: Config) -> None:
+    """UsageError for weights that are not one for each entry."""
+    for role in WEIGHTED_ROLES:
+        weights = getattr(config.data, f"{role}_weights")
+        entries = getattr(config.data, role)
+        if weights and len(weights) != len(entries):
+            raise UsageError(
+                f"data.{role}_weights={format_value(weights)}: {len(weights)} weight(s), but data.{role} has "
+                f"{len(entries)} entries; give one for each"
+            )
+
+
+def check_validation(config: Config) -> None:
+    """UsageError for scores during training that there is no data for, or no process with all weights."""
+    score_every = config.validate.score_every
+    if score_every is None:
+        return
+    if not config.data.validation:
+        raise UsageError(
+            f"validate.score_every={score_every}: no data.validation; give data.validation=FILE.jsonl"
+        )
+    if config.trainer.strategy == "fsdp":
+        raise UsageError(
+            f"validate.score_every={score_every}: trainer.strategy=fsdp has a share of the weights in each "
+            "process, which generates nothing; leave it out, or take trainer.strategy=ddp"
+        )
 
 
 def check_batches(config: Config) -> None:

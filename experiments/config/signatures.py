@@ -27,6 +27,8 @@ PLANNED_ATTRIBUTES = ("image_rate", "needs_levels", "needs_cues")
 # Knobs that parts got when results had been published, with their defaults: at these they are in no key, so
 # that older results keep theirs.
 YOUNG_KNOBS: dict[str, Any] = {"tokens": None, "cues": False, "rotary": True, "uniform": 0.0}
+# those that compressors alone have got: pruners have had theirs of this name from the first
+YOUNG_COMPRESSOR_KNOBS: dict[str, Any] = {"positions": "renumber", "spaced": 0.0}
 USUAL_DIMS = {"dim": 1152, "llm_dim": 2560}  # the paper's tower and LLM: defaults are made for such widths
 SMALL_DIMS = {"dim": 8, "llm_dim": 8}  # enough to ask a compressor a question
 
@@ -46,7 +48,7 @@ def load_compressors() -> Registry:
 
 def load_query_modules() -> Registry:
     """The query modules' registry, filled."""
-    from connectors.embq import registry
+    from connectors.query_modules import registry
 
     return registry
 
@@ -146,6 +148,8 @@ def read_planned_attributes(real: Registry, name: str) -> dict[str, Any] | None:
 class SignatureRegistry(Registry):
     """One of our registries, as far as settings and plans need it."""
 
+    young_knobs: Mapping[str, Any] = YOUNG_KNOBS
+
     def __init__(self, key: str):
         self.place = PLACES[key]
         stored: dict[str, Signature | None] = {}
@@ -219,13 +223,13 @@ class SignatureRegistry(Registry):
         return [self.read(name).module]
 
     def settled(self, name: str, knobs: Mapping[str, Any]) -> dict[str, Any]:
-        """All knobs of `name`: as set, else their defaults; without YOUNG_KNOBS at theirs."""
+        """All knobs of `name`: as set, else their defaults; without young knobs at theirs."""
         settled_knobs: dict[str, Any] = {}
         for knob, parameter in self.knobs(name).items():
             if parameter.default is not parameter.empty:
                 settled_knobs[knob] = parameter.default
         settled_knobs |= knobs
-        for knob, default in YOUNG_KNOBS.items():
+        for knob, default in self.young_knobs.items():
             if knob in settled_knobs and settled_knobs[knob] == default:
                 del settled_knobs[knob]
         return settled_knobs
@@ -233,6 +237,8 @@ class SignatureRegistry(Registry):
 
 class CompressorRegistry(SignatureRegistry):
     """The compressors, which a plan asks what features they read."""
+
+    young_knobs: Mapping[str, Any] = {**YOUNG_KNOBS, **YOUNG_COMPRESSOR_KNOBS}
 
     def find_image_rate(self, name: str, knobs: Mapping[str, Any]) -> int:
         """By how much a compressor with these knobs shrinks the image before the tower; 1: not at all."""

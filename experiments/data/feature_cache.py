@@ -35,12 +35,12 @@ class FeatureCache:
         for path, count, end in zip(paths, crops, accumulate(crops)):
             self.places[os.path.join(root, path)] = slice(end - count, end)
 
-    def crops(self, path: Path) -> int:
+    def crops(self, path: "os.PathLike[str]") -> int:
         """How many crops an image has."""
         place = self.places[os.path.abspath(path)]
         return place.stop - place.start
 
-    def __getitem__(self, path: Path) -> Tensor:
+    def __getitem__(self, path: "os.PathLike[str]") -> Tensor:
         place = self.places[os.path.abspath(path)]
         # a copy: torch must not write through to the file
         return torch.from_numpy(np.array(self.features[place]))

@@ -1,4 +1,4 @@
-"""LLaVA-format data: a JSON list of conversations and a folder of images.
+"""Conversations and their images, from files in LLaVA's format and others (`formats.py` lists them).
 
     [{"id": "7", "image": "coco/7.jpg" | ["a.png", "b.png"] | absent,
       "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"},
@@ -7,8 +7,8 @@
       "accepted": [["fox", "red fox"], ...]}]       optional, for each question all answers that are right
 
 Every `<image>` in a question stands for the next image; a sample whose questions mention none has its images
-before the first one, as in LLaVA. Whatever is wrong, or would not be read, is one line with the file and the
-index of the sample (`records.py`).
+before the first one, as in LLaVA. Whatever is wrong, or would not be read, is one line with the file, the
+sample's number or line, and its id (`records.py`).
 """
 
 import gc
@@ -16,13 +16,14 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from compressors.errors import UsageError, quote
-from compressors.reading import check_regular_file, read_json_file
-from experiments.data.records import Sample, parse_record
+from compressors.reading import check_regular_file
+from experiments.data import stored
+from experiments.data.formats import read_rows
+from experiments.data.records import ImageFile, Sample, parse_record, read_id
 from llm_adapters import orientation
 from llm_adapters.conversation import IMAGE, Turn
 
@@ -42,26 +43,39 @@ def load_samples(
     check_images: bool = True,
     outside_images: bool = False,
     end: str = "",
+    system: str | None = None,
 ) -> list[Sample]:
-    """All samples of a JSON file, validated; images are looked for in `images`, else beside the file.
-    `outside_images` and `end`: as for `parse_record`. UsageError with the first wrong sample and the numbers
-    of others."""
+    """All samples of a file or data set, validated; images are looked for in `images`, else beside the file.
+    `outside_images`, `end` and `system`: as for `parse_record`. UsageError with the first wrong sample and
+    the numbers of others."""
     root = find_image_folder(path, images)
     samples: list[Sample] = []
     problems: dict[int, str] = {}
     with pause_garbage_collection():
-        for index, record in enumerate(read_records(Path(path))):
+        rows = read_rows(Path(path))
+        for index, (number, record) in enumerate(rows.records):
+            place = f"{path}, {rows.noun} {number}"
             try:
-                samples.append(parse_record(record, index, root, outside_images, end))
+                sample = parse_record(record, index, root, outside_images, end, system)
             except UsageError as error:
-                problems[index] = str(error)
+                problems[number] = f"{place}{name_id(record)}: {error}"
+            else:
+                samples.append(sample._replace(place=place))
     if problems:
-        first = next(iter(problems))
         count = describe_count("samples are wrong", list(map(str, problems)))
-        raise UsageError(f"{path}, sample {first}: {problems[first]}{count}")
+        raise UsageError(f"{next(iter(problems.values()))}{count}")
     if check_images:
-        require_images(path, samples)
+        require_images(samples)
     return samples
+
+
+def name_id(record: object) -> str:
+    """ " (id 7)"; nothing for a record without one."""
+    try:
+        name = read_id(record, -1)
+    except UsageError:  # half a character
+        return ""
+    return "" if name == "-1" else f" (id {quote(name)})"
 
 
 def describe_count(what: str, names: list[str]) -> str:
@@ -87,37 +101,31 @@ def pause_garbage_collection() -> Iterator[None]:
 
 def find_image_folder(path: Path | str, images: Path | str | None) -> Path:
     """Where the image names of `path` start."""
+    if stored.is_dataset(path):
+        return Path(images or stored.locate_dataset(path))
     if images:
         return Path(images)
     return Path(path).parent
 
 
-def read_records(path: Path) -> list[Any]:
-    """The JSON list of a file."""
-    records = read_json_file(path)
-    if not isinstance(records, list):
-        raise UsageError(f"{path}: expected a JSON list of samples, found a {type(records).__name__}")
-    if not records:
-        raise UsageError(f"{path}: no sample in it")
-    return records
-
-
-def require_images(path: Path, samples: list[Sample]) -> None:
+def require_images(samples: list[Sample]) -> None:
     """UsageError with the first sample whose image does not exist, and how many do not."""
     looked_for: set[str] = set()
-    missing: dict[str, int] = {}  # image -> its first sample
-    for index, sample in enumerate(samples):
-        for image in map(str, sample.images):
+    missing: dict[str, Sample] = {}  # image -> its first sample
+    for sample in samples:
+        for path in sample.images:
+            if isinstance(path, stored.StoredImage):
+                continue
+            image = str(path)
             # conversations share images, and a look at the disk is slow over a network
             if image not in looked_for and not os.path.isfile(image):
-                missing[image] = index
+                missing[image] = sample
             looked_for.add(image)
     if missing:
         image = next(iter(missing))
+        place = missing[image].describe_place()
         count = describe_count("images are missing", list(missing))
-        raise UsageError(
-            f"{path}, sample {missing[image]}: no image {quote(image)}; is data.images right?{count}"
-        )
+        raise UsageError(f"{place}: no image {quote(image)}; is data.images right?{count}")
 
 
 # ---- samples ----
@@ -139,7 +147,8 @@ def split_questions(samples: list[Sample]) -> list[Sample]:
             if sample.accepted:
                 accepted = (sample.accepted[i],)
             name = f"{sample.id}#{i}"
-            questions.append(Sample(name, sample.images[:images], (question,), family, accepted))
+            shown = sample.images[:images]
+            questions.append(Sample(name, shown, (question,), family, accepted, sample.place))
             earlier_images = images
     return questions
 
@@ -168,19 +177,21 @@ def read_image_size(sample: Sample, i: int = 0) -> tuple[int, int]:
 @contextmanager
 def open_image_file(sample: Sample, i: int) -> Iterator[Image.Image]:
     """A sample's i-th image while it is read; UsageError for what is wrong with it."""
+    path = sample.images[i]
+    place = sample.describe_place()
     try:
-        if sample.images[i].exists():
-            check_regular_file(sample.images[i])
-        with Image.open(sample.images[i]) as image:
+        if isinstance(path, Path) and path.exists():
+            check_regular_file(path)
+        with Image.open(path if isinstance(path, Path) else path.open()) as image:
             yield image
     except FileNotFoundError as error:
-        raise BrokenImage(f"sample {quote(sample.id)}: no image {quote(sample.images[i])}") from error
+        raise BrokenImage(f"{place}: no image {quote(path)}") from error
     except UsageError as error:
-        raise BrokenImage(f"sample {quote(sample.id)}: image {quote(sample.images[i])}: {error}") from error
+        raise BrokenImage(f"{place}: image {quote(path)}: {error}") from error
     except orientation.IMAGE_ERRORS as error:
         raise BrokenImage(
-            f"sample {quote(sample.id)}: image {quote(sample.images[i])} is truncated or no image "
-            f"({quote(error)}); replace it or drop the sample"
+            f"{place}: image {quote(path)} is truncated or no image ({quote(error)}); replace it or drop the "
+            "sample"
         ) from error
 
 
@@ -198,7 +209,7 @@ def report_all_broken_images(samples: Iterable[Sample]) -> Iterator[None]:
 def find_broken_images(samples: Iterable[Sample]) -> dict[str, str]:
     """What is wrong with each image that cannot be read, by its path."""
     problems: dict[str, str] = {}
-    looked_at: set[Path] = set()
+    looked_at: set[ImageFile] = set()
     for sample in samples:
         for number, path in enumerate(sample.images):
             if path in looked_at:

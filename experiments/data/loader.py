@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from compressors.errors import UsageError, quote
+from compressors.errors import UsageError
 from experiments.data import llava
 from experiments.data.ahead import read_ahead
 from experiments.data.feature_cache import FeatureCache
@@ -82,8 +82,9 @@ class ConversationDataset(Dataset):
         try:
             return self.images.processor.encode(sample.turns, self.images.crops(sample), self.max_length)
         except UsageError as error:
-            # of its own kind: a broken image has the others looked for
-            raise type(error)(f"sample {index} (id {quote(sample.id)}): {error}") from error
+            if isinstance(error, llava.BrokenImage):  # it names the sample
+                raise
+            raise UsageError(f"{sample.describe_place()}: {error}") from error
 
     def estimate_lengths(self) -> list[SampleLength]:
         """Every sample's, without tokenizing or opening anything."""
@@ -107,33 +108,45 @@ class ConversationDataset(Dataset):
             if self.count_text_bytes(index) > self.max_length:
                 self.encode(index)
 
-    def check_positions(self, positions: int | None, new_tokens: int = 0) -> None:
+    def check_positions(self, positions: int | None, new_tokens: int = 0, left_out: int = 0) -> None:
         """Find a row that, with `new_tokens` of an answer, has more tokens than the language model has
-        positions. As for texts, only long ones need the tokenizer."""
+        positions, `left_out` of which a crop takes beside its tokens. As for texts, only long ones need the
+        tokenizer."""
         if positions is None:
             return
         processor = self.images.processor
         for index, sample in enumerate(self.samples):
             text = self.count_text_bytes(index) + len(sample.turns) * SPACES_OF_A_TURN
             bound = min(text, self.max_length or text)
-            bound += len(sample.images) * processor.crops * processor.image_tokens
+            bound += len(sample.images) * processor.crops * (processor.image_tokens + left_out)
             bound += len(sample.turns) * processor.num_queries
             if bound + new_tokens <= positions:
                 continue
             ids = self.encode(index).ids
-            if len(ids) + new_tokens > positions:
-                visual = ids.count(processor.image_token_id)
+            visual = ids.count(processor.image_token_id)
+            empty = 0
+            if left_out:
+                empty = visual // processor.image_tokens * left_out
+            if len(ids) + empty + new_tokens > positions:
                 queries = ids.count(processor.query_token_id)
                 raise UsageError(
-                    f"sample {index} (id {quote(sample.id)}): {len(ids)} tokens ({visual} visual, {queries} "
-                    f"query) and {new_tokens} of an answer to come do not fit into the language model's "
-                    f"{positions} positions; take fewer visual tokens, lower data.max_length, or drop it"
+                    f"{sample.describe_place()}: {len(ids)} tokens ({visual} visual, {queries} query)"
+                    f"{tell_left_out(empty)} and {new_tokens} of an answer to come do not fit into the "
+                    f"language model's {positions} positions; take fewer visual tokens, lower "
+                    "data.max_length, or drop it"
                 )
 
     def count_text_bytes(self, index: int) -> int:
         """Of a row as it is rendered, at least as many as its text has tokens."""
         text = render_turns(self.samples[index].turns, self.images.processor.encoder.template)
         return len(text.encode())
+
+
+def tell_left_out(positions: int) -> str:
+    """What an error says of the positions of patches that are left out."""
+    if not positions:
+        return ""
+    return f" and {positions} positions of patches that are left out"
 
 
 def check_step_rows(rows: int, pieces: int, world: int) -> None:
@@ -166,7 +179,7 @@ class StepLoader:
         self.start = start
         self.rank = rank
         self.world = world
-        check_step_rows(min(order.count, order.optimisation.batch_size), self.pieces, world)
+        check_step_rows(min(order.rows_per_epoch, order.optimisation.batch_size), self.pieces, world)
 
     def __len__(self) -> int:
         # of the whole run: Lightning counts what a resumed one has done
@@ -184,30 +197,40 @@ class StepLoader:
 
     def cut_step(self, rows: list[Row]) -> list[dict[str, Any]]:
         """A step's rows -> its micro-batches."""
-        # rows of like length share a piece, so that little of it is padding
-        ordered = sorted(rows, key=lambda row: len(row[0].ids))
         # the loss of each piece is divided by the tokens of the whole step
         answer_tokens = 0
         for encoded, _ in rows:
             answer_tokens += sum(label != IGNORE for label in encoded.labels)
         micro_batches: list[dict[str, Any]] = []
-        for i in range(self.pieces):
-            start = len(rows) * i // self.pieces
-            end = len(rows) * (i + 1) // self.pieces
-            batch = self.collate(ordered[start:end])
+        for numbers in self.cut_rows(rows):
+            piece = [rows[number] for number in numbers]
+            batch: dict[str, Any] = {**self.collate(piece)}
+            batch["tokens"] = sum(len(encoded.ids) for encoded, _ in piece)  # without padding
             micro_batches.append({**batch, "pieces": self.pieces, "answer_tokens": answer_tokens})
         return micro_batches
+
+    def cut_rows(self, rows: list[Row]) -> list[list[int]]:
+        """The numbers of the rows of each piece of a step."""
+        # rows of like length share a piece, so that little of it is padding
+        numbers = sorted(range(len(rows)), key=lambda number: len(rows[number][0].ids))
+        bounds = [len(rows) * i // self.pieces for i in range(self.pieces + 1)]
+        return [numbers[start:end] for start, end in zip(bounds, bounds[1:])]
 
     def collate(self, rows: list[Row]) -> dict[str, Tensor]:
         """Rows -> tensors, padded on the right. No token sees what comes after it, so nobody needs a mask of
         the padding; with one, attention could not take its causal kernel."""
         images = self.dataset.images
-        batch = images.processor.collate([encoded for encoded, _ in rows])
-        del batch["attention_mask"]
-        batch["answer_index"] = index_answers(batch["labels"])
+        batch = self.collate_texts(rows)
         if images.processor.image_tokens and "image_turn" not in batch:
             return batch | self.make_blank_images(len(rows))
         return images.add_images(batch, [row_images for _, row_images in rows])
+
+    def collate_texts(self, rows: list[Row]) -> dict[str, Tensor]:
+        """All of a piece but its images."""
+        batch = self.dataset.images.processor.collate([encoded for encoded, _ in rows])
+        del batch["attention_mask"]
+        batch["answer_index"] = index_answers(batch["labels"])
+        return batch
 
     def make_blank_images(self, rows: int) -> dict[str, Tensor]:
         """An image of no turn for each row of a piece without images: nobody sees it, but every part takes

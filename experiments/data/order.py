@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from experiments.config.schema import OptimisationSettings
+from experiments.data.shares import Share
 
 Batches = list[list[int]]  # sample numbers
 MEGABATCH = 50  # batches among which rows of like length are found
@@ -22,17 +23,26 @@ class SampleLength(NamedTuple):
 @dataclass
 class SampleOrder:
     """Which samples each optimiser step reads: a permutation per epoch, from the seed alone. With `lengths`
-    the rows of a step are all with images or all without, and of like length, as in LLaVA."""
+    the rows of a step are all with images or all without, and of like length, as in LLaVA. `shares` are those
+    of the files that the samples come from, in order; none: an epoch has each sample once."""
 
     count: int
     optimisation: OptimisationSettings
     seed: int
     lengths: Sequence[SampleLength] | None = None
+    shares: Sequence[Share] = ()
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Rows that an epoch draws."""
+        if not self.shares:
+            return self.count
+        return sum(share.drawn for share in self.shares)
 
     @property
     def steps_per_epoch(self) -> int:
         """Steps of an epoch; what does not fill a batch is left for another epoch's permutation."""
-        return max(1, self.count // self.optimisation.batch_size)
+        return max(1, self.rows_per_epoch // self.optimisation.batch_size)
 
     @property
     def steps(self) -> int:
@@ -50,10 +60,13 @@ class SampleOrder:
             yield order[position * size : (position + 1) * size]
 
     def permute_epoch(self, epoch: int) -> list[int]:
-        """All sample numbers in the order in which an epoch reads them."""
+        """The sample numbers of an epoch in the order in which it reads them."""
         # a prime of its own for the seed: no two seeds have an epoch's order in common
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        order = torch.randperm(self.count, generator=generator).tolist()
+        order = torch.randperm(self.rows_per_epoch, generator=generator).tolist()
+        if self.shares:
+            drawn = self.draw_shares(generator)
+            order = [drawn[position] for position in order]
         if self.lengths is None:
             return order
         batches: Batches = []
@@ -71,6 +84,18 @@ class SampleOrder:
         for position in torch.randperm(len(batches), generator=generator).tolist():
             shuffled += batches[position]
         return shuffled + remainder
+
+    def draw_shares(self, generator: torch.Generator) -> list[int]:
+        """The sample numbers that an epoch draws, file by file."""
+        drawn: list[int] = []
+        first = 0
+        for share in self.shares:
+            copies, remainder = divmod(share.drawn, share.rows)
+            drawn += list(range(first, first + share.rows)) * copies
+            chosen = torch.randperm(share.rows, generator=generator)[:remainder] + first
+            drawn += chosen.tolist()
+            first += share.rows
+        return drawn
 
     def group_similar_lengths(
         self, order: list[int], lengths: Sequence[SampleLength]

@@ -1,5 +1,5 @@
-"""One record of a LLaVA-format file -> a sample. Whatever is in it and would not be read is an error: a row
-of a table must not stand on pictures that nobody has seen."""
+"""One record of a data file -> a sample. Whatever is in it and would not be read is an error: a row of a
+table must not stand on pictures that nobody has seen."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,8 @@ from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
 from compressors.errors import UsageError, quote, refuse_lone_surrogates
+from experiments.data.messages import IMAGE_COLUMNS, ROLES, read_messages
+from experiments.data.stored import StoredImage
 from llm_adapters.conversation import IMAGE, MARKERS, QUERY, QUESTION, Turn, refuse_reserved
 from llm_adapters.media import find_media_key, find_media_marker
 
@@ -15,40 +17,81 @@ UNNAMED_FAMILY = "all"  # the family of questions that name none
 SEPARATORS = re.compile(r"[/\\]")  # of folders, wherever the data were made
 
 
+ImageFile = Path | StoredImage
+
+
 class Sample(NamedTuple):
     """One conversation. Its questions have exactly as many `<image>` markers as it has images."""
 
     id: str
-    images: tuple[Path, ...]
+    images: tuple[ImageFile, ...]
     turns: tuple[Turn, ...]
     families: tuple[str, ...] | None = None  # one for each turn
     accepted: tuple[tuple[str, ...], ...] | None = None  # answers that count as right, for each turn
+    place: str = ""  # where it was read: "data.json, sample 7"
 
     def name_family(self, turn: int = 0) -> str:
         """The family of a turn's question."""
         return self.families[turn] if self.families else UNNAMED_FAMILY
 
+    def describe_place(self) -> str:
+        """Which sample it is, for an error."""
+        if not self.place:
+            return f"sample {quote(self.id)}"
+        return f"{self.place} (id {quote(self.id)})"
+
 
 def parse_record(
-    record: object, index: int, root: Path, outside_images: bool = False, end: str = ""
+    record: object,
+    index: int,
+    root: Path,
+    outside_images: bool = False,
+    end: str = "",
+    system: str | None = None,
 ) -> Sample:
     """A record as a Sample; a UsageError tells what is wrong with it. Images are named from `root`, which
-    they may leave with `outside_images`; `end` is the word that ends an answer in the prompt."""
+    they may leave with `outside_images`; `end` is the word that ends an answer in the prompt, `system` what
+    the prompt begins with."""
     if not isinstance(record, dict):
-        raise UsageError(f'expected an object with "conversations", found a {type(record).__name__}')
-    if "conversations" not in record:
-        raise UsageError(f'no "conversations"; it has {quote(", ".join(map(str, record))) or "no key"}')
-    refuse_media_keys(record, ("image",))
-    names = parse_image_names(record.get("image"), outside_images)
-    turns = parse_turns(record["conversations"], end)
+        raise UsageError(
+            f'expected an object with "conversations" or "messages", found a {type(record).__name__}'
+        )
+    speakers = SPEAKERS
+    if record.get("messages") is not None:
+        if record.get("conversations") is not None:
+            raise UsageError('both "conversations" and "messages"; give one of them')
+        speakers = ROLES
+        texts, named_images = read_messages(record, system)
+        # without an image in it, the name of a file under any key may be one
+        readable = (*IMAGE_COLUMNS, "messages") if named_images else IMAGE_COLUMNS
+        refuse_media_keys(record, readable)
+    elif "conversations" in record:
+        refuse_media_keys(record, ("image",))
+        texts = read_conversation_texts(record["conversations"])
+        named_images = record.get("image")
+    else:
+        keys = quote(", ".join(map(str, record))) or "no key"
+        raise UsageError(f'no "conversations" or "messages"; it has {keys}')
+    names = parse_image_names(named_images, outside_images)
+    turns = make_turns(texts, speakers, end)
     if not names:
         refuse_media_markers(turns)
     families = parse_families(record.get("families"), len(turns))
-    images = tuple(root / name for name in names)
+    images = tuple(name if isinstance(name, StoredImage) else root / name for name in names)
     marked_turns = place_image_markers(turns, len(names))
-    name = str(record.get("id", index))
-    refuse_lone_surrogates(name, '"id"')
+    name = read_id(record, index)
     return Sample(name, images, marked_turns, families, parse_accepted(record.get("accepted"), len(turns)))
+
+
+def read_id(record: object, index: int) -> str:
+    """What a record is called, its number where it says nothing."""
+    name = None
+    if isinstance(record, dict):
+        name = record.get("id")
+    if name is None:
+        return str(index)
+    refuse_lone_surrogates(str(name), '"id"')
+    return str(name)
 
 
 def refuse_media_keys(record: Mapping[str, object], keys: Sequence[str] = ()) -> None:
@@ -56,8 +99,8 @@ def refuse_media_keys(record: Mapping[str, object], keys: Sequence[str] = ()) ->
     key = find_media_key(record, keys)
     if key is not None:
         raise UsageError(
-            f'"{quote(key)}" would not be read, only pictures under "image" beside "conversations" are; '
-            "rename it, or drop the sample"
+            f'"{quote(key)}" would not be read, only pictures under "image" beside "conversations", or in '
+            '"messages" and under "images" beside them, are; rename it, or drop the sample'
         )
 
 
@@ -69,14 +112,17 @@ def refuse_media_markers(turns: Sequence[Turn]) -> None:
             raise UsageError(f'{marker} in its questions, but no "image"; write {IMAGE}, and name its file')
 
 
-def parse_image_names(content: object, outside_images: bool = False) -> list[str]:
-    """The names in "image": one, several or none."""
+def parse_image_names(content: object, outside_images: bool = False) -> list[str | StoredImage]:
+    """The names in "image": one, several or none. Images of a stored data set are as good as names."""
     if content is None:
         return []
     if not isinstance(content, list):
         content = [content]
-    names: list[str] = []
+    names: list[str | StoredImage] = []
     for name in content:
+        if isinstance(name, StoredImage):
+            names.append(name)
+            continue
         if not isinstance(name, str) or not name:
             raise UsageError(f'"image" must be a file name or a list of them, found {quote(repr(name))}')
         refuse_lone_surrogates(name, '"image"')
@@ -96,8 +142,8 @@ def leaves_folder(name: str) -> bool:
     return bool(path.drive or path.root) or ".." in SEPARATORS.split(name)
 
 
-def parse_turns(messages: object, end: str = "") -> tuple[Turn, ...]:
-    """human, gpt, human, gpt, ... as turns."""
+def read_conversation_texts(messages: object) -> list[str]:
+    """The texts of human, gpt, human, gpt, ..."""
     if not isinstance(messages, list) or not messages or len(messages) % 2:
         raise UsageError('"conversations" must be human and gpt messages in turn, ending with gpt')
     texts: list[str] = []
@@ -109,12 +155,18 @@ def parse_turns(messages: object, end: str = "") -> tuple[Turn, ...]:
             stranger = quote(repr(message.get("from")))
             raise UsageError(f'message {i} is from {stranger}, expected "{speaker}"')
         refuse_media_keys(message)
-        text = message["value"].strip()
-        check_text(text, f"message {i}, from {speaker},", speaker == "human", end)
-        texts.append(text)
-    questions = texts[::2]
-    answers = texts[1::2]
-    return tuple(map(Turn, questions, answers))
+        texts.append(message["value"])
+    return texts
+
+
+def make_turns(texts: Sequence[str], speakers: Sequence[str], end: str = "") -> tuple[Turn, ...]:
+    """Question, answer, question, answer, ... as turns, each text checked."""
+    stripped: list[str] = []
+    for i, text in enumerate(texts):
+        text = text.strip()
+        check_text(text, f"message {i}, from {speakers[i % 2]},", i % 2 == 0, end)
+        stripped.append(text)
+    return tuple(map(Turn, stripped[::2], stripped[1::2]))
 
 
 def check_text(text: str, where: str, is_question: bool, end: str) -> None:

@@ -1,22 +1,22 @@
-"""The LLaVA files and samples that a role reads: "pretrain", "train" or "test"."""
+"""The files and samples that a role reads: "pretrain", "train", "validation" or "test"."""
 
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 
 from experiments.config.schema import Config
 from experiments.data import llava
+from experiments.data.formats import is_file_entry
 
-
-def is_file_entry(entry: str) -> bool:
-    """Whether an entry of data.pretrain, data.train or data.test is a file, not the name of a split."""
-    return entry.endswith(".json")
+# what stage 2 calls the stage whose splits it is watched on
+VALIDATION_INPUT = "validation"
 
 
 def locate_role_files(
     config: Config, inputs: Mapping[str, Path], role: str
 ) -> list[tuple[Path, Path | None]]:
-    """The LLaVA files of a role and their image folders; None: beside the file. Splits lie in the folder of
-    the stage that wrote the embedded data set, `inputs["data"]`."""
+    """The files of a role and their image folders; None: beside the file. Splits lie in the folder of the
+    stage that wrote the embedded data set, `inputs["data"]`."""
     images = None
     if config.data.images:
         images = Path(config.data.images)
@@ -27,7 +27,18 @@ def locate_role_files(
         else:
             # a plan refuses splits where data.dataset is null
             assert config.data.dataset is not None
-            files.append((inputs["data"] / config.data.dataset / f"{entry}.json", None))
+            folder = inputs[VALIDATION_INPUT if role == "validation" else "data"]
+            files.append((folder / config.data.dataset / f"{entry}.json", None))
+    return files
+
+
+def load_role_files(
+    config: Config, inputs: Mapping[str, Path], role: str, check_images: bool = True
+) -> list[list[llava.Sample]]:
+    """The samples of each file of a role."""
+    files: list[list[llava.Sample]] = []
+    for path, images in locate_role_files(config, inputs, role):
+        files.append(llava.load_samples(path, images, check_images, config.data.outside_images))
     return files
 
 
@@ -35,10 +46,7 @@ def load_role_samples(
     config: Config, inputs: Mapping[str, Path], role: str, check_images: bool = True
 ) -> list[llava.Sample]:
     """All samples of a role, file by file."""
-    samples: list[llava.Sample] = []
-    for path, images in locate_role_files(config, inputs, role):
-        samples += llava.load_samples(path, images, check_images, config.data.outside_images)
-    return samples
+    return list(chain.from_iterable(load_role_files(config, inputs, role, check_images)))
 
 
 def load_questions(

@@ -143,7 +143,7 @@ class CellSubject(CostSubject):
         words = None
         if model.compressor.needs_text:
             words = torch.empty(len(crops), text, self.llm_width)
-        model.projector(model.compressor(crops, words))
+        model.projector(model.compressor(model.add_projected(crops), words))
         if model.query_module is None:
             return
         output = features[..., : model.vision_tower.dim]  # without levels for the compressor
@@ -156,9 +156,12 @@ class CellSubject(CostSubject):
             patches,
             torch.ones(rows, queries, patches.shape[1]).bool(),  # and the patches
         )
+        options = {}
+        if model.query_module.prefuses:
+            options["visual_mask"] = torch.ones(rows, queries, tokens).bool()
         # once for each layer that it is inserted at
         for insertion, _ in list_insertions(model.query_module):
-            model.query_module(*inputs, insertion)
+            model.query_module(*inputs, insertion, **options)
 
     def language_model(
         self, embeds: Tensor, cache: Cache | None = None, keep: int = 1, visual: int = 0

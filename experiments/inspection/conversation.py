@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TextStreamer
@@ -13,6 +12,7 @@ from llm_adapters.conversation import IMAGE, Encoded, Turn
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.orientation import convert_to_upright_rgb
 from llm_adapters.processing import FlashSlothProcessor
+from llm_adapters.shared_prefix import PictureKeeper
 
 
 class TokenPace:
@@ -69,7 +69,8 @@ class AnswerStreamer(TextStreamer):
 class Chat:
     """A conversation about one picture. Every turn has its question and a query slot of its own.
 
-    When it gets too long for the model, its first turns are forgotten.
+    Tower, compressor and LLM see the picture once, where its tokens do not depend on the question. When the
+    conversation gets too long for the model, its first turns are forgotten.
     """
 
     def __init__(
@@ -84,14 +85,16 @@ class Chat:
         self.max_new_tokens = max_new_tokens
         self.picture = convert_to_upright_rgb(picture)
         self.turns: list[Turn] = []
+        self.pixels: Tensor | None = None  # (1, crops, 3, h, w), made when first asked for
+        self.keeper = PictureKeeper(model, processor)
 
     def ask_question(self, question: str, write: Callable[[str], object]) -> TokenPace:
         """Answer a question; `write` gets the answer's words. UsageError if it cannot be asked."""
         pace = TokenPace()
         batch: dict[str, Any] = dict(self.make_inputs(question))
         stream = AnswerStreamer(self.processor.tokenizer, pace, write)
-        with torch.inference_mode():
-            self.model.generate(**batch, do_sample=False, max_new_tokens=self.max_new_tokens, streamer=stream)
+        options = {"do_sample": False, "max_new_tokens": self.max_new_tokens, "streamer": stream}
+        self.keeper.generate(batch, ["picture"], **options)
         answer = stream.answer.strip()
         if answer:  # an empty answer makes no turn
             self.turns.append(Turn(question, answer))
@@ -109,7 +112,9 @@ class Chat:
         batch = self.processor.collate([encoded], "left")
         del batch["labels"]
         if "image_turn" in batch:  # else the model is blind
-            batch["pixel_values"] = self.processor.pixels([self.picture]).unsqueeze(0)
+            if self.pixels is None:
+                self.pixels = self.processor.pixels([self.picture]).unsqueeze(0)
+            batch["pixel_values"] = self.pixels
         return {name: value.to(self.model.device) for name, value in batch.items()}
 
     def encode_turns(self, turns: Sequence[Turn]) -> Encoded:
@@ -119,5 +124,8 @@ class Chat:
 
     @property
     def position_limit(self) -> float:
-        """Tokens that the language model has positions for."""
-        return self.model.config.position_limit or float("inf")
+        """Tokens that the language model has positions for, beside those of patches that are left out."""
+        size = self.processor.image_processor.size
+        left_out = self.model.num_left_out(size["height"], size["width"])
+        limit = self.model.config.position_limit or float("inf")
+        return limit - left_out * self.processor.crops_of(self.picture)

@@ -29,6 +29,8 @@ def check_own_compressor(config: Config, model: FlashSlothForConditionalGenerati
         side = size // part.image_rate
         height, width = tower.grid(side, side)
         channels = tower.count_channels(part.needs_levels, part.needs_cues)
+        if part.needs_projected:
+            channels += llm_dim
         features = torch.randn(IMAGES, height, width, channels)
         inputs: list[Any] = [features]
         if part.needs_text:

@@ -21,6 +21,7 @@ from connectors.towers.huggingface import read_saved_preprocessing
 from connectors.towers.open_clip import OpenClipVisionConfig
 from experiments.config.schema import Config
 from experiments.config.sources import OPEN_CLIP_SCHEME, resolve_source
+from experiments.config.trained import find_trained_model
 from llm_adapters.conversation import IMAGE, QUERY
 from llm_adapters.processing import find_token_id
 from llm_adapters.saved_parts import check_tokenizer
@@ -62,8 +63,15 @@ def describe_other_kind(config: PreTrainedConfig) -> str | None:
 
 
 def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
-    """The LLM's tokenizer with the placeholder, end and padding tokens that conversations need."""
-    tokenizer = read_tokenizer(config.llm.source)
+    """The LLM's tokenizer with the placeholder, end and padding tokens that conversations need. A trained LLM
+    that the cell starts from brings its own."""
+    start = config.find_start("finetune")
+    if start is not None and "llm" in start.parts:
+        folder = find_trained_model(start.source, config.out, start.path)
+        tokenizer = read_tokenizer(str(folder), f"{start.path}={start.source}")
+    else:
+        source = config.llm.source
+        tokenizer = read_tokenizer(resolve_source(source), f"llm.source={source}")
     vocabulary = tokenizer.get_vocab()
     missing = [token for token in (config.prompt.end, IMAGE, QUERY) if token not in vocabulary]
     # beside those that it has: without `replace` they would be forgotten
@@ -73,10 +81,9 @@ def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def read_tokenizer(source: str) -> PreTrainedTokenizerBase:
+def read_tokenizer(source: str, where: str) -> PreTrainedTokenizerBase:
     """The tokenizer as it is. UsageError where there is none: transformers makes one without words then."""
-    where = f"llm.source={source}"
-    tokenizer = load_pretrained(AutoTokenizer, resolve_source(source), where, ADVICE)
+    tokenizer = load_pretrained(AutoTokenizer, source, where, ADVICE)
     words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
     if not words:
         raise UsageError(

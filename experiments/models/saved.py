@@ -1,4 +1,5 @@
-"""A trained model, by the folder of its cell, of its finetune stage or of its weights."""
+"""A trained model, by the folder of its cell, of its finetune stage or of its weights, or by its repository
+of the hub."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,13 +33,14 @@ def find_newest_cell(out: Path) -> Path:
     return notes[0].parent
 
 
-def load_trained_model(path: Path) -> tuple[Any, Any]:
-    """(model, processor) of `find_model_folder(path)`, in eval mode, in bfloat16 on a GPU."""
+def load_trained_model(path: str | Path, revision: str | None = None) -> tuple[Any, Any]:
+    """(model, processor) of `find_model_folder(path, revision=revision)`, in eval mode, in bfloat16 on a
+    GPU."""
     # torch and transformers: a folder or a picture that is not there is answered without them
     from experiments.models.build import pick_device, silence_libraries
 
     silence_libraries()
-    return saved.load_saved_model(path, pick_device("auto"))
+    return saved.load_saved_model(path, pick_device("auto"), revision=revision)
 
 
 def open_picture(path: Path) -> "Image.Image":

@@ -24,11 +24,16 @@ def declare_command(words: str) -> None:
     os.environ[COMMAND_VARIABLE] = words
 
 
+def read_command() -> str | None:
+    """What was typed; None where nobody has said it."""
+    return os.environ.get(COMMAND_VARIABLE)
+
+
 def describe_run(accelerator: str) -> dict[str, Any]:
     """How this process computes: `command` (None where nobody has said it), `commits` by folder of code,
     `device` and `python`. `accelerator`: where its models run, in the words of trainer.accelerator."""
     return {
-        "command": os.environ.get(COMMAND_VARIABLE),
+        "command": read_command(),
         "commits": dict(find_commits()),
         "device": describe_device(accelerator),
         "python": platform.python_version(),

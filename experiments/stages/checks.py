@@ -3,12 +3,14 @@
 import torch
 
 from experiments.config.schema import Config
-from experiments.data import roles
+from experiments.data import llava, roles
 from experiments.data.loader import check_step_rows
 from experiments.metrics.scoring import QuestionScorer
 from experiments.models import build
 from experiments.stages import row_lengths
-from experiments.stages.training import lora, strategies
+from experiments.stages.training import curves, frozen, lora, strategies
+from experiments.stages.training.initial import check_start
+from experiments.stages.training.teacher import check_teacher
 
 
 def check_cell_config(config: Config) -> None:
@@ -17,6 +19,8 @@ def check_cell_config(config: Config) -> None:
     check_training_needs(config)
     check_metric(config)
     model = build.check_model_config(config)
+    check_start(config, model)
+    check_teacher(config, model)
     if config.lora.rank:
         with torch.device("meta"):
             lora.add_adapters(model.language_model, config.lora, config.seed)
@@ -29,18 +33,26 @@ def check_metric(config: Config) -> None:
     scorer = QuestionScorer(config.evaluate.metric)
     if not scorer.is_exact and all(map(roles.is_file_entry, config.data.test)):
         scorer.check_questions(roles.load_questions(config, {}, check_images=False))
+    is_scored = config.validate.score_every is not None
+    if is_scored and not scorer.is_exact and all(map(roles.is_file_entry, config.data.validation)):
+        samples = roles.load_role_samples(config, {}, "validation", check_images=False)
+        # not all families of a mapping need be in it
+        for question in llava.split_questions(samples):
+            scorer.read_truth(question)
 
 
 def check_training_needs(config: Config) -> None:
-    """UsageError when the strategy or LoRA wants what this machine does not have."""
+    """UsageError when strategy, precision, logger or LoRA wants what this machine does not have."""
     strategies.check_strategy(config.trainer)
+    frozen.check_frozen(config.trainer)
+    curves.check_logger(config.trainer.logger)
     lora.check_peft(config.lora)
 
 
 def check_devices(config: Config) -> None:
     """UsageError when this machine lacks the devices that a cell trains on, or a step has no rows for all."""
     world = strategies.count_processes(config.trainer)
-    stages = ["finetune"] if config.blind else ["pretrain", "finetune"]
+    stages = ["pretrain", "finetune"] if config.aligns else ["finetune"]
     for stage in stages:
         optimisation = getattr(config, stage)
         check_step_rows(optimisation.batch_size, optimisation.accumulate, max(1, world))

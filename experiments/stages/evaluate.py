@@ -5,22 +5,21 @@ import os
 from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
 
 from experiments.config.schema import Config
 from experiments.data import llava, roles
 from experiments.data.ahead import count_workers, read_ahead
 from experiments.data.loader import ConversationDataset, SampleImages, open_feature_cache
+from experiments.data.records import ImageFile
 from experiments.metrics.chance import average_scores
 from experiments.metrics.scoring import QuestionScorer
 from experiments.models.build import pick_device, pick_scale, replace_compressor, silence_libraries
 from experiments.runtime.files import write_atomic
 from experiments.runtime.progress import Reporter
 from experiments.stages.finite import FiniteWatch, watch_compressor
+from experiments.stages.generation import find_cut_answers, generate_answers
 from experiments.stages.questions import batch_by_length, encode_batch, encode_questions
 from experiments.stages.train import MODEL_FOLDER
 from experiments.store.results import METRICS_FILE, PREDICTIONS_FILE
@@ -29,16 +28,7 @@ from llm_adapters import saved
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.processing import FlashSlothProcessor
 from llm_adapters.pruning.calibration import calibrate_pruner
-from llm_adapters.shared_prefix import (
-    SharedBatch,
-    can_share_prefix,
-    generate_behind_prefix,
-    move_inputs,
-)
-
-# Visual tokens of an image from which on questions share its part of the prompt. At `tiny` an evaluation
-# took 0.42 times as long with 144 tokens and 1.1 times with 16, where a second forward pass is not worth it.
-LEAST_SHARED_TOKENS = 64
+from llm_adapters.shared_prefix import LEAST_SHARED_TOKENS, can_share_prefix, move_inputs
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) -> None:
@@ -69,9 +59,10 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) ->
     watch = FiniteWatch()
     with llava.report_all_broken_images(questions), watch_compressor(model.compressor, watch):
         for numbers, batch, encoded in zip(numbers_of_batches, batches, encoded_ahead):
-            ids = generate_answers(
-                model, encoded, config.evaluate.max_new_tokens, config.evaluate.blank_queries, watch
-            )
+            with torch.inference_mode():
+                ids = generate_answers(
+                    model, encoded, config.evaluate.max_new_tokens, config.evaluate.blank_queries, watch
+                )
             texts = processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
             check_batch(watch, batch, inputs["finetune"])
             for number, text, is_cut in zip(numbers, texts, find_cut_answers(model, ids)):
@@ -90,18 +81,9 @@ def check_question_lengths(
 ) -> None:
     """UsageError for a question that leaves too few of the LLM's positions for an answer."""
     dataset = ConversationDataset(llava.drop_answers(questions), images)
-    dataset.check_positions(model.config.position_limit, config.evaluate.max_new_tokens)
-
-
-class LogitsWatch(LogitsProcessor):
-    """Changes nothing; notes whether the logit that greedy decoding takes is finite."""
-
-    def __init__(self, watch: FiniteWatch):
-        self.watch = watch
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002
-        self.watch.note("best logit", scores.amax(-1))  # others may be -inf, of tokens that must not come
-        return scores
+    size = images.processor.image_processor.size
+    left_out = model.num_left_out(size["height"], size["width"])
+    dataset.check_positions(model.config.position_limit, config.evaluate.max_new_tokens, left_out)
 
 
 def check_batch(watch: FiniteWatch, batch: Sequence[llava.Sample], trained: Path) -> None:
@@ -143,44 +125,6 @@ def set_cell_pruner(
         encoded = encode_questions(images, batch)
         batches.append(move_inputs(encoded, model.device))
     calibrate_pruner(model, batches)
-
-
-@torch.inference_mode()
-def generate_answers(
-    model: FlashSlothForConditionalGeneration,
-    encoded: dict[str, Tensor] | SharedBatch,
-    max_new_tokens: int,
-    blank_queries: bool = False,
-    watch: FiniteWatch | None = None,
-) -> Tensor:
-    """Tokens (B, T) of greedy answers to a batch of `encode_batch`; with `blank_queries` without what the
-    query module fetches from the images. `watch` notes the logits."""
-    processors = LogitsProcessorList()
-    if watch is not None:
-        processors.append(LogitsWatch(watch))
-    options: dict[str, Any] = {
-        "do_sample": False,
-        "num_beams": 1,
-        "max_new_tokens": max_new_tokens,
-        "logits_processor": processors,
-    }
-    rows = encoded.rows if isinstance(encoded, SharedBatch) else encoded
-    if blank_queries:
-        # no position is updated: the query tokens stay in the sequence as they come to the module's layer
-        rows["query_index"] = rows["query_index"][:, :0]
-    if isinstance(encoded, SharedBatch):
-        ids = generate_behind_prefix(model, encoded, **options)
-    else:
-        batch: dict[str, Any] = move_inputs(encoded, model.device)
-        ids = model.generate(**batch, **options)
-    return ids[:, rows["input_ids"].shape[1] :]
-
-
-def find_cut_answers(model: FlashSlothForConditionalGeneration, ids: Tensor) -> list[bool]:
-    """Whether each of the answers (B, T) has no end, so that `max_new_tokens` has cut it."""
-    ends = torch.tensor(model.generation_config.eos_token_id, device=ids.device)
-    is_cut: list[bool] = (~torch.isin(ids, ends).any(1)).tolist()
-    return is_cut
 
 
 def write_scores(
@@ -230,9 +174,9 @@ def write_scores(
     write_atomic(out / METRICS_FILE, json.dumps(scores, indent=1))
 
 
-def name_pictures(questions: Sequence[llava.Sample]) -> dict[Path, str]:
+def name_pictures(questions: Sequence[llava.Sample]) -> dict[ImageFile, str]:
     """Every image, named from the folder that all of them are in, so that moving it changes no result."""
-    places: dict[Path, str] = {}
+    places: dict[ImageFile, str] = {}
     for sample in questions:
         for image in sample.images:
             places[image] = os.path.abspath(image)

@@ -26,6 +26,7 @@ from experiments.config.sources import resolve_source
 from experiments.data import llava
 from experiments.data.ahead import count_workers, read_ahead
 from experiments.data.feature_cache import CROPS_FILE, FEATURES_FILE, IMAGES_FILE, find_output_root
+from experiments.data.records import ImageFile
 from experiments.data.roles import load_role_samples
 from experiments.models.build import pick_device, silence_libraries
 from experiments.runtime.files import allocate_file, write_atomic
@@ -45,7 +46,7 @@ class ShownImage(NamedTuple):
     number: int  # of the sample's images
 
 
-def name_image(path: Path, root: str) -> str:
+def name_image(path: ImageFile, root: str) -> str:
     """How images.json names an image: from `root` if below it, so that the output directory can be moved."""
     place = os.path.abspath(path)
     if place.startswith(root + os.sep):
@@ -53,9 +54,11 @@ def name_image(path: Path, root: str) -> str:
     return place
 
 
-def collect_images(config: Config, inputs: dict[str, Path], roles: Sequence[str]) -> dict[Path, ShownImage]:
+def collect_images(
+    config: Config, inputs: dict[str, Path], roles: Sequence[str]
+) -> dict[ImageFile, ShownImage]:
     """Every image of the roles' files once, in order of appearance."""
-    images: dict[Path, ShownImage] = {}
+    images: dict[ImageFile, ShownImage] = {}
     for role in roles:
         for sample in load_role_samples(config, inputs, role):
             for number, path in enumerate(sample.images):

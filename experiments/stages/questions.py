@@ -3,13 +3,18 @@ the prompt can be shared."""
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from experiments.data import llava
 from experiments.data.loader import SampleImages
 from llm_adapters.conversation import Encoded, Turn
-from llm_adapters.shared_prefix import SharedBatch
+from llm_adapters.shared_prefix import (
+    SharedBatch,
+    find_prefix_length,
+    group_rows,
+    join_rows,
+    slice_row,
+)
 
 
 def batch_by_length(
@@ -60,50 +65,11 @@ def collate_rows(
     return batch
 
 
-def find_prefix_length(rows: Sequence[Encoded], image_token_id: int) -> int:
-    """Tokens up to the last visual one, if they are as many in all rows and no words of a question are among
-    them; else 0."""
-    lengths = set()
-    for row in rows:
-        if image_token_id not in row.ids:
-            return 0
-        length = len(row.ids) - row.ids[::-1].index(image_token_id)
-        lengths.add(length)
-        for token, turn in zip(row.ids[:length], row.turns):
-            if turn and token != image_token_id:
-                return 0
-    return lengths.pop() if len(lengths) == 1 else 0
-
-
 def make_shared_batch(
     images: SampleImages, questions: Sequence[llava.Sample], rows: Sequence[Encoded], length: int
 ) -> SharedBatch:
-    """Rows whose first `length` tokens are their pictures'."""
-    numbers: dict[tuple, int] = {}  # by a question's pictures: its row of the prefix
-    picture: list[int] = []
-    first_questions: list[llava.Sample] = []
-    prefix_rows: list[Encoded] = []
-    ends: list[Encoded] = []
-    for sample, row in zip(questions, rows):
-        key = (tuple(sample.images), tuple(row.ids[:length]))
-        if key not in numbers:
-            numbers[key] = len(numbers)
-            first_questions.append(sample)
-            prefix_rows.append(slice_row(row, 0, length))
-        picture.append(numbers[key])
-        ends.append(slice_row(row, length, len(row.ids)))
-    prefix = collate_rows(images, first_questions, prefix_rows)
-    picture_of_row = torch.tensor(picture)
-    ends_batch = images.processor.collate(ends, "left")
-    whole_rows = {}
-    for name in ("input_ids", "attention_mask", "turns"):
-        whole_rows[name] = torch.cat([prefix[name][picture_of_row], ends_batch[name]], dim=1)
-    query_index = ends_batch["query_index"]
-    whole_rows["query_index"] = torch.where(query_index < 0, query_index, query_index + length)
-    return SharedBatch(prefix, whole_rows, picture_of_row)
-
-
-def slice_row(row: Encoded, start: int, end: int) -> Encoded:
-    """Tokens of a row from `start` to before `end`; the images are with the first ones."""
-    image_turns = [] if start else row.image_turns
-    return Encoded(row.ids[start:end], row.labels[start:end], row.turns[start:end], image_turns)
+    """Rows whose first `length` tokens are the same for all questions about a picture."""
+    first_rows, picture = group_rows(rows, [tuple(sample.images) for sample in questions], length)
+    prefix_rows = [slice_row(rows[number], 0, length) for number in first_rows]
+    prefix = collate_rows(images, [questions[number] for number in first_rows], prefix_rows)
+    return join_rows(images.processor, prefix, rows, picture, length)

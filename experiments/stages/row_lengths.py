@@ -12,7 +12,12 @@ from compressors.errors import UsageError, quote
 from experiments.config.cells import make_alignment_config, make_training_config
 from experiments.config.schema import Config
 from experiments.data import llava, roles
-from experiments.data.loader import SPACES_OF_A_TURN, ConversationDataset, SampleImages
+from experiments.data.loader import (
+    SPACES_OF_A_TURN,
+    ConversationDataset,
+    SampleImages,
+    tell_left_out,
+)
 from experiments.models import build, pretrained
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 
@@ -43,9 +48,10 @@ def check_row_lengths(config: Config) -> None:
     if model.config.position_limit is None:
         return
     check_shortest_row(trained, model, size)
-    check_files(trained, list_role_files(config, "train"), model, size)
+    for role in ("train", "validation"):
+        check_files(trained, list_role_files(config, role), model, size)
     alignment_files = list_role_files(config, "pretrain")
-    if alignment_files and not config.blind:
+    if alignment_files and config.aligns:
         aligned = make_alignment_config(config)
         with torch.device("meta"):
             model, size = build.build_skeleton(aligned)
@@ -64,11 +70,13 @@ def check_shortest_row(config: Config, model: FlashSlothForConditionalGeneration
     tiling = build.make_tiling(config, size)
     crops = tiling.most_crops if tiling.fixed else 1
     tokens = model.num_image_tokens(size, size) * crops + model.num_queries
-    if tokens > model.config.position_limit:
+    left_out = model.num_left_out(size, size) * crops
+    if tokens + left_out > model.config.position_limit:
         raise UsageError(
-            f"compressor={config.compressor}: an image and a query have {tokens} tokens, but llm.source="
-            f"{quote(config.llm.source)} has {model.config.position_limit} positions; take a compressor or a "
-            "rate with fewer tokens, or fewer image.tiles"
+            f"compressor={config.compressor}: an image and a query have {tokens} "
+            f"tokens{tell_left_out(left_out)}, but llm.source={quote(config.llm.source)} has "
+            f"{model.config.position_limit} positions; take a compressor or a rate with "
+            "fewer tokens, or fewer image.tiles"
         )
 
 
@@ -102,10 +110,7 @@ def check_files(
             continue
         processor = build.make_processor(config, model, pretrained.load_tokenizer(config))
         dataset = ConversationDataset(load_rows(file), SampleImages(processor), max_length)
-        try:
-            dataset.check_positions(positions, new_tokens)
-        except UsageError as error:
-            raise UsageError(f"{file.path}, {error}") from error
+        dataset.check_positions(positions, new_tokens, model.num_left_out(size, size))
 
 
 def bound_longest_row(
@@ -119,7 +124,8 @@ def bound_longest_row(
     than bytes."""
     visual = 0
     if not config.blind:
-        visual = model.num_image_tokens(size, size) * build.make_tiling(config, size).most_crops
+        positions = model.num_image_tokens(size, size) + model.num_left_out(size, size)
+        visual = positions * build.make_tiling(config, size).most_crops
     prompt = config.prompt
     words = len((prompt.user + prompt.assistant + prompt.end).encode()) + SPACES_OF_A_TURN
     longest = 0

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from experiments.data.loader import (
     StepLoader,
     open_feature_cache,
 )
+from experiments.data.shares import make_shares
 from experiments.models.build import build_model, silence_libraries
 from experiments.runtime.files import write_atomic
 from experiments.runtime.progress import Reporter
@@ -32,6 +34,7 @@ from experiments.stages.training.checkpoints import (
     remove_bad_checkpoint,
 )
 from experiments.stages.training.fit import fit_module
+from experiments.stages.training.initial import load_start
 from experiments.stages.training.module import (
     SlothModule,
     TrainablePart,
@@ -40,6 +43,8 @@ from experiments.stages.training.module import (
 )
 from experiments.stages.training.query_warmup import make_query_warmup
 from experiments.stages.training.ranks import launch_processes
+from experiments.stages.training.teacher import TaughtLoader, load_teacher
+from experiments.stages.training.validation import make_validation
 from experiments.store.plan import TRAINING_ROLES
 from experiments.store.store import NotFinite
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
@@ -59,8 +64,8 @@ def pretrain(config: Config, inputs: dict[str, Path], out: Path, report: Reporte
 
 
 def finetune(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) -> None:
-    """Stage 2: from stage 1's weights, all but (usually) the tower. Writes model and processor; adapters of
-    the LLM are merged into it."""
+    """Stage 2: from stage 1's weights or a trained model's, all but (usually) the tower. Writes model and
+    processor; adapters of the LLM are merged into it."""
     model, processor = prepare_model(config, "finetune", inputs)
     train_stage(config, "finetune", model, processor, inputs, out, report)
     model.save_pretrained(out / MODEL_FOLDER)
@@ -74,9 +79,11 @@ def prepare_model(
     silence_libraries()
     check_training_needs(config)
     if stage == "pretrain":
-        return build_model(make_alignment_config(config))
-    model, processor = build_model(config)
-    if not config.blind:
+        model, processor = build_model(make_alignment_config(config))
+    else:
+        model, processor = build_model(config)
+    load_start(config, stage, model)
+    if stage == "finetune" and config.aligns:
         load_aligned_state(model, inputs["pretrain"] / ALIGNED_FILE)
     return model, processor
 
@@ -133,7 +140,8 @@ def train_stage(
             model.load_state_dict(torch.load(out / TRAINED_FILE, weights_only=True, mmap=True))
         else:
             module = make_module(config, stage, model, processor, inputs)
-            fit_module(config, module, out, report)
+            validation = make_validation(config, stage, model, processor, inputs, report)
+            fit_module(config, module, out, report, callbacks=validation)
         if adapters is not None:
             adapters.merge_and_unload()
         check_weights(model, "after the last step")
@@ -149,7 +157,8 @@ def train_rank(
     model, processor = prepare_model(config, stage, inputs)
     unfreeze_stage_parts(config, stage, model)
     module = make_module(config, stage, model, processor, inputs)
-    fit_module(config, module, out, report, world)
+    validation = make_validation(config, stage, model, processor, inputs, report)
+    fit_module(config, module, out, report, world, validation)
     # every process takes part in gathering, or the others would wait for it
     state = strategies.gather_state_dict(model)
     if module.global_rank == 0:
@@ -182,30 +191,41 @@ def make_module(
 ) -> SlothModule:
     """The model with its optimisation and its data."""
     optimisation = getattr(config, stage)
-    samples = roles.load_role_samples(config, inputs, TRAINING_ROLES[stage])
+    role = TRAINING_ROLES[stage]
+    files = roles.load_role_files(config, inputs, role)
+    samples = list(chain.from_iterable(files))
     images = SampleImages(processor, open_feature_cache(inputs))
     dataset = ConversationDataset(samples, images, config.data.max_length)
     dataset.check_lengths()
-    dataset.check_positions(model.config.position_limit)
+    size: Any = processor.image_processor.size
+    left_out = model.num_left_out(size["height"], size["width"])
+    dataset.check_positions(model.config.position_limit, left_out=left_out)
     lengths = None
     if optimisation.group_by_length:
         lengths = dataset.estimate_lengths()
-    order = SampleOrder(len(samples), optimisation, config.seed, lengths)
+    shares = make_shares(config, role, files)
+    order = SampleOrder(len(samples), optimisation, config.seed, lengths, shares)
     query_warmup = None
+    teacher = None
+    taught = None
     if stage == "finetune":
         query_warmup = make_query_warmup(config.finetune, order.steps, config.seed)
-    module = SlothModule(model, optimisation, order.steps, config.seed, query_warmup)
+        teacher = load_teacher(config, model, images)
+    if teacher is not None:
+        taught = teacher.make_dataset(samples, config.data.max_length)
+    module = SlothModule(model, optimisation, order.steps, config.seed, query_warmup, teacher)
 
     # made when a checkpoint has been read: a resumed run starts with the step after the last finished one
     def make_loader() -> StepLoader:
-        return StepLoader(
-            dataset,
-            order,
-            workers=count_workers(config.data.workers, module.trainer.world_size),
-            start=module.global_step,
-            rank=module.global_rank,
-            world=module.trainer.world_size,
-        )
+        options = {
+            "workers": count_workers(config.data.workers, module.trainer.world_size),
+            "start": module.global_step,
+            "rank": module.global_rank,
+            "world": module.trainer.world_size,
+        }
+        if teacher is not None and taught is not None:
+            return TaughtLoader(dataset, order, taught, teacher.shares_features, **options)
+        return StepLoader(dataset, order, **options)
 
     setattr(module, "train_dataloader", make_loader)  # noqa: B010  Lightning asks for it by this name
     return module

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from compressors.errors import UsageError
 from compressors.reading import read_json_object
 from compressors.registry import conform
+from experiments.config.schema import Config
 from experiments.store.keys import digest_file
 
 RECORDED_PACKAGES = ("slothkit", "torch", "transformers", "lightning")
@@ -90,3 +92,10 @@ def convert_tuples(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [convert_tuples(item) for item in value]
     return value
+
+
+def list_settings(config: Config) -> dict[str, Any]:
+    """All settings of a cell, by section, in the containers that YAML has."""
+    settings: dict[str, Any] = convert_tuples(asdict(config))
+    del settings["curves"]  # of a stage that runs, and no setting
+    return settings

@@ -3,12 +3,16 @@
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from compressors.errors import UsageError, quote
+from experiments.config.schema import Config
 from experiments.config.sources import ASSET_SCHEME, CACHE_SCHEME, resolve_source
-from experiments.data import llava
+from experiments.config.trained import find_trained_model
+from experiments.data import llava, stored
 
 NO_IMAGES = hashlib.sha256().hexdigest()  # what `digest_data_file` has for the images of text alone
 CHUNK_BYTES = 1 << 20  # weights are larger than memory should hold at once
@@ -57,26 +61,92 @@ def digest_source(name: str) -> object:
     return files
 
 
+def describe_trained_models(config: Config, stage: str) -> dict[str, Any]:
+    """Describe the model that a stage of training starts from, and its teacher; nothing where it has none."""
+    description: dict[str, Any] = {}
+    start = config.find_start(stage)
+    if start is not None:
+        folder = find_trained_model(start.source, config.out, start.path)
+        # spelling out parts that the cell has anyway changes no key
+        parts = [part for part in start.parts if part != "query_module" or config.query_module]
+        description["init"] = {"model": digest_trained_model(folder), "parts": parts}
+    if stage == "finetune" and config.has_teacher:
+        settings = config.finetune
+        assert settings.teacher is not None  # it has one
+        folder = find_trained_model(settings.teacher, config.out, "finetune.teacher")
+        description["teacher"] = {
+            "model": digest_trained_model(folder),
+            "weight": settings.teacher_weight,
+            "temperature": settings.teacher_temperature,
+        }
+    return description
+
+
+def digest_trained_model(folder: Path) -> str:
+    """sha256 of a saved model: of the content of its weights and settings, wherever it lies."""
+    digests: dict[str, str] = {}
+    for pattern in ("*.safetensors", "*.json"):
+        for path in folder.glob(pattern):
+            stat = path.stat()
+            digests[path.name] = digest_unchanged_file(path, stat.st_size, stat.st_mtime_ns)
+    return digest_value(digests)
+
+
+@cache
+def digest_unchanged_file(path: Path, size: int, modified: int) -> str:  # noqa: ARG001  what it is cached by
+    """`digest_file`, once for all cells that start from a file."""
+    return digest_file(path)
+
+
+def digest_texts(samples: Sequence[llava.Sample]) -> str:
+    """sha256 of all that samples say, and of which images they show."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        images: list[object] = []
+        for image in sample.images:
+            if isinstance(image, stored.StoredImage):
+                images.append([image.column, image.row, image.number])
+            else:
+                images.append(image.name)
+        content = [sample.id, images, sample.turns, sample.families, sample.accepted]
+        digest.update(digest_value(content).encode())
+    return digest.hexdigest()
+
+
 @cache
 def digest_data_file(
-    path: str, images: str | None, with_images: bool, outside_images: bool = False, end: str = ""
+    path: str,
+    images: str | None,
+    with_images: bool,
+    outside_images: bool = False,
+    end: str = "",
+    system: str | None = None,
 ) -> dict[str, str]:
-    """Describe a LLaVA file for a key: its content, and its images by name, size and time.
+    """Describe a data file for a key: its content, and its images by name, size and time; of a data set its
+    texts, and its Arrow files by name, size and time, if they hold images.
 
     All of the file is validated on the way, as by `llava.load_samples`. UsageError for what is wrong with it.
     """
     image_folder = Path(images) if images else None
-    samples = llava.load_samples(Path(path), image_folder, with_images, outside_images, end)
-    digests = {"json": digest_file(Path(path))}
+    samples = llava.load_samples(Path(path), image_folder, with_images, outside_images, end, system)
+    is_dataset = stored.is_dataset(path)
+    digests = {"texts": digest_texts(samples)} if is_dataset else {"json": digest_file(Path(path))}
     if with_images:
         # names start at the image folder, so that data that was moved keeps its key
         root = llava.find_image_folder(Path(path), image_folder)
         image_paths: set[str] = set()
+        has_stored_images = False
         for sample in samples:
-            image_paths.update(map(str, sample.images))
+            for image in sample.images:
+                if isinstance(image, stored.StoredImage):
+                    has_stored_images = True
+                else:
+                    image_paths.add(str(image))
         listing = hashlib.sha256()
-        for image in sorted(image_paths):
-            stat = os.stat(image)
-            listing.update(f"{os.path.relpath(image, root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        for name in sorted(image_paths):
+            stat = os.stat(name)
+            listing.update(f"{os.path.relpath(name, root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        if has_stored_images:
+            listing.update(digest_value(stored.describe_files(path)).encode())
         digests["images"] = listing.hexdigest()
     return digests

@@ -2,6 +2,8 @@
 
     data -> features(tower) -> pretrain(compressor, projector) -> finetune(everything, seed) -> evaluate
 
+`finetune.init` leaves the pretraining out.
+
 A stage's key is the hash of exactly what it depends on, so cells that agree on a stage share it. The query
 module takes no part in pretraining: all its variants of one compressor share one run. Features are a cache:
 what they depend on is in the key of whoever reads them, they are not. Nothing here imports torch, except to
@@ -20,7 +22,8 @@ from experiments.config import signatures
 from experiments.config.metric_names import is_exact, list_metric_names
 from experiments.config.schema import Config, EvaluationSettings, OptimisationSettings
 from experiments.data import llava
-from experiments.data.roles import is_file_entry
+from experiments.data.roles import VALIDATION_INPUT, is_file_entry
+from experiments.data.shares import read_weights
 from experiments.registries import datasets
 from experiments.store import keys, part_code
 from llm_adapters.conversation import Template
@@ -37,6 +40,9 @@ STAGE_VERSIONS = {
 }
 STAGE_KINDS = tuple(STAGE_VERSIONS)
 CACHE_KINDS = ("features",)
+# which `describe_trained_models` has in their place
+TRAINED_SETTINGS = ("init", "init_parts", "teacher", "teacher_weight", "teacher_temperature")
+UNKEYED_INPUTS = (*CACHE_KINDS, VALIDATION_INPUT)  # no result follows from the last one
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ class Stage:
     inputs    the stages whose results it reads, by kind
     config    of the first cell that asked for it; only what `depends` says of it counts
     roles     of the data whose features it caches
+    run_name  what loggers call it in a sweep; in no key
     """
 
     kind: str
@@ -55,6 +62,7 @@ class Stage:
     inputs: dict[str, "Stage"]
     config: Config = field(repr=False)
     roles: tuple[str, ...] = ()
+    run_name: str = field(default="", repr=False, compare=False)
 
     @cached_property
     def key(self) -> str:
@@ -63,7 +71,7 @@ class Stage:
 
     def describe_for_key(self) -> dict[str, Any]:
         """What is hashed."""
-        inputs = {name: stage.key for name, stage in self.inputs.items() if name not in CACHE_KINDS}
+        inputs = {name: stage.key for name, stage in self.inputs.items() if name not in UNKEYED_INPUTS}
         return {
             "stage": self.kind,
             "version": self.version,
@@ -81,9 +89,15 @@ class Stage:
     @property
     def title(self) -> str:
         """What it is called on screen."""
-        if not self.roles:
+        words = list(self.roles)
+        start = self.config.find_start(self.kind) if "init" in self.depends else None
+        if start is not None:
+            words.append(f"from {start.source}: {', '.join(start.parts)}")
+        if "teacher" in self.depends:
+            words.append(f"teacher {self.config.finetune.teacher}")
+        if not words:
             return self.kind
-        return f"{self.kind} ({', '.join(self.roles)})"
+        return f"{self.kind} ({', '.join(words)})"
 
     @property
     def name(self) -> str:
@@ -106,9 +120,19 @@ def plan_stages(config: Config) -> Stage:
 def describe_optimisation(stage: OptimisationSettings) -> dict[str, Any]:
     """What a training stage's key holds of it."""
     settings = describe_settings(stage, ("group_by_length", "query_warmup"))
+    del settings["checkpointing"]  # what is computed again is the same
+    for name in TRAINED_SETTINGS:
+        settings.pop(name, None)
     if "query_warmup" not in settings:  # its form, then, is of a warm-up that there is none of
         settings.pop("query_warmup_form", None)
     return settings
+
+
+def describe_frozen(config: Config) -> dict[str, str]:
+    """What a training stage's key holds of the type of frozen weights: float32 is that of older results."""
+    if config.trainer.frozen == "float32":
+        return {}
+    return {"frozen": config.trainer.frozen}
 
 
 def describe_evaluation(evaluation: EvaluationSettings) -> dict[str, Any]:
@@ -168,7 +192,7 @@ class Planner:
         """What a role's data depends on, an entry a file or split, and the stages it comes from."""
         entries = getattr(self.data, role)
         if not entries:
-            raise UsageError(f"data.{role}: no data; give data.{role}=FILE.json in LLaVA format")
+            raise UsageError(f"data.{role}: no data; give data.{role}=FILE.json, or .jsonl, or a data set")
         descriptions: list[Any] = []
         inputs: dict[str, Stage] = {}
         for entry in entries:
@@ -185,16 +209,25 @@ class Planner:
             )
         return descriptions, inputs
 
+    def describe_weights(self, role: str) -> dict[str, list[float]]:
+        """The weights of a role's entries, where an epoch has not each row once."""
+        weights = read_weights(self.config, role)
+        return {"weights": weights} if weights else {}
+
     def digest_file_entry(self, path: str) -> dict[str, str]:
         """A file's digests."""
-        end = self.config.prompt.end
+        prompt = self.config.prompt
         with_images = not self.config.blind
-        return keys.digest_data_file(path, self.data.images, with_images, self.data.outside_images, end)
+        outside = self.data.outside_images
+        return keys.digest_data_file(path, self.data.images, with_images, outside, prompt.end, prompt.system)
 
     def check_split(self, role: str, entry: str) -> str:
         """A split's name, or a UsageError if there is none such."""
         if self.data.dataset is None:
-            raise UsageError(f"data.{role}={entry}: data.dataset is null, so give a path that ends in .json")
+            raise UsageError(
+                f"data.{role}={entry}: data.dataset is null, so give a path that ends in .json or .jsonl, a "
+                f"data set's folder (./{entry}) or hf:NAME"
+            )
         splits = datasets.get(self.data.dataset).splits
         if entry not in splits:
             raise UsageError(f"data.{role}={entry}: no split of {self.data.dataset}{suggest(entry, splits)}")
@@ -230,6 +263,9 @@ class Planner:
             # both trainings share one cache, unless stage 2 sees tiles
             tiles = self.config.tiles(role)
             roles = tuple(name for name in ("pretrain", "train") if self.config.tiles(name) == tiles)
+            # without a stage 1 nobody reads its files; of an embedded data set there is a cache of both
+            if not self.config.aligns and any(map(is_file_entry, self.data.train)):
+                roles = ("train",)
         data: dict[str, list[Any]] = {}
         inputs: dict[str, Stage] = {}
         for cached_role in roles:
@@ -280,33 +316,54 @@ class Planner:
             **self.describe_model(),
             **self.describe_features("pretrain"),
             "data": data,
+            **self.describe_weights("pretrain"),
             "seed": self.config.seed,
             "optimisation": describe_optimisation(self.config.pretrain),
+            **describe_frozen(self.config),
+            **keys.describe_trained_models(self.config, "pretrain"),
         }
         return Stage("pretrain", depends, inputs | self.plan_features("pretrain"), self.config)
 
     @cached_property
     def finetune(self) -> Stage:
-        """Stage 2. A blind cell has neither features nor a stage 1."""
+        """Stage 2. A blind cell has neither features nor a stage 1, one that starts from trained weights no
+        stage 1."""
         config = self.config
         data, inputs = self.describe_role_data("train")
         depends = {
             **self.describe_model(),
             "data": data,
+            **self.describe_weights("train"),
             "seed": config.seed,
             "precision": config.trainer.precision,
             "optimisation": describe_optimisation(config.finetune),
+            **describe_frozen(config),
+            **keys.describe_trained_models(config, "finetune"),
         }
         if config.lora.rank:
             depends["lora"] = dict(vars(config.lora))
         if not config.blind:
             depends |= self.describe_features("train")
             depends["train_tower"] = config.tower.train
-            inputs["pretrain"] = self.pretrain
+            if config.aligns:
+                inputs["pretrain"] = self.pretrain
             inputs |= self.plan_features("train")
         if config.query_module:
             depends["query_module"] = self.describe_part(signatures.query_modules(), config.query_module)
-        return Stage("finetune", depends, inputs, config)
+        return Stage("finetune", depends, inputs | self.plan_validation(), config)
+
+    def plan_validation(self) -> dict[str, Stage]:
+        """The data set that data.validation has splits of. Its files are validated; no weight follows from
+        it, so that nothing of it is in a key."""
+        inputs: dict[str, Stage] = {}
+        for entry in self.data.validation:
+            if is_file_entry(entry):
+                self.digest_file_entry(entry)
+            else:
+                self.check_split("validation", entry)
+                assert self.dataset is not None  # a split of it was found
+                inputs[VALIDATION_INPUT] = self.dataset
+        return inputs
 
     def describe_pruning(self) -> tuple[dict[str, Any], dict[str, Stage]]:
         """The pruner, and the training data that it is calibrated on, if it is."""

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from experiments.config.presets import read_yaml
 from experiments.data.llava import Sample
 from experiments.metrics.chance import score_majority_answers
 from experiments.runtime.files import write_atomic
-from experiments.store.folder import convert_tuples
+from experiments.store.folder import convert_tuples, list_settings
 from experiments.store.plan import Stage
 from experiments.store.store import Store
 from llm_adapters.conversation import Turn
@@ -80,7 +80,7 @@ def publish_cell(cell: Cell, stage: Stage, store: Store) -> Path:
     """Write the browsable directory of a finished cell."""
     folder = locate_cell_folder(cell, stage, store)
     folder.mkdir(parents=True, exist_ok=True)
-    settings = OmegaConf.create(convert_tuples(asdict(cell.config)))
+    settings = OmegaConf.create(list_settings(cell.config))
     write_if_changed(folder / "config.yaml", OmegaConf.to_yaml(settings).encode())
     for name in (METRICS_FILE, PREDICTIONS_FILE):
         write_if_changed(folder / name, (store.locate_result(stage) / name).read_bytes())
@@ -182,7 +182,9 @@ def identify_questions(stage: Stage) -> str:
     """What tells the questions of an evaluation from others; images do not, since a blind cell has none."""
     identities = []
     for entry in stage.depends["data"]:
-        identities.append(entry["json"] if isinstance(entry, dict) else entry)
+        if isinstance(entry, dict):  # a file by its content, a data set by its texts
+            entry = entry.get("json") or entry["texts"]
+        identities.append(entry)
     data = stage.inputs.get("data")
     identity = str((identities, data and data.key, stage.config.evaluate.limit))
     if "metric" in stage.depends:  # the same questions, but other scores

@@ -17,7 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ from experiments.store.folder import (
 from experiments.store.keys import digest_file
 from experiments.store.part_code import refuse_edited_code
 from experiments.store.plan import Stage
+from experiments.store.run_names import describe_curve_run
 from experiments.store.workload import derive_workload
 
 StageRunner = Callable[..., Any]  # (config, inputs, out, report), features also roles
@@ -232,7 +233,8 @@ class Store:
         started = time.monotonic()
         arguments = {"roles": stage.roles} if stage.roles else {}
         with tidy_after_error(stage, draft, resumed):
-            self.runner(stage.kind)(stage.config, dict(inputs), draft, report, **arguments)
+            config = replace(stage.config, curves=describe_curve_run(stage, self.root))
+            self.runner(stage.kind)(config, dict(inputs), draft, report, **arguments)
         seconds = round(time.monotonic() - started, 3)
         content = {"key": stage.key, **stage.describe_for_key()}
         write_atomic(draft / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(convert_tuples(content))))

@@ -20,6 +20,7 @@ MODEL_KEYS = (
     "query_module",
     "train_tower",
     "lora",
+    "teacher",
 )
 
 

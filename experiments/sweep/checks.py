@@ -67,5 +67,6 @@ def describe_checked_settings(config: Config) -> str:
     rows = (config.data, config.prompt, config.evaluate)  # which have to fit into the LLM's positions
     steps = []
     for stage in (config.pretrain, config.finetune):
-        steps.append((stage.batch_size, stage.accumulate))
-    return str((parts, backbones, training, rows, steps))
+        steps.append((stage.batch_size, stage.accumulate, stage.init, stage.init_parts))
+    teacher = (config.finetune.teacher, config.finetune.teacher_weight)
+    return str((parts, backbones, training, rows, steps, teacher))

@@ -26,6 +26,7 @@ from experiments.runtime.provenance import declare_command
 from experiments.stages.runners import find_runner
 from experiments.store import results
 from experiments.store.results import ScoreGroup
+from experiments.store.run_names import name_group
 from experiments.store.store import StageRunner, Store
 from experiments.sweep import score_table
 from experiments.sweep.checks import check_cell, check_model_sizes, list_unlike_cells
@@ -104,6 +105,7 @@ def run_request(
 ) -> SweepResults:
     """Check and run all cells, publish them, and write table.md and table.csv. UsageError for what is wrong
     with a cell, before any runs; cells that failed are told of in the results."""
+    finished_before = {stage.key for _, stage in request.jobs if store.find_status(stage) == "done"}
     with store.open_root():
         with reporter as store.report:
             for cell in list_unlike_cells(request.jobs, store):
@@ -115,7 +117,20 @@ def run_request(
         if found.groups:
             write_atomic(found.table, score_table.format_score_markdown(found.groups))
             write_atomic(found.table.with_suffix(".csv"), score_table.format_score_csv(found.groups))
+            if outcomes.finished - finished_before:
+                publish_sweep_table(request, found)
     return found
+
+
+def publish_sweep_table(request: SweepRequest, found: SweepResults) -> None:
+    """Hand the table to the logger that has the sweep's curves."""
+    first_cell, _ = request.jobs[0]
+    logger = first_cell.config.trainer.logger
+    if logger in ("csv", "none"):  # torch is not imported to do nothing
+        return
+    from experiments.stages.training import curves
+
+    curves.publish_table(logger, name_group(found.root), found.root, found.table)
 
 
 def collect_results(request: SweepRequest, outcomes: CellOutcomes, store: Store) -> SweepResults:

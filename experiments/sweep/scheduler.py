@@ -21,7 +21,7 @@ from experiments.store.store import StageFailed, Store
 from experiments.sweep.launcher import create_launcher
 from experiments.sweep.options import LaunchOptions
 from experiments.sweep.request import CellJob
-from experiments.sweep.units import WorkUnit, make_units
+from experiments.sweep.units import WorkUnit, make_units, name_runs
 from experiments.sweep.worker import UnitOutcome
 
 FinishedTeller = Callable[[Cell, Stage], None]
@@ -59,6 +59,7 @@ def launch_cells(
     jobs: list[CellJob], store: Store, options: LaunchOptions, tell: FinishedTeller = ignore_finished_cell
 ) -> CellOutcomes:
     """Run every cell that is not finished, and publish it; `tell` is called when one has just finished."""
+    jobs = name_runs(jobs)
     store.report.announce_cells(len(jobs))
     if options.in_process:
         return run_cells_in_turn(jobs, store, tell)

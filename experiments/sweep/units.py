@@ -6,12 +6,13 @@ computed by the worker of the unit that reads it. `launch.workers` units run at 
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiments.config.cells import Cell
 from experiments.store.plan import Stage
 from experiments.store.results import locate_log, name_cell_folder, title_cell
+from experiments.store.run_names import title_parts
 from experiments.store.store import Store
 from experiments.sweep.request import CellJob
 
@@ -79,3 +80,21 @@ def find_units_before(stage: Stage, needed: dict[str, Stage], unit_keys: set[str
         elif source.key in needed:
             # the unit's own worker computes it: what it waits for, the unit waits for
             yield from find_units_before(source, needed, unit_keys)
+
+
+def name_runs(jobs: list[CellJob]) -> list[CellJob]:
+    """The same cells with what loggers call the runs of their stages: a stage of one cell is called after it,
+    one that several share after its parts."""
+    owners: dict[str, set[str]] = {}  # titles of the cells that share a stage, by its key
+    for cell, last_stage in jobs:
+        for key in last_stage.collect_stages():
+            owners.setdefault(key, set()).add(title_cell(cell))
+    return [(cell, name_stage(stage, owners)) for cell, stage in jobs]
+
+
+def name_stage(stage: Stage, owners: dict[str, set[str]]) -> Stage:
+    """A stage and all that it reads, named. `owners`: titles of the cells of each key."""
+    inputs = {kind: name_stage(source, owners) for kind, source in stage.inputs.items()}
+    titles = owners[stage.key]
+    title = next(iter(titles)) if len(titles) == 1 else title_parts(stage.kind, stage.config)
+    return replace(stage, inputs=inputs, run_name=f"{stage.kind} {title}")

@@ -1,7 +1,6 @@
 """A saved model as lmms-eval calls it."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -15,9 +14,12 @@ from llm_adapters.lmms_eval.requests import (
     batch_requests,
     collect_pictures,
     cut_answer,
+    identify_pictures,
     make_message,
     read_generation_settings,
 )
+from llm_adapters.modeling import FlashSlothForConditionalGeneration
+from llm_adapters.shared_prefix import LEAST_SHARED_TOKENS, PictureKeeper, can_share_prefix
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 
@@ -25,8 +27,9 @@ DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float1
 class SlothKit(lmms):
     """`--model slothkit --model_args pretrained=DIR`.
 
-    pretrained   OUT/cells/CELL, OUT/finetune/KEY, or a folder that save_pretrained wrote: of ours, or of
-                 another MLLM with a compressor attached (`llm_adapters.reuse`)
+    pretrained   OUT/cells/CELL, OUT/finetune/KEY, or a folder that save_pretrained wrote, or a repository of
+                 the hub: of ours, or of another MLLM with a compressor attached (`llm_adapters.reuse`)
+    revision     of a repository: a branch, a tag or a commit
     batch_size   questions of a batch
     device       as PyTorch names it; None: a GPU if there is one. `accelerate launch` gives each process its
                  own
@@ -34,7 +37,12 @@ class SlothKit(lmms):
     """
 
     def __init__(
-        self, pretrained: str, batch_size: int | str = 1, device: str | None = None, dtype: str | None = None
+        self,
+        pretrained: str,
+        batch_size: int | str = 1,
+        device: str | None = None,
+        dtype: str | None = None,
+        revision: str | None = None,
     ):
         super().__init__()
         if not str(batch_size).isdigit() or not int(batch_size):
@@ -47,12 +55,22 @@ class SlothKit(lmms):
         self.device = torch.device(device or usual)
         if self.accelerator.num_processes > 1:  # each process has the device that accelerate gives it
             self.device = self.accelerator.device
-        folder = Path(str(pretrained))
+        folder = str(pretrained)
         torch_dtype = None if dtype is None else DTYPES[dtype]
-        self.model, self.processor = saved.load_saved_model(folder, self.device, torch_dtype, attached=True)
+        name_of_revision = None if revision is None else str(revision)  # the harness reads a number as one
+        self.model, self.processor = saved.load_saved_model(
+            folder, self.device, torch_dtype, attached=True, revision=name_of_revision
+        )
         if not self.processor.chat_template:
             raise UsageError(f"{folder}: the processor has no chat template; give it one and save it again")
         self.processor.tokenizer.padding_side = "left"
+        self.keeper: PictureKeeper | None = None  # where questions about a picture share its prefix
+        if (
+            isinstance(self.model, FlashSlothForConditionalGeneration)
+            and self.processor.image_tokens >= LEAST_SHARED_TOKENS
+            and can_share_prefix(self.model)
+        ):
+            self.keeper = PictureKeeper(self.model, self.processor)
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict | None = None) -> "SlothKit":
@@ -64,7 +82,7 @@ class SlothKit(lmms):
         """An answer to each request, in their order."""
         request_args, answers = [request.args for request in requests], [""] * len(requests)
         with tqdm(total=len(request_args), disable=self.rank != 0, desc="Model Responding") as bar:
-            for numbers in batch_requests(request_args, self.batch_size):
+            for numbers in batch_requests(request_args, self.batch_size, self.keeper is not None):
                 for number, answer in zip(
                     numbers, self.answers([request_args[number] for number in numbers])
                 ):
@@ -83,13 +101,17 @@ class SlothKit(lmms):
             numbers = [i for i, (_, images) in enumerate(rows) if bool(images) == with_images]
             if numbers:
                 chats = [[make_message(*rows[i])] for i in numbers]
-                for i, answer in zip(numbers, self.generate(chats, asked[0][1])):
+                pictures = [identify_pictures(rows[i][1]) for i in numbers]
+                for i, answer in zip(numbers, self.generate(chats, pictures, asked[0][1])):
                     said[i] = answer
         return said
 
     @torch.inference_mode()
-    def generate(self, chats: list[list[dict]], settings: Mapping) -> list[str]:
-        """The model's turn in each chat, padded on the left."""
+    def generate(
+        self, chats: list[list[dict]], pictures: Sequence[tuple[str, ...]], settings: Mapping
+    ) -> list[str]:
+        """The model's turn in each chat, padded on the left. `pictures`: what tells a chat's images from
+        others."""
         inputs = self.processor.apply_chat_template(
             chats,
             tokenize=True,
@@ -98,8 +120,12 @@ class SlothKit(lmms):
             add_generation_prompt=True,
             processor_kwargs={"padding": True},
         ).to(self.device, self.model.dtype)
-        out = self.model.generate(**inputs, **read_generation_settings(settings))
-        answer_ids = out[:, inputs["input_ids"].shape[1] :]
+        options = read_generation_settings(settings)
+        if self.keeper is None:
+            out = self.model.generate(**inputs, **options)
+            answer_ids = out[:, inputs["input_ids"].shape[1] :]
+        else:
+            answer_ids = self.keeper.generate(inputs, pictures, **options)
         texts = self.processor.tokenizer.batch_decode(answer_ids, skip_special_tokens=True)
         return [cut_answer(text, settings.get("until")) for text in texts]
 

@@ -1,5 +1,6 @@
 """The harness's requests -> batches, chat messages and settings of `generate`. Needs no lmms-eval."""
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,14 +15,16 @@ MAX_NEW_TOKENS = 128  # of an answer, where the task does not say
 SAMPLING = ("temperature", "top_p", "top_k")
 
 
-def batch_requests(requests: Sequence[tuple], size: int) -> Iterator[list[int]]:
+def batch_requests(requests: Sequence[tuple], size: int, in_order: bool = False) -> Iterator[list[int]]:
     """Numbers of requests (context, settings, ...) with the same settings, the longest first: what does not
-    fit into memory shows at once, and little is padded."""
+    fit into memory shows at once, and little is padded. `in_order`: as they come, since benchmarks ask about
+    a picture several times in a row."""
     groups = defaultdict(list)
     for number, request in enumerate(requests):
         groups[repr(sorted(request[1].items()))].append(number)
     for group in groups.values():
-        group.sort(key=lambda number: -len(requests[number][0]))
+        if not in_order:
+            group.sort(key=lambda number: -len(requests[number][0]))
         yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
@@ -35,6 +38,16 @@ def collect_pictures(visuals: Sequence | None, task: str) -> list[Image.Image]:
                 "choose a task of images or text"
             )
     return [convert_to_upright_rgb(picture) for picture in visual_list]
+
+
+def identify_pictures(pictures: Sequence[Image.Image]) -> tuple[str, ...]:
+    """What tells a question's pictures from others: the digests of their pixels."""
+    digests = []
+    for picture in pictures:
+        content = hashlib.sha256(f"{picture.mode}{picture.size}".encode())
+        content.update(picture.tobytes())
+        digests.append(content.hexdigest())
+    return tuple(digests)
 
 
 def make_message(context: str, images: Sequence[Image.Image]) -> dict:

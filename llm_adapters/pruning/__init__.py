@@ -11,6 +11,7 @@ from llm_adapters.pruning.dart import Dart
 from llm_adapters.pruning.fastv import FastV
 from llm_adapters.pruning.fitprune import FitPrune
 from llm_adapters.pruning.gprune import GPrune
+from llm_adapters.pruning.pact import Pact
 from llm_adapters.pruning.pyramid_drop import PyramidDrop
 from llm_adapters.pruning.random_drop import RandomDrop
 from llm_adapters.pruning.sparsevlm import SparseVLM
@@ -22,6 +23,7 @@ __all__ = [
     "FastV",
     "FitPrune",
     "GPrune",
+    "Pact",
     "Prompt",
     "Pruner",
     "PyramidDrop",

@@ -115,6 +115,12 @@ class PruningAdapter:
         if cache is not None:
             past = cache.get_seq_length()
         flash = "flash" in (llm.config._attn_implementation or "")
+        if flash and self.pruner.proportional:
+            raise UsageError(
+                f"{self.pruner.registered_name}: proportional attention needs masks, which "
+                f"{llm.config._attn_implementation} does not take; set proportional=false, or load the "
+                "language model with attn_implementation='sdpa'"
+            )
         if not past and hasattr(cache, PRUNING_STATE):
             delattr(cache, PRUNING_STATE)  # of a prompt before the cache was emptied
         if prompt is None:

@@ -123,6 +123,26 @@ def compute_attention_rows(
     return torch.cat(rows, 1)
 
 
+@torch.no_grad()
+def compute_pooled_row(query: Tensor, key: Tensor, index: Tensor, scaling: float | None = None) -> Tensor:
+    """Softmax attention (B, 1, T) of the mean of the queries at `index` (B, S), -1 fills, to the keys there,
+    mean over heads; zeros elsewhere. Shapes as `compute_attention_rows`."""
+    if scaling is None:
+        scaling = query.shape[-1] ** -0.5
+    at = index.clamp(min=0)
+    is_rater = index >= 0
+    weights = is_rater / is_rater.sum(1, keepdim=True).clamp(min=1)  # (B, S)
+    mean_query = torch.einsum("bs,bhsd->bhd", weights, take_rows(query, at).float())
+    rater_key = take_rows(key, at).float()  # (B, G, S, d)
+    groups = key.shape[1]
+    logits = torch.einsum("bgrd,bgsd->bgrs", mean_query.unflatten(1, (groups, -1)), rater_key) * scaling
+    lowest = torch.finfo(logits.dtype).min  # and not -inf: a row without raters has no softmax
+    logits = logits.masked_fill(~is_rater[:, None, None], lowest)
+    attention = logits.softmax(-1).flatten(1, 2).mean(1).masked_fill(~is_rater, 0)  # (B, S)
+    row = attention.new_zeros(len(index), key.shape[2])
+    return row.scatter_add(1, at, attention).unsqueeze(1)
+
+
 def _compute_chunk_rows(
     query: Tensor,
     key: Tensor,

@@ -60,7 +60,8 @@ class View:
     counts     how many of them each row has
     first      how many it had at the start
     raters     (B, S)     positions of the row's raters, -1 fills
-    attention  (B, S, T)  their attention in this layer, over heads as the pruner's `heads` says; fills: 0
+    attention  (B, S, T)  their attention in this layer, over heads as the pruner's `heads` says; fills: 0;
+                          (B, 1, T) of a pruner that `pools`
     hidden     (B, T, D)  the layer's output
 
     Where the pruner `needs` them, otherwise None (attention: (B, 0, T)):
@@ -95,11 +96,13 @@ class View:
 
 class Choice(NamedTuple):
     """keep (B, T): visual tokens that go on, `counts[b]` of each row. `into` (B, T), if given: the token that
-    each is merged into, itself for most; one that others are merged into becomes the mean of them all."""
+    each is merged into, itself for most; one that others are merged into becomes the mean of them all.
+    `sizes` (B, T), of a pruner that is `proportional`: how many tokens each stands for."""
 
     keep: Tensor
     counts: list[int]
     into: Tensor | None = None
+    sizes: Tensor | None = None
 
 
 class Pruner:
@@ -111,12 +114,17 @@ class Pruner:
     needs      what it reads of its layers beside hidden states: only that is computed
     heads      mean or max: how attention heads are joined
     rotary     whether attention is that of the LLM, or what it would be without rotary position embeddings
+    pools      whether the raters look as one: the attention of their mean query to themselves
+    proportional   whether a token receives attention for all that it stands for: the logarithm of its size
+                   is added to its logits, in masks, which flash attention does not take
     samples    prompts of the training data that it still has to be calibrated on
     """
 
     needs: tuple[Need, ...] = ("attention",)
     heads: Literal["mean", "max"] = "mean"
     rotary: bool = True
+    pools: bool = False
+    proportional: bool = False
     samples: int = 0
     registered_name: str  # set where it is registered
 

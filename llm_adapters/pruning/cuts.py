@@ -23,6 +23,7 @@ class Cut:
     fill    (B, K)  True where a row has fewer tokens; None: nowhere
     rotary  (B, K)  tokens of the prompt whose position ids these have
     into    (B, P)  as in `Choice`
+    bias    (B, K)  added to the attention logits that each receives, the logarithm of its size; None: nothing
     """
 
     layer: int
@@ -32,6 +33,7 @@ class Cut:
     fill: Tensor | None
     rotary: Tensor
     into: Tensor | None = None
+    bias: Tensor | None = None
 
     def narrow_hidden(self, hidden: Tensor) -> Tensor:
         """(B, P, D) -> (B, K, D), merged where tokens are."""
@@ -53,7 +55,8 @@ class Cut:
     def narrow_mask(self, mask: Tensor | None, total: int, new: int, boolean: bool) -> Tensor | None:
         """The attention mask of `new` queries (at prefill: those that are left) to what is left of `total`
         keys, from the one of all. None stays None as long as no row is filled; `boolean`: whether a (B, 1,
-        new, keys) one takes its place, or a (B, keys) one, as flash attention wants it."""
+        new, keys) one takes its place, or a (B, keys) one, as flash attention wants it. With sizes there is
+        always one, of numbers to be added."""
         is_prefill = new == total == self.length
         generated = torch.arange(self.length, total, device=self.index.device)
         generated = generated.expand(len(self.index), -1)
@@ -63,9 +66,10 @@ class Cut:
             is_generated_fill = torch.zeros_like(generated).bool()  # none is
             is_fill = torch.cat([self.fill, is_generated_fill], 1)
         if mask is None:
-            if is_fill is None:
+            if is_fill is None and self.bias is None:
                 return None
             if not boolean:
+                assert is_fill is not None  # with sizes flash attention has been refused
                 return ~is_fill
             mask = self.make_causal_mask(columns, total, new, is_prefill)
         elif mask.ndim == 2:
@@ -75,6 +79,8 @@ class Cut:
             return mask
         else:
             mask = self.take_from_mask(mask, columns, is_prefill)
+        if self.bias is not None:
+            mask = self.weigh_mask(mask, columns.shape[1])
         if is_fill is None:
             return mask
         is_hidden = is_fill[:, None, None, :]
@@ -83,6 +89,15 @@ class Cut:
             is_hidden = is_hidden & ~itself
         lowest = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
         return mask.masked_fill(is_hidden, lowest)
+
+    def weigh_mask(self, mask: Tensor, keys: int) -> Tensor:
+        """(B, 1, queries, `keys`) -> the same with the keys' sizes, as numbers to be added."""
+        assert self.bias is not None  # asked for by the caller
+        generated = keys - self.bias.shape[1]  # tokens that stand for themselves
+        bias = torch.nn.functional.pad(self.bias, (0, generated))[:, None, None]
+        if mask.dtype == torch.bool:
+            return torch.where(mask, bias, torch.finfo(bias.dtype).min)
+        return mask + bias
 
     def make_causal_mask(self, columns: Tensor, total: int, new: int, is_prefill: bool) -> Tensor:
         """(B, 1, queries, keys): which of the keys at `columns` (B, keys) come no later than a query."""
@@ -133,7 +148,10 @@ class PrefillState:
             if fill is not None:
                 fill = fill[:, :end]
             index = cut.index[:, :end]
-            self.cuts[layer] = replace(cut, length=length, index=index, fill=fill)
+            bias = cut.bias
+            if bias is not None:
+                bias = bias[:, :end]
+            self.cuts[layer] = replace(cut, length=length, index=index, fill=fill, bias=bias)
         self.length = length
         return True
 
@@ -188,4 +206,9 @@ def make_cut(
         dropped_from_here = is_dropped.flip(1).cumsum(1).flip(1)
         dropped_behind = dropped_from_here - is_dropped
         rotary = index + dropped_behind.gather(1, index)
-    return Cut(layer, length, index, step, fill, rotary, choice.into)
+    bias = None
+    if choice.sizes is not None:
+        bias = choice.sizes.gather(1, step).log()
+    elif before is not None and before.bias is not None:
+        bias = before.bias.gather(1, step)
+    return Cut(layer, length, index, step, fill, rotary, choice.into, bias)

@@ -9,7 +9,12 @@ from torch import Tensor, nn
 
 from compressors.errors import UsageError
 from llm_adapters.adapter import QueryContext
-from llm_adapters.pruning.attention import DispatchedAttention, compute_attention_rows, join_heads
+from llm_adapters.pruning.attention import (
+    DispatchedAttention,
+    compute_attention_rows,
+    compute_pooled_row,
+    join_heads,
+)
 from llm_adapters.pruning.base import Choice, Prompt, Pruner, View
 from llm_adapters.pruning.cuts import Cut, PrefillState, make_cut
 from llm_adapters.pruning.schedule import expand_to_layers
@@ -97,6 +102,9 @@ class PrunedPass:
         """Note the raters' attention behind `layer` layers, by what an attention function is called with."""
         assert self.remaining is not None  # it is a prefill
         raters = self.remaining.raters
+        if self.pruner.pools:
+            self.scores[layer] = compute_pooled_row(query, key, raters, arguments.get("scaling"))
+            return
         options = {name: arguments[name] for name in SCORING_ARGUMENTS if arguments.get(name) is not None}
         self.scores[layer] = compute_attention_rows(query, key, mask, raters, self.pruner.heads, **options)
 
@@ -148,6 +156,8 @@ class PrunedPass:
         other_counts = [length - count for count in self.prompt.counts]  # text and padding
         renumber = self.pruner.positions == "renumber"
         cut = make_cut(layer, before, length, remaining.visual, choice, other_counts, renumber)
+        if cut.bias is not None:
+            cut.bias = cut.bias.to(hidden.dtype)
         self.state.cuts[layer] = cut
         remaining.follow_cut(cut, before, choice)
 
@@ -198,7 +208,12 @@ class PrunedPass:
             columns = cut.index.unsqueeze(1)
             columns = columns.expand(-1, context.question_mask.shape[1], -1)
             mask = context.question_mask.gather(2, columns)  # (B, S, K)
-            return QueryContext(index, mask, context.features, context.feature_mask, context.receipt)
+            visual_mask = context.visual_mask
+            if visual_mask is not None:
+                visual_mask = visual_mask.gather(2, columns)
+            return QueryContext(
+                index, mask, context.features, context.feature_mask, context.receipt, visual_mask
+            )
 
         return self.build_once(cut, context, narrow_context)
 

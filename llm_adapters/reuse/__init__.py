@@ -1,4 +1,4 @@
-"""A compressor, and EmbQ if wanted, in a multimodal model of transformers.
+"""A compressor, and a query module if wanted, in a multimodal model of transformers.
 
     model = LlavaForConditionalGeneration.from_pretrained(...)
     reuse.attach(model, processor, compressor="visionzip", tokens=64)                  # nothing to train
@@ -33,10 +33,11 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel, Processor
 import compressors
 from compressors.base import Compressor
 from compressors.errors import UsageError
-from connectors.embq import registry as query_modules
+from connectors.hub import find_folder
 from connectors.pretrained import load_model
 from connectors.projector import registry as projectors
 from connectors.query_module import QueryModule
+from connectors.query_modules import registry as query_modules
 from llm_adapters.adapter import llm_sizes
 from llm_adapters.conversation import QUERY, QUESTION
 from llm_adapters.reuse import loading, processors
@@ -44,6 +45,7 @@ from llm_adapters.reuse.cues import make_cue_reader
 from llm_adapters.reuse.families import FAMILIES, ModelFamily, find_family
 from llm_adapters.reuse.families.family import read_merge_size
 from llm_adapters.reuse.parts import PARTS_ATTRIBUTE, Markers, VisualParts
+from llm_adapters.reuse.positions import make_position_keeper
 from llm_adapters.reuse.pruning import prune
 from llm_adapters.saved import is_attached
 
@@ -97,6 +99,7 @@ def attach(
     part: Compressor = compressors.create(compressor, dim=family.dim(base), llm_dim=llm_dim, **knobs)
     _check_compressor(part, compressor)
     cue_reader = make_cue_reader(family, base, part, compressor)
+    position_keeper = make_position_keeper(family, model, part, compressor)
     queries = _create_query_module(model, family.dim(base), query_module, query_knobs or {})
     own_width = family.width(base.get_submodule(family.projector))
     projector = _create_projector(part, own_width, new_projector, llm_dim)
@@ -120,7 +123,9 @@ def attach(
     markers = None
     if queries is not None:  # behind the processor, whose tokenizer has the markers now
         markers = _create_markers(model, processor, queries)
-    parts = VisualParts(model, family, part, projector, level_projectors, cue_reader, queries, markers, pair)
+    parts = VisualParts(
+        model, family, part, projector, level_projectors, cue_reader, position_keeper, queries, markers, pair
+    )
     _insert_parts(model, parts, processor)
 
 
@@ -302,7 +307,8 @@ def load(
     kwargs      `from_pretrained`'s
     UsageError for a folder of another model.
     """
-    folder = loading.find_folder(source, revision, kwargs)
+    options: dict[str, Any] = {name: kwargs[name] for name in loading.HUB_ARGUMENTS if name in kwargs}
+    folder = find_folder(source, revision, **options)
     if (folder / loading.ADAPTER_FILE).is_file():
         return _load_adapter(folder, base, kwargs)
     model, record = loading.load_plain_model(folder, **kwargs)
@@ -333,7 +339,8 @@ def _load_adapter(
 
     adapter = loading.read_adapter(folder)
     source = base or adapter["base_model_name_or_path"]
-    base_folder = loading.find_folder(source, None, kwargs)
+    options: dict[str, Any] = {name: kwargs[name] for name in loading.HUB_ARGUMENTS if name in kwargs}
+    base_folder = find_folder(source, **options)
     if is_attached(base_folder):
         model, processor = load(base_folder, **kwargs)
     else:

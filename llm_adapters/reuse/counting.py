@@ -72,8 +72,11 @@ class AttachedProcessor(ProcessorBase):
         return repeated
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.attached.num_queries:
-            conversation = add_markers(conversation)
+        num_queries = self.attached.num_queries
+        if num_queries:
+            # answers are found by their places in the text, which is not to grow behind the template then
+            is_masked = bool(kwargs.get("return_assistant_tokens_mask"))
+            conversation = add_markers(conversation, num_queries if is_masked else 1)
         return super().apply_chat_template(conversation, *args, **kwargs)
 
 
@@ -202,18 +205,27 @@ class GridProcessor(AttachedProcessor):
         if image_sizes is None:
             return data
         patch = self.image_processor.patch_size
-        factor = patch * self.image_processor.merge_size
-        least = self.image_processor.size["shortest_edge"]
-        most = self.image_processor.size["longest_edge"]
         data.num_image_tokens = []
         for size in image_sizes:
-            height, width = self._resize(size, factor, least, most)
+            height, width = self._resize(size)
             count = self.attached.compressor.num_tokens(height // patch, width // patch)
             data.num_image_tokens.append(count)
         return data
 
-    def _resize(self, size: tuple[int, int], factor: int, least: int, most: int) -> tuple[int, int]:
+    def _resize(self, size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) in pixels -> the same as the image processor makes them."""
+        images = self.image_processor
+        if type(images).__name__.startswith("Kimi"):
+            from transformers.models.kimi_k25.image_processing_kimi_k25 import (
+                navit_resize,
+            )  # not in older ones
+
+            most = images.size["max_height"]
+            _, padded = navit_resize(*size, images.patch_size, images.merge_size, images.max_patches, most)
+            return padded
+        factor = images.patch_size * images.merge_size
+        least = images.size["shortest_edge"]
+        most = images.size["longest_edge"]
         if type(self.image_processor).__name__.startswith("Glm"):  # counts frames, too
             frames = self.image_processor.temporal_patch_size
             return smart_resize_frames(frames, *size, frames, factor, least, most)

@@ -1,42 +1,22 @@
-"""Where a model with a compressor attached is loaded from: a folder, the hub, an adapter."""
+"""What a model with a compressor attached, or an adapter, is loaded from: the files of its folder."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
-from compressors.errors import UnreachableError, UsageError, shorten_reason
+from compressors.errors import UsageError
 from compressors.reading import read_json_file
-from connectors.pretrained import is_hub_id, load_pretrained, silence_transformers
+from connectors.pretrained import load_pretrained, silence_transformers
 from llm_adapters.reuse.parts import PARTS_ATTRIBUTE
 from llm_adapters.reuse.saving import PLAIN_CONFIG, RECORD_FILE
 
 SAVE_ADVICE = "save the model and its processor there again"
 ADAPTER_FILE = "adapter_config.json"
-# of a repository; others, such as logs of a training, stay there
-FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
+# of `from_pretrained`, that tell where a repository is
 HUB_ARGUMENTS = ("cache_dir", "local_files_only", "token")
-
-
-def find_folder(source: str | Path, revision: str | None, kwargs: dict[str, Any]) -> Path:
-    """The folder of that name, or of the hub's repository in the cache, downloaded where it is missing.
-    UsageError or UnreachableError for what is neither."""
-    if not is_hub_id(str(source)):
-        if revision is not None:
-            raise UsageError(f"revision={revision}: {source} is a folder, which has no revisions")
-        return Path(source)
-    options: dict[str, Any] = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-    try:
-        folder = snapshot_download(str(source), revision=revision, allow_patterns=list(FILES), **options)
-    except Exception as error:  # of the network, of the cache, of a name that nobody has
-        raise UnreachableError(
-            f"{source}: no such folder, and not to be had from the hub: {shorten_reason(error)}; give a "
-            "folder, or a repository that can be reached or is cached"
-        ) from error
-    return Path(folder)
 
 
 def load_plain_model(folder: Path, **kwargs: Any) -> tuple[PreTrainedModel, dict[str, Any]]:

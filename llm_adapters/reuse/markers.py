@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from compressors.errors import UsageError
-from llm_adapters.adapter import QueryContext, make_query_masks, query_positions
+from llm_adapters.adapter import QueryContext, make_query_masks, mask_images, query_positions
 
 
 @dataclass
@@ -64,7 +64,8 @@ class Markers(nn.Module):
         query_turn = turns.gather(1, index.clamp(min=0))
         question_turn = turns * (is_asking & ~is_image)  # 0, no turn, outside of questions
         question_mask, patch_mask = make_query_masks(index, question_turn, query_turn, patch_turn)
-        return QueryContext(index, question_mask, features, patch_mask)
+        visual_mask = mask_images(index, turns * is_image, query_turn)
+        return QueryContext(index, question_mask, features, patch_mask, visual_mask=visual_mask)
 
 
 def group_by_row(images: EncodedImages, is_image: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:

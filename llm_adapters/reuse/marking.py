@@ -8,7 +8,9 @@ from llm_adapters.conversation import QUERY, QUESTION
 
 
 def repeat_query_marker(text: str, number: int, num_queries: int) -> str:
-    """`<query>` as often as there are query tokens. UsageError where markers are not one pair a turn."""
+    """`<query>` as often as there are query tokens, where it is not already. UsageError where markers are not
+    one pair a turn."""
+    text = text.replace(QUERY * num_queries, QUERY)
     markers = [piece for piece in _split_markers(text) if piece in (QUESTION, QUERY)]
     turns = len(markers) // 2
     if not markers or markers != [QUESTION, QUERY] * turns:
@@ -27,26 +29,26 @@ def _split_markers(text: str) -> list[str]:
     return text.split("\0")
 
 
-def add_markers(conversation: list[Any]) -> list[Any]:
-    """Markers in each user message that has text and none of them: before its first text, and at its end,
-    where the query tokens have all of its images before them."""
+def add_markers(conversation: list[Any], num_queries: int = 1) -> list[Any]:
+    """Markers in each user message that has text and none of them: before its first text, and, `num_queries`
+    of them, at its end, where the query tokens have all of its images before them."""
     if conversation and isinstance(conversation[0], list):  # a batch of conversations
-        return [add_markers(one_conversation) for one_conversation in conversation]
+        return [add_markers(one_conversation, num_queries) for one_conversation in conversation]
     marked = []
     for message in conversation:
         if message["role"] == "user":
-            message = _mark_message(message)
+            message = _mark_message(message, QUERY * num_queries)
         marked.append(message)
     return marked
 
 
-def _mark_message(message: dict[str, Any]) -> dict[str, Any]:
-    """A user message with its markers; one without text, or that has them, as it is."""
+def _mark_message(message: dict[str, Any], queries: str) -> dict[str, Any]:
+    """A user message with its markers, `queries` at its end; one without text, or that has them, as it is."""
     content = message["content"]
     if isinstance(content, str):
         if QUERY in content:
             return message
-        return {**message, "content": QUESTION + content + QUERY}
+        return {**message, "content": QUESTION + content + queries}
     texts = [index for index, part in enumerate(content) if part["type"] == "text"]
     if not texts or any(QUERY in content[index]["text"] for index in texts):
         return message
@@ -56,5 +58,5 @@ def _mark_message(message: dict[str, Any]) -> dict[str, Any]:
     if parts[-1]["type"] != "text":
         parts.append({"type": "text", "text": ""})
     last = parts[-1]
-    parts[-1] = {**last, "text": last["text"] + QUERY}
+    parts[-1] = {**last, "text": last["text"] + queries}
     return {**message, "content": parts}

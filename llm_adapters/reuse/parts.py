@@ -25,6 +25,7 @@ from llm_adapters.reuse.cues import CueReader, find_block_number
 from llm_adapters.reuse.families import ModelFamily
 from llm_adapters.reuse.families.family import read_merge_size
 from llm_adapters.reuse.markers import EncodedImages, Markers
+from llm_adapters.reuse.positions import GridPositionKeeper, KeptPatches, PositionKeeper
 from llm_adapters.reuse.raw import RawInstead, RawLevel
 from llm_adapters.reuse.saving import save_with_card
 from llm_adapters.reuse.wrapping import (
@@ -39,10 +40,19 @@ from llm_adapters.reuse.wrapping import (
     encode_pixels,
     split_placeholders,
 )
-from llm_adapters.visual_prompt import place_visual_tokens
+from llm_adapters.visual_prompt import locate_tokens, place_visual_tokens
 
 # the attribute of the model that holds the parts, and their prefix in its state dict
 PARTS_ATTRIBUTE = "slothkit"
+
+
+def refuse_videos(original: Callable[..., Any], *_: Any, **__: Any) -> Any:
+    """UsageError, in the place of `get_video_features`."""
+    owner: Any = getattr(original, "__self__", original)
+    raise UsageError(
+        f"{type(owner).__name__}: videos are not compressed with their placeholders; give the frames as "
+        "images, or detach the compressor"
+    )
 
 
 class VisualParts(nn.Module, QueryAdapter):
@@ -57,6 +67,7 @@ class VisualParts(nn.Module, QueryAdapter):
         projector: nn.Module | None,
         level_projectors: nn.ModuleList | None,
         cue_reader: CueReader,
+        position_keeper: PositionKeeper | GridPositionKeeper | None,
         query_module: QueryModule | None,
         markers: Markers | None,
         pair: str,
@@ -67,6 +78,7 @@ class VisualParts(nn.Module, QueryAdapter):
         self.projector = projector
         self.level_projectors = level_projectors
         self.cue_reader = cue_reader
+        self.position_keeper = position_keeper
         self.query_module = query_module
         self.markers = markers
         self.pair = pair  # with its processor, which has the same
@@ -78,6 +90,7 @@ class VisualParts(nn.Module, QueryAdapter):
         self._raw: dict[int, Tensor] | None = None
         self._warned = False  # that PEFT has frozen these parts
         self._kept: Tensor | None = None  # raw features, where the model does not let them through
+        self._places: dict[int, Tensor] = {}  # of the patches (n, N) that each map keeps
         self._levels: dict[int, int] = {}  # what the compressor calls a level -> the block that gives it
         # pixel values, and what was made of them: the model asks for it a second time
         self._encoded: tuple[Tensor | None, Any] = (None, None)
@@ -96,7 +109,9 @@ class VisualParts(nn.Module, QueryAdapter):
                 wrap(base, path, RawInstead(self, base, raw))
         self._wrap_deepstack(base)
         wrap(base, "get_image_features", self._image_features)
-        wrap(model, "save_pretrained", partial(save_with_card, model))
+        if not self.family.takes_videos:
+            wrap(base, "get_video_features", refuse_videos)
+        wrap(model, "save_pretrained", partial(save_with_card, model, self.family.keeps_names))
         if self.family.rope:
             wrap(base, "get_rope_index", self._rope_index)
         handles.append(base.register_forward_pre_hook(self._encode_inputs, with_kwargs=True))
@@ -105,6 +120,8 @@ class VisualParts(nn.Module, QueryAdapter):
             features: Any = base.get_submodule(self.family.features)
             features.visual_level = 0
             handles.append(features.register_forward_hook(self._record_level))
+        if isinstance(self.position_keeper, PositionKeeper):
+            wrap(model, "prepare_inputs_for_generation", self.position_keeper.continue_positions)
         if self.query_module is not None:
             wrap(base.get_input_embeddings(), "forward", self._embed_markers)
             wrap(model, "prepare_inputs_for_generation", says_guessed)
@@ -171,6 +188,8 @@ class VisualParts(nn.Module, QueryAdapter):
         for index, entry in enumerate(entries):
             maps.append(self.family.maps(base, entry, arguments, index))
         packed = self._pack_tokens(self._compress_maps(maps, self.project_tokens), maps, arguments)
+        if self.position_keeper is not None:
+            output.kept = self._collect_kept(maps)
         output.pooler_output = packed
         if isinstance(entries, Tensor):  # as the model's own: a tensor where all images have one size
             output.pooler_output = torch.stack(packed)
@@ -235,8 +254,11 @@ class VisualParts(nn.Module, QueryAdapter):
             # where the parts are; a compressor without weights takes the tower's output as it is
             weights = next(self.parameters(), features)
             features = features.to(weights.device, weights.dtype)
-            tokens = project(self.compressor(features))
             lengths = [len(maps[index]) for index in same]
+            if self.position_keeper is not None:
+                places = locate_tokens(self.compressor, features)
+                self._places.update(zip(same, places.split(lengths)))
+            tokens = project(self.compressor(features))
             tokens_of_map.update(zip(same, tokens.split(lengths)))
         return [tokens_of_map[index] for index in range(len(maps))]
 
@@ -246,6 +268,17 @@ class VisualParts(nn.Module, QueryAdapter):
             return self.projector(tokens)
         base, _ = self._outside
         return self.family.project(base.get_submodule(self.family.projector), tokens)
+
+    def _collect_kept(self, maps: list[Tensor]) -> KeptPatches:
+        """The patches that maps (n, H, W, C) have just been compressed to."""
+        kept = KeptPatches([], [])
+        for index, m in enumerate(maps):
+            height, width = m.shape[1:3]
+            for places in self._places[index]:
+                kept.places.append(places)
+                kept.grids.append((height, width))
+        self._places = {}
+        return kept
 
     def _collect_images(self, maps: list[Tensor], packed: list[Tensor]) -> EncodedImages:
         """What a query module reads of the images: patches by the unit that has placeholders of its own."""
@@ -283,6 +316,11 @@ class VisualParts(nn.Module, QueryAdapter):
         """Positions of the tokens' grids; tokens without spatial order are counted as text is."""
         if image_grid_thw is not None and len(image_grid_thw):
             grids = []
+            if isinstance(self.position_keeper, GridPositionKeeper):
+                assert mm_token_type_ids is not None  # as below
+                return self.position_keeper.index_positions(
+                    original, input_ids, mm_token_type_ids, image_grid_thw, options
+                )
             for _, height, width in image_grid_thw.tolist():
                 grids.append(self.compressor.out_grid(height, width))
             if None in grids:
@@ -322,6 +360,8 @@ class VisualParts(nn.Module, QueryAdapter):
         is_image, _ = split_placeholders(ids, base.config, kwargs.get("mm_token_type_ids"))
         check_placeholders(is_image, image is not None)
         if image is None:
+            if self.position_keeper is not None:
+                self.position_keeper.keep_positions(kwargs, is_image, None)
             return (), kwargs
         placeholders = int(is_image.sum())
         tokens = sum(len(entry) for entry in image.pooler_output)
@@ -331,6 +371,8 @@ class VisualParts(nn.Module, QueryAdapter):
                 "tokens; make inputs with the processor that was given to `attach`, and choose "
                 "a scale by reuse.pick"
             )
+        if self.position_keeper is not None:
+            self.position_keeper.keep_positions(kwargs, is_image, image.kept)
         if self.query_module is not None:
             assert self.markers is not None  # it has come with them
             kwargs[CONTEXT] = self.markers.build_context(ids, is_image, getattr(image, "images", None))

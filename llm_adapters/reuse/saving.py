@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from compressors.errors import UsageError
-from connectors.pretrained import is_hub_id
+from connectors.hub import is_hub_id
 
 # Auto classes repeat it as they refuse it, so that it says what to do
 MODEL_TYPE = "{plain} with slothkit (pip install slothkit; from llm_adapters import reuse; reuse.load)"
@@ -48,10 +48,15 @@ model, processor = reuse.load("{place}")
 """
 
 
-def save_with_card(model: PreTrainedModel, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """`save_pretrained` of an attached model. UsageError for an upload before all files are written."""
+def save_with_card(
+    model: PreTrainedModel, keeps_names: bool, original: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    """`save_pretrained` of an attached model, `keeps_names` as its family says. UsageError for an upload
+    before all files are written."""
     if kwargs.get("push_to_hub"):
         raise UsageError("save_pretrained(push_to_hub=True): use model.push_to_hub(repository)")
+    if keeps_names:
+        kwargs.setdefault("save_original_format", False)
     result = original(*args, **kwargs)
     if not kwargs.get("is_main_process", True):
         return result

@@ -234,3 +234,18 @@ def test_levels_that_do_not_come_along(name):
     assert part.needs_levels == (3, -1)
     with pytest.raises(UsageError, match=r"levels=\(3, -1\): features have 6 channels, expected 18, the"):
         part(torch.randn(1, 6, 6, 6))
+
+
+@torch.no_grad()
+def test_quecc_s_smaller_border_windows_leave_the_others_as_they_are():
+    """Under `ceil`; neither their own filled places nor the question on these are read."""
+    part, features = make("quecc", heads=2, grid_policy="ceil"), torch.randn(1, 7, 8, 6)
+    text = torch.randn(1, 3, part.text[0].in_features)
+    tokens = part(features, text).view(3, 3, 6)
+    whole = part(features[:, :6, :6], text).view(2, 2, 6)
+    torch.testing.assert_close(tokens[:2, :2], whole)
+    keys = part.value(features[:, 6:, :3]).mean((1, 2))  # the window has three patches
+    part.attend.query.weight.zero_()
+    part.attend.query.bias.zero_()  # it reads all of them alike then
+    read = part(features, text).view(3, 3, 6)[2, 0]
+    torch.testing.assert_close(read, part.attend.out(part.attend.value(keys))[0])

@@ -6,7 +6,9 @@ import torch.nn.functional as F
 
 import compressors
 from compressors.cues import count_channels
+from compressors.errors import UsageError
 from compressors.holov import share_tokens
+from compressors.prumerge import choose_centres
 from compressors.prunesid import group_by_component, mark_unlike, share_tokens_of_groups
 from compressors.selection import choose_by_class, rank_in_groups
 from compressors.vscan import number_windows
@@ -307,3 +309,69 @@ def test_all_patches_are_all_of_them(name):
     part = make(name, tokens=PATCHES)
     features = image(maps=len(part.needs_cues))
     torch.testing.assert_close(part(features), features[..., :DIM].flatten(1, 2))
+
+
+def question(batch, words=5, width=6):
+    """Patches with what the projector makes of them, and words, some of them padding."""
+    features = image(maps=width, batch=batch)
+    text = torch.randn(batch, words, width)
+    mask = torch.arange(words) < torch.tensor([words, 2, 3, 1])[:batch, None]
+    return features, text, mask
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mmtok_chooses_in_float32(dtype):
+    features, text, mask = question(2)
+    part = make("mmtok", tokens=12)
+    features, text = features.to(dtype), text.to(dtype)
+    assert part.kept(features, text, mask).equal(part.kept(features.float(), text.float(), mask))
+
+
+def test_mmtok_s_rows_have_no_part_in_one_another():
+    features, text, mask = question(4)
+    features *= torch.tensor([1.0, 1e-3, 50, 1]).view(4, 1, 1, 1)
+    part = make("mmtok", tokens=12)
+    together = part.kept(features, text, mask)
+    for row, kept in enumerate(together):
+        words = int(mask[row].sum())
+        one = slice(row, row + 1)
+        assert part.kept(features[one], text[one, :words])[0].equal(kept)
+
+
+def test_mmtok_without_patches_takes_what_each_word_likes():
+    """One patch behind the projector for each word, and no more tokens than words."""
+    features, text, _ = question(2)
+    patches = features.shape[1] * features.shape[2]
+    liked = torch.stack([torch.randperm(patches)[:5] for _ in range(2)])
+    flat = features.flatten(1, 2)
+    for row in range(2):
+        flat[row, liked[row], DIM:] = 3 * text[row]
+    features = flat.view_as(features)
+    part = make("mmtok", tokens=5, patch_weight=0, text_temperature=0.001)
+    assert part.kept(features, text).equal(liked.sort(1).values)
+
+
+def test_mmtok_says_what_it_lacks():
+    features, text, _ = question(2)
+    part = make("mmtok", tokens=5)
+    with pytest.raises(UsageError, match=r"\A(?!.*\n)mmtok: features have \d+ channels: expected"):
+        part(features[..., :DIM], text)
+    with pytest.raises(UsageError, match="text_temperature=0.0: must be more than 0"):
+        make("mmtok", text_temperature=0.0)
+
+
+@pytest.mark.parametrize(("count", "spaced_count"), [(12, 0), (12, 4), (12, 12), (54, 27)])
+def test_prumerge_plus_has_evenly_spaced_patches(count, spaced_count):
+    """Spaced over what attention has left: as many as are wanted, none twice."""
+    attention = torch.rand(3, 54)
+    centres = choose_centres(attention, count, spaced_count)
+    assert centres.shape == (3, count) and (centres.diff() > 0).all()
+    for row, kept in zip(attention, centres):
+        attended = row.argsort(descending=True)[: count - spaced_count]
+        assert set(attended.tolist()) <= set(kept.tolist())
+        others = [patch for patch in range(54) if patch not in attended]
+        places = [others.index(patch) for patch in kept.tolist() if patch in others]
+        assert len(places) == spaced_count
+        if spaced_count > 1:
+            steps = torch.tensor(places).diff()
+            assert steps.max() - steps.min() <= 1

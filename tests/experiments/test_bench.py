@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+import compressors
 from experiments import bench
-from experiments.efficiency import timing
+from experiments.efficiency import limits, timing
 
 
 class Sleeper(nn.Module):
@@ -68,11 +69,42 @@ def test_flops():
     assert timing.count_flops(lambda: part(torch.empty(3, 10, device="meta"))) == 2 * 3 * 10 * 20
 
 
-def test_bench_runs(capsys):
+def test_known_kernels():
+    x = torch.ones(4, 4)
+    assert limits.count_kernels(lambda: (x @ x).view(16).reshape(4, 4).T) == 1
+    assert limits.count_kernels(lambda: torch.empty(3)) == 0
+    assert limits.count_kernels(lambda: nn.functional.layer_norm(x, (4,)).relu()) == 2
+
+
+def test_known_limits():
+    x, weight = torch.ones(3, 10), torch.ones(20, 10)
+    work = limits.find_limit(lambda: x @ weight.T, [x, weight])
+    assert work == (4 * (3 * 10 + 20 * 10 + 3 * 20), 2 * 3 * 10 * 20)
+
+
+def test_all_compressors_have_a_row():
+    """Whoever is registered can be measured; the sizes are those of a test."""
+    options = bench.BenchOptions(batch=1, grid=6, dim=24, rate=3, rounds=1)
+    for name in compressors.names():
+        part = bench.make_compressor(name, options).eval()
+        inputs = bench.make_inputs(part, options, {"device": "cpu", "dtype": torch.float32})
+        with torch.inference_mode():
+            assert part(*inputs).shape[1] == part.num_tokens(6, 6), name
+
+
+@pytest.mark.slow
+def test_bench_runs(capsys, monkeypatch):
+    monkeypatch.setattr(bench, "check_names", lambda words: words or ["sap", "divprune"])
     assert bench.main(["quick=true"]) == 0
     shown = capsys.readouterr().out
     assert "cpu" in shown and f"torch {torch.__version__}" in shown and "1 threads" in shown
-    assert shown.count("SAP, looped") == 2 and "tower trained" in shown
+    assert shown.count("SAP, looped") == 2 and "tower trained" in shown and "divprune" in shown
+
+
+def test_named_compressors_have_one_table(capsys):
+    assert bench.main(["sap", "qformer", "quick=true", "rounds=1"]) == 0
+    shown = capsys.readouterr().out
+    assert "qformer, transformers" in shown and "kernels" in shown and "SAP, looped" not in shown
 
 
 @pytest.mark.parametrize(
@@ -81,6 +113,7 @@ def test_bench_runs(capsys):
         (["rounds=0"], "rounds=0: must be at least 1"),
         (["grid=4", "dim=8"], "rate=3 does not divide the 4x4 patch grid"),
         (["dtype=int8"], "dtype=int8: must be one of float32, bfloat16"),
+        (["sup"], "sup"),
         (["--rounds", "3"], "--rounds: settings are spelled KEY=VALUE; write rounds=3"),
     ],
 )

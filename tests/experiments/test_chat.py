@@ -51,6 +51,18 @@ def test_an_answer_is_what_generate_gives(parts):
     assert [turn.question for turn in chat.turns] == ["What is this?", "And that?"]
 
 
+def test_the_picture_is_seen_once(parts):
+    model, processor = parts
+    chat, seen = Chat(model, processor, picture(), 3), []
+    hook = model.compressor.register_forward_hook(lambda *call: seen.append(call))
+    try:
+        for question in ("What is this?", "And that?", "Where?"):
+            chat.ask_question(question, lambda _: None)
+    finally:
+        hook.remove()
+    assert len(seen) == 1
+
+
 def test_every_turn_has_its_query_slot_and_the_picture_comes_once(parts):
     model, processor = parts
     chat = Chat(model, processor, picture(), 6)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import compressors
 from compressors.prunesid import choose_by_components
+from compressors.visionselector import soften_choice
 
 FOLDER = Path(__file__).parent / "methods"
 SIDE = 12
@@ -56,6 +57,24 @@ def test_scope(budget):
 def test_holov(budget):
     vectors, features = read_attended("holov")
     check_kept("holov", features, vectors, budget, strips=int(budget.split("_")[1]))
+
+
+@pytest.mark.parametrize("budget", ["16_50_2", "36_50_2", "72_50_2", "36_0_2", "36_200_2", "36_50_10"])
+def test_mmtok(budget):
+    vectors = load_file(FOLDER / "mmtok.safetensors")
+    features = torch.cat([as_maps(vectors["states"]), as_maps(vectors["projected"])], -1)
+    text = vectors["text"]
+    mask = torch.arange(text.shape[1]) < vectors["words"].unsqueeze(1)
+    tokens, weight, temperature = map(int, budget.split("_"))
+    part = compressors.create(
+        "mmtok", dim=8, tokens=tokens, patch_weight=weight / 100, text_temperature=temperature / 100
+    )
+    kept = part.kept(features, text, mask)
+    assert kept.tolist() == vectors[f"kept_{budget}"].tolist()
+    # a row alone, without its padding, has the same
+    for row, words in enumerate(vectors["words"].tolist()):
+        alone = part.kept(features[row : row + 1], text[row : row + 1, :words])
+        assert alone[0].equal(kept[row])
 
 
 @pytest.mark.parametrize("budget", [16, 25, 36, 72])
@@ -131,3 +150,20 @@ def test_visionzip_s_pictures_are_of_its_tokens():
     assert ((weights == 0) | (weights == 1 / 16)).all()
     expected = vectors["attention"][:, 1:].topk(16).indices.sort().values
     assert torch.equal(weights.nonzero()[:, 1].view(2, 16), expected)
+
+
+@pytest.mark.parametrize("count", [16, 40, 143])
+def test_visionselector(count):
+    """Scores, the weights of the softened choice with their gradient, and the hard choice."""
+    vectors = load_file(FOLDER / "visionselector.safetensors")
+    part = compressors.create("visionselector", dim=12, width=16, tokens=count).eval()
+    for ours, theirs in ((part.query, "q_proj"), (part.key, "k_proj")):
+        ours.load_state_dict({name: vectors[f"weight/{theirs}.{name}"] for name in ("weight", "bias")})
+    scores = part.score_patches(vectors["features"])
+    torch.testing.assert_close(scores, vectors["scores"], rtol=1e-4, atol=1e-5)
+    scores = vectors["scores"].requires_grad_()
+    weights = soften_choice(scores, count)
+    torch.testing.assert_close(weights, vectors[f"weights_{count}"], rtol=1e-4, atol=1e-5)
+    (gradient,) = torch.autograd.grad(weights, scores, vectors["upstream"])
+    torch.testing.assert_close(gradient, vectors[f"gradient_{count}"], rtol=1e-3, atol=1e-5)
+    assert torch.equal(part.kept(as_maps(vectors["features"])), vectors[f"kept_{count}"])

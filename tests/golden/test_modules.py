@@ -151,6 +151,39 @@ COMPRESSORS = {  # file: (our name, knobs from the file's sizes, key prefixes)
 }
 
 
+QUECC = {
+    "text_projection.": "text.",
+    "q_proj.": "query.",
+    "k_proj.": "key.",
+    "v_proj.": "value.",
+    "q_downsample.": "downsample.",
+    "clip_attn.": "attend.",
+    "clip_attn.out_proj.": "attend.out.",
+}
+
+
+def test_quecc():
+    """The released module is given one vector of a question: a question of one word here."""
+    vectors = golden("quecc")
+    config = vectors.config
+    levels = list(range(1, config["levels"] + 1))
+    part = compressors.create(
+        "quecc",
+        dim=config["dim"],
+        llm_dim=config["text_dim"],
+        rate=config["rate"],
+        heads=config["heads"],
+        levels=levels,
+    )
+    part = load(part, unpacked(vectors.weights), QUECC)
+    features, text = grid_of(vectors), vectors.inputs["text"]
+    assert_parity(part(features, text), vectors.output)
+    # a longer question is the mean of its words; what the mask hides is none of them
+    words = torch.cat([text - 1, text + 1, torch.full_like(text, torch.nan)], 1)
+    mask = torch.tensor([[True, True, False]]).expand(2, -1)
+    assert_parity(part(features, words, mask), vectors.output)
+
+
 @pytest.mark.parametrize("name", COMPRESSORS)
 def test_compressor(name):
     vectors = golden(name)

@@ -10,9 +10,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from compressors.tome import average_groups
 from llm_adapters.pruning import View, registry
 from llm_adapters.pruning.attention import join_heads
 from llm_adapters.pruning.gprune import spread_importance
+from llm_adapters.pruning.pact import Pact
 
 FOLDER = Path(__file__).parent / "methods"
 
@@ -71,3 +73,25 @@ def test_gprune(similarity, temperature, steps):
     attention = torch.empty(rows, 0, count + 3)
     view = View(0, visual, [count] * rows, [count] * rows, raters, attention, hidden)
     assert list_kept(pruner.choose_tokens(view).keep) == (expected + 1).tolist()
+
+
+@pytest.mark.parametrize("distance", [0.05, 0.21, 0.6])
+def test_pact(distance, monkeypatch):
+    """Centres, how many tokens each stands for, and the means, with a token in front and one behind."""
+    vectors = load_file(FOLDER / "pact.safetensors")
+    keys, hidden = (torch.nn.functional.pad(vectors[name], (0, 0, 1, 1)) for name in ("keys", "hidden"))
+    rows, length, _ = keys.shape
+    visual = torch.zeros(rows, length, dtype=torch.bool)
+    visual[:, 1:-1] = True
+    counts = [length - 2] * rows
+    raters = torch.arange(length - 1).expand(rows, -1)
+    view = View(0, visual, counts, counts, raters, torch.zeros(rows, 1, length), hidden, keys)
+    monkeypatch.setattr(Pact, "rate_importance", lambda *_: vectors["importance"])
+    choice = registry.create("pact", llm_layers=8, distance=distance).choose_tokens(view)
+    kept = vectors[f"kept_{distance}"]
+    assert list_kept(choice.keep[:, 1:-1]) == list_kept(kept)
+    assert choice.counts == kept.sum(1).tolist()
+    sizes = choice.sizes[:, 1:-1].masked_fill(~kept, 0)
+    torch.testing.assert_close(sizes, vectors[f"sizes_{distance}"])
+    means = average_groups(hidden, choice.into, length)[:, 1:-1].masked_fill(~kept.unsqueeze(2), 0)
+    torch.testing.assert_close(means, vectors[f"merged_{distance}"])

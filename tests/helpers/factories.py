@@ -47,6 +47,10 @@ KNOBS = {
     "resampler_2d": {"grid": (2, 2)},
     "vscan": {"block": 1},
 }
+QUERY_KNOBS = {
+    "embq": {"dim": 16, "at": 2, "num_queries": 3},
+    "llava_mini": {"num_layers": 2, "num_queries": 3},
+}
 
 
 def saved_settings(processor: FlashSlothProcessor) -> dict:
@@ -172,8 +176,7 @@ def make_config(
     **knobs,
 ) -> FlashSlothConfig:
     """`knobs` are the query module's."""
-    if query_module == "embq":
-        knobs = {"dim": 16, "at": 2, "num_queries": 3, **knobs}
+    knobs = {**QUERY_KNOBS.get(query_module, {}), **knobs}
     image, query = byte_tokenizer().convert_tokens_to_ids([IMAGE, QUERY])
     return FlashSlothConfig(
         vision_config=vision or vision_config(),

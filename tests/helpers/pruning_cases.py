@@ -17,6 +17,8 @@ CASES = {name: (name, KNOBS.get(name, {})) for name in registry.names()} | {
     "fastv without positions": ("fastv", {"rotary": False, "ratio": 0.25}),
     "fastv half uniform": ("fastv", {"uniform": 0.5, "ratio": 0.25}),
     "pyramid_drop kept": ("pyramid_drop", {"positions": "keep"}),
+    "pact adaptive": ("pact", {"distance": 0.6}),
+    "pact of equal tokens": ("pact", {"ratio": 0.2, "proportional": False, "rotary": True}),
     "sparsevlm adaptive": ("sparsevlm", {"adaptive": 0.6}),
     "sparsevlm without recycling": ("sparsevlm", {"recycle": 0.0}),
 }

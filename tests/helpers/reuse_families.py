@@ -31,6 +31,7 @@ def family_params(*names: str) -> list:
 over_families = pytest.mark.parametrize("family", family_params(*reuse.FAMILIES))
 SAP = {"compressor": "sap", "rate": 3, "grid_policy": "ceil"}
 EMBQ = {"query_module": "embq", "query_knobs": {"at": 2, "dim": 8, "num_queries": 3}}
+PREFUSION = {"query_module": "llava_mini", "query_knobs": {"num_layers": 1, "num_queries": 3}}
 # compressors without weights, by their knobs beside the budget
 TRAINING_FREE = {
     "visionzip": {"context": 0.3},

@@ -117,6 +117,12 @@ def make_settings(family: str) -> dict:
             "vision_start_token_id": known["<vision_start>"],
             "vision_end_token_id": known["<vision_end>"],
         }
+    if family == "ovis2":
+        settings["image_token_id"] = known["<IMG_ATOM>"]
+        markers = ("START", "GRID", "COL", "ROW", "END")
+        settings["visual_indicator_token_ids"] = [known[f"<IMG_{name}>"] for name in markers]
+    if family == "fast_vlm":
+        settings["image_token_index"] = settings.pop("image_token_id")
     if family == "aya_vision":
         settings["image_token_id"] = known["<patch>"]
     if family == "gemma3":
@@ -137,6 +143,7 @@ GRID_FAMILIES = (
     "glm4v_moe",
     "glm46v",
     "exaone4_5",
+    "kimi_k25",
 )
 TILE_FAMILIES = ("llava_next", "llava_next_video", "llava_onevision")
 FAMILY_SETTINGS = {
@@ -262,6 +269,63 @@ FAMILY_SETTINGS = {
             "window_size": 16,
             "fullatt_block_indexes": [1],
             "num_key_value_heads": 2,
+        },
+    },
+    "fast_vlm": lambda: {
+        "text_config": _llama("qwen2"),
+        "image_seq_length": GRID * GRID,
+        "vision_config": {
+            "model_type": "timm_wrapper",
+            "architecture": "fastvit_mci0",
+            "do_pooling": True,
+            "global_pool": "avg",
+            "hidden_size": 16,
+            "initializer_range": 0.3,
+            "model_args": {
+                "layers": [1, 1],
+                "embed_dims": [16, 16],
+                "mlp_ratios": [2, 2],
+                "downsamples": [False, False],
+                "se_downsamples": [False, False],
+                "pos_embs": [None, None],
+                "token_mixers": ["repmixer", "repmixer"],
+                "cls_ratio": 1.0,
+                "stem_use_scale_branch": False,
+                "inference_mode": True,
+            },
+        },
+    },
+    "ovis2": lambda: {
+        "text_config": _llama("qwen2"),
+        "hidden_size": TEXT["hidden_size"],
+        "vocab_size": TEXT["vocab_size"],
+        "vision_config": {**VISION, "model_type": "ovis2_vision", "vocab_size": 40, "hidden_stride": 2},
+    },
+    "kimi_k25": lambda: {
+        "projection_hidden_size": VISION["hidden_size"],
+        "text_config": _llama(
+            "deepseek_v3",
+            num_key_value_heads=4,
+            kv_lora_rank=8,
+            q_lora_rank=8,
+            qk_rope_head_dim=4,
+            qk_nope_head_dim=4,
+            v_head_dim=8,
+            head_dim=4,
+            n_group=1,
+            topk_group=1,
+            **GLM_EXPERTS,
+        ),
+        "vision_config": {
+            "model_type": "kimi_k25_vision",
+            "patch_size": PATCH,
+            "pos_emb_height": 2 * GRID,
+            "pos_emb_width": 2 * GRID,
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "initializer_range": 0.3,
         },
     },
     "qwen3_vl": lambda: _qwen3(),

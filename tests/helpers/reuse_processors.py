@@ -55,6 +55,31 @@ def _make_onevision(tok, chat):
     )
 
 
+def _make_fast_vlm(tok, chat):
+    images = transformers.CLIPImageProcessor(**CLIP)
+    return transformers.LlavaProcessor(
+        images,
+        tok,
+        patch_size=PATCH,
+        vision_feature_select_strategy="full",
+        num_additional_image_tokens=0,
+        **chat,
+    )
+
+
+def _make_ovis2(tok, chat):
+    images = transformers.Ovis2ImageProcessor(size=PIXELS, crop_to_patches=True, max_patches=4)
+    return transformers.Ovis2Processor(images, tok, image_seq_length=9, **chat)
+
+
+def _make_kimi(tok, chat):
+    images = transformers.Kimi_K25ImageProcessor(
+        patch_size=PATCH, merge_size=2, size={"max_height": 12, "max_width": 12}
+    )
+    videos = transformers.Kimi_K25VideoProcessor(patch_size=PATCH, merge_size=2)
+    return transformers.Kimi_K25Processor(images, tok, videos, **chat)
+
+
 def _make_internvl(tok, chat):
     images = transformers.GotOcr2ImageProcessor(size=PIXELS, min_patches=1, max_patches=4)
     videos = transformers.InternVLVideoProcessor(size=PIXELS)
@@ -167,6 +192,9 @@ MAKERS = {
     "llava_next_video": _make_llava_next_video,
     "llava_onevision": _make_onevision,
     "internvl": _make_internvl,
+    "fast_vlm": _make_fast_vlm,
+    "ovis2": _make_ovis2,
+    "kimi_k25": _make_kimi,
     "idefics3": _make_idefics3,
     "smolvlm": _make_smolvlm,
     "paligemma": _make_paligemma,

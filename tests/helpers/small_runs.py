@@ -41,6 +41,16 @@ def write_data(folder: Path, count: int, text_only: frozenset[int] = frozenset()
     (folder / "data.json").write_text(json.dumps(records))
 
 
+def swap_tokens(path: Path, one: str, other: str) -> None:
+    """Two special tokens of a tokenizer.json change their ids."""
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+    for token in content["added_tokens"]:
+        token["content"] = {one: other, other: one}.get(token["content"], token["content"])
+    path.write_text(json.dumps(content))
+
+
 def make_config(folder: Path, compressor: str = "sap+embq", **trainer) -> Config:
     config = Config(compressor=compressor)
     config.tower.source, config.llm.source = str(folder / "tower"), str(folder / "llm")

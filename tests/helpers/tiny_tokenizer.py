@@ -30,6 +30,7 @@ SPECIALS = [
     "<vision_start>",
     "<vision_end>",
     "<patch>",
+    *(f"<IMG_{name}>" for name in ("START", "ATOM", "GRID", "COL", "ROW", "END")),
     *(f"<row_{i}_col_{j}>" for i in (1, 2) for j in (1, 2)),
 ]
 CHAT = (

@@ -1,4 +1,4 @@
-"""The hook: EmbQ at a decoder layer's input equals a hand-written decoder loop, however a model is run."""
+"""The hook: a query module at a layer's input equals a hand-written decoder loop, however a model is run."""
 
 import copy
 import importlib.util
@@ -9,6 +9,7 @@ import torch
 from factories import LLMS, make_batch, make_model, make_processor, picture
 from torch import Tensor, nn
 
+from connectors.query_module import registry as query_modules
 from llm_adapters.adapter import (
     CONTEXT,
     QueryContext,
@@ -41,7 +42,7 @@ def batch_for(model: Model, side: str = "left") -> dict[str, Tensor]:
 def parts_of(model: Model, batch: dict[str, Tensor]) -> tuple[Tensor, QueryContext]:
     """Embeddings with visual and query tokens in place, and the query module's context."""
     features = model.get_image_features(batch["pixel_values"])
-    embeds, context = model.embed_tokens(
+    embeds, context, _ = model.embed_tokens(
         batch["input_ids"], features, batch["image_turn"], batch["turns"], None
     )
     return embeds, context
@@ -65,6 +66,7 @@ def unrolled(model: Model, batch: dict[str, Tensor]) -> Tensor:
     module = model.query_module
     for i, layer in enumerate(decoder_layers(llm)):
         if i + 1 in module.at:
+            options = {"visual_mask": context.visual_mask} if module.prefuses else {}
             hidden = module(
                 hidden,
                 context.query_index,
@@ -72,6 +74,7 @@ def unrolled(model: Model, batch: dict[str, Tensor]) -> Tensor:
                 context.features,
                 context.feature_mask,
                 module.at.index(i + 1),
+                **options,
             )
         kind = [llm.config.layer_types[i]] if llm.config.model_type == "gemma3_text" else []
         rotary = decoder.rotary_emb(hidden, positions, *kind)
@@ -83,10 +86,11 @@ def unrolled(model: Model, batch: dict[str, Tensor]) -> Tensor:
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
-@pytest.mark.parametrize("at", [1, 2, (2, 3), (1, 4)])
+@pytest.mark.parametrize("at", [1, 2, (2, 3), (1, 4), None])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_hook_is_the_unrolled_loop(family, at):
-    model, tolerance = make_model(family, at=at), 1e-4
+    chosen = {"query_module": "llava_mini"} if at is None else {"at": at}
+    model, tolerance = make_model(family, **chosen), 1e-4
     if family.startswith("gemma"):  # soft-capped scores need eager attention, whose softmax is float32
         model.language_model.set_attn_implementation("eager")
     else:
@@ -133,9 +137,10 @@ def test_text_only_rows_are_bitwise_unchanged(family):
 
 
 @pytest.mark.parametrize("compressor", ["sap", "ldpv2", "qformer"])
-def test_garbage_where_there_is_no_image(compressor):
+@pytest.mark.parametrize("query_module", query_modules.names())
+def test_garbage_where_there_is_no_image(compressor, query_module):
     """Features that fill rows with fewer images reach neither outputs nor gradients, not even as NaN * 0."""
-    model = make_model(compressor=compressor)
+    model = make_model("phi", compressor, query_module)
     batch = batch_for(model)
     features = model.get_image_features(batch.pop("pixel_values")).detach()
     clean = model(**batch, vision_features=features)
@@ -151,9 +156,13 @@ def test_garbage_where_there_is_no_image(compressor):
         torch.testing.assert_close(model.get_parameter(name).grad, gradient, msg=name)
 
 
+MODULE_KNOBS = {"embq": {"at": (2, 3)}}
+
+
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable:FutureWarning")  # renamed after 5.0
-def test_gradient_checkpointing():
-    model = make_model(at=(2, 3)).train()
+@pytest.mark.parametrize("query_module", query_modules.names())
+def test_gradient_checkpointing(query_module):
+    model = make_model("phi", "sap", query_module, **MODULE_KNOBS.get(query_module, {})).train()
     model.compressor.scorer[2].p = 0.0
     batch, results = batch_for(model), []
     for checkpointing in (False, True):
@@ -171,9 +180,10 @@ def test_gradient_checkpointing():
         torch.testing.assert_close(gradients_again[name], gradient, msg=name)
 
 
+@pytest.mark.parametrize("query_module", query_modules.names())
 @pytest.mark.parametrize("family", LLMS)
-def test_compiles_without_a_graph_break(family):
-    model = make_model(family, at=(2, 3))
+def test_compiles_without_a_graph_break(family, query_module):
+    model = make_model(family, "sap", query_module, **MODULE_KNOBS.get(query_module, {}))
     batch = batch_for(model)
     graph = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(graph(**batch, use_cache=False).logits, model(**batch, use_cache=False).logits)
@@ -238,10 +248,11 @@ def test_positional_hidden_states(model):
 
 @pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
 @pytest.mark.parametrize("family", LLMS)
-def test_lora(family):
+@pytest.mark.parametrize("query_module", query_modules.names())
+def test_lora(family, query_module):
     from peft import LoraConfig, get_peft_model
 
-    model = make_model(family)
+    model = make_model(family, "sap", query_module)
     batch = batch_for(model)
     before = model(**batch).logits
     targets = r".*language_model.*\.[qv]_proj"

@@ -34,7 +34,7 @@ def make_labels(rows: int = 2, tokens: int = 9) -> torch.Tensor:
 
 def compute_split_loss(llm, inputs, labels, **options):
     output = llm.base_model(**inputs, use_cache=False)
-    return compute_answer_loss(llm, output, labels, index_answers(labels), **options)
+    return compute_answer_loss(llm, output, labels, index_answers(labels), **options).loss
 
 
 def collect_gradients(llm, loss) -> dict[str, torch.Tensor]:
@@ -128,6 +128,56 @@ def test_the_composed_model_has_the_same_loss(name):
     assert output.logits is None
     mean = model(**batch, answer_index=index_answers(batch["labels"]))
     torch.testing.assert_close(mean.loss, model(**batch).loss)
+
+
+@pytest.mark.parametrize("most_logits", [answers.MOST_LOGITS, 1800], ids=["whole", "pieces"])
+@pytest.mark.parametrize("vocabularies", [(300, 300), (300, 320), (320, 300)], ids=str)
+def test_a_lesson_adds_the_divergence_from_the_teacher(vocabularies, most_logits):
+    torch.manual_seed(0)
+    llm, teacher = [
+        AutoModelForCausalLM.from_config(llm_config(name, vocab_size=size)).eval()
+        for name, size in zip(("gemma2", "llama"), vocabularies)
+    ]
+    ids = torch.randint(4, 300, (2, 9))
+    labels = make_labels().where(torch.arange(9) > 4, IGNORE)
+    answer_index = index_answers(labels)
+    # the teacher's rows have two tokens more in front, as of an image
+    taught_ids = torch.cat([torch.randint(4, 300, (2, 2)), ids], 1)
+    taught_labels = torch.nn.functional.pad(labels, (2, 0), value=IGNORE)
+    with torch.no_grad():
+        taught = teacher.base_model(taught_ids, use_cache=False)
+        states = answers.take_answer_states(teacher, taught, index_answers(taught_labels))
+        taught_logits = teacher(taught_ids).logits.flatten(0, 1)[index_answers(taught_labels)]
+    lesson = answers.Lesson(states, 0.7, 2.0)
+    loss, divergence = compute_answer_loss(
+        llm, llm.base_model(ids, use_cache=False), labels, answer_index, 11, most_logits, lesson
+    )
+    gradients = collect_gradients(llm, loss)
+    logits = llm(ids).logits.flatten(0, 1)[answer_index]
+    log_probabilities = (logits[:, :300] / 2.0).log_softmax(-1)
+    taught_probabilities = (taught_logits[:, :300] / 2.0).softmax(-1)
+    expected = 4.0 * (taught_probabilities * (taught_probabilities.log() - log_probabilities)).sum() / 11
+    entropy = torch.nn.functional.cross_entropy(logits, labels[labels != IGNORE], reduction="sum") / 11
+    torch.testing.assert_close(divergence, expected.detach())
+    torch.testing.assert_close(loss, entropy + 0.7 * expected)
+    expected_gradients = collect_gradients(llm, entropy + 0.7 * expected)
+    largest = max(float(gradient.abs().max()) for gradient in expected_gradients.values())
+    for name, gradient in expected_gradients.items():
+        torch.testing.assert_close(gradients[name], gradient, msg=name, rtol=1e-4, atol=1e-6 * largest)
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_a_lesson_of_no_weight_changes_no_bit():
+    torch.manual_seed(0)
+    llm = AutoModelForCausalLM.from_config(llm_config("llama")).eval()
+    labels = make_labels()
+    output = llm.base_model(torch.randint(4, 300, (2, 9)), use_cache=False)
+    states = answers.take_answer_states(llm, output, index_answers(labels))
+    lesson = answers.Lesson(states, 0.0, 1.0)
+    plain = compute_answer_loss(llm, output, labels, index_answers(labels))
+    taught = compute_answer_loss(llm, output, labels, index_answers(labels), lesson=lesson)
+    assert torch.equal(plain.loss, taught.loss) and plain.divergence is None
+    torch.testing.assert_close(taught.divergence, torch.tensor(0.0), atol=1e-6, rtol=0)  # from itself
 
 
 def test_an_index_without_labels_is_refused():

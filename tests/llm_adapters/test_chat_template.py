@@ -112,7 +112,7 @@ TEXT = {"type": "text", "text": "What?"}
     [
         ({"content": [{"type": "input_image", "image_url": "a.png"}, TEXT]}, "part of type 'input_image'"),
         ({"content": [{"type": "image_url", "image_url": {"url": "a.png"}}, TEXT]}, "of type 'image_url'"),
-        ({"content": [{"type": "video", "video": "a.mp4"}, TEXT]}, "part of type 'video'"),
+        ({"content": [{"type": "video", "video": "a.mp4"}, TEXT]}, "a video that is no list of frames"),
         ({"content": [{"type": "file", "file": "x" * 9000}, TEXT]}, "part of type 'file'"),
         ({"content": [{"text": "What?"}]}, "part of type None"),
         ({"content": ["What?"]}, "part of type None"),

@@ -195,10 +195,14 @@ def test_marked_string_out_of_order_is_refused(text):
         make_encoder(byte_tokenizer()).encode(text, [])
 
 
-@pytest.mark.parametrize("text", ["What <image>", "USER:<question> What <query> ASSISTANT: <image>"])
-def test_image_without_a_question_is_refused(text):
+def test_image_behind_the_last_question_is_refused():
     with pytest.raises(UsageError, match="an <image> stands after the last question"):
-        make_encoder(byte_tokenizer()).encode(text, [N])
+        make_encoder(byte_tokenizer()).encode("USER:<question> What <query> ASSISTANT: <image>", [N])
+
+
+def test_image_in_a_text_without_turns_asks_for_the_chat_template():
+    with pytest.raises(UsageError, match=r"no <question>.*the chat template"):
+        make_encoder(byte_tokenizer()).encode("What <image>", [N])
 
 
 def test_words_that_cannot_work_are_refused():

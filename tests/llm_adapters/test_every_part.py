@@ -1,4 +1,5 @@
-"""Every compressor, with and without EmbQ, on three LLM families: built, trained, saved, loaded, asked."""
+"""Every compressor, with and without EmbQ, and every query module, on three LLM families: built, trained,
+saved, loaded, asked."""
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
 import compressors
+from connectors.query_module import registry as query_modules
 from experiments.stages.training.module import set_trainable
 from llm_adapters.conversation import IMAGE, Template, Turn
 
@@ -51,9 +53,18 @@ def train(model: nn.Module, stage: str, batch: dict[str, Tensor], train_tower: b
         assert torch.equal(p, before[name]) != trained or no_effect(name), name
 
 
+PAIRS = [(name, query_module) for name in compressors.names() for query_module in (None, "embq")]
+# behind compressors with and without weights, one of several token counts, and one that reads the question
+PAIRS += [
+    (name, query_module)
+    for name in ("sap", "resampler_2d", "random", "matryoshka", "quecc")
+    for query_module in query_modules.names()
+    if query_module != "embq"
+]
+
+
 @pytest.mark.parametrize("llm", LLMS)
-@pytest.mark.parametrize("query_module", [None, "embq"])
-@pytest.mark.parametrize("compressor", compressors.names())
+@pytest.mark.parametrize(("compressor", "query_module"), PAIRS)
 def test_build_train_save_load_generate(compressor, query_module, llm, tmp_path):
     model = make_model(llm, compressor, query_module, prompt=Template(system=""))
     processor = make_processor(model)

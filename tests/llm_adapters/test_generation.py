@@ -1,4 +1,5 @@
-"""Batched, left-padded, cached generation is one-by-one, uncached generation, token for token, with EmbQ."""
+"""Batched, left-padded, cached generation is one-by-one, uncached generation, token for token, with every
+query module."""
 
 import copy
 import itertools
@@ -17,6 +18,7 @@ from factories import (
 )
 from torch import Tensor
 
+from connectors.query_module import registry as query_modules
 from connectors.versions import CACHE, is_at_least
 from llm_adapters.conversation import IMAGE, Template, Turn
 from llm_adapters.modeling import FlashSlothForConditionalGeneration as Model
@@ -64,10 +66,14 @@ def generate(model: Model, batch: dict[str, Tensor], **options) -> list[list[int
     return out[:, batch["input_ids"].shape[1] :].tolist()
 
 
-@pytest.fixture(params=LLMS, scope="module")
+OTHERS = [name for name in query_modules.names() if name != "embq"]
+
+
+@pytest.fixture(params=[*LLMS, *(("llama", name) for name in OTHERS)], scope="module", ids=str)
 def pair(request) -> tuple[Model, FlashSlothProcessor]:
+    llm, query_module = (request.param, "embq") if isinstance(request.param, str) else request.param
     # a short prompt and large weights: query tokens must matter for the next token
-    model = make_model(request.param, prompt=Template(system=""), scale=1.0)
+    model = make_model(llm, "sap", query_module, prompt=Template(system=""), scale=1.0)
     return model, make_processor(model)
 
 
@@ -157,7 +163,7 @@ def test_answers_rest_on_image_question_and_query_module(pair):
     """The tests above would pass for a model that ignores what is at stake here."""
     model, processor = pair
     (turns, images), deaf = rows()[0], copy.deepcopy(model)
-    deaf.query_module.forward = lambda hidden, *_: hidden
+    deaf.query_module.forward = lambda hidden, *_, **__: hidden
     said = model(**make_batch(processor, [(turns, images)])).logits[:, -1]
     others = [
         model(**make_batch(processor, [(turns, [picture(99)])])),
@@ -175,7 +181,7 @@ def test_query_module_reads_its_own_turn_and_images_up_to_it(pair, monkeypatch):
     turns = [Turn(f"{IMAGE}What is this?", "A dog"), Turn(f"{IMAGE}And that?", "red"), Turn("Hi")]
     seen = []
 
-    def spy(hidden, *given):
+    def spy(hidden, *given, **_):
         seen.append((given[1], given[3]))  # question and feature masks
         return hidden
 

@@ -54,10 +54,11 @@ def disturb_compressor(model):
     return model.compressor.register_forward_pre_hook(lambda _, args: (args[0].flip(1) + 1, *args[1:]))
 
 
+@pytest.mark.parametrize("query_module", ["embq", "llava_mini"])
 @pytest.mark.parametrize("attention", ["own", "eager"])  # of most families SDPA is their own
 @pytest.mark.parametrize("llm", FAMILIES)
-def test_what_the_compressor_makes_reaches_no_token_of_a_hidden_row(llm, attention):
-    model, batch = make(llm)
+def test_what_the_compressor_makes_reaches_no_token_of_a_hidden_row(llm, attention, query_module):
+    model, batch = make(llm, query_module=query_module)
     if attention == "eager":
         model.language_model.set_attn_implementation("eager")
     seen = is_seen(model, batch)

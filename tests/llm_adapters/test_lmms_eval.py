@@ -21,6 +21,7 @@ from llm_adapters.lmms_eval.requests import (
     batch_requests,
     collect_pictures,
     cut_answer,
+    identify_pictures,
     make_message,
     read_generation_settings,
 )
@@ -38,6 +39,7 @@ def test_batches_have_one_setting_and_put_the_longest_first():
     short, long = {"max_new_tokens": 4, "until": ["\n"]}, {"max_new_tokens": 9}
     requests = [("aa", short), ("b", long), ("c", {**short}), ("dddd", short), ("eee", short)]
     assert list(batch_requests(requests, 3)) == [[3, 4, 0], [2], [1]]
+    assert list(batch_requests(requests, 3, in_order=True)) == [[0, 2, 3], [4], [1]]
 
 
 @pytest.mark.parametrize(
@@ -61,6 +63,8 @@ def test_pictures():
     grey = IMAGES[0].convert("L")
     assert [image.mode for image in collect_pictures([grey, None, IMAGES[1]], "t")] == ["RGB", "RGB"]
     assert collect_pictures(None, "t") == collect_pictures([None], "t") == []
+    same = [identify_pictures([image]) for image in (IMAGES[0], IMAGES[0].copy(), IMAGES[1])]
+    assert same[0] == same[1] != same[2]
     with pytest.raises(UsageError, match="task clips shows a str"):
         collect_pictures(["clip.mp4"], "clips")
 

@@ -48,7 +48,7 @@ def test_what_stands_where(model):
     """Visual tokens image by image, query tokens slot by slot, all else from the embedding table."""
     batch = make_batch(make_processor(model), [TEXT, TWO, ROW])
     ids, features = batch["input_ids"], model.get_image_features(batch["pixel_values"])
-    embeds, _ = model.embed_tokens(ids, features, batch["image_turn"], batch["turns"], None)
+    embeds, *_ = model.embed_tokens(ids, features, batch["image_turn"], batch["turns"], None)
     is_image, is_query = ids == model.config.image_token_id, ids == model.config.query_token_id
     images = torch.cat([features[1, :2], features[2, :1]])  # in the order of rows
     visual = model.projector(model.compressor(images)).flatten(0, 1)
@@ -301,7 +301,7 @@ def test_text_aware_compressor_reads_its_own_turns_question():
     def visual(rows, side="left", row=0):
         batch = make_batch(processor, rows, side)
         features, ids = model.get_image_features(batch["pixel_values"]), batch["input_ids"]
-        embeds, _ = model.embed_tokens(ids, features, batch["image_turn"], batch["turns"], None)
+        embeds, *_ = model.embed_tokens(ids, features, batch["image_turn"], batch["turns"], None)
         return embeds[row][ids[row] == model.config.image_token_id].unflatten(0, (-1, 4))  # (images, 4, D)
 
     turns, images = TWO
@@ -388,8 +388,20 @@ def test_presets_at_full_size_on_the_meta_device(preset, crops, full_size_source
     assert [(batch["input_ids"] == i).sum() for i in ids] == [81 * crops, 9]  # HD: 405
     batch = {name: value.to("meta") for name, value in batch.items()}
     features = model.get_image_features(batch["pixel_values"])
-    embeds, context = model.embed_tokens(
+    embeds, context, _ = model.embed_tokens(
         batch["input_ids"], features, batch["image_turn"], batch["turns"], batch["query_index"]
     )
     assert embeds.shape[1:] == (batch["input_ids"].shape[1], 2560)
     assert context.features.shape == (1, crops * 729, 1152)
+
+
+@pytest.mark.parametrize("odd", [{"return_dict": False}, {"output_hidden_states": 0.5}])
+def test_outputs_that_configurations_of_parts_ask_for_change_nothing(odd):
+    """A tower or LLM saved for a model that wants tuples, or with a number where a list belongs."""
+    plain = make_model()
+    model = make_model(llm_changes=odd, vision=vision_config(**odd))
+    batch = make_batch(make_processor(model), [ROW])
+    torch.testing.assert_close(model(**batch).logits, plain(**batch).logits, rtol=0, atol=0)
+    prompt = {key: value for key, value in batch.items() if key != "labels"}
+    answers = [each.generate(**prompt, max_new_tokens=2, do_sample=False) for each in (model, plain)]
+    torch.testing.assert_close(*answers)

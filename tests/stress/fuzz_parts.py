@@ -26,7 +26,10 @@ CONTEXT: dict[str, dict[str, Any]] = {
     "projector": {"in_dim": LLM_DIM, "llm_dim": LLM_DIM},
     "pruner": {"llm_layers": 4},
 }
-FITTING = {"embq": {"dim": 16, "at": 2, "num_queries": 3}}  # knobs under which a part fits that model
+FITTING = {  # knobs under which a part fits that model
+    "embq": {"dim": 16, "at": 2, "num_queries": 3},
+    "llava_mini": {"num_layers": 1, "num_queries": 3},
+}
 LARGEST = 4096  # of a number that a part is built with: memory is another matter
 
 
@@ -92,7 +95,8 @@ def use_compressor(part: Any) -> None:
     """As many finite tokens as it says, or a ValueError for the grid."""
     part.eval()
     check_finite(part)
-    inputs = [torch.randn(2, SIDE, SIDE, DIM * (1 + len(part.needs_levels)))]
+    channels = DIM * (1 + len(part.needs_levels)) + LLM_DIM * part.needs_projected
+    inputs = [torch.randn(2, SIDE, SIDE, channels)]
     if part.needs_text:
         inputs += [torch.randn(2, TEXT, LLM_DIM), torch.ones(2, TEXT, dtype=torch.bool)]
     try:

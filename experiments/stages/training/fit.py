@@ -8,7 +8,6 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, Logger
 
 from compressors.errors import UsageError
 from connectors.versions import switch_checkpointing
@@ -17,6 +16,8 @@ from experiments.runtime.progress import Reporter
 from experiments.stages.finite import watch_compressor
 from experiments.stages.training import strategies
 from experiments.stages.training.checkpoints import locate_checkpoint
+from experiments.stages.training.curves import CurveMeter, open_logger
+from experiments.stages.training.frozen import shrink_frozen
 from experiments.stages.training.module import SlothModule
 from llm_adapters.adapter import decoder_layers
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
@@ -42,31 +43,40 @@ def fit_module(
         every_n_train_steps=settings.checkpoint_every,
         enable_version_counter=False,  # one file, overwritten: the name is what a resumed run looks for
     )
+    every = min(LOSS_STEPS, module.steps)  # a stage of fewer steps logs its last one
     placement: dict[str, Any] = strategies.place_trainer(settings, world)
     precision: Any = resolve_precision(settings.precision)
-    trainer = L.Trainer(
-        **placement,
-        precision=precision,
-        max_steps=module.steps,
-        max_epochs=-1,
-        accumulate_grad_batches=optimisation.accumulate,
-        gradient_clip_val=optimisation.clip or None,
-        callbacks=[StepProgress(report), checkpoint, *callbacks],
-        logger=make_logger(settings.logger, out),
-        log_every_n_steps=10,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,  # `StepLoader` gives each process its share
-        num_sanity_val_steps=0,
-    )
-    if settings.gradient_checkpointing:
+    checkpointing = optimisation.checkpointing
+    if checkpointing is None:
+        checkpointing = settings.gradient_checkpointing
+    if checkpointing:
         switch_checkpointing(module.model, "enable", {"use_reentrant": False})
     compiled = compile_layers(module.model) if settings.compile else nullcontext()
     # whoever has begun the stage has removed a checkpoint that must not be read
     resume = str(last) if last.exists() else None
-    with compiled, watch_compressor(module.model.compressor, module.watch):
+    with (
+        compiled,
+        watch_compressor(module.model.compressor, module.watch),
+        open_logger(config, out, report) as logger,
+        shrink_frozen(module.model, settings, precision),
+    ):
+        trainer = L.Trainer(
+            **placement,
+            precision=precision,
+            max_steps=module.steps,
+            max_epochs=-1,
+            accumulate_grad_batches=optimisation.accumulate,
+            gradient_clip_val=optimisation.clip or None,
+            callbacks=[StepProgress(report), CurveMeter(every), checkpoint, *callbacks],
+            logger=logger,
+            log_every_n_steps=every,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,  # `StepLoader` gives each process its share
+            num_sanity_val_steps=0,
+        )
         trainer.fit(module, ckpt_path=resume, weights_only=True)
-    if settings.gradient_checkpointing:
+    if checkpointing:
         switch_checkpointing(module.model, "disable")
     if not world:  # else the processes end, and the first one has written what was trained
         module.model.cpu()
@@ -120,18 +130,3 @@ def resolve_precision(name: str) -> str:
     if name != "auto":
         return name
     return "bf16-mixed" if torch.cuda.is_available() else "32-true"
-
-
-def make_logger(name: str, out: Path) -> Logger | bool:
-    """Loss curves; a resumed run adds a file beside the first one's."""
-    if name == "none":
-        return False
-    if name == "csv":
-        return CSVLogger(out, name="curves")
-    if name == "tensorboard":
-        from lightning.pytorch.loggers import TensorBoardLogger
-
-        return TensorBoardLogger(out, name="curves")
-    from lightning.pytorch.loggers import WandbLogger
-
-    return WandbLogger(save_dir=out, project="slothkit")

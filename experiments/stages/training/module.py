@@ -14,7 +14,8 @@ from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_
 from experiments.config.schema import OptimisationSettings
 from experiments.stages.finite import FiniteWatch, check_weights
 from experiments.stages.training.query_warmup import QueryWarmup
-from experiments.stages.training.strategies import shard_model
+from experiments.stages.training.strategies import make_precision_policy, shard_model
+from experiments.stages.training.teacher import Teacher
 from experiments.store.store import NotFinite
 from llm_adapters.adapter import decoder_layers
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
@@ -79,6 +80,7 @@ class SlothModule(L.LightningModule):
     steps         optimiser steps of the whole stage
     seed          what a step draws follows from it and the step's number
     query_warmup  which rows are trained without their visual tokens; None: none
+    teacher       whose probabilities of the answers are learned too; None: none
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class SlothModule(L.LightningModule):
         steps: int,
         seed: int,
         query_warmup: QueryWarmup | None = None,
+        teacher: Teacher | None = None,
     ):
         super().__init__()
         self.model = model
@@ -95,7 +98,11 @@ class SlothModule(L.LightningModule):
         self.steps = steps
         self.seed = seed
         self.query_warmup = query_warmup
+        self.teacher = teacher
         self.step_loss: Tensor | float = 0.0
+        self.tokens = 0  # that this process has trained on, without padding
+        self.gradient_norm: Tensor | None = None  # of the last optimiser step, before it was clipped
+        self.step_divergence: Tensor | float = 0.0
         self.watch = FiniteWatch()
         self.strict_loading = (
             False  # a checkpoint has what is trained; `remove_bad_checkpoint` compares names
@@ -103,9 +110,12 @@ class SlothModule(L.LightningModule):
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:
-            shard_model(self.model, self.device_mesh["data_parallel"])
+            policy = make_precision_policy(self.trainer.precision)
+            shard_model(self.model, self.device_mesh["data_parallel"], policy)
 
     def on_train_start(self) -> None:
+        if self.teacher is not None:
+            self.teacher.place(self.device, str(self.trainer.precision))
         for _, part in list_model_parts(self.model):
             trained = [parameter.requires_grad for parameter in part.parameters()]
             # a frozen part drops nothing out; a compressor without weights may draw in training, too
@@ -118,6 +128,7 @@ class SlothModule(L.LightningModule):
     def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:  # noqa: ARG002
         # every step draws from its own seed, so that a resumed run draws what the uninterrupted one does
         number = batch.pop("number")
+        self.tokens += batch.pop("tokens", 0)
         self.watch.step = number // self.optimisation.accumulate + 1
         torch.manual_seed(self.seed * 1_000_003 + number + self.global_rank * 1_000_000_007)
         self.model.compressor.draw()
@@ -139,12 +150,20 @@ class SlothModule(L.LightningModule):
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         pieces = batch.pop("pieces")
         answer_tokens = batch.pop("answer_tokens")
-        loss = self.model(**batch, num_items_in_batch=answer_tokens, use_cache=False).loss
+        if self.teacher is not None:
+            batch["lesson"] = self.teacher.make_lesson(batch.pop("taught"), batch)
+        output = self.model(**batch, num_items_in_batch=answer_tokens, use_cache=False)
+        loss = output.loss
         self.watch.note("loss", loss)
         self.step_loss += loss.detach()
+        if self.teacher is not None:
+            self.step_divergence += output.divergence
         if not (batch_idx + 1) % self.optimisation.accumulate:
             self.log("loss", self.step_loss, prog_bar=False, sync_dist=True, reduce_fx="sum")
             self.step_loss = 0.0
+            if self.teacher is not None:
+                self.log("divergence", self.step_divergence, prog_bar=False, sync_dist=True, reduce_fx="sum")
+                self.step_divergence = 0.0
         # Lightning divides by `pieces`; the sum over a step's pieces is then its mean over answer tokens
         return loss * pieces
 
@@ -161,8 +180,9 @@ class SlothModule(L.LightningModule):
             norm = clip_grad_norm_(parameters, gradient_clip_val)
         else:
             norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        self.gradient_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if self.find_scaler() is None:  # which skips steps whose gradients are not finite
-            self.watch.note("gradient norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
+            self.watch.note("gradient norm", self.gradient_norm)
 
     def find_scaler(self) -> Any:
         """What scales the gradients of fp16; None where nothing does."""

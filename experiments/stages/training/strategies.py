@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from compressors.errors import UsageError
 from experiments.config.schema import TrainerSettings
@@ -106,12 +106,22 @@ def make_strategy(name: str, world: int) -> "Strategy":
     return DDPStrategy(gradient_as_bucket_view=True)  # else every gradient is there twice
 
 
-def shard_model(model: FlashSlothForConditionalGeneration, mesh: DeviceMesh) -> None:
+def make_precision_policy(precision: str) -> MixedPrecisionPolicy:
+    """How FSDP2 gathers and reduces, for a precision as Lightning names it. bf16-mixed: weights are gathered
+    in bfloat16, half the bytes; gradients are added up in float32, and each process keeps float32 weights."""
+    if precision != "bf16-mixed":
+        return MixedPrecisionPolicy()
+    return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+
+
+def shard_model(
+    model: FlashSlothForConditionalGeneration, mesh: DeviceMesh, policy: MixedPrecisionPolicy
+) -> None:
     """FSDP2 in place, one layer of LLM and tower at a time; all else is gathered for the whole forward pass,
     the query module too, which runs inside a layer."""
     for layer in (*decoder_layers(model.language_model), *find_tower_layers(model.vision_tower)):
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
 def find_tower_layers(tower: nn.Module) -> list[nn.Module]:

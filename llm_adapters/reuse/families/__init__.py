@@ -47,6 +47,18 @@ FAMILIES: dict[str, ModelFamily] = {
     "glm4v_moe": grids.GLM4V,
     "glm46v": grids.GLM4V,
     "exaone4_5": grids.EXAONE4_5,
+    "fast_vlm": crops.FAST_VLM,
+    "ovis2": crops.OVIS2,
+    "kimi_k25": sizes.KIMI_K25,
+}
+# what is asked for and has no entry, with the reason
+REFUSED: dict[str, str] = {
+    "idefics2": "its images are padded to one size within a batch, so that the patch grid of an image, and "
+    "its token count, would depend on its neighbours; idefics3 and smolvlm can",
+    "gemma3n": "its decoder layers carry several hidden states of each token at once (AltUp), and ids beyond "
+    "its words are images and sounds to it, so that neither a query module nor its markers fit; gemma3 can",
+    "gemma4": "its tower pools patches inside itself, by positions that an entry does not get; gemma3 can",
+    "kimi_vl": "transformers has no class of it, and no code of a repository is run here; kimi_k25 can",
 }
 
 
@@ -62,6 +74,8 @@ def find_family(model: nn.Module) -> ModelFamily:
     if kind == "llava" and config.vision_config.model_type == "pixtral":
         kind = "pixtral"
     family = FAMILIES.get(kind) or _load_family(kind)
+    if family is None and kind in REFUSED:
+        raise UsageError(f"model of type '{kind}': {REFUSED[kind]}")
     if family is None:
         raise UsageError(f"model of type '{kind}': a compressor can be put into {', '.join(list_families())}")
     if hasattr(model, "get_base_model"):

@@ -1,6 +1,7 @@
 """Families whose images, or crops of images, all have the tower's own size: LLaVA and its like."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
 from typing import Any, Protocol
@@ -8,8 +9,10 @@ from typing import Any, Protocol
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 
+from compressors.errors import UsageError
 from llm_adapters.reuse.families.family import (
     ModelFamily,
     PatchGrid,
@@ -89,6 +92,32 @@ def apply_pooled_projection(projector: PooledProjector, tokens: Tensor) -> Tenso
     return projector.linear_2(projector.gelu(projector.linear_1(tokens)))
 
 
+def mix_visual_words(base: Any, tokens: Tensor) -> Tensor:
+    """What comes after the windows in Ovis 2: shares of visual words, and the words' embeddings."""
+    tower = base.vision_tower
+    logits = tower.head_norm(tower.head_linear(tokens))
+    how = tower.config.tokenize_function
+    if how == "gumbel_argmax":
+        shares = functional.gumbel_softmax(logits, dim=-1, hard=True)
+    elif how == "st_argmax":
+        soft = logits.softmax(-1)
+        hard = functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(soft)
+        shares = hard + soft - soft.detach()  # the choice, with the gradient of the shares
+    else:
+        shares = logits.softmax(-1)
+    words = base.visual_embeddings_table.weight[
+        : shares.shape[-1]
+    ]  # the others mark where images begin and end
+    return shares @ words
+
+
+def take_patches(table: nn.Embedding, reduced: Tensor, features: Tensor, *levels: Tensor) -> Tensor:
+    """Ovis 2's patches (n, patches, C) in the place of words' embeddings; its markers' ids as ever."""
+    if not reduced.is_floating_point():
+        return functional.embedding(reduced, table.weight)
+    return torch.cat([features, *levels], -1)
+
+
 def make_patch_maps(
     base: PreTrainedModel,
     entry: Tensor,
@@ -119,6 +148,36 @@ def make_timm_maps(
 ) -> Tensor:
     """The same for a vision transformer of timm."""
     return cut_patch_maps(entry, arguments, base.vision_tower.timm_model.patch_embed.patch_size)
+
+
+def read_stride(base: Any) -> tuple[int, int]:
+    """Pixels of a place of a convolutional tower's output."""
+    stride: int = base.vision_tower.timm_model.feature_info[-1]["reduction"]
+    return stride, stride
+
+
+def read_sequence_grid(base: PreTrainedModel) -> PatchGrid:
+    """The square of as many tokens as the configuration gives an image."""
+    side = math.isqrt(base.config.image_seq_length)
+    return side, side
+
+
+def refuse_blocks(tower: nn.Module) -> Sequence[nn.Module]:
+    """UsageError: there is no list of blocks that look at the same places."""
+    raise UsageError(
+        f"levels: {type(tower).__name__} is convolutional, and its stages differ in width and places; choose "
+        "a compressor that reads the tower's output alone"
+    )
+
+
+def make_stride_maps(
+    base: PreTrainedModel,
+    entry: Tensor,
+    arguments: Mapping[str, Any],
+    index: int,  # noqa: ARG001
+) -> Tensor:
+    """The same for a convolutional tower."""
+    return cut_patch_maps(entry, arguments, read_stride(base))
 
 
 def flatten_crops(
@@ -192,6 +251,28 @@ JANUS = replace(
     since=TRIED,
 )
 DEEPSEEK_VL = replace(JANUS, width=attrgetter("linear1.in_features"), feature_layer=read_feature_layer)
+
+# FastVLM: LLaVA's projector behind a convolutional tower of timm, whose stages have widths of their own.
+FAST_VLM = replace(
+    CROPS,
+    maps=make_stride_maps,
+    grid=read_sequence_grid,
+    patch_size=read_stride,
+    blocks=refuse_blocks,
+    since=TRIED,
+)
+
+# Ovis 2: the reduction, windows of patches, is in the tower, before a head that gives each token its shares
+# of visual words; the LLM reads the words' embeddings, mixed by them.
+OVIS2 = replace(
+    CROPS,
+    projector="",  # the head is the tower's, the words are the model's
+    width=attrgetter("vision_tower.head_linear.in_features"),
+    project=mix_visual_words,
+    raw={"visual_embeddings_table": take_patches},
+    features="vision_tower.transformer.rms_norm",
+    since=TRIED,
+)
 
 # A tower of timm, whose configuration tells its sizes elsewhere; the reduction is behind the projector.
 PERCEPTION_LM = replace(

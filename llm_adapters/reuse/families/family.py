@@ -71,7 +71,8 @@ def read_merge_size(base: PreTrainedModel) -> int:
         merge: int | None = getattr(part, "spatial_merge_size", None)
         if merge:
             return merge
-    return 1
+    kernel: Sequence[int] = getattr(config.vision_config, "merge_kernel_size", (1, 1))  # Kimi's
+    return kernel[0]
 
 
 def keep_size(base: PreTrainedModel) -> int:  # noqa: ARG001
@@ -120,6 +121,10 @@ class ModelFamily:
                    image of its own size, pixels of a patch, its blocks
     whole_images   `pack` mixes the crops of an image
     rope           positions follow the grid
+    takes_videos   videos go through the model as before, or their frames as images do; False: they would be
+                   compressed, or counted, as images are, but not both, and are refused
+    keeps_names    weights are saved under the names of their modules: the renaming to older ones that
+                   transformers does for the family would take attached parts along
     since          the oldest transformers in which it can be done
     """
 
@@ -143,4 +148,6 @@ class ModelFamily:
     blocks: Callable[[Any], Sequence[nn.Module]] = find_tower_blocks
     whole_images: bool = False
     rope: bool = False
+    takes_videos: bool = True
+    keeps_names: bool = False
     since: str = "5.0"

@@ -145,6 +145,7 @@ QWEN3_VL = ModelFamily(
     deepstack=DeepStack("visual.deepstack_merger_list", group_deepstack_windows, apply_deepstack_merger),
     processor="grid",
     rope=True,
+    takes_videos=False,
     since=TRIED,
 )
 

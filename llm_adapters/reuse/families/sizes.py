@@ -1,4 +1,4 @@
-"""Families with a Pixtral tower: images of their own sizes in one sequence of patches."""
+"""Families with a Pixtral tower or Kimi's: images of their own sizes in one sequence of patches."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,8 +10,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from llm_adapters.reuse.families.crops import CROPS, TRIED
-from llm_adapters.reuse.families.family import read_patch_size
+from llm_adapters.reuse.families.crops import CROPS, TRIED, flatten_crops
+from llm_adapters.reuse.families.family import ModelFamily, read_patch_size
 
 
 class PatchMerger(Protocol):
@@ -29,6 +29,15 @@ class MistralProjector(Protocol):
     linear_1: nn.Module
     act: nn.Module
     linear_2: nn.Module
+
+
+class KimiProjector(Protocol):
+    """Kimi K2.5's: a norm of patches, a perceptron on windows of m x m."""
+
+    pre_norm: nn.Module
+    in_proj: nn.Linear
+    act: nn.Module
+    out_proj: nn.Module
 
 
 def group_patches(projector: MistralProjector, features: Tensor, *levels: Tensor) -> Tensor:
@@ -56,6 +65,30 @@ def make_sized_maps(base: PreTrainedModel, entry: Tensor, arguments: Mapping[str
     return entry.reshape(1, height, width, -1)
 
 
+def group_kimi_patches(
+    projector: KimiProjector, reduced: Tensor, features: Tensor, *levels: Tensor
+) -> Tensor:
+    """The same for Kimi K2.5, whose windows `reduced` (n, m * m, C) are of `features` (patches, C)."""
+    channels = torch.cat([projector.pre_norm(features), *levels], -1)
+    return rearrange(channels, "(n m) c -> n (m c)", m=reduced.shape[1])
+
+
+def apply_kimi_layers(projector: KimiProjector, tokens: Tensor) -> Tensor:
+    """What comes after the norm in its projector, on windows (n, N, m * m * C)."""
+    return projector.out_proj(projector.act(projector.in_proj(tokens)))
+
+
+def make_kimi_maps(
+    base: PreTrainedModel,  # noqa: ARG001
+    entry: Tensor,
+    arguments: Mapping[str, Any],
+    index: int,
+) -> Tensor:
+    """The same where the processor gives the patch grids."""
+    _, height, width = arguments["image_grid_thw"][index]
+    return entry.reshape(1, int(height), int(width), -1)
+
+
 # LLaVA with a Pixtral tower: no reduction of its own.
 PIXTRAL = replace(CROPS, maps=make_sized_maps, processor="sizes", since=TRIED)
 
@@ -68,4 +101,19 @@ MISTRAL3 = replace(
 )
 LIGHTON_OCR = replace(
     MISTRAL3, projector="vision_projection", raw={"vision_projection": group_patches}, tower="vision_encoder"
+)
+
+# Kimi K2.5: the tower's output is windows already, of patches that are in raster order one module before.
+KIMI_K25 = ModelFamily(
+    projector="mm_projector",
+    width=attrgetter("in_proj.in_features"),
+    project=apply_kimi_layers,
+    raw={"mm_projector": group_kimi_patches},
+    maps=make_kimi_maps,
+    pack=flatten_crops,
+    features="vision_tower.final_layernorm",
+    processor="grid",
+    takes_videos=False,
+    keeps_names=True,
+    since=TRIED,
 )

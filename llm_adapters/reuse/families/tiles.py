@@ -101,4 +101,10 @@ LLAVA_NEXT = replace(
 LLAVA_NEXT_VIDEO = replace(LLAVA_NEXT, since=TRIED)
 
 # Pictures of many tiles are shrunk; of several images in a row each is one crop.
-LLAVA_ONEVISION = replace(LLAVA_NEXT, pack=join_tiles_of_onevision, processor="newline_tiles", since=TRIED)
+LLAVA_ONEVISION = replace(
+    LLAVA_NEXT,
+    pack=join_tiles_of_onevision,
+    processor="newline_tiles",
+    takes_videos=False,
+    since=TRIED,
+)

@@ -16,8 +16,8 @@ from fakes import config
 import compressors
 from compressors.base import Compressor
 from compressors.errors import UsageError
-from connectors.embq import registry as real_query_modules
 from connectors.projector import registry as real_projectors
+from connectors.query_modules import registry as real_query_modules
 from experiments.config import signature_cache, signatures
 from experiments.store.plan import find_image_rate, find_tower_needs
 from llm_adapters.pruning import registry as real_pruners

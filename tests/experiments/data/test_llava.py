@@ -36,7 +36,9 @@ def load(tmp_path):
 
 def test_one_image(load, tmp_path):
     (sample,) = load(record("<image>\nWhat?", "A fox. ", image="a.png"))
-    assert sample == Sample("7", (tmp_path / "a.png",), (Turn("<image>\nWhat?", "A fox."),))
+    turn = Turn("<image>\nWhat?", "A fox.")
+    place = f"{tmp_path / 'data.json'}, sample 0"
+    assert sample == Sample("7", (tmp_path / "a.png",), (turn,), place=place)
 
 
 def test_no_image(load):
@@ -73,7 +75,7 @@ def test_families(load):
 
 BAD = [
     (["x"], "found a str"),
-    ([{"id": 1}], 'no "conversations"; it has id'),
+    ([{"id": 1}], 'no "conversations" or "messages"; it has id'),
     ([record("What?")], "ending with gpt"),
     ([record()], "ending with gpt"),
     ([{"conversations": list(reversed(turns("What?", "Fox")))}], "message 0 is from 'gpt', expected "),
@@ -93,7 +95,7 @@ BAD = [
 @pytest.mark.parametrize(("records", "message"), BAD, ids=[m[:24] for _, m in BAD])
 def test_bad_samples_are_named(load, records, message):
     good = record("What?", "A fox", image="a.png")
-    with pytest.raises(UsageError, match=f"data.json, sample 2: .*{message}") as caught:
+    with pytest.raises(UsageError, match=rf"data.json, sample 2( \(id \d\))?: .*{message}") as caught:
         load(good, good, *records)
     assert "\n" not in str(caught.value)
 
@@ -136,10 +138,12 @@ def test_open_image(load, tmp_path):
     whole = (tmp_path / "a.png").read_bytes()
     for content in (whole[:40], whole[: len(whole) // 2], b"no image", b""):
         (tmp_path / "a.png").write_bytes(content)
-        with pytest.raises(UsageError, match="sample 7: image .*a.png is truncated or no image"):
+        with pytest.raises(
+            UsageError, match=r"data.json, sample 0 \(id 7\): image .*a.png is truncated or no image"
+        ):
             llava.open_image(sample)
     (tmp_path / "a.png").unlink()
-    with pytest.raises(UsageError, match="sample 7: no image .*a.png"):
+    with pytest.raises(UsageError, match=r"data.json, sample 0 \(id 7\): no image .*a.png"):
         llava.open_image(sample)
 
 

@@ -1,5 +1,6 @@
 """Batches of rows of like length: what an epoch reads, in which order, and where a resumed run goes on."""
 
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from experiments.config.schema import OptimisationSettings
 from experiments.data.llava import Sample
 from experiments.data.loader import ConversationDataset
 from experiments.data.order import MEGABATCH, SampleLength, SampleOrder
+from experiments.data.shares import Share
 from llm_adapters.conversation import Turn
 
 
@@ -80,3 +82,31 @@ def test_lengths_count_words_and_visual_tokens():
     ]
     found = ConversationDataset(samples, SimpleNamespace(processor=processor)).estimate_lengths()
     assert found == [SampleLength(False, 6), SampleLength(True, 2 + 2 * 5 * 9)]
+
+
+def weighted(seed=0, lengths=None, weights=(2.0, 0.5)):
+    shares = [Share(10, weights[0]), Share(20, weights[1])]
+    return SampleOrder(30, OptimisationSettings(batch_size=5, epochs=2), seed, lengths, shares)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_an_epoch_draws_the_rows_of_each_file_by_its_weight(grouped):
+    lengths = [SampleLength(i % 2 == 0, i) for i in range(30)] if grouped else None
+    order = weighted(lengths=lengths)
+    assert order.rows_per_epoch == 30 and order.steps_per_epoch == 6
+    halves = []
+    for epoch in range(2):
+        drawn = Counter(order.permute_epoch(epoch))
+        assert {number: drawn[number] for number in range(10)} == dict.fromkeys(range(10), 2)
+        half = {number for number in drawn if number >= 10}
+        assert len(half) == 10 and all(drawn[number] == 1 for number in half)
+        halves.append(half)
+    assert halves[0] != halves[1]
+    assert list(order.iterate_batches()) == list(weighted(lengths=lengths).iterate_batches())
+    assert list(order.iterate_batches(7)) == list(order.iterate_batches())[7:]
+    assert list(order.iterate_batches()) != list(weighted(seed=1, lengths=lengths).iterate_batches())
+
+
+def test_a_weight_changes_the_number_of_steps():
+    assert weighted(weights=(3.0, 1.0)).steps == 2 * 10
+    assert weighted(weights=(0.01, 0.01)).rows_per_epoch == 2  # one of each at least

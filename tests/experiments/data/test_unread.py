@@ -30,7 +30,7 @@ def load(tmp_path):
 
 def refuse(load, message, *records, **keywords):
     """Loading must fail with one line that names file and sample."""
-    with pytest.raises(UsageError, match=rf"data.json, sample 1: .*{message}") as caught:
+    with pytest.raises(UsageError, match=rf"data.json, sample 1( \(id [^)]*\))?: .*{message}") as caught:
         load(record(), *records, **keywords)
     assert "\n" not in str(caught.value) and str(caught.value).isprintable()
     return str(caught.value)
@@ -162,7 +162,7 @@ def test_all_broken_images_are_counted(load, tmp_path):
     for number in range(5):
         (tmp_path / f"{number}.png").write_bytes(content[: 40 if number % 2 else None])
     samples = load(*[record(image=[f"{number}.png", "a.png"]) for number in range(5)])
-    message = "sample 7: image .*1.png is truncated or no image"
+    message = r"data.json, sample 1 \(id 7\): image .*1.png is truncated or no image"
     with pytest.raises(UsageError, match=message) as caught, llava.report_all_broken_images(samples):
         llava.open_image(samples[3])
     assert f"(2 images cannot be read: {tmp_path / '1.png'}, {tmp_path / '3.png'})" in str(caught.value)

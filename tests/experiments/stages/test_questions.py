@@ -10,9 +10,9 @@ from connectors.versions import CACHE
 from experiments.data.llava import Sample
 from experiments.data.loader import SampleImages
 from experiments.stages.evaluate import generate_answers
-from experiments.stages.questions import batch_by_length, encode_batch, find_prefix_length
+from experiments.stages.questions import batch_by_length, encode_batch
 from llm_adapters.conversation import IMAGE, Turn
-from llm_adapters.shared_prefix import SharedBatch, can_share_prefix
+from llm_adapters.shared_prefix import PictureKeeper, SharedBatch, can_share_prefix, find_prefix_length
 
 QUESTIONS = ("What is this?", "And that, is it a dog?", "What?", "The cat is red.", "Is the cat red?")
 
@@ -86,6 +86,7 @@ def test_rows_without_images_or_with_other_lengths_are_not_shared():
 
 def test_what_reads_the_question_or_drops_tokens_is_not_shared():
     assert can_share_prefix(make_model("llama", "sap", "embq"))
+    assert not can_share_prefix(make_model("llama", "sap", "llava_mini"))  # it reads both sides together
     reader = {"num_queries": 4, "num_layers": 2, "heads": 2, "width": 8, "text": True}
     assert not can_share_prefix(make_model("llama", "qformer", None, compressor_knobs=reader))
     assert not can_share_prefix(make_model("llama", "matryoshka", None))
@@ -127,3 +128,50 @@ def test_whole_rows_behind_a_prefix_are_refused():
     ids = torch.full((1, 3), 7)
     with pytest.raises(UsageError, match="give the tokens behind the prefix"):
         model(input_ids=ids, turns=torch.zeros(1, 3, dtype=torch.long), prefix_length=2)
+
+
+def ask_keeper(keeper, processor, batch, **options):
+    """Answers to (picture number, question)s at once, and to the same unshared."""
+    chats = []
+    for number, text in batch:
+        content = [{"type": "image", "image": picture(number)}, {"type": "text", "text": text}]
+        chats.append([{"role": "user", "content": content}])
+    inputs = processor.apply_chat_template(
+        chats,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        add_generation_prompt=True,
+        processor_kwargs={"padding": True},
+    )
+    options = {"do_sample": False, "max_new_tokens": 6, **options}
+    alone = keeper.model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
+    shared = keeper.generate(inputs, [number for number, _ in batch], **options)
+    return shared, alone
+
+
+@pytest.mark.parametrize("query_module", [None, "embq"])
+def test_a_kept_picture_answers_as_an_unshared_one(query_module):
+    """Batches about one picture, one after another, and of several; by beams nothing is shared."""
+    model = make_model("llama", "sap", query_module)
+    processor = make_processor(model)
+    processor.tokenizer.padding_side = "left"
+    keeper = PictureKeeper(model, processor)
+    seen = []
+    model.compressor.register_forward_hook(lambda *call: seen.append(len(call[1][0])))
+    batches = [
+        [(0, QUESTIONS[0])],
+        [(0, QUESTIONS[1])],
+        [(0, QUESTIONS[2]), (0, QUESTIONS[3])],
+        [(1, QUESTIONS[0]), (0, QUESTIONS[1]), (1, QUESTIONS[4])],
+        [(1, QUESTIONS[0]), (0, QUESTIONS[1])],
+    ]
+    counts = []
+    for batch in batches:
+        seen.clear()
+        shared, alone = ask_keeper(keeper, processor, batch)
+        assert torch.equal(shared, alone)
+        counts.append(sum(seen) - len(batch))  # without those of the unshared answer
+    assert counts == [1, 0, 0, 2, 2]
+    shared, alone = ask_keeper(keeper, processor, batches[2], num_beams=2)
+    assert torch.equal(shared, alone)

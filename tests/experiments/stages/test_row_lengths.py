@@ -64,6 +64,19 @@ def test_the_longest_row_just_fits(folder, compressor):
         row_lengths.check_row_lengths(config)
 
 
+def test_patches_that_are_left_out_have_positions(folder):
+    config = make_cell(folder, 4000, "random", max_length=4000)
+    config.data.test = []
+    longest = count_longest(config)
+    set_positions(folder, longest)
+    row_lengths.check_row_lengths(config)
+    config.parts["random"] = {"positions": "keep"}
+    with pytest.raises(UsageError, match="and 32 positions of patches that are left out and 0 of an answer"):
+        row_lengths.check_row_lengths(config)
+    set_positions(folder, longest + 32)  # 36 patches, 4 of them tokens
+    row_lengths.check_row_lengths(config)
+
+
 def test_a_shorter_text_helps(folder):
     config = make_cell(folder, 300, max_length=4000)
     config.data.test = []

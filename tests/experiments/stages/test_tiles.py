@@ -185,7 +185,7 @@ def test_a_blind_cell_and_a_broken_picture(parts, tmp_path):
     _, processor = parts
     (tmp_path / "a.png").write_bytes(b"no picture")
     sample = llava.Sample("7", (tmp_path / "a.png",), (Turn(f"{IMAGE}What?", "a fox"),))
-    with pytest.raises(UsageError, match=r"sample 0 \(id 7\): .*a.png is truncated or no image"):
+    with pytest.raises(UsageError, match=r"sample 7: .*a.png is truncated or no image"):
         ConversationDataset([sample], SampleImages(processor)).encode(0)
     blind = FlashSlothProcessor(processor.image_processor, processor.tokenizer, 0, 2, layout="anyres")
     # its images are not even looked at

@@ -190,7 +190,7 @@ def stages(monkeypatch, model, processor, samples):
         "build_model",
         lambda config: (copy.deepcopy(model if config.query_module else without_queries(model)), processor),
     )
-    monkeypatch.setattr(training.roles, "load_role_samples", lambda *_: samples)
+    monkeypatch.setattr(training.roles, "load_role_files", lambda *_: [samples])
     return training
 
 

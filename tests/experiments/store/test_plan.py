@@ -68,9 +68,18 @@ def test_query_modules_share_pretraining():
         ("data.test=tune", {"features test", "evaluate"}),
         ("data.seed=1", {"data", "features test", "features pretrain", "pretrain", "finetune", "evaluate"}),
         ("data.workers=3", set()),
+        ("data.validation=[tune]", set()),
+        ("validate.every=5", set()),
+        ("data.train_weights=[2]", {"finetune", "evaluate"}),
+        ("data.train_weights=[1]", set()),  # each row once
+        ("data.pretrain_weights=[0.5]", {"pretrain", "finetune", "evaluate"}),
         ("trainer.logger=none", set()),
         ("trainer.strategy=fsdp", set()),
         ("trainer.gradient_checkpointing=true", set()),
+        ("pretrain.checkpointing=true", set()),
+        ("finetune.checkpointing=false", set()),
+        ("trainer.frozen=bfloat16", {"pretrain", "finetune", "evaluate"}),
+        ("trainer.frozen=float32", set()),
         ("trainer.compile=true", set()),
         ("lora.rank=8", {"finetune", "evaluate"}),
         ("lora.alpha=8", set()),  # without adapters
@@ -199,6 +208,8 @@ def test_local_weights_are_known_by_names_sizes_and_times(tmp_path):
         (["data.dataset=null"], "data.dataset is null"),
         (["data.train=[]"], "data.train: no data; give data.train=FILE.json"),
         (["data.train=missing.json"], "missing.json: no such file"),
+        (["data.train_weights=[1,2]"], "2 weight.s., but data.train has 1 entries; give one for each"),
+        (["data.train_weights=[0]"], "must be more than 0"),
     ],
 )
 def test_bad_data(overrides, message):

@@ -164,13 +164,15 @@ def test_empty_answer(refused, tmp_path):
     records = json.loads(write_llava(tmp_path / "mine.json").read_text())
     records[1]["conversations"][3]["value"] = ""
     (tmp_path / "mine.json").write_text(json.dumps(records))
-    assert "mine.json, sample 1: message 3, from gpt, is empty" in refused(*own_data(tmp_path / "mine.json"))
+    assert "mine.json, sample 1 (id 1): message 3, from gpt, is empty" in refused(
+        *own_data(tmp_path / "mine.json")
+    )
 
 
 def test_missing_image(refused, tmp_path):
     path = write_llava(tmp_path / "mine.json", images=True)
     (tmp_path / "1.png").unlink()
-    assert f"mine.json, sample 1: no image {tmp_path / '1.png'}" in refused(*own_data(path))
+    assert f"mine.json, sample 1 (id 1): no image {tmp_path / '1.png'}" in refused(*own_data(path))
 
 
 @pytest.mark.slow
@@ -179,7 +181,7 @@ def test_truncated_image(refused, tmp_path):
     path = write_llava(tmp_path / "mine.json", images=True)
     os.truncate(tmp_path / "1.png", 70)
     line = refused(*own_data(path), "blind=false", command=SWEEP)
-    assert f"sample 1: image {tmp_path / '1.png'} is truncated" in line
+    assert f"sample 1 (id 1): image {tmp_path / '1.png'} is truncated" in line
 
 
 @pytest.mark.parametrize("out", ["/proc/slothkit/runs", "file/runs", "file"])

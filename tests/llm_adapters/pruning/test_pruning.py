@@ -35,7 +35,7 @@ def test_each_layer_has_as_many_tokens_as_the_schedule_says(case):
     assert (found[-1] == 0) == (name == "vtw")
     assert model.pruner.measured_visual_tokens() == sum(found) / DEPTH
     if "adaptive" in case:
-        with pytest.raises(UsageError, match="sparsevlm: how many"):
+        with pytest.raises(UsageError, match=f"{name}: how many"):
             model.pruner.tokens_by_layer(TOKENS)
     else:
         assert found == model.pruner.tokens_by_layer(TOKENS)
@@ -96,7 +96,7 @@ def test_fastv_is_a_slow_one_by_its_definition(llm, positions):
     batch = inputs(processor, ONE)
     visual = batch["input_ids"][0] == processor.image_token_id
     features = model.get_image_features(batch["pixel_values"])
-    embeds, _ = model.embed_tokens(batch["input_ids"], features, batch["image_turn"], batch["turns"], None)
+    embeds, *_ = model.embed_tokens(batch["input_ids"], features, batch["image_turn"], batch["turns"], None)
     whole = model(**batch).logits[0, -1]
     model.language_model.set_attn_implementation("eager")
     expected = {

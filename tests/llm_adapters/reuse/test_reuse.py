@@ -10,6 +10,7 @@ from factories import KNOBS
 from peft import LoraConfig, get_peft_model
 from reuse_families import (
     EMBQ,
+    PREFUSION,
     SAP,
     answers,
     assert_same,
@@ -48,6 +49,7 @@ OWN = {
             "deepseek_vl",
             "perception_lm",
             "pixtral",
+            "fast_vlm",
         ),
         ("identity", {}),
     ),
@@ -159,25 +161,6 @@ def test_images_of_every_shape(family, name):
         if family in (*TILE_FAMILIES, *GRID_FAMILIES):
             told = processor._get_num_multimodal_tokens(image_sizes=[(height, width)])["num_image_tokens"]
             assert told == [int((batch["input_ids"] == model.config.image_token_id).sum())]
-
-
-@pytest.mark.parametrize("kind", family_params("qwen2_vl", "qwen2_5_vl"))
-def test_videos_are_as_before(kind):
-    model, processor = make_model(kind), make_processor(kind)
-    frames = np.random.default_rng(0).integers(0, 255, (4, 24, 24, 3), dtype=np.uint8)
-    batch = dict(
-        processor(
-            text=["<vision_start><video><vision_end> What?"],
-            videos=[frames],
-            fps=2,
-            do_sample_frames=False,
-            return_tensors="pt",
-        )
-    )
-    with torch.no_grad():
-        logits = model(**batch).logits
-        reuse.attach(model, processor, **SAP)
-        assert torch.equal(model(**batch).logits, logits)
 
 
 @pytest.mark.parametrize("kind", family_params("qwen2_vl", "qwen2_5_vl"))
@@ -352,7 +335,7 @@ def seen_by_compressor(family: str, levels: tuple[int, ...]) -> tuple[torch.nn.M
     return model, seen[0], 16
 
 
-@over_families
+@pytest.mark.parametrize("family", family_params(*(name for name in reuse.FAMILIES if name != "fast_vlm")))
 def test_levels_of_the_tower(family):
     model, features, dim = seen_by_compressor(family, (1, -1))
     assert features.shape[-1] == 3 * dim
@@ -367,6 +350,12 @@ def test_levels_of_the_tower(family):
         seen_by_compressor(family, (4,))
 
 
+@pytest.mark.parametrize("family", family_params("fast_vlm"))
+def test_levels_of_a_convolutional_tower_are_refused(family):
+    with pytest.raises(UsageError, match="levels: TimmWrapperModel is convolutional"):
+        seen_by_compressor(family, (1,))
+
+
 @pytest.mark.parametrize("family", ["llava", "llava_next"])
 def test_level_of_the_output(family):
     _, features, dim = seen_by_compressor(family, (-2,))
@@ -377,11 +366,12 @@ NESTED = {"compressor": "matryoshka", "knobs": {"rate": 2}, "scales": (1, 2)}
 
 
 @over_families
-def test_pick_a_scale(family, tmp_path):
+@pytest.mark.parametrize("queries", [EMBQ, PREFUSION], ids=["embq", "llava_mini"])
+def test_pick_a_scale(family, queries, tmp_path):
     """In the model and in its processor; saved, and undone."""
     model, processor = make_model(family), make_processor(family)
     settings, rows = processor.to_json_string(), two_rows(family, marked=True)
-    reuse.attach(model, processor, **NESTED, **EMBQ)
+    reuse.attach(model, processor, **NESTED, **queries)
     finest = inputs(processor, rows)
     reuse.pick(model, processor, 2)
     batch = inputs(processor, rows)

@@ -51,6 +51,16 @@ def test_an_offer_that_is_no_family_is_refused(monkeypatch, value, message):
     assert "\n" not in str(caught.value) and not hasattr(model, "slothkit")
 
 
+@pytest.mark.parametrize("kind", families.REFUSED)
+def test_a_family_that_cannot_be_is_refused_with_the_reason(monkeypatch, kind):
+    model, processor = make_model("llava"), make_processor("llava")
+    monkeypatch.setattr(type(model.config), "model_type", kind)
+    with pytest.raises(UsageError, match=f"model of type '{kind}': .*; [a-z0-9]+.* can$") as caught:
+        reuse.attach(model, processor, **SAP)
+    assert "\n" not in str(caught.value) and not hasattr(model, "slothkit")
+    assert kind not in reuse.FAMILIES
+
+
 @over_deepstack_families
 @pytest.mark.parametrize("name", ["avg_pool", "sap"])
 def test_deepstack_features_are_compressed_as_the_tokens_are(family, name):
@@ -117,6 +127,24 @@ def test_several_images_in_a_row_are_one_crop_each(family):
     count = int((batch["input_ids"] == model.config.image_token_id).sum())
     assert count == 2 * (9 + 1)  # a newline each
     assert train_loss(model, batch).isfinite()
+
+
+@pytest.mark.parametrize("how", ["softmax", "st_argmax", "gumbel_argmax"])
+@pytest.mark.parametrize("family", family_params("ovis2"))
+def test_visual_words_are_chosen_as_the_model_does(family, how):
+    model, processor = make_model(family), make_processor(family)
+    model.model.vision_tower.config.tokenize_function = how
+    batch = inputs(processor, two_rows(family))
+    with torch.no_grad():
+        before = model.model.get_image_features(batch["pixel_values"], return_dict=True)
+        reuse.attach(model, processor, "pixel_shuffle", rate=2)
+        after = model.model.get_image_features(batch["pixel_values"], return_dict=True).pooler_output
+    assert after.shape == before.pooler_output.shape
+    if how == "gumbel_argmax":  # other noise: a word of the table all the same
+        distances = torch.cdist(after.flatten(0, 1), model.model.visual_embeddings_table.weight)
+        assert distances.min(-1).values.max() < 1e-3
+    else:
+        torch.testing.assert_close(after, before.pooler_output)
 
 
 @pytest.mark.parametrize("family", family_params("perception_lm"))

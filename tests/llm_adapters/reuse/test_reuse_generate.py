@@ -1,9 +1,10 @@
-"""EmbQ in multimodal models of transformers, and `generate`: cached, batched, with beams."""
+"""Query modules in multimodal models of transformers, and `generate`: cached, batched, with beams."""
 
 import pytest
 import torch
 from factories import compiled_decoding, graphs_made
 from reuse_families import (
+    PREFUSION,
     answers,
     attached,
     cache_agrees,
@@ -18,8 +19,9 @@ from llm_adapters.conversation import QUERY, QUESTION
 
 
 @over_families
-def test_generate(family):
-    model, processor = attached(family)
+@pytest.mark.parametrize("options", [{}, PREFUSION], ids=["embq", "llava_mini"])
+def test_generate(family, options):
+    model, processor = attached(family, **options)
     rows = two_rows(family, marked=True)
     batch = inputs(processor, rows)
     said = answers(model, batch)
@@ -32,14 +34,16 @@ def test_generate(family):
 
 
 @over_families
-def test_query_module_acts_in_generate(family):
-    model, processor = attached(family)
+@pytest.mark.parametrize("options", [{}, PREFUSION], ids=["embq", "llava_mini"])
+def test_query_module_acts_in_generate(family, options):
+    model, processor = attached(family, **options)
     batch = inputs(processor, two_rows(family, marked=True))
     told = {"max_new_tokens": 1, "output_logits": True, "return_dict_in_generate": True}
     before = model.generate(**batch, **told).logits[0]
     with torch.no_grad():
         torch.testing.assert_close(model(**batch).logits[:, -1], before, atol=1e-4, rtol=1e-4)
-        model.slothkit.query_module.blocks[0].up.weight.mul_(-1)
+        for parameter in model.slothkit.query_module.parameters():
+            parameter.mul_(-1)
     assert (model.generate(**batch, **told).logits[0] - before).abs().amax(1).min() > 1e-3
 
 

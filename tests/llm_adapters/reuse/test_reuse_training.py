@@ -78,7 +78,7 @@ def test_lora_beside_the_attached_parts(family, tmp_path):
     parts = reuse.name_trained_parts(model)
     assert parts[0] == "slothkit.compressor" and "slothkit.query_module" in parts
     language = model.slothkit.family.language_model
-    lora = LoraConfig(r=2, target_modules=rf".*{language}.*q_proj", modules_to_save=parts)
+    lora = LoraConfig(r=2, target_modules=rf".*{language}.*q(_b)?_proj", modules_to_save=parts)
     tuned = get_peft_model(model, lora)
     tuned.enable_input_require_grads()
     tuned.gradient_checkpointing_enable()

@@ -1,0 +1,52 @@
+"""Folders and repositories of the Hugging Face hub, by one word: NAME or OWNER/NAME, and no folder here.
+
+torch and transformers are not imported: a name that is nowhere is answered at once.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from compressors.errors import UnreachableError, UsageError, shorten_reason
+
+# of a repository; others, such as logs of a training, stay there
+MODEL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
+PICKLED_FILES = ("*.bin",)  # which released checkpoints of others may have
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a source can only be a model of the hub: NAME or OWNER/NAME, and no folder here."""
+    is_path = source.startswith(("/", ".", "~")) or Path(source).exists()
+    return not is_path and source.count("/") <= 1
+
+
+def find_folder(
+    source: str | Path,
+    revision: str | None = None,
+    patterns: tuple[str, ...] = MODEL_FILES,
+    setting: str = "revision",
+    **options: Any,
+) -> Path:
+    """The folder (or file) of that name, or of the hub's repository in the cache, downloaded where it is
+    missing.
+
+    revision  of a repository: a branch, a tag or a commit
+    patterns  of the files that are downloaded
+    setting   what the caller's user calls the revision
+    options   `cache_dir`, `local_files_only` and `token` of huggingface_hub
+    UsageError or UnreachableError for what is neither.
+    """
+    if not is_hub_id(str(source)):
+        if revision is not None:
+            raise UsageError(f"{setting}={revision}: {source} is a folder, which has no revisions")
+        return Path(source)
+    # a fifth of a second that a folder does not have to wait for
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(str(source), revision=revision, allow_patterns=list(patterns), **options)
+    except Exception as error:  # of the network, of the cache, of a name that nobody has
+        raise UnreachableError(
+            f"{source}: no such folder, and not to be had from the hub: {shorten_reason(error)}; give a "
+            "folder, or a repository that can be reached or is cached"
+        ) from error
+    return Path(folder)

@@ -1,0 +1,55 @@
+"""Trained models by name: a cell below the output directory, a folder, or a model of the hub."""
+
+import re
+from functools import cache
+from pathlib import Path
+
+from compressors.errors import UnreachableError, UsageError, quote, shorten_reason
+from compressors.registry import suggest
+from llm_adapters.saved import find_model_folder
+
+CELLS_FOLDER = "cells"  # below the output directory
+HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+
+
+def find_trained_model(source: str, out: str, path: str) -> Path:
+    """The folder of a trained model: `source` is the name of a cell below `out`, a folder as
+    `find_model_folder` takes it, or ID[@REVISION] of the hub. UsageError, from the setting `path`, where none
+    is there."""
+    where = f"{path}={quote(source)}"
+    cells = Path(out, CELLS_FOLDER)
+    try:
+        if source and (cells / source / "stages.json").is_file():
+            return find_model_folder(cells / source)
+        if source and Path(source).exists():
+            return find_model_folder(Path(source))
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
+    hub_id = HUB_ID.fullmatch(source)
+    # a path of which the first folder is here is a misspelt one, and nothing of the hub
+    if hub_id is not None and not Path(source.partition("/")[0]).exists():
+        return fetch_hub_model(hub_id["name"], hub_id["revision"], where)
+    names = [folder.parent.name for folder in cells.glob("*/stages.json")]
+    raise UsageError(
+        f"{where}: neither a finished cell below {out} nor a folder{suggest(source, names)}; give "
+        "OUT/cells/CELL, OUT/finetune/KEY, a saved model's folder or its hub id"
+    )
+
+
+@cache
+def fetch_hub_model(name: str, revision: str | None, where: str) -> Path:
+    """The folder in the hub's cache with a model's files, which are fetched where they are missing."""
+    from huggingface_hub import snapshot_download  # needed by few, and slow to import
+
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(MODEL_FILES)))
+    except Exception as error:  # of the network, of the hub or of the disk, without a common class
+        raise UnreachableError(
+            f"{where}: cannot be fetched: {shorten_reason(error)}; give a hub id that this machine can "
+            "reach, or a folder"
+        ) from error
+    try:
+        return find_model_folder(folder)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error

@@ -1,0 +1,207 @@
+"""positions=keep in a model of transformers: the LLM sees kept patches where they stand among all patches.
+
+For families whose images, or crops, are runs of as many tokens at positions of text, and for those whose
+positions (time, row, column) follow the grid of an image. Where other tokens stand between the patches of an
+image, such as the ends of a picture's rows, it is refused.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+
+from compressors.base import Compressor
+from compressors.errors import UsageError
+from connectors.versions import read_cache
+from llm_adapters.reuse.families import ModelFamily
+from llm_adapters.reuse.families.family import read_merge_size
+from llm_adapters.reuse.wrapping import Kwargs, split_placeholders
+from llm_adapters.visual_prompt import check_rotary, shift_positions
+
+IMAGE_TYPE = 1  # in a processor's `mm_token_type_ids`
+RUNS = ("fixed", "runs")  # of a family's `processor`: every crop has as many placeholders, side by side
+
+
+@dataclass
+class KeptPatches:
+    """Of each image, or crop: the patches (N,) that its tokens stand at, and its patch grid."""
+
+    places: list[Tensor]
+    grids: list[tuple[int, int]]
+
+
+@dataclass
+class PositionKeeper:
+    """Positions of one model. left_out: patches of a crop that are not kept, of `count` tokens."""
+
+    model: PreTrainedModel
+    language_model: Any
+    count: int
+    left_out: int
+
+    def keep_positions(self, kwargs: Kwargs, is_image: Tensor, kept: KeptPatches | None) -> None:
+        """Change `position_ids`, and where there is no mask `attention_mask`, in the arguments of the base's
+        forward; `kept` comes with images alone."""
+        check_rotary(self.language_model)
+        cache = read_cache(kwargs)
+        positions = kwargs.get("position_ids")
+        mask = kwargs.get("attention_mask")
+        if positions is None:
+            if cache is not None and cache.get_seq_length():
+                raise UsageError(
+                    "positions=keep: tokens behind a KV cache need `position_ids`, which `generate` gives"
+                )
+            counted = mask if isinstance(mask, Tensor) and mask.ndim == 2 else torch.ones_like(is_image)
+            positions = (counted.long().cumsum(1) - 1).clamp(min=0)
+        if mask is None and cache is None:
+            # without one transformers takes gaps between positions for ends of texts
+            kwargs["attention_mask"] = torch.ones_like(is_image, dtype=torch.long)
+        if kept is not None:
+            places = spread_values(is_image, torch.cat(kept.places))
+            positions = positions + shift_positions(is_image, places, self.count, self.count + self.left_out)
+        kwargs["position_ids"] = positions
+
+    def continue_positions(
+        self, original: Callable[..., dict[str, Any]], input_ids: Tensor, *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Around `prepare_inputs_for_generation`: tokens without their images stand behind all patches."""
+        inputs = original(input_ids, *args, **kwargs)
+        if inputs.get("pixel_values") is not None or inputs.get("mm_encoder_outputs"):
+            return inputs
+        positions = inputs.get("position_ids")
+        if positions is None:  # older transformers leave them to the model
+            mask = kwargs.get("attention_mask")
+            counted = torch.ones_like(input_ids) if mask is None else mask
+            positions = (counted.long().cumsum(1) - 1)[:, -inputs["input_ids"].shape[1] :]
+        is_image, _ = split_placeholders(input_ids, self.model.config, None)
+        images = is_image.sum(1, keepdim=True) // self.count
+        return {**inputs, "position_ids": positions + images * self.left_out}
+
+
+@dataclass
+class GridPositionKeeper:
+    """Positions (time, row, column) of one model: those of the sequence that has all patches.
+
+    They are asked for before images are encoded, too, as `generate` does: tokens then stand at the first
+    patches of their image, and the forward that has encoded it puts them right."""
+
+    compressor: Compressor
+    merge: int  # patches of a side that are one position to the model
+    kept: KeptPatches | None = None  # of the forward that runs, where it asks for positions itself
+
+    def keep_positions(self, kwargs: Kwargs, is_image: Tensor, kept: KeptPatches | None) -> None:
+        """As `PositionKeeper`'s; without `position_ids` the model asks for them."""
+        self.kept = None
+        positions = kwargs.get("position_ids")
+        if kept is None:
+            return
+        if positions is None:
+            self.kept = kept
+            return
+        starts, offsets = locate_on_grids(kept)
+        beams = int(is_image.sum()) // len(starts)  # `generate` repeats each row so many times
+        rows, columns = is_image[::beams].nonzero(as_tuple=True)  # of all visual tokens
+        first_of_image = starts.to(rows.device)
+        own = positions[:, ::beams].clone()  # (3 or 4, B, T): text's, where it is there, comes first
+        begins = own[-3:, rows[first_of_image], columns[first_of_image]]  # (3, visual tokens)
+        own[-3:, rows, columns] = begins + offsets.to(begins)
+        kwargs["position_ids"] = own.repeat_interleave(beams, 1)
+
+    def index_positions(
+        self, original: Callable[..., Any], ids: Tensor, types: Tensor, sizes: Tensor, options: dict[str, Any]
+    ) -> Any:
+        """Around `get_rope_index`: the positions (3, B, T) of the tokens that are there, and by how much a
+        row's next position is beyond its length (B, 1). ids, types (B, T); sizes (I, 3) in patches."""
+        mask = options.pop("attention_mask", None)
+        is_there = torch.ones_like(ids) if mask is None else mask.long()
+        sources, targets = self._spread_rows((types * is_there).tolist(), sizes.tolist())
+        source_index = pad_sequence(sources, batch_first=True).to(ids.device)
+        is_full = pad_sequence([torch.ones_like(source) for source in sources], batch_first=True)
+        full_mask = is_full.to(ids.device) * is_there.gather(1, source_index)
+        positions, deltas = original(
+            ids.gather(1, source_index),
+            mm_token_type_ids=types.gather(1, source_index),
+            image_grid_thw=torch.cat([sizes[:, :1], sizes[:, 1:] * self.merge], 1),
+            attention_mask=full_mask,
+            **options,
+        )
+        left_out = full_mask.sum(1, keepdim=True) - is_there.sum(1, keepdim=True)
+        index = torch.stack(targets).expand(len(positions), -1, -1).to(positions.device)
+        return positions.gather(2, index), deltas + left_out.to(deltas.device)
+
+    def _spread_rows(
+        self, types: list[list[int]], sizes: list[list[int]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Rows with a token for every patch: of each the tokens that its own are copies of, and where in it
+        each of the row's tokens is."""
+        kept, self.kept = self.kept, None
+        sources: list[Tensor] = []
+        targets: list[Tensor] = []
+        image = 0
+        for row_types in types:
+            source: list[int] = []
+            target: list[int] = []
+            while len(target) < len(row_types):
+                column = len(target)
+                if row_types[column] != IMAGE_TYPE:
+                    target.append(len(source))
+                    source.append(column)
+                    continue
+                _, height, width = sizes[image]
+                places = list(range(self.compressor.num_tokens(height, width)))
+                if kept is not None:
+                    places = kept.places[image].tolist()
+                target += [len(source) + place for place in places]
+                source += [column] * (height * width)
+                image += 1
+            sources.append(torch.tensor(source))
+            targets.append(torch.tensor(target))
+        return sources, targets
+
+
+def locate_on_grids(kept: KeptPatches) -> tuple[Tensor, Tensor]:
+    """Of all visual tokens (V,) the first one of each one's image, and how far its patch is from the first
+    patch, (3, V): time, rows, columns."""
+    starts: list[Tensor] = []
+    offsets: list[Tensor] = []
+    start = 0
+    for places, (_, width) in zip(kept.places, kept.grids):
+        starts.append(torch.full_like(places, start))
+        offsets.append(torch.stack([torch.zeros_like(places), places // width, places % width]))
+        start += len(places)
+    return torch.cat(starts), torch.cat(offsets, 1)
+
+
+def spread_values(is_image: Tensor, values: Tensor) -> Tensor:
+    """Values (visual tokens,) at the placeholders (B, T) that they belong to; of beams each has its row's."""
+    beams = int(is_image.sum()) // len(values)  # `generate` repeats each row so many times
+    is_own = is_image[::beams]
+    spread = torch.zeros_like(is_own, dtype=torch.long)
+    spread[is_own] = values.to(spread.device)
+    return spread.repeat_interleave(beams, 0)
+
+
+def make_position_keeper(
+    family: ModelFamily, model: PreTrainedModel, part: Compressor, name: str
+) -> PositionKeeper | GridPositionKeeper | None:
+    """For a compressor that keeps positions, None for others; UsageError where they cannot be kept."""
+    if not part.keeps_positions:
+        return None
+    base = cast(PreTrainedModel, model.base_model)
+    kind = base.config.model_type
+    refusal = f"compressor '{name}': positions=keep: in models of type '{kind}'"
+    if family.rope:
+        return GridPositionKeeper(part, read_merge_size(base))
+    if family.processor not in RUNS or family.whole_images:
+        raise UsageError(
+            f"{refusal} other tokens stand between the patches of an image; take positions=renumber"
+        )
+    language_model = getattr(base, family.language_model)
+    check_rotary(language_model)
+    height, width = family.grid(base)
+    count = part.num_tokens(height, width)
+    return PositionKeeper(model, language_model, count, height * width - count)

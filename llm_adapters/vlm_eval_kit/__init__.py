@@ -1,0 +1,75 @@
+"""Saved models in VLMEvalKit. README.md has the steps. Needs no vlmeval."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from compressors.errors import UsageError
+from llm_adapters import saved
+from llm_adapters.orientation import IMAGE_ERRORS, convert_to_upright_rgb
+
+
+class SlothKit:
+    """What VLMEvalKit asks of a model: a base beside its `BaseModel`, whose `generate` calls this one's
+    `generate_inner`.
+
+    pretrained       OUT/cells/CELL, OUT/finetune/KEY, or a folder that save_pretrained wrote: of ours, or of
+                     another MLLM with a compressor attached (`llm_adapters.reuse`)
+    max_new_tokens   of an answer
+    device           as PyTorch names it; None: a GPU if there is one
+    dtype            None: bfloat16 on a GPU, else float32
+
+    Answers are greedy. UsageError for a folder that has no such model.
+    """
+
+    INTERLEAVE = True  # images stand where the message has them
+    allowed_types = ("text", "image")
+
+    def __init__(
+        self,
+        pretrained: str,
+        max_new_tokens: int = 128,
+        device: str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        usual = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device or usual)
+        self.max_new_tokens = max_new_tokens
+        self.model, self.processor = saved.load_saved_model(
+            Path(pretrained), self.device, dtype, attached=True
+        )
+        if not self.processor.chat_template:
+            raise UsageError(
+                f"{pretrained}: the processor has no chat template; give it one and save it again"
+            )
+
+    @torch.inference_mode()
+    def generate_inner(self, message: Sequence[Mapping[str, str]], dataset: str | None = None) -> str:
+        """The answer to a message: parts {"type": "text" or "image", "value": text or an image's file}."""
+        chat = [{"role": "user", "content": [read_part(part, dataset) for part in message]}]
+        inputs = self.processor.apply_chat_template(
+            chat, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+        ).to(self.device, self.model.dtype)
+        out = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
+        answer_ids = out[0, inputs["input_ids"].shape[1] :]
+        answer: str = self.processor.tokenizer.decode(answer_ids, skip_special_tokens=True)
+        return answer.strip()
+
+
+def read_part(part: Mapping[str, str], dataset: str | None) -> dict[str, Any]:
+    """A part of a message as chat templates take it; UsageError for media that are no readable image."""
+    kind = part["type"]
+    if kind == "text":
+        return {"type": "text", "text": part["value"]}
+    if kind != "image":
+        raise UsageError(f"{dataset}: a question shows a {kind}; slothkit's models read images and text")
+    try:
+        with Image.open(part["value"]) as picture:
+            return {"type": "image", "image": convert_to_upright_rgb(picture)}
+    except IMAGE_ERRORS as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"{dataset}: {part['value']}: not a readable image ({reason})") from error

@@ -1,0 +1,202 @@
+"""Trained models in keys: by what is in them, not by where they lie; and how they are named."""
+
+import json
+import os
+import shutil
+
+import huggingface_hub
+import pytest
+from fakes import FakeRunner, cells, config, stages, write_llava
+from rich.console import Console
+
+from compressors.command_line import parse_settings
+from compressors.errors import UnreachableError, UsageError
+from experiments.config.cells import make_blind_cells
+from experiments.config.trained import fetch_hub_model, find_trained_model
+from experiments.store.store import Store
+from experiments.sweep.plan_view import make_plan_tables
+from experiments.sweep.request import read_request
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A folder that says that it is a model of ours, with something for weights."""
+    folder = tmp_path / "trained"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "slothkit"}')
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+def keys(*overrides: str) -> dict[str, str]:
+    return {kind: stage.key for kind, stage in stages(*overrides).items()}
+
+
+def changed(one: dict[str, str], other: dict[str, str]) -> set[str]:
+    return {kind for kind in one.keys() | other.keys() if one.get(kind) != other.get(kind)}
+
+
+def test_stage_2_from_a_trained_model_has_no_stage_1(trained):
+    found = stages(f"finetune.init={trained}")
+    assert list(found) == ["data", "features test", "features pretrain", "finetune", "evaluate"]
+    usual = stages()
+    for kind in ("data", "features test", "features pretrain"):  # which are there already
+        assert found[kind].key == usual[kind].key
+    assert changed(keys(), keys(f"pretrain.init={trained}")) == {"pretrain", "finetune", "evaluate"}
+    assert changed(keys(), keys(f"finetune.teacher={trained}")) == {"finetune", "evaluate"}
+
+
+def test_without_a_stage_1_its_files_are_not_asked_for(trained, tmp_path):
+    path = write_llava(tmp_path / "data.json", images=True)
+    files = ["data.dataset=null", f"data.train={path}", f"data.test={path}"]
+    found = stages(f"finetune.init={trained}", "data.pretrain=[]", *files)
+    assert found["features train"].roles == ("train",)
+    with pytest.raises(UsageError, match="data.pretrain: no data"):
+        stages("data.pretrain=[]", *files)
+
+
+def test_what_is_not_used_is_in_no_key(trained):
+    usual = keys()
+    assert keys("finetune.init_parts=[llm]", "pretrain.init_parts=[llm]") == usual
+    assert keys("finetune.teacher_weight=2", "finetune.teacher_temperature=3") == usual
+    assert keys(f"finetune.teacher={trained}", "finetune.teacher_weight=0") == usual
+
+
+def test_a_moved_model_keeps_the_key_and_a_changed_one_does_not(trained, tmp_path):
+    for setting in ("finetune.init", "pretrain.init", "finetune.teacher"):
+        before = keys(f"{setting}={trained}")
+        moved = tmp_path / setting
+        shutil.copytree(trained, moved)
+        assert keys(f"{setting}={moved}") == before
+        (moved / "model.safetensors").write_bytes(b"Weights")
+        assert "finetune" in changed(before, keys(f"{setting}={moved}"))
+
+
+def test_a_file_that_changes_under_the_same_size_in_one_process(trained):
+    before = keys(f"finetune.init={trained}")
+    weights = trained / "model.safetensors"
+    weights.write_bytes(b"WEIGHTS")
+    os.utime(weights, ns=(1, 1))
+    assert changed(before, keys(f"finetune.init={trained}")) == {"finetune", "evaluate"}
+
+
+def test_parts_are_in_the_key_and_spelling_out_all_is_not(trained):
+    every = f"finetune.init={trained}", "compressor=sap"
+    spelled = keys(*every, "finetune.init_parts=[llm,projector,tower,compressor]")
+    assert spelled == keys(*every)
+    assert changed(spelled, keys(*every, "finetune.init_parts=llm")) == {"finetune", "evaluate"}
+
+
+def test_query_modules_share_a_stage_1_that_starts_from_trained_weights(trained):
+    one = keys(f"pretrain.init={trained}", "compressor=sap")
+    other = keys(f"pretrain.init={trained}", "compressor=sap+embq")
+    assert changed(one, other) == {"finetune", "evaluate"}
+
+
+def test_the_knobs_of_a_teacher_are_in_the_key(trained):
+    base = keys(f"finetune.teacher={trained}")
+    for knob in ("teacher_weight=0.5", "teacher_temperature=2"):
+        other = keys(f"finetune.teacher={trained}", f"finetune.{knob}")
+        assert changed(base, other) == {"finetune", "evaluate"}
+
+
+def test_a_blind_row_starts_from_the_same_llm(trained):
+    [blind] = make_blind_cells(cells(f"pretrain.init={trained}", f"finetune.teacher={trained}"))
+    start = blind.config.find_start("finetune")
+    assert start.source == str(trained) and start.parts == ("llm",)
+    assert blind.config.pretrain.init is None and not blind.config.has_teacher
+    [blind] = make_blind_cells(cells(f"finetune.init={trained}", "finetune.init_parts=[compressor]"))
+    assert blind.config.find_start("finetune") is None
+    both = make_blind_cells(cells(f"finetune.init=null,{trained}"))
+    assert [cell.label for cell in both] == ["blind finetune.init=None", f"blind finetune.init={trained}"]
+
+
+def test_the_plan_shows_it(trained, tmp_path):
+    words = [f"finetune.init={trained}", f"finetune.teacher={trained}", "finetune.init_parts=[llm]"]
+    request = read_request(parse_settings([*words, "compressor=sap", "llm.source=a/b", "tower.source=a/b"]))
+    console = Console(record=True, width=400)
+    for table in make_plan_tables(request, Store(tmp_path, runner=FakeRunner(tmp_path / "log"))):
+        console.print(table)
+    assert f"finetune (from {trained}: llm, teacher {trained})" in console.export_text()
+
+
+# ---- names ----
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["finetune.init_parts=[llm,towr]"], "finetune.init_parts=towr: must be one of tower, compressor, "),
+        (["pretrain.init=a", "finetune.init=b"], "pretrain.init=a: finetune.init=b leaves stage 1 out"),
+        (["finetune.teacher=a", "compressor=none"], "finetune.teacher=a: compressor=none sees no image"),
+        (["pretrain.teacher=a"], "unknown setting 'pretrain.teacher'"),
+        (["finetune.teacher_temperature=0"], "teacher_temperature=0.0: must be more than 0"),
+        (["finetune.teacher_weight=-1"], "teacher_weight=-1.0: must be at least 0"),
+    ],
+)
+def test_settings_that_are_refused(overrides, message):
+    with pytest.raises(UsageError) as caught:
+        config(*overrides)
+    assert message in str(caught.value)
+
+
+def finish_cell(root, name: str, trained) -> None:
+    """A finished cell's directory below an output directory."""
+    cell = root / "cells" / name
+    cell.mkdir(parents=True)
+    (cell / "stages.json").write_text(json.dumps(["data/0", "finetune/1", "evaluate/2"]))
+    shutil.copytree(trained, root / "finetune/1/model")
+
+
+def test_a_cell_has_a_name_and_a_path(trained, tmp_path):
+    finish_cell(tmp_path / "out", "sap_seed=0-12345678", trained)
+    model = tmp_path / "out/finetune/1/model"
+    out = f"out={tmp_path / 'out'}"
+    expected = keys(out, f"finetune.init={trained}")
+    for name in ("sap_seed=0-12345678", tmp_path / "out/cells/sap_seed=0-12345678", model.parent, model):
+        assert keys(out, f"finetune.init={name}") == expected
+
+
+@pytest.mark.parametrize("name", ["sap_seed=0-1234567", "nowhere/at/all", "", "cells/x"])
+def test_a_name_that_nothing_has(trained, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    finish_cell(tmp_path, "sap_seed=0-12345678", trained)
+    with pytest.raises(UsageError) as caught:
+        find_trained_model(name, ".", "finetune.init")
+    line = str(caught.value)
+    assert line.startswith(f"finetune.init={name}: neither a finished cell below . nor a folder")
+    assert "\n" not in line and "Known: sap_seed=0-12345678; give " in line
+
+
+def test_a_folder_that_is_no_model_of_ours(trained):
+    (trained / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(UsageError, match="^finetune.init=.*: a model of type llama, not slothkit"):
+        stages(f"finetune.init={trained}")
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The hub's cache of a machine that reaches no hub."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    fetch_hub_model.cache_clear()
+    return tmp_path / "hub"
+
+
+def test_a_model_of_the_hub_by_its_revision(hub, trained):
+    repository = hub / "models--me--sloth"
+    shutil.copytree(trained, repository / "snapshots" / ("a" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text("a" * 40)
+    shutil.copytree(trained, repository / "snapshots" / ("b" * 40))
+    (repository / "snapshots" / ("b" * 40) / "model.safetensors").write_bytes(b"others")
+    main = keys("finetune.init=me/sloth")
+    assert main == keys(f"finetune.init={trained}") == keys(f"finetune.init=me/sloth@{'a' * 40}")
+    assert changed(main, keys(f"finetune.init=me/sloth@{'b' * 40}")) == {"finetune", "evaluate"}
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_hub_that_is_out_of_reach():
+    with pytest.raises(UnreachableError, match="^finetune.teacher=me/sloth@v2: cannot be fetched") as caught:
+        stages("finetune.teacher=me/sloth@v2")
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,173 @@
+"""positions=keep in models of transformers, where positions are those of text."""
+
+import pytest
+import torch
+from reuse_families import (
+    answers,
+    cache_agrees,
+    family_params,
+    inputs,
+    make_model,
+    make_processor,
+    over_families,
+    picture,
+    prompt,
+    two_rows,
+)
+from reuse_models import GRID
+
+from compressors.errors import UsageError
+from connectors.versions import CACHE, read_cache
+from llm_adapters import reuse
+from llm_adapters.reuse.positions import RUNS
+
+PLAIN = [
+    name
+    for name, family in reuse.FAMILIES.items()
+    if family.processor in RUNS and not family.rope and not family.whole_images
+]
+PATCHES = GRID * GRID
+BUDGET = 7
+KEEP = {"compressor": "divprune", "positions": "keep", "tokens": BUDGET}
+
+
+def test_llava_is_the_plain_model_that_does_not_see_the_others():
+    model, processor = make_model("llava"), make_processor("llava")
+    rows = two_rows("llava")
+    rows[1] = (prompt("llava", "And that, is it a cat?", images=2), [picture(2), picture(3)])
+    full = inputs(processor, rows)
+    reuse.attach(model, processor, **KEEP)
+    batch = inputs(processor, rows)
+    outputs = model.model.get_image_features(batch["pixel_values"])
+    kept = torch.stack(outputs.kept.places)
+    assert kept.shape == (3, BUDGET) and outputs.kept.grids == [(GRID, GRID)] * 3
+    with torch.no_grad():
+        logits = model(**batch).logits[batch["attention_mask"].bool()]
+    reuse.detach(model, processor)
+    is_image = full["input_ids"] == model.config.image_token_id
+    positions = (full["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    stays = torch.zeros(3, PATCHES, dtype=torch.long).scatter(1, kept, 1)
+    mask = full["attention_mask"].clone()
+    mask[is_image] = stays.flatten()
+    with torch.no_grad():
+        whole = model(**{**full, "attention_mask": mask}, position_ids=positions).logits
+    torch.testing.assert_close(logits, whole[mask.bool()], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::llm_adapters.reuse.NeedsTraining")
+@pytest.mark.parametrize("family", family_params(*PLAIN))
+def test_generation_continues_behind_the_patches(family):
+    model, processor = make_model(family), make_processor(family)
+    try:
+        reuse.attach(model, processor, **KEEP)
+    except UsageError as error:
+        assert "has no rotary positions" in str(error)
+        return
+    rows = two_rows(family)
+    rows[0] = (prompt(family, images=2), [picture(1), picture(2)])
+    batch = inputs(processor, rows)
+    said = answers(model, batch)
+    assert said == [answers(model, inputs(processor, [row]))[0] for row in rows]
+    if cache_agrees(family, two_rows(family)):
+        assert answers(model, batch, use_cache=False) == said
+    beams = answers(model, batch, num_beams=2)
+    assert beams == [answers(model, inputs(processor, [row]), num_beams=2)[0] for row in rows]
+    seen = record_positions(model)
+    answers(model, batch)
+    crops = (batch["input_ids"] == image_id(model)).sum(1) // BUDGET
+    last = seen[0][:, -1]
+    first = int(family == "paligemma")  # it counts from 1
+    tokens = batch["attention_mask"].sum(1)
+    assert torch.equal(last, tokens - 1 + first + crops * (PATCHES - BUDGET))
+    for step, positions in enumerate(seen[1:], 1):
+        assert torch.equal(positions[:, 0], last + step)
+
+
+def image_id(model) -> int:
+    return getattr(model.config, "image_token_id", None) or model.config.image_token_index
+
+
+GRIDS = [name for name, family in reuse.FAMILIES.items() if family.rope]
+
+
+@pytest.mark.filterwarnings("ignore::llm_adapters.reuse.NeedsTraining")
+@pytest.mark.parametrize("family", family_params(*GRIDS))
+def test_grids_keep_the_places_of_the_whole_image(family):
+    """Positions are those that `identity` has, of kept patches and of all text."""
+    model, processor = make_model(family), make_processor(family)
+    rows = two_rows(family)
+    rows[0] = (prompt(family, images=2), [picture(1), picture(3, 40, 24)])
+    knobs = {"compressor": "divprune", "tokens": BUDGET}
+    reuse.attach(model, processor, **knobs, positions="keep")
+    batch = inputs(processor, rows)
+    seen = record_positions(model)
+    said = answers(model, batch)
+    with torch.no_grad():
+        logits = model(**batch).logits[batch["attention_mask"].bool()]
+    together = seen[0][-3:, batch["attention_mask"].bool()]
+    assert torch.equal(together, seen[-1][-3:, batch["attention_mask"].bool()])  # generate and forward
+    steps = [positions[-3:, :, 0] for positions in seen[1:-1]]
+    kept = model.model.get_image_features(batch["pixel_values"], batch["image_grid_thw"]).kept
+    for step, positions in enumerate(steps, 1):
+        assert torch.equal(positions, seen[0][-3:, :, -1] + step)
+    assert said == [answers(model, inputs(processor, [row]))[0] for row in rows]
+    if cache_agrees(family, two_rows(family)):
+        assert answers(model, batch, use_cache=False) == said
+    beams = answers(model, batch, num_beams=2)
+    assert beams == [answers(model, inputs(processor, [row]), num_beams=2)[0] for row in rows]
+    assert logits.isfinite().all()
+    reuse.detach(model, processor)
+    reuse.attach(model, processor, "identity")
+    full = inputs(processor, rows)
+    whole = record_positions(model)
+    model(**full)
+    is_there = full["attention_mask"].bool().clone()
+    is_kept = []
+    for places, (height, width) in zip(kept.places, kept.grids):
+        is_kept.append(torch.zeros(height * width).scatter(0, places, 1.0).bool())
+    is_there[full["input_ids"] == image_id(model)] = torch.cat(is_kept)
+    assert torch.equal(together, whole[0][-3:, is_there])
+
+
+def record_positions(model) -> list[torch.Tensor]:
+    """Positions of each call of the LLM's decoder."""
+    seen: list[torch.Tensor] = []
+    model.get_decoder().register_forward_pre_hook(
+        lambda _module, _arguments, keywords: seen.append(keywords["position_ids"]), with_kwargs=True
+    )
+    return seen
+
+
+@over_families
+def test_where_positions_are_others_it_is_refused(family):
+    if family in PLAIN or reuse.FAMILIES[family].rope:
+        pytest.skip("it can be done")
+    model, processor = make_model(family), make_processor(family)
+    with pytest.raises(
+        UsageError, match=r"\A(?!.*\n)compressor 'divprune': positions=keep: in models of type"
+    ):
+        reuse.attach(model, processor, **KEEP)
+    assert not hasattr(model, "slothkit")
+
+
+def test_saved_and_detached(tmp_path):
+    model, processor = make_model("llava"), make_processor("llava")
+    before = answers(model, inputs(processor, two_rows("llava")))
+    reuse.attach(model, processor, **KEEP)
+    batch = inputs(processor, two_rows("llava"))
+    said = answers(model, batch)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    again, again_processor = reuse.load(tmp_path)
+    assert answers(again, inputs(again_processor, two_rows("llava"))) == said
+    reuse.detach(model, processor)
+    assert answers(model, inputs(processor, two_rows("llava"))) == before
+
+
+def test_a_cache_without_positions_is_refused():
+    model, processor = make_model("llava"), make_processor("llava")
+    reuse.attach(model, processor, **KEEP)
+    batch = inputs(processor, two_rows("llava"))
+    output = model(**batch, use_cache=True)
+    with pytest.raises(UsageError, match="tokens behind a KV cache need `position_ids`"):
+        model(input_ids=batch["input_ids"][:, -1:], **{CACHE: read_cache(output)})
