@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ablations import earlier
+from ablations import earlier, plain_sweeps
 from ablations.claims import spec
+from ablations.claims.spec import Claim
 from ablations.costs import measured, prefill
 from ablations.earlier import EarlierReport
 from ablations.finished import (
@@ -19,6 +20,7 @@ from ablations.finished import (
     read_efficiency,
 )
 from ablations.outcomes import Report, ReportRow, ReportTable
+from ablations.references import add_references
 from ablations.writing import maps
 from compressors.command_line import join_settings
 from compressors.errors import UsageError
@@ -61,12 +63,15 @@ def collect_report(
     command: str,
     measuring: Reporter | None = None,
     earlier_folder: Path | None = None,
+    baseline: str | None = None,
 ) -> Report:
-    """Tables by name or path from what is finished below `store`, and from the earlier report in
-    `earlier_folder`. In `folder` counted FLOPs, measured times and drawn maps are kept from one report to the
-    next. `measuring`: measure them now. UsageError for settings with several values, but for seeds."""
+    """Tables by name or path, or of the sweep that `axes` describe where none is wanted, from what is
+    finished below `store`, and from the earlier report in `earlier_folder`. In `folder` counted FLOPs,
+    measured times and drawn maps are kept from one report to the next. `measuring`: measure them now.
+    `baseline`: the row that others are compared with; without it a sweep's rows alone are. UsageError for a
+    table's settings with several values, but for seeds."""
     for key, values in axes.items():
-        if len(values) > 1 and key != "seed":
+        if wanted and len(values) > 1 and key != "seed":
             raise UsageError(f"{key}={','.join(values)}: a report takes one value; make one for each")
     earlier_report = earlier.read_earlier_report(earlier_folder)
     axes = {"seed": find_finished_seeds(store.root, earlier_report), **axes}
@@ -74,16 +79,27 @@ def collect_report(
     if earlier_folder is not None:
         sweep_axes["earlier"] = [str(earlier_folder)]
 
-    report_tables = []
+    report_tables: list[ReportTable] = []
+    unknown_baselines: list[UsageError] = []
     finished_cells: dict[str, FinishedCell] = {}  # by key: tables share cells
     finished_rows: list[CollectedRow] = []
-    for file in tables.load_table_files(wanted, axes):  # all of them, before cells are read
-        collected = collect_table(file, store, earlier_report)
-        collected.table.sweep = format_sweep_command(file, sweep_axes)
+    for file, claims in load_tables(wanted, axes, store):  # all of them, before cells are read
+        collected = collect_table(file, claims, store, earlier_report)
+        collected.table.sweep = format_sweep_command(file if wanted else None, sweep_axes)
+        if not wanted:
+            for row in collected.table.rows:
+                row.block = ""  # no image: a row like the others, as in the sweep's own table
+        if baseline is not None or not wanted:
+            try:
+                add_references(collected.table, collected.finished_rows, baseline)
+            except UsageError as error:
+                unknown_baselines.append(error)
         report_tables.append(collected.table)
         for finished_cell in collected.finished_cells:
             finished_cells[finished_cell.stage.key] = finished_cell
         finished_rows += collected.finished_rows
+    if unknown_baselines and not any(table.baseline for table in report_tables):
+        raise unknown_baselines[0]  # one table may have what another has not
 
     add_counted_flops(finished_rows, folder / COUNTS_FILE)
     provenance = collect_provenance(list(finished_cells.values()), store, earlier_report)
@@ -106,14 +122,26 @@ def find_finished_seeds(root: Path, earlier_report: EarlierReport) -> list[str]:
     return sorted(seeds, key=int) or FIRST_SEEDS
 
 
-def format_sweep_command(file: tables.TableFile, axes: Mapping[str, list[str]]) -> str:
-    """The command that runs a table's cells."""
-    table_word = table_files.spell_table(file.name, file.path)
-    words = join_settings({"table": [table_word], **axes})
+def load_tables(
+    wanted: Sequence[str], axes: Mapping[str, list[str]], store: Store
+) -> list[tuple[tables.TableFile, tuple[Claim, ...]]]:
+    """Tables with their claims; those of a sweep, which has none, where no table is wanted."""
+    if not wanted:
+        return [(file, ()) for file in plain_sweeps.make_sweep_tables(axes, store)]
+    return [(file, spec.read_claims(file)) for file in tables.load_table_files(wanted, axes)]
+
+
+def format_sweep_command(file: tables.TableFile | None, axes: Mapping[str, list[str]]) -> str:
+    """The command that runs a table's cells, or those of a sweep without one."""
+    words = join_settings(axes)
+    if file is not None:
+        words = join_settings({"table": [table_files.spell_table(file.name, file.path)], **axes})
     return f"python -m experiments.sweep {shlex.join(words)}"
 
 
-def collect_table(file: tables.TableFile, store: Store, earlier_report: EarlierReport) -> CollectedTable:
+def collect_table(
+    file: tables.TableFile, claims: tuple[Claim, ...], store: Store, earlier_report: EarlierReport
+) -> CollectedTable:
     """One table from the cells of it that have finished; a blind row, which a sweep adds by itself, only if
     one of its cells has."""
     cells: list[Cell] = []
@@ -135,7 +163,7 @@ def collect_table(file: tables.TableFile, store: Store, earlier_report: EarlierR
             else:
                 pairs.append((row, finished_cell))
 
-    table = ReportTable(file.name, file.heading, file.title, spec.read_claims(file), rows)
+    table = ReportTable(file.name, file.heading, file.title, claims, rows)
     finished_rows = []
     if pairs:
         finished_rows = fill_rows(table, pairs, store)

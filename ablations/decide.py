@@ -59,8 +59,8 @@ def run_decide(line: CommandLine) -> int:
 
     from ablations.claims.looks import plan_looks
     from ablations.deciding import TableDecider, decide_claims, describe_looks
-    from ablations.writing.grids import WordGrid
     from ablations.writing.text import render_markdown_table, render_screen_tables
+    from ablations.writing.word_grid import WordGrid
     from experiments.config.overrides import take_single_value
     from experiments.config.schema import Config
     from experiments.runtime.files import write_atomic

@@ -10,7 +10,8 @@ from ablations.claims.verdicts import UNRESOLVED, Verdict
 from ablations.collect import collect_table
 from ablations.earlier import read_earlier_report
 from ablations.finished import find_finished_cell
-from ablations.writing.grids import WordGrid, format_interval, format_signed, judge_table
+from ablations.writing.grids import format_interval, format_signed, judge_table
+from ablations.writing.word_grid import WordGrid
 from compressors.errors import UsageError
 from experiments.config import tables
 from experiments.config.tables import TableFile
@@ -103,7 +104,8 @@ class TableDecider:
 
     def look_at_claims(self, look: Look, later_looks: Sequence[Look]) -> None:
         """Judge the open claims by what has finished."""
-        table = collect_table(self.load_file(look.seeds), self.store, self.earlier_report).table
+        file = self.load_file(look.seeds)
+        table = collect_table(file, tuple(self.claims), self.store, self.earlier_report).table
         # all claims, so that each look has the same pairs to learn variances from
         verdicts = judge_table(table, self.claims, look.confidence)
         for claim, verdict in zip(self.claims, verdicts):

@@ -34,6 +34,7 @@ from experiments.runtime.files import write_atomic
 REPORT_FORMAT = 2  # counted up when an older version could not read what is written
 OUTCOMES_FOLDER = "outcomes"
 PLOTS_FOLDER = "plots"
+REFERENCES = ("baseline", "uncompressed")  # rows that a row is compared with
 DIGEST = "outcomes_sha256"  # in a table's entry: of its file of outcomes
 
 
@@ -48,6 +49,9 @@ class ReportRow:
     efficiency   tokens, parameters, FLOPs, times: column -> value
     keys         seed -> the key of its evaluation, by which a later report finds it
     training     keys of its training stages at its first finished seed, in order: rows may share some
+    settings     setting -> its value, of those that tell the table's rows apart
+    baseline     label of the row that it is compared with; nothing where there is none
+    uncompressed label of the row that has its settings and leaves the patches as they are
     """
 
     block: str
@@ -58,6 +62,9 @@ class ReportRow:
     efficiency: dict[str, float] = field(default_factory=dict)
     keys: dict[int, str] = field(default_factory=dict)
     training: tuple[str, ...] = ()
+    settings: dict[str, str] = field(default_factory=dict)
+    baseline: str = ""
+    uncompressed: str = ""
 
 
 @dataclass
@@ -69,6 +76,7 @@ class ReportTable:
     pictures     (Q,) what each of them is about
     chance       accuracy of always giving the most frequent answer, in the form of metrics.json
     sweep        the command that runs its cells
+    baseline     what its rows are compared with, a row or a compressor; nothing where they are not
     """
 
     name: str
@@ -81,6 +89,7 @@ class ReportTable:
     pictures: NDArray = field(default_factory=lambda: np.array([], "<U1"))
     chance: dict[str, Any] = field(default_factory=dict)
     sweep: str = ""
+    baseline: str = ""
 
     @property
     def family_names(self) -> list[str]:
@@ -179,19 +188,22 @@ def make_table_entry(table: ReportTable) -> dict[str, Any]:
     """A table without its outcomes, for JSON."""
     rows = []
     for row in table.rows:
-        rows.append(
-            {
-                "block": row.block,
-                "label": row.label,
-                "ours": row.ours,
-                "seeds": list(row.outcomes),
-                "keys": [row.keys.get(seed) for seed in row.outcomes],
-                "training": row.training,
-                "missing": row.missing,
-                "efficiency": row.efficiency,
-            }
-        )
-    return {
+        row_entry = {
+            "block": row.block,
+            "label": row.label,
+            "ours": row.ours,
+            "seeds": list(row.outcomes),
+            "keys": [row.keys.get(seed) for seed in row.outcomes],
+            "training": row.training,
+            "missing": row.missing,
+            "efficiency": row.efficiency,
+        }
+        # only of tables whose rows are compared
+        for name in ("settings", *REFERENCES):
+            if getattr(row, name):
+                row_entry[name] = getattr(row, name)
+        rows.append(row_entry)
+    entry = {
         "name": table.name,
         "heading": table.heading,
         "title": table.title,
@@ -200,6 +212,9 @@ def make_table_entry(table: ReportTable) -> dict[str, Any]:
         "sweep": table.sweep,
         "claims": [dataclasses.asdict(claim) for claim in table.claims],
     }
+    if table.baseline:
+        entry["baseline"] = table.baseline
+    return entry
 
 
 def locate_outcomes(folder: Path, name: str) -> Path:
@@ -260,6 +275,7 @@ def load_report_table(entry: Mapping[str, Any], folder: Path) -> ReportTable:
         families=families,
         pictures=pictures,
         chance=conform(entry["chance"], dict[str, Any], "chance"),
+        baseline=conform(entry.get("baseline", ""), str, "baseline"),
         **words,
     )
 
@@ -311,6 +327,8 @@ def load_report_row(entry: Mapping[str, Any], cells: NDArray) -> ReportRow:
     row.efficiency = conform(entry["efficiency"], dict[str, int | float], "efficiency")
     # earlier versions did not write these two down
     row.training = conform(entry.get("training", ()), tuple[str, ...], "training")
+    row.settings = conform(entry.get("settings", {}), dict[str, str], "settings")
+    row.baseline, row.uncompressed = (conform(entry.get(name, ""), str, name) for name in REFERENCES)
     keys = conform(entry.get("keys", ()), list[str | None], "keys")
     for seed, key in zip(seeds, keys):
         if key:

@@ -1,4 +1,4 @@
-"""Prints and writes the tables of the paper's ablations from finished cells: `python -m ablations.report`.
+"""Prints and writes the report of finished cells, of a sweep or of tables: `python -m ablations.report`.
 
 Exit code 0: written; 2: bad input or a full disk, one line says which; 130: Ctrl-C.
 """
@@ -31,21 +31,29 @@ class ReportOptions:
         None,
         "cells that are not finished below out= as the report in DIR has them: published rows beside yours",
     )
+    baseline: str | None = setting(
+        None,
+        "row or compressor that the others are compared with (avg_pool, else identity, else the first row; a "
+        "table's rows only where it is given)",
+    )
     measure: bool = setting(False, "TTFT and peak memory of every row, on this machine, side by side")
 
 
 COMMAND = Command(
     usage="""\
-python -m ablations.report [table=3,4] [seed=0,1,2] [KEY=VALUE ...] [out=runs] [earlier=DIR] [to=DIR]
+python -m ablations.report [KEY=VALUE ...] [seed=0,1,2] [baseline=ROW] [out=runs] [earlier=DIR] [to=DIR]
+       python -m ablations.report table=3,4 [seed=0,1,2] [KEY=VALUE ...] [out=runs] [earlier=DIR] [to=DIR]
        python -m ablations.report results=DIR [to=DIR]""",
     description="""\
-Prints the tables of the paper's ablations from cells that `python -m experiments.sweep` has finished below
-out=, with a verdict on each of the paper's claims, and writes them to to= (OUT/report): Markdown, LaTeX, CSV,
-one HTML page, plots, and what the report can be made from again without the cells.
+Prints a table of the cells that `python -m experiments.sweep` has finished below out=, each row with its
+difference to a baseline, or tables with a verdict on each of their claims, and writes them to to=
+(OUT/report): Markdown, LaTeX, CSV, one HTML page, plots, and what the report can be made from again without
+the cells.
 
-  table=3,4     tables of the project by name, or paths of YAML files (all of the paper)
-  seed=0,1,2    seeds (all that any cell has finished at)
-  KEY=VALUE     settings and knobs, as for the sweep that computed the cells""",
+  KEY=VALUE     settings and knobs, as for the sweep that computed the cells (without any, and without
+                table=: all cells that have finished)
+  table=3,4     tables of the project by name, or paths of YAML files; all: those of the paper
+  seed=0,1,2    seeds (all that any cell has finished at)""",
     options=ReportOptions,
     overrides=True,
     elsewhere="choose another directory with to=DIR",
@@ -71,8 +79,8 @@ def run_report(line: CommandLine) -> int:
     options: ReportOptions = line.options
     console = Console()
     if options.results is not None:
-        refused = min(line.overrides, default="earlier")
-        if line.overrides or options.earlier is not None:
+        refused = min(line.overrides, default="earlier" if options.earlier is not None else "baseline")
+        if line.overrides or options.earlier is not None or options.baseline is not None:
             raise UsageError(
                 f"{refused}: cells are not looked at with results={options.results}; leave it out"
             )
@@ -90,17 +98,17 @@ def run_report(line: CommandLine) -> int:
         with measuring as reporter:
             # the report says by which command it was made
             typed = f"python -m ablations.report {shlex.join(line.arguments)}".strip()
-            report = report_from_cells(axes, root, folder, typed, reporter, options.earlier)
+            report = report_from_cells(axes, root, folder, typed, reporter, options)
         rendered = write.render_report(report)
     write.write_report(report, rendered, folder, console)
     return 0
 
 
 def report_from_cells(
-    axes: Axes, root: Path, folder: Path, typed: str, reporter: "Reporter | None", earlier_folder: Path | None
+    axes: Axes, root: Path, folder: Path, typed: str, reporter: "Reporter | None", options: ReportOptions
 ) -> "Report":
-    """The report of what is finished below `root` or in the report of `earlier_folder`; with a reporter rows
-    are measured. UsageError where nothing has finished: the sweep to run."""
+    """The report of what is finished below `root` or in an earlier report; with a reporter rows are measured.
+    UsageError where nothing has finished: the sweep to run."""
     from rich.console import Console
 
     from ablations import collect
@@ -108,22 +116,23 @@ def report_from_cells(
     from experiments.runtime.progress import PlainReporter
     from experiments.store.store import Store
 
-    wanted = axes.pop("table", [tables.ALL_TABLES])
+    wanted = axes.pop("table", [])
     axes["out"] = [str(root)]  # the cells' own setting, also where it was not given
+    command = f"python -m experiments.sweep out={root}"
+    if wanted:
+        names = ",".join(tables.expand_table_names(wanted))
+        command = f"python -m experiments.sweep table={names} out={root}"
     # warnings of damaged results stand apart from the report
     store = Store(root, PlainReporter(Console(stderr=True), prefix=""))
-    report = collect.collect_report(wanted, axes, store, folder, typed, reporter, earlier_folder)
+    report = collect.collect_report(
+        wanted, axes, store, folder, typed, reporter, options.earlier, options.baseline
+    )
     if report.provenance["cells"] or report.provenance.get("taken"):
         return report
-    names = ",".join(tables.expand_table_names(wanted))
     if not root.is_dir():
-        raise UsageError(
-            f"out={root}: no such directory; python -m experiments.sweep table={names} out={root} fills it"
-        )
-    raise UsageError(
-        f"out={root}: no cell of table {names} has finished there; run "
-        f"python -m experiments.sweep table={names} out={root}, with the same settings"
-    )
+        raise UsageError(f"out={root}: no such directory; {command} fills it")
+    missing = f"no cell of table {names}" if wanted else "no such cell"
+    raise UsageError(f"out={root}: {missing} has finished there; run {command}, with the same settings")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -14,6 +13,8 @@ from ablations.claims.verdicts import FAILS, HOLDS, NO_RESULTS, TIE, UNRESOLVED,
 from ablations.costs import measured
 from ablations.costs.prefill import PREFILL_TEXT_TOKENS
 from ablations.outcomes import Report, ReportRow, ReportTable
+from ablations.writing.word_grid import WordGrid
+from experiments.config.table_files import list_paper_tables
 
 OURS_MARK = "†"
 MEASURED_COLUMNS = {"ttft_ms": "TTFT", "peak_memory_mib": "peak memory"}
@@ -30,16 +31,6 @@ CLAIMS_NOTE = (
     "correction for the number of claims. Moderation and ties are judged afterwards: they came when seeds 0 "
     "to 2 had been seen. Remarks say what a verdict would be without moderation."
 )
-
-
-@dataclass
-class WordGrid:
-    """A table of words: header, (block's title, cells) lines, notes below."""
-
-    title: str
-    header: list[str]
-    lines: list[tuple[str, list[str]]]
-    notes: list[str] = field(default_factory=list)
 
 
 class EfficiencyColumn(NamedTuple):
@@ -109,8 +100,12 @@ def make_scores_grid(table: ReportTable) -> WordGrid:
     header = ["", "seeds", "overall", *table.family_names]
     for column in columns:
         header.append(column.heading)
-    title = f"{table.heading}: {table.title}" if table.title else table.heading
-    return WordGrid(title, header, lines, list_table_notes(table))
+    return WordGrid(title_table(table), header, lines, list_table_notes(table))
+
+
+def title_table(table: ReportTable) -> str:
+    """What stands above a table."""
+    return f"{table.heading}: {table.title}" if table.title else table.heading
 
 
 def find_efficiency_columns(table: ReportTable) -> list[EfficiencyColumn]:
@@ -243,7 +238,7 @@ def make_claim_line(verdict: Verdict) -> list[str]:
 
 
 def summarize_claims(report: Report, verdicts: Mapping[str, Sequence[Verdict]]) -> list[str]:
-    """Sentences: what the claims came to, and each that the runs contradict."""
+    """Sentences: what the claims came to, and each that the runs contradict; none without claims."""
     counts = dict.fromkeys((HOLDS, FAILS, TIE, UNRESOLVED, NO_RESULTS), 0)
     contradictions = []
     for table in report.tables:
@@ -253,13 +248,20 @@ def summarize_claims(report: Report, verdicts: Mapping[str, Sequence[Verdict]]) 
                 contradictions.append(describe_contradiction(table, verdict))
     total = sum(counts.values())
     if not total:
-        return ["These tables make no claims."]
+        return []
     tally = "; ".join(f"{word}: {count}" for word, count in counts.items() if count)
     first_letter = tally[:1].upper()
     sentences = [f"{total} claims. {first_letter}{tally[1:]}."]
     if not contradictions:
         return [*sentences, "These runs contradict none of them."]
-    return [*sentences, "These runs disagree with the paper:", *contradictions]
+    heading = "These runs disagree with the paper:" if is_of_paper(report) else "These runs contradict:"
+    return [*sentences, heading, *contradictions]
+
+
+def is_of_paper(report: Report) -> bool:
+    """Whether any table is one of the paper's."""
+    names = list_paper_tables()
+    return any(table.name in names and table.heading == f"Table {table.name}" for table in report.tables)
 
 
 def describe_contradiction(table: ReportTable, verdict: Verdict) -> str:
@@ -317,8 +319,10 @@ def explain_missing_maps(report: Report) -> list[str]:
     return [f"No attention maps: {reason}"] if reason else []
 
 
-def list_published_scores() -> list[str]:
-    """Scores that others have published, as sentences of their own."""
+def list_published_scores(report: Report) -> list[str]:
+    """Scores that others have published, as sentences of their own, below tables of the paper."""
+    if not is_of_paper(report):
+        return []
     # a list at the top of the file: OmegaConf's type says it may be anything
     entries = cast(list[dict[str, Any]], OmegaConf.to_container(OmegaConf.load(PUBLISHED_FILE)))
     sentences = []

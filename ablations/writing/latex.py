@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from ablations.writing.grids import WordGrid
-from ablations.writing.text import group_by_block, holds_words
+from ablations.writing.word_grid import WordGrid, group_by_block, holds_words
 
 DOCUMENT_HEAD = r"""\documentclass[10pt]{article}
 \usepackage[T1]{fontenc}
@@ -42,11 +41,21 @@ def escape_latex(words: str) -> str:
 
 def render_latex_table(grid: WordGrid) -> str:
     """One table environment."""
-    column_kinds = "".join(pick_column_kind(grid, column) for column in range(len(grid.header)))
     parts = [
         r"\begin{table}[htbp]",
         r"\centering\footnotesize",
         rf"\caption{{{escape_latex(grid.title)}}}",
+        render_latex_tabular(grid),
+    ]
+    for note in grid.notes:
+        parts.append(rf"\par\smallskip {escape_latex(note)}")
+    return "\n".join([*parts, r"\end{table}"])
+
+
+def render_latex_tabular(grid: WordGrid) -> str:
+    """The table alone, as a paper takes it with \\input (booktabs and array)."""
+    column_kinds = "".join(pick_column_kind(grid, column) for column in range(len(grid.header)))
+    parts = [
         rf"\begin{{tabular}}{{@{{}}{column_kinds}@{{}}}}",
         r"\toprule",
         render_latex_header(grid.header),
@@ -56,12 +65,13 @@ def render_latex_table(grid: WordGrid) -> str:
         if block_title:
             whole_line = rf"\multicolumn{{{len(grid.header)}}}{{@{{}}l}}"
             parts.append(rf"{whole_line}{{\textit{{{escape_latex(block_title)}}}}} {LINE_END}")
-        for line in lines:
-            parts.append(" & ".join(map(escape_latex, line)) + f" {LINE_END}")
-    parts += [r"\bottomrule", r"\end{tabular}"]
-    for note in grid.notes:
-        parts.append(rf"\par\smallskip {escape_latex(note)}")
-    return "\n".join([*parts, r"\end{table}"])
+        for number, line in lines:
+            words = list(map(escape_latex, line))
+            for column in range(len(words)):
+                if (number, column) in grid.bold:
+                    words[column] = rf"\textbf{{{words[column]}}}"
+            parts.append(" & ".join(words) + f" {LINE_END}")
+    return "\n".join([*parts, r"\bottomrule", r"\end{tabular}"])
 
 
 def pick_column_kind(grid: WordGrid, column: int) -> str:

@@ -1,4 +1,4 @@
-"""Pictures of a report as SVG: accuracy against visual tokens, claims, families, what EmbQ adds."""
+"""Pictures of a report: accuracy against visual tokens, claims, families, what EmbQ adds."""
 
 import math
 from collections import Counter
@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ablations.claims.spec import Claim
-from ablations.claims.statistics import compute_seed_interval, identify_outcomes
+from ablations.claims.statistics import compute_seed_interval
 from ablations.claims.verdicts import FAILS, HOLDS, TIE, Verdict
 from ablations.outcomes import ReportRow, ReportTable
 from ablations.writing.grids import judge_table
 from experiments.figures import labels
-from experiments.figures.style import BLUE, GREY, ORANGE, escape_dollars, render_svg, strip_axes
+from experiments.figures.style import BLUE, GREY, ORANGE, escape_dollars, strip_axes
 
 VERDICT_COLOURS = {HOLDS: "#0a7d32", FAILS: "#b3261e", TIE: BLUE}
 MAX_NAMED_ROWS = 24  # of more rows not all can have a name in a plot
@@ -37,11 +37,14 @@ LEGEND_STYLE: dict[str, Any] = {
 
 
 def find_distinct_rows(table: ReportTable) -> list[ReportRow]:
-    """Rows with results and visual tokens, each configuration once."""
-    distinct_rows: dict[tuple[tuple[int, bytes], ...], ReportRow] = {}
-    for row in table.rows:
+    """Rows with results and visual tokens, those of the same cells once: a table may name a configuration in
+    several blocks. Rows of other cells are other points, also where all their answers are equal."""
+    distinct_rows: dict[tuple[object, ...], ReportRow] = {}
+    for number, row in enumerate(table.rows):
         if row.outcomes and row.efficiency.get("visual_tokens"):
-            distinct_rows.setdefault(identify_outcomes(row.outcomes), row)
+            cells: tuple[object, ...] = tuple(sorted(row.keys.items()))
+            # a report of an earlier version has no keys
+            distinct_rows.setdefault(cells or (number,), row)
     return list(distinct_rows.values())
 
 
@@ -74,7 +77,7 @@ def pick_row_colour(row: ReportRow) -> str:
 # ---- accuracy against tokens ----
 
 
-def draw_pareto(table: ReportTable) -> str | None:
+def draw_pareto(table: ReportTable) -> Figure | None:
     """Accuracy against visual and query tokens; what nothing cheaper beats is joined. None if all cost the
     same, or too many do."""
     rows = find_distinct_rows(table)
@@ -124,7 +127,7 @@ def draw_pareto(table: ReportTable) -> str | None:
     axes.set_title(escape_dollars(title), fontsize=10, loc="left")
     axes.legend(**LEGEND_STYLE)
     strip_axes(axes, "y")
-    return render_svg(figure)
+    return figure
 
 
 def compute_row_intervals(
@@ -216,7 +219,7 @@ def draw_intervals(width: float, title: str, rows: Sequence[IntervalRow]) -> tup
     return figure, axes
 
 
-def draw_claims(title: str, verdicts: Sequence[tuple[str, Verdict]]) -> str | None:
+def draw_claims(title: str, verdicts: Sequence[tuple[str, Verdict]]) -> Figure | None:
     """Each claim's difference with its interval, as far from its limit as it is. `verdicts` with the heading
     of their tables. None if none has an interval."""
     rows = []
@@ -236,7 +239,7 @@ def draw_claims(title: str, verdicts: Sequence[tuple[str, Verdict]]) -> str | No
         return None
     figure, _ = draw_intervals(8.4, title, rows)
     figure.supxlabel("percentage points from the claim's limit; to the right it holds", fontsize=9)
-    return render_svg(figure)
+    return figure
 
 
 def judge_gains(table: ReportTable) -> list[Verdict]:
@@ -261,7 +264,7 @@ def is_decided(gain: Verdict) -> bool:
     return tells_of_seeds and not gain.low <= 0 <= gain.high
 
 
-def draw_gain(table: ReportTable) -> str | None:
+def draw_gain(table: ReportTable) -> Figure | None:
     """What EmbQ adds to each compressor, the largest first. None if fewer than two rows have a partner."""
     gains = sorted(judge_gains(table), key=lambda gain: -gain.estimate)
     if not gains:
@@ -283,13 +286,13 @@ def draw_gain(table: ReportTable) -> str | None:
         "open: one seed, an interval over questions alone",
         fontsize=9,
     )
-    return render_svg(figure)
+    return figure
 
 
 # ---- families of questions ----
 
 
-def draw_families(table: ReportTable) -> str | None:
+def draw_families(table: ReportTable) -> Figure | None:
     """A panel of bars for each family of questions, a bar a row. None with a single family."""
     rows = [row for row in table.rows if row.outcomes]
     families = table.family_names
@@ -305,7 +308,7 @@ def draw_families(table: ReportTable) -> str | None:
     panels[0].set_yticks(np.arange(len(rows)), names)
     panels[0].set_ylim(len(rows) - 0.4, -0.6)  # the first at the top
     figure.supxlabel("accuracy in %; dotted: chance", fontsize=9)
-    return render_svg(figure)
+    return figure
 
 
 def draw_family_bars(axes: Axes, table: ReportTable, rows: Sequence[ReportRow], family: str) -> None:

@@ -21,7 +21,7 @@ from ablations.writing.plots import (
     is_crowded,
     pick_row_colour,
 )
-from experiments.figures.style import BLUE, GREY, ORANGE, escape_dollars, render_svg, strip_axes
+from experiments.figures.style import BLUE, GREY, ORANGE, escape_dollars, strip_axes
 
 COLOUR_LABELS = {BLUE: "without query tokens", ORANGE: "with", GREY: "no image"}
 TWIN_DISTANCE = 0.3  # lines between a row without and one with the query module
@@ -50,7 +50,7 @@ def group_by_compressor(table: ReportTable) -> dict[str, list[ReportRow]]:
     return {compressor: groups[compressor] for compressor in ranking}
 
 
-def draw_ranking(table: ReportTable) -> str | None:
+def draw_ranking(table: ReportTable) -> Figure | None:
     """A line a compressor, the best first, without and with the query module. None where `pareto` is."""
     if not is_crowded(table):
         return None
@@ -74,7 +74,7 @@ def draw_ranking(table: ReportTable) -> str | None:
             handles.append(point)
     axes.legend(handles=handles, **LEGEND_STYLE)
     strip_axes(axes, "x")
-    return render_svg(figure)
+    return figure
 
 
 def draw_row_point(axes: Axes, table: ReportTable, row: ReportRow, place: int) -> None:

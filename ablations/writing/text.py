@@ -2,8 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import groupby
-from operator import itemgetter
 
 from rich import box
 from rich.markup import escape
@@ -12,7 +10,8 @@ from rich.table import Table as RichTable
 from ablations.claims.statistics import RowComparison, compute_seed_interval
 from ablations.claims.verdicts import FAILS, HOLDS, TIE, Verdict
 from ablations.outcomes import Report, ReportRow, ReportTable
-from ablations.writing.grids import EFFICIENCY_COLUMNS, WordGrid
+from ablations.writing.grids import EFFICIENCY_COLUMNS
+from ablations.writing.word_grid import WordGrid, group_by_block, holds_words
 from experiments.runtime.text_tables import escape_markdown, escape_markdown_cell, format_csv
 
 EFFICIENCY_HEADINGS = [column.heading for column in EFFICIENCY_COLUMNS]
@@ -39,23 +38,6 @@ CLAIMS_HEADER = (
 )
 
 
-# ---- what all forms have in common ----
-
-
-def group_by_block(grid: WordGrid) -> list[tuple[str, list[list[str]]]]:
-    """(block's title, lines) of lines that stand together."""
-    blocks = []
-    # groupby: a title that comes again further down is a block of its own
-    for title, lines in groupby(grid.lines, key=itemgetter(0)):
-        blocks.append((title, [line for _, line in lines]))
-    return blocks
-
-
-def holds_words(grid: WordGrid, column: int) -> bool:
-    """Whether a column holds words, not numbers."""
-    return column == 0 or grid.header[column] in ("statement", "verdict", "remarks")
-
-
 # ---- Markdown ----
 
 
@@ -74,9 +56,12 @@ def render_markdown_table(grid: WordGrid, level: int = 2) -> str:
         if title:
             empty_cells = " |" * (len(grid.header) - 1)
             lines.append(f"| *{escape_cell(title)}* |{empty_cells}")
-        for line in block_lines:
-            cells = " | ".join(map(escape_cell, line))
-            lines.append(f"| {cells} |")
+        for number, line in block_lines:
+            words = list(map(escape_cell, line))
+            for column in range(len(words)):
+                if (number, column) in grid.bold:
+                    words[column] = f"**{words[column]}**"
+            lines.append(f"| {' | '.join(words)} |")
     lines.append("")
     for note in grid.notes:
         lines.append(f"{escape_markdown(note)}\n")
@@ -130,10 +115,14 @@ def select_grid_columns(grid: WordGrid, columns: Sequence[int], notes: list[str]
     """Some columns of a grid."""
     header = [grid.header[column] for column in columns]
     lines = []
-    for block, line in grid.lines:
+    bold = set()
+    for number, (block, line) in enumerate(grid.lines):
         cells = [line[column] for column in columns]
         lines.append((block, cells))
-    return WordGrid(grid.title, header, lines, notes)
+        for place, column in enumerate(columns):
+            if (number, column) in grid.bold:
+                bold.add((number, place))
+    return WordGrid(grid.title, header, lines, notes, bold)
 
 
 def render_screen_table(grid: WordGrid, width: int) -> RichTable:
@@ -160,8 +149,12 @@ def render_screen_table(grid: WordGrid, width: int) -> RichTable:
     for title, lines in group_by_block(grid):
         if title:
             table.add_row(f"[italic]{escape(title)}[/]")
-        for line in lines:
-            table.add_row(*map(style_verdict, line))
+        for number, line in lines:
+            words = list(map(style_verdict, line))
+            for column in range(len(words)):
+                if (number, column) in grid.bold:
+                    words[column] = f"[bold]{words[column]}[/]"
+            table.add_row(*words)
     return table
 
 

@@ -2,10 +2,12 @@
 
 report.md  report.tex  report.html        the whole report
 scores.csv  claims.csv                    its numbers
-plots/*.svg  plots/attention-*.png
+latex/table*.tex                          each table alone, for \\input
+plots/*.svg *.pdf *.png  plots/attention-*.png
 report.json  outcomes/table*.npz          what it can be made from again (outcomes.py)
 """
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,14 +17,18 @@ from rich.console import Console
 from ablations import outcomes
 from ablations.claims.verdicts import Verdict
 from ablations.outcomes import PLOTS_FOLDER, Report, ReportTable
-from ablations.writing import grids, latex, page, plots, ranking, text
-from ablations.writing.grids import WordGrid
-from ablations.writing.page import PagePicture
+from ablations.plain_sweeps import SWEEP_NAME
+from ablations.writing import comparison, grids, latex, page, plots, ranking, text
+from ablations.writing.page import PagePicture, PageSection
+from ablations.writing.word_grid import WordGrid
+from experiments.figures.style import PictureFiles, render_files
 from experiments.runtime.files import write_atomic
 from experiments.runtime.text_tables import escape_markdown
 
-REPORT_TITLE = "Ablations"
+REPORT_TITLE = "Ablations"  # of several tables; one has its own
+LATEX_FOLDER = "latex"
 MARKDOWN_FILE = "report.md"
+CLAIMS_GRID = "claims"  # the others say what a row scores or is
 CLAIMS_PLOT = "claims"  # of all tables; the others are of one
 PLOT_FUNCTIONS = {
     "pareto": plots.draw_pareto,
@@ -42,11 +48,11 @@ PLOT_CAPTIONS = {
 class RenderedReport(NamedTuple):
     """All that is written of a report, before anything is.
 
-    texts    content by file name; svgs: plots by name, without ending
+    texts    content by file name; pictures: plots by name, without ending
     """
 
     texts: dict[str, str]
-    svgs: dict[str, str]
+    pictures: dict[str, PictureFiles]
     grids: list[WordGrid]
     summary: list[str]
 
@@ -54,56 +60,86 @@ class RenderedReport(NamedTuple):
 def render_report(report: Report) -> RenderedReport:
     """A report in all its forms."""
     verdicts: dict[str, list[Verdict]] = {}
-    table_grids: dict[str, list[WordGrid]] = {}
-    all_grids = []
+    table_grids: dict[str, dict[str, WordGrid]] = {}
     for table in report.tables:
-        table_verdicts = grids.judge_table(table, table.claims)
-        verdicts[table.name] = table_verdicts
-        table_grids[table.name] = make_table_grids(table, table_verdicts)
-        all_grids += table_grids[table.name]
-    svgs = draw_plots(report, verdicts)
+        verdicts[table.name] = grids.judge_table(table, table.claims)
+        table_grids[table.name] = make_table_grids(report, table, verdicts[table.name])
+    all_grids = [grid for named_grids in table_grids.values() for grid in named_grids.values()]
+    pictures = draw_plots(report, verdicts)
     summary = grids.summarize_claims(report, verdicts)
-    notes = [
-        grids.SCORES_NOTE,
-        grids.CLAIMS_NOTE,
-        *grids.list_published_scores(),
-        *grids.describe_provenance(report),
-    ]
-    parts = order_page_parts(report, table_grids, page.prefix_svg_ids(svgs))
+    notes = [grids.SCORES_NOTE]
+    if summary:
+        notes.append(grids.CLAIMS_NOTE)
+    notes += [*grids.list_published_scores(report), *grids.describe_provenance(report)]
+    title = title_report(report)
     texts = {
-        MARKDOWN_FILE: render_markdown_report(report, all_grids, summary, notes, sorted(svgs)),
+        MARKDOWN_FILE: render_markdown_report(report, all_grids, summary, notes, sorted(pictures)),
         "report.tex": latex.render_latex_document(all_grids, [*summary, *notes]),
-        "report.html": page.render_html_page(REPORT_TITLE, summary, parts, notes),
+        "report.html": page.render_html_page(
+            title, order_page_parts(report, table_grids, pictures, summary), notes
+        ),
         "scores.csv": text.render_scores_csv(report),
         "claims.csv": text.render_claims_csv(report.tables, verdicts),
     }
-    return RenderedReport(texts, svgs, all_grids, summary)
+    for name, named_grids in table_grids.items():
+        for kind, grid in named_grids.items():
+            texts[f"{LATEX_FOLDER}/table{name}-{kind}.tex"] = latex.render_latex_tabular(grid) + "\n"
+    return RenderedReport(texts, pictures, all_grids, summary)
+
+
+def title_report(report: Report) -> str:
+    """What stands above all of it: of a single table its own title."""
+    if len(report.tables) == 1:
+        table = report.tables[0]
+        return table.title if table.heading.startswith(SWEEP_NAME) else grids.title_table(table)
+    return REPORT_TITLE
 
 
 def write_report(report: Report, rendered: RenderedReport, folder: Path, console: Console) -> None:
     """All files, and the report on the terminal."""
     # report.json comes last: the report is whole once it is there
-    write_plots(rendered.svgs, folder / PLOTS_FOLDER)
+    write_plots(rendered.pictures, folder / PLOTS_FOLDER)
+    (folder / LATEX_FOLDER).mkdir(exist_ok=True)
     for name, content in rendered.texts.items():
         write_atomic(folder / name, content)
     outcomes.save_report(report, folder)
     print_report(rendered.grids, rendered.summary, rendered.texts[MARKDOWN_FILE], console, folder)
 
 
-def make_table_grids(table: ReportTable, verdicts: Sequence[Verdict]) -> list[WordGrid]:
-    """A table's scores, and its claims if it has any."""
-    table_grids = [grids.make_scores_grid(table)]
+def make_report_grids(report: Report) -> list[WordGrid]:
+    """All tables of a report, as they are printed."""
+    all_grids: list[WordGrid] = []
+    for table in report.tables:
+        verdicts = grids.judge_table(table, table.claims)
+        all_grids += make_table_grids(report, table, verdicts).values()
+    return all_grids
+
+
+def make_table_grids(report: Report, table: ReportTable, verdicts: Sequence[Verdict]) -> dict[str, WordGrid]:
+    """A table's scores, and its claims if it has any, by kind; of rows that are compared the scores by
+    family and the settings that tell rows apart, too."""
+    if not table.baseline:
+        table_grids = {"scores": grids.make_scores_grid(table)}
+    else:
+        # the report has the title of its only table already
+        title = "Accuracy and cost" if len(report.tables) == 1 else grids.title_table(table)
+        table_grids = {"scores": comparison.make_comparison_grid(table, title)}
+        if table.family_names:
+            table_grids["families"] = comparison.make_families_grid(table)
+        settings_grid = comparison.make_settings_grid(table)
+        if settings_grid is not None:
+            table_grids["settings"] = settings_grid
     if verdicts:
-        table_grids.append(grids.make_claims_grid(verdicts))
+        table_grids[CLAIMS_GRID] = grids.make_claims_grid(verdicts)
     return table_grids
 
 
 # ---- plots ----
 
 
-def draw_plots(report: Report, verdicts: Mapping[str, Sequence[Verdict]]) -> dict[str, str]:
-    """File name without ending -> SVG, of what there is something to draw for."""
-    svgs = {}
+def draw_plots(report: Report, verdicts: Mapping[str, Sequence[Verdict]]) -> dict[str, PictureFiles]:
+    """File name without ending -> picture, of what there is something to draw for."""
+    pictures = {}
     headed_verdicts = []
     for table in report.tables:
         for verdict in verdicts[table.name]:
@@ -111,13 +147,14 @@ def draw_plots(report: Report, verdicts: Mapping[str, Sequence[Verdict]]) -> dic
         if not table.ids.size:
             continue
         for plot, draw_plot in PLOT_FUNCTIONS.items():
-            svg = draw_plot(table)
-            if svg:
-                svgs[name_plot(table, plot)] = svg
-    claims_svg = plots.draw_claims("Claims of the paper", headed_verdicts)
-    if claims_svg:
-        svgs[CLAIMS_PLOT] = claims_svg
-    return svgs
+            figure = draw_plot(table)
+            if figure is not None:
+                pictures[name_plot(table, plot)] = render_files(figure)
+    title = "Claims of the paper" if grids.is_of_paper(report) else "Claims"
+    claims_figure = plots.draw_claims(title, headed_verdicts)
+    if claims_figure is not None:
+        pictures[CLAIMS_PLOT] = render_files(claims_figure)
+    return pictures
 
 
 def name_plot(table: ReportTable, plot: str) -> str:
@@ -125,37 +162,49 @@ def name_plot(table: ReportTable, plot: str) -> str:
     return f"table{table.name}-{plot}"
 
 
-def write_plots(svgs: Mapping[str, str], folder: Path) -> None:
+def write_plots(pictures: Mapping[str, PictureFiles], folder: Path) -> None:
     """The plots, and none of an earlier report that this one does not draw."""
     folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.glob("*.svg"):
-        if path.stem not in svgs:
+    for path in folder.glob("*.*"):
+        is_plot = path.suffix[1:] in PictureFiles._fields and not path.stem.startswith("attention-")
+        if is_plot and path.stem not in pictures:
             path.unlink()
-    for name, svg in svgs.items():
-        write_atomic(folder / f"{name}.svg", svg)
+    for name, picture in pictures.items():
+        for ending, content in picture._asdict().items():
+            write_atomic(folder / f"{name}.{ending}", content)
 
 
 # ---- the whole report ----
 
 
 def order_page_parts(
-    report: Report, table_grids: Mapping[str, Sequence[WordGrid]], svgs: Mapping[str, str]
-) -> list[WordGrid | PagePicture]:
-    """The parts of the page: claims' picture, each table with its pictures, attention maps."""
-    parts: list[WordGrid | PagePicture] = []
-    if CLAIMS_PLOT in svgs:
-        caption = PLOT_CAPTIONS[CLAIMS_PLOT]
-        parts.append(PagePicture(caption, svgs[CLAIMS_PLOT]))
+    report: Report,
+    table_grids: Mapping[str, Mapping[str, WordGrid]],
+    pictures: Mapping[str, PictureFiles],
+    summary: Sequence[str],
+) -> list[WordGrid | PagePicture | PageSection]:
+    """The parts of the page: each table with its pictures, attention maps, then what the claims came to."""
+    svgs = page.prefix_svg_ids({name: picture.svg for name, picture in pictures.items()})
+    parts: list[WordGrid | PagePicture | PageSection] = []
+    claims_grids = []
     for table in report.tables:
-        parts += table_grids[table.name]
+        for kind, grid in table_grids[table.name].items():
+            if kind == CLAIMS_GRID:
+                claims_grids.append(dataclasses.replace(grid, title=f"{table.heading}: {grid.title}"))
+            else:
+                parts.append(grid)
         for plot, caption in PLOT_CAPTIONS.items():
             name = name_plot(table, plot)
             if name in svgs:
                 parts.append(PagePicture(caption, svgs[name]))
     if report.maps:
         images = "".join(map(page.embed_png, report.maps))
-        parts.append(PagePicture(grids.caption_maps(report), images))
-    return parts
+        parts += [PageSection("Attention", []), PagePicture(grids.caption_maps(report), images)]
+    if summary:
+        parts.append(PageSection("Claims", summary))
+    if CLAIMS_PLOT in svgs:
+        parts.append(PagePicture(PLOT_CAPTIONS[CLAIMS_PLOT], svgs[CLAIMS_PLOT]))
+    return [*parts, *claims_grids]
 
 
 def render_markdown_report(
@@ -169,8 +218,9 @@ def render_markdown_report(
     if report.maps:
         notes = [grids.caption_maps(report), *notes]
     summary = list(map(escape_markdown, summary))
-    # the first two sentences are a paragraph, then a list
-    parts = [f"# {REPORT_TITLE}\n", "\n".join(summary[:2]) + "\n"]
+    parts = [f"# {escape_markdown(title_report(report))}\n"]
+    if summary:  # the first two sentences are a paragraph, then a list
+        parts.append("\n".join(summary[:2]) + "\n")
     if summary[2:]:
         parts += [*summary[2:], ""]
     parts += map(text.render_markdown_table, all_grids)
@@ -193,7 +243,8 @@ def print_report(
     if console.is_terminal:
         for grid in all_grids:
             console.print(*text.render_screen_tables(grid, console.width))
-        for sentence in (*summary, grids.SCORES_NOTE, grids.CLAIMS_NOTE):
+        notes = [grids.SCORES_NOTE, grids.CLAIMS_NOTE] if summary else [grids.SCORES_NOTE]
+        for sentence in (*summary, *notes):
             console.print(sentence, markup=False, highlight=False)
     else:
         console.print(markdown, markup=False, highlight=False, soft_wrap=True)

@@ -1,16 +1,19 @@
-"""What pictures of numbers have in common: colours, bare axes, SVG that is the same each time."""
+"""What pictures of numbers have in common: colours, bare axes, files that are the same each time."""
 
 import io
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 GREY = "#8a8f98"
 BLUE = "#2f5fa7"
 ORANGE = "#c7661a"
+PNG_RESOLUTION = 200  # pixels per inch
 
 
 def render_svg(figure: Figure) -> str:
@@ -20,6 +23,28 @@ def render_svg(figure: Figure) -> str:
     with matplotlib.rc_context({"svg.hashsalt": "slothkit", "svg.fonttype": "path"}):
         FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None, "Creator": None})
     return out.getvalue()
+
+
+class PictureFiles(NamedTuple):
+    """A picture for a page, for LaTeX, and for slides."""
+
+    svg: str
+    pdf: bytes
+    png: bytes
+
+
+def render_files(figure: Figure) -> PictureFiles:
+    """A picture in each format, the same bytes for the same picture."""
+    svg = render_svg(figure)  # first: drawing at another resolution moves its letters by a hair
+    pdf = io.BytesIO()
+    with matplotlib.rc_context({"pdf.fonttype": 42}):  # letters as text, which journals ask for
+        FigureCanvasPdf(figure).print_pdf(
+            pdf, metadata={"CreationDate": None, "Producer": None, "Creator": None}
+        )
+    png = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(png, format="png", dpi=PNG_RESOLUTION, metadata={"Software": None})
+    return PictureFiles(svg, pdf.getvalue(), png.getvalue())
 
 
 def strip_axes(axes: Axes, grid: Literal["x", "y", "both"]) -> None:

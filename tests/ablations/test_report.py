@@ -195,15 +195,20 @@ def test_outcomes_of_another_report_are_refused(made, tmp_path, capsys):
 
 
 def test_pictures_are_whole(made):
-    names = sorted(path.stem for path in (made / "plots").iterdir())
+    names = sorted(path.stem for path in (made / "plots").glob("*.svg"))
     assert names == ["claims", "table3-families", "table3-pareto", "table5-families"]
-    for path in (made / "plots").iterdir():
+    for ending, start in (("pdf", b"%PDF"), ("png", b"\x89PNG")):
+        files = sorted((made / "plots").glob(f"*.{ending}"))
+        assert [path.stem for path in files] == names
+        assert all(path.read_bytes().startswith(start) for path in files)
+    for path in (made / "plots").glob("*.svg"):
         assert ElementTree.parse(path).getroot().tag.endswith("svg")
 
 
 def test_the_page_needs_nothing_else(made):
     words = (made / "report.html").read_text()
-    assert words.count("<svg") == 4 and words.count("<h2>") == 4
+    assert words.count("<svg") == 4 and words.count("<h2>") == 5
+    assert words.index("Table 5: fusion") < words.index("<h2>Claims</h2>")  # accuracy first
     assert not re.search(r'(src|href)="(?!#)', re.sub(r'xlink:href="#', "", words).replace("xmlns", ""))
     ids = re.findall(r'id="([^"]+)"', words)
     assert len(set(ids)) == len(ids)
@@ -236,7 +241,7 @@ def test_on_a_terminal(made, width):
         found = judge_claims(
             table.claims, {r.label: r.outcomes for r in table.rows}, table.families, table.picture_numbers
         )
-        for grid in write.make_table_grids(table, found):
+        for grid in write.make_table_grids(kept, table, found).values():
             console.print(*text.render_screen_tables(grid, console.width))
     words = console.export_text()
     assert max(map(len, words.splitlines())) <= width
@@ -289,9 +294,11 @@ def test_a_table_of_one_s_own(tmp_path):
     [
         (["table=9"], "table=9"),
         (["sedd=0"], "unknown setting 'sedd'; did you mean 'seed'"),
-        (["preset=tiny,small"], "preset=tiny,small: a report takes one value"),
+        (["table=3", "preset=tiny,small"], "preset=tiny,small: a report takes one value"),
         (["to=a,b"], "to=a,b: takes one value"),
-        (["out=no/where"], "out=no/where: no such directory; python -m experiments.sweep table=3,4,5,6"),
+        (["out=no/where"], "out=no/where: no such directory; python -m experiments.sweep out=no/where"),
+        (["table=all", "out=no/where"], "no such directory; python -m experiments.sweep table=3,4,5,6"),
+        (["results=x", "baseline=y"], "baseline: cells are not looked at with results=x"),
         (["results=no/where"], "results=no/where: no no/where/report.json"),
         (["results=x", "seed=1"], "seed: cells are not looked at with results=x"),
         (["results=x", "earlier=y"], "earlier: cells are not looked at with results=x"),
@@ -307,7 +314,7 @@ def test_bad_input(arguments, message, capsys):
 
 
 def test_nothing_finished(tmp_path, capsys):
-    assert report.main([f"out={tmp_path}"]) == 2
+    assert report.main(["table=all", f"out={tmp_path}"]) == 2
     said = "no cell of table 3,4,5,6 has finished there; run python -m experiments.sweep"
     assert said in capsys.readouterr().err
 

@@ -8,6 +8,7 @@ import pytest
 from ablations.outcomes import ReportRow, ReportTable
 from ablations.writing import plots, ranking
 from experiments.figures import labels
+from experiments.figures.style import render_files, render_svg
 
 
 def table(rows):
@@ -50,7 +51,7 @@ def test_a_name_stands_beside_its_point_where_there_is_room():
 
 def test_pareto_needs_rows_of_different_cost():
     assert plots.draw_pareto(table({"a": (0.5, 16, 0), "b": (0.6, 16, 0)})) is None
-    assert plots.draw_pareto(table({"a": (0.5, 16, 0), "b": (0.6, 16, 4)})).count("<svg") == 1
+    assert render_svg(plots.draw_pareto(table({"a": (0.5, 16, 0), "b": (0.6, 16, 4)}))).count("<svg") == 1
 
 
 def test_many_of_one_cost_are_ranked_instead():
@@ -60,7 +61,7 @@ def test_many_of_one_cost_are_ranked_instead():
     assert plots.draw_pareto(table({**rows, "identity": more["identity"]}))  # nothing beside it with a module
     assert plots.draw_pareto(table({**few, **more})) and ranking.draw_ranking(table({**few, **more})) is None
     found = table({**rows, **more})
-    assert plots.draw_pareto(found) is None and ranking.draw_ranking(found).count("<svg") == 1
+    assert plots.draw_pareto(found) is None and render_svg(ranking.draw_ranking(found)).count("<svg") == 1
     assert [(host, len(there)) for host, there in ranking.group_by_compressor(found).items()] == [
         ("identity", 1),
         ("b", 2),
@@ -74,13 +75,16 @@ def test_many_of_one_cost_are_ranked_instead():
     ]
     for row in found.rows[:3]:
         del row.outcomes[1]  # one seed: no interval
-    assert ranking.draw_ranking(found).count("<svg") == 1
+    assert render_svg(ranking.draw_ranking(found)).count("<svg") == 1
 
 
 def test_rows_of_one_cell_are_one_point():
     found = table({"a": (0.5, 16, 0), "b": (0.5, 16, 0), "blind": (0.3, 0, 0)})
     found.rows[1].outcomes = found.rows[0].outcomes
+    found.rows[0].keys, found.rows[1].keys = {0: "x", 1: "y"}, {0: "x", 1: "y"}
     assert [row.label for row in plots.find_distinct_rows(found)] == ["a"]
+    found.rows[1].keys = {0: "x", 1: "z"}  # other cells, whose answers happen to be equal
+    assert [row.label for row in plots.find_distinct_rows(found)] == ["a", "b"]
 
 
 def test_gains_pair_rows_by_name():
@@ -104,12 +108,12 @@ def test_gains_pair_rows_by_name():
 
 def test_families_need_several():
     found = table({"a": (0.5, 16, 0)})
-    assert plots.draw_families(found).count("<svg") == 1
+    assert render_svg(plots.draw_families(found)).count("<svg") == 1
     found.families[:] = "reading"
     assert plots.draw_families(found) is None
 
 
 def test_the_same_picture_has_the_same_bytes():
     rows = {"a": (0.5, 16, 0), "b": (0.6, 20, 4)}
-    assert plots.draw_pareto(table(rows)) == plots.draw_pareto(table(rows))
-    assert plots.draw_families(table(rows)) == plots.draw_families(table(rows))
+    for draw_plot in (plots.draw_pareto, plots.draw_families):
+        assert render_files(draw_plot(table(rows))) == render_files(draw_plot(table(rows)))

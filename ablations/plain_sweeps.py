@@ -1,0 +1,164 @@
+"""Rows of a sweep that no table names: what its settings make, or all that has finished below `out=`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from compressors.command_line import collect_settings, format_value, join_settings
+from compressors.errors import UsageError
+from experiments.config import signatures
+from experiments.config.cells import Cell, make_cells
+from experiments.config.presets import flatten_mapping, read_yaml
+from experiments.config.schema import Config
+from experiments.config.settings import assign_setting, check_parts, conform_setting
+from experiments.config.tables import Axes, TableFile, TableRow
+from experiments.store.plan import plan_stages
+from experiments.store.results import identify_questions
+from experiments.store.store import Store
+
+SWEEP_NAME = "sweep"
+# what a run may be told and no result shows
+UNTOLD_SETTINGS = (
+    "seed",
+    "out",
+    "preset",  # where settings start, each of which is told itself
+    "data.workers",
+    "tower.cache",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.logger",
+    "trainer.checkpoint_every",
+)
+CHOOSING_AXES = {"seed", "out"}  # they choose among finished cells, others describe a sweep
+
+
+def make_sweep_tables(axes: Axes, store: Store) -> list[TableFile]:
+    """A table for each set of questions that a sweep's cells answer. The cells are those that the settings
+    make, as for `experiments.sweep`, or all finished ones where no more than seeds are given."""
+    if axes.keys() <= CHOOSING_AXES:
+        cells = read_finished_cells(store, axes["seed"])
+        title = f"cells below {store.root}"
+    else:
+        cells = make_cells(axes)
+        title = " ".join(join_settings({key: axes[key] for key in axes if key not in CHOOSING_AXES}))
+    cells_by_questions: dict[str, list[Cell]] = {}
+    for cell in cells:
+        cells_by_questions.setdefault(identify_questions(plan_stages(cell.config)), []).append(cell)
+    tables = []
+    for number, alike_cells in enumerate(cells_by_questions.values(), 1):
+        name = SWEEP_NAME
+        table_title = title
+        if len(cells_by_questions) > 1:
+            name = f"{SWEEP_NAME}-{number}"
+            table_title = f"{title}, {', '.join(alike_cells[0].config.data.test)}"
+        tables.append(TableFile(name, table_title, Path(name), tuple(group_rows(alike_cells))))
+    return tables
+
+
+def group_rows(cells: Sequence[Cell]) -> list[TableRow]:
+    """Cells that differ in the seed alone are a row."""
+    cells_by_row: dict[Any, list[Cell]] = {}
+    for cell in cells:
+        cells_by_row.setdefault((cell.label, cell.row), []).append(cell)
+    return [TableRow("", row[0].label, "", tuple(row)) for row in cells_by_row.values()]
+
+
+# ---- finished cells ----
+
+
+def read_finished_cells(store: Store, seeds: Sequence[str]) -> list[Cell]:
+    """The published cells below an output directory at these seeds, blind ones aside, which a report adds by
+    itself. A warning for those whose settings, data or code are not what they were."""
+    configs: dict[str, Config] = {}  # by key: one cell may be published under several labels
+    for path in sorted((store.root / "cells").glob("*_seed=*/config.yaml")):
+        try:
+            config = read_config(path)
+            key = plan_stages(config).key
+        except UsageError as error:
+            store.report.write_warning(f"{path.parent} is left out: {error}")
+            continue
+        if not path.parent.name.endswith(key[:8]):
+            store.report.write_warning(
+                f"{path.parent} is left out: its settings, data or code are not what they were any more"
+            )
+            continue
+        if not config.blind and str(config.seed) in seeds:
+            configs[key] = config
+    return label_configs(list(configs.values()), str(store.root))
+
+
+def read_config(path: Path) -> Config:
+    """The settings of a published cell. UsageError for what is no setting, or no value of it."""
+    content = read_yaml(path)
+    parts = content.pop("parts", {})
+    config = Config()
+    known_settings = collect_settings(Config)
+    for setting, value in flatten_mapping(content):
+        if setting not in known_settings:
+            raise UsageError(f"{path}: unknown setting '{setting}'")
+        assign_setting(config, setting, conform_setting(setting, value))
+    check_parts(config)
+    for part, knobs in parts.items():
+        registries = [each for each in signatures.registries() if part in each.names()]
+        for registry in registries:
+            if knobs.keys() <= registry.knobs(part).keys():
+                config.parts[part] = registry.check(part, **knobs)
+    if config.parts.keys() != parts.keys():
+        raise UsageError(f"{path}: unknown knobs in parts: {parts}")
+    return config
+
+
+def label_configs(configs: Sequence[Config], out: str) -> list[Cell]:
+    """Cells called by their compressor, and by what tells rows of one compressor apart."""
+    configs_by_name: dict[str, list[Config]] = {}
+    for config in configs:
+        config.out = out
+        configs_by_name.setdefault(config.compressor, []).append(config)
+    cells = []
+    for name, alike in configs_by_name.items():
+        differing = find_differing_settings([list_settings(config) for config in alike])
+        for config in alike:
+            settings = list_settings(config)
+            words = [name]
+            for setting in differing:
+                if setting in settings:
+                    words.append(f"{setting}={settings[setting]}")
+            label = " ".join(words)
+            cells.append(Cell(config, label, (("", label),)))
+    return sorted(cells, key=lambda cell: (cell.label, cell.config.seed))
+
+
+# ---- what tells rows apart ----
+
+
+def list_settings(config: Config) -> dict[str, str]:
+    """All that a row's results may follow from, as typed, with all knobs of its parts: PART.KNOB."""
+    settings = {}
+    for path in collect_settings(Config):
+        if path not in UNTOLD_SETTINGS:
+            value: Any = config
+            for name in path.split("."):
+                value = getattr(value, name)
+            settings[path] = format_value(value)
+    if config.blind:
+        return settings
+    parts = [
+        (signatures.compressors(), config.compressor_name),
+        (signatures.query_modules(), config.query_module),
+        (signatures.compressors(), config.evaluate.compressor),
+        (signatures.pruners(), config.prune),
+    ]
+    for registry, part in parts:
+        if part:
+            for knob, value in registry.settled(part, config.knobs(part)).items():
+                settings[f"{part}.{knob}"] = format_value(value)
+    return settings
+
+
+def find_differing_settings(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """The settings whose values differ among the rows that have them, in order."""
+    values: dict[str, set[str]] = {}
+    for settings in rows:
+        for path, value in settings.items():
+            values.setdefault(path, set()).add(value)
+    return [path for path, found in values.items() if len(found) > 1]

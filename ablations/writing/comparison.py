@@ -1,0 +1,159 @@
+"""Tables of rows that are compared: with a baseline and the uncompressed model, by family, by settings."""
+
+from collections.abc import Sequence
+
+from ablations.claims.spec import Claim
+from ablations.claims.statistics import compute_seed_interval
+from ablations.claims.verdicts import Verdict
+from ablations.outcomes import ReportRow, ReportTable
+from ablations.writing.grids import (
+    find_efficiency_columns,
+    format_interval,
+    format_overall,
+    format_signed,
+    judge_table,
+    list_table_notes,
+    make_chance_line,
+)
+from ablations.writing.word_grid import WordGrid
+
+ONE_SEED_MARK = "*"
+LABEL_SETTING = "compressor"  # which a row's label says
+
+
+def make_comparison_grid(table: ReportTable, title: str) -> WordGrid:
+    """Accuracy of each row, its difference to the baseline, its share of the uncompressed model, its cost."""
+    columns = find_efficiency_columns(table)
+    differences = judge_differences(table)
+    has_uncompressed = any(row.uncompressed for row in table.rows)
+    header = ["", "seeds", "overall", f"difference to {table.baseline}", "95 % interval"]
+    if has_uncompressed:
+        header.append("% of uncompressed")
+    blank = [""] * (len(header) - 3)
+    header += [column.heading for column in columns]
+    lines = []
+    if table.chance:
+        label, seeds, overall, *_ = make_chance_line(table, [])
+        lines.append(("", [label, seeds, overall, *blank, *[""] * len(columns)]))
+    for row in table.rows:
+        words = [row.label, str(len(row.outcomes) or ""), "missing"]
+        if row.outcomes:
+            words[2] = format_overall(table, row)
+        words += format_difference(row, differences.get(row.label))
+        if has_uncompressed:
+            words.append(format_uncompressed_share(table, row))
+        for column in columns:
+            value = row.efficiency.get(column.key)
+            words.append("" if value is None else column.format_value(value))
+        lines.append((row.block, words))
+    notes = [*list_comparison_notes(table, differences), *list_table_notes(table)]
+    return WordGrid(title, header, lines, notes, find_best(table, lines, [2]))
+
+
+def make_families_grid(table: ReportTable) -> WordGrid:
+    """Accuracy of each row by family of questions."""
+    lines = []
+    if table.chance:
+        label, _, *accuracies = make_chance_line(table, [])
+        lines.append(("", [label, *accuracies]))
+    for row in table.rows:
+        if row.outcomes:
+            words = [row.label]
+            for family in (None, *table.family_names):
+                words.append(f"{compute_seed_interval(table.compute_accuracies(row, family))[0]:.1f}")
+            lines.append((row.block, words))
+    header = ["", "overall", *table.family_names]
+    best = find_best(table, lines, range(1, len(header)))
+    return WordGrid(f"{table.heading}: by family of questions", header, lines, [], best)
+
+
+def make_settings_grid(table: ReportTable) -> WordGrid | None:
+    """The settings that tell the rows apart, a column each; None where labels say it all."""
+    paths: dict[str, None] = {}  # a set that keeps its order
+    for row in table.rows:
+        paths |= dict.fromkeys(row.settings)
+    if all(row.settings.get(LABEL_SETTING, row.label) == row.label for row in table.rows):
+        paths.pop(LABEL_SETTING, None)
+    if not paths:
+        return None
+    lines = []
+    for row in table.rows:
+        if row.settings:
+            lines.append((row.block, [row.label, *(row.settings.get(path, "") for path in paths)]))
+    note = "All other settings are the same; empty: a knob of a part that the row does not have."
+    return WordGrid(f"{table.heading}: settings that differ", ["", *paths], lines, [note])
+
+
+def judge_differences(table: ReportTable) -> dict[str, Verdict]:
+    """Row label -> its difference to its baseline with the interval, judged together, so that each is
+    moderated by what the others show."""
+    claims = []
+    labels = {row.label for row in table.rows if row.outcomes}
+    for row in table.rows:
+        if row.outcomes and row.baseline in labels and row.baseline != row.label:
+            claims.append(Claim(row.label, "", "better", ((row.label, row.baseline),)))
+    differences = {}
+    for verdict in judge_table(table, claims):
+        if verdict.pairs:  # two rows may share no seed
+            differences[verdict.claim.text] = verdict
+    return differences
+
+
+def format_difference(row: ReportRow, difference: Verdict | None) -> list[str]:
+    """The difference and its interval, which is marked where it tells nothing of seeds."""
+    if row.baseline == row.label:
+        return ["baseline", ""]
+    if difference is None:
+        return ["", ""]
+    interval = format_interval(difference)
+    if difference.pairs[0].squares is None:
+        interval += ONE_SEED_MARK
+    return [format_signed(difference.estimate), interval]
+
+
+def format_uncompressed_share(table: ReportTable, row: ReportRow) -> str:
+    """A row's accuracy in % of that of its uncompressed row, at the seeds that both have; nothing where they
+    share none."""
+    for uncompressed in table.rows:
+        if uncompressed.label == row.uncompressed:
+            seeds = row.outcomes.keys() & uncompressed.outcomes.keys()
+            whole = sum(uncompressed.outcomes[seed].mean() for seed in seeds)
+            if whole:
+                return f"{100 * sum(row.outcomes[seed].mean() for seed in seeds) / whole:.1f}"
+    return ""
+
+
+def find_best(
+    table: ReportTable, lines: Sequence[tuple[str, list[str]]], columns: Sequence[int]
+) -> set[tuple[int, int]]:
+    """(line, column) of the highest numbers, as printed, among rows that compress; none with a single one."""
+    compressing = {row.label for row in table.rows if row.baseline and row.uncompressed != row.label}
+    numbers = [number for number, (_, words) in enumerate(lines) if words[0] in compressing]
+    best: set[tuple[int, int]] = set()
+    if len(numbers) < 2:
+        return best
+    for column in columns:
+        values = {}
+        for number in numbers:
+            values[number] = float(lines[number][1][column].partition(" ")[0])
+        best |= {(number, column) for number, value in values.items() if value == max(values.values())}
+    return best
+
+
+def list_comparison_notes(table: ReportTable, differences: dict[str, Verdict]) -> list[str]:
+    """What the columns of a comparison say."""
+    notes = [
+        f"Differences to {table.baseline} in points, at the seeds that both rows have; baseline=ROW compares "
+        "with another. Bold: the best of the rows that compress."
+    ]
+    if any(difference.pairs[0].squares is None for difference in differences.values()):
+        notes.append(
+            f"{ONE_SEED_MARK} One seed in common: an interval over questions alone, which does not know what "
+            "another seed would give."
+        )
+    if any(row.uncompressed for row in table.rows):
+        notes.append("% of uncompressed: of what compressor=identity scores at the same seeds.")
+    partnerless = [row.label for row in table.rows if row.settings and not row.baseline]
+    if partnerless:
+        notes.append(f"No single row of {table.baseline} has the settings of {', '.join(partnerless)}.")
+    return notes
