@@ -141,6 +141,8 @@ def make_inputs(part: Compressor, options: BenchOptions, place: dict[str, Any]) 
     from compressors.cues import count_channels
 
     channels = count_channels(options.dim, part.needs_levels, part.needs_cues, KEY_DIM)
+    if part.needs_projected:
+        channels += LLM_DIM
     tensors = [torch.rand(options.batch, options.grid, options.grid, channels, **place)]
     if part.needs_text:
         tensors.append(torch.randn(options.batch, TEXT_TOKENS, LLM_DIM, **place))

@@ -220,7 +220,10 @@ def test_completion_is_of_the_settings():
     assert complete("slothkit sweep trainer.acc") == ["trainer.accelerator="]
     assert "trainer.accelerator=cpu" in complete("slothkit sweep seed=0 trainer.accelerator=c")
     assert complete("slothkit sweep compressor=avg_pool,sa") == ["compressor=avg_pool,sap"]
-    assert complete("slothkit sweep compressor=sap+") == ["compressor=sap+embq"]
+    assert complete("slothkit sweep compressor=sap+") == [
+        "compressor=sap+embq",
+        "compressor=sap+llava_mini",
+    ]
     assert "embq.at=" in complete("slothkit sweep embq.a")
     assert "table=field" in complete("slothkit report table=f")
     assert complete("slothkit chat mod") == ["model="] and complete("slothkit nothing here") == []

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 from PIL import Image
-from reuse_models import SIZE, make_settings
+from reuse_models import SIZE, TEXT, make_settings
 from reuse_processors import PLACEHOLDER, make_processor
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
 
@@ -150,7 +150,12 @@ def pieces_refused(says: str):
 
 
 def answers(model: PreTrainedModel, batch: dict, **options) -> list[list[int]]:
-    if not is_at_least("5.17"):
-        options["suppress_tokens"] = [model.config.image_token_id]  # random weights say it there
+    """Greedy tokens of each row up to its end. Random weights would say a placeholder now and then, which the
+    next pass without a cache takes for an image."""
+    config = model.config
+    placeholders = [config.image_token_id, getattr(config, "video_token_id", None)]
+    options.setdefault("suppress_tokens", [token for token in placeholders if token is not None])
     said = model.generate(**batch, max_new_tokens=4, do_sample=False, **options)
-    return said[:, batch["input_ids"].shape[1] :].tolist()
+    rows = said[:, batch["input_ids"].shape[1] :].tolist()
+    end = TEXT["eos_token_id"]
+    return [row[: row.index(end) + 1] if end in row else row for row in rows]

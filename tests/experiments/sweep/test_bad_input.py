@@ -110,7 +110,7 @@ def test_numbers_beyond_all_bounds(monkeypatch, tmp_path, capsys, argument):
         line = capsys.readouterr().err
         name, _, value = argument.partition("=")
         assert line.startswith("error: ") and line.count("\n") == 1 and name in line
-        assert len(line) < 600 and value[:250] not in line or len(value) < 200
+        assert len(line) < 800 and value[:250] not in line or len(value) < 200
     assert not list(tmp_path.iterdir())
 
 
