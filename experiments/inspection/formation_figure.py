@@ -5,6 +5,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from experiments.figures.style import BLUE, GREY, ORANGE, escape_dollars, strip_axes
 
@@ -31,25 +32,41 @@ def draw_formation(curves: Sequence[dict[str, Any]]) -> Figure:
     uniform = 100 * curves[0]["uniform_share"]
     axes[2].axhline(uniform, color=GREY, linewidth=1, linestyle=":")
     axes[2].annotate(
-        "spread evenly", (0, uniform), (2, 3), textcoords="offset points", fontsize=7, color=GREY
+        "spread evenly",
+        (curves[0]["points"][-1]["step"], uniform),
+        (0, 6),
+        textcoords="offset points",
+        ha="right",
+        fontsize=7,
+        color=GREY,
     )
     axes[2].set_title("attention on the asked sign, %", fontsize=9, loc="left")
     for panel in axes:
         strip_axes(panel, "y")
         panel.set_ylim(bottom=0)
         panel.set_xlabel("optimiser step of stage 2", fontsize=8)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    handles = []
+    for number, curve in enumerate(curves):
+        handles.append(Line2D([], [], color=COLOURS[number % len(COLOURS)], label=name_curve(curve)))
+    handles.append(Line2D([], [], color=GREY, linestyle="--", label="without what the queries fetch"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return figure
+
+
+def name_curve(curve: dict[str, Any]) -> str:
+    """A cell with what its warm-up hides, which its own name tells only where a sweep has several."""
+    name = escape_dollars(curve["cell"])
+    if curve["hidden_steps"]:
+        name += f", visual tokens hidden for {curve['hidden_steps']} steps"
+    return name
 
 
 def draw_scores(panel: Axes, curve: dict[str, Any], family: str, colour: str) -> None:
     """A cell's scores with its queries and without what they fetch."""
     steps = [point["step"] for point in curve["points"]]
-    name = escape_dollars(curve["cell"])
-    for key, style, suffix in (("scores", "-", ""), ("blanked", "--", ", queries blanked")):
+    for key, style in (("scores", "-"), ("blanked", "--")):
         values = [100 * point[key][family] for point in curve["points"]]
-        panel.plot(steps, values, style, color=colour, linewidth=1.6, label=name + suffix)
+        panel.plot(steps, values, style, color=colour, linewidth=1.6)
     if curve["hidden_steps"]:
         panel.axvspan(0, curve["hidden_steps"], color=colour, alpha=0.08, linewidth=0)
 
