@@ -42,9 +42,11 @@ def soften_choice(scores: Tensor, count: int) -> Tensor:
         shift = (low + high) / 2
         slope = torch.sigmoid(scores + shift)
         slope = (slope * (1 - slope)).sum(1, keepdim=True)
-    # one step of Newton's method, which moves nothing but has the gradient of the exact shift
-    excess = (scores + shift).sigmoid().sum(1, keepdim=True) - count
-    return (scores + shift - excess / slope).sigmoid()
+    # one step of Newton's method, which moves nothing but has the gradient of the exact shift. Scores far apart
+    # are all at the sigmoid's ends, where nothing has a slope, nor a gradient
+    total = (scores + shift).sigmoid().sum(1, keepdim=True)
+    step = (total - total.detach()) / slope.clamp(min=torch.finfo(slope.dtype).tiny)
+    return (scores + shift - step).sigmoid()
 
 
 @choose_in_float32

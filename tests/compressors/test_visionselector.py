@@ -46,6 +46,15 @@ def test_every_score_has_a_gradient_not_the_chosen_ones_alone():
     assert (gradient != 0).all()
 
 
+def test_scores_far_apart_are_as_good_as_hard():
+    """At the count of tokens that the gap asks for no sigmoid has a slope left."""
+    scores = torch.tensor([[300.0, 280.0, -5.0, -6.0, -7.0]], requires_grad=True)
+    weights = soften_choice(scores, 2)
+    torch.testing.assert_close(weights.detach(), torch.tensor([[1.0, 1.0, 0.0, 0.0, 0.0]]))
+    (gradient,) = torch.autograd.grad(weights[0, 1], scores)
+    assert gradient.isfinite().all()
+
+
 def test_it_finds_what_a_loss_asks_for():
     """Six patches carry what is asked for, at places that change; before training it misses many of them."""
     generator = torch.Generator().manual_seed(1)
