@@ -180,6 +180,8 @@ class VisualParts(nn.Module, QueryAdapter):
     def _compress_output(self, output: Any, arguments: Kwargs) -> None:
         """Visual tokens in the place of the patch features in `pooler_output`; `arguments` encoded them."""
         base, _ = self._outside
+        if self.compressor.training:
+            self.compressor.begin_step()  # here: maps of other sizes, and levels, are compressed by themselves
         entries = output.pooler_output
         if self.family.keeps_raw:
             assert self._kept is not None  # the projector has run

@@ -38,6 +38,19 @@ def test_the_second_stage_goes_on_where_the_first_has_ended():
     assert part.half().steps.dtype == torch.long  # a count of many steps does not fit half precision
 
 
+def test_pieces_of_a_step_are_as_soft_as_each_other():
+    """A trainer that says where steps begin may compute them in pieces."""
+    part, features = build(anneal=4).train(), torch.randn(1, 6, 6, 8)
+    alone = build(anneal=4).train()
+    for _ in range(3):
+        expected = alone(features)
+        part.begin_step()
+        assert torch.equal(part(features), expected) and torch.equal(part(features), expected)
+    assert part.steps == alone.steps == 3
+    part.eval().begin_step()
+    assert part.steps == 3
+
+
 def test_every_score_has_a_gradient_not_the_chosen_ones_alone():
     part, features = build().train(), torch.randn(1, 6, 6, 8)
     scores = part.score_patches(features.flatten(1, 2)).detach().requires_grad_()
