@@ -79,6 +79,10 @@ class Compressor(nn.Module):
         """Called before each training step: one that trains at several token counts draws the next. Where
         nobody calls it, such a compressor draws in each forward of a training itself."""
 
+    def begin_step(self) -> None:
+        """Called before each step of training, however many forwards it has: one that changes while it is
+        trained counts them. Where nobody calls it, such a compressor takes each forward for a step."""
+
     def pick(self, scale: int) -> None:
         """Settles one of these counts for good; a UsageError where there is only one."""
         raise UsageError(f"scale={scale}: {self.registered_name} is trained at one token count only")

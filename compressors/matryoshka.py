@@ -86,6 +86,9 @@ class Matryoshka(Compressor):
         self.draws_itself = False
         self._take_scale()
 
+    def begin_step(self) -> None:
+        self.host.begin_step()
+
     def _take_scale(self) -> None:
         """One of the scales, each as likely."""
         index = int(torch.randint(len(self.choices), ()))

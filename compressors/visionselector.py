@@ -42,9 +42,11 @@ def soften_choice(scores: Tensor, count: int) -> Tensor:
         shift = (low + high) / 2
         slope = torch.sigmoid(scores + shift)
         slope = (slope * (1 - slope)).sum(1, keepdim=True)
-    # one step of Newton's method, which moves nothing but has the gradient of the exact shift
-    excess = (scores + shift).sigmoid().sum(1, keepdim=True) - count
-    return (scores + shift - excess / slope).sigmoid()
+    # one step of Newton's method, which moves nothing but has the gradient of the exact shift. Scores far
+    # apart are all at the sigmoid's ends, where nothing has a slope, nor a gradient
+    total = (scores + shift).sigmoid().sum(1, keepdim=True)
+    step = (total - total.detach()) / slope.clamp(min=torch.finfo(slope.dtype).tiny)
+    return (scores + shift - step).sigmoid()
 
 
 @choose_in_float32
@@ -81,13 +83,19 @@ class VisionSelector(SubsetCompressor):
         self.anneal = anneal
         self.query = nn.Linear(dim, width)
         self.key = nn.Linear(dim, width)
-        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))  # begun, in all of its training
+        self.counts_itself = True  # until a trainer does
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         for linear in (self.query, self.key):
             nn.init.normal_(linear.weight, std=STD)
             nn.init.zeros_(linear.bias)
+
+    def begin_step(self) -> None:
+        self.counts_itself = False
+        if self.training:  # where it is frozen there is nothing to anneal
+            self.steps += 1
 
     def score_patches(self, patches: Tensor) -> Tensor:
         """(B, N, C) -> (B, N), in float32: close scores would tie in half precision."""
@@ -110,9 +118,11 @@ class VisionSelector(SubsetCompressor):
         scores = self.score_patches(patches)
         chosen = choose_largest(scores, count)
         is_chosen = torch.zeros_like(scores).scatter(1, chosen, 1)
-        softness = (1 - self.steps / self.anneal).clamp(min=0)  # a tensor: nothing is read from the device
+        if self.counts_itself:
+            self.steps += 1
+        # a tensor: nothing is read from the device
+        softness = (1 - (self.steps - 1) / self.anneal).clamp(0, 1)
         weights = is_chosen + softness * (soften_choice(scores, count) - is_chosen)  # (B, N)
-        self.steps += 1
         cells = F.one_hot(assign_to_chosen(patches, chosen), count).mT  # (B, K, N)
         shares = (cells * weights.unsqueeze(1)).to(patches.dtype)
         return shares @ patches

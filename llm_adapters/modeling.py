@@ -51,7 +51,7 @@ from llm_adapters.answers import (
 )
 from llm_adapters.configuration import FlashSlothConfig
 from llm_adapters.kept_turns import GUESSED, check_turn, says_guessed
-from llm_adapters.pruning.apply import PruningAdapter
+from llm_adapters.pruning.apply import PruningAdapter, check_positions
 from llm_adapters.pruning.attention import PRUNING_CONTEXT as PRUNING
 from llm_adapters.visual_prompt import (
     Mute,
@@ -169,6 +169,8 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         self.vision_tower.check_needs(compressor.needs_levels, compressor.needs_cues)
         if compressor.keeps_positions:
             check_rotary(self.language_model)
+        if self.pruner is not None:
+            check_positions(self.pruner, compressor.keeps_positions)
         weights = next(compressor.parameters(), None)
         if weights is not None:
             raise UsageError("it has weights, which nobody has trained; train it with compressor=")
@@ -180,6 +182,11 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
     def base_model(self) -> Any:
         """The model without its head."""
         return WithoutHead(self)
+
+    @property
+    def keeps_positions(self) -> bool:
+        """Whether visual tokens have the positions of their patches, with gaps where some are left out."""
+        return self.compressor.keeps_positions
 
     @property
     def num_queries(self) -> int:

@@ -43,6 +43,11 @@ class PruningAdapter:
     config: PreTrainedConfig  # where `set_pruner` notes the pruner
     language_model: PreTrainedModel
 
+    @property
+    def keeps_positions(self) -> bool:
+        """Whether visual tokens have the positions of their patches, with gaps where some are left out."""
+        return False
+
     def set_pruner(self, name: str | None, **knobs: Any) -> None:
         """Drop visual tokens inside the LLM from now on, as the pruner `name` does; None: keep all.
         UsageError for a name, a knob or an LLM that cannot be; nothing has changed then."""
@@ -59,6 +64,7 @@ class PruningAdapter:
         layers: list[Any] = list(decoder_layers(self.language_model))  # Any: layers are given attributes here
         scored: dict[int, DispatchedAttention] = {}  # by layer
         if pruner is not None:  # before anything changes: it may be refused
+            check_positions(pruner, self.keeps_positions)
             for number in list_scored_layers(pruner):
                 scored[number] = find_attention(layers[number])
             if "normed" in pruner.needs:
@@ -212,6 +218,17 @@ class PruningAdapter:
         if isinstance(output, tuple):
             return (cut.widen_hidden(output[0]), *output[1:])
         return cut.widen_hidden(output)
+
+
+def check_positions(pruner: Pruner, keeps_positions: bool) -> None:
+    """UsageError for a pruner that renumbers what a compressor has left gaps in: tokens would move up to the
+    positions of others, which are not next to each other, the text before an image in among its patches."""
+    if keeps_positions and pruner.positions == "renumber":
+        name = pruner.registered_name
+        raise UsageError(
+            f"{name}.positions=renumber: the compressor has positions=keep, whose gaps cannot be renumbered; "
+            f"set {name}.positions=keep, or the compressor's to renumber"
+        )
 
 
 def list_scored_layers(pruner: Pruner) -> list[int]:

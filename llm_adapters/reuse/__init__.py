@@ -40,13 +40,14 @@ from connectors.query_module import QueryModule
 from connectors.query_modules import registry as query_modules
 from llm_adapters.adapter import llm_sizes
 from llm_adapters.conversation import QUERY, QUESTION
+from llm_adapters.pruning.apply import check_positions
 from llm_adapters.reuse import loading, processors
 from llm_adapters.reuse.cues import make_cue_reader
 from llm_adapters.reuse.families import FAMILIES, ModelFamily, find_family
 from llm_adapters.reuse.families.family import read_merge_size
 from llm_adapters.reuse.parts import PARTS_ATTRIBUTE, Markers, VisualParts
 from llm_adapters.reuse.positions import make_position_keeper
-from llm_adapters.reuse.pruning import prune
+from llm_adapters.reuse.pruning import PRUNING_ATTRIBUTE, ModelPruning, prune
 from llm_adapters.saved import is_attached
 
 __all__ = ["FAMILIES", "NeedsTraining", "attach", "detach", "load", "name_trained_parts", "pick", "prune"]
@@ -100,6 +101,9 @@ def attach(
     _check_compressor(part, compressor)
     cue_reader = make_cue_reader(family, base, part, compressor)
     position_keeper = make_position_keeper(family, model, part, compressor)
+    pruning: ModelPruning | None = getattr(model, PRUNING_ATTRIBUTE, None)
+    if pruning is not None and pruning.pruner is not None:
+        check_positions(pruning.pruner, part.keeps_positions)
     queries = _create_query_module(model, family.dim(base), query_module, query_knobs or {})
     own_width = family.width(base.get_submodule(family.projector))
     projector = _create_projector(part, own_width, new_projector, llm_dim)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from compressors.base import Compressor
 from compressors.errors import UsageError
+from compressors.selection import SubsetCompressor
 from connectors.query_module import QueryModule
 from connectors.versions import read_cache
 from llm_adapters.adapter import CONTEXT, QueryAdapter
@@ -180,6 +181,9 @@ class VisualParts(nn.Module, QueryAdapter):
     def _compress_output(self, output: Any, arguments: Kwargs) -> None:
         """Visual tokens in the place of the patch features in `pooler_output`; `arguments` encoded them."""
         base, _ = self._outside
+        if self.compressor.training:
+            # here: maps of other sizes, and of levels, are compressed by themselves
+            self.compressor.begin_step()
         entries = output.pooler_output
         if self.family.keeps_raw:
             assert self._kept is not None  # the projector has run
@@ -197,6 +201,7 @@ class VisualParts(nn.Module, QueryAdapter):
         if self.family.deepstack is not None:
             levels = [m[..., tower_dim:] for m in maps]  # for the compressor
             output.deepstack_features = self._compress_deepstack(output.deepstack_features, levels, arguments)
+        self._places = {}
         if self.query_module is not None:
             output.images = self._collect_images([m[..., :tower_dim] for m in maps], packed)
 
@@ -214,8 +219,9 @@ class VisualParts(nn.Module, QueryAdapter):
         self, features: Sequence[Sequence[Tensor]], levels: list[Tensor], arguments: Kwargs
     ) -> list[list[Tensor]]:
         """DeepStack's features, a list of the entries' a level, as the visual tokens themselves: by the same
-        compressor, so that both have one place for each token. `levels` (n_i, H_i, W_i, C'): what comes
-        beside them in the channels."""
+        compressor, so that both have one place for each token; of one that keeps patches as they are, those
+        of the patches that the tokens are. `levels` (n_i, H_i, W_i, C'): what comes beside them in the
+        channels."""
         base, _ = self._outside
         compressed = []
         for number, entries in enumerate(features):
@@ -224,9 +230,26 @@ class VisualParts(nn.Module, QueryAdapter):
                 level_map = self.family.maps(base, entry, arguments, index)
                 maps.append(torch.cat([level_map, levels[index]], -1))
             project = partial(self._project_level, number)
-            tokens = self._compress_maps(maps, project)
+            if self._shares_choice:
+                tokens = self._take_kept(maps, project)
+            else:
+                tokens = self._compress_maps(maps, project)
             compressed.append(self._pack_tokens(tokens, maps, arguments))
         return compressed
+
+    @property
+    def _shares_choice(self) -> bool:
+        """Whether DeepStack's features have no choice of their own."""
+        return self.family.deepstack is not None and isinstance(self.compressor, SubsetCompressor)
+
+    def _take_kept(self, maps: list[Tensor], project: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """Maps (n_i, H_i, W_i, C) -> tokens (n_i, N_i, D) of the patches that the visual tokens are."""
+        weights = next(self.parameters(), maps[0])
+        tokens = []
+        for index, m in enumerate(maps):
+            patches = m[..., : self.compressor.out_dim].flatten(1, 2).to(weights.device, weights.dtype)
+            tokens.append(project(torch.take_along_dim(patches, self._places[index].unsqueeze(2), 1)))
+        return tokens
 
     def _project_level(self, number: int, tokens: Tensor) -> Tensor:
         """(n, N, C') of a DeepStack level -> (n, N, D), by its new projector or the model's own merger."""
@@ -255,7 +278,7 @@ class VisualParts(nn.Module, QueryAdapter):
             weights = next(self.parameters(), features)
             features = features.to(weights.device, weights.dtype)
             lengths = [len(maps[index]) for index in same]
-            if self.position_keeper is not None:
+            if self.position_keeper is not None or self._shares_choice:
                 places = locate_tokens(self.compressor, features)
                 self._places.update(zip(same, places.split(lengths)))
             tokens = project(self.compressor(features))
@@ -277,7 +300,6 @@ class VisualParts(nn.Module, QueryAdapter):
             for places in self._places[index]:
                 kept.places.append(places)
                 kept.grids.append((height, width))
-        self._places = {}
         return kept
 
     def _collect_images(self, maps: list[Tensor], packed: list[Tensor]) -> EncodedImages:

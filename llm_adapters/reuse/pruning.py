@@ -104,6 +104,11 @@ class ModelPruning(PruningAdapter):
         self.language_model = language_model
         self.wrapping = Wrapping()
 
+    @property
+    def keeps_positions(self) -> bool:
+        parts = getattr(self.model, PARTS_ATTRIBUTE, None)
+        return parts is not None and parts.compressor.keeps_positions
+
     def replace_pruner(self, pruner: Pruner | None) -> None:
         """Take this pruner; with None all hooks go."""
         self.use_pruner(pruner)

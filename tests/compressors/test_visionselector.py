@@ -38,12 +38,34 @@ def test_the_second_stage_goes_on_where_the_first_has_ended():
     assert part.half().steps.dtype == torch.long  # a count of many steps does not fit half precision
 
 
+def test_pieces_of_a_step_are_as_soft_as_each_other():
+    """A trainer that says where steps begin may compute them in pieces."""
+    part, features = build(anneal=4).train(), torch.randn(1, 6, 6, 8)
+    alone = build(anneal=4).train()
+    for _ in range(3):
+        expected = alone(features)
+        part.begin_step()
+        assert torch.equal(part(features), expected) and torch.equal(part(features), expected)
+    assert part.steps == alone.steps == 3
+    part.eval().begin_step()
+    assert part.steps == 3
+
+
 def test_every_score_has_a_gradient_not_the_chosen_ones_alone():
     part, features = build().train(), torch.randn(1, 6, 6, 8)
     scores = part.score_patches(features.flatten(1, 2)).detach().requires_grad_()
     part.score_patches = lambda _: scores
     (gradient,) = torch.autograd.grad((part(features) * torch.randn(8)).sum(), scores)
     assert (gradient != 0).all()
+
+
+def test_scores_far_apart_are_as_good_as_hard():
+    """At the count of tokens that the gap asks for no sigmoid has a slope left."""
+    scores = torch.tensor([[300.0, 280.0, -5.0, -6.0, -7.0]], requires_grad=True)
+    weights = soften_choice(scores, 2)
+    torch.testing.assert_close(weights.detach(), torch.tensor([[1.0, 1.0, 0.0, 0.0, 0.0]]))
+    (gradient,) = torch.autograd.grad(weights[0, 1], scores)
+    assert gradient.isfinite().all()
 
 
 def test_it_finds_what_a_loss_asks_for():

@@ -209,6 +209,21 @@ def test_a_pruner_inside_the_llm_finds_the_positions(tmp_path):
     assert generate(again, batch) == expected
 
 
+def test_a_pruner_that_renumbers_is_refused():
+    """Tokens would move up to positions that stand apart: text before an image in among its patches."""
+    line = r"\A(?!.*\n)pyramid_drop.positions=renumber: the compressor has positions=keep"
+    model = make()
+    with pytest.raises(UsageError, match=line):
+        model.set_pruner("pyramid_drop")
+    assert model.pruner is None
+    model.set_pruner("pyramid_drop", positions="keep")
+    plain = make_model("llama", "divprune", None)
+    plain.set_pruner("pyramid_drop")
+    with pytest.raises(UsageError, match=line):
+        plain.set_compressor("divprune", positions="keep")
+    assert plain.compressor.keeps_positions is False
+
+
 @pytest.mark.parametrize("llm", ["bloom", "gpt2", "opt"])
 def test_positions_that_cannot_have_gaps_are_refused(llm):
     line = r"\A(?!.*\n)positions=keep: \w+ has no rotary positions"

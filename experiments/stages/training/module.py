@@ -131,6 +131,8 @@ class SlothModule(L.LightningModule):
         self.tokens += batch.pop("tokens", 0)
         self.watch.step = number // self.optimisation.accumulate + 1
         torch.manual_seed(self.seed * 1_000_003 + number + self.global_rank * 1_000_000_007)
+        if not number % self.optimisation.accumulate:  # the first piece of a step
+            self.model.compressor.begin_step()
         self.model.compressor.draw()
         if self.query_warmup is not None:
             rows = len(batch["input_ids"])

@@ -151,6 +151,22 @@ def test_compressors_without_weights_draw_in_training(stage):
     assert seen == {4, 1}
 
 
+def test_a_compressor_counts_steps_not_their_pieces():
+    """Computed in pieces, a step is as soft as it is in one."""
+    model = make_model("phi", "visionselector", None, compressor_knobs={"width": 8})
+    set_trainable(model, "pretrain")
+    module = SlothModule(model, OptimisationSettings(accumulate=2), 1, 0)
+    module.on_train_start()
+    module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    features = torch.randn(1, 6, 6, model.vision_tower.dim)
+    counts = []
+    for number in range(5):
+        module.on_train_batch_start({"number": number}, 0)
+        model.compressor(features)
+        counts.append(int(model.compressor.steps))
+    assert counts == [1, 1, 2, 2, 3]
+
+
 def test_a_step_reads_the_same_rows_wherever_the_run_starts(processor, samples):
     order = SampleOrder(12, OptimisationSettings(batch_size=5, accumulate=2, epochs=3), seed=4)
     assert order.steps == 6

@@ -87,6 +87,29 @@ def test_deepstack_features_are_compressed_as_the_tokens_are(family, name):
 
 
 @over_deepstack_families
+@pytest.mark.parametrize("name", ["divprune", "random"])
+def test_deepstack_features_are_those_of_the_kept_patches(family, name):
+    """The tower's own for each visual token, not of patches that a level would have chosen by itself."""
+    model, processor = make_model(family), make_processor(family)
+    batch = inputs(processor, two_rows(family))
+    arguments = {"pixel_values": batch["pixel_values"], "image_grid_thw": batch["image_grid_thw"]}
+    found = {}
+    for compressor, knobs in (("identity", {}), (name, {"tokens": 4, "positions": "keep"})):
+        reuse.attach(model, processor, compressor, new_projector="mlp2x_gelu", **knobs)
+        for projector in model.slothkit.level_projectors:
+            for number, parameter in enumerate(projector.parameters()):
+                torch.manual_seed(number)
+                torch.nn.init.normal_(parameter)
+        with torch.no_grad():
+            found[compressor] = model.train().model.get_image_features(**arguments, return_dict=True)
+        reuse.detach(model, processor)
+    places = found[name].kept.places
+    for whole, chosen in zip(found["identity"].deepstack_features, found[name].deepstack_features):
+        for whole_entry, entry, kept in zip(whole, chosen, places, strict=True):
+            torch.testing.assert_close(entry, whole_entry[kept])
+
+
+@over_deepstack_families
 def test_deepstack_goes_through_the_models_own_mergers_where_widths_agree(family):
     """As the model does it: a compressor of the same windows changes no level."""
     model, processor = make_model(family), make_processor(family)

@@ -150,6 +150,20 @@ def test_where_positions_are_others_it_is_refused(family):
     assert not hasattr(model, "slothkit")
 
 
+def test_a_pruner_that_renumbers_is_refused():
+    line = r"\A(?!.*\n)pyramid_drop.positions=renumber: the compressor has positions=keep"
+    model, processor = make_model("llava"), make_processor("llava")
+    reuse.prune(model, "pyramid_drop")
+    with pytest.raises(UsageError, match=line):
+        reuse.attach(model, processor, **KEEP)
+    assert not hasattr(model, "slothkit")
+    reuse.prune(model, None)
+    reuse.attach(model, processor, **KEEP)
+    with pytest.raises(UsageError, match=line):
+        reuse.prune(model, "pyramid_drop")
+    reuse.prune(model, "pyramid_drop", positions="keep")
+
+
 def test_saved_and_detached(tmp_path):
     model, processor = make_model("llava"), make_processor("llava")
     before = answers(model, inputs(processor, two_rows("llava")))

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from reuse_families import (
     answers,
     assert_same,
     attached,
+    family_params,
     inputs,
     make_model,
     make_processor,
@@ -132,3 +134,16 @@ def test_an_attached_model_in_half_precision(family):
     train_loss(model, batch).backward()
     assert all(p.grad is not None for p in model.slothkit.parameters())
     assert answers(model, batch)
+
+
+@pytest.mark.parametrize("family", family_params("llava", "qwen2_vl"))
+def test_a_forward_is_one_step_of_its_compressor(family):
+    """However many sizes its images have: each is compressed by itself."""
+    model, processor = make_model(family), make_processor(family)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that it has to be trained
+        reuse.attach(model, processor, "visionselector", width=8, tokens=4)
+    batch = inputs(processor, two_rows(family))
+    train_loss(model.train(), batch).backward()
+    train_loss(model, batch).backward()
+    assert model.slothkit.compressor.steps == 2
