@@ -89,6 +89,14 @@ def compute_rate_factor(step: int, warmup: int, steps: int, schedule: str) -> fl
     return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
+def stop_dropout(layer: nn.Module) -> None:
+    """Let a layer draw nothing itself, whatever its flag of training says: OPT, BLOOM and Falcon have their
+    rates as numbers of the layer, beside modules with flags of their own."""
+    for name, value in list(vars(layer).items()):
+        if "dropout" in name and isinstance(value, float):
+            setattr(layer, name, 0.0)
+
+
 class SlothModule(L.LightningModule):
     """One stage of training. A micro-batch knows how many answer tokens its optimiser step has.
 
@@ -137,8 +145,10 @@ class SlothModule(L.LightningModule):
             part.train(any(trained) or not trained)
         for layer in decoder_layers(self.model.language_model):
             # a frozen LLM computes its activations again too, but draws no dropout: the flag of a layer is
-            # what its checkpointing asks for, dropout asks its own
-            layer.training |= getattr(layer, "gradient_checkpointing", False)
+            # what its checkpointing asks for
+            if getattr(layer, "gradient_checkpointing", False) and not layer.training:
+                stop_dropout(layer)
+                layer.training = True
 
     def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:  # noqa: ARG002
         # every step draws from its own seed, so that a resumed run draws what the uninterrupted one does

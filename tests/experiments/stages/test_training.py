@@ -7,11 +7,12 @@ import sys
 
 import pytest
 import torch
-from factories import make_model, make_processor
+from factories import make_batch, make_model, make_processor, picture
 from lightning import Trainer
 from PIL import Image
 
 from compressors.errors import UsageError
+from connectors.versions import switch_checkpointing
 from experiments.config.schema import Config, OptimisationSettings
 from experiments.data import llava
 from experiments.data.loader import ConversationDataset, SampleImages, SampleOrder, StepLoader
@@ -24,6 +25,8 @@ from experiments.stages.training.module import (
     compute_rate_factor,
     set_trainable,
 )
+from llm_adapters.adapter import decoder_layers
+from llm_adapters.conversation import IMAGE, Turn
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +139,17 @@ def test_frozen_parts_stay_in_evaluation_mode(model, processor):  # noqa: ARG001
     module = SlothModule(model, OptimisationSettings(), 1, 0).train()
     module.on_train_start()
     assert model.compressor.training and not model.language_model.training and not model.vision_tower.training
+
+
+def test_a_frozen_llm_whose_layers_hold_dropout_rates_draws_none_while_it_is_checkpointed():
+    model = make_model("opt", "avg_pool", None)
+    set_trainable(model, "pretrain")
+    switch_checkpointing(model, "enable", {"use_reentrant": False})
+    SlothModule(model, OptimisationSettings(), 1, 0).train().on_train_start()
+    assert all(layer.training for layer in decoder_layers(model.language_model))
+    batch = make_batch(make_processor(model), [([Turn(f"{IMAGE}\nWhat is this?", "A dog.")], [picture()])])
+    losses = {model(**batch).loss.item() for _ in range(4)}
+    assert losses == {model.eval()(**batch).loss.item()}
 
 
 def test_training_does_not_import_peft():
