@@ -77,8 +77,8 @@ def list_checkpoint_names(model: nn.Module) -> set[str]:
 
 
 def compute_rate_factor(step: int, warmup: int, steps: int, schedule: str) -> float:
-    """What the learning rate is multiplied by in a step, counted from 0: from 0 up to 1 in `warmup` steps, then
-    1, or with `schedule` cosine down to 0 at `steps`."""
+    """What the learning rate is multiplied by in a step, counted from 0: up from 0 to 1 in `warmup` steps,
+    then 1, or with `schedule` cosine down to 0 at `steps`."""
     # transformers has the same, but its module of schedules imports peft, which imports bitsandbytes: seconds
     # of every process that trains, and a warning of its own
     if step < warmup:
