@@ -606,7 +606,10 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         if kwargs.get("hidden_rows") is not None:
             # decoding steps get the mask that was given, so their tokens would see what the prompt did not
             raise UsageError("`hidden_rows` is for training; leave it out, or mask the tokens yourself")
-        if guesses_tokens(kwargs, kwargs.get("generation_config") or self.generation_config):
+        generation_config = kwargs.get("generation_config")
+        if len(args) > 1:  # `generate(ids, generation_config)`
+            generation_config = args[1]
+        if guesses_tokens(kwargs, generation_config or self.generation_config):
             # the forward mutes what is said, this what is guessed
             placeholders = (self.config.image_token_id, self.config.query_token_id)
             logits_processor = [*(logits_processor or ()), Mute(placeholders)]

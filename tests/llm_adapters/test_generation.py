@@ -17,6 +17,7 @@ from factories import (
     picture,
 )
 from torch import Tensor
+from transformers import GenerationConfig
 
 from connectors.query_module import registry as query_modules
 from connectors.versions import CACHE, is_at_least
@@ -123,6 +124,16 @@ def test_prompt_lookup(pair):
     model, processor = pair
     batch = make_batch(processor, [rows()[0]])
     assert generate(model, batch, prompt_lookup_num_tokens=2) == generate(model, batch)
+
+
+@torch.no_grad()
+def test_prompt_lookup_guesses_no_placeholders_by_a_configuration_without_its_name(pair):
+    model, processor = pair
+    batch = without_labels(make_batch(processor, [rows()[0]]))
+    ids = batch.pop("input_ids")
+    options = {"do_sample": False, "max_new_tokens": NEW, "eos_token_id": 9999}
+    lookup = GenerationConfig(prompt_lookup_num_tokens=2, **options)
+    assert torch.equal(model.generate(ids, lookup, **batch), model.generate(ids, **batch, **options))
 
 
 @torch.no_grad()

@@ -1,6 +1,8 @@
 """What is trained, on what loss, with which optimiser: the LightningModule of both stages."""
 
+import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -9,7 +11,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_, get_total_norm
-from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
+from torch.optim.lr_scheduler import LambdaLR
 
 from experiments.config.schema import OptimisationSettings
 from experiments.stages.finite import FiniteWatch, check_weights
@@ -74,6 +76,27 @@ def list_checkpoint_names(model: nn.Module) -> set[str]:
     return {f"model.{name}" for name in model.state_dict() if name not in frozen}
 
 
+def compute_rate_factor(step: int, warmup: int, steps: int, schedule: str) -> float:
+    """What the learning rate is multiplied by in a step, counted from 0: up from 0 to 1 in `warmup` steps,
+    then 1, or with `schedule` cosine down to 0 at `steps`."""
+    # transformers has the same, but its module of schedules imports peft, which imports bitsandbytes: seconds
+    # of every process that trains, and a warning of its own
+    if step < warmup:
+        return step / warmup
+    if schedule != "cosine":
+        return 1.0
+    progress = (step - warmup) / max(1, steps - warmup)
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
+
+
+def stop_dropout(layer: nn.Module) -> None:
+    """Let a layer draw nothing itself, whatever its flag of training says: OPT, BLOOM and Falcon have their
+    rates as numbers of the layer, beside modules with flags of their own."""
+    for name, value in list(vars(layer).items()):
+        if "dropout" in name and isinstance(value, float):
+            setattr(layer, name, 0.0)
+
+
 class SlothModule(L.LightningModule):
     """One stage of training. A micro-batch knows how many answer tokens its optimiser step has.
 
@@ -122,8 +145,10 @@ class SlothModule(L.LightningModule):
             part.train(any(trained) or not trained)
         for layer in decoder_layers(self.model.language_model):
             # a frozen LLM computes its activations again too, but draws no dropout: the flag of a layer is
-            # what its checkpointing asks for, dropout asks its own
-            layer.training |= getattr(layer, "gradient_checkpointing", False)
+            # what its checkpointing asks for
+            if getattr(layer, "gradient_checkpointing", False) and not layer.training:
+                stop_dropout(layer)
+                layer.training = True
 
     def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:  # noqa: ARG002
         # every step draws from its own seed, so that a resumed run draws what the uninterrupted one does
@@ -224,9 +249,7 @@ class SlothModule(L.LightningModule):
             fused=self.trainer.precision != "16-mixed",
         )
         warmup = round(settings.warmup * self.steps)
-        if settings.schedule == "cosine":
-            schedule = get_cosine_schedule_with_warmup(optimizer, warmup, self.steps)
-        else:
-            schedule = get_constant_schedule_with_warmup(optimizer, warmup)
+        factor = partial(compute_rate_factor, warmup=warmup, steps=self.steps, schedule=settings.schedule)
+        schedule = LambdaLR(optimizer, factor)
         # Lightning would step the schedule once an epoch
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

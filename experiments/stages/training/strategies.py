@@ -111,7 +111,10 @@ def make_precision_policy(precision: str) -> MixedPrecisionPolicy:
     in bfloat16, half the bytes; gradients are added up in float32, and each process keeps float32 weights."""
     if precision != "bf16-mixed":
         return MixedPrecisionPolicy()
-    return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    # autocast rounds what goes into a product; inputs stay, since patches are chosen by scores among them
+    return MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
 
 
 def shard_model(

@@ -2,15 +2,19 @@
 
 import pytest
 import torch
+import torch.distributed as dist
+from factories import make_batch, make_model, make_processor, picture
 from small_runs import Losses, align, make_config, run, write_backbones, write_data
+from torch.distributed.device_mesh import init_device_mesh
 
 from compressors.errors import UsageError
 from experiments.runtime.progress import Reporter
 from experiments.stages import train as training
 from experiments.stages.checks import check_training_needs
 from experiments.stages.training import fit
-from experiments.stages.training.strategies import make_precision_policy
+from experiments.stages.training.strategies import make_precision_policy, shard_model
 from llm_adapters.adapter import decoder_layers
+from llm_adapters.conversation import IMAGE, Turn
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +93,23 @@ def test_activations_are_computed_again_in_the_stage_that_says_so(folder, tmp_pa
     config.finetune.checkpointing = False
     run("finetune", config, align(config, folder), tmp_path / "off", Reporter())
     assert spy.checkpointing is False
+
+
+def test_fsdp_chooses_patches_by_unrounded_scores(tmp_path):
+    model = make_model("llama", "visionzip", None)
+    batch = make_batch(make_processor(model), [([Turn(f"{IMAGE}\nWhat is this?", "A dog.")], [picture()])])
+    with torch.no_grad():
+        features = model.get_image_features(batch.pop("pixel_values")).half()  # as the cache has them
+    given = []
+    model.compressor.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        shard_model(model, init_device_mesh("cpu", (1,)), make_precision_policy("bf16-mixed"))
+        with torch.autocast("cpu", torch.bfloat16):
+            model(**batch, vision_features=features).loss.backward()
+    finally:
+        dist.destroy_process_group()
+    assert torch.equal(given[0], features[0].float())
 
 
 @pytest.mark.slow

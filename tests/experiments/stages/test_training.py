@@ -2,21 +2,31 @@
 
 import copy
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
-from factories import make_model, make_processor
+from factories import make_batch, make_model, make_processor, picture
 from lightning import Trainer
 from PIL import Image
 
 from compressors.errors import UsageError
+from connectors.versions import switch_checkpointing
 from experiments.config.schema import Config, OptimisationSettings
 from experiments.data import llava
 from experiments.data.loader import ConversationDataset, SampleImages, SampleOrder, StepLoader
 from experiments.runtime.progress import Reporter
 from experiments.stages import train as training
 from experiments.stages.training import fit
-from experiments.stages.training.module import SlothModule, choose_trainable_parts, set_trainable
+from experiments.stages.training.module import (
+    SlothModule,
+    choose_trainable_parts,
+    compute_rate_factor,
+    set_trainable,
+)
+from llm_adapters.adapter import decoder_layers
+from llm_adapters.conversation import IMAGE, Turn
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +139,23 @@ def test_frozen_parts_stay_in_evaluation_mode(model, processor):  # noqa: ARG001
     module = SlothModule(model, OptimisationSettings(), 1, 0).train()
     module.on_train_start()
     assert model.compressor.training and not model.language_model.training and not model.vision_tower.training
+
+
+def test_a_frozen_llm_whose_layers_hold_dropout_rates_draws_none_while_it_is_checkpointed():
+    model = make_model("opt", "avg_pool", None)
+    set_trainable(model, "pretrain")
+    switch_checkpointing(model, "enable", {"use_reentrant": False})
+    SlothModule(model, OptimisationSettings(), 1, 0).train().on_train_start()
+    assert all(layer.training for layer in decoder_layers(model.language_model))
+    batch = make_batch(make_processor(model), [([Turn(f"{IMAGE}\nWhat is this?", "A dog.")], [picture()])])
+    losses = {model(**batch).loss.item() for _ in range(4)}
+    assert losses == {model.eval()(**batch).loss.item()}
+
+
+def test_training_does_not_import_peft():
+    """It takes seconds, and imports bitsandbytes, which writes warnings."""
+    code = "import sys, experiments.stages.train; sys.exit('peft' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
@@ -265,3 +292,15 @@ def test_a_run_that_dies_resumes_to_the_same_weights(stages, monkeypatch, tmp_pa
     assert len(resumed) == len(undisturbed) == 1
     for name, value in undisturbed[0].items():
         assert torch.equal(resumed[0][name], value), name
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 3])
+def test_learning_rates_are_those_of_transformers(warmup):
+    from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
+
+    optimizer = torch.optim.SGD([torch.zeros(1)])
+    cosine = get_cosine_schedule_with_warmup(optimizer, warmup, 10).lr_lambdas[0]
+    constant = get_constant_schedule_with_warmup(optimizer, warmup).lr_lambdas[0]
+    for step in range(12):
+        assert compute_rate_factor(step, warmup, 10, "cosine") == cosine(step)
+        assert compute_rate_factor(step, warmup, 10, "constant") == constant(step)
