@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # matplotlib: only a report whose maps are drawn anew waits f
     from matplotlib.figure import Figure
 
 MAPPED_SCENES = 3
-MAP_COLOURS = 128  # of a PNG's palette
+MAP_COLOURS = 256  # of a PNG's palette, the most that it can have: a colour bar needs them
 
 
 def add_maps(
