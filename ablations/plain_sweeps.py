@@ -37,7 +37,7 @@ def make_sweep_tables(axes: Axes, store: Store) -> list[TableFile]:
     make, as for `experiments.sweep`, or all finished ones where no more than seeds are given."""
     if axes.keys() <= CHOOSING_AXES:
         cells = read_finished_cells(store, axes["seed"])
-        title = f"cells below {store.root}"
+        title = f"Cells below {store.root}"
     else:
         cells = make_cells(axes)
         title = " ".join(join_settings({key: axes[key] for key in axes if key not in CHOOSING_AXES}))

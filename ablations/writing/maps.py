@@ -1,7 +1,8 @@
 """Attention maps of a report (Figure 4 of the paper): where a trained model looks in a few test scenes.
 
-The model is that of the first finished cell with a query module that is still there or was drawn before; the
-scenes are the first of its test data with unlike questions: no hand picks them.
+The model is that of the first finished cell with a query module that is still there or was drawn before;
+where no cell has one, of the first whose compressor has learned to weigh patches. The scenes are the first of
+its test data with unlike questions: no hand picks them.
 """
 
 import io
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from ablations import outcomes
 from ablations.outcomes import Report
+from compressors.base import Compressor, registry
 from compressors.errors import UsageError
 from experiments.config.cells import Cell
+from experiments.config.schema import BLIND_COMPRESSOR
 from experiments.store.plan import Stage
 from experiments.store.store import Store
 
@@ -20,7 +23,7 @@ if TYPE_CHECKING:  # matplotlib: only a report whose maps are drawn anew waits f
     from matplotlib.figure import Figure
 
 MAPPED_SCENES = 3
-MAP_COLOURS = 128  # of a PNG's palette
+MAP_COLOURS = 256  # of a PNG's palette, the most that it can have: a colour bar needs them
 
 
 def add_maps(
@@ -39,6 +42,7 @@ def add_maps(
             drawn_reports[candidate.provenance.get("maps", {}).get("stage")] = candidate
     mapped_cell = choose_mapped_cell(finished, store, drawn_reports)
     if mapped_cell is None:
+        add_compressor_maps(report, finished, store, drawn_reports)
         return
     cell, stage = mapped_cell
     key = stage.inputs["finetune"].key
@@ -52,6 +56,41 @@ def add_maps(
     except UsageError as error:
         map_provenance["missing"] = str(error)
     report.provenance["maps"] = map_provenance
+
+
+def add_compressor_maps(
+    report: Report,
+    finished: Sequence[tuple[Cell, Stage]],
+    store: Store,
+    drawn_reports: Mapping[str, Report],
+) -> None:
+    """The maps of the first compressor with learned weights, each tried once; none where there is no such."""
+    tried_compressors = set()
+    for cell, stage in finished:
+        name = cell.config.compressor
+        model_stage = stage.inputs["finetune"]
+        key = model_stage.key
+        if key in drawn_reports:
+            report.maps = drawn_reports[key].maps
+            report.provenance["maps"] = drawn_reports[key].provenance["maps"]
+            return
+        if name in tried_compressors or not tells_weights(name) or not store.find_whole_result(model_stage):
+            continue
+        tried_compressors.add(name)
+        try:
+            report.maps, scenes = draw_maps(stage, store)
+        except UsageError:  # nothing to show, which is no fault of a compressor
+            continue
+        of = f"{cell.label}, seed {cell.config.seed}"
+        report.provenance["maps"] = {"of": of, "stage": key, "scenes": scenes}
+        return
+
+
+def tells_weights(name: str) -> bool:
+    """Whether a compressor has a method of its own that weighs patches."""
+    if name == BLIND_COMPRESSOR:
+        return False
+    return registry.get(name).attention is not Compressor.attention
 
 
 def choose_mapped_cell(
@@ -93,6 +132,8 @@ def draw_maps(stage: Stage, store: Store) -> tuple[list[bytes], list[str]]:
             raise UsageError(f"{needed_stage.name}: {fault}")
         inputs[kind] = store.locate_result(needed_stage)
     model, processor = saved.load_trained_model(inputs["finetune"])
+    if model.query_module is None and not any(True for _ in model.compressor.parameters()):
+        raise UsageError(f"compressor {model.config.compressor} has learned no weights")
     samples = roles.load_role_samples(stage.config, inputs, "test", check_images=False)
     scenes = []
     unlike_scenes = []  # two questions of one picture show best that the module looks where a question asks

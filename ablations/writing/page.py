@@ -9,7 +9,8 @@ from typing import NamedTuple
 from ablations.claims.verdicts import FAILS, HOLDS, TIE, UNRESOLVED
 from ablations.writing.word_grid import WordGrid, group_by_block, holds_words
 
-# tables fit a window of 1280 pixels; in a narrower one they scroll beside their labels, which stay
+# tables fit a window of 1280 pixels; in a narrower one they scroll beside their labels, which stay, and
+# plots scroll, whose letters could not be read otherwise
 PAGE_STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 1.5em auto; max-width: 82em; padding: 0 1em;
   color: #1c1c1e; overflow-wrap: break-word; }
@@ -28,7 +29,8 @@ tr:hover td { background: #f3f5f8; }
 .note { color: #555; font-size: .85em; margin: .3em 0; }
 figure { margin: 1.2em 0; } svg, img { max-width: 100%; height: auto; display: block; margin-bottom: .8em; }
 @media (max-width: 640px) { th:first-child, td:first-child { max-width: 9em; white-space: normal; }
-  h1 { overflow-wrap: anywhere; } }
+  h1 { overflow-wrap: anywhere; }
+  figure { overflow-x: auto; } figure svg, figure img { width: 56em; max-width: none; } }
 """
 VERDICT_CLASSES = {HOLDS: "holds", FAILS: "fails", TIE: "tie", UNRESOLVED: "open"}
 WORDS_CLASS = ' class="l"'  # of a column of words; numbers need none

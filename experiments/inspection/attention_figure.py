@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -17,7 +19,9 @@ from llm_adapters.orientation import convert_to_upright_rgb
 
 PANEL_INCHES = 2.6  # along a picture's longer side
 LINE_INCHES = 0.17  # of a line of words
+CAPTION_INCHES = 2 * LINE_INCHES  # below each panel
 GAP_INCHES = 0.1  # between panels
+BAR_INCHES = 0.09  # height of the colour bar
 DENSITY_POINTS = 384  # along the longer side, at which weights are drawn
 FADED_SHARE = 0.4  # share of white in a picture below weights
 MAX_WEIGHT_OPACITY = 0.8  # the picture stays visible below the largest weight
@@ -42,7 +46,7 @@ def draw_attention(
     picture: Image.Image, records: Sequence[AttentionRecord], tiling: Tiling, heads: bool = False
 ) -> Figure:
     """The picture, the compressor's weights, and EmbQ's for each of `records`, which are all of this picture;
-    with `heads` each head's below their mean."""
+    with `heads` each head's below their mean. A colour bar tells what the colour means."""
     picture = convert_to_upright_rgb(picture)
     columns = arrange_columns(records, heads)
     rows = max(len(column.panels) for column in columns)
@@ -51,12 +55,13 @@ def draw_attention(
     title_lines = 1 + max(column.title.count("\n") for column in columns)
     top = LINE_INCHES * (title_lines + 0.5)
     figure_width = GAP_INCHES + len(columns) * (width + GAP_INCHES)
-    figure_height = top + rows * (height + LINE_INCHES)
+    bar_space = BAR_INCHES + 2.5 * LINE_INCHES  # two lines of words below it
+    figure_height = top + rows * (height + CAPTION_INCHES) + bar_space
     figure = Figure((figure_width, figure_height), dpi=150)
     for x, column in enumerate(columns):
         panel_left = GAP_INCHES + x * (width + GAP_INCHES)
         for y, panel in enumerate(column.panels):
-            bottom = figure_height - top - height - y * (height + LINE_INCHES)
+            bottom = figure_height - top - height - y * (height + CAPTION_INCHES)
             # matplotlib takes shares of the figure
             axes = figure.add_axes(
                 (
@@ -69,17 +74,41 @@ def draw_attention(
             draw_panel(axes, panel, picture, tiling)
             if y == 0:
                 axes.set_title(column.title, fontsize=8, linespacing=1.35, pad=4)
+    bar_bottom = (bar_space - BAR_INCHES) / figure_height
+    last_left = figure_width - GAP_INCHES - width  # below the last panel, which has weights
+    bar_box = (last_left / figure_width, bar_bottom, width / figure_width, BAR_INCHES / figure_height)
+    meaning = "share of attention"
+    if tiling.tiles > 1:
+        meaning += " per area"  # a tile's patch covers less of the picture
+    draw_colour_bar(figure.add_axes(bar_box), meaning)
     return figure
+
+
+def draw_colour_bar(axes: Axes, meaning: str) -> None:
+    """The colours of weights over white, from 0 to the largest of a panel."""
+    lightest = (1.0, 1.0, 1.0)
+    darkest = tuple(1 - MAX_WEIGHT_OPACITY * (1 - channel) for channel in WEIGHT_COLOUR)
+    colours = LinearSegmentedColormap.from_list("weights", [lightest, darkest])
+    bar = axes.figure.colorbar(ScalarMappable(cmap=colours), cax=axes, orientation="horizontal", ticks=[0, 1])
+    bar.outline.set_linewidth(0.4)
+    axes.set_xticklabels(["0", "the map's largest"], fontsize=7)
+    axes.get_xticklabels()[0].set_horizontalalignment("left")
+    axes.get_xticklabels()[1].set_horizontalalignment("right")
+    axes.tick_params(length=2, width=0.4, pad=2)
+    axes.set_xlabel(meaning, fontsize=7, labelpad=0)
 
 
 def draw_panel(axes: Axes, panel: Panel, picture: Image.Image, tiling: Tiling) -> None:
     """One panel with its caption below it."""
+    caption = panel.caption
     if panel.weights is None:
         show_picture(axes, picture)
     else:
         show_picture(axes, picture, FADED_SHARE)
         overlay_weights(axes, compute_density(panel.weights.numpy(), tiling, *picture.size), picture)
-    axes.text(0.5, -0.015, panel.caption, transform=axes.transAxes, fontsize=7, ha="center", va="top")
+        if len(panel.weights) == 1:
+            caption = f"{caption}\nlargest patch: {panel.weights.max().item():.1%}".strip()
+    axes.text(0.5, -0.015, caption, transform=axes.transAxes, fontsize=7, ha="center", va="top")
 
 
 def arrange_columns(records: Sequence[AttentionRecord], heads: bool) -> list[Column]:

@@ -119,7 +119,8 @@ def test_figure(model):
     looks = [record_attention(model, make_processor(model), picture(), q, 2) for q in QUESTIONS]
     figure = attention_figure.draw_attention(picture(), looks, Tiling())
     assert panels(figure) == [1, 2, 2, 2]
-    assert [axes.get_title().splitlines()[0] for axes in figure.axes] == [
+    *panel_axes, bar_axes = figure.axes
+    assert [axes.get_title().splitlines()[0] for axes in panel_axes] == [
         "the picture",
         "sap: weights",
         "What is this?",
@@ -127,6 +128,14 @@ def test_figure(model):
     ]
     overlay = figure.axes[1].images[1].get_array()
     assert overlay[..., 3].max() == pytest.approx(0.8)
+    assert [label.get_text() for label in bar_axes.get_xticklabels()] == ["0", "the map's largest"]
+    assert bar_axes.get_xlabel() == "share of attention"
+    largest = f"largest patch: {looks[0].compressor.max().item():.1%}"
+    assert [text.get_text() for text in figure.axes[1].texts] == [largest]
+    for axes in panel_axes:  # neither picture nor weights are stretched
+        box = axes.get_position()
+        panel_shape = box.width * figure.get_figwidth() / (box.height * figure.get_figheight())
+        assert panel_shape == pytest.approx(picture().width / picture().height)
     assert panels(attention_figure.draw_attention(picture(), looks, Tiling(), heads=True)) == [
         1,
         2,
@@ -156,7 +165,7 @@ def test_figures_of_a_report(model, tmp_path):
     turns = tuple(Turn(question, "x") for question in asked)
     samples = [Sample("0", (tmp_path / "a.png",), turns, ("a", "a", "b")), Sample("1", (), turns[1:])]
     (figure,) = attention_maps.draw_report_maps(model, make_processor(model), samples)
-    titles = [axes.get_title().splitlines()[0] for axes in figure.axes[2:]]
+    titles = [axes.get_title().splitlines()[0] for axes in figure.axes[2:-1]]
     assert titles == ["What is this?", "What is it?"]
 
 

@@ -87,10 +87,30 @@ def test_kept_with_the_report_and_drawn_again_for_another_model(finished, tmp_pa
     assert other.maps == [b"new"] and drawn
 
 
-def test_without_a_query_module_there_are_none(finished, tmp_path):
+def test_without_a_query_module_a_compressor_s_own_weights(finished, tmp_path):
+    (plain, _), store = finished
     report = new()
-    maps.add_maps(report, finished[0][:1], finished[1], tmp_path)
+    maps.add_maps(report, [plain], store, tmp_path)
+    assert report.provenance["maps"]["of"] == "sap, seed 0" and len(report.maps) == 3
+    outcomes.save_report(report, tmp_path)
+    again = new()
+    maps.add_maps(again, [plain], Store(tmp_path / "empty"), tmp_path)
+    assert again.maps == report.maps
+
+
+def test_compressors_without_learned_weights_have_none(finished, tmp_path):
+    (cell, stage), _ = finished[0]
+    pooled = make_model(compressor="avg_pool", query_module=None)
+    store = Store(tmp_path / "runs")
+    shutil.copytree(finished[1].root, store.root)
+    folder = store.locate_result(stage.inputs["finetune"]) / MODEL_FOLDER
+    shutil.rmtree(folder)
+    pooled.save_pretrained(folder)
+    make_processor(pooled).save_pretrained(folder)
+    report = new()
+    maps.add_maps(report, [(cell, stage)], store, tmp_path)
     assert report.maps == [] and "maps" not in report.provenance
+    assert not maps.tells_weights("none") and not maps.tells_weights("identity")
 
 
 def test_what_is_gone_is_said(finished, tmp_path):

@@ -232,6 +232,7 @@ def test_blind_cell():
     assert [c.config.compressor for c in found] == ["none"]
     assert found[0].config.seed == 3 and found[0].config.blind and not found[0].config.parts
     assert len(make_blind_cells(cells("data.test=test,tune"))) == 2
+    assert [cell.label for cell in make_blind_cells(cells("data.workers=0,1"))] == ["blind"]
 
 
 def test_unknown_asset():
