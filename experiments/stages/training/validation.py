@@ -44,10 +44,12 @@ def make_validation(
     images = SampleImages(processor)
     dataset = ConversationDataset(samples[: config.validate.limit], images, config.data.max_length)
     dataset.check_lengths()
-    dataset.check_positions(model.config.position_limit)
+    size: Any = processor.image_processor.size
+    left_out = model.num_left_out(size["height"], size["width"])
+    dataset.check_positions(model.config.position_limit, left_out=left_out)
     if config.validate.score_every is not None:
         asked = ConversationDataset(llava.drop_answers(questions), images)
-        asked.check_positions(model.config.position_limit, config.evaluate.max_new_tokens)
+        asked.check_positions(model.config.position_limit, config.evaluate.max_new_tokens, left_out)
     return [Validation(config, dataset, questions, report)]
 
 
