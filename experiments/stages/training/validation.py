@@ -71,7 +71,7 @@ class Validation(Callback):
         self.questions = questions
         self.report = report
         self.last_step = 0
-        # a step's pieces are what memory is known to hold
+        # a process's share of a step's piece is what its memory is known to hold
         self.rows = config.finetune.batch_size // config.finetune.accumulate
         optimisation = replace(config.finetune, accumulate=1)
         self.loader = StepLoader(dataset, SampleOrder(len(dataset), optimisation, config.seed))
@@ -111,8 +111,9 @@ class Validation(Callback):
             numbers = numbers[trainer.global_rank :: trainer.world_size]
         loss = torch.zeros((), dtype=torch.float64, device=module.device)
         tokens = 0
-        for start in range(0, len(numbers), self.rows):
-            rows = [self.dataset[number] for number in numbers[start : start + self.rows]]
+        size = max(1, self.rows // trainer.world_size)
+        for start in range(0, len(numbers), size):
+            rows = [self.dataset[number] for number in numbers[start : start + size]]
             batch: dict[str, Any] = self.loader.collate(rows)
             answer_tokens = int((batch["labels"] != IGNORE).sum())
             batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
