@@ -236,6 +236,19 @@ def test_keys_follow_texts_and_images(folder, tmp_path):
     assert later["images"] != first["images"] and later["texts"] == first["texts"]
 
 
+def test_features_of_a_set_that_was_moved_are_others(folder, tmp_path):
+    """They are found by the paths of their images, also where data.images says where files lie."""
+    planned = []
+    for path in (folder, tmp_path / "moved"):
+        if planned:
+            folder.rename(path)
+        roles = [f"data.{role}={path}" for role in ("pretrain", "train", "test")]
+        planned.append(stages("data.dataset=null", f"data.images={tmp_path}", *roles))
+    before, after = planned
+    assert before["finetune"].key == after["finetune"].key
+    assert before["features pretrain"].key != after["features pretrain"].key
+
+
 def test_keys_tell_files_of_one_name_in_two_folders_apart(tmp_path):
     digests = []
     for colour in COLOURS[:2]:

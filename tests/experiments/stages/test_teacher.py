@@ -284,7 +284,9 @@ def test_patches_that_a_teacher_leaves_out_have_positions(folder, tmp_path):
     model.save_pretrained(tmp_path / "short")
     processor.save_pretrained(tmp_path / "short")
     config.finetune.teacher = str(tmp_path / "short")
-    with pytest.raises(UsageError, match="^finetune.teacher=.* of patches that are left out .* 120 positions"):
+    with pytest.raises(
+        UsageError, match="^finetune.teacher=.* of patches that are left out .* 120 positions"
+    ):
         make_module(config, inputs)
 
 
