@@ -34,7 +34,8 @@ class QueryModule(nn.Module):
     tokens: nn.Parameter
 
     def initialise(self, dot: Tensor) -> None:
-        """Called once for a new model with the LLM's embedding (D,) of the dot token."""
+        """Called for a new model with the LLM's embedding (D,) of the dot token, and once more with what is
+        to be added to that where another LLM takes its place."""
 
     def forward(
         self,

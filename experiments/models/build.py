@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.utils import logging as hub_logging
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -40,12 +41,20 @@ def build_model(config: Config) -> tuple[FlashSlothForConditionalGeneration, Fla
     model = FlashSlothForConditionalGeneration(composed, tower, llm)
     if model.query_module is not None:
         # EmbQ's query tokens start at the dot's embedding (FlashSloth, arXiv 2412.04317)
-        dot = tokenizer(" .", add_special_tokens=False)["input_ids"][-1]
-        model.query_module.initialise(llm.get_input_embeddings().weight[dot])
+        model.query_module.initialise(find_dot_embedding(model, tokenizer))
     # answers end at the template's end token
     model.generation_config.eos_token_id = end
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model, make_processor(config, model, tokenizer)
+
+
+def find_dot_embedding(
+    model: FlashSlothForConditionalGeneration, tokenizer: PreTrainedTokenizerBase
+) -> Tensor:
+    """What the LLM reads for a dot, (D)."""
+    dot = tokenizer(" .", add_special_tokens=False)["input_ids"][-1]
+    embedding: Tensor = model.get_input_embeddings().weight[dot].detach().clone()
+    return embedding
 
 
 def compose_model_config(

@@ -98,8 +98,8 @@ def digest_unchanged_file(path: Path, size: int, modified: int) -> str:  # noqa:
     return digest_file(path)
 
 
-def digest_texts(samples: Sequence[llava.Sample]) -> str:
-    """sha256 of all that samples say, and of which images they show."""
+def digest_texts(samples: Sequence[llava.Sample], root: Path) -> str:
+    """sha256 of all that samples say, and of which images they show, by their names from `root`."""
     digest = hashlib.sha256()
     for sample in samples:
         images: list[object] = []
@@ -107,7 +107,7 @@ def digest_texts(samples: Sequence[llava.Sample]) -> str:
             if isinstance(image, stored.StoredImage):
                 images.append([image.column, image.row, image.number])
             else:
-                images.append(image.name)
+                images.append(os.path.relpath(image, root))
         content = [sample.id, images, sample.turns, sample.families, sample.accepted]
         digest.update(digest_value(content).encode())
     return digest.hexdigest()
@@ -130,10 +130,10 @@ def digest_data_file(
     image_folder = Path(images) if images else None
     samples = llava.load_samples(Path(path), image_folder, with_images, outside_images, end, system)
     is_dataset = stored.is_dataset(path)
-    digests = {"texts": digest_texts(samples)} if is_dataset else {"json": digest_file(Path(path))}
+    # names start at the image folder, so that data that was moved keeps its key
+    root = llava.find_image_folder(Path(path), image_folder)
+    digests = {"texts": digest_texts(samples, root)} if is_dataset else {"json": digest_file(Path(path))}
     if with_images:
-        # names start at the image folder, so that data that was moved keeps its key
-        root = llava.find_image_folder(Path(path), image_folder)
         image_paths: set[str] = set()
         has_stored_images = False
         for sample in samples:

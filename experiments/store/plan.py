@@ -21,7 +21,7 @@ from compressors.registry import suggest
 from experiments.config import signatures
 from experiments.config.metric_names import is_exact, list_metric_names
 from experiments.config.schema import Config, EvaluationSettings, OptimisationSettings
-from experiments.data import llava
+from experiments.data import llava, stored
 from experiments.data.roles import VALIDATION_INPUT, is_file_entry
 from experiments.data.shares import read_weights
 from experiments.registries import datasets
@@ -283,6 +283,8 @@ class Planner:
             if is_file_entry(path):
                 folder = os.path.abspath(llava.find_image_folder(path, self.data.images))
                 descriptions[number] = {"images": descriptions[number]["images"], "at": folder}
+                if self.data.images and stored.is_dataset(path):  # which has images too
+                    descriptions[number]["set"] = stored.locate_dataset(path)
         return descriptions, inputs
 
     def describe_model(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from experiments.config.schema import Config, TrainedStart
 from experiments.config.sources import resolve_source
 from experiments.config.trained import find_trained_model
 from experiments.models import pretrained
+from experiments.models.build import find_dot_embedding
 from experiments.stages.finite import find_not_finite
 from experiments.store.store import NotFinite
 from llm_adapters.modeling import FlashSlothConfig, FlashSlothForConditionalGeneration
@@ -65,7 +66,12 @@ def load_start(config: Config, stage: str, model: FlashSlothForConditionalGenera
     name = find_not_finite(state, state)
     if name is not None:
         raise NotFinite(f"{where}: {name} is not finite; start from another model")
+    tokenizer = pretrained.load_tokenizer(config)
+    replaced_dot = find_dot_embedding(model, tokenizer)
     model.load_state_dict(state, strict=False)  # the other parts are not in it
+    if model.query_module is not None and "query_module" not in start.parts:
+        # the query tokens lie around the dot of the LLM that was replaced
+        model.query_module.initialise(find_dot_embedding(model, tokenizer) - replaced_dot)
 
 
 def take_parts(model: FlashSlothForConditionalGeneration, start: TrainedStart) -> dict[str, Tensor]:

@@ -63,7 +63,9 @@ class Teacher:
         positions."""
         dataset = ConversationDataset(samples, SampleImages(self.processor), max_length)
         try:
-            dataset.check_positions(self.model.config.position_limit)
+            size: Any = self.processor.image_processor.size
+            left_out = self.model.num_left_out(size["height"], size["width"])
+            dataset.check_positions(self.model.config.position_limit, left_out=left_out)
         except UsageError as error:
             raise UsageError(f"finetune.teacher={quote(self.settings.teacher)}: {error}") from error
         return dataset

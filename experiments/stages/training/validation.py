@@ -44,10 +44,12 @@ def make_validation(
     images = SampleImages(processor)
     dataset = ConversationDataset(samples[: config.validate.limit], images, config.data.max_length)
     dataset.check_lengths()
-    dataset.check_positions(model.config.position_limit)
+    size: Any = processor.image_processor.size
+    left_out = model.num_left_out(size["height"], size["width"])
+    dataset.check_positions(model.config.position_limit, left_out=left_out)
     if config.validate.score_every is not None:
         asked = ConversationDataset(llava.drop_answers(questions), images)
-        asked.check_positions(model.config.position_limit, config.evaluate.max_new_tokens)
+        asked.check_positions(model.config.position_limit, config.evaluate.max_new_tokens, left_out)
     return [Validation(config, dataset, questions, report)]
 
 
@@ -69,7 +71,7 @@ class Validation(Callback):
         self.questions = questions
         self.report = report
         self.last_step = 0
-        # a step's pieces are what memory is known to hold
+        # a process's share of a step's piece is what its memory is known to hold
         self.rows = config.finetune.batch_size // config.finetune.accumulate
         optimisation = replace(config.finetune, accumulate=1)
         self.loader = StepLoader(dataset, SampleOrder(len(dataset), optimisation, config.seed))
@@ -109,8 +111,9 @@ class Validation(Callback):
             numbers = numbers[trainer.global_rank :: trainer.world_size]
         loss = torch.zeros((), dtype=torch.float64, device=module.device)
         tokens = 0
-        for start in range(0, len(numbers), self.rows):
-            rows = [self.dataset[number] for number in numbers[start : start + self.rows]]
+        size = max(1, self.rows // trainer.world_size)
+        for start in range(0, len(numbers), size):
+            rows = [self.dataset[number] for number in numbers[start : start + size]]
             batch: dict[str, Any] = self.loader.collate(rows)
             answer_tokens = int((batch["labels"] != IGNORE).sum())
             batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))

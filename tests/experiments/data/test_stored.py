@@ -236,6 +236,34 @@ def test_keys_follow_texts_and_images(folder, tmp_path):
     assert later["images"] != first["images"] and later["texts"] == first["texts"]
 
 
+def test_features_of_a_set_that_was_moved_are_others(folder, tmp_path):
+    """They are found by the paths of their images, also where data.images says where files lie."""
+    planned = []
+    for path in (folder, tmp_path / "moved"):
+        if planned:
+            folder.rename(path)
+        roles = [f"data.{role}={path}" for role in ("pretrain", "train", "test")]
+        planned.append(stages("data.dataset=null", f"data.images={tmp_path}", *roles))
+    before, after = planned
+    assert before["finetune"].key == after["finetune"].key
+    assert before["features pretrain"].key != after["features pretrain"].key
+
+
+def test_keys_tell_files_of_one_name_in_two_folders_apart(tmp_path):
+    digests = []
+    for colour in COLOURS[:2]:
+        (tmp_path / colour).mkdir()
+        Image.new("RGB", (24, 20), colour).save(tmp_path / colour / "1.png")
+    for number, names in enumerate((["red/1.png", "green/1.png"], ["green/1.png", "red/1.png"])):
+        messages = [make_messages("what is this ?"), make_messages("and this ?")]
+        records = {"images": [[name] for name in names], "messages": messages}
+        path = tmp_path / str(number)
+        datasets.Dataset.from_dict(records).save_to_disk(path)
+        digests.append(keys.digest_data_file(str(path), str(tmp_path), True))
+    assert digests[0]["texts"] != digests[1]["texts"]
+    assert digests[0]["images"] == digests[1]["images"]
+
+
 def test_questions_of_a_stored_set_are_told_from_others(tmp_path):
     """As the table needs, whose chance and blind rows are of the same questions."""
     identities = []

@@ -88,6 +88,23 @@ def test_parts_that_are_named_are_taken_alone(folder):
     assert find_equal_parts(model.state_dict(), read_trained(folder)) == {"llm", "compressor", "tower"}
 
 
+def test_new_query_tokens_are_the_dot_of_the_llm_that_is_taken(folder, tmp_path):
+    trained, processor = load_saved_model(folder / "trained", torch.device("cpu"))
+    with torch.no_grad():
+        trained.get_input_embeddings().weight.mul_(2.0)
+    trained.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    config = start(folder, "llm")
+    config.finetune.init = str(tmp_path)
+    model, _ = train.prepare_model(config, "finetune", {})
+    dot = processor.tokenizer(" .", add_special_tokens=False)["input_ids"][-1]
+    usual = build_model(start(folder))[0]
+    moved = model.get_input_embeddings().weight[dot] - usual.get_input_embeddings().weight[dot]
+    assert moved.abs().min() > 0
+    # the same noise of the seed around the other dot
+    torch.testing.assert_close(model.query_module.tokens, usual.query_module.tokens + moved)
+
+
 def test_a_stage_2_runs_from_it(folder, tmp_path):
     config = start(folder)
     check_cell_config(config)

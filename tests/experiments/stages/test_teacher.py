@@ -274,6 +274,22 @@ def test_a_teacher_without_weights(folder, tmp_path):
     assert "no weights in the folder" in refuse(config)
 
 
+def test_patches_that_a_teacher_leaves_out_have_positions(folder, tmp_path):
+    config = make_config(folder)
+    inputs = small_runs.align(config, tmp_path)
+    teacher = small_runs.make_config(folder, "random")
+    teacher.parts = {"random": {"positions": "keep"}}
+    model, processor = train.build_model(teacher)
+    model.config.text_config.max_position_embeddings = 120
+    model.save_pretrained(tmp_path / "short")
+    processor.save_pretrained(tmp_path / "short")
+    config.finetune.teacher = str(tmp_path / "short")
+    with pytest.raises(
+        UsageError, match="^finetune.teacher=.* of patches that are left out .* 120 positions"
+    ):
+        make_module(config, inputs)
+
+
 def test_a_row_that_is_too_long_for_the_teacher(folder, tmp_path):
     config = make_config(folder)
     inputs = small_runs.align(config, tmp_path)

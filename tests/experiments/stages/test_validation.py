@@ -12,10 +12,11 @@ from small_runs import Losses, align, make_config, run, write_backbones, write_d
 from compressors.errors import UsageError
 from experiments.data import llava
 from experiments.data.loader import ConversationDataset, SampleImages
+from experiments.models.build import build_model
 from experiments.runtime.progress import Reporter
 from experiments.stages import evaluate
 from experiments.stages.checks import check_metric
-from experiments.stages.training.validation import Validation
+from experiments.stages.training.validation import Validation, make_validation
 from llm_adapters import saved
 
 
@@ -170,6 +171,16 @@ def test_a_truth_that_the_metric_cannot_read_is_named_before_training(tmp_path):
     settings = [f"data.validation={path}", "validate.score_every=5", "evaluate.metric=choice"]
     with pytest.raises(UsageError, match="question 7#0"):
         check_metric(make_cell_config("compressor=sap", *settings))
+
+
+def test_patches_that_are_left_out_have_positions(folder):
+    config = make_config(folder, "random")
+    config.parts = {"random": {"positions": "keep"}}
+    config.data.validation = [str(folder / "data.json")]
+    model, processor = build_model(config)
+    model.config.text_config.max_position_embeddings = 120
+    with pytest.raises(UsageError, match="positions of patches that are left out .* 120 positions"):
+        make_validation(config, "finetune", model, processor, {}, Reporter())
 
 
 def test_a_blind_cell(folder, tmp_path):

@@ -128,6 +128,18 @@ def test_the_plan_shows_it(trained, tmp_path):
     [
         (["finetune.init_parts=[llm,towr]"], "finetune.init_parts=towr: must be one of tower, compressor, "),
         (["pretrain.init=a", "finetune.init=b"], "pretrain.init=a: finetune.init=b leaves stage 1 out"),
+        (
+            ["pretrain.init=a", "compressor=none"],
+            "no stage 1; give finetune.init=a finetune.init",
+        ),
+        (
+            ["pretrain.init=a", "finetune.init_parts=[llm]"],
+            "starts from pretrain.init=a; give pretrain",
+        ),
+        (
+            ["finetune.init=a", "pretrain.init_parts=[llm]"],
+            "starts from finetune.init=a; give finetune",
+        ),
         (["finetune.teacher=a", "compressor=none"], "finetune.teacher=a: compressor=none sees no image"),
         (["pretrain.teacher=a"], "unknown setting 'pretrain.teacher'"),
         (["finetune.teacher_temperature=0"], "teacher_temperature=0.0: must be more than 0"),
