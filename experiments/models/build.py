@@ -53,7 +53,8 @@ def find_dot_embedding(
 ) -> Tensor:
     """What the LLM reads for a dot, (D)."""
     dot = tokenizer(" .", add_special_tokens=False)["input_ids"][-1]
-    embedding: Tensor = model.get_input_embeddings().weight[dot].detach().clone()
+    table: Any = model.get_input_embeddings()
+    embedding: Tensor = table.weight[dot].detach().clone()
     return embedding
 
 
