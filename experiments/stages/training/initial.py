@@ -28,6 +28,23 @@ PART_MODULES = {  # a part's name in settings -> in the model
     "query_module": "query_module",
     "llm": "language_model",
 }
+PART_CONFIGS = {"tower": "vision_config", "llm": "text_config"}
+# What of a backbone's configuration changes what it computes and no tensor's shape, by parts of names
+SHAPELESS_SETTINGS = (
+    "heads",
+    "head_dim",
+    "rope",
+    "rotary",
+    "hidden_act",
+    "activation_function",
+    "sliding_window",
+    "layer_types",
+    "softcap",
+    "scalar",
+    "multiplier",
+    "logits_scaling",
+    "norm_eps",
+)
 LISTED_NAMES = 2  # of the tensors of a part that do not fit in one way
 ADVICE = "save the model there again"
 
@@ -50,6 +67,7 @@ def check_start(config: Config, model: FlashSlothForConditionalGeneration) -> No
     if end >= embeddings.num_embeddings:  # as in `build_model`
         model.language_model.resize_token_embeddings(end + 1, mean_resizing=False)
     check_fit(config, start, take_parts(model, start), take_parts(saved, start))
+    check_backbones(start, model.config, saved_config)
     check_tower(config, start, folder)
 
 
@@ -120,6 +138,24 @@ def check_fit(
         f"{start.path}={quote(start.source)}: does not fit compressor={config.compressor} llm.source="
         f"{quote(config.llm.source)}: {'; '.join(words)}; {advice}"
     )
+
+
+def check_backbones(start: TrainedStart, own: FlashSlothConfig, saved: FlashSlothConfig) -> None:
+    """UsageError for a tower or LLM whose weights have the right shapes and another meaning: of other heads,
+    positions or activations."""
+    for part in start.parts:
+        if part not in PART_CONFIGS:
+            continue
+        own_settings = getattr(own, PART_CONFIGS[part]).to_dict()
+        saved_settings = getattr(saved, PART_CONFIGS[part]).to_dict()
+        for name in sorted(own_settings.keys() & saved_settings.keys()):
+            fixes_meaning = any(word in name for word in SHAPELESS_SETTINGS)
+            if fixes_meaning and own_settings[name] != saved_settings[name]:
+                raise UsageError(
+                    f"{start.path}={quote(start.source)}: {name} of its {part} is {saved_settings[name]}, "
+                    f"that of {part}.source is {own_settings[name]}; give the source that it was trained "
+                    f"from as {part}.source, or leave {part} out of {start.path}_parts"
+                )
 
 
 def check_tower(config: Config, start: TrainedStart, folder: Path) -> None:

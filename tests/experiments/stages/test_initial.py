@@ -1,5 +1,6 @@
 """Starting from a trained model: its weights to the bit, and one line for what does not fit."""
 
+import json
 import shutil
 from types import SimpleNamespace
 
@@ -103,6 +104,28 @@ def test_new_query_tokens_are_the_dot_of_the_llm_that_is_taken(folder, tmp_path)
     assert moved.abs().min() > 0
     # the same noise of the seed around the other dot
     torch.testing.assert_close(model.query_module.tokens, usual.query_module.tokens + moved)
+
+
+@pytest.mark.parametrize(
+    ("part", "section", "name", "value"),
+    [("llm", "text_config", "hidden_act", "relu"), ("tower", "vision_config", "num_attention_heads", 2)],
+)
+def test_weights_of_right_shapes_and_another_meaning_are_refused(
+    folder, tmp_path, part, section, name, value
+):
+    """Other heads or another activation: the tensors fit, what they compute would be another thing."""
+    shutil.copytree(folder / "trained", tmp_path / "other")
+    [path] = (tmp_path / "other").rglob("config.json")
+    content = json.loads(path.read_text())
+    assert content[section][name] != value
+    content[section][name] = value
+    path.write_text(json.dumps(content))
+    config = start(folder)
+    config.finetune.init = str(tmp_path / "other")
+    with pytest.raises(UsageError, match=rf"{name} of its {part} is {value}, that of {part}\.source is "):
+        check_cell_config(config)
+    config.finetune.init_parts = [other for other in PART_MODULES if other != part]
+    check_cell_config(config)
 
 
 def test_a_stage_2_runs_from_it(folder, tmp_path):
