@@ -216,9 +216,9 @@ class PictureKeeper:
     def generate(self, inputs: Mapping[str, Tensor], pictures: Sequence[Hashable], **options: Any) -> Tensor:
         """Tokens (B, T) of the answers to inputs of the processor, padded on the left; `pictures`: what tells
         a row's images from others; `options`: of `generate`. Nothing is shared where the model's prefixes
-        depend on the question, by beams, or if all pictures differ."""
+        depend on the question, where a row becomes several (beams), or if all pictures differ."""
         shared = None
-        if options.get("num_beams", 1) == 1 and can_share_prefix(self.model):
+        if not self.multiplies_rows(options) and can_share_prefix(self.model):
             shared = share_inputs(self.processor, inputs, pictures)
         ids: Tensor
         if shared is None or 1 < len(shared.prefix["input_ids"]) == len(pictures):
@@ -228,6 +228,14 @@ class PictureKeeper:
             return ids[:, inputs["input_ids"].shape[1] :]
         ids = generate_behind_prefix(self.model, shared, self.compute_kept(shared, pictures[0]), **options)
         return ids[:, shared.rows["input_ids"].shape[1] :]
+
+    def multiplies_rows(self, options: Mapping[str, Any]) -> bool:
+        """Whether a row becomes several, by what is asked for or what the model was saved with."""
+        for name in ("num_beams", "num_return_sequences"):
+            value = options.get(name, getattr(self.model.generation_config, name, None))
+            if value is not None and value > 1:
+                return True
+        return False
 
     def compute_kept(self, shared: SharedBatch, picture: Hashable) -> ComputedPrefix | None:
         """The prefix of rows that all ask about one picture, kept for the next ones; None for several."""

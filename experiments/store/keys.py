@@ -15,6 +15,8 @@ from experiments.config.trained import find_trained_model
 from experiments.data import llava, stored
 
 NO_IMAGES = hashlib.sha256().hexdigest()  # what `digest_data_file` has for the images of text alone
+# of a saved model: weights, settings, and a tokenizer in any of its forms
+TRAINED_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 CHUNK_BYTES = 1 << 20  # weights are larger than memory should hold at once
 
 
@@ -85,7 +87,7 @@ def describe_trained_models(config: Config, stage: str) -> dict[str, Any]:
 def digest_trained_model(folder: Path) -> str:
     """sha256 of a saved model: of the content of its weights and settings, wherever it lies."""
     digests: dict[str, str] = {}
-    for pattern in ("*.safetensors", "*.json"):
+    for pattern in TRAINED_FILES:
         for path in folder.glob(pattern):
             stat = path.stat()
             digests[path.name] = digest_unchanged_file(path, stat.st_size, stat.st_mtime_ns)

@@ -175,3 +175,6 @@ def test_a_kept_picture_answers_as_an_unshared_one(query_module):
     assert counts == [1, 0, 0, 2, 2]
     shared, alone = ask_keeper(keeper, processor, batches[2], num_beams=2)
     assert torch.equal(shared, alone)
+    model.generation_config.num_beams = 2  # as the model was saved
+    shared, alone = ask_keeper(keeper, processor, batches[2])
+    assert torch.equal(shared, alone)

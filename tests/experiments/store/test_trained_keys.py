@@ -68,8 +68,11 @@ def test_a_moved_model_keeps_the_key_and_a_changed_one_does_not(trained, tmp_pat
         moved = tmp_path / setting
         shutil.copytree(trained, moved)
         assert keys(f"{setting}={moved}") == before
+        (moved / "merges.txt").write_text("a b")  # of a tokenizer
+        with_merges = keys(f"{setting}={moved}")
+        assert "finetune" in changed(before, with_merges)
         (moved / "model.safetensors").write_bytes(b"Weights")
-        assert "finetune" in changed(before, keys(f"{setting}={moved}"))
+        assert "finetune" in changed(with_merges, keys(f"{setting}={moved}"))
 
 
 def test_a_file_that_changes_under_the_same_size_in_one_process(trained):
