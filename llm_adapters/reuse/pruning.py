@@ -64,6 +64,7 @@ def prune(
     model           a PeftModel stands for the model in it
     calibrate_on    inputs of the model's forward, one batch or several, that `fitprune` fits its recipe on,
                     where it is given none
+    knobs           of the pruner; where positions are (time, row, column) tokens keep theirs
     UsageError for a model, a name or a knob that cannot be; nothing has changed then.
     """
     unwrap_peft: Any = getattr(model, "get_base_model", None)
@@ -71,6 +72,8 @@ def prune(
         model = unwrap_peft()
     language_model = find_language_model(model)
     depth = llm_sizes(model.config)["llm_layers"]
+    if name is not None:
+        knobs = place_on_grids(model, name, knobs)
     batches = list_batches(calibrate_on)
     pruning = getattr(model, PRUNING_ATTRIBUTE, None) or ModelPruning(model, language_model)
     pruner = None
@@ -84,6 +87,20 @@ def prune(
             recipe = pruning.calibrate_on_batches(batches, pruner)
             pruner = registry.create(name, llm_layers=depth, **{**knobs, "recipe": recipe})
     pruning.replace_pruner(pruner)
+
+
+def place_on_grids(model: PreTrainedModel, name: str, knobs: dict[str, Any]) -> dict[str, Any]:
+    """The knobs with positions=keep where a model's positions are (time, row, column). There tokens that
+    close up would move to places inside the image, text too. UsageError where renumber is asked for."""
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    if "mrope_section" not in rope or "positions" not in registry.knobs(name):
+        return knobs
+    if knobs.get("positions") == "renumber":
+        raise UsageError(
+            f"{name}.positions=renumber: positions of {type(model).__name__} are times, rows and columns, "
+            "which do not close up; leave it out, or take positions=keep"
+        )
+    return {**knobs, "positions": "keep"}
 
 
 @dataclass

@@ -157,5 +157,5 @@ def answers(model: PreTrainedModel, batch: dict, **options) -> list[list[int]]:
     options.setdefault("suppress_tokens", [token for token in placeholders if token is not None])
     said = model.generate(**batch, max_new_tokens=4, do_sample=False, **options)
     rows = said[:, batch["input_ids"].shape[1] :].tolist()
-    end = TEXT["eos_token_id"]
+    end = options.get("eos_token_id", TEXT["eos_token_id"])
     return [row[: row.index(end) + 1] if end in row else row for row in rows]
