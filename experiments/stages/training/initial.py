@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from compressors.errors import UsageError, quote
 from connectors.pretrained import check_weights, load_model, load_pretrained
@@ -140,7 +141,7 @@ def check_fit(
     )
 
 
-def check_backbones(start: TrainedStart, own: FlashSlothConfig, saved: FlashSlothConfig) -> None:
+def check_backbones(start: TrainedStart, own: PreTrainedConfig, saved: PreTrainedConfig) -> None:
     """UsageError for a tower or LLM whose weights have the right shapes and another meaning: of other heads,
     positions or activations."""
     for part in start.parts:
