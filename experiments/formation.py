@@ -67,7 +67,7 @@ def run_formation(line: CommandLine) -> int:
     configs = [cell.config for cell, _ in sweep.jobs]
     check_cells(configs)
     record = read_record(options.to)
-    record["command"] = " ".join(["python -m experiments.formation", *join_settings(line.overrides)])
+    command = " ".join(["python -m experiments.formation", *join_settings(line.overrides)])
     record["versions"] = read_package_versions()
     with create_reporter(Console()) as report:
         report.announce_cells(len(sweep.jobs))
@@ -77,7 +77,7 @@ def run_formation(line: CommandLine) -> int:
             if key not in record["curves"]:
                 store = Store(Path(cell.config.out), report, find_runner)
                 curve = watch_cell(cell.config, stage, store, options.points)
-                record["curves"][key] = {"cell": title_cell(cell), **curve}
+                record["curves"][key] = {"cell": title_cell(cell), "command": command, **curve}
                 options.to.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(options.to, json.dumps(record, indent=1) + "\n")
     draw_record(record, options.to.with_suffix(".svg"))
