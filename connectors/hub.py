@@ -8,7 +8,7 @@ from typing import Any
 
 from compressors.errors import UnreachableError, UsageError, shorten_reason
 
-# of a repository; others, such as logs of a training, stay there
+# of a model: weights, settings, a tokenizer in any form; others, such as logs of a training, stay there
 MODEL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
 PICKLED_FILES = ("*.bin",)  # which released checkpoints of others may have
 

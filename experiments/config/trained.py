@@ -4,13 +4,12 @@ import re
 from functools import cache
 from pathlib import Path
 
-from compressors.errors import UnreachableError, UsageError, quote, shorten_reason
+from compressors.errors import UnreachableError, UsageError, quote
 from compressors.registry import suggest
 from llm_adapters.saved import find_model_folder
 
 CELLS_FOLDER = "cells"  # below the output directory
 HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 
 
 def find_trained_model(source: str, out: str, path: str) -> Path:
@@ -40,16 +39,9 @@ def find_trained_model(source: str, out: str, path: str) -> Path:
 @cache
 def fetch_hub_model(name: str, revision: str | None, where: str) -> Path:
     """The folder in the hub's cache with a model's files, which are fetched where they are missing."""
-    from huggingface_hub import snapshot_download  # needed by few, and slow to import
-
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(MODEL_FILES)))
-    except Exception as error:  # of the network, of the hub or of the disk, without a common class
-        raise UnreachableError(
-            f"{where}: cannot be fetched: {shorten_reason(error)}; give a hub id that this machine can "
-            "reach, or a folder"
-        ) from error
-    try:
-        return find_model_folder(folder)
+        return find_model_folder(name, revision=revision)
+    except UnreachableError as error:
+        raise UnreachableError(f"{where}: cannot be fetched: {error}") from error
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from error

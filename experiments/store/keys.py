@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from compressors.errors import UsageError, quote
+from connectors.hub import MODEL_FILES
 from experiments.config.schema import Config
 from experiments.config.sources import ASSET_SCHEME, CACHE_SCHEME, resolve_source
 from experiments.config.trained import find_trained_model
 from experiments.data import llava, stored
 
 NO_IMAGES = hashlib.sha256().hexdigest()  # what `digest_data_file` has for the images of text alone
-# of a saved model: weights, settings, and a tokenizer in any of its forms
-TRAINED_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 CHUNK_BYTES = 1 << 20  # weights are larger than memory should hold at once
 
 
@@ -87,7 +86,7 @@ def describe_trained_models(config: Config, stage: str) -> dict[str, Any]:
 def digest_trained_model(folder: Path) -> str:
     """sha256 of a saved model: of the content of its weights and settings, wherever it lies."""
     digests: dict[str, str] = {}
-    for pattern in TRAINED_FILES:
+    for pattern in MODEL_FILES:
         for path in folder.glob(pattern):
             stat = path.stat()
             digests[path.name] = digest_unchanged_file(path, stat.st_size, stat.st_mtime_ns)
