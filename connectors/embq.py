@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from compressors.checks import check_at_least
 from compressors.errors import UsageError
 from connectors.fusion import Fusion, FusionName
 from connectors.query_module import QueryModule, put_at_positions, register, registry, take_at_positions
@@ -156,10 +157,13 @@ class EmbQ(QueryModule):
     def _check(
         self, llm_layers: int, heads: int, dim: int, vision_dim: int, num_layers: int, num_queries: int
     ) -> None:
-        counts = {"num_layers": num_layers, "num_queries": num_queries, "dim": dim, "heads": heads}
-        for name, value in counts.items():
-            if value < 1:
-                raise UsageError(f"embq.{name}={value}: must be at least 1")
+        counts = {
+            "embq.num_layers": num_layers,
+            "embq.num_queries": num_queries,
+            "embq.dim": dim,
+            "embq.heads": heads,
+        }
+        check_at_least(1, **counts)
         if not self.at:
             raise UsageError("embq.at=(): give at least one decoder layer")
         for layer in self.at:
@@ -184,12 +188,6 @@ class EmbQ(QueryModule):
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.tokens, std=self.scale)
-
-    @torch.no_grad()
-    def initialise(self, dot: Tensor) -> None:
-        """Query tokens for a new LLM: noise, for init=dot around the dot's embedding."""
-        if self.init == "dot":
-            self.tokens.add_(dot.to(self.tokens))
 
     def forward(
         self,

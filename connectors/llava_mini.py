@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from compressors.checks import check_at_least
 from compressors.errors import UsageError
 from compressors.layers import GatedMLP
 from connectors.projector import MlpProjector
@@ -147,10 +148,13 @@ class LlavaMini(QueryModule):
             heads = llm_heads
         if width is None:
             width = round(llm_dim * 8 / 3)
-        counts = {"num_layers": num_layers, "num_queries": num_queries, "heads": heads, "width": width}
-        for name, value in counts.items():
-            if value < 1:
-                raise UsageError(f"llava_mini.{name}={value}: must be at least 1")
+        counts = {
+            "llava_mini.num_layers": num_layers,
+            "llava_mini.num_queries": num_queries,
+            "llava_mini.heads": heads,
+            "llava_mini.width": width,
+        }
+        check_at_least(1, **counts)
         if llm_dim % (2 * heads):
             raise UsageError(
                 f"llava_mini.heads={heads}: heads of the LLM's width {llm_dim} must have an even number of "
@@ -170,12 +174,6 @@ class LlavaMini(QueryModule):
         for module in self.layers.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=STD)
-
-    @torch.no_grad()
-    def initialise(self, dot: Tensor) -> None:
-        """Query tokens for a new LLM: noise, for init=dot around the dot's embedding."""
-        if self.init == "dot":
-            self.tokens.add_(dot.to(self.tokens))
 
     def forward(
         self,

@@ -24,6 +24,7 @@ class QueryModule(nn.Module):
     at            decoder layers (1 = the first) at whose input the module acts
     num_queries   Q, query tokens a turn
     tokens        (Q, D) what the query tokens are at the LLM's input
+    init          dot: for a new model they move to the LLM's embedding of the dot; else they stay as made
     prefuses      whether it updates the tokens of questions and visual tokens, too: `at` is (1,) then, and
                   `forward` is given `visual_mask`
     """
@@ -32,10 +33,14 @@ class QueryModule(nn.Module):
     prefuses: bool = False
     num_queries: int
     tokens: nn.Parameter
+    init: str = "random"
 
+    @torch.no_grad()
     def initialise(self, dot: Tensor) -> None:
         """Called for a new model with the LLM's embedding (D,) of the dot token, and once more with what is
         to be added to that where another LLM takes its place."""
+        if self.init == "dot":
+            self.tokens.add_(dot.to(self.tokens))
 
     def forward(
         self,
