@@ -24,9 +24,10 @@ from experiments.inspection.attention import find_image_attention
 from experiments.metrics.chance import average_scores
 from experiments.metrics.scoring import QuestionScorer
 from experiments.picture_vqa.scenes import SCENE_SIZE, Scene, Sign
-from experiments.stages.evaluate import generate_answers
+from experiments.stages.generation import decode_answers, generate_answers
 from experiments.stages.questions import batch_by_length, encode_questions
 from experiments.stages.training.module import SlothModule
+from experiments.stages.training.validation import watching
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.processing import FlashSlothProcessor
 
@@ -71,11 +72,10 @@ class QueryProbe:
         return sum(shares) / len(shares)
 
     def measure(self, model: FlashSlothForConditionalGeneration, step: int) -> QueryReading:
-        """Ask all questions, with and without the queries' update. The model comes back as it was."""
+        """Ask a model in eval mode all questions, with and without the queries' update."""
         sums: dict[str, Tensor] = {}
-        with evaluating(model):
-            scores = self.ask(model, False, sums)
-            blanked = self.ask(model, True, sums)
+        scores = self.ask(model, False, sums)
+        blanked = self.ask(model, True, sums)
         attention = {name: (total / len(self.regions)).tolist() for name, total in sums.items()}
         return QueryReading(step, scores, blanked, attention)
 
@@ -88,10 +88,9 @@ class QueryProbe:
             inputs = dict(batch)  # `generate_answers` blanks in place
             with watch_sign_attention(model, [] if blank else numbers, self.regions, sums):
                 ids = generate_answers(model, inputs, self.max_new_tokens, blank)
-            texts = self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
-            for number, text in zip(numbers, texts):
+            for number, text in zip(numbers, decode_answers(self.processor, ids)):
                 question = self.questions[number]
-                score = self.scorer.score_answer(text.strip(), question)
+                score = self.scorer.score_answer(text, question)
                 scores.setdefault(question.name_family(), []).append(score)
         averages = average_scores(scores)
         return {"overall": averages["overall"], **averages["families"]}
@@ -196,18 +195,6 @@ def watch_sign_attention(
             handle.remove()
 
 
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """The model in eval mode; afterwards each part trains or not as before."""
-    training = {name: module.training for name, module in model.named_modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for name, module in model.named_modules():
-            module.training = training[name]
-
-
 class QueryWatch(Callback):
     """Asks a probe's questions before the first optimiser step and at `points` equal distances behind it."""
 
@@ -229,4 +216,5 @@ class QueryWatch(Callback):
     def measure(self, module: L.LightningModule, step: int) -> None:
         """Ask all, and keep what comes."""
         assert isinstance(module, SlothModule)
-        self.readings.append(self.probe.measure(module.model, step))
+        with watching(module):
+            self.readings.append(self.probe.measure(module.model, step))

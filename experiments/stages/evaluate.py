@@ -19,7 +19,7 @@ from experiments.models.build import pick_device, pick_scale, replace_compressor
 from experiments.runtime.files import write_atomic
 from experiments.runtime.progress import Reporter
 from experiments.stages.finite import FiniteWatch, watch_compressor
-from experiments.stages.generation import find_cut_answers, generate_answers
+from experiments.stages.generation import decode_answers, find_cut_answers, generate_answers
 from experiments.stages.questions import batch_by_length, encode_batch, encode_questions
 from experiments.stages.train import MODEL_FOLDER
 from experiments.store.results import METRICS_FILE, PREDICTIONS_FILE
@@ -63,10 +63,10 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) ->
                 ids = generate_answers(
                     model, encoded, config.evaluate.max_new_tokens, config.evaluate.blank_queries, watch
                 )
-            texts = processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+            texts = decode_answers(processor, ids)
             check_batch(watch, batch, inputs["finetune"])
             for number, text, is_cut in zip(numbers, texts, find_cut_answers(model, ids)):
-                answers[number] = text.strip()
+                answers[number] = text
                 if is_cut:
                     cut_numbers.add(number)
             report.advance_steps(len(batch))

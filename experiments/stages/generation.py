@@ -8,6 +8,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from experiments.stages.finite import FiniteWatch
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
+from llm_adapters.processing import FlashSlothProcessor
 from llm_adapters.shared_prefix import SharedBatch, generate_behind_prefix, move_inputs
 
 
@@ -51,6 +52,12 @@ def generate_answers(
         batch: dict[str, Any] = move_inputs(encoded, model.device)
         ids = model.generate(**batch, **options)
     return ids[:, rows["input_ids"].shape[1] :]
+
+
+def decode_answers(processor: FlashSlothProcessor, ids: Tensor) -> list[str]:
+    """The words of answers (B, T)."""
+    texts = processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return [text.strip() for text in texts]
 
 
 def find_cut_answers(model: FlashSlothForConditionalGeneration, ids: Tensor) -> list[bool]:

@@ -18,7 +18,7 @@ from experiments.data import llava, roles
 from experiments.data.loader import ConversationDataset, SampleImages, SampleOrder, StepLoader
 from experiments.metrics.scoring import QuestionScorer
 from experiments.runtime.progress import Reporter
-from experiments.stages.generation import generate_answers
+from experiments.stages.generation import decode_answers, generate_answers
 from experiments.stages.questions import batch_by_length, encode_questions
 from experiments.stages.training.module import SlothModule
 from llm_adapters.conversation import IGNORE, IMAGE
@@ -136,10 +136,9 @@ class Validation(Callback):
         for batch in batch_by_length(questions, images, self.evaluation.batch_size):
             encoded = encode_questions(images, [questions[i] for i in batch])
             ids = generate_answers(module.model, encoded, self.evaluation.max_new_tokens)
-            texts = images.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
-            for i, text in zip(batch, texts):
-                answers[numbers[i]] = text.strip()
-                scores += scorer.score_answer(text.strip(), questions[i])
+            for i, text in zip(batch, decode_answers(images.processor, ids)):
+                answers[numbers[i]] = text
+                scores += scorer.score_answer(text, questions[i])
         totals = torch.tensor([scores, len(questions)], dtype=torch.float64, device=module.device)
         total_score, count = trainer.strategy.reduce(totals, reduce_op="sum").tolist()
         return total_score / count, answers
