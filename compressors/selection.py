@@ -114,15 +114,24 @@ def list_others(kept: Tensor, patches: int) -> Tensor:
 
 
 class SubsetCompressor(BudgetCompressor):
-    """Base of the compressors that keep some patches as they are. Subclasses define `kept`, ascending."""
+    """Base of the compressors that keep some patches as they are. Subclasses define `kept`, ascending; a
+    `forward` of their own takes what it gave, too."""
 
     def kept(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         raise NotImplementedError
 
-    def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
+    def forward(
+        self,
+        features: Tensor,
+        text: MaybeTensor = None,
+        text_mask: MaybeTensor = None,
+        kept: MaybeTensor = None,
+    ) -> Tensor:
+        """(B, H, W, C) -> (B, N, out_dim). kept: the choice (B, N) where it is made already."""
+        if kept is None:
+            kept = self.kept(features, text, text_mask)
         patches = rearrange(features[..., : self.out_dim], "b h w c -> b (h w) c")  # without cues
-        index = self.kept(features, text, text_mask).unsqueeze(-1)  # (B, N, 1)
-        return torch.take_along_dim(patches, index, 1)
+        return torch.take_along_dim(patches, kept.unsqueeze(-1), 1)
 
     def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         batch, height, width = features.shape[:3]

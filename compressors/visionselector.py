@@ -110,13 +110,19 @@ class VisionSelector(SubsetCompressor):
         scores = self.score_patches(rearrange(features, "b h w c -> b (h w) c"))
         return choose_largest(scores, self.num_tokens(*features.shape[1:3]))
 
-    def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
+    def forward(
+        self,
+        features: Tensor,
+        text: MaybeTensor = None,
+        text_mask: MaybeTensor = None,
+        kept: MaybeTensor = None,
+    ) -> Tensor:
         if not self.training or not self.anneal:
-            return super().forward(features, text, text_mask)
+            return super().forward(features, text, text_mask, kept)
         patches = rearrange(features, "b h w c -> b (h w) c")
         count = self.num_tokens(*features.shape[1:3])
         scores = self.score_patches(patches)
-        chosen = choose_largest(scores, count)
+        chosen = choose_largest(scores, count) if kept is None else kept
         is_chosen = torch.zeros_like(scores).scatter(1, chosen, 1)
         if self.counts_itself:
             self.steps += 1

@@ -50,33 +50,30 @@ from llm_adapters.answers import (
     take_answer_states,
 )
 from llm_adapters.configuration import FlashSlothConfig
+from llm_adapters.kept_positions import (
+    check_rotary,
+    complete_positions,
+    compress_with_places,
+    count_last_positions,
+    count_positions,
+    shift_positions,
+)
 from llm_adapters.kept_turns import GUESSED, check_turn, says_guessed
 from llm_adapters.pruning.apply import PruningAdapter, check_positions
 from llm_adapters.pruning.attention import PRUNING_CONTEXT as PRUNING
 from llm_adapters.visual_prompt import (
     Mute,
     check_count,
-    check_rotary,
     clear_fill,
     fit_turns,
     hide_unused,
-    locate_tokens,
     mute_tokens,
     place_visual_tokens,
-    shift_positions,
     shrink_pixels,
 )
 
 GUESSING_OPTIONS = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
 PREFILL_ONLY = ("pixel_values", "vision_features", "image_turn", "turns", "query_index", "prefix_length")
-
-
-def count_positions(attention_mask: Tensor | None) -> Tensor | None:
-    """Positions (B, T) that count the tokens which are there: the same with left and right padding. None, the
-    LLM's own choice, without a mask of tokens (a static cache comes with masks made before)."""
-    if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2:
-        return None
-    return (attention_mask.cumsum(1) - 1).clamp(min=0)
 
 
 def guesses_tokens(options: Mapping[str, Any], generation_config: Any) -> bool:
@@ -280,8 +277,11 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         flat = self.add_projected(flat)
         kept = None
         if self.compressor.keeps_positions:
-            kept = locate_tokens(self.compressor, flat, text, text_mask).unflatten(0, (rows, images))
-        tokens = self.projector(self.compressor(flat, text, text_mask).to(weights.dtype))
+            tokens, places = compress_with_places(self.compressor, flat, text, text_mask)
+            kept = places.unflatten(0, (rows, images))
+        else:
+            tokens = self.compressor(flat, text, text_mask)
+        tokens = self.projector(tokens.to(weights.dtype))
         return rearrange(tokens.to(embeds.dtype), "(b i) n d -> b (i n) d", b=rows), kept
 
     def embed_tokens(
@@ -514,18 +514,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         """The mask of tokens, and their positions where none is left out. `position_ids` that come with
         images count the tokens that are there, as `generate`'s do; others are as they should be."""
         check_rotary(self.language_model)
-        rows, length = embeds.shape[:2]
-        if attention_mask is None and cache is None:
-            # without one transformers takes gaps between positions for ends of texts
-            attention_mask = torch.ones(rows, length, dtype=torch.long, device=embeds.device)
-        if position_ids is None:
-            if cache is not None and cache.get_seq_length():
-                raise UsageError(
-                    "positions=keep: tokens behind a KV cache need `position_ids`, which `generate` gives"
-                )
-            position_ids = count_positions(attention_mask)
-        if position_ids is None:  # no mask, or one that was made before
-            position_ids = torch.arange(length, device=embeds.device).unsqueeze(0)
+        attention_mask, position_ids = complete_positions(attention_mask, position_ids, cache, embeds)
         if shift is not None:
             position_ids = position_ids + shift
         return attention_mask, position_ids
@@ -638,12 +627,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         self, input_ids: Tensor, inputs: dict[str, Any], kwargs: dict[str, Any]
     ) -> Tensor:
         """Positions of tokens that come without their row's images: behind all of its patches."""
-        positions = inputs.get("position_ids")
-        if positions is None:  # older transformers leave them to the model
-            mask = kwargs.get("attention_mask")
-            positions = count_positions(torch.ones_like(input_ids) if mask is None else mask)
-            assert positions is not None  # `generate` keeps a mask of tokens
-            positions = positions[:, -inputs["input_ids"].shape[1] :]
+        positions = count_last_positions(inputs, kwargs.get("attention_mask"), input_ids)
         images = kwargs.get("image_turn")
         left_out = self._count_left_out(images, kwargs.get("pixel_values"), kwargs.get("vision_features"))
         if left_out is not None:

@@ -1,13 +1,11 @@
 """Small steps of the composed model: placeholders to tokens, prompts to lengths, images to sizes."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor
 
-from compressors.base import Compressor, MaybeTensor
 from compressors.errors import UsageError
 
 
@@ -96,46 +94,3 @@ def check_count(is_image: Tensor, per_image: int, image_turn: Tensor | None) -> 
             f"row {row} has {int(placeholders[row])} image placeholders but its images make "
             f"{int(tokens[row])} visual tokens; make inputs with the model's own processor"
         )
-
-
-def check_rotary(llm: Any) -> None:
-    """UsageError for an LLM that cannot take positions with gaps: one without rotary positions, or with
-    flash attention."""
-    config = llm.config.get_text_config()
-    if not getattr(config, "rope_parameters", None) or getattr(config, "alibi", False):
-        raise UsageError(
-            f"positions=keep: {type(llm).__name__} has no rotary positions, which alone may have gaps; take "
-            "positions=renumber"
-        )
-    if "flash" in (config._attn_implementation or ""):
-        raise UsageError(
-            f"positions=keep: {config._attn_implementation} takes gaps between positions for ends of texts; "
-            "take sdpa, or positions=renumber"
-        )
-
-
-def locate_tokens(
-    compressor: Compressor, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None
-) -> Tensor:
-    """The patches (B, N) that the tokens of the *next* forward stand at, counted from 0; where a token stands
-    at none, 0. A choice that is drawn in training is drawn again by that forward."""
-    devices = [features.device] if features.is_cuda else []
-    with torch.random.fork_rng(devices, enabled=compressor.training):
-        kept = compressor.kept(features, text, text_mask)
-    if kept is None:
-        raise UsageError(f"positions=keep: {type(compressor).__name__} does not tell which patches it keeps")
-    return kept.clamp(min=0)
-
-
-def shift_positions(is_image: Tensor, places: Tensor, count: int, patches: int) -> Tensor:
-    """By how much positions (B, T) are further on where no patch is left out.
-
-    is_image (B, T): where visual tokens are, `count` of an image; places (B, T): at which of its `patches`
-    patches each stands. A token is as far behind where its image begins as its patch is behind the first one,
-    and what follows an image is behind all of its patches."""
-    left_out = patches - count
-    visual_tokens = is_image.cumsum(1)  # up to each token, itself one of them
-    order = (visual_tokens - 1) % count
-    earlier_images = (visual_tokens - 1) // count
-    own_shift = places - order + earlier_images * left_out
-    return torch.where(is_image, own_shift, visual_tokens // count * left_out)

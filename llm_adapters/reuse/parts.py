@@ -21,6 +21,7 @@ from connectors.query_module import QueryModule
 from connectors.versions import read_cache
 from llm_adapters.adapter import CONTEXT, QueryAdapter
 from llm_adapters.conversation import IGNORE
+from llm_adapters.kept_positions import compress_with_places
 from llm_adapters.kept_turns import GUESSED, check_turn, says_guessed
 from llm_adapters.reuse.cues import CueReader, find_block_number
 from llm_adapters.reuse.families import ModelFamily
@@ -41,7 +42,7 @@ from llm_adapters.reuse.wrapping import (
     encode_pixels,
     split_placeholders,
 )
-from llm_adapters.visual_prompt import locate_tokens, place_visual_tokens
+from llm_adapters.visual_prompt import place_visual_tokens
 
 # the attribute of the model that holds the parts, and their prefix in its state dict
 PARTS_ATTRIBUTE = "slothkit"
@@ -279,9 +280,11 @@ class VisualParts(nn.Module, QueryAdapter):
             features = features.to(weights.device, weights.dtype)
             lengths = [len(maps[index]) for index in same]
             if self.position_keeper is not None or self._shares_choice:
-                places = locate_tokens(self.compressor, features)
+                tokens, places = compress_with_places(self.compressor, features)
                 self._places.update(zip(same, places.split(lengths)))
-            tokens = project(self.compressor(features))
+            else:
+                tokens = self.compressor(features)
+            tokens = project(tokens)
             tokens_of_map.update(zip(same, tokens.split(lengths)))
         return [tokens_of_map[index] for index in range(len(maps))]
 

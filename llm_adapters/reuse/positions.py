@@ -17,10 +17,15 @@ from transformers import PreTrainedModel
 from compressors.base import Compressor
 from compressors.errors import UsageError
 from connectors.versions import read_cache
+from llm_adapters.kept_positions import (
+    check_rotary,
+    complete_positions,
+    count_last_positions,
+    shift_positions,
+)
 from llm_adapters.reuse.families import ModelFamily
 from llm_adapters.reuse.families.family import read_merge_size
 from llm_adapters.reuse.wrapping import Kwargs, split_placeholders
-from llm_adapters.visual_prompt import check_rotary, shift_positions
 
 IMAGE_TYPE = 1  # in a processor's `mm_token_type_ids`
 RUNS = ("fixed", "runs")  # of a family's `processor`: every crop has as many placeholders, side by side
@@ -47,19 +52,11 @@ class PositionKeeper:
         """Change `position_ids`, and where there is no mask `attention_mask`, in the arguments of the base's
         forward; `kept` comes with images alone."""
         check_rotary(self.language_model)
-        cache = read_cache(kwargs)
-        positions = kwargs.get("position_ids")
-        mask = kwargs.get("attention_mask")
-        if positions is None:
-            if cache is not None and cache.get_seq_length():
-                raise UsageError(
-                    "positions=keep: tokens behind a KV cache need `position_ids`, which `generate` gives"
-                )
-            counted = mask if isinstance(mask, Tensor) and mask.ndim == 2 else torch.ones_like(is_image)
-            positions = (counted.long().cumsum(1) - 1).clamp(min=0)
-        if mask is None and cache is None:
-            # without one transformers takes gaps between positions for ends of texts
-            kwargs["attention_mask"] = torch.ones_like(is_image, dtype=torch.long)
+        mask, positions = complete_positions(
+            kwargs.get("attention_mask"), kwargs.get("position_ids"), read_cache(kwargs), is_image
+        )
+        if mask is not None:
+            kwargs["attention_mask"] = mask
         if kept is not None:
             places = spread_values(is_image, torch.cat(kept.places))
             positions = positions + shift_positions(is_image, places, self.count, self.count + self.left_out)
@@ -72,11 +69,7 @@ class PositionKeeper:
         inputs = original(input_ids, *args, **kwargs)
         if inputs.get("pixel_values") is not None or inputs.get("mm_encoder_outputs"):
             return inputs
-        positions = inputs.get("position_ids")
-        if positions is None:  # older transformers leave them to the model
-            mask = kwargs.get("attention_mask")
-            counted = torch.ones_like(input_ids) if mask is None else mask
-            positions = (counted.long().cumsum(1) - 1)[:, -inputs["input_ids"].shape[1] :]
+        positions = count_last_positions(inputs, kwargs.get("attention_mask"), input_ids)
         is_image, _ = split_placeholders(input_ids, self.model.config, None)
         images = is_image.sum(1, keepdim=True) // self.count
         return {**inputs, "position_ids": positions + images * self.left_out}

@@ -8,8 +8,8 @@ from test_generation import NEW, generate, one_by_one, rows, without_labels
 from compressors.errors import UsageError
 from connectors.versions import CACHE
 from llm_adapters.conversation import IMAGE, Template, Turn
+from llm_adapters.kept_positions import shift_positions
 from llm_adapters.shared_prefix import SharedBatch, can_share_prefix, generate_behind_prefix
-from llm_adapters.visual_prompt import shift_positions
 
 FAMILIES = (*LLMS, "qwen3", "gemma2", "gemma3", "gpt_neox")
 # their tokens are in the order of their patches
@@ -88,6 +88,22 @@ def test_it_is_the_whole_sequence_without_what_was_left_out(llm, compressor):
     whole = model(**full, **pixels, position_ids=positions).logits
     is_there = full["attention_mask"].bool() & ours
     torch.testing.assert_close(logits, whole[is_there], atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("compressor", ["divprune", "random"])
+def test_patches_are_chosen_once_a_forward(monkeypatch, compressor):
+    """A diverse choice is a step a token; one that is drawn would be another the second time."""
+    model = make("llama", compressor).train()
+    choose = model.compressor.kept
+    choices = []
+
+    def note(*arguments):
+        choices.append(choose(*arguments))
+        return choices[-1]
+
+    monkeypatch.setattr(model.compressor, "kept", note)
+    model(**make_batch(make_processor(model), TALK))
+    assert len(choices) == 1
 
 
 def test_where_tokens_stand():
@@ -177,8 +193,8 @@ def test_training_without_a_mask_gives_every_image_its_own_draw():
     drawn = []
     compressor_forward = model.compressor.forward
 
-    def keep_tokens(flat, *text):
-        drawn.append((flat, compressor_forward(flat, *text)))
+    def keep_tokens(flat, *text, **choice):
+        drawn.append((flat, compressor_forward(flat, *text, **choice)))
         return drawn[-1][1]
 
     model.compressor.forward = keep_tokens
