@@ -91,15 +91,6 @@ def make_window_mask(real: Tensor | None, batch: int, rate: int) -> Tensor | Non
     return rearrange(split_windows(per_image, rate), "n m 1 -> n 1 1 m")
 
 
-def weigh_patches_of_windows(weights: Tensor, grid: tuple[int, int], windows: tuple[int, int]) -> Tensor:
-    """Weights (B * h * w, rate * rate) over (h, w) windows as weights over the patches, (B, *grid)."""
-    rate = int(weights.shape[1] ** 0.5)
-    rows, columns = windows
-    pattern = "(b h w) (i j) -> b (h i) (w j)"
-    fitted = rearrange(weights, pattern, h=rows, w=columns, i=rate)
-    return weigh_patches(fitted, *grid)
-
-
 def weigh_patches(weights: Tensor, height: int, width: int) -> Tensor:
     """Weights (B, H', W') over a fitted grid as weights (B, H, W) over the patches, each image's sum 1;
     zeros where no patch has any, all of it being on the filled border."""
@@ -127,6 +118,16 @@ class WindowCompressor(Compressor):
 
     def out_grid(self, height: int, width: int) -> tuple[int, int] | None:
         return self.count_windows(height, width)
+
+    def weigh_windows(self, weights: Tensor, features: Tensor) -> Tensor:
+        """What a query of each window pays its patches, (B * h * w, heads, 1, rate * rate), as weights over
+        all patches of the features, (B, H, W): the mean over the heads."""
+        height, width = features.shape[1:3]
+        rows, columns = self.count_windows(height, width)
+        pattern = "(b h w) (i j) -> b (h i) (w j)"
+        of_windows = weights.mean(1).squeeze(1)  # (B * h * w, rate * rate)
+        fitted = rearrange(of_windows, pattern, h=rows, w=columns, i=self.rate)
+        return weigh_patches(fitted, height, width)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate}, grid_policy={self.grid_policy}"

@@ -26,7 +26,6 @@ from compressors.grid import (
     fit_to_windows,
     make_window_mask,
     split_windows,
-    weigh_patches_of_windows,
 )
 from compressors.layers import Attention
 
@@ -109,9 +108,5 @@ class QueCC(WindowCompressor):
         return rearrange(read, "(b n) 1 c -> b n c", b=len(features))
 
     def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
-        """The mean over the heads."""
         query, keys, _, mask = self._prepare_operands(features, text, text_mask)
-        weights = self.attend.weights(query, keys, mask).mean(1).squeeze(1)  # (B*h*w, s*s)
-        height, width = features.shape[1:3]
-        windows = self.count_windows(height, width)
-        return weigh_patches_of_windows(weights, (height, width), windows)
+        return self.weigh_windows(self.attend.weights(query, keys, mask), features)

@@ -17,7 +17,6 @@ from compressors.grid import (
     fit_to_windows,
     make_window_mask,
     split_windows,
-    weigh_patches_of_windows,
 )
 from compressors.layers import Attention, GatedMLP
 
@@ -76,9 +75,5 @@ class WindowAttentionPool(WindowCompressor):
         return self.projector(rearrange(pooled, "(b n) 1 c -> b n c", b=len(features)))
 
     def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
-        """The mean over the heads."""
         patches, mean, mask = self._split_features(features)
-        weights = self.pool.weights(mean, patches, mask).mean(1).squeeze(1)  # (B*h*w, r*r)
-        height, width = features.shape[1:3]
-        windows = self.count_windows(height, width)
-        return weigh_patches_of_windows(weights, (height, width), windows)
+        return self.weigh_windows(self.pool.weights(mean, patches, mask), features)
