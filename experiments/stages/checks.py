@@ -1,16 +1,21 @@
 """What can be known of a cell before any of its stages begins: no weights are read."""
 
+from importlib.util import find_spec
+
 import torch
 
+from compressors.errors import UsageError
 from experiments.config.schema import Config
 from experiments.data import llava, roles
 from experiments.data.loader import check_step_rows
 from experiments.metrics.scoring import QuestionScorer
 from experiments.models import build
 from experiments.stages import row_lengths
-from experiments.stages.training import curves, frozen, lora, strategies
+from experiments.stages.training import frozen, lora, strategies
 from experiments.stages.training.initial import check_start
 from experiments.stages.training.teacher import check_teacher
+
+LOGGER_PACKAGES = ("tensorboard", "wandb")  # what the loggers of these names need
 
 
 def check_cell_config(config: Config) -> None:
@@ -45,8 +50,17 @@ def check_training_needs(config: Config) -> None:
     """UsageError when strategy, precision, logger or LoRA wants what this machine does not have."""
     strategies.check_strategy(config.trainer)
     frozen.check_frozen(config.trainer)
-    curves.check_logger(config.trainer.logger)
+    check_logger(config.trainer.logger)
     lora.check_peft(config.lora)
+
+
+def check_logger(name: str) -> None:
+    """UsageError for a logger whose package is not here."""
+    if name in LOGGER_PACKAGES and find_spec(name) is None:
+        raise UsageError(
+            f"trainer.logger={name}: {name} is not installed; pip install 'slothkit[{name}]', or take "
+            "trainer.logger=csv"
+        )
 
 
 def check_devices(config: Config) -> None:

@@ -12,7 +12,6 @@ import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -32,18 +31,7 @@ from experiments.store.folder import list_settings
 CURVES_FOLDER = "curves"
 PROJECT = "slothkit"  # in W&B
 RUN_ID_FILE = "wandb_id"  # a killed run is gone on with under its own id
-PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}  # what loggers need, by their names
 TABLE_KIND = "table"
-
-
-def check_logger(name: str) -> None:
-    """UsageError for a logger whose package is not here."""
-    package = PACKAGES.get(name)
-    if package is not None and find_spec(package) is None:
-        raise UsageError(
-            f"trainer.logger={name}: {package} is not installed; pip install 'slothkit[{name}]', or take "
-            "trainer.logger=csv"
-        )
 
 
 class CurveMeter(Callback):

@@ -252,6 +252,12 @@ def test_help_names_every_setting_and_part():
         assert name in text
 
 
+def test_what_a_plan_checks_waits_for_no_trainer():
+    """Lightning's own import is half a second that only training needs."""
+    code = "import sys; from experiments.stages import checks; sys.exit('lightning' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_configuration_and_plan_import_no_torch():
     code = (
         "import sys; from experiments.sweep import __main__, request; "
