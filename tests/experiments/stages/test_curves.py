@@ -13,6 +13,7 @@ from compressors.command_line import parse_settings
 from compressors.errors import UsageError
 from experiments.config.schema import CurveRun
 from experiments.runtime.progress import Reporter
+from experiments.stages import checks
 from experiments.stages.training import curves
 from experiments.sweep import request
 from experiments.sweep.units import name_runs
@@ -71,18 +72,21 @@ def read_payloads(path: Path) -> list[bytes]:
 
 
 def read_records(root: Path) -> list[dict[str, list]]:
-    """What W&B has written offline, run by run: records by their kind."""
+    """What W&B has written offline, run by run as they began: records by their kind."""
+    import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
+    wandb.teardown()  # its service writes what is left, which may be after a run has finished
     runs = []
-    for path in sorted(root.glob("wandb/offline-run-*/*.wandb")):
+    for path in root.glob("wandb/offline-run-*/*.wandb"):
         found: dict[str, list] = {}
         for payload in read_payloads(path):
             record = Record.FromString(payload)
             kind = record.WhichOneof("record_type")
             found.setdefault(kind, []).append(getattr(record, kind))
         runs.append(found)
-    return runs
+    # names of folders tell seconds, in which two runs may begin
+    return sorted(runs, key=lambda found: found["run"][0].start_time.ToNanoseconds())
 
 
 def test_tensorboard_has_a_run_of_each_stage(folder, tmp_path):
@@ -158,10 +162,10 @@ def test_other_processes_log_nothing(tmp_path, monkeypatch):
 
 
 def test_a_logger_that_is_not_here_is_named(monkeypatch):
-    monkeypatch.setattr(curves, "find_spec", lambda _: None)
+    monkeypatch.setattr(checks, "find_spec", lambda _: None)
     with pytest.raises(UsageError, match="^trainer.logger=wandb: wandb is not installed; pip install"):
-        curves.check_logger("wandb")
-    curves.check_logger("csv")
+        checks.check_logger("wandb")
+    checks.check_logger("csv")
 
 
 def test_without_an_account_one_line_says_what_to_do(tmp_path, wandb, monkeypatch):
