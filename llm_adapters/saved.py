@@ -92,3 +92,17 @@ def load_saved_model(
     saved_parts.check_tokenizer(processor.tokenizer, model.get_input_embeddings().num_embeddings, where)
     saved_parts.check_placeholders(model, processor, where)
     return model.to(device).eval(), processor  # not to `dtype`: rotary frequencies stay in float32
+
+
+def load_chat_model(
+    path: str | Path,
+    device: "torch.device",
+    dtype: "torch.dtype | None" = None,
+    revision: str | None = None,
+) -> tuple[Any, Any]:
+    """`load_saved_model`, of another MLLM with a compressor in it, too, whose processor has a chat template;
+    UsageError for one without."""
+    model, processor = load_saved_model(path, device, dtype, attached=True, revision=revision)
+    if not processor.chat_template:
+        raise UsageError(f"{path}: the processor has no chat template; give it one and save it again")
+    return model, processor

@@ -58,11 +58,7 @@ class SlothKit(lmms):
         folder = str(pretrained)
         torch_dtype = None if dtype is None else DTYPES[dtype]
         name_of_revision = None if revision is None else str(revision)  # the harness reads a number as one
-        self.model, self.processor = saved.load_saved_model(
-            folder, self.device, torch_dtype, attached=True, revision=name_of_revision
-        )
-        if not self.processor.chat_template:
-            raise UsageError(f"{folder}: the processor has no chat template; give it one and save it again")
+        self.model, self.processor = saved.load_chat_model(folder, self.device, torch_dtype, name_of_revision)
         self.processor.tokenizer.padding_side = "left"
         self.keeper: PictureKeeper | None = None  # where questions about a picture share its prefix
         if (

@@ -39,13 +39,7 @@ class SlothKit:
         usual = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device or usual)
         self.max_new_tokens = max_new_tokens
-        self.model, self.processor = saved.load_saved_model(
-            Path(pretrained), self.device, dtype, attached=True
-        )
-        if not self.processor.chat_template:
-            raise UsageError(
-                f"{pretrained}: the processor has no chat template; give it one and save it again"
-            )
+        self.model, self.processor = saved.load_chat_model(Path(pretrained), self.device, dtype)
 
     @torch.inference_mode()
     def generate_inner(self, message: Sequence[Mapping[str, str]], dataset: str | None = None) -> str:
