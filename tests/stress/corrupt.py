@@ -63,7 +63,7 @@ def stop_in_stage(undisturbed: Undisturbed, kind: str, folder: Path) -> Path:
     stage = next(name for name in undisturbed.seconds if name.startswith(kind))
     out = folder / f"killed-in-{kind}" / "out"
     running = sweeps.start_sweep(out)
-    wait_for_stage(running, out / stage)
+    wait_for_stage(running, out / stage, sweeps.SWEEPS["small"].longest)
     checkpoint = out / f"{stage}.partial" / "checkpoints" / "last.ckpt"
     while running.process.is_alive() and not checkpoint.exists():
         pass

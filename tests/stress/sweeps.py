@@ -25,7 +25,23 @@ SMALL = (
     *(f"{stage}.max_steps=4" for stage in ("pretrain", "finetune")),
     *(f"{stage}.epochs=4" for stage in ("pretrain", "finetune")),
 )
-LONGEST_SWEEP = 240.0  # seconds, two workers' imports on a machine that does other things included
+
+
+class SweepKind(NamedTuple):
+    """Settings of a sweep, its seconds at the longest on a machine that does other things as well, workers'
+    imports included, and kills of one sweep by its number of workers."""
+
+    settings: tuple[str, ...]
+    longest: float
+    kills: dict[int, int]
+    reach: float  # share of a stage's seconds within which it is killed; below 1 few kills find it finished
+
+
+SWEEPS = {
+    # workers of a pool import everything after each kill
+    "small": SweepKind(SMALL, 240.0, {1: 30, 2: 6}, 1.0),
+    "readme": SweepKind(("compressor=sap+embq",), 7200.0, {1: 36}, 0.25),
+}
 
 
 class Ended(NamedTuple):
@@ -75,15 +91,15 @@ def become_command(streams: tuple[Path, Path], main: Callable[..., int], argumen
     os._exit(code)
 
 
-def start_sweep(out: Path, workers: int = 1) -> Running:
-    """Start the small sweep."""
-    arguments = [f"out={out}", f"launch.workers={workers}", *SMALL]
+def start_sweep(out: Path, workers: int = 1, name: str = "small") -> Running:
+    """Start one of SWEEPS."""
+    arguments = [f"out={out}", f"launch.workers={workers}", *SWEEPS[name].settings]
     return start(out.parent / "streams", sweep.main, arguments)
 
 
-def finish_sweep(out: Path) -> Ended:
-    """The small sweep from where it stands to its end."""
-    return start_sweep(out).wait(LONGEST_SWEEP)
+def finish_sweep(out: Path, name: str = "small") -> Ended:
+    """One of SWEEPS from where it stands to its end."""
+    return start_sweep(out, name=name).wait(SWEEPS[name].longest)
 
 
 def kill(running: Running) -> None:
@@ -123,23 +139,24 @@ def list_leftovers(out: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """A sweep that nobody disturbed: where it lies, its results, and seconds of each of its stages, in the
-    order in which they finished."""
+    """A sweep that nobody disturbed: which of SWEEPS, where it lies, its results, and seconds of each of its
+    stages, in the order in which they finished."""
 
+    name: str
     out: Path
     tables: dict[str, bytes]
     weights: dict[str, bytes]
     seconds: dict[str, float]
 
 
-def run_undisturbed(folder: Path) -> Undisturbed:
+def run_undisturbed(folder: Path, name: str = "small") -> Undisturbed:
     """The sweep that others are held against."""
     out = folder / "undisturbed"
-    ended = finish_sweep(out)
+    ended = finish_sweep(out, name)
     assert ended.code == 0, ended.error
     seconds = {}
     notes = collect_notes(out)
     for path in sorted(notes, key=lambda path: path.stat().st_mtime_ns):
         note = notes[path]
         seconds[path.parent.relative_to(out).as_posix()] = json.loads(note)["seconds"]
-    return Undisturbed(out, collect_tables(out), collect_weights(out), seconds)
+    return Undisturbed(name, out, collect_tables(out), collect_weights(out), seconds)
