@@ -98,8 +98,9 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
     lesson                               what a teacher says of these positions, for the loss; optional
     prefix_length                        tokens that the cache holds with all images, before any question
                                          (`llm_adapters.shared_prefix`); `input_ids` are those behind them
-    hidden_rows      (B,)                True for rows whose visual tokens the LLM does not see, while the
-                                         query module reads their images all the same; optional, in training
+    hidden_visual    (B,) or (B, T)      True for rows, or places, whose visual tokens the LLM does not see,
+                                         while the query module reads the images all the same; optional, in
+                                         training
     without_head                         True: the LLM's hidden states instead of logits and loss
 
     Raises UsageError when the placeholders do not match the images' tokens (not inside torch.compile).
@@ -368,7 +369,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         image_turn: Tensor | None = None,
         turns: Tensor | None = None,
         query_index: Tensor | None = None,
-        hidden_rows: Tensor | None = None,
+        hidden_visual: Tensor | None = None,
         labels: Tensor | None = None,
         position_ids: Tensor | None = None,
         cache: Cache | None = None,
@@ -433,9 +434,9 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             attention_mask, position_ids = self._keep_positions(
                 attention_mask, position_ids, inputs_embeds, cache, shift
             )
-        if hidden_rows is not None:
+        if hidden_visual is not None:
             attention_mask, position_ids = self._hide_visual_tokens(
-                attention_mask, position_ids, input_ids, hidden_rows
+                attention_mask, position_ids, input_ids, hidden_visual
             )
         if position_ids is None and cache is None:
             position_ids = count_positions(attention_mask)
@@ -574,27 +575,28 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
         input_ids: Tensor | None,
-        hidden_rows: Tensor,
+        hidden_visual: Tensor,
     ) -> tuple[Tensor, Tensor | None]:
-        """The mask without the visual tokens of `hidden_rows`, which no token behind them reads then, and the
-        positions of all tokens."""
+        """The mask without the visual tokens of `hidden_visual`, which no token behind them reads then, and
+        the positions of all tokens."""
         if input_ids is None:
-            raise UsageError("`hidden_rows` needs `input_ids`, which tell where the visual tokens stand")
+            raise UsageError("`hidden_visual` needs `input_ids`, which tell where the visual tokens stand")
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if position_ids is None:
             # Counted before anything is hidden, as if the visual tokens were there: the text stands where it
             # will stand when they come back, so the LLM need not learn its distances twice.
             position_ids = count_positions(attention_mask)
+        if hidden_visual.dim() == 1:
+            hidden_visual = hidden_visual.unsqueeze(1)
         is_image = input_ids == self.config.image_token_id
-        hidden = is_image & hidden_rows.unsqueeze(1)
-        return attention_mask.masked_fill(hidden, 0), position_ids
+        return attention_mask.masked_fill(is_image & hidden_visual, 0), position_ids
 
     def generate(self, *args: Any, logits_processor: Sequence[Any] | None = None, **kwargs: Any) -> Any:
         """As transformers' `generate`; image and query placeholders are never said."""
-        if kwargs.get("hidden_rows") is not None:
+        if kwargs.get("hidden_visual") is not None:
             # decoding steps get the mask that was given, so their tokens would see what the prompt did not
-            raise UsageError("`hidden_rows` is for training; leave it out, or mask the tokens yourself")
+            raise UsageError("`hidden_visual` is for training; leave it out, or mask the tokens yourself")
         generation_config = kwargs.get("generation_config")
         if len(args) > 1:  # `generate(ids, generation_config)`
             generation_config = args[1]

@@ -140,8 +140,8 @@ class FinetuneSettings(OptimisationSettings):
     )
     query_warmup_form: str = setting(
         "step",
-        "step: hidden in all rows, then in none; fade: in ever fewer rows",
-        choices=("step", "fade"),
+        "step: hidden in all rows, then in none; fade: in ever fewer rows; thin: all but a quarter of them",
+        choices=("step", "fade", "thin"),
     )
 
 

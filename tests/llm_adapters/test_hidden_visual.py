@@ -62,23 +62,23 @@ def test_what_the_compressor_makes_reaches_no_token_of_a_hidden_row(llm, attenti
     if attention == "eager":
         model.language_model.set_attn_implementation("eager")
     seen = is_seen(model, batch)
-    before = model(**batch, hidden_rows=FIRST)
-    all_before = model(**batch, hidden_rows=ALL)
+    before = model(**batch, hidden_visual=FIRST)
+    all_before = model(**batch, hidden_visual=ALL)
     disturb_compressor(model)
-    after = model(**batch, hidden_rows=FIRST)
+    after = model(**batch, hidden_visual=FIRST)
     assert before.logits.isfinite().all() and before.loss.isfinite()
     assert torch.equal(before.logits[0][seen[0]], after.logits[0][seen[0]])
     assert not torch.allclose(before.logits[1][seen[1]], after.logits[1][seen[1]])
     assert torch.equal(before.logits[2], after.logits[2])
     assert not torch.equal(before.loss, after.loss)
-    assert torch.equal(all_before.loss, model(**batch, hidden_rows=ALL).loss)
+    assert torch.equal(all_before.loss, model(**batch, hidden_visual=ALL).loss)
 
 
 @pytest.mark.parametrize("llm", FAMILIES)
 def test_hidden_tokens_are_as_good_as_cut_out_with_the_positions_kept(llm):
     model, batch = make(llm, query_module=None)
     seen = is_seen(model, batch)
-    logits = model(**batch, hidden_rows=ALL).logits
+    logits = model(**batch, hidden_visual=ALL).logits
     for row in range(2):
         ids = batch["input_ids"][row : row + 1, seen[row]]
         positions = seen[row].nonzero().T
@@ -96,9 +96,9 @@ def test_gradients_come_by_the_query_module_alone(llm, checkpointing):
     if checkpointing:
         switch_checkpointing(model, "enable", {"use_reentrant": False})
     gradients = []
-    for hidden_rows in (ALL, FIRST):
+    for hidden_visual in (ALL, FIRST):
         model.zero_grad()
-        model(**batch, hidden_rows=hidden_rows, use_cache=False).loss.backward()
+        model(**batch, hidden_visual=hidden_visual, use_cache=False).loss.backward()
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad})
     for name, gradient in gradients[0].items():
         assert gradient.isfinite().all(), name
@@ -110,12 +110,12 @@ def test_gradients_come_by_the_query_module_alone(llm, checkpointing):
             assert gradient.any() or no_effect(name), name
 
 
-def test_a_query_module_reads_the_images_of_hidden_rows():
+def test_a_query_module_reads_the_images_of_hidden_visual():
     model, batch = make()
     seen = is_seen(model, batch)
-    logits = model(**batch, hidden_rows=ALL).logits
+    logits = model(**batch, hidden_visual=ALL).logits
     model.query_module.register_forward_pre_hook(lambda _, args: (*args[:3], args[3] + 1, *args[4:]))
-    changed = model(**batch, hidden_rows=ALL).logits
+    changed = model(**batch, hidden_visual=ALL).logits
     for row in range(2):
         assert not torch.allclose(logits[row][seen[row]], changed[row][seen[row]])
     assert torch.equal(logits[2], changed[2])
@@ -124,7 +124,7 @@ def test_a_query_module_reads_the_images_of_hidden_rows():
 @pytest.mark.parametrize("llm", FAMILIES)
 def test_no_hidden_row_is_no_change(llm):
     model, batch = make(llm)
-    shown = model(**batch, hidden_rows=~ALL)
+    shown = model(**batch, hidden_visual=~ALL)
     torch.testing.assert_close(shown.logits, model(**batch).logits, rtol=1e-4, atol=1e-4)
 
 
@@ -134,8 +134,8 @@ def test_padding_and_given_positions_are_kept(side):
     batch = make_batch(make_processor(model), ROWS, side)
     calls = record_llm_inputs(model)
     model(**batch)
-    model(**batch, hidden_rows=ALL)
-    model(**batch, hidden_rows=ALL, position_ids=calls[0]["position_ids"] + 3)
+    model(**batch, hidden_visual=ALL)
+    model(**batch, hidden_visual=ALL, position_ids=calls[0]["position_ids"] + 3)
     assert torch.equal(calls[1]["position_ids"], calls[0]["position_ids"])
     assert torch.equal(calls[2]["position_ids"], calls[0]["position_ids"] + 3)
     expected_mask = batch["attention_mask"] * is_seen(model, batch)
@@ -148,16 +148,32 @@ def test_positions_of_a_drawn_scale_are_those_of_its_visible_tokens():
     model.compressor.drawn = 2
     calls = record_llm_inputs(model)
     model(**batch)
-    model(**batch, hidden_rows=ALL)
+    model(**batch, hidden_visual=ALL)
     assert torch.equal(calls[0]["position_ids"], calls[1]["position_ids"])
     assert torch.equal(calls[1]["attention_mask"], is_seen(model, batch).long())
+
+
+def test_single_tokens_are_hidden():
+    """Only where they are visual ones, and as rows are where all of a row's are."""
+    model, batch = make()
+    everywhere = torch.ones_like(batch["input_ids"], dtype=torch.bool)
+    everywhere[1:] = False
+    assert torch.equal(
+        model(**batch, hidden_visual=everywhere).logits, model(**batch, hidden_visual=FIRST).logits
+    )
+    is_image = batch["input_ids"] == model.config.image_token_id
+    one = torch.zeros_like(is_image)
+    one[0, is_image[0].nonzero()[0]] = True
+    calls = record_llm_inputs(model)
+    model(**batch, hidden_visual=one)
+    assert torch.equal(calls[0]["attention_mask"], (~one).long())
 
 
 def test_where_it_cannot_be():
     model, batch = make()
     del batch["labels"]
-    with pytest.raises(UsageError, match="`hidden_rows` is for training"):
-        model.generate(**batch, hidden_rows=ALL, max_new_tokens=1)
+    with pytest.raises(UsageError, match="`hidden_visual` is for training"):
+        model.generate(**batch, hidden_visual=ALL, max_new_tokens=1)
     embeds = model.get_input_embeddings()(batch["input_ids"].clamp(max=9))
-    with pytest.raises(UsageError, match="`hidden_rows` needs `input_ids`"):
-        model(inputs_embeds=embeds, hidden_rows=ALL)
+    with pytest.raises(UsageError, match="`hidden_visual` needs `input_ids`"):
+        model(inputs_embeds=embeds, hidden_visual=ALL)

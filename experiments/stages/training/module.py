@@ -160,11 +160,11 @@ class SlothModule(L.LightningModule):
             self.model.compressor.begin_step()
         self.model.compressor.draw()
         if self.query_warmup is not None:
-            rows = len(batch["input_ids"])
-            hidden_rows = self.query_warmup.draw_hidden_rows(rows, number, self.global_rank)
+            rows, tokens = batch["input_ids"].shape
+            hidden_visual = self.query_warmup.draw_hidden(rows, tokens, number, self.global_rank)
             # without the argument where nothing is hidden: attention can take its causal kernel again
-            if hidden_rows.any():
-                batch["hidden_rows"] = hidden_rows.to(self.device)
+            if hidden_visual.any():
+                batch["hidden_visual"] = hidden_visual.to(self.device)
         strategy = self.trainer.strategy
         if self.trainer.world_size > 1:
             # each process has counted its own share of the step, and gradients are averaged over processes

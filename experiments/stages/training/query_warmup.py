@@ -1,4 +1,4 @@
-"""Query warm-up: in the first steps of stage 2 the LLM does not see the visual tokens.
+"""Query warm-up: in the first steps of stage 2 the LLM does not see the visual tokens, or few of them.
 
 The query module reads the uncompressed features all the same. While the visual tokens are there from the
 start, the LLM answers most questions from them and asks little of the query tokens; while they are hidden,
@@ -12,6 +12,9 @@ from torch import Tensor
 
 from experiments.config.schema import FinetuneSettings
 
+# of its visual tokens a row sees in a warm-up of the form `thin`: behind four of sixteen EmbQ forms by itself
+THIN_SHARE = 0.25
+
 # Keeps the draws apart from those of a step (dropout, a compressor's), which count seeds up from
 # seed * 1_000_003. It fits into 32 bits: torch's generator on the CPU looks at no more of a seed.
 SEED_OFFSET = 2_654_435_769
@@ -19,12 +22,13 @@ SEED_OFFSET = 2_654_435_769
 
 @dataclass(frozen=True)
 class QueryWarmup:
-    """Which rows of a micro-batch are trained without their visual tokens.
+    """Which visual tokens of a micro-batch the LLM is trained without.
 
     steps   optimiser steps of the warm-up, from the first step of the stage on
-    form    step: all rows of these steps; fade: each row with a probability that falls from 1 to 0
+    form    step: all rows of these steps; fade: each row with a probability that falls from 1 to 0;
+            thin: in all rows of these steps each token but a random quarter
     pieces  micro-batches of an optimiser step
-    seed    the rows follow from it and the micro-batch's number, so a resumed run hides the same ones
+    seed    what is hidden follows from it and the micro-batch's number, so a resumed run hides the same
     """
 
     steps: int
@@ -33,21 +37,26 @@ class QueryWarmup:
     seed: int
 
     def find_probability(self, step: int) -> float:
-        """With which probability a row of an optimiser step, counted from 0, is hidden."""
+        """With which probability a row, or a token, of an optimiser step, counted from 0, is hidden."""
         if step >= self.steps:
             return 0.0
-        if self.form == "step":
-            return 1.0
-        return 1 - step / self.steps
+        if self.form == "fade":
+            return 1 - step / self.steps
+        if self.form == "thin":
+            return 1 - THIN_SHARE
+        return 1.0
 
-    def draw_hidden_rows(self, rows: int, number: int, rank: int = 0) -> Tensor:
-        """True (rows,) where a row's visual tokens are hidden, on the CPU. `number` counts the stage's
-        micro-batches; of several processes, number `rank` draws for rows of its own."""
+    def draw_hidden(self, rows: int, tokens: int, number: int, rank: int = 0) -> Tensor:
+        """True (rows,) where a row's visual tokens are hidden, on the CPU; of the form `thin` (rows, tokens)
+        where a token is, if it is a visual one. `number` counts the stage's micro-batches; of several
+        processes, number `rank` draws for rows of its own."""
         # a generator of its own: what a step draws otherwise is the same with and without a warm-up
         generator = torch.Generator()
         generator.manual_seed(SEED_OFFSET + self.seed * 1_000_003 + number + rank * 1_000_000_007)
-        probability = self.find_probability(number // self.pieces)
-        return torch.rand(rows, generator=generator) < probability
+        shape: tuple[int, ...] = (rows,)
+        if self.form == "thin":
+            shape = (rows, tokens)
+        return torch.rand(shape, generator=generator) < self.find_probability(number // self.pieces)
 
 
 def make_query_warmup(settings: FinetuneSettings, steps: int, seed: int) -> QueryWarmup | None:

@@ -159,7 +159,7 @@ def test_values():
         ("finetune.query_warmup=-0.1", "finetune.query_warmup=-0.1: must be at least 0"),
         ("finetune.query_warmup=.nan", "finetune.query_warmup=nan: must be at least 0"),
         ("finetune.query_warmup=all", "finetune.query_warmup='all': expected float"),
-        ("finetune.query_warmup_form=linear", "must be one of step, fade"),
+        ("finetune.query_warmup_form=linear", "must be one of step, fade, thin"),
         ("pretrain.query_warmup=0.1", "unknown setting 'pretrain.query_warmup'"),
     ],
 )

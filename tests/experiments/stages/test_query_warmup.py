@@ -1,4 +1,4 @@
-"""Query warm-up: in which steps and rows visual tokens are hidden, and what a blank query module loses."""
+"""Query warm-up: in which steps and where visual tokens are hidden, and what a blank query module loses."""
 
 import json
 
@@ -46,15 +46,15 @@ def test_none_is_made_where_none_is_set():
 def test_how_many_steps_are_without_visual_tokens(share, steps, hidden):
     found = warmup(share, steps)
     assert found.steps == hidden
-    shown = [not found.draw_hidden_rows(4, step).any() for step in range(steps)]
+    shown = [not found.draw_hidden(4, 9, step).any() for step in range(steps)]
     assert shown == [step >= hidden for step in range(steps)]
     for step in range(hidden):
-        assert found.draw_hidden_rows(4, step).all()
+        assert found.draw_hidden(4, 9, step).all()
 
 
 def test_the_pieces_of_a_step_are_in_the_same_step():
     found = warmup(0.5, 4, accumulate=3)
-    assert [found.draw_hidden_rows(2, number).tolist() for number in range(12)] == [
+    assert [found.draw_hidden(2, 9, number).tolist() for number in range(12)] == [
         *[[True, True]] * 6,
         *[[False, False]] * 6,
     ]
@@ -65,23 +65,33 @@ def test_fading_falls_from_all_rows_to_none():
     assert [found.find_probability(step) for step in range(8)] == [1, 0.75, 0.5, 0.25, 0, 0, 0, 0]
     many = 20_000
     for step in range(8):
-        share = found.draw_hidden_rows(many, step).double().mean().item()
+        share = found.draw_hidden(many, 9, step).double().mean().item()
         assert share == pytest.approx(found.find_probability(step), abs=0.02)
-    assert found.draw_hidden_rows(many, 0).all() and not found.draw_hidden_rows(many, 4).any()
+    assert found.draw_hidden(many, 9, 0).all() and not found.draw_hidden(many, 9, 4).any()
+
+
+def test_a_thin_warmup_leaves_a_quarter_of_the_tokens():
+    found = warmup(0.5, 8, "thin")
+    draws = [found.draw_hidden(400, 60, step) for step in range(8)]
+    assert [draw.shape for draw in draws] == [(400, 60)] * 8
+    for draw in draws[:4]:
+        assert draw.double().mean().item() == pytest.approx(0.75, abs=0.02)
+    assert not torch.equal(draws[0], draws[1])
+    assert not any(draw.any() for draw in draws[4:])
 
 
 def test_rows_differ_between_steps_seeds_and_processes_and_follow_from_them():
     found = warmup(0.5, 1000, "fade")
     draws = [
-        found.draw_hidden_rows(64, 250),
-        found.draw_hidden_rows(64, 251),
-        found.draw_hidden_rows(64, 250, rank=1),
-        warmup(0.5, 1000, "fade", seed=1).draw_hidden_rows(64, 250),
+        found.draw_hidden(64, 9, 250),
+        found.draw_hidden(64, 9, 251),
+        found.draw_hidden(64, 9, 250, rank=1),
+        warmup(0.5, 1000, "fade", seed=1).draw_hidden(64, 9, 250),
     ]
     assert len({str(draw.tolist()) for draw in draws}) == 4
     torch.manual_seed(7)
     state = torch.get_rng_state()
-    assert torch.equal(warmup(0.5, 1000, "fade").draw_hidden_rows(64, 250), draws[0])
+    assert torch.equal(warmup(0.5, 1000, "fade").draw_hidden(64, 9, 250), draws[0])
     assert torch.equal(torch.get_rng_state(), state)  # other draws of the step stay what they are
 
 
@@ -111,9 +121,9 @@ def hidden(monkeypatch):
     told = []
     forward = FlashSlothForConditionalGeneration.forward
 
-    def remember(self, *args, hidden_rows=None, **kwargs):
-        told.append(None if hidden_rows is None else hidden_rows.tolist())
-        return forward(self, *args, hidden_rows=hidden_rows, **kwargs)
+    def remember(self, *args, hidden_visual=None, **kwargs):
+        told.append(None if hidden_visual is None else hidden_visual.tolist())
+        return forward(self, *args, hidden_visual=hidden_visual, **kwargs)
 
     monkeypatch.setattr(FlashSlothForConditionalGeneration, "forward", remember)
     return told
@@ -139,14 +149,18 @@ def test_without_a_warmup_nothing_is_told(folder, tmp_path, hidden):
     assert hidden == [None] * 12
 
 
-@pytest.mark.parametrize("form", ["step", "fade"])
+@pytest.mark.parametrize("form", ["step", "fade", "thin"])
 @pytest.mark.parametrize("die_at", [2, 5])
-def test_a_run_that_dies_hides_the_same_rows(folder, tmp_path, hidden, form, die_at):
+def test_a_run_that_dies_hides_the_same(folder, tmp_path, hidden, form, die_at):
     config = make_config(folder, form, checkpoint_every=1)
     inputs = small_runs.align(config, tmp_path)
     undisturbed = small_runs.run("finetune", config, inputs, tmp_path / "whole")
     rows = list(hidden)
-    assert len(rows) == 12 and rows[:2] == [[True, True]] * 2 and rows[6:] == [None] * 6
+    assert len(rows) == 12 and rows[6:] == [None] * 6
+    if form == "thin":
+        assert 0 < torch.tensor(rows[0]).double().mean() < 1
+    else:
+        assert rows[:2] == [[True, True]] * 2
     hidden.clear()
     with pytest.raises(SystemExit):
         small_runs.run("finetune", config, inputs, tmp_path / "killed", small_runs.Losses(die_at))
