@@ -30,7 +30,7 @@ from connectors.query_module import QueryModule, take_at_positions
 from connectors.query_modules import registry as query_modules
 from connectors.towers.base import VisionTower
 from connectors.towers.build import build_tower
-from connectors.towers.text import build_text_encoder
+from connectors.towers.build_text import build_text_encoder
 from connectors.versions import CACHE
 from llm_adapters.adapter import (
     CONTEXT,

@@ -7,21 +7,13 @@ the norm and the pooling head, whose attention has one patch to look at then. Al
 trained, whatever is done to the tower.
 """
 
-import copy
-from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedConfig
 
-from compressors.errors import UsageError
-from connectors.pretrained import load_model, load_pretrained, reset_outputs
 from connectors.versions import find_vision_parts
 
-# whole checkpoints, by the `model_type` of their configuration
-MODELS = {"clip": "CLIPModel", "siglip": "SiglipModel"}
 ADVICE = (
     "give a whole CLIP or SigLIP checkpoint, or choose a compressor that does not compare patches with the "
     "question by it, such as divprune"
@@ -82,45 +74,3 @@ class TextEncoder(nn.Module):
         alone = states.reshape(-1, 1, states.shape[-1])
         pooled: Tensor = parts.head(alone)
         return pooled.view(*states.shape[:-1], self.dim)
-
-
-def cut_vision(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The configuration of the model actually built, without blocks of the image encoder."""
-    cut: Any = copy.deepcopy(config)
-    cut.vision_config.num_hidden_layers = 0
-    for part in (cut, cut.vision_config, cut.text_config):
-        reset_outputs(part)
-    return cut
-
-
-def build_text_encoder(config: dict[str, Any] | PreTrainedConfig) -> TextEncoder:
-    """One with random weights, also under `torch.device("meta")`. `config`: of a whole CLIP or SigLIP, an
-    object or a dictionary."""
-    if isinstance(config, dict):
-        config = AutoConfig.for_model(**config)
-    model_class = getattr(transformers, MODELS[config.model_type])
-    return TextEncoder(model_class(cut_vision(config))).eval()
-
-
-def read_text_config(source: str | Path, where: str) -> PreTrainedConfig:
-    """The configuration of a whole checkpoint, a folder or of the hub. UsageError, from `where`, for one
-    without a text encoder."""
-    if str(source).startswith("open_clip:"):
-        raise UsageError(
-            f"{where}: text encoders are those of transformers' CLIP and SigLIP, none of open_clip; {ADVICE}"
-        )
-    config = load_pretrained(AutoConfig, source, where, ADVICE)
-    if config.model_type not in MODELS:
-        raise UsageError(f"{where}: a '{config.model_type}' has no text encoder of its own; {ADVICE}")
-    assert isinstance(config, PreTrainedConfig)  # AutoConfig's
-    return config
-
-
-def load_text_encoder(source: str | Path, where: str, dtype: torch.dtype | None = None) -> TextEncoder:
-    """The text encoder of a whole checkpoint, in eval mode. UsageError, from `where`, for one without, and
-    for weights that are missing or unreadable."""
-    config = cut_vision(read_text_config(source, where))
-    model_class = getattr(transformers, MODELS[config.model_type])
-    options: dict[str, Any] = {"config": config, "dtype": dtype or "auto"}
-    model = load_model(model_class, source, where, "save the whole model there again", **options)
-    return TextEncoder(model).eval()

@@ -2,7 +2,8 @@
 with the question by it. Both come from `tower.source`."""
 
 from connectors.towers.base import VisionTower
-from connectors.towers.text import TextEncoder, build_text_encoder, load_text_encoder, read_text_config
+from connectors.towers.build_text import build_text_encoder, load_text_encoder, read_text_config
+from connectors.towers.text import TextEncoder
 from connectors.towers.text_tokenizer import TextTokenizer, load_text_tokenizer
 from experiments.config import signatures
 from experiments.config.schema import Config

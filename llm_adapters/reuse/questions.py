@@ -19,7 +19,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from compressors.base import Compressor
 from compressors.errors import UsageError
-from connectors.towers.text import TextEncoder, load_text_encoder
+from connectors.towers.build_text import load_text_encoder
+from connectors.towers.text import TextEncoder
 from connectors.towers.text_tokenizer import TextTokenizer, load_text_tokenizer
 from llm_adapters.reuse.families import ModelFamily
 from llm_adapters.reuse.wrapping import bind_arguments, split_placeholders

@@ -2,7 +2,9 @@
 tiny random CLIP and SigLIP checkpoints, from the words of a conversation to the tokens that are kept."""
 
 import copy
+import json
 
+import open_clip
 import pytest
 import torch
 from factories import chat, make_batch, make_config, make_llm, make_processor, picture
@@ -13,7 +15,7 @@ from transformers import AutoModel
 import compressors
 from compressors.errors import UsageError
 from connectors.towers.build import load_tower
-from connectors.towers.text import build_text_encoder, load_text_encoder, read_text_config
+from connectors.towers.build_text import build_text_encoder, load_text_encoder, read_text_config
 from connectors.towers.text_tokenizer import FOLDER, load_text_tokenizer, read_saved_text_tokenizer
 from llm_adapters.conversation import IMAGE, Turn
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
@@ -215,3 +217,70 @@ def test_a_tower_without_text_encoder_is_refused_in_one_line(sources, tmp_path):
     encoder.model.config.vision_config.hidden_size = 32
     with pytest.raises(UsageError, match="32 channels, this one has 24"):
         tower.add_text_encoder(encoder)
+
+
+@pytest.fixture(params=["native", "timm"])
+def tiny_open_clip(request, tmp_path):
+    """A tiny model under a name that open_clip knows, and its checkpoint; `open_clip:...` for it."""
+    vision = {"width": 24, "layers": 3, "head_width": 8, "image_size": 84, "patch_size": 14}
+    if request.param == "timm":
+        vision = {"timm_model_name": "test_vit3", "timm_pool": "map", "image_size": 160}
+        vision["timm_proj"] = "linear"
+    text = {"width": 8, "heads": 1, "layers": 2, "context_length": 9, "vocab_size": 49408}
+    model = {"embed_dim": 10, "quick_gelu": request.param == "native", "vision_cfg": vision, "text_cfg": text}
+    name = f"slothkit-text-{request.param}"
+    (tmp_path / f"{name}.json").write_text(json.dumps(model))
+    open_clip.add_model_config(tmp_path / f"{name}.json")
+    torch.manual_seed(0)
+    torch.save(open_clip.create_model(name).state_dict(), tmp_path / "weights.pt")
+    return f"open_clip:{name}:{tmp_path / 'weights.pt'}"
+
+
+def test_open_clip_brings_its_text_encoder(tiny_open_clip, tmp_path):
+    """As the whole model has question and patches, saved and loaded in a composed one, too."""
+    _, name, path = tiny_open_clip.split(":")
+    whole = open_clip.create_model(name, pretrained=path).eval()
+    encoder = load_text_encoder(tiny_open_clip, "here")
+    tokenizer = load_text_tokenizer(tiny_open_clip, "here")
+    with pytest.warns(UserWarning, match="takes 9 tokens: a question of more than 9 was cut") as told:
+        ids = tokenizer(["what is this", "where is the cat " * 5])
+        tokenizer(["where is the cat " * 5])
+    assert len(told) == 1 and ids.equal(
+        open_clip.get_tokenizer(name)(["what is this", "where is the cat " * 5])
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.encode_text(ids), whole.encode_text(ids))
+    tower = load_tower(tiny_open_clip, -1)
+    tower.add_text_encoder(encoder)
+    pixels = torch.randn(2, 3, tower.image_size, tower.image_size)
+    with torch.no_grad():
+        features = tower.extract_features(pixels, (), ("joint",))
+        patch = features[:, 1, 2, : tower.dim].unsqueeze(1)
+        if "native" in name:
+            cls = tower.extract_features(pixels, (), ("cls",))[:, 0, 0, tower.dim :]
+            # what the whole model does to CLS is done to each patch
+            torch.testing.assert_close(encoder.project_patches(cls), whole.encode_image(pixels))
+            joint = encoder.project_patches(patch)
+        else:
+            trunk = whole.visual.trunk
+            joint = whole.visual.head(trunk.fc_norm(trunk.attn_pool(trunk.norm(patch))))
+    torch.testing.assert_close(features[:, 1, 2, tower.dim :], joint.view(2, -1))
+    model, processor = make_pair(tiny_open_clip, "trim")
+    size = tower.image_size
+    processor.image_processor.size = {"height": size, "width": size}
+    processor.image_tokens = model.num_image_tokens()
+    batch = make_batch(processor, [([Turn(f"{IMAGE}\n{FIRST}")], [picture(0, (size, size))])])
+    model.save_pretrained(tmp_path / "saved")
+    processor.save_pretrained(tmp_path / "saved")
+    again = FlashSlothForConditionalGeneration.from_pretrained(tmp_path / "saved").eval()
+    assert FlashSlothProcessor.from_pretrained(tmp_path / "saved").question_tokenizer.name == name
+    del batch["labels"]
+    with torch.no_grad():
+        assert again(**batch).logits.equal(model(**batch).logits)
+
+
+def test_open_clip_towers_whose_patches_have_no_place_beside_the_text():
+    with pytest.raises(UsageError, match="its image encoder pools patches together"):
+        read_text_config("open_clip:coca_ViT-B-32", "here")
+    with pytest.raises(UsageError, match="open_clip has no model 'ViT-B-33'; did you mean"):
+        read_text_config("open_clip:ViT-B-33", "here")

@@ -10,7 +10,7 @@ from reuse_models import VISION
 from text_towers import save_text_tower
 
 from compressors.errors import UsageError
-from connectors.towers.text import load_text_encoder
+from connectors.towers.build_text import load_text_encoder
 from connectors.towers.text_tokenizer import load_text_tokenizer
 from llm_adapters import reuse
 from llm_adapters.reuse.questions import TurnWords, cut_question
