@@ -48,6 +48,8 @@ from llm_adapters.visual_prompt import place_visual_tokens
 
 # the attribute of the model that holds the parts, and their prefix in its state dict
 PARTS_ATTRIBUTE = "slothkit"
+# by which `generate` encodes images; not there in older transformers and in models without their head
+GENERATION_ENCODER = "_maybe_prepare_encoder_kwargs_for_generation"
 
 
 def refuse_videos(original: Callable[..., Any], *_: Any, **__: Any) -> Any:
@@ -126,8 +128,8 @@ class VisualParts(nn.Module, QueryAdapter):
             features: Any = base.get_submodule(self.family.features)
             features.visual_level = 0
             handles.append(features.register_forward_hook(self._record_level))
-        if self.question_reader is not None and hasattr(model, "generate"):  # one without its head has none
-            wrap(model, "generate", self.question_reader.generate_noting_prompt)
+        if self.question_reader is not None and hasattr(model, GENERATION_ENCODER):
+            wrap(model, GENERATION_ENCODER, self.question_reader.encode_noting_prompt)
         if isinstance(self.position_keeper, PositionKeeper):
             wrap(model, "prepare_inputs_for_generation", self.position_keeper.continue_positions)
         if self.query_module is not None:

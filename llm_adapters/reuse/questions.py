@@ -97,13 +97,14 @@ class QuestionReader:
         finally:
             self._ids, self._types = before
 
-    def generate_noting_prompt(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """The model's `generate`, which encodes images before its forward passes."""
+    def encode_noting_prompt(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The method by which `generate` encodes images before its forward passes (transformers 5.18)."""
         arguments = bind_arguments(original, args, kwargs)
-        ids = arguments.get("inputs")  # `generate` calls its first argument so
-        if ids is None:
-            ids = arguments.get("input_ids")
-        with self.note_prompt(ids, arguments.get("mm_token_type_ids")):
+        model_kwargs = arguments["model_kwargs"]
+        ids = model_kwargs.get("input_ids")
+        if arguments.get("model_input_name") == "input_ids":
+            ids = arguments["inputs_tensor"]
+        with self.note_prompt(ids, model_kwargs.get("mm_token_type_ids")):
             return original(*args, **kwargs)
 
     def list_questions(self, counts: Sequence[int]) -> list[str]:

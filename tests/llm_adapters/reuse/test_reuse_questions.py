@@ -13,6 +13,7 @@ from compressors.errors import UsageError
 from connectors.towers.build_text import load_text_encoder
 from connectors.towers.text_tokenizer import load_text_tokenizer
 from llm_adapters import reuse
+from llm_adapters.reuse.parts import GENERATION_ENCODER
 from llm_adapters.reuse.questions import TurnWords, cut_question
 
 FAMILIES = {"llava": "clip", "llava_next": "clip", "llava_onevision": "siglip"}
@@ -150,10 +151,25 @@ def test_saved_loaded_and_detached(sources, tmp_path, name):
     assert reuse.name_trained_parts(model) == []
     plain = make_model("llava")
     reuse.detach(model, processor)
-    assert "generate" not in vars(model)
+    assert GENERATION_ENCODER not in vars(model)
     before = inputs(make_processor("llava"), two_rows())
     with torch.no_grad():
         assert model(**before).logits.equal(plain(**before).logits)
+
+
+def test_a_pruner_may_come_and_go(sources):
+    """Before and behind it, in any order."""
+    options = {"max_new_tokens": 3, "do_sample": False}
+    model, processor = make_model("llava"), make_processor("llava")
+    reuse.prune(model, "fastv", layer=1, ratio=0.5)
+    reuse.attach(model, processor, "trim", tokens=TOKENS, text_encoder=sources["clip"])
+    batch = inputs(processor, two_rows())
+    with torch.no_grad():
+        pruned = model.generate(**batch, **options)
+        reuse.prune(model, None)
+        said = model.generate(**batch, **options)
+        alone = attach("llava", "trim", sources["clip"])[0].generate(**batch, **options)
+    assert said.equal(alone) and pruned.shape[0] == 2
 
 
 def test_what_cannot_be_is_refused_in_one_line(sources, tmp_path):
