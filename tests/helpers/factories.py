@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+import compressors
 from compressors.base import registry
 from connectors.versions import find_pil_class, is_at_least
 from llm_adapters.configuration import FlashSlothConfig
@@ -180,6 +181,7 @@ def make_config(
     """`knobs` are the query module's."""
     knobs = {**QUERY_KNOBS.get(query_module, {}), **knobs}
     image, query = byte_tokenizer().convert_tokens_to_ids([IMAGE, QUERY])
+    compressors.names()  # imports the methods, which register themselves
     tower_text = whole_config() if registry.get(compressor).needs_tower_text else None
     return FlashSlothConfig(
         vision_config=vision or vision_config(),
