@@ -154,7 +154,7 @@ def collect_table(
     rows = []
     pairs = []
     for table_row in [*blind_rows, *file.rows]:
-        row = ReportRow(table_row.block, table_row.label, table_row.ours)
+        row = ReportRow(table_row.block, table_row.label, table_row.ours, absent=table_row.absent)
         rows.append(row)
         for cell in table_row.cells:
             finished_cell = find_finished_cell(cell, store, earlier_report)

@@ -52,6 +52,7 @@ class ReportRow:
     settings     setting -> its value, of those that tell the table's rows apart
     baseline     label of the row that it is compared with; nothing where there is none
     uncompressed label of the row that has its settings and leaves the patches as they are
+    absent       why it has no cell; nothing where it has some
     """
 
     block: str
@@ -65,6 +66,7 @@ class ReportRow:
     settings: dict[str, str] = field(default_factory=dict)
     baseline: str = ""
     uncompressed: str = ""
+    absent: str = ""
 
 
 @dataclass
@@ -198,8 +200,8 @@ def make_table_entry(table: ReportTable) -> dict[str, Any]:
             "missing": row.missing,
             "efficiency": row.efficiency,
         }
-        # only of tables whose rows are compared
-        for name in ("settings", *REFERENCES):
+        # only of tables whose rows are compared, or of rows that cannot be
+        for name in ("settings", *REFERENCES, "absent"):
             if getattr(row, name):
                 row_entry[name] = getattr(row, name)
         rows.append(row_entry)
@@ -329,6 +331,7 @@ def load_report_row(entry: Mapping[str, Any], cells: NDArray) -> ReportRow:
     row.training = conform(entry.get("training", ()), tuple[str, ...], "training")
     row.settings = conform(entry.get("settings", {}), dict[str, str], "settings")
     row.baseline, row.uncompressed = (conform(entry.get(name, ""), str, name) for name in REFERENCES)
+    row.absent = conform(entry.get("absent", ""), str, "absent")
     keys = conform(entry.get("keys", ()), list[str | None], "keys")
     for seed, key in zip(seeds, keys):
         if key:

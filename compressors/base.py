@@ -37,6 +37,9 @@ class Compressor(nn.Module):
 
     needs_text     forward wants `text (B, T, llm_dim)`, the embeddings of the question asked where the image
                    stands, and `text_mask (B, T)`, True where there is a token; None: everywhere
+    needs_tower_text    forward wants the question by the text encoder that was trained with the tower: `text
+                   (B, M, E)`, one or several pieces of it, and `text_mask (B, M)`. It asks for the cue
+                   `joint`, too, the patches in that space
     needs_projected    patches as the projector makes them, at the LLM's width, come along last in the
                    channels: one that chooses patches as the LLM will see them. Its out_dim is `dim`
     needs_levels   hidden states of the tower, as its `levels=` takes them, that come along in the channels:
@@ -52,6 +55,7 @@ class Compressor(nn.Module):
 
     out_dim: int
     needs_text: bool = False
+    needs_tower_text: bool = False
     needs_projected: bool = False
     needs_levels: tuple[int, ...] = ()
     needs_cues: tuple[str, ...] = ()
@@ -69,6 +73,11 @@ class Compressor(nn.Module):
         if grid is None:
             raise NotImplementedError(f"{type(self).__name__} must define out_grid or num_tokens")
         return grid[0] * grid[1]
+
+    @property
+    def reads_question(self) -> bool:
+        """Whether `forward` wants `text`, by the LLM's embeddings or by the tower's own text encoder."""
+        return self.needs_text or self.needs_tower_text
 
     @property
     def draws(self) -> bool:

@@ -5,6 +5,7 @@
     received:b    what all tokens, CLS among them, pay the patch on average, mean over heads      1 channel
     keys:b        its key in block b, mean over heads                                             d channels
     cls           CLS's own output, the same at every patch; no tower without CLS has it          C channels
+    joint         the patch in the space that the tower's own text encoder was trained to share   E channels
 
 b counts blocks as `select_layer` does (-2: the one whose output `select_layer=-2` gives); without it,
 `attention`, `received` and `keys` are of the block whose output the tower gives. Attention is a softmax over
@@ -23,7 +24,8 @@ ATTENTION = "attention"
 RECEIVED = "received"
 KEYS = "keys"
 CLS = "cls"
-CUE = re.compile(rf"({ATTENTION}|{RECEIVED}|{KEYS})(?::(-?[1-9]\d*))?|{CLS}")
+JOINT = "joint"
+CUE = re.compile(rf"({ATTENTION}|{RECEIVED}|{KEYS})(?::(-?[1-9]\d*))?|{CLS}|{JOINT}")
 
 
 class Cue(NamedTuple):
@@ -38,15 +40,19 @@ def parse_cue(text: str) -> Cue:
     match = CUE.fullmatch(text)
     if match is None:
         raise UsageError(
-            f"cue '{text}': there are {ATTENTION}[:block], {RECEIVED}[:block], {KEYS}[:block] and {CLS}"
+            f"cue '{text}': there are {ATTENTION}[:block], {RECEIVED}[:block], {KEYS}[:block], {CLS} and "
+            f"{JOINT}"
         )
     level = match[2]
-    return Cue(match[1] or CLS, None if level is None else int(level))
+    return Cue(match[1] or text, None if level is None else int(level))
 
 
-def count_channels(dim: int, levels: Sequence[int], cues: Sequence[str], key_dim: int) -> int:
-    """Channels of what a compressor with these needs reads, of a tower of width `dim`, heads of `key_dim`."""
-    widths = {ATTENTION: 1, RECEIVED: 1, KEYS: key_dim, CLS: dim}
+def count_channels(
+    dim: int, levels: Sequence[int], cues: Sequence[str], key_dim: int, joint_dim: int = 0
+) -> int:
+    """Channels of what a compressor with these needs reads, of a tower of width `dim`, heads of `key_dim`
+    and a space of `joint_dim` with its text encoder."""
+    widths = {ATTENTION: 1, RECEIVED: 1, KEYS: key_dim, CLS: dim, JOINT: joint_dim}
     channels = dim * (1 + len(levels))
     for cue in cues:
         channels += widths[parse_cue(cue).kind]
@@ -58,7 +64,7 @@ def split_cues(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """(B, H, W, channels) of a tower of width `dim` -> features (B, H, W, (1 + L) C) with their levels, and
     each cue by its name: attention (B, H, W), keys (B, H, W, d), cls (B, C). UsageError where channels are
-    missing."""
+    missing. For `joint`, whose width the text tells, there is `compressors/relevance.py`."""
     kinds = [parse_cue(cue).kind for cue in cues]
     expected = count_channels(dim, levels, cues, 0)
     key_channels = features.shape[-1] - expected

@@ -24,6 +24,7 @@ PAPER = re.compile(r"arXiv \d{4}\.\d{4,5}|https?://[^\s,;)]+")
 NO = "-"
 YES = "yes"
 HOST = "host's"
+TOWER = "tower's"
 UNKNOWN = "?"
 
 
@@ -35,7 +36,8 @@ class CompressorFacts:
     tokens: str  # 27x27 -> 81
     width: str  # of a token
     learned: str  # parameters: 1.3 M; -: none
-    text: str  # reads the question: yes, -, or what makes it do so, such as text=true
+    # reads the question: yes, -, what makes it do so, such as text=true, or by the tower's text encoder
+    text: str
     projects: str  # makes tokens as wide as the LLM's, likewise
     levels: str  # reads several hidden states of the tower, likewise
     cues: str  # what else it asks the tower for: attention, keys, cls
@@ -60,7 +62,7 @@ def collect_facts(name: str) -> CompressorFacts:
         tokens=tokens,
         width=width,
         learned=learned,
-        text=describe_flag(name, "needs_text"),
+        text=describe_text(name),
         projects=describe_flag(name, "projects"),
         levels=describe_flag(name, "needs_levels"),
         cues=", ".join(build_without_memory(name).needs_cues),
@@ -137,6 +139,13 @@ def describe_flag(name: str, flag: str) -> str:
         if takes_levels and has_flag(name, flag, **{knob: (1,)}):
             return f"{knob}=[...]"
     return NO
+
+
+def describe_text(name: str) -> str:
+    """Whether a compressor reads the question, and if by the tower's own text encoder."""
+    if has_flag(name, "needs_tower_text"):
+        return TOWER
+    return describe_flag(name, "needs_text")
 
 
 def has_flag(name: str, flag: str, **knobs: object) -> bool:

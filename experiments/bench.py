@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 BASE = "matrix product"  # what the ratios are of
 LLM_DIM = 2560  # width that compressors with a projector of their own project to, Phi-2's
 KEY_DIM = 64  # of the keys that some read, a head's
+JOINT_DIM = 768  # of the space that patches share with a text encoder, CLIP-L's
 TEXT_TOKENS = 40  # of a question
 COMPRESSOR_HEADER = ["compressor", "tokens", "ms", "lowest", "limit", "share", "by", "kernels"]
 
@@ -140,12 +141,14 @@ def make_inputs(part: Compressor, options: BenchOptions, place: dict[str, Any]) 
 
     from compressors.cues import count_channels
 
-    channels = count_channels(options.dim, part.needs_levels, part.needs_cues, KEY_DIM)
+    channels = count_channels(options.dim, part.needs_levels, part.needs_cues, KEY_DIM, JOINT_DIM)
     if part.needs_projected:
         channels += LLM_DIM
     tensors = [torch.rand(options.batch, options.grid, options.grid, channels, **place)]
     if part.needs_text:
         tensors.append(torch.randn(options.batch, TEXT_TOKENS, LLM_DIM, **place))
+    elif part.needs_tower_text:
+        tensors.append(torch.randn(options.batch, 1, JOINT_DIM, **place))
     return tensors
 
 

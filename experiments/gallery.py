@@ -17,6 +17,7 @@ from compressors.command_line import Command, CommandLine, setting
 from experiments.config import signatures
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
 
     from compressors.listing import CompressorFacts
@@ -103,17 +104,28 @@ def write_token_sheet(name: str, picture: "Image.Image", path: Path) -> None:
     import torch
     from PIL import Image
 
+    import compressors
+    from compressors.listing import TOWER, collect_facts
     from experiments.config.cells import make_cells
     from experiments.inspection.origins_figure import draw_origins
     from experiments.inspection.token_origins import estimate_origins
     from experiments.models.build import build_model
 
-    model, processor = build_model(make_cells({"compressor": [name]})[0].config)
+    asks_tower = collect_facts(name).text == TOWER
+    cell = make_cells({"compressor": ["identity" if asks_tower else name]})[0]
+    model, processor = build_model(cell.config)
+    if asks_tower:
+        dims = {"dim": model.vision_tower.dim, "llm_dim": model.config.text_config.hidden_size}
+        model.compressor = compressors.create(name, **dims)
     part = model.compressor.eval()
-    with torch.no_grad():
-        features = model.get_image_features(processor.pixels([picture]).unsqueeze(0))[0]
-        features = model.add_projected(features)
     text: tuple[torch.Tensor, ...] = ()
+    with torch.no_grad():
+        pixels = processor.pixels([picture])
+        if asks_tower:
+            features, text = make_up_question(model.vision_tower(pixels))
+        else:
+            features = model.get_image_features(pixels.unsqueeze(0))[0]
+        features = model.add_projected(features)
     if part.needs_text:  # a question of random embeddings, (1, T, D)
         text_width = model.config.text_config.hidden_size
         text = (torch.randn(1, QUESTION_TOKENS, text_width),)
@@ -132,6 +144,18 @@ def write_token_sheet(name: str, picture: "Image.Image", path: Path) -> None:
         reduce_colours(drawn).save(path, optimize=True)
 
 
+def make_up_question(patches: "torch.Tensor") -> tuple["torch.Tensor", tuple["torch.Tensor"]]:
+    """For a tower without a text encoder: patches (1, H, W, C) with themselves as the space of the text, and
+    a question about what is in the middle of the picture, (1, 1, C)."""
+    from torch import cat
+    from torch.nn.functional import normalize
+
+    height, width = patches.shape[1:3]
+    joint = normalize(patches - patches.mean((1, 2), keepdim=True), dim=-1)
+    middle = joint[:, height // 2, width // 2].unsqueeze(1)
+    return cat([patches, joint], -1), (-middle,)  # what it is about is least like a text
+
+
 def reduce_colours(picture: "Image.Image") -> "Image.Image":
     """A picture of few colours."""
     return picture.convert("RGB").quantize(PNG_COLOURS)
@@ -139,9 +163,13 @@ def reduce_colours(picture: "Image.Image") -> "Image.Image":
 
 def format_gallery_section(facts: "CompressorFacts") -> str:
     """A compressor's part of the page."""
+    from compressors.listing import TOWER
+
     words = [facts.title, facts.summary]
     if facts.learned != "-":
         words.append("*Random weights.*")
+    if facts.text == TOWER:
+        words.append("*The question is made up: what is in the middle of the picture.*")
     return f"## {facts.name}\n\n{' '.join(words)}\n\n![{facts.name}]({facts.name}.png)\n"
 
 

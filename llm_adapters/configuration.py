@@ -17,6 +17,7 @@ Part = dict[str, Any] | PreTrainedConfig | None
 FIELD_TYPES = {
     "select_layer": int,
     "compressor": str,
+    "tower_text_config": dict[str, Any] | None,
     "compressor_knobs": dict[str, Any] | None,
     "projector": str,
     "projector_knobs": dict[str, Any] | None,
@@ -43,6 +44,8 @@ class FlashSlothConfig(PreTrainedConfig):
     """Vision tower + compressor + projector + causal LM (+ query module).
 
     vision_config, text_config   the tower's and the LLM's own configurations
+    tower_text_config            of the whole CLIP or SigLIP whose text encoder stands with the tower, a
+                                 dictionary; None: there is none
     select_layer                 tower hidden state that is compressed
     compressor(_knobs)           name and knobs in the compressor registry
     projector(_knobs)            name and knobs; "auto": mlp2x_gelu, or identity after a compressor that
@@ -71,6 +74,7 @@ class FlashSlothConfig(PreTrainedConfig):
         image_token_id: int | None = None,
         query_token_id: int | None = None,
         prompt: dict | None = None,
+        tower_text_config: dict | None = None,
         tie_word_embeddings: bool = False,
         **kwargs: Any,
     ):
@@ -88,6 +92,7 @@ class FlashSlothConfig(PreTrainedConfig):
         self.image_token_id = image_token_id
         self.query_token_id = query_token_id
         self.prompt = prompt
+        self.tower_text_config = tower_text_config
         kwargs["tie_word_embeddings"] = tie_word_embeddings
         super().__init__(**kwargs)
         self.check()

@@ -66,6 +66,7 @@ class Encoded:
     turns        1-based turn on question, image and query tokens; 0 elsewhere
     image_turns  turn in which each image stands
     turn_ends    position after each turn's last token
+    questions    the text of each turn's question
     """
 
     ids: list[int] = field(default_factory=list)
@@ -73,6 +74,7 @@ class Encoded:
     turns: list[int] = field(default_factory=list)
     image_turns: list[int] = field(default_factory=list)
     turn_ends: list[int] = field(default_factory=list)
+    questions: list[str] = field(default_factory=list)
 
     def extend(self, ids: Sequence[int], turn: int = 0, answer: bool = False) -> None:
         self.ids += ids
@@ -179,6 +181,7 @@ class Encoder:
                 out.extend([self.image_token_id] * next(images), out.image_turns[-1])
             elif piece == QUESTION:
                 turn, asking = turn + 1, True
+                out.questions.append("")
             elif piece == QUERY:
                 out.extend([self.query_token_id] * self.num_queries, turn)
                 asking, answering = False, True
@@ -187,6 +190,8 @@ class Encoder:
                 answering = False
             else:
                 out.extend(self._tokenize(piece), turn if asking else 0)
+                if asking:
+                    out.questions[-1] = f"{out.questions[-1]} {piece.strip()}".strip()
         if len(out.turn_ends) < turn:
             out.turn_ends.append(len(out.ids))
         return out
@@ -254,4 +259,5 @@ def truncate_encoded(encoded: Encoded, max_length: int, placeholders: Sequence[i
         encoded.turns[:length],
         [turn for turn in encoded.image_turns if turn <= turns],
         encoded.turn_ends[: len(whole_ends)] or [length],
+        encoded.questions[:turns],
     )

@@ -30,6 +30,7 @@ from connectors.query_module import QueryModule, take_at_positions
 from connectors.query_modules import registry as query_modules
 from connectors.towers.base import VisionTower
 from connectors.towers.build import build_tower
+from connectors.towers.build_text import build_text_encoder
 from connectors.versions import CACHE
 from llm_adapters.adapter import (
     CONTEXT,
@@ -61,6 +62,7 @@ from llm_adapters.kept_positions import (
 from llm_adapters.kept_turns import GUESSED, check_turn, says_guessed
 from llm_adapters.pruning.apply import PruningAdapter, check_positions
 from llm_adapters.pruning.attention import PRUNING_CONTEXT as PRUNING
+from llm_adapters.tower_text import TurnQuestions, embed_questions, gather_questions
 from llm_adapters.visual_prompt import (
     Mute,
     check_count,
@@ -73,7 +75,16 @@ from llm_adapters.visual_prompt import (
 )
 
 GUESSING_OPTIONS = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
-PREFILL_ONLY = ("pixel_values", "vision_features", "image_turn", "turns", "query_index", "prefix_length")
+PREFILL_ONLY = (
+    "pixel_values",
+    "vision_features",
+    "image_turn",
+    "turns",
+    "query_index",
+    "question_ids",
+    "question_mask",
+    "prefix_length",
+)
 
 
 def guesses_tokens(options: Mapping[str, Any], generation_config: Any) -> bool:
@@ -93,6 +104,9 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
     image_turn       (B, I)              turn each image stands in, from 1; 0 fills rows with fewer images
     turns            (B, T)              turn of question, image and query tokens, 0 elsewhere
     query_index      (B, S)              positions of query tokens, -1 fills; optional, read off `input_ids`
+    question_ids     (B, R, L)           questions of a row's turns, for the tower's own text encoder, where a
+                                         compressor compares patches with them; R: turns of the longest row
+    question_mask    (B, R)              which of them there are
     answer_index     (N,)                of `llm_adapters.answers.index_answers`: with `labels`, the logits of
                                          these positions alone are computed; optional, in training
     lesson                               what a teacher says of these positions, for the loss; optional
@@ -126,6 +140,10 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         """Parts that are given are taken as they are, with their weights; others are built from `config`."""
         super().__init__(config)
         self.vision_tower = vision_tower or build_tower(config.vision_config, config.select_layer)
+        if config.tower_text_config is not None and self.vision_tower.text_encoder is None:
+            self.vision_tower.add_text_encoder(build_text_encoder(config.tower_text_config))
+        elif self.vision_tower.text_encoder is not None:
+            config.tower_text_config = self.vision_tower.text_encoder.config
         self.language_model: Any = language_model or AutoModelForCausalLM.from_config(config.text_config)
         reset_outputs(self.language_model.config)
         sizes = llm_sizes(config)
@@ -165,6 +183,9 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         if compressor.out_dim != self.compressor.out_dim:
             raise UsageError(f"its tokens have {compressor.out_dim} channels, not {self.compressor.out_dim}")
         self.vision_tower.check_needs(compressor.needs_levels, compressor.needs_cues)
+        if compressor.needs_tower_text:
+            assert self.vision_tower.text_encoder is not None  # else it would have been refused
+            self.config.tower_text_config = self.vision_tower.text_encoder.config
         if compressor.keeps_positions:
             check_rotary(self.language_model)
         if self.pruner is not None:
@@ -255,11 +276,17 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         return torch.cat([features, projected.to(features.dtype)], -1)
 
     def compress_features(
-        self, features: Tensor, embeds: Tensor, turns: Tensor, image_turn: Tensor, is_text: Tensor
+        self,
+        features: Tensor,
+        embeds: Tensor,
+        turns: Tensor,
+        image_turn: Tensor,
+        is_text: Tensor,
+        questions: TurnQuestions | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """(B, I, H, W, C) -> visual tokens at the LLM's width (B, I * N, D), and where positions are kept the
         patches (B, I, N) that they stand at. A text-aware compressor reads the embeddings of the question in
-        whose turn the image stands."""
+        whose turn the image stands, by the LLM or by the tower's own text encoder."""
         rows, images = features.shape[:2]
         text = None
         text_mask = None
@@ -269,6 +296,8 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             index = query_positions(rearrange(of_turn, "b i t -> (b i) t"))
             text = take_at_positions(embeds.repeat_interleave(images, 0), index)
             text_mask = index >= 0
+        elif self.compressor.needs_tower_text:
+            text, text_mask = embed_questions(self.vision_tower.text_encoder, questions, image_turn)
         flat = rearrange(features, "b i h w c -> (b i) h w c")
         # cached features are float16; a projector without weights takes the embeddings' type
         weights = next(self.projector.parameters(), embeds)
@@ -292,6 +321,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         image_turn: Tensor | None,
         turns: Tensor | None,
         query_index: Tensor | None,
+        questions: TurnQuestions | None = None,
     ) -> tuple[Tensor, QueryContext | None, Tensor | None]:
         """Token embeddings with visual and query tokens in place, the query module's context, and where
         positions are kept by how much those of the tokens (B, T) are further on."""
@@ -317,7 +347,9 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             )
         features = clear_fill(features, image_turn)
         is_question = (turns > 0) & is_text
-        visual, kept = self.compress_features(features, text_embeds, turns, image_turn, is_question)
+        visual, kept = self.compress_features(
+            features, text_embeds, turns, image_turn, is_question, questions
+        )
         check_count(is_image, visual.shape[1] // features.shape[1], image_turn)
         # a gather, not a masked assignment: its shapes do not depend on the data, so it compiles
         order = (is_image.cumsum(1) - 1).clamp(0, visual.shape[1] - 1)
@@ -369,6 +401,8 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         image_turn: Tensor | None = None,
         turns: Tensor | None = None,
         query_index: Tensor | None = None,
+        question_ids: Tensor | None = None,
+        question_mask: Tensor | None = None,
         hidden_visual: Tensor | None = None,
         labels: Tensor | None = None,
         position_ids: Tensor | None = None,
@@ -421,8 +455,9 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
                 if turns is not None:
                     is_trained = labels is not None or without_head
                     fitted_turns = fit_turns(turns, input_ids.shape[1], is_trained)
+                questions = gather_questions(question_ids, question_mask)
                 inputs_embeds, context, shift = self.embed_tokens(
-                    input_ids, vision_features, image_turn, fitted_turns, query_index
+                    input_ids, vision_features, image_turn, fitted_turns, query_index, questions
                 )
                 if vision_features is not None:
                     assert turns is not None and fitted_turns is not None  # `embed_tokens` has refused else

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from compressors.checks import check_at_least
 from compressors.errors import UsageError, quote
 from compressors.registry import conform
 from connectors.tiling import Tiling
+from connectors.towers.text_tokenizer import TextTokenizer, read_saved_text_tokenizer
 from connectors.versions import is_at_least
 from llm_adapters.adapter import query_positions
 from llm_adapters.configuration import FlashSlothConfig
@@ -160,9 +162,10 @@ class FlashSlothProcessor(ProcessorMixin):
     prompt         system, user, assistant and end strings
 
     Calls return `input_ids, attention_mask, turns (B, T)`, `query_index (B, S)` and, with images, `image_turn
-    (B, I)` and `pixel_values (B, I, 3, h, w)`, I counting crops. For training also `labels (B, T)`, -100
-    outside of answers, or `assistant_masks (B, T)`, 1 on the same tokens. Shorter rows are padded on the left
-    unless told otherwise.
+    (B, I)` and `pixel_values (B, I, 3, h, w)`, I counting crops. With `question_tokenizer`, that of the
+    tower's own text encoder, also `question_ids (B, R, L)` and `question_mask (B, R)`, a question a turn. For
+    training also `labels (B, T)`, -100 outside of answers, or `assistant_masks (B, T)`, 1 on the same tokens.
+    Shorter rows are padded on the left unless told otherwise.
     """
 
     valid_kwargs = ["image_tokens", "tiles", "num_queries", "prompt", "layout", "chat_template"]
@@ -186,6 +189,8 @@ class FlashSlothProcessor(ProcessorMixin):
         prompt = conform(prompt, dict[str, str] | None, "prompt")
         images = pil_backend(image_processor)
         check_image_processor(images)
+        # of the tower's own text encoder, where a compressor compares patches with the question by it
+        self.question_tokenizer: TextTokenizer | None = None
         # attributes stand before super().__init__, which saves them as they are then
         self.image_tokens = image_tokens
         self.num_queries = num_queries
@@ -203,8 +208,23 @@ class FlashSlothProcessor(ProcessorMixin):
         Tiling(tiles, layout=layout)  # refuses what is no layout
 
     def to_dict(self) -> dict[str, Any]:
-        """What is saved; the encoder is made anew."""
-        return {name: value for name, value in super().to_dict().items() if name != "encoder"}
+        """What is saved; the encoder is made anew, and the tower's tokenizer has a folder of its own."""
+        apart = ("encoder", "question_tokenizer")
+        return {name: value for name, value in super().to_dict().items() if name not in apart}
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' own, with the tokenizer of the tower's text encoder where there is one."""
+        if self.question_tokenizer is not None:
+            self.question_tokenizer.save(save_directory)
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' own."""
+        processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        if Path(pretrained_model_name_or_path).is_dir():
+            processor.question_tokenizer = read_saved_text_tokenizer(Path(pretrained_model_name_or_path))
+        return processor
 
     def apply_chat_template(
         self,
@@ -325,7 +345,20 @@ class FlashSlothProcessor(ProcessorMixin):
         out["query_index"] = query_positions(out["input_ids"] == self.query_token_id)
         if self.image_tokens and any(r.image_turns for r in rows):
             out["image_turn"] = pad_rows([self.crop_turns(row) for row in rows], 0, False)
+        if self.question_tokenizer is not None:
+            out |= self.tokenize_questions(rows)
         return out
+
+    def tokenize_questions(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
+        """The questions of rows as the tower's own text encoder reads them."""
+        assert self.question_tokenizer is not None  # asked for by the caller
+        turns = max(1, *(len(row.questions) for row in rows), 0)
+        texts: list[str] = []
+        for row in rows:
+            texts += row.questions + [""] * (turns - len(row.questions))
+        ids = self.question_tokenizer(texts).unflatten(0, (len(rows), turns))
+        is_asked = torch.tensor([bool(text) for text in texts]).view(len(rows), turns)
+        return {"question_ids": ids, "question_mask": is_asked}
 
     def crop_turns(self, row: Encoded) -> list[int]:
         """The turn of each crop: of its first placeholder."""
@@ -334,7 +367,10 @@ class FlashSlothProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        return ["input_ids", "attention_mask", "turns", "query_index", "image_turn", "pixel_values"]
+        names = ["input_ids", "attention_mask", "turns", "query_index", "image_turn", "pixel_values"]
+        if self.question_tokenizer is not None:
+            names += ["question_ids", "question_mask"]
+        return names
 
 
 def find_token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:

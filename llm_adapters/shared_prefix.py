@@ -53,7 +53,7 @@ def can_share_prefix(model: FlashSlothForConditionalGeneration) -> bool:
     window counts it."""
     compressor = model.compressor
     if (
-        compressor.needs_text
+        compressor.reads_question
         or type(compressor).visible is not Compressor.visible
         or model.pruner is not None
         or (model.query_module is not None and model.query_module.prefuses)

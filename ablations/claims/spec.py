@@ -112,7 +112,7 @@ def read_claims(table: TableFile) -> tuple[Claim, ...]:
     entries = content.get("claims") or []
     if not isinstance(entries, list):
         raise UsageError(f"{table.path}: claims: expected a list, found a {type(entries).__name__}")
-    labels = [row.label for row in table.rows]
+    labels = [row.label for row in table.rows if not row.absent]
     tie, tie_reason = parse_tie(content.get("tie"), f"{table.path}, tie")
     claims = []
     for number, entry in enumerate(entries, 1):

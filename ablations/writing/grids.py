@@ -17,6 +17,7 @@ from ablations.writing.word_grid import WordGrid
 from experiments.config.table_files import list_paper_tables
 
 OURS_MARK = "†"
+ABSENT_MARK = "‡"
 MEASURED_COLUMNS = {"ttft_ms": "TTFT", "peak_memory_mib": "peak memory"}
 PUBLISHED_FILE = Path(__file__).parents[1] / "published.yaml"
 SCORES_NOTE = (
@@ -133,13 +134,16 @@ def make_scores_line(table: ReportTable, row: ReportRow, columns: Sequence[Effic
     label = row.label
     if row.ours:
         label += OURS_MARK
+    if row.absent:
+        label += ABSENT_MARK
     if row.outcomes:
         words = [label, str(len(row.outcomes)), format_overall(table, row)]
         for family in table.family_names:
             mean, _ = compute_seed_interval(table.compute_accuracies(row, family))
             words.append(f"{mean:.1f}")
     else:
-        words = [label, "", "missing"] + [""] * len(table.family_names)
+        state = "cannot be" if row.absent else "missing"
+        words = [label, "", state] + [""] * len(table.family_names)
     for column in columns:
         value = row.efficiency.get(column.key)
         words.append("" if value is None else column.format_value(value))
@@ -155,18 +159,23 @@ def format_overall(table: ReportTable, row: ReportRow) -> str:
 
 
 def list_table_notes(table: ReportTable) -> list[str]:
-    """Below a table: what is ours, what is missing, what was not measured."""
+    """Below a table: what is ours, what cannot be, what is missing, what was not measured."""
     labels_by_reason: dict[str, list[str]] = {}
+    labels_by_absence: dict[str, list[str]] = {}
     labels_by_missing_seeds: dict[str, list[str]] = {}
     for row in table.rows:
         if row.ours:
             labels_by_reason.setdefault(row.ours, []).append(row.label)
+        if row.absent:
+            labels_by_absence.setdefault(row.absent, []).append(row.label)
         if row.missing:
             seeds = ", ".join(map(str, row.missing))
             labels_by_missing_seeds.setdefault(seeds, []).append(row.label)
     notes = []
     for reason, labels in labels_by_reason.items():
         notes.append(f"{OURS_MARK} {', '.join(labels)}: {reason}.")
+    for reason, labels in labels_by_absence.items():
+        notes.append(f"{ABSENT_MARK} {', '.join(labels)}: {reason}.")
     if labels_by_missing_seeds:
         missing_cells = []
         for seeds, labels in labels_by_missing_seeds.items():

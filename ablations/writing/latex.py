@@ -27,6 +27,7 @@ LATEX_SIGNS = {
     ">": r"\textgreater{}",
     "±": r"$\pm$",
     "†": r"$^\dagger$",
+    "‡": r"$^\ddagger$",
     "×": r"$\times$",
     '"': r"\textquotedbl{}",
 }

@@ -187,7 +187,7 @@ def render_scores_csv(report: Report) -> str:
             line += list_accuracies(table, row, families)
             for key in efficiency_keys:
                 line.append(row.efficiency.get(key, ""))
-            lines.append([*line, row.ours])
+            lines.append([*line, row.ours or row.absent])
     return format_csv(lines)
 
 

@@ -14,9 +14,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from compressors.cues import CLS, Cue, count_channels, parse_cue
+from compressors.cues import CLS, JOINT, Cue, count_channels, parse_cue
 from compressors.errors import UsageError
 from connectors.towers.cues import compute_cue, count_heads, find_attention, record_blocks
+from connectors.towers.text import ADVICE, TextEncoder
 from connectors.versions import switch_checkpointing
 
 
@@ -48,6 +49,7 @@ class VisionTower(nn.Module):
     blocks       the blocks built, in order
     num_prefix   tokens before the patches in a block, CLS and registers
     has_cls      whether the first of them is CLS
+    text_encoder    that was trained with it, where `add_text_encoder` has put one
     """
 
     num_prefix: int = 0
@@ -73,6 +75,17 @@ class VisionTower(nn.Module):
         self.depth = count_blocks(select_layer, num_layers)
         self.dim, self.patch_size, self.image_size = dim, patch_size, image_size
         self.image_mean, self.image_std, self.resample = image_mean, image_std, resample
+        self.text_encoder: TextEncoder | None = None
+
+    def add_text_encoder(self, encoder: TextEncoder) -> None:
+        """Gives the tower the text encoder that was trained with it, for the cue `joint`. UsageError for that
+        of a tower of another width."""
+        if encoder.patch_dim != self.dim:
+            raise UsageError(
+                f"the text encoder was trained with a tower of {encoder.patch_dim} channels, this one has "
+                f"{self.dim}; give the checkpoint that the tower is from"
+            )
+        self.text_encoder = encoder
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -85,7 +98,10 @@ class VisionTower(nn.Module):
 
     def count_channels(self, levels: Sequence[int], cues: Sequence[str]) -> int:
         """Channels of `extract_features` with these."""
-        return count_channels(self.dim, levels, cues, self.key_dim if cues else 0)
+        joint_dim = 0
+        if self.text_encoder is not None:
+            joint_dim = self.text_encoder.dim
+        return count_channels(self.dim, levels, cues, self.key_dim if cues else 0, joint_dim)
 
     @property
     def levels(self) -> range:
@@ -133,14 +149,22 @@ class VisionTower(nn.Module):
         if not cues:
             return torch.cat(self(pixel_values, [self.depth, *levels]), -1) if levels else self(pixel_values)
         wanted = [parse_cue(cue) for cue in cues]
-        block_numbers = [self._find_cue_block(cue) for cue in wanted]
-        blocks = {number: self.blocks[number - 1] for number in block_numbers}
+        of_blocks = [cue for cue in wanted if cue.kind != JOINT]
+        blocks = {}
+        for cue in of_blocks:
+            number = self._find_cue_block(cue)
+            blocks[number] = self.blocks[number - 1]
         with record_blocks(blocks) as (inputs, outputs):
             features = self.extract_features(pixel_values, levels)
         height = features.shape[1]
         maps = [features]
         graph = torch.is_grad_enabled() and features.requires_grad
-        for cue, number in zip(wanted, block_numbers):
+        for cue in wanted:
+            if cue.kind == JOINT:
+                projected = self._require_text_encoder(JOINT).project_patches(features[..., : self.dim])
+                maps.append(projected.to(features.dtype))
+                continue
+            number = self._find_cue_block(cue)
             attention = find_attention(blocks[number])
             with torch.set_grad_enabled(graph):
                 channels = compute_cue(
@@ -155,6 +179,9 @@ class VisionTower(nn.Module):
             self._level(level)
         for text in cues:
             cue = parse_cue(text)
+            if cue.kind == JOINT:
+                self._require_text_encoder(text)
+                continue
             if cue.kind == CLS and not self.has_cls:
                 raise UsageError(f"cue '{text}': this vision tower has no CLS token")
             try:
@@ -162,6 +189,12 @@ class VisionTower(nn.Module):
             except UsageError as error:
                 raise UsageError(f"cue '{text}': {error}") from error
             find_attention(self.blocks[number - 1])
+
+    def _require_text_encoder(self, cue: str) -> TextEncoder:
+        """The text encoder; UsageError for a tower without."""
+        if self.text_encoder is None:
+            raise UsageError(f"cue '{cue}': this vision tower has no text encoder of its own; {ADVICE}")
+        return self.text_encoder
 
     def _find_cue_block(self, cue: Cue) -> int:
         """Number of the block that a cue is of, from 1."""
@@ -187,6 +220,8 @@ class VisionTower(nn.Module):
 
     def requires_grad_(self, requires_grad: bool = True) -> "VisionTower":
         super().requires_grad_(requires_grad)
+        if self.text_encoder is not None:
+            nn.Module.requires_grad_(self.text_encoder, False)
         return self.train(self.training)
 
     def train(self, mode: bool = True) -> "VisionTower":

@@ -187,7 +187,13 @@ def load_open_clip(
     name, _, tag = source.removeprefix("open_clip:").partition(":")
     config = OpenClipVisionConfig(model_name=name)
     _cut_depth(config, select_layer, attn_implementation)  # refuse bad input before anything is downloaded
-    visual, config = _load_pretrained(config, tag)
+    model, quick_gelu = load_whole_open_clip(name, tag)
+    visual = model.visual
+    preprocess = visual.preprocess_cfg
+    config.image_mean = list(preprocess["mean"])
+    config.image_std = list(preprocess["std"])
+    config.resample = preprocess["interpolation"]
+    config.hidden_act = "quick_gelu" if quick_gelu else None
     tower = build_open_clip(config, select_layer, attn_implementation)
     # timm's models stand inside open_clip's TimmModel, as its `trunk`
     weights = {key.removeprefix("trunk."): value for key, value in visual.state_dict().items()}
@@ -198,11 +204,11 @@ def load_open_clip(
     return tower.eval()
 
 
-def _load_pretrained(config: OpenClipVisionConfig, tag: str) -> tuple[Any, OpenClipVisionConfig]:
-    """open_clip's full image tower, and the configuration with its preprocessing and GELU."""
+def load_whole_open_clip(name: str, tag: str) -> tuple[Any, bool]:
+    """open_clip's whole model of a name with the weights of a tag or file, and whether it has the quick GELU.
+    UsageError for weights that are not there."""
     import open_clip
 
-    name = config.model_name
     tags = open_clip.list_pretrained_tags_by_model(name)
     listed_tags = ", ".join(tags) or "none"
     if not tag and len(tags) != 1:
@@ -214,15 +220,9 @@ def _load_pretrained(config: OpenClipVisionConfig, tag: str) -> tuple[Any, OpenC
         check_regular_file(Path(tag))
     quick_gelu = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"))
     try:
-        visual = open_clip.create_model(name, pretrained=tag, force_quick_gelu=quick_gelu).visual
+        return open_clip.create_model(name, pretrained=tag, force_quick_gelu=quick_gelu), quick_gelu
     except (RuntimeError, OSError, pickle.UnpicklingError) as error:
         raise UsageError(
             f"open_clip:{name}:{tag}: {shorten_reason(error)}; give a checkpoint file, or where the hub "
             f"can be reached a tag: {listed_tags}"
         ) from error
-    preprocess = visual.preprocess_cfg
-    config.image_mean = list(preprocess["mean"])
-    config.image_std = list(preprocess["std"])
-    config.resample = preprocess["interpolation"]
-    config.hidden_act = "quick_gelu" if quick_gelu else None
-    return visual, config

@@ -6,9 +6,11 @@
       rows:
       - {label: 9 query tokens, overrides: [compressor=sap+embq, embq.num_queries=9]}
       - {label: deep, overrides: [compressor=sap+embq], scaled: {embq.at: {depth: 0.85}}, ours: "..."}
+      - {label: cdpruner, absent: "the tower has no text encoder"}
 
 `rows` may stand at the top: one block without a title. `scaled` gives values that grow with the model (see
-`scaling.py`); `ours` says why a value is our own choice. `claims` and `tie` are read by `ablations`.
+`scaling.py`); `ours` says why a value is our own choice. A row with `absent` has no cell: it says why what
+one would look for is not there. `claims` and `tie` are read by `ablations`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +36,8 @@ from experiments.config.table_files import (
 
 TABLE_KEYS = {"title", "blocks", "rows", "claims", "tie", "name"}
 BLOCK_KEYS = {"title", "rows"}
-ROW_KEYS = {"label", "overrides", "scaled", "ours"}
+ROW_KEYS = {"label", "overrides", "scaled", "ours", "absent"}
+ABSENT_KEYS = {"label", "absent"}
 ROWS_FORMAT = "expected rows: [{label: ..., overrides: [KEY=VALUE, ...]}, ...]"
 
 Axes = Mapping[str, list[str]]  # key -> its alternatives, of the command line
@@ -42,12 +45,14 @@ Axes = Mapping[str, list[str]]  # key -> its alternatives, of the command line
 
 @dataclass(frozen=True)
 class TableRow:
-    """One line of a table; a cell for each seed, and for whatever else the command line varies."""
+    """One line of a table; a cell for each seed, and for whatever else the command line varies. None where
+    `absent` says why there can be none."""
 
     block: str
     label: str
     ours: str
     cells: tuple[Cell, ...]
+    absent: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,13 +122,16 @@ def read_table_file(name: str, axes: Axes) -> tuple[TableFile, set[str]]:
     for block, entry in list_row_entries(content, path):
         where = f"{path}, row '{entry['label']}'"
         try:
-            entry_rows, idle_knobs = make_table_rows(block, entry, axes)
+            if "absent" in entry:
+                entry_rows = [make_absent_row(block, entry)]
+            else:
+                entry_rows, idle_knobs = make_table_rows(block, entry, axes)
+                idle_sets.append(idle_knobs)
         except UsageError as error:
             raise UsageError(f"{where}: {error}") from error
         if {row.label for row in entry_rows} & {row.label for row in rows}:
             raise UsageError(f"{where}: a row of that label is there already; labels must differ in a table")
         rows += entry_rows
-        idle_sets.append(idle_knobs)
     title = content.get("title", "")
     if not isinstance(title, str):
         raise UsageError(f"{path}: title: {title!r}: expected words")
@@ -177,6 +185,18 @@ def check_keys(mapping: dict[str, Any], keys: set[str], where: str) -> None:
     for key in mapping:
         if key not in keys:
             raise UsageError(f"{where}: unknown key '{key}'{suggest(str(key), keys)}")
+
+
+def make_absent_row(block: str, entry: dict[str, Any]) -> TableRow:
+    """The row of an entry that says why it has no cell. UsageError for one that would have some, and for no
+    words."""
+    others = sorted(entry.keys() - ABSENT_KEYS)
+    if others:
+        raise UsageError(f"a row with absent has no cell: it takes no {others[0]}")
+    reason = entry["absent"]
+    if not isinstance(reason, str) or not reason.strip():
+        raise UsageError(f"absent: {reason!r}: expected words that say why")
+    return TableRow(block, str(entry["label"]), "", (), reason)
 
 
 def make_table_rows(block: str, entry: dict[str, Any], axes: Axes) -> tuple[list[TableRow], set[str]]:

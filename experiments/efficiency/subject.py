@@ -143,6 +143,11 @@ class CellSubject(CostSubject):
         words = None
         if model.compressor.needs_text:
             words = torch.empty(len(crops), text, self.llm_width)
+        elif model.compressor.needs_tower_text:
+            encoder = model.vision_tower.text_encoder
+            assert encoder is not None  # the skeleton has been given one
+            question = encoder.encode_text(torch.zeros(rows, encoder.length).long())
+            words = question.repeat_interleave(len(crops) // rows, 0).unsqueeze(1)
         model.projector(model.compressor(model.add_projected(crops), words))
         if model.query_module is None:
             return

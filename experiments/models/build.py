@@ -19,7 +19,7 @@ from connectors.towers.base import VisionTower
 from connectors.towers.build import build_tower, load_tower
 from experiments.config.schema import GPU_ACCELERATORS, Config
 from experiments.config.sources import resolve_source
-from experiments.models import contract, pretrained
+from experiments.models import contract, pretrained, tower_text
 from llm_adapters.conversation import IMAGE, QUERY
 from llm_adapters.images import image_processor
 from llm_adapters.modeling import FlashSlothConfig, FlashSlothForConditionalGeneration
@@ -30,6 +30,9 @@ def build_model(config: Config) -> tuple[FlashSlothForConditionalGeneration, Fla
     """Pretrained tower and LLM, everything else new from `config.seed`. UsageError for what does not fit."""
     source = resolve_source(config.tower.source)
     tower = load_tower(source, config.tower.select_layer, dtype=torch.float32)
+    name = config.compressor_name
+    if not config.blind and tower_text.needs_text_encoder(config, name):
+        tower.add_text_encoder(tower_text.load_cell_text_encoder(config, name).float())
     llm = pretrained.load_llm(config)
     tokenizer = pretrained.load_tokenizer(config)
     end = find_token_id(tokenizer, config.prompt.end)
@@ -105,7 +108,7 @@ def make_processor(
     tokens = 0
     if not config.blind:
         tokens = model.num_image_tokens(images.size["height"], images.size["width"])
-    return FlashSlothProcessor(
+    processor = FlashSlothProcessor(
         images,
         tokenizer,
         image_tokens=tokens,
@@ -114,6 +117,9 @@ def make_processor(
         prompt=asdict(config.prompt),
         layout=config.image.layout,
     )
+    if not config.blind:
+        processor.question_tokenizer = tower_text.load_question_tokenizer(config, config.compressor_name)
+    return processor
 
 
 def make_tiling(config: Config, size: int) -> Tiling:
@@ -170,6 +176,7 @@ def replace_compressor(config: Config, model: FlashSlothForConditionalGeneration
     name = config.evaluate.compressor
     if name is None or config.blind:
         return False
+    tower_text.add_evaluated_text_encoder(config, model)
     try:
         model.set_compressor(name, **config.knobs(name))
     except UsageError as error:
@@ -183,6 +190,7 @@ def build_skeleton(config: Config) -> tuple[FlashSlothForConditionalGeneration, 
     text = pretrained.load_llm_config(config.llm.source)
     with pretrained.naming_backbone(f"tower.source={config.tower.source}"):
         tower: VisionTower = build_tower(vision, config.tower.select_layer)
+    tower_text.add_bare_text_encoder(config, tower)
     with pretrained.naming_backbone(f"llm.source={config.llm.source}"):
         llm = AutoModelForCausalLM.from_config(text)
     model = FlashSlothForConditionalGeneration(compose_model_config(config, vision, text), tower, llm)

@@ -33,8 +33,12 @@ def check_own_compressor(config: Config, model: FlashSlothForConditionalGenerati
             channels += llm_dim
         features = torch.randn(IMAGES, height, width, channels)
         inputs: list[Any] = [features]
-        if part.needs_text:
-            inputs += [torch.randn(IMAGES, WORDS, llm_dim), torch.ones(IMAGES, WORDS, dtype=torch.bool)]
+        if part.reads_question:
+            width = llm_dim
+            if part.needs_tower_text:
+                assert tower.text_encoder is not None  # `build_skeleton` has given it one
+                width = tower.text_encoder.dim
+            inputs += [torch.randn(IMAGES, WORDS, width), torch.ones(IMAGES, WORDS, dtype=torch.bool)]
         with naming_part("compressor", name, part_class):
             count = part.num_tokens(height, width)
             tokens = part(*inputs)

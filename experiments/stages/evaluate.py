@@ -16,6 +16,7 @@ from experiments.data.records import ImageFile
 from experiments.metrics.chance import average_scores
 from experiments.metrics.scoring import QuestionScorer
 from experiments.models.build import pick_device, pick_scale, replace_compressor, silence_libraries
+from experiments.models.tower_text import load_question_tokenizer
 from experiments.runtime.files import write_atomic
 from experiments.runtime.progress import Reporter
 from experiments.stages.finite import FiniteWatch, watch_compressor
@@ -37,6 +38,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) ->
     device = pick_device(config.trainer.accelerator)
     model, processor = saved.load_saved_model(inputs["finetune"] / MODEL_FOLDER, device)
     is_replaced = replace_compressor(config, model)
+    if is_replaced:
+        processor.question_tokenizer = load_question_tokenizer(config, config.evaluated_compressor)
     if pick_scale(config, model) or is_replaced:
         # the processor was saved with the tokens that an image has in training
         size = processor.image_processor.size

@@ -29,6 +29,7 @@ from experiments.data.feature_cache import CROPS_FILE, FEATURES_FILE, IMAGES_FIL
 from experiments.data.records import ImageFile
 from experiments.data.roles import load_role_samples
 from experiments.models.build import pick_device, silence_libraries
+from experiments.models.tower_text import load_cell_text_encoder
 from experiments.runtime.files import allocate_file, write_atomic
 from experiments.runtime.progress import Reporter
 from experiments.store.store import NotFinite
@@ -80,7 +81,10 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter, ro
     silence_libraries()
     device = pick_device(config.trainer.accelerator)
     tower = load_tower(resolve_source(config.tower.source), config.tower.select_layer).freeze().to(device)
-    compressor = make_bare_compressor(config, config.find_compressor(roles[0]), tower.dim)
+    name = config.find_compressor(roles[0])
+    compressor = make_bare_compressor(config, name, tower.dim)
+    if compressor.needs_tower_text:
+        tower.add_text_encoder(load_cell_text_encoder(config, name).to(device))
     rate = compressor.image_rate
     levels = compressor.needs_levels
     cues = compressor.needs_cues

@@ -86,6 +86,10 @@ def list_cells_by_table(
     for table in tables.load_table_files(table_names, axes):
         cells: list[Cell] = []
         for row in table.rows:
+            if row.absent:
+                if row.label in (row_labels or ()):
+                    raise UsageError(f"rows={row.label}: has no cell in {table.heading}: {row.absent}")
+                continue
             labels_seen.append(row.label)
             if row_labels is None or row.label in row_labels:
                 cells += row.cells

@@ -48,6 +48,7 @@ from llm_adapters.reuse.families.family import read_merge_size
 from llm_adapters.reuse.parts import PARTS_ATTRIBUTE, Markers, VisualParts
 from llm_adapters.reuse.positions import make_position_keeper
 from llm_adapters.reuse.pruning import PRUNING_ATTRIBUTE, ModelPruning, prune
+from llm_adapters.reuse.questions import make_question_reader
 from llm_adapters.saved import is_attached
 
 __all__ = ["FAMILIES", "NeedsTraining", "attach", "detach", "load", "name_trained_parts", "pick", "prune"]
@@ -67,6 +68,7 @@ def attach(
     query_module: str | None = None,
     query_knobs: dict[str, Any] | None = None,
     new_projector: str | None = None,
+    text_encoder: str | Path | None = None,
     **knobs: Any,
 ) -> None:
     """Put `compressor`, with its `knobs`, where the model's own reduction is, and `query_module` in its LLM.
@@ -74,6 +76,9 @@ def attach(
     query_knobs     the query module's knobs
     new_projector   one of the projectors; None: the model's own where the compressor's width fits it, no
                     projector after a compressor that projects itself, otherwise `mlp2x_gelu`
+    text_encoder    the whole CLIP or SigLIP that the model's tower is from, a folder or hub id, for a
+                    compressor that compares patches with the question by its text encoder (`cdpruner`,
+                    `trim`). It stays there: a saved model names it and loads it again
     UsageError for a model, compressor or knob that cannot be; nothing has changed then. A warning,
     `NeedsTraining`, where a compressor without weights does not fit the model's own projector.
     """
@@ -94,12 +99,15 @@ def attach(
         "query_knobs": query_knobs or {},
         "new_projector": new_projector,
     }
+    if text_encoder is not None:
+        record["text_encoder"] = str(text_encoder)
     # all that may be refused comes before anything is changed
     base = cast(PreTrainedModel, model.base_model)  # its type in transformers is too wide
     llm_dim = llm_sizes(model.config)["llm_dim"]
     part: Compressor = compressors.create(compressor, dim=family.dim(base), llm_dim=llm_dim, **knobs)
     _check_compressor(part, compressor)
     cue_reader = make_cue_reader(family, base, part, compressor)
+    question_reader = make_question_reader(family, base, processor, part, compressor, text_encoder)
     position_keeper = make_position_keeper(family, model, part, compressor)
     pruning: ModelPruning | None = getattr(model, PRUNING_ATTRIBUTE, None)
     if pruning is not None and pruning.pruner is not None:
@@ -128,7 +136,17 @@ def attach(
     if queries is not None:  # behind the processor, whose tokenizer has the markers now
         markers = _create_markers(model, processor, queries)
     parts = VisualParts(
-        model, family, part, projector, level_projectors, cue_reader, position_keeper, queries, markers, pair
+        model,
+        family,
+        part,
+        projector,
+        level_projectors,
+        cue_reader,
+        position_keeper,
+        queries,
+        markers,
+        pair,
+        question_reader,
     )
     _insert_parts(model, parts, processor)
 
@@ -301,29 +319,39 @@ def name_trained_parts(model: nn.Module) -> list[str]:
 
 
 def load(
-    source: str | Path, *, revision: str | None = None, base: str | Path | None = None, **kwargs: Any
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    base: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    **kwargs: Any,
 ) -> tuple[Any, ProcessorMixin]:
     """What `save_pretrained` of an attached model and of its processor wrote, or that of a PeftModel of one.
 
     source      a folder, or a repository of the hub, which the cache has or which is downloaded
     revision    of a repository: a branch, a tag or a commit
     base        of an adapter: where the model is that it was trained on; None: where it says
+    text_encoder    where the text encoder is that a compressor reads questions by; None: where it says
     kwargs      `from_pretrained`'s
     UsageError for a folder of another model.
     """
     options: dict[str, Any] = {name: kwargs[name] for name in loading.HUB_ARGUMENTS if name in kwargs}
     folder = find_folder(source, revision, **options)
     if (folder / loading.ADAPTER_FILE).is_file():
-        return _load_adapter(folder, base, kwargs)
+        return _load_adapter(folder, base, text_encoder, kwargs)
     model, record = loading.load_plain_model(folder, **kwargs)
     processor = loading.load_processor(folder, record)
-    _attach_record(model, processor, record)
+    _attach_record(model, processor, record, text_encoder)
     getattr(model, PARTS_ATTRIBUTE).load_state_dict(loading.read_saved_parts(folder))
     return model, processor
 
 
-def _attach_record(model: PreTrainedModel, processor: ProcessorMixin, record: dict[str, Any]) -> None:
-    """What a record tells, attached again, with fresh weights."""
+def _attach_record(
+    model: PreTrainedModel, processor: ProcessorMixin, record: dict[str, Any], text_encoder: str | Path | None
+) -> None:
+    """What a record tells, attached again, with fresh weights. `text_encoder`: as in `load`."""
+    if text_encoder is not None:
+        record["text_encoder"] = text_encoder
     knobs = record.pop("knobs")
     scale = record.pop("scale", None)
     if hasattr(model.config, "slothkit"):  # folders of 1.0 have it beside the plain configuration
@@ -336,7 +364,7 @@ def _attach_record(model: PreTrainedModel, processor: ProcessorMixin, record: di
 
 
 def _load_adapter(
-    folder: Path, base: str | Path | None, kwargs: dict[str, Any]
+    folder: Path, base: str | Path | None, text_encoder: str | Path | None, kwargs: dict[str, Any]
 ) -> tuple[Any, ProcessorMixin]:
     """A PeftModel, of an attached model that was saved or of a plain one that a compressor was put into."""
     from peft import PeftModel  # takes seconds to import, and nothing else here needs it
@@ -346,14 +374,14 @@ def _load_adapter(
     options: dict[str, Any] = {name: kwargs[name] for name in loading.HUB_ARGUMENTS if name in kwargs}
     base_folder = find_folder(source, **options)
     if is_attached(base_folder):
-        model, processor = load(base_folder, **kwargs)
+        model, processor = load(base_folder, text_encoder=text_encoder, **kwargs)
     else:
         record = loading.read_record(folder)
         processor = loading.load_processor(folder, record)
         model = load_model(
             AutoModelForImageTextToText, base_folder, str(source), loading.SAVE_ADVICE, **kwargs
         )
-        _attach_record(model, processor, record)
+        _attach_record(model, processor, record, text_encoder)
         missing = sorted(set(name_trained_parts(model)) - set(adapter.get("modules_to_save") or ()))
         if missing:
             raise UsageError(

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from compressors.base import Compressor
-from compressors.cues import CLS, Cue, parse_cue
+from compressors.cues import CLS, JOINT, Cue, parse_cue
 from compressors.errors import UsageError
 from connectors.towers.cues import compute_cue, find_attention, record_blocks
 from connectors.towers.huggingface import FAMILIES as TOWERS
@@ -88,6 +88,8 @@ def make_cue_reader(family: ModelFamily, base: PreTrainedModel, part: Compressor
     cues = []
     for text in part.needs_cues:
         cue = parse_cue(text)
+        if cue.kind == JOINT:  # made of the features (`questions.py`)
+            continue
         if cue.kind == CLS and not has_cls:
             raise UsageError(
                 f"compressor '{name}': cue '{text}': a {tower.config.model_type} tower has no CLS token; "

@@ -6,6 +6,7 @@ pixels -> tower -> patch maps (n, H, W, C) -> compressor -> projector -> placeho
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, cast
 
@@ -28,6 +29,7 @@ from llm_adapters.reuse.families import ModelFamily
 from llm_adapters.reuse.families.family import read_merge_size
 from llm_adapters.reuse.markers import EncodedImages, Markers
 from llm_adapters.reuse.positions import GridPositionKeeper, KeptPatches, PositionKeeper
+from llm_adapters.reuse.questions import QuestionReader
 from llm_adapters.reuse.raw import RawInstead, RawLevel
 from llm_adapters.reuse.saving import save_with_card
 from llm_adapters.reuse.wrapping import (
@@ -46,6 +48,8 @@ from llm_adapters.visual_prompt import place_visual_tokens
 
 # the attribute of the model that holds the parts, and their prefix in its state dict
 PARTS_ATTRIBUTE = "slothkit"
+# by which `generate` encodes images; not there in older transformers and in models without their head
+GENERATION_ENCODER = "_maybe_prepare_encoder_kwargs_for_generation"
 
 
 def refuse_videos(original: Callable[..., Any], *_: Any, **__: Any) -> Any:
@@ -73,6 +77,7 @@ class VisualParts(nn.Module, QueryAdapter):
         query_module: QueryModule | None,
         markers: Markers | None,
         pair: str,
+        question_reader: QuestionReader | None = None,
     ):
         super().__init__()
         self.family = family
@@ -83,6 +88,7 @@ class VisualParts(nn.Module, QueryAdapter):
         self.position_keeper = position_keeper
         self.query_module = query_module
         self.markers = markers
+        self.question_reader = question_reader
         self.pair = pair  # with its processor, which has the same
         # in a tuple: a model is no part of its part. The cast: transformers' type of `base_model` is too wide
         self._outside = (cast(PreTrainedModel, model.base_model), model)
@@ -122,6 +128,8 @@ class VisualParts(nn.Module, QueryAdapter):
             features: Any = base.get_submodule(self.family.features)
             features.visual_level = 0
             handles.append(features.register_forward_hook(self._record_level))
+        if self.question_reader is not None and hasattr(model, GENERATION_ENCODER):
+            wrap(model, GENERATION_ENCODER, self.question_reader.encode_noting_prompt)
         if isinstance(self.position_keeper, PositionKeeper):
             wrap(model, "prepare_inputs_for_generation", self.position_keeper.continue_positions)
         if self.query_module is not None:
@@ -268,6 +276,7 @@ class VisualParts(nn.Module, QueryAdapter):
                 "a compressor that draws its token count is used at one count here; choose "
                 "it by reuse.pick(model, processor, scale)"
             )
+        texts = self._embed_questions(maps)
         maps_of_size: dict[tuple[int, int], list[int]] = {}
         for index, m in enumerate(maps):
             height, width = m.shape[1:3]
@@ -279,14 +288,40 @@ class VisualParts(nn.Module, QueryAdapter):
             weights = next(self.parameters(), features)
             features = features.to(weights.device, weights.dtype)
             lengths = [len(maps[index]) for index in same]
+            inputs: tuple[Tensor, ...] = (features,)
+            if texts is not None:
+                of_maps = torch.tensor(same, device=features.device)
+                index_of_crop = of_maps.repeat_interleave(torch.tensor(lengths, device=features.device))
+                inputs = (self._add_joint(features), texts[0][index_of_crop], texts[1][index_of_crop])
             if self.position_keeper is not None or self._shares_choice:
-                tokens, places = compress_with_places(self.compressor, features)
+                tokens, places = compress_with_places(self.compressor, *inputs)
                 self._places.update(zip(same, places.split(lengths)))
             else:
-                tokens = self.compressor(features)
+                tokens = self.compressor(*inputs)
             tokens = project(tokens)
             tokens_of_map.update(zip(same, tokens.split(lengths)))
         return [tokens_of_map[index] for index in range(len(maps))]
+
+    def _embed_questions(self, maps: list[Tensor]) -> tuple[Tensor, Tensor] | None:
+        """The question that each map (n, H, W, C) stands with, (maps, 1, E), and whether there is one; None
+        for a compressor that asks for none."""
+        if self.question_reader is None:
+            return None
+        counts = [len(m) * self.compressor.num_tokens(*m.shape[1:3]) for m in maps]
+        return self.question_reader.embed_questions(counts, maps[0])
+
+    def _add_joint(self, features: Tensor) -> Tensor:
+        """(n, H, W, C) -> the patches in the space of the question behind them, and where the compressor
+        chooses by it what the projector makes of them."""
+        assert self.question_reader is not None  # there are questions
+        with torch.no_grad():
+            extended = self.question_reader.add_joint(features, self.compressor.out_dim)
+            if self.compressor.needs_projected:
+                height = features.shape[1]
+                patches = features[..., : self.compressor.out_dim].flatten(1, 2)
+                projected = self.project_tokens(patches).unflatten(1, (height, -1))
+                extended = torch.cat([extended, projected.to(extended.dtype)], -1)
+        return extended
 
     def project_tokens(self, tokens: Tensor) -> Tensor:
         """(n, N, C') -> (n, N, D), by the new projector or the model's own."""
@@ -369,12 +404,14 @@ class VisualParts(nn.Module, QueryAdapter):
                 f"{type(base).__name__} encodes videos as images, whose placeholders are compressed; give "
                 "the frames as images, or detach the compressor"
             )
-        kwargs = encode_pixels(encoder, bind_arguments(base.forward, args, kwargs))
+        kwargs = bind_arguments(base.forward, args, kwargs)
         ids = kwargs.get("input_ids")
-        image = (kwargs.get("mm_encoder_outputs") or {}).get("image")
-        if image is None and kwargs.get("pixel_values") is not None:  # the model will ask for these, then
-            image = call_with_known_names(encoder.get_image_features, kwargs)
-            self._encoded = (kwargs["pixel_values"], image)
+        with self._note_prompt(kwargs):
+            kwargs = encode_pixels(encoder, kwargs)
+            image = (kwargs.get("mm_encoder_outputs") or {}).get("image")
+            if image is None and kwargs.get("pixel_values") is not None:  # the model will ask for these, then
+                image = call_with_known_names(encoder.get_image_features, kwargs)
+                self._encoded = (kwargs["pixel_values"], image)
         if ids is None:
             if image is not None and self.query_module is not None:
                 raise UsageError(
@@ -402,6 +439,12 @@ class VisualParts(nn.Module, QueryAdapter):
             assert self.markers is not None  # it has come with them
             kwargs[CONTEXT] = self.markers.build_context(ids, is_image, getattr(image, "images", None))
         return (), kwargs
+
+    def _note_prompt(self, kwargs: Kwargs) -> AbstractContextManager[None]:
+        """While it is open, the images of a forward's arguments have its questions."""
+        if self.question_reader is None:
+            return nullcontext()
+        return self.question_reader.note_prompt(kwargs.get("input_ids"), kwargs.get("mm_token_type_ids"))
 
     def _warn_of_frozen_parts(self) -> None:
         """A warning, once, where a PEFT adapter is trained and parts of these are not."""

@@ -17,7 +17,18 @@ TWINS = {"adaptive_avg_pool": "avg_pool", "interpolate": "uniform"}  # without r
 OURS = {"slothmix"}  # in none of the paper's claims
 LATER = {"quecc", "visionselector"}  # whose rows have no results yet: in no claim that has been judged
 # chosen by attention or the question, and made for models that were trained uncompressed: in `baselines`
-TRAINING_FREE = {"hiprune", "holov", "mmtok", "prunesid", "scope", "vispruner", "visionzip", "vscan"}
+ASKS_TOWER = {"cdpruner", "trim"}  # which has a text encoder with CLIP and SigLIP
+TRAINING_FREE = {
+    "hiprune",
+    "holov",
+    "mmtok",
+    "prunesid",
+    "scope",
+    "vispruner",
+    "visionzip",
+    "vscan",
+    *ASKS_TOWER,
+}
 BEHIND = set(BUILT_IN) - CONTROLS - set(TWINS) - TRAINING_FREE
 
 

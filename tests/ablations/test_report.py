@@ -482,3 +482,21 @@ def test_the_committed_outcomes_keep_their_bytes():
     folder = Path(report.__file__).parent / "results" / "tiny"
     for table in outcomes.load_report(folder).tables:
         assert outcomes.pack_outcomes(table) == outcomes.locate_outcomes(folder, table.name).read_bytes()
+
+
+def test_a_row_that_cannot_be_says_why_below_the_table():
+    """And in what is kept of it."""
+    why = "the tower has no text encoder"
+    absent = [ReportRow("controls", name, absent=why) for name in ("cdpruner", "trim")]
+    table = ReportTable("mine", "mine", "", (), absent)
+    grid = grids.make_scores_grid(table)
+    assert [line[:3] for _, line in grid.lines] == [
+        [f"{name}‡", "", "cannot be"] for name in ("cdpruner", "trim")
+    ]
+    assert grid.notes == [f"‡ cdpruner, trim: {why}."]
+    (first, _) = outcomes.make_table_entry(table)["rows"]
+    assert outcomes.load_report_row(first, np.zeros((0, 0))).absent == why
+    assert (
+        "absent"
+        not in outcomes.make_table_entry(ReportTable("a", "a", "", (), [ReportRow("", "b")]))["rows"][0]
+    )

@@ -12,7 +12,7 @@ import compressors
 from compressors import Compressor, UsageError
 from compressors.cues import ATTENTION, RECEIVED, count_channels, parse_cue
 
-DIM, LLM_DIM, TEXT, KEY_DIM = 12, 16, 6, 4
+DIM, LLM_DIM, TEXT, KEY_DIM, JOINT_DIM = 12, 16, 6, 4, 10
 GRIDS = [(12, 12), (9, 9), (8, 8), (7, 10), (12, 9), (5, 4)]
 SMALL = {"width": 16, "heads": 4, "num_layers": 3, "num_queries": 5}  # where a method has such a knob
 # For a wrapper: one without a grid that reads text, one that projects and reads several levels.
@@ -57,17 +57,18 @@ def inputs(part: Compressor, grid: tuple[int, int] = (12, 12), batch: int = 3) -
     channels = count_channels(DIM, part.needs_levels, (), KEY_DIM)
     maps = [torch.randn(batch, *grid, channels, generator=generator)]
     for cue in part.needs_cues:
-        channels = count_channels(0, (), (cue,), KEY_DIM) or DIM  # CLS has the tower's width
+        channels = count_channels(0, (), (cue,), KEY_DIM, JOINT_DIM) or DIM  # CLS has the tower's width
         noise = torch.randn(batch, *grid, channels, generator=generator)
         is_shared_out = parse_cue(cue).kind in (ATTENTION, RECEIVED)
         maps.append(noise.flatten(1).softmax(-1).view_as(noise) if is_shared_out else noise)
     if part.needs_projected:
         maps.append(torch.randn(batch, *grid, LLM_DIM, generator=generator))
     features = torch.cat(maps, -1)
-    if not part.needs_text:
+    if not part.reads_question:
         return (features,)
     mask = torch.arange(TEXT) < torch.tensor([TEXT, 2, 4, 1])[:batch, None]
-    return features, torch.randn(batch, TEXT, LLM_DIM, generator=generator), mask
+    width = LLM_DIM if part.needs_text else JOINT_DIM
+    return features, torch.randn(batch, TEXT, width, generator=generator), mask
 
 
 def outcome(function, *arguments):
@@ -247,7 +248,7 @@ def test_what_chooses_patches_tells_which(name):
         assert torch.equal(is_patch.any(-1), is_patch.gather(2, kept.clamp(min=0).unsqueeze(-1)).squeeze(-1))
 
 
-TEXT_CASES = [case for case in CASES if build(*case.values).needs_text]
+TEXT_CASES = [case for case in CASES if build(*case.values).reads_question]
 
 
 @pytest.mark.parametrize("name, knobs", TEXT_CASES)

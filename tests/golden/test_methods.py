@@ -167,3 +167,44 @@ def test_visionselector(count):
     (gradient,) = torch.autograd.grad(weights, scores, vectors["upstream"])
     torch.testing.assert_close(gradient, vectors[f"gradient_{count}"], rtol=1e-3, atol=1e-5)
     assert torch.equal(part.kept(as_maps(vectors["features"])), vectors[f"kept_{count}"])
+
+
+@pytest.mark.parametrize("budget", ["16_1", "36_1", "72_1", "16_2", "36_2", "72_2"])
+def test_cdpruner(budget):
+    vectors = load_file(FOLDER / "cdpruner.safetensors")
+    maps = [as_maps(vectors[name]) for name in ("states", "joint", "projected")]
+    tokens, pieces = map(int, budget.split("_"))
+    part = compressors.create("cdpruner", dim=8, tokens=tokens)
+    features = torch.cat(maps, -1)
+    mask = torch.arange(2).expand(2, -1) < pieces
+    kept = part.kept(features, vectors["text"], mask)
+    assert kept.tolist() == vectors[f"kept_{budget}"].tolist()
+    for row in range(2):  # alone, and without the piece that is not there
+        alone = part.kept(features[row : row + 1], vectors["text"][row : row + 1, :pieces])
+        assert alone[0].equal(kept[row])
+
+
+def read_trim():
+    """Vectors, and the features made of them."""
+    vectors = load_file(FOLDER / "trim.safetensors")
+    return vectors, torch.cat([as_maps(vectors["states"]), as_maps(vectors["joint"])], -1)
+
+
+@pytest.mark.parametrize("tokens", [16, 36, 72])
+def test_trim(tokens):
+    vectors, features = read_trim()
+    part = compressors.create("trim", dim=8, tokens=tokens)
+    torch.testing.assert_close(part(features, vectors["text"]), vectors[f"tokens_{tokens}_mean"])
+    plain = compressors.create("trim", dim=8, tokens=tokens - 1, aggregate=False)
+    assert plain(features, vectors["text"]).equal(part(features, vectors["text"])[:, :-1])
+
+
+def test_trim_by_quartiles():
+    """As many outliers as the public function finds, before the mean; an image's own, within a batch."""
+    vectors, features = read_trim()
+    tokens = compressors.create("trim", dim=8, tokens=36, iqr=1.5)(features, vectors["text"])
+    for row, count in enumerate(vectors["outlier_counts"].tolist()):
+        expected = vectors[f"tokens_outliers_{row}"]
+        assert 1 < count < 36
+        torch.testing.assert_close(tokens[row, :count], expected)
+        torch.testing.assert_close(tokens[row, count:], expected[-1:].expand(36 - count, -1))

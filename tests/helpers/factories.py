@@ -13,6 +13,7 @@ from functools import cache
 
 import torch
 from PIL import Image
+from text_towers import question_tokenizer, whole_config
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
@@ -23,6 +24,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+import compressors
+from compressors.base import registry
 from connectors.versions import find_pil_class, is_at_least
 from llm_adapters.configuration import FlashSlothConfig
 from llm_adapters.conversation import IMAGE, QUERY, Encoded, Template, Turn, render_turns
@@ -178,6 +181,8 @@ def make_config(
     """`knobs` are the query module's."""
     knobs = {**QUERY_KNOBS.get(query_module, {}), **knobs}
     image, query = byte_tokenizer().convert_tokens_to_ids([IMAGE, QUERY])
+    compressors.names()  # imports the methods, which register themselves
+    tower_text = whole_config() if registry.get(compressor).needs_tower_text else None
     return FlashSlothConfig(
         vision_config=vision or vision_config(),
         text_config=llm_config(llm, **(llm_changes or {})),
@@ -186,6 +191,7 @@ def make_config(
         query_module=query_module,
         query_module_knobs=knobs or None,
         prompt=prompt and asdict(prompt),
+        tower_text_config=tower_text,
         image_token_id=image,
         query_token_id=query,
     )
@@ -217,7 +223,7 @@ def make_processor(
 ) -> FlashSlothProcessor:
     """What `model` wants; the tokenizer must give its placeholder ids (both of the file's do)."""
     images = find_pil_class("SiglipImageProcessor")(size={"height": SIZE, "width": SIZE})
-    return FlashSlothProcessor(
+    processor = FlashSlothProcessor(
         images,
         tokenizer or byte_tokenizer(),
         image_tokens=model.num_image_tokens(),
@@ -225,6 +231,9 @@ def make_processor(
         num_queries=model.num_queries,
         prompt=model.config.prompt,
     )
+    if model.config.tower_text_config is not None:
+        processor.question_tokenizer = question_tokenizer()
+    return processor
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (SIZE, SIZE)) -> Image.Image:

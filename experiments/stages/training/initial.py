@@ -30,6 +30,7 @@ PART_MODULES = {  # a part's name in settings -> in the model
     "llm": "language_model",
 }
 PART_CONFIGS = {"tower": "vision_config", "llm": "text_config"}
+TEXT_ENCODER = "vision_tower.text_encoder."  # where a model has one
 # What of a backbone's configuration changes what it computes and no tensor's shape, by parts of names
 SHAPELESS_SETTINGS = (
     "heads",
@@ -94,9 +95,13 @@ def load_start(config: Config, stage: str, model: FlashSlothForConditionalGenera
 
 
 def take_parts(model: FlashSlothForConditionalGeneration, start: TrainedStart) -> dict[str, Tensor]:
-    """The state dict of the parts that are taken."""
+    """The state dict of the parts that are taken. A tower's text encoder is never trained and not of them."""
     modules = {PART_MODULES[part] for part in start.parts}
-    return {name: value for name, value in model.state_dict().items() if find_module(name) in modules}
+    parts: dict[str, Tensor] = {}
+    for name, value in model.state_dict().items():
+        if find_module(name) in modules and not name.startswith(TEXT_ENCODER):
+            parts[name] = value
+    return parts
 
 
 def find_module(name: str) -> str:

@@ -10,6 +10,7 @@ from fakes import FakeRunner, names, read_log
 from compressors.errors import UsageError
 from experiments.config import scaling, table_files, tables
 from experiments.sweep import __main__ as sweep
+from experiments.sweep.request import list_cells_by_table
 
 TINY = {"seed": ["0", "1"]}  # sources of the preset: 6 layers, 128 wide, 4 heads
 
@@ -57,6 +58,25 @@ def test_blocks_rows_and_seeds(tmp_path):
         "sap+embq",
     ]
     assert [c.config.seed for c in found.rows[0].cells] == [0, 1]
+
+
+def test_a_row_that_cannot_be_says_why(tmp_path):
+    name = write(tmp_path / "mine.yaml", "{label: a}", "{label: b, absent: no such tower}")
+    first, second = tables.load_table_file(name, {}).rows
+    assert first.cells and not first.absent
+    assert (second.label, second.cells, second.absent) == ("b", (), "no such tower")
+    for entry, message in (
+        (
+            "{label: b, absent: why, overrides: [seed=1]}",
+            "a row with absent has no cell: it takes no overrides",
+        ),
+        ("{label: b, absent: ' '}", "absent: ' ': expected words that say why"),
+        ("{label: b, absent: true}", "absent: True: expected words"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            tables.load_table_file(write(tmp_path / "mine.yaml", entry), {})
+    with pytest.raises(UsageError, match="rows=cdpruner: has no cell in baselines: compares patches"):
+        list_cells_by_table(["baselines"], ["cdpruner"], {})
 
 
 def test_the_command_line_wins(tmp_path):

@@ -26,7 +26,8 @@ from reuse_families import (
     train_loss,
     two_rows,
 )
-from reuse_models import GRID, GRID_FAMILIES, TILE_FAMILIES
+from reuse_models import GRID, GRID_FAMILIES, TILE_FAMILIES, VISION
+from text_towers import save_text_tower
 from transformers import AutoConfig, AutoModel
 
 import compressors
@@ -117,9 +118,19 @@ def shared():
     return get
 
 
+@pytest.fixture(scope="module")
+def text_encoders(tmp_path_factory):
+    """Whole checkpoints of towers as the families have, by the type of these."""
+    sources = {}
+    for kind in ("clip", "siglip"):
+        folder = tmp_path_factory.mktemp(kind)
+        sources[f"{kind}_vision_model"] = save_text_tower(folder, kind, **VISION)
+    return sources
+
+
 @over_families
 @pytest.mark.parametrize("name", compressors.names())
-def test_every_compressor_in_every_family(family, name, shared):
+def test_every_compressor_in_every_family(family, name, shared, text_encoders):
     model, processor = shared(family)
     knobs, dim = dict(KNOBS.get(name, {})), model.config.get_text_config().hidden_size
     if "block" in compressors.knobs(name):
@@ -131,8 +142,12 @@ def test_every_compressor_in_every_family(family, name, shared):
             reuse.attach(model, processor, name, **knobs)
         assert not hasattr(model, "slothkit") and not hasattr(processor, "attached")
         pytest.skip(
-            "it needs the question, or cues that the tower does not give, or shrinks the image: refused"
+            "it needs the LLM's embeddings of the question, or cues that the tower does not give, or shrinks "
+            "the image: refused"
         )
+    if part.needs_tower_text:
+        tower = model.model.get_submodule(reuse.FAMILIES[family].tower)
+        knobs["text_encoder"] = text_encoders[tower.config.model_type]
     reuse.attach(model, processor, name, **knobs)
     batch = inputs(processor, [(prompt(family), [picture(1)]), (prompt(family), [picture(2)])])
     found = (batch["input_ids"] == model.config.image_token_id).sum(1)

@@ -1,0 +1,286 @@
+"""Compressors that compare patches with the question by the tower's own text encoder, in the composed model:
+tiny random CLIP and SigLIP checkpoints, from the words of a conversation to the tokens that are kept."""
+
+import copy
+import json
+
+import open_clip
+import pytest
+import torch
+from factories import chat, make_batch, make_config, make_llm, make_processor, picture
+from text_towers import LENGTHS, save_text_tower
+from torch import nn
+from transformers import AutoModel
+
+import compressors
+from compressors.errors import UsageError
+from connectors.towers.build import load_tower
+from connectors.towers.build_text import build_text_encoder, load_text_encoder, read_text_config
+from connectors.towers.text_tokenizer import FOLDER, load_text_tokenizer, read_saved_text_tokenizer
+from llm_adapters.conversation import IMAGE, Turn
+from llm_adapters.modeling import FlashSlothForConditionalGeneration
+from llm_adapters.processing import FlashSlothProcessor
+from llm_adapters.shared_prefix import can_share_prefix
+
+KINDS = ("clip", "siglip")
+NAMES = [name for name in compressors.names() if compressors.create(name, dim=8, llm_dim=8).needs_tower_text]
+FIRST, SECOND = "what is the red dog ?", "where is a cat ?"
+every_kind = pytest.mark.parametrize("kind", KINDS)
+every_name = pytest.mark.parametrize("name", NAMES)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """Where the checkpoint of each kind is."""
+    return {kind: save_text_tower(tmp_path_factory.mktemp(kind), kind) for kind in KINDS}
+
+
+def make_pair(source, name, **knobs):
+    """A model with that tower and compressor, and its processor."""
+    tower = load_tower(source, dtype=torch.float32)
+    tower.add_text_encoder(load_text_encoder(source, "here"))
+    config = make_config(
+        "llama", name, None, compressor_knobs={"tokens": 9, **knobs}, vision=copy.deepcopy(tower.config)
+    )
+    torch.manual_seed(0)
+    model = FlashSlothForConditionalGeneration(config, tower, make_llm("llama")).eval()
+    for parameter in model.projector.parameters():
+        nn.init.normal_(parameter.data, std=0.3)
+    processor = make_processor(model)
+    processor.question_tokenizer = load_text_tokenizer(source, "here")
+    return model, processor
+
+
+def keep(model, batch):
+    """The patches that a batch's images keep (B * I, N)."""
+    seen = {}
+
+    def note(part, arguments, output):  # noqa: ARG001
+        seen["kept"] = part.kept(*arguments)
+
+    with model.compressor.register_forward_hook(note), torch.no_grad():
+        model(**{key: value for key, value in batch.items() if key != "labels"})
+    return seen["kept"]
+
+
+def test_there_are_some():
+    assert {"cdpruner", "trim"} <= set(NAMES)
+
+
+@every_kind
+def test_encoder_is_the_whole_models(sources, kind):
+    whole = AutoModel.from_pretrained(sources[kind]).eval()
+    encoder = load_text_encoder(sources[kind], "here")
+    tokenizer = load_text_tokenizer(sources[kind], "here")
+    ids = tokenizer([FIRST, SECOND])
+    expected = whole.get_text_features(input_ids=ids)
+    expected = expected if isinstance(expected, torch.Tensor) else expected.pooler_output
+    assert encoder.encode_text(ids).equal(expected)
+    tower = load_tower(sources[kind], -1)
+    tower.add_text_encoder(encoder)
+    pixels = torch.randn(2, 3, 84, 84)
+    features = tower.extract_features(pixels, (), ("joint",))
+    assert features.shape == (2, 6, 6, tower.count_channels((), ("joint",)))
+    states = whole.vision_model(pixels).last_hidden_state[:, -36:]
+    for patch in (0, 17):
+        if kind == "clip":
+            joint = whole.visual_projection(whole.vision_model.post_layernorm(states[:, patch]))
+        else:  # its last hidden state is behind the norm
+            joint = whole.vision_model.head(states[:, patch : patch + 1])
+        torch.testing.assert_close(features.flatten(1, 2)[:, patch, 24:], joint)
+    twin = build_text_encoder(encoder.config)
+    twin.load_state_dict(encoder.state_dict())
+    assert twin.encode_text(ids).equal(expected)
+
+
+@every_kind
+def test_it_is_never_trained(sources, kind):
+    model, processor = make_pair(sources[kind], "cdpruner")
+    model.vision_tower.unfreeze()
+    model.train()
+    encoder = model.vision_tower.text_encoder
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    assert not any(module.training for module in encoder.modules())
+    batch = make_batch(processor, [([Turn(f"{IMAGE}\n{FIRST}", "A dog.")], [picture()])])
+    model(**batch).loss.backward()
+    assert all(parameter.grad is None for parameter in encoder.parameters())
+
+
+@every_kind
+@every_name
+def test_kept_patches_follow_the_question(sources, kind, name):
+    """What is kept is what the compressor keeps of the tower's patches and the question by the whole model,
+    and another question keeps others."""
+    model, processor = make_pair(sources[kind], name)
+    image = picture()
+    rows = [([Turn(f"{IMAGE}\n{question}")], [image]) for question in (FIRST, SECOND)]
+    batch = make_batch(processor, rows)
+    kept = keep(model, batch)
+    assert kept[0].tolist() != kept[1].tolist()
+    with torch.no_grad():
+        features = model.add_projected(model.get_image_features(batch["pixel_values"])[:, 0])
+        ids = load_text_tokenizer(sources[kind], "here")([FIRST, SECOND])
+        text = model.vision_tower.text_encoder.encode_text(ids).unsqueeze(1)
+        assert kept.equal(model.compressor.kept(features, text))
+    # a row alone, and one beside a longer conversation
+    for row, one in enumerate(rows):
+        assert keep(model, make_batch(processor, [one]))[0].equal(kept[row])
+    longer = ([Turn(f"{IMAGE}\n{FIRST}", "A dog."), Turn(SECOND)], [image])
+    assert keep(model, make_batch(processor, [longer, rows[1]])).equal(kept)
+
+
+@every_name
+def test_each_image_has_the_question_of_its_turn(sources, name):
+    model, processor = make_pair(sources["clip"], name)
+    image = picture()
+    turns = [Turn(f"{IMAGE}\n{FIRST}", "A dog."), Turn(f"{IMAGE}\n{SECOND}")]
+    batch = make_batch(processor, [(turns, [image, image])])
+    alone = [make_batch(processor, [([Turn(f"{IMAGE}\n{q}")], [image])]) for q in (FIRST, SECOND)]
+    assert keep(model, batch).equal(torch.cat([keep(model, one) for one in alone]))
+
+
+@every_name
+def test_the_chat_template_gives_the_same_questions(sources, name):
+    model, processor = make_pair(sources["siglip"], name)
+    options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
+    inputs = processor.apply_chat_template(chat(picture(), text=FIRST), **options)
+    encoded = make_batch(processor, [([Turn(f"{IMAGE}\n{FIRST}")], [picture()])])
+    assert inputs["question_ids"].equal(encoded["question_ids"])
+    assert set(processor.model_input_names) == set(inputs)
+    with torch.inference_mode():
+        one = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+        beams = model.generate(**inputs, max_new_tokens=4, do_sample=False, num_beams=2)
+        cacheless = model.generate(**inputs, max_new_tokens=4, do_sample=False, use_cache=False)
+    assert one.equal(cacheless) and beams.shape[0] == 1
+    assert not can_share_prefix(model)
+
+
+@every_kind
+@every_name
+def test_saved_and_loaded(sources, tmp_path, kind, name):
+    model, processor = make_pair(sources[kind], name)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert (tmp_path / FOLDER).is_dir()
+    again = FlashSlothForConditionalGeneration.from_pretrained(tmp_path).eval()
+    processor_again = FlashSlothProcessor.from_pretrained(tmp_path)
+    row = ([Turn(f"{IMAGE}\n{FIRST}")], [picture()])
+    batch = make_batch(processor, [row])
+    batch_again = make_batch(processor_again, [row])
+    assert batch_again["question_ids"].equal(batch["question_ids"])
+    assert processor_again.question_tokenizer.lowercase == (kind == "siglip")
+    del batch["labels"], batch_again["labels"]
+    with torch.no_grad():
+        assert model(**batch).logits.equal(again(**batch_again).logits)
+
+
+def test_a_plain_processor_has_no_second_tokenizer(sources, tmp_path):
+    model, processor = make_pair(sources["clip"], "trim")
+    processor.question_tokenizer = None
+    processor.save_pretrained(tmp_path)
+    assert read_saved_text_tokenizer(tmp_path) is None
+    batch = make_batch(processor, [([Turn(f"{IMAGE}\n{FIRST}")], [picture()])])
+    assert "question_ids" not in batch
+    with pytest.raises(UsageError, match="own processor"):
+        model(**batch)
+
+
+@every_kind
+def test_questions_are_cut_filled_and_spelled_as_in_training(sources, kind):
+    tokenizer = load_text_tokenizer(sources[kind], "here")
+    words = tokenizer.tokenizer.get_vocab()
+    ids = tokenizer(["What is this", ""])
+    assert ids.shape == (2, LENGTHS[kind])
+    assert (words["what" if kind == "siglip" else "What"] in ids[0].tolist()) is True
+    end = tokenizer.tokenizer.eos_token_id
+    assert ids[0, -1] == end  # filled with it
+    with pytest.warns(UserWarning, match=f"takes {LENGTHS[kind]} tokens: a question of") as told:
+        cut = tokenizer(["what is this " * 9])
+        tokenizer(["what is this " * 9])
+    assert len(told) == 1 and cut.shape == (1, LENGTHS[kind])
+    assert cut[0, -1] == end  # a question that is cut ends all the same
+
+
+def test_a_tower_without_text_encoder_is_refused_in_one_line(sources, tmp_path):
+    load_tower(sources["clip"]).backbone.save_pretrained(tmp_path)
+    with pytest.raises(
+        UsageError, match="no text encoder of its own; give a whole CLIP or SigLIP"
+    ) as refused:
+        read_text_config(tmp_path, "compressor 'trim', tower.source=X")
+    assert "\n" not in str(refused.value)
+    config = make_config("llama", "trim", None, compressor_knobs={"tokens": 9})
+    config.tower_text_config = None
+    with pytest.raises(UsageError, match="cue 'joint': this vision tower has no text encoder"):
+        FlashSlothForConditionalGeneration(config)
+    tower = load_tower(sources["clip"])
+    encoder = load_text_encoder(sources["clip"], "here")
+    encoder.model.config.vision_config.hidden_size = 32
+    with pytest.raises(UsageError, match="32 channels, this one has 24"):
+        tower.add_text_encoder(encoder)
+
+
+@pytest.fixture(params=["native", "timm"])
+def tiny_open_clip(request, tmp_path):
+    """A tiny model under a name that open_clip knows, and its checkpoint; `open_clip:...` for it."""
+    vision = {"width": 24, "layers": 3, "head_width": 8, "image_size": 84, "patch_size": 14}
+    if request.param == "timm":
+        vision = {"timm_model_name": "test_vit3", "timm_pool": "map", "image_size": 160}
+        vision["timm_proj"] = "linear"
+    text = {"width": 8, "heads": 1, "layers": 2, "context_length": 9, "vocab_size": 49408}
+    model = {"embed_dim": 10, "quick_gelu": request.param == "native", "vision_cfg": vision, "text_cfg": text}
+    name = f"slothkit-text-{request.param}"
+    (tmp_path / f"{name}.json").write_text(json.dumps(model))
+    open_clip.add_model_config(tmp_path / f"{name}.json")
+    torch.manual_seed(0)
+    torch.save(open_clip.create_model(name).state_dict(), tmp_path / "weights.pt")
+    return f"open_clip:{name}:{tmp_path / 'weights.pt'}"
+
+
+def test_open_clip_brings_its_text_encoder(tiny_open_clip, tmp_path):
+    """As the whole model has question and patches, saved and loaded in a composed one, too."""
+    _, name, path = tiny_open_clip.split(":")
+    whole = open_clip.create_model(name, pretrained=path).eval()
+    encoder = load_text_encoder(tiny_open_clip, "here")
+    tokenizer = load_text_tokenizer(tiny_open_clip, "here")
+    with pytest.warns(UserWarning, match="takes 9 tokens: a question of more than 9 was cut") as told:
+        ids = tokenizer(["what is this", "where is the cat " * 5])
+        tokenizer(["where is the cat " * 5])
+    assert len(told) == 1 and ids.equal(
+        open_clip.get_tokenizer(name)(["what is this", "where is the cat " * 5])
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.encode_text(ids), whole.encode_text(ids))
+    tower = load_tower(tiny_open_clip, -1)
+    tower.add_text_encoder(encoder)
+    pixels = torch.randn(2, 3, tower.image_size, tower.image_size)
+    with torch.no_grad():
+        features = tower.extract_features(pixels, (), ("joint",))
+        patch = features[:, 1, 2, : tower.dim].unsqueeze(1)
+        if "native" in name:
+            cls = tower.extract_features(pixels, (), ("cls",))[:, 0, 0, tower.dim :]
+            # what the whole model does to CLS is done to each patch
+            torch.testing.assert_close(encoder.project_patches(cls), whole.encode_image(pixels))
+            joint = encoder.project_patches(patch)
+        else:
+            trunk = whole.visual.trunk
+            joint = whole.visual.head(trunk.fc_norm(trunk.attn_pool(trunk.norm(patch))))
+    torch.testing.assert_close(features[:, 1, 2, tower.dim :], joint.view(2, -1))
+    model, processor = make_pair(tiny_open_clip, "trim")
+    size = tower.image_size
+    processor.image_processor.size = {"height": size, "width": size}
+    processor.image_tokens = model.num_image_tokens()
+    batch = make_batch(processor, [([Turn(f"{IMAGE}\n{FIRST}")], [picture(0, (size, size))])])
+    model.save_pretrained(tmp_path / "saved")
+    processor.save_pretrained(tmp_path / "saved")
+    again = FlashSlothForConditionalGeneration.from_pretrained(tmp_path / "saved").eval()
+    assert FlashSlothProcessor.from_pretrained(tmp_path / "saved").question_tokenizer.name == name
+    del batch["labels"]
+    with torch.no_grad():
+        assert again(**batch).logits.equal(model(**batch).logits)
+
+
+def test_open_clip_towers_whose_patches_have_no_place_beside_the_text():
+    with pytest.raises(UsageError, match="its image encoder pools patches together"):
+        read_text_config("open_clip:coca_ViT-B-32", "here")
+    with pytest.raises(UsageError, match="open_clip has no model 'ViT-B-33'; did you mean"):
+        read_text_config("open_clip:ViT-B-33", "here")
