@@ -15,6 +15,7 @@ from fakes import SOURCES, FakeRunner
 import slothkit
 from compressors.command_line import parse_settings
 from compressors.errors import UsageError
+from experiments.config.cells import make_cells
 from experiments.sweep import run
 
 ROOT = Path(slothkit.__file__).parent
@@ -55,7 +56,11 @@ def test_values_are_spelled_as_on_a_command_line():
         "sap": {"rate": 4},
         "prune": None,
         "embq.at": [[2, 4], 3],
-        "data.test": ["a,b.json"],
+        "data.test": ["a,b.json", "7.json"],
+        "data.train": [["a.json"], ["a.json", "b.json"]],
+        "data.train_weights": [2, 0.5],
+        "trainer": {"devices": [0, 2]},
+        "resampler_2d": {"grid": (1, 2)},
         "rows": "x,y",
         "blind": False,
     }
@@ -69,10 +74,26 @@ def test_values_are_spelled_as_on_a_command_line():
         "sap.rate": ["4"],
         "prune": ["null"],
         "embq.at": ["[2,4]", "3"],
-        "data.test": ['"a,b.json"'],
+        "data.test": ["['a,b.json','7.json']"],
+        "data.train": ["['a.json']", "['a.json','b.json']"],
+        "data.train_weights": ["[2,0.5]"],
+        "trainer.devices": ["[0,2]"],
+        "resampler_2d.grid": ["[1,2]"],
         "rows": ["x", "y"],
         "blind": ["false"],
     }
+
+
+@pytest.mark.parametrize(
+    ("value", "alternatives"),
+    [([0, 2], 1), ([[0], [0, 2]], 2), (range(1, 3), 2), ("1,2", 2), (2, 1)],
+)
+def test_a_list_is_the_value_of_a_setting_that_is_one(value, alternatives):
+    words = run.make_words((), {"trainer": {"devices": value}, "seed": [0, 1]})
+    cells = make_cells(parse_settings(words))
+    assert len(cells) == 2 * alternatives
+    if value == [0, 2]:
+        assert {cell.config.trainer.devices for cell in cells} == {"[0,2]"}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 from compressors.errors import UsageError
 from experiments.config import signatures
-from experiments.config.metric_names import check_metric_names
+from experiments.config.metric_names import check_judge_settings, check_metric_names
 from experiments.config.overrides import combine_axes, parse_override
 from experiments.config.presets import load_preset
 from experiments.config.schema import BLIND_COMPRESSOR, Config
@@ -28,7 +28,7 @@ from experiments.config.settings import (
 )
 
 BLIND_ROW = "blind"  # how the rows that a sweep adds by itself begin
-BLIND_SECTIONS = ("data", "llm", "prompt", "evaluate")  # what a cell without image depends on
+BLIND_SECTIONS = ("data", "llm", "prompt", "evaluate", "judge")  # what a cell without image depends on
 
 Section = TypeVar("Section")
 # everything that tells a row from others: overrides, with the label first
@@ -117,6 +117,7 @@ def resolve_overrides(overrides: Mapping[str, str]) -> tuple[Config, set[str]]:
     check_weights(config)
     check_validation(config)
     check_metric_names(config.evaluate.metric)
+    check_judge_settings(config)
     check_query_module_settings(config, overrides)
 
     knobs = {part: dict(values) for part, values in preset.knobs.items()}

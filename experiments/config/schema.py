@@ -176,6 +176,20 @@ class EvaluationSettings:
 
 
 @dataclass
+class JudgeSettings:
+    """The chat model that scores answers where evaluate.metric is judge."""
+
+    model: str | None = setting(None, "its folder or hub id[@REVISION]")
+    prompt: str | None = setting(
+        None, "what it is asked, with {question}, {reference} and {answer}; null: the usual words"
+    )
+    max_new_tokens: int = setting(
+        16, "longest verdict; its last line is the score, a number from 0 to 1", low=1
+    )
+    batch_size: int = setting(16, "answers at once", low=1)
+
+
+@dataclass
 class ValidationSettings:
     """How stage 2 is watched on data.validation; no weight follows from it."""
 
@@ -272,6 +286,7 @@ class Config:
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
     lora: LoRASettings = field(default_factory=LoRASettings)
     evaluate: EvaluationSettings = field(default_factory=EvaluationSettings)
+    judge: JudgeSettings = field(default_factory=JudgeSettings)
     validate: ValidationSettings = field(default_factory=ValidationSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     parts: dict[str, Any] = field(default_factory=dict)  # knobs of the parts that it uses, by part

@@ -1,7 +1,10 @@
 """What settings and knobs may be: the checks that presets, table files and the command line share."""
 
 import copy
-from collections.abc import Collection, Mapping
+import re
+import types
+import typing
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from compressors.command_line import check_bounds, check_finite, collect_settings, format_value
@@ -51,6 +54,26 @@ def suggest_setting(path: str) -> str:
 def find_part_owners(part: str) -> list[signatures.SignatureRegistry]:
     """The registries that have a part of that name."""
     return [registry for registry in signatures.registries() if part in registry.names()]
+
+
+def takes_list(path: str) -> bool:
+    """Whether one value of a setting or knob may be a list; False for what is neither."""
+    setting = collect_settings(Config).get(path)
+    if setting is not None:
+        pattern, _ = setting.rules.get("form", ("", ""))
+        # trainer.devices is text, that of a list among others
+        return has_list_type(setting.hint) or bool(re.fullmatch(pattern, "[0]"))
+    part, _, knob = path.partition(".")
+    parameters = [owner.knobs(part).get(knob) for owner in find_part_owners(part)]
+    return any(has_list_type(parameter.annotation) for parameter in parameters if parameter is not None)
+
+
+def has_list_type(hint: Any) -> bool:
+    """Whether a type is that of lists, or has one among its alternatives."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(map(has_list_type, typing.get_args(hint)))
+    return (origin or hint) in (list, tuple, Sequence)
 
 
 def conform_setting(path: str, value: object) -> object:

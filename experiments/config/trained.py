@@ -6,6 +6,7 @@ from pathlib import Path
 
 from compressors.errors import UnreachableError, UsageError, quote
 from compressors.registry import suggest
+from connectors.hub import find_folder
 from llm_adapters.saved import find_model_folder
 
 CELLS_FOLDER = "cells"  # below the output directory
@@ -34,6 +35,22 @@ def find_trained_model(source: str, out: str, path: str) -> Path:
         f"{where}: neither a finished cell below {out} nor a folder{suggest(source, names)}; give "
         "OUT/cells/CELL, OUT/finetune/KEY, a saved model's folder or its hub id"
     )
+
+
+@cache
+def find_judge_folder(source: str) -> Path:
+    """The folder of the chat model that judges: a folder, or ID[@REVISION] of the hub. UsageError where none
+    is there."""
+    if Path(source).is_dir():
+        return Path(source)
+    hub_id = HUB_ID.fullmatch(source)
+    where = f"judge.model={quote(source)}"
+    if hub_id is None or Path(source.partition("/")[0]).exists():
+        raise UsageError(f"{where}: no such folder; give that of a chat model, or its hub id")
+    try:
+        return find_folder(hub_id["name"], hub_id["revision"])
+    except UnreachableError as error:
+        raise UnreachableError(f"{where}: cannot be fetched: {error}") from error
 
 
 @cache

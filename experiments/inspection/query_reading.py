@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from compressors.errors import UsageError
+from experiments.config.metric_names import collect_metric_options
 from experiments.config.schema import Config
 from experiments.data import roles
 from experiments.data.llava import Sample
@@ -124,7 +125,7 @@ def make_probe(config: Config, inputs: Mapping[str, Path], processor: FlashSloth
     for numbers in batch_by_length(questions, images, config.evaluate.batch_size):
         batch = encode_questions(images, [questions[number] for number in numbers])
         batches.append((numbers, batch))
-    scorer = QuestionScorer(config.evaluate.metric)
+    scorer = QuestionScorer(config.evaluate.metric, collect_metric_options(config))
     return QueryProbe(questions, batches, regions, processor, scorer, config.evaluate.max_new_tokens)
 
 

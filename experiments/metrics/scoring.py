@@ -3,14 +3,15 @@
     evaluate.metric=anls     evaluate.metric={reading: anls, default: exact}
 
 A metric that can stand there scores questions one by one: it has `score(said, truth)`, from 0 to 1, and may
-have `read_truth(answer, question)`, which makes a truth of what the data say (`mean.py`).
+have `read_truth(answer, question)`, which makes a truth of what the data say (`mean.py`). One that asks a
+model has `judge_answers(said, truths)` too: for many at once, with what the model has said (`judge.py`).
 """
 
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from compressors.errors import UsageError, quote
 from compressors.registry import naming_part, suggest
@@ -20,16 +21,27 @@ from experiments.metrics.chance import average_scores, collect_family_answers
 from experiments.registries import metrics
 
 
-class QuestionScorer:
-    """Scores answers, each by the metric of its question's family. UsageError for a metric that scores whole
-    sets of questions alone."""
+class ScoredAnswer(NamedTuple):
+    """A score from 0 to 1. `verdict`: what a judge has said, None where none was asked; `is_readable`:
+    whether a score was in it, else it counts as 0."""
 
-    def __init__(self, setting: str | Mapping[str, str]):
+    score: float
+    verdict: str | None = None
+    is_readable: bool = True
+
+
+class QuestionScorer:
+    """Scores answers, each by the metric of its question's family; `options` are what metrics are made with,
+    by name. UsageError for a metric that scores whole sets of questions alone."""
+
+    def __init__(
+        self, setting: str | Mapping[str, str], options: Mapping[str, Mapping[str, Any]] | None = None
+    ):
         self.names = list_metric_names(setting)
         self.is_exact = is_exact(setting)  # right or wrong, as usual
         self.metrics: dict[str, Any] = {}
         for name in self.names.values():
-            metric = metrics.create(name)
+            metric = metrics.create(name, **(options or {}).get(name, {}))
             if not callable(getattr(metric, "score", None)):
                 able = [other for other in metrics.names() if hasattr(metrics.get(other), "score")]
                 raise UsageError(
@@ -53,7 +65,8 @@ class QuestionScorer:
         for question in questions:
             self.read_truth(question)
             family = question.name_family()
-            if family not in tried_families:  # not all: a metric may take its time
+            asks_model = hasattr(self.metrics[self.name_metric(question)], "judge_answers")
+            if family not in tried_families and not asks_model:  # not all: a metric may take its time
                 tried_families.add(family)
                 self.score_answer(question.turns[0].answer or "", question)
 
@@ -84,16 +97,37 @@ class QuestionScorer:
             )
         return score
 
+    def score_answers(self, said: Sequence[str], questions: Sequence[Sample]) -> list[ScoredAnswer]:
+        """The scores of answers to one-question samples; a judge is asked about many at once."""
+        scored: dict[int, ScoredAnswer] = {}
+        numbers_by_judge: dict[str, list[int]] = {}
+        for number, question in enumerate(questions):
+            name = self.name_metric(question)
+            if hasattr(self.metrics[name], "judge_answers"):
+                numbers_by_judge.setdefault(name, []).append(number)
+            else:
+                scored[number] = ScoredAnswer(self.score_answer(said[number], question))
+        for name, numbers in numbers_by_judge.items():
+            truths = [self.read_truth(questions[number]) for number in numbers]
+            judge = self.metrics[name]
+            with naming_part("metric", name, type(judge)):
+                verdicts = judge.judge_answers([said[number] for number in numbers], truths)
+            for number, verdict in zip(numbers, verdicts, strict=True):
+                score = verdict.score
+                scored[number] = ScoredAnswer(
+                    0.0 if score is None else score, verdict.text, score is not None
+                )
+        return [scored[number] for number in range(len(questions))]
+
     def score_majority_answers(self, questions: Sequence[Sample]) -> dict[str, Any]:
         """What always giving each family's most frequent answer scores, in the form of metrics.json."""
         most_frequent = {}
         for family, answers in collect_family_answers(questions).items():
             [(most_frequent[family], _)] = Counter(answers).most_common(1)
+        answers = [most_frequent[question.name_family()] for question in questions]
         scores: dict[str, list[float]] = {}
-        for question in questions:
-            family = question.name_family()
-            score = self.score_answer(most_frequent[family], question)
-            scores.setdefault(family, []).append(score)
+        for question, scored in zip(questions, self.score_answers(answers, questions)):
+            scores.setdefault(question.name_family(), []).append(scored.score)
         return average_scores(scores)
 
 

@@ -5,9 +5,11 @@ from importlib.util import find_spec
 import torch
 
 from compressors.errors import UsageError
+from experiments.config.metric_names import asks_judge, collect_metric_options
 from experiments.config.schema import Config
 from experiments.data import llava, roles
 from experiments.data.loader import check_step_rows
+from experiments.metrics.judge import check_judge
 from experiments.metrics.scoring import QuestionScorer
 from experiments.models import build
 from experiments.stages import row_lengths
@@ -35,7 +37,9 @@ def check_cell_config(config: Config) -> None:
 def check_metric(config: Config) -> None:
     """UsageError for a metric that does not score single questions, or not those of test files. The questions
     of the embedded data set are looked at when it is written."""
-    scorer = QuestionScorer(config.evaluate.metric)
+    scorer = QuestionScorer(config.evaluate.metric, collect_metric_options(config))
+    if asks_judge(config):
+        check_judge(config.judge.model)
     if not scorer.is_exact and all(map(roles.is_file_entry, config.data.test)):
         scorer.check_questions(roles.load_questions(config, {}, check_images=False))
     is_scored = config.validate.score_every is not None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from experiments.config.metric_names import collect_metric_options
 from experiments.config.schema import Config
 from experiments.data import llava, roles
 from experiments.data.ahead import count_workers, read_ahead
@@ -47,7 +48,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) ->
     if config.prune is not None:
         set_cell_pruner(config, inputs, model, processor)
     questions = roles.load_questions(config, inputs)
-    scorer = QuestionScorer(config.evaluate.metric)
+    scorer = QuestionScorer(config.evaluate.metric, collect_metric_options(config))
     scorer.check_questions(questions)
     images = SampleImages(processor, open_feature_cache(inputs))
     check_question_lengths(config, model, images, questions)
@@ -143,9 +144,10 @@ def write_scores(
     families = [sample.name_family() for sample in questions]
     picture_names = name_pictures(questions)
     scores_by_family: dict[str, list[float]] = {}
+    scored_answers = scorer.score_answers(predictions, questions)
     with (out / PREDICTIONS_FILE).open("w") as file:
         for number, (sample, family, prediction) in enumerate(zip(questions, families, predictions)):
-            score = scorer.score_answer(prediction, sample)
+            score = scored_answers[number].score
             scores_by_family.setdefault(family, []).append(score)
             row = {
                 "id": sample.id,
@@ -160,11 +162,15 @@ def write_scores(
                 row["accepted"] = sample.accepted[0]
             if not scorer.is_exact:
                 row["score"] = score
+            if scored_answers[number].verdict is not None:
+                row["verdict"] = scored_answers[number].verdict
             if number in cut_numbers:
                 row["cut"] = True
             file.write(json.dumps(row) + "\n")
     scores = {**average_scores(scores_by_family), "efficiency": count_costs(model, images, questions)}
     scores["cut_answers"] = len(cut_numbers)
+    if any(scored.verdict is not None for scored in scored_answers):
+        scores["unreadable_verdicts"] = sum(not scored.is_readable for scored in scored_answers)
     if not scorer.is_exact:
         scores["metric"] = scorer.names
     if not scorer.is_exact or any(sample.accepted for sample in questions):

@@ -10,9 +10,10 @@ from typing import Any
 
 from compressors.errors import UsageError, quote
 from connectors.hub import MODEL_FILES
+from experiments.config.metric_names import JUDGE_PROMPT, asks_judge
 from experiments.config.schema import Config
 from experiments.config.sources import ASSET_SCHEME, CACHE_SCHEME, resolve_source
-from experiments.config.trained import find_trained_model
+from experiments.config.trained import find_judge_folder, find_trained_model
 from experiments.data import llava, stored
 
 NO_IMAGES = hashlib.sha256().hexdigest()  # what `digest_data_file` has for the images of text alone
@@ -81,6 +82,17 @@ def describe_trained_models(config: Config, stage: str) -> dict[str, Any]:
             "temperature": settings.teacher_temperature,
         }
     return description
+
+
+def describe_judge(config: Config) -> dict[str, Any]:
+    """Describe the model that judges answers, and what it is asked; nothing where none does."""
+    if not asks_judge(config):
+        return {}
+    settings = dict(vars(config.judge))
+    assert config.judge.model is not None  # a cell whose judge has no name is refused
+    settings["model"] = digest_trained_model(find_judge_folder(config.judge.model))
+    settings["prompt"] = config.judge.prompt or JUDGE_PROMPT
+    return {"judge": settings}
 
 
 def digest_trained_model(folder: Path) -> str:

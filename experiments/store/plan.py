@@ -389,7 +389,11 @@ class Planner:
         }
         if not is_exact(config.evaluate.metric):
             names = list_metric_names(config.evaluate.metric)
-            depends["metric"] = {"names": names, **part_code.describe_metric_code(names.values())}
+            depends["metric"] = {
+                "names": names,
+                **part_code.describe_metric_code(names.values()),
+                **keys.describe_judge(config),
+            }
         if not config.blind:
             depends |= self.describe_features("test")
             inputs |= self.plan_features("test")

@@ -64,7 +64,12 @@ def describe_checked_settings(config: Config) -> str:
     parts = (config.compressor, config.projector, config.parts, config.prune)
     backbones = (config.tower, config.llm, config.image)
     training = (config.trainer, config.lora)
-    rows = (config.data, config.prompt, config.evaluate)  # which have to fit into the LLM's positions
+    rows = (
+        config.data,
+        config.prompt,
+        config.evaluate,
+        config.judge,
+    )  # which have to fit into the LLM's positions
     steps = []
     for stage in (config.pretrain, config.finetune):
         steps.append((stage.batch_size, stage.accumulate, stage.init, stage.init_parts))

@@ -4,7 +4,7 @@ results = sweep("compressor=sap,avg_pool", seed=[0, 1], finetune={"epochs": 1})
 """
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from compressors.command_line import (
 )
 from compressors.errors import UsageError
 from experiments.config.schema import Config
+from experiments.config.settings import takes_list
 from experiments.runtime.bars import create_reporter
 from experiments.runtime.files import write_atomic
 from experiments.runtime.progress import Reporter
@@ -43,7 +44,9 @@ def sweep(*settings: str, quiet: bool = False, **values: object) -> SweepResults
     settings   KEY=VALUE as on the command line, one each: "compressor=sap,avg_pool", "embq.at=[2,4],3"
     quiet      no progress
     values     the same by name: a list or range has the alternatives, a mapping a section's settings or a
-               part's knobs (finetune={"epochs": 1}, sap={"rate": 4}); text reads as on the command line
+               part's knobs (finetune={"epochs": 1}, sap={"rate": 4}); text reads as on the command line.
+               Where the setting is a list itself, a list is its one value and a list of lists has the
+               alternatives: trainer={"devices": [0, 2]}, data={"train": [["a.json"], ["a.json", "b.json"]]}
 
     UsageError for bad input, before any cell runs; CellsFailed where cells failed, with the results of the
     others. With launch.workers a script calls it below `if __name__ == "__main__":`, as workers import it.
@@ -77,18 +80,36 @@ def spell_values(prefix: str, values: Mapping[str, object]) -> Iterator[tuple[st
         elif isinstance(value, str):
             yield path, [value]
         elif isinstance(value, (list, tuple, range)):
-            if not value:
-                raise UsageError(f"{path}={value!r}: no value; give one at least")
-            yield path, [spell_value(item) for item in value]
+            yield path, [spell_value(item) for item in list_alternatives(path, value)]
         else:
             yield path, [spell_value(value)]
+
+
+def list_alternatives(path: str, values: Sequence[object]) -> list[object]:
+    """What a list by name stands for: the alternatives, or one value of a setting that is a list."""
+    has_lists = any(isinstance(item, (list, tuple)) for item in values)
+    if not isinstance(values, range) and not has_lists and takes_list(path):
+        return [values]
+    if not values:
+        raise UsageError(f"{path}={values!r}: no value; give one at least")
+    return list(values)
 
 
 def spell_value(value: object) -> str:
     """One value as it is typed."""
     if isinstance(value, (str, Path)):
         return quote_text(str(value))
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(spell_item, value))}]"
     return format_value(value)
+
+
+def spell_item(value: object) -> str:
+    """One item of a list; a text keeps what YAML would read as something else: "7", "a: b"."""
+    if isinstance(value, (str, Path)):
+        quote = '"' if "'" in str(value) else "'"
+        return f"{quote}{value}{quote}"
+    return spell_value(value)
 
 
 def open_store(request: SweepRequest, runner: Callable[[str], StageRunner]) -> Store:

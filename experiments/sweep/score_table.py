@@ -103,6 +103,23 @@ def make_cut_notes(group: ScoreGroup) -> list[str]:
     return [f"Answers cut at evaluate.max_new_tokens, scored as they stand: {', '.join(words)}."]
 
 
+def make_verdict_notes(group: ScoreGroup) -> list[str]:
+    """Below a table: rows whose judge has said something else than a score."""
+    words = []
+    for row in group.rows:
+        unreadable = sum(run.get("unreadable_verdicts", 0) for run in row.runs)
+        if unreadable:
+            words.append(f"{row.label} {unreadable:,} of {sum(run['n'] for run in row.runs):,}")
+    if not words:
+        return []
+    return [f"Verdicts of the judge without a score from 0 to 1, counted as 0: {', '.join(words)}."]
+
+
+def make_notes(group: ScoreGroup) -> list[str]:
+    """What stands below a table."""
+    return [*make_blind_notes(group), *make_cut_notes(group), *make_verdict_notes(group)]
+
+
 def format_token_count(row: ScoreRow, name: str) -> str:
     """A token count of metrics.json; nothing for a row that has no model."""
     # the chance row has no model
@@ -148,7 +165,7 @@ def make_screen_tables(group: ScoreGroup, width: int) -> list[Table]:
     times = ["time", *map(format_mean_duration, group.rows)]
     for words, time in zip(rows, times):
         words.append(time)
-    caption = "\n".join([SCORE_NOTE, *make_blind_notes(group), *make_cut_notes(group)])
+    caption = "\n".join([SCORE_NOTE, *make_notes(group)])
     needed_width = 0
     for column in zip(*rows):
         needed_width += max(map(len, column)) + 2  # two columns of padding
@@ -172,7 +189,7 @@ def format_score_markdown(groups: Sequence[ScoreGroup]) -> str:
             *format_markdown_table(make_score_lines(group)),
             "",
         ]
-        for note in (*make_blind_notes(group), *make_cut_notes(group)):
+        for note in make_notes(group):
             lines.append(f"{escape_markdown(note)}\n")
     return "\n".join([*lines, SCORE_NOTE, ""])
 

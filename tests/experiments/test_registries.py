@@ -74,7 +74,7 @@ def test_launchers_load(name):
 
 def test_names_are_there_without_importing_anything():
     assert {"picture_vqa"} <= set(datasets.names())
-    assert {"exact", "vqa", "anls", "relaxed", "choice", "pope", "mme"} <= set(metrics.names())
+    assert {"exact", "vqa", "anls", "relaxed", "choice", "pope", "mme", "judge"} <= set(metrics.names())
     assert {"local", "slurm"} <= set(launchers.names())
 
 

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from compressors.errors import quote
+from experiments.config.metric_names import collect_metric_options
 from experiments.config.schema import Config
 from experiments.data import llava, roles
 from experiments.data.loader import ConversationDataset, SampleImages, SampleOrder, StepLoader
@@ -66,6 +67,7 @@ class Validation(Callback):
     ):
         self.settings = config.validate
         self.evaluation = config.evaluate
+        self.metric_options = collect_metric_options(config)
         self.sharded = config.trainer.strategy == "fsdp"
         self.dataset = dataset
         self.questions = questions
@@ -127,18 +129,18 @@ class Validation(Callback):
     def measure_score(self, trainer: L.Trainer, module: SlothModule) -> tuple[float, dict[int, str]]:
         """The mean score of the questions by evaluate.metric, from 0 to 1, and this process's answers by the
         questions' numbers."""
-        scorer = QuestionScorer(self.evaluation.metric)
+        scorer = QuestionScorer(self.evaluation.metric, self.metric_options)
         images = self.dataset.images
         numbers = list(range(len(self.questions)))[trainer.global_rank :: trainer.world_size]
         questions = [self.questions[number] for number in numbers]
         answers: dict[int, str] = {}
-        scores = 0.0
         for batch in batch_by_length(questions, images, self.evaluation.batch_size):
             encoded = encode_questions(images, [questions[i] for i in batch])
             ids = generate_answers(module.model, encoded, self.evaluation.max_new_tokens)
             for i, text in zip(batch, decode_answers(images.processor, ids)):
                 answers[numbers[i]] = text
-                scores += scorer.score_answer(text, questions[i])
+        said = [answers[number] for number in numbers]
+        scores = sum(scored.score for scored in scorer.score_answers(said, questions))
         totals = torch.tensor([scores, len(questions)], dtype=torch.float64, device=module.device)
         total_score, count = trainer.strategy.reduce(totals, reduce_op="sum").tolist()
         return total_score / count, answers

@@ -6,7 +6,7 @@ import sys
 from importlib import import_module
 
 import pytest
-from factories import picture
+from factories import byte_tokenizer, make_llm, picture
 
 from ablations.site.weaving import ROOT, SITE
 from experiments.registries import metrics
@@ -39,6 +39,10 @@ def folder(tmp_path, monkeypatch):
     for name in ("picture", "images/kitchen", "images/street"):
         picture(1).save(tmp_path / f"{name}.png")
     (tmp_path / "contains.py").write_text(METRIC)
+    make_llm("llama").save_pretrained(tmp_path / "judge")
+    tokenizer = byte_tokenizer()
+    monkeypatch.setattr(tokenizer, "chat_template", "{{ messages[0]['content'] }}")
+    tokenizer.save_pretrained(tmp_path / "judge")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     metrics.register("contains")(import_module("contains").Contains)  # what its entry point does
