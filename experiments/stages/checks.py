@@ -37,7 +37,7 @@ def check_metric(config: Config) -> None:
     """UsageError for a metric that does not score single questions, or not those of test files. The questions
     of the embedded data set are looked at when it is written."""
     if is_exact(config.evaluate.metric):
-        return  # any answer is a truth of it, and its base, torchmetrics, takes the better part of a second
+        return  # any answer is a truth of it; its base, torchmetrics, takes half a second to load
     scorer = QuestionScorer(config.evaluate.metric)
     if all(map(roles.is_file_entry, config.data.test)):
         scorer.check_questions(roles.load_questions(config, {}, check_images=False))

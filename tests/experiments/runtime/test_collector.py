@@ -1,22 +1,41 @@
-"""Cycles are looked for again after a pause, however it ends, unless they were not before."""
+"""Cycles are looked for again after imports, however these end, unless they were not before."""
 
 import gc
+import importlib
+import sys
 
 import pytest
 
-from experiments.runtime.collector import pause_cycle_collector
+from experiments.runtime.collector import spare_modules_from_collector
 
 
-def test_a_pause_ends_with_its_block():
-    with pytest.raises(KeyError), pause_cycle_collector():
+@pytest.fixture(autouse=True)
+def thaw():
+    yield
+    gc.unfreeze()
+
+
+def test_the_search_goes_on_behind_the_imports():
+    with pytest.raises(KeyError), spare_modules_from_collector():
         assert not gc.isenabled()
         raise KeyError
     assert gc.isenabled()
 
 
-def test_a_pause_within_a_pause_leaves_it_on():
-    with pause_cycle_collector():
-        with pause_cycle_collector():
+def test_one_within_another_leaves_the_search_off():
+    with spare_modules_from_collector():
+        with spare_modules_from_collector():
             pass
         assert not gc.isenabled()
     assert gc.isenabled()
+
+
+def test_what_is_loaded_is_left_out_and_nothing_else_is():
+    gc.unfreeze()
+    with spare_modules_from_collector():
+        made = [object() for _ in range(3)]
+    assert gc.get_freeze_count() == 0 and len(made) == 3
+    sys.modules.pop("colorsys", None)
+    with spare_modules_from_collector():
+        importlib.import_module("colorsys")
+    assert gc.get_freeze_count() > 0
