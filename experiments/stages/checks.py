@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import torch
 
 from compressors.errors import UsageError
-from experiments.config.metric_names import asks_judge, collect_metric_options
+from experiments.config.metric_names import asks_judge, collect_metric_options, is_exact
 from experiments.config.schema import Config
 from experiments.data import llava, roles
 from experiments.data.loader import check_step_rows
@@ -37,13 +37,15 @@ def check_cell_config(config: Config) -> None:
 def check_metric(config: Config) -> None:
     """UsageError for a metric that does not score single questions, or not those of test files. The questions
     of the embedded data set are looked at when it is written."""
+    if is_exact(config.evaluate.metric):
+        return  # any answer is a truth of it; its base, torchmetrics, takes half a second to load
     scorer = QuestionScorer(config.evaluate.metric, collect_metric_options(config))
     if asks_judge(config):
         check_judge(config.judge.model)
-    if not scorer.is_exact and all(map(roles.is_file_entry, config.data.test)):
+    if all(map(roles.is_file_entry, config.data.test)):
         scorer.check_questions(roles.load_questions(config, {}, check_images=False))
     is_scored = config.validate.score_every is not None
-    if is_scored and not scorer.is_exact and all(map(roles.is_file_entry, config.data.validation)):
+    if is_scored and all(map(roles.is_file_entry, config.data.validation)):
         samples = roles.load_role_samples(config, {}, "validation", check_images=False)
         # not all families of a mapping need be in it
         for question in llava.split_questions(samples):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from compressors.errors import UnreachableError, UsageError
 from experiments.config.cells import Cell
 from experiments.config.schema import Config
+from experiments.runtime.collector import spare_modules_from_collector
 from experiments.store.store import Store
 from experiments.sweep.options import IN_PROCESS_LAUNCHER, LaunchOptions
 from experiments.sweep.request import CellJob, SweepRequest
@@ -12,7 +13,8 @@ from experiments.sweep.request import CellJob, SweepRequest
 
 def check_model_sizes(config: Config) -> None:
     """What only a model's sizes can tell, raised as UsageError."""
-    from experiments.stages import checks  # torch and transformers: a typo does not wait for them
+    with spare_modules_from_collector():
+        from experiments.stages import checks  # torch and transformers: a typo does not wait for them
 
     checks.check_cell_config(config)
 
