@@ -126,12 +126,12 @@ def watch_cell(config: "Config", evaluation: Stage, store: Store, points: int) -
     watch = QueryWatch(probe, points)
     with tempfile.TemporaryDirectory(prefix="slothkit-formation-") as folder:
         fit_module(config, module, Path(folder), store.report, callbacks=[watch])
-    hidden_steps = 0
+    hidden: dict[str, Any] = {"hidden_steps": 0}
     if module.query_warmup is not None:
-        hidden_steps = module.query_warmup.steps
+        hidden = {"hidden_steps": module.query_warmup.steps, "hidden_form": module.query_warmup.form}
     return {
         "steps": module.steps,
-        "hidden_steps": hidden_steps,
+        **hidden,
         "questions": len(probe.questions),
         "signs": len(probe.regions),
         "uniform_share": round(probe.uniform_share, 4),

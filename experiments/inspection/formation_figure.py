@@ -53,11 +53,19 @@ def draw_formation(curves: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
+# what a warm-up of each form hides
+HIDDEN = {
+    "step": "visual tokens hidden",
+    "fade": "visual tokens of ever fewer rows hidden",
+    "thin": "three quarters of the visual tokens hidden",
+}
+
+
 def name_curve(curve: dict[str, Any]) -> str:
     """A cell with what its warm-up hides, which its own name tells only where a sweep has several."""
     name = escape_dollars(curve["cell"])
     if curve["hidden_steps"]:
-        name += f", visual tokens hidden for {curve['hidden_steps']} steps"
+        name += f", {HIDDEN[curve.get('hidden_form', 'step')]} for {curve['hidden_steps']} steps"
     return name
 
 
