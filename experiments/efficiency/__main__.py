@@ -56,6 +56,7 @@ class EfficiencyOptions:
     static: bool = setting(
         False, "cache of fixed size; on a GPU transformers compiles the decoding step for it"
     )
+    compile: bool = setting(False, "compile the layers of tower and LLM before they are timed (cells)")
     data_rows: tuple[int, ...] = setting(
         (), "rows of both stages' data, for the estimate of hours (558000,665000)", low=1
     )
@@ -117,6 +118,11 @@ def check_options(options: EfficiencyOptions, overrides: Sequence[str]) -> None:
         raise UsageError(f"{overrides[0]}: table1=true has its own models; leave one of them out")
     if options.count and (options.measure or options.train):
         raise UsageError("count=true: counts alone; leave out measure=true and train=true, or count=true")
+    if options.compile and (options.uses_table1 or options.count or options.train):
+        raise UsageError(
+            "compile=true: for answers of cells that are timed; leave out table1=true, only=, count=true "
+            "and train=true (whose steps compile with trainer.compile=true)"
+        )
     if options.data_rows and len(options.data_rows) != 2:
         numbers = ",".join(map(str, options.data_rows))
         raise UsageError(f"data_rows={numbers}: give two numbers, of stage 1 and of stage 2")
@@ -147,6 +153,7 @@ def make_measuring_plan(options: EfficiencyOptions, sizes: tuple[PictureSize, ..
         tokens=options.tokens,
         rounds=options.rounds,
         static=options.static,
+        compiled=options.compile,
     )
 
 

@@ -89,6 +89,9 @@ def compare_subjects(
     if timed:
         # not before all are counted: counting needs the meta device
         give_weights(subjects, machine)
+        if plan.compiled:
+            for subject in subjects:
+                subject.compile_layers()
         report.begin_stage("measuring")
         report.announce_steps(len(cases) * count_measuring_steps(len(subjects), plan.rounds))
         for case in cases:

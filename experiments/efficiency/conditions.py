@@ -40,6 +40,7 @@ class MeasuringPlan:
     tokens      tokens of an answer
     rounds      measured rounds, after one that does not count
     static      a cache of fixed size, with which transformers compiles the decoding step on a GPU
+    compiled    torch.compile of the layers of towers and LLMs
     """
 
     pictures: tuple[PictureSize, ...]
@@ -49,6 +50,7 @@ class MeasuringPlan:
     tokens: int = 33
     rounds: int = 7
     static: bool = False
+    compiled: bool = False
 
     def list_cases(self) -> list[PictureCase]:
         """Every size with every batch and every number of images."""
@@ -107,6 +109,7 @@ def describe_conditions(machine: Machine, plan: MeasuringPlan) -> dict[str, Any]
         "new_tokens": plan.tokens,
         "rounds": plan.rounds,
         "static_cache": plan.static,
+        "compiled": plan.compiled,
         "torch": torch.__version__,
         "cuda": cuda_version,
         "transformers": transformers.__version__,

@@ -60,6 +60,8 @@ def describe_result(result: EfficiencyResult) -> str:
         words.append(f"answers of {conditions['new_tokens']}")
         cache = "static" if conditions["static_cache"] else "dynamic"
         words.append(f"{cache} cache")
+        if conditions.get("compiled"):  # files of before have no word on it
+            words.append("layers compiled")
     words.append(f"{conditions['rounds']} rounds")
     for package in ("torch", "transformers", "python"):
         words.append(f"{package} {conditions[package]}")

@@ -24,6 +24,7 @@ COMPRESSOR = "compressor"
 PROJECTOR = "projector"
 QUERY_PART = "query module"
 LLM = "language model"
+GRAPHS_OF_LAYER = 4  # an empty cache and a filled one, one length of input and any
 PixelInputs = dict[str, Tensor]
 PictureRows = Sequence[Sequence[Image]]  # of each row
 
@@ -94,6 +95,28 @@ class CostSubject:
     def llm_width(self) -> int:
         """D, the language model's."""
         return cast(nn.Embedding, self.model.get_input_embeddings()).embedding_dim
+
+    def compile_layers(self, backend: str = "inductor") -> None:
+        """torch.compile of each layer of tower and LLM, in place, at its first call. A layer that is not
+        compiled after all is an error, since its time would be another's."""
+        layers: list[nn.Module] = []
+        for part in (TOWER, LLM):
+            for module in self.parts.get(part, []):
+                layers += find_longest_list(module)
+        # a graph of a layer with a cache is for its place in the cache alone: all layers of all models that
+        # are measured come to the same lines of code, and there the usual limit is 8 graphs
+        settings = torch._dynamo.config
+        settings.recompile_limit += GRAPHS_OF_LAYER * len(layers)
+        settings.accumulated_recompile_limit += GRAPHS_OF_LAYER * len(layers)
+        settings.fail_on_recompile_limit_hit = True
+        for layer in layers:
+            layer.compile(backend=backend)
+
+
+def find_longest_list(module: nn.Module) -> Sequence[nn.Module]:
+    """The layers of a tower or an LLM: the longest list of modules in it."""
+    lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
+    return list(max(lists, key=len, default=[]))
 
 
 class CellSubject(CostSubject):

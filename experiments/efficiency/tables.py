@@ -25,7 +25,7 @@ TIME_NOTES = [
     "the host. Read: bytes of the LLM's weights (without an input embedding of its own) and of the KV "
     "cache, over the time of a step.",
     "By part: in a run of its own, in which every part is waited for. Other: placing tokens, copies, "
-    "generate.",
+    "generate. An EmbQ within a compiled layer counts as LLM.",
     "Peak memory: weights and the most that an answer holds beside them; on a GPU as the allocator "
     "counts, on a CPU tensors alone.",
     "Median of the rounds (lowest - highest), after one round that does not count. Rows of the same "

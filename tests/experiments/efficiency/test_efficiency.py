@@ -228,6 +228,8 @@ def test_flops_of_training_are_multiples_of_the_prefill():
         (["table1=true", "compressor=sap"], "compressor=sap: table1=true has its own models"),
         (["only=FlashSloth", "train=true"], "train=true: trains cells of this project"),
         (["count=true", "train=true"], "count=true: counts alone"),
+        (["only=FlashSloth", "compile=true"], "compile=true: for answers of cells that are timed"),
+        (["train=true", "compile=true"], "compile=true: for answers of cells that are timed"),
         (["train=true", "data_rows=7"], "data_rows=7: give two numbers"),
         (["train=true", "compressor=sap,none", "device=cpu"], "none: sees no image"),
         (["compressor=sapp", "count=true"], "sapp"),

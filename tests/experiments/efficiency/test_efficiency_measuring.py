@@ -147,3 +147,20 @@ def test_visual_tokens_are_those_of_the_prompt(tiles):
     prompt = made.prompt(pixels, 3, 10)
     found = (prompt["input_ids"] == made.model.config.image_token_id).sum()
     assert found == made.count_visual_tokens(pixels) == 3 * 2 * (1 if tiles == 1 else 5) * 4
+
+
+@torch.inference_mode()
+def test_all_layers_of_all_models_are_compiled_and_answer_alike():
+    uncompiled = case()
+    pixels = uncompiled.subject.prepare_pixels(uncompiled.pictures)
+    expected = uncompiled.generate(pixels, 3)
+    torch._dynamo.reset()
+    # the settings are the process's: put back behind the test
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=False):
+        for compiled in (case(), case()):
+            compiled.subject.model.load_state_dict(uncompiled.subject.model.state_dict())
+            compiled.subject.compile_layers("eager")
+            assert torch._dynamo.config.fail_on_recompile_limit_hit
+            assert compiled.generate(pixels, 3).equal(expected)
+    torch._dynamo.reset()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
