@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from compressors.base import Compressor, MaybeTensor, register
 from compressors.checks import check_at_least, check_grid, check_heads_divide
+from compressors.constants import keep_constant
 from compressors.grid import weigh_patches
 from compressors.layers import Attention, initialise_parameter
 from compressors.positions import LearnedPositions
@@ -41,6 +42,12 @@ def splat_samples(points: Tensor, weights: Tensor, grid: tuple[int, int]) -> Ten
         index = (row * width + column).where(inside, 0)
         read = read.scatter_add(1, index, amount)
     return rearrange(read, "b (h w) -> b h w", h=height)
+
+
+@keep_constant
+def make_grid_sizes(width: int, height: int, device: torch.device) -> Tensor:
+    """(2,), as x and y go. Made anew in each forward pass it would be copied from the host, which waits."""
+    return torch.tensor([width, height], device=device)
 
 
 class DeformableAttention(nn.Module):
@@ -77,7 +84,7 @@ class DeformableAttention(nn.Module):
         axes = {"m": self.heads, "p": self.num_points}
         # offsets count patches, reference points are shares of the grid
         offsets = rearrange(self.offsets(query).float(), "b q (m p x) -> b m q p x", x=2, **axes)
-        sizes = torch.tensor([width, height], device=query.device)
+        sizes = make_grid_sizes(width, height, query.device)
         points = rearrange(reference.float(), "q x -> q 1 x") + offsets / sizes
         scores = rearrange(self.scores(query), "b q (m p) -> b m q p", **axes)
         return points, scores.float().softmax(-1)

@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from compressors.base import MaybeTensor, register
+from compressors.constants import keep_constant
 from compressors.grid import GridPolicy, ResizingCompressor
 
 
@@ -28,7 +29,8 @@ def make_cosine_matrix(size: int, device: torch.device | None = None) -> Tensor:
     return torch.cat([constant, matrix[1:]])
 
 
-def make_low_pass_matrix(size: int, count: int, device: torch.device | None = None) -> Tensor:
+@keep_constant
+def make_low_pass_matrix(size: int, count: int, device: torch.device) -> Tensor:
     """(count, size): the DCT of `size` places, cut to `count` frequencies, back on `count` places.
 
     Rows sum to 1, so that a constant stays what it is.

@@ -47,14 +47,15 @@ def mark_unlike(similarity: Tensor, attention: Tensor, groups: Tensor, threshold
     attention."""
     is_alike = (similarity > threshold) & (groups.unsqueeze(1) == groups.unsqueeze(2))  # (B, N, N)
     order = attention.argsort(dim=-1, descending=True, stable=True)
+    # in that order, a step is two kernels: hundreds of patches take a step each
+    sorted_rows = is_alike.gather(1, order.unsqueeze(2).expand_as(is_alike))
+    is_alike = sorted_rows.gather(2, order.unsqueeze(1).expand_as(is_alike))
     is_hidden = torch.zeros_like(groups, dtype=torch.bool)
-    is_marked = torch.zeros_like(is_hidden)
-    rows = torch.arange(len(groups), device=groups.device)
-    for patch in order.unbind(1):
-        is_new = ~is_hidden[rows, patch]  # (B,)
-        is_marked = is_marked.scatter(1, patch[:, None], is_new[:, None])
-        is_hidden = is_hidden | (is_alike[rows, patch] & is_new[:, None])
-    return is_marked
+    for place in range(groups.shape[1] - 1):
+        is_hidden[:, place + 1 :].bitwise_or_(
+            is_alike[:, place, place + 1 :] > is_hidden[:, place : place + 1]
+        )
+    return torch.zeros_like(is_hidden).scatter(1, order, ~is_hidden)
 
 
 def share_tokens_of_groups(sizes: Tensor, unlike: Tensor, count: int, budget: int) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from compressors.base import Compressor, MaybeTensor, register
 from compressors.checks import check_grid, check_heads_divide
+from compressors.constants import keep_constant
 from compressors.errors import UsageError
 from compressors.layers import Attention
 from compressors.positions import encode_grid
@@ -20,6 +21,18 @@ from compressors.positions import encode_grid
 def place_patches(count: int, size: int, device: torch.device) -> Tensor:
     """Where `size` patches lie on an axis of `count` queries, which lie at 0, 1, 2, ..."""
     return (torch.arange(size, dtype=torch.float32, device=device) + 0.5) * (count / size) - 0.5
+
+
+@keep_constant
+def encode_places(
+    rows: int, columns: int, height: int, width: int, channels: int, device: torch.device
+) -> Tensor:
+    """Positions (height * width, channels) of a grid of that size laid over one of queries."""
+    down = place_patches(rows, height, device)
+    across = down
+    if (columns, width) != (rows, height):
+        across = place_patches(columns, width, device)
+    return encode_grid(down, across, channels).flatten(0, 1)
 
 
 @register("resampler_2d")
@@ -54,13 +67,8 @@ class Resampler2d(Compressor):
 
     def _encode_places(self, height: int, width: int, features: Tensor) -> Tensor:
         """Positions (height * width, out_dim) of a grid of that size laid over the queries' grid."""
-        rows, columns = self.grid
-        down = place_patches(rows, height, features.device)
-        across = down
-        if (columns, width) != (rows, height):
-            across = place_patches(columns, width, features.device)
-        encoded = encode_grid(down, across, self.out_dim)
-        return encoded.flatten(0, 1).to(features.dtype)
+        places = encode_places(*self.grid, height, width, self.out_dim, features.device)
+        return places.to(features.dtype)
 
     def _prepare_operands(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, Q, width), keys and values (B, N, width)."""

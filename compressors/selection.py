@@ -93,14 +93,14 @@ def cover_targets(coverage: Tensor, weights: MaybeTensor, count: int) -> Tensor:
     one."""
     rows = torch.arange(len(coverage), device=coverage.device)
     cover = torch.zeros_like(coverage[:, 0])  # (B, T)
-    is_chosen = torch.zeros_like(coverage[..., 0], dtype=torch.bool)
+    barred = torch.zeros_like(coverage[..., 0])  # -inf where chosen
+    if weights is None:
+        weights = torch.ones_like(barred)
     chosen = []
     for _ in range(count):
-        gain = (coverage - cover.unsqueeze(1)).clamp(min=0).sum(-1)
-        if weights is not None:
-            gain = gain * weights
-        best = gain.masked_fill(is_chosen, -torch.inf).argmax(-1)  # (B,)
-        is_chosen = is_chosen.scatter(1, best[:, None], True)
+        gain = (coverage - cover.unsqueeze(1)).clamp_(min=0).sum(-1)
+        best = torch.addcmul(barred, gain, weights).argmax(-1)  # (B,)
+        barred = barred.scatter(1, best[:, None], -torch.inf)
         cover = torch.maximum(cover, coverage[rows, best])
         chosen.append(best)
     return torch.stack(chosen, 1).sort(-1).values

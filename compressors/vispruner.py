@@ -31,7 +31,7 @@ def drop_duplicates(patches: Tensor, listed: Tensor, count: int) -> Tensor:
     """Of the places `listed` (B, R) among the patches (B, N, C) those (B, count) that are least alike."""
     unit = F.normalize(patches, dim=-1)
     while listed.shape[1] > count:
-        tokens = torch.take_along_dim(unit, listed.unsqueeze(-1), 1)
+        tokens = unit.gather(1, listed.unsqueeze(-1).expand(-1, -1, unit.shape[-1]))
         first, second = listed[:, ::2], listed[:, 1::2]
         similarity = (tokens[:, ::2] @ tokens[:, 1::2].mT).amax(-1)  # of each of the first half
         dropped = min(DROPPED_AT_ONCE, listed.shape[1] - count, first.shape[1])

@@ -1,0 +1,34 @@
+"""Tensors that follow from sizes alone, made once for each of them."""
+
+from collections.abc import Callable
+from functools import wraps
+
+import torch
+from torch import Tensor
+from torch._guards import detect_fake_mode
+
+KEPT_AT_MOST = 256  # of a function; a model that sees more grids than that makes them anew
+
+
+def keep_constant(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Decorator of a function of numbers and, last, a device: its tensors are kept, and must not be changed.
+
+    They are the process's, not a module's: no state_dict has them, a copied or moved module finds those of
+    its device. Where tensors stand for others (compilation, export, shapes without values) they are made
+    anew, and belong to what is traced."""
+    kept: dict[tuple[object, ...], Tensor] = {}
+
+    @wraps(make)
+    def find_or_make(*arguments: object) -> Tensor:
+        if torch.compiler.is_compiling() or detect_fake_mode() is not None:
+            return make(*arguments)
+        constant = kept.get(arguments)
+        if constant is None:
+            # one that inference mode has made could not take part in training later
+            with torch.inference_mode(False), torch.no_grad():
+                constant = make(*arguments)
+            if len(kept) < KEPT_AT_MOST:
+                kept[arguments] = constant
+        return constant
+
+    return find_or_make
