@@ -1,6 +1,7 @@
 """The text encoder and its tokenizer that a cell's tower has beside it, where a compressor compares patches
 with the question by it. Both come from `tower.source`."""
 
+from compressors.cues import JOINT
 from connectors.towers.base import VisionTower
 from connectors.towers.build_text import build_text_encoder, load_text_encoder, read_text_config
 from connectors.towers.text import TextEncoder
@@ -9,8 +10,6 @@ from experiments.config import signatures
 from experiments.config.schema import Config
 from experiments.config.sources import resolve_source
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
-
-JOINT = "joint"  # the cue that such a compressor asks for
 
 
 def needs_text_encoder(config: Config, name: str) -> bool:

@@ -91,28 +91,30 @@ def make_blind_notes(group: ScoreGroup) -> list[str]:
     ]
 
 
-def make_cut_notes(group: ScoreGroup) -> list[str]:
-    """Below a table: rows with answers that were cut before their end."""
+def count_answers(group: ScoreGroup, key: str) -> str:
+    """Rows with answers that runs count under `key`, each with how many of how many; empty without any."""
     words = []
     for row in group.rows:
-        cut_answers = sum(run.get("cut_answers", 0) for run in row.runs)
-        if cut_answers:
-            words.append(f"{row.label} {cut_answers:,} of {sum(run['n'] for run in row.runs):,}")
-    if not words:
+        count = sum(run.get(key, 0) for run in row.runs)
+        if count:
+            words.append(f"{row.label} {count:,} of {sum(run['n'] for run in row.runs):,}")
+    return ", ".join(words)
+
+
+def make_cut_notes(group: ScoreGroup) -> list[str]:
+    """Below a table: rows with answers that were cut before their end."""
+    rows = count_answers(group, "cut_answers")
+    if not rows:
         return []
-    return [f"Answers cut at evaluate.max_new_tokens, scored as they stand: {', '.join(words)}."]
+    return [f"Answers cut at evaluate.max_new_tokens, scored as they stand: {rows}."]
 
 
 def make_verdict_notes(group: ScoreGroup) -> list[str]:
     """Below a table: rows whose judge has said something else than a score."""
-    words = []
-    for row in group.rows:
-        unreadable = sum(run.get("unreadable_verdicts", 0) for run in row.runs)
-        if unreadable:
-            words.append(f"{row.label} {unreadable:,} of {sum(run['n'] for run in row.runs):,}")
-    if not words:
+    rows = count_answers(group, "unreadable_verdicts")
+    if not rows:
         return []
-    return [f"Verdicts of the judge without a score from 0 to 1, counted as 0: {', '.join(words)}."]
+    return [f"Verdicts of the judge without a score from 0 to 1, counted as 0: {rows}."]
 
 
 def make_notes(group: ScoreGroup) -> list[str]:
