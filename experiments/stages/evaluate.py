@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from experiments.config.metric_names import collect_metric_options
+from experiments.config.metric_names import asks_judge, collect_metric_options
 from experiments.config.schema import Config
 from experiments.data import llava, roles
 from experiments.data.ahead import count_workers, read_ahead
@@ -74,6 +74,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) ->
                 if is_cut:
                     cut_numbers.add(number)
             report.advance_steps(len(batch))
+    if asks_judge(config):
+        model.to("cpu")  # a judge may take all of a GPU
     write_scores(questions, answers, scorer, cut_numbers, model, images, out)
 
 
