@@ -171,8 +171,10 @@ def write_scores(
             file.write(json.dumps(row) + "\n")
     scores = {**average_scores(scores_by_family), "efficiency": count_costs(model, images, questions)}
     scores["cut_answers"] = len(cut_numbers)
-    if any(scored.verdict is not None for scored in scored_answers):
-        scores["unreadable_verdicts"] = sum(not scored.is_readable for scored in scored_answers)
+    judged = [scored for scored in scored_answers if scored.verdict is not None]
+    if judged:
+        scores["verdicts"] = len(judged)
+        scores["unreadable_verdicts"] = sum(not scored.is_readable for scored in judged)
     if not scorer.is_exact:
         scores["metric"] = scorer.names
     if not scorer.is_exact or any(sample.accepted for sample in questions):

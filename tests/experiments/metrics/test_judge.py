@@ -127,13 +127,17 @@ def test_the_usual_prompt_has_all_that_is_judged(judge):
     assert all(f"{{{name}}}" in JUDGE_PROMPT for name in ("question", "reference", "answer"))
 
 
-def test_an_evaluation_with_a_random_judge(tmp_path):
+def test_an_evaluation_with_a_random_judge_of_one_family(tmp_path):
     write_backbones(tmp_path)
     write_data(tmp_path, 6)
+    records = json.loads((tmp_path / "data.json").read_text())
+    for record in records[:4]:
+        record["families"] = ["reading"] * (len(record["conversations"]) // 2)
+    (tmp_path / "data.json").write_text(json.dumps(records))
     cell = make_config(tmp_path)
     cell.finetune.max_steps = 1
     cell.data.test = [str(tmp_path / "data.json")]
-    cell.evaluate.metric = "judge"
+    cell.evaluate.metric = {"reading": "judge"}
     cell.judge.model = str(save_judge(tmp_path / "random", make_llm("llama", seed=3)))
     cell.judge.prompt, cell.judge.max_new_tokens = PROMPT, 3
     cell.evaluate.max_new_tokens = 4
@@ -148,13 +152,16 @@ def test_an_evaluation_with_a_random_judge(tmp_path):
     assert first == second
     rows = [json.loads(line) for line in first.splitlines()]
     metrics = json.loads((outs[0] / "metrics.json").read_text())
-    unreadable = [read_score(row["verdict"]) is None for row in rows]
-    assert all(row["verdict"] for row in rows) and any(unreadable)
-    assert all(row["score"] == 0 for row, bad in zip(rows, unreadable) if bad)
-    assert 0 < metrics["unreadable_verdicts"] <= len(rows)
-    assert metrics["metric"] == {"default": "judge"} and metrics["chance"]["n"] == len(rows)
+    judged = [row for row in rows if row["family"] == "reading"]
+    assert 0 < len(judged) < len(rows)
+    assert all(("verdict" in row) == (row in judged) for row in rows)
+    unreadable = [row for row in judged if read_score(row["verdict"]) is None]
+    assert unreadable and all(row["score"] == 0 for row in unreadable)
+    assert metrics["unreadable_verdicts"] == len(unreadable) and metrics["verdicts"] == len(judged)
+    assert metrics["metric"] == {"default": "exact", "reading": "judge"}
+    assert metrics["chance"]["n"] == len(rows)
     [note] = make_verdict_notes(ScoreGroup("", [ScoreRow("sap", [metrics])]))
-    assert note.endswith(f"counted as 0: sap {metrics['unreadable_verdicts']} of {len(rows)}.")
+    assert note.endswith(f"counted as 0: sap {len(unreadable)} of {len(judged)}.")
 
 
 def test_the_judge_and_its_prompt_are_in_the_evaluation_s_key(judge, tmp_path):
