@@ -136,6 +136,8 @@ def test_a_mapping_is_the_value_of_a_knob_that_is_one():
 @pytest.mark.parametrize(
     ("settings", "values", "message"),
     [
+        ((), {"seed": {0, 1}}, "^seed=.*: of type set; give"),
+        ((), {"data": {"train": ["a.json", b"b.json"]}}, "^data.train=b'b.json': of type bytes; give"),
         ((), {"finetune": {"epochs": 1}, "finetune.epochs": 2}, "finetune.epochs is given twice"),
         (("compressor=sapp",), {}, "did you mean 'sap'?"),
         (("seed=0",), {"seed": 1}, "seed is given twice"),

@@ -6,6 +6,7 @@ results = sweep("compressor=sap,avg_pool", seed=[0, 1], finetune={"epochs": 1})
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from numbers import Number
 from pathlib import Path
 
 from rich.console import Console
@@ -17,7 +18,7 @@ from compressors.command_line import (
     parse_settings,
     quote_text,
 )
-from compressors.errors import UsageError
+from compressors.errors import UsageError, quote
 from experiments.config.schema import Config
 from experiments.config.settings import takes_list, takes_mapping
 from experiments.runtime.bars import create_reporter
@@ -83,9 +84,9 @@ def spell_values(prefix: str, values: Mapping[str, object]) -> Iterator[tuple[st
         elif isinstance(value, str):
             yield path, [value]
         elif isinstance(value, (list, tuple, range)):
-            yield path, [spell_value(item) for item in list_alternatives(path, value)]
+            yield path, [spell_value(path, item) for item in list_alternatives(path, value)]
         else:
-            yield path, [spell_value(value)]
+            yield path, [spell_value(path, value)]
 
 
 def list_alternatives(path: str, values: Sequence[object]) -> list[object]:
@@ -98,24 +99,29 @@ def list_alternatives(path: str, values: Sequence[object]) -> list[object]:
     return list(values)
 
 
-def spell_value(value: object) -> str:
-    """One value as it is typed."""
+def spell_value(path: str, value: object) -> str:
+    """One value as it is typed. UsageError for what cannot be."""
     if isinstance(value, (str, Path)):
         return quote_text(str(value))
     if isinstance(value, (list, tuple)):
-        return f"[{','.join(map(spell_item, value))}]"
+        return f"[{','.join([spell_item(path, item) for item in value])}]"
     if isinstance(value, Mapping):
-        items = [f"{spell_item(key)}: {spell_item(item)}" for key, item in value.items()]
+        items = [f"{spell_item(path, key)}: {spell_item(path, item)}" for key, item in value.items()]
         return f"{{{','.join(items)}}}"
+    if value is not None and not isinstance(value, Number):  # which bools are, and numbers of NumPy
+        raise UsageError(
+            f"{path}={quote(repr(value))}: of type {type(value).__name__}; give text, a number, True, False, "
+            "None, a Path, a list or a mapping"
+        )
     return format_value(value)
 
 
-def spell_item(value: object) -> str:
+def spell_item(path: str, value: object) -> str:
     """One item of a list or mapping; a text keeps what YAML would read as something else: "7", "a: b"."""
     if isinstance(value, (str, Path)):
         escaped_text = str(value).replace("'", "''")
         return f"'{escaped_text}'"
-    return spell_value(value)
+    return spell_value(path, value)
 
 
 def open_store(request: SweepRequest, runner: Callable[[str], StageRunner]) -> Store:
