@@ -196,18 +196,18 @@ def parse_settings(arguments: Sequence[str]) -> Axes:
 
 
 def quote_text(text: str) -> str:
-    """A text as one value of a setting, in quotes where it has signs that a command line reads."""
-    if not set(text) & {",", "'", '"', *OPENING, *CLOSING}:
+    """A text as one value of a setting, in quotes where a command line would read it as something else."""
+    if text == text.strip() and not set(text) & {",", "'", '"', *OPENING, *CLOSING}:
         return text
     quote = "'" if '"' in text else '"'
-    return f"{quote}{text}{quote}"
+    return f"{quote}{text.replace(quote, 2 * quote)}{quote}"
 
 
 def unquote_text(text: str) -> str:
-    """A value without the quotes around it, where it has some."""
+    """A value without the quotes around it, where it has some; inside them two are one, as in YAML."""
     for quote in "\"'":
         if len(text) > 1 and text.startswith(quote) and text.endswith(quote):
-            return text[1:-1]
+            return text[1:-1].replace(2 * quote, quote)
     return text
 
 

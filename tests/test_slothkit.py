@@ -96,9 +96,49 @@ def test_a_list_is_the_value_of_a_setting_that_is_one(value, alternatives):
         assert {cell.config.trainer.devices for cell in cells} == {"[0,2]"}
 
 
+ODD_TEXTS = [
+    "a, b",
+    " a ",
+    "it's",
+    '"a"',
+    """it's "a", 'b'""",
+    "[a",
+    "a]'{b",
+    "it's\\new",
+    "7",
+    "null",
+    "a: b",
+    "#a",
+]
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS)
+def test_a_text_in_a_list_or_mapping_stays_as_it_is(text):
+    values = {
+        "data": {"images": [text], "train": [text, "b.json"], "test": [[text]]},
+        "evaluate": {"metric": {text: "anls"}},
+        "out": Path(text),
+    }
+    [cell] = make_cells(parse_settings(run.make_words((), values)))
+    assert cell.config.data.train == [text, "b.json"] and cell.config.data.test == [text]
+    assert cell.config.evaluate.metric == {text: "anls"}
+    assert cell.config.out == text
+    if text != "null":  # which is no folder at all, as on a command line
+        assert cell.config.data.images == text
+
+
+def test_a_mapping_is_the_value_of_a_knob_that_is_one():
+    values = {"compressor": "matryoshka", "matryoshka": {"host": "sap", "knobs": {"grid_policy": "floor"}}}
+    [cell] = make_cells(parse_settings(run.make_words((), values)))
+    assert cell.config.parts["matryoshka"] == {"host": "sap", "knobs": {"grid_policy": "floor"}}
+
+
 @pytest.mark.parametrize(
     ("settings", "values", "message"),
     [
+        ((), {"seed": {0, 1}}, "^seed=.*: of type set; give"),
+        ((), {"data": {"train": ["a.json", b"b.json"]}}, "^data.train=b'b.json': of type bytes; give"),
+        ((), {"finetune": {"epochs": 1}, "finetune.epochs": 2}, "finetune.epochs is given twice"),
         (("compressor=sapp",), {}, "did you mean 'sap'?"),
         (("seed=0",), {"seed": 1}, "seed is given twice"),
         ((), {"seed": []}, r"seed=\[\]: no value"),

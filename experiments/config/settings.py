@@ -62,18 +62,28 @@ def takes_list(path: str) -> bool:
     if setting is not None:
         pattern, _ = setting.rules.get("form", ("", ""))
         # trainer.devices is text, that of a list among others
-        return has_list_type(setting.hint) or bool(re.fullmatch(pattern, "[0]"))
+        return has_type(setting.hint, list, tuple, Sequence) or bool(re.fullmatch(pattern, "[0]"))
+    return any(has_type(hint, list, tuple, Sequence) for hint in find_knob_types(path))
+
+
+def takes_mapping(path: str) -> bool:
+    """Whether one value of a knob may be a mapping; False for what is none."""
+    return any(has_type(hint, dict, Mapping) for hint in find_knob_types(path))
+
+
+def find_knob_types(path: str) -> list[Any]:
+    """The types that the knob PART.KNOB has in the parts of that name."""
     part, _, knob = path.partition(".")
     parameters = [owner.knobs(part).get(knob) for owner in find_part_owners(part)]
-    return any(has_list_type(parameter.annotation) for parameter in parameters if parameter is not None)
+    return [parameter.annotation for parameter in parameters if parameter is not None]
 
 
-def has_list_type(hint: Any) -> bool:
-    """Whether a type is that of lists, or has one among its alternatives."""
+def has_type(hint: Any, *wanted_types: Any) -> bool:
+    """Whether a type is one of those wanted, or has one among its alternatives."""
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
-        return any(map(has_list_type, typing.get_args(hint)))
-    return (origin or hint) in (list, tuple, Sequence)
+        return any(has_type(option, *wanted_types) for option in typing.get_args(hint))
+    return (origin or hint) in wanted_types
 
 
 def conform_setting(path: str, value: object) -> object:

@@ -89,10 +89,10 @@ class QueryProbe:
             inputs = dict(batch)  # `generate_answers` blanks in place
             with watch_sign_attention(model, [] if blank else numbers, self.regions, sums):
                 ids = generate_answers(model, inputs, self.max_new_tokens, blank)
-            for number, text in zip(numbers, decode_answers(self.processor, ids)):
-                question = self.questions[number]
-                score = self.scorer.score_answer(text, question)
-                scores.setdefault(question.name_family(), []).append(score)
+            questions = [self.questions[number] for number in numbers]
+            answers = self.scorer.score_answers(decode_answers(self.processor, ids), questions)
+            for question, answer in zip(questions, answers):
+                scores.setdefault(question.name_family(), []).append(answer.score)
         averages = average_scores(scores)
         return {"overall": averages["overall"], **averages["families"]}
 

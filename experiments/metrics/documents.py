@@ -12,7 +12,8 @@ class ANLS(MeanScore):
     """Average normalised Levenshtein similarity (DocVQA, ST-VQA: Biten et al. 2019, arXiv 1905.13648).
 
     1 - edits / length of the longer text, for the best of the accepted answers; 0 below `threshold`. Case and
-    runs of spaces do not count. As in the benchmark's scorer a similarity of exactly `threshold` stands.
+    runs of spaces do not count. As in the benchmark's scorer a similarity of exactly `threshold` stands;
+    its lengths, though, have all spaces of a run.
     """
 
     def __init__(self, threshold: float = 0.5):
@@ -31,7 +32,8 @@ class ANLS(MeanScore):
 
 class RelaxedAccuracy(MeanScore):
     """ChartQA's accuracy (Masry et al. 2022, arXiv 2203.10244): a number may be off by `tolerance` of the
-    truth, anything else must be equal but for case. "5%" is the number 0.05; truths: answers."""
+    truth, anything else must be equal but for case and spaces. "5%" is the number 0.05; truths: answers.
+    Unlike in Pix2Struct's scorer, which most use, "0.0" is right where the truth is "0"."""
 
     def __init__(self, tolerance: float = 0.05):
         super().__init__()

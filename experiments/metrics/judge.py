@@ -17,7 +17,7 @@ from transformers import (
 from compressors.errors import UsageError, quote, shorten_reason
 from connectors.pretrained import check_weights, load_model, load_pretrained
 from experiments.config.metric_names import JUDGE_PROMPT, fill_prompt
-from experiments.config.schema import GPU_ACCELERATORS
+from experiments.config.schema import GPU_ACCELERATORS, JudgeSettings
 from experiments.config.trained import find_judge_folder
 from experiments.metrics.mean import MeanScore, list_accepted_answers
 from llm_adapters.conversation import IMAGE
@@ -93,12 +93,7 @@ class Judge(MeanScore):
             model.device
         )
         length = inputs["input_ids"].shape[1]
-        positions = getattr(model.config, "max_position_embeddings", None)
-        if positions is not None and length + self.max_new_tokens > positions:
-            raise UsageError(
-                f"judge.model={quote(self.source)}: a prompt of {length} tokens and a verdict of "
-                f"{self.max_new_tokens} do not fit into its {positions} positions; shorten judge.prompt"
-            )
+        check_positions(model.config, length, self.max_new_tokens, self.source)
         ids = model.generate(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
@@ -114,8 +109,8 @@ class Judge(MeanScore):
 
 def read_score(verdict: str) -> float | None:
     """The score of a verdict: a number from 0 to 1 alone on its last line, perhaps behind "Score:"; None for
-    anything else."""
-    lines = verdict.strip().splitlines()
+    anything else. What a model thinks before it answers is none of it."""
+    lines = verdict.rpartition("</think>")[2].strip().splitlines()
     match = LAST_LINE.fullmatch(lines[-1].strip()) if lines else None
     return float(match[1]) if match else None
 
@@ -127,14 +122,24 @@ def load_judge(source: str | None, uses_gpu: bool) -> tuple[Any, Any]:
     model = load_model(AutoModelForCausalLM, folder, where, ADVICE, dtype=dtype).eval()
     model.to("cuda" if uses_gpu else "cpu")
     tokenizer = load_chat_tokenizer(folder, where)
-    end = model.generation_config.eos_token_id
-    if end is None:
-        end = tokenizer.eos_token_id
     # greedy, whatever temperature or penalty it was saved with
     model.generation_config = GenerationConfig(
-        do_sample=False, num_beams=1, eos_token_id=end, pad_token_id=tokenizer.pad_token_id
+        do_sample=False,
+        num_beams=1,
+        eos_token_id=list_end_tokens(model.generation_config, tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
     )
     return model, tokenizer
+
+
+def list_end_tokens(generation_config: Any, tokenizer: Any) -> list[int]:
+    """What ends a verdict: the model's ends, and its tokenizer's, which a chat model may have beside them."""
+    ends = generation_config.eos_token_id
+    if ends is None:
+        ends = []
+    elif isinstance(ends, int):
+        ends = [ends]
+    return [*ends, tokenizer.eos_token_id]
 
 
 def locate_judge(source: str | None) -> tuple[str, str]:
@@ -175,11 +180,27 @@ def render_prompt(tokenizer: Any, prompt: str, source: str | None) -> str:
     return str(text)
 
 
-def check_judge(source: str | None) -> None:
+def check_positions(config: Any, prompt_tokens: int, verdict_tokens: int, source: str | None) -> None:
+    """UsageError for a prompt and a verdict that are longer than a judge reads."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and prompt_tokens + verdict_tokens > positions:
+        raise UsageError(
+            f"judge.model={quote(source)}: a prompt of {prompt_tokens} tokens and a verdict of "
+            f"{verdict_tokens} do not fit into its {positions} positions; shorten judge.prompt, or lower "
+            "judge.max_new_tokens"
+        )
+
+
+def check_judge(settings: JudgeSettings) -> None:
     """UsageError for a judge that could not be loaded or asked. No weights are read."""
-    folder, where = locate_judge(source)
+    folder, where = locate_judge(settings.model)
     config = load_pretrained(AutoConfig, folder, where, ADVICE)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UsageError(f"{where}: a model of type {config.model_type}, no language model; {ADVICE}")
     check_weights(folder, where)
-    render_prompt(load_chat_tokenizer(folder, where), "", source)
+    tokenizer = load_chat_tokenizer(folder, where)
+    # without what is judged, which is a few words as a rule
+    prompt = fill_prompt(settings.prompt or JUDGE_PROMPT, "", "", "")
+    text = render_prompt(tokenizer, prompt, settings.model)
+    length = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    check_positions(config, length, settings.max_new_tokens, settings.model)

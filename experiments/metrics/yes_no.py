@@ -34,7 +34,8 @@ class POPE(Metric):
     """Polling for objects that are not there (Li et al. 2023, arXiv 2305.10355): accuracy, precision, recall
     and F1 of "yes", and the share of questions answered with it.
 
-    As in the paper's scorer an answer means no if its first sentence has the word "no" or "not", else yes.
+    As in the paper's scorer an answer means no if its first sentence has the word "no" or "not", else yes;
+    there "NO" and "Not" are none of these words, here they are.
     """
 
     full_state_update = False

@@ -41,7 +41,7 @@ def check_metric(config: Config) -> None:
         return  # any answer is a truth of it; its base, torchmetrics, takes half a second to load
     scorer = QuestionScorer(config.evaluate.metric, collect_metric_options(config))
     if asks_judge(config):
-        check_judge(config.judge.model)
+        check_judge(config.judge)
     if all(map(roles.is_file_entry, config.data.test)):
         scorer.check_questions(roles.load_questions(config, {}, check_images=False))
     is_scored = config.validate.score_every is not None

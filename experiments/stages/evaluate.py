@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from experiments.config.metric_names import collect_metric_options
+from experiments.config.metric_names import asks_judge, collect_metric_options
 from experiments.config.schema import Config
 from experiments.data import llava, roles
 from experiments.data.ahead import count_workers, read_ahead
@@ -74,6 +74,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) ->
                 if is_cut:
                     cut_numbers.add(number)
             report.advance_steps(len(batch))
+    if asks_judge(config):
+        model.to("cpu")  # a judge may take all of a GPU
     write_scores(questions, answers, scorer, cut_numbers, model, images, out)
 
 
@@ -169,8 +171,10 @@ def write_scores(
             file.write(json.dumps(row) + "\n")
     scores = {**average_scores(scores_by_family), "efficiency": count_costs(model, images, questions)}
     scores["cut_answers"] = len(cut_numbers)
-    if any(scored.verdict is not None for scored in scored_answers):
-        scores["unreadable_verdicts"] = sum(not scored.is_readable for scored in scored_answers)
+    judged = [scored for scored in scored_answers if scored.verdict is not None]
+    if judged:
+        scores["verdicts"] = len(judged)
+        scores["unreadable_verdicts"] = sum(not scored.is_readable for scored in judged)
     if not scorer.is_exact:
         scores["metric"] = scorer.names
     if not scorer.is_exact or any(sample.accepted for sample in questions):

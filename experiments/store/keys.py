@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compressors.errors import UsageError, quote
-from connectors.hub import MODEL_FILES
+from connectors.hub import MODEL_FILES, PICKLED_FILES
 from experiments.config.metric_names import JUDGE_PROMPT, asks_judge
 from experiments.config.schema import Config
 from experiments.config.sources import ASSET_SCHEME, CACHE_SCHEME, resolve_source
@@ -97,8 +97,11 @@ def describe_judge(config: Config) -> dict[str, Any]:
 
 def digest_trained_model(folder: Path) -> str:
     """sha256 of a saved model: of the content of its weights and settings, wherever it lies."""
+    patterns = list(MODEL_FILES)
+    if not any(folder.glob("*.safetensors")):
+        patterns += PICKLED_FILES  # which are its weights, then
     digests: dict[str, str] = {}
-    for pattern in MODEL_FILES:
+    for pattern in patterns:
         for path in folder.glob(pattern):
             stat = path.stat()
             digests[path.name] = digest_unchanged_file(path, stat.st_size, stat.st_mtime_ns)

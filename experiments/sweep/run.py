@@ -6,6 +6,7 @@ results = sweep("compressor=sap,avg_pool", seed=[0, 1], finetune={"epochs": 1})
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from numbers import Number
 from pathlib import Path
 
 from rich.console import Console
@@ -17,9 +18,9 @@ from compressors.command_line import (
     parse_settings,
     quote_text,
 )
-from compressors.errors import UsageError
+from compressors.errors import UsageError, quote
 from experiments.config.schema import Config
-from experiments.config.settings import takes_list
+from experiments.config.settings import takes_list, takes_mapping
 from experiments.runtime.bars import create_reporter
 from experiments.runtime.files import write_atomic
 from experiments.runtime.progress import Reporter
@@ -44,7 +45,8 @@ def sweep(*settings: str, quiet: bool = False, **values: object) -> SweepResults
     settings   KEY=VALUE as on the command line, one each: "compressor=sap,avg_pool", "embq.at=[2,4],3"
     quiet      no progress
     values     the same by name: a list or range has the alternatives, a mapping a section's settings or a
-               part's knobs (finetune={"epochs": 1}, sap={"rate": 4}); text reads as on the command line.
+               part's knobs (finetune={"epochs": 1}, sap={"rate": 4}); text reads as on the command line; a
+               Path, and text in a list or mapping, is taken as it is: out=Path("a, b").
                Where the setting is a list itself, a list is its one value and a list of lists has the
                alternatives: trainer={"devices": [0, 2]}, data={"train": [["a.json"], ["a.json", "b.json"]]}
 
@@ -67,22 +69,24 @@ def make_words(settings: tuple[str, ...], values: Mapping[str, object]) -> list[
     for setting in settings:
         if not isinstance(setting, str):
             raise UsageError(f"{setting!r}: expected 'key=value', or a value by name: seed=[0, 1]")
-    axes = dict(spell_values("", values))
-    return [*settings, *join_settings(axes)]
+    words = list(settings)
+    for path, texts in spell_values("", values):  # one by one: what is given twice is refused as it is there
+        words += join_settings({path: texts})
+    return words
 
 
 def spell_values(prefix: str, values: Mapping[str, object]) -> Iterator[tuple[str, list[str]]]:
     """(KEY, its alternatives as typed) of values by name; a mapping is a section, or a setting's value."""
     for name, value in values.items():
         path = f"{prefix}{name}"
-        if isinstance(value, Mapping) and path not in collect_settings(Config):
+        if isinstance(value, Mapping) and path not in collect_settings(Config) and not takes_mapping(path):
             yield from spell_values(f"{path}.", value)
         elif isinstance(value, str):
             yield path, [value]
         elif isinstance(value, (list, tuple, range)):
-            yield path, [spell_value(item) for item in list_alternatives(path, value)]
+            yield path, [spell_value(path, item) for item in list_alternatives(path, value)]
         else:
-            yield path, [spell_value(value)]
+            yield path, [spell_value(path, value)]
 
 
 def list_alternatives(path: str, values: Sequence[object]) -> list[object]:
@@ -95,21 +99,29 @@ def list_alternatives(path: str, values: Sequence[object]) -> list[object]:
     return list(values)
 
 
-def spell_value(value: object) -> str:
-    """One value as it is typed."""
+def spell_value(path: str, value: object) -> str:
+    """One value as it is typed. UsageError for what cannot be."""
     if isinstance(value, (str, Path)):
         return quote_text(str(value))
     if isinstance(value, (list, tuple)):
-        return f"[{','.join(map(spell_item, value))}]"
+        return f"[{','.join([spell_item(path, item) for item in value])}]"
+    if isinstance(value, Mapping):
+        items = [f"{spell_item(path, key)}: {spell_item(path, item)}" for key, item in value.items()]
+        return f"{{{','.join(items)}}}"
+    if value is not None and not isinstance(value, Number):  # which bools are, and numbers of NumPy
+        raise UsageError(
+            f"{path}={quote(repr(value))}: of type {type(value).__name__}; give text, a number, True, False, "
+            "None, a Path, a list or a mapping"
+        )
     return format_value(value)
 
 
-def spell_item(value: object) -> str:
-    """One item of a list; a text keeps what YAML would read as something else: "7", "a: b"."""
+def spell_item(path: str, value: object) -> str:
+    """One item of a list or mapping; a text keeps what YAML would read as something else: "7", "a: b"."""
     if isinstance(value, (str, Path)):
-        quote = '"' if "'" in str(value) else "'"
-        return f"{quote}{value}{quote}"
-    return spell_value(value)
+        escaped_text = str(value).replace("'", "''")
+        return f"'{escaped_text}'"
+    return spell_value(path, value)
 
 
 def open_store(request: SweepRequest, runner: Callable[[str], StageRunner]) -> Store:

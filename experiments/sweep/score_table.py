@@ -91,19 +91,20 @@ def make_blind_notes(group: ScoreGroup) -> list[str]:
     ]
 
 
-def count_answers(group: ScoreGroup, key: str) -> str:
-    """Rows with answers that runs count under `key`, each with how many of how many; empty without any."""
+def count_answers(group: ScoreGroup, key: str, total_key: str) -> str:
+    """Rows with answers that runs count under `key`, each with how many of how many, which runs count under
+    `total_key`; empty without any."""
     words = []
     for row in group.rows:
         count = sum(run.get(key, 0) for run in row.runs)
         if count:
-            words.append(f"{row.label} {count:,} of {sum(run['n'] for run in row.runs):,}")
+            words.append(f"{row.label} {count:,} of {sum(run[total_key] for run in row.runs):,}")
     return ", ".join(words)
 
 
 def make_cut_notes(group: ScoreGroup) -> list[str]:
     """Below a table: rows with answers that were cut before their end."""
-    rows = count_answers(group, "cut_answers")
+    rows = count_answers(group, "cut_answers", "n")
     if not rows:
         return []
     return [f"Answers cut at evaluate.max_new_tokens, scored as they stand: {rows}."]
@@ -111,7 +112,7 @@ def make_cut_notes(group: ScoreGroup) -> list[str]:
 
 def make_verdict_notes(group: ScoreGroup) -> list[str]:
     """Below a table: rows whose judge has said something else than a score."""
-    rows = count_answers(group, "unreadable_verdicts")
+    rows = count_answers(group, "unreadable_verdicts", "verdicts")
     if not rows:
         return []
     return [f"Verdicts of the judge without a score from 0 to 1, counted as 0: {rows}."]

@@ -164,7 +164,7 @@ class SlothModule(L.LightningModule):
             hidden_visual = self.query_warmup.draw_hidden(rows, tokens, number, self.global_rank)
             # without the argument where nothing is hidden: attention can take its causal kernel again
             if hidden_visual.any():
-                batch["hidden_visual"] = hidden_visual.to(self.device)
+                batch["hidden_visual"] = hidden_visual.to(self.device, non_blocking=True)
         strategy = self.trainer.strategy
         if self.trainer.world_size > 1:
             # each process has counted its own share of the step, and gradients are averaged over processes

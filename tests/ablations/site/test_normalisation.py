@@ -32,6 +32,19 @@ def test_texts(name):
         assert metric.score(row["truth"], row["truth"]) == 1, row
 
 
+def test_several_accepted_answers():
+    rows = list_rows("Several accepted answers")
+    assert {row["metric"] for row in rows} == {"exact", "vqa", "anls", "relaxed", "choice", "pope"}
+    question = "\n".join(f"{letter}. {option}" for letter, option in zip("ABC", OPTIONS))
+    for row in rows:
+        metric = metrics.create(row["metric"])
+        answers = row["accepted"].split("`, `")
+        truth = answers
+        if hasattr(metric, "read_truth"):
+            truth = metric.read_truth(answers, question)
+        assert metric.score(row["said"], truth) == pytest.approx(float(row["score"])), row
+
+
 def test_options():
     assert "A. the fox, B. the red fox, C. 12:" in PAGE
     rows = list_rows("Options")

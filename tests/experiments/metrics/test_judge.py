@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from compressors.errors import UsageError
 from experiments.config.metric_names import JUDGE_PROMPT, collect_metric_options
+from experiments.config.schema import JudgeSettings
 from experiments.data.llava import Sample
 from experiments.metrics.judge import Judge, check_judge, read_score
 from experiments.metrics.scoring import QuestionScorer
@@ -73,6 +74,8 @@ def ask(answer="a fox", family="recognition", number=0):
         ("1.00", 1.0),
         ("Score: 0.3", 0.3),
         ("It says the same.\nscore:1", 1.0),
+        ("<think>\nperhaps 0\n</think>0.5", 0.5),
+        ("<think>\nperhaps\n0\n</think>", None),
         ("", None),
         ("1.5", None),
         ("-1", None),
@@ -105,6 +108,18 @@ def test_scores_and_verdicts(judge):
     assert metric.read_truth(["a", "b"], "why ?") == ("why ?", ["a", "b"])
 
 
+def test_a_verdict_ends_where_the_chat_template_ends_it(judge, tmp_path):
+    """Whatever else the model itself ends with."""
+    model = LlamaForCausalLM.from_pretrained(judge)
+    model.generation_config.eos_token_id = byte_tokenizer().convert_tokens_to_ids("z")
+    folder = save_judge(tmp_path / "ends", model)
+    metric = Judge(str(folder), prompt=PROMPT, max_new_tokens=4)
+    assert [verdict.score for verdict in metric.judge_answers(["fox", "q"], [("", ["fox"])] * 2)] == [
+        1.0,
+        0.5,
+    ]
+
+
 def test_the_usual_prompt_has_all_that_is_judged(judge):
     metric = Judge(str(judge), max_new_tokens=1)
     with pytest.raises(UsageError, match="judge.model=.*a prompt of .* do not fit into its 128 positions"):
@@ -112,13 +127,17 @@ def test_the_usual_prompt_has_all_that_is_judged(judge):
     assert all(f"{{{name}}}" in JUDGE_PROMPT for name in ("question", "reference", "answer"))
 
 
-def test_an_evaluation_with_a_random_judge(tmp_path):
+def test_an_evaluation_with_a_random_judge_of_one_family(tmp_path):
     write_backbones(tmp_path)
     write_data(tmp_path, 6)
+    records = json.loads((tmp_path / "data.json").read_text())
+    for record in records[:4]:
+        record["families"] = ["reading"] * (len(record["conversations"]) // 2)
+    (tmp_path / "data.json").write_text(json.dumps(records))
     cell = make_config(tmp_path)
     cell.finetune.max_steps = 1
     cell.data.test = [str(tmp_path / "data.json")]
-    cell.evaluate.metric = "judge"
+    cell.evaluate.metric = {"reading": "judge"}
     cell.judge.model = str(save_judge(tmp_path / "random", make_llm("llama", seed=3)))
     cell.judge.prompt, cell.judge.max_new_tokens = PROMPT, 3
     cell.evaluate.max_new_tokens = 4
@@ -133,13 +152,16 @@ def test_an_evaluation_with_a_random_judge(tmp_path):
     assert first == second
     rows = [json.loads(line) for line in first.splitlines()]
     metrics = json.loads((outs[0] / "metrics.json").read_text())
-    unreadable = [read_score(row["verdict"]) is None for row in rows]
-    assert all(row["verdict"] for row in rows) and any(unreadable)
-    assert all(row["score"] == 0 for row, bad in zip(rows, unreadable) if bad)
-    assert 0 < metrics["unreadable_verdicts"] <= len(rows)
-    assert metrics["metric"] == {"default": "judge"} and metrics["chance"]["n"] == len(rows)
+    judged = [row for row in rows if row["family"] == "reading"]
+    assert 0 < len(judged) < len(rows)
+    assert all(("verdict" in row) == (row in judged) for row in rows)
+    unreadable = [row for row in judged if read_score(row["verdict"]) is None]
+    assert unreadable and all(row["score"] == 0 for row in unreadable)
+    assert metrics["unreadable_verdicts"] == len(unreadable) and metrics["verdicts"] == len(judged)
+    assert metrics["metric"] == {"default": "exact", "reading": "judge"}
+    assert metrics["chance"]["n"] == len(rows)
     [note] = make_verdict_notes(ScoreGroup("", [ScoreRow("sap", [metrics])]))
-    assert note.endswith(f"counted as 0: sap {metrics['unreadable_verdicts']} of {len(rows)}.")
+    assert note.endswith(f"counted as 0: sap {len(unreadable)} of {len(judged)}.")
 
 
 def test_the_judge_and_its_prompt_are_in_the_evaluation_s_key(judge, tmp_path):
@@ -156,6 +178,17 @@ def test_the_judge_and_its_prompt_are_in_the_evaluation_s_key(judge, tmp_path):
     settings[1] = f"judge.model={moved}"
     assert stages(*settings)["evaluate"].key == first["evaluate"].key
     assert stages()["evaluate"].key == stages("judge.batch_size=3")["evaluate"].key  # nobody is asked
+    [weights] = moved.glob("*.safetensors")
+    keys = {first["evaluate"].key}
+    for number in range(2):
+        state = {
+            name: value + number
+            for name, value in LlamaForCausalLM.from_pretrained(judge).state_dict().items()
+        }
+        torch.save(state, moved / "pytorch_model.bin")
+        weights.unlink(missing_ok=True)
+        keys.add(stages(*settings)["evaluate"].key)
+    assert len(keys) == 3  # of weights in the older form, too
     assert collect_metric_options(config(*settings))["judge"]["model"] == str(moved)
 
 
@@ -179,19 +212,21 @@ def test_what_is_no_judge_is_refused_before_work_starts(settings, message):
 
 
 def test_a_model_that_cannot_judge_is_refused_without_its_weights(judge, tmp_path):
-    check_judge(str(judge))
+    check_judge(JudgeSettings(str(judge), PROMPT))
+    with pytest.raises(UsageError, match="do not fit into its 128 positions; .* lower judge.max_new_tokens"):
+        check_judge(JudgeSettings(str(judge), PROMPT, max_new_tokens=128))
     plain = save_judge(tmp_path / "plain", make_llm("llama"), chat=None)
     with pytest.raises(UsageError, match=r"plain: its tokenizer has no chat template; give .*-Instruct"):
-        check_judge(str(plain))
+        check_judge(JudgeSettings(str(plain), PROMPT))
     broken = save_judge(tmp_path / "broken", make_llm("llama"), chat="{{ raise_exception('no') }}")
     with pytest.raises(UsageError, match="its chat template fails"):
-        check_judge(str(broken))
+        check_judge(JudgeSettings(str(broken), PROMPT))
     for path in broken.glob("*.safetensors"):
         path.unlink()
     with pytest.raises(UsageError, match="no weights in the folder"):
-        check_judge(str(broken))
+        check_judge(JudgeSettings(str(broken), PROMPT))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="judge.model=.*empty: cannot be loaded"):
-        check_judge(str(tmp_path / "empty"))
+        check_judge(JudgeSettings(str(tmp_path / "empty"), PROMPT))
     counted = Counter(path.suffix for path in judge.iterdir())
     assert counted[".safetensors"] == 1

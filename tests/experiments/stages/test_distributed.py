@@ -65,13 +65,13 @@ def test_two_processes_have_the_gradients_of_one(tmp_path, stage, text_only):
         assert not unlike, strategy
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_a_killed_run_of_two_processes_resumes_to_the_same_loss_and_weights(tmp_path, strategy):
+@pytest.mark.parametrize(("strategy", "form"), [("ddp", "thin"), ("fsdp", "fade")])
+def test_a_killed_run_of_two_processes_resumes_to_the_same_loss_and_weights(tmp_path, strategy, form):
     write_backbones(tmp_path)
     config = make_config(tmp_path, strategy=strategy, checkpoint_every=2)
     config.parts["sap"]["dropout"] = 0.2  # what is drawn must be drawn again
     config.finetune.max_steps = 10
-    config.finetune.query_warmup, config.finetune.query_warmup_form = 0.7, "fade"  # it dies in between
+    config.finetune.query_warmup, config.finetune.query_warmup_form = 0.7, form  # it dies in between
     write_data(tmp_path, ROWS, frozenset(range(0, ROWS, 5)))
     inputs = align(config, tmp_path)
     config.trainer.devices = "2"
