@@ -25,12 +25,12 @@ POLL_SECONDS = 0.2
 
 def describe_plan(last_stages: Sequence[Stage]) -> dict[str, Any]:
     """What all nodes of a sweep must agree on; the stages are those that evaluate its cells."""
-    devices = {}
+    devices = []
     for stage in last_stages:
         trainer = stage.config.trainer
         words = f"trainer.accelerator={trainer.accelerator} trainer.devices={trainer.devices}"
         count = max(1, strategies.count_processes(trainer))
-        devices[words] = f"{count} x {pick_device(trainer.accelerator).type}"
+        devices.append([words, f"{count} x {pick_device(trainer.accelerator).type}"])
     versions = read_package_versions()
     keys = [stage.key for stage in last_stages]
     return {"versions": versions, "stages": digest_value(keys), "devices": devices}
@@ -49,12 +49,9 @@ def find_difference(plan: Mapping[str, Any], own: Mapping[str, Any], rank: int) 
             f"node {rank} plans other stages than node 0; start the same command with the same data and "
             "models on every node"
         )
-    for words, devices in plan["devices"].items():
-        if own["devices"][words] != devices:
-            return (
-                f"{words}: node 0 has {devices}, node {rank} has {own['devices'][words]}; set both to what "
-                "all nodes have"
-            )
+    for (_, first), (words, devices) in zip(plan["devices"], own["devices"], strict=True):
+        if first != devices:
+            return f"{words}: node {rank} has {devices}, node 0 has {first}; set both to what all nodes have"
     return ""
 
 

@@ -48,7 +48,8 @@ def read_request(settings: Mapping[str, list[str]]) -> SweepRequest:
     row_labels = axes.pop("rows", None)
     if row_labels is not None:
         row_labels = list(map(unquote_text, row_labels))
-    take_single_value(dict(axes), "out")  # from a copy: it is a cell's setting too, but no axis
+    for name in ("out", "trainer.nodes"):
+        take_single_value(dict(axes), name)  # from a copy: it is a cell's setting too, but no axis
     jobs: dict[str, CellJob] = {}
     views: list[tuple[str, list[CellJob]]] = []
     left_out: set[str] = set()

@@ -138,6 +138,8 @@ def run_request(
     if request.nodes == 1:
         refuse_lone_sweeps()
         return run_cells(request, store, reporter, check)
+    # read when torch is imported: a node that has gone is one line, not a page of frames
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from experiments.stages.training import node_link
 
     with node_link.join(request.nodes) as link:

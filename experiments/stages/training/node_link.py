@@ -87,18 +87,21 @@ class NodeLink:
         that has not come or cannot work with it."""
         self.say("plan", **plan)
         end = time.monotonic() + MEETING_SECONDS
-        fault = ""
         for rank in self.others:
-            answer = self.hear(f"answer/{rank}", max(0.0, end - time.monotonic()))
-            if answer is None:
-                fault = f"node {rank} has not come in {MEETING_SECONDS} seconds; {HOW_TO_START}"
-            else:
-                fault = answer["fault"]
+            fault = self.hear_answer(rank, end)
             if fault:
-                break
-        if fault:
-            raise UsageError(f"trainer.nodes={self.node.count}: {fault}")  # `leave` tells the others
+                raise UsageError(f"trainer.nodes={self.node.count}: {fault}")  # `leave` tells the others
         self.say("agreed")
+
+    def hear_answer(self, rank: int, end: float) -> str:
+        """What a node has to say of the plan, nothing if all is well."""
+        while time.monotonic() < end:
+            answer = self.hear(f"answer/{rank}", POLL_SECONDS)
+            if answer is not None:
+                return str(answer["fault"])
+            if self.hear(f"left/{rank}", 0.0) is not None:
+                return f"node {rank} has ended; see its output"
+        return f"node {rank} has not come in {MEETING_SECONDS} seconds; {HOW_TO_START}"
 
     def hear_plan(self) -> dict[str, Any]:
         """Another node: node 0's plan. UsageError where there is none."""
@@ -233,13 +236,16 @@ class NodeLink:
             self.say("ended", fault=fault)
             end = time.monotonic() + LAST_WORDS_SECONDS
             for rank in self.others:
-                self.hear(f"left/{rank}", max(0.0, end - time.monotonic()))
+                if rank not in self.gone:
+                    self.hear(f"left/{rank}", max(0.0, end - time.monotonic()))
 
 
 def describe_error(error: BaseException) -> str:
     """The last line of an error: of a process that has failed, its message is a trace."""
     if isinstance(error, UsageError):
         return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
     lines = str(error).strip().splitlines() or [""]
     return shorten(lines[-1] or type(error).__name__)
 
