@@ -2,7 +2,11 @@
 key-value store of torch.distributed that all of them see."""
 
 import os
+import socket
+import threading
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -17,6 +21,8 @@ from torch.distributed import DistError, PrefixStore, TCPStore
 from compressors.errors import UsageError, quote, shorten_reason
 
 MEETING_SECONDS = 600  # for all nodes to come
+SILENCE_SECONDS = 300  # without a sign of life: a node has gone
+BEAT_SECONDS = 5  # between two signs
 CONNECT_SECONDS = 5  # of one attempt to reach node 0: Ctrl-C is not seen meanwhile
 HAND_NAMES = ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")  # what whoever starts the nodes by hand sets
 HOW_TO_START = (
@@ -80,6 +86,10 @@ def find_environment(where: str) -> ClusterEnvironment:
 
 def open_store(node: Node) -> PrefixStore:
     """The store that all nodes see. UsageError where node 0 cannot be reached, or its port is taken."""
+    try:
+        socket.getaddrinfo(node.address, node.port)
+    except OSError as error:
+        raise UsageError(f"MASTER_ADDR={quote(node.address)}: {shorten_reason(error)}") from error
     # torchrun has a store at this port, and is not to be asked for a second one
     has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     is_master = node.rank == 0 and not has_store
@@ -102,3 +112,40 @@ def open_store(node: Node) -> PrefixStore:
                 f"to node 0 there ({shorten_reason(error)}); give an address that all nodes reach and a free "
                 "port"
             ) from error
+
+
+class Heartbeat:
+    """Signs of life that nodes give each other: a process that was killed closes connections, but neither a
+    machine that has lost its power nor one behind a store of torchrun does."""
+
+    def __init__(self, store: PrefixStore, rank: int, watched: Sequence[int]):
+        self.store = store
+        self.rank = rank
+        now = time.monotonic()
+        self.last_signs = {other: (0, now) for other in watched}  # how many so far, and when that changed
+        self.looked_at = now
+        self.stopped = threading.Event()
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def _beat(self) -> None:
+        with suppress(DistError, OSError):  # node 0 has gone, with the store
+            while not self.stopped.wait(BEAT_SECONDS):
+                self.store.add(f"alive/{self.rank}", 1)
+
+    def find_silent(self) -> int | None:
+        """A watched node that has given no sign for a long time."""
+        now = time.monotonic()
+        if now - self.looked_at < BEAT_SECONDS:
+            return None
+        self.looked_at = now
+        for rank, (count, changed_at) in self.last_signs.items():
+            signs = self.store.add(f"alive/{rank}", 0)
+            if signs != count:
+                self.last_signs[rank] = (signs, now)
+            elif now - changed_at > SILENCE_SECONDS:
+                return rank
+        return None
+
+    def stop(self) -> None:
+        """No more signs."""
+        self.stopped.set()

@@ -20,7 +20,14 @@ from lightning.fabric.plugins.environments.lightning import find_free_network_po
 from torch.distributed import DistError
 
 from compressors.errors import UsageError, shorten
-from experiments.runtime.nodes import HOW_TO_START, MEETING_SECONDS, Node, locate_node, open_store
+from experiments.runtime.nodes import (
+    HOW_TO_START,
+    MEETING_SECONDS,
+    Heartbeat,
+    Node,
+    locate_node,
+    open_store,
+)
 from experiments.store.store import NotFinite
 
 READY_SECONDS = 120  # for a node to start its share of a training
@@ -58,6 +65,8 @@ class NodeLink:
         self.launches = 0  # so far
         self.others = [rank for rank in range(node.count) if rank != node.rank]
         self.gone: list[int] = []  # nodes that answer no more
+        # node 0 looks after all, the others after node 0
+        self.heartbeat = Heartbeat(self.store, node.rank, [0] if node.rank else self.others)
 
     def say(self, key: str, **content: object) -> None:
         """Leave a message for the others."""
@@ -67,15 +76,19 @@ class NodeLink:
         """The message under a key, once it is there; None after so many seconds without it. UsageError where
         node 0 has gone."""
         end = time.monotonic() + seconds
+        lost = f"trainer.nodes={self.node.count}: node 0 has ended without a word; see its output"
         while True:
             try:
                 if self.store.check([key]):
                     content: dict[str, Any] = json.loads(self.store.get(key))
                     return content
+                silent = self.heartbeat.find_silent()
             except (DistError, OSError) as error:
-                raise UsageError(
-                    f"trainer.nodes={self.node.count}: node 0 has ended without a word; see its output"
-                ) from error
+                raise UsageError(lost) from error
+            if silent == 0:
+                raise UsageError(lost)
+            if silent is not None and silent not in self.gone:
+                self.gone.append(silent)
             if time.monotonic() >= end:
                 return None
             time.sleep(POLL_SECONDS)
@@ -175,19 +188,20 @@ class NodeLink:
         return replace(self.node, port=launch.port)
 
     def check_fault(self, launch: Launch) -> None:
-        """NodeFailed where a training has failed on another node."""
-        if self.hear(f"fault/{launch.number}", 0.0) is not None:
+        """NodeFailed where a training has failed on another node, or a node has gone."""
+        if self.hear(f"fault/{launch.number}", 0.0) is not None or self.gone:
             raise NodeFailed("another node has failed")
 
     @contextmanager
     def sharing(self, launch: Launch) -> Iterator[None]:
         """This node's share of a training. What ends it here ends it on the others; what ends it on one of
-        them is raised: UsageError and NotFinite as there, anything else as NodeFailed."""
+        them is raised: UsageError and NotFinite as there, anything else as NodeFailed. Errors that a process
+        of this node can tell itself are raised as they are."""
         try:
             yield
         except BaseException as error:
             self.tell_end(launch, error)
-            if isinstance(error, (UsageError, NotFinite)) or not isinstance(error, Exception):
+            if isinstance(error, (UsageError, OSError, NotFinite)) or not isinstance(error, Exception):
                 raise
             raise self.find_cause(launch, error) from error
         self.tell_end(launch, None)
@@ -229,6 +243,7 @@ class NodeLink:
 
     def leave(self, fault: str = "") -> None:
         """The sweep's end. Node 0 has the store, and waits until all have read it."""
+        self.heartbeat.stop()
         with suppress(DistError, OSError, UsageError):
             if self.node.rank:
                 self.say(f"left/{self.node.rank}")

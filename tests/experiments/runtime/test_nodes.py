@@ -1,11 +1,12 @@
 """Which of several machines this is: what torchrun, srun and hands say of it."""
 
 import os
+import socket
 
 import pytest
 
 from compressors.errors import UsageError
-from experiments.runtime.nodes import Node, locate_node
+from experiments.runtime.nodes import Node, locate_node, open_store
 
 HAND = {"NODE_RANK": "1", "MASTER_ADDR": "first", "MASTER_PORT": "4000"}
 TORCHRUN = {
@@ -75,3 +76,17 @@ def test_other_starts_are_refused(started, variables, count, message):
     with pytest.raises(UsageError, match=message.replace("(.", r"\(.").replace("')", r"'\)")) as refused:
         locate_node(count)
     assert "\n" not in str(refused.value)
+
+
+def test_an_address_that_is_none_is_refused():
+    with pytest.raises(UsageError, match="^MASTER_ADDR=no.such.host.invalid: "):
+        open_store(Node(1, 2, "no.such.host.invalid", 4000))
+
+
+def test_a_port_that_is_taken_is_refused():
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=f"MASTER_PORT={port}: node 0 cannot speak to node 0 there"):
+            open_store(Node(0, 2, "127.0.0.1", port))

@@ -9,6 +9,7 @@ import torch
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
 from compressors.errors import UsageError
+from experiments.runtime import nodes
 from experiments.runtime.nodes import Node
 from experiments.runtime.progress import Reporter
 from experiments.stages import follow
@@ -24,7 +25,10 @@ PLAN = {"versions": {"torch": "2.1"}, "stages": "abc", "devices": [["trainer.dev
 def links(monkeypatch):
     monkeypatch.setattr(node_link, "LAST_WORDS_SECONDS", 2)
     port = find_free_network_port()
-    return [NodeLink(Node(rank, 2, "127.0.0.1", port)) for rank in range(2)]
+    both = [NodeLink(Node(rank, 2, "127.0.0.1", port)) for rank in range(2)]
+    yield both
+    for link in both:
+        link.heartbeat.stop()
 
 
 @pytest.fixture
@@ -126,9 +130,7 @@ def test_what_ends_a_training_on_one_node_ends_it_on_all(links, raised, kind, me
 
     def lead():
         with first.sharing(launch):
-            while True:
-                first.check_fault(launch)
-                time.sleep(0.05)
+            wait_for_fault(first, launch)
 
     def fail():
         with second.sharing(launch):
@@ -155,6 +157,32 @@ def test_a_node_that_has_gone_is_not_waited_for_again(links):
         first.announce_launch("finetune/abd", 1)
 
 
+def test_a_node_that_gives_no_sign_has_gone(monkeypatch):
+    monkeypatch.setattr(nodes, "SILENCE_SECONDS", 1.0)
+    monkeypatch.setattr(nodes, "BEAT_SECONDS", 0.1)
+    port = find_free_network_port()
+    first, second, third = [NodeLink(Node(rank, 3, "127.0.0.1", port)) for rank in range(3)]
+    launch = first.announce_launch("finetune/abc", 1)
+    end = time.monotonic() + 2
+    while time.monotonic() < end:
+        first.check_fault(launch)
+        assert second.wait_for("nothing", 0.1) is None
+    third.heartbeat.stop()
+    with pytest.raises(NodeFailed):
+        wait_for_fault(first, launch)
+    assert first.gone == [2]
+    first.heartbeat.stop()
+    with pytest.raises(UsageError, match="node 0 has ended without a word"):
+        second.wait_for_launch() and second.wait_for_launch()
+    second.heartbeat.stop()
+
+
+def wait_for_fault(link, launch):
+    while True:
+        link.check_fault(launch)
+        time.sleep(0.05)
+
+
 def test_lost_connections_are_no_cause_beside_another_one(links):
     first, second = links
     launch = first.announce_launch("finetune/abc", 1)
@@ -169,6 +197,7 @@ def dies_on_the_second_node(report):  # noqa: ARG001
     torch.distributed.TCPStore("127.0.0.1", 0, is_master=True).wait(["what never comes"])
 
 
+@pytest.mark.slow
 def test_processes_of_a_node_end_with_those_of_another(links, together):
     launch = links[0].announce_launch("finetune/abc", 1)
 
