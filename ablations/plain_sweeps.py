@@ -26,6 +26,7 @@ UNTOLD_SETTINGS = (
     "tower.cache",
     "trainer.accelerator",
     "trainer.devices",
+    "trainer.nodes",
     "trainer.logger",
     "trainer.checkpoint_every",
 )

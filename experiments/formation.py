@@ -93,7 +93,9 @@ def check_cells(configs: "Sequence[Config]") -> None:
         if config.query_module is None:
             raise UsageError(f"compressor={config.compressor}: has no query module to watch; add +embq")
         if count_processes(config.trainer):
-            raise UsageError("trainer.devices: one process is watched; take trainer.devices=1")
+            raise UsageError(
+                "trainer.devices: one process is watched; take trainer.devices=1 and trainer.nodes=1"
+            )
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -223,6 +223,9 @@ class TrainerSettings:
         "how many, or which: [0,2]",
         form=(r"auto|-1|[1-9]\d*|\[\d+(, ?\d+)*\]", "auto, a number such as 2, or which ones: [0,2]"),
     )
+    nodes: int = setting(
+        1, "machines with so many devices each; the command is started once on each: srun, torchrun", low=1
+    )
     gradient_checkpointing: bool = setting(False, "compute the LLM's activations again: less memory, slower")
     frozen: str = setting(
         "float32",

@@ -71,8 +71,8 @@ def check_logger(name: str) -> None:
 
 def check_devices(config: Config) -> None:
     """UsageError when this machine lacks the devices that a cell trains on, or a step has no rows for all."""
-    world = strategies.count_processes(config.trainer)
+    world = max(1, strategies.count_processes(config.trainer)) * config.trainer.nodes
     stages = ["pretrain", "finetune"] if config.aligns else ["finetune"]
     for stage in stages:
         optimisation = getattr(config, stage)
-        check_step_rows(optimisation.batch_size, optimisation.accumulate, max(1, world))
+        check_step_rows(optimisation.batch_size, optimisation.accumulate, world)

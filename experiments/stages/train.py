@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from experiments.stages.training.module import (
     list_checkpoint_names,
     set_trainable,
 )
+from experiments.stages.training.node_link import require_link
 from experiments.stages.training.query_warmup import make_query_warmup
 from experiments.stages.training.ranks import launch_processes
 from experiments.stages.training.teacher import TaughtLoader, load_teacher
@@ -136,7 +138,7 @@ def train_stage(
     with explain_divergence(config, stage, locate_checkpoint(out) if resumed else None):
         if world:
             # this process keeps the model on the CPU: its weights come back through a file
-            launch_processes(train_rank, world, report, config, stage, inputs, out, world)
+            launch_on_nodes(config, stage, inputs, out, world, report)
             model.load_state_dict(torch.load(out / TRAINED_FILE, weights_only=True, mmap=True))
         else:
             module = make_module(config, stage, model, processor, inputs)
@@ -150,10 +152,29 @@ def train_stage(
         shutil.rmtree(out / CHECKPOINTS_FOLDER)
 
 
+def launch_on_nodes(
+    config: Config, stage: str, inputs: dict[str, Path], out: Path, world: int, report: Reporter
+) -> None:
+    """The processes of a training, `world` on this node and on each of the others, if there are any."""
+    arguments = (config, stage, inputs, out, world)
+    if config.trainer.nodes == 1:
+        launch_processes(train_rank, world, report, *arguments)
+        return
+    link = require_link(config.trainer.nodes)
+    # the stem of a stage's partial directory is its key
+    launch = link.announce_launch(f"{stage}/{out.stem}", world)
+    with link.sharing(launch):
+        link.await_ready(launch)
+        node = link.place_processes(launch)
+        watch = partial(link.check_fault, launch)
+        launch_processes(train_rank, world, report, *arguments, node=node, watch=watch)
+
+
 def train_rank(
     config: Config, stage: str, inputs: dict[str, Path], out: Path, world: int, report: Reporter
 ) -> None:
-    """What each of several processes does. The first one leaves what was trained in `out`."""
+    """What each of several processes does, of which this node has `world`. The first one leaves what was
+    trained in `out`."""
     model, processor = prepare_model(config, stage, inputs)
     unfreeze_stage_parts(config, stage, model)
     module = make_module(config, stage, model, processor, inputs)
@@ -218,7 +239,7 @@ def make_module(
     # made when a checkpoint has been read: a resumed run starts with the step after the last finished one
     def make_loader() -> StepLoader:
         options = {
-            "workers": count_workers(config.data.workers, module.trainer.world_size),
+            "workers": count_workers(config.data.workers, module.trainer.num_devices),
             "start": module.global_step,
             "rank": module.global_rank,
             "world": module.trainer.world_size,

@@ -22,7 +22,8 @@ def check_model_sizes(config: Config) -> None:
 def check_local_devices(config: Config) -> None:
     """UsageError when this machine lacks the devices that a cell asks for."""
     trainer = config.trainer
-    if trainer.devices == "auto" and trainer.accelerator in ("auto", "cpu"):  # any machine has these
+    is_plain = trainer.devices == "auto" and trainer.nodes == 1
+    if is_plain and trainer.accelerator in ("auto", "cpu"):  # any machine has these
         return
     from experiments.stages import checks  # as above
 

@@ -23,12 +23,14 @@ CellJob = tuple[Cell, Stage]  # a cell, and the stage that evaluates it
 @dataclass(frozen=True)
 class SweepRequest:
     """`jobs`: each cell once, with the stage that evaluates it. `views`: heading and rows of each table that
-    is shown; a cell may stand in several of them. `left_out`: how many cells an earlier report has."""
+    is shown; a cell may stand in several of them. `left_out`: how many cells an earlier report has. `nodes`:
+    how many machines train together."""
 
     jobs: list[CellJob]
     views: list[tuple[str, list[CellJob]]]
     launch: LaunchOptions
     left_out: int = 0
+    nodes: int = 1
 
 
 def read_request(settings: Mapping[str, list[str]]) -> SweepRequest:
@@ -46,7 +48,8 @@ def read_request(settings: Mapping[str, list[str]]) -> SweepRequest:
     row_labels = axes.pop("rows", None)
     if row_labels is not None:
         row_labels = list(map(unquote_text, row_labels))
-    take_single_value(dict(axes), "out")  # from a copy: it is a cell's setting too, but no axis
+    for name in ("out", "trainer.nodes"):
+        take_single_value(dict(axes), name)  # from a copy: it is a cell's setting too, but no axis
     jobs: dict[str, CellJob] = {}
     views: list[tuple[str, list[CellJob]]] = []
     left_out: set[str] = set()
@@ -69,7 +72,23 @@ def read_request(settings: Mapping[str, list[str]]) -> SweepRequest:
             f"earlier={earlier}: that report has all {len(left_out)} cells; python -m "
             "ablations.report shows them, with the same table= and earlier="
         )
-    return SweepRequest(list(jobs.values()), views, launch, len(left_out))
+    nodes = find_node_count(list(jobs.values()), launch)
+    return SweepRequest(list(jobs.values()), views, launch, len(left_out), nodes)
+
+
+def find_node_count(jobs: list[CellJob], launch: LaunchOptions) -> int:
+    """How many machines train the cells together. UsageError where cells differ in it, or where workers would
+    compute them."""
+    counts = sorted({cell.config.trainer.nodes for cell, _ in jobs})
+    if len(counts) > 1:
+        raise UsageError(f"trainer.nodes={','.join(map(str, counts))}: takes one value")
+    count = counts[0]
+    if count > 1 and not launch.in_process:
+        raise UsageError(
+            f"trainer.nodes={count}: several nodes train one cell after another, without workers; leave out "
+            "launch, launch.workers and launch.threads, and start the command itself with srun or torchrun"
+        )
+    return count
 
 
 def list_cells_by_table(

@@ -3,11 +3,14 @@
 results = sweep("compressor=sap,avg_pool", seed=[0, 1], finetune={"epochs": 1})
 """
 
+import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from numbers import Number
 from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -27,6 +30,7 @@ from experiments.runtime.progress import Reporter
 from experiments.runtime.provenance import declare_command
 from experiments.stages.runners import find_runner
 from experiments.store import results
+from experiments.store.plan import Stage
 from experiments.store.results import ScoreGroup
 from experiments.store.run_names import name_group
 from experiments.store.store import StageRunner, Store
@@ -36,6 +40,9 @@ from experiments.sweep.comparison import find_comparison
 from experiments.sweep.request import SweepRequest, read_request
 from experiments.sweep.results import CellResult, CellsFailed, SweepResults
 from experiments.sweep.scheduler import CellOutcomes, launch_cells
+
+if TYPE_CHECKING:
+    from experiments.stages.training.node_link import NodeLink
 
 
 def sweep(*settings: str, quiet: bool = False, **values: object) -> SweepResults:
@@ -52,6 +59,7 @@ def sweep(*settings: str, quiet: bool = False, **values: object) -> SweepResults
 
     UsageError for bad input, before any cell runs; CellsFailed where cells failed, with the results of the
     others. With launch.workers a script calls it below `if __name__ == "__main__":`, as workers import it.
+    With trainer.nodes node 0 has the results, the others none.
     """
     words = make_words(settings, values)
     declare_command(f"slothkit sweep {shlex.join(words)}")
@@ -137,12 +145,47 @@ def run_request(
     check: Callable[[Config], None],
 ) -> SweepResults:
     """Check and run all cells, publish them, and write table.md and table.csv. UsageError for what is wrong
-    with a cell, before any runs; cells that failed are told of in the results."""
+    with a cell, before any runs; cells that failed are told of in the results. Where several nodes run the
+    request, node 0 does all this and the others train with it."""
+    if request.nodes == 1:
+        refuse_lone_sweeps()
+        return run_cells(request, store, reporter, check)
+    # read when torch is imported: a node that has gone is one line, not a page of frames
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from experiments.stages.training import node_link
+
+    with node_link.join(request.nodes) as link:
+        if link.node.rank == 0:
+            return run_cells(request, store, reporter, check, link)
+        with reporter as report:
+            follow_cells(request, store, report, check, link)
+        return SweepResults(store.root, [], [], [])
+
+
+def refuse_lone_sweeps() -> None:
+    """UsageError where torchrun has started several processes that know nothing of each other."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ["WORLD_SIZE"] != "1":
+        raise UsageError(
+            f"trainer.nodes=1: torchrun has started {os.environ['WORLD_SIZE']} processes; for several nodes "
+            "set trainer.nodes and --nproc-per-node=1, for one start the command without torchrun"
+        )
+
+
+def run_cells(
+    request: SweepRequest,
+    store: Store,
+    reporter: AbstractContextManager[Reporter],
+    check: Callable[[Config], None],
+    link: "NodeLink | None" = None,
+) -> SweepResults:
+    """What the node does that writes; `link`: to the others."""
     finished_before = {stage.key for _, stage in request.jobs if store.find_status(stage) == "done"}
     with store.open_root():
         with reporter as store.report:
-            for cell in list_unlike_cells(request.jobs, store):
-                check_cell(cell, request.launch, check)
+            check_request(request, store, check)
+            if link is not None:
+                store.report.write_note(f"waiting for {request.nodes - 1} other node(s)")
+                meet_nodes(request, store, link)
             comparison = find_comparison(request.jobs, store)
             comparison.announce_duration(request.jobs)
             outcomes = launch_cells(request.jobs, store, request.launch, comparison.tell)
@@ -153,6 +196,50 @@ def run_request(
             if outcomes.finished - finished_before:
                 publish_sweep_table(request, found)
     return found
+
+
+def check_request(request: SweepRequest, store: Store, check: Callable[[Config], None]) -> None:
+    """UsageError for what is wrong with a cell, on this machine."""
+    for cell in list_unlike_cells(request.jobs, store):
+        check_cell(cell, request.launch, check)
+
+
+def meet_nodes(request: SweepRequest, store: Store, link: "NodeLink") -> None:
+    """Node 0: UsageError unless all nodes have come, plan the same, and see the output directory."""
+    from experiments.stages import follow  # which imports torch
+
+    plan = follow.describe_plan([stage for _, stage in request.jobs])
+    with NamedTemporaryFile(dir=store.root, prefix=".nodes-") as file:
+        link.meet_others({**plan, "file": Path(file.name).name})
+
+
+def follow_cells(
+    request: SweepRequest,
+    store: Store,
+    report: Reporter,
+    check: Callable[[Config], None],
+    link: "NodeLink",
+) -> None:
+    """Another node: train with node 0 until its sweep has ended. UsageError where one of them cannot begin
+    or has given up."""
+    from experiments.stages import follow  # as above
+
+    plan = link.hear_plan()
+    last_stages = [stage for _, stage in request.jobs]
+    try:
+        check_request(request, store, check)
+        fault = follow.find_difference(plan, follow.describe_plan(last_stages), link.node.rank)
+        if not fault and not follow.see_path(store.root / plan["file"]):
+            fault = f"out={store.root}: node {link.node.rank} does not see what node 0 writes there; share it"
+    except UsageError as error:
+        fault = f"node {link.node.rank}: {error}"
+    link.answer_plan(fault)
+    report.write_note(f"node {link.node.rank} follows node 0")
+    stages: dict[str, Stage] = {}
+    for last_stage in last_stages:
+        for stage in last_stage.collect_stages().values():
+            stages.setdefault(stage.name, stage)
+    follow.follow(link, stages, store.root, report)
 
 
 def publish_sweep_table(request: SweepRequest, found: SweepResults) -> None:

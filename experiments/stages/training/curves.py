@@ -74,7 +74,7 @@ def open_logger(config: Config, out: Path, report: Reporter) -> Iterator[Logger 
         yield False
     elif name == "csv":
         yield CSVLogger(out, name=CURVES_FOLDER)  # a resumed run adds a file beside the first one's
-    elif os.environ.get("LOCAL_RANK", "0") != "0":
+    elif not is_first_process(config.trainer.nodes):
         yield DummyLogger()
     elif name == "tensorboard":
         with open_tensorboard(run) as logger:
@@ -83,6 +83,13 @@ def open_logger(config: Config, out: Path, report: Reporter) -> Iterator[Logger 
     else:
         with open_wandb_logger(config, run, out, report) as logger:
             yield logger
+
+
+def is_first_process(nodes: int) -> bool:
+    """Whether this is the first process of a training on so many nodes."""
+    if nodes > 1 and os.environ["NODE_RANK"] != "0":
+        return False
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 @contextmanager

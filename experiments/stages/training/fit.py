@@ -33,7 +33,7 @@ def fit_module(
     world: int = 0,
     callbacks: Sequence[Callback] = (),
 ) -> None:
-    """Lightning's part, in one of `world` processes or alone."""
+    """Lightning's part, in one of `world` processes of this node or, for 0, alone."""
     settings = config.trainer
     optimisation = module.optimisation
     last = locate_checkpoint(out)

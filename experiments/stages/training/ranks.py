@@ -2,6 +2,8 @@
 tell, and waits; it holds the stage's lock and writes its result, so nothing else knows of them.
 
     sweep -> launch_processes(work, 8, report, ...) -> 8 x work(..., report)
+
+Of several machines each does so for its own (`node_link.py`).
 """
 
 import os
@@ -14,6 +16,7 @@ from torch import multiprocessing
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from compressors.errors import UsageError
+from experiments.runtime.nodes import Node
 from experiments.runtime.processes import end_with_parent
 from experiments.runtime.progress import Reporter
 from experiments.runtime.relay import RelayReporter, play_message
@@ -23,9 +26,19 @@ POLL_SECONDS = 0.1  # between two looks for news
 GRACE_SECONDS = 2.0  # for the other processes to end when one has failed
 
 
-def launch_processes(work: Callable[..., None], world: int, report: Reporter, *args: object) -> None:
+def launch_processes(
+    work: Callable[..., None],
+    world: int,
+    report: Reporter,
+    *args: object,
+    node: Node | None = None,
+    watch: Callable[[], object] | None = None,
+) -> None:
     """`work(*args, report)` in `world` processes, in which Lightning finds its rank. `work` must be a
     function of a module, its arguments must pickle.
+
+    node    among several: where it stands, and where all their processes meet
+    watch   called again and again while they run; what it raises ends them
 
     UsageError, OSError and NotFinite are raised as in the process; another error ends all, and its trace is
     raised."""
@@ -33,14 +46,17 @@ def launch_processes(work: Callable[..., None], world: int, report: Reporter, *a
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([work.__module__])
     news = context.SimpleQueue()  # reporter messages of the first process, and errors of any
-    port = find_free_network_port()
+    if node is None:
+        node = Node(0, 1, "127.0.0.1", find_free_network_port())
     ranks = multiprocessing.start_processes(
-        _run_rank, (work, args, world, port, news), nprocs=world, join=False, start_method="forkserver"
+        _run_rank, (work, args, world, node, news), nprocs=world, join=False, start_method="forkserver"
     )
     assert ranks is not None  # with join=False there is a context to join
     try:
         while not ranks.join(timeout=POLL_SECONDS, grace_period=GRACE_SECONDS):
             pass_on_news(news, report)
+            if watch is not None:
+                watch()
         pass_on_news(news, report)
     except (ProcessExitedException, ProcessRaisedException):
         pass_on_news(news, report)  # the cause, where a process could tell it
@@ -65,16 +81,19 @@ def _run_rank(
     work: Callable[..., None],
     args: tuple[object, ...],
     world: int,
-    port: int,
+    node: Node,
     news: multiprocessing.SimpleQueue,
 ) -> None:
     """One process: its environment as Lightning reads it, its share of the cores, its work."""
     # it is called in a thread, which alone sys.exit would end
     end_with_parent(lambda: os._exit(1))
-    os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(LOCAL_RANK=str(rank), NODE_RANK=str(node.rank))
+    os.environ.update(MASTER_ADDR=node.address, MASTER_PORT=str(node.port))
+    # a torchrun that has started the sweep has a store, but not where these processes meet
+    os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
     torch.set_num_threads(max(1, torch.get_num_threads() // world))
     # all processes take the same steps: one of them tells of these
-    report = RelayReporter(news.put) if rank == 0 else Reporter()
+    report = RelayReporter(news.put) if rank == 0 and node.rank == 0 else Reporter()
     try:
         work(*args, report)
     except (UsageError, OSError, NotFinite) as error:

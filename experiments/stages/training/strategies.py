@@ -39,23 +39,27 @@ def check_strategy(settings: TrainerSettings) -> None:
 
 
 def count_processes(settings: TrainerSettings) -> int:
-    """How many processes train: one a device. 0: the one that asks, alone. UsageError when this machine lacks
-    the devices."""
+    """How many processes of this machine train: one a device. 0: the one that asks, alone. UsageError when
+    this machine lacks the devices."""
+    can_be_alone = settings.strategy in ("auto", "ddp") and settings.nodes == 1
     if settings.devices == "auto" and uses_cpu(settings):  # one, as Lightning would say
-        return 0 if settings.strategy in ("auto", "ddp") else 1
+        return 0 if can_be_alone else 1
     import lightning as L
     from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch.plugins.environments import LightningEnvironment
 
     devices = parse_devices(settings)
     try:
-        trainer = L.Trainer(accelerator=settings.accelerator, devices=devices, barebones=True)
+        trainer = L.Trainer(
+            accelerator=settings.accelerator, devices=devices, barebones=True, plugins=LightningEnvironment()
+        )
     except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UsageError(
             f"trainer.accelerator={settings.accelerator} trainer.devices={settings.devices}: this machine "
             f"has no such devices ({reason}); leave them at auto"
         ) from error
-    if trainer.num_devices == 1 and settings.strategy in ("auto", "ddp"):
+    if trainer.num_devices == 1 and can_be_alone:
         return 0
     return trainer.num_devices
 
@@ -80,10 +84,12 @@ def parse_devices(settings: TrainerSettings) -> int | str:
 
 
 def place_trainer(settings: TrainerSettings, world: int) -> dict[str, Any]:
-    """Lightning's arguments that say where it trains, in one of `world` processes or, for 0, in this one."""
+    """Lightning's arguments that say where it trains, in one of `world` processes of this node or, for 0, in
+    this one."""
     arguments: dict[str, Any] = {"accelerator": settings.accelerator, "devices": parse_devices(settings)}
     if world:
-        arguments["strategy"] = make_strategy(settings.strategy, world)
+        arguments["strategy"] = make_strategy(settings.strategy, world * settings.nodes)
+        arguments["num_nodes"] = settings.nodes
         from lightning.pytorch.plugins.environments import LightningEnvironment
 
         # the processes are there: training.ranks has started them, whatever scheduler runs the sweep
