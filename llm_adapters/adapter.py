@@ -97,6 +97,34 @@ def decoder_layers(llm: PreTrainedModel) -> nn.ModuleList:
     return layers
 
 
+def check_layer_read(layer: Any, index: int) -> None:
+    """UsageError for a decoder layer, the one of that index, that attends to keys and values of earlier ones:
+    what is written before it no other token reads."""
+    attention: Any = getattr(layer, "self_attn", None)
+    if getattr(attention, "is_kv_shared_layer", False):
+        config = attention.config
+        first = config.num_hidden_layers - config.num_kv_shared_layers
+        raise UsageError(
+            f"query module at={index + 1}: from layer {first + 1} on {type(layer).__name__} takes the keys "
+            f"and values of earlier layers, so that no token would read its queries; choose at most {first}"
+        )
+
+
+def read_active(layer: Any, hidden: Tensor) -> Tensor:
+    """The hidden states (B, T, D) that a layer works on. With AltUp (Gemma 3n) each token has several, of
+    which a layer's attention reads one and the others follow: `hidden` is (streams, B, T, D) then."""
+    return hidden[layer.config.altup_active_idx] if hidden.ndim == 4 else hidden
+
+
+def write_active(layer: Any, hidden: Tensor, updated: Tensor) -> Tensor:
+    """`hidden` with what `read_active` gave updated."""
+    if hidden.ndim != 4:
+        return updated
+    streams = list(hidden)
+    streams[layer.config.altup_active_idx] = updated
+    return torch.stack(streams)
+
+
 def find_module_list(owner: nn.Module, count: int) -> nn.ModuleList | None:
     """The first list of `count` modules in `owner`."""
     for module in owner.modules():
@@ -127,6 +155,7 @@ class QueryAdapter:
         handles = []
         for insertion, index in list_insertions(self.query_module):
             layer: Any = layers[index]
+            check_layer_read(layer, index)
             layer.query_insertion = insertion  # an attribute, so that wrappers and copies keep it
             handles.append(layer.register_forward_pre_hook(self._update_queries, with_kwargs=True))
         return handles
@@ -146,8 +175,8 @@ class QueryAdapter:
         options = {}
         if self.query_module.prefuses:
             options["visual_mask"] = context.visual_mask
-        hidden = self.query_module(
-            hidden,
+        updated = self.query_module(
+            read_active(layer, hidden),
             context.query_index,
             context.question_mask,
             context.features,
@@ -155,6 +184,7 @@ class QueryAdapter:
             layer.query_insertion,
             **options,
         )
+        hidden = write_active(layer, hidden, updated)
         if args:
             return (hidden, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": hidden}

@@ -44,7 +44,7 @@ from llm_adapters.pruning.apply import check_positions
 from llm_adapters.reuse import loading, processors
 from llm_adapters.reuse.cues import make_cue_reader
 from llm_adapters.reuse.families import FAMILIES, ModelFamily, find_family
-from llm_adapters.reuse.families.family import read_merge_size
+from llm_adapters.reuse.families.family import RAGGED, read_merge_size
 from llm_adapters.reuse.parts import PARTS_ATTRIBUTE, Markers, VisualParts
 from llm_adapters.reuse.positions import make_position_keeper
 from llm_adapters.reuse.pruning import PRUNING_ATTRIBUTE, ModelPruning, prune
@@ -129,8 +129,17 @@ def attach(
     num_queries = queries.num_queries if queries is not None else 0
     pair = uuid4().hex
     own_rate = family.own_rate(base)
+    patch_size = family.patch_size(base) if grid is None else None
     processors.attach_processor(
-        processor, family.processor, part, grid, num_queries, pair, own_rate, model.config.slothkit
+        processor,
+        family.processor,
+        part,
+        grid,
+        patch_size,
+        num_queries,
+        pair,
+        own_rate,
+        model.config.slothkit,
     )
     markers = None
     if queries is not None:  # behind the processor, whose tokenizer has the markers now
@@ -180,7 +189,7 @@ def _create_query_module(
 
 def _find_common_grid(family: ModelFamily, base: PreTrainedModel) -> tuple[int, int] | None:
     """The patch grid where all images have one."""
-    if family.processor in ("grid", "sizes"):
+    if family.processor in RAGGED:
         return None
     return family.grid(base)
 
@@ -207,9 +216,12 @@ def _warn_of_training(part: Compressor, name: str, own_width: int) -> None:
     """A warning where a compressor that has nothing to train gets a new projector because of its width."""
     if part.projects or any(True for _ in part.parameters()):
         return
+    reason = f"its tokens are {part.out_dim} wide and the model's own projector takes {own_width}"
+    if not own_width:
+        reason = "the model's own projector makes no tokens for its LLM without its own reduction"
     warnings.warn(
-        f"compressor '{name}' has nothing to train, but its tokens are {part.out_dim} wide and the model's "
-        f"own projector takes {own_width}: a new one follows it, which must be trained",
+        f"compressor '{name}' has nothing to train, but {reason}: a new one follows it, which must be "
+        "trained",
         NeedsTraining,
         stacklevel=3,
     )

@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from compressors.errors import UsageError
 from llm_adapters.adapter import QueryContext, make_query_masks, mask_images, query_positions
+from llm_adapters.visual_prompt import place_visual_tokens
 
 
 @dataclass
@@ -33,6 +34,13 @@ class Markers(nn.Module):
     def find_markers(self, ids: Tensor) -> Tensor:
         """Where the markers are among ids of any shape."""
         return (ids == self.question_id) | (ids == self.query_id)
+
+    def place_embeddings(self, ids: Tensor, embeds: Tensor, query_tokens: Tensor) -> Tensor:
+        """Embeddings (B, T, D) of ids (B, T) with the learned ones at the markers: `query_tokens` (Q, D) at
+        each run of Q `<query>`."""
+        is_question = (ids == self.question_id).unsqueeze(-1)
+        embeds = torch.where(is_question, self.question.to(embeds), embeds)
+        return place_visual_tokens(embeds, ids == self.query_id, query_tokens.to(embeds))
 
     def find_turns(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T) -> each token's turn, from 1, and whether it stands in that turn's question. What comes

@@ -44,7 +44,6 @@ from llm_adapters.reuse.wrapping import (
     encode_pixels,
     split_placeholders,
 )
-from llm_adapters.visual_prompt import place_visual_tokens
 
 # the attribute of the model that holds the parts, and their prefix in its state dict
 PARTS_ATTRIBUTE = "slothkit"
@@ -134,6 +133,7 @@ class VisualParts(nn.Module, QueryAdapter):
             wrap(model, "prepare_inputs_for_generation", self.position_keeper.continue_positions)
         if self.query_module is not None:
             wrap(base.get_input_embeddings(), "forward", self._embed_markers)
+            self._wrap_id_tables(modules)
             wrap(model, "prepare_inputs_for_generation", says_guessed)
             handles.append(model.register_forward_pre_hook(self._prepare_forward, with_kwargs=True))
             handles += self.hook_query_module(getattr(base, self.family.language_model))
@@ -153,6 +153,15 @@ class VisualParts(nn.Module, QueryAdapter):
             return
         for merger in base.get_submodule(deepstack.mergers).children():
             self._wrapping.wrap_method(merger, "forward", RawLevel(self, merger, deepstack.raw))
+
+    def _wrap_id_tables(self, modules: dict[str, nn.Module]) -> None:
+        """What looks ids up beside the embeddings has no rows for the markers either."""
+        table = modules.get(self.family.per_layer_table or "")
+        if self.family.per_layer_table is not None and table is not None:  # some sizes have none
+            self._wrapping.wrap_method(table, "forward", self._hide_markers)
+        for path in self.family.id_embedders:
+            embedder = modules[path]
+            self._wrapping.wrap_method(embedder, "forward", partial(self._embed_markers_beyond, embedder))
 
     def _hook_levels(self, tower: nn.Module) -> None:
         """Record the hidden states that the compressor needs. UsageError for a level that the tower lacks."""
@@ -193,19 +202,21 @@ class VisualParts(nn.Module, QueryAdapter):
         if self.compressor.training:
             # here: maps of other sizes, and of levels, are compressed by themselves
             self.compressor.begin_step()
-        entries = output.pooler_output
+        raw = output.pooler_output
         if self.family.keeps_raw:
             assert self._kept is not None  # the projector has run
-            entries, self._kept = self._kept, None
+            raw, self._kept = self._kept, None
+        entries = self.family.split(base, raw, arguments)
         maps = []
         for index, entry in enumerate(entries):
             maps.append(self.family.maps(base, entry, arguments, index))
         packed = self._pack_tokens(self._compress_maps(maps, self.project_tokens), maps, arguments)
         if self.position_keeper is not None:
             output.kept = self._collect_kept(maps)
-        output.pooler_output = packed
-        if isinstance(entries, Tensor):  # as the model's own: a tensor where all images have one size
+        if isinstance(output.pooler_output, Tensor):  # as the model's own: where all images have one size
             output.pooler_output = torch.stack(packed)
+        else:
+            output.pooler_output = packed
         tower_dim = self.family.dim(base)
         if self.family.deepstack is not None:
             levels = [m[..., tower_dim:] for m in maps]  # for the compressor
@@ -355,15 +366,34 @@ class VisualParts(nn.Module, QueryAdapter):
 
     def _embed_markers(self, original: Callable[..., Tensor], ids: Tensor) -> Tensor:
         """The LLM's embeddings, which have no rows for the markers."""
-        markers = self.markers
-        assert markers is not None and self.query_module is not None  # wrapped with a query module alone
-        embeds = original(ids.masked_fill(markers.find_markers(ids), 0))
+        embeds = self._hide_markers(original, ids)
         if ids.ndim != 2:  # the model looks up a placeholder
             return embeds
-        is_question = (ids == markers.question_id).unsqueeze(-1)
-        embeds = torch.where(is_question, markers.question.to(embeds), embeds)
-        is_query = ids == markers.query_id
-        return place_visual_tokens(embeds, is_query, self.query_module.tokens.to(embeds))
+        return self._place_markers(ids, embeds)
+
+    def _hide_markers(self, original: Callable[..., Tensor], ids: Tensor) -> Tensor:
+        """Rows of a table of ids, in which markers are padding."""
+        assert self.markers is not None  # wrapped with a query module alone
+        return original(ids.masked_fill(self.markers.find_markers(ids), 0))
+
+    def _embed_markers_beyond(
+        self,
+        embedder: Any,
+        original: Callable[..., Tensor],
+        input_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        """A family's embeddings of ids beyond its words, which the markers' ids are to it."""
+        if input_ids is None:
+            return original(inputs_embeds=inputs_embeds)
+        assert self.markers is not None  # as above
+        known = input_ids.masked_fill(self.markers.find_markers(input_ids), embedder.vocab_offset)
+        return self._place_markers(input_ids, original(input_ids=known))
+
+    def _place_markers(self, ids: Tensor, embeds: Tensor) -> Tensor:
+        """Embeddings (B, T, D) of ids (B, T) with the markers' own."""
+        assert self.markers is not None and self.query_module is not None  # as above
+        return self.markers.place_embeddings(ids, embeds, self.query_module.tokens)
 
     def _rope_index(
         self,

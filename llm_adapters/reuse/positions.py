@@ -2,7 +2,7 @@
 
 For families whose images, or crops, are runs of as many tokens at positions of text, and for those whose
 positions (time, row, column) follow the grid of an image. Where other tokens stand between the patches of an
-image, such as the ends of a picture's rows, it is refused.
+image, such as the ends of a picture's rows, or images of own sizes have positions of text, it is refused.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from llm_adapters.kept_positions import (
     shift_positions,
 )
 from llm_adapters.reuse.families import ModelFamily
-from llm_adapters.reuse.families.family import read_merge_size
+from llm_adapters.reuse.families.family import RAGGED, read_merge_size
 from llm_adapters.reuse.wrapping import Kwargs, split_placeholders
 
 IMAGE_TYPE = 1  # in a processor's `mm_token_type_ids`
@@ -189,6 +189,11 @@ def make_position_keeper(
     refusal = f"compressor '{name}': positions=keep: in models of type '{kind}'"
     if family.rope:
         return GridPositionKeeper(part, read_merge_size(base))
+    if family.processor in RAGGED:
+        raise UsageError(
+            f"{refusal} an image has a patch grid of its own, and positions are those of text; take "
+            "positions=renumber"
+        )
     if family.processor not in RUNS or family.whole_images:
         raise UsageError(
             f"{refusal} other tokens stand between the patches of an image; take positions=renumber"

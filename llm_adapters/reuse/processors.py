@@ -35,6 +35,7 @@ def attach_processor(
     kind: str,
     compressor: Compressor,
     grid: tuple[int, int] | None,
+    patch_size: tuple[int, int] | None,
     num_queries: int,
     pair: str,
     own_rate: int,
@@ -42,7 +43,7 @@ def attach_processor(
 ) -> None:
     """Counts follow `compressor`, and `record` of what is attached is saved beside the processor.
 
-    grid      the patch grid where all images, or crops, have one
+    grid, patch_size      the patch grid where all images, or crops, have one; otherwise pixels of a patch
     own_rate  by how much, by side, the model's own reduction makes it smaller
     """
     attached_processor = cast(AttachedProcessor, processor)  # which it is at the end
@@ -54,6 +55,7 @@ def attach_processor(
         num_queries=num_queries,
         pair=pair,
         grid=grid,
+        patch_size=patch_size,
         own_rate=own_rate,
         record=record,
     )

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from llm_adapters.reuse.families import RawFunction
 
@@ -20,10 +20,11 @@ class RawInstead:
         self.owner = owner
         self.raw = raw
 
-    def __call__(self, original: Callable[..., Any], features: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         parts = self.parts
         if parts._raw is None:
-            return original(features, *args, **kwargs)
+            return original(*args, **kwargs)
+        features = (*args, *kwargs.values())[0]  # some families give them by name
         levels = []
         base, _ = parts._outside
         patch_features = features
@@ -41,14 +42,14 @@ class RawInstead:
         raw: Any = self.raw(self.owner, features, *levels)
         if parts.family.keeps_raw:
             parts._kept = raw
-            return original(features, *args, **kwargs)
+            return original(*args, **kwargs)
         return raw
 
 
 class RawLevel(RawInstead):
     """The same at a merger of DeepStack, which later levels come after."""
 
-    def __call__(self, original: Callable[..., Any], features: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self.parts._raw is None:
-            return original(features, *args, **kwargs)
-        return self.raw(self.owner, features)
+            return original(*args, **kwargs)
+        return self.raw(self.owner, args[0])

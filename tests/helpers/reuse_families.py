@@ -58,6 +58,8 @@ def make_model(family: str, seed: int = 0) -> PreTrainedModel:
     ).eval()
     if family == "gemma3":  # its projection starts at zero
         torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight)
+    if family == "gemma3n":  # the gradient of padding that is zero is not finite in it
+        torch.nn.init.normal_(model.get_input_embeddings().weight)
     return model
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from reuse_newer import make_gemma3n_settings, make_gemma4_settings, make_idefics2_settings
 from tiny_tokenizer import ids
 
 GRID = 6  # patches on a side
@@ -97,6 +98,26 @@ def _glm(**text: Any) -> dict:
     return {"text_config": {**TEXT, "rope_parameters": rope, **text}, "vision_config": vision}
 
 
+FASTVIT = {
+    "model_type": "timm_wrapper",
+    "architecture": "fastvit_mci0",
+    "do_pooling": True,
+    "global_pool": "avg",
+    "hidden_size": 16,
+    "initializer_range": 0.3,
+    "model_args": {
+        "layers": [1, 1],
+        "embed_dims": [16, 16],
+        "mlp_ratios": [2, 2],
+        "downsamples": [False, False],
+        "se_downsamples": [False, False],
+        "pos_embs": [None, None],
+        "token_mixers": ["repmixer", "repmixer"],
+        "cls_ratio": 1.0,
+        "stem_use_scale_branch": False,
+        "inference_mode": True,
+    },
+}
 GLM_EXPERTS = {
     **EXPERTS,
     "n_routed_experts": 4,
@@ -274,26 +295,7 @@ FAMILY_SETTINGS = {
     "fast_vlm": lambda: {
         "text_config": _llama("qwen2"),
         "image_seq_length": GRID * GRID,
-        "vision_config": {
-            "model_type": "timm_wrapper",
-            "architecture": "fastvit_mci0",
-            "do_pooling": True,
-            "global_pool": "avg",
-            "hidden_size": 16,
-            "initializer_range": 0.3,
-            "model_args": {
-                "layers": [1, 1],
-                "embed_dims": [16, 16],
-                "mlp_ratios": [2, 2],
-                "downsamples": [False, False],
-                "se_downsamples": [False, False],
-                "pos_embs": [None, None],
-                "token_mixers": ["repmixer", "repmixer"],
-                "cls_ratio": 1.0,
-                "stem_use_scale_branch": False,
-                "inference_mode": True,
-            },
-        },
+        "vision_config": FASTVIT,
     },
     "ovis2": lambda: {
         "text_config": _llama("qwen2"),
@@ -328,6 +330,9 @@ FAMILY_SETTINGS = {
             "initializer_range": 0.3,
         },
     },
+    "idefics2": lambda: make_idefics2_settings(TEXT, VISION),
+    "gemma3n": lambda: make_gemma3n_settings(TEXT, FASTVIT, GRID),
+    "gemma4": lambda: make_gemma4_settings(TEXT, VISION),
     "qwen3_vl": lambda: _qwen3(),
     "qwen3_vl_moe": lambda: _qwen3("num_experts"),
     "qwen3_5": lambda: _qwen3_5(),

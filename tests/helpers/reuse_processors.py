@@ -2,6 +2,7 @@
 
 import transformers
 from reuse_models import GRID, GRID_FAMILIES, PATCH, PINPOINTS, SIZE
+from reuse_newer import make_gemma3n_processor, make_gemma4_processor, make_idefics2_processor
 from tiny_tokenizer import CHAT, tokenizer
 from transformers import ProcessorMixin
 
@@ -197,6 +198,9 @@ MAKERS = {
     "kimi_k25": _make_kimi,
     "idefics3": _make_idefics3,
     "smolvlm": _make_smolvlm,
+    "idefics2": lambda tok, chat: make_idefics2_processor(tok, chat, SIZE),
+    "gemma3n": lambda tok, chat: make_gemma3n_processor(tok, chat, PIXELS, GRID),
+    "gemma4": lambda tok, chat: make_gemma4_processor(tok, chat, PATCH),
     "paligemma": _make_paligemma,
     "gemma3": _make_gemma3,
     "aya_vision": _make_aya,

@@ -17,14 +17,15 @@ NAMED = {
     "image_break_token": "<break>",
     "image_end_token": "<end>",
     "img_line_break_token": "<break>",
+    "image_boundary_token": "<fake_token_around_image>",
 }
+SOUNDS = {"audio_token": "<audio>", "boa_token": "<boa>", "eoa_token": "<eoa>"}
 SPECIALS = [
     "<pad>",
     "<unk>",
     "<s>",
     "</s>",
     *dict.fromkeys(NAMED.values()),
-    "<fake_token_around_image>",
     "<global-img>",
     "<end_of_utterance>",
     "<vision_start>",
@@ -32,6 +33,7 @@ SPECIALS = [
     "<patch>",
     *(f"<IMG_{name}>" for name in ("START", "ATOM", "GRID", "COL", "ROW", "END")),
     *(f"<row_{i}_col_{j}>" for i in (1, 2) for j in (1, 2)),
+    *SOUNDS.values(),
 ]
 CHAT = (
     "{% for m in messages %}{{ m['role'] }}: {% if m['content'] is string %}{{ m['content'] }}{% else %}"
@@ -65,7 +67,7 @@ def tokenizer(side: str = "left") -> PreTrainedTokenizerFast:
         bos_token="<s>",
         eos_token="</s>",
         padding_side=side,
-        extra_special_tokens=NAMED,
+        extra_special_tokens={**NAMED, **SOUNDS},
         clean_up_tokenization_spaces=False,
     )
 

@@ -12,7 +12,7 @@ from torch import nn
 from compressors.errors import UsageError
 from compressors.registry import find_entry_points, loading_error
 from connectors.versions import is_at_least
-from llm_adapters.reuse.families import crops, grids, sizes, tiles
+from llm_adapters.reuse.families import crops, grids, patches, sizes, tiles
 from llm_adapters.reuse.families.family import ModelFamily, PatchGrid, RawFunction
 
 __all__ = ["FAMILIES", "GROUP", "ModelFamily", "PatchGrid", "RawFunction", "find_family", "list_families"]
@@ -50,14 +50,14 @@ FAMILIES: dict[str, ModelFamily] = {
     "fast_vlm": crops.FAST_VLM,
     "ovis2": crops.OVIS2,
     "kimi_k25": sizes.KIMI_K25,
+    "idefics2": patches.IDEFICS2,
+    "gemma3n": crops.GEMMA3N,
+    "gemma4": patches.GEMMA4,
 }
 # what is asked for and has no entry, with the reason
 REFUSED: dict[str, str] = {
-    "idefics2": "its images are padded to one size within a batch, so that the patch grid of an image, and "
-    "its token count, would depend on its neighbours; idefics3 and smolvlm can",
-    "gemma3n": "its decoder layers carry several hidden states of each token at once (AltUp), and ids beyond "
-    "its words are images and sounds to it, so that neither a query module nor its markers fit; gemma3 can",
-    "gemma4": "its tower pools patches inside itself, by positions that an entry does not get; gemma3 can",
+    "gemma4_unified": "it has no vision tower: patches of pixels go straight into the LLM, so that there are "
+    "no features to compress; gemma4 can",
     "kimi_vl": "transformers has no class of it, and no code of a repository is run here; kimi_k25 can",
 }
 
@@ -78,6 +78,10 @@ def find_family(model: nn.Module) -> ModelFamily:
         raise UsageError(f"model of type '{kind}': {REFUSED[kind]}")
     if family is None:
         raise UsageError(f"model of type '{kind}': a compressor can be put into {', '.join(list_families())}")
+    if getattr(config, "vision_config", config) is None:
+        raise UsageError(
+            f"{type(model).__name__}: it has no vision tower (vision_config: null); load one that has"
+        )
     if hasattr(model, "get_base_model"):
         raise UsageError(
             f"{type(model).__name__}: give model.get_base_model(); a compressor is attached "

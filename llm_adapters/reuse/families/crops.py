@@ -92,6 +92,11 @@ def apply_pooled_projection(projector: PooledProjector, tokens: Tensor) -> Tenso
     return projector.linear_2(projector.gelu(projector.linear_1(tokens)))
 
 
+def apply_embedder(embedder: nn.Module, tokens: Tensor) -> Tensor:
+    """Gemma 3n's projector, which embeds ids, too."""
+    return embedder(inputs_embeds=tokens)
+
+
 def mix_visual_words(base: Any, tokens: Tensor) -> Tensor:
     """What comes after the windows in Ovis 2: shares of visual words, and the words' embeddings."""
     tower = base.vision_tower
@@ -105,9 +110,8 @@ def mix_visual_words(base: Any, tokens: Tensor) -> Tensor:
         shares = hard + soft - soft.detach()  # the choice, with the gradient of the shares
     else:
         shares = logits.softmax(-1)
-    words = base.visual_embeddings_table.weight[
-        : shares.shape[-1]
-    ]  # the others mark where images begin and end
+    # the others mark where images begin and end
+    words = base.visual_embeddings_table.weight[: shares.shape[-1]]
     return shares @ words
 
 
@@ -162,6 +166,12 @@ def read_sequence_grid(base: PreTrainedModel) -> PatchGrid:
     return side, side
 
 
+def read_soft_token_grid(base: PreTrainedModel) -> PatchGrid:
+    """The same by the name that Gemma 3n has for it."""
+    side = math.isqrt(base.config.vision_soft_tokens_per_image)
+    return side, side
+
+
 def refuse_blocks(tower: nn.Module) -> Sequence[nn.Module]:
     """UsageError: there is no list of blocks that look at the same places."""
     raise UsageError(
@@ -176,8 +186,21 @@ def make_stride_maps(
     arguments: Mapping[str, Any],
     index: int,  # noqa: ARG001
 ) -> Tensor:
-    """The same for a convolutional tower."""
-    return cut_patch_maps(entry, arguments, read_stride(base))
+    """The same for a convolutional tower, which pads what is no whole place: (places, C) -> (1, H, W, C)."""
+    pixel_height, _ = arguments["pixel_values"].shape[-2:]
+    stride, _ = read_stride(base)
+    return rearrange(entry, "(h w) c -> 1 h w c", h=math.ceil(pixel_height / stride))
+
+
+def make_soft_token_maps(
+    base: PreTrainedModel,
+    entry: Tensor,
+    arguments: Mapping[str, Any],  # noqa: ARG001
+    index: int,  # noqa: ARG001
+) -> Tensor:
+    """The same for a tower whose output has one size whatever the image's is."""
+    height, width = read_soft_token_grid(base)
+    return rearrange(entry, "(h w) c -> 1 h w c", h=height, w=width)
 
 
 def flatten_crops(
@@ -260,6 +283,19 @@ FAST_VLM = replace(
     patch_size=read_stride,
     blocks=refuse_blocks,
     since=TRIED,
+)
+
+# Gemma 3n: a MobileNet of timm as well, and a projector that takes its places, scaled, or ids of images.
+GEMMA3N = replace(
+    FAST_VLM,
+    projector="embed_vision",
+    width=attrgetter("embedding_projection.in_features"),
+    project=apply_embedder,
+    raw={"embed_vision": pass_features},
+    maps=make_soft_token_maps,
+    grid=read_soft_token_grid,
+    per_layer_table="language_model.embed_tokens_per_layer",
+    id_embedders=("embed_vision", "embed_audio"),
 )
 
 # Ovis 2: the reduction, windows of patches, is in the tower, before a head that gives each token its shares

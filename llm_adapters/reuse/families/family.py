@@ -68,9 +68,10 @@ def read_merge_size(base: PreTrainedModel) -> int:
     """Patches, by side, that the sides of images are a multiple of where these have grids of their own."""
     config = base.config
     for part in (config.vision_config, config):
-        merge: int | None = getattr(part, "spatial_merge_size", None)
-        if merge:
-            return merge
+        for name in ("spatial_merge_size", "pooling_kernel_size"):  # the second is Gemma 4's
+            merge: int | None = getattr(part, name, None)
+            if merge:
+                return merge
     kernel: Sequence[int] = getattr(config.vision_config, "merge_kernel_size", (1, 1))  # Kimi's
     return kernel[0]
 
@@ -80,12 +81,25 @@ def keep_size(base: PreTrainedModel) -> int:  # noqa: ARG001
     return 1
 
 
+def keep_entries(
+    base: PreTrainedModel,  # noqa: ARG001
+    entries: Sequence[Tensor],
+    arguments: Mapping[str, Any],  # noqa: ARG001
+) -> Sequence[Tensor]:
+    """Of a family whose entries are of one size within."""
+    return entries
+
+
 def make_pair(size: int | Sequence[int]) -> tuple[int, int]:
     """(height, width) of a size that may be one number."""
     if isinstance(size, int):
         return size, size
     height, width = size
     return height, width
+
+
+# of a family's `processor`: images have patch grids of their own
+RAGGED = ("grid", "sizes", "padded", "positions")
 
 
 @dataclass(frozen=True)
@@ -103,11 +117,13 @@ class ModelFamily:
     arguments of `get_image_features` and the entry's index; an entry is an image or, with Idefics, a row.
 
     projector, language_model, tower   paths
-    width          the channels C' that the model's own projector takes, after its reduction
+    width          the channels C' that the model's own projector takes, after its reduction; 0 where it makes
+                   no tokens for the LLM, so that a new one is needed
     project        that projector on tokens (n, N, C')
     raw            path of a module or method -> what stands in for it while images are encoded, so that the
                    patch features come through; the module or `base` is its first argument
     maps, pack     entry -> patch maps (n, H, W, C); tokens (n, N, D) and their grid -> entry (T, D)
+    split          what has come for `pooler_output` -> its entries
     features       path of the module whose output the patch features are, where the modules of `raw` get them
                    reduced already; it is then among their arguments, behind what they get
     keeps_raw      the model reshapes what the projector makes, so that raw features do not come through: they
@@ -115,6 +131,8 @@ class ModelFamily:
     feature_layer  which hidden state of the tower (-1: the last block's) the patch features are, where its
                    patches are in raster order; None: cues of the tower are not read
     deepstack      features of earlier blocks that are added to visual tokens in the LLM's first layers
+    per_layer_table, id_embedders   paths of what looks up ids beside the LLM's embeddings: a table for all of
+                   its layers, and modules for ids beyond words, from their `vocab_offset` on
     processor      how placeholders are counted, in processors.py
     own_rate       patches that become one token, by side, in the model's own reduction
     dim, grid, patch_size, blocks      of the tower: channels of the patch features, the patch grid of an
@@ -134,13 +152,18 @@ class ModelFamily:
     raw: Mapping[str, RawFunction]
     maps: Callable[..., Tensor]
     pack: Callable[..., Tensor]
+    split: Callable[..., Sequence[Tensor]] = keep_entries
     language_model: str = "language_model"
     tower: str = "vision_tower"
     features: str | None = None
     keeps_raw: bool = False
     feature_layer: Callable[[Any], int | Sequence[int]] | None = None
     deepstack: DeepStack | None = None
-    processor: Literal["fixed", "runs", "tiles", "newline_tiles", "grid", "sizes"] = "fixed"
+    per_layer_table: str | None = None
+    id_embedders: tuple[str, ...] = ()
+    processor: Literal["fixed", "runs", "tiles", "newline_tiles", "grid", "sizes", "padded", "positions"] = (
+        "fixed"
+    )
     own_rate: Callable[[Any], int] = keep_size
     dim: Callable[[Any], int] = read_tower_dim
     grid: Callable[[Any], PatchGrid] = read_native_grid

@@ -170,6 +170,19 @@ def test_visual_words_are_chosen_as_the_model_does(family, how):
         torch.testing.assert_close(after, before.pooler_output)
 
 
+@pytest.mark.parametrize("family", family_params("fast_vlm"))
+def test_a_convolutional_tower_pads_images_of_other_sizes(family):
+    """Seven places of four pixels for 26, all of which come through."""
+    model, processor = make_model(family), make_processor(family)
+    pixels = torch.randn(2, 3, 26, 30, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = model.model.get_image_features(pixels, return_dict=True).pooler_output
+        reuse.attach(model, processor, "identity")
+        after = model.model.get_image_features(pixels, return_dict=True).pooler_output
+    assert after.shape[1] == 7 * 8
+    torch.testing.assert_close(after, before)
+
+
 @pytest.mark.parametrize("family", family_params("perception_lm"))
 def test_videos_that_are_encoded_as_images_are_refused(family):
     model, processor = make_model(family), make_processor(family)

@@ -118,7 +118,7 @@ def test_rows_without_images(family):
         pytest.skip("its processor takes no text without an image")
     model, processor = attached(family)
     texts = [prompt(family, "Hi?", images=0, marked=True), prompt(family, marked=True)]
-    nested = family in ("idefics3", "smolvlm", "gemma3")
+    nested = family in ("idefics3", "smolvlm", "gemma3", "gemma4")
     images = [[], [picture(1)]] if nested else [picture(1)]
     batch = dict(processor(text=texts, images=images, padding=True, return_tensors="pt"))
     said = answers(model, batch)

@@ -1,10 +1,13 @@
 """Which image-text-to-text classes of the installed transformers a pruner takes, and that it acts there."""
 
+import inspect
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 from model_walk import LAYERS, build_on_meta, shrink_language_model
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from compressors.errors import UsageError
 from connectors.versions import CACHE, is_at_least
@@ -12,7 +15,9 @@ from llm_adapters.pruning.apply import PruningAdapter
 from llm_adapters.pruning.attention import PRUNING_CONTEXT
 from llm_adapters.pruning.base import registry
 from llm_adapters.pruning.prompt import make_prompt
+from llm_adapters.reuse.families import FAMILIES
 from llm_adapters.reuse.language_models import find_language_model
+from llm_adapters.reuse.wrapping import VIDEO_TOKEN_NAMES, read_token_id
 
 REASONS = (
     "per-layer",
@@ -44,9 +49,23 @@ def count_cached(language_model) -> list[int]:
     return [cache.get_seq_length(layer) for layer in range(LAYERS)]
 
 
+@pytest.fixture
+def readme() -> str:
+    """The room's, on one line."""
+    return " ".join((Path(__file__).parents[3] / "llm_adapters" / "README.md").read_text().split())
+
+
+@pytest.mark.skipif(not is_at_least("5.24"), reason="the classes of 5.24 were counted")
+def test_the_readme_says_how_many_classes_attach_takes(readme):
+    kinds = list(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+    taken = [kind for kind in kinds if kind in FAMILIES]
+    said = f"`reuse.attach` takes {len(taken)}; the other {len(kinds) - len(taken)} are refused by name"
+    assert f"Of the {len(kinds)} image-text-to-text classes of transformers 5.24 {said}" in readme
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not is_at_least("5.24"), reason="the classes of 5.24 were counted")
-def test_every_class_is_taken_or_refused_with_its_reason():
+def test_every_class_is_taken_or_refused_with_its_reason(readme):
     counts, failed = Counter(), {}
     for kind, model in build_on_meta():
         if model is None:
@@ -59,6 +78,9 @@ def test_every_class_is_taken_or_refused_with_its_reason():
             counts[next(reason for reason in REASONS if reason in str(error))] += 1
             continue
         counts["taken"] += 1
+        if "pixel_values_videos" in inspect.signature(model.base_model.forward).parameters:
+            counts["videos"] += 1
+            assert read_token_id(model.config, VIDEO_TOKEN_NAMES) >= 0, kind  # of their placeholders
         try:
             small = shrink_language_model(language_model)
             with torch.no_grad():  # as it is, without a pruner
@@ -74,4 +96,7 @@ def test_every_class_is_taken_or_refused_with_its_reason():
     assert counts["run"] + counts["not shrunk"] == counts["taken"]
     enough = counts["taken"] > 55 and counts["run"] > 50 and counts["not built"] < 10
     assert enough, counts
+    refused = sum(counts[reason] for reason in REASONS)
+    said = f"takes {counts['taken']}; {refused} are refused, and {counts['not built']} have default"
+    assert said in readme and f"{counts['videos']} of the {counts['taken']} take videos" in readme
     assert counts["hybrid"] and counts["cross-attention"] and counts["encoder-decoder"]

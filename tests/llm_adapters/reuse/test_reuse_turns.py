@@ -81,6 +81,11 @@ def test_text_before_its_image_in_each_turn(family):
 def by_embeddings(model, batch):
     """The same batch with `inputs_embeds`."""
     rest = {name: value for name, value in batch.items() if name != "input_ids"}
+    ids = batch["input_ids"]
+    if getattr(model.config.get_text_config(), "hidden_size_per_layer_input", None):
+        if model.config.model_type == "gemma4":  # to which images are padding there
+            ids = ids.masked_fill(ids == model.config.image_token_id, 0)
+        rest["per_layer_inputs"] = model.model.language_model.get_per_layer_inputs(ids).detach()
     return {**rest, "inputs_embeds": model.get_input_embeddings()(batch["input_ids"]).detach()}
 
 
@@ -112,7 +117,7 @@ def test_embeddings_of_text_and_of_a_step(family):
             assert torch.equal(model(**by_embeddings(model, text)).logits, model(**text).logits)
     batch = inputs(processor, two_rows(family, marked=True))
     step, logits = torch.tensor([[7], [8]]), []
-    for given in ({"input_ids": step}, {"inputs_embeds": model.get_input_embeddings()(step)}):
+    for given in ({"input_ids": step}, by_embeddings(model, {"input_ids": step})):
         with torch.no_grad():
             cache = model(**batch, use_cache=True)[CACHE]
             logits.append(model(**given, **{CACHE: cache}).logits)
