@@ -68,7 +68,6 @@ class Matryoshka(Compressor):
         self.out_dim = self.host.out_dim
         self.projects = self.host.projects
         self.needs_text = self.host.needs_text
-        self.needs_tower_text = self.host.needs_tower_text
         self.needs_projected = self.host.needs_projected
         self.needs_levels = self.host.needs_levels
         self.needs_cues = self.host.needs_cues

@@ -27,11 +27,11 @@ from compressors.selection import choose_in_float32, choose_largest, share_patch
 
 @choose_in_float32
 def measure_significance(joint: Tensor, text: Tensor, is_text: Tensor) -> Tensor:
-    """What each patch (B, N, E) has of an image's significance for the pieces (B, M, E) of the question that
-    there are, (B, N)."""
+    """Of each patch (B, N, E) the logarithm of its significance for the pieces (B, M, E) of the question that
+    there are, (B, N), up to a constant: the softmax of products as large as these may be zero for many."""
     shares = is_text / is_text.sum(-1, keepdim=True).clamp(min=1)
     question = (text.float() * shares.unsqueeze(-1)).sum(1, keepdim=True)  # (B, 1, E)
-    return (-(joint * question).sum(-1)).softmax(-1)
+    return -(joint * question).sum(-1)
 
 
 def space_evenly(patches: int, count: int, device: torch.device) -> Tensor:
@@ -53,7 +53,6 @@ class Trim(BudgetCompressor):
     `aggregate` the mean of the others. `iqr`: of those patches outliers alone, beyond so many interquartile
     ranges."""
 
-    needs_tower_text = True
     needs_cues = ("joint",)
 
     def __init__(
@@ -90,7 +89,7 @@ class Trim(BudgetCompressor):
         kept = choose_largest(scores, count)
         stays = torch.ones_like(kept, dtype=torch.bool)
         if self.iqr is not None:
-            stays = find_outliers(significance, self.iqr).gather(1, kept)
+            stays = find_outliers(significance.softmax(-1), self.iqr).gather(1, kept)
         return patches, kept, stays
 
     def _make_weights(

@@ -104,9 +104,10 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
     image_turn       (B, I)              turn each image stands in, from 1; 0 fills rows with fewer images
     turns            (B, T)              turn of question, image and query tokens, 0 elsewhere
     query_index      (B, S)              positions of query tokens, -1 fills; optional, read off `input_ids`
-    question_ids     (B, R, L)           questions of a row's turns, for the tower's own text encoder, where a
-                                         compressor compares patches with them; R: turns of the longest row
-    question_mask    (B, R)              which of them there are
+    question_ids     (B, R, M, L)        questions of a row's turns, for the tower's own text encoder, where a
+                                         compressor compares patches with them; R: turns of the longest row,
+                                         M: pieces of the longest question
+    question_mask    (B, R, M)           which of them there are
     answer_index     (N,)                of `llm_adapters.answers.index_answers`: with `labels`, the logits of
                                          these positions alone are computed; optional, in training
     lesson                               what a teacher says of these positions, for the loss; optional
@@ -304,6 +305,8 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         chooses = bool(self.compressor.needs_cues) and next(self.compressor.parameters(), None) is None
         # scores of attention tie in half precision, before anything is chosen by them
         flat = flat.float() if chooses else flat.to(weights.dtype)
+        if text is not None and self.compressor.needs_tower_text:
+            text = text.to(flat.dtype)  # of another precision than cached features, or a cast LLM
         flat = self.add_projected(flat)
         kept = None
         if self.compressor.keeps_positions:

@@ -107,7 +107,7 @@ def attach(
     part: Compressor = compressors.create(compressor, dim=family.dim(base), llm_dim=llm_dim, **knobs)
     _check_compressor(part, compressor)
     cue_reader = make_cue_reader(family, base, part, compressor)
-    question_reader = make_question_reader(family, base, processor, part, compressor, text_encoder)
+    question_reader = make_question_reader(family, model, processor, part, compressor, text_encoder)
     position_keeper = make_position_keeper(family, model, part, compressor)
     pruning: ModelPruning | None = getattr(model, PRUNING_ATTRIBUTE, None)
     if pruning is not None and pruning.pruner is not None:
@@ -217,11 +217,6 @@ def _warn_of_training(part: Compressor, name: str, own_width: int) -> None:
 
 def _check_compressor(part: Compressor, name: str) -> None:
     """UsageError for a compressor that wants what these models do not have."""
-    if part.needs_text:
-        raise UsageError(
-            f"compressor '{name}' reads the question, which `generate` of transformers does not "
-            "have where it encodes images; choose one that reads the image alone"
-        )
     if part.image_rate != 1:
         raise UsageError(
             f"compressor '{name}' shrinks the image before the tower; give the processor the "
