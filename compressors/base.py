@@ -23,6 +23,11 @@ class CompressorRegistry(Registry):
                 f"it is {out_dim}"
             )
         check_question_needs(part, name)
+        if part.varies and part.keeps_positions:
+            raise UsageError(
+                f"compressor '{name}': positions=keep: they are kept where images have as many tokens; take "
+                "positions=renumber, or the same number for all"
+            )
         return part
 
 
@@ -68,6 +73,8 @@ class Compressor(nn.Module):
                    channels: `split_cues` gives it
     projects       the output is already at the LLM's width: no projector follows by default
     image_rate     the *image* is shrunk by this factor before the tower (1: not at all)
+    varies         an image may have fewer tokens than `num_tokens`, which is the most then: `present` tells
+                   which there are
     keeps_positions    in the LLM each token has the position that its patch, `kept`, would have if nothing
                    were left out, and text behind an image goes on from there; otherwise positions count the
                    tokens that are there. A knob `positions` of those that define `kept`
@@ -80,6 +87,7 @@ class Compressor(nn.Module):
     needs_cues: tuple[str, ...] = ()
     projects: bool = False
     image_rate: int = 1
+    varies: bool = False
     keeps_positions: bool = False
 
     def out_grid(self, height: int, width: int) -> tuple[int, int] | None:
@@ -135,6 +143,14 @@ class Compressor(nn.Module):
         A token stands at the patch that it is, or that others were merged into; -1 for one that stands at
         none, such as CLS or a mean of what was left out. None for a compressor that chooses no patches. One
         that draws its choice in training draws anew here."""
+        return None
+
+    def present(
+        self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None
+    ) -> MaybeTensor:
+        """Which of the tokens of `forward` there are, (B, N), by features and question of each image alone.
+        Whoever places the tokens masks the others, as if they were not there. None: all, of one that does not
+        vary."""
         return None
 
     def attention(

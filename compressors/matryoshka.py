@@ -57,6 +57,10 @@ class Matryoshka(Compressor):
             if knobs:
                 where += f", knobs={quote(knobs)}"
             raise UsageError(f"{where}: {error}") from error
+        if self.host.varies:
+            raise UsageError(
+                f"host={host}: its images have token counts of their own, which scales would change"
+            )
         if isinstance(self.host, BudgetCompressor):
             raise UsageError(
                 f"host={host}: its tokens are in raster order: the first are the image's top; "

@@ -217,6 +217,11 @@ def _warn_of_training(part: Compressor, name: str, own_width: int) -> None:
 
 def _check_compressor(part: Compressor, name: str) -> None:
     """UsageError for a compressor that wants what these models do not have."""
+    if part.varies:
+        raise UsageError(
+            f"compressor '{name}': the number of an image's tokens follows from its content, but processors "
+            "of these models write placeholders before that is seen; take one number for all, as by default"
+        )
     if part.image_rate != 1:
         raise UsageError(
             f"compressor '{name}' shrinks the image before the tower; give the processor the "
