@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
+from jinja2.exceptions import TemplateError
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel, ProcessorMixin
@@ -42,18 +43,28 @@ class TurnWords(NamedTuple):
 
 
 def read_turn_words(processor: ProcessorMixin) -> TurnWords:
-    """Those of a processor's chat template."""
+    """Those of a processor's chat template, which takes parts or plain text; none where it takes neither."""
     if not getattr(processor, "chat_template", None):
         return TurnWords()
+    for takes_parts in (True, False):
+        pieces = re.split("|".join((FIRST, ANSWER, SECOND)), render_turns(processor, takes_parts))
+        if len(pieces) == 4:
+            before, closing, between, _ = pieces
+            backwards = commonprefix([before.rstrip()[::-1], between.rstrip()[::-1]])
+            return TurnWords(backwards[::-1].strip(), closing.strip())
+    return TurnWords()
+
+
+def render_turns(processor: ProcessorMixin, takes_parts: bool) -> str:
+    """Two questions and an answer by a processor's chat template; empty where it fails."""
     messages: list[Any] = []
     for role, text in (("user", FIRST), ("assistant", ANSWER), ("user", SECOND)):
-        messages.append({"role": role, "content": [{"type": "text", "text": text}]})
-    rendered = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    before, _, rest = str(rendered).partition(FIRST)
-    closing, _, rest = rest.partition(ANSWER)
-    between, _, _ = rest.partition(SECOND)
-    backwards = commonprefix([before.rstrip()[::-1], between.rstrip()[::-1]])
-    return TurnWords(backwards[::-1].strip(), closing.strip())
+        content: Any = [{"type": "text", "text": text}] if takes_parts else text
+        messages.append({"role": role, "content": content})
+    try:
+        return str(processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    except (TemplateError, TypeError, ValueError):
+        return ""
 
 
 class Question(NamedTuple):

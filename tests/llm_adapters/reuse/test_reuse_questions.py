@@ -147,6 +147,54 @@ def test_the_chat_template_tells_where_a_question_is():
     assert cut_question("\0 What? ASSISTANT: A dog.", 0, words) == ("\0 What? ", False)
 
 
+LOOP = "{% for m in messages %}"
+PARTS = "{% for p in m.content %}{{ '<image>' if p.type == 'image' else p.text }}{% endfor %}"
+ROLE = "{{ 'model' if m.role == 'assistant' else m.role }}"
+TEMPLATES = {  # as those of families are, written from how their prompts look
+    "vicuna": LOOP + "{{ m.role.upper() }}: " + PARTS + " {% endfor %}ASSISTANT:",
+    "chatml": "<|im_start|>system\nBe kind.<|im_end|>\n"
+    + LOOP
+    + "<|im_start|>{{ m.role }}\n"
+    + PARTS
+    + "<|im_end|>\n{% endfor %}<|im_start|>assistant\n",
+    "turns": "<s>" + LOOP + "<turn>" + ROLE + "\n" + PARTS + "</turn>\n{% endfor %}<turn>model\n",
+    "brackets": "<s>"
+    + LOOP
+    + "{% if m.role == 'user' %}[INST]"
+    + PARTS
+    + "[/INST]{% else %}"
+    + PARTS
+    + "</s>{% endif %}{% endfor %}",
+    "plain text": LOOP + "### {{ m.role }}: {{ '' + m.content }}\n{% endfor %}### assistant:",
+}
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_templates_of_every_look(kind):
+    """The question of each turn, whatever a template has around it; one that fails is none."""
+    processor = make_processor("llava")
+    processor.chat_template = TEMPLATES[kind]
+    reader = QuestionReader(processor, make_model("llava").config)
+    messages = []
+    for role, words in (("user", "What is this?"), ("assistant", "A dog."), ("user", "And that?")):
+        content = [{"type": "image"}, {"type": "text", "text": words}]
+        if role == "assistant":
+            content = content[1:]
+        if kind == "plain text":
+            content = "<image>" * (role == "user") + words
+        messages.append({"role": role, "content": content})
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    first, second, third = text.split("<image>")
+    for before, behind, asked in (
+        (first, second + third, "What is this?"),
+        (first + second, third, "And that?"),
+    ):
+        question = cut_question(f"{before}\0{behind}", len(before), reader.words)
+        assert question.is_framed and reader._strip_signs(question.text) == asked
+    processor.chat_template = "{{ raise_exception('alternate') }}"
+    assert QuestionReader(processor, make_model("llava").config).words == TurnWords()
+
+
 def test_roles_and_placeholders_are_no_words_of_a_question():
     """Tokens that a tokenizer has beside the named special ones: of roles, as Llama 3's, and of images."""
     added = tokenizer()
