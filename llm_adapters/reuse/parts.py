@@ -328,15 +328,14 @@ class VisualParts(nn.Module, QueryAdapter):
     def _gather_inputs(self, features: Tensor, texts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]:
         """What the compressor is called with: features (n, H, W, C) with what it asks for beside them in the
         channels, and the questions of their maps; in float32 for one without weights, which chooses by it."""
-        extended = features
-        with torch.no_grad():
-            if self.question_reader is not None:
-                extended = self.question_reader.add_joint(features, self.compressor.out_dim)
-            if self.compressor.needs_projected:
-                height = features.shape[1]
-                patches = features[..., : self.compressor.out_dim].flatten(1, 2)
-                projected = self.project_tokens(patches).unflatten(1, (height, -1))
-                extended = torch.cat([extended, projected.to(extended.dtype)], -1)
+        extended = features  # through which the tower may be trained, unlike through what is added
+        if self.question_reader is not None:
+            extended = self.question_reader.add_joint(features, self.compressor.out_dim)
+        if self.compressor.needs_projected:
+            patches = features[..., : self.compressor.out_dim].flatten(1, 2)
+            with torch.no_grad():
+                projected = self.project_tokens(patches).unflatten(1, features.shape[1:3])
+            extended = torch.cat([extended, projected.to(extended.dtype)], -1)
         if not texts:
             return (extended,)
         dtype = features.dtype

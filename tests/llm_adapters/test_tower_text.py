@@ -192,7 +192,7 @@ def test_a_plain_processor_has_no_second_tokenizer(sources, tmp_path):
 
 @every_kind
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_questions_are_filled_and_spelled_as_in_training(sources, tmp_path, kind, side):
+def test_questions_are_filled_and_spelled_as_in_training(tmp_path, kind, side):
     """Whatever side the tokenizer was saved with: CLIP reads the first end that it finds."""
     save_text_tower(tmp_path, kind)
     file = tmp_path / "tokenizer_config.json"

@@ -5,7 +5,7 @@ import copy
 
 import pytest
 import torch
-from reuse_families import inputs, make_model, make_processor, picture
+from reuse_families import inputs, make_model, make_processor, picture, train_loss
 from reuse_models import VISION
 from text_towers import save_text_tower
 from tiny_tokenizer import tokenizer
@@ -106,6 +106,16 @@ def test_generate_has_them_too(sources, family, name):
     assert all(text.equal(texts[0]) for text in texts if text.shape == texts[0].shape)
     first = model(**batch).logits[:, -1].argmax(-1)
     assert said[:, batch["input_ids"].shape[1]].equal(first)
+
+
+@every_name
+def test_the_tower_is_trained_through_what_is_kept(sources, name):
+    model, processor = attach("llava", name, sources["clip"])
+    train_loss(model, inputs(processor, two_rows())).backward()
+    tower = model.model.vision_tower
+    assert any(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in tower.parameters())
+    encoder = model.slothkit.question_reader.encoder
+    assert all(weight.grad is None for weight in encoder.parameters())
 
 
 @every_name

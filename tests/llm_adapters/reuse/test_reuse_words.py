@@ -115,6 +115,13 @@ def test_half_precision_positions_and_a_query_module(family):
     assert all(call[0].dtype == call[1].dtype == torch.float32 for call in calls)
 
 
+def test_the_tower_is_trained_through_what_is_kept():
+    model, processor, _ = attach("llava")
+    train_loss(model, inputs(processor, two_rows("llava"))).backward()
+    tower = model.model.vision_tower
+    assert any(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in tower.parameters())
+
+
 def test_saved_loaded_and_detached(tmp_path):
     model, processor, _ = attach("llava")
     batch = inputs(processor, two_rows("llava"))
