@@ -4,6 +4,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from compressors.cues import JOINT
 from compressors.errors import UsageError
 from compressors.registry import Registry
 
@@ -21,7 +22,31 @@ class CompressorRegistry(Registry):
                 f"compressor '{name}': its constructor must set out_dim, the width of its tokens; "
                 f"it is {out_dim}"
             )
+        check_question_needs(part, name)
+        if part.varies and part.keeps_positions:
+            raise UsageError(
+                f"compressor '{name}': positions=keep: they are kept where images have as many tokens; take "
+                "positions=renumber, or the same number for all"
+            )
         return part
+
+
+def check_question_needs(part: "Compressor", name: str) -> None:
+    """UsageError for a compressor that says in two ways what its text is, or lists `joint` before others."""
+    where = f"compressor '{name}': needs_cues={list(part.needs_cues)}"
+    if part.needs_tower_text != (JOINT in part.needs_cues):
+        raise UsageError(
+            f"{where} but needs_tower_text={part.needs_tower_text}: leave that out, it follows from the cue "
+            f"'{JOINT}'"
+        )
+    if not part.needs_tower_text:
+        return
+    if part.needs_text:
+        raise UsageError(
+            f"{where} and needs_text: `text` is by the tower's text encoder or by the LLM; take one of them"
+        )
+    if part.needs_cues[-1] != JOINT:
+        raise UsageError(f"{where}: the width of '{JOINT}' is the text's; list it last")
 
 
 registry = CompressorRegistry("compressor", group="slothkit.compressors", context=("dim", "llm_dim"))
@@ -37,9 +62,9 @@ class Compressor(nn.Module):
 
     needs_text     forward wants `text (B, T, llm_dim)`, the embeddings of the question asked where the image
                    stands, and `text_mask (B, T)`, True where there is a token; None: everywhere
-    needs_tower_text    forward wants the question by the text encoder that was trained with the tower: `text
-                   (B, M, E)`, one or several pieces of it, and `text_mask (B, M)`. It asks for the cue
-                   `joint`, too, the patches in that space
+    needs_tower_text    follows from the cue `joint`, the last of `needs_cues`: forward gets the question by
+                   the text encoder that was trained with the tower, too, `text (B, M, E)`, one or several
+                   pieces of it, and `text_mask (B, M)`
     needs_projected    patches as the projector makes them, at the LLM's width, come along last in the
                    channels: one that chooses patches as the LLM will see them. Its out_dim is `dim`
     needs_levels   hidden states of the tower, as its `levels=` takes them, that come along in the channels:
@@ -48,6 +73,8 @@ class Compressor(nn.Module):
                    channels: `split_cues` gives it
     projects       the output is already at the LLM's width: no projector follows by default
     image_rate     the *image* is shrunk by this factor before the tower (1: not at all)
+    varies         an image may have fewer tokens than `num_tokens`, which is the most then: `present` tells
+                   which there are
     keeps_positions    in the LLM each token has the position that its patch, `kept`, would have if nothing
                    were left out, and text behind an image goes on from there; otherwise positions count the
                    tokens that are there. A knob `positions` of those that define `kept`
@@ -55,12 +82,12 @@ class Compressor(nn.Module):
 
     out_dim: int
     needs_text: bool = False
-    needs_tower_text: bool = False
     needs_projected: bool = False
     needs_levels: tuple[int, ...] = ()
     needs_cues: tuple[str, ...] = ()
     projects: bool = False
     image_rate: int = 1
+    varies: bool = False
     keeps_positions: bool = False
 
     def out_grid(self, height: int, width: int) -> tuple[int, int] | None:
@@ -73,6 +100,11 @@ class Compressor(nn.Module):
         if grid is None:
             raise NotImplementedError(f"{type(self).__name__} must define out_grid or num_tokens")
         return grid[0] * grid[1]
+
+    @property
+    def needs_tower_text(self) -> bool:
+        """Whether `forward` wants the question by the text encoder that was trained with the tower."""
+        return JOINT in self.needs_cues
 
     @property
     def reads_question(self) -> bool:
@@ -111,6 +143,14 @@ class Compressor(nn.Module):
         A token stands at the patch that it is, or that others were merged into; -1 for one that stands at
         none, such as CLS or a mean of what was left out. None for a compressor that chooses no patches. One
         that draws its choice in training draws anew here."""
+        return None
+
+    def present(
+        self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None
+    ) -> MaybeTensor:
+        """Which of the tokens of `forward` there are, (B, N), by features and question of each image alone.
+        Whoever places the tokens masks the others, as if they were not there. None: all, of one that does not
+        vary."""
         return None
 
     def attention(

@@ -69,7 +69,6 @@ class CDPruner(SubsetCompressor):
     """As many patches as `rate` x `rate` windows or `tokens`, relevant to the question and unlike each
     other."""
 
-    needs_tower_text = True
     needs_projected = True
     needs_cues = ("joint",)
 

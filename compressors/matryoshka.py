@@ -57,6 +57,10 @@ class Matryoshka(Compressor):
             if knobs:
                 where += f", knobs={quote(knobs)}"
             raise UsageError(f"{where}: {error}") from error
+        if self.host.varies:
+            raise UsageError(
+                f"host={host}: its images have token counts of their own, which scales would change"
+            )
         if isinstance(self.host, BudgetCompressor):
             raise UsageError(
                 f"host={host}: its tokens are in raster order: the first are the image's top; "
@@ -68,7 +72,6 @@ class Matryoshka(Compressor):
         self.out_dim = self.host.out_dim
         self.projects = self.host.projects
         self.needs_text = self.host.needs_text
-        self.needs_tower_text = self.host.needs_tower_text
         self.needs_projected = self.host.needs_projected
         self.needs_levels = self.host.needs_levels
         self.needs_cues = self.host.needs_cues

@@ -19,7 +19,7 @@ from compressors.base import MaybeTensor, Positions, register
 from compressors.checks import check_above, check_at_least
 from compressors.errors import UsageError
 from compressors.grid import GridPolicy
-from compressors.selection import SubsetCompressor, choose_in_float32, cover_targets
+from compressors.selection import SubsetCompressor, check_coverage, choose_in_float32, cover_targets
 
 
 @choose_in_float32
@@ -32,7 +32,8 @@ def compute_likings(targets: Tensor, candidates: Tensor, temperature: float) -> 
 @register("mmtok")
 class MMTok(SubsetCompressor):
     """As many patches as `rate` x `rate` windows or `tokens`, those that cover the question and all patches
-    best; the temperatures are those of what words and patches like."""
+    best; the temperatures are those of what words and patches like. With `coverage` no more of an image than
+    cover this share of what all its patches would."""
 
     needs_text = True
     needs_projected = True
@@ -46,13 +47,17 @@ class MMTok(SubsetCompressor):
         patch_weight: float = 0.5,
         text_temperature: float = 0.02,
         patch_temperature: float = 0.2,
+        coverage: float | None = None,
         grid_policy: GridPolicy = "error",
         positions: Positions = "renumber",
     ):
         super().__init__(rate, grid_policy, tokens, positions)
         check_at_least(0, patch_weight=patch_weight)
         check_above(0, text_temperature=text_temperature, patch_temperature=patch_temperature)
+        check_coverage(coverage)
         self.out_dim = dim
+        self.coverage = coverage
+        self.varies = coverage is not None
         self.patch_weight = patch_weight
         self.text_temperature = text_temperature
         self.patch_temperature = patch_temperature
@@ -75,4 +80,4 @@ class MMTok(SubsetCompressor):
         by_words = by_words.masked_fill(~is_word, 0) / words
         by_patches = compute_likings(patches, patches, self.patch_temperature) / patches.shape[1]
         likings = torch.cat([by_words, self.patch_weight * by_patches], 1)  # (B, T + N, N)
-        return cover_targets(likings.mT, None, self.num_tokens(*features.shape[1:3]))
+        return cover_targets(likings.mT, None, self.num_tokens(*features.shape[1:3]), self.coverage)

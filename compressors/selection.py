@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.amp import is_autocast_available
 
 from compressors.base import MaybeTensor
+from compressors.errors import UsageError
 from compressors.grid import BudgetCompressor
 
 Choice = TypeVar("Choice")
@@ -85,25 +86,43 @@ def share_patches(weights: Tensor, height: int) -> Tensor:
 
 
 @choose_in_float32
-def cover_targets(coverage: Tensor, weights: MaybeTensor, count: int) -> Tensor:
+def cover_targets(coverage: Tensor, weights: MaybeTensor, count: int, least: float | None = None) -> Tensor:
     """Indices (B, count), ascending, of greedy maximum coverage among N candidates: one after the other that
     by which the targets gain most, each target having what the best candidate chosen so far gives it.
 
-    coverage (B, N, T): what each gives the targets; weights (B, N) of the candidates' gains. Ties: the first
-    one."""
+    coverage (B, N, T): what each gives the targets; weights (B, N) of the candidates' gains. least: the share
+    of what all candidates give together that is enough, so that -1 stands last in the place of further ones.
+    Ties: the first one."""
     rows = torch.arange(len(coverage), device=coverage.device)
     cover = torch.zeros_like(coverage[:, 0])  # (B, T)
     barred = torch.zeros_like(coverage[..., 0])  # -inf where chosen
     if weights is None:
         weights = torch.ones_like(barred)
     chosen = []
+    covered = []  # (B,) each: before the next is chosen
     for _ in range(count):
+        if least is not None:
+            covered.append(cover.sum(-1))
         gain = (coverage - cover.unsqueeze(1)).clamp_(min=0).sum(-1)
         best = torch.addcmul(barred, gain, weights).argmax(-1)  # (B,)
         barred = barred.scatter(1, best[:, None], -torch.inf)
         cover = torch.maximum(cover, coverage[rows, best])
         chosen.append(best)
-    return torch.stack(chosen, 1).sort(-1).values
+    kept = torch.stack(chosen, 1)
+    if least is None:
+        return kept.sort(-1).values
+    last = coverage.shape[1]  # sorts behind all candidates
+    enough = least * coverage.amax(1).clamp(min=0).sum(-1, keepdim=True)
+    is_left = torch.stack(covered, 1) >= enough
+    is_left[:, 0] = False  # an image has one token at least
+    ascending = kept.masked_fill(is_left, last).sort(-1).values
+    return ascending.masked_fill(ascending == last, -1)
+
+
+def check_coverage(coverage: float | None) -> None:
+    """UsageError for what is no share."""
+    if coverage is not None and not 0 < coverage <= 1:
+        raise UsageError(f"coverage={coverage}: must be a share above 0, 1 at most, or none")
 
 
 def list_others(kept: Tensor, patches: int) -> Tensor:
@@ -114,8 +133,8 @@ def list_others(kept: Tensor, patches: int) -> Tensor:
 
 
 class SubsetCompressor(BudgetCompressor):
-    """Base of the compressors that keep some patches as they are. Subclasses define `kept`, ascending; a
-    `forward` of their own takes what it gave, too."""
+    """Base of the compressors that keep some patches as they are. Subclasses define `kept`, ascending, and
+    where they vary -1 last, for tokens that are not there; a `forward` of their own takes it, too."""
 
     def kept(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         raise NotImplementedError
@@ -131,11 +150,19 @@ class SubsetCompressor(BudgetCompressor):
         if kept is None:
             kept = self.kept(features, text, text_mask)
         patches = rearrange(features[..., : self.out_dim], "b h w c -> b (h w) c")  # without cues
-        return torch.take_along_dim(patches, kept.unsqueeze(-1), 1)
+        return torch.take_along_dim(patches, kept.clamp(min=0).unsqueeze(-1), 1)
+
+    def present(
+        self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None
+    ) -> MaybeTensor:
+        if not self.varies:
+            return None
+        return self.kept(features, text, text_mask) >= 0
 
     def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         batch, height, width = features.shape[:3]
         index = self.kept(features, text, text_mask)
+        is_there = index >= 0
         weights = torch.zeros(batch, height * width, device=features.device)
-        weights = weights.scatter(1, index, 1 / index.shape[1])
+        weights = weights.scatter_add(1, index.clamp(min=0), is_there / is_there.sum(1, keepdim=True))
         return rearrange(weights, "b (h w) -> b h w", h=height)

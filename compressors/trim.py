@@ -8,9 +8,9 @@ The patches of highest significance are kept, as they are, and one token is the 
     H*W -> the tokens of `rate` x `rate` windows: patches in raster order, then the mean        576 -> 63 + 1
 
 `iqr=1.5` is the paper's way to settle the number: of the budget only patches are kept whose significance is
-beyond the third quartile by so many interquartile ranges. The paper then has fewer tokens, another number for
-each image; here all images have as many, and the places that are left hold the mean, too. Without a question,
-for which the released code has no rule, patches are evenly spaced.
+beyond the third quartile by so many interquartile ranges. With `per_image` an image has only these and the
+mean, as in the paper, each image its own number; without it the places that are left hold the mean, too.
+Without a question, for which the released code has no rule, patches are evenly spaced.
 """
 
 import torch
@@ -27,11 +27,11 @@ from compressors.selection import choose_in_float32, choose_largest, share_patch
 
 @choose_in_float32
 def measure_significance(joint: Tensor, text: Tensor, is_text: Tensor) -> Tensor:
-    """What each patch (B, N, E) has of an image's significance for the pieces (B, M, E) of the question that
-    there are, (B, N)."""
+    """Of each patch (B, N, E) the logarithm of its significance for the pieces (B, M, E) of the question that
+    there are, (B, N), up to a constant: the softmax of products as large as these may be zero for many."""
     shares = is_text / is_text.sum(-1, keepdim=True).clamp(min=1)
     question = (text.float() * shares.unsqueeze(-1)).sum(1, keepdim=True)  # (B, 1, E)
-    return (-(joint * question).sum(-1)).softmax(-1)
+    return -(joint * question).sum(-1)
 
 
 def space_evenly(patches: int, count: int, device: torch.device) -> Tensor:
@@ -51,9 +51,8 @@ def find_outliers(significance: Tensor, ranges: float) -> Tensor:
 class Trim(BudgetCompressor):
     """As many tokens as `rate` x `rate` windows or `tokens`: the most significant patches, and with
     `aggregate` the mean of the others. `iqr`: of those patches outliers alone, beyond so many interquartile
-    ranges."""
+    ranges; `per_image`: and no tokens in the place of the others."""
 
-    needs_tower_text = True
     needs_cues = ("joint",)
 
     def __init__(
@@ -64,6 +63,7 @@ class Trim(BudgetCompressor):
         tokens: int | float | None = None,
         aggregate: bool = True,
         iqr: float | None = None,
+        per_image: bool = False,
         grid_policy: GridPolicy = "error",
         positions: Positions = "renumber",
     ):
@@ -72,9 +72,14 @@ class Trim(BudgetCompressor):
             check_at_least(0, iqr=iqr)
         if iqr is not None and not aggregate:
             raise UsageError("trim: iqr leaves places to the mean of the other patches; take aggregate=true")
+        if per_image and iqr is None:
+            raise UsageError(
+                "trim: per_image: the number of an image's tokens follows from iqr; take iqr=1.5"
+            )
         self.out_dim = dim
         self.aggregate = aggregate
         self.iqr = iqr
+        self.varies = per_image
 
     def _choose(
         self, features: Tensor, text: MaybeTensor, text_mask: MaybeTensor
@@ -90,7 +95,8 @@ class Trim(BudgetCompressor):
         kept = choose_largest(scores, count)
         stays = torch.ones_like(kept, dtype=torch.bool)
         if self.iqr is not None:
-            stays = find_outliers(significance, self.iqr).gather(1, kept)
+            is_outlier = find_outliers(significance.softmax(-1), self.iqr)
+            stays = is_outlier.gather(1, kept) | ~is_text.any(-1, keepdim=True)
         return patches, kept, stays
 
     def _make_weights(
@@ -119,6 +125,18 @@ class Trim(BudgetCompressor):
         places = kept.masked_fill(~stays, -1).gather(1, order)
         return F.pad(places, (0, int(self.aggregate)), value=-1)
 
+    def present(
+        self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None
+    ) -> MaybeTensor:
+        if not self.varies:
+            return None
+        _, _, stays = self._choose(features, text, text_mask)
+        in_order = stays.sort(-1, descending=True).values  # as in `_make_weights`
+        return F.pad(in_order, (0, 1), value=True)
+
     def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         _, weights = self._make_weights(features, text, text_mask)
+        is_there = self.present(features, text, text_mask)
+        if is_there is not None:
+            weights = weights * is_there.unsqueeze(-1)
         return share_patches(weights, features.shape[1])

@@ -5,7 +5,7 @@ pixels -> tower (B, I, H, W, C) -> compressor -> projector -> visual tokens at t
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -67,7 +67,9 @@ from llm_adapters.visual_prompt import (
     Mute,
     check_count,
     clear_fill,
+    compress_with_presence,
     fit_turns,
+    hide_absent,
     hide_unused,
     mute_tokens,
     place_visual_tokens,
@@ -94,6 +96,26 @@ def guesses_tokens(options: Mapping[str, Any], generation_config: Any) -> bool:
     return is_asked or any(getattr(generation_config, name, None) for name in GUESSING_OPTIONS)
 
 
+class VisualTokens(NamedTuple):
+    """Of rows of I images: the tokens at the LLM's width (B, I * N, D); where positions are kept the patches
+    (B, I, N) that they stand at; where images have numbers of their own which there are, (B, I * N)."""
+
+    tokens: Tensor
+    kept: Tensor | None
+    is_there: Tensor | None
+
+
+class PromptEmbeddings(NamedTuple):
+    """Token embeddings (B, T, D), the query module's context; where positions are kept by how much those of
+    the tokens (B, T) are further on; where images have numbers of tokens of their own, placeholders (B, T)
+    that stand for none."""
+
+    embeds: Tensor
+    context: QueryContext | None = None
+    shift: Tensor | None = None
+    is_absent: Tensor | None = None
+
+
 class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, QueryAdapter, PruningAdapter):
     """B rows, I images of a row (crops, where images are tiled), T tokens, S query tokens of a row. The
     processor makes all inputs.
@@ -104,9 +126,10 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
     image_turn       (B, I)              turn each image stands in, from 1; 0 fills rows with fewer images
     turns            (B, T)              turn of question, image and query tokens, 0 elsewhere
     query_index      (B, S)              positions of query tokens, -1 fills; optional, read off `input_ids`
-    question_ids     (B, R, L)           questions of a row's turns, for the tower's own text encoder, where a
-                                         compressor compares patches with them; R: turns of the longest row
-    question_mask    (B, R)              which of them there are
+    question_ids     (B, R, M, L)        questions of a row's turns, for the tower's own text encoder, where a
+                                         compressor compares patches with them; R: turns of the longest row,
+                                         M: pieces of the longest question
+    question_mask    (B, R, M)           which of them there are
     answer_index     (N,)                of `llm_adapters.answers.index_answers`: with `labels`, the logits of
                                          these positions alone are computed; optional, in training
     lesson                               what a teacher says of these positions, for the loss; optional
@@ -283,10 +306,9 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         image_turn: Tensor,
         is_text: Tensor,
         questions: TurnQuestions | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """(B, I, H, W, C) -> visual tokens at the LLM's width (B, I * N, D), and where positions are kept the
-        patches (B, I, N) that they stand at. A text-aware compressor reads the embeddings of the question in
-        whose turn the image stands, by the LLM or by the tower's own text encoder."""
+    ) -> VisualTokens:
+        """The tokens of images (B, I, H, W, C). A text-aware compressor reads the embeddings of the question
+        in whose turn the image stands, by the LLM or by the tower's own text encoder."""
         rows, images = features.shape[:2]
         text = None
         text_mask = None
@@ -304,15 +326,22 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         chooses = bool(self.compressor.needs_cues) and next(self.compressor.parameters(), None) is None
         # scores of attention tie in half precision, before anything is chosen by them
         flat = flat.float() if chooses else flat.to(weights.dtype)
+        if text is not None and self.compressor.needs_tower_text:
+            text = text.to(flat.dtype)  # of another precision than cached features, or a cast LLM
         flat = self.add_projected(flat)
         kept = None
+        is_there = None
         if self.compressor.keeps_positions:
             tokens, places = compress_with_places(self.compressor, flat, text, text_mask)
             kept = places.unflatten(0, (rows, images))
+        elif self.compressor.varies:
+            tokens, present = compress_with_presence(self.compressor, flat, text, text_mask)
+            is_there = rearrange(present, "(b i) n -> b (i n)", b=rows)
         else:
             tokens = self.compressor(flat, text, text_mask)
         tokens = self.projector(tokens.to(weights.dtype))
-        return rearrange(tokens.to(embeds.dtype), "(b i) n d -> b (i n) d", b=rows), kept
+        embedded = rearrange(tokens.to(embeds.dtype), "(b i) n d -> b (i n) d", b=rows)
+        return VisualTokens(embedded, kept, is_there)
 
     def embed_tokens(
         self,
@@ -322,9 +351,8 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         turns: Tensor | None,
         query_index: Tensor | None,
         questions: TurnQuestions | None = None,
-    ) -> tuple[Tensor, QueryContext | None, Tensor | None]:
-        """Token embeddings with visual and query tokens in place, the query module's context, and where
-        positions are kept by how much those of the tokens (B, T) are further on."""
+    ) -> PromptEmbeddings:
+        """Token embeddings with visual and query tokens in place, and what else follows from the images."""
         is_image = input_ids == self.config.image_token_id
         is_query = input_ids == self.config.query_token_id
         is_text = ~(is_image | is_query)
@@ -335,7 +363,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             embeds = place_visual_tokens(embeds, is_query, self.query_module.tokens.to(embeds.dtype))
         if features is None:
             check_count(is_image, 0, None)
-            return embeds, None, None
+            return PromptEmbeddings(embeds)
         if image_turn is None or turns is None:
             raise UsageError(
                 "images were given without `turns` and `image_turn`; make inputs with the processor"
@@ -347,7 +375,7 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             )
         features = clear_fill(features, image_turn)
         is_question = (turns > 0) & is_text
-        visual, kept = self.compress_features(
+        visual, kept, is_there = self.compress_features(
             features, text_embeds, turns, image_turn, is_question, questions
         )
         check_count(is_image, visual.shape[1] // features.shape[1], image_turn)
@@ -359,11 +387,14 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         if kept is not None:
             patches = features.shape[2] * features.shape[3]
             shift = shift_positions(is_image, kept.flatten(1).gather(1, order), kept.shape[2], patches)
-        if self.query_module is None:
-            return embeds, None, shift
-        features = features.to(embeds.dtype)
-        context = self._make_query_context(features, image_turn, turns, query_index, is_query, is_text)
-        return embeds, context, shift
+        is_absent = None
+        if is_there is not None:
+            is_absent = is_image & ~is_there.gather(1, order)
+        context = None
+        if self.query_module is not None:
+            features = features.to(embeds.dtype)
+            context = self._make_query_context(features, image_turn, turns, query_index, is_query, is_text)
+        return PromptEmbeddings(embeds, context, shift, is_absent)
 
     def _make_query_context(
         self,
@@ -456,9 +487,11 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
                     is_trained = labels is not None or without_head
                     fitted_turns = fit_turns(turns, input_ids.shape[1], is_trained)
                 questions = gather_questions(question_ids, question_mask)
-                inputs_embeds, context, shift = self.embed_tokens(
+                inputs_embeds, context, shift, is_absent = self.embed_tokens(
                     input_ids, vision_features, image_turn, fitted_turns, query_index, questions
                 )
+                if is_absent is not None:
+                    attention_mask = hide_absent(attention_mask, is_absent)
                 if vision_features is not None:
                     assert turns is not None and fitted_turns is not None  # `embed_tokens` has refused else
                     attention_mask = self._hide_unused_tokens(attention_mask, input_ids, vision_features)
@@ -632,6 +665,8 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
         if kwargs.get("hidden_visual") is not None:
             # decoding steps get the mask that was given, so their tokens would see what the prompt did not
             raise UsageError("`hidden_visual` is for training; leave it out, or mask the tokens yourself")
+        if self.compressor.varies:
+            kwargs = self._hide_absent_tokens(args, kwargs)
         generation_config = kwargs.get("generation_config")
         if len(args) > 1:  # `generate(ids, generation_config)`
             generation_config = args[1]
@@ -641,6 +676,28 @@ class FlashSlothForConditionalGeneration(PreTrainedModel, GenerationMixin, Query
             logits_processor = [*(logits_processor or ()), Mute(placeholders)]
         processors = LogitsProcessorList(logits_processor or ())
         return super().generate(*args, logits_processor=processors, **kwargs)
+
+    def _hide_absent_tokens(self, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of `generate` with a mask, and features, of the tokens that images have: decoding steps
+        get the mask that was given, and count positions by it."""
+        ids = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
+        features = kwargs.get("vision_features")
+        if ids is None or (features is None and kwargs.get("pixel_values") is None):
+            return kwargs
+        with torch.no_grad():
+            if features is None:
+                features = self.get_image_features(kwargs["pixel_values"])
+            questions = gather_questions(kwargs.get("question_ids"), kwargs.get("question_mask"))
+            turns = kwargs.get("turns")
+            if turns is not None:
+                turns = fit_turns(turns, ids.shape[1])
+            *_, is_absent = self.embed_tokens(
+                ids, features, kwargs.get("image_turn"), turns, kwargs.get("query_index"), questions
+            )
+        assert is_absent is not None  # the compressor varies
+        without_pixels = {name: value for name, value in kwargs.items() if name != "pixel_values"}
+        mask = hide_absent(kwargs.get("attention_mask"), is_absent)
+        return {**without_pixels, "vision_features": features, "attention_mask": mask}
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, is_first_iteration: bool = False, **kwargs: Any

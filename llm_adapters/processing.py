@@ -163,8 +163,9 @@ class FlashSlothProcessor(ProcessorMixin):
 
     Calls return `input_ids, attention_mask, turns (B, T)`, `query_index (B, S)` and, with images, `image_turn
     (B, I)` and `pixel_values (B, I, 3, h, w)`, I counting crops. With `question_tokenizer`, that of the
-    tower's own text encoder, also `question_ids (B, R, L)` and `question_mask (B, R)`, a question a turn. For
-    training also `labels (B, T)`, -100 outside of answers, or `assistant_masks (B, T)`, 1 on the same tokens.
+    tower's own text encoder, also `question_ids (B, R, M, L)` and `question_mask (B, R, M)`, the question of
+    each turn in pieces. For training also `labels (B, T)`, -100 outside of answers, or `assistant_masks
+    (B, T)`, 1 on the same tokens.
     Shorter rows are padded on the left unless told otherwise.
     """
 
@@ -356,9 +357,9 @@ class FlashSlothProcessor(ProcessorMixin):
         texts: list[str] = []
         for row in rows:
             texts += row.questions + [""] * (turns - len(row.questions))
-        ids = self.question_tokenizer(texts).unflatten(0, (len(rows), turns))
-        is_asked = torch.tensor([bool(text) for text in texts]).view(len(rows), turns)
-        return {"question_ids": ids, "question_mask": is_asked}
+        ids, is_asked = self.question_tokenizer(texts)
+        of_turns = (len(rows), turns)
+        return {"question_ids": ids.unflatten(0, of_turns), "question_mask": is_asked.unflatten(0, of_turns)}
 
     def crop_turns(self, row: Encoded) -> list[int]:
         """The turn of each crop: of its first placeholder."""

@@ -47,13 +47,14 @@ def move_inputs(inputs: Mapping[str, Tensor], device: torch.device) -> dict[str,
 
 def can_share_prefix(model: FlashSlothForConditionalGeneration) -> bool:
     """Whether a picture's tokens are the same whatever is asked, and the cache can be copied. Not where
-    compressor or pruner reads the question, the compressor leaves tokens empty, or a query module reads the
-    visual tokens beside the question, which stand behind the cache then. Not where a layer keeps a
+    compressor or pruner reads the question, the compressor leaves tokens empty or out, or a query module
+    reads the visual tokens beside the question, which stand behind the cache then. Not where a layer keeps a
     state in place of keys and values, or sees a window: padding stands between prefix and question, and a
     window counts it."""
     compressor = model.compressor
     if (
         compressor.reads_question
+        or compressor.varies
         or type(compressor).visible is not Compressor.visible
         or model.pruner is not None
         or (model.query_module is not None and model.query_module.prefuses)

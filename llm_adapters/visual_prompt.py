@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor
 
+from compressors.base import Compressor, MaybeTensor
 from compressors.errors import UsageError
+from compressors.selection import SubsetCompressor
 
 
 class Mute(LogitsProcessor):
@@ -78,6 +80,33 @@ def hide_unused(attention_mask: Tensor | None, is_image: Tensor, count: int, vis
     if attention_mask is None:
         attention_mask = torch.ones_like(unused, dtype=torch.long)
     return attention_mask.masked_fill(unused, 0)
+
+
+def compress_with_presence(
+    compressor: Compressor, features: Tensor, text: MaybeTensor, text_mask: MaybeTensor
+) -> tuple[Tensor, Tensor]:
+    """The tokens (B, N, C) of a compressor that varies, and which of them there are (B, N)."""
+    tokens: Tensor
+    if isinstance(compressor, SubsetCompressor):  # whose forward takes a choice that is made
+        kept = compressor.kept(features, text, text_mask)
+        tokens = compressor(features, text, text_mask, kept=kept)
+        return tokens, kept >= 0
+    tokens = compressor(features, text, text_mask)
+    is_there = compressor.present(features, text, text_mask)
+    if is_there is None:
+        raise UsageError(f"{type(compressor).__name__} varies, but does not tell which tokens are `present`")
+    return tokens, is_there
+
+
+def hide_absent(attention_mask: Tensor | None, is_absent: Tensor) -> Tensor | None:
+    """The mask of tokens (B, T) without those that an image does not have. One that was made before, of pairs
+    of tokens, stays: `generate` has hidden them."""
+    if attention_mask is None:
+        attention_mask = torch.ones_like(is_absent, dtype=torch.long)
+    if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2:
+        return attention_mask
+    absent = nn.functional.pad(is_absent, (attention_mask.shape[1] - is_absent.shape[1], 0))
+    return attention_mask.masked_fill(absent, 0)
 
 
 def check_count(is_image: Tensor, per_image: int, image_turn: Tensor | None) -> None:

@@ -55,16 +55,16 @@ def read_text_config(source: str | Path, where: str) -> PreTrainedConfig | dict[
     return config
 
 
-def load_text_encoder(source: str | Path, where: str, dtype: torch.dtype | None = None) -> TextEncoder:
-    """The text encoder of a whole checkpoint, in eval mode. UsageError, from `where`, for one without, and
-    for weights that are missing or unreadable."""
+def load_text_encoder(source: str | Path, where: str) -> TextEncoder:
+    """The text encoder of a whole checkpoint, in eval mode and float32, however it is stored: it is small,
+    and patches alike differ in the last digits. UsageError, from `where`, for one without, and for weights
+    that are missing or unreadable."""
     if is_open_clip(source):
-        encoder = load_open_clip_text(str(source))
-        return encoder if dtype is None else encoder.to(dtype)
+        return load_open_clip_text(str(source)).float()
     whole = read_text_config(source, where)
     assert isinstance(whole, PreTrainedConfig)  # as of all that are not open_clip's
     config = cut_vision(whole)
     model_class = getattr(transformers, MODELS[config.model_type])
-    options: dict[str, Any] = {"config": config, "dtype": dtype or "auto"}
+    options: dict[str, Any] = {"config": config, "dtype": torch.float32}
     model = load_model(model_class, source, where, "save the whole model there again", **options)
     return TextEncoder(model).eval()

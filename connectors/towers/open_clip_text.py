@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from compressors.errors import UsageError, shorten_reason
+from compressors.selection import without_autocast
 from connectors.towers.open_clip import OpenClipVisionConfig, build_open_clip, load_whole_open_clip
 from connectors.towers.open_clip_vit import is_native
 from connectors.towers.text import ADVICE, TextEncoder
@@ -55,18 +56,20 @@ class OpenClipTextEncoder(TextEncoder):
             width = mask.shape[-1]
             causal = torch.full_like(mask, -torch.inf, device=ids.device).triu(1)
             text.register_buffer("attn_mask", causal.view(width, width), persistent=False)
-        embeddings: Tensor = self.model.encode_text(ids)
+        with without_autocast(ids.device.type):
+            embeddings: Tensor = self.model.encode_text(ids)
         return embeddings
 
     @torch.no_grad()
     def project_patches(self, patches: Tensor) -> Tensor:
         visual = self.model.visual
         states = patches.to(next(visual.parameters()).dtype)
-        if is_native_visual(visual):
-            projected: Tensor = visual.ln_post(states) @ visual.proj
-            return projected
-        alone = states.reshape(-1, 1, states.shape[-1])
-        pooled = visual.head(visual.trunk.forward_head(visual.trunk.norm(alone)))
+        with without_autocast(patches.device.type):
+            if is_native_visual(visual):
+                projected: Tensor = visual.ln_post(states) @ visual.proj
+                return projected
+            alone = states.reshape(-1, 1, states.shape[-1])
+            pooled = visual.head(visual.trunk.forward_head(visual.trunk.norm(alone)))
         projected = pooled.view(*states.shape[:-1], self.dim)
         return projected
 

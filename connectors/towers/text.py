@@ -4,7 +4,8 @@
 
 CLIP's patches go through the norm and the projection that its CLS goes through; SigLIP's each alone through
 the norm and the pooling head, whose attention has one patch to look at then. All of it stays as it was
-trained, whatever is done to the tower.
+trained, whatever is done to the tower. It computes in its weights' precision, without autocast: patches whose
+features were cached and a question that comes later are compared, and what is chosen is not to depend on it.
 """
 
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressors.selection import without_autocast
 from connectors.versions import find_vision_parts
 
 ADVICE = (
@@ -59,7 +61,8 @@ class TextEncoder(nn.Module):
     def encode_text(self, ids: Tensor) -> Tensor:
         """Tokens (n, L) of `TextTokenizer` -> (n, E). Padding stands behind the token that CLIP reads, and
         SigLIP was trained with it."""
-        output = self.model.get_text_features(input_ids=ids)
+        with without_autocast(ids.device.type):
+            output = self.model.get_text_features(input_ids=ids)
         embeddings: Tensor = output if isinstance(output, Tensor) else output.pooler_output
         return embeddings
 
@@ -67,10 +70,11 @@ class TextEncoder(nn.Module):
     def project_patches(self, patches: Tensor) -> Tensor:
         """(..., C) of the tower -> (..., E)."""
         parts: Any = find_vision_parts(self.model)
-        states = parts.post_layernorm(patches.to(parts.post_layernorm.weight.dtype))
-        if hasattr(self.model, "visual_projection"):
-            projected: Tensor = self.model.visual_projection(states)
-            return projected
-        alone = states.reshape(-1, 1, states.shape[-1])
-        pooled: Tensor = parts.head(alone)
+        with without_autocast(patches.device.type):
+            states = parts.post_layernorm(patches.to(parts.post_layernorm.weight.dtype))
+            if hasattr(self.model, "visual_projection"):
+                projected: Tensor = self.model.visual_projection(states)
+                return projected
+            alone = states.reshape(-1, 1, states.shape[-1])
+            pooled: Tensor = parts.head(alone)
         return pooled.view(*states.shape[:-1], self.dim)

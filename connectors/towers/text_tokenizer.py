@@ -1,11 +1,11 @@
 """The tokenizer of a tower's own text encoder, beside the LLM's."""
 
 import json
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -22,10 +22,26 @@ SETTINGS_FILE = "settings.json"
 SETTINGS = {"length": int, "lowercase": bool}
 
 
-class TextTokenizer:
-    """Questions -> ids. A longer question loses its end, which is told once.
+def split_text(text: str, fits: Callable[[str], bool]) -> list[str]:
+    """Pieces of a text that fit, by halves: of its words, and of a word that is too long by itself."""
+    if len(text) < 2 or fits(text):
+        return [text]
+    words = text.split()
+    middle = len(words) // 2
+    halves = [" ".join(words[:middle]), " ".join(words[middle:])]
+    if len(words) < 2:
+        middle = len(text) // 2
+        halves = [text[:middle], text[middle:]]
+    pieces: list[str] = []
+    for half in halves:
+        pieces += split_text(half, fits)
+    return pieces
 
-    length      L, tokens that each is cut or filled up to: CLIP's 77, SigLIP's 64
+
+class TextTokenizer:
+    """Questions -> ids. A question of more tokens than the encoder reads becomes several pieces.
+
+    length      L, tokens that each piece is filled up to: CLIP's 77, SigLIP's 64
     lowercase   as SigLIP's texts were in training
     """
 
@@ -33,37 +49,39 @@ class TextTokenizer:
         self.tokenizer = tokenizer
         self.length = length
         self.lowercase = lowercase
-        self._told = False  # that a question was cut
 
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """(n, L)."""
-        questions = list(texts)
+    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Ids (n, M, L) of texts in M pieces at most, and which of these there are, (n, M): none of a text
+        without words."""
+        pieces_of_text = [split_text(text, self._fits) for text in texts]
+        most = max((len(pieces) for pieces in pieces_of_text), default=1)
+        pieces: list[str] = []
+        for pieces_of_one in pieces_of_text:
+            pieces += pieces_of_one + [""] * (most - len(pieces_of_one))
+        is_there = torch.tensor([bool(piece.strip()) for piece in pieces])
+        ids = self._tokenize(pieces, self.length)
+        return ids.unflatten(0, (-1, most)), is_there.unflatten(0, (-1, most))
+
+    def _fits(self, text: str) -> bool:
+        """Whether the encoder reads all of a text."""
+        if len(text.encode()) + 2 <= self.length:  # no more tokens than bytes, a start and an end
+            return True
+        ids = self.tokenizer(self._spell([text]), truncation=False, verbose=False)["input_ids"][0]
+        return len(ids) <= self.length
+
+    def _spell(self, texts: list[str]) -> list[str]:
+        """Texts as they were in training."""
         if self.lowercase:
-            questions = [text.lower() for text in questions]
-        if not self._told:
-            self._warn_of_cut(questions)
-        options: dict[str, Any] = {"padding": "max_length", "truncation": True, "max_length": self.length}
-        ids: Tensor = self.tokenizer(questions, return_tensors="pt", **options)["input_ids"]
+            return [text.lower() for text in texts]
+        return texts
+
+    def _tokenize(self, texts: list[str], length: int) -> Tensor:
+        """Ids (n, length), cut and filled. Padding comes behind: CLIP reads its first end, and SigLIP was
+        trained so."""
+        options: dict[str, Any] = {"padding": "max_length", "truncation": True, "max_length": length}
+        encoded = self.tokenizer(self._spell(texts), return_tensors="pt", padding_side="right", **options)
+        ids: Tensor = encoded["input_ids"]
         return ids
-
-    def _warn_of_cut(self, questions: Sequence[str]) -> None:
-        """A warning, once, where a question has too many tokens."""
-        for text in questions:
-            if len(text.encode()) + 2 <= self.length:  # no more tokens than bytes, a start and an end
-                continue
-            count = len(self.tokenizer(text, truncation=False, verbose=False)["input_ids"])
-            if count > self.length:
-                self._warn_of_length(str(count))
-                return
-
-    def _warn_of_length(self, count: str) -> None:
-        """The warning, of a question of so many tokens."""
-        self._told = True
-        warnings.warn(
-            f"the tower's own text encoder takes {self.length} tokens: a question of {count} was cut, and so "
-            "are others that are longer",
-            stacklevel=3,
-        )
 
     def save(self, folder: str | Path) -> None:
         """Writes it into a folder of its own within a processor's."""
@@ -87,14 +105,10 @@ class OpenClipTokenizer(TextTokenizer):
         self.name = name
         super().__init__(tokenizer, tokenizer.context_length, False)  # open_clip spells texts as in training
 
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        ids: Tensor = self._tokenize(list(texts), self.length)
-        if not self._told:
-            # one place more is another end where nothing was cut, and otherwise a word
-            is_cut = (self._tokenize(list(texts), self.length + 1)[:, : self.length] != ids).any(1)
-            if is_cut.any():
-                self._warn_of_length(f"more than {self.length}")
-        return ids
+    def _fits(self, text: str) -> bool:
+        # one place more is another end where nothing was cut, and otherwise a word
+        longer = self._tokenize([text], self.length + 1)[:, : self.length]
+        return longer.equal(self._tokenize([text], self.length))
 
     def _tokenize(self, texts: list[str], length: int) -> Tensor:
         tokenizer: Any = self.tokenizer  # open_clip's own

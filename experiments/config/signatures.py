@@ -28,7 +28,12 @@ PLANNED_ATTRIBUTES = ("image_rate", "needs_levels", "needs_cues")
 # that older results keep theirs.
 YOUNG_KNOBS: dict[str, Any] = {"tokens": None, "cues": False, "rotary": True, "uniform": 0.0}
 # those that compressors alone have got: pruners have had theirs of this name from the first
-YOUNG_COMPRESSOR_KNOBS: dict[str, Any] = {"positions": "renumber", "spaced": 0.0}
+YOUNG_COMPRESSOR_KNOBS: dict[str, Any] = {
+    "positions": "renumber",
+    "spaced": 0.0,
+    "coverage": None,
+    "per_image": False,
+}
 USUAL_DIMS = {"dim": 1152, "llm_dim": 2560}  # the paper's tower and LLM: defaults are made for such widths
 SMALL_DIMS = {"dim": 8, "llm_dim": 8}  # enough to ask a compressor a question
 

@@ -32,7 +32,7 @@ def build_model(config: Config) -> tuple[FlashSlothForConditionalGeneration, Fla
     tower = load_tower(source, config.tower.select_layer, dtype=torch.float32)
     name = config.compressor_name
     if not config.blind and tower_text.needs_text_encoder(config, name):
-        tower.add_text_encoder(tower_text.load_cell_text_encoder(config, name).float())
+        tower.add_text_encoder(tower_text.load_cell_text_encoder(config, name))
     llm = pretrained.load_llm(config)
     tokenizer = pretrained.load_tokenizer(config)
     end = find_token_id(tokenizer, config.prompt.end)

@@ -42,6 +42,7 @@ def check_own_compressor(config: Config, model: FlashSlothForConditionalGenerati
         with naming_part("compressor", name, part_class):
             count = part.num_tokens(height, width)
             tokens = part(*inputs)
+            present = part.present(*inputs)
     if not isinstance(count, int) or count < 1:
         raise UsageError(f"compressor '{name}': num_tokens({height}, {width}) is {count}: must be 1 or more")
     expected = (IMAGES, count, part.out_dim)
@@ -50,4 +51,9 @@ def check_own_compressor(config: Config, model: FlashSlothForConditionalGenerati
         raise UsageError(
             f"compressor '{name}': forward of {tuple(features.shape)} gives {shape}, expected {expected}: "
             "images, num_tokens, out_dim"
+        )
+    if part.varies and (not isinstance(present, torch.Tensor) or tuple(present.shape) != (IMAGES, count)):
+        raise UsageError(
+            f"compressor '{name}': varies, but present() gives no tensor of {(IMAGES, count)}: images, "
+            "num_tokens"
         )

@@ -22,6 +22,7 @@ from experiments.runtime.files import write_atomic
 from experiments.runtime.progress import Reporter
 from experiments.stages.finite import FiniteWatch, watch_compressor
 from experiments.stages.generation import decode_answers, find_cut_answers, generate_answers
+from experiments.stages.own_counts import TokenCounter
 from experiments.stages.questions import batch_by_length, encode_batch, encode_questions
 from experiments.stages.train import MODEL_FOLDER
 from experiments.store.results import METRICS_FILE, PREDICTIONS_FILE
@@ -61,7 +62,12 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) ->
     encoded_ahead = read_ahead(encode, batches, count_workers(config.data.workers))
     cut_numbers: set[int] = set()  # of questions whose answers max_new_tokens has cut
     watch = FiniteWatch()
-    with llava.report_all_broken_images(questions), watch_compressor(model.compressor, watch):
+    counter = TokenCounter()
+    with (
+        llava.report_all_broken_images(questions),
+        watch_compressor(model.compressor, watch),
+        counter.count_tokens(model.compressor),
+    ):
         for numbers, batch, encoded in zip(numbers_of_batches, batches, encoded_ahead):
             with torch.inference_mode():
                 ids = generate_answers(
@@ -74,9 +80,10 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) ->
                 if is_cut:
                     cut_numbers.add(number)
             report.advance_steps(len(batch))
+    costs = count_costs(model, images, questions, counter.find_mean())
     if asks_judge(config):
         model.to("cpu")  # a judge may take all of a GPU
-    write_scores(questions, answers, scorer, cut_numbers, model, images, out)
+    write_scores(questions, answers, scorer, cut_numbers, model, costs, out)
 
 
 def check_question_lengths(
@@ -139,7 +146,7 @@ def write_scores(
     scorer: QuestionScorer,
     cut_numbers: Collection[int],
     model: FlashSlothForConditionalGeneration,
-    images: SampleImages,
+    costs: dict[str, float],
     out: Path,
 ) -> None:
     """Write the predictions, a line a question, and metrics.json: scores, and what a question costs."""
@@ -169,7 +176,7 @@ def write_scores(
             if number in cut_numbers:
                 row["cut"] = True
             file.write(json.dumps(row) + "\n")
-    scores = {**average_scores(scores_by_family), "efficiency": count_costs(model, images, questions)}
+    scores = {**average_scores(scores_by_family), "efficiency": costs}
     scores["cut_answers"] = len(cut_numbers)
     judged = [scored for scored in scored_answers if scored.verdict is not None]
     if judged:
@@ -200,9 +207,13 @@ def name_pictures(questions: Sequence[llava.Sample]) -> dict[ImageFile, str]:
 
 
 def count_costs(
-    model: FlashSlothForConditionalGeneration, images: SampleImages, questions: Sequence[llava.Sample]
+    model: FlashSlothForConditionalGeneration,
+    images: SampleImages,
+    questions: Sequence[llava.Sample],
+    crop_tokens: float | None = None,
 ) -> dict[str, float]:
-    """Tokens of an image and a turn, and the parameters beside tower and LLM. Blind: none."""
+    """Tokens of an image and a turn, and the parameters beside tower and LLM. Blind: none. `crop_tokens`: of
+    a crop on average, where that was measured."""
     processor = images.processor
     if not processor.image_tokens:
         return {"visual_tokens": 0, "query_tokens": 0, "parameters_added": 0}
@@ -211,18 +222,20 @@ def count_costs(
         if part is not None:
             parameters += sum(parameter.numel() for parameter in part.parameters())
     return {
-        "visual_tokens": average_image_tokens(images, questions),
+        "visual_tokens": average_image_tokens(images, questions, crop_tokens or processor.image_tokens),
         "query_tokens": processor.num_queries,
         "parameters_added": parameters,
     }
 
 
-def average_image_tokens(images: SampleImages, questions: Sequence[llava.Sample]) -> float:
+def average_image_tokens(
+    images: SampleImages, questions: Sequence[llava.Sample], crop_tokens: float
+) -> float:
     """Visual tokens of an image: where images differ, the mean over all that are shown."""
     crops: list[int] = []
     for sample in questions:
         crops += images.crops(sample)
     if not crops:  # no image is shown
         return 0
-    mean = images.processor.image_tokens * sum(crops) / len(crops)
+    mean = crop_tokens * sum(crops) / len(crops)
     return int(mean) if mean.is_integer() else round(mean, 1)

@@ -107,7 +107,7 @@ def attach(
     part: Compressor = compressors.create(compressor, dim=family.dim(base), llm_dim=llm_dim, **knobs)
     _check_compressor(part, compressor)
     cue_reader = make_cue_reader(family, base, part, compressor)
-    question_reader = make_question_reader(family, base, processor, part, compressor, text_encoder)
+    question_reader = make_question_reader(family, model, processor, part, compressor, text_encoder)
     position_keeper = make_position_keeper(family, model, part, compressor)
     pruning: ModelPruning | None = getattr(model, PRUNING_ATTRIBUTE, None)
     if pruning is not None and pruning.pruner is not None:
@@ -229,10 +229,10 @@ def _warn_of_training(part: Compressor, name: str, own_width: int) -> None:
 
 def _check_compressor(part: Compressor, name: str) -> None:
     """UsageError for a compressor that wants what these models do not have."""
-    if part.needs_text:
+    if part.varies:
         raise UsageError(
-            f"compressor '{name}' reads the question, which `generate` of transformers does not "
-            "have where it encodes images; choose one that reads the image alone"
+            f"compressor '{name}': the number of an image's tokens follows from its content, but processors "
+            "of these models write placeholders before that is seen; take one number for all, as by default"
         )
     if part.image_rate != 1:
         raise UsageError(

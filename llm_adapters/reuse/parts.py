@@ -20,7 +20,7 @@ from compressors.errors import UsageError
 from compressors.selection import SubsetCompressor
 from connectors.query_module import QueryModule
 from connectors.versions import read_cache
-from llm_adapters.adapter import CONTEXT, QueryAdapter
+from llm_adapters.adapter import CONTEXT, QueryAdapter, llm_sizes
 from llm_adapters.conversation import IGNORE
 from llm_adapters.kept_positions import compress_with_places
 from llm_adapters.kept_turns import GUESSED, check_turn, says_guessed
@@ -210,7 +210,8 @@ class VisualParts(nn.Module, QueryAdapter):
         maps = []
         for index, entry in enumerate(entries):
             maps.append(self.family.maps(base, entry, arguments, index))
-        packed = self._pack_tokens(self._compress_maps(maps, self.project_tokens), maps, arguments)
+        tokens = self._compress_maps(maps, self.project_tokens, arguments)
+        packed = self._pack_tokens(tokens, maps, arguments)
         if self.position_keeper is not None:
             output.kept = self._collect_kept(maps)
         if isinstance(output.pooler_output, Tensor):  # as the model's own: where all images have one size
@@ -253,7 +254,7 @@ class VisualParts(nn.Module, QueryAdapter):
             if self._shares_choice:
                 tokens = self._take_kept(maps, project)
             else:
-                tokens = self._compress_maps(maps, project)
+                tokens = self._compress_maps(maps, project, arguments)
             compressed.append(self._pack_tokens(tokens, maps, arguments))
         return compressed
 
@@ -280,14 +281,16 @@ class VisualParts(nn.Module, QueryAdapter):
         assert deepstack is not None  # there are levels
         return deepstack.project(base.get_submodule(f"{deepstack.mergers}.{number}"), tokens)
 
-    def _compress_maps(self, maps: list[Tensor], project: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    def _compress_maps(
+        self, maps: list[Tensor], project: Callable[[Tensor], Tensor], arguments: Kwargs
+    ) -> list[Tensor]:
         """Maps (n_i, H_i, W_i, C) -> tokens (n_i, N_i, D); those of one size together."""
         if self.compressor.training and self.compressor.draws:
             raise UsageError(
                 "a compressor that draws its token count is used at one count here; choose "
                 "it by reuse.pick(model, processor, scale)"
             )
-        texts = self._embed_questions(maps)
+        texts = self._embed_questions(maps, arguments)
         maps_of_size: dict[tuple[int, int], list[int]] = {}
         for index, m in enumerate(maps):
             height, width = m.shape[1:3]
@@ -299,40 +302,59 @@ class VisualParts(nn.Module, QueryAdapter):
             weights = next(self.parameters(), features)
             features = features.to(weights.device, weights.dtype)
             lengths = [len(maps[index]) for index in same]
-            inputs: tuple[Tensor, ...] = (features,)
-            if texts is not None:
-                of_maps = torch.tensor(same, device=features.device)
-                index_of_crop = of_maps.repeat_interleave(torch.tensor(lengths, device=features.device))
-                inputs = (self._add_joint(features), texts[0][index_of_crop], texts[1][index_of_crop])
+            inputs = self._gather_inputs(features, [texts[index] for index in same if texts])
             if self.position_keeper is not None or self._shares_choice:
                 tokens, places = compress_with_places(self.compressor, *inputs)
                 self._places.update(zip(same, places.split(lengths)))
             else:
                 tokens = self.compressor(*inputs)
-            tokens = project(tokens)
+            tokens = project(tokens.to(features.dtype))
             tokens_of_map.update(zip(same, tokens.split(lengths)))
         return [tokens_of_map[index] for index in range(len(maps))]
 
-    def _embed_questions(self, maps: list[Tensor]) -> tuple[Tensor, Tensor] | None:
-        """The question that each map (n, H, W, C) stands with, (maps, 1, E), and whether there is one; None
-        for a compressor that asks for none."""
+    def _embed_questions(self, maps: list[Tensor], arguments: Kwargs) -> list[tuple[Tensor, Tensor]]:
+        """Of each map (n, H, W, C) the questions that its crops stand with, (n, M, E), and which of the M
+        words or pieces there are, (n, M); nothing for a compressor that reads none."""
         if self.question_reader is None:
-            return None
-        counts = [len(m) * self.compressor.num_tokens(*m.shape[1:3]) for m in maps]
-        return self.question_reader.embed_questions(counts, maps[0])
+            return []
+        blanks = []
+        for m in maps:
+            count = self.compressor.num_tokens(*m.shape[1:3])
+            blanks.append(m.new_zeros(1).expand(len(m), count, self._llm_dim))
+        images = self._collect_images(maps, self._pack_tokens(blanks, maps, arguments))
+        texts, masks = self.question_reader.embed_questions(images.counts, maps[0])
+        crops = [len(m) for m in maps]
+        if self.family.whole_images:
+            repeats = torch.tensor(crops, device=texts.device)
+            texts = texts.repeat_interleave(repeats, 0)
+            masks = masks.repeat_interleave(repeats, 0)
+        return list(zip(texts.split(crops), masks.split(crops)))
 
-    def _add_joint(self, features: Tensor) -> Tensor:
-        """(n, H, W, C) -> the patches in the space of the question behind them, and where the compressor
-        chooses by it what the projector makes of them."""
-        assert self.question_reader is not None  # there are questions
-        with torch.no_grad():
+    @property
+    def _llm_dim(self) -> int:
+        """Width of the LLM's embeddings."""
+        _, model = self._outside
+        return llm_sizes(model.config)["llm_dim"]
+
+    def _gather_inputs(self, features: Tensor, texts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]:
+        """What the compressor is called with: features (n, H, W, C) with what it asks for beside them in the
+        channels, and the questions of their maps; in float32 for one without weights, which chooses by it."""
+        extended = features  # through which the tower may be trained, unlike through what is added
+        if self.question_reader is not None:
             extended = self.question_reader.add_joint(features, self.compressor.out_dim)
-            if self.compressor.needs_projected:
-                height = features.shape[1]
-                patches = features[..., : self.compressor.out_dim].flatten(1, 2)
-                projected = self.project_tokens(patches).unflatten(1, (height, -1))
-                extended = torch.cat([extended, projected.to(extended.dtype)], -1)
-        return extended
+        if self.compressor.needs_projected:
+            patches = features[..., : self.compressor.out_dim].flatten(1, 2)
+            with torch.no_grad():
+                projected = self.project_tokens(patches).unflatten(1, features.shape[1:3])
+            extended = torch.cat([extended, projected.to(extended.dtype)], -1)
+        if not texts:
+            return (extended,)
+        dtype = features.dtype
+        if next(self.compressor.parameters(), None) is None:
+            dtype = torch.float32
+        text = torch.cat([text for text, _ in texts]).to(features.device, dtype)
+        mask = torch.cat([mask for _, mask in texts]).to(features.device)
+        return extended.to(dtype), text, mask
 
     def project_tokens(self, tokens: Tensor) -> Tensor:
         """(n, N, C') -> (n, N, D), by the new projector or the model's own."""

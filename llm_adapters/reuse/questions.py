@@ -1,20 +1,24 @@
-"""The question that each image stands with, for compressors that compare patches with it by a text encoder.
+"""The question that each image stands with, for compressors that read it: by the LLM's own embeddings, or by
+the text encoder that was trained with the tower.
 
 The ids of a prompt are all that comes through every collator, trainer and harness, so the words are read from
-them: those between what the chat template has before and behind a question. Where a prompt has other words
-around its questions, all of its text is taken.
+them: those between what the chat template has before and behind a question. Where a prompt lacks one of the
+two, its text goes up to that end.
 """
 
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from os.path import commonprefix
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
+from jinja2.exceptions import TemplateError
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel, ProcessorMixin
 
 from compressors.base import Compressor
@@ -27,6 +31,8 @@ from llm_adapters.reuse.wrapping import bind_arguments, split_placeholders
 
 FIRST, ANSWER, SECOND = "Firstquestion", "Firstanswer", "Secondquestion"
 IMAGE_SIGN = "\0"  # which is in no text that a tokenizer takes
+# how processors call what they write around an image's parts, beside `tile_token`, which has a number
+IMAGE_SIGN_NAMES = ("image_token", "img_token", "patch_token", "break_token", "global_token", "image_tag")
 
 
 class TurnWords(NamedTuple):
@@ -37,51 +43,84 @@ class TurnWords(NamedTuple):
 
 
 def read_turn_words(processor: ProcessorMixin) -> TurnWords:
-    """Those of a processor's chat template."""
+    """Those of a processor's chat template, which takes parts or plain text; none where it takes neither."""
     if not getattr(processor, "chat_template", None):
         return TurnWords()
+    for takes_parts in (True, False):
+        pieces = re.split("|".join((FIRST, ANSWER, SECOND)), render_turns(processor, takes_parts))
+        if len(pieces) == 4:
+            before, closing, between, _ = pieces
+            backwards = commonprefix([before.rstrip()[::-1], between.rstrip()[::-1]])
+            return TurnWords(backwards[::-1].strip(), closing.strip())
+    return TurnWords()
+
+
+def render_turns(processor: ProcessorMixin, takes_parts: bool) -> str:
+    """Two questions and an answer by a processor's chat template; empty where it fails."""
     messages: list[Any] = []
     for role, text in (("user", FIRST), ("assistant", ANSWER), ("user", SECOND)):
-        messages.append({"role": role, "content": [{"type": "text", "text": text}]})
-    rendered = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    before, _, rest = str(rendered).partition(FIRST)
-    closing, _, rest = rest.partition(ANSWER)
-    between, _, _ = rest.partition(SECOND)
-    backwards = commonprefix([before.rstrip()[::-1], between.rstrip()[::-1]])
-    return TurnWords(backwards[::-1].strip(), closing.strip())
+        content: Any = [{"type": "text", "text": text}] if takes_parts else text
+        messages.append({"role": role, "content": content})
+    try:
+        return str(processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    except (TemplateError, TypeError, ValueError):
+        return ""
 
 
-def cut_question(text: str, place: int, words: TurnWords) -> str | None:
-    """The question of the turn in which the image at `place` of a text stands; None where there are not these
-    words around it."""
-    if not words.opening or not words.closing:
-        return None
-    start = text.rfind(words.opening, 0, place)
-    end = text.find(words.closing, place)
-    if start < 0 or end < 0:
-        return None
-    return text[start + len(words.opening) : end]
+class Question(NamedTuple):
+    """The text of a question, and whether the words of the chat template were around it."""
+
+    text: str
+    is_framed: bool
+
+
+def cut_question(text: str, place: int, words: TurnWords) -> Question:
+    """The question of the turn in which the image at `place` of a text stands: what is between the words of a
+    chat template, or from where the text begins, or up to its end, where these are not there."""
+    begin = 0
+    stop = len(text)
+    is_framed = False
+    if words.opening and words.closing:
+        opening = text.rfind(words.opening, 0, place)
+        closing = text.find(words.closing, place)
+        is_framed = opening >= 0 and closing >= 0
+        if opening >= 0:
+            begin = opening + len(words.opening)
+        if closing >= 0:
+            stop = closing
+    return Question(text[begin:stop], is_framed)
+
+
+def make_sign_pattern(processor: ProcessorMixin) -> re.Pattern[str]:
+    """What is no word of a question: tokens that a processor's tokenizer was given as special ones, named
+    (`all_special_tokens`) or not, such as roles, and what the processor writes around parts of an image."""
+    tokenizer: Any = getattr(processor, "tokenizer")  # noqa: B009  their base class has none
+    signs = {IMAGE_SIGN, *tokenizer.all_special_tokens}
+    for token in tokenizer.added_tokens_decoder.values():
+        if token.special:
+            signs.add(token.content)
+    for name, value in vars(processor).items():
+        if isinstance(value, str) and value and name.endswith(IMAGE_SIGN_NAMES):
+            signs.add(value)
+    # longest first: one may be another's beginning
+    patterns = [re.escape(sign) for sign in sorted(signs, key=len, reverse=True)]
+    tile_token = getattr(processor, "tile_token", None)
+    if tile_token:  # Aya Vision's, with a number
+        patterns.insert(0, rf"{re.escape(tile_token)}_\d+")
+    return re.compile("|".join(patterns))
 
 
 class QuestionReader:
-    """Text encoder and tokenizers for the questions of a model; no part of its weights.
+    """Reads the questions of a model; no part of its weights. Subclasses say how they are embedded.
 
     tokenizer   the LLM's, of the processor
     words       around questions
-    is_image    where ids (B, T) are placeholders of images
     """
 
-    def __init__(
-        self,
-        encoder: TextEncoder,
-        text_tokenizer: TextTokenizer,
-        processor: ProcessorMixin,
-        config: Any,
-    ):
-        self.encoder = encoder
-        self.text_tokenizer = text_tokenizer
+    def __init__(self, processor: ProcessorMixin, config: Any):
         self.tokenizer: Any = getattr(processor, "tokenizer")  # noqa: B009  their base class has none
         self.words = read_turn_words(processor)
+        self.signs = make_sign_pattern(processor)
         self.config = config
         self._ids: Tensor | None = None  # of the prompt whose images are encoded
         self._told = False  # that a prompt has other words
@@ -113,10 +152,15 @@ class QuestionReader:
         ids = self._ids
         if ids is None:
             raise UsageError(
-                "the compressor compares patches with the question, and images came without its ids; give "
-                "input_ids together with pixel_values"
+                "the compressor reads the question, and images came without its ids; give input_ids together "
+                "with pixel_values"
             )
         is_image, _ = split_placeholders(ids, self.config, self._types)
+        beams = max(
+            1, int(is_image.sum()) // max(1, sum(counts))
+        )  # `generate` repeats each row so many times
+        ids = ids[::beams]
+        is_image = is_image[::beams]
         if int(is_image.sum()) != sum(counts):
             raise UsageError(
                 f"the text has {int(is_image.sum())} image placeholders but its images make {sum(counts)} "
@@ -128,10 +172,9 @@ class QuestionReader:
         for row, column in places:
             text, place = self._write_row(ids[row], is_image[row], column)
             question = cut_question(text, place, self.words)
-            if question is None:
+            if not question.is_framed:
                 self._warn_of_other_words()
-                question = text
-            questions.append(self._strip_signs(question))
+            questions.append(self._strip_signs(question.text))
         return questions
 
     def _warn_of_other_words(self) -> None:
@@ -140,8 +183,8 @@ class QuestionReader:
             return
         self._told = True
         warnings.warn(
-            "a prompt does not have the words of its chat template around a question: all of its text is "
-            "compared with the patches; make prompts with processor.apply_chat_template",
+            "a prompt does not have the words of its chat template around a question: its text up to its "
+            "ends is taken for the question; make prompts with processor.apply_chat_template",
             stacklevel=2,
         )
 
@@ -152,40 +195,94 @@ class QuestionReader:
         return before + IMAGE_SIGN + behind, len(before)
 
     def _strip_signs(self, text: str) -> str:
-        """A text without special tokens and the sign of its image."""
-        for sign in (IMAGE_SIGN, *self.tokenizer.all_special_tokens):
-            text = text.replace(sign, " ")
-        return " ".join(text.split())
+        """A text without special tokens and what a processor writes for images."""
+        return " ".join(self.signs.sub(" ", text).split())
 
     def embed_questions(self, counts: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor]:
-        """The questions of images with so many placeholders each, (n, 1, E), where and in the type that
-        `like` is; and which of them have words, (n, 1)."""
-        texts = self.list_questions(counts)
-        ids = self.text_tokenizer(texts).to(like.device)
-        embedded = self.encoder.to(like.device, like.dtype).encode_text(ids)
-        has_words = torch.tensor([bool(text) for text in texts], device=like.device)
-        return embedded.unsqueeze(1), has_words.unsqueeze(1)
+        """The questions of images with so many placeholders each (n, M, E), where `like` is, and which of
+        the M words or pieces of each there are, (n, M)."""
+        embedded, is_there = self.embed_texts(self.list_questions(counts), like.device)
+        return embedded.to(like.device), is_there.to(like.device)
+
+    def embed_texts(self, texts: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Texts (n, M, E), and which of their words or pieces there are (n, M), for patches on a device."""
+        raise NotImplementedError
+
+    def add_joint(self, features: Tensor, dim: int) -> Tensor:  # noqa: ARG002
+        """Features (n, H, W, C...) with the patches in the space of the text behind them, where the
+        compressor asks for it."""
+        return features
+
+
+class WordReader(QuestionReader):
+    """Questions by the LLM's own embeddings of their words."""
+
+    def __init__(self, processor: ProcessorMixin, model: PreTrainedModel):
+        super().__init__(processor, model.base_model.config)
+        self.model = model
+
+    def embed_texts(self, texts: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        embeddings: Any = self.model.get_input_embeddings()
+        place = embeddings.weight.device
+        rows = []
+        for text in texts:
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            rows.append(torch.tensor(ids, dtype=torch.long, device=place))
+        lengths = torch.tensor([len(row) for row in rows], device=place)
+        most = max(1, int(lengths.max()))  # a place that is hidden where no question has words
+        padded = torch.stack([pad(row, (0, most - len(row))) for row in rows])
+        is_word = torch.arange(most, device=place) < lengths.unsqueeze(1)
+        return embeddings(padded), is_word
+
+
+class TowerTextReader(QuestionReader):
+    """Questions by the text encoder that was trained with the tower. It stays in float32, whatever the model
+    is cast to, and goes where the images are as soon as there are some."""
+
+    def __init__(
+        self,
+        processor: ProcessorMixin,
+        config: Any,
+        encoder: TextEncoder,
+        text_tokenizer: TextTokenizer,
+    ):
+        super().__init__(processor, config)
+        self.encoder = encoder
+        self.text_tokenizer = text_tokenizer
+
+    def _place_encoder(self, device: torch.device) -> None:
+        """The encoder on the device of the images."""
+        if next(self.encoder.parameters()).device != device:
+            self.encoder.to(device)
+
+    def embed_texts(self, texts: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
+        self._place_encoder(device)
+        ids, is_there = self.text_tokenizer(texts)
+        embedded = self.encoder.encode_text(ids.to(device).flatten(0, 1))
+        return embedded.unflatten(0, is_there.shape), is_there
 
     def add_joint(self, features: Tensor, dim: int) -> Tensor:
-        """Features (n, H, W, C...) with the patches in the space of the text behind them."""
-        encoder = self.encoder.to(features.device, features.dtype)
-        return torch.cat([features, encoder.project_patches(features[..., :dim]).to(features.dtype)], -1)
+        self._place_encoder(features.device)
+        joint = self.encoder.project_patches(features[..., :dim])
+        return torch.cat([features.to(joint.dtype), joint], -1)
 
 
 def make_question_reader(
     family: ModelFamily,
-    base: PreTrainedModel,
+    model: PreTrainedModel,
     processor: ProcessorMixin,
     part: Compressor,
     name: str,
     source: str | Path | None,
 ) -> QuestionReader | None:
-    """For the compressor `part` of that name; None for one that needs none. `source`: the checkpoint that the
-    model's tower is from. UsageError where it is not given, has no text encoder or another width; and for a
-    source that nothing reads."""
+    """For the compressor `part` of that name; None for one that reads no question. `source`: the checkpoint
+    that the model's tower is from. UsageError where the compressor needs it and it is not given, has no text
+    encoder or another width; and for a source that nothing reads."""
     if not part.needs_tower_text:
         if source is not None:
             raise UsageError(f"text_encoder={source}: compressor '{name}' reads none; leave it out")
+        if part.needs_text:
+            return WordReader(processor, model)
         return None
     if source is None:
         raise UsageError(
@@ -194,10 +291,11 @@ def make_question_reader(
             "whole CLIP or SigLIP that its tower is from, such as openai/clip-vit-large-patch14-336"
         )
     where = f"text_encoder={source}"
+    base = cast(PreTrainedModel, model.base_model)
     encoder = load_text_encoder(source, where)
     if encoder.patch_dim != family.dim(base):
         raise UsageError(
             f"{where}: trained with a tower of {encoder.patch_dim} channels, the model's has "
             f"{family.dim(base)}; give the checkpoint that its tower is from"
         )
-    return QuestionReader(encoder, load_text_tokenizer(source, where), processor, base.config)
+    return TowerTextReader(processor, base.config, encoder, load_text_tokenizer(source, where))

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import compressors
+from compressors.base import CompressorRegistry
 from compressors.cdpruner import choose_by_determinant, scale_relevance
 from compressors.errors import UsageError
 from compressors.trim import find_outliers, space_evenly
@@ -96,6 +97,17 @@ def test_without_a_question_all_patches_are_as_relevant():
     assert space_evenly(5, 2, torch.device("cpu")).tolist() == [1, 0, 1, 0, 0]
 
 
+def test_products_that_are_large_do_not_tie():
+    """Of two patches whose share of the softmax is nothing in float32 the more significant one is kept."""
+    features, text = image(1, projected=False)
+    joint = features.view(1, PATCHES, -1)[..., DIM:]
+    joint[:] = 300 * text
+    joint[0, 5] = -300 * text[0]
+    joint[0, 40] = 200 * text[0]
+    kept = make("trim", tokens=2, aggregate=False).kept(features, 10 * text)
+    assert kept.tolist() == [[5, 40]]
+
+
 def test_trim_has_the_mean_of_what_it_leaves_out():
     features, text = image(projected=False)
     part = make("trim", tokens=10)
@@ -129,3 +141,35 @@ def test_trim_needs_a_place_for_the_mean():
 def test_features_without_the_space_of_the_text_are_refused(name):
     with pytest.raises(UsageError, match=f"{name}: features have 6 channels"):
         make(name)(torch.randn(1, 6, 6, DIM), torch.randn(1, 1, JOINT_DIM))
+
+
+@pytest.mark.parametrize(
+    ("needs", "message"),
+    [
+        (
+            {"needs_tower_text": True},
+            "needs_tower_text=True: leave that out, it follows from the cue 'joint'",
+        ),
+        ({"needs_tower_text": False, "needs_cues": ("joint",)}, "leave that out"),
+        ({"needs_text": True, "needs_cues": ("joint",)}, "by the tower's text encoder or by the LLM"),
+        ({"needs_cues": ("joint", "attention")}, "list it last"),
+    ],
+)
+def test_a_need_is_said_once(needs, message):
+    """Otherwise a compressor of one's own would fail as late as it meets a model."""
+    registry = CompressorRegistry("compressor", context=("dim",))
+
+    def build(self, dim):
+        compressors.Compressor.__init__(self)
+        self.out_dim = dim
+
+    own = type("Own", (compressors.Compressor,), {"__init__": build, **needs})
+    registry.register("own")(own)
+    with pytest.raises(UsageError, match=message) as refused:
+        registry.create("own", dim=DIM)
+    assert "\n" not in str(refused.value) and "compressor 'own'" in str(refused.value)
+    own_too = type(
+        "Own", (compressors.Compressor,), {"__init__": build, "needs_cues": ("attention", "joint")}
+    )
+    registry.register("own_too")(own_too)
+    assert registry.create("own_too", dim=DIM).needs_tower_text

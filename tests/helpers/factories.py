@@ -182,7 +182,7 @@ def make_config(
     knobs = {**QUERY_KNOBS.get(query_module, {}), **knobs}
     image, query = byte_tokenizer().convert_tokens_to_ids([IMAGE, QUERY])
     compressors.names()  # imports the methods, which register themselves
-    tower_text = whole_config() if registry.get(compressor).needs_tower_text else None
+    tower_text = whole_config() if "joint" in registry.get(compressor).needs_cues else None
     return FlashSlothConfig(
         vision_config=vision or vision_config(),
         text_config=llm_config(llm, **(llm_changes or {})),

@@ -388,7 +388,7 @@ def test_presets_at_full_size_on_the_meta_device(preset, crops, full_size_source
     assert [(batch["input_ids"] == i).sum() for i in ids] == [81 * crops, 9]  # HD: 405
     batch = {name: value.to("meta") for name, value in batch.items()}
     features = model.get_image_features(batch["pixel_values"])
-    embeds, context, _ = model.embed_tokens(
+    embeds, context, *_ = model.embed_tokens(
         batch["input_ids"], features, batch["image_turn"], batch["turns"], batch["query_index"]
     )
     assert embeds.shape[1:] == (batch["input_ids"].shape[1], 2560)

@@ -16,7 +16,12 @@ import compressors
 from compressors.errors import UsageError
 from connectors.towers.build import load_tower
 from connectors.towers.build_text import build_text_encoder, load_text_encoder, read_text_config
-from connectors.towers.text_tokenizer import FOLDER, load_text_tokenizer, read_saved_text_tokenizer
+from connectors.towers.text_tokenizer import (
+    FOLDER,
+    load_text_tokenizer,
+    read_saved_text_tokenizer,
+    split_text,
+)
 from llm_adapters.conversation import IMAGE, Turn
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.processing import FlashSlothProcessor
@@ -72,7 +77,7 @@ def test_encoder_is_the_whole_models(sources, kind):
     whole = AutoModel.from_pretrained(sources[kind]).eval()
     encoder = load_text_encoder(sources[kind], "here")
     tokenizer = load_text_tokenizer(sources[kind], "here")
-    ids = tokenizer([FIRST, SECOND])
+    ids = tokenizer([FIRST, SECOND])[0][:, 0]
     expected = whole.get_text_features(input_ids=ids)
     expected = expected if isinstance(expected, torch.Tensor) else expected.pooler_output
     assert encoder.encode_text(ids).equal(expected)
@@ -119,8 +124,8 @@ def test_kept_patches_follow_the_question(sources, kind, name):
     assert kept[0].tolist() != kept[1].tolist()
     with torch.no_grad():
         features = model.add_projected(model.get_image_features(batch["pixel_values"])[:, 0])
-        ids = load_text_tokenizer(sources[kind], "here")([FIRST, SECOND])
-        text = model.vision_tower.text_encoder.encode_text(ids).unsqueeze(1)
+        ids, _ = load_text_tokenizer(sources[kind], "here")([FIRST, SECOND])
+        text = model.vision_tower.text_encoder.encode_text(ids[:, 0]).unsqueeze(1)
         assert kept.equal(model.compressor.kept(features, text))
     # a row alone, and one beside a longer conversation
     for row, one in enumerate(rows):
@@ -186,19 +191,84 @@ def test_a_plain_processor_has_no_second_tokenizer(sources, tmp_path):
 
 
 @every_kind
-def test_questions_are_cut_filled_and_spelled_as_in_training(sources, kind):
-    tokenizer = load_text_tokenizer(sources[kind], "here")
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_questions_are_filled_and_spelled_as_in_training(tmp_path, kind, side):
+    """Whatever side the tokenizer was saved with: CLIP reads the first end that it finds."""
+    save_text_tower(tmp_path, kind)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "padding_side": side}))
+    tokenizer = load_text_tokenizer(tmp_path, "here")
+    assert tokenizer.tokenizer.padding_side == side
     words = tokenizer.tokenizer.get_vocab()
-    ids = tokenizer(["What is this", ""])
-    assert ids.shape == (2, LENGTHS[kind])
-    assert (words["what" if kind == "siglip" else "What"] in ids[0].tolist()) is True
+    ids, is_there = tokenizer(["What is this", "", " "])
+    assert ids.shape == (3, 1, LENGTHS[kind]) and is_there.tolist() == [[True], [False], [False]]
+    assert words["what" if kind == "siglip" else "What"] in ids[0, 0].tolist()
     end = tokenizer.tokenizer.eos_token_id
-    assert ids[0, -1] == end  # filled with it
-    with pytest.warns(UserWarning, match=f"takes {LENGTHS[kind]} tokens: a question of") as told:
-        cut = tokenizer(["what is this " * 9])
-        tokenizer(["what is this " * 9])
-    assert len(told) == 1 and cut.shape == (1, LENGTHS[kind])
-    assert cut[0, -1] == end  # a question that is cut ends all the same
+    assert ids[0, 0, -1] == end  # filled with it
+    start = [words["<start>"]] if kind == "clip" else []
+    assert ids[1, 0].tolist() == start + [end] * (LENGTHS[kind] - len(start))
+
+
+@every_kind
+def test_a_long_question_is_read_in_pieces(sources, kind):
+    """All its words, in their order, each piece with its end; and a word that is too long by itself."""
+    tokenizer = load_text_tokenizer(sources[kind], "here")
+    question = "what is the red dog this is a cat where is the dog what is a red cat ?"
+    ids, is_there = tokenizer([question, FIRST])
+    assert ids.shape[0] == 2 and ids.shape[1] > 1 and ids.shape[2] == LENGTHS[kind]
+    assert is_there.sum(1).tolist() == [ids.shape[1], 1]
+    specials = set(tokenizer.tokenizer.all_special_ids) - {tokenizer.tokenizer.unk_token_id}
+    read = [one for one in ids[0].flatten().tolist() if one not in specials]
+    assert tokenizer.tokenizer.convert_ids_to_tokens(read) == question.split()
+    assert (ids[..., -1] == tokenizer.tokenizer.eos_token_id).all()
+    assert ids[1, 0].equal(tokenizer([FIRST])[0][0, 0])
+    assert split_text("abcdefg is", lambda text: len(text) < 3) == ["a", "bc", "de", "fg", "is"]
+
+
+@every_name
+def test_all_pieces_of_a_question_are_compared(sources, name):
+    """Words behind the places of the text encoder decide, too; beside a shorter question, as alone."""
+    model, processor = make_pair(sources["clip"], name)
+    image = picture()
+    common = "what is this what is this what is this what is this"
+    rows = [([Turn(f"{IMAGE}\n{common} {end}")], [image]) for end in ("where the red dog ?", "a cat a cat")]
+    rows.append(([Turn(f"{IMAGE}\n{FIRST}")], [image]))
+    kept = keep(model, make_batch(processor, rows))
+    assert kept[0].tolist() != kept[1].tolist()
+    for row, one in enumerate(rows):
+        assert keep(model, make_batch(processor, [one]))[0].equal(kept[row])
+
+
+@every_kind
+def test_a_half_precise_checkpoint_is_read_in_float32(sources, tmp_path, kind):
+    """As patches whose features were computed before, and under autocast, too."""
+    whole = AutoModel.from_pretrained(sources[kind])
+    whole.half().save_pretrained(tmp_path)
+    load_text_tokenizer(sources[kind], "here").tokenizer.save_pretrained(tmp_path)
+    encoder = load_text_encoder(tmp_path, "here")
+    assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float32}
+    ids = load_text_tokenizer(tmp_path, "here")([FIRST])[0][:, 0]
+    patches = torch.randn(2, 3, encoder.patch_dim)
+    text, joint = encoder.encode_text(ids), encoder.project_patches(patches)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert encoder.encode_text(ids).equal(text) and encoder.project_patches(patches).equal(joint)
+
+
+@every_name
+def test_cached_features_and_a_cast_llm_keep_the_same(sources, name):
+    """The compressor gets patches and question in one precision."""
+    model, processor = make_pair(sources["siglip"], name)
+    batch = make_batch(processor, [([Turn(f"{IMAGE}\n{FIRST}")], [picture()])])
+    kept = keep(model, batch)
+    with torch.no_grad():
+        features = model.get_image_features(batch.pop("pixel_values"))
+    seen = []
+    model.compressor.register_forward_pre_hook(lambda part, given: seen.append(given))  # noqa: ARG005
+    for dtype in (torch.float32, torch.bfloat16):
+        again = keep(model.to(dtype), {**batch, "vision_features": features.half()})
+        assert seen[-1][0].dtype == seen[-1][1].dtype == torch.float32
+        shared = set(again[0].tolist()) & set(kept[0].tolist())
+        assert len(shared) >= kept.shape[1] - 1
 
 
 def test_a_tower_without_text_encoder_is_refused_in_one_line(sources, tmp_path):
@@ -242,12 +312,12 @@ def test_open_clip_brings_its_text_encoder(tiny_open_clip, tmp_path):
     whole = open_clip.create_model(name, pretrained=path).eval()
     encoder = load_text_encoder(tiny_open_clip, "here")
     tokenizer = load_text_tokenizer(tiny_open_clip, "here")
-    with pytest.warns(UserWarning, match="takes 9 tokens: a question of more than 9 was cut") as told:
-        ids = tokenizer(["what is this", "where is the cat " * 5])
-        tokenizer(["where is the cat " * 5])
-    assert len(told) == 1 and ids.equal(
-        open_clip.get_tokenizer(name)(["what is this", "where is the cat " * 5])
-    )
+    ids, is_there = tokenizer(["what is this", "where is the cat " * 5, ""])
+    assert is_there.sum(1).tolist() == [1, 4, 0]
+    ids = ids[:2].flatten(0, 1)[is_there[:2].flatten()]
+    pieces = ["what is this", "where is the cat where", "is the cat where is", "the cat where is the"]
+    pieces.append("cat where is the cat")
+    assert ids.equal(open_clip.get_tokenizer(name)(pieces))
     with torch.no_grad():
         torch.testing.assert_close(encoder.encode_text(ids), whole.encode_text(ids))
     tower = load_tower(tiny_open_clip, -1)

@@ -44,6 +44,7 @@ MISTAKES = {
     FORWARD + "raise ValueError('x' * 999)": "ValueError: " + "x" * 200 + f" ({{file}}, line {LINE})",
     FORWARD + "return super().forward(features)[..., :-1]": "gives (2, 16, 127), expected (2, 16, 128)",
     FORWARD + "return super().forward(features).flatten(1)": "gives (2, 2048), expected (2, 16, 128)",
+    "    varies = True": "varies, but present() gives no tensor of (2, 16): images, num_tokens",
     FORWARD + "return None": "gives NoneType, expected (2, 16, 128)",
 }
 

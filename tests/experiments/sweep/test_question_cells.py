@@ -35,6 +35,12 @@ def test_real_cells(tmp_path, capsys, kind):
     for evaluation in (out / "evaluate").glob("*/metrics.json"):
         tokens.append(json.loads(evaluation.read_text())["efficiency"]["visual_tokens"])
     assert sorted(tokens) == [4, 4, 36]
+    before = set((out / "evaluate").glob("*/metrics.json"))
+    by_image = ["evaluate.compressor=trim", "trim.tokens=18", "trim.iqr=0.1", "trim.per_image=true"]
+    assert sweep.main([*words, *by_image]) == 0, capsys.readouterr()
+    (evaluation,) = set((out / "evaluate").glob("*/metrics.json")) - before
+    # as many as images have on average
+    assert 1 < json.loads(evaluation.read_text())["efficiency"]["visual_tokens"] < 18
     trained = [word for word in words if not word.startswith("compressor=")]
     assert sweep.main([*trained, "compressor=trim", "trim.tokens=0.25"]) == 0, capsys.readouterr()
     (cell,) = (out / "cells").glob("trim*")

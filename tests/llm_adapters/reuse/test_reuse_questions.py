@@ -5,16 +5,18 @@ import copy
 
 import pytest
 import torch
-from reuse_families import inputs, make_model, make_processor, picture
+from reuse_families import inputs, make_model, make_processor, picture, train_loss
 from reuse_models import VISION
 from text_towers import save_text_tower
+from tiny_tokenizer import tokenizer
+from transformers import AddedToken
 
 from compressors.errors import UsageError
 from connectors.towers.build_text import load_text_encoder
 from connectors.towers.text_tokenizer import load_text_tokenizer
 from llm_adapters import reuse
 from llm_adapters.reuse.parts import GENERATION_ENCODER
-from llm_adapters.reuse.questions import TurnWords, cut_question
+from llm_adapters.reuse.questions import QuestionReader, TurnWords, cut_question
 
 FAMILIES = {"llava": "clip", "llava_next": "clip", "llava_onevision": "siglip"}
 NAMES = ("cdpruner", "trim")
@@ -47,6 +49,13 @@ def attach(family, name, source, **knobs):
     return model, processor
 
 
+def embed(source):
+    """Both questions by the whole checkpoint's text model, in pieces."""
+    ids, is_there = load_text_tokenizer(source, "")(WORDS)
+    embedded = load_text_encoder(source, "").encode_text(ids.flatten(0, 1))
+    return embedded.unflatten(0, is_there.shape), is_there
+
+
 def record_inputs(model):
     """What the compressor gets, call by call."""
     calls = []
@@ -65,12 +74,13 @@ def test_each_image_has_its_question(sources, family, name):
         logits = model(**batch).logits
     assert logits.isfinite().all()
     texts = torch.cat([call[1] for call in calls])
-    expected = load_text_encoder(source, "").encode_text(load_text_tokenizer(source, "")(WORDS))
-    crops = [(text - expected[:, None]).abs().amax((1, 2)).argmin().item() for text in texts]
+    masks = torch.cat([call[2] for call in calls])
+    expected, is_there = embed(source)
+    crops = [(text - expected).abs().amax((1, 2)).argmin().item() for text in texts]
     assert sorted(set(crops)) == [0, 1] and crops == sorted(crops)
-    for text, row in zip(texts, crops):
-        torch.testing.assert_close(text[0], expected[row])
-    assert all(call[2].all() for call in calls)
+    for text, mask, row in zip(texts, masks, crops):
+        torch.testing.assert_close(text, expected[row])
+        assert mask.equal(is_there[row])
     # the patches themselves in the same space, behind the tower's output
     features = calls[0][0]
     encoder = load_text_encoder(source, "")
@@ -99,6 +109,16 @@ def test_generate_has_them_too(sources, family, name):
 
 
 @every_name
+def test_the_tower_is_trained_through_what_is_kept(sources, name):
+    model, processor = attach("llava", name, sources["clip"])
+    train_loss(model, inputs(processor, two_rows())).backward()
+    tower = model.model.vision_tower
+    assert any(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in tower.parameters())
+    encoder = model.slothkit.question_reader.encoder
+    assert all(weight.grad is None for weight in encoder.parameters())
+
+
+@every_name
 def test_a_question_decides_what_is_kept(sources, name):
     model, processor = attach("llava", name, sources["clip"])
     calls = record_inputs(model)
@@ -122,17 +142,136 @@ def test_other_words_around_a_question_are_told(sources):
         model(**batch)
     assert len([one for one in told if "chat template" in str(one.message)]) == 1
     encoder = model.slothkit.question_reader.encoder
-    ids = load_text_tokenizer(sources["clip"], "")(["Look: What is this?"])
+    ids = load_text_tokenizer(sources["clip"], "")(["Look: What is this?"])[0][:, 0]
     torch.testing.assert_close(calls[0][1][:, 0], encoder.encode_text(ids))
 
 
 def test_the_chat_template_tells_where_a_question_is():
     words = TurnWords("USER:", "ASSISTANT:")
     text = "System. USER: \0\nWhat is it? ASSISTANT: A dog.</s>USER: And \0 this? ASSISTANT:"
-    assert cut_question(text, text.index("\0"), words) == " \0\nWhat is it? "
-    assert cut_question(text, text.rindex("\0"), words) == " And \0 this? "
-    assert cut_question("\0 What is it?", 0, words) is None
-    assert cut_question("\0 What is it?", 0, TurnWords()) is None
+    assert cut_question(text, text.index("\0"), words) == (" \0\nWhat is it? ", True)
+    assert cut_question(text, text.rindex("\0"), words) == (" And \0 this? ", True)
+    assert cut_question("\0 What is it?", 0, words) == ("\0 What is it?", False)
+    assert cut_question("\0 What is it?", 0, TurnWords()) == ("\0 What is it?", False)
+    assert cut_question("System. USER: \0 What?", 14, words) == (" \0 What?", False)
+    assert cut_question("\0 What? ASSISTANT: A dog.", 0, words) == ("\0 What? ", False)
+
+
+LOOP = "{% for m in messages %}"
+PARTS = "{% for p in m.content %}{{ '<image>' if p.type == 'image' else p.text }}{% endfor %}"
+ROLE = "{{ 'model' if m.role == 'assistant' else m.role }}"
+TEMPLATES = {  # as those of families are, written from how their prompts look
+    "vicuna": LOOP + "{{ m.role.upper() }}: " + PARTS + " {% endfor %}ASSISTANT:",
+    "chatml": "<|im_start|>system\nBe kind.<|im_end|>\n"
+    + LOOP
+    + "<|im_start|>{{ m.role }}\n"
+    + PARTS
+    + "<|im_end|>\n{% endfor %}<|im_start|>assistant\n",
+    "turns": "<s>" + LOOP + "<turn>" + ROLE + "\n" + PARTS + "</turn>\n{% endfor %}<turn>model\n",
+    "brackets": "<s>"
+    + LOOP
+    + "{% if m.role == 'user' %}[INST]"
+    + PARTS
+    + "[/INST]{% else %}"
+    + PARTS
+    + "</s>{% endif %}{% endfor %}",
+    "plain text": LOOP + "### {{ m.role }}: {{ '' + m.content }}\n{% endfor %}### assistant:",
+}
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_templates_of_every_look(kind):
+    """The question of each turn, whatever a template has around it; one that fails is none."""
+    processor = make_processor("llava")
+    processor.chat_template = TEMPLATES[kind]
+    reader = QuestionReader(processor, make_model("llava").config)
+    messages = []
+    for role, words in (("user", "What is this?"), ("assistant", "A dog."), ("user", "And that?")):
+        content = [{"type": "image"}, {"type": "text", "text": words}]
+        if role == "assistant":
+            content = content[1:]
+        if kind == "plain text":
+            content = "<image>" * (role == "user") + words
+        messages.append({"role": role, "content": content})
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    first, second, third = text.split("<image>")
+    for before, behind, asked in (
+        (first, second + third, "What is this?"),
+        (first + second, third, "And that?"),
+    ):
+        question = cut_question(f"{before}\0{behind}", len(before), reader.words)
+        assert question.is_framed and reader._strip_signs(question.text) == asked
+    processor.chat_template = "{{ raise_exception('alternate') }}"
+    assert QuestionReader(processor, make_model("llava").config).words == TurnWords()
+
+
+def test_roles_and_placeholders_are_no_words_of_a_question():
+    """Tokens that a tokenizer has beside the named special ones: of roles, as Llama 3's, and of images."""
+    added = tokenizer()
+    added.add_tokens([AddedToken("<|user|>", special=True), AddedToken("<image_soft>", special=True)])
+    added.add_tokens(["pelican"])
+    assert "<|user|>" not in added.all_special_tokens
+    processor = make_processor("llava")
+    processor.tokenizer = added
+    reader = QuestionReader(processor, make_model("llava").config)
+    said = "<s><|user|><image_soft> \0What does a pelican eat?</s>"
+    assert reader._strip_signs(said) == "What does a pelican eat?"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_text_encoder_stays_as_it_is(sources, dtype):
+    """In float32, where it is, forward by forward, beside a model that is cast."""
+    model, processor = attach("llava", "cdpruner", sources["clip"])
+    model.to(dtype)
+    reader = model.slothkit.question_reader
+    before = {name: (value.clone(), value.data_ptr()) for name, value in reader.encoder.named_parameters()}
+    batch = inputs(processor, two_rows())
+    batch["pixel_values"] = batch["pixel_values"].to(dtype)
+    calls = record_inputs(model)
+    with torch.no_grad():
+        for _ in range(2):
+            assert model(**batch).logits.dtype == dtype
+    for name, value in reader.encoder.named_parameters():
+        weight, place = before[name]
+        assert value.equal(weight) and value.dtype == torch.float32 and value.data_ptr() == place
+    assert all(call[0].dtype == call[1].dtype == torch.float32 for call in calls)
+
+
+@every_name
+def test_pieces_empty_questions_and_rows_without_pictures(sources, name):
+    """In a batch as alone."""
+    model, processor = attach("llava", name, sources["clip"])
+    long = "What is this? where is the red dog a cat is this the red cat what is a dog ?"
+    rows = [(ask(long), [picture(1)]), (ask(""), [picture(2)]), (ask("What is this?"), [picture(2)])]
+    calls = record_inputs(model)
+    with torch.no_grad():
+        together = model(**inputs(processor, rows)).logits[:, -1]
+        for row, one in enumerate(rows):
+            alone = model(**inputs(processor, [one])).logits[0, -1]
+            torch.testing.assert_close(alone, together[row], atol=1e-5, rtol=1e-5)
+    assert calls[0][2].sum(1).tolist() == [calls[0][1].shape[1], 0, 1]
+    beside = dict(
+        processor(
+            text=["user: What?\nassistant:", ask(WORDS[0])],
+            images=[picture(1)],
+            padding=True,
+            return_tensors="pt",
+        )
+    )
+    with torch.no_grad():
+        assert model(**beside).logits.isfinite().all()
+
+
+def test_each_of_several_images_has_the_question_of_its_turn(sources):
+    """A picture of one crop has a newline behind it in LLaVA-OneVision."""
+    model, processor = attach("llava_onevision", "trim", sources["siglip"])
+    chat = f"{ask(WORDS[0])} A dog.\n{ask(WORDS[1])}"
+    calls = record_inputs(model)
+    batch = inputs(processor, [(chat, [picture(1), picture(2)])])
+    with torch.no_grad():
+        model(**batch)
+    expected, _ = embed(sources["siglip"])
+    torch.testing.assert_close(torch.cat([call[1] for call in calls]), expected)
 
 
 @every_name
