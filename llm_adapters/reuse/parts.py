@@ -5,8 +5,8 @@ pixels -> tower -> patch maps (n, H, W, C) -> compressor -> projector -> placeho
 """
 
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, cast
 
@@ -26,12 +26,21 @@ from llm_adapters.kept_positions import compress_with_places
 from llm_adapters.kept_turns import GUESSED, check_turn, says_guessed
 from llm_adapters.reuse.cues import CueReader, find_block_number
 from llm_adapters.reuse.families import ModelFamily
-from llm_adapters.reuse.families.family import read_merge_size
+from llm_adapters.reuse.families.family import VideoFrames, read_merge_size
 from llm_adapters.reuse.markers import EncodedImages, Markers
-from llm_adapters.reuse.positions import GridPositionKeeper, KeptPatches, PositionKeeper
+from llm_adapters.reuse.positions import IMAGE_TYPE, GridPositionKeeper, KeptPatches, PositionKeeper
 from llm_adapters.reuse.questions import QuestionReader
-from llm_adapters.reuse.raw import RawInstead, RawLevel
+from llm_adapters.reuse.raw import RawInstead, RawLevel, take_features
 from llm_adapters.reuse.saving import save_with_card
+from llm_adapters.reuse.videos import (
+    ADVICE,
+    check_count,
+    check_tellable,
+    merge_images,
+    merge_kept,
+    name_as_images,
+    refuse_videos,
+)
 from llm_adapters.reuse.wrapping import (
     Args,
     HookResult,
@@ -50,15 +59,6 @@ from llm_adapters.visual_prompt import place_visual_tokens
 PARTS_ATTRIBUTE = "slothkit"
 # by which `generate` encodes images; not there in older transformers and in models without their head
 GENERATION_ENCODER = "_maybe_prepare_encoder_kwargs_for_generation"
-
-
-def refuse_videos(original: Callable[..., Any], *_: Any, **__: Any) -> Any:
-    """UsageError, in the place of `get_video_features`."""
-    owner: Any = getattr(original, "__self__", original)
-    raise UsageError(
-        f"{type(owner).__name__}: videos are not compressed with their placeholders; give the frames as "
-        "images, or detach the compressor"
-    )
 
 
 class VisualParts(nn.Module, QueryAdapter):
@@ -101,7 +101,10 @@ class VisualParts(nn.Module, QueryAdapter):
         self._places: dict[int, Tensor] = {}  # of the patches (n, N) that each map keeps
         self._levels: dict[int, int] = {}  # what the compressor calls a level -> the block that gives it
         # pixel values, and what was made of them: the model asks for it a second time
-        self._encoded: tuple[Tensor | None, Any] = (None, None)
+        self._encoded: list[tuple[Tensor, Any]] = []
+        self._grids: Tensor | None = None  # (n, 3) of what is encoded, where it has its own
+        self._encodes_videos = False
+        self._begun = False  # a step of a training, for what is encoded in a forward
 
     def insert_parts(self) -> None:
         """Wrap the model's methods and register the hooks."""
@@ -117,8 +120,12 @@ class VisualParts(nn.Module, QueryAdapter):
                 wrap(base, path, RawInstead(self, base, raw))
         self._wrap_deepstack(base)
         wrap(base, "get_image_features", self._image_features)
-        if not self.family.takes_videos:
-            wrap(base, "get_video_features", refuse_videos)
+        if hasattr(base, "get_video_features"):
+            read = refuse_videos if self.family.videos is None else self._video_features
+            wrap(base, "get_video_features", read)
+        if self.family.videos is not None and self.family.videos.pooling is not None:
+            pooling = base.get_submodule(self.family.videos.pooling)
+            wrap(pooling, "forward", RawLevel(self, pooling, take_features))
         wrap(model, "save_pretrained", partial(save_with_card, model, self.family.keeps_names))
         if self.family.rope:
             wrap(base, "get_rope_index", self._rope_index)
@@ -171,14 +178,51 @@ class VisualParts(nn.Module, QueryAdapter):
         if self._raw is not None:
             self._raw[block.visual_level] = output[0] if isinstance(output, tuple) else output
 
+    @property
+    def encoded_kind(self) -> ModelFamily | VideoFrames:
+        """What says how that which is encoded becomes maps and placeholders."""
+        if self._encodes_videos and self.family.videos is not None:
+            return self.family.videos
+        return self.family
+
+    def merge_times(self, features: Tensor) -> Tensor:
+        """The tower's patches, of pieces of videos the means over their times where the model takes these."""
+        kind = self.encoded_kind
+        if not isinstance(kind, VideoFrames) or kind.mean_of_time is None:
+            return features
+        assert self._grids is not None  # such models have them
+        return kind.mean_of_time(features, self._grids)
+
     def _image_features(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The model's `get_image_features`: visual tokens in `pooler_output`, and `images` beside it."""
-        arguments = bind_arguments(original, args, kwargs)
-        pixels, encoded = self._encoded
-        if pixels is not None and arguments["pixel_values"] is pixels:
-            self._encoded = (None, None)
-            return encoded
+        if self._raw is not None:  # `get_video_features` of many families has called it
+            return original(*args, **{**kwargs, "return_dict": True})
+        return self._encode(original, args, kwargs, bind_arguments(original, args, kwargs))
+
+    def _video_features(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The same of videos."""
+        arguments = name_as_images(bind_arguments(original, args, kwargs))
+        with self._note_videos():
+            return self._encode(original, args, kwargs, arguments)
+
+    @contextmanager
+    def _note_videos(self) -> Iterator[None]:
+        """While it is open, what is encoded are videos."""
+        self._encodes_videos = True
+        try:
+            yield
+        finally:
+            self._encodes_videos = False
+
+    def _encode(self, original: Callable[..., Any], args: Args, kwargs: Kwargs, arguments: Kwargs) -> Any:
+        """What a model's method makes of `args` and `kwargs`, with visual tokens in it; `arguments` are these
+        by the names that images have."""
+        for number, (pixels, encoded) in enumerate(self._encoded):
+            if arguments["pixel_values"] is pixels:
+                del self._encoded[number]
+                return encoded
         self._raw = {}
+        self._grids = arguments.get("image_grid_thw")
         try:
             with self.cue_reader.record():
                 output = original(*args, **{**kwargs, "return_dict": True})
@@ -190,17 +234,20 @@ class VisualParts(nn.Module, QueryAdapter):
     def _compress_output(self, output: Any, arguments: Kwargs) -> None:
         """Visual tokens in the place of the patch features in `pooler_output`; `arguments` encoded them."""
         base, _ = self._outside
-        if self.compressor.training:
-            # here: maps of other sizes, and of levels, are compressed by themselves
+        if self.compressor.training and not self._begun:
             self.compressor.begin_step()
+        kind = self.encoded_kind
         entries = output.pooler_output
-        if self.family.keeps_raw:
+        if kind.keeps_raw:
             assert self._kept is not None  # the projector has run
             entries, self._kept = self._kept, None
+            if self._encodes_videos:
+                entries = entries.unflatten(0, arguments["pixel_values"].shape[:2])
         maps = []
         for index, entry in enumerate(entries):
-            maps.append(self.family.maps(base, entry, arguments, index))
-        packed = self._pack_tokens(self._compress_maps(maps, self.project_tokens), maps, arguments)
+            maps.append(kind.maps(base, entry, arguments, index))
+        texts = self._embed_questions(maps, arguments)
+        packed = self._pack_tokens(self._compress_maps(maps, self.project_tokens, texts), maps, arguments)
         if self.position_keeper is not None:
             output.kept = self._collect_kept(maps)
         output.pooler_output = packed
@@ -221,7 +268,7 @@ class VisualParts(nn.Module, QueryAdapter):
         for index, entry_tokens in enumerate(tokens):
             height, width = maps[index].shape[1:3]
             grid = self.compressor.out_grid(height, width)
-            packed.append(self.family.pack(base, entry_tokens, arguments, index, grid))
+            packed.append(self.encoded_kind.pack(base, entry_tokens, arguments, index, grid))
         return packed
 
     def _compress_deepstack(
@@ -236,13 +283,13 @@ class VisualParts(nn.Module, QueryAdapter):
         for number, entries in enumerate(features):
             maps = []
             for index, entry in enumerate(entries):
-                level_map = self.family.maps(base, entry, arguments, index)
+                level_map = self.encoded_kind.maps(base, entry, arguments, index)
                 maps.append(torch.cat([level_map, levels[index]], -1))
             project = partial(self._project_level, number)
             if self._shares_choice:
                 tokens = self._take_kept(maps, project)
             else:
-                tokens = self._compress_maps(maps, project)
+                tokens = self._compress_maps(maps, project, None)  # no tower with both asks for questions
             compressed.append(self._pack_tokens(tokens, maps, arguments))
         return compressed
 
@@ -269,14 +316,19 @@ class VisualParts(nn.Module, QueryAdapter):
         assert deepstack is not None  # there are levels
         return deepstack.project(base.get_submodule(f"{deepstack.mergers}.{number}"), tokens)
 
-    def _compress_maps(self, maps: list[Tensor], project: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        """Maps (n_i, H_i, W_i, C) -> tokens (n_i, N_i, D); those of one size together."""
+    def _compress_maps(
+        self,
+        maps: list[Tensor],
+        project: Callable[[Tensor], Tensor],
+        texts: tuple[Tensor, Tensor] | None,
+    ) -> list[Tensor]:
+        """Maps (n_i, H_i, W_i, C) -> tokens (n_i, N_i, D); those of one size together. `texts`: the questions
+        of the maps, as `_embed_questions` gives them."""
         if self.compressor.training and self.compressor.draws:
             raise UsageError(
                 "a compressor that draws its token count is used at one count here; choose "
                 "it by reuse.pick(model, processor, scale)"
             )
-        texts = self._embed_questions(maps)
         maps_of_size: dict[tuple[int, int], list[int]] = {}
         for index, m in enumerate(maps):
             height, width = m.shape[1:3]
@@ -302,13 +354,19 @@ class VisualParts(nn.Module, QueryAdapter):
             tokens_of_map.update(zip(same, tokens.split(lengths)))
         return [tokens_of_map[index] for index in range(len(maps))]
 
-    def _embed_questions(self, maps: list[Tensor]) -> tuple[Tensor, Tensor] | None:
+    def _embed_questions(self, maps: list[Tensor], arguments: Kwargs) -> tuple[Tensor, Tensor] | None:
         """The question that each map (n, H, W, C) stands with, (maps, 1, E), and whether there is one; None
         for a compressor that asks for none."""
         if self.question_reader is None:
             return None
-        counts = [len(m) * self.compressor.num_tokens(*m.shape[1:3]) for m in maps]
-        return self.question_reader.embed_questions(counts, maps[0])
+        base, _ = self._outside
+        embeddings: Any = base.get_input_embeddings()
+        tokens = []
+        for m in maps:  # without values: only how many fill placeholders is asked
+            count = self.compressor.num_tokens(*m.shape[1:3])
+            tokens.append(torch.empty(len(m), count, embeddings.weight.shape[1], device="meta"))
+        counts = [len(packed) for packed in self._pack_tokens(tokens, maps, arguments)]
+        return self.question_reader.embed_questions(counts, maps[0], self._encodes_videos)
 
     def _add_joint(self, features: Tensor) -> Tensor:
         """(n, H, W, C) -> the patches in the space of the question behind them, and where the compressor
@@ -342,7 +400,7 @@ class VisualParts(nn.Module, QueryAdapter):
 
     def _collect_images(self, maps: list[Tensor], packed: list[Tensor]) -> EncodedImages:
         """What a query module reads of the images: patches by the unit that has placeholders of its own."""
-        if self.family.whole_images:
+        if self.encoded_kind.whole_images:
             patches = [m.flatten(0, 2) for m in maps]
             return EncodedImages(patches, [len(tokens) for tokens in packed])
         crops: list[Tensor] = []
@@ -371,74 +429,124 @@ class VisualParts(nn.Module, QueryAdapter):
         input_ids: Tensor,
         mm_token_type_ids: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
+        video_grid_thw: Tensor | None = None,
         **options: Any,
     ) -> Any:
-        """Positions of the tokens' grids; tokens without spatial order are counted as text is."""
-        if image_grid_thw is not None and len(image_grid_thw):
-            grids = []
-            if isinstance(self.position_keeper, GridPositionKeeper):
-                assert mm_token_type_ids is not None  # as below
-                return self.position_keeper.index_positions(
-                    original, input_ids, mm_token_type_ids, image_grid_thw, options
-                )
-            for _, height, width in image_grid_thw.tolist():
-                grids.append(self.compressor.out_grid(height, width))
-            if None in grids:
+        """Positions of the tokens' grids; tokens of an image without spatial order are counted as text is,
+        those of a frame are a row of it, so that frames keep their times."""
+        grids = {"image_grid_thw": image_grid_thw, "video_grid_thw": video_grid_thw}
+        given = {name: sizes for name, sizes in grids.items() if sizes is not None and len(sizes)}
+        if given and isinstance(self.position_keeper, GridPositionKeeper):
+            assert mm_token_type_ids is not None  # as below
+            return self.position_keeper.index_positions(
+                original, input_ids, mm_token_type_ids, image_grid_thw, video_grid_thw, options
+            )
+        for name, sizes in given.items():
+            shrunk = self._shrink_grids(sizes)
+            if shrunk is None and name == "image_grid_thw":
                 # transformers 5.3 and later give it, and `since` of families that ask is later
                 assert mm_token_type_ids is not None
-                mm_token_type_ids = mm_token_type_ids.masked_fill(mm_token_type_ids == 1, 0)
+                mm_token_type_ids = mm_token_type_ids.masked_fill(mm_token_type_ids == IMAGE_TYPE, 0)
+            elif shrunk is None:
+                grids[name] = self._shrink_grids(sizes, as_rows=True)
             else:
-                merge = read_merge_size(self._outside[0])
-                sizes = image_grid_thw.new_tensor(grids) * merge
-                image_grid_thw = torch.cat([image_grid_thw[:, :1], sizes], 1)
-        return original(
-            input_ids, mm_token_type_ids=mm_token_type_ids, image_grid_thw=image_grid_thw, **options
-        )
+                grids[name] = shrunk
+        return original(input_ids, mm_token_type_ids=mm_token_type_ids, **grids, **options)
+
+    def _shrink_grids(self, sizes: Tensor, as_rows: bool = False) -> Tensor | None:
+        """Grids of patches (n, 3), times first -> those that tokens have in the same units; None where a
+        token has no place, or `as_rows` one row of tokens."""
+        grids = []
+        for _, height, width in sizes.tolist():
+            if as_rows:
+                grids.append((1, self.compressor.num_tokens(height, width)))
+            else:
+                grids.append(self.compressor.out_grid(height, width))
+        if None in grids:
+            return None
+        merge = read_merge_size(self._outside[0])
+        return torch.cat([sizes[:, :1], sizes.new_tensor(grids) * merge], 1)
 
     def _encode_inputs(self, base: nn.Module, args: Args, kwargs: Kwargs) -> HookResult:
-        """Encodes images, as `generate` does on its own, checks their count, adds what EmbQ reads."""
+        """Encodes images and videos, as `generate` does on its own, checks their counts, adds what EmbQ
+        reads."""
         self._warn_of_frozen_parts()
         encoder = cast(ImageEncoder, base)  # all families' are: `insert_parts` has wrapped these methods
-        if kwargs.get("pixel_values_videos") is not None and not hasattr(base, "get_video_features"):
-            raise UsageError(
-                f"{type(base).__name__} encodes videos as images, whose placeholders are compressed; give "
-                "the frames as images, or detach the compressor"
-            )
         kwargs = bind_arguments(base.forward, args, kwargs)
+        if kwargs.get("pixel_values_videos") is not None and self.family.videos is None:
+            raise UsageError(
+                f"{type(base).__name__}: nothing says how the frames of its videos are compressed; {ADVICE}"
+            )
         ids = kwargs.get("input_ids")
         with self._note_prompt(kwargs):
-            kwargs = encode_pixels(encoder, kwargs)
-            image = (kwargs.get("mm_encoder_outputs") or {}).get("image")
-            if image is None and kwargs.get("pixel_values") is not None:  # the model will ask for these, then
-                image = call_with_known_names(encoder.get_image_features, kwargs)
-                self._encoded = (kwargs["pixel_values"], image)
+            kwargs, outputs = self._encode_pixels(encoder, kwargs)
         if ids is None:
-            if image is not None and self.query_module is not None:
+            if outputs and self.query_module is not None:
                 raise UsageError(
                     "images came with inputs_embeds, which do not tell questions and query "
                     "tokens; give input_ids to a model with a query module"
                 )
             return (), kwargs
-        is_image, _ = split_placeholders(ids, base.config, kwargs.get("mm_token_type_ids"))
-        check_placeholders(is_image, image is not None)
-        if image is None:
-            if self.position_keeper is not None:
-                self.position_keeper.keep_positions(kwargs, is_image, None)
-            return (), kwargs
-        placeholders = int(is_image.sum())
-        tokens = sum(len(entry) for entry in image.pooler_output)
-        if placeholders != tokens:
-            raise UsageError(
-                f"the text has {placeholders} image placeholders but its images make {tokens} visual "
-                "tokens; make inputs with the processor that was given to `attach`, and choose "
-                "a scale by reuse.pick"
-            )
-        if self.position_keeper is not None:
-            self.position_keeper.keep_positions(kwargs, is_image, image.kept)
-        if self.query_module is not None:
-            assert self.markers is not None  # it has come with them
-            kwargs[CONTEXT] = self.markers.build_context(ids, is_image, getattr(image, "images", None))
+        is_image, is_video = split_placeholders(ids, base.config, kwargs.get("mm_token_type_ids"))
+        masks = {"image": is_image, "video": is_video}
+        for word, is_placeholder in masks.items():
+            check_placeholders(is_placeholder, word in outputs, word)
+        if len(outputs) > 1:
+            check_tellable(base, ids, is_video)
+        for word, output in outputs.items():
+            check_count(word, masks[word], output)
+        self._read_outputs(kwargs, ids, masks, outputs)
         return (), kwargs
+
+    def _encode_pixels(self, base: ImageEncoder, kwargs: Kwargs) -> tuple[Kwargs, dict[str, Any]]:
+        """Arguments of the base's forward with its images and videos encoded, and what was made of each kind
+        that is there."""
+        self._encoded = []
+        has_pixels = kwargs.get("pixel_values") is not None or kwargs.get("pixel_values_videos") is not None
+        if self.compressor.training and has_pixels:
+            # here: maps of other sizes, and of levels, are compressed by themselves
+            self.compressor.begin_step()
+        self._begun = True
+        try:
+            kwargs = encode_pixels(base, kwargs)
+            outputs = dict(kwargs.get("mm_encoder_outputs") or {})
+            # the model will ask for these, then
+            if outputs.get("image") is None and kwargs.get("pixel_values") is not None:
+                outputs["image"] = call_with_known_names(base.get_image_features, kwargs)
+                self._encoded.append((kwargs["pixel_values"], outputs["image"]))
+            if outputs.get("video") is None and kwargs.get("pixel_values_videos") is not None:
+                outputs["video"] = self._encode_videos(base, kwargs)
+                self._encoded.append((kwargs["pixel_values_videos"], outputs["video"]))
+        finally:
+            self._begun = False
+        return kwargs, {word: output for word, output in outputs.items() if output is not None}
+
+    def _encode_videos(self, base: ImageEncoder, kwargs: Kwargs) -> Any:
+        """The videos of a forward's arguments, by the method for images where there is none for them."""
+        if hasattr(base, "get_video_features"):
+            return call_with_known_names(base.get_video_features, kwargs)
+        with self._note_videos():
+            return call_with_known_names(base.get_image_features, name_as_images(kwargs))
+
+    def _read_outputs(
+        self, kwargs: Kwargs, ids: Tensor, masks: dict[str, Tensor], outputs: dict[str, Any]
+    ) -> None:
+        """Adds to a forward's arguments what encoded images and videos tell: positions of kept patches, and
+        what a query module reads. `masks` (B, T) of the placeholders of each kind."""
+        is_visual = masks["image"] | masks["video"]
+        placeholders = [masks[word] for word in outputs]
+        kept = None
+        if self.position_keeper is not None:
+            if outputs:
+                kept = merge_kept(placeholders, [output.kept for output in outputs.values()])
+            self.position_keeper.keep_positions(kwargs, is_visual, kept)
+        if self.query_module is None or not outputs:
+            return
+        assert self.markers is not None  # it has come with them
+        images = None
+        if all(hasattr(output, "images") for output in outputs.values()):
+            images = merge_images(placeholders, [output.images for output in outputs.values()])
+        kwargs[CONTEXT] = self.markers.build_context(ids, is_visual, images)
 
     def _note_prompt(self, kwargs: Kwargs) -> AbstractContextManager[None]:
         """While it is open, the images of a forward's arguments have its questions."""

@@ -68,7 +68,6 @@ class QuestionReader:
 
     tokenizer   the LLM's, of the processor
     words       around questions
-    is_image    where ids (B, T) are placeholders of images
     """
 
     def __init__(
@@ -107,26 +106,28 @@ class QuestionReader:
         with self.note_prompt(ids, model_kwargs.get("mm_token_type_ids")):
             return original(*args, **kwargs)
 
-    def list_questions(self, counts: Sequence[int]) -> list[str]:
-        """Of images that have so many placeholders each, in their order in the prompt. UsageError where the
-        prompt is not there, or has other placeholders."""
+    def list_questions(self, counts: Sequence[int], of_videos: bool = False) -> list[str]:
+        """Of images, or videos, that have so many placeholders each, in their order in the prompt. UsageError
+        where the prompt is not there, or has other placeholders."""
         ids = self._ids
         if ids is None:
             raise UsageError(
                 "the compressor compares patches with the question, and images came without its ids; give "
                 "input_ids together with pixel_values"
             )
-        is_image, _ = split_placeholders(ids, self.config, self._types)
-        if int(is_image.sum()) != sum(counts):
+        is_image, is_video = split_placeholders(ids, self.config, self._types)
+        is_visual = is_image | is_video
+        word, is_placeholder = ("video", is_video) if of_videos else ("image", is_image)
+        if int(is_placeholder.sum()) != sum(counts):
             raise UsageError(
-                f"the text has {int(is_image.sum())} image placeholders but its images make {sum(counts)} "
-                "visual tokens; make inputs with the processor that was given to `attach`"
+                f"the text has {int(is_placeholder.sum())} {word} placeholders but its {word}s make "
+                f"{sum(counts)} visual tokens; make inputs with the processor that was given to `attach`"
             )
         firsts = list(accumulate(counts[:-1], initial=0))
-        places = is_image.nonzero()[firsts].tolist()
+        places = is_placeholder.nonzero()[firsts].tolist()
         questions = []
         for row, column in places:
-            text, place = self._write_row(ids[row], is_image[row], column)
+            text, place = self._write_row(ids[row], is_visual[row], column)
             question = cut_question(text, place, self.words)
             if question is None:
                 self._warn_of_other_words()
@@ -145,10 +146,10 @@ class QuestionReader:
             stacklevel=2,
         )
 
-    def _write_row(self, ids: Tensor, is_image: Tensor, column: int) -> tuple[str, int]:
+    def _write_row(self, ids: Tensor, is_visual: Tensor, column: int) -> tuple[str, int]:
         """The text of a row (T,) without its placeholders, and where in it the image at `column` stands."""
-        before = self.tokenizer.decode(ids[:column][~is_image[:column]], skip_special_tokens=False)
-        behind = self.tokenizer.decode(ids[column:][~is_image[column:]], skip_special_tokens=False)
+        before = self.tokenizer.decode(ids[:column][~is_visual[:column]], skip_special_tokens=False)
+        behind = self.tokenizer.decode(ids[column:][~is_visual[column:]], skip_special_tokens=False)
         return before + IMAGE_SIGN + behind, len(before)
 
     def _strip_signs(self, text: str) -> str:
@@ -157,10 +158,12 @@ class QuestionReader:
             text = text.replace(sign, " ")
         return " ".join(text.split())
 
-    def embed_questions(self, counts: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor]:
-        """The questions of images with so many placeholders each, (n, 1, E), where and in the type that
-        `like` is; and which of them have words, (n, 1)."""
-        texts = self.list_questions(counts)
+    def embed_questions(
+        self, counts: Sequence[int], like: Tensor, of_videos: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """The questions of images, or videos, with so many placeholders each, (n, 1, E), where and in the
+        type that `like` is; and which of them have words, (n, 1)."""
+        texts = self.list_questions(counts, of_videos)
         ids = self.text_tokenizer(texts).to(like.device)
         embedded = self.encoder.to(like.device, like.dtype).encode_text(ids)
         has_words = torch.tensor([bool(text) for text in texts], device=like.device)

@@ -1,0 +1,91 @@
+"""Videos of a model with a compressor in it: frames go through the compressor as images do, or the video is
+refused."""
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any
+
+from torch import Tensor, nn
+
+from compressors.errors import UsageError
+from llm_adapters.reuse.markers import EncodedImages
+from llm_adapters.reuse.positions import KeptPatches
+from llm_adapters.reuse.wrapping import IMAGE_TOKEN_NAMES, Kwargs, read_token_id
+
+# what `get_video_features` calls what `get_image_features` has by the second name
+IMAGE_NAMES = {"pixel_values_videos": "pixel_values", "video_grid_thw": "image_grid_thw"}
+ADVICE = "give the frames as images, or detach the compressor"
+
+
+def refuse_videos(original: Callable[..., Any], *_: Any, **__: Any) -> Any:
+    """UsageError, in the place of `get_video_features`."""
+    owner: Any = getattr(original, "__self__", original)
+    raise UsageError(
+        f"{type(owner).__name__}: nothing says how the frames of its videos are compressed; {ADVICE}"
+    )
+
+
+def name_as_images(arguments: Kwargs) -> Kwargs:
+    """Arguments of `get_video_features` by the names that `get_image_features` has for them."""
+    return {IMAGE_NAMES.get(name, name): value for name, value in arguments.items()}
+
+
+def check_tellable(base: nn.Module, ids: Tensor, is_video: Tensor) -> None:
+    """UsageError for a prompt (B, T) of images and videos whose placeholders are the same, as GLM-V's are:
+    the model takes all of them for both."""
+    image_id = read_token_id(base.config, IMAGE_TOKEN_NAMES)
+    if (ids[is_video] == image_id).any():
+        raise UsageError(
+            f"{type(base).__name__} does not tell images from videos in one batch, with a compressor or "
+            "without; give the frames as images, or each in a batch of its own"
+        )
+
+
+def check_count(word: str, is_placeholder: Tensor, output: Any) -> None:
+    """UsageError for placeholders (B, T) that are not as many as the visual tokens of `output`; `word` is
+    image or video."""
+    placeholders = int(is_placeholder.sum())
+    tokens = sum(len(entry) for entry in output.pooler_output)
+    if placeholders != tokens:
+        raise UsageError(
+            f"the text has {placeholders} {word} placeholders but its {word}s make {tokens} visual "
+            "tokens; make inputs with the processor that was given to `attach`, and choose "
+            "a scale by reuse.pick"
+        )
+
+
+def order_units(masks: Sequence[Tensor], counts: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """Units of several kinds in the order of a batch, as (kind, number). Of each kind: where its placeholders
+    are (B, T), and how many each unit has."""
+    places = []
+    for kind, (mask, unit_counts) in enumerate(zip(masks, counts, strict=True)):
+        starts = list(accumulate(unit_counts[:-1], initial=0))
+        beams = int(mask.sum()) // sum(unit_counts)  # `generate` repeats each row so many times
+        firsts = mask[::beams].nonzero()[starts].tolist()
+        for number, (row, column) in enumerate(firsts):
+            places.append((row, column, kind, number))
+    return [(kind, number) for _, _, kind, number in sorted(places)]
+
+
+def merge_images(masks: Sequence[Tensor], encoded: Sequence[EncodedImages]) -> EncodedImages:
+    """What a query module reads of images and videos, in the order of the batch. The arguments have an entry
+    a kind."""
+    if len(encoded) == 1:
+        return encoded[0]
+    order = order_units(masks, [images.counts for images in encoded])
+    patches = [encoded[kind].patches[number] for kind, number in order]
+    counts = [encoded[kind].counts[number] for kind, number in order]
+    return EncodedImages(patches, counts)
+
+
+def merge_kept(masks: Sequence[Tensor], kept: Sequence[KeptPatches]) -> KeptPatches:
+    """The patches that images and frames of videos have kept, in the same order."""
+    if len(kept) == 1:
+        return kept[0]
+    counts = []
+    for kept_of_kind in kept:
+        counts.append([len(places) for places in kept_of_kind.places])
+    order = order_units(masks, counts)
+    places = [kept[kind].places[number] for kind, number in order]
+    grids = [kept[kind].grids[number] for kind, number in order]
+    return KeptPatches(places, grids)
