@@ -33,7 +33,6 @@ from llm_adapters.reuse.questions import QuestionReader
 from llm_adapters.reuse.raw import RawInstead, RawLevel, take_features
 from llm_adapters.reuse.saving import save_with_card
 from llm_adapters.reuse.videos import (
-    ADVICE,
     check_count,
     check_tellable,
     merge_images,
@@ -120,12 +119,7 @@ class VisualParts(nn.Module, QueryAdapter):
                 wrap(base, path, RawInstead(self, base, raw))
         self._wrap_deepstack(base)
         wrap(base, "get_image_features", self._image_features)
-        if hasattr(base, "get_video_features"):
-            read = refuse_videos if self.family.videos is None else self._video_features
-            wrap(base, "get_video_features", read)
-        if self.family.videos is not None and self.family.videos.pooling is not None:
-            pooling = base.get_submodule(self.family.videos.pooling)
-            wrap(pooling, "forward", RawLevel(self, pooling, take_features))
+        self._wrap_videos(base)
         wrap(model, "save_pretrained", partial(save_with_card, model, self.family.keeps_names))
         if self.family.rope:
             wrap(base, "get_rope_index", self._rope_index)
@@ -152,6 +146,22 @@ class VisualParts(nn.Module, QueryAdapter):
         for module in self._outside[0].modules():
             for name in ("query_insertion", "visual_level"):
                 vars(module).pop(name, None)
+
+    def _wrap_videos(self, base: PreTrainedModel) -> None:
+        """Videos go through the compressor, too, or are refused."""
+        videos = self.family.videos
+        has_method = hasattr(base, "get_video_features")
+        if videos is None:
+            if has_method:
+                self._wrapping.wrap_method(base, "get_video_features", refuse_videos)
+            return
+        if has_method:
+            self._wrapping.wrap_method(base, "get_video_features", self._video_features)
+        else:  # the method for images is asked; `generate` repeats rows rightly with one for videos
+            self._wrapping.add_method(base, "get_video_features", self._videos_as_images)
+        if videos.pooling is not None:
+            pooling = base.get_submodule(videos.pooling)
+            self._wrapping.wrap_method(pooling, "forward", RawLevel(self, pooling, take_features))
 
     def _wrap_deepstack(self, base: PreTrainedModel) -> None:
         """Patch features instead of the outputs of DeepStack's mergers while images are encoded."""
@@ -204,6 +214,12 @@ class VisualParts(nn.Module, QueryAdapter):
         arguments = name_as_images(bind_arguments(original, args, kwargs))
         with self._note_videos():
             return self._encode(original, args, kwargs, arguments)
+
+    def _videos_as_images(self, pixel_values_videos: Tensor, **kwargs: Any) -> Any:
+        """`get_video_features` of a model that has none."""
+        encoder = cast(ImageEncoder, self._outside[0])
+        with self._note_videos():
+            return encoder.get_image_features(pixel_values=pixel_values_videos, **kwargs)
 
     @contextmanager
     def _note_videos(self) -> Iterator[None]:
@@ -434,6 +450,8 @@ class VisualParts(nn.Module, QueryAdapter):
     ) -> Any:
         """Positions of the tokens' grids; tokens of an image without spatial order are counted as text is,
         those of a frame are a row of it, so that frames keep their times."""
+        if video_grid_thw is not None and self.family.videos is None:  # `generate` asks before it encodes
+            refuse_videos(original)
         grids = {"image_grid_thw": image_grid_thw, "video_grid_thw": video_grid_thw}
         given = {name: sizes for name, sizes in grids.items() if sizes is not None and len(sizes)}
         if given and isinstance(self.position_keeper, GridPositionKeeper):
@@ -442,28 +460,26 @@ class VisualParts(nn.Module, QueryAdapter):
                 original, input_ids, mm_token_type_ids, image_grid_thw, video_grid_thw, options
             )
         for name, sizes in given.items():
-            shrunk = self._shrink_grids(sizes)
-            if shrunk is None and name == "image_grid_thw":
-                # transformers 5.3 and later give it, and `since` of families that ask is later
-                assert mm_token_type_ids is not None
-                mm_token_type_ids = mm_token_type_ids.masked_fill(mm_token_type_ids == IMAGE_TYPE, 0)
-            elif shrunk is None:
-                grids[name] = self._shrink_grids(sizes, as_rows=True)
-            else:
+            shrunk = self._shrink_grids(sizes, as_rows=name == "video_grid_thw")
+            if shrunk is not None:
                 grids[name] = shrunk
+                continue
+            # transformers 5.3 and later give it, and `since` of families that ask is later
+            assert mm_token_type_ids is not None
+            mm_token_type_ids = mm_token_type_ids.masked_fill(mm_token_type_ids == IMAGE_TYPE, 0)
         return original(input_ids, mm_token_type_ids=mm_token_type_ids, **grids, **options)
 
     def _shrink_grids(self, sizes: Tensor, as_rows: bool = False) -> Tensor | None:
         """Grids of patches (n, 3), times first -> those that tokens have in the same units; None where a
         token has no place, or `as_rows` one row of tokens."""
-        grids = []
+        grids: list[tuple[int, int]] = []
         for _, height, width in sizes.tolist():
-            if as_rows:
-                grids.append((1, self.compressor.num_tokens(height, width)))
-            else:
-                grids.append(self.compressor.out_grid(height, width))
-        if None in grids:
-            return None
+            grid = self.compressor.out_grid(height, width)
+            if grid is None and as_rows:
+                grid = (1, self.compressor.num_tokens(height, width))
+            if grid is None:
+                return None
+            grids.append(grid)
         merge = read_merge_size(self._outside[0])
         return torch.cat([sizes[:, :1], sizes.new_tensor(grids) * merge], 1)
 
@@ -474,9 +490,7 @@ class VisualParts(nn.Module, QueryAdapter):
         encoder = cast(ImageEncoder, base)  # all families' are: `insert_parts` has wrapped these methods
         kwargs = bind_arguments(base.forward, args, kwargs)
         if kwargs.get("pixel_values_videos") is not None and self.family.videos is None:
-            raise UsageError(
-                f"{type(base).__name__}: nothing says how the frames of its videos are compressed; {ADVICE}"
-            )
+            refuse_videos(base.forward)
         ids = kwargs.get("input_ids")
         with self._note_prompt(kwargs):
             kwargs, outputs = self._encode_pixels(encoder, kwargs)
@@ -515,18 +529,11 @@ class VisualParts(nn.Module, QueryAdapter):
                 outputs["image"] = call_with_known_names(base.get_image_features, kwargs)
                 self._encoded.append((kwargs["pixel_values"], outputs["image"]))
             if outputs.get("video") is None and kwargs.get("pixel_values_videos") is not None:
-                outputs["video"] = self._encode_videos(base, kwargs)
+                outputs["video"] = call_with_known_names(base.get_video_features, kwargs)
                 self._encoded.append((kwargs["pixel_values_videos"], outputs["video"]))
         finally:
             self._begun = False
         return kwargs, {word: output for word, output in outputs.items() if output is not None}
-
-    def _encode_videos(self, base: ImageEncoder, kwargs: Kwargs) -> Any:
-        """The videos of a forward's arguments, by the method for images where there is none for them."""
-        if hasattr(base, "get_video_features"):
-            return call_with_known_names(base.get_video_features, kwargs)
-        with self._note_videos():
-            return call_with_known_names(base.get_image_features, name_as_images(kwargs))
 
     def _read_outputs(
         self, kwargs: Kwargs, ids: Tensor, masks: dict[str, Tensor], outputs: dict[str, Any]

@@ -14,14 +14,14 @@ from llm_adapters.reuse.wrapping import IMAGE_TOKEN_NAMES, Kwargs, read_token_id
 
 # what `get_video_features` calls what `get_image_features` has by the second name
 IMAGE_NAMES = {"pixel_values_videos": "pixel_values", "video_grid_thw": "image_grid_thw"}
-ADVICE = "give the frames as images, or detach the compressor"
 
 
 def refuse_videos(original: Callable[..., Any], *_: Any, **__: Any) -> Any:
-    """UsageError, in the place of `get_video_features`."""
+    """UsageError in the place of a method, such as `get_video_features`."""
     owner: Any = getattr(original, "__self__", original)
     raise UsageError(
-        f"{type(owner).__name__}: nothing says how the frames of its videos are compressed; {ADVICE}"
+        f"{type(owner).__name__}: nothing says how the frames of its videos are compressed; "
+        "give the frames as images, or detach the compressor"
     )
 
 
@@ -46,6 +46,12 @@ def check_count(word: str, is_placeholder: Tensor, output: Any) -> None:
     image or video."""
     placeholders = int(is_placeholder.sum())
     tokens = sum(len(entry) for entry in output.pooler_output)
+    if placeholders and not tokens:
+        raise UsageError(
+            f"`generate` of transformers has lost the {word}s of {placeholders} placeholders as it repeated "
+            "rows, as it does where videos have the placeholders of images; leave out num_beams and "
+            "num_return_sequences"
+        )
     if placeholders != tokens:
         raise UsageError(
             f"the text has {placeholders} {word} placeholders but its {word}s make {tokens} visual "

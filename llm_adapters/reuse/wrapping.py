@@ -61,6 +61,11 @@ class Wrapping:
         wrapped = WrappedMethod(around, getattr(owner, name))
         setattr(owner, name, wrapped)
 
+    def add_method(self, owner: object, name: str, method: Callable[..., Any]) -> None:
+        """`owner.name`, which it has not, becomes `method`."""
+        self.before.append((owner, name, None))
+        setattr(owner, name, method)
+
     def unwrap_all(self) -> None:
         """All methods as they were, and no hooks."""
         for handle in self.handles:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from reuse_families import PLACEHOLDER, family_params
+from reuse_families import PLACEHOLDER
 from reuse_models import PATCH, SIZE
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.video_utils import VideoMetadata
@@ -18,8 +18,8 @@ ENCODED = [name for name, family in reuse.FAMILIES.items() if family.videos is n
 GLM = ("glm4v", "glm4v_moe", "glm46v")
 # whose videos have tokens for rows of patches of their own size
 GRID_VIDEOS = [name for name in ENCODED if reuse.FAMILIES[name].processor == "grid"]
-# whose frames count as one size, so that a batch has as many of each
-STACKED = [*(name for name in ENCODED if name not in GRID_VIDEOS), "internvl"]
+# whose videos have as many frames within a batch; SmolVLM's answers are others beside a longer one
+STACKED = [*(name for name in ENCODED if name not in GRID_VIDEOS), *AS_IMAGES]
 FRAMES = 4
 FPS = 2.0
 
@@ -106,6 +106,3 @@ def is_video_placeholder(model: PreTrainedModel, batch: dict):
     if model.config.model_type in (*GLM, *AS_IMAGES):
         return ids == model.config.image_token_id
     return ids == model.config.video_token_id
-
-
-over_video_families = family_params(*ENCODED)

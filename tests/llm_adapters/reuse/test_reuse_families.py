@@ -168,12 +168,3 @@ def test_visual_words_are_chosen_as_the_model_does(family, how):
         assert distances.min(-1).values.max() < 1e-3
     else:
         torch.testing.assert_close(after, before.pooler_output)
-
-
-@pytest.mark.parametrize("family", family_params("perception_lm"))
-def test_videos_that_are_encoded_as_images_are_refused(family):
-    model, processor = make_model(family), make_processor(family)
-    reuse.attach(model, processor, **SAP)
-    batch = inputs(processor, two_rows(family))
-    with pytest.raises(UsageError, match="encodes videos as images"):
-        model(**batch, pixel_values_videos=batch["pixel_values"])
