@@ -5,8 +5,8 @@ pixels -> tower -> patch maps (n, H, W, C) -> compressor -> projector -> placeho
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, cast
 
@@ -26,18 +26,24 @@ from llm_adapters.kept_positions import compress_with_places
 from llm_adapters.kept_turns import GUESSED, check_turn, says_guessed
 from llm_adapters.reuse.cues import CueReader, find_block_number
 from llm_adapters.reuse.families import ModelFamily
-from llm_adapters.reuse.families.family import VideoFrames, read_merge_size
+from llm_adapters.reuse.families.family import read_merge_size
 from llm_adapters.reuse.markers import EncodedImages, Markers
-from llm_adapters.reuse.positions import IMAGE_TYPE, GridPositionKeeper, KeptPatches, PositionKeeper
+from llm_adapters.reuse.positions import (
+    IMAGE_TYPE,
+    GridPositionKeeper,
+    KeptPatches,
+    PositionKeeper,
+    shrink_grids,
+)
 from llm_adapters.reuse.questions import QuestionReader
-from llm_adapters.reuse.raw import RawInstead, RawLevel, take_features
+from llm_adapters.reuse.raw import RawInstead, RawLevel
 from llm_adapters.reuse.saving import save_with_card
 from llm_adapters.reuse.videos import (
+    VideoAdapter,
     check_count,
     check_tellable,
     merge_images,
     merge_kept,
-    name_as_images,
     refuse_videos,
 )
 from llm_adapters.reuse.wrapping import (
@@ -60,7 +66,7 @@ PARTS_ATTRIBUTE = "slothkit"
 GENERATION_ENCODER = "_maybe_prepare_encoder_kwargs_for_generation"
 
 
-class VisualParts(nn.Module, QueryAdapter):
+class VisualParts(nn.Module, VideoAdapter, QueryAdapter):
     """Compressor, projector and those of DeepStack's levels (None: the model's own), and query module (or
     None) of the model they sit in."""
 
@@ -101,8 +107,6 @@ class VisualParts(nn.Module, QueryAdapter):
         self._levels: dict[int, int] = {}  # what the compressor calls a level -> the block that gives it
         # pixel values, and what was made of them: the model asks for it a second time
         self._encoded: list[tuple[Tensor, Any]] = []
-        self._grids: Tensor | None = None  # (n, 3) of what is encoded, where it has its own
-        self._encodes_videos = False
         self._begun = False  # a step of a training, for what is encoded in a forward
 
     def insert_parts(self) -> None:
@@ -119,7 +123,7 @@ class VisualParts(nn.Module, QueryAdapter):
                 wrap(base, path, RawInstead(self, base, raw))
         self._wrap_deepstack(base)
         wrap(base, "get_image_features", self._image_features)
-        self._wrap_videos(base)
+        self.wrap_videos()
         wrap(model, "save_pretrained", partial(save_with_card, model, self.family.keeps_names))
         if self.family.rope:
             wrap(base, "get_rope_index", self._rope_index)
@@ -147,22 +151,6 @@ class VisualParts(nn.Module, QueryAdapter):
             for name in ("query_insertion", "visual_level"):
                 vars(module).pop(name, None)
 
-    def _wrap_videos(self, base: PreTrainedModel) -> None:
-        """Videos go through the compressor, too, or are refused."""
-        videos = self.family.videos
-        has_method = hasattr(base, "get_video_features")
-        if videos is None:
-            if has_method:
-                self._wrapping.wrap_method(base, "get_video_features", refuse_videos)
-            return
-        if has_method:
-            self._wrapping.wrap_method(base, "get_video_features", self._video_features)
-        else:  # the method for images is asked; `generate` repeats rows rightly with one for videos
-            self._wrapping.add_method(base, "get_video_features", self._videos_as_images)
-        if videos.pooling is not None:
-            pooling = base.get_submodule(videos.pooling)
-            self._wrapping.wrap_method(pooling, "forward", RawLevel(self, pooling, take_features))
-
     def _wrap_deepstack(self, base: PreTrainedModel) -> None:
         """Patch features instead of the outputs of DeepStack's mergers while images are encoded."""
         deepstack = self.family.deepstack
@@ -188,49 +176,15 @@ class VisualParts(nn.Module, QueryAdapter):
         if self._raw is not None:
             self._raw[block.visual_level] = output[0] if isinstance(output, tuple) else output
 
-    @property
-    def encoded_kind(self) -> ModelFamily | VideoFrames:
-        """What says how that which is encoded becomes maps and placeholders."""
-        if self._encodes_videos and self.family.videos is not None:
-            return self.family.videos
-        return self.family
-
-    def merge_times(self, features: Tensor) -> Tensor:
-        """The tower's patches, of pieces of videos the means over their times where the model takes these."""
-        kind = self.encoded_kind
-        if not isinstance(kind, VideoFrames) or kind.mean_of_time is None:
-            return features
-        assert self._grids is not None  # such models have them
-        return kind.mean_of_time(features, self._grids)
-
     def _image_features(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The model's `get_image_features`: visual tokens in `pooler_output`, and `images` beside it."""
         if self._raw is not None:  # `get_video_features` of many families has called it
             return original(*args, **{**kwargs, "return_dict": True})
-        return self._encode(original, args, kwargs, bind_arguments(original, args, kwargs))
+        return self.encode_visuals(original, args, kwargs, bind_arguments(original, args, kwargs))
 
-    def _video_features(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """The same of videos."""
-        arguments = name_as_images(bind_arguments(original, args, kwargs))
-        with self._note_videos():
-            return self._encode(original, args, kwargs, arguments)
-
-    def _videos_as_images(self, pixel_values_videos: Tensor, **kwargs: Any) -> Any:
-        """`get_video_features` of a model that has none."""
-        encoder = cast(ImageEncoder, self._outside[0])
-        with self._note_videos():
-            return encoder.get_image_features(pixel_values=pixel_values_videos, **kwargs)
-
-    @contextmanager
-    def _note_videos(self) -> Iterator[None]:
-        """While it is open, what is encoded are videos."""
-        self._encodes_videos = True
-        try:
-            yield
-        finally:
-            self._encodes_videos = False
-
-    def _encode(self, original: Callable[..., Any], args: Args, kwargs: Kwargs, arguments: Kwargs) -> Any:
+    def encode_visuals(
+        self, original: Callable[..., Any], args: Args, kwargs: Kwargs, arguments: Kwargs
+    ) -> Any:
         """What a model's method makes of `args` and `kwargs`, with visual tokens in it; `arguments` are these
         by the names that images have."""
         for number, (pixels, encoded) in enumerate(self._encoded):
@@ -238,7 +192,7 @@ class VisualParts(nn.Module, QueryAdapter):
                 del self._encoded[number]
                 return encoded
         self._raw = {}
-        self._grids = arguments.get("image_grid_thw")
+        self.grids = arguments.get("image_grid_thw")
         try:
             with self.cue_reader.record():
                 output = original(*args, **{**kwargs, "return_dict": True})
@@ -257,7 +211,7 @@ class VisualParts(nn.Module, QueryAdapter):
         if kind.keeps_raw:
             assert self._kept is not None  # the projector has run
             entries, self._kept = self._kept, None
-            if self._encodes_videos:
+            if self.encodes_videos:
                 entries = entries.unflatten(0, arguments["pixel_values"].shape[:2])
         maps = []
         for index, entry in enumerate(entries):
@@ -382,7 +336,7 @@ class VisualParts(nn.Module, QueryAdapter):
             count = self.compressor.num_tokens(*m.shape[1:3])
             tokens.append(torch.empty(len(m), count, embeddings.weight.shape[1], device="meta"))
         counts = [len(packed) for packed in self._pack_tokens(tokens, maps, arguments)]
-        return self.question_reader.embed_questions(counts, maps[0], self._encodes_videos)
+        return self.question_reader.embed_questions(counts, maps[0], self.encodes_videos)
 
     def _add_joint(self, features: Tensor) -> Tensor:
         """(n, H, W, C) -> the patches in the space of the question behind them, and where the compressor
@@ -459,8 +413,9 @@ class VisualParts(nn.Module, QueryAdapter):
             return self.position_keeper.index_positions(
                 original, input_ids, mm_token_type_ids, image_grid_thw, video_grid_thw, options
             )
+        merge = read_merge_size(self._outside[0])
         for name, sizes in given.items():
-            shrunk = self._shrink_grids(sizes, as_rows=name == "video_grid_thw")
+            shrunk = shrink_grids(self.compressor, merge, sizes, as_rows=name == "video_grid_thw")
             if shrunk is not None:
                 grids[name] = shrunk
                 continue
@@ -468,20 +423,6 @@ class VisualParts(nn.Module, QueryAdapter):
             assert mm_token_type_ids is not None
             mm_token_type_ids = mm_token_type_ids.masked_fill(mm_token_type_ids == IMAGE_TYPE, 0)
         return original(input_ids, mm_token_type_ids=mm_token_type_ids, **grids, **options)
-
-    def _shrink_grids(self, sizes: Tensor, as_rows: bool = False) -> Tensor | None:
-        """Grids of patches (n, 3), times first -> those that tokens have in the same units; None where a
-        token has no place, or `as_rows` one row of tokens."""
-        grids: list[tuple[int, int]] = []
-        for _, height, width in sizes.tolist():
-            grid = self.compressor.out_grid(height, width)
-            if grid is None and as_rows:
-                grid = (1, self.compressor.num_tokens(height, width))
-            if grid is None:
-                return None
-            grids.append(grid)
-        merge = read_merge_size(self._outside[0])
-        return torch.cat([sizes[:, :1], sizes.new_tensor(grids) * merge], 1)
 
     def _encode_inputs(self, base: nn.Module, args: Args, kwargs: Kwargs) -> HookResult:
         """Encodes images and videos, as `generate` does on its own, checks their counts, adds what EmbQ

@@ -170,6 +170,20 @@ class GridPositionKeeper:
         return sources, targets
 
 
+def shrink_grids(compressor: Compressor, merge: int, sizes: Tensor, as_rows: bool = False) -> Tensor | None:
+    """Grids of patches (n, 3), times first -> those of a compressor's tokens, each `merge` patches by side;
+    None where a token has no place, or `as_rows` one row of tokens."""
+    grids: list[tuple[int, int]] = []
+    for _, height, width in sizes.tolist():
+        grid = compressor.out_grid(height, width)
+        if grid is None and as_rows:
+            grid = (1, compressor.num_tokens(height, width))
+        if grid is None:
+            return None
+        grids.append(grid)
+    return torch.cat([sizes[:, :1], sizes.new_tensor(grids) * merge], 1)
+
+
 def list_frames(grids: Tensor | None) -> list[tuple[int, int]]:
     """(height, width) of every image, or frame, of grids (n, 3)."""
     sizes: list[tuple[int, int]] = []

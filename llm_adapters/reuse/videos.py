@@ -1,16 +1,31 @@
 """Videos of a model with a compressor in it: frames go through the compressor as images do, or the video is
 refused."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from compressors.errors import UsageError
+from llm_adapters.reuse.families import ModelFamily, VideoFrames
 from llm_adapters.reuse.markers import EncodedImages
 from llm_adapters.reuse.positions import KeptPatches
-from llm_adapters.reuse.wrapping import IMAGE_TOKEN_NAMES, Kwargs, read_token_id
+from llm_adapters.reuse.raw import RawLevel, take_features
+from llm_adapters.reuse.wrapping import (
+    IMAGE_TOKEN_NAMES,
+    Args,
+    ImageEncoder,
+    Kwargs,
+    Wrapping,
+    bind_arguments,
+    read_token_id,
+)
+
+if TYPE_CHECKING:
+    from llm_adapters.reuse.parts import VisualParts
 
 # what `get_video_features` calls what `get_image_features` has by the second name
 IMAGE_NAMES = {"pixel_values_videos": "pixel_values", "video_grid_thw": "image_grid_thw"}
@@ -23,6 +38,82 @@ def refuse_videos(original: Callable[..., Any], *_: Any, **__: Any) -> Any:
         f"{type(owner).__name__}: nothing says how the frames of its videos are compressed; "
         "give the frames as images, or detach the compressor"
     )
+
+
+class VideoAdapter:
+    """What `VisualParts` does for videos.
+
+    encodes_videos  whether that which is encoded at the moment are videos
+    grids           its patch grids (n, 3), where the model has them
+    """
+
+    family: ModelFamily
+    _wrapping: Wrapping
+    _outside: tuple[PreTrainedModel, PreTrainedModel]
+    encodes_videos = False
+    grids: Tensor | None = None
+
+    def encode_visuals(
+        self, original: Callable[..., Any], args: Args, kwargs: Kwargs, arguments: Kwargs
+    ) -> Any:
+        """What a model's method makes of `args` and `kwargs`, with visual tokens in it; `arguments` are these
+        by the names that images have."""
+        raise NotImplementedError
+
+    def wrap_videos(self) -> None:
+        """Videos go through the compressor, too, or are refused."""
+        base, _ = self._outside
+        videos = self.family.videos
+        has_method = hasattr(base, "get_video_features")
+        if videos is None:
+            if has_method:
+                self._wrapping.wrap_method(base, "get_video_features", refuse_videos)
+            return
+        if has_method:
+            self._wrapping.wrap_method(base, "get_video_features", self._video_features)
+        else:  # the method for images is asked; `generate` repeats rows rightly with one for videos
+            self._wrapping.add_method(base, "get_video_features", self._videos_as_images)
+        if videos.pooling is not None:
+            pooling = base.get_submodule(videos.pooling)
+            self._wrapping.wrap_method(
+                pooling, "forward", RawLevel(cast("VisualParts", self), pooling, take_features)
+            )
+
+    @property
+    def encoded_kind(self) -> ModelFamily | VideoFrames:
+        """What says how that which is encoded becomes maps and placeholders."""
+        if self.encodes_videos and self.family.videos is not None:
+            return self.family.videos
+        return self.family
+
+    def merge_times(self, features: Tensor) -> Tensor:
+        """The tower's patches, of pieces of videos the means over their times where the model takes these."""
+        kind = self.encoded_kind
+        if not isinstance(kind, VideoFrames) or kind.mean_of_time is None:
+            return features
+        assert self.grids is not None  # such models have them
+        return kind.mean_of_time(features, self.grids)
+
+    def _video_features(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The same of videos."""
+        arguments = name_as_images(bind_arguments(original, args, kwargs))
+        with self.note_videos():
+            return self.encode_visuals(original, args, kwargs, arguments)
+
+    def _videos_as_images(self, pixel_values_videos: Tensor, **kwargs: Any) -> Any:
+        """`get_video_features` of a model that has none."""
+        encoder = cast(ImageEncoder, self._outside[0])
+        with self.note_videos():
+            return encoder.get_image_features(pixel_values=pixel_values_videos, **kwargs)
+
+    @contextmanager
+    def note_videos(self) -> Iterator[None]:
+        """While it is open, what is encoded are videos."""
+        self.encodes_videos = True
+        try:
+            yield
+        finally:
+            self.encodes_videos = False
 
 
 def name_as_images(arguments: Kwargs) -> Kwargs:

@@ -406,6 +406,28 @@ def test_kept_patches_have_their_places_and_times(family):
     assert torch.equal(together, whole[:, is_there])
 
 
+@pytest.mark.parametrize("family", family_params("perception_lm"))
+def test_kept_patches_have_their_places_among_text(family):
+    """The same where positions are those of text: the last one of a prompt is as far as with all patches."""
+    model, processor = make_pair(family)
+    rows = mixed(family)
+    full = encode_rows(processor, rows)["attention_mask"].sum(1)
+    reuse.attach(model, processor, "divprune", tokens=7, positions="keep")
+    batch = encode_rows(processor, rows)
+    seen: list[torch.Tensor] = []
+    model.get_decoder().register_forward_pre_hook(
+        lambda _module, _arguments, keywords: seen.append(keywords["position_ids"]), with_kwargs=True
+    )
+    said = answers(model, batch)
+    for step, positions in enumerate(seen):
+        assert torch.equal(positions[:, -1], full - 1 + step)
+    with torch.no_grad():
+        model(**batch)
+    assert torch.equal(seen[-1], seen[0])
+    assert answers(model, batch, use_cache=False) == said
+    assert said == [answers(model, encode_rows(processor, [row]))[0] for row in rows]
+
+
 @pytest.mark.parametrize("family", family_params("qwen3_vl", "qwen3_vl_moe"))
 @pytest.mark.parametrize("name", ["sap", "divprune"])
 def test_deepstack_features_of_frames_and_images(family, name):
