@@ -47,6 +47,7 @@ from llm_adapters.reuse.videos import (
     refuse_videos,
 )
 from llm_adapters.reuse.wrapping import (
+    VIDEO_TYPE,
     Args,
     HookResult,
     ImageEncoder,
@@ -62,6 +63,8 @@ from llm_adapters.visual_prompt import place_visual_tokens
 
 # the attribute of the model that holds the parts, and their prefix in its state dict
 PARTS_ATTRIBUTE = "slothkit"
+# what `get_rope_index` calls the grids of a kind, and the type of its placeholders
+GRID_TYPES = {"image_grid_thw": ("image", IMAGE_TYPE), "video_grid_thw": ("video", VIDEO_TYPE)}
 # by which `generate` encodes images; not there in older transformers and in models without their head
 GENERATION_ENCODER = "_maybe_prepare_encoder_kwargs_for_generation"
 
@@ -407,22 +410,35 @@ class VisualParts(nn.Module, VideoAdapter, QueryAdapter):
         if video_grid_thw is not None and self.family.videos is None:  # `generate` asks before it encodes
             refuse_videos(original)
         grids = {"image_grid_thw": image_grid_thw, "video_grid_thw": video_grid_thw}
-        given = {name: sizes for name, sizes in grids.items() if sizes is not None and len(sizes)}
+        given = {name: sizes for name, sizes in grids.items() if sizes is not None}
+        if mm_token_type_ids is not None:  # `generate` asks for positions before it encodes
+            self._check_types(mm_token_type_ids, given)
         if given and isinstance(self.position_keeper, GridPositionKeeper):
             assert mm_token_type_ids is not None  # as below
             return self.position_keeper.index_positions(
                 original, input_ids, mm_token_type_ids, image_grid_thw, video_grid_thw, options
             )
         merge = read_merge_size(self._outside[0])
-        for name, sizes in given.items():
+        for name, sizes in list(given.items()):
+            if not len(sizes):
+                continue
             shrunk = shrink_grids(self.compressor, merge, sizes, as_rows=name == "video_grid_thw")
             if shrunk is not None:
-                grids[name] = shrunk
+                given[name] = shrunk
                 continue
             # transformers 5.3 and later give it, and `since` of families that ask is later
             assert mm_token_type_ids is not None
             mm_token_type_ids = mm_token_type_ids.masked_fill(mm_token_type_ids == IMAGE_TYPE, 0)
-        return original(input_ids, mm_token_type_ids=mm_token_type_ids, **grids, **options)
+        return original(input_ids, mm_token_type_ids=mm_token_type_ids, **given, **options)
+
+    def _check_types(self, types: Tensor, grids: dict[str, Tensor]) -> None:
+        """UsageError for types (B, T) of placeholders that are not as many as the tokens of grids (n, 3)."""
+        for name, sizes in grids.items():
+            word, number = GRID_TYPES[name]
+            tokens = 0
+            for times, height, width in sizes.tolist():
+                tokens += times * self.compressor.num_tokens(height, width)
+            check_count(word, int((types == number).sum()), tokens)
 
     def _encode_inputs(self, base: nn.Module, args: Args, kwargs: Kwargs) -> HookResult:
         """Encodes images and videos, as `generate` does on its own, checks their counts, adds what EmbQ
@@ -449,7 +465,8 @@ class VisualParts(nn.Module, VideoAdapter, QueryAdapter):
         if len(outputs) > 1:
             check_tellable(base, ids, is_video)
         for word, output in outputs.items():
-            check_count(word, masks[word], output)
+            tokens = sum(len(entry) for entry in output.pooler_output)
+            check_count(word, int(masks[word].sum()), tokens)
         self._read_outputs(kwargs, ids, masks, outputs)
         return (), kwargs
 
@@ -474,7 +491,8 @@ class VisualParts(nn.Module, VideoAdapter, QueryAdapter):
                 self._encoded.append((kwargs["pixel_values_videos"], outputs["video"]))
         finally:
             self._begun = False
-        return kwargs, {word: output for word, output in outputs.items() if output is not None}
+        # sounds may be among them, too
+        return kwargs, {word: outputs[word] for word in ("image", "video") if outputs.get(word) is not None}
 
     def _read_outputs(
         self, kwargs: Kwargs, ids: Tensor, masks: dict[str, Tensor], outputs: dict[str, Any]

@@ -132,11 +132,8 @@ def check_tellable(base: nn.Module, ids: Tensor, is_video: Tensor) -> None:
         )
 
 
-def check_count(word: str, is_placeholder: Tensor, output: Any) -> None:
-    """UsageError for placeholders (B, T) that are not as many as the visual tokens of `output`; `word` is
-    image or video."""
-    placeholders = int(is_placeholder.sum())
-    tokens = sum(len(entry) for entry in output.pooler_output)
+def check_count(word: str, placeholders: int, tokens: int) -> None:
+    """UsageError for placeholders that are not as many as the visual tokens; `word` is image or video."""
     if placeholders and not tokens:
         raise UsageError(
             f"`generate` of transformers has lost the {word}s of {placeholders} placeholders as it repeated "
