@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.glm4v.image_processing_glm4v import smart_resize as smart_resize_frames
@@ -90,11 +91,14 @@ class AttachedProcessor(ProcessorBase):
 
 
 class TiledProcessor(AttachedProcessor):
-    """LLaVA-NeXT's: a thumbnail, and tiles that are one picture with a newline after each row of tokens."""
+    """LLaVA-NeXT's: a thumbnail, and tiles that are one picture with a newline after each row of tokens. A
+    frame of a video has as many tokens as the thumbnail."""
 
     kind = "tiles"
     sets_counts = False
+    video_newlines: ClassVar[int] = 0  # behind a video
     image_processor: Any
+    video_token: str
     vision_feature_select_strategy: str
     _get_unpadded_features: Any
 
@@ -116,12 +120,32 @@ class TiledProcessor(AttachedProcessor):
         cls_token = self.vision_feature_select_strategy == "default"
         return thumbnail + tiles + cls_token
 
+    def replace_video_token(self, video_inputs: dict[str, Any], video_idx: int, **kwargs: Any) -> str:  # noqa: ARG002
+        return self.video_token * self._count_video_tokens(
+            len(video_inputs["pixel_values_videos"][video_idx])
+        )
+
+    def _count_video_tokens(self, frames: int) -> int:
+        """Of a video of so many frames."""
+        assert self.attached.grid is not None  # as of crops
+        return frames * self.attached.compressor.num_tokens(*self.attached.grid) + self.video_newlines
+
+    def _get_num_multimodal_tokens(
+        self, image_sizes: Any = None, video_sizes: Any = None, **kwargs: Any
+    ) -> MultiModalData:
+        plain: Any = super()
+        data = plain._get_num_multimodal_tokens(image_sizes=image_sizes, **kwargs)
+        if video_sizes is not None:
+            data.num_video_tokens = [self._count_video_tokens(frames) for frames, _, _ in video_sizes]
+        return data
+
 
 class NewlineTiledProcessor(TiledProcessor):
     """LLaVA-OneVision's: the same, but of several images each is one crop, whose count is an attribute."""
 
     kind = "newline_tiles"
     sets_counts = True
+    video_newlines = 1
 
 
 class RunsProcessor(AttachedProcessor):
@@ -131,6 +155,7 @@ class RunsProcessor(AttachedProcessor):
     kind = "runs"
     sets_counts = False
     image_token_id: int
+    video_token: str
 
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
         plain: Any = super()
@@ -139,6 +164,12 @@ class RunsProcessor(AttachedProcessor):
         before, after = self._count_crop_tokens()
         # no token of these texts is another's beginning, so that runs are found from the left
         return text.replace(token * before, token * after)
+
+    def replace_video_token(self, video_inputs: dict[str, Any], video_idx: int, **kwargs: Any) -> str:
+        plain: Any = super()
+        text = plain.replace_video_token(video_inputs, video_idx, **kwargs)
+        before, after = self._count_crop_tokens()  # frames are crops
+        return text.replace(self.video_token * before, self.video_token * after)
 
     def _count_crop_tokens(self) -> tuple[int, int]:
         """Of a crop, without the compressor and with it."""
@@ -321,12 +352,15 @@ class PositionedProcessor(AttachedProcessor):
 
 
 class GridProcessor(AttachedProcessor):
-    """Qwen-VL's: an image has the patch grid that its size gives."""
+    """Qwen-VL's: an image has the patch grid that its size gives, and so has a video, whose frames may stand
+    between other tokens."""
 
     kind = "grid"
     sets_counts = False
     image_processor: Any
+    video_processor: Any
     image_token: str
+    video_token: str
 
     def replace_image_token(
         self,
@@ -338,9 +372,26 @@ class GridProcessor(AttachedProcessor):
         tokens_per_frame = self.attached.compressor.num_tokens(int(height), int(width))
         return self.image_token * (int(frames) * tokens_per_frame)
 
-    def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
+    def replace_video_token(self, video_inputs: dict[str, Any], video_idx: int, **kwargs: Any) -> str:
+        plain: Any = super()
+        text: str = plain.replace_video_token(video_inputs, video_idx, **kwargs)
+        row = video_idx
+        if "num_chunks_per_video" in video_inputs:  # Kimi's pieces of a video have a row each
+            row = sum(video_inputs["num_chunks_per_video"][:video_idx])
+        _, height, width = video_inputs["video_grid_thw"][row]
+        before = int(height) * int(width) // self.video_processor.merge_size**2
+        after = self.attached.compressor.num_tokens(int(height), int(width))
+        # GLM-V's frames have the placeholders of images
+        token = self.video_token if self.video_token in text else self.image_token
+        return text.replace(token * before, token * after)
+
+    def _get_num_multimodal_tokens(
+        self, image_sizes: Any = None, video_sizes: Any = None, **kwargs: Any
+    ) -> MultiModalData:
         plain: Any = super()  # Qwen-VL's own class: ProcessorMixin itself has no such method
         data = plain._get_num_multimodal_tokens(image_sizes=image_sizes, **kwargs)
+        if video_sizes is not None:
+            data.num_video_tokens = [self._count_video_tokens(*size) for size in video_sizes]
         if image_sizes is None:
             return data
         patch = self.image_processor.patch_size
@@ -350,6 +401,16 @@ class GridProcessor(AttachedProcessor):
             count = self.attached.compressor.num_tokens(height // patch, width // patch)
             data.num_image_tokens.append(count)
         return data
+
+    def _count_video_tokens(self, frames: int, height: int, width: int) -> int:
+        """Of a video of so many frames, (height, width) in pixels."""
+        # each video processor resizes in its own way: it is given one
+        video = torch.zeros(frames, 3, height, width, dtype=torch.uint8)
+        grids = self.video_processor([video], do_sample_frames=False, return_tensors="pt")["video_grid_thw"]
+        compressor = self.attached.compressor
+        if type(self.video_processor).__name__.startswith("Kimi"):  # the times of a piece become one
+            grids[:, 0] = 1
+        return sum(times * compressor.num_tokens(rows, columns) for times, rows, columns in grids.tolist())
 
     def _resize(self, size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) in pixels -> the same as the image processor makes them."""

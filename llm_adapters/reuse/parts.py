@@ -28,11 +28,26 @@ from llm_adapters.reuse.cues import CueReader, find_block_number
 from llm_adapters.reuse.families import ModelFamily
 from llm_adapters.reuse.families.family import read_merge_size
 from llm_adapters.reuse.markers import EncodedImages, Markers
-from llm_adapters.reuse.positions import GridPositionKeeper, KeptPatches, PositionKeeper
+from llm_adapters.reuse.positions import (
+    IMAGE_TYPE,
+    GridPositionKeeper,
+    KeptPatches,
+    PositionKeeper,
+    shrink_grids,
+)
 from llm_adapters.reuse.questions import QuestionReader
 from llm_adapters.reuse.raw import RawInstead, RawLevel
 from llm_adapters.reuse.saving import save_with_card
+from llm_adapters.reuse.videos import (
+    VideoAdapter,
+    check_count,
+    check_tellable,
+    merge_images,
+    merge_kept,
+    refuse_videos,
+)
 from llm_adapters.reuse.wrapping import (
+    VIDEO_TYPE,
     Args,
     HookResult,
     ImageEncoder,
@@ -47,20 +62,13 @@ from llm_adapters.reuse.wrapping import (
 
 # the attribute of the model that holds the parts, and their prefix in its state dict
 PARTS_ATTRIBUTE = "slothkit"
+# what `get_rope_index` calls the grids of a kind, and the type of its placeholders
+GRID_TYPES = {"image_grid_thw": ("image", IMAGE_TYPE), "video_grid_thw": ("video", VIDEO_TYPE)}
 # by which `generate` encodes images; not there in older transformers and in models without their head
 GENERATION_ENCODER = "_maybe_prepare_encoder_kwargs_for_generation"
 
 
-def refuse_videos(original: Callable[..., Any], *_: Any, **__: Any) -> Any:
-    """UsageError, in the place of `get_video_features`."""
-    owner: Any = getattr(original, "__self__", original)
-    raise UsageError(
-        f"{type(owner).__name__}: videos are not compressed with their placeholders; give the frames as "
-        "images, or detach the compressor"
-    )
-
-
-class VisualParts(nn.Module, QueryAdapter):
+class VisualParts(nn.Module, VideoAdapter, QueryAdapter):
     """Compressor, projector and those of DeepStack's levels (None: the model's own), and query module (or
     None) of the model they sit in."""
 
@@ -100,7 +108,8 @@ class VisualParts(nn.Module, QueryAdapter):
         self._places: dict[int, Tensor] = {}  # of the patches (n, N) that each map keeps
         self._levels: dict[int, int] = {}  # what the compressor calls a level -> the block that gives it
         # pixel values, and what was made of them: the model asks for it a second time
-        self._encoded: tuple[Tensor | None, Any] = (None, None)
+        self._encoded: list[tuple[Tensor, Any]] = []
+        self._begun = False  # a step of a training, for what is encoded in a forward
 
     def insert_parts(self) -> None:
         """Wrap the model's methods and register the hooks."""
@@ -116,8 +125,7 @@ class VisualParts(nn.Module, QueryAdapter):
                 wrap(base, path, RawInstead(self, base, raw))
         self._wrap_deepstack(base)
         wrap(base, "get_image_features", self._image_features)
-        if not self.family.takes_videos:
-            wrap(base, "get_video_features", refuse_videos)
+        self.wrap_videos()
         wrap(model, "save_pretrained", partial(save_with_card, model, self.family.keeps_names))
         if self.family.rope:
             wrap(base, "get_rope_index", self._rope_index)
@@ -182,12 +190,21 @@ class VisualParts(nn.Module, QueryAdapter):
 
     def _image_features(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The model's `get_image_features`: visual tokens in `pooler_output`, and `images` beside it."""
-        arguments = bind_arguments(original, args, kwargs)
-        pixels, encoded = self._encoded
-        if pixels is not None and arguments["pixel_values"] is pixels:
-            self._encoded = (None, None)
-            return encoded
+        if self._raw is not None:  # `get_video_features` of many families has called it
+            return original(*args, **{**kwargs, "return_dict": True})
+        return self.encode_visuals(original, args, kwargs, bind_arguments(original, args, kwargs))
+
+    def encode_visuals(
+        self, original: Callable[..., Any], args: Args, kwargs: Kwargs, arguments: Kwargs
+    ) -> Any:
+        """What a model's method makes of `args` and `kwargs`, with visual tokens in it; `arguments` are these
+        by the names that images have."""
+        for number, (pixels, encoded) in enumerate(self._encoded):
+            if arguments["pixel_values"] is pixels:
+                del self._encoded[number]
+                return encoded
         self._raw = {}
+        self.grids = arguments.get("image_grid_thw")
         try:
             with self.cue_reader.record():
                 output = original(*args, **{**kwargs, "return_dict": True})
@@ -199,17 +216,21 @@ class VisualParts(nn.Module, QueryAdapter):
     def _compress_output(self, output: Any, arguments: Kwargs) -> None:
         """Visual tokens in the place of the patch features in `pooler_output`; `arguments` encoded them."""
         base, _ = self._outside
-        if self.compressor.training:
-            # here: maps of other sizes, and of levels, are compressed by themselves
+        if self.compressor.training and not self._begun:
             self.compressor.begin_step()
+        kind = self.encoded_kind
         raw = output.pooler_output
-        if self.family.keeps_raw:
+        if kind.keeps_raw:
             assert self._kept is not None  # the projector has run
             raw, self._kept = self._kept, None
-        entries = self.family.split(base, raw, arguments)
+            if self.encodes_videos:
+                raw = raw.unflatten(0, arguments["pixel_values"].shape[:2])
+        entries = raw
+        if isinstance(kind, ModelFamily):
+            entries = kind.split(base, raw, arguments)
         maps = []
         for index, entry in enumerate(entries):
-            maps.append(self.family.maps(base, entry, arguments, index))
+            maps.append(kind.maps(base, entry, arguments, index))
         tokens = self._compress_maps(maps, self.project_tokens, arguments)
         packed = self._pack_tokens(tokens, maps, arguments)
         if self.position_keeper is not None:
@@ -233,7 +254,7 @@ class VisualParts(nn.Module, QueryAdapter):
         for index, entry_tokens in enumerate(tokens):
             height, width = maps[index].shape[1:3]
             grid = self.compressor.out_grid(height, width)
-            packed.append(self.family.pack(base, entry_tokens, arguments, index, grid))
+            packed.append(self.encoded_kind.pack(base, entry_tokens, arguments, index, grid))
         return packed
 
     def _compress_deepstack(
@@ -248,7 +269,7 @@ class VisualParts(nn.Module, QueryAdapter):
         for number, entries in enumerate(features):
             maps = []
             for index, entry in enumerate(entries):
-                level_map = self.family.maps(base, entry, arguments, index)
+                level_map = self.encoded_kind.maps(base, entry, arguments, index)
                 maps.append(torch.cat([level_map, levels[index]], -1))
             project = partial(self._project_level, number)
             if self._shares_choice:
@@ -322,9 +343,9 @@ class VisualParts(nn.Module, QueryAdapter):
             count = self.compressor.num_tokens(*m.shape[1:3])
             blanks.append(m.new_zeros(1).expand(len(m), count, self._llm_dim))
         images = self._collect_images(maps, self._pack_tokens(blanks, maps, arguments))
-        texts, masks = self.question_reader.embed_questions(images.counts, maps[0])
+        texts, masks = self.question_reader.embed_questions(images.counts, maps[0], self.encodes_videos)
         crops = [len(m) for m in maps]
-        if self.family.whole_images:
+        if self.encoded_kind.whole_images:
             repeats = torch.tensor(crops, device=texts.device)
             texts = texts.repeat_interleave(repeats, 0)
             masks = masks.repeat_interleave(repeats, 0)
@@ -375,7 +396,7 @@ class VisualParts(nn.Module, QueryAdapter):
 
     def _collect_images(self, maps: list[Tensor], packed: list[Tensor]) -> EncodedImages:
         """What a query module reads of the images: patches by the unit that has placeholders of its own."""
-        if self.family.whole_images:
+        if self.encoded_kind.whole_images:
             patches = [m.flatten(0, 2) for m in maps]
             return EncodedImages(patches, [len(tokens) for tokens in packed])
         crops: list[Tensor] = []
@@ -423,74 +444,117 @@ class VisualParts(nn.Module, QueryAdapter):
         input_ids: Tensor,
         mm_token_type_ids: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
+        video_grid_thw: Tensor | None = None,
         **options: Any,
     ) -> Any:
-        """Positions of the tokens' grids; tokens without spatial order are counted as text is."""
-        if image_grid_thw is not None and len(image_grid_thw):
-            grids = []
-            if isinstance(self.position_keeper, GridPositionKeeper):
-                assert mm_token_type_ids is not None  # as below
-                return self.position_keeper.index_positions(
-                    original, input_ids, mm_token_type_ids, image_grid_thw, options
-                )
-            for _, height, width in image_grid_thw.tolist():
-                grids.append(self.compressor.out_grid(height, width))
-            if None in grids:
-                # transformers 5.3 and later give it, and `since` of families that ask is later
-                assert mm_token_type_ids is not None
-                mm_token_type_ids = mm_token_type_ids.masked_fill(mm_token_type_ids == 1, 0)
-            else:
-                merge = read_merge_size(self._outside[0])
-                sizes = image_grid_thw.new_tensor(grids) * merge
-                image_grid_thw = torch.cat([image_grid_thw[:, :1], sizes], 1)
-        return original(
-            input_ids, mm_token_type_ids=mm_token_type_ids, image_grid_thw=image_grid_thw, **options
-        )
+        """Positions of the tokens' grids; tokens of an image without spatial order are counted as text is,
+        those of a frame are a row of it, so that frames keep their times."""
+        if video_grid_thw is not None and self.family.videos is None:  # `generate` asks before it encodes
+            refuse_videos(original)
+        grids = {"image_grid_thw": image_grid_thw, "video_grid_thw": video_grid_thw}
+        given = {name: sizes for name, sizes in grids.items() if sizes is not None}
+        if mm_token_type_ids is not None:  # `generate` asks for positions before it encodes
+            self._check_types(mm_token_type_ids, given)
+        if given and isinstance(self.position_keeper, GridPositionKeeper):
+            assert mm_token_type_ids is not None  # as below
+            return self.position_keeper.index_positions(
+                original, input_ids, mm_token_type_ids, image_grid_thw, video_grid_thw, options
+            )
+        merge = read_merge_size(self._outside[0])
+        for name, sizes in list(given.items()):
+            if not len(sizes):
+                continue
+            shrunk = shrink_grids(self.compressor, merge, sizes, as_rows=name == "video_grid_thw")
+            if shrunk is not None:
+                given[name] = shrunk
+                continue
+            # transformers 5.3 and later give it, and `since` of families that ask is later
+            assert mm_token_type_ids is not None
+            mm_token_type_ids = mm_token_type_ids.masked_fill(mm_token_type_ids == IMAGE_TYPE, 0)
+        return original(input_ids, mm_token_type_ids=mm_token_type_ids, **given, **options)
+
+    def _check_types(self, types: Tensor, grids: dict[str, Tensor]) -> None:
+        """UsageError for types (B, T) of placeholders that are not as many as the tokens of grids (n, 3)."""
+        for name, sizes in grids.items():
+            word, number = GRID_TYPES[name]
+            tokens = 0
+            for times, height, width in sizes.tolist():
+                tokens += times * self.compressor.num_tokens(height, width)
+            check_count(word, int((types == number).sum()), tokens)
 
     def _encode_inputs(self, base: nn.Module, args: Args, kwargs: Kwargs) -> HookResult:
-        """Encodes images, as `generate` does on its own, checks their count, adds what EmbQ reads."""
+        """Encodes images and videos, as `generate` does on its own, checks their counts, adds what EmbQ
+        reads."""
         self._warn_of_frozen_parts()
         encoder = cast(ImageEncoder, base)  # all families' are: `insert_parts` has wrapped these methods
-        if kwargs.get("pixel_values_videos") is not None and not hasattr(base, "get_video_features"):
-            raise UsageError(
-                f"{type(base).__name__} encodes videos as images, whose placeholders are compressed; give "
-                "the frames as images, or detach the compressor"
-            )
         kwargs = bind_arguments(base.forward, args, kwargs)
+        if kwargs.get("pixel_values_videos") is not None and self.family.videos is None:
+            refuse_videos(base.forward)
         ids = kwargs.get("input_ids")
         with self._note_prompt(kwargs):
-            kwargs = encode_pixels(encoder, kwargs)
-            image = (kwargs.get("mm_encoder_outputs") or {}).get("image")
-            if image is None and kwargs.get("pixel_values") is not None:  # the model will ask for these, then
-                image = call_with_known_names(encoder.get_image_features, kwargs)
-                self._encoded = (kwargs["pixel_values"], image)
+            kwargs, outputs = self._encode_pixels(encoder, kwargs)
         if ids is None:
-            if image is not None and self.query_module is not None:
+            if outputs and self.query_module is not None:
                 raise UsageError(
                     "images came with inputs_embeds, which do not tell questions and query "
                     "tokens; give input_ids to a model with a query module"
                 )
             return (), kwargs
-        is_image, _ = split_placeholders(ids, base.config, kwargs.get("mm_token_type_ids"))
-        check_placeholders(is_image, image is not None)
-        if image is None:
-            if self.position_keeper is not None:
-                self.position_keeper.keep_positions(kwargs, is_image, None)
-            return (), kwargs
-        placeholders = int(is_image.sum())
-        tokens = sum(len(entry) for entry in image.pooler_output)
-        if placeholders != tokens:
-            raise UsageError(
-                f"the text has {placeholders} image placeholders but its images make {tokens} visual "
-                "tokens; make inputs with the processor that was given to `attach`, and choose "
-                "a scale by reuse.pick"
-            )
-        if self.position_keeper is not None:
-            self.position_keeper.keep_positions(kwargs, is_image, image.kept)
-        if self.query_module is not None:
-            assert self.markers is not None  # it has come with them
-            kwargs[CONTEXT] = self.markers.build_context(ids, is_image, getattr(image, "images", None))
+        is_image, is_video = split_placeholders(ids, base.config, kwargs.get("mm_token_type_ids"))
+        masks = {"image": is_image, "video": is_video}
+        for word, is_placeholder in masks.items():
+            check_placeholders(is_placeholder, word in outputs, word)
+        if len(outputs) > 1:
+            check_tellable(base, ids, is_video)
+        for word, output in outputs.items():
+            tokens = sum(len(entry) for entry in output.pooler_output)
+            check_count(word, int(masks[word].sum()), tokens)
+        self._read_outputs(kwargs, ids, masks, outputs)
         return (), kwargs
+
+    def _encode_pixels(self, base: ImageEncoder, kwargs: Kwargs) -> tuple[Kwargs, dict[str, Any]]:
+        """Arguments of the base's forward with its images and videos encoded, and what was made of each kind
+        that is there."""
+        self._encoded = []
+        has_pixels = kwargs.get("pixel_values") is not None or kwargs.get("pixel_values_videos") is not None
+        if self.compressor.training and has_pixels:
+            # here: maps of other sizes, and of levels, are compressed by themselves
+            self.compressor.begin_step()
+        self._begun = True
+        try:
+            kwargs = encode_pixels(base, kwargs)
+            outputs = dict(kwargs.get("mm_encoder_outputs") or {})
+            # the model will ask for these, then
+            if outputs.get("image") is None and kwargs.get("pixel_values") is not None:
+                outputs["image"] = call_with_known_names(base.get_image_features, kwargs)
+                self._encoded.append((kwargs["pixel_values"], outputs["image"]))
+            if outputs.get("video") is None and kwargs.get("pixel_values_videos") is not None:
+                outputs["video"] = call_with_known_names(base.get_video_features, kwargs)
+                self._encoded.append((kwargs["pixel_values_videos"], outputs["video"]))
+        finally:
+            self._begun = False
+        # sounds may be among them, too
+        return kwargs, {word: outputs[word] for word in ("image", "video") if outputs.get(word) is not None}
+
+    def _read_outputs(
+        self, kwargs: Kwargs, ids: Tensor, masks: dict[str, Tensor], outputs: dict[str, Any]
+    ) -> None:
+        """Adds to a forward's arguments what encoded images and videos tell: positions of kept patches, and
+        what a query module reads. `masks` (B, T) of the placeholders of each kind."""
+        is_visual = masks["image"] | masks["video"]
+        placeholders = [masks[word] for word in outputs]
+        kept = None
+        if self.position_keeper is not None:
+            if outputs:
+                kept = merge_kept(placeholders, [output.kept for output in outputs.values()])
+            self.position_keeper.keep_positions(kwargs, is_visual, kept)
+        if self.query_module is None or not outputs:
+            return
+        assert self.markers is not None  # it has come with them
+        images = None
+        if all(hasattr(output, "images") for output in outputs.values()):
+            images = merge_images(placeholders, [output.images for output in outputs.values()])
+        kwargs[CONTEXT] = self.markers.build_context(ids, is_visual, images)
 
     def _note_prompt(self, kwargs: Kwargs) -> AbstractContextManager[None]:
         """While it is open, the images of a forward's arguments have its questions."""

@@ -25,7 +25,7 @@ from llm_adapters.kept_positions import (
 )
 from llm_adapters.reuse.families import ModelFamily
 from llm_adapters.reuse.families.family import RAGGED, read_merge_size
-from llm_adapters.reuse.wrapping import Kwargs, split_placeholders
+from llm_adapters.reuse.wrapping import VIDEO_TYPE, Kwargs, split_placeholders
 
 IMAGE_TYPE = 1  # in a processor's `mm_token_type_ids`
 RUNS = ("fixed", "runs")  # of a family's `processor`: every crop has as many placeholders, side by side
@@ -33,7 +33,7 @@ RUNS = ("fixed", "runs")  # of a family's `processor`: every crop has as many pl
 
 @dataclass
 class KeptPatches:
-    """Of each image, or crop: the patches (N,) that its tokens stand at, and its patch grid."""
+    """Of each image, crop or frame: the patches (N,) that its tokens stand at, and its patch grid."""
 
     places: list[Tensor]
     grids: list[tuple[int, int]]
@@ -48,18 +48,18 @@ class PositionKeeper:
     count: int
     left_out: int
 
-    def keep_positions(self, kwargs: Kwargs, is_image: Tensor, kept: KeptPatches | None) -> None:
+    def keep_positions(self, kwargs: Kwargs, is_visual: Tensor, kept: KeptPatches | None) -> None:
         """Change `position_ids`, and where there is no mask `attention_mask`, in the arguments of the base's
-        forward; `kept` comes with images alone."""
+        forward; `kept` comes with images and videos alone."""
         check_rotary(self.language_model)
         mask, positions = complete_positions(
-            kwargs.get("attention_mask"), kwargs.get("position_ids"), read_cache(kwargs), is_image
+            kwargs.get("attention_mask"), kwargs.get("position_ids"), read_cache(kwargs), is_visual
         )
         if mask is not None:
             kwargs["attention_mask"] = mask
         if kept is not None:
-            places = spread_values(is_image, torch.cat(kept.places))
-            positions = positions + shift_positions(is_image, places, self.count, self.count + self.left_out)
+            places = spread_values(is_visual, torch.cat(kept.places))
+            positions = positions + shift_positions(is_visual, places, self.count, self.count + self.left_out)
         kwargs["position_ids"] = positions
 
     def continue_positions(
@@ -67,11 +67,14 @@ class PositionKeeper:
     ) -> dict[str, Any]:
         """Around `prepare_inputs_for_generation`: tokens without their images stand behind all patches."""
         inputs = original(input_ids, *args, **kwargs)
-        if inputs.get("pixel_values") is not None or inputs.get("mm_encoder_outputs"):
+        for name in ("pixel_values", "pixel_values_videos"):
+            if inputs.get(name) is not None:
+                return inputs
+        if inputs.get("mm_encoder_outputs"):
             return inputs
         positions = count_last_positions(inputs, kwargs.get("attention_mask"), input_ids)
-        is_image, _ = split_placeholders(input_ids, self.model.config, None)
-        images = is_image.sum(1, keepdim=True) // self.count
+        is_image, is_video = split_placeholders(input_ids, self.model.config, None)
+        images = (is_image | is_video).sum(1, keepdim=True) // self.count
         return {**inputs, "position_ids": positions + images * self.left_out}
 
 
@@ -80,13 +83,13 @@ class GridPositionKeeper:
     """Positions (time, row, column) of one model: those of the sequence that has all patches.
 
     They are asked for before images are encoded, too, as `generate` does: tokens then stand at the first
-    patches of their image, and the forward that has encoded it puts them right."""
+    patches of their image or frame, and the forward that has encoded it puts them right."""
 
     compressor: Compressor
     merge: int  # patches of a side that are one position to the model
     kept: KeptPatches | None = None  # of the forward that runs, where it asks for positions itself
 
-    def keep_positions(self, kwargs: Kwargs, is_image: Tensor, kept: KeptPatches | None) -> None:
+    def keep_positions(self, kwargs: Kwargs, is_visual: Tensor, kept: KeptPatches | None) -> None:
         """As `PositionKeeper`'s; without `position_ids` the model asks for them."""
         self.kept = None
         positions = kwargs.get("position_ids")
@@ -96,8 +99,8 @@ class GridPositionKeeper:
             self.kept = kept
             return
         starts, offsets = locate_on_grids(kept)
-        beams = int(is_image.sum()) // len(starts)  # `generate` repeats each row so many times
-        rows, columns = is_image[::beams].nonzero(as_tuple=True)  # of all visual tokens
+        beams = int(is_visual.sum()) // len(starts)  # `generate` repeats each row so many times
+        rows, columns = is_visual[::beams].nonzero(as_tuple=True)  # of all visual tokens
         first_of_image = starts.to(rows.device)
         own = positions[:, ::beams].clone()  # (3 or 4, B, T): text's, where it is there, comes first
         begins = own[-3:, rows[first_of_image], columns[first_of_image]]  # (3, visual tokens)
@@ -105,20 +108,30 @@ class GridPositionKeeper:
         kwargs["position_ids"] = own.repeat_interleave(beams, 1)
 
     def index_positions(
-        self, original: Callable[..., Any], ids: Tensor, types: Tensor, sizes: Tensor, options: dict[str, Any]
+        self,
+        original: Callable[..., Any],
+        ids: Tensor,
+        types: Tensor,
+        image_sizes: Tensor | None,
+        video_sizes: Tensor | None,
+        options: dict[str, Any],
     ) -> Any:
         """Around `get_rope_index`: the positions (3, B, T) of the tokens that are there, and by how much a
-        row's next position is beyond its length (B, 1). ids, types (B, T); sizes (I, 3) in patches."""
+        row's next position is beyond its length (B, 1). ids, types (B, T); sizes (I, 3) and (V, 3) in
+        patches, times first."""
         mask = options.pop("attention_mask", None)
         is_there = torch.ones_like(ids) if mask is None else mask.long()
-        sources, targets = self._spread_rows((types * is_there).tolist(), sizes.tolist())
+        sizes = {IMAGE_TYPE: list_frames(image_sizes), VIDEO_TYPE: list_frames(video_sizes)}
+        sources, targets = self._spread_rows((types * is_there).tolist(), sizes)
         source_index = pad_sequence(sources, batch_first=True).to(ids.device)
         is_full = pad_sequence([torch.ones_like(source) for source in sources], batch_first=True)
         full_mask = is_full.to(ids.device) * is_there.gather(1, source_index)
+        for name, grids in (("image_grid_thw", image_sizes), ("video_grid_thw", video_sizes)):
+            if grids is not None:
+                options[name] = torch.cat([grids[:, :1], grids[:, 1:] * self.merge], 1)
         positions, deltas = original(
             ids.gather(1, source_index),
             mm_token_type_ids=types.gather(1, source_index),
-            image_grid_thw=torch.cat([sizes[:, :1], sizes[:, 1:] * self.merge], 1),
             attention_mask=full_mask,
             **options,
         )
@@ -127,33 +140,58 @@ class GridPositionKeeper:
         return positions.gather(2, index), deltas + left_out.to(deltas.device)
 
     def _spread_rows(
-        self, types: list[list[int]], sizes: list[list[int]]
+        self, types: list[list[int]], sizes: dict[int, list[tuple[int, int]]]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Rows with a token for every patch: of each the tokens that its own are copies of, and where in it
-        each of the row's tokens is."""
+        each of the row's tokens is. `sizes` of images and of frames, by the types of their tokens."""
         kept, self.kept = self.kept, None
         sources: list[Tensor] = []
         targets: list[Tensor] = []
-        image = 0
+        unread = {kind: iter(sizes_of_kind) for kind, sizes_of_kind in sizes.items()}
+        number = 0  # of images and frames, in the order of the batch
         for row_types in types:
             source: list[int] = []
             target: list[int] = []
             while len(target) < len(row_types):
                 column = len(target)
-                if row_types[column] != IMAGE_TYPE:
+                if row_types[column] not in unread:
                     target.append(len(source))
                     source.append(column)
                     continue
-                _, height, width = sizes[image]
+                height, width = next(unread[row_types[column]])
                 places = list(range(self.compressor.num_tokens(height, width)))
                 if kept is not None:
-                    places = kept.places[image].tolist()
+                    places = kept.places[number].tolist()
                 target += [len(source) + place for place in places]
                 source += [column] * (height * width)
-                image += 1
+                number += 1
             sources.append(torch.tensor(source))
             targets.append(torch.tensor(target))
         return sources, targets
+
+
+def shrink_grids(compressor: Compressor, merge: int, sizes: Tensor, as_rows: bool = False) -> Tensor | None:
+    """Grids of patches (n, 3), times first -> those of a compressor's tokens, each `merge` patches by side;
+    None where a token has no place, or `as_rows` one row of tokens."""
+    grids: list[tuple[int, int]] = []
+    for _, height, width in sizes.tolist():
+        grid = compressor.out_grid(height, width)
+        if grid is None and as_rows:
+            grid = (1, compressor.num_tokens(height, width))
+        if grid is None:
+            return None
+        grids.append(grid)
+    return torch.cat([sizes[:, :1], sizes.new_tensor(grids) * merge], 1)
+
+
+def list_frames(grids: Tensor | None) -> list[tuple[int, int]]:
+    """(height, width) of every image, or frame, of grids (n, 3)."""
+    sizes: list[tuple[int, int]] = []
+    if grids is None:
+        return sizes
+    for times, height, width in grids.tolist():
+        sizes += [(height, width)] * times
+    return sizes
 
 
 def locate_on_grids(kept: KeptPatches) -> tuple[Tensor, Tensor]:
@@ -169,10 +207,10 @@ def locate_on_grids(kept: KeptPatches) -> tuple[Tensor, Tensor]:
     return torch.cat(starts), torch.cat(offsets, 1)
 
 
-def spread_values(is_image: Tensor, values: Tensor) -> Tensor:
+def spread_values(is_visual: Tensor, values: Tensor) -> Tensor:
     """Values (visual tokens,) at the placeholders (B, T) that they belong to; of beams each has its row's."""
-    beams = int(is_image.sum()) // len(values)  # `generate` repeats each row so many times
-    is_own = is_image[::beams]
+    beams = int(is_visual.sum()) // len(values)  # `generate` repeats each row so many times
+    is_own = is_visual[::beams]
     spread = torch.zeros_like(is_own, dtype=torch.long)
     spread[is_own] = values.to(spread.device)
     return spread.repeat_interleave(beams, 0)

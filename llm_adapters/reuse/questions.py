@@ -146,31 +146,31 @@ class QuestionReader:
         with self.note_prompt(ids, model_kwargs.get("mm_token_type_ids")):
             return original(*args, **kwargs)
 
-    def list_questions(self, counts: Sequence[int]) -> list[str]:
-        """Of images that have so many placeholders each, in their order in the prompt. UsageError where the
-        prompt is not there, or has other placeholders."""
+    def list_questions(self, counts: Sequence[int], of_videos: bool = False) -> list[str]:
+        """Of images, or videos, that have so many placeholders each, in their order in the prompt. UsageError
+        where the prompt is not there, or has other placeholders."""
         ids = self._ids
         if ids is None:
             raise UsageError(
                 "the compressor reads the question, and images came without its ids; give input_ids together "
                 "with pixel_values"
             )
-        is_image, _ = split_placeholders(ids, self.config, self._types)
-        beams = max(
-            1, int(is_image.sum()) // max(1, sum(counts))
-        )  # `generate` repeats each row so many times
+        is_image, is_video = split_placeholders(ids, self.config, self._types)
+        word, is_placeholder = ("video", is_video) if of_videos else ("image", is_image)
+        beams = max(1, int(is_placeholder.sum()) // max(1, sum(counts)))  # `generate` repeats each row
         ids = ids[::beams]
-        is_image = is_image[::beams]
-        if int(is_image.sum()) != sum(counts):
+        is_visual = (is_image | is_video)[::beams]
+        is_placeholder = is_placeholder[::beams]
+        if int(is_placeholder.sum()) != sum(counts):
             raise UsageError(
-                f"the text has {int(is_image.sum())} image placeholders but its images make {sum(counts)} "
-                "visual tokens; make inputs with the processor that was given to `attach`"
+                f"the text has {int(is_placeholder.sum())} {word} placeholders but its {word}s make "
+                f"{sum(counts)} visual tokens; make inputs with the processor that was given to `attach`"
             )
         firsts = list(accumulate(counts[:-1], initial=0))
-        places = is_image.nonzero()[firsts].tolist()
+        places = is_placeholder.nonzero()[firsts].tolist()
         questions = []
         for row, column in places:
-            text, place = self._write_row(ids[row], is_image[row], column)
+            text, place = self._write_row(ids[row], is_visual[row], column)
             question = cut_question(text, place, self.words)
             if not question.is_framed:
                 self._warn_of_other_words()
@@ -188,20 +188,22 @@ class QuestionReader:
             stacklevel=2,
         )
 
-    def _write_row(self, ids: Tensor, is_image: Tensor, column: int) -> tuple[str, int]:
+    def _write_row(self, ids: Tensor, is_visual: Tensor, column: int) -> tuple[str, int]:
         """The text of a row (T,) without its placeholders, and where in it the image at `column` stands."""
-        before = self.tokenizer.decode(ids[:column][~is_image[:column]], skip_special_tokens=False)
-        behind = self.tokenizer.decode(ids[column:][~is_image[column:]], skip_special_tokens=False)
+        before = self.tokenizer.decode(ids[:column][~is_visual[:column]], skip_special_tokens=False)
+        behind = self.tokenizer.decode(ids[column:][~is_visual[column:]], skip_special_tokens=False)
         return before + IMAGE_SIGN + behind, len(before)
 
     def _strip_signs(self, text: str) -> str:
         """A text without special tokens and what a processor writes for images."""
         return " ".join(self.signs.sub(" ", text).split())
 
-    def embed_questions(self, counts: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor]:
-        """The questions of images with so many placeholders each (n, M, E), where `like` is, and which of
-        the M words or pieces of each there are, (n, M)."""
-        embedded, is_there = self.embed_texts(self.list_questions(counts), like.device)
+    def embed_questions(
+        self, counts: Sequence[int], like: Tensor, of_videos: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """The questions of images, or videos, with so many placeholders each (n, M, E), where `like` is, and
+        which of the M words or pieces of each there are, (n, M)."""
+        embedded, is_there = self.embed_texts(self.list_questions(counts, of_videos), like.device)
         return embedded.to(like.device), is_there.to(like.device)
 
     def embed_texts(self, texts: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from llm_adapters.reuse.parts import VisualParts
 
 
+def take_features(module: nn.Module, features: Tensor) -> Tensor:  # noqa: ARG001
+    """Features as they come, in the place of what a module makes of them."""
+    return features
+
+
 class RawInstead:
     """While images are encoded, patch features instead of the model's own reduction; with a compressor's
     levels and cues beside them in the channels."""
@@ -29,25 +34,26 @@ class RawInstead:
         base, _ = parts._outside
         patch_features = features
         if parts.family.features is not None:
-            patch_features = parts._raw[0]
+            patch_features = parts.merge_times(parts._raw[0])
             levels.append(patch_features)
         # at the projector; what comes before it, a method of the base, would have them a second time
         if self.owner is not base:
             patches = patch_features.shape[-2]
             for index in parts._levels.values():
-                level = parts._raw[index][..., -patches:, :]  # CLS comes first
+                level = parts.merge_times(parts._raw[index])[..., -patches:, :]  # CLS comes first
                 levels.append(level.reshape(*patch_features.shape[:-1], -1))
             for cue in parts.cue_reader.compute_cues():
                 levels.append(cue[..., -patches:, :].reshape(*patch_features.shape[:-1], -1))
         raw: Any = self.raw(self.owner, features, *levels)
-        if parts.family.keeps_raw:
+        if parts.encoded_kind.keeps_raw:
             parts._kept = raw
             return original(*args, **kwargs)
         return raw
 
 
 class RawLevel(RawInstead):
-    """The same at a merger of DeepStack, which later levels come after."""
+    """The same at a merger of DeepStack, which later levels come after, and where frames are pooled before
+    the projector."""
 
     def __call__(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self.parts._raw is None:

@@ -61,6 +61,11 @@ class Wrapping:
         wrapped = WrappedMethod(around, getattr(owner, name))
         setattr(owner, name, wrapped)
 
+    def add_method(self, owner: object, name: str, method: Callable[..., Any]) -> None:
+        """`owner.name`, which it has not, becomes `method`."""
+        self.before.append((owner, name, None))
+        setattr(owner, name, method)
+
     def unwrap_all(self) -> None:
         """All methods as they were, and no hooks."""
         for handle in self.handles:
@@ -75,19 +80,22 @@ class Wrapping:
 
 
 def encode_pixels(base: ImageEncoder, kwargs: Kwargs) -> Kwargs:
-    """Arguments of a model's forward, with its images gone through the tower as `generate` does it on its
-    own: `mm_encoder_outputs` in the place of `pixel_values`, and of `pixel_values_videos` beside them.
-    Unchanged before transformers 5.18, whose models take no such argument."""
+    """Arguments of a model's forward, with its images and videos gone through the tower as `generate` does it
+    on its own: `mm_encoder_outputs` in the place of `pixel_values` and `pixel_values_videos`. Unchanged
+    before transformers 5.18, whose models take no such argument, and for videos that no method encodes."""
     takes_outputs = "mm_encoder_outputs" in inspect.signature(base.forward).parameters
-    videos = kwargs.get("pixel_values_videos")
-    has_own_videos = videos is not None and not hasattr(base, "get_video_features")
-    if kwargs.get("pixel_values") is None or not takes_outputs or has_own_videos:
+    has_images = kwargs.get("pixel_values") is not None
+    has_videos = kwargs.get("pixel_values_videos") is not None
+    encodes_videos = hasattr(base, "get_video_features")
+    if not takes_outputs or not (has_images or has_videos) or (has_videos and not encodes_videos):
         return kwargs
     outputs = dict(kwargs.get("mm_encoder_outputs") or {})
-    outputs["image"] = call_with_known_names(base.get_image_features, kwargs)
-    encoded = {**kwargs, "pixel_values": None}
-    if videos is not None:
-        # the model takes both as they are, or neither
+    encoded = dict(kwargs)
+    # the model takes both as they are, or neither
+    if has_images:
+        outputs["image"] = call_with_known_names(base.get_image_features, kwargs)
+        encoded["pixel_values"] = None
+    if has_videos:
         outputs["video"] = call_with_known_names(base.get_video_features, kwargs)
         encoded["pixel_values_videos"] = None
     encoded["mm_encoder_outputs"] = outputs
@@ -101,15 +109,16 @@ def call_with_known_names(encode: Callable[..., ModelOutput], kwargs: Kwargs) ->
     return encode(**arguments, return_dict=True)
 
 
-def check_placeholders(is_image: Tensor, has_images: bool) -> None:
-    """UsageError for a prompt whose placeholders come without images, as transformers' chunked prefill had it
-    before 5.18. A single token may be a placeholder that the model has said itself."""
-    if has_images or is_image.shape[1] == 1:
+def check_placeholders(is_placeholder: Tensor, has_pixels: bool, word: str = "image") -> None:
+    """UsageError for a prompt whose placeholders, of images or videos, come without these, as transformers'
+    chunked prefill had it before 5.18. A single token may be a placeholder that the model has said itself."""
+    if has_pixels or is_placeholder.shape[1] == 1:
         return
-    if is_image.any():
+    if is_placeholder.any():
+        argument = "pixel_values" if word == "image" else "pixel_values_videos"
         raise UsageError(
-            f"the text has {int(is_image.sum())} image placeholders but no images came with it; "
-            "give pixel_values, and generate without prefill_chunk_size"
+            f"the text has {int(is_placeholder.sum())} {word} placeholders but no {word}s came with it; "
+            f"give {argument}, and generate without prefill_chunk_size"
         )
 
 

@@ -34,6 +34,7 @@ SPECIALS = [
     *(f"<IMG_{name}>" for name in ("START", "ATOM", "GRID", "COL", "ROW", "END")),
     *(f"<row_{i}_col_{j}>" for i in (1, 2) for j in (1, 2)),
     *SOUNDS.values(),
+    *(f"<|{place}_of_{medium}|>" for place in ("begin", "end") for medium in ("image", "video")),
 ]
 CHAT = (
     "{% for m in messages %}{{ m['role'] }}: {% if m['content'] is string %}{{ m['content'] }}{% else %}"

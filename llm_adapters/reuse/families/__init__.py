@@ -13,9 +13,18 @@ from compressors.errors import UsageError
 from compressors.registry import find_entry_points, loading_error
 from connectors.versions import is_at_least
 from llm_adapters.reuse.families import crops, grids, patches, sizes, tiles
-from llm_adapters.reuse.families.family import ModelFamily, PatchGrid, RawFunction
+from llm_adapters.reuse.families.family import ModelFamily, PatchGrid, RawFunction, VideoFrames
 
-__all__ = ["FAMILIES", "GROUP", "ModelFamily", "PatchGrid", "RawFunction", "find_family", "list_families"]
+__all__ = [
+    "FAMILIES",
+    "GROUP",
+    "ModelFamily",
+    "PatchGrid",
+    "RawFunction",
+    "VideoFrames",
+    "find_family",
+    "list_families",
+]
 
 GROUP = "slothkit.families"
 FAMILIES: dict[str, ModelFamily] = {

@@ -16,6 +16,7 @@ from compressors.errors import UsageError
 from llm_adapters.reuse.families.family import (
     ModelFamily,
     PatchGrid,
+    VideoFrames,
     read_feature_layer,
     read_patch_size,
 )
@@ -321,5 +322,6 @@ PERCEPTION_LM = replace(
     grid=attrgetter("vision_tower.timm_model.patch_embed.grid_size"),
     patch_size=attrgetter("vision_tower.timm_model.patch_embed.patch_size"),
     blocks=attrgetter("timm_model.blocks"),
+    videos=VideoFrames(make_timm_maps, flatten_crops),
     since=TRIED,
 )

@@ -9,7 +9,7 @@ its language modeling head.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -112,6 +112,26 @@ class DeepStack:
 
 
 @dataclass(frozen=True)
+class VideoFrames:
+    """How the frames of a video go through the compressor, where the model encodes videos apart from images.
+    A frame is what has placeholders of its own: a patch of time, of two frames or more in some families.
+
+    maps, pack     as a family's, of a video, whose frames are its crops; arguments have the names of images'
+    pooling        path of a module that makes frames smaller before the projector: the compressor is in its
+                   place
+    keeps_raw      as a family's, (frames, patches, C) of all videos
+    mean_of_time   the mean over the frames that become one (frames of all, patches, C), by the grids (n, 3)
+    """
+
+    maps: Callable[..., Tensor]
+    pack: Callable[..., Tensor]
+    pooling: str | None = None
+    keeps_raw: bool = False
+    mean_of_time: Callable[[Tensor, Tensor], Tensor] | None = None
+    whole_images: ClassVar[bool] = True  # a query module reads a video as one
+
+
+@dataclass(frozen=True)
 class ModelFamily:
     """Paths are below `base`. `maps` and `pack` get `base`, an entry of `pooler_output` or its tokens, the
     arguments of `get_image_features` and the entry's index; an entry is an image or, with Idefics, a row.
@@ -139,8 +159,8 @@ class ModelFamily:
                    image of its own size, pixels of a patch, its blocks
     whole_images   `pack` mixes the crops of an image
     rope           positions follow the grid
-    takes_videos   videos go through the model as before, or their frames as images do; False: they would be
-                   compressed, or counted, as images are, but not both, and are refused
+    videos         how frames are compressed; None: videos that the model encodes apart are refused. Frames
+                   that a processor gives as images need nothing
     keeps_names    weights are saved under the names of their modules: the renaming to older ones that
                    transformers does for the family would take attached parts along
     since          the oldest transformers in which it can be done
@@ -171,6 +191,6 @@ class ModelFamily:
     blocks: Callable[[Any], Sequence[nn.Module]] = find_tower_blocks
     whole_images: bool = False
     rope: bool = False
-    takes_videos: bool = True
+    videos: VideoFrames | None = None
     keeps_names: bool = False
     since: str = "5.0"

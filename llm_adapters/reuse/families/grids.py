@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llm_adapters.reuse.families.crops import TRIED, flatten_crops
-from llm_adapters.reuse.families.family import DeepStack, ModelFamily, read_tower_dim
+from llm_adapters.reuse.families.family import DeepStack, ModelFamily, VideoFrames, read_tower_dim
 
 
 class QwenMerger(Protocol):
@@ -114,6 +114,9 @@ def read_embed_dim(base: PreTrainedModel) -> int:
     return base.config.vision_config.embed_dim
 
 
+# A video is a grid of several times.
+GRID_FRAMES = VideoFrames(unmerge_windows, flatten_crops)
+
 # The tower works in an order of windows; positions follow the grids.
 QWEN2_VL = ModelFamily(
     projector="visual.merger",
@@ -126,6 +129,7 @@ QWEN2_VL = ModelFamily(
     processor="grid",
     dim=read_embed_dim,
     rope=True,
+    videos=GRID_FRAMES,
     since="5.10",  # before, its processor cannot be told the counts
 )
 QWEN2_5_VL = replace(QWEN2_VL, dim=read_tower_dim)
@@ -145,7 +149,7 @@ QWEN3_VL = ModelFamily(
     deepstack=DeepStack("visual.deepstack_merger_list", group_deepstack_windows, apply_deepstack_merger),
     processor="grid",
     rope=True,
-    takes_videos=False,
+    videos=GRID_FRAMES,
     since=TRIED,
 )
 
@@ -164,5 +168,6 @@ GLM4V = ModelFamily(
     features="visual.post_layernorm",
     processor="grid",
     rope=True,
+    videos=GRID_FRAMES,
     since=TRIED,
 )

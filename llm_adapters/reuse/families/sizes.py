@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llm_adapters.reuse.families.crops import CROPS, TRIED, flatten_crops
-from llm_adapters.reuse.families.family import ModelFamily, read_patch_size
+from llm_adapters.reuse.families.family import ModelFamily, VideoFrames, read_patch_size
 
 
 class PatchMerger(Protocol):
@@ -89,6 +89,18 @@ def make_kimi_maps(
     return entry.reshape(1, int(height), int(width), -1)
 
 
+def average_times(features: Tensor, grids: Tensor) -> Tensor:
+    """Patches (all frames' patches, C) of pieces of videos, whose grids (n, 3) are times, rows and columns ->
+    (patches, C) with one time a piece."""
+    averaged = []
+    sizes = grids.tolist()
+    counts = [times * height * width for times, height, width in sizes]
+    for piece, (times, _, _) in zip(features.split(counts), sizes):
+        of_time = piece.float().unflatten(0, (times, -1))  # float: as the model does it
+        averaged.append(of_time.mean(0).to(features.dtype))
+    return torch.cat(averaged)
+
+
 # LLaVA with a Pixtral tower: no reduction of its own.
 PIXTRAL = replace(CROPS, maps=make_sized_maps, processor="sizes", since=TRIED)
 
@@ -113,7 +125,7 @@ KIMI_K25 = ModelFamily(
     pack=flatten_crops,
     features="vision_tower.final_layernorm",
     processor="grid",
-    takes_videos=False,
+    videos=VideoFrames(make_kimi_maps, flatten_crops, mean_of_time=average_times),
     keeps_names=True,
     since=TRIED,
 )

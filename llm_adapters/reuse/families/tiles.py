@@ -12,8 +12,8 @@ from torch.nn.functional import interpolate
 from transformers import PreTrainedModel
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
-from llm_adapters.reuse.families.crops import LLAVA, TRIED
-from llm_adapters.reuse.families.family import PatchGrid
+from llm_adapters.reuse.families.crops import LLAVA, TRIED, flatten_crops
+from llm_adapters.reuse.families.family import PatchGrid, VideoFrames, read_native_grid
 
 # LLaVA-OneVision shrinks a picture that has more tokens than its most by this factor, by side
 MOST_RATIO = 1.1
@@ -88,6 +88,31 @@ def end_rows(base: PreTrainedModel, picture: Tensor) -> Tensor:
     return rearrange(picture, "d h w -> (h w) d")
 
 
+def make_frame_maps(
+    base: PreTrainedModel,
+    entry: Tensor,
+    arguments: Mapping[str, Any],
+    index: int,  # noqa: ARG001
+) -> Tensor:
+    """The patches of a video's frames, of each perhaps with a CLS token before them, -> (frames, H, W, C)."""
+    frames = arguments["pixel_values"].shape[1]
+    height, width = read_native_grid(base)
+    patches = entry.reshape(frames, -1, entry.shape[-1])[:, -height * width :]
+    return rearrange(patches, "n (h w) c -> n h w c", h=height)
+
+
+def join_frames(
+    base: PreTrainedModel,
+    tokens: Tensor,
+    arguments: Mapping[str, Any],  # noqa: ARG001
+    index: int,  # noqa: ARG001
+    grid: PatchGrid | None,  # noqa: ARG001
+) -> Tensor:
+    """(frames, N, D) -> (frames * N + 1, D): LLaVA-OneVision ends a video with a newline."""
+    newline = base.get_parameter("image_newline").to(tokens)
+    return torch.cat([tokens.flatten(0, 1), newline.unsqueeze(0)])
+
+
 # The model's own packing wants tiles of as many tokens as patches.
 LLAVA_NEXT = replace(
     LLAVA,
@@ -97,14 +122,19 @@ LLAVA_NEXT = replace(
     whole_images=True,
 )
 
-# The same for images; videos stay as they are.
-LLAVA_NEXT_VIDEO = replace(LLAVA_NEXT, since=TRIED)
+# The same for images; the frames of a video are pooled before the projector.
+LLAVA_NEXT_VIDEO = replace(
+    LLAVA_NEXT,
+    videos=VideoFrames(make_frame_maps, flatten_crops, pooling="vision_resampler"),
+    since=TRIED,
+)
 
-# Pictures of many tiles are shrunk; of several images in a row each is one crop.
+# Pictures of many tiles are shrunk; of several images in a row each is one crop. Frames are
+# pooled behind the projector, before the newline, which is as wide as the LLM.
 LLAVA_ONEVISION = replace(
     LLAVA_NEXT,
     pack=join_tiles_of_onevision,
     processor="newline_tiles",
-    takes_videos=False,
+    videos=VideoFrames(make_frame_maps, join_frames, keeps_raw=True),
     since=TRIED,
 )

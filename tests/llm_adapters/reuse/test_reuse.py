@@ -284,9 +284,10 @@ def test_wrong_count_names_both_numbers(family):
     reuse.attach(model, processor, **SAP)
     right = inputs(processor, [(prompt(family), [picture(1)])])
     old, new = ((b["input_ids"] == model.config.image_token_id).sum().item() for b in (batch, right))
-    with pytest.raises(UsageError, match=f"{old} image placeholders .* {new} visual tokens") as caught:
-        model(**batch)
-    assert "\n" not in str(caught.value) and old != new
+    for call in (model, model.generate):
+        with pytest.raises(UsageError, match=f"{old} image placeholders .* {new} visual tokens") as caught:
+            call(**batch)
+        assert "\n" not in str(caught.value) and old != new
 
 
 @pytest.mark.parametrize(

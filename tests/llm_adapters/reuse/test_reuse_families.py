@@ -181,12 +181,3 @@ def test_a_convolutional_tower_pads_images_of_other_sizes(family):
         after = model.model.get_image_features(pixels, return_dict=True).pooler_output
     assert after.shape[1] == 7 * 8
     torch.testing.assert_close(after, before)
-
-
-@pytest.mark.parametrize("family", family_params("perception_lm"))
-def test_videos_that_are_encoded_as_images_are_refused(family):
-    model, processor = make_model(family), make_processor(family)
-    reuse.attach(model, processor, **SAP)
-    batch = inputs(processor, two_rows(family))
-    with pytest.raises(UsageError, match="encodes videos as images"):
-        model(**batch, pixel_values_videos=batch["pixel_values"])

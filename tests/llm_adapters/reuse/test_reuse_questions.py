@@ -119,6 +119,19 @@ def test_the_tower_is_trained_through_what_is_kept(sources, name):
 
 
 @every_name
+def test_several_images_in_a_row_have_newlines_and_a_question(sources, name):
+    """LLaVA-OneVision's, each of which is one crop with a newline behind it."""
+    model, processor = attach("llava_onevision", name, sources["siglip"])
+    text = f"user: <image><image>{WORDS[0]}\nassistant:"
+    batch = inputs(processor, [(text, [picture(1), picture(2)])])
+    assert (batch["input_ids"] == model.config.image_token_id).sum() == 2 * (TOKENS + 1)
+    calls = record_inputs(model)
+    with torch.no_grad():
+        assert model(**batch).logits.isfinite().all()
+    assert len(calls[0][1]) == 2 and torch.equal(calls[0][1][0], calls[0][1][1])
+
+
+@every_name
 def test_a_question_decides_what_is_kept(sources, name):
     model, processor = attach("llava", name, sources["clip"])
     calls = record_inputs(model)
