@@ -87,6 +87,9 @@ class DataSettings:
         False, "read training rows while training: shards (DIR/*.parquet, *.jsonl, ./FOLDER, hf:NAME)"
     )
     shuffle_buffer: int = setting(1000, "rows of a stream that are in memory and shuffled together", low=1)
+    bad_rows: int = setting(
+        0, "rows of a stream that a process may leave out because they cannot be read", low=0
+    )
     images: str | None = setting(None, "image folder of the files; null: beside them")
     outside_images: bool = setting(False, "images may lie outside of the image folder: absolute names and ..")
     max_length: int = setting(512, "text tokens of a sample", low=8)

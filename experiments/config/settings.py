@@ -14,6 +14,10 @@ from experiments.config import signatures
 from experiments.config.schema import BLIND_COMPRESSOR, UNCOMPRESSED, WEIGHTED_ROLES, Config
 
 COUNTS = 2**31  # whole numbers stay below, for all that is counted in 32 bits
+STREAM_SETTINGS = (
+    "shuffle_buffer",
+    "bad_rows",
+)  # of data; other rows are read wholly, and shuffled all together
 QUERY_MODULE_SETTINGS = ("finetune.query_warmup", "evaluate.blank_queries")  # off where they are 0 or false
 
 
@@ -246,11 +250,12 @@ def check_streaming(config: Config, overridden_paths: Collection[str]) -> None:
     """UsageError for a stream of unknown length without a number of steps, and for settings that need all
     rows at once, or a stream."""
     if not config.data.streaming:
-        if "data.shuffle_buffer" in overridden_paths:
-            raise UsageError(
-                f"data.shuffle_buffer={config.data.shuffle_buffer}: is of streamed data, other rows are "
-                "shuffled all together; leave it out, or set data.streaming=true"
-            )
+        for name in STREAM_SETTINGS:
+            if f"data.{name}" in overridden_paths:
+                raise UsageError(
+                    f"data.{name}={getattr(config.data, name)}: is for streamed data; leave it out, or set "
+                    "data.streaming=true"
+                )
         return
     for stage in ("pretrain", "finetune") if config.aligns else ("finetune",):
         section = getattr(config, stage)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,6 +61,8 @@ class SampleImages:
 
 class ConversationDataset(Dataset):
     """LLaVA samples as encoded rows with their images."""
+
+    bad_rows = 0  # that may be left out of steps: samples in memory have been checked
 
     def __init__(self, samples: Sequence[llava.Sample], images: SampleImages, max_length: int | None = None):
         self.samples = samples
@@ -179,6 +181,14 @@ def check_step_rows(rows: int, pieces: int, world: int) -> None:
         )
 
 
+class StepRows(NamedTuple):
+    """The rows of a step with their keys, and what is wrong with those that were left out."""
+
+    keys: list[Any]
+    rows: list[Row]
+    faults: list[str]
+
+
 class StepLoader:
     """Micro-batches of optimiser steps from step `start` on: each step's rows are sorted by length and cut
     into `accumulate` pieces. Of several processes, number `rank` of `world` reads its share of each step;
@@ -215,7 +225,26 @@ class StepLoader:
 
     def read_step(self, keys: Sequence[Any]) -> list[dict[str, Any]]:
         """The micro-batches of a step's samples, by the keys that the order has for them."""
-        return self.cut_step([self.dataset[key] for key in keys])
+        step = self.read_rows(keys)
+        micro_batches = self.cut_step(step.rows)
+        if step.faults:
+            micro_batches[0]["faults"] = step.faults
+        return micro_batches
+
+    def read_rows(self, keys: Sequence[Any]) -> StepRows:
+        """A step's rows. UsageError for one that cannot be read, or where too few are left."""
+        step = StepRows([], [], [])
+        for key in keys:
+            try:
+                row = self.dataset[key]
+            except UsageError as error:
+                step.faults.append(str(error))
+                if not self.dataset.bad_rows or len(keys) - len(step.faults) < self.pieces:
+                    raise
+            else:
+                step.keys.append(key)
+                step.rows.append(row)
+        return step
 
     def cut_step(self, rows: list[Row]) -> list[dict[str, Any]]:
         """A step's rows -> its micro-batches."""

@@ -255,9 +255,14 @@ def open_training_stream(
     config: Config, stage: str, model: FlashSlothForConditionalGeneration, images: SampleImages
 ) -> tuple[StreamedDataset, StreamOrder]:
     """The rows of a stage that are read while it trains."""
-    left_out = count_left_out(model, images)
-    rules = make_rules(config)
-    dataset = StreamedDataset(images, config.data.max_length, rules, model.config.position_limit, left_out)
+    dataset = StreamedDataset(
+        images,
+        config.data.max_length,
+        make_rules(config),
+        positions=model.config.position_limit,
+        left_out=count_left_out(model, images),
+        bad_rows=config.data.bad_rows,
+    )
     return dataset, make_stream_order(config, stage, TRAINING_ROLES[stage])
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from compressors.errors import UsageError
 from experiments.config.schema import Config
-from experiments.data.loader import ConversationDataset, SampleImages
+from experiments.data.loader import ConversationDataset, Row, SampleImages
 from experiments.data.records import Sample
 from experiments.data.shares import read_weights
 from experiments.data.streaming.order import StreamEntry, StreamOrder
@@ -20,6 +20,7 @@ class StreamedDataset(ConversationDataset):
     positions  of the language model; None: any number
     left_out   of them a crop takes beside its tokens
     owner      whose rows they are, as an error begins; "": the cell's
+    bad_rows   that may be left out of steps
     """
 
     def __init__(
@@ -30,12 +31,23 @@ class StreamedDataset(ConversationDataset):
         positions: int | None = None,
         left_out: int = 0,
         owner: str = "",
+        bad_rows: int = 0,
     ):
         super().__init__((), images, max_length)
         self.rules = rules
         self.positions = positions
         self.left_out = left_out
         self.owner = owner
+        self.bad_rows = bad_rows
+
+    def __getitem__(self, key: Any) -> Row:
+        try:
+            return super().__getitem__(key)
+        except UsageError as error:
+            if self.bad_rows:
+                raise
+            advice = "data.bad_rows=N goes on from the last checkpoint, without up to N such rows"
+            raise UsageError(f"{error}; {advice}") from error
 
     def find_sample(self, key: Any) -> Sample:
         """The sample in a row."""

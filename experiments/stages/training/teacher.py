@@ -106,10 +106,12 @@ class TaughtLoader(StepLoader):
 
     def read_step(self, keys: Sequence[Any]) -> list[dict[str, Any]]:
         """The micro-batches of a step's samples."""
-        rows = [self.dataset[key] for key in keys]
-        micro_batches = self.cut_step(rows)
-        for micro_batch, places in zip(micro_batches, self.cut_rows(rows)):
-            piece = [keys[place] for place in places]
+        step = self.read_rows(keys)
+        micro_batches = self.cut_step(step.rows)
+        if step.faults:
+            micro_batches[0]["faults"] = step.faults
+        for micro_batch, places in zip(micro_batches, self.cut_rows(step.rows)):
+            piece = [step.keys[place] for place in places]
             micro_batch["taught"] = self.collate_taught(piece, micro_batch["labels"])
         return micro_batches
 

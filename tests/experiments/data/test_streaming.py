@@ -8,20 +8,26 @@ from factories import make_model, make_processor
 
 datasets = pytest.importorskip("datasets")
 
-from fakes import config, stages  # noqa: E402
-from shards import FEATURES, SIZES, WRITERS, make_row, write_lines, write_parquet  # noqa: E402
+from fakes import stages  # noqa: E402
+from shards import (  # noqa: E402
+    FEATURES,
+    SIZES,
+    WRITERS,
+    forget_shards,
+    make_row,
+    write_lines,
+    write_parquet,
+)
 
 from compressors.errors import UsageError  # noqa: E402
 from experiments.config.schema import OptimisationSettings  # noqa: E402
 from experiments.data import llava  # noqa: E402
 from experiments.data.loader import SampleImages, StepLoader  # noqa: E402
 from experiments.data.streaming import order as streaming_order  # noqa: E402
-from experiments.data.streaming import rows as streaming_rows  # noqa: E402
 from experiments.data.streaming.dataset import StreamedDataset  # noqa: E402
 from experiments.data.streaming.order import StreamEntry, StreamOrder  # noqa: E402
 from experiments.data.streaming.rows import RowRules, check_first_rows, parse_row  # noqa: E402
 from experiments.data.streaming.shards import open_stream  # noqa: E402
-from experiments.store import keys  # noqa: E402
 
 ROWS = sum(SIZES)
 RULES = RowRules(None, False, "</s>", "")
@@ -33,14 +39,7 @@ def caches(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     datasets.disable_progress_bars()
     yield
-    forget()
-
-
-def forget():
-    """Shards may have been written again."""
-    open_stream.cache_clear()
-    streaming_rows.list_first_rows.cache_clear()
-    keys.digest_stream.cache_clear()
+    forget_shards()
 
 
 def make_order(*entries, buffer=8, seed=0, batch_size=5, steps=40, weights=None):
@@ -275,99 +274,5 @@ def test_first_rows_are_looked_at_before_anything_runs(tmp_path):
     os.remove(tmp_path / "lines" / "1.png")
     with pytest.raises(UsageError, match=r"part-0.jsonl, line 3 \(id 1\): no image"):
         check_first_rows(lines, RULES)
-    forget()
+    forget_shards()
     check_first_rows(lines, RULES, with_images=False)  # of a blind row
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["data.streaming=true"], r"nobody knows how many rows a stream has; give pretrain.max_steps=STEPS"),
-        (["data.streaming=true", "compressor=none"], "give finetune.max_steps=STEPS"),
-        (
-            [*STEPS, "finetune.epochs=2"],
-            r"finetune.epochs=2: data.streaming=true trains finetune.max_steps=9",
-        ),
-        (
-            [*STEPS, "finetune.group_by_length=true"],
-            "finetune.group_by_length=true: needs the lengths of all",
-        ),
-        ([*STEPS, "preset=flashsloth"], "preset=flashsloth: finetune.group_by_length=true"),
-        (["data.shuffle_buffer=9"], r"data.shuffle_buffer=9: is of streamed data"),
-    ],
-)
-def test_settings_that_do_not_go_with_a_stream(overrides, message):
-    with pytest.raises(UsageError, match=message) as caught:
-        config(*overrides)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        ("train", "a split of picture_vqa is not streamed; give shards"),
-        ("{}/list.json", r"list.json: a JSON list cannot be streamed; write its samples as JSON lines"),
-        ("{}/mixed/*", r"files of .jsonl, .parquet cannot be streamed"),
-        ("{}/mixed/*.tar", "no such file"),
-        ("{}/nowhere", "no such folder; give shards"),
-        ("{}/mixed/empty.jsonl", r"empty.jsonl: no sample in it"),
-        ("{}/blank.jsonl", r"no sample in .*blank.jsonl"),
-        ("hf:{}/shards:trian", "no split 'trian'; did you mean 'train'"),
-        ("hf:a@b@c", "expected hf:NAME"),
-        ("{}/saved:train", "the folder has no splits"),
-    ],
-)
-def test_what_cannot_be_streamed(tmp_path, entry, message):
-    (tmp_path / "list.json").write_text('  [{"id": 1}]')
-    (tmp_path / "blank.jsonl").write_text("\n\n")
-    (tmp_path / "mixed").mkdir()
-    (tmp_path / "mixed" / "empty.jsonl").write_text("")
-    (tmp_path / "mixed" / "a.parquet").write_bytes(b"x")
-    write_parquet(tmp_path / "shards")
-    WRITERS["saved"](tmp_path / "saved")
-    entry = entry.format(tmp_path)
-    with pytest.raises(UsageError, match=message) as caught:
-        stages(*STEPS, f"data.pretrain={entry}", f"data.train={entry}")
-    assert "\n" not in str(caught.value) and str(caught.value).startswith("data.train")
-
-
-def test_a_calibrated_pruner_is_refused(tmp_path):
-    entry = write_parquet(tmp_path / "shards")
-    roles = [f"data.pretrain={entry}", f"data.train={entry}"]
-    stages(*STEPS, *roles, "prune=fastv")
-    with pytest.raises(UsageError, match="prune=fitprune: is calibrated on 64 rows of data.train"):
-        stages(*STEPS, *roles, "prune=fitprune")
-
-
-def test_keys_know_shards_and_buffer(tmp_path):
-    roles = []
-
-    def find_keys(*overrides):
-        forget()
-        planned = stages(*STEPS, *roles, *overrides)
-        assert set(planned) == {"data", "features test", "pretrain", "finetune", "evaluate"}
-        return planned["pretrain"].key, planned["finetune"].key
-
-    entry = write_parquet(tmp_path / "here")
-    roles += [f"data.pretrain={entry}", f"data.train={entry}"]
-    first = find_keys()
-    assert find_keys("data.shuffle_buffer=1000", "data.workers=3") == first
-    assert (
-        find_keys("preset=small", *[f"{stage}.batch_size=8" for stage in ("pretrain", "finetune")]) != first
-    )
-    for changed in (find_keys("data.shuffle_buffer=999"), find_keys("seed=1")):
-        assert changed[0] != first[0] and changed[1] != first[1]
-    weighted = find_keys("data.train_weights=[2]")
-    assert weighted[0] == first[0] and weighted[1] != first[1]
-    (tmp_path / "here").rename(tmp_path / "moved")
-    roles[:] = [role.replace("/here/", "/moved/") for role in roles]
-    assert find_keys() == first
-    os.utime(tmp_path / "moved" / "train-00003.parquet", (1, 1))
-    assert find_keys()[0] != first[0]
-
-
-def test_a_stream_is_read_as_a_blind_row_too(tmp_path):
-    entry = write_parquet(tmp_path / "shards")
-    planned = stages(*STEPS, "compressor=none", f"data.train={entry}")
-    assert set(planned) == {"data", "finetune", "evaluate"}
-    assert planned["finetune"].title == "finetune (streamed)"
