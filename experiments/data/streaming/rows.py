@@ -11,7 +11,8 @@ from compressors.reading import parse_json
 from experiments.config.schema import Config
 from experiments.data import llava, stored
 from experiments.data.records import Sample, parse_record
-from experiments.data.streaming.shards import Shard, count_row_bytes, open_stream, read_rows
+from experiments.data.streaming.reading import count_row_bytes, read_rows
+from experiments.data.streaming.shards import Shard, open_stream
 
 CHECKED_ROWS = 64  # of an entry, before anything runs
 

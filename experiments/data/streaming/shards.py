@@ -1,18 +1,17 @@
-"""The shards of a data set that is streamed, and their rows one by one. No torch.
+"""The shards of a data set that is streamed. No torch.
 
     FOLDER/*.parquet, FOLDER/*.jsonl        files by a pattern, or one file by its name
     FOLDER[:SPLIT]                          what `save_to_disk` has written, else shards in a folder, as
                                             `load_dataset` finds them; SPLIT is train
     hf:NAME[@REVISION][:CONFIG][:SPLIT]     what `load_dataset` finds by NAME, on the hub or in a folder
 
-Hugging Face's `datasets` finds, opens and reads them, on disk or on the hub. The order in which rows are
-drawn is ours (`order.py`).
+Hugging Face's `datasets` finds and opens them, on disk or on the hub. The order in which rows are drawn is
+ours (`order.py`).
 """
 
 import glob
-import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,14 +20,12 @@ from typing import Any, NamedTuple
 from compressors.errors import UsageError, quote, shorten_reason
 from compressors.reading import read_json_object
 from experiments.data import stored
-from experiments.data.stored import StreamedImage
 
 READERS = {".parquet": "parquet", ".jsonl": "text", ".json": "text", ".arrow": "arrow"}  # of `datasets`
 LINES_READER = "text"  # the library's own reader of JSON wants the same types in all rows
 LINES_SUFFIX = ".jsonl"
 PATTERN_CHARACTERS = "*?["
 ADDRESS = "://"  # in the names of files that are not on this machine
-ROWS_AT_ONCE = 64  # of a shard that are in memory as Python objects
 
 
 @dataclass(frozen=True)
@@ -192,61 +189,6 @@ def make_stream(entry: str, builder: Any, split: str, files: Sequence[str], line
     return OpenedStream(dataset, tuple(shards))
 
 
-def read_rows(shard: Shard, start: int = 0) -> Iterator[tuple[int, Any]]:
-    """(number, record) of a shard's rows from number `start` on, counted from 0; of JSON lines the text of
-    each that is not empty. UsageError for a shard that cannot be read."""
-    opened = open_stream(shard.entry)
-    one = opened.dataset.shard(num_shards=len(opened.shards), index=shard.number)
-    tables = one.with_format("arrow").iter(batch_size=ROWS_AT_ONCE)
-    first = 0
-    while True:
-        try:
-            table = next(tables, None)
-        # damaged files and broken connections raise anything
-        except Exception as error:
-            raise UsageError(f"{shard.name}: cannot be read ({shorten_reason(error)})") from error
-        if table is None:
-            return
-        skipped = min(max(0, start - first), len(table))
-        yield from list_rows(shard, table.slice(skipped), first + skipped, opened.dataset.features or {})
-        first += len(table)
-
-
-def list_rows(shard: Shard, table: Any, first: int, features: Any) -> Iterator[tuple[int, Any]]:
-    """(number, record) of a table (pyarrow) that begins with row `first` of a shard."""
-    if shard.lines:
-        [lines] = table.itercolumns()
-        for number, line in enumerate(lines.to_pylist(), first):
-            if line.strip():
-                yield number, line
-        return
-    columns = {name: table[name].to_pylist() for name in table.column_names}
-    for position in range(len(table)):
-        number = first + position
-        record: dict[str, Any] = {}
-        for name, values in columns.items():
-            value = values[position]
-            if name in features and stored.is_image_feature(features[name]):
-                value = list_streamed_images(value, shard.describe_row(number), name)
-            record[name] = value
-        yield number, record
-
-
-def list_streamed_images(cell: Any, place: str, column: str) -> list[Any]:
-    """What a record has for a cell of an image column: pictures, names of files, or None for a picture of
-    nothing."""
-    if cell is None:
-        return []
-    structs = cell if isinstance(cell, list) else [cell]
-    images: list[Any] = []
-    for number, struct in enumerate(structs):
-        if struct is None or struct["bytes"] is None:
-            images.append(struct and struct["path"])
-        else:
-            images.append(StreamedImage(struct["bytes"], place, column, number))
-    return images
-
-
 def describe_shards(shards: Sequence[Shard]) -> list[list[Any]]:
     """Name, size and time of each shard, for a key; of one on the hub its address, in which the commit
     stands."""
@@ -258,14 +200,3 @@ def describe_shards(shards: Sequence[Shard]) -> list[list[Any]]:
         stat = os.stat(shard.name)
         descriptions.append([os.path.basename(shard.name), stat.st_size, stat.st_mtime_ns])
     return descriptions
-
-
-def count_row_bytes(content: Any) -> int:
-    """About how large a record is: its texts and pictures."""
-    if isinstance(content, StreamedImage):
-        return len(content.encoded)
-    if isinstance(content, dict):
-        return sum(map(count_row_bytes, content.values()))
-    if isinstance(content, list):
-        return sum(map(count_row_bytes, content))
-    return len(content if isinstance(content, str) else json.dumps(content, default=str))
