@@ -168,8 +168,8 @@ def digest_data_file(
 
 
 @cache
-def digest_stream(entry: str, rules: RowRules, with_images: bool) -> dict[str, str]:
+def digest_stream(entry: str, rules: RowRules, with_images: bool, bad_rows: int = 0) -> dict[str, str]:
     """Describe data that are streamed for a key: their shards by name, size and time, on the hub by the
     commit. UsageError where there are none, or their first rows are wrong."""
-    check_first_rows(entry, rules, with_images)
+    check_first_rows(entry, rules, with_images, bad_rows)
     return {"shards": digest_value(describe_shards(open_stream(entry).shards))}

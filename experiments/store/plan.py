@@ -224,7 +224,8 @@ class Planner:
                 f"data.{role}=DIR/*.parquet, or leave data.streaming out"
             )
         try:
-            return keys.digest_stream(entry, make_rules(self.config), not self.config.blind)
+            rules = make_rules(self.config)
+            return keys.digest_stream(entry, rules, not self.config.blind, self.data.bad_rows)
         except UsageError as error:
             raise UsageError(f"data.{role}, streamed: {error}") from error
 

@@ -92,6 +92,8 @@ class StreamOrder:
 
     def iterate_batches(self, start: int = 0) -> Iterator[list[StreamedRow]]:
         """The rows of each step from `start` on."""
+        if start >= self.steps:
+            return
         size = self.rows_per_step
         first_row = start * size
         mark = self.find_mark(start)

@@ -76,15 +76,21 @@ def list_first_rows(entry: str) -> tuple[StreamedRow, ...]:
     return rows
 
 
-def check_first_rows(entry: str, rules: RowRules, with_images: bool = True) -> None:
-    """UsageError for what is wrong with the first rows of an entry, or with their pictures: a data set in
-    another format is found before anything runs."""
-    for row in list_first_rows(entry):
-        sample = parse_row(row, rules)
-        if not with_images:
-            continue
-        for number in range(len(sample.images)):
-            llava.read_image_size(sample, number)
+def check_first_rows(entry: str, rules: RowRules, with_images: bool = True, bad_rows: int = 0) -> None:
+    """UsageError for what is wrong with the first rows of an entry, or with their pictures, unless `bad_rows`
+    of them may be left out: a data set in another format is found before anything runs."""
+    rows = list_first_rows(entry)
+    faults = 0
+    for row in rows:
+        try:
+            sample = parse_row(row, rules)
+            if with_images:
+                for number in range(len(sample.images)):
+                    llava.read_image_size(sample, number)
+        except UsageError:
+            faults += 1
+            if faults > bad_rows or faults == len(rows):
+                raise
 
 
 def measure_row_bytes(entry: str) -> float:

@@ -128,6 +128,7 @@ def test_a_checkpoint_without_a_place_is_gone_on_with_by_reading_again(tmp_path,
     resumed = make_order(entry, steps=12)
     resumed.load_mark(content)
     assert list(resumed.iterate_batches(7)) == whole[7:]
+    assert not list(resumed.iterate_batches(12))
 
 
 def test_a_mark_reads_no_more_than_its_block(tmp_path, monkeypatch):
@@ -276,3 +277,8 @@ def test_first_rows_are_looked_at_before_anything_runs(tmp_path):
         check_first_rows(lines, RULES)
     forget_shards()
     check_first_rows(lines, RULES, with_images=False)  # of a blind row
+    check_first_rows(lines, RULES, bad_rows=1)
+    for path in (tmp_path / "lines").glob("*.png"):
+        path.unlink()
+    with pytest.raises(UsageError, match="no image"):
+        check_first_rows(lines, RULES, bad_rows=2)

@@ -10,6 +10,9 @@ from fakes import config, stages  # noqa: E402
 from shards import WRITERS, forget_shards, write_parquet  # noqa: E402
 
 from compressors.errors import UsageError  # noqa: E402
+from experiments.store.estimate import Estimator, MeasuredStage  # noqa: E402
+from experiments.store.store import Store  # noqa: E402
+from experiments.store.workload import derive_workload  # noqa: E402
 
 STEPS = ["data.streaming=true", "pretrain.max_steps=9", "finetune.max_steps=9"]
 
@@ -115,3 +118,15 @@ def test_a_stream_is_read_as_a_blind_row_too(tmp_path):
     planned = stages(*STEPS, "compressor=none", f"data.train={entry}")
     assert set(planned) == {"data", "finetune", "evaluate"}
     assert planned["finetune"].title == "finetune (streamed)"
+
+
+def test_a_stream_takes_as_long_as_its_steps(tmp_path):
+    """Whatever a pass over other data takes."""
+    entry = write_parquet(tmp_path / "shards")
+    streamed = stages(*STEPS, f"data.pretrain={entry}", f"data.train={entry}")["finetune"]
+    whole = stages("finetune.batch_size=8")["finetune"]
+    store = Store(tmp_path / "runs", runner=None)
+    measured = MeasuredStage(derive_workload(whole), seconds=20.0, steps=2)
+    estimator = Estimator([], store, [measured])
+    rows = 9 * streamed.config.finetune.batch_size
+    assert rows > 16 and estimator.estimate_seconds(streamed) == pytest.approx(20.0 / 16 * rows)
