@@ -21,11 +21,12 @@ from experiments.config.settings import (
     check_batches,
     check_parts,
     check_query_module_settings,
-    check_starts,
+    check_streaming,
     check_validation,
     check_weights,
     switch_off_query_module_settings,
 )
+from experiments.config.trained import check_starts
 
 BLIND_ROW = "blind"  # how the rows that a sweep adds by itself begin
 BLIND_SECTIONS = ("data", "llm", "prompt", "evaluate", "judge")  # what a cell without image depends on
@@ -113,6 +114,7 @@ def resolve_overrides(overrides: Mapping[str, str]) -> tuple[Config, set[str]]:
         if path not in overrides:
             assign_setting(config, path, value)
     check_batches(config)
+    check_streaming(config, overrides)
     check_starts(config)
     check_weights(config)
     check_validation(config)

@@ -66,7 +66,7 @@ class ImageSettings:
 @dataclass
 class DataSettings:
     """Training and test data: splits of an embedded data set, files (.json, .jsonl), or Hugging Face data
-    sets (./FOLDER of save_to_disk, hf:NAME)."""
+    sets (./FOLDER of save_to_disk, hf:NAME), read wholly before anything runs unless they are streamed."""
 
     dataset: str | None = setting(
         "picture_vqa", "embedded data set to write; null: files only", choices=list_dataset_choices
@@ -83,6 +83,13 @@ class DataSettings:
     )
     validation: list[str] = setting([], "looked at during stage 2 (validate.every), trained on by none")
     test: list[str] = setting(["test"], "evaluation: splits, files or data sets")
+    streaming: bool = setting(
+        False, "read training rows while training: shards (DIR/*.parquet, *.jsonl, ./FOLDER, hf:NAME)"
+    )
+    shuffle_buffer: int = setting(1000, "rows of a stream that are in memory and shuffled together", low=1)
+    bad_rows: int = setting(
+        0, "rows of a stream that a process may leave out because they cannot be read", low=0
+    )
     images: str | None = setting(None, "image folder of the files; null: beside them")
     outside_images: bool = setting(False, "images may lie outside of the image folder: absolute names and ..")
     max_length: int = setting(512, "text tokens of a sample", low=8)
@@ -100,7 +107,7 @@ class OptimisationSettings:
     lr: float = setting(1e-3, "peak learning rate", above=0)
     batch_size: int = setting(32, "rows of one optimiser step, over all devices and pieces", low=1)
     accumulate: int = setting(1, "how many pieces a step is computed in", low=1)
-    epochs: int = setting(1, "passes over the data", low=1)
+    epochs: int = setting(1, "passes over the data; a stream has max_steps alone", low=1)
     max_steps: int | None = setting(None, "stop after so many optimiser steps", low=1)
     warmup: float = setting(0.03, "share of the steps that warms up", low=0, below=1)
     weight_decay: float = setting(0.0, "AdamW's", low=0)
@@ -345,6 +352,10 @@ class Config:
     def caches_features(self) -> bool:
         """Whether the tower's features are kept on disk: not where it is trained or there is no image."""
         return self.tower.cache and not self.tower.train and not self.blind
+
+    def streams(self, role: str) -> bool:
+        """Whether the data of a role are read while a stage trains on them."""
+        return self.data.streaming and role in WEIGHTED_ROLES
 
     @property
     def projector_name(self) -> str:

@@ -14,6 +14,10 @@ from experiments.config import signatures
 from experiments.config.schema import BLIND_COMPRESSOR, UNCOMPRESSED, WEIGHTED_ROLES, Config
 
 COUNTS = 2**31  # whole numbers stay below, for all that is counted in 32 bits
+STREAM_SETTINGS = (
+    "shuffle_buffer",
+    "bad_rows",
+)  # of data; other rows are read wholly, and shuffled all together
 QUERY_MODULE_SETTINGS = ("finetune.query_warmup", "evaluate.blank_queries")  # off where they are 0 or false
 
 
@@ -224,34 +228,6 @@ def switch_off_query_module_settings(config: Config) -> None:
         assign_setting(config, path, settings[path].default)
 
 
-def check_starts(config: Config) -> None:
-    """UsageError for two models to start from, for a start or parts that no stage would take, and for a
-    teacher of a cell without images."""
-    if config.pretrain.init is not None and config.finetune.init is not None:
-        raise UsageError(
-            f"pretrain.init={shorten(config.pretrain.init)}: finetune.init="
-            f"{shorten(config.finetune.init)} leaves stage 1 out; set one of the two"
-        )
-    if config.blind and config.pretrain.init is not None:
-        raise UsageError(
-            f"pretrain.init={shorten(config.pretrain.init)}: compressor={BLIND_COMPRESSOR} has no stage 1; "
-            f"give finetune.init={shorten(config.pretrain.init)} finetune.init_parts=[llm]"
-        )
-    for stage, other in (("pretrain", config.finetune), ("finetune", config.pretrain)):
-        section = getattr(config, stage)
-        if section.init_parts and section.init is None and other.init is not None and not other.init_parts:
-            other_stage = "finetune" if stage == "pretrain" else "pretrain"
-            raise UsageError(
-                f"{stage}.init_parts={format_value(section.init_parts)}: the cell starts from {other_stage}."
-                f"init={shorten(other.init)}; give {other_stage}.init_parts"
-            )
-    if config.blind and config.has_teacher:
-        raise UsageError(
-            f"finetune.teacher={config.finetune.teacher}: compressor={BLIND_COMPRESSOR} sees no image that "
-            "the teacher sees; leave it out"
-        )
-
-
 def check_weights(config: Config) -> None:
     """UsageError for weights that are not one for each entry."""
     for role in WEIGHTED_ROLES:
@@ -278,6 +254,38 @@ def check_validation(config: Config) -> None:
             f"validate.score_every={score_every}: trainer.strategy=fsdp has a share of the weights in each "
             "process, which generates nothing; leave it out, or take trainer.strategy=ddp"
         )
+
+
+def check_streaming(config: Config, overridden_paths: Collection[str]) -> None:
+    """UsageError for a stream of unknown length without a number of steps, and for settings that need all
+    rows at once, or a stream."""
+    if not config.data.streaming:
+        for name in STREAM_SETTINGS:
+            if f"data.{name}" in overridden_paths:
+                raise UsageError(
+                    f"data.{name}={getattr(config.data, name)}: is for streamed data; leave it out, or set "
+                    "data.streaming=true"
+                )
+        return
+    for stage in ("pretrain", "finetune") if config.aligns else ("finetune",):
+        section = getattr(config, stage)
+        if section.max_steps is None:
+            raise UsageError(
+                f"data.streaming=true: nobody knows how many rows a stream has; give {stage}.max_steps=STEPS"
+            )
+        if f"{stage}.epochs" in overridden_paths:
+            raise UsageError(
+                f"{stage}.epochs={section.epochs}: data.streaming=true trains {stage}.max_steps="
+                f"{section.max_steps} steps, over as many passes as they take; leave it out"
+            )
+        if section.group_by_length:
+            source = ""
+            if f"{stage}.group_by_length" not in overridden_paths:
+                source = f"preset={config.preset}: "
+            raise UsageError(
+                f"{source}{stage}.group_by_length=true: needs the lengths of all rows, which nobody has with "
+                f"data.streaming=true; set {stage}.group_by_length=false"
+            )
 
 
 def check_batches(config: Config) -> None:

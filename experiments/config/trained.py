@@ -4,9 +4,11 @@ import re
 from functools import cache
 from pathlib import Path
 
-from compressors.errors import UnreachableError, UsageError, quote
+from compressors.command_line import format_value
+from compressors.errors import UnreachableError, UsageError, quote, shorten
 from compressors.registry import suggest
 from connectors.hub import find_folder
+from experiments.config.schema import BLIND_COMPRESSOR, Config
 from llm_adapters.saved import find_model_folder
 
 CELLS_FOLDER = "cells"  # below the output directory
@@ -62,3 +64,31 @@ def fetch_hub_model(name: str, revision: str | None, where: str) -> Path:
         raise UnreachableError(f"{where}: cannot be fetched: {error}") from error
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from error
+
+
+def check_starts(config: Config) -> None:
+    """UsageError for two models to start from, for a start or parts that no stage would take, and for a
+    teacher of a cell without images."""
+    if config.pretrain.init is not None and config.finetune.init is not None:
+        raise UsageError(
+            f"pretrain.init={shorten(config.pretrain.init)}: finetune.init="
+            f"{shorten(config.finetune.init)} leaves stage 1 out; set one of the two"
+        )
+    if config.blind and config.pretrain.init is not None:
+        raise UsageError(
+            f"pretrain.init={shorten(config.pretrain.init)}: compressor={BLIND_COMPRESSOR} has no stage 1; "
+            f"give finetune.init={shorten(config.pretrain.init)} finetune.init_parts=[llm]"
+        )
+    for stage, other in (("pretrain", config.finetune), ("finetune", config.pretrain)):
+        section = getattr(config, stage)
+        if section.init_parts and section.init is None and other.init is not None and not other.init_parts:
+            other_stage = "finetune" if stage == "pretrain" else "pretrain"
+            raise UsageError(
+                f"{stage}.init_parts={format_value(section.init_parts)}: the cell starts from {other_stage}."
+                f"init={shorten(other.init)}; give {other_stage}.init_parts"
+            )
+    if config.blind and config.has_teacher:
+        raise UsageError(
+            f"finetune.teacher={config.finetune.teacher}: compressor={BLIND_COMPRESSOR} sees no image that "
+            "the teacher sees; leave it out"
+        )

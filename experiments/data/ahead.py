@@ -1,6 +1,6 @@
 """Work on data that is done ahead by processes, while the one that asks computes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -23,13 +23,14 @@ def count_workers(setting: str, world: int = 1) -> int:
     return max(1, min(MOST_WORKERS, count_cores() // world - 1))
 
 
-def read_ahead(read: Callable[[Item], Any], items: Sequence[Item], workers: int = 0) -> Iterator[Any]:
-    """`read` of each item, in order, by so many processes; 0: by this one. An error of one line is raised
-    here as it was there."""
+def read_ahead(read: Callable[[Item], Any], items: Iterable[Item], workers: int = 0) -> Iterator[Any]:
+    """`read` of each item, in order, by so many processes; 0: by this one. Items are taken here, a few ahead
+    of those that are read. An error of one line is raised here as it was there."""
     if workers:
         raise_file_limit()
     loader = DataLoader(
-        ReadItems(read, items),
+        ReadItems(read),
+        sampler=items,  # torch calls them indices, and hands them to a worker as they are
         batch_size=None,  # an item is what is asked for, not a sample to be stacked
         collate_fn=take_item,
         num_workers=workers,
@@ -55,16 +56,12 @@ class ReadItems(Dataset, Generic[Item]):
     """Items as they are read. An error that is one line is an item like others: raised in a worker, it would
     come out as a page with the worker's trace, and without its errno."""
 
-    def __init__(self, read: Callable[[Item], Any], items: Sequence[Item]):
+    def __init__(self, read: Callable[[Item], Any]):
         self.read = read
-        self.items = items
 
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, item: Item) -> Any:
         try:
-            return self.read(self.items[index])
+            return self.read(item)
         except (UsageError, OSError) as error:
             return error
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from compressors.errors import UsageError
 from experiments.data import llava
 from experiments.data.ahead import read_ahead
 from experiments.data.feature_cache import FeatureCache
-from experiments.data.order import SampleLength, SampleOrder
+from experiments.data.order import SampleLength, StepOrder
 from llm_adapters.answers import index_answers
 from llm_adapters.conversation import IGNORE, Encoded, render_turns
 from llm_adapters.images import stack_images
@@ -62,6 +62,8 @@ class SampleImages:
 class ConversationDataset(Dataset):
     """LLaVA samples as encoded rows with their images."""
 
+    bad_rows = 0  # that may be left out of steps: samples in memory have been checked
+
     def __init__(self, samples: Sequence[llava.Sample], images: SampleImages, max_length: int | None = None):
         self.samples = samples
         self.images = images
@@ -70,15 +72,23 @@ class ConversationDataset(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, key: Any) -> Row:
         with llava.report_all_broken_images(self.samples):
-            encoded = self.encode(index)
+            sample = self.find_sample(key)
+            encoded = self.encode_sample(sample)
             # images of turns that were cut away are not read
-            return encoded, self.images(self.samples[index], len(encoded.image_turns))
+            return encoded, self.images(sample, len(encoded.image_turns))
 
-    def encode(self, index: int) -> Encoded:
+    def find_sample(self, key: Any) -> llava.Sample:
+        """The sample that a step's order means by a key: its number."""
+        return self.samples[key]
+
+    def encode(self, key: Any) -> Encoded:
         """The row's tokens; an error names the sample."""
-        sample = self.samples[index]
+        return self.encode_sample(self.find_sample(key))
+
+    def encode_sample(self, sample: llava.Sample) -> Encoded:
+        """A sample's tokens; an error names it."""
         try:
             return self.images.processor.encode(sample.turns, self.images.crops(sample), self.max_length)
         except UsageError as error:
@@ -120,21 +130,34 @@ class ConversationDataset(Dataset):
             bound = min(text, self.max_length or text)
             bound += len(sample.images) * processor.crops * (processor.image_tokens + left_out)
             bound += len(sample.turns) * processor.num_queries
-            if bound + new_tokens <= positions:
-                continue
-            ids = self.encode(index).ids
-            visual = ids.count(processor.image_token_id)
-            empty = 0
-            if left_out:
-                empty = visual // processor.image_tokens * left_out
-            if len(ids) + empty + new_tokens > positions:
-                queries = ids.count(processor.query_token_id)
-                raise UsageError(
-                    f"{sample.describe_place()}: {len(ids)} tokens ({visual} visual, {queries} query)"
-                    f"{tell_left_out(empty)} and {new_tokens} of an answer to come do not fit into the "
-                    f"language model's {positions} positions; take fewer visual tokens, lower "
-                    "data.max_length, or drop it"
-                )
+            if bound + new_tokens > positions:
+                encoded = self.encode(index)
+                self.check_row_positions(sample, encoded, positions, new_tokens, left_out)
+
+    def check_row_positions(
+        self,
+        sample: llava.Sample,
+        encoded: Encoded,
+        positions: int | None,
+        new_tokens: int = 0,
+        left_out: int = 0,
+    ) -> None:
+        """UsageError for a row that is longer than that."""
+        if positions is None:
+            return
+        processor = self.images.processor
+        visual = encoded.ids.count(processor.image_token_id)
+        empty = 0
+        if left_out:
+            empty = visual // processor.image_tokens * left_out
+        if len(encoded.ids) + empty + new_tokens > positions:
+            queries = encoded.ids.count(processor.query_token_id)
+            raise UsageError(
+                f"{sample.describe_place()}: {len(encoded.ids)} tokens ({visual} visual, {queries} query)"
+                f"{tell_left_out(empty)} and {new_tokens} of an answer to come do not fit into the "
+                f"language model's {positions} positions; take fewer visual tokens, lower "
+                "data.max_length, or drop it"
+            )
 
     def count_text_bytes(self, index: int) -> int:
         """Of a row as it is rendered, at least as many as its text has tokens."""
@@ -158,6 +181,14 @@ def check_step_rows(rows: int, pieces: int, world: int) -> None:
         )
 
 
+class StepRows(NamedTuple):
+    """The rows of a step with their keys, and what is wrong with those that were left out."""
+
+    keys: list[Any]
+    rows: list[Row]
+    faults: list[str]
+
+
 class StepLoader:
     """Micro-batches of optimiser steps from step `start` on: each step's rows are sorted by length and cut
     into `accumulate` pieces. Of several processes, number `rank` of `world` reads its share of each step;
@@ -166,7 +197,7 @@ class StepLoader:
     def __init__(
         self,
         dataset: ConversationDataset,
-        order: SampleOrder,
+        order: StepOrder,
         workers: int = 0,
         start: int = 0,
         rank: int = 0,
@@ -179,21 +210,41 @@ class StepLoader:
         self.start = start
         self.rank = rank
         self.world = world
-        check_step_rows(min(order.rows_per_epoch, order.optimisation.batch_size), self.pieces, world)
+        check_step_rows(order.rows_per_step, self.pieces, world)
 
     def __len__(self) -> int:
         # of the whole run: Lightning counts what a resumed one has done
         return self.order.steps * self.pieces
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        shares = [batch[self.rank :: self.world] for batch in self.order.iterate_batches(self.start)]
+        batches = self.order.iterate_batches(self.start)
+        shares = (batch[self.rank :: self.world] for batch in batches)
         for step, pieces in enumerate(read_ahead(self.read_step, shares, self.workers), self.start):
             for i, piece in enumerate(pieces):
                 yield {**piece, "number": step * self.pieces + i}
 
-    def read_step(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        """The micro-batches of a step's samples."""
-        return self.cut_step([self.dataset[number] for number in numbers])
+    def read_step(self, keys: Sequence[Any]) -> list[dict[str, Any]]:
+        """The micro-batches of a step's samples, by the keys that the order has for them."""
+        step = self.read_rows(keys)
+        micro_batches = self.cut_step(step.rows)
+        if step.faults:
+            micro_batches[0]["faults"] = step.faults
+        return micro_batches
+
+    def read_rows(self, keys: Sequence[Any]) -> StepRows:
+        """A step's rows. UsageError for one that cannot be read, or where too few are left."""
+        step = StepRows([], [], [])
+        for key in keys:
+            try:
+                row = self.dataset[key]
+            except UsageError as error:
+                step.faults.append(str(error))
+                if not self.dataset.bad_rows or len(keys) - len(step.faults) < self.pieces:
+                    raise
+            else:
+                step.keys.append(key)
+                step.rows.append(row)
+        return step
 
     def cut_step(self, rows: list[Row]) -> list[dict[str, Any]]:
         """A step's rows -> its micro-batches."""

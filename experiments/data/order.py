@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -18,6 +18,23 @@ class SampleLength(NamedTuple):
 
     images: bool
     tokens: int
+
+
+class StepOrder(Protocol):
+    """Which samples each optimiser step reads, by the keys under which a data set has them."""
+
+    optimisation: OptimisationSettings
+
+    @property
+    def steps(self) -> int:
+        """Steps in all."""
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of a step."""
+
+    def iterate_batches(self, start: int = 0) -> Iterator[Sequence[Any]]:
+        """The keys of each step from `start` on."""
 
 
 @dataclass
@@ -38,6 +55,11 @@ class SampleOrder:
         if not self.shares:
             return self.count
         return sum(share.drawn for share in self.shares)
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of a step; of a set that is smaller than a batch all of them."""
+        return min(self.rows_per_epoch, self.optimisation.batch_size)
 
     @property
     def steps_per_epoch(self) -> int:

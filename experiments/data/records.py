@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from compressors.errors import UsageError, quote, refuse_lone_surrogates
 from experiments.data.messages import IMAGE_COLUMNS, ROLES, read_messages
-from experiments.data.stored import StoredImage
+from experiments.data.stored import EncodedImage
 from llm_adapters.conversation import IMAGE, MARKERS, QUERY, QUESTION, Turn, refuse_reserved
 from llm_adapters.media import find_media_key, find_media_marker
 
@@ -17,7 +17,7 @@ UNNAMED_FAMILY = "all"  # the family of questions that name none
 SEPARATORS = re.compile(r"[/\\]")  # of folders, wherever the data were made
 
 
-ImageFile = Path | StoredImage
+ImageFile = Path | EncodedImage
 
 
 class Sample(NamedTuple):
@@ -77,7 +77,7 @@ def parse_record(
     if not names:
         refuse_media_markers(turns)
     families = parse_families(record.get("families"), len(turns))
-    images = tuple(name if isinstance(name, StoredImage) else root / name for name in names)
+    images = tuple(name if isinstance(name, EncodedImage) else root / name for name in names)
     marked_turns = place_image_markers(turns, len(names))
     name = read_id(record, index)
     return Sample(name, images, marked_turns, families, parse_accepted(record.get("accepted"), len(turns)))
@@ -112,15 +112,15 @@ def refuse_media_markers(turns: Sequence[Turn]) -> None:
             raise UsageError(f'{marker} in its questions, but no "image"; write {IMAGE}, and name its file')
 
 
-def parse_image_names(content: object, outside_images: bool = False) -> list[str | StoredImage]:
+def parse_image_names(content: object, outside_images: bool = False) -> list[str | EncodedImage]:
     """The names in "image": one, several or none. Images of a stored data set are as good as names."""
     if content is None:
         return []
     if not isinstance(content, list):
         content = [content]
-    names: list[str | StoredImage] = []
+    names: list[str | EncodedImage] = []
     for name in content:
-        if isinstance(name, StoredImage):
+        if isinstance(name, EncodedImage):
             names.append(name)
             continue
         if not isinstance(name, str) or not name:

@@ -5,13 +5,13 @@
                                             earlier download, or a folder of Parquet files; SPLIT is train
 
 Texts are read into memory once, an image each time that it is looked at, from a file that is mapped into
-memory: a set may be larger than memory. A set that is only streamed has no rows that could be checked before
-training, or be drawn in the order of a seed; save it to disk first.
+memory: a set may be larger than memory. One that is larger than the disk, too, is streamed (`streaming/`).
 """
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
 from io import BytesIO
@@ -73,6 +73,43 @@ class StoredImage(NamedTuple):
         return BytesIO(self.read_bytes())
 
 
+class StreamedImage(NamedTuple):
+    """An image of a row that is streamed, in memory. As a path it is a name that no file has.
+
+    encoded  the picture's bytes, as its shard has them
+    place    of the row, which names the shard
+    column   "image" or "images"
+    number   of the row's images
+    """
+
+    encoded: bytes
+    place: str
+    column: str
+    number: int
+
+    def __fspath__(self) -> str:
+        return f"/{self}"
+
+    def __str__(self) -> str:
+        return f"{self.place}, {self.column} {self.number}"
+
+    @property
+    def name(self) -> str:
+        """What it would be called as a file."""
+        return str(self)
+
+    def read_bytes(self) -> bytes:
+        """The encoded picture."""
+        return self.encoded
+
+    def open(self) -> BytesIO:
+        """The encoded picture as a file."""
+        return BytesIO(self.encoded)
+
+
+EncodedImage = StoredImage | StreamedImage
+
+
 def is_dataset_entry(entry: str) -> bool:
     """Whether an entry of the settings names a data set by its form: names of splits have no slash."""
     return entry.startswith(HUB_SCHEME) or "/" in entry or os.sep in entry
@@ -107,11 +144,30 @@ def locate_dataset(entry: Path | str) -> str:
 def open_dataset(entry: str) -> Any:
     """The `datasets.Dataset` of an entry. UsageError without the package, and for a data set that is not
     there."""
-    if not find_spec("datasets"):
-        raise UsageError(f"{quote(entry)}: needs the package datasets; pip install 'slothkit[datasets]'")
+    require_datasets(entry)
     if entry.startswith(HUB_SCHEME):
         return open_hub_set(entry)
     return open_folder(entry)
+
+
+def require_datasets(entry: str) -> None:
+    """UsageError without the package that reads an entry."""
+    if not find_spec("datasets"):
+        raise UsageError(f"{quote(entry)}: needs the package datasets; pip install 'slothkit[datasets]'")
+
+
+@contextmanager
+def hide_progress_bars() -> Iterator[None]:
+    """Keep those of `datasets` off the screen."""
+    import datasets  # an optional package
+
+    was_on = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if was_on:
+            datasets.enable_progress_bars()
 
 
 def open_folder(entry: str) -> Any:
@@ -138,30 +194,37 @@ def open_hub_set(entry: str) -> Any:
     """What `load_dataset` finds; it runs no code of the data set."""
     import datasets
 
-    match = HUB_NAME.fullmatch(entry)
-    if match is None:
-        raise UsageError(f"{quote(entry)}: expected hf:NAME[@REVISION][:CONFIG][:SPLIT]")
+    match = match_hub_entry(entry)
     split = match["split"] or DEFAULT_SPLIT
-    was_on = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
     try:
-        opened = datasets.load_dataset(match["name"], match["config"], revision=match["revision"])
+        with hide_progress_bars():
+            opened = datasets.load_dataset(match["name"], match["config"], revision=match["revision"])
     # no network, no such data set, no permission, in the words of several libraries
     except Exception as error:
         raise UsageError(
             f"{quote(entry)}: cannot be loaded ({shorten_reason(error)}); give a name that load_dataset "
             "takes, or save the data set to disk and give its folder"
         ) from error
-    finally:
-        if was_on:
-            datasets.enable_progress_bars()
-    if split not in opened:
-        choices = ", ".join(map(str, opened))
-        raise UsageError(
-            f"{quote(entry)}: no split '{split}'{suggest(split, list(opened))}; it has {choices}"
-        )
+    check_split(entry, split, list(opened))
     check_commit(entry, match["revision"], opened[split])
     return opened[split]
+
+
+def match_hub_entry(entry: str) -> re.Match[str]:
+    """The parts of hf:NAME[@REVISION][:CONFIG][:SPLIT]."""
+    match = HUB_NAME.fullmatch(entry)
+    if match is None:
+        raise UsageError(f"{quote(entry)}: expected hf:NAME[@REVISION][:CONFIG][:SPLIT]")
+    return match
+
+
+def check_split(entry: str, split: str, splits: Sequence[Any]) -> None:
+    """UsageError for a split that a data set does not have."""
+    names = list(map(str, splits))
+    if split not in names:
+        raise UsageError(
+            f"{quote(entry)}: no split '{split}'{suggest(split, names)}; it has {', '.join(names)}"
+        )
 
 
 def check_commit(entry: str, revision: str | None, opened: Any) -> None:

@@ -81,7 +81,10 @@ def check_shortest_row(config: Config, model: FlashSlothForConditionalGeneration
 
 
 def list_role_files(config: Config, role: str) -> list[RowFile]:
-    """The data files of a role; splits of an embedded data set are none."""
+    """The data files of a role; splits of an embedded data set are none, and streams are looked at as they
+    are read."""
+    if config.streams(role):
+        return []
     images = Path(config.data.images) if config.data.images else None
     is_test = role == "test"
     limit = config.evaluate.limit if is_test else None

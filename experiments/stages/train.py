@@ -18,11 +18,14 @@ from experiments.data.ahead import count_workers
 from experiments.data.loader import (
     ConversationDataset,
     SampleImages,
-    SampleOrder,
     StepLoader,
     open_feature_cache,
 )
+from experiments.data.order import SampleOrder, StepOrder
 from experiments.data.shares import make_shares
+from experiments.data.streaming.dataset import StreamedDataset, make_stream_order
+from experiments.data.streaming.order import StreamOrder
+from experiments.data.streaming.rows import make_rules
 from experiments.models.build import build_model, silence_libraries
 from experiments.runtime.files import write_atomic
 from experiments.runtime.progress import Reporter
@@ -212,20 +215,15 @@ def make_module(
 ) -> SlothModule:
     """The model with its optimisation and its data."""
     optimisation = getattr(config, stage)
-    role = TRAINING_ROLES[stage]
-    files = roles.load_role_files(config, inputs, role)
-    samples = list(chain.from_iterable(files))
     images = SampleImages(processor, open_feature_cache(inputs))
-    dataset = ConversationDataset(samples, images, config.data.max_length)
-    dataset.check_lengths()
-    size: Any = processor.image_processor.size
-    left_out = model.num_left_out(size["height"], size["width"])
-    dataset.check_positions(model.config.position_limit, left_out=left_out)
-    lengths = None
-    if optimisation.group_by_length:
-        lengths = dataset.estimate_lengths()
-    shares = make_shares(config, role, files)
-    order = SampleOrder(len(samples), optimisation, config.seed, lengths, shares)
+    dataset: ConversationDataset
+    order: StepOrder
+    stream = None
+    if config.streams(TRAINING_ROLES[stage]):
+        dataset, order = open_training_stream(config, stage, model, images)
+        stream = order
+    else:
+        dataset, order = load_training_rows(config, stage, model, images, inputs)
     query_warmup = None
     teacher = None
     taught = None
@@ -233,8 +231,8 @@ def make_module(
         query_warmup = make_query_warmup(config.finetune, order.steps, config.seed)
         teacher = load_teacher(config, model, images)
     if teacher is not None:
-        taught = teacher.make_dataset(samples, config.data.max_length)
-    module = SlothModule(model, optimisation, order.steps, config.seed, query_warmup, teacher)
+        taught = teacher.make_dataset(dataset)
+    module = SlothModule(model, optimisation, order.steps, config.seed, query_warmup, teacher, stream)
 
     # made when a checkpoint has been read: a resumed run starts with the step after the last finished one
     def make_loader() -> StepLoader:
@@ -250,6 +248,49 @@ def make_module(
 
     setattr(module, "train_dataloader", make_loader)  # noqa: B010  Lightning asks for it by this name
     return module
+
+
+def load_training_rows(
+    config: Config,
+    stage: str,
+    model: FlashSlothForConditionalGeneration,
+    images: SampleImages,
+    inputs: dict[str, Path],
+) -> tuple[ConversationDataset, SampleOrder]:
+    """All rows of a stage, each checked, and which of them each step reads."""
+    optimisation = getattr(config, stage)
+    role = TRAINING_ROLES[stage]
+    files = roles.load_role_files(config, inputs, role)
+    samples = list(chain.from_iterable(files))
+    dataset = ConversationDataset(samples, images, config.data.max_length)
+    dataset.check_lengths()
+    dataset.check_positions(model.config.position_limit, left_out=count_left_out(model, images))
+    lengths = None
+    if optimisation.group_by_length:
+        lengths = dataset.estimate_lengths()
+    shares = make_shares(config, role, files)
+    return dataset, SampleOrder(len(samples), optimisation, config.seed, lengths, shares)
+
+
+def open_training_stream(
+    config: Config, stage: str, model: FlashSlothForConditionalGeneration, images: SampleImages
+) -> tuple[StreamedDataset, StreamOrder]:
+    """The rows of a stage that are read while it trains."""
+    dataset = StreamedDataset(
+        images,
+        config.data.max_length,
+        make_rules(config),
+        positions=model.config.position_limit,
+        left_out=count_left_out(model, images),
+        bad_rows=config.data.bad_rows,
+    )
+    return dataset, make_stream_order(config, stage, TRAINING_ROLES[stage])
+
+
+def count_left_out(model: FlashSlothForConditionalGeneration, images: SampleImages) -> int:
+    """Positions that a crop takes in the LLM beside its tokens."""
+    size: Any = images.processor.image_processor.size
+    return model.num_left_out(size["height"], size["width"])
 
 
 def format_trainable_table(parts: Sequence[TrainablePart]) -> str:

@@ -15,6 +15,8 @@ from experiments.config.schema import Config
 from experiments.config.sources import ASSET_SCHEME, CACHE_SCHEME, resolve_source
 from experiments.config.trained import find_judge_folder, find_trained_model
 from experiments.data import llava, stored
+from experiments.data.streaming.rows import RowRules, check_first_rows
+from experiments.data.streaming.shards import describe_shards, open_stream
 
 NO_IMAGES = hashlib.sha256().hexdigest()  # what `digest_data_file` has for the images of text alone
 CHUNK_BYTES = 1 << 20  # weights are larger than memory should hold at once
@@ -166,3 +168,11 @@ def digest_data_file(
             listing.update(digest_value(stored.describe_files(path)).encode())
         digests["images"] = listing.hexdigest()
     return digests
+
+
+@cache
+def digest_stream(entry: str, rules: RowRules, with_images: bool, bad_rows: int = 0) -> dict[str, str]:
+    """Describe data that are streamed for a key: their shards by name, size and time, on the hub by the
+    commit. UsageError where there are none, or their first rows are wrong."""
+    check_first_rows(entry, rules, with_images, bad_rows)
+    return {"shards": digest_value(describe_shards(open_stream(entry).shards))}

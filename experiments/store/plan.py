@@ -24,6 +24,7 @@ from experiments.config.schema import Config, EvaluationSettings, OptimisationSe
 from experiments.data import llava, stored
 from experiments.data.roles import VALIDATION_INPUT, is_file_entry
 from experiments.data.shares import read_weights
+from experiments.data.streaming.rows import make_rules
 from experiments.registries import datasets
 from experiments.store import keys, part_code
 from llm_adapters.conversation import Template
@@ -93,6 +94,8 @@ class Stage:
         start = self.config.find_start(self.kind) if "init" in self.depends else None
         if start is not None:
             words.append(f"from {start.source}: {', '.join(start.parts)}")
+        if "stream" in self.depends:
+            words.append("streamed")
         if "teacher" in self.depends:
             words.append(f"teacher {self.config.finetune.teacher}")
         if not words:
@@ -117,10 +120,12 @@ def plan_stages(config: Config) -> Stage:
     return Planner(config).plan_evaluation()
 
 
-def describe_optimisation(stage: OptimisationSettings) -> dict[str, Any]:
+def describe_optimisation(stage: OptimisationSettings, is_streamed: bool = False) -> dict[str, Any]:
     """What a training stage's key holds of it."""
     settings = describe_settings(stage, ("group_by_length", "query_warmup"))
     del settings["checkpointing"]  # what is computed again is the same
+    if is_streamed:  # `max_steps` alone says how much is read
+        del settings["epochs"]
     for name in TRAINED_SETTINGS:
         settings.pop(name, None)
     if "query_warmup" not in settings:  # its form, then, is of a warm-up that there is none of
@@ -195,6 +200,8 @@ class Planner:
             raise UsageError(f"data.{role}: no data; give data.{role}=FILE.json, or .jsonl, or a data set")
         descriptions: list[Any] = []
         inputs: dict[str, Stage] = {}
+        if self.config.streams(role):
+            return [self.describe_stream(role, entry) for entry in entries], inputs
         for entry in entries:
             if is_file_entry(entry):
                 descriptions.append(self.digest_file_entry(entry))
@@ -209,10 +216,29 @@ class Planner:
             )
         return descriptions, inputs
 
-    def describe_weights(self, role: str) -> dict[str, list[float]]:
-        """The weights of a role's entries, where an epoch has not each row once."""
+    def describe_stream(self, role: str, entry: str) -> dict[str, str]:
+        """What a stream depends on: its shards. Its first rows are checked."""
+        if self.data.dataset is not None and entry in datasets.get(self.data.dataset).splits:
+            raise UsageError(
+                f"data.{role}={entry}: a split of {self.data.dataset} is not streamed; give shards, as "
+                f"data.{role}=DIR/*.parquet, or leave data.streaming out"
+            )
+        try:
+            rules = make_rules(self.config)
+            return keys.digest_stream(entry, rules, not self.config.blind, self.data.bad_rows)
+        except UsageError as error:
+            raise UsageError(f"data.{role}, streamed: {error}") from error
+
+    def describe_drawing(self, role: str) -> dict[str, Any]:
+        """In which order and how often the rows of a role are drawn, where an epoch has not each row once,
+        shuffled with all others."""
+        description: dict[str, Any] = {}
         weights = read_weights(self.config, role)
-        return {"weights": weights} if weights else {}
+        if weights:
+            description["weights"] = weights
+        if self.config.streams(role):
+            description["stream"] = {"buffer": self.data.shuffle_buffer}
+        return description
 
     def digest_file_entry(self, path: str) -> dict[str, str]:
         """A file's digests."""
@@ -254,9 +280,10 @@ class Planner:
     def plan_features(self, role: str) -> dict[str, Stage]:
         """The cached features that a role reads: of all training data seen alike, or of the test data.
 
-        Empty where there is nothing to cache: no image, a tower that is trained, or `tower.cache=false`.
+        Empty where there is nothing to cache: no image, a tower that is trained, `tower.cache=false`, or rows
+        that are streamed.
         """
-        if not self.config.caches_features:
+        if not self.config.caches_features or self.config.streams(role):
             return {}
         roles: tuple[str, ...] = ("test",)
         if role != "test":
@@ -318,9 +345,9 @@ class Planner:
             **self.describe_model(),
             **self.describe_features("pretrain"),
             "data": data,
-            **self.describe_weights("pretrain"),
+            **self.describe_drawing("pretrain"),
             "seed": self.config.seed,
-            "optimisation": describe_optimisation(self.config.pretrain),
+            "optimisation": describe_optimisation(self.config.pretrain, self.data.streaming),
             **describe_frozen(self.config),
             **keys.describe_trained_models(self.config, "pretrain"),
         }
@@ -335,10 +362,10 @@ class Planner:
         depends = {
             **self.describe_model(),
             "data": data,
-            **self.describe_weights("train"),
+            **self.describe_drawing("train"),
             "seed": config.seed,
             "precision": config.trainer.precision,
-            "optimisation": describe_optimisation(config.finetune),
+            "optimisation": describe_optimisation(config.finetune, self.data.streaming),
             **describe_frozen(config),
             **keys.describe_trained_models(config, "finetune"),
         }
@@ -375,6 +402,11 @@ class Planner:
         knobs = description["prune"][name]
         if not knobs.get("samples") or knobs.get("recipe") is not None:
             return description, {}
+        if self.config.streams("train"):
+            raise UsageError(
+                f"prune={name}: is calibrated on {knobs['samples']} rows of data.train, unread with "
+                f"data.streaming=true; give {name}.recipe, or a pruner without calibration"
+            )
         description["calibration"], inputs = self.describe_role_data("train")
         return description, inputs
 

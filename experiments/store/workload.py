@@ -29,7 +29,8 @@ class Workload:
     """The work of a stage.
 
     model    digest of what a row's time follows from
-    passes   over its data; an embedded data set of scale 0.5 is half a pass
+    passes   over its data; an embedded data set of scale 0.5 is half a pass; of a stream as many as its
+             rows, which is more than it has
     limit    steps at most, in an evaluation questions; None: all
     batch    rows of a step
     """
@@ -53,10 +54,15 @@ def derive_workload(stage: Stage) -> Workload:
     data = stage.depends
     if "data" in stage.inputs:
         data = stage.inputs["data"].depends
+    limit = recipe.get("max_steps") or evaluation.get("limit")
+    batch = recipe.get("batch_size", 1)
+    passes = recipe.get("epochs", 1) * data.get("scale", 1.0)
+    if "stream" in stage.depends:  # of unknown length, so that `limit` says it all
+        passes = float(limit * batch)
     return Workload(
         kind=stage.kind,
         model=digest_value(model)[:16],
-        passes=recipe.get("epochs", 1) * data.get("scale", 1.0),
-        limit=recipe.get("max_steps") or evaluation.get("limit"),
-        batch=recipe.get("batch_size", 1),
+        passes=passes,
+        limit=limit,
+        batch=batch,
     )

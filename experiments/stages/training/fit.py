@@ -67,7 +67,13 @@ def fit_module(
             max_epochs=-1,
             accumulate_grad_batches=optimisation.accumulate,
             gradient_clip_val=optimisation.clip or None,
-            callbacks=[StepProgress(report), CurveMeter(every), checkpoint, *callbacks],
+            callbacks=[
+                BadRows(config, report),
+                StepProgress(report),
+                CurveMeter(every),
+                checkpoint,
+                *callbacks,
+            ],
             logger=logger,
             log_every_n_steps=every,
             enable_progress_bar=False,
@@ -123,6 +129,28 @@ class StepProgress(Callback):
             self.report.advance_steps(1, loss=float(trainer.callback_metrics["loss"]))
             assert isinstance(module, SlothModule)
             module.check_finite()
+
+
+class BadRows(Callback):
+    """Tells of each row that was left out, and ends a run that leaves out more than `data.bad_rows`."""
+
+    def __init__(self, config: Config, report: Reporter):
+        self.most = config.data.bad_rows
+        self.report = report
+        self.count = 0
+
+    def on_train_batch_start(
+        self,
+        trainer: L.Trainer,  # noqa: ARG002  Lightning names it
+        module: L.LightningModule,  # noqa: ARG002
+        batch: Any,
+        batch_idx: int,  # noqa: ARG002
+    ) -> None:
+        for fault in batch.pop("faults", []):
+            self.count += 1
+            if self.count > self.most:
+                raise UsageError(f"{fault}; this process has met {self.count}, and data.bad_rows={self.most}")
+            self.report.write_warning(f"left out: {fault}")
 
 
 def resolve_precision(name: str) -> str:

@@ -14,6 +14,7 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim.lr_scheduler import LambdaLR
 
 from experiments.config.schema import OptimisationSettings
+from experiments.data.streaming.order import StreamOrder
 from experiments.stages.finite import FiniteWatch, check_weights
 from experiments.stages.training.query_warmup import QueryWarmup
 from experiments.stages.training.strategies import make_precision_policy, shard_model
@@ -104,6 +105,7 @@ class SlothModule(L.LightningModule):
     seed          what a step draws follows from it and the step's number
     query_warmup  which rows are trained without their visual tokens; None: none
     teacher       whose probabilities of the answers are learned too; None: none
+    stream        of the rows, of which a checkpoint keeps the place; None: they are in memory
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class SlothModule(L.LightningModule):
         seed: int,
         query_warmup: QueryWarmup | None = None,
         teacher: Teacher | None = None,
+        stream: StreamOrder | None = None,
     ):
         super().__init__()
         self.model = model
@@ -122,6 +125,7 @@ class SlothModule(L.LightningModule):
         self.seed = seed
         self.query_warmup = query_warmup
         self.teacher = teacher
+        self.stream = stream
         self.step_loss: Tensor | float = 0.0
         self.tokens = 0  # that this process has trained on, without padding
         self.gradient_norm: Tensor | None = None  # of the last optimiser step, before it was clipped
@@ -230,6 +234,8 @@ class SlothModule(L.LightningModule):
         frozen = checkpoint["state_dict"].keys() - list_checkpoint_names(self.model)
         for name in frozen:
             del checkpoint["state_dict"][name]
+        if self.stream is not None:
+            checkpoint["stream"] = self.stream.save_mark(self.global_step)
 
     def on_train_end(self) -> None:
         self.check_finite()
@@ -237,6 +243,8 @@ class SlothModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # they name files to be removed: what a checkpoint says of other files is not followed
         checkpoint["callbacks"] = {}
+        if self.stream is not None:
+            self.stream.load_mark(checkpoint.get("stream"))
 
     def configure_optimizers(self) -> Any:
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]

@@ -15,9 +15,9 @@ from compressors.errors import UsageError, quote
 from connectors.pretrained import check_weights, load_pretrained
 from experiments.config.schema import Config, FinetuneSettings
 from experiments.config.trained import find_trained_model
-from experiments.data.llava import Sample
 from experiments.data.loader import ConversationDataset, SampleImages, StepLoader
-from experiments.data.order import SampleOrder
+from experiments.data.order import StepOrder
+from experiments.data.streaming.dataset import StreamedDataset
 from experiments.models import pretrained
 from llm_adapters import saved
 from llm_adapters.answers import Lesson, can_split_head
@@ -58,17 +58,22 @@ class Teacher:
                     parameter.data = parameter.data.to(dtype)
         self.model.to(device)
 
-    def make_dataset(self, samples: Sequence[Sample], max_length: int) -> ConversationDataset:
-        """The samples as the teacher reads them. UsageError for one that has more tokens than its LLM has
-        positions."""
-        dataset = ConversationDataset(samples, SampleImages(self.processor), max_length)
+    def make_dataset(self, dataset: ConversationDataset) -> ConversationDataset:
+        """The student's samples as the teacher reads them. UsageError for one that has more tokens than its
+        LLM has positions; of a stream, as it is read."""
+        owner = f"finetune.teacher={quote(self.settings.teacher)}: "
+        positions = self.model.config.position_limit
+        size: Any = self.processor.image_processor.size
+        left_out = self.model.num_left_out(size["height"], size["width"])
+        images = SampleImages(self.processor)
+        if isinstance(dataset, StreamedDataset):
+            return StreamedDataset(images, dataset.max_length, dataset.rules, positions, left_out, owner)
+        taught = ConversationDataset(dataset.samples, images, dataset.max_length)
         try:
-            size: Any = self.processor.image_processor.size
-            left_out = self.model.num_left_out(size["height"], size["width"])
-            dataset.check_positions(self.model.config.position_limit, left_out=left_out)
+            taught.check_positions(positions, left_out=left_out)
         except UsageError as error:
-            raise UsageError(f"finetune.teacher={quote(self.settings.teacher)}: {error}") from error
-        return dataset
+            raise UsageError(f"{owner}{error}") from error
+        return taught
 
     @torch.no_grad()
     def make_lesson(self, rows: dict[str, Tensor], batch: dict[str, Any]) -> Lesson:
@@ -90,7 +95,7 @@ class TaughtLoader(StepLoader):
     def __init__(
         self,
         dataset: ConversationDataset,
-        order: SampleOrder,
+        order: StepOrder,
         taught: ConversationDataset,
         shares_features: bool,
         **options: int,
@@ -99,28 +104,30 @@ class TaughtLoader(StepLoader):
         self.taught_loader = StepLoader(taught, order, **options)
         self.shares_features = shares_features
 
-    def read_step(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+    def read_step(self, keys: Sequence[Any]) -> list[dict[str, Any]]:
         """The micro-batches of a step's samples."""
-        rows = [self.dataset[number] for number in numbers]
-        micro_batches = self.cut_step(rows)
-        for micro_batch, places in zip(micro_batches, self.cut_rows(rows)):
-            piece = [numbers[place] for place in places]
+        step = self.read_rows(keys)
+        micro_batches = self.cut_step(step.rows)
+        if step.faults:
+            micro_batches[0]["faults"] = step.faults
+        for micro_batch, places in zip(micro_batches, self.cut_rows(step.rows)):
+            piece = [step.keys[place] for place in places]
             micro_batch["taught"] = self.collate_taught(piece, micro_batch["labels"])
         return micro_batches
 
-    def collate_taught(self, numbers: Sequence[int], labels: Tensor) -> dict[str, Tensor]:
+    def collate_taught(self, keys: Sequence[Any], labels: Tensor) -> dict[str, Tensor]:
         """The teacher's rows of these samples. UsageError where its answers are not those of `labels`, the
         student's (B, T)."""
         dataset = self.taught_loader.dataset
         if self.shares_features:
-            rows = [(dataset.encode(number), torch.empty(0)) for number in numbers]
+            rows = [(dataset.encode(key), torch.empty(0)) for key in keys]
             batch = self.taught_loader.collate_texts(rows)
             batch.pop("image_turn", None)  # the student's has blank images, too
         else:
-            batch = self.taught_loader.collate([dataset[number] for number in numbers])
+            batch = self.taught_loader.collate([dataset[key] for key in keys])
         taught_labels = batch.pop("labels")
         if not torch.equal(taught_labels[taught_labels != IGNORE], labels[labels != IGNORE]):
-            ids = ", ".join(quote(dataset.samples[number].id) for number in numbers)
+            ids = ", ".join(quote(dataset.find_sample(key).id) for key in keys)
             raise UsageError(
                 f"finetune.teacher: answers of samples {ids} are other tokens for it than for the LLM; take "
                 "a teacher with the same tokenizer"

@@ -16,7 +16,8 @@ from compressors.errors import quote
 from experiments.config.metric_names import collect_metric_options
 from experiments.config.schema import Config
 from experiments.data import llava, roles
-from experiments.data.loader import ConversationDataset, SampleImages, SampleOrder, StepLoader
+from experiments.data.loader import ConversationDataset, SampleImages, StepLoader
+from experiments.data.order import SampleOrder
 from experiments.metrics.scoring import QuestionScorer
 from experiments.runtime.progress import Reporter
 from experiments.stages.generation import decode_answers, generate_answers

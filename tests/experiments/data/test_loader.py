@@ -30,6 +30,8 @@ def test_a_broken_picture_is_one_line(tmp_path, workers):
 class Failing:
     """A data set whose rows raise."""
 
+    bad_rows = 0
+
     def __init__(self, error):
         self.error = error
 

@@ -15,7 +15,8 @@ from compressors.errors import UsageError
 from connectors.versions import switch_checkpointing
 from experiments.config.schema import Config, OptimisationSettings
 from experiments.data import llava
-from experiments.data.loader import ConversationDataset, SampleImages, SampleOrder, StepLoader
+from experiments.data.loader import ConversationDataset, SampleImages, StepLoader
+from experiments.data.order import SampleOrder
 from experiments.runtime.progress import Reporter
 from experiments.stages import train as training
 from experiments.stages.training import fit
