@@ -34,9 +34,7 @@ class SweepRequest:
 def read_request(settings: Mapping[str, list[str]]) -> SweepRequest:
     """The request of a command line, whose settings are given as key -> alternatives."""
     axes = dict(settings)
-    blind_text = take_single_value(axes, "blind", "true")
-    assert blind_text is not None  # it has a default
-    blind = conform(parse_value(blind_text, "blind"), bool, "blind")
+    blind = take_blind(axes)
     earlier = take_single_value(axes, "earlier")
     reported_keys: set[str] = set()
     if earlier is not None:
@@ -70,6 +68,14 @@ def read_request(settings: Mapping[str, list[str]]) -> SweepRequest:
             "ablations.report shows them, with the same table= and earlier="
         )
     return SweepRequest(list(jobs.values()), views, launch, len(left_out))
+
+
+def take_blind(axes: dict[str, list[str]]) -> bool:
+    """blind=, taken out of the axes: whether each table has a row that sees no image."""
+    text = take_single_value(axes, "blind", "true")
+    assert text is not None  # it has a default
+    blind: bool = conform(parse_value(text, "blind"), bool, "blind")
+    return blind
 
 
 def list_cells_by_table(
