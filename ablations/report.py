@@ -50,8 +50,8 @@ difference to a baseline, or tables with a verdict on each of their claims, and 
 (OUT/report): Markdown, LaTeX, CSV, one HTML page, plots, and what the report can be made from again without
 the cells.
 
-  KEY=VALUE     settings and knobs, as for the sweep that computed the cells (without any, and without
-                table=: all cells that have finished)
+  KEY=VALUE     the line of the sweep that computed the cells (without any settings, and without table=: all
+                cells that have finished)
   table=3,4     tables of the project by name, or paths of YAML files; all: those of the paper
   seed=0,1,2    seeds (all that any cell has finished at)""",
     options=ReportOptions,
@@ -75,6 +75,8 @@ def run_report(line: CommandLine) -> int:
     from experiments.config.overrides import take_single_value
     from experiments.config.schema import Config
     from experiments.runtime.bars import create_reporter
+    from experiments.sweep.options import take_launch_options
+    from experiments.sweep.request import take_blind
 
     options: ReportOptions = line.options
     console = Console()
@@ -90,6 +92,9 @@ def run_report(line: CommandLine) -> int:
             rendered = write.render_report(report)
     else:
         axes = dict(line.overrides)
+        # a sweep's line may be given as it stands: neither chooses a cell
+        take_launch_options(axes)
+        take_blind(axes)
         root = Path(take_single_value(axes, "out") or Config().out)
         folder = options.to or root / "report"
         measuring: AbstractContextManager[Reporter | None] = nullcontext()

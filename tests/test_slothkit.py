@@ -164,6 +164,7 @@ def test_results(faked, tmp_path):
     assert str(found) == found.table.read_text() == (tmp_path / "out" / "table.md").read_text()
     assert found[1].metrics["overall"] == 0.625 and found[1].config.seed == 1
     assert len(found.predictions) == 5 * 8 and found.predictions[8]["seed"] == 1
+    assert all(answer["cut"] is False for answer in found.predictions)
     assert found[0].folder.is_dir() and found[0].key.startswith(found[0].folder.name.split("-")[-1])
 
 
@@ -239,7 +240,9 @@ def test_help_names_every_command():
     assert done.returncode == 0 and done.stderr == ""
     for name, (module, _) in slothkit.COMMANDS.items():
         assert f"  {name} " in done.stdout
-        assert f"python -m {module.removesuffix('.__main__')}" in start(name, "--help").stdout
+        words = start(name, "--help").stdout
+        assert f"Usage: slothkit {name} " in words
+        assert f"python -m {module.removesuffix('.__main__')}" not in words
 
 
 @pytest.mark.parametrize(

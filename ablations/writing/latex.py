@@ -1,5 +1,6 @@
 """Grids in LaTeX: a document that compiles by itself, whose tables can be taken out one by one (booktabs)."""
 
+import re
 from collections.abc import Sequence
 
 from ablations.writing.word_grid import WordGrid, group_by_block, holds_words
@@ -31,13 +32,15 @@ LATEX_SIGNS = {
     "×": r"$\times$",
     '"': r"\textquotedbl{}",
 }
+MINUS = re.compile(r"(?<!\S)-(?=\d)")  # before a number that stands by itself: sap.rate=-1 keeps its hyphen
 LINE_END = r"\\[0pt]"  # of a line: a `[` or `*` that begins the next one would belong to it
 SENTENCE_WIDTHS = {"claim": "46mm", "statement": "62mm", "remarks": "52mm"}  # columns that wrap
 
 
 def escape_latex(words: str) -> str:
-    """Text that LaTeX sets as it stands."""
-    return "".join(LATEX_SIGNS.get(sign, sign) for sign in words)
+    """Text that LaTeX sets as it stands; negative numbers with a minus."""
+    escaped = "".join(LATEX_SIGNS.get(sign, sign) for sign in words)
+    return MINUS.sub("$-$", escaped)
 
 
 def render_latex_table(grid: WordGrid) -> str:

@@ -30,7 +30,8 @@ def locate_setting(path: str) -> bool:
     section = f"{head}."
     section_paths = [setting for setting in settings if setting.startswith(section)]
     if section_paths and knob:
-        raise UsageError(f"unknown setting '{path}'{suggest(path, section_paths)}")
+        hint = suggest_other_section(knob) or suggest(path, section_paths)
+        raise UsageError(f"unknown setting '{path}'{hint}")
     if section_paths:
         raise UsageError(f"'{path}' is a section; set {', '.join(section_paths)}")
     owners = find_part_owners(head)
@@ -43,16 +44,21 @@ def locate_setting(path: str) -> bool:
 
 def suggest_setting(path: str) -> str:
     """What may have been meant: `lr` is in two sections, `finetun.lr` is close to one."""
-    settings = collect_settings(Config)
-    full_paths = [setting for setting in settings if setting.endswith(f".{path}")]
-    if full_paths:
-        return f"; did you mean {' or '.join(full_paths)}?"
-    heads = {setting.partition(".")[0] for setting in settings}
+    hint = suggest_other_section(path)
+    if hint:
+        return hint
+    heads = {setting.partition(".")[0] for setting in collect_settings(Config)}
     for registry in signatures.registries():
         # projectors have names such as `linear`, which nobody means by a setting
         if registry is not signatures.projectors():
             heads.update(registry.names())
     return suggest(path.partition(".")[0], heads)
+
+
+def suggest_other_section(name: str) -> str:
+    """The sections that have a setting of that name; nothing if none has."""
+    full_paths = [setting for setting in collect_settings(Config) if setting.endswith(f".{name}")]
+    return f"; did you mean {' or '.join(full_paths)}?" if full_paths else ""
 
 
 def find_part_owners(part: str) -> list[signatures.SignatureRegistry]:

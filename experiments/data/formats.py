@@ -2,7 +2,8 @@
 
 JSON         a list, a record a sample
 JSON lines   a line, a record
-data set     a folder that `save_to_disk` of Hugging Face's `datasets` has written, or `hf:NAME` (`stored.py`)
+data set     a Parquet file, a folder that `save_to_disk` of Hugging Face's `datasets` has written, or
+             `hf:NAME` (`stored.py`)
 
 Each record is a conversation as LLaVA writes it ("conversations", `records.py`) or as transformers, TRL and
 OpenAI do ("messages", `messages.py`); both may stand in one file.

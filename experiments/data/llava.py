@@ -101,10 +101,10 @@ def pause_garbage_collection() -> Iterator[None]:
 
 def find_image_folder(path: Path | str, images: Path | str | None) -> Path:
     """Where the image names of `path` start."""
-    if stored.is_dataset(path):
-        return Path(images or stored.locate_dataset(path))
     if images:
         return Path(images)
+    if stored.is_dataset(path) and not stored.is_parquet_file(path):
+        return Path(stored.locate_dataset(path))
     return Path(path).parent
 
 

@@ -1,6 +1,7 @@
 """Data sets of Hugging Face's `datasets`: rows with their images in Arrow files, which stay on disk.
 
     FOLDER[:SPLIT]                          what `save_to_disk` has written; its name has a slash: ./mine
+    FILE.parquet                            which `load_dataset` copies as Arrow into its cache
     hf:NAME[@REVISION][:CONFIG][:SPLIT]     what `load_dataset` finds by NAME: on the hub, in the cache of an
                                             earlier download, or a folder of Parquet files; SPLIT is train
 
@@ -22,6 +23,7 @@ from compressors.errors import UsageError, quote, shorten_reason
 from compressors.registry import suggest
 
 HUB_SCHEME = "hf:"
+PARQUET_SUFFIX = ".parquet"
 DEFAULT_SPLIT = "train"
 HUB_NAME = re.compile(
     r"hf:(?P<name>[^@:]+)(@(?P<revision>[^@:]+))?(:(?P<config>[^@:]+)(?=:))?(:(?P<split>[\w.-]+))?"
@@ -29,6 +31,7 @@ HUB_NAME = re.compile(
 COMMIT = re.compile(r"[0-9a-f]{40}")  # how the cache calls a version of a data set on the hub
 SPLITS_FILE = "dataset_dict.json"  # in a folder of several splits
 STATE_FILE = "state.json"  # in the folder of a split
+IMAGE_FIELDS = {"bytes", "path"}  # of an image in Arrow
 ROWS_AT_ONCE = 1000
 OPEN_SETS = 16  # how many are kept open in a process
 
@@ -112,16 +115,22 @@ EncodedImage = StoredImage | StreamedImage
 
 def is_dataset_entry(entry: str) -> bool:
     """Whether an entry of the settings names a data set by its form: names of splits have no slash."""
-    return entry.startswith(HUB_SCHEME) or "/" in entry or os.sep in entry
+    return entry.startswith(HUB_SCHEME) or entry.endswith(PARQUET_SUFFIX) or "/" in entry or os.sep in entry
 
 
 def is_dataset(path: Path | str) -> bool:
-    """Whether a name is that of a data set: of the hub, or a folder that `save_to_disk` has written."""
+    """Whether a name is that of a data set: of the hub, a Parquet file, or a folder that `save_to_disk` has
+    written."""
     name = str(path)
-    if name.startswith(HUB_SCHEME):
+    if name.startswith(HUB_SCHEME) or is_parquet_file(name):
         return True
     folder, _ = split_folder_entry(name)
     return (folder / STATE_FILE).is_file() or (folder / SPLITS_FILE).is_file()
+
+
+def is_parquet_file(path: Path | str) -> bool:
+    """Whether a name is that of a Parquet file which is there."""
+    return str(path).endswith(PARQUET_SUFFIX) and Path(path).is_file()
 
 
 def split_folder_entry(entry: str) -> tuple[Path, str | None]:
@@ -130,6 +139,12 @@ def split_folder_entry(entry: str) -> tuple[Path, str | None]:
     if not colon or "/" in split or os.sep in split or Path(entry).exists():
         return Path(entry), None
     return Path(folder), split
+
+
+def format_folder_entry(folder: Path, split: str | None = None) -> str:
+    """How a folder is written in the settings, where a name without a slash is that of a split."""
+    entry = str(folder) if os.sep in str(folder) else f".{os.sep}{folder}"
+    return f"{entry}:{split}" if split else entry
 
 
 def locate_dataset(entry: Path | str) -> str:
@@ -147,6 +162,8 @@ def open_dataset(entry: str) -> Any:
     require_datasets(entry)
     if entry.startswith(HUB_SCHEME):
         return open_hub_set(entry)
+    if is_parquet_file(entry):
+        return open_parquet(entry)
     return open_folder(entry)
 
 
@@ -170,6 +187,19 @@ def hide_progress_bars() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
+def open_parquet(entry: str) -> Any:
+    """The rows of a Parquet file."""
+    import datasets
+
+    try:
+        with hide_progress_bars():
+            return datasets.load_dataset("parquet", data_files=entry, split=DEFAULT_SPLIT)
+    # damaged files raise anything
+    except Exception as error:
+        reason = shorten_reason(error.__cause__ or error)
+        raise UsageError(f"{quote(entry)}: cannot be opened ({reason})") from error
+
+
 def open_folder(entry: str) -> Any:
     """A folder of `save_to_disk`, or one of its splits."""
     import datasets  # a second, and an optional package
@@ -182,10 +212,11 @@ def open_folder(entry: str) -> Any:
         raise UsageError(f"{quote(entry)}: cannot be opened ({shorten_reason(error)})") from error
     if isinstance(opened, datasets.Dataset):
         if split is not None:
-            raise UsageError(f"{quote(entry)}: the folder has no splits; write {quote(folder)}")
+            whole = quote(format_folder_entry(folder))
+            raise UsageError(f"{quote(entry)}: the folder has no splits; write {whole}")
         return opened
     if split not in opened:
-        choices = ", ".join(f"{folder}:{name}" for name in opened)
+        choices = ", ".join(format_folder_entry(folder, name) for name in opened)
         raise UsageError(f"{quote(entry)}: the folder has several splits; write {choices}")
     return opened[split]
 
@@ -261,12 +292,14 @@ def read_records(path: Path | str) -> list[tuple[int, dict[str, Any]]]:
 
 
 def is_image_feature(feature: Any) -> bool:
-    """Whether a column has images, or lists of them."""
+    """Whether a column has images, or lists of them; a Parquet file that `datasets` has not written may have
+    their bytes and nothing that says so."""
     import datasets
 
-    return isinstance(feature, datasets.Image) or isinstance(
-        getattr(feature, "feature", None), datasets.Image
-    )
+    inner = getattr(feature, "feature", feature)  # of a list
+    if isinstance(inner, dict):
+        return inner.keys() == IMAGE_FIELDS
+    return isinstance(inner, datasets.Image)
 
 
 def list_images(entry: str, column: str, start: int, cells: Any) -> Iterator[Any]:
@@ -295,10 +328,13 @@ def list_images(entry: str, column: str, start: int, cells: Any) -> Iterator[Any
 
 
 def describe_files(path: Path | str) -> list[Mapping[str, Any]]:
-    """Name, size and time of each Arrow file of a data set, for a key."""
+    """Name, size and time of each Arrow file of a data set, or of its Parquet file, for a key."""
+    files = [file["filename"] for file in open_dataset(str(path)).cache_files]
+    if is_parquet_file(path):  # whose Arrow files are a cache, which may be cleared
+        files = [str(path)]
     descriptions: list[Mapping[str, Any]] = []
-    for file in open_dataset(str(path)).cache_files:
-        stat = os.stat(file["filename"])
-        name = os.path.basename(file["filename"])
+    for file in files:
+        stat = os.stat(file)
+        name = os.path.basename(file)
         descriptions.append({"name": name, "size": stat.st_size, "time": stat.st_mtime_ns})
     return descriptions

@@ -1,4 +1,5 @@
-"""Names beside the points of a plot, placed so that none covers another, a point or its interval."""
+"""Names beside the points of a plot, placed so that none covers another or a point, nor, where there is room,
+an interval."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -103,19 +104,30 @@ def arrange_labels(
     busy_boxes: Sequence[LabelBox],
     frame: LabelBox,
 ) -> list[LabelBox]:
-    """A box for each point, the nearest place to its right or left that is free and inside the frame; right
-    beside the point if there is none."""
+    """A box for each point, the nearest place to its right or left that is free and inside the frame. If
+    there is none, one over an interval, but over no point and no other name; else right beside the point."""
     boxes: dict[int, LabelBox] = {}
+    markers = [make_marker_box(x, y) for x, y in points]
     # from the left, of equals the upper one first: the same labels each time
     for i in np.lexsort((-points[:, 1], points[:, 0])):
-        places = list_label_places(points[i], sizes[i])
-        covered = [*busy_boxes, *boxes.values()]
-        boxes[i] = places[0]
-        for place in places:
-            if place.lies_inside(frame) and not any(map(place.overlaps_box, covered)):
-                boxes[i] = place
-                break
+        places = [place for place in list_label_places(points[i], sizes[i]) if place.lies_inside(frame)]
+        names = list(boxes.values())
+        place = find_free_place(places, [*busy_boxes, *names]) or find_free_place(places, [*markers, *names])
+        boxes[i] = place or list_label_places(points[i], sizes[i])[0]
     return [boxes[i] for i in range(len(points))]
+
+
+def make_marker_box(x: float, y: float) -> LabelBox:
+    """What a point covers without its interval."""
+    return LabelBox(x - MARKER_RADIUS, y - MARKER_RADIUS, x + MARKER_RADIUS, y + MARKER_RADIUS)
+
+
+def find_free_place(places: Sequence[LabelBox], covered: Sequence[LabelBox]) -> LabelBox | None:
+    """The first place that covers none of these; None if there is no such."""
+    for place in places:
+        if not any(map(place.overlaps_box, covered)):
+            return place
+    return None
 
 
 def list_label_places(point: np.ndarray, size: tuple[float, float]) -> list[LabelBox]:

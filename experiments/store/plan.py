@@ -251,12 +251,15 @@ class Planner:
         """A split's name, or a UsageError if there is none such."""
         if self.data.dataset is None:
             raise UsageError(
-                f"data.{role}={entry}: data.dataset is null, so give a path that ends in .json or .jsonl, a "
-                f"data set's folder (./{entry}) or hf:NAME"
+                f"data.{role}={entry}: data.dataset is null, so give a path that ends in .json, .jsonl or "
+                f".parquet, a data set's folder (./{entry}) or hf:NAME"
             )
         splits = datasets.get(self.data.dataset).splits
         if entry not in splits:
-            raise UsageError(f"data.{role}={entry}: no split of {self.data.dataset}{suggest(entry, splits)}")
+            hint = suggest(entry, splits)
+            if os.path.isdir(entry):
+                hint = f"; the folder of that name is data.{role}=./{entry}"
+            raise UsageError(f"data.{role}={entry}: no split of {self.data.dataset}{hint}")
         return entry
 
     def describe_features(self, role: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What loggers call the run of a stage: after its cell, or after its parts where several cells share it. The
 command of the sweep is the group of all."""
 
+import hashlib
 from pathlib import Path
 
 from experiments.config.schema import Config, CurveRun
@@ -31,4 +32,9 @@ def describe_curve_run(stage: Stage, root: Path) -> CurveRun:
 def name_group(root: Path) -> str:
     """What the runs of a sweep have in common: its command, else its output directory."""
     command = read_command() or root.name
-    return command.removeprefix("slothkit sweep ")[:LONGEST_NAME]
+    group = command.removeprefix("slothkit sweep ")
+    if len(group) <= LONGEST_NAME:
+        return group
+    # sweeps whose long lines begin alike are different ones
+    digest = hashlib.sha256(group.encode()).hexdigest()[:SHORT_KEY]
+    return f"{group[: LONGEST_NAME - SHORT_KEY - 1]} {digest}"

@@ -36,9 +36,7 @@ class SweepRequest:
 def read_request(settings: Mapping[str, list[str]]) -> SweepRequest:
     """The request of a command line, whose settings are given as key -> alternatives."""
     axes = dict(settings)
-    blind_text = take_single_value(axes, "blind", "true")
-    assert blind_text is not None  # it has a default
-    blind = conform(parse_value(blind_text, "blind"), bool, "blind")
+    blind = take_blind(axes)
     earlier = take_single_value(axes, "earlier")
     reported_keys: set[str] = set()
     if earlier is not None:
@@ -89,6 +87,14 @@ def find_node_count(jobs: list[CellJob], launch: LaunchOptions) -> int:
             "launch, launch.workers and launch.threads, and start the command itself with srun or torchrun"
         )
     return count
+
+
+def take_blind(axes: dict[str, list[str]]) -> bool:
+    """blind=, taken out of the axes: whether each table has a row that sees no image."""
+    text = take_single_value(axes, "blind", "true")
+    assert text is not None  # it has a default
+    blind: bool = conform(parse_value(text, "blind"), bool, "blind")
+    return blind
 
 
 def list_cells_by_table(

@@ -119,11 +119,12 @@ class SweepResults(Sequence[CellResult]):
 
     @property
     def predictions(self) -> list[dict[str, Any]]:
-        """All answers, with the row and seed of each."""
+        """All answers, with the row and seed of each; cut: whether evaluate.max_new_tokens has cut it."""
         answers = []
         for cell in self.cells:
             for answer in cell.predictions:
-                answers.append({"row": cell.label, "seed": cell.seed, **answer})
+                is_cut = answer.get("cut", False)
+                answers.append({"row": cell.label, "seed": cell.seed, **answer, "cut": is_cut})
         return answers
 
     def to_pandas(self, what: Literal["rows", "cells", "predictions"] = "rows") -> "pandas.DataFrame":

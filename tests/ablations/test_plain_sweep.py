@@ -69,12 +69,27 @@ def test_all_finished_cells_without_settings(out, made, tmp_path):
     assert {row.label: row.keys for row in asked.rows} == {row.label: row.keys for row in found.rows}
 
 
+def test_the_line_of_a_sweep_as_it_was_typed(out, made, tmp_path, capsys):
+    line = [*SWEEP, f"out={out}", f"to={tmp_path}", "launch.workers=2"]
+    assert report.main([*line, "blind=false"]) == 0
+    [asked], [found] = outcomes.load_report(made).tables, outcomes.load_report(tmp_path).tables
+    assert [row.keys for row in asked.rows] == [row.keys for row in found.rows]
+    assert report.main([*line, "blind=maybe"]) == 2
+    assert "error: blind='maybe': expected bool" in capsys.readouterr().err
+
+
 def test_changed_cells_are_left_out_and_named(out, tmp_path, capsys):
     shutil.copytree(out, tmp_path / "runs")
     [path] = (tmp_path / "runs" / "cells").glob("sap_seed=0-*/config.yaml")
     path.write_text(path.read_text().replace("max_new_tokens: 16", "max_new_tokens: 8"))
     assert report.main([f"out={tmp_path / 'runs'}"]) == 0
     assert f"warning: {path.parent} is left out" in capsys.readouterr().err
+
+
+def test_negative_differences_have_a_minus_in_latex(out, tmp_path):
+    assert report.main([*SWEEP, "baseline=identity", f"out={out}", f"to={tmp_path}"]) == 0
+    words = (tmp_path / "report.tex").read_text()
+    assert re.search(r" \$-\$\d+\.\d", words) and not re.search(r"(?<!\S)-\d", words)
 
 
 def test_another_baseline(out, tmp_path, capsys):

@@ -49,6 +49,18 @@ def test_a_name_stands_beside_its_point_where_there_is_room():
     assert box == (108, 94, 158, 106)
 
 
+def test_names_of_equal_points_between_long_intervals_cover_no_other():
+    """Three rows at one place beside a fourth, whose intervals are as high as the plot."""
+    points = np.array([[100.0, 150.0]] * 3 + [[150.0, 140.0]])
+    bars = [labels.LabelBox(x - 4, 0, x + 4, 400) for x in (100, 150)]
+    frame = labels.LabelBox(60, 0, 700, 400)
+    found = labels.arrange_labels(points, [(90.0, 12.0)] * 4, bars, frame)
+    assert not any(a.overlaps_box(b) for a, b in combinations(found, 2))
+    markers = [labels.make_marker_box(x, y) for x, y in points]
+    assert not any(box.overlaps_box(marker) for box in found for marker in markers)
+    assert all(box.lies_inside(frame) for box in found)
+
+
 def test_pareto_needs_rows_of_different_cost():
     assert plots.draw_pareto(table({"a": (0.5, 16, 0), "b": (0.6, 16, 0)})) is None
     assert render_svg(plots.draw_pareto(table({"a": (0.5, 16, 0), "b": (0.6, 16, 4)}))).count("<svg") == 1

@@ -160,7 +160,8 @@ def test_values():
         ("finetune.query_warmup=.nan", "finetune.query_warmup=nan: must be at least 0"),
         ("finetune.query_warmup=all", "finetune.query_warmup='all': expected float"),
         ("finetune.query_warmup_form=linear", "must be one of step, fade, thin"),
-        ("pretrain.query_warmup=0.1", "unknown setting 'pretrain.query_warmup'"),
+        ("pretrain.query_warmup=0.1", "unknown setting 'pretrain.query_warmup'; did you mean finetune.query"),
+        ("evaluate.every=5", "unknown setting 'evaluate.every'; did you mean validate.every?"),
     ],
 )
 def test_errors_name_the_value_and_what_to_do(override, message):

@@ -4,8 +4,10 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -22,8 +24,16 @@ from experiments.store.results import identify_questions
 from llm_adapters.conversation import Turn
 
 datasets = pytest.importorskip("datasets")
+pyarrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
 
 COLOURS = ("red", "green", "blue")
+
+
+def encode_png(image):
+    file = BytesIO()
+    image.save(file, "png")
+    return file.getvalue()
 
 
 def make_messages(*questions):
@@ -117,6 +127,18 @@ def test_splits_of_a_folder(tmp_path):
         llava.load_samples(f"{tmp_path / 'one'}:train")
 
 
+def test_what_an_error_says_to_write_is_no_name_of_a_split(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_set(2).save_to_disk("one")
+    datasets.DatasetDict({"train": make_set(2), "test": make_set(2)}).save_to_disk("both")
+    for entry, advice in (
+        ("./one:train", r"write \./one$"),
+        ("./both", r"write \./both:train, \./both:test$"),
+    ):
+        with pytest.raises(UsageError, match=advice):
+            llava.load_samples(Path(entry))
+
+
 def test_bad_rows_are_named(tmp_path):
     good = make_set(2)
     records = good.to_dict()
@@ -159,6 +181,7 @@ def test_which_entries_are_data_sets():
         ("hf:a:b:c:d", "expected hf:NAME"),
         ("hf:./no/such/folder", "cannot be loaded"),
         ("./no/such/folder", "no such file"),
+        ("nothing.parquet", "nothing.parquet: no such file"),
     ],
 )
 def test_what_is_not_there(entry, message, tmp_path, monkeypatch):
@@ -178,6 +201,67 @@ def test_parquet_files_by_load_dataset(tmp_path, monkeypatch):
     assert [sample.turns for sample in llava.load_samples(entry)] == [sample.turns for sample in samples]
     with pytest.raises(UsageError, match="no split 'trian'; did you mean 'train'"):
         llava.load_samples(f"{entry}:trian")
+
+
+@pytest.fixture
+def parquet_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    make_set().to_parquet(tmp_path / "mine.parquet")
+    yield tmp_path / "mine.parquet"
+    stored.open_dataset.cache_clear()
+
+
+def test_a_parquet_file_with_its_images(parquet_file):
+    assert is_file_entry("mine.parquet")
+    samples = llava.load_samples(parquet_file)
+    assert [sample.id for sample in samples] == [f"r{row}" for row in range(6)]
+    assert llava.open_image(samples[2]).size == (26, 20)
+    assert samples[3].place == f"{parquet_file}, row 3"
+
+
+def test_a_parquet_file_names_images_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    Image.new("RGB", (9, 8)).save(tmp_path / "fox.png")
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "a fox"}]
+    rows = {"image": ["fox.png"], "conversations": [turns]}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "mine.parquet")
+    [sample] = llava.load_samples(tmp_path / "mine.parquet")
+    assert sample.images == (tmp_path / "fox.png",) and llava.read_image_size(sample) == (9, 8)
+    datasets.Dataset.from_dict({**rows, "image": ["wolf.png"]}).to_parquet(tmp_path / "bad.parquet")
+    with pytest.raises(UsageError, match=r"bad.parquet, row 0.*: no image .*wolf.png"):
+        llava.load_samples(tmp_path / "bad.parquet")
+
+
+@pytest.mark.parametrize("column", ["image", "images"])
+def test_a_parquet_file_of_bytes_that_no_feature_calls_images(tmp_path, monkeypatch, column):
+    """As pandas writes it."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    image = {"bytes": encode_png(Image.new("RGB", (9, 8))), "path": "fox.png"}
+    messages = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "a fox"}]
+    row = {column: image if column == "image" else [image], "messages": messages}
+    parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "mine.parquet")
+    [sample] = llava.load_samples(tmp_path / "mine.parquet")
+    assert llava.read_image_size(sample) == (9, 8)
+
+
+def test_keys_of_a_parquet_file_do_not_follow_its_cache(parquet_file, tmp_path):
+    def digest():
+        keys.digest_data_file.cache_clear()
+        stored.open_dataset.cache_clear()
+        return keys.digest_data_file(str(parquet_file), None, True)
+
+    first = digest()
+    shutil.rmtree(tmp_path / "cache")
+    assert digest() == first
+    os.utime(parquet_file, (1, 1))
+    assert digest()["images"] != first["images"] and digest()["texts"] == first["texts"]
+
+
+def test_a_damaged_parquet_file(parquet_file):
+    parquet_file.write_bytes(parquet_file.read_bytes()[:200])
+    with pytest.raises(UsageError, match=r"mine.parquet: cannot be opened \(") as caught:
+        llava.load_samples(parquet_file)
+    assert "\n" not in str(caught.value)
 
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -306,7 +390,7 @@ def test_training_on_a_stored_set_is_training_on_the_same_files(folder, tmp_path
 def test_the_example_of_the_readme(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[3] / "experiments" / "README.md").read_text()
-    code = re.search(r"```python\n(.*?)```", page.partition("**Hugging Face**")[2], re.S).group(1)
+    code = re.search(r"```python\n(.*?)```", page.partition("**Parquet and Hugging Face**")[2], re.S).group(1)
     (tmp_path / "coco").mkdir()
     Image.new("RGB", (9, 8)).save(tmp_path / "coco" / "7.jpg")
     exec(code, dict(vars(datasets)))

@@ -217,6 +217,13 @@ def test_bad_data(overrides, message):
         plan_stages(config(*overrides))
 
 
+def test_a_folder_called_like_a_split(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "saved").mkdir()
+    with pytest.raises(UsageError, match=r"the folder of that name is data.train=./saved"):
+        plan_stages(config("data.train=saved"))
+
+
 def test_files_of_a_role(tmp_path):
     path = write_llava(tmp_path / "mine.json")
     found = config(f"data.train=[train,{path}]", "data.images=pictures")
