@@ -24,6 +24,8 @@ from compressors.grid import BudgetCompressor, GridPolicy
 from compressors.relevance import find_texts, split_joint
 from compressors.selection import choose_in_float32, choose_largest, share_patches
 
+PAPERS_RANGES = 1.5  # interquartile ranges beyond which its rule keeps a patch
+
 
 @choose_in_float32
 def measure_significance(joint: Tensor, text: Tensor, is_text: Tensor) -> Tensor:
@@ -51,7 +53,7 @@ def find_outliers(significance: Tensor, ranges: float) -> Tensor:
 class Trim(BudgetCompressor):
     """As many tokens as `rate` x `rate` windows or `tokens`: the most significant patches, and with
     `aggregate` the mean of the others. `iqr`: of those patches outliers alone, beyond so many interquartile
-    ranges; `per_image`: and no tokens in the place of the others."""
+    ranges; `per_image`: and no tokens in the place of the others, beyond 1.5 ranges by default."""
 
     needs_cues = ("joint",)
 
@@ -68,14 +70,12 @@ class Trim(BudgetCompressor):
         positions: Positions = "renumber",
     ):
         super().__init__(rate, grid_policy, tokens, positions)
+        if per_image and iqr is None:
+            iqr = PAPERS_RANGES
         if iqr is not None:
             check_at_least(0, iqr=iqr)
         if iqr is not None and not aggregate:
             raise UsageError("trim: iqr leaves places to the mean of the other patches; take aggregate=true")
-        if per_image and iqr is None:
-            raise UsageError(
-                "trim: per_image: the number of an image's tokens follows from iqr; take iqr=1.5"
-            )
         self.out_dim = dim
         self.aggregate = aggregate
         self.iqr = iqr

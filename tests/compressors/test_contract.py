@@ -32,6 +32,8 @@ def alternatives(name: str) -> list[dict]:
             found += [{knob: rate} for rate in (1, 2, 3, 4) if rate != parameter.default]
         elif knob == "levels":
             found.append({knob: (2, -1)})
+        elif knob == "coverage":
+            found.append({knob: 0.5})
         elif knob == "host":
             found += [{knob: host, "knobs": knobs} for host, knobs in HOSTS.items()]
     return found
@@ -100,6 +102,10 @@ def test_counts_are_exact(name, knobs):
         else:
             assert tokens.shape == (3, count, part.out_dim), grid
             assert tokens.isfinite().all(), grid
+            is_there = part.present(*inputs(part, grid))
+            assert (is_there is not None) == part.varies
+            if part.varies:
+                assert is_there.shape == (3, count) and is_there.dtype == torch.bool and is_there.any(1).all()
             assert out_grid is None or out_grid[0] * out_grid[1] == count, grid
 
 
@@ -190,7 +196,12 @@ def test_nothing_learned_starts_identical(name, knobs):
     for key, parameter in part.named_parameters():
         if parameter.ndim > 1:
             assert len(parameter.flatten(1).unique(dim=0)) == len(parameter), key
-    assert len(part(*inputs(part))[0].unique(dim=0)) == part.num_tokens(12, 12)
+    tokens = part(*inputs(part))[0]
+    expected = part.num_tokens(12, 12)
+    if part.varies:  # what is not there may be anything
+        tokens = tokens[part.present(*inputs(part))[0]]
+        expected = len(tokens)
+    assert len(tokens.unique(dim=0)) == expected
 
 
 @every_case
