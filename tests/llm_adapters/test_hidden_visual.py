@@ -169,6 +169,27 @@ def test_single_tokens_are_hidden():
     assert torch.equal(calls[0]["attention_mask"], (~one).long())
 
 
+@pytest.mark.parametrize("query_module", ["embq", "llava_mini"])
+@pytest.mark.parametrize("llm", FAMILIES)
+def test_nothing_reads_a_single_token_that_is_hidden(llm, query_module):
+    model, batch = make(llm, query_module=query_module)
+    is_image = ~is_seen(model, batch)
+    every_other = torch.arange(is_image.shape[1]) % 2 == 0
+    hidden = is_image & every_other
+    assert hidden[:2].any(1).all() and (is_image & ~hidden)[:2].any(1).all()
+    before = model(**batch, hidden_visual=every_other.expand_as(is_image))
+
+    def disturb(_module, arguments, keywords):
+        embeds = keywords["inputs_embeds"]
+        return arguments, {**keywords, "inputs_embeds": torch.where(hidden.unsqueeze(2), embeds + 9, embeds)}
+
+    model.language_model.register_forward_pre_hook(disturb, with_kwargs=True, prepend=True)
+    after = model(**batch, hidden_visual=every_other.expand_as(is_image))
+    assert torch.equal(before.logits[~hidden], after.logits[~hidden])
+    assert torch.equal(before.loss, after.loss)
+    assert not torch.equal(before.logits[:2], model(**batch).logits[:2])  # it is read where it is shown
+
+
 def test_where_it_cannot_be():
     model, batch = make()
     del batch["labels"]
