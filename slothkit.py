@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ablations.report import make_report as report
     from compressors import Compressor as Compressor
     from compressors import create as create
     from compressors import register as register
@@ -31,11 +32,12 @@ if TYPE_CHECKING:
     from llm_adapters import reuse as reuse
 
 __version__ = "0.1.0"  # setup.cfg reads it from here
-__all__ = ["CellsFailed", "Compressor", "SweepResults", "UsageError", "create", "load", "register", "reuse"]
-__all__ += ["sweep"]
+__all__ = ["CellsFailed", "Compressor", "SweepResults", "UsageError", "create", "load", "register", "report"]
+__all__ += ["reuse", "sweep"]
 
 PLACES = {  # name -> module and what it is called there; nothing: the module itself
     "sweep": ("experiments.sweep.run", "sweep"),
+    "report": ("ablations.report", "make_report"),
     "SweepResults": ("experiments.sweep.results", "SweepResults"),
     "CellsFailed": ("experiments.sweep.results", "CellsFailed"),
     "load": ("experiments.models.saved", "load_trained_model"),

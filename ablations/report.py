@@ -17,7 +17,11 @@ from compressors.errors import UsageError
 # numpy, scipy, matplotlib and the sweep's configuration are imported where they are needed: --help and a
 # misspelt line would otherwise wait for them
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ablations.outcomes import Report
+    from ablations.writing.word_grid import WordGrid
+    from ablations.writing.write import RenderedReport
     from experiments.runtime.progress import Reporter
 
 
@@ -65,10 +69,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return COMMAND.run(run_report, arguments)
 
 
+def make_report(*settings: str, **values: object) -> "list[WordGrid]":
+    """Write the report of finished cells, as `python -m ablations.report` does with the same settings, and
+    return its tables, the scores first: each has a `title` and `to_pandas()`.
+
+    settings, values   as for `slothkit.sweep`, whose own may be given again; baseline, to, earlier, measure
+                       and results as on the command line
+
+    UsageError for bad input, and where nothing has finished.
+    """
+    from rich.console import Console
+
+    from ablations.writing import write
+    from experiments.sweep.run import make_words
+
+    line = COMMAND.read(make_words(settings, values))
+    report, rendered, folder = build_report(line, Console(stderr=True))
+    write.write_report(report, rendered, folder)
+    return rendered.grids
+
+
 def run_report(line: CommandLine) -> int:
     """Make the report that a command line asks for, print and write it."""
     from rich.console import Console
 
+    from ablations.writing import write
+
+    console = Console()
+    report, rendered, folder = build_report(line, console)
+    write.write_report(report, rendered, folder)
+    write.print_report(rendered, console, folder)
+    return 0
+
+
+def build_report(line: CommandLine, console: "Console") -> "tuple[Report, RenderedReport, Path]":
+    """The report that a command line asks for, in all its forms, and the folder that it is to be written to.
+    Progress of measuring goes to `console`."""
     from ablations import outcomes
     from ablations.study import explain_report_errors
     from ablations.writing import write
@@ -79,7 +115,6 @@ def run_report(line: CommandLine) -> int:
     from experiments.sweep.request import take_blind
 
     options: ReportOptions = line.options
-    console = Console()
     if options.results is not None:
         refused = min(line.overrides, default="earlier" if options.earlier is not None else "baseline")
         if line.overrides or options.earlier is not None or options.baseline is not None:
@@ -105,8 +140,7 @@ def run_report(line: CommandLine) -> int:
             typed = f"python -m ablations.report {shlex.join(line.arguments)}".strip()
             report = report_from_cells(axes, root, folder, typed, reporter, options)
         rendered = write.render_report(report)
-    write.write_report(report, rendered, folder, console)
-    return 0
+    return report, rendered, folder
 
 
 def report_from_cells(

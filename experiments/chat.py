@@ -26,14 +26,15 @@ class ChatOptions:
     model: Path | None = setting(
         None,
         "OUT/cells/CELL, OUT/finetune/KEY, a folder that save_pretrained wrote, or OWNER/NAME of the "
-        "Hugging Face hub (null: the cell below runs that finished last)",
+        "Hugging Face hub (null: the cell below out= that finished last)",
     )
+    out: Path = setting(Path(Config().out), "output directory of the sweep, where model= is not given")
     revision: str | None = setting(None, "of a model of the hub: a branch, a tag or a commit")
     max_new_tokens: int = setting(128, "tokens of an answer at most", low=1)
 
 
 COMMAND = Command(
-    usage='python -m experiments.chat IMAGE ["QUESTION"] [model=DIR] [max_new_tokens=128]',
+    usage='python -m experiments.chat IMAGE ["QUESTION"] [model=DIR] [out=runs] [max_new_tokens=128]',
     description="""\
 Answers a question about a picture, as it is generated, then says how long the first token took (TTFT:
 preprocessing, vision tower and prefill) and how many tokens a second came after it. Without QUESTION, one
@@ -64,7 +65,7 @@ def run_chat(line: CommandLine, source: TextIO) -> int:
         raise UsageError(f"revision={options.revision}: of which model? name one with model=OWNER/NAME")
     picture = saved.open_picture(Path(image))
     if name is None:
-        name = folder = saved.find_newest_cell(Path(Config().out))
+        name = folder = saved.find_newest_cell(options.out)
     from experiments.inspection.conversation import Chat
 
     model, processor = saved.load_trained_model(folder)

@@ -95,15 +95,14 @@ def title_report(report: Report) -> str:
     return REPORT_TITLE
 
 
-def write_report(report: Report, rendered: RenderedReport, folder: Path, console: Console) -> None:
-    """All files, and the report on the terminal."""
+def write_report(report: Report, rendered: RenderedReport, folder: Path) -> None:
+    """All files."""
     # report.json comes last: the report is whole once it is there
     write_plots(rendered.pictures, folder / PLOTS_FOLDER)
     (folder / LATEX_FOLDER).mkdir(exist_ok=True)
     for name, content in rendered.texts.items():
         write_atomic(folder / name, content)
     outcomes.save_report(report, folder)
-    print_report(rendered.grids, rendered.summary, rendered.texts[MARKDOWN_FILE], console, folder)
 
 
 def make_report_grids(report: Report) -> list[WordGrid]:
@@ -236,18 +235,16 @@ def render_markdown_report(
     return "\n".join(parts)
 
 
-def print_report(
-    all_grids: Iterable[WordGrid], summary: Iterable[str], markdown: str, console: Console, folder: Path
-) -> None:
+def print_report(rendered: RenderedReport, console: Console, folder: Path) -> None:
     """On a terminal tables as they fit, elsewhere the Markdown."""
     if console.is_terminal:
-        for grid in all_grids:
+        for grid in rendered.grids:
             console.print(*text.render_screen_tables(grid, console.width))
-        notes = [grids.SCORES_NOTE, grids.CLAIMS_NOTE] if summary else [grids.SCORES_NOTE]
-        for sentence in (*summary, *notes):
+        notes = [grids.SCORES_NOTE, grids.CLAIMS_NOTE] if rendered.summary else [grids.SCORES_NOTE]
+        for sentence in (*rendered.summary, *notes):
             console.print(sentence, markup=False, highlight=False)
     else:
-        console.print(markdown, markup=False, highlight=False, soft_wrap=True)
+        console.print(rendered.texts[MARKDOWN_FILE], markup=False, highlight=False, soft_wrap=True)
     # whole lines, so that paths can be copied
     paths = [str(folder / name) for name in ("report.html", "report.md", "report.tex")]
     console.print("  ".join(paths), markup=False, highlight=False, soft_wrap=True)

@@ -23,7 +23,7 @@ def find_newest_cell(out: Path) -> Path:
     if not notes:
         raise UsageError(
             f"no finished cell below {out}; train one with python -m experiments.sweep, or "
-            "name a folder with model=DIR"
+            "name its directory with out=DIR, or a model's folder with model=DIR"
         )
     notes.sort(key=lambda note: note.stat().st_mtime, reverse=True)
     for note in notes:

@@ -8,6 +8,7 @@ import subprocess
 import pytest
 from made_cells import runner
 
+import slothkit
 from ablations import outcomes, report
 from ablations.writing import write
 from compressors.command_line import parse_settings
@@ -84,6 +85,21 @@ def test_changed_cells_are_left_out_and_named(out, tmp_path, capsys):
     path.write_text(path.read_text().replace("max_new_tokens: 16", "max_new_tokens: 8"))
     assert report.main([f"out={tmp_path / 'runs'}"]) == 0
     assert f"warning: {path.parent} is left out" in capsys.readouterr().err
+
+
+def test_the_report_from_python(out, made, tmp_path, capsys):
+    pytest.importorskip("pandas")
+    settings = {"compressor": ["identity", "avg_pool", "sap", "sap+embq"], "seed": [0, 1]}
+    scores, families = slothkit.report(out=out, to=tmp_path, blind=False, **settings)
+    assert capsys.readouterr().out == "" and "family" in families.title
+    for name in ("scores.csv", "latex/tablesweep-scores.tex", "plots/tablesweep-pareto.svg"):
+        assert (tmp_path / name).read_bytes() == (made / name).read_bytes()
+    frame = scores.to_pandas().set_index("row")
+    assert frame.loc["avg_pool", "difference to avg_pool"] == "baseline" and len(frame) == 5
+    [again, _] = slothkit.report(results=tmp_path)
+    assert again == scores
+    with pytest.raises(slothkit.UsageError, match="unknown setting 'seeds'"):
+        slothkit.report(out=out, seeds=[0])
 
 
 def test_negative_differences_have_a_minus_in_latex(out, tmp_path):

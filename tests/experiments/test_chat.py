@@ -114,7 +114,7 @@ def test_a_session_goes_on_after_a_bad_question(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "wrong"),
     [
-        ([], '["QUESTION"] [model=DIR] [max_new_tokens=128], found nothing'),
+        ([], '["QUESTION"] [model=DIR] [out=runs] [max_new_tokens=128], found nothing'),
         (["cat.png", "a", "b"], "found 3 words (cat.png, a, b)"),
         (["cat.png", "modle=x"], "modle=x: no setting of this command; did you mean 'model'?"),
         (["cat.png", "--model", "x"], "--model: settings are spelled KEY=VALUE; write model=x"),
@@ -159,6 +159,8 @@ def test_without_a_model_the_cell_that_finished_last_is_asked(folder, capsys, mo
     assert command.main(["cat.png", "What is this?", "max_new_tokens=2"]) == 0
     assert "runs/cells/one: sap" in capsys.readouterr().err
     monkeypatch.chdir(folder / "finetune")
+    assert command.main(["../cat.png", "What is this?", "max_new_tokens=2", "out=.."]) == 0
+    assert "../cells/one: sap" in capsys.readouterr().err
     assert command.main(["../cat.png", "What is this?"]) == 2
     assert "no finished cell below runs" in capsys.readouterr().err
 

@@ -98,7 +98,8 @@ def open_tensorboard(run: CurveRun) -> Iterator[Any]:
     from lightning.pytorch.loggers import TensorBoardLogger
 
     group = Path(run.folder) / "tensorboard" / name_folder(run.group)
-    logger = TensorBoardLogger(group, name="", version=name_folder(f"{run.name}-{run.key}"))
+    version = name_folder(f"{run.name}-{run.key}")
+    logger = TensorBoardLogger(group, name="", version=version, default_hp_metric=False)
     try:
         yield logger
     finally:
