@@ -40,7 +40,7 @@ def make_config(folder, kind="parquet", **trainer):
         ("pretrain", "parquet", "0", "1"),
         ("finetune", "lines", "0", "1"),
         ("finetune", "parquet", "2", "1"),
-        ("finetune", "saved", "0", "2"),
+        pytest.param("finetune", "saved", "0", "2", marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_run_ends_as_the_undisturbed_one(tmp_path, stage, kind, workers, devices):
@@ -49,6 +49,8 @@ def test_a_killed_run_ends_as_the_undisturbed_one(tmp_path, stage, kind, workers
     config.pretrain.max_steps = config.finetune.max_steps = 11  # of 8 rows: nearly three epochs
     config.finetune.query_warmup, config.finetune.query_warmup_form = 0.7, "fade"
     config.data.workers, config.trainer.devices = workers, devices
+    if devices != "1":
+        config.trainer.strategy = "fsdp"
     inputs = align(config, tmp_path) if stage == "finetune" else {}
     undisturbed, resumed = Losses(), Losses()
     wanted = run(stage, config, inputs, tmp_path / "whole", undisturbed)
