@@ -48,6 +48,15 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             draft.unlink()
 
 
+def open_draft(path: Path) -> Path:
+    """An empty file beside `path` that nobody takes for a result; the next call removes it if this process is
+    killed before it can."""
+    remove_stale_drafts(path)
+    draft = path.with_name(f"{start_draft_name(path)}{os.getpid()}.draft")
+    draft.touch()
+    return draft
+
+
 def start_draft_name(path: Path) -> str:
     """The beginning of the names of a file's drafts: processes are counted anew on each host."""
     return f".{path.name}.{platform.node()}."

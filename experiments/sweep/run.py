@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from numbers import Number
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -25,7 +24,7 @@ from compressors.errors import UsageError, quote
 from experiments.config.schema import Config
 from experiments.config.settings import takes_list, takes_mapping
 from experiments.runtime.bars import create_reporter
-from experiments.runtime.files import write_atomic
+from experiments.runtime.files import open_draft, write_atomic
 from experiments.runtime.progress import Reporter
 from experiments.runtime.provenance import declare_command
 from experiments.stages.runners import find_runner
@@ -209,8 +208,11 @@ def meet_nodes(request: SweepRequest, store: Store, link: "NodeLink") -> None:
     from experiments.stages import follow  # which imports torch
 
     plan = follow.describe_plan([stage for _, stage in request.jobs])
-    with NamedTemporaryFile(dir=store.root, prefix=".nodes-") as file:
-        link.meet_others({**plan, "file": Path(file.name).name})
+    file = open_draft(store.root / "nodes")
+    try:
+        link.meet_others({**plan, "file": file.name})
+    finally:
+        file.unlink(missing_ok=True)
 
 
 def follow_cells(
