@@ -24,6 +24,7 @@ UNTOLD_SETTINGS = (
     "preset",  # where settings start, each of which is told itself
     "data.workers",
     "tower.cache",
+    "evaluate.cache",
     "trainer.accelerator",
     "trainer.devices",
     "trainer.nodes",

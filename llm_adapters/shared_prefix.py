@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicLayer
 from compressors.base import Compressor
 from connectors.versions import CACHE, read_cache
 from llm_adapters.conversation import Encoded
+from llm_adapters.kv_cache import StaticCaches, fill_cache, multiplies_rows
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.processing import FlashSlothProcessor
 
@@ -179,26 +180,32 @@ def generate_behind_prefix(
     model: FlashSlothForConditionalGeneration,
     batch: SharedBatch,
     computed: ComputedPrefix | None = None,
+    caches: StaticCaches | None = None,
     **options: Any,
 ) -> Tensor:
     """(B, P + question + answer) token ids, as `generate` gives them for `batch.rows` with their own images;
     `options` are those of `generate`. `computed`: what `compute_prefix` gave for `batch.prefix`, kept as it
-    is; None: it is computed."""
+    is; None: it is computed. `caches`: where the cache of the rows comes from, with `max_new_tokens` among
+    the options; None: the prefix's own grows."""
     rows: dict[str, Any] = move_inputs(batch.rows, model.device)
     picture = batch.picture.to(model.device, non_blocking=True)
+    is_kept = computed is not None
     if computed is None:
         computed = compute_prefix(model, batch.prefix)
-        cache = computed.cache
+    if caches is not None:
+        count, length = rows["input_ids"].shape
+        cache = caches.lend_cache(count, length + options["max_new_tokens"])
+        fill_cache(cache, computed.cache, picture)
     else:
-        cache = copy.deepcopy(computed.cache)  # generation adds to it
-    cache.batch_select_indices(picture)
+        cache = copy.deepcopy(computed.cache) if is_kept else computed.cache  # generation adds to it
+        cache.batch_select_indices(picture)
+    rows[CACHE] = cache
     ids: Tensor = model.generate(
         **rows,
         vision_features=computed.features[picture],
         image_turn=computed.image_turn[picture],
         prefix_length=computed.length,
         use_cache=True,  # whatever the configuration says: there is a cache
-        **{CACHE: cache},
         **options,
     )
     return ids
@@ -208,9 +215,16 @@ class PictureKeeper:
     """Generates answers behind shared prefixes, and keeps the last one: the next question about the same
     picture finds it."""
 
-    def __init__(self, model: FlashSlothForConditionalGeneration, processor: FlashSlothProcessor):
+    def __init__(
+        self,
+        model: FlashSlothForConditionalGeneration,
+        processor: FlashSlothProcessor,
+        caches: StaticCaches | None = None,
+    ):
+        """`caches`: as `generate_behind_prefix` takes them."""
         self.model = model
         self.processor = processor
+        self.caches = caches
         self.key: tuple[Hashable, ...] | None = None
         self.computed: ComputedPrefix | None = None
 
@@ -219,24 +233,19 @@ class PictureKeeper:
         a row's images from others; `options`: of `generate`. Nothing is shared where the model's prefixes
         depend on the question, where a row becomes several (beams), or if all pictures differ."""
         shared = None
-        if not self.multiplies_rows(options) and can_share_prefix(self.model):
+        if not multiplies_rows(self.model, options) and can_share_prefix(self.model):
             shared = share_inputs(self.processor, inputs, pictures)
         ids: Tensor
         if shared is None or 1 < len(shared.prefix["input_ids"]) == len(pictures):
             arguments: dict[str, Any] = {**inputs, **options}
             with torch.inference_mode():
+                if self.caches is not None:
+                    arguments |= self.caches.lend_options(inputs["input_ids"], options)
                 ids = self.model.generate(**arguments)
             return ids[:, inputs["input_ids"].shape[1] :]
-        ids = generate_behind_prefix(self.model, shared, self.compute_kept(shared, pictures[0]), **options)
+        kept = self.compute_kept(shared, pictures[0])
+        ids = generate_behind_prefix(self.model, shared, kept, self.caches, **options)
         return ids[:, shared.rows["input_ids"].shape[1] :]
-
-    def multiplies_rows(self, options: Mapping[str, Any]) -> bool:
-        """Whether a row becomes several, by what is asked for or what the model was saved with."""
-        for name in ("num_beams", "num_return_sequences"):
-            value = options.get(name, getattr(self.model.generation_config, name, None))
-            if value is not None and value > 1:
-                return True
-        return False
 
     def compute_kept(self, shared: SharedBatch, picture: Hashable) -> ComputedPrefix | None:
         """The prefix of rows that all ask about one picture, kept for the next ones; None for several."""

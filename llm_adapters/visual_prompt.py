@@ -9,6 +9,7 @@ from transformers import LogitsProcessor
 from compressors.base import Compressor, MaybeTensor
 from compressors.errors import UsageError
 from compressors.selection import SubsetCompressor
+from llm_adapters.kept_positions import count_positions
 
 
 class Mute(LogitsProcessor):
@@ -109,6 +110,22 @@ def hide_absent(attention_mask: Tensor | None, is_absent: Tensor) -> Tensor | No
     return attention_mask.masked_fill(absent, 0)
 
 
+def hide_visual_tokens(
+    attention_mask: Tensor | None, position_ids: Tensor | None, is_image: Tensor, hidden_visual: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """The mask (B, T) without the visual tokens at `is_image` of the rows (B,), or places (B, T), of
+    `hidden_visual`, which no token behind them reads then, and the positions of all tokens."""
+    if attention_mask is None:
+        attention_mask = torch.ones_like(is_image, dtype=torch.long)
+    if position_ids is None:
+        # Counted before anything is hidden, as if the visual tokens were there: the text stands where it
+        # will stand when they come back, so the LLM need not learn its distances twice.
+        position_ids = count_positions(attention_mask)
+    if hidden_visual.dim() == 1:
+        hidden_visual = hidden_visual.unsqueeze(1)
+    return attention_mask.masked_fill(is_image & hidden_visual, 0), position_ids
+
+
 def check_count(is_image: Tensor, per_image: int, image_turn: Tensor | None) -> None:
     """UsageError for a row whose placeholders are not as many as its images' tokens."""
     if torch.compiler.is_compiling() or is_image.device.type != "cpu":
@@ -122,4 +139,13 @@ def check_count(is_image: Tensor, per_image: int, image_turn: Tensor | None) -> 
         raise UsageError(
             f"row {row} has {int(placeholders[row])} image placeholders but its images make "
             f"{int(tokens[row])} visual tokens; make inputs with the model's own processor"
+        )
+
+
+def check_image_turns(features: Tensor, image_turn: Tensor) -> None:
+    """UsageError for features (B, I, H, W, C) of other images than `image_turn` (B, I) tells of."""
+    if features.shape[:2] != image_turn.shape:
+        raise UsageError(
+            f"images of {tuple(features.shape[:2])} (rows, crops) but `image_turn` of "
+            f"{tuple(image_turn.shape)}; make inputs with the model's own processor"
         )

@@ -2,7 +2,7 @@
 
     python -m ablations.costs.on_a_gpu FOLDER
 
-Four figures beside their aims, each with its definition; a part that is not in the folder yet is named.
+Figures beside their aims, each with its definition; a part that is not in the folder yet is named.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ class Figure(NamedTuple):
     """One of the figures.
 
     name        as the table has it
-    part        the folder that has what it is computed from
+    parts       the folders that have what it is computed from
     aim         what is to be reached, at least
     unit        `x`, or `%` for a share
-    compute     from the part's result; None: of a device whose limits are not known
+    compute     from the parts' results, in their order; None: of a device whose limits are not known
     definition  how
     """
 
     name: str
-    part: str
+    parts: tuple[str, ...]
     aim: float
     unit: str
-    compute: Callable[[PartResult], float | None]
+    compute: Callable[..., float | None]
     definition: str
 
 
@@ -92,20 +92,19 @@ def format_figures(results: dict[str, PartResult]) -> list[str]:
     table = [["", "measured", "aim", "part"]]
     definitions = []
     for figure in FIGURES:
-        result = results.get(figure.part)
-        table.append(
-            [figure.name, format_value(figure, result), format_number(figure.aim, figure.unit), figure.part]
-        )
+        value = format_value(figure, results)
+        aim = format_number(figure.aim, figure.unit)
+        table.append([figure.name, value, aim, ", ".join(figure.parts)])
         definitions.append(f"- {figure.name}: {figure.definition}")
     heading = f"{made['device_name']}, torch {made['torch']}, transformers {made['transformers']}"
     return [heading, "", *format_markdown_table(table), "", *definitions]
 
 
-def format_value(figure: Figure, result: PartResult | None) -> str:
+def format_value(figure: Figure, results: dict[str, PartResult]) -> str:
     """What was measured, or why there is no number."""
-    if result is None:
+    if not set(figure.parts) <= results.keys():
         return "part not run"
-    value = figure.compute(result)
+    value = figure.compute(*[results[part] for part in figure.parts])
     if value is None:
         return "device's limit unknown"
     return format_number(value, figure.unit)
@@ -162,6 +161,13 @@ def find_decoding_share(result: PartResult) -> float | None:
     return rate / peak.bandwidth
 
 
+def compare_caches(static: PartResult, dynamic: PartResult) -> float:
+    """How many times sooner a token comes with a cache of fixed size."""
+    static_row = find_row(static["rows"], "decoding", label=COMPRESSED, batch=1)
+    dynamic_row = find_row(dynamic["rows"], "decoding_dynamic", label=COMPRESSED, batch=1)
+    return float(dynamic_row["measured"]["decode"][0] / static_row["measured"]["decode"][0])
+
+
 def compare_at_eight(result: PartResult) -> float:
     """At batch 8."""
     return compare_first_tokens(8, "answers", result)
@@ -187,12 +193,26 @@ DECODING_DEFINITION = (
     "prefill, over the median time of a step after the first token, of the memory bandwidth of the data "
     "sheet; a cache of fixed size, with which transformers compiles the step."
 )
+CACHE_DEFINITION = (
+    "median time of a step after the first token with a cache that grows over that with one of fixed size, "
+    "with which transformers compiles the step; FlashSloth, in two runs."
+)
 COMPILED_DEFINITION = f"{TTFT_DEFINITION}; the layers of tower and LLM compiled."
 FIGURES = (
-    Figure("TTFT, batch 8", "answers", 3.3, "x", compare_at_eight, f"{TTFT_DEFINITION}; nothing compiled."),
-    Figure("TTFT, batch 1, compiled", "answers_compiled", 3.3, "x", compare_compiled, COMPILED_DEFINITION),
-    Figure("training, stage 2", "training_flashsloth", 0.4, "%", find_training_share, TRAINING_DEFINITION),
-    Figure("decoding, batch 1", "decoding", 0.6, "%", find_decoding_share, DECODING_DEFINITION),
+    Figure(
+        "TTFT, batch 8", ("answers",), 3.3, "x", compare_at_eight, f"{TTFT_DEFINITION}; nothing compiled."
+    ),
+    Figure("TTFT, batch 1, compiled", ("answers_compiled",), 3.3, "x", compare_compiled, COMPILED_DEFINITION),
+    Figure("training, stage 2", ("training_flashsloth",), 0.4, "%", find_training_share, TRAINING_DEFINITION),
+    Figure("decoding, batch 1", ("decoding",), 0.6, "%", find_decoding_share, DECODING_DEFINITION),
+    Figure(
+        "decoding, static over dynamic cache",
+        ("decoding", "decoding_dynamic"),
+        1.0,
+        "x",
+        compare_caches,
+        CACHE_DEFINITION,
+    ),
 )
 
 

@@ -215,7 +215,8 @@ def collect_blind_settings(config: Config) -> dict[str, Any]:
             settings[f"{section}.{name}"] = value
     start = config.find_start("finetune")
     settings["finetune.init"] = start.source if start is not None and "llm" in start.parts else None
-    del settings["data.workers"]  # no result shows it
+    del settings["data.workers"]  # no result shows these two
+    del settings["evaluate.cache"]
     del settings["evaluate.scale"]  # of the visual tokens
     del settings["evaluate.compressor"]
     for path in QUERY_MODULE_SETTINGS:

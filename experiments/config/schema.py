@@ -180,6 +180,12 @@ class EvaluationSettings:
     blank_queries: bool = setting(
         False, "without the query module's update of the query tokens: what is lost is what it gives"
     )
+    cache: str = setting(
+        "auto",
+        "KV cache: dynamic grows; static has a fixed size, with which a GPU compiles the decoding step; "
+        "auto: static on a GPU where LLM and cell allow it",
+        choices=("auto", "dynamic", "static"),
+    )
 
 
 @dataclass

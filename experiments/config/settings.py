@@ -175,6 +175,11 @@ def check_parts(config: Config) -> set[str]:
         parts.add(check_evaluated_compressor(config))
     if config.prune is not None:
         parts.add(signatures.pruners().require(config.prune))
+        if config.evaluate.cache == "static":
+            raise UsageError(
+                f"evaluate.cache=static: prune={config.prune} drops tokens between decoder layers, whose "
+                "caches then differ in length; take auto or dynamic"
+            )
     # `sap+` has no query module, and is no way to write `sap`
     if query_module or config.compressor.endswith("+"):
         parts.add(signatures.query_modules().require(query_module or ""))

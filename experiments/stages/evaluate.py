@@ -28,6 +28,7 @@ from experiments.stages.train import MODEL_FOLDER
 from experiments.store.results import METRICS_FILE, PREDICTIONS_FILE
 from experiments.store.store import NotFinite
 from llm_adapters import saved
+from llm_adapters.kv_cache import pick_caches
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.processing import FlashSlothProcessor
 from llm_adapters.pruning.calibration import calibrate_pruner
@@ -62,6 +63,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) ->
     encoded_ahead = read_ahead(encode, batches, count_workers(config.data.workers))
     cut_numbers: set[int] = set()  # of questions whose answers max_new_tokens has cut
     watch = FiniteWatch()
+    caches = pick_caches(config.evaluate.cache, model, "evaluate.cache")
     counter = TokenCounter()
     with (
         llava.report_all_broken_images(questions),
@@ -71,7 +73,12 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) ->
         for numbers, batch, encoded in zip(numbers_of_batches, batches, encoded_ahead):
             with torch.inference_mode():
                 ids = generate_answers(
-                    model, encoded, config.evaluate.max_new_tokens, config.evaluate.blank_queries, watch
+                    model,
+                    encoded,
+                    config.evaluate.max_new_tokens,
+                    config.evaluate.blank_queries,
+                    watch,
+                    caches,
                 )
             texts = decode_answers(processor, ids)
             check_batch(watch, batch, inputs["finetune"])

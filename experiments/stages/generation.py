@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from experiments.stages.finite import FiniteWatch
+from llm_adapters.kv_cache import StaticCaches
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.processing import FlashSlothProcessor
 from llm_adapters.shared_prefix import SharedBatch, generate_behind_prefix, move_inputs
@@ -30,9 +31,10 @@ def generate_answers(
     max_new_tokens: int,
     blank_queries: bool = False,
     watch: FiniteWatch | None = None,
+    caches: StaticCaches | None = None,
 ) -> Tensor:
     """Tokens (B, T) of greedy answers to a batch of `encode_batch`; with `blank_queries` without what the
-    query module fetches from the images. `watch` notes the logits."""
+    query module fetches from the images. `watch` notes the logits; `caches`: of `pick_caches`."""
     processors = LogitsProcessorList()
     if watch is not None:
         processors.append(LogitsWatch(watch))
@@ -47,9 +49,11 @@ def generate_answers(
         # no position is updated: the query tokens stay in the sequence as they come to the module's layer
         rows["query_index"] = rows["query_index"][:, :0]
     if isinstance(encoded, SharedBatch):
-        ids = generate_behind_prefix(model, encoded, **options)
+        ids = generate_behind_prefix(model, encoded, caches=caches, **options)
     else:
         batch: dict[str, Any] = move_inputs(encoded, model.device)
+        if caches is not None:
+            batch |= caches.lend_options(rows["input_ids"], options)
         ids = model.generate(**batch, **options)
     return ids[:, rows["input_ids"].shape[1] :]
 

@@ -144,6 +144,7 @@ def describe_evaluation(evaluation: EvaluationSettings) -> dict[str, Any]:
     """What an evaluation's key holds of its settings; how answers are scored has a place of its own there."""
     settings = describe_settings(evaluation, ("scale", "blank_queries", "compressor"))
     del settings["metric"]
+    del settings["cache"]  # the answers are the same
     return settings
 
 

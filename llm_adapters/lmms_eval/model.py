@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from compressors.errors import UsageError
 from llm_adapters import saved
+from llm_adapters.kv_cache import CACHE_KINDS, StaticCaches, pick_caches
 from llm_adapters.lmms_eval.requests import (
     batch_requests,
     collect_pictures,
@@ -34,6 +35,7 @@ class SlothKit(lmms):
     device       as PyTorch names it; None: a GPU if there is one. `accelerate launch` gives each process its
                  own
     dtype        float32, bfloat16 or float16; None: bfloat16 on a GPU, else float32
+    cache        of a composed model: dynamic, static or auto (`llm_adapters.kv_cache`)
     """
 
     def __init__(
@@ -43,12 +45,15 @@ class SlothKit(lmms):
         device: str | None = None,
         dtype: str | None = None,
         revision: str | None = None,
+        cache: str = "auto",
     ):
         super().__init__()
         if not str(batch_size).isdigit() or not int(batch_size):
             raise UsageError(f"batch_size={batch_size}: expected a number of at least 1")
         if dtype not in (None, *DTYPES):
             raise UsageError(f"dtype={dtype}: choose one of {', '.join(DTYPES)}")
+        if cache not in CACHE_KINDS:
+            raise UsageError(f"cache={cache}: choose one of {', '.join(CACHE_KINDS)}")
         self.batch_size = int(batch_size)
         self.accelerator = Accelerator()
         usual = "cuda" if torch.cuda.is_available() else "cpu"
@@ -60,13 +65,19 @@ class SlothKit(lmms):
         name_of_revision = None if revision is None else str(revision)  # the harness reads a number as one
         self.model, self.processor = saved.load_chat_model(folder, self.device, torch_dtype, name_of_revision)
         self.processor.tokenizer.padding_side = "left"
+        self.caches: StaticCaches | None = None  # None: a cache grows with each answer
         self.keeper: PictureKeeper | None = None  # where questions about a picture share its prefix
+        is_composed = isinstance(self.model, FlashSlothForConditionalGeneration)
+        if is_composed:
+            self.caches = pick_caches(cache, self.model)
+        elif cache == "static":
+            raise UsageError(f"cache=static: {folder} has a compressor attached; leave cache out")
         if (
-            isinstance(self.model, FlashSlothForConditionalGeneration)
+            is_composed
             and self.processor.image_tokens >= LEAST_SHARED_TOKENS
             and can_share_prefix(self.model)
         ):
-            self.keeper = PictureKeeper(self.model, self.processor)
+            self.keeper = PictureKeeper(self.model, self.processor, self.caches)
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict | None = None) -> "SlothKit":
@@ -118,6 +129,8 @@ class SlothKit(lmms):
         ).to(self.device, self.model.dtype)
         options = read_generation_settings(settings)
         if self.keeper is None:
+            if self.caches is not None:
+                options |= self.caches.lend_options(inputs["input_ids"], options)
             out = self.model.generate(**inputs, **options)
             answer_ids = out[:, inputs["input_ids"].shape[1] :]
         else:

@@ -10,7 +10,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-python}
-parts=(answers answers_compiled decoding training_flashsloth training_uncompressed training_compiled
+parts=(answers answers_compiled decoding decoding_dynamic training_flashsloth training_uncompressed training_compiled
     table1_flashsloth table1_flashsloth_hd table1_imp table1_mobilevlm table1_mobilevlm_small table1_llava table1_qwen2_vl
     table1_internvl2)
 if [ -n "${QUICK:-}" ] && [ -z "${OUT:-}" ]; then
@@ -53,6 +53,7 @@ run_part() {
         answers) measure "$1" "${cells[@]}" compressor=sap+embq,sap,avg_pool,identity batch=1,8 tokens=9 ;;
         answers_compiled) measure "$1" "${cells[@]}" compressor=sap+embq,identity compile=true tokens=1 ;;
         decoding) measure "$1" "${cells[@]}" compressor=sap+embq,identity static=true tokens=65 ;;
+        decoding_dynamic) measure "$1" "${cells[@]}" compressor=sap+embq,identity tokens=65 ;;
         training_flashsloth) measure "$1" "${cells[@]}" train=true compressor=sap+embq ;;
         training_uncompressed) measure "$1" "${cells[@]}" train=true compressor=identity ;;
         training_compiled) measure "$1" "${cells[@]}" train=true compressor=sap+embq trainer.compile=true ;;

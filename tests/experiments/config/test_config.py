@@ -233,7 +233,14 @@ def test_blind_cell():
     assert [c.config.compressor for c in found] == ["none"]
     assert found[0].config.seed == 3 and found[0].config.blind and not found[0].config.parts
     assert len(make_blind_cells(cells("data.test=test,tune"))) == 2
-    assert [cell.label for cell in make_blind_cells(cells("data.workers=0,1"))] == ["blind"]
+    for settings in ("data.workers=0,1", "evaluate.cache=static,dynamic"):
+        assert [cell.label for cell in make_blind_cells(cells(settings))] == ["blind"]
+
+
+def test_a_cache_of_fixed_size_behind_a_pruner_is_refused():
+    assert cells("prune=fastv", "evaluate.cache=auto")
+    with pytest.raises(UsageError, match="evaluate.cache=static: prune=fastv drops tokens"):
+        cells("prune=fastv", "evaluate.cache=static")
 
 
 def test_unknown_asset():

@@ -12,6 +12,7 @@ from experiments.data.loader import SampleImages
 from experiments.stages.evaluate import generate_answers
 from experiments.stages.questions import batch_by_length, encode_batch
 from llm_adapters.conversation import IMAGE, Turn
+from llm_adapters.kv_cache import pick_caches
 from llm_adapters.shared_prefix import PictureKeeper, SharedBatch, can_share_prefix, find_prefix_length
 
 QUESTIONS = ("What is this?", "And that, is it a dog?", "What?", "The cat is red.", "Is the cat red?")
@@ -44,9 +45,13 @@ def test_answers_are_those_of_each_question_alone(name, query_module, questions)
     batch = encode_batch(images, can_share_prefix(model), questions)
     assert isinstance(batch, SharedBatch)
     assert len(batch.prefix["pixel_values"]) == 2
-    together = generate_answers(model, batch, 6).tolist()
-    for tokens, alone in zip(together, answer_alone(model, images, questions, 6)):
+    together = generate_answers(model, batch, 6)
+    for tokens, alone in zip(together.tolist(), answer_alone(model, images, questions, 6)):
         assert tokens[: len(alone)] == alone
+    caches = pick_caches("static", model)
+    with torch.inference_mode():
+        for encoded in (batch, encode_batch(images, False, questions)):
+            assert torch.equal(generate_answers(model, encoded, 6, caches=caches), together)
 
 
 def test_a_picture_goes_through_tower_compressor_and_llm_once(questions):

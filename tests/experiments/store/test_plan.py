@@ -68,6 +68,7 @@ def test_query_modules_share_pretraining():
         ("data.test=tune", {"features test", "evaluate"}),
         ("data.seed=1", {"data", "features test", "features pretrain", "pretrain", "finetune", "evaluate"}),
         ("data.workers=3", set()),
+        ("evaluate.cache=static", set()),
         ("data.validation=[tune]", set()),
         ("validate.every=5", set()),
         ("data.train_weights=[2]", {"finetune", "evaluate"}),
