@@ -140,7 +140,10 @@ class StreamOrder:
         except (TypeError, ValueError):
             return
         numbers = [first_row, epoch, block, opened, *(number for lane in position.lanes for number in lane)]
-        if all(isinstance(number, int) and number >= 0 for number in numbers):
+        if not all(isinstance(number, int) and number >= 0 for number in numbers):
+            return
+        passes = self.open_epoch(Position(epoch)).passes
+        if opened <= len(passes) and all(lane.number < opened for lane in position.lanes):
             self.marks = [Mark(first_row, position)]
 
     def iterate_blocks(self, position: Position) -> Iterator[tuple[Position, list[StreamedRow]]]:

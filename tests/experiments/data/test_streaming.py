@@ -91,11 +91,37 @@ def test_an_epoch_has_the_rows_that_are_read_otherwise(tmp_path, kind, buffer):
     assert draw_ids(make_order(entry, buffer=buffer, batch_size=ROWS, steps=3, seed=1)) != sum(orders, [])
 
 
+def test_json_lines_that_load_dataset_finds(tmp_path):
+    """Lines of different forms in one file, and pictures elsewhere; the other split is left alone."""
+    write_lines(tmp_path / "shards")
+    (tmp_path / "pictures").mkdir()
+    for path in (tmp_path / "shards").glob("*.png"):
+        path.rename(tmp_path / "pictures" / path.name)
+    (tmp_path / "shards" / "test.jsonl").write_text("{}")
+    for path in (tmp_path / "shards").glob("part-*"):
+        path.rename(path.with_name(f"train-{path.name[5]}-of-4.jsonl"))
+    rules = RULES._replace(images=str(tmp_path / "pictures"))
+    for entry in (str(tmp_path / "shards"), f"hf:{tmp_path / 'shards'}:train"):
+        check_first_rows(entry, rules)
+        [batch] = make_order(entry, batch_size=ROWS, steps=1).iterate_batches()
+        samples = [parse_row(row, rules) for row in batch]
+        assert sorted(int(sample.id) for sample in samples) == list(range(ROWS))
+        assert all(llava.open_image(sample) for sample in samples if sample.images)
+
+
 def test_rows_come_from_several_shards_at_a_time(tmp_path):
     entry = write_parquet(tmp_path / "shards", sizes=(30, 30, 30))
     first = draw_ids(make_order(entry, buffer=1, batch_size=30, steps=1))
     counts = Counter(int(name) // 30 for name in first)
     assert set(counts) == {0, 1, 2} and max(counts.values()) < 20
+
+
+def test_entries_of_other_sizes_are_mixed_all_the_way(tmp_path):
+    entries = [write_parquet(tmp_path / "a", sizes=(80,)), write_lines(tmp_path / "b", sizes=(20,))]
+    [batch] = make_order(*entries, buffer=1, batch_size=100, steps=1).iterate_batches()
+    for start in (0, 50):
+        half = batch[start : start + 50]
+        assert 4 <= sum(row.place.startswith(str(tmp_path / "b")) for row in half) <= 16
 
 
 @pytest.mark.parametrize("buffer", [1, 8, 1000])
@@ -120,7 +146,8 @@ def test_any_step_is_gone_on_with(tmp_path, monkeypatch, buffer, shards):
 
 
 @pytest.mark.parametrize(
-    "content", [None, [], [1, 2, 3], "text", [0, 0, 0, 0, [["a", 1]]], [-1, 0, 0, 0, []]]
+    "content",
+    [None, [], [1, 2, 3], "text", [0, 0, 0, 0, [["a", 1]]], [-1, 0, 0, 0, []], [0, 0, 1, 1, [[9, 0]]]],
 )
 def test_a_checkpoint_without_a_place_is_gone_on_with_by_reading_again(tmp_path, content):
     entry = write_parquet(tmp_path / "shards")
