@@ -198,13 +198,13 @@ def generate_behind_prefix(
     else:
         cache = copy.deepcopy(computed.cache) if is_kept else computed.cache  # generation adds to it
         cache.batch_select_indices(picture)
+    rows[CACHE] = cache
     ids: Tensor = model.generate(
         **rows,
         vision_features=computed.features[picture],
         image_turn=computed.image_turn[picture],
         prefix_length=computed.length,
         use_cache=True,  # whatever the configuration says: there is a cache
-        **{CACHE: cache},
         **options,
     )
     return ids
