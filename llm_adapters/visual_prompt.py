@@ -28,7 +28,7 @@ def mute_tokens(logits: Tensor, tokens: Sequence[int | None]) -> None:
     """Let tokens of (..., V) logits never be said, in place; None and those beyond V are left out."""
     for token in tokens:
         if token is not None and token < logits.shape[-1]:
-            logits[..., token] = -torch.inf
+            logits.select(-1, token).fill_(-torch.inf)  # an assignment would make a tensor of it first
 
 
 def fit_turns(turns: Tensor, length: int, is_trained: bool = False) -> Tensor:

@@ -12,19 +12,21 @@ from compressors.errors import UsageError
 from llm_adapters.composed.sequence import SequenceBuilder
 from llm_adapters.composed.tower_text import gather_questions
 from llm_adapters.kept_positions import count_last_positions
-from llm_adapters.kept_turns import says_guessed
+from llm_adapters.kept_turns import GUESSED
 from llm_adapters.visual_prompt import Mute, fit_turns, hide_absent
 
 GUESSING_OPTIONS = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
-PREFILL_ONLY = (
-    "pixel_values",
-    "vision_features",
-    "image_turn",
-    "turns",
-    "query_index",
-    "question_ids",
-    "question_mask",
-    "prefix_length",
+PREFILL_ONLY = frozenset(
+    {
+        "pixel_values",
+        "vision_features",
+        "image_turn",
+        "turns",
+        "query_index",
+        "question_ids",
+        "question_mask",
+        "prefix_length",
+    }
 )
 
 
@@ -81,12 +83,13 @@ class ComposedGeneration(SequenceBuilder, GenerationMixin):
         self, input_ids: Tensor, is_first_iteration: bool = False, **kwargs: Any
     ) -> dict[str, Any]:
         """Images and the query module act at prefill; cached decoding steps do without them."""
-        inputs = says_guessed(
-            super().prepare_inputs_for_generation, input_ids, is_first_iteration=is_first_iteration, **kwargs
-        )
+        given = kwargs
         if not is_first_iteration and kwargs.get("use_cache", True):
-            for name in PREFILL_ONLY:
-                inputs.pop(name, None)
+            given = {name: value for name, value in kwargs.items() if name not in PREFILL_ONLY}
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
+            input_ids, is_first_iteration=is_first_iteration, **given
+        )
+        inputs[GUESSED] = not is_first_iteration
         if (
             self.compressor.keeps_positions
             and "vision_features" not in inputs
