@@ -42,7 +42,7 @@ def make_sweep_tables(axes: Axes, store: Store) -> list[TableFile]:
         title = f"Cells below {store.root}"
     else:
         cells = make_cells(axes)
-        title = " ".join(join_settings({key: axes[key] for key in axes if key not in CHOOSING_AXES}))
+        title = title_sweep(axes)
     cells_by_questions: dict[str, list[Cell]] = {}
     for cell in cells:
         cells_by_questions.setdefault(identify_questions(plan_stages(cell.config)), []).append(cell)
@@ -55,6 +55,13 @@ def make_sweep_tables(axes: Axes, store: Store) -> list[TableFile]:
             table_title = f"{title}, {', '.join(alike_cells[0].config.data.test)}"
         tables.append(TableFile(name, table_title, Path(name), tuple(group_rows(alike_cells))))
     return tables
+
+
+def title_sweep(axes: Axes) -> str:
+    """What a sweep compares, else all of its settings; the report says its whole command below."""
+    settings = {key: values for key, values in axes.items() if key not in CHOOSING_AXES}
+    compared = {key: values for key, values in settings.items() if len(values) > 1}
+    return " ".join(join_settings(compared or settings))
 
 
 def group_rows(cells: Sequence[Cell]) -> list[TableRow]:

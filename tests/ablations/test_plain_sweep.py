@@ -9,7 +9,7 @@ import pytest
 from made_cells import runner
 
 import slothkit
-from ablations import outcomes, report
+from ablations import outcomes, plain_sweeps, report
 from ablations.writing import write
 from compressors.command_line import parse_settings
 from experiments.config.cells import make_cells
@@ -62,6 +62,17 @@ def test_nothing_is_said_of_claims_or_of_the_paper(made):
         words = (made / name).read_text()
         assert "laim" not in words and "Published" not in words and "bf{" in words or name != "report.tex"
     assert "<b>" in (made / "report.html").read_text() and "**" in (made / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("line", "title"),
+    [
+        (["compressor=avg_pool,sap", "finetune.epochs=2", "seed=0,1"], "compressor=avg_pool,sap"),
+        (["compressor=sap", "finetune.epochs=2"], "compressor=sap finetune.epochs=2"),
+    ],
+)
+def test_a_report_is_called_by_what_its_sweep_compares(line, title):
+    assert plain_sweeps.title_sweep(parse_settings(line)) == title
 
 
 def test_all_finished_cells_without_settings(out, made, tmp_path):
