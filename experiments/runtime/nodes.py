@@ -21,7 +21,7 @@ from torch.distributed import DistError, PrefixStore, TCPStore
 from compressors.errors import UsageError, quote, shorten_reason
 
 MEETING_SECONDS = 600  # for all nodes to come
-SILENCE_SECONDS = 300  # without a sign of life: a node has gone
+SILENCE_SECONDS = 120  # without a sign of life: a node has gone
 BEAT_SECONDS = 5  # between two signs
 CONNECT_SECONDS = 5  # of one attempt to reach node 0: Ctrl-C is not seen meanwhile
 HAND_NAMES = ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")  # what whoever starts the nodes by hand sets
