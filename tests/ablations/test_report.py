@@ -196,7 +196,7 @@ def test_outcomes_of_another_report_are_refused(made, tmp_path, capsys):
 
 def test_pictures_are_whole(made):
     names = sorted(path.stem for path in (made / "plots").glob("*.svg"))
-    assert names == ["claims", "table3-families", "table3-pareto", "table5-families"]
+    assert names == ["claims", "table3-families", "table3-gain", "table3-pareto", "table5-families"]
     for ending, start in (("pdf", b"%PDF"), ("png", b"\x89PNG")):
         files = sorted((made / "plots").glob(f"*.{ending}"))
         assert [path.stem for path in files] == names
@@ -207,7 +207,7 @@ def test_pictures_are_whole(made):
 
 def test_the_page_needs_nothing_else(made):
     words = (made / "report.html").read_text()
-    assert words.count("<svg") == 4 and words.count("<h2>") == 5
+    assert words.count("<svg") == 5 and words.count("<h2>") == 5
     assert words.index("Table 5: fusion") < words.index("<h2>Claims</h2>")  # accuracy first
     assert not re.search(r'(src|href)="(?!#)', re.sub(r'xlink:href="#', "", words).replace("xmlns", ""))
     ids = re.findall(r'id="([^"]+)"', words)
