@@ -252,6 +252,12 @@ class FlashSlothProcessor(ProcessorMixin):
         return Tiling(self.tiles, self.image_processor.size["height"], self.layout)
 
     @property
+    def crop_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of a crop."""
+        size = self.image_processor.size
+        return size["height"], size["width"]
+
+    @property
     def crops(self) -> int:
         """Crops of an image; of several numbers (`anyres`) the highest."""
         return self.tiling.most_crops

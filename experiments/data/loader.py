@@ -226,7 +226,7 @@ class StepLoader:
     def read_step(self, keys: Sequence[Any]) -> list[dict[str, Any]]:
         """The micro-batches of a step's samples, by the keys that the order has for them."""
         step = self.read_rows(keys)
-        micro_batches = self.cut_step(step.rows)
+        micro_batches = self.make_micro_batches(step)
         if step.faults:
             micro_batches[0]["faults"] = step.faults
         return micro_batches
@@ -246,8 +246,9 @@ class StepLoader:
                 step.rows.append(row)
         return step
 
-    def cut_step(self, rows: list[Row]) -> list[dict[str, Any]]:
+    def make_micro_batches(self, step: StepRows) -> list[dict[str, Any]]:
         """A step's rows -> its micro-batches."""
+        rows = step.rows
         # the loss of each piece is divided by the tokens of the whole step
         answer_tokens = 0
         for encoded, _ in rows:
@@ -289,8 +290,7 @@ class StepLoader:
         and whether momentum moves a part would depend on the number of processes."""
         images = self.dataset.images
         if images.cache is None:
-            size = images.processor.image_processor.size
-            crop = torch.zeros(3, size["height"], size["width"])
+            crop = torch.zeros(3, *images.processor.crop_size)
         else:
             crop = torch.zeros(images.cache.features.shape[1:], dtype=torch.float16)  # (H, W, C)
         turn = torch.zeros(rows, 1, dtype=torch.long)  # turn 0: in no turn

@@ -211,14 +211,21 @@ def open_folder(entry: str) -> Any:
     except Exception as error:
         raise UsageError(f"{quote(entry)}: cannot be opened ({shorten_reason(error)})") from error
     if isinstance(opened, datasets.Dataset):
-        if split is not None:
-            whole = quote(format_folder_entry(folder))
-            raise UsageError(f"{quote(entry)}: the folder has no splits; write {whole}")
+        check_folder_split(entry, None)
         return opened
-    if split not in opened:
-        choices = ", ".join(format_folder_entry(folder, name) for name in opened)
-        raise UsageError(f"{quote(entry)}: the folder has several splits; write {choices}")
+    check_folder_split(entry, list(opened))
     return opened[split]
+
+
+def check_folder_split(entry: str, splits: Sequence[str] | None) -> None:
+    """UsageError for FOLDER[:SPLIT] without such a split; `splits`: None, the folder is one data set."""
+    folder, split = split_folder_entry(entry)
+    if splits is None and split is not None:
+        whole = quote(format_folder_entry(folder))
+        raise UsageError(f"{quote(entry)}: the folder has no splits; write {whole}")
+    if splits is not None and split not in splits:
+        choices = ", ".join(format_folder_entry(folder, name) for name in splits)
+        raise UsageError(f"{quote(entry)}: the folder has several splits; write {choices}")
 
 
 def open_hub_set(entry: str) -> Any:
@@ -334,7 +341,11 @@ def describe_files(path: Path | str) -> list[Mapping[str, Any]]:
         files = [str(path)]
     descriptions: list[Mapping[str, Any]] = []
     for file in files:
-        stat = os.stat(file)
-        name = os.path.basename(file)
-        descriptions.append({"name": name, "size": stat.st_size, "time": stat.st_mtime_ns})
+        descriptions.append(describe_file(file))
     return descriptions
+
+
+def describe_file(path: str) -> dict[str, Any]:
+    """Name, size and time of a file, for a key."""
+    stat = os.stat(path)
+    return {"name": os.path.basename(path), "size": stat.st_size, "time": stat.st_mtime_ns}

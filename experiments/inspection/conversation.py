@@ -125,7 +125,6 @@ class Chat:
     @property
     def position_limit(self) -> float:
         """Tokens that the language model has positions for, beside those of patches that are left out."""
-        size = self.processor.image_processor.size
-        left_out = self.model.num_left_out(size["height"], size["width"])
+        left_out = self.model.num_left_out(*self.processor.crop_size)
         limit = self.model.config.position_limit or float("inf")
         return limit - left_out * self.processor.crops_of(self.picture)

@@ -45,8 +45,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) ->
         processor.question_tokenizer = load_question_tokenizer(config, config.evaluated_compressor)
     if pick_scale(config, model) or is_replaced:
         # the processor was saved with the tokens that an image has in training
-        size = processor.image_processor.size
-        processor.image_tokens = model.num_image_tokens(size["height"], size["width"])
+        processor.image_tokens = model.num_image_tokens(*processor.crop_size)
     if config.prune is not None:
         set_cell_pruner(config, inputs, model, processor)
     questions = roles.load_questions(config, inputs)
@@ -101,8 +100,7 @@ def check_question_lengths(
 ) -> None:
     """UsageError for a question that leaves too few of the LLM's positions for an answer."""
     dataset = ConversationDataset(llava.drop_answers(questions), images)
-    size = images.processor.image_processor.size
-    left_out = model.num_left_out(size["height"], size["width"])
+    left_out = model.num_left_out(*images.processor.crop_size)
     dataset.check_positions(model.config.position_limit, config.evaluate.max_new_tokens, left_out)
 
 

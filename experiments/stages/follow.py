@@ -3,17 +3,15 @@ writes nothing; node 0 does."""
 
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from compressors.errors import UsageError
 from experiments.models.build import pick_device
 from experiments.runtime.progress import Reporter
-from experiments.stages.train import train_rank
+from experiments.stages.train import launch_share
 from experiments.stages.training import strategies
 from experiments.stages.training.node_link import Launch, NodeLink
-from experiments.stages.training.ranks import launch_processes
 from experiments.store.folder import draft_folder_of, read_package_versions
 from experiments.store.keys import digest_value
 from experiments.store.plan import Stage
@@ -88,7 +86,4 @@ def run_share(link: NodeLink, launch: Launch, stage: Stage, root: Path) -> None:
         if not see_path(path):
             raise UsageError(f"{path}: is on node 0 alone; all nodes have to share out={root}")
     link.say_ready(launch)
-    node = link.place_processes(launch)
-    watch = partial(link.check_fault, launch)
-    arguments = (stage.config, stage.kind, inputs, out, launch.processes)
-    launch_processes(train_rank, launch.processes, Reporter(), *arguments, node=node, watch=watch)
+    launch_share(link, launch, Reporter(), stage.config, stage.kind, inputs, out, launch.processes)

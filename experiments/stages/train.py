@@ -45,7 +45,7 @@ from experiments.stages.training.module import (
     list_checkpoint_names,
     set_trainable,
 )
-from experiments.stages.training.node_link import require_link
+from experiments.stages.training.node_link import Launch, NodeLink, require_link
 from experiments.stages.training.query_warmup import make_query_warmup
 from experiments.stages.training.ranks import launch_processes
 from experiments.stages.training.teacher import TaughtLoader, load_teacher
@@ -168,9 +168,14 @@ def launch_on_nodes(
     launch = link.announce_launch(f"{stage}/{out.stem}", world)
     with link.sharing(launch):
         link.await_ready(launch)
-        node = link.place_processes(launch)
-        watch = partial(link.check_fault, launch)
-        launch_processes(train_rank, world, report, *arguments, node=node, watch=watch)
+        launch_share(link, launch, report, *arguments)
+
+
+def launch_share(link: NodeLink, launch: Launch, report: Reporter, *arguments: object) -> None:
+    """This node's processes of a training that several nodes run."""
+    node = link.place_processes(launch)
+    watch = partial(link.check_fault, launch)
+    launch_processes(train_rank, launch.processes, report, *arguments, node=node, watch=watch)
 
 
 def train_rank(
@@ -264,7 +269,8 @@ def load_training_rows(
     samples = list(chain.from_iterable(files))
     dataset = ConversationDataset(samples, images, config.data.max_length)
     dataset.check_lengths()
-    dataset.check_positions(model.config.position_limit, left_out=count_left_out(model, images))
+    left_out = model.num_left_out(*images.processor.crop_size)
+    dataset.check_positions(model.config.position_limit, left_out=left_out)
     lengths = None
     if optimisation.group_by_length:
         lengths = dataset.estimate_lengths()
@@ -281,16 +287,10 @@ def open_training_stream(
         config.data.max_length,
         make_rules(config),
         positions=model.config.position_limit,
-        left_out=count_left_out(model, images),
+        left_out=model.num_left_out(*images.processor.crop_size),
         bad_rows=config.data.bad_rows,
     )
     return dataset, make_stream_order(config, stage, TRAINING_ROLES[stage])
-
-
-def count_left_out(model: FlashSlothForConditionalGeneration, images: SampleImages) -> int:
-    """Positions that a crop takes in the LLM beside its tokens."""
-    size: Any = images.processor.image_processor.size
-    return model.num_left_out(size["height"], size["width"])
 
 
 def format_trainable_table(parts: Sequence[TrainablePart]) -> str:

@@ -1,7 +1,6 @@
 """What the ids of a prompt say: turns, questions, and which images a query token may read."""
 
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from compressors.errors import UsageError
 from llm_adapters.adapter import QueryContext, make_query_masks, mask_images, query_positions
+from llm_adapters.reuse.wrapping import count_beams, locate_units
 from llm_adapters.visual_prompt import place_visual_tokens
 
 
@@ -65,7 +65,7 @@ class Markers(nn.Module):
         if images is None:  # generate has cut the tokens, but not the patches
             raise UsageError("a query module needs the whole prompt at once; leave out prefill_chunk_size")
         turns, is_asking = self.find_turns(ids)
-        beams = int(is_image.sum()) // sum(images.counts)  # generate repeats each row so many times
+        beams = count_beams(is_image, sum(images.counts))
         features, patch_turn = group_by_row(images, is_image[::beams], turns[::beams])
         features = features.repeat_interleave(beams, 0)
         patch_turn = patch_turn.repeat_interleave(beams, 0)
@@ -78,13 +78,10 @@ class Markers(nn.Module):
 
 def group_by_row(images: EncodedImages, is_image: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
     """Patches (B, P, C) and their turns (B, P), zeros where a row has fewer."""
-    # which placeholder, of all in the batch, is each unit's first
-    starts = list(accumulate(images.counts[:-1], initial=0))
     no_patches = images.patches[0][:0]  # a row without images still has a tensor of the right type
     features: list[list[Tensor]] = [[no_patches] for _ in turns]
     patch_turn: list[list[Tensor]] = [[turns[0, :0]] for _ in turns]
-    first_places = is_image.nonzero()[starts].tolist()
-    for (row, column), patches in zip(first_places, images.patches):
+    for (row, column), patches in zip(locate_units(is_image, images.counts), images.patches):
         features[row].append(patches)
         patch_turn[row].append(turns[row, column].expand(len(patches)))
     row_features = [torch.cat(row) for row in features]

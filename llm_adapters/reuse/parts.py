@@ -40,7 +40,6 @@ from llm_adapters.reuse.raw import RawInstead, RawLevel
 from llm_adapters.reuse.saving import save_with_card
 from llm_adapters.reuse.videos import (
     VideoAdapter,
-    check_count,
     check_tellable,
     merge_images,
     merge_kept,
@@ -55,6 +54,7 @@ from llm_adapters.reuse.wrapping import (
     Wrapping,
     bind_arguments,
     call_with_known_names,
+    check_count,
     check_placeholders,
     encode_pixels,
     split_placeholders,
@@ -64,6 +64,7 @@ from llm_adapters.reuse.wrapping import (
 PARTS_ATTRIBUTE = "slothkit"
 # what `get_rope_index` calls the grids of a kind, and the type of its placeholders
 GRID_TYPES = {"image_grid_thw": ("image", IMAGE_TYPE), "video_grid_thw": ("video", VIDEO_TYPE)}
+MapQuestions = tuple[Tensor, Tensor]  # of a map's crops (n, M, E), and which words or pieces there are (n, M)
 # by which `generate` encodes images; not there in older transformers and in models without their head
 GENERATION_ENCODER = "_maybe_prepare_encoder_kwargs_for_generation"
 
@@ -231,7 +232,8 @@ class VisualParts(nn.Module, VideoAdapter, QueryAdapter):
         maps = []
         for index, entry in enumerate(entries):
             maps.append(kind.maps(base, entry, arguments, index))
-        tokens = self._compress_maps(maps, self.project_tokens, arguments)
+        texts = self._embed_questions(maps, arguments)
+        tokens = self._compress_maps(maps, self.project_tokens, texts)
         packed = self._pack_tokens(tokens, maps, arguments)
         if self.position_keeper is not None:
             output.kept = self._collect_kept(maps)
@@ -242,7 +244,9 @@ class VisualParts(nn.Module, VideoAdapter, QueryAdapter):
         tower_dim = self.family.dim(base)
         if self.family.deepstack is not None:
             levels = [m[..., tower_dim:] for m in maps]  # for the compressor
-            output.deepstack_features = self._compress_deepstack(output.deepstack_features, levels, arguments)
+            output.deepstack_features = self._compress_deepstack(
+                output.deepstack_features, levels, texts, arguments
+            )
         self._places = {}
         if self.query_module is not None:
             output.images = self._collect_images([m[..., :tower_dim] for m in maps], packed)
@@ -258,7 +262,11 @@ class VisualParts(nn.Module, VideoAdapter, QueryAdapter):
         return packed
 
     def _compress_deepstack(
-        self, features: Sequence[Sequence[Tensor]], levels: list[Tensor], arguments: Kwargs
+        self,
+        features: Sequence[Sequence[Tensor]],
+        levels: list[Tensor],
+        texts: list[MapQuestions],
+        arguments: Kwargs,
     ) -> list[list[Tensor]]:
         """DeepStack's features, a list of the entries' a level, as the visual tokens themselves: by the same
         compressor, so that both have one place for each token; of one that keeps patches as they are, those
@@ -275,7 +283,7 @@ class VisualParts(nn.Module, VideoAdapter, QueryAdapter):
             if self._shares_choice:
                 tokens = self._take_kept(maps, project)
             else:
-                tokens = self._compress_maps(maps, project, arguments)
+                tokens = self._compress_maps(maps, project, texts)
             compressed.append(self._pack_tokens(tokens, maps, arguments))
         return compressed
 
@@ -303,15 +311,15 @@ class VisualParts(nn.Module, VideoAdapter, QueryAdapter):
         return deepstack.project(base.get_submodule(f"{deepstack.mergers}.{number}"), tokens)
 
     def _compress_maps(
-        self, maps: list[Tensor], project: Callable[[Tensor], Tensor], arguments: Kwargs
+        self, maps: list[Tensor], project: Callable[[Tensor], Tensor], texts: list[MapQuestions]
     ) -> list[Tensor]:
-        """Maps (n_i, H_i, W_i, C) -> tokens (n_i, N_i, D); those of one size together."""
+        """Maps (n_i, H_i, W_i, C) -> tokens (n_i, N_i, D); those of one size together. `texts`: of each map,
+        as `_embed_questions` gives them."""
         if self.compressor.training and self.compressor.draws:
             raise UsageError(
                 "a compressor that draws its token count is used at one count here; choose "
                 "it by reuse.pick(model, processor, scale)"
             )
-        texts = self._embed_questions(maps, arguments)
         maps_of_size: dict[tuple[int, int], list[int]] = {}
         for index, m in enumerate(maps):
             height, width = m.shape[1:3]
@@ -333,7 +341,7 @@ class VisualParts(nn.Module, VideoAdapter, QueryAdapter):
             tokens_of_map.update(zip(same, tokens.split(lengths)))
         return [tokens_of_map[index] for index in range(len(maps))]
 
-    def _embed_questions(self, maps: list[Tensor], arguments: Kwargs) -> list[tuple[Tensor, Tensor]]:
+    def _embed_questions(self, maps: list[Tensor], arguments: Kwargs) -> list[MapQuestions]:
         """Of each map (n, H, W, C) the questions that its crops stand with, (n, M, E), and which of the M
         words or pieces there are, (n, M); nothing for a compressor that reads none."""
         if self.question_reader is None:
@@ -357,7 +365,7 @@ class VisualParts(nn.Module, VideoAdapter, QueryAdapter):
         _, model = self._outside
         return llm_sizes(model.config)["llm_dim"]
 
-    def _gather_inputs(self, features: Tensor, texts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]:
+    def _gather_inputs(self, features: Tensor, texts: list[MapQuestions]) -> tuple[Tensor, ...]:
         """What the compressor is called with: features (n, H, W, C) with what it asks for beside them in the
         channels, and the questions of their maps; in float32 for one without weights, which chooses by it."""
         extended = features  # through which the tower may be trained, unlike through what is added

@@ -25,7 +25,7 @@ from llm_adapters.kept_positions import (
 )
 from llm_adapters.reuse.families import ModelFamily
 from llm_adapters.reuse.families.family import RAGGED, read_merge_size
-from llm_adapters.reuse.wrapping import VIDEO_TYPE, Kwargs, split_placeholders
+from llm_adapters.reuse.wrapping import VIDEO_TYPE, Kwargs, count_beams, split_placeholders
 
 IMAGE_TYPE = 1  # in a processor's `mm_token_type_ids`
 RUNS = ("fixed", "runs")  # of a family's `processor`: every crop has as many placeholders, side by side
@@ -99,7 +99,7 @@ class GridPositionKeeper:
             self.kept = kept
             return
         starts, offsets = locate_on_grids(kept)
-        beams = int(is_visual.sum()) // len(starts)  # `generate` repeats each row so many times
+        beams = count_beams(is_visual, len(starts))
         rows, columns = is_visual[::beams].nonzero(as_tuple=True)  # of all visual tokens
         first_of_image = starts.to(rows.device)
         own = positions[:, ::beams].clone()  # (3 or 4, B, T): text's, where it is there, comes first
@@ -209,7 +209,7 @@ def locate_on_grids(kept: KeptPatches) -> tuple[Tensor, Tensor]:
 
 def spread_values(is_visual: Tensor, values: Tensor) -> Tensor:
     """Values (visual tokens,) at the placeholders (B, T) that they belong to; of beams each has its row's."""
-    beams = int(is_visual.sum()) // len(values)  # `generate` repeats each row so many times
+    beams = count_beams(is_visual, len(values))
     is_own = is_visual[::beams]
     spread = torch.zeros_like(is_own, dtype=torch.long)
     spread[is_own] = values.to(spread.device)

@@ -10,7 +10,6 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import accumulate
 from os.path import commonprefix
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -27,7 +26,13 @@ from connectors.towers.build_text import load_text_encoder
 from connectors.towers.text import TextEncoder
 from connectors.towers.text_tokenizer import TextTokenizer, load_text_tokenizer
 from llm_adapters.reuse.families import ModelFamily
-from llm_adapters.reuse.wrapping import bind_arguments, split_placeholders
+from llm_adapters.reuse.wrapping import (
+    bind_arguments,
+    check_count,
+    count_beams,
+    locate_units,
+    split_placeholders,
+)
 
 FIRST, ANSWER, SECOND = "Firstquestion", "Firstanswer", "Secondquestion"
 IMAGE_SIGN = "\0"  # which is in no text that a tokenizer takes
@@ -157,19 +162,13 @@ class QuestionReader:
             )
         is_image, is_video = split_placeholders(ids, self.config, self._types)
         word, is_placeholder = ("video", is_video) if of_videos else ("image", is_image)
-        beams = max(1, int(is_placeholder.sum()) // max(1, sum(counts)))  # `generate` repeats each row
+        beams = count_beams(is_placeholder, sum(counts))
         ids = ids[::beams]
         is_visual = (is_image | is_video)[::beams]
         is_placeholder = is_placeholder[::beams]
-        if int(is_placeholder.sum()) != sum(counts):
-            raise UsageError(
-                f"the text has {int(is_placeholder.sum())} {word} placeholders but its {word}s make "
-                f"{sum(counts)} visual tokens; make inputs with the processor that was given to `attach`"
-            )
-        firsts = list(accumulate(counts[:-1], initial=0))
-        places = is_placeholder.nonzero()[firsts].tolist()
+        check_count(word, int(is_placeholder.sum()), sum(counts))
         questions = []
-        for row, column in places:
+        for row, column in locate_units(is_placeholder, counts):
             text, place = self._write_row(ids[row], is_visual[row], column)
             question = cut_question(text, place, self.words)
             if not question.is_framed:

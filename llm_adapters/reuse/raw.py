@@ -3,17 +3,12 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from llm_adapters.reuse.families import RawFunction
 
 if TYPE_CHECKING:
     from llm_adapters.reuse.parts import VisualParts
-
-
-def take_features(module: nn.Module, features: Tensor) -> Tensor:  # noqa: ARG001
-    """Features as they come, in the place of what a module makes of them."""
-    return features
 
 
 class RawInstead:

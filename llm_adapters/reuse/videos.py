@@ -3,7 +3,6 @@ refused."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
@@ -11,9 +10,10 @@ from transformers import PreTrainedModel
 
 from compressors.errors import UsageError
 from llm_adapters.reuse.families import ModelFamily, VideoFrames
+from llm_adapters.reuse.families.crops import pass_features
 from llm_adapters.reuse.markers import EncodedImages
 from llm_adapters.reuse.positions import KeptPatches
-from llm_adapters.reuse.raw import RawLevel, take_features
+from llm_adapters.reuse.raw import RawLevel
 from llm_adapters.reuse.wrapping import (
     IMAGE_TOKEN_NAMES,
     Args,
@@ -21,6 +21,8 @@ from llm_adapters.reuse.wrapping import (
     Kwargs,
     Wrapping,
     bind_arguments,
+    count_beams,
+    locate_units,
     read_token_id,
 )
 
@@ -76,7 +78,7 @@ class VideoAdapter:
         if videos.pooling is not None:
             pooling = base.get_submodule(videos.pooling)
             self._wrapping.wrap_method(
-                pooling, "forward", RawLevel(cast("VisualParts", self), pooling, take_features)
+                pooling, "forward", RawLevel(cast("VisualParts", self), pooling, pass_features)
             )
 
     @property
@@ -132,31 +134,13 @@ def check_tellable(base: nn.Module, ids: Tensor, is_video: Tensor) -> None:
         )
 
 
-def check_count(word: str, placeholders: int, tokens: int) -> None:
-    """UsageError for placeholders that are not as many as the visual tokens; `word` is image or video."""
-    if placeholders and not tokens:
-        raise UsageError(
-            f"`generate` of transformers has lost the {word}s of {placeholders} placeholders as it repeated "
-            "rows, as it does where videos have the placeholders of images; leave out num_beams and "
-            "num_return_sequences"
-        )
-    if placeholders != tokens:
-        raise UsageError(
-            f"the text has {placeholders} {word} placeholders but its {word}s make {tokens} visual "
-            "tokens; make inputs with the processor that was given to `attach`, and choose "
-            "a scale by reuse.pick"
-        )
-
-
 def order_units(masks: Sequence[Tensor], counts: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
     """Units of several kinds in the order of a batch, as (kind, number). Of each kind: where its placeholders
     are (B, T), and how many each unit has."""
     places = []
     for kind, (mask, unit_counts) in enumerate(zip(masks, counts, strict=True)):
-        starts = list(accumulate(unit_counts[:-1], initial=0))
-        beams = int(mask.sum()) // sum(unit_counts)  # `generate` repeats each row so many times
-        firsts = mask[::beams].nonzero()[starts].tolist()
-        for number, (row, column) in enumerate(firsts):
+        own_mask = mask[:: count_beams(mask, sum(unit_counts))]
+        for number, (row, column) in enumerate(locate_units(own_mask, unit_counts)):
             places.append((row, column, kind, number))
     return [(kind, number) for _, _, kind, number in sorted(places)]
 

@@ -1,7 +1,8 @@
 """Methods of a model wrapped in place: no key of its state dict changes, and all of it can be undone."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -120,6 +121,36 @@ def check_placeholders(is_placeholder: Tensor, has_pixels: bool, word: str = "im
             f"the text has {int(is_placeholder.sum())} {word} placeholders but no {word}s came with it; "
             f"give {argument}, and generate without prefill_chunk_size"
         )
+
+
+def check_count(word: str, placeholders: int, tokens: int) -> None:
+    """UsageError for placeholders that are not as many as the visual tokens; `word` is image or video."""
+    if placeholders and not tokens:
+        raise UsageError(
+            f"`generate` of transformers has lost the {word}s of {placeholders} placeholders as it repeated "
+            "rows, as it does where videos have the placeholders of images; leave out num_beams and "
+            "num_return_sequences"
+        )
+    if placeholders != tokens:
+        raise UsageError(
+            f"the text has {placeholders} {word} placeholders but its {word}s make {tokens} visual "
+            "tokens; make inputs with the processor that was given to `attach`, and choose "
+            "a scale by reuse.pick"
+        )
+
+
+def count_beams(is_visual: Tensor, tokens: int) -> int:
+    """How many rows `generate` has made of each row of a prompt, whose images and videos have so many
+    visual tokens: all placeholders (B, T) over these."""
+    return max(1, int(is_visual.sum()) // max(1, tokens))
+
+
+def locate_units(is_visual: Tensor, counts: Sequence[int]) -> list[tuple[int, int]]:
+    """(row, column) of the first placeholder of each image, crop or video, which have so many each, in the
+    order of the batch."""
+    starts = list(accumulate(counts[:-1], initial=0))
+    firsts: list[tuple[int, int]] = [(row, column) for row, column in is_visual.nonzero()[starts].tolist()]
+    return firsts
 
 
 def split_placeholders(ids: Tensor, config: Any, types: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,6 @@ from experiments.data import stored
 from experiments.data.stored import StreamedImage
 from experiments.data.streaming.shards import Shard, open_stream
 
-PARQUET_SUFFIX = ".parquet"
 ROWS_AT_ONCE = 64  # of a shard that are in memory as Python objects
 
 
@@ -33,7 +32,7 @@ def read_rows(shard: Shard, start: int = 0) -> Iterator[tuple[int, Any]]:
 def read_tables(shard: Shard, start: int) -> Iterator[tuple[int, Any]]:
     """Tables (pyarrow) of a few rows each with the numbers of their first rows, from the one with row `start`
     on."""
-    if shard.is_local and shard.name.endswith(PARQUET_SUFFIX):
+    if shard.is_local and shard.name.endswith(stored.PARQUET_SUFFIX):
         yield from read_local_parquet(shard.name, start)
         return
     opened = open_stream(shard.entry)

@@ -105,14 +105,11 @@ def find_local_files(entry: str) -> list[str] | None:
 def list_saved_files(entry: str) -> list[str]:
     """The Arrow files of a folder that `save_to_disk` has written, or of one of its splits."""
     folder, split = stored.split_folder_entry(entry)
+    splits = None
     if not (folder / stored.STATE_FILE).is_file():
         splits = read_json_object(folder / stored.SPLITS_FILE).get("splits", [])
-        if split is None or split not in splits:
-            choices = ", ".join(f"{folder}:{name}" for name in splits)
-            raise UsageError(f"{quote(entry)}: the folder has several splits; write {choices}")
-        folder /= split
-    elif split is not None:
-        raise UsageError(f"{quote(entry)}: the folder has no splits; write {quote(folder)}")
+    stored.check_folder_split(entry, splits)
+    folder /= split or ""
     state = read_json_object(folder / stored.STATE_FILE)
     return [str(folder / file["filename"]) for file in state.get("_data_files", [])]
 
@@ -189,14 +186,13 @@ def make_stream(entry: str, builder: Any, split: str, files: Sequence[str], line
     return OpenedStream(dataset, tuple(shards))
 
 
-def describe_shards(shards: Sequence[Shard]) -> list[list[Any]]:
+def describe_shards(shards: Sequence[Shard]) -> list[dict[str, Any]]:
     """Name, size and time of each shard, for a key; of one on the hub its address, in which the commit
     stands."""
-    descriptions: list[list[Any]] = []
+    descriptions: list[dict[str, Any]] = []
     for shard in shards:
-        if not shard.is_local or not os.path.exists(shard.name):
-            descriptions.append([shard.name])
-            continue
-        stat = os.stat(shard.name)
-        descriptions.append([os.path.basename(shard.name), stat.st_size, stat.st_mtime_ns])
+        if shard.is_local and os.path.exists(shard.name):
+            descriptions.append(stored.describe_file(shard.name))
+        else:
+            descriptions.append({"name": shard.name})
     return descriptions

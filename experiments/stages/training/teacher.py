@@ -15,7 +15,7 @@ from compressors.errors import UsageError, quote
 from connectors.pretrained import check_weights, load_pretrained
 from experiments.config.schema import Config, FinetuneSettings
 from experiments.config.trained import find_trained_model
-from experiments.data.loader import ConversationDataset, SampleImages, StepLoader
+from experiments.data.loader import ConversationDataset, SampleImages, StepLoader, StepRows
 from experiments.data.order import StepOrder
 from experiments.data.streaming.dataset import StreamedDataset
 from experiments.models import pretrained
@@ -63,8 +63,7 @@ class Teacher:
         LLM has positions; of a stream, as it is read."""
         owner = f"finetune.teacher={quote(self.settings.teacher)}: "
         positions = self.model.config.position_limit
-        size: Any = self.processor.image_processor.size
-        left_out = self.model.num_left_out(size["height"], size["width"])
+        left_out = self.model.num_left_out(*self.processor.crop_size)
         images = SampleImages(self.processor)
         if isinstance(dataset, StreamedDataset):
             return StreamedDataset(images, dataset.max_length, dataset.rules, positions, left_out, owner)
@@ -104,12 +103,9 @@ class TaughtLoader(StepLoader):
         self.taught_loader = StepLoader(taught, order, **options)
         self.shares_features = shares_features
 
-    def read_step(self, keys: Sequence[Any]) -> list[dict[str, Any]]:
-        """The micro-batches of a step's samples."""
-        step = self.read_rows(keys)
-        micro_batches = self.cut_step(step.rows)
-        if step.faults:
-            micro_batches[0]["faults"] = step.faults
+    def make_micro_batches(self, step: StepRows) -> list[dict[str, Any]]:
+        """The same, each with the teacher's rows of its samples."""
+        micro_batches = super().make_micro_batches(step)
         for micro_batch, places in zip(micro_batches, self.cut_rows(step.rows)):
             piece = [step.keys[place] for place in places]
             micro_batch["taught"] = self.collate_taught(piece, micro_batch["labels"])

@@ -46,8 +46,7 @@ def make_validation(
     images = SampleImages(processor)
     dataset = ConversationDataset(samples[: config.validate.limit], images, config.data.max_length)
     dataset.check_lengths()
-    size: Any = processor.image_processor.size
-    left_out = model.num_left_out(size["height"], size["width"])
+    left_out = model.num_left_out(*processor.crop_size)
     dataset.check_positions(model.config.position_limit, left_out=left_out)
     if config.validate.score_every is not None:
         asked = ConversationDataset(llava.drop_answers(questions), images)
