@@ -69,7 +69,7 @@ def test_the_loss_of_the_first_step_is_the_trained_models(folder):
     model, processor = train.prepare_model(config, "finetune", {})
     module = train.make_module(config, "finetune", model, processor, {})
     trained, _ = load_saved_model(folder / "trained", torch.device("cpu"))
-    module.trainer = SimpleNamespace(world_size=1, global_rank=0, global_step=0)
+    module.trainer = SimpleNamespace(num_devices=1, world_size=1, global_rank=0, global_step=0)
     loader = module.train_dataloader()
     assert not isinstance(loader, TaughtLoader)
     batch = next(iter(loader))

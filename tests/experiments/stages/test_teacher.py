@@ -55,7 +55,7 @@ def make_module(config, inputs):
     model, processor = train.prepare_model(config, "finetune", inputs)
     train.unfreeze_stage_parts(config, "finetune", model)
     module = train.make_module(config, "finetune", model, processor, inputs)
-    module.trainer = SimpleNamespace(world_size=1, global_rank=0, global_step=0)
+    module.trainer = SimpleNamespace(num_devices=1, world_size=1, global_rank=0, global_step=0)
     module.log = lambda *_, **__: None
     return module, next(iter(module.train_dataloader()))
 
