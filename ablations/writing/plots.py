@@ -242,16 +242,24 @@ def draw_claims(title: str, verdicts: Sequence[tuple[str, Verdict]]) -> Figure |
     return figure
 
 
+def split_module(label: str) -> tuple[str, str]:
+    """Of a row NAME+MODULE, or NAME+MODULE WORDS: the row without the module, NAME, and what both have in
+    common, NAME or NAME WORDS."""
+    compressor, _, module = label.rpartition("+")
+    words = module.partition(" ")[2]
+    return compressor, f"{compressor} {words}".strip()
+
+
 def judge_gains(table: ReportTable) -> list[Verdict]:
-    """For every row NAME+MODULE beside a row NAME: how much the module adds, with its interval; nothing for
-    a single such row."""
+    """For every row NAME+MODULE, perhaps with words behind it, beside a row NAME: how much the module adds,
+    with its interval; nothing for a single such row."""
     finished_labels = {row.label for row in table.rows if row.outcomes}
     claims = []
     for row in table.rows:
-        compressor = row.label.rpartition("+")[0]
+        compressor, name = split_module(row.label)
         pair = (row.label, compressor)
         if finished_labels.issuperset(pair):
-            claims.append(Claim(compressor, "", "better", (pair,)))
+            claims.append(Claim(name, "", "better", (pair,)))
     if len(claims) < 2:
         return []
     verdicts = judge_table(table, claims)

@@ -20,6 +20,7 @@ from ablations.writing.plots import (
     find_distinct_rows,
     is_crowded,
     pick_row_colour,
+    split_module,
 )
 from experiments.figures.style import BLUE, GREY, ORANGE, escape_dollars, strip_axes
 
@@ -30,7 +31,8 @@ COLOUR_SHIFTS = {BLUE: -TWIN_DISTANCE / 2, ORANGE: TWIN_DISTANCE / 2, GREY: 0}
 
 
 def group_by_compressor(table: ReportTable) -> dict[str, list[ReportRow]]:
-    """Rows by the compressor that they have in common: NAME and NAME+MODULE, the best first."""
+    """Rows by the compressor that they have in common: NAME and NAME+MODULE, the best first. A row
+    NAME+MODULE WORDS is a line of its own, NAME WORDS."""
     rows = find_distinct_rows(table)
     for row in table.rows:
         if row.outcomes and not row.efficiency.get("visual_tokens"):  # blind
@@ -38,10 +40,10 @@ def group_by_compressor(table: ReportTable) -> dict[str, list[ReportRow]]:
     names = {row.label for row in rows}
     groups: dict[str, list[ReportRow]] = {}
     for row in rows:
-        compressor = row.label.rpartition("+")[0]
+        compressor, name = split_module(row.label)
         if compressor not in names:  # a row of its own, whatever its label
-            compressor = row.label
-        groups.setdefault(compressor, []).append(row)
+            name = row.label
+        groups.setdefault(name, []).append(row)
 
     def score_best_row(compressor: str) -> float:
         return max(float(np.mean(table.compute_accuracies(row))) for row in groups[compressor])
@@ -66,7 +68,9 @@ def draw_ranking(table: ReportTable) -> Figure | None:
     axes.set_yticks(range(len(groups)), list(map(escape_dollars, groups)))
     axes.set_ylim(len(groups) - 0.5, -0.5)  # the best at the top
     axes.set_xlabel("accuracy in %; bars: 95 % t-interval over seeds; open: one seed", fontsize=9)
-    axes.set_title(escape_dollars(f"{table.heading}: accuracy by compressor"), fontsize=10, loc="left")
+    # above the legend, which begins far to the left where names are long
+    title = escape_dollars(f"{table.heading}: accuracy by compressor")
+    figure.suptitle(title, fontsize=10, x=0.01, horizontalalignment="left")
     handles = []
     for colour, word in COLOUR_LABELS.items():
         if colour in drawn_colours:

@@ -85,6 +85,9 @@ def test_many_of_one_cost_are_ranked_instead():
         ("a", 1),
         ("blind", 1),
     ]
+    warmed = ranking.group_by_compressor(table({**rows, **more, "b+embq warmed": (0.5, 16, 4)}))
+    assert [row.label for row in warmed["b"]] == ["b", "b+embq"]
+    assert [row.label for row in warmed["b warmed"]] == ["b+embq warmed"]
     for row in found.rows[:3]:
         del row.outcomes[1]  # one seed: no interval
     assert render_svg(ranking.draw_ranking(found)).count("<svg") == 1
@@ -112,6 +115,8 @@ def test_gains_pair_rows_by_name():
     assert found["a"].low > 20 and found["b"].low < 0 < found["b"].high
     assert [plots.is_decided(each) for each in found.values()] == [True, False]
     assert plots.draw_gain(table({"a": (0.5, 16, 0), "a+embq": (0.6, 16, 4)})) is None
+    warmed = plots.judge_gains(table({**rows, "a+embq warmed": (0.9, 16, 4)}))
+    assert {each.claim.text: each.pairs[0].other for each in warmed}["a warmed"] == "a"
     alone = table(rows)
     for row in alone.rows:
         del row.outcomes[1]
