@@ -156,6 +156,7 @@ def answers(model: PreTrainedModel, batch: dict, **options) -> list[list[int]]:
     next pass without a cache takes for an image."""
     config = model.config
     placeholders = [config.image_token_id, getattr(config, "video_token_id", None)]
+    placeholders += getattr(config, "visual_indicator_token_ids", [])  # Ovis 2's, around an image
     options.setdefault("suppress_tokens", [token for token in placeholders if token is not None])
     said = model.generate(**batch, max_new_tokens=4, do_sample=False, **options)
     rows = said[:, batch["input_ids"].shape[1] :].tolist()

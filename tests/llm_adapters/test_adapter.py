@@ -42,7 +42,7 @@ def batch_for(model: Model, side: str = "left") -> dict[str, Tensor]:
 def parts_of(model: Model, batch: dict[str, Tensor]) -> tuple[Tensor, QueryContext]:
     """Embeddings with visual and query tokens in place, and the query module's context."""
     features = model.get_image_features(batch["pixel_values"])
-    embeds, context, _ = model.embed_tokens(
+    embeds, context, *_ = model.embed_tokens(
         batch["input_ids"], features, batch["image_turn"], batch["turns"], None
     )
     return embeds, context
