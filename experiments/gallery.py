@@ -1,7 +1,8 @@
 """Writes the gallery of compressors: of each a picture of where its tokens come from, and a page of them all.
 
     python -m experiments.gallery to=compressors/gallery       README.md and a PNG for each
-    python -m experiments.gallery sap tome                     these two only, in the folder gallery
+    python -m experiments.gallery sap tome                     these two only, in the folder gallery; pictures
+                                                               that lie there stay on its page
 
 Every compressor of the registry, outside packages' too, at the preset tiny: 12x12 patches of a PictureVQA
 scene as the tiny tower sees it, 16 tokens. Learned ones have random weights.
@@ -80,12 +81,14 @@ def write_gallery(line: CommandLine) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     picture = draw_gallery_scene()
     reduce_colours(picture).save(folder / "picture.png", optimize=True)
-    page = [GALLERY_HEAD]
     for name in names:
         path = folder / f"{name}.png"
         write_token_sheet(name, picture, path)
-        page.append(format_gallery_section(collect_facts(name)))
         sys.stdout.write(f"{path}\n")
+    page = [GALLERY_HEAD]
+    for name in registry.names():
+        if (folder / f"{name}.png").exists():  # drawn now or earlier
+            page.append(format_gallery_section(collect_facts(name)))
     (folder / "README.md").write_text("\n".join(page), encoding="utf-8")
     return 0
 

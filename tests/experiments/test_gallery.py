@@ -78,7 +78,7 @@ def test_command(tmp_path, capsys):
     assert gallery.main([*names, f"to={tmp_path / 'new'}"]) == 0
     assert capsys.readouterr().out.split() == [str(tmp_path / "new" / f"{name}.png") for name in names]
     page = (tmp_path / "new" / "README.md").read_text()
-    assert re.findall("^## (.*)$", page, re.M) == names
+    assert re.findall("^## (.*)$", page, re.M) == sorted(names)
     assert page.count("*Random weights.*") == 1
     for name in names:  # the one in the repository is what the code draws
         drawn, kept = (
@@ -89,6 +89,13 @@ def test_command(tmp_path, capsys):
         assert sum(difference) / len(difference) < 2
     assert gallery.main(["tom"]) == 2
     assert "unknown compressor 'tom'; did you mean 'tome'?" in capsys.readouterr().err
+
+
+def test_pictures_drawn_earlier_stay_on_the_page(tmp_path):
+    for name in ("avg_pool", "uniform"):
+        assert gallery.main([name, f"to={tmp_path}"]) == 0
+    page = (tmp_path / "README.md").read_text()
+    assert re.findall("^## (.*)$", page, re.M) == ["avg_pool", "uniform"]
 
 
 def test_the_old_flag_is_refused_with_the_new_spelling(tmp_path, monkeypatch, capsys):
