@@ -1,6 +1,7 @@
 """Pictures of a report: accuracy against visual tokens, claims, families, what EmbQ adds."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from ablations.writing.grids import judge_table
 from experiments.figures import labels
 from experiments.figures.style import BLUE, GREY, ORANGE, escape_dollars, strip_axes
 
+MODULE_NAME = re.compile(r"^\w+")
 VERDICT_COLOURS = {HOLDS: "#0a7d32", FAILS: "#b3261e", TIE: BLUE}
 MAX_NAMED_ROWS = 24  # of more rows not all can have a name in a plot
 MAX_ALIKE_ROWS = 6  # more rows with one number of tokens cannot be told apart on a line
@@ -243,21 +245,22 @@ def draw_claims(title: str, verdicts: Sequence[tuple[str, Verdict]]) -> Figure |
 
 
 def split_module(label: str) -> tuple[str, str]:
-    """Of a row NAME+MODULE, or NAME+MODULE WORDS: the row without the module, NAME, and what both have in
-    common, NAME or NAME WORDS."""
+    """Of a row NAME+MODULE, or NAME+MODULE WORDS: the compressor, NAME, and the label without the module,
+    NAME or NAME WORDS."""
     compressor, _, module = label.rpartition("+")
-    words = module.partition(" ")[2]
-    return compressor, f"{compressor} {words}".strip()
+    words = MODULE_NAME.sub("", module)
+    return compressor, compressor + words
 
 
 def judge_gains(table: ReportTable) -> list[Verdict]:
-    """For every row NAME+MODULE, perhaps with words behind it, beside a row NAME: how much the module adds,
+    """For every row NAME+MODULE WORDS beside a row NAME WORDS, or else a row NAME: how much the module adds,
     with its interval; nothing for a single such row."""
     finished_labels = {row.label for row in table.rows if row.outcomes}
     claims = []
     for row in table.rows:
         compressor, name = split_module(row.label)
-        pair = (row.label, compressor)
+        partner = name if name in finished_labels else compressor
+        pair = (row.label, partner)
         if finished_labels.issuperset(pair):
             claims.append(Claim(name, "", "better", (pair,)))
     if len(claims) < 2:

@@ -18,7 +18,7 @@ from ablations import outcomes
 from ablations.claims.verdicts import Verdict
 from ablations.outcomes import PLOTS_FOLDER, Report, ReportTable
 from ablations.plain_sweeps import SWEEP_NAME
-from ablations.writing import comparison, grids, latex, page, plots, ranking, text
+from ablations.writing import comparison, curves, grids, latex, page, plots, ranking, text
 from ablations.writing.page import PagePicture, PageSection
 from ablations.writing.word_grid import WordGrid
 from experiments.figures.style import PictureFiles, render_files
@@ -31,12 +31,14 @@ MARKDOWN_FILE = "report.md"
 CLAIMS_GRID = "claims"  # the others say what a row scores or is
 CLAIMS_PLOT = "claims"  # of all tables; the others are of one
 PLOT_FUNCTIONS = {
+    "curves": curves.draw_curves,
     "pareto": plots.draw_pareto,
     "ranking": ranking.draw_ranking,
     "gain": plots.draw_gain,
     "families": plots.draw_families,
 }
 PLOT_CAPTIONS = {
+    "curves": "Accuracy over rates; dashed: with a query module; bands: 95 % t-interval over seeds.",
     "pareto": "Accuracy against visual tokens; bars: 95 % t-interval over seeds.",
     "ranking": "Accuracy by compressor; bars: 95 % t-interval over seeds.",
     "families": "Accuracy by family of questions.",
@@ -146,6 +148,8 @@ def draw_plots(report: Report, verdicts: Mapping[str, Sequence[Verdict]]) -> dic
         if not table.ids.size:
             continue
         for plot, draw_plot in PLOT_FUNCTIONS.items():
+            if plot == "pareto" and name_plot(table, "curves") in pictures:
+                continue  # its points are on the curves
             figure = draw_plot(table)
             if figure is not None:
                 pictures[name_plot(table, plot)] = render_files(figure)

@@ -6,6 +6,7 @@ import torch
 import compressors
 from ablations.claims import spec
 from experiments.config import tables
+from experiments.store.plan import plan_stages
 
 SIDE = 12  # patches of the preset tiny
 TOKENS = {36, 16, 9, 4}
@@ -24,6 +25,10 @@ def test_rows_make_the_tokens_of_their_labels(rates):
         name = config.compressor_name
         with torch.device("meta"):
             part = compressors.create(name, dim=128, llm_dim=256, **config.knobs(name))
+        if config.evaluate.scale:
+            part.pick(config.evaluate.scale)
+        if config.evaluate.scale:
+            part.pick(config.evaluate.scale)
         assert part.num_tokens(SIDE, SIDE) == int(tokens), row.label
 
 
@@ -34,7 +39,16 @@ def test_all_rates_have_the_same_compressors(rates):
         by_tokens[int(tokens)].add(compressor)
     with_embq = {"avg_pool", "sap", "random", "slothmix"}
     expected = with_embq | {f"{name}+embq" for name in with_embq} | {"ldpv2", "divprune"}
-    assert all(found == expected for found in by_tokens.values())
+    for tokens, found in by_tokens.items():
+        assert found - {"matryoshka"} == expected, tokens
+    assert [tokens for tokens, found in by_tokens.items() if "matryoshka" not in found] == [16]
+
+
+def test_matryoshka_is_trained_once_for_all_its_rates(rates):
+    cells = [row.cells[0] for row in rates.rows if row.label.startswith("matryoshka")]
+    evaluations = [plan_stages(cell.config) for cell in cells]
+    assert len({stage.key for stage in evaluations}) == 3
+    assert len({stage.inputs["finetune"].key for stage in evaluations}) == 1
 
 
 def test_claims_are_about_its_rows(rates):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ablations.outcomes import ReportRow, ReportTable
-from ablations.writing import plots, ranking
+from ablations.writing import curves, plots, ranking
 from experiments.figures import labels
 from experiments.figures.style import render_files, render_svg
 
@@ -66,6 +66,51 @@ def test_pareto_needs_rows_of_different_cost():
     assert render_svg(plots.draw_pareto(table({"a": (0.5, 16, 0), "b": (0.6, 16, 4)}))).count("<svg") == 1
 
 
+RATES = {
+    "identity": (0.95, 144, 0),
+    "a at 9": (0.5, 9, 0),
+    "a at 36": (0.8, 36, 0),
+    "a+embq at 36": (0.8, 36, 4),
+    "a+embq at 9": (0.7, 9, 4),
+    "b b.rate=2": (0.6, 36, 0),
+    "b b.rate=4": (0.4, 9, 0),
+    "c at 9": (0.6, 9, 0),
+}
+
+
+def test_rows_of_several_rates_are_curves():
+    found = table(RATES)
+    names = {curve.name: [row.label for row in curve.rows] for curve in curves.find_curves(found)}
+    assert names == {  # the best with few tokens first; one rate alone is no curve
+        "a+embq": ["a+embq at 9", "a+embq at 36"],
+        "a": ["a at 9", "a at 36"],
+        "b": ["b b.rate=4", "b b.rate=2"],
+    }
+    assert list(names) == ["a+embq", "a", "b"]
+    panels = curves.draw_curves(found).axes
+    assert [axes.get_xlabel() for axes in panels] == ["visual tokens", "visual + query tokens"]
+    dashed_line, line = panels[1].lines[:2]
+    assert list(dashed_line.get_xdata()) == [13, 40] and list(line.get_xdata()) == [9, 36]
+    assert dashed_line.get_linestyle() == "--" and line.get_linestyle() == "-"
+    assert dashed_line.get_color() == line.get_color() != panels[1].lines[2].get_color()
+    assert {text.get_text() for text in panels[0].texts} == {"identity", "c at 9"}
+
+
+def test_costs_that_all_rows_have_are_drawn():
+    found = table({label: row for label, row in RATES.items() if row[2] == 0})
+    for number, row in enumerate(found.rows):
+        row.efficiency.update(prefill_flops=number * 1e6, ttft_ms=5.0)
+    words = ["visual tokens", "MFLOP of a prefill", "ms to the first token"]
+    assert [axes.get_xlabel() for axes in curves.draw_curves(found).axes] == words
+    del found.rows[0].efficiency["ttft_ms"]
+    assert [axes.get_xlabel() for axes in curves.draw_curves(found).axes] == words[:2]
+
+
+def test_one_compressor_has_no_curves():
+    assert curves.draw_curves(table({"a at 9": (0.5, 9, 0), "a at 36": (0.8, 36, 0)})) is None
+    assert curves.draw_curves(table({"a": (0.5, 9, 0), "b": (0.8, 36, 0)})) is None
+
+
 def test_many_of_one_cost_are_ranked_instead():
     rows = {name: (0.3 + 0.05 * i, 16, 0) for i, name in enumerate("abcdefg")}
     few = {name: rows[name] for name in "abcdef"}
@@ -117,6 +162,15 @@ def test_gains_pair_rows_by_name():
     assert plots.draw_gain(table({"a": (0.5, 16, 0), "a+embq": (0.6, 16, 4)})) is None
     warmed = plots.judge_gains(table({**rows, "a+embq warmed": (0.9, 16, 4)}))
     assert {each.claim.text: each.pairs[0].other for each in warmed}["a warmed"] == "a"
+    rates = {"a at 9": (0.4, 9, 0), "a+embq at 9": (0.7, 9, 4), "a, 6 epochs": (0.5, 16, 0)}
+    rates["a+embq, 6 epochs"] = (0.9, 16, 4)
+    gains = plots.judge_gains(table({**rows, **rates}))
+    assert {each.claim.text: each.pairs[0].other for each in gains} == {
+        "a": "a",
+        "b": "b",
+        "a at 9": "a at 9",
+        "a, 6 epochs": "a, 6 epochs",
+    }
     alone = table(rows)
     for row in alone.rows:
         del row.outcomes[1]
@@ -131,6 +185,5 @@ def test_families_need_several():
 
 
 def test_the_same_picture_has_the_same_bytes():
-    rows = {"a": (0.5, 16, 0), "b": (0.6, 20, 4)}
-    for draw_plot in (plots.draw_pareto, plots.draw_families):
-        assert render_files(draw_plot(table(rows))) == render_files(draw_plot(table(rows)))
+    for draw_plot in (plots.draw_pareto, plots.draw_families, curves.draw_curves):
+        assert render_files(draw_plot(table(RATES))) == render_files(draw_plot(table(RATES)))

@@ -1,0 +1,195 @@
+"""Accuracy over rates of compression: a line a compressor, against what its tokens cost.
+
+against visual tokens     |  against visual and query tokens
+against prefill's FLOPs   |  against the time to the first token
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ablations.outcomes import ReportRow, ReportTable
+from ablations.writing.plots import (
+    compute_row_intervals,
+    count_row_tokens,
+    find_distinct_rows,
+    scale_token_axis,
+)
+from experiments.figures import labels
+from experiments.figures.style import GREY, escape_dollars, strip_axes
+
+# what says in a label at which rate a row is: "sap at 36" in a table, "sap sap.rate=2" in a plain sweep
+RATE_WORDS = re.compile(r" at \d+$| \S+\.(?:rate|tokens|num_queries)=\S+| evaluate\.scale=\S+")
+FEW_COLOURS = matplotlib.colormaps["tab10"]
+MANY_COLOURS = matplotlib.colormaps["tab20"]
+MARKERS = "osD^v<>pXP"
+PANEL_INCHES = (4.0, 3.1)
+LEGEND_INCHES = 1.7
+HEAD_INCHES = 0.4
+BAND_OPACITY = 0.13
+
+
+class Curve(NamedTuple):
+    """Rows of one compressor, with the same query module, that with the fewest tokens first."""
+
+    name: str
+    rows: list[ReportRow]
+
+
+class Panel(NamedTuple):
+    """What accuracy is drawn against. `cost`: of a row, NaN where it was not measured."""
+
+    words: str
+    cost: Callable[[ReportRow], float]
+    counts_tokens: bool
+
+
+def count_visual_tokens(row: ReportRow) -> float:
+    """Of an image, where images differ or a pruner drops some on average."""
+    return row.efficiency.get("average_visual_tokens") or row.efficiency["visual_tokens"]
+
+
+def count_prefill_megaflops(row: ReportRow) -> float:
+    """Operations of a prefill, in millions."""
+    return row.efficiency.get("prefill_flops", math.nan) / 1e6
+
+
+def read_ttft(row: ReportRow) -> float:
+    """Milliseconds to the first token."""
+    return row.efficiency.get("ttft_ms", math.nan)
+
+
+PANELS = (
+    Panel("visual tokens", count_visual_tokens, counts_tokens=True),
+    Panel("visual + query tokens", count_row_tokens, counts_tokens=True),
+    Panel("MFLOP of a prefill", count_prefill_megaflops, counts_tokens=False),
+    Panel("ms to the first token", read_ttft, counts_tokens=False),
+)
+
+
+def find_curves(table: ReportTable) -> list[Curve]:
+    """What the table has at several rates, nothing where that is a single compressor. In the order of their
+    accuracy where they have the fewest tokens, the best first."""
+    rows_by_name: dict[str, list[ReportRow]] = {}
+    for row in find_distinct_rows(table):
+        name, rates = RATE_WORDS.subn("", row.label)
+        if rates:
+            rows_by_name.setdefault(name, []).append(row)
+    curves = []
+    for name, rows in rows_by_name.items():
+        if len({count_visual_tokens(row) for row in rows}) > 1:
+            curves.append(Curve(name, sorted(rows, key=count_visual_tokens)))
+    if len(curves) < 2:
+        return []
+    return sorted(curves, key=lambda curve: -float(np.mean(table.compute_accuracies(curve.rows[0]))))
+
+
+def draw_curves(table: ReportTable) -> Figure | None:
+    """A panel for each cost that all rows have, with bands over seeds, and points for rows that have one
+    rate alone. None where fewer than two compressors have several rates."""
+    curves = find_curves(table)
+    if not curves:
+        return None
+    curve_rows = [row for curve in curves for row in curve.rows]
+    curve_labels = {row.label for row in curve_rows}
+    single_rows = [row for row in find_distinct_rows(table) if row.label not in curve_labels]
+    panels = pick_panels([*curve_rows, *single_rows])
+
+    columns = min(2, len(panels))
+    lines = -(-len(panels) // columns)  # rounded up
+    width = columns * PANEL_INCHES[0] + LEGEND_INCHES
+    height = lines * PANEL_INCHES[1] + HEAD_INCHES
+    figure = Figure((width, height))
+    # fixed, so that names can be placed before drawing
+    figure.subplots_adjust(
+        left=0.55 / width,
+        right=1 - LEGEND_INCHES / width,
+        bottom=0.5 / height,
+        top=1 - HEAD_INCHES / height,
+        wspace=0.16,
+        hspace=0.3,
+    )
+    for number, panel in enumerate(panels, start=1):
+        axes = figure.add_subplot(lines, columns, number)
+        draw_panel(axes, panel, table, curves, single_rows)
+        if number % columns == 1 or columns == 1:
+            axes.set_ylabel("accuracy in %", fontsize=9)
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles,
+        names,
+        loc="upper left",
+        bbox_to_anchor=(1 - (LEGEND_INCHES - 0.1) / width, 1 - HEAD_INCHES / height),
+        fontsize=8,
+        frameon=False,
+        borderaxespad=0,
+    )
+    title = f"{table.heading}: accuracy over rates of compression"
+    figure.text(0.55 / width, 1 - 0.25 / height, escape_dollars(title), fontsize=10)
+    return figure
+
+
+def pick_panels(rows: Sequence[ReportRow]) -> list[Panel]:
+    """Those whose cost all rows have, and that of query tokens where a row has some."""
+    panels = []
+    for panel in PANELS:
+        if panel.cost is count_row_tokens and not any(row.efficiency.get("query_tokens") for row in rows):
+            continue
+        if all(math.isfinite(panel.cost(row)) for row in rows):
+            panels.append(panel)
+    return panels
+
+
+def draw_panel(
+    axes: Axes,
+    panel: Panel,
+    table: ReportTable,
+    curves: Sequence[Curve],
+    single_rows: Sequence[ReportRow],
+) -> None:
+    """Lines and their bands; dashed with a query module, in the colour of the compressor without it."""
+    compressors = list(dict.fromkeys(curve.name.partition("+")[0] for curve in curves))
+    colours = FEW_COLOURS if len(compressors) <= FEW_COLOURS.N else MANY_COLOURS
+    all_costs: list[float] = []
+    for curve in curves:
+        compressor, plus, _ = curve.name.partition("+")
+        number = compressors.index(compressor)
+        colour = colours(number % colours.N)
+        costs = [panel.cost(row) for row in curve.rows]
+        means, halves = compute_row_intervals(table, curve.rows)
+        axes.plot(
+            costs,
+            means,
+            color=colour,
+            linestyle="--" if plus else "-",
+            marker=MARKERS[number % len(MARKERS)],
+            markersize=3.5,
+            linewidth=1.3,
+            label=escape_dollars(curve.name),
+        )
+        low, high = np.maximum(means - halves, 0), np.minimum(means + halves, 100)
+        axes.fill_between(costs, low, high, color=colour, alpha=BAND_OPACITY, linewidth=0)
+        all_costs += costs
+    single_costs = np.array([panel.cost(row) for row in single_rows])
+    all_costs += list(single_costs)
+    scale_cost_axis(axes, panel, np.array(all_costs))
+    axes.set_xlabel(panel.words, fontsize=9)
+    strip_axes(axes, "both")
+    if single_rows:
+        means, halves = compute_row_intervals(table, single_rows)
+        axes.errorbar(single_costs, means, halves, fmt="o", color=GREY, markersize=4, elinewidth=1)
+        axes.set_ylim(axes.get_ylim())  # names are placed in limits that stay
+        labels.annotate_points(axes, [row.label for row in single_rows], single_costs, means, halves)
+
+
+def scale_cost_axis(axes: Axes, panel: Panel, costs: np.ndarray) -> None:
+    """Tokens and operations count by their ratios, times by their differences."""
+    if panel.counts_tokens:
+        scale_token_axis(axes, costs)
+        axes.set_xlim(costs.min() / 1.15, costs.max() * 1.15)
