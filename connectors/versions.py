@@ -56,7 +56,7 @@ def allow_meta_forward() -> Iterator[None]:
         return device != ("meta",) and is_autocast_enabled(*device)
 
     if not is_at_least("5.4"):
-        torch.is_autocast_enabled = is_on
+        torch.is_autocast_enabled = is_on  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -80,7 +80,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) ->
             report.advance_steps(len(batch))
     costs = count_costs(model, images, questions, counter.find_mean())
     if asks_judge(config):
-        model.to("cpu")  # a judge may take all of a GPU
+        model.cpu()  # a judge may take all of a GPU
     write_scores(questions, answers, scorer, cut_numbers, model, costs, out)
 
 
