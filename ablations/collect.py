@@ -70,9 +70,8 @@ def collect_report(
     measured times and drawn maps are kept from one report to the next. `measuring`: measure them now.
     `baseline`: the row that others are compared with; without it a sweep's rows alone are. UsageError for a
     table's settings with several values, but for seeds."""
-    for key, values in axes.items():
-        if wanted and len(values) > 1 and key != "seed":
-            raise UsageError(f"{key}={','.join(values)}: a report takes one value; make one for each")
+    if wanted:
+        check_single_values(axes)
     earlier_report = earlier.read_earlier_report(earlier_folder)
     axes = {"seed": find_finished_seeds(store.root, earlier_report), **axes}
     sweep_axes = dict(axes)
@@ -105,11 +104,16 @@ def collect_report(
     provenance = collect_provenance(list(finished_cells.values()), store, earlier_report)
     report = Report(report_tables, {"command": command, **provenance})
     measured.add_measured_columns(report, finished_rows, folder, measuring)
-    evaluations = []
-    for finished_cell in finished_cells.values():
-        evaluations.append((finished_cell.cell, finished_cell.stage))
+    evaluations = [(finished_cell.cell, finished_cell.stage) for finished_cell in finished_cells.values()]
     maps.add_maps(report, evaluations, store, folder, earlier_report.report)
     return report
+
+
+def check_single_values(axes: Mapping[str, list[str]]) -> None:
+    """UsageError for a setting of a table with several values, but for seeds."""
+    for key, values in axes.items():
+        if len(values) > 1 and key != "seed":
+            raise UsageError(f"{key}={','.join(values)}: a report takes one value; make one for each")
 
 
 def find_finished_seeds(root: Path, earlier_report: EarlierReport) -> list[str]:

@@ -303,8 +303,9 @@ def load_outcome_arrays(name: str, packed_file: bytes) -> tuple[NDArray, NDArray
         return words[0], words[1], words[2], stored
     if len(stored) and stored.shape[1:] != (math.ceil(shape[0] / 8),):
         raise ValueError(f"{name}: outcomes of shape {stored.shape} for {shape[0]} questions")
-    # without a cell there are no bits to unpack
-    cells = np.unpackbits(stored, axis=1, count=shape[0]).astype(bool) if len(stored) else stored
+    cells = stored
+    if len(stored):  # without a cell there are no bits to unpack
+        cells = np.unpackbits(stored, axis=1, count=shape[0]).astype(bool)
     return words[0], words[1], words[2], cells
 
 

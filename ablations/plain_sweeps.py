@@ -7,10 +7,11 @@ from typing import Any
 from compressors.command_line import collect_settings, format_value, join_settings
 from compressors.errors import UsageError
 from experiments.config import signatures
+from experiments.config.cell_checks import check_parts
 from experiments.config.cells import Cell, make_cells
 from experiments.config.presets import flatten_mapping, read_yaml
 from experiments.config.schema import Config
-from experiments.config.settings import assign_setting, check_parts, conform_setting
+from experiments.config.settings import assign_setting, conform_setting
 from experiments.config.tables import Axes, TableFile, TableRow
 from experiments.store.plan import plan_stages
 from experiments.store.results import identify_questions
@@ -108,9 +109,8 @@ def read_config(path: Path) -> Config:
         assign_setting(config, setting, conform_setting(setting, value))
     check_parts(config)
     for part, knobs in parts.items():
-        registries = [each for each in signatures.registries() if part in each.names()]
-        for registry in registries:
-            if knobs.keys() <= registry.knobs(part).keys():
+        for registry in signatures.registries():
+            if part in registry.names() and knobs.keys() <= registry.knobs(part).keys():
                 config.parts[part] = registry.check(part, **knobs)
     if config.parts.keys() != parts.keys():
         raise UsageError(f"{path}: unknown knobs in parts: {parts}")
@@ -166,8 +166,8 @@ def list_settings(config: Config) -> dict[str, str]:
 
 def find_differing_settings(rows: Sequence[Mapping[str, str]]) -> list[str]:
     """The settings whose values differ among the rows that have them, in order."""
-    values: dict[str, set[str]] = {}
+    values_by_path: dict[str, set[str]] = {}
     for settings in rows:
         for path, value in settings.items():
-            values.setdefault(path, set()).add(value)
-    return [path for path, found in values.items() if len(found) > 1]
+            values_by_path.setdefault(path, set()).add(value)
+    return [path for path, values in values_by_path.items() if len(values) > 1]

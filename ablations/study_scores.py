@@ -50,9 +50,9 @@ def score_cell(table: ReportTable, row: ReportRow, seed: int) -> dict[str, Any]:
     families = {}
     counts = {}
     for family in sorted(set(table.families.tolist())):
-        asked = table.families == family
-        families[family] = float(outcomes[asked].mean())
-        counts[family] = int(asked.sum())
+        is_of_family = table.families == family  # (Q,)
+        families[family] = float(outcomes[is_of_family].mean())
+        counts[family] = int(is_of_family.sum())
     return {
         "overall": float(outcomes.mean()),
         "families": families,

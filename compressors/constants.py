@@ -16,19 +16,19 @@ def keep_constant(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
     They are the process's, not a module's: no state_dict has them, a copied or moved module finds those of
     its device. Where tensors stand for others (compilation, export, shapes without values) they are made
     anew, and belong to what is traced."""
-    kept: dict[tuple[object, ...], Tensor] = {}
+    constants: dict[tuple[object, ...], Tensor] = {}  # by the function's arguments
 
     @wraps(make)
     def find_or_make(*arguments: object) -> Tensor:
         if torch.compiler.is_compiling() or detect_fake_mode() is not None:
             return make(*arguments)
-        constant = kept.get(arguments)
+        constant = constants.get(arguments)
         if constant is None:
             # one that inference mode has made could not take part in training later
             with torch.inference_mode(False), torch.no_grad():
                 constant = make(*arguments)
-            if len(kept) < KEPT_AT_MOST:
-                kept[arguments] = constant
+            if len(constants) < KEPT_AT_MOST:
+                constants[arguments] = constant
         return constant
 
     return find_or_make

@@ -37,7 +37,11 @@ def mark_places(places: Tensor, height: int, width: int) -> Tensor:
 def mark_neighbours(marks: Tensor) -> Tensor:
     """(B, H, W) -> True above, below, left and right of what is True."""
     padded = F.pad(marks, (1, 1, 1, 1))
-    return padded[:, :-2, 1:-1] | padded[:, 2:, 1:-1] | padded[:, 1:-1, :-2] | padded[:, 1:-1, 2:]
+    is_below_a_mark = padded[:, :-2, 1:-1]
+    is_above_a_mark = padded[:, 2:, 1:-1]
+    is_right_of_a_mark = padded[:, 1:-1, :-2]
+    is_left_of_a_mark = padded[:, 1:-1, 2:]
+    return is_below_a_mark | is_above_a_mark | is_right_of_a_mark | is_left_of_a_mark
 
 
 @register("hiprune")

@@ -38,9 +38,9 @@ def score_strip(tokens: Tensor, attention: Tensor, variety: float) -> Tensor:
     unit = F.normalize(tokens, dim=-1)
     similarity = unit @ unit.mT  # (B, n, n)
     similarity.diagonal(dim1=1, dim2=2).zero_()
-    others = max(1, tokens.shape[1] - 1)
-    means = similarity.sum(-1, keepdim=True) / others
-    variance = (similarity - means).square().sum(-1) / others  # (B, n); its own zero is among them
+    other_count = max(1, tokens.shape[1] - 1)
+    means = similarity.sum(-1, keepdim=True) / other_count
+    variance = (similarity - means).square().sum(-1) / other_count  # (B, n); its own zero is among them
     scale = attention.mean(-1, keepdim=True) / (variance.mean(-1, keepdim=True) + SMALL)
     return (attention + variety * variance * scale).mean(-1)
 

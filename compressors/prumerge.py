@@ -48,10 +48,10 @@ def choose_centres(attention: Tensor, count: int, spaced_count: int) -> Tensor:
     attended = choose_largest(attention, count - spaced_count)
     if not spaced_count:
         return attended
-    others = list_others(attended, attention.shape[1])  # (B, R)
+    other_places = list_others(attended, attention.shape[1])  # (B, R)
     # the middles of as many stretches
-    ends = (2 * torch.arange(spaced_count, device=attention.device) + 1) * others.shape[1]
-    spaced = others[:, ends // (2 * spaced_count)]
+    ends = (2 * torch.arange(spaced_count, device=attention.device) + 1) * other_places.shape[1]
+    spaced = other_places[:, ends // (2 * spaced_count)]
     return torch.cat([attended, spaced], 1).sort(-1).values
 
 

@@ -68,9 +68,13 @@ def share_tokens_of_groups(sizes: Tensor, unlike: Tensor, count: int, budget: in
     rise = (risen < budget).sum(-1, keepdim=True)
     limits = torch.minimum(limits + rise, sizes)
     least = sizes.clamp(max=1)
-    others = (count - least.sum(-1, keepdim=True)).clamp(min=0)
-    ends = (unlike.cumsum(-1) / unlike.sum(-1, keepdim=True) * others).round().long()
-    shares = torch.minimum(least + ends.diff(dim=-1, prepend=torch.zeros_like(ends[:, :1])), limits)
+    # what is left after one token a group is shared by the numbers of unlike patches; running totals are
+    # rounded, not the shares, so that their sum is right
+    remaining_count = (count - least.sum(-1, keepdim=True)).clamp(min=0)
+    running_shares = unlike.cumsum(-1) / unlike.sum(-1, keepdim=True)
+    ends = (running_shares * remaining_count).round().long()
+    additions = ends.diff(dim=-1, prepend=torch.zeros_like(ends[:, :1]))
+    shares = torch.minimum(least + additions, limits)
     order = unlike.argsort(dim=-1, descending=True, stable=True)
     return fill_room(shares, limits, order, count)
 

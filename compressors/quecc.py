@@ -43,10 +43,10 @@ def average_text(text: Tensor, mask: MaybeTensor) -> Tensor:
     """(B, T, D) -> (B, D), the mean of what the mask (B, T) shows; zeros where it shows nothing."""
     if mask is None:
         mask = torch.ones_like(text[..., 0])
-    shown = mask.to(text.dtype).unsqueeze(-1)
+    is_shown = mask.to(text.dtype).unsqueeze(-1)  # (B, T, 1), 1 or 0
     # what is hidden may be anything
-    total = torch.where(shown > 0, text, 0).sum(1)
-    return total / shown.sum(1).clamp(min=1)
+    total = torch.where(is_shown > 0, text, 0).sum(1)
+    return total / is_shown.sum(1).clamp(min=1)
 
 
 @register("quecc")
@@ -90,10 +90,10 @@ class QueCC(WindowCompressor):
         check_channels(features, self.out_dim, self.needs_levels)
         fitted, real = fit_to_windows(features, self.rate, self.grid_policy)
         question = self.text(average_text(text.to(features.dtype), text_mask))
-        asked = self.query(fitted[..., : self.out_dim] + question[:, None, None])
+        patch_queries = self.query(fitted[..., : self.out_dim] + question[:, None, None])
         if real is not None:  # the question does not make patches of the filled border
-            asked = asked.masked_fill(~real.unsqueeze(-1), 0)
-        query = self.downsample(rearrange(asked, "b h w c -> b c h w"))
+            patch_queries = patch_queries.masked_fill(~real.unsqueeze(-1), 0)
+        query = self.downsample(rearrange(patch_queries, "b h w c -> b c h w"))
         fine = fitted
         if self.needs_levels:
             fine = fitted[..., self.out_dim :]

@@ -50,7 +50,8 @@ def conform(value: object, hint: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return convert_to_float(value, where)
     # True is an int to Python; to a user it is not
-    if isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+    is_misplaced_switch = isinstance(value, bool) and hint is not bool
+    if isinstance(hint, type) and isinstance(value, hint) and not is_misplaced_switch:
         check_integer_size(value, where)
         return value
     raise type_error(value, getattr(hint, "__name__", hint), where)
@@ -92,7 +93,11 @@ def conform_to_mapping(value: object, hint: Any, options: Sequence, where: str) 
     """dict[K, V] and Mapping[K, V]."""
     if not isinstance(value, Mapping):
         raise type_error(value, hint, where)
-    return {conform(key, options[0], where): conform(item, options[1], where) for key, item in value.items()}
+    key_hint, item_hint = options
+    conformed: dict = {}
+    for key, item in value.items():
+        conformed[conform(key, key_hint, where)] = conform(item, item_hint, where)
+    return conformed
 
 
 def conform_to_tuple(value: object, hint: Any, options: Sequence, where: str) -> tuple:

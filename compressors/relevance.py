@@ -22,8 +22,8 @@ def split_joint(features: Tensor, dim: int, text: MaybeTensor, name: str) -> tup
             f"{name}: features have {features.shape[-1]} channels: expected {dim} and the patch in the space "
             f"of the text, {joint_dim} channels, behind them"
         )
-    patches, joint, rest = features.flatten(1, 2).split([dim, joint_dim, behind], -1)
-    return patches, joint, rest
+    patches, joint, further_channels = features.flatten(1, 2).split([dim, joint_dim, behind], -1)
+    return patches, joint, further_channels
 
 
 def find_texts(text: Tensor, text_mask: MaybeTensor) -> Tensor:

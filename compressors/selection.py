@@ -108,14 +108,14 @@ def cover_targets(coverage: Tensor, weights: MaybeTensor, count: int, least: flo
         barred = barred.scatter(1, best[:, None], -torch.inf)
         cover = torch.maximum(cover, coverage[rows, best])
         chosen.append(best)
-    kept = torch.stack(chosen, 1)
+    choices = torch.stack(chosen, 1)  # (B, count), in the order of choice
     if least is None:
-        return kept.sort(-1).values
+        return choices.sort(-1).values
     last = coverage.shape[1]  # sorts behind all candidates
     enough = least * coverage.amax(1).clamp(min=0).sum(-1, keepdim=True)
     is_left = torch.stack(covered, 1) >= enough
     is_left[:, 0] = False  # an image has one token at least
-    ascending = kept.masked_fill(is_left, last).sort(-1).values
+    ascending = choices.masked_fill(is_left, last).sort(-1).values
     return ascending.masked_fill(ascending == last, -1)
 
 

@@ -82,10 +82,13 @@ class SlothMix(ResizingCompressor):
         """Tokens (B, M, C), and the heads' mean weights (B, M, H', W') of patches, filled up under `pad`."""
         rows, columns = self.count_cells(*features.shape[1:3])  # refuses what the policy refuses
         features = self.fill_windows(features)
-        down, across = (torch.arange(side, device=features.device) for side in features.shape[1:3])
+        height, width = features.shape[1:3]
+        down = torch.arange(height, device=features.device)
+        across = torch.arange(width, device=features.device)
         patches = rearrange(features, "b h w c -> b (h w) c")
         if self.position is None:
-            cell_row, cell_column = down * rows // len(down), across * columns // len(across)
+            cell_row = down * rows // len(down)
+            cell_column = across * columns // len(across)
             group = (cell_row.unsqueeze(1) * columns + cell_column).flatten().unsqueeze(0)  # (1, N)
         else:
             chosen = choose_most_diverse(patches, rows * columns)  # (B, M)

@@ -54,7 +54,7 @@ def find_groups(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
     the others were merged into; tokens in their order, which is that of the raster."""
     remaining = features.shape[1]
     group = torch.arange(remaining, device=features.device).repeat(len(features), 1)
-    kept = group
+    token_places = group  # at first each patch is a token, at its own place
     while remaining > count:
         merges = min(remaining // 2, remaining - count)
         tokens = average_groups(features, group, remaining)
@@ -65,8 +65,8 @@ def find_groups(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
         remaining -= merges
         # True sorts first, and a stable sort keeps the order
         staying = stays.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :remaining]
-        kept = kept.gather(1, staying)
-    return group, kept
+        token_places = token_places.gather(1, staying)
+    return group, token_places
 
 
 @register("tome")
@@ -93,21 +93,21 @@ class TokenMerging(BudgetCompressor):
         """Patches (B, N, C), the token of each (B, N), and the patches (B, count) that tokens stand at."""
         patches, cues = split_patches(features, self.out_dim, self.needs_cues)
         compared = cues.get("keys", patches)
-        group, kept = find_groups(compared, self.num_tokens(*features.shape[1:3]))
-        return patches, group, kept
+        group, token_places = find_groups(compared, self.num_tokens(*features.shape[1:3]))
+        return patches, group, token_places
 
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
-        patches, group, kept = self._group_patches(features)
-        return average_groups(patches, group, kept.shape[1])
+        patches, group, token_places = self._group_patches(features)
+        return average_groups(patches, group, token_places.shape[1])
 
     def kept(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
-        _, _, kept = self._group_patches(features)
-        return kept
+        _, _, token_places = self._group_patches(features)
+        return token_places
 
     def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         """A patch has its part of its token; all tokens weigh the same."""
-        _, group, kept = self._group_patches(features)
-        count = kept.shape[1]
+        _, group, token_places = self._group_patches(features)
+        count = token_places.shape[1]
         sizes = F.one_hot(group, count).sum(1)  # (B, count)
         weights = 1 / (count * sizes.gather(1, group))
         return rearrange(weights, "b (h w) -> b h w", h=features.shape[1])

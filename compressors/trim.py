@@ -92,23 +92,23 @@ class Trim(BudgetCompressor):
         significance = measure_significance(joint, text, is_text)
         evenly = space_evenly(patches.shape[1], count, patches.device)
         scores = torch.where(is_text.any(-1, keepdim=True), significance, evenly)
-        kept = choose_largest(scores, count)
-        stays = torch.ones_like(kept, dtype=torch.bool)
+        chosen_places = choose_largest(scores, count)
+        stays = torch.ones_like(chosen_places, dtype=torch.bool)
         if self.iqr is not None:
             is_outlier = find_outliers(significance.softmax(-1), self.iqr)
-            stays = is_outlier.gather(1, kept) | ~is_text.any(-1, keepdim=True)
-        return patches, kept, stays
+            stays = is_outlier.gather(1, chosen_places) | ~is_text.any(-1, keepdim=True)
+        return patches, chosen_places, stays
 
     def _make_weights(
         self, features: Tensor, text: MaybeTensor, text_mask: MaybeTensor
     ) -> tuple[Tensor, Tensor]:
         """Patches (B, N, C), and what each token has of them (B, M, N)."""
-        patches, kept, stays = self._choose(features, text, text_mask)
-        weights = F.one_hot(kept, patches.shape[1]).float() * stays.unsqueeze(-1)
+        patches, chosen_places, stays = self._choose(features, text, text_mask)
+        weights = F.one_hot(chosen_places, patches.shape[1]).float() * stays.unsqueeze(-1)
         if not self.aggregate:
             return patches, weights
-        others = 1 - weights.sum(1, keepdim=True)  # (B, 1, N)
-        mean = others / others.sum(-1, keepdim=True).clamp(min=1)
+        is_other = 1 - weights.sum(1, keepdim=True)  # (B, 1, N), 1 for patches that are no token
+        mean = is_other / is_other.sum(-1, keepdim=True).clamp(min=1)
         # outliers in raster order, then the mean as often as there is room
         order = (~stays).long().argsort(dim=-1, stable=True)
         weights = torch.where(stays.unsqueeze(-1), weights, mean)
@@ -120,9 +120,9 @@ class Trim(BudgetCompressor):
         return (weights @ patches.float()).to(patches.dtype)
 
     def kept(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
-        _, kept, stays = self._choose(features, text, text_mask)
+        _, chosen_places, stays = self._choose(features, text, text_mask)
         order = (~stays).long().argsort(dim=-1, stable=True)
-        places = kept.masked_fill(~stays, -1).gather(1, order)
+        places = chosen_places.masked_fill(~stays, -1).gather(1, order)
         return F.pad(places, (0, int(self.aggregate)), value=-1)
 
     def present(

@@ -69,9 +69,9 @@ class VisionZip(BudgetCompressor):
         """Patches (B, N, C), the cues, and the places of the dominant ones (B, d) and of all others."""
         height, width = features.shape[1:3]
         patches, cues = split_patches(features, self.out_dim, self.needs_cues)
-        dominant, _ = self.count_parts(height, width)
-        kept = choose_largest(cues["attention"], dominant - int(self.cls))
-        return patches, cues, kept, list_others(kept, height * width)
+        dominant_count, _ = self.count_parts(height, width)
+        dominant = choose_largest(cues["attention"], dominant_count - int(self.cls))
+        return patches, cues, dominant, list_others(dominant, height * width)
 
     def _merge_others(self, keys: Tensor, others: Tensor, count: int) -> Tensor:
         """What `count` contextual tokens have of the patches at `others` (B, R): weights (B, count, R)."""
@@ -88,15 +88,15 @@ class VisionZip(BudgetCompressor):
     def _make_weights(self, features: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Patches (B, N, C), the cues, and what each token but CLS has of the patches, (B, M, N)."""
         height, width = features.shape[1:3]
-        patches, cues, kept, others = self._split_patches(features)
+        patches, cues, dominant, other_places = self._split_patches(features)
         _, contextual = self.count_parts(height, width)
         count = height * width
-        dominant_weights = F.one_hot(kept, count).float()
+        dominant_weights = F.one_hot(dominant, count).float()
         if not contextual:
             return patches, cues, dominant_weights
-        shares = self._merge_others(cues["keys"], others, contextual)
+        shares = self._merge_others(cues["keys"], other_places, contextual)
         context_weights = torch.zeros(len(patches), contextual, count, device=patches.device)
-        places = others.unsqueeze(1).expand(-1, contextual, -1)
+        places = other_places.unsqueeze(1).expand(-1, contextual, -1)
         context_weights = context_weights.scatter(2, places, shares)
         return patches, cues, torch.cat([dominant_weights, context_weights], 1)
 
@@ -108,9 +108,9 @@ class VisionZip(BudgetCompressor):
         return tokens
 
     def kept(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
-        _, _, dominant, others = self._split_patches(features)
+        _, _, dominant, other_places = self._split_patches(features)
         _, contextual = self.count_parts(*features.shape[1:3])
-        targets = others[:, space_evenly(others, contextual)]
+        targets = other_places[:, space_evenly(other_places, contextual)]
         cls_places = torch.full((len(features), int(self.cls)), -1, device=features.device)
         return torch.cat([cls_places, dominant, targets], 1)
 

@@ -66,8 +66,8 @@ class VisPruner(SubsetCompressor):
         count = self.num_tokens(*features.shape[1:3])
         important_count = int(count * self.important)
         listed = cues["attention"].float().argsort(dim=-1, descending=True, stable=True)
-        kept = listed[:, :important_count]
+        places = listed[:, :important_count]
         if important_count < count:
             diverse = drop_duplicates(patches, listed[:, important_count:], count - important_count)
-            kept = torch.cat([kept, diverse], 1)
-        return kept.sort(-1).values
+            places = torch.cat([places, diverse], 1)
+        return places.sort(-1).values

@@ -39,8 +39,8 @@ def assign_to_kept(patches: Tensor, kept: Tensor) -> Tensor:
     one to itself. Ties: the first one."""
     unit = F.normalize(patches, dim=-1)
     similarity = unit @ torch.take_along_dim(unit, kept.unsqueeze(-1), 1).mT  # (B, N, M)
-    own = torch.arange(kept.shape[1], device=kept.device).expand_as(kept)
-    return similarity.argmax(-1).scatter(1, kept, own)
+    own_numbers = torch.arange(kept.shape[1], device=kept.device).expand_as(kept)
+    return similarity.argmax(-1).scatter(1, kept, own_numbers)
 
 
 @register("vscan")
@@ -82,9 +82,9 @@ class VScan(BudgetCompressor):
     def _make_weights(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Patches (B, N, C) and what each token has of them, (B, M, N), a token's sum 1."""
         patches, _ = split_patches(features, self.out_dim, self.needs_cues)
-        kept = self.kept(features)
-        group = assign_to_kept(patches, kept)
-        members = F.one_hot(group, kept.shape[1]).mT.float()
+        token_places = self.kept(features)
+        group = assign_to_kept(patches, token_places)
+        members = F.one_hot(group, token_places.shape[1]).mT.float()
         return patches, members / members.sum(-1, keepdim=True)
 
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:

@@ -34,12 +34,15 @@ class Attention(nn.Module):
         self.q_proj, self.k_proj = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.v_proj = nn.Linear(value_dim, value_dim)
 
+    def _split_heads(self, channels: Tensor) -> Tensor:
+        """(B, N, heads * d) -> (B, heads, N, d)."""
+        return rearrange(channels, "b n (m d) -> b m n d", m=self.heads)
+
     def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         """(B, S, d), (B, K, d), (B, K, v), bool (B, S, K) -> (B, S, v). An all-False mask reads all."""
-        q, k, v = (
-            rearrange(t, "b n (m d) -> b m n d", m=self.heads)
-            for t in (self.q_proj(query), self.k_proj(key), self.v_proj(value))
-        )
+        q = self._split_heads(self.q_proj(query))
+        k = self._split_heads(self.k_proj(key))
+        v = self._split_heads(self.v_proj(value))
         # a row that may read nothing would be NaN; it reads all, and is dropped later
         mask = (mask | ~mask.any(-1, keepdim=True)).unsqueeze(1)
         dtype = v.dtype
@@ -51,10 +54,8 @@ class Attention(nn.Module):
 
     def weights(self, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
         """For pictures: how much `forward` reads of each value, (B, heads, S, K), sum 1 over K; fp32."""
-        q, k = (
-            rearrange(t, "b n (m d) -> b m n d", m=self.heads).float()
-            for t in (self.q_proj(query), self.k_proj(key))
-        )
+        q = self._split_heads(self.q_proj(query)).float()
+        k = self._split_heads(self.k_proj(key)).float()
         mask = (mask | ~mask.any(-1, keepdim=True)).unsqueeze(1)
         scores = q @ k.mT / q.shape[-1] ** 0.5
         return scores.masked_fill(~mask, -torch.inf).softmax(-1)
@@ -65,7 +66,9 @@ class EmbQLayer(nn.Module):
 
     def __init__(self, dim: int, vision_dim: int, heads: int, fp32: bool):
         super().__init__()
-        self.ln_q, self.ln_text, self.ln_kv = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.ln_q = nn.LayerNorm(dim)
+        self.ln_text = nn.LayerNorm(dim)
+        self.ln_kv = nn.LayerNorm(dim)
         self.t2q_attn = Attention(dim, dim, heads, fp32)
         self.i2q_attn = Attention(dim, vision_dim, heads, fp32)
 
@@ -142,15 +145,20 @@ class EmbQ(QueryModule):
         released: bool = False,
     ):
         super().__init__()
-        self.at = tuple(sorted({at} if isinstance(at, int) else set(at)))
-        heads = llm_heads if heads is None else heads
+        layers = {at} if isinstance(at, int) else set(at)
+        self.at = tuple(sorted(layers))
+        if heads is None:
+            heads = llm_heads
         self._check(llm_layers, heads, dim, vision_dim, num_layers, num_queries)
         if released:
             self._check_released(stacked=(stacked, False), fusion=(fusion, "add"), heads=(heads, llm_heads))
-        self.num_queries, self.init, self.scale = num_queries, init, 0.02
-        self.blocks = nn.ModuleList(
-            EmbQBlock(llm_dim, vision_dim, dim, heads, num_layers, fusion, stacked, released) for _ in self.at
-        )
+        self.num_queries = num_queries
+        self.init = init
+        self.scale = 0.02
+        self.blocks = nn.ModuleList()
+        for _ in self.at:
+            block = EmbQBlock(llm_dim, vision_dim, dim, heads, num_layers, fusion, stacked, released)
+            self.blocks.append(block)
         self.tokens = nn.Parameter(torch.empty(num_queries, llm_dim))
         self.reset_parameters()
 
@@ -180,10 +188,10 @@ class EmbQ(QueryModule):
 
     @staticmethod
     def _check_released(**knobs: tuple[object, object]) -> None:
-        for name, (value, wanted) in knobs.items():
-            if value != wanted:
+        for name, (value, released_value) in knobs.items():
+            if value != released_value:
                 raise UsageError(
-                    f"embq.{name}={value}: embq.released=true has {name}={wanted}; unset one of them"
+                    f"embq.{name}={value}: embq.released=true has {name}={released_value}; unset one of them"
                 )
 
     def reset_parameters(self) -> None:

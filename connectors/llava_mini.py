@@ -97,8 +97,8 @@ class ReadingOrder:
         rows, patches = self.is_patch.shape
         order = torch.arange(patches, device=self.is_patch.device)
         patches_of_patch = (order <= order.unsqueeze(1)) & self.is_patch.unsqueeze(1)
-        nothing = torch.zeros_like(self.patches_of_token).mT
-        above = torch.cat([patches_of_patch & self.is_patch.unsqueeze(2), nothing], 2)
+        tokens_of_patch = torch.zeros_like(self.patches_of_token).mT  # a patch reads no token
+        above = torch.cat([patches_of_patch & self.is_patch.unsqueeze(2), tokens_of_patch], 2)
         below = torch.cat([self.patches_of_token, self.tokens_of_token], 2)
         mask = torch.cat([above, below], 1)
         return mask | torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)

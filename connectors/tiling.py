@@ -54,10 +54,18 @@ class Tiling:
         if self.fixed:
             return self.tiles, self.tiles
         most = self.tiles**2
-        grids = [(rows, columns) for rows in range(1, most + 1) for columns in range(1, most // rows + 1)]
-        return max(grids, key=lambda grid: (self._kept(width, height, *grid), -grid[0] * grid[1]))
+        best_grid = (1, 1)
+        best_merits = (0, 0)
+        for rows in range(1, most + 1):
+            for columns in range(1, most // rows + 1):
+                # of grids that show as much of the image, the one of fewest tiles
+                merits = (self._count_shown_pixels(width, height, rows, columns), -rows * columns)
+                if merits > best_merits:
+                    best_grid = (rows, columns)
+                    best_merits = merits
+        return best_grid
 
-    def _kept(self, width: int, height: int, rows: int, columns: int) -> int:
+    def _count_shown_pixels(self, width: int, height: int, rows: int, columns: int) -> int:
         """Pixels of the image that tiles can show, its shape kept: LLaVA-NeXT's effective resolution."""
         wide, high = columns * self.side, rows * self.side
         if wide * height <= high * width:
@@ -74,7 +82,8 @@ class Tiling:
     def padding(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Size of the canvas of the tiles' shape that an image is padded to, and where on it the image is."""
         rows, columns = self.grid(width, height)
-        wide, high = max(width, round(height * columns / rows)), max(height, round(width * rows / columns))
+        wide = max(width, round(height * columns / rows))
+        high = max(height, round(width * rows / columns))
         return (wide, high), ((wide - width) // 2, (high - height) // 2)
 
     def crop(self, image: Image.Image) -> list[Image.Image]:
@@ -82,7 +91,8 @@ class Tiling:
         to it, cut without overlap."""
         if self.tiles == 1:
             return [image]
-        image, side = image.convert("RGB"), self.side
+        image = image.convert("RGB")
+        side = self.side
         rows, columns = self.grid(*image.size)
         if rows * columns == 1:
             return [image]
@@ -90,5 +100,8 @@ class Tiling:
         canvas = Image.new("RGB", (width, height), GREY)
         canvas.paste(image, corner)
         canvas = canvas.resize((columns * side, rows * side), Image.Resampling.BICUBIC)
-        corners = [(x * side, y * side) for y in range(rows) for x in range(columns)]
-        return [image, *(canvas.crop((x, y, x + side, y + side)) for x, y in corners)]
+        crops = [image]
+        for y in range(0, rows * side, side):
+            for x in range(0, columns * side, side):
+                crops.append(canvas.crop((x, y, x + side, y + side)))
+        return crops

@@ -50,13 +50,17 @@ def switch_checkpointing(model: PreTrainedModel, what: str, *options: dict) -> N
 def allow_meta_forward() -> Iterator[None]:
     """A forward pass on the meta device: before 5.4 transformers asks whether autocast is on there, which
     torch does not know."""
-    known = torch.is_autocast_enabled
+    is_autocast_enabled = torch.is_autocast_enabled
+
+    def is_on(*device: str) -> bool:
+        return device != ("meta",) and is_autocast_enabled(*device)
+
     if not is_at_least("5.4"):
-        torch.is_autocast_enabled = lambda *device: device != ("meta",) and known(*device)
+        torch.is_autocast_enabled = is_on  # type: ignore[assignment]
     try:
         yield
     finally:
-        torch.is_autocast_enabled = known
+        torch.is_autocast_enabled = is_autocast_enabled
 
 
 def find_vision_parts(model: PreTrainedModel) -> nn.Module:

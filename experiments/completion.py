@@ -110,28 +110,38 @@ def list_override_keys(word: str) -> list[str]:
     return keys
 
 
+def list_part_names(key: str, text: str) -> list[str]:
+    """The names that a setting of cells takes, where it takes names; `text`: what is typed of its value."""
+    from experiments.config import signatures, table_files
+    from experiments.config.presets import list_presets
+    from experiments.config.schema import BLIND_COMPRESSOR
+
+    if key == "compressor":
+        host, plus, _ = text.rpartition(",")[2].partition("+")
+        if plus:
+            return [f"{host}+{name}" for name in signatures.query_modules().names()]
+        return [*signatures.compressors().names(), BLIND_COMPRESSOR]
+    if key == "projector":
+        return ["auto", *signatures.projectors().names()]
+    if key == "prune":
+        return ["null", *signatures.pruners().names()]
+    if key == "preset":
+        return list_presets()
+    if key == "table":
+        return [*(table.name for table in table_files.list_named_tables()), "all"]
+    return []
+
+
 def list_values(command: Command, key: str, text: str) -> list[str]:
     """What a setting may be; nothing where it is free, or of a file's name."""
     settings: dict[str, Any] = dict(collect_settings(command.options))
     if command.overrides:
-        from experiments.config import signatures, table_files
-        from experiments.config.presets import list_presets
-        from experiments.config.schema import BLIND_COMPRESSOR, Config
+        from experiments.config.schema import Config
 
         settings = {**collect_settings(Config), **settings}
-        compressors = [*signatures.compressors().names(), BLIND_COMPRESSOR]
-        head = text.rpartition(",")[2].partition("+")[0]
-        if "+" in text.rpartition(",")[2]:
-            compressors = [f"{head}+{name}" for name in signatures.query_modules().names()]
-        lists: dict[str, Callable[[], list[str]]] = {
-            "compressor": lambda: compressors,
-            "projector": lambda: ["auto", *signatures.projectors().names()],
-            "prune": lambda: ["null", *signatures.pruners().names()],
-            "preset": list_presets,
-            "table": lambda: [table.name for table in table_files.list_named_tables()] + ["all"],
-        }
-        if key in lists:
-            return lists[key]()
+        names = list_part_names(key, text)
+        if names:
+            return names
     if key not in settings:
         return []
     if settings[key].hint is bool:

@@ -119,12 +119,15 @@ def watch_cell(config: "Config", evaluation: Stage, store: Store, points: int) -
 
     stage = evaluation.inputs["finetune"]
     inputs = {name: store.compute(needed) for name, needed in stage.inputs.items()}
-    asked = {name: store.compute(needed) for name, needed in evaluation.inputs.items() if needed is not stage}
+    test_inputs = {}  # of the evaluation; the model that it would ask is the one in training
+    for name, needed in evaluation.inputs.items():
+        if needed is not stage:
+            test_inputs[name] = store.compute(needed)
     store.report.begin_stage("finetune, watched")
     model, processor = train.prepare_model(config, "finetune", inputs)
     train.unfreeze_stage_parts(config, "finetune", model)
     module = train.make_module(config, "finetune", model, processor, inputs)
-    probe = make_probe(config, asked, processor)
+    probe = make_probe(config, test_inputs, processor)
     watch = QueryWatch(probe, points)
     with tempfile.TemporaryDirectory(prefix="slothkit-formation-") as folder:
         fit_module(config, module, Path(folder), store.report, callbacks=[watch])

@@ -92,26 +92,26 @@ def find_prior(pair: ReferencePair, references: Sequence[ReferencePair]) -> Seed
     """What the other pairs of its kind tell of a pair; None where they are too few, or do not fit it."""
     if not pair.is_informative:
         return None
-    others: dict[frozenset[str], ReferencePair] = {}
+    other_pairs: dict[frozenset[str], ReferencePair] = {}
     for reference in references:
         # a gain is no evidence for a sum that it is part of
         is_other = not reference.rows <= pair.rows
         is_alike = reference.shared == pair.shared and len(reference.rows) == PAIR_SIZE
         if is_other and is_alike and reference.is_informative:
-            others[reference.rows] = reference
-    if len(others) < FEWEST_OTHERS:
+            other_pairs[reference.rows] = reference
+    if len(other_pairs) < FEWEST_OTHERS:
         return None
     ratios = []
     freedoms = []
-    for other in others.values():
-        ratios.append(other.seed_ratio)
-        freedoms.append(other.freedom)
+    for other_pair in other_pairs.values():
+        ratios.append(other_pair.seed_ratio)
+        freedoms.append(other_pair.freedom)
     prior = fit_prior(np.array(ratios), np.array(freedoms))
 
     share_beyond = fdtrc(pair.freedom, min(prior.degrees, MOST_DEGREES), pair.seed_ratio / prior.ratio)
-    if share_beyond < OUTLIER_LEVEL / (len(others) + 1):
+    if share_beyond < OUTLIER_LEVEL / (len(other_pairs) + 1):
         return None
-    limit = count_independent_others(pair.rows, list(others)) * float(np.mean(freedoms))
+    limit = count_independent_others(pair.rows, list(other_pairs)) * float(np.mean(freedoms))
     if limit <= 0:
         return None
     return SeedPrior(prior.ratio, min(prior.degrees, limit))
@@ -120,9 +120,9 @@ def find_prior(pair: ReferencePair, references: Sequence[ReferencePair]) -> Seed
 def count_independent_others(rows: frozenset[str], others: Sequence[frozenset[str]]) -> float:
     """How many pairs that share nothing with a pair of rows would tell as much as the others."""
     count = 0.0
-    for other in others:
+    for other_rows in others:
         # the row that they share is half of both differences
-        count += 0.5 if rows & other else 1.0
+        count += 0.5 if rows & other_rows else 1.0
     # R rows have R - 1 independent differences, one of which is the pair's own (more are those of a sum)
     return min(count, len(rows.union(*others)) - len(rows))
 

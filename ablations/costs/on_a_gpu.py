@@ -88,7 +88,7 @@ def read_parts(folder: Path) -> dict[str, PartResult]:
 
 def format_figures(results: dict[str, PartResult]) -> list[str]:
     """Lines of Markdown: where it was measured, a table of the figures, their definitions."""
-    made = next(iter(results.values()))["made"]
+    provenance = next(iter(results.values()))["made"]  # all parts are of one device
     table = [["", "measured", "aim", "part"]]
     definitions = []
     for figure in FIGURES:
@@ -96,7 +96,8 @@ def format_figures(results: dict[str, PartResult]) -> list[str]:
         aim = format_number(figure.aim, figure.unit)
         table.append([figure.name, value, aim, ", ".join(figure.parts)])
         definitions.append(f"- {figure.name}: {figure.definition}")
-    heading = f"{made['device_name']}, torch {made['torch']}, transformers {made['transformers']}"
+    versions = f"torch {provenance['torch']}, transformers {provenance['transformers']}"
+    heading = f"{provenance['device_name']}, {versions}"
     return [heading, "", *format_markdown_table(table), "", *definitions]
 
 
@@ -125,8 +126,8 @@ def find_row(rows: Sequence[dict[str, Any]], part: str, **values: object) -> dic
     for row in rows:
         if all(row[key] == value for key, value in values.items()):
             return row
-    wanted = ", ".join(f"{key} {value}" for key, value in values.items())
-    raise UsageError(f"{part}/{RESULT}: no row of {wanted}; delete the folder and run the part again")
+    description = ", ".join(f"{key} {value}" for key, value in values.items())
+    raise UsageError(f"{part}/{RESULT}: no row of {description}; delete the folder and run the part again")
 
 
 def compare_first_tokens(batch: int, part: str, result: PartResult) -> float:
@@ -139,7 +140,7 @@ def compare_first_tokens(batch: int, part: str, result: PartResult) -> float:
 def find_training_share(result: PartResult) -> float | None:
     """FLOP/s of a step of stage 2 over the device's."""
     from experiments.efficiency.report import find_device_peak  # torch: --help does not wait for it
-    from experiments.efficiency.tables import find_flops_rate
+    from experiments.efficiency.row_numbers import find_flops_rate
 
     peak = find_device_peak(result["made"]["device_name"])
     if peak is None:
@@ -151,7 +152,7 @@ def find_training_share(result: PartResult) -> float | None:
 def find_decoding_share(result: PartResult) -> float | None:
     """Bytes a second that decoding reads over the device's."""
     from experiments.efficiency.report import find_device_peak  # as above
-    from experiments.efficiency.tables import find_read_rate
+    from experiments.efficiency.row_numbers import find_read_rate
 
     peak = find_device_peak(result["made"]["device_name"])
     row = find_row(result["rows"], "decoding", label=COMPRESSED, batch=1)

@@ -47,8 +47,8 @@ def convert_block(lines: list[str]) -> list[str]:
     for name, text in units:
         escaped = escape_markup(text)
         if name == "-":
-            first, *others = escaped
-            converted += [f"- {first}", *indent(others, 2), ""]
+            first_line, *further_lines = escaped
+            converted += [f"- {first_line}", *indent(further_lines, 2), ""]
         elif name:
             converted += [f"``{name}``", *indent(escaped, 4), ""]
         else:

@@ -65,19 +65,19 @@ def mark_code(lines: Iterable[str]) -> list[tuple[str, bool]]:
 
 def take_section(text: str, heading: str, path: str) -> str:
     """From the line of a heading up to the next heading that is not below it."""
-    taken: list[str] = []
+    section: list[str] = []
     depth = 0
     for line, is_code in mark_code(text.splitlines()):
-        found = None if is_code else HEADING.match(line)
-        if found and depth and len(found[1]) <= depth:
+        match = None if is_code else HEADING.match(line)
+        if match and depth and len(match[1]) <= depth:
             break
-        if found and not depth and found[2] == heading:
-            depth = len(found[1])
+        if match and not depth and match[2] == heading:
+            depth = len(match[1])
         if depth:
-            taken.append(line)
-    if not taken:
+            section.append(line)
+    if not section:
         raise MissingSection(f"{path} has no heading '{heading}'")
-    return "\n".join(taken)
+    return "\n".join(section)
 
 
 def shift_headings(text: str, level: int) -> str:
@@ -86,11 +86,11 @@ def shift_headings(text: str, level: int) -> str:
     shift = None
     lines = []
     for line, is_code in marked:
-        found = None if is_code else HEADING.match(line)
-        if found:
+        match = None if is_code else HEADING.match(line)
+        if match:
             if shift is None:
-                shift = level - len(found[1])
-            line = f"{'#' * (len(found[1]) + shift)} {found[2]}"
+                shift = level - len(match[1])
+            line = f"{'#' * (len(match[1]) + shift)} {match[2]}"
         lines.append(line)
     return "\n".join(lines)
 
@@ -104,13 +104,18 @@ def move_links(text: str, path: str, page: Path, homes: dict[str, str]) -> str:
         if EXTERNAL.match(target):
             return link[0]
         name, _, anchor = target.partition("#")
-        wanted = Path(os.path.normpath(Path(path).parent / name)) if name else Path(path)
-        if wanted.as_posix() in homes:
-            return f"{picture}[{words}]({homes[wanted.as_posix()]}{'#' + anchor if anchor else ''})"
-        if not (ROOT / wanted).is_file():
+        file = Path(path)  # a link to an anchor alone stays on its page
+        if name:
+            file = Path(os.path.normpath(Path(path).parent / name))
+        if file.as_posix() in homes:
+            address = homes[file.as_posix()]
+            if anchor:
+                address += f"#{anchor}"
+            return f"{picture}[{words}]({address})"
+        if not (ROOT / file).is_file():
             return words
-        moved = Path(os.path.relpath(ROOT / wanted, page.parent)).as_posix()
-        scheme = "path:" if wanted.suffix == ".md" else ""  # else MyST looks for a page of the site
+        moved = Path(os.path.relpath(ROOT / file, page.parent)).as_posix()
+        scheme = "path:" if file.suffix == ".md" else ""  # else MyST looks for a page of the site
         return f"{picture}[{words}]({scheme}{moved})"
 
     lines = []

@@ -136,7 +136,10 @@ def find_best(
         values = {}
         for number in numbers:
             values[number] = float(lines[number][1][column].partition(" ")[0])
-        best |= {(number, column) for number, value in values.items() if value == max(values.values())}
+        highest = max(values.values())
+        for number, value in values.items():
+            if value == highest:
+                best.add((number, column))
     return best
 
 

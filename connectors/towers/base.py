@@ -133,7 +133,9 @@ class VisionTower(nn.Module):
         A frozen tower keeps no graph. UsageError for a level deeper than what was built.
         """
         height, width = self.grid(*pixel_values.shape[-2:])
-        indices = [self.depth] if levels is None else [self._level(level) for level in levels]
+        indices = [self.depth]
+        if levels is not None:
+            indices = [self._level(level) for level in levels]
         graph = torch.is_grad_enabled() and (pixel_values.requires_grad or not self.frozen)
         with torch.set_grad_enabled(graph):
             states = self.hidden_states(pixel_values, indices)
@@ -146,12 +148,15 @@ class VisionTower(nn.Module):
     ) -> Tensor:
         """(B, 3, h, w) -> (B, H, W, (1 + L) C + cues): the output, `levels` and `cues` beside it, in the
         channels, for a compressor that needs them (`compressors/cues.py` says what cues there are)."""
+        if not cues and not levels:
+            return self(pixel_values)
         if not cues:
-            return torch.cat(self(pixel_values, [self.depth, *levels]), -1) if levels else self(pixel_values)
-        wanted = [parse_cue(cue) for cue in cues]
-        of_blocks = [cue for cue in wanted if cue.kind != JOINT]
+            return torch.cat(self(pixel_values, [self.depth, *levels]), -1)
+        parsed_cues = [parse_cue(cue) for cue in cues]
         blocks = {}
-        for cue in of_blocks:
+        for cue in parsed_cues:
+            if cue.kind == JOINT:  # is made of the output, not in a block
+                continue
             number = self._find_cue_block(cue)
             blocks[number] = self.blocks[number - 1]
         with record_blocks(blocks) as (inputs, outputs):
@@ -159,7 +164,7 @@ class VisionTower(nn.Module):
         height = features.shape[1]
         maps = [features]
         graph = torch.is_grad_enabled() and features.requires_grad
-        for cue in wanted:
+        for cue in parsed_cues:
             if cue.kind == JOINT:
                 projected = self._require_text_encoder(JOINT).project_patches(features[..., : self.dim])
                 maps.append(projected.to(features.dtype))

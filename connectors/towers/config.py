@@ -77,8 +77,8 @@ def check_preprocessing(values: Mapping[str, Any], where: str) -> None:
             raise UsageError(f"{where}: {name}={values[name]}: must be finite, and a deviation not zero")
     resample = values.get("resample")
     if isinstance(resample, int) and resample not in list(Image.Resampling):
-        known = ", ".join(str(filter.value) for filter in Image.Resampling)
-        raise UsageError(f"{where}: resample={resample}: choose one of {known}")
+        numbers_of_filters = ", ".join(str(filter.value) for filter in Image.Resampling)
+        raise UsageError(f"{where}: resample={resample}: choose one of {numbers_of_filters}")
 
 
 def read_preprocessing(config: PreTrainedConfig, mean: tuple, std: tuple, resample: str = "bicubic") -> dict:

@@ -101,7 +101,11 @@ class BlockRecorder(NamedTuple):
 
     def keep_input(self, module: nn.Module, args: tuple, kwargs: dict) -> None:  # noqa: ARG002
         """The pre-hook of its attention."""
-        states = args[0] if args else next(kwargs[name] for name in INPUT_NAMES if name in kwargs)
+        if args:
+            states = args[0]
+        else:
+            name = next(name for name in INPUT_NAMES if name in kwargs)
+            states = kwargs[name]
         self.inputs[self.number] = states.transpose(0, 1) if self.is_batch_second else states
 
     def keep_output(self, block: nn.Module, args: tuple, output: Any) -> None:  # noqa: ARG002

@@ -11,13 +11,8 @@ from typing import Any, TypeVar, cast
 
 from compressors.errors import UsageError
 from experiments.config import signatures
-from experiments.config.metric_names import check_judge_settings, check_metric_names
-from experiments.config.overrides import combine_axes, parse_override
-from experiments.config.presets import load_preset
-from experiments.config.schema import BLIND_COMPRESSOR, Config
-from experiments.config.settings import (
+from experiments.config.cell_checks import (
     QUERY_MODULE_SETTINGS,
-    assign_setting,
     check_batches,
     check_parts,
     check_query_module_settings,
@@ -26,6 +21,11 @@ from experiments.config.settings import (
     check_weights,
     switch_off_query_module_settings,
 )
+from experiments.config.metric_names import check_judge_settings, check_metric_names
+from experiments.config.overrides import combine_axes, parse_override
+from experiments.config.presets import load_preset
+from experiments.config.schema import BLIND_COMPRESSOR, Config
+from experiments.config.settings import assign_setting
 from experiments.config.trained import check_starts
 
 BLIND_ROW = "blind"  # how the rows that a sweep adds by itself begin

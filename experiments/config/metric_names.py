@@ -25,8 +25,12 @@ def list_metric_names(setting: str | Mapping[str, str]) -> dict[str, str]:
     """Family -> name of its metric; `default` is among them, and families that have its metric are not."""
     names = {DEFAULT_FAMILY: setting} if isinstance(setting, str) else dict(setting)
     default = names.pop(DEFAULT_FAMILY, EXACT)
-    others = {family: name for family, name in sorted(names.items()) if name != default}
-    return {**others, DEFAULT_FAMILY: default}
+    listed_names = {}
+    for family, name in sorted(names.items()):
+        if name != default:
+            listed_names[family] = name
+    listed_names[DEFAULT_FAMILY] = default
+    return listed_names
 
 
 def is_exact(setting: str | Mapping[str, str]) -> bool:

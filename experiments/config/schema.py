@@ -348,11 +348,11 @@ class Config:
         if settings.init is None:
             return None
         parts = settings.init_parts or MODEL_PARTS
+        started_parts = [part for part in MODEL_PARTS if part in parts]
         # the query module takes no part in stage 1, so that all its variants share it
-        taken = tuple(part for part in MODEL_PARTS if part in parts)
-        if stage == "pretrain":
-            taken = tuple(part for part in taken if part != "query_module")
-        return TrainedStart(f"{section}.init", settings.init, taken)
+        if stage == "pretrain" and "query_module" in started_parts:
+            started_parts.remove("query_module")
+        return TrainedStart(f"{section}.init", settings.init, tuple(started_parts))
 
     @property
     def caches_features(self) -> bool:

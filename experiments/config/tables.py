@@ -67,7 +67,9 @@ class TableFile:
     @property
     def heading(self) -> str:
         """Table 3, or the name of a file of the user's own."""
-        return f"Table {self.name}" if self.path.stem == f"table{self.name}" else self.name
+        if self.path.stem == f"table{self.name}":
+            return f"Table {self.name}"
+        return self.name
 
 
 def expand_table_names(wanted: Sequence[str]) -> list[str]:
@@ -190,9 +192,9 @@ def check_keys(mapping: dict[str, Any], keys: set[str], where: str) -> None:
 def make_absent_row(block: str, entry: dict[str, Any]) -> TableRow:
     """The row of an entry that says why it has no cell. UsageError for one that would have some, and for no
     words."""
-    others = sorted(entry.keys() - ABSENT_KEYS)
-    if others:
-        raise UsageError(f"a row with absent has no cell: it takes no {others[0]}")
+    superfluous_keys = sorted(entry.keys() - ABSENT_KEYS)
+    if superfluous_keys:
+        raise UsageError(f"a row with absent has no cell: it takes no {superfluous_keys[0]}")
     reason = entry["absent"]
     if not isinstance(reason, str) or not reason.strip():
         raise UsageError(f"absent: {reason!r}: expected words that say why")

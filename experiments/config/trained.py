@@ -79,16 +79,22 @@ def check_starts(config: Config) -> None:
             f"pretrain.init={shorten(config.pretrain.init)}: compressor={BLIND_COMPRESSOR} has no stage 1; "
             f"give finetune.init={shorten(config.pretrain.init)} finetune.init_parts=[llm]"
         )
-    for stage, other in (("pretrain", config.finetune), ("finetune", config.pretrain)):
-        section = getattr(config, stage)
-        if section.init_parts and section.init is None and other.init is not None and not other.init_parts:
-            other_stage = "finetune" if stage == "pretrain" else "pretrain"
-            raise UsageError(
-                f"{stage}.init_parts={format_value(section.init_parts)}: the cell starts from {other_stage}."
-                f"init={shorten(other.init)}; give {other_stage}.init_parts"
-            )
+    check_stage_of_parts(config, "pretrain", "finetune")
+    check_stage_of_parts(config, "finetune", "pretrain")
     if config.blind and config.has_teacher:
         raise UsageError(
             f"finetune.teacher={config.finetune.teacher}: compressor={BLIND_COMPRESSOR} sees no image that "
             "the teacher sees; leave it out"
+        )
+
+
+def check_stage_of_parts(config: Config, stage: str, other_stage: str) -> None:
+    """UsageError for parts under `stage` where the model that they would be of stands under `other_stage`."""
+    section = getattr(config, stage)
+    other = getattr(config, other_stage)
+    has_parts_alone = section.init_parts and section.init is None
+    if has_parts_alone and other.init is not None and not other.init_parts:
+        raise UsageError(
+            f"{stage}.init_parts={format_value(section.init_parts)}: the cell starts from {other_stage}."
+            f"init={shorten(other.init)}; give {other_stage}.init_parts"
         )

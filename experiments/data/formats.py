@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from compressors.errors import UsageError
 from compressors.reading import parse_json, read_text_file
 from experiments.data import stored
+from experiments.data.stored_images import read_records
 
 FILE_SUFFIXES = (".json", ".jsonl")
 LINES_SUFFIX = ".jsonl"
@@ -36,7 +37,7 @@ def is_file_entry(entry: str) -> bool:
 def read_rows(path: Path) -> Rows:
     """All rows of a file. UsageError for one without any, and for what is in no format."""
     if stored.is_dataset(path):
-        rows = Rows("row", stored.read_records(path))
+        rows = Rows("row", read_records(path))
     elif path.is_dir():
         raise UsageError(f"{path}: not a regular file, and no data set that `save_to_disk` has written")
     else:
@@ -64,8 +65,8 @@ def are_lines(path: Path, text: str) -> bool:
         return not start.startswith("[")
     if not start.startswith("{"):
         return False
-    first_line, _, others = start.partition("\n")
-    if not others.strip():
+    first_line, _, further_lines = start.partition("\n")
+    if not further_lines.strip():
         return False
     try:
         return isinstance(parse_json(first_line, ""), dict)

@@ -24,6 +24,7 @@ from compressors.reading import check_regular_file
 from experiments.data import stored
 from experiments.data.formats import read_rows
 from experiments.data.records import ImageFile, Sample, parse_record, read_id
+from experiments.data.stored_images import StoredImage
 from llm_adapters import orientation
 from llm_adapters.conversation import IMAGE, Turn
 
@@ -114,7 +115,7 @@ def require_images(samples: list[Sample]) -> None:
     missing: dict[str, Sample] = {}  # image -> its first sample
     for sample in samples:
         for path in sample.images:
-            if isinstance(path, stored.StoredImage):
+            if isinstance(path, StoredImage):
                 continue
             image = str(path)
             # conversations share images, and a look at the disk is slow over a network
@@ -147,19 +148,19 @@ def split_questions(samples: list[Sample]) -> list[Sample]:
             if sample.accepted:
                 accepted = (sample.accepted[i],)
             name = f"{sample.id}#{i}"
-            shown = sample.images[:images]
-            questions.append(Sample(name, shown, (question,), family, accepted, sample.place))
+            shown_images = sample.images[:images]
+            questions.append(Sample(name, shown_images, (question,), family, accepted, sample.place))
             earlier_images = images
     return questions
 
 
 def drop_answers(questions: list[Sample]) -> list[Sample]:
     """One-question samples as an evaluation asks them."""
-    asked: list[Sample] = []
+    unanswered: list[Sample] = []
     for sample in questions:
         turn = Turn(sample.turns[0].question)
-        asked.append(sample._replace(turns=(turn,)))
-    return asked
+        unanswered.append(sample._replace(turns=(turn,)))
+    return unanswered
 
 
 def open_image(sample: Sample, i: int = 0) -> Image.Image:

@@ -151,14 +151,14 @@ def read_part_image(part: Mapping[str, Any], where: str) -> str | None:
 def choose_images(record: Mapping[str, Any], part_images: Sequence[str | None]) -> Any:
     """Where the images of a record are named: in its parts, or in its "image" or "images"."""
     columns = [name for name in IMAGE_COLUMNS if record.get(name)]
-    named = [name for name in part_images if name is not None]
-    if len(columns) + bool(named) > 1:
+    part_names = [name for name in part_images if name is not None]
+    if len(columns) + bool(part_names) > 1:
         places = [f'"{name}"' for name in columns]
-        if named:
+        if part_names:
             places.append('parts of "messages"')
         raise UsageError(f"its images are named in {' and in '.join(places)}; name them in one place")
     if columns:
         return record[columns[0]]
-    if len(named) < len(part_images):
+    if len(part_names) < len(part_images):
         raise UsageError('an image part names no file, and there is no "images" beside "messages"; add it')
-    return named
+    return part_names

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from compressors.errors import UsageError, quote, refuse_lone_surrogates
 from experiments.data.messages import IMAGE_COLUMNS, ROLES, read_messages
-from experiments.data.stored import EncodedImage
+from experiments.data.stored_images import EncodedImage
 from llm_adapters.conversation import IMAGE, MARKERS, QUERY, QUESTION, Turn, refuse_reserved
 from llm_adapters.media import find_media_key, find_media_marker
 

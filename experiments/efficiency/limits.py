@@ -3,6 +3,7 @@ its multiplications at the speed of a large matrix product, whichever takes long
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -65,9 +66,9 @@ def make_references(place: dict[str, Any]) -> tuple[dict[str, Callable[[], objec
     """A copy and a matrix product with `place`'s device and dtype, by name, and what each of them does."""
     source = torch.ones(COPY_BYTES, dtype=torch.uint8, device=place["device"])
     target = torch.empty_like(source)
-    left = torch.randn(PRODUCT_SIZE, PRODUCT_SIZE, **place)
+    matrix = torch.randn(PRODUCT_SIZE, PRODUCT_SIZE, **place)
     calls: dict[str, Callable[[], object]] = {
-        "copy": lambda: target.copy_(source),
-        "product": lambda: left @ left,
+        "copy": partial(target.copy_, source),
+        "product": partial(torch.matmul, matrix, matrix),
     }
     return calls, Limit(2 * COPY_BYTES, 2 * PRODUCT_SIZE**3)  # a copy reads and writes

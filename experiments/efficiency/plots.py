@@ -9,14 +9,14 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from experiments.efficiency.collect import EfficiencyRow
 from experiments.efficiency.measuring import PICTURE_PREPARATION
-from experiments.efficiency.subject import COMPRESSOR, LLM, PROJECTOR, QUERY_PART, TOWER
-from experiments.efficiency.tables import (
+from experiments.efficiency.row_numbers import (
     SHORT_PART_NAMES,
     choose_unit,
     list_differing_keys,
     list_parts_of_rows,
     sum_flops,
 )
+from experiments.efficiency.subject import COMPRESSOR, LLM, PROJECTOR, QUERY_PART, TOWER
 from experiments.efficiency.timing import OTHER_PART
 from experiments.figures import labels
 from experiments.figures.style import BLUE, GREY, ORANGE, escape_dollars, render_svg, strip_axes

@@ -5,9 +5,22 @@ from functools import partial
 from typing import NamedTuple
 
 from experiments.efficiency.collect import EfficiencyRow
-from experiments.efficiency.measuring import PICTURE_PREPARATION
-from experiments.efficiency.subject import COMPRESSOR, LLM, PROJECTOR, QUERY_PART, TOWER
-from experiments.efficiency.timing import OTHER_PART
+from experiments.efficiency.row_numbers import (
+    SHORT_PART_NAMES,
+    Unit,
+    choose_unit,
+    find_common_reference,
+    find_flops_rate,
+    find_read_rate,
+    find_reference_row,
+    format_digits,
+    format_ratio,
+    format_spread,
+    list_differing_keys,
+    list_parts_of_rows,
+    sum_flops,
+    sum_parameters,
+)
 
 COUNT_NOTES = [
     "visual, query: tokens of a row, all its images together, beside the text tokens.",
@@ -42,15 +55,8 @@ TRAINING_NOTES = [
     "Peak memory: weights, gradients, AdamW's state, activations.",
 ]
 TableWords = list[list[str]]  # header and rows
-SHORT_PART_NAMES = {
-    PICTURE_PREPARATION: "preparing",
-    TOWER: "tower",
-    COMPRESSOR: "compressor",
-    PROJECTOR: "projector",
-    QUERY_PART: "EmbQ",
-    LLM: "LLM",
-    OTHER_PART: "other",
-}
+MIB = 2**20
+GIB = 2**30
 
 
 class Column(NamedTuple):
@@ -58,106 +64,6 @@ class Column(NamedTuple):
 
     heading: str
     format_row: Callable[[EfficiencyRow], str]
-
-
-class Unit(NamedTuple):
-    """What numbers are divided by, and its letter."""
-
-    scale: float
-    letter: str
-
-
-UNITS = (Unit(1e12, "T"), Unit(1e9, "G"), Unit(1e6, "M"), Unit(1e3, "k"), Unit(1, ""))
-
-
-def choose_unit(largest: float) -> Unit:
-    """The largest unit that is no more than the largest number."""
-    for unit in UNITS:
-        if largest >= unit.scale:
-            return unit
-    return UNITS[-1]
-
-
-# ---- words of numbers ----
-
-
-def format_digits(value: float) -> str:
-    """Three digits after the point for small numbers, fewer for large ones."""
-    if value < 10:
-        return f"{value:.3f}"
-    if value < 1000:
-        return f"{value:.1f}"
-    return f"{value:,.0f}"
-
-
-def format_ratio(value: float, base: float) -> str:
-    """How many times the base."""
-    return f"{value / base:.2f}x"
-
-
-def format_spread(spread: Sequence[float]) -> str:
-    """Median (lowest - highest), in the unit of the numbers."""
-    middle, low, high = map(format_digits, spread)
-    return f"{middle} ({low} - {high})"
-
-
-# ---- what a table of these rows shows ----
-
-
-def list_parts_of_rows(rows: Sequence[EfficiencyRow], where: str, inner: str) -> list[str]:
-    """Parts that any row has something of, in order: in row[where][inner], numbers by part."""
-    parts_with_values = set()
-    for row in rows:
-        if not row[where]:  # of a row that was not measured
-            continue
-        for part, value in row[where][inner].items():
-            if value:
-                parts_with_values.add(part)
-    # in the order of a forward pass, whatever order the rows have them in
-    return [part for part in SHORT_PART_NAMES if part in parts_with_values]
-
-
-def list_differing_keys(rows: Sequence[EfficiencyRow]) -> list[str]:
-    """What beside the label tells rows apart."""
-    differing_keys = []
-    for key in ("picture", "batch", "images"):
-        first = rows[0][key]
-        if any(row[key] != first for row in rows):
-            differing_keys.append(key)
-    return differing_keys
-
-
-def find_reference_row(row: EfficiencyRow, rows: Sequence[EfficiencyRow]) -> EfficiencyRow | None:
-    """The row that this one is compared with."""
-    equal_keys = ["batch", "images"]
-    if row["label"] == row["reference"]:
-        equal_keys.append("picture")  # itself; what others are compared with may have one row for any picture
-    wanted_values = [row["reference"], *map(row.get, equal_keys)]
-    for candidate in rows:
-        if [candidate["label"], *map(candidate.get, equal_keys)] == wanted_values:
-            return candidate
-    return None
-
-
-def find_common_reference(rows: Sequence[EfficiencyRow]) -> str | None:
-    """What all rows that are compared are compared with."""
-    references = set()
-    for row in rows:
-        if find_reference_row(row, rows) is not None:
-            references.add(row["reference"])
-    if len(references) != 1:  # ratios of different references in one column would mislead
-        return None
-    return references.pop()
-
-
-def sum_flops(row: EfficiencyRow) -> int:
-    """FLOPs of the prefill, all parts."""
-    return sum(row["counts"]["prefill"].values())
-
-
-def sum_parameters(row: EfficiencyRow) -> int:
-    """Parameters of all parts."""
-    return sum(row["counts"]["parameters"].values())
 
 
 # ---- columns of several rows ----
@@ -223,16 +129,6 @@ def format_decoding_rate(row: EfficiencyRow) -> str:
     return format_digits(row["batch"] / median)
 
 
-def find_read_rate(row: EfficiencyRow) -> float | None:
-    """Bytes that decoding reads a second; None for answers of one token."""
-    decode = row["measured"]["decode"]
-    if not decode:
-        return None
-    median, _, _ = decode
-    # a step reads the weights once, whatever the batch
-    return row["counts"]["llm_bytes"] / median
-
-
 def format_read_rate(row: EfficiencyRow) -> str:
     """The same in GB."""
     rate = find_read_rate(row)
@@ -247,6 +143,44 @@ def format_read_share(peak: float, row: EfficiencyRow) -> str:
     if rate is None:
         return ""
     return f"{rate / peak:.0%}"
+
+
+# ---- columns of what is counted ----
+
+
+def format_parameters(unit: Unit, row: EfficiencyRow) -> str:
+    """Parameters of all parts."""
+    return format_digits(sum_parameters(row) / unit.scale)
+
+
+def format_all_flops(unit: Unit, row: EfficiencyRow) -> str:
+    """FLOPs of all parts in the prefill."""
+    return format_digits(sum_flops(row) / unit.scale)
+
+
+def format_count(key: str, scale: float, row: EfficiencyRow) -> str:
+    """What was counted under a key, over `scale`."""
+    return format_digits(row["counts"][key] / scale)
+
+
+# ---- columns of training ----
+
+
+def format_flops_rate(row: EfficiencyRow) -> str:
+    """TFLOP/s of a step."""
+    return format_digits(find_flops_rate(row) / 1e12)
+
+
+def format_flops_share(peak: float, row: EfficiencyRow) -> str:
+    """The same, of the device's `peak` FLOP/s."""
+    return f"{find_flops_rate(row) / peak:.0%}"
+
+
+def format_stage(row: EfficiencyRow) -> str:
+    """A stage, and whether its tower took part."""
+    if row["cached"]:
+        return f"{row['stage']} (cached features)"
+    return row["stage"]
 
 
 # ---- the tables ----
@@ -264,23 +198,20 @@ def make_counts_table(rows: Sequence[EfficiencyRow]) -> TableWords:
     """What is counted."""
     flops = choose_unit(max(map(sum_flops, rows)))
     parameters = choose_unit(max(map(sum_parameters, rows)))
-    parameters_heading = f"{parameters.letter} param."
     columns = make_identity_columns(rows)
     columns.append(Column("visual", lambda row: f"{row['counts']['visual']:,}"))
     columns.append(Column("query", lambda row: str(row["counts"]["query"])))
-    columns.append(
-        Column(parameters_heading, lambda row: format_digits(sum_parameters(row) / parameters.scale))
-    )
+    columns.append(Column(f"{parameters.letter} param.", partial(format_parameters, parameters)))
     for part in list_parts_of_rows(rows, "counts", "prefill"):
         heading = f"{SHORT_PART_NAMES[part]} {flops.letter}FLOP"
         columns.append(Column(heading, partial(format_part_flops, part, flops)))
-    columns.append(Column(f"all {flops.letter}FLOP", lambda row: format_digits(sum_flops(row) / flops.scale)))
+    columns.append(Column(f"all {flops.letter}FLOP", partial(format_all_flops, flops)))
     base = find_common_reference(rows)
     if base:
         columns.append(Column(f"x {base}", partial(format_flops_ratio, rows)))
-    columns.append(Column("a token MFLOP", lambda row: format_digits(row["counts"]["decode"] / 1e6)))
-    columns.append(Column("KV cache MiB", lambda row: format_digits(row["counts"]["cache_bytes"] / 2**20)))
-    columns.append(Column("weights GiB", lambda row: format_digits(row["counts"]["weight_bytes"] / 2**30)))
+    columns.append(Column("a token MFLOP", partial(format_count, "decode", 1e6)))
+    columns.append(Column("KV cache MiB", partial(format_count, "cache_bytes", MIB)))
+    columns.append(Column("weights GiB", partial(format_count, "weight_bytes", GIB)))
     return fill_table(rows, columns)
 
 
@@ -296,7 +227,7 @@ def make_times_table(rows: Sequence[EfficiencyRow], peak: float | None) -> Table
     columns.append(Column("read GB/s", format_read_rate))
     if peak:
         columns.append(Column("of peak", partial(format_read_share, peak)))
-    columns.append(Column("peak GiB", lambda row: format_digits(row["measured"]["peak_bytes"] / 2**30)))
+    columns.append(Column("peak GiB", lambda row: format_digits(row["measured"]["peak_bytes"] / GIB)))
     all_columns = make_identity_columns(rows)
     for column in columns:
         all_columns.append(Column(column.heading, partial(format_measured, column)))
@@ -316,23 +247,10 @@ def make_training_table(rows: Sequence[EfficiencyRow], peak: float | None) -> Ta
     for key in ("rows", "pieces", "tokens", "precision"):
         columns.append(Column(key, partial(format_key, key)))
     columns.append(Column("s a step", lambda row: format_spread(row["seconds"])))
-    columns.append(Column("TFLOP/s", lambda row: format_digits(find_flops_rate(row) / 1e12)))
+    columns.append(Column("TFLOP/s", format_flops_rate))
     if peak:
-        columns.append(Column("of peak", lambda row: f"{find_flops_rate(row) / peak:.0%}"))
-    columns.append(Column("peak GiB", lambda row: format_digits(row["peak_bytes"] / 2**30)))
+        columns.append(Column("of peak", partial(format_flops_share, peak)))
+    columns.append(Column("peak GiB", lambda row: format_digits(row["peak_bytes"] / GIB)))
     columns.append(Column("data rows", lambda row: f"{row['data_rows']:,}"))
     columns.append(Column("hours", lambda row: format_digits(row["hours"])))
     return fill_table(rows, columns)
-
-
-def format_stage(row: EfficiencyRow) -> str:
-    """A stage, and whether its tower took part."""
-    if row["cached"]:
-        return f"{row['stage']} (cached features)"
-    return row["stage"]
-
-
-def find_flops_rate(row: EfficiencyRow) -> float:
-    """FLOP/s of a training step."""
-    median, _, _ = row["seconds"]
-    return row["flops"] / median

@@ -145,14 +145,16 @@ def read_scenes(config: Config, inputs: Mapping[str, Path]) -> dict[str, Scene]:
 
 def find_asked_sign(scene: Scene, question: str) -> Sign | None:
     """The sign that a reading question is about; None where several could be meant."""
-    asked: list[Sign] = []
+    candidates: list[Sign] = []
     words = question.split()
     for sign in scene.signs:
         by_colour = f"the {sign.colour} sign" in question
         by_kind = any(noun in words for noun in NOUNS_OF_KIND[sign.kind])
         if by_colour or by_kind:
-            asked.append(sign)
-    return asked[0] if len(asked) == 1 else None
+            candidates.append(sign)
+    if len(candidates) != 1:
+        return None
+    return candidates[0]
 
 
 def mark_patches(sign: Sign, side: int) -> Tensor:

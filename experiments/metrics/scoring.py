@@ -43,9 +43,13 @@ class QuestionScorer:
         for name in self.names.values():
             metric = metrics.create(name, **(options or {}).get(name, {}))
             if not callable(getattr(metric, "score", None)):
-                able = [other for other in metrics.names() if hasattr(metrics.get(other), "score")]
+                scoring_metrics = []
+                for candidate in metrics.names():
+                    if hasattr(metrics.get(candidate), "score"):
+                        scoring_metrics.append(candidate)
                 raise UsageError(
-                    f"evaluate.metric={name}: does not score questions one by one; take {', '.join(able)}"
+                    f"evaluate.metric={name}: does not score questions one by one; take "
+                    f"{', '.join(scoring_metrics)}"
                 )
             self.metrics[name] = metric
 

@@ -56,11 +56,17 @@ def read_chat_prompt(tokenizer: PreTrainedTokenizerBase, where: str) -> Template
 def find_end_token(tokenizer: PreTrainedTokenizerBase, between: str, where: str) -> str:
     """The token that an answer ends with, where `between` comes behind it; UsageError for words instead."""
     tokens = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
-    ends = [token for token in tokens if token and between.lstrip().startswith(token)]
+    following = between.lstrip()
+    ends = [token for token in tokens if token and following.startswith(token)]
     if not ends:
         words = quote(repr(between))
         raise UsageError(f"{where}: its chat template ends an answer with no token: {words}")
     return max(ends, key=len)
+
+
+def strip_rendering(text: str, bos: str | None) -> str:
+    """A rendered conversation without spaces and the token that begins it."""
+    return re.sub(r"\s", "", text).removeprefix(bos or "")
 
 
 def check_rendering(template: Template, text: str, bos: str | None, where: str) -> None:
@@ -69,8 +75,7 @@ def check_rendering(template: Template, text: str, bos: str | None, where: str) 
     rendered = render_turns([Turn(FIRST, ANSWER), Turn(SECOND)], template)
     for marker in (QUESTION, QUERY):
         rendered = rendered.replace(marker, "")
-    shown = [re.sub(r"\s", "", words).removeprefix(bos or "") for words in (rendered, text)]
-    if shown[0] != shown[1]:
+    if strip_rendering(rendered, bos) != strip_rendering(text, bos):
         raise UsageError(
             f"{where}: its chat template has more than a system prompt and words around turns: {quote(text)}"
             f"; set prompt.system, .user, .assistant and .end yourself, such as {asdict(template)}"

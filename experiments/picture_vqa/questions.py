@@ -274,10 +274,10 @@ def _pose_sides(scene: Scene) -> list[QuestionAnswer]:
         for reference in scene.objects:
             if anchor is reference:
                 continue
-            for first, second, both in SIDE_AXES:
+            for first, second, alternatives in SIDE_AXES:
                 side = find_side(anchor, reference, first, second)
                 if side is not None:
-                    question = f"is the {anchor.name} {both} the {reference.name} ?"
+                    question = f"is the {anchor.name} {alternatives} the {reference.name} ?"
                     pairs.append((question, side.removesuffix(" of")))
     return pairs
 

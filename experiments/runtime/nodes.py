@@ -122,7 +122,8 @@ class Heartbeat:
         self.store = store
         self.rank = rank
         now = time.monotonic()
-        self.last_signs = {other: (0, now) for other in watched}  # how many so far, and when that changed
+        # of each watched node how many signs so far, and when that changed
+        self.last_signs = {watched_rank: (0, now) for watched_rank in watched}
         self.looked_at = now
         self.stopped = threading.Event()
         threading.Thread(target=self._beat, daemon=True).start()

@@ -5,6 +5,7 @@ import os
 from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ from experiments.data.ahead import count_workers, read_ahead
 from experiments.data.loader import ConversationDataset, SampleImages, open_feature_cache
 from experiments.data.records import ImageFile
 from experiments.metrics.chance import average_scores
-from experiments.metrics.scoring import QuestionScorer
+from experiments.metrics.scoring import QuestionScorer, ScoredAnswer
 from experiments.models.build import pick_device, pick_scale, replace_compressor, silence_libraries
 from experiments.models.tower_text import load_question_tokenizer
 from experiments.runtime.files import write_atomic
@@ -38,16 +39,7 @@ from llm_adapters.shared_prefix import LEAST_SHARED_TOKENS, can_share_prefix, mo
 def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) -> None:
     """The stage: predictions.jsonl (one question a line) and metrics.json."""
     silence_libraries()
-    device = pick_device(config.trainer.accelerator)
-    model, processor = saved.load_saved_model(inputs["finetune"] / MODEL_FOLDER, device)
-    is_replaced = replace_compressor(config, model)
-    if is_replaced:
-        processor.question_tokenizer = load_question_tokenizer(config, config.evaluated_compressor)
-    if pick_scale(config, model) or is_replaced:
-        # the processor was saved with the tokens that an image has in training
-        processor.image_tokens = model.num_image_tokens(*processor.crop_size)
-    if config.prune is not None:
-        set_cell_pruner(config, inputs, model, processor)
+    model, processor = load_evaluated_model(config, inputs)
     questions = roles.load_questions(config, inputs)
     scorer = QuestionScorer(config.evaluate.metric, collect_metric_options(config))
     scorer.check_questions(questions)
@@ -88,8 +80,25 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) ->
             report.advance_steps(len(batch))
     costs = count_costs(model, images, questions, counter.find_mean())
     if asks_judge(config):
-        model.to("cpu")  # a judge may take all of a GPU
+        model.cpu()  # a judge may take all of a GPU
     write_scores(questions, answers, scorer, cut_numbers, model, costs, out)
+
+
+def load_evaluated_model(
+    config: Config, inputs: dict[str, Path]
+) -> tuple[FlashSlothForConditionalGeneration, FlashSlothProcessor]:
+    """The trained model as the cell evaluates it: with its compressor, scale and pruner."""
+    device = pick_device(config.trainer.accelerator)
+    model, processor = saved.load_saved_model(inputs["finetune"] / MODEL_FOLDER, device)
+    is_replaced = replace_compressor(config, model)
+    if is_replaced:
+        processor.question_tokenizer = load_question_tokenizer(config, config.evaluated_compressor)
+    if pick_scale(config, model) or is_replaced:
+        # the processor was saved with the tokens that an image has in training
+        processor.image_tokens = model.num_image_tokens(*processor.crop_size)
+    if config.prune is not None:
+        set_cell_pruner(config, inputs, model, processor)
+    return model, processor
 
 
 def check_question_lengths(
@@ -155,29 +164,18 @@ def write_scores(
     out: Path,
 ) -> None:
     """Write the predictions, a line a question, and metrics.json: scores, and what a question costs."""
-    families = [sample.name_family() for sample in questions]
     picture_names = name_pictures(questions)
     scores_by_family: dict[str, list[float]] = {}
     scored_answers = scorer.score_answers(predictions, questions)
     with (out / PREDICTIONS_FILE).open("w") as file:
-        for number, (sample, family, prediction) in enumerate(zip(questions, families, predictions)):
-            score = scored_answers[number].score
-            scores_by_family.setdefault(family, []).append(score)
-            row = {
-                "id": sample.id,
-                "images": [picture_names[image] for image in sample.images],
-                "family": family,
-                "question": sample.turns[0].question,
-                "answer": sample.turns[0].answer or "",
-                "prediction": prediction,
-                "correct": score == 1,
-            }
-            if sample.accepted:
-                row["accepted"] = sample.accepted[0]
+        for number, (sample, prediction) in enumerate(zip(questions, predictions)):
+            scored = scored_answers[number]
+            scores_by_family.setdefault(sample.name_family(), []).append(scored.score)
+            row = describe_answer(sample, prediction, scored, picture_names)
             if not scorer.is_exact:
-                row["score"] = score
-            if scored_answers[number].verdict is not None:
-                row["verdict"] = scored_answers[number].verdict
+                row["score"] = scored.score
+            if scored.verdict is not None:
+                row["verdict"] = scored.verdict
             if number in cut_numbers:
                 row["cut"] = True
             file.write(json.dumps(row) + "\n")
@@ -197,6 +195,24 @@ def write_scores(
         # with the recipe that a calibration has found
         scores["pruner"] = {model.config.pruner: model.config.pruner_knobs or {}}
     write_atomic(out / METRICS_FILE, json.dumps(scores, indent=1))
+
+
+def describe_answer(
+    sample: llava.Sample, prediction: str, scored: ScoredAnswer, picture_names: dict[ImageFile, str]
+) -> dict[str, Any]:
+    """What a line of the predictions always has: question, answers, and whether the given one is right."""
+    row: dict[str, Any] = {
+        "id": sample.id,
+        "images": [picture_names[image] for image in sample.images],
+        "family": sample.name_family(),
+        "question": sample.turns[0].question,
+        "answer": sample.turns[0].answer or "",
+        "prediction": prediction,
+        "correct": scored.score == 1,
+    }
+    if sample.accepted:
+        row["accepted"] = sample.accepted[0]
+    return row
 
 
 def name_pictures(questions: Sequence[llava.Sample]) -> dict[ImageFile, str]:

@@ -4,7 +4,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import accumulate
@@ -47,6 +47,21 @@ class ShownImage(NamedTuple):
     number: int  # of the sample's images
 
 
+class ImageEncoder(NamedTuple):
+    """What makes features of images.
+
+    rate    by which images are shrunk before the tower
+    levels  hidden states of the tower that are kept beside its output
+    cues    what else is kept (`compressors/cues.py`)
+    """
+
+    tower: VisionTower
+    device: torch.device
+    rate: int
+    levels: tuple[int, ...]
+    cues: tuple[str, ...]
+
+
 def name_image(path: ImageFile, root: str) -> str:
     """How images.json names an image: from `root` if below it, so that the output directory can be moved."""
     place = os.path.abspath(path)
@@ -76,54 +91,67 @@ def count_crops(images: Sequence[ShownImage], tiling: Tiling) -> list[int]:
     return crops
 
 
-def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter, roles: Sequence[str]) -> None:
-    """The stage, for data roles that see images alike. A killed run goes on after the last whole batch."""
-    silence_libraries()
+def prepare_encoder(config: Config, name: str) -> ImageEncoder:
+    """The tower of a cell on its device, with what the compressor called `name` asks of it."""
     device = pick_device(config.trainer.accelerator)
     tower = load_tower(resolve_source(config.tower.source), config.tower.select_layer).freeze().to(device)
-    name = config.find_compressor(roles[0])
     compressor = make_bare_compressor(config, name, tower.dim)
     if compressor.needs_tower_text:
         tower.add_text_encoder(load_cell_text_encoder(config, name).to(device))
-    rate = compressor.image_rate
-    levels = compressor.needs_levels
-    cues = compressor.needs_cues
-    tower.check_needs(levels, cues)
+    tower.check_needs(compressor.needs_levels, compressor.needs_cues)
+    return ImageEncoder(tower, device, compressor.image_rate, compressor.needs_levels, compressor.needs_cues)
+
+
+def write_image_names(out: Path, paths: Iterable[ImageFile]) -> None:
+    """Write which images the rows belong to. A killed run that saw them in another order is forgotten: its
+    rows are other images'."""
+    root = find_output_root(out)
+    text = json.dumps([name_image(path, root) for path in paths])
+    file = out / IMAGES_FILE
+    if file.is_file() and file.read_text() != text:
+        (out / PROGRESS_FILE).unlink(missing_ok=True)
+    write_atomic(file, text)
+
+
+def count_all_crops(images: Sequence[ShownImage], tiling: Tiling, out: Path) -> list[int]:
+    """Crops of each image; written beside the features where images differ."""
+    if tiling.fixed:
+        return [tiling.most_crops] * len(images)
+    with llava.report_all_broken_images(image.sample for image in images):
+        crops = count_crops(images, tiling)
+    write_atomic(out / CROPS_FILE, json.dumps(crops))
+    return crops
+
+
+def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter, roles: Sequence[str]) -> None:
+    """The stage, for data roles that see images alike. A killed run goes on after the last whole batch."""
+    silence_libraries()
+    encoder = prepare_encoder(config, config.find_compressor(roles[0]))
+    tower = encoder.tower
     processor: Any = image_processor(tower, config.image.size)
     side = processor.size["height"]
     tiling = Tiling(config.tiles(roles[0]), side, config.image.layout)
 
     image_of_path = collect_images(config, inputs, roles)
     images = list(image_of_path.values())
-    root = find_output_root(out)
-    images_text = json.dumps([name_image(path, root) for path in image_of_path])
-    images_file = out / IMAGES_FILE
-    if images_file.is_file() and images_file.read_text() != images_text:
-        # a killed run saw the images in another order: its rows are other images'
-        (out / PROGRESS_FILE).unlink(missing_ok=True)
-    write_atomic(images_file, images_text)
-    if tiling.fixed:
-        crops = [tiling.most_crops] * len(images)
-    else:
-        with llava.report_all_broken_images(image.sample for image in images):
-            crops = count_crops(images, tiling)
-        write_atomic(out / CROPS_FILE, json.dumps(crops))
+    write_image_names(out, image_of_path)
+    crops = count_all_crops(images, tiling, out)
     starts = [0, *accumulate(crops)]  # an image's first row of the array
 
-    grid = tower.grid(side // rate, side // rate)
-    channels = tower.count_channels(levels, cues)
+    grid = tower.grid(side // encoder.rate, side // encoder.rate)
+    channels = tower.count_channels(encoder.levels, encoder.cues)
     array, done = _open_features(out, (starts[-1], *grid, channels))
     report.announce_steps(len(images), done=done)
-    batches = [
-        images[first : first + IMAGES_PER_BATCH] for first in range(done, len(images), IMAGES_PER_BATCH)
-    ]
+    batches = []
+    for first in range(done, len(images), IMAGES_PER_BATCH):
+        batches.append(images[first : first + IMAGES_PER_BATCH])
     read = partial(read_pixels, processor, tiling)
     pixels_ahead = read_ahead(read, batches, count_workers(config.data.workers))
     first = done
     for batch in batches:
         with llava.report_all_broken_images(image.sample for image in images[first:]):
-            pixels = next(pixels_ahead).to(device)
-        features = encode_crops(tower, shrink_pixels(pixels, rate), levels, cues)
+            pixels = next(pixels_ahead).to(encoder.device)
+        features = encode_crops(tower, shrink_pixels(pixels, encoder.rate), encoder.levels, encoder.cues)
         if not features.isfinite().all():
             raise NotFinite(
                 f"images {first} to {first + len(batch)}, from sample {batch[0].sample.id} on: features of "
@@ -172,7 +200,8 @@ def _open_features(out: Path, shape: tuple[int, ...]) -> tuple[np.memmap, int]:
         with suppress(ValueError):  # of a file that was cut or changed: all is computed again
             array = open_memmap(path, mode="r+")
             done = int(read_text_file(progress) or 0)
-    if array is None or array.shape != shape or array.dtype != np.float16 or not 0 <= done <= shape[0]:
+    is_fitting = array is not None and array.shape == shape and array.dtype == np.float16
+    if array is None or not is_fitting or not 0 <= done <= shape[0]:
         array = open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
         done = 0
     allocate_file(path)

@@ -34,8 +34,8 @@ class TokenCounter:
         """The hook. Zeros fill rows that have fewer images than others."""
         assert isinstance(part, Compressor)
         features = arguments[0]
-        kept = keywords.get("kept")
-        is_there = part.present(*arguments) if kept is None else kept >= 0
+        chosen_places = keywords.get("kept")
+        is_there = part.present(*arguments) if chosen_places is None else chosen_places >= 0
         assert is_there is not None  # it varies
         is_image = features[..., : part.out_dim].flatten(1).any(1)  # behind a projector zeros are not
         tokens = (is_there & is_image.unsqueeze(1)).sum()

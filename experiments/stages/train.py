@@ -1,7 +1,6 @@
 """Both training stages: build, align or tune, save."""
 
 import shutil
-from collections.abc import Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -42,6 +41,7 @@ from experiments.stages.training.initial import load_start
 from experiments.stages.training.module import (
     SlothModule,
     TrainablePart,
+    format_trainable_table,
     list_checkpoint_names,
     set_trainable,
 )
@@ -291,12 +291,3 @@ def open_training_stream(
         bad_rows=config.data.bad_rows,
     )
     return dataset, make_stream_order(config, stage, TRAINING_ROLES[stage])
-
-
-def format_trainable_table(parts: Sequence[TrainablePart]) -> str:
-    """What trains, as a Markdown table."""
-    lines = [f"| {'part':14} | {'parameters':>13} | trained |", f"| {'-' * 14} | {'-' * 12}: | ------- |"]
-    for part in parts:
-        trained = "yes" if part.trained else "no"
-        lines.append(f"| {part.name:14} | {part.parameters:13,} | {trained:7} |")
-    return "\n".join(lines) + "\n"

@@ -15,6 +15,7 @@ from experiments.config.schema import Config
 from experiments.config.sources import ASSET_SCHEME, CACHE_SCHEME, resolve_source
 from experiments.config.trained import find_judge_folder, find_trained_model
 from experiments.data import llava, stored
+from experiments.data.stored_images import StoredImage
 from experiments.data.streaming.rows import RowRules, check_first_rows
 from experiments.data.streaming.shards import describe_shards, open_stream
 
@@ -122,7 +123,7 @@ def digest_texts(samples: Sequence[llava.Sample], root: Path) -> str:
     for sample in samples:
         images: list[object] = []
         for image in sample.images:
-            if isinstance(image, stored.StoredImage):
+            if isinstance(image, StoredImage):
                 images.append([image.column, image.row, image.number])
             else:
                 images.append(os.path.relpath(image, root))
@@ -156,7 +157,7 @@ def digest_data_file(
         has_stored_images = False
         for sample in samples:
             for image in sample.images:
-                if isinstance(image, stored.StoredImage):
+                if isinstance(image, StoredImage):
                     has_stored_images = True
                 else:
                     image_paths.add(str(image))

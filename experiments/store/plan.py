@@ -10,23 +10,25 @@ what they depend on is in the key of whoever reads them, they are not. Nothing h
 ask a compressor with other knobs than its defaults, or one of somebody's own, what it reads.
 """
 
-import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
-from compressors.errors import UsageError, quote
-from compressors.registry import suggest
+from compressors.errors import UsageError
 from experiments.config import signatures
 from experiments.config.metric_names import is_exact, list_metric_names
-from experiments.config.schema import Config, EvaluationSettings, OptimisationSettings
-from experiments.data import llava, stored
+from experiments.config.schema import Config
 from experiments.data.roles import VALIDATION_INPUT, is_file_entry
-from experiments.data.shares import read_weights
-from experiments.data.streaming.rows import make_rules
 from experiments.registries import datasets
 from experiments.store import keys, part_code
+from experiments.store.key_data import DataDescriber
+from experiments.store.key_settings import (
+    describe_evaluation,
+    describe_features,
+    describe_frozen,
+    describe_optimisation,
+    describe_part,
+)
 from llm_adapters.conversation import Template
 
 TRAINING_ROLES = {"pretrain": "pretrain", "finetune": "train"}  # the data that a stage of training reads
@@ -41,8 +43,6 @@ STAGE_VERSIONS = {
 }
 STAGE_KINDS = tuple(STAGE_VERSIONS)
 CACHE_KINDS = ("features",)
-# which `describe_trained_models` has in their place
-TRAINED_SETTINGS = ("init", "init_parts", "teacher", "teacher_weight", "teacher_temperature")
 UNKEYED_INPUTS = (*CACHE_KINDS, VALIDATION_INPUT)  # no result follows from the last one
 
 
@@ -120,63 +120,6 @@ def plan_stages(config: Config) -> Stage:
     return Planner(config).plan_evaluation()
 
 
-def describe_optimisation(stage: OptimisationSettings, is_streamed: bool = False) -> dict[str, Any]:
-    """What a training stage's key holds of it."""
-    settings = describe_settings(stage, ("group_by_length", "query_warmup"))
-    del settings["checkpointing"]  # what is computed again is the same
-    if is_streamed:  # `max_steps` alone says how much is read
-        del settings["epochs"]
-    for name in TRAINED_SETTINGS:
-        settings.pop(name, None)
-    if "query_warmup" not in settings:  # its form, then, is of a warm-up that there is none of
-        settings.pop("query_warmup_form", None)
-    return settings
-
-
-def describe_frozen(config: Config) -> dict[str, str]:
-    """What a training stage's key holds of the type of frozen weights: float32 is that of older results."""
-    if config.trainer.frozen == "float32":
-        return {}
-    return {"frozen": config.trainer.frozen}
-
-
-def describe_evaluation(evaluation: EvaluationSettings) -> dict[str, Any]:
-    """What an evaluation's key holds of its settings; how answers are scored has a place of its own there."""
-    settings = describe_settings(evaluation, ("scale", "blank_queries", "compressor"))
-    del settings["metric"]
-    # the same answers in float32; in bfloat16, which a GPU answers in, rounding differs, as it does between
-    # devices, which are in no key either
-    del settings["cache"]
-    return settings
-
-
-def describe_settings(section: object, young: Sequence[str]) -> dict[str, Any]:
-    """What a key holds of a section of the settings. The `young` ones only where they are set: results that
-    are older than these settings keep their keys."""
-    return {name: value for name, value in vars(section).items() if value or name not in young}
-
-
-def find_image_rate(config: Config, name: str) -> int:
-    """By how much a compressor of the cell shrinks images before the tower."""
-    return signatures.compressors().find_image_rate(name, config.knobs(name))
-
-
-def find_tower_needs(config: Config, name: str) -> dict[str, list]:
-    """Hidden states and cues of the tower that a compressor of the cell reads, for the key; nothing where it
-    reads none."""
-    knobs = config.knobs(name)
-    needs: dict[str, list] = {
-        "levels": signatures.compressors().find_needed_levels(name, knobs),
-        "cues": signatures.compressors().find_needed_cues(name, knobs),
-    }
-    return {need: values for need, values in needs.items() if values}
-
-
-def has_no_image(description: object) -> bool:
-    """Whether what a role's data depends on is a file of text alone."""
-    return isinstance(description, dict) and description["images"] == keys.NO_IMAGES
-
-
 class Planner:
     """The stages of one configuration, each made once.
 
@@ -187,6 +130,7 @@ class Planner:
     def __init__(self, config: Config):
         self.config = config
         self.data = config.data
+        self.role_data = DataDescriber(config)
 
     @cached_property
     def dataset(self) -> Stage | None:
@@ -196,92 +140,12 @@ class Planner:
         depends = {"dataset": self.data.dataset, "seed": self.data.seed, "scale": self.data.scale}
         return Stage("data", depends, {}, self.config)
 
-    def describe_role_data(self, role: str) -> tuple[list[Any], dict[str, Stage]]:
-        """What a role's data depends on, an entry a file or split, and the stages it comes from."""
-        entries = getattr(self.data, role)
-        if not entries:
-            raise UsageError(f"data.{role}: no data; give data.{role}=FILE.json, or .jsonl, or a data set")
-        descriptions: list[Any] = []
-        inputs: dict[str, Stage] = {}
-        if self.config.streams(role):
-            return [self.describe_stream(role, entry) for entry in entries], inputs
-        for entry in entries:
-            if is_file_entry(entry):
-                descriptions.append(self.digest_file_entry(entry))
-            else:
-                descriptions.append(self.check_split(role, entry))
-                assert self.dataset is not None  # a split of it was found
-                inputs["data"] = self.dataset
-        if not self.config.blind and all(map(has_no_image, descriptions)):
-            raise UsageError(
-                f"data.{role}={quote(','.join(entries))}: no sample has an image, and compressor="
-                f'{self.config.compressor} compresses some; name them under "image", or take compressor=none'
-            )
-        return descriptions, inputs
-
-    def describe_stream(self, role: str, entry: str) -> dict[str, str]:
-        """What a stream depends on: its shards. Its first rows are checked."""
-        if self.data.dataset is not None and entry in datasets.get(self.data.dataset).splits:
-            raise UsageError(
-                f"data.{role}={entry}: a split of {self.data.dataset} is not streamed; give shards, as "
-                f"data.{role}=DIR/*.parquet, or leave data.streaming out"
-            )
-        try:
-            rules = make_rules(self.config)
-            return keys.digest_stream(entry, rules, not self.config.blind, self.data.bad_rows)
-        except UsageError as error:
-            raise UsageError(f"data.{role}, streamed: {error}") from error
-
-    def describe_drawing(self, role: str) -> dict[str, Any]:
-        """In which order and how often the rows of a role are drawn, where an epoch has not each row once,
-        shuffled with all others."""
-        description: dict[str, Any] = {}
-        weights = read_weights(self.config, role)
-        if weights:
-            description["weights"] = weights
-        if self.config.streams(role):
-            description["stream"] = {"buffer": self.data.shuffle_buffer}
-        return description
-
-    def digest_file_entry(self, path: str) -> dict[str, str]:
-        """A file's digests."""
-        prompt = self.config.prompt
-        with_images = not self.config.blind
-        outside = self.data.outside_images
-        return keys.digest_data_file(path, self.data.images, with_images, outside, prompt.end, prompt.system)
-
-    def check_split(self, role: str, entry: str) -> str:
-        """A split's name, or a UsageError if there is none such."""
-        if self.data.dataset is None:
-            raise UsageError(
-                f"data.{role}={entry}: data.dataset is null, so give a path that ends in .json, .jsonl or "
-                f".parquet, a data set's folder (./{entry}) or hf:NAME"
-            )
-        splits = datasets.get(self.data.dataset).splits
-        if entry not in splits:
-            hint = suggest(entry, splits)
-            if os.path.isdir(entry):
-                hint = f"; the folder of that name is data.{role}=./{entry}"
-            raise UsageError(f"data.{role}={entry}: no split of {self.data.dataset}{hint}")
-        return entry
-
-    def describe_features(self, role: str) -> dict[str, Any]:
-        """How the images of a role become patch features."""
-        tower = self.config.tower
-        image = self.config.image
-        description: dict[str, Any] = {
-            "tower": keys.digest_source(tower.source),
-            "select_layer": tower.select_layer,
-            "size": image.size,
-            "tiles": self.config.tiles(role),
-        }
-        if description["tiles"] > 1 and image.layout != "square":
-            description["layout"] = image.layout
-        compressor = self.config.find_compressor(role)
-        description["image_rate"] = find_image_rate(self.config, compressor)
-        description.update(find_tower_needs(self.config, compressor))
-        description["precision"] = self.config.trainer.precision
-        return description
+    def plan_data(self, role: str) -> dict[str, Stage]:
+        """The stage that writes what a role reads; none for files of the user's own."""
+        if not self.role_data.reads_splits(role):
+            return {}
+        assert self.dataset is not None  # a split of it was found
+        return {"data": self.dataset}
 
     def plan_features(self, role: str) -> dict[str, Stage]:
         """The cached features that a role reads: of all training data seen alike, or of the test data.
@@ -302,23 +166,10 @@ class Planner:
         data: dict[str, list[Any]] = {}
         inputs: dict[str, Stage] = {}
         for cached_role in roles:
-            data[cached_role], role_inputs = self.describe_cached_data(cached_role)
-            inputs |= role_inputs
-        depends = {"data": data, **self.describe_features(role)}
+            data[cached_role] = self.role_data.describe_cached_role(cached_role)
+            inputs |= self.plan_data(cached_role)
+        depends = {"data": data, **describe_features(self.config, role)}
         return {"features": Stage("features", depends, inputs, self.config, roles)}
-
-    def describe_cached_data(self, role: str) -> tuple[list[Any], dict[str, Stage]]:
-        """`describe_role_data` without the texts of files, which no feature depends on, and with the image
-        folder of each: cached features are found by their images' paths, so those that were moved are other
-        ones."""
-        descriptions, inputs = self.describe_role_data(role)
-        for number, path in enumerate(getattr(self.data, role)):
-            if is_file_entry(path):
-                folder = os.path.abspath(llava.find_image_folder(path, self.data.images))
-                descriptions[number] = {"images": descriptions[number]["images"], "at": folder}
-                if self.data.images and stored.is_dataset(path):  # which has images too
-                    descriptions[number]["set"] = stored.locate_dataset(path)
-        return descriptions, inputs
 
     def describe_model(self) -> dict[str, Any]:
         """What is trained in stage 1, and the words around it."""
@@ -329,29 +180,25 @@ class Planner:
             "max_length": self.data.max_length,
         }
         if not config.blind:
-            description["compressor"] = self.describe_part(signatures.compressors(), config.compressor_name)
+            compressors = signatures.compressors()
+            description["compressor"] = describe_part(config, compressors, config.compressor_name)
             # `auto` is its own name in the key: which projector it becomes follows from the compressor
             projectors = signatures.projectors()
-            description["projector"] = self.describe_part(projectors, config.projector_name, config.projector)
+            description["projector"] = describe_part(
+                config, projectors, config.projector_name, config.projector
+            )
         return description
-
-    def describe_part(
-        self, registry: signatures.SignatureRegistry, part: str, name: str | None = None
-    ) -> dict[str, Any]:
-        """A part, called `name`, with all its knobs: as set, else their defaults, so that spelling a default
-        changes no key. With its code unless we ship it."""
-        knobs = registry.settled(part, self.config.knobs(part))
-        return {name or part: knobs, **part_code.describe_code(registry, part, knobs)}
 
     @cached_property
     def pretrain(self) -> Stage:
         """Stage 1. The query module is in none of what it depends on."""
-        data, inputs = self.describe_role_data("pretrain")
+        data = self.role_data.describe_role("pretrain")
+        inputs = self.plan_data("pretrain")
         depends = {
             **self.describe_model(),
-            **self.describe_features("pretrain"),
+            **describe_features(self.config, "pretrain"),
             "data": data,
-            **self.describe_drawing("pretrain"),
+            **self.role_data.describe_drawing("pretrain"),
             "seed": self.config.seed,
             "optimisation": describe_optimisation(self.config.pretrain, self.data.streaming),
             **describe_frozen(self.config),
@@ -364,11 +211,12 @@ class Planner:
         """Stage 2. A blind cell has neither features nor a stage 1, one that starts from trained weights no
         stage 1."""
         config = self.config
-        data, inputs = self.describe_role_data("train")
+        data = self.role_data.describe_role("train")
+        inputs = self.plan_data("train")
         depends = {
             **self.describe_model(),
             "data": data,
-            **self.describe_drawing("train"),
+            **self.role_data.describe_drawing("train"),
             "seed": config.seed,
             "precision": config.trainer.precision,
             "optimisation": describe_optimisation(config.finetune, self.data.streaming),
@@ -378,13 +226,14 @@ class Planner:
         if config.lora.rank:
             depends["lora"] = dict(vars(config.lora))
         if not config.blind:
-            depends |= self.describe_features("train")
+            depends |= describe_features(config, "train")
             depends["train_tower"] = config.tower.train
             if config.aligns:
                 inputs["pretrain"] = self.pretrain
             inputs |= self.plan_features("train")
         if config.query_module:
-            depends["query_module"] = self.describe_part(signatures.query_modules(), config.query_module)
+            query_modules = signatures.query_modules()
+            depends["query_module"] = describe_part(config, query_modules, config.query_module)
         return Stage("finetune", depends, inputs | self.plan_validation(), config)
 
     def plan_validation(self) -> dict[str, Stage]:
@@ -392,10 +241,8 @@ class Planner:
         it, so that nothing of it is in a key."""
         inputs: dict[str, Stage] = {}
         for entry in self.data.validation:
-            if is_file_entry(entry):
-                self.digest_file_entry(entry)
-            else:
-                self.check_split("validation", entry)
+            self.role_data.describe_entry("validation", entry)  # which refuses what is not there
+            if not is_file_entry(entry):
                 assert self.dataset is not None  # a split of it was found
                 inputs[VALIDATION_INPUT] = self.dataset
         return inputs
@@ -404,7 +251,7 @@ class Planner:
         """The pruner, and the training data that it is calibrated on, if it is."""
         name = self.config.prune
         assert name is not None  # asked for by the caller
-        description: dict[str, Any] = {"prune": self.describe_part(signatures.pruners(), name)}
+        description: dict[str, Any] = {"prune": describe_part(self.config, signatures.pruners(), name)}
         knobs = description["prune"][name]
         if not knobs.get("samples") or knobs.get("recipe") is not None:
             return description, {}
@@ -413,13 +260,14 @@ class Planner:
                 f"prune={name}: is calibrated on {knobs['samples']} rows of data.train, unread with "
                 f"data.streaming=true; give {name}.recipe, or a pruner without calibration"
             )
-        description["calibration"], inputs = self.describe_role_data("train")
-        return description, inputs
+        description["calibration"] = self.role_data.describe_role("train")
+        return description, self.plan_data("train")
 
     def plan_evaluation(self) -> Stage:
         """The last stage, which all others lead to."""
         config = self.config
-        data, inputs = self.describe_role_data("test")
+        data = self.role_data.describe_role("test")
+        inputs = self.plan_data("test")
         depends: dict[str, Any] = {
             "data": data,
             "evaluate": describe_evaluation(config.evaluate),
@@ -433,12 +281,11 @@ class Planner:
                 **keys.describe_judge(config),
             }
         if not config.blind:
-            depends |= self.describe_features("test")
+            depends |= describe_features(config, "test")
             inputs |= self.plan_features("test")
         if config.evaluate.compressor is not None:
-            depends["evaluated_compressor"] = self.describe_part(
-                signatures.compressors(), config.evaluate.compressor
-            )
+            compressors = signatures.compressors()
+            depends["evaluated_compressor"] = describe_part(config, compressors, config.evaluate.compressor)
         if config.prune is not None:
             pruning, calibration_inputs = self.describe_pruning()
             depends |= pruning

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from compressors.errors import UsageError
+from experiments.config.cell_checks import QUERY_MODULE_SETTINGS
 from experiments.config.cells import Cell, make_blind_cells, make_cells
 from experiments.config.schema import BLIND_COMPRESSOR, UNCOMPRESSED
-from experiments.config.settings import QUERY_MODULE_SETTINGS, locate_setting
+from experiments.config.settings import locate_setting
 from experiments.data.roles import is_file_entry
 from experiments.runtime.text_tables import format_markdown_table
 from experiments.store.estimate import Estimator
@@ -51,22 +52,24 @@ class Comparison:
         if self.study is None:
             return
         plan = make_plan([stage for _, stage in jobs], self.store)
-        left = [planned for planned in plan.values() if planned.is_left]
-        if not left:
+        remaining_stages = [planned for planned in plan.values() if planned.is_left]
+        if not remaining_stages:
             return
         basis = "as measured in this output directory"
-        seconds = {planned.stage.key: planned.seconds for planned in left}
+        seconds = {planned.stage.key: planned.seconds for planned in remaining_stages}
         if None in seconds.values():
             estimator = Estimator([], self.store, self.study.times)
-            seconds = {planned.stage.key: estimator.estimate_seconds(planned.stage) for planned in left}
+            for planned in remaining_stages:
+                seconds[planned.stage.key] = estimator.estimate_seconds(planned.stage)
             basis = f"as the study '{self.name}' took on {self.study.machine}; yours may be faster or slower"
-        known = {key: duration for key, duration in seconds.items() if duration is not None}
-        if len(known) < len(seconds):  # a study without times
+        known_seconds = {key: duration for key, duration in seconds.items() if duration is not None}
+        if len(known_seconds) < len(seconds):  # a study without times
             return
-        words = f"about {format_seconds(sum(known.values()))} of work"
-        first_keys = jobs[0][1].collect_stages().keys() & known.keys()
-        if first_keys and len(first_keys) < len(known):
-            words += f", about {format_seconds(sum(known[key] for key in first_keys))} to the first row"
+        words = f"about {format_seconds(sum(known_seconds.values()))} of work"
+        first_keys = jobs[0][1].collect_stages().keys() & known_seconds.keys()
+        if first_keys and len(first_keys) < len(known_seconds):
+            first_seconds = sum(known_seconds[key] for key in first_keys)
+            words += f", about {format_seconds(first_seconds)} to the first row"
         self.store.report.write_note(f"{words} ({basis})")
 
     def tell(self, cell: Cell, stage: Stage) -> None:

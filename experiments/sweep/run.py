@@ -65,10 +65,10 @@ def sweep(*settings: str, quiet: bool = False, **values: object) -> SweepResults
     request = read_request(parse_settings(words))
     store = open_store(request, find_runner)
     reporter = Reporter() if quiet else create_reporter(Console())
-    found = run_request(request, store, reporter, check_model_sizes)
-    if found.failed:
-        raise CellsFailed(found)
-    return found
+    sweep_results = run_request(request, store, reporter, check_model_sizes)
+    if sweep_results.failed:
+        raise CellsFailed(sweep_results)
+    return sweep_results
 
 
 def make_words(settings: tuple[str, ...], values: Mapping[str, object]) -> list[str]:
@@ -188,13 +188,15 @@ def run_cells(
             comparison = find_comparison(request.jobs, store)
             comparison.announce_duration(request.jobs)
             outcomes = launch_cells(request.jobs, store, request.launch, comparison.tell)
-        found = collect_results(request, outcomes, store)
-        if found.groups:
-            write_atomic(found.table, score_table.format_score_markdown(found.groups))
-            write_atomic(found.table.with_suffix(".csv"), score_table.format_score_csv(found.groups))
+        sweep_results = collect_results(request, outcomes, store)
+        if sweep_results.groups:
+            write_atomic(sweep_results.table, score_table.format_score_markdown(sweep_results.groups))
+            write_atomic(
+                sweep_results.table.with_suffix(".csv"), score_table.format_score_csv(sweep_results.groups)
+            )
             if outcomes.finished - finished_before:
-                publish_sweep_table(request, found)
-    return found
+                publish_sweep_table(request, sweep_results)
+    return sweep_results
 
 
 def check_request(request: SweepRequest, store: Store, check: Callable[[Config], None]) -> None:

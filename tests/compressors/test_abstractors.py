@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from timm.models.regnet import RegStage
+from timm_stages import STAGE_NAMES
 from transformers import DeformableDetrConfig
 from transformers.models.deformable_detr.modeling_deformable_detr import DeformableDetrDecoderLayer
 
@@ -48,23 +49,11 @@ def randomise(module, std=0.3):
 def test_stage_is_timms(in_dim, width, depth):
     build = partial(RegStage, stride=1, dilation=1, act_layer=torch.nn.SiLU, norm_layer=LayerNorm2d)
     theirs, ours = randomise(build(depth, in_dim, width)), make_stage(in_dim, width, depth).eval()
-    names = {
-        "conv1.conv": "pointwise_in",
-        "conv1.bn": "norm_in",
-        "conv2.conv": "depthwise",
-        "conv2.bn": "norm_depthwise",
-        "se.fc1": "gate.reduce",
-        "se.fc2": "gate.expand",
-        "conv3.conv": "pointwise_out",
-        "conv3.bn": "norm_out",
-        "downsample.conv": "shortcut.0",
-        "downsample.bn": "shortcut.1",
-    }
     own, state = ours.state_dict(), {}
     for key, value in theirs.state_dict().items():
         block, _, rest = key.partition(".")
         module, _, kind = rest.rpartition(".")
-        target = f"{int(block[1:]) - 1}.{names[module]}.{kind}"
+        target = f"{int(block[1:]) - 1}.{STAGE_NAMES[module]}.{kind}"
         state[target] = value.reshape(own[target].shape)
     ours.load_state_dict(state, strict=True)
     features = torch.randn(2, 7, 10, in_dim)

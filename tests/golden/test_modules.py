@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from timm_stages import STAGE_NAMES
 from torch import Tensor, nn
 
 import compressors
@@ -98,18 +99,7 @@ C_ABSTRACTOR = {"pos_emb": "positions.table", "readout.": "mlp."} | {
     f"net.{i}.b{block}.{theirs}.": f"{stage}.{block - 1}.{ours}."
     for i, stage in ((0, "before"), (2, "after"))
     for block in (1, 2)
-    for theirs, ours in {
-        "conv1.conv": "pointwise_in",
-        "conv1.bn": "norm_in",
-        "conv2.conv": "depthwise",
-        "conv2.bn": "norm_depthwise",
-        "se.fc1": "gate.reduce",
-        "se.fc2": "gate.expand",
-        "conv3.conv": "pointwise_out",
-        "conv3.bn": "norm_out",
-        "downsample.conv": "shortcut.0",
-        "downsample.bn": "shortcut.1",
-    }.items()
+    for theirs, ours in STAGE_NAMES.items()
 }
 TOKEN_PACKER = {
     "q_proj_1.": "query.",

@@ -1,6 +1,8 @@
 """Shards of a few rows with tiny pictures, in every format that is streamed."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
@@ -86,3 +88,12 @@ def forget_shards() -> None:
     open_stream.cache_clear()
     list_first_rows.cache_clear()
     keys.digest_stream.cache_clear()
+
+
+@contextmanager
+def own_cache(folder: Path, monkeypatch) -> Iterator[None]:
+    """A cache of `datasets` in a folder of the test's own, and nothing opened once the test has ended."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
+    datasets.disable_progress_bars()
+    yield
+    forget_shards()

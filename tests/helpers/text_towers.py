@@ -1,5 +1,6 @@
 """Whole tiny checkpoints of towers with their text encoder, as CLIP and SigLIP are saved, in a folder."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -82,3 +83,16 @@ def save_text_tower(folder: Path, kind: str, seed: int = 0, **sizes: object) -> 
     model.save_pretrained(folder)
     text_tokenizer(kind).save_pretrained(folder)
     return str(folder)
+
+
+def save_open_clip_model(folder: Path, name: str, config: dict) -> str:
+    """A random model under a name that open_clip knows from then on; `open_clip:...` for its checkpoint."""
+    import open_clip  # for which most tests do not wait
+
+    config_file = folder / f"{name}.json"
+    config_file.write_text(json.dumps(config))
+    open_clip.add_model_config(config_file)
+    torch.manual_seed(0)
+    weights_file = folder / "weights.pt"
+    torch.save(open_clip.create_model(name).state_dict(), weights_file)
+    return f"open_clip:{name}:{weights_file}"

@@ -8,7 +8,7 @@ import open_clip
 import pytest
 import torch
 from factories import chat, make_batch, make_config, make_llm, make_processor, picture
-from text_towers import LENGTHS, save_text_tower
+from text_towers import LENGTHS, save_open_clip_model, save_text_tower
 from torch import nn
 from transformers import AutoModel
 
@@ -298,12 +298,7 @@ def tiny_open_clip(request, tmp_path):
         vision["timm_proj"] = "linear"
     text = {"width": 8, "heads": 1, "layers": 2, "context_length": 9, "vocab_size": 49408}
     model = {"embed_dim": 10, "quick_gelu": request.param == "native", "vision_cfg": vision, "text_cfg": text}
-    name = f"slothkit-text-{request.param}"
-    (tmp_path / f"{name}.json").write_text(json.dumps(model))
-    open_clip.add_model_config(tmp_path / f"{name}.json")
-    torch.manual_seed(0)
-    torch.save(open_clip.create_model(name).state_dict(), tmp_path / "weights.pt")
-    return f"open_clip:{name}:{tmp_path / 'weights.pt'}"
+    return save_open_clip_model(tmp_path, f"slothkit-text-{request.param}", model)
 
 
 def test_open_clip_brings_its_text_encoder(tiny_open_clip, tmp_path):

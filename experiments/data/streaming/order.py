@@ -119,11 +119,11 @@ class StreamOrder:
     def find_mark(self, step: int) -> Mark:
         """The last block that begins before a step's rows, or with them; without any, the first of all: rows
         are drawn again up to the step."""
-        found = Mark(0, Position())
+        last_mark = Mark(0, Position())
         for mark in self.marks:
             if mark.first_row <= step * self.rows_per_step:
-                found = mark
-        return found
+                last_mark = mark
+        return last_mark
 
     def save_mark(self, step: int) -> list[Any]:
         """What a checkpoint keeps to go on with a step. Blocks before it are forgotten."""
@@ -139,7 +139,9 @@ class StreamOrder:
             position = Position(epoch, block, opened, tuple(Lane(*lane) for lane in lanes))
         except (TypeError, ValueError):
             return
-        numbers = [first_row, epoch, block, opened, *(number for lane in position.lanes for number in lane)]
+        numbers = [first_row, epoch, block, opened]
+        for lane in position.lanes:
+            numbers += lane
         if not all(isinstance(number, int) and number >= 0 for number in numbers):
             return
         passes = self.open_epoch(Position(epoch)).passes
@@ -250,8 +252,9 @@ class OpenLane:
 def estimate_rows(entries: Sequence[StreamEntry]) -> list[list[float]]:
     """About how many rows each shard of each entry has, from its size; all alike where some have none that is
     known."""
-    if not all(shard.is_local and os.path.exists(shard.name) for entry in entries for shard in entry.shards):
-        return [[1.0] * len(entry.shards) for entry in entries]
+    for entry in entries:
+        if not all(shard.is_local and os.path.exists(shard.name) for shard in entry.shards):
+            return [[1.0] * len(other.shards) for other in entries]
     estimates: list[list[float]] = []
     for entry in entries:
         row_bytes = measure_row_bytes(entry.name)

@@ -6,7 +6,7 @@ from typing import Any
 
 from compressors.errors import UsageError, shorten_reason
 from experiments.data import stored
-from experiments.data.stored import StreamedImage
+from experiments.data.stored_images import StreamedImage, is_image_feature
 from experiments.data.streaming.shards import Shard, open_stream
 
 ROWS_AT_ONCE = 64  # of a shard that are in memory as Python objects
@@ -77,7 +77,7 @@ def list_rows(shard: Shard, table: Any, first: int, features: Any) -> Iterator[t
         record: dict[str, Any] = {}
         for name, values in columns.items():
             value = values[position]
-            if name in features and stored.is_image_feature(features[name]):
+            if name in features and is_image_feature(features[name]):
                 value = list_streamed_images(value, shard.describe_row(number), name)
             record[name] = value
         yield number, record

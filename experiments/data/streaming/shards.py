@@ -55,7 +55,9 @@ class Shard:
 
     def describe_row(self, number: int) -> str:
         """Where a row is, for an error. Lines are counted from 1."""
-        return f"{self.name}, line {number + 1}" if self.lines else f"{self.name}, row {number}"
+        if self.lines:
+            return f"{self.name}, line {number + 1}"
+        return f"{self.name}, row {number}"
 
 
 class OpenedStream(NamedTuple):
@@ -77,11 +79,12 @@ def open_stream(entry: str) -> OpenedStream:
     match = stored.match_hub_entry(complete_folder_entry(entry))
     builder = load_builder(entry, match["name"], name=match["config"], revision=match["revision"])
     split = match["split"] or stored.DEFAULT_SPLIT
-    found = {str(name): list(files) for name, files in (builder.config.data_files or {}).items()}
-    stored.check_split(entry, split, list(found))
-    if all(LINES_SUFFIX in os.path.basename(name) for name in found[split]):
-        return open_files(entry, LINES_READER, found[split])
-    return make_stream(entry, builder, split, found[split], lines=False)
+    files_of_splits = {str(name): list(names) for name, names in (builder.config.data_files or {}).items()}
+    stored.check_split(entry, split, list(files_of_splits))
+    split_files = files_of_splits[split]
+    if all(LINES_SUFFIX in os.path.basename(name) for name in split_files):
+        return open_files(entry, LINES_READER, split_files)
+    return make_stream(entry, builder, split, split_files, lines=False)
 
 
 def find_local_files(entry: str) -> list[str] | None:

@@ -43,19 +43,17 @@ def fit_module(
         every_n_train_steps=settings.checkpoint_every,
         enable_version_counter=False,  # one file, overwritten: the name is what a resumed run looks for
     )
-    every = min(LOSS_STEPS, module.steps)  # a stage of fewer steps logs its last one
+    logged_every = min(LOSS_STEPS, module.steps)  # a stage of fewer steps logs its last one
     placement: dict[str, Any] = strategies.place_trainer(settings, world)
     precision: Any = resolve_precision(settings.precision)
     checkpointing = optimisation.checkpointing
     if checkpointing is None:
         checkpointing = settings.gradient_checkpointing
-    if checkpointing:
-        switch_checkpointing(module.model, "enable", {"use_reentrant": False})
-    compiled = compile_layers(module.model) if settings.compile else nullcontext()
     # whoever has begun the stage has removed a checkpoint that must not be read
     resume = str(last) if last.exists() else None
     with (
-        compiled,
+        checkpoint_layers(module.model) if checkpointing else nullcontext(),
+        compile_layers(module.model) if settings.compile else nullcontext(),
         watch_compressor(module.model.compressor, module.watch),
         open_logger(config, out, report) as logger,
         shrink_frozen(module.model, settings, precision),
@@ -70,22 +68,30 @@ def fit_module(
             callbacks=[
                 BadRows(config, report),
                 StepProgress(report),
-                CurveMeter(every),
+                CurveMeter(logged_every),
                 checkpoint,
                 *callbacks,
             ],
             logger=logger,
-            log_every_n_steps=every,
+            log_every_n_steps=logged_every,
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,  # `StepLoader` gives each process its share
             num_sanity_val_steps=0,
         )
         trainer.fit(module, ckpt_path=resume, weights_only=True)
-    if checkpointing:
-        switch_checkpointing(module.model, "disable")
     if not world:  # else the processes end, and the first one has written what was trained
         module.model.cpu()
+
+
+@contextmanager
+def checkpoint_layers(model: FlashSlothForConditionalGeneration) -> Iterator[None]:
+    """Activation checkpointing, for as long as the model is trained."""
+    switch_checkpointing(model, "enable", {"use_reentrant": False})
+    try:
+        yield
+    finally:
+        switch_checkpointing(model, "disable")
 
 
 @contextmanager

@@ -116,7 +116,8 @@ def check_fit(
     reshaped: list[str] = []
     for name in state.keys() & saved.keys():
         if state[name].shape != saved[name].shape:
-            reshaped.append(f"{name} {tuple(saved[name].shape)} instead of {tuple(state[name].shape)}")
+            shape = tuple(state[name].shape)
+            reshaped.append(f"{name} {tuple(saved[name].shape)} instead of {shape}")
     faults = {
         "missing": state.keys() - saved.keys(),
         "unexpected": saved.keys() - state.keys(),
@@ -130,8 +131,10 @@ def check_fit(
         listed: list[str] = []
         for _, part_names in groupby(sorted(names), find_module):
             listed += islice(part_names, LISTED_NAMES)
-        more = f" and {len(names) - len(listed)} more" if len(names) > len(listed) else ""
-        words.append(f"{fault}: {', '.join(listed)}{more}")
+        text = f"{fault}: {', '.join(listed)}"
+        if len(names) > len(listed):
+            text += f" and {len(names) - len(listed)} more"
+        words.append(text)
         unfit_modules |= set(map(find_module, names))
     if not words:
         return
@@ -173,11 +176,13 @@ def check_tower(config: Config, start: TrainedStart, folder: Path) -> None:
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118  no mapping
-                own = state.get(name.removeprefix(prefix)) if name.startswith(prefix) else None
-                if own is None:
+                if not name.startswith(prefix):
+                    continue
+                source_tensor = state.get(name.removeprefix(prefix))
+                if source_tensor is None:
                     continue
                 saved = file.get_tensor(name)
-                if not torch.equal(saved, own.to(saved.dtype)):
+                if not torch.equal(saved, source_tensor.to(saved.dtype)):
                     parts = [part for part in start.parts if part != "tower"]
                     raise UsageError(
                         f"{start.path}={quote(start.source)}: its tower is not tower.source="

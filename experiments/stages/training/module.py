@@ -1,7 +1,7 @@
 """What is trained, on what loss, with which optimiser: the LightningModule of both stages."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -66,6 +66,15 @@ def set_trainable(
         count = sum(parameter.numel() for parameter in part.parameters())
         parts.append(TrainablePart(name, count, name in names and count > 0))
     return parts
+
+
+def format_trainable_table(parts: Sequence[TrainablePart]) -> str:
+    """What trains, as a Markdown table."""
+    lines = [f"| {'part':14} | {'parameters':>13} | trained |", f"| {'-' * 14} | {'-' * 12}: | ------- |"]
+    for part in parts:
+        trained = "yes" if part.trained else "no"
+        lines.append(f"| {part.name:14} | {part.parameters:13,} | {trained:7} |")
+    return "\n".join(lines) + "\n"
 
 
 def list_checkpoint_names(model: nn.Module) -> set[str]:

@@ -164,10 +164,10 @@ def reads_same_features(
     if any(needs) and needs != (student.compressor.needs_levels, student.compressor.needs_cues):
         return False
     state = teacher.vision_tower.state_dict()
-    others = student.vision_tower.state_dict()
-    if state.keys() != others.keys():
+    student_state = student.vision_tower.state_dict()
+    if state.keys() != student_state.keys():
         return False
-    return all(torch.equal(value, others[name].cpu()) for name, value in state.items())
+    return all(torch.equal(value, student_state[name].cpu()) for name, value in state.items())
 
 
 def check_teacher(config: Config, student: FlashSlothForConditionalGeneration) -> None:

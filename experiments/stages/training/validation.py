@@ -49,8 +49,8 @@ def make_validation(
     left_out = model.num_left_out(*processor.crop_size)
     dataset.check_positions(model.config.position_limit, left_out=left_out)
     if config.validate.score_every is not None:
-        asked = ConversationDataset(llava.drop_answers(questions), images)
-        asked.check_positions(model.config.position_limit, config.evaluate.max_new_tokens, left_out)
+        prompts = ConversationDataset(llava.drop_answers(questions), images)
+        prompts.check_positions(model.config.position_limit, config.evaluate.max_new_tokens, left_out)
     return [Validation(config, dataset, questions, report)]
 
 
@@ -139,8 +139,8 @@ class Validation(Callback):
             ids = generate_answers(module.model, encoded, self.evaluation.max_new_tokens)
             for i, text in zip(batch, decode_answers(images.processor, ids)):
                 answers[numbers[i]] = text
-        said = [answers[number] for number in numbers]
-        scores = sum(scored.score for scored in scorer.score_answers(said, questions))
+        predictions = [answers[number] for number in numbers]
+        scores = sum(scored.score for scored in scorer.score_answers(predictions, questions))
         totals = torch.tensor([scores, len(questions)], dtype=torch.float64, device=module.device)
         total_score, count = trainer.strategy.reduce(totals, reduce_op="sum").tolist()
         return total_score / count, answers
@@ -152,8 +152,8 @@ class Validation(Callback):
             sample = self.questions[number]
             question, truth = sample.turns[0]
             words = quote(question.replace(IMAGE, " "))
-            said = quote(answers[number])
-            lines.append(f"  {quote(sample.id)}: {words} -> {said!r} (truth: {quote(truth)!r})")
+            answer = quote(answers[number])
+            lines.append(f"  {quote(sample.id)}: {words} -> {answer!r} (truth: {quote(truth)!r})")
         return lines
 
 

@@ -6,6 +6,7 @@ import logging
 import open_clip
 import pytest
 import torch
+from text_towers import save_open_clip_model
 from transformers import AutoConfig, AutoModel
 
 from compressors.errors import UsageError
@@ -120,12 +121,7 @@ def tiny_clip(request, tmp_path) -> str:
         vision = {"timm_model_name": "test_vit4", "timm_pool": "", "timm_proj": "linear", "image_size": 160}
     text = {"width": 8, "heads": 1, "layers": 1, "context_length": 4, "vocab_size": 9}
     model = {"embed_dim": 16, "quick_gelu": request.param == "native", "vision_cfg": vision, "text_cfg": text}
-    name = f"slothkit-test-{request.param}"
-    (tmp_path / f"{name}.json").write_text(json.dumps(model))
-    open_clip.add_model_config(tmp_path / f"{name}.json")
-    torch.manual_seed(0)
-    torch.save(open_clip.create_model(name).state_dict(), tmp_path / "weights.pt")
-    return f"open_clip:{name}:{tmp_path / 'weights.pt'}"
+    return save_open_clip_model(tmp_path, f"slothkit-test-{request.param}", model)
 
 
 def test_from_open_clip(tiny_clip, tmp_path):

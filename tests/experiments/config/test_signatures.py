@@ -19,7 +19,7 @@ from compressors.errors import UsageError
 from connectors.projector import registry as real_projectors
 from connectors.query_modules import registry as real_query_modules
 from experiments.config import signature_cache, signatures
-from experiments.store.plan import find_image_rate, find_tower_needs
+from experiments.store.key_settings import find_image_rate, find_tower_needs
 from llm_adapters.pruning import registry as real_pruners
 
 ROOT = Path(__file__).parents[3]

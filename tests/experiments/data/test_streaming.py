@@ -15,6 +15,7 @@ from shards import (  # noqa: E402
     WRITERS,
     forget_shards,
     make_row,
+    own_cache,
     write_lines,
     write_parquet,
 )
@@ -36,10 +37,8 @@ STEPS = ["data.streaming=true", "pretrain.max_steps=9", "finetune.max_steps=9"]
 
 @pytest.fixture(autouse=True)
 def caches(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    datasets.disable_progress_bars()
-    yield
-    forget_shards()
+    with own_cache(tmp_path, monkeypatch):
+        yield
 
 
 def make_order(*entries, buffer=8, seed=0, batch_size=5, steps=40, weights=None):

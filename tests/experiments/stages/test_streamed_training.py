@@ -8,7 +8,7 @@ from test_teacher import save_teacher
 
 datasets = pytest.importorskip("datasets")
 
-from shards import FEATURES, WRITERS, cut_rows, forget_shards, make_row, write_parquet  # noqa: E402
+from shards import FEATURES, WRITERS, cut_rows, make_row, own_cache, write_parquet  # noqa: E402
 
 from compressors.errors import UsageError  # noqa: E402
 from experiments.runtime.progress import Reporter  # noqa: E402
@@ -19,11 +19,9 @@ from experiments.stages.training.ranks import launch_processes  # noqa: E402
 @pytest.fixture(autouse=True)
 def caches(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))  # of other processes
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    datasets.disable_progress_bars()
     write_backbones(tmp_path)
-    yield
-    forget_shards()
+    with own_cache(tmp_path, monkeypatch):
+        yield
 
 
 def make_config(folder, kind="parquet", **trainer):

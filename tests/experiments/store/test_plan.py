@@ -16,7 +16,8 @@ from compressors.errors import UsageError
 from experiments.data.roles import locate_role_files
 from experiments.store import keys
 from experiments.store.estimate import Estimator
-from experiments.store.plan import Stage, find_image_rate, plan_stages
+from experiments.store.key_settings import find_image_rate
+from experiments.store.plan import Stage, plan_stages
 from experiments.store.store import Store
 from experiments.store.workload import derive_workload
 from experiments.sweep import __main__ as sweep

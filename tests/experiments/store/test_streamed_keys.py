@@ -7,7 +7,7 @@ import pytest
 datasets = pytest.importorskip("datasets")
 
 from fakes import config, stages  # noqa: E402
-from shards import WRITERS, forget_shards, write_parquet  # noqa: E402
+from shards import WRITERS, forget_shards, own_cache, write_parquet  # noqa: E402
 
 from compressors.errors import UsageError  # noqa: E402
 from experiments.store.estimate import Estimator, MeasuredStage  # noqa: E402
@@ -19,10 +19,8 @@ STEPS = ["data.streaming=true", "pretrain.max_steps=9", "finetune.max_steps=9"]
 
 @pytest.fixture(autouse=True)
 def caches(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    datasets.disable_progress_bars()
-    yield
-    forget_shards()
+    with own_cache(tmp_path, monkeypatch):
+        yield
 
 
 @pytest.mark.parametrize(
