@@ -49,6 +49,7 @@ from llm_adapters.reuse.parts import PARTS_ATTRIBUTE, Markers, VisualParts
 from llm_adapters.reuse.positions import make_position_keeper
 from llm_adapters.reuse.pruning import PRUNING_ATTRIBUTE, ModelPruning, prune
 from llm_adapters.reuse.questions import make_question_reader
+from llm_adapters.reuse.wrapping import find_device
 from llm_adapters.saved import is_attached
 
 __all__ = ["FAMILIES", "NeedsTraining", "attach", "detach", "load", "name_trained_parts", "pick", "prune"]
@@ -164,7 +165,7 @@ def _insert_parts(model: PreTrainedModel, parts: VisualParts, processor: Process
     """Put parts into the model, on the device and in the type of its embeddings; all is undone where a part
     does not fit."""
     embeddings: Any = model.get_input_embeddings()
-    parts = parts.to(embeddings.weight.device, embeddings.weight.dtype)
+    parts = parts.to(find_device(embeddings), embeddings.weight.dtype)
     model.add_module(PARTS_ATTRIBUTE, parts.train(model.training))
     try:
         parts.insert_parts()
@@ -274,7 +275,7 @@ def _create_markers(model: PreTrainedModel, processor: ProcessorMixin, queries: 
 
     def embed_last_token(text: str) -> torch.Tensor:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"][-1:] or [0]
-        row = torch.tensor([ids], device=embed.weight.device)
+        row = torch.tensor([ids], device=find_device(embed))
         with torch.no_grad():
             embedding = embed(row)[0, 0]
         return embedding.cpu().float()

@@ -4,10 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+import numpy as np
 import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.glm4v.image_processing_glm4v import smart_resize as smart_resize_frames
+from transformers.models.pixtral.image_processing_pixtral import get_resize_output_image_size
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from transformers.processing_utils import MultiModalData
 
@@ -199,7 +201,9 @@ class SizedProcessor(AttachedProcessor):
     image_token: str
     image_break_token: str
     image_end_token: str
+    image_processor: Any
     patch_size: int
+    spatial_merge_size: int
 
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
         height, width = image_inputs["image_sizes"][image_idx]
@@ -219,6 +223,22 @@ class SizedProcessor(AttachedProcessor):
             return self.image_token * compressor.num_tokens(*patches) + self.image_end_token
         row = self.image_token * grid[1]
         return self.image_break_token.join([row] * grid[0]) + self.image_end_token
+
+    def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
+        plain: Any = super()
+        data = plain._get_num_multimodal_tokens(image_sizes=image_sizes, **kwargs)
+        if image_sizes is None:
+            return data
+        size = kwargs.get("size") or self.image_processor.size
+        longest = size["longest_edge"], size["longest_edge"]
+        side = self.patch_size * self.spatial_merge_size
+        tokens = (self.image_token, self.image_break_token, self.image_end_token)
+        data.num_image_tokens = []
+        for height, width in image_sizes:
+            resized = get_resize_output_image_size(np.zeros((height, width, 3)), longest, side)
+            text = self.replace_image_token({"image_sizes": [resized]}, 0)
+            data.num_image_tokens.append(sum(text.count(token) for token in tokens))
+        return data
 
 
 class PaddedProcessor(AttachedProcessor):

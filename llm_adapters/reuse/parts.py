@@ -8,10 +8,10 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from threading import get_ident
 from typing import Any, cast
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -46,6 +46,7 @@ from llm_adapters.reuse.videos import (
     refuse_videos,
 )
 from llm_adapters.reuse.wrapping import (
+    ENCODING,
     VIDEO_TYPE,
     Args,
     HookResult,
@@ -57,6 +58,7 @@ from llm_adapters.reuse.wrapping import (
     check_count,
     check_placeholders,
     encode_pixels,
+    repeat_outputs,
     split_placeholders,
 )
 
@@ -67,6 +69,8 @@ GRID_TYPES = {"image_grid_thw": ("image", IMAGE_TYPE), "video_grid_thw": ("video
 MapQuestions = tuple[Tensor, Tensor]  # of a map's crops (n, M, E), and which words or pieces there are (n, M)
 # by which `generate` encodes images; not there in older transformers and in models without their head
 GENERATION_ENCODER = "_maybe_prepare_encoder_kwargs_for_generation"
+# by which it repeats what is encoded for beams; not there either
+BEAM_REPEATER = "_expand_multimodal_outputs"
 
 
 class VisualParts(nn.Module, VideoAdapter, QueryAdapter):
@@ -104,6 +108,7 @@ class VisualParts(nn.Module, VideoAdapter, QueryAdapter):
         # hidden states of the tower by level while images are encoded (0: its output, where a family says
         # which module gives it), None at other times
         self._raw: dict[int, Tensor] | None = None
+        self._thread = 0  # in which they are encoded
         self._warned = False  # that PEFT has frozen these parts
         self._kept: Tensor | None = None  # raw features, where the model does not let them through
         self._places: dict[int, Tensor] = {}  # of the patches (n, N) that each map keeps
@@ -138,6 +143,8 @@ class VisualParts(nn.Module, VideoAdapter, QueryAdapter):
             handles.append(features.register_forward_hook(self._record_level))
         if self.question_reader is not None and hasattr(model, GENERATION_ENCODER):
             wrap(model, GENERATION_ENCODER, self.question_reader.encode_noting_prompt)
+        if self.family.mixes_beams and hasattr(model, BEAM_REPEATER):
+            wrap(model, BEAM_REPEATER, partial(repeat_outputs, model))
         if isinstance(self.position_keeper, PositionKeeper):
             wrap(model, "prepare_inputs_for_generation", self.position_keeper.continue_positions)
         if self.query_module is not None:
@@ -189,11 +196,17 @@ class VisualParts(nn.Module, VideoAdapter, QueryAdapter):
         if self._raw is not None:
             self._raw[block.visual_level] = output[0] if isinstance(output, tuple) else output
 
+    @property
+    def is_encoding(self) -> bool:
+        """Whether images are encoded in this thread: another may run other parts of the model meanwhile."""
+        return self._raw is not None and self._thread == get_ident()
+
     def _image_features(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The model's `get_image_features`: visual tokens in `pooler_output`, and `images` beside it."""
-        if self._raw is not None:  # `get_video_features` of many families has called it
-            return original(*args, **{**kwargs, "return_dict": True})
-        return self.encode_visuals(original, args, kwargs, bind_arguments(original, args, kwargs))
+        with ENCODING:
+            if self.is_encoding:  # `get_video_features` of many families has called it
+                return original(*args, **{**kwargs, "return_dict": True})
+            return self.encode_visuals(original, args, kwargs, bind_arguments(original, args, kwargs))
 
     def encode_visuals(
         self, original: Callable[..., Any], args: Args, kwargs: Kwargs, arguments: Kwargs
@@ -205,6 +218,7 @@ class VisualParts(nn.Module, VideoAdapter, QueryAdapter):
                 del self._encoded[number]
                 return encoded
         self._raw = {}
+        self._thread = get_ident()
         self.grids = arguments.get("image_grid_thw")
         try:
             with self.cue_reader.record():
@@ -236,7 +250,8 @@ class VisualParts(nn.Module, VideoAdapter, QueryAdapter):
         tokens = self._compress_maps(maps, self.project_tokens, texts)
         packed = self._pack_tokens(tokens, maps, arguments)
         if self.position_keeper is not None:
-            output.kept = self._collect_kept(maps)
+            # an item, as below: accelerate's hooks hand on a copy of the output's items
+            output["kept"] = self._collect_kept(maps)
         if isinstance(output.pooler_output, Tensor):  # as the model's own: where all images have one size
             output.pooler_output = torch.stack(packed)
         else:
@@ -249,7 +264,7 @@ class VisualParts(nn.Module, VideoAdapter, QueryAdapter):
             )
         self._places = {}
         if self.query_module is not None:
-            output.images = self._collect_images([m[..., :tower_dim] for m in maps], packed)
+            output["images"] = self._collect_images([m[..., :tower_dim] for m in maps], packed)
 
     def _pack_tokens(self, tokens: list[Tensor], maps: list[Tensor], arguments: Kwargs) -> list[Tensor]:
         """Tokens (n_i, N_i, D) of maps -> what fills the placeholders of each entry, (T_i, D)."""
@@ -410,8 +425,8 @@ class VisualParts(nn.Module, VideoAdapter, QueryAdapter):
         crops: list[Tensor] = []
         counts: list[int] = []
         for crops_of_map, tokens in zip(maps, packed):
-            crops += rearrange(crops_of_map, "n h w c -> n (h w) c")
-            for _ in crops_of_map:  # none in a row without images
+            for crop in crops_of_map:  # none in a row without images
+                crops.append(crop.flatten(0, 1))
                 counts.append(len(tokens) // len(crops_of_map))
         return EncodedImages(crops, counts)
 
@@ -499,9 +514,14 @@ class VisualParts(nn.Module, VideoAdapter, QueryAdapter):
         if kwargs.get("pixel_values_videos") is not None and self.family.videos is None:
             refuse_videos(base.forward)
         ids = kwargs.get("input_ids")
-        with self._note_prompt(kwargs):
+        with ENCODING, self._note_prompt(kwargs):
             kwargs, outputs = self._encode_pixels(encoder, kwargs)
         if ids is None:
+            if outputs and self.position_keeper is not None:
+                raise UsageError(
+                    "positions=keep: images came with inputs_embeds, which do not tell where these stand; "
+                    "give input_ids"
+                )
             if outputs and self.query_module is not None:
                 raise UsageError(
                     "images came with inputs_embeds, which do not tell questions and query "
@@ -577,14 +597,15 @@ class VisualParts(nn.Module, VideoAdapter, QueryAdapter):
             return
         frozen = []
         for name, part in self.named_children():
-            parameters = list(part.parameters())
-            if parameters and not any(parameter.requires_grad for parameter in parameters):
+            # LoRA's layers in a part leave its own weights as they are, and these are not saved
+            own_weights = [weight for key, weight in part.named_parameters() if "lora_" not in key]
+            if own_weights and not any(weight.requires_grad for weight in own_weights):
                 frozen.append(f"{PARTS_ATTRIBUTE}.{name}")
         if frozen:
             self._warned = True
             warnings.warn(
-                f"{', '.join(frozen)}: neither trained nor saved with the adapter; give PEFT's configuration "
-                "modules_to_save=reuse.name_trained_parts(model)",
+                f"{', '.join(frozen)}: neither trained themselves nor saved with the adapter; give PEFT's "
+                "configuration modules_to_save=reuse.name_trained_parts(model)",
                 stacklevel=2,
             )
 

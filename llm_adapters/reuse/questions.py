@@ -27,9 +27,11 @@ from connectors.towers.text import TextEncoder
 from connectors.towers.text_tokenizer import TextTokenizer, load_text_tokenizer
 from llm_adapters.reuse.families import ModelFamily
 from llm_adapters.reuse.wrapping import (
+    ENCODING,
     bind_arguments,
     check_count,
     count_beams,
+    find_device,
     locate_units,
     split_placeholders,
 )
@@ -148,7 +150,7 @@ class QuestionReader:
         ids = model_kwargs.get("input_ids")
         if arguments.get("model_input_name") == "input_ids":
             ids = arguments["inputs_tensor"]
-        with self.note_prompt(ids, model_kwargs.get("mm_token_type_ids")):
+        with ENCODING, self.note_prompt(ids, model_kwargs.get("mm_token_type_ids")):
             return original(*args, **kwargs)
 
     def list_questions(self, counts: Sequence[int], of_videos: bool = False) -> list[str]:
@@ -224,7 +226,7 @@ class WordReader(QuestionReader):
 
     def embed_texts(self, texts: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         embeddings: Any = self.model.get_input_embeddings()
-        place = embeddings.weight.device
+        place = find_device(embeddings)
         rows = []
         for text in texts:
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -15,6 +15,7 @@ from llm_adapters.reuse.markers import EncodedImages
 from llm_adapters.reuse.positions import KeptPatches
 from llm_adapters.reuse.raw import RawLevel
 from llm_adapters.reuse.wrapping import (
+    ENCODING,
     IMAGE_TOKEN_NAMES,
     Args,
     ImageEncoder,
@@ -99,13 +100,13 @@ class VideoAdapter:
     def _video_features(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The same of videos."""
         arguments = name_as_images(bind_arguments(original, args, kwargs))
-        with self.note_videos():
+        with ENCODING, self.note_videos():
             return self.encode_visuals(original, args, kwargs, arguments)
 
     def _videos_as_images(self, pixel_values_videos: Tensor, **kwargs: Any) -> Any:
         """`get_video_features` of a model that has none."""
         encoder = cast(ImageEncoder, self._outside[0])
-        with self.note_videos():
+        with ENCODING, self.note_videos():
             return encoder.get_image_features(pixel_values=pixel_values_videos, **kwargs)
 
     @contextmanager
