@@ -18,6 +18,8 @@ from compressors.errors import UsageError
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 HookResult = tuple[Args, Kwargs]
+# the attribute of the model that holds what is attached, and the prefix of that in its state dict
+PARTS_ATTRIBUTE = "slothkit"
 # what configurations call the id of the placeholder that visual tokens are put in the place of
 IMAGE_TOKEN_NAMES = ("image_token_id", "image_token_index")
 VIDEO_TOKEN_NAMES = ("video_token_id", "video_token_index")

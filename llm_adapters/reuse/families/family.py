@@ -153,7 +153,7 @@ class ModelFamily:
     deepstack      features of earlier blocks that are added to visual tokens in the LLM's first layers
     per_layer_table, id_embedders   paths of what looks up ids beside the LLM's embeddings: a table for all of
                    its layers, and modules for ids beyond words, from their `vocab_offset` on
-    processor      how placeholders are counted, in processors.py
+    processor      how placeholders are counted: a kind of `counting`
     own_rate       patches that become one token, by side, in the model's own reduction
     dim, grid, patch_size, blocks      of the tower: channels of the patch features, the patch grid of an
                    image of its own size, pixels of a patch, its blocks

@@ -19,7 +19,7 @@ from reuse_models import GRID
 from compressors.errors import UsageError
 from connectors.versions import CACHE, read_cache
 from llm_adapters import reuse
-from llm_adapters.reuse.positions import RUNS
+from llm_adapters.reuse.parts.positions import RUNS
 
 PLAIN = [
     name

@@ -8,7 +8,7 @@ from torch import nn
 from llm_adapters.reuse.families import RawFunction
 
 if TYPE_CHECKING:
-    from llm_adapters.reuse.parts import VisualParts
+    from llm_adapters.reuse.parts.visual_parts import VisualParts
 
 
 class RawInstead:

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 from compressors.errors import UsageError
 from llm_adapters.reuse.families import ModelFamily, VideoFrames
 from llm_adapters.reuse.families.crops import pass_features
-from llm_adapters.reuse.markers import EncodedImages
-from llm_adapters.reuse.positions import KeptPatches
-from llm_adapters.reuse.raw import RawLevel
+from llm_adapters.reuse.parts.markers import EncodedImages
+from llm_adapters.reuse.parts.positions import KeptPatches
+from llm_adapters.reuse.parts.raw import RawLevel
 from llm_adapters.reuse.wrapping import (
     ENCODING,
     IMAGE_TOKEN_NAMES,
@@ -28,7 +28,7 @@ from llm_adapters.reuse.wrapping import (
 )
 
 if TYPE_CHECKING:
-    from llm_adapters.reuse.parts import VisualParts
+    from llm_adapters.reuse.parts.visual_parts import VisualParts
 
 # what `get_video_features` calls what `get_image_features` has by the second name
 IMAGE_NAMES = {"pixel_values_videos": "pixel_values", "video_grid_thw": "image_grid_thw"}
