@@ -1,84 +1,96 @@
-"""What a model with a compressor attached, or an adapter, is loaded from: the files of its folder."""
+"""What an attached model's `save_pretrained` wrote, or an adapter of one, loaded again."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import safe_open
-from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
 
 from compressors.errors import UsageError
-from compressors.reading import read_json_file
-from connectors.pretrained import load_pretrained, silence_transformers
-from llm_adapters.reuse.parts import PARTS_ATTRIBUTE
-from llm_adapters.reuse.saving import PLAIN_CONFIG, RECORD_FILE
-
-SAVE_ADVICE = "save the model and its processor there again"
-ADAPTER_FILE = "adapter_config.json"
-# of `from_pretrained`, that tell where a repository is
-HUB_ARGUMENTS = ("cache_dir", "local_files_only", "token")
-
-
-def load_plain_model(folder: Path, **kwargs: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The model without what is attached, and the record of that. UsageError for another folder."""
-    config_file = folder / "config.json"
-    values = read_json_file(config_file) if config_file.is_file() else {}
-    record = dict(values.get("slothkit") or {})
-    plain = record.pop(PLAIN_CONFIG, None)
-    if plain is not None:
-        if plain["model_type"] not in CONFIG_MAPPING:
-            raise UsageError(f"{folder}: transformers knows no '{plain['model_type']}'; upgrade it")
-        kwargs["config"] = CONFIG_MAPPING[plain["model_type"]].from_dict(plain)
-    with silence_transformers():  # the parts' keys are unexpected to the plain class
-        loaded: Any = load_pretrained(
-            AutoModelForImageTextToText, folder, str(folder), SAVE_ADVICE, output_loading_info=True, **kwargs
-        )
-    model, loading_info = loaded
-    foreign = [key for key in loading_info["unexpected_keys"] if not key.startswith(f"{PARTS_ATTRIBUTE}.")]
-    faults = foreign or sorted(loading_info["missing_keys"])
-    if not record or faults:
-        faults = faults or ["config.json has no slothkit record"]
-        raise UsageError(f"{folder}: not a model saved with a compressor attached ({faults[0]})")
-    return model, record
+from connectors.hub import find_folder
+from connectors.pretrained import load_model
+from llm_adapters.reuse.attaching import attach, name_trained_parts, pick
+from llm_adapters.reuse.creating import NeedsTraining
+from llm_adapters.reuse.folders import (
+    ADAPTER_FILE,
+    HUB_ARGUMENTS,
+    SAVE_ADVICE,
+    load_plain_model,
+    load_processor,
+    read_adapter,
+    read_record,
+    read_saved_parts,
+)
+from llm_adapters.reuse.wrapping import PARTS_ATTRIBUTE
+from llm_adapters.saved import is_attached
 
 
-def load_processor(folder: Path, record: dict[str, Any]) -> Any:
-    """The processor in a folder, as its class counts without what is attached: `record` has the counts, and
-    loses them."""
-    with silence_transformers():  # the folder's `model_type` is nothing to it
-        processor = load_pretrained(AutoProcessor, folder, str(folder), SAVE_ADVICE)
-    for name, value in record.pop("counts").items():
-        setattr(processor, name, value)
-    return processor
+def load(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    base: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    **kwargs: Any,
+) -> tuple[Any, ProcessorMixin]:
+    """What `save_pretrained` of an attached model and of its processor wrote, or that of a PeftModel of one.
+
+    source      a folder, or a repository of the hub, which the cache has or which is downloaded
+    revision    of a repository: a branch, a tag or a commit
+    base        of an adapter: where the model is that it was trained on; None: where it says
+    text_encoder    where the text encoder is that a compressor reads questions by; None: where it says
+    kwargs      `from_pretrained`'s
+    UsageError for a folder of another model.
+    """
+    options: dict[str, Any] = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+    folder = find_folder(source, revision, **options)
+    if (folder / ADAPTER_FILE).is_file():
+        return _load_adapter(folder, base, text_encoder, kwargs)
+    model, record = load_plain_model(folder, **kwargs)
+    processor = load_processor(folder, record)
+    _attach_record(model, processor, record, text_encoder)
+    getattr(model, PARTS_ATTRIBUTE).load_state_dict(read_saved_parts(folder))
+    return model, processor
 
 
-def read_saved_parts(folder: Path) -> dict[str, torch.Tensor]:
-    """The attached parts' tensors."""
-    prefix = f"{PARTS_ATTRIBUTE}."
-    parts: dict[str, torch.Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118  it is no mapping
-                if key.startswith(prefix):
-                    parts[key.removeprefix(prefix)] = tensors.get_tensor(key)
-    return parts
+def _attach_record(
+    model: PreTrainedModel, processor: ProcessorMixin, record: dict[str, Any], text_encoder: str | Path | None
+) -> None:
+    """What a record tells, attached again, with fresh weights. `text_encoder`: as in `load`."""
+    if text_encoder is not None:
+        record["text_encoder"] = text_encoder
+    knobs = record.pop("knobs")
+    scale = record.pop("scale", None)
+    if hasattr(model.config, "slothkit"):  # folders of 1.0 have it beside the plain configuration
+        del model.config.slothkit
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NeedsTraining)  # it was saved with its weights
+        attach(model, processor, **record, **knobs)
+    if scale is not None:
+        pick(model, processor, scale)
 
 
-def read_adapter(folder: Path) -> dict[str, Any]:
-    """The configuration of an adapter. UsageError for one that does not say what it was trained on."""
-    adapter: dict[str, Any] = read_json_file(folder / ADAPTER_FILE)
-    if not adapter.get("base_model_name_or_path"):
-        raise UsageError(f"{folder / ADAPTER_FILE}: names no base_model_name_or_path; write it there")
-    return adapter
+def _load_adapter(
+    folder: Path, base: str | Path | None, text_encoder: str | Path | None, kwargs: dict[str, Any]
+) -> tuple[Any, ProcessorMixin]:
+    """A PeftModel, of an attached model that was saved or of a plain one that a compressor was put into."""
+    from peft import PeftModel  # takes seconds to import, and nothing else here needs it
 
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """What was attached to the model of an adapter, as its processor noted it."""
-    path = folder / RECORD_FILE
-    if not path.is_file():
-        raise UsageError(
-            f"{folder}: an adapter of a plain model, without what was attached to it ({RECORD_FILE}); "
-            "save the processor that `attach` got there, too"
-        )
-    record: dict[str, Any] = read_json_file(path)
-    return record
+    adapter = read_adapter(folder)
+    source = base or adapter["base_model_name_or_path"]
+    options: dict[str, Any] = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+    base_folder = find_folder(source, **options)
+    if is_attached(base_folder):
+        model, processor = load(base_folder, text_encoder=text_encoder, **kwargs)
+    else:
+        record = read_record(folder)
+        processor = load_processor(folder, record)
+        model = load_model(AutoModelForImageTextToText, base_folder, str(source), SAVE_ADVICE, **kwargs)
+        _attach_record(model, processor, record, text_encoder)
+        missing = sorted(set(name_trained_parts(model)) - set(adapter.get("modules_to_save") or ()))
+        if missing:
+            raise UsageError(
+                f"{folder}: the adapter has no weights of {', '.join(missing)}; give base= a model that was "
+                "saved with them, or train with modules_to_save=reuse.name_trained_parts(model)"
+            )
+    return PeftModel.from_pretrained(model, str(folder)), processor

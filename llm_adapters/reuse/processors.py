@@ -13,12 +13,8 @@ from transformers import ProcessorMixin
 from compressors.base import Compressor
 from compressors.errors import UsageError
 from llm_adapters.conversation import QUERY, QUESTION
-from llm_adapters.reuse.counting import (
-    PROCESSORS_BY_KIND,
-    AttachedProcessor,
-    AttachedState,
-    make_class,
-)
+from llm_adapters.reuse.counting import PROCESSORS_BY_KIND
+from llm_adapters.reuse.counting.attached import AttachedProcessor, AttachedState, make_class
 
 # where processors keep how many placeholders an image has; each family has one or two of these
 COUNT_ATTRIBUTES = (
@@ -59,14 +55,15 @@ def attach_processor(
         own_rate=own_rate,
         record=record,
     )
-    if PROCESSORS_BY_KIND[kind].sets_counts:
+    counter = PROCESSORS_BY_KIND[kind]
+    if counter.sets_counts:
         _set_counts(processor, compressor, grid)
     if num_queries:
         tokenizer = copy.deepcopy(attached.tokenizer)
         tokenizer.add_tokens([QUESTION, QUERY], special_tokens=True)
         attached_processor.tokenizer = tokenizer
     attached_processor.attached = attached
-    attached_processor.__class__ = make_class(attached.plain, kind)
+    attached_processor.__class__ = make_class(counter, attached.plain)
 
 
 def _set_counts(processor: ProcessorMixin, compressor: Compressor, grid: tuple[int, int] | None) -> None:

@@ -30,8 +30,8 @@ from llm_adapters.pruning.fitprune import FitPrune
 from llm_adapters.pruning.prompt import make_prompt
 from llm_adapters.pruning.run import PrunedPass
 from llm_adapters.reuse.language_models import find_language_model
-from llm_adapters.reuse.parts import PARTS_ATTRIBUTE
 from llm_adapters.reuse.wrapping import (
+    PARTS_ATTRIBUTE,
     Args,
     HookResult,
     Kwargs,

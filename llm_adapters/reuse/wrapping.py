@@ -3,10 +3,13 @@
 import inspect
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Any, Protocol
+from threading import RLock
+from typing import Any, Protocol, cast
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers import GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from compressors.errors import UsageError
@@ -15,9 +18,13 @@ from compressors.errors import UsageError
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 HookResult = tuple[Args, Kwargs]
+# the attribute of the model that holds what is attached, and the prefix of that in its state dict
+PARTS_ATTRIBUTE = "slothkit"
 # what configurations call the id of the placeholder that visual tokens are put in the place of
 IMAGE_TOKEN_NAMES = ("image_token_id", "image_token_index")
 VIDEO_TOKEN_NAMES = ("video_token_id", "video_token_index")
+# what parts note while images are encoded is one thread's: others wait, so that a model may serve several
+ENCODING = RLock()
 VIDEO_TYPE = 2  # in the `mm_token_type_ids` of processors
 
 
@@ -171,6 +178,27 @@ def read_token_id(config: Any, names: tuple[str, ...]) -> int:
         if token_id is not None:
             return token_id
     return -1
+
+
+def repeat_outputs(
+    model: PreTrainedModel,
+    original: Callable[..., Any],  # noqa: ARG001
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """How `generate` repeats encoded images for beams in most families, instead of a family's own way."""
+    general: Any = GenerationMixin
+    return general._expand_multimodal_outputs(model, *args, **kwargs)
+
+
+def find_device(embeddings: nn.Module) -> torch.device:
+    """Where a model's embeddings compute. Those that accelerate has offloaded have weights there as they run,
+    and none at other times."""
+    weight = cast(Tensor, embeddings.weight)
+    place = getattr(getattr(embeddings, "_hf_hook", None), "execution_device", None)
+    if weight.device.type == "meta" and place is not None:
+        return torch.device(place)
+    return weight.device
 
 
 def bind_arguments(function: Callable[..., Any], args: Args, kwargs: Kwargs) -> Kwargs:

@@ -12,7 +12,7 @@ from torch import nn
 from compressors.errors import UsageError
 from compressors.registry import find_entry_points, loading_error
 from connectors.versions import is_at_least
-from llm_adapters.reuse.families import crops, grids, patches, sizes, tiles
+from llm_adapters.reuse.families import convolutional, crops, grids, patches, sizes, tiles
 from llm_adapters.reuse.families.family import ModelFamily, PatchGrid, RawFunction, VideoFrames
 
 __all__ = [
@@ -56,11 +56,11 @@ FAMILIES: dict[str, ModelFamily] = {
     "glm4v_moe": grids.GLM4V,
     "glm46v": grids.GLM4V,
     "exaone4_5": grids.EXAONE4_5,
-    "fast_vlm": crops.FAST_VLM,
+    "fast_vlm": convolutional.FAST_VLM,
     "ovis2": crops.OVIS2,
     "kimi_k25": sizes.KIMI_K25,
     "idefics2": patches.IDEFICS2,
-    "gemma3n": crops.GEMMA3N,
+    "gemma3n": convolutional.GEMMA3N,
     "gemma4": patches.GEMMA4,
 }
 # what is asked for and has no entry, with the reason

@@ -153,12 +153,13 @@ class ModelFamily:
     deepstack      features of earlier blocks that are added to visual tokens in the LLM's first layers
     per_layer_table, id_embedders   paths of what looks up ids beside the LLM's embeddings: a table for all of
                    its layers, and modules for ids beyond words, from their `vocab_offset` on
-    processor      how placeholders are counted, in processors.py
+    processor      how placeholders are counted: a kind of `counting`
     own_rate       patches that become one token, by side, in the model's own reduction
     dim, grid, patch_size, blocks      of the tower: channels of the patch features, the patch grid of an
                    image of its own size, pixels of a patch, its blocks
     whole_images   `pack` mixes the crops of an image
     rope           positions follow the grid
+    mixes_beams    `generate` of its class mixes up the images of a row that has several as it repeats it
     videos         how frames are compressed; None: videos that the model encodes apart are refused. Frames
                    that a processor gives as images need nothing
     keeps_names    weights are saved under the names of their modules: the renaming to older ones that
@@ -191,6 +192,7 @@ class ModelFamily:
     blocks: Callable[[Any], Sequence[nn.Module]] = find_tower_blocks
     whole_images: bool = False
     rope: bool = False
+    mixes_beams: bool = False
     videos: VideoFrames | None = None
     keeps_names: bool = False
     since: str = "5.0"

@@ -168,6 +168,7 @@ GLM4V = ModelFamily(
     features="visual.post_layernorm",
     processor="grid",
     rope=True,
+    mixes_beams=True,
     videos=GRID_FRAMES,
     since=TRIED,
 )

@@ -19,13 +19,14 @@ from reuse_models import GRID
 from compressors.errors import UsageError
 from connectors.versions import CACHE, read_cache
 from llm_adapters import reuse
-from llm_adapters.reuse.positions import RUNS
+from llm_adapters.reuse.parts.positions import RUNS
 
 PLAIN = [
     name
     for name, family in reuse.FAMILIES.items()
     if family.processor in RUNS and not family.rope and not family.whole_images
 ]
+GRID_KEEPING = [name for name, family in reuse.FAMILIES.items() if family.rope]
 PATCHES = GRID * GRID
 BUDGET = 7
 KEEP = {"compressor": "divprune", "positions": "keep", "tokens": BUDGET}
@@ -52,6 +53,21 @@ def test_llava_is_the_plain_model_that_does_not_see_the_others():
     with torch.no_grad():
         whole = model(**{**full, "attention_mask": mask}, position_ids=positions).logits
     torch.testing.assert_close(logits, whole[mask.bool()], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::llm_adapters.reuse.NeedsTraining")
+@pytest.mark.parametrize("family", family_params(*PLAIN, *GRID_KEEPING))
+def test_embeddings_with_images_are_refused(family):
+    """They do not tell where images stand: positions would be those of text, in silence."""
+    model, processor = make_model(family), make_processor(family)
+    reuse.attach(model, processor, **KEEP)
+    batch = inputs(processor, two_rows(family))
+    embeds = model.get_input_embeddings()(batch.pop("input_ids"))
+    if getattr(model.config.get_text_config(), "hidden_size_per_layer_input", None):
+        ids = torch.zeros_like(embeds[..., 0], dtype=torch.long)
+        batch["per_layer_inputs"] = model.model.language_model.get_per_layer_inputs(ids)
+    with pytest.raises(UsageError, match=r"\A(?!.*\n)positions=keep: .* give input_ids"):
+        model(inputs_embeds=embeds, **batch)
 
 
 @pytest.mark.filterwarnings("ignore::llm_adapters.reuse.NeedsTraining")

@@ -15,8 +15,9 @@ from compressors.errors import UsageError
 from connectors.towers.build_text import load_text_encoder
 from connectors.towers.text_tokenizer import load_text_tokenizer
 from llm_adapters import reuse
-from llm_adapters.reuse.parts import GENERATION_ENCODER
-from llm_adapters.reuse.questions import QuestionReader, TurnWords, cut_question
+from llm_adapters.reuse.parts.visual_parts import GENERATION_ENCODER
+from llm_adapters.reuse.question_words import TurnWords, cut_question
+from llm_adapters.reuse.questions import QuestionReader
 
 FAMILIES = {"llava": "clip", "llava_next": "clip", "llava_onevision": "siglip"}
 NAMES = ("cdpruner", "trim")

@@ -135,7 +135,9 @@ def test_parts_that_an_adapter_leaves_out_are_told(tmp_path):
     reuse.attach(model, processor, **SAP, **EMBQ)
     tuned = wrap(model).train()
     batch = inputs(processor, two_rows("llava", marked=True))
-    says = r"slothkit\.compressor, .*neither trained nor saved .* modules_to_save=reuse\.name_trained_parts"
+    says = (
+        r"slothkit\.compressor, .*neither trained .* nor saved .* modules_to_save=reuse\.name_trained_parts"
+    )
     with pytest.warns(UserWarning, match=says):
         train_loss(tuned, batch)
     with warnings.catch_warnings():  # once
@@ -147,3 +149,22 @@ def test_parts_that_an_adapter_leaves_out_are_told(tmp_path):
     processor.save_pretrained(tmp_path / "adapter")
     with pytest.raises(UsageError, match=r"has no weights of slothkit\.compressor, .*; give base="):
         reuse.load(tmp_path / "adapter")
+
+
+def test_parts_with_layers_of_lora_in_them_are_told_too():
+    """All linear layers may be among them: their own random weights would not be saved."""
+    model, processor = make_model("llava"), make_processor("llava")
+    reuse.attach(model, processor, **SAP, **EMBQ)
+    tuned = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear")).train()
+    assert any("lora_" in name for name, _ in model.slothkit.named_parameters())
+    batch = inputs(processor, two_rows("llava", marked=True))
+    with pytest.warns(UserWarning, match=r"slothkit\.query_module.*neither trained .* nor saved"):
+        train_loss(tuned, batch)
+    model, processor = make_model("llava"), make_processor("llava")
+    reuse.attach(model, processor, **SAP, **EMBQ)
+    names = reuse.name_trained_parts(model)
+    lora = LoraConfig(r=2, target_modules="all-linear", modules_to_save=names)
+    saved_whole = get_peft_model(model, lora).train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train_loss(saved_whole, batch)

@@ -8,7 +8,7 @@ from torch import nn
 from llm_adapters.reuse.families import RawFunction
 
 if TYPE_CHECKING:
-    from llm_adapters.reuse.parts import VisualParts
+    from llm_adapters.reuse.parts.visual_parts import VisualParts
 
 
 class RawInstead:
@@ -22,8 +22,9 @@ class RawInstead:
 
     def __call__(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         parts = self.parts
-        if parts._raw is None:
+        if not parts.is_encoding:
             return original(*args, **kwargs)
+        assert parts._raw is not None  # as it says
         features = (*args, *kwargs.values())[0]  # some families give them by name
         levels = []
         base, _ = parts._outside
@@ -51,6 +52,6 @@ class RawLevel(RawInstead):
     the projector."""
 
     def __call__(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self.parts._raw is None:
+        if not self.parts.is_encoding:
             return original(*args, **kwargs)
         return self.raw(self.owner, args[0])

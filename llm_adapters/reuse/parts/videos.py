@@ -11,10 +11,11 @@ from transformers import PreTrainedModel
 from compressors.errors import UsageError
 from llm_adapters.reuse.families import ModelFamily, VideoFrames
 from llm_adapters.reuse.families.crops import pass_features
-from llm_adapters.reuse.markers import EncodedImages
-from llm_adapters.reuse.positions import KeptPatches
-from llm_adapters.reuse.raw import RawLevel
+from llm_adapters.reuse.parts.markers import EncodedImages
+from llm_adapters.reuse.parts.positions import KeptPatches
+from llm_adapters.reuse.parts.raw import RawLevel
 from llm_adapters.reuse.wrapping import (
+    ENCODING,
     IMAGE_TOKEN_NAMES,
     Args,
     ImageEncoder,
@@ -27,7 +28,7 @@ from llm_adapters.reuse.wrapping import (
 )
 
 if TYPE_CHECKING:
-    from llm_adapters.reuse.parts import VisualParts
+    from llm_adapters.reuse.parts.visual_parts import VisualParts
 
 # what `get_video_features` calls what `get_image_features` has by the second name
 IMAGE_NAMES = {"pixel_values_videos": "pixel_values", "video_grid_thw": "image_grid_thw"}
@@ -99,13 +100,13 @@ class VideoAdapter:
     def _video_features(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The same of videos."""
         arguments = name_as_images(bind_arguments(original, args, kwargs))
-        with self.note_videos():
+        with ENCODING, self.note_videos():
             return self.encode_visuals(original, args, kwargs, arguments)
 
     def _videos_as_images(self, pixel_values_videos: Tensor, **kwargs: Any) -> Any:
         """`get_video_features` of a model that has none."""
         encoder = cast(ImageEncoder, self._outside[0])
-        with self.note_videos():
+        with ENCODING, self.note_videos():
             return encoder.get_image_features(pixel_values=pixel_values_videos, **kwargs)
 
     @contextmanager

@@ -1,0 +1,84 @@
+"""What a model with a compressor attached, or an adapter, is loaded from: the files of its folder."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+
+from compressors.errors import UsageError
+from compressors.reading import read_json_file
+from connectors.pretrained import load_pretrained, silence_transformers
+from llm_adapters.reuse.saving import PLAIN_CONFIG, RECORD_FILE
+from llm_adapters.reuse.wrapping import PARTS_ATTRIBUTE
+
+SAVE_ADVICE = "save the model and its processor there again"
+ADAPTER_FILE = "adapter_config.json"
+# of `from_pretrained`, that tell where a repository is
+HUB_ARGUMENTS = ("cache_dir", "local_files_only", "token")
+
+
+def load_plain_model(folder: Path, **kwargs: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model without what is attached, and the record of that. UsageError for another folder."""
+    config_file = folder / "config.json"
+    values = read_json_file(config_file) if config_file.is_file() else {}
+    record = dict(values.get("slothkit") or {})
+    plain = record.pop(PLAIN_CONFIG, None)
+    if plain is not None:
+        if plain["model_type"] not in CONFIG_MAPPING:
+            raise UsageError(f"{folder}: transformers knows no '{plain['model_type']}'; upgrade it")
+        kwargs["config"] = CONFIG_MAPPING[plain["model_type"]].from_dict(plain)
+    with silence_transformers():  # the parts' keys are unexpected to the plain class
+        loaded: Any = load_pretrained(
+            AutoModelForImageTextToText, folder, str(folder), SAVE_ADVICE, output_loading_info=True, **kwargs
+        )
+    model, loading_info = loaded
+    foreign = [key for key in loading_info["unexpected_keys"] if not key.startswith(f"{PARTS_ATTRIBUTE}.")]
+    faults = foreign or sorted(loading_info["missing_keys"])
+    if not record or faults:
+        faults = faults or ["config.json has no slothkit record"]
+        raise UsageError(f"{folder}: not a model saved with a compressor attached ({faults[0]})")
+    return model, record
+
+
+def load_processor(folder: Path, record: dict[str, Any]) -> Any:
+    """The processor in a folder, as its class counts without what is attached: `record` has the counts, and
+    loses them."""
+    with silence_transformers():  # the folder's `model_type` is nothing to it
+        processor = load_pretrained(AutoProcessor, folder, str(folder), SAVE_ADVICE)
+    for name, value in record.pop("counts").items():
+        setattr(processor, name, value)
+    return processor
+
+
+def read_saved_parts(folder: Path) -> dict[str, torch.Tensor]:
+    """The attached parts' tensors."""
+    prefix = f"{PARTS_ATTRIBUTE}."
+    parts: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118  it is no mapping
+                if key.startswith(prefix):
+                    parts[key.removeprefix(prefix)] = tensors.get_tensor(key)
+    return parts
+
+
+def read_adapter(folder: Path) -> dict[str, Any]:
+    """The configuration of an adapter. UsageError for one that does not say what it was trained on."""
+    adapter: dict[str, Any] = read_json_file(folder / ADAPTER_FILE)
+    if not adapter.get("base_model_name_or_path"):
+        raise UsageError(f"{folder / ADAPTER_FILE}: names no base_model_name_or_path; write it there")
+    return adapter
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What was attached to the model of an adapter, as its processor noted it."""
+    path = folder / RECORD_FILE
+    if not path.is_file():
+        raise UsageError(
+            f"{folder}: an adapter of a plain model, without what was attached to it ({RECORD_FILE}); "
+            "save the processor that `attach` got there, too"
+        )
+    record: dict[str, Any] = read_json_file(path)
+    return record

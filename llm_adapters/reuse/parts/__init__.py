@@ -1,0 +1,1 @@
+"""What `attach` puts into a model, and how it acts there."""

@@ -1,0 +1,88 @@
+"""Markers of questions in a model whose tables have no rows for them, for a query module."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from connectors.query_module import QueryModule
+from connectors.versions import read_cache
+from llm_adapters.adapter import CONTEXT
+from llm_adapters.conversation import IGNORE
+from llm_adapters.kept_turns import GUESSED, check_turn
+from llm_adapters.reuse.families import ModelFamily
+from llm_adapters.reuse.parts.markers import Markers
+from llm_adapters.reuse.wrapping import Args, HookResult, Kwargs, Wrapping, bind_arguments
+
+
+class MarkerAdapter:
+    """What `VisualParts` does for markers."""
+
+    family: ModelFamily
+    markers: Markers | None
+    query_module: QueryModule | None
+    _wrapping: Wrapping
+
+    def _wrap_id_tables(self, modules: dict[str, nn.Module]) -> None:
+        """What looks ids up beside the embeddings has no rows for the markers either."""
+        table = modules.get(self.family.per_layer_table or "")
+        if self.family.per_layer_table is not None and table is not None:  # some sizes have none
+            self._wrapping.wrap_method(table, "forward", self._hide_markers)
+        for path in self.family.id_embedders:
+            embedder = modules[path]
+            self._wrapping.wrap_method(embedder, "forward", partial(self._embed_markers_beyond, embedder))
+
+    def _embed_markers(self, original: Callable[..., Tensor], ids: Tensor) -> Tensor:
+        """The LLM's embeddings, which have no rows for the markers."""
+        embeds = self._hide_markers(original, ids)
+        if ids.ndim != 2:  # the model looks up a placeholder
+            return embeds
+        return self._place_markers(ids, embeds)
+
+    def _hide_markers(self, original: Callable[..., Tensor], ids: Tensor) -> Tensor:
+        """Rows of a table of ids, in which markers are padding."""
+        assert self.markers is not None  # wrapped with a query module alone
+        return original(ids.masked_fill(self.markers.find_markers(ids), 0))
+
+    def _embed_markers_beyond(
+        self,
+        embedder: Any,
+        original: Callable[..., Tensor],
+        input_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        """A family's embeddings of ids beyond its words, which the markers' ids are to it."""
+        if input_ids is None:
+            return original(inputs_embeds=inputs_embeds)
+        assert self.markers is not None  # as above
+        known = input_ids.masked_fill(self.markers.find_markers(input_ids), embedder.vocab_offset)
+        return self._place_markers(input_ids, original(input_ids=known))
+
+    def _place_markers(self, ids: Tensor, embeds: Tensor) -> Tensor:
+        """Embeddings (B, T, D) of ids (B, T) with the markers' own."""
+        assert self.markers is not None and self.query_module is not None  # as above
+        return self.markers.place_embeddings(ids, embeds, self.query_module.tokens)
+
+    def _check_context_read(
+        self,
+        base: nn.Module,
+        args: Args,  # noqa: ARG002
+        kwargs: Kwargs,
+        output: object,  # noqa: ARG002
+    ) -> None:
+        """UsageError for an LLM whose layers never saw the context."""
+        if kwargs.get(CONTEXT) is not None:
+            kwargs[CONTEXT].check_read(getattr(base, self.family.language_model))
+
+    def _prepare_forward(self, model: nn.Module, args: Args, kwargs: Kwargs) -> HookResult:
+        """Refuses a new turn behind a cache. Markers are no words to be learned: the output layer has no rows
+        for them."""
+        assert self.markers is not None  # hooked with a query module alone
+        kwargs = bind_arguments(model.forward, args, kwargs)
+        if not kwargs.pop(GUESSED, False):
+            check_turn(kwargs.get("input_ids"), read_cache(kwargs), self.markers.query_id)
+        labels = kwargs.get("labels")
+        if labels is not None:
+            kwargs["labels"] = labels.masked_fill(self.markers.find_markers(labels), IGNORE)
+        return (), kwargs
