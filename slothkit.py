@@ -9,13 +9,10 @@
 Nothing is imported before it is used, so that `slothkit --help` and a misspelt line answer at once.
 """
 
-import re
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from importlib import import_module
 from importlib.util import find_spec
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,8 +113,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {hiding}\n")
         return 2
     from compressors.command_line import run_guarded
+    from compressors.spelling import spell_as
 
-    return run_guarded(lambda: run_command(line[0], line[1:]), "write to another place")
+    scripts = {module.removesuffix(".__main__"): f"slothkit {word}" for word, (module, _) in COMMANDS.items()}
+    with spell_as(scripts):
+        return run_guarded(lambda: run_command(line[0], line[1:]), "write to another place")
 
 
 def run_command(word: str, arguments: list[str]) -> int:
@@ -135,20 +135,8 @@ def run_command(word: str, arguments: list[str]) -> int:
     if word not in COMMANDS:
         raise UsageError(f"unknown command '{word}'{suggest(word, [*COMMANDS, 'completion'])}")
     module, _ = COMMANDS[word]
-    if not {"-h", "--help"}.isdisjoint(arguments):
-        with redirect_stdout(StringIO()) as text:
-            import_module(module).main(arguments)
-        sys.stdout.write(spell_commands(text.getvalue()))
-        return 0
     exit_code: int = import_module(module).main(arguments)
     return exit_code
-
-
-def spell_commands(text: str) -> str:
-    """A text with the commands spelled as `slothkit WORD`, which a folder experiments/ does not hide."""
-    for word, (module, _) in COMMANDS.items():
-        text = re.sub(rf"python -m {re.escape(module.removesuffix('.__main__'))}\b", f"slothkit {word}", text)
-    return text
 
 
 def format_help() -> str:

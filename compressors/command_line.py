@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 from compressors.errors import LONGEST_ECHO, UsageError, refuse_lone_surrogates, shorten
 from compressors.registry import conform, suggest
+from compressors.spelling import spell_commands
 
 OPENING, CLOSING = "[{(", "]})"
 WHOLE_NUMBER = re.compile(r"[+-]?\d{1,300}")  # with more digits it is infinity, as any float beyond 1e308
@@ -325,7 +326,7 @@ class Command:
         """The command's exit code: what `body` returns; 2 for bad input or a full disk; 130 for Ctrl-C."""
         line = sys.argv[1:] if arguments is None else list(arguments)
         if "-h" in line or "--help" in line:
-            sys.stdout.write(self.help())
+            sys.stdout.write(spell_commands(self.help()))
             return 0
         if "--version" in line:
             sys.stdout.write(f"slothkit {installed_version()}\n")
@@ -459,6 +460,7 @@ def describe_os_error(error: OSError) -> str:
 
 def report_error(text: str, exit_code: int) -> int:
     """Write one line on standard error, with no more of a word than helps; the exit code."""
-    line = LONG_WORD.sub(lambda word: shorten(word[0]), " ".join(text.split()))
+    line = " ".join(spell_commands(text).split())
+    line = LONG_WORD.sub(lambda word: shorten(word[0]), line)
     sys.stderr.write(f"error: {line}\n")
     return exit_code

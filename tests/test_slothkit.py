@@ -6,11 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import yaml
 from fakes import SOURCES, FakeRunner
+from made_cells import fill
 
 import slothkit
 from compressors.command_line import parse_settings
@@ -19,6 +21,7 @@ from experiments.config.cells import make_cells
 from experiments.sweep import run
 
 ROOT = Path(slothkit.__file__).parent
+PICTURE = next((ROOT / "ablations/results").rglob("*.png"))
 SMALL = {
     "blind": False,
     "data": {"scale": 0.005},
@@ -257,6 +260,51 @@ def test_bad_input_is_one_line(arguments, message):
     done = start(*arguments)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["report", "out=no/where"], "no such directory; slothkit sweep out=no/where fills it"),
+        (["report", "results=no/where"], "give a folder that `slothkit report` wrote"),
+        (["chat", str(PICTURE), "out=no/where"], "train one with slothkit sweep, or"),
+        (["attention_maps", "no/where"], "expected slothkit attention_maps MODEL IMAGE"),
+        (
+            ["sweep", "table=3", "seed=0", "blind=false", "earlier=tiny", f"out={ROOT / 'runs'}"],
+            "cells; slothkit report shows them",
+        ),
+    ],
+)
+def test_commands_are_shown_as_they_were_called(arguments, message, capsys):
+    assert slothkit.main(arguments) == 2
+    shown = capsys.readouterr().err
+    assert message in shown and "python -m" not in shown
+    word, *settings = arguments
+    module, _ = slothkit.COMMANDS[word]
+    assert import_module(module).main(settings) == 2
+    assert spell_as_module(message) in capsys.readouterr().err
+
+
+def spell_as_module(message):
+    for word, (module, _) in slothkit.COMMANDS.items():
+        message = message.replace(f"slothkit {word}", f"python -m {module.removesuffix('.__main__')}")
+    return message
+
+
+def test_a_report_has_modules_and_its_screen_what_was_called(tmp_path, capsys):
+    """Its files are read by others, who may have no script."""
+    table = tmp_path / "mine.yaml"
+    table.write_text(
+        "rows:\n- {label: a, overrides: [compressor=sap]}\n- {label: b, overrides: [compressor=random]}\n"
+    )
+    fill(tmp_path / "runs", [str(table)], skip=lambda label, _: label == "b", seed="0")
+    arguments = ["report", f"table={table}", f"out={tmp_path / 'runs'}"]
+    assert slothkit.main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert f"Missing: b (seed 0); slothkit sweep table={table}" in shown.replace("\\", "")
+    assert "Command: slothkit report" in shown and "python -m" not in shown
+    written = (tmp_path / "runs" / "report" / "report.md").read_text()
+    assert "Missing: b (seed 0); python -m experiments.sweep" in written and "slothkit sweep" not in written
 
 
 @pytest.mark.parametrize("name", ["experiments", "connectors", "compressors"])

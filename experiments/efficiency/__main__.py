@@ -32,7 +32,7 @@ What models cost, with random weights: no trained ones are needed.
     python -m experiments.efficiency table1=true measure=true         with times, a process each
     python -m experiments.efficiency preset=flashsloth train=true     training steps: its Figure 3
 
-Other KEY=VALUE: settings and knobs as for experiments.sweep; commas make a product."""
+Other KEY=VALUE: settings and knobs as for python -m experiments.sweep; commas make a product."""
 # width x height in pixels: what dynamic models of Table 1 see depends on it
 TABLE1_PICTURES = ("448x448", "896x896", "1344x1344")
 CELL_PICTURES = ("768x768",)  # cells scale every picture to their tower's size

@@ -16,7 +16,7 @@ computed before is taken from the output directory; a run that was interrupted g
   python -m experiments.sweep compressor=avg_pool,sap,sap+embq seed=0,1,2   commas: the product
   python -m experiments.sweep compressor=sap+embq embq.at=[2,4],3           but not inside brackets
   python -m experiments.sweep preset=flashsloth data.pretrain=captions.json data.train=llava.json \\
-      data.test=test.json data.images=images                                your data (experiments/README.md)
+      data.test=test.json data.images=images       your own data (experiments/README.md)
 
   --plan        show what would be computed, shared, and is there already; refuses what a sweep would refuse
   table=NAME    the rows of the paper's table 3, 4, 5 or 6, of several (3,4), of all of these, of field (every
@@ -24,8 +24,8 @@ computed before is taken from the output directory; a run that was interrupted g
                 (training), rates (36 to 4 tokens), or of your own FILE.yaml
   rows=LABEL    of a table's rows these alone
   blind=false   without the row that sees no image
-  earlier=DIR   without the cells that the report in DIR has, which ablations.report earlier=DIR shows;
-                earlier=tiny: of the study that comes with the package
+  earlier=DIR   without the cells that the report in DIR has, which `python -m ablations.report earlier=DIR`
+                shows; earlier=tiny: of the study that comes with the package
 
 Where cells run, which is in no result's key:
 

@@ -67,8 +67,8 @@ def read_request(settings: Mapping[str, list[str]]) -> SweepRequest:
         views.append((heading, list(rows.values())))
     if not jobs:
         raise UsageError(
-            f"earlier={earlier}: that report has all {len(left_out)} cells; python -m "
-            "ablations.report shows them, with the same table= and earlier="
+            f"earlier={earlier}: that report has all {len(left_out)} cells; python -m ablations.report "
+            "shows them, with the same table= and earlier="
         )
     nodes = find_node_count(list(jobs.values()), launch)
     return SweepRequest(list(jobs.values()), views, launch, len(left_out), nodes)

@@ -179,7 +179,7 @@ def test_a_report_without_some_of_its_outcomes_is_refused(made, tmp_path, capsys
     remove_digests(tmp_path / "damaged")
     assert report.main([f"results={tmp_path / 'damaged'}"]) == 2
     err = capsys.readouterr().err
-    assert "not what ablations.report wrote (ValueError: outcomes of" in err and err.count("\n") == 1
+    assert "ablations.report` wrote (ValueError: outcomes of" in err and err.count("\n") == 1
 
 
 def test_outcomes_of_another_report_are_refused(made, tmp_path, capsys):
