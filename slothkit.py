@@ -47,9 +47,9 @@ PLACES = {  # name -> module and what it is called there; nothing: the module it
 FLOORS = ("compressors", "connectors", "llm_adapters", "experiments", "ablations")
 COMMANDS = {  # word -> module with `main` and `COMMAND`, and what it does
     "sweep": ("experiments.sweep.__main__", "train and evaluate cells, print a table of them"),
-    "report": ("ablations.report", "the tables of finished cells with verdicts, plots, LaTeX and a page"),
+    "report": ("ablations.report", "tables of finished cells, verdicts, plots, LaTeX, a page"),
     "decide": ("ablations.decide", "add seeds to a table until its claims are decided"),
-    "runs": ("experiments.runs", "what lies in an output directory, which cells need it; clears the rest"),
+    "runs": ("experiments.runs", "what lies in out=, which cells need it; clears the rest"),
     "chat": ("experiments.chat", "ask a trained cell about a picture"),
     "attention_maps": ("experiments.attention_maps", "where a trained cell looks"),
     "efficiency": ("experiments.efficiency.__main__", "FLOPs, time to the first token, memory"),
@@ -57,12 +57,14 @@ COMMANDS = {  # word -> module with `main` and `COMMAND`, and what it does
 }
 SHELLS = ("bash", "zsh")
 HELP = """\
-Usage: slothkit COMMAND [KEY=VALUE ...]   (slothkit COMMAND --help tells a command's settings)
+Usage: slothkit COMMAND [KEY=VALUE ...]
 
 {commands}
-  completion SHELL  what {shells} has to run to complete these lines: source <(slothkit completion bash)
+  completion SHELL  completion of these lines in {shells}:
+                    source <(slothkit completion bash)
 
-`slothkit sweep` is `python -m experiments.sweep`, and so on; in Python: from slothkit import sweep
+slothkit COMMAND --help tells a command's settings. `slothkit sweep` is
+`python -m experiments.sweep`, and so on; in Python: from slothkit import sweep
 
   --help  --version
 """

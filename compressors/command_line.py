@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 from compressors.errors import LONGEST_ECHO, UsageError, refuse_lone_surrogates, shorten
+from compressors.help_layout import find_width, lay_out_help
 from compressors.registry import conform, suggest
 from compressors.spelling import spell_commands
 
@@ -326,7 +327,7 @@ class Command:
         """The command's exit code: what `body` returns; 2 for bad input or a full disk; 130 for Ctrl-C."""
         line = sys.argv[1:] if arguments is None else list(arguments)
         if "-h" in line or "--help" in line:
-            sys.stdout.write(spell_commands(self.help()))
+            sys.stdout.write(lay_out_help(spell_commands(self.help()), find_width()))
             return 0
         if "--version" in line:
             sys.stdout.write(f"slothkit {installed_version()}\n")
@@ -404,7 +405,9 @@ class Command:
         width = max(map(len, defaults), default=0)
         for default, item in zip(defaults, settings.values()):
             lines.append(f"  {default:{width}}  {item.help}{describe_rules(item)}")
-        lines += ["", "  --help  --version", ""]
+        if settings:
+            lines.append("")
+        lines += ["  --help  --version", ""]
         return "\n".join(lines)
 
 
