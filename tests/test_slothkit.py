@@ -3,9 +3,13 @@
 import configparser
 import json
 import os
+import pty
+import select
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from importlib import import_module
 from pathlib import Path
 
@@ -344,9 +348,7 @@ def test_completion_is_of_the_settings():
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 def test_bash_completes(tmp_path):
-    shim = tmp_path / "slothkit"
-    shim.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT / "slothkit.py"} "$@"\n')
-    shim.chmod(0o755)
+    environment = write_shim(tmp_path)
     lines = {"slothkit swe": "sweep", "slothkit sweep trainer.accelerator=cu": "cuda"}
     for line, expected in lines.items():
         words = json.dumps(line)
@@ -354,6 +356,57 @@ def test_bash_completes(tmp_path):
             f"source <(slothkit completion bash); COMP_LINE={words}; COMP_POINT=${{#COMP_LINE}}; _slothkit; "
             'printf "%s\\n" "${COMPREPLY[@]}"'
         )
-        environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
         done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, env=environment)
         assert [word.strip() for word in done.stdout.splitlines()] == [expected], done.stderr
+
+
+def write_shim(folder):
+    """A `slothkit` for shells to find."""
+    shim = folder / "slothkit"
+    shim.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT / "slothkit.py"} "$@"\n')
+    shim.chmod(0o755)
+    return {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+
+
+def read_until(terminal, words, seconds=60.0):
+    """What a terminal shows until these words have come, or the time is over."""
+    shown = ""
+    end = time.monotonic() + seconds
+    while words not in shown and time.monotonic() < end:
+        if select.select([terminal], [], [], 0.2)[0]:
+            shown += os.read(terminal, 4096).decode(errors="replace")
+    return shown
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")
+def test_zsh_completes(tmp_path):
+    """In a terminal, with tabs: keys, values behind commas, a command behind others, files as values."""
+    environment = {**write_shim(tmp_path), "ZDOTDIR": str(tmp_path), "TERM": "dumb", "COLUMNS": "200"}
+    (tmp_path / ".zshrc").write_text(
+        "autoload -Uz compinit; compinit -u -d $ZDOTDIR/dump\nPS1=READY\nsource <(slothkit completion zsh)\n"
+    )
+    (tmp_path / "mine.json").write_text("[]")
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(tmp_path)
+        os.execvpe("zsh", ["zsh", "-i"], environment)
+    try:
+        assert "READY" in read_until(terminal, "READY")
+        for line, rest in (
+            ("slothkit swe", "ep "),
+            ("slothkit sweep compressor=avg_pool,sa", "p"),
+            ("true; A=1 slothkit sweep trainer.accelerator=cu", "da"),
+            ("slothkit sweep data.train=mi", "ne.json"),
+            ("slothkit sweep 'data.train=[other.json,mi", "ne.json"),
+        ):
+            os.write(terminal, line.encode())
+            read_until(terminal, line)
+            os.write(terminal, b"\t")
+            assert read_until(terminal, rest).endswith(rest), line
+            os.write(terminal, b"\x15")  # the line is cleared
+            read_until(terminal, "READY", 0.5)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(terminal)
