@@ -187,7 +187,7 @@ def test_a_cell_needs_no_seed_and_key_where_it_is_the_only_one(trained, tmp_path
         load_trained_model("sap", out=tmp_path)
     cells = "sap_seed=0-12345678, sap_seed=1-12345678"
     assert str(caught.value) == f"load('sap'): several finished cells below {tmp_path}: {cells}; give one"
-    with pytest.raises(UsageError, match=r"^load\('spa'\): neither a finished cell .* did you mean"):
+    with pytest.raises(UsageError, match=r"^load\('spa'\): neither a finished cell .*Known: 1_query"):
         load_trained_model("spa", out=tmp_path)
 
 
