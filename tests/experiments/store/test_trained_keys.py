@@ -146,7 +146,7 @@ def test_the_plan_shows_it(trained, tmp_path):
         ),
         (["finetune.teacher=a", "compressor=none"], "finetune.teacher=a: compressor=none sees no image"),
         (["pretrain.teacher=a"], "unknown setting 'pretrain.teacher'"),
-        (["finetune.teacher_temperature=0"], "teacher_temperature=0.0: must be more than 0"),
+        (["finetune.teacher_temperature=0"], "teacher_temperature=0.0: must be at least 0.001"),
         (["finetune.teacher_weight=-1"], "teacher_weight=-1.0: must be at least 0"),
     ],
 )
