@@ -9,13 +9,10 @@
 Nothing is imported before it is used, so that `slothkit --help` and a misspelt line answer at once.
 """
 
-import re
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from importlib import import_module
 from importlib.util import find_spec
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,9 +47,9 @@ PLACES = {  # name -> module and what it is called there; nothing: the module it
 FLOORS = ("compressors", "connectors", "llm_adapters", "experiments", "ablations")
 COMMANDS = {  # word -> module with `main` and `COMMAND`, and what it does
     "sweep": ("experiments.sweep.__main__", "train and evaluate cells, print a table of them"),
-    "report": ("ablations.report", "the tables of finished cells with verdicts, plots, LaTeX and a page"),
+    "report": ("ablations.report", "tables of finished cells, verdicts, plots, LaTeX, a page"),
     "decide": ("ablations.decide", "add seeds to a table until its claims are decided"),
-    "runs": ("experiments.runs", "what lies in an output directory, which cells need it; clears the rest"),
+    "runs": ("experiments.runs", "what lies in out=, which cells need it; clears the rest"),
     "chat": ("experiments.chat", "ask a trained cell about a picture"),
     "attention_maps": ("experiments.attention_maps", "where a trained cell looks"),
     "efficiency": ("experiments.efficiency.__main__", "FLOPs, time to the first token, memory"),
@@ -60,12 +57,14 @@ COMMANDS = {  # word -> module with `main` and `COMMAND`, and what it does
 }
 SHELLS = ("bash", "zsh")
 HELP = """\
-Usage: slothkit COMMAND [KEY=VALUE ...]   (slothkit COMMAND --help tells a command's settings)
+Usage: slothkit COMMAND [KEY=VALUE ...]
 
 {commands}
-  completion SHELL  what {shells} has to run to complete these lines: source <(slothkit completion bash)
+  completion SHELL  completion of these lines in {shells}:
+                    source <(slothkit completion bash)
 
-`slothkit sweep` is `python -m experiments.sweep`, and so on; in Python: from slothkit import sweep
+slothkit COMMAND --help tells a command's settings. `slothkit sweep` is
+`python -m experiments.sweep`, and so on; in Python: from slothkit import sweep
 
   --help  --version
 """
@@ -116,8 +115,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {hiding}\n")
         return 2
     from compressors.command_line import run_guarded
+    from compressors.spelling import spell_as
 
-    return run_guarded(lambda: run_command(line[0], line[1:]), "write to another place")
+    scripts = {module.removesuffix(".__main__"): f"slothkit {word}" for word, (module, _) in COMMANDS.items()}
+    with spell_as(scripts):
+        return run_guarded(lambda: run_command(line[0], line[1:]), "write to another place")
 
 
 def run_command(word: str, arguments: list[str]) -> int:
@@ -135,20 +137,8 @@ def run_command(word: str, arguments: list[str]) -> int:
     if word not in COMMANDS:
         raise UsageError(f"unknown command '{word}'{suggest(word, [*COMMANDS, 'completion'])}")
     module, _ = COMMANDS[word]
-    if not {"-h", "--help"}.isdisjoint(arguments):
-        with redirect_stdout(StringIO()) as text:
-            import_module(module).main(arguments)
-        sys.stdout.write(spell_commands(text.getvalue()))
-        return 0
     exit_code: int = import_module(module).main(arguments)
     return exit_code
-
-
-def spell_commands(text: str) -> str:
-    """A text with the commands spelled as `slothkit WORD`, which a folder experiments/ does not hide."""
-    for word, (module, _) in COMMANDS.items():
-        text = re.sub(rf"python -m {re.escape(module.removesuffix('.__main__'))}\b", f"slothkit {word}", text)
-    return text
 
 
 def format_help() -> str:

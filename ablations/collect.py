@@ -22,7 +22,7 @@ from ablations.finished import (
 from ablations.outcomes import Report, ReportRow, ReportTable
 from ablations.references import add_references
 from ablations.writing import maps
-from compressors.command_line import join_settings
+from compressors.command_line import join_settings, quote_text
 from compressors.errors import UsageError
 from experiments.config import table_files, tables
 from experiments.config.cells import Cell, make_blind_cells
@@ -68,8 +68,13 @@ def collect_report(
     """Tables by name or path, or of the sweep that `axes` describe where none is wanted, from what is
     finished below `store`, and from the earlier report in `earlier_folder`. In `folder` counted FLOPs,
     measured times and drawn maps are kept from one report to the next. `measuring`: measure them now.
+    `rows` among the axes: of tables these rows alone.
     `baseline`: the row that others are compared with; without it a sweep's rows alone are. UsageError for a
     table's settings with several values, but for seeds."""
+    axes = dict(axes)
+    row_labels = tables.take_row_labels(axes)
+    if row_labels is not None and not wanted:
+        raise UsageError(f"rows={','.join(row_labels)}: rows of which table? name it with table=")
     if wanted:
         check_single_values(axes)
     earlier_report = earlier.read_earlier_report(earlier_folder)
@@ -82,7 +87,7 @@ def collect_report(
     unknown_baselines: list[UsageError] = []
     finished_cells: dict[str, FinishedCell] = {}  # by key: tables share cells
     finished_rows: list[CollectedRow] = []
-    for file, claims in load_tables(wanted, axes, store):  # all of them, before cells are read
+    for file, claims in load_tables(wanted, axes, store, row_labels):  # all of them, before cells are read
         collected = collect_table(file, claims, store, earlier_report)
         collected.table.sweep = format_sweep_command(file if wanted else None, sweep_axes)
         if not wanted:
@@ -127,19 +132,25 @@ def find_finished_seeds(root: Path, earlier_report: EarlierReport) -> list[str]:
 
 
 def load_tables(
-    wanted: Sequence[str], axes: Mapping[str, list[str]], store: Store
+    wanted: Sequence[str], axes: Mapping[str, list[str]], store: Store, row_labels: Sequence[str] | None
 ) -> list[tuple[tables.TableFile, tuple[Claim, ...]]]:
-    """Tables with their claims; those of a sweep, which has none, where no table is wanted."""
+    """Tables with their claims, also those on rows that `row_labels` leaves out; those of a sweep, which has
+    none, where no table is wanted."""
     if not wanted:
         return [(file, ()) for file in plain_sweeps.make_sweep_tables(axes, store)]
-    return [(file, spec.read_claims(file)) for file in tables.load_table_files(wanted, axes)]
+    files = tables.load_table_files(wanted, axes)
+    claims = {file.name: spec.read_claims(file) for file in files}
+    return [(file, claims[file.name]) for file in tables.select_rows(files, row_labels)]
 
 
 def format_sweep_command(file: tables.TableFile | None, axes: Mapping[str, list[str]]) -> str:
     """The command that runs a table's cells, or those of a sweep without one."""
     words = join_settings(axes)
     if file is not None:
-        words = join_settings({"table": [table_files.spell_table(file.name, file.path)], **axes})
+        table_axes = {"table": [table_files.spell_table(file.name, file.path)]}
+        if file.left_out:
+            table_axes["rows"] = [quote_text(row.label) for row in file.rows if not row.absent]
+        words = join_settings({**table_axes, **axes})
     return f"python -m experiments.sweep {shlex.join(words)}"
 
 
@@ -167,7 +178,7 @@ def collect_table(
             else:
                 pairs.append((row, finished_cell))
 
-    table = ReportTable(file.name, file.heading, file.title, claims, rows)
+    table = ReportTable(file.name, file.heading, file.title, claims, rows, left_out=file.left_out)
     finished_rows = []
     if pairs:
         finished_rows = fill_rows(table, pairs, store)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from compressors.command_line import Command, CommandLine, join_settings, quote_text, setting
 from compressors.errors import UsageError
+from compressors.spelling import spell_commands
 
 # the rest is imported where it is needed: --help and a misspelt line would otherwise wait for it
 
@@ -87,7 +88,7 @@ def run_decide(line: CommandLine) -> int:
         axes_of_rows = {"rows": list(map(quote_text, labels)), "seed": seed_words}
         sweep_words = [*words, *join_settings(axes_of_rows)]
         typed = f"python -m experiments.sweep {shlex.join(sweep_words)}"
-        console.print(typed, soft_wrap=True, markup=False, highlight=False)
+        console.print(spell_commands(typed), soft_wrap=True, markup=False, highlight=False)
         if not is_plan:
             return sweep_command.main(sweep_words)
         return sweep_command.main([*sweep_words, "--plan"]) or None

@@ -79,6 +79,7 @@ class ReportTable:
     chance       accuracy of always giving the most frequent answer, in the form of metrics.json
     sweep        the command that runs its cells
     baseline     what its rows are compared with, a row or a compressor; nothing where they are not
+    left_out     labels of the rows of its file that the report was not asked for
     """
 
     name: str
@@ -92,6 +93,7 @@ class ReportTable:
     chance: dict[str, Any] = field(default_factory=dict)
     sweep: str = ""
     baseline: str = ""
+    left_out: tuple[str, ...] = ()
 
     @property
     def family_names(self) -> list[str]:
@@ -216,6 +218,8 @@ def make_table_entry(table: ReportTable) -> dict[str, Any]:
     }
     if table.baseline:
         entry["baseline"] = table.baseline
+    if table.left_out:
+        entry["left_out"] = table.left_out
     return entry
 
 
@@ -278,6 +282,7 @@ def load_report_table(entry: Mapping[str, Any], folder: Path) -> ReportTable:
         pictures=pictures,
         chance=conform(entry["chance"], dict[str, Any], "chance"),
         baseline=conform(entry.get("baseline", ""), str, "baseline"),
+        left_out=conform(entry.get("left_out", ()), tuple[str, ...], "left_out"),
         **words,
     )
 

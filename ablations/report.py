@@ -57,6 +57,7 @@ the cells.
   KEY=VALUE     the line of the sweep that computed the cells (without any settings, and without table=: all
                 cells that have finished)
   table=3,4     tables of the project by name, or paths of YAML files; all: those of the paper
+  rows=LABEL    of a table's rows these alone; claims on others are not judged
   seed=0,1,2    seeds (all that any cell has finished at)""",
     options=ReportOptions,
     overrides=True,

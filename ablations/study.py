@@ -27,14 +27,18 @@ def explain_report_errors(folder: Path, option: str) -> Iterator[None]:
     # whatever: numpy, zipfile, zlib and we ourselves each have other words for a cut or changed file
     except Exception as error:
         reason = f"{type(error).__name__}: {shorten_reason(error)}"
-        raise UsageError(f"{option}={folder}: not what ablations.report wrote ({reason})") from error
+        raise UsageError(
+            f"{option}={folder}: not what `python -m ablations.report` wrote ({reason})"
+        ) from error
 
 
 def read_report_content(folder: Path, option: str) -> Any:
     """What a report noted of itself, as JSON; UsageError that names the option where there is none."""
     path = folder / REPORT_FILE
     if not path.is_file():
-        raise UsageError(f"{option}={folder}: no {path}; give a folder that ablations.report wrote")
+        raise UsageError(
+            f"{option}={folder}: no {path}; give a folder that `python -m ablations.report` wrote"
+        )
     return read_json_file(path)
 
 

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 
 import compressors
 from compressors.command_line import Command, CommandLine
+from compressors.help_layout import find_width
 
 if TYPE_CHECKING:
     from compressors.listing import CompressorFacts
 
 COLUMNS = ("name", "tokens", "width", "learned", "text", "projects", "levels", "source")
-WIDTH = 110
+NARROW_COLUMNS = ("name", "tokens", "width", "learned", "source")  # the others stand below
+WIDTH = 110  # where no terminal has one
 INDENT = " " * 4
 
 
@@ -29,7 +31,7 @@ class ListingOptions:
 
 COMMAND = Command(
     usage="python -m compressors [NAME ...]",
-    description=f"{__doc__}\n\nNAME: these compressors only.",
+    description=f"{__doc__}\nNAME: these compressors only.",
     options=ListingOptions,
     words=(0, None),
 )
@@ -45,21 +47,22 @@ def list_compressors(line: CommandLine) -> int:
     from compressors.listing import collect_facts  # imports torch, for which --help does not wait
 
     names = line.words or compressors.names()
-    sys.stdout.write(format_listing([collect_facts(name) for name in names]))
+    sys.stdout.write(format_listing([collect_facts(name) for name in names], find_width() or WIDTH))
     return 0
 
 
-def format_listing(listed: Sequence["CompressorFacts"]) -> str:
+def format_listing(listed: Sequence["CompressorFacts"], width: int = WIDTH) -> str:
     """A line of columns for each compressor, and indented below it: title, summary, rule and knobs."""
-    rows = [list(COLUMNS)]
+    columns = COLUMNS if width >= WIDTH else NARROW_COLUMNS
+    rows = [list(columns)]
     for facts in listed:
-        rows.append([getattr(facts, column) for column in COLUMNS])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+        rows.append([getattr(facts, column) for column in columns])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(columns))]
     header, *lines = [format_row(row, widths) for row in rows]
     text = [header]
     for line, facts in zip(lines, listed):
         text.append(line)
-        text += format_paragraphs(facts)
+        text += format_paragraphs(facts, width)
     return "\n".join(text) + "\n"
 
 
@@ -69,14 +72,18 @@ def format_row(row: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join(padded).rstrip()
 
 
-def format_paragraphs(facts: "CompressorFacts") -> list[str]:
+def format_paragraphs(facts: "CompressorFacts", width: int) -> list[str]:
     """What follows a compressor's line."""
     lines: list[str] = []
+    flags = ""
+    if width < WIDTH:
+        hidden_columns = [column for column in COLUMNS if column not in NARROW_COLUMNS]
+        flags = "  ".join(f"{column}: {getattr(facts, column)}" for column in hidden_columns)
     cues = f"asks the tower for: {facts.cues}" if facts.cues else ""
-    for text in (facts.title, facts.summary, facts.rule, cues, "  ".join(facts.knobs)):
+    for text in (facts.title, facts.summary, facts.rule, flags, cues, "  ".join(facts.knobs)):
         lines += wrap(
             text,
-            WIDTH,
+            width,
             initial_indent=INDENT,
             subsequent_indent=INDENT,
             break_long_words=False,

@@ -24,7 +24,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 from compressors.errors import LONGEST_ECHO, UsageError, refuse_lone_surrogates, shorten
+from compressors.help_layout import find_width, lay_out_help
 from compressors.registry import conform, suggest
+from compressors.spelling import spell_commands
 
 OPENING, CLOSING = "[{(", "]})"
 WHOLE_NUMBER = re.compile(r"[+-]?\d{1,300}")  # with more digits it is infinity, as any float beyond 1e308
@@ -325,7 +327,7 @@ class Command:
         """The command's exit code: what `body` returns; 2 for bad input or a full disk; 130 for Ctrl-C."""
         line = sys.argv[1:] if arguments is None else list(arguments)
         if "-h" in line or "--help" in line:
-            sys.stdout.write(self.help())
+            sys.stdout.write(lay_out_help(spell_commands(self.help()), find_width()))
             return 0
         if "--version" in line:
             sys.stdout.write(f"slothkit {installed_version()}\n")
@@ -403,7 +405,9 @@ class Command:
         width = max(map(len, defaults), default=0)
         for default, item in zip(defaults, settings.values()):
             lines.append(f"  {default:{width}}  {item.help}{describe_rules(item)}")
-        lines += ["", "  --help  --version", ""]
+        if settings:
+            lines.append("")
+        lines += ["  --help  --version", ""]
         return "\n".join(lines)
 
 
@@ -459,6 +463,7 @@ def describe_os_error(error: OSError) -> str:
 
 def report_error(text: str, exit_code: int) -> int:
     """Write one line on standard error, with no more of a word than helps; the exit code."""
-    line = LONG_WORD.sub(lambda word: shorten(word[0]), " ".join(text.split()))
+    line = " ".join(spell_commands(text).split())
+    line = LONG_WORD.sub(lambda word: shorten(word[0]), line)
     sys.stderr.write(f"error: {line}\n")
     return exit_code

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from compressors.command_line import Command, CommandLine, setting
-from experiments.runtime.text_tables import make_framed_table, make_word_table
+from experiments.runtime.text_tables import make_framed_table, make_word_tables
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,7 +82,8 @@ def run_bench(line: CommandLine) -> int:
     shape = f"{options.batch} x {options.grid}x{options.grid}x{options.dim}"
     rows = measure_compressor_rows(options, names)
     title = f"forward, {shape}, rate {options.rate}, {options.dtype}"
-    console.print(make_word_table([COMPRESSOR_HEADER, *rows], title=title), highlight=False)
+    tables = make_word_tables([COMPRESSOR_HEADER, *rows], console.width, title=title)
+    console.print(*tables, sep="", highlight=False)
     if line.words:
         return 0
     header = ["forward + backward", "ms", f"of {options.rounds}", "ratio", "MiB kept"]

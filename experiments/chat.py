@@ -25,16 +25,16 @@ class ChatOptions:
 
     model: Path | None = setting(
         None,
-        "OUT/cells/CELL, OUT/finetune/KEY, a folder that save_pretrained wrote, or OWNER/NAME of the "
+        "CELL below out=, OUT/finetune/KEY, a folder that save_pretrained wrote, or OWNER/NAME of the "
         "Hugging Face hub (null: the cell below out= that finished last)",
     )
-    out: Path = setting(Path(Config().out), "output directory of the sweep, where model= is not given")
+    out: Path = setting(Path(Config().out), "output directory of the sweep")
     revision: str | None = setting(None, "of a model of the hub: a branch, a tag or a commit")
     max_new_tokens: int = setting(128, "tokens of an answer at most", low=1)
 
 
 COMMAND = Command(
-    usage='python -m experiments.chat IMAGE ["QUESTION"] [model=DIR] [out=runs] [max_new_tokens=128]',
+    usage='python -m experiments.chat IMAGE ["QUESTION"] [model=CELL] [out=runs] [max_new_tokens=128]',
     description="""\
 Answers a question about a picture, as it is generated, then says how long the first token took (TTFT:
 preprocessing, vision tower and prefill) and how many tokens a second came after it. Without QUESTION, one
@@ -60,7 +60,7 @@ def run_chat(line: CommandLine, source: TextIO) -> int:
 
     name = options.model
     if name is not None:
-        folder = saved.find_model_folder(name, revision=options.revision)
+        folder = saved.find_named_model(name, options.revision, options.out, f"model={name}")
     elif options.revision is not None:
         raise UsageError(f"revision={options.revision}: of which model? name one with model=OWNER/NAME")
     picture = saved.open_picture(Path(image))

@@ -31,8 +31,14 @@ complete -o nospace -o default -F _slothkit slothkit
     "zsh": """\
 _slothkit() {
     local -a candidates
-    candidates=("${(@f)$(slothkit complete "$LBUFFER" 2>/dev/null)}")
-    compadd -Q -S '' -- $candidates || _files
+    # of this command alone, not of the line, which may have others before it
+    candidates=(${(f)"$(slothkit complete "${(j: :)words[1,CURRENT-1]} $PREFIX" 2>/dev/null)"})
+    if (( $#candidates )); then
+        compadd -Q -S '' -- $candidates
+    else
+        compset -P '*[=,\\[]'  # a file's name stands behind these
+        _files
+    fi
 }
 compdef _slothkit slothkit
 """,

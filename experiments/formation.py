@@ -46,7 +46,7 @@ class FormationOptions:
 
 COMMAND = Command(
     usage="python -m experiments.formation KEY=VALUE ... [to=FILE.json]",
-    description=f"{__doc__}\nOther KEY=VALUE: as for experiments.sweep.",
+    description=f"{__doc__}\nOther KEY=VALUE: as for python -m experiments.sweep.",
     options=FormationOptions,
     overrides=True,
     elsewhere="write to another place with to=FILE.json",

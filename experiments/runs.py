@@ -12,6 +12,7 @@ from pathlib import Path
 
 from compressors.command_line import Command, CommandLine, setting
 from compressors.errors import UsageError
+from compressors.help_layout import find_width
 
 STAGE_FOLDER = re.compile(r"[0-9a-f]{16}(\.partial)?")
 NAMED_CELLS = 1  # of those that need a stage; others are counted
@@ -190,12 +191,18 @@ def format_size(size: float) -> str:
 
 
 def print_rows(rows: Sequence[Sequence[str]]) -> None:
-    """Rows in columns; nothing where there is but a header."""
+    """Rows in columns, the last of them below the others where a terminal is too narrow; nothing where there
+    is but a header."""
     if len(rows) == 1:
         return
     widths = [max(map(len, column)) for column in zip(*rows)]
+    terminal_width = find_width()
+    is_wide = terminal_width is not None and sum(widths) + 2 * (len(widths) - 1) > terminal_width
+    separators = ["  "] * (len(widths) - 2) + ["\n    " if is_wide else "  ", ""]
     for row in rows:
-        write_line("  ".join(word.ljust(width) for word, width in zip(row, widths)).rstrip())
+        words = [word.ljust(width) for word, width in zip(row, widths)]
+        line = "".join(word + separator for word, separator in zip(words, separators))
+        write_line("\n".join(map(str.rstrip, line.split("\n"))))
     write_line("")
 
 

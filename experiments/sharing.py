@@ -46,7 +46,7 @@ class SharingOptions:
 
 COMMAND = Command(
     usage="python -m experiments.sharing KEY=VALUE ... [to=FILE]",
-    description=f"{__doc__}\nOther KEY=VALUE: as for experiments.sweep.",
+    description=f"{__doc__}\nOther KEY=VALUE: as for python -m experiments.sweep.",
     options=SharingOptions,
     overrides=True,
     elsewhere="choose another directory with TMPDIR=DIR",

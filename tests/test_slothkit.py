@@ -3,14 +3,20 @@
 import configparser
 import json
 import os
+import pty
+import select
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import yaml
 from fakes import SOURCES, FakeRunner
+from made_cells import fill
 
 import slothkit
 from compressors.command_line import parse_settings
@@ -19,6 +25,7 @@ from experiments.config.cells import make_cells
 from experiments.sweep import run
 
 ROOT = Path(slothkit.__file__).parent
+PICTURE = next((ROOT / "ablations/results").rglob("*.png"))
 SMALL = {
     "blind": False,
     "data": {"scale": 0.005},
@@ -259,6 +266,51 @@ def test_bad_input_is_one_line(arguments, message):
     assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["report", "out=no/where"], "no such directory; slothkit sweep out=no/where fills it"),
+        (["report", "results=no/where"], "give a folder that `slothkit report` wrote"),
+        (["chat", str(PICTURE), "out=no/where"], "train one with slothkit sweep, or"),
+        (["attention_maps", "no/where"], "expected slothkit attention_maps MODEL IMAGE"),
+        (
+            ["sweep", "table=3", "seed=0", "blind=false", "earlier=tiny", f"out={ROOT / 'runs'}"],
+            "cells; slothkit report shows them",
+        ),
+    ],
+)
+def test_commands_are_shown_as_they_were_called(arguments, message, capsys):
+    assert slothkit.main(arguments) == 2
+    shown = capsys.readouterr().err
+    assert message in shown and "python -m" not in shown
+    word, *settings = arguments
+    module, _ = slothkit.COMMANDS[word]
+    assert import_module(module).main(settings) == 2
+    assert spell_as_module(message) in capsys.readouterr().err
+
+
+def spell_as_module(message):
+    for word, (module, _) in slothkit.COMMANDS.items():
+        message = message.replace(f"slothkit {word}", f"python -m {module.removesuffix('.__main__')}")
+    return message
+
+
+def test_a_report_has_modules_and_its_screen_what_was_called(tmp_path, capsys):
+    """Its files are read by others, who may have no script."""
+    table = tmp_path / "mine.yaml"
+    table.write_text(
+        "rows:\n- {label: a, overrides: [compressor=sap]}\n- {label: b, overrides: [compressor=random]}\n"
+    )
+    fill(tmp_path / "runs", [str(table)], skip=lambda label, _: label == "b", seed="0")
+    arguments = ["report", f"table={table}", f"out={tmp_path / 'runs'}"]
+    assert slothkit.main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert f"Missing: b (seed 0); slothkit sweep table={table}" in shown.replace("\\", "")
+    assert "Command: slothkit report" in shown and "python -m" not in shown
+    written = (tmp_path / "runs" / "report" / "report.md").read_text()
+    assert "Missing: b (seed 0); python -m experiments.sweep" in written and "slothkit sweep" not in written
+
+
 @pytest.mark.parametrize("name", ["experiments", "connectors", "compressors"])
 def test_a_package_that_hides_ours_is_named(tmp_path, name):
     (tmp_path / name).mkdir()
@@ -296,9 +348,7 @@ def test_completion_is_of_the_settings():
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 def test_bash_completes(tmp_path):
-    shim = tmp_path / "slothkit"
-    shim.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT / "slothkit.py"} "$@"\n')
-    shim.chmod(0o755)
+    environment = write_shim(tmp_path)
     lines = {"slothkit swe": "sweep", "slothkit sweep trainer.accelerator=cu": "cuda"}
     for line, expected in lines.items():
         words = json.dumps(line)
@@ -306,6 +356,57 @@ def test_bash_completes(tmp_path):
             f"source <(slothkit completion bash); COMP_LINE={words}; COMP_POINT=${{#COMP_LINE}}; _slothkit; "
             'printf "%s\\n" "${COMPREPLY[@]}"'
         )
-        environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
         done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, env=environment)
         assert [word.strip() for word in done.stdout.splitlines()] == [expected], done.stderr
+
+
+def write_shim(folder):
+    """A `slothkit` for shells to find."""
+    shim = folder / "slothkit"
+    shim.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT / "slothkit.py"} "$@"\n')
+    shim.chmod(0o755)
+    return {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+
+
+def read_until(terminal, words, seconds=60.0):
+    """What a terminal shows until these words have come, or the time is over."""
+    shown = ""
+    end = time.monotonic() + seconds
+    while words not in shown and time.monotonic() < end:
+        if select.select([terminal], [], [], 0.2)[0]:
+            shown += os.read(terminal, 4096).decode(errors="replace")
+    return shown
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")
+def test_zsh_completes(tmp_path):
+    """In a terminal, with tabs: keys, values behind commas, a command behind others, files as values."""
+    environment = {**write_shim(tmp_path), "ZDOTDIR": str(tmp_path), "TERM": "dumb", "COLUMNS": "200"}
+    (tmp_path / ".zshrc").write_text(
+        "autoload -Uz compinit; compinit -u -d $ZDOTDIR/dump\nPS1=READY\nsource <(slothkit completion zsh)\n"
+    )
+    (tmp_path / "mine.json").write_text("[]")
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(tmp_path)
+        os.execvpe("zsh", ["zsh", "-i"], environment)
+    try:
+        assert "READY" in read_until(terminal, "READY")
+        for line, rest in (
+            ("slothkit swe", "ep "),
+            ("slothkit sweep compressor=avg_pool,sa", "p"),
+            ("true; A=1 slothkit sweep trainer.accelerator=cu", "da"),
+            ("slothkit sweep data.train=mi", "ne.json"),
+            ("slothkit sweep 'data.train=[other.json,mi", "ne.json"),
+        ):
+            os.write(terminal, line.encode())
+            read_until(terminal, line)
+            os.write(terminal, b"\t")
+            assert read_until(terminal, rest).rstrip().endswith(rest.rstrip()), line
+            os.write(terminal, b"\x15")  # the line is cleared
+            read_until(terminal, "READY", 0.5)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(terminal)

@@ -88,10 +88,12 @@ def judge_claims(
     seed: int = RESAMPLING_SEED,
     training_keys: Mapping[str, Sequence[str]] | None = None,
     confidence: float = CONFIDENCE_LEVEL,
+    left_out: Sequence[str] = (),
 ) -> list[Verdict]:
     """A verdict for each claim. `outcomes` by row label; `families` (Q,) and `picture` (Q,) of the questions;
-    `training_keys`, by label as well, are of a row's training stages, which rows may share. A row without
-    results, or two that share no seed, leave a claim without verdict."""
+    `training_keys`, by label as well, are of a row's training stages, which rows may share; `left_out`:
+    labels of rows that nobody asked for. Such a row, one without results, or two that share no seed, leave a
+    claim without verdict."""
     reasons = []
     open_comparisons = []
     label_pairs: list[tuple[str, str]] = []
@@ -104,7 +106,7 @@ def judge_claims(
         outcomes[gain_sum.name] = combine_outcomes(gain_sum, outcomes)
     comparer = PairComparer(label_pairs, outcomes, picture, training_keys or {}, gain_sums)
     for number, claim in enumerate(claims):
-        reason = explain_missing_results(claim, outcomes, families)
+        reason = explain_missing_results(claim, outcomes, families, left_out)
         reasons.append(reason)
         if reason:
             continue
@@ -124,8 +126,13 @@ def judge_claims(
     return verdicts
 
 
-def explain_missing_results(claim: Claim, outcomes: Mapping[str, OutcomesBySeed], families: NDArray) -> str:
+def explain_missing_results(
+    claim: Claim, outcomes: Mapping[str, OutcomesBySeed], families: NDArray, left_out: Sequence[str]
+) -> str:
     """Why a claim cannot be judged at all; nothing if it can."""
+    unasked_rows = [label for label in claim.row_labels if label in left_out]
+    if unasked_rows:
+        return f"left out by rows=: {', '.join(unasked_rows)}"
     empty_rows = [label for label in claim.row_labels if not outcomes.get(label)]
     if empty_rows:
         return f"no results of {', '.join(empty_rows)}"

@@ -181,6 +181,8 @@ def list_table_notes(table: ReportTable) -> list[str]:
         for seeds, labels in labels_by_missing_seeds.items():
             missing_cells.append(f"{', '.join(labels)} (seed {seeds})")
         notes.append(f"Missing: {'; '.join(missing_cells)}; {table.sweep} runs them.")
+    if table.left_out:
+        notes.append(f"Left out by rows=: {', '.join(table.left_out)}.")
     unmeasured = []
     for key, name in MEASURED_COLUMNS.items():
         if all(key not in row.efficiency for row in table.rows):
@@ -204,6 +206,7 @@ def judge_table(
         table.picture_numbers,
         training_keys=table.training_by_label,
         confidence=confidence,
+        left_out=table.left_out,
     )
 
 

@@ -9,8 +9,9 @@ DOCUMENT_HEAD = r"""\documentclass[10pt]{article}
 \usepackage[T1]{fontenc}
 \usepackage[utf8]{inputenc}
 \usepackage[landscape,margin=15mm]{geometry}
-\usepackage{array,booktabs}
+\usepackage{array,booktabs,longtable}
 \usepackage[labelformat=empty]{caption}
+\setlength{\LTcapwidth}{\linewidth}
 \begin{document}
 """
 LATEX_SIGNS = {
@@ -44,26 +45,42 @@ def escape_latex(words: str) -> str:
 
 
 def render_latex_table(grid: WordGrid) -> str:
-    """One table environment."""
+    """A table with its title and notes, which goes on over the page where it has more lines than one."""
+    head = [r"\toprule", render_latex_header(grid.header), r"\midrule"]
     parts = [
-        r"\begin{table}[htbp]",
-        r"\centering\footnotesize",
-        rf"\caption{{{escape_latex(grid.title)}}}",
-        render_latex_tabular(grid),
+        r"{\footnotesize",
+        rf"\begin{{longtable}}{{@{{}}{list_column_kinds(grid)}@{{}}}}",
+        rf"\caption{{{escape_latex(grid.title)}}}\\",
+        *head,
+        r"\endfirsthead",
+        *head,
+        r"\endhead",
+        r"\bottomrule",
+        r"\endfoot",
+        *render_latex_lines(grid)[1:],  # the head has the first rule already
+        r"\end{longtable}",
     ]
     for note in grid.notes:
-        parts.append(rf"\par\smallskip {escape_latex(note)}")
-    return "\n".join([*parts, r"\end{table}"])
+        parts.append(rf"\par\noindent {escape_latex(note)}\par")
+    return "\n".join([*parts, "}"])
 
 
 def render_latex_tabular(grid: WordGrid) -> str:
     """The table alone, as a paper takes it with \\input (booktabs and array)."""
-    column_kinds = "".join(pick_column_kind(grid, column) for column in range(len(grid.header)))
     parts = [
-        rf"\begin{{tabular}}{{@{{}}{column_kinds}@{{}}}}",
+        rf"\begin{{tabular}}{{@{{}}{list_column_kinds(grid)}@{{}}}}",
         r"\toprule",
         render_latex_header(grid.header),
+        *render_latex_lines(grid),
+        r"\bottomrule",
+        r"\end{tabular}",
     ]
+    return "\n".join(parts)
+
+
+def render_latex_lines(grid: WordGrid) -> list[str]:
+    """The lines of a grid, each block below a rule."""
+    parts = []
     for block_title, lines in group_by_block(grid):
         parts.append(r"\midrule")
         if block_title:
@@ -75,7 +92,12 @@ def render_latex_tabular(grid: WordGrid) -> str:
                 if (number, column) in grid.bold:
                     words[column] = rf"\textbf{{{words[column]}}}"
             parts.append(" & ".join(words) + f" {LINE_END}")
-    return "\n".join([*parts, r"\bottomrule", r"\end{tabular}"])
+    return parts
+
+
+def list_column_kinds(grid: WordGrid) -> str:
+    """How LaTeX sets all columns."""
+    return "".join(pick_column_kind(grid, column) for column in range(len(grid.header)))
 
 
 def pick_column_kind(grid: WordGrid, column: int) -> str:

@@ -12,10 +12,16 @@ from ablations.claims.verdicts import FAILS, HOLDS, TIE, Verdict
 from ablations.outcomes import Report, ReportRow, ReportTable
 from ablations.writing.grids import EFFICIENCY_COLUMNS
 from ablations.writing.word_grid import WordGrid, group_by_block, holds_words
-from experiments.runtime.text_tables import escape_markdown, escape_markdown_cell, format_csv
+from experiments.runtime.text_tables import (
+    escape_markdown,
+    escape_markdown_cell,
+    format_csv,
+    split_columns,
+)
 
 EFFICIENCY_HEADINGS = [column.heading for column in EFFICIENCY_COLUMNS]
 EFFICIENCY_KEYS = [column.key for column in EFFICIENCY_COLUMNS]
+LEAST_SENTENCE = 16  # columns that a sentence may be folded to
 LEADING_COLUMNS = 3  # of a grid of scores, before the families: label, seeds, overall
 VERDICT_STYLES = {HOLDS: "green", FAILS: "red", TIE: "blue"}
 SPREAD_KEYS = ("ttft_ms_low", "ttft_ms_high")  # in scores.csv alone
@@ -78,7 +84,8 @@ def escape_cell(words: str) -> str:
 
 
 def render_screen_tables(grid: WordGrid, width: int) -> list[RichTable]:
-    """For a terminal. Scores too wide for it get their families in a table of their own."""
+    """For a terminal. Scores too wide for it get their families in a table of their own, and as many tables
+    as they take; of sentences too wide for columns each is a line of its own."""
     main_columns = []
     family_columns = [0]  # the label in both
     for column, heading in enumerate(grid.header):
@@ -86,15 +93,32 @@ def render_screen_tables(grid: WordGrid, width: int) -> list[RichTable]:
             main_columns.append(column)
         else:
             family_columns.append(column)
-    is_scores = "overall" in grid.header and len(family_columns) > 1
-    if not is_scores or measure_width(grid) <= width:
+    if "overall" not in grid.header:
+        widths = measure_columns(grid, width)
+        if len(split_columns(widths, width)) > 1:
+            return [render_screen_records(grid)]
         return [render_screen_table(grid, width)]
-    main_half = select_grid_columns(grid, main_columns, [])
-    family_half = select_grid_columns(grid, family_columns, grid.notes)
-    return [
-        render_screen_table(main_half, width),
-        render_screen_table(family_half, width),
-    ]
+    halves = [main_columns, family_columns]
+    if len(family_columns) == 1 or measure_width(grid) <= width:
+        halves = [list(range(len(grid.header)))]
+    parts = []
+    for half in halves:
+        half_grid = select_grid_columns(grid, half, [])
+        for columns in split_columns(measure_columns(half_grid, width), width):
+            parts.append(select_grid_columns(half_grid, columns, []))
+    parts[-1].notes = grid.notes
+    return [render_screen_table(part, width) for part in parts]
+
+
+def measure_columns(grid: WordGrid, width: int) -> list[int]:
+    """Letters that each column takes at least: numbers and labels whole, sentences as far as they fold."""
+    widths = []
+    for column, heading in enumerate(grid.header):
+        longest = measure_longest(grid, column)
+        if longest > max(LEAST_SENTENCE, width // 8):
+            longest = LEAST_SENTENCE
+        widths.append(max(longest, *map(len, heading.split()), 0))
+    return widths
 
 
 def measure_width(grid: WordGrid) -> int:
@@ -135,16 +159,16 @@ def render_screen_table(grid: WordGrid, width: int) -> RichTable:
         caption=escape("\n".join(grid.notes)) or None,
         caption_justify="left",
     )
-    for column, name in enumerate(grid.header):
-        longest = measure_longest(grid, column)
-        # numbers and labels whole; sentences may shrink, but not to a letter a line
-        if longest > max(16, width // 8):
-            longest = 8
+    fits = measure_width(grid) < width
+    for column, least_width in enumerate(measure_columns(grid, width)):
+        is_sentence = measure_longest(grid, column) > least_width
         table.add_column(
-            name,
+            grid.header[column],
             justify="left" if holds_words(grid, column) else "right",
             overflow="fold",
-            min_width=longest,
+            # rich would take more from one column than from the others, and cut the last off
+            width=None if fits or is_sentence else least_width,
+            min_width=least_width,
         )
     for title, lines in group_by_block(grid):
         if title:
@@ -155,6 +179,28 @@ def render_screen_table(grid: WordGrid, width: int) -> RichTable:
                 if (number, column) in grid.bold:
                     words[column] = f"[bold]{words[column]}[/]"
             table.add_row(*words)
+    return table
+
+
+def render_screen_records(grid: WordGrid) -> RichTable:
+    """Each line of a grid below the other, a heading and its words a line."""
+    table = RichTable(
+        title=escape(grid.title),
+        title_justify="left",
+        caption=escape("\n".join(grid.notes)) or None,
+        caption_justify="left",
+        box=None,
+        show_header=False,
+        padding=(0, 1, 0, 1),
+    )
+    for title, lines in group_by_block(grid):
+        if title:
+            table.add_row("", f"[italic]{escape(title)}[/]")
+        for _, line in lines:
+            table.add_row()
+            for heading, words in zip(grid.header, line):
+                if words:
+                    table.add_row(heading, style_verdict(words))
     return table
 
 

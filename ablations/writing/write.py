@@ -21,6 +21,7 @@ from ablations.plain_sweeps import SWEEP_NAME
 from ablations.writing import comparison, curves, grids, latex, page, plots, ranking, text
 from ablations.writing.page import PagePicture, PageSection
 from ablations.writing.word_grid import WordGrid
+from compressors.spelling import spell_commands
 from experiments.figures.style import PictureFiles, render_files
 from experiments.runtime.files import write_atomic
 from experiments.runtime.text_tables import escape_markdown
@@ -243,12 +244,14 @@ def print_report(rendered: RenderedReport, console: Console, folder: Path) -> No
     """On a terminal tables as they fit, elsewhere the Markdown."""
     if console.is_terminal:
         for grid in rendered.grids:
-            console.print(*text.render_screen_tables(grid, console.width))
+            shown_grid = dataclasses.replace(grid, notes=list(map(spell_commands, grid.notes)))
+            console.print(*text.render_screen_tables(shown_grid, console.width))
         notes = [grids.SCORES_NOTE, grids.CLAIMS_NOTE] if rendered.summary else [grids.SCORES_NOTE]
         for sentence in (*rendered.summary, *notes):
             console.print(sentence, markup=False, highlight=False)
     else:
-        console.print(rendered.texts[MARKDOWN_FILE], markup=False, highlight=False, soft_wrap=True)
+        shown_text = spell_commands(rendered.texts[MARKDOWN_FILE])
+        console.print(shown_text, markup=False, highlight=False, soft_wrap=True)
     # whole lines, so that paths can be copied
     paths = [str(folder / name) for name in ("report.html", "report.md", "report.tex")]
     console.print("  ".join(paths), markup=False, highlight=False, soft_wrap=True)

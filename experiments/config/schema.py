@@ -135,8 +135,9 @@ class FinetuneSettings(OptimisationSettings):
         None, "trained model, named as init is, whose answers' probabilities are learned beside the answers"
     )
     teacher_weight: float = setting(1.0, "of the divergence from the teacher in the loss; 0: none", low=0)
+    # beyond these limits the divergence is rounding of float32, or nan
     teacher_temperature: float = setting(
-        1.0, "T of both softmaxes in the divergence, which counts T^2 times", above=0
+        1.0, "T of both softmaxes in the divergence, which counts T^2 times", low=0.001, below=1000
     )
 
     query_warmup: float = setting(

@@ -14,11 +14,11 @@ one would look for is not there. `claims` and `tie` are read by `ablations`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from compressors.command_line import parse_settings
+from compressors.command_line import parse_settings, split_at_commas, unquote_text
 from compressors.errors import UsageError
 from compressors.registry import suggest
 from experiments.config.cells import Cell, RowKey, make_labelled_cells, refuse_unused_knobs
@@ -57,12 +57,13 @@ class TableRow:
 
 @dataclass(frozen=True)
 class TableFile:
-    """A table with the cells of its rows."""
+    """A table with the cells of its rows. `left_out`: labels of the rows that are not asked for."""
 
     name: str
     title: str
     path: Path
     rows: tuple[TableRow, ...]
+    left_out: tuple[str, ...] = ()
 
     @property
     def heading(self) -> str:
@@ -112,6 +113,41 @@ def load_table_files(wanted: Sequence[str], axes: Axes) -> list[TableFile]:
     # of use to one table is of use
     refuse_unused_knobs(set.intersection(*idle_sets), axes, cells)
     return tables
+
+
+def take_row_labels(axes: dict[str, list[str]]) -> list[str] | None:
+    """rows=, taken out of the axes: labels, with commas between them or in a list in brackets. None where it
+    is not given."""
+    if "rows" not in axes:
+        return None
+    labels: list[str] = []
+    for text in axes.pop("rows"):
+        if text.startswith("[") and text.endswith("]"):
+            labels += map(unquote_text, split_at_commas(text[1:-1]))
+        else:
+            labels.append(unquote_text(text))
+    return list(dict.fromkeys(labels))
+
+
+def select_rows(tables: Sequence[TableFile], labels: Sequence[str] | None) -> list[TableFile]:
+    """The tables that have one of these rows, with these alone; all where none are named. UsageError for a
+    label that no table has."""
+    if labels is None:
+        return list(tables)
+    names_seen = [row.label for table in tables for row in table.rows]
+    for label in labels:
+        if label not in names_seen:
+            names = ",".join(table.name for table in tables)
+            raise UsageError(
+                f"rows={label}: no row of table {names} is called so{suggest(label, set(names_seen))}"
+            )
+    selected = []
+    for table in tables:
+        rows = tuple(row for row in table.rows if row.label in labels)
+        if rows:
+            left_out = tuple(row.label for row in table.rows if row.label not in labels)
+            selected.append(replace(table, rows=rows, left_out=left_out))
+    return selected
 
 
 def read_table_file(name: str, axes: Axes) -> tuple[TableFile, set[str]]:

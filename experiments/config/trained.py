@@ -1,6 +1,7 @@
 """Trained models by name: a cell below the output directory, a folder, or a model of the hub."""
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -16,27 +17,44 @@ HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
 def find_trained_model(source: str, out: str, path: str) -> Path:
-    """The folder of a trained model: `source` is the name of a cell below `out`, a folder as
-    `find_model_folder` takes it, or ID[@REVISION] of the hub. UsageError, from the setting `path`, where none
+    """The folder of a trained model, as `find_model` has it. UsageError, from the setting `path`, where none
     is there."""
-    where = f"{path}={quote(source)}"
+    return find_model(source, out, f"{path}={quote(source)}")
+
+
+def find_model(source: str, out: str | Path, where: str) -> Path:
+    """The folder of a trained model: `source` is the name of a cell below `out`, which needs no key or seed
+    where it is the only one of that name, a folder as `find_model_folder` takes it, or ID[@REVISION] of the
+    hub. UsageError, from `where`, where none is there."""
     cells = Path(out, CELLS_FOLDER)
+    names = sorted(folder.parent.name for folder in cells.glob("*/stages.json"))
     try:
-        if source and (cells / source / "stages.json").is_file():
+        if source in names:
             return find_model_folder(cells / source)
         if source and Path(source).exists():
             return find_model_folder(Path(source))
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from error
+    namesakes = list_namesakes(source, names)
+    if len(namesakes) > 1:
+        raise UsageError(f"{where}: several finished cells below {out}: {', '.join(namesakes)}; give one")
+    if namesakes:
+        return find_model_folder(cells / namesakes[0])
     hub_id = HUB_ID.fullmatch(source)
     # a path of which the first folder is here is a misspelt one, and nothing of the hub
     if hub_id is not None and not Path(source.partition("/")[0]).exists():
         return fetch_hub_model(hub_id["name"], hub_id["revision"], where)
-    names = [folder.parent.name for folder in cells.glob("*/stages.json")]
     raise UsageError(
         f"{where}: neither a finished cell below {out} nor a folder{suggest(source, names)}; give "
         "OUT/cells/CELL, OUT/finetune/KEY, a saved model's folder or its hub id"
     )
+
+
+def list_namesakes(source: str, names: Sequence[str]) -> list[str]:
+    """The cells that are called so, but for the seed and the key that end a cell's name."""
+    name = source.replace(" ", "_")  # as a row is called
+    beginnings = (f"{name}_seed=", f"{name}-")
+    return [cell for cell in names if cell.startswith(beginnings)]
 
 
 @cache

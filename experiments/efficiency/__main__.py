@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 What models cost, with random weights: no trained ones are needed.
 
-    python -m experiments.efficiency preset=flashsloth compressor=sap+embq,identity count=true
-    python -m experiments.efficiency compressor=sap+embq,identity batch=1,8       with times
-    python -m experiments.efficiency table1=true                      the paper's Table 1: counts
-    python -m experiments.efficiency table1=true measure=true         with times, a process each
-    python -m experiments.efficiency preset=flashsloth train=true     training steps: its Figure 3
+  python -m experiments.efficiency preset=flashsloth compressor=sap+embq,identity count=true
+  python -m experiments.efficiency compressor=sap+embq,identity batch=1,8       with times
+  python -m experiments.efficiency table1=true                      the paper's Table 1: counts
+  python -m experiments.efficiency table1=true measure=true         with times, a process each
+  python -m experiments.efficiency preset=flashsloth train=true     training steps: its Figure 3
 
-Other KEY=VALUE: settings and knobs as for experiments.sweep; commas make a product."""
+Other KEY=VALUE: settings and knobs as for python -m experiments.sweep; commas make a product."""
 # width x height in pixels: what dynamic models of Table 1 see depends on it
 TABLE1_PICTURES = ("448x448", "896x896", "1344x1344")
 CELL_PICTURES = ("768x768",)  # cells scale every picture to their tower's size
@@ -186,12 +186,12 @@ def measure_models(
 def print_result(result: EfficiencyResult, console: Console) -> None:
     """Tables, each with its definitions: on a terminal drawn, else as Markdown."""
     from experiments.efficiency.report import describe_result, make_result_views
-    from experiments.runtime.text_tables import format_markdown_table, make_word_table
+    from experiments.runtime.text_tables import format_markdown_table, make_word_tables
 
     print_lines(console, describe_result(result))
     for title, table, notes in make_result_views(result):
         if console.is_terminal:
-            console.print(make_word_table(table, title=title))
+            console.print(*make_word_tables(table, console.width, title=title), sep="")
         else:
             print_lines(console, f"\n### {title}\n", *format_markdown_table(table))
         print_lines(console, "", *notes, "")

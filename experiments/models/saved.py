@@ -8,13 +8,14 @@ from compressors.errors import UsageError
 from compressors.reading import check_regular_file, read_json_file
 from experiments.config.presets import read_yaml
 from experiments.config.schema import BLIND_COMPRESSOR
+from experiments.config.trained import find_model
 from llm_adapters import saved
 from llm_adapters.saved import find_model_folder
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["find_model_folder", "find_newest_cell", "load_trained_model", "open_picture", "read_json_file"]
+__all__ = ["find_named_model", "find_newest_cell", "load_trained_model", "open_picture", "read_json_file"]
 
 
 def find_newest_cell(out: Path) -> Path:
@@ -33,14 +34,30 @@ def find_newest_cell(out: Path) -> Path:
     return notes[0].parent
 
 
-def load_trained_model(path: str | Path, revision: str | None = None) -> tuple[Any, Any]:
-    """(model, processor) of `find_model_folder(path, revision=revision)`, in eval mode, in bfloat16 on a
-    GPU."""
+def load_trained_model(
+    model: str | Path, revision: str | None = None, out: str | Path = "runs"
+) -> tuple[Any, Any]:
+    """(model, processor) in eval mode, in bfloat16 on a GPU.
+
+    model      name of a finished cell below `out`, without its key or seed where it is the only one; its
+               folder, that of its finetune stage or of a saved model; or OWNER/NAME of the hub
+    revision   of a model of the hub: a branch, a tag or a commit
+
+    UsageError where there is none, or several.
+    """
+    folder = find_named_model(model, revision, out, f"load({str(model)!r})")
     # torch and transformers: a folder or a picture that is not there is answered without them
     from experiments.models.build import pick_device, silence_libraries
 
     silence_libraries()
-    return saved.load_saved_model(path, pick_device("auto"), revision=revision)
+    return saved.load_saved_model(folder, pick_device("auto"))
+
+
+def find_named_model(model: str | Path, revision: str | None, out: str | Path, where: str) -> Path:
+    """The folder of what `load_trained_model` loads. UsageError, from `where`."""
+    if revision is not None:  # which the hub alone has
+        return find_model_folder(model, revision=revision)
+    return find_model(str(model), out, where)
 
 
 def open_picture(path: Path) -> "Image.Image":

@@ -8,28 +8,64 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+LEAST_WIDTH = 5  # letters of a column
+GAP = 2  # spaces between columns
 # what begins a formula in a spreadsheet, full-width signs too
 FORMULA_SIGNS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 
 
-def make_word_table(rows: Sequence[Sequence[str]], *, title: str = "", caption: str = "") -> Table:
-    """A table for a screen. None of the words is markup; headings fold where there is no room."""
-    table = Table(
-        title=escape(title) or None,
-        caption=escape(caption) or None,
-        title_justify="left",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    label_heading, *headings = rows[0]
-    # labels stand on one line: a row that folds there reads as two
-    table.add_column(escape(label_heading), justify="left", no_wrap=True, min_width=5, overflow="fold")
-    for heading in headings:
-        table.add_column(escape(heading), justify="right", no_wrap=False, min_width=5, overflow="fold")
-    for row in rows[1:]:
-        table.add_row(*map(escape, row))
-    return table
+def make_word_tables(
+    rows: Sequence[Sequence[str]], width: int, *, title: str = "", caption: str = ""
+) -> list[Table]:
+    """A table for a screen, or several that fit its width, each with the labels. None of the words is markup;
+    headings fold between words."""
+    widths = [measure_column(column) for column in zip(*rows)]
+    parts = split_columns(widths, width)
+    tables = []
+    for columns in parts:
+        table = Table(
+            title=escape(title) or None if columns is parts[0] else None,
+            caption=escape(caption) or None if columns is parts[-1] else None,
+            title_justify="left",
+            caption_justify="left",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+        )
+        fits = sum(len(max((row[column] for row in rows), key=len)) + GAP for column in columns) < width
+        for column in columns:
+            # labels stand on one line: a row that folds there reads as two
+            table.add_column(
+                escape(rows[0][column]),
+                justify="right" if column else "left",
+                no_wrap=not column,
+                # rich would take more from one column than from the others, and cut the last off
+                width=None if fits else widths[column],
+                min_width=LEAST_WIDTH,
+                overflow="fold",
+            )
+        for row in rows[1:]:
+            table.add_row(*[escape(row[column]) for column in columns])
+        tables.append(table)
+    return tables
+
+
+def measure_column(words: Sequence[str]) -> int:
+    """Letters that a column takes whose heading, the first of its words, may fold between them."""
+    heading, *cells = words
+    return max([LEAST_WIDTH, *map(len, cells), *map(len, heading.split())])
+
+
+def split_columns(widths: Sequence[int], width: int) -> list[list[int]]:
+    """The columns of each part of a table that is too wide for a screen; all parts begin with the first."""
+    parts: list[list[int]] = []
+    room = 0
+    for column in range(1, len(widths)):
+        if not parts or widths[column] + GAP > room:
+            parts.append([0])
+            room = width - widths[0] - GAP - 1  # the frame's left edge
+        parts[-1].append(column)
+        room -= widths[column] + GAP
+    return parts or [[0]]
 
 
 def make_framed_table(rows: Sequence[Sequence[str]], *, title: str = "", numbers: bool = True) -> Table:

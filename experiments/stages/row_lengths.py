@@ -20,6 +20,7 @@ from experiments.data.loader import (
 )
 from experiments.models import build, pretrained
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
+from llm_adapters.processing import FlashSlothProcessor
 
 
 class RowFile(NamedTuple):
@@ -108,7 +109,11 @@ def check_files(
         # a test's texts are not cut, and its answers are to come
         max_length = None if file.is_test else config.data.max_length
         new_tokens = config.evaluate.max_new_tokens if file.is_test else 0
-        longest = bound_longest_row(config, model, size, measure_texts(file), max_length)
+        visual = 0
+        if not config.blind:
+            positions_of_crop = model.num_image_tokens(size, size) + model.num_left_out(size, size)
+            visual = positions_of_crop * build.make_tiling(config, size).most_crops
+        longest = bound_longest_row(config, visual, model.num_queries, measure_texts(file), max_length)
         if longest + new_tokens <= positions:
             continue
         processor = build.make_processor(config, model, pretrained.load_tokenizer(config))
@@ -116,25 +121,48 @@ def check_files(
         dataset.check_positions(positions, new_tokens, model.num_left_out(size, size))
 
 
-def bound_longest_row(
+def check_taught_rows(
     config: Config,
-    model: FlashSlothForConditionalGeneration,
-    size: int,
-    shapes: Mapping[RowShape, int],
-    max_length: int | None,
+    teacher: FlashSlothForConditionalGeneration,
+    processor: FlashSlothProcessor,
+    where: str,
+) -> None:
+    """UsageError, from `where`, for a row of stage 2's files that has more tokens for a teacher than its LLM
+    has positions; for an image and a query that have, whatever the data. `teacher`: without weights."""
+    positions = teacher.config.position_limit
+    if positions is None:
+        return
+    left_out = teacher.num_left_out(*processor.crop_size)
+    visual = (processor.image_tokens + left_out) * processor.crops
+    if visual + processor.num_queries > positions and processor.tiling.fixed:
+        raise UsageError(
+            f"{where}: an image and a query have {visual + processor.num_queries} tokens for it"
+            f"{tell_left_out(left_out * processor.crops)}, its language model has {positions} positions; "
+            "take another teacher"
+        )
+    for file in list_role_files(config, "train"):
+        max_length = config.data.max_length
+        shapes = measure_texts(file)
+        if bound_longest_row(config, visual, processor.num_queries, shapes, max_length) <= positions:
+            continue
+        dataset = ConversationDataset(load_rows(file), SampleImages(processor), max_length)
+        try:
+            dataset.check_positions(positions, left_out=left_out)
+        except UsageError as error:
+            raise UsageError(f"{where}: {error}") from error
+
+
+def bound_longest_row(
+    config: Config, visual: int, queries: int, shapes: Mapping[RowShape, int], max_length: int | None
 ) -> int:
     """At least as many tokens as the longest row has, found without a tokenizer: a text has no more of them
-    than bytes."""
-    visual = 0
-    if not config.blind:
-        positions = model.num_image_tokens(size, size) + model.num_left_out(size, size)
-        visual = positions * build.make_tiling(config, size).most_crops
+    than bytes. `visual`: positions of an image at most; `queries`: query tokens of a turn."""
     prompt = config.prompt
     words = len((prompt.user + prompt.assistant + prompt.end).encode()) + SPACES_OF_A_TURN
     longest = 0
     for shape, text in shapes.items():
         text += len(prompt.system.encode()) + shape.turns * words
-        row = min(text, max_length or text) + shape.images * visual + shape.turns * model.num_queries
+        row = min(text, max_length or text) + shape.images * visual + shape.turns * queries
         longest = max(longest, row)
     return longest
 

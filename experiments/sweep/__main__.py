@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from compressors.command_line import Command, CommandLine
+from compressors.spelling import spell_commands
 from experiments.config.schema import Config
 from experiments.runtime.bars import create_reporter
 from experiments.runtime.provenance import declare_command
@@ -108,7 +109,7 @@ def print_failures(failed: Sequence[FailedCell], console: Console) -> None:
 
 def print_plain(console: Console, text: str) -> None:
     """Print text as it is: brackets in it are no markup, long lines are left to the terminal."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(spell_commands(text), markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

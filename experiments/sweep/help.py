@@ -15,8 +15,10 @@ computed before is taken from the output directory; a run that was interrupted g
   python -m experiments.sweep compressor=sap+embq                           one cell of the embedded default
   python -m experiments.sweep compressor=avg_pool,sap,sap+embq seed=0,1,2   commas: the product
   python -m experiments.sweep compressor=sap+embq embq.at=[2,4],3           but not inside brackets
-  python -m experiments.sweep preset=flashsloth data.pretrain=captions.json data.train=llava.json \\
-      data.test=test.json data.images=images                                your data (experiments/README.md)
+  python -m experiments.sweep preset=flashsloth data.train=llava.json \\
+      data.pretrain=captions.json data.test=test.json data.images=images
+
+Data of one's own, tables and launching: experiments/README.md.
 
   --plan        show what would be computed, shared, and is there already; refuses what a sweep would refuse
   table=NAME    the rows of the paper's table 3, 4, 5 or 6, of several (3,4), of all of these, of field (every
@@ -24,12 +26,13 @@ computed before is taken from the output directory; a run that was interrupted g
                 (training), rates (36 to 4 tokens), or of your own FILE.yaml
   rows=LABEL    of a table's rows these alone
   blind=false   without the row that sees no image
-  earlier=DIR   without the cells that the report in DIR has, which ablations.report earlier=DIR shows;
-                earlier=tiny: of the study that comes with the package
+  earlier=DIR   without the cells that the report in DIR has, which `python -m ablations.report earlier=DIR`
+                shows; earlier=tiny: of the study that comes with the package
 
 Where cells run, which is in no result's key:
 
 """
+SETTING_WIDTH = 39
 SLURM_HELP = (
     "submitit's: partition, time (minutes), gpus_per_node, ...; cluster=local: without Slurm"  # slurm.py
 )
@@ -52,8 +55,8 @@ def format_launch_options() -> list[str]:
     lines = []
     for name, option in collect_settings(LaunchOptions).items():
         assignment = f"{name_launch_option(name)}={format_value(option.default)}"
-        lines.append(f"  {assignment:24} {option.help}")
-    lines.append(f"  {'launch.slurm.KEY=VALUE':24} {SLURM_HELP}")
+        lines.append(f"  {assignment:22}  {option.help}")
+    lines.append(f"  {'launch.slurm.KEY=VALUE':22}  {SLURM_HELP}")
     return lines
 
 
@@ -64,12 +67,13 @@ def format_setting(path: str, setting: Setting) -> str:
     if len(choices) > 1:
         meaning += f" ({', '.join(choices)})"
     assignment = f"{path}={format_value(setting.default)}"
-    return f"  {assignment:40} {meaning}"
+    return f"  {assignment:{SETTING_WIDTH}}  {meaning}"
 
 
 def make_help_text() -> str:
     """What stands behind HELP_HEAD."""
     lines = [*format_launch_options(), ""]
+    name_width = max(len(name) for registry in signatures.registries() for name in registry.names())
     presets = ", ".join(list_presets())
     lines += [f"Presets: {presets}, or a YAML file. Settings, with their values before any preset:", ""]
     for path, setting in collect_settings(Config).items():
@@ -77,7 +81,7 @@ def make_help_text() -> str:
     for registry in signatures.registries():
         lines += ["", f"{registry.kind.capitalize()}s and their knobs, set as NAME.KNOB=VALUE:", ""]
         for name in registry.names():
-            lines.append(f"  {name:16} {format_knobs(registry, name)}".rstrip())
+            lines.append(f"  {name:{name_width}}  {format_knobs(registry, name)}".rstrip())
         if registry is signatures.compressors():
-            lines.append(f"  {BLIND_COMPRESSOR:16} no image at all")
+            lines.append(f"  {BLIND_COMPRESSOR:{name_width}}  no image at all")
     return "\n".join([*lines, ""])

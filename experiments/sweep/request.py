@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from compressors.command_line import unquote_text
 from compressors.errors import UsageError
-from compressors.registry import conform, suggest
+from compressors.registry import conform
 from experiments.config import tables
 from experiments.config.cells import Cell, make_blind_cells, make_cells
 from experiments.config.overrides import parse_value, take_single_value
@@ -43,9 +42,7 @@ def read_request(settings: Mapping[str, list[str]]) -> SweepRequest:
         reported_keys = read_finished_keys(find_study_folder(Path(earlier)))
     launch = take_launch_options(axes)
     table_names = axes.pop("table", None)
-    row_labels = axes.pop("rows", None)
-    if row_labels is not None:
-        row_labels = list(map(unquote_text, row_labels))
+    row_labels = tables.take_row_labels(axes)
     for name in ("out", "trainer.nodes"):
         take_single_value(dict(axes), name)  # from a copy: it is a cell's setting too, but no axis
     jobs: dict[str, CellJob] = {}
@@ -67,8 +64,8 @@ def read_request(settings: Mapping[str, list[str]]) -> SweepRequest:
         views.append((heading, list(rows.values())))
     if not jobs:
         raise UsageError(
-            f"earlier={earlier}: that report has all {len(left_out)} cells; python -m "
-            "ablations.report shows them, with the same table= and earlier="
+            f"earlier={earlier}: that report has all {len(left_out)} cells; python -m ablations.report "
+            "shows them, with the same table= and earlier="
         )
     nodes = find_node_count(list(jobs.values()), launch)
     return SweepRequest(list(jobs.values()), views, launch, len(left_out), nodes)
@@ -107,23 +104,12 @@ def list_cells_by_table(
             raise UsageError(f"rows={','.join(row_labels)}: rows of which table? name it with table=")
         return [("", make_cells(axes))]
     cells_by_table = []
-    labels_seen: list[str] = []
-    for table in tables.load_table_files(table_names, axes):
+    for table in tables.select_rows(tables.load_table_files(table_names, axes), row_labels):
         cells: list[Cell] = []
         for row in table.rows:
-            if row.absent:
-                if row.label in (row_labels or ()):
-                    raise UsageError(f"rows={row.label}: has no cell in {table.heading}: {row.absent}")
-                continue
-            labels_seen.append(row.label)
-            if row_labels is None or row.label in row_labels:
-                cells += row.cells
+            if row.absent and row_labels is not None:
+                raise UsageError(f"rows={row.label}: has no cell in {table.heading}: {row.absent}")
+            cells += row.cells
         if cells:
             cells_by_table.append((table.heading, cells))
-    for label in row_labels or ():
-        if label not in labels_seen:
-            names = ",".join(table_names)
-            raise UsageError(
-                f"rows={label}: no row of table {names} is called so{suggest(label, labels_seen)}"
-            )
     return cells_by_table

@@ -11,7 +11,7 @@ from experiments.runtime.text_tables import (
     escape_markdown,
     format_csv,
     format_markdown_table,
-    make_word_table,
+    make_word_tables,
 )
 from experiments.store.results import CHANCE_ROW, ScoreGroup, ScoreRow
 
@@ -173,13 +173,14 @@ def make_screen_tables(group: ScoreGroup, width: int) -> list[Table]:
     for column in zip(*rows):
         needed_width += max(map(len, column)) + 2  # two columns of padding
     if needed_width < width or not list_question_families(group):
-        return [make_word_table(rows, title=group.title, caption=caption)]
+        return make_word_tables(rows, width, title=group.title, caption=caption)
     summary = []
     by_family = []
     for label, *numbers, time in rows:
         summary.append([label, *numbers[: SUMMARY_COLUMNS - 1], time])
         by_family.append([label, *numbers[SUMMARY_COLUMNS - 1 :]])
-    return [make_word_table(summary, title=group.title), make_word_table(by_family, caption=caption)]
+    summary_tables = make_word_tables(summary, width, title=group.title)
+    return [*summary_tables, *make_word_tables(by_family, width, caption=caption)]
 
 
 def format_score_markdown(groups: Sequence[ScoreGroup]) -> str:

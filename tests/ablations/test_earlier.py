@@ -70,7 +70,7 @@ def test_a_sweep_leaves_them_out(whole, tmp_path):
     with pytest.raises(UsageError, match="earlier=no/where: no no/where/report.json"):
         request.read_request(parse_settings(["table=5", "earlier=no/where"]))
     (tmp_path / "report.json").write_text("[]")
-    with pytest.raises(UsageError, match="not what ablations.report wrote"):
+    with pytest.raises(UsageError, match="not what `python -m ablations.report` wrote"):
         request.read_request(parse_settings(["table=5", f"earlier={tmp_path}"]))
 
 

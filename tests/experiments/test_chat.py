@@ -114,7 +114,7 @@ def test_a_session_goes_on_after_a_bad_question(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "wrong"),
     [
-        ([], '["QUESTION"] [model=DIR] [out=runs] [max_new_tokens=128], found nothing'),
+        ([], '["QUESTION"] [model=CELL] [out=runs] [max_new_tokens=128], found nothing'),
         (["cat.png", "a", "b"], "found 3 words (cat.png, a, b)"),
         (["cat.png", "modle=x"], "modle=x: no setting of this command; did you mean 'model'?"),
         (["cat.png", "--model", "x"], "--model: settings are spelled KEY=VALUE; write model=x"),
@@ -122,7 +122,10 @@ def test_a_session_goes_on_after_a_bad_question(folder, capsys):
         (["cat.png", "max_new_tokens=0"], "max_new_tokens=0: must be at least 1"),
         (["nowhere.png", "hi", "model={}/cells/one"], "nowhere.png: no such picture"),
         (["{}/cells/one/stages.json", "hi", "model={}/cells/one"], "stages.json: not a picture"),
-        (["{}/cat.png", "hi", "model={}/nowhere"], "nowhere: no such folder; give OUT/cells/CELL"),
+        (
+            ["{}/cat.png", "hi", "model={}/nowhere"],
+            "nowhere: neither a finished cell below runs",
+        ),
         (["{}/cat.png", "hi", "model={}/cells"], "no model here (no config.json)"),
     ],
 )

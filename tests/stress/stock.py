@@ -24,7 +24,7 @@ class Stock:
     backbones   tower/, llm/, data.json and its pictures
     model       a saved model with its processor
     released    a released checkpoint
-    report      what ablations.report wrote
+    report      what `python -m ablations.report` wrote
     picture     a PNG file
     """
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from compressors.command_line import Command, CommandLine, setting
 from compressors.errors import UsageError
+from compressors.spelling import spell_commands
 from experiments.backbones.small.packages import BundledFile, obtain_file
 from experiments.config import sources
 from experiments.store.keys import digest_file
@@ -182,7 +183,7 @@ def describe_part(source: BundledFile, out: Path, **checked: object) -> dict[str
 
 def print_line(line: str) -> None:
     """A line on standard output at once: minutes pass between two of them."""
-    sys.stdout.write(f"{line}\n")
+    sys.stdout.write(f"{spell_commands(line)}\n")
     sys.stdout.flush()
 
 

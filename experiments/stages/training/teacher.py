@@ -19,13 +19,16 @@ from experiments.data.loader import ConversationDataset, SampleImages, StepLoade
 from experiments.data.order import StepOrder
 from experiments.data.streaming.dataset import StreamedDataset
 from experiments.models import pretrained
+from experiments.stages.row_lengths import check_taught_rows
 from llm_adapters import saved
 from llm_adapters.answers import Lesson, can_split_head
+from llm_adapters.configuration import FlashSlothConfig
 from llm_adapters.conversation import IGNORE, IMAGE, QUERY
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.processing import FlashSlothProcessor
 
 ADVICE = "save the model and its processor there again"
+NAMES_OF_PROCESSORS = {"image_processor_type", "processor_class", "auto_map"}  # which change no pixel
 LOWER_PRECISIONS = {"bf16": torch.bfloat16, "16": torch.float16}  # by how Lightning's names begin
 
 
@@ -154,6 +157,8 @@ def reads_same_features(
     """Whether the student's cached features are those that the teacher's own tower would give."""
     if images.cache is None or processor.tiling != images.processor.tiling:
         return False
+    if describe_pixels(processor) != describe_pixels(images.processor):
+        return False
     if teacher.config.select_layer != student.config.select_layer:
         return False
     compressor = teacher.compressor
@@ -170,9 +175,20 @@ def reads_same_features(
     return all(torch.equal(value, student_state[name].cpu()) for name, value in state.items())
 
 
+def describe_pixels(processor: FlashSlothProcessor) -> dict[str, Any]:
+    """All that makes pixels of a picture: size, resampling, mean and std."""
+    values = processor.image_processor.to_dict()
+    description = {}
+    for name in sorted(values.keys() - NAMES_OF_PROCESSORS):
+        value = values[name]
+        description[name] = list(value) if isinstance(value, (tuple, list)) else value
+    return description
+
+
 def check_teacher(config: Config, student: FlashSlothForConditionalGeneration) -> None:
-    """UsageError for a teacher that does not fit a cell: without images, with another vocabulary, or asked in
-    other words. `student`: the cell's model, without weights. No weights are read."""
+    """UsageError for a teacher that does not fit a cell: without images, with another vocabulary, asked in
+    other words, or with fewer positions than a row of a data file has tokens for it. `student`: the cell's
+    model, without weights. No weights are read."""
     if not config.has_teacher:
         return
     assert config.finetune.teacher is not None  # it has one
@@ -190,6 +206,10 @@ def check_teacher(config: Config, student: FlashSlothForConditionalGeneration) -
                 f"{where}: was trained with prompt.{name}={quote(repr(processor.prompt[name]))}, the cell "
                 f"has {quote(repr(text))}; train with the same prompt"
             )
+    saved_config = load_pretrained(FlashSlothConfig, folder, where, ADVICE)
+    with torch.device("meta"), pretrained.naming_backbone(where):
+        teacher = FlashSlothForConditionalGeneration(saved_config)
+    check_taught_rows(config, teacher, processor, where)
 
 
 def check_head(model: FlashSlothForConditionalGeneration, where: str) -> None:

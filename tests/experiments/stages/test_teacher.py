@@ -1,21 +1,26 @@
 """A teacher: the loss is what one computes by hand, and a student comes to say what it says."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
 import small_runs
 import torch
 from lightning.pytorch.callbacks import Callback
+from PIL import Image
 from small_runs import Losses
 from torch.nn import functional as F
 
+from compressors.command_line import parse_settings
 from compressors.errors import UsageError
+from experiments.config.cells import make_cells
 from experiments.config.schema import Config
 from experiments.runtime.progress import Reporter
-from experiments.stages import features, train
+from experiments.stages import features, row_lengths, train
 from experiments.stages.checks import check_cell_config
 from experiments.stages.training.fit import fit_module
 from experiments.stages.training.ranks import launch_processes
+from llm_adapters.answers import compute_divergence
 from llm_adapters.conversation import IGNORE
 from llm_adapters.saved import load_saved_model
 
@@ -227,7 +232,71 @@ def test_a_teacher_of_other_crops_reads_pixels(folder, tmp_path):
     assert module.training_step(batch, 0).isfinite()
 
 
+@pytest.mark.parametrize("name", ["image_mean", "image_std", "resample"])
+def test_a_teacher_of_other_pixels_reads_its_own(folder, tmp_path, name):
+    """Its tower's weights are the student's, whose cached features are of other pixels."""
+    model, processor = load_saved_model(folder / "teacher", torch.device("cpu"))
+    images = processor.image_processor
+    other = Image.Resampling.NEAREST if name == "resample" else [0.25, 0.5, 0.75]
+    setattr(images, name, other)
+    model.save_pretrained(tmp_path / "other")
+    processor.save_pretrained(tmp_path / "other")
+    config = make_config(folder)
+    config.finetune.teacher = str(tmp_path / "other")
+    config.tower.cache = True
+    inputs = small_runs.align(config, tmp_path)
+    out = tmp_path / "features"
+    out.mkdir()
+    features.run(config, {}, out, Reporter(), roles=("train",))
+    module, batch = make_module(config, {**inputs, "features": out})
+    assert not module.teacher.shares_features
+    config.tower.cache = False
+    _, pixels = make_module(config, inputs)
+    torch.testing.assert_close(batch["taught"]["pixel_values"], pixels["taught"]["pixel_values"])
+    assert not torch.allclose(pixels["taught"]["pixel_values"], pixels["pixel_values"])
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 1.0, 3.0, 50.0])
+@pytest.mark.parametrize("weight", [0.01, 1.0, 20.0])
+def test_the_divergence_counts_as_its_formula_says(weight, temperature):
+    """weight T^2 KL(teacher at T || student at T), summed over answer tokens; its gradient, too."""
+    torch.manual_seed(1)
+    taught = torch.randn(5, 11) * 3
+    logits = (torch.randn(5, 11) * 3).requires_grad_()
+    divergence = compute_divergence(logits, taught, temperature)
+    probabilities = (taught.double() / temperature).softmax(-1)
+    log_ratio = probabilities.log() - (logits.double() / temperature).log_softmax(-1)
+    expected = temperature**2 * (probabilities * log_ratio).sum()
+    torch.testing.assert_close(divergence.double(), expected, rtol=2e-3, atol=1e-5)
+    (weight * divergence).backward()
+    gap = (logits.detach().double() / temperature).softmax(-1) - probabilities
+    expected_gradient = weight * temperature * gap
+    torch.testing.assert_close(logits.grad.double(), expected_gradient, rtol=1e-3, atol=1e-4)
+
+
 # ---- what is refused ----
+
+
+@pytest.mark.parametrize(
+    ("setting", "rule"),
+    [
+        ("teacher_temperature=0", "must be at least 0.001"),
+        ("teacher_temperature=-1", "must be at least 0.001"),
+        ("teacher_temperature=1e-40", "must be at least 0.001"),
+        ("teacher_temperature=1000", "must be less than 1000"),
+        ("teacher_temperature=nan", "expected float"),
+        ("teacher_temperature=.nan", "must be"),
+        ("teacher_temperature=.inf", "must be"),
+        ("teacher_weight=-0.1", "must be at least 0"),
+        ("teacher_weight=.nan", "must be"),
+        ("teacher_weight=.inf", "must be"),
+        ("teacher_weight=null", "expected"),
+    ],
+)
+def test_limits(setting, rule):
+    with pytest.raises(UsageError, match=rule) as caught:
+        make_cells(parse_settings([f"finetune.{setting}", "finetune.teacher=x"]))
+    assert setting.partition("=")[0] in str(caught.value)
 
 
 def refuse(config) -> str:
@@ -288,6 +357,20 @@ def test_patches_that_a_teacher_leaves_out_have_positions(folder, tmp_path):
         UsageError, match="^finetune.teacher=.* of patches that are left out .* 120 positions"
     ):
         make_module(config, inputs)
+
+
+def test_a_teacher_with_too_few_positions_is_refused_before_any_work(folder, tmp_path):
+    """Of data files; rows that are written on the spot are looked at when they are there."""
+    row_lengths.measure_texts.cache_clear()
+    config = make_config(folder)
+    for positions, message in ((60, "36 visual.* do not fit .* 60 positions"), (30, "36 tokens for it")):
+        model, processor = load_saved_model(folder / "teacher", torch.device("cpu"))
+        model.config.text_config.max_position_embeddings = positions
+        target = tmp_path / str(positions)
+        model.save_pretrained(target)
+        processor.save_pretrained(target)
+        config.finetune.teacher = str(target)
+        assert re.search(message, refuse(config))
 
 
 def test_a_row_that_is_too_long_for_the_teacher(folder, tmp_path):

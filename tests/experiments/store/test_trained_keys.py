@@ -13,6 +13,7 @@ from compressors.command_line import parse_settings
 from compressors.errors import UnreachableError, UsageError
 from experiments.config.cells import make_blind_cells
 from experiments.config.trained import fetch_hub_model, find_trained_model
+from experiments.models.saved import find_named_model, load_trained_model
 from experiments.store.store import Store
 from experiments.sweep.plan_view import make_plan_tables
 from experiments.sweep.request import read_request
@@ -145,7 +146,7 @@ def test_the_plan_shows_it(trained, tmp_path):
         ),
         (["finetune.teacher=a", "compressor=none"], "finetune.teacher=a: compressor=none sees no image"),
         (["pretrain.teacher=a"], "unknown setting 'pretrain.teacher'"),
-        (["finetune.teacher_temperature=0"], "teacher_temperature=0.0: must be more than 0"),
+        (["finetune.teacher_temperature=0"], "teacher_temperature=0.0: must be at least 0.001"),
         (["finetune.teacher_weight=-1"], "teacher_weight=-1.0: must be at least 0"),
     ],
 )
@@ -170,6 +171,24 @@ def test_a_cell_has_a_name_and_a_path(trained, tmp_path):
     expected = keys(out, f"finetune.init={trained}")
     for name in ("sap_seed=0-12345678", tmp_path / "out/cells/sap_seed=0-12345678", model.parent, model):
         assert keys(out, f"finetune.init={name}") == expected
+
+
+def test_a_cell_needs_no_seed_and_key_where_it_is_the_only_one(trained, tmp_path):
+    finish_cell(tmp_path, "sap_seed=0-12345678", trained)
+    model = tmp_path / "finetune/1/model"
+    for name in ("sap", "sap_seed=0", "sap_seed=0-12345678"):
+        assert find_named_model(name, None, tmp_path, f"load({name!r})") == model
+    names = ("sap_seed=1-12345678", "1_query_seed=0-12345678")
+    for name in names:
+        shutil.copytree(tmp_path / "cells/sap_seed=0-12345678", tmp_path / "cells" / name)
+    for name in ("1 query", "sap_seed=1"):
+        assert find_named_model(name, None, tmp_path, "") == model
+    with pytest.raises(UsageError) as caught:
+        load_trained_model("sap", out=tmp_path)
+    cells = "sap_seed=0-12345678, sap_seed=1-12345678"
+    assert str(caught.value) == f"load('sap'): several finished cells below {tmp_path}: {cells}; give one"
+    with pytest.raises(UsageError, match=r"^load\('spa'\): neither a finished cell .*Known: 1_query"):
+        load_trained_model("spa", out=tmp_path)
 
 
 @pytest.mark.parametrize("name", ["sap_seed=0-1234567", "nowhere/at/all", "", "cells/x"])
@@ -206,6 +225,9 @@ def test_a_model_of_the_hub_by_its_revision(hub, trained):
     shutil.copytree(trained, repository / "snapshots" / ("b" * 40))
     (repository / "snapshots" / ("b" * 40) / "model.safetensors").write_bytes(b"others")
     main = keys("finetune.init=me/sloth")
+    folder = repository / "snapshots" / ("a" * 40)
+    assert find_named_model("me/sloth", None, "runs", "") == folder
+    assert find_named_model("me/sloth", "a" * 40, "runs", "") == folder
     assert main == keys(f"finetune.init={trained}") == keys(f"finetune.init=me/sloth@{'a' * 40}")
     assert changed(main, keys(f"finetune.init=me/sloth@{'b' * 40}")) == {"finetune", "evaluate"}
 

@@ -54,6 +54,8 @@ def refused(tmp_path):
         (["preset=tinny"], "did you mean 'tiny'?"),
         (["table=99"], "table=99: no "),
         (["rows=sap"], "rows=sap: rows of which table? name it with table="),
+        (["table=3", "rows=[sap,sapp]"], "rows=sapp: no row of table 3 is called so; did you mean 'sap'?"),
+        (["table=3", "rows=[]"], "rows=: no row of table 3 is called so; Known: 1 query, 16 queries"),
         (["table=3", "rows=sapp"], "rows=sapp: no row of table 3 is called so; did you mean 'sap'?"),
         (["seed=zero"], "seed='zero': expected int"),
         (["embq.dim=wide"], "embq.dim='wide': expected int"),
