@@ -249,7 +249,7 @@ class FlashSlothForConditionalGeneration(ComposedGeneration, QueryAdapter, PreTr
         }
         wanted = WantedOutput(labels, logits_to_keep, answer_index, lesson, answer_states, without_head)
         output = run_language_model(self.language_model, wanted, kwargs)
-        if is_generating and output.logits is not None:
+        if is_generating:
             self.mute_placeholders(output.logits)
         if pruned_pass is not None:
             pruned_pass.record_passed_tokens()

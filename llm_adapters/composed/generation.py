@@ -116,8 +116,10 @@ class ComposedGeneration(SequenceBuilder, GenerationMixin):
         self.mute_placeholders(output.logits)
         return output
 
-    def mute_placeholders(self, logits: Tensor) -> None:
-        """Let image and query placeholders never be said: in place in logits (..., V)."""
+    def mute_placeholders(self, logits: Tensor | None) -> None:
+        """Let image and query placeholders never be said: in place in logits (..., V), if there are any."""
+        if logits is None:
+            return
         # a logits processor would do, but `generate` reads its signature in every step, which takes as long
         # as a layer of a small LLM
         mute_tokens(logits, (self.config.image_token_id, self.config.query_token_id))
