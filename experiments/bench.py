@@ -29,6 +29,11 @@ LLM_DIM = 2560  # width that compressors with a projector of their own project t
 KEY_DIM = 64  # of the keys that some read, a head's
 JOINT_DIM = 768  # of the space that patches share with a text encoder, CLIP-L's
 TEXT_TOKENS = 40  # of a question
+CAPTION = (
+    "ms, lowest: median and lowest of the rounds; limit: what this machine takes to move inputs, weights and "
+    "tokens once (by copy) or for as many multiplications (by math), the longer of the two; share: limit of "
+    "ms; kernels: operations launched, without views"
+)
 COMPRESSOR_HEADER = ["compressor", "tokens", "ms", "lowest", "limit", "share", "by", "kernels"]
 
 
@@ -82,7 +87,7 @@ def run_bench(line: CommandLine) -> int:
     shape = f"{options.batch} x {options.grid}x{options.grid}x{options.dim}"
     rows = measure_compressor_rows(options, names)
     title = f"forward, {shape}, rate {options.rate}, {options.dtype}"
-    tables = make_word_tables([COMPRESSOR_HEADER, *rows], console.width, title=title)
+    tables = make_word_tables([COMPRESSOR_HEADER, *rows], console.width, title=title, caption=CAPTION)
     console.print(*tables, sep="", highlight=False)
     if line.words:
         return 0
@@ -195,10 +200,19 @@ def measure_call(
     copying = work.bytes / reference_work.bytes * timing.find_spread(seconds["copy"]).median
     multiplying = work.flops / reference_work.flops * timing.find_spread(seconds["product"]).median
     limit = max(copying, multiplying)
-    row = [label, str(tokens), f"{spread.median * 1e3:.2f}", f"{spread.low * 1e3:.2f}"]
-    row += [f"{limit * 1e3:.2f}", f"{limit / spread.median:.0%}"]
+    row = [label, str(tokens)]
+    row += [format_milliseconds(time) for time in (spread.median, spread.low, limit)]
+    row.append(f"{limit / spread.median:.0%}")
     row += ["copy" if copying > multiplying else "math", str(kernels)]
     return row
+
+
+def format_milliseconds(seconds: float) -> str:
+    """0.17, 23.4 or 8236: no more digits than mean something, and few enough not to fold in a table."""
+    milliseconds = seconds * 1e3
+    if milliseconds >= 100:
+        return f"{milliseconds:.0f}"
+    return f"{milliseconds:.1f}" if milliseconds >= 10 else f"{milliseconds:.2f}"
 
 
 def measure_sap_rows(options: BenchOptions, train_tower: bool) -> list[list[str]]:

@@ -39,7 +39,6 @@ from llm_adapters.kept_positions import check_rotary
 from llm_adapters.kept_turns import GUESSED
 from llm_adapters.pruning.apply import check_positions
 from llm_adapters.pruning.attention import PRUNING_CONTEXT as PRUNING
-from llm_adapters.visual_prompt import mute_tokens
 
 
 class FlashSlothForConditionalGeneration(ComposedGeneration, QueryAdapter, PreTrainedModel, GenerationMixin):
@@ -207,6 +206,17 @@ class FlashSlothForConditionalGeneration(ComposedGeneration, QueryAdapter, PreTr
             cache = past_key_values  # its name up to transformers 5.23
         is_generating = GUESSED in kwargs  # `generate` asks
         is_guessed = kwargs.pop(GUESSED, False)
+        has_images = pixel_values is not None or vision_features is not None
+        if (
+            is_guessed
+            and cache is not None
+            and not has_images
+            and input_ids is not None
+            and input_ids.shape[1] == 1
+        ):
+            kwargs |= {"attention_mask": attention_mask, "position_ids": position_ids}
+            kwargs |= {"use_cache": use_cache, "logits_to_keep": logits_to_keep}
+            return self.decode_word(input_ids, cache, kwargs)
         inputs = PromptInputs(
             input_ids=input_ids,
             inputs_embeds=inputs_embeds,
@@ -239,10 +249,8 @@ class FlashSlothForConditionalGeneration(ComposedGeneration, QueryAdapter, PreTr
         }
         wanted = WantedOutput(labels, logits_to_keep, answer_index, lesson, answer_states, without_head)
         output = run_language_model(self.language_model, wanted, kwargs)
-        if is_generating and output.logits is not None:
-            # a logits processor would do, but `generate` reads its signature in every step, which takes as
-            # long as a layer of a small LLM
-            mute_tokens(output.logits, (self.config.image_token_id, self.config.query_token_id))
+        if is_generating:
+            self.mute_placeholders(output.logits)
         if pruned_pass is not None:
             pruned_pass.record_passed_tokens()
         if sequence.context is not None:

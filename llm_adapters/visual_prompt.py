@@ -26,9 +26,12 @@ class Mute(LogitsProcessor):
 
 def mute_tokens(logits: Tensor, tokens: Sequence[int | None]) -> None:
     """Let tokens of (..., V) logits never be said, in place; None and those beyond V are left out."""
-    for token in tokens:
-        if token is not None and token < logits.shape[-1]:
-            logits.select(-1, token).fill_(-torch.inf)  # an assignment would make a tensor of it first
+    known = {token for token in tokens if token is not None and token < logits.shape[-1]}
+    if known and max(known) - min(known) == len(known) - 1:  # neighbours, as a processor adds them
+        logits.narrow(-1, min(known), len(known)).fill_(-torch.inf)
+        return
+    for token in known:
+        logits.select(-1, token).fill_(-torch.inf)  # an assignment would make a tensor of it first
 
 
 def fit_turns(turns: Tensor, length: int, is_trained: bool = False) -> Tensor:

@@ -6,14 +6,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin, LogitsProcessorList
+from transformers import Cache, GenerationMixin, LogitsProcessorList
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from compressors.errors import UsageError
+from connectors.versions import CACHE
 from llm_adapters.composed.sequence import SequenceBuilder
 from llm_adapters.composed.tower_text import gather_questions
 from llm_adapters.kept_positions import count_last_positions
 from llm_adapters.kept_turns import GUESSED
-from llm_adapters.visual_prompt import Mute, fit_turns, hide_absent
+from llm_adapters.pruning.attention import PRUNING_CONTEXT
+from llm_adapters.visual_prompt import Mute, fit_turns, hide_absent, mute_tokens
 
 GUESSING_OPTIONS = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
 PREFILL_ONLY = frozenset(
@@ -97,6 +100,29 @@ class ComposedGeneration(SequenceBuilder, GenerationMixin):
         ):
             inputs["position_ids"] = self._continue_positions(input_ids, inputs, kwargs)
         return inputs
+
+    def decode_word(
+        self, input_ids: Tensor, cache: Cache, arguments: dict[str, Any]
+    ) -> CausalLMOutputWithPast:
+        """The LLM's output for the word (B, 1) that was said last: placeholders are muted, so it is none.
+        `arguments`: of the LLM beside the two. Little is done here, as it runs for each word of an answer."""
+        if self.pruner is not None:
+            run, _ = self.start_pruning(None, 1, cache, arguments["use_cache"])
+            if run is not None:
+                arguments[PRUNING_CONTEXT] = run
+        arguments[CACHE] = cache
+        embeds = self.language_model.get_input_embeddings()(input_ids)
+        output: CausalLMOutputWithPast = self.language_model(inputs_embeds=embeds, **arguments)
+        self.mute_placeholders(output.logits)
+        return output
+
+    def mute_placeholders(self, logits: Tensor | None) -> None:
+        """Let image and query placeholders never be said: in place in logits (..., V), if there are any."""
+        if logits is None:
+            return
+        # a logits processor would do, but `generate` reads its signature in every step, which takes as long
+        # as a layer of a small LLM
+        mute_tokens(logits, (self.config.image_token_id, self.config.query_token_id))
 
     def _continue_positions(
         self, input_ids: Tensor, inputs: dict[str, Any], kwargs: dict[str, Any]

@@ -52,11 +52,6 @@ class PromptInputs(NamedTuple):
         """Whether images are given, as pixels or as features."""
         return self.pixel_values is not None or self.vision_features is not None
 
-    @property
-    def is_one_word(self) -> bool:
-        """Whether all that is given is one token id of each row."""
-        return self.input_ids is not None and self.input_ids.shape[1] == 1 and not self.has_images
-
 
 class PromptEmbeddings(NamedTuple):
     """Token embeddings (B, T, D), the query module's context; where positions are kept by how much those of
@@ -104,8 +99,6 @@ class SequenceBuilder(ImageEncoder, PruningAdapter):
     def build_sequence(self, inputs: PromptInputs, cache: Cache | None, is_guessed: bool) -> TokenSequence:
         """What the LLM reads for these inputs. `is_guessed`: `generate` asks, for words of the model's own
         behind its cache."""
-        if is_guessed and inputs.is_one_word:
-            return self._embed_word(inputs, cache)
         if inputs.inputs_embeds is not None:
             if inputs.has_images:
                 raise UsageError(
@@ -115,15 +108,6 @@ class SequenceBuilder(ImageEncoder, PruningAdapter):
         else:
             sequence = self._embed_inputs(inputs, cache, is_guessed)
         return self._complete_sequence(sequence, inputs, cache)
-
-    def _embed_word(self, inputs: PromptInputs, cache: Cache | None) -> TokenSequence:
-        """The sequence of a decoding step: its one token is a word that was said, since placeholders are
-        muted. It is short, as it runs for each word of an answer."""
-        embeds = self.get_input_embeddings()(inputs.input_ids)
-        sequence = TokenSequence(embeds, inputs.attention_mask, inputs.position_ids)
-        if cache is None or self.compressor.keeps_positions:
-            return self._complete_sequence(sequence, inputs, cache)
-        return sequence
 
     def _embed_inputs(self, inputs: PromptInputs, cache: Cache | None, is_guessed: bool) -> TokenSequence:
         """The sequence of token ids, before anything is hidden or moved."""

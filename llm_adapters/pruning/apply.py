@@ -72,6 +72,7 @@ class PruningAdapter:
         for layer in layers:
             for handle in layer.__dict__.pop("pruning_handles", ()):
                 handle.remove()
+            vars(layer).pop("pruning_arguments", None)
             for module in layer.modules():
                 vars(module).pop("pruning_layer", None)
                 disable_scoring(module)
@@ -79,7 +80,9 @@ class PruningAdapter:
         if pruner is None:
             return
         for number, layer in enumerate(layers):
-            layer.pruning_layer = number  # an attribute, so that wrappers and copies keep it
+            # attributes, so that wrappers and copies keep them; a signature takes long to read
+            layer.pruning_layer = number
+            layer.pruning_arguments = list(inspect.signature(type(layer).forward).parameters)[1:]
             # before a query module's hook, which finds its tokens by the positions that are left
             handle = layer.register_forward_pre_hook(self._narrow_layer, with_kwargs=True, prepend=True)
             layer.pruning_handles = [handle]
@@ -155,14 +158,15 @@ class PruningAdapter:
         run: PrunedPass | None = kwargs.get(PRUNING_CONTEXT)
         if run is None:
             return None
-        names = list(inspect.signature(type(layer).forward).parameters)[1:]  # without self
+        names = layer.pruning_arguments  # without self
         arguments = {**dict(zip(names, args)), **kwargs}
         hidden = arguments.pop(names[0])
         number = layer.pruning_layer
-        norm = None
-        if "normed" in run.pruner.needs:
-            norm = find_last_norm(self.language_model)
-        run.ask_pruner(number, hidden, type(layer).__name__, norm)
+        if run.is_undecided(number):
+            norm = None
+            if "normed" in run.pruner.needs:
+                norm = find_last_norm(self.language_model)
+            run.ask_pruner(number, hidden, type(layer).__name__, norm)
         cut = run.state.last_cut(number)
         if cut is None:
             return None

@@ -24,6 +24,7 @@ from connectors.versions import CACHE, is_at_least
 from llm_adapters.conversation import IMAGE, Template, Turn
 from llm_adapters.modeling import FlashSlothForConditionalGeneration as Model
 from llm_adapters.processing import FlashSlothProcessor
+from llm_adapters.visual_prompt import mute_tokens
 
 NEW = 8
 CHATS = {  # turns of which the last is to be answered, and how many images
@@ -235,6 +236,33 @@ def test_inputs_of_a_cached_step(model):
     assert not {"pixel_values", "image_turn", "turns", "query_index", "vision_features"} & set(step)
     first = model.prepare_inputs_for_generation(**batch, **ends, is_first_iteration=True, use_cache=True)
     assert {"pixel_values", "image_turn", "turns", "query_index"} <= set(first)
+
+
+@torch.no_grad()
+def test_a_decoding_step_is_the_llms_own(pair, monkeypatch):
+    """A prompt is made into a sequence once; its words after that go to the LLM as they are."""
+    model, processor = pair
+    batch = make_batch(processor, rows())
+    expected = generate(model, batch)
+    build_sequence = model.build_sequence
+    lengths = []
+
+    def note_length(inputs, *rest):
+        lengths.append(inputs.input_ids.shape[1])
+        return build_sequence(inputs, *rest)
+
+    monkeypatch.setattr(model, "build_sequence", note_length)
+    assert generate(model, batch) == expected
+    assert lengths == [batch["input_ids"].shape[1]]
+
+
+@pytest.mark.parametrize("tokens", [(3, 4), (4, 3), (1, 5), (2, None), (None, None), (2, 9), (8, 9)], ids=str)
+def test_muted_tokens_are_those_that_there_are(tokens):
+    logits = torch.zeros(2, 3, 6)
+    mute_tokens(logits, tokens)
+    muted = {token for token in tokens if token is not None and token < 6}
+    assert set(logits[0, 0].isinf().nonzero().flatten().tolist()) == muted
+    assert torch.equal(logits, logits[:1, :1].expand_as(logits))
 
 
 @torch.no_grad()

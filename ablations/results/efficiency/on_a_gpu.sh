@@ -3,14 +3,19 @@
 #     bash ablations/results/efficiency/on_a_gpu.sh [PART ...]      these parts; all of them if none is named
 #     bash ablations/results/efficiency/on_a_gpu.sh list            the parts, and which are done
 #     bash ablations/results/efficiency/on_a_gpu.sh figures         the figures that they are for, with definitions
+# The first five parts are those that `figures` needs; they come first, so that little time is spent on them.
 # A part writes the folder $OUT/PART (below this file: gpu/PART). One whose folder is there is done and is left out;
 # delete the folder to measure it again. A part that was broken off leaves PART.unfinished and begins anew.
 # LIMIT: seconds after which a part is ended, and the next begins (480).
 # QUICK=1 tries the same commands at `tiny`, on any machine, and needs an OUT of its own. PYTHON: which one.
+# Nothing is downloaded: models have random weights. Beside torch Python needs transformers, lightning, torchmetrics,
+# einops, omegaconf, rich, matplotlib and scipy, but no open_clip; and the project itself, by which settings know
+# data sets and metrics: pip install --no-deps --no-build-isolation -e ., or a checkout with its slothkit.egg-info.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-python}
-parts=(answers answers_compiled decoding decoding_dynamic training_flashsloth training_uncompressed training_compiled
+export PYTHONPATH="$here/../../..${PYTHONPATH:+:$PYTHONPATH}"
+parts=(answers training_flashsloth decoding decoding_dynamic answers_compiled training_uncompressed training_compiled
     table1_flashsloth table1_flashsloth_hd table1_imp table1_mobilevlm table1_mobilevlm_small table1_llava table1_qwen2_vl
     table1_internvl2)
 if [ -n "${QUICK:-}" ] && [ -z "${OUT:-}" ]; then

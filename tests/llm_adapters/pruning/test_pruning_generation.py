@@ -13,6 +13,7 @@ from compressors.errors import UsageError
 from connectors.versions import CACHE, is_at_least
 from llm_adapters.adapter import decoder_layers
 from llm_adapters.conversation import IMAGE, Turn
+from llm_adapters.pruning.run import PrunedPass
 
 FAMILIES = (*LLMS, "qwen3", "gemma2", "gemma3", "gpt_neox")
 ANSWERED = [
@@ -40,6 +41,31 @@ def test_answers_batched_and_cached_are_those_of_single_rows_uncached(llm, case)
     assert expected[1] == whole[1]  # no image, nothing to drop
     assert not torch.equal(model(**batch).logits, logits)
     assert expected != whole or not is_at_least("5.17")  # older versions draw other random weights
+
+
+@torch.no_grad()
+def test_a_decoding_step_asks_no_pruner_and_reads_no_signature(monkeypatch):
+    model, processor = build("llama")
+    model.set_pruner("fastv")
+    batch = inputs(processor, ROWS)
+    expected = generate(model, batch)
+
+    monkeypatch.setattr("llm_adapters.pruning.apply.inspect", None)
+    asked = []
+    ask_pruner = PrunedPass.ask_pruner
+    monkeypatch.setattr(
+        PrunedPass, "ask_pruner", lambda run, *rest: (asked.append(run.total), ask_pruner(run, *rest))
+    )
+    options = {"attention_mask": batch["attention_mask"], "use_cache": True}
+    cache = model(**{**batch, **options}).get(CACHE)
+    count = len(asked)
+    assert count
+    ones = torch.ones(len(ROWS), 1, dtype=torch.long)
+    mask = torch.cat([batch["attention_mask"], ones], 1)
+    model(input_ids=5 * ones, attention_mask=mask, **{CACHE: cache})
+    assert len(asked) == count
+    monkeypatch.undo()
+    assert generate(model, batch) == expected
 
 
 @torch.no_grad()
