@@ -30,11 +30,11 @@ from llm_adapters.reuse.question_words import (
     read_turn_words,
 )
 from llm_adapters.reuse.wrapping import (
-    ENCODING,
     bind_arguments,
     check_count,
     count_beams,
     find_device,
+    hold_encoding,
     locate_units,
     split_placeholders,
 )
@@ -73,7 +73,7 @@ class QuestionReader:
         ids = model_kwargs.get("input_ids")
         if arguments.get("model_input_name") == "input_ids":
             ids = arguments["inputs_tensor"]
-        with ENCODING, self.note_prompt(ids, model_kwargs.get("mm_token_type_ids")):
+        with hold_encoding(), self.note_prompt(ids, model_kwargs.get("mm_token_type_ids")):
             return original(*args, **kwargs)
 
     def list_questions(self, counts: Sequence[int], of_videos: bool = False) -> list[str]:

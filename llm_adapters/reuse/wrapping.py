@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate
 from threading import RLock
 from typing import Any, Protocol, cast
@@ -23,8 +24,7 @@ PARTS_ATTRIBUTE = "slothkit"
 # what configurations call the id of the placeholder that visual tokens are put in the place of
 IMAGE_TOKEN_NAMES = ("image_token_id", "image_token_index")
 VIDEO_TOKEN_NAMES = ("video_token_id", "video_token_index")
-# what parts note while images are encoded is one thread's: others wait, so that a model may serve several
-ENCODING = RLock()
+ENCODING_LOCK = RLock()
 VIDEO_TYPE = 2  # in the `mm_token_type_ids` of processors
 
 
@@ -178,6 +178,14 @@ def read_token_id(config: Any, names: tuple[str, ...]) -> int:
         if token_id is not None:
             return token_id
     return -1
+
+
+def hold_encoding() -> AbstractContextManager[Any]:
+    """What parts note while images are encoded is one thread's: others wait, so that a model may serve
+    several. A forward that is compiled whole is for one thread, as dynamo enters no lock."""
+    if torch.compiler.is_compiling():
+        return nullcontext()
+    return ENCODING_LOCK
 
 
 def repeat_outputs(

@@ -16,7 +16,6 @@ from llm_adapters.reuse.parts.markers import Markers
 from llm_adapters.reuse.parts.positions import IMAGE_TYPE, GridPositionKeeper, shrink_grids
 from llm_adapters.reuse.parts.videos import check_tellable, merge_images, merge_kept, refuse_videos
 from llm_adapters.reuse.wrapping import (
-    ENCODING,
     PARTS_ATTRIBUTE,
     VIDEO_TYPE,
     Args,
@@ -28,6 +27,7 @@ from llm_adapters.reuse.wrapping import (
     check_count,
     check_placeholders,
     encode_pixels,
+    hold_encoding,
     split_placeholders,
 )
 
@@ -95,7 +95,7 @@ class InputAdapter(MapCompressor):
         if kwargs.get("pixel_values_videos") is not None and self.family.videos is None:
             refuse_videos(base.forward)
         ids = kwargs.get("input_ids")
-        with ENCODING, self._note_prompt(kwargs):
+        with hold_encoding(), self._note_prompt(kwargs):
             kwargs, outputs = self._encode_pixels(encoder, kwargs)
         if ids is None:
             if outputs and self.position_keeper is not None:

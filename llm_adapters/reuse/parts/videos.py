@@ -15,7 +15,6 @@ from llm_adapters.reuse.parts.markers import EncodedImages
 from llm_adapters.reuse.parts.positions import KeptPatches
 from llm_adapters.reuse.parts.raw import RawLevel
 from llm_adapters.reuse.wrapping import (
-    ENCODING,
     IMAGE_TOKEN_NAMES,
     Args,
     ImageEncoder,
@@ -23,6 +22,7 @@ from llm_adapters.reuse.wrapping import (
     Wrapping,
     bind_arguments,
     count_beams,
+    hold_encoding,
     locate_units,
     read_token_id,
 )
@@ -100,13 +100,13 @@ class VideoAdapter:
     def _video_features(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The same of videos."""
         arguments = name_as_images(bind_arguments(original, args, kwargs))
-        with ENCODING, self.note_videos():
+        with hold_encoding(), self.note_videos():
             return self.encode_visuals(original, args, kwargs, arguments)
 
     def _videos_as_images(self, pixel_values_videos: Tensor, **kwargs: Any) -> Any:
         """`get_video_features` of a model that has none."""
         encoder = cast(ImageEncoder, self._outside[0])
-        with ENCODING, self.note_videos():
+        with hold_encoding(), self.note_videos():
             return encoder.get_image_features(pixel_values=pixel_values_videos, **kwargs)
 
     @contextmanager

@@ -25,7 +25,7 @@ from llm_adapters.reuse.parts.positions import GridPositionKeeper, PositionKeepe
 from llm_adapters.reuse.parts.raw import RawInstead, RawLevel
 from llm_adapters.reuse.questions import QuestionReader
 from llm_adapters.reuse.saving import save_with_card
-from llm_adapters.reuse.wrapping import ENCODING, Args, Kwargs, Wrapping, bind_arguments, repeat_outputs
+from llm_adapters.reuse.wrapping import Args, Kwargs, Wrapping, bind_arguments, hold_encoding, repeat_outputs
 
 # by which `generate` encodes images; not there in older transformers and in models without their head
 GENERATION_ENCODER = "_maybe_prepare_encoder_kwargs_for_generation"
@@ -154,7 +154,7 @@ class VisualParts(InputAdapter, MarkerAdapter, QueryAdapter):
 
     def _image_features(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The model's `get_image_features`: visual tokens in `pooler_output`, and `images` beside it."""
-        with ENCODING:
+        with hold_encoding():
             if self.is_encoding:  # `get_video_features` of many families has called it
                 return original(*args, **{**kwargs, "return_dict": True})
             return self.encode_visuals(original, args, kwargs, bind_arguments(original, args, kwargs))
