@@ -57,7 +57,8 @@ def write_maps(line: CommandLine) -> int:
     if options.to.suffix.lower() != ".png":
         raise UsageError(f"to={options.to}: must end in .png")
     picture = saved.open_picture(Path(image))
-    model, processor = saved.load_trained_model(Path(model_folder))
+    folder = saved.find_named_model(model_folder, None, "runs", model_folder)
+    model, processor = saved.load_trained_model(folder)
     from experiments.inspection.attention import record_attention
     from experiments.inspection.attention_figure import draw_attention
 

@@ -7,6 +7,7 @@ import torch
 from factories import make_model
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.pop("COLUMNS", None)  # xdist's workers have the width of its terminal
 torch.set_num_threads(1)
 
 

@@ -398,7 +398,7 @@ def test_zsh_completes(tmp_path):
             ("slothkit sweep compressor=avg_pool,sa", "p"),
             ("true; A=1 slothkit sweep trainer.accelerator=cu", "da"),
             ("slothkit sweep data.train=mi", "ne.json"),
-            ("slothkit sweep 'data.train=[other.json,mi", "ne.json"),
+            ("slothkit sweep 'data.train=[other.json,mi", "ne.json'"),  # zsh ends the quotation
         ):
             os.write(terminal, line.encode())
             read_until(terminal, line)

@@ -195,7 +195,7 @@ def test_the_command_writes_a_picture(folder, tmp_path, capsys):
         (["{}", "{}/cat.png", "a", "--heads"], "--heads: settings are spelled KEY=VALUE; write heads=true"),
         (["{}", "--image", "{}/cat.png", "a"], "--image: no setting of this command"),
         (["{}", "{}/dog.png", "a"], "dog.png: no such picture"),
-        (["{}/x", "{}/cat.png", "a"], "x: no such folder"),
+        (["{}/x", "{}/cat.png", "a"], "x: neither a finished cell below runs nor a folder"),
         (["{}", "{}/cat.png", " "], "turn 1 has an empty question"),
     ],
 )

@@ -16,7 +16,7 @@ PAGES = [SITE / "concepts.md", *sorted(SITE.glob("how_to/*.md"))]
 ROOM = (ROOT / "experiments/README.md").read_text()
 METRIC = re.search(r"```python\n(class Contains.*?)```", ROOM, re.S)[1]
 UNTRAINED = (
-    "runs/cells/CELL: no such folder",
+    "runs/cells/CELL: neither a finished cell below runs nor a folder",
     "out=runs: no such directory",
 )  # what trained cells would show
 

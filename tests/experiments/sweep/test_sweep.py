@@ -210,7 +210,7 @@ def test_several_test_sets_are_several_tables():
     assert score_table.format_score_csv(groups).splitlines()[2].startswith("tune,sap,1,4")
 
 
-@pytest.mark.parametrize(("width", "tables"), [(80, 2), (160, 1)])
+@pytest.mark.parametrize(("width", "tables"), [(80, 3), (160, 1)])
 def test_a_narrow_screen_shows_everything(width, tables, capsys):
     from rich.console import Console
 
