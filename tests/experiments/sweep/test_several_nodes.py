@@ -34,7 +34,8 @@ def start(*settings: str, **variables: str) -> subprocess.Popen:
     path = os.pathsep.join(entry for entry in sys.path if entry)
     return subprocess.Popen(
         [sys.executable, "-m", "experiments.sweep", *SMALL, *settings],
-        env={**os.environ, "PYTHONPATH": path, **variables},
+        # one thread each, whoever starts them: the last bits of a sum depend on it
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
