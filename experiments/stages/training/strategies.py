@@ -17,6 +17,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from compressors.errors import UsageError
 from experiments.config.schema import TrainerSettings
+from experiments.models.build import silence_libraries
 from llm_adapters.adapter import decoder_layers
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 
@@ -48,6 +49,7 @@ def count_processes(settings: TrainerSettings) -> int:
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.plugins.environments import LightningEnvironment
 
+    silence_libraries()  # here, as importing Lightning sets the levels of its loggers
     devices = parse_devices(settings)
     try:
         trainer = L.Trainer(
