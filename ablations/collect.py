@@ -72,9 +72,7 @@ def collect_report(
     `baseline`: the row that others are compared with; without it a sweep's rows alone are. UsageError for a
     table's settings with several values, but for seeds."""
     axes = dict(axes)
-    row_labels = tables.take_row_labels(axes)
-    if row_labels is not None and not wanted:
-        raise UsageError(f"rows={','.join(row_labels)}: rows of which table? name it with table=")
+    row_labels = tables.take_row_labels(axes, wanted)
     if wanted:
         check_single_values(axes)
     earlier_report = earlier.read_earlier_report(earlier_folder)

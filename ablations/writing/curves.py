@@ -18,6 +18,7 @@ from ablations.outcomes import ReportRow, ReportTable
 from ablations.writing.plots import (
     compute_row_intervals,
     count_row_tokens,
+    count_visual_tokens,
     find_distinct_rows,
     scale_token_axis,
 )
@@ -48,11 +49,6 @@ class Panel(NamedTuple):
     words: str
     cost: Callable[[ReportRow], float]
     counts_tokens: bool
-
-
-def count_visual_tokens(row: ReportRow) -> float:
-    """Of an image, where images differ or a pruner drops some on average."""
-    return row.efficiency.get("average_visual_tokens") or row.efficiency["visual_tokens"]
 
 
 def count_prefill_megaflops(row: ReportRow) -> float:
@@ -178,7 +174,10 @@ def draw_panel(
         all_costs += costs
     single_costs = np.array([panel.cost(row) for row in single_rows])
     all_costs += list(single_costs)
-    scale_cost_axis(axes, panel, np.array(all_costs))
+    if panel.counts_tokens:
+        costs_of_all = np.array(all_costs)
+        scale_token_axis(axes, costs_of_all)
+        axes.set_xlim(costs_of_all.min() / 1.15, costs_of_all.max() * 1.15)  # no names to the right
     axes.set_xlabel(panel.words, fontsize=9)
     strip_axes(axes, "both")
     if single_rows:
@@ -186,10 +185,3 @@ def draw_panel(
         axes.errorbar(single_costs, means, halves, fmt="o", color=GREY, markersize=4, elinewidth=1)
         axes.set_ylim(axes.get_ylim())  # names are placed in limits that stay
         labels.annotate_points(axes, [row.label for row in single_rows], single_costs, means, halves)
-
-
-def scale_cost_axis(axes: Axes, panel: Panel, costs: np.ndarray) -> None:
-    """Tokens and operations count by their ratios, times by their differences."""
-    if panel.counts_tokens:
-        scale_token_axis(axes, costs)
-        axes.set_xlim(costs.min() / 1.15, costs.max() * 1.15)

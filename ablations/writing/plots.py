@@ -50,11 +50,14 @@ def find_distinct_rows(table: ReportTable) -> list[ReportRow]:
     return list(distinct_rows.values())
 
 
+def count_visual_tokens(row: ReportRow) -> float:
+    """Of an image, on average where images differ or a pruner drops some on its way through the layers."""
+    return row.efficiency.get("average_visual_tokens") or row.efficiency["visual_tokens"]
+
+
 def count_row_tokens(row: ReportRow) -> float:
-    """Of an image and a question's queries: what the LLM reads beside the text, where a pruner drops some on
-    average over its layers."""
-    visual_tokens = row.efficiency.get("average_visual_tokens") or row.efficiency["visual_tokens"]
-    return visual_tokens + row.efficiency.get("query_tokens", 0)
+    """Of an image and a question's queries: what the LLM reads beside the text."""
+    return count_visual_tokens(row) + row.efficiency.get("query_tokens", 0)
 
 
 def is_crowded(table: ReportTable) -> bool:

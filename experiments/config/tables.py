@@ -115,9 +115,9 @@ def load_table_files(wanted: Sequence[str], axes: Axes) -> list[TableFile]:
     return tables
 
 
-def take_row_labels(axes: dict[str, list[str]]) -> list[str] | None:
+def take_row_labels(axes: dict[str, list[str]], table_names: Sequence[str] | None) -> list[str] | None:
     """rows=, taken out of the axes: labels, with commas between them or in a list in brackets. None where it
-    is not given."""
+    is not given. UsageError where no table is named."""
     if "rows" not in axes:
         return None
     labels: list[str] = []
@@ -126,6 +126,8 @@ def take_row_labels(axes: dict[str, list[str]]) -> list[str] | None:
             labels += map(unquote_text, split_at_commas(text[1:-1]))
         else:
             labels.append(unquote_text(text))
+    if not table_names:
+        raise UsageError(f"rows={','.join(labels)}: rows of which table? name it with table=")
     return list(dict.fromkeys(labels))
 
 

@@ -42,7 +42,7 @@ def read_request(settings: Mapping[str, list[str]]) -> SweepRequest:
         reported_keys = read_finished_keys(find_study_folder(Path(earlier)))
     launch = take_launch_options(axes)
     table_names = axes.pop("table", None)
-    row_labels = tables.take_row_labels(axes)
+    row_labels = tables.take_row_labels(axes, table_names)
     for name in ("out", "trainer.nodes"):
         take_single_value(dict(axes), name)  # from a copy: it is a cell's setting too, but no axis
     jobs: dict[str, CellJob] = {}
@@ -100,8 +100,6 @@ def list_cells_by_table(
     """Heading and cells of each table, or of the product of all settings where no table is named.
     `row_labels`: of these rows alone. UsageError for a label that no table has."""
     if not table_names:
-        if row_labels is not None:
-            raise UsageError(f"rows={','.join(row_labels)}: rows of which table? name it with table=")
         return [("", make_cells(axes))]
     cells_by_table = []
     for table in tables.select_rows(tables.load_table_files(table_names, axes), row_labels):

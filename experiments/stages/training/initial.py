@@ -60,17 +60,23 @@ def check_start(config: Config, model: FlashSlothForConditionalGeneration) -> No
     where = f"{start.path}={quote(start.source)}"
     folder = find_trained_model(start.source, config.out, start.path)
     check_weights(folder, where)
-    saved_config = load_pretrained(FlashSlothConfig, folder, where, ADVICE)
-    with torch.device("meta"), pretrained.naming_backbone(where):
-        saved = FlashSlothForConditionalGeneration(saved_config)
+    saved = build_without_weights(folder, where, ADVICE)
     end = find_token_id(pretrained.load_tokenizer(config), config.prompt.end)
     embeddings = model.get_input_embeddings()
     assert isinstance(embeddings, nn.Embedding)  # every LLM's
     if end >= embeddings.num_embeddings:  # as in `build_model`
         model.language_model.resize_token_embeddings(end + 1, mean_resizing=False)
     check_fit(config, start, take_parts(model, start), take_parts(saved, start))
-    check_backbones(start, model.config, saved_config)
+    check_backbones(start, model.config, saved.config)
     check_tower(config, start, folder)
+
+
+def build_without_weights(folder: Path, where: str, advice: str) -> FlashSlothForConditionalGeneration:
+    """A saved model on the meta device, by its configuration. UsageError, from `where`, for one that makes no
+    model; `advice` says what to do then."""
+    saved_config = load_pretrained(FlashSlothConfig, folder, where, advice)
+    with torch.device("meta"), pretrained.naming_backbone(where):
+        return FlashSlothForConditionalGeneration(saved_config)
 
 
 def load_start(config: Config, stage: str, model: FlashSlothForConditionalGeneration) -> None:

@@ -20,9 +20,9 @@ from experiments.data.order import StepOrder
 from experiments.data.streaming.dataset import StreamedDataset
 from experiments.models import pretrained
 from experiments.stages.row_lengths import check_taught_rows
+from experiments.stages.training.initial import build_without_weights
 from llm_adapters import saved
 from llm_adapters.answers import Lesson, can_split_head
-from llm_adapters.configuration import FlashSlothConfig
 from llm_adapters.conversation import IGNORE, IMAGE, QUERY
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.processing import FlashSlothProcessor
@@ -206,10 +206,7 @@ def check_teacher(config: Config, student: FlashSlothForConditionalGeneration) -
                 f"{where}: was trained with prompt.{name}={quote(repr(processor.prompt[name]))}, the cell "
                 f"has {quote(repr(text))}; train with the same prompt"
             )
-    saved_config = load_pretrained(FlashSlothConfig, folder, where, ADVICE)
-    with torch.device("meta"), pretrained.naming_backbone(where):
-        teacher = FlashSlothForConditionalGeneration(saved_config)
-    check_taught_rows(config, teacher, processor, where)
+    check_taught_rows(config, build_without_weights(folder, where, ADVICE), processor, where)
 
 
 def check_head(model: FlashSlothForConditionalGeneration, where: str) -> None:

@@ -195,6 +195,14 @@ def test_a_killed_run_goes_on_to_the_same_weights(folder, tmp_path):
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 
+def cache_features(config, tmp_path, roles=("train",)):
+    """The folder of a features stage over the images of these roles."""
+    out = tmp_path / "features"
+    out.mkdir()
+    features.run(config, {}, out, Reporter(), roles=roles)
+    return out
+
+
 @pytest.mark.parametrize("compressor", ["sap+embq", "token_packer"])
 def test_cached_features_serve_both_where_their_towers_are_the_same(folder, tmp_path, compressor):
     """Also behind a compressor that needs more of the tower than the teacher's."""
@@ -205,9 +213,7 @@ def test_cached_features_serve_both_where_their_towers_are_the_same(folder, tmp_
     inputs = small_runs.align(config, tmp_path)
     _, pixels = make_module(config, inputs)
     config.tower.cache = True
-    out = tmp_path / "features"
-    out.mkdir()
-    features.run(config, {}, out, Reporter(), roles=("pretrain", "train"))
+    out = cache_features(config, tmp_path, ("pretrain", "train"))
     module, cached = make_module(config, {**inputs, "features": out})
     assert module.teacher.shares_features
     assert "pixel_values" in pixels["taught"] and "pixel_values" not in cached["taught"]
@@ -222,10 +228,7 @@ def test_a_teacher_of_other_crops_reads_pixels(folder, tmp_path):
     config.image.tiles = 2
     config.tower.cache = True
     inputs = small_runs.align(config, tmp_path)
-    out = tmp_path / "features"
-    out.mkdir()
-    features.run(config, {}, out, Reporter(), roles=("train",))
-    module, batch = make_module(config, {**inputs, "features": out})
+    module, batch = make_module(config, {**inputs, "features": cache_features(config, tmp_path)})
     assert not module.teacher.shares_features
     assert batch["vision_features"].shape[1] == 5 and batch["taught"]["pixel_values"].shape[1] == 1
     del batch["number"]
@@ -245,10 +248,7 @@ def test_a_teacher_of_other_pixels_reads_its_own(folder, tmp_path, name):
     config.finetune.teacher = str(tmp_path / "other")
     config.tower.cache = True
     inputs = small_runs.align(config, tmp_path)
-    out = tmp_path / "features"
-    out.mkdir()
-    features.run(config, {}, out, Reporter(), roles=("train",))
-    module, batch = make_module(config, {**inputs, "features": out})
+    module, batch = make_module(config, {**inputs, "features": cache_features(config, tmp_path)})
     assert not module.teacher.shares_features
     config.tower.cache = False
     _, pixels = make_module(config, inputs)
