@@ -1,4 +1,4 @@
-"""Pictures of a report: accuracy against visual tokens, claims, families, what EmbQ adds."""
+"""Pictures of a report: claims, families, what EmbQ adds; and what pictures of accuracy have in common."""
 
 import math
 import re
@@ -16,12 +16,10 @@ from ablations.claims.statistics import compute_seed_interval
 from ablations.claims.verdicts import FAILS, HOLDS, TIE, Verdict
 from ablations.outcomes import ReportRow, ReportTable
 from ablations.writing.grids import judge_table
-from experiments.figures import labels
 from experiments.figures.style import BLUE, GREY, ORANGE, escape_dollars, strip_axes
 
 MODULE_NAME = re.compile(r"^\w+")
 VERDICT_COLOURS = {HOLDS: "#0a7d32", FAILS: "#b3261e", TIE: BLUE}
-MAX_NAMED_ROWS = 24  # of more rows not all can have a name in a plot
 MAX_ALIKE_ROWS = 6  # more rows with one number of tokens cannot be told apart on a line
 REPORT_ROW_INCHES = 0.27  # height of a row in a picture of rows
 # in the corner above the axes, where no point is
@@ -82,59 +80,6 @@ def pick_row_colour(row: ReportRow) -> str:
 # ---- accuracy against tokens ----
 
 
-def draw_pareto(table: ReportTable) -> Figure | None:
-    """Accuracy against visual and query tokens; what nothing cheaper beats is joined. None if all cost the
-    same, or too many do."""
-    rows = find_distinct_rows(table)
-    tokens = np.array([count_row_tokens(row) for row in rows])  # (rows,)
-    if len(set(tokens)) < 2 or is_crowded(table):
-        return None
-    means, half = compute_row_intervals(table, rows)
-    half = np.minimum(half, [means, 100 - means])  # below and above: two seeds' interval can leave the scale
-
-    height = max(3.6, 0.16 * len(rows) + 2.2)  # inches: room for the names
-    figure = Figure((7.6, height))
-    axes = figure.add_axes((0.08, 0.12, 0.9, 0.78))  # fixed, so that labels can be placed before drawing
-    colours = np.array(list(map(pick_row_colour, rows)))  # (rows,)
-    for colour, word in ((ORANGE, "with query tokens"), (BLUE, "without")):
-        chosen = colours == colour
-        axes.errorbar(
-            tokens[chosen],
-            means[chosen],
-            half[:, chosen],
-            fmt="o",
-            color=colour,
-            markersize=5,
-            elinewidth=1,
-            capsize=2,
-            label=word,
-        )
-    front = find_pareto_front(tokens, means)
-    axes.plot(
-        tokens[front],
-        means[front],
-        color=GREY,
-        linewidth=1,
-        linestyle="--",
-        zorder=0,  # behind the points
-        label="Pareto front",
-    )
-    scale_token_axis(axes, tokens)
-    named_rows = None
-    if len(rows) > MAX_NAMED_ROWS:
-        named_rows = pick_named_rows(tokens, means, front)
-    names = [row.label for row in rows]
-    # when the limits are final: it asks where points lie
-    labels.annotate_points(axes, names, tokens, means, half.max(0), named_rows)
-    axes.set_xlabel("visual tokens of an image + query tokens", fontsize=9)
-    axes.set_ylabel("accuracy in %", fontsize=9)
-    title = f"{table.heading}: accuracy against tokens"
-    axes.set_title(escape_dollars(title), fontsize=10, loc="left")
-    axes.legend(**LEGEND_STYLE)
-    strip_axes(axes, "y")
-    return figure
-
-
 def compute_row_intervals(
     table: ReportTable, rows: Sequence[ReportRow], family: str | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -148,16 +93,6 @@ def compute_row_intervals(
     return np.array(means), np.nan_to_num(halves)
 
 
-def find_pareto_front(tokens: NDArray, means: NDArray) -> list[int]:
-    """Numbers of the rows that nothing as cheap or cheaper beats, the cheapest first."""
-    front = []
-    for row in np.lexsort((-means, tokens)):
-        affordable = tokens <= tokens[row]  # itself among them
-        if means[row] == means[affordable].max():
-            front.append(int(row))
-    return front
-
-
 def scale_token_axis(axes: Axes, tokens: NDArray) -> None:
     """A logarithmic axis whose ticks are numbers of tokens that rows have."""
     ticks = thin_out_ticks(sorted(set(tokens)))
@@ -165,16 +100,6 @@ def scale_token_axis(axes: Axes, tokens: NDArray) -> None:
     axes.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.set_xlim(tokens.min() / 1.15, tokens.max() * 1.6)  # names stand to the right of their points
-
-
-def pick_named_rows(tokens: NDArray, means: NDArray, front: Sequence[int]) -> list[int]:
-    """Which of a crowd of rows have names: the front, and the lowest at each number of tokens."""
-    named_rows = list(front)
-    for count in sorted(set(tokens)):
-        alike = np.flatnonzero(tokens == count)
-        lowest = alike[np.argmin(means[alike])]
-        named_rows.append(int(lowest))
-    return list(dict.fromkeys(named_rows))
 
 
 def thin_out_ticks(values: Sequence[float]) -> list[float]:

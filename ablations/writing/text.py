@@ -16,6 +16,7 @@ from experiments.runtime.text_tables import (
     escape_markdown,
     escape_markdown_cell,
     format_csv,
+    measure_whole_columns,
     split_columns,
 )
 
@@ -122,12 +123,8 @@ def measure_columns(grid: WordGrid, width: int) -> list[int]:
 
 
 def measure_width(grid: WordGrid) -> int:
-    """Letters that a grid takes without folding, two between columns."""
-    width = 0
-    for column, heading in enumerate(grid.header):
-        longest = measure_longest(grid, column)
-        width += max(len(heading), longest) + 2
-    return width
+    """Letters that a grid takes without folding."""
+    return sum(measure_whole_columns([grid.header, *(line for _, line in grid.lines)]))
 
 
 def measure_longest(grid: WordGrid, column: int) -> int:

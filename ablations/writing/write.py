@@ -18,7 +18,7 @@ from ablations import outcomes
 from ablations.claims.verdicts import Verdict
 from ablations.outcomes import PLOTS_FOLDER, Report, ReportTable
 from ablations.plain_sweeps import SWEEP_NAME
-from ablations.writing import comparison, curves, grids, latex, page, plots, ranking, text
+from ablations.writing import comparison, curves, grids, latex, page, pareto, plots, ranking, text
 from ablations.writing.page import PagePicture, PageSection
 from ablations.writing.word_grid import WordGrid
 from compressors.spelling import spell_commands
@@ -33,7 +33,7 @@ CLAIMS_GRID = "claims"  # the others say what a row scores or is
 CLAIMS_PLOT = "claims"  # of all tables; the others are of one
 PLOT_FUNCTIONS = {
     "curves": curves.draw_curves,
-    "pareto": plots.draw_pareto,
+    "pareto": pareto.draw_pareto,
     "ranking": ranking.draw_ranking,
     "gain": plots.draw_gain,
     "families": plots.draw_families,
@@ -149,8 +149,6 @@ def draw_plots(report: Report, verdicts: Mapping[str, Sequence[Verdict]]) -> dic
         if not table.ids.size:
             continue
         for plot, draw_plot in PLOT_FUNCTIONS.items():
-            if plot == "pareto" and name_plot(table, "curves") in pictures:
-                continue  # its points are on the curves
             figure = draw_plot(table)
             if figure is not None:
                 pictures[name_plot(table, plot)] = render_files(figure)

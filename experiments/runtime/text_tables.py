@@ -20,6 +20,7 @@ def make_word_tables(
     """A table for a screen, or several that fit its width, each with the labels. None of the words is markup;
     headings fold between words."""
     widths = [measure_column(column) for column in zip(*rows)]
+    whole_widths = measure_whole_columns(rows)
     parts = split_columns(widths, width)
     tables = []
     for columns in parts:
@@ -31,7 +32,7 @@ def make_word_tables(
             box=box.SIMPLE_HEAD,
             padding=(0, 1, 0, 0),
         )
-        fits = sum(len(max((row[column] for row in rows), key=len)) + GAP for column in columns) < width
+        fits = sum(whole_widths[column] for column in columns) < width
         for column in columns:
             # labels stand on one line: a row that folds there reads as two
             table.add_column(
@@ -53,6 +54,11 @@ def measure_column(words: Sequence[str]) -> int:
     """Letters that a column takes whose heading, the first of its words, may fold between them."""
     heading, *cells = words
     return max([LEAST_WIDTH, *map(len, cells), *map(len, heading.split())])
+
+
+def measure_whole_columns(rows: Sequence[Sequence[str]]) -> list[int]:
+    """Letters that each column takes where nothing folds, with the gap to the next one."""
+    return [max(map(len, column)) + GAP for column in zip(*rows)]
 
 
 def split_columns(widths: Sequence[int], width: int) -> list[list[int]]:

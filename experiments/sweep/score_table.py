@@ -12,6 +12,7 @@ from experiments.runtime.text_tables import (
     format_csv,
     format_markdown_table,
     make_word_tables,
+    measure_whole_columns,
 )
 from experiments.store.results import CHANCE_ROW, ScoreGroup, ScoreRow
 
@@ -169,10 +170,7 @@ def make_screen_tables(group: ScoreGroup, width: int) -> list[Table]:
     for words, time in zip(rows, times):
         words.append(time)
     caption = "\n".join([SCORE_NOTE, *make_notes(group)])
-    needed_width = 0
-    for column in zip(*rows):
-        needed_width += max(map(len, column)) + 2  # two columns of padding
-    if needed_width < width or not list_question_families(group):
+    if sum(measure_whole_columns(rows)) < width or not list_question_families(group):
         return make_word_tables(rows, width, title=group.title, caption=caption)
     summary = []
     by_family = []

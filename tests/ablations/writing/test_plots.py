@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ablations.outcomes import ReportRow, ReportTable
-from ablations.writing import curves, plots, ranking
+from ablations.writing import curves, pareto, plots, ranking
 from experiments.figures import labels
 from experiments.figures.style import render_files, render_svg
 
@@ -62,8 +62,8 @@ def test_names_of_equal_points_between_long_intervals_cover_no_other():
 
 
 def test_pareto_needs_rows_of_different_cost():
-    assert plots.draw_pareto(table({"a": (0.5, 16, 0), "b": (0.6, 16, 0)})) is None
-    assert render_svg(plots.draw_pareto(table({"a": (0.5, 16, 0), "b": (0.6, 16, 4)}))).count("<svg") == 1
+    assert pareto.draw_pareto(table({"a": (0.5, 16, 0), "b": (0.6, 16, 0)})) is None
+    assert render_svg(pareto.draw_pareto(table({"a": (0.5, 16, 0), "b": (0.6, 16, 4)}))).count("<svg") == 1
 
 
 RATES = {
@@ -94,6 +94,7 @@ def test_rows_of_several_rates_are_curves():
     assert dashed_line.get_linestyle() == "--" and line.get_linestyle() == "-"
     assert dashed_line.get_color() == line.get_color() != panels[1].lines[2].get_color()
     assert {text.get_text() for text in panels[0].texts} == {"identity", "c at 9"}
+    assert pareto.draw_pareto(found) is None  # its points would be those of the curves
 
 
 def test_costs_that_all_rows_have_are_drawn():
@@ -115,10 +116,12 @@ def test_many_of_one_cost_are_ranked_instead():
     rows = {name: (0.3 + 0.05 * i, 16, 0) for i, name in enumerate("abcdefg")}
     few = {name: rows[name] for name in "abcdef"}
     more = {"b+embq": (0.9, 16, 4), "identity": (0.95, 144, 0), "blind": (0.1, 0, 0)}
-    assert plots.draw_pareto(table({**rows, "identity": more["identity"]}))  # nothing beside it with a module
-    assert plots.draw_pareto(table({**few, **more})) and ranking.draw_ranking(table({**few, **more})) is None
+    assert pareto.draw_pareto(
+        table({**rows, "identity": more["identity"]})
+    )  # nothing beside it with a module
+    assert pareto.draw_pareto(table({**few, **more})) and ranking.draw_ranking(table({**few, **more})) is None
     found = table({**rows, **more})
-    assert plots.draw_pareto(found) is None and render_svg(ranking.draw_ranking(found)).count("<svg") == 1
+    assert pareto.draw_pareto(found) is None and render_svg(ranking.draw_ranking(found)).count("<svg") == 1
     assert [(host, len(there)) for host, there in ranking.group_by_compressor(found).items()] == [
         ("identity", 1),
         ("b", 2),
@@ -185,5 +188,7 @@ def test_families_need_several():
 
 
 def test_the_same_picture_has_the_same_bytes():
-    for draw_plot in (plots.draw_pareto, plots.draw_families, curves.draw_curves):
-        assert render_files(draw_plot(table(RATES))) == render_files(draw_plot(table(RATES)))
+    rows = {"a": (0.5, 16, 0), "b": (0.6, 20, 4)}
+    for draw_plot in (pareto.draw_pareto, plots.draw_families):
+        assert render_files(draw_plot(table(rows))) == render_files(draw_plot(table(rows)))
+    assert render_files(curves.draw_curves(table(RATES))) == render_files(curves.draw_curves(table(RATES)))
