@@ -76,8 +76,10 @@ def test_a_row_that_cannot_be_says_why(tmp_path):
         with pytest.raises(UsageError, match=message):
             tables.load_table_file(write(tmp_path / "mine.yaml", entry), {})
     for rows in (["sap", "4 queries"], ["[sap,4 queries]"], ["[sap]", "'4 queries'"]):
-        axes = {"table": ["3"], "rows": rows}
-        assert tables.take_row_labels(axes) == ["sap", "4 queries"] and axes.keys() == {"table"}
+        axes = {"rows": rows}
+        assert tables.take_row_labels(axes, ["3"]) == ["sap", "4 queries"] and not axes
+    with pytest.raises(UsageError, match="rows=sap: rows of which table"):
+        tables.take_row_labels({"rows": ["sap"]}, None)
     with pytest.raises(UsageError, match="rows=cdpruner: has no cell in baselines: compares patches"):
         list_cells_by_table(["baselines"], ["cdpruner"], {})
 
