@@ -17,6 +17,14 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _one_core(monkeypatch) -> None:
+    """A sweep that a test runs starts no workers unless the test asks for them."""
+    from experiments.sweep import side_by_side
+
+    monkeypatch.setattr(side_by_side, "count_cores", lambda: 1)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _signature_file() -> None:
     """Commands that tests start answer from this file, which the first would have to import torch for."""

@@ -6,7 +6,7 @@ Exit code 0: all done; 1: a cell failed; 2: bad input or a full disk, one line s
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 
@@ -25,6 +25,7 @@ from experiments.sweep.request import read_request
 from experiments.sweep.results import SweepResults
 from experiments.sweep.run import open_store, run_request
 from experiments.sweep.scheduler import FailedCell, read_log_tail
+from experiments.sweep.side_by_side import choose_launch
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ def run_sweep(
     store = open_store(request, runner)
     if "--plan" in line.flags:  # before anything is written
         notes = list_unchecked_cells(request, store, check)
+        request = replace(request, launch=choose_launch(request.jobs, request.launch, store))
         for table in [*notes, *make_plan_tables(request, store)]:
             console.print(table, soft_wrap=isinstance(table, str), highlight=False)
         return 0

@@ -7,6 +7,7 @@ recipe. Its recorded times say how long a sweep may take where nothing has been 
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from compressors.errors import UsageError
@@ -16,11 +17,11 @@ from experiments.config.schema import BLIND_COMPRESSOR, UNCOMPRESSED
 from experiments.config.settings import locate_setting
 from experiments.data.roles import is_file_entry
 from experiments.runtime.text_tables import format_markdown_table
-from experiments.store.estimate import Estimator
+from experiments.store.estimate import MeasuredStage
 from experiments.store.plan import Stage, plan_stages
 from experiments.store.results import CHANCE_ROW, METRICS_FILE, ScoreGroup, ScoreRow, title_cell
 from experiments.store.store import Store
-from experiments.sweep.plan_view import format_seconds, make_plan
+from experiments.sweep.plan_view import estimate_remaining_stages, format_seconds
 from experiments.sweep.request import CellJob
 from experiments.sweep.score_table import make_score_lines
 from experiments.sweep.studies import StudyScores, find_shipped_studies
@@ -49,28 +50,32 @@ class Comparison:
     def announce_duration(self, jobs: Sequence[CellJob]) -> None:
         """How long a sweep and its first row will take, by what finished stages took here, else by the
         study's times."""
-        if self.study is None:
+        study = self.study
+        if study is None:
             return
-        plan = make_plan([stage for _, stage in jobs], self.store)
-        remaining_stages = [planned for planned in plan.values() if planned.is_left]
-        if not remaining_stages:
+        remaining = estimate_remaining_stages(jobs, self.store, lambda: study.times)
+        if remaining is None or not remaining.seconds:  # a study without times; nothing is left
             return
         basis = "as measured in this output directory"
-        seconds = {planned.stage.key: planned.seconds for planned in remaining_stages}
-        if None in seconds.values():
-            estimator = Estimator([], self.store, self.study.times)
-            for planned in remaining_stages:
-                seconds[planned.stage.key] = estimator.estimate_seconds(planned.stage)
-            basis = f"as the study '{self.name}' took on {self.study.machine}; yours may be faster or slower"
-        known_seconds = {key: duration for key, duration in seconds.items() if duration is not None}
-        if len(known_seconds) < len(seconds):  # a study without times
-            return
+        if not remaining.measured_here:
+            basis = f"as the study '{self.name}' took on {study.machine}; yours may be faster or slower"
+        known_seconds = remaining.seconds
         words = f"about {format_seconds(sum(known_seconds.values()))} of work"
         first_keys = jobs[0][1].collect_stages().keys() & known_seconds.keys()
         if first_keys and len(first_keys) < len(known_seconds):
             first_seconds = sum(known_seconds[key] for key in first_keys)
             words += f", about {format_seconds(first_seconds)} to the first row"
         self.store.report.write_note(f"{words} ({basis})")
+
+    def list_times(self) -> list[MeasuredStage]:
+        """What the study's stages took; of a setting that no study has, what those of the first study did."""
+        if self.study is not None:
+            return self.study.times
+        for shipped in find_shipped_studies().values():
+            if shipped.folder.is_dir():
+                with suppress(UsageError):  # of a damaged study nothing is known
+                    return shipped.read_scores().times
+        return []
 
     def tell(self, cell: Cell, stage: Stage) -> None:
         """Tell of a cell that has just finished."""

@@ -56,7 +56,7 @@ def create_launcher(options: LaunchOptions, store: Store, uses_gpu: bool) -> Lau
         root=store.root,
         runner=store.runner,
         report=store.report,
-        workers=options.workers,
+        workers=options.workers or 1,
         threads=options.threads,
         parameters=options.parameters,
         uses_gpu=uses_gpu,

@@ -30,8 +30,11 @@ class LaunchOptions:
         "processes of this machine, or Slurm jobs through submitit",
         choices=launchers.names,
     )
-    workers: int | Literal["auto"] = setting(
-        1, "cells at once; 1: in this process; auto: one a GPU, else one a core", low=1
+    workers: int | Literal["auto"] | None = setting(
+        None,
+        "cells at once; 1: in this process; auto: one a GPU, else one a core; null: for the embedded LLM on "
+        "the CPU one a core where that is sooner, else 1",
+        low=1,
     )
     threads: int | None = setting(
         None, "of a worker; null: 1 on the CPU. The last bits of a result depend on it", low=1
@@ -41,7 +44,8 @@ class LaunchOptions:
     @property
     def in_process(self) -> bool:
         """Whether cells run one after another in the command's own process."""
-        return self.where == IN_PROCESS_LAUNCHER and self.workers == 1 and self.threads is None
+        has_one_worker = self.workers in (None, 1)
+        return self.where == IN_PROCESS_LAUNCHER and has_one_worker and self.threads is None
 
 
 def name_launch_option(name: str) -> str:
@@ -99,7 +103,7 @@ def read_launch_option(text: str, path: str, option: Setting) -> object:
     if text == "auto" and path == "launch.workers":
         return text
     # of "int or auto" the int is meant here: an error for launch.workers=two says that
-    hint = int if path == "launch.workers" else option.hint
+    hint = int | None if path == "launch.workers" else option.hint
     value = read_value(text, hint, path)
     check_bounds(path, value, option.rules)
     return value

@@ -1,13 +1,13 @@
 """What --plan shows: every stage once, whether it is there, and how many cells share it."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
 
 from experiments.runtime.text_tables import make_framed_table
-from experiments.store.estimate import Estimator
+from experiments.store.estimate import Estimator, MeasuredStage
 from experiments.store.plan import STAGE_KINDS, STAGE_ROLES, Stage
 from experiments.store.store import Store
 from experiments.sweep.options import LaunchOptions
@@ -45,6 +45,16 @@ class PlannedStage:
 
 
 Plan = dict[str, PlannedStage]  # by the key of a stage, in the order of work
+TimesFinder = Callable[[], Iterable[MeasuredStage]]
+
+
+@dataclass(frozen=True)
+class RemainingTimes:
+    """Seconds of each stage that is left, by its key. `measured_here`: by what took place in the output
+    directory, else by stages elsewhere."""
+
+    seconds: dict[str, float]
+    measured_here: bool
 
 
 def make_plan(roots: Sequence[Stage], store: Store) -> Plan:
@@ -69,6 +79,29 @@ def make_plan(roots: Sequence[Stage], store: Store) -> Plan:
             seconds = estimator.estimate_seconds(stage)
         plan[key] = PlannedStage(stage, status, users[key], seconds)
     return plan
+
+
+def find_no_times() -> Iterable[MeasuredStage]:
+    """Nothing is known of stages elsewhere."""
+    return ()
+
+
+def estimate_remaining_stages(
+    jobs: Sequence[CellJob], store: Store, find_times: TimesFinder = find_no_times
+) -> RemainingTimes | None:
+    """How long what is left will take; None where nothing tells of one of the stages. `find_times`: of stages
+    elsewhere, asked where a kind of stage has not been measured in this output directory."""
+    plan = make_plan([stage for _, stage in jobs], store)
+    left = [planned for planned in plan.values() if planned.is_left]
+    seconds = {planned.stage.key: planned.seconds for planned in left}
+    measured_here = None not in seconds.values()
+    if not measured_here:
+        estimator = Estimator([], store, find_times())
+        seconds = {planned.stage.key: estimator.estimate_seconds(planned.stage) for planned in left}
+    known_seconds = {key: duration for key, duration in seconds.items() if duration is not None}
+    if len(known_seconds) < len(seconds):
+        return None
+    return RemainingTimes(known_seconds, measured_here)
 
 
 def find_stage_statuses(roots: Sequence[Stage], stages: Mapping[str, Stage], store: Store) -> dict[str, str]:

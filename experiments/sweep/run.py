@@ -7,6 +7,7 @@ import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from numbers import Number
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,9 +37,11 @@ from experiments.store.store import StageRunner, Store
 from experiments.sweep import score_table
 from experiments.sweep.checks import check_cell, check_model_sizes, list_unlike_cells
 from experiments.sweep.comparison import find_comparison
+from experiments.sweep.options import LaunchOptions
 from experiments.sweep.request import SweepRequest, read_request
 from experiments.sweep.results import CellResult, CellsFailed, SweepResults
 from experiments.sweep.scheduler import CellOutcomes, launch_cells
+from experiments.sweep.side_by_side import choose_launch
 
 if TYPE_CHECKING:
     from experiments.stages.training.node_link import NodeLink
@@ -57,18 +60,27 @@ def sweep(*settings: str, quiet: bool = False, **values: object) -> SweepResults
                alternatives: trainer={"devices": [0, 2]}, data={"train": [["a.json"], ["a.json", "b.json"]]}
 
     UsageError for bad input, before any cell runs; CellsFailed where cells failed, with the results of the
-    others. With launch.workers a script calls it below `if __name__ == "__main__":`, as workers import it.
+    others. Without launch.workers all runs in this process; with it a script calls it below
+    `if __name__ == "__main__":`, as workers import it.
     With trainer.nodes node 0 has the results, the others none.
     """
     words = make_words(settings, values)
     declare_command(f"slothkit sweep {shlex.join(words)}")
-    request = read_request(parse_settings(words))
+    request = run_here(read_request(parse_settings(words)))
     store = open_store(request, find_runner)
     reporter = Reporter() if quiet else create_reporter(Console())
     sweep_results = run_request(request, store, reporter, check_model_sizes)
     if sweep_results.failed:
         raise CellsFailed(sweep_results)
     return sweep_results
+
+
+def run_here(request: SweepRequest) -> SweepRequest:
+    """The request with one worker where it names none: what a script or notebook has registered itself,
+    workers would not have."""
+    if request.launch.workers is not None:
+        return request
+    return replace(request, launch=replace(request.launch, workers=1))
 
 
 def make_words(settings: tuple[str, ...], values: Mapping[str, object]) -> list[str]:
@@ -187,7 +199,9 @@ def run_cells(
                 meet_nodes(request, store, link)
             comparison = find_comparison(request.jobs, store)
             comparison.announce_duration(request.jobs)
-            outcomes = launch_cells(request.jobs, store, request.launch, comparison.tell)
+            launch = choose_launch(request.jobs, request.launch, store, comparison.list_times)
+            announce_workers(request.launch, launch, store.report)
+            outcomes = launch_cells(request.jobs, store, launch, comparison.tell)
         sweep_results = collect_results(request, outcomes, store)
         if sweep_results.groups:
             write_atomic(sweep_results.table, score_table.format_score_markdown(sweep_results.groups))
@@ -197,6 +211,15 @@ def run_cells(
             if outcomes.finished - finished_before:
                 publish_sweep_table(request, sweep_results)
     return sweep_results
+
+
+def announce_workers(asked: LaunchOptions, chosen: LaunchOptions, report: Reporter) -> None:
+    """Tell of workers that nobody has asked for."""
+    if asked.workers is None and chosen.workers != 1:
+        report.write_note(
+            f"{chosen.workers} cells at once, one thread each: sooner here than one after another with all "
+            "cores (launch.workers=1)"
+        )
 
 
 def check_request(request: SweepRequest, store: Store, check: Callable[[Config], None]) -> None:
