@@ -1,9 +1,9 @@
-"""Pictures of a report: claims, families, what EmbQ adds; and what pictures of accuracy have in common."""
+"""Pictures of a report: claims, families, gains of query modules; what pictures of accuracy share."""
 
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from ablations.outcomes import ReportRow, ReportTable
 from ablations.writing.grids import judge_table
 from experiments.figures.style import BLUE, GREY, ORANGE, escape_dollars, strip_axes
 
-MODULE_NAME = re.compile(r"^\w+")
+MODULE_NAME = re.compile(r"^\w+")  # what stands behind the + of NAME+MODULE WORDS
 VERDICT_COLOURS = {HOLDS: "#0a7d32", FAILS: "#b3261e", TIE: BLUE}
 MAX_ALIKE_ROWS = 6  # more rows with one number of tokens cannot be told apart on a line
 REPORT_ROW_INCHES = 0.27  # height of a row in a picture of rows
@@ -180,17 +180,34 @@ def split_module(label: str) -> tuple[str, str]:
     return compressor, compressor + words
 
 
+def name_module(label: str) -> str:
+    """MODULE of a row NAME+MODULE or NAME+MODULE WORDS; empty where a row has none."""
+    _, plus, rest = label.rpartition("+")
+    module = MODULE_NAME.match(rest)
+    return module.group() if plus and module else ""
+
+
+def find_usual_module(labels: Iterable[str]) -> str:
+    """The query module that most rows have; the others are named in full where lines are called by the
+    compressor. Empty where no row has one."""
+    modules = Counter(filter(None, map(name_module, labels)))
+    return modules.most_common(1)[0][0] if modules else ""
+
+
 def judge_gains(table: ReportTable) -> list[Verdict]:
     """For every row NAME+MODULE WORDS beside a row NAME WORDS, or else a row NAME: how much the module adds,
-    with its interval; nothing for a single such row."""
+    with its interval; nothing for a single such row. Gains are called NAME WORDS, or as their row where
+    its module is not the one that most rows have."""
     finished_labels = {row.label for row in table.rows if row.outcomes}
+    usual_module = find_usual_module(row.label for row in table.rows)
     claims = []
     for row in table.rows:
         compressor, name = split_module(row.label)
         partner = name if name in finished_labels else compressor
         pair = (row.label, partner)
         if finished_labels.issuperset(pair):
-            claims.append(Claim(name, "", "better", (pair,)))
+            is_usual = name_module(row.label) == usual_module
+            claims.append(Claim(name if is_usual else row.label, "", "better", (pair,)))
     if len(claims) < 2:
         return []
     verdicts = judge_table(table, claims)
@@ -204,7 +221,7 @@ def is_decided(gain: Verdict) -> bool:
 
 
 def draw_gain(table: ReportTable) -> Figure | None:
-    """What EmbQ adds to each compressor, the largest first. None if fewer than two rows have a partner."""
+    """What the query module adds, the largest first. None if fewer than two rows have a partner."""
     gains = sorted(judge_gains(table), key=lambda gain: -gain.estimate)
     if not gains:
         return None
@@ -219,7 +236,9 @@ def draw_gain(table: ReportTable) -> Figure | None:
             hollow=gain.pairs[0].squares is None,
         )
         rows.append(row)
-    figure, axes = draw_intervals(6.4, f"{table.heading}: gain from EmbQ by compressor", rows)
+    modules = {name_module(better) for gain in gains for better, _ in gain.claim.pairs}
+    title = "gain from EmbQ by compressor" if modules == {"embq"} else "gain from the query module"
+    figure, axes = draw_intervals(6.4, f"{table.heading}: {title}", rows)
     axes.set_xlabel(
         "percentage points that the query module adds; grey: may be none;\n"
         "open: one seed, an interval over questions alone",

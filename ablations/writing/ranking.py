@@ -18,7 +18,9 @@ from ablations.writing.plots import (
     LEGEND_STYLE,
     REPORT_ROW_INCHES,
     find_distinct_rows,
+    find_usual_module,
     is_crowded,
+    name_module,
     pick_row_colour,
     split_module,
 )
@@ -32,16 +34,18 @@ COLOUR_SHIFTS = {BLUE: -TWIN_DISTANCE / 2, ORANGE: TWIN_DISTANCE / 2, GREY: 0}
 
 def group_by_compressor(table: ReportTable) -> dict[str, list[ReportRow]]:
     """Rows by the compressor that they have in common: NAME and NAME+MODULE, the best first. A row
-    NAME+MODULE WORDS is a line of its own, NAME WORDS."""
+    NAME+MODULE WORDS is a line of its own, NAME WORDS; so is one whose module few rows have."""
     rows = find_distinct_rows(table)
     for row in table.rows:
         if row.outcomes and not row.efficiency.get("visual_tokens"):  # blind
             rows.append(row)
     names = {row.label for row in rows}
+    usual_module = find_usual_module(names)
     groups: dict[str, list[ReportRow]] = {}
     for row in rows:
         compressor, name = split_module(row.label)
-        if compressor not in names:  # a row of its own, whatever its label
+        is_alone = compressor not in names
+        if is_alone or name_module(row.label) not in ("", usual_module):
             name = row.label
         groups.setdefault(name, []).append(row)
 

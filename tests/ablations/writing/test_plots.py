@@ -136,6 +136,9 @@ def test_many_of_one_cost_are_ranked_instead():
     warmed = ranking.group_by_compressor(table({**rows, **more, "b+embq warmed": (0.5, 16, 4)}))
     assert [row.label for row in warmed["b"]] == ["b", "b+embq"]
     assert [row.label for row in warmed["b warmed"]] == ["b+embq warmed"]
+    fused = ranking.group_by_compressor(table({**rows, **more, "b+llava_mini": (0.5, 16, 1)}))
+    assert [row.label for row in fused["b"]] == ["b", "b+embq"]
+    assert [row.label for row in fused["b+llava_mini"]] == ["b+llava_mini"]
     for row in found.rows[:3]:
         del row.outcomes[1]  # one seed: no interval
     assert render_svg(ranking.draw_ranking(found)).count("<svg") == 1
@@ -165,6 +168,10 @@ def test_gains_pair_rows_by_name():
     assert plots.draw_gain(table({"a": (0.5, 16, 0), "a+embq": (0.6, 16, 4)})) is None
     warmed = plots.judge_gains(table({**rows, "a+embq warmed": (0.9, 16, 4)}))
     assert {each.claim.text: each.pairs[0].other for each in warmed}["a warmed"] == "a"
+    fused = table({**rows, "a+llava_mini": (0.7, 16, 1)})
+    assert {each.claim.text for each in plots.judge_gains(fused)} == {"a", "b", "a+llava_mini"}
+    assert "EmbQ" not in plots.draw_gain(fused).axes[0].get_title(loc="left")
+    assert "EmbQ" in plots.draw_gain(table(rows)).axes[0].get_title(loc="left")
     rates = {"a at 9": (0.4, 9, 0), "a+embq at 9": (0.7, 9, 4), "a, 6 epochs": (0.5, 16, 0)}
     rates["a+embq, 6 epochs"] = (0.9, 16, 4)
     gains = plots.judge_gains(table({**rows, **rates}))
