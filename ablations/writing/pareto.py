@@ -18,7 +18,7 @@ from ablations.writing.plots import (
     scale_token_axis,
 )
 from experiments.figures import labels
-from experiments.figures.style import BLUE, GREY, ORANGE, escape_dollars, strip_axes
+from experiments.figures.style import BLUE, GREY, ORANGE, POINT_STYLE, escape_dollars, strip_axes
 
 MAX_NAMED_ROWS = 24  # of more rows not all can have a name in a plot
 
@@ -43,12 +43,9 @@ def draw_pareto(table: ReportTable) -> Figure | None:
             tokens[chosen],
             means[chosen],
             half[:, chosen],
-            fmt="o",
             color=colour,
-            markersize=5,
-            elinewidth=1,
-            capsize=2,
             label=word,
+            **POINT_STYLE,
         )
     front = find_pareto_front(tokens, means)
     axes.plot(

@@ -172,26 +172,28 @@ def draw_claims(title: str, verdicts: Sequence[tuple[str, Verdict]]) -> Figure |
     return figure
 
 
-def split_module(label: str) -> tuple[str, str]:
-    """Of a row NAME+MODULE, or NAME+MODULE WORDS: the compressor, NAME, and the label without the module,
-    NAME or NAME WORDS."""
-    compressor, _, module = label.rpartition("+")
-    words = MODULE_NAME.sub("", module)
-    return compressor, compressor + words
-
-
-def name_module(label: str) -> str:
-    """MODULE of a row NAME+MODULE or NAME+MODULE WORDS; empty where a row has none."""
-    _, plus, rest = label.rpartition("+")
-    module = MODULE_NAME.match(rest)
-    return module.group() if plus and module else ""
+def split_label(label: str) -> tuple[str, str, str]:
+    """Compressor, query module and words of a row NAME+MODULE or NAME+MODULE WORDS; the first two are empty
+    where a row has no module."""
+    compressor, plus, rest = label.rpartition("+")
+    match = MODULE_NAME.match(rest)
+    if not plus or match is None:
+        return "", "", rest
+    return compressor, match.group(), rest[match.end() :]
 
 
 def find_usual_module(labels: Iterable[str]) -> str:
     """The query module that most rows have; the others are named in full where lines are called by the
     compressor. Empty where no row has one."""
-    modules = Counter(filter(None, map(name_module, labels)))
-    return modules.most_common(1)[0][0] if modules else ""
+    modules: Counter[str] = Counter()
+    for label in labels:
+        _, module, _ = split_label(label)
+        if module:
+            modules[module] += 1
+    if not modules:
+        return ""
+    ((usual_module, _),) = modules.most_common(1)
+    return usual_module
 
 
 def judge_gains(table: ReportTable) -> list[Verdict]:
@@ -202,12 +204,14 @@ def judge_gains(table: ReportTable) -> list[Verdict]:
     usual_module = find_usual_module(row.label for row in table.rows)
     claims = []
     for row in table.rows:
-        compressor, name = split_module(row.label)
+        compressor, module, words = split_label(row.label)
+        name = compressor + words
         partner = name if name in finished_labels else compressor
         pair = (row.label, partner)
-        if finished_labels.issuperset(pair):
-            is_usual = name_module(row.label) == usual_module
-            claims.append(Claim(name if is_usual else row.label, "", "better", (pair,)))
+        if module and finished_labels.issuperset(pair):
+            if module != usual_module:
+                name = row.label
+            claims.append(Claim(name, "", "better", (pair,)))
     if len(claims) < 2:
         return []
     verdicts = judge_table(table, claims)
@@ -236,7 +240,10 @@ def draw_gain(table: ReportTable) -> Figure | None:
             hollow=gain.pairs[0].squares is None,
         )
         rows.append(row)
-    modules = {name_module(better) for gain in gains for better, _ in gain.claim.pairs}
+    modules = set()
+    for gain in gains:
+        _, module, _ = split_label(gain.pairs[0].row)
+        modules.add(module)
     title = "gain from EmbQ by compressor" if modules == {"embq"} else "gain from the query module"
     figure, axes = draw_intervals(6.4, f"{table.heading}: {title}", rows)
     axes.set_xlabel(

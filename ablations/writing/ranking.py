@@ -20,11 +20,10 @@ from ablations.writing.plots import (
     find_distinct_rows,
     find_usual_module,
     is_crowded,
-    name_module,
     pick_row_colour,
-    split_module,
+    split_label,
 )
-from experiments.figures.style import BLUE, GREY, ORANGE, escape_dollars, strip_axes
+from experiments.figures.style import BLUE, GREY, ORANGE, POINT_STYLE, escape_dollars, strip_axes
 
 COLOUR_LABELS = {BLUE: "without query tokens", ORANGE: "with", GREY: "no image"}
 TWIN_DISTANCE = 0.3  # lines between a row without and one with the query module
@@ -43,10 +42,10 @@ def group_by_compressor(table: ReportTable) -> dict[str, list[ReportRow]]:
     usual_module = find_usual_module(names)
     groups: dict[str, list[ReportRow]] = {}
     for row in rows:
-        compressor, name = split_module(row.label)
-        is_alone = compressor not in names
-        if is_alone or name_module(row.label) not in ("", usual_module):
-            name = row.label
+        compressor, module, words = split_label(row.label)
+        name = row.label
+        if module == usual_module and compressor in names:
+            name = compressor + words
         groups.setdefault(name, []).append(row)
 
     def score_best_row(compressor: str) -> float:
@@ -101,10 +100,7 @@ def draw_row_point(axes: Axes, table: ReportTable, row: ReportRow, place: int) -
         mean,
         place + COLOUR_SHIFTS[colour],
         xerr=[[low], [high]],
-        fmt="o",
         color=colour,
-        markersize=5,
-        elinewidth=1,
-        capsize=2,
         markerfacecolor=face,
+        **POINT_STYLE,
     )

@@ -3,7 +3,6 @@
 A result states them beside its figures.
 """
 
-import os
 import platform
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from compressors.errors import UsageError
 from experiments.efficiency.subject import CostSubject
 from experiments.models import build
 from experiments.models.random_model import TEXT_TOKENS
-from experiments.runtime.processor import read_processor_name
+from experiments.runtime.processor import read_memory_bytes, read_processor_name
 
 PictureSize = tuple[int, int]  # width and height in pixels
 WEIGHT_MARGIN = 1.1  # of the weights' bytes: what else a process needs while it fills them
@@ -130,9 +129,9 @@ def parse_device(name: str | None) -> torch.device:
 def check_weights_fit(subject: CostSubject, machine: Machine) -> None:
     """UsageError for what the memory cannot hold. A GPU tells by itself; a process that asks for more than a
     machine has is killed, and others with it."""
-    if machine.device.type != "cpu" or not hasattr(os, "sysconf"):
+    if machine.device.type != "cpu":
         return
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # bytes; 0 where it is not told
+    memory = read_memory_bytes()
     # the model is on the meta device, perhaps of another type than it will have
     needed = subject.model.num_parameters() * machine.dtype.itemsize
     if memory and WEIGHT_MARGIN * needed > memory:

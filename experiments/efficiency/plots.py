@@ -19,7 +19,7 @@ from experiments.efficiency.row_numbers import (
 from experiments.efficiency.subject import COMPRESSOR, LLM, PROJECTOR, QUERY_PART, TOWER
 from experiments.efficiency.timing import OTHER_PART
 from experiments.figures import labels
-from experiments.figures.style import BLUE, GREY, ORANGE, escape_dollars, render_svg, strip_axes
+from experiments.figures.style import BLUE, GREY, ORANGE, POINT_STYLE, escape_dollars, render_svg, strip_axes
 
 STAGE_COLOURS = {"pretrain": ORANGE, "finetune": BLUE}
 PART_COLOURS = {
@@ -133,11 +133,8 @@ def draw_ttft_by_tokens(rows: Sequence[EfficiencyRow]) -> str:
             visual[number],
             middle[number],
             [[middle[number] - low[number]], [high[number] - middle[number]]],
-            fmt="o",
             color=ORANGE if row["counts"]["query"] else BLUE,
-            markersize=5,
-            elinewidth=1,
-            capsize=2,
+            **POINT_STYLE,
         )
     axes.set_xlabel("visual tokens of a row", fontsize=9)
     axes.set_ylabel("ms to the first token; orange: with query tokens", fontsize=9)

@@ -1,7 +1,7 @@
 """What pictures of numbers have in common: colours, bare axes, files that are the same each time."""
 
 import io
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 GREY = "#8a8f98"
 BLUE = "#2f5fa7"
 ORANGE = "#c7661a"
+POINT_STYLE: dict[str, Any] = {"fmt": "o", "markersize": 5, "elinewidth": 1, "capsize": 2}  # of errorbar
 PNG_RESOLUTION = 200  # pixels per inch
 
 

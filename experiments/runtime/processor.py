@@ -1,4 +1,5 @@
-"""The processor: what it is called, for the results that were measured on it, and how much of it is ours."""
+"""The processor: what it is called, for the results that were measured on it, how much of it is ours, and the
+memory beside it."""
 
 import os
 import platform
@@ -24,3 +25,10 @@ def count_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # Linux alone knows a process's own share
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def read_memory_bytes() -> int:
+    """The machine's memory; 0 where the system does not tell."""
+    if not hasattr(os, "sysconf"):
+        return 0
+    return max(0, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

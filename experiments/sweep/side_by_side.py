@@ -8,14 +8,13 @@ and their memory is no longer a small part of the machine's.
 """
 
 import heapq
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from experiments.config.schema import GPU_ACCELERATORS, Config
 from experiments.config.sources import ASSET_SCHEME
-from experiments.runtime.processor import count_cores
+from experiments.runtime.processor import count_cores, read_memory_bytes
 from experiments.store.plan import Stage
 from experiments.store.store import Store
 from experiments.sweep.options import IN_PROCESS_LAUNCHER, LaunchOptions
@@ -106,10 +105,3 @@ def simulate_workers(units: Mapping[str, WorkUnit], unit_seconds: Mapping[str, f
 def estimate_thread_gain(threads: int) -> float:
     """How many times as fast so many threads compute one tiny cell as one thread (Amdahl's law)."""
     return 1 / (1 - SHARED_PART + SHARED_PART / threads)
-
-
-def read_memory_bytes() -> int:
-    """The machine's memory; none where the system does not tell."""
-    if not hasattr(os, "sysconf"):
-        return 0
-    return max(0, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
