@@ -39,7 +39,7 @@ def group_by_compressor(table: ReportTable) -> dict[str, list[ReportRow]]:
         if row.outcomes and not row.efficiency.get("visual_tokens"):  # blind
             rows.append(row)
     names = {row.label for row in rows}
-    usual_module = find_usual_module(names)
+    usual_module = find_usual_module(row.label for row in table.rows)
     groups: dict[str, list[ReportRow]] = {}
     for row in rows:
         compressor, module, words = split_label(row.label)
