@@ -4,8 +4,8 @@ import os
 
 import pytest
 import torch
-from factories import make_model
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # a hub out of reach is asked six times, for 23 seconds
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.pop("COLUMNS", None)  # xdist's workers have the width of its terminal
 torch.set_num_threads(1)
@@ -37,4 +37,6 @@ def _signature_file() -> None:
 @pytest.fixture(scope="session")
 def model():
     """Phi with SAP and EmbQ, for tests that only read it."""
+    from factories import make_model  # imports transformers, which reads the environment once
+
     return make_model()

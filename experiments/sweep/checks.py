@@ -42,14 +42,26 @@ def check_cell(cell: Cell, launch: LaunchOptions, check: Callable[[Config], None
 
 
 def list_unchecked_cells(sweep: SweepRequest, store: Store, check: Callable[[Config], None]) -> list[str]:
-    """Check all cells; notes of those whose sizes cannot be told, because a backbone is out of reach."""
+    """Check all cells; notes of those whose sizes cannot be told, because a model is out of reach."""
     notes = []
+    unreachable_models: set[str] = set()
     for cell in list_unlike_cells(sweep.jobs, store):
+        models = describe_models(cell.config)
+        if models in unreachable_models:  # a hub out of reach is waited for, half a minute each time
+            notes.append(f"not checked: {cell.label}: its models are out of reach, as above")
+            continue
         try:
             check_cell(cell, sweep.launch, check)
         except UnreachableError as error:
+            unreachable_models.add(models)
             notes.append(f"not checked: {error}")
     return notes
+
+
+def describe_models(config: Config) -> str:
+    """All models that the checks of a cell load something of."""
+    trained = (config.pretrain.init, config.finetune.init, config.finetune.teacher)
+    return str((config.tower.source, config.llm.source, trained))
 
 
 def list_unlike_cells(jobs: list[CellJob], store: Store) -> list[Cell]:

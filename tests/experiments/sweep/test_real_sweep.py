@@ -54,12 +54,13 @@ def test_what_does_not_fit_is_one_line(capsys, tmp_path, overrides, message, fla
 
 
 def test_a_backbone_out_of_reach_can_be_planned(capsys, tmp_path, monkeypatch):
-    """A plan is made where the hub cannot be reached; a sweep is not."""
+    """A plan is made where the hub cannot be reached, and waits for it once; a sweep is not."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    arguments = [f"out={tmp_path / 'runs'}", "llm.source=nowhere/model"]
+    arguments = [f"out={tmp_path / 'runs'}", "llm.source=nowhere/model", "compressor=sap+embq,avg_pool"]
     assert sweep.main([*arguments, "--plan"]) == 0
     out = capsys.readouterr().out
     assert "not checked: sap+embq: llm.source=nowhere/model: cannot be loaded" in out and "pretrain" in out
+    assert "not checked: avg_pool: its models are out of reach, as above" in out
     assert sweep.main(arguments) == 2
     assert "llm.source=nowhere/model: cannot be loaded" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
