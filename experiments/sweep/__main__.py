@@ -7,8 +7,10 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 
 from rich.console import Console
+from rich.table import Table
 
 from compressors.command_line import Command, CommandLine
 from compressors.spelling import spell_commands
@@ -17,11 +19,12 @@ from experiments.runtime.bars import create_reporter
 from experiments.runtime.provenance import declare_command
 from experiments.stages.runners import find_runner
 from experiments.store import results
-from experiments.store.store import StageRunner
+from experiments.store.store import StageRunner, Store
 from experiments.sweep import help, score_table
 from experiments.sweep.checks import check_model_sizes, list_unchecked_cells
-from experiments.sweep.plan_view import make_plan_tables
-from experiments.sweep.request import read_request
+from experiments.sweep.comparison import find_comparison
+from experiments.sweep.plan_view import make_plan, make_plan_tables
+from experiments.sweep.request import SweepRequest, read_request
 from experiments.sweep.results import SweepResults
 from experiments.sweep.run import open_store, run_request
 from experiments.sweep.scheduler import FailedCell, read_log_tail
@@ -69,8 +72,7 @@ def run_sweep(
     store = open_store(request, runner)
     if "--plan" in line.flags:  # before anything is written
         notes = list_unchecked_cells(request, store, check)
-        request = replace(request, launch=choose_launch(request.jobs, request.launch, store))
-        for table in [*notes, *make_plan_tables(request, store)]:
+        for table in [*notes, *show_plan(request, store)]:
             console.print(table, soft_wrap=isinstance(table, str), highlight=False)
         return 0
     declare_command(f"slothkit sweep {shlex.join(line.arguments)}")
@@ -84,6 +86,16 @@ def run_sweep(
         )
     print_failures(found.failed, console)
     return 1 if found.failed else 0
+
+
+def show_plan(request: SweepRequest, store: Store) -> list[Table | str]:
+    """The tables of --plan, with the times that a sweep announces and chooses its workers by."""
+    comparison = find_comparison(request.jobs, store)
+    find_plan = cache(partial(make_plan, request.jobs, store, comparison.list_times))
+    launch = choose_launch(request.jobs, request.launch, store, find_plan)
+    # of a setting that no study has, a study's times are good enough to choose workers by alone
+    plan = find_plan() if comparison.study else make_plan(request.jobs, store)
+    return make_plan_tables(plan, replace(request, launch=launch), comparison.describe_basis(plan))
 
 
 def print_score_tables(found: SweepResults, console: Console) -> None:

@@ -21,7 +21,7 @@ from experiments.store.estimate import MeasuredStage
 from experiments.store.plan import Stage, plan_stages
 from experiments.store.results import CHANCE_ROW, METRICS_FILE, ScoreGroup, ScoreRow, title_cell
 from experiments.store.store import Store
-from experiments.sweep.plan_view import estimate_remaining_stages, format_seconds
+from experiments.sweep.plan_view import MEASURED_HERE, Plan, PlanFinder, format_seconds
 from experiments.sweep.request import CellJob
 from experiments.sweep.score_table import make_score_lines
 from experiments.sweep.studies import StudyScores, find_shipped_studies
@@ -47,25 +47,26 @@ class Comparison:
     rows: list[ScoreRow] = field(default_factory=list)
     labels: dict[str, str] = field(default_factory=dict)
 
-    def announce_duration(self, jobs: Sequence[CellJob]) -> None:
-        """How long a sweep and its first row will take, by what finished stages took here, else by the
-        study's times."""
-        study = self.study
-        if study is None:
+    def announce_duration(self, jobs: Sequence[CellJob], find_plan: PlanFinder) -> None:
+        """How long a sweep and its first row will take; nothing of a setting that no study has."""
+        if self.study is None:
             return
-        remaining = estimate_remaining_stages(jobs, self.store, lambda: study.times)
-        if remaining is None or not remaining.seconds:  # a study without times; nothing is left
+        plan = find_plan()
+        known_seconds = plan.find_remaining_seconds()
+        if not known_seconds:  # a study without times; nothing is left
             return
-        basis = "as measured in this output directory"
-        if not remaining.measured_here:
-            basis = f"as the study '{self.name}' took on {study.machine}; yours may be faster or slower"
-        known_seconds = remaining.seconds
         words = f"about {format_seconds(sum(known_seconds.values()))} of work"
         first_keys = jobs[0][1].collect_stages().keys() & known_seconds.keys()
         if first_keys and len(first_keys) < len(known_seconds):
             first_seconds = sum(known_seconds[key] for key in first_keys)
             words += f", about {format_seconds(first_seconds)} to the first row"
-        self.store.report.write_note(f"{words} ({basis})")
+        self.store.report.write_note(f"{words} ({self.describe_basis(plan)})")
+
+    def describe_basis(self, plan: Plan) -> str:
+        """Where the times of a plan come from: finished stages here, or the study's."""
+        if plan.measured_here or self.study is None:
+            return MEASURED_HERE
+        return f"as the study '{self.name}' took on {self.study.machine}; yours may be faster or slower"
 
     def list_times(self) -> list[MeasuredStage]:
         """What the study's stages took; of a setting that no study has, what those of the first study did."""

@@ -14,6 +14,7 @@ from experiments.sweep.options import LaunchOptions
 from experiments.sweep.request import CellJob, SweepRequest
 
 MOST_LISTED_STAGES = 60  # stages; more of them are only counted
+MEASURED_HERE = "as measured in this output directory"
 CACHED = "cached"
 NOT_NEEDED = "not needed"
 STATUS_WORDS = {  # a store's word for a stage -> what is shown
@@ -44,21 +45,44 @@ class PlannedStage:
         return self.status not in (CACHED, NOT_NEEDED)
 
 
-Plan = dict[str, PlannedStage]  # by the key of a stage, in the order of work
+@dataclass(frozen=True)
+class Plan:
+    """Every stage once.
+
+    stages         by key, in the order of work
+    measured_here  whether the estimates are by what took place in the output directory, not elsewhere
+    """
+
+    stages: dict[str, PlannedStage]
+    measured_here: bool
+
+    def list_remaining(self) -> list[PlannedStage]:
+        """The stages that have to be computed."""
+        return [planned for planned in self.stages.values() if planned.is_left]
+
+    def find_remaining_seconds(self) -> dict[str, float] | None:
+        """Seconds of each stage that has to be computed, by its key; None where nothing tells of one."""
+        seconds = {}
+        for planned in self.list_remaining():
+            if planned.seconds is None:
+                return None
+            seconds[planned.stage.key] = planned.seconds
+        return seconds
+
+
+PlanFinder = Callable[[], Plan]
 TimesFinder = Callable[[], Iterable[MeasuredStage]]
 
 
-@dataclass(frozen=True)
-class RemainingTimes:
-    """Seconds of each stage that is left, by its key. `measured_here`: by what took place in the output
-    directory, else by stages elsewhere."""
-
-    seconds: dict[str, float]
-    measured_here: bool
+def find_no_times() -> Iterable[MeasuredStage]:
+    """Nothing is known of stages elsewhere."""
+    return ()
 
 
-def make_plan(roots: Sequence[Stage], store: Store) -> Plan:
-    """Every stage that leads to the `roots`, with its status and how long it takes."""
+def make_plan(jobs: Sequence[CellJob], store: Store, find_times: TimesFinder = find_no_times) -> Plan:
+    """Every stage of the cells, with its status and how long it takes. `find_times`: of stages elsewhere,
+    asked where a kind of stage has not been measured in this output directory."""
+    roots = [last_stage for _, last_stage in jobs]
     stages: dict[str, Stage] = {}
     for root in roots:
         stages |= root.collect_stages()
@@ -68,40 +92,31 @@ def make_plan(roots: Sequence[Stage], store: Store) -> Plan:
     for root in roots:
         users.update(root.collect_stages().keys())
     estimator = Estimator(stages.values(), store)
-    plan = {}
-    for key, stage in stages.items():
-        status = statuses[key]
-        seconds = None
-        if status == CACHED:
-            if key in estimator.measured:  # it notes its time, and no killed run has done part of it
-                seconds = estimator.measured[key].seconds
-        elif status != NOT_NEEDED:
-            seconds = estimator.estimate_seconds(stage)
-        plan[key] = PlannedStage(stage, status, users[key], seconds)
-    return plan
+    remaining = [stage for key, stage in stages.items() if statuses[key] not in (CACHED, NOT_NEEDED)]
+    seconds, measured_here = estimate_stages(remaining, estimator, store, find_times)
+    for key, measured in estimator.measured.items():
+        # a finished stage notes its time, and no killed run has done part of it
+        if statuses.get(key) == CACHED:
+            seconds[key] = measured.seconds
+    planned_stages = {
+        key: PlannedStage(stage, statuses[key], users[key], seconds.get(key)) for key, stage in stages.items()
+    }
+    return Plan(planned_stages, measured_here)
 
 
-def find_no_times() -> Iterable[MeasuredStage]:
-    """Nothing is known of stages elsewhere."""
-    return ()
-
-
-def estimate_remaining_stages(
-    jobs: Sequence[CellJob], store: Store, find_times: TimesFinder = find_no_times
-) -> RemainingTimes | None:
-    """How long what is left will take; None where nothing tells of one of the stages. `find_times`: of stages
-    elsewhere, asked where a kind of stage has not been measured in this output directory."""
-    plan = make_plan([stage for _, stage in jobs], store)
-    left = [planned for planned in plan.values() if planned.is_left]
-    seconds = {planned.stage.key: planned.seconds for planned in left}
-    measured_here = None not in seconds.values()
-    if not measured_here:
-        estimator = Estimator([], store, find_times())
-        seconds = {planned.stage.key: estimator.estimate_seconds(planned.stage) for planned in left}
-    known_seconds = {key: duration for key, duration in seconds.items() if duration is not None}
-    if len(known_seconds) < len(seconds):
-        return None
-    return RemainingTimes(known_seconds, measured_here)
+def estimate_stages(
+    stages: Sequence[Stage], estimator: Estimator, store: Store, find_times: TimesFinder
+) -> tuple[dict[str, float | None], bool]:
+    """Seconds of each stage by its key, and whether they are by what was measured in this output directory:
+    where that does not tell of all, and the times of stages elsewhere do, they are all by those."""
+    seconds = {stage.key: estimator.estimate_seconds(stage) for stage in stages}
+    if None not in seconds.values():
+        return seconds, True
+    estimator_elsewhere = Estimator([], store, find_times())
+    seconds_elsewhere = {stage.key: estimator_elsewhere.estimate_seconds(stage) for stage in stages}
+    if None in seconds_elsewhere.values():
+        return seconds, True
+    return seconds_elsewhere, False
 
 
 def find_stage_statuses(roots: Sequence[Stage], stages: Mapping[str, Stage], store: Store) -> dict[str, str]:
@@ -125,15 +140,14 @@ def find_stage_statuses(roots: Sequence[Stage], stages: Mapping[str, Stage], sto
     return statuses
 
 
-def make_plan_tables(request: SweepRequest, store: Store) -> list[Table | str]:
-    """The stages one by one, unless they are many, their counts, and how long what is left may take."""
-    roots = [last_stage for _, last_stage in request.jobs]
-    plan = make_plan(roots, store)
+def make_plan_tables(plan: Plan, request: SweepRequest, basis: str = MEASURED_HERE) -> list[Table | str]:
+    """The stages one by one, unless they are many, their counts, and how long what is left may take, by
+    times as `basis` says."""
     tables: list[Table | str] = []
-    if len(plan) <= MOST_LISTED_STAGES:
+    if len(plan.stages) <= MOST_LISTED_STAGES:
         tables.append(make_stages_table(plan, request.jobs))
     tables.append(make_stage_counts_table(plan, len(request.jobs)))
-    tables.append(describe_remaining_work(plan, request.launch))
+    tables.append(describe_remaining_work(plan, request.launch, basis))
     return tables
 
 
@@ -144,7 +158,7 @@ def make_stages_table(plan: Plan, jobs: Sequence[CellJob]) -> Table:
         for key in last_stage.collect_stages():
             first_users.setdefault(key, cell.label)
     rows = [["stage", "key", "first used by", "cells", "status", "time"]]
-    for key, planned in plan.items():
+    for key, planned in plan.stages.items():
         stage = planned.stage
         user = first_users[key]
         if stage.kind in STAGE_ROLES:  # the other kinds do not depend on the cell's seed
@@ -166,7 +180,7 @@ def make_stage_counts_table(plan: Plan, cells: int) -> Table:
         stages = 0
         without_sharing = 0
         cached = 0
-        for planned in plan.values():
+        for planned in plan.stages.values():
             if planned.stage.kind != kind:
                 continue
             stages += 1
@@ -190,9 +204,9 @@ def sum_seconds(stages: Sequence[PlannedStage]) -> float | None:
     return sum(estimates)
 
 
-def describe_remaining_work(plan: Plan, options: LaunchOptions) -> str:
+def describe_remaining_work(plan: Plan, options: LaunchOptions, basis: str) -> str:
     """The sum of all estimates, and what several workers make of it."""
-    remaining = [planned for planned in plan.values() if planned.is_left]
+    remaining = plan.list_remaining()
     if not remaining:
         return "nothing to run"
     work = sum_seconds(remaining)
@@ -200,7 +214,6 @@ def describe_remaining_work(plan: Plan, options: LaunchOptions) -> str:
         return "no estimate: no such stage has been measured in this output directory yet"
     unknown = Counter(planned.stage.kind for planned in remaining if planned.seconds is None)
     missing = ", ".join(f"{count} x {kind}" for kind, count in unknown.items())
-    basis = "as measured in this output directory"
     if missing:
         words = f"at least {format_seconds(work)} of work left"
         basis += f"; no estimate: {missing}"
@@ -208,7 +221,7 @@ def describe_remaining_work(plan: Plan, options: LaunchOptions) -> str:
         words = f"about {format_seconds(work)} of work left"
     if isinstance(options.workers, int) and options.workers > 1:
         # no number of workers makes it shorter than its longest chain
-        chain = max(sum_longest_chain(planned.stage, plan) for planned in plan.values())
+        chain = max(sum_longest_chain(planned.stage, plan) for planned in remaining)
         duration = format_seconds(max(work / options.workers, chain))
         words += f", about {duration} with {options.workers} workers"
     return f"{words} ({basis})"
@@ -219,7 +232,7 @@ def sum_longest_chain(stage: Stage, plan: Plan) -> float:
     longest = 0.0
     for source in stage.inputs.values():
         longest = max(longest, sum_longest_chain(source, plan))
-    planned = plan[stage.key]
+    planned = plan.stages[stage.key]
     if planned.is_left and planned.seconds is not None:
         longest += planned.seconds
     return longest

@@ -18,7 +18,7 @@ from experiments.runtime.processor import count_cores, read_memory_bytes
 from experiments.store.plan import Stage
 from experiments.store.store import Store
 from experiments.sweep.options import IN_PROCESS_LAUNCHER, LaunchOptions
-from experiments.sweep.plan_view import TimesFinder, estimate_remaining_stages, find_no_times
+from experiments.sweep.plan_view import PlanFinder
 from experiments.sweep.pool import list_gpus
 from experiments.sweep.request import CellJob
 from experiments.sweep.units import WorkUnit, make_units
@@ -30,20 +30,16 @@ WORKER_BYTES = 2 * 2**30  # a worker takes 1.2 GiB at the preset `tiny`
 
 
 def choose_launch(
-    jobs: Sequence[CellJob],
-    options: LaunchOptions,
-    store: Store,
-    find_times: TimesFinder = find_no_times,
+    jobs: Sequence[CellJob], options: LaunchOptions, store: Store, find_plan: PlanFinder
 ) -> LaunchOptions:
     """The options with a number of workers: what was asked for, else one or as many as the cores, whichever
-    is sooner. `find_times`: of stages elsewhere, asked where a kind of stage has not been measured in this
-    output directory."""
+    is sooner. `find_plan`: of the jobs, with the times by which that is judged."""
     if options.workers is not None:
         return options
     workers = 1
     runs_here = options.where == IN_PROCESS_LAUNCHER and options.threads is None
     if runs_here and all(trains_tiny_model_on_cpu(stage.config) for _, stage in jobs):
-        workers = choose_workers(jobs, store, find_times)
+        workers = choose_workers(jobs, store, find_plan)
     return replace(options, workers=workers)
 
 
@@ -59,16 +55,15 @@ def trains_tiny_model_on_cpu(config: Config) -> bool:
     return trainer.accelerator == "auto" and not may_find_gpu
 
 
-def choose_workers(jobs: Sequence[CellJob], store: Store, find_times: TimesFinder) -> int:
+def choose_workers(jobs: Sequence[CellJob], store: Store, find_plan: PlanFinder) -> int:
     """As many as cores and memory allow where that is clearly sooner, else one."""
     cores = count_cores()
     most_workers = min(cores, read_memory_bytes() // WORKER_BYTES)
     if most_workers < 2:
         return 1
-    remaining = estimate_remaining_stages(jobs, store, find_times)
-    if remaining is None:
+    stage_seconds = find_plan().find_remaining_seconds()
+    if stage_seconds is None:
         return 1
-    stage_seconds = remaining.seconds
     units = make_units(list(jobs), store)
     unit_seconds = {key: sum_unit_seconds(unit.stage, units, stage_seconds) for key, unit in units.items()}
     seconds_in_turn = sum(stage_seconds.values()) / estimate_thread_gain(cores)

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 
-import huggingface_hub
+import huggingface_hub.constants
 import pytest
 from fakes import FakeRunner, cells, config, stages, write_llava
 from rich.console import Console
@@ -15,7 +15,7 @@ from experiments.config.cells import make_blind_cells
 from experiments.config.trained import fetch_hub_model, find_trained_model
 from experiments.models.saved import find_named_model, load_trained_model
 from experiments.store.store import Store
-from experiments.sweep.plan_view import make_plan_tables
+from experiments.sweep.plan_view import make_plan, make_plan_tables
 from experiments.sweep.request import read_request
 
 
@@ -119,7 +119,8 @@ def test_the_plan_shows_it(trained, tmp_path):
     words = [f"finetune.init={trained}", f"finetune.teacher={trained}", "finetune.init_parts=[llm]"]
     request = read_request(parse_settings([*words, "compressor=sap", "llm.source=a/b", "tower.source=a/b"]))
     console = Console(record=True, width=400)
-    for table in make_plan_tables(request, Store(tmp_path, runner=FakeRunner(tmp_path / "log"))):
+    plan = make_plan(request.jobs, Store(tmp_path, runner=FakeRunner(tmp_path / "log")))
+    for table in make_plan_tables(plan, request):
         console.print(table)
     assert f"finetune (from {trained}: llm, teacher {trained})" in console.export_text()
 

@@ -106,6 +106,15 @@ def test_workers_rows_are_shown_too(command, capsys):
     assert capsys.readouterr().out.count("identity (uncompressed) (5 seeds)") == 1
 
 
+def test_the_plan_tells_the_times_that_the_sweep_announces(command, capsys):
+    assert command("compressor=sap", "blind=false", "--plan") == 0
+    plan = capsys.readouterr().out
+    assert "of work left (as the study 'tiny' took on" in plan
+    assert "no estimate" not in plan
+    assert command("compressor=sap", "blind=false", "data.scale=0.5", "--plan") == 0  # no study has that
+    assert "no estimate: no such stage has been measured in this output directory" in capsys.readouterr().out
+
+
 def test_own_times_come_first(command, capsys):
     command("compressor=sap", "seed=0", "blind=false")
     capsys.readouterr()

@@ -1,6 +1,7 @@
 """How many cells are computed at once where nobody says it."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from fakes import FakeRunner
 from compressors.command_line import parse_settings
 from experiments.sweep import __main__ as sweep
 from experiments.sweep import comparison, side_by_side
+from experiments.sweep.plan_view import make_plan
 from experiments.sweep.request import read_request
 from experiments.sweep.run import open_store, run_here
 from experiments.sweep.units import WorkUnit
@@ -36,7 +38,8 @@ def count_workers(tmp_path, *settings: str) -> int | str | None:
     request = read_request(parse_settings([f"out={tmp_path}", *settings]))
     store = open_store(request, FakeRunner(tmp_path / "log"))
     times = comparison.find_comparison(request.jobs, store).list_times
-    return side_by_side.choose_launch(request.jobs, request.launch, store, times).workers
+    find_plan = partial(make_plan, request.jobs, store, times)
+    return side_by_side.choose_launch(request.jobs, request.launch, store, find_plan).workers
 
 
 def test_several_tiny_cells_run_side_by_side(tmp_path, machine):
