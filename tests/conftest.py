@@ -1,4 +1,4 @@
-"""xdist's workers share two cores: one thread a test. Tiny models and tokenizers are in `factories.py`."""
+"""xdist's workers share the cores: one thread a test and a command that it starts. Tiny models and tokenizers are in `factories.py`."""
 
 import os
 
@@ -7,6 +7,8 @@ import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a hub out of reach is asked six times, for 23 seconds
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# threads that wait for each other on cores that are taken make a step of training ten times as long
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.pop("COLUMNS", None)  # xdist's workers have the width of its terminal
 torch.set_num_threads(1)
 
