@@ -1,4 +1,6 @@
-"""xdist's workers share the cores: one thread a test and a command that it starts. Tiny models and tokenizers are in `factories.py`."""
+"""xdist's workers share the cores: one thread a test, and a command that it starts.
+
+Tiny models and tokenizers are in `factories.py`."""
 
 import os
 
