@@ -21,7 +21,7 @@ from compressors.reading import read_json_file
 from experiments.runtime.text_tables import format_markdown_table
 
 RESULT = "efficiency.json"  # of a part, as `experiments.efficiency` writes it
-COMPRESSED, UNCOMPRESSED = "sap+embq", "identity"
+COMPRESSED, UNCOMPRESSED = COMPARED = ("sap+embq", "identity")
 PartResult = dict[str, Any]
 
 
@@ -97,8 +97,18 @@ def format_figures(results: dict[str, PartResult]) -> list[str]:
         table.append([figure.name, value, aim, ", ".join(figure.parts)])
         definitions.append(f"- {figure.name}: {figure.definition}")
     versions = f"torch {provenance['torch']}, transformers {provenance['transformers']}"
-    heading = f"{provenance['device_name']}, {versions}"
-    return [heading, "", *format_markdown_table(table), "", *definitions]
+    heading = f"{provenance['device_name']}, {versions}, {provenance['dtype']}"
+    rows = [row for result in results.values() for row in result["rows"]]
+    models = "".join([f"; {words}" for label in COMPARED for words in describe_model(label, rows)])
+    return [f"{heading}{models}", "", *format_markdown_table(table), "", *definitions]
+
+
+def describe_model(label: str, rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What a row of this label has, in words, as a trial at QUICK=1 has other models; [] if there is none."""
+    counts = next((row["counts"] for row in rows if row["label"] == label), None)
+    if counts is None:
+        return []
+    return [f"{label}: {counts['visual']} visual, {counts['query']} query, {counts['text']} text tokens"]
 
 
 def format_value(figure: Figure, results: dict[str, PartResult]) -> str:
@@ -180,9 +190,8 @@ def compare_compiled(result: PartResult) -> float:
 
 
 TTFT_DEFINITION = (
-    "median time from pictures in memory to the first token on the host of the uncompressed model (identity, "
-    "729 visual tokens) over FlashSloth's (sap+embq, 81 + 9), which take turns in one process; 40 text "
-    "tokens, bfloat16"
+    "median time from pictures in memory to the first token on the host of the uncompressed model (identity) "
+    "over FlashSloth's (sap+embq), which take turns in one process"
 )
 TRAINING_DEFINITION = (
     "FLOPs of an optimiser step (forward times 3 for what is trained, 2 for a frozen LLM, 1 for a frozen "

@@ -7,7 +7,6 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
 
 from rich.console import Console
 from rich.table import Table
@@ -91,7 +90,7 @@ def run_sweep(
 def show_plan(request: SweepRequest, store: Store) -> list[Table | str]:
     """The tables of --plan, with the times that a sweep announces and chooses its workers by."""
     comparison = find_comparison(request.jobs, store)
-    find_plan = cache(partial(make_plan, request.jobs, store, comparison.list_times))
+    find_plan = comparison.make_plan_finder(request.jobs)
     launch = choose_launch(request.jobs, request.launch, store, find_plan)
     # of a setting that no study has, a study's times are good enough to choose workers by alone
     plan = find_plan() if comparison.study else make_plan(request.jobs, store)

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache, partial
 
 from compressors.errors import UsageError
 from experiments.config.cell_checks import QUERY_MODULE_SETTINGS
@@ -21,7 +22,7 @@ from experiments.store.estimate import MeasuredStage
 from experiments.store.plan import Stage, plan_stages
 from experiments.store.results import CHANCE_ROW, METRICS_FILE, ScoreGroup, ScoreRow, title_cell
 from experiments.store.store import Store
-from experiments.sweep.plan_view import MEASURED_HERE, Plan, PlanFinder, format_seconds
+from experiments.sweep.plan_view import MEASURED_HERE, Plan, PlanFinder, format_seconds, make_plan
 from experiments.sweep.request import CellJob
 from experiments.sweep.score_table import make_score_lines
 from experiments.sweep.studies import StudyScores, find_shipped_studies
@@ -46,6 +47,10 @@ class Comparison:
     study: StudyScores | None = None
     rows: list[ScoreRow] = field(default_factory=list)
     labels: dict[str, str] = field(default_factory=dict)
+
+    def make_plan_finder(self, jobs: Sequence[CellJob]) -> PlanFinder:
+        """What makes the plan of cells once, when it is first asked for, with the times of a study."""
+        return cache(partial(make_plan, jobs, self.store, self.list_times))
 
     def announce_duration(self, jobs: Sequence[CellJob], find_plan: PlanFinder) -> None:
         """How long a sweep and its first row will take; nothing of a setting that no study has."""

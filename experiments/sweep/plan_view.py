@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.table import Table
 
@@ -91,16 +91,15 @@ def make_plan(jobs: Sequence[CellJob], store: Store, find_times: TimesFinder = f
     users: Counter[str] = Counter()
     for root in roots:
         users.update(root.collect_stages().keys())
+    plan = {key: PlannedStage(stage, statuses[key], users[key], None) for key, stage in stages.items()}
+    remaining = [planned.stage for planned in plan.values() if planned.is_left]
     estimator = Estimator(stages.values(), store)
-    remaining = [stage for key, stage in stages.items() if statuses[key] not in (CACHED, NOT_NEEDED)]
     seconds, measured_here = estimate_stages(remaining, estimator, store, find_times)
     for key, measured in estimator.measured.items():
         # a finished stage notes its time, and no killed run has done part of it
         if statuses.get(key) == CACHED:
             seconds[key] = measured.seconds
-    planned_stages = {
-        key: PlannedStage(stage, statuses[key], users[key], seconds.get(key)) for key, stage in stages.items()
-    }
+    planned_stages = {key: replace(planned, seconds=seconds.get(key)) for key, planned in plan.items()}
     return Plan(planned_stages, measured_here)
 
 

@@ -8,7 +8,6 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import cache, partial
 from numbers import Number
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,7 +38,6 @@ from experiments.sweep import score_table
 from experiments.sweep.checks import check_cell, check_model_sizes, list_unlike_cells
 from experiments.sweep.comparison import find_comparison
 from experiments.sweep.options import LaunchOptions
-from experiments.sweep.plan_view import make_plan
 from experiments.sweep.request import SweepRequest, read_request
 from experiments.sweep.results import CellResult, CellsFailed, SweepResults
 from experiments.sweep.scheduler import CellOutcomes, launch_cells
@@ -200,7 +198,7 @@ def run_cells(
                 store.report.write_note(f"waiting for {request.nodes - 1} other node(s)")
                 meet_nodes(request, store, link)
             comparison = find_comparison(request.jobs, store)
-            find_plan = cache(partial(make_plan, request.jobs, store, comparison.list_times))
+            find_plan = comparison.make_plan_finder(request.jobs)
             comparison.announce_duration(request.jobs, find_plan)
             launch = choose_launch(request.jobs, request.launch, store, find_plan)
             announce_workers(request.launch, launch, store.report)

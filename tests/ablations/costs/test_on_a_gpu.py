@@ -62,7 +62,7 @@ def test_every_figure_has_its_part(script):
 
 
 def make_part(folder, part, device="NVIDIA H100 80GB HBM3", rows=(), training=()):
-    made = {"device_name": device, "torch": "2", "transformers": "5"}
+    made = {"device_name": device, "torch": "2", "transformers": "5", "dtype": "bfloat16"}
     result = {"made": made, "rows": list(rows), "training": list(training)}
     (folder / part).mkdir()
     (folder / part / "efficiency.json").write_text(json.dumps(result))
@@ -70,7 +70,8 @@ def make_part(folder, part, device="NVIDIA H100 80GB HBM3", rows=(), training=()
 
 def make_row(label, batch, ttft, decode=None):
     measured = {"ttft": [ttft] * 3, "decode": decode and [decode] * 3}
-    return {"label": label, "batch": batch, "counts": {"llm_bytes": 5e9}, "measured": measured}
+    counts = {"visual": 81, "query": 9, "text": 40, "llm_bytes": 5e9}
+    return {"label": label, "batch": batch, "counts": counts, "measured": measured}
 
 
 def test_figures_are_those_of_their_definitions(tmp_path, capsys):
@@ -82,7 +83,10 @@ def test_figures_are_those_of_their_definitions(tmp_path, capsys):
     step = {"label": "sap+embq", "stage": "finetune", "seconds": [2.0, 1.0, 9.0], "flops": 2 * 0.42 * 989e12}
     make_part(tmp_path, "training_flashsloth", training=[step])
     assert main([str(tmp_path)]) == 0
-    lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if "|" in line]
+    heading, *others = capsys.readouterr().out.splitlines()
+    tokens = "81 visual, 9 query, 40 text tokens"
+    assert heading.endswith(f"bfloat16; sap+embq: {tokens}; identity: {tokens}")
+    lines = [line.strip("| ").split(" | ") for line in others if "|" in line]
     measured = {words[0].strip(): words[1].strip() for words in lines[2:]}
     assert measured == {
         "TTFT, batch 8": "3.50x",
