@@ -1,6 +1,7 @@
 """Tiny models and processors of the real classes that a compressor can be put into; nothing from the hub."""
 
 import warnings
+from collections.abc import Iterable
 from importlib.util import find_spec
 
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from reuse_models import SIZE, TEXT, make_settings
 from reuse_processors import PLACEHOLDER, make_processor
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
+from turns import take_turns
 
 from compressors.errors import UsageError
 from connectors.versions import is_at_least
@@ -26,6 +28,20 @@ def family_params(*names: str) -> list:
         return [too_old, no_num2words] if name == "smolvlm" else [too_old]
 
     return [pytest.param(name, marks=marks(name)) for name in names]
+
+
+# of every way that images are cut, whose tests try every case; the other families take turns
+LEADING_FAMILIES = ("llava", "llava_next", "qwen2_5_vl", "internvl", "gemma3")
+
+
+def family_turns(families: Iterable[str], cases: Iterable, one_in: int) -> list:
+    """Families with a case each, as pytest's parameters: every case of the leading families, of others one in
+    `one_in`. A case that is a tuple is several parameters."""
+    params = []
+    for family, case in take_turns(list(families), list(cases), one_in, LEADING_FAMILIES):
+        values = case if isinstance(case, tuple) else (case,)
+        params.append(pytest.param(family, *values, marks=family_params(family)[0].marks))
+    return params
 
 
 over_families = pytest.mark.parametrize("family", family_params(*reuse.FAMILIES))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from factories import LLMS, make_batch, make_model, make_processor, picture
 from torch import Tensor, nn
+from turns import take_turns
 
 from connectors.query_module import registry as query_modules
 from llm_adapters.adapter import (
@@ -180,8 +181,7 @@ def test_gradient_checkpointing(query_module):
         torch.testing.assert_close(gradients_again[name], gradient, msg=name)
 
 
-@pytest.mark.parametrize("query_module", query_modules.names())
-@pytest.mark.parametrize("family", LLMS)
+@pytest.mark.parametrize(("family", "query_module"), take_turns(LLMS, query_modules.names(), one_in=2))
 def test_compiles_without_a_graph_break(family, query_module):
     model = make_model(family, "sap", query_module, **MODULE_KNOBS.get(query_module, {}))
     batch = batch_for(model)

@@ -8,6 +8,7 @@ from factories import LLMS, make_batch, picture
 from pruning_cases import CASES, DEPTH, ROWS, build, generate, inputs
 from torch import nn
 from transformers import AutoModelForImageTextToText, DynamicCache
+from turns import take_turns
 
 from compressors.errors import UsageError
 from connectors.versions import CACHE, is_at_least
@@ -27,8 +28,7 @@ ANSWERED = [
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("llm", LLMS)
+@pytest.mark.parametrize(("case", "llm"), take_turns(list(CASES), LLMS, one_in=3, always=["fastv"]))
 def test_answers_batched_and_cached_are_those_of_single_rows_uncached(llm, case):
     model, processor = build(llm)
     batch = inputs(processor, ROWS)

@@ -17,6 +17,7 @@ from reuse_families import (
     assert_same,
     attached,
     family_params,
+    family_turns,
     inputs,
     make_model,
     make_processor,
@@ -149,9 +150,8 @@ def text_encoders(tmp_path_factory):
     return sources
 
 
-@over_families
-@pytest.mark.parametrize("name", compressors.names())
-def test_every_compressor_in_every_family(family, name, shared, text_encoders):
+@pytest.mark.parametrize(("family", "name"), family_turns(reuse.FAMILIES, compressors.names(), one_in=4))
+def test_compressors_in_families(family, name, shared, text_encoders):
     model, processor = shared(family)
     knobs, dim = dict(KNOBS.get(name, {})), model.config.get_text_config().hidden_size
     if "block" in compressors.knobs(name):
@@ -408,9 +408,11 @@ def test_level_of_the_output(family):
 NESTED = {"compressor": "matryoshka", "knobs": {"rate": 2}, "scales": (1, 2)}
 
 
-@over_families
-@pytest.mark.parametrize("queries", [EMBQ, PREFUSION], ids=["embq", "llava_mini"])
-def test_pick_a_scale(family, queries, tmp_path):
+@pytest.mark.parametrize(
+    ("family", "query_module"), family_turns(reuse.FAMILIES, ["embq", "llava_mini"], one_in=2)
+)
+def test_pick_a_scale(family, query_module, tmp_path):
+    queries = {"embq": EMBQ, "llava_mini": PREFUSION}[query_module]
     """In the model and in its processor; saved, and undone."""
     model, processor = make_model(family), make_processor(family)
     settings, rows = processor.to_json_string(), two_rows(family, marked=True)

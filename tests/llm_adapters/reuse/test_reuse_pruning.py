@@ -17,6 +17,7 @@ from reuse_families import (
     attached,
     cache_agrees,
     family_params,
+    family_turns,
     inputs,
     make_model,
     make_processor,
@@ -78,8 +79,7 @@ def with_video(processor, images=1):
     )
 
 
-@over_pruned_families
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("family", "case"), family_turns(PRUNED, CASES, one_in=4))
 def test_answers_of_a_pruned_batch_are_those_of_single_rows(family, case):
     model, processor = make_model(family), make_processor(family)
     name, knobs = CASES[case]

@@ -1,5 +1,7 @@
 """EmbQ in multimodal models of transformers reads its turn's images, or an error says why it cannot."""
 
+from itertools import product
+
 import pytest
 import reuse_families
 import reuse_models
@@ -9,6 +11,7 @@ from reuse_families import (
     SAP,
     attached,
     family_params,
+    family_turns,
     inputs,
     make_model,
     make_processor,
@@ -42,10 +45,15 @@ def seen_by_queries(model, batch):
     return seen[0]
 
 
-@over_families
-@pytest.mark.parametrize("template", ["in order", "images first"])
-@pytest.mark.parametrize("context", ["What is in <image>", "Is <image> a cat or <image>", "<image> What?"])
-def test_text_before_its_image(family, template, context):
+CONTEXTS = ("What is in <image>", "Is <image> a cat or <image>", "<image> What?")
+TEMPLATES = ("in order", "images first")
+
+
+@pytest.mark.parametrize(
+    ("family", "context", "template"),
+    family_turns(reuse.FAMILIES, product(CONTEXTS, TEMPLATES), one_in=3),
+)
+def test_text_before_its_image(family, context, template):
     """Also what lmms-eval's contexts become."""
     model, processor = attached(family)
     if template == "images first":

@@ -16,6 +16,7 @@ from reuse_families import (
     assert_same,
     attached,
     family_params,
+    family_turns,
     make_model,
     make_processor,
     picture,
@@ -49,6 +50,7 @@ over_encoded_families = pytest.mark.parametrize("family", family_params(*ENCODED
 over_mixing_families = pytest.mark.parametrize(
     "family", family_params(*(name for name in ENCODED if name not in GLM))
 )
+FRAME_FAMILIES = ("qwen2_5_vl", "qwen3_vl", "glm4v", "llava_onevision", "llava_next_video")
 PROMPTED = ("cdpruner", "trim")
 UNTOLD = ("gemma4",)  # families whose videos are refused
 # what a model does with a frame itself; pixel shuffle where it is not named
@@ -251,10 +253,7 @@ def text_encoders(tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore::llm_adapters.reuse.NeedsTraining")
-@pytest.mark.parametrize(
-    "family", family_params("qwen2_5_vl", "qwen3_vl", "glm4v", "llava_onevision", "llava_next_video")
-)
-@pytest.mark.parametrize("name", compressors.names())
+@pytest.mark.parametrize(("family", "name"), family_turns(FRAME_FAMILIES, compressors.names(), one_in=3))
 def test_every_compressor_takes_frames(family, name, text_encoders):
     model, processor = make_pair(family)
     knobs, dim = dict(KNOBS.get(name, {})), model.config.get_text_config().hidden_size
