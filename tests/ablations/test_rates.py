@@ -27,8 +27,6 @@ def test_rows_make_the_tokens_of_their_labels(rates):
             part = compressors.create(name, dim=128, llm_dim=256, **config.knobs(name))
         if config.evaluate.scale:
             part.pick(config.evaluate.scale)
-        if config.evaluate.scale:
-            part.pick(config.evaluate.scale)
         assert part.num_tokens(SIDE, SIDE) == int(tokens), row.label
 
 
