@@ -83,14 +83,13 @@ def find_table_file(name: str) -> Path:
     if namesakes:
         return namesakes[0].path
     if is_table_path(name):
-        expected = str(Path(name))
+        missing = str(Path(name))
     else:
-        paths = [folder / f"{PAPER_PREFIX}{name}.yaml" for folder in find_table_folders().values()]
-        expected = " or ".join(map(str, paths))
+        missing = f"table of that name in {', '.join(map(str, find_table_folders().values()))}"
     names = ", ".join([*list_paper_tables(), *list_project_tables(), ALL_TABLES])
     if not list_paper_tables():
         names = "none yet"
-    raise UsageError(f"table={name}: no {expected}; there are: {names}; or a path that ends in .yaml")
+    raise UsageError(f"table={name}: no {missing}; there are: {names}; or a path that ends in .yaml")
 
 
 def spell_table(name: str, path: Path) -> str:

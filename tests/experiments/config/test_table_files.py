@@ -56,9 +56,7 @@ def test_an_outside_package_offers_tables(offer, tmp_path):
     assert table_files.spell_table("widths", theirs / "widths.yaml") == "widths"
     elsewhere = make_folder(tmp_path / "elsewhere", "widths") / "widths.yaml"
     assert table_files.spell_table("widths", elsewhere) == str(elsewhere)
-    with pytest.raises(
-        UsageError, match=r"table=9: no .*ours/table9.yaml or .*theirs/table9.yaml; there are"
-    ):
+    with pytest.raises(UsageError, match=r"table=9: no table of that name in .*ours, .*theirs; there are"):
         table_files.find_table_file("9")
 
 
