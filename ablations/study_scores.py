@@ -63,17 +63,21 @@ def score_cell(table: ReportTable, row: ReportRow, seed: int) -> dict[str, Any]:
 
 
 def write_times(root: Path, folder: Path, machine: str) -> None:
-    """Write what the finished stages below an output directory took: of those of like work the median."""
+    """Write what the finished stages below an output directory took: of those of like work the median. What
+    the folder has of other work stays."""
     alike: dict[str, list[tuple[float, int]]] = {}
     for path in sorted(root.glob(f"*/*/{DONE_FILE}")):
         note = read_stage_note(path)
         if note and not note["resumed"] and note.get("steps") and "load" in note:
             load = json.dumps(asdict(note["load"]), sort_keys=True)
             alike.setdefault(load, []).append((note["seconds"], note["steps"]))
-    stages = []
-    for load, measured in sorted(alike.items()):
+    entries: dict[str, dict[str, Any]] = {}  # by the load
+    if (folder / TIMES_FILE).is_file():
+        for entry in read_json_file(folder / TIMES_FILE)["stages"]:
+            entries[json.dumps(entry["load"], sort_keys=True)] = entry
+    for load, measured in alike.items():
         seconds = round(median(seconds for seconds, _ in measured), 1)
         steps = measured[0][1]
-        stages.append({"load": json.loads(load), "seconds": seconds, "steps": steps, "of": len(measured)})
-    content = {"machine": machine, "stages": stages}
+        entries[load] = {"load": json.loads(load), "seconds": seconds, "steps": steps, "of": len(measured)}
+    content = {"machine": machine, "stages": [entries[load] for load in sorted(entries)]}
     write_atomic(folder / TIMES_FILE, json.dumps(content, indent=1) + "\n")

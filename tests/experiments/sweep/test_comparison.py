@@ -1,6 +1,7 @@
 """A row beside those of the study that is installed, and how long it will take."""
 
 import dataclasses
+import json
 import re
 import shutil
 
@@ -167,6 +168,21 @@ def test_times_are_of_the_notes(command, tmp_path):
         "finetune",
         "pretrain",
     ]
+
+
+def test_times_of_other_work_stay(command, tmp_path):
+    command("compressor=sap", "seed=0", "blind=false")
+    shutil.copy(study.TINY_FOLDER / study_scores.TIMES_FILE, tmp_path)
+    before = read_times(tmp_path)
+    study_scores.write_times(tmp_path / "out", tmp_path, "here")
+    after = read_times(tmp_path)
+    assert {str(entry["load"]) for entry in before} <= {str(entry["load"]) for entry in after}
+    new_kinds = [entry["load"]["kind"] for entry in after if entry not in before]
+    assert sorted(new_kinds) == ["data", "evaluate", "features", "finetune", "pretrain"]
+
+
+def read_times(folder):
+    return json.loads((folder / study_scores.TIMES_FILE).read_text())["stages"]
 
 
 def test_a_reference_that_is_trained_stands_there_once(command, capsys):
