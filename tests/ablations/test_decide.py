@@ -90,8 +90,8 @@ def test_labels_with_commas(tmp_path, capsys):
     out = tmp_path / "none"
     assert run_decide("table=longer", "first=6", "limit=6", f"out={out}", "--plan") == 0
     printed = capsys.readouterr().out
-    # the warmed row has seed 0 of six, the others 0 to 2
-    assert '"sap, 6 epochs"' in printed and "seed=1,2,3,4,5" in printed
+    # the rows of six epochs have seeds 0 to 2
+    assert '"sap, 6 epochs"' in printed and "seed=3,4,5" in printed
     # an apostrophe opens no quote
     assert run_decide("table=4", "first=6", "limit=6", f"out={out}", "--plan") == 0
     assert '"1/4 of the tower' in capsys.readouterr().out
