@@ -17,7 +17,7 @@ check:  ## style, types, floors: what a change must pass before it is tested
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test:  ## the whole suite, about twenty minutes on two cores
+test:  ## the whole suite, about half an hour on two cores
 	$(BIN)/python -m pytest -n auto
 
 docs:  ## the documentation site in build/site, its notebooks executed, about two minutes; ablations/site has its pages
