@@ -159,7 +159,8 @@ class PairComparer:
     """Compares pairs of a table's rows, each once on the same questions, with what the others tell of its
     seeds.
 
-    label_pairs     all pairs (row, other) that inform each other
+    label_pairs     all pairs (row, other) that are compared
+    evidence        those that tell of the others' seeds; all of them where none are given
     training_keys   by label, the keys of a row's training stages, which rows may share
     gain_sums       what the pairs name that is no row
     """
@@ -171,8 +172,11 @@ class PairComparer:
         picture: NDArray,
         training_keys: Mapping[str, Sequence[str]],
         gain_sums: Iterable[GainSum] = (),
+        evidence: Iterable[tuple[str, str]] = (),
     ) -> None:
-        self.label_pairs = list(dict.fromkeys(label_pairs))
+        evidence = list(evidence)
+        self.label_pairs = list(dict.fromkeys([*label_pairs, *evidence]))
+        self.evidence = set(evidence or self.label_pairs)
         self.outcomes = outcomes
         self.picture = picture
         self.training_keys = training_keys
@@ -193,7 +197,8 @@ class PairComparer:
             self._compare_all(questions, counted)
         references = self.references[questions]
         pair = references[row, other]
-        prior = find_prior(pair, list(references.values()))
+        evidence = [reference for labels, reference in references.items() if labels in self.evidence]
+        prior = find_prior(pair, evidence)
         return replace(pair.comparison, prior=prior), self.differences[questions][row, other]
 
     def _compare_all(self, questions: bytes, counted: NDArray[np.bool_]) -> None:

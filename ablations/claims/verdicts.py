@@ -89,22 +89,25 @@ def judge_claims(
     training_keys: Mapping[str, Sequence[str]] | None = None,
     confidence: float = CONFIDENCE_LEVEL,
     left_out: Sequence[str] = (),
+    evidence: Sequence[Claim] = (),
 ) -> list[Verdict]:
     """A verdict for each claim. `outcomes` by row label; `families` (Q,) and `picture` (Q,) of the questions;
     `training_keys`, by label as well, are of a row's training stages, which rows may share; `left_out`:
     labels of rows that nobody asked for. Such a row, one without results, or two that share no seed, leave a
-    claim without verdict."""
+    claim without verdict. `evidence`: claims whose pairs tell of the others' seeds, these where none are
+    given."""
     reasons = []
     open_comparisons = []
     label_pairs: list[tuple[str, str]] = []
     gain_sums: list[GainSum] = []
-    for claim in claims:
+    for claim in [*claims, *evidence]:
         label_pairs += [*claim.row_pairs, *claim.pairs]
         gain_sums += claim.gain_sums
+    evidence_pairs = [pair for claim in evidence for pair in (*claim.row_pairs, *claim.pairs)]
     outcomes = dict(outcomes)  # of rows, and from here on of sums of gains
     for gain_sum in gain_sums:
         outcomes[gain_sum.name] = combine_outcomes(gain_sum, outcomes)
-    comparer = PairComparer(label_pairs, outcomes, picture, training_keys or {}, gain_sums)
+    comparer = PairComparer(label_pairs, outcomes, picture, training_keys or {}, gain_sums, evidence_pairs)
     for number, claim in enumerate(claims):
         reason = explain_missing_results(claim, outcomes, families, left_out)
         reasons.append(reason)

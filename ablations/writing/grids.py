@@ -198,7 +198,8 @@ def list_table_notes(table: ReportTable) -> list[str]:
 def judge_table(
     table: ReportTable, claims: Sequence[Claim], confidence: float = CONFIDENCE_LEVEL
 ) -> list[Verdict]:
-    """Verdicts on claims about a table's rows."""
+    """Verdicts on claims about a table's rows. Seeds are told of by the pairs of the table's own claims, so
+    that a difference has the same interval wherever it is shown."""
     return judge_claims(
         claims,
         table.outcomes_by_label,
@@ -207,6 +208,7 @@ def judge_table(
         training_keys=table.training_by_label,
         confidence=confidence,
         left_out=table.left_out,
+        evidence=table.claims,
     )
 
 

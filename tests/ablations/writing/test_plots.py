@@ -1,12 +1,15 @@
 """Pictures: names that can be read, and nothing drawn where there is nothing to see."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 import pytest
 
+from ablations.claims.spec import Claim
 from ablations.outcomes import ReportRow, ReportTable
 from ablations.writing import curves, pareto, plots, ranking
+from ablations.writing.grids import judge_table
 from experiments.figures import labels
 from experiments.figures.style import render_files, render_svg
 
@@ -185,6 +188,17 @@ def test_gains_pair_rows_by_name():
     for row in alone.rows:
         del row.outcomes[1]
     assert not any(map(plots.is_decided, plots.judge_gains(alone))) and plots.draw_gain(alone)
+
+
+def test_a_gain_has_the_interval_that_its_claim_has():
+    rows = {"a": (0.4, 16, 0), "a+embq": (0.6, 16, 4), "b": (0.5, 16, 0), "b+embq": (0.6, 16, 4)}
+    made = table({**rows, "c": (0.5, 16, 0), "d": (0.7, 16, 0), "e": (0.6, 16, 0)})
+    pairs = [("a+embq", "a"), ("c", "b"), ("d", "e")]
+    made = replace(made, claims=tuple(Claim(row, "", "better", ((row, other),)) for row, other in pairs))
+    claimed = judge_table(made, made.claims)[0]
+    gain = plots.judge_gains(made)[0]
+    assert claimed.pairs[0].prior is not None
+    assert gain.pairs == claimed.pairs and (gain.low, gain.high) == (claimed.low, claimed.high)
 
 
 def test_families_need_several():
