@@ -8,7 +8,7 @@ install:  ## a virtual environment with everything that the tests need
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -e '.[tests]'
 
-example:  ## train and evaluate one row of an ablation table, about ten minutes on two cores
+example:  ## train and evaluate one row of an ablation table, ten to twenty minutes on two cores
 	$(BIN)/python -m experiments.sweep compressor=sap+embq
 
 check:  ## style, types, floors: what a change must pass before it is tested

@@ -15,7 +15,7 @@ BUILT_IN = signatures.compressors().list_built_in()
 CONTROLS = {"identity", "random", "downsample"}
 TWINS = {"adaptive_avg_pool": "avg_pool", "interpolate": "uniform"}  # without rows, and whose rows are theirs
 OURS = {"slothmix"}  # in none of the paper's claims
-LATER = {"quecc", "visionselector"}  # whose rows have no results yet: in no claim that has been judged
+LATER = {"quecc", "visionselector"}  # came when the claims had been judged: in none of them
 # chosen by attention or the question, and made for models that were trained uncompressed: in `baselines`
 ASKS_TOWER = {"cdpruner", "trim"}  # which has a text encoder with CLIP and SigLIP
 TRAINING_FREE = {
