@@ -160,7 +160,7 @@ class PairComparer:
     seeds.
 
     label_pairs     all pairs (row, other) that are compared
-    evidence        those that tell of the others' seeds; all of them where none are given
+    evidence        those of them that tell of the others' seeds; all where none are given
     training_keys   by label, the keys of a row's training stages, which rows may share
     gain_sums       what the pairs name that is no row
     """
@@ -174,9 +174,8 @@ class PairComparer:
         gain_sums: Iterable[GainSum] = (),
         evidence: Iterable[tuple[str, str]] = (),
     ) -> None:
-        evidence = list(evidence)
-        self.label_pairs = list(dict.fromkeys([*label_pairs, *evidence]))
-        self.evidence = set(evidence or self.label_pairs)
+        self.label_pairs = list(dict.fromkeys(label_pairs))
+        self.evidence = set(evidence) or set(self.label_pairs)
         self.outcomes = outcomes
         self.picture = picture
         self.training_keys = training_keys

@@ -6,7 +6,7 @@ Claims are judged one by one, without correction for how many there are.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -98,16 +98,17 @@ def judge_claims(
     given."""
     reasons = []
     open_comparisons = []
-    label_pairs: list[tuple[str, str]] = []
-    gain_sums: list[GainSum] = []
+    gain_sums: dict[str, GainSum] = {}  # by name: a claim may be its own evidence
     for claim in [*claims, *evidence]:
-        label_pairs += [*claim.row_pairs, *claim.pairs]
-        gain_sums += claim.gain_sums
-    evidence_pairs = [pair for claim in evidence for pair in (*claim.row_pairs, *claim.pairs)]
+        for gain_sum in claim.gain_sums:
+            gain_sums[gain_sum.name] = gain_sum
     outcomes = dict(outcomes)  # of rows, and from here on of sums of gains
-    for gain_sum in gain_sums:
+    for gain_sum in gain_sums.values():
         outcomes[gain_sum.name] = combine_outcomes(gain_sum, outcomes)
-    comparer = PairComparer(label_pairs, outcomes, picture, training_keys or {}, gain_sums, evidence_pairs)
+    label_pairs = list_pairs([*claims, *evidence])
+    comparer = PairComparer(
+        label_pairs, outcomes, picture, training_keys or {}, gain_sums.values(), list_pairs(evidence)
+    )
     for number, claim in enumerate(claims):
         reason = explain_missing_results(claim, outcomes, families, left_out)
         reasons.append(reason)
@@ -129,6 +130,14 @@ def judge_claims(
     return verdicts
 
 
+def list_pairs(claims: Iterable[Claim]) -> list[tuple[str, str]]:
+    """The pairs of rows, and of sums of gains, that claims are about."""
+    label_pairs: list[tuple[str, str]] = []
+    for claim in claims:
+        label_pairs += [*claim.row_pairs, *claim.pairs]
+    return label_pairs
+
+
 def explain_missing_results(
     claim: Claim, outcomes: Mapping[str, OutcomesBySeed], families: NDArray, left_out: Sequence[str]
 ) -> str:
@@ -140,7 +149,7 @@ def explain_missing_results(
     if empty_rows:
         return f"no results of {', '.join(empty_rows)}"
     # the rows of sums of gains first: they are what a reader can run
-    for row, other in [*claim.row_pairs, *claim.pairs]:
+    for row, other in list_pairs([claim]):
         if not outcomes[row].keys() & outcomes[other].keys():
             return f"{row} and {other} have no seed in common"
     absent_families = set(claim.families) - set(families.tolist())

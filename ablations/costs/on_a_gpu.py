@@ -21,7 +21,7 @@ from compressors.reading import read_json_file
 from experiments.runtime.text_tables import format_markdown_table
 
 RESULT = "efficiency.json"  # of a part, as `experiments.efficiency` writes it
-COMPRESSED, UNCOMPRESSED = COMPARED = ("sap+embq", "identity")
+COMPRESSED, UNCOMPRESSED = "sap+embq", "identity"
 PartResult = dict[str, Any]
 
 
@@ -98,17 +98,23 @@ def format_figures(results: dict[str, PartResult]) -> list[str]:
         definitions.append(f"- {figure.name}: {figure.definition}")
     versions = f"torch {provenance['torch']}, transformers {provenance['transformers']}"
     heading = f"{provenance['device_name']}, {versions}, {provenance['dtype']}"
-    rows = [row for result in results.values() for row in result["rows"]]
-    models = "".join([f"; {words}" for label in COMPARED for words in describe_model(label, rows)])
-    return [f"{heading}{models}", "", *format_markdown_table(table), "", *definitions]
+    heading = "; ".join([heading, *describe_models(results)])
+    return [heading, "", *format_markdown_table(table), "", *definitions]
 
 
-def describe_model(label: str, rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What a row of this label has, in words, as a trial at QUICK=1 has other models; [] if there is none."""
-    counts = next((row["counts"] for row in rows if row["label"] == label), None)
-    if counts is None:
-        return []
-    return [f"{label}: {counts['visual']} visual, {counts['query']} query, {counts['text']} text tokens"]
+def describe_models(results: dict[str, PartResult]) -> list[str]:
+    """Tokens of the models that are compared, which are others in a trial at QUICK=1."""
+    counts_by_label: dict[str, dict[str, Any]] = {}
+    for result in results.values():
+        for row in result["rows"]:
+            counts_by_label[row["label"]] = row["counts"]
+    descriptions = []
+    for label in (COMPRESSED, UNCOMPRESSED):
+        if label in counts_by_label:
+            counts = counts_by_label[label]
+            tokens = f"{counts['visual']} visual, {counts['query']} query, {counts['text']} text tokens"
+            descriptions.append(f"{label}: {tokens}")
+    return descriptions
 
 
 def format_value(figure: Figure, results: dict[str, PartResult]) -> str:

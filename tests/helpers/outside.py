@@ -8,10 +8,10 @@ from compressors import registry
 def offer_parts(monkeypatch, group: str, *offers: tuple[str, str]) -> None:
     """Make packages offer these in a group, each a name and MODULE:ATTRIBUTE, and nobody anything else there.
     Other groups stay: what is read from them once, such as a setting's choices, outlives the test."""
-    points = [EntryPoint(name, value, group) for name, value in offers]
+    offered = {group: [EntryPoint(name, value, group) for name, value in offers]}
     installed = registry.entry_points
 
-    def find_points(group_asked: str) -> list[EntryPoint]:
-        return points if group_asked == group else list(installed(group=group_asked))
+    def find_points(group: str):
+        return offered[group] if group in offered else installed(group=group)
 
-    monkeypatch.setattr(registry, "entry_points", lambda group: find_points(group))
+    monkeypatch.setattr(registry, "entry_points", find_points)

@@ -412,8 +412,8 @@ NESTED = {"compressor": "matryoshka", "knobs": {"rate": 2}, "scales": (1, 2)}
     ("family", "query_module"), family_turns(reuse.FAMILIES, ["embq", "llava_mini"], one_in=2)
 )
 def test_pick_a_scale(family, query_module, tmp_path):
-    queries = {"embq": EMBQ, "llava_mini": PREFUSION}[query_module]
     """In the model and in its processor; saved, and undone."""
+    queries = {"embq": EMBQ, "llava_mini": PREFUSION}[query_module]
     model, processor = make_model(family), make_processor(family)
     settings, rows = processor.to_json_string(), two_rows(family, marked=True)
     reuse.attach(model, processor, **NESTED, **queries)
