@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterable
 from importlib import import_module
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ SITE = Path(__file__).parent
 ROOT = SITE.parents[1]
 FENCE = re.compile(r"^\s*(```|~~~)")
 HEADING = re.compile(r"^(#{1,6}) (.+?)\s*$")
-LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^)\s]+)\)")
+# the words of a link may go on in the next line, not beyond a blank one
+WORDS = r"(?:[^\[\]\n]|\n(?!\s*\n))"
+LINK = re.compile(rf"(!?)\[((?:{WORDS}|\[{WORDS}*\])*)\]\(([^)\s]+)\)")
 EXTERNAL = re.compile(r"[a-z]+:")
 WHOLE_PAGE = re.compile(r"""\{\{ *include\("([^"]+)"(?:, level=\d)?\) *\}\}""")
 
@@ -118,10 +121,11 @@ def move_links(text: str, path: str, page: Path, homes: dict[str, str]) -> str:
         scheme = "path:" if file.suffix == ".md" else ""  # else MyST looks for a page of the site
         return f"{picture}[{words}]({scheme}{moved})"
 
-    lines = []
-    for line, is_code in mark_code(text.splitlines()):
-        lines.append(line if is_code else LINK.sub(move, line))
-    return "\n".join(lines)
+    parts = []
+    for is_code, marked in groupby(mark_code(text.splitlines()), key=lambda line_mark: line_mark[1]):
+        part = "\n".join(line for line, _ in marked)
+        parts.append(part if is_code else LINK.sub(move, part))
+    return "\n".join(parts)
 
 
 def list_settings(prefix: str) -> dict[str, Setting]:

@@ -87,6 +87,8 @@ def test_links_lead_to_the_site_s_page_or_to_the_file():
     assert move("[a](../../CHANGELOG.md)") == "[a](path:../../../CHANGELOG.md)"
     assert move("[a](https://x.y) [b](../results)") == "[a](https://x.y) b"
     assert move("```\n[a](../README.md)\n```") == "```\n[a](../README.md)\n```"
+    assert move("see [what\nit is](table3.yaml).") == "see [what\nit is](../../tables/table3.yaml)."
+    assert move("[no\n\nlink](table3.yaml)") == "[no\n\nlink](table3.yaml)"
 
 
 def test_docstrings():
