@@ -35,20 +35,11 @@ def traced(monkeypatch):
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 def test_gradients_are_those_of_the_plain_step(folder, stage, traced):
-    check_gradients(folder, stage)
-    assert len(traced) == LAYERS
-
-
-@pytest.mark.slow
-def test_gradients_with_generated_code(folder):
-    check_gradients(folder, "finetune")
-
-
-def check_gradients(folder, stage):
     plain, compiled = (gradients(folder, stage, str(on), compile=on) for on in (False, True))
     assert plain.keys() == compiled.keys()
     for name, wanted in plain.items():
         torch.testing.assert_close(compiled[name], wanted, msg=name)
+    assert len(traced) == LAYERS
 
 
 @pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True}], ids=["plain", "checkpointing"])
@@ -60,6 +51,7 @@ def test_it_trains_the_same_weights(folder, settings, traced):
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_it_trains_the_same_weights_in_two_processes(folder, strategy):
+    """With generated code."""
     check_weights(folder, {"devices": "2", "strategy": strategy})
 
 

@@ -4,13 +4,21 @@ import json
 
 import pytest
 from fakes import config, stages
-from test_real_sweep import SMALL
 
 from compressors.errors import UsageError
 from experiments.store.workload import derive_workload
 from experiments.sweep import __main__ as sweep
 
-UNCOMPRESSED = [word for word in SMALL if not word.startswith("compressor=")] + ["compressor=identity"]
+# trained for seconds over the shipped backbones
+UNCOMPRESSED = [
+    "compressor=identity",
+    "blind=false",
+    "data.scale=0.005",
+    "evaluate.limit=24",
+    "trainer.accelerator=cpu",
+    *(f"{stage}.batch_size=4" for stage in ("pretrain", "finetune")),
+    *(f"{stage}.max_steps=8" for stage in ("pretrain", "finetune")),
+]
 
 
 def test_training_is_shared_with_the_uncompressed_cell():

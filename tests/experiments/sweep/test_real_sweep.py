@@ -1,30 +1,8 @@
-"""The command over the shipped backbones: what only a model's sizes can tell, and runs that are killed."""
-
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
+"""The command over the shipped backbones: what only a model's sizes can tell. Killed runs: tests/stress."""
 
 import pytest
 
 from experiments.sweep import __main__ as sweep
-
-SMALL = [
-    "compressor=sap+embq",
-    "blind=false",
-    "data.scale=0.005",
-    "evaluate.limit=24",
-    "trainer.accelerator=cpu",
-    "trainer.checkpoint_every=3",
-    "pretrain.batch_size=4",
-    "finetune.batch_size=4",
-    "pretrain.max_steps=24",
-    "finetune.max_steps=24",
-    "pretrain.epochs=24",
-    "finetune.epochs=24",
-]
 
 
 @pytest.mark.parametrize(
@@ -75,42 +53,3 @@ def test_of_a_table_the_row_that_does_not_fit_is_named(capsys, tmp_path):
     )
     assert sweep.main([f"out={tmp_path / 'runs'}", f"table={table}"]) == 2
     assert capsys.readouterr().err.startswith("error: a fifth: rate=5 does not divide the 12x12 patch grid")
-
-
-def start(out: Path) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "experiments.sweep", f"out={out}", *SMALL],
-        start_new_session=True,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-
-
-def finish(out: Path) -> dict[str, bytes]:
-    process = start(out)
-    output = process.communicate(timeout=400)[0]
-    assert process.returncode == 0, output
-    return {name: (out / name).read_bytes() for name in ("table.csv", "table.md")} | {
-        path.name: path.read_bytes() for path in out.glob("cells/*/*.json*") if path.name != "stages.json"
-    }
-
-
-def kill_in(stage: str, out: Path) -> None:
-    """kill -9 once the stage has written a checkpoint."""
-    process, deadline = start(out), time.monotonic() + 300
-    while not list(out.glob(f"{stage}/*.partial/checkpoints/last.ckpt")):
-        assert process.poll() is None, f"over before it was killed: {process.stdout.read()}"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert not list(out.glob(f"{stage}/*/done.json"))
-
-
-@pytest.mark.slow
-def test_a_sweep_killed_in_either_stage_ends_with_the_same_results(tmp_path):
-    undisturbed = finish(tmp_path / "whole")
-    kill_in("pretrain", tmp_path / "killed")
-    kill_in("finetune", tmp_path / "killed")
-    assert finish(tmp_path / "killed") == undisturbed
