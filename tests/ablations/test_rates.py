@@ -21,7 +21,7 @@ def test_rows_make_the_tokens_of_their_labels(rates):
     for row in rates.rows:
         compressor, _, tokens = row.label.partition(" at ")
         config = row.cells[0].config
-        assert config.compressor == compressor
+        assert config.compressor == compressor.replace(" in windows", "")
         name = config.compressor_name
         with torch.device("meta"):
             part = compressors.create(name, dim=128, llm_dim=256, **config.knobs(name))
@@ -36,10 +36,13 @@ def test_all_rates_have_the_same_compressors(rates):
         compressor, _, tokens = row.label.partition(" at ")
         by_tokens[int(tokens)].add(compressor)
     with_embq = {"avg_pool", "sap", "random", "slothmix"}
-    expected = with_embq | {f"{name}+embq" for name in with_embq} | {"ldpv2", "divprune"}
+    without = {"slothmix in windows", "ldpv2", "divprune"}
+    expected = with_embq | {f"{name}+embq" for name in with_embq} | without
+    few_only = "slothmix in windows+embq"
     for tokens, found in by_tokens.items():
-        assert found - {"matryoshka"} == expected, tokens
+        assert found - {"matryoshka", few_only} == expected, tokens
     assert [tokens for tokens, found in by_tokens.items() if "matryoshka" not in found] == [16]
+    assert [tokens for tokens, found in by_tokens.items() if few_only in found] == [4]
 
 
 def test_matryoshka_is_trained_once_for_all_its_rates(rates):
@@ -50,7 +53,8 @@ def test_matryoshka_is_trained_once_for_all_its_rates(rates):
 
 
 def test_claims_are_about_its_rows(rates):
-    at_every_rate, *ours, rescue, growing, larger, crossing = spec.read_claims(rates)
+    *before, windows_at_9, windows_at_4, by_rate = spec.read_claims(rates)
+    at_every_rate, *ours, rescue, growing, larger, crossing = before
     assert len(at_every_rate.pairs) == len(TOKENS)
     assert [claim.pairs for claim in ours] == [
         ((f"slothmix at {tokens}", f"sap+embq at {tokens}"),) for tokens in (16, 9, 4)
@@ -59,3 +63,9 @@ def test_claims_are_about_its_rows(rates):
     assert growing.row_labels[:2] == ("sap+embq at 4", "sap at 4") and len(growing.row_labels) == 8
     assert larger.statement == "(random+embq at 4 - random at 4) > (sap+embq at 4 - sap at 4)"
     assert crossing.pairs == (("sap at 36", "divprune at 36"), ("divprune at 4", "sap at 4"))
+    assert windows_at_9.statement == "slothmix in windows at 9 > sap+embq at 9"
+    assert windows_at_4.statement == "slothmix in windows at 4 > sap+embq at 4"
+    assert by_rate.pairs == (
+        ("slothmix at 16", "slothmix in windows at 16"),
+        ("slothmix in windows at 4", "slothmix at 4"),
+    )
