@@ -1,5 +1,6 @@
 """Draws how a query module comes to read: scores with and without its queries, and where they look."""
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,8 +47,8 @@ def draw_formation(curves: Sequence[dict[str, Any]]) -> Figure:
         panel.set_ylim(bottom=0)
         panel.set_xlabel("optimiser step of stage 2", fontsize=8)
     handles = []
-    for number, curve in enumerate(curves):
-        handles.append(Line2D([], [], color=COLOURS[number % len(COLOURS)], label=name_curve(curve)))
+    for number, name in enumerate(name_curves(curves)):
+        handles.append(Line2D([], [], color=COLOURS[number % len(COLOURS)], label=name))
     handles.append(Line2D([], [], color=GREY, linestyle="--", label="without what the queries fetch"))
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return figure
@@ -67,6 +68,21 @@ def name_curve(curve: dict[str, Any]) -> str:
     if curve["hidden_steps"]:
         name += f", {HIDDEN[curve.get('hidden_form', 'step')]} for {curve['hidden_steps']} steps"
     return name
+
+
+def name_curves(curves: Sequence[dict[str, Any]]) -> list[str]:
+    """Names of cells; those that are called alike have the settings that tell their commands apart."""
+    names = [name_curve(curve) for curve in curves]
+    settings = []
+    for curve in curves:
+        words = shlex.split(curve["command"])
+        settings.append([word for word in words if not word.startswith("out=")])
+    longer_names = []
+    for name, words in zip(names, settings):
+        alike = [others for other_name, others in zip(names, settings) if other_name == name]
+        own = [word for word in words if not all(word in others for others in alike)]
+        longer_names.append(" ".join([name, *map(escape_dollars, own)]))
+    return longer_names
 
 
 def draw_scores(panel: Axes, curve: dict[str, Any], family: str, colour: str) -> None:

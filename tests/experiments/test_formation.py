@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from experiments import formation
+from experiments.inspection.formation_figure import name_curves
 from experiments.inspection.query_reading import find_asked_sign, mark_patches
 from experiments.picture_vqa.dataset import make_scene
 from experiments.picture_vqa.scenes import PATCH_SIZE, SCENE_SIZE, Scene, Sign
@@ -80,6 +81,23 @@ def test_a_file_of_something_else_is_kept(capsys, tmp_path):
     )
     assert "is another file; name a new one" in capsys.readouterr().err
     assert (tmp_path / "f.json").read_text() == "[]"
+
+
+def test_cells_of_several_commands_are_told_apart_by_their_settings():
+    cell = {"cell": "sap+embq seed=3", "hidden_steps": 0}
+    command = "python -m experiments.formation compressor=sap+embq seed=3"
+    curves = [
+        {**cell, "command": command},
+        {**cell, "command": f"{command} data.scale=3 pretrain.max_steps=3000 out=runs"},
+        {**cell, "command": f"{command} finetune.epochs=6"},
+        {**cell, "command": f"{command} finetune.epochs=6", "hidden_steps": 100},
+    ]
+    assert name_curves(curves) == [
+        "sap+embq seed=3",
+        "sap+embq seed=3 data.scale=3 pretrain.max_steps=3000",
+        "sap+embq seed=3 finetune.epochs=6",
+        "sap+embq seed=3, visual tokens hidden for 100 steps",
+    ]
 
 
 @pytest.mark.slow
