@@ -31,10 +31,11 @@ def draw_formation(curves: Sequence[dict[str, Any]]) -> Figure:
     for number, curve in enumerate(curves):
         draw_attention_share(axes[2], curve, COLOURS[number % len(COLOURS)])
     uniform = 100 * curves[0]["uniform_share"]
+    last_step = max(curve["points"][-1]["step"] for curve in curves)
     axes[2].axhline(uniform, color=GREY, linewidth=1, linestyle=":")
     axes[2].annotate(
         "spread evenly",
-        (curves[0]["points"][-1]["step"], uniform),
+        (last_step, uniform),
         (0, 6),
         textcoords="offset points",
         ha="right",
