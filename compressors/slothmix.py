@@ -7,8 +7,7 @@ in its group, on top of the group's raw features under the heads' mean weights.
     trunk    Linear - GELU - LDP's residual (arXiv 2312.16886) x depth
     diverse  a group is what is nearest to one of the patches that DivPrune (arXiv 2503.02175) would keep;
              such tokens have no order, so each is told where that patch lies
-    windows  groups are the cells of a grid, as in SAP (arXiv 2412.04317); for few tokens: at `tiny` with 4 of
-             144, 65.1 % where diverse groups have 58.5, which lead with 16
+    windows  groups are the cells of a grid, as in SAP (arXiv 2412.04317); better where few tokens are left
 
     H*W -> ceil(H/k) * ceil(W/k), or any th * tw        729 -> 81 at k = 3
 """

@@ -74,15 +74,18 @@ def name_curve(curve: dict[str, Any]) -> str:
 def name_curves(curves: Sequence[dict[str, Any]]) -> list[str]:
     """Names of cells; those that are called alike have the settings that tell their commands apart."""
     names = [name_curve(curve) for curve in curves]
-    settings = []
+    commands = []
     for curve in curves:
         words = shlex.split(curve["command"])
-        settings.append([word for word in words if not word.startswith("out=")])
+        commands.append([word for word in words if not word.startswith("out=")])
+    words_by_name: dict[str, list[set[str]]] = {}
+    for name, words in zip(names, commands):
+        words_by_name.setdefault(name, []).append(set(words))
     longer_names = []
-    for name, words in zip(names, settings):
-        alike = [others for other_name, others in zip(names, settings) if other_name == name]
-        own = [word for word in words if not all(word in others for others in alike)]
-        longer_names.append(" ".join([name, *map(escape_dollars, own)]))
+    for name, words in zip(names, commands):
+        common_words = set.intersection(*words_by_name[name])
+        own_words = [escape_dollars(word) for word in words if word not in common_words]
+        longer_names.append(" ".join([name, *own_words]))
     return longer_names
 
 
