@@ -22,8 +22,8 @@ from ablations.finished import (
 from ablations.outcomes import Report, ReportRow, ReportTable
 from ablations.references import add_references
 from ablations.writing import maps
-from compressors.command_line import join_settings, quote_text
 from compressors.errors import UsageError
+from compressors.key_value import join_settings, quote_text
 from experiments.config import table_files, tables
 from experiments.config.cells import Cell, make_blind_cells
 from experiments.config.metric_names import describe_metrics

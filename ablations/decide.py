@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from compressors.command_line import Command, CommandLine, join_settings, quote_text, setting
+from compressors.command_line import Command, CommandLine
 from compressors.errors import UsageError
+from compressors.key_value import join_settings, quote_text
+from compressors.setting_fields import setting
 from compressors.spelling import spell_commands
 
 # the rest is imported where it is needed: --help and a misspelt line would otherwise wait for it

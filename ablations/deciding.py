@@ -10,7 +10,8 @@ from ablations.claims.verdicts import UNRESOLVED, Verdict
 from ablations.collect import collect_table
 from ablations.earlier import read_earlier_report
 from ablations.finished import find_finished_cell
-from ablations.writing.grids import format_interval, format_signed, judge_table
+from ablations.writing.claims_grid import judge_table
+from ablations.writing.number_words import format_interval, format_signed
 from ablations.writing.word_grid import WordGrid
 from compressors.errors import UsageError
 from experiments.config import tables

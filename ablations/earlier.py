@@ -10,7 +10,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ablations import outcomes
+from ablations import report_files
 from ablations.outcomes import Report, ReportTable
 from experiments.sweep.studies import find_study_folder
 
@@ -68,7 +68,7 @@ def read_earlier_report(folder: Path | None) -> EarlierReport:
     """What the report in a folder tells; UsageError for a folder that has none."""
     if folder is None:
         return EarlierReport()
-    report = outcomes.load_report(find_study_folder(folder), "earlier")
+    report = report_files.load_report(find_study_folder(folder), "earlier")
     cells = {}
     for table in report.tables:
         for row in table.rows:

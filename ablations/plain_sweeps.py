@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compressors.command_line import collect_settings, format_value, join_settings
 from compressors.errors import UsageError
+from compressors.key_value import join_settings
+from compressors.setting_fields import collect_settings, format_value
 from experiments.config import signatures
 from experiments.config.cell_checks import check_parts
 from experiments.config.cells import Cell, make_cells

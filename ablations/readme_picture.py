@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compressors.command_line import Command, CommandLine, setting
+from compressors.command_line import Command, CommandLine
 from compressors.errors import UsageError
+from compressors.setting_fields import setting
 from experiments.store.results import PREDICTIONS_FILE
 
 # matplotlib and torch are imported where they are needed: --help and a misspelt line need not wait for them

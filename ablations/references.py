@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 
 from ablations.outcomes import ReportRow, ReportTable
 from ablations.plain_sweeps import find_differing_settings, list_settings
-from compressors.command_line import collect_settings
 from compressors.errors import UsageError
 from compressors.registry import suggest
+from compressors.setting_fields import collect_settings
 from experiments.config.schema import UNCOMPRESSED, Config
 
 USUAL_BASELINES = ("avg_pool", UNCOMPRESSED)  # the first that a table has; else its first row

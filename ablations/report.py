@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compressors.command_line import Axes, Command, CommandLine, setting
+from compressors.command_line import Command, CommandLine
 from compressors.errors import UsageError
+from compressors.key_value import Axes
+from compressors.setting_fields import setting
 
 # numpy, scipy, matplotlib and the sweep's configuration are imported where they are needed: --help and a
 # misspelt line would otherwise wait for them
@@ -106,7 +108,7 @@ def run_report(line: CommandLine) -> int:
 def build_report(line: CommandLine, console: "Console") -> "tuple[Report, RenderedReport, Path]":
     """The report that a command line asks for, in all its forms, and the folder that it is to be written to.
     Progress of measuring goes to `console`."""
-    from ablations import outcomes
+    from ablations import report_files
     from ablations.study import explain_report_errors
     from ablations.writing import write
     from experiments.config.overrides import take_single_value
@@ -123,7 +125,7 @@ def build_report(line: CommandLine, console: "Console") -> "tuple[Report, Render
                 f"{refused}: cells are not looked at with results={options.results}; leave it out"
             )
         folder = options.to or options.results
-        report = outcomes.load_report(options.results)
+        report = report_files.load_report(options.results)
         with explain_report_errors(options.results, "results"):
             rendered = write.render_report(report)
     else:

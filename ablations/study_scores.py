@@ -11,7 +11,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ablations.outcomes import ReportRow, ReportTable, load_report
+from ablations.outcomes import ReportRow, ReportTable
+from ablations.report_files import load_report
 from compressors.reading import read_json_file
 from compressors.registry import conform
 from experiments.runtime.files import write_atomic

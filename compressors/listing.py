@@ -15,7 +15,7 @@ import torch
 
 from compressors import Compressor, UsageError  # every built-in registers itself
 from compressors.base import registry
-from compressors.command_line import format_value
+from compressors.setting_fields import format_value
 
 DIM = 1152  # SigLIP-so400m
 LLM_DIM = 2560  # Phi-2

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from compressors.command_line import Command, CommandLine, setting
+from compressors.command_line import Command, CommandLine
+from compressors.setting_fields import setting
 from experiments.runtime.text_tables import make_framed_table, make_word_tables
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from compressors.command_line import Command, CommandLine, report_error, setting
+from compressors.command_line import Command, CommandLine, report_error
 from compressors.errors import UsageError
+from compressors.setting_fields import setting
 from experiments.config.schema import Config
 
 if TYPE_CHECKING:

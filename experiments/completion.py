@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from typing import Any
 
-from compressors.command_line import Command, collect_settings, format_value, list_choices
+from compressors.command_line import Command
 from compressors.errors import UsageError
 from compressors.registry import suggest
+from compressors.setting_fields import collect_settings, format_value, list_choices
 
 SCRIPTS = {
     "bash": """\

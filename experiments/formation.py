@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from compressors.command_line import Command, CommandLine, join_settings, setting
+from compressors.command_line import Command, CommandLine
 from compressors.errors import UsageError, quote
+from compressors.key_value import join_settings
+from compressors.setting_fields import setting
 from experiments.runtime.bars import create_reporter
 from experiments.runtime.files import write_atomic
 from experiments.stages.runners import find_runner

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig
 
-from compressors.command_line import Command, CommandLine, setting
+from compressors.command_line import Command, CommandLine
+from compressors.setting_fields import setting
 from connectors.tiling import Tiling
 from experiments.config.schema import Config
 from experiments.models import build

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compressors.command_line import Command, CommandLine, setting
+from compressors.command_line import Command, CommandLine
+from compressors.setting_fields import setting
 from experiments.config import signatures
 
 if TYPE_CHECKING:

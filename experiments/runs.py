@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compressors.command_line import Command, CommandLine, setting
+from compressors.command_line import Command, CommandLine
 from compressors.errors import UsageError
 from compressors.help_layout import find_width
+from compressors.setting_fields import setting
 
 STAGE_FOLDER = re.compile(r"[0-9a-f]{16}(\.partial)?")
 NAMED_CELLS = 1  # of those that need a stage; others are counted

@@ -19,8 +19,8 @@ from fakes import SOURCES, FakeRunner
 from made_cells import fill
 
 import slothkit
-from compressors.command_line import parse_settings
 from compressors.errors import UsageError
+from compressors.key_value import parse_settings
 from experiments.config.cells import make_cells
 from experiments.sweep import run
 

@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from compressors.command_line import Command, CommandLine, setting
+from compressors.command_line import Command, CommandLine
 from compressors.errors import UsageError
 from compressors.reading import read_json_file
 from compressors.registry import conform
+from compressors.setting_fields import setting
 from experiments.config import signatures, table_files, tables
 from experiments.config.cells import make_blind_cells
 from experiments.config.scaling import read_model_config

@@ -24,8 +24,8 @@ from sphinx.application import Sphinx
 import compressors
 import slothkit
 from compressors.base import registry as compressor_registry
-from compressors.command_line import Setting, collect_settings, format_value
 from compressors.registry import Registry
+from compressors.setting_fields import Setting, collect_settings, format_value
 from experiments.config import signatures
 from experiments.config.schema import Config
 from experiments.sweep.help import SLURM_HELP, format_knobs

@@ -6,12 +6,11 @@ from ablations.claims.spec import Claim
 from ablations.claims.statistics import compute_seed_interval
 from ablations.claims.verdicts import Verdict
 from ablations.outcomes import ReportRow, ReportTable
-from ablations.writing.grids import (
+from ablations.writing.claims_grid import judge_table
+from ablations.writing.number_words import format_interval, format_signed
+from ablations.writing.scores_grid import (
     find_efficiency_columns,
-    format_interval,
     format_overall,
-    format_signed,
-    judge_table,
     list_table_notes,
     make_chance_line,
 )

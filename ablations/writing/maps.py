@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ablations import outcomes
+from ablations import report_files
 from ablations.outcomes import Report
 from compressors.base import Compressor, registry
 from compressors.errors import UsageError
@@ -113,7 +113,7 @@ def choose_mapped_cell(
 def find_written_report(folder: Path) -> Report | None:
     """The report that was written to `folder`, if there is one."""
     try:
-        return outcomes.load_report(folder)
+        return report_files.load_report(folder)
     except UsageError:
         return None
 

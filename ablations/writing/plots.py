@@ -15,7 +15,7 @@ from ablations.claims.spec import Claim
 from ablations.claims.statistics import compute_seed_interval
 from ablations.claims.verdicts import FAILS, HOLDS, TIE, Verdict
 from ablations.outcomes import ReportRow, ReportTable
-from ablations.writing.grids import judge_table
+from ablations.writing.claims_grid import judge_table
 from experiments.figures.style import BLUE, GREY, ORANGE, escape_dollars, strip_axes
 
 MODULE_NAME = re.compile(r"^\w+")  # what stands behind the + of NAME+MODULE WORDS

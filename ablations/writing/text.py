@@ -10,7 +10,7 @@ from rich.table import Table as RichTable
 from ablations.claims.statistics import RowComparison, compute_seed_interval
 from ablations.claims.verdicts import FAILS, HOLDS, TIE, Verdict
 from ablations.outcomes import Report, ReportRow, ReportTable
-from ablations.writing.grids import EFFICIENCY_COLUMNS
+from ablations.writing.scores_grid import EFFICIENCY_COLUMNS
 from ablations.writing.word_grid import WordGrid, group_by_block, holds_words
 from experiments.runtime.text_tables import (
     escape_markdown,

@@ -4,7 +4,7 @@ report.md  report.tex  report.html        the whole report
 scores.csv  claims.csv                    its numbers
 latex/table*.tex                          each table alone, for \\input
 plots/*.svg *.pdf *.png  plots/attention-*.png
-report.json  outcomes/table*.npz          what it can be made from again (outcomes.py)
+report.json  outcomes/table*.npz          what it can be made from again (report_files.py)
 """
 
 import dataclasses
@@ -14,11 +14,24 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from ablations import outcomes
+from ablations import report_files
 from ablations.claims.verdicts import Verdict
-from ablations.outcomes import PLOTS_FOLDER, Report, ReportTable
+from ablations.outcomes import Report, ReportTable
 from ablations.plain_sweeps import SWEEP_NAME
-from ablations.writing import comparison, curves, grids, latex, page, pareto, plots, ranking, text
+from ablations.report_files import PLOTS_FOLDER
+from ablations.writing import (
+    claims_grid,
+    comparison,
+    curves,
+    latex,
+    page,
+    pareto,
+    plots,
+    ranking,
+    scores_grid,
+    sentences,
+    text,
+)
 from ablations.writing.page import PagePicture, PageSection
 from ablations.writing.word_grid import WordGrid
 from compressors.spelling import spell_commands
@@ -65,15 +78,15 @@ def render_report(report: Report) -> RenderedReport:
     verdicts: dict[str, list[Verdict]] = {}
     table_grids: dict[str, dict[str, WordGrid]] = {}
     for table in report.tables:
-        verdicts[table.name] = grids.judge_table(table, table.claims)
+        verdicts[table.name] = claims_grid.judge_table(table, table.claims)
         table_grids[table.name] = make_table_grids(report, table, verdicts[table.name])
     all_grids = [grid for named_grids in table_grids.values() for grid in named_grids.values()]
     pictures = draw_plots(report, verdicts)
-    summary = grids.summarize_claims(report, verdicts)
-    notes = [grids.SCORES_NOTE]
+    summary = sentences.summarize_claims(report, verdicts)
+    notes = [scores_grid.SCORES_NOTE]
     if summary:
-        notes.append(grids.CLAIMS_NOTE)
-    notes += [*grids.list_published_scores(report), *grids.describe_provenance(report)]
+        notes.append(claims_grid.CLAIMS_NOTE)
+    notes += [*sentences.list_published_scores(report), *sentences.describe_provenance(report)]
     title = title_report(report)
     texts = {
         MARKDOWN_FILE: render_markdown_report(report, all_grids, summary, notes, sorted(pictures)),
@@ -94,7 +107,7 @@ def title_report(report: Report) -> str:
     """What stands above all of it: of a single table its own title."""
     if len(report.tables) == 1:
         table = report.tables[0]
-        return table.title if table.heading.startswith(SWEEP_NAME) else grids.title_table(table)
+        return table.title if table.heading.startswith(SWEEP_NAME) else scores_grid.title_table(table)
     return REPORT_TITLE
 
 
@@ -105,14 +118,14 @@ def write_report(report: Report, rendered: RenderedReport, folder: Path) -> None
     (folder / LATEX_FOLDER).mkdir(exist_ok=True)
     for name, content in rendered.texts.items():
         write_atomic(folder / name, content)
-    outcomes.save_report(report, folder)
+    report_files.save_report(report, folder)
 
 
 def make_report_grids(report: Report) -> list[WordGrid]:
     """All tables of a report, as they are printed."""
     all_grids: list[WordGrid] = []
     for table in report.tables:
-        verdicts = grids.judge_table(table, table.claims)
+        verdicts = claims_grid.judge_table(table, table.claims)
         all_grids += make_table_grids(report, table, verdicts).values()
     return all_grids
 
@@ -121,10 +134,10 @@ def make_table_grids(report: Report, table: ReportTable, verdicts: Sequence[Verd
     """A table's scores, and its claims if it has any, by kind; of rows that are compared the scores by
     family and the settings that tell rows apart, too."""
     if not table.baseline:
-        table_grids = {"scores": grids.make_scores_grid(table)}
+        table_grids = {"scores": scores_grid.make_scores_grid(table)}
     else:
         # the report has the title of its only table already
-        title = "Accuracy and cost" if len(report.tables) == 1 else grids.title_table(table)
+        title = "Accuracy and cost" if len(report.tables) == 1 else scores_grid.title_table(table)
         table_grids = {"scores": comparison.make_comparison_grid(table, title)}
         if table.family_names:
             table_grids["families"] = comparison.make_families_grid(table)
@@ -132,7 +145,7 @@ def make_table_grids(report: Report, table: ReportTable, verdicts: Sequence[Verd
         if settings_grid is not None:
             table_grids["settings"] = settings_grid
     if verdicts:
-        table_grids[CLAIMS_GRID] = grids.make_claims_grid(verdicts)
+        table_grids[CLAIMS_GRID] = claims_grid.make_claims_grid(verdicts)
     return table_grids
 
 
@@ -152,7 +165,7 @@ def draw_plots(report: Report, verdicts: Mapping[str, Sequence[Verdict]]) -> dic
             figure = draw_plot(table)
             if figure is not None:
                 pictures[name_plot(table, plot)] = render_files(figure)
-    title = "Claims of the paper" if grids.is_of_paper(report) else "Claims"
+    title = "Claims of the paper" if sentences.is_of_paper(report) else "Claims"
     claims_figure = plots.draw_claims(title, headed_verdicts)
     if claims_figure is not None:
         pictures[CLAIMS_PLOT] = render_files(claims_figure)
@@ -201,7 +214,7 @@ def order_page_parts(
                 parts.append(PagePicture(caption, svgs[name]))
     if report.maps:
         images = "".join(map(page.embed_png, report.maps))
-        parts += [PageSection("Attention", []), PagePicture(grids.caption_maps(report), images)]
+        parts += [PageSection("Attention", []), PagePicture(sentences.caption_maps(report), images)]
     if summary:
         parts.append(PageSection("Claims", summary))
     if CLAIMS_PLOT in svgs:
@@ -218,7 +231,7 @@ def render_markdown_report(
 ) -> str:
     """The whole report in Markdown; pictures lie beside it."""
     if report.maps:
-        notes = [grids.caption_maps(report), *notes]
+        notes = [sentences.caption_maps(report), *notes]
     summary = list(map(escape_markdown, summary))
     parts = [f"# {escape_markdown(title_report(report))}\n"]
     if summary:  # the first two sentences are a paragraph, then a list
@@ -229,7 +242,7 @@ def render_markdown_report(
     parts.append("## Plots\n")
     paths = [f"{PLOTS_FOLDER}/{name}.svg" for name in plot_names]
     for number in range(1, len(report.maps) + 1):
-        paths.append(outcomes.locate_map(Path(), number).as_posix())
+        paths.append(report_files.locate_map(Path(), number).as_posix())
     links = ""
     for path in paths:
         links += f"![{Path(path).stem}]({path})\n"
@@ -244,7 +257,9 @@ def print_report(rendered: RenderedReport, console: Console, folder: Path) -> No
         for grid in rendered.grids:
             shown_grid = dataclasses.replace(grid, notes=list(map(spell_commands, grid.notes)))
             console.print(*text.render_screen_tables(shown_grid, console.width))
-        notes = [grids.SCORES_NOTE, grids.CLAIMS_NOTE] if rendered.summary else [grids.SCORES_NOTE]
+        notes = [scores_grid.SCORES_NOTE]
+        if rendered.summary:
+            notes.append(claims_grid.CLAIMS_NOTE)
         for sentence in (*rendered.summary, *notes):
             console.print(sentence, markup=False, highlight=False)
     else:

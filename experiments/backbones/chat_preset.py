@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from compressors.command_line import Command, CommandLine, setting
+from compressors.command_line import Command, CommandLine
 from compressors.errors import UsageError
+from compressors.setting_fields import setting
 
 
 @dataclass(frozen=True)

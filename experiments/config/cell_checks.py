@@ -2,8 +2,8 @@
 
 from collections.abc import Collection
 
-from compressors.command_line import collect_settings, format_value
 from compressors.errors import UsageError
+from compressors.setting_fields import collect_settings, format_value
 from experiments.config import signatures
 from experiments.config.schema import BLIND_COMPRESSOR, UNCOMPRESSED, WEIGHTED_ROLES, Config
 from experiments.config.settings import assign_setting

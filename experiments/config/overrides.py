@@ -9,14 +9,9 @@ from typing import NamedTuple
 
 from omegaconf import OmegaConf
 
-from compressors.command_line import (
-    WITH_EXPONENT,
-    collect_settings,
-    read_exponent,
-    require_single,
-    unquote_text,
-)
 from compressors.errors import UsageError, shorten, shorten_reason
+from compressors.key_value import WITH_EXPONENT, read_exponent, require_single, unquote_text
+from compressors.setting_fields import collect_settings
 from experiments.config.schema import Config
 from experiments.config.settings import check_knob, conform_setting, locate_setting
 

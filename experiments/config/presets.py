@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, cast
 
 from omegaconf import OmegaConf
 
-from compressors.command_line import collect_settings
 from compressors.errors import UsageError, shorten_reason
 from compressors.reading import read_text_file
 from compressors.registry import conform, suggest
+from compressors.setting_fields import collect_settings
 from experiments.config import signatures
 from experiments.config.schema import Config
 from experiments.config.settings import assign_setting, check_knob, conform_setting, locate_setting

@@ -6,7 +6,7 @@
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from compressors.command_line import setting
+from compressors.setting_fields import setting
 from experiments.registries import datasets
 
 BLIND_COMPRESSOR = "none"

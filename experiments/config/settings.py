@@ -7,9 +7,9 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from compressors.command_line import check_bounds, check_finite, collect_settings
 from compressors.errors import UsageError, shorten
 from compressors.registry import check_integer_size, conform, suggest
+from compressors.setting_fields import check_bounds, check_finite, collect_settings
 from experiments.config import signatures
 from experiments.config.schema import Config
 

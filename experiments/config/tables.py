@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from compressors.command_line import parse_settings, split_at_commas, unquote_text
 from compressors.errors import UsageError
+from compressors.key_value import parse_settings, split_at_commas, unquote_text
 from compressors.registry import suggest
 from experiments.config.cells import Cell, RowKey, make_labelled_cells, refuse_unused_knobs
 from experiments.config.presets import read_yaml

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from compressors.command_line import format_value
 from compressors.errors import UnreachableError, UsageError, quote, shorten
 from compressors.registry import suggest
+from compressors.setting_fields import format_value
 from connectors.hub import find_folder
 from experiments.config.schema import BLIND_COMPRESSOR, Config
 from llm_adapters.saved import find_model_folder

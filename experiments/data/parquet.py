@@ -15,8 +15,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from compressors.command_line import Command, CommandLine, setting
+from compressors.command_line import Command, CommandLine
 from compressors.errors import UsageError
+from compressors.setting_fields import setting
 from experiments.data import llava
 from llm_adapters.conversation import IMAGE
 

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from compressors.command_line import Command, CommandLine, join_settings, setting
+from compressors.command_line import Command, CommandLine
 from compressors.errors import UsageError
+from compressors.key_value import join_settings
+from compressors.setting_fields import setting
 from experiments.runtime.bars import create_reporter
 
 if TYPE_CHECKING:

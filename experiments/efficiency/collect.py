@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from compressors.command_line import join_settings
 from compressors.errors import UsageError
+from compressors.key_value import join_settings
 from experiments.config.cells import Cell
 from experiments.config.schema import Config
 from experiments.efficiency import table1, training

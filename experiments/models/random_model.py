@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig
 
-from compressors.command_line import parse_settings
+from compressors.key_value import parse_settings
 from experiments.config.cells import Cell, copy_section, make_cells
 from experiments.config.presets import read_yaml
 from experiments.config.schema import Config

@@ -12,8 +12,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from compressors.command_line import Command, CommandLine, setting
+from compressors.command_line import Command, CommandLine
 from compressors.errors import UsageError
+from compressors.setting_fields import setting
 from experiments.data import parquet
 from experiments.picture_vqa.dataset import HELD_OUT_SPLITS, PictureVQA
 

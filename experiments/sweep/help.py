@@ -2,7 +2,7 @@
 
 import inspect
 
-from compressors.command_line import Setting, collect_settings, format_value
+from compressors.setting_fields import Setting, collect_settings, format_value
 from experiments.config import signatures
 from experiments.config.presets import list_presets
 from experiments.config.schema import BLIND_COMPRESSOR, Config

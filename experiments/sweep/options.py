@@ -4,17 +4,10 @@ result is called; what it may change is the last bits of one (see `threads`)."""
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from compressors.command_line import (
-    Axes,
-    Setting,
-    check_bounds,
-    collect_settings,
-    read_value,
-    require_single,
-    setting,
-)
 from compressors.errors import UsageError
+from compressors.key_value import Axes, read_value, require_single
 from compressors.registry import suggest
+from compressors.setting_fields import Setting, check_bounds, collect_settings, setting
 from experiments.config.overrides import parse_value
 from experiments.registries import launchers
 

@@ -14,14 +14,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from compressors.command_line import (
-    collect_settings,
-    format_value,
-    join_settings,
-    parse_settings,
-    quote_text,
-)
 from compressors.errors import UsageError, quote
+from compressors.key_value import join_settings, parse_settings, quote_text
+from compressors.setting_fields import collect_settings, format_value
 from experiments.config.schema import Config
 from experiments.config.settings import takes_list, takes_mapping
 from experiments.runtime.bars import create_reporter

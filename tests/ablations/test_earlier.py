@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from made_cells import fill
 
-from ablations import outcomes, report, study
-from compressors.command_line import parse_settings
+from ablations import report, report_files, study
 from compressors.errors import UsageError
+from compressors.key_value import parse_settings
 from experiments.config import tables
 from experiments.store.plan import plan_stages
 from experiments.sweep import request
@@ -41,7 +41,7 @@ def test_parts_give_what_the_whole_gives(whole, tmp_path):
     assert report.main(["table=5", "seed=0,1,2", f"out={first}"]) == 0
     assert report.main(["table=5", "seed=0,1,2", f"out={second}", f"earlier={first / 'report'}"]) == 0
     assert report.main(["table=5", f"out={third}", f"earlier={second / 'report'}"]) == 0
-    missing = outcomes.load_report(third / "report").tables[0]
+    missing = report_files.load_report(third / "report").tables[0]
     assert missing.sweep.endswith(f"earlier={second / 'report'}")
     assert {row.label: row.missing for row in missing.rows if row.missing} == {"add": [2], "gated": [2]}
     fourth = part(tmp_path / "fourth", seeds=[2])
@@ -100,15 +100,15 @@ def test_another_configuration_is_not_taken(whole, tmp_path, capsys):
 def test_own_cells_come_first(whole, tmp_path):
     """What is below out= is told of, whatever an earlier report says."""
     changed = tmp_path / "changed"
-    found = outcomes.load_report(whole)
+    found = report_files.load_report(whole)
     for row in found.tables[0].rows:
         row.outcomes = {seed: ~right for seed, right in row.outcomes.items()}
     changed.mkdir()
-    outcomes.save_report(found, changed)
+    report_files.save_report(found, changed)
     out = part(tmp_path / "out", ["add"])
     assert report.main(["table=5", f"out={out}", f"earlier={changed}"]) == 0
     new, old = (
-        {row.label: row for row in outcomes.load_report(folder).tables[0].rows}
+        {row.label: row for row in report_files.load_report(folder).tables[0].rows}
         for folder in (out / "report", whole)
     )
     assert all(np.array_equal(new["add"].outcomes[s], old["add"].outcomes[s]) for s in (0, 1, 2))
@@ -119,7 +119,7 @@ def test_a_report_without_keys_gives_nothing(whole, tmp_path, capsys):
     """As those that were written before keys were."""
     old = tmp_path / "old"
     old.mkdir()
-    outcomes.save_report(outcomes.load_report(whole), old)
+    report_files.save_report(report_files.load_report(whole), old)
     content = json.loads((old / "report.json").read_text())
     for row in content["tables"][0]["rows"]:
         del row["keys"]
@@ -130,7 +130,7 @@ def test_a_report_without_keys_gives_nothing(whole, tmp_path, capsys):
 
 def test_the_committed_study_has_the_keys_of_today():
     """Else nobody could go on from it: a change of keys has to change them in its report, too."""
-    found = {table.name: table for table in outcomes.load_report(COMMITTED).tables}
+    found = {table.name: table for table in report_files.load_report(COMMITTED).tables}
     seeds = set()
     for table in found.values():
         for row in table.rows:

@@ -5,7 +5,7 @@ import torch
 
 import compressors
 from ablations.claims import spec
-from compressors.command_line import parse_settings
+from compressors.key_value import parse_settings
 from experiments.config import signatures, table_files, tables
 from experiments.config.cells import make_cells
 from experiments.store.plan import plan_stages

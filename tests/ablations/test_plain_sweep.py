@@ -9,9 +9,9 @@ import pytest
 from made_cells import runner
 
 import slothkit
-from ablations import outcomes, plain_sweeps, report
+from ablations import plain_sweeps, report, report_files
 from ablations.writing import write
-from compressors.command_line import parse_settings
+from compressors.key_value import parse_settings
 from experiments.config.cells import make_cells
 from experiments.store.plan import plan_stages
 from experiments.store.results import publish_cell
@@ -41,8 +41,8 @@ def made(out):
 
 def test_rows_are_compared_with_average_pooling(made):
     pytest.importorskip("pandas")
-    [table] = outcomes.load_report(made).tables
-    scores = write.make_report_grids(outcomes.load_report(made))[0]
+    [table] = report_files.load_report(made).tables
+    scores = write.make_report_grids(report_files.load_report(made))[0]
     frame = scores.to_pandas().set_index("row")
     assert table.baseline == "avg_pool" and frame.loc["avg_pool", "difference to avg_pool"] == "baseline"
     means = {row.label: sum(table.compute_accuracies(row)) / 2 for row in table.rows}
@@ -77,14 +77,14 @@ def test_a_report_is_called_by_what_its_sweep_compares(line, title):
 
 def test_all_finished_cells_without_settings(out, made, tmp_path):
     assert report.main([f"out={out}", f"to={tmp_path}"]) == 0
-    [asked], [found] = outcomes.load_report(made).tables, outcomes.load_report(tmp_path).tables
+    [asked], [found] = report_files.load_report(made).tables, report_files.load_report(tmp_path).tables
     assert {row.label: row.keys for row in asked.rows} == {row.label: row.keys for row in found.rows}
 
 
 def test_the_line_of_a_sweep_as_it_was_typed(out, made, tmp_path, capsys):
     line = [*SWEEP, f"out={out}", f"to={tmp_path}", "launch.workers=2"]
     assert report.main([*line, "blind=false"]) == 0
-    [asked], [found] = outcomes.load_report(made).tables, outcomes.load_report(tmp_path).tables
+    [asked], [found] = report_files.load_report(made).tables, report_files.load_report(tmp_path).tables
     assert [row.keys for row in asked.rows] == [row.keys for row in found.rows]
     assert report.main([*line, "blind=maybe"]) == 2
     assert "error: blind='maybe': expected bool" in capsys.readouterr().err

@@ -16,11 +16,11 @@ import pytest
 from made_cells import fill
 from rich.console import Console
 
-from ablations import finished, outcomes, report
+from ablations import finished, report, report_files
 from ablations.claims.verdicts import judge_claims
 from ablations.outcomes import ReportRow, ReportTable
-from ablations.writing import grids, text, write
-from compressors.command_line import parse_settings
+from ablations.writing import scores_grid, text, write
+from compressors.key_value import parse_settings
 from experiments.store import results
 from experiments.sweep import request
 
@@ -134,7 +134,9 @@ def test_times_are_measured_when_asked_and_kept(tmp_path):
 
 def test_measured_columns_are_shown():
     row = ReportRow("", "sap", "", {0: np.array([True])}, [], {"visual_tokens": 16, "ttft_ms": 12.3})
-    grid = grids.make_scores_grid(ReportTable("x", "x", "", (), [row], np.array(["a#0"]), np.array(["all"])))
+    grid = scores_grid.make_scores_grid(
+        ReportTable("x", "x", "", (), [row], np.array(["a#0"]), np.array(["all"]))
+    )
     assert grid.header == ["", "seeds", "overall", "visual tokens", "TTFT ms"]
     assert grid.lines[0][1] == ["sap", "1", "100.0", "16", "12.3"]
 
@@ -149,7 +151,7 @@ def test_the_report_again_without_the_cells(made, tmp_path, capsys):
 
 
 def test_outcomes_are_small_and_whole(out, made):
-    table = outcomes.load_report(made).tables[0]
+    table = report_files.load_report(made).tables[0]
     right = {row.label: row.outcomes for row in table.rows}["sap"]
     (path,) = out.glob("cells/sap_seed=1-*/predictions.jsonl")
     rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -231,7 +233,7 @@ def test_latex(made):
 
 @pytest.mark.parametrize("width", [80, 200])
 def test_on_a_terminal(made, width):
-    kept = outcomes.load_report(made)
+    kept = report_files.load_report(made)
     console = Console(width=width, force_terminal=True, record=True, file=io.StringIO())
     for table in kept.tables:
         found = judge_claims(
@@ -420,7 +422,7 @@ def test_rows_that_miss_the_same_seeds_stand_together():
         ReportRow("", "c", missing=[3, 4]),
     ]
     table = ReportTable("mine", "mine", "", (), rows, sweep="python -m experiments.sweep table=mine")
-    assert grids.list_table_notes(table) == [
+    assert scores_grid.list_table_notes(table) == [
         "Missing: a, c (seed 3, 4); b (seed 1); python -m experiments.sweep table=mine runs them."
     ]
 
@@ -432,7 +434,7 @@ def test_scores_of_another_metric_stay_what_they_are(tmp_path):
     fill(root, ["5"], seed="0,1", **{"evaluate.metric": "anls"})
     asked = ["table=5", "seed=0,1", "evaluate.metric=anls", f"out={root}"]
     assert report.main(asked) == 0
-    [table] = outcomes.load_report(root / "report").tables
+    [table] = report_files.load_report(root / "report").tables
     assert table.title.endswith("(scored by anls)") and table.chance["overall"] == 0.5
     for row in table.rows:
         for scores in row.outcomes.values():
@@ -449,7 +451,7 @@ def test_scores_of_another_metric_stay_what_they_are(tmp_path):
     # the same answers, right or wrong
     exact = fill(tmp_path / "exact", ["5"], seed="0,1")
     assert report.main(["table=5", "seed=0,1", f"out={exact.root}"]) == 0
-    [usual] = outcomes.load_report(exact.root / "report").tables
+    [usual] = report_files.load_report(exact.root / "report").tables
     for row, usual_row in zip(table.rows, usual.rows):
         for seed, scores in row.outcomes.items():
             assert np.array_equal(np.where(usual_row.outcomes[seed], 1.0, 0.1), scores)
@@ -467,17 +469,19 @@ def test_scores_that_are_none_are_refused(made, tmp_path, change):
     scores = np.full((cells, len(kept["ids"])), 0.5)
     changed = {"shape": scores[:, 1:], "range": scores + 1, "type": scores.astype(np.float32)}[change]
     np.savez(path, scores=scores, **kept)
-    assert outcomes.load_report(folder).tables[1].rows[0].outcomes
+    assert report_files.load_report(folder).tables[1].rows[0].outcomes
     np.savez(path, scores=changed, **kept)
     with pytest.raises(ValueError, match="table5.npz: scores"):
-        outcomes.load_report(folder)
+        report_files.load_report(folder)
 
 
 def test_the_committed_outcomes_keep_their_bytes():
     """They are bits, whatever else outcomes may be."""
     folder = Path(report.__file__).parent / "results" / "tiny"
-    for table in outcomes.load_report(folder).tables:
-        assert outcomes.pack_outcomes(table) == outcomes.locate_outcomes(folder, table.name).read_bytes()
+    for table in report_files.load_report(folder).tables:
+        assert (
+            report_files.pack_outcomes(table) == report_files.locate_outcomes(folder, table.name).read_bytes()
+        )
 
 
 def test_a_row_that_cannot_be_says_why_below_the_table():
@@ -485,16 +489,16 @@ def test_a_row_that_cannot_be_says_why_below_the_table():
     why = "the tower has no text encoder"
     absent = [ReportRow("controls", name, absent=why) for name in ("cdpruner", "trim")]
     table = ReportTable("mine", "mine", "", (), absent)
-    grid = grids.make_scores_grid(table)
+    grid = scores_grid.make_scores_grid(table)
     assert [line[:3] for _, line in grid.lines] == [
         [f"{name}‡", "", "cannot be"] for name in ("cdpruner", "trim")
     ]
     assert grid.notes == [f"‡ cdpruner, trim: {why}."]
-    (first, _) = outcomes.make_table_entry(table)["rows"]
-    assert outcomes.load_report_row(first, np.zeros((0, 0))).absent == why
+    (first, _) = report_files.make_table_entry(table)["rows"]
+    assert report_files.load_report_row(first, np.zeros((0, 0))).absent == why
     assert (
         "absent"
-        not in outcomes.make_table_entry(ReportTable("a", "a", "", (), [ReportRow("", "b")]))["rows"][0]
+        not in report_files.make_table_entry(ReportTable("a", "a", "", (), [ReportRow("", "b")]))["rows"][0]
     )
 
 

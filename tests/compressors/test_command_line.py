@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from compressors import command_line
-from compressors.command_line import Command, collect_settings, parse_settings, setting, split_at_commas
+from compressors import command_line, setting_fields
+from compressors.command_line import Command
 from compressors.errors import UsageError
+from compressors.key_value import parse_settings, split_at_commas
+from compressors.setting_fields import collect_settings, setting
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def test_settings_of_sections_have_dotted_paths():
     assert settings["inner.depth"].rules == {"low": 1, "below": 9}
     assert Nested().files == ["a.json"] and Nested().files is not Nested().files
     with pytest.raises(UsageError, match="inner.depth=9: must be less than 9"):
-        command_line.check_bounds("inner.depth", 9, settings["inner.depth"].rules)
+        setting_fields.check_bounds("inner.depth", 9, settings["inner.depth"].rules)
 
 
 def test_a_setting_without_a_default_is_asked_for():

@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 from fakes import FakeRunner, names, read_log
 
-from compressors.command_line import parse_settings
+from compressors.key_value import parse_settings
 from experiments import sharing
 from experiments.runtime.progress import Reporter
 from experiments.sweep import request

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from compressors.command_line import parse_settings
 from compressors.errors import UsageError
+from compressors.key_value import parse_settings
 from experiments.config.cells import Cell, make_cells
 from experiments.config.schema import Config
 from experiments.runtime.files import write_atomic

@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 import compressors
-from compressors.command_line import parse_settings
 from compressors.errors import UsageError
+from compressors.key_value import parse_settings
 from connectors.towers.build import build_tower
 from experiments.config.cells import make_cells
 from experiments.models import build

@@ -21,7 +21,8 @@ from pathlib import Path
 
 from fakes import children, read_log, spawn, table
 
-from compressors.command_line import Command, CommandLine, setting
+from compressors.command_line import Command, CommandLine
+from compressors.setting_fields import setting
 
 CELLS = ("compressor=sap,sap+embq,avg_pool", "seed=0,1")
 STAGES, STEPS = 21, 10  # of CELLS, of a stage

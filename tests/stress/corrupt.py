@@ -22,7 +22,8 @@ from kill import assert_same_results, wait_for_stage
 from sweeps import Ended, Undisturbed
 from trials import Kind, Trial, TrialOptions, run_program
 
-from compressors.command_line import Command, CommandLine, setting
+from compressors.command_line import Command, CommandLine
+from compressors.setting_fields import setting
 from experiments import chat
 from experiments.sweep import __main__ as sweep
 

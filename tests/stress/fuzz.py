@@ -21,7 +21,8 @@ from huggingface_hub import constants as hub_constants
 from stock import Stock, make_stock
 from trials import Kind, TrialOptions, run_program
 
-from compressors.command_line import Command, CommandLine, setting
+from compressors.command_line import Command, CommandLine
+from compressors.setting_fields import setting
 from experiments.models.build import silence_libraries
 
 

@@ -12,7 +12,7 @@ from harm import draw_word, harm_text
 from stock import EmptyRunner, Stock, check_command, list_small_settings, replace_settings
 from trials import Kind, Trial
 
-from compressors.command_line import collect_settings
+from compressors.setting_fields import collect_settings
 from experiments import sharing
 from experiments.config import signatures
 from experiments.config.schema import Config

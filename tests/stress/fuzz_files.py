@@ -16,7 +16,7 @@ from PIL import Image
 from stock import ROOT, EmptyRunner, Stock, check_command, list_small_settings, replace_settings
 from trials import Kind, Trial
 
-from ablations.outcomes import load_report
+from ablations.report_files import load_report
 from compressors.errors import UsageError
 from experiments import chat
 from experiments.data import llava, parquet

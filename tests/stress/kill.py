@@ -22,7 +22,8 @@ import sweeps
 from sweeps import Undisturbed
 from trials import Kind, Trial, TrialOptions, run_program
 
-from compressors.command_line import Command, CommandLine, setting
+from compressors.command_line import Command, CommandLine
+from compressors.setting_fields import setting
 
 LONGER = 5.0  # times as long as it may take undisturbed, with its kills
 NEAR = 0.05  # seconds around a stage: the lock before it, the rename behind it

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import track
 
-from compressors.command_line import setting
+from compressors.setting_fields import setting
 from experiments.runtime.processes import end_with_parent
 
 FORK = multiprocessing.get_context("fork")  # the child has everything imported

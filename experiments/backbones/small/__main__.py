@@ -20,8 +20,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressors.command_line import Command, CommandLine, setting
+from compressors.command_line import Command, CommandLine
 from compressors.errors import UsageError
+from compressors.setting_fields import setting
 from compressors.spelling import spell_commands
 from experiments.backbones.small.packages import BundledFile, obtain_file
 from experiments.config import sources

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PhiConfig, PhiForCausalLM
 
-from compressors.command_line import Command, CommandLine, setting
+from compressors.command_line import Command, CommandLine
+from compressors.setting_fields import setting
 from experiments.backbones.tiny import training
 from experiments.backbones.tiny.lm_examples import DRILL_SHARE, collate_examples, make_training_example
 from experiments.backbones.tiny.lm_scores import ScoreTable, embed_positions, score_lm

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from compressors.command_line import Command, CommandLine, setting
+from compressors.command_line import Command, CommandLine
+from compressors.setting_fields import setting
 from connectors.versions import find_vision_parts
 from experiments.backbones.tiny import training
 from experiments.backbones.tiny.dense_labels import (

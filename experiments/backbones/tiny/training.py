@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from compressors.command_line import setting
+from compressors.setting_fields import setting
 
 Batch = TypeVar("Batch")
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from ablations import outcomes as report_outcomes
+from ablations import report_files
 from ablations.claims import gains, spec, verdicts
 from ablations.claims.gains import Gain, GainSum
 from compressors.errors import UsageError
@@ -183,6 +183,6 @@ def test_a_missing_row_is_named():
 def test_a_report_keeps_them():
     claim = make_trend_claim()
     entry = json.loads(json.dumps(dataclasses.asdict(claim)))
-    assert report_outcomes.load_claim(entry) == claim
+    assert report_files.load_claim(entry) == claim
     del entry["gain_sums"]  # as an earlier version wrote it
-    assert report_outcomes.load_claim(entry).gain_sums == ()
+    assert report_files.load_claim(entry).gain_sums == ()

@@ -11,7 +11,7 @@ from nbclient import NotebookClient
 
 import compressors
 from ablations.site.weaving import ROOT, SITE
-from compressors.command_line import collect_settings
+from compressors.setting_fields import collect_settings
 from experiments.config.schema import Config
 
 NOTEBOOKS = sorted(SITE.glob("notebooks/*.ipynb"))

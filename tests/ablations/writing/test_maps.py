@@ -10,9 +10,10 @@ from factories import make_model, make_processor, picture
 from made_cells import runner
 from PIL import Image
 
-from ablations import outcomes
-from ablations.writing import grids, maps, page, write
-from compressors.command_line import parse_settings
+from ablations import report_files
+from ablations.outcomes import Report
+from ablations.writing import maps, page, sentences, write
+from compressors.key_value import parse_settings
 from experiments.config.cells import make_cells
 from experiments.stages.train import MODEL_FOLDER
 from experiments.store.plan import plan_stages
@@ -60,8 +61,8 @@ def finished(tmp_path_factory):
     return jobs, store
 
 
-def new() -> outcomes.Report:
-    return outcomes.Report([], {"cells": 0})
+def new() -> Report:
+    return Report([], {"cells": 0})
 
 
 def test_first_scenes_with_unlike_questions(finished, tmp_path):
@@ -77,7 +78,7 @@ def test_kept_with_the_report_and_drawn_again_for_another_model(finished, tmp_pa
     (plain, (cell, stage)), store = finished
     report = new()
     maps.add_maps(report, [plain, (cell, stage)], store, tmp_path)
-    outcomes.save_report(report, tmp_path)
+    report_files.save_report(report, tmp_path)
     drawn = []
     monkeypatch.setattr(maps, "draw_maps", lambda *_: drawn.append(1) or ([b"new"], ["9"]))
     again, other = new(), new()
@@ -92,7 +93,7 @@ def test_without_a_query_module_a_compressor_s_own_weights(finished, tmp_path):
     report = new()
     maps.add_maps(report, [plain], store, tmp_path)
     assert report.provenance["maps"]["of"] == "sap, seed 0" and len(report.maps) == 3
-    outcomes.save_report(report, tmp_path)
+    report_files.save_report(report, tmp_path)
     again = new()
     maps.add_maps(again, [plain], Store(tmp_path / "empty"), tmp_path)
     assert again.maps == report.maps
@@ -120,7 +121,7 @@ def test_what_is_gone_is_said(finished, tmp_path):
     shutil.rmtree(elsewhere.locate_result(stage.inputs["finetune"]) / MODEL_FOLDER)
     report = new()
     maps.add_maps(report, [(cell, stage)], elsewhere, tmp_path)
-    [note] = grids.explain_missing_maps(report)
+    [note] = sentences.explain_missing_maps(report)
     assert report.maps == [] and note.startswith("No attention maps: ") and MODEL_FOLDER in note
 
 
@@ -129,6 +130,6 @@ def test_written_in_every_form(finished, tmp_path):
     maps.add_maps(report, *finished, tmp_path / "first")
     words = write.render_markdown_report(report, [], ["said"], ["a note"], [])
     assert words.count("](plots/attention-") == 3 and "sap+embq, seed 0" in words
-    outcomes.save_report(report, tmp_path)
-    assert outcomes.load_report(tmp_path).maps == report.maps
+    report_files.save_report(report, tmp_path)
+    assert report_files.load_report(tmp_path).maps == report.maps
     assert page.embed_png(report.maps[0]).startswith('<img src="data:image/png;base64,iVBOR')

@@ -9,7 +9,7 @@ import pytest
 from ablations.claims.spec import Claim
 from ablations.outcomes import ReportRow, ReportTable
 from ablations.writing import curves, pareto, plots, ranking
-from ablations.writing.grids import judge_table
+from ablations.writing.claims_grid import judge_table
 from experiments.figures import labels
 from experiments.figures.style import render_files, render_svg
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import Dinov2Config, LlamaConfig
 
-from compressors.command_line import parse_settings
 from compressors.errors import UsageError
+from compressors.key_value import parse_settings
 from experiments.backbones.small import __main__ as small
 from experiments.config import sources
 from experiments.config.cells import make_cells

@@ -8,8 +8,9 @@ import pytest
 from fakes import cells, config
 from omegaconf import OmegaConf
 
-from compressors.command_line import collect_settings, parse_settings, split_at_commas
 from compressors.errors import UsageError
+from compressors.key_value import parse_settings, split_at_commas
+from compressors.setting_fields import collect_settings
 from experiments.config import signatures
 from experiments.config.cells import make_blind_cells, make_cells
 from experiments.config.presets import list_presets, load_preset
@@ -269,7 +270,7 @@ def test_what_a_plan_checks_waits_for_no_trainer():
 def test_configuration_and_plan_import_no_torch():
     code = (
         "import sys; from experiments.sweep import __main__, request; "
-        "from compressors.command_line import parse_settings; "
+        "from compressors.key_value import parse_settings; "
         "request.read_request(parse_settings(['llm.source=a/b', 'tower.source=a/b'])); "
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import compressors
-from compressors.command_line import parse_settings
+from compressors.key_value import parse_settings
 from experiments.config.cells import make_cells
 
 UNCOMPRESSED = {"identity", "downsample"}  # all patches of the image, and of the smaller image

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from compressors.command_line import parse_settings
 from compressors.errors import UsageError
+from compressors.key_value import parse_settings
 from experiments.config.cells import make_cells
 from experiments.config.presets import read_yaml
 from experiments.config.sources import resolve_source

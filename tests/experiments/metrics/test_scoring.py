@@ -7,8 +7,8 @@ from importlib.metadata import EntryPoint
 import pytest
 from fakes import config, stages, write_llava
 
-from compressors.command_line import parse_settings
 from compressors.errors import UsageError
+from compressors.key_value import parse_settings
 from experiments.config import metric_names
 from experiments.config.cells import make_cells
 from experiments.data.llava import Sample, load_samples, split_questions

@@ -9,8 +9,8 @@ import pytest
 import torch
 from small_runs import align, make_config, run, write_backbones, write_data
 
-from compressors.command_line import parse_settings
 from compressors.errors import UsageError
+from compressors.key_value import parse_settings
 from experiments.config.schema import CurveRun
 from experiments.runtime.progress import Reporter
 from experiments.stages import checks

@@ -11,8 +11,8 @@ from PIL import Image
 from small_runs import Losses
 from torch.nn import functional as F
 
-from compressors.command_line import parse_settings
 from compressors.errors import UsageError
+from compressors.key_value import parse_settings
 from experiments.config.cells import make_cells
 from experiments.config.schema import Config
 from experiments.runtime.progress import Reporter

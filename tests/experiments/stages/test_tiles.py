@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from compressors.command_line import parse_settings
 from compressors.errors import UsageError
+from compressors.key_value import parse_settings
 from experiments.config.cells import make_cells
 from experiments.config.schema import Config
 from experiments.data import llava

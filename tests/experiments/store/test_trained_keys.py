@@ -9,8 +9,8 @@ import pytest
 from fakes import FakeRunner, cells, config, stages, write_llava
 from rich.console import Console
 
-from compressors.command_line import parse_settings
 from compressors.errors import UnreachableError, UsageError
+from compressors.key_value import parse_settings
 from experiments.config.cells import make_blind_cells
 from experiments.config.trained import fetch_hub_model, find_trained_model
 from experiments.models.saved import find_named_model, load_trained_model

@@ -8,8 +8,8 @@ import shutil
 import pytest
 from fakes import FakeRunner, write_llava
 
-from ablations import outcomes, report, study, study_scores
-from compressors.command_line import parse_settings
+from ablations import report, report_files, study, study_scores
+from compressors.key_value import parse_settings
 from experiments.store.store import Store
 from experiments.sweep import __main__ as sweep
 from experiments.sweep import comparison, score_table, studies
@@ -139,8 +139,8 @@ def test_a_report_takes_it_too(tmp_path, capsys):
     assert (
         report.main(["table=5", f"out={tmp_path / 'none'}", "earlier=tiny", f"to={tmp_path / 'report'}"]) == 0
     )
-    taken = outcomes.load_report(tmp_path / "report").tables[0]
-    [kept] = [table for table in outcomes.load_report(study.TINY_FOLDER).tables if table.name == "5"]
+    taken = report_files.load_report(tmp_path / "report").tables[0]
+    [kept] = [table for table in report_files.load_report(study.TINY_FOLDER).tables if table.name == "5"]
     assert {row.label: row.keys for row in taken.rows} == {row.label: row.keys for row in kept.rows}
     capsys.readouterr()
 

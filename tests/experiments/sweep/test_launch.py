@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from fakes import FakeRunner, alive, children, names, read_log, spawn, table, wait_for
 
-from compressors.command_line import parse_settings
+from compressors.key_value import parse_settings
 from experiments.registries import launchers
 from experiments.runtime.progress import Reporter
 from experiments.store.store import Store

@@ -10,8 +10,8 @@ import torch
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from safetensors.torch import load_file
 
-from compressors.command_line import parse_settings
 from compressors.errors import UsageError
+from compressors.key_value import parse_settings
 from experiments.store.plan import plan_stages
 from experiments.sweep import run
 from experiments.sweep.request import read_request

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from fakes import FakeRunner
 
-from compressors.command_line import parse_settings
+from compressors.key_value import parse_settings
 from experiments.sweep import __main__ as sweep
 from experiments.sweep import comparison, side_by_side
 from experiments.sweep.plan_view import make_plan

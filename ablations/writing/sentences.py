@@ -1,0 +1,113 @@
+"""Sentences of a whole report: what its claims came to, how it came about, what others have published."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import OmegaConf
+
+from ablations.claims.verdicts import FAILS, HOLDS, NO_RESULTS, TIE, UNRESOLVED, Verdict
+from ablations.costs import measured
+from ablations.outcomes import Report, ReportTable
+from ablations.writing.number_words import format_interval, format_signed
+from experiments.config.table_files import list_paper_tables
+
+PUBLISHED_FILE = Path(__file__).parents[1] / "published.yaml"
+
+
+def summarize_claims(report: Report, verdicts: Mapping[str, Sequence[Verdict]]) -> list[str]:
+    """Sentences: what the claims came to, and each that the runs contradict; none without claims."""
+    counts = dict.fromkeys((HOLDS, FAILS, TIE, UNRESOLVED, NO_RESULTS), 0)
+    contradictions = []
+    for table in report.tables:
+        for verdict in verdicts[table.name]:
+            counts[verdict.word] += 1
+            if verdict.word == FAILS:
+                contradictions.append(describe_contradiction(table, verdict))
+    total = sum(counts.values())
+    if not total:
+        return []
+    tally = "; ".join(f"{word}: {count}" for word, count in counts.items() if count)
+    first_letter = tally[:1].upper()
+    sentences = [f"{total} claims. {first_letter}{tally[1:]}."]
+    if not contradictions:
+        return [*sentences, "These runs contradict none of them."]
+    heading = "These runs disagree with the paper:" if is_of_paper(report) else "These runs contradict:"
+    return [*sentences, heading, *contradictions]
+
+
+def is_of_paper(report: Report) -> bool:
+    """Whether any table is one of the paper's."""
+    names = list_paper_tables()
+    return any(table.name in names and table.heading == f"Table {table.name}" for table in report.tables)
+
+
+def describe_contradiction(table: ReportTable, verdict: Verdict) -> str:
+    """A line of a list: a claim that does not hold, and by how much."""
+    return (
+        f'- {table.heading}: "{verdict.claim.text}" does not hold here ({verdict.claim.statement}; the '
+        f"difference is {format_signed(verdict.estimate)}, {format_interval(verdict)})."
+    )
+
+
+def describe_provenance(report: Report) -> list[str]:
+    """Sentences: how the report came about; none where no cell has finished."""
+    provenance = report.provenance
+    if not provenance.get("cells") and not provenance.get("taken"):
+        return []
+    sentences = [f"Command: {provenance['command']}"]
+    if provenance["cells"]:
+        hours = provenance["seconds"] / 3600
+        unshared_hours = provenance["seconds_without_sharing"] / 3600
+        sentences.append(
+            f"{describe_run(provenance)} Preset {', '.join(provenance['presets'])}: {hours:.1f} h of stages, "
+            f"{unshared_hours:.1f} h without sharing."
+        )
+    if provenance.get("taken"):
+        taken_cells = provenance["taken"]
+        sentences.append(f"Cells taken from an earlier report by the key of their evaluation: {taken_cells}.")
+        for run in provenance["earlier"]:
+            sentences.append(f"Of that report: {describe_run(run)}")
+    if provenance.get("measured"):
+        sentences.append(measured.describe_measurement(provenance["measured"]))
+    return sentences + explain_missing_maps(report)
+
+
+def describe_run(run: Mapping[str, Any]) -> str:
+    """Cells that were computed together: when, with what, where."""
+    versions = []
+    for package, version in run["versions"].items():
+        versions.append(f"{package} {version}")
+    software = ", ".join(versions)
+    return f"Cells computed: {run['cells']}, last finished {run['finished']}; {software}; {run['machine']}."
+
+
+def caption_maps(report: Report) -> str:
+    """Below the attention maps."""
+    maps = report.provenance["maps"]
+    return (
+        f"Where {maps['of']} looks: the first test scenes with questions of two families "
+        f"({', '.join(maps['scenes'])}); the redder a patch, the more weight."
+    )
+
+
+def explain_missing_maps(report: Report) -> list[str]:
+    """A sentence where attention maps should be and could not."""
+    reason = report.provenance.get("maps", {}).get("missing")
+    return [f"No attention maps: {reason}"] if reason else []
+
+
+def list_published_scores(report: Report) -> list[str]:
+    """Scores that others have published, as sentences of their own, below tables of the paper."""
+    if not is_of_paper(report):
+        return []
+    # a list at the top of the file: OmegaConf's type says it may be anything
+    entries = cast(list[dict[str, Any]], OmegaConf.to_container(OmegaConf.load(PUBLISHED_FILE)))
+    sentences = []
+    for entry in entries:
+        scores = ", ".join(f"{name} {score:g}" for name, score in entry["scores"].items())
+        sentences.append(
+            f"Published, not ours: {entry['what']} ({entry['source']}); other data and benchmarks "
+            f"than the tables here: {scores}."
+        )
+    return sentences
