@@ -1,25 +1,25 @@
 """Text and images -> model inputs, the same in training and inference."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
 from compressors.checks import check_at_least
-from compressors.errors import UsageError, quote
+from compressors.errors import UsageError
 from compressors.registry import conform
 from connectors.tiling import Tiling
 from connectors.towers.text_tokenizer import TextTokenizer, read_saved_text_tokenizer
 from connectors.versions import is_at_least
 from llm_adapters.adapter import query_positions
+from llm_adapters.chat_template import make_chat_template
 from llm_adapters.configuration import FlashSlothConfig
-from llm_adapters.conversation import IGNORE, IMAGE, QUERY, QUESTION, Encoded, Encoder, Template, Turn
+from llm_adapters.conversation import IGNORE, IMAGE, QUERY, Encoded, Encoder, Template, Turn
 from llm_adapters.images import (
     check_image_processor,
     image_pixels,
@@ -28,128 +28,10 @@ from llm_adapters.images import (
     pil_backend,
     stack_images,
 )
-from llm_adapters.media import find_media_key
+from llm_adapters.message_parts import spell_in_parts
 
 # what transformers' tools also pass: rows are padded here anyway, BOS is the tokenizer's to say
 IGNORED = ("padding", "add_special_tokens")
-# types of a message's parts, and where transformers looks for what they hold
-PART_KEYS = {"text": ("text",), "image": ("image", "url", "path", "base64"), "video": ("video",)}
-
-CHAT_TEMPLATE = """
-{%%- set reserved = ['%(image)s', '%(question)s', '%(query)s', %(end)s] -%%}
-{%%- macro checked(text) -%%}
-    {%%- for marker in reserved if marker in text -%%}
-        {{- raise_exception("a message contains the reserved '" + marker + "'; give images as parts") -}}
-    {%%- endfor -%%}
-    {{- text | trim -}}
-{%%- endmacro -%%}
-{{- %(system)s -}}
-{%%- for message in messages -%%}
-    {%%- set role, before = message['role'], 'assistant' if loop.first else loop.previtem['role'] -%%}
-    {%%- if role not in ('user', 'assistant') -%%}
-        {{- raise_exception('one fixed system prompt and no role ' + role + '; remove the message') -}}
-    {%%- elif role == before -%%}
-        {{- raise_exception('roles must alternate from user on; two in a row are from the ' + role) -}}
-    {%%- endif -%%}
-    {%%- set content = message['content'] -%%}
-    {%%- set parts = [{'type': 'text', 'text': content}] if content is string else content -%%}
-    {%%- set said = namespace(words=[], outside=0, waiting=0) -%%}
-    {%%- for part in parts -%%}
-        {%%- if part['type'] == 'image' and role == 'assistant' -%%}
-            {{- raise_exception('an image in a message of the assistant; show images in questions') -}}
-        {%%- elif part['type'] == 'image' -%%}
-            {%%- set said.waiting = said.waiting + 1 -%%}
-        {%%- elif part['type'] != 'text' -%%}
-            {{- raise_exception("a part of type '" ~ part['type'] ~ "'; parts are of type text or image") -}}
-        {%%- elif checked(part['text']) -%%}
-            {%%- if said.words -%%}
-                {%%- set said.words = said.words + ['%(image)s'] * said.waiting -%%}
-            {%%- else -%%}
-                {%%- set said.outside = said.waiting -%%}
-            {%%- endif -%%}
-            {%%- set said.words, said.waiting = said.words + [checked(part['text'])], 0 -%%}
-        {%%- endif -%%}
-    {%%- endfor -%%}
-    {%%- set images, text = said.outside + said.waiting, said.words | join(' ') -%%}
-    {%%- if not text -%%}
-        {{- raise_exception('a message of the ' + role + ' has no text; give it one') -}}
-    {%%- elif role == 'assistant' -%%}
-        {{- ' ' -}}{%%- generation -%%}{{- text + %(end)s -}}{%%- endgeneration -%%}
-    {%%- else -%%}
-        {%%- set start = ' ' + '%(image)s\n' * images + '%(question)s' if images else '%(question)s ' -%%}
-        {{- %(user)s + start + text + ' %(query)s' + %(assistant)s -}}
-    {%%- endif -%%}
-{%%- endfor -%%}
-"""
-
-
-def spell_in_parts(conversation: Sequence[Any]) -> list[Any]:
-    """A conversation, or several, whose messages are lists of parts. UsageError for media in a message that
-    nothing would read."""
-    if conversation and not isinstance(conversation[0], dict):
-        return [spell_in_parts(one) for one in conversation]
-    messages = []
-    for message in conversation:
-        refuse_unread_media(message, "message")
-        content = message.get("content")
-        if isinstance(content, str):
-            message = {**message, "content": [{"type": "text", "text": content}]}
-        else:
-            parts: list[Any] = []
-            for part in content or ():
-                check_part(part)
-                parts += spell_video(part)
-            message = {**message, "content": parts}
-        messages.append(message)
-    return messages
-
-
-def spell_video(part: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The frames of a part that is a video, each an image; another part as it is. UsageError for a video that
-    is no frames."""
-    if part["type"] != "video":
-        return [part]
-    frames = part.get("video")
-    if isinstance(frames, np.ndarray) and frames.ndim == 4:  # (frames, h, w, 3)
-        frames = list(frames)
-    if not isinstance(frames, (list, tuple)) or not frames:
-        raise UsageError(
-            f"a message has a video that is no list of frames: {quote(part)}; read the file, choose frames, "
-            'and give {"type": "video", "video": [picture, ...]}'
-        )
-    return [{"type": "image", "image": frame} for frame in frames]
-
-
-def check_part(part: Any) -> None:
-    """UsageError for a part of a message that is neither text nor image, or has other media beside it."""
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind not in PART_KEYS:
-        raise UsageError(
-            f"a message has a part of type {quote(repr(kind))}: {quote(part)}; parts are of type text "
-            "or image, or video, a list of frames"
-        )
-    if kind == "text" and not isinstance(part.get("text"), str):
-        raise UsageError(f"a message has a part of type text without a text: {quote(part)}; give it one")
-    refuse_unread_media(part, f"part of type {kind}", PART_KEYS[kind])
-
-
-def refuse_unread_media(holder: Mapping[str, Any], what: str, readable: Sequence[str] = ()) -> None:
-    """UsageError for media that a message or a part has under a key that nobody reads."""
-    key = find_media_key(holder, readable)
-    if key is not None:
-        raise UsageError(
-            f'"{quote(key)}" of a {what} would not be read; give images as parts of its content, '
-            '{"type": "image", "image": ...}'
-        )
-
-
-def make_chat_template(template: Template) -> str:
-    """A Jinja chat template that renders what `conversation.render_turns` does.
-
-    The assistant's words end each user message, so `add_generation_prompt` has nothing to add.
-    """
-    words = {name: repr(text) for name, text in asdict(template).items()}
-    return CHAT_TEMPLATE % {**words, "image": IMAGE, "question": QUESTION, "query": QUERY}
 
 
 class FlashSlothProcessor(ProcessorMixin):

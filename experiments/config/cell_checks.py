@@ -5,7 +5,8 @@ from collections.abc import Collection
 from compressors.errors import UsageError
 from compressors.setting_fields import collect_settings, format_value
 from experiments.config import signatures
-from experiments.config.schema import BLIND_COMPRESSOR, UNCOMPRESSED, WEIGHTED_ROLES, Config
+from experiments.config.schema import BLIND_COMPRESSOR, UNCOMPRESSED, Config
+from experiments.config.schema_sections import WEIGHTED_ROLES
 from experiments.config.settings import assign_setting
 
 # of data; other rows are read wholly, and shuffled all together

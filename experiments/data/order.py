@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from experiments.config.schema import OptimisationSettings
+from experiments.config.schema_sections import OptimisationSettings
 from experiments.data.shares import Share
 
 Batches = list[list[int]]  # sample numbers

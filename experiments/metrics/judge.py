@@ -17,7 +17,8 @@ from transformers import (
 from compressors.errors import UsageError, quote, shorten_reason
 from connectors.pretrained import check_weights, load_model, load_pretrained
 from experiments.config.metric_names import JUDGE_PROMPT, fill_prompt
-from experiments.config.schema import GPU_ACCELERATORS, JudgeSettings
+from experiments.config.schema import GPU_ACCELERATORS
+from experiments.config.schema_sections import JudgeSettings
 from experiments.config.trained import find_judge_folder
 from experiments.metrics.mean import MeanScore, list_accepted_answers
 from llm_adapters.conversation import IMAGE

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.config import signatures
-from experiments.config.schema import Config, EvaluationSettings, OptimisationSettings
+from experiments.config.schema import Config
+from experiments.config.schema_sections import EvaluationSettings, OptimisationSettings
 from experiments.store import keys, part_code
 
 # which `describe_trained_models` has in their place

@@ -12,7 +12,8 @@ from torchmetrics import Metric
 from compressors.errors import UsageError
 from compressors.registry import Registry
 from experiments import registries
-from experiments.config.schema import Config, list_dataset_choices
+from experiments.config.schema import Config
+from experiments.config.schema_sections import list_dataset_choices
 from experiments.config.settings import conform_setting
 from experiments.data.embedded import EmbeddedDataset
 from experiments.registries import datasets, launchers, metrics

@@ -15,7 +15,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from compressors.errors import UsageError, quote
-from experiments.config.schema import OptimisationSettings
+from experiments.config.schema_sections import OptimisationSettings
 from experiments.data.streaming.rows import StreamedRow, draw_rows, measure_row_bytes
 from experiments.data.streaming.shards import Shard
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compressors.errors import UsageError
-from experiments.config.schema import TrainerSettings
+from experiments.config.schema_sections import TrainerSettings
 
 SHARDING_STRATEGIES = ("fsdp", "deepspeed")  # whose shards are of one type, and gathered in half precision
 

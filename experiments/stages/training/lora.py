@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from compressors.errors import UsageError, shorten
-from experiments.config.schema import LoRASettings
+from experiments.config.schema_sections import LoRASettings
 
 
 def check_peft(settings: LoRASettings) -> None:

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim.lr_scheduler import LambdaLR
 
-from experiments.config.schema import OptimisationSettings
+from experiments.config.schema_sections import OptimisationSettings
 from experiments.data.streaming.order import StreamOrder
 from experiments.stages.finite import FiniteWatch, check_weights
 from experiments.stages.training.query_warmup import QueryWarmup

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from experiments.config.schema import FinetuneSettings
+from experiments.config.schema_sections import FinetuneSettings
 
 # of its visual tokens a row sees in a warm-up of the form `thin`: behind four of sixteen EmbQ forms by itself
 THIN_SHARE = 0.25

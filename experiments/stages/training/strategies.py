@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from compressors.errors import UsageError
-from experiments.config.schema import TrainerSettings
+from experiments.config.schema_sections import TrainerSettings
 from experiments.models.build import silence_libraries
 from llm_adapters.adapter import decoder_layers
 from llm_adapters.modeling import FlashSlothForConditionalGeneration

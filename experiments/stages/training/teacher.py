@@ -13,7 +13,8 @@ from torch import Tensor
 
 from compressors.errors import UsageError, quote
 from connectors.pretrained import check_weights, load_pretrained
-from experiments.config.schema import Config, FinetuneSettings
+from experiments.config.schema import Config
+from experiments.config.schema_sections import FinetuneSettings
 from experiments.config.trained import find_trained_model
 from experiments.data.loader import ConversationDataset, SampleImages, StepLoader, StepRows
 from experiments.data.order import StepOrder

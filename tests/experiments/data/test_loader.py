@@ -8,7 +8,7 @@ import torch
 from small_runs import make_config, run, write_backbones, write_data
 
 from compressors.errors import UsageError
-from experiments.config.schema import OptimisationSettings
+from experiments.config.schema_sections import OptimisationSettings
 from experiments.data.loader import StepLoader
 from experiments.data.order import SampleOrder
 

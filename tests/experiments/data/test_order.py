@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from experiments.config.schema import OptimisationSettings
+from experiments.config.schema_sections import OptimisationSettings
 from experiments.data.llava import Sample
 from experiments.data.loader import ConversationDataset
 from experiments.data.order import MEGABATCH, SampleLength, SampleOrder

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from compressors.errors import UsageError
 from experiments.config.metric_names import JUDGE_PROMPT, collect_metric_options
-from experiments.config.schema import JudgeSettings
+from experiments.config.schema_sections import JudgeSettings
 from experiments.data.llava import Sample
 from experiments.metrics.judge import Judge, check_judge, read_score
 from experiments.metrics.scoring import QuestionScorer

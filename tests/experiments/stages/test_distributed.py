@@ -12,7 +12,7 @@ from small_runs import Losses, align, make_config, record, run, write_backbones,
 from torch.multiprocessing import ProcessRaisedException
 
 from compressors.errors import UsageError
-from experiments.config.schema import TrainerSettings
+from experiments.config.schema_sections import TrainerSettings
 from experiments.data.order import SampleOrder
 from experiments.runtime.progress import Reporter
 from experiments.stages.training import strategies

@@ -7,7 +7,7 @@ from small_runs import align, gradients, make_config, run, write_backbones, writ
 from transformers import AutoModelForImageTextToText
 
 from compressors.errors import UsageError
-from experiments.config.schema import LoRASettings
+from experiments.config.schema_sections import LoRASettings
 from experiments.stages import train as training
 from experiments.stages.training import lora
 from experiments.stages.training.module import SlothModule

@@ -7,7 +7,8 @@ import small_runs
 import torch
 from factories import make_batch, make_model, make_processor, picture
 
-from experiments.config.schema import Config, FinetuneSettings
+from experiments.config.schema import Config
+from experiments.config.schema_sections import FinetuneSettings
 from experiments.data.llava import load_samples, split_questions
 from experiments.data.loader import SampleImages
 from experiments.runtime.progress import Reporter

@@ -13,7 +13,8 @@ from PIL import Image
 
 from compressors.errors import UsageError
 from connectors.versions import switch_checkpointing
-from experiments.config.schema import Config, OptimisationSettings
+from experiments.config.schema import Config
+from experiments.config.schema_sections import OptimisationSettings
 from experiments.data import llava
 from experiments.data.loader import ConversationDataset, SampleImages, StepLoader
 from experiments.data.order import SampleOrder
