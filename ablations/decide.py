@@ -62,8 +62,9 @@ def run_decide(line: CommandLine) -> int:
 
     from ablations.claims.looks import plan_looks
     from ablations.deciding import TableDecider, decide_claims, describe_looks
-    from ablations.writing.text import render_markdown_table, render_screen_tables
-    from ablations.writing.word_grid import WordGrid
+    from ablations.writing.grids.word_grid import WordGrid
+    from ablations.writing.markdown import render_markdown_table
+    from ablations.writing.screen import render_screen_tables
     from experiments.config.overrides import take_single_value
     from experiments.config.schema import Config
     from experiments.runtime.files import write_atomic

@@ -10,9 +10,9 @@ from ablations.claims.verdicts import UNRESOLVED, Verdict
 from ablations.collect import collect_table
 from ablations.earlier import read_earlier_report
 from ablations.finished import find_finished_cell
-from ablations.writing.claims_grid import judge_table
-from ablations.writing.number_words import format_interval, format_signed
-from ablations.writing.word_grid import WordGrid
+from ablations.writing.grids.claims_grid import judge_table
+from ablations.writing.grids.number_words import format_interval, format_signed
+from ablations.writing.grids.word_grid import WordGrid
 from compressors.errors import UsageError
 from experiments.config import tables
 from experiments.config.tables import TableFile

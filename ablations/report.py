@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ablations.outcomes import Report
-    from ablations.writing.word_grid import WordGrid
+    from ablations.writing.grids.word_grid import WordGrid
     from ablations.writing.write import RenderedReport
     from experiments.runtime.progress import Reporter
 

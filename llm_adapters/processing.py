@@ -17,7 +17,8 @@ from connectors.tiling import Tiling
 from connectors.towers.text_tokenizer import TextTokenizer, read_saved_text_tokenizer
 from connectors.versions import is_at_least
 from llm_adapters.adapter import query_positions
-from llm_adapters.chat_template import make_chat_template
+from llm_adapters.chat.chat_template import make_chat_template
+from llm_adapters.chat.message_parts import spell_in_parts
 from llm_adapters.configuration import FlashSlothConfig
 from llm_adapters.conversation import IGNORE, IMAGE, QUERY, Encoded, Encoder, Template, Turn
 from llm_adapters.images import (
@@ -28,7 +29,6 @@ from llm_adapters.images import (
     pil_backend,
     stack_images,
 )
-from llm_adapters.message_parts import spell_in_parts
 
 # what transformers' tools also pass: rows are padded here anyway, BOS is the tokenizer's to say
 IGNORED = ("padding", "add_special_tokens")

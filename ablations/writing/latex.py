@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from ablations.writing.word_grid import WordGrid, group_by_block, holds_words
+from ablations.writing.grids.word_grid import WordGrid, group_by_block, holds_words
 
 DOCUMENT_HEAD = r"""\documentclass[10pt]{article}
 \usepackage[T1]{fontenc}

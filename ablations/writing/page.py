@@ -7,7 +7,7 @@ from html import escape
 from typing import NamedTuple
 
 from ablations.claims.verdicts import FAILS, HOLDS, TIE, UNRESOLVED
-from ablations.writing.word_grid import WordGrid, group_by_block, holds_words
+from ablations.writing.grids.word_grid import WordGrid, group_by_block, holds_words
 
 # tables fit a window of 1280 pixels; in a narrower one they scroll beside their labels, which stay, and
 # plots scroll, whose letters could not be read otherwise

@@ -19,21 +19,11 @@ from ablations.claims.verdicts import Verdict
 from ablations.outcomes import Report, ReportTable
 from ablations.plain_sweeps import SWEEP_NAME
 from ablations.report_files import PLOTS_FOLDER
-from ablations.writing import (
-    claims_grid,
-    comparison,
-    curves,
-    latex,
-    page,
-    pareto,
-    plots,
-    ranking,
-    scores_grid,
-    sentences,
-    text,
-)
+from ablations.writing import csv_files, latex, markdown, page, screen
+from ablations.writing.grids import claims_grid, comparison, scores_grid, sentences
+from ablations.writing.grids.word_grid import WordGrid
 from ablations.writing.page import PagePicture, PageSection
-from ablations.writing.word_grid import WordGrid
+from ablations.writing.plots import curves, family_bars, gains, intervals, pareto, ranking
 from compressors.spelling import spell_commands
 from experiments.figures.style import PictureFiles, render_files
 from experiments.runtime.files import write_atomic
@@ -48,8 +38,8 @@ PLOT_FUNCTIONS = {
     "curves": curves.draw_curves,
     "pareto": pareto.draw_pareto,
     "ranking": ranking.draw_ranking,
-    "gain": plots.draw_gain,
-    "families": plots.draw_families,
+    "gain": gains.draw_gain,
+    "families": family_bars.draw_families,
 }
 PLOT_CAPTIONS = {
     "curves": "Accuracy over rates; dashed: with a query module; bands: 95 % t-interval over seeds.",
@@ -94,8 +84,8 @@ def render_report(report: Report) -> RenderedReport:
         "report.html": page.render_html_page(
             title, order_page_parts(report, table_grids, pictures, summary), notes
         ),
-        "scores.csv": text.render_scores_csv(report),
-        "claims.csv": text.render_claims_csv(report.tables, verdicts),
+        "scores.csv": csv_files.render_scores_csv(report),
+        "claims.csv": csv_files.render_claims_csv(report.tables, verdicts),
     }
     for name, named_grids in table_grids.items():
         for kind, grid in named_grids.items():
@@ -166,7 +156,7 @@ def draw_plots(report: Report, verdicts: Mapping[str, Sequence[Verdict]]) -> dic
             if figure is not None:
                 pictures[name_plot(table, plot)] = render_files(figure)
     title = "Claims of the paper" if sentences.is_of_paper(report) else "Claims"
-    claims_figure = plots.draw_claims(title, headed_verdicts)
+    claims_figure = intervals.draw_claims(title, headed_verdicts)
     if claims_figure is not None:
         pictures[CLAIMS_PLOT] = render_files(claims_figure)
     return pictures
@@ -238,7 +228,7 @@ def render_markdown_report(
         parts.append("\n".join(summary[:2]) + "\n")
     if summary[2:]:
         parts += [*summary[2:], ""]
-    parts += map(text.render_markdown_table, all_grids)
+    parts += map(markdown.render_markdown_table, all_grids)
     parts.append("## Plots\n")
     paths = [f"{PLOTS_FOLDER}/{name}.svg" for name in plot_names]
     for number in range(1, len(report.maps) + 1):
@@ -256,7 +246,7 @@ def print_report(rendered: RenderedReport, console: Console, folder: Path) -> No
     if console.is_terminal:
         for grid in rendered.grids:
             shown_grid = dataclasses.replace(grid, notes=list(map(spell_commands, grid.notes)))
-            console.print(*text.render_screen_tables(shown_grid, console.width))
+            console.print(*screen.render_screen_tables(shown_grid, console.width))
         notes = [scores_grid.SCORES_NOTE]
         if rendered.summary:
             notes.append(claims_grid.CLAIMS_NOTE)

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from compressors.errors import UsageError, quote, refuse_lone_surrogates
+from llm_adapters.chat.media import find_media_key
 from llm_adapters.conversation import IMAGE
-from llm_adapters.media import find_media_key
 
 ROLES = ("user", "assistant")
 SYSTEM_ROLE = "system"

@@ -9,8 +9,8 @@ from typing import NamedTuple
 from compressors.errors import UsageError, quote, refuse_lone_surrogates
 from experiments.data.messages import IMAGE_COLUMNS, ROLES, read_messages
 from experiments.data.stored_images import EncodedImage
+from llm_adapters.chat.media import find_media_key, find_media_marker
 from llm_adapters.conversation import IMAGE, MARKERS, QUERY, QUESTION, Turn, refuse_reserved
-from llm_adapters.media import find_media_key, find_media_marker
 
 SPEAKERS = ("human", "gpt")
 UNNAMED_FAMILY = "all"  # the family of questions that name none

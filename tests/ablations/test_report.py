@@ -19,7 +19,8 @@ from rich.console import Console
 from ablations import finished, report, report_files
 from ablations.claims.verdicts import judge_claims
 from ablations.outcomes import ReportRow, ReportTable
-from ablations.writing import scores_grid, text, write
+from ablations.writing import screen, write
+from ablations.writing.grids import scores_grid
 from compressors.key_value import parse_settings
 from experiments.store import results
 from experiments.sweep import request
@@ -240,7 +241,7 @@ def test_on_a_terminal(made, width):
             table.claims, {r.label: r.outcomes for r in table.rows}, table.families, table.picture_numbers
         )
         for grid in write.make_table_grids(kept, table, found).values():
-            console.print(*text.render_screen_tables(grid, console.width))
+            console.print(*screen.render_screen_tables(grid, console.width))
     words = console.export_text()
     assert max(map(len, words.splitlines())) <= width
     assert words.count("uncompressed") >= 2 and words.count("±") > 12  # numbers are never cut

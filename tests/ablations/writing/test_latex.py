@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ablations.study import TINY_FOLDER
+from ablations.writing.grids.word_grid import WordGrid
 from ablations.writing.latex import render_latex_document, render_latex_tabular
-from ablations.writing.word_grid import WordGrid
 
 PAPER = r"""\documentclass{article}
 \usepackage[T1]{fontenc}

@@ -12,7 +12,8 @@ from PIL import Image
 
 from ablations import report_files
 from ablations.outcomes import Report
-from ablations.writing import maps, page, sentences, write
+from ablations.writing import maps, page, write
+from ablations.writing.grids import sentences
 from compressors.key_value import parse_settings
 from experiments.config.cells import make_cells
 from experiments.stages.train import MODEL_FOLDER

@@ -8,8 +8,8 @@ import pytest
 
 from ablations.claims.spec import Claim
 from ablations.outcomes import ReportRow, ReportTable
-from ablations.writing import curves, pareto, plots, ranking
-from ablations.writing.claims_grid import judge_table
+from ablations.writing.grids.claims_grid import judge_table
+from ablations.writing.plots import curves, family_bars, gains, pareto, plotted_rows, ranking
 from experiments.figures import labels
 from experiments.figures.style import render_files, render_svg
 
@@ -151,9 +151,9 @@ def test_rows_of_one_cell_are_one_point():
     found = table({"a": (0.5, 16, 0), "b": (0.5, 16, 0), "blind": (0.3, 0, 0)})
     found.rows[1].outcomes = found.rows[0].outcomes
     found.rows[0].keys, found.rows[1].keys = {0: "x", 1: "y"}, {0: "x", 1: "y"}
-    assert [row.label for row in plots.find_distinct_rows(found)] == ["a"]
+    assert [row.label for row in plotted_rows.find_distinct_rows(found)] == ["a"]
     found.rows[1].keys = {0: "x", 1: "z"}  # other cells, whose answers happen to be equal
-    assert [row.label for row in plots.find_distinct_rows(found)] == ["a", "b"]
+    assert [row.label for row in plotted_rows.find_distinct_rows(found)] == ["a", "b"]
 
 
 def test_gains_pair_rows_by_name():
@@ -164,21 +164,21 @@ def test_gains_pair_rows_by_name():
         "b+embq": (0.6, 16, 4),
         "c": (0.5, 16, 0),
     }
-    found = {each.claim.text: each for each in plots.judge_gains(table(rows))}
+    found = {each.claim.text: each for each in gains.judge_gains(table(rows))}
     assert list(found) == ["a", "b"]
     assert found["a"].low > 20 and found["b"].low < 0 < found["b"].high
-    assert [plots.is_decided(each) for each in found.values()] == [True, False]
-    assert plots.draw_gain(table({"a": (0.5, 16, 0), "a+embq": (0.6, 16, 4)})) is None
-    warmed = plots.judge_gains(table({**rows, "a+embq warmed": (0.9, 16, 4)}))
+    assert [gains.is_decided(each) for each in found.values()] == [True, False]
+    assert gains.draw_gain(table({"a": (0.5, 16, 0), "a+embq": (0.6, 16, 4)})) is None
+    warmed = gains.judge_gains(table({**rows, "a+embq warmed": (0.9, 16, 4)}))
     assert {each.claim.text: each.pairs[0].other for each in warmed}["a warmed"] == "a"
     fused = table({**rows, "a+llava_mini": (0.7, 16, 1)})
-    assert {each.claim.text for each in plots.judge_gains(fused)} == {"a", "b", "a+llava_mini"}
-    assert "EmbQ" not in plots.draw_gain(fused).axes[0].get_title(loc="left")
-    assert "EmbQ" in plots.draw_gain(table(rows)).axes[0].get_title(loc="left")
+    assert {each.claim.text for each in gains.judge_gains(fused)} == {"a", "b", "a+llava_mini"}
+    assert "EmbQ" not in gains.draw_gain(fused).axes[0].get_title(loc="left")
+    assert "EmbQ" in gains.draw_gain(table(rows)).axes[0].get_title(loc="left")
     rates = {"a at 9": (0.4, 9, 0), "a+embq at 9": (0.7, 9, 4), "a, 6 epochs": (0.5, 16, 0)}
     rates["a+embq, 6 epochs"] = (0.9, 16, 4)
-    gains = plots.judge_gains(table({**rows, **rates}))
-    assert {each.claim.text: each.pairs[0].other for each in gains} == {
+    at_rates = gains.judge_gains(table({**rows, **rates}))
+    assert {each.claim.text: each.pairs[0].other for each in at_rates} == {
         "a": "a",
         "b": "b",
         "a at 9": "a at 9",
@@ -187,7 +187,7 @@ def test_gains_pair_rows_by_name():
     alone = table(rows)
     for row in alone.rows:
         del row.outcomes[1]
-    assert not any(map(plots.is_decided, plots.judge_gains(alone))) and plots.draw_gain(alone)
+    assert not any(map(gains.is_decided, gains.judge_gains(alone))) and gains.draw_gain(alone)
 
 
 def test_a_gain_has_the_interval_that_its_claim_has():
@@ -196,20 +196,20 @@ def test_a_gain_has_the_interval_that_its_claim_has():
     pairs = [("a+embq", "a"), ("c", "b"), ("d", "e")]
     made = replace(made, claims=tuple(Claim(row, "", "better", ((row, other),)) for row, other in pairs))
     claimed = judge_table(made, made.claims)[0]
-    gain = plots.judge_gains(made)[0]
+    gain = gains.judge_gains(made)[0]
     assert claimed.pairs[0].prior is not None
     assert gain.pairs == claimed.pairs and (gain.low, gain.high) == (claimed.low, claimed.high)
 
 
 def test_families_need_several():
     found = table({"a": (0.5, 16, 0)})
-    assert render_svg(plots.draw_families(found)).count("<svg") == 1
+    assert render_svg(family_bars.draw_families(found)).count("<svg") == 1
     found.families[:] = "reading"
-    assert plots.draw_families(found) is None
+    assert family_bars.draw_families(found) is None
 
 
 def test_the_same_picture_has_the_same_bytes():
     rows = {"a": (0.5, 16, 0), "b": (0.6, 20, 4)}
-    for draw_plot in (pareto.draw_pareto, plots.draw_families):
+    for draw_plot in (pareto.draw_pareto, family_bars.draw_families):
         assert render_files(draw_plot(table(rows))) == render_files(draw_plot(table(rows)))
     assert render_files(curves.draw_curves(table(RATES))) == render_files(curves.draw_curves(table(RATES)))

@@ -5,8 +5,8 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from ablations.writing.text import render_screen_tables
-from ablations.writing.word_grid import WordGrid
+from ablations.writing.grids.word_grid import WordGrid
+from ablations.writing.screen import render_screen_tables
 from experiments.runtime.text_tables import make_word_tables, split_columns
 
 HEADER = ["", *(f"number{column} MFLOP" for column in range(12))]

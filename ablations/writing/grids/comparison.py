@@ -6,15 +6,15 @@ from ablations.claims.spec import Claim
 from ablations.claims.statistics import compute_seed_interval
 from ablations.claims.verdicts import Verdict
 from ablations.outcomes import ReportRow, ReportTable
-from ablations.writing.claims_grid import judge_table
-from ablations.writing.number_words import format_interval, format_signed
-from ablations.writing.scores_grid import (
+from ablations.writing.grids.claims_grid import judge_table
+from ablations.writing.grids.number_words import format_interval, format_signed
+from ablations.writing.grids.scores_grid import (
     find_efficiency_columns,
     format_overall,
     list_table_notes,
     make_chance_line,
 )
-from ablations.writing.word_grid import WordGrid
+from ablations.writing.grids.word_grid import WordGrid
 
 ONE_SEED_MARK = "*"
 LABEL_SETTING = "compressor"  # which a row's label says

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ablations.outcomes import ReportRow, ReportTable
-from ablations.writing.plots import (
+from ablations.writing.plots.plotted_rows import (
     compute_row_intervals,
     count_row_tokens,
     count_visual_tokens,

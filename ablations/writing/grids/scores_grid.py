@@ -7,8 +7,8 @@ from typing import NamedTuple
 from ablations.claims.statistics import compute_seed_interval
 from ablations.costs.prefill import PREFILL_TEXT_TOKENS
 from ablations.outcomes import ReportRow, ReportTable
-from ablations.writing.number_words import format_amount
-from ablations.writing.word_grid import WordGrid
+from ablations.writing.grids.number_words import format_amount
+from ablations.writing.grids.word_grid import WordGrid
 
 OURS_MARK = "†"
 ABSENT_MARK = "‡"

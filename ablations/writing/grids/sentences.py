@@ -9,10 +9,10 @@ from omegaconf import OmegaConf
 from ablations.claims.verdicts import FAILS, HOLDS, NO_RESULTS, TIE, UNRESOLVED, Verdict
 from ablations.costs import measured
 from ablations.outcomes import Report, ReportTable
-from ablations.writing.number_words import format_interval, format_signed
+from ablations.writing.grids.number_words import format_interval, format_signed
 from experiments.config.table_files import list_paper_tables
 
-PUBLISHED_FILE = Path(__file__).parents[1] / "published.yaml"
+PUBLISHED_FILE = Path(__file__).parents[2] / "published.yaml"
 
 
 def summarize_claims(report: Report, verdicts: Mapping[str, Sequence[Verdict]]) -> list[str]:

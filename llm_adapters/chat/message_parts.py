@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from compressors.errors import UsageError, quote
-from llm_adapters.media import find_media_key
+from llm_adapters.chat.media import find_media_key
 
 # types of a message's parts, and where transformers looks for what they hold
 PART_KEYS = {"text": ("text",), "image": ("image", "url", "path", "base64"), "video": ("video",)}

@@ -6,8 +6,8 @@ from ablations.claims.spec import Claim
 from ablations.claims.statistics import CONFIDENCE_LEVEL
 from ablations.claims.verdicts import NO_RESULTS, Verdict, judge_claims
 from ablations.outcomes import ReportTable
-from ablations.writing.number_words import format_interval, format_range, format_signed
-from ablations.writing.word_grid import WordGrid
+from ablations.writing.grids.number_words import format_interval, format_range, format_signed
+from ablations.writing.grids.word_grid import WordGrid
 
 CLAIMS_NOTE = (
     "Differences in percentage points of accuracy; intervals: 95 %, paired bootstrap over test "

@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ablations.outcomes import ReportTable
-from ablations.writing.curves import find_curves
-from ablations.writing.plots import (
+from ablations.writing.plots.curves import find_curves
+from ablations.writing.plots.plotted_rows import (
     LEGEND_STYLE,
     compute_row_intervals,
     count_row_tokens,

@@ -1,0 +1,1 @@
+"""Messages of a chat: their template, their parts, and media in them that nothing would read."""
