@@ -8,16 +8,22 @@ from lmms_eval.api.model import lmms
 from lmms_eval.utils import simple_parse_args_string
 from tqdm import tqdm
 
+from compressors.checks import check_at_least
 from compressors.errors import UsageError
 from llm_adapters import saved
+from llm_adapters.chat.video_files import VideoClip, find_video_settings
 from llm_adapters.kv_cache import CACHE_KINDS, StaticCaches, pick_caches
 from llm_adapters.lmms_eval.requests import (
+    Medium,
     batch_requests,
-    collect_pictures,
+    collect_media,
     cut_answer,
+    find_clips,
     identify_pictures,
     make_message,
     read_generation_settings,
+    show_frames_as_images,
+    sort_out_rows,
 )
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.shared_prefix import LEAST_SHARED_TOKENS, PictureKeeper, can_share_prefix
@@ -36,6 +42,7 @@ class SlothKit(lmms):
                  own
     dtype        float32, bfloat16 or float16; None: bfloat16 on a GPU, else float32
     cache        of a composed model: dynamic, static or auto (`llm_adapters.kv_cache`)
+    max_num_frames   of a video, evenly spaced; images one after another where a model reads no videos
     """
 
     def __init__(
@@ -46,8 +53,11 @@ class SlothKit(lmms):
         dtype: str | None = None,
         revision: str | None = None,
         cache: str = "auto",
+        max_num_frames: int = 8,
     ):
         super().__init__()
+        check_at_least(0, max_num_frames=max_num_frames)
+        self.max_num_frames = max_num_frames
         if not str(batch_size).isdigit() or not int(batch_size):
             raise UsageError(f"batch_size={batch_size}: expected a number of at least 1")
         if dtype not in (None, *DTYPES):
@@ -68,6 +78,7 @@ class SlothKit(lmms):
         self.caches: StaticCaches | None = None  # None: a cache grows with each answer
         self.keeper: PictureKeeper | None = None  # where questions about a picture share its prefix
         is_composed = isinstance(self.model, FlashSlothForConditionalGeneration)
+        self.reads_videos = not is_composed and hasattr(self.processor, "video_processor")
         if is_composed:
             self.caches = pick_caches(cache, self.model)
         elif cache == "static":
@@ -99,33 +110,33 @@ class SlothKit(lmms):
 
     def answers(self, asked: Sequence[tuple]) -> list[str]:
         """Answers to (context, settings, doc_to_visual, document, task, split)s with the same settings."""
-        rows, said = [], [""] * len(asked)
+        rows = []
         for context, _, doc_to_visual, document, task, split in asked:
-            rows.append(
-                (context, collect_pictures(doc_to_visual(self.task_dict[task][split][document]), task))
-            )
-        for with_images in (True, False):  # not every processor takes rows of both kinds
-            numbers = [i for i, (_, images) in enumerate(rows) if bool(images) == with_images]
-            if numbers:
-                chats = [[make_message(*rows[i])] for i in numbers]
-                pictures = [identify_pictures(rows[i][1]) for i in numbers]
-                for i, answer in zip(numbers, self.generate(chats, pictures, asked[0][1])):
-                    said[i] = answer
-        return said
+            visuals = doc_to_visual(self.task_dict[task][split][document])
+            media = collect_media(visuals, task, self.max_num_frames)
+            rows.append((context, media if self.reads_videos else show_frames_as_images(media)))
+        answers = [""] * len(asked)
+        for numbers in sort_out_rows(rows):
+            group = [rows[number] for number in numbers]
+            for number, answer in zip(numbers, self.generate(group, asked[0][1])):
+                answers[number] = answer
+        return answers
 
     @torch.inference_mode()
-    def generate(
-        self, chats: list[list[dict]], pictures: Sequence[tuple[str, ...]], settings: Mapping
-    ) -> list[str]:
-        """The model's turn in each chat, padded on the left. `pictures`: what tells a chat's images from
-        others."""
+    def generate(self, rows: Sequence[tuple[str, Sequence[Medium]]], settings: Mapping) -> list[str]:
+        """The answers to questions (context, media), padded on the left."""
+        chats = []
+        clips: list[VideoClip] = []
+        for context, media in rows:
+            chats.append([make_message(context, media)])
+            clips += find_clips(media)
         inputs = self.processor.apply_chat_template(
             chats,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
             add_generation_prompt=True,
-            processor_kwargs={"padding": True},
+            processor_kwargs={"padding": True, **find_video_settings(clips)},
         ).to(self.device, self.model.dtype)
         options = read_generation_settings(settings)
         if self.keeper is None:
@@ -134,6 +145,7 @@ class SlothKit(lmms):
             out = self.model.generate(**inputs, **options)
             answer_ids = out[:, inputs["input_ids"].shape[1] :]
         else:
+            pictures = [identify_pictures(media) for _, media in rows]
             answer_ids = self.keeper.generate(inputs, pictures, **options)
         texts = self.processor.tokenizer.batch_decode(answer_ids, skip_special_tokens=True)
         return [cut_answer(text, settings.get("until")) for text in texts]

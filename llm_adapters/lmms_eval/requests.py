@@ -1,16 +1,22 @@
 """The harness's requests -> batches, chat messages and settings of `generate`. Needs no lmms-eval."""
 
 import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from compressors.errors import UsageError
+from llm_adapters.chat.video_files import VideoClip, read_video
 from llm_adapters.conversation import IMAGE
+from llm_adapters.images import load_picture
 from llm_adapters.orientation import convert_to_upright_rgb
 
+PLACEHOLDERS = re.compile(f"{IMAGE}|<video>")
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # of files that are no videos
 MAX_NEW_TOKENS = 128  # of an answer, where the task does not say
 SAMPLING = ("temperature", "top_p", "top_k")
 
@@ -28,40 +34,79 @@ def batch_requests(requests: Sequence[tuple], size: int, in_order: bool = False)
         yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
-def collect_pictures(visuals: Sequence | None, task: str) -> list[Image.Image]:
-    """A question's images upright and in RGB; UsageError for other media."""
-    visual_list = [visual for visual in visuals or () if visual is not None]
-    for visual in visual_list:
-        if not isinstance(visual, Image.Image):
+Medium = Image.Image | VideoClip
+
+
+def collect_media(visuals: Sequence | None, task: str, most_frames: int) -> list[Medium]:
+    """A question's images, upright and in RGB, and at most so many frames of each of its videos, which the
+    harness names by their files; UsageError for other media, and for videos without frames."""
+    media: list[Medium] = []
+    for visual in visuals or ():
+        if isinstance(visual, (str, Path)) and Path(visual).suffix.lower() in PICTURE_SUFFIXES:
+            visual = load_picture(visual)
+        if isinstance(visual, Image.Image):
+            media.append(convert_to_upright_rgb(visual))
+        elif isinstance(visual, (str, Path)) and most_frames:
+            media.append(read_video(visual, most_frames))
+        elif isinstance(visual, (str, Path)):
+            raise UsageError(f"task {task} shows {visual}, and max_num_frames=0; give it some frames")
+        elif visual is not None:
             raise UsageError(
-                f"task {task} shows a {type(visual).__name__}; slothkit's models read images; "
-                "choose a task of images or text"
+                f"task {task} shows a {type(visual).__name__}; slothkit's models read images and videos; "
+                "choose a task of them or of text"
             )
-    return [convert_to_upright_rgb(picture) for picture in visual_list]
+    return media
 
 
-def identify_pictures(pictures: Sequence[Image.Image]) -> tuple[str, ...]:
+def show_frames_as_images(media: Sequence[Medium]) -> list[Medium]:
+    """The same, for a model that reads images alone."""
+    images: list[Medium] = []
+    for medium in media:
+        images += medium.pictures if isinstance(medium, VideoClip) else [medium]
+    return images
+
+
+def sort_out_rows(rows: Sequence[tuple[str, Sequence[Medium]]]) -> list[list[int]]:
+    """Numbers of rows (context, media) that may be in one batch: not every processor takes rows with images
+    beside rows without, or videos of other lengths."""
+    groups = defaultdict(list)
+    for number, (_, media) in enumerate(rows):
+        clips = find_clips(media)
+        lengths = tuple(len(clip.frames) for clip in clips)
+        groups[len(media) > len(clips), lengths].append(number)
+    return list(groups.values())
+
+
+def find_clips(media: Sequence[Medium]) -> list[VideoClip]:
+    """The videos among a question's media."""
+    return [medium for medium in media if isinstance(medium, VideoClip)]
+
+
+def identify_pictures(pictures: Sequence[Medium]) -> tuple[str, ...]:
     """What tells a question's pictures from others: the digests of their pixels."""
     digests = []
     for picture in pictures:
+        assert isinstance(picture, Image.Image)  # of a composed model, which reads images alone
         content = hashlib.sha256(f"{picture.mode}{picture.size}".encode())
         content.update(picture.tobytes())
         digests.append(content.hexdigest())
     return tuple(digests)
 
 
-def make_message(context: str, images: Sequence[Image.Image]) -> dict:
-    """A user's turn. Images stand where the text says <image>; where it does not say so for each of them,
-    before the text."""
-    pieces = [piece.strip() for piece in context.split(IMAGE)]
-    if len(pieces) != len(images) + 1:
-        pieces = [""] * len(images) + [" ".join(filter(None, pieces))]
+def make_message(context: str, media: Sequence[Medium]) -> dict:
+    """A user's turn. Media stand where the text says <image> or <video>; where it does not say so for each of
+    them, before the text."""
+    pieces = [piece.strip() for piece in PLACEHOLDERS.split(context)]
+    if len(pieces) != len(media) + 1:
+        pieces = [""] * len(media) + [" ".join(filter(None, pieces))]
     parts: list[dict[str, Any]] = []
-    for piece, image in zip(pieces, [*images, None]):  # one piece more than images
+    for piece, medium in zip(pieces, [*media, None]):  # one piece more than media
         if piece:
             parts.append({"type": "text", "text": piece})
-        if image is not None:
-            parts.append({"type": "image", "image": image})
+        if isinstance(medium, VideoClip):
+            parts.append({"type": "video", "video": medium.frames})
+        elif medium is not None:
+            parts.append({"type": "image", "image": medium})
     return {"role": "user", "content": parts}
 
 

@@ -14,15 +14,26 @@ WITH_CLS = {
     "vision_feature_select_strategy": "default",
     "num_additional_image_tokens": 1,
 }
+GLM = ("glm4v", "glm4v_moe", "glm46v")
 PLACEHOLDER = {
     "gemma3": "<boi>",
     **dict.fromkeys(GRID_FAMILIES, "<vision_start><image><vision_end>"),
 }
 
 
+def video_placeholder(family: str) -> str:
+    """What stands for a video in a text."""
+    if family in GLM:
+        return "<|begin_of_video|><video><|end_of_video|>"
+    if family in GRID_FAMILIES and family != "kimi_k25":
+        return "<vision_start><video><vision_end>"
+    return "<video>"
+
+
 def make_processor(family: str, side: str = "left") -> ProcessorMixin:
     """The family's processor, whose tokenizer pads on that side."""
-    chat = {"chat_template": CHAT.replace("IMAGE", PLACEHOLDER.get(family, "<image>"))}
+    template = CHAT.replace("IMAGE", PLACEHOLDER.get(family, "<image>"))
+    chat = {"chat_template": template.replace("VIDEO", video_placeholder(family))}
     return MAKERS[family](tokenizer(side), chat)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 from reuse_families import PLACEHOLDER
 from reuse_models import PATCH, SIZE
+from reuse_processors import GLM, video_placeholder
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.video_utils import VideoMetadata
 
@@ -15,7 +16,6 @@ from llm_adapters import reuse
 # whose processors give frames as images
 AS_IMAGES = ("internvl", "smolvlm")
 ENCODED = [name for name, family in reuse.FAMILIES.items() if family.videos is not None]
-GLM = ("glm4v", "glm4v_moe", "glm46v")
 # whose videos have tokens for rows of patches of their own size
 GRID_VIDEOS = [name for name in ENCODED if reuse.FAMILIES[name].processor == "grid"]
 # whose videos have as many frames within a batch; SmolVLM's answers are others beside a longer one
@@ -47,15 +47,6 @@ def prepare(family: str, processor: ProcessorMixin) -> ProcessorMixin:
     return processor
 
 
-def placeholder(family: str) -> str:
-    """What stands for a video in a text."""
-    if family in GLM:
-        return "<|begin_of_video|><video><|end_of_video|>"
-    if family in GRID_VIDEOS and family != "kimi_k25":
-        return "<vision_start><video><vision_end>"
-    return "<video>"
-
-
 def ask(
     family: str, question: str = "What is this?", videos: int = 1, images: int = 0, marked: bool = False
 ) -> str:
@@ -63,7 +54,7 @@ def ask(
     if marked:
         question = f"<question>{question}<query>"
     pictures = PLACEHOLDER.get(family, "<image>") * images
-    return f"USER: {pictures}{placeholder(family) * videos}\n{question} ASSISTANT:"
+    return f"USER: {pictures}{video_placeholder(family) * videos}\n{question} ASSISTANT:"
 
 
 def encode_rows(processor: ProcessorMixin, rows: Sequence[Row]) -> dict:

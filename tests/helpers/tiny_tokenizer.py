@@ -38,7 +38,8 @@ SPECIALS = [
 ]
 CHAT = (
     "{% for m in messages %}{{ m['role'] }}: {% if m['content'] is string %}{{ m['content'] }}{% else %}"
-    "{% for p in m['content'] %}{% if p['type'] == 'image' %}IMAGE{% else %}{{ p['text'] }}{% endif %}"
+    "{% for p in m['content'] %}{% if p['type'] == 'image' %}IMAGE{% elif p['type'] == 'video' %}VIDEO"
+    "{% else %}{{ p['text'] }}{% endif %}"
     "{% endfor %}{% endif %}\n{% endfor %}assistant:"
 )
 

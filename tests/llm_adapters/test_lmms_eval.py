@@ -10,16 +10,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from factories import make_model, make_processor, picture
-from reuse_families import attached, over_families
+from factories import make_model, make_processor
+from reuse_families import attached, family_params, over_families, picture
+from reuse_videos import prepare
 
 from compressors.errors import UsageError
-from experiments import metrics
 from experiments.data import parquet
+from experiments.metrics.choice import ChoiceAccuracy, read_choice
+from experiments.metrics.yes_no import POPE
 from experiments.sweep import __main__ as sweep
 from llm_adapters.lmms_eval.requests import (
     batch_requests,
-    collect_pictures,
+    collect_media,
     cut_answer,
     identify_pictures,
     make_message,
@@ -30,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 TASKS = ROOT / "experiments/lmms_eval_tasks"
 README = (ROOT / "llm_adapters/lmms_eval/README.md").read_text()
 LISTED = re.search(r"--tasks (\S+)\n```\n\nThe harness downloads", README).group(1).split(",")
-IMAGES = [picture(seed) for seed in (1, 2, 3)]
+IMAGES = [picture(seed, 80, 80) for seed in (1, 2, 3)]
 NEEDS = "needs lmms-eval: pip install -e '.[lmms-eval]' pytest, in an environment of its own"
 in_the_harness = pytest.mark.skipif(not find_spec("lmms_eval"), reason=NEEDS)
 
@@ -61,12 +63,14 @@ def test_images_stand_where_the_text_says(context, images, parts):
 
 def test_pictures():
     grey = IMAGES[0].convert("L")
-    assert [image.mode for image in collect_pictures([grey, None, IMAGES[1]], "t")] == ["RGB", "RGB"]
-    assert collect_pictures(None, "t") == collect_pictures([None], "t") == []
+    assert [image.mode for image in collect_media([grey, None, IMAGES[1]], "t", 8)] == ["RGB", "RGB"]
+    assert collect_media(None, "t", 8) == collect_media([None], "t", 8) == []
     same = [identify_pictures([image]) for image in (IMAGES[0], IMAGES[0].copy(), IMAGES[1])]
     assert same[0] == same[1] != same[2]
-    with pytest.raises(UsageError, match="task clips shows a str"):
-        collect_pictures(["clip.mp4"], "clips")
+    with pytest.raises(UsageError, match="task sounds shows a dict"):
+        collect_media([{"array": []}], "sounds", 8)
+    with pytest.raises(UsageError, match=r"gone\.mp4: no such file"):
+        collect_media(["gone.mp4"], "clips", 8)
 
 
 @pytest.mark.parametrize(
@@ -167,6 +171,30 @@ def test_other_models_with_a_compressor(family, tmp_path):
 
 
 @in_the_harness
+@pytest.mark.parametrize("family", [None, *family_params("llava", "qwen2_5_vl", "internvl")])
+def test_videos_by_their_files(family, tmp_path):
+    """Of one length or another, in one batch with questions about pictures and without any."""
+    from made_videos import write_video
+
+    if family is None:
+        tiny = make_model()
+        pair = (tiny, make_processor(tiny))
+    else:
+        pair = attached(family)
+        if family != "llava":
+            prepare(family, pair[1])
+    model = opened(f"pretrained={save(*pair, tmp_path / 'model')},max_num_frames=4", 8)
+    paths = [str(write_video(tmp_path / f"{frames}.mp4", frames)) for frames in (3, 12, 20)]
+    visuals = [[paths[0]], [paths[1]], IMAGES[:1], [paths[2]], []]
+    made, documents = requests((1,) * len(visuals))
+    for document, visual in zip(documents["made"]["test"], visuals):
+        document["images"] = visual
+    model.task_dict = documents
+    said = model.generate_until(made)
+    assert said == [model.generate_until([request])[0] for request in made] and len(set(said)) > 2
+
+
+@in_the_harness
 @pytest.mark.parametrize(
     ("arguments", "wrong"),
     [
@@ -204,11 +232,11 @@ def test_multiple_choice_is_read_alike():
     options, letters = ["red fox", "owl", "lion", "cat"], ["A", "B", "C", "D"]
     short = ["{0}", "{0}.", "{0}. {1}"]
     for form in (*short, "({0})", "({0}) {1}", "The answer is {0}.", "The answer is ({0})"):
-        metric, rights, seeds = metrics.ChoiceAccuracy(), [], []
+        metric, rights, seeds = ChoiceAccuracy(), [], []
         for number, (letter, option) in enumerate(zip(letters * 2, options * 2)):
             said, truth = form.format(letter, option), letters[number % 3]
             metric.update([said], [truth], [options])
-            assert metrics.read_choice(said, options) == extract_mcq_answer(said, letters) == letter, said
+            assert read_choice(said, options) == extract_mcq_answer(said, letters) == letter, said
             assert parse_mmmu_multi_choice_response(said, letters, dict(zip(letters, options))) == letter
             rights.append(letter == truth)
             doc = {"choices": options, "answer": letters.index(truth)}
@@ -286,7 +314,7 @@ def test_a_trained_cell_in_the_harness(tmp_path):
     results = json.loads(next(tmp_path.glob("out/**/*_results.json")).read_text())["results"]
     found = {name: results["picture_vqa"][f"{name},none"] for name in ("accuracy", *ours["families"])}
     assert found == pytest.approx({"accuracy": ours["overall"], **ours["families"]})
-    pope = metrics.POPE()
+    pope = POPE()
     pope.update([row["prediction"] for row in rows], [row["answer"] for row in rows])
     assert {row["prediction"] for row in rows} <= {"yes", "no"}  # what both read alike
     assert 0 < pope.compute()["accuracy"] < 1

@@ -36,8 +36,8 @@ ANSWERS = ("a cat", "a dog")
 
 def use_training_template(processor) -> None:
     """The processor's template, with its assistant's words marked."""
-    before, after = CHAT.split("IMAGE")
-    image = processor.chat_template.removeprefix(before).removesuffix(after)
+    before, _ = CHAT.split("IMAGE")
+    image = processor.chat_template.removeprefix(before).partition("{%")[0]
     processor.chat_template = SAYS_GENERATED.replace("IMAGE", image)
 
 
