@@ -1,6 +1,7 @@
 """A saved model as lmms-eval calls it."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -10,9 +11,9 @@ from tqdm import tqdm
 
 from compressors.checks import check_at_least
 from compressors.errors import UsageError
-from llm_adapters import saved
 from llm_adapters.chat.video_files import VideoClip, find_video_settings
 from llm_adapters.kv_cache import CACHE_KINDS, StaticCaches, pick_caches
+from llm_adapters.lmms_eval.loading import load_evaluated_model, read_parts
 from llm_adapters.lmms_eval.requests import (
     Medium,
     batch_requests,
@@ -35,13 +36,17 @@ class SlothKit(lmms):
     """`--model slothkit --model_args pretrained=DIR`.
 
     pretrained   OUT/cells/CELL, OUT/finetune/KEY, or a folder that save_pretrained wrote, or a repository of
-                 the hub: of ours, or of another MLLM with a compressor attached (`llm_adapters.reuse`)
+                 the hub: of ours, of another MLLM with a compressor attached (`llm_adapters.reuse`), or, with
+                 `compressor` or `prune`, of an MLLM as it is
     revision     of a repository: a branch, a tag or a commit
     batch_size   questions of a batch
     device       as PyTorch names it; None: a GPU if there is one. `accelerate launch` gives each process its
                  own
     dtype        float32, bfloat16 or float16; None: bfloat16 on a GPU, else float32
     cache        of a composed model: dynamic, static or auto (`llm_adapters.kv_cache`)
+    compressor   NAME of one without weights that is put into an MLLM; its knobs as NAME.KNOB
+    text_encoder     of a compressor that compares patches with the question, as in `reuse.attach`
+    prune        NAME of a pruner inside the LLM, its knobs as NAME.KNOB; null: none
     max_num_frames   of a video, evenly spaced; images one after another where a model reads no videos
     """
 
@@ -54,6 +59,10 @@ class SlothKit(lmms):
         revision: str | None = None,
         cache: str = "auto",
         max_num_frames: int = 8,
+        compressor: str | None = None,
+        prune: str | None = None,
+        text_encoder: str | None = None,
+        **knobs: Any,
     ):
         super().__init__()
         check_at_least(0, max_num_frames=max_num_frames)
@@ -71,9 +80,12 @@ class SlothKit(lmms):
         if self.accelerator.num_processes > 1:  # each process has the device that accelerate gives it
             self.device = self.accelerator.device
         folder = str(pretrained)
+        parts = read_parts(compressor, prune, text_encoder, knobs)
         torch_dtype = None if dtype is None else DTYPES[dtype]
         name_of_revision = None if revision is None else str(revision)  # the harness reads a number as one
-        self.model, self.processor = saved.load_chat_model(folder, self.device, torch_dtype, name_of_revision)
+        self.model, self.processor = load_evaluated_model(
+            folder, parts, self.device, torch_dtype, name_of_revision
+        )
         self.processor.tokenizer.padding_side = "left"
         self.caches: StaticCaches | None = None  # None: a cache grows with each answer
         self.keeper: PictureKeeper | None = None  # where questions about a picture share its prefix
@@ -82,7 +94,7 @@ class SlothKit(lmms):
         if is_composed:
             self.caches = pick_caches(cache, self.model)
         elif cache == "static":
-            raise UsageError(f"cache=static: {folder} has a compressor attached; leave cache out")
+            raise UsageError(f"cache=static: {folder} is no composed model; leave cache out")
         if (
             is_composed
             and self.processor.image_tokens >= LEAST_SHARED_TOKENS

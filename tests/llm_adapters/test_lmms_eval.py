@@ -12,6 +12,8 @@ from types import SimpleNamespace
 import pytest
 from factories import make_model, make_processor
 from reuse_families import attached, family_params, over_families, picture
+from reuse_families import make_model as make_family_model
+from reuse_families import make_processor as make_family_processor
 from reuse_videos import prepare
 
 from compressors.errors import UsageError
@@ -168,6 +170,20 @@ def test_other_models_with_a_compressor(family, tmp_path):
     assert hasattr(model.model, "slothkit")
     counts = (1, 2, 1) if family == "paligemma" else (1, 0, 2, 1)  # PaliGemma reads no text without image
     assert answers(model, counts) == [answers(model, (count,))[0] for count in counts]
+
+
+@in_the_harness
+def test_a_plain_model_with_parts(tmp_path):
+    """Knobs as the harness reads them, lists in brackets among them."""
+    folder = save(make_family_model("llava"), make_family_processor("llava"), tmp_path)
+    parts = "compressor=visionzip,visionzip.tokens=4,prune=pyramid_drop,pyramid_drop.layers=[1,2]"
+    model = opened(f"pretrained={folder},{parts}", 4)
+    pruner = model.model.slothkit_pruning.pruner
+    assert model.model.slothkit.compressor.num_tokens(6, 6) == 4 and pruner.layers == (1, 2)
+    counts = (1, 0, 2, 1)
+    assert answers(model, counts) == [answers(model, (count,))[0] for count in counts]
+    with pytest.raises(UsageError, match="tokens=4: no setting of this model"):
+        opened(f"pretrained={folder},compressor=visionzip,tokens=4")
 
 
 @in_the_harness

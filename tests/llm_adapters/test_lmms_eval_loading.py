@@ -1,0 +1,115 @@
+"""The model that the harness asks: a saved one, or a plain one with parts put into it for the evaluation."""
+
+import pytest
+import torch
+from factories import make_model as make_composed
+from factories import make_processor as make_composed_processor
+from reuse_families import answers, attached, family_params, inputs, make_model, make_processor, two_rows
+from reuse_models import VISION
+from text_towers import save_text_tower
+
+from compressors.errors import UsageError
+from llm_adapters import reuse
+from llm_adapters.lmms_eval.loading import load_evaluated_model, read_parts
+
+CPU = torch.device("cpu")
+
+
+def save(folder, model, processor):
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+def load(folder, compressor=None, prune=None, text_encoder=None, **knobs):
+    dotted = {name.replace("__", "."): value for name, value in knobs.items()}
+    return load_evaluated_model(folder, read_parts(compressor, prune, text_encoder, dotted), CPU)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> str:
+    return save(tmp_path_factory.mktemp("llava"), make_model("llava"), make_processor("llava"))
+
+
+@pytest.mark.parametrize("family", family_params("llava", "qwen2_5_vl", "gemma3"))
+def test_a_plain_model_is_as_it_is(family, tmp_path):
+    folder = save(tmp_path, make_model(family), make_processor(family))
+    model, processor = load(folder, prune="null")
+    rows = two_rows(family)
+    assert not hasattr(model, "slothkit") and not model.training
+    same = inputs(make_processor(family), rows)
+    assert answers(model, inputs(processor, rows)) == answers(make_model(family), same)
+
+
+def test_a_compressor_and_a_pruner_are_put_in(plain):
+    """As `reuse` puts them in, knobs as the harness reads them."""
+    model, processor = load(
+        plain,
+        "visionzip",
+        "pyramid_drop",
+        visionzip__tokens=4,
+        pyramid_drop__layers="[1,2]",
+        pyramid_drop__ratio=0.5,
+    )
+    expected, its_processor = make_model("llava"), make_processor("llava")
+    reuse.attach(expected, its_processor, "visionzip", tokens=4)
+    reuse.prune(expected, "pyramid_drop", layers=(1, 2), ratio=0.5)
+    batch = inputs(processor, two_rows("llava"))
+    assert (batch["input_ids"] == model.config.image_token_id).sum(1).tolist() == [4, 4]
+    assert answers(model, batch) == answers(expected, inputs(its_processor, two_rows("llava")))
+    assert model.slothkit_pruning.pruner.layers == (1, 2)
+
+
+def test_a_pruner_acts_in_what_was_saved(tmp_path):
+    for name, pair in (("attached", attached("llava")), ("composed", (make_composed(), None))):
+        model, processor = pair
+        folder = save(tmp_path / name, model, processor or make_composed_processor(model))
+        pruned, _ = load(folder, prune="fastv", fastv__layer=1, fastv__ratio=0.25)
+        pruner = pruned.pruner if name == "composed" else pruned.slothkit_pruning.pruner
+        assert pruner.registered_name == "fastv" and pruner.shares == (0.25,)
+        kept, _ = load(folder)
+        assert getattr(kept, "pruner", None) is None and not hasattr(kept, "slothkit_pruning")
+
+
+def test_a_text_encoder_needs_no_training(plain, tmp_path):
+    source = save_text_tower(tmp_path, "clip", **VISION)
+    model, processor = load(plain, "cdpruner", text_encoder=str(source), cdpruner__tokens=4)
+    assert answers(model, inputs(processor, two_rows("llava")))
+
+
+@pytest.mark.parametrize(
+    ("settings", "wrong"),
+    [
+        ({}, r"a model of type llava, not slothkit; .*prune=null"),
+        (
+            {"compressor": "sap"},
+            r"compressor=sap: has weights that nobody has trained \(slothkit\.",
+        ),
+        ({"compressor": "visionsip"}, "did you mean 'visionzip'"),
+        ({"compressor": "visionzip", "visionzip__token": 4}, "'visionzip' has no knob 'token'"),
+        (
+            {"compressor": "visionzip", "divprune__tokens": 4},
+            r"divprune\.tokens=4: no setting .* visionzip\.KNOB",
+        ),
+        ({"compressor": "visionzip", "tokens": 4}, "tokens=4: no setting of this model"),
+        ({"prune": "fastw"}, "did you mean 'fastv'"),
+        ({"prune": "fitprune"}, "prune=fitprune: has to be calibrated"),
+        ({"prune": "pyramid_drop", "pyramid_drop__layers": "[1,2"}, r"\[1,2: expected a list"),
+        ({"prune": "fastv", "text_encoder": "clip"}, "text_encoder=clip: of which compressor"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(plain, settings, wrong):
+    with pytest.raises(UsageError, match=rf"\A(?!.*\n).*{wrong}"):
+        load(plain, **settings)
+
+
+def test_a_compressor_of_its_own_is_not_replaced(tmp_path):
+    folder = save(tmp_path, *attached("llava"))
+    with pytest.raises(UsageError, match="compressor=visionzip: .* was saved with a compressor of its own"):
+        load(folder, "visionzip")
+
+
+def test_a_new_projector_would_have_to_be_trained(tmp_path):
+    folder = save(tmp_path, make_model("qwen2_5_vl"), make_processor("qwen2_5_vl"))
+    with pytest.raises(UsageError, match=r"\A(?!.*\n)compressor=divprune: "):
+        load(folder, "divprune", divprune__tokens=4)
