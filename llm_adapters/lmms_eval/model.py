@@ -12,8 +12,8 @@ from tqdm import tqdm
 from compressors.checks import check_at_least
 from compressors.errors import UsageError
 from llm_adapters.chat.video_files import VideoClip, find_video_settings
+from llm_adapters.evaluated_model import load_evaluated_model, read_parts
 from llm_adapters.kv_cache import CACHE_KINDS, StaticCaches, pick_caches
-from llm_adapters.lmms_eval.loading import load_evaluated_model, read_parts
 from llm_adapters.lmms_eval.requests import (
     Medium,
     batch_requests,

@@ -1,14 +1,13 @@
 """Saved models in VLMEvalKit. README.md has the steps. Needs no vlmeval."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
 from compressors.errors import UsageError
-from llm_adapters import saved
+from llm_adapters.evaluated_model import load_evaluated_model, read_parts
 from llm_adapters.orientation import IMAGE_ERRORS, convert_to_upright_rgb
 
 
@@ -16,11 +15,15 @@ class SlothKit:
     """What VLMEvalKit asks of a model: a base beside its `BaseModel`, whose `generate` calls this one's
     `generate_inner`.
 
-    pretrained       OUT/cells/CELL, OUT/finetune/KEY, or a folder that save_pretrained wrote: of ours, or of
-                     another MLLM with a compressor attached (`llm_adapters.reuse`)
+    pretrained       OUT/cells/CELL, OUT/finetune/KEY, or a folder that save_pretrained wrote, or a repository
+                     of the hub: of ours, of another MLLM with a compressor attached (`llm_adapters.reuse`),
+                     or, with `compressor` or `prune`, of an MLLM as it is
     max_new_tokens   of an answer
     device           as PyTorch names it; None: a GPU if there is one
     dtype            None: bfloat16 on a GPU, else float32
+    compressor       NAME of one without weights that is put into an MLLM; its knobs as NAME.KNOB
+    prune            NAME of a pruner inside the LLM, its knobs as NAME.KNOB; null: none
+    text_encoder     of a compressor that compares patches with the question, as in `reuse.attach`
 
     Answers are greedy. UsageError for a folder that has no such model.
     """
@@ -34,12 +37,17 @@ class SlothKit:
         max_new_tokens: int = 128,
         device: str | None = None,
         dtype: torch.dtype | None = None,
+        compressor: str | None = None,
+        prune: str | None = None,
+        text_encoder: str | None = None,
+        **knobs: Any,
     ):
         super().__init__()
         usual = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device or usual)
         self.max_new_tokens = max_new_tokens
-        self.model, self.processor = saved.load_chat_model(Path(pretrained), self.device, dtype)
+        parts = read_parts(compressor, prune, text_encoder, knobs)
+        self.model, self.processor = load_evaluated_model(str(pretrained), parts, self.device, dtype)
 
     @torch.inference_mode()
     def generate_inner(self, message: Sequence[Mapping[str, str]], dataset: str | None = None) -> str:

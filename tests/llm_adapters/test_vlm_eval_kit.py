@@ -8,6 +8,8 @@ import pytest
 import torch
 from factories import make_model, make_processor, picture
 from reuse_families import attached
+from reuse_families import make_model as make_family_model
+from reuse_families import make_processor as make_family_processor
 
 from compressors.errors import UsageError
 from llm_adapters import vlm_eval_kit
@@ -65,6 +67,18 @@ def test_another_mllm_with_a_compressor(tmp_path, images):
     for part in attached("llava"):
         part.save_pretrained(tmp_path)
     found = vlm_eval_kit.SlothKit(str(tmp_path), max_new_tokens=6, device="cpu")
+    message = [{"type": "image", "value": images[0]}, {"type": "text", "value": "what ?"}]
+    assert found.generate_inner(message) == answer(
+        found, [{"type": "image", "image": picture(1)}, {"type": "text", "text": "what ?"}]
+    )
+
+
+def test_a_plain_mllm_with_parts_put_in(tmp_path, images):
+    for part in (make_family_model("llava"), make_family_processor("llava")):
+        part.save_pretrained(tmp_path)
+    settings = {"compressor": "visionzip", "visionzip.tokens": 4, "prune": "fastv", "fastv.layer": 1}
+    found = vlm_eval_kit.SlothKit(str(tmp_path), max_new_tokens=6, device="cpu", **settings)
+    assert found.model.slothkit_pruning.pruner.registered_name == "fastv"
     message = [{"type": "image", "value": images[0]}, {"type": "text", "value": "what ?"}]
     assert found.generate_inner(message) == answer(
         found, [{"type": "image", "image": picture(1)}, {"type": "text", "text": "what ?"}]

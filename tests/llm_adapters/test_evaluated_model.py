@@ -1,4 +1,4 @@
-"""The model that the harness asks: a saved one, or a plain one with parts put into it for the evaluation."""
+"""The model that a harness asks: a saved one, or a plain one with parts put into it for the evaluation."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from text_towers import save_text_tower
 
 from compressors.errors import UsageError
 from llm_adapters import reuse
-from llm_adapters.lmms_eval.loading import load_evaluated_model, read_parts
+from llm_adapters.evaluated_model import load_evaluated_model, read_parts
 
 CPU = torch.device("cpu")
 

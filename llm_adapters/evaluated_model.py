@@ -1,5 +1,5 @@
-"""The model that the harness asks: a saved one, or any MLLM of transformers with a compressor that needs no
-training, or a pruner, put into it for this evaluation. Needs no lmms-eval."""
+"""The model that an evaluation harness asks: a saved one, or any MLLM of transformers with a compressor that
+needs no training, or a pruner, put into it for this evaluation."""
 
 import json
 import warnings
@@ -59,7 +59,7 @@ def read_parts(
 
 
 def read_knob(value: Any) -> Any:
-    """A knob's value where the harness hands a text on: a list, or nothing."""
+    """A knob's value where a harness hands a text on: a list, or nothing."""
     if value in NOTHING:
         return None
     if isinstance(value, str) and value.startswith("["):
