@@ -3,62 +3,74 @@ needs no training, or a pruner, put into it for this evaluation."""
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoProcessor
 
 from compressors.errors import UsageError
 from compressors.reading import read_json_object
-from compressors.registry import suggest
+from compressors.registry import conform, suggest
 from connectors.hub import find_folder
 from connectors.pretrained import load_model, load_pretrained
 from llm_adapters import reuse, saved
 from llm_adapters.adapter import llm_sizes
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.pruning.base import registry as pruners
+from llm_adapters.reuse.families import find_family
+from llm_adapters.reuse.wrapping import PARTS_ATTRIBUTE
 
 NOTHING = ("null", "None", "none")  # what a part may be called that is not there
+NOT_NAMED = ""  # of a part that nobody has named; None is the name of none
 DOWNLOAD_ADVICE = "download it again"
 
 
 class EvaluatedParts(NamedTuple):
-    """What is put into a model before it is asked; a part without a name is not.
+    """What is put into a model before it is asked.
 
-    knobs      of each part by its name
-    is_named   whether a part was named at all, if only as null: the model may then be a plain one
+    compressor   and pruner: a name; None: none; NOT_NAMED: as the model was saved
+    knobs        of each part by its name
     """
 
     compressor: str | None
     pruner: str | None
     text_encoder: str | None
     knobs: dict[str, dict[str, Any]]
-    is_named: bool
 
 
 def read_parts(
-    compressor: str | None, pruner: str | None, text_encoder: str | None, settings: Mapping[str, Any]
+    compressor: str | None,
+    pruner: str | None,
+    text_encoder: str | None,
+    settings: Mapping[str, Any],
+    others: Iterable[str] = (),
 ) -> EvaluatedParts:
     """The parts with their knobs, which `settings` has as NAME.KNOB. UsageError for a setting of none of
-    them."""
-    is_named = compressor is not None or pruner is not None
-    compressor = None if compressor in NOTHING else compressor
-    pruner = None if pruner in NOTHING else pruner
-    if text_encoder is not None and compressor is None:
+    them; `others`: what else may be set."""
+    compressor = read_part_name("compressor", compressor)
+    pruner = read_part_name("prune", pruner)
+    if text_encoder is not None and not compressor:
         raise UsageError(f"text_encoder={text_encoder}: of which compressor? name one, compressor=cdpruner")
-    knobs: dict[str, dict[str, Any]] = {name: {} for name in (compressor, pruner) if name is not None}
+    knobs: dict[str, dict[str, Any]] = {name: {} for name in (compressor, pruner) if name}
     for setting, value in settings.items():
         part, _, knob = setting.partition(".")
         if not knob or part not in knobs:
-            known = ["compressor", "prune", "text_encoder", *(f"{name}.KNOB" for name in knobs)]
+            known = ["compressor", "prune", "text_encoder", *(f"{name}.KNOB" for name in knobs), *others]
             raise UsageError(f"{setting}={value}: no setting of this model{suggest(setting, known)}")
-        knobs[part][knob] = read_knob(value)
-    return EvaluatedParts(compressor, pruner, text_encoder, knobs, is_named)
+        knobs[part][knob] = read_knob(setting, value)
+    return EvaluatedParts(compressor, pruner, text_encoder, knobs)
 
 
-def read_knob(value: Any) -> Any:
+def read_part_name(setting: str, name: object) -> str | None:
+    """A part's name; UsageError for what a harness has read as a number or a switch."""
+    if name is None or name in NOTHING:
+        return None
+    return cast(str, conform(name, str, setting))
+
+
+def read_knob(setting: str, value: Any) -> Any:
     """A knob's value where a harness hands a text on: a list, or nothing."""
     if value in NOTHING:
         return None
@@ -66,7 +78,7 @@ def read_knob(value: Any) -> Any:
         try:
             return json.loads(value)
         except json.JSONDecodeError as error:
-            raise UsageError(f"{value}: expected a list, such as [8,16,24] or [0.6,0.3]") from error
+            raise UsageError(f"{setting}={value}: expected a list, such as [8,16,24] or [0.6,0.3]") from error
     return value
 
 
@@ -83,20 +95,31 @@ def load_evaluated_model(
     if is_plain(folder):
         model, processor = load_plain_chat_model(folder, pretrained, parts, device, dtype)
     else:
-        if parts.compressor is not None:
+        saved.find_model_folder(folder, attached=True)  # says what is there in its place
+        if parts.compressor != NOT_NAMED:
             raise UsageError(
-                f"compressor={parts.compressor}: {pretrained} was saved with a compressor of its own; "
-                "leave it out, or name the model that it was put into"
+                f"compressor={parts.compressor or 'null'}: {pretrained} was saved with a compressor of its "
+                "own; leave it out, or name the model that it was put into"
             )
         model, processor = saved.load_chat_model(folder, device, dtype)
-    if parts.pruner is None:
-        return model, processor
-    check_calibration(parts, model)
-    if isinstance(model, FlashSlothForConditionalGeneration):
-        model.set_pruner(parts.pruner, **parts.knobs[parts.pruner])
-    else:
-        reuse.prune(model, parts.pruner, **parts.knobs[parts.pruner])
+    if parts.pruner != NOT_NAMED:
+        set_pruner(model, parts)
     return model, processor
+
+
+def set_pruner(model: Any, parts: EvaluatedParts) -> None:
+    """Put the pruner in, or take the one out that a composed model was saved with. UsageError for one that a
+    few samples would have to be shown first."""
+    name = parts.pruner
+    knobs = parts.knobs[name] if name else {}
+    if name:
+        depth = llm_sizes(model.config)["llm_layers"]
+        if pruners.create(name, llm_layers=depth, **knobs).samples:
+            raise UsageError(f"prune={name}: has to be calibrated; give it {name}.recipe=[...]")
+    if isinstance(model, FlashSlothForConditionalGeneration):
+        model.set_pruner(name, **knobs)
+    elif name:  # in another MLLM there is none before
+        reuse.prune(model, name, **knobs)
 
 
 def is_plain(folder: Path) -> bool:
@@ -105,14 +128,14 @@ def is_plain(folder: Path) -> bool:
     if not config.is_file():
         return False
     kind = read_json_object(config).get("model_type")
-    return kind is not None and kind != saved.KIND and not saved.is_attached(folder)
+    return kind in CONFIG_MAPPING and kind != saved.KIND and not saved.is_attached(folder)
 
 
 def load_plain_chat_model(
     folder: Path, name: str, parts: EvaluatedParts, device: torch.device, dtype: torch.dtype | None
 ) -> tuple[Any, Any]:
     """A model of transformers, with the compressor in it where there is one."""
-    if not parts.is_named:
+    if parts.compressor == parts.pruner == NOT_NAMED:
         kind = read_json_object(folder / "config.json")["model_type"]
         raise UsageError(
             f"{name}: a model of type {kind}, not slothkit; put a compressor without weights into it "
@@ -125,7 +148,7 @@ def load_plain_chat_model(
     processor = load_pretrained(AutoProcessor, folder, name, DOWNLOAD_ADVICE)
     if not processor.chat_template:
         raise UsageError(f"{name}: the processor has no chat template; give it one and save it again")
-    if parts.compressor is not None:
+    if parts.compressor:
         attach_without_training(model, processor, parts)
     return model.to(device).eval(), processor
 
@@ -153,10 +176,20 @@ def attach_without_training(model: Any, processor: Any, parts: EvaluatedParts) -
         )
 
 
-def check_calibration(parts: EvaluatedParts, model: Any) -> None:
-    """UsageError for a pruner that a few samples would have to be shown first."""
-    assert parts.pruner is not None  # asked by the caller
-    depth = llm_sizes(model.config)["llm_layers"]
-    pruner = pruners.create(parts.pruner, llm_layers=depth, **parts.knobs[parts.pruner])
-    if pruner.samples:
-        raise UsageError(f"prune={parts.pruner}: has to be calibrated; give it {parts.pruner}.recipe=[...]")
+def reads_videos(model: Any, processor: Any) -> bool:
+    """Whether a model takes videos as such, with what is put into it; any other is shown their frames as
+    images."""
+    if isinstance(model, FlashSlothForConditionalGeneration) or not hasattr(processor, "video_processor"):
+        return False
+    if not hasattr(model, PARTS_ATTRIBUTE):
+        return True
+    # a family that does not say how its frames are compressed refuses them, unless they are images to it
+    encodes_videos = hasattr(model.base_model, "get_video_features")
+    return find_family(model).videos is not None or not encodes_videos
+
+
+def find_position_limit(model: Any) -> int | None:
+    """How many tokens the LLM has positions for, prompt and answer together; None where it does not say."""
+    if isinstance(model, FlashSlothForConditionalGeneration):
+        return model.config.position_limit
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)

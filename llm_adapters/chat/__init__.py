@@ -1,1 +1,1 @@
-"""Messages of a chat: their template, their parts, and media in them that nothing would read."""
+"""Messages of a chat: their template, parts, media that nothing would read, and videos by their files."""

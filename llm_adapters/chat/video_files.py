@@ -1,27 +1,27 @@
-"""A video's file -> some of its frames, read by whichever decoder of transformers is installed."""
+"""A video's file -> some of its frames, upright, with the times at which they are shown. Needs PyAV."""
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from transformers.video_utils import VideoMetadata, load_video
+from transformers.video_utils import VideoMetadata
 
 from compressors.checks import check_at_least
-from compressors.errors import UsageError
+from compressors.errors import UsageError, shorten_reason
+from compressors.reading import check_regular_file
+from compressors.registry import conform
 
-# transformers' name -> the package that decodes; the first that is installed is taken
-DECODERS = {"pyav": "av", "decord": "decord", "torchcodec": "torchcodec", "opencv": "cv2"}
+UNKNOWN_RATE = 24.0  # frames a second where a file does not say, as transformers takes it
 
 
 class VideoClip(NamedTuple):
     """Frames of a video.
 
     frames     (T, h, w, 3) uint8, in RGB
-    metadata   which frames these are, and how many there are a second
+    metadata   how many frames the video has, how many a second, and which of them these are, by their times
     """
 
     frames: NDArray[np.uint8]
@@ -41,43 +41,71 @@ def space_evenly(total: int, most: int) -> NDArray[np.intp]:
 
 def read_video(path: str | Path, most_frames: int) -> VideoClip:
     """At most so many frames of a video's file, evenly spaced. UsageError where it cannot be read."""
-    check_at_least(1, most_frames=most_frames)
-    if not Path(path).is_file():
-        raise UsageError(f"{path}: no such file; a video is a file of this machine")
-    decoder = find_decoder(path)
-    file: Any = str(path)  # transformers' type of what it reads leaves paths out
-
-    def choose_frames(metadata: VideoMetadata, **_: object) -> NDArray[np.intp]:
-        if metadata.total_num_frames < 1 and decoder == "pyav":  # of a header that does not say, as WebM's
-            metadata.total_num_frames = count_frames(path)
-        return space_evenly(metadata.total_num_frames, most_frames)
-
+    check_at_least(1, most_frames=conform(most_frames, int, "most_frames"))
     try:
-        frames, metadata = load_video(file, backend=decoder, sample_indices_fn=choose_frames)
-    except Exception as error:  # decoders have errors of their own
-        reason = str(error).partition("\n")[0]
-        raise UsageError(f"{path}: not a readable video ({decoder}: {reason})") from error
-    frames = np.asarray(frames)
-    # a header may promise frames that are not there
-    metadata.frames_indices = list(map(int, metadata.frames_indices[: len(frames)]))
-    return VideoClip(frames, metadata)
+        import av
+    except ImportError as error:
+        raise UsageError(f"{path}: reading a video needs PyAV; pip install av") from error
+    check_regular_file(Path(path))
+    try:
+        return decode_evenly(Path(path), most_frames)
+    except (av.FFmpegError, ValueError) as error:
+        raise UsageError(f"{path}: not a readable video ({shorten_reason(error)})") from error
 
 
-def count_frames(path: str | Path) -> int:
-    """Frames of a video's file, each of them looked at, none decoded."""
+def decode_evenly(path: Path, most_frames: int) -> VideoClip:
+    """The same, or an error of PyAV's; ValueError for a file without a picture."""
+    import av
+
+    with av.open(str(path)) as container:
+        if not container.streams.video:
+            raise ValueError("it has sound alone")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"  # several frames at once
+        # a header need not say how many there are, as that of WebM
+        total = stream.frames or count_frames(path)
+        chosen = set(space_evenly(total, most_frames).tolist())
+        rate = float(stream.average_rate or stream.guessed_rate or UNKNOWN_RATE)
+        frames: list[NDArray[np.uint8]] = []
+        places: list[int] = []
+        first_time = None
+        for number, frame in enumerate(container.decode(stream)):
+            if first_time is None:
+                first_time = frame.time
+            if number in chosen:
+                frames.append(turn_upright(frame))
+                # by its time: where the rate varies, its number would say another one
+                time = number / rate if frame.time is None else frame.time - (first_time or 0.0)
+                places.append(round(time * rate))
+            if len(frames) == len(chosen):
+                break
+    if not frames:
+        raise ValueError("it has no picture")
+    height, width = frames[0].shape[:2]
+    metadata = VideoMetadata(
+        total_num_frames=total,
+        fps=rate,
+        width=width,
+        height=height,
+        duration=total / rate,
+        video_backend="pyav",
+        frames_indices=places,
+    )
+    return VideoClip(np.stack(frames), metadata)
+
+
+def turn_upright(frame: Any) -> NDArray[np.uint8]:
+    """A frame in RGB, turned as its file says: a phone held upright stores its pictures sideways."""
+    pixels: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
+    return np.rot90(pixels, round(frame.rotation / 90))
+
+
+def count_frames(path: Path) -> int:
+    """Frames of a video's file, none of them decoded."""
     import av
 
     with av.open(str(path)) as container:
         return sum(packet.size > 0 for packet in container.demux(video=0))
-
-
-def find_decoder(path: str | Path) -> str:
-    """transformers' name of a decoder that is installed."""
-    for decoder, package in DECODERS.items():
-        if find_spec(package):
-            return decoder
-    packages = ", ".join(DECODERS.values())
-    raise UsageError(f"{path}: no decoder of videos is installed; pip install av (or one of {packages})")
 
 
 def find_video_settings(clips: Sequence[VideoClip]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Plug-in for lmms-eval 0.7: saved models on the field's benchmarks. README.md has the commands."""
+"""Plug-in for lmms-eval 0.7: models on the field's benchmarks. README.md has the commands."""
 
 from typing import Any
 

@@ -1,5 +1,7 @@
-"""A saved model as lmms-eval calls it."""
+"""A model as lmms-eval calls it: a saved one, or one of transformers with parts put into it."""
 
+import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,8 +13,15 @@ from tqdm import tqdm
 
 from compressors.checks import check_at_least
 from compressors.errors import UsageError
+from compressors.registry import conform
 from llm_adapters.chat.video_files import VideoClip, find_video_settings
-from llm_adapters.evaluated_model import load_evaluated_model, read_parts
+from llm_adapters.evaluated_model import (
+    NOT_NAMED,
+    find_position_limit,
+    load_evaluated_model,
+    read_parts,
+    reads_videos,
+)
 from llm_adapters.kv_cache import CACHE_KINDS, StaticCaches, pick_caches
 from llm_adapters.lmms_eval.requests import (
     Medium,
@@ -59,14 +68,14 @@ class SlothKit(lmms):
         revision: str | None = None,
         cache: str = "auto",
         max_num_frames: int = 8,
-        compressor: str | None = None,
-        prune: str | None = None,
+        compressor: str | None = NOT_NAMED,
+        prune: str | None = NOT_NAMED,
         text_encoder: str | None = None,
         **knobs: Any,
     ):
         super().__init__()
-        check_at_least(0, max_num_frames=max_num_frames)
-        self.max_num_frames = max_num_frames
+        self.max_num_frames = conform(max_num_frames, int, "max_num_frames")
+        check_at_least(0, max_num_frames=self.max_num_frames)
         if not str(batch_size).isdigit() or not int(batch_size):
             raise UsageError(f"batch_size={batch_size}: expected a number of at least 1")
         if dtype not in (None, *DTYPES):
@@ -80,17 +89,19 @@ class SlothKit(lmms):
         if self.accelerator.num_processes > 1:  # each process has the device that accelerate gives it
             self.device = self.accelerator.device
         folder = str(pretrained)
-        parts = read_parts(compressor, prune, text_encoder, knobs)
+        parts = read_parts(compressor, prune, text_encoder, knobs, list_arguments(type(self)))
         torch_dtype = None if dtype is None else DTYPES[dtype]
         name_of_revision = None if revision is None else str(revision)  # the harness reads a number as one
         self.model, self.processor = load_evaluated_model(
             folder, parts, self.device, torch_dtype, name_of_revision
         )
         self.processor.tokenizer.padding_side = "left"
+        self.position_limit = find_position_limit(self.model)
+        self.has_warned = False
         self.caches: StaticCaches | None = None  # None: a cache grows with each answer
         self.keeper: PictureKeeper | None = None  # where questions about a picture share its prefix
         is_composed = isinstance(self.model, FlashSlothForConditionalGeneration)
-        self.reads_videos = not is_composed and hasattr(self.processor, "video_processor")
+        self.reads_videos = reads_videos(self.model, self.processor)
         if is_composed:
             self.caches = pick_caches(cache, self.model)
         elif cache == "static":
@@ -151,6 +162,7 @@ class SlothKit(lmms):
             processor_kwargs={"padding": True, **find_video_settings(clips)},
         ).to(self.device, self.model.dtype)
         options = read_generation_settings(settings)
+        self.warn_of_length(inputs["input_ids"].shape[1] + options["max_new_tokens"])
         if self.keeper is None:
             if self.caches is not None:
                 options |= self.caches.lend_options(inputs["input_ids"], options)
@@ -162,6 +174,18 @@ class SlothKit(lmms):
         texts = self.processor.tokenizer.batch_decode(answer_ids, skip_special_tokens=True)
         return [cut_answer(text, settings.get("until")) for text in texts]
 
+    def warn_of_length(self, tokens: int) -> None:
+        """Say once that a prompt and its answer are longer than the LLM was made for, which no model refuses
+        by itself."""
+        if self.position_limit is None or tokens <= self.position_limit or self.has_warned:
+            return
+        self.has_warned = True
+        warnings.warn(
+            f"a prompt and its answer have {tokens} tokens, and the LLM has positions for "
+            f"{self.position_limit}: answers may be poor; lower max_num_frames, or compress more",
+            stacklevel=2,
+        )
+
     def loglikelihood(self, requests: Sequence) -> list[tuple[float, bool]]:
         raise NotImplementedError(
             f"{requests[0].task_name}: slothkit answers in words; take the task that "
@@ -170,3 +194,12 @@ class SlothKit(lmms):
 
     def generate_until_multi_round(self, requests: Sequence) -> list[str]:
         raise NotImplementedError(f"{requests[0].task_name}: slothkit answers one question at a time")
+
+
+def list_arguments(model_class: type[SlothKit]) -> list[str]:
+    """Names of --model_args, knobs aside."""
+    return [
+        name
+        for name, parameter in inspect.signature(model_class).parameters.items()
+        if parameter.kind is not parameter.VAR_KEYWORD
+    ]

@@ -13,10 +13,10 @@ from compressors.errors import UsageError
 from llm_adapters.chat.video_files import VideoClip, read_video
 from llm_adapters.conversation import IMAGE
 from llm_adapters.images import load_picture
-from llm_adapters.orientation import convert_to_upright_rgb
+from llm_adapters.orientation import IMAGE_ERRORS, convert_to_upright_rgb
 
 PLACEHOLDERS = re.compile(f"{IMAGE}|<video>")
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # of files that are no videos
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAX_NEW_TOKENS = 128  # of an answer, where the task does not say
 SAMPLING = ("temperature", "top_p", "top_k")
 
@@ -39,23 +39,46 @@ Medium = Image.Image | VideoClip
 
 def collect_media(visuals: Sequence | None, task: str, most_frames: int) -> list[Medium]:
     """A question's images, upright and in RGB, and at most so many frames of each of its videos, which the
-    harness names by their files; UsageError for other media, and for videos without frames."""
+    harness names by their files; UsageError for other media, and for videos without frames.
+
+    Frames are images where a question has images, too, or videos of other lengths, which not every family
+    takes together."""
     media: list[Medium] = []
     for visual in visuals or ():
-        if isinstance(visual, (str, Path)) and Path(visual).suffix.lower() in PICTURE_SUFFIXES:
-            visual = load_picture(visual)
         if isinstance(visual, Image.Image):
             media.append(convert_to_upright_rgb(visual))
-        elif isinstance(visual, (str, Path)) and most_frames:
-            media.append(read_video(visual, most_frames))
         elif isinstance(visual, (str, Path)):
-            raise UsageError(f"task {task} shows {visual}, and max_num_frames=0; give it some frames")
+            media += read_media_file(Path(visual), task, most_frames)
         elif visual is not None:
             raise UsageError(
                 f"task {task} shows a {type(visual).__name__}; slothkit's models read images and videos; "
                 "choose a task of them or of text"
             )
+    lengths = {len(clip.frames) for clip in find_clips(media)}
+    if len(find_clips(media)) < len(media) or len(lengths) > 1:
+        return show_frames_as_images(media)
     return media
+
+
+def read_media_file(path: Path, task: str, most_frames: int) -> list[Medium]:
+    """The picture or the video in a file; of a single frame, an image."""
+    if is_still_picture(path):
+        return [load_picture(path)]
+    if not most_frames:
+        raise UsageError(f"task {task} shows {path}, and max_num_frames=0; give it some frames")
+    clip = read_video(path, most_frames)
+    return [*clip.pictures] if len(clip.frames) == 1 else [clip]
+
+
+def is_still_picture(path: Path) -> bool:
+    """Whether a file is no video: by its name, and, since a GIF may be either, by its frames."""
+    if path.suffix.lower() not in PICTURE_SUFFIXES:
+        return False
+    try:
+        with Image.open(path) as picture:
+            return not getattr(picture, "is_animated", False)
+    except IMAGE_ERRORS:
+        return True  # whoever reads it says what is wrong
 
 
 def show_frames_as_images(media: Sequence[Medium]) -> list[Medium]:

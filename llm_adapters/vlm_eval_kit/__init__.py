@@ -1,4 +1,5 @@
-"""Saved models in VLMEvalKit. README.md has the steps. Needs no vlmeval."""
+"""Models in VLMEvalKit, saved ones, or of transformers with parts put into them. README.md has the steps.
+Needs no vlmeval."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +8,7 @@ import torch
 from PIL import Image
 
 from compressors.errors import UsageError
-from llm_adapters.evaluated_model import load_evaluated_model, read_parts
+from llm_adapters.evaluated_model import NOT_NAMED, load_evaluated_model, read_parts
 from llm_adapters.orientation import IMAGE_ERRORS, convert_to_upright_rgb
 
 
@@ -37,8 +38,8 @@ class SlothKit:
         max_new_tokens: int = 128,
         device: str | None = None,
         dtype: torch.dtype | None = None,
-        compressor: str | None = None,
-        prune: str | None = None,
+        compressor: str | None = NOT_NAMED,
+        prune: str | None = NOT_NAMED,
         text_encoder: str | None = None,
         **knobs: Any,
     ):

@@ -9,8 +9,15 @@ from reuse_models import VISION
 from text_towers import save_text_tower
 
 from compressors.errors import UsageError
+from connectors.versions import is_at_least
 from llm_adapters import reuse
-from llm_adapters.evaluated_model import load_evaluated_model, read_parts
+from llm_adapters.evaluated_model import (
+    NOT_NAMED,
+    find_position_limit,
+    load_evaluated_model,
+    read_parts,
+    reads_videos,
+)
 
 CPU = torch.device("cpu")
 
@@ -21,7 +28,7 @@ def save(folder, model, processor):
     return str(folder)
 
 
-def load(folder, compressor=None, prune=None, text_encoder=None, **knobs):
+def load(folder, compressor=NOT_NAMED, prune=NOT_NAMED, text_encoder=None, **knobs):
     dotted = {name.replace("__", "."): value for name, value in knobs.items()}
     return load_evaluated_model(folder, read_parts(compressor, prune, text_encoder, dotted), CPU)
 
@@ -71,6 +78,61 @@ def test_a_pruner_acts_in_what_was_saved(tmp_path):
         assert getattr(kept, "pruner", None) is None and not hasattr(kept, "slothkit_pruning")
 
 
+def test_a_pruner_that_was_saved_is_taken_out_by_null(tmp_path):
+    model = make_composed()
+    processor = make_composed_processor(model)
+    model.set_pruner("fastv", layer=1)
+    folder = save(tmp_path, model, processor)
+    assert load(folder)[0].pruner.registered_name == "fastv"
+    for nothing in ("null", None):
+        assert load(folder, prune=nothing)[0].pruner is None
+
+
+def test_settings_of_the_caller_are_offered():
+    with pytest.raises(UsageError, match="max_num_frame=4: .* did you mean 'max_num_frames'"):
+        read_parts(NOT_NAMED, NOT_NAMED, None, {"max_num_frame": 4}, ["max_num_frames"])
+
+
+@pytest.mark.parametrize(
+    ("family", "put_in", "expected"),
+    [
+        ("llava", False, False),
+        ("qwen2_5_vl", False, True),
+        ("qwen2_5_vl", True, True),
+        ("internvl", True, True),
+        ("gemma4", False, True),
+        ("gemma4", True, False),  # which would refuse them
+    ],
+)
+def test_who_reads_videos(family, put_in, expected):
+    if not is_at_least(reuse.FAMILIES[family].since):
+        pytest.skip(f"{family} needs transformers {reuse.FAMILIES[family].since}")
+    model, processor = make_model(family), make_processor(family)
+    if put_in:
+        reuse.attach(model, processor, "sap", rate=3, grid_policy="ceil")
+    assert reads_videos(model, processor) == expected
+
+
+def test_the_limit_of_positions(plain):
+    model, _ = load(plain, prune="null")
+    assert find_position_limit(model) == model.config.text_config.max_position_embeddings
+    composed = make_composed()
+    assert find_position_limit(composed) == composed.config.position_limit
+    assert not reads_videos(composed, make_composed_processor(composed))
+
+
+def test_what_is_no_model_is_called_so(tmp_path):
+    """Also where a compressor is asked for."""
+    (tmp_path / "config.json").write_text('{"model_type": "flashsloth"}')
+    for folder, wrong in (
+        (tmp_path / "nowhere", "no such folder"),
+        (tmp_path, "python -m llm_adapters.released"),
+    ):
+        for settings in ({}, {"compressor": "visionzip"}, {"prune": "null"}):
+            with pytest.raises(UsageError, match=wrong):
+                load(str(folder), **settings)
+
+
 def test_a_text_encoder_needs_no_training(plain, tmp_path):
     source = save_text_tower(tmp_path, "clip", **VISION)
     model, processor = load(plain, "cdpruner", text_encoder=str(source), cdpruner__tokens=4)
@@ -93,8 +155,13 @@ def test_a_text_encoder_needs_no_training(plain, tmp_path):
         ),
         ({"compressor": "visionzip", "tokens": 4}, "tokens=4: no setting of this model"),
         ({"prune": "fastw"}, "did you mean 'fastv'"),
+        ({"prune": True}, "prune"),
+        ({"compressor": 5}, "compressor"),
         ({"prune": "fitprune"}, "prune=fitprune: has to be calibrated"),
-        ({"prune": "pyramid_drop", "pyramid_drop__layers": "[1,2"}, r"\[1,2: expected a list"),
+        (
+            {"prune": "pyramid_drop", "pyramid_drop__layers": "[1,2"},
+            r"pyramid_drop\.layers=\[1,2: expected a list",
+        ),
         ({"prune": "fastv", "text_encoder": "clip"}, "text_encoder=clip: of which compressor"),
     ],
 )

@@ -187,6 +187,16 @@ def test_a_plain_model_with_parts(tmp_path):
 
 
 @in_the_harness
+def test_a_prompt_beyond_the_positions_is_warned_of_once(tmp_path):
+    folder = save(make_family_model("llava"), make_family_processor("llava"), tmp_path)
+    model = opened(f"pretrained={folder},prune=null")
+    model.position_limit = 20
+    with pytest.warns(UserWarning, match="the LLM has positions for 20") as told:
+        answers(model, (1, 2))
+    assert len([warning for warning in told if "positions for" in str(warning.message)]) == 1
+
+
+@in_the_harness
 @pytest.mark.parametrize("family", [None, *family_params("llava", "qwen2_5_vl", "internvl")])
 def test_videos_by_their_files(family, tmp_path):
     """Of one length or another, in one batch with questions about pictures and without any."""
@@ -201,7 +211,7 @@ def test_videos_by_their_files(family, tmp_path):
             prepare(family, pair[1])
     model = opened(f"pretrained={save(*pair, tmp_path / 'model')},max_num_frames=4", 8)
     paths = [str(write_video(tmp_path / f"{frames}.mp4", frames)) for frames in (3, 12, 20)]
-    visuals = [[paths[0]], [paths[1]], IMAGES[:1], [paths[2]], []]
+    visuals = [[paths[0]], [paths[1]], IMAGES[:1], [paths[2]], [], [paths[1], IMAGES[0]]]
     made, documents = requests((1,) * len(visuals))
     for document, visual in zip(documents["made"]["test"], visuals):
         document["images"] = visual
@@ -217,6 +227,8 @@ def test_videos_by_their_files(family, tmp_path):
         ("pretrained=nowhere", "nowhere: no such folder"),
         ("pretrained={},batch_size=auto", "batch_size=auto"),
         ("pretrained={},dtype=int8", "dtype=int8: choose one of float32"),
+        ("pretrained={},max_num_frames=few", "max_num_frames"),
+        ("pretrained={},max_num_frame=4", "did you mean 'max_num_frames'"),
         ("pretrained={}", "a model of type llava, not slothkit"),
     ],
 )
