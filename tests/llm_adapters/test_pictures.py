@@ -15,7 +15,7 @@ from experiments.data import llava
 from experiments.inspection.conversation import Chat
 from experiments.models import saved
 from llm_adapters.images import load_picture
-from llm_adapters.lmms_eval.requests import collect_pictures
+from llm_adapters.lmms_eval.requests import collect_media
 
 SIZE = (40, 24)
 
@@ -86,7 +86,7 @@ def test_every_way_gives_the_pixels_of_training(sample, processor):
         "PIL": Image.open(path),
         "row": {"bytes": content, "path": "a.png"},
         "row without bytes": {"bytes": None, "path": str(path)},
-        "lmms-eval": collect_pictures([Image.open(path)], "task")[0],
+        "lmms-eval": collect_media([Image.open(path)], "task", 0)[0],
         "chat": saved.open_picture(path),
     }
     for way, source in ways.items():
@@ -136,4 +136,4 @@ def test_32_bit_pictures_are_refused_however_they_come():
         with pytest.raises(UsageError, match="32-bit numbers .mode F.; save it with 8 bits"):
             load_picture(source)
     with pytest.raises(UsageError, match="32-bit numbers"):
-        collect_pictures([Image.open(file)], "task")
+        collect_media([Image.open(file)], "task", 0)
