@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install example check test docs stress
+.PHONY: install example check quick test harness docs stress
 
 install:  ## a virtual environment with everything that the tests need
 	$(PYTHON) -m venv .venv
@@ -19,6 +19,14 @@ check:  ## style, types, floors: what a change must pass before it is tested
 
 test:  ## the whole suite, about half an hour on two cores
 	$(BIN)/python -m pytest -n auto
+
+quick:  ## the tests that take less than ten seconds each
+	$(BIN)/python -m pytest -n auto -m "not slow"
+
+harness:  ## what needs lmms-eval, whose eighty packages get an environment of their own
+	$(PYTHON) -m venv lmms
+	lmms/bin/pip install -q -e '.[lmms-eval]' pytest peft
+	lmms/bin/python -m pytest tests/llm_adapters/test_lmms_eval.py
 
 docs:  ## the documentation site in build/site, its notebooks executed, about two minutes; ablations/site has its pages
 	$(BIN)/python -m sphinx -W --keep-going ablations/site build/site

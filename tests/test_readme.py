@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "compressors" / "README.md").read_text()
 BLOCKED = (
@@ -26,6 +28,7 @@ print(tuple(tokens.shape), still)
 """
 
 
+@pytest.mark.slow
 def test_compressors_alone():
     """A step of training reaches the ViT, the compressor and the projector. SAP's last bias has no effect."""
     code = re.search(r"```python\n(import torch\n.*?)```", PAGE, re.S).group(1)

@@ -331,6 +331,7 @@ def complete(line):
     return start("complete", line).stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_completion_is_of_the_settings():
     assert "sweep " in complete("slothkit sw") and "bash" in complete("slothkit completion ")
     assert complete("slothkit sweep trainer.acc") == ["trainer.accelerator="]

@@ -52,6 +52,7 @@ def rows_of(path, *keys):
         return {tuple(row[key] for key in keys): row for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 def test_prints_the_tables(out, made, capsys):
     assert report.main(["table=3,5", f"out={out}", f"to={made}"]) == 0
     printed, err = capsys.readouterr()

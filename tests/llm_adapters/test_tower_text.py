@@ -301,6 +301,7 @@ def tiny_open_clip(request, tmp_path):
     return save_open_clip_model(tmp_path, f"slothkit-text-{request.param}", model)
 
 
+@pytest.mark.slow
 def test_open_clip_brings_its_text_encoder(tiny_open_clip, tmp_path):
     """As the whole model has question and patches, saved and loaded in a composed one, too."""
     _, name, path = tiny_open_clip.split(":")

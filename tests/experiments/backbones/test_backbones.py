@@ -112,6 +112,7 @@ def test_sum_of_words_is_the_embedding_of_a_slot():
     assert embed_positions(model, ids, scales)[0, 1].abs().max() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "train", "measure"),
     [(pretrain_lm, "train_lm", "score_lm"), (pretrain_tower, "train_tower", "probe_tower")],

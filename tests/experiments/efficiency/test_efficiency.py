@@ -168,6 +168,7 @@ def test_the_command_trains(tmp_path, capsys):
     assert second["peak_bytes"] > first["peak_bytes"]  # stage 2 has gradients and AdamW's state of all
 
 
+@pytest.mark.slow
 def test_mixed_precision_tiles_and_checkpointing_train(capsys):
     """What the paper's presets train with, on small backbones: gradients are clipped in bf16 too."""
     assert (
@@ -195,6 +196,7 @@ def test_mixed_precision_tiles_and_checkpointing_train(capsys):
     assert said.count("bf16-mixed") == 2 and "cached" not in said.split("A step:")[0]
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_measured_has_its_counts():
     nowhere = Machine(torch.device("meta"), torch.bfloat16)
     (row,) = collect.measure_in_process("FlashSloth", MeasuringPlan(((384, 384),)), nowhere)

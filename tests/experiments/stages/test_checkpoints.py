@@ -50,6 +50,7 @@ def killed_run(folder, name, **trainer):
     return config, inputs, checkpoint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", ["1", "2"])
 def test_code_in_a_checkpoint_is_not_run(folder, devices):
     config, inputs, checkpoint = killed_run(folder, "killed", devices=devices)
@@ -175,6 +176,7 @@ def test_other_strategies_read_no_folder(tmp_path):
     assert checkpoints.find_deepspeed_fault(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["auto", "fsdp"])
 def test_frozen_weights_are_in_no_checkpoint(folder, strategy):
     devices = "1" if strategy == "auto" else "2"

@@ -33,6 +33,7 @@ def traced(monkeypatch):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 def test_gradients_are_those_of_the_plain_step(folder, stage, traced):
     plain, compiled = (gradients(folder, stage, str(on), compile=on) for on in (False, True))

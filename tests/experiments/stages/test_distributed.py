@@ -65,6 +65,7 @@ def test_two_processes_have_the_gradients_of_one(tmp_path, stage, text_only):
         assert not unlike, strategy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "form"), [("ddp", "thin"), ("fsdp", "fade")])
 def test_a_killed_run_of_two_processes_resumes_to_the_same_loss_and_weights(tmp_path, strategy, form):
     write_backbones(tmp_path)
@@ -129,6 +130,7 @@ def waits(report):  # noqa: ARG001
     time.sleep(600)
 
 
+@pytest.mark.slow
 def test_processes_end_with_a_sweep_that_is_killed():
     source = "import test_distributed as t; t.launch_processes(t.waits, 2, t.Reporter())"
     tests = Path(__file__).parents[2]

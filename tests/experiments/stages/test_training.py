@@ -154,6 +154,7 @@ def test_a_frozen_llm_whose_layers_hold_dropout_rates_draws_none_while_it_is_che
     assert losses == {model.eval()(**batch).loss.item()}
 
 
+@pytest.mark.slow
 def test_training_does_not_import_peft():
     """It takes seconds, and imports bitsandbytes, which writes warnings."""
     code = "import sys, experiments.stages.train; sys.exit('peft' in sys.modules)"

@@ -95,6 +95,7 @@ def test_an_edited_part_is_trained_anew(tmp_path, prepare):
         assert sweep(tmp_path, "compressor=mine,sap") == TRAINED  # sap's row is as it was
 
 
+@pytest.mark.slow
 def test_a_plan_of_a_part_in_the_tree_does_not_import_torch(tmp_path):
     put_into_tree(tmp_path)
     code = (

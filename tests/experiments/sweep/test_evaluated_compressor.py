@@ -90,6 +90,7 @@ def test_estimates_tell_evaluated_compressors_apart():
     assert plain.model != replaced.model
 
 
+@pytest.mark.slow
 def test_a_real_cell(tmp_path, capsys):
     """Evaluated with all patches, with a quarter of them, and by cues, on one training."""
     out = tmp_path / "runs"

@@ -41,6 +41,7 @@ def save(folder, family="llava"):
     return model, processor
 
 
+@pytest.mark.slow
 def test_a_folder_is_no_plain_model_in_a_fresh_process(tmp_path):
     """Each refusal says what to install and what to call."""
     command = [sys.executable, "-c", TRY_TO_LOAD]
