@@ -25,7 +25,7 @@ quick:  ## the tests that take less than ten seconds each
 
 harness:  ## what needs lmms-eval, whose eighty packages get an environment of their own
 	$(PYTHON) -m venv lmms
-	lmms/bin/pip install -q -e '.[lmms-eval]' pytest peft
+	lmms/bin/pip install -q -e '.[lmms-eval]' pytest
 	lmms/bin/python -m pytest tests/llm_adapters/test_lmms_eval.py
 
 docs:  ## the documentation site in build/site, its notebooks executed, about two minutes; ablations/site has its pages
