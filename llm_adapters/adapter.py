@@ -143,6 +143,13 @@ def llm_sizes(config: PreTrainedConfig) -> dict[str, int]:
     }
 
 
+def find_position_limit(config: PreTrainedConfig) -> int | None:
+    """Tokens that the language model has positions for, prompt and answer together; None where it does not
+    say."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return limit if limit and limit > 0 else None
+
+
 class QueryAdapter:
     """Mixin for a module that holds `query_module`. Hooks are bound methods: a copy's are its own."""
 

@@ -10,6 +10,7 @@ from compressors.errors import UsageError
 from compressors.registry import conform
 from connectors.projector import registry as projectors
 from connectors.query_modules import registry as query_modules
+from llm_adapters.adapter import find_position_limit
 from llm_adapters.conversation import Template
 from llm_adapters.pruning import registry as pruners
 
@@ -123,8 +124,7 @@ class FlashSlothConfig(PreTrainedConfig):
     @property
     def position_limit(self) -> int | None:
         """Tokens that the language model has positions for; None where it does not say."""
-        limit = getattr(self.text_config, "max_position_embeddings", None)
-        return limit if limit and limit > 0 else None
+        return find_position_limit(self.text_config)
 
 
 AutoConfig.register("slothkit", FlashSlothConfig, exist_ok=True)

@@ -1,9 +1,10 @@
 """The model that an evaluation harness asks: a saved one, or any MLLM of transformers with a compressor that
 needs no training, or a pruner, put into it for this evaluation."""
 
+import inspect
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -19,7 +20,6 @@ from llm_adapters import reuse, saved
 from llm_adapters.adapter import llm_sizes
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.pruning.base import registry as pruners
-from llm_adapters.reuse.families import find_family
 from llm_adapters.reuse.wrapping import PARTS_ATTRIBUTE
 
 NOTHING = ("null", "None", "none")  # what a part may be called that is not there
@@ -45,10 +45,10 @@ def read_parts(
     pruner: str | None,
     text_encoder: str | None,
     settings: Mapping[str, Any],
-    others: Iterable[str] = (),
+    known_settings: Sequence[str],
 ) -> EvaluatedParts:
     """The parts with their knobs, which `settings` has as NAME.KNOB. UsageError for a setting of none of
-    them; `others`: what else may be set."""
+    them, with what may be set; `known_settings`: all that are no knobs."""
     compressor = read_part_name("compressor", compressor)
     pruner = read_part_name("prune", pruner)
     if text_encoder is not None and not compressor:
@@ -57,10 +57,19 @@ def read_parts(
     for setting, value in settings.items():
         part, _, knob = setting.partition(".")
         if not knob or part not in knobs:
-            known = ["compressor", "prune", "text_encoder", *(f"{name}.KNOB" for name in knobs), *others]
+            known = [*known_settings, *(f"{name}.KNOB" for name in knobs)]
             raise UsageError(f"{setting}={value}: no setting of this model{suggest(setting, known)}")
         knobs[part][knob] = read_knob(setting, value)
     return EvaluatedParts(compressor, pruner, text_encoder, knobs)
+
+
+def list_settings(model_class: type) -> list[str]:
+    """What a harness's class may be told, knobs aside."""
+    names = []
+    for name, parameter in inspect.signature(model_class).parameters.items():
+        if parameter.kind is not parameter.VAR_KEYWORD:
+            names.append(name)
+    return names
 
 
 def read_part_name(setting: str, name: object) -> str | None:
@@ -94,14 +103,14 @@ def load_evaluated_model(
     folder = find_folder(pretrained, revision)
     if is_plain(folder):
         model, processor = load_plain_chat_model(folder, pretrained, parts, device, dtype)
-    else:
-        saved.find_model_folder(folder, attached=True)  # says what is there in its place
-        if parts.compressor != NOT_NAMED:
-            raise UsageError(
-                f"compressor={parts.compressor or 'null'}: {pretrained} was saved with a compressor of its "
-                "own; leave it out, or name the model that it was put into"
-            )
+    elif parts.compressor == NOT_NAMED:
         model, processor = saved.load_chat_model(folder, device, dtype)
+    else:
+        saved.find_model_folder(folder, attached=True)  # says so where there is no such model
+        raise UsageError(
+            f"compressor={parts.compressor or 'null'}: {pretrained} was saved with a compressor of its "
+            "own; leave it out, or name the model that it was put into"
+        )
     if parts.pruner != NOT_NAMED:
         set_pruner(model, parts)
     return model, processor
@@ -142,12 +151,10 @@ def load_plain_chat_model(
             "(compressor=visionzip,visionzip.tokens=64) or a pruner (prune=fastv), or take it as it is "
             "(prune=null)"
         )
-    if dtype is None:
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = saved.choose_dtype(device, dtype)
     model = load_model(AutoModelForImageTextToText, folder, name, DOWNLOAD_ADVICE, dtype=dtype)
     processor = load_pretrained(AutoProcessor, folder, name, DOWNLOAD_ADVICE)
-    if not processor.chat_template:
-        raise UsageError(f"{name}: the processor has no chat template; give it one and save it again")
+    saved.check_chat_template(processor, name)
     if parts.compressor:
         attach_without_training(model, processor, parts)
     return model.to(device).eval(), processor
@@ -181,15 +188,5 @@ def reads_videos(model: Any, processor: Any) -> bool:
     images."""
     if isinstance(model, FlashSlothForConditionalGeneration) or not hasattr(processor, "video_processor"):
         return False
-    if not hasattr(model, PARTS_ATTRIBUTE):
-        return True
-    # a family that does not say how its frames are compressed refuses them, unless they are images to it
-    encodes_videos = hasattr(model.base_model, "get_video_features")
-    return find_family(model).videos is not None or not encodes_videos
-
-
-def find_position_limit(model: Any) -> int | None:
-    """How many tokens the LLM has positions for, prompt and answer together; None where it does not say."""
-    if isinstance(model, FlashSlothForConditionalGeneration):
-        return model.config.position_limit
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    attached = getattr(model, PARTS_ATTRIBUTE, None)
+    return attached is None or not attached.refuses_videos

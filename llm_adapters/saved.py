@@ -70,15 +70,12 @@ def load_saved_model(
 
     `dtype`: None is bfloat16 on a GPU, else float32. UsageError for a folder that cannot be loaded.
     """
-    import torch
-
     from connectors.pretrained import load_model, load_pretrained
     from llm_adapters import reuse, saved_parts
     from llm_adapters.auto import FlashSlothForConditionalGeneration, FlashSlothProcessor
 
     folder = find_model_folder(path, attached, revision)
-    if dtype is None:
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = choose_dtype(device, dtype)
     if is_attached(folder):
         other: Any
         other, processor = reuse.load(folder, dtype=dtype)
@@ -103,6 +100,20 @@ def load_chat_model(
     """`load_saved_model`, of another MLLM with a compressor in it, too, whose processor has a chat template;
     UsageError for one without."""
     model, processor = load_saved_model(path, device, dtype, attached=True, revision=revision)
-    if not processor.chat_template:
-        raise UsageError(f"{path}: the processor has no chat template; give it one and save it again")
+    check_chat_template(processor, path)
     return model, processor
+
+
+def choose_dtype(device: "torch.device", dtype: "torch.dtype | None") -> "torch.dtype":
+    """The type that a model answers in; None is bfloat16 on a GPU, else float32."""
+    import torch
+
+    if dtype is not None:
+        return dtype
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def check_chat_template(processor: Any, name: str | Path) -> None:
+    """UsageError for a processor without a chat template, which nobody can ask."""
+    if not processor.chat_template:
+        raise UsageError(f"{name}: the processor has no chat template; give it one and save it again")

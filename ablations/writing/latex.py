@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from ablations.writing.grids.word_grid import WordGrid, group_by_block, holds_words
+from ablations.writing.grids.word_grid import WordGrid, group_by_block, holds_words, spell_line
 
 DOCUMENT_HEAD = r"""\documentclass[10pt]{article}
 \usepackage[T1]{fontenc}
@@ -86,11 +86,8 @@ def render_latex_lines(grid: WordGrid) -> list[str]:
         if block_title:
             whole_line = rf"\multicolumn{{{len(grid.header)}}}{{@{{}}l}}"
             parts.append(rf"{whole_line}{{\textit{{{escape_latex(block_title)}}}}} {LINE_END}")
-        for number, line in lines:
-            words = list(map(escape_latex, line))
-            for column in range(len(words)):
-                if (number, column) in grid.bold:
-                    words[column] = rf"\textbf{{{words[column]}}}"
+        for number, _ in lines:
+            words = spell_line(grid, number, escape_latex, r"\textbf{{{}}}".format)
             parts.append(" & ".join(words) + f" {LINE_END}")
     return parts
 

@@ -1,6 +1,6 @@
 """Grids as Markdown."""
 
-from ablations.writing.grids.word_grid import WordGrid, group_by_block, holds_words
+from ablations.writing.grids.word_grid import WordGrid, group_by_block, holds_words, spell_line
 from experiments.runtime.text_tables import (
     escape_markdown,
     escape_markdown_cell,
@@ -22,11 +22,8 @@ def render_markdown_table(grid: WordGrid, level: int = 2) -> str:
         if title:
             empty_cells = " |" * (len(grid.header) - 1)
             lines.append(f"| *{escape_cell(title)}* |{empty_cells}")
-        for number, line in block_lines:
-            words = list(map(escape_cell, line))
-            for column in range(len(words)):
-                if (number, column) in grid.bold:
-                    words[column] = f"**{words[column]}**"
+        for number, _ in block_lines:
+            words = spell_line(grid, number, escape_cell, "**{}**".format)
             lines.append(f"| {' | '.join(words)} |")
     lines.append("")
     for note in grid.notes:

@@ -8,7 +8,7 @@ from rich.table import Table as RichTable
 
 from ablations.claims.verdicts import FAILS, HOLDS, TIE
 from ablations.writing.grids.scores_grid import EFFICIENCY_COLUMNS
-from ablations.writing.grids.word_grid import WordGrid, group_by_block, holds_words
+from ablations.writing.grids.word_grid import WordGrid, group_by_block, holds_words, spell_line
 from experiments.runtime.text_tables import (
     measure_whole_columns,
     split_columns,
@@ -106,12 +106,8 @@ def render_screen_table(grid: WordGrid, width: int) -> RichTable:
     for title, lines in group_by_block(grid):
         if title:
             table.add_row(f"[italic]{escape(title)}[/]")
-        for number, line in lines:
-            words = list(map(style_verdict, line))
-            for column in range(len(words)):
-                if (number, column) in grid.bold:
-                    words[column] = f"[bold]{words[column]}[/]"
-            table.add_row(*words)
+        for number, _ in lines:
+            table.add_row(*spell_line(grid, number, style_verdict, "[bold]{}[/]".format))
     return table
 
 

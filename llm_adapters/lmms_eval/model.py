@@ -1,6 +1,5 @@
 """A model as lmms-eval calls it: a saved one, or one of transformers with parts put into it."""
 
-import inspect
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,10 +13,11 @@ from tqdm import tqdm
 from compressors.checks import check_at_least
 from compressors.errors import UsageError
 from compressors.registry import conform
+from llm_adapters.adapter import find_position_limit
 from llm_adapters.chat.video_files import VideoClip, find_video_settings
 from llm_adapters.evaluated_model import (
     NOT_NAMED,
-    find_position_limit,
+    list_settings,
     load_evaluated_model,
     read_parts,
     reads_videos,
@@ -89,14 +89,14 @@ class SlothKit(lmms):
         if self.accelerator.num_processes > 1:  # each process has the device that accelerate gives it
             self.device = self.accelerator.device
         folder = str(pretrained)
-        parts = read_parts(compressor, prune, text_encoder, knobs, list_arguments(type(self)))
+        parts = read_parts(compressor, prune, text_encoder, knobs, list_settings(type(self)))
         torch_dtype = None if dtype is None else DTYPES[dtype]
         name_of_revision = None if revision is None else str(revision)  # the harness reads a number as one
         self.model, self.processor = load_evaluated_model(
             folder, parts, self.device, torch_dtype, name_of_revision
         )
         self.processor.tokenizer.padding_side = "left"
-        self.position_limit = find_position_limit(self.model)
+        self.position_limit = find_position_limit(self.model.config)
         self.has_warned = False
         self.caches: StaticCaches | None = None  # None: a cache grows with each answer
         self.keeper: PictureKeeper | None = None  # where questions about a picture share its prefix
@@ -194,12 +194,3 @@ class SlothKit(lmms):
 
     def generate_until_multi_round(self, requests: Sequence) -> list[str]:
         raise NotImplementedError(f"{requests[0].task_name}: slothkit answers one question at a time")
-
-
-def list_arguments(model_class: type[SlothKit]) -> list[str]:
-    """Names of --model_args, knobs aside."""
-    return [
-        name
-        for name, parameter in inspect.signature(model_class).parameters.items()
-        if parameter.kind is not parameter.VAR_KEYWORD
-    ]

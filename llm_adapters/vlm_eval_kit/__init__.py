@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from compressors.errors import UsageError
-from llm_adapters.evaluated_model import NOT_NAMED, load_evaluated_model, read_parts
+from llm_adapters.evaluated_model import NOT_NAMED, list_settings, load_evaluated_model, read_parts
 from llm_adapters.orientation import IMAGE_ERRORS, convert_to_upright_rgb
 
 
@@ -47,7 +47,7 @@ class SlothKit:
         usual = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device or usual)
         self.max_new_tokens = max_new_tokens
-        parts = read_parts(compressor, prune, text_encoder, knobs)
+        parts = read_parts(compressor, prune, text_encoder, knobs, list_settings(type(self)))
         self.model, self.processor = load_evaluated_model(str(pretrained), parts, self.device, dtype)
 
     @torch.inference_mode()

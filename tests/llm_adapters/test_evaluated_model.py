@@ -11,15 +11,11 @@ from text_towers import save_text_tower
 from compressors.errors import UsageError
 from connectors.versions import is_at_least
 from llm_adapters import reuse
-from llm_adapters.evaluated_model import (
-    NOT_NAMED,
-    find_position_limit,
-    load_evaluated_model,
-    read_parts,
-    reads_videos,
-)
+from llm_adapters.adapter import find_position_limit
+from llm_adapters.evaluated_model import NOT_NAMED, load_evaluated_model, read_parts, reads_videos
 
 CPU = torch.device("cpu")
+SETTINGS = ["compressor", "prune", "text_encoder"]
 
 
 def save(folder, model, processor):
@@ -30,7 +26,7 @@ def save(folder, model, processor):
 
 def load(folder, compressor=NOT_NAMED, prune=NOT_NAMED, text_encoder=None, **knobs):
     dotted = {name.replace("__", "."): value for name, value in knobs.items()}
-    return load_evaluated_model(folder, read_parts(compressor, prune, text_encoder, dotted), CPU)
+    return load_evaluated_model(folder, read_parts(compressor, prune, text_encoder, dotted, SETTINGS), CPU)
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +111,9 @@ def test_who_reads_videos(family, put_in, expected):
 
 def test_the_limit_of_positions(plain):
     model, _ = load(plain, prune="null")
-    assert find_position_limit(model) == model.config.text_config.max_position_embeddings
+    assert find_position_limit(model.config) == model.config.text_config.max_position_embeddings
     composed = make_composed()
-    assert find_position_limit(composed) == composed.config.position_limit
+    assert find_position_limit(composed.config) == composed.config.position_limit
     assert not reads_videos(composed, make_composed_processor(composed))
 
 

@@ -1,5 +1,6 @@
 """A table of words, which every form of a report is written from, and as a data frame."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,18 @@ def group_by_block(grid: WordGrid) -> list[tuple[str, list[tuple[int, list[str]]
     for title, numbered in groupby(enumerate(grid.lines), key=lambda line: line[1][0]):
         blocks.append((title, [(number, cells) for number, (_, cells) in numbered]))
     return blocks
+
+
+def spell_line(
+    grid: WordGrid, number: int, escape: Callable[[str], str], embolden: Callable[[str], str]
+) -> list[str]:
+    """The cells of a line as a form of report writes them, with the best ones of their columns in bold."""
+    _, line = grid.lines[number]
+    words = []
+    for column, cell in enumerate(line):
+        word = escape(cell)
+        words.append(embolden(word) if (number, column) in grid.bold else word)
+    return words
 
 
 def holds_words(grid: WordGrid, column: int) -> bool:

@@ -63,16 +63,20 @@ class VideoAdapter:
         by the names that images have."""
         raise NotImplementedError
 
+    @property
+    def refuses_videos(self) -> bool:
+        """Whether the model encodes videos, and nothing says how their frames are compressed."""
+        return self.family.videos is None and hasattr(self._outside[0], "get_video_features")
+
     def wrap_videos(self) -> None:
         """Videos go through the compressor, too, or are refused."""
         base, _ = self._outside
         videos = self.family.videos
-        has_method = hasattr(base, "get_video_features")
+        if self.refuses_videos:
+            self._wrapping.wrap_method(base, "get_video_features", refuse_videos)
         if videos is None:
-            if has_method:
-                self._wrapping.wrap_method(base, "get_video_features", refuse_videos)
             return
-        if has_method:
+        if hasattr(base, "get_video_features"):
             self._wrapping.wrap_method(base, "get_video_features", self._video_features)
         else:  # the method for images is asked; `generate` repeats rows rightly with one for videos
             self._wrapping.add_method(base, "get_video_features", self._videos_as_images)
