@@ -4,6 +4,7 @@ import platform
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +31,7 @@ from experiments.config.metric_names import describe_metrics
 from experiments.config.schema import Config
 from experiments.runtime.processor import read_processor_name
 from experiments.runtime.progress import Reporter
-from experiments.store.plan import TRAINING_ROLES, Stage
+from experiments.store.plan import TRAINING_ROLES, Stage, plan_stages
 from experiments.store.results import identify_questions
 from experiments.store.store import Store
 
@@ -160,9 +161,11 @@ def collect_table(
     cells: list[Cell] = []
     for table_row in file.rows:
         cells += table_row.cells
+    own_blind_keys = {plan_stages(cell.config).key for cell in cells if cell.config.blind}
     blind_rows = []
     for cell in make_blind_cells(cells):
-        blind_rows.append(tables.TableRow(NO_IMAGE_BLOCK, cell.label, "", (cell,)))
+        if plan_stages(cell.config).key not in own_blind_keys:
+            blind_rows.append(tables.TableRow(NO_IMAGE_BLOCK, cell.label, "", (cell,)))
 
     rows = []
     pairs = []
@@ -171,10 +174,10 @@ def collect_table(
         rows.append(row)
         for cell in table_row.cells:
             finished_cell = find_finished_cell(cell, store, earlier_report)
-            if finished_cell is None:
-                row.missing.append(cell.config.seed)
-            else:
+            if finished_cell is not None:
                 pairs.append((row, finished_cell))
+            elif cell.config.seed not in row.missing:  # a knob that is not used makes a cell twice
+                row.missing.append(cell.config.seed)
 
     table = ReportTable(file.name, file.heading, file.title, claims, rows, left_out=file.left_out)
     finished_rows = []
@@ -206,7 +209,7 @@ def fill_rows(
         seed = finished_cell.cell.config.seed
         row.outcomes[seed] = load_outcomes(finished_cell, store, table)
         row.keys[seed] = finished_cell.stage.key
-        row.training = row.training or list_training_keys(finished_cell.stage)
+        row.training = row.training or list_training_keys(finished_cell, first_cell.cell.config.seed)
         first_pairs.setdefault(row.label, (row, finished_cell))
 
     finished_rows = []
@@ -216,8 +219,12 @@ def fill_rows(
     return finished_rows
 
 
-def list_training_keys(evaluation: Stage) -> tuple[str, ...]:
-    """The keys of the training stages that an evaluation needs, in order."""
+def list_training_keys(finished_cell: FinishedCell, seed: int) -> tuple[str, ...]:
+    """The keys of the training stages that a cell would need at a seed, in order: those of one seed tell
+    which stages rows share, whether or not it has finished."""
+    evaluation = finished_cell.stage
+    if finished_cell.cell.config.seed != seed:
+        evaluation = plan_stages(replace(finished_cell.cell.config, seed=seed))
     keys = []
     for key, stage in evaluation.collect_stages().items():
         if stage.kind in TRAINING_ROLES:

@@ -115,6 +115,12 @@ def check_decide_options(options: DecideOptions, axes: dict[str, list[str]]) -> 
         raise UsageError("table=: name the table whose claims are to be decided, such as table=3")
     if "seed" in axes:
         raise UsageError(f"seed={','.join(axes['seed'])}: seeds are what is added; set first= and limit=")
+    for name in ("rows", "blind"):
+        if name in axes:
+            raise UsageError(
+                f"{name}={','.join(axes[name])}: is no setting here: what runs are the rows of open claims; "
+                "leave it out"
+            )
     if options.limit < options.first:
         raise UsageError(f"limit={options.limit}: fewer seeds than first={options.first}")
     for key, values in axes.items():

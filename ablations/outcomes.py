@@ -22,7 +22,8 @@ class ReportRow:
     missing      seeds whose cells have not finished
     efficiency   tokens, parameters, FLOPs, times: column -> value
     keys         seed -> the key of its evaluation, by which a later report finds it
-    training     keys of its training stages at its first finished seed, in order: rows may share some
+    training     keys of its training stages at a seed that is the same for all rows, in order: rows may share
+                 some
     settings     setting -> its value, of those that tell the table's rows apart
     baseline     label of the row that it is compared with; nothing where there is none
     uncompressed label of the row that has its settings and leaves the patches as they are

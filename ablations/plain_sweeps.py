@@ -10,6 +10,7 @@ from compressors.setting_fields import collect_settings, format_value
 from experiments.config import signatures
 from experiments.config.cell_checks import check_parts
 from experiments.config.cells import Cell, make_cells
+from experiments.config.overrides import parse_value
 from experiments.config.presets import flatten_mapping, read_yaml
 from experiments.config.schema import Config
 from experiments.config.settings import assign_setting, conform_setting
@@ -79,7 +80,9 @@ def group_rows(cells: Sequence[Cell]) -> list[TableRow]:
 
 def read_finished_cells(store: Store, seeds: Sequence[str]) -> list[Cell]:
     """The published cells below an output directory at these seeds, blind ones aside, which a report adds by
-    itself. A warning for those whose settings, data or code are not what they were."""
+    itself. A warning for those whose settings, data or code are not what they were; UsageError for what is no
+    seed."""
+    wanted_seeds = {conform_setting("seed", parse_value(text, "seed")) for text in seeds}
     configs: dict[str, Config] = {}  # by key: one cell may be published under several labels
     for path in sorted((store.root / "cells").glob("*_seed=*/config.yaml")):
         try:
@@ -93,7 +96,7 @@ def read_finished_cells(store: Store, seeds: Sequence[str]) -> list[Cell]:
                 f"{path.parent} is left out: its settings, data or code are not what they were any more"
             )
             continue
-        if not config.blind and str(config.seed) in seeds:
+        if not config.blind and config.seed in wanted_seeds:
             configs[key] = config
     return label_configs(list(configs.values()), str(store.root))
 

@@ -114,6 +114,7 @@ def build_report(line: CommandLine, console: "Console") -> "tuple[Report, Render
     from experiments.config.overrides import take_single_value
     from experiments.config.schema import Config
     from experiments.runtime.bars import create_reporter
+    from experiments.runtime.memory import begin_request
     from experiments.sweep.options import take_launch_options
     from experiments.sweep.request import take_blind
 
@@ -129,6 +130,7 @@ def build_report(line: CommandLine, console: "Console") -> "tuple[Report, Render
         with explain_report_errors(options.results, "results"):
             rendered = write.render_report(report)
     else:
+        begin_request()
         axes = dict(line.overrides)
         # a sweep's line may be given as it stands: neither chooses a cell
         take_launch_options(axes)

@@ -15,7 +15,7 @@ from compressors.errors import UsageError
 from compressors.help_layout import find_width
 from compressors.setting_fields import setting
 
-STAGE_FOLDER = re.compile(r"[0-9a-f]{16}(\.partial)?")
+STAGE_FOLDER = re.compile(r"[0-9a-f]{16}(\.partial|\.left\.partial)?")
 NAMED_CELLS = 1  # of those that need a stage; others are counted
 UNITS = ("B", "kB", "MB", "GB", "TB")
 

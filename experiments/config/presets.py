@@ -7,7 +7,6 @@ compressor: `wants: {qformer: {pretrain.lr: 1e-3}}`.
 import copy
 import io
 from collections.abc import Iterator, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -20,6 +19,7 @@ from compressors.setting_fields import collect_settings
 from experiments.config import signatures
 from experiments.config.schema import Config
 from experiments.config.settings import assign_setting, check_knob, conform_setting, locate_setting
+from experiments.runtime.memory import remember_for_request
 
 PRESET_FOLDER = Path(__file__).parents[1] / "presets"
 YAML_SUFFIXES = (".yaml", ".yml")
@@ -63,7 +63,7 @@ def find_preset_file(name: str) -> Path:
     return PRESET_FOLDER / f"{name}.yaml"
 
 
-@cache
+@remember_for_request()
 def load_preset(name: str, above: tuple[str, ...] = ()) -> Preset:
     """A preset by name or path, or a UsageError that names the file. `above`: those that start from it."""
     path = find_preset_file(name)

@@ -6,7 +6,6 @@
 """
 
 from collections.abc import Mapping
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from compressors.reading import read_json_file
 from experiments.config.schema import Config
 from experiments.config.settings import find_part_owners
 from experiments.config.sources import OPEN_CLIP_SCHEME, resolve_source
+from experiments.runtime.memory import remember_for_request
 
 PRESET_VALUE = "preset"
 LARGEST_SHARES = {"depth": 1, "tower_width": 64}  # by unit
@@ -121,7 +121,7 @@ def read_model_size(setting: str, source: str, names: tuple[str, ...]) -> int:
     )
 
 
-@cache
+@remember_for_request()
 def read_model_config(setting: str, source: str) -> dict[str, Any]:
     """The config.json of a tower or LLM, or a UsageError that names the setting."""
     path = find_model_config(source)

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 from compressors.errors import UnreachableError, UsageError, quote, shorten
@@ -10,6 +9,7 @@ from compressors.registry import suggest
 from compressors.setting_fields import format_value
 from connectors.hub import find_folder
 from experiments.config.schema import BLIND_COMPRESSOR, Config
+from experiments.runtime.memory import remember_for_request
 from llm_adapters.saved import find_model_folder
 
 CELLS_FOLDER = "cells"  # below the output directory
@@ -52,12 +52,17 @@ def find_model(source: str, out: str | Path, where: str) -> Path:
 
 def list_namesakes(source: str, names: Sequence[str]) -> list[str]:
     """The cells that are called so, but for the seed and the key that end a cell's name."""
-    name = source.replace(" ", "_")  # as a row is called
-    beginnings = (f"{name}_seed=", f"{name}-")
-    return [cell for cell in names if cell.startswith(beginnings)]
+    label = re.escape(make_folder_label(source))
+    named_so = re.compile(rf"{label}(_seed=\d+)?-[0-9a-f]{{8}}")
+    return [cell for cell in names if named_so.fullmatch(cell)]
 
 
-@cache
+def make_folder_label(label: str) -> str:
+    """A row's label as a folder is called: letters that every file system takes."""
+    return re.sub(r"[^\w.+=-]+", "_", label)
+
+
+@remember_for_request()
 def find_judge_folder(source: str) -> Path:
     """The folder of the chat model that judges: a folder, or ID[@REVISION] of the hub. UsageError where none
     is there."""
@@ -73,7 +78,7 @@ def find_judge_folder(source: str) -> Path:
         raise UnreachableError(f"{where}: cannot be fetched: {error}") from error
 
 
-@cache
+@remember_for_request()
 def fetch_hub_model(name: str, revision: str | None, where: str) -> Path:
     """The folder in the hub's cache with a model's files, which are fetched where they are missing."""
     try:

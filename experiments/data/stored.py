@@ -13,13 +13,13 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from compressors.errors import UsageError, quote, shorten_reason
 from compressors.registry import suggest
+from experiments.runtime.memory import remember_for_request
 
 HUB_SCHEME = "hf:"
 PARQUET_SUFFIX = ".parquet"
@@ -79,7 +79,7 @@ def locate_dataset(entry: Path | str) -> str:
     return os.path.abspath(name)
 
 
-@lru_cache(maxsize=OPEN_SETS)
+@remember_for_request(most=OPEN_SETS)
 def open_dataset(entry: str) -> Any:
     """The `datasets.Dataset` of an entry. UsageError without the package, and for a data set that is not
     there."""

@@ -188,6 +188,6 @@ def measure_training(
         peak_bytes=weight_bytes + added_bytes,
         flops=flops_of_row * optimisation.batch_size,
         data_rows=data_rows,
-        precision=resolve_precision(config.trainer.precision),
+        precision=resolve_precision(config.trainer),
         cached=config.caches_features,
     )

@@ -2,7 +2,6 @@
 the embedded data set are looked at by the stages, when it is there."""
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ from experiments.data.loader import (
     tell_left_out,
 )
 from experiments.models import build, pretrained
+from experiments.runtime.memory import remember_for_request
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.processing import FlashSlothProcessor
 
@@ -175,7 +175,7 @@ def load_rows(file: RowFile) -> Sequence[llava.Sample]:
     return llava.drop_answers(llava.split_questions(samples))[: file.limit]
 
 
-@cache
+@remember_for_request()
 def measure_texts(file: RowFile) -> dict[RowShape, int]:
     """Bytes of the longest text of each shape of row."""
     longest: dict[RowShape, int] = {}

@@ -35,6 +35,11 @@ def draft_folder_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.partial")
 
 
+def set_aside_folder_of(path: Path) -> Path:
+    """Where a run keeps what it could not go on from, while it starts over."""
+    return path.with_name(f"{path.name}.left.partial")
+
+
 def list_file_sizes(path: Path) -> Iterator[tuple[str, int]]:
     """Names below `path`, with forward slashes, and sizes of all files, sorted."""
     for file in sorted(path.rglob("*")):

@@ -65,9 +65,12 @@ class DataDescriber:
             )
         try:
             rules = make_rules(self.config)
-            return keys.digest_stream(entry, rules, not self.config.blind, self.data.bad_rows)
+            description = keys.digest_stream(entry, rules, not self.config.blind, self.data.bad_rows)
         except UsageError as error:
             raise UsageError(f"data.{role}, streamed: {error}") from error
+        if self.data.images and not self.config.blind:  # other pictures by the same names
+            return {**description, "images": os.path.abspath(self.data.images)}
+        return description
 
     def describe_drawing(self, role: str) -> dict[str, Any]:
         """In which order and how often the rows of a role are drawn, where an epoch has not each row once,

@@ -18,6 +18,7 @@ from experiments.data import llava, stored
 from experiments.data.stored_images import StoredImage
 from experiments.data.streaming.rows import RowRules, check_first_rows
 from experiments.data.streaming.shards import describe_shards, open_stream
+from experiments.runtime.memory import remember_for_request
 
 NO_IMAGES = hashlib.sha256().hexdigest()  # what `digest_data_file` has for the images of text alone
 CHUNK_BYTES = 1 << 20  # weights are larger than memory should hold at once
@@ -38,7 +39,6 @@ def digest_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-@cache
 def digest_source(name: str) -> object:
     """Describe weights for a key.
 
@@ -58,10 +58,11 @@ def digest_source(name: str) -> object:
     for path in sorted(folder.rglob("*")):
         if not path.is_file():
             continue
+        stat = path.stat()
         if by_content:
-            files[str(path.relative_to(folder))] = digest_file(path)
+            digest = digest_unchanged_file(path, stat.st_size, stat.st_mtime_ns)
+            files[str(path.relative_to(folder))] = digest
         else:
-            stat = path.stat()
             files[str(path.relative_to(folder))] = [stat.st_size, stat.st_mtime_ns]
     return files
 
@@ -113,7 +114,7 @@ def digest_trained_model(folder: Path) -> str:
 
 @cache
 def digest_unchanged_file(path: Path, size: int, modified: int) -> str:  # noqa: ARG001  what it is cached by
-    """`digest_file`, once for all cells that start from a file."""
+    """`digest_file`, once for all cells that read a file."""
     return digest_file(path)
 
 
@@ -132,8 +133,27 @@ def digest_texts(samples: Sequence[llava.Sample], root: Path) -> str:
     return digest.hexdigest()
 
 
-@cache
-def digest_data_file(
+def digest_data_file(path: str, *arguments: Any) -> dict[str, str]:
+    """`digest_data`, once for all cells that read a file, and again where it was edited in between."""
+    return digest_unchanged_data(make_stamp(path), path, *arguments)
+
+
+def make_stamp(path: str) -> str:
+    """What changes when a data file is written again."""
+    if stored.is_dataset(path):
+        return digest_value(stored.describe_files(path))
+    if not os.path.isfile(path):  # which `digest_data` says in its own words
+        return ""
+    return digest_value(stored.describe_file(path))
+
+
+@remember_for_request()
+def digest_unchanged_data(stamp: str, *arguments: Any) -> dict[str, str]:  # noqa: ARG001  what it is cached by
+    """`digest_data` of a file that has a stamp."""
+    return digest_data(*arguments)
+
+
+def digest_data(
     path: str,
     images: str | None,
     with_images: bool,
@@ -171,7 +191,7 @@ def digest_data_file(
     return digests
 
 
-@cache
+@remember_for_request()
 def digest_stream(entry: str, rules: RowRules, with_images: bool, bad_rows: int = 0) -> dict[str, str]:
     """Describe data that are streamed for a key: their shards by name, size and time, on the hub by the
     commit. UsageError where there are none, or their first rows are wrong."""

@@ -189,33 +189,31 @@ class Planner:
             )
         return description
 
-    @cached_property
-    def pretrain(self) -> Stage:
-        """Stage 1. The query module is in none of what it depends on."""
-        data = self.role_data.describe_role("pretrain")
-        inputs = self.plan_data("pretrain")
-        depends = {
+    def describe_pretraining(self) -> dict[str, Any]:
+        """What stage 1 depends on. The query module is in none of it."""
+        return {
             **self.describe_model(),
             **describe_features(self.config, "pretrain"),
-            "data": data,
+            "data": self.role_data.describe_role("pretrain"),
             **self.role_data.describe_drawing("pretrain"),
             "seed": self.config.seed,
             "optimisation": describe_optimisation(self.config.pretrain, self.data.streaming),
             **describe_frozen(self.config),
             **keys.describe_trained_models(self.config, "pretrain"),
         }
-        return Stage("pretrain", depends, inputs | self.plan_features("pretrain"), self.config)
 
     @cached_property
-    def finetune(self) -> Stage:
-        """Stage 2. A blind cell has neither features nor a stage 1, one that starts from trained weights no
-        stage 1."""
+    def pretrain(self) -> Stage:
+        """Stage 1."""
+        inputs = self.plan_data("pretrain") | self.plan_features("pretrain")
+        return Stage("pretrain", self.describe_pretraining(), inputs, self.config)
+
+    def describe_finetuning(self) -> dict[str, Any]:
+        """What stage 2 depends on."""
         config = self.config
-        data = self.role_data.describe_role("train")
-        inputs = self.plan_data("train")
         depends = {
             **self.describe_model(),
-            "data": data,
+            "data": self.role_data.describe_role("train"),
             **self.role_data.describe_drawing("train"),
             "seed": config.seed,
             "precision": config.trainer.precision,
@@ -228,12 +226,22 @@ class Planner:
         if not config.blind:
             depends |= describe_features(config, "train")
             depends["train_tower"] = config.tower.train
-            if config.aligns:
-                inputs["pretrain"] = self.pretrain
-            inputs |= self.plan_features("train")
         if config.query_module:
             query_modules = signatures.query_modules()
             depends["query_module"] = describe_part(config, query_modules, config.query_module)
+        return depends
+
+    @cached_property
+    def finetune(self) -> Stage:
+        """Stage 2. A blind cell has neither features nor a stage 1, one that starts from trained weights no
+        stage 1."""
+        config = self.config
+        depends = self.describe_finetuning()
+        inputs = self.plan_data("train")
+        if not config.blind:
+            if config.aligns:
+                inputs["pretrain"] = self.pretrain
+            inputs |= self.plan_features("train")
         return Stage("finetune", depends, inputs | self.plan_validation(), config)
 
     def plan_validation(self) -> dict[str, Stage]:
@@ -247,29 +255,28 @@ class Planner:
                 inputs[VALIDATION_INPUT] = self.dataset
         return inputs
 
-    def describe_pruning(self) -> tuple[dict[str, Any], dict[str, Stage]]:
+    def describe_pruning(self) -> dict[str, Any]:
         """The pruner, and the training data that it is calibrated on, if it is."""
         name = self.config.prune
-        assert name is not None  # asked for by the caller
+        if name is None:
+            return {}
         description: dict[str, Any] = {"prune": describe_part(self.config, signatures.pruners(), name)}
         knobs = description["prune"][name]
         if not knobs.get("samples") or knobs.get("recipe") is not None:
-            return description, {}
+            return description
         if self.config.streams("train"):
             raise UsageError(
                 f"prune={name}: is calibrated on {knobs['samples']} rows of data.train, unread with "
                 f"data.streaming=true; give {name}.recipe, or a pruner without calibration"
             )
         description["calibration"] = self.role_data.describe_role("train")
-        return description, self.plan_data("train")
+        return description
 
-    def plan_evaluation(self) -> Stage:
-        """The last stage, which all others lead to."""
+    def describe_evaluation(self) -> dict[str, Any]:
+        """What the last stage depends on, beside what was trained."""
         config = self.config
-        data = self.role_data.describe_role("test")
-        inputs = self.plan_data("test")
         depends: dict[str, Any] = {
-            "data": data,
+            "data": self.role_data.describe_role("test"),
             "evaluate": describe_evaluation(config.evaluate),
             "precision": config.trainer.precision,
         }
@@ -282,13 +289,30 @@ class Planner:
             }
         if not config.blind:
             depends |= describe_features(config, "test")
-            inputs |= self.plan_features("test")
         if config.evaluate.compressor is not None:
             compressors = signatures.compressors()
             depends["evaluated_compressor"] = describe_part(config, compressors, config.evaluate.compressor)
-        if config.prune is not None:
-            pruning, calibration_inputs = self.describe_pruning()
-            depends |= pruning
-            inputs |= calibration_inputs
+        return depends | self.describe_pruning()
+
+    def plan_evaluation(self) -> Stage:
+        """The last stage, which all others lead to."""
+        depends = self.describe_evaluation()
+        inputs = self.plan_data("test")
+        if not self.config.blind:
+            inputs |= self.plan_features("test")
+        if "calibration" in depends:
+            inputs |= self.plan_data("train")
         inputs["finetune"] = self.finetune
-        return Stage("evaluate", depends, inputs, config)
+        return Stage("evaluate", depends, inputs, self.config)
+
+    def describe_again(self, stage: Stage) -> dict[str, Any]:
+        """What a stage of this configuration depends on, by the files as they are now."""
+        if stage.kind == "features":
+            return self.plan_features(stage.roles[0])["features"].depends
+        if stage.kind == "pretrain":
+            return self.describe_pretraining()
+        if stage.kind == "finetune":
+            return self.describe_finetuning()
+        if stage.kind == "evaluate":
+            return self.describe_evaluation()
+        return stage.depends  # the embedded data, which are made of nothing

@@ -6,7 +6,6 @@ OUT/cells/sap+embq_seed=0-3f2a91c0/     config.yaml  metrics.json  predictions.j
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from compressors.errors import UsageError
 from experiments.config.cells import Cell
 from experiments.config.metric_names import describe_metrics
 from experiments.config.presets import read_yaml
+from experiments.config.trained import make_folder_label
 from experiments.data.llava import Sample
 from experiments.metrics.chance import score_majority_answers
 from experiments.runtime.files import write_atomic
@@ -39,19 +39,22 @@ LONGEST_FOLDER_NAME = 80  # characters of label and seed; the key comes after th
 
 @dataclass
 class ScoreRow:
-    """A line of a table: one entry of `runs` (in the form of metrics.json) a seed."""
+    """A line of a table: one entry of `runs` (in the form of metrics.json) a seed. `blind`: its model saw no
+    image."""
 
     label: str
     runs: list[Mapping[str, Any]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    blind: bool = False
 
 
 @dataclass
 class ScoreGroup:
-    """Rows that answer the same questions."""
+    """Rows that answer the same questions, those of `data.test` as `questions` names it."""
 
     title: str
     rows: list[ScoreRow] = field(default_factory=list)
+    questions: str = ""
 
 
 def title_cell(cell: Cell) -> str:
@@ -67,7 +70,7 @@ def locate_log(root: Path, name: str, key: str) -> Path:
 def name_cell_folder(cell: Cell) -> str:
     """Its directory's name without the key: letters that every file system takes, the seed always whole."""
     seed = f"_seed={cell.config.seed}"
-    label = re.sub(r"[^\w.+=-]+", "_", cell.label)
+    label = make_folder_label(cell.label)
     return label[: LONGEST_FOLDER_NAME - len(seed)] + seed
 
 
@@ -125,7 +128,7 @@ def collect_scores(finished: Sequence[tuple[Cell, Stage]], store: Store) -> list
             groups[questions] = start_score_group(cell, stage, store)
         key = (questions, cell.label, cell.row)
         if key not in rows:
-            rows[key] = ScoreRow(cell.label)
+            rows[key] = ScoreRow(cell.label, blind=cell.config.blind)
             groups[questions].rows.append(rows[key])
         metrics = (store.locate_result(stage) / METRICS_FILE).read_text(encoding="utf-8")
         rows[key].runs.append(json.loads(metrics))
@@ -144,11 +147,12 @@ def start_score_group(cell: Cell, stage: Stage, store: Store) -> ScoreGroup:
     The questions are those that the evaluation wrote down: the data that it read may have changed since.
     """
     chance = read_chance(store.locate_result(stage))
-    title = f"{', '.join(cell.config.data.test)}: {chance['n']:,} questions"
+    questions = ", ".join(cell.config.data.test)
+    title = f"{questions}: {chance['n']:,} questions"
     metric_words = describe_metrics(cell.config.evaluate.metric)
     if metric_words:
         title += f", {metric_words}"
-    return ScoreGroup(title, [ScoreRow(CHANCE_ROW, [chance])])
+    return ScoreGroup(title, [ScoreRow(CHANCE_ROW, [chance])], questions)
 
 
 def read_chance(evaluation: Path) -> dict[str, Any]:

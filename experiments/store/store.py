@@ -2,6 +2,7 @@
 
     OUT/pretrain/3f2a91c07be41d55/           finished: config.yaml, what the stage wrote, done.json
     OUT/pretrain/3f2a91c07be41d55.partial/   under way, or left by a killed run; the next one resumes from it
+    OUT/pretrain/3f2a91c07be41d55.left.partial/   what a run could not go on from, until the stage is finished
     OUT/pretrain/3f2a91c07be41d55.lock       held by the process that computes it; others wait
 
 A stage fills its partial directory; `done.json`, with the size and digest of every file, is written last, and
@@ -36,6 +37,7 @@ from experiments.runtime.files import (
 )
 from experiments.runtime.progress import Reporter, StepCounter
 from experiments.runtime.provenance import describe_run
+from experiments.store.edited_files import refuse_edited_files
 from experiments.store.folder import (
     CONFIG_FILE,
     DONE_FILE,
@@ -46,6 +48,7 @@ from experiments.store.folder import (
     lock_file_of,
     read_done_note,
     read_package_versions,
+    set_aside_folder_of,
 )
 from experiments.store.keys import digest_file
 from experiments.store.part_code import refuse_edited_code
@@ -201,21 +204,37 @@ class Store:
         os.rename(draft, path)
         sync_directory(path.parent)
         self._verified.add(stage.key)
+        shutil.rmtree(set_aside_folder_of(path), ignore_errors=True)
 
     def _fill_or_start_over(
         self, stage: Stage, inputs: Mapping[str, Path], draft: Path, resumed: bool
     ) -> None:
         """What a killed run has left may be damaged: a resumed stage that fails before its first step is
-        started over, once."""
+        started over, once. What was left is put aside, and is back if the second try comes no further."""
         report = StepCounter(self.report)
         try:
             self._fill_draft(stage, inputs, draft, resumed, report)
+            return
         except StageFailed as error:
-            if not resumed or report.advanced or isinstance(error.__cause__, NotFinite):
+            if not resumed or report.advanced or not may_be_damage(error.__cause__):
                 raise
-            self.report.write_warning(f"cannot go on from what is left of {error}; starting over")
+            reason = str(error)
+        aside = set_aside_folder_of(self.locate_result(stage))
+        if aside.exists():  # what was put aside first had more to lose
             shutil.rmtree(draft)
+        else:
+            os.rename(draft, aside)
+        self.report.write_warning(
+            f"cannot go on from what is left of {reason}; starting over, what is left is kept as {aside} "
+            "until that is finished"
+        )
+        try:
             self._fill_draft(stage, inputs, draft, False, report)
+        except BaseException:
+            if not report.advanced:
+                shutil.rmtree(draft, ignore_errors=True)
+                os.rename(aside, draft)
+            raise
 
     def _fill_draft(
         self, stage: Stage, inputs: Mapping[str, Path], draft: Path, resumed: bool, report: StepCounter
@@ -224,6 +243,7 @@ class Store:
         if self.runner is None:
             raise ValueError(f"{stage.name} is not finished, and this store has no runner to compute it")
         refuse_edited_code(stage.depends)
+        refuse_edited_files(stage)
         draft.mkdir(exist_ok=True)
         # half-written files of a killed run must not be taken for the stage's own
         for stale_file in (draft / DONE_FILE, *draft.rglob(DRAFT_PATTERN)):
@@ -232,7 +252,7 @@ class Store:
         self.report.begin_stage(f"{stage.title} {stage.key[:8]}{ending}")
         started = time.monotonic()
         arguments = {"roles": stage.roles} if stage.roles else {}
-        with tidy_after_error(stage, draft, resumed):
+        with tidy_after_error(stage, draft, resumed, report):
             config = replace(stage.config, curves=describe_curve_run(stage, self.root))
             self.runner(stage.kind)(config, dict(inputs), draft, report, **arguments)
         seconds = round(time.monotonic() - started, 3)
@@ -254,13 +274,21 @@ class Store:
         write_atomic(draft / DONE_FILE, json.dumps(note, indent=1) + "\n")
 
 
+def may_be_damage(error: BaseException | None) -> bool:
+    """Whether a stage may have failed because of what an earlier run has left. A lack of memory is none, nor
+    what is not finite."""
+    # torch's own error of a full device is no MemoryError, and this module does without torch
+    return not isinstance(error, NotFinite | MemoryError) and type(error).__name__ != "OutOfMemoryError"
+
+
 @contextmanager
-def tidy_after_error(stage: Stage, draft: Path, resumed: bool) -> Iterator[None]:
-    """Bad input leaves nothing behind; after anything else what was done so far stays, to be resumed."""
+def tidy_after_error(stage: Stage, draft: Path, resumed: bool, report: StepCounter) -> Iterator[None]:
+    """Bad input that is met before the first step leaves nothing behind; after anything else what was done so
+    far stays, to be resumed."""
     try:
         yield
     except UsageError:
-        if not resumed:
+        if not resumed and not report.advanced:
             shutil.rmtree(draft)
         raise
     except SystemExit as error:  # Lightning turns Ctrl-C into an exit

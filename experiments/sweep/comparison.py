@@ -128,9 +128,10 @@ def find_comparison(jobs: Sequence[CellJob], store: Store) -> Comparison:
                 store.report.write_warning(f"no comparison with the study '{name}': {error}")
                 continue
             rows: dict[str, ScoreRow] = {}
-            for label, _, stage in references:
+            for label, cell, stage in references:
                 if stage.key in study.cells:
-                    rows.setdefault(label, ScoreRow(label)).runs.append(study.cells[stage.key])
+                    row = ScoreRow(label, blind=cell.config.blind)
+                    rows.setdefault(label, row).runs.append(study.cells[stage.key])
             labels = {stage.key: label for label, _, stage in references if stage.key in study.cells}
             chance = ScoreRow(CHANCE_ROW, [study.chance[min(labels)]])
             return Comparison(store, name, study, [chance, *rows.values()], labels)

@@ -9,6 +9,7 @@ from compressors.registry import conform
 from experiments.config import tables
 from experiments.config.cells import Cell, make_blind_cells, make_cells
 from experiments.config.overrides import parse_value, take_single_value
+from experiments.runtime.memory import begin_request
 from experiments.store.plan import Stage, plan_stages
 from experiments.sweep.options import LaunchOptions, take_launch_options
 from experiments.sweep.studies import find_study_folder, read_finished_keys
@@ -34,6 +35,7 @@ class SweepRequest:
 
 def read_request(settings: Mapping[str, list[str]]) -> SweepRequest:
     """The request of a command line, whose settings are given as key -> alternatives."""
+    begin_request()
     axes = dict(settings)
     blind = take_blind(axes)
     earlier = take_single_value(axes, "earlier")
@@ -62,6 +64,8 @@ def read_request(settings: Mapping[str, list[str]]) -> SweepRequest:
             rows.setdefault((stage.key, row), (cell, stage))
             jobs.setdefault(stage.key, (cell, stage))
         views.append((heading, list(rows.values())))
+    if not jobs and earlier is None:
+        raise UsageError(f"table={','.join(table_names or [])}: none of its rows has a cell here")
     if not jobs:
         raise UsageError(
             f"earlier={earlier}: that report has all {len(left_out)} cells; python -m ablations.report "

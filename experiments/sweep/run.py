@@ -284,6 +284,7 @@ def collect_results(request: SweepRequest, outcomes: CellOutcomes, store: Store)
         for group in results.collect_scores(finished_jobs, store):
             if heading:
                 group.title = f"{heading}, {group.title}"
+                group.questions = f"{heading}, {group.questions}"
             groups.append(group)
     cells = []
     for cell, stage in request.jobs:

@@ -6,7 +6,6 @@ from typing import Any
 
 from rich.table import Table
 
-from experiments.config.cells import BLIND_ROW
 from experiments.runtime.text_tables import (
     escape_markdown,
     format_csv,
@@ -79,7 +78,7 @@ def make_blind_notes(group: ScoreGroup) -> list[str]:
     for row in group.rows:
         mean, _ = average_row_score(row, None)
         low, high = find_wilson_interval(mean / 100, row.runs[0]["n"])
-        if row.label.split(" ")[0] == BLIND_ROW:
+        if row.blind:
             blind_limit = max(blind_limit, high)
         elif row.label != CHANCE_ROW:
             low_ends.append((row.label, low))
@@ -207,7 +206,7 @@ def make_score_records(groups: Sequence[ScoreGroup]) -> list[dict[str, Any]]:
         for row in group.rows:
             efficiency: Mapping[str, Any] = row.runs[0].get("efficiency", {})
             record: dict[str, Any] = {
-                "questions": group.title.partition(":")[0],
+                "questions": group.questions,
                 "row": row.label,
                 "seeds": len(row.runs),
                 "n": row.runs[0]["n"],

@@ -8,9 +8,7 @@ from pathlib import Path
 import datasets
 from factories import picture
 
-from experiments.data.streaming.rows import list_first_rows
-from experiments.data.streaming.shards import open_stream
-from experiments.store import keys
+from experiments.runtime.memory import begin_request
 
 SIZES = (7, 12, 3, 9)  # rows of each shard
 MESSAGES = datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")})
@@ -83,17 +81,10 @@ def write_folder(folder: Path, sizes=SIZES) -> str:
 WRITERS = {"parquet": write_parquet, "lines": write_lines, "saved": write_saved, "folder": write_folder}
 
 
-def forget_shards() -> None:
-    """What is known of shards, which may have been written again."""
-    open_stream.cache_clear()
-    list_first_rows.cache_clear()
-    keys.digest_stream.cache_clear()
-
-
 @contextmanager
 def own_cache(folder: Path, monkeypatch) -> Iterator[None]:
     """A cache of `datasets` in a folder of the test's own, and nothing opened once the test has ended."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
     datasets.disable_progress_bars()
     yield
-    forget_shards()
+    begin_request()

@@ -17,6 +17,7 @@ from ablations.writing.grids.scores_grid import (
 from ablations.writing.grids.word_grid import WordGrid
 
 ONE_SEED_MARK = "*"
+ONE_PICTURE_MARK = "**"
 LABEL_SETTING = "compressor"  # which a row's label says
 
 
@@ -104,10 +105,13 @@ def format_difference(row: ReportRow, difference: Verdict | None) -> list[str]:
         return ["baseline", ""]
     if difference is None:
         return ["", ""]
-    interval = format_interval(difference)
-    if difference.pairs[0].squares is None:
-        interval += ONE_SEED_MARK
-    return [format_signed(difference.estimate), interval]
+    words = [format_signed(difference.estimate), format_interval(difference)]
+    pair = difference.pairs[0]
+    if pair.pictures < 2:  # nothing is known of another picture, nor of another question
+        words[1] = ONE_PICTURE_MARK
+    elif pair.squares is None:
+        words[1] += ONE_SEED_MARK
+    return words
 
 
 def format_uncompressed_share(table: ReportTable, row: ReportRow) -> str:
@@ -126,7 +130,11 @@ def find_best(
     table: ReportTable, lines: Sequence[tuple[str, list[str]]], columns: Sequence[int]
 ) -> set[tuple[int, int]]:
     """(line, column) of the highest numbers, as printed, among rows that compress; none with a single one."""
-    compressing = {row.label for row in table.rows if row.baseline and row.uncompressed != row.label}
+    compressing = set()
+    for row in table.rows:
+        # a blind row has neither settings nor a baseline
+        if row.uncompressed != row.label and (row.settings or row.baseline):
+            compressing.add(row.label)
     numbers = [number for number, (_, words) in enumerate(lines) if words[0] in compressing]
     best: set[tuple[int, int]] = set()
     if len(numbers) < 2:
@@ -148,7 +156,13 @@ def list_comparison_notes(table: ReportTable, differences: dict[str, Verdict]) -
         f"Differences to {table.baseline} in points, at the seeds that both rows have; baseline=ROW compares "
         "with another. Bold: the best of the rows that compress."
     ]
-    if any(difference.pairs[0].squares is None for difference in differences.values()):
+    pairs = [difference.pairs[0] for difference in differences.values()]
+    if any(pair.pictures < 2 for pair in pairs):
+        notes.append(
+            f"{ONE_PICTURE_MARK} All questions are about one picture: an interval needs several; raise "
+            "evaluate.limit, or leave it out."
+        )
+    if any(pair.squares is None and pair.pictures > 1 for pair in pairs):
         notes.append(
             f"{ONE_SEED_MARK} One seed in common: an interval over questions alone, which does not know what "
             "another seed would give."

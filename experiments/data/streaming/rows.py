@@ -1,7 +1,6 @@
 """Rows of shards -> samples, and what is looked at before a stage begins. No torch."""
 
 from collections.abc import Iterator
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from experiments.data import llava, stored
 from experiments.data.records import Sample, parse_record
 from experiments.data.streaming.reading import count_row_bytes, read_rows
 from experiments.data.streaming.shards import Shard, open_stream
+from experiments.runtime.memory import remember_for_request
 
 CHECKED_ROWS = 64  # of an entry, before anything runs
 
@@ -67,7 +67,7 @@ def parse_row(row: StreamedRow, rules: RowRules) -> Sample:
     return sample._replace(place=row.place)
 
 
-@lru_cache(maxsize=stored.OPEN_SETS)
+@remember_for_request(most=stored.OPEN_SETS)
 def list_first_rows(entry: str) -> tuple[StreamedRow, ...]:
     """The first rows of an entry's first shard. UsageError where it has none."""
     rows = tuple(islice(draw_rows(open_stream(entry).shards[0]), CHECKED_ROWS))

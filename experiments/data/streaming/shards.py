@@ -13,13 +13,13 @@ import glob
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from compressors.errors import UsageError, quote, shorten_reason
 from compressors.reading import read_json_object
 from experiments.data import stored
+from experiments.runtime.memory import remember_for_request
 
 READERS = {".parquet": "parquet", ".jsonl": "text", ".json": "text", ".arrow": "arrow"}  # of `datasets`
 LINES_READER = "text"  # the library's own reader of JSON wants the same types in all rows
@@ -67,7 +67,7 @@ class OpenedStream(NamedTuple):
     shards: tuple[Shard, ...]
 
 
-@lru_cache(maxsize=stored.OPEN_SETS)
+@remember_for_request(most=stored.OPEN_SETS)
 def open_stream(entry: str) -> OpenedStream:
     """The data set of an entry. No row is read; UsageError where there is none, or none that can be
     streamed."""

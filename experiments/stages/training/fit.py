@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from compressors.errors import UsageError
 from connectors.versions import switch_checkpointing
 from experiments.config.schema import Config
+from experiments.config.schema_sections import TrainerSettings
+from experiments.models.build import pick_device
 from experiments.runtime.progress import Reporter
 from experiments.stages.finite import watch_compressor
 from experiments.stages.training import strategies
@@ -45,7 +46,7 @@ def fit_module(
     )
     logged_every = min(LOSS_STEPS, module.steps)  # a stage of fewer steps logs its last one
     placement: dict[str, Any] = strategies.place_trainer(settings, world)
-    precision: Any = resolve_precision(settings.precision)
+    precision: Any = resolve_precision(settings)
     checkpointing = optimisation.checkpointing
     if checkpointing is None:
         checkpointing = settings.gradient_checkpointing
@@ -159,8 +160,8 @@ class BadRows(Callback):
             self.report.write_warning(f"left out: {fault}")
 
 
-def resolve_precision(name: str) -> str:
-    """auto: bf16 on a GPU, fp32 on the CPU."""
-    if name != "auto":
-        return name
-    return "bf16-mixed" if torch.cuda.is_available() else "32-true"
+def resolve_precision(settings: TrainerSettings) -> str:
+    """auto: bf16 on a GPU, fp32 on the CPU, which is also chosen where there is a GPU."""
+    if settings.precision != "auto":
+        return settings.precision
+    return "bf16-mixed" if pick_device(settings.accelerator).type == "cuda" else "32-true"

@@ -8,7 +8,8 @@ import pytest
 from fakes import FakeRunner, names, read_log
 
 from compressors.errors import UsageError
-from experiments.config import scaling, table_files, tables
+from experiments.config import table_files, tables
+from experiments.runtime.memory import begin_request
 from experiments.sweep import __main__ as sweep
 from experiments.sweep.request import list_cells_by_table
 
@@ -143,12 +144,12 @@ def test_a_hub_model_s_configuration_comes_from_the_cache(scaled, tmp_path, monk
 
 
 def test_sizes_that_cannot_be_had(scaled, tmp_path):
-    scaling.read_model_config.cache_clear()
+    begin_request()
     empty = config_at(tmp_path / "empty")
     with pytest.raises(UsageError, match=r"row 'a': tower.source=.*empty: its config.json has no hidden_"):
         scaled("{embq.dim: {tower_width: 0.5}}", **{"tower.source": [empty]})
     (tmp_path / "empty" / "config.json").write_text("[")
-    scaling.read_model_config.cache_clear()
+    begin_request()
     with pytest.raises(UsageError, match=r"llm.source=.*empty: no readable config.json"):
         scaled("{embq.at: {depth: 0.5}}", **{"llm.source": [empty]})
 

@@ -17,8 +17,9 @@ from PIL import Image
 from small_runs import align, make_config, run, write_backbones
 
 from compressors.errors import UsageError
-from experiments.data import llava, stored
+from experiments.data import llava
 from experiments.data.formats import is_file_entry
+from experiments.runtime.memory import begin_request
 from experiments.store import keys
 from experiments.store.results import identify_questions
 from llm_adapters.conversation import Turn
@@ -76,7 +77,7 @@ def make_set(rows=6):
 def folder(tmp_path):
     make_set().save_to_disk(tmp_path / "mine")
     yield tmp_path / "mine"
-    stored.open_dataset.cache_clear()
+    begin_request()
 
 
 def test_a_folder_with_its_images(folder):
@@ -208,7 +209,7 @@ def parquet_file(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     make_set().to_parquet(tmp_path / "mine.parquet")
     yield tmp_path / "mine.parquet"
-    stored.open_dataset.cache_clear()
+    begin_request()
 
 
 def test_a_parquet_file_with_its_images(parquet_file):
@@ -246,8 +247,7 @@ def test_a_parquet_file_of_bytes_that_no_feature_calls_images(tmp_path, monkeypa
 
 def test_keys_of_a_parquet_file_do_not_follow_its_cache(parquet_file, tmp_path):
     def digest():
-        keys.digest_data_file.cache_clear()
-        stored.open_dataset.cache_clear()
+        begin_request()
         return keys.digest_data_file(str(parquet_file), None, True)
 
     first = digest()
@@ -304,8 +304,7 @@ def test_a_name_of_the_hub_from_the_cache_without_a_network(tmp_path):
 
 def test_keys_follow_texts_and_images(folder, tmp_path):
     def digest(path):
-        keys.digest_data_file.cache_clear()
-        stored.open_dataset.cache_clear()
+        begin_request()
         return keys.digest_data_file(str(path), None, True)
 
     first = digest(folder)

@@ -13,7 +13,6 @@ from shards import (  # noqa: E402
     FEATURES,
     SIZES,
     WRITERS,
-    forget_shards,
     make_row,
     own_cache,
     write_lines,
@@ -29,6 +28,7 @@ from experiments.data.streaming.dataset import StreamedDataset  # noqa: E402
 from experiments.data.streaming.order import StreamEntry, StreamOrder  # noqa: E402
 from experiments.data.streaming.rows import RowRules, check_first_rows, parse_row  # noqa: E402
 from experiments.data.streaming.shards import open_stream  # noqa: E402
+from experiments.runtime.memory import begin_request  # noqa: E402
 
 ROWS = sum(SIZES)
 RULES = RowRules(None, False, "</s>", "")
@@ -301,7 +301,7 @@ def test_first_rows_are_looked_at_before_anything_runs(tmp_path):
     os.remove(tmp_path / "lines" / "1.png")
     with pytest.raises(UsageError, match=r"part-0.jsonl, line 3 \(id 1\): no image"):
         check_first_rows(lines, RULES)
-    forget_shards()
+    begin_request()
     check_first_rows(lines, RULES, with_images=False)  # of a blind row
     check_first_rows(lines, RULES, bad_rows=1)
     for path in (tmp_path / "lines").glob("*.png"):

@@ -10,6 +10,7 @@ from compressors.errors import UsageError
 from experiments.data.llava import load_samples
 from experiments.data.loader import ConversationDataset, SampleImages
 from experiments.models import build
+from experiments.runtime.memory import begin_request
 from experiments.runtime.progress import Reporter
 from experiments.stages import checks, row_lengths, train
 
@@ -40,7 +41,7 @@ def make_cell(folder, positions, compressor="sap+embq", **data):
     config.data.test = [str(folder / "data.json")]
     for name, value in data.items():
         setattr(config.data, name, value)
-    row_lengths.measure_texts.cache_clear()
+    begin_request()
     return config
 
 

@@ -15,8 +15,9 @@ from compressors.errors import UsageError
 from compressors.key_value import parse_settings
 from experiments.config.cells import make_cells
 from experiments.config.schema import Config
+from experiments.runtime.memory import begin_request
 from experiments.runtime.progress import Reporter
-from experiments.stages import features, row_lengths, train
+from experiments.stages import features, train
 from experiments.stages.checks import check_cell_config
 from experiments.stages.training.fit import fit_module
 from experiments.stages.training.ranks import launch_processes
@@ -361,7 +362,7 @@ def test_patches_that_a_teacher_leaves_out_have_positions(folder, tmp_path):
 
 def test_a_teacher_with_too_few_positions_is_refused_before_any_work(folder, tmp_path):
     """Of data files; rows that are written on the spot are looked at when they are there."""
-    row_lengths.measure_texts.cache_clear()
+    begin_request()
     config = make_config(folder)
     for positions, message in ((60, "36 visual.* do not fit .* 60 positions"), (30, "36 tokens for it")):
         model, processor = load_saved_model(folder / "teacher", torch.device("cpu"))

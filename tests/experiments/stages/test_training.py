@@ -14,13 +14,14 @@ from PIL import Image
 from compressors.errors import UsageError
 from connectors.versions import switch_checkpointing
 from experiments.config.schema import Config
-from experiments.config.schema_sections import OptimisationSettings
+from experiments.config.schema_sections import OptimisationSettings, TrainerSettings
 from experiments.data import llava
 from experiments.data.loader import ConversationDataset, SampleImages, StepLoader
 from experiments.data.order import SampleOrder
 from experiments.runtime.progress import Reporter
 from experiments.stages import train as training
 from experiments.stages.training import fit
+from experiments.stages.training.fit import resolve_precision
 from experiments.stages.training.module import (
     SlothModule,
     choose_trainable_parts,
@@ -307,3 +308,18 @@ def test_learning_rates_are_those_of_transformers(warmup):
     for step in range(12):
         assert compute_rate_factor(step, warmup, 10, "cosine") == cosine(step)
         assert compute_rate_factor(step, warmup, 10, "constant") == constant(step)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "has_gpu", "expected"),
+    [
+        ("auto", True, "bf16-mixed"),
+        ("gpu", True, "bf16-mixed"),
+        ("cpu", True, "32-true"),
+        ("auto", False, "32-true"),
+    ],
+)
+def test_auto_precision_is_of_the_device_that_trains(monkeypatch, accelerator, has_gpu, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    assert resolve_precision(TrainerSettings(accelerator=accelerator)) == expected
+    assert resolve_precision(TrainerSettings(accelerator=accelerator, precision="16-mixed")) == "16-mixed"

@@ -14,6 +14,7 @@ from fakes import FakeRunner, cells, config, names, stages, write_llava
 import compressors
 from compressors.errors import UsageError
 from experiments.data.roles import locate_role_files
+from experiments.runtime.memory import begin_request
 from experiments.store import keys
 from experiments.store.estimate import Estimator
 from experiments.store.key_settings import find_image_rate
@@ -153,8 +154,7 @@ def test_keys_outlive_the_process():
 
 
 def fresh(*overrides: str):
-    keys.digest_data_file.cache_clear()
-    keys.digest_source.cache_clear()
+    begin_request()
     return stages(*overrides)
 
 

@@ -6,12 +6,15 @@ import signal
 from pathlib import Path
 
 import pytest
-from fakes import FakeRunner, read_log, spawn, stages, wait_for
+import torch
+from fakes import SOURCES, FakeRunner, read_log, spawn, stages, wait_for, write_llava
 
 from compressors.errors import UsageError
 from experiments.runtime.files import find_disk_error, hold_lock, write_atomic
+from experiments.runtime.memory import begin_request
 from experiments.runtime.progress import Reporter
 from experiments.store.store import StageFailed, Store
+from experiments.sweep.request import read_request
 
 ONE = ("compressor=sap+embq", "blind=false")
 ALL = ["data", "features test", "features pretrain", "pretrain", "finetune", "evaluate"]
@@ -131,6 +134,44 @@ def test_a_partial_that_cannot_be_resumed_is_started_over(store, log):
     assert read_log(log) == ["data", "data"]
 
 
+@pytest.mark.parametrize("steps", [0, 1])
+def test_what_cannot_be_resumed_is_kept_until_something_better_is_there(store, steps):
+    """Whatever stands in the way, a network share that is gone, say, is there for the second try as well."""
+    stage = stages()["data"]
+    draft = store.root / f"{stage.name}.partial"
+    draft.mkdir(parents=True)
+    (draft / "last.ckpt").write_text("hours")
+    tries = []
+
+    def broken(_config, _inputs, out, report):
+        tries.append((out / "last.ckpt").exists())
+        if len(tries) == 2 and steps:
+            report.advance_steps()
+        raise RuntimeError("no network")
+
+    aside = store.root / f"{stage.name}.left.partial"
+    with pytest.raises(StageFailed, match="no network"):
+        Store(store.root, runner=lambda _: broken).compute(stage)
+    assert tries == [True, False]
+    kept = aside if steps else draft
+    assert (kept / "last.ckpt").read_text() == "hours" and aside.exists() == bool(steps)
+    store.compute(stage)
+    assert not aside.exists()
+
+
+def test_a_lack_of_memory_is_no_reason_to_start_over(store):
+    stage, tries = stages()["data"], []
+    (store.root / f"{stage.name}.partial").mkdir(parents=True)
+
+    def broken(*_):
+        tries.append(1)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(StageFailed, match="out of memory"):
+        Store(store.root, runner=lambda _: broken).compute(stage)
+    assert len(tries) == 1 and store.find_status(stage) == "partial"
+
+
 def test_a_stage_that_fails_after_a_step_keeps_its_work(store):
     stage, steps = stages()["data"], []
 
@@ -155,6 +196,60 @@ def test_bad_input_leaves_nothing(tmp_path):
     with pytest.raises(UsageError), store.open_root():
         store.compute(stages()["data"])
     assert tree(tmp_path) == []
+
+
+def test_bad_input_after_a_step_keeps_the_work(store):
+    """A row of a stream that is met after hours: the advice is to go on from the last checkpoint."""
+    stage = stages()["data"]
+
+    def broken(_config, _inputs, out, report):
+        (out / "last.ckpt").write_text("hours")
+        report.advance_steps()
+        raise UsageError("bad row")
+
+    with pytest.raises(UsageError):
+        Store(store.root, runner=lambda _: broken).compute(stage)
+    assert store.find_status(stage) == "partial"
+    assert (store.compute(stage) / "last.ckpt").read_text() == "hours"
+
+
+def test_files_that_were_edited_since_the_plan_are_refused(tmp_path, store):
+    """Of each kind of file that a stage reads."""
+    data = write_llava(tmp_path / "mine.json", images=True)
+    stage = stages(f"data.train={data}")["finetune"]
+    write_llava(data, images=True, samples=3)
+    with pytest.raises(UsageError, match="^features .*: a data file, or an image, changed after this run"):
+        store.compute(stage)
+    assert store.find_status(stage) == "missing"
+    begin_request()
+    store.compute(stages(f"data.train={data}")["finetune"])
+
+    (tmp_path / "llm").mkdir()
+    config = tmp_path / "llm/config.json"
+    config.write_text("{}")
+    stage = stages(f"llm.source={tmp_path / 'llm'}")["pretrain"]
+    config.write_text("{ }")
+    with pytest.raises(
+        UsageError, match="^pretrain: the folder of llm.source changed after this run was pla"
+    ):
+        store.compute(stage)
+
+
+def test_what_an_edited_file_holds_is_read_again_by_the_next_request(tmp_path):
+    data = write_llava(tmp_path / "mine.json")
+    settings = {**SOURCES, "compressor": ["none"], "data.train": [str(data)], "out": [str(tmp_path / "out")]}
+    keys = []
+    for samples in (2, 3, 2):
+        write_llava(data, samples=samples)
+        keys.append(read_request(settings).jobs[0][1].key)
+    assert keys[0] == keys[2] != keys[1]
+    preset = tmp_path / "mine.yaml"
+    rates = []
+    for rate in (0.1, 0.2):
+        preset.write_text(f"preset: tiny\nfinetune: {{lr: {rate}}}\n")
+        [(cell, _)] = read_request({**settings, "preset": [str(preset)]}).jobs
+        rates.append(cell.config.finetune.lr)
+    assert rates == [0.1, 0.2]
 
 
 def test_ctrl_c_inside_lightning(tmp_path):

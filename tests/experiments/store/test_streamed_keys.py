@@ -7,9 +7,10 @@ import pytest
 datasets = pytest.importorskip("datasets")
 
 from fakes import config, stages  # noqa: E402
-from shards import WRITERS, forget_shards, own_cache, write_parquet  # noqa: E402
+from shards import WRITERS, own_cache, write_parquet  # noqa: E402
 
 from compressors.errors import UsageError  # noqa: E402
+from experiments.runtime.memory import begin_request  # noqa: E402
 from experiments.store.estimate import Estimator, MeasuredStage  # noqa: E402
 from experiments.store.store import Store  # noqa: E402
 from experiments.store.workload import derive_workload  # noqa: E402
@@ -88,7 +89,7 @@ def test_keys_know_shards_and_buffer(tmp_path):
     roles = []
 
     def find_keys(*overrides):
-        forget_shards()
+        begin_request()
         planned = stages(*STEPS, *roles, *overrides)
         assert set(planned) == {"data", "features test", "pretrain", "finetune", "evaluate"}
         return planned["pretrain"].key, planned["finetune"].key
@@ -109,6 +110,17 @@ def test_keys_know_shards_and_buffer(tmp_path):
     assert find_keys() == first
     os.utime(tmp_path / "moved" / "train-00003.parquet", (1, 1))
     assert find_keys()[0] != first[0]
+
+
+def test_keys_know_the_image_folder(tmp_path):
+    """Rows name their pictures; those of another folder are other ones."""
+    entry = write_parquet(tmp_path / "shards")
+    roles = [f"data.pretrain={entry}", f"data.train={entry}"]
+    found = []
+    for folder in ("", "one", "two"):
+        images = [f"data.images={tmp_path / folder}"] if folder else []
+        found.append(stages(*STEPS, *roles, *images)["pretrain"].key)
+    assert len(set(found)) == 3
 
 
 def test_a_stream_is_read_as_a_blind_row_too(tmp_path):

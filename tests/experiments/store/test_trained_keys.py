@@ -12,8 +12,9 @@ from rich.console import Console
 from compressors.errors import UnreachableError, UsageError
 from compressors.key_value import parse_settings
 from experiments.config.cells import make_blind_cells
-from experiments.config.trained import fetch_hub_model, find_trained_model
+from experiments.config.trained import find_trained_model
 from experiments.models.saved import find_named_model, load_trained_model
+from experiments.runtime.memory import begin_request
 from experiments.store.store import Store
 from experiments.sweep.plan_view import make_plan, make_plan_tables
 from experiments.sweep.request import read_request
@@ -179,15 +180,18 @@ def test_a_cell_needs_no_seed_and_key_where_it_is_the_only_one(trained, tmp_path
     model = tmp_path / "finetune/1/model"
     for name in ("sap", "sap_seed=0", "sap_seed=0-12345678"):
         assert find_named_model(name, None, tmp_path, f"load({name!r})") == model
-    names = ("sap_seed=1-12345678", "1_query_seed=0-12345678")
+    names = ("sap_seed=1-12345678", "1_query_seed=0-12345678", "wide-sap_seed=0-12345678")
     for name in names:
         shutil.copytree(tmp_path / "cells/sap_seed=0-12345678", tmp_path / "cells" / name)
-    for name in ("1 query", "sap_seed=1"):
+    for name in ("1 query", "sap_seed=1", "wide-sap"):
         assert find_named_model(name, None, tmp_path, "") == model
     with pytest.raises(UsageError) as caught:
         load_trained_model("sap", out=tmp_path)
     cells = "sap_seed=0-12345678, sap_seed=1-12345678"
     assert str(caught.value) == f"load('sap'): several finished cells below {tmp_path}: {cells}; give one"
+    # a label that another one begins with, as far as a hyphen
+    with pytest.raises(UsageError, match=r"^load\('wide'\): neither a finished cell"):
+        load_trained_model("wide", out=tmp_path)
     with pytest.raises(UsageError, match=r"^load\('spa'\): neither a finished cell .*Known: 1_query"):
         load_trained_model("spa", out=tmp_path)
 
@@ -214,7 +218,7 @@ def hub(tmp_path, monkeypatch):
     """The hub's cache of a machine that reaches no hub."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    fetch_hub_model.cache_clear()
+    begin_request()
     return tmp_path / "hub"
 
 

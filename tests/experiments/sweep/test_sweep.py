@@ -169,10 +169,18 @@ def test_plan(command, tmp_path, capsys, monkeypatch):
 
 
 def test_rows_that_see_nothing_are_named():
-    def row(label: str, *shares: float) -> ScoreRow:
-        return ScoreRow(label, [{"overall": share, "families": {}, "n": 1000} for share in shares])
+    def row(label: str, *shares: float, blind: bool = False) -> ScoreRow:
+        runs = [{"overall": share, "families": {}, "n": 1000} for share in shares]
+        return ScoreRow(label, runs, blind=blind)
 
-    rows = [row("chance", 0.2), row("blind", 0.3), row("sap", 0.5, 0.6), row("qformer", 0.33), row("x", 0.1)]
+    # whatever it is called: compressor=none in a sweep of one's own takes the place of the row that is added
+    rows = [
+        row("chance", 0.2),
+        row("none", 0.3, blind=True),
+        row("sap", 0.5, 0.6),
+        row("qformer", 0.33),
+        row("x", 0.1),
+    ]
     (note,) = score_table.make_blind_notes(ScoreGroup("", rows))
     assert "blind, as far as these questions can tell: qformer, x. " in note
     assert note in score_table.format_score_markdown([ScoreGroup("", rows)])
@@ -191,7 +199,9 @@ def test_wilson():
 
 def test_several_test_sets_are_several_tables():
     run = {"overall": 0.5, "families": {"a": 0.5}, "n": 4}
-    groups = [ScoreGroup(f"{name}: 4 questions", [ScoreRow("sap", [run])]) for name in ("test", "tune")]
+    groups = []
+    for name in ("test", "tune"):
+        groups.append(ScoreGroup(f"{name}: 4 questions", [ScoreRow("sap", [run])], name))
     assert score_table.format_score_markdown(groups) == (
         "### test: 4 questions\n"
         "\n"
@@ -208,6 +218,8 @@ def test_several_test_sets_are_several_tables():
         f"{score_table.SCORE_NOTE}\n"
     )
     assert score_table.format_score_csv(groups).splitlines()[2].startswith("tune,sap,1,4")
+    hub_set = ScoreGroup("hf:owner/name:test: 4 questions", [ScoreRow("sap", [run])], "hf:owner/name:test")
+    assert score_table.format_score_csv([hub_set]).splitlines()[1].startswith("hf:owner/name:test,sap,")
 
 
 @pytest.mark.parametrize(("width", "tables"), [(80, 3), (160, 1)])
