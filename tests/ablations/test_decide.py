@@ -121,3 +121,10 @@ def test_a_table_without_claims_is_refused(tmp_path):
     path.write_text("rows:\n- {label: a, overrides: [compressor=sap]}\n")
     with pytest.raises(UsageError, match="makes no claims"):
         make_decider(tmp_path, str(path))
+
+
+@pytest.mark.parametrize("setting", ["rows=sap", "blind=false"])
+def test_what_runs_is_not_chosen(capsys, setting):
+    assert run_decide("table=3", setting) == 2
+    error = capsys.readouterr().err
+    assert f"error: {setting}: is no setting here" in error and error.count("\n") == 1

@@ -5,12 +5,16 @@ import re
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 from made_cells import runner
 
 import slothkit
 from ablations import plain_sweeps, report, report_files
+from ablations.outcomes import ReportRow, ReportTable
+from ablations.references import add_references
 from ablations.writing import write
+from ablations.writing.grids import comparison
 from compressors.key_value import parse_settings
 from experiments.config.cells import make_cells
 from experiments.store.plan import plan_stages
@@ -156,3 +160,82 @@ def test_the_page_fits_its_window(made, tmp_path, width):
     window, page, scrolling_tables = json.loads(re.search(r"<pre>(.*?)</pre>", shown)[1])
     assert page <= window
     assert width < 1280 or scrolling_tables == 0  # no column is cut
+
+
+def test_stages_that_rows_share_are_told_at_one_seed(out, tmp_path):
+    """Also where they have not finished at the same seeds."""
+    root = tmp_path / "runs"
+    shutil.copytree(out, root)
+    [cell] = make_cells({"compressor": ["sap"], "seed": ["0"], "out": [str(root)]})
+    shutil.rmtree(root / plan_stages(cell.config).name)
+    assert report.main(["compressor=avg_pool,sap,sap+embq", "seed=0,1", f"out={root}"]) == 0
+    [table] = report_files.load_report(root / "report").tables
+    keys = table.training_by_label
+    [sap] = [row for row in table.rows if row.label == "sap"]
+    assert sap.missing == [0] and keys["sap"][0] == keys["sap+embq"][0] != keys["avg_pool"][0]
+
+
+def test_a_blind_row_of_a_table_stands_there_once(tmp_path):
+    table = tmp_path / "mine.yaml"
+    table.write_text("rows:\n- {label: blind, overrides: [compressor=none]}\n- {label: sap, overrides: []}\n")
+    store = Store(tmp_path / "runs", runner=runner(60))
+    with store.open_root():
+        [cell] = make_cells({"compressor": ["none"], "out": [str(store.root)]})
+        store.compute(plan_stages(cell.config))
+    assert report.main([f"table={table}", "seed=0", f"out={store.root}"]) == 0
+    [found] = report_files.load_report(store.root / "report").tables
+    assert [row.label for row in found.rows] == ["blind", "sap"] and found.rows[0].efficiency
+
+
+def test_seeds_are_numbers(out, tmp_path, capsys):
+    assert report.main([f"out={out}", f"to={tmp_path}", "seed=00"]) == 0
+    [table] = report_files.load_report(tmp_path).tables
+    assert {seed for row in table.rows for seed in row.outcomes} == {0}
+    assert report.main([f"out={out}", f"to={tmp_path}", "seed=abc"]) == 2
+    assert "error: seed='abc': expected int" in capsys.readouterr().err
+
+
+def test_a_missing_seed_is_named_once(out, tmp_path):
+    """A knob that no part has makes the same cell twice."""
+    line = ["compressor=avg_pool,sap+embq", "embq.num_queries=4,9", "seed=0,5"]
+    assert report.main([*line, f"out={out}", f"to={tmp_path}"]) == 0
+    [table] = report_files.load_report(tmp_path).tables
+    assert [row.missing for row in table.rows if row.label == "avg_pool"] == [[5]]
+
+
+def make_compared_table(outcomes_by_settings, pictures):
+    """A table of rows by compressor and rate, each with its outcomes by seed."""
+    rows, finished_rows = [], []
+    for (compressor, rate), outcomes in outcomes_by_settings.items():
+        [cell] = make_cells({"compressor": [compressor], f"{compressor}.rate": [str(rate)]})
+        row = ReportRow("", f"{compressor} at {rate}", outcomes=outcomes)
+        row.efficiency["visual_tokens"] = 144 // rate**2
+        rows.append(row)
+        finished_rows.append((row, cell.config))
+    families = np.full(len(pictures), "all")
+    chance = {"overall": 0.0, "families": {"all": 0.0}}
+    table = ReportTable("sweep", "sweep", "", (), rows, pictures, families, pictures, chance)
+    add_references(table, finished_rows, "avg_pool")
+    return table
+
+
+def answer_right(share, seeds=2):
+    """So many of a hundred questions, at each seed."""
+    return {seed: np.arange(100) < share for seed in range(seeds)}
+
+
+def test_the_best_row_needs_no_row_to_be_compared_with():
+    shares = {("avg_pool", 2): 50, ("avg_pool", 3): 45, ("sap", 2): 60, ("sap", 4): 90}
+    outcomes = {settings: answer_right(share) for settings, share in shares.items()}
+    grid = comparison.make_comparison_grid(make_compared_table(outcomes, np.arange(100).astype(str)), "")
+    [(number, _)] = grid.bold
+    assert grid.lines[number][1][0] == "sap at 4"
+    assert any(note == "No single row of avg_pool has the settings of sap at 4." for note in grid.notes)
+
+
+def test_one_picture_has_no_interval():
+    outcomes = {("avg_pool", 3): answer_right(50), ("sap", 3): answer_right(60)}
+    grid = comparison.make_comparison_grid(make_compared_table(outcomes, np.full(100, "one")), "")
+    assert grid.lines[-1][1][3:5] == ["+10.0", "**"]
+    assert any(note.startswith("** All questions are about one picture") for note in grid.notes)
+    assert not any("One seed in common" in note for note in grid.notes)

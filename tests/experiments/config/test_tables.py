@@ -11,7 +11,7 @@ from compressors.errors import UsageError
 from experiments.config import table_files, tables
 from experiments.runtime.memory import begin_request
 from experiments.sweep import __main__ as sweep
-from experiments.sweep.request import list_cells_by_table
+from experiments.sweep.request import list_cells_by_table, read_request
 
 TINY = {"seed": ["0", "1"]}  # sources of the preset: 6 layers, 128 wide, 4 heads
 
@@ -83,6 +83,9 @@ def test_a_row_that_cannot_be_says_why(tmp_path):
         tables.take_row_labels({"rows": ["sap"]}, None)
     with pytest.raises(UsageError, match="rows=cdpruner: has no cell in baselines: compares patches"):
         list_cells_by_table(["baselines"], ["cdpruner"], {})
+    name = write(tmp_path / "mine.yaml", "{label: b, absent: no such tower}")
+    with pytest.raises(UsageError, match=f"^table={name}: none of its rows has a cell here"):
+        read_request({"table": [name]})
 
 
 def test_the_command_line_wins(tmp_path):
