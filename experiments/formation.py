@@ -78,7 +78,8 @@ def run_formation(line: CommandLine) -> int:
             key = f"{stage.key[:16]}/{options.points}"
             if key not in record["curves"]:
                 store = Store(Path(cell.config.out), report, find_runner)
-                curve = watch_cell(cell.config, stage, store, options.points)
+                with store.open_root():
+                    curve = watch_cell(cell.config, stage, store, options.points)
                 record["curves"][key] = {"cell": title_cell(cell), "command": command, **curve}
                 options.to.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(options.to, json.dumps(record, indent=1) + "\n")

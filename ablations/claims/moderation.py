@@ -25,8 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import digamma, fdtrc, polygamma
 
-from ablations.claims.gains import Gain, GainSum
+from ablations.claims.gains import GainSum
 from ablations.claims.statistics import (
+    MOST_POINTS,
     OutcomesBySeed,
     RowComparison,
     SeedPrior,
@@ -180,9 +181,7 @@ class PairComparer:
         self.picture = picture
         self.training_keys = training_keys
         self.first_labels = find_first_labels(outcomes)
-        self.gains_by_name: dict[str, tuple[Gain, ...]] = {}
-        for gain_sum in gain_sums:
-            self.gains_by_name[gain_sum.name] = gain_sum.gains
+        self.gain_sums = {gain_sum.name: gain_sum for gain_sum in gain_sums}
         # by the questions that count, then by the pair's labels
         self.references: dict[bytes, dict[tuple[str, str], ReferencePair]] = {}
         self.differences: dict[bytes, dict[tuple[str, str], NDArray[np.float64]]] = {}
@@ -210,7 +209,14 @@ class PairComparer:
                 continue
             comparison, differences = compare_rows(row, other, self.outcomes, counted, self.picture)
             # two sums of gains vary with their seeds as the gains do
-            row_pairs = [*self.gains_by_name.get(row, ()), *self.gains_by_name.get(other, ())]
+            row_pairs: list[tuple[str, str]] = []
+            weights = 0.0
+            for name in (row, other):
+                if name in self.gain_sums:
+                    row_pairs += self.gain_sums[name].gains
+                    weights += sum(self.gain_sums[name].weights)
+            if row_pairs:
+                comparison = replace(comparison, limit=weights * MOST_POINTS)
             reference = self._describe_reference(row_pairs or [(row, other)], comparison)
             self.references[questions][row, other] = reference
             self.differences[questions][row, other] = differences

@@ -29,6 +29,7 @@ RESAMPLES = 5_000
 CONFIDENCE_LEVEL = 0.95
 UPPER_LEVEL = (1 + CONFIDENCE_LEVEL) / 2  # of an interval with equal tails
 RESAMPLING_SEED = 0
+MOST_POINTS = 100.0  # by which two accuracies can differ
 DRAWS_AT_ONCE = 4_000_000  # draws held in memory at once
 
 OutcomesBySeed = Mapping[int, NDArray]  # seed -> (Q,) right or wrong, or a sum of gains
@@ -67,6 +68,7 @@ class RowComparison:
 
     seeds      those that both rows have
     pictures   how many the questions are about
+    limit      in points, of what the difference can be
     squares    mean squares in points squared; None with a single seed or picture, which show no spread
     prior      what other pairs tell of the seeds' spread; None: nothing
     own_low    and own_high: the interval without the prior, from this pair's seeds alone
@@ -79,6 +81,7 @@ class RowComparison:
     estimate: float
     squares: MeanSquares | None
     prior: SeedPrior | None = None
+    limit: float = MOST_POINTS
     low: float = math.nan
     high: float = math.nan
     own_low: float = math.nan
@@ -216,9 +219,8 @@ def compute_interval(
     stretch = stdtrit(pair.degrees_of_freedom, levels) / ndtri(levels)
     distances = np.quantile(means, levels) - pair.estimate  # below 0 and above, as a rule
     ends = pair.estimate + distances * stretch
-    # Student's t with one or two degrees of freedom does not know that accuracies differ by at most 100
-    # points; we do
-    low, high = np.clip(ends, -100, 100)
+    # Student's t with one or two degrees of freedom does not know how far accuracies can differ; we do
+    low, high = np.clip(ends, -pair.limit, pair.limit)
     return float(low), float(high)
 
 

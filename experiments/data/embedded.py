@@ -16,10 +16,12 @@ class EmbeddedDataset:
 
     version   stands in the key of the stage that writes it: any change to what is written counts it up
     splits    names of the files, without .json; the one called `pretrain` has stage 1's captions
+    families  of the questions; none where they are not known before they are written
     """
 
     version: ClassVar[int]
     splits: ClassVar[tuple[str, ...]]
+    families: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *, seed: int = 0, scale: float = 1.0):
         self.seed = seed

@@ -1,6 +1,7 @@
 """LLaVA-format data as Parquet, a row a question, as evaluation harnesses read it.
 
     id string, images list of {bytes, path}, question string, answer string, family string
+    accepted list of string, where any question has several answers that are right
 
 `images` are those shown up to the question, as the files are; the schema tells Hugging Face's `datasets` that
 they are images. A question says `<image>` only where an image stands inside its text. Needs pyarrow.
@@ -29,6 +30,7 @@ DATASET_FEATURES = {
     "answer": STRING_FEATURE,
     "family": STRING_FEATURE,
 }
+ACCEPTED_FEATURE = {"feature": STRING_FEATURE, "_type": "List"}
 ROWS_PER_GROUP = 1000
 DICTIONARY_BYTES = 1 << 26  # of a row group's different images, stored once each
 
@@ -76,8 +78,12 @@ def write_parquet(source: Path, out: Path, images: Path | None = None, outside_i
     picture = pyarrow.struct([("bytes", pyarrow.binary()), ("path", text)])
     columns = {name: text for name in DATASET_FEATURES}
     columns["images"] = pyarrow.list_(picture)
+    dataset_features = dict(DATASET_FEATURES)
+    if any(question.accepted for question in questions):
+        columns["accepted"] = pyarrow.list_(text)
+        dataset_features["accepted"] = ACCEPTED_FEATURE
     # where Hugging Face's `datasets` looks for the types of columns
-    features = json.dumps({"info": {"features": DATASET_FEATURES}})
+    features = json.dumps({"info": {"features": dataset_features}})
     schema = pyarrow.schema(list(columns.items()), metadata={"huggingface": features})
 
     out = Path(out)
@@ -112,6 +118,8 @@ def make_question_rows(questions: Sequence[llava.Sample]) -> Iterator[dict[str, 
         row["question"] = question.removeprefix(markers)
         row["answer"] = answer
         row["family"] = sample.name_family()
+        if sample.accepted:
+            row["accepted"] = list(sample.accepted[0])
         yield row
 
 

@@ -120,7 +120,7 @@ def read_options(question: str) -> list[str]:
     than two."""
     options: list[str] = []
     for line in OPTION_LINE.finditer(question):
-        if line[1] == ascii_uppercase[len(options)]:
+        if len(options) < len(ascii_uppercase) and line[1] == ascii_uppercase[len(options)]:
             options.append(line[2])
     if len(options) < 2:
         raise UsageError(

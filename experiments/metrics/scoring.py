@@ -9,7 +9,7 @@ model has `judge_answers(said, truths)` too: for many at once, with what the mod
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -57,14 +57,17 @@ class QuestionScorer:
         """The metric of a question."""
         return self.names.get(question.name_family(), self.names[DEFAULT_FAMILY])
 
-    def check_questions(self, questions: Sequence[Sample]) -> None:
-        """UsageError for a family that no question has, and for a truth that a metric cannot read."""
-        families = {question.name_family() for question in questions}
+    def check_families(self, families: Collection[str]) -> None:
+        """UsageError for a metric of a family that is none of these."""
         for family in self.names:
             if family not in families and family != DEFAULT_FAMILY:
                 raise UsageError(
                     f"evaluate.metric: no question is of the family '{family}'{suggest(family, families)}"
                 )
+
+    def check_questions(self, questions: Sequence[Sample]) -> None:
+        """UsageError for a family that no question has, and for a truth that a metric cannot read."""
+        self.check_families({question.name_family() for question in questions})
         tried_families = set()
         for question in questions:
             self.read_truth(question)

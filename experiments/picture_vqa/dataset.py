@@ -19,7 +19,7 @@ from experiments.picture_vqa.captions import CAPTION_INSTRUCTIONS, describe_scen
 from experiments.picture_vqa.contact_sheet import draw_contact_sheet
 from experiments.picture_vqa.drawing import draw_scene
 from experiments.picture_vqa.pictures import SEEN_STYLES, UNSEEN_STYLES
-from experiments.picture_vqa.questions import Question, ask_questions
+from experiments.picture_vqa.questions import QUESTION_FAMILIES, Question, ask_questions
 from experiments.picture_vqa.scenes import Scene, sample_scene
 from experiments.picture_vqa.signs import SEEN_FONTS, UNSEEN_FONTS
 from experiments.picture_vqa.statistics import count_statistics
@@ -52,6 +52,7 @@ class PictureVQA(EmbeddedDataset):
 
     version = GENERATOR_VERSION
     splits = ("pretrain", *SPLITS)
+    families = QUESTION_FAMILIES
 
     def count_sizes(self) -> dict[str, int]:
         """How many scenes each split has at this scale; at least one."""

@@ -12,6 +12,7 @@ from experiments.data.loader import check_step_rows
 from experiments.metrics.judge import check_judge
 from experiments.metrics.scoring import QuestionScorer
 from experiments.models import build
+from experiments.registries import datasets
 from experiments.stages import row_lengths
 from experiments.stages.training import frozen, lora, strategies
 from experiments.stages.training.initial import check_start
@@ -36,7 +37,7 @@ def check_cell_config(config: Config) -> None:
 
 def check_metric(config: Config) -> None:
     """UsageError for a metric that does not score single questions, or not those of test files. The questions
-    of the embedded data set are looked at when it is written."""
+    of the embedded data set are looked at when it is written, its families here."""
     if is_exact(config.evaluate.metric):
         return  # any answer is a truth of it; its base, torchmetrics, takes half a second to load
     scorer = QuestionScorer(config.evaluate.metric, collect_metric_options(config))
@@ -44,6 +45,10 @@ def check_metric(config: Config) -> None:
         check_judge(config.judge)
     if all(map(roles.is_file_entry, config.data.test)):
         scorer.check_questions(roles.load_questions(config, {}, check_images=False))
+    elif not any(map(roles.is_file_entry, config.data.test)) and config.data.dataset is not None:
+        families = datasets.get(config.data.dataset).families
+        if families:
+            scorer.check_families(families)
     is_scored = config.validate.score_every is not None
     if is_scored and all(map(roles.is_file_entry, config.data.validation)):
         samples = roles.load_role_samples(config, {}, "validation", check_images=False)

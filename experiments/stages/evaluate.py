@@ -242,8 +242,10 @@ def count_costs(
     for part in (model.compressor, model.projector, model.query_module):
         if part is not None:
             parameters += sum(parameter.numel() for parameter in part.parameters())
+    if crop_tokens is None:
+        crop_tokens = processor.image_tokens
     return {
-        "visual_tokens": average_image_tokens(images, questions, crop_tokens or processor.image_tokens),
+        "visual_tokens": average_image_tokens(images, questions, crop_tokens),
         "query_tokens": processor.num_queries,
         "parameters_added": parameters,
     }

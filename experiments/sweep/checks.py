@@ -83,6 +83,7 @@ def describe_checked_settings(config: Config) -> str:
         config.data,
         config.prompt,
         config.evaluate,
+        config.validate,
         config.judge,
     )  # which have to fit into the LLM's positions
     steps = []

@@ -153,6 +153,24 @@ def test_gains_are_moderated_by_other_gains_and_not_by_their_own():
     assert both[1].pairs[0].prior is None  # all four are its own
 
 
+def test_a_difference_of_gains_can_be_more_than_a_hundred_points():
+    """A gain from nothing to all beside a loss of all: 200."""
+    all_right = np.ones(50, bool)
+    rng = np.random.default_rng(5)
+    outcomes = {}
+    for label in ("sap+embq at 4", "sap at 36"):
+        outcomes[label] = {seed: all_right & (rng.random(50) < 0.97) for seed in range(2)}
+    for label in ("sap at 4", "sap+embq at 36"):
+        outcomes[label] = {seed: ~all_right for seed in range(2)}
+    larger = gains.sum_gains([(1, Gain("sap+embq at 4", "sap at 4"))])
+    smaller = gains.sum_gains([(1, Gain("sap+embq at 36", "sap at 36"))])
+    claim = spec.Claim(
+        "", "test", spec.GAINS_MORE, ((larger.name, smaller.name),), gain_sums=(larger, smaller)
+    )
+    verdict = judge((outcomes, np.full(50, "presence"), np.arange(50), {}), claim)
+    assert 150 < verdict.low < verdict.estimate < verdict.high <= 200
+
+
 def test_intervals_of_a_difference_of_gains_hold_the_truth():
     """With the prior of the trend's other gains."""
     rng = np.random.default_rng(4)

@@ -56,6 +56,18 @@ def test_a_row_a_question(source, capsys):
     assert [file.name for file in out.parent.iterdir()] == ["data.parquet"]
 
 
+def test_all_right_answers_are_kept(source):
+    reader = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow")
+    rows = [{**ROWS[0], "accepted": [["a fox", "fox"], ["no"]]}, ROWS[1]]
+    source.write_text(json.dumps(rows))
+    parquet.write_parquet(source, source.with_suffix(".parquet"))
+    table = reader.read_table(source.with_suffix(".parquet"))
+    assert table["accepted"].to_pylist() == [["a fox", "fox"], ["no"], None]
+    assert (
+        json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]["accepted"]["_type"] == "List"
+    )
+
+
 def test_images_of_another_folder(source, capsys):
     pytest.importorskip("pyarrow.parquet", reason="needs pyarrow")
     moved = source.parent / "moved" / "data.json"

@@ -3,6 +3,7 @@
 import json
 import sys
 from importlib.metadata import EntryPoint
+from string import ascii_uppercase
 
 import pytest
 from fakes import config, stages, write_llava
@@ -81,6 +82,8 @@ def test_each_family_has_its_metric():
 
 def test_options_stand_in_the_question():
     assert read_options(OPTIONS) == ["the fox", "the owl", "a cat"]
+    lines = [f"{letter}. option {letter}" for letter in ascii_uppercase]
+    assert len(read_options("\n".join([*lines, "A. and once more"]))) == len(ascii_uppercase)
     options = ["the fox", "the owl", "a cat"]
     letters = [name_true_option(answer, options) for answer in ("B", "B. the owl", "The owl", "cat")]
     assert letters == list("BBBC")

@@ -173,6 +173,13 @@ def test_a_truth_that_the_metric_cannot_read_is_named_before_training(tmp_path):
         check_metric(make_cell_config("compressor=sap", *settings))
 
 
+def test_a_family_that_the_embedded_questions_lack_is_named_before_training():
+    config = make_cell_config("compressor=sap", "evaluate.metric={readin: anls}")
+    with pytest.raises(UsageError, match="no question is of the family 'readin'; did you mean 'reading'"):
+        check_metric(config)
+    check_metric(make_cell_config("compressor=sap", "evaluate.metric={reading: anls}"))
+
+
 def test_patches_that_are_left_out_have_positions(folder):
     config = make_config(folder, "random")
     config.parts = {"random": {"positions": "keep"}}
