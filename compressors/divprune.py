@@ -4,6 +4,9 @@ Patches are chosen one at a time: the one that is farthest, by cosine distance, 
 those chosen so far (the first: from its nearest of all), so that what is kept is as different as can be.
 
     H*W -> the tokens of `rate` x `rate` windows, in raster order        729 -> 81 at rate = 3
+
+The released code (vbdi/divprune) compares patches behind the projector, at the LLM's width, and all crops of
+an image together; here they are compared as the tower gives them, each crop by itself.
 """
 
 import torch

@@ -6,6 +6,7 @@ ceil    keep the border; the last windows are smaller
 pad     fill the border with zeros, which count as patches
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 from compressors.base import Compressor, Positions
 from compressors.checks import check_at_least, check_choice, check_grid
 from compressors.errors import UsageError
+
+ROUNDING_ERROR = 1e-9  # beyond that of a share times a number of patches, and far below one token
 
 GridPolicy = Literal["error", "floor", "ceil", "pad"]
 
@@ -182,7 +185,8 @@ def count_budget(tokens: int | float, height: int, width: int) -> int:
     check_at_least(1, height=height, width=width)
     patches = height * width
     if isinstance(tokens, float):
-        return max(1, int(tokens * patches))
+        # 0.29 * 400 is a little less than 116 in floating point
+        return max(1, math.floor(tokens * patches + ROUNDING_ERROR))
     if tokens > patches:
         raise UsageError(f"tokens={tokens}: the {height}x{width} patch grid has {patches} patches")
     return tokens

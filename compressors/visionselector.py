@@ -11,6 +11,7 @@ The released code trains the scorer alone, with all patches before a frozen LLM,
 that draws p to the hard choice, of growing weight. Here training has as many tokens as evaluation: what is
 not chosen joins, times its p, the chosen patch that is most like it, so that every score has a gradient; and
 the weights themselves go from p to the hard choice, linearly, in the first `anneal` steps of training.
+There the scorer reads merged patches, at the LLM's width; here those of the tower, before the projector.
 """
 
 import torch

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 import compressors
 from compressors import UsageError
 from compressors.divprune import choose_most_diverse
+from compressors.grid import count_budget
 from compressors.prumerge import average_received_attention, make_merge_weights
 from compressors.selection import choose_largest
 from compressors.tome import average_groups, find_groups
@@ -201,3 +202,13 @@ def test_tokens_stand_in_raster_order():
         assert (kept.diff() > 0).all(), name
     for group, kept in zip(*find_groups(features.flatten(1, 2), 6)):
         assert group[kept].tolist() == list(range(6))
+
+
+@pytest.mark.parametrize("side", [9, 14, 20, 24, 27])
+def test_a_share_of_the_patches_is_exact(side):
+    """Rounded down, and never for want of a digit: 0.29 * 400 is a little less than 116 in floating point."""
+    patches = side * side
+    for count in range(1, patches):
+        assert count_budget(count / patches, side, side) == count
+    assert count_budget(0.29, 20, 20) == 116
+    assert count_budget((count - 0.01) / patches, side, side) == count - 1
