@@ -53,8 +53,9 @@ def read_video(path: str | Path, most_frames: int) -> VideoClip:
         raise UsageError(f"{path}: not a readable video ({shorten_reason(error)})") from error
 
 
-def decode_evenly(path: Path, most_frames: int) -> VideoClip:
-    """The same, or an error of PyAV's; ValueError for a file without a picture."""
+def decode_evenly(path: Path, most_frames: int, total: int = 0) -> VideoClip:
+    """The same, or an error of PyAV's; ValueError for a file without a picture. `total`: how many frames it
+    has, where the file is not to be asked."""
     import av
 
     with av.open(str(path)) as container:
@@ -63,13 +64,15 @@ def decode_evenly(path: Path, most_frames: int) -> VideoClip:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"  # several frames at once
         # a header need not say how many there are, as that of WebM
-        total = stream.frames or count_frames(path)
+        total = total or stream.frames or count_frames(path)
         chosen = set(space_evenly(total, most_frames).tolist())
         rate = float(stream.average_rate or stream.guessed_rate or UNKNOWN_RATE)
         frames: list[NDArray[np.uint8]] = []
         places: list[int] = []
         first_time = None
+        decoded_count = 0
         for number, frame in enumerate(container.decode(stream)):
+            decoded_count += 1
             if first_time is None:
                 first_time = frame.time
             if number in chosen:
@@ -81,6 +84,8 @@ def decode_evenly(path: Path, most_frames: int) -> VideoClip:
                 break
     if not frames:
         raise ValueError("it has no picture")
+    if len(frames) < len(chosen):  # the file ends before its header says so
+        return decode_evenly(path, most_frames, decoded_count)
     height, width = frames[0].shape[:2]
     metadata = VideoMetadata(
         total_num_frames=total,

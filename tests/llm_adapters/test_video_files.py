@@ -12,6 +12,7 @@ from reuse_families import answers, attached, family_params
 from reuse_videos import AS_IMAGES, ENCODED, Row, ask, encode_rows, is_video_placeholder, prepare
 
 from compressors.errors import UsageError
+from llm_adapters.chat import video_files
 from llm_adapters.chat.video_files import find_video_settings, read_video, space_evenly
 from llm_adapters.lmms_eval.requests import collect_media, make_message, show_frames_as_images, sort_out_rows
 
@@ -40,6 +41,15 @@ def test_a_file_s_frames(tmp_path, name):
     assert clip.metadata.duration == FRAMES / 10
     assert len(read_video(path, 99).frames) == FRAMES
     assert [picture.size for picture in clip.pictures] == [(SIZE, SIZE)] * 5
+
+
+def test_a_file_that_ends_before_its_header_says_so(tmp_path, monkeypatch):
+    """As many frames as were asked for, evenly over those that are there."""
+    path = write_video(tmp_path / "clip.mkv")
+    monkeypatch.setattr(video_files, "count_frames", lambda _: FRAMES + 9)
+    clip = read_video(path, 5)
+    assert read_numbers(clip.frames) == clip.metadata.frames_indices == [0, 4, 9, 14, 19]
+    assert clip.metadata.total_num_frames == FRAMES
 
 
 def test_times_are_those_at_which_frames_are_shown(tmp_path):
