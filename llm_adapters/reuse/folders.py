@@ -1,5 +1,6 @@
 """What a model with a compressor attached, or an adapter, is loaded from: the files of its folder."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ SAVE_ADVICE = "save the model and its processor there again"
 ADAPTER_FILE = "adapter_config.json"
 # of `from_pretrained`, that tell where a repository is
 HUB_ARGUMENTS = ("cache_dir", "local_files_only", "token")
+# of a record: what tells which weights the attached parts have
+PART_NAMES = ("compressor", "knobs", "query_module", "query_knobs", "new_projector")
 
 
 def load_plain_model(folder: Path, **kwargs: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -82,3 +85,14 @@ def read_record(folder: Path) -> dict[str, Any]:
         )
     record: dict[str, Any] = read_json_file(path)
     return record
+
+
+def list_differences(record: Mapping[str, Any], base_record: Mapping[str, Any]) -> list[str]:
+    """By what the parts of an adapter's record are others than those of its base's, a phrase each."""
+    differences = []
+    for name in PART_NAMES:
+        value = record.get(name)
+        base_value = base_record.get(name)
+        if value != base_value:
+            differences.append(f"{name}={base_value} instead of {value}")
+    return differences

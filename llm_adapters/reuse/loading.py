@@ -15,12 +15,14 @@ from llm_adapters.reuse.folders import (
     ADAPTER_FILE,
     HUB_ARGUMENTS,
     SAVE_ADVICE,
+    list_differences,
     load_plain_model,
     load_processor,
     read_adapter,
     read_record,
     read_saved_parts,
 )
+from llm_adapters.reuse.saving import RECORD_FILE
 from llm_adapters.reuse.wrapping import PARTS_ATTRIBUTE
 from llm_adapters.saved import is_attached
 
@@ -73,24 +75,46 @@ def _attach_record(
 def _load_adapter(
     folder: Path, base: str | Path | None, text_encoder: str | Path | None, kwargs: dict[str, Any]
 ) -> tuple[Any, ProcessorMixin]:
-    """A PeftModel, of an attached model that was saved or of a plain one that a compressor was put into."""
+    """A PeftModel, of an attached model that was saved or of a plain one that a compressor was put into. What
+    is attached, and the processor, are those that were saved with the adapter: its base may have others."""
     from peft import PeftModel  # takes seconds to import, and nothing else here needs it
 
     adapter = read_adapter(folder)
     source = base or adapter["base_model_name_or_path"]
     options: dict[str, Any] = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
     base_folder = find_folder(source, **options)
+    base_record: dict[str, Any] = {}
     if is_attached(base_folder):
-        model, processor = load(base_folder, text_encoder=text_encoder, **kwargs)
+        model, base_record = load_plain_model(base_folder, **kwargs)
+    if base_record and not (folder / RECORD_FILE).is_file():  # no processor was saved with the adapter
+        record = dict(base_record)
+        processor = load_processor(base_folder, record)
     else:
         record = read_record(folder)
         processor = load_processor(folder, record)
+    if not base_record:
         model = load_model(AutoModelForImageTextToText, base_folder, str(source), SAVE_ADVICE, **kwargs)
-        _attach_record(model, processor, record, text_encoder)
-        missing = sorted(set(name_trained_parts(model)) - set(adapter.get("modules_to_save") or ()))
-        if missing:
-            raise UsageError(
-                f"{folder}: the adapter has no weights of {', '.join(missing)}; give base= a model that was "
-                "saved with them, or train with modules_to_save=reuse.name_trained_parts(model)"
-            )
+    differences = list_differences(record, base_record) if base_record else []
+    _attach_record(model, processor, record, text_encoder)
+    if base_record and not differences:
+        getattr(model, PARTS_ATTRIBUTE).load_state_dict(read_saved_parts(base_folder))
+    else:
+        _check_weights(folder, model, adapter, differences)
     return PeftModel.from_pretrained(model, str(folder)), processor
+
+
+def _check_weights(
+    folder: Path, model: PreTrainedModel, adapter: dict[str, Any], differences: list[str]
+) -> None:
+    """UsageError for attached parts that have weights which the adapter lacks. differences: by which those of
+    its base are others."""
+    missing = sorted(set(name_trained_parts(model)) - set(adapter.get("modules_to_save") or ()))
+    if not missing:
+        return
+    reason = ""
+    if differences:
+        reason = f", and its base has others: {'; '.join(differences)}"
+    raise UsageError(
+        f"{folder}: the adapter has no weights of {', '.join(missing)}{reason}; give base= a model that was "
+        "saved with them, or train with modules_to_save=reuse.name_trained_parts(model)"
+    )
