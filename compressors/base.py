@@ -75,6 +75,8 @@ class Compressor(nn.Module):
     image_rate     the *image* is shrunk by this factor before the tower (1: not at all)
     varies         an image may have fewer tokens than `num_tokens`, which is the most then: `present` tells
                    which there are
+    is_subset      a `SubsetCompressor`: its tokens are patches as they are, and forward takes `kept`, their
+                   choice, where it is made. An attribute, as what PEFT wraps around one is of another class
     keeps_positions    in the LLM each token has the position that its patch, `kept`, would have if nothing
                    were left out, and text behind an image goes on from there; otherwise positions count the
                    tokens that are there. A knob `positions` of those that define `kept`
@@ -88,6 +90,7 @@ class Compressor(nn.Module):
     projects: bool = False
     image_rate: int = 1
     varies: bool = False
+    is_subset: bool = False
     keeps_positions: bool = False
 
     def out_grid(self, height: int, width: int) -> tuple[int, int] | None:

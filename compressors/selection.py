@@ -136,6 +136,8 @@ class SubsetCompressor(BudgetCompressor):
     """Base of the compressors that keep some patches as they are. Subclasses define `kept`, ascending, and
     where they vary -1 last, for tokens that are not there; a `forward` of their own takes it, too."""
 
+    is_subset = True
+
     def kept(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         raise NotImplementedError
 

@@ -9,7 +9,6 @@ from transformers import Cache
 
 from compressors.base import Compressor, MaybeTensor
 from compressors.errors import UsageError
-from compressors.selection import SubsetCompressor
 
 
 def check_rotary(llm: Any) -> None:
@@ -73,14 +72,13 @@ def compress_with_places(
     """The tokens (B, N, C) of a compressor, and the patches (B, N) that they stand at, counted from 0; where
     a token stands at none, 0. UsageError for a compressor that does not tell them."""
     devices = [features.device] if features.is_cuda else []
-    is_subset = isinstance(compressor, SubsetCompressor)  # whose forward takes a choice that is made
     # a choice that is drawn in training is drawn again by other forwards
-    with torch.random.fork_rng(devices, enabled=compressor.training and not is_subset):
+    with torch.random.fork_rng(devices, enabled=compressor.training and not compressor.is_subset):
         kept = compressor.kept(features, text, text_mask)
     if kept is None:
         raise UsageError(f"positions=keep: {type(compressor).__name__} does not tell which patches it keeps")
     tokens: Tensor
-    if is_subset:
+    if compressor.is_subset:  # whose forward takes a choice that is made
         tokens = compressor(features, text, text_mask, kept=kept)
     else:
         tokens = compressor(features, text, text_mask)

@@ -8,7 +8,6 @@ from transformers import LogitsProcessor
 
 from compressors.base import Compressor, MaybeTensor
 from compressors.errors import UsageError
-from compressors.selection import SubsetCompressor
 from llm_adapters.kept_positions import count_positions
 
 
@@ -91,8 +90,9 @@ def compress_with_presence(
 ) -> tuple[Tensor, Tensor]:
     """The tokens (B, N, C) of a compressor that varies, and which of them there are (B, N)."""
     tokens: Tensor
-    if isinstance(compressor, SubsetCompressor):  # whose forward takes a choice that is made
+    if compressor.is_subset:  # whose forward takes a choice that is made
         kept = compressor.kept(features, text, text_mask)
+        assert kept is not None  # all of these define it
         tokens = compressor(features, text, text_mask, kept=kept)
         return tokens, kept >= 0
     tokens = compressor(features, text, text_mask)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from compressors.base import Compressor
 from compressors.errors import UsageError
-from compressors.selection import SubsetCompressor
 from connectors.query_module import QueryModule
 from llm_adapters.adapter import llm_sizes
 from llm_adapters.kept_positions import compress_with_places
@@ -113,7 +112,7 @@ class MapCompressor(nn.Module, VideoAdapter):
     @property
     def _shares_choice(self) -> bool:
         """Whether DeepStack's features have no choice of their own."""
-        return self.family.deepstack is not None and isinstance(self.compressor, SubsetCompressor)
+        return self.family.deepstack is not None and self.compressor.is_subset
 
     def _take_kept(self, maps: list[Tensor], project: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """Maps (n_i, H_i, W_i, C) -> tokens (n_i, N_i, D) of the patches that the visual tokens are."""

@@ -1,9 +1,12 @@
-"""PEFT adapters of models with a compressor attached: what their folders bring back."""
+"""PEFT adapters of models with a compressor attached: what their folders bring back, and what PEFT's copies
+of the attached parts do."""
+
+import warnings
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from reuse_families import SAP, family_params, inputs, make_model, make_processor, two_rows
+from reuse_families import SAP, family_params, inputs, make_model, make_processor, picture, prompt, two_rows
 
 from compressors.errors import UsageError
 from llm_adapters import reuse
@@ -84,3 +87,52 @@ def test_an_adapter_without_weights_of_a_compressor_that_its_base_lacks(tmp_path
     )
     with pytest.raises(UsageError, match=says):
         reuse.load(tmp_path / "adapter")
+
+
+def attach_learned_choice(family: str):
+    """With VisionSelector, whose weights choose the patches."""
+    model, processor = make_model(family), make_processor(family)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that it has to be trained
+        reuse.attach(model, processor, "visionselector", tokens=7, width=8)
+    for parameter in model.slothkit.parameters():
+        torch.nn.init.normal_(parameter.data, std=0.3)
+    return model, processor
+
+
+def wrap_parts(model) -> PeftModel:
+    return wrap(model, modules_to_save=reuse.name_trained_parts(model))
+
+
+@pytest.mark.parametrize("family", family_params("qwen3_vl", "qwen3_vl_moe"))
+def test_deepstack_shares_the_choice_of_a_compressor_that_peft_has_copied(family):
+    model, processor = attach_learned_choice(family)
+    batch = inputs(processor, two_rows(family))
+    pixels = batch["pixel_values"], batch["image_grid_thw"]
+    with torch.no_grad():
+        before = model.model.get_image_features(*pixels)
+        wrap_parts(model)
+        after = model.model.get_image_features(*pixels)
+    for tokens, expected in zip(after.pooler_output, before.pooler_output):
+        assert torch.equal(tokens, expected)
+    for level, expected_level in zip(after.deepstack_features, before.deepstack_features):
+        for tokens, expected in zip(level, expected_level):
+            torch.testing.assert_close(tokens, expected)
+
+
+def test_a_compressor_that_peft_has_copied_chooses_once(monkeypatch):
+    """A choice that is drawn in training would be another the second time."""
+    model, processor = attach_learned_choice("qwen3_vl")
+    kind = type(model.slothkit.compressor)
+    choices = []
+    kept = kind.kept
+
+    def note_choice(*args):
+        choices.append(kept(*args))
+        return choices[-1]
+
+    monkeypatch.setattr(kind, "kept", note_choice)
+    tuned = wrap_parts(model)
+    with torch.no_grad():
+        tuned(**inputs(processor, [(prompt("qwen3_vl"), [picture()])]))
+    assert len(choices) == 1
