@@ -29,7 +29,7 @@ from llm_adapters.reuse.parts.positions import make_position_keeper
 from llm_adapters.reuse.parts.visual_parts import VisualParts
 from llm_adapters.reuse.pruning import PRUNING_ATTRIBUTE, ModelPruning
 from llm_adapters.reuse.questions import make_question_reader
-from llm_adapters.reuse.wrapping import PARTS_ATTRIBUTE, find_device
+from llm_adapters.reuse.wrapping import PARTS_ATTRIBUTE, find_device, is_of_peft, list_copies, unwrap_peft
 
 
 def attach(
@@ -148,12 +148,16 @@ def _insert_parts(model: PreTrainedModel, parts: VisualParts, processor: Process
 def pick(model: PreTrainedModel, processor: ProcessorMixin, scale: int) -> None:
     """One of the token counts at which a compressor was trained (`matryoshka`), in the model and in the
     placeholders of the processor that `attach` or `load` gave. `save_pretrained` keeps it.
+
+    model       a PeftModel stands for the model in it, with every adapter's copy of the compressor
     UsageError for a scale that the compressor does not have; nothing has changed then."""
+    model = unwrap_peft(model)
     parts = _require_parts(model, "pick")
     processors.check_pair(processor, parts.pair, "pick")
     # both may refuse: the processor's first, which is a copy
     counting_compressor = processors.copy_at_scale(processor, scale)
-    parts.compressor.pick(scale)
+    for compressor in list_copies(parts.compressor):
+        compressor.pick(scale)
     base = cast(PreTrainedModel, model.base_model)
     processors.update_counts(processor, counting_compressor, find_common_grid(parts.family, base), scale)
     model.config.slothkit["scale"] = scale
@@ -168,16 +172,34 @@ def _require_parts(model: PreTrainedModel, action: str) -> VisualParts:
 
 
 def detach(model: PreTrainedModel, processor: ProcessorMixin | None = None) -> None:
-    """Both as they were before `attach`. UsageError for a processor that is not the model's; nothing has
+    """Both as they were before `attach`.
+
+    model       a PeftModel stands for the model in it
+    UsageError for a processor that is not the model's, and where a PEFT adapter is in the parts; nothing has
     changed then."""
+    model = unwrap_peft(model)
     parts = _require_parts(model, "detach")
     if processor is not None:
         processors.check_pair(processor, parts.pair, "detach")
+    _check_unadapted(parts)
     parts.remove_parts()
     delattr(model, PARTS_ATTRIBUTE)
     del model.config.slothkit
     if processor is not None:
         processors.detach_processor(processor)
+
+
+def _check_unadapted(parts: VisualParts) -> None:
+    """UsageError for parts that PEFT has wrapped, whose adapter would be left without them."""
+    adapted = []
+    for name, part in parts.named_children():
+        if any(is_of_peft(module) for module in part.modules()):
+            adapted.append(f"{PARTS_ATTRIBUTE}.{name}")
+    if adapted:
+        raise UsageError(
+            f"detach: a PEFT adapter trains {', '.join(adapted)}; give the model that unload() or "
+            "merge_and_unload() of the PeftModel returns"
+        )
 
 
 def name_trained_parts(model: nn.Module) -> list[str]:

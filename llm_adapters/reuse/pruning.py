@@ -40,6 +40,7 @@ from llm_adapters.reuse.wrapping import (
     check_placeholders,
     encode_pixels,
     split_placeholders,
+    unwrap_peft,
 )
 
 PRUNING_ATTRIBUTE = "slothkit_pruning"  # the attribute of the model that holds its `ModelPruning`
@@ -67,9 +68,7 @@ def prune(
     knobs           of the pruner; where positions are (time, row, column) tokens keep theirs
     UsageError for a model, a name or a knob that cannot be; nothing has changed then.
     """
-    unwrap_peft: Any = getattr(model, "get_base_model", None)
-    if unwrap_peft is not None:
-        model = unwrap_peft()
+    model = unwrap_peft(model)
     language_model = find_language_model(model)
     depth = llm_sizes(model.config)["llm_layers"]
     if name is not None:

@@ -199,6 +199,25 @@ def repeat_outputs(
     return general._expand_multimodal_outputs(model, *args, **kwargs)
 
 
+def unwrap_peft(model: Any) -> Any:
+    """The model in a PeftModel; any other as it is."""
+    unwrap: Callable[[], Any] | None = getattr(model, "get_base_model", None)
+    return model if unwrap is None else unwrap()
+
+
+def is_of_peft(module: nn.Module) -> bool:
+    """Whether a module is one that PEFT has put in the place of another."""
+    return type(module).__module__.startswith("peft.")
+
+
+def list_copies(part: nn.Module) -> list[Any]:
+    """A part, or where PEFT trains it whole (`modules_to_save`) its original and each adapter's copy."""
+    if not is_of_peft(part):
+        return [part]
+    wrapper: Any = part
+    return [wrapper.original_module, *wrapper.modules_to_save.values()]
+
+
 def find_device(embeddings: nn.Module) -> torch.device:
     """Where a model's embeddings compute. Those that accelerate has offloaded have weights there as they run,
     and none at other times."""

@@ -6,7 +6,17 @@ import warnings
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from reuse_families import SAP, family_params, inputs, make_model, make_processor, picture, prompt, two_rows
+from reuse_families import (
+    SAP,
+    attached,
+    family_params,
+    inputs,
+    make_model,
+    make_processor,
+    picture,
+    prompt,
+    two_rows,
+)
 
 from compressors.errors import UsageError
 from llm_adapters import reuse
@@ -136,3 +146,64 @@ def test_a_compressor_that_peft_has_copied_chooses_once(monkeypatch):
     with torch.no_grad():
         tuned(**inputs(processor, [(prompt("qwen3_vl"), [picture()])]))
     assert len(choices) == 1
+
+
+@pytest.mark.parametrize("family", family_params("llava", "qwen2_5_vl"))
+def test_detach_from_a_model_that_peft_has_wrapped(family):
+    """LoRA in the LLM alone stays there."""
+    model, processor = attached(family)
+    tuned = wrap(model)
+    reuse.detach(tuned, processor)
+    plain = make_model(family)
+    language = reuse.FAMILIES[family].language_model
+    lora = LoraConfig(r=2, target_modules=rf".*{language}.*q_proj", init_lora_weights=False)
+    expected = get_peft_model(plain, lora).eval()
+    expected.load_state_dict(tuned.state_dict())
+    batch = inputs(make_processor(family), two_rows(family))
+    assert inputs(processor, two_rows(family)).keys() == batch.keys()
+    with torch.no_grad():
+        assert torch.equal(tuned(**batch).logits, expected(**batch).logits)
+
+
+@pytest.mark.parametrize("targets", ["whole", "layers"])
+def test_detach_of_parts_that_an_adapter_trains(targets):
+    model, processor = attached("llava")
+    if targets == "whole":
+        tuned = wrap_parts(model)
+    else:
+        tuned = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear")).eval()
+    batch = inputs(processor, two_rows("llava", marked=True))
+    with torch.no_grad():
+        before = tuned(**batch).logits
+        for given in (tuned, model):
+            with pytest.raises(
+                UsageError, match=r"trains slothkit\.compressor, .*unload\(\) or merge_and_unl"
+            ):
+                reuse.detach(given, processor)
+        assert torch.equal(tuned(**batch).logits, before)
+        assert inputs(processor, two_rows("llava", marked=True)).keys() == batch.keys()
+        unloaded = tuned.unload()
+        reuse.detach(unloaded, processor)
+        batch = inputs(processor, two_rows("llava"))
+        assert torch.equal(unloaded(**batch).logits, make_model("llava")(**batch).logits)
+
+
+def test_pick_a_scale_of_a_compressor_that_peft_has_copied():
+    """In every adapter, without one, and in those that are added later."""
+    model, processor = make_model("llava"), make_processor("llava")
+    reuse.attach(model, processor, **SCALES)
+    tuned = wrap_parts(model)
+    tuned.add_adapter("second", tuned.peft_config["default"])
+    with pytest.raises(UsageError, match="scale=4: choose one of 1, 2, 3"):
+        reuse.pick(tuned, processor, 4)
+    reuse.pick(tuned, processor, 2)
+    tuned.add_adapter("third", tuned.peft_config["default"])
+    batch = inputs(processor, two_rows("llava"))
+    with torch.no_grad():
+        for adapter in ("default", "second", "third"):
+            tuned.set_adapter(adapter)
+            assert tuned(**batch).logits.isfinite().all()
+        with tuned.disable_adapter():
+            assert tuned(**batch).logits.isfinite().all()
+    assert model.config.slothkit["scale"] == 2
+    assert tuned.unload().slothkit.compressor.scale == 2
