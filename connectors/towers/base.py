@@ -147,7 +147,8 @@ class VisionTower(nn.Module):
         self, pixel_values: Tensor, levels: Sequence[int], cues: Sequence[str] = ()
     ) -> Tensor:
         """(B, 3, h, w) -> (B, H, W, (1 + L) C + cues): the output, `levels` and `cues` beside it, in the
-        channels, for a compressor that needs them (`compressors/cues.py` says what cues there are)."""
+        channels, for a compressor that needs them (`compressors/cues.py` says what cues there are). With cues
+        in float32 at least, whatever the tower is in: scores tie in half precision."""
         if not cues and not levels:
             return self(pixel_values)
         if not cues:
@@ -166,8 +167,7 @@ class VisionTower(nn.Module):
         graph = torch.is_grad_enabled() and features.requires_grad
         for cue in parsed_cues:
             if cue.kind == JOINT:
-                projected = self._require_text_encoder(JOINT).project_patches(features[..., : self.dim])
-                maps.append(projected.to(features.dtype))
+                maps.append(self._require_text_encoder(JOINT).project_patches(features[..., : self.dim]))
                 continue
             number = self._find_cue_block(cue)
             attention = find_attention(blocks[number])
@@ -175,8 +175,8 @@ class VisionTower(nn.Module):
                 channels = compute_cue(
                     cue, attention, inputs[number], outputs[number], self.num_prefix, self.has_cls
                 )
-            maps.append(rearrange(channels, "b (h w) c -> b h w c", h=height).to(features.dtype))
-        return torch.cat(maps, -1)
+            maps.append(rearrange(channels, "b (h w) c -> b h w c", h=height))
+        return torch.cat(maps, -1)  # in the widest of their types
 
     def check_needs(self, levels: Sequence[int], cues: Sequence[str] = ()) -> None:
         """UsageError for a level that was not built, and for a cue that the tower does not have."""

@@ -254,6 +254,17 @@ def test_a_half_precise_checkpoint_is_read_in_float32(sources, tmp_path, kind):
         assert encoder.encode_text(ids).equal(text) and encoder.project_patches(patches).equal(joint)
 
 
+def test_joint_of_a_tower_in_half_precision_stays_in_float32(sources):
+    tower = make_pair(sources["clip"], "trim")[0].vision_tower
+    tower.backbone.bfloat16()
+    side = tower.image_size
+    with torch.no_grad():
+        features = tower.extract_features(torch.rand(1, 3, side, side), (), ("joint",))
+    patches, joint = features[..., : tower.dim], features[..., tower.dim :]
+    assert torch.equal(patches, patches.bfloat16().float())
+    assert torch.equal(joint, tower.text_encoder.project_patches(patches))
+
+
 @every_name
 def test_cached_features_and_a_cast_llm_keep_the_same(sources, name):
     """The compressor gets patches and question in one precision."""

@@ -32,6 +32,7 @@ class MapCompressor(nn.Module, VideoAdapter):
     question_reader: QuestionReader | None
     query_module: QueryModule | None
     _kept: Tensor | None
+    _tower_dtype: torch.dtype | None
     _places: dict[int, Tensor]
     _begun: bool
 
@@ -71,7 +72,8 @@ class MapCompressor(nn.Module, VideoAdapter):
             )
         self._places = {}
         if self.query_module is not None:
-            output["images"] = self._collect_images([m[..., :tower_dim] for m in maps], packed)
+            patches = [m[..., :tower_dim].to(self._tower_dtype or m.dtype) for m in maps]
+            output["images"] = self._collect_images(patches, packed)
 
     def _pack_tokens(self, tokens: list[Tensor], maps: list[Tensor], arguments: Kwargs) -> list[Tensor]:
         """Tokens (n_i, N_i, D) of maps -> what fills the placeholders of each entry, (T_i, D)."""
@@ -116,7 +118,7 @@ class MapCompressor(nn.Module, VideoAdapter):
 
     def _take_kept(self, maps: list[Tensor], project: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """Maps (n_i, H_i, W_i, C) -> tokens (n_i, N_i, D) of the patches that the visual tokens are."""
-        weights = next(self.parameters(), maps[0])
+        weights = self._find_weights(maps[0])
         tokens = []
         for index, m in enumerate(maps):
             patches = m[..., : self.compressor.out_dim].flatten(1, 2).to(weights.device, weights.dtype)
@@ -149,19 +151,33 @@ class MapCompressor(nn.Module, VideoAdapter):
         tokens_of_map: dict[int, Tensor] = {}
         for same in maps_of_size.values():
             features = torch.cat([maps[index] for index in same])
-            # where the parts are; a compressor without weights takes the tower's output as it is
-            weights = next(self.parameters(), features)
-            features = features.to(weights.device, weights.dtype)
+            weights = self._find_weights(features)
+            dtype = weights.dtype
+            if self.compressor.needs_cues and self._lacks_weights:
+                dtype = features.dtype
+            features = features.to(weights.device, dtype)
             lengths = [len(maps[index]) for index in same]
-            inputs = self._gather_inputs(features, [texts[index] for index in same if texts])
+            texts_of_same = [texts[index] for index in same if texts]
+            inputs = self._gather_inputs(features, texts_of_same, weights.dtype)
             if self.position_keeper is not None or self._shares_choice:
                 tokens, places = compress_with_places(self.compressor, *inputs)
                 self._places.update(zip(same, places.split(lengths)))
             else:
                 tokens = self.compressor(*inputs)
-            tokens = project(tokens.to(features.dtype))
+            tokens = project(tokens.to(weights.dtype))
             tokens_of_map.update(zip(same, tokens.split(lengths)))
         return [tokens_of_map[index] for index in range(len(maps))]
+
+    def _find_weights(self, features: Tensor) -> Tensor:
+        """A tensor of where the parts are, and of their type; where these have no weights, of the tower's
+        patches in features (n, H, W, C)."""
+        patches = features[:0].to(self._tower_dtype or features.dtype)
+        return next(self.parameters(), patches)
+
+    @property
+    def _lacks_weights(self) -> bool:
+        """Whether the compressor has no weights: it chooses, and need not get what it reads in their type."""
+        return next(self.compressor.parameters(), None) is None
 
     def _embed_questions(self, maps: list[Tensor], arguments: Kwargs) -> list[MapQuestions]:
         """Of each map (n, H, W, C) the questions that its crops stand with, (n, M, E), and which of the M
@@ -187,21 +203,23 @@ class MapCompressor(nn.Module, VideoAdapter):
         _, model = self._outside
         return llm_sizes(model.config)["llm_dim"]
 
-    def _gather_inputs(self, features: Tensor, texts: list[MapQuestions]) -> tuple[Tensor, ...]:
+    def _gather_inputs(
+        self, features: Tensor, texts: list[MapQuestions], dtype: torch.dtype
+    ) -> tuple[Tensor, ...]:
         """What the compressor is called with: features (n, H, W, C) with what it asks for beside them in the
-        channels, and the questions of their maps; in float32 for one without weights, which chooses by it."""
+        channels, and the questions of their maps; in float32 for one without weights, which chooses by it.
+        dtype: the weights'."""
         extended = features  # through which the tower may be trained, unlike through what is added
         if self.question_reader is not None:
             extended = self.question_reader.add_joint(features, self.compressor.out_dim)
         if self.compressor.needs_projected:
-            patches = features[..., : self.compressor.out_dim].flatten(1, 2)
+            patches = features[..., : self.compressor.out_dim].flatten(1, 2).to(dtype)
             with torch.no_grad():
                 projected = self.project_tokens(patches).unflatten(1, features.shape[1:3])
             extended = torch.cat([extended, projected.to(extended.dtype)], -1)
         if not texts:
             return (extended,)
-        dtype = features.dtype
-        if next(self.compressor.parameters(), None) is None:
+        if self._lacks_weights:
             dtype = torch.float32
         text = torch.cat([text for text, _ in texts]).to(features.device, dtype)
         mask = torch.cat([mask for _, mask in texts]).to(features.device)

@@ -52,7 +52,7 @@ class CueReader:
 
     def compute_cues(self) -> list[Tensor]:
         """Each cue of the recorded pass (n, tokens, channels), as a hidden state of the tower: where CLS
-        stands are zeros."""
+        stands are zeros. In float32 whatever the tower is in, as scores tie in half precision."""
         if self._states is None:
             return []
         inputs, outputs = self._states
@@ -65,7 +65,7 @@ class CueReader:
                 channels = compute_cue(
                     cue, attention, inputs[number], output, int(self.has_cls), self.has_cls
                 )
-            cues.append(pad(channels, (0, 0, int(self.has_cls), 0)).to(output.dtype))
+            cues.append(pad(channels, (0, 0, int(self.has_cls), 0)))
         return cues
 
 

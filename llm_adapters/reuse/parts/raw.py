@@ -38,7 +38,10 @@ class RawInstead:
             for index in parts._levels.values():
                 level = parts.merge_times(parts._raw[index])[..., -patches:, :]  # CLS comes first
                 levels.append(level.reshape(*patch_features.shape[:-1], -1))
-            for cue in parts.cue_reader.compute_cues():
+            cues = parts.cue_reader.compute_cues()
+            if cues:
+                parts._tower_dtype = features.dtype
+            for cue in cues:
                 levels.append(cue[..., -patches:, :].reshape(*patch_features.shape[:-1], -1))
         raw: Any = self.raw(self.owner, features, *levels)
         if parts.encoded_kind.keeps_raw:

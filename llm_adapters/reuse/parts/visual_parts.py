@@ -9,6 +9,7 @@ from functools import partial
 from threading import get_ident
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -69,6 +70,7 @@ class VisualParts(InputAdapter, MarkerAdapter, QueryAdapter):
         # which module gives it), None at other times
         self._raw: dict[int, Tensor] | None = None
         self._thread = 0  # in which they are encoded
+        self._tower_dtype: torch.dtype | None = None  # of patches, where cues have widened what holds both
         self._warned = False  # that PEFT has frozen these parts
         self._kept: Tensor | None = None  # raw features, where the model does not let them through
         self._places: dict[int, Tensor] = {}  # of the patches (n, N) that each map keeps

@@ -72,6 +72,20 @@ def test_a_block_s_states_are_its_own(name):
 
 
 @families
+def test_cues_of_a_tower_in_half_precision_stay_in_float32(name):
+    """Beside its patches as they are; without cues all is in the tower's own type."""
+    tower = tower_of(CONFIGS[name]).bfloat16()
+    with torch.no_grad():
+        patches = tower(pixels())
+        features = tower.extract_features(pixels(), (), ("received", "keys"))
+        assert tower.extract_features(pixels(), (1,)).dtype == torch.bfloat16
+    assert patches.dtype == torch.bfloat16 and features.dtype == torch.float32
+    assert torch.equal(features[..., : tower.dim], patches.float())
+    cues = features[..., tower.dim :]
+    assert not torch.equal(cues, cues.bfloat16().float())
+
+
+@families
 def test_keys_are_the_mean_over_heads(name):
     keys, tower = read_cue(name, "keys")
     assert keys.shape == (2, 4, 4, tower.key_dim) and tower.key_dim == 8

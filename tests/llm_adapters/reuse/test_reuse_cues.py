@@ -1,11 +1,13 @@
 """Cues of a family's own tower: against its eager attention, and what has none."""
 
 import copy
+import warnings
 
 import pytest
 import torch
 from reuse_families import (
     BUDGET,
+    EMBQ,
     TRAINING_FREE,
     attach_training_free,
     attached_training_free,
@@ -23,9 +25,11 @@ from reuse_models import GRID, VISION
 import compressors
 from compressors.cues import parse_cue
 from compressors.errors import UsageError
+from connectors.towers.cues import compute_cue
 from connectors.versions import switch_checkpointing
 from llm_adapters import reuse
 from llm_adapters.reuse.families.family import find_tower_blocks
+from llm_adapters.reuse.parts import cues as tower_cues
 
 
 def make_variant(attention="sdpa", **settings):
@@ -133,6 +137,34 @@ def test_cues_belong_to_their_patches_in_every_family(family):
     dim = VISION["hidden_size"]  # the features themselves have gone through a final norm in some
     torch.testing.assert_close(seen["features"][..., dim:], expected[..., dim:], atol=1e-5, rtol=1e-4)
     assert len(seen["features"]) >= 2 and len(seen["features"]) == len(seen["pixels"])
+
+
+@over_cue_families
+@pytest.mark.parametrize("queries", [{}, EMBQ], ids=["alone", "embq"])
+def test_cues_of_a_model_in_half_precision_stay_in_float32(family, queries, monkeypatch):
+    """Up to the compressor; tokens that leave it, and a query module's patches, are in the model's type."""
+    computed = []
+
+    def note_cue(cue, *states):
+        computed.append(compute_cue(cue, *states))
+        return computed[-1]
+
+    monkeypatch.setattr(tower_cues, "compute_cue", note_cue)
+    model, processor = make_model(family).bfloat16(), make_processor(family)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", reuse.NeedsTraining)
+        reuse.attach(model, processor, "visionzip", tokens=BUDGET, **queries)
+    seen = []
+    model.slothkit.compressor.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    batch = inputs(processor, two_rows(family, marked=bool(queries)))
+    batch["pixel_values"] = batch["pixel_values"].bfloat16()
+    with torch.no_grad():
+        assert model(**batch).logits.dtype == torch.bfloat16
+    expected = torch.cat(computed, -1).flatten(0, 1)  # attention and keys of all patches
+    dim = VISION["hidden_size"]
+    assert torch.equal(seen[0][..., dim:].flatten(0, 2), expected)
+    assert not torch.equal(expected, expected.bfloat16().float())
+    assert torch.equal(seen[0][..., :dim], seen[0][..., :dim].bfloat16().float())
 
 
 def test_only_the_blocks_that_are_asked_compute_attention_again():
