@@ -97,7 +97,11 @@ def attach(
         part.num_tokens(*grid)  # says so where it cannot be
     else:
         warn_of_refused_sizes(part, compressor, family, base)
-    model.config.slothkit = {**record, "counts": processors.read_counts(processor)}
+    model.config.slothkit = {
+        **record,
+        "counts": processors.read_counts(processor),
+        "new_markers": processors.list_new_markers(processor) if queries is not None else [],
+    }
     num_queries = queries.num_queries if queries is not None else 0
     pair = uuid4().hex
     own_rate = family.own_rate(base)

@@ -11,6 +11,8 @@ from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoProces
 from compressors.errors import UsageError
 from compressors.reading import read_json_file
 from connectors.pretrained import load_pretrained, silence_transformers
+from llm_adapters.conversation import QUERY, QUESTION
+from llm_adapters.reuse.processors import remove_markers
 from llm_adapters.reuse.saving import PLAIN_CONFIG, RECORD_FILE
 from llm_adapters.reuse.wrapping import PARTS_ATTRIBUTE
 
@@ -46,12 +48,14 @@ def load_plain_model(folder: Path, **kwargs: Any) -> tuple[PreTrainedModel, dict
 
 
 def load_processor(folder: Path, record: dict[str, Any]) -> Any:
-    """The processor in a folder, as its class counts without what is attached: `record` has the counts, and
-    loses them."""
+    """The processor in a folder as it was before `attach`: `record` has its counts, and the markers that were
+    added to its tokenizer, and loses both."""
     with silence_transformers():  # the folder's `model_type` is nothing to it
         processor = load_pretrained(AutoProcessor, folder, str(folder), SAVE_ADVICE)
     for name, value in record.pop("counts").items():
         setattr(processor, name, value)
+    markers = [QUESTION, QUERY] if record.get("query_module") else []  # of folders that do not say it
+    remove_markers(processor.tokenizer, record.pop("new_markers", markers))
     return processor
 
 

@@ -5,6 +5,8 @@ loaded as before; its tokenizer, where `<question>` and `<query>` are added, is 
 """
 
 import copy
+import json
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any, cast
 
@@ -117,6 +119,27 @@ def detach_processor(processor: ProcessorMixin) -> None:
     attached_processor.tokenizer = attached.tokenizer
     vars(processor).update(attached.counts)
     del attached_processor.attached
+
+
+def list_new_markers(processor: ProcessorMixin) -> list[str]:
+    """The markers of questions that a processor's tokenizer does not have as added tokens."""
+    tokenizer = cast(AttachedProcessor, processor).tokenizer  # which all have
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    return [marker for marker in (QUESTION, QUERY) if marker not in added]
+
+
+def remove_markers(tokenizer: Any, markers: Collection[str]) -> None:
+    """A tokenizer as it was before these were added to it. Where that would move the ids of tokens that were
+    added behind them, and in a tokenizer written in Python, they stay."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not markers:
+        return
+    state = json.loads(backend.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] not in markers]
+    without = type(backend).from_str(json.dumps(state))
+    ids = backend.get_vocab()
+    if all(ids[token] == number for token, number in without.get_vocab().items()):
+        tokenizer._tokenizer = without
 
 
 def read_counts(processor: ProcessorMixin) -> dict[str, Any]:

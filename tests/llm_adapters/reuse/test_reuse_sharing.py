@@ -8,7 +8,17 @@ import sys
 import pytest
 import torch
 import transformers
-from reuse_families import assert_same, attached, family_params, inputs, two_rows
+from reuse_families import (
+    EMBQ,
+    SAP,
+    assert_same,
+    attached,
+    family_params,
+    inputs,
+    make_model,
+    make_processor,
+    two_rows,
+)
 
 from compressors.errors import UnreachableError, UsageError
 from connectors.versions import is_at_least
@@ -36,9 +46,13 @@ for folder, own in zip(sys.argv[1::2], sys.argv[2::2]):
 
 def save(folder, family="llava"):
     model, processor = attached(family)
+    save_both(model, processor, folder)
+    return model, processor
+
+
+def save_both(model, processor, folder):
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    return model, processor
 
 
 @pytest.mark.slow
@@ -93,12 +107,36 @@ def test_saved_and_detached_it_is_the_plain_model(tmp_path):
     assert transformers.AutoModelForImageTextToText.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("own", [["<query>"], ["<question>", "<query>"]], ids=str)
+def test_markers_that_the_tokenizer_had_before_stay(own, tmp_path):
+    model, processor = make_model("llava"), make_processor("llava")
+    processor.tokenizer.add_tokens(own, special_tokens=True)
+    before = processor.tokenizer.get_vocab()
+    reuse.attach(model, processor, **SAP, **EMBQ)
+    save_both(model, processor, tmp_path)
+    loaded, again = reuse.load(tmp_path)
+    assert again.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+    reuse.detach(loaded, again)
+    assert again.tokenizer.get_vocab() == before
+
+
+def test_tokens_that_were_added_behind_the_markers_keep_their_ids(tmp_path):
+    model, processor = attached("llava")
+    processor.tokenizer.add_tokens(["<mine>"])
+    save_both(model, processor, tmp_path)
+    loaded, again = reuse.load(tmp_path)
+    assert again.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+    reuse.detach(loaded, again)
+    assert again.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+
+
 def test_a_folder_of_before_is_loaded(tmp_path):
     """With the record beside the plain configuration, as folders had it."""
     model, processor = save(tmp_path)
     config = tmp_path / "config.json"
     record = json.loads(config.read_text())["slothkit"]
     plain = record.pop("config")
+    del record["new_markers"]
     config.write_text(json.dumps({**plain, "slothkit": record}))
     loaded, again = reuse.load(tmp_path)
     batch = inputs(again, two_rows("llava", marked=True))

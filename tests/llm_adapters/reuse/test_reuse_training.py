@@ -65,6 +65,7 @@ def test_an_attached_model_is_saved_and_loaded(family, shard, tmp_path):
         assert_same(family, loaded(**after).logits, model(**after).logits)
     reuse.detach(loaded, again)
     plain, fresh = make_model(family), make_processor(family)
+    assert again.tokenizer.get_vocab() == fresh.tokenizer.get_vocab()
     unmarked = inputs(again, two_rows(family))
     expected = inputs(fresh, two_rows(family))
     assert expected.keys() == unmarked.keys() and all(torch.equal(expected[k], unmarked[k]) for k in same)
