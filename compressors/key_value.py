@@ -98,9 +98,9 @@ def read_value(text: str, hint: Any, path: str) -> object:
         if len(hints) == 1:
             return read_value(text, hints[0], path)
     if hint is str:
-        return text
+        return unquote_text(text)
     if hint is Path:
-        return Path(text)
+        return Path(unquote_text(text))
     try:
         value = read_plain_value(text)
     except ValueError as error:

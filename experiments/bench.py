@@ -71,14 +71,16 @@ def run_bench(line: CommandLine) -> int:
 
     import torch  # --help does not wait for it
 
+    from experiments.efficiency.conditions import parse_device
+
     options: BenchOptions = line.options
     names = check_names(line.words)
     if options.quick:
         options = replace(options, batch=2, grid=9, dim=64, rounds=3)
     if options.threads:
         torch.set_num_threads(options.threads)
-    on_gpu = options.device.startswith("cuda")
-    device_name = torch.cuda.get_device_name(options.device) if on_gpu else platform.machine()
+    device = parse_device(options.device)
+    device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     console = Console()
     console.print(
         f"device {options.device} ({device_name}), {torch.get_num_threads()} threads, "

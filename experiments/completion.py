@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from compressors.command_line import Command
 from compressors.errors import UsageError
@@ -139,16 +139,36 @@ def list_part_names(key: str, text: str) -> list[str]:
     return []
 
 
+def list_knob_values(key: str) -> list[str]:
+    """The words that a knob takes, where it takes certain words."""
+    from experiments.config import signatures
+
+    part, _, knob = key.partition(".")
+    for registry in signatures.registries():
+        if part in registry.names() and knob in registry.knobs(part):
+            hint = registry.knobs(part)[knob].annotation
+            if hint is bool:
+                return ["true", "false"]
+            if get_origin(hint) is Literal:
+                return list(map(format_value, get_args(hint)))
+    return []
+
+
 def list_values(command: Command, key: str, text: str) -> list[str]:
     """What a setting may be; nothing where it is free, or of a file's name."""
     settings: dict[str, Any] = dict(collect_settings(command.options))
     if command.overrides:
         from experiments.config.schema import Config
+        from experiments.sweep.options import LaunchOptions, name_launch_option
 
         settings = {**collect_settings(Config), **settings}
-        names = list_part_names(key, text)
+        names = list_part_names(key, text) or list_knob_values(key)
         if names:
             return names
+        for name, item in collect_settings(LaunchOptions).items():
+            settings.setdefault(name_launch_option(name), item)
+        if key == "blind":
+            return ["true", "false"]
     if key not in settings:
         return []
     if settings[key].hint is bool:

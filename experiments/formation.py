@@ -22,6 +22,7 @@ from compressors.command_line import Command, CommandLine
 from compressors.errors import UsageError, quote
 from compressors.key_value import join_settings
 from compressors.setting_fields import setting
+from experiments.data.roles import is_file_entry
 from experiments.runtime.bars import create_reporter
 from experiments.runtime.files import write_atomic
 from experiments.stages.runners import find_runner
@@ -30,6 +31,7 @@ from experiments.store.plan import Stage
 from experiments.store.results import title_cell
 from experiments.store.store import Store
 from experiments.sweep import request
+from experiments.sweep.checks import check_cell, check_model_sizes, list_unlike_cells
 
 if TYPE_CHECKING:
     from experiments.config.schema import Config
@@ -69,6 +71,8 @@ def run_formation(line: CommandLine) -> int:
     configs = [cell.config for cell, _ in sweep.jobs]
     check_cells(configs)
     record = read_record(options.to)
+    for cell in list_unlike_cells(sweep.jobs, Store(Path(configs[0].out))):
+        check_cell(cell, sweep.launch, check_model_sizes)
     command = " ".join(["python -m experiments.formation", *join_settings(line.overrides)])
     record["versions"] = read_package_versions()
     with create_reporter(Console()) as report:
@@ -89,12 +93,21 @@ def run_formation(line: CommandLine) -> int:
 
 
 def check_cells(configs: "Sequence[Config]") -> None:
-    """UsageError, before anything is trained, for a cell that has no queries to watch."""
+    """UsageError, before anything is trained, for a cell that has no queries to watch, and for pictures where
+    nobody knows which patches hold a sign."""
+    from experiments.inspection.query_reading import read_scenes
     from experiments.stages.training.strategies import count_processes
 
     for config in configs:
         if config.query_module is None:
             raise UsageError(f"compressor={config.compressor}: has no query module to watch; add +embq")
+        if config.tiles("test") > 1 or not config.caches_features:
+            raise UsageError(
+                f"image.tiles={config.image.tiles} tower.cache={config.tower.cache}: attention is watched on "
+                "cached features of one crop; take image.tiles=1 and leave out tower.cache=false"
+            )
+        if all(map(is_file_entry, config.data.test)):
+            read_scenes(config, {})
         if count_processes(config.trainer):
             raise UsageError(
                 "trainer.devices: one process is watched; take trainer.devices=1 and trainer.nodes=1"

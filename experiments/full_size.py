@@ -22,6 +22,7 @@ from compressors.command_line import Command, CommandLine
 from compressors.setting_fields import setting
 from connectors.tiling import Tiling
 from experiments.config.schema import Config
+from experiments.efficiency.conditions import parse_device
 from experiments.models import build
 from experiments.models.random_model import build_random_model, make_random_batch, make_weightless_cells
 from experiments.stages.training.module import list_model_parts, set_trainable
@@ -92,7 +93,7 @@ def run_full_size(line: CommandLine) -> int:
 
 def check_full_size(options: FullSizeOptions) -> Iterator[CheckedFact]:
     """All facts in order."""
-    device = torch.device(options.device or build.pick_device("auto"))
+    device = parse_device(options.device)
     with open_preset_config(options.hd, options.quick) as config:
         model, size = build_random_model(config, device)
     yield from count_parameters(model)

@@ -24,6 +24,7 @@ from compressors.command_line import Command, CommandLine
 from compressors.errors import UsageError
 from compressors.key_value import join_settings
 from compressors.setting_fields import setting
+from experiments.config.schema import Config
 from experiments.runtime.bars import create_reporter
 from experiments.runtime.files import write_atomic
 from experiments.runtime.progress import Reporter
@@ -34,6 +35,7 @@ from experiments.store.plan import STAGE_KINDS
 from experiments.store.results import title_cell
 from experiments.store.store import StageRunner, Store
 from experiments.sweep import request
+from experiments.sweep.checks import check_cell, check_model_sizes, list_unlike_cells
 from experiments.sweep.plan_view import format_seconds
 from experiments.sweep.request import CellJob, SweepRequest
 
@@ -91,22 +93,31 @@ class ResultsDiffer(Exception):
     """A cell's results depend on what was there before."""
 
 
-def main(arguments: Sequence[str] | None = None, runner: RunnerOfKind = find_runner) -> int:
-    """The command; its exit code. `runner` computes stages."""
-    return COMMAND.run(lambda line: run_sharing(line, runner), arguments)
+def main(
+    arguments: Sequence[str] | None = None,
+    runner: RunnerOfKind = find_runner,
+    check: Callable[[Config], None] = check_model_sizes,
+) -> int:
+    """The command; its exit code. `runner` computes stages, `check` says what is wrong with a cell."""
+    return COMMAND.run(lambda line: run_sharing(line, runner, check), arguments)
 
 
-def run_sharing(line: CommandLine, runner: RunnerOfKind) -> int:
+def run_sharing(line: CommandLine, runner: RunnerOfKind, check: Callable[[Config], None]) -> int:
     """The command, with its exceptions."""
     options: SharingOptions = line.options
     if not line.overrides:
         raise UsageError(f"expected {COMMAND.usage}, found no cells (--help shows more)")
+    for key in line.overrides:
+        if key == "out" or key.partition(".")[0] == "launch":
+            raise UsageError(f"{key}: cells are timed one by one, in a folder of their own; leave it out")
     sweep = request.read_request(line.overrides)
     console = Console()
     with (
         tempfile.TemporaryDirectory(prefix="slothkit-sharing-") as folder,
         create_reporter(console) as report,
     ):
+        for cell in list_unlike_cells(sweep.jobs, Store(Path(folder))):
+            check_cell(cell, sweep.launch, check)
         times = measure_sharing(sweep, Path(folder), runner, report)
     print_sharing_table(times, console)
     if options.to:

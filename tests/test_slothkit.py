@@ -345,6 +345,9 @@ def test_completion_is_of_the_settings():
     assert "table=field" in complete("slothkit report table=f")
     assert complete("slothkit chat mod") == ["model="] and complete("slothkit nothing here") == []
     assert complete("slothkit sweep tower.train=t") == ["tower.train=true"]
+    assert complete("slothkit sweep sap.grid_policy=p") == ["sap.grid_policy=pad"]
+    assert complete("slothkit sweep blind=f") == ["blind=false"]
+    assert complete("slothkit sweep launch=sl") == ["launch=slurm"]
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")

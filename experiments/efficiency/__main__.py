@@ -77,6 +77,14 @@ class EfficiencyOptions:
         return self.table1 or self.only is not None
 
 
+NOT_OF_TRAINING = {  # options of models that answer, and what to do for train=true
+    "pictures": "leave it out",
+    "batch": "set pretrain.batch_size= and finetune.batch_size=",
+    "images": "leave it out",
+    "dtype": "set trainer.precision=",
+    "static": "leave it out",
+}
+
 COMMAND = Command(
     usage="python -m experiments.efficiency [KEY=VALUE ...]",
     description=DESCRIPTION,
@@ -125,6 +133,13 @@ def check_options(options: EfficiencyOptions, overrides: Sequence[str]) -> None:
             "compile=true: for answers of cells that are timed; leave out table1=true, only=, count=true "
             "and train=true (whose steps compile with trainer.compile=true)"
         )
+    if options.train:
+        defaults = EfficiencyOptions()
+        for name, instead in NOT_OF_TRAINING.items():
+            if getattr(options, name) != getattr(defaults, name):
+                raise UsageError(
+                    f"{name}=: is of models that answer, and train=true times training steps; {instead}"
+                )
     if options.data_rows and len(options.data_rows) != 2:
         numbers = ",".join(map(str, options.data_rows))
         raise UsageError(f"data_rows={numbers}: give two numbers, of stage 1 and of stage 2")

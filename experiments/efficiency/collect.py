@@ -34,6 +34,7 @@ from experiments.store.plan import TRAINING_ROLES
 # a line of efficiency.json: label, picture, batch, images, counts and, where they were measured, times
 EfficiencyRow = dict[str, Any]
 RESULT_FILE = "efficiency.json"
+ANY_PICTURE = "any"  # of a row whose model costs the same for all
 TABLE1_REFERENCE = "FlashSloth"  # what the other models of Table 1 are compared with
 
 
@@ -181,7 +182,7 @@ def measure_table1_model(
         rows = compare_subjects([subject], plan, machine, report, timed)
     for row in rows:
         if not dynamic:
-            row["picture"] = "any"
+            row["picture"] = ANY_PICTURE
         row["reference"] = TABLE1_REFERENCE
     return rows
 

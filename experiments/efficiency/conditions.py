@@ -4,6 +4,7 @@ A result states them beside its figures.
 """
 
 import platform
+import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -120,8 +121,8 @@ def parse_device(name: str | None) -> torch.device:
     """The device asked for, or a UsageError."""
     if name is None:
         return build.pick_device("auto")
-    is_gpu = name.split(":")[0] == "cuda" and torch.cuda.is_available()
-    if name != "cpu" and not is_gpu:
+    match = re.fullmatch(r"cuda(?::(\d+))?", name)
+    if name != "cpu" and (match is None or int(match[1] or 0) >= torch.cuda.device_count()):
         raise UsageError(f"device={name}: expected cpu, or cuda where there is a GPU")
     return torch.device(name)
 

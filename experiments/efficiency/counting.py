@@ -140,7 +140,9 @@ def count_training_flops(
     """FLOPs of one row of a training step, forward and backward: three times the forward's for a part that is
     trained, twice for a frozen language model, which hands gradients on, once for a frozen tower, none where
     its features are cached. What gradient checkpointing computes again does not count."""
-    trained_parts = choose_trainable_parts(stage, config.tower.train)
+    trained_parts = set(choose_trainable_parts(stage, config.tower.train))
+    if config.lora.rank:  # its adapters are little beside the language model, which is frozen
+        trained_parts.discard("language_model")
     total = 0
     for part, flops in count_cell_prefill_flops(subject, text, tiles, keep=0).items():
         if TRAINABLE_NAMES.get(part) in trained_parts:

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from experiments.efficiency.collect import EfficiencyRow
+from experiments.efficiency.collect import ANY_PICTURE, EfficiencyRow
 from experiments.efficiency.measuring import PICTURE_PREPARATION
 from experiments.efficiency.row_numbers import (
     SHORT_PART_NAMES,
@@ -69,7 +69,7 @@ def name_row(row: EfficiencyRow, rows: Sequence[EfficiencyRow]) -> str:
     for key in list_differing_keys(rows):
         if key != "picture":
             words.append(f"{key} {row[key]}")
-        elif row[key] != "any":
+        elif row[key] != ANY_PICTURE:
             words.append(row[key])
     return ", ".join(words)
 

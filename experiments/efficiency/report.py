@@ -1,6 +1,7 @@
 """Results with their definitions; as JSON, Markdown and pictures on disk."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,8 +34,12 @@ class DevicePeak(NamedTuple):
 # NVIDIA's data sheets; the first that fits counts
 DEVICE_PEAKS = (
     DevicePeak("H100 PCIe", 756e12, 2.0e12),
+    DevicePeak("H100 NVL", 835e12, 3.9e12),
     DevicePeak("H100", 989e12, 3.35e12),
     DevicePeak("H200", 989e12, 4.8e12),
+    DevicePeak("A100-SXM4-40GB", 312e12, 1.555e12),
+    DevicePeak("A100-PCIE-40GB", 312e12, 1.555e12),
+    DevicePeak("A100 80GB PCIe", 312e12, 1.935e12),
     DevicePeak("A100", 312e12, 2.04e12),
     DevicePeak("A800", 312e12, 2.04e12),
 )
@@ -71,10 +76,12 @@ def describe_result(result: EfficiencyResult) -> str:
 
 
 def find_device_peak(device_name: str) -> DevicePeak | None:
-    """What the device can do at most, if we know it."""
-    # in their order: "H100" is part of "H100 PCIe"
+    """What the device can do at most, if we know it; of a part of a GPU (MIG) we do not."""
+    if "MIG" in device_name:
+        return None
+    # in their order: "H100" is part of "H100 PCIe"; whole words, as GH200 is no H200
     for peak in DEVICE_PEAKS:
-        if peak.name in device_name:
+        if re.search(rf"\b{peak.name}\b", device_name):
             return peak
     return None
 

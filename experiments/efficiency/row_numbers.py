@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from experiments.efficiency.collect import EfficiencyRow
+from experiments.efficiency.collect import ANY_PICTURE, EfficiencyRow
 from experiments.efficiency.measuring import PICTURE_PREPARATION
 from experiments.efficiency.subject import COMPRESSOR, LLM, PROJECTOR, QUERY_PART, TOWER
 from experiments.efficiency.timing import OTHER_PART
@@ -87,14 +87,16 @@ def list_differing_keys(rows: Sequence[EfficiencyRow]) -> list[str]:
 
 
 def find_reference_row(row: EfficiencyRow, rows: Sequence[EfficiencyRow]) -> EfficiencyRow | None:
-    """The row that this one is compared with."""
-    equal_keys = ["batch", "images"]
-    if row["label"] == row["reference"]:
-        equal_keys.append("picture")  # itself; what others are compared with may have one row for any picture
-    wanted_values = [row["reference"], *map(row.get, equal_keys)]
+    """The row that this one is compared with: of the same picture, or one that is of any."""
+    candidates = []
     for candidate in rows:
-        if [candidate["label"], *map(candidate.get, equal_keys)] == wanted_values:
-            return candidate
+        is_alike = all(candidate.get(key) == row.get(key) for key in ("batch", "images"))
+        if candidate["label"] == row["reference"] and is_alike:
+            candidates.append(candidate)
+    for picture in (row["picture"], ANY_PICTURE):
+        for candidate in candidates:
+            if candidate["picture"] == picture:
+                return candidate
     return None
 
 

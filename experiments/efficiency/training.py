@@ -173,6 +173,9 @@ def measure_training(
     run_steps = partial(time_optimiser_steps, config, stage, model, rows, report=report)
     weight_bytes = count_weight_bytes(model)
     if device.type == "cuda":
+        # weights come to the GPU in training, as `trainer.frozen` has them
+        model.cpu()
+        weight_bytes = 0
         seconds: list[float] = []
         added_bytes = measure_peak_bytes(lambda: seconds.extend(run_steps(rounds + WARM_UP_STEPS)), device)
     else:

@@ -134,11 +134,14 @@ def read_scenes(config: Config, inputs: Mapping[str, Path]) -> dict[str, Scene]:
     scenes: dict[str, Scene] = {}
     for path, images in roles.locate_role_files(config, inputs, "test"):
         root = images or path.parent
-        for record in json.loads(path.read_text(encoding="utf-8")):
+        missing = UsageError(f"{path}: has no scenes, so nobody knows where a sign is; take data.test=tune")
+        try:
+            records = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:  # JSON lines, Parquet: of no embedded data set
+            raise missing from error
+        for record in records:
             if "scene" not in record:
-                raise UsageError(
-                    f"{path}: has no scenes, so nobody knows where a sign is; take data.test=tune"
-                )
+                raise missing
             scenes[os.path.abspath(root / record["image"])] = Scene.from_dict(record["scene"])
     return scenes
 

@@ -35,16 +35,19 @@ def find_newest_cell(out: Path) -> Path:
 
 
 def load_trained_model(
-    model: str | Path, revision: str | None = None, out: str | Path = "runs"
+    model: str | Path | None = None, revision: str | None = None, out: str | Path = "runs"
 ) -> tuple[Any, Any]:
     """(model, processor) in eval mode, in bfloat16 on a GPU.
 
     model      name of a finished cell below `out`, without its key or seed where it is the only one; its
-               folder, that of its finetune stage or of a saved model; or OWNER/NAME of the hub
+               folder, that of its finetune stage or of a saved model; or OWNER/NAME of the hub; None: the
+               cell that finished last
     revision   of a model of the hub: a branch, a tag or a commit
 
     UsageError where there is none, or several.
     """
+    if model is None:
+        model = find_newest_cell(Path(out))
     folder = find_named_model(model, revision, out, f"load({str(model)!r})")
     # torch and transformers: a folder or a picture that is not there is answered without them
     from experiments.models.build import pick_device, silence_libraries

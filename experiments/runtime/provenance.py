@@ -46,6 +46,9 @@ def find_commits() -> tuple[tuple[str, str], ...]:
     git repositories; "+ changes" where tracked files differ from it."""
     commits: list[tuple[str, str]] = []
     for what, folder in (("slothkit", CODE_FOLDER), ("here", Path.cwd())):
+        # installed, it may lie in the repository of somebody else
+        if what == "slothkit" and ask_git(folder, "ls-files", "--error-unmatch", "slothkit.py") is None:
+            continue
         commit = read_commit(folder)
         if commit and commit not in [earlier for _, earlier in commits]:
             commits.append((what, commit))

@@ -5,7 +5,7 @@
 `launch.slurm.KEY` is any parameter of submitit's Slurm executor, `time` in minutes;
 `launch.slurm.cluster=local` runs the same jobs as processes of this machine, to try it. The command stays to
 submit what becomes ready; if it is killed, the jobs that it has submitted finish their unit, and the next run
-takes their results.
+takes their results. Ctrl-C and an error cancel them.
 """
 
 import time
@@ -65,15 +65,20 @@ class SlurmCluster(Launcher):
         return self.size - len(self.jobs)
 
     def submit(self, units: list[WorkUnit]) -> None:
-        """One array of jobs."""
+        """One array of jobs. UsageError where Slurm refuses it."""
+        from submitit.core.utils import FailedJobError  # an optional package
+
         jobs = []
-        with self.executor.batch():
-            for unit in units:
-                log = unit.log.absolute()
-                job = self.executor.submit(
-                    worker.run_slurm_job, unit.stage, log, self.root, self.runner, self.threads
-                )
-                jobs.append(job)
+        try:
+            with self.executor.batch():
+                for unit in units:
+                    log = unit.log.absolute()
+                    job = self.executor.submit(
+                        worker.run_slurm_job, unit.stage, log, self.root, self.runner, self.threads
+                    )
+                    jobs.append(job)
+        except FailedJobError as error:
+            raise UsageError(f"launch=slurm: {str(error).strip().splitlines()[-1]}") from error
         # a job has no number before the array is submitted, at the end of the batch
         used_numbers = {job.number for job in self.jobs}
         free_numbers = sorted(set(range(self.size)) - used_numbers)

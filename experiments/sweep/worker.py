@@ -140,5 +140,7 @@ def run_slurm_job(
 ) -> UnitOutcome:
     """A unit as a job of its own, on another machine perhaps: nobody watches, and it waits for locks."""
     set_threads(threads)
-    # no other job of this sweep has the stage, but another sweep may: its result will do
-    return run_unit(stage, log, Store(root, runner=runner), wait=True)
+    store = Store(root, runner=runner)
+    with store.open_root():  # the command that has submitted it may have gone: nothing is cleared meanwhile
+        # no other job of this sweep has the stage, but another sweep may: its result will do
+        return run_unit(stage, log, store, wait=True)

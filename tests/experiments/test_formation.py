@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from factories import picture
 
 from experiments import formation
 from experiments.inspection.formation_figure import name_curves
@@ -72,6 +73,27 @@ def test_cells_without_queries_are_refused(capsys, tmp_path):
     assert formation.main(["compressor=sap", f"out={tmp_path / 'runs'}", f"to={tmp_path / 'f.json'}"]) == 2
     assert "compressor=sap: has no query module to watch; add +embq" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["image.tiles=2"], "attention is watched on cached features of one crop"),
+        (["tower.cache=false"], "attention is watched on cached features of one crop"),
+        (["data.test=mine.jsonl"], "mine.jsonl: has no scenes, so nobody knows where a sign is"),
+        (["sap.rate=5"], "rate=5 does not divide the 12x12 patch grid"),
+    ],
+)
+def test_what_cannot_be_watched_is_refused_before_work(capsys, tmp_path, monkeypatch, settings, message):
+    monkeypatch.chdir(tmp_path)
+    picture().save(tmp_path / "a.png")
+    turns = [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "a fox"}]
+    lines = [json.dumps({"id": str(n), "image": "a.png", "conversations": turns}) for n in range(2)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines))
+    assert formation.main(["compressor=sap+embq", *settings, "out=runs", "to=f.json"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "mine.jsonl"]
 
 
 def test_a_file_of_something_else_is_kept(capsys, tmp_path):

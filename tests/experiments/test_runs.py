@@ -4,13 +4,14 @@ import json
 import shutil
 
 import pytest
-from fakes import FakeRunner, names
+from fakes import FakeRunner, names, stages
 
 from experiments import runs
 from experiments.config.presets import read_yaml
 from experiments.runtime import provenance
 from experiments.runtime.files import share_folder
 from experiments.sweep import __main__ as sweep
+from experiments.sweep.worker import run_slurm_job
 
 
 @pytest.fixture
@@ -96,6 +97,22 @@ def test_a_sweep_shares_its_directory(tmp_path, capsys):
     assert set(exit_codes) == {2} and "a sweep runs there" in capsys.readouterr().err
 
 
+def test_a_job_shares_its_directory_without_its_command(tmp_path):
+    """Slurm's jobs go on where the command that has submitted them was killed."""
+    folder = tmp_path / "out"
+    exit_codes = []
+
+    def run_meanwhile(kind):
+        def run(*arguments, **keywords):
+            exit_codes.append(runs.main([f"out={folder}", "clear=true", "begun=true"]))
+            FakeRunner(tmp_path / "log")(kind)(*arguments, **keywords)
+
+        return run
+
+    outcome = run_slurm_job(stages()["data"], tmp_path / "job.log", folder, run_meanwhile, None)
+    assert outcome.kind == "done" and exit_codes == [2]
+
+
 @pytest.mark.parametrize("content", [None, "{}", "[3]"])
 def test_bad_input_is_one_line(out, capsys, content):
     notes = next(out.glob("cells/*/stages.json"))
@@ -142,7 +159,7 @@ def test_commits_are_of_repositories_alone(tmp_path):
         assert len(commits["slothkit"].partition(" ")[0]) == 40
 
 
-def test_a_change_of_tracked_files_shows(tmp_path):
+def test_a_change_of_tracked_files_shows(tmp_path, monkeypatch):
     identity = ["-c", "user.name=x", "-c", "user.email=x@y", "-c", "commit.gpgsign=false"]
     assert provenance.ask_git(tmp_path, "init", "-q") is not None
     (tmp_path / "a.txt").write_text("one")
@@ -154,3 +171,12 @@ def test_a_change_of_tracked_files_shows(tmp_path):
     assert provenance.read_commit(tmp_path) == commit
     (tmp_path / "a.txt").write_text("two")
     assert provenance.read_commit(tmp_path) == f"{commit} + changes"
+    # installed below somebody else's repository, which does not have our files
+    installed = tmp_path / ".venv" / "site-packages"
+    installed.mkdir(parents=True)
+    (installed / "slothkit.py").touch()
+    monkeypatch.setattr(provenance, "CODE_FOLDER", installed)
+    monkeypatch.chdir(tmp_path)
+    provenance.find_commits.cache_clear()
+    assert dict(provenance.find_commits()) == {"here": f"{commit} + changes"}
+    provenance.find_commits.cache_clear()

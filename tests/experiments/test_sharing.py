@@ -76,8 +76,9 @@ def test_other_results_are_an_error(tmp_path):
 
 def test_the_command_shows_and_writes(tmp_path, capsys):
     to = tmp_path / "new" / "sharing.json"
-    given = [*names(tmp_path / "out"), *SAP, f"to={to}"]
-    assert sharing.main(given, FakeRunner(tmp_path / "log")) == 0
+    given = [word for word in names(tmp_path / "out") if not word.startswith("out=")]
+    given += [*SAP, f"to={to}"]
+    assert sharing.main(given, FakeRunner(tmp_path / "log"), lambda _: None) == 0
     assert "what sharing stages saves" in capsys.readouterr().out
     found = json.loads(to.read_text())
     assert (found["cells"], found["rows"]) == (2, 2) and "compressor=sap,sap+embq" in found["command"]
@@ -90,6 +91,8 @@ def test_the_command_shows_and_writes(tmp_path, capsys):
     [
         (["compressor=sep"], "unknown compressor 'sep'"),
         ([], "expected python -m experiments.sharing KEY=VALUE ... [to=FILE], found no cells"),
+        (["compressor=sap", "launch.workers=2"], "launch.workers: cells are timed one by one"),
+        (["compressor=avg_pool,sap", "sap.rate=5"], "sap: rate=5 does not divide the 12x12 patch grid"),
         (["compressor=sap", "--to", "a.json"], "--to: settings are spelled KEY=VALUE; write to=a.json"),
     ],
 )

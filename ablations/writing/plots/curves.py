@@ -26,7 +26,7 @@ from experiments.figures import labels
 from experiments.figures.style import GREY, escape_dollars, strip_axes
 
 # what says in a label at which rate a row is: "sap at 36" in a table, "sap sap.rate=2" in a plain sweep
-RATE_WORDS = re.compile(r" at \d+$| \S+\.(?:rate|tokens|num_queries)=\S+| evaluate\.scale=\S+")
+RATE_WORDS = re.compile(r" at \d+$| (\S+)\.(?:rate|tokens|num_queries)=\S+| evaluate\.scale=\S+")
 FEW_COLOURS = matplotlib.colormaps["tab10"]
 MANY_COLOURS = matplotlib.colormaps["tab20"]
 MARKERS = "osD^v<>pXP"
@@ -69,13 +69,24 @@ PANELS = (
 )
 
 
+def name_curve(label: str) -> str:
+    """A row's label without its rate. How many query tokens a query module has is no rate: they are beside
+    the visual tokens."""
+    _, _, query_module = label.partition(" ")[0].partition("+")
+
+    def leave_out(words: re.Match[str]) -> str:
+        return words[0] if query_module and words[1] == query_module else ""
+
+    return RATE_WORDS.sub(leave_out, label)
+
+
 def find_curves(table: ReportTable) -> list[Curve]:
     """What the table has at several rates, nothing where that is a single compressor. In the order of their
     accuracy where they have the fewest tokens, the best first."""
     rows_by_name: dict[str, list[ReportRow]] = {}
     for row in find_distinct_rows(table):
-        name, rates = RATE_WORDS.subn("", row.label)
-        if rates:
+        name = name_curve(row.label)
+        if name != row.label:
             rows_by_name.setdefault(name, []).append(row)
     curves = []
     for name, rows in rows_by_name.items():

@@ -100,6 +100,16 @@ def test_rows_of_several_rates_are_curves():
     assert pareto.draw_pareto(found) is None  # its points would be those of the curves
 
 
+def test_query_tokens_are_no_rate():
+    rows = {}
+    for rate, tokens in ((2, 36), (4, 9)):
+        for queries in (2, 8):
+            rows[f"sap+embq sap.rate={rate} embq.num_queries={queries}"] = (0.5, tokens, queries)
+        rows[f"qformer qformer.num_queries={tokens}"] = (0.4, tokens, 0)
+    names = {curve.name: len(curve.rows) for curve in curves.find_curves(table(rows))}
+    assert names == {"sap+embq embq.num_queries=2": 2, "sap+embq embq.num_queries=8": 2, "qformer": 2}
+
+
 def test_costs_that_all_rows_have_are_drawn():
     found = table({label: row for label, row in RATES.items() if row[2] == 0})
     for number, row in enumerate(found.rows):

@@ -11,9 +11,10 @@ from ablations.costs import prefill
 from compressors.errors import UsageError
 from connectors.versions import is_at_least
 from experiments.config.cells import make_cells
-from experiments.efficiency import collect, counting, measuring, table1
+from experiments.efficiency import collect, counting, measuring, report, table1
 from experiments.efficiency.__main__ import main
 from experiments.efficiency.conditions import Machine, MeasuringPlan
+from experiments.efficiency.row_numbers import find_reference_row
 from experiments.efficiency.timing import OTHER_PART
 from experiments.models import build
 from experiments.models.random_model import fill_weights, read_backbone_configs
@@ -218,6 +219,39 @@ def test_flops_of_training_are_multiples_of_the_prefill():
     assert found["pretrain", False] == tower + 3 * own + 2 * llm
     assert found["finetune", True] == 3 * own + 3 * llm
     assert found["finetune", False] - found["finetune", True] == tower
+    cell.config.lora.rank = 8
+    assert counting.count_training_flops(subject, cell.config, "finetune", 40, 1, True) == 3 * own + 2 * llm
+
+
+@pytest.mark.parametrize(
+    ("name", "bandwidth"),
+    [
+        ("NVIDIA A100-SXM4-40GB", 1.555e12),
+        ("NVIDIA A100-SXM4-80GB", 2.04e12),
+        ("NVIDIA H100 NVL", 3.9e12),
+        ("NVIDIA H200", 4.8e12),
+        ("NVIDIA GH200 480GB", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+    ],
+)
+def test_the_peak_of_a_device(name, bandwidth):
+    peak = report.find_device_peak(name)
+    assert (peak.bandwidth if peak else None) == bandwidth
+
+
+def test_a_row_is_compared_at_its_own_picture():
+    def row(label, picture, flops):
+        counts = {"prefill": {"language model": flops}}
+        alike = {"batch": 1, "images": 1, "reference": "identity"}
+        return {"label": label, "picture": picture, "counts": counts, **alike}
+
+    rows = [row(label, picture, 1) for picture in ("144x144", "288x288") for label in ("identity", "sap")]
+    for one in rows:
+        found = find_reference_row(one, rows)
+        assert (found["label"], found["picture"]) == ("identity", one["picture"])
+    # of a model of one size there is one row, for any picture
+    assert find_reference_row(rows[3], [row("identity", "any", 1), rows[3]])["picture"] == "any"
+    assert find_reference_row(rows[3], rows[:2]) is None
 
 
 @pytest.mark.parametrize(
@@ -232,6 +266,7 @@ def test_flops_of_training_are_multiples_of_the_prefill():
         (["count=true", "train=true"], "count=true: counts alone"),
         (["only=FlashSloth", "compile=true"], "compile=true: for answers of cells that are timed"),
         (["train=true", "compile=true"], "compile=true: for answers of cells that are timed"),
+        (["train=true", "batch=8"], "batch=: is of models that answer"),
         (["train=true", "data_rows=7"], "data_rows=7: give two numbers"),
         (["train=true", "compressor=sap,none", "device=cpu"], "none: sees no image"),
         (["compressor=sapp", "count=true"], "sapp"),

@@ -332,6 +332,20 @@ def test_slurm_that_cannot_be(command, tmp_path, capsys, arguments, message, mon
     assert not (tmp_path / "out").exists()
 
 
+def test_what_slurm_refuses_is_one_line(command, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("submitit")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    refusal = "echo 'sbatch: error: invalid partition specified: gpuu' >&2; exit 1"
+    for name, line in (("srun", "exit 0"), ("sbatch", refusal)):
+        (programs / name).write_text(f"#!/bin/sh\n{line}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    assert command("launch=slurm", "launch.workers=1", "launch.slurm.partition=gpuu") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("error: launch=slurm: ") and "invalid partition" in lines[-1]
+
+
 def test_without_submitit(command, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     assert command("launch=slurm") == 2
