@@ -13,7 +13,7 @@ SHORT_PART_NAMES = {
     TOWER: "tower",
     COMPRESSOR: "compressor",
     PROJECTOR: "projector",
-    QUERY_PART: "EmbQ",
+    QUERY_PART: "query module",
     LLM: "LLM",
     OTHER_PART: "other",
 }

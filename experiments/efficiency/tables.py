@@ -26,8 +26,8 @@ COUNT_NOTES = [
     "visual, query: tokens of a row, all its images together, beside the text tokens.",
     "FLOPs: of matrix products, attention and convolutions in a prefill of the whole batch; a "
     "multiply-add counts as two. LLM: all decoder layers over visual, query and text tokens, logits "
-    "after the last one alone. EmbQ acts inside the LLM and is counted apart. A token: a decoding step "
-    "of one row.",
+    "after the last one alone. A query module acts inside the LLM and is counted apart. A token: a decoding "
+    "step of one row.",
     "KV cache: keys and values after the prefill, whole batch. Weights: all parameters.",
 ]
 TIME_NOTES = [
@@ -38,7 +38,7 @@ TIME_NOTES = [
     "the host. Read: bytes of the LLM's weights (without an input embedding of its own) and of the KV "
     "cache, over the time of a step.",
     "By part: in a run of its own, in which every part is waited for. Other: placing tokens, copies, "
-    "generate. An EmbQ within a compiled layer counts as LLM.",
+    "generate. A query module within a compiled layer counts as LLM.",
     "Peak memory: weights and the most that an answer holds beside them; on a GPU as the allocator "
     "counts, on a CPU tensors alone.",
     "Median of the rounds (lowest - highest), after one round that does not count. Rows of the same "
