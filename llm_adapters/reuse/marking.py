@@ -49,14 +49,33 @@ def _mark_message(message: dict[str, Any], queries: str) -> dict[str, Any]:
         if QUERY in content:
             return message
         return {**message, "content": QUESTION + content + queries}
-    texts = [index for index, part in enumerate(content) if part["type"] == "text"]
+    texts = [index for index, part in enumerate(content) if _is_text(part)]
     if not texts or any(QUERY in content[index]["text"] for index in texts):
         return message
     parts = copy.copy(content)  # the caller's message stays as it is
     first = parts[texts[0]]
     parts[texts[0]] = {**first, "text": QUESTION + first["text"]}
-    if parts[-1]["type"] != "text":
+    if not _is_text(parts[-1]):
         parts.append({"type": "text", "text": ""})
     last = parts[-1]
     parts[-1] = {**last, "text": last["text"] + queries}
     return {**message, "content": parts}
+
+
+def _is_text(part: dict[str, Any]) -> bool:
+    """Whether a part of a message is text; chat templates such as Qwen's take it without its type."""
+    return isinstance(part.get("text"), str) and part.get("type", "text") == "text"
+
+
+def check_types(conversation: list[Any]) -> None:
+    """UsageError for a part of a message without its type, by which processors that tokenize find images."""
+    for message in conversation:
+        if isinstance(message, list):  # a batch of conversations
+            check_types(message)
+            continue
+        for part in message.get("content") or ():
+            if isinstance(part, dict) and "type" not in part:
+                raise UsageError(
+                    f"a part of a message has {', '.join(part)} and no type: give it one, such as "
+                    '{"type": "text", "text": ...}'
+                )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from compressors.base import Compressor
-from llm_adapters.reuse.marking import add_markers, repeat_query_marker
+from llm_adapters.reuse.marking import add_markers, check_types, repeat_query_marker
 from llm_adapters.reuse.saving import write_record
 from llm_adapters.reuse.wrapping import bind_arguments
 
@@ -76,12 +76,15 @@ class AttachedProcessor(ProcessorBase):
         return repeated
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
+        plain: Any = super().apply_chat_template
         num_queries = self.attached.num_queries
         if num_queries:
+            if bind_arguments(plain, (conversation, *args), kwargs).get("tokenize"):
+                check_types(conversation)
             # answers are found by their places in the text, which is not to grow behind the template then
             is_masked = bool(kwargs.get("return_assistant_tokens_mask"))
             conversation = add_markers(conversation, num_queries if is_masked else 1)
-        return super().apply_chat_template(conversation, *args, **kwargs)
+        return plain(conversation, *args, **kwargs)
 
 
 def make_class(counter: type[AttachedProcessor], plain: type) -> type:

@@ -4,10 +4,12 @@ import pytest
 import torch
 from factories import compiled_decoding, graphs_made
 from reuse_families import (
+    PLACEHOLDER,
     PREFUSION,
     answers,
     attached,
     cache_agrees,
+    family_params,
     inputs,
     over_families,
     picture,
@@ -15,6 +17,7 @@ from reuse_families import (
     two_rows,
 )
 
+from compressors.errors import UsageError
 from llm_adapters.conversation import QUERY, QUESTION
 
 # each compiles a decoder of its own for seven seconds: plain, with positions in three dimensions, with
@@ -102,6 +105,30 @@ def test_chat_template_marks_questions(family):
     batch = inputs(processor, [(text, [picture(1)])])
     assert (batch["input_ids"] == model.slothkit.markers.query_id).sum() == 2 * 3
     assert chat[0]["content"][1]["text"] == "What?"
+
+
+TAKES_TEXT = (  # as Qwen's own, whether its type is there or not
+    "{% for m in messages %}{{ m['role'] }}: {% for p in m['content'] %}{% if 'text' in p %}{{ p['text'] }}"
+    "{% else %}IMAGE{% endif %}{% endfor %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("family", family_params("llava", "qwen2_5_vl", "gemma3", "pixtral"))
+def test_parts_of_a_message_without_their_type(family):
+    """Where templates take them; processors that tokenize do not."""
+    _, processor = attached(family)
+    processor.chat_template = TAKES_TEXT.replace("IMAGE", PLACEHOLDER.get(family, "<image>"))
+    for content in (
+        [{"type": "image"}, {"text": "What?"}],
+        [{"text": "What?"}, {"type": "image"}],
+        [{"text": "What?"}, {"image": None}, {"type": "text"}],
+    ):
+        chat = [{"role": "user", "content": content}]
+        text = processor.apply_chat_template(chat)
+        assert f"{QUESTION}What?" in text and text.endswith(QUERY) and text.count(QUERY) == 1
+        for tokenized in (chat, [chat]):
+            with pytest.raises(UsageError, match=r"a part of a message has \w+ and no type: give it one"):
+                processor.apply_chat_template(tokenized, tokenize=True, return_dict=True)
 
 
 @over_families
