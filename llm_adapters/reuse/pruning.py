@@ -38,6 +38,7 @@ from llm_adapters.reuse.wrapping import (
     Wrapping,
     bind_arguments,
     check_placeholders,
+    copy_attached,
     encode_pixels,
     split_placeholders,
     unwrap_peft,
@@ -120,6 +121,10 @@ class ModelPruning(PruningAdapter):
         self.language_model = language_model
         self.wrapping = Wrapping()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ModelPruning":
+        copied: ModelPruning = copy_attached(self, self.base, self.model, memo)
+        return copied
+
     @property
     def keeps_positions(self) -> bool:
         parts = getattr(self.model, PARTS_ATTRIBUTE, None)
@@ -142,7 +147,7 @@ class ModelPruning(PruningAdapter):
                 wrapping.wrap_method(llm, "_deepstack_process", self._add_deepstack)
             setattr(self.model, PRUNING_ATTRIBUTE, self)
         elif pruner is None and wrapping.handles:
-            wrapping.unwrap_all()
+            wrapping.unwrap_all(self.model)
             delattr(self.model, PRUNING_ATTRIBUTE)
 
     def calibrate_on_batches(

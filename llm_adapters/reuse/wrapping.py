@@ -1,11 +1,13 @@
 """Methods of a model wrapped in place: no key of its state dict changes, and all of it can be undone."""
 
+import copy
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate
 from threading import RLock
 from typing import Any, Protocol, cast
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,8 @@ PARTS_ATTRIBUTE = "slothkit"
 # what configurations call the id of the placeholder that visual tokens are put in the place of
 IMAGE_TOKEN_NAMES = ("image_token_id", "image_token_index")
 VIDEO_TOKEN_NAMES = ("video_token_id", "video_token_index")
+# the attribute in which accelerate keeps the forward of a module that it places or offloads
+OFFLOADED_FORWARD = "_old_forward"
 ENCODING_LOCK = RLock()
 VIDEO_TYPE = 2  # in the `mm_token_type_ids` of processors
 
@@ -41,11 +45,15 @@ class ImageEncoder(Protocol):
 
 class WrappedMethod:
     """`around(original, *args)` in the place of `original`, with the original's signature, which `generate`
-    reads. An object, not a closure: copies of a model get their own."""
+    reads. An object, not a closure: copies of a model get their own.
 
-    def __init__(self, around: Callable[..., Any], original: Callable[..., Any]):
+    key     of the wrapping that it is of
+    """
+
+    def __init__(self, around: Callable[..., Any], original: Callable[..., Any], key: str):
         self.around = around
         self.original = original
+        self.key = key
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -56,35 +64,61 @@ class WrappedMethod:
 
 
 class Wrapping:
-    """What was wrapped, and the handles of hooks."""
+    """What was wrapped, by a key that copies of it have, too, and the handles of hooks."""
 
     def __init__(self) -> None:
-        # owner, name of the method, and what the instance itself had by that name: None for most
-        self.before: list[tuple[object, str, object]] = []
+        self.key = uuid4().hex
+        self.added: list[tuple[object, str]] = []  # owner, name of the method
         self.handles: list[RemovableHandle] = []
 
     def wrap_method(self, owner: object, name: str, around: Callable[..., Any]) -> None:
         """`owner.name` becomes `around(original, ...)`."""
-        self.before.append((owner, name, vars(owner).get(name)))
-        wrapped = WrappedMethod(around, getattr(owner, name))
-        setattr(owner, name, wrapped)
+        if name == "forward" and OFFLOADED_FORWARD in vars(owner):  # PEFT makes accelerate's own anew
+            name = OFFLOADED_FORWARD
+        setattr(owner, name, WrappedMethod(around, getattr(owner, name), self.key))
 
     def add_method(self, owner: object, name: str, method: Callable[..., Any]) -> None:
         """`owner.name`, which it has not, becomes `method`."""
-        self.before.append((owner, name, None))
+        self.added.append((owner, name))
         setattr(owner, name, method)
 
-    def unwrap_all(self) -> None:
-        """All methods as they were, and no hooks."""
+    def unwrap_all(self, model: nn.Module) -> None:
+        """All methods of a model as they were, and no hooks; of copies of its modules, too, as PEFT's
+        `modules_to_save` makes them."""
         for handle in self.handles:
             handle.remove()
-        # the last one first: a method may have been wrapped twice
-        for owner, name, before in reversed(self.before):
+        for owner, name in self.added:
             delattr(owner, name)
-            if before is not None:
-                setattr(owner, name, before)
-        self.before = []
+        for module in model.modules():
+            for handle in self.handles:  # a copy's hooks have the same numbers
+                module._forward_hooks.pop(handle.id, None)
+                module._forward_pre_hooks.pop(handle.id, None)
+            for name in list(vars(module)):
+                self._unwrap_method(module, name)
+        self.added = []
         self.handles = []
+
+    def _unwrap_method(self, module: nn.Module, name: str) -> None:
+        """An attribute of a module as it was."""
+        method = vars(module)[name]
+        while isinstance(method, WrappedMethod) and method.key == self.key:  # perhaps twice
+            method = method.original
+            delattr(module, name)
+            if getattr(module, name, None) != method:  # most have it from their class
+                setattr(module, name, method)
+
+
+def copy_attached(attached: Any, base: nn.Module, model: nn.Module, memo: dict[int, Any]) -> Any:
+    """What `copy.deepcopy` makes of something that is attached to a model, and to the base in it: with the
+    model, a copy. Where modules of the model are copied without it, as PEFT's `modules_to_save` does, it acts
+    in these as well, and so is the same."""
+    with_model = id(model) in memo or id(base) in memo
+    if not with_model and any(id(module) in memo for module in base.modules()):
+        return attached
+    copied = object.__new__(type(attached))
+    memo[id(attached)] = copied
+    vars(copied).update(copy.deepcopy(vars(attached), memo))
+    return copied
 
 
 def encode_pixels(base: ImageEncoder, kwargs: Kwargs) -> Kwargs:

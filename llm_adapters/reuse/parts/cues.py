@@ -30,21 +30,22 @@ class CueReader:
     """Reads cues while images are encoded.
 
     cues      each with the number of its block
-    blocks    of the tower, by their numbers from 1
+    blocks    paths below the base of the tower's, by their numbers from 1: PEFT may put copies there
     has_cls   whether a token of the tower comes before the patches
     """
 
     cues: list[tuple[Cue, int]] = field(default_factory=list)
-    blocks: dict[int, nn.Module] = field(default_factory=dict)
+    blocks: dict[int, str] = field(default_factory=dict)
     has_cls: bool = False
-    # of the blocks: what has gone into their attention and what has come out, (n, tokens, C)
-    _states: tuple[dict[int, Tensor], dict[int, Tensor]] | None = None
+    # the blocks; of each what has gone into its attention and what has come out, (n, tokens, C)
+    _states: tuple[dict[int, nn.Module], dict[int, Tensor], dict[int, Tensor]] | None = None
 
     @contextmanager
-    def record(self) -> Iterator[None]:
-        """While it is open, the tower's forward pass is recorded."""
-        with record_blocks(self.blocks) as states:
-            self._states = states
+    def record(self, base: nn.Module) -> Iterator[None]:
+        """While it is open, the forward pass of the base's tower is recorded."""
+        blocks = {number: base.get_submodule(path) for number, path in self.blocks.items()}
+        with record_blocks(blocks) as (inputs, outputs):
+            self._states = blocks, inputs, outputs
             try:
                 yield
             finally:
@@ -55,11 +56,11 @@ class CueReader:
         stands are zeros. In float32 whatever the tower is in, as scores tie in half precision."""
         if self._states is None:
             return []
-        inputs, outputs = self._states
+        blocks, inputs, outputs = self._states
         cues = []
         for cue, number in self.cues:
             output = outputs[number]
-            attention = find_attention(self.blocks[number])
+            attention = find_attention(blocks[number])
             graph = torch.is_grad_enabled() and output.requires_grad
             with torch.set_grad_enabled(graph):
                 channels = compute_cue(
@@ -99,7 +100,8 @@ def make_cue_reader(family: ModelFamily, base: PreTrainedModel, part: Compressor
         if cue.level is not None:
             number = find_block_number(cue.level, len(tower_blocks), f"cue '{text}'")
         cues.append((cue, number))
-    blocks = {number: tower_blocks[number - 1] for _, number in cues}
+    paths = {module: path for path, module in base.named_modules()}
+    blocks = {number: paths[tower_blocks[number - 1]] for _, number in cues}
     return CueReader(cues, blocks, has_cls)
 
 

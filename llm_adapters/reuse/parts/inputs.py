@@ -28,6 +28,7 @@ from llm_adapters.reuse.wrapping import (
     check_placeholders,
     encode_pixels,
     hold_encoding,
+    is_of_peft,
     split_placeholders,
 )
 
@@ -89,6 +90,7 @@ class InputAdapter(MapCompressor):
     def _encode_inputs(self, base: nn.Module, args: Args, kwargs: Kwargs) -> HookResult:
         """Encodes images and videos, as `generate` does on its own, checks their counts, adds what EmbQ
         reads."""
+        self._check_trainable()
         self._warn_of_frozen_parts()
         encoder = cast(ImageEncoder, base)  # all families' are: `insert_parts` has wrapped these methods
         kwargs = bind_arguments(base.forward, args, kwargs)
@@ -170,6 +172,15 @@ class InputAdapter(MapCompressor):
         if self.question_reader is None:
             return nullcontext()
         return self.question_reader.note_prompt(kwargs.get("input_ids"), kwargs.get("mm_token_type_ids"))
+
+    def _check_trainable(self) -> None:
+        """UsageError where PEFT has put a copy in the place of all parts, which nothing would use."""
+        _, model = self._outside
+        if is_of_peft(getattr(model, PARTS_ATTRIBUTE)):
+            raise UsageError(
+                f"modules_to_save={PARTS_ATTRIBUTE}: PEFT would train a copy that the model does not use; "
+                "give modules_to_save=reuse.name_trained_parts(model)"
+            )
 
     def _warn_of_frozen_parts(self) -> None:
         """A warning, once, where a PEFT adapter is trained and parts of these are not."""

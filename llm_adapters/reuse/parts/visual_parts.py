@@ -26,7 +26,15 @@ from llm_adapters.reuse.parts.positions import GridPositionKeeper, PositionKeepe
 from llm_adapters.reuse.parts.raw import RawInstead, RawLevel
 from llm_adapters.reuse.questions import QuestionReader
 from llm_adapters.reuse.saving import save_with_card
-from llm_adapters.reuse.wrapping import Args, Kwargs, Wrapping, bind_arguments, hold_encoding, repeat_outputs
+from llm_adapters.reuse.wrapping import (
+    Args,
+    Kwargs,
+    Wrapping,
+    bind_arguments,
+    copy_attached,
+    hold_encoding,
+    repeat_outputs,
+)
 
 # by which `generate` encodes images; not there in older transformers and in models without their head
 GENERATION_ENCODER = "_maybe_prepare_encoder_kwargs_for_generation"
@@ -79,6 +87,10 @@ class VisualParts(InputAdapter, MarkerAdapter, QueryAdapter):
         self._encoded: list[tuple[Tensor, Any]] = []
         self._begun = False  # a step of a training, for what is encoded in a forward
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "VisualParts":
+        copied: VisualParts = copy_attached(self, *self._outside, memo)
+        return copied
+
     def insert_parts(self) -> None:
         """Wrap the model's methods and register the hooks."""
         base, model = self._outside
@@ -119,8 +131,9 @@ class VisualParts(InputAdapter, MarkerAdapter, QueryAdapter):
 
     def remove_parts(self) -> None:
         """Undo `insert_parts`."""
-        self._wrapping.unwrap_all()
-        for module in self._outside[0].modules():
+        base, model = self._outside
+        self._wrapping.unwrap_all(model)
+        for module in base.modules():
             for name in ("query_insertion", "visual_level"):
                 vars(module).pop(name, None)
 
@@ -170,11 +183,12 @@ class VisualParts(InputAdapter, MarkerAdapter, QueryAdapter):
             if arguments["pixel_values"] is pixels:
                 del self._encoded[number]
                 return encoded
+        base, _ = self._outside
         self._raw = {}
         self._thread = get_ident()
         self.grids = arguments.get("image_grid_thw")
         try:
-            with self.cue_reader.record():
+            with self.cue_reader.record(base):
                 output = original(*args, **{**kwargs, "return_dict": True})
         finally:
             self._raw = None
