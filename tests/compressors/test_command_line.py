@@ -79,6 +79,8 @@ def test_values_have_the_type_of_their_setting():
             options(f"share={text}")
     with pytest.raises(UsageError, match="count=inf: expected int, got float"):
         options("count=1e400")
+    # quotes hold a comma together, and are no part of the value
+    assert options('to="a, b"').to == Path("a, b") and options("name='a,b'").name == "a,b"
     assert options("count=12345678901234567891").count == 12345678901234567891  # no float on the way
     assert options() == Options()
 

@@ -121,6 +121,8 @@ def test_named_compressors_have_one_table(capsys):
         (["grid=4", "dim=8"], "rate=3 does not divide the 4x4 patch grid"),
         (["dtype=int8"], "dtype=int8: must be one of float32, bfloat16"),
         (["sup"], "sup"),
+        (["sap", "device=gpu"], "device=gpu: expected cpu, or cuda where there is a GPU"),
+        (["sap", "device=cuda:99"], "device=cuda:99: expected cpu, or cuda where there is a GPU"),
         (["--rounds", "3"], "--rounds: settings are spelled KEY=VALUE; write rounds=3"),
     ],
 )

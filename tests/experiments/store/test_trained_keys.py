@@ -13,6 +13,7 @@ from compressors.errors import UnreachableError, UsageError
 from compressors.key_value import parse_settings
 from experiments.config.cells import make_blind_cells
 from experiments.config.trained import find_trained_model
+from experiments.models import saved
 from experiments.models.saved import find_named_model, load_trained_model
 from experiments.runtime.memory import begin_request
 from experiments.store.store import Store
@@ -194,6 +195,21 @@ def test_a_cell_needs_no_seed_and_key_where_it_is_the_only_one(trained, tmp_path
         load_trained_model("wide", out=tmp_path)
     with pytest.raises(UsageError, match=r"^load\('spa'\): neither a finished cell .*Known: 1_query"):
         load_trained_model("spa", out=tmp_path)
+
+
+def test_without_a_name_the_cell_that_finished_last_is_loaded(trained, tmp_path, monkeypatch):
+    for number, name in enumerate(("sap_seed=0-12345678", "avg_pool_seed=0-12345678")):
+        finish_cell(tmp_path / str(number), name, trained)
+        cell = tmp_path / str(number) / "cells" / name
+        (cell / "config.yaml").write_text("compressor: sap\n")
+        os.utime(cell / "stages.json", (number, number))
+    shutil.copytree(tmp_path / "0/cells", tmp_path / "1/cells", dirs_exist_ok=True)
+    os.utime(tmp_path / "1/cells/sap_seed=0-12345678/stages.json", (9, 9))
+    loaded = []
+    monkeypatch.setattr(saved, "find_named_model", lambda model, *_: loaded.append(model) or trained)
+    monkeypatch.setattr(saved.saved, "load_saved_model", lambda *_: ("model", "processor"))
+    assert load_trained_model(out=tmp_path / "1") == ("model", "processor")
+    assert [path.name for path in loaded] == ["sap_seed=0-12345678"]
 
 
 @pytest.mark.parametrize("name", ["sap_seed=0-1234567", "nowhere/at/all", "", "cells/x"])
