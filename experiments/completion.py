@@ -139,6 +139,15 @@ def list_part_names(key: str, text: str) -> list[str]:
     return []
 
 
+def list_hint_values(hint: Any) -> list[str]:
+    """The words of a type that takes certain words."""
+    if hint is bool:
+        return ["true", "false"]
+    if get_origin(hint) is Literal:
+        return list(map(format_value, get_args(hint)))
+    return []
+
+
 def list_knob_values(key: str) -> list[str]:
     """The words that a knob takes, where it takes certain words."""
     from experiments.config import signatures
@@ -146,11 +155,7 @@ def list_knob_values(key: str) -> list[str]:
     part, _, knob = key.partition(".")
     for registry in signatures.registries():
         if part in registry.names() and knob in registry.knobs(part):
-            hint = registry.knobs(part)[knob].annotation
-            if hint is bool:
-                return ["true", "false"]
-            if get_origin(hint) is Literal:
-                return list(map(format_value, get_args(hint)))
+            return list_hint_values(registry.knobs(part)[knob].annotation)
     return []
 
 
@@ -168,9 +173,8 @@ def list_values(command: Command, key: str, text: str) -> list[str]:
         for name, item in collect_settings(LaunchOptions).items():
             settings.setdefault(name_launch_option(name), item)
         if key == "blind":
-            return ["true", "false"]
+            return list_hint_values(bool)
     if key not in settings:
         return []
-    if settings[key].hint is bool:
-        return ["true", "false"]
-    return list(map(format_value, list_choices(settings[key].rules)))
+    choices = map(format_value, list_choices(settings[key].rules))
+    return list_hint_values(settings[key].hint) or list(choices)

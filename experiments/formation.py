@@ -31,7 +31,7 @@ from experiments.store.plan import Stage
 from experiments.store.results import title_cell
 from experiments.store.store import Store
 from experiments.sweep import request
-from experiments.sweep.checks import check_cell, check_model_sizes, list_unlike_cells
+from experiments.sweep.checks import check_model_sizes, check_request
 
 if TYPE_CHECKING:
     from experiments.config.schema import Config
@@ -71,8 +71,7 @@ def run_formation(line: CommandLine) -> int:
     configs = [cell.config for cell, _ in sweep.jobs]
     check_cells(configs)
     record = read_record(options.to)
-    for cell in list_unlike_cells(sweep.jobs, Store(Path(configs[0].out))):
-        check_cell(cell, sweep.launch, check_model_sizes)
+    check_request(sweep, Store(Path(configs[0].out)), check_model_sizes)
     command = " ".join(["python -m experiments.formation", *join_settings(line.overrides)])
     record["versions"] = read_package_versions()
     with create_reporter(Console()) as report:

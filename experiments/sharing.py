@@ -35,7 +35,7 @@ from experiments.store.plan import STAGE_KINDS
 from experiments.store.results import title_cell
 from experiments.store.store import StageRunner, Store
 from experiments.sweep import request
-from experiments.sweep.checks import check_cell, check_model_sizes, list_unlike_cells
+from experiments.sweep.checks import check_model_sizes, check_request
 from experiments.sweep.plan_view import format_seconds
 from experiments.sweep.request import CellJob, SweepRequest
 
@@ -116,8 +116,7 @@ def run_sharing(line: CommandLine, runner: RunnerOfKind, check: Callable[[Config
         tempfile.TemporaryDirectory(prefix="slothkit-sharing-") as folder,
         create_reporter(console) as report,
     ):
-        for cell in list_unlike_cells(sweep.jobs, Store(Path(folder))):
-            check_cell(cell, sweep.launch, check)
+        check_request(sweep, Store(Path(folder)), check)
         times = measure_sharing(sweep, Path(folder), runner, report)
     print_sharing_table(times, console)
     if options.to:

@@ -6,23 +6,34 @@ after somebody has edited the file.
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import ParamSpec, TypeVar, cast
+from typing import ParamSpec, Protocol, TypeVar, cast
 
 Parameters = ParamSpec("Parameters")
-Result = TypeVar("Result")
+Result = TypeVar("Result", covariant=True)
+
+
+class Remembered(Protocol[Parameters, Result]):
+    """A function whose results are remembered."""
+
+    def __call__(self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        """The result, remembered or not."""
+
+    def cache_clear(self) -> None:
+        """Forget all results."""
+
 
 _forgetters: list[Callable[[], None]] = []
 
 
 def remember_for_request(
     most: int | None = None,
-) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
+) -> Callable[[Callable[Parameters, Result]], Remembered[Parameters, Result]]:
     """A decorator: as `functools.lru_cache`, until the next request. `most`: so many results; None: all."""
 
-    def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    def decorate(function: Callable[Parameters, Result]) -> Remembered[Parameters, Result]:
         cached = lru_cache(maxsize=most)(function)
         _forgetters.append(cached.cache_clear)
-        return cast(Callable[Parameters, Result], cached)
+        return cast(Remembered[Parameters, Result], cached)
 
     return decorate
 

@@ -39,6 +39,7 @@ def digest_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+@remember_for_request()
 def digest_source(name: str) -> object:
     """Describe weights for a key.
 
@@ -134,7 +135,7 @@ def digest_texts(samples: Sequence[llava.Sample], root: Path) -> str:
 
 
 def digest_data_file(path: str, *arguments: Any) -> dict[str, str]:
-    """`digest_data`, once for all cells that read a file, and again where it was edited in between."""
+    """`digest_unchanged_data`, once for all cells that read a file, and again where it was edited since."""
     return digest_unchanged_data(make_stamp(path), path, *arguments)
 
 
@@ -142,18 +143,14 @@ def make_stamp(path: str) -> str:
     """What changes when a data file is written again."""
     if stored.is_dataset(path):
         return digest_value(stored.describe_files(path))
-    if not os.path.isfile(path):  # which `digest_data` says in its own words
+    if not os.path.isfile(path):  # which reading it says in its own words
         return ""
     return digest_value(stored.describe_file(path))
 
 
 @remember_for_request()
-def digest_unchanged_data(stamp: str, *arguments: Any) -> dict[str, str]:  # noqa: ARG001  what it is cached by
-    """`digest_data` of a file that has a stamp."""
-    return digest_data(*arguments)
-
-
-def digest_data(
+def digest_unchanged_data(
+    stamp: str,  # noqa: ARG001  what it is cached by
     path: str,
     images: str | None,
     with_images: bool,

@@ -41,6 +41,12 @@ def check_cell(cell: Cell, launch: LaunchOptions, check: Callable[[Config], None
         raise type(error)(f"{cell.label}: {error}") from error
 
 
+def check_request(request: SweepRequest, store: Store, check: Callable[[Config], None]) -> None:
+    """UsageError for what is wrong with a cell, on this machine."""
+    for cell in list_unlike_cells(request.jobs, store):
+        check_cell(cell, request.launch, check)
+
+
 def list_unchecked_cells(sweep: SweepRequest, store: Store, check: Callable[[Config], None]) -> list[str]:
     """Check all cells; notes of those whose sizes cannot be told, because a model is out of reach."""
     notes = []

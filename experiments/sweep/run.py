@@ -30,7 +30,7 @@ from experiments.store.results import ScoreGroup
 from experiments.store.run_names import name_group
 from experiments.store.store import StageRunner, Store
 from experiments.sweep import score_table
-from experiments.sweep.checks import check_cell, check_model_sizes, list_unlike_cells
+from experiments.sweep.checks import check_model_sizes, check_request
 from experiments.sweep.comparison import find_comparison
 from experiments.sweep.options import LaunchOptions
 from experiments.sweep.request import SweepRequest, read_request
@@ -216,12 +216,6 @@ def announce_workers(asked: LaunchOptions, chosen: LaunchOptions, report: Report
             f"{chosen.workers} cells at once, one thread each: sooner here than one after another with all "
             "cores (launch.workers=1)"
         )
-
-
-def check_request(request: SweepRequest, store: Store, check: Callable[[Config], None]) -> None:
-    """UsageError for what is wrong with a cell, on this machine."""
-    for cell in list_unlike_cells(request.jobs, store):
-        check_cell(cell, request.launch, check)
 
 
 def meet_nodes(request: SweepRequest, store: Store, link: "NodeLink") -> None:

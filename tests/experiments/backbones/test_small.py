@@ -23,7 +23,9 @@ REAL = (sources.find_cache_root() / "small/llm/config.json").is_file()
 def cache(tmp_path, monkeypatch):
     """An empty cache directory; returns the folder of `small` in it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    keys.digest_source.cache_clear()
     yield tmp_path / "slothkit/small"
+    keys.digest_source.cache_clear()
 
 
 def cells(*overrides):
@@ -45,9 +47,11 @@ def test_the_cache_is_known_by_its_content(cache):
     before = keys.digest_source("cache:small/llm")
     config.unlink()
     config.write_text("{}")
+    keys.digest_source.cache_clear()
     assert resolve_source("cache:small/llm") == str(cache / "llm")
     assert keys.digest_source("cache:small/llm") == before
     config.write_text("[]")
+    keys.digest_source.cache_clear()
     assert keys.digest_source("cache:small/llm") != before
 
 

@@ -65,31 +65,26 @@ def test_an_adapter_of_another_scale_than_its_base(family, tmp_path):
     assert_loaded_as_trained(family, tmp_path / "adapter", tuned, processor)
 
 
-def test_an_adapter_of_a_compressor_without_weights_in_place_of_its_bases(tmp_path):
-    save_base("llava", tmp_path / "base", **TRAINING_FREE)
-    model, processor = reuse.load(tmp_path / "base")
+def load_with_another_compressor(folder, **options):
+    """A saved model and its processor, with another compressor in place of the one that was saved."""
+    save_base("llava", folder, **TRAINING_FREE)
+    model, processor = reuse.load(folder)
     reuse.detach(model, processor)
-    reuse.attach(model, processor, "divprune", tokens=7)
-    tuned = wrap(model)
-    save_both(tuned, processor, tmp_path / "adapter")
-    assert_loaded_as_trained("llava", tmp_path / "adapter", tuned, processor)
+    reuse.attach(model, processor, **options)
+    return model, processor
 
 
-def test_an_adapter_with_weights_of_a_compressor_in_place_of_its_bases(tmp_path):
-    save_base("llava", tmp_path / "base", **TRAINING_FREE)
-    model, processor = reuse.load(tmp_path / "base")
-    reuse.detach(model, processor)
-    reuse.attach(model, processor, **SAP)
-    tuned = wrap(model, modules_to_save=reuse.name_trained_parts(model))
+# without weights, and with weights that the adapter has
+@pytest.mark.parametrize("options", [{"compressor": "divprune", "tokens": 7}, SAP])
+def test_an_adapter_of_a_compressor_in_place_of_its_bases(tmp_path, options):
+    model, processor = load_with_another_compressor(tmp_path / "base", **options)
+    tuned = wrap(model, modules_to_save=reuse.name_trained_parts(model) or None)
     save_both(tuned, processor, tmp_path / "adapter")
     assert_loaded_as_trained("llava", tmp_path / "adapter", tuned, processor)
 
 
 def test_an_adapter_without_weights_of_a_compressor_that_its_base_lacks(tmp_path):
-    save_base("llava", tmp_path / "base", **TRAINING_FREE)
-    model, processor = reuse.load(tmp_path / "base")
-    reuse.detach(model, processor)
-    reuse.attach(model, processor, **SAP)
+    model, processor = load_with_another_compressor(tmp_path / "base", **SAP)
     save_both(wrap(model), processor, tmp_path / "adapter")
     says = (
         r"no weights of slothkit\.compressor, and its base has others: compressor=visionzip instead of sap; "
