@@ -23,7 +23,8 @@ Data of one's own, tables and launching: experiments/README.md.
   --plan        show what would be computed, shared, and is there already; refuses what a sweep would refuse
   table=NAME    the rows of the paper's table 3, 4, 5 or 6, of several (3,4), of all of these, of field (every
                 compressor, without and with EmbQ), baselines (training-free ones), pruners, longer
-                (training), rates (36 to 4 tokens), or of your own FILE.yaml
+                (training), rates (36 to 4 tokens), core (eight rows that tell the most, for large backbones),
+                or of your own FILE.yaml
   rows=LABEL    of a table's rows these alone
   blind=false   without the row that sees no image
   earlier=DIR   without the cells that the report in DIR has, which `python -m ablations.report earlier=DIR`

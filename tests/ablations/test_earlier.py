@@ -10,6 +10,7 @@ import pytest
 from made_cells import fill
 
 from ablations import report, report_files, study
+from ablations.writing.grids import sentences
 from compressors.errors import UsageError
 from compressors.key_value import parse_settings
 from experiments.config import tables
@@ -57,6 +58,17 @@ def test_it_says_so(whole, tmp_path):
     assert "Cells computed: 1, last finished" in words
     assert "Cells taken from an earlier report by the key of their evaluation: 8." in words
     assert "Of that report: Cells computed: 9, last finished" in words
+
+
+def test_earlier_runs_that_are_alike_are_one_sentence():
+    def make_run(day, torch="2.14"):
+        return {"cells": 3, "finished": f"2026-11-{day}", "versions": {"torch": torch}, "machine": "a CPU"}
+
+    runs = [make_run(30), make_run(28), make_run(23, "2.13"), make_run(25)]
+    assert [sentences.describe_runs(group) for group in sentences.group_alike_runs(runs)] == [
+        "3 runs, finished 2026-11-25 to 2026-11-30; torch 2.14; a CPU.",
+        "Cells computed: 3, last finished 2026-11-23; torch 2.13; a CPU.",
+    ]
 
 
 def test_a_sweep_leaves_them_out(whole, tmp_path):

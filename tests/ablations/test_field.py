@@ -103,6 +103,14 @@ def test_all_is_the_paper(capsys, tmp_path):
     named = [table.name for table in tables.load_table_files([tables.ALL_TABLES, "field"], {})]
     assert named == ["3", "4", "5", "6", "field"]
     listed = table_files.list_project_tables()
-    assert listed == ["baselines", "field", "longer", "pruners", "rates"]  # published.yaml has no rows
+    assert listed == [
+        "baselines",
+        "core",
+        "field",
+        "longer",
+        "pruners",
+        "rates",
+    ]  # published.yaml has no rows
     assert sweep.main(["table=fields", f"out={tmp_path}", "--plan"]) == 2
-    assert "there are: 3, 4, 5, 6, baselines, field, longer, pruners, rates, all" in capsys.readouterr().err
+    said = "there are: 3, 4, 5, 6, baselines, core, field, longer, pruners, rates, all"
+    assert said in capsys.readouterr().err

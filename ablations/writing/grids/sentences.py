@@ -66,20 +66,41 @@ def describe_provenance(report: Report) -> list[str]:
     if provenance.get("taken"):
         taken_cells = provenance["taken"]
         sentences.append(f"Cells taken from an earlier report by the key of their evaluation: {taken_cells}.")
-        for run in provenance["earlier"]:
-            sentences.append(f"Of that report: {describe_run(run)}")
+        for alike_runs in group_alike_runs(provenance["earlier"]):
+            sentences.append(f"Of that report: {describe_runs(alike_runs)}")
     if provenance.get("measured"):
         sentences.append(measured.describe_measurement(provenance["measured"]))
     return sentences + explain_missing_maps(report)
 
 
+def group_alike_runs(runs: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Runs with the same software on the same machine together; groups in the order of their first runs."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault(describe_surroundings(run), []).append(run)
+    return list(groups.values())
+
+
+def describe_runs(alike_runs: Sequence[Mapping[str, Any]]) -> str:
+    """Runs of one group. Their cells are not added up: two reports may have seen the same folder."""
+    if len(alike_runs) == 1:
+        return describe_run(alike_runs[0])
+    times = sorted(run["finished"] for run in alike_runs)
+    surroundings = describe_surroundings(alike_runs[0])
+    return f"{len(alike_runs)} runs, finished {times[0]} to {times[-1]}; {surroundings}."
+
+
 def describe_run(run: Mapping[str, Any]) -> str:
     """Cells that were computed together: when, with what, where."""
-    versions = []
+    return f"Cells computed: {run['cells']}, last finished {run['finished']}; {describe_surroundings(run)}."
+
+
+def describe_surroundings(run: Mapping[str, Any]) -> str:
+    """The software and the machine of a run."""
+    words = []
     for package, version in run["versions"].items():
-        versions.append(f"{package} {version}")
-    software = ", ".join(versions)
-    return f"Cells computed: {run['cells']}, last finished {run['finished']}; {software}; {run['machine']}."
+        words.append(f"{package} {version}")
+    return f"{', '.join(words)}; {run['machine']}"
 
 
 def caption_maps(report: Report) -> str:
