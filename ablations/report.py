@@ -125,6 +125,10 @@ def build_report(line: CommandLine, console: "Console") -> "tuple[Report, Render
             raise UsageError(
                 f"{refused}: cells are not looked at with results={options.results}; leave it out"
             )
+        if options.measure:
+            raise UsageError(
+                f"measure=true: results={options.results} has no cells that could be measured; leave it out"
+            )
         folder = options.to or options.results
         report = report_files.load_report(options.results)
         with explain_report_errors(options.results, "results"):

@@ -9,8 +9,8 @@ depend on each other). A claim keeps the verdict of the first look that gives it
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ablations.claims.statistics import CONFIDENCE_LEVEL, predict_half_width
-from ablations.claims.verdicts import NO_RESULTS, UNRESOLVED, Verdict, judge_interval
+from ablations.claims.statistics import CONFIDENCE_LEVEL
+from ablations.claims.verdicts import UNRESOLVED, Verdict, predict_word
 
 GROWTH = 2  # by which seeds grow from look to look; more looks share the same 5 %
 
@@ -38,18 +38,11 @@ def plan_looks(first: int, limit: int) -> list[Look]:
 
 def can_seeds_decide(verdict: Verdict, looks: Sequence[Look]) -> bool:
     """Whether one of the looks to come would decide an open claim if its differences stayed what they are."""
-    if verdict.word == NO_RESULTS:
-        return True  # which nothing is known of yet
+    if any(pair.pictures == 1 for pair in verdict.pairs):
+        return False  # no interval that a single picture has decides anything
     if any(pair.squares is None for pair in verdict.pairs):
-        return True  # no spread has been seen
+        return True  # a single seed: no spread has been seen
     for look in looks:
-        lows = []
-        highs = []
-        for pair in verdict.pairs:
-            half = predict_half_width(pair, look.seeds, look.confidence)
-            lows.append(pair.estimate - half)
-            highs.append(pair.estimate + half)
-        # as `decide_verdict`: a claim is as sure as the least sure of its pairs
-        if judge_interval(verdict.claim, min(lows), min(highs)) != UNRESOLVED:
+        if predict_word(verdict.claim, verdict.pairs, look.seeds, look.confidence) != UNRESOLVED:
             return True
     return False

@@ -9,8 +9,10 @@ outcomes, so what is hard for both, or lucky for both, drops out.
   77 % of runs, not 95 % (tests/ablations/claims/test_statistics.py). Each resample moves by a normal step
   instead, as large as the seeds' spread beyond what the noise of single answers explains (variance
   components of a two-way layout; that noise is in the questions' draws already).
-- The percentiles are then stretched from the normal distribution to Student's t with Satterthwaite's degrees
-  of freedom, few where the seeds are what matters, many where the questions are.
+- The percentiles are then stretched from the normal distribution to Student's t for the seeds: for all of
+  their mean square, the noise of single answers in it too. To take that noise out first, and to count
+  Satterthwaite's degrees of freedom, is narrower where seeds agree by luck: intervals of two and three seeds
+  then hold the truth in as few as 90 %.
 - The seeds' spread is moderated by what a table's other pairs tell of theirs (`moderation`).
 
 Letters of the shapes: S seeds, Q questions, P pictures, R resamples, K pairs of rows.
@@ -116,19 +118,19 @@ class RowComparison:
             residual=residual,
         )
 
-    @property
-    def degrees_of_freedom(self) -> float:
-        """Satterthwaite's degrees of freedom of the variance of the estimate, at least 1."""
+    def compute_stretch(self, level: float) -> float:
+        """By how much an end of the interval is farther from the estimate than the normal distribution's
+        quantile at this level, for Student's t of the seeds; not below 1."""
         seeds, pictures, residual = self.moderated_squares
-        total = max(seeds + pictures - residual, pictures)
-        picture_freedom = self.pictures - 1
-        residual_freedom = (len(self.seeds) - 1) * picture_freedom
-        uncertainty = seeds**2 / self.seed_freedom
-        uncertainty += pictures**2 / picture_freedom
-        uncertainty += residual**2 / residual_freedom
-        if not uncertainty:  # two rows that never differ
-            return math.inf
-        return max(1.0, total**2 / uncertainty)
+        normal = ndtri(level)
+        student = stdtrit(self.seed_freedom, level)
+        # what pictures add beyond the noise of single answers; below 0 where they add nothing
+        excess = pictures - residual
+        variance = max(seeds + excess, pictures)
+        if not variance:  # two rows that never differ
+            return 1.0
+        widened = max(student**2 * seeds + normal**2 * excess, normal**2 * pictures)
+        return max(1.0, math.sqrt(widened / variance) / abs(normal))
 
 
 def identify_outcomes(outcomes: OutcomesBySeed) -> tuple[tuple[int, bytes], ...]:
@@ -216,7 +218,7 @@ def compute_interval(
         return float(low), float(high)
     seed_variance = pair.variance_components.seeds / len(pair.seeds)
     means = means + draw_seed_steps(seed_variance, len(means), rng)
-    stretch = stdtrit(pair.degrees_of_freedom, levels) / ndtri(levels)
+    stretch = [pair.compute_stretch(level) for level in levels]
     distances = np.quantile(means, levels) - pair.estimate  # below 0 and above, as a rule
     ends = pair.estimate + distances * stretch
     # Student's t with one or two degrees of freedom does not know how far accuracies can differ; we do
@@ -255,14 +257,16 @@ def compare_rows(
     return comparison, values.mean(0)
 
 
-def predict_half_width(pair: RowComparison, seeds: float, confidence: float = CONFIDENCE_LEVEL) -> float:
-    """About half the interval that so many seeds would give; infinitely many leave the questions' part."""
+def predict_distance(pair: RowComparison, seeds: float, tail: float) -> float:
+    """About how far an end that leaves out `tail` would be from the estimate with so many seeds; infinitely
+    many leave the questions' part."""
     components = pair.variance_components
-    upper_level = (1 + confidence) / 2
-    normal = ndtri(upper_level)
+    normal = ndtri(1 - tail)
     freedom = pair.seed_freedom + seeds - len(pair.seeds)
     # Student's t with infinitely many degrees of freedom
-    t = stdtrit(freedom, upper_level) if freedom < math.inf else normal
-    seed_variance = t**2 * components.seeds / seeds
-    question_variance = (components.pictures + components.residual / seeds) / pair.pictures
-    return math.sqrt(seed_variance + normal**2 * question_variance)
+    t = stdtrit(freedom, 1 - tail) if freedom < math.inf else normal
+    answer_variance = components.residual / pair.pictures / seeds
+    picture_variance = components.pictures / pair.pictures
+    seed_variance = components.seeds / seeds + answer_variance
+    widened = t**2 * seed_variance + normal**2 * picture_variance
+    return math.sqrt(max(widened, normal**2 * (picture_variance + answer_variance)))

@@ -23,7 +23,7 @@ from ablations.claims.statistics import (
     OutcomesBySeed,
     RowComparison,
     compute_interval,
-    predict_half_width,
+    predict_distance,
     resample_means,
 )
 
@@ -126,7 +126,7 @@ def judge_claims(
         if reasons[number]:
             verdicts.append(Verdict(claim, NO_RESULTS, reasons[number]))
         else:
-            verdicts.append(decide_verdict(claim, pairs_by_claim[number]))
+            verdicts.append(decide_verdict(claim, pairs_by_claim[number], confidence))
     return verdicts
 
 
@@ -163,7 +163,6 @@ def add_intervals(
 ) -> dict[int, list[RowComparison]]:
     """Number of a claim -> its pairs with their intervals. Those over as many pictures are resampled on the
     same draws, so that the work is one product of matrices."""
-    tail = (1 - confidence) / 2
     pairs: dict[int, list[RowComparison]] = {}
     comparisons_by_pictures: dict[int, list[OpenComparison]] = {}
     for comparison in comparisons:
@@ -173,9 +172,7 @@ def add_intervals(
         columns = np.stack([comparison.differences for comparison in alike], 1)  # (P, K)
         means = resample_means(columns, resamples, rng)  # (R, K)
         for comparison, pair_means in zip(alike, means.T):
-            # one of a claim's K pairs that lies below refutes it: chance has K ways to, so the upper ends
-            # leave out 1/K of the usual share each
-            tails = (tail, tail / comparison.claim_pairs)
+            tails = compute_tails(confidence, comparison.claim_pairs)
             own_pair = replace(comparison.pair, prior=None)
             own_low, own_high = compute_interval(own_pair, pair_means, tails, rng)
             low, high = own_low, own_high
@@ -187,7 +184,14 @@ def add_intervals(
     return pairs
 
 
-def decide_verdict(claim: Claim, pairs: Sequence[RowComparison]) -> Verdict:
+def compute_tails(confidence: float, claim_pairs: int) -> tuple[float, float]:
+    """What the intervals of a claim's pairs leave out below and above. One pair that lies below refutes the
+    claim, and chance has as many ways to as there are pairs: the upper ends share what they leave out."""
+    tail = (1 - confidence) / 2
+    return tail, tail / claim_pairs
+
+
+def decide_verdict(claim: Claim, pairs: Sequence[RowComparison], confidence: float) -> Verdict:
     """The verdict on a claim whose pairs all have intervals."""
     # each pair has to hold, so the claim is as sure as the least sure of them
     low = high = estimate = math.inf
@@ -205,7 +209,7 @@ def decide_verdict(claim: Claim, pairs: Sequence[RowComparison]) -> Verdict:
             unit = "point" if claim.tie == 1 else "points"
             note = f"within {claim.tie:g} {unit}: {claim.tie_reason}"
         elif word == UNRESOLVED:
-            note = advise_on_runs(claim, pairs)
+            note = advise_on_runs(claim, pairs, confidence)
     else:
         word = UNRESOLVED
         note = "one seed (or one picture) does not show what chance adds; run more"
@@ -224,58 +228,64 @@ def judge_interval(claim: Claim, low: float, high: float) -> str:
     return UNRESOLVED
 
 
-def advise_on_runs(claim: Claim, pairs: Sequence[RowComparison]) -> str:
-    """What would resolve a claim, if its differences are what they look like now."""
-    worst = min(pairs, key=lambda pair: pair.estimate)
-    if worst.estimate > -claim.points:
-        open_pairs = [pair for pair in pairs if pair.low <= -claim.points]  # to hold, each of them must
-    else:
-        open_pairs = [worst]  # one is enough to refute it
-    seeds_by_pair = [count_seeds_needed(pair, abs(pair.estimate + claim.points)) for pair in open_pairs]
-    tie_seeds = count_seeds_to_tie(claim, pairs)
-    needed_seeds = [count for count in seeds_by_pair if count is not None]
-    is_resolvable = len(needed_seeds) == len(open_pairs)
-    if tie_seeds is not None and (not is_resolvable or tie_seeds < max(needed_seeds)):
-        return f"about {tie_seeds} seeds would show a tie"
-    if is_resolvable:
-        return f"about {max(needed_seeds)} seeds would resolve it"
-    stuck_pair = open_pairs[seeds_by_pair.index(None)]
-    return advise_on_questions(stuck_pair, claim.points)
-
-
-def count_seeds_to_tie(claim: Claim, pairs: Sequence[RowComparison]) -> int | None:
-    """The fewest seeds that would put each pair within the margin; None if none would."""
-    most_seeds = 0
-    worst = min(pairs, key=lambda pair: pair.estimate)
+def predict_word(claim: Claim, pairs: Sequence[RowComparison], seeds: float, confidence: float) -> str:
+    """The verdict that so many seeds would give if the differences stayed what they are."""
+    lower_tail, upper_tail = compute_tails(confidence, len(pairs))
+    lows = []
+    highs = []
     for pair in pairs:
-        # no pair may be below by the margin, and the worst not above by it
-        room = claim.tie + pair.estimate
-        if pair is worst:
-            room = claim.tie - abs(pair.estimate)
-        needed_seeds = count_seeds_needed(pair, room) if room > 0 else None
-        if needed_seeds is None:
-            return None
-        most_seeds = max(most_seeds, needed_seeds)
-    return most_seeds
+        pair_seeds = max(seeds, len(pair.seeds))
+        lows.append(pair.estimate - predict_distance(pair, pair_seeds, lower_tail))
+        highs.append(pair.estimate + predict_distance(pair, pair_seeds, upper_tail))
+    # as `decide_verdict`: a claim is as sure as the least sure of its pairs
+    return judge_interval(claim, min(lows), min(highs))
 
 
-def advise_on_questions(pair: RowComparison, points: float) -> str:
-    """What would resolve a pair that no number of seeds up to `MAX_SEEDS` does."""
-    limit = predict_half_width(pair, math.inf)
-    gap = abs(pair.estimate + points)
-    if gap > limit:
+def advise_on_runs(claim: Claim, pairs: Sequence[RowComparison], confidence: float = CONFIDENCE_LEVEL) -> str:
+    """What would resolve a claim, if its differences are what they look like now."""
+    needed_seeds = count_seeds_needed(claim, pairs, confidence)
+    if needed_seeds is None:
+        return advise_on_questions(claim, pairs, confidence)
+    if predict_word(claim, pairs, needed_seeds, confidence) == TIE:
+        return f"about {needed_seeds} seeds would show a tie"
+    return f"about {needed_seeds} seeds would resolve it"
+
+
+def count_seeds_needed(claim: Claim, pairs: Sequence[RowComparison], confidence: float) -> int | None:
+    """The fewest seeds, more than the least that a pair has, that would decide a claim; None if `MAX_SEEDS`
+    would not."""
+    too_few = min(len(pair.seeds) for pair in pairs)
+    enough = MAX_SEEDS
+    if predict_word(claim, pairs, enough, confidence) == UNRESOLVED:
+        return None
+    # intervals shrink with every seed, so whatever decides goes on deciding
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        if predict_word(claim, pairs, middle, confidence) == UNRESOLVED:
+            too_few = middle
+        else:
+            enough = middle
+    return enough
+
+
+def advise_on_questions(claim: Claim, pairs: Sequence[RowComparison], confidence: float) -> str:
+    """What would resolve a claim that no number of seeds up to `MAX_SEEDS` does."""
+    if predict_word(claim, pairs, math.inf, confidence) != UNRESOLVED:
         return f"more than {MAX_SEEDS} seeds would be needed"
+    lower_tail, upper_tail = compute_tails(confidence, len(pairs))
+    gaps = [pair.estimate + claim.points for pair in pairs]
+    if min(gaps) > 0:  # every pair has to hold
+        shares = []
+        for pair, gap in zip(pairs, gaps):
+            shares.append(predict_distance(pair, math.inf, lower_tail) / gap)
+        most_share = max(shares)
+    else:  # one pair is enough to refute it
+        most_share = math.inf
+        for pair, gap in zip(pairs, gaps):
+            if gap < 0:
+                most_share = min(most_share, predict_distance(pair, math.inf, upper_tail) / -gap)
     # the interval shrinks with the root of the number of questions
-    times = math.ceil((limit / gap) ** 2) if gap else math.inf
+    times = math.ceil(most_share**2) if most_share < math.inf else math.inf
     if times > MAX_SEEDS:
         return "no number of seeds or questions in reach would resolve it"
     return f"more seeds cannot resolve it, the questions decide; about {times} times as many would"
-
-
-def count_seeds_needed(pair: RowComparison, gap: float) -> int | None:
-    """The fewest seeds, more than now, half of whose interval would be below a gap in points; None if
-    `MAX_SEEDS` would not."""
-    for seeds in range(len(pair.seeds) + 1, MAX_SEEDS + 1):
-        if predict_half_width(pair, seeds) < gap:
-            return seeds
-    return None

@@ -38,12 +38,14 @@ def render_scores_csv(report: Report) -> str:
     for table in report.tables:
         family_names.update(table.family_names)
     families = sorted(family_names)
-    accuracy_columns = []
-    for name in ("overall", *families):
-        accuracy_columns += [name, f"{name}_pm"]
     efficiency_keys = [*EFFICIENCY_KEYS, *SPREAD_KEYS]
-
     leading_columns = ["table", "block", "row", "seeds", "questions"]
+    accuracy_columns = ["overall", "overall_pm"]
+    for family in families:
+        name = family
+        if family in (*leading_columns, "overall", *efficiency_keys, "ours"):
+            name = f"family {family}"  # as in the CSV of a sweep
+        accuracy_columns += [name, f"{name}_pm"]
     lines: list[list[object]] = [[*leading_columns, *accuracy_columns, *efficiency_keys, "ours"]]
     for table in report.tables:
         for row in table.rows:

@@ -96,7 +96,7 @@ def render_screen_table(grid: WordGrid, width: int) -> RichTable:
     for column, least_width in enumerate(measure_columns(grid, width)):
         is_sentence = measure_longest(grid, column) > least_width
         table.add_column(
-            grid.header[column],
+            escape(grid.header[column]),
             justify="left" if holds_words(grid, column) else "right",
             overflow="fold",
             # rich would take more from one column than from the others, and cut the last off
@@ -129,7 +129,7 @@ def render_screen_records(grid: WordGrid) -> RichTable:
             table.add_row()
             for heading, words in zip(grid.header, line):
                 if words:
-                    table.add_row(heading, style_verdict(words))
+                    table.add_row(escape(heading), style_verdict(words))
     return table
 
 

@@ -47,7 +47,8 @@ PLOT_CAPTIONS = {
     "ranking": "Accuracy by compressor; bars: 95 % t-interval over seeds.",
     "families": "Accuracy by family of questions.",
     "gain": "What the query module adds; paired bootstrap.",
-    CLAIMS_PLOT: "The claims and their intervals; green holds, red does not hold, grey is not resolved.",
+    CLAIMS_PLOT: "The claims and their intervals; green holds, red does not hold, "
+    "blue is a tie, grey is not resolved.",
 }
 
 
@@ -155,8 +156,7 @@ def draw_plots(report: Report, verdicts: Mapping[str, Sequence[Verdict]]) -> dic
             figure = draw_plot(table)
             if figure is not None:
                 pictures[name_plot(table, plot)] = render_files(figure)
-    title = "Claims of the paper" if sentences.is_of_paper(report) else "Claims"
-    claims_figure = intervals.draw_claims(title, headed_verdicts)
+    claims_figure = intervals.draw_claims("Claims", headed_verdicts)
     if claims_figure is not None:
         pictures[CLAIMS_PLOT] = render_files(claims_figure)
     return pictures

@@ -1,5 +1,6 @@
 """The report of a sweep that no table names: compared rows, what differs, a page that fits its window."""
 
+import csv
 import json
 import re
 import shutil
@@ -11,9 +12,9 @@ from made_cells import runner
 
 import slothkit
 from ablations import plain_sweeps, report, report_files
-from ablations.outcomes import ReportRow, ReportTable
+from ablations.outcomes import Report, ReportRow, ReportTable
 from ablations.references import add_references
-from ablations.writing import write
+from ablations.writing import csv_files, write
 from ablations.writing.grids import comparison
 from compressors.key_value import parse_settings
 from experiments.config.cells import make_cells
@@ -131,7 +132,9 @@ def test_another_baseline(out, tmp_path, capsys):
     assert "baseline=spa: no finished row" in err and "did you mean 'sap'" in err and err.count("\n") == 1
 
 
-def test_the_report_again_without_the_cells(made, tmp_path):
+def test_the_report_again_without_the_cells(made, tmp_path, capsys):
+    assert report.main([f"results={made}", f"to={tmp_path / 'no'}", "measure=true"]) == 2
+    assert "has no cells that could be measured" in capsys.readouterr().err
     assert report.main([f"results={made}", f"to={tmp_path}"]) == 0
     for path in made.rglob("*.*"):
         assert (tmp_path / path.relative_to(made)).read_bytes() == path.read_bytes(), path
@@ -238,4 +241,26 @@ def test_one_picture_has_no_interval():
     grid = comparison.make_comparison_grid(make_compared_table(outcomes, np.full(100, "one")), "")
     assert grid.lines[-1][1][3:5] == ["+10.0", "**"]
     assert any(note.startswith("** All questions are about one picture") for note in grid.notes)
-    assert not any("One seed in common" in note for note in grid.notes)
+    assert not any("one seed in common" in note for note in grid.notes)
+
+
+def test_one_seed_in_common_is_no_item_of_a_list():
+    outcomes = {("avg_pool", 3): answer_right(50), ("sap", 3): answer_right(60, seeds=1)}
+    grid = comparison.make_comparison_grid(make_compared_table(outcomes, np.arange(100).astype(str)), "")
+    assert grid.lines[-1][1][4].endswith("*")
+    assert any(note.startswith("*: one seed in common") for note in grid.notes)
+
+
+def test_rows_without_a_seed_in_common_say_so():
+    outcomes = {("avg_pool", 3): {0: answer_right(50)[0]}, ("sap", 3): {1: answer_right(60)[1]}}
+    grid = comparison.make_comparison_grid(make_compared_table(outcomes, np.arange(100).astype(str)), "")
+    assert grid.lines[-1][1][3:5] == ["", "no seed in common"]
+
+
+def test_families_called_as_a_column_keep_their_column():
+    table = make_compared_table({("sap", 3): answer_right(60)}, np.arange(100).astype(str))
+    table.families = np.where(np.arange(100) < 50, "overall", "seeds")
+    header, line = csv.reader(csv_files.render_scores_csv(Report([table], {})).splitlines())
+    scores = dict(zip(header, line))
+    assert len(scores) == len(header)
+    assert float(scores["family overall"]) == 100 and float(scores["overall"]) == 60

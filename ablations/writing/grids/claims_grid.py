@@ -12,9 +12,10 @@ from ablations.writing.grids.word_grid import WordGrid
 CLAIMS_NOTE = (
     "Differences in percentage points of accuracy; intervals: 95 %, paired bootstrap over test "
     "questions x seeds, the seeds' variance moderated by that of the table's other pairs (claims.csv has the "
-    "intervals without, as own_low and own_high). A claim holds if its interval lies wholly on its side. No "
-    "correction for the number of claims. Moderation and ties are judged afterwards: they came when seeds 0 "
-    "to 2 had been seen. Remarks say what a verdict would be without moderation."
+    "intervals without, as own_low and own_high). A claim holds if its interval lies wholly on its side; it "
+    "does not if one of its pairs lies wholly on the other, so that the upper ends of K pairs leave out "
+    "2.5 %/K each. No correction for the number of claims. Moderation and ties are judged afterwards: they "
+    "came when seeds 0 to 2 had been seen. Remarks say what a verdict would be without moderation."
 )
 
 
@@ -22,7 +23,8 @@ def judge_table(
     table: ReportTable, claims: Sequence[Claim], confidence: float = CONFIDENCE_LEVEL
 ) -> list[Verdict]:
     """Verdicts on claims about a table's rows. Seeds are told of by the pairs of the table's own claims, so
-    that a difference has the same interval wherever it is shown."""
+    that a difference has the same lower end wherever it is shown; the upper one is wider in a claim of
+    several pairs."""
     return judge_claims(
         claims,
         table.outcomes_by_label,

@@ -104,7 +104,7 @@ def format_difference(row: ReportRow, difference: Verdict | None) -> list[str]:
     if row.baseline == row.label:
         return ["baseline", ""]
     if difference is None:
-        return ["", ""]
+        return ["", "no seed in common" if row.baseline and row.outcomes else ""]
     words = [format_signed(difference.estimate), format_interval(difference)]
     pair = difference.pairs[0]
     if pair.pictures < 2:  # nothing is known of another picture, nor of another question
@@ -164,8 +164,9 @@ def list_comparison_notes(table: ReportTable, differences: dict[str, Verdict]) -
         )
     if any(pair.squares is None and pair.pictures > 1 for pair in pairs):
         notes.append(
-            f"{ONE_SEED_MARK} One seed in common: an interval over questions alone, which does not know what "
-            "another seed would give."
+            # a colon: with a space the mark would begin a list
+            f"{ONE_SEED_MARK}: one seed in common, an interval over questions alone, which does not know "
+            "what another seed would give."
         )
     if any(row.uncompressed for row in table.rows):
         notes.append("% of uncompressed: of what compressor=identity scores at the same seeds.")

@@ -32,8 +32,7 @@ def summarize_claims(report: Report, verdicts: Mapping[str, Sequence[Verdict]]) 
     sentences = [f"{total} claims. {first_letter}{tally[1:]}."]
     if not contradictions:
         return [*sentences, "These runs contradict none of them."]
-    heading = "These runs disagree with the paper:" if is_of_paper(report) else "These runs contradict:"
-    return [*sentences, heading, *contradictions]
+    return [*sentences, "These runs contradict:", *contradictions]
 
 
 def is_of_paper(report: Report) -> bool:
@@ -45,8 +44,9 @@ def is_of_paper(report: Report) -> bool:
 def describe_contradiction(table: ReportTable, verdict: Verdict) -> str:
     """A line of a list: a claim that does not hold, and by how much."""
     return (
-        f'- {table.heading}: "{verdict.claim.text}" does not hold here ({verdict.claim.statement}; the '
-        f"difference is {format_signed(verdict.estimate)}, {format_interval(verdict)})."
+        f'- {table.heading}: "{verdict.claim.text}" ({verdict.claim.source}) does not hold here '
+        f"({verdict.claim.statement}; the difference is {format_signed(verdict.estimate)}, "
+        f"{format_interval(verdict)})."
     )
 
 

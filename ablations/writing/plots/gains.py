@@ -50,7 +50,10 @@ def judge_gains(table: ReportTable) -> list[Verdict]:
     for row in table.rows:
         compressor, module, words = split_label(row.label)
         name = compressor + words
-        partner = name if name in finished_labels else compressor
+        partner = name
+        # of words alone ("sap+embq warmed") the compressor may stand; settings would be part of the gain
+        if name not in finished_labels and "=" not in words:
+            partner = compressor
         pair = (row.label, partner)
         if module and finished_labels.issuperset(pair):
             if module != usual_module:

@@ -126,7 +126,36 @@ def test_moderated_intervals_hold_the_truth_in_93_to_97_percent(layout, spread):
     assert error < 0.008
     assert 0.93 - 2 * error <= shares.mean() <= 0.97 + 2 * error
     # where one row of a few is unsteady, there is little to learn
-    assert widths.mean() < (1.0 if spread == "one unsteady row" else 0.95)
+    assert widths.mean() < (1.1 if spread == "one unsteady row" else 0.95)
+
+
+@pytest.mark.parametrize("times", [2, 3, 5])
+@pytest.mark.parametrize("layout", ["a few rows", "one block", "many rows"])
+def test_intervals_of_an_unsteady_row_hold_the_truth_in_90_percent(layout, times):
+    """A row whose pairs vary `times` as much as the others' from seed to seed."""
+    rng = np.random.default_rng(1)
+    blocks, label_pairs = LAYOUTS[layout]
+    usual_variance = 0.4**2
+    pair_variance = 2 * (usual_variance + ANSWER_VARIANCE)
+    spreads = np.full(len(blocks), math.sqrt(usual_variance))
+    unsteady = label_pairs[-1][0]
+    spreads[unsteady] = math.sqrt((times**2 - 1) * pair_variance + usual_variance)
+    hits = []
+    for _ in range(200):
+        luck = rng.normal(size=(len(blocks), SEEDS))
+        answer_luck = rng.normal(size=luck.shape) * math.sqrt(ANSWER_VARIANCE)
+        accuracies = luck * spreads[:, None] + answer_luck
+        references = []
+        for row, other in label_pairs:
+            comparison = make_comparison(row, other, accuracies[row] - accuracies[other])
+            shared = int(blocks[row] == blocks[other])
+            references.append(ReferencePair(frozenset((str(row), str(other))), shared, comparison))
+        for reference in references:
+            if str(unsteady) in reference.rows:
+                moderated = replace(reference.comparison, prior=find_prior(reference, references))
+                hits.append(abs(moderated.estimate) <= find_half_width(moderated))
+    error = math.sqrt(0.1 * 0.9 / 200)  # pairs of a study share the row
+    assert np.mean(hits) > 0.9 - error
 
 
 @pytest.mark.parametrize(("ratio", "degrees"), [(1.0, 4.0), (6.0, 12.0), (0.5, 30.0)])
@@ -179,11 +208,23 @@ def test_nothing_is_learnt_from_pairs_without_spread():
     """One cell under two names, or a single seed."""
     pair = make_reference("a", "b", 0.4)
     twin = make_reference("c", "d", 0.0)
+    squares = twin.comparison.squares._replace(residual=0.0)
+    twin = twin._replace(comparison=replace(twin.comparison, squares=squares))
     lone = make_reference("e", "f", 0.0, seeds=1)
-    assert find_prior(pair, [pair, twin, lone, make_reference("g", "h", 0.5)]) is None
-    assert (
-        find_prior(twin, [pair, twin, make_reference("g", "h", 0.5), make_reference("i", "j", 0.5)]) is None
-    )
+    others = [make_reference("g", "h", 0.5), make_reference("i", "j", 0.5)]
+    assert find_prior(pair, [pair, twin, lone, others[0]]) is None
+    assert find_prior(twin, [pair, twin, *others]) is None
+
+
+def test_seeds_that_agree_by_luck_are_not_taken_at_their_word():
+    """Two means over seeds that are equal, of rows that differ in single answers."""
+    lucky = make_reference("a", "b", 0.0)
+    others = [make_reference("c", "d", 0.4), make_reference("e", "f", 0.5), make_reference("g", "h", 0.45)]
+    prior = find_prior(lucky, [lucky, *others])
+    assert prior is not None
+    assert replace(lucky.comparison, prior=prior).moderated_squares.seeds > 0
+    # it has no logarithm that others could learn from
+    assert find_prior(others[0], [lucky, *others]) == find_prior(others[0], others)
 
 
 def test_moderated_squares_are_weighted_by_degrees_of_freedom():
@@ -229,9 +270,15 @@ def test_verdicts_are_moderated_and_keep_the_own_interval():
     together = verdicts.judge_claims(make_claims(), *data)
     own_interval = (together[0].own_low, together[0].own_high)
     assert own_interval == pytest.approx((alone.low, alone.high))
-    widths = [verdict.high - verdict.low for verdict in together]
-    own_widths = [verdict.own_high - verdict.own_low for verdict in together]
-    assert np.mean(widths) < 0.8 * np.mean(own_widths)
+    widths = []
+    own_widths = []
+    for rng_seed in range(8):
+        for verdict in verdicts.judge_claims(
+            make_claims(), *simulate_table(rng_seed=rng_seed), resamples=400
+        ):
+            widths.append(verdict.high - verdict.low)
+            own_widths.append(verdict.own_high - verdict.own_low)
+    assert np.mean(widths) < 0.85 * np.mean(own_widths)
     # pairs that share their training are of another kind
     keys = {label: ("p", label) for label in "abc"} | {label: (label, label) for label in "def"}
     apart = verdicts.judge_claims(make_claims(), *data, training_keys=keys)

@@ -176,7 +176,7 @@ def test_gains_pair_rows_by_name():
     }
     found = {each.claim.text: each for each in gains.judge_gains(table(rows))}
     assert list(found) == ["a", "b"]
-    assert found["a"].low > 20 and found["b"].low < 0 < found["b"].high
+    assert found["a"].low > 15 and found["b"].low < 0 < found["b"].high
     assert [gains.is_decided(each) for each in found.values()] == [True, False]
     assert gains.draw_gain(table({"a": (0.5, 16, 0), "a+embq": (0.6, 16, 4)})) is None
     warmed = gains.judge_gains(table({**rows, "a+embq warmed": (0.9, 16, 4)}))
@@ -194,6 +194,9 @@ def test_gains_pair_rows_by_name():
         "a at 9": "a at 9",
         "a, 6 epochs": "a, 6 epochs",
     }
+    # other settings would be part of the gain
+    settings = {"a+embq a.rate=9": (0.7, 9, 4), "a.rate=3": (0.5, 16, 0)}
+    assert {each.claim.text for each in gains.judge_gains(table({**rows, **settings}))} == {"a", "b"}
     alone = table(rows)
     for row in alone.rows:
         del row.outcomes[1]
