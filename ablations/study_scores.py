@@ -75,7 +75,9 @@ def write_times(root: Path, folder: Path, machine: str) -> None:
     entries: dict[str, dict[str, Any]] = {}  # by the load
     if (folder / TIMES_FILE).is_file():
         for entry in read_json_file(folder / TIMES_FILE)["stages"]:
-            entries[json.dumps(entry["load"], sort_keys=True)] = entry
+            # as it would be written today: older ones have fewer fields
+            load = json.dumps(asdict(read_workload(entry["load"])), sort_keys=True)
+            entries[load] = {**entry, "load": json.loads(load)}
     for load, measured in alike.items():
         seconds = round(median(seconds for seconds, _ in measured), 1)
         steps = measured[0][1]

@@ -21,6 +21,7 @@ from experiments.config.cell_checks import (
     check_weights,
     switch_off_query_module_settings,
 )
+from experiments.config.idle_settings import find_idle_settings, find_requirement, says_nothing
 from experiments.config.metric_names import check_judge_settings, check_metric_names
 from experiments.config.overrides import combine_axes, parse_override
 from experiments.config.presets import load_preset
@@ -46,30 +47,31 @@ class Cell:
 
 
 def make_cells(axes: Mapping[str, list[str]]) -> list[Cell]:
-    """The product of the axes. A cell ignores knobs of parts it lacks; one that no cell uses is an error."""
-    cells, unused_knobs = make_labelled_cells(axes, "")
-    refuse_unused_knobs(unused_knobs, axes, cells)
+    """The product of the axes. A cell ignores knobs of parts it lacks, and settings that act on nothing in
+    it; one that no cell uses is an error."""
+    cells, unused_paths = make_labelled_cells(axes, "")
+    refuse_unused_paths(unused_paths, axes, cells)
     return cells
 
 
 def make_labelled_cells(
     axes: Mapping[str, list[str]], label: str, complete: Callable[[Config], Mapping[str, str]] | None = None
 ) -> tuple[list[Cell], set[str]]:
-    """The product of a row's axes, and the knobs among them that none of its cells uses. `complete` gives
-    overrides that follow from a cell's configuration."""
+    """The product of a row's axes, and the knobs and settings among them that none of its cells uses.
+    `complete` gives overrides that follow from a cell's configuration."""
     cells: list[Cell] = []
     idle_sets: list[set[str]] = []
     for overrides in combine_axes(dict(axes)):
-        config, idle_knobs = resolve_overrides(overrides)
+        config, idle_paths = resolve_overrides(overrides)
         if complete is not None:
             overrides = {**overrides, **complete(config)}
-            config, idle_knobs = resolve_overrides(overrides)
-        idle_sets.append(idle_knobs)
+            config, idle_paths = resolve_overrides(overrides)
+        idle_sets.append(idle_paths)
         row = [("", label)]
         for path, text in overrides.items():
-            if path != "seed" and path not in idle_knobs:
+            if path != "seed" and path not in idle_paths:
                 row.append((path, text))
-        cell_label = label_cell(axes, overrides, label, config, idle_knobs)
+        cell_label = label_cell(axes, overrides, label, config, idle_paths)
         cells.append(Cell(config, cell_label, tuple(row)))
     # a product has one combination at least, so there is a set to begin with
     return cells, set.intersection(*idle_sets)
@@ -80,7 +82,7 @@ def label_cell(
     overrides: Mapping[str, str],
     label: str,
     config: Config,
-    idle_knobs: set[str],
+    idle_paths: set[str],
 ) -> str:
     """What a cell's row is called: the row's own label, the compressor where that does not say it, and
     whatever varies."""
@@ -90,14 +92,14 @@ def label_cell(
     if not label or len(axes.get("compressor", ())) > 1:
         words.append(config.compressor)
     for path, values in axes.items():
-        # the seed is no row of its own, the compressor is named already, an idle knob changes nothing
-        if len(values) > 1 and path not in ("seed", "compressor") and path not in idle_knobs:
+        # the seed is no row of its own, the compressor is named already, what is idle changes nothing
+        if len(values) > 1 and path not in ("seed", "compressor") and path not in idle_paths:
             words.append(f"{path}={overrides[path]}")
     return " ".join(words)
 
 
 def resolve_overrides(overrides: Mapping[str, str]) -> tuple[Config, set[str]]:
-    """The configuration of a combination of overrides, and which of them are knobs that it has no use for."""
+    """The configuration of a combination of overrides, and which of them it has no use for."""
     preset = load_preset(overrides.get("preset", "tiny"))
     config = copy_section(preset.config)
     overridden_knobs: dict[str, object] = {}
@@ -123,16 +125,16 @@ def resolve_overrides(overrides: Mapping[str, str]) -> tuple[Config, set[str]]:
     check_query_module_settings(config, overrides)
 
     knobs = {part: dict(values) for part, values in preset.knobs.items()}
-    idle_knobs: set[str] = set()
+    idle_paths = find_idle_settings(config, overrides)
     for path, value in overridden_knobs.items():
         part, knob = path.split(".", 1)
         if part in parts:
             knobs.setdefault(part, {})[knob] = value
         else:
-            idle_knobs.add(path)
+            idle_paths.add(path)
     # sorted: the same cell, however its command line was ordered
     config.parts = {part: knobs[part] for part in sorted(parts) if knobs.get(part)}
-    return config, idle_knobs
+    return config, idle_paths
 
 
 def copy_section(section: Section) -> Section:
@@ -147,14 +149,19 @@ def copy_section(section: Section) -> Section:
     return dataclasses.replace(cast(Any, section), **copies)
 
 
-def refuse_unused_knobs(unused_knobs: set[str], axes: Mapping[str, list[str]], cells: list[Cell]) -> None:
-    """UsageError for knobs that no cell has a use for."""
-    if not unused_knobs:
+def refuse_unused_paths(unused_paths: set[str], axes: Mapping[str, list[str]], cells: list[Cell]) -> None:
+    """UsageError for knobs and settings that no cell has a use for; not for one that is what it would be."""
+    asked_paths = {path for path in unused_paths if not says_nothing(path, axes[path])}
+    if not asked_paths:
         return
-    path = min(unused_knobs)
+    path = min(asked_paths)
+    value = f"{path}={','.join(axes[path])}"
+    requirement = find_requirement(path)
+    if requirement is not None:
+        raise UsageError(f"{value}: acts on nothing without {requirement.words}; add it, or leave {path} out")
     part = path.split(".")[0]
     compressors = ", ".join(sorted({cell.config.compressor for cell in cells}))
-    message = f"{path}={','.join(axes[path])}: no cell uses '{part}'; compressor={compressors}"
+    message = f"{value}: no cell uses '{part}'; compressor={compressors}"
     if part in signatures.pruners().names():
         message += f"; it needs prune={part}"
     raise UsageError(message)

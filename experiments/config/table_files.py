@@ -3,6 +3,9 @@
 A package offers a folder of YAML tables in the entry-point group `slothkit.tables`; ours is
 `ablations/tables`. A file `tableNAME.yaml` there is called NAME and is one of those that `table=all` stands
 for. Any other file with rows is called by its stem.
+
+What a file says of its rows, its claims above all, is read by a package above this one. That offers a function
+in `slothkit.table_checks` which takes a `TableFile` and refuses what it could not read once rows are computed.
 """
 
 import re
@@ -14,6 +17,7 @@ from experiments.config.presets import YAML_SUFFIXES
 from experiments.registries import load_offers
 
 TABLE_GROUP = "slothkit.tables"
+CHECK_GROUP = "slothkit.table_checks"
 ALL_TABLES = "all"
 PAPER_PREFIX = "table"
 TABLE_NAME = re.compile(r"\w[\w .+=,()-]{0,99}")

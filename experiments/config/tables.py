@@ -21,20 +21,23 @@ from typing import Any
 from compressors.errors import UsageError
 from compressors.key_value import parse_settings, split_at_commas, unquote_text
 from compressors.registry import suggest
-from experiments.config.cells import Cell, RowKey, make_labelled_cells, refuse_unused_knobs
+from experiments.config.cells import Cell, RowKey, make_labelled_cells, refuse_unused_paths
 from experiments.config.presets import read_yaml
 from experiments.config.scaling import scale_overrides
 from experiments.config.schema import Config
 from experiments.config.table_files import (
     ALL_TABLES,
+    CHECK_GROUP,
     check_table_name,
     find_table_file,
     find_table_folders,
     is_table_path,
     list_paper_tables,
 )
+from experiments.registries import load_offers
 
-TABLE_KEYS = {"title", "blocks", "rows", "claims", "tie", "name"}
+CLAIM_KEYS = {"claims", "tie"}  # which `CHECK_GROUP` reads
+TABLE_KEYS = {"title", "blocks", "rows", "name", *CLAIM_KEYS}
 BLOCK_KEYS = {"title", "rows"}
 ROW_KEYS = {"label", "overrides", "scaled", "ours", "absent"}
 ABSENT_KEYS = {"label", "absent"}
@@ -101,7 +104,7 @@ def load_table_files(wanted: Sequence[str], axes: Axes) -> list[TableFile]:
     cells: list[Cell] = []
     idle_sets: list[set[str]] = []
     for name in names:
-        table, idle_knobs = read_table_file(name, axes)
+        table, idle_paths = read_table_file(name, axes)
         # results are called by the table's name
         twin = next((earlier for earlier in tables if earlier.name == table.name), None)
         if twin is not None:
@@ -109,9 +112,9 @@ def load_table_files(wanted: Sequence[str], axes: Axes) -> list[TableFile]:
         tables.append(table)
         for row in table.rows:
             cells += row.cells
-        idle_sets.append(idle_knobs)
+        idle_sets.append(idle_paths)
     # of use to one table is of use
-    refuse_unused_knobs(set.intersection(*idle_sets), axes, cells)
+    refuse_unused_paths(set.intersection(*idle_sets), axes, cells)
     return tables
 
 
@@ -153,7 +156,7 @@ def select_rows(tables: Sequence[TableFile], labels: Sequence[str] | None) -> li
 
 
 def read_table_file(name: str, axes: Axes) -> tuple[TableFile, set[str]]:
-    """A table, and the knobs of the command line that none of its rows uses."""
+    """A table, and what of the command line none of its rows uses."""
     path = find_table_file(name)
     content = read_yaml(path)
     check_keys(content, TABLE_KEYS, f"{path}")
@@ -165,8 +168,8 @@ def read_table_file(name: str, axes: Axes) -> tuple[TableFile, set[str]]:
             if "absent" in entry:
                 entry_rows = [make_absent_row(block, entry)]
             else:
-                entry_rows, idle_knobs = make_table_rows(block, entry, axes)
-                idle_sets.append(idle_knobs)
+                entry_rows, idle_paths = make_table_rows(block, entry, axes)
+                idle_sets.append(idle_paths)
         except UsageError as error:
             raise UsageError(f"{where}: {error}") from error
         if {row.label for row in entry_rows} & {row.label for row in rows}:
@@ -177,10 +180,15 @@ def read_table_file(name: str, axes: Axes) -> tuple[TableFile, set[str]]:
         raise UsageError(f"{path}: title: {title!r}: expected words")
     # table3.yaml of the project is called 3; somebody's own ./table3.yaml is not
     table_name = check_table_name(path.stem if is_table_path(name) else name)
-    unused_knobs: set[str] = set()
+    unused_paths: set[str] = set()
     if idle_sets:  # a file of no blocks has no rows either
-        unused_knobs = set.intersection(*idle_sets)
-    return TableFile(table_name, title, path, tuple(rows)), unused_knobs
+        unused_paths = set.intersection(*idle_sets)
+    table = TableFile(table_name, title, path, tuple(rows))
+    if CLAIM_KEYS & content.keys():
+        # now, not when a report is made after hours of training
+        for check_claims in load_offers(CHECK_GROUP).values():
+            check_claims(table)
+    return table, unused_paths
 
 
 def list_row_entries(content: dict[str, Any], path: Path) -> list[tuple[str, dict[str, Any]]]:
@@ -240,8 +248,8 @@ def make_absent_row(block: str, entry: dict[str, Any]) -> TableRow:
 
 
 def make_table_rows(block: str, entry: dict[str, Any], axes: Axes) -> tuple[list[TableRow], set[str]]:
-    """An entry's row, or one for each combination where its own overrides are a product; and the knobs of the
-    command line that it has no use for."""
+    """An entry's row, or one for each combination where its own overrides are a product; and what of
+    the command line it has no use for."""
     label = str(entry["label"])
     entry_axes, rules = read_row_overrides(entry)
     for key in axes.keys() & rules.keys():
@@ -250,9 +258,9 @@ def make_table_rows(block: str, entry: dict[str, Any], axes: Axes) -> tuple[list
     def complete(config: Config) -> dict[str, str]:
         return scale_overrides(rules, config)
 
-    cells, idle_knobs = make_labelled_cells({**entry_axes, **axes}, label, complete if rules else None)
+    cells, idle_paths = make_labelled_cells({**entry_axes, **axes}, label, complete if rules else None)
     rule_axes = {key: [str(rule)] for key, rule in rules.items()}
-    refuse_unused_knobs(idle_knobs - axes.keys(), {**rule_axes, **entry_axes}, cells)
+    refuse_unused_paths(idle_paths - axes.keys(), {**rule_axes, **entry_axes}, cells)
 
     # what the entry itself varies makes rows; what the command line varies makes cells of a row
     row_keys: set[str] = set()
@@ -268,7 +276,7 @@ def make_table_rows(block: str, entry: dict[str, Any], axes: Axes) -> tuple[list
     for row_cells in cells_by_row.values():
         row_label = row_cells[0].label if len(cells_by_row) > 1 else label
         rows.append(TableRow(block, row_label, reason, tuple(row_cells)))
-    return rows, idle_knobs & axes.keys()
+    return rows, idle_paths & axes.keys()
 
 
 def read_row_overrides(entry: dict[str, Any]) -> tuple[dict[str, list[str]], dict[str, object]]:

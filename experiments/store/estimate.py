@@ -1,7 +1,8 @@
 """How long what is left will take, from what finished stages took in this output directory.
 
 The median of finished stages of the same kind (of the same model, where there are any), in proportion to the
-rows they worked on: a finished stage notes its steps. Stages that were resumed say nothing of the whole.
+rows they worked on: a finished stage notes its steps. Stages that were resumed say nothing of the whole, and
+trials of a few rows nothing of many: they are mostly start.
 """
 
 from collections.abc import Iterable
@@ -17,6 +18,8 @@ from experiments.store.folder import DONE_FILE, read_done_note
 from experiments.store.plan import Stage
 from experiments.store.store import Store
 from experiments.store.workload import Workload, derive_workload
+
+MOST_TIMES = 10  # by which a stage may have more rows than one that tells of it
 
 
 @dataclass(frozen=True)
@@ -68,21 +71,29 @@ class Estimator:
             alike = of_same_model
         if not alike:
             return None
-        seconds_a_row = [stage.seconds / stage.rows for stage in alike if stage.rows]
         rows = self._estimate_rows(load)
-        if seconds_a_row and rows is not None:
-            return median(seconds_a_row) * rows
+        if rows is not None:
+            telling = [stage for stage in alike if stage.rows and rows <= MOST_TIMES * stage.rows]
+            # rows of other data may be longer
+            telling = [stage for stage in telling if stage.load.data == load.data] or telling
+            if telling:
+                return median(stage.seconds / stage.rows for stage in telling if stage.rows) * rows
+        if load.limit is not None:
+            return None
         # without steps, whole passes can still be compared with whole passes
-        unlimited = [stage for stage in alike if stage.load.limit is None]
-        if load.limit is None and unlimited:
-            return median(stage.seconds / stage.load.passes for stage in unlimited) * load.passes
-        return median(stage.seconds for stage in alike)
+        whole = []
+        for stage in alike:
+            is_whole = stage.rows is None and stage.load.limit is None and stage.load.data == load.data
+            if is_whole and load.passes <= MOST_TIMES * stage.load.passes:
+                whole.append(stage.seconds / stage.load.passes)
+        return median(whole) * load.passes if whole else None
 
     def _estimate_rows(self, load: Workload) -> float | None:
         """Rows that a stage works on, as far as finished ones tell how many a pass has."""
         rows_a_pass = []
         for stage in self.measured.values():
-            if stage.load.kind == load.kind and stage.load.limit is None and stage.rows:
+            is_of_these_data = stage.load.kind == load.kind and stage.load.data == load.data
+            if is_of_these_data and stage.load.limit is None and stage.rows:
                 rows_a_pass.append(stage.rows / stage.load.passes)
         bounds: list[float] = []
         if load.limit:

@@ -1,6 +1,7 @@
 """The work of a stage, as far as its key tells: what estimates of time compare."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from experiments.store.keys import digest_value
 from experiments.store.plan import Stage
@@ -33,6 +34,8 @@ class Workload:
              rows, which is more than it has
     limit    steps at most, in an evaluation questions; None: all
     batch    rows of a step
+    data     digest of the data that passes are over, which tell of no other data's; None: the embedded set,
+             whose passes are in proportion to its scale
     """
 
     kind: str
@@ -40,6 +43,7 @@ class Workload:
     passes: float
     limit: int | None
     batch: int
+    data: str | None = None
 
 
 def derive_workload(stage: Stage) -> Workload:
@@ -59,10 +63,19 @@ def derive_workload(stage: Stage) -> Workload:
     passes = recipe.get("epochs", 1) * data.get("scale", 1.0)
     if "stream" in stage.depends:  # of unknown length, so that `limit` says it all
         passes = float(limit * batch)
+    own_data = None
+    if "data" not in stage.inputs and stage.kind != "data":
+        own_data = digest_value(describe_own_data(stage))[:16]
     return Workload(
         kind=stage.kind,
         model=digest_value(model)[:16],
         passes=passes,
         limit=limit,
         batch=batch,
+        data=own_data,
     )
+
+
+def describe_own_data(stage: Stage) -> Any:
+    """What tells files of the user's own from others, as far as a stage's key does."""
+    return stage.depends.get("data", stage.depends.get("stream"))

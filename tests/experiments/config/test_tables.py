@@ -178,6 +178,13 @@ def test_sizes_that_cannot_be_had(scaled, tmp_path):
         ),
         ("rows: [{label: a}, {label: a}]", "row 'a': a row of that label is there already"),
         ("rows: [{label: a, scaled: 3}]", "row 'a': scaled: 3: expected KEY"),
+        # before anything is computed, not by the report
+        ("rows: [{label: a}]\nclaims: [{better: {row: a, than: b}}]", "claim '1': "),
+        (
+            "rows: [{label: a}]\nclaims: [{text: x, source: y, better: {row: a, than: b}}]",
+            "claim 'x': no row 'b'",
+        ),
+        ("rows: [{label: a}]\ntie: {points: -3}", "tie: "),
         (
             "rows: [{label: a, scaled: {embq.at: 3}}]",
             "row 'a': scaled: embq.at: 3: expected {depth: FRACTION}",

@@ -72,7 +72,7 @@ def test_query_modules_share_pretraining():
         ("data.workers=3", set()),
         ("evaluate.cache=static", set()),
         ("data.validation=[tune]", set()),
-        ("validate.every=5", set()),
+        ("data.validation=[tune] validate.every=5", set()),
         ("data.train_weights=[2]", {"finetune", "evaluate"}),
         ("data.train_weights=[1]", set()),  # each row once
         ("data.pretrain_weights=[0.5]", {"pretrain", "finetune", "evaluate"}),
@@ -85,27 +85,25 @@ def test_query_modules_share_pretraining():
         ("trainer.frozen=float32", set()),
         ("trainer.compile=true", set()),
         ("lora.rank=8", {"finetune", "evaluate"}),
-        ("lora.alpha=8", set()),  # without adapters
         ("finetune.group_by_length=true", {"finetune", "evaluate"}),
         ("pretrain.group_by_length=true", {"pretrain", "finetune", "evaluate"}),
         ("finetune.group_by_length=false", set()),
         ("finetune.query_warmup=0.1", {"finetune", "evaluate"}),
         ("finetune.query_warmup=0", set()),
-        ("finetune.query_warmup_form=fade", set()),  # of no warm-up
         ("evaluate.blank_queries=true", {"evaluate"}),
         ("evaluate.blank_queries=false", set()),
         ("out=elsewhere", set()),
     ],
 )
 def test_what_a_setting_changes(override, changed):
-    before, after = stages("compressor=sap+embq"), stages("compressor=sap+embq", override)
+    before, after = stages("compressor=sap+embq"), stages("compressor=sap+embq", *override.split())
     assert {kind for kind in before if before[kind].key != after[kind].key} == changed
 
 
 def test_every_query_warmup_is_a_stage_of_its_own():
     usual = ["compressor=sap+embq"]
-    found = set()
-    for share in (0, 0.1, 0.2):
+    found = {stages(*usual)["finetune"].key}
+    for share in (0.1, 0.2):
         for form in ("step", "fade"):
             settings = [f"finetune.query_warmup={share}", f"finetune.query_warmup_form={form}"]
             found.add(stages(*usual, *settings)["finetune"].key)
@@ -226,6 +224,17 @@ def test_a_folder_called_like_a_split(tmp_path, monkeypatch):
         plan_stages(config("data.train=saved"))
 
 
+def test_a_split_without_the_embedded_data_set_is_named(tmp_path):
+    """The first mistake of somebody with one file: every role has a split until it is given a file."""
+    path = write_llava(tmp_path / "mine.json", images=True)
+    given = {role: f"data.{role}={path}" for role in ("pretrain", "train", "test")}
+    for role in given:
+        others = [setting for name, setting in given.items() if name != role]
+        # splits are called as the roles are
+        with pytest.raises(UsageError, match=rf"^data.{role}={role}: data.dataset is null, so give a path"):
+            stages("data.dataset=null", *others)
+
+
 def test_files_of_a_role(tmp_path):
     path = write_llava(tmp_path / "mine.json")
     found = config(f"data.train=[train,{path}]", "data.images=pictures")
@@ -295,7 +304,29 @@ def test_stages_that_have_not_noted_their_steps(tmp_path):
     store = Store(tmp_path)
     finished(store, stages()["finetune"], 100.0, None)
     assert estimated(store, "seed=1", "finetune.epochs=1") == pytest.approx(50)
-    assert estimated(store, "seed=1", "finetune.max_steps=40") == pytest.approx(100)
+    assert estimated(store, "seed=1", "finetune.max_steps=40") is None
+
+
+def test_a_short_trial_tells_nothing_of_a_long_stage(tmp_path):
+    """It is mostly start."""
+    store = Store(tmp_path)
+    finished(store, stages("finetune.max_steps=6", "data.scale=0.01")["finetune"], 50.0, 6)
+    finished(store, stages("data.scale=0.01")["finetune"], 20.0, 15)
+    assert estimated(store) is None  # so that a study's times are asked
+    assert estimated(store, "finetune.max_steps=30") == pytest.approx(30 * (50 / 6 + 20 / 15) / 2)
+
+
+def test_passes_over_other_data_tell_nothing_of_ones_own(tmp_path):
+    first = write_llava(tmp_path / "mine.json", images=True)
+    second = write_llava(tmp_path / "other.json", images=True, samples=3)
+    store = Store(tmp_path)
+    finished(store, stages()["finetune"], 100.0, 1500)
+    usual = ("data.dataset=null", f"data.pretrain={first}", f"data.test={first}")
+    assert estimated(store, *usual, f"data.train={first}") is None
+    finished(store, stages(*usual, f"data.train={first}")["finetune"], 3.0, 2)
+    # and rows of the same data tell more of them than others
+    assert estimated(store, *usual, f"data.train={first}", "seed=1") == pytest.approx(3)
+    assert estimated(store, *usual, f"data.train={second}", "seed=1") is None
 
 
 def test_what_the_plan_says_of_the_time(tmp_path, monkeypatch, capsys):

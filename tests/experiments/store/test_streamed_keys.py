@@ -136,7 +136,7 @@ def test_a_stream_takes_as_long_as_its_steps(tmp_path):
     streamed = stages(*STEPS, f"data.pretrain={entry}", f"data.train={entry}")["finetune"]
     whole = stages("finetune.batch_size=8")["finetune"]
     store = Store(tmp_path / "runs", runner=None)
-    measured = MeasuredStage(derive_workload(whole), seconds=20.0, steps=2)
+    measured = MeasuredStage(derive_workload(whole), seconds=20.0, steps=4)
     estimator = Estimator([], store, [measured])
     rows = 9 * streamed.config.finetune.batch_size
-    assert rows > 16 and estimator.estimate_seconds(streamed) == pytest.approx(20.0 / 16 * rows)
+    assert rows > 32 and estimator.estimate_seconds(streamed) == pytest.approx(20.0 / 32 * rows)

@@ -1,0 +1,95 @@
+"""Settings that act on nothing in a cell, as knobs of a part that it does not have: the scale of LoRA without
+LoRA, the weight of a teacher that nobody is taught by.
+
+A product may have cells with a use for them and cells without; one that no cell uses is an error.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from compressors.setting_fields import collect_settings
+from experiments.config.metric_names import asks_judge
+from experiments.config.overrides import parse_value
+from experiments.config.schema import Config
+
+DATA_ROLES = ("pretrain", "train", "validation", "test")
+
+
+class Requirement(NamedTuple):
+    """What settings act on.
+
+    paths      settings, or the beginning of their paths with a dot at its end
+    is_met     whether a cell has it
+    words      what a line has to say for it
+    """
+
+    paths: tuple[str, ...]
+    is_met: Callable[[Config], bool]
+    words: str
+
+
+def reads_own_data(config: Config) -> bool:
+    """Whether any role reads more than splits of the embedded data set, which are called by a plain word."""
+    entries: list[str] = []
+    for role in DATA_ROLES:
+        entries += getattr(config.data, role)
+    return not all(entry.isidentifier() for entry in entries)
+
+
+REQUIREMENTS = (
+    Requirement(
+        ("lora.alpha", "lora.dropout", "lora.target"), lambda config: config.lora.rank > 0, "lora.rank"
+    ),
+    Requirement(
+        ("finetune.teacher_weight", "finetune.teacher_temperature"),
+        lambda config: config.finetune.teacher is not None,
+        "finetune.teacher",
+    ),
+    Requirement(("finetune.init_parts",), lambda config: config.finetune.init is not None, "finetune.init"),
+    Requirement(("pretrain.init_parts",), lambda config: config.pretrain.init is not None, "pretrain.init"),
+    Requirement(
+        ("pretrain.",),
+        # a blind row may have the line of the others
+        lambda config: config.aligns or config.blind,
+        "a stage 1, which finetune.init leaves out",
+    ),
+    Requirement(
+        ("finetune.query_warmup_form",),
+        lambda config: config.finetune.query_warmup > 0,
+        "finetune.query_warmup",
+    ),
+    Requirement(("image.layout",), lambda config: config.image.tiles > 1, "image.tiles"),
+    Requirement(("judge.",), asks_judge, "evaluate.metric=judge"),
+    Requirement(("validate.",), lambda config: bool(config.data.validation), "data.validation"),
+    Requirement(
+        ("data.images", "data.outside_images"), reads_own_data, "files of your own, as data.train=FILE.json"
+    ),
+    Requirement(("data.seed", "data.scale"), lambda config: config.data.dataset is not None, "data.dataset"),
+)
+
+
+def find_requirement(path: str) -> Requirement | None:
+    """What a setting acts on; None for one that acts on every cell."""
+    for requirement in REQUIREMENTS:
+        for beginning in requirement.paths:
+            if path == beginning or (beginning.endswith(".") and path.startswith(beginning)):
+                return requirement
+    return None
+
+
+def find_idle_settings(config: Config, paths: Iterable[str]) -> set[str]:
+    """Those of these settings that act on nothing in a cell."""
+    idle_settings = set()
+    for path in paths:
+        requirement = find_requirement(path)
+        if requirement is not None and not requirement.is_met(config):
+            idle_settings.add(path)
+    return idle_settings
+
+
+def says_nothing(path: str, texts: Iterable[str]) -> bool:
+    """Whether all values of a setting are what it has without being set, which asks for nothing."""
+    field = collect_settings(Config).get(path)
+    if field is None:
+        return False
+    return all(parse_value(text, path) == field.default for text in texts)

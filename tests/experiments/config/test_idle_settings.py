@@ -1,0 +1,53 @@
+"""Settings that act on nothing: refused where no cell has a use for them, no row of their own elsewhere."""
+
+import pytest
+from fakes import cells
+
+from compressors.errors import UsageError
+from compressors.setting_fields import collect_settings
+from experiments.config.idle_settings import REQUIREMENTS
+from experiments.config.schema import Config
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("lora.alpha=8,64", "acts on nothing without lora.rank; add it, or leave lora.alpha out"),
+        ("lora.target=[q_proj]", "without lora.rank"),
+        ("finetune.teacher_weight=0.5", "without finetune.teacher;"),
+        ("finetune.init_parts=[llm]", "without finetune.init;"),
+        ("pretrain.init_parts=[llm]", "without pretrain.init;"),
+        ("finetune.query_warmup_form=thin", "without finetune.query_warmup;"),
+        ("image.layout=anyres", "without image.tiles;"),
+        ("judge.model=./x", "without evaluate.metric=judge;"),
+        ("validate.every=10", "without data.validation;"),
+        ("data.images=nowhere", "without files of your own"),
+    ],
+)
+def test_what_acts_on_nothing_is_refused(setting, words):
+    with pytest.raises(UsageError, match=words) as caught:
+        cells("compressor=sap+embq", setting)
+    assert str(caught.value).startswith(f"{setting}: ")
+
+
+def test_what_a_setting_is_without_being_set_is_no_error():
+    assert (
+        len(cells("image.layout=square", "finetune.init_parts=[]", "lora.alpha=16", "judge.model=null")) == 1
+    )
+
+
+def test_of_use_to_one_cell_is_of_use():
+    rows = [cell.label for cell in cells("compressor=sap", "lora.rank=0,8", "lora.alpha=8,64")]
+    assert rows == [
+        "sap lora.rank=0",
+        "sap lora.rank=0",  # one cell, as its row says
+        "sap lora.rank=8 lora.alpha=8",
+        "sap lora.rank=8 lora.alpha=64",
+    ]
+
+
+def test_requirements_are_about_settings_that_there_are():
+    settings = collect_settings(Config)
+    for requirement in REQUIREMENTS:
+        for beginning in requirement.paths:
+            assert beginning in settings or any(path.startswith(beginning) for path in settings), beginning
