@@ -243,6 +243,8 @@ def predict_word(claim: Claim, pairs: Sequence[RowComparison], seeds: float, con
 
 def advise_on_runs(claim: Claim, pairs: Sequence[RowComparison], confidence: float = CONFIDENCE_LEVEL) -> str:
     """What would resolve a claim, if its differences are what they look like now."""
+    if all(pair.squares is not None and not any(pair.squares) and not pair.estimate for pair in pairs):
+        return "these rows answer every question alike, at every seed: they may be one cell"
     needed_seeds = count_seeds_needed(claim, pairs, confidence)
     if needed_seeds is None:
         return advise_on_questions(claim, pairs, confidence)

@@ -4,8 +4,9 @@ A package offers a folder of YAML tables in the entry-point group `slothkit.tabl
 `ablations/tables`. A file `tableNAME.yaml` there is called NAME and is one of those that `table=all` stands
 for. Any other file with rows is called by its stem.
 
-What a file says of its rows, its claims above all, is read by a package above this one. That offers a function
-in `slothkit.table_checks` which takes a `TableFile` and refuses what it could not read once rows are computed.
+What a file says of its rows, its claims above all, is read by a package above this one. That offers a
+function in `slothkit.table_checks` which takes a `TableFile` and refuses what it could not read once the rows
+are computed.
 """
 
 import re

@@ -16,6 +16,7 @@ from experiments.runtime.text_tables import (
 from experiments.store.results import CHANCE_ROW, ScoreGroup, ScoreRow
 
 Z_OF_95_PERCENT = 1.96
+PRUNED_TOKENS = "average_visual_tokens"  # of a row with a pruner
 SUMMARY_COLUMNS = 4  # label, visual tokens, query tokens, overall; families follow
 SCORES_AFTER = 6  # fields of a record before its scores, the last two of them tokens
 SCORE_NOTE = (
@@ -120,14 +121,28 @@ def make_verdict_notes(group: ScoreGroup) -> list[str]:
 
 def make_notes(group: ScoreGroup) -> list[str]:
     """What stands below a table."""
-    return [*make_blind_notes(group), *make_cut_notes(group), *make_verdict_notes(group)]
+    notes = [*make_blind_notes(group), *make_cut_notes(group), *make_verdict_notes(group)]
+    if any(read_efficiency(row).get(PRUNED_TOKENS) is not None for row in group.rows):
+        notes.append(
+            "Visual tokens in brackets: what a pruner leaves of them, on average over the LLM's layers."
+        )
+    return notes
 
 
-def format_token_count(row: ScoreRow, name: str) -> str:
-    """A token count of metrics.json; nothing for a row that has no model."""
-    # the chance row has no model
+def read_efficiency(row: ScoreRow) -> Mapping[str, Any]:
+    """What metrics.json tells of a row's cost; nothing of chance, which has no model."""
     efficiency: Mapping[str, Any] = row.runs[0].get("efficiency", {})
-    return str(efficiency.get(name, ""))
+    return efficiency
+
+
+def format_visual_tokens(row: ScoreRow) -> str:
+    """Visual tokens before the LLM and, behind a pruner, in brackets what it leaves of them on average."""
+    efficiency = read_efficiency(row)
+    words = str(efficiency.get("visual_tokens", ""))
+    pruned_tokens = efficiency.get(PRUNED_TOKENS)
+    if pruned_tokens is not None:
+        words += f" ({pruned_tokens:.1f})"
+    return words
 
 
 def format_mean_duration(row: ScoreRow) -> str:
@@ -153,8 +168,8 @@ def make_score_lines(group: ScoreGroup) -> list[list[str]]:
         if row.label != CHANCE_ROW:
             overall += f" ±{spread:.1f}"
         words = [label]
-        words.append(format_token_count(row, "visual_tokens"))
-        words.append(format_token_count(row, "query_tokens"))
+        words.append(format_visual_tokens(row))
+        words.append(str(read_efficiency(row).get("query_tokens", "")))
         words.append(overall)
         for family in families:
             words.append(f"{average_row_score(row, family)[0]:.1f}")
@@ -204,7 +219,7 @@ def make_score_records(groups: Sequence[ScoreGroup]) -> list[dict[str, Any]]:
     records = []
     for group in groups:
         for row in group.rows:
-            efficiency: Mapping[str, Any] = row.runs[0].get("efficiency", {})
+            efficiency = read_efficiency(row)
             record: dict[str, Any] = {
                 "questions": group.questions,
                 "row": row.label,

@@ -323,7 +323,7 @@ def test_equal_rows_ask_for_nothing():
     outcomes = {row: dict.fromkeys(range(3), np.arange(50) % 2 == 0) for row in "ab"}
     found = judged((outcomes, np.full(50, "all"), np.arange(50)))
     assert (found.word, found.low, found.high) == (verdicts.UNRESOLVED, 0, 0)
-    assert found.note == "no number of seeds or questions in reach would resolve it"
+    assert found.note == "these rows answer every question alike, at every seed: they may be one cell"
 
 
 def test_the_same_data_give_the_same_verdict():

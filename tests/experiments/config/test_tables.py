@@ -41,7 +41,7 @@ def test_blocks_rows_and_seeds(tmp_path):
         "title: Mine\nblocks:\n"
         "- {title: one, rows: [{label: a, overrides: [compressor=avg_pool], ours: silent}]}\n"
         "- {title: two, rows: [{label: b, overrides: [compressor=sap]}, {label: 3}]}\n"
-        "claims: [{text: anything}]\n"
+        "claims: [{text: anything, source: me, better: {row: a, than: b}}]\n"
     )
     found = tables.load_table_file(str(path), TINY)
     assert (found.name, found.title, found.path, found.heading) == ("mine", "Mine", path, "mine")

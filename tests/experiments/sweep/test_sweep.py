@@ -297,3 +297,22 @@ def test_bars_in_labels_do_not_cut_a_markdown_table(command, tmp_path):
     assert command("compressor=sap", "prompt.user=<|user|>,USER:", "blind=false") == 0
     lines = (tmp_path / "out" / "table.md").read_text().splitlines()
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines if line.startswith("|")}) == 1
+
+
+def test_a_pruned_row_shows_what_is_left_of_its_tokens():
+    def make_run(**efficiency):
+        return {
+            "overall": 0.5,
+            "families": {"all": 0.5},
+            "n": 4,
+            "counts": {"all": 4},
+            "efficiency": efficiency,
+        }
+
+    counts = {"visual_tokens": 16, "query_tokens": 4}
+    plain = ScoreRow("sap", [make_run(**counts)])
+    pruned = ScoreRow("sap prune=fastv", [make_run(**counts, average_visual_tokens=8.04)])
+    lines = score_table.make_score_lines(ScoreGroup("", [plain, pruned]))
+    assert [line[1:3] for line in lines[1:]] == [["16", "4"], ["16 (8.0)", "4"]]
+    assert "in brackets: what a pruner leaves" in " ".join(score_table.make_notes(ScoreGroup("", [pruned])))
+    assert not score_table.make_notes(ScoreGroup("", [plain]))
