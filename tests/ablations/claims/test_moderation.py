@@ -126,7 +126,10 @@ def test_moderated_intervals_hold_the_truth_in_93_to_97_percent(layout, spread):
     assert error < 0.008
     assert 0.93 - 2 * error <= shares.mean() <= 0.97 + 2 * error
     # where one row of a few is unsteady, there is little to learn
-    assert widths.mean() < (1.1 if spread == "one unsteady row" else 0.95)
+    most_width = 1.1 if spread == "one unsteady row" else 1.0
+    assert widths.mean() < most_width
+    if layout == "many rows":
+        assert widths.mean() < 0.9
 
 
 @pytest.mark.parametrize("times", [2, 3, 5])
@@ -188,7 +191,7 @@ def make_reference(row, other, spread, shared=0, seeds=3):
 def test_a_pair_learns_from_others_of_its_kind_alone():
     calm = [make_reference("a", "b", 0.4), make_reference("c", "d", 0.5), make_reference("e", "f", 0.45)]
     wild = [make_reference("g", "h", 3.0, 1), make_reference("i", "j", 2.5, 1)]
-    prior = find_prior(calm[0], [*calm, *wild])
+    prior = find_prior(calm[0], [*calm, *wild])  # of a pair that is steadier than the others
     assert prior == find_prior(calm[0], calm)
     # nor from itself, by whatever name
     assert prior == find_prior(calm[0], [*calm, make_reference("b", "a", 4.0)])
@@ -200,8 +203,18 @@ def test_a_pair_learns_from_others_of_its_kind_alone():
 def test_unsteady_pairs_keep_their_own_variance():
     calm = [make_reference(f"{n}", f"{n}'", 0.3 + 0.02 * n) for n in range(8)]
     unsteady = make_reference("q", "q'", 8.0)
-    assert find_prior(unsteady, [*calm, unsteady]) is None
-    assert find_prior(make_reference("q", "q'", 0.5), calm) is not None
+    assert find_prior(unsteady, [*calm, unsteady]).degrees < 1e-6
+
+
+def test_reliance_falls_without_a_step():
+    calm = [make_reference(f"{n}", f"{n}'", 0.3 + 0.02 * n) for n in range(8)]
+    degrees = []
+    for spread in np.linspace(0.1, 2.0, 400):
+        degrees.append(find_prior(make_reference("q", "q'", spread), calm).degrees)
+    assert degrees[0] == degrees[50] == 16.0  # all of eight pairs with two degrees each
+    assert all(before >= after for before, after in zip(degrees, degrees[1:]))
+    assert max(before - after for before, after in zip(degrees, degrees[1:])) < 1
+    assert degrees[-1] < 0.1
 
 
 def test_nothing_is_learnt_from_pairs_without_spread():
@@ -278,7 +291,7 @@ def test_verdicts_are_moderated_and_keep_the_own_interval():
         ):
             widths.append(verdict.high - verdict.low)
             own_widths.append(verdict.own_high - verdict.own_low)
-    assert np.mean(widths) < 0.85 * np.mean(own_widths)
+    assert np.mean(widths) < 0.9 * np.mean(own_widths)
     # pairs that share their training are of another kind
     keys = {label: ("p", label) for label in "abc"} | {label: (label, label) for label in "def"}
     apart = verdicts.judge_claims(make_claims(), *data, training_keys=keys)
