@@ -141,7 +141,8 @@ def test_text_only_row_survives_garbage():
     batch["feature_mask"][1] = False
     out = module(**batch)
     assert torch.equal(out[1], given["hidden"][0])
-    assert torch.equal(out[:1], module(**given))
+    # a batch of another size may be summed in another order
+    torch.testing.assert_close(out[:1], module(**given))
 
 
 def test_out_of_place():
