@@ -1,5 +1,6 @@
 """torch.compile of the training step: the same training, and nothing of it in what is saved."""
 
+import json
 from functools import partial
 
 import pytest
@@ -10,6 +11,8 @@ from small_runs import align, gradients, make_config, run, write_backbones, writ
 from compressors.errors import UsageError
 from llm_adapters.adapter import decoder_layers
 
+# a softmax is the same whatever these are: AdamW follows the sign of rounding errors
+UNSEEN = ("k_proj.bias", "scorer.3.bias")
 LAYERS = len(decoder_layers(make_llm("phi")))
 
 
@@ -52,7 +55,12 @@ def test_it_trains_the_same_weights(folder, settings, traced):
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_it_trains_the_same_weights_in_two_processes(folder, strategy):
-    """With generated code."""
+    """With generated code, which takes a minute a shape: of rows of one length."""
+    rows = json.loads((folder / "data.json").read_text())
+    for row in rows:
+        row["conversations"] = rows[0]["conversations"]
+        row["image"] = rows[0]["image"]
+    (folder / "data.json").write_text(json.dumps(rows))
     check_weights(folder, {"devices": "2", "strategy": strategy})
 
 
@@ -63,7 +71,7 @@ def check_weights(folder, settings):
     )
     assert plain.keys() == compiled.keys()
     for name, wanted in plain.items():
-        if "k_proj.bias" not in name:  # attention does not see it: AdamW follows the sign of rounding errors
+        if not name.endswith(UNSEEN):
             torch.testing.assert_close(compiled[name], wanted, atol=1e-4, rtol=1e-3, msg=name)
 
 
