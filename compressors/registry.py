@@ -18,6 +18,8 @@ from typing import Any
 from compressors.errors import LONGEST_ECHO, UsageError, shorten
 
 INTEGER_BITS = 64  # of what torch and files can hold
+# parameters that take any number of arguments
+STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
@@ -231,7 +233,8 @@ class Registry:
             raise loading_error(self.kind, point, error) from error
 
     def parameters(self, name: str) -> dict[str, inspect.Parameter]:
-        """All constructor parameters of `name`, context included, with resolved annotations."""
+        """All constructor parameters of `name`, context included, with resolved annotations. UsageError for a
+        constructor that takes whatever it is given: a typo would be one of its knobs."""
         constructor: Any = getattr(self.get(name), "__init__")  # noqa: B009  mypy calls the plain form unsound
         if constructor is object.__init__:  # a class without a constructor of its own has no knobs
             return {}
@@ -239,6 +242,9 @@ class Registry:
             hints = typing.get_type_hints(constructor)
         resolved: dict[str, inspect.Parameter] = {}
         for parameter in list(inspect.signature(constructor).parameters.values())[1:]:  # without self
+            stars = STARS.get(parameter.kind)
+            if stars:
+                raise UsageError(f"{self.kind} '{name}' takes {stars}{parameter.name}; spell its knobs out")
             annotation = hints.get(parameter.name, inspect.Parameter.empty)
             resolved[parameter.name] = parameter.replace(annotation=annotation)
         return resolved
