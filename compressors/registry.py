@@ -18,19 +18,25 @@ from typing import Any
 from compressors.errors import LONGEST_ECHO, UsageError, shorten
 
 INTEGER_BITS = 64  # of what torch and files can hold
+LONGEST_LIST = 40  # of names in an error
 # parameters that take any number of arguments
 STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """ "; did you mean 'x'? Known: a, b, c" for an unknown name."""
+    """ "; did you mean 'x'? Known: a, b, c" for an unknown name, in whichever case it is written."""
     names = sorted(known)
+    if not names:
+        return "; there is none"
+    by_lower = {known_name.lower(): known_name for known_name in names}
     listed = names
-    if len(names) > 40:  # a line that fills the screen helps nobody
-        listed = get_close_matches(name, names, n=8, cutoff=0.2)
-    closest = get_close_matches(name, names, n=1, cutoff=0.5)
-    question = f" did you mean '{closest[0]}'?" if closest else ""
-    return f";{question} Known: {', '.join(listed) or 'none'}"
+    if len(names) > LONGEST_LIST:  # a line that fills the screen helps nobody
+        listed = [by_lower[close] for close in get_close_matches(name.lower(), by_lower, n=8, cutoff=0.2)]
+    closest = get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    question = f" did you mean '{by_lower[closest[0]]}'?" if closest else ""
+    if not listed:
+        return f"; none of the {len(names)} known ones is like it"
+    return f";{question} Known: {', '.join(listed)}"
 
 
 def conform(value: object, hint: Any, where: str) -> Any:

@@ -1,5 +1,6 @@
 """The registry: exact names, errors that say what to type, knobs read from signatures, outside packages."""
 
+import string
 import subprocess
 import sys
 import types
@@ -11,7 +12,7 @@ from outside import offer_parts
 
 import compressors
 from compressors import Compressor, UsageError
-from compressors.registry import Registry, conform
+from compressors.registry import Registry, conform, suggest
 
 
 class Shrink(Compressor):
@@ -55,13 +56,21 @@ def test_duplicate_name(registry):
 def test_unknown_name_suggests():
     with pytest.raises(UsageError, match="unknown compressor 'avgpool'; did you mean 'avg_pool'. Known: a"):
         compressors.create("avgpool", dim=4)
-    with pytest.raises(UsageError, match="unknown compressor 'SAP'"):  # exact names only
+    # exact names only
+    with pytest.raises(UsageError, match="unknown compressor 'SAP'; did you mean 'sap'"):
         compressors.create("SAP", dim=4)
 
 
 def test_unknown_knob_suggests():
     with pytest.raises(UsageError, match="compressor 'sap' has no knob 'rat'; did you mean 'rate'. Known: "):
         compressors.check("sap", rat=3)
+
+
+def test_what_is_like_nothing():
+    assert suggest("x", []) == "; there is none"
+    assert suggest("xx", [f"{letter}{letter}" for letter in string.ascii_letters if letter not in "xX"]) == (
+        "; none of the 50 known ones is like it"
+    )
 
 
 def test_missing_context():
