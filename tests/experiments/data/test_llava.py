@@ -88,6 +88,8 @@ BAD = [
     ([record("<image>What?", "A fox", image=["a.png", "b.png"])], "1 <image> in its questions, but 2 image"),
     ([record("What?", "A fox", image=3)], '"image" must be a file name'),
     ([record("What?", "A fox", families=["a", "b"])], '"families" must be a list with one name'),
+    ([record("What?", "A fox", families=[None])], '"families" has None; expected names'),
+    ([record("What?", "A fox", families=[3])], '"families" has 3; expected names'),
     ([record("What?", "A fox", image="c.png")], "no image .*c.png; is data.images right"),
 ]
 
