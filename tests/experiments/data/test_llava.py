@@ -118,6 +118,13 @@ def test_files_that_are_not_llava(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_byte_order_mark_before_a_list_and_before_lines(tmp_path):
+    row = json.dumps(record("What?", "A fox."))
+    for name, text in (("x.json", f"[{row}]"), ("x.jsonl", f"{row}\n{row}\n")):
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+        assert llava.load_samples(tmp_path / name)[0].turns == (Turn("What?", "A fox."),)
+
+
 def test_questions(load):
     texts = ("<image>A?", "a", "B?", "b", "And <image>?", "c", "D?", "d")
     found = llava.split_questions(load(record(*texts, image=["a.png", "b.png"], families=list("wxyz"))))
