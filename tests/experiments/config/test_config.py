@@ -227,6 +227,8 @@ def test_blind_cells_beside_a_query_warmup_are_those_without():
         ("seed: one", "mine.yaml: seed='one'"),
         ("preset: [tiny]", "mine.yaml: preset=.*expected"),
         ("- 1", "mine.yaml: expected settings"),
+        ("", "mine.yaml: the preset file is empty"),
+        ("# seed: 1", "mine.yaml: the preset file is empty"),
         ("a: [1", "mine.yaml: not readable as YAML"),
         ("preset: tinny", "unknown preset 'tinny'"),
     ],
