@@ -70,14 +70,21 @@ def convert_to_float(value: int, where: str) -> float:
     try:
         return float(value)
     except OverflowError as error:
-        raise UsageError(f"{where}={shorten(hex(value))}: too large for a number") from error
+        raise UsageError(f"{where}={spell_integer(value)}: too large for a number") from error
 
 
 def check_integer_size(value: object, where: str) -> None:
     """UsageError for a whole number of more than 64 bits."""
     if isinstance(value, int) and value.bit_length() > INTEGER_BITS:
-        # in hexadecimal digits, since Python writes no more than 4,300 decimal ones
-        raise UsageError(f"{where}={shorten(hex(value))}: a whole number has at most {INTEGER_BITS} bits")
+        raise UsageError(f"{where}={spell_integer(value)}: a whole number has at most {INTEGER_BITS} bits")
+
+
+def spell_integer(value: int) -> str:
+    """A whole number as an error shows it; in hexadecimal where it has more digits than Python writes."""
+    try:
+        return shorten(str(value))
+    except ValueError:
+        return shorten(hex(value))
 
 
 def conform_to_one_of(value: object, hint: Any, options: Sequence, where: str) -> Any:
