@@ -3,6 +3,9 @@
 Tokens, width and parameters are those at default knobs, behind a tower of 1152 channels and before an LLM of
 2560. `text`: reads the question. `projects`: makes tokens at the LLM's width, no projector follows. `levels`:
 reads several hidden states of the tower. A switch there, such as `text=true`, turns that on.
+
+A broken compressor of an outside package has a line under the list that says why, and the exit code stays 0;
+one that is asked for by name is an error.
 """
 
 import sys
@@ -13,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import compressors
 from compressors.command_line import Command, CommandLine
+from compressors.errors import UsageError
 from compressors.help_layout import find_width
 
 if TYPE_CHECKING:
@@ -43,11 +47,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def list_compressors(line: CommandLine) -> int:
-    """Print the list."""
+    """Print the list, and a line for each compressor that cannot be listed. UsageError for one of these that
+    is asked for by name."""
     from compressors.listing import collect_facts  # imports torch, for which --help does not wait
 
-    names = line.words or compressors.names()
-    sys.stdout.write(format_listing([collect_facts(name) for name in names], find_width() or WIDTH))
+    listed: list[CompressorFacts] = []
+    faults: list[str] = []
+    for name in line.words or compressors.names():
+        try:
+            listed.append(collect_facts(name))
+        except UsageError as error:
+            if line.words:
+                raise
+            reason = " ".join(str(error).split())  # an import's error may have several lines
+            faults.append(f"not listed: {reason}\n")
+    sys.stdout.write(format_listing(listed, find_width() or WIDTH))
+    sys.stdout.writelines(faults)
     return 0
 
 

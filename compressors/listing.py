@@ -15,6 +15,7 @@ import torch
 
 from compressors import Compressor, UsageError  # every built-in registers itself
 from compressors.base import registry
+from compressors.registry import naming_part
 from compressors.setting_fields import format_value
 
 DIM = 1152  # SigLIP-so400m
@@ -49,8 +50,14 @@ class CompressorFacts:
 
 
 def collect_facts(name: str) -> CompressorFacts:
-    """All of one registered compressor. UsageError for an unknown name."""
+    """All of one registered compressor. UsageError for an unknown name, and for one whose code is broken."""
     cls = registry.get(name)
+    with naming_part(registry.kind, name, cls):
+        return read_facts(name, cls)
+
+
+def read_facts(name: str, cls: type[Compressor]) -> CompressorFacts:
+    """All of one registered compressor, whose code may raise anything."""
     # a class made in a notebook or by `exec` has no module with a docstring
     module_text = inspect.cleandoc(getattr(sys.modules.get(cls.__module__), "__doc__", None) or "")
     title = take_first_paragraph(module_text)
@@ -65,7 +72,7 @@ def collect_facts(name: str) -> CompressorFacts:
         text=describe_text(name),
         projects=describe_flag(name, "projects"),
         levels=describe_flag(name, "needs_levels"),
-        cues=", ".join(build_without_memory(name).needs_cues),
+        cues=describe_cues(name),
         source=paper.group() if paper else NO,
         title=title,
         summary=summary,
@@ -103,6 +110,14 @@ def describe_sizes(name: str) -> tuple[str, str, str]:
     count = sum(parameter.numel() for parameter in part.parameters())
     learned = format_count(count) if count else NO
     return describe_token_rule(part), str(part.out_dim), learned
+
+
+def describe_cues(name: str) -> str:
+    """What else it asks the tower for; `?` where the defaults cannot be built."""
+    try:
+        return ", ".join(build_without_memory(name).needs_cues)
+    except UsageError:
+        return UNKNOWN
 
 
 def describe_token_rule(part: Compressor) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 
 from compressors.errors import UsageError, shorten, shorten_reason
 
+BYTE_ORDER_MARK = "\ufeff"
+
 
 def read_binary_file(path: Path) -> bytes:
     """A file's bytes; UsageError if it cannot be read, or is none to be read to its end."""
@@ -31,9 +33,10 @@ def check_regular_file(path: Path) -> None:
 
 
 def read_text_file(path: Path) -> str:
-    """A file's text; UsageError as for `read_binary_file`, and for one that is not UTF-8."""
+    """A file's text, without the byte-order mark that some editors begin it with; UsageError as for
+    `read_binary_file`, and for one that is not UTF-8."""
     try:
-        return read_binary_file(path).decode("utf-8")
+        return read_binary_file(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 text ({error})") from error
 
@@ -46,7 +49,7 @@ def read_json_file(path: Path) -> Any:
 def parse_json(text: str, where: str) -> Any:
     """The content of a JSON text; a UsageError says `where` there is anything else."""
     try:
-        return json.loads(text)
+        return json.loads(text.removeprefix(BYTE_ORDER_MARK))  # of a file whose lines come one by one
     # a number of thousands of digits is a ValueError, brackets without end are a RecursionError
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{where}: not JSON ({shorten_reason(error)})") from error

@@ -18,17 +18,25 @@ from typing import Any
 from compressors.errors import LONGEST_ECHO, UsageError, shorten
 
 INTEGER_BITS = 64  # of what torch and files can hold
+LONGEST_LIST = 40  # of names in an error
+# parameters that take any number of arguments
+STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """ "; did you mean 'x'? Known: a, b, c" for an unknown name."""
+    """ "; did you mean 'x'? Known: a, b, c" for an unknown name, in whichever case it is written."""
     names = sorted(known)
+    if not names:
+        return "; there is none"
+    by_lower = {known_name.lower(): known_name for known_name in names}
     listed = names
-    if len(names) > 40:  # a line that fills the screen helps nobody
-        listed = get_close_matches(name, names, n=8, cutoff=0.2)
-    closest = get_close_matches(name, names, n=1, cutoff=0.5)
-    question = f" did you mean '{closest[0]}'?" if closest else ""
-    return f";{question} Known: {', '.join(listed) or 'none'}"
+    if len(names) > LONGEST_LIST:  # a line that fills the screen helps nobody
+        listed = [by_lower[close] for close in get_close_matches(name.lower(), by_lower, n=8, cutoff=0.2)]
+    closest = get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    question = f" did you mean '{by_lower[closest[0]]}'?" if closest else ""
+    if not listed:
+        return f"; none of the {len(names)} known ones is like it"
+    return f";{question} Known: {', '.join(listed)}"
 
 
 def conform(value: object, hint: Any, where: str) -> Any:
@@ -62,14 +70,21 @@ def convert_to_float(value: int, where: str) -> float:
     try:
         return float(value)
     except OverflowError as error:
-        raise UsageError(f"{where}={shorten(hex(value))}: too large for a number") from error
+        raise UsageError(f"{where}={spell_integer(value)}: too large for a number") from error
 
 
 def check_integer_size(value: object, where: str) -> None:
     """UsageError for a whole number of more than 64 bits."""
     if isinstance(value, int) and value.bit_length() > INTEGER_BITS:
-        # in hexadecimal digits, since Python writes no more than 4,300 decimal ones
-        raise UsageError(f"{where}={shorten(hex(value))}: a whole number has at most {INTEGER_BITS} bits")
+        raise UsageError(f"{where}={spell_integer(value)}: a whole number has at most {INTEGER_BITS} bits")
+
+
+def spell_integer(value: int) -> str:
+    """A whole number as an error shows it; in hexadecimal where it has more digits than Python writes."""
+    try:
+        return shorten(str(value))
+    except ValueError:
+        return shorten(hex(value))
 
 
 def conform_to_one_of(value: object, hint: Any, options: Sequence, where: str) -> Any:
@@ -231,7 +246,8 @@ class Registry:
             raise loading_error(self.kind, point, error) from error
 
     def parameters(self, name: str) -> dict[str, inspect.Parameter]:
-        """All constructor parameters of `name`, context included, with resolved annotations."""
+        """All constructor parameters of `name`, context included, with resolved annotations. UsageError for a
+        constructor that takes whatever it is given: a typo would be one of its knobs."""
         constructor: Any = getattr(self.get(name), "__init__")  # noqa: B009  mypy calls the plain form unsound
         if constructor is object.__init__:  # a class without a constructor of its own has no knobs
             return {}
@@ -239,6 +255,9 @@ class Registry:
             hints = typing.get_type_hints(constructor)
         resolved: dict[str, inspect.Parameter] = {}
         for parameter in list(inspect.signature(constructor).parameters.values())[1:]:  # without self
+            stars = STARS.get(parameter.kind)
+            if stars:
+                raise UsageError(f"{self.kind} '{name}' takes {stars}{parameter.name}; spell its knobs out")
             annotation = hints.get(parameter.name, inspect.Parameter.empty)
             resolved[parameter.name] = parameter.replace(annotation=annotation)
         return resolved

@@ -70,6 +70,8 @@ def load_preset(name: str, above: tuple[str, ...] = ()) -> Preset:
     if name in above:
         raise UsageError(f"{path}: presets start from each other in a circle: {' -> '.join((*above, name))}")
     content = read_yaml(path)
+    if not content:  # its cells would have defaults alone, which fit no particular model
+        raise UsageError(f"{path}: the preset file is empty; write settings into it, or preset: tiny")
     base = conform(content.pop("preset", None), str | None, f"{path}: preset")
     wants_content = content.pop("wants", {})
     preset = Preset(Config(), {}, {})

@@ -13,14 +13,18 @@ from compressors.setting_fields import check_bounds, check_finite, collect_setti
 from experiments.config import signatures
 from experiments.config.schema import Config
 
+MOST_SUGGESTIONS = 3
 COUNTS = 2**31  # whole numbers stay below, for all that is counted in 32 bits
 
 
-def locate_setting(path: str) -> bool:
-    """True: `path` is a setting; False: a part's knob, PART.KNOB. Else a UsageError with the closest name."""
+def locate_setting(path: str, asked_parts: Sequence[str] = ()) -> bool:
+    """True: `path` is a setting; False: a part's knob, PART.KNOB. Else a UsageError with the closest name;
+    where that is a knob, of the parts that are asked for if they have it."""
     settings = collect_settings(Config)
     if path in settings:
         return True
+    if path.lower() in settings:
+        raise UsageError(f"unknown setting '{path}'; did you mean '{path.lower()}'?")
     head, _, knob = path.partition(".")
     section = f"{head}."
     section_paths = [setting for setting in settings if setting.startswith(section)]
@@ -34,12 +38,12 @@ def locate_setting(path: str) -> bool:
         return False
     if owners:
         raise UsageError(f"'{path}' is a {owners[0].kind}; its knobs are set as {path}.KNOB=...")
-    raise UsageError(f"unknown setting '{path}'{suggest_setting(path)}")
+    raise UsageError(f"unknown setting '{path}'{suggest_setting(path, asked_parts)}")
 
 
-def suggest_setting(path: str) -> str:
-    """What may have been meant: `lr` is in two sections, `finetun.lr` is close to one."""
-    hint = suggest_other_section(path)
+def suggest_setting(path: str, asked_parts: Sequence[str] = ()) -> str:
+    """What may have been meant: `lr` is in two sections, `rate` is a knob, `finetun.lr` is close to one."""
+    hint = suggest_other_section(path) or suggest_knob(path, asked_parts)
     if hint:
         return hint
     heads = {setting.partition(".")[0] for setting in collect_settings(Config)}
@@ -52,8 +56,33 @@ def suggest_setting(path: str) -> str:
 
 def suggest_other_section(name: str) -> str:
     """The sections that have a setting of that name; nothing if none has."""
-    full_paths = [setting for setting in collect_settings(Config) if setting.endswith(f".{name}")]
+    ending = f".{name.lower()}"
+    full_paths = [setting for setting in collect_settings(Config) if setting.endswith(ending)]
     return f"; did you mean {' or '.join(full_paths)}?" if full_paths else ""
+
+
+def suggest_knob(name: str, asked_parts: Sequence[str]) -> str:
+    """The parts that have a knob of that name, those that are asked for before all others; nothing if none
+    has."""
+    every_part: list[str] = []
+    for registry in signatures.registries():
+        every_part += registry.list_built_in()  # to ask an outside package's is to import it
+    for parts in (asked_parts, every_part):
+        paths = [f"{part}.{name.lower()}" for part in dict.fromkeys(parts) if has_knob(part, name.lower())]
+        if len(paths) > MOST_SUGGESTIONS:
+            return f"; did you mean PART.{name.lower()}, such as '{paths[0]}'?"
+        if paths:
+            quoted_paths = [f"'{path}'" for path in paths]
+            return f"; did you mean {' or '.join(quoted_paths)}?"
+    return ""
+
+
+def has_knob(part: str, knob: str) -> bool:
+    """Whether a part of that name has a knob of that name; not where it cannot be asked."""
+    try:
+        return any(knob in owner.knobs(part) for owner in find_part_owners(part))
+    except UsageError:  # of an outside package that is broken
+        return False
 
 
 def find_part_owners(part: str) -> list[signatures.SignatureRegistry]:

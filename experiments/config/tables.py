@@ -18,9 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from compressors.errors import UsageError
+from compressors.errors import UsageError, quote
 from compressors.key_value import parse_settings, split_at_commas, unquote_text
 from compressors.registry import suggest
+from compressors.setting_fields import format_value
 from experiments.config.cells import Cell, RowKey, make_labelled_cells, refuse_unused_paths
 from experiments.config.presets import read_yaml
 from experiments.config.scaling import scale_overrides
@@ -206,26 +207,31 @@ def list_row_entries(content: dict[str, Any], path: Path) -> list[tuple[str, dic
     for block in blocks:
         check_keys(block, BLOCK_KEYS, f"{path}, block '{block.get('title', '')}'")
         rows = block.get("rows")
-        if not isinstance(rows, list) or not rows or not all(is_row_entry(row) for row in rows):
-            where = f"{path}"
-            if "title" in block:
-                where += f", block '{block['title']}'"
+        where = f"{path}"
+        if "title" in block:
+            where += f", block '{block['title']}'"
+        if not isinstance(rows, list) or not rows:
             raise UsageError(f"{where}: {ROWS_FORMAT}")
-        for row in rows:
+        for number, row in enumerate(rows, 1):
+            check_label(row, f"{where}, row {number}")
             check_keys(row, ROW_KEYS, f"{path}, row '{row['label']}'")
             entries.append((str(block.get("title", "")), row))
     return entries
 
 
-def is_row_entry(row: object) -> bool:
-    """Whether a list's entry has what every row must have: a label, which may be a number."""
+def check_label(row: object, where: str) -> None:
+    """UsageError for a list's entry without what every row must have: a label, which may be a number."""
     if not isinstance(row, dict):
-        return False
+        raise UsageError(f"{where}: {quote(row)} is no row; {ROWS_FORMAT}")
     label = row.get("label")
+    if label is None or not str(label).strip():
+        raise UsageError(f"{where} has no label; {ROWS_FORMAT}")
     # `label: yes` is True in YAML, and nothing that anybody wants to read in a table
-    if isinstance(label, bool) or not isinstance(label, (str, int, float)):
-        return False
-    return str(label).strip() != ""
+    if isinstance(label, bool):
+        value = format_value(label)
+        raise UsageError(f"{where}: label {value} is how YAML reads yes, no, on or off; put it in quotes")
+    if not isinstance(label, (str, int, float)):
+        raise UsageError(f"{where}: label {quote(label)} is a {type(label).__name__}; put it in quotes")
 
 
 def check_keys(mapping: dict[str, Any], keys: set[str], where: str) -> None:

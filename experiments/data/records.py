@@ -190,9 +190,11 @@ def parse_families(families: object, turns: int) -> tuple[str, ...] | None:
         return None
     if not isinstance(families, list) or len(families) != turns:
         raise UsageError(f'"families" must be a list with one name for each of the {turns} questions')
-    names = tuple(map(str, families))
-    refuse_lone_surrogates("".join(names), '"families"')
-    return names
+    for name in families:
+        if not isinstance(name, str):
+            raise UsageError(f'"families" has {quote(repr(name))}; expected names, each a text in quotes')
+        refuse_lone_surrogates(name, '"families"')
+    return tuple(families)
 
 
 def parse_accepted(accepted: object, turns: int) -> tuple[tuple[str, ...], ...] | None:

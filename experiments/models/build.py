@@ -135,8 +135,9 @@ def pick_device(accelerator: str) -> torch.device:
 
 
 def silence_libraries() -> None:
-    """Let Lightning, transformers and the hub tell errors alone: a command's own progress is what shows."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
+    """Let libraries tell errors alone: a command's own progress is what shows."""
+    # bitsandbytes, which peft imports where it is installed, warns of a kernel that nothing here runs
+    for name in ("lightning.pytorch", "lightning.fabric", "bitsandbytes.backends.cpu.ops"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     transformers_logging.set_verbosity_error()

@@ -15,6 +15,7 @@ from llm_adapters.conversation import QUERY, QUESTION
 from llm_adapters.reuse.processors import remove_markers
 from llm_adapters.reuse.saving import PLAIN_CONFIG, RECORD_FILE
 from llm_adapters.reuse.wrapping import PARTS_ATTRIBUTE
+from llm_adapters.saved import find_model_folder
 
 SAVE_ADVICE = "save the model and its processor there again"
 ADAPTER_FILE = "adapter_config.json"
@@ -22,6 +23,17 @@ ADAPTER_FILE = "adapter_config.json"
 HUB_ARGUMENTS = ("cache_dir", "local_files_only", "token")
 # of a record: what tells which weights the attached parts have
 PART_NAMES = ("compressor", "knobs", "query_module", "query_knobs", "new_projector")
+
+
+def refuse_own_model(folder: Path, source: str | Path) -> None:
+    """UsageError for a model of this project's own kind, by the folder of its cell, stage or weights."""
+    try:
+        find_model_folder(folder)
+    except UsageError:  # none of ours
+        return
+    raise UsageError(
+        f"{source}: a model of this project's own kind; load it with slothkit.load({str(source)!r})"
+    )
 
 
 def load_plain_model(folder: Path, **kwargs: Any) -> tuple[PreTrainedModel, dict[str, Any]]:

@@ -21,6 +21,7 @@ from llm_adapters.reuse.folders import (
     read_adapter,
     read_record,
     read_saved_parts,
+    refuse_own_model,
 )
 from llm_adapters.reuse.saving import RECORD_FILE
 from llm_adapters.reuse.wrapping import PARTS_ATTRIBUTE
@@ -42,12 +43,13 @@ def load(
     base        of an adapter: where the model is that it was trained on; None: where it says
     text_encoder    where the text encoder is that a compressor reads questions by; None: where it says
     kwargs      `from_pretrained`'s
-    UsageError for a folder of another model.
+    UsageError for a folder of another model, such as a cell's, which `slothkit.load` takes.
     """
     options: dict[str, Any] = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
     folder = find_folder(source, revision, **options)
     if (folder / ADAPTER_FILE).is_file():
         return _load_adapter(folder, base, text_encoder, kwargs)
+    refuse_own_model(folder, source)
     model, record = load_plain_model(folder, **kwargs)
     processor = load_processor(folder, record)
     _attach_record(model, processor, record, text_encoder)

@@ -1,5 +1,7 @@
 """`python -m compressors`: what it says of every registered compressor is what the compressor does."""
 
+from importlib.metadata import EntryPoint
+
 import pytest
 import torch
 
@@ -103,6 +105,46 @@ def test_one_that_says_nothing_is_listed(capsys):
         assert shown(capsys, "bare")[1].startswith("bare ")
     finally:
         del registry._classes["bare"]
+
+
+def test_broken_ones_leave_the_others_listed(capsys, monkeypatch):
+    """A line each below the others; one asked for by name is an error."""
+
+    class Swallows(Compressor):
+        def __init__(self, dim: int, **kw: int):
+            super().__init__()
+            self.out_dim, self.kw = dim, kw
+
+    class Raises(Compressor):
+        def __init__(self, dim: int):
+            super().__init__()
+            self.out_dim = dim
+
+        def num_tokens(self, height, width):
+            raise KeyError(f"{height}x{width}")
+
+    monkeypatch.setitem(registry._classes, "raises", Raises)
+    monkeypatch.setitem(registry._classes, "swallows", Swallows)
+    monkeypatch.setitem(registry.entry_points, "gone", EntryPoint("gone", "no_such:Part", registry.group))
+    lines = shown(capsys)
+    begun = [line.split()[0] for line in lines[1:] if line[0] != " "]
+    assert begun == [*EVERY, "not", "not", "not"]
+    assert lines[-3].startswith("not listed: compressor 'gone' of entry point no_such:Part does not load: ")
+    assert lines[-2].startswith("not listed: compressor 'raises': KeyError: '27x27' (")
+    assert lines[-1] == "not listed: compressor 'swallows' takes **kw; spell its knobs out"
+    assert main(["sap", "swallows"]) == 2
+    assert capsys.readouterr().err == "error: compressor 'swallows' takes **kw; spell its knobs out\n"
+
+
+def test_one_that_cannot_be_built_at_these_widths_is_listed(monkeypatch):
+    class Narrow(Compressor):
+        def __init__(self, dim: int, *, count: int):
+            super().__init__()
+            self.out_dim, self.count = dim, count
+
+    monkeypatch.setitem(registry._classes, "narrow", Narrow)
+    found = collect_facts("narrow")
+    assert (found.tokens, found.cues, found.knobs) == ("?", "?", ("count=?",))
 
 
 def test_amounts():

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from compressors.errors import UsageError
-from compressors.reading import read_json_file
+from compressors.reading import parse_json, read_json_file
 
 FAULTS = {
     "cut": (b'{"a": ', "not JSON"),
@@ -44,3 +44,9 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
 def test_json_is_read(tmp_path):
     (tmp_path / "x.json").write_text('{"fuchs": "\u00fc"}')
     assert read_json_file(tmp_path / "x.json") == {"fuchs": "\u00fc"}
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path):
+    (tmp_path / "x.json").write_text('{"fuchs": "\u00fc"}', encoding="utf-8-sig")
+    assert read_json_file(tmp_path / "x.json") == {"fuchs": "\u00fc"}
+    assert parse_json("\ufeff[1]", "x.jsonl, line 1") == [1]

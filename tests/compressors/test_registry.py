@@ -1,5 +1,6 @@
 """The registry: exact names, errors that say what to type, knobs read from signatures, outside packages."""
 
+import string
 import subprocess
 import sys
 import types
@@ -11,7 +12,7 @@ from outside import offer_parts
 
 import compressors
 from compressors import Compressor, UsageError
-from compressors.registry import Registry, conform
+from compressors.registry import Registry, conform, suggest
 
 
 class Shrink(Compressor):
@@ -55,13 +56,21 @@ def test_duplicate_name(registry):
 def test_unknown_name_suggests():
     with pytest.raises(UsageError, match="unknown compressor 'avgpool'; did you mean 'avg_pool'. Known: a"):
         compressors.create("avgpool", dim=4)
-    with pytest.raises(UsageError, match="unknown compressor 'SAP'"):  # exact names only
+    # exact names only
+    with pytest.raises(UsageError, match="unknown compressor 'SAP'; did you mean 'sap'"):
         compressors.create("SAP", dim=4)
 
 
 def test_unknown_knob_suggests():
     with pytest.raises(UsageError, match="compressor 'sap' has no knob 'rat'; did you mean 'rate'. Known: "):
         compressors.check("sap", rat=3)
+
+
+def test_what_is_like_nothing():
+    assert suggest("x", []) == "; there is none"
+    assert suggest("xx", [f"{letter}{letter}" for letter in string.ascii_letters if letter not in "xX"]) == (
+        "; none of the 50 known ones is like it"
+    )
 
 
 def test_missing_context():
@@ -86,6 +95,13 @@ def test_missing_context():
 def test_ill_typed_knob(registry, knobs, message):
     with pytest.raises(UsageError, match=message):
         registry.check("shrink", **knobs)
+
+
+def test_a_number_that_is_too_large_is_echoed_as_typed():
+    with pytest.raises(UsageError, match="^x=99999999999999999999999: a whole number has at most 64 bits$"):
+        conform(99999999999999999999999, int, "x")
+    with pytest.raises(UsageError, match="^x=0x3b9a"):  # of more digits than Python writes
+        conform(10**9 << 20000, int, "x")
 
 
 def test_conform_tuples():

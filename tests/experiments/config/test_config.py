@@ -141,6 +141,12 @@ def test_values():
         ("finetune.lrr=1", "did you mean 'finetune.lr'"),
         ("lr=1", "did you mean pretrain.lr or finetune.lr"),
         ("sedd=1", "did you mean 'seed'"),
+        ("SEED=1", "unknown setting 'SEED'; did you mean 'seed'"),
+        ("finetune.LR=1", "unknown setting 'finetune.LR'; did you mean 'finetune.lr'"),
+        ("compressor=SAP", "unknown compressor 'SAP'; did you mean 'sap'"),
+        ("rate=3", "unknown setting 'rate'; did you mean 'sap.rate'.$"),
+        ("num_queries=3", "unknown setting 'num_queries'; did you mean 'embq.num_queries'.$"),
+        ("identity.x=3", "compressor 'identity' has no knob 'x'; there is none"),
         ("finetune=1", "'finetune' is a section"),
         ("sap=3", "sap.KNOB"),
         ("sap.rte=3", "no knob 'rte'; did you mean 'rate'"),
@@ -169,6 +175,22 @@ def test_errors_name_the_value_and_what_to_do(override, message):
     with pytest.raises(UsageError, match=message) as caught:
         cells(override)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "hint"),
+    [
+        (("compressor=tome,sap", "rate=3"), "did you mean 'tome.rate'?"),
+        (("compressor=sap", "prune=fastv", "layer=1"), "did you mean 'fastv.layer'?"),
+        # no part of the line has it, others do
+        (("compressor=sap", "fusion=add"), "did you mean 'embq.fusion'?"),
+        (("compressor=identity", "rate=3"), "did you mean PART.rate, such as 'adaptive_avg_pool.rate'?"),
+    ],
+)
+def test_a_knob_without_its_part_is_answered_with_it(overrides, hint):
+    with pytest.raises(UsageError) as caught:
+        cells(*overrides)
+    assert str(caught.value).endswith(hint)
 
 
 @pytest.mark.parametrize("compressor", ["sap", "none"])
@@ -205,6 +227,8 @@ def test_blind_cells_beside_a_query_warmup_are_those_without():
         ("seed: one", "mine.yaml: seed='one'"),
         ("preset: [tiny]", "mine.yaml: preset=.*expected"),
         ("- 1", "mine.yaml: expected settings"),
+        ("", "mine.yaml: the preset file is empty"),
+        ("# seed: 1", "mine.yaml: the preset file is empty"),
         ("a: [1", "mine.yaml: not readable as YAML"),
         ("preset: tinny", "unknown preset 'tinny'"),
     ],

@@ -88,6 +88,8 @@ BAD = [
     ([record("<image>What?", "A fox", image=["a.png", "b.png"])], "1 <image> in its questions, but 2 image"),
     ([record("What?", "A fox", image=3)], '"image" must be a file name'),
     ([record("What?", "A fox", families=["a", "b"])], '"families" must be a list with one name'),
+    ([record("What?", "A fox", families=[None])], '"families" has None; expected names'),
+    ([record("What?", "A fox", families=[3])], '"families" has 3; expected names'),
     ([record("What?", "A fox", image="c.png")], "no image .*c.png; is data.images right"),
 ]
 
@@ -114,6 +116,13 @@ def test_files_that_are_not_llava(tmp_path, text, message):
     with pytest.raises(UsageError, match=f"x.json: .*{message}") as caught:
         llava.load_samples(tmp_path / "x.json")
     assert "\n" not in str(caught.value)
+
+
+def test_a_byte_order_mark_before_a_list_and_before_lines(tmp_path):
+    row = json.dumps(record("What?", "A fox."))
+    for name, text in (("x.json", f"[{row}]"), ("x.jsonl", f"{row}\n{row}\n")):
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+        assert llava.load_samples(tmp_path / name)[0].turns == (Turn("What?", "A fox."),)
 
 
 def test_questions(load):

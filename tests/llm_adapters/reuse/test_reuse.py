@@ -337,6 +337,20 @@ def test_bad_models_texts_and_folders_are_refused(tmp_path):
         reuse.load(tmp_path)
 
 
+def test_a_model_of_the_project_s_own_kind_is_sent_to_its_own_load(tmp_path):
+    """By the folder of its cell, of its stage and of its weights."""
+    stage, cell = tmp_path / "finetune" / "1234", tmp_path / "cells" / "sap-1234"
+    (stage / "model").mkdir(parents=True)
+    (stage / "model" / "config.json").write_text('{"model_type": "slothkit"}')
+    cell.mkdir(parents=True)
+    (cell / "stages.json").write_text('["finetune/1234"]')
+    for folder in (cell, stage, stage / "model"):
+        with pytest.raises(UsageError) as caught:
+            reuse.load(folder)
+        own_load = f"slothkit.load('{folder}')"
+        assert str(caught.value) == f"{folder}: a model of this project's own kind; load it with {own_load}"
+
+
 def test_a_model_that_peft_has_wrapped():
     model, processor = make_model("llava"), make_processor("llava")
     tuned, names = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])), set(vars(processor))
