@@ -49,6 +49,18 @@ class Prompt:
     counts: list[int]
     embeds: Tensor
 
+    def mark_behind_images(self) -> Tensor:
+        """(B, T): tokens behind the last visual one of their row, all of a row without any. No other token of
+        the text attends to every visual one: to those that come later each has an attention of exactly 0."""
+        visual_from_here = self.visual.flip(1).cumsum(1).flip(1)  # how many stand here or later
+        return visual_from_here == 0
+
+    def mark_last_question(self) -> Tensor:
+        """(B, T): tokens of questions behind the last visual one, else what answers start from."""
+        question = self.text & self.mark_behind_images()
+        has_question = question.any(1, keepdim=True)
+        return question | (self.last & ~has_question)
+
 
 @dataclass
 class View:

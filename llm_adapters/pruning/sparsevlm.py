@@ -2,7 +2,8 @@
 and part of what they rate low is merged instead of lost.
 
     raters    question tokens whose relevance, the mean over visual tokens of softmax(H_v H_q^T), is not below
-              the question's mean; by the input embeddings, once
+              the question's mean; by the input embeddings, once. Only those behind the last visual token,
+              which alone attend to all of them; where there are none, the last token of the prompt
     drop      at each layer the visual tokens that the raters attend to least
     recycle   the best share `recycle` of these becomes clusters (density peaks over nearest neighbours), one
               for `1 / cluster` of them; a cluster becomes one token, the mean, at the place of its centre
@@ -65,10 +66,9 @@ class SparseVLM(Pruner):
         self.cluster = cluster
 
     def select_raters(self, prompt: Prompt) -> Tensor:
-        """(B, S): the relevant words of the question; without a question the last token."""
-        has_question = prompt.text.any(1, keepdim=True)
-        text = prompt.text | (prompt.last & ~has_question)
-        relevant = find_relevant_text(prompt.embeds, prompt.visual, text)
+        """(B, S): the relevant words of the question behind the last visual token, without any there what
+        answers start from."""
+        relevant = find_relevant_text(prompt.embeds, prompt.visual, prompt.mark_last_question())
         if relevant.is_meta:  # how many there are cannot be read: room for all
             return query_positions(relevant, relevant.shape[1])
         return query_positions(relevant)
