@@ -128,7 +128,9 @@ class Compressor(nn.Module):
         trained counts them. Where nobody calls it, such a compressor takes each forward for a step."""
 
     def pick(self, scale: int) -> None:
-        """Settles one of these counts for good; a UsageError where there is only one."""
+        """Settles one of these counts for good; a UsageError where there is only one. In a composed model the
+        processor has to follow before it makes inputs: `processor.image_tokens =
+        model.num_image_tokens(*processor.crop_size)`; of another MLLM `reuse.pick` takes both along."""
         raise UsageError(f"scale={scale}: {self.registered_name} is trained at one token count only")
 
     def visible(self, height: int, width: int) -> int:

@@ -99,7 +99,8 @@ class Matryoshka(Compressor):
         self.drawn = self.choices[index]
 
     def pick(self, scale: int) -> None:
-        """From now on this scale alone, without places for finer ones."""
+        """From now on this scale alone, without places for finer ones; a model's processor has to follow, as
+        `Compressor.pick` says."""
         if scale not in self.scales:
             raise UsageError(f"scale={scale}: choose one of {', '.join(map(str, self.scales))}")
         self.choices = (scale,)
