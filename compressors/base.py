@@ -80,6 +80,8 @@ class Compressor(nn.Module):
     keeps_positions    in the LLM each token has the position that its patch, `kept`, would have if nothing
                    were left out, and text behind an image goes on from there; otherwise positions count the
                    tokens that are there. A knob `positions` of those that define `kept`
+    raster_order   without a grid, tokens are in the order of the patches that they were chosen from, as those
+                   of selectors and mergers: any first part of them shows the top of the picture
     """
 
     out_dim: int
@@ -92,6 +94,7 @@ class Compressor(nn.Module):
     varies: bool = False
     is_subset: bool = False
     keeps_positions: bool = False
+    raster_order: bool = False
 
     def out_grid(self, height: int, width: int) -> tuple[int, int] | None:
         """Grid of the visual tokens, row-major, for a (height, width) patch grid; None: no spatial order."""
