@@ -13,6 +13,7 @@ from torch import Tensor
 
 from compressors.errors import UsageError
 from compressors.registry import Registry
+from compressors.selection import without_autocast
 from llm_adapters.adapter import query_positions
 from llm_adapters.pruning import schedule
 
@@ -103,7 +104,8 @@ class View:
             chosen = chosen & raters
         # a row without raters has weights of 0, not 0 / 0
         weights = chosen / chosen.sum(1, keepdim=True).clamp(min=1)
-        return torch.einsum("bs,bst->bt", weights.to(self.attention.dtype), self.attention)
+        with without_autocast(weights.device.type):  # which would round what is compared
+            return torch.einsum("bs,bst->bt", weights.to(self.attention.dtype), self.attention)
 
 
 class Choice(NamedTuple):

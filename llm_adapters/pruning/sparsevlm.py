@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from compressors.errors import UsageError
+from compressors.selection import choose_in_float32
 from llm_adapters.adapter import query_positions
 from llm_adapters.pruning import schedule
 from llm_adapters.pruning.base import Choice, Positions, Prompt, Pruner, View, keep_highest, register
@@ -128,11 +129,12 @@ class SparseVLM(Pruner):
         return kept_counts
 
 
+@choose_in_float32
 def find_relevant_text(embeds: Tensor, visual: Tensor, text: Tensor) -> Tensor:
     """(B, T): text tokens that visual ones are relevant to at least as much as to the mean of them.
 
     embeds (B, T, D); visual and text (B, T) say which tokens are which."""
-    products = embeds.float() @ embeds.float().mT  # (B, T, T)
+    products = embeds @ embeds.mT  # (B, T, T)
     products = products.masked_fill(~text.unsqueeze(1), -torch.inf)
     relevance = products.softmax(2) * visual.unsqueeze(2)  # of each text token to each visual one
     visual_count = visual.sum(1, keepdim=True).clamp(min=1)

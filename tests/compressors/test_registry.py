@@ -88,6 +88,13 @@ def test_ill_typed_knob(registry, knobs, message):
         registry.check("shrink", **knobs)
 
 
+def test_a_number_that_is_too_large_is_echoed_as_typed():
+    with pytest.raises(UsageError, match="^x=99999999999999999999999: a whole number has at most 64 bits$"):
+        conform(99999999999999999999999, int, "x")
+    with pytest.raises(UsageError, match="^x=0x3b9a"):  # of more digits than Python writes
+        conform(10**5000 * 10**9 // 10**5000 << 20000, int, "x")
+
+
 def test_conform_tuples():
     assert conform([1, "a"], tuple[int, str], "x") == (1, "a")
     assert conform([1, 2, 3], tuple[float, ...], "x") == (1.0, 2.0, 3.0)

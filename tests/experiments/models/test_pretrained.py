@@ -1,6 +1,7 @@
 """Backbones that cannot be a cell's are refused before any stage: other kinds of models, damaged folders."""
 
 import json
+import logging
 import shutil
 
 import pytest
@@ -146,3 +147,9 @@ def test_code_in_a_folder_never_runs(llm, tmp_path, monkeypatch, capsys, source,
     error = capsys.readouterr().err
     assert f"{source}={llm}: brings Python code of its own, which is never run here" in error
     assert error.count("\n") == 1 and not out.exists() and not (tmp_path / "ran").exists()
+
+
+def test_a_kernel_that_bitsandbytes_lacks_is_not_told():
+    """peft imports it, so that a plan of LoRA would begin with its warning."""
+    build.silence_libraries()
+    assert not logging.getLogger("bitsandbytes.backends.cpu.ops").isEnabledFor(logging.WARNING)

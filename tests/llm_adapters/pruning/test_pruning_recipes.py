@@ -8,7 +8,7 @@ from pruning_cases import DEPTH, RECIPE, ROWS, TOKENS, build, inputs
 from compressors.errors import UsageError
 from llm_adapters.conversation import IMAGE, Turn
 from llm_adapters.pruning import Choice, SparseVLM, View, registry, schedule
-from llm_adapters.pruning.attention import compute_attention_rows
+from llm_adapters.pruning.attention import compute_attention_rows, compute_pooled_row
 from llm_adapters.pruning.base import Prompt
 from llm_adapters.pruning.calibration import calibrate_pruner, fit_recipe
 from llm_adapters.pruning.cuts import make_cut
@@ -109,6 +109,26 @@ def test_rows_of_attention_are_of_full_precision(dtype):
     found = compute_attention_rows(query.to(dtype), key.to(dtype), None, torch.tensor([[3]]), "mean")
     expected = torch.tensor([0, 0, 48 * 0.25 / 8, 0]).softmax(0)  # 64 * 48 * 48 is what all share
     torch.testing.assert_close(found[0, 0], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_autocast_does_not_round_what_rates():
+    """Rows of attention, of each rater and of all as one, their mean, and which words are relevant."""
+    torch.manual_seed(0)
+    query, key, embeds = torch.randn(2, 4, 60, 8), torch.randn(2, 2, 60, 8), torch.randn(2, 60, 6)
+    index = torch.arange(40, 60).expand(2, -1)
+    visual = torch.arange(60).expand(2, -1) < 40
+
+    def rate():
+        rows = compute_attention_rows(query, key, None, index, "mean")
+        view = View(0, visual, [40, 40], [40, 40], index, rows, embeds)
+        pooled = compute_pooled_row(query, key, index)
+        return rows, pooled, view.average_attention(), find_relevant_text(embeds, visual, ~visual)
+
+    expected = rate()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = rate()
+    for one, other in zip(found, expected):
+        assert torch.equal(one, other)
 
 
 def test_relevant_words_are_those_above_the_mean():
