@@ -80,6 +80,8 @@ class Compressor(nn.Module):
     keeps_positions    in the LLM each token has the position that its patch, `kept`, would have if nothing
                    were left out, and text behind an image goes on from there; otherwise positions count the
                    tokens that are there. A knob `positions` of those that define `kept`
+    raster_order   without a grid, tokens are in the order of the patches that they were chosen from, as those
+                   of selectors and mergers: any first part of them shows the top of the picture
     """
 
     out_dim: int
@@ -92,6 +94,7 @@ class Compressor(nn.Module):
     varies: bool = False
     is_subset: bool = False
     keeps_positions: bool = False
+    raster_order: bool = False
 
     def out_grid(self, height: int, width: int) -> tuple[int, int] | None:
         """Grid of the visual tokens, row-major, for a (height, width) patch grid; None: no spatial order."""
@@ -128,7 +131,9 @@ class Compressor(nn.Module):
         trained counts them. Where nobody calls it, such a compressor takes each forward for a step."""
 
     def pick(self, scale: int) -> None:
-        """Settles one of these counts for good; a UsageError where there is only one."""
+        """Settles one of these counts for good; a UsageError where there is only one. In a composed model the
+        processor has to follow before it makes inputs: `processor.image_tokens =
+        model.num_image_tokens(*processor.crop_size)`; of another MLLM `reuse.pick` takes both along."""
         raise UsageError(f"scale={scale}: {self.registered_name} is trained at one token count only")
 
     def visible(self, height: int, width: int) -> int:

@@ -7,6 +7,12 @@ what is near it, in place of a position embedding.
     queries - self-attention - deformable attention (patches) - FFN - (n times) - Linear
 
     H*W -> th * tw        576 -> 144 at grid = (12, 12)
+
+The released model (repository kakaobrain/honeybee) has 6 layers, 8 heads and an FFN of 1024 channels:
+num_layers=6, heads=8, mlp_width=1024. No knob changes the rest: there the Linear before and behind is left
+out where widths agree, layers have dropout (0.1), and reference points start evenly from the first patch's
+centre to the last one's, linspace(0.5, H - 0.5, th) / H; here at the centres of the queries' cells, (i + 0.5)
+/ th.
 """
 
 import math
@@ -127,7 +133,7 @@ class DecoderLayer(nn.Module):
 
 @register("d_abstractor")
 class DAbstractor(Compressor):
-    """A `grid` of queries of `width` in `num_layers` decoder layers.
+    """A `grid` of queries of `width` in `num_layers` decoder layers; released: 6, 8 heads, `mlp_width` 1024.
 
     num_points    that a head reads of the features
     mlp_width     of the FFN; None: four times `width`

@@ -141,6 +141,8 @@ class BudgetCompressor(WindowCompressor):
     of them: a number, or a share of the patches between 0 and 1, rounded down. `positions`: those of the
     tokens in the LLM, renumbered or kept as in `keeps_positions`."""
 
+    raster_order = True
+
     def __init__(
         self,
         rate: int,

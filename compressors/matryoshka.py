@@ -6,7 +6,8 @@ from finer ones, and picks one of them when asked: one training run for every bu
     host with a grid     the grid average-pooled by a scale s (M3)        9*9 -> 81, 25, 9 at scales 1, 2, 4
     host with queries    the first ceil(Q / s^2) tokens (MQT)             64 -> 64, 16, 4
 
-Selectors and mergers are no hosts: their tokens are in raster order, and the first are the top of the image.
+Selectors and mergers are no hosts, nor is slothmix with diverse groups: their tokens are in raster order, and
+the first are the top of the image.
 
     H*W -> the host's tokens at the finest scale        729 -> 81 behind avg_pool
 
@@ -24,7 +25,7 @@ from compressors.avg_pool import average_windows
 from compressors.base import Compressor, MaybeTensor, register, registry
 from compressors.checks import check_at_least
 from compressors.errors import UsageError, quote
-from compressors.grid import BudgetCompressor, count_windows
+from compressors.grid import count_windows
 
 
 @register("matryoshka")
@@ -61,9 +62,12 @@ class Matryoshka(Compressor):
             raise UsageError(
                 f"host={host}: its images have token counts of their own, which scales would change"
             )
-        if isinstance(self.host, BudgetCompressor):
+        if self.host.raster_order:
+            own_grid = ""
+            if host == "slothmix":
+                own_grid = "take knobs={groups: windows}, or "
             raise UsageError(
-                f"host={host}: its tokens are in raster order: the first are the image's top; "
+                f"host={host}: its tokens are in raster order: the first are the image's top; {own_grid}"
                 "choose one with a grid, such as avg_pool, or with queries, such as resampler"
             )
         if self.host.keeps_positions:
@@ -99,7 +103,8 @@ class Matryoshka(Compressor):
         self.drawn = self.choices[index]
 
     def pick(self, scale: int) -> None:
-        """From now on this scale alone, without places for finer ones."""
+        """From now on this scale alone, without places for finer ones; a model's processor has to follow, as
+        `Compressor.pick` says."""
         if scale not in self.scales:
             raise UsageError(f"scale={scale}: choose one of {', '.join(map(str, self.scales))}")
         self.choices = (scale,)

@@ -66,6 +66,7 @@ class SlothMix(ResizingCompressor):
         check_at_least(0, depth=depth)
         check_heads_divide(heads, width)
         self.out_dim, self.groups, self.heads = dim, groups, heads
+        self.raster_order = groups == "diverse"  # of the patches that the groups are gathered around
         residuals = [InvertedResidual(width, 1) for _ in range(depth)]
         self.trunk = nn.Sequential(nn.Linear(dim, width), nn.GELU(), *residuals)
         self.scorer = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, heads))

@@ -10,8 +10,11 @@ p = sigmoid(score + t), with the t at which the weights of an image sum to its c
 The released code trains the scorer alone, with all patches before a frozen LLM, each times its p, and a loss
 that draws p to the hard choice, of growing weight. Here training has as many tokens as evaluation: what is
 not chosen joins, times its p, the chosen patch that is most like it, so that every score has a gradient; and
-the weights themselves go from p to the hard choice, linearly, in the first `anneal` steps of training.
-There the scorer reads merged patches, at the LLM's width; here those of the tower, before the projector.
+the weights themselves go from p to the hard choice, linearly, in the first `anneal` steps of training. From
+then on the scorer has no gradient. Both stages count: 1000 steps are used up in stage 1, which has 3000 at
+preset tiny and 2180 with LLaVA's 558k captions, and stage 2 trains the scorer only where `anneal` is larger.
+In the released code the scorer reads merged patches, at the LLM's width; here those of the tower, before the
+projector.
 """
 
 import torch
@@ -62,7 +65,8 @@ def assign_to_chosen(patches: Tensor, chosen: Tensor) -> Tensor:
 @register("visionselector")
 class VisionSelector(SubsetCompressor):
     """As many patches as `rate` x `rate` windows or `tokens`, by scores of queries and keys of `width`;
-    `anneal` steps of training until their choice is hard (0: from the start, and nothing is learned)."""
+    `anneal` steps of training, those of all stages together, until their choice is hard and the scorer learns
+    nothing more (0: from the start)."""
 
     steps: Tensor
 

@@ -65,7 +65,8 @@ class FlashSlothForConditionalGeneration(ComposedGeneration, QueryAdapter, PreTr
                                          training
     without_head                         True: the LLM's hidden states instead of logits and loss
 
-    Raises UsageError when the placeholders do not match the images' tokens (not inside torch.compile).
+    Raises UsageError when the placeholders do not match the images' tokens; in training on a GPU, which is
+    not to wait for it, a RuntimeError by the device's own assertion, inside torch.compile nothing.
     """
 
     config_class = FlashSlothConfig
@@ -125,7 +126,11 @@ class FlashSlothForConditionalGeneration(ComposedGeneration, QueryAdapter, PreTr
 
     def set_compressor(self, name: str, **knobs: Any) -> None:
         """A compressor without weights in the place of this model's, whose tokens are as wide. UsageError for
-        another one, an unknown name or knob, and one that asks the tower for what it does not have."""
+        another one, an unknown name or knob, and one that asks the tower for what it does not have.
+
+        An image has another number of tokens then, and the processor has to follow before it makes inputs:
+        `processor.image_tokens = model.num_image_tokens(*processor.crop_size)`. For a compressor that reads
+        the question by the tower's own text encoder `processor.question_tokenizer` has to be set, too."""
         sizes = {"dim": self.vision_tower.dim, "llm_dim": llm_sizes(self.config)["llm_dim"]}
         compressor: Compressor = compressors.create(name, **sizes, **knobs)
         if compressor.out_dim != self.compressor.out_dim:

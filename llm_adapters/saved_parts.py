@@ -77,7 +77,8 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int, where: str) -
 
 
 def check_placeholders(model: Any, processor: Any, where: str) -> None:
-    """UsageError for a model and a processor with other ids of their placeholders."""
+    """UsageError for a model and a processor with other ids or numbers of their placeholders. A processor for
+    no images at all, that of a blind cell, has 0; of a compressor with several scales it may have any."""
     names = PLACEHOLDERS if model.num_queries else PLACEHOLDERS[:1]
     for name in names:
         wanted = getattr(processor, name)
@@ -87,3 +88,16 @@ def check_placeholders(model: Any, processor: Any, where: str) -> None:
                 f"{where}: config.json has {name}={noted}, the tokenizer {wanted}; save the "
                 "model and its processor there again"
             )
+    if not processor.image_tokens or model.compressor.draws:  # a scale is picked once the model is loaded
+        return
+    height, width = processor.crop_size
+    try:
+        tokens = model.num_image_tokens(height, width)
+    except UsageError as error:
+        raise UsageError(f"{where}: an image of {height}x{width} pixels: {error}") from error
+    if processor.image_tokens != tokens:
+        raise UsageError(
+            f"{where}: processor_config.json has image_tokens={processor.image_tokens}, but "
+            f"{model.config.compressor} makes {tokens} of {height}x{width} pixels; set "
+            f"processor.image_tokens = {tokens} and save the processor there again"
+        )

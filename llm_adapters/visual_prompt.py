@@ -10,6 +10,13 @@ from compressors.base import Compressor, MaybeTensor
 from compressors.errors import UsageError
 from llm_adapters.kept_positions import count_positions
 
+COUNT_ADVICE = (
+    "make inputs with the model's own processor; after set_compressor or pick set processor.image_tokens = "
+    "model.num_image_tokens(*processor.crop_size)"
+)
+# CUDA's assertions take less than 256 characters
+WRONG_COUNT = f"a row has other image placeholders than its images make visual tokens; {COUNT_ADVICE}"
+
 
 class Mute(LogitsProcessor):
     """Tokens that are never generated; None and those that the logits do not have are left out."""
@@ -129,20 +136,42 @@ def hide_visual_tokens(
     return attention_mask.masked_fill(is_image & hidden_visual, 0), position_ids
 
 
-def check_count(is_image: Tensor, per_image: int, image_turn: Tensor | None) -> None:
-    """UsageError for a row whose placeholders are not as many as its images' tokens."""
-    if torch.compiler.is_compiling() or is_image.device.type != "cpu":
-        return  # reading the counts would wait for the device; the processor has checked them
+def check_count(
+    is_image: Tensor, per_image: int, image_turn: Tensor | None, is_training: bool = False
+) -> None:
+    """UsageError for a row whose placeholders are not as many as its images' tokens. A step of training on a
+    GPU, which is not to wait for the counts, has an assertion of the device in its place: a RuntimeError, as
+    soon as anything is read."""
+    if torch.compiler.is_compiling() or is_image.is_meta:
+        return
+    device = is_image.device
+    is_decoding = image_turn is None and is_image.shape[1] == 1
+    if is_decoding and device.type != "cpu":
+        return  # it would take as long as several layers for a single word
     placeholders = is_image.sum(1)
     tokens = torch.zeros_like(placeholders)
     if image_turn is not None:
         tokens = (image_turn > 0).sum(1) * per_image
+    if not can_wait(device, is_training):
+        if device.type == "cuda":  # others may have no such assertion
+            torch._assert_async((placeholders == tokens).all(), WRONG_COUNT)
+        return
     if not torch.equal(placeholders, tokens):
         row = int((placeholders != tokens).nonzero()[0])
         raise UsageError(
             f"row {row} has {int(placeholders[row])} image placeholders but its images make "
-            f"{int(tokens[row])} visual tokens; make inputs with the model's own processor"
+            f"{int(tokens[row])} visual tokens; {COUNT_ADVICE}"
         )
+
+
+def can_wait(device: torch.device, is_training: bool) -> bool:
+    """Whether a value of a device may be waited for. Of a GPU: for an answer, as transformers waits for it
+    too when it makes the mask, but not in a step of training, nor while a CUDA graph is recorded."""
+    if device.type == "cpu":
+        return True
+    if is_training and torch.is_grad_enabled():
+        return False
+    return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
 
 def check_image_turns(features: Tensor, image_turn: Tensor) -> None:

@@ -148,7 +148,7 @@ class VisionTower(nn.Module):
     ) -> Tensor:
         """(B, 3, h, w) -> (B, H, W, (1 + L) C + cues): the output, `levels` and `cues` beside it, in the
         channels, for a compressor that needs them (`compressors/cues.py` says what cues there are). With cues
-        in float32 at least, whatever the tower is in: scores tie in half precision."""
+        in float32 at least, whatever the tower is in, and without autocast: scores tie in half precision."""
         if not cues and not levels:
             return self(pixel_values)
         if not cues:

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from compressors.cues import ATTENTION, CLS, KEYS, Cue
 from compressors.errors import UsageError
+from compressors.selection import without_autocast
 
 INPUT_NAMES = ("hidden_states", "query", "x")  # what attention modules call their first argument
+COMPUTING_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def find_attention(block: nn.Module) -> Any:
@@ -36,6 +38,7 @@ def find_attention(block: nn.Module) -> Any:
 
 def compute_queries_and_keys(attention: Any, states: Tensor) -> tuple[Tensor, Tensor]:
     """Input of an attention module (B, T, C) -> its queries and keys, each (B, heads, T, d), in float32."""
+    states = states.to(find_computing_type(attention, states))
     if isinstance(attention, nn.MultiheadAttention):
         projected = nn.functional.linear(states, attention.in_proj_weight, attention.in_proj_bias)
         query, key, _ = projected.chunk(3, -1)
@@ -54,6 +57,13 @@ def compute_queries_and_keys(attention: Any, states: Tensor) -> tuple[Tensor, Te
         query = attention.q_norm(query)
         key = attention.k_norm(key)
     return query.float(), key.float()
+
+
+def find_computing_type(attention: nn.Module, states: Tensor) -> torch.dtype:
+    """In what its projections take their input: that of its weights, which what comes from a pass under
+    autocast may differ from. Quantised weights take it as it is."""
+    weights = next(attention.parameters(), states)
+    return weights.dtype if weights.dtype in COMPUTING_TYPES else states.dtype
 
 
 def count_heads(attention: Any) -> int:
@@ -118,13 +128,14 @@ def compute_cue(
     cue: Cue, attention: Any, states: Tensor, output: Tensor, num_prefix: int, has_cls: bool
 ) -> Tensor:
     """A cue of each patch (B, N, channels), from a block's attention, what went into it and what the block
-    gave, both (B, prefix + N, C)."""
+    gave, both (B, prefix + N, C). Without autocast, which would round what is compared."""
     if cue.kind == CLS:
         patches = output.shape[1] - num_prefix
         return output[:, :1].expand(-1, patches, -1)
-    query, key = compute_queries_and_keys(attention, states)
-    if cue.kind == KEYS:
-        return key.mean(1)[:, num_prefix:]
-    if cue.kind == ATTENTION and has_cls:
-        query = query[:, :, :1]  # CLS comes first
-    return average_attention(query, key)[:, num_prefix:, None]
+    with without_autocast(states.device.type):
+        query, key = compute_queries_and_keys(attention, states)
+        if cue.kind == KEYS:
+            return key.mean(1)[:, num_prefix:]
+        if cue.kind == ATTENTION and has_cls:
+            query = query[:, :, :1]  # CLS comes first
+        return average_attention(query, key)[:, num_prefix:, None]

@@ -90,6 +90,7 @@ class SequenceBuilder(ImageEncoder, PruningAdapter):
     config: Any
     language_model: Any
     query_module: QueryModule | None
+    training: bool
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -217,7 +218,7 @@ class SequenceBuilder(ImageEncoder, PruningAdapter):
         if self.query_module is not None:
             embeds = place_visual_tokens(embeds, is_query, self.query_module.tokens.to(embeds.dtype))
         if features is None:
-            check_count(is_image, 0, None)
+            check_count(is_image, 0, None, self.training)
             return PromptEmbeddings(embeds)
         if image_turn is None or turns is None:
             raise UsageError(
@@ -229,7 +230,7 @@ class SequenceBuilder(ImageEncoder, PruningAdapter):
         visual, kept, is_there = self.compress_features(
             features, text_embeds, turns, image_turn, is_question, questions
         )
-        check_count(is_image, visual.shape[1] // features.shape[1], image_turn)
+        check_count(is_image, visual.shape[1] // features.shape[1], image_turn, self.training)
         # a gather, not a masked assignment: its shapes do not depend on the data, so it compiles
         order = (is_image.cumsum(1) - 1).clamp(0, visual.shape[1] - 1)
         gathered = visual.gather(1, order.unsqueeze(-1).expand(-1, -1, visual.shape[-1]))

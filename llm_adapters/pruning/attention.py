@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from compressors.errors import UsageError
+from compressors.selection import without_autocast
 
 SCORING_ATTENTION = "slothkit_scoring"
 PRUNING_CONTEXT = "pruning_context"
@@ -116,26 +117,28 @@ def compute_attention_rows(
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
     rows = []
-    for chunk in index.split(QUERY_CHUNK, dim=1):  # logits of all queries at once would be (B, H, S, T)
-        rows.append(
-            _compute_chunk_rows(query, key, mask, chunk, heads, scaling, softcap, s_aux, sliding_window)
-        )
+    with without_autocast(query.device.type):
+        for chunk in index.split(QUERY_CHUNK, dim=1):  # logits of all queries at once would be (B, H, S, T)
+            rows.append(
+                _compute_chunk_rows(query, key, mask, chunk, heads, scaling, softcap, s_aux, sliding_window)
+            )
     return torch.cat(rows, 1)
 
 
 @torch.no_grad()
 def compute_pooled_row(query: Tensor, key: Tensor, index: Tensor, scaling: float | None = None) -> Tensor:
     """Softmax attention (B, 1, T) of the mean of the queries at `index` (B, S), -1 fills, to the keys there,
-    mean over heads; zeros elsewhere. Shapes as `compute_attention_rows`."""
+    mean over heads; zeros elsewhere. Shapes as `compute_attention_rows`; in float32, without autocast."""
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
     at = index.clamp(min=0)
     is_rater = index >= 0
     weights = is_rater / is_rater.sum(1, keepdim=True).clamp(min=1)  # (B, S)
-    mean_query = torch.einsum("bs,bhsd->bhd", weights, take_rows(query, at).float())
-    rater_key = take_rows(key, at).float()  # (B, G, S, d)
-    groups = key.shape[1]
-    logits = torch.einsum("bgrd,bgsd->bgrs", mean_query.unflatten(1, (groups, -1)), rater_key) * scaling
+    with without_autocast(query.device.type):
+        mean_query = torch.einsum("bs,bhsd->bhd", weights, take_rows(query, at).float())
+        mean_query = mean_query.unflatten(1, (key.shape[1], -1))  # (B, G, H / G, d)
+        rater_key = take_rows(key, at).float()  # (B, G, S, d)
+        logits = torch.einsum("bgrd,bgsd->bgrs", mean_query, rater_key) * scaling
     lowest = torch.finfo(logits.dtype).min  # and not -inf: a row without raters has no softmax
     logits = logits.masked_fill(~is_rater[:, None, None], lowest)
     attention = logits.softmax(-1).flatten(1, 2).mean(1).masked_fill(~is_rater, 0)  # (B, S)
@@ -159,7 +162,8 @@ def _compute_chunk_rows(
     groups, tokens = key.shape[1:3]
     rater_query = take_rows(query, at)
     rater_query = rater_query.unflatten(1, (groups, -1))  # (B, G, H / G, S, d)
-    # float32 before the product: in half precision close scores would be equal, and large ones infinite
+    # float32 before the product, and no autocast around it: in half precision close scores would be equal,
+    # and large ones infinite
     shared_key = key.float().unsqueeze(2)  # (B, G, 1, T, d)
     products = rater_query.float() @ shared_key.mT
     logits = products.flatten(1, 2) * scaling  # (B, H, S, T)

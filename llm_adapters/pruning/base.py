@@ -13,6 +13,7 @@ from torch import Tensor
 
 from compressors.errors import UsageError
 from compressors.registry import Registry
+from compressors.selection import without_autocast
 from llm_adapters.adapter import query_positions
 from llm_adapters.pruning import schedule
 
@@ -48,6 +49,18 @@ class Prompt:
     asks: int
     counts: list[int]
     embeds: Tensor
+
+    def mark_behind_images(self) -> Tensor:
+        """(B, T): tokens behind the last visual one of their row, all of a row without any. No other token of
+        the text attends to every visual one: to those that come later each has an attention of exactly 0."""
+        visual_from_here = self.visual.flip(1).cumsum(1).flip(1)  # how many stand here or later
+        return visual_from_here == 0
+
+    def mark_last_question(self) -> Tensor:
+        """(B, T): tokens of questions behind the last visual one, else what answers start from."""
+        question = self.text & self.mark_behind_images()
+        has_question = question.any(1, keepdim=True)
+        return question | (self.last & ~has_question)
 
 
 @dataclass
@@ -91,7 +104,8 @@ class View:
             chosen = chosen & raters
         # a row without raters has weights of 0, not 0 / 0
         weights = chosen / chosen.sum(1, keepdim=True).clamp(min=1)
-        return torch.einsum("bs,bst->bt", weights.to(self.attention.dtype), self.attention)
+        with without_autocast(weights.device.type):  # which would round what is compared
+            return torch.einsum("bs,bst->bt", weights.to(self.attention.dtype), self.attention)
 
 
 class Choice(NamedTuple):

@@ -66,9 +66,7 @@ class Dart(Pruner):
 
     def select_raters(self, prompt: Prompt) -> Tensor:
         """(B, S): question tokens behind the last visual one, else what answers start from."""
-        visual_behind = prompt.visual.flip(1).cumsum(1).flip(1)  # how many stand here or later
-        question = prompt.text & (visual_behind == 0)
-        question = question | (prompt.last & ~question.any(1, keepdim=True))
+        question = prompt.mark_last_question()
         if question.is_meta:  # how many there are cannot be read: room for all
             return query_positions(question, question.shape[1])
         return query_positions(question)

@@ -2,6 +2,7 @@
 that visual tokens give each other and that text gives them changes least, under a budget (`calibration.py`).
 
     layer l drops to recipe[l] * n, the tokens with the lowest product of both attentions first
+    text    that behind the last visual token, as the released code, which knows one image
 
 Tokens go behind the layer whose attention decides; in the released code, behind that layer's attention.
 """
@@ -18,8 +19,10 @@ from llm_adapters.pruning.base import Choice, Positions, Prompt, Pruner, View, k
 
 
 def mark_all_raters(prompt: Prompt) -> Tensor:
-    """(B, T): visual tokens, and all text after the first of them."""
-    return prompt.real & (prompt.visual.cumsum(1) > 0)
+    """(B, T): visual tokens, and all text behind the last of them, which alone attends to each of them: text
+    between two images would favour the first. Nothing of a row without visual tokens."""
+    is_text = prompt.real & prompt.mark_behind_images() & prompt.visual.any(1, keepdim=True)
+    return prompt.visual | is_text
 
 
 def split_received_attention(view: View) -> tuple[Tensor, Tensor]:
@@ -64,7 +67,7 @@ class FitPrune(Pruner):
         self.samples = samples if recipe is None else 0
 
     def select_raters(self, prompt: Prompt) -> Tensor:
-        """(B, S): visual tokens, and all text behind the first of them. UsageError without a recipe."""
+        """(B, S): visual tokens, and all text behind the last of them. UsageError without a recipe."""
         is_rater = mark_all_raters(prompt)
         if is_rater.is_meta:  # counts need no recipe, the budget tells them; and room for all raters
             return query_positions(is_rater, is_rater.shape[1])

@@ -2,7 +2,8 @@
 and part of what they rate low is merged instead of lost.
 
     raters    question tokens whose relevance, the mean over visual tokens of softmax(H_v H_q^T), is not below
-              the question's mean; by the input embeddings, once
+              the question's mean; by the input embeddings, once. Only those behind the last visual token,
+              which alone attend to all of them; where there are none, the last token of the prompt
     drop      at each layer the visual tokens that the raters attend to least
     recycle   the best share `recycle` of these becomes clusters (density peaks over nearest neighbours), one
               for `1 / cluster` of them; a cluster becomes one token, the mean, at the place of its centre
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from compressors.errors import UsageError
+from compressors.selection import choose_in_float32
 from llm_adapters.adapter import query_positions
 from llm_adapters.pruning import schedule
 from llm_adapters.pruning.base import Choice, Positions, Prompt, Pruner, View, keep_highest, register
@@ -65,10 +67,9 @@ class SparseVLM(Pruner):
         self.cluster = cluster
 
     def select_raters(self, prompt: Prompt) -> Tensor:
-        """(B, S): the relevant words of the question; without a question the last token."""
-        has_question = prompt.text.any(1, keepdim=True)
-        text = prompt.text | (prompt.last & ~has_question)
-        relevant = find_relevant_text(prompt.embeds, prompt.visual, text)
+        """(B, S): the relevant words of the question behind the last visual token, without any there what
+        answers start from."""
+        relevant = find_relevant_text(prompt.embeds, prompt.visual, prompt.mark_last_question())
         if relevant.is_meta:  # how many there are cannot be read: room for all
             return query_positions(relevant, relevant.shape[1])
         return query_positions(relevant)
@@ -128,11 +129,12 @@ class SparseVLM(Pruner):
         return kept_counts
 
 
+@choose_in_float32
 def find_relevant_text(embeds: Tensor, visual: Tensor, text: Tensor) -> Tensor:
     """(B, T): text tokens that visual ones are relevant to at least as much as to the mean of them.
 
     embeds (B, T, D); visual and text (B, T) say which tokens are which."""
-    products = embeds.float() @ embeds.float().mT  # (B, T, T)
+    products = embeds @ embeds.mT  # (B, T, T)
     products = products.masked_fill(~text.unsqueeze(1), -torch.inf)
     relevance = products.softmax(2) * visual.unsqueeze(2)  # of each text token to each visual one
     visual_count = visual.sum(1, keepdim=True).clamp(min=1)

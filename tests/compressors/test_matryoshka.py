@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import compressors
-from compressors import UsageError
+from compressors import Compressor, UsageError
 
 SCALES = (1, 2, 4)
 
@@ -127,6 +127,10 @@ def test_what_the_host_needs_is_what_it_needs():
             ({"host": host}, f"host={host}: its tokens are in raster order")
             for host in ("divprune", "prumerge", "random", "tome")
         ),
+        (
+            {"host": "slothmix", "knobs": {"heads": 2}},
+            r"host=slothmix: its tokens are in raster order.*; take knobs=\{groups: windows\}, or choose one",
+        ),
         ({"knobs": {"rat": 2}}, "compressor 'avg_pool' has no knob 'rat'; did you mean 'rate'"),
         ({"scales": ()}, r"scales=\(\): give at least one"),
         ({"scales": (1, 0)}, r"scales\[1\]=0: must be at least 1"),
@@ -137,6 +141,46 @@ def test_refuses(knobs, message):
         compressors.create("matryoshka", dim=6, **knobs)
     with pytest.raises(UsageError, match="scale=3: choose one of 1, 2, 4"):
         make().pick(3)
+
+
+SMALL = {"width": 16, "heads": 4, "num_layers": 2, "num_queries": 9}
+GRIDS = {"slothmix": {"groups": "windows"}}  # what makes a host of one that is none as it comes
+
+
+def make_nested(host: str) -> Compressor | None:
+    """Behind any compressor; None where it is no host."""
+    knobs = {name: value for name, value in SMALL.items() if name in compressors.knobs(host)}
+    torch.manual_seed(0)
+    for grid_knobs in ({}, GRIDS.get(host, {})):
+        try:
+            return compressors.create(
+                "matryoshka", dim=12, llm_dim=16, host=host, knobs={**knobs, **grid_knobs}, scales=(1, 2)
+            ).eval()
+        except UsageError as error:
+            assert "raster order" in str(error) or host == "matryoshka"
+    return None
+
+
+HOSTS = [name for name in compressors.names() if make_nested(name) is not None]
+
+
+def test_there_are_hosts_of_both_kinds():
+    assert {"avg_pool", "resampler", "slothmix"} <= set(HOSTS)
+    assert not {"divprune", "tome", "matryoshka"} & set(HOSTS)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_coarse_scale_shows_the_whole_picture(host):
+    """What features of the top third and of the bottom third do to the tokens is about as much."""
+    part = make_nested(host)
+    part.pick(2)
+    torch.manual_seed(1)
+    features = torch.randn(8, 12, 12, 12, requires_grad=True)
+    tokens = part(features, torch.randn(8, 5, 16) if part.needs_text else None)
+    (tokens * torch.randn_like(tokens)).sum().backward()
+    rows = features.grad.abs().mean((0, 2, 3))
+    top, bottom = rows[:4].mean(), rows[-4:].mean()
+    assert top / 3 < bottom < top * 3
 
 
 def test_host_that_needs_the_llms_width():

@@ -96,3 +96,14 @@ def test_it_finds_what_a_loss_asks_for():
         loss.backward()
         optimizer.step()
     assert before < 0.6 < 0.9 < measure_recall()
+
+
+def test_the_scorer_learns_as_long_as_the_choice_is_soft():
+    """Steps of an earlier stage count, too."""
+    part, features = build(anneal=4).train(), torch.randn(1, 6, 6, 8)
+    sizes = []
+    for _ in range(6):
+        part.zero_grad()
+        (part(features) * torch.randn(8)).sum().backward()
+        sizes.append(part.query.weight.grad.abs().sum().item())
+    assert min(sizes[:4]) > 0 and sizes[4:] == [0, 0]

@@ -14,6 +14,7 @@ from factories import (
     make_model,
     make_processor,
     picture,
+    prompt,
     vision_config,
 )
 from torch import Tensor
@@ -28,7 +29,7 @@ from experiments.models import build
 from llm_adapters.configuration import FlashSlothConfig
 from llm_adapters.conversation import IGNORE, IMAGE, QUERY, Template, Turn, render_turns
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
-from llm_adapters.visual_prompt import shrink_pixels
+from llm_adapters.visual_prompt import check_count, shrink_pixels
 
 PLAIN = Template(system="")
 ROW = ([Turn(f"{IMAGE}\nWhat is this?", "A dog.")], [picture(1)])
@@ -78,6 +79,52 @@ def test_images_of_another_grid(model, batch):
     batch["pixel_values"] = torch.zeros(3, 2, 3, 126, 126)
     with one_line("row 0 has 4 image placeholders but its images make 9 visual tokens"):
         model(**batch)
+
+
+class OnGPU(Tensor):
+    """A tensor of the CPU that says it is on a GPU."""
+
+    device = torch.device("cuda")
+
+
+def test_the_count_of_placeholders_on_a_gpu(monkeypatch):
+    """A prompt that is answered is refused as on the CPU; a step of training leaves it to the device."""
+    found = []
+    monkeypatch.setattr(torch, "_assert_async", lambda *arguments: found.append(arguments))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # no stream to ask whether it is recorded
+    is_image = torch.ones(2, 5, dtype=torch.bool).as_subclass(OnGPU)
+    image_turn = torch.ones(2, 1)
+    for context, is_training in ((torch.enable_grad(), False), (torch.no_grad(), True)):
+        with (
+            context,
+            one_line("row 0 has 5 image placeholders but .* 4 visual tokens; .*image_tokens = model"),
+        ):
+            check_count(is_image, 4, image_turn, is_training)
+    assert not found
+    check_count(is_image, 4, image_turn, is_training=True)
+    check_count(is_image, 5, image_turn, is_training=True)
+    check_count(is_image[:, :1], 0, None)  # a word of an answer is not looked at
+    assert [bool(is_right) for is_right, _ in found] == [False, True]
+    assert len(found[0][1]) < 256  # CUDA takes no longer message
+
+
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
+def test_a_processor_has_to_follow_the_compressor(device):
+    model = make_model("llama", "identity").to(device)
+    processor = make_processor(model)
+    model.set_compressor("divprune", tokens=9)
+
+    def answer():
+        batch = processor(text=prompt(processor, f"{IMAGE} What?"), images=picture(1)).to(device)
+        return model.generate(**batch, max_new_tokens=1)
+
+    with one_line("row 0 has 36 image placeholders but its images make 9 visual tokens"):
+        answer()
+    processor.image_tokens = model.num_image_tokens(*processor.crop_size)
+    answer()
 
 
 @pytest.mark.parametrize("missing", ["turns", "image_turn"])

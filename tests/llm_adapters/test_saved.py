@@ -80,6 +80,10 @@ ODD_VALUES = [
     ("tokenizer_config.json", {"bos_token": " "}, "its tokenizer gives ' ' the id 320, the model has 320"),
     ("tokenizer_config.json", {"pad_token": "<new>"}, "gives '<new>' the id 320, the model has 320 emb"),
 ]
+ODD_COUNTS = [
+    ({"image_tokens": 9}, "processor_config.json has image_tokens=9, but sap makes 4 of 84x84 pixels; set"),
+    ({"size": {"height": 70, "width": 84}}, "an image of 70x84 pixels: rate="),
+]
 ODD_IMAGE_VALUES = [
     ({"image_mean": ["*a", 0.5, 0.5]}, "image_mean="),
     ({"image_std": [0.5, 0.0, 0.5]}, "image_std=.*must be finite, and a deviation not zero"),
@@ -105,6 +109,29 @@ def test_values_of_another_type_or_model_are_refused_when_it_is_loaded(folder, f
     with pytest.raises(UsageError, match=re.escape(message)) as error:
         saved.load_saved_model(folder, CPU)
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("values", "message"), ODD_COUNTS)
+def test_a_processor_of_another_compressor_is_refused(folder, values, message):
+    path = folder / "processor_config.json"
+    found = json.loads(path.read_text())
+    images = found["image_processor"]
+    if "size" in values:
+        values = {"image_processor": {**images, **values}}
+    edit_json(path, **values)
+    with pytest.raises(UsageError, match=message) as error:
+        saved.load_saved_model(folder, CPU)
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_processor_of_no_images_and_of_a_picked_scale_are_taken(tmp_path):
+    blind, nested = make_model("llama"), make_model("llama", "matryoshka")
+    for model, count in ((blind, 0), (nested, 1)):
+        processor = make_processor(model)
+        processor.image_tokens = count
+        for part in (model, processor):
+            part.save_pretrained(tmp_path)
+        assert saved.load_saved_model(tmp_path, CPU)[1].image_tokens == count
 
 
 @pytest.mark.parametrize(("values", "message"), ODD_IMAGE_VALUES)

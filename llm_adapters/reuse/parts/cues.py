@@ -53,7 +53,8 @@ class CueReader:
 
     def compute_cues(self) -> list[Tensor]:
         """Each cue of the recorded pass (n, tokens, channels), as a hidden state of the tower: where CLS
-        stands are zeros. In float32 whatever the tower is in, as scores tie in half precision."""
+        stands are zeros. In float32 whatever the tower is in, and without autocast, as scores tie in half
+        precision."""
         if self._states is None:
             return []
         blocks, inputs, outputs = self._states

@@ -8,6 +8,7 @@ import compressors
 from compressors.cues import count_channels, parse_cue, split_cues
 from compressors.errors import UsageError
 from connectors.towers.build import build_tower
+from connectors.towers.cues import compute_cue, find_attention, record_blocks
 
 WITH_CUES = [name for name in CONFIGS if name not in ("timm_eva", "timm_pe")]
 # of a tower's blocks; what it shares with a text encoder is in tests/llm_adapters/test_tower_text.py
@@ -82,6 +83,26 @@ def test_cues_of_a_tower_in_half_precision_stay_in_float32(name):
     assert patches.dtype == torch.bfloat16 and features.dtype == torch.float32
     assert torch.equal(features[..., : tower.dim], patches.float())
     cues = features[..., tower.dim :]
+    assert not torch.equal(cues, cues.bfloat16().float())
+
+
+@families
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_does_not_round_cues(name, dtype):
+    """Those of the same states are the same, bit for bit; a pass under autocast may give others."""
+    tower = tower_of(CONFIGS[name])
+    block = tower.blocks[0]
+    with torch.no_grad(), record_blocks({1: block}) as (states, outputs):
+        tower(pixels())
+    given = (find_attention(block), states[1].to(dtype), outputs[1], tower.num_prefix, tower.has_cls)
+    for text in ("received:1", "attention:1", "keys:1"):
+        with torch.no_grad():
+            expected = compute_cue(parse_cue(text), *given)
+            with torch.autocast("cpu", torch.bfloat16):
+                found = compute_cue(parse_cue(text), *given)
+        assert found.dtype == torch.float32 and torch.equal(found, expected)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        cues = tower.extract_features(pixels(), (), ("received", "keys"))[..., tower.dim :]
     assert not torch.equal(cues, cues.bfloat16().float())
 
 

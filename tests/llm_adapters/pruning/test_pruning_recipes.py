@@ -3,12 +3,13 @@
 import pytest
 import torch
 from factories import make_batch, picture
-from pruning_cases import DEPTH, ROWS, TOKENS, build, inputs
+from pruning_cases import DEPTH, RECIPE, ROWS, TOKENS, build, inputs
 
 from compressors.errors import UsageError
 from llm_adapters.conversation import IMAGE, Turn
-from llm_adapters.pruning import Choice, SparseVLM, View, schedule
-from llm_adapters.pruning.attention import compute_attention_rows
+from llm_adapters.pruning import Choice, SparseVLM, View, registry, schedule
+from llm_adapters.pruning.attention import compute_attention_rows, compute_pooled_row
+from llm_adapters.pruning.base import Prompt
 from llm_adapters.pruning.calibration import calibrate_pruner, fit_recipe
 from llm_adapters.pruning.cuts import make_cut
 from llm_adapters.pruning.sparsevlm import find_density_peaks, find_relevant_text
@@ -110,6 +111,26 @@ def test_rows_of_attention_are_of_full_precision(dtype):
     torch.testing.assert_close(found[0, 0], expected, rtol=1e-3, atol=1e-3)
 
 
+def test_autocast_does_not_round_what_rates():
+    """Rows of attention, of each rater and of all as one, their mean, and which words are relevant."""
+    torch.manual_seed(0)
+    query, key, embeds = torch.randn(2, 4, 60, 8), torch.randn(2, 2, 60, 8), torch.randn(2, 60, 6)
+    index = torch.arange(40, 60).expand(2, -1)
+    visual = torch.arange(60).expand(2, -1) < 40
+
+    def rate():
+        rows = compute_attention_rows(query, key, None, index, "mean")
+        view = View(0, visual, [40, 40], [40, 40], index, rows, embeds)
+        pooled = compute_pooled_row(query, key, index)
+        return rows, pooled, view.average_attention(), find_relevant_text(embeds, visual, ~visual)
+
+    expected = rate()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = rate()
+    for one, other in zip(found, expected):
+        assert torch.equal(one, other)
+
+
 def test_relevant_words_are_those_above_the_mean():
     embeds = torch.zeros(2, 5, 3)
     embeds[:, :2] = torch.tensor([4.0, 0.0, 0.0])  # visual
@@ -118,6 +139,53 @@ def test_relevant_words_are_those_above_the_mean():
     text = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 0, 1, 0]]).bool()  # the only word is its own mean
     expected = torch.tensor([[0, 0, 1, 0, 0], [0, 0, 0, 1, 0]]).bool()
     assert torch.equal(find_relevant_text(embeds, visual, text), expected)
+
+
+def show_rows(visual: list[list[int]], text: list[list[int]]) -> Prompt:
+    """Rows in which the last token is what answers start from; words are all alike."""
+    is_visual = torch.tensor(visual).bool()
+    last = torch.zeros_like(is_visual)
+    last[:, -1] = True
+    counts = is_visual.sum(1).tolist()
+    everything = torch.ones_like(is_visual)
+    return Prompt(
+        is_visual, torch.tensor(text).bool(), everything, last, 1, counts, last.new_ones(*last.shape, 4)
+    )
+
+
+def test_words_in_front_of_an_image_do_not_rate():
+    """An image first, in the middle, behind the question, between two images; and none."""
+    prompt = show_rows(
+        [[1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0], [0, 0, 1, 1, 0, 0], [0, 1, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0]],
+        [[0, 0, 1, 1, 1, 0], [1, 1, 0, 0, 1, 0], [1, 1, 0, 0, 0, 0], [1, 0, 1, 0, 1, 0], [1, 1, 1, 1, 1, 0]],
+    )
+    expected = [[2, 3, 4], [4], [5], [4], [0, 1, 2, 3, 4]]
+    for name in ("sparsevlm", "dart"):
+        raters = registry.create(name, llm_layers=DEPTH).select_raters(prompt)
+        assert [row[row >= 0].tolist() for row in raters] == expected, name
+
+
+def test_text_between_images_has_no_say_in_fitprune():
+    prompt = show_rows([[0, 1, 0, 1, 0, 0], [0, 1, 1, 0, 0, 0], [0] * 6], [[1] * 6] * 3)
+    raters = registry.create("fitprune", llm_layers=DEPTH, recipe=RECIPE).select_raters(prompt)
+    assert [row[row >= 0].tolist() for row in raters] == [[1, 3, 4, 5], [1, 2, 3, 4, 5], []]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("adaptive", [None, 0.6])
+def test_what_rates_an_image_behind_the_question_sees_all_of_it(adaptive):
+    """What attends with exactly 0 would keep the first tokens in raster order, and lower the rank."""
+    model, processor = build()
+    model.set_pruner("sparsevlm", layers=(1,), adaptive=adaptive)
+    views = []
+    choose_tokens = model.pruner.choose_tokens
+    model.pruner.choose_tokens = lambda view: (views.append(view), choose_tokens(view))[1]
+    model(**inputs(processor, [([Turn(f"A dog or a cat, what is this {IMAGE}?")], [picture(1)])]))
+    [view] = views
+    assert (view.attention[..., view.visual[0]] > 0).all()
+    if adaptive:  # there are raters, so some tokens are not redundant
+        [kept_count] = choose_tokens(view).counts
+        assert kept_count > TOKENS - int(adaptive * TOKENS)
 
 
 def test_density_peaks_of_two_groups():
