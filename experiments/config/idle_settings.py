@@ -48,12 +48,6 @@ REQUIREMENTS = (
     Requirement(("finetune.init_parts",), lambda config: config.finetune.init is not None, "finetune.init"),
     Requirement(("pretrain.init_parts",), lambda config: config.pretrain.init is not None, "pretrain.init"),
     Requirement(
-        ("pretrain.",),
-        # a blind row may have the line of the others
-        lambda config: config.aligns or config.blind,
-        "a stage 1, which finetune.init leaves out",
-    ),
-    Requirement(
         ("finetune.query_warmup_form",),
         lambda config: config.finetune.query_warmup > 0,
         "finetune.query_warmup",
