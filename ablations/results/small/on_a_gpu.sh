@@ -10,7 +10,7 @@
 # LIMIT: seconds after which a part is ended (480); the same command then goes on. RUNS: where stages lie (runs/small).
 # WORKERS: cells at once on the card (6). SETTINGS: more settings, such as those of backbones that lie elsewhere,
 # "tower.source=DIR/tower llm.source=DIR/llm". PYTHON: which one. It needs no network, and pandas and open_clip neither.
-# QUICK=1 tries the same parts with a few steps on any machine, half an hour on two cores, and needs an OUT of its own.
+# QUICK=1 tries the same parts with two steps a stage on any machine, and needs an OUT of its own.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-python}
