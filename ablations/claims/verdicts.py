@@ -241,7 +241,7 @@ def predict_word(claim: Claim, pairs: Sequence[RowComparison], seeds: float, con
     return judge_interval(claim, min(lows), min(highs))
 
 
-def advise_on_runs(claim: Claim, pairs: Sequence[RowComparison], confidence: float = CONFIDENCE_LEVEL) -> str:
+def advise_on_runs(claim: Claim, pairs: Sequence[RowComparison], confidence: float) -> str:
     """What would resolve a claim, if its differences are what they look like now."""
     if all(pair.squares is not None and not any(pair.squares) and not pair.estimate for pair in pairs):
         return "these rows answer every question alike, at every seed: they may be one cell"

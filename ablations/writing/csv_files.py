@@ -10,6 +10,7 @@ from ablations.writing.grids.scores_grid import EFFICIENCY_COLUMNS
 from experiments.runtime.text_tables import (
     format_csv,
 )
+from experiments.sweep.score_table import name_family_column
 
 EFFICIENCY_KEYS = [column.key for column in EFFICIENCY_COLUMNS]
 SPREAD_KEYS = ("ttft_ms_low", "ttft_ms_high")  # in scores.csv alone
@@ -42,9 +43,7 @@ def render_scores_csv(report: Report) -> str:
     leading_columns = ["table", "block", "row", "seeds", "questions"]
     accuracy_columns = ["overall", "overall_pm"]
     for family in families:
-        name = family
-        if family in (*leading_columns, "overall", *efficiency_keys, "ours"):
-            name = f"family {family}"  # as in the CSV of a sweep
+        name = name_family_column(family, [*leading_columns, *accuracy_columns, *efficiency_keys, "ours"])
         accuracy_columns += [name, f"{name}_pm"]
     lines: list[list[object]] = [[*leading_columns, *accuracy_columns, *efficiency_keys, "ours"]]
     for table in report.tables:

@@ -26,7 +26,7 @@ from experiments.config.metric_names import check_judge_settings, check_metric_n
 from experiments.config.overrides import combine_axes, parse_override
 from experiments.config.presets import load_preset
 from experiments.config.schema import BLIND_COMPRESSOR, Config
-from experiments.config.settings import assign_setting, locate_setting
+from experiments.config.settings import assign_setting
 from experiments.config.trained import check_starts
 
 BLIND_ROW = "blind"  # how the rows that a sweep adds by itself begin
@@ -102,13 +102,12 @@ def resolve_overrides(overrides: Mapping[str, str]) -> tuple[Config, set[str]]:
     """The configuration of a combination of overrides, and which of them it has no use for."""
     preset = load_preset(overrides.get("preset", "tiny"))
     config = copy_section(preset.config)
+    asked_parts = list_asked_parts(config, overrides)
     overridden_knobs: dict[str, object] = {}
     for path, text in overrides.items():
         if path == "preset":
             continue
-        if "." not in path:  # a setting, else perhaps a knob without its part
-            locate_setting(path, list_asked_parts(config, overrides))
-        override = parse_override(path, text)
+        override = parse_override(path, text, asked_parts)
         if override.is_setting:
             assign_setting(config, path, override.value)
         else:
@@ -139,12 +138,12 @@ def resolve_overrides(overrides: Mapping[str, str]) -> tuple[Config, set[str]]:
     return config, idle_paths
 
 
-def list_asked_parts(config: Config, overrides: Mapping[str, str]) -> list[str]:
+def list_asked_parts(config: Config, overrides: Mapping[str, str]) -> tuple[str, ...]:
     """The parts that overrides ask for, else a preset's configuration; not checked."""
     parts = overrides.get("compressor", config.compressor).split("+")
     for path, name in (("prune", config.prune), ("projector", config.projector)):
         parts.append(overrides.get(path, name or ""))
-    return parts
+    return tuple(parts)
 
 
 def copy_section(section: Section) -> Section:

@@ -37,9 +37,10 @@ def combine_axes(axes: dict[str, list[str]]) -> list[dict[str, str]]:
 
 # A table's cells differ in few of their overrides, and the rest would be read for each cell again.
 @cache
-def parse_override(path: str, text: str) -> Override:
-    """An override with its value, checked; a UsageError names what is wrong with it."""
-    if locate_setting(path):
+def parse_override(path: str, text: str, asked_parts: tuple[str, ...] = ()) -> Override:
+    """An override with its value, checked; a UsageError names what is wrong with it, and where it is a knob
+    without its part, those of `asked_parts` that have it."""
+    if locate_setting(path, asked_parts):
         return Override(True, parse_setting(path, text))
     part, knob = path.split(".", 1)
     return Override(False, check_knob(part, knob, parse_value(text, path)))

@@ -144,10 +144,11 @@ class Planner:
         """The stage that writes what a role reads; none for files of the user's own."""
         if not self.role_data.reads_splits(role):
             return {}
-        for entry in getattr(self.data, role):
-            if not is_file_entry(entry):
-                self.role_data.check_split(role, entry)
-        assert self.dataset is not None  # a split of it was found
+        if self.dataset is None:
+            for entry in getattr(self.data, role):
+                if not is_file_entry(entry):
+                    self.role_data.check_split(role, entry)  # which refuses it
+        assert self.dataset is not None
         return {"data": self.dataset}
 
     def plan_features(self, role: str) -> dict[str, Stage]:

@@ -1,7 +1,6 @@
 """The work of a stage, as far as its key tells: what estimates of time compare."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from experiments.store.keys import digest_value
 from experiments.store.plan import Stage
@@ -65,7 +64,7 @@ def derive_workload(stage: Stage) -> Workload:
         passes = float(limit * batch)
     own_data = None
     if "data" not in stage.inputs and stage.kind != "data":
-        own_data = digest_value(describe_own_data(stage))[:16]
+        own_data = digest_value(stage.depends["data"])[:16]
     return Workload(
         kind=stage.kind,
         model=digest_value(model)[:16],
@@ -74,8 +73,3 @@ def derive_workload(stage: Stage) -> Workload:
         batch=batch,
         data=own_data,
     )
-
-
-def describe_own_data(stage: Stage) -> Any:
-    """What tells files of the user's own from others, as far as a stage's key does."""
-    return stage.depends.get("data", stage.depends.get("stream"))

@@ -1,7 +1,7 @@
 """The printed table: what each row got right, overall and in each family of questions."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -210,6 +210,11 @@ def format_score_markdown(groups: Sequence[ScoreGroup]) -> str:
     return "\n".join([*lines, SCORE_NOTE, ""])
 
 
+def name_family_column(family: str, columns: Container[str]) -> str:
+    """What the column of a family's scores is called, which may have the name of another column."""
+    return f"family {family}" if family in columns else family
+
+
 def make_score_records(groups: Sequence[ScoreGroup]) -> list[dict[str, Any]]:
     """Every score in % with its ±, a record a row; all have the same keys, nan where a row has no such
     questions."""
@@ -228,10 +233,9 @@ def make_score_records(groups: Sequence[ScoreGroup]) -> list[dict[str, Any]]:
                 "visual_tokens": efficiency.get("visual_tokens"),
                 "query_tokens": efficiency.get("query_tokens"),
             }
-            for family in (None, *sorted(all_families)):
-                name = family or "overall"
-                if family in record or family == "overall":  # a family may be called as a field is
-                    name = f"family {family}"
+            record["overall"], record["overall_pm"] = average_row_score(row, None)
+            for family in sorted(all_families):
+                name = name_family_column(family, record)
                 record[name], record[f"{name}_pm"] = average_row_score(row, family)
             records.append(record)
     return records

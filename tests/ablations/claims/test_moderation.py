@@ -78,6 +78,16 @@ def make_comparison(row, other, differences, disagreement=2 * ANSWER_VARIANCE):
     )
 
 
+def make_references(accuracies, blocks, label_pairs):
+    """The pairs of rows of these accuracies (rows, S), which share a stage where they are of one block."""
+    references = []
+    for row, other in label_pairs:
+        comparison = make_comparison(row, other, accuracies[row] - accuracies[other])
+        shared = int(blocks[row] == blocks[other])
+        references.append(ReferencePair(frozenset((str(row), str(other))), shared, comparison))
+    return references
+
+
 def find_half_width(pair):
     """Half the t-interval over seeds."""
     variance = pair.moderated_squares.seeds / (pair.pictures * len(pair.seeds))
@@ -99,11 +109,7 @@ def simulate_coverage(layout, draw_spreads):
         row_luck = rng.normal(size=(len(blocks), SEEDS)) * draw_spreads(rng, len(blocks))[:, None]
         answer_luck = rng.normal(size=(len(blocks), SEEDS)) * math.sqrt(ANSWER_VARIANCE)
         accuracies = block_luck[blocks] + row_luck + answer_luck
-        references = []
-        for row, other in label_pairs:
-            comparison = make_comparison(row, other, accuracies[row] - accuracies[other])
-            shared = int(blocks[row] == blocks[other])
-            references.append(ReferencePair(frozenset((str(row), str(other))), shared, comparison))
+        references = make_references(accuracies, blocks, label_pairs)
         hits = []
         half_widths = []
         own_half_widths = []
@@ -148,11 +154,7 @@ def test_intervals_of_an_unsteady_row_hold_the_truth_in_90_percent(layout, times
         luck = rng.normal(size=(len(blocks), SEEDS))
         answer_luck = rng.normal(size=luck.shape) * math.sqrt(ANSWER_VARIANCE)
         accuracies = luck * spreads[:, None] + answer_luck
-        references = []
-        for row, other in label_pairs:
-            comparison = make_comparison(row, other, accuracies[row] - accuracies[other])
-            shared = int(blocks[row] == blocks[other])
-            references.append(ReferencePair(frozenset((str(row), str(other))), shared, comparison))
+        references = make_references(accuracies, blocks, label_pairs)
         for reference in references:
             if str(unsteady) in reference.rows:
                 moderated = replace(reference.comparison, prior=find_prior(reference, references))
