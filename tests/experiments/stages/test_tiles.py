@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -135,9 +136,17 @@ def test_a_killed_run_over_other_images_begins_again(config, cache, tmp_path):
         torch.testing.assert_close(again[path].float(), cache[path].float(), atol=2e-2, rtol=2e-3)
 
 
-def test_a_fixed_number_of_crops_has_no_table(data, tmp_path):
-    for name, overrides, crops in (("a", ["image.tiles=2"], 5), ("b", ["image.layout=anyres"], 1)):
-        found = cached(cell(data, *overrides), tmp_path / "features" / name)
+def without_tiles(config: Config) -> Config:
+    """A layout on its own, which a command line is refused, and a cell of a folder may have."""
+    return replace(config, image=replace(config.image, tiles=1, layout="anyres"))
+
+
+def test_a_fixed_number_of_crops_has_no_table(data, config, tmp_path):
+    for name, found_config, crops in (
+        ("a", cell(data, "image.tiles=2"), 5),
+        ("b", without_tiles(config), 1),
+    ):
+        found = cached(found_config, tmp_path / "features" / name)
         assert sorted(path.name for path in (tmp_path / "features" / name).iterdir()) == [
             "features.npy",
             "images.json",
@@ -195,13 +204,17 @@ def test_a_blind_cell_and_a_broken_picture(parts, tmp_path):
 
 def test_keys(data):
     def keys(*overrides: str) -> dict[str, str]:
-        stages = plan_stages(cell(data, *overrides)).collect_stages().values()
+        return collect_keys(cell(data, *overrides))
+
+    def collect_keys(config: Config) -> dict[str, str]:
+        stages = plan_stages(config).collect_stages().values()
         return {f"{s.kind} {s.roles}": s.key for s in stages}
 
     plain, square = keys(), keys("image.tiles=2")
-    assert keys("image.layout=anyres") == plain  # without tiles there is nothing to lay out
+    anyres_config = cell(data, "image.tiles=2", "image.layout=anyres")
+    assert collect_keys(without_tiles(anyres_config)) == plain  # without tiles there is nothing to lay out
     assert keys("image.tiles=2", "image.layout=square") == square
-    anyres = keys("image.tiles=2", "image.layout=anyres")
+    anyres = collect_keys(anyres_config)
     assert {kind for kind in square if anyres[kind] != square[kind]} == {
         "features ('train',)",
         "features ('test',)",
