@@ -3,6 +3,8 @@ can do, and how many kernels it launches; beside the original's, where an instal
 spatial attention pooling (SAP) in a training step, beside the form it has in the released code (one scorer
 call for each window) and beside the scorer's first matrix product alone, which no implementation can avoid.
 What a compressor costs within a model `python -m experiments.efficiency` tells.
+
+An outside package's that does not work is left out, and a line says why, unless it is asked for by name.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from compressors.command_line import Command, CommandLine
+from compressors.errors import UsageError
 from compressors.setting_fields import setting
 from experiments.runtime.text_tables import make_framed_table, make_word_tables
 
@@ -88,7 +91,14 @@ def run_bench(line: CommandLine) -> int:
         highlight=False,
     )
     shape = f"{options.batch} x {options.grid}x{options.grid}x{options.dim}"
-    rows = measure_compressor_rows(options, names)
+    rows: list[list[str]] = []
+    for name in names:
+        try:
+            rows += measure_compressor(name, options)
+        except UsageError as error:
+            if line.words or not is_outside_part(name):
+                raise
+            console.print(f"left out: {' '.join(str(error).split())}", highlight=False)
     title = f"forward, {shape}, rate {options.rate}, {options.dtype}"
     tables = make_word_tables([COMPRESSOR_HEADER, *rows], console.width, title=title, caption=CAPTION)
     console.print(*tables, sep="", highlight=False)
@@ -111,25 +121,34 @@ def check_names(words: Sequence[str]) -> list[str]:
     return list(words) or list(compressors.names())
 
 
-def measure_compressor_rows(options: BenchOptions, names: Sequence[str]) -> list[list[str]]:
-    """A row for each compressor, and one below it for its original."""
+def is_outside_part(name: str) -> bool:
+    """Whether a compressor is another package's."""
+    from experiments.config import signatures
+
+    return name not in signatures.compressors().list_built_in()
+
+
+def measure_compressor(name: str, options: BenchOptions) -> list[list[str]]:
+    """The row of a compressor, and one below it for its original. UsageError for one that does not work."""
     import torch
 
+    from compressors.registry import naming_part
+    from experiments.config import signatures
+
+    registry = signatures.compressors()
     place: dict[str, Any] = {"device": options.device, "dtype": getattr(torch, options.dtype)}
-    rows = []
-    for name in names:
-        torch.manual_seed(0)
+    torch.manual_seed(0)
+    with naming_part(registry.kind, name, registry.get(name)):
         part = make_compressor(name, options).to(**place).eval().requires_grad_(False)
         features, *text = make_inputs(part, options, place)
-        rows.append(
-            measure_call(name, partial(part, features, *text), [features, *part.parameters()], options)
-        )
-        original = make_original(name, options, place)
-        if original is not None:
-            label, call, weights = original
-            patches = features[..., : options.dim]
-            read = [patches, *weights]
-            rows.append(measure_call(label, partial(call, patches), read, options))
+        call = partial(part, features, *text)
+        rows = [measure_call(name, call, [features, *part.parameters()], options)]
+    original = make_original(name, options, place)
+    if original is not None:
+        label, original_call, weights = original
+        patches = features[..., : options.dim]
+        read = [patches, *weights]
+        rows.append(measure_call(label, partial(original_call, patches), read, options))
     return rows
 
 

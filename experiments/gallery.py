@@ -6,6 +6,7 @@
 
 Every compressor of the registry, outside packages' too, at the preset tiny: 12x12 patches of a PictureVQA
 scene as the tiny tower sees it, 16 tokens. Learned ones have random weights.
+One that does not work is left out, and a line says why, unless it is asked for by name.
 """
 
 import sys
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressors.command_line import Command, CommandLine
+from compressors.errors import UsageError
+from compressors.registry import naming_part
 from compressors.setting_fields import setting
 from experiments.config import signatures
 
@@ -82,14 +85,29 @@ def write_gallery(line: CommandLine) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     picture = draw_gallery_scene()
     reduce_colours(picture).save(folder / "picture.png", optimize=True)
+    faults: dict[str, UsageError] = {}
     for name in names:
         path = folder / f"{name}.png"
-        write_token_sheet(name, picture, path)
-        sys.stdout.write(f"{path}\n")
+        try:
+            with naming_part(registry.kind, name, registry.get(name)):
+                write_token_sheet(name, picture, path)
+        except UsageError as error:
+            if line.words:
+                raise
+            faults[name] = error
+        else:
+            sys.stdout.write(f"{path}\n")
     page = [GALLERY_HEAD]
     for name in registry.names():
-        if (folder / f"{name}.png").exists():  # drawn now or earlier
+        is_drawn = (folder / f"{name}.png").exists()  # now or earlier
+        if not is_drawn or name in faults:
+            continue
+        try:
             page.append(format_gallery_section(collect_facts(name)))
+        except UsageError as error:
+            faults[name] = error
+    for fault in faults.values():
+        sys.stdout.write(f"left out: {' '.join(str(fault).split())}\n")
     (folder / "README.md").write_text("\n".join(page), encoding="utf-8")
     return 0
 

@@ -38,6 +38,20 @@ def _signature_file() -> None:
         signatures.store_signatures()
 
 
+@pytest.fixture
+def broken_outside_part(monkeypatch) -> str:
+    """The name of a compressor of an outside package that cannot be imported."""
+    from importlib.metadata import EntryPoint
+
+    from compressors.base import registry
+    from experiments.config import signatures
+
+    point = EntryPoint("gone", "no_such:Part", registry.group)
+    for owner in (registry, signatures.compressors()):
+        monkeypatch.setitem(owner.entry_points, point.name, point)
+    return point.name
+
+
 @pytest.fixture(scope="session")
 def model():
     """Phi with SAP and EmbQ, for tests that only read it."""

@@ -2,6 +2,7 @@
 
 import inspect
 
+from compressors.errors import UsageError
 from compressors.setting_fields import Setting, collect_settings, format_value
 from experiments.config import signatures
 from experiments.config.presets import list_presets
@@ -51,6 +52,15 @@ def format_knobs(registry: signatures.SignatureRegistry, name: str) -> str:
     return "  ".join(map(format_knob, registry.knobs(name).values()))
 
 
+def format_part(registry: signatures.SignatureRegistry, name: str, name_width: int) -> str:
+    """The line of a part; of an outside package's that is broken, the reason stands for its knobs."""
+    try:
+        knobs = format_knobs(registry, name)
+    except UsageError as error:
+        knobs = f"unusable: {' '.join(str(error).split())}"
+    return f"  {name:{name_width}}  {knobs}".rstrip()
+
+
 def format_launch_options() -> list[str]:
     """Lines of the launch options."""
     lines = []
@@ -82,7 +92,7 @@ def make_help_text() -> str:
     for registry in signatures.registries():
         lines += ["", f"{registry.kind.capitalize()}s and their knobs, set as NAME.KNOB=VALUE:", ""]
         for name in registry.names():
-            lines.append(f"  {name:{name_width}}  {format_knobs(registry, name)}".rstrip())
+            lines.append(format_part(registry, name, name_width))
         if registry is signatures.compressors():
             lines.append(f"  {BLIND_COMPRESSOR:{name_width}}  no image at all")
     return "\n".join([*lines, ""])

@@ -114,6 +114,17 @@ def test_named_compressors_have_one_table(capsys):
         assert heading in shown.rpartition("qformer, transformers")[2]
 
 
+def test_one_that_is_broken_is_left_out_with_its_reason(monkeypatch, capsys, broken_outside_part):
+    monkeypatch.setattr(compressors, "names", lambda: ["avg_pool", broken_outside_part])
+    monkeypatch.setattr(bench, "measure_sap_rows", lambda *_: [])
+    assert bench.main(["quick=true", "rounds=1"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"left out: compressor '{broken_outside_part}' of entry point no_such:Part does not load" in shown
+    assert "avg_pool" in shown.partition("forward")[2]
+    assert bench.main([broken_outside_part, "quick=true"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: compressor '{broken_outside_part}' of entry point")
+
+
 @pytest.mark.parametrize(
     "argv, message",
     [

@@ -98,6 +98,22 @@ def test_pictures_drawn_earlier_stay_on_the_page(tmp_path):
     assert re.findall("^## (.*)$", page, re.M) == ["avg_pool", "uniform"]
 
 
+def test_one_that_is_broken_is_left_out_with_its_reason(tmp_path, monkeypatch, capsys, broken_outside_part):
+    """Whether it is drawn with all others or was drawn before, when it worked."""
+    registry = signatures.compressors()
+    monkeypatch.setattr(registry, "names", lambda: ["avg_pool", broken_outside_part])
+    reason = f"compressor '{broken_outside_part}' of entry point no_such:Part does not load: "
+    assert gallery.main([f"to={tmp_path}"]) == 0
+    drawn, left_out = capsys.readouterr().out.splitlines()
+    assert drawn == str(tmp_path / "avg_pool.png") and left_out.startswith(f"left out: {reason}")
+    (tmp_path / f"{broken_outside_part}.png").touch()
+    assert gallery.main(["avg_pool", f"to={tmp_path}"]) == 0
+    assert f"left out: {reason}" in capsys.readouterr().out
+    assert re.findall("^## (.*)$", (tmp_path / "README.md").read_text(), re.M) == ["avg_pool"]
+    assert gallery.main([broken_outside_part, f"to={tmp_path}"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {reason}")
+
+
 def test_the_old_flag_is_refused_with_the_new_spelling(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert gallery.main(["tome", "--to", "new"]) == 2

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from compressors.errors import UsageError
 from compressors.key_value import parse_settings, split_at_commas
 from compressors.setting_fields import collect_settings
+from experiments import completion
 from experiments.config import signatures
 from experiments.config.cells import make_blind_cells, make_cells
 from experiments.config.presets import list_presets, load_preset
@@ -283,6 +284,24 @@ def test_help_names_every_setting_and_part():
         *list_presets(),
     ):
         assert name in text
+
+
+def test_help_says_which_part_is_broken_and_lists_the_others(broken_outside_part):
+    lines = help.make_help_text().splitlines()
+    (line,) = [line for line in lines if line.startswith(f"  {broken_outside_part} ")]
+    assert "unusable: compressor 'gone' of entry point no_such:Part does not load: " in line
+    assert any(line.startswith("  sap ") and "rate=3" in line for line in lines)
+
+
+def test_completion_has_no_knobs_of_a_broken_part_and_those_of_the_others(broken_outside_part):
+    assert broken_outside_part in completion.list_part_names("compressor", "")
+    for word in ("s", f"{broken_outside_part}.r"):
+        keys = completion.list_override_keys(word)
+        assert "seed=" in keys and not any(key.startswith(broken_outside_part) for key in keys)
+    keys = completion.list_override_keys("s")
+    assert "sap." in keys
+    assert "sap.rate=" in completion.list_override_keys("sap.r")
+    assert completion.list_knob_values(f"{broken_outside_part}.rate") == []
 
 
 def test_what_a_plan_checks_waits_for_no_trainer():
