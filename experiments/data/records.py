@@ -3,10 +3,12 @@ table must not stand on pictures that nobody has seen."""
 
 import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
-from compressors.errors import UsageError, quote, refuse_lone_surrogates
+from compressors.errors import LONGEST_ECHO, UsageError, quote, refuse_lone_surrogates
 from experiments.data.messages import IMAGE_COLUMNS, ROLES, read_messages
 from experiments.data.stored_images import EncodedImage
 from llm_adapters.chat.media import find_media_key, find_media_marker
@@ -14,6 +16,8 @@ from llm_adapters.conversation import IMAGE, MARKERS, QUERY, QUESTION, Turn, ref
 
 SPEAKERS = ("human", "gpt")
 UNNAMED_FAMILY = "all"  # the family of questions that name none
+# keys that a record may lack, so that nobody misses a misspelt one, each with what one is likely to write
+OPTIONAL_KEYS = {"families": "families", "family": "families", "accepted": "accepted"}
 SEPARATORS = re.compile(r"[/\\]")  # of folders, wherever the data were made
 
 
@@ -72,6 +76,7 @@ def parse_record(
     else:
         keys = quote(", ".join(map(str, record))) or "no key"
         raise UsageError(f'no "conversations" or "messages"; it has {keys}')
+    refuse_misspelt_keys(record)
     names = parse_image_names(named_images, outside_images)
     turns = make_turns(texts, speakers, end)
     if not names:
@@ -92,6 +97,26 @@ def read_id(record: object, index: int) -> str:
         return str(index)
     refuse_lone_surrogates(str(name), '"id"')
     return str(name)
+
+
+@lru_cache(maxsize=1000)  # the records of a file have the same keys
+def find_meant_key(key: str) -> str | None:
+    """The optional key that another one is likely to stand for."""
+    similar_keys = get_close_matches(key.lower(), OPTIONAL_KEYS, n=1, cutoff=0.85)
+    if not similar_keys or key in OPTIONAL_KEYS.values():
+        return None
+    return OPTIONAL_KEYS[similar_keys[0]]
+
+
+def refuse_misspelt_keys(record: Mapping[str, object]) -> None:
+    """UsageError for a key that is nearly an optional one that the record lacks."""
+    for key in map(str, record):
+        meant_key = find_meant_key(key) if len(key) <= LONGEST_ECHO else None
+        if meant_key is not None and meant_key not in record:
+            raise UsageError(
+                f'"{quote(key)}" would not be read; did you mean "{meant_key}", a list with an entry for '
+                "each question? Rename it, or drop it"
+            )
 
 
 def refuse_media_keys(record: Mapping[str, object], keys: Sequence[str] = ()) -> None:

@@ -53,6 +53,17 @@ def test_names_of_media_files_where_there_is_no_image(load, key):
     assert load(record(image="a.png", **{key: "coco/7.JPG"}))[0].images
 
 
+@pytest.mark.parametrize("key", ["family", "familly", "Families", "familes", "acepted", "Accepted"])
+def test_misspelt_keys(load, key):
+    meant_key = "families" if key.lower().startswith("fam") else "accepted"
+    refuse(load, f'"{key}" would not be read; did you mean "{meant_key}"', record(**{key: ["reading"]}))
+
+
+@pytest.mark.parametrize("key", ["similar", "category", "answers", "family", "x" * 100_000])
+def test_keys_of_their_own_are_welcome(load, key):
+    assert load(record(families=["reading"], accepted=[["A fox."]], **{key: ["reading"]}))
+
+
 def test_media_in_a_message(load):
     bad = record()
     bad["conversations"][0]["image"] = "a.png"
