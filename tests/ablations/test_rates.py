@@ -53,7 +53,7 @@ def test_matryoshka_is_trained_once_for_all_its_rates(rates):
 
 
 def test_claims_are_about_its_rows(rates):
-    *before, windows_at_9, windows_at_4, by_rate = spec.read_claims(rates)
+    *before, windows_at_9, windows_at_4, windows_with_embq, by_rate = spec.read_claims(rates)
     at_every_rate, *ours, rescue, growing, larger, crossing = before
     assert len(at_every_rate.pairs) == len(TOKENS)
     assert [claim.pairs for claim in ours] == [
@@ -65,6 +65,7 @@ def test_claims_are_about_its_rows(rates):
     assert crossing.pairs == (("sap at 36", "divprune at 36"), ("divprune at 4", "sap at 4"))
     assert windows_at_9.statement == "slothmix in windows at 9 > sap+embq at 9"
     assert windows_at_4.statement == "slothmix in windows at 4 > sap+embq at 4"
+    assert windows_with_embq.statement == "slothmix in windows+embq at 4 > sap+embq at 4"
     assert by_rate.pairs == (
         ("slothmix at 16", "slothmix in windows at 16"),
         ("slothmix in windows at 4", "slothmix at 4"),
