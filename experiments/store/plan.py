@@ -1,6 +1,6 @@
 """From cells to stages: what is computed, in which order, and what each result depends on.
 
-    data -> features(tower) -> pretrain(compressor, projector) -> finetune(everything, seed) -> evaluate
+    data -> features(tower) -> pretrain(compressor, projector, seed) -> finetune(everything) -> evaluate
 
 `finetune.init` leaves the pretraining out.
 
