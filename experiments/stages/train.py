@@ -66,6 +66,7 @@ def pretrain(config: Config, inputs: dict[str, Path], out: Path, report: Reporte
     model, processor = prepare_model(config, "pretrain", inputs)
     train_stage(config, "pretrain", model, processor, inputs, out, report)
     save_file(collect_aligned_state(model), out / ALIGNED_FILE)
+    remove_training_files(out)
 
 
 def finetune(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) -> None:
@@ -75,6 +76,14 @@ def finetune(config: Config, inputs: dict[str, Path], out: Path, report: Reporte
     train_stage(config, "finetune", model, processor, inputs, out, report)
     model.save_pretrained(out / MODEL_FOLDER)
     processor.save_pretrained(out / MODEL_FOLDER)
+    remove_training_files(out)
+
+
+def remove_training_files(out: Path) -> None:
+    """Remove what a stage goes on from, once what it has trained is saved: a disk may have been full."""
+    (out / TRAINED_FILE).unlink(missing_ok=True)
+    if (out / CHECKPOINTS_FOLDER).is_dir():
+        shutil.rmtree(out / CHECKPOINTS_FOLDER)
 
 
 def prepare_model(
@@ -136,7 +145,13 @@ def train_stage(
     # a compressor and projector without parameters: stage 1 has nothing to align
     if not any(part.trained for part in parts):
         return
-    resumed = remove_bad_checkpoint(out, config.trainer.strategy, report, list_checkpoint_names(model))
+    resumed = remove_bad_checkpoint(
+        out,
+        config.trainer.strategy,
+        report,
+        list_checkpoint_names(model),
+        getattr(config, stage).accumulate,
+    )
     world = strategies.count_processes(config.trainer)
     with explain_divergence(config, stage, locate_checkpoint(out) if resumed else None):
         if world:
@@ -150,9 +165,6 @@ def train_stage(
         if adapters is not None:
             adapters.merge_and_unload()
         check_weights(model, "after the last step")
-    (out / TRAINED_FILE).unlink(missing_ok=True)
-    if (out / CHECKPOINTS_FOLDER).is_dir():
-        shutil.rmtree(out / CHECKPOINTS_FOLDER)
 
 
 def launch_on_nodes(

@@ -33,13 +33,19 @@ def locate_checkpoint(out: Path) -> Path:
     return out / CHECKPOINTS_FOLDER / CHECKPOINT_FILE
 
 
-def remove_bad_checkpoint(out: Path, strategy: str, report: Reporter, names: Collection[str] = ()) -> bool:
+def remove_bad_checkpoint(
+    out: Path, strategy: str, report: Reporter, names: Collection[str] = (), accumulate: int = 1
+) -> bool:
     """Whether there is a checkpoint to go on from. One that is damaged, or lacks one of `names`, or may hold
-    code, or was saved by a diverged run is removed, and a warning says so: the stage begins again."""
+    code, or was saved by a diverged run, or between the `accumulate` batches of a step, is removed, and a
+    warning says so: the stage begins again."""
     path = locate_checkpoint(out)
     if not path.exists():
         return False
-    fault = find_deepspeed_fault(path) if strategy == "deepspeed" else find_checkpoint_fault(path, names)
+    if strategy == "deepspeed":
+        fault = find_deepspeed_fault(path)
+    else:
+        fault = find_checkpoint_fault(path, names, accumulate)
     if fault is None:
         return True
     report.write_warning(f"{path}: {fault}; it is removed, and the stage begins again")
@@ -50,7 +56,7 @@ def remove_bad_checkpoint(out: Path, strategy: str, report: Reporter, names: Col
     return False
 
 
-def find_checkpoint_fault(path: Path, names: Collection[str] = ()) -> str | None:
+def find_checkpoint_fault(path: Path, names: Collection[str] = (), accumulate: int = 1) -> str | None:
     """Why no training of the tensors `names` can go on from a checkpoint; None if one can."""
     if not path.is_file():  # a pipe would be waited for
         return "is not a file"
@@ -58,10 +64,10 @@ def find_checkpoint_fault(path: Path, names: Collection[str] = ()) -> str | None
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # damaged bytes raise anything
         return f"cannot be read as tensors alone ({type(error).__name__}: {shorten_reason(error)})"
-    return find_content_fault(checkpoint, names)
+    return find_content_fault(checkpoint, names, accumulate)
 
 
-def find_content_fault(checkpoint: Any, names: Collection[str]) -> str | None:
+def find_content_fault(checkpoint: Any, names: Collection[str], accumulate: int) -> str | None:
     """What is wrong with a checkpoint that was read."""
     if not isinstance(checkpoint, dict) or not all(part in checkpoint for part in CHECKPOINT_PARTS):
         return "is no checkpoint of a training"
@@ -74,7 +80,18 @@ def find_content_fault(checkpoint: Any, names: Collection[str]) -> str | None:
     name = find_not_finite(weights, weights)
     if name is not None:
         return f"{name} is not finite in it, the run that wrote it has diverged"
+    # an older version saved some so, without the gradients of these batches
+    if count_read_batches(checkpoint["loops"]) % accumulate:
+        return "was saved in the middle of a step"
     return None
+
+
+def count_read_batches(loops: Any) -> int:
+    """The batches that Lightning's loops say that they have read; 0 where they say nothing."""
+    try:
+        return int(loops["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"])
+    except (KeyError, TypeError, ValueError):
+        return 0
 
 
 def find_deepspeed_fault(folder: Path) -> str | None:

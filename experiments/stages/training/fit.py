@@ -38,7 +38,7 @@ def fit_module(
     settings = config.trainer
     optimisation = module.optimisation
     last = locate_checkpoint(out)
-    checkpoint = ModelCheckpoint(
+    checkpoint = StepCheckpoint(
         last.parent,
         filename=last.stem,
         every_n_train_steps=settings.checkpoint_every,
@@ -74,6 +74,7 @@ def fit_module(
                 *callbacks,
             ],
             logger=logger,
+            default_root_dir=out,  # what a scheduler's requeueing left in this folder is none of the stage's
             log_every_n_steps=logged_every,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -112,6 +113,27 @@ def compile_layers(model: FlashSlothForConditionalGeneration) -> Iterator[None]:
     finally:
         for layer in layers:
             layer._compiled_call_impl = None  # as `compile` says it; there is no public way back
+
+
+class StepCheckpoint(ModelCheckpoint):
+    """Saves behind whole optimiser steps alone. Lightning's own, resumed at a step that it has saved, saves
+    again behind the first piece of the next one, whose gradients are in no checkpoint."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.last_step = 0
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        super().on_train_start(trainer, module)
+        self.last_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self.last_step:
+            return  # a piece of a step
+        self.last_step = trainer.global_step
+        super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
 
 
 class StepProgress(Callback):

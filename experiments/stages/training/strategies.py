@@ -88,14 +88,18 @@ def parse_devices(settings: TrainerSettings) -> int | str:
 def place_trainer(settings: TrainerSettings, world: int) -> dict[str, Any]:
     """Lightning's arguments that say where it trains, in one of `world` processes of this node or, for 0, in
     this one."""
-    arguments: dict[str, Any] = {"accelerator": settings.accelerator, "devices": parse_devices(settings)}
+    from lightning.pytorch.plugins.environments import LightningEnvironment
+
+    arguments: dict[str, Any] = {
+        "accelerator": settings.accelerator,
+        "devices": parse_devices(settings),
+        # the processes are there: training.ranks has started them, whatever scheduler runs the sweep; the
+        # scheduler's own environment would save and resume by itself
+        "plugins": [LightningEnvironment()],
+    }
     if world:
         arguments["strategy"] = make_strategy(settings.strategy, world * settings.nodes)
         arguments["num_nodes"] = settings.nodes
-        from lightning.pytorch.plugins.environments import LightningEnvironment
-
-        # the processes are there: training.ranks has started them, whatever scheduler runs the sweep
-        arguments["plugins"] = [LightningEnvironment()]
     return arguments
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import signal
 import sys
 import types
 
@@ -10,6 +11,7 @@ import torch
 from small_runs import Losses, align, make_config, run, write_backbones, write_data
 
 from experiments.runtime.progress import Reporter
+from experiments.stages import train
 from experiments.stages.training import checkpoints
 
 
@@ -63,6 +65,84 @@ def test_code_in_a_checkpoint_is_not_run(folder, devices):
     assert report.done == 0 and len(report.lines) == 1
     assert f"{checkpoint}: cannot be read as tensors alone (UnpicklingError: " in report.lines[0]
     assert report.lines[0].endswith("; it is removed, and the stage begins again")
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_run_that_is_killed_twice_ends_as_the_undisturbed_one(folder):
+    """The second time before the next checkpoint; a step adds up two batches."""
+    config = make_config(folder, checkpoint_every=2)
+    config.finetune.max_steps, config.finetune.batch_size = 5, 4
+    inputs = align(config, folder)
+    wanted = run("finetune", config, inputs, folder / "whole")
+    for _ in range(2):
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            run("finetune", config, inputs, folder / "killed", Losses(die_at=3))
+        content = torch.load(checkpoints.locate_checkpoint(folder / "killed"), weights_only=True)
+        assert content["global_step"] == 2 and checkpoints.count_read_batches(content["loops"]) == 4
+    report = Losses()
+    found = run("finetune", config, inputs, folder / "killed", report)
+    assert report.done == 2 and all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_one_in_the_middle_of_a_step_is_removed(tmp_path):
+    path = checkpoints.locate_checkpoint(tmp_path)
+    path.parent.mkdir()
+    loops = {"fit_loop": {"epoch_loop.batch_progress": {"total": {"ready": 6}}}}
+    torch.save(training_state(loops=loops), path)
+    report = Warnings()
+    assert checkpoints.remove_bad_checkpoint(tmp_path, "auto", report, accumulate=2)
+    assert not checkpoints.remove_bad_checkpoint(tmp_path, "auto", report, accumulate=4)
+    assert "was saved in the middle of a step; it is removed" in report.lines[0] and not path.exists()
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_what_was_trained_is_not_lost_where_it_cannot_be_saved(folder, stage, monkeypatch):
+    """The disk is full when the last step is done."""
+    config = make_config(folder, checkpoint_every=2)
+    inputs = align(config, folder)
+    wanted = run(stage, config, inputs, folder / "whole")
+
+    def find_no_space(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as full_disk, pytest.raises(OSError, match="No space left"):
+        full_disk.setattr(train, "save_file", find_no_space)
+        full_disk.setattr(train.FlashSlothForConditionalGeneration, "save_pretrained", find_no_space)
+        run(stage, config, inputs, folder / "again")
+    report = Losses()
+    found = run(stage, config, inputs, folder / "again", report)
+    assert report.step == 0 and not report.losses  # no step was left to do
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert not (folder / "again" / checkpoints.CHECKPOINTS_FOLDER).exists()
+
+
+class Handlers(Losses):
+    """What answers Slurm's signals while a stage trains."""
+
+    def advance_steps(self, n: int = 1, **fields: object) -> None:
+        super().advance_steps(n, **fields)
+        self.handler = signal.getsignal(signal.SIGUSR1)
+
+
+def test_a_scheduler_s_requeueing_neither_saves_nor_resumes(folder, monkeypatch):
+    """Lightning's, by a file in the working directory that any other stage would have begun from."""
+    config = make_config(folder, checkpoint_every=2)
+    inputs = align(config, folder)
+    wanted = run("finetune", config, inputs, folder / "whole")
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        config.seed = 1
+        run("finetune", config, inputs, folder / "other", Losses(die_at=3))
+    config.seed = 0
+    (folder / "work").mkdir()
+    checkpoints.locate_checkpoint(folder / "other").rename(folder / "work" / "hpc_ckpt_1.ckpt")
+    monkeypatch.chdir(folder / "work")
+    for name, value in {"NTASKS": "1", "JOB_ID": "1", "JOB_NAME": "train", "PROCID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    for name in ("LOCALID", "NODEID"):
+        monkeypatch.setenv(f"SLURM_{name}", "0")
+    report = Handlers()
+    found = run("finetune", config, inputs, folder / "own", report)
+    assert report.done == 0 and report.handler == signal.SIG_DFL
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
