@@ -231,6 +231,8 @@ def parse_accepted(accepted: object, turns: int) -> tuple[tuple[str, ...], ...] 
     for answers in accepted:
         if not isinstance(answers, list) or not answers or not all(isinstance(text, str) for text in answers):
             raise UsageError(f'"accepted" has {quote(repr(answers))}; expected a list of answers')
+        if not all(text.strip() for text in answers):
+            raise UsageError('"accepted" has an empty answer, which whoever says nothing would give; drop it')
         refuse_lone_surrogates("".join(answers), '"accepted"')
     return tuple(map(tuple, accepted))
 

@@ -11,18 +11,18 @@ from experiments.metrics.mean import MeanScore, list_accepted_answers
 
 EASTERN_WORDS = "答案|选项|選項|選択肢|答え|정답"  # answer, option
 SAID = rf"(?:(?i:answer|option|choice)(?i:\s+is)?|(?:{EASTERN_WORDS})[是为為は은]?)\s*:?\s*[\[(\"'*]{{0,4}}"
+# words that come behind an option's letter, not behind an article: A and C, A rather than B
+BEHIND_LETTERS = r"(?:and|or|nor|are|both|because|since|but|as|rather|instead)\b"
+NO_ARTICLE = rf"(?!A\s+(?!{BEHIND_LETTERS})[a-zA-Z])(?!I\s+[a-zA-Z])"
 # Where a letter stands for an option, the surest first. Small letters only where they cannot be a word.
 LETTER_PLACES = (
     r"^\W*(ANYHOW)\W*$",  # b   (B)   B.
     r"^\W*(ANYHOW)\s*[.:)\]]",  # B. the fox   b) the fox   (B) the fox
-    SAID + r"(CAPITAL)\b",  # the answer is B   option B
+    SAID + NO_ARTICLE + r"(CAPITAL)\b",  # the answer is B   option B; not "Answer: A fox"
     SAID + r"(ANYHOW)\W*$",  # the answer is b.
     r"[\[(](ANYHOW)[\])]",  # it must be (b), because
     r"^(?![AI]\s+[A-Z])(CAPITAL)\b(?!\s+[a-z])",  # B, because; not "A Siamese cat"
 )
-# words that come behind an option's letter, not behind an article: A and C, A rather than B
-BEHIND_LETTERS = r"(?:and|or|nor|are|both|because|since|but|as|rather|instead)\b"
-NO_ARTICLE = rf"(?!A\s+(?!{BEHIND_LETTERS})[a-zA-Z])(?!I\s+[a-zA-Z])"
 LONE_CAPITAL = rf"\b{NO_ARTICLE}(CAPITAL)\b"  # a capital by itself, but not "A fox"
 # letters in a row, none of which is the answer: A, B   (a) and (b)   A和B   (A)(B); not "B, A is wrong"
 LISTED = rf"(?:{SAID})?[\[(\"'*]{{0,4}}\b(?i:{NO_ARTICLE})(?:ANYHOW)\b(?!\s+(?:is|was)\b)[\])\"'*]{{0,4}}"
@@ -131,10 +131,22 @@ def read_options(question: str) -> list[str]:
 
 def name_true_option(answer: str, options: Sequence[str]) -> str:
     """The letter of the right option, by what a data set has as the answer: the letter, with or without the
-    words, or the words. UsageError where it is none of the options."""
+    words, or the words. UsageError where it is none of the options, or one's letter and another's words."""
+    with_words = OPTION_LINE.fullmatch(answer)
+    if with_words:
+        place = ascii_uppercase.index(with_words[1])
+        if place < len(options) and with_words[2].casefold() == options[place].casefold():
+            return with_words[1]
+    named_letter = answer.strip().upper()
     for letter, option in zip(ascii_uppercase, options):
-        if normalise_answer(answer) == normalise_answer(option):
-            return letter
+        if normalise_answer(answer) != normalise_answer(option):
+            continue
+        if named_letter != letter and named_letter in name_options(options):
+            raise UsageError(
+                f"its answer '{answer}' is the letter of one option and the words of option {letter}; write "
+                f"both, as in '{letter}. {option}'"
+            )
+        return letter
     choice = read_choice(answer, options)
     if choice is None:
         raise UsageError(f"its answer '{answer}' is none of its {len(options)} options")

@@ -3,8 +3,6 @@
 import math
 from collections.abc import Sequence
 
-from torchmetrics.functional.text import edit_distance
-
 from experiments.metrics.mean import MeanScore, list_accepted_answers
 
 
@@ -63,8 +61,20 @@ def measure_similarity(one: str, other: str) -> float:
     longest = max(len(one), len(other))
     if not longest:
         return 1.0
-    edits = int(edit_distance(one, other, reduction="sum"))
-    return 1 - edits / longest
+    return 1 - count_edits(one, other) / longest
+
+
+def count_edits(one: str, other: str) -> int:
+    """The Levenshtein distance. (torchmetrics' looks at a band of 25 characters on each side alone, and says
+    too much for texts that are shifted by more.)"""
+    edits_so_far = list(range(len(other) + 1))  # from no character of `one` to each beginning of `other`
+    for number, letter in enumerate(one, start=1):
+        before = edits_so_far
+        edits_so_far = [number]
+        for column, other_letter in enumerate(other, start=1):
+            replaced = before[column - 1] + (letter != other_letter)
+            edits_so_far.append(min(replaced, before[column] + 1, edits_so_far[-1] + 1))
+    return edits_so_far[-1]
 
 
 def read_number(text: str) -> float | None:

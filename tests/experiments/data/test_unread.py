@@ -64,6 +64,10 @@ def test_keys_of_their_own_are_welcome(load, key):
     assert load(record(families=["reading"], accepted=[["A fox."]], **{key: ["reading"]}))
 
 
+def test_an_empty_answer_is_not_accepted(load):
+    refuse(load, '"accepted" has an empty answer', record(accepted=[["a fox", " "]]))
+
+
 def test_media_in_a_message(load):
     bad = record()
     bad["conversations"][0]["image"] = "a.png"

@@ -162,10 +162,12 @@ def test_the_key_of_an_evaluation():
     usual = stages("compressor=sap")
     same = stages("compressor=sap", "evaluate.metric={reading: exact}")
     assert usual["evaluate"].key == same["evaluate"].key and "metric" not in usual["evaluate"].depends
-    other = stages("compressor=sap", "evaluate.metric={reading: anls,default: exact}")
+    other = stages("compressor=sap", "evaluate.metric={reading: relaxed,default: exact}")
     assert other["evaluate"].key != usual["evaluate"].key
     assert other["finetune"].key == usual["finetune"].key
-    assert other["evaluate"].depends["metric"] == {"names": {"default": "exact", "reading": "anls"}}
+    assert other["evaluate"].depends["metric"] == {"names": {"default": "exact", "reading": "relaxed"}}
+    changed = stages("compressor=sap", "evaluate.metric=anls")["evaluate"]
+    assert changed.depends["metric"] == {"names": {"default": "anls"}, "its code": {"anls": 1}}
 
 
 def test_a_preset_may_have_a_mapping(tmp_path):

@@ -1,6 +1,7 @@
 """Scores of benchmarks against cases made by hand, and against lmms-eval where it is installed."""
 
 import random
+from functools import cache
 
 import pytest
 import torch
@@ -8,8 +9,8 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from compressors.errors import UsageError
-from experiments.metrics.choice import ChoiceAccuracy, read_choice
-from experiments.metrics.documents import ANLS, RelaxedAccuracy
+from experiments.metrics.choice import ChoiceAccuracy, name_true_option, read_choice
+from experiments.metrics.documents import ANLS, RelaxedAccuracy, count_edits
 from experiments.metrics.vqa import VQAAccuracy, normalise_vqa_answer
 from experiments.metrics.yes_no import MME, POPE, read_first_letters
 
@@ -270,6 +271,63 @@ def test_one_of_several_that_stands_alone_is_the_answer(answer, letter):
 )
 def test_letters_beside_eastern_words(answer):
     assert read_choice(answer, ANIMALS) == "B"
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("Answer: A fox", "B"),
+        ("The answer is: A fox.", "B"),
+        ("Answer: A", "A"),
+        ("The answer is A because it purrs", "A"),
+        ("Answer: A, the cat", "A"),
+        ("answer a", "A"),
+    ],
+)
+def test_an_article_behind_the_word_answer_is_no_letter(answer, letter):
+    assert read_choice(answer, ("cat", "fox")) == letter
+
+
+def test_options_that_are_letters():
+    """Labels in a diagram: a truth that may be read both ways is refused, unless its words are there."""
+    labels = ("D", "A", "C", "B")
+    assert [name_true_option(truth, labels) for truth in ("C", "B. A", "A. D", "(D) B")] == list("CBAD")
+    with pytest.raises(UsageError, match="answer 'B' is the letter of one option and the words of option D"):
+        name_true_option("B", labels)
+    assert read_choice("B", labels) == "B"
+    assert name_true_option("B", ("the fox", "the owl")) == "B"
+
+
+def count_edits_by_recursion(one: str, other: str) -> int:
+    @cache
+    def count(i: int, j: int) -> int:
+        if not i or not j:
+            return i + j
+        replaced = count(i - 1, j - 1) + (one[i - 1] != other[j - 1])
+        return min(replaced, count(i - 1, j) + 1, count(i, j - 1) + 1)
+
+    return count(len(one), len(other))
+
+
+def test_edits_of_texts_that_are_shifted_against_each_other():
+    draw = random.Random(0)
+    for longest in (0, 1, 5, 30, 80):
+        for _ in range(5):
+            text = "".join(draw.choices("ab cdé", k=longest))
+            other = "".join(draw.choices("ab cdé", k=draw.randint(0, 60))) + text[: draw.randint(0, longest)]
+            assert count_edits(text, other) == count_edits_by_recursion(text, other)
+    sentence = (
+        "the offices of the company are on the second floor of the house at the corner of the market square"
+    )
+    metric = ANLS()
+    metric.update([sentence.partition("are ")[2]], [sentence])
+    assert metric.compute() == pytest.approx(1 - sentence.index("on the") / len(sentence))
+
+
+def test_whoever_says_nothing_is_wrong():
+    metric = VQAAccuracy()
+    metric.update(["", " ", "the"], [["a"] * 10, "a", "a"])  # an article for an article, as published
+    assert metric.compute() == pytest.approx(1 / 3)
 
 
 def test_choice_accuracy():
