@@ -21,7 +21,7 @@ from experiments.config.cell_checks import (
     check_weights,
     switch_off_query_module_settings,
 )
-from experiments.config.idle_settings import find_idle_settings, find_requirement, says_nothing
+from experiments.config.idle_settings import find_idle_settings, find_missing_requirement, says_nothing
 from experiments.config.metric_names import check_judge_settings, check_metric_names
 from experiments.config.overrides import combine_axes, parse_override
 from experiments.config.presets import load_preset
@@ -160,12 +160,17 @@ def copy_section(section: Section) -> Section:
 
 def refuse_unused_paths(unused_paths: set[str], axes: Mapping[str, list[str]], cells: list[Cell]) -> None:
     """UsageError for knobs and settings that no cell has a use for; not for one that is what it would be."""
-    asked_paths = {path for path in unused_paths if not says_nothing(path, axes[path])}
+    asked_paths = set()
+    for path in unused_paths:
+        requirement = find_missing_requirement(cells[0].config, path)
+        may_stand = requirement is not None and not requirement.is_refused
+        if not may_stand and not says_nothing(path, axes[path]):
+            asked_paths.add(path)
     if not asked_paths:
         return
     path = min(asked_paths)
     value = f"{path}={','.join(axes[path])}"
-    requirement = find_requirement(path)
+    requirement = find_missing_requirement(cells[0].config, path)
     if requirement is not None:
         raise UsageError(f"{value}: acts on nothing without {requirement.words}; add it, or leave {path} out")
     part = path.split(".")[0]

@@ -5,13 +5,19 @@ A product may have cells with a use for them and cells without; one that no cell
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 from typing import NamedTuple
 
 from compressors.setting_fields import collect_settings
 from experiments.config.metric_names import asks_judge
 from experiments.config.overrides import parse_value
 from experiments.config.schema import Config
+from experiments.config.schema_sections import OptimisationSettings
 
+# without where it starts from, which has checks of its own
+STAGE_1_SETTINGS = tuple(
+    f"pretrain.{field.name}" for field in fields(OptimisationSettings) if not field.name.startswith("init")
+)
 DATA_ROLES = ("pretrain", "train", "validation", "test")
 
 
@@ -21,11 +27,14 @@ class Requirement(NamedTuple):
     paths      settings, or the beginning of their paths with a dot at its end
     is_met     whether a cell has it
     words      what a line has to say for it
+    is_refused whether they are an error where no cell has it; not what whoever trains one compressor after
+               another says for all of them, with data and tower, `none` among them
     """
 
     paths: tuple[str, ...]
     is_met: Callable[[Config], bool]
     words: str
+    is_refused: bool = True
 
 
 def reads_own_data(config: Config) -> bool:
@@ -48,6 +57,11 @@ REQUIREMENTS = (
     Requirement(("finetune.init_parts",), lambda config: config.finetune.init is not None, "finetune.init"),
     Requirement(("pretrain.init_parts",), lambda config: config.pretrain.init is not None, "pretrain.init"),
     Requirement(
+        STAGE_1_SETTINGS,
+        lambda config: config.aligns or config.blind,
+        "stage 1, which finetune.init leaves out",
+    ),
+    Requirement(
         ("finetune.query_warmup_form",),
         lambda config: config.finetune.query_warmup > 0,
         "finetune.query_warmup",
@@ -59,26 +73,31 @@ REQUIREMENTS = (
         ("data.images", "data.outside_images"), reads_own_data, "files of your own, as data.train=FILE.json"
     ),
     Requirement(("data.seed", "data.scale"), lambda config: config.data.dataset is not None, "data.dataset"),
+    Requirement(
+        ("data.pretrain", "data.pretrain_weights"), lambda config: config.aligns, "stage 1", is_refused=False
+    ),
+    Requirement(
+        (*STAGE_1_SETTINGS, "image.", "tower.", "projector"),
+        lambda config: not config.blind,
+        "images",
+        is_refused=False,
+    ),
 )
 
 
-def find_requirement(path: str) -> Requirement | None:
-    """What a setting acts on; None for one that acts on every cell."""
+def find_missing_requirement(config: Config, path: str) -> Requirement | None:
+    """What a setting acts on and a cell does not have; None for one that acts on something there."""
     for requirement in REQUIREMENTS:
         for beginning in requirement.paths:
-            if path == beginning or (beginning.endswith(".") and path.startswith(beginning)):
+            is_meant = path == beginning or (beginning.endswith(".") and path.startswith(beginning))
+            if is_meant and not requirement.is_met(config):
                 return requirement
     return None
 
 
 def find_idle_settings(config: Config, paths: Iterable[str]) -> set[str]:
     """Those of these settings that act on nothing in a cell."""
-    idle_settings = set()
-    for path in paths:
-        requirement = find_requirement(path)
-        if requirement is not None and not requirement.is_met(config):
-            idle_settings.add(path)
-    return idle_settings
+    return {path for path in paths if find_missing_requirement(config, path) is not None}
 
 
 def says_nothing(path: str, texts: Iterable[str]) -> bool:
