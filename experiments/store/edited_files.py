@@ -17,7 +17,7 @@ READ_FILES = {  # what a section of `Stage.depends` is read from, for who has ed
 def refuse_edited_files(stage: Stage) -> None:
     """UsageError for a stage that would read other data or weights than when it was planned: its result would
     be taken for that of the old ones."""
-    keys.digest_source.cache_clear()  # remembered since the plan, unlike data files, which have stamps
+    keys.forget_read_files()
     depends = Planner(stage.config).describe_again(stage)
     for section, planned in stage.depends.items():
         if depends.get(section) != planned:

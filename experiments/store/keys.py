@@ -188,6 +188,15 @@ def digest_unchanged_data(
     return digests
 
 
+def forget_read_files() -> None:
+    """Have weights, data files with their images, and streams read again, which are remembered since the
+    plan."""
+    digest_source.cache_clear()
+    digest_unchanged_data.cache_clear()  # its stamp tells of the file alone
+    digest_stream.cache_clear()
+    open_stream.cache_clear()
+
+
 @remember_for_request()
 def digest_stream(entry: str, rules: RowRules, with_images: bool, bad_rows: int = 0) -> dict[str, str]:
     """Describe data that are streamed for a key: their shards by name, size and time, on the hub by the

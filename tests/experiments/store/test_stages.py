@@ -222,6 +222,13 @@ def test_files_that_were_edited_since_the_plan_are_refused(tmp_path, store):
         store.compute(stage)
     assert store.find_status(stage) == "missing"
     begin_request()
+    stage = stages(f"data.train={data}")["finetune"]
+    picture = min(tmp_path.rglob("*.png"))
+    content = picture.read_bytes()
+    picture.write_bytes(content + b"\0")
+    with pytest.raises(UsageError, match="^features .*: a data file, or an image, changed after this run"):
+        store.compute(stage)
+    begin_request()
     store.compute(stages(f"data.train={data}")["finetune"])
 
     (tmp_path / "llm").mkdir()

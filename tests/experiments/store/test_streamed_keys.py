@@ -11,6 +11,7 @@ from shards import WRITERS, own_cache, write_parquet  # noqa: E402
 
 from compressors.errors import UsageError  # noqa: E402
 from experiments.runtime.memory import begin_request  # noqa: E402
+from experiments.store.edited_files import refuse_edited_files  # noqa: E402
 from experiments.store.estimate import Estimator, MeasuredStage  # noqa: E402
 from experiments.store.store import Store  # noqa: E402
 from experiments.store.workload import derive_workload  # noqa: E402
@@ -121,6 +122,15 @@ def test_keys_know_the_image_folder(tmp_path):
         images = [f"data.images={tmp_path / folder}"] if folder else []
         found.append(stages(*STEPS, *roles, *images)["pretrain"].key)
     assert len(set(found)) == 3
+
+
+def test_shards_that_were_written_again_since_the_plan_are_refused(tmp_path):
+    entry = write_parquet(tmp_path / "here")
+    stage = stages(*STEPS, f"data.pretrain={entry}", f"data.train={entry}")["pretrain"]
+    refuse_edited_files(stage)
+    os.utime(tmp_path / "here" / "train-00003.parquet", (1, 1))
+    with pytest.raises(UsageError, match="^pretrain.*: a data file, or an image, changed after this run"):
+        refuse_edited_files(stage)
 
 
 def test_a_stream_is_read_as_a_blind_row_too(tmp_path):
