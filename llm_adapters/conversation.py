@@ -101,7 +101,8 @@ def render_turns(turns: Sequence[Turn], template: Template) -> str:
 
 
 def _render_user(question: str, template: Template, number: int) -> str:
-    """Images at either end of the turn come first, each on a line; inside the text they stay."""
+    """Images at either end of the turn come first, each on a line; inside the text they stay, and so do those
+    behind a text with images inside: pictures come in the order of their places."""
     pieces = [piece.strip() for piece in question.split(IMAGE)]
     for piece in pieces:
         refuse_reserved(piece, f"the text of turn {number}", (QUESTION, QUERY, template.end))
@@ -109,9 +110,13 @@ def _render_user(question: str, template: Template, number: int) -> str:
     if not filled:
         raise UsageError(f"turn {number} has an empty question; give it a text")
     first, last = filled[0], filled[-1]
-    outside = len(pieces) - 1 - (last - first)
+    outside = first
+    behind = len(pieces) - 1 - last
+    if first == last:
+        outside += behind
+        behind = 0
     inside = [pieces[first], *(part for piece in pieces[first + 1 : last + 1] for part in (IMAGE, piece))]
-    text = " ".join(filter(None, inside))
+    text = " ".join([*filter(None, inside), *[IMAGE] * behind])
     if outside:
         return f"{template.user} {f'{IMAGE}{chr(10)}' * outside}{QUESTION}{text} {QUERY}"
     return f"{template.user}{QUESTION} {text} {QUERY}"

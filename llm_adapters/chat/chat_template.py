@@ -22,7 +22,7 @@ CHAT_TEMPLATE = """
     {%%- endif -%%}
     {%%- set content = message['content'] -%%}
     {%%- set parts = [{'type': 'text', 'text': content}] if content is string else content -%%}
-    {%%- set said = namespace(words=[], outside=0, waiting=0) -%%}
+    {%%- set said = namespace(words=[], outside=0, waiting=0, inside=false) -%%}
     {%%- for part in parts -%%}
         {%%- if part['type'] == 'image' and role == 'assistant' -%%}
             {{- raise_exception('an image in a message of the assistant; show images in questions') -}}
@@ -32,6 +32,7 @@ CHAT_TEMPLATE = """
             {{- raise_exception("a part of type '" ~ part['type'] ~ "'; parts are of type text or image") -}}
         {%%- elif checked(part['text']) -%%}
             {%%- if said.words -%%}
+                {%%- set said.inside = said.inside or said.waiting > 0 -%%}
                 {%%- set said.words = said.words + ['%(image)s'] * said.waiting -%%}
             {%%- else -%%}
                 {%%- set said.outside = said.waiting -%%}
@@ -39,6 +40,9 @@ CHAT_TEMPLATE = """
             {%%- set said.words, said.waiting = said.words + [checked(part['text'])], 0 -%%}
         {%%- endif -%%}
     {%%- endfor -%%}
+    {%%- if said.inside -%%}
+        {%%- set said.words, said.waiting = said.words + ['%(image)s'] * said.waiting, 0 -%%}
+    {%%- endif -%%}
     {%%- set images, text = said.outside + said.waiting, said.words | join(' ') -%%}
     {%%- if not text -%%}
         {{- raise_exception('a message of the ' + role + ' has no text; give it one') -}}

@@ -37,7 +37,7 @@ ASKED = {  # question -> (what is encoded between images and slot, images before
     f"What is this?\n{IMAGE}": ("What is this?", 1, 0),
     f"{IMAGE}{IMAGE} And that?": ("And that?", 2, 0),
     f"Is {IMAGE} the cat?": (None, 0, 1),
-    f"{IMAGE} Is {IMAGE} {IMAGE} the cat? {IMAGE}": (None, 2, 2),
+    f"{IMAGE} Is {IMAGE} {IMAGE} the cat? {IMAGE}": (None, 1, 3),
 }
 
 
@@ -124,7 +124,32 @@ def test_marked_string():
         "USER: <image>\n<question>What? <query> ASSISTANT: A dog.</s>USER:<question> And? <query> ASSISTANT:"
     )
     middle = render_turns([Turn(f"{IMAGE} Is {IMAGE} or{IMAGE}{IMAGE} it? {IMAGE}")], PLAIN)
-    assert middle == "USER: <image>\n<image>\n<question>Is <image> or <image> <image> it? <query> ASSISTANT:"
+    assert middle == "USER: <image>\n<question>Is <image> or <image> <image> it? <image> <query> ASSISTANT:"
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        f"Is this {IMAGE} larger than that: {IMAGE}",
+        f"A: {IMAGE} B: {IMAGE} C: {IMAGE}",
+        f"Like {IMAGE} ? {IMAGE}{IMAGE}",
+        f"{IMAGE} Is it {IMAGE} or {IMAGE} ?",
+        f"{IMAGE} What changed? {IMAGE}",
+        f"What changed? {IMAGE} {IMAGE}",
+    ],
+)
+def test_the_words_around_a_picture_are_its_own(question):
+    """Pictures come in the order of their places: each, but those that come first, stands behind the words
+    that it stood behind."""
+    written = [piece.strip() for piece in question.split(IMAGE)]
+    rendered = render_turns([Turn(question)], PLAIN).partition("USER:")[2].partition("<query>")[0]
+    front, _, text = rendered.partition("<question>")
+    moved = front.count(IMAGE)
+    shown = [piece.strip() for piece in text.split(IMAGE)]
+    if len(shown) == 1:  # none inside: all come first
+        assert moved == question.count(IMAGE) and shown[0] == "".join(written)
+    else:
+        assert shown == written[moved:]
 
 
 def test_no_slots_without_a_query_module():
