@@ -79,8 +79,30 @@ class ComposedGeneration(SequenceBuilder, GenerationMixin):
             )
         assert embedded.is_absent is not None  # the compressor varies
         without_pixels = {name: value for name, value in kwargs.items() if name != "pixel_values"}
-        mask = hide_absent(kwargs.get("attention_mask"), embedded.is_absent)
+        mask = kwargs.get("attention_mask")
+        if mask is None:
+            mask = self._infer_mask(ids, args, kwargs)
+        mask = hide_absent(mask, embedded.is_absent)
         return {**without_pixels, "vision_features": features, "attention_mask": mask}
+
+    def _infer_mask(self, ids: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+        """The mask that `generate` would make for itself: without padding, if the token of it ends no
+        answer."""
+        asked = args[1] if len(args) > 1 else kwargs.get("generation_config")
+        special_tokens: dict[str, Any] = {}
+        for name in ("pad_token_id", "eos_token_id"):
+            for value in (
+                kwargs.get(name),
+                getattr(asked, name, None),
+                getattr(self.generation_config, name),
+            ):
+                if value is not None:
+                    special_tokens.setdefault(name, value)
+        padding = special_tokens.get("pad_token_id")
+        ends = special_tokens.get("eos_token_id", [])
+        if padding is None or padding in (ends if isinstance(ends, list) else [ends]):
+            return torch.ones_like(ids)
+        return ids.ne(padding).long()
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, is_first_iteration: bool = False, **kwargs: Any

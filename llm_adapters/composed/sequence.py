@@ -137,6 +137,8 @@ class SequenceBuilder(ImageEncoder, PruningAdapter):
         attention_mask = inputs.attention_mask
         if is_absent is not None:
             attention_mask = hide_absent(attention_mask, is_absent)
+            if context is not None:
+                context.drop_tokens(is_absent)
         prompt = None
         if features is not None:
             assert inputs.turns is not None and turns is not None  # `embed_tokens` has refused else

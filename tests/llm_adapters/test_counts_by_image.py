@@ -4,6 +4,7 @@ import pytest
 import torch
 from factories import LLMS, make_batch, make_model, make_processor, picture
 from own_counts import VARYING
+from transformers import GenerationConfig
 
 from compressors.errors import UsageError
 from llm_adapters import reuse
@@ -77,6 +78,47 @@ def test_what_is_absent_is_as_good_as_cut_out(name, llm, side):
     output.loss.backward()
     assert output.loss.isfinite()
     assert all(weight.grad.isfinite().all() for weight in model.projector.parameters())
+
+
+@every_one
+@pytest.mark.parametrize("query_module", ["embq", "llava_mini"])
+def test_a_static_cache_hides_them_from_the_query_module_too(name, query_module):
+    model = make(name, query_module=query_module)
+    batch = make_batch(make_processor(model), ASKED[:1], "left")
+    batch.pop("labels", None)
+    options = {"max_new_tokens": 1, "output_logits": True, "return_dict_in_generate": True}
+    first, again = (
+        model.generate(**batch, **options, **more).logits[0]
+        for more in ({}, {"cache_implementation": "static", "disable_compile": True})
+    )
+    with torch.no_grad():
+        plain = model(**batch).logits[:, -1]
+    said = first.isfinite()  # placeholders are muted
+    torch.testing.assert_close(again[said], first[said], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(plain[said], first[said], atol=1e-4, rtol=1e-4)
+
+
+@every_one
+def test_padding_is_seen_where_no_mask_is_given(name):
+    """As `generate` sees it of a model whose images have all tokens."""
+    model = make(name)
+    batch = make_batch(make_processor(model), ASKED, "left")
+    batch.pop("labels", None)
+    mask = batch.pop("attention_mask")
+    pad = batch["input_ids"][mask == 0].unique()
+    assert len(pad) == 1
+    options = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": 9999}
+    wanted = model.generate(**batch, attention_mask=mask, **options, pad_token_id=int(pad))
+    config = GenerationConfig(**options, pad_token_id=int(pad))
+    for found in (
+        model.generate(**batch, **options, pad_token_id=int(pad)),
+        model.generate(**batch, generation_config=config),
+    ):
+        assert found.equal(wanted)
+    # a token that ends answers, too, does not tell
+    same = {**options, "pad_token_id": int(pad), "eos_token_id": [int(pad), 9999]}
+    unpadded = model.generate(**batch, attention_mask=torch.ones_like(mask), **same)
+    assert model.generate(**batch, **same).equal(unpadded)
 
 
 @every_one
