@@ -6,6 +6,8 @@ again, and decoding steps simply do not pass it: the module acts at prefill only
 """
 
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from compressors.errors import UsageError
 from connectors.query_module import QueryModule, list_insertions
 
 CONTEXT = "query_context"
+ADAPTER_NUMBERS = count(1)
 
 
 class Receipt:
@@ -36,6 +39,7 @@ class QueryContext:
     feature_mask: Tensor
     receipt: Receipt | None = None  # none while all is compiled in one piece
     visual_mask: Tensor | None = None  # for a module that prefuses
+    owner: int = 0  # number of the adapter whose module acts; 0: whichever stands at the layers
 
     def __post_init__(self) -> None:
         if self.receipt is None and not torch.compiler.is_compiling():
@@ -160,25 +164,28 @@ class QueryAdapter:
     """Mixin for a module that holds `query_module`. Hooks are bound methods: a copy's are its own."""
 
     query_module: QueryModule | None
+    adapter_number = 0  # of one whose hooks stand
 
     def hook_query_module(self, llm: PreTrainedModel) -> list[RemovableHandle]:
-        """Register the hooks on `llm`'s decoder layers; returns their handles."""
+        """Register the hooks on `llm`'s decoder layers; returns their handles. Several models may have one
+        LLM: a hook acts on contexts of its own adapter."""
         assert self.query_module is not None  # a model without one is not hooked
+        self.adapter_number = next(ADAPTER_NUMBERS)
         layers = decoder_layers(llm)
         handles = []
         for insertion, index in list_insertions(self.query_module):
             layer: Any = layers[index]
             check_layer_read(layer, index)
-            layer.query_insertion = insertion  # an attribute, so that wrappers and copies keep it
-            handles.append(layer.register_forward_pre_hook(self._update_queries, with_kwargs=True))
+            hook = partial(self._update_queries, insertion)
+            handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
         return handles
 
     def _update_queries(
-        self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, insertion: int, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The hook: a layer's arguments with the query tokens among its hidden states updated."""
         context: QueryContext | None = kwargs.get(CONTEXT)
-        if context is None:
+        if context is None or context.owner not in (0, self.adapter_number):
             return args, kwargs
         if context.receipt is not None:
             context.receipt.given = True
@@ -194,7 +201,7 @@ class QueryAdapter:
             context.question_mask,
             context.features,
             context.feature_mask,
-            layer.query_insertion,
+            insertion,
             **options,
         )
         hidden = write_active(layer, hidden, updated)

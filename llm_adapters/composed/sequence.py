@@ -85,12 +85,13 @@ class TokenSequence(NamedTuple):
 
 
 class SequenceBuilder(ImageEncoder, PruningAdapter):
-    """Mixin for a module that also holds a query module and a language model."""
+    """Mixin for a `QueryAdapter` that also holds a language model."""
 
     config: Any
     language_model: Any
     query_module: QueryModule | None
     training: bool
+    adapter_number: int
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -196,6 +197,7 @@ class SequenceBuilder(ImageEncoder, PruningAdapter):
         if positions is None and cache is None:
             positions = count_positions(attention_mask)
         if sequence.context is not None:
+            sequence.context.owner = self.adapter_number
             sequence.context.hide_tokens(attention_mask)
         return sequence._replace(attention_mask=attention_mask, position_ids=positions)
 

@@ -1,7 +1,7 @@
 """One forward pass under a pruner: what is left so far, and what belongs to it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -211,9 +211,7 @@ class PrunedPass:
             visual_mask = context.visual_mask
             if visual_mask is not None:
                 visual_mask = visual_mask.gather(2, columns)
-            return QueryContext(
-                index, mask, context.features, context.feature_mask, context.receipt, visual_mask
-            )
+            return replace(context, query_index=index, question_mask=mask, visual_mask=visual_mask)
 
         return self.build_once(cut, context, narrow_context)
 

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from factories import LLMS, make_batch, make_model, make_processor, picture
+from factories import LLMS, make_batch, make_config, make_model, make_processor, picture
 from torch import Tensor, nn
 from turns import take_turns
 
@@ -234,17 +234,30 @@ def test_query_module_runs_at_prefill_only(model, cached, monkeypatch):
     assert calls == ([length] if cached else [length, length + 1, length + 2, length + 3])
 
 
+@pytest.mark.parametrize("at", [1, [1, 2]])
+def test_models_around_one_llm_have_their_own_queries(at):
+    """The second one's hooks stand at the first one's layers, too."""
+    first = make_model("phi", "sap", "embq")
+    batch = batch_for(first)
+    alone = first(**batch).logits
+    second = Model(make_config("phi", at=at), first.vision_tower, first.language_model).eval()
+    for parameter in second.query_module.parameters():
+        nn.init.normal_(parameter.data, std=0.3)
+    assert not torch.allclose(second(**batch).logits, alone)
+    assert torch.equal(first(**batch).logits, alone)
+    assert torch.equal(copy.deepcopy(first)(**batch).logits, alone)
+
+
 def test_positional_hidden_states(model):
     """Some decoder loops hand the hidden states on by position, some by name."""
     batch = batch_for(model)
     hidden, context = parts_of(model, batch)
     layer = nn.Identity()
-    layer.query_insertion = 0
-    args, kwargs = model._update_queries(layer, (hidden, "rest"), {CONTEXT: context})
+    args, kwargs = model._update_queries(0, layer, (hidden, "rest"), {CONTEXT: context})
     assert args[1] == "rest" and not torch.equal(args[0], hidden)
-    _, named = model._update_queries(layer, (), {CONTEXT: context, "hidden_states": hidden})
+    _, named = model._update_queries(0, layer, (), {CONTEXT: context, "hidden_states": hidden})
     assert torch.equal(named["hidden_states"], args[0])
-    assert model._update_queries(layer, (hidden,), {}) == ((hidden,), {})
+    assert model._update_queries(0, layer, (hidden,), {}) == ((hidden,), {})
 
 
 @pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")

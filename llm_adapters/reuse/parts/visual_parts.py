@@ -134,8 +134,7 @@ class VisualParts(InputAdapter, MarkerAdapter, QueryAdapter):
         base, model = self._outside
         self._wrapping.unwrap_all(model)
         for module in base.modules():
-            for name in ("query_insertion", "visual_level"):
-                vars(module).pop(name, None)
+            vars(module).pop("visual_level", None)
 
     def _wrap_deepstack(self, base: PreTrainedModel) -> None:
         """Patch features instead of the outputs of DeepStack's mergers while images are encoded."""
