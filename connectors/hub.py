@@ -10,6 +10,8 @@ from compressors.errors import UnreachableError, UsageError, shorten_reason
 
 # of a model: weights, settings, a tokenizer in any form; others, such as logs of a training, stay there
 MODEL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
+# of `from_pretrained`, that tell where a repository is
+HUB_ARGUMENTS = ("cache_dir", "local_files_only", "token")
 PICKLED_FILES = ("*.bin",)  # which released checkpoints of others may have
 
 

@@ -19,6 +19,8 @@ from transformers.utils import ModelOutput
 
 from llm_adapters.conversation import IGNORE
 
+# Where others have put a forward of their own into an LLM: it runs the LLM, not its copy.
+WRAPPED_FORWARD = ("forward", "_old_forward", "_hf_hook")
 # Logits that are alive at a time, 512 MB of float32. More are computed in pieces, and each again in backward.
 MOST_LOGITS = 2**27
 
@@ -87,6 +89,8 @@ class AnswerHead:
 
     def __init__(self, llm: PreTrainedModel, output: ModelOutput):
         self.twin = copy.copy(llm)  # the same modules but for one, the same parameters
+        for name in WRAPPED_FORWARD:
+            vars(self.twin).pop(name, None)
         self.twin._modules = {**llm._modules, llm.base_model_prefix: GivenDecoder(output, llm.base_model)}
 
     def __call__(self, hidden: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from llm_adapters.orientation import IMAGE_ERRORS, convert_to_upright_rgb
 
 URL_SCHEMES = ("http://", "https://")
 URL_TIMEOUT_SECONDS = 60
+LONGEST_NAME = 255  # characters of a file's name in most file systems
 
 
 def image_processor(tower: VisionTower, size: int | None = None) -> BaseImageProcessor:
@@ -78,6 +79,8 @@ def open_picture_source(source: Any) -> Image.Image:
             check_regular_file(Path(source))
         return Image.open(source)
     if isinstance(source, str):
+        if looks_like_name(source):
+            raise UsageError(f"image {quote(source)}: no such file")
         source = read_picture_text(source)
     if isinstance(source, (bytes, bytearray)):
         return Image.open(BytesIO(source))
@@ -92,6 +95,13 @@ def is_file_name(text: str) -> bool:
         return Path(text).is_file()
     except (OSError, ValueError):
         return False
+
+
+def looks_like_name(text: str) -> bool:
+    """Whether a text that names no file is a misspelt name: base64 has no dots."""
+    if text.startswith((*URL_SCHEMES, "data:")):
+        return False
+    return len(text) <= LONGEST_NAME and "." in text
 
 
 def read_picture_text(text: str) -> bytes:

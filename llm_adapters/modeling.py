@@ -94,6 +94,11 @@ class FlashSlothForConditionalGeneration(ComposedGeneration, QueryAdapter, PreTr
         elif self.vision_tower.text_encoder is not None:
             config.tower_text_config = self.vision_tower.text_encoder.config
         self.language_model: Any = language_model or AutoModelForCausalLM.from_config(config.text_config)
+        if getattr(self.language_model.config.get_text_config(), "hidden_size_per_layer_input", None):
+            raise UsageError(
+                f"{type(self.language_model).__name__}: each of its layers reads inputs of its own for all "
+                "tokens (per-layer embeddings), which visual tokens do not have; choose another LLM"
+            )
         reset_outputs(self.language_model.config)
         sizes = llm_sizes(config)
         self.compressor: Compressor = compressors.create(

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,9 @@ from transformers.image_processing_utils import BaseImageProcessor
 from compressors.checks import check_at_least
 from compressors.errors import UsageError
 from compressors.registry import conform
+from connectors.hub import HUB_ARGUMENTS, find_folder
 from connectors.tiling import Tiling
+from connectors.towers.text_tokenizer import FOLDER as TOKENIZER_FOLDER
 from connectors.towers.text_tokenizer import TextTokenizer, read_saved_text_tokenizer
 from connectors.versions import is_at_least
 from llm_adapters.adapter import query_positions
@@ -96,17 +97,24 @@ class FlashSlothProcessor(ProcessorMixin):
         return {name: value for name, value in super().to_dict().items() if name not in apart}
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-        """As transformers' own, with the tokenizer of the tower's text encoder where there is one."""
+        """As transformers' own, with the tokenizer of the tower's text encoder where there is one. UsageError
+        for an upload, which would leave that one out."""
+        if kwargs.get("push_to_hub"):
+            raise UsageError("save_pretrained(push_to_hub=True): use processor.push_to_hub(repository)")
         if self.question_tokenizer is not None:
             self.question_tokenizer.save(save_directory)
         return super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As transformers' own."""
+        """As transformers' own, of a folder or a repository of the hub."""
         processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        if Path(pretrained_model_name_or_path).is_dir():
-            processor.question_tokenizer = read_saved_text_tokenizer(Path(pretrained_model_name_or_path))
+        options = {
+            name: kwargs[name] for name in (*HUB_ARGUMENTS, "revision") if kwargs.get(name) is not None
+        }
+        # of the repository that one folder alone: its weights are no business of a processor's
+        folder = find_folder(pretrained_model_name_or_path, patterns=(f"*{TOKENIZER_FOLDER}/*",), **options)
+        processor.question_tokenizer = read_saved_text_tokenizer(folder / (kwargs.get("subfolder") or ""))
         return processor
 
     def apply_chat_template(

@@ -12,6 +12,7 @@ from llm_adapters.adapter import QueryContext
 from llm_adapters.composed.image_encoding import ImageEncoder
 from llm_adapters.composed.query_context import make_query_context
 from llm_adapters.composed.tower_text import TurnQuestions
+from llm_adapters.conversation import IMAGE, QUERY
 from llm_adapters.kept_positions import check_rotary, complete_positions, count_positions, shift_positions
 from llm_adapters.kept_turns import check_turn
 from llm_adapters.pruning.apply import PruningAdapter
@@ -213,6 +214,7 @@ class SequenceBuilder(ImageEncoder, PruningAdapter):
         questions: TurnQuestions | None = None,
     ) -> PromptEmbeddings:
         """Token embeddings with visual and query tokens in place, and what else follows from the images."""
+        self._check_placeholders()
         is_image = input_ids == self.config.image_token_id
         is_query = input_ids == self.config.query_token_id
         is_text = ~(is_image | is_query)
@@ -259,6 +261,18 @@ class SequenceBuilder(ImageEncoder, PruningAdapter):
                 is_text,
             )
         return PromptEmbeddings(embeds, context, shift, is_absent)
+
+    def _check_placeholders(self) -> None:
+        """UsageError for a configuration that was made without the tokenizer's ids."""
+        needed = ["image_token_id"]
+        if self.query_module is not None:
+            needed.append("query_token_id")
+        for name in needed:
+            if getattr(self.config, name) is None:
+                marker = IMAGE if name == "image_token_id" else QUERY
+                raise UsageError(
+                    f"config.{name} is None; set it to the id that the tokenizer has for {marker}"
+                )
 
     def _make_context_behind_prefix(
         self, inputs: PromptInputs, input_ids: Tensor, features: Tensor | None, embeds: Tensor

@@ -258,13 +258,13 @@ def find_last_norm(llm: PreTrainedModel) -> nn.Module:
     return norms[-1]  # some have one before the layers, too
 
 
+WHOLE_PROMPT = "give the whole conversation at once, without prefill_chunk_size"
+
+
 def check_cache_empty(cache: Cache | None) -> None:
     """UsageError for images that come behind other tokens."""
     if cache is not None and cache.get_seq_length():
-        raise UsageError(
-            "pruning: images were given with a KV cache that is not empty; give the whole "
-            "conversation at once, without prefill_chunk_size"
-        )
+        raise UsageError(f"pruning: images were given with a KV cache that is not empty; {WHOLE_PROMPT}")
 
 
 def use_unwindowed_layers(cache: Cache) -> None:

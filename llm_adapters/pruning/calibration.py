@@ -4,6 +4,7 @@ calibrate_pruner(model, batches)              # the model has pruner "fitprune";
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compressors.errors import UsageError
+from llm_adapters.modes import evaluating
 from llm_adapters.pruning import schedule
 from llm_adapters.pruning.base import Pruner
 from llm_adapters.pruning.fitprune import AttentionObserver, FitPrune, LossTrial
@@ -61,9 +63,9 @@ def calibrate_recipe(
     once and for all."""
     batches = list_batches(batches)
     depth = pruner.llm_layers
-    training = model.training
-    model.eval()
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        stack.callback(use, before)  # a calibration that fails or is interrupted leaves no trial behind
         prompts = []
         for batch in batches:
             inputs = dict(batch)
@@ -86,9 +88,6 @@ def calibrate_recipe(
             return average_trial_shares(depth, trial)
 
         return fit_recipe(depth, pruner.average, measure_shares)
-    finally:  # a calibration that fails or is interrupted leaves no trial behind
-        use(before)
-        model.train(training)
 
 
 def replace_pixels(model: Any, prompt: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from compressors.errors import UsageError
 from connectors.versions import CACHE
+from llm_adapters.modes import evaluating
 from llm_adapters.pruning.attention import PRUNING_CONTEXT, DispatchedAttention
 
 
@@ -77,11 +78,6 @@ def catch_unrotated(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
             arguments[name] = None
     # Without dropout (of adapters, say): a number drawn here would not be drawn again where activations are
     # computed a second time, and all later ones would be others.
-    is_training = module.training
-    module.eval()
-    try:
-        with suppress(ReachedAttention):
-            module.forward(**arguments)
-    finally:
-        module.train(is_training)
+    with evaluating(module), suppress(ReachedAttention):
+        module.forward(**arguments)
     return catcher.reached

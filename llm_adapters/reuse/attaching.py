@@ -167,7 +167,7 @@ def pick(model: PreTrainedModel, processor: ProcessorMixin, scale: int) -> None:
     model.config.slothkit["scale"] = scale
 
 
-def _require_parts(model: PreTrainedModel, action: str) -> VisualParts:
+def _require_parts(model: nn.Module, action: str) -> VisualParts:
     """What is attached to a model; UsageError where nothing is."""
     parts: VisualParts | None = getattr(model, PARTS_ATTRIBUTE, None)
     if parts is None:
@@ -207,9 +207,10 @@ def _check_unadapted(parts: VisualParts) -> None:
 
 
 def name_trained_parts(model: nn.Module) -> list[str]:
-    """Names of the attached parts, for `modules_to_save` of a peft configuration."""
+    """Names of the attached parts, for `modules_to_save` of a peft configuration. UsageError for a model
+    without any."""
     names = []
-    for name, part in getattr(model, PARTS_ATTRIBUTE).named_children():
+    for name, part in _require_parts(model, "name_trained_parts").named_children():
         if isinstance(part, nn.ModuleList):  # peft takes what is in a list, not the list
             names += [f"{PARTS_ATTRIBUTE}.{name}.{number}" for number in range(len(part))]
         elif list(part.parameters()):  # peft refuses modules without

@@ -19,8 +19,6 @@ from llm_adapters.saved import find_model_folder
 
 SAVE_ADVICE = "save the model and its processor there again"
 ADAPTER_FILE = "adapter_config.json"
-# of `from_pretrained`, that tell where a repository is
-HUB_ARGUMENTS = ("cache_dir", "local_files_only", "token")
 # of a record: what tells which weights the attached parts have
 PART_NAMES = ("compressor", "knobs", "query_module", "query_knobs", "new_projector")
 

@@ -7,13 +7,12 @@ from typing import Any
 from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
 
 from compressors.errors import UsageError
-from connectors.hub import find_folder
+from connectors.hub import HUB_ARGUMENTS, find_folder, is_hub_id
 from connectors.pretrained import load_model
 from llm_adapters.reuse.attaching import attach, name_trained_parts, pick
 from llm_adapters.reuse.creating import NeedsTraining
 from llm_adapters.reuse.folders import (
     ADAPTER_FILE,
-    HUB_ARGUMENTS,
     SAVE_ADVICE,
     list_differences,
     load_plain_model,
@@ -84,7 +83,10 @@ def _load_adapter(
     adapter = read_adapter(folder)
     source = base or adapter["base_model_name_or_path"]
     options: dict[str, Any] = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-    base_folder = find_folder(source, **options)
+    revision = None
+    if not base and is_hub_id(str(source)):
+        revision = adapter.get("revision")  # of the base, as PEFT notes it
+    base_folder = find_folder(source, revision, **options)
     base_record: dict[str, Any] = {}
     if is_attached(base_folder):
         model, base_record = load_plain_model(base_folder, **kwargs)

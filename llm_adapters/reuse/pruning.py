@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from compressors.errors import UsageError
 from connectors.versions import CACHE, read_cache
 from llm_adapters.adapter import llm_sizes
-from llm_adapters.pruning.apply import PruningAdapter, check_cache_empty
+from llm_adapters.pruning.apply import WHOLE_PROMPT, PruningAdapter, check_cache_empty
 from llm_adapters.pruning.attention import PRUNING_CONTEXT
 from llm_adapters.pruning.base import Pruner, registry
 from llm_adapters.pruning.calibration import calibrate_recipe, list_batches
@@ -222,6 +222,8 @@ class ModelPruning(PruningAdapter):
             length = embeds.shape[1]
             owner, prompt_length = RUNNING_PROMPT.get() or (None, 0)
             if owner is self:
+                if prompt_length > length:
+                    raise UsageError(f"pruning: images were given with a part of the prompt; {WHOLE_PROMPT}")
                 length = min(prompt_length, length)
             prompt = make_prompt(
                 tokens.is_visual, tokens.is_text, length, tokens.attention_mask, None, embeds

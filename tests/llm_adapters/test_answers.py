@@ -1,7 +1,10 @@
 """The loss of answer positions alone is the LLM's own loss, in any LLM: its head, scaling and capping."""
 
+from types import MethodType
+
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from helpers.factories import LLMS, llm_config, make_batch, make_model, make_processor, picture
 from peft import LoraConfig, inject_adapter_in_model
 from transformers import AutoModelForCausalLM
@@ -111,6 +114,26 @@ def test_index_names_the_token_before_each_labelled_one():
     labels = torch.tensor([[IGNORE, 5, IGNORE, 6], [7, IGNORE, IGNORE, 8]])
     # a first token is predicted by none
     assert index_answers(labels).tolist() == [0, 2, 6]
+
+
+def wrap_by_accelerate(llm) -> None:
+    add_hook_to_module(llm, ModelHook())
+
+
+def wrap_by_method(llm) -> None:
+    llm.forward = MethodType(type(llm).forward, llm)
+
+
+@pytest.mark.parametrize("wrap", [wrap_by_accelerate, wrap_by_method])
+def test_an_llm_whose_forward_others_have_wrapped_has_the_same_loss(wrap):
+    """As a model that is spread over devices has, or one with another's kernels."""
+    model = make_model("llama")
+    rows = [([Turn(f"{IMAGE}\nWhat is this?", "A dog.")], [picture(0)])]
+    batch = make_batch(make_processor(model), rows, "right")
+    expected = model(**batch).loss
+    wrap(model.language_model)
+    loss = model(**batch, answer_index=index_answers(batch["labels"])).loss
+    torch.testing.assert_close(loss, expected)
 
 
 @pytest.mark.parametrize("name", LLMS)

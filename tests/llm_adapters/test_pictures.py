@@ -121,12 +121,18 @@ def test_arrays(dtype):
 
 @pytest.mark.parametrize(
     "source",
-    ["no_such_file.png", "x" * 5000, b"no picture", {"bytes": None}, 7, np.zeros((2, 3, 4, 5)), "data:,"],
+    ["x" * 5000, b"no picture", {"bytes": None}, 7, np.zeros((2, 3, 4, 5)), "data:,"],
 )
 def test_what_is_no_picture_is_one_line(source):
     with pytest.raises(UsageError, match="no picture, or a damaged one") as caught:
         load_picture(source)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("name", ["no_such_file.png", "/no/such/cat.jpg", "./cat.png"])
+def test_a_file_that_is_not_there_is_called_so(name):
+    with pytest.raises(UsageError, match=rf"^image {name}: no such file$"):
+        load_picture(name)
 
 
 def test_32_bit_pictures_are_refused_however_they_come():

@@ -179,6 +179,27 @@ def test_saved_and_loaded(sources, tmp_path, kind, name):
         assert model(**batch).logits.equal(again(**batch_again).logits)
 
 
+@every_kind
+def test_a_repository_of_the_hub_brings_its_question_tokenizer(sources, tmp_path, monkeypatch, kind):
+    """Of a revision, too; an upload as it is saved would leave it out, and is refused."""
+    model, processor = make_pair(sources[kind], "trim")
+    with pytest.raises(UsageError, match=r"use processor\.push_to_hub"):
+        processor.save_pretrained(tmp_path / "upload", push_to_hub=True)
+    root = tmp_path / "models--someone--trim"
+    for revision in ("main", "v1"):
+        commit = revision[0] * 40
+        processor.save_pretrained(root / "snapshots" / commit)
+        model.config.save_pretrained(root / "snapshots" / commit)
+        (root / "refs").mkdir(exist_ok=True)
+        (root / "refs" / revision).write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    batch = make_batch(processor, [([Turn(f"{IMAGE}\n{FIRST}")], [picture()])])
+    for place in ({}, {"revision": "v1"}):
+        again = FlashSlothProcessor.from_pretrained("someone/trim", **place)
+        found = make_batch(again, [([Turn(f"{IMAGE}\n{FIRST}")], [picture()])])
+        assert found["question_ids"].equal(batch["question_ids"])
+
+
 def test_a_plain_processor_has_no_second_tokenizer(sources, tmp_path):
     model, processor = make_pair(sources["clip"], "trim")
     processor.question_tokenizer = None

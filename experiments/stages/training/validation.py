@@ -25,6 +25,7 @@ from experiments.stages.questions import batch_by_length, encode_questions
 from experiments.stages.training.module import SlothModule
 from llm_adapters.conversation import IGNORE, IMAGE
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
+from llm_adapters.modes import evaluating
 from llm_adapters.processing import FlashSlothProcessor
 
 
@@ -160,14 +161,10 @@ class Validation(Callback):
 @contextmanager
 def watching(module: SlothModule) -> Iterator[None]:
     """Evaluation mode without gradients, and training as it was afterwards."""
-    modes = {part: part.training for part in module.modules()}
     noted = dict(module.watch.first_steps)
-    module.eval()
     try:
-        with isolate_rng(), torch.no_grad():
+        with evaluating(module), isolate_rng(), torch.no_grad():
             yield
     finally:
-        for part, mode in modes.items():
-            part.training = mode
         # a compressor's output on other data than the training's stops no training
         module.watch.first_steps = noted

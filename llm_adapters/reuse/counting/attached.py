@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from compressors.base import Compressor
+from compressors.errors import UsageError
 from llm_adapters.reuse.marking import add_markers, check_types, repeat_query_marker
 from llm_adapters.reuse.saving import write_record
 from llm_adapters.reuse.wrapping import bind_arguments
@@ -62,6 +63,10 @@ class AttachedProcessor(ProcessorBase):
         return plain(**arguments)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the processor's own, with what is attached beside it. UsageError for an upload, which would
+        leave that out."""
+        if kwargs.get("push_to_hub"):
+            raise UsageError("save_pretrained(push_to_hub=True): use processor.push_to_hub(repository)")
         saved = super().save_pretrained(save_directory, *args, **kwargs)
         write_record(save_directory, self.attached.record)  # an adapter's folder has no model's configuration
         return saved

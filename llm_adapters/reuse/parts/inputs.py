@@ -157,6 +157,11 @@ class InputAdapter(MapCompressor):
         kept = None
         if self.position_keeper is not None:
             if outputs:
+                if not all(hasattr(output, "kept") for output in outputs.values()):
+                    # `generate` has cut the tokens, but not what is told of them
+                    raise UsageError(
+                        "positions=keep needs the whole prompt at once; leave out prefill_chunk_size"
+                    )
                 kept = merge_kept(placeholders, [output.kept for output in outputs.values()])
             self.position_keeper.keep_positions(kwargs, is_visual, kept)
         if self.query_module is None or not outputs:

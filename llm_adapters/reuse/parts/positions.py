@@ -6,6 +6,7 @@ image, such as the ends of a picture's rows, or images of own sizes have positio
 """
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -78,6 +79,12 @@ class PositionKeeper:
         return {**inputs, "position_ids": positions + images * self.left_out}
 
 
+# of the forward that runs, where it asks for positions itself: of one keeper, in one of several threads
+ASKED_PATCHES: ContextVar["tuple[GridPositionKeeper, KeptPatches] | None"] = ContextVar(
+    "slothkit_asked_patches", default=None
+)
+
+
 @dataclass
 class GridPositionKeeper:
     """Positions (time, row, column) of one model: those of the sequence that has all patches.
@@ -87,16 +94,15 @@ class GridPositionKeeper:
 
     compressor: Compressor
     merge: int  # patches of a side that are one position to the model
-    kept: KeptPatches | None = None  # of the forward that runs, where it asks for positions itself
 
     def keep_positions(self, kwargs: Kwargs, is_visual: Tensor, kept: KeptPatches | None) -> None:
         """As `PositionKeeper`'s; without `position_ids` the model asks for them."""
-        self.kept = None
+        ASKED_PATCHES.set(None)
         positions = kwargs.get("position_ids")
         if kept is None:
             return
         if positions is None:
-            self.kept = kept
+            ASKED_PATCHES.set((self, kept))
             return
         starts, offsets = locate_on_grids(kept)
         beams = count_beams(is_visual, len(starts))
@@ -144,7 +150,10 @@ class GridPositionKeeper:
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Rows with a token for every patch: of each the tokens that its own are copies of, and where in it
         each of the row's tokens is. `sizes` of images and of frames, by the types of their tokens."""
-        kept, self.kept = self.kept, None
+        owner, kept = ASKED_PATCHES.get() or (None, None)
+        ASKED_PATCHES.set(None)
+        if owner is not self:
+            kept = None
         sources: list[Tensor] = []
         targets: list[Tensor] = []
         unread = {kind: iter(sizes_of_kind) for kind, sizes_of_kind in sizes.items()}

@@ -1,6 +1,7 @@
 """PEFT adapters of models with a compressor attached: what their folders bring back, and what PEFT's copies
 of the attached parts do."""
 
+import json
 import warnings
 
 import pytest
@@ -18,8 +19,10 @@ from reuse_families import (
     two_rows,
 )
 
-from compressors.errors import UsageError
+from compressors.errors import UnreachableError, UsageError
+from connectors.hub import find_folder
 from llm_adapters import reuse
+from llm_adapters.reuse import loading
 
 SCALES = {"compressor": "matryoshka", "host": "sap", "knobs": {"rate": 1}, "scales": [1, 2, 3]}
 TRAINING_FREE = {"compressor": "visionzip", "tokens": 9}
@@ -30,6 +33,32 @@ def save_base(family: str, folder, **options) -> None:
     model, processor = make_model(family), make_processor(family)
     reuse.attach(model, processor, **options)
     save_both(model, processor, folder)
+
+
+def test_a_base_of_the_hub_is_loaded_in_the_version_that_it_was_trained_in(tmp_path, monkeypatch):
+    """`revision` in the adapter's configuration is the base's, as in PEFT."""
+    model, processor = attached("llava")
+    tuned = wrap(model)
+    tuned.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({**settings, "base_model_name_or_path": "someone/base", "revision": "v1"}))
+    asked = []
+
+    def find(source, revision=None, **_: object):
+        asked.append((source, revision))
+        return tmp_path if source == tmp_path else find_folder(source, revision, local_files_only=True)
+
+    monkeypatch.setattr(loading, "find_folder", find)
+    with pytest.raises(UnreachableError, match="someone/base"):
+        reuse.load(tmp_path)
+    assert asked[-1] == ("someone/base", "v1")
+
+
+def test_names_of_trained_parts_need_some():
+    with pytest.raises(UsageError, match="name_trained_parts: nothing is attached to this model"):
+        reuse.name_trained_parts(make_model("llava"))
 
 
 def save_both(model, processor, folder) -> None:

@@ -1,5 +1,7 @@
 """positions=keep in models of transformers, where positions are those of text."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from reuse_families import (
@@ -143,6 +145,35 @@ def test_grids_keep_the_places_of_the_whole_image(family):
         is_kept.append(torch.zeros(height * width).scatter(0, places, 1.0).bool())
     is_there[full["input_ids"] == image_id(model)] = torch.cat(is_kept)
     assert torch.equal(together, whole[0][-3:, is_there])
+
+
+@pytest.mark.parametrize("family", family_params("qwen2_5_vl"))
+def test_threads_keep_patches_of_their_own(family):
+    """One asks for an answer between what the other has encoded and its decoder."""
+    model, processor = make_model(family), make_processor(family)
+    reuse.attach(model, processor, "divprune", tokens=BUDGET, positions="keep")
+    batch = inputs(processor, two_rows(family))
+    other = inputs(processor, [(prompt(family), [picture(7)])])
+    with torch.no_grad():
+        alone = model(**batch).logits
+    worker = ThreadPoolExecutor(1)
+    interrupting = [True]
+
+    def interrupt(*_: object) -> None:
+        if interrupting and interrupting.pop():
+            worker.submit(answers, model, other).result()
+
+    model.model.register_forward_pre_hook(interrupt)
+    with torch.no_grad():
+        assert torch.equal(model(**batch).logits, alone)
+    assert not interrupting
+
+
+def test_a_prompt_in_pieces_is_refused():
+    model, processor = make_model("llava"), make_processor("llava")
+    reuse.attach(model, processor, **KEEP)
+    with pytest.raises(UsageError, match="leave out prefill_chunk_size"):
+        answers(model, inputs(processor, two_rows("llava")), prefill_chunk_size=16)
 
 
 def record_positions(model) -> list[torch.Tensor]:

@@ -352,6 +352,15 @@ def test_answers_of_pruned_beams_with_several_images():
     ]
 
 
+def test_calibration_leaves_each_part_in_its_mode():
+    model, processor = make_model("llava"), make_processor("llava")
+    model.train()
+    model.model.vision_tower.eval()
+    modes = {name: part.training for name, part in model.named_modules()}
+    reuse.prune(model, "fitprune", calibrate_on=inputs(processor, two_rows("llava")))
+    assert {name: part.training for name, part in model.named_modules() if name in modes} == modes
+
+
 def test_bad_input_of_prune_is_refused():
     model, processor = make_model("llava"), make_processor("llava")
     with pytest.raises(UsageError, match="fast_v"):
@@ -365,6 +374,9 @@ def test_bad_input_of_prune_is_refused():
     batch = inputs(processor, two_rows("llava"))
     with pieces_refused("without prefill_chunk_size"):
         answers(model, batch, prefill_chunk_size=8)
+    last_image = int((batch["input_ids"] == model.config.image_token_id).nonzero()[:, 1].max())
+    with pytest.raises(UsageError, match="a part of the prompt; .* without prefill_chunk_size"):
+        answers(model, batch, prefill_chunk_size=last_image + 1)  # all images in the first piece
     with pytest.raises(UsageError, match="generate without cache_implementation"):
         answers(model, batch, cache_implementation="static", disable_compile=True)
 

@@ -186,6 +186,9 @@ def test_what_is_not_there_is_refused_in_one_line(tmp_path):
 
 
 def test_an_upload_as_it_is_saved_is_refused(tmp_path):
-    model, _ = attached("llava")
+    model, processor = attached("llava")
     with pytest.raises(UsageError, match=r"use model\.push_to_hub"):
         model.save_pretrained(tmp_path, push_to_hub=True)
+    with pytest.raises(UsageError, match=r"use processor\.push_to_hub"):
+        processor.save_pretrained(tmp_path, push_to_hub=True)
+    assert not list(tmp_path.iterdir())
