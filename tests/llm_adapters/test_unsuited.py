@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from factories import byte_tokenizer, chat, make_model, make_processor, picture
+from factories import byte_tokenizer, chat, make_config, make_model, make_processor, picture
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from compressors.errors import UsageError
 from connectors.versions import CACHE, is_at_least
 from llm_adapters.conversation import Turn
+from llm_adapters.modeling import FlashSlothForConditionalGeneration
 
 DEAF = ("falcon", "bloom")  # decoders that take any keyword argument and keep it from their layers
 
@@ -39,6 +40,23 @@ def test_a_pruner_needs_layers_that_are_told(llm):
     with pytest.raises(UsageError, match="pruning: "):
         model.set_pruner("fastv", ratio=0.5)
         model(**inputs(model))
+
+
+def test_layers_with_inputs_of_their_own_are_refused():
+    """Gemma 3n's and 4's, which an LLM makes from token ids."""
+    config = make_config("phi")
+    config.text_config.hidden_size_per_layer_input = 8
+    with pytest.raises(UsageError, match="PhiForCausalLM: each of its layers reads inputs of its own"):
+        FlashSlothForConditionalGeneration(config)
+
+
+@pytest.mark.parametrize("name", ["image_token_id", "query_token_id"])
+def test_a_configuration_without_placeholders_is_refused(name):
+    model = make_model()
+    batch = inputs(model)
+    setattr(model.config, name, None)
+    with pytest.raises(UsageError, match=f"config.{name} is None; set it to the id that the tokenizer has"):
+        model(**batch)
 
 
 def test_images_with_embeddings_are_refused():
