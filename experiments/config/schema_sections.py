@@ -23,7 +23,7 @@ class TowerSettings:
     source: str = setting("asset:tiny/tower", "asset: or cache:NAME, folder, hub id, open_clip:NAME[:TAG]")
     select_layer: int = setting(-1, "which hidden state is read, -2: the one before the last")
     train: bool = setting(False, "stage 2 trains the tower too; features cannot be cached then")
-    cache: bool = setting(True, "compute the features of a frozen tower once and keep them on disk")
+    cache: bool = setting(True, "compute the features of a frozen tower once and keep them on disk, in fp16")
 
 
 @dataclass
@@ -217,7 +217,7 @@ class TrainerSettings:
     )
     precision: str = setting(
         "auto",
-        "auto: bf16 on a GPU, fp32 on the CPU",
+        "auto: bf16 on a GPU, fp32 on the CPU; with 32 answers come from fp32, too",
         choices=("auto", "32", "16-mixed", "bf16-mixed", "16-true", "bf16-true"),
     )
     strategy: str = setting(

@@ -89,7 +89,9 @@ def load_evaluated_model(
 ) -> tuple[FlashSlothForConditionalGeneration, FlashSlothProcessor]:
     """The trained model as the cell evaluates it: with its compressor, scale and pruner."""
     device = pick_device(config.trainer.accelerator)
-    model, processor = saved.load_saved_model(inputs["finetune"] / MODEL_FOLDER, device)
+    # whoever trains without half precision wants none in answers; else the device's usual
+    dtype = torch.float32 if config.trainer.precision == "32" else None
+    model, processor = saved.load_saved_model(inputs["finetune"] / MODEL_FOLDER, device, dtype)
     is_replaced = replace_compressor(config, model)
     if is_replaced:
         processor.question_tokenizer = load_question_tokenizer(config, config.evaluated_compressor)

@@ -5,9 +5,11 @@ it is as it was before there was one, nothing of it is in a key.
 from collections.abc import Sequence
 from typing import Any
 
+from compressors.reading import read_json_object
 from experiments.config import signatures
 from experiments.config.schema import Config
 from experiments.config.schema_sections import EvaluationSettings, OptimisationSettings
+from experiments.config.trained import find_trained_model
 from experiments.store import keys, part_code
 
 # which `describe_trained_models` has in their place
@@ -83,6 +85,21 @@ def describe_features(config: Config, role: str) -> dict[str, Any]:
     description.update(find_tower_needs(config, compressor))
     description["precision"] = config.trainer.precision
     return description
+
+
+def describe_teacher_code(config: Config) -> dict[str, Any]:
+    """What a key holds of the code of a teacher's parts; nothing of shipped ones that are as they were."""
+    assert config.finetune.teacher is not None  # the cell has one
+    folder = find_trained_model(config.finetune.teacher, config.out, "finetune.teacher")
+    settings = read_json_object(folder / "config.json")
+    versions: dict[str, Any] = {}
+    for registry in (signatures.compressors(), signatures.query_modules()):
+        kind = registry.kind.replace(" ", "_")
+        name = settings.get(kind)
+        if name in registry.names():
+            code = part_code.describe_code(registry, name, settings.get(f"{kind}_knobs") or {})
+            versions |= code.get(part_code.CODE_KEY, {})
+    return {part_code.CODE_KEY: versions} if versions else {}
 
 
 def describe_part(

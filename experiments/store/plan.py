@@ -28,6 +28,7 @@ from experiments.store.key_settings import (
     describe_frozen,
     describe_optimisation,
     describe_part,
+    describe_teacher_code,
 )
 from llm_adapters.conversation import Template
 
@@ -225,6 +226,8 @@ class Planner:
             **describe_frozen(config),
             **keys.describe_trained_models(config, "finetune"),
         }
+        if config.has_teacher:
+            depends["teacher"] |= describe_teacher_code(config)
         if config.lora.rank:
             depends["lora"] = dict(vars(config.lora))
         if not config.blind:

@@ -16,6 +16,7 @@ from experiments.config.trained import find_trained_model
 from experiments.models import saved
 from experiments.models.saved import find_named_model, load_trained_model
 from experiments.runtime.memory import begin_request
+from experiments.store import part_code
 from experiments.store.store import Store
 from experiments.sweep.plan_view import make_plan, make_plan_tables
 from experiments.sweep.request import read_request
@@ -102,6 +103,23 @@ def test_the_knobs_of_a_teacher_are_in_the_key(trained):
     for knob in ("teacher_weight=0.5", "teacher_temperature=2"):
         other = keys(f"finetune.teacher={trained}", f"finetune.{knob}")
         assert changed(base, other) == {"finetune", "evaluate"}
+
+
+def test_the_code_of_a_teacher_s_own_parts_is_in_the_key(trained, monkeypatch):
+    """Which answers otherwise than before it was edited, though its folder is as it was."""
+    settings = {"model_type": "slothkit", "compressor": "matryoshka", "query_module": "embq"}
+    (trained / "config.json").write_text(json.dumps({**settings, "compressor_knobs": {"host": "sap"}}))
+    shipped = keys(f"finetune.teacher={trained}", "compressor=avg_pool")
+    versions: dict[str, str] = {}
+    monkeypatch.setattr(part_code, "find_version", lambda _, name: versions.get(name, 0))
+    for name in ("matryoshka", "sap", "embq"):
+        found = []
+        for version in ("one", "two"):
+            versions[name] = version
+            found.append(keys(f"finetune.teacher={trained}", "compressor=avg_pool"))
+        assert changed(*found) == changed(shipped, found[0]) == {"finetune", "evaluate"}
+        versions.clear()
+    assert keys(f"finetune.teacher={trained}", "compressor=avg_pool") == shipped
 
 
 def test_a_blind_row_starts_from_the_same_llm(trained):
