@@ -1,5 +1,7 @@
 """Questions about one picture share its prefix: the same answers, from fewer visual tokens in the LLM."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from helpers.factories import LLMS, make_model, make_processor, picture
@@ -7,8 +9,10 @@ from transformers import DynamicCache
 
 from compressors.errors import UsageError
 from connectors.versions import CACHE
+from experiments.config.schema import Config
 from experiments.data.llava import Sample
 from experiments.data.loader import SampleImages
+from experiments.stages import evaluate
 from experiments.stages.evaluate import generate_answers
 from experiments.stages.questions import batch_by_length, encode_batch
 from llm_adapters.conversation import IMAGE, Turn
@@ -183,3 +187,23 @@ def test_a_kept_picture_answers_as_an_unshared_one(query_module):
     model.generation_config.num_beams = 2  # as the model was saved
     shared, alone = ask_keeper(keeper, processor, batches[2])
     assert torch.equal(shared, alone)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("32", torch.float32), ("auto", None), ("bf16-mixed", None)]
+)
+def test_answers_come_in_the_precision_of_training(tmp_path, monkeypatch, precision, dtype):
+    """None: the device's usual one, bfloat16 on a GPU."""
+
+    class Asked(Exception):
+        pass
+
+    def load(_folder: Path, _device: torch.device, asked: torch.dtype | None) -> None:
+        assert asked == dtype
+        raise Asked
+
+    monkeypatch.setattr(evaluate.saved, "load_saved_model", load)
+    config = Config()
+    config.trainer.precision = precision
+    with pytest.raises(Asked):
+        evaluate.load_evaluated_model(config, {"finetune": tmp_path})
