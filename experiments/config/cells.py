@@ -163,7 +163,7 @@ def refuse_unused_paths(unused_paths: set[str], axes: Mapping[str, list[str]], c
     asked_paths = set()
     for path in unused_paths:
         requirement = find_missing_requirement(cells[0].config, path)
-        may_stand = requirement is not None and not requirement.is_refused
+        may_stand = requirement is not None and requirement.may_stand and len(axes[path]) == 1
         if not may_stand and not says_nothing(path, axes[path]):
             asked_paths.add(path)
     if not asked_paths:

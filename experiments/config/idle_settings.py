@@ -27,14 +27,14 @@ class Requirement(NamedTuple):
     paths      settings, or the beginning of their paths with a dot at its end
     is_met     whether a cell has it
     words      what a line has to say for it
-    is_refused whether they are an error where no cell has it; not what whoever trains one compressor after
-               another says for all of them, with data and tower, `none` among them
+    may_stand  whether one value of them is no error where no cell has it: whoever runs one line after another
+               says it for all of them. Several values are: their rows would be alike
     """
 
     paths: tuple[str, ...]
     is_met: Callable[[Config], bool]
     words: str
-    is_refused: bool = True
+    may_stand: bool = False
 
 
 def reads_own_data(config: Config) -> bool:
@@ -57,11 +57,6 @@ REQUIREMENTS = (
     Requirement(("finetune.init_parts",), lambda config: config.finetune.init is not None, "finetune.init"),
     Requirement(("pretrain.init_parts",), lambda config: config.pretrain.init is not None, "pretrain.init"),
     Requirement(
-        STAGE_1_SETTINGS,
-        lambda config: config.aligns or config.blind,
-        "stage 1, which finetune.init leaves out",
-    ),
-    Requirement(
         ("finetune.query_warmup_form",),
         lambda config: config.finetune.query_warmup > 0,
         "finetune.query_warmup",
@@ -74,13 +69,16 @@ REQUIREMENTS = (
     ),
     Requirement(("data.seed", "data.scale"), lambda config: config.data.dataset is not None, "data.dataset"),
     Requirement(
-        ("data.pretrain", "data.pretrain_weights"), lambda config: config.aligns, "stage 1", is_refused=False
+        (*STAGE_1_SETTINGS, "data.pretrain", "data.pretrain_weights"),
+        lambda config: config.aligns,
+        "stage 1, which finetune.init and compressor=none leave out",
+        may_stand=True,
     ),
     Requirement(
-        (*STAGE_1_SETTINGS, "image.", "tower.", "projector"),
+        ("image.", "tower.", "projector"),
         lambda config: not config.blind,
-        "images",
-        is_refused=False,
+        "images, which compressor=none does not see",
+        may_stand=True,
     ),
 )
 

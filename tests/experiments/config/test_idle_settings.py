@@ -33,26 +33,28 @@ def test_what_acts_on_nothing_is_refused(setting, words):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        (["pretrain.lr=1e-3,3e-3", "finetune.init=x"], "without stage 1, which finetune.init leaves out; "),
-        (["pretrain.max_steps=3", "finetune.init=x", "compressor=sap,avg_pool"], "without stage 1"),
+        (["pretrain.lr=1e-3,3e-3", "finetune.init=x"], "without stage 1, which finetune.init and"),
+        (["data.pretrain=train,test", "finetune.init=x", "compressor=sap,avg_pool"], "without stage 1"),
+        (["pretrain.epochs=1,7", "compressor=none"], "without stage 1"),
+        (["image.tiles=1,3", "compressor=none"], "without images, which compressor=none does not see"),
+        (["tower.select_layer=-1,-2", "compressor=none"], "without images"),
     ],
 )
-def test_settings_of_what_a_cell_leaves_out_are_refused(line, words):
+def test_values_that_would_make_rows_alike_are_refused(line, words):
     with pytest.raises(UsageError, match=words):
         cells(*line)
+
+
+def test_one_value_of_what_a_cell_leaves_out_may_be_said_for_all_lines():
+    line = ["pretrain.batch_size=4", "data.pretrain=test", "finetune.init=x"]
+    assert [cell.label for cell in cells("compressor=sap", *line)] == ["sap"]
+    line = ["pretrain.epochs=1", "image.tiles=2", "tower.source=x", "projector=linear"]
+    assert [cell.label for cell in cells("compressor=none", *line)] == ["none"]
 
 
 def test_settings_of_what_another_cell_leaves_out_are_its_own():
     rows = cells("compressor=none,sap", "pretrain.epochs=1,2", "image.size=100")
     assert [cell.label for cell in rows] == ["none", "none", "sap pretrain.epochs=1", "sap pretrain.epochs=2"]
-
-
-def test_what_is_said_for_all_compressors_is_no_error_of_one_without_a_use_for_it():
-    rows = cells(
-        "compressor=none", "pretrain.epochs=1,2", "image.tiles=2", "tower.source=x", "projector=linear"
-    )
-    assert [cell.label for cell in rows] == ["none", "none"]
-    assert cells("compressor=sap", "finetune.init=x", "data.pretrain=train,test")[1].label == "sap"
 
 
 def test_what_a_setting_is_without_being_set_is_no_error():
