@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import compressors
 from compressors.command_line import Command, CommandLine
-from compressors.errors import UsageError
+from compressors.errors import UsageError, join_lines
 from compressors.help_layout import find_width
 
 if TYPE_CHECKING:
@@ -59,8 +59,7 @@ def list_compressors(line: CommandLine) -> int:
         except UsageError as error:
             if line.words:
                 raise
-            reason = " ".join(str(error).split())  # an import's error may have several lines
-            faults.append(f"not listed: {reason}\n")
+            faults.append(f"not listed: {join_lines(error)}\n")  # an import's error may have several lines
     sys.stdout.write(format_listing(listed, find_width() or WIDTH))
     sys.stdout.writelines(faults)
     return 0

@@ -18,6 +18,11 @@ def shorten(text: str) -> str:
     return f"{text[: LONGEST_ECHO - 3]}..."
 
 
+def join_lines(value: object) -> str:
+    """What a value or an exception says, all of it in one line."""
+    return " ".join(str(value).split())
+
+
 def shorten_reason(error: BaseException) -> str:
     """What an exception says, in one line: as many lines of its message as an error repeats, at least one."""
     lines = [" ".join(line.split()) for line in str(error).splitlines()]
@@ -46,7 +51,7 @@ def refuse_lone_surrogates(text: str, where: str) -> None:
 
 def quote(value: object) -> str:
     """A value in one line, as an error shows it: of what is long, as much as tells which it is."""
-    line = " ".join(str(value).split())
+    line = join_lines(value)
     if not line.isprintable():  # lone surrogates cannot be printed, and a terminal obeys control characters
         line = repr(line[:LONGEST_ECHO])[1:-1]
     return shorten(line)

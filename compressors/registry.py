@@ -15,7 +15,7 @@ from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from compressors.errors import LONGEST_ECHO, UsageError, shorten
+from compressors.errors import LONGEST_ECHO, UsageError, join_lines, shorten
 
 INTEGER_BITS = 64  # of what torch and files can hold
 LONGEST_LIST = 40  # of names in an error
@@ -173,7 +173,7 @@ def naming_part(kind: str, name: str, part_class: type) -> Iterator[None]:
         raise
     # the code is anyone's, so is what it raises
     except Exception as error:
-        reason = " ".join(str(error).split())[:LONGEST_ECHO]
+        reason = join_lines(error)[:LONGEST_ECHO]
         place = find_failed_line(error, part_class)
         raise UsageError(f"{kind} '{name}': {type(error).__name__}: {reason} ({place})") from error
 

@@ -3,6 +3,7 @@
 torch and transformers are not imported: a name that is nowhere is answered at once.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,20 @@ from compressors.errors import UnreachableError, UsageError, shorten_reason
 
 # of a model: weights, settings, a tokenizer in any form; others, such as logs of a training, stay there
 MODEL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
+PICKLED_FILES = ("*.bin",)  # which released checkpoints of others may have
 # of `from_pretrained`, that tell where a repository is
 HUB_ARGUMENTS = ("cache_dir", "local_files_only", "token")
-PICKLED_FILES = ("*.bin",)  # which released checkpoints of others may have
 
 
 def is_hub_id(source: str) -> bool:
     """Whether a source can only be a model of the hub: NAME or OWNER/NAME, and no folder here."""
     is_path = source.startswith(("/", ".", "~")) or Path(source).exists()
     return not is_path and source.count("/") <= 1
+
+
+def select_hub_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `from_pretrained`'s arguments that `find_folder` takes as its options."""
+    return {name: arguments[name] for name in HUB_ARGUMENTS if name in arguments}
 
 
 def find_folder(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from compressors.command_line import Command, CommandLine
-from compressors.errors import UsageError
+from compressors.errors import UsageError, join_lines
 from compressors.setting_fields import setting
 from experiments.runtime.text_tables import make_framed_table, make_word_tables
 
@@ -98,7 +98,7 @@ def run_bench(line: CommandLine) -> int:
         except UsageError as error:
             if line.words or not is_outside_part(name):
                 raise
-            console.print(f"left out: {' '.join(str(error).split())}", highlight=False)
+            console.print(f"left out: {join_lines(error)}", highlight=False)
     title = f"forward, {shape}, rate {options.rate}, {options.dtype}"
     tables = make_word_tables([COMPRESSOR_HEADER, *rows], console.width, title=title, caption=CAPTION)
     console.print(*tables, sep="", highlight=False)

@@ -4,20 +4,16 @@ The shell's script calls `slothkit complete LINE`, LINE up to the cursor, and ge
 last word.
 """
 
-import inspect
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from compressors.command_line import Command
 from compressors.errors import UsageError
 from compressors.registry import suggest
 from compressors.setting_fields import collect_settings, format_value, list_choices
-
-if TYPE_CHECKING:
-    from experiments.config.signatures import SignatureRegistry
 
 SCRIPTS = {
     "bash": """\
@@ -115,20 +111,10 @@ def list_override_keys(word: str) -> list[str]:
     part = word.partition(".")[0]
     for registry in signatures.registries():
         if "." not in word:
-            keys += [f"{name}." for name in registry.names() if find_knobs(registry, name)]
+            keys += [f"{name}." for name in registry.names() if registry.find_knobs(name)]
         else:
-            keys += [f"{part}.{knob}=" for knob in find_knobs(registry, part)]
+            keys += [f"{part}.{knob}=" for knob in registry.find_knobs(part)]
     return keys
-
-
-def find_knobs(registry: "SignatureRegistry", part: str) -> Mapping[str, inspect.Parameter]:
-    """The knobs of a part; none of one that the registry does not have, or that is broken."""
-    if part not in registry.names():
-        return {}
-    try:
-        return registry.knobs(part)
-    except UsageError:  # of an outside package: whoever completes a line cannot be told
-        return {}
 
 
 def list_part_names(key: str, text: str) -> list[str]:
@@ -168,7 +154,7 @@ def list_knob_values(key: str) -> list[str]:
 
     part, _, knob = key.partition(".")
     for registry in signatures.registries():
-        knobs = find_knobs(registry, part)
+        knobs = registry.find_knobs(part)  # whoever completes a line cannot be told of a broken one
         if knob in knobs:
             return list_hint_values(knobs[knob].annotation)
     return []

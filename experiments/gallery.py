@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressors.command_line import Command, CommandLine
-from compressors.errors import UsageError
+from compressors.errors import UsageError, join_lines
 from compressors.registry import naming_part
 from compressors.setting_fields import setting
 from experiments.config import signatures
@@ -107,7 +107,7 @@ def write_gallery(line: CommandLine) -> int:
         except UsageError as error:
             faults[name] = error
     for fault in faults.values():
-        sys.stdout.write(f"left out: {' '.join(str(fault).split())}\n")
+        sys.stdout.write(f"left out: {join_lines(fault)}\n")
     (folder / "README.md").write_text("\n".join(page), encoding="utf-8")
     return 0
 

@@ -45,12 +45,6 @@ class QueryContext:
         if self.receipt is None and not torch.compiler.is_compiling():
             self.receipt = Receipt()
 
-    def drop_tokens(self, is_absent: Tensor) -> None:
-        """Nothing is read before the first layer of visual tokens (B, T) that images do not have; a mask of
-        pairs of tokens, as `generate` makes one for a static cache, does not tell of them."""
-        if self.visual_mask is not None:
-            self.visual_mask = self.visual_mask & ~is_absent.unsqueeze(1)
-
     def hide_tokens(self, attention_mask: Tensor | None) -> None:
         """Nothing is read before the first layer that a mask of tokens (B, T) hides from all of them: visual
         tokens that a compressor leaves empty, or that the LLM is not to see."""

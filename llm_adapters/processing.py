@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from compressors.checks import check_at_least
 from compressors.errors import UsageError
 from compressors.registry import conform
-from connectors.hub import HUB_ARGUMENTS, find_folder
+from connectors.hub import find_folder, is_hub_id, select_hub_options
 from connectors.tiling import Tiling
 from connectors.towers.text_tokenizer import FOLDER as TOKENIZER_FOLDER
 from connectors.towers.text_tokenizer import TextTokenizer, read_saved_text_tokenizer
@@ -109,11 +110,12 @@ class FlashSlothProcessor(ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """As transformers' own, of a folder or a repository of the hub."""
         processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        options = {
-            name: kwargs[name] for name in (*HUB_ARGUMENTS, "revision") if kwargs.get(name) is not None
-        }
-        # of the repository that one folder alone: its weights are no business of a processor's
-        folder = find_folder(pretrained_model_name_or_path, patterns=(f"*{TOKENIZER_FOLDER}/*",), **options)
+        folder = Path(pretrained_model_name_or_path)
+        if is_hub_id(str(pretrained_model_name_or_path)):
+            # that one folder alone: the weights are no business of a processor's
+            patterns = (f"*{TOKENIZER_FOLDER}/*",)
+            options = select_hub_options(kwargs)
+            folder = find_folder(str(folder), kwargs.get("revision"), patterns, **options)
         processor.question_tokenizer = read_saved_text_tokenizer(folder / (kwargs.get("subfolder") or ""))
         return processor
 

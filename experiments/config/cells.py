@@ -21,7 +21,12 @@ from experiments.config.cell_checks import (
     check_weights,
     switch_off_query_module_settings,
 )
-from experiments.config.idle_settings import find_idle_settings, find_missing_requirement, says_nothing
+from experiments.config.idle_settings import (
+    Requirement,
+    find_idle_settings,
+    find_missing_requirement,
+    says_nothing,
+)
 from experiments.config.metric_names import check_judge_settings, check_metric_names
 from experiments.config.overrides import combine_axes, parse_override
 from experiments.config.presets import load_preset
@@ -160,17 +165,17 @@ def copy_section(section: Section) -> Section:
 
 def refuse_unused_paths(unused_paths: set[str], axes: Mapping[str, list[str]], cells: list[Cell]) -> None:
     """UsageError for knobs and settings that no cell has a use for; not for one that is what it would be."""
-    asked_paths = set()
+    missing: dict[str, Requirement | None] = {}  # by path; None of a knob
     for path in unused_paths:
         requirement = find_missing_requirement(cells[0].config, path)
         may_stand = requirement is not None and requirement.may_stand and len(axes[path]) == 1
         if not may_stand and not says_nothing(path, axes[path]):
-            asked_paths.add(path)
-    if not asked_paths:
+            missing[path] = requirement
+    if not missing:
         return
-    path = min(asked_paths)
+    path = min(missing)
     value = f"{path}={','.join(axes[path])}"
-    requirement = find_missing_requirement(cells[0].config, path)
+    requirement = missing[path]
     if requirement is not None:
         raise UsageError(f"{value}: acts on nothing without {requirement.words}; add it, or leave {path} out")
     part = path.split(".")[0]

@@ -79,10 +79,7 @@ def suggest_knob(name: str, asked_parts: Sequence[str]) -> str:
 
 def has_knob(part: str, knob: str) -> bool:
     """Whether a part of that name has a knob of that name; not where it cannot be asked."""
-    try:
-        return any(knob in owner.knobs(part) for owner in find_part_owners(part))
-    except UsageError:  # of an outside package that is broken
-        return False
+    return any(knob in registry.find_knobs(part) for registry in signatures.registries())
 
 
 def find_part_owners(part: str) -> list[signatures.SignatureRegistry]:

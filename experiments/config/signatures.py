@@ -218,6 +218,15 @@ class SignatureRegistry(Registry):
             self._read[part] = read_signature(self.real, name)
         return self._read[part]
 
+    def find_knobs(self, name: str) -> Mapping[str, inspect.Parameter]:
+        """The knobs of `name`; none of an unknown one, or of an outside package's that is broken."""
+        if name not in self.names():
+            return {}
+        try:
+            return self.knobs(name)
+        except UsageError:
+            return {}
+
     def list_modules(self, name: str) -> list[str]:
         """The modules that a part's code begins in: where its class is, and what its entry point names."""
         point = self.entry_points.get(name)

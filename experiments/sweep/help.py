@@ -2,7 +2,7 @@
 
 import inspect
 
-from compressors.errors import UsageError
+from compressors.errors import UsageError, join_lines
 from compressors.setting_fields import Setting, collect_settings, format_value
 from experiments.config import signatures
 from experiments.config.presets import list_presets
@@ -57,7 +57,7 @@ def format_part(registry: signatures.SignatureRegistry, name: str, name_width: i
     try:
         knobs = format_knobs(registry, name)
     except UsageError as error:
-        knobs = f"unusable: {' '.join(str(error).split())}"
+        knobs = f"unusable: {join_lines(error)}"
     return f"  {name:{name_width}}  {knobs}".rstrip()
 
 

@@ -140,7 +140,8 @@ class SequenceBuilder(ImageEncoder, PruningAdapter):
         if is_absent is not None:
             attention_mask = hide_absent(attention_mask, is_absent)
             if context is not None:
-                context.drop_tokens(is_absent)
+                # here, too: of a mask of pairs, as `generate` makes one for a static cache, it reads nothing
+                context.hide_tokens(~is_absent)
         prompt = None
         if features is not None:
             assert inputs.turns is not None and turns is not None  # `embed_tokens` has refused else

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
 
 from compressors.errors import UsageError
-from connectors.hub import HUB_ARGUMENTS, find_folder, is_hub_id
+from connectors.hub import find_folder, is_hub_id, select_hub_options
 from connectors.pretrained import load_model
 from llm_adapters.reuse.attaching import attach, name_trained_parts, pick
 from llm_adapters.reuse.creating import NeedsTraining
@@ -44,7 +44,7 @@ def load(
     kwargs      `from_pretrained`'s
     UsageError for a folder of another model, such as a cell's, which `slothkit.load` takes.
     """
-    options: dict[str, Any] = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+    options = select_hub_options(kwargs)
     folder = find_folder(source, revision, **options)
     if (folder / ADAPTER_FILE).is_file():
         return _load_adapter(folder, base, text_encoder, kwargs)
@@ -82,7 +82,7 @@ def _load_adapter(
 
     adapter = read_adapter(folder)
     source = base or adapter["base_model_name_or_path"]
-    options: dict[str, Any] = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+    options = select_hub_options(kwargs)
     revision = None
     if not base and is_hub_id(str(source)):
         revision = adapter.get("revision")  # of the base, as PEFT notes it
