@@ -97,14 +97,14 @@ class FlashSlothProcessor(ProcessorMixin):
         apart = ("encoder", "question_tokenizer")
         return {name: value for name, value in super().to_dict().items() if name not in apart}
 
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
         """As transformers' own, with the tokenizer of the tower's text encoder where there is one. UsageError
         for an upload, which would leave that one out."""
-        if kwargs.get("push_to_hub"):
+        if push_to_hub:
             raise UsageError("save_pretrained(push_to_hub=True): use processor.push_to_hub(repository)")
         if self.question_tokenizer is not None:
             self.question_tokenizer.save(save_directory)
-        return super().save_pretrained(save_directory, *args, **kwargs)
+        return super().save_pretrained(save_directory, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:

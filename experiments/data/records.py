@@ -109,9 +109,12 @@ def find_meant_key(key: str) -> str | None:
 
 
 def refuse_misspelt_keys(record: Mapping[str, object]) -> None:
-    """UsageError for a key that is nearly an optional one that the record lacks."""
-    for key in map(str, record):
-        meant_key = find_meant_key(key) if len(key) <= LONGEST_ECHO else None
+    """UsageError for a list under a key that is nearly an optional one that the record lacks. Anything else
+    there is somebody's own: a "family" may be one of animals."""
+    for key, value in record.items():
+        if not isinstance(value, list) or not isinstance(key, str) or len(key) > LONGEST_ECHO:
+            continue
+        meant_key = find_meant_key(key)
         if meant_key is not None and meant_key not in record:
             raise UsageError(
                 f'"{quote(key)}" would not be read; did you mean "{meant_key}", a list with an entry for '

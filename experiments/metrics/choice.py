@@ -10,15 +10,23 @@ from experiments.metrics.answers import normalise_answer
 from experiments.metrics.mean import MeanScore, list_accepted_answers
 
 EASTERN_WORDS = "答案|选项|選項|選択肢|答え|정답"  # answer, option
-SAID = rf"(?:(?i:answer|option|choice)(?i:\s+is)?|(?:{EASTERN_WORDS})[是为為は은]?)\s*:?\s*[\[(\"'*]{{0,4}}"
-# words that come behind an option's letter, not behind an article: A and C, A rather than B
-BEHIND_LETTERS = r"(?:and|or|nor|are|both|because|since|but|as|rather|instead)\b"
-NO_ARTICLE = rf"(?!A\s+(?!{BEHIND_LETTERS})[a-zA-Z])(?!I\s+[a-zA-Z])"
+BEFORE_LETTER = r"\s*:?\s*[\[(\"'*]{0,4}"
+SAID = rf"(?:(?i:answer|option|choice)(?i:\s+is)?|(?:{EASTERN_WORDS})[是为為は은]?){BEFORE_LETTER}"
+NAMED = rf"(?i:option|choice){BEFORE_LETTER}"  # no article stands behind these
+# words that come behind an option's letter, and never behind an article: A and C, A which shows the fox
+JOINING = r"(?:and|or|nor|because|since|which|is|rather|instead)\b"
+BEHIND_LETTERS = (
+    r"(?:are|both|but|as|was|were|be|will|would|can|could|may|might|must|should|has|have|had|does|do|did|that|"
+    r"who|whose|where|when|while|if|so|not|with|without|in|on|at|by|of|for|from|to|due|given|here|i|we|you|he|"
+    r"she|it|they|this|these|those|the|shows?|seems?|appears?|looks?|matches|fits|depicts|describes|"
+    r"represents|means|makes)\b"
+)
+NO_ARTICLE = rf"(?!A\s+(?!{JOINING}|(?i:{BEHIND_LETTERS}))[a-zA-Z])(?!I\s+(?!{JOINING})[a-zA-Z])"
 # Where a letter stands for an option, the surest first. Small letters only where they cannot be a word.
 LETTER_PLACES = (
     r"^\W*(ANYHOW)\W*$",  # b   (B)   B.
     r"^\W*(ANYHOW)\s*[.:)\]]",  # B. the fox   b) the fox   (B) the fox
-    SAID + NO_ARTICLE + r"(CAPITAL)\b",  # the answer is B   option B; not "Answer: A fox"
+    rf"(?:{NAMED}|{SAID}{NO_ARTICLE})(CAPITAL)\b",  # the answer is B   option B; not "Answer: A fox"
     SAID + r"(ANYHOW)\W*$",  # the answer is b.
     r"[\[(](ANYHOW)[\])]",  # it must be (b), because
     r"^(?![AI]\s+[A-Z])(CAPITAL)\b(?!\s+[a-z])",  # B, because; not "A Siamese cat"
@@ -141,7 +149,7 @@ def name_true_option(answer: str, options: Sequence[str]) -> str:
     for letter, option in zip(ascii_uppercase, options):
         if normalise_answer(answer) != normalise_answer(option):
             continue
-        if named_letter != letter and named_letter in name_options(options):
+        if named_letter != letter and named_letter in list(name_options(options)):
             raise UsageError(
                 f"its answer '{answer}' is the letter of one option and the words of option {letter}; write "
                 f"both, as in '{letter}. {option}'"

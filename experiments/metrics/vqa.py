@@ -69,13 +69,13 @@ class VQAAccuracy(MeanScore):
     """Mean over the people asked of min(1, others who gave the prediction / 3); truths: lists of answers.
 
     A question with a single accepted answer is right or wrong. Unlike in the published scorers, whoever says
-    nothing is wrong even where people said an article alone.
+    nothing, or marks alone, is wrong even where people said an article alone.
     """
 
     def score(self, said: str, truth: str | Sequence[str]) -> float:
-        if not said.strip():
-            return 0.0
         prediction = normalise_vqa_answer(said)
+        if not prediction and not re.search(r"\w", said):
+            return 0.0
         hits = [normalise_vqa_answer(answer) == prediction for answer in list_accepted_answers(truth)]
         if len(hits) == 1:
             return float(hits[0])

@@ -93,7 +93,7 @@ def describe_teacher_code(config: Config) -> dict[str, Any]:
     folder = find_trained_model(config.finetune.teacher, config.out, "finetune.teacher")
     settings = read_json_object(folder / "config.json")
     versions: dict[str, Any] = {}
-    for registry in (signatures.compressors(), signatures.query_modules()):
+    for registry in (signatures.compressors(), signatures.query_modules(), signatures.projectors()):
         kind = registry.kind.replace(" ", "_")
         name = settings.get(kind)
         if name in registry.names():

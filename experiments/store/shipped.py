@@ -48,7 +48,7 @@ SHIPPED_VERSIONS: dict[str, dict[str, int]] = {  # by what a registry calls its 
     },
     "query module": {"embq": 0, "llava_mini": 0},
     "projector": {"identity": 0, "linear": 0, "mlp2x_gelu": 0},
-    "metric": {"anls": 1, "choice": 1, "exact": 0, "judge": 1, "mme": 0, "pope": 0, "relaxed": 0, "vqa": 1},
+    "metric": {"anls": 1, "choice": 2, "exact": 0, "judge": 1, "mme": 0, "pope": 0, "relaxed": 0, "vqa": 2},
     "pruner": {
         "dart": 0,
         "fastv": 0,

@@ -10,6 +10,7 @@ KV cache, whose layers behind k hold fewer tokens than the first; masks are narr
 """
 
 import inspect
+import itertools
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -33,13 +34,16 @@ from llm_adapters.pruning.run import PrunedPass
 from llm_adapters.pruning.unrotated import catch_unrotated
 
 PRUNING_STATE = "slothkit_pruning"  # attribute of a KV cache
+PRUNING_NUMBERS = itertools.count(1)  # of the adapters of a process that have a pruner
 
 
 class PruningAdapter:
     """Mixin for a PreTrainedModel with a `language_model`, whose forward calls `start_pruning` and hands the
-    context on. Hooks are bound methods: a copy's are its own."""
+    context on. Hooks are bound methods: a copy's are its own. Several models may have one LLM: a hook acts in
+    passes of its own adapter, and goes with that adapter's pruner."""
 
     pruner: Pruner | None = None
+    pruning_number = 0  # of one whose hooks stand
     config: PreTrainedConfig  # where `set_pruner` notes the pruner
     language_model: PreTrainedModel
 
@@ -70,30 +74,31 @@ class PruningAdapter:
             if "normed" in pruner.needs:
                 find_last_norm(self.language_model)
         for layer in layers:
-            for handle in layer.__dict__.pop("pruning_handles", ()):
-                handle.remove()
-            vars(layer).pop("pruning_arguments", None)
-            for module in layer.modules():
-                vars(module).pop("pruning_layer", None)
-                disable_scoring(module)
+            release_layer(layer, self.pruning_number)
         self.pruner = pruner
         if pruner is None:
             return
+        if not self.pruning_number:
+            self.pruning_number = next(PRUNING_NUMBERS)
         for number, layer in enumerate(layers):
             # attributes, so that wrappers and copies keep them; a signature takes long to read
             layer.pruning_layer = number
             layer.pruning_arguments = list(inspect.signature(type(layer).forward).parameters)[1:]
             # before a query module's hook, which finds its tokens by the positions that are left
             handle = layer.register_forward_pre_hook(self._narrow_layer, with_kwargs=True, prepend=True)
-            layer.pruning_handles = [handle]
+            if "pruning_handles" not in vars(layer):
+                layer.pruning_handles = {}  # by adapter
+            layer.pruning_handles[self.pruning_number] = [handle]
         last = layers[-1]
-        last.pruning_handles.append(last.register_forward_hook(self._widen_output, with_kwargs=True))
+        widening = last.register_forward_hook(self._widen_output, with_kwargs=True)
+        last.pruning_handles[self.pruning_number].append(widening)
         for number, module in scored.items():
             module.pruning_layer = number
-            enable_scoring(module)
+            enable_scoring(module, self.pruning_number)
             if not pruner.rotary:
                 hook = cast(nn.Module, module).register_forward_pre_hook
-                layers[number].pruning_handles.append(hook(self._score_unrotated, with_kwargs=True))
+                handles = layers[number].pruning_handles[self.pruning_number]
+                handles.append(hook(self._score_unrotated, with_kwargs=True))
 
     def describe_prompt(
         self,
@@ -138,7 +143,8 @@ class PruningAdapter:
                 return None, cache
             assert cache is not None  # the state lies on it
             check_cache_whole(cache, state, past)
-            return PrunedPass(self.pruner, state, past + length, length, flash), cache
+            owner = self.pruning_number
+            return PrunedPass(self.pruner, owner, state, past + length, length, flash), cache
         check_cache_empty(cache)
         state = PrefillState(length)
         if cache is None:
@@ -149,13 +155,21 @@ class PruningAdapter:
         if cache is not None:
             use_unwindowed_layers(cache)
             setattr(cache, PRUNING_STATE, state)
-        return PrunedPass(self.pruner, state, length, length, flash).start_prefill(prompt), cache
+        run = PrunedPass(self.pruner, self.pruning_number, state, length, length, flash)
+        return run.start_prefill(prompt), cache
+
+    def _find_pass(self, kwargs: dict[str, Any]) -> PrunedPass | None:
+        """The pass that a layer runs in, if it is one of this adapter's."""
+        run: PrunedPass | None = kwargs.get(PRUNING_CONTEXT)
+        if run is None or run.owner != self.pruning_number:
+            return None
+        return run
 
     def _narrow_layer(
         self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """The pre-hook of a layer: its arguments without the tokens that are dropped before it."""
-        run: PrunedPass | None = kwargs.get(PRUNING_CONTEXT)
+        run = self._find_pass(kwargs)
         if run is None:
             return None
         names = layer.pruning_arguments  # without self
@@ -181,7 +195,7 @@ class PruningAdapter:
 
     def _score_unrotated(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The pre-hook of a scoring layer's attention, for a pruner whose attention has no positions."""
-        run: PrunedPass | None = kwargs.get(PRUNING_CONTEXT)
+        run = self._find_pass(kwargs)
         layer = module.pruning_layer + 1
         if run is None or not run.is_undecided(layer):
             return
@@ -213,7 +227,7 @@ class PruningAdapter:
         output: Any,
     ) -> Any:
         """The hook of the last layer: its hidden states with zeros where tokens were dropped."""
-        run: PrunedPass | None = kwargs.get(PRUNING_CONTEXT)
+        run = self._find_pass(kwargs)
         if run is None or run.prompt is None:
             return output
         cut = run.state.last_cut(layer.pruning_layer)
@@ -222,6 +236,18 @@ class PruningAdapter:
         if isinstance(output, tuple):
             return (cut.widen_hidden(output[0]), *output[1:])
         return cut.widen_hidden(output)
+
+
+def release_layer(layer: nn.Module, number: int) -> None:
+    """Take away what the pruner of the adapter `number` has left on a decoder layer, if anything."""
+    handles = vars(layer).get("pruning_handles", {})
+    for handle in handles.pop(number, ()):
+        handle.remove()
+    for module in layer.modules():
+        disable_scoring(module, number)
+    if not handles:
+        for name in ("pruning_handles", "pruning_arguments", "pruning_layer"):
+            vars(layer).pop(name, None)
 
 
 def check_positions(pruner: Pruner, keeps_positions: bool) -> None:

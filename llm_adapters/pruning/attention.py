@@ -28,6 +28,7 @@ class DispatchedAttention(Protocol):
 
     config: PreTrainedConfig
     pruning_layer: int  # which decoder layer it is in, from 0; set where it scores
+    pruning_owners: set[int]  # the adapters whose pruners have it score
 
 
 def take_rows(values: Tensor, index: Tensor) -> Tensor:
@@ -57,8 +58,9 @@ def find_attention(layer: nn.Module) -> DispatchedAttention:
     )
 
 
-def enable_scoring(module: DispatchedAttention) -> None:
-    """Let an attention module compute scores, too."""
+def enable_scoring(module: DispatchedAttention, owner: int) -> None:
+    """Let an attention module compute scores, too, for the pruner of the adapter `owner`."""
+    module.pruning_owners = vars(module).get("pruning_owners", set()) | {owner}
     if not hasattr(module.config, "slothkit_original"):
         original = module.config
         module.config = copy.copy(original)  # the other layers share the original
@@ -66,11 +68,16 @@ def enable_scoring(module: DispatchedAttention) -> None:
         module.config.slothkit_original = original
 
 
-def disable_scoring(module: nn.Module) -> None:
-    """Undo `enable_scoring`, where it was done."""
-    original = getattr(getattr(module, "config", None), "slothkit_original", None)
-    if original is not None:
-        cast(DispatchedAttention, module).config = original  # only these have been given an original
+def disable_scoring(module: nn.Module, owner: int) -> None:
+    """Undo `enable_scoring`, where it was done, unless other adapters have this module score."""
+    owners = vars(module).get("pruning_owners", set())
+    if owner not in owners:
+        return
+    scoring = cast(DispatchedAttention, module)  # only these have owners
+    scoring.pruning_owners = owners - {owner}
+    if not scoring.pruning_owners:
+        scoring.config = cast(Any, scoring.config).slothkit_original
+        del scoring.pruning_owners, scoring.pruning_layer
 
 
 def score_and_attend(

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from compressors.errors import UsageError
 from connectors.hub import is_hub_id
+from llm_adapters.reuse.wrapping import bind_arguments
 
 # Auto classes repeat it as they refuse it, so that it says what to do
 MODEL_TYPE = "{plain} with slothkit (pip install slothkit; from llm_adapters import reuse; reuse.load)"
@@ -53,7 +54,7 @@ def save_with_card(
 ) -> Any:
     """`save_pretrained` of an attached model, `keeps_names` as its family says. UsageError for an upload
     before all files are written."""
-    if kwargs.get("push_to_hub"):
+    if bind_arguments(original, args, kwargs).get("push_to_hub"):
         raise UsageError("save_pretrained(push_to_hub=True): use model.push_to_hub(repository)")
     if keeps_names:
         kwargs.setdefault("save_original_format", False)

@@ -185,6 +185,8 @@ def test_a_repository_of_the_hub_brings_its_question_tokenizer(sources, tmp_path
     model, processor = make_pair(sources[kind], "trim")
     with pytest.raises(UsageError, match=r"use processor\.push_to_hub"):
         processor.save_pretrained(tmp_path / "upload", push_to_hub=True)
+    with pytest.raises(UsageError, match="processor.push_to_hub"):
+        processor.save_pretrained(tmp_path / "upload", True)
     root = tmp_path / "models--someone--trim"
     for revision in ("main", "v1"):
         commit = revision[0] * 40

@@ -62,12 +62,12 @@ class AttachedProcessor(ProcessorBase):
         """What the processor's own class makes of the arguments."""
         return plain(**arguments)
 
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
         """As the processor's own, with what is attached beside it. UsageError for an upload, which would
         leave that out."""
-        if kwargs.get("push_to_hub"):
+        if push_to_hub:
             raise UsageError("save_pretrained(push_to_hub=True): use processor.push_to_hub(repository)")
-        saved = super().save_pretrained(save_directory, *args, **kwargs)
+        saved = super().save_pretrained(save_directory, **kwargs)
         write_record(save_directory, self.attached.record)  # an adapter's folder has no model's configuration
         return saved
 

@@ -59,6 +59,12 @@ def test_misspelt_keys(load, key):
     refuse(load, f'"{key}" would not be read; did you mean "{meant_key}"', record(**{key: ["reading"]}))
 
 
+@pytest.mark.parametrize("key", ["family", "Accepted"])
+def test_a_text_under_a_similar_key_is_somebody_s_own(load, key):
+    """The family of an animal is no list with an entry for each question."""
+    assert load(record(**{key: "Felidae"}))
+
+
 @pytest.mark.parametrize("key", ["similar", "category", "answers", "family", "x" * 100_000])
 def test_keys_of_their_own_are_welcome(load, key):
     assert load(record(families=["reading"], accepted=[["A fox."]], **{key: ["reading"]}))

@@ -282,6 +282,14 @@ def test_letters_beside_eastern_words(answer):
         ("The answer is A because it purrs", "A"),
         ("Answer: A, the cat", "A"),
         ("answer a", "A"),
+        ("Option A is correct.", "A"),
+        ("Option A is right, B is wrong", "A"),
+        ("Option A fox", "A"),
+        ("The best option is A fox", "B"),
+        ("Option A is wrong, the answer is B", "B"),
+        ("The answer is A which shows the fox", "A"),
+        ("The answer is A not B", "A"),
+        ("The answer is A With some doubt", "A"),
     ],
 )
 def test_an_article_behind_the_word_answer_is_no_letter(answer, letter):
@@ -296,6 +304,18 @@ def test_options_that_are_letters():
         name_true_option("B", labels)
     assert read_choice("B", labels) == "B"
     assert name_true_option("B", ("the fox", "the owl")) == "B"
+
+
+def test_options_that_are_letters_in_a_row():
+    """Names of segments and triangles are no letters of options."""
+    segments = ("AB", "BC", "CD", "DA")
+    assert [name_true_option(truth, segments) for truth in segments] == list("ABCD")
+    assert name_true_option("abc", ("abc", "d", "e")) == "A"
+
+
+def test_the_option_behind_the_word_is_never_a_pronoun():
+    assert read_choice("Option I is correct", [f"fox {number}" for number in range(9)]) == "I"
+    assert read_choice("The answer is I think B", [f"fox {number}" for number in range(9)]) != "I"
 
 
 def count_edits_by_recursion(one: str, other: str) -> int:
@@ -326,8 +346,8 @@ def test_edits_of_texts_that_are_shifted_against_each_other():
 
 def test_whoever_says_nothing_is_wrong():
     metric = VQAAccuracy()
-    metric.update(["", " ", "the"], [["a"] * 10, "a", "a"])  # an article for an article, as published
-    assert metric.compute() == pytest.approx(1 / 3)
+    metric.update(["", " ", "?", "[]", "the"], [["a"] * 10, "a", "a", ["a"] * 10, "a"])
+    assert metric.compute() == pytest.approx(1 / 5)  # an article for an article, as published
 
 
 def test_choice_accuracy():

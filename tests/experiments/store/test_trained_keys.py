@@ -107,12 +107,17 @@ def test_the_knobs_of_a_teacher_are_in_the_key(trained):
 
 def test_the_code_of_a_teacher_s_own_parts_is_in_the_key(trained, monkeypatch):
     """Which answers otherwise than before it was edited, though its folder is as it was."""
-    settings = {"model_type": "slothkit", "compressor": "matryoshka", "query_module": "embq"}
+    settings = {
+        "model_type": "slothkit",
+        "compressor": "matryoshka",
+        "query_module": "embq",
+        "projector": "mlp2x_gelu",
+    }
     (trained / "config.json").write_text(json.dumps({**settings, "compressor_knobs": {"host": "sap"}}))
     shipped = keys(f"finetune.teacher={trained}", "compressor=avg_pool")
     versions: dict[str, str] = {}
     monkeypatch.setattr(part_code, "find_version", lambda _, name: versions.get(name, 0))
-    for name in ("matryoshka", "sap", "embq"):
+    for name in ("matryoshka", "sap", "embq", "mlp2x_gelu"):
         found = []
         for version in ("one", "two"):
             versions[name] = version

@@ -1,5 +1,7 @@
 """Pruners drop what they say they drop: counts, schedules, and FastV against a slow one by its definition."""
 
+import copy
+
 import pytest
 import torch
 from factories import LLMS, picture
@@ -10,6 +12,7 @@ from compressors.errors import UsageError
 from connectors.versions import CACHE
 from llm_adapters.adapter import decoder_layers
 from llm_adapters.conversation import IMAGE, Turn
+from llm_adapters.modeling import FlashSlothForConditionalGeneration as Model
 from llm_adapters.pruning import FastV, Pruner, PyramidDrop, SparseVLM, registry
 from llm_adapters.pruning.base import RENAMED_METHODS
 
@@ -59,6 +62,33 @@ def test_pruners_that_keep_all_tokens_change_no_logit(llm):
     model.set_pruner(None)
     assert torch.equal(model(**batch).logits, expected)
     assert all(not hasattr(m.config, "slothkit_original") for m in model.modules() if hasattr(m, "config"))
+
+
+@pytest.mark.parametrize("other", ["fastv", "sparsevlm", "gprune"])
+@torch.no_grad()
+def test_models_around_one_llm_have_their_own_pruners(other):
+    """The second one's hooks stand at the first one's layers, too, and score other layers, or rotate not."""
+    first, processor = build("phi")
+    batch = inputs(processor, ROWS)
+    whole = first(**batch).logits
+    second = Model(copy.deepcopy(first.config), first.vision_tower, first.language_model).eval()
+    second_whole = second(**batch).logits
+    first.set_pruner("fastv", layer=1)
+    pruned = first(**batch).logits
+    second.set_pruner(other)
+    second_pruned = second(**batch).logits
+    assert not torch.equal(second_pruned, second_whole)
+    assert torch.equal(first(**batch).logits, pruned)
+    second.set_pruner(None)
+    assert torch.equal(first(**batch).logits, pruned)
+    assert torch.equal(second(**batch).logits, second_whole)
+    second.set_pruner(other)
+    first.set_pruner(None)
+    assert torch.equal(first(**batch).logits, whole)
+    assert torch.equal(second(**batch).logits, second_pruned)
+    second.set_pruner(None)
+    assert all(not hasattr(m.config, "slothkit_original") for m in first.modules() if hasattr(m, "config"))
+    assert not any("pruning_handles" in vars(layer) for layer in first.language_model.modules())
 
 
 def slow_fastv(

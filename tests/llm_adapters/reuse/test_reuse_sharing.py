@@ -191,4 +191,8 @@ def test_an_upload_as_it_is_saved_is_refused(tmp_path):
         model.save_pretrained(tmp_path, push_to_hub=True)
     with pytest.raises(UsageError, match=r"use processor\.push_to_hub"):
         processor.save_pretrained(tmp_path, push_to_hub=True)
+    with pytest.raises(UsageError, match=r"use processor\.push_to_hub"):
+        processor.save_pretrained(tmp_path, True)
+    with pytest.raises(UsageError, match=r"use model\.push_to_hub"):
+        model.save_pretrained(tmp_path, True, None, True)
     assert not list(tmp_path.iterdir())
