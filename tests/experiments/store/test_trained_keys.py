@@ -111,13 +111,13 @@ def test_the_code_of_a_teacher_s_own_parts_is_in_the_key(trained, monkeypatch):
         "model_type": "slothkit",
         "compressor": "matryoshka",
         "query_module": "embq",
-        "projector": "mlp2x_gelu",
+        "projector": "linear",
     }
     (trained / "config.json").write_text(json.dumps({**settings, "compressor_knobs": {"host": "sap"}}))
     shipped = keys(f"finetune.teacher={trained}", "compressor=avg_pool")
     versions: dict[str, str] = {}
     monkeypatch.setattr(part_code, "find_version", lambda _, name: versions.get(name, 0))
-    for name in ("matryoshka", "sap", "embq", "mlp2x_gelu"):
+    for name in ("matryoshka", "sap", "embq", "linear"):
         found = []
         for version in ("one", "two"):
             versions[name] = version
