@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ablations.claims import SEED_LIMIT
 from compressors.command_line import Command, CommandLine
 from compressors.errors import UsageError
 from compressors.key_value import join_settings, quote_text
@@ -25,7 +26,7 @@ class DecideOptions:
 
     table: str = setting("", "a table of the project by name, or the path of a YAML file")
     first: int = setting(3, "seeds at the first look", low=2)
-    limit: int = setting(10, "seeds at the last look", low=2)
+    limit: int = setting(SEED_LIMIT, "seeds at the last look", low=2)
     earlier: Path | None = setting(
         None, "cells that are not finished below out= as the report in DIR has them"
     )

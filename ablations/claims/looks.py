@@ -4,12 +4,17 @@ Whoever adds seeds until an interval leaves zero out is wrong more often than th
 are fixed beforehand, and share the 5 % that one look may be wrong: each spends as much of it as the seeds
 that it adds are of the last look's (a Bonferroni correction with unequal parts, which holds however the looks
 depend on each other). A claim keeps the verdict of the first look that gives it one.
+
+Who has looked at other numbers of seeds than were planned shares the 5 % in the same way, among `SEED_LIMIT`
+seeds: what a look spends does not depend on those that follow.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ablations.claims.statistics import CONFIDENCE_LEVEL
+from ablations.claims import SEED_LIMIT
+from ablations.claims.spec import Claim
+from ablations.claims.statistics import CONFIDENCE_LEVEL, OutcomesBySeed
 from ablations.claims.verdicts import UNRESOLVED, Verdict, predict_word
 
 GROWTH = 2  # by which seeds grow from look to look; more looks share the same 5 %
@@ -27,6 +32,11 @@ def plan_looks(first: int, limit: int) -> list[Look]:
     counts = [first]
     while counts[-1] < limit:
         counts.append(min(GROWTH * counts[-1], limit))
+    return share_error(counts, limit)
+
+
+def share_error(counts: Sequence[int], limit: int) -> list[Look]:
+    """Looks with so many seeds each, which share the 5 % that one look to `limit` seeds may be wrong."""
     looks = []
     seeds_before = 0
     for count in counts:
@@ -34,6 +44,45 @@ def plan_looks(first: int, limit: int) -> list[Look]:
         looks.append(Look(count, 1 - (1 - CONFIDENCE_LEVEL) * share))
         seeds_before = count
     return looks
+
+
+def plan_past_looks(claim: Claim, outcomes: Mapping[str, OutcomesBySeed]) -> list[Look]:
+    """The looks at a claim so far, that at these outcomes the last; one where it is the first."""
+    seeds = len(list_common_seeds(claim.row_labels, outcomes))
+    counts = [*(look for look in claim.looks if look < seeds), seeds]
+    if len(counts) == 1:  # nobody has looked before
+        return [Look(seeds, CONFIDENCE_LEVEL)]
+    return share_error(counts, max(SEED_LIMIT, seeds))
+
+
+def list_common_seeds(labels: Sequence[str], outcomes: Mapping[str, OutcomesBySeed]) -> list[int]:
+    """The seeds that all these rows have, in order."""
+    common_seeds: set[int] | None = None
+    for label in labels:
+        row_seeds = set(outcomes.get(label, ()))
+        common_seeds = row_seeds if common_seeds is None else common_seeds & row_seeds
+    return sorted(common_seeds or ())
+
+
+def recall_looks(
+    claim: Claim, outcomes: Mapping[str, OutcomesBySeed], earlier_looks: Sequence[int]
+) -> tuple[int, ...]:
+    """Of looks with so many seeds those that come before the one at these outcomes. One with a single seed
+    decides nothing, and is none."""
+    seeds = len(list_common_seeds(claim.row_labels, outcomes))
+    return tuple(sorted({look for look in earlier_looks if 1 < look < seeds}))
+
+
+def take_first_seeds(
+    claim: Claim, outcomes: Mapping[str, OutcomesBySeed], count: int
+) -> dict[str, OutcomesBySeed]:
+    """Rows with their first `count` seeds; those of the claim with the first that they have in common."""
+    common_seeds = list_common_seeds(claim.row_labels, outcomes)
+    first_outcomes: dict[str, OutcomesBySeed] = {}
+    for label, row_outcomes in outcomes.items():
+        seeds = common_seeds if label in claim.row_labels else sorted(row_outcomes)
+        first_outcomes[label] = {seed: row_outcomes[seed] for seed in seeds[:count]}
+    return first_outcomes
 
 
 def can_seeds_decide(verdict: Verdict, looks: Sequence[Look]) -> bool:

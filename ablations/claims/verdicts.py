@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri
 
 from ablations.claims.gains import GainSum, combine_outcomes
 from ablations.claims.moderation import PairComparer
@@ -28,6 +29,7 @@ from ablations.claims.statistics import (
 )
 
 MAX_SEEDS = 1000  # seeds; an estimate beyond it is no advice
+POWER = 0.8  # the chance to resolve a claim with as many seeds as are advised
 HOLDS = "holds"
 FAILS = "does not hold"
 TIE = "tie"
@@ -37,7 +39,8 @@ NO_RESULTS = "no results"
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a claim. Estimate and interval in points, of the pair that decides: the smallest."""
+    """What became of a claim. Estimate and interval in points, of the pair that decides: the smallest.
+    `corrected_word`: the verdict where earlier looks at the claim are corrected for; nothing without any."""
 
     claim: Claim
     word: str
@@ -46,6 +49,7 @@ class Verdict:
     low: float = math.nan
     high: float = math.nan
     pairs: tuple[RowComparison, ...] = ()
+    corrected_word: str = ""
 
     @property
     def own_low(self) -> float:
@@ -228,17 +232,27 @@ def judge_interval(claim: Claim, low: float, high: float) -> str:
     return UNRESOLVED
 
 
-def predict_word(claim: Claim, pairs: Sequence[RowComparison], seeds: float, confidence: float) -> str:
-    """The verdict that so many seeds would give if the differences stayed what they are."""
+def predict_word(
+    claim: Claim, pairs: Sequence[RowComparison], seeds: float, confidence: float, power: float = 0.5
+) -> str:
+    """The verdict that so many seeds would give, with a chance of `power`, if the differences in truth are
+    what they look like; with an even chance if they stay what they are."""
     lower_tail, upper_tail = compute_tails(confidence, len(pairs))
     lows = []
     highs = []
     for pair in pairs:
         pair_seeds = max(seeds, len(pair.seeds))
-        lows.append(pair.estimate - predict_distance(pair, pair_seeds, lower_tail))
-        highs.append(pair.estimate + predict_distance(pair, pair_seeds, upper_tail))
+        luck = predict_luck(pair, pair_seeds, power)
+        lows.append(pair.estimate - predict_distance(pair, pair_seeds, lower_tail) - luck)
+        highs.append(pair.estimate + predict_distance(pair, pair_seeds, upper_tail) + luck)
     # as `decide_verdict`: a claim is as sure as the least sure of its pairs
     return judge_interval(claim, min(lows), min(highs))
+
+
+def predict_luck(pair: RowComparison, seeds: float, power: float) -> float:
+    """By how much an estimate is unluckier than the truth, but for a chance of `power`; in points."""
+    standard_error = predict_distance(pair, seeds, float(ndtr(-1)))
+    return float(ndtri(power)) * standard_error
 
 
 def advise_on_runs(claim: Claim, pairs: Sequence[RowComparison], confidence: float) -> str:
@@ -248,22 +262,22 @@ def advise_on_runs(claim: Claim, pairs: Sequence[RowComparison], confidence: flo
     needed_seeds = count_seeds_needed(claim, pairs, confidence)
     if needed_seeds is None:
         return advise_on_questions(claim, pairs, confidence)
-    if predict_word(claim, pairs, needed_seeds, confidence) == TIE:
+    if predict_word(claim, pairs, needed_seeds, confidence, POWER) == TIE:
         return f"about {needed_seeds} seeds would show a tie"
     return f"about {needed_seeds} seeds would resolve it"
 
 
 def count_seeds_needed(claim: Claim, pairs: Sequence[RowComparison], confidence: float) -> int | None:
-    """The fewest seeds, more than the least that a pair has, that would decide a claim; None if `MAX_SEEDS`
-    would not."""
+    """The fewest seeds, more than the least that a pair has, that would decide a claim with a chance of
+    `POWER`; None if `MAX_SEEDS` would not."""
     too_few = min(len(pair.seeds) for pair in pairs)
     enough = MAX_SEEDS
-    if predict_word(claim, pairs, enough, confidence) == UNRESOLVED:
+    if predict_word(claim, pairs, enough, confidence, POWER) == UNRESOLVED:
         return None
     # intervals shrink with every seed, so whatever decides goes on deciding
     while enough - too_few > 1:
         middle = (too_few + enough) // 2
-        if predict_word(claim, pairs, middle, confidence) == UNRESOLVED:
+        if predict_word(claim, pairs, middle, confidence, POWER) == UNRESOLVED:
             too_few = middle
         else:
             enough = middle
@@ -272,20 +286,22 @@ def count_seeds_needed(claim: Claim, pairs: Sequence[RowComparison], confidence:
 
 def advise_on_questions(claim: Claim, pairs: Sequence[RowComparison], confidence: float) -> str:
     """What would resolve a claim that no number of seeds up to `MAX_SEEDS` does."""
-    if predict_word(claim, pairs, math.inf, confidence) != UNRESOLVED:
+    if predict_word(claim, pairs, math.inf, confidence, POWER) != UNRESOLVED:
         return f"more than {MAX_SEEDS} seeds would be needed"
     lower_tail, upper_tail = compute_tails(confidence, len(pairs))
     gaps = [pair.estimate + claim.points for pair in pairs]
     if min(gaps) > 0:  # every pair has to hold
         shares = []
         for pair, gap in zip(pairs, gaps):
-            shares.append(predict_distance(pair, math.inf, lower_tail) / gap)
+            distance = predict_distance(pair, math.inf, lower_tail) + predict_luck(pair, math.inf, POWER)
+            shares.append(distance / gap)
         most_share = max(shares)
     else:  # one pair is enough to refute it
         most_share = math.inf
         for pair, gap in zip(pairs, gaps):
             if gap < 0:
-                most_share = min(most_share, predict_distance(pair, math.inf, upper_tail) / -gap)
+                distance = predict_distance(pair, math.inf, upper_tail) + predict_luck(pair, math.inf, POWER)
+                most_share = min(most_share, distance / -gap)
     # the interval shrinks with the root of the number of questions
     times = math.ceil(most_share**2) if most_share < math.inf else math.inf
     if times > MAX_SEEDS:

@@ -30,6 +30,8 @@ CLAIMS_HEADER = (
     "verdict",
     "note",
     "source",
+    "looks",
+    "corrected",
 )
 
 
@@ -80,13 +82,14 @@ def render_claims_csv(tables: Sequence[ReportTable], verdicts: Mapping[str, Sequ
             claim = verdict.claim
             limits = [claim.points, " ".join(claim.families)]
             numbers = format_interval_numbers(verdict)
-            outcome = [verdict.word, verdict.note, claim.source]
+            looks = " ".join(map(str, claim.looks))
+            outcome = [verdict.word, verdict.note, claim.source, looks, verdict.corrected_word]
             # a claim is of no single pair: row, other and seeds are empty
             lines.append([table.name, claim.text, "", "", *limits, *numbers, "", *outcome])
             for pair in verdict.pairs:
                 names = [table.name, claim.text, pair.row, pair.other]
                 numbers = format_interval_numbers(pair)
-                lines.append([*names, *limits, *numbers, len(pair.seeds), "", "", claim.source])
+                lines.append([*names, *limits, *numbers, len(pair.seeds), "", "", claim.source, "", ""])
     return format_csv(lines)
 
 

@@ -69,7 +69,7 @@ def render_report(report: Report) -> RenderedReport:
     verdicts: dict[str, list[Verdict]] = {}
     table_grids: dict[str, dict[str, WordGrid]] = {}
     for table in report.tables:
-        verdicts[table.name] = claims_grid.judge_table(table, table.claims)
+        verdicts[table.name] = claims_grid.judge_own_claims(table)
         table_grids[table.name] = make_table_grids(report, table, verdicts[table.name])
     all_grids = [grid for named_grids in table_grids.values() for grid in named_grids.values()]
     pictures = draw_plots(report, verdicts)
@@ -116,7 +116,7 @@ def make_report_grids(report: Report) -> list[WordGrid]:
     """All tables of a report, as they are printed."""
     all_grids: list[WordGrid] = []
     for table in report.tables:
-        verdicts = claims_grid.judge_table(table, table.claims)
+        verdicts = claims_grid.judge_own_claims(table)
         all_grids += make_table_grids(report, table, verdicts).values()
     return all_grids
 

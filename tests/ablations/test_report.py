@@ -81,6 +81,25 @@ def test_rows_of_one_cell_are_the_same(made):
     assert len({found[key]["overall"] for key in (("3", "sap+embq"), ("3", "dot token"), ("5", "add"))}) == 1
 
 
+def test_a_report_remembers_the_looks_before_it(out, made, tmp_path):
+    """Of an earlier report, and of one that stood in its folder, whatever is in between."""
+    folder = tmp_path / "report"
+    first = ["table=5", f"out={out}", f"to={folder}"]
+    assert report.main([*first, "seed=0,1"]) == 0
+    looks = rows_of(folder / "claims.csv", "row", "other", "looks")
+    assert {key[2] for key in looks} == {""}
+    assert report.main(first) == 0
+    assert report.main(first) == 0  # again with as many seeds: no other look
+    for path in (folder, tmp_path / "again"):
+        assert report.main(["table=3,5", f"out={out}", f"to={path}", f"earlier={folder}"]) == 0
+        claims = json.loads((path / "report.json").read_text())["tables"][1]["claims"]
+        assert [claim["looks"] for claim in claims] == [[2]] * len(claims)
+        lines = rows_of(path / "claims.csv", "table", "row", "other", "looks", "corrected")
+        assert {key[3] for key in lines if key[0] == "5" and not key[1]} == {"2"}
+        assert all(key[4] for key in lines if key[3])
+    assert '"looks": []' in (made / "report.json").read_text()
+
+
 def test_what_is_missing_is_said_and_the_rest_is_there(made):
     words = (made / "report.md").read_text()
     assert "Missing: random (seed 0, 1, 2); 16 queries (seed 1); python -m experiments.sweep table=3" in words

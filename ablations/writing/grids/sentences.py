@@ -18,10 +18,14 @@ PUBLISHED_FILE = Path(__file__).parents[2] / "published.yaml"
 def summarize_claims(report: Report, verdicts: Mapping[str, Sequence[Verdict]]) -> list[str]:
     """Sentences: what the claims came to, and each that the runs contradict; none without claims."""
     counts = dict.fromkeys((HOLDS, FAILS, TIE, UNRESOLVED, NO_RESULTS), 0)
+    changed_counts: dict[str, int] = {}
     contradictions = []
     for table in report.tables:
         for verdict in verdicts[table.name]:
             counts[verdict.word] += 1
+            if verdict.corrected_word not in ("", verdict.word):
+                change = f"{verdict.word}, then {verdict.corrected_word}"
+                changed_counts[change] = changed_counts.get(change, 0) + 1
             if verdict.word == FAILS:
                 contradictions.append(describe_contradiction(table, verdict))
     total = sum(counts.values())
@@ -30,6 +34,9 @@ def summarize_claims(report: Report, verdicts: Mapping[str, Sequence[Verdict]]) 
     tally = "; ".join(f"{word}: {count}" for word, count in counts.items() if count)
     first_letter = tally[:1].upper()
     sentences = [f"{total} claims. {first_letter}{tally[1:]}."]
+    if changed_counts:
+        changes = "; ".join(f"{words}: {count}" for words, count in sorted(changed_counts.items()))
+        sentences.append(f"Of these other verdicts if earlier looks are corrected for: {changes}.")
     if not contradictions:
         return [*sentences, "These runs contradict none of them."]
     return [*sentences, "These runs contradict:", *contradictions]
@@ -43,10 +50,13 @@ def is_of_paper(report: Report) -> bool:
 
 def describe_contradiction(table: ReportTable, verdict: Verdict) -> str:
     """A line of a list: a claim that does not hold, and by how much."""
+    corrected = ""
+    if verdict.corrected_word not in ("", verdict.word):
+        corrected = f"; {verdict.corrected_word} if earlier looks are corrected for"
     return (
         f'- {table.heading}: "{verdict.claim.text}" ({verdict.claim.source}) does not hold here '
         f"({verdict.claim.statement}; the difference is {format_signed(verdict.estimate)}, "
-        f"{format_interval(verdict)})."
+        f"{format_interval(verdict)}{corrected})."
     )
 
 

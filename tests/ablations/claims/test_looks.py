@@ -1,12 +1,15 @@
 """Looking several times: what the looks spend, and how often they decide by chance."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from ablations.claims import looks, verdicts
 from ablations.claims.spec import Claim
+from ablations.outcomes import ReportRow, ReportTable
+from ablations.writing.grids import claims_grid
 
 BETTER = Claim("a beats b", "test", "better", (("a", "b"),))
 SEEDS = 10
@@ -105,3 +108,60 @@ def test_a_tie_in_reach_is_worth_seeds():
     assert looks.can_seeds_decide(verdict, looks.plan_looks(3, SEEDS))
     plain = judge_first_seeds(outcomes, 2, 0.99)
     assert not looks.can_seeds_decide(plain, looks.plan_looks(3, SEEDS))
+
+
+@pytest.mark.parametrize("counts", [(2, 3, 5), (3, 5, 7), (2, 3, 4, 5, 6, 7, 8, 9, 10)])
+def test_looks_that_nobody_planned_share_5_percent_too(counts):
+    """Also where the next look is only made because the last one has decided nothing."""
+    planned_looks = looks.share_error(counts, 10)
+    assert sum(1 - look.confidence for look in planned_looks) <= 0.05 + 1e-9
+    rng = np.random.default_rng(4)
+    wrong = 0
+    for _ in range(STUDIES):
+        wrong += find_decision(simulate_study(rng, 0.0, 150, 0.1), planned_looks)[0] != verdicts.UNRESOLVED
+    assert wrong / STUDIES <= 0.05
+
+
+def test_looks_so_far():
+    """What a look spends does not depend on those that follow; a single seed shows no spread, and is none."""
+    outcomes = simulate_study(np.random.default_rng(5))
+    first_seven = {row: dict(list(by_seed.items())[:7]) for row, by_seed in outcomes.items()}
+    seen = replace(BETTER, looks=looks.recall_looks(BETTER, first_seven, [5, 1, 3, 3, 7, 9]))
+    assert seen.looks == (3, 5)
+    counts = [
+        (look.seeds, round(1 - look.confidence, 4)) for look in looks.plan_past_looks(seen, first_seven)
+    ]
+    assert counts == [(3, 0.015), (5, 0.01), (7, 0.01)]
+    assert looks.plan_past_looks(BETTER, first_seven) == [looks.Look(7, 0.95)]
+    fifteen = {row: dict.fromkeys(range(15), np.ones(2, bool)) for row in "ab"}
+    assert sum(1 - look.confidence for look in looks.plan_past_looks(seen, fifteen)) == pytest.approx(0.05)
+
+
+def test_the_first_seeds_of_a_claim_are_those_its_rows_share():
+    seeds = {"a": (0, 3, 4), "b": range(5), "c": range(5)}
+    outcomes = {row: dict.fromkeys(row_seeds, np.ones(2, bool)) for row, row_seeds in seeds.items()}
+    found = looks.take_first_seeds(BETTER, outcomes, 2)
+    assert {row: list(by_seed) for row, by_seed in found.items()} == {"a": [0, 3], "b": [0, 3], "c": [0, 1]}
+
+
+def make_table(outcomes, claim):
+    pictures = np.arange(len(outcomes["a"][0])).astype(str)
+    rows = [ReportRow("", row, outcomes=by_seed) for row, by_seed in outcomes.items()]
+    families = np.full(len(pictures), "presence")
+    return ReportTable("mine", "Mine", "", (claim,), rows, pictures, families, pictures)
+
+
+def test_a_verdict_says_what_it_would_be_without_the_looks_before_it():
+    rng = np.random.default_rng(6)
+    found = []
+    for _ in range(40):
+        outcomes = simulate_study(rng, 0.04, 600, 0.005)
+        first_five = {row: dict(list(by_seed.items())[:5]) for row, by_seed in outcomes.items()}
+        [verdict] = claims_grid.judge_own_claims(make_table(first_five, replace(BETTER, looks=(3,))))
+        [alone] = claims_grid.judge_own_claims(make_table(first_five, BETTER))
+        assert alone.corrected_word == "" and alone.word == verdict.word
+        found.append((verdict.word, verdict.corrected_word))
+        remarks = claims_grid.make_claim_line(verdict)[-1]
+        is_said = "corrected for looks with 3 seeds" in remarks
+        assert is_said == (verdict.word != verdict.corrected_word)
+    assert (verdicts.HOLDS, verdicts.UNRESOLVED) in found and (verdicts.HOLDS, verdicts.HOLDS) in found

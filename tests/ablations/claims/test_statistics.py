@@ -305,7 +305,8 @@ def test_the_seeds_that_would_resolve_it_do(seed_sd):
     needed = verdicts.count_seeds_needed(BETTER, [few], 0.95)
     assert 3 <= needed < 40
     runs = [judged(simulate(rng, 0.03, seeds=needed, pictures=400, seed_sd=seed_sd)) for _ in range(60)]
-    assert 0.3 < np.mean([v.word == verdicts.HOLDS for v in runs]) < 0.9  # half of them: the gap is the limit
+    share = np.mean([verdict.word == verdicts.HOLDS for verdict in runs])
+    assert 0.65 < share < 0.97  # four in five
 
 
 def test_more_seeds_cannot_help_where_questions_decide():
