@@ -137,7 +137,7 @@ def draw_curves(table: ReportTable) -> Figure | None:
         frameon=False,
         borderaxespad=0,
     )
-    title = f"{table.heading}: accuracy over rates of compression"
+    title = f"{table.heading}: accuracy over rates of compression; bands: 95 % over seeds"
     figure.text(0.55 / width, 1 - 0.25 / height, escape_dollars(title), fontsize=10)
     return figure
 

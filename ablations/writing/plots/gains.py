@@ -41,8 +41,8 @@ def find_usual_module(labels: Iterable[str]) -> str:
 
 
 def judge_gains(table: ReportTable) -> list[Verdict]:
-    """For every row NAME+MODULE WORDS beside a row NAME WORDS, or else a row NAME: how much the module adds,
-    with its interval; nothing for a single such row. Gains are called NAME WORDS, or as their row where
+    """For every row NAME+MODULE WORDS beside a row NAME WORDS, or else one without what stands before the
+    first comma: how much the module adds, with its interval; nothing for a single such row. Gains are called NAME WORDS, or as their row where
     its module is not the one that most rows have."""
     finished_labels = {row.label for row in table.rows if row.outcomes}
     usual_module = find_usual_module(row.label for row in table.rows)
@@ -51,9 +51,10 @@ def judge_gains(table: ReportTable) -> list[Verdict]:
         compressor, module, words = split_label(row.label)
         name = compressor + words
         partner = name
-        # of words alone ("sap+embq warmed") the compressor may stand; settings would be part of the gain
+        # words before a comma are the module's ("sap+embq warmed, 6 epochs"); settings are both rows', and
+        # would be part of the gain
         if name not in finished_labels and "=" not in words:
-            partner = compressor
+            partner = compressor + words[len(words.partition(",")[0]) :]
         pair = (row.label, partner)
         if module and finished_labels.issuperset(pair):
             if module != usual_module:

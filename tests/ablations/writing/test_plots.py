@@ -194,6 +194,11 @@ def test_gains_pair_rows_by_name():
         "a at 9": "a at 9",
         "a, 6 epochs": "a, 6 epochs",
     }
+    longer = {"a+embq warmed, 6 epochs": (0.9, 16, 4), "a+embq warmed, 9 epochs": (0.9, 16, 4)}
+    of_longer = gains.judge_gains(table({**rows, **rates, **longer}))
+    partners = {each.claim.text: each.pairs[0].other for each in of_longer}
+    assert partners["a warmed, 6 epochs"] == "a, 6 epochs"
+    assert "a warmed, 9 epochs" not in partners  # "a" has not been trained as long
     # other settings would be part of the gain
     settings = {"a+embq a.rate=9": (0.7, 9, 4), "a.rate=3": (0.5, 16, 0)}
     assert {each.claim.text for each in gains.judge_gains(table({**rows, **settings}))} == {"a", "b"}
