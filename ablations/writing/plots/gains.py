@@ -42,8 +42,8 @@ def find_usual_module(labels: Iterable[str]) -> str:
 
 def judge_gains(table: ReportTable) -> list[Verdict]:
     """For every row NAME+MODULE WORDS beside a row NAME WORDS, or else one without what stands before the
-    first comma: how much the module adds, with its interval; nothing for a single such row. Gains are called NAME WORDS, or as their row where
-    its module is not the one that most rows have."""
+    first comma: how much the module adds, with its interval; nothing for a single such row. Gains are called
+    NAME WORDS, or as their row where its module is not the one that most rows have."""
     finished_labels = {row.label for row in table.rows if row.outcomes}
     usual_module = find_usual_module(row.label for row in table.rows)
     claims = []
