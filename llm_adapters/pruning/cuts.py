@@ -175,6 +175,22 @@ def invert_index(index: Tensor, fill: Tensor | None, length: int) -> Tensor:
     return nowhere.scatter(1, index, order)
 
 
+def close_gaps(is_dropped: Tensor, is_there: Tensor) -> Tensor:
+    """(B, T): at whose place each token of a prompt stands when those that are dropped have gone; both masks
+    (B, T). Placeholders that are masked have no position of their own, and are passed over.
+
+    The last token keeps its position and those before it close up: only differences count in rotary
+    embeddings, and tokens that are generated later need no other position for each layer."""
+    dropped_from_here = is_dropped.int().flip(1).cumsum(1).flip(1)
+    dropped_behind = dropped_from_here - is_dropped.int()
+    ranks = (is_there.int().cumsum(1) - 1).clamp(min=0)  # among the tokens that are there
+    places = (~is_there).int().argsort(dim=1, stable=True)  # of ranks
+    last_rank = is_there.shape[1] - 1
+    moved = places.gather(1, (ranks + dropped_behind).clamp(max=last_rank))
+    own_places = torch.arange(is_there.shape[1], device=is_there.device).expand_as(is_there)
+    return torch.where(dropped_behind > 0, moved, own_places)
+
+
 def make_cut(
     layer: int,
     before: Cut | None,
@@ -182,10 +198,11 @@ def make_cut(
     visual: Tensor,
     choice: Choice,
     other_counts: list[int],
-    renumber: bool,
+    renumbered: Tensor | None,
 ) -> Cut:
     """`visual` (B, P) tokens are left before, `choice` of them behind `layer`; `other_counts[b]`: tokens of a
-    row of the prompt that are not visual."""
+    row of the prompt that are not visual; `renumbered` (B, T): the tokens of the prompt that are there, which
+    close up, None where all keep their positions."""
     stay = ~(visual & ~choice.keep)
     if before is not None and before.fill is not None:
         stay = stay & ~before.fill
@@ -199,13 +216,9 @@ def make_cut(
         fill = ~stay.gather(1, step)
     index = step if before is None else before.index.gather(1, step)
     rotary = index
-    if renumber:
-        # the last token keeps its position and those before it close up: only differences count in rotary
-        # embeddings, and tokens that are generated later need no other position for each layer
-        is_dropped = (invert_index(index, fill, length) < 0).int()
-        dropped_from_here = is_dropped.flip(1).cumsum(1).flip(1)
-        dropped_behind = dropped_from_here - is_dropped
-        rotary = index + dropped_behind.gather(1, index)
+    if renumbered is not None:
+        is_dropped = invert_index(index, fill, length) < 0
+        rotary = close_gaps(is_dropped, renumbered).gather(1, index)
     bias = None
     if choice.sizes is not None:
         bias = choice.sizes.gather(1, step).log()

@@ -155,8 +155,8 @@ class PrunedPass:
         length = self.state.length
         before = self.state.last_cut(layer)
         other_counts = [length - count for count in self.prompt.counts]  # text and padding
-        renumber = self.pruner.positions == "renumber"
-        cut = make_cut(layer, before, length, remaining.visual, choice, other_counts, renumber)
+        renumbered = self.prompt.real if self.pruner.positions == "renumber" else None
+        cut = make_cut(layer, before, length, remaining.visual, choice, other_counts, renumbered)
         if cut.bias is not None:
             cut.bias = cut.bias.to(hidden.dtype)
         self.state.cuts[layer] = cut

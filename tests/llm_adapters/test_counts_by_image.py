@@ -9,6 +9,7 @@ from transformers import GenerationConfig
 from compressors.errors import UsageError
 from llm_adapters import reuse
 from llm_adapters.conversation import IMAGE, Turn
+from llm_adapters.pruning.run import PrunedPass
 from llm_adapters.shared_prefix import can_share_prefix
 
 every_one = pytest.mark.parametrize("name", VARYING)
@@ -210,3 +211,34 @@ def test_a_transformers_model_is_refused_in_one_line():
     with pytest.raises(UsageError, match="compressor 'scope': the number of an image's tokens") as refused:
         reuse.attach(model, processor, "scope", tokens=5, coverage=0.5)
     assert "\n" not in str(refused.value) and not hasattr(model, "slothkit")
+
+
+@every_one
+@torch.no_grad()
+def test_a_pruner_that_renumbers_leaves_no_gap_where_patches_are_absent(name, monkeypatch):
+    """In rows with several images: what moves up past placeholders without a patch stands among none."""
+    model = make(name)
+    batch = make_batch(make_processor(model), ASKED)
+    batch.pop("labels", None)
+    model.set_pruner("fastv", layer=1, ratio=0.5, positions="renumber")
+    calls = record_llm(model)
+    cuts = []
+
+    def record_cut(run, cut, embeddings):
+        cuts.append(cut)
+        return narrow_rotary(run, cut, embeddings)
+
+    narrow_rotary = PrunedPass.narrow_rotary
+    monkeypatch.setattr(PrunedPass, "narrow_rotary", record_cut)
+    model(**batch)
+    (given,) = calls
+    cut = cuts[-1]
+    is_seen = given["attention_mask"].bool().gather(1, cut.index)
+    if cut.fill is not None:
+        is_seen = is_seen & ~cut.fill
+    positions = given["position_ids"].gather(1, cut.rotary)
+    assert (given["attention_mask"].sum(1) > is_seen.sum(1)).all()  # some went
+    for row, row_is_seen in enumerate(is_seen):
+        found = positions[row, row_is_seen]
+        last = int(given["position_ids"][row, -1])
+        assert found.tolist() == list(range(last - len(found) + 1, last + 1))

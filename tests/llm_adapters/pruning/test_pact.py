@@ -116,7 +116,7 @@ def test_a_token_of_size_three_receives_what_three_of_its_kind_do(mask, new):
     keep = visual.clone()
     keep[:, 3:5] = False
     sizes = torch.tensor([[1.0, 1, 3, 1, 1, 1, 1]])
-    cut = make_cut(1, None, 7, visual, Choice(keep, [1], None, sizes), [4], renumber=False)
+    cut = make_cut(1, None, 7, visual, Choice(keep, [1], None, sizes), [4], renumbered=None)
     given = {
         "none": None,
         "boolean": causal[None, None, -new:],

@@ -12,9 +12,11 @@ from compressors.errors import UsageError
 from connectors.versions import CACHE
 from llm_adapters.adapter import decoder_layers
 from llm_adapters.conversation import IMAGE, Turn
+from llm_adapters.kept_positions import count_positions
 from llm_adapters.modeling import FlashSlothForConditionalGeneration as Model
 from llm_adapters.pruning import FastV, Pruner, PyramidDrop, SparseVLM, registry
 from llm_adapters.pruning.base import RENAMED_METHODS
+from llm_adapters.pruning.cuts import close_gaps
 
 ONE = [([Turn(f"{IMAGE}\nWhat is this?")], [picture(1)])]
 
@@ -89,6 +91,26 @@ def test_models_around_one_llm_have_their_own_pruners(other):
     second.set_pruner(None)
     assert all(not hasattr(m.config, "slothkit_original") for m in first.modules() if hasattr(m, "config"))
     assert not any("pruning_handles" in vars(layer) for layer in first.language_model.modules())
+
+
+def test_positions_close_up_among_the_tokens_that_are_there():
+    """Placeholders of patches that an image does not have (`scope` with a coverage) share the position of the
+    token before them, so what moves up past some must not come to stand among them."""
+    is_there = torch.rand(200, 40) < 0.7
+    is_there[0] = True
+    is_there[:, [0, -1]] = True
+    is_dropped = is_there & (torch.rand(200, 40) < 0.4)
+    is_dropped[:, -1] = False
+    places = close_gaps(is_dropped, is_there)
+    positions = count_positions(is_there.long())
+    for row in range(len(is_there)):
+        is_left = is_there[row] & ~is_dropped[row]
+        found = positions[row][places[row][is_left]]
+        last = int(positions[row, -1])
+        assert found.tolist() == list(range(last - len(found) + 1, last + 1))
+    # without such placeholders by as many places as tokens have gone behind it
+    gone_behind = is_dropped[0].flip(0).cumsum(0).flip(0) - is_dropped[0].int()
+    assert torch.equal(places[0], torch.arange(40) + gone_behind)
 
 
 def slow_fastv(

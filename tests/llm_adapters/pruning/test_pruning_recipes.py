@@ -221,7 +221,7 @@ def test_merging_many_large_tokens(dtype):
     choice.keep[0, 0], choice.into[0, -1] = True, tokens
     visual = torch.ones(1, tokens + 1).bool()
     visual[0, -1] = False
-    cut = make_cut(1, None, tokens + 1, visual, choice, [1], renumber=False)
+    cut = make_cut(1, None, tokens + 1, visual, choice, [1], renumbered=None)
     hidden = torch.full((1, tokens + 1, 3), 4000.0, dtype=dtype)
     assert cut.narrow_hidden(hidden).equal(hidden[:, :2])
 
