@@ -6,6 +6,9 @@ by how much their likenesses to one another vary, and keeps those to which CLS p
     score of a patch = a + `variety` * v * mean(a) / mean(v), a its attention, v the variance of its cosines
     share of a strip = the mean of its scores by the sum of all strips', rounded down, the rest to the best
 
+Both means are a strip's own, as in the released code, so that `variety` makes every strip's mean greater by
+the same factor: the shares are those of attention, unless the patches of a strip are all alike.
+
     H*W -> the tokens of `rate` x `rate` windows, in raster order        576 -> 64, of 16 strips of 36
 
 The paper compares patches behind the projector, here they are compared before it. The released code gives a

@@ -115,5 +115,7 @@ class VisionZip(BudgetCompressor):
         return torch.cat([cls_places, dominant, targets], 1)
 
     def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
-        _, _, weights = self._make_weights(features)
+        _, cues, weights = self._make_weights(features)
+        if not weights.shape[1]:  # CLS alone: what it has of the patches is what it pays them
+            weights = cues["attention"].float().unsqueeze(1)
         return share_patches(weights, features.shape[1])

@@ -209,8 +209,12 @@ def test_nothing_learned_starts_identical(name, knobs):
 
 
 @every_case
-def test_attention_is_a_distribution_over_the_patches(name, knobs):
-    part = build(name, knobs)
+@pytest.mark.parametrize("budget", [{}, {"tokens": 1}], ids=["", "one"])
+def test_attention_is_a_distribution_over_the_patches(name, knobs, budget):
+    """Also where a budget leaves a single token."""
+    if not compressors.knobs(name).keys() >= budget.keys():
+        return
+    part = build(name, {**knobs, **budget})
     for grid in GRIDS:
         given = inputs(part, grid)
         weights = outcome(part.attention, *given)
