@@ -167,7 +167,7 @@ def load_tables(
     none, where no table is wanted."""
     if not wanted:
         return [(file, ()) for file in plain_sweeps.make_sweep_tables(axes, store)]
-    files = tables.load_table_files(wanted, axes)
+    files = tables.load_table_files(wanted, axes, row_labels)
     claims = {file.name: spec.read_claims(file) for file in files}
     return [(file, claims[file.name]) for file in tables.select_rows(files, row_labels)]
 

@@ -94,9 +94,11 @@ def load_table_file(name: str, axes: Axes) -> TableFile:
     return load_table_files([name], axes)[0]
 
 
-def load_table_files(wanted: Sequence[str], axes: Axes) -> list[TableFile]:
+def load_table_files(
+    wanted: Sequence[str], axes: Axes, row_labels: Sequence[str] | None = None
+) -> list[TableFile]:
     """Several tables, each once; `all` stands for those of the paper. A knob of the command line has to be
-    of use to one of them."""
+    of use to one of them, where `row_labels` are given to one of these rows."""
     names = expand_table_names(wanted)
     if not names:
         folders = ", ".join(map(str, find_table_folders().values()))
@@ -105,17 +107,20 @@ def load_table_files(wanted: Sequence[str], axes: Axes) -> list[TableFile]:
     cells: list[Cell] = []
     idle_sets: list[set[str]] = []
     for name in names:
-        table, idle_paths = read_table_file(name, axes)
+        table, idle_paths = read_table_file(name, axes, row_labels)
         # results are called by the table's name
         twin = next((earlier for earlier in tables if earlier.name == table.name), None)
         if twin is not None:
             raise UsageError(f"table={name}: {twin.path} is called {table.name} too; rename one of them")
         tables.append(table)
         for row in table.rows:
-            cells += row.cells
-        idle_sets.append(idle_paths)
-    # of use to one table is of use
-    refuse_unused_paths(set.intersection(*idle_sets), axes, cells)
+            if row_labels is None or row.label in row_labels:
+                cells += row.cells
+        if idle_paths is not None:
+            idle_sets.append(idle_paths)
+    if idle_sets:  # else no row is called as one of those wanted, which `select_rows` says
+        # of use to one table is of use
+        refuse_unused_paths(set.intersection(*idle_sets), axes, cells)
     return tables
 
 
@@ -156,8 +161,11 @@ def select_rows(tables: Sequence[TableFile], labels: Sequence[str] | None) -> li
     return selected
 
 
-def read_table_file(name: str, axes: Axes) -> tuple[TableFile, set[str]]:
-    """A table, and what of the command line none of its rows uses."""
+def read_table_file(
+    name: str, axes: Axes, row_labels: Sequence[str] | None = None
+) -> tuple[TableFile, set[str] | None]:
+    """A table, and what of the command line none of its rows uses, or of these alone; None where it has no
+    such row."""
     path = find_table_file(name)
     content = read_yaml(path)
     check_keys(content, TABLE_KEYS, f"{path}")
@@ -170,7 +178,8 @@ def read_table_file(name: str, axes: Axes) -> tuple[TableFile, set[str]]:
                 entry_rows = [make_absent_row(block, entry)]
             else:
                 entry_rows, idle_paths = make_table_rows(block, entry, axes)
-                idle_sets.append(idle_paths)
+                if row_labels is None or any(row.label in row_labels for row in entry_rows):
+                    idle_sets.append(idle_paths)
         except UsageError as error:
             raise UsageError(f"{where}: {error}") from error
         if {row.label for row in entry_rows} & {row.label for row in rows}:
@@ -181,7 +190,7 @@ def read_table_file(name: str, axes: Axes) -> tuple[TableFile, set[str]]:
         raise UsageError(f"{path}: title: {title!r}: expected words")
     # table3.yaml of the project is called 3; somebody's own ./table3.yaml is not
     table_name = check_table_name(path.stem if is_table_path(name) else name)
-    unused_paths: set[str] = set()
+    unused_paths: set[str] | None = None
     if idle_sets:  # a file of no blocks has no rows either
         unused_paths = set.intersection(*idle_sets)
     table = TableFile(table_name, title, path, tuple(rows))

@@ -236,7 +236,7 @@ class StepLoader:
         step = StepRows([], [], [])
         for key in keys:
             try:
-                row = self.dataset[key]
+                row = self.read_row(key)
             except UsageError as error:
                 step.faults.append(str(error))
                 if not self.dataset.bad_rows or len(keys) - len(step.faults) < self.pieces:
@@ -245,6 +245,10 @@ class StepLoader:
                 step.keys.append(key)
                 step.rows.append(row)
         return step
+
+    def read_row(self, key: Any) -> Row:
+        """One row; UsageError where it cannot be read."""
+        return self.dataset[key]
 
     def make_micro_batches(self, step: StepRows) -> list[dict[str, Any]]:
         """A step's rows -> its micro-batches."""

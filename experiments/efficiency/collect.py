@@ -61,7 +61,8 @@ def find_uncompressed_label(cell: Cell, others: Sequence[Cell]) -> str | None:
     backbones = describe_backbones(cell.config)
     for candidate in others:
         config = candidate.config
-        if config.compressor == "identity" and describe_backbones(config) == backbones:
+        is_whole = config.compressor == config.evaluated_compressor == "identity" and config.prune is None
+        if is_whole and describe_backbones(config) == backbones:
             return candidate.label
     return None
 

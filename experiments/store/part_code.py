@@ -9,7 +9,7 @@ import ast
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from functools import cache
-from importlib.machinery import PathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,9 @@ REGISTRIES = {  # by the section of a stage's key
     "prune": signatures.pruners,
 }
 INSTALLED_FOLDERS = {"site-packages", "dist-packages"}
+
+# module -> by which import Python has it, and the digest of its files then
+IMPORTED_METRICS: dict[str, tuple[ModuleSpec | None, str]] = {}
 
 CODE_KEY = "its code"  # beside a part's name, and no name itself
 
@@ -67,7 +70,22 @@ def find_metric_version(name: str) -> int | str:
             f"metric '{name}' of module {start} stands in no file, so its scores could not be told from "
             "those of its next version; write it into one"
         )
-    return digest_value({module: digest_file(path) for module, path in files.items()})
+    digest = digest_value({module: digest_file(path) for module, path in files.items()})
+    refuse_old_import(name, start, digest)
+    return digest
+
+
+def refuse_old_import(name: str, start: str, digest: str) -> None:
+    """UsageError for a metric of module `start` whose files have `digest` now, and had another when this
+    process imported it: it would score as before under its new key."""
+    module = sys.modules.get(start)
+    if module is None:
+        return
+    spec, imported_digest = IMPORTED_METRICS.setdefault(start, (module.__spec__, digest))
+    if spec is not module.__spec__:  # imported again, or reloaded
+        IMPORTED_METRICS[start] = (module.__spec__, digest)
+    elif digest != imported_digest:
+        raise UsageError(f"metric '{name}' was edited after Python had imported it; start Python again")
 
 
 @cache
@@ -104,6 +122,8 @@ def refuse_edited_code(depends: Mapping[str, Any]) -> None:
                     f"{registry().kind} '{name}' was edited after this run was planned; start the run again"
                 )
     for name, version in depends.get("metric", {}).get(CODE_KEY, {}).items():
+        if name not in SHIPPED_VERSIONS[metrics.kind]:
+            metrics.get(name)  # what scores from here on is what stands in its files now
         if find_metric_version(name) != version:
             raise UsageError(f"metric '{name}' was edited after this run was planned; start the run again")
 

@@ -185,12 +185,14 @@ def read_seconds(stage: Stage, store: Store) -> float:
 def identify_questions(stage: Stage) -> str:
     """What tells the questions of an evaluation from others; images do not, since a blind cell has none."""
     identities = []
+    data_key = None
     for entry in stage.depends["data"]:
         if isinstance(entry, dict):  # a file by its content, a data set by its texts
             entry = entry.get("json") or entry["texts"]
+        else:  # a split; a pruner may be calibrated on the data of one where questions are a file's
+            data_key = stage.inputs["data"].key
         identities.append(entry)
-    data = stage.inputs.get("data")
-    identity = str((identities, data and data.key, stage.config.evaluate.limit))
+    identity = str((identities, data_key, stage.config.evaluate.limit))
     if "metric" in stage.depends:  # the same questions, but other scores
         identity += str(stage.depends["metric"])
     return identity

@@ -106,7 +106,7 @@ def list_cells_by_table(
     if not table_names:
         return [("", make_cells(axes))]
     cells_by_table = []
-    for table in tables.select_rows(tables.load_table_files(table_names, axes), row_labels):
+    for table in tables.select_rows(tables.load_table_files(table_names, axes, row_labels), row_labels):
         cells: list[Cell] = []
         for row in table.rows:
             if row.absent and row_labels is not None:

@@ -16,7 +16,7 @@ from connectors.pretrained import check_weights, load_pretrained
 from experiments.config.schema import Config
 from experiments.config.schema_sections import FinetuneSettings
 from experiments.config.trained import find_trained_model
-from experiments.data.loader import ConversationDataset, SampleImages, StepLoader, StepRows
+from experiments.data.loader import ConversationDataset, Row, SampleImages, StepLoader, StepRows
 from experiments.data.order import StepOrder
 from experiments.data.streaming.dataset import StreamedDataset
 from experiments.models import pretrained
@@ -70,7 +70,9 @@ class Teacher:
         left_out = self.model.num_left_out(*self.processor.crop_size)
         images = SampleImages(self.processor)
         if isinstance(dataset, StreamedDataset):
-            return StreamedDataset(images, dataset.max_length, dataset.rules, positions, left_out, owner)
+            return StreamedDataset(
+                images, dataset.max_length, dataset.rules, positions, left_out, owner, dataset.bad_rows
+            )
         taught = ConversationDataset(dataset.samples, images, dataset.max_length)
         try:
             taught.check_positions(positions, left_out=left_out)
@@ -106,6 +108,14 @@ class TaughtLoader(StepLoader):
         super().__init__(dataset, order, **options)
         self.taught_loader = StepLoader(taught, order, **options)
         self.shares_features = shares_features
+
+    def read_row(self, key: Any) -> Row:
+        """The student's row. UsageError, too, for one that the teacher cannot read, so that it may be left
+        out."""
+        row = super().read_row(key)
+        if self.dataset.bad_rows:
+            self.taught_loader.dataset.encode(key)
+        return row
 
     def make_micro_batches(self, step: StepRows) -> list[dict[str, Any]]:
         """The same, each with the teacher's rows of its samples."""

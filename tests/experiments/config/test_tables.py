@@ -88,6 +88,23 @@ def test_a_row_that_cannot_be_says_why(tmp_path):
         read_request({"table": [name]})
 
 
+def test_a_setting_that_no_wanted_row_uses_is_refused(tmp_path):
+    """As it is without a table; rows that are left out have no use for anything."""
+    name = write(
+        tmp_path / "mine.yaml",
+        "{label: a, overrides: [compressor=avg_pool]}",
+        "{label: b, overrides: [compressor=sap]}",
+    )
+    axes = {"sap.rate": ["4"]}
+    assert len(list_cells_by_table([name], None, axes)[0][1]) == 2
+    [(_, [cell])] = list_cells_by_table([name], ["b"], axes)
+    assert cell.config.parts["sap"]["rate"] == 4
+    with pytest.raises(UsageError, match="no cell uses 'sap'"):
+        list_cells_by_table([name], ["a"], axes)
+    with pytest.raises(UsageError, match="rows=c: no row of table mine is called so"):
+        list_cells_by_table([name], ["c"], axes)
+
+
 def test_the_command_line_wins(tmp_path):
     name = write(
         tmp_path / "mine.yaml",

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from factories import picture
+from fakes import cells
 
 from ablations.costs import prefill
 from compressors.errors import UsageError
@@ -43,6 +44,21 @@ SMALL = {  # changes to a family's configuration
         {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]}},
     ),
 }
+
+
+@pytest.mark.parametrize(
+    ("settings", "label"),
+    [
+        (["compressor=identity,sap", "prune=fastv,null"], "identity prune=null"),
+        (["compressor=identity", "evaluate.compressor=divprune,null"], "identity evaluate.compressor=null"),
+        (["compressor=identity,sap", "prune=fastv"], None),
+        (["compressor=sap,identity"], "identity"),
+    ],
+)
+def test_the_uncompressed_model_is_neither_pruned_nor_compressed_in_evaluation(settings, label):
+    """Whatever stands first."""
+    found = cells(*settings)
+    assert {collect.find_uncompressed_label(cell, found) for cell in found} == {label}
 
 
 @pytest.mark.parametrize("label", FLOPS)

@@ -1,8 +1,10 @@
 """`evaluate.metric`: who scores which question, what is in a key, what is refused."""
 
+import importlib
 import json
 import sys
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from string import ascii_uppercase
 
 import pytest
@@ -17,6 +19,7 @@ from experiments.metrics.chance import average_scores
 from experiments.metrics.choice import name_true_option, read_options
 from experiments.metrics.scoring import QuestionScorer
 from experiments.registries import metrics
+from experiments.store.part_code import refuse_edited_code
 from experiments.sweep import request
 from llm_adapters.conversation import Turn
 
@@ -191,6 +194,18 @@ def test_an_own_metric(own_metric):
     assert stages("evaluate.metric=length")["evaluate"].key == first.key
     own_metric(OWN_METRIC.replace("10", "20"))
     assert stages("evaluate.metric=length")["evaluate"].key != first.key
+
+
+@pytest.mark.usefixtures("own_metric")
+def test_an_own_metric_that_is_edited_after_its_import_is_refused():
+    """Python goes on scoring by the old code, which the new key would stand for."""
+    refuse_edited_code(stages("evaluate.metric=length")["evaluate"].depends)  # as an evaluation begins
+    path = Path(sys.modules["outside_metric"].__file__)
+    path.write_text(OWN_METRIC.replace("10", "20"))
+    with pytest.raises(UsageError, match="metric 'length' was edited after Python had imported it; start"):
+        stages("evaluate.metric=length")
+    importlib.reload(sys.modules["outside_metric"])
+    assert stages("evaluate.metric=length")
 
 
 @pytest.mark.parametrize(

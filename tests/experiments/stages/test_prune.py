@@ -4,6 +4,7 @@ import json
 
 import pytest
 import small_runs
+from factories import picture
 from fakes import cells, config, stages
 
 from ablations.costs.prefill import PREFILL_TEXT_TOKENS, count_prefill, digest_prefill, look_up_counts
@@ -17,6 +18,7 @@ from experiments.runtime.progress import Reporter
 from experiments.stages import evaluate
 from experiments.stages.train import MODEL_FOLDER
 from experiments.store.plan import plan_stages
+from experiments.store.results import identify_questions
 from llm_adapters.pruning import registry
 
 BASE = ["compressor=sap+embq"]
@@ -52,6 +54,19 @@ def test_a_calibration_depends_on_the_training_data():
     given = stages(*BASE, "prune=fitprune", "fitprune.recipe=[0.5]")["evaluate"]
     assert "calibration" not in given.depends  # the recipe is known
     assert given.depends["prune"]["fitprune"]["recipe"] == (0.5,)
+
+
+def test_a_calibration_asks_no_other_questions(tmp_path):
+    """Rows of one table, where the questions are a file's and the calibration reads embedded data."""
+    picture(1).save(tmp_path / "a.png")
+    turns = [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "a fox"}]
+    (tmp_path / "test.json").write_text(json.dumps([{"id": "a", "image": "a.png", "conversations": turns}]))
+    asked = [f"data.test={tmp_path / 'test.json'}", "compressor=identity"]
+    evaluations = [stages(*asked, f"prune={name}")["evaluate"] for name in ("null", "fastv", "fitprune")]
+    assert "data" in evaluations[2].inputs
+    assert len({identify_questions(evaluation) for evaluation in evaluations}) == 1
+    other = stages("compressor=identity", "data.seed=1")["evaluate"]
+    assert identify_questions(other) != identify_questions(stages("compressor=identity")["evaluate"])
 
 
 def test_rows_and_their_labels():

@@ -1,5 +1,7 @@
 """Training on data that are streamed: killed runs, several processes, a teacher, bad rows on the way."""
 
+import json
+
 import pytest
 import small_runs
 import torch
@@ -129,6 +131,31 @@ def test_a_step_of_bad_rows_alone_ends_a_run(tmp_path):
         datasets.Dataset.from_list(rows, features=FEATURES).to_parquet(path)
     with pytest.raises(UsageError, match="message 1, from assistant, is empty"):
         run("pretrain", config, {}, tmp_path / "out", Losses())
+
+
+def test_a_row_that_is_too_long_for_the_teacher_may_be_left_out(tmp_path):
+    """Of several images, which the student has fewer tokens of."""
+    config = make_config(tmp_path)
+    inputs = align(config, tmp_path)
+    save_teacher(small_runs.make_config(tmp_path, "identity"), tmp_path / "teacher")
+    path = tmp_path / "teacher" / "config.json"
+    settings = json.loads(path.read_text())
+    settings["text_config"]["max_position_embeddings"] = 200
+    path.write_text(json.dumps(settings))
+    rows = cut_rows()[1]
+    rows[-1]["images"] = 8 * rows[-1]["images"]
+    shard = tmp_path / "shards" / "train-00001.parquet"
+    datasets.Dataset.from_list(rows, features=FEATURES).to_parquet(shard)
+    config.finetune.max_steps = 8  # two epochs
+    assert run("finetune", config, inputs, tmp_path / "alone")
+    config.finetune.teacher = str(tmp_path / "teacher")
+    named = r"finetune.teacher=.*row 11 \(id 18\): .* do not fit into the language model's 200 positions"
+    with pytest.raises(UsageError, match=named):
+        run("finetune", config, inputs, tmp_path / "out", Losses())
+    config.data.bad_rows = 2
+    report = Warnings()
+    assert run("finetune", config, inputs, tmp_path / "out", report)
+    assert len(report.warnings) >= 1 and all("finetune.teacher=" in text for text in report.warnings)
 
 
 def test_a_teacher_reads_the_stream_too(tmp_path):
