@@ -4,14 +4,12 @@ import platform
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ablations import earlier, plain_sweeps, report_files
+from ablations import earlier, plain_sweeps
 from ablations.claims import spec
-from ablations.claims.looks import list_common_seeds, recall_looks
 from ablations.claims.spec import Claim
 from ablations.costs import measured, prefill
 from ablations.earlier import EarlierReport
@@ -79,7 +77,7 @@ def collect_report(
     if wanted:
         check_single_values(axes)
     earlier_report = earlier.read_earlier_report(earlier_folder)
-    reports_before = list_reports_before(earlier_report, folder)
+    looks_before = earlier.collect_looks(earlier_report, folder)
     axes = {"seed": find_finished_seeds(store.root, earlier_report), **axes}
     sweep_axes = dict(axes)
     if earlier_folder is not None:
@@ -91,7 +89,7 @@ def collect_report(
     finished_rows: list[CollectedRow] = []
     for file, claims in load_tables(wanted, axes, store, row_labels):  # all of them, before cells are read
         collected = collect_table(file, claims, store, earlier_report)
-        collected.table.claims = note_looks(collected.table, reports_before)
+        collected.table.claims = earlier.note_looks(collected.table, looks_before)
         collected.table.sweep = format_sweep_command(file if wanted else None, sweep_axes)
         if not wanted:
             for row in collected.table.rows:
@@ -115,32 +113,6 @@ def collect_report(
     evaluations = [(finished_cell.cell, finished_cell.stage) for finished_cell in finished_cells.values()]
     maps.add_maps(report, evaluations, store, folder, earlier_report.report)
     return report
-
-
-def list_reports_before(earlier_report: EarlierReport, folder: Path) -> list[Report]:
-    """The reports that somebody has looked at before this one: the earlier one, and the one in its folder."""
-    reports = []
-    if earlier_report.report is not None:
-        reports.append(earlier_report.report)
-    with suppress(UsageError):  # none there, or one that cannot be read any more and will be replaced
-        reports.append(report_files.load_report(folder))
-    return reports
-
-
-def note_looks(table: ReportTable, reports_before: Sequence[Report]) -> tuple[Claim, ...]:
-    """A table's claims, each with the seeds at which reports before this one have judged it."""
-    claims = []
-    for claim in table.claims:
-        looks: list[int] = []
-        for report in reports_before:
-            for table_before in report.tables:
-                for claim_before in table_before.claims:
-                    if (table_before.name, claim_before.text) != (table.name, claim.text):
-                        continue
-                    seeds = list_common_seeds(claim_before.row_labels, table_before.outcomes_by_label)
-                    looks += [*claim_before.looks, len(seeds)]
-        claims.append(replace(claim, looks=recall_looks(claim, table.outcomes_by_label, looks)))
-    return tuple(claims)
 
 
 def check_single_values(axes: Mapping[str, list[str]]) -> None:

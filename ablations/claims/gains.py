@@ -87,18 +87,23 @@ def check_label(label: object, labels: Collection[str]) -> str:
     return str(label)
 
 
+def list_common_seeds(labels: Sequence[str], outcomes: Mapping[str, Mapping[int, NDArray]]) -> list[int]:
+    """The seeds that all these rows have, in order."""
+    common_seeds: set[int] | None = None
+    for label in labels:
+        row_seeds = set(outcomes.get(label, ()))
+        common_seeds = row_seeds if common_seeds is None else common_seeds & row_seeds
+    return sorted(common_seeds or ())
+
+
 def combine_outcomes(
     gain_sum: GainSum, outcomes: Mapping[str, Mapping[int, NDArray]]
 ) -> dict[int, NDArray[np.float64]]:
     """Seed -> (Q,) the sum over gains of weight x (right of the row - right of the other), at the seeds that
     all of its rows have."""
-    seeds: set[int] | None = None
-    for gain in gain_sum.gains:
-        for label in gain:
-            row_seeds = set(outcomes.get(label, {}))
-            seeds = row_seeds if seeds is None else seeds & row_seeds
+    labels = [label for gain in gain_sum.gains for label in gain]
     combined: dict[int, NDArray[np.float64]] = {}
-    for seed in sorted(seeds or ()):
+    for seed in list_common_seeds(labels, outcomes):
         weighted_gains = []
         for gain, weight in zip(gain_sum.gains, gain_sum.weights):
             difference = outcomes[gain.row][seed].astype(np.float64) - outcomes[gain.over][seed]

@@ -9,10 +9,11 @@ Who has looked at other numbers of seeds than were planned shares the 5 % in the
 seeds: what a look spends does not depend on those that follow.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from ablations.claims import SEED_LIMIT
+from ablations.claims.gains import list_common_seeds
 from ablations.claims.spec import Claim
 from ablations.claims.statistics import CONFIDENCE_LEVEL, OutcomesBySeed
 from ablations.claims.verdicts import UNRESOLVED, Verdict, predict_word
@@ -49,23 +50,13 @@ def share_error(counts: Sequence[int], limit: int) -> list[Look]:
 def plan_past_looks(claim: Claim, outcomes: Mapping[str, OutcomesBySeed]) -> list[Look]:
     """The looks at a claim so far, that at these outcomes the last; one where it is the first."""
     seeds = len(list_common_seeds(claim.row_labels, outcomes))
-    counts = [*(look for look in claim.looks if look < seeds), seeds]
-    if len(counts) == 1:  # nobody has looked before
+    if not claim.looks:
         return [Look(seeds, CONFIDENCE_LEVEL)]
-    return share_error(counts, max(SEED_LIMIT, seeds))
-
-
-def list_common_seeds(labels: Sequence[str], outcomes: Mapping[str, OutcomesBySeed]) -> list[int]:
-    """The seeds that all these rows have, in order."""
-    common_seeds: set[int] | None = None
-    for label in labels:
-        row_seeds = set(outcomes.get(label, ()))
-        common_seeds = row_seeds if common_seeds is None else common_seeds & row_seeds
-    return sorted(common_seeds or ())
+    return share_error([*claim.looks, seeds], max(SEED_LIMIT, seeds))
 
 
 def recall_looks(
-    claim: Claim, outcomes: Mapping[str, OutcomesBySeed], earlier_looks: Sequence[int]
+    claim: Claim, outcomes: Mapping[str, OutcomesBySeed], earlier_looks: Iterable[int]
 ) -> tuple[int, ...]:
     """Of looks with so many seeds those that come before the one at these outcomes. One with a single seed
     decides nothing, and is none."""

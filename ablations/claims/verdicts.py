@@ -52,6 +52,11 @@ class Verdict:
     corrected_word: str = ""
 
     @property
+    def is_corrected(self) -> bool:
+        """Whether another verdict is left where earlier looks are corrected for."""
+        return self.corrected_word not in ("", self.word)
+
+    @property
     def own_low(self) -> float:
         """The interval's lower end from each pair's own seeds alone, without what other pairs tell."""
         return min((pair.own_low for pair in self.pairs), default=math.nan)
@@ -242,17 +247,17 @@ def predict_word(
     highs = []
     for pair in pairs:
         pair_seeds = max(seeds, len(pair.seeds))
-        luck = predict_luck(pair, pair_seeds, power)
-        lows.append(pair.estimate - predict_distance(pair, pair_seeds, lower_tail) - luck)
-        highs.append(pair.estimate + predict_distance(pair, pair_seeds, upper_tail) + luck)
+        lows.append(pair.estimate - predict_reach(pair, pair_seeds, lower_tail, power))
+        highs.append(pair.estimate + predict_reach(pair, pair_seeds, upper_tail, power))
     # as `decide_verdict`: a claim is as sure as the least sure of its pairs
     return judge_interval(claim, min(lows), min(highs))
 
 
-def predict_luck(pair: RowComparison, seeds: float, power: float) -> float:
-    """By how much an estimate is unluckier than the truth, but for a chance of `power`; in points."""
+def predict_reach(pair: RowComparison, seeds: float, tail: float, power: float) -> float:
+    """How far from the truth, in points, an interval's end that leaves out `tail` stays with a chance of
+    `power`: its distance from the estimate, and by how much that one is unlucky."""
     standard_error = predict_distance(pair, seeds, float(ndtr(-1)))
-    return float(ndtri(power)) * standard_error
+    return predict_distance(pair, seeds, tail) + float(ndtri(power)) * standard_error
 
 
 def advise_on_runs(claim: Claim, pairs: Sequence[RowComparison], confidence: float) -> str:
@@ -293,15 +298,13 @@ def advise_on_questions(claim: Claim, pairs: Sequence[RowComparison], confidence
     if min(gaps) > 0:  # every pair has to hold
         shares = []
         for pair, gap in zip(pairs, gaps):
-            distance = predict_distance(pair, math.inf, lower_tail) + predict_luck(pair, math.inf, POWER)
-            shares.append(distance / gap)
+            shares.append(predict_reach(pair, math.inf, lower_tail, POWER) / gap)
         most_share = max(shares)
     else:  # one pair is enough to refute it
         most_share = math.inf
         for pair, gap in zip(pairs, gaps):
             if gap < 0:
-                distance = predict_distance(pair, math.inf, upper_tail) + predict_luck(pair, math.inf, POWER)
-                most_share = min(most_share, distance / -gap)
+                most_share = min(most_share, predict_reach(pair, math.inf, upper_tail, POWER) / -gap)
     # the interval shrinks with the root of the number of questions
     times = math.ceil(most_share**2) if most_share < math.inf else math.inf
     if times > MAX_SEEDS:

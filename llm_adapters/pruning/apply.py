@@ -10,7 +10,6 @@ KV cache, whose layers behind k hold fewer tokens than the first; masks are narr
 """
 
 import inspect
-import itertools
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -18,8 +17,8 @@ from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from compressors.errors import UsageError
+from llm_adapters.adapter import ADAPTER_NUMBERS, decoder_layers, llm_sizes
 from llm_adapters.adapter import CONTEXT as QUERIES
-from llm_adapters.adapter import decoder_layers, llm_sizes
 from llm_adapters.pruning.attention import (
     PRUNING_CONTEXT,
     DispatchedAttention,
@@ -34,7 +33,6 @@ from llm_adapters.pruning.run import PrunedPass
 from llm_adapters.pruning.unrotated import catch_unrotated
 
 PRUNING_STATE = "slothkit_pruning"  # attribute of a KV cache
-PRUNING_NUMBERS = itertools.count(1)  # of the adapters of a process that have a pruner
 
 
 class PruningAdapter:
@@ -79,16 +77,15 @@ class PruningAdapter:
         if pruner is None:
             return
         if not self.pruning_number:
-            self.pruning_number = next(PRUNING_NUMBERS)
+            self.pruning_number = next(ADAPTER_NUMBERS)
         for number, layer in enumerate(layers):
             # attributes, so that wrappers and copies keep them; a signature takes long to read
             layer.pruning_layer = number
             layer.pruning_arguments = list(inspect.signature(type(layer).forward).parameters)[1:]
             # before a query module's hook, which finds its tokens by the positions that are left
             handle = layer.register_forward_pre_hook(self._narrow_layer, with_kwargs=True, prepend=True)
-            if "pruning_handles" not in vars(layer):
-                layer.pruning_handles = {}  # by adapter
-            layer.pruning_handles[self.pruning_number] = [handle]
+            handles_by_adapter = vars(layer).setdefault("pruning_handles", {})
+            handles_by_adapter[self.pruning_number] = [handle]
         last = layers[-1]
         widening = last.register_forward_hook(self._widen_output, with_kwargs=True)
         last.pruning_handles[self.pruning_number].append(widening)

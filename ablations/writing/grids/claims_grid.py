@@ -56,22 +56,24 @@ def judge_own_claims(table: ReportTable) -> list[Verdict]:
 
 def correct_for_looks(table: ReportTable, verdicts: Sequence[Verdict]) -> list[Verdict]:
     """Verdicts on a table's claims, each with what it would be where earlier looks share the 5 %."""
-    outcomes = table.outcomes_by_label
     corrected = []
     for verdict in verdicts:
-        claim = verdict.claim
-        word = ""
-        looks = plan_past_looks(claim, outcomes)
-        if verdict.word != NO_RESULTS and len(looks) > 1:
-            for look in looks:
-                first_outcomes: Mapping[str, OutcomesBySeed] = outcomes
-                if look is not looks[-1]:
-                    first_outcomes = take_first_seeds(claim, outcomes, look.seeds)
-                word = judge_outcomes(table, first_outcomes, [claim], look.confidence)[0].word
-                if word != UNRESOLVED:
-                    break  # whoever stops at a verdict looks no further
-        corrected.append(replace(verdict, corrected_word=word))
+        if verdict.claim.looks and verdict.word != NO_RESULTS:
+            verdict = replace(verdict, corrected_word=find_corrected_word(table, verdict.claim))
+        corrected.append(verdict)
     return corrected
+
+
+def find_corrected_word(table: ReportTable, claim: Claim) -> str:
+    """The verdict of the first look at a claim that gives it one, when all looks share the 5 %."""
+    outcomes = table.outcomes_by_label
+    *past_looks, last_look = plan_past_looks(claim, outcomes)
+    for look in past_looks:
+        first_outcomes = take_first_seeds(claim, outcomes, look.seeds)
+        word = judge_outcomes(table, first_outcomes, [claim], look.confidence)[0].word
+        if word != UNRESOLVED:
+            return word
+    return judge_table(table, [claim], last_look.confidence)[0].word
 
 
 def make_claims_grid(verdicts: Sequence[Verdict]) -> WordGrid:
@@ -104,7 +106,7 @@ def make_claim_line(verdict: Verdict) -> list[str]:
     if verdict.own_word != verdict.word:
         own_interval = format_range(verdict.own_low, verdict.own_high)
         remarks.append(f"without moderation {verdict.own_word} ({own_interval})")
-    if verdict.corrected_word not in ("", verdict.word):
+    if verdict.is_corrected:
         seeds = ", ".join(map(str, claim.looks))
         remarks.append(f"corrected for looks with {seeds} seeds {verdict.corrected_word}")
     if claim.ours:

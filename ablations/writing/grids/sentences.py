@@ -1,5 +1,6 @@
 """Sentences of a whole report: what its claims came to, how it came about, what others have published."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -18,14 +19,13 @@ PUBLISHED_FILE = Path(__file__).parents[2] / "published.yaml"
 def summarize_claims(report: Report, verdicts: Mapping[str, Sequence[Verdict]]) -> list[str]:
     """Sentences: what the claims came to, and each that the runs contradict; none without claims."""
     counts = dict.fromkeys((HOLDS, FAILS, TIE, UNRESOLVED, NO_RESULTS), 0)
-    changed_counts: dict[str, int] = {}
+    changed_counts: Counter[str] = Counter()
     contradictions = []
     for table in report.tables:
         for verdict in verdicts[table.name]:
             counts[verdict.word] += 1
-            if verdict.corrected_word not in ("", verdict.word):
-                change = f"{verdict.word}, then {verdict.corrected_word}"
-                changed_counts[change] = changed_counts.get(change, 0) + 1
+            if verdict.is_corrected:
+                changed_counts[f"{verdict.word}, then {verdict.corrected_word}"] += 1
             if verdict.word == FAILS:
                 contradictions.append(describe_contradiction(table, verdict))
     total = sum(counts.values())
@@ -51,7 +51,7 @@ def is_of_paper(report: Report) -> bool:
 def describe_contradiction(table: ReportTable, verdict: Verdict) -> str:
     """A line of a list: a claim that does not hold, and by how much."""
     corrected = ""
-    if verdict.corrected_word not in ("", verdict.word):
+    if verdict.is_corrected:
         corrected = f"; {verdict.corrected_word} if earlier looks are corrected for"
     return (
         f'- {table.heading}: "{verdict.claim.text}" ({verdict.claim.source}) does not hold here '

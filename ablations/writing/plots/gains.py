@@ -54,7 +54,8 @@ def judge_gains(table: ReportTable) -> list[Verdict]:
         # words before a comma are the module's ("sap+embq warmed, 6 epochs"); settings are both rows', and
         # would be part of the gain
         if name not in finished_labels and "=" not in words:
-            partner = compressor + words[len(words.partition(",")[0]) :]
+            _, comma, settings = words.partition(",")
+            partner = compressor + comma + settings
         pair = (row.label, partner)
         if module and finished_labels.issuperset(pair):
             if module != usual_module:
