@@ -201,7 +201,6 @@ class Registry:
     def __init__(self, kind: str, group: str | None = None, context: tuple[str, ...] = ()):
         self.kind, self.group, self.context = kind, group, frozenset(context)
         self._classes: dict[str, type] = {}
-        self._loaded: set[str] = set()  # names of entry points
 
     def register(self, name: str) -> Callable[[type], type]:
         """Class decorator. Registering a name twice is an error."""
@@ -231,7 +230,7 @@ class Registry:
     def get(self, name: str) -> type[Any]:
         """The class registered as exactly `name`; otherwise a UsageError with the closest match."""
         point = self.entry_points.get(name)
-        if point is not None and name not in self._loaded:
+        if point is not None:  # each time: its module may have been reloaded
             self._load(point)
         if name not in self._classes:
             raise UsageError(f"unknown {self.kind} '{name}'{suggest(name, self.names())}")
@@ -241,7 +240,6 @@ class Registry:
         """Import and register what an entry point offers; an error names it."""
         try:
             self.register(point.name)(point.load())
-            self._loaded.add(point.name)
         except Exception as error:
             raise loading_error(self.kind, point, error) from error
 

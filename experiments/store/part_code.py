@@ -19,7 +19,8 @@ from compressors.registry import Registry
 from experiments.config import signatures
 from experiments.config.signatures import SignatureRegistry
 from experiments.registries import metrics
-from experiments.store.keys import digest_file, digest_value
+from experiments.runtime.memory import remember_for_request
+from experiments.store.keys import digest_unchanged_file, digest_value
 from experiments.store.shipped import SHIPPED_VERSIONS
 
 REGISTRIES = {  # by the section of a stage's key
@@ -31,61 +32,90 @@ REGISTRIES = {  # by the section of a stage's key
 }
 INSTALLED_FOLDERS = {"site-packages", "dist-packages"}
 
-# module -> by which import Python has it, and the digest of its files then
-IMPORTED_METRICS: dict[str, tuple[ModuleSpec | None, str]] = {}
+# module -> by which import Python has it, and the digest of its file when that was first asked for
+IMPORTED_MODULES: dict[str, tuple[ModuleSpec | None, str]] = {}
 
 CODE_KEY = "its code"  # beside a part's name, and no name itself
 
 
 def describe_code(registry: SignatureRegistry, part: str, knobs: Mapping[str, Any]) -> dict[str, Any]:
     """What a key holds of the code of a part and of those that its knobs name, as a host is named; nothing of
-    shipped ones that are as they were. UsageError for one that stands in no file."""
-    versions: dict[str, int | str] = {}
+    shipped ones that are as they were. UsageError for one that stands in no file, or was edited after this
+    process had imported it."""
     values = [value for value in knobs.values() if isinstance(value, str)]
-    for name in {part, *values} & set(registry.names()):
-        version = find_version(registry, name)
-        if version != 0:
-            versions[name] = version
-    return {CODE_KEY: versions} if versions else {}
+    return describe_versions(registry, {part, *values} & set(registry.names()))
 
 
 def describe_metric_code(names: Collection[str]) -> dict[str, Any]:
-    """What a key holds of the code of metrics; nothing of shipped ones that are as they were."""
-    versions = {name: find_metric_version(name) for name in sorted(set(names))}
-    versions = {name: version for name, version in versions.items() if version != 0}
+    """As `describe_code`, of metrics."""
+    return describe_versions(metrics, names)
+
+
+def describe_versions(registry: Registry, names: Collection[str]) -> dict[str, Any]:
+    """As `describe_code`, of the parts of these names."""
+    versions: dict[str, int | str] = {}
+    for name in sorted(set(names)):
+        version = find_version(registry, name)
+        if version != 0:
+            versions[name] = version
+        if not is_shipped(registry, name):
+            refuse_old_imports(registry, name)
     return {CODE_KEY: versions} if versions else {}
 
 
-def find_metric_version(name: str) -> int | str:
-    """As `find_version`, of a metric."""
-    shipped = SHIPPED_VERSIONS[metrics.kind]
-    if name in shipped:
-        return shipped[name]
-    point = metrics.entry_points.get(name)
-    start = point.module if point is not None else metrics.get(name).__module__
-    own_tops = find_distribution_modules(metrics, name)
-    files = collect_own_modules([start], {start.partition(".")[0], *own_tops}, list_shipped_metric_modules())
-    if not files:
-        raise UsageError(
-            f"metric '{name}' of module {start} stands in no file, so its scores could not be told from "
-            "those of its next version; write it into one"
-        )
-    digest = digest_value({module: digest_file(path) for module, path in files.items()})
-    refuse_old_import(name, start, digest)
+def is_shipped(registry: Registry, name: str) -> bool:
+    """Whether a part is one of ours, and has a version instead of a digest."""
+    return name in SHIPPED_VERSIONS[registry.kind]
+
+
+def find_version(registry: Registry, name: str) -> int | str:
+    """The version of a shipped part; of any other the digest of its code as this process runs it: of modules
+    that it has imported as they were then. UsageError for code that stands in no file."""
+    if is_shipped(registry, name):
+        return SHIPPED_VERSIONS[registry.kind][name]
+    digests: dict[str, str] = {}
+    for module, path in list_own_files(registry, name).items():
+        digests[module] = find_imported_digest(module, path) or digest_own_file(path)
+    return digest_value(digests)
+
+
+def find_imported_digest(name: str, path: Path) -> str | None:
+    """The digest of a module's file when this process imported it, as far as that is known: as it was when it
+    was first asked for. None for a module that is not imported."""
+    module = sys.modules.get(name)
+    if module is None:
+        return None
+    spec, digest = IMPORTED_MODULES.get(name, (None, ""))
+    if not digest or spec is not module.__spec__:  # imported for the first time, again, or reloaded
+        digest = digest_own_file(path)
+        IMPORTED_MODULES[name] = module.__spec__, digest
     return digest
 
 
-def refuse_old_import(name: str, start: str, digest: str) -> None:
-    """UsageError for a metric of module `start` whose files have `digest` now, and had another when this
-    process imported it: it would score as before under its new key."""
-    module = sys.modules.get(start)
-    if module is None:
-        return
-    spec, imported_digest = IMPORTED_METRICS.setdefault(start, (module.__spec__, digest))
-    if spec is not module.__spec__:  # imported again, or reloaded
-        IMPORTED_METRICS[start] = (module.__spec__, digest)
-    elif digest != imported_digest:
-        raise UsageError(f"metric '{name}' was edited after Python had imported it; start Python again")
+def refuse_old_imports(registry: Registry, name: str) -> None:
+    """UsageError for a part that was edited after this process had imported it: a sweep that is asked for now
+    would train or score by the code of before."""
+    for module, path in list_own_files(registry, name).items():
+        imported_digest = find_imported_digest(module, path)
+        if imported_digest is not None and imported_digest != digest_own_file(path):
+            raise UsageError(
+                f"{registry.kind} '{name}' was edited after Python had imported its module {module}; reload "
+                "the module or start Python again"
+            )
+
+
+def refuse_edited_code(depends: Mapping[str, Any]) -> None:
+    """UsageError for a part of a stage whose code is not what was planned: it was edited since. A sweep whose
+    process has imported it goes on with what it has."""
+    sections: dict[str, Registry] = {section: registry() for section, registry in REGISTRIES.items()}
+    for section, registry in (sections | {"metric": metrics}).items():
+        for name, version in depends.get(section, {}).get(CODE_KEY, {}).items():
+            if not is_shipped(registry, name):
+                registry.get(name)  # what runs from here on is what stands in its files now
+            if find_version(registry, name) != version:
+                raise UsageError(
+                    f"{registry.kind} '{name}' was edited after this run was planned; start the run again"
+                )
 
 
 @cache
@@ -99,36 +129,7 @@ def list_shipped_metric_modules() -> frozenset[str]:
     return frozenset({*modules, *list_parents(modules)})
 
 
-def find_version(registry: SignatureRegistry, name: str) -> int | str:
-    """The version of a shipped part, the digest of any other."""
-    if name in SHIPPED_VERSIONS[registry.kind]:
-        return SHIPPED_VERSIONS[registry.kind][name]
-    modules = registry.list_modules(name)
-    digest = digest_modules(tuple(modules), find_distribution_modules(registry, name))
-    if digest is None:
-        raise UsageError(
-            f"{registry.kind} '{name}' of module {modules[0]} stands in no file, so its results could not be "
-            "told from those of its next version; write it into one"
-        )
-    return digest
-
-
-def refuse_edited_code(depends: Mapping[str, Any]) -> None:
-    """UsageError for a part of a stage whose code is not what was planned: it was edited since."""
-    for section, registry in REGISTRIES.items():
-        for name, version in depends.get(section, {}).get(CODE_KEY, {}).items():
-            if find_version(registry(), name) != version:
-                raise UsageError(
-                    f"{registry().kind} '{name}' was edited after this run was planned; start the run again"
-                )
-    for name, version in depends.get("metric", {}).get(CODE_KEY, {}).items():
-        if name not in SHIPPED_VERSIONS[metrics.kind]:
-            metrics.get(name)  # what scores from here on is what stands in its files now
-        if find_metric_version(name) != version:
-            raise UsageError(f"metric '{name}' was edited after this run was planned; start the run again")
-
-
-def find_distribution_modules(registry: SignatureRegistry | Registry, name: str) -> frozenset[str]:
+def find_distribution_modules(registry: Registry, name: str) -> frozenset[str]:
     """Top-level modules of the package that offers a part: its own code wherever it is installed."""
     point = registry.entry_points.get(name)
     if point is None or point.dist is None:
@@ -136,16 +137,39 @@ def find_distribution_modules(registry: SignatureRegistry | Registry, name: str)
     return frozenset(file.parts[0].removesuffix(".py") for file in point.dist.files or ())
 
 
-# Once a process: what it has imported does not change with the file.
-@cache
-def digest_modules(starts: tuple[str, ...], own_tops: frozenset[str]) -> str | None:
-    """A hash of all own modules that `starts` lead to, by their names; None where they stand in no file."""
-    tops = own_tops | {start.partition(".")[0] for start in starts}
-    shipped_modules, packages = list_shipped_modules()
-    files = collect_own_modules(starts, tops, shipped_modules.keys() | packages)
+def list_own_files(registry: Registry, name: str) -> dict[str, Path]:
+    """The files of all own modules that a part's code is in, by module. UsageError where it is in none."""
+    if isinstance(registry, SignatureRegistry):
+        modules = registry.list_modules(name)
+        shipped_modules, packages = list_shipped_modules()
+        known = frozenset(shipped_modules) | packages
+    else:
+        point = registry.entry_points.get(name)
+        modules = [point.module if point is not None else registry.get(name).__module__]
+        known = list_shipped_metric_modules()
+    own_tops = find_distribution_modules(registry, name) | {module.partition(".")[0] for module in modules}
+    files = list_modules_of(tuple(modules), own_tops, known)
     if not files:
-        return None
-    return digest_value({module: digest_file(path) for module, path in files.items()})
+        raise UsageError(
+            f"{registry.kind} '{name}' of module {modules[0]} stands in no file, so its results could not be "
+            "told from those of its next version; write it into one"
+        )
+    return files
+
+
+# Once a request: an edited file may import other modules than those which run.
+@remember_for_request()
+def list_modules_of(
+    starts: tuple[str, ...], own_tops: frozenset[str], known: frozenset[str]
+) -> dict[str, Path]:
+    """`collect_own_modules`, once for all cells that have a part."""
+    return collect_own_modules(starts, own_tops, known)
+
+
+def digest_own_file(path: Path) -> str:
+    """The digest of a file of somebody's code, as it is now."""
+    stat = path.stat()
+    return digest_unchanged_file(path, stat.st_size, stat.st_mtime_ns)
 
 
 @cache

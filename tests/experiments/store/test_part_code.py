@@ -1,19 +1,22 @@
 """Keys know the code of parts that are not ours: an edited one never shows its old row."""
 
+import importlib
 import os
 import shutil
 import subprocess
 import sys
 from collections import Counter
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import fakes
 import pytest
-from fakes import names, read_log
+from fakes import names, read_log, stages
 
 from compressors.errors import UsageError
 from experiments.config import signatures
 from experiments.registries import metrics
+from experiments.runtime.memory import begin_request
 from experiments.store.part_code import (
     CODE_KEY,
     collect_own_modules,
@@ -140,6 +143,66 @@ def test_a_part_that_was_edited_after_the_plan_is_refused():
     refuse_edited_code({"compressor": {"sap": {}}, "seed": 0})
     with pytest.raises(UsageError, match="compressor 'sap' was edited after this run was planned"):
         refuse_edited_code({"compressor": {"sap": {}, CODE_KEY: {"sap": "of another version"}}})
+
+
+@pytest.fixture
+def write_mine(tmp_path, monkeypatch):
+    """Writes an outside package's compressor `mine`, with a default rate of its own."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "mine_layers.py").write_text(LAYERS)
+    registry = signatures.compressors()
+    point = EntryPoint("mine", "mine:Mine", "slothkit.compressors")
+    for owner in (registry, registry.real):
+        monkeypatch.setitem(vars(owner), "entry_points", {**owner.entry_points, "mine": point})
+
+    def write(rate: int) -> None:
+        text = MINE.format(package="", decorator="").replace("rate: int = 3", f"rate: int = {rate}")
+        (tmp_path / "mine.py").write_text(text)
+        begin_request()
+
+    yield write
+    registry.real._classes.pop("mine", None)
+    for module in ("mine", "mine_layers"):
+        sys.modules.pop(module, None)
+
+
+def test_a_part_that_is_edited_and_reloaded_is_trained_anew(write_mine):
+    """As in a notebook, by hand or by %autoreload; without a reload the code of before would be trained."""
+    write_mine(3)
+    first = stages("compressor=mine")["pretrain"]
+    assert stages("compressor=mine")["pretrain"].key == first.key
+    write_mine(12)
+    with pytest.raises(UsageError, match="compressor 'mine' was edited .* imported its module mine; reload"):
+        stages("compressor=mine")
+    importlib.reload(sys.modules["mine"])
+    again = stages("compressor=mine")["pretrain"]
+    assert again.key != first.key and again.depends["compressor"]["mine"]["rate"] == 12
+
+
+def test_a_sweep_goes_on_with_the_code_that_it_has_imported(write_mine):
+    write_mine(3)
+    depends = stages("compressor=mine")["pretrain"].depends
+    write_mine(12)
+    refuse_edited_code(depends)
+    importlib.reload(sys.modules["mine"])
+    with pytest.raises(UsageError, match="compressor 'mine' was edited after this run was planned"):
+        refuse_edited_code(depends)
+
+
+def test_a_module_that_is_edited_before_it_is_imported_is_refused(write_mine, tmp_path):
+    """What a part imports inside its functions may come after the plan."""
+    write_mine(3)
+    late = "    def forward(self, features, text=None, text_mask=None):\n        import mine_late\n\n"
+    text = (tmp_path / "mine.py").read_text()
+    (tmp_path / "mine.py").write_text(text.replace(late.partition("\n")[0] + "\n", late))
+    (tmp_path / "mine_late.py").write_text("")
+    depends = stages("compressor=mine")["pretrain"].depends
+    assert "mine_late" not in sys.modules
+    refuse_edited_code(depends)
+    (tmp_path / "mine_late.py").write_text("RATE = 4\n")
+    with pytest.raises(UsageError, match="compressor 'mine' was edited after this run was planned"):
+        refuse_edited_code(depends)
 
 
 def test_every_metric_that_we_offer_has_a_version():
