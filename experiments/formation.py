@@ -9,6 +9,7 @@ beside it the curves; a cell that FILE has is not trained again.
 """
 
 import json
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -72,7 +73,7 @@ def run_formation(line: CommandLine) -> int:
     check_cells(configs)
     record = read_record(options.to)
     check_request(sweep, Store(Path(configs[0].out)), check_model_sizes)
-    command = " ".join(["python -m experiments.formation", *join_settings(line.overrides)])
+    command = f"python -m experiments.formation {shlex.join(join_settings(line.overrides))}"
     record["versions"] = read_package_versions()
     with create_reporter(Console()) as report:
         report.announce_cells(len(sweep.jobs))

@@ -9,6 +9,7 @@ The smaller `data.scale`, the larger the share of what does not depend on it.
 """
 
 import json
+import shlex
 import sys
 import tempfile
 import time
@@ -206,7 +207,7 @@ def make_sharing_row(name: str, seconds: Sequence[float]) -> list[str]:
 def format_sharing_json(times: SharingTimes, sweep: SweepRequest, overrides: Sequence[str]) -> str:
     """The figures, with what they were measured on."""
     content: dict[str, object] = {
-        "command": " ".join(["python -m experiments.sharing", *overrides]),
+        "command": f"python -m experiments.sharing {shlex.join(overrides)}",
         "cells": len(sweep.jobs),
         "rows": sum(len(jobs) for _, jobs in sweep.views),
         "versions": read_package_versions(),

@@ -28,18 +28,21 @@ def find_model(source: str, out: str | Path, where: str) -> Path:
     hub. UsageError, from `where`, where none is there."""
     cells = Path(out, CELLS_FOLDER)
     names = sorted(folder.parent.name for folder in cells.glob("*/stages.json"))
-    try:
-        if source in names:
-            return find_model_folder(cells / source)
-        if source and Path(source).exists():
-            return find_model_folder(Path(source))
-    except UsageError as error:
-        raise UsageError(f"{where}: {error}") from error
     namesakes = list_namesakes(source, names)
-    if len(namesakes) > 1:
+    folder: Path | None = None
+    if source in names:
+        folder = cells / source
+    elif source and Path(source).exists():
+        folder = Path(source)
+    elif len(namesakes) > 1:
         raise UsageError(f"{where}: several finished cells below {out}: {', '.join(namesakes)}; give one")
-    if namesakes:
-        return find_model_folder(cells / namesakes[0])
+    elif namesakes:
+        folder = cells / namesakes[0]
+    if folder is not None:
+        try:
+            return find_model_folder(folder)
+        except UsageError as error:
+            raise UsageError(f"{where}: {error}") from error
     hub_id = HUB_ID.fullmatch(source)
     # a path of which the first folder is here is a misspelt one, and nothing of the hub
     if hub_id is not None and not Path(source.partition("/")[0]).exists():

@@ -64,7 +64,7 @@ def read_request(settings: Mapping[str, list[str]]) -> SweepRequest:
             rows.setdefault((stage.key, row), (cell, stage))
             jobs.setdefault(stage.key, (cell, stage))
         views.append((heading, list(rows.values())))
-    if not jobs and earlier is None:
+    if not jobs and not left_out:
         raise UsageError(f"table={','.join(table_names or [])}: none of its rows has a cell here")
     if not jobs:
         raise UsageError(

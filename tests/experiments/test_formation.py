@@ -1,6 +1,7 @@
 """A query module watched while it trains: the same training, the scores of a sweep, the right sign."""
 
 import json
+import shlex
 
 import pytest
 import torch
@@ -124,9 +125,10 @@ def test_cells_of_several_commands_are_told_apart_by_their_settings():
 
 @pytest.mark.slow
 def test_watching_changes_nothing_and_scores_as_a_sweep_does(tmp_path):
-    out, file = f"out={tmp_path / 'runs'}", tmp_path / "f.json"
+    out, file = f"out={tmp_path / 'my runs'}", tmp_path / "f.json"
     assert formation.main([*SMALL, out, f"to={file}", "points=2"]) == 0
     [curve] = json.loads(file.read_text())["curves"].values()
+    assert out in shlex.split(curve["command"])  # it can be typed again
     assert [point["step"] for point in curve["points"]] == [0, 2, 3]
     [shares] = curve["points"][-1]["attention"].values()
     assert len(shares) == 4 and all(0 < share < 1 for share in shares)
@@ -134,7 +136,7 @@ def test_watching_changes_nothing_and_scores_as_a_sweep_does(tmp_path):
 
     assert sweep.main([*SMALL, out, "blind=false", "evaluate.blank_queries=false,true"]) == 0
     scores = {}
-    for path in (tmp_path / "runs" / "cells").iterdir():
+    for path in (tmp_path / "my runs" / "cells").iterdir():
         overall = json.loads((path / "metrics.json").read_text())["overall"]
         scores["blank_queries=true" in path.name] = round(overall, 4)
     last = curve["points"][-1]

@@ -1,4 +1,5 @@
 import json
+import shlex
 from collections import Counter
 
 import pytest
@@ -84,6 +85,13 @@ def test_the_command_shows_and_writes(tmp_path, capsys):
     assert (found["cells"], found["rows"]) == (2, 2) and "compressor=sap,sap+embq" in found["command"]
     assert set(found["shared"]["stages"]) == {"data", "features", "pretrain", "finetune", "evaluate"}
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_that_it_notes_can_be_typed_again():
+    times = sharing.SharingTimes()
+    asked = request.read_request(parse_settings(["compressor=sap", "seed=0"]))
+    noted = json.loads(sharing.format_sharing_json(times, asked, ["table=mine.yaml", "rows=4 query tokens"]))
+    assert shlex.split(noted["command"])[-2:] == ["table=mine.yaml", "rows=4 query tokens"]
 
 
 @pytest.mark.parametrize(

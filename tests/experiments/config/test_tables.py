@@ -84,8 +84,9 @@ def test_a_row_that_cannot_be_says_why(tmp_path):
     with pytest.raises(UsageError, match="rows=cdpruner: has no cell in baselines: compares patches"):
         list_cells_by_table(["baselines"], ["cdpruner"], {})
     name = write(tmp_path / "mine.yaml", "{label: b, absent: no such tower}")
-    with pytest.raises(UsageError, match=f"^table={name}: none of its rows has a cell here"):
-        read_request({"table": [name]})
+    for earlier in ({}, {"earlier": ["ablations/results/tiny"]}):
+        with pytest.raises(UsageError, match=f"^table={name}: none of its rows has a cell here"):
+            read_request({"table": [name], **earlier})
 
 
 def test_a_setting_that_no_wanted_row_uses_is_refused(tmp_path):

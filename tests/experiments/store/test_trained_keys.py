@@ -211,6 +211,9 @@ def test_a_cell_needs_no_seed_and_key_where_it_is_the_only_one(trained, tmp_path
         load_trained_model("sap", out=tmp_path)
     cells = "sap_seed=0-12345678, sap_seed=1-12345678"
     assert str(caught.value) == f"load('sap'): several finished cells below {tmp_path}: {cells}; give one"
+    (tmp_path / "cells" / "wide-sap_seed=0-12345678" / "stages.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"^load\('wide-sap'\): .*stages.json: names no finetune stage"):
+        load_trained_model("wide-sap", out=tmp_path)
     # a label that another one begins with, as far as a hyphen
     with pytest.raises(UsageError, match=r"^load\('wide'\): neither a finished cell"):
         load_trained_model("wide", out=tmp_path)
