@@ -140,7 +140,27 @@ def resolve_overrides(overrides: Mapping[str, str]) -> tuple[Config, set[str]]:
             idle_paths.add(path)
     # sorted: the same cell, however its command line was ordered
     config.parts = {part: knobs[part] for part in sorted(parts) if knobs.get(part)}
+    if config.projector == "auto" and not settle_projector(config):
+        idle_paths |= {path for path in overridden_knobs if path.startswith(f"{config.projector_name}.")}
     return config, idle_paths
+
+
+def settle_projector(config: Config) -> bool:
+    """With knobs of its own, the projector that `auto` would take is asked for by name. False where there is
+    none: behind a compressor that projects itself."""
+    name = config.projector_name
+    knobs = config.parts.get(name)
+    if knobs is None:
+        return True
+    compressors, projectors = signatures.compressors(), signatures.projectors()
+    if compressors.find_projects(config.compressor_name, config.knobs(config.compressor_name)):
+        del config.parts[name]
+        return False
+    if projectors.settled(name, knobs) == projectors.settled(name, {}):
+        del config.parts[name]  # `auto` has them
+    else:
+        config.projector = name
+    return True
 
 
 def list_asked_parts(config: Config, overrides: Mapping[str, str]) -> tuple[str, ...]:
@@ -243,6 +263,8 @@ def collect_blind_settings(config: Config) -> dict[str, Any]:
     settings["finetune.init"] = start.source if start is not None and "llm" in start.parts else None
     del settings["data.workers"]  # no result shows these two
     del settings["evaluate.cache"]
+    del settings["data.pretrain"]  # of stage 1, which it does not have
+    del settings["data.pretrain_weights"]
     del settings["evaluate.scale"]  # of the visual tokens
     del settings["evaluate.compressor"]
     for path in QUERY_MODULE_SETTINGS:

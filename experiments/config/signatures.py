@@ -22,8 +22,8 @@ from experiments.config.signature_cache import (
     write_signature_file,
 )
 
-# of a compressor: they decide what features it reads
-PLANNED_ATTRIBUTES = ("image_rate", "needs_levels", "needs_cues")
+# of a compressor: they decide what features it reads, and whether a projector follows
+PLANNED_ATTRIBUTES = ("image_rate", "needs_levels", "needs_cues", "projects")
 # Knobs that parts got when results had been published, with their defaults: at these they are in no key, so
 # that older results keep theirs.
 YOUNG_KNOBS: dict[str, Any] = {"tokens": None, "cues": False, "rotary": True, "uniform": 0.0}
@@ -265,6 +265,10 @@ class CompressorRegistry(SignatureRegistry):
     def find_needed_cues(self, name: str, knobs: Mapping[str, Any]) -> list[str]:
         """The cues of the tower that a compressor with these knobs reads beside its output."""
         return list(self.read_attribute(name, "needs_cues", knobs) or ())
+
+    def find_projects(self, name: str, knobs: Mapping[str, Any]) -> bool:
+        """Whether a compressor with these knobs ends at the LLM's width, so that no projector follows."""
+        return bool(self.read_attribute(name, "projects", knobs))
 
     def read_attribute(self, name: str, attribute: str, knobs: Mapping[str, Any]) -> Any:
         """An attribute of the contract of a compressor with these knobs; None where it leaves it alone. The

@@ -4,6 +4,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from compressors.errors import UnreachableError, UsageError, quote, shorten
 from compressors.registry import suggest
 from compressors.setting_fields import format_value
@@ -13,6 +15,8 @@ from experiments.runtime.memory import remember_for_request
 from llm_adapters.saved import find_model_folder
 
 CELLS_FOLDER = "cells"  # below the output directory
+CELL_CONFIG_FILE = "config.yaml"  # in a cell's folder
+TRAINED_MODEL_SETTINGS = ("pretrain.init", "finetune.init", "finetune.teacher")
 HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
@@ -28,16 +32,10 @@ def find_model(source: str, out: str | Path, where: str) -> Path:
     hub. UsageError, from `where`, where none is there."""
     cells = Path(out, CELLS_FOLDER)
     names = sorted(folder.parent.name for folder in cells.glob("*/stages.json"))
-    namesakes = list_namesakes(source, names)
-    folder: Path | None = None
-    if source in names:
-        folder = cells / source
-    elif source and Path(source).exists():
-        folder = Path(source)
-    elif len(namesakes) > 1:
-        raise UsageError(f"{where}: several finished cells below {out}: {', '.join(namesakes)}; give one")
-    elif namesakes:
-        folder = cells / namesakes[0]
+    folder = Path(source) if source and Path(source).exists() else None
+    cell = find_named_cell(source, out, where)
+    if cell is not None:
+        folder = cells / cell
     if folder is not None:
         try:
             return find_model_folder(folder)
@@ -51,6 +49,51 @@ def find_model(source: str, out: str | Path, where: str) -> Path:
         f"{where}: neither a finished cell below {out} nor a folder{suggest(source, names)}; give "
         "OUT/cells/CELL, OUT/finetune/KEY, a saved model's folder or its hub id"
     )
+
+
+def find_named_cell(source: str, out: str | Path, where: str) -> str | None:
+    """The finished cell below `out` that `source` names, with seed and key or without; None of a folder or of
+    something else. Of cells that were made of each other the first is meant: a sweep that starts from a cell,
+    or is taught by it, may make others of its name. UsageError, from `where`, for one of several."""
+    cells = Path(out, CELLS_FOLDER)
+    names = sorted(folder.parent.name for folder in cells.glob("*/stages.json"))
+    if source in names:
+        return source
+    if not source or Path(source).exists():
+        return None
+    namesakes = list_namesakes(source, names)
+    if len(namesakes) > 1:
+        namesakes = [name for name in namesakes if not is_made_of(cells / name, namesakes)] or namesakes
+    if len(namesakes) > 1:
+        raise UsageError(f"{where}: several finished cells below {out}: {', '.join(namesakes)}; give one")
+    return namesakes[0] if namesakes else None
+
+
+def is_made_of(cell: Path, names: Sequence[str]) -> bool:
+    """Whether a cell has started from one of these, or was taught by it."""
+    file = cell / CELL_CONFIG_FILE
+    if not file.exists():
+        return False
+    config = OmegaConf.load(file)
+    for path in TRAINED_MODEL_SETTINGS:
+        source = OmegaConf.select(config, path)
+        if source is not None and (Path(source).name in names or list_namesakes(source, names)):
+            return True
+    return False
+
+
+def settle_named_cells(config: Config) -> None:
+    """Have a cell's trained models by their folders where they are named as cells: a cell that finishes while
+    the sweep runs may have the same name. UsageError for a name that is one of several."""
+    for path in TRAINED_MODEL_SETTINGS:
+        section_name, name = path.split(".")
+        section = getattr(config, section_name)
+        source = getattr(section, name)
+        if source is None:
+            continue
+        cell = find_named_cell(source, config.out, f"{path}={quote(source)}")
+        if cell is not None:
+            setattr(section, name, str(Path(config.out, CELLS_FOLDER, cell)))
 
 
 def list_namesakes(source: str, names: Sequence[str]) -> list[str]:

@@ -165,8 +165,9 @@ class Planner:
             # both trainings share one cache, unless stage 2 sees tiles
             tiles = self.config.tiles(role)
             roles = tuple(name for name in ("pretrain", "train") if self.config.tiles(name) == tiles)
-            # without a stage 1 nobody reads its files; of an embedded data set there is a cache of both
-            if not self.config.aligns and any(map(is_file_entry, self.data.train)):
+            # without a stage 1 nobody reads its data; of an embedded data set there is a cache of both
+            entries = (*self.data.pretrain, *self.data.train)
+            if not self.config.aligns and any(map(is_file_entry, entries)):
                 roles = ("train",)
         data: dict[str, list[Any]] = {}
         inputs: dict[str, Stage] = {}

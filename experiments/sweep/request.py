@@ -1,6 +1,6 @@
 """What the command line asks for: cells, the tables they are shown in, how they are launched."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from compressors.registry import conform
 from experiments.config import tables
 from experiments.config.cells import Cell, make_blind_cells, make_cells
 from experiments.config.overrides import parse_value, take_single_value
+from experiments.config.trained import settle_named_cells
 from experiments.runtime.memory import begin_request
 from experiments.store.plan import Stage, plan_stages
 from experiments.sweep.options import LaunchOptions, take_launch_options
@@ -55,13 +56,16 @@ def read_request(settings: Mapping[str, list[str]]) -> SweepRequest:
         if blind:
             cells = [*cells, *make_blind_cells(cells)]
         for cell in cells:
+            settle_named_cells(cell.config)
             stage = plan_stages(cell.config)
             if stage.key in reported_keys:
                 left_out.add(stage.key)
                 continue
             # a table may show one cell in several rows; a product of overrides shows it once
             row = cell.row if table_names else ()
-            rows.setdefault((stage.key, row), (cell, stage))
+            first_cell, _ = rows.setdefault((stage.key, row), (cell, stage))
+            if not cell.config.blind:
+                refuse_alike_rows(first_cell, cell, axes)
             jobs.setdefault(stage.key, (cell, stage))
         views.append((heading, list(rows.values())))
     if not jobs and not left_out:
@@ -71,6 +75,7 @@ def read_request(settings: Mapping[str, list[str]]) -> SweepRequest:
             f"earlier={earlier}: that report has all {len(left_out)} cells; python -m ablations.report "
             "shows them, with the same table= and earlier="
         )
+    check_out(cell for cell, _ in jobs.values())
     nodes = find_node_count(list(jobs.values()), launch)
     return SweepRequest(list(jobs.values()), views, launch, len(left_out), nodes)
 
@@ -88,6 +93,23 @@ def find_node_count(jobs: list[CellJob], launch: LaunchOptions) -> int:
             "launch, launch.workers and launch.threads, and start the command itself with srun or torchrun"
         )
     return count
+
+
+def refuse_alike_rows(cell: Cell, other: Cell, axes: Mapping[str, list[str]]) -> None:
+    """UsageError for two rows that are called otherwise but are one cell: by a setting that no result shows,
+    such as the number of processes."""
+    if cell.label == other.label:
+        return
+    for path, _ in sorted(set(cell.row) ^ set(other.row)):
+        values = ",".join(axes[path])
+        raise UsageError(f"{path}={values}: changes no result, so that its rows are one; give one value")
+
+
+def check_out(cells: Iterable[Cell]) -> None:
+    """UsageError for cells of several output directories: a sweep has one."""
+    folders = sorted({cell.config.out for cell in cells})
+    if len(folders) > 1:
+        raise UsageError(f"out={','.join(folders)}: takes one value; leave it out of rows and presets")
 
 
 def take_blind(axes: dict[str, list[str]]) -> bool:

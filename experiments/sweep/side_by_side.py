@@ -46,7 +46,7 @@ def choose_launch(
 def trains_tiny_model_on_cpu(config: Config) -> bool:
     """Whether a cell's LLM comes with the project, and one process computes it on the CPU."""
     trainer = config.trainer
-    in_one_process = trainer.nodes == 1 and trainer.devices in ("auto", 1)
+    in_one_process = trainer.nodes == 1 and trainer.devices in ("auto", "1")
     if not config.llm.source.startswith(ASSET_SCHEME) or not in_one_process:
         return False
     if trainer.accelerator == "cpu":

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 
@@ -70,10 +71,14 @@ class WorkerReporter(Reporter):
 
 
 def set_threads(threads: int | None) -> None:
-    """How many threads torch takes; to be said before it is imported."""
-    if threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
-        os.environ["MKL_NUM_THREADS"] = str(threads)
+    """How many threads torch takes, here and in processes that are started from here."""
+    if threads is None:
+        return
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ["MKL_NUM_THREADS"] = str(threads)
+    torch: Any = sys.modules.get("torch")  # a script that imports it is run in each worker before this
+    if torch is not None:
+        torch.set_num_threads(threads)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.loggers.logger import DummyLogger
+from torch.optim import Optimizer
 
 from compressors.errors import UsageError
 from experiments.config.schema import Config, CurveRun
@@ -42,12 +43,21 @@ class CurveMeter(Callback):
         self.tokens = 0  # at the last look
         self.started = 0.0
         self.last_step = 0
+        self.learning_rate = 0.0  # of the last optimiser step; the schedule is ahead of it at its end
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, SlothModule)  # what `fit_module` trains
         self.tokens = module.tokens
         self.started = perf_counter()
         self.last_step = trainer.global_step
+
+    def on_before_optimizer_step(
+        self,
+        trainer: L.Trainer,  # noqa: ARG002
+        module: L.LightningModule,  # noqa: ARG002
+        optimizer: Optimizer,
+    ) -> None:
+        self.learning_rate = optimizer.param_groups[0]["lr"]
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: object) -> None:
         step = trainer.global_step
@@ -57,7 +67,7 @@ class CurveMeter(Callback):
         assert isinstance(module, SlothModule)
         rate = (module.tokens - self.tokens) / (perf_counter() - self.started)
         module.log("tokens_per_second", rate, sync_dist=True, reduce_fx="sum")
-        module.log("lr", trainer.optimizers[0].param_groups[0]["lr"])
+        module.log("lr", self.learning_rate)
         if module.gradient_norm is not None:
             module.log("gradient_norm", module.gradient_norm)
         self.tokens = module.tokens

@@ -24,6 +24,11 @@ def check_frozen(settings: TrainerSettings) -> None:
         raise UsageError(
             f"trainer.frozen={settings.frozen}: needs trainer.precision=bf16-mixed, not {settings.precision}"
         )
+    if settings.precision == "auto" and settings.accelerator == "cpu":
+        raise UsageError(
+            f"trainer.frozen={settings.frozen}: trainer.accelerator=cpu trains in float32; leave it out, or "
+            "set trainer.precision=bf16-mixed"
+        )
     if settings.strategy in SHARDING_STRATEGIES:
         raise UsageError(
             f"trainer.frozen={settings.frozen}: trainer.strategy={settings.strategy} shards frozen weights "

@@ -57,6 +57,21 @@ def test_settings_of_what_another_cell_leaves_out_are_its_own():
     assert [cell.label for cell in rows] == ["none", "none", "sap pretrain.epochs=1", "sap pretrain.epochs=2"]
 
 
+def test_knobs_of_the_projector_that_auto_would_take():
+    """They act; behind a compressor that projects itself there is none."""
+    rows = cells("compressor=avg_pool,ldp", "mlp2x_gelu.depth=2,3")
+    assert [cell.label for cell in rows] == [
+        "avg_pool mlp2x_gelu.depth=2",
+        "avg_pool mlp2x_gelu.depth=3",
+        "ldp",
+        "ldp",
+    ]
+    assert [cell.config.projector for cell in rows] == ["auto", "mlp2x_gelu", "auto", "auto"]
+    assert [cell.config.parts.get("mlp2x_gelu") for cell in rows] == [None, {"depth": 3}, None, None]
+    with pytest.raises(UsageError, match="mlp2x_gelu.depth=3: no cell uses 'mlp2x_gelu'; compressor=ldp"):
+        cells("compressor=ldp", "mlp2x_gelu.depth=3")
+
+
 def test_what_a_setting_is_without_being_set_is_no_error():
     assert (
         len(cells("image.layout=square", "finetune.init_parts=[]", "lora.alpha=16", "judge.model=null")) == 1

@@ -75,6 +75,7 @@ def test_frozen_parts_are_small_and_come_back_whole(folder, tmp_path, monkeypatc
 def test_what_makes_no_sense_is_refused(folder):
     for settings, wrong in (
         ({"precision": "32"}, "needs trainer.precision=bf16-mixed, not 32"),
+        ({"precision": "auto", "accelerator": "cpu"}, "trainer.accelerator=cpu trains in float32"),
         ({"precision": "bf16-mixed", "strategy": "fsdp"}, "shards frozen weights already"),
     ):
         with pytest.raises(UsageError, match=f"^trainer.frozen=bfloat16: .*{wrong}"):

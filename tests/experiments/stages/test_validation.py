@@ -16,6 +16,7 @@ from experiments.models.build import build_model
 from experiments.runtime.progress import Reporter
 from experiments.stages import evaluate
 from experiments.stages.checks import check_metric
+from experiments.stages.training.module import compute_rate_factor
 from experiments.stages.training.validation import Validation, make_validation
 from llm_adapters import saved
 
@@ -89,6 +90,17 @@ def read_curve(out, name):
             if row.get(name):
                 curve[int(row["step"])] = float(row[name])
     return curve
+
+
+def test_the_rate_of_a_step_is_the_one_that_it_was_made_with(watched):
+    config, _, out, _ = watched
+    settings = config.finetune
+    steps = settings.max_steps
+    curve = read_curve(out, "lr")
+    assert curve
+    for step, rate in curve.items():
+        factor = compute_rate_factor(step, round(settings.warmup * steps), steps, settings.schedule)
+        assert rate == pytest.approx(settings.lr * factor) and (factor > 0 or step == 0)
 
 
 def test_curves_have_what_the_trained_model_has(folder, watched):

@@ -63,6 +63,7 @@ def test_query_modules_share_pretraining():
         ("embq.dim=65", {"finetune", "evaluate"}),
         ("projector=linear", {"pretrain", "finetune", "evaluate"}),
         ("mlp2x_gelu.depth=3", {"pretrain", "finetune", "evaluate"}),
+        ("mlp2x_gelu.depth=2", set()),  # the default
         ("tower.select_layer=-2", {"features test", "features pretrain", "pretrain", "finetune", "evaluate"}),
         ("llm.source=hub/other", {"pretrain", "finetune", "evaluate"}),
         ("prompt.user=Q:", {"pretrain", "finetune", "evaluate"}),

@@ -6,7 +6,8 @@ import shutil
 
 import huggingface_hub.constants
 import pytest
-from fakes import FakeRunner, cells, config, stages, write_llava
+from fakes import SOURCES, FakeRunner, cells, config, stages, write_llava
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from compressors.errors import UnreachableError, UsageError
@@ -17,6 +18,8 @@ from experiments.models import saved
 from experiments.models.saved import find_named_model, load_trained_model
 from experiments.runtime.memory import begin_request
 from experiments.store import part_code
+from experiments.store.edited_files import refuse_edited_files
+from experiments.store.folder import list_settings
 from experiments.store.store import Store
 from experiments.sweep.plan_view import make_plan, make_plan_tables
 from experiments.sweep.request import read_request
@@ -90,6 +93,14 @@ def test_parts_are_in_the_key_and_spelling_out_all_is_not(trained):
     spelled = keys(*every, "finetune.init_parts=[llm,projector,tower,compressor]")
     assert spelled == keys(*every)
     assert changed(spelled, keys(*every, "finetune.init_parts=llm")) == {"finetune", "evaluate"}
+
+
+def test_without_a_stage_1_nobody_reads_its_data(trained, tmp_path):
+    usual = keys(f"finetune.init={trained}")
+    for entry in ("nowhere.json", str(write_llava(tmp_path / "mine.json", images=True))):
+        found = stages(f"finetune.init={trained}", f"data.pretrain={entry}")
+        assert found["finetune"].key == usual["finetune"]
+        assert found["features train"].roles == ("train",)
 
 
 def test_query_modules_share_a_stage_1_that_starts_from_trained_weights(trained):
@@ -219,6 +230,24 @@ def test_a_cell_needs_no_seed_and_key_where_it_is_the_only_one(trained, tmp_path
         load_trained_model("wide", out=tmp_path)
     with pytest.raises(UsageError, match=r"^load\('spa'\): neither a finished cell .*Known: 1_query"):
         load_trained_model("spa", out=tmp_path)
+
+
+@pytest.mark.parametrize("setting", ["finetune.teacher", "finetune.init", "pretrain.init"])
+def test_a_cell_that_a_sweep_makes_of_another_one_of_its_name(trained, tmp_path, setting):
+    """It may finish before the next seed's stages look for the first one, and the line is typed again."""
+    finish_cell(tmp_path, "sap_seed=0-12345678", trained)
+    line = parse_settings(["compressor=sap", "seed=0,1", "blind=false", f"out={tmp_path}", f"{setting}=sap"])
+    asked = read_request({**SOURCES, **line})
+    made = tmp_path / "cells/sap_seed=0-87654321"
+    shutil.copytree(tmp_path / "cells/sap_seed=0-12345678", made)
+    cell, stage = asked.jobs[0]
+    (made / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(list_settings(cell.config))))
+    refuse_edited_files(stage.inputs["finetune"])
+    again = read_request({**SOURCES, **line})
+    assert [stage.key for _, stage in again.jobs] == [stage.key for _, stage in asked.jobs]
+    (made / "config.yaml").write_text("compressor: sap\n")
+    with pytest.raises(UsageError, match=f"^{setting}=sap: several finished cells below"):
+        read_request({**SOURCES, **line})
 
 
 def test_without_a_name_the_cell_that_finished_last_is_loaded(trained, tmp_path, monkeypatch):

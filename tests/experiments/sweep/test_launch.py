@@ -10,6 +10,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+import torch
 from fakes import FakeRunner, alive, children, names, read_log, spawn, table, wait_for
 
 from compressors.key_value import parse_settings
@@ -22,7 +23,7 @@ from experiments.sweep.launcher import Launcher
 from experiments.sweep.options import LaunchOptions
 from experiments.sweep.pool import ProcessPool
 from experiments.sweep.units import make_units
-from experiments.sweep.worker import compute_unit
+from experiments.sweep.worker import compute_unit, set_threads
 
 CELLS = ("compressor=sap,sap+embq", "seed=0,1")
 LOCAL = "launch.slurm.cluster=local"
@@ -208,6 +209,18 @@ def test_what_a_worker_is_told(tmp_path, log, monkeypatch):
         workers.close()
     assert {unit.key: outcome.kind for unit, outcome in ended} == {unit.key: "done" for unit in features}
     assert sorted(read_log(log.with_suffix(".told"))) == ["3 5", "3 7"]
+
+
+def test_a_worker_of_a_script_that_imports_torch_has_its_threads_too(monkeypatch):
+    """Spawning runs the script's beginning before the worker is told."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+    before = torch.get_num_threads()
+    try:
+        set_threads(before + 1)
+        assert torch.get_num_threads() == before + 1 == int(os.environ["OMP_NUM_THREADS"])
+    finally:
+        torch.set_num_threads(before)
 
 
 class OneAfterAnother(Launcher):

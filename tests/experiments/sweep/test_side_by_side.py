@@ -46,6 +46,7 @@ def test_several_tiny_cells_run_side_by_side(tmp_path, machine):
     machine(cores=2)
     assert count_workers(tmp_path, *FOUR_CELLS) == 2
     assert count_workers(tmp_path, *FOUR_CELLS, "data.scale=0.5") == 2  # a setting that no study has
+    assert count_workers(tmp_path, *FOUR_CELLS, "trainer.devices=1") == 2
     machine(cores=4)
     assert count_workers(tmp_path, *FOUR_CELLS) == 4
     machine(cores=4, memory=7 * GIB)

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from fakes import SOURCES, FakeRunner, read_log, write_llava
 
+from compressors.errors import UsageError
 from experiments.runtime.bars import RichReporter
 from experiments.runtime.progress import PlainReporter
 from experiments.store.results import ScoreGroup, ScoreRow
 from experiments.sweep import __main__ as sweep
 from experiments.sweep import score_table
+from experiments.sweep.request import read_request
 
 NAMES = [f"{key}={values[0]}" for key, values in SOURCES.items()]
 
@@ -267,6 +269,32 @@ def test_blind_and_seeing_cells_of_one_s_own_images_share_a_table(command, tmp_p
     assert command("compressor=sap", "data.dataset=null", *files) == 0
     assert capsys.readouterr().out.count("### ") == 1
     assert list(rows_of(tmp_path / "out" / "table.csv")) == ["chance", "blind", "sap"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trainer.strategy=ddp,fsdp"], "trainer.strategy=ddp,fsdp: changes no result, so that its rows are"),
+        (["trainer.devices=1,2"], "trainer.devices=1,2: changes no result"),
+    ],
+)
+def test_rows_that_would_be_one(command, capsys, words, message):
+    assert command(*words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_rows_of_several_output_directories_are_refused(tmp_path):
+    for seed in (1, 2):
+        (tmp_path / f"{seed}.yaml").write_text(f"preset: tiny\nout: {tmp_path / 'out'}{seed}\nseed: {seed}\n")
+    settings = {**SOURCES, "preset": [f"{tmp_path / '1.yaml'}", f"{tmp_path / '2.yaml'}"]}
+    with pytest.raises(UsageError, match="^out=.*/out1,.*/out2: takes one value; leave it out of rows and"):
+        read_request(settings)
+    assert len(read_request({**settings, "out": [str(tmp_path)], "blind": ["false"]}).jobs) == 2
+
+
+def test_blind_cells_of_other_data_for_stage_1_are_one(command, tmp_path):
+    assert command("data.pretrain=pretrain,train", "blind=true") == 0
+    assert [path.name[:11] for path in (tmp_path / "out" / "cells").glob("blind*")] == ["blind_seed="]
 
 
 def test_blind_cells_that_differ_are_told_apart(command, tmp_path):
