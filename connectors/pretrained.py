@@ -56,12 +56,19 @@ def reset_outputs(config: PreTrainedConfig) -> None:
     config.output_hidden_states = False
 
 
-def load_model(auto: Any, source: str | Path, where: str, advice: str, **kwargs: Any) -> Any:
-    """`load_pretrained` of a model. UsageError, too, where weights are missing: transformers would fill them
-    with random numbers."""
+def load_model(
+    auto: Any,
+    source: str | Path,
+    where: str,
+    advice: str,
+    unused: tuple[str, ...] = (),
+    **kwargs: Any,
+) -> Any:
+    """`load_pretrained` of a model. UsageError, too, where weights are missing, but for those under `unused`
+    prefixes: transformers would fill them with random numbers."""
     with silence_transformers():  # its report of missing keys is the error below
         model, info = load_pretrained(auto, source, where, advice, output_loading_info=True, **kwargs)
-    missing = sorted(info["missing_keys"])
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith(unused))
     if missing:
         raise UsageError(f"{where}: {len(missing)} weights are missing, such as {missing[0]}; {advice}")
     return model

@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from compressors.errors import UsageError
 from compressors.registry import conform, suggest
-from connectors.pretrained import load_pretrained, silence_transformers
+from connectors.pretrained import load_model
 from connectors.versions import map_vision_names
 
 PREPROCESSING = ("image_mean", "image_std", "resample")  # extra keys any vision configuration may carry
@@ -97,25 +97,18 @@ def load_weights(
     dtype: torch.dtype | None,
     unused: tuple[str, ...] = (),
 ) -> PreTrainedModel:
-    """`from_pretrained` that wants every weight of the cut model but those under `unused` prefixes.
+    """`load_model` of a tower: every weight of the cut model is wanted but those under `unused` prefixes.
 
     What the checkpoint has beyond it (text model, deeper blocks, head) is left behind without a report.
     UsageError for weights that are missing, unreadable or of another shape.
     """
-    where = f"vision tower '{source}'"
-    with silence_transformers():
-        loaded = load_pretrained(
-            model_class,
-            source,
-            where,
-            "save the tower there again",
-            config=config,
-            dtype=dtype or "auto",
-            output_loading_info=True,
-            key_mapping=map_vision_names(config.model_type),
-        )
-    backbone, info = loaded
-    missing = sorted(key for key in info["missing_keys"] if not key.startswith(unused))
-    if missing:
-        raise UsageError(f"{where}: {len(missing)} weights are missing, such as {missing[0]}")
-    return backbone
+    return load_model(
+        model_class,
+        source,
+        f"vision tower '{source}'",
+        "save the tower there again",
+        unused,
+        config=config,
+        dtype=dtype or "auto",
+        key_mapping=map_vision_names(config.model_type),
+    )
