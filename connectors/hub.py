@@ -1,4 +1,5 @@
-"""Folders and repositories of the Hugging Face hub, by one word: NAME or OWNER/NAME, and no folder here.
+"""Folders and repositories of the Hugging Face hub, by one word: NAME or OWNER/NAME, and no folder here;
+models of open_clip.
 
 torch and transformers are not imported: a name that is nowhere is answered at once.
 """
@@ -14,6 +15,18 @@ MODEL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
 PICKLED_FILES = ("*.bin",)  # which released checkpoints of others may have
 # of `from_pretrained`, that tell where a repository is
 HUB_ARGUMENTS = ("cache_dir", "local_files_only", "token")
+OPEN_CLIP_SCHEME = "open_clip:"  # which transformers' ways do not know
+
+
+def is_open_clip(source: str | Path) -> bool:
+    """Whether a source is `open_clip:NAME[:TAG_OR_FILE]`."""
+    return str(source).startswith(OPEN_CLIP_SCHEME)
+
+
+def split_open_clip(source: str) -> tuple[str, str]:
+    """Name, and tag or file, which may be empty."""
+    name, _, tag = source.removeprefix(OPEN_CLIP_SCHEME).partition(":")
+    return name, tag
 
 
 def is_hub_id(source: str) -> bool:

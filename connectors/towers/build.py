@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
+from connectors.hub import is_open_clip
 from connectors.towers.base import VisionTower
 from connectors.towers.config import as_vision_config
 from connectors.towers.huggingface import build_hf, load_hf
@@ -41,6 +42,6 @@ def load_tower(
     UsageError, in one line, for a source that cannot be found, reached or matched.
     """
     source = str(source)
-    if source.startswith("open_clip:"):
+    if is_open_clip(source):
         return load_open_clip(source, select_layer, attn_implementation, dtype)
     return load_hf(source, select_layer, attn_implementation, dtype)

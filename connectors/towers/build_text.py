@@ -9,12 +9,12 @@ import transformers
 from transformers import AutoConfig, PreTrainedConfig
 
 from compressors.errors import UsageError
+from connectors.hub import is_open_clip
 from connectors.pretrained import load_model, load_pretrained, reset_outputs
 from connectors.towers.open_clip_text import (
     OPEN_CLIP,
     build_open_clip_text,
     describe_open_clip_text,
-    is_open_clip,
     load_open_clip_text,
 )
 from connectors.towers.text import ADVICE, TextEncoder

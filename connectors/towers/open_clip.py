@@ -17,6 +17,7 @@ from transformers import initialization as init
 
 from compressors.errors import UsageError, shorten_reason
 from compressors.reading import check_regular_file
+from connectors.hub import OPEN_CLIP_SCHEME, split_open_clip
 from connectors.towers.base import VisionTower, count_blocks
 from connectors.towers.config import check_square, load_weights, read_preprocessing
 from connectors.towers.open_clip_vit import (
@@ -184,7 +185,7 @@ def load_open_clip(
     source: str, select_layer: int, attn_implementation: str | None, dtype: torch.dtype | None
 ) -> OpenClipTower:
     """A tower from `open_clip:NAME[:TAG_OR_FILE]`. The whole CLIP is in memory while it loads."""
-    name, _, tag = source.removeprefix("open_clip:").partition(":")
+    name, tag = split_open_clip(source)
     config = OpenClipVisionConfig(model_name=name)
     _cut_depth(config, select_layer, attn_implementation)  # refuse bad input before anything is downloaded
     model, quick_gelu = load_whole_open_clip(name, tag)
@@ -211,10 +212,9 @@ def load_whole_open_clip(name: str, tag: str) -> tuple[Any, bool]:
 
     tags = open_clip.list_pretrained_tags_by_model(name)
     listed_tags = ", ".join(tags) or "none"
+    source = f"{OPEN_CLIP_SCHEME}{name}"
     if not tag and len(tags) != 1:
-        raise UsageError(
-            f"open_clip:{name}: say which weights, open_clip:{name}:TAG_OR_FILE; tags: {listed_tags}"
-        )
+        raise UsageError(f"{source}: say which weights, {source}:TAG_OR_FILE; tags: {listed_tags}")
     tag = tag or tags[0]
     if Path(tag).exists():
         check_regular_file(Path(tag))
@@ -223,6 +223,6 @@ def load_whole_open_clip(name: str, tag: str) -> tuple[Any, bool]:
         return open_clip.create_model(name, pretrained=tag, force_quick_gelu=quick_gelu), quick_gelu
     except (RuntimeError, OSError, pickle.UnpicklingError) as error:
         raise UsageError(
-            f"open_clip:{name}:{tag}: {shorten_reason(error)}; give a checkpoint file, or where the hub "
-            f"can be reached a tag: {listed_tags}"
+            f"{source}:{tag}: {shorten_reason(error)}; give a checkpoint file, or where the hub can be "
+            f"reached a tag: {listed_tags}"
         ) from error

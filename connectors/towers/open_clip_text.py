@@ -1,6 +1,5 @@
 """The text encoder of a model of open_clip. open_clip is imported only when such an encoder is built."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,23 +7,12 @@ from torch import Tensor, nn
 
 from compressors.errors import UsageError, shorten_reason
 from compressors.selection import without_autocast
+from connectors.hub import OPEN_CLIP_SCHEME, split_open_clip
 from connectors.towers.open_clip import OpenClipVisionConfig, build_open_clip, load_whole_open_clip
 from connectors.towers.open_clip_vit import is_native
 from connectors.towers.text import ADVICE, TextEncoder
 
 OPEN_CLIP = "open_clip"
-SCHEME = f"{OPEN_CLIP}:"
-
-
-def is_open_clip(source: str | Path) -> bool:
-    """Whether a source is `open_clip:NAME[:TAG_OR_FILE]`."""
-    return str(source).startswith(SCHEME)
-
-
-def split_source(source: str) -> tuple[str, str]:
-    """Name, and tag or file, which may be empty."""
-    name, _, tag = source.removeprefix(SCHEME).partition(":")
-    return name, tag
 
 
 class OpenClipTextEncoder(TextEncoder):
@@ -112,15 +100,15 @@ def find_patch_dim(name: str) -> int:
     takes_single_patches = is_native(vit) or pool in ("map", "token", "")
     if not takes_single_patches or read_model_config(name)["vision_cfg"].get("attentional_pool"):
         raise UsageError(
-            f"{SCHEME}{name}: its image encoder pools patches together before the space of the text, where a "
-            f"single one has no place; {ADVICE}"
+            f"{OPEN_CLIP_SCHEME}{name}: its image encoder pools patches together before the space of the "
+            f"text, where a single one has no place; {ADVICE}"
         )
     return tower.dim
 
 
 def describe_open_clip_text(source: str) -> dict[str, Any]:
     """What `build_open_clip_text` takes, for a source. UsageError for one that has no such encoder."""
-    name, _ = split_source(source)
+    name, _ = split_open_clip(source)
     find_patch_dim(name)
     quick_gelu = bool(read_model_config(name).get("quick_gelu"))
     return {"model_type": OPEN_CLIP, "model_name": name, "quick_gelu": quick_gelu}
@@ -137,13 +125,15 @@ def build_open_clip_text(name: str, quick_gelu: bool) -> OpenClipTextEncoder:
         model = open_clip.create_model(name, device=torch.get_default_device(), **options)
     except (OSError, ValueError, RuntimeError) as error:  # a text model of the hub, which is out of reach
         reason = shorten_reason(error)
-        raise UsageError(f"{SCHEME}{name}: its text encoder is not to be had: {reason}; {ADVICE}") from error
+        raise UsageError(
+            f"{OPEN_CLIP_SCHEME}{name}: its text encoder is not to be had: {reason}; {ADVICE}"
+        ) from error
     return OpenClipTextEncoder(model, name, quick_gelu, patch_dim).eval()
 
 
 def load_open_clip_text(source: str) -> OpenClipTextEncoder:
     """That of `open_clip:NAME[:TAG_OR_FILE]`, in eval mode."""
-    name, tag = split_source(source)
+    name, tag = split_open_clip(source)
     patch_dim = find_patch_dim(name)
     model, quick_gelu = load_whole_open_clip(name, tag)
     return OpenClipTextEncoder(model, name, quick_gelu, patch_dim).eval()

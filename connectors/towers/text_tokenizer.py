@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from compressors.errors import UsageError, shorten_reason
 from compressors.reading import read_json_object
 from compressors.registry import conform
+from connectors.hub import OPEN_CLIP_SCHEME
 from connectors.pretrained import load_pretrained
 from connectors.towers.build_text import read_text_config
 from connectors.towers.open_clip_text import OPEN_CLIP
@@ -100,7 +101,7 @@ class OpenClipTokenizer(TextTokenizer):
             tokenizer: Any = open_clip.get_tokenizer(name)
         except (OSError, ValueError, RuntimeError) as error:
             raise UsageError(
-                f"open_clip:{name}: its tokenizer is not to be had: {shorten_reason(error)}; {ADVICE}"
+                f"{OPEN_CLIP_SCHEME}{name}: its tokenizer is not to be had: {shorten_reason(error)}; {ADVICE}"
             ) from error
         self.name = name
         super().__init__(tokenizer, tokenizer.context_length, False)  # open_clip spells texts as in training

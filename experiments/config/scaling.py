@@ -12,9 +12,10 @@ from typing import Any
 
 from compressors.errors import UsageError
 from compressors.reading import read_json_file
+from connectors.hub import is_open_clip, split_open_clip
 from experiments.config.schema import Config
 from experiments.config.settings import find_part_owners
-from experiments.config.sources import OPEN_CLIP_SCHEME, resolve_source
+from experiments.config.sources import resolve_source
 from experiments.runtime.memory import remember_for_request
 
 PRESET_VALUE = "preset"
@@ -134,14 +135,14 @@ def read_model_config(setting: str, source: str) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict):
         raise UsageError(f"{setting}={source}: {path} is no model configuration")
-    if source.startswith(OPEN_CLIP_SCHEME):
+    if is_open_clip(source):
         return content.get("vision_cfg", {})
     return content
 
 
 def find_model_config(source: str) -> Path:
     """Where the configuration of a tower or LLM lies, whether or not it is there."""
-    if source.startswith(OPEN_CLIP_SCHEME):
+    if is_open_clip(source):
         return find_open_clip_config(source)
     folder = Path(resolve_source(source))
     if folder.is_dir():
@@ -151,7 +152,7 @@ def find_model_config(source: str) -> Path:
 
 def find_open_clip_config(source: str) -> Path:
     """open_clip's own description of an architecture."""
-    name = source.split(":")[1]
+    name, _ = split_open_clip(source)
     spec = find_spec("open_clip")
     assert spec is not None and spec.submodule_search_locations  # in setup.cfg's requirements
     return Path(spec.submodule_search_locations[0]) / "model_configs" / f"{name}.json"

@@ -12,7 +12,6 @@ from compressors.errors import UsageError, shorten
 ASSET_SCHEME = "asset:"
 ASSET_FOLDER = Path(__file__).parents[1] / "assets"
 CACHE_SCHEME = "cache:"
-OPEN_CLIP_SCHEME = "open_clip:"  # which transformers' ways do not know
 # the command that fills a folder of the cache
 CACHE_COMMANDS = {"small": "python -m experiments.backbones.small"}
 CACHED_PARTS = ("tower", "llm")

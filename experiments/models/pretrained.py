@@ -16,11 +16,12 @@ from transformers import (
 )
 
 from compressors.errors import UsageError, shorten_reason
+from connectors.hub import is_open_clip, split_open_clip
 from connectors.pretrained import check_weights, load_model, load_pretrained
 from connectors.towers.huggingface import read_saved_preprocessing
 from connectors.towers.open_clip import OpenClipVisionConfig
 from experiments.config.schema import Config
-from experiments.config.sources import OPEN_CLIP_SCHEME, resolve_source
+from experiments.config.sources import resolve_source
 from experiments.config.trained import find_trained_model
 from llm_adapters.conversation import IMAGE, QUERY
 from llm_adapters.processing import find_token_id
@@ -106,7 +107,7 @@ def check_llm(config: Config, text: PreTrainedConfig) -> None:
 
 def check_tower(source: str) -> None:
     """UsageError for a tower's folder without weights, or with a damaged image processor."""
-    if source.startswith(OPEN_CLIP_SCHEME):
+    if is_open_clip(source):
         return
     check_weights(resolve_source(source), f"tower.source={source}")
     read_saved_preprocessing(resolve_source(source))
@@ -128,6 +129,7 @@ def naming_backbone(where: str) -> Iterator[None]:
 
 def load_vision_config(source: str) -> PreTrainedConfig:
     """A tower's configuration, without its weights."""
-    if source.startswith(OPEN_CLIP_SCHEME):
-        return OpenClipVisionConfig(model_name=source.split(":")[1])
+    if is_open_clip(source):
+        name, _ = split_open_clip(source)
+        return OpenClipVisionConfig(model_name=name)
     return load_pretrained(AutoConfig, resolve_source(source), f"tower.source={source}", ADVICE)
