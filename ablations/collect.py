@@ -29,6 +29,7 @@ from experiments.config import table_files, tables
 from experiments.config.cells import Cell, make_blind_cells
 from experiments.config.metric_names import describe_metrics
 from experiments.config.schema import Config
+from experiments.config.trained import CELLS_FOLDER
 from experiments.runtime.processor import read_processor_name
 from experiments.runtime.progress import Reporter
 from experiments.store.plan import TRAINING_ROLES, Stage, plan_stages
@@ -125,7 +126,7 @@ def check_single_values(axes: Mapping[str, list[str]]) -> None:
 def find_finished_seeds(root: Path, earlier_report: EarlierReport) -> list[str]:
     """The seeds that any cell below an output directory, or of an earlier report, has finished at."""
     seeds = set(earlier_report.finished_seeds)
-    for path in (root / "cells").glob("*_seed=*"):
+    for path in (root / CELLS_FOLDER).glob("*_seed=*"):
         match = CELL_FOLDER.search(path.name)
         if match:
             seeds.add(match[1])

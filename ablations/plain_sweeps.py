@@ -15,6 +15,7 @@ from experiments.config.presets import flatten_mapping, read_yaml
 from experiments.config.schema import Config
 from experiments.config.settings import assign_setting, conform_setting
 from experiments.config.tables import Axes, TableFile, TableRow
+from experiments.config.trained import CELLS_FOLDER, CONFIG_FILE
 from experiments.store.plan import plan_stages
 from experiments.store.results import identify_questions
 from experiments.store.store import Store
@@ -84,7 +85,7 @@ def read_finished_cells(store: Store, seeds: Sequence[str]) -> list[Cell]:
     seed."""
     wanted_seeds = {conform_setting("seed", parse_value(text, "seed")) for text in seeds}
     configs: dict[str, Config] = {}  # by key: one cell may be published under several labels
-    for path in sorted((store.root / "cells").glob("*_seed=*/config.yaml")):
+    for path in sorted((store.root / CELLS_FOLDER).glob(f"*_seed=*/{CONFIG_FILE}")):
         try:
             config = read_config(path)
             key = plan_stages(config).key

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 from compressors.command_line import Command, CommandLine
 from compressors.errors import UsageError
+from compressors.reading import read_json_file
 from compressors.setting_fields import setting
 from experiments.store.results import PREDICTIONS_FILE
+from llm_adapters.saved import STAGES_FILE
 
 # matplotlib and torch are imported where they are needed: --help and a misspelt line need not wait for them
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ def draw_readme_picture(cell: Path, scene_number: int, path: Path) -> None:
     from experiments.models import saved
 
     test_file = find_test_file(cell)
-    scenes = saved.read_json_file(test_file)
+    scenes = read_json_file(test_file)
     if scene_number >= len(scenes):
         raise UsageError(f"scene={scene_number}: {test_file} has {len(scenes)}, counted from 0")
     scene = scenes[scene_number]
@@ -91,10 +93,8 @@ def draw_readme_picture(cell: Path, scene_number: int, path: Path) -> None:
 
 def find_test_file(cell: Path) -> Path:
     """The test questions of the embedded data that a cell was trained on. UsageError where there are none."""
-    from experiments.models import saved
-
     root = cell.parent.parent
-    for stage in saved.read_json_file(cell / "stages.json"):
+    for stage in read_json_file(cell / STAGES_FILE):
         if stage.startswith("data/"):
             for test_file in (root / stage).glob("*/test.json"):
                 return test_file

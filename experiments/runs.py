@@ -103,10 +103,11 @@ def read_cells(root: Path) -> dict[str, list[str]]:
     """Name of a cell -> names of the stages that it needs. UsageError for a cell that does not tell them."""
     from compressors.reading import read_json_file
     from compressors.registry import conform
-    from experiments.store.results import STAGES_FILE
+    from experiments.config.trained import CELLS_FOLDER
+    from llm_adapters.saved import STAGES_FILE
 
     cells = {}
-    for folder in sorted((root / "cells").glob("*/")):
+    for folder in sorted((root / CELLS_FOLDER).glob("*/")):
         path = folder / STAGES_FILE
         if not path.is_file():
             raise UsageError(f"{path}: missing, so what this cell needs is unknown; remove {folder}")
@@ -143,11 +144,13 @@ def list_stages(root: Path, cells: dict[str, list[str]]) -> list[StoredStage]:
 
 def print_cells(root: Path, cells: dict[str, list[str]], stages: Sequence[StoredStage]) -> None:
     """A line a cell: its own size, and that of all that only it needs."""
+    from experiments.config.trained import CELLS_FOLDER
+
     rows = [["cell", "size", "its stages", "of it alone"]]
     for cell in cells:
         needed = [stage for stage in stages if cell in stage.cells]
         alone = [stage for stage in needed if len(stage.cells) == 1]
-        sizes = [measure_folder(root / "cells" / cell)]
+        sizes = [measure_folder(root / CELLS_FOLDER / cell)]
         sizes += [sum(stage.size for stage in needed), sum(stage.size for stage in alone)]
         rows.append([cell, *map(format_size, sizes)])
     print_rows(rows)

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import torch
 
 KIND = "slothkit"
+STAGES_FILE = "stages.json"  # in a cell's folder: the stages that it came from
+MODEL_FOLDER = "model"  # in the folder of a finetune stage
 
 
 def find_model_folder(path: str | Path, attached: bool = False, revision: str | None = None) -> Path:
@@ -22,7 +24,7 @@ def find_model_folder(path: str | Path, attached: bool = False, revision: str | 
     path = find_folder(path, revision)
     if not path.exists():
         raise UsageError(f"{path}: no such folder; give OUT/cells/CELL, OUT/finetune/KEY or a saved model's")
-    stages = path / "stages.json"
+    stages = path / STAGES_FILE
     if stages.is_file():
         trained = None
         for name in read_json_file(stages):
@@ -30,8 +32,8 @@ def find_model_folder(path: str | Path, attached: bool = False, revision: str | 
                 trained = str(name)
         if trained is None:
             raise UsageError(f"{stages}: names no finetune stage; run the cell's command again")
-        return check_model_folder(path.resolve().parent.parent / trained / "model", attached)
-    inside = path / "model"  # of a finetune stage
+        return check_model_folder(path.resolve().parent.parent / trained / MODEL_FOLDER, attached)
+    inside = path / MODEL_FOLDER
     return check_model_folder(
         inside if inside.is_dir() and not (path / "config.json").exists() else path, attached
     )

@@ -12,10 +12,10 @@ from compressors.setting_fields import format_value
 from connectors.hub import find_folder
 from experiments.config.schema import BLIND_COMPRESSOR, Config
 from experiments.runtime.memory import remember_for_request
-from llm_adapters.saved import find_model_folder
+from llm_adapters.saved import STAGES_FILE, find_model_folder
 
 CELLS_FOLDER = "cells"  # below the output directory
-CELL_CONFIG_FILE = "config.yaml"  # in a cell's folder
+CONFIG_FILE = "config.yaml"  # the settings of a cell, or what a stage depends on, in its folder
 TRAINED_MODEL_SETTINGS = ("pretrain.init", "finetune.init", "finetune.teacher")
 HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
@@ -31,7 +31,7 @@ def find_model(source: str, out: str | Path, where: str) -> Path:
     where it is the only one of that name, a folder as `find_model_folder` takes it, or ID[@REVISION] of the
     hub. UsageError, from `where`, where none is there."""
     cells = Path(out, CELLS_FOLDER)
-    names = sorted(folder.parent.name for folder in cells.glob("*/stages.json"))
+    names = sorted(folder.parent.name for folder in cells.glob(f"*/{STAGES_FILE}"))
     folder = Path(source) if source and Path(source).exists() else None
     cell = find_named_cell(source, out, where)
     if cell is not None:
@@ -56,7 +56,7 @@ def find_named_cell(source: str, out: str | Path, where: str) -> str | None:
     something else. Of cells that were made of each other the first is meant: a sweep that starts from a cell,
     or is taught by it, may make others of its name. UsageError, from `where`, for one of several."""
     cells = Path(out, CELLS_FOLDER)
-    names = sorted(folder.parent.name for folder in cells.glob("*/stages.json"))
+    names = sorted(folder.parent.name for folder in cells.glob(f"*/{STAGES_FILE}"))
     if source in names:
         return source
     if not source or Path(source).exists():
@@ -71,7 +71,7 @@ def find_named_cell(source: str, out: str | Path, where: str) -> str | None:
 
 def is_made_of(cell: Path, names: Sequence[str]) -> bool:
     """Whether a cell has started from one of these, or was taught by it."""
-    file = cell / CELL_CONFIG_FILE
+    file = cell / CONFIG_FILE
     if not file.exists():
         return False
     config = OmegaConf.load(file)

@@ -5,22 +5,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressors.errors import UsageError
-from compressors.reading import check_regular_file, read_json_file
+from compressors.reading import check_regular_file
 from experiments.config.presets import read_yaml
 from experiments.config.schema import BLIND_COMPRESSOR
-from experiments.config.trained import find_model
+from experiments.config.trained import CELLS_FOLDER, CONFIG_FILE, find_model
 from llm_adapters import saved
-from llm_adapters.saved import find_model_folder
+from llm_adapters.saved import STAGES_FILE, find_model_folder
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["find_named_model", "find_newest_cell", "load_trained_model", "open_picture", "read_json_file"]
-
 
 def find_newest_cell(out: Path) -> Path:
     """The cell below `out` that finished last; a blind one, which a sweep adds by itself, only if all are."""
-    notes = list(Path(out).glob("cells/*/stages.json"))
+    notes = list(Path(out, CELLS_FOLDER).glob(f"*/{STAGES_FILE}"))
     if not notes:
         raise UsageError(
             f"no finished cell below {out}; train one with python -m experiments.sweep, or "
@@ -28,7 +26,7 @@ def find_newest_cell(out: Path) -> Path:
         )
     notes.sort(key=lambda note: note.stat().st_mtime, reverse=True)
     for note in notes:
-        settings = read_yaml(note.with_name("config.yaml"))
+        settings = read_yaml(note.with_name(CONFIG_FILE))
         if settings.get("compressor") != BLIND_COMPRESSOR:
             return note.parent
     return notes[0].parent

@@ -25,7 +25,6 @@ from experiments.stages.finite import FiniteWatch, watch_compressor
 from experiments.stages.generation import decode_answers, find_cut_answers, generate_answers
 from experiments.stages.own_counts import TokenCounter
 from experiments.stages.questions import batch_by_length, encode_batch, encode_questions
-from experiments.stages.train import MODEL_FOLDER
 from experiments.store.results import METRICS_FILE, PREDICTIONS_FILE
 from experiments.store.store import NotFinite
 from llm_adapters import saved
@@ -91,7 +90,7 @@ def load_evaluated_model(
     device = pick_device(config.trainer.accelerator)
     # whoever trains without half precision wants none in answers; else the device's usual
     dtype = torch.float32 if config.trainer.precision == "32" else None
-    model, processor = saved.load_saved_model(inputs["finetune"] / MODEL_FOLDER, device, dtype)
+    model, processor = saved.load_saved_model(inputs["finetune"] / saved.MODEL_FOLDER, device, dtype)
     is_replaced = replace_compressor(config, model)
     if is_replaced:
         processor.question_tokenizer = load_question_tokenizer(config, config.evaluated_compressor)

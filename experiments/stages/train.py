@@ -54,9 +54,9 @@ from experiments.store.plan import TRAINING_ROLES
 from experiments.store.store import NotFinite
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.processing import FlashSlothProcessor
+from llm_adapters.saved import MODEL_FOLDER
 
 ALIGNED_FILE = "aligned.safetensors"
-MODEL_FOLDER = "model"
 TRAINED_FILE = "trained.pt"  # what several processes have trained, on its way to the one that saves it
 
 

@@ -22,7 +22,6 @@ NOTE_TYPES = {  # what every note has
     "versions": dict[str, str],
     "files": dict[str, tuple[int, str]],  # size and digest by name
 }
-CONFIG_FILE = "config.yaml"
 
 
 def lock_file_of(path: Path) -> Path:

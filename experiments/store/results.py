@@ -18,7 +18,7 @@ from compressors.errors import UsageError
 from experiments.config.cells import Cell
 from experiments.config.metric_names import describe_metrics
 from experiments.config.presets import read_yaml
-from experiments.config.trained import make_folder_label
+from experiments.config.trained import CELLS_FOLDER, CONFIG_FILE, make_folder_label
 from experiments.data.llava import Sample
 from experiments.metrics.chance import score_majority_answers
 from experiments.runtime.files import write_atomic
@@ -26,10 +26,10 @@ from experiments.store.folder import convert_tuples, list_settings
 from experiments.store.plan import Stage
 from experiments.store.store import Store
 from llm_adapters.conversation import Turn
+from llm_adapters.saved import STAGES_FILE
 
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.jsonl"
-STAGES_FILE = "stages.json"
 RUN_FILE = "run.yaml"
 # what is told of each stage of a cell, where its note has it
 RUN_FIELDS = ("finished", "seconds", "resumed", "command", "commits", "versions", "python", "device")
@@ -76,7 +76,7 @@ def name_cell_folder(cell: Cell) -> str:
 
 def locate_cell_folder(cell: Cell, stage: Stage, store: Store) -> Path:
     """The browsable directory of a cell."""
-    return store.root / "cells" / f"{name_cell_folder(cell)}-{stage.key[:8]}"
+    return store.root / CELLS_FOLDER / f"{name_cell_folder(cell)}-{stage.key[:8]}"
 
 
 def publish_cell(cell: Cell, stage: Stage, store: Store) -> Path:
@@ -84,7 +84,7 @@ def publish_cell(cell: Cell, stage: Stage, store: Store) -> Path:
     folder = locate_cell_folder(cell, stage, store)
     folder.mkdir(parents=True, exist_ok=True)
     settings = OmegaConf.create(list_settings(cell.config))
-    write_if_changed(folder / "config.yaml", OmegaConf.to_yaml(settings).encode())
+    write_if_changed(folder / CONFIG_FILE, OmegaConf.to_yaml(settings).encode())
     for name in (METRICS_FILE, PREDICTIONS_FILE):
         write_if_changed(folder / name, (store.locate_result(stage) / name).read_bytes())
     places = [part.name for part in stage.collect_stages().values()]

@@ -25,6 +25,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from compressors.errors import UsageError
+from experiments.config.trained import CONFIG_FILE
 from experiments.runtime.files import (
     DRAFT_PATTERN,
     find_disk_error,
@@ -39,7 +40,6 @@ from experiments.runtime.progress import Reporter, StepCounter
 from experiments.runtime.provenance import describe_run
 from experiments.store.edited_files import refuse_edited_files
 from experiments.store.folder import (
-    CONFIG_FILE,
     DONE_FILE,
     convert_tuples,
     draft_folder_of,

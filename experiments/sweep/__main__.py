@@ -14,6 +14,7 @@ from rich.table import Table
 from compressors.command_line import Command, CommandLine
 from compressors.spelling import spell_commands
 from experiments.config.schema import Config
+from experiments.config.trained import CELLS_FOLDER
 from experiments.runtime.bars import create_reporter
 from experiments.runtime.provenance import declare_command
 from experiments.stages.runners import find_runner
@@ -106,7 +107,7 @@ def print_score_tables(found: SweepResults, console: Console) -> None:
             console.print(*score_table.make_screen_tables(group, console.width), sep="")
     else:
         print_plain(console, str(found))
-    print_plain(console, f"{found.table}  {found.table.with_suffix('.csv')}  {found.root / 'cells'}")
+    print_plain(console, f"{found.table}  {found.table.with_suffix('.csv')}  {found.root / CELLS_FOLDER}")
 
 
 def print_failures(failed: Sequence[FailedCell], console: Console) -> None:

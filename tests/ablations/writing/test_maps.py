@@ -16,9 +16,9 @@ from ablations.writing import maps, page, write
 from ablations.writing.grids import sentences
 from compressors.key_value import parse_settings
 from experiments.config.cells import make_cells
-from experiments.stages.train import MODEL_FOLDER
 from experiments.store.plan import plan_stages
 from experiments.store.store import Store
+from llm_adapters.saved import MODEL_FOLDER
 
 
 @pytest.fixture(scope="module")

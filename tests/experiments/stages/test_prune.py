@@ -16,10 +16,10 @@ from experiments.efficiency.table1 import build_cell_subject
 from experiments.models import build
 from experiments.runtime.progress import Reporter
 from experiments.stages import evaluate
-from experiments.stages.train import MODEL_FOLDER
 from experiments.store.plan import plan_stages
 from experiments.store.results import identify_questions
 from llm_adapters.pruning import registry
+from llm_adapters.saved import MODEL_FOLDER
 
 BASE = ["compressor=sap+embq"]
 
