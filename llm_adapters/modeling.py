@@ -4,6 +4,7 @@ pixels -> tower (B, I, H, W, C) -> compressor -> projector -> visual tokens at t
                    +---------------- the same features -----------------> query module, in the LLM
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -101,15 +102,7 @@ class FlashSlothForConditionalGeneration(ComposedGeneration, QueryAdapter, PreTr
             )
         reset_outputs(self.language_model.config)
         sizes = llm_sizes(config)
-        self.compressor: Compressor = compressors.create(
-            config.compressor,
-            dim=self.vision_tower.dim,
-            llm_dim=sizes["llm_dim"],
-            **(config.compressor_knobs or {}),
-        )
-        self.vision_tower.check_needs(self.compressor.needs_levels, self.compressor.needs_cues)
-        if self.compressor.keeps_positions:
-            check_rotary(self.language_model)
+        self.compressor = self._create_compressor(config.compressor, config.compressor_knobs or {})
         name = config.projector
         if name == "auto":
             name = "identity" if self.compressor.projects else "mlp2x_gelu"
@@ -129,6 +122,16 @@ class FlashSlothForConditionalGeneration(ComposedGeneration, QueryAdapter, PreTr
             self.set_pruner(config.pruner, **(config.pruner_knobs or {}))
         self.post_init()
 
+    def _create_compressor(self, name: str, knobs: Mapping[str, Any]) -> Compressor:
+        """A compressor between this model's tower and LLM. UsageError for one that asks them for what they do
+        not have."""
+        sizes = {"dim": self.vision_tower.dim, "llm_dim": llm_sizes(self.config)["llm_dim"]}
+        compressor: Compressor = compressors.create(name, **sizes, **knobs)
+        self.vision_tower.check_needs(compressor.needs_levels, compressor.needs_cues)
+        if compressor.keeps_positions:
+            check_rotary(self.language_model)
+        return compressor
+
     def set_compressor(self, name: str, **knobs: Any) -> None:
         """A compressor without weights in the place of this model's, whose tokens are as wide. UsageError for
         another one, an unknown name or knob, and one that asks the tower for what it does not have.
@@ -136,16 +139,12 @@ class FlashSlothForConditionalGeneration(ComposedGeneration, QueryAdapter, PreTr
         An image has another number of tokens then, and the processor has to follow before it makes inputs:
         `processor.image_tokens = model.num_image_tokens(*processor.crop_size)`. For a compressor that reads
         the question by the tower's own text encoder `processor.question_tokenizer` has to be set, too."""
-        sizes = {"dim": self.vision_tower.dim, "llm_dim": llm_sizes(self.config)["llm_dim"]}
-        compressor: Compressor = compressors.create(name, **sizes, **knobs)
+        compressor = self._create_compressor(name, knobs)
         if compressor.out_dim != self.compressor.out_dim:
             raise UsageError(f"its tokens have {compressor.out_dim} channels, not {self.compressor.out_dim}")
-        self.vision_tower.check_needs(compressor.needs_levels, compressor.needs_cues)
         if compressor.needs_tower_text:
             assert self.vision_tower.text_encoder is not None  # else it would have been refused
             self.config.tower_text_config = self.vision_tower.text_encoder.config
-        if compressor.keeps_positions:
-            check_rotary(self.language_model)
         if self.pruner is not None:
             check_positions(self.pruner, compressor.keeps_positions)
         weights = next(compressor.parameters(), None)
