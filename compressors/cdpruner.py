@@ -19,8 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compressors.base import MaybeTensor, Positions, register
-from compressors.grid import GridPolicy
+from compressors.base import MaybeTensor, register
 from compressors.relevance import compare_with_text, find_texts, split_joint
 from compressors.selection import SubsetCompressor, choose_in_float32
 
@@ -71,18 +70,6 @@ class CDPruner(SubsetCompressor):
 
     needs_projected = True
     needs_cues = ("joint",)
-
-    def __init__(
-        self,
-        dim: int,
-        *,
-        rate: int = 3,
-        tokens: int | float | None = None,
-        grid_policy: GridPolicy = "error",
-        positions: Positions = "renumber",
-    ):
-        super().__init__(rate, grid_policy, tokens, positions)
-        self.out_dim = dim
 
     def kept(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         _, joint, projected = split_joint(features, self.out_dim, text, "cdpruner")

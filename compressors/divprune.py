@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from compressors.base import MaybeTensor, Positions, register
-from compressors.grid import GridPolicy
+from compressors.base import MaybeTensor, register
 from compressors.selection import SubsetCompressor, choose_in_float32
 
 
@@ -41,18 +40,6 @@ def choose_most_diverse(tokens: Tensor, count: int) -> Tensor:
 @register("divprune")
 class DiversePatches(SubsetCompressor):
     """The most different patches, as many as there are `rate` x `rate` windows."""
-
-    def __init__(
-        self,
-        dim: int,
-        *,
-        rate: int = 3,
-        tokens: int | float | None = None,
-        grid_policy: GridPolicy = "error",
-        positions: Positions = "renumber",
-    ):
-        super().__init__(rate, grid_policy, tokens, positions)
-        self.out_dim = dim
 
     def kept(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         patches = rearrange(features, "b h w c -> b (h w) c")

@@ -60,9 +60,8 @@ class HiPrune(SubsetCompressor):
         grid_policy: GridPolicy = "error",
         positions: Positions = "renumber",
     ):
-        super().__init__(rate, grid_policy, tokens, positions)
+        super().__init__(dim, rate=rate, tokens=tokens, grid_policy=grid_policy, positions=positions)
         check_share(anchors=anchors)
-        self.out_dim = dim
         self.anchors = anchors
         self.needs_cues = (f"received:{block}", "received")
 

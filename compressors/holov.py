@@ -94,10 +94,9 @@ class HoloV(SubsetCompressor):
         grid_policy: GridPolicy = "error",
         positions: Positions = "renumber",
     ):
-        super().__init__(rate, grid_policy, tokens, positions)
+        super().__init__(dim, rate=rate, tokens=tokens, grid_policy=grid_policy, positions=positions)
         check_at_least(1, strips=strips)
         check_at_least(0, variety=variety)
-        self.out_dim = dim
         self.strips = strips
         self.variety = variety
         self.needs_cues = ("attention",)

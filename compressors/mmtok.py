@@ -51,11 +51,10 @@ class MMTok(SubsetCompressor):
         grid_policy: GridPolicy = "error",
         positions: Positions = "renumber",
     ):
-        super().__init__(rate, grid_policy, tokens, positions)
+        super().__init__(dim, rate=rate, tokens=tokens, grid_policy=grid_policy, positions=positions)
         check_at_least(0, patch_weight=patch_weight)
         check_above(0, text_temperature=text_temperature, patch_temperature=patch_temperature)
         check_coverage(coverage)
-        self.out_dim = dim
         self.coverage = coverage
         self.varies = coverage is not None
         self.patch_weight = patch_weight

@@ -18,9 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compressors.base import MaybeTensor, Positions, register
+from compressors.base import MaybeTensor, register
 from compressors.cues import split_patches
-from compressors.grid import GridPolicy
 from compressors.selection import (
     SubsetCompressor,
     choose_in_float32,
@@ -107,18 +106,7 @@ class PruneSID(SubsetCompressor):
     """As many patches as `rate` x `rate` windows or `tokens`, from groups by principal component those that
     are attended and unlike."""
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        rate: int = 3,
-        tokens: int | float | None = None,
-        grid_policy: GridPolicy = "error",
-        positions: Positions = "renumber",
-    ):
-        super().__init__(rate, grid_policy, tokens, positions)
-        self.out_dim = dim
-        self.needs_cues = ("attention",)
+    needs_cues = ("attention",)
 
     def kept(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         patches, cues = split_patches(features, self.out_dim, self.needs_cues)

@@ -36,9 +36,8 @@ class RandomSubset(SubsetCompressor):
         grid_policy: GridPolicy = "error",
         positions: Positions = "renumber",
     ):
-        super().__init__(rate, grid_policy, tokens, positions)
+        super().__init__(dim, rate=rate, tokens=tokens, grid_policy=grid_policy, positions=positions)
         check_at_least(0, seed=seed)
-        self.out_dim = dim
         self.seed = seed
 
     def kept(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:

@@ -46,10 +46,9 @@ class Scope(SubsetCompressor):
         grid_policy: GridPolicy = "error",
         positions: Positions = "renumber",
     ):
-        super().__init__(rate, grid_policy, tokens, positions)
+        super().__init__(dim, rate=rate, tokens=tokens, grid_policy=grid_policy, positions=positions)
         check_at_least(0, saliency=saliency)
         check_coverage(coverage)
-        self.out_dim = dim
         self.coverage = coverage
         self.varies = coverage is not None
         self.saliency = saliency

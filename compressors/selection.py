@@ -11,9 +11,9 @@ from einops import rearrange
 from torch import Tensor
 from torch.amp import is_autocast_available
 
-from compressors.base import MaybeTensor
+from compressors.base import MaybeTensor, Positions
 from compressors.errors import UsageError
-from compressors.grid import BudgetCompressor
+from compressors.grid import BudgetCompressor, GridPolicy
 
 Choice = TypeVar("Choice")
 
@@ -137,6 +137,18 @@ class SubsetCompressor(BudgetCompressor):
     where they vary -1 last, for tokens that are not there; a `forward` of their own takes it, too."""
 
     is_subset = True
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        rate: int = 3,
+        tokens: int | float | None = None,
+        grid_policy: GridPolicy = "error",
+        positions: Positions = "renumber",
+    ):
+        super().__init__(rate, grid_policy, tokens, positions)
+        self.out_dim = dim
 
     def kept(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         raise NotImplementedError

@@ -80,10 +80,9 @@ class VisionSelector(SubsetCompressor):
         anneal: int = 1000,
         grid_policy: GridPolicy = "error",
     ):
-        super().__init__(rate, grid_policy, tokens)
+        super().__init__(dim, rate=rate, tokens=tokens, grid_policy=grid_policy)
         check_at_least(1, width=width)
         check_at_least(0, anneal=anneal)
-        self.out_dim = dim
         self.width = width
         self.anneal = anneal
         self.query = nn.Linear(dim, width)

@@ -55,9 +55,8 @@ class VisPruner(SubsetCompressor):
         grid_policy: GridPolicy = "error",
         positions: Positions = "renumber",
     ):
-        super().__init__(rate, grid_policy, tokens, positions)
+        super().__init__(dim, rate=rate, tokens=tokens, grid_policy=grid_policy, positions=positions)
         check_share(important=important)
-        self.out_dim = dim
         self.important = important
         self.needs_cues = ("attention",)
 
