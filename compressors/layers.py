@@ -25,6 +25,15 @@ def make_strided_convolution(channels: int, out: int, stride: int, groups: int =
     return nn.Conv2d(channels, out, size, stride, padding, groups=groups, bias=False)
 
 
+def compute_attention_weights(query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
+    """What scaled dot-product attention of queries (B, heads, N, d) weighs keys (B, heads, M, d) with, in
+    float32: (B, heads, N, M). mask: True where a key is read."""
+    scores = query.float() @ key.float().mT * query.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(-1)
+
+
 class Attention(nn.Module):
     """Multi-head attention, queries, keys and values given one by one, without residual or norm.
 
@@ -70,12 +79,7 @@ class Attention(nn.Module):
         """What `forward` weighs the memory with, float32: (B, heads, N, M)."""
         q = rearrange(self.query(query), "b n (h d) -> b h n d", h=self.heads)
         k = rearrange(self.key(key), "b n (h d) -> b h n d", h=self.kv_heads)
-        k = k.repeat_interleave(self.heads // self.kv_heads, 1)
-        scale = q.shape[-1] ** -0.5
-        scores = q.float() @ k.float().mT * scale
-        if mask is not None:
-            scores = scores.masked_fill(~mask, float("-inf"))
-        return scores.softmax(-1)
+        return compute_attention_weights(q, k.repeat_interleave(self.heads // self.kv_heads, 1), mask)
 
 
 class GatedMLP(nn.Module):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from compressors.base import Compressor, MaybeTensor, register
 from compressors.checks import check_at_least, check_heads_divide, check_probability, require_argument
 from compressors.errors import UsageError
+from compressors.layers import compute_attention_weights
 
 # BERT's layer norm and initialisation
 EPS = 1e-12
@@ -54,9 +55,7 @@ class Attention(nn.Module):
         """What `forward` weighs the memory with, without dropout, float32: (B, heads, N, M)."""
         query = self._split_heads(self.query(x))
         key = self._split_heads(self.key(memory))
-        scale = query.shape[-1] ** -0.5
-        scores = query.float() @ key.float().mT * scale
-        return scores.softmax(-1)
+        return compute_attention_weights(query, key)
 
 
 class FeedForward(nn.Module):

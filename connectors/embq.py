@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from compressors.checks import check_at_least
 from compressors.errors import UsageError
+from compressors.layers import compute_attention_weights
 from connectors.fusion import Fusion, FusionName
 from connectors.query_module import QueryModule, put_at_positions, register, registry, take_at_positions
 
 __all__ = ["EmbQ", "registry"]
 
+STD = 0.02
 Masks = tuple[Tensor, Tensor]  # what a query may read: tokens (B, S, T) and patches (B, S, P)
 
 
@@ -54,11 +56,10 @@ class Attention(nn.Module):
 
     def weights(self, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
         """For pictures: how much `forward` reads of each value, (B, heads, S, K), sum 1 over K; fp32."""
-        q = self._split_heads(self.q_proj(query)).float()
-        k = self._split_heads(self.k_proj(key)).float()
+        q = self._split_heads(self.q_proj(query))
+        k = self._split_heads(self.k_proj(key))
         mask = (mask | ~mask.any(-1, keepdim=True)).unsqueeze(1)
-        scores = q @ k.mT / q.shape[-1] ** 0.5
-        return scores.masked_fill(~mask, -torch.inf).softmax(-1)
+        return compute_attention_weights(q, k, mask)
 
 
 class EmbQLayer(nn.Module):
@@ -154,7 +155,6 @@ class EmbQ(QueryModule):
             self._check_released(stacked=(stacked, False), fusion=(fusion, "add"), heads=(heads, llm_heads))
         self.num_queries = num_queries
         self.init = init
-        self.scale = 0.02
         self.blocks = nn.ModuleList()
         for _ in self.at:
             block = EmbQBlock(llm_dim, vision_dim, dim, heads, num_layers, fusion, stacked, released)
@@ -195,7 +195,7 @@ class EmbQ(QueryModule):
                 )
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.tokens, std=self.scale)
+        nn.init.normal_(self.tokens, std=STD)
 
     def forward(
         self,
