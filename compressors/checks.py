@@ -14,11 +14,11 @@ def check_at_least(minimum: int, **knobs: float) -> None:
             raise UsageError(f"{name}={value}: must be at least {minimum}")
 
 
-def check_above(bound: float, **knobs: float) -> None:
-    """Each knob must be more than `bound`."""
+def check_positive(**knobs: float) -> None:
+    """Each knob must be more than 0."""
     for name, value in knobs.items():
-        if not value > bound:
-            raise UsageError(f"{name}={value}: must be more than {bound}")
+        if not value > 0:
+            raise UsageError(f"{name}={value}: must be more than 0")
 
 
 def check_probability(**knobs: float) -> None:
@@ -72,8 +72,8 @@ def check_channels(features: Tensor, dim: int, levels: tuple[int, ...]) -> None:
         )
 
 
-def require_argument(value: int | None, name: str, wanted_by: str) -> int:
-    """A context argument that is optional until some knob wants it."""
-    if value is None:
-        raise UsageError(f"{wanted_by} needs {name}")
-    return value
+def require_llm_dim(llm_dim: int | None, wanted_by: str) -> int:
+    """The LLM's width, which is optional until some knob wants it."""
+    if llm_dim is None:
+        raise UsageError(f"{wanted_by} needs llm_dim")
+    return llm_dim

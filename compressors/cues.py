@@ -90,11 +90,9 @@ def split_cues(
     return states, maps
 
 
-def split_patches(
-    features: Tensor, dim: int, cues: Sequence[str], levels: Sequence[int] = ()
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """As `split_cues`, in raster order: patches (B, N, (1 + L) C), attention (B, N), keys (B, N, d)."""
-    states, maps = split_cues(features, dim, cues, levels)
+def split_patches(features: Tensor, dim: int, cues: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    """As `split_cues`, in raster order: patches (B, N, C), attention (B, N), keys (B, N, d)."""
+    states, maps = split_cues(features, dim, cues)
     for cue, channels in maps.items():
         if parse_cue(cue).kind != CLS:
             maps[cue] = channels.flatten(1, 2)

@@ -20,12 +20,12 @@ from compressors.grid import GridPolicy, WindowCompressor, fit_to_strides
 from compressors.layers import make_strided_convolution
 
 
-def round_squeeze_width(width: int, step: int = 8) -> int:
-    """A quarter of `width` as a multiple of `step`, at most a tenth smaller (MobileNet's rounding)."""
+def round_squeeze_width(width: int) -> int:
+    """A quarter of `width` as a multiple of 8, at most a tenth smaller (MobileNet's rounding)."""
     quarter = width // 4
-    rounded = max(step, (quarter + step // 2) // step * step)
+    rounded = max(8, (quarter + 4) // 8 * 8)
     if rounded < 0.9 * quarter:
-        return rounded + step
+        return rounded + 8
     return rounded
 
 

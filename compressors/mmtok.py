@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compressors.base import MaybeTensor, Positions, register
-from compressors.checks import check_above, check_at_least
+from compressors.checks import check_at_least, check_positive
 from compressors.errors import UsageError
 from compressors.grid import GridPolicy
 from compressors.selection import SubsetCompressor, check_coverage, choose_in_float32, cover_targets
@@ -53,7 +53,7 @@ class MMTok(SubsetCompressor):
     ):
         super().__init__(dim, rate=rate, tokens=tokens, grid_policy=grid_policy, positions=positions)
         check_at_least(0, patch_weight=patch_weight)
-        check_above(0, text_temperature=text_temperature, patch_temperature=patch_temperature)
+        check_positive(text_temperature=text_temperature, patch_temperature=patch_temperature)
         check_coverage(coverage)
         self.coverage = coverage
         self.varies = coverage is not None

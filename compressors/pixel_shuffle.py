@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from compressors.base import MaybeTensor, register
-from compressors.checks import check_choice, require_argument
+from compressors.checks import check_choice, require_llm_dim
 from compressors.grid import GridPolicy, WindowCompressor, fit_to_windows
 
 ChannelOrder = Literal["space_channel", "channel_space"]
@@ -49,7 +49,7 @@ class PixelShuffle(WindowCompressor):
         self.out_dim = stacked
         self.projector: nn.Module = nn.Identity()
         if projector:
-            self.out_dim = require_argument(llm_dim, "llm_dim", "pixel_shuffle with projector=true")
+            self.out_dim = require_llm_dim(llm_dim, "pixel_shuffle with projector=true")
             self.projector = nn.Sequential(
                 nn.LayerNorm(stacked),
                 nn.Linear(stacked, self.out_dim),

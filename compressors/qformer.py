@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from compressors.base import Compressor, MaybeTensor, register
-from compressors.checks import check_at_least, check_heads_divide, check_probability, require_argument
+from compressors.checks import check_at_least, check_heads_divide, check_probability, require_llm_dim
 from compressors.errors import UsageError
 from compressors.layers import compute_attention_weights
 
@@ -139,7 +139,7 @@ class QFormer(Compressor):
         self.norm = nn.LayerNorm(width, eps=EPS)
         self.dropout = nn.Dropout(dropout)
         if text:
-            text_dim = require_argument(llm_dim, "llm_dim", "qformer with text=true")
+            text_dim = require_llm_dim(llm_dim, "qformer with text=true")
             self.text_projection = nn.Linear(text_dim, width)
             self.text_position = nn.Embedding(max_text, width)
         self.layers = nn.ModuleList()

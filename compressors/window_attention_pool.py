@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from compressors.base import MaybeTensor, register
-from compressors.checks import check_at_least, check_channels, require_argument
+from compressors.checks import check_at_least, check_channels, require_llm_dim
 from compressors.grid import (
     GridPolicy,
     WindowCompressor,
@@ -51,7 +51,7 @@ class WindowAttentionPool(WindowCompressor):
         self.out_dim = dim
         self.projector: nn.Module = nn.Identity()
         if projector:
-            self.out_dim = require_argument(llm_dim, "llm_dim", "window_attention_pool with projector=true")
+            self.out_dim = require_llm_dim(llm_dim, "window_attention_pool with projector=true")
             if mlp_width is None:
                 mlp_width = 4 * self.out_dim
             check_at_least(1, mlp_width=mlp_width)

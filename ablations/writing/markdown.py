@@ -7,11 +7,11 @@ from experiments.runtime.text_tables import (
 )
 
 
-def render_markdown_table(grid: WordGrid, level: int = 2) -> str:
+def render_markdown_table(grid: WordGrid) -> str:
     """A pipe table under a heading; a block's title is a line of its own."""
     lines = []
     if grid.title:
-        lines += [f"{'#' * level} {escape_markdown(grid.title)}", ""]
+        lines += [f"## {escape_markdown(grid.title)}", ""]
     rules = []
     for column in range(len(grid.header)):
         rules.append("---" if holds_words(grid, column) else "---:")

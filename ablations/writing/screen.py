@@ -40,9 +40,9 @@ def render_screen_tables(grid: WordGrid, width: int) -> list[RichTable]:
         halves = [list(range(len(grid.header)))]
     parts = []
     for half in halves:
-        half_grid = select_grid_columns(grid, half, [])
+        half_grid = select_grid_columns(grid, half)
         for columns in split_columns(measure_columns(half_grid, width), width):
-            parts.append(select_grid_columns(half_grid, columns, []))
+            parts.append(select_grid_columns(half_grid, columns))
     parts[-1].notes = grid.notes
     return [render_screen_table(part, width) for part in parts]
 
@@ -68,8 +68,8 @@ def measure_longest(grid: WordGrid, column: int) -> int:
     return max((len(line[column]) for _, line in grid.lines), default=0)
 
 
-def select_grid_columns(grid: WordGrid, columns: Sequence[int], notes: list[str]) -> WordGrid:
-    """Some columns of a grid."""
+def select_grid_columns(grid: WordGrid, columns: Sequence[int]) -> WordGrid:
+    """Some columns of a grid, without its notes."""
     header = [grid.header[column] for column in columns]
     lines = []
     bold = set()
@@ -79,7 +79,7 @@ def select_grid_columns(grid: WordGrid, columns: Sequence[int], notes: list[str]
         for place, column in enumerate(columns):
             if (number, column) in grid.bold:
                 bold.add((number, place))
-    return WordGrid(grid.title, header, lines, notes, bold)
+    return WordGrid(grid.title, header, lines, [], bold)
 
 
 def render_screen_table(grid: WordGrid, width: int) -> RichTable:

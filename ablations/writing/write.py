@@ -112,15 +112,6 @@ def write_report(report: Report, rendered: RenderedReport, folder: Path) -> None
     report_files.save_report(report, folder)
 
 
-def make_report_grids(report: Report) -> list[WordGrid]:
-    """All tables of a report, as they are printed."""
-    all_grids: list[WordGrid] = []
-    for table in report.tables:
-        verdicts = claims_grid.judge_own_claims(table)
-        all_grids += make_table_grids(report, table, verdicts).values()
-    return all_grids
-
-
 def make_table_grids(report: Report, table: ReportTable, verdicts: Sequence[Verdict]) -> dict[str, WordGrid]:
     """A table's scores, and its claims if it has any, by kind; of rows that are compared the scores by
     family and the settings that tell rows apart, too."""
@@ -156,7 +147,7 @@ def draw_plots(report: Report, verdicts: Mapping[str, Sequence[Verdict]]) -> dic
             figure = draw_plot(table)
             if figure is not None:
                 pictures[name_plot(table, plot)] = render_files(figure)
-    claims_figure = intervals.draw_claims("Claims", headed_verdicts)
+    claims_figure = intervals.draw_claims(headed_verdicts)
     if claims_figure is not None:
         pictures[CLAIMS_PLOT] = render_files(claims_figure)
     return pictures

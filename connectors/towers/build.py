@@ -29,12 +29,7 @@ def build_tower(
     return build_hf(config, select_layer, attn_implementation)
 
 
-def load_tower(
-    source: str | Path,
-    select_layer: int = -2,
-    attn_implementation: str | None = None,
-    dtype: torch.dtype | None = None,
-) -> VisionTower:
+def load_tower(source: str | Path, select_layer: int = -2, dtype: torch.dtype | None = None) -> VisionTower:
     """A pretrained tower, in eval mode, with its preprocessing.
 
     `source`: a local directory or a hub id (a vision-only checkpoint or a whole CLIP or SigLIP one), or
@@ -43,5 +38,5 @@ def load_tower(
     """
     source = str(source)
     if is_open_clip(source):
-        return load_open_clip(source, select_layer, attn_implementation, dtype)
-    return load_hf(source, select_layer, attn_implementation, dtype)
+        return load_open_clip(source, select_layer, dtype)
+    return load_hf(source, select_layer, dtype)

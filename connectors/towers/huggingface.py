@@ -136,7 +136,9 @@ def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     return getattr(transformers, FAMILIES[config.model_type].model)
 
 
-def _cut(config: PreTrainedConfig, select_layer: int, attn_implementation: str | None) -> PreTrainedConfig:
+def _cut(
+    config: PreTrainedConfig, select_layer: int, attn_implementation: str | None = None
+) -> PreTrainedConfig:
     """The configuration of the model actually built."""
     cut = copy.deepcopy(config)
     cut.num_hidden_layers = count_blocks(select_layer, config.num_hidden_layers)
@@ -156,9 +158,7 @@ def build_hf(config: PreTrainedConfig, select_layer: int, attn_implementation: s
     return HfTower(model_class(_cut(config, select_layer, attn_implementation)), config, select_layer)
 
 
-def load_hf(
-    source: str, select_layer: int, attn_implementation: str | None, dtype: torch.dtype | None
-) -> VisionTower:
+def load_hf(source: str, select_layer: int, dtype: torch.dtype | None) -> VisionTower:
     """A tower from a local directory or the hub, in eval mode."""
     config = as_vision_config(
         load_pretrained(AutoConfig, source, f"vision tower '{source}'", _advise(source))
@@ -166,9 +166,9 @@ def load_hf(
     for key, value in read_saved_preprocessing(source).items():
         setattr(config, key, value)
     if isinstance(config, OpenClipVisionConfig):
-        return load_saved_open_clip(source, config, select_layer, attn_implementation, dtype)
+        return load_saved_open_clip(source, config, select_layer, dtype)
     model_class = _model_class(config)
-    cut = _cut(config, select_layer, attn_implementation)
+    cut = _cut(config, select_layer)
     backbone = load_weights(model_class, source, cut, dtype, FAMILIES[config.model_type].unused)
     return HfTower(backbone, config, select_layer).eval()
 

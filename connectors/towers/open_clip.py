@@ -146,12 +146,8 @@ class OpenClipTower(VisionTower):
         return self.backbone(pixel_values, indices)
 
 
-def _cut_depth(
-    config: OpenClipVisionConfig, select_layer: int, attn_implementation: str | None
-) -> tuple[OpenClipVisionConfig, int]:
+def _cut_depth(config: OpenClipVisionConfig, select_layer: int) -> tuple[OpenClipVisionConfig, int]:
     """The configuration of the model actually built, and how many blocks the full one has."""
-    if attn_implementation not in (None, "sdpa"):
-        raise UsageError(f"attn_implementation='{attn_implementation}': open_clip towers have sdpa only")
     with torch.device("meta"):
         num_layers = read_geometry(OpenClipVisionModel(config).vit).num_layers
     cut = copy.deepcopy(config)
@@ -160,34 +156,30 @@ def _cut_depth(
 
 
 def build_open_clip(
-    config: OpenClipVisionConfig, select_layer: int, attn_implementation: str | None
+    config: OpenClipVisionConfig, select_layer: int, attn_implementation: str | None = None
 ) -> OpenClipTower:
     """A tower with random weights."""
-    cut, num_layers = _cut_depth(config, select_layer, attn_implementation)
+    if attn_implementation not in (None, "sdpa"):
+        raise UsageError(f"attn_implementation='{attn_implementation}': open_clip towers have sdpa only")
+    cut, num_layers = _cut_depth(config, select_layer)
     return OpenClipTower(OpenClipVisionModel(cut), config, num_layers, select_layer)
 
 
 def load_saved_open_clip(
-    source: str,
-    config: OpenClipVisionConfig,
-    select_layer: int,
-    attn_implementation: str | None,
-    dtype: torch.dtype | None,
+    source: str, config: OpenClipVisionConfig, select_layer: int, dtype: torch.dtype | None
 ) -> OpenClipTower:
     """A tower from a directory that `tower.backbone.save_pretrained` wrote (with the blocks it then had)."""
-    cut, num_layers = _cut_depth(config, select_layer, attn_implementation)
+    cut, num_layers = _cut_depth(config, select_layer)
     backbone = load_weights(OpenClipVisionModel, source, cut, dtype)
     assert isinstance(backbone, OpenClipVisionModel)  # what `load_weights` was asked for
     return OpenClipTower(backbone, config, num_layers, select_layer).eval()
 
 
-def load_open_clip(
-    source: str, select_layer: int, attn_implementation: str | None, dtype: torch.dtype | None
-) -> OpenClipTower:
+def load_open_clip(source: str, select_layer: int, dtype: torch.dtype | None) -> OpenClipTower:
     """A tower from `open_clip:NAME[:TAG_OR_FILE]`. The whole CLIP is in memory while it loads."""
     name, tag = split_open_clip(source)
     config = OpenClipVisionConfig(model_name=name)
-    _cut_depth(config, select_layer, attn_implementation)  # refuse bad input before anything is downloaded
+    _cut_depth(config, select_layer)  # refuse bad input before anything is downloaded
     model, quick_gelu = load_whole_open_clip(name, tag)
     visual = model.visual
     preprocess = visual.preprocess_cfg
@@ -195,7 +187,7 @@ def load_open_clip(
     config.image_std = list(preprocess["std"])
     config.resample = preprocess["interpolation"]
     config.hidden_act = "quick_gelu" if quick_gelu else None
-    tower = build_open_clip(config, select_layer, attn_implementation)
+    tower = build_open_clip(config, select_layer)
     # timm's models stand inside open_clip's TimmModel, as its `trunk`
     weights = {key.removeprefix("trunk."): value for key, value in visual.state_dict().items()}
     vit: Any = tower.backbone.vit

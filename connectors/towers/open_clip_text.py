@@ -94,7 +94,7 @@ def find_patch_dim(name: str) -> int:
     and for one whose single patches cannot be taken into the space of the text."""
     config = OpenClipVisionConfig(model_name=name)
     with torch.device("meta"):
-        tower = build_open_clip(config, -1, None)
+        tower = build_open_clip(config, -1)
     vit: Any = tower.backbone.vit
     pool = read_model_config(name)["vision_cfg"].get("timm_pool", "")
     takes_single_patches = is_native(vit) or pool in ("map", "token", "")

@@ -113,17 +113,16 @@ def sample_scene(
     styles: tuple[str, ...] = SEEN_STYLES,
     fonts: tuple[str, ...] = SEEN_FONTS,
     objects: tuple[int, int] = (3, 7),
-    signs: tuple[int, int] = (1, 2),
 ) -> Scene:
-    """Draw a scene.
+    """Draw a scene with one or two signs.
 
-    `objects` and `signs` are the least and the most of them. A full scene may end with fewer objects than
-    were drawn, never with fewer than `objects[0]`.
+    `objects`: the least and the most of these. A full scene may end with fewer objects than were drawn, never
+    with fewer than `objects[0]`.
     """
     names = _choose_names(rng, rng.randint(*objects))
     while True:
         boxes: list[Box] = []
-        kinds = rng.sample(["word", "number"], 2)[: rng.randint(*signs)]
+        kinds = rng.sample(["word", "number"], 2)[: rng.randint(1, 2)]
         # signs first: they are wide, and find no place between the pictures
         placed_signs = []
         for kind in kinds:
@@ -131,7 +130,7 @@ def sample_scene(
             if sign is not None:
                 placed_signs.append(sign)
         placed_objects = place_objects(rng, names, styles, boxes)
-        if len(placed_objects) >= min(objects[0], len(names)) and len(placed_signs) >= signs[0]:
+        if len(placed_objects) >= min(objects[0], len(names)) and placed_signs:
             return Scene(tuple(placed_objects), tuple(placed_signs), rng.getrandbits(32))
 
 

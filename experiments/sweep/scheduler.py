@@ -51,12 +51,8 @@ class CellOutcomes:
     failed: list[FailedCell] = field(default_factory=list)
 
 
-def ignore_finished_cell(cell: Cell, stage: Stage) -> None:
-    """Nothing is told of a finished cell."""
-
-
 def launch_cells(
-    jobs: list[CellJob], store: Store, options: LaunchOptions, tell: FinishedTeller = ignore_finished_cell
+    jobs: list[CellJob], store: Store, options: LaunchOptions, tell: FinishedTeller
 ) -> CellOutcomes:
     """Run every cell that is not finished, and publish it; `tell` is called when one has just finished."""
     jobs = name_runs(jobs)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compressors.checks import check_at_least
+from compressors.checks import check_at_least, check_positive
 from compressors.errors import UsageError
 from compressors.selection import choose_in_float32
 from llm_adapters.pruning import schedule
@@ -55,8 +55,7 @@ class GPrune(Pruner):
     ):
         if not -1 <= similarity <= 1:
             raise UsageError(f"similarity={similarity}: a cosine, from -1 to 1")
-        if not temperature > 0:
-            raise UsageError(f"temperature={temperature}: must be above 0")
+        check_positive(temperature=temperature)
         check_at_least(1, steps=steps)
         layers, shares = schedule.plan_one_drop(llm_layers, layer, 2, ratio, average)
         super().__init__(llm_layers, layers, shares, positions)

@@ -46,8 +46,9 @@ def made(out):
 
 def test_rows_are_compared_with_average_pooling(made):
     pytest.importorskip("pandas")
-    [table] = report_files.load_report(made).tables
-    scores = write.make_report_grids(report_files.load_report(made))[0]
+    made_report = report_files.load_report(made)
+    [table] = made_report.tables
+    scores = write.make_table_grids(made_report, table, [])["scores"]
     frame = scores.to_pandas().set_index("row")
     assert table.baseline == "avg_pool" and frame.loc["avg_pool", "difference to avg_pool"] == "baseline"
     means = {row.label: sum(table.compute_accuracies(row)) / 2 for row in table.rows}

@@ -49,7 +49,7 @@ def draw_intervals(width: float, title: str, rows: Sequence[IntervalRow]) -> tup
     return figure, axes
 
 
-def draw_claims(title: str, verdicts: Sequence[tuple[str, Verdict]]) -> Figure | None:
+def draw_claims(verdicts: Sequence[tuple[str, Verdict]]) -> Figure | None:
     """Each claim's difference with its interval, as far from its limit as it is. `verdicts` with the heading
     of their tables. None if none has an interval."""
     rows = []
@@ -67,6 +67,6 @@ def draw_claims(title: str, verdicts: Sequence[tuple[str, Verdict]]) -> Figure |
         rows.append(row)
     if not rows:
         return None
-    figure, _ = draw_intervals(8.4, title, rows)
+    figure, _ = draw_intervals(8.4, "Claims", rows)
     figure.supxlabel("percentage points from the claim's limit; to the right it holds", fontsize=9)
     return figure

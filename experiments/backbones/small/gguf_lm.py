@@ -6,6 +6,8 @@ from typing import cast
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+COMPLETION_TOKENS = 8
+
 
 def convert_gguf(path: Path, out: Path) -> None:
     """Write the dequantised weights in half precision and the tokenizer.
@@ -28,12 +30,12 @@ def convert_gguf(path: Path, out: Path) -> None:
 
 
 @torch.inference_mode()
-def complete_text(folder: Path, text: str, tokens: int = 8) -> str:
-    """How the checkpoint goes on after `text`, greedily, for at most `tokens` tokens."""
+def complete_text(folder: Path, text: str) -> str:
+    """How the checkpoint goes on after `text`, greedily, for at most COMPLETION_TOKENS tokens."""
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
     inputs = tokenizer(text, return_tensors="pt")
-    output = model.generate(**inputs, do_sample=False, max_new_tokens=tokens)
+    output = model.generate(**inputs, do_sample=False, max_new_tokens=COMPLETION_TOKENS)
     prompt_length = inputs["input_ids"].shape[1]
     completion = tokenizer.decode(output[0, prompt_length:], skip_special_tokens=True)
     return cast(str, completion)  # a list of texts only for a batch of sequences

@@ -35,7 +35,7 @@ def check_answers(model: PreTrainedModel, examples: list[TextExample]) -> list[b
     return [not row.any() for row in wrong]
 
 
-def score_lm(model: PreTrainedModel, style: str, scenes: int = 150, split: str = "tune") -> ScoreTable:
+def score_lm(model: PreTrainedModel, style: str, scenes: int) -> ScoreTable:
     """Exact-match accuracy by family, by kind and by number of objects, on unseen described scenes.
 
     `style` is how scenes are described, one of `lm_examples.STYLE_SHARES`.
@@ -50,7 +50,7 @@ def score_lm(model: PreTrainedModel, style: str, scenes: int = 150, split: str =
     model_was_training = model.training
     model.eval()
     for index in range(scenes):
-        scene, turns = make_scene(split, index)
+        scene, turns = make_scene("tune", index)
         # a question each: in one conversation an answer could be copied from another
         examples = [build_conversation(scene, [turn], style, rng, caption=False) for turn in turns]
         for turn, right in zip(turns, check_answers(model, examples), strict=True):

@@ -32,6 +32,7 @@ CONVERSATIONS_PER_ROUND = 32  # drawn together, sorted by length, learnt in abou
 LENGTH_STEP = 32  # lengths of batches are multiples of it
 COUNT_STEP = 256  # and so are counts of positions in the loss, of this one
 SCORED_STYLES = ("prose", "slots")
+SLOT_NOISE = 0.1  # in standard deviations of the embeddings
 
 
 @dataclass(frozen=True)
@@ -110,17 +111,14 @@ def round_up(number: int, step: int) -> int:
     return -(-number // step) * step
 
 
-def compute_lm_loss(model: PhiForCausalLM, batch: dict[str, Tensor], noise: float = 0.1) -> Tensor:
-    """Weighted next-token loss; slots get noise and a random length, as a projector's output would have.
-
-    `noise` is in standard deviations of the embeddings.
-    """
+def compute_lm_loss(model: PhiForCausalLM, batch: dict[str, Tensor]) -> Tensor:
+    """Weighted next-token loss; slots get noise and a random length, as a projector's output would have."""
     ids = batch["ids"]  # (B, T, SLOT_WIDTH)
     inputs = embed_positions(model, ids, batch["scales"])  # (B, T, D)
     is_slot = (ids[..., 1] > 0) | (ids[..., 0] == 0)  # several words, or none
     spread = get_token_table(model).detach().std()
     stretch = 1 + 0.2 * torch.randn(is_slot.shape).unsqueeze(-1)
-    disturbed = inputs * stretch + noise * spread * torch.randn_like(inputs)
+    disturbed = inputs * stretch + SLOT_NOISE * spread * torch.randn_like(inputs)
     inputs = torch.where(is_slot.unsqueeze(-1), disturbed, inputs)
     hidden = model.get_decoder()(inputs_embeds=inputs).last_hidden_state[:, :-1]  # (B, T - 1, D)
     weights = batch["weights"][:, 1:].flatten()

@@ -37,7 +37,8 @@ from experiments.picture_vqa.drawing import draw_scene
 from experiments.picture_vqa.scenes import PATCH_SIZE, SCENE_SIZE, Scene, sample_scene
 
 SCENES_PER_BATCH = 32
-SCENES_PER_PROBE_BATCH = 50
+PROBED_SCENES = 200
+SCENES_PER_PROBE_BATCH = 50  # divides them
 # Of the targets in the loss; of where the object's centre lies; of where the patch itself is.
 TARGET_WEIGHTS = {"object": 1.0, "character": 2.0, "colour": 0.5, "order": 0.5, "role": 0.5}
 OFFSET_WEIGHT = 0.3
@@ -177,14 +178,12 @@ def compute_dense_loss(outputs: tuple[Tensor, ...], batch: dict[str, Tensor]) ->
 
 
 @torch.inference_mode()
-def probe_tower(
-    tower: SiglipVisionModel, heads: DenseHeads, split: str, scenes: int = 200
-) -> dict[str, float]:
+def probe_tower(tower: SiglipVisionModel, heads: DenseHeads, split: str) -> dict[str, float]:
     """Accuracy per target on patches that show one, on scenes of a split of the benchmark."""
     hits = torch.zeros(len(TARGET_SIZES))
     counts = torch.zeros(len(TARGET_SIZES))
-    for start in range(0, scenes, SCENES_PER_PROBE_BATCH):
-        indices = range(start, min(scenes, start + SCENES_PER_PROBE_BATCH))
+    for start in range(0, PROBED_SCENES, SCENES_PER_PROBE_BATCH):
+        indices = range(start, start + SCENES_PER_PROBE_BATCH)
         batch = stack_scenes([make_scene(split, index)[0] for index in indices])
         outputs = heads(extract_patch_features(tower, to_pixels(batch["images"])))
         for target in range(len(TARGET_SIZES)):

@@ -222,7 +222,7 @@ def test_pruners_meet_on_an_average_number_of_tokens(name, average):
         ("dart", {"visual_pivots": 0}, "visual_pivots=0: must be at least 1"),
         ("dart", {"text_pivots": -1}, "text_pivots=-1: must be at least 0"),
         ("gprune", {"similarity": 1.5}, "similarity=1.5: a cosine"),
-        ("gprune", {"temperature": 0.0}, "temperature=0.0: must be above 0"),
+        ("gprune", {"temperature": 0.0}, "temperature=0.0: must be more than 0"),
         ("gprune", {"steps": 0}, "steps=0: must be at least 1"),
         ("random_drop", {"seed": -1}, "seed=-1: must be at least 0"),
         ("vtw", {"layer": 4}, "layers=.4.: behind which decoder layers .* from 1 to 3"),
