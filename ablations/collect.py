@@ -292,7 +292,7 @@ def read_stage_notes(cells: Sequence[FinishedCell], store: Store) -> dict[str, d
         stages |= finished_cell.stage.collect_stages()
     notes = {}
     for key, stage in stages.items():
-        if store.find_status(stage) == "done":
+        if store.is_finished(stage):
             notes[key] = store.read_note(stage)
     return notes
 

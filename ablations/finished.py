@@ -13,7 +13,7 @@ from compressors.errors import UsageError
 from experiments.config.cells import Cell
 from experiments.data.llava import Sample
 from experiments.store.plan import Stage, plan_stages
-from experiments.store.results import METRICS_FILE, PREDICTIONS_FILE, read_chance, read_questions
+from experiments.store.results import PREDICTIONS_FILE, read_chance, read_metrics, read_questions
 from experiments.store.store import Store
 
 CORRECT_FLAG = b'"correct": '  # never inside a JSON string, where its quotes would be escaped
@@ -90,8 +90,7 @@ def read_efficiency(finished_cell: FinishedCell, store: Store) -> dict[str, floa
     """Tokens and parameters, as the evaluation noted them."""
     if finished_cell.earlier_cell is not None:
         return dict(finished_cell.earlier_cell.efficiency)
-    path = store.locate_result(finished_cell.stage) / METRICS_FILE
-    metrics = json.loads(path.read_text(encoding="utf-8"))
+    metrics = read_metrics(store.locate_result(finished_cell.stage))
     return dict(metrics.get("efficiency", {}))
 
 

@@ -103,7 +103,7 @@ def collect_run_facts(stage: Stage, store: Store, folder: Path) -> dict[str, Any
             earlier = read_yaml(folder / RUN_FILE)
     facts: dict[str, Any] = {}
     for part in stage.collect_stages().values():
-        if store.find_status(part) == "done":
+        if store.is_finished(part):
             note = store.read_note(part)
             facts[part.name] = {name: note[name] for name in RUN_FIELDS if name in note}
         elif part.name in earlier:
@@ -130,8 +130,7 @@ def collect_scores(finished: Sequence[tuple[Cell, Stage]], store: Store) -> list
         if key not in rows:
             rows[key] = ScoreRow(cell.label, blind=cell.config.blind)
             groups[questions].rows.append(rows[key])
-        metrics = (store.locate_result(stage) / METRICS_FILE).read_text(encoding="utf-8")
-        rows[key].runs.append(json.loads(metrics))
+        rows[key].runs.append(read_metrics(store.locate_result(stage)))
         seconds = 0.0
         for part in stage.collect_stages().values():
             if part.key not in stage_seconds:
@@ -155,10 +154,16 @@ def start_score_group(cell: Cell, stage: Stage, store: Store) -> ScoreGroup:
     return ScoreGroup(title, [ScoreRow(CHANCE_ROW, [chance])], questions)
 
 
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """What an evaluation has scored, from its own folder or its cell's."""
+    metrics: dict[str, Any] = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
+    return metrics
+
+
 def read_chance(evaluation: Path) -> dict[str, Any]:
     """What the most frequent answers score, in the form of metrics.json: as the evaluation in a directory has
     noted it, which it does where that takes more than exact match with the one answer."""
-    metrics = json.loads((evaluation / METRICS_FILE).read_text(encoding="utf-8"))
+    metrics = read_metrics(evaluation)
     if "chance" in metrics:
         return dict(metrics["chance"])
     return score_majority_answers(read_questions(evaluation / PREDICTIONS_FILE))
@@ -177,7 +182,7 @@ def read_questions(path: Path) -> list[Sample]:
 
 def read_seconds(stage: Stage, store: Store) -> float:
     """Seconds that a stage took; 0 for one that is gone, as inputs of a finished evaluation may be."""
-    if store.find_status(stage) != "done":
+    if not store.is_finished(stage):
         return 0.0
     return store.read_note(stage)["seconds"]
 

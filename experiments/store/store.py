@@ -128,6 +128,10 @@ class Store:
             return "partial"
         return "missing"
 
+    def is_finished(self, stage: Stage) -> bool:
+        """Whether a stage's result is there, by a look at names and sizes."""
+        return self.find_status(stage) == "done"
+
     def read_note(self, stage: Stage) -> dict[str, Any]:
         """Read what was noted when a stage finished: its files, seconds and versions of packages."""
         return read_done_note(self.locate_result(stage))

@@ -75,7 +75,7 @@ def list_unlike_cells(jobs: list[CellJob], store: Store) -> list[Cell]:
     # a look at a model takes a moment, and most recipes of a table differ in nothing that is looked at
     cells_by_shape: dict[str, Cell] = {}
     for cell, stage in jobs:
-        if store.find_status(stage) != "done":
+        if not store.is_finished(stage):
             cells_by_shape.setdefault(describe_checked_settings(cell.config), cell)
     return list(cells_by_shape.values())
 

@@ -5,7 +5,6 @@ average pooling are looked up by the keys of their evaluations, so that no row i
 recipe. Its recorded times say how long a sweep may take where nothing has been measured yet.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from experiments.data.roles import is_file_entry
 from experiments.runtime.text_tables import format_markdown_table
 from experiments.store.estimate import MeasuredStage
 from experiments.store.plan import Stage, plan_stages
-from experiments.store.results import CHANCE_ROW, METRICS_FILE, ScoreGroup, ScoreRow, title_cell
+from experiments.store.results import CHANCE_ROW, ScoreGroup, ScoreRow, read_metrics, title_cell
 from experiments.store.store import Store
 from experiments.sweep.plan_view import MEASURED_HERE, Plan, PlanFinder, format_seconds, make_plan
 from experiments.sweep.request import CellJob
@@ -85,7 +84,7 @@ class Comparison:
 
     def tell(self, cell: Cell, stage: Stage) -> None:
         """Tell of a cell that has just finished."""
-        metrics = json.loads((self.store.locate_result(stage) / METRICS_FILE).read_text(encoding="utf-8"))
+        metrics = read_metrics(self.store.locate_result(stage))
         report = self.store.report
         if self.study is None or cell.config.blind:
             report.write_note(f"{title_cell(cell)}: {100 * metrics['overall']:.1f} % overall")

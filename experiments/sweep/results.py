@@ -11,7 +11,7 @@ from compressors.errors import UsageError
 from experiments.config.cells import Cell
 from experiments.config.presets import read_yaml
 from experiments.config.schema import Config
-from experiments.store.results import METRICS_FILE, PREDICTIONS_FILE, RUN_FILE, ScoreGroup, title_cell
+from experiments.store.results import PREDICTIONS_FILE, RUN_FILE, ScoreGroup, read_metrics, title_cell
 from experiments.sweep import score_table
 from experiments.sweep.scheduler import FailedCell
 
@@ -48,8 +48,7 @@ class CellResult:
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """Shares from 0 to 1: overall, families; counts and n of questions; efficiency."""
-        content: dict[str, Any] = json.loads((self.folder / METRICS_FILE).read_text(encoding="utf-8"))
-        return content
+        return read_metrics(self.folder)
 
     @cached_property
     def predictions(self) -> list[dict[str, Any]]:

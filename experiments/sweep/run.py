@@ -185,7 +185,7 @@ def run_cells(
     link: "NodeLink | None" = None,
 ) -> SweepResults:
     """What the node does that writes; `link`: to the others."""
-    finished_before = {stage.key for _, stage in request.jobs if store.find_status(stage) == "done"}
+    finished_before = {stage.key for _, stage in request.jobs if store.is_finished(stage)}
     with store.open_root():
         with reporter as store.report:
             check_request(request, store, check)

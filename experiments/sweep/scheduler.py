@@ -73,7 +73,7 @@ def run_cells_in_turn(jobs: list[CellJob], store: Store, tell: FinishedTeller) -
             failure = failures[failed_keys[0]]
         else:
             try:
-                is_new = store.find_status(stage) != "done"
+                is_new = not store.is_finished(stage)
                 store.compute(stage)
                 results.publish_cell(cell, stage, store)
                 outcomes.finished.add(stage.key)

@@ -67,7 +67,7 @@ def collect_needed_stages(stage: Stage, store: Store, needed: dict[str, Stage]) 
     if stage.key in needed:
         return
     for source in stage.inputs.values():
-        if source.key not in needed and store.find_status(source) != "done":
+        if source.key not in needed and not store.is_finished(source):
             collect_needed_stages(source, store, needed)
     needed[stage.key] = stage
 
