@@ -26,6 +26,12 @@ def find_trained_model(source: str, out: str, path: str) -> Path:
     return find_model(source, out, f"{path}={quote(source)}")
 
 
+def find_teacher(config: Config) -> Path:
+    """The folder of the trained model that stage 2 learns from. UsageError where none is there."""
+    assert config.finetune.teacher is not None  # asked for by the caller
+    return find_trained_model(config.finetune.teacher, config.out, "finetune.teacher")
+
+
 def find_model(source: str, out: str | Path, where: str) -> Path:
     """The folder of a trained model: `source` is the name of a cell below `out`, which needs no key or seed
     where it is the only one of that name, a folder as `find_model_folder` takes it, or ID[@REVISION] of the

@@ -9,7 +9,7 @@ from compressors.reading import read_json_object
 from experiments.config import signatures
 from experiments.config.schema import Config
 from experiments.config.schema_sections import EvaluationSettings, OptimisationSettings
-from experiments.config.trained import find_trained_model
+from experiments.config.trained import find_teacher
 from experiments.store import keys, part_code
 
 # which `describe_trained_models` has in their place
@@ -89,9 +89,7 @@ def describe_features(config: Config, role: str) -> dict[str, Any]:
 
 def describe_teacher_code(config: Config) -> dict[str, Any]:
     """What a key holds of the code of a teacher's parts; nothing of shipped ones that are as they were."""
-    assert config.finetune.teacher is not None  # the cell has one
-    folder = find_trained_model(config.finetune.teacher, config.out, "finetune.teacher")
-    settings = read_json_object(folder / "config.json")
+    settings = read_json_object(find_teacher(config) / "config.json")
     versions: dict[str, Any] = {}
     for registry in (signatures.compressors(), signatures.query_modules(), signatures.projectors()):
         kind = registry.kind.replace(" ", "_")

@@ -13,7 +13,7 @@ from connectors.hub import MODEL_FILES, PICKLED_FILES
 from experiments.config.metric_names import JUDGE_PROMPT, asks_judge
 from experiments.config.schema import Config
 from experiments.config.sources import ASSET_SCHEME, CACHE_SCHEME, resolve_source
-from experiments.config.trained import find_judge_folder, find_trained_model
+from experiments.config.trained import find_judge_folder, find_teacher, find_trained_model
 from experiments.data import llava, stored
 from experiments.data.stored_images import StoredImage
 from experiments.data.streaming.rows import RowRules, check_first_rows
@@ -79,10 +79,8 @@ def describe_trained_models(config: Config, stage: str) -> dict[str, Any]:
         description["init"] = {"model": digest_trained_model(folder), "parts": parts}
     if stage == "finetune" and config.has_teacher:
         settings = config.finetune
-        assert settings.teacher is not None  # it has one
-        folder = find_trained_model(settings.teacher, config.out, "finetune.teacher")
         description["teacher"] = {
-            "model": digest_trained_model(folder),
+            "model": digest_trained_model(find_teacher(config)),
             "weight": settings.teacher_weight,
             "temperature": settings.teacher_temperature,
         }

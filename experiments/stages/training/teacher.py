@@ -15,7 +15,7 @@ from compressors.errors import UsageError, quote
 from connectors.pretrained import check_weights, load_pretrained
 from experiments.config.schema import Config
 from experiments.config.schema_sections import FinetuneSettings
-from experiments.config.trained import find_trained_model
+from experiments.config.trained import find_teacher
 from experiments.data.loader import ConversationDataset, Row, SampleImages, StepLoader, StepRows
 from experiments.data.order import StepOrder
 from experiments.data.streaming.dataset import StreamedDataset
@@ -151,9 +151,8 @@ def load_teacher(
     """The teacher of a cell's stage 2, on the CPU; None where it has none. `images`: the student's."""
     if not config.has_teacher:
         return None
-    assert config.finetune.teacher is not None  # it has one
     where = f"finetune.teacher={quote(config.finetune.teacher)}"
-    folder = find_trained_model(config.finetune.teacher, config.out, "finetune.teacher")
+    folder = find_teacher(config)
     model, processor = saved.load_saved_model(folder, torch.device("cpu"), torch.float32)
     check_head(model, where)
     return Teacher(model, processor, config.finetune, reads_same_features(model, processor, student, images))
@@ -202,9 +201,8 @@ def check_teacher(config: Config, student: FlashSlothForConditionalGeneration) -
     model, without weights. No weights are read."""
     if not config.has_teacher:
         return
-    assert config.finetune.teacher is not None  # it has one
     where = f"finetune.teacher={quote(config.finetune.teacher)}"
-    folder = find_trained_model(config.finetune.teacher, config.out, "finetune.teacher")
+    folder = find_teacher(config)
     check_weights(folder, where)
     check_head(student, where)
     processor = load_pretrained(FlashSlothProcessor, folder, where, ADVICE)
