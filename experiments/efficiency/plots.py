@@ -10,6 +10,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from experiments.efficiency.collect import ANY_PICTURE, EfficiencyRow
 from experiments.efficiency.measuring import PICTURE_PREPARATION
 from experiments.efficiency.row_numbers import (
+    GIB,
+    MIB,
     SHORT_PART_NAMES,
     choose_unit,
     list_differing_keys,
@@ -35,8 +37,6 @@ FIGURE_INCHES = 8.4  # width of figures with bars
 MARGIN_INCHES = 1.3  # above and below the bars: legend, axis
 ROW_INCHES = 0.3  # a row takes
 BAR_HEIGHT = 0.7  # of a row
-MIB = 2**20
-GIB = 2**30
 
 
 def draw_result_pictures(

@@ -26,6 +26,8 @@ class Unit(NamedTuple):
     letter: str
 
 
+MIB = 2**20
+GIB = 2**30
 UNITS = (Unit(1e12, "T"), Unit(1e9, "G"), Unit(1e6, "M"), Unit(1e3, "k"), Unit(1, ""))
 
 

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from experiments.efficiency.collect import EfficiencyRow
 from experiments.efficiency.row_numbers import (
+    GIB,
+    MIB,
     SHORT_PART_NAMES,
     Unit,
     choose_unit,
@@ -55,8 +57,6 @@ TRAINING_NOTES = [
     "Peak memory: weights, gradients, AdamW's state, activations.",
 ]
 TableWords = list[list[str]]  # header and rows
-MIB = 2**20
-GIB = 2**30
 
 
 class Column(NamedTuple):

@@ -42,9 +42,7 @@ def make_comparison_grid(table: ReportTable, title: str) -> WordGrid:
         words += format_difference(row, differences.get(row.label))
         if has_uncompressed:
             words.append(format_uncompressed_share(table, row))
-        for column in columns:
-            value = row.efficiency.get(column.key)
-            words.append("" if value is None else column.format_value(value))
+        words += [column.spell(row) for column in columns]
         lines.append((row.block, words))
     notes = [*list_comparison_notes(table, differences), *list_table_notes(table)]
     return WordGrid(title, header, lines, notes, find_best(table, lines, [2]))

@@ -32,6 +32,11 @@ class EfficiencyColumn(NamedTuple):
     key: str
     format_value: Callable[[float], str]
 
+    def spell(self, row: ReportRow) -> str:
+        """The column's words for a row; none where it has no value."""
+        value = row.efficiency.get(self.key)
+        return "" if value is None else self.format_value(value)
+
 
 EFFICIENCY_COLUMNS = (
     EfficiencyColumn("visual tokens", "visual_tokens", "{:.0f}".format),
@@ -98,10 +103,7 @@ def make_scores_line(table: ReportTable, row: ReportRow, columns: Sequence[Effic
     else:
         state = "cannot be" if row.absent else "missing"
         words = [label, "", state] + [""] * len(table.family_names)
-    for column in columns:
-        value = row.efficiency.get(column.key)
-        words.append("" if value is None else column.format_value(value))
-    return words
+    return words + [column.spell(row) for column in columns]
 
 
 def format_overall(table: ReportTable, row: ReportRow) -> str:

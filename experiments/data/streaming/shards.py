@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 from compressors.errors import UsageError, quote, shorten_reason
 from compressors.reading import read_json_object
 from experiments.data import stored
+from experiments.data.formats import LINES_SUFFIX
 from experiments.runtime.memory import remember_for_request
 
 READERS = {".parquet": "parquet", ".jsonl": "text", ".json": "text", ".arrow": "arrow"}  # of `datasets`
 LINES_READER = "text"  # the library's own reader of JSON wants the same types in all rows
-LINES_SUFFIX = ".jsonl"
 PATTERN_CHARACTERS = "*?["
 ADDRESS = "://"  # in the names of files that are not on this machine
 
