@@ -69,6 +69,11 @@ def check_blind_parts(config: Config) -> None:
         )
 
 
+def name_preset(config: Config, path: str, overridden_paths: Collection[str]) -> str:
+    """How an error about a setting begins: with the preset that it comes from, unless it is overridden."""
+    return "" if path in overridden_paths else f"preset={config.preset}: "
+
+
 def check_query_module_settings(config: Config, overridden_paths: Collection[str]) -> None:
     """UsageError for a setting that acts on a query module, in a cell without one. What is not among
     `overridden_paths` comes from the preset, which the message names then."""
@@ -79,9 +84,7 @@ def check_query_module_settings(config: Config, overridden_paths: Collection[str
         value = getattr(getattr(config, section), name)
         if not value:
             continue
-        source = ""
-        if path not in overridden_paths:
-            source = f"preset={config.preset}: "
+        source = name_preset(config, path, overridden_paths)
         raise UsageError(
             f"{source}{path}={format_value(value)}: compressor={config.compressor} has no query module; "
             "add one, as in compressor=sap+embq, or leave the setting out"
@@ -146,12 +149,10 @@ def check_streaming(config: Config, overridden_paths: Collection[str]) -> None:
                 f"{section.max_steps} steps, over as many passes as they take; leave it out"
             )
         if section.group_by_length:
-            source = ""
-            if f"{stage}.group_by_length" not in overridden_paths:
-                source = f"preset={config.preset}: "
+            path = f"{stage}.group_by_length"
             raise UsageError(
-                f"{source}{stage}.group_by_length=true: needs the lengths of all rows, which nobody has with "
-                f"data.streaming=true; set {stage}.group_by_length=false"
+                f"{name_preset(config, path, overridden_paths)}{path}=true: needs the lengths of all rows, "
+                f"which nobody has with data.streaming=true; set {path}=false"
             )
 
 

@@ -245,12 +245,18 @@ def make_blind_cells(cells: list[Cell]) -> list[Cell]:
 def start_blind_training(blind_config: Config, config: Config) -> None:
     """Start a blind cell from the LLM that the cell beside it starts from, and without a teacher, who would
     see images."""
-    start = config.find_start("finetune")
-    takes_llm = start is not None and "llm" in start.parts
-    blind_config.finetune.init = start.source if start is not None and takes_llm else None
-    blind_config.finetune.init_parts = ["llm"] if takes_llm else []
+    source = find_llm_start(config)
+    blind_config.finetune.init = source
+    blind_config.finetune.init_parts = [] if source is None else ["llm"]
     blind_config.pretrain.init = None
     blind_config.finetune.teacher = None
+
+
+def find_llm_start(config: Config) -> str | None:
+    """The trained model that a cell's LLM, and that of the blind cell beside it, starts from; None where it
+    starts from `llm.source`."""
+    start = config.find_start("finetune")
+    return start.source if start is not None and "llm" in start.parts else None
 
 
 def collect_blind_settings(config: Config) -> dict[str, Any]:
@@ -259,8 +265,7 @@ def collect_blind_settings(config: Config) -> dict[str, Any]:
     for section in BLIND_SECTIONS:
         for name, value in vars(getattr(config, section)).items():
             settings[f"{section}.{name}"] = value
-    start = config.find_start("finetune")
-    settings["finetune.init"] = start.source if start is not None and "llm" in start.parts else None
+    settings["finetune.init"] = find_llm_start(config)
     del settings["data.workers"]  # no result shows these two
     del settings["evaluate.cache"]
     del settings["data.pretrain"]  # of stage 1, which it does not have
