@@ -74,7 +74,7 @@ def load_model(
     return model
 
 
-def check_weights(source: str | Path, where: str) -> None:
+def check_weight_files(source: str | Path, where: str) -> None:
     """UsageError for a model's folder without weights, or with cut files. Only their heads are read."""
     folder = Path(source)
     if not folder.is_dir():

@@ -98,7 +98,7 @@ def switch_off_query_module_settings(config: Config) -> None:
         assign_setting(config, path, settings[path].default)
 
 
-def check_weights(config: Config) -> None:
+def check_data_weights(config: Config) -> None:
     """UsageError for weights that are not one for each entry."""
     for role in WEIGHTED_ROLES:
         weights = getattr(config.data, f"{role}_weights")

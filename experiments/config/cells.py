@@ -14,11 +14,11 @@ from experiments.config import signatures
 from experiments.config.cell_checks import (
     QUERY_MODULE_SETTINGS,
     check_batches,
+    check_data_weights,
     check_parts,
     check_query_module_settings,
     check_streaming,
     check_validation,
-    check_weights,
     switch_off_query_module_settings,
 )
 from experiments.config.idle_settings import (
@@ -124,7 +124,7 @@ def resolve_overrides(overrides: Mapping[str, str]) -> tuple[Config, set[str]]:
     check_batches(config)
     check_streaming(config, overrides)
     check_starts(config)
-    check_weights(config)
+    check_data_weights(config)
     check_validation(config)
     check_metric_names(config.evaluate.metric)
     check_judge_settings(config)

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from compressors.errors import UsageError, quote, shorten_reason
-from connectors.pretrained import check_weights, load_model, load_pretrained
+from connectors.pretrained import check_weight_files, load_model, load_pretrained
 from experiments.config.metric_names import JUDGE_PROMPT, fill_prompt
 from experiments.config.schema import GPU_ACCELERATORS
 from experiments.config.schema_sections import JudgeSettings
@@ -198,7 +198,7 @@ def check_judge(settings: JudgeSettings) -> None:
     config = load_pretrained(AutoConfig, folder, where, ADVICE)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UsageError(f"{where}: a model of type {config.model_type}, no language model; {ADVICE}")
-    check_weights(folder, where)
+    check_weight_files(folder, where)
     tokenizer = load_chat_tokenizer(folder, where)
     # without what is judged, which is a few words as a rule
     prompt = fill_prompt(settings.prompt or JUDGE_PROMPT, "", "", "")

@@ -17,7 +17,7 @@ from transformers import (
 
 from compressors.errors import UsageError, shorten_reason
 from connectors.hub import is_open_clip, split_open_clip
-from connectors.pretrained import check_weights, load_model, load_pretrained
+from connectors.pretrained import check_weight_files, load_model, load_pretrained
 from connectors.towers.huggingface import read_saved_preprocessing
 from connectors.towers.open_clip import OpenClipVisionConfig
 from experiments.config.schema import Config
@@ -98,7 +98,7 @@ def check_llm(config: Config, text: PreTrainedConfig) -> None:
     """UsageError for a language model's folder without weights or tokenizer, or with that of another model.
     `text`: its configuration."""
     where = f"llm.source={config.llm.source}"
-    check_weights(resolve_source(config.llm.source), where)
+    check_weight_files(resolve_source(config.llm.source), where)
     tokenizer = load_tokenizer(config)
     # `build_model` makes rows up to the end token
     rows = max(text.get_text_config().vocab_size, find_token_id(tokenizer, config.prompt.end) + 1)
@@ -109,7 +109,7 @@ def check_tower(source: str) -> None:
     """UsageError for a tower's folder without weights, or with a damaged image processor."""
     if is_open_clip(source):
         return
-    check_weights(resolve_source(source), f"tower.source={source}")
+    check_weight_files(resolve_source(source), f"tower.source={source}")
     read_saved_preprocessing(resolve_source(source))
 
 

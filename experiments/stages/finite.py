@@ -85,7 +85,7 @@ def find_not_finite(tensors: Mapping[str, Tensor], buffers: Collection[str] = ()
     return next(name for name, value in values.items() if not value.isfinite().all())
 
 
-def check_weights(model: nn.Module, when: str, trained_alone: bool = False) -> None:
+def check_finite_weights(model: nn.Module, when: str, trained_alone: bool = False) -> None:
     """NotFinite if a weight or saved buffer of the model is not finite; with `trained_alone` frozen weights
     are not looked at."""
     buffers = {name for name, _ in model.named_buffers()}

@@ -29,7 +29,7 @@ from experiments.models.build import build_model, silence_libraries
 from experiments.runtime.files import write_atomic
 from experiments.runtime.progress import Reporter
 from experiments.stages.checks import check_training_needs
-from experiments.stages.finite import check_weights, explain_divergence, find_not_finite
+from experiments.stages.finite import check_finite_weights, explain_divergence, find_not_finite
 from experiments.stages.training import lora, strategies
 from experiments.stages.training.checkpoints import (
     CHECKPOINTS_FOLDER,
@@ -164,7 +164,7 @@ def train_stage(
             fit_module(config, module, out, report, callbacks=validation)
         if adapters is not None:
             adapters.merge_and_unload()
-        check_weights(model, "after the last step")
+        check_finite_weights(model, "after the last step")
 
 
 def launch_on_nodes(

@@ -127,9 +127,9 @@ def find_comparison(jobs: Sequence[CellJob], store: Store) -> Comparison:
                 store.report.write_warning(f"no comparison with the study '{name}': {error}")
                 continue
             rows: dict[str, ScoreRow] = {}
-            for label, cell, stage in references:
+            for label, reference, stage in references:
                 if stage.key in study.cells:
-                    row = ScoreRow(label, blind=cell.config.blind)
+                    row = ScoreRow(label, blind=reference.config.blind)
                     rows.setdefault(label, row).runs.append(study.cells[stage.key])
             labels = {stage.key: label for label, _, stage in references if stage.key in study.cells}
             chance = ScoreRow(CHANCE_ROW, [study.chance[min(labels)]])

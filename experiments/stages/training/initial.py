@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from compressors.errors import UsageError, quote
-from connectors.pretrained import check_weights, load_model, load_pretrained
+from connectors.pretrained import check_weight_files, load_model, load_pretrained
 from connectors.towers.build import load_tower
 from experiments.config.schema import Config, TrainedStart
 from experiments.config.sources import resolve_source
@@ -59,7 +59,7 @@ def check_start(config: Config, model: FlashSlothForConditionalGeneration) -> No
         return
     where = f"{start.path}={quote(start.source)}"
     folder = find_trained_model(start.source, config.out, start.path)
-    check_weights(folder, where)
+    check_weight_files(folder, where)
     saved = build_without_weights(folder, where, ADVICE)
     end = find_token_id(pretrained.load_tokenizer(config), config.prompt.end)
     embeddings = model.get_input_embeddings()

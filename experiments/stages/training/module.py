@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from experiments.config.schema_sections import OptimisationSettings
 from experiments.data.streaming.order import StreamOrder
-from experiments.stages.finite import FiniteWatch, check_weights
+from experiments.stages.finite import FiniteWatch, check_finite_weights
 from experiments.stages.training.query_warmup import QueryWarmup
 from experiments.stages.training.strategies import make_precision_policy, shard_model
 from experiments.stages.training.teacher import Teacher
@@ -235,7 +235,7 @@ class SlothModule(L.LightningModule):
         scaler = self.find_scaler()
         if scaler is not None and scaler.get_scale() < LOWEST_SCALE:
             raise NotFinite(f"step {self.watch.step}: fp16 gradients overflow at any scale")
-        check_weights(self.model, f"step {self.watch.step}", trained_alone=True)
+        check_finite_weights(self.model, f"step {self.watch.step}", trained_alone=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_finite()  # a run that has diverged leaves the checkpoint before it

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from compressors.errors import UsageError, quote
-from connectors.pretrained import check_weights, load_pretrained
+from connectors.pretrained import check_weight_files, load_pretrained
 from experiments.config.schema import Config
 from experiments.config.schema_sections import FinetuneSettings
 from experiments.config.trained import find_teacher
@@ -203,7 +203,7 @@ def check_teacher(config: Config, student: FlashSlothForConditionalGeneration) -
         return
     where = f"finetune.teacher={quote(config.finetune.teacher)}"
     folder = find_teacher(config)
-    check_weights(folder, where)
+    check_weight_files(folder, where)
     check_head(student, where)
     processor = load_pretrained(FlashSlothProcessor, folder, where, ADVICE)
     if not processor.image_tokens:
