@@ -36,12 +36,10 @@ def find_model(source: str, out: str | Path, where: str) -> Path:
     """The folder of a trained model: `source` is the name of a cell below `out`, which needs no key or seed
     where it is the only one of that name, a folder as `find_model_folder` takes it, or ID[@REVISION] of the
     hub. UsageError, from `where`, where none is there."""
-    cells = Path(out, CELLS_FOLDER)
-    names = sorted(folder.parent.name for folder in cells.glob(f"*/{STAGES_FILE}"))
     folder = Path(source) if source and Path(source).exists() else None
     cell = find_named_cell(source, out, where)
     if cell is not None:
-        folder = cells / cell
+        folder = cell
     if folder is not None:
         try:
             return find_model_folder(folder)
@@ -52,19 +50,25 @@ def find_model(source: str, out: str | Path, where: str) -> Path:
     if hub_id is not None and not Path(source.partition("/")[0]).exists():
         return fetch_hub_model(hub_id["name"], hub_id["revision"], where)
     raise UsageError(
-        f"{where}: neither a finished cell below {out} nor a folder{suggest(source, names)}; give "
+        f"{where}: neither a finished cell below {out} nor a folder{suggest(source, list_cells(out))}; give "
         "OUT/cells/CELL, OUT/finetune/KEY, a saved model's folder or its hub id"
     )
 
 
-def find_named_cell(source: str, out: str | Path, where: str) -> str | None:
-    """The finished cell below `out` that `source` names, with seed and key or without; None of a folder or of
-    something else. Of cells that were made of each other the first is meant: a sweep that starts from a cell,
-    or is taught by it, may make others of its name. UsageError, from `where`, for one of several."""
+def list_cells(out: str | Path) -> list[str]:
+    """The names of the finished cells below an output directory."""
+    return sorted(folder.parent.name for folder in Path(out, CELLS_FOLDER).glob(f"*/{STAGES_FILE}"))
+
+
+def find_named_cell(source: str, out: str | Path, where: str) -> Path | None:
+    """The folder of the finished cell below `out` that `source` names, with seed and key or without; None of
+    a folder or of something else. Of cells that were made of each other the first is meant: a sweep that
+    starts from a cell, or is taught by it, may make others of its name. UsageError, from `where`, for one of
+    several."""
     cells = Path(out, CELLS_FOLDER)
-    names = sorted(folder.parent.name for folder in cells.glob(f"*/{STAGES_FILE}"))
+    names = list_cells(out)
     if source in names:
-        return source
+        return cells / source
     if not source or Path(source).exists():
         return None
     namesakes = list_namesakes(source, names)
@@ -72,7 +76,7 @@ def find_named_cell(source: str, out: str | Path, where: str) -> str | None:
         namesakes = [name for name in namesakes if not is_made_of(cells / name, namesakes)] or namesakes
     if len(namesakes) > 1:
         raise UsageError(f"{where}: several finished cells below {out}: {', '.join(namesakes)}; give one")
-    return namesakes[0] if namesakes else None
+    return cells / namesakes[0] if namesakes else None
 
 
 def is_made_of(cell: Path, names: Sequence[str]) -> bool:
@@ -99,7 +103,7 @@ def settle_named_cells(config: Config) -> None:
             continue
         cell = find_named_cell(source, config.out, f"{path}={quote(source)}")
         if cell is not None:
-            setattr(section, name, str(Path(config.out, CELLS_FOLDER, cell)))
+            setattr(section, name, str(cell))
 
 
 def list_namesakes(source: str, names: Sequence[str]) -> list[str]:
