@@ -17,7 +17,7 @@ from llm_adapters.conversation import QUERY, QUESTION
 from llm_adapters.reuse.families import ModelFamily
 from llm_adapters.reuse.families.family import RAGGED, read_merge_size
 from llm_adapters.reuse.parts.markers import Markers
-from llm_adapters.reuse.wrapping import find_device
+from llm_adapters.reuse.wrapping import find_device, is_wrapped
 
 MOST_UNITS = 16  # a side of the pictures whose sizes are tried, in the units that it is rounded to
 
@@ -29,10 +29,17 @@ class NeedsTraining(UserWarning):
 def create_query_module(
     model: PreTrainedModel, vision_dim: int, name: str | None, knobs: dict[str, Any]
 ) -> QueryModule | None:
-    """The query module of that name for the model's LLM and a tower; UsageError for knobs of none."""
+    """The query module of that name for the model's LLM and a tower. UsageError for knobs of none, and for an
+    LLM whose embeddings are already those of another model's query tokens: ids do not tell whose they are."""
     if name is not None:
         sizes = {**llm_sizes(model.config), "vision_dim": vision_dim}
-        return query_modules.create(name, **sizes, **knobs)
+        queries = query_modules.create(name, **sizes, **knobs)
+        if is_wrapped(model.get_input_embeddings(), "forward"):
+            raise UsageError(
+                f"query_module={name}: the language model is also that of another model, which has a query "
+                "module; detach that one first, or give each model a language model of its own"
+            )
+        return queries
     if knobs:
         raise UsageError(
             f"query_knobs={knobs} without a query_module; name one of {', '.join(query_modules.names())}"

@@ -73,8 +73,7 @@ class Wrapping:
 
     def wrap_method(self, owner: object, name: str, around: Callable[..., Any]) -> None:
         """`owner.name` becomes `around(original, ...)`."""
-        if name == "forward" and OFFLOADED_FORWARD in vars(owner):  # PEFT makes accelerate's own anew
-            name = OFFLOADED_FORWARD
+        name = find_own_name(owner, name)
         setattr(owner, name, WrappedMethod(around, getattr(owner, name), self.key))
 
     def add_method(self, owner: object, name: str, method: Callable[..., Any]) -> None:
@@ -106,6 +105,18 @@ class Wrapping:
             delattr(module, name)
             if getattr(module, name, None) != method:  # most have it from their class
                 setattr(module, name, method)
+
+
+def find_own_name(owner: object, name: str) -> str:
+    """The name of an owner's method, where it is that of the model and not accelerate's."""
+    if name == "forward" and OFFLOADED_FORWARD in vars(owner):  # PEFT makes accelerate's own anew
+        return OFFLOADED_FORWARD
+    return name
+
+
+def is_wrapped(owner: object, name: str) -> bool:
+    """Whether `owner.name` is wrapped, by whatever it is."""
+    return isinstance(vars(owner).get(find_own_name(owner, name)), WrappedMethod)
 
 
 def copy_attached(attached: Any, base: nn.Module, model: nn.Module, memo: dict[int, Any]) -> Any:

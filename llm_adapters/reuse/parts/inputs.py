@@ -40,6 +40,7 @@ class InputAdapter(MapCompressor):
     """What `VisualParts` does before and in a forward of the model."""
 
     markers: Markers | None
+    adapter_number: int
     _encoded: list[tuple[Tensor, Any]]
     _warned: bool
 
@@ -170,7 +171,10 @@ class InputAdapter(MapCompressor):
         images = None
         if all(hasattr(output, "images") for output in outputs.values()):
             images = merge_images(placeholders, [output.images for output in outputs.values()])
-        kwargs[CONTEXT] = self.markers.build_context(ids, is_visual, images)
+        context = self.markers.build_context(ids, is_visual, images)
+        if context is not None:
+            context.owner = self.adapter_number
+        kwargs[CONTEXT] = context
 
     def _note_prompt(self, kwargs: Kwargs) -> AbstractContextManager[None]:
         """While it is open, the images of a forward's arguments have its questions."""

@@ -314,6 +314,38 @@ def test_bad_input_changes_nothing(options, message):
         reuse.detach(model, processor)
 
 
+@torch.no_grad()
+def test_models_around_one_language_model():
+    """One of them may have a query module: ids do not tell whose query tokens they are."""
+    model, processor = attached("llava")
+    other, other_processor = make_model("llava", 1), make_processor("llava")
+    other.model.language_model, other.lm_head = model.model.language_model, model.lm_head
+    batch = inputs(processor, two_rows("llava", marked=True))
+    expected = model(**batch).logits
+    with pytest.raises(UsageError, match="query_module=embq: .* that of another model, .* of its own"):
+        reuse.attach(other, other_processor, **SAP, **EMBQ)
+    assert not hasattr(other, "slothkit")
+    reuse.attach(other, other_processor, **SAP)
+    other_batch = inputs(other_processor, two_rows("llava"))
+    other_expected = other(**other_batch).logits
+    assert torch.equal(model(**batch).logits, expected)
+    reuse.detach(model, processor)
+    assert torch.equal(other(**other_batch).logits, other_expected)
+    reuse.attach(model, processor, **SAP, **EMBQ)
+
+
+@torch.no_grad()
+def test_a_query_module_acts_for_its_own_model_alone():
+    model, _ = attached("llava")
+    other, processor = attached("llava", 1)
+    other.model.language_model = model.model.language_model
+    called = []
+    model.slothkit.query_module.register_forward_hook(lambda *_: called.append(True))
+    with pytest.raises(UsageError, match="a query module cannot act there"):
+        other(**inputs(processor, two_rows("llava", marked=True)))
+    assert not called
+
+
 def test_bad_models_texts_and_folders_are_refused(tmp_path):
     model, processor = attached("llava")
     with pytest.raises(UsageError, match="has a sap already"):
