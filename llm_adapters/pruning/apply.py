@@ -117,8 +117,8 @@ class PruningAdapter:
         self, prompt: Prompt | None, length: int, cache: Cache | None, use_cache: bool | None
     ) -> tuple[PrunedPass | None, Cache | None]:
         """The context of a forward pass of `length` tokens (None: nothing to do), and its KV cache; `prompt`
-        where images are given. UsageError for a cache that cannot be. Under torch.compile the graph breaks
-        where a pruner counts."""
+        where images are given. A cache behind another adapter's prompt is left to that one. UsageError for a
+        cache that cannot be. Under torch.compile the graph breaks where a pruner counts."""
         if self.pruner is None:
             return None, cache
         llm = self.language_model
@@ -136,14 +136,13 @@ class PruningAdapter:
             delattr(cache, PRUNING_STATE)  # of a prompt before the cache was emptied
         if prompt is None:
             state = getattr(cache, PRUNING_STATE, None)
-            if state is None:
+            if state is None or state.owner != self.pruning_number:
                 return None, cache
             assert cache is not None  # the state lies on it
             check_cache_whole(cache, state, past)
-            owner = self.pruning_number
-            return PrunedPass(self.pruner, owner, state, past + length, length, flash), cache
+            return PrunedPass(self.pruner, state, past + length, length, flash), cache
         check_cache_empty(cache)
-        state = PrefillState(length)
+        state = PrefillState(length, self.pruning_number)
         if cache is None:
             if use_cache is None:
                 use_cache = llm.config.use_cache
@@ -152,13 +151,13 @@ class PruningAdapter:
         if cache is not None:
             use_unwindowed_layers(cache)
             setattr(cache, PRUNING_STATE, state)
-        run = PrunedPass(self.pruner, self.pruning_number, state, length, length, flash)
+        run = PrunedPass(self.pruner, state, length, length, flash)
         return run.start_prefill(prompt), cache
 
     def _find_pass(self, kwargs: dict[str, Any]) -> PrunedPass | None:
         """The pass that a layer runs in, if it is one of this adapter's."""
         run: PrunedPass | None = kwargs.get(PRUNING_CONTEXT)
-        if run is None or run.owner != self.pruning_number:
+        if run is None or run.state.owner != self.pruning_number:
             return None
         return run
 

@@ -120,10 +120,11 @@ class Cut:
 
 @dataclass
 class PrefillState:
-    """What decoding has to know of a prefill of `length` tokens; it travels with the KV cache. `cuts`: by
-    layer, None where nothing went."""
+    """What decoding has to know of a prefill of `length` tokens; it travels with the KV cache. `owner`: the
+    adapter that has the pruner; `cuts`: by layer, None where nothing went."""
 
     length: int
+    owner: int
     cuts: dict[int, Cut | None] = field(default_factory=dict)
 
     def last_cut(self, layer: int) -> Cut | None:

@@ -52,10 +52,9 @@ class RemainingTokens:
 @dataclass
 class PrunedPass:
     """One forward pass of `new` tokens after which there are `total`. At prefill there is a `prompt`, and
-    what of it is `remaining`; a step behind it has neither. `owner`: the adapter that has the pruner."""
+    what of it is `remaining`; a step behind it has neither."""
 
     pruner: Pruner
-    owner: int
     state: PrefillState
     total: int
     new: int

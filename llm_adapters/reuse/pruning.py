@@ -105,8 +105,9 @@ def place_on_grids(model: PreTrainedModel, name: str, knobs: dict[str, Any]) -> 
 
 @dataclass
 class PromptTokens:
-    """Of a prompt with images or videos: (B, T) each."""
+    """Of a prompt with images or videos: (B, T) each. owner: the number of the pruning that acts on it."""
 
+    owner: int
     is_visual: Tensor
     is_text: Tensor
     attention_mask: Tensor | None
@@ -199,7 +200,7 @@ class ModelPruning(PruningAdapter):
             is_placeholder = is_image | is_video
             is_text = self._find_question_text(ids, is_placeholder)
             is_visual = is_placeholder if has_videos else is_image
-            kwargs[PROMPT_KEY] = PromptTokens(is_visual, is_text, mask)
+            kwargs[PROMPT_KEY] = PromptTokens(self.pruning_number, is_visual, is_text, mask)
         return (), kwargs
 
     def _find_question_text(self, ids: Tensor, is_visual: Tensor) -> Tensor:
@@ -210,10 +211,15 @@ class ModelPruning(PruningAdapter):
         _, is_question = markers.find_turns(ids)
         return is_question & ~is_visual
 
-    def _start_llm_pruning(self, llm: nn.Module, args: Args, kwargs: Kwargs) -> HookResult:
-        """The pre-hook of the language model: gives its layers the context of a pruned pass."""
+    def _start_llm_pruning(self, llm: nn.Module, args: Args, kwargs: Kwargs) -> HookResult | None:
+        """The pre-hook of the language model: gives its layers the context of a pruned pass, if it is not
+        that of another model around it."""
+        tokens: PromptTokens | None = kwargs.get(PROMPT_KEY)
+        is_of_other = tokens is not None and tokens.owner != self.pruning_number
+        if is_of_other or kwargs.get(PRUNING_CONTEXT) is not None:
+            return None
         kwargs = bind_arguments(llm.forward, args, kwargs)
-        tokens: PromptTokens | None = kwargs.pop(PROMPT_KEY, None)
+        kwargs.pop(PROMPT_KEY, None)
         embeds = kwargs["inputs_embeds"]
         cache = read_cache(kwargs)
         prompt = None
@@ -261,6 +267,6 @@ class ModelPruning(PruningAdapter):
         output: object,  # noqa: ARG002
     ) -> None:
         """The hook of the language model: counts the visual tokens that went through its layers."""
-        run: PrunedPass | None = kwargs.get(PRUNING_CONTEXT)
+        run = self._find_pass(kwargs)
         if run is not None:
             run.record_passed_tokens()

@@ -340,6 +340,37 @@ def test_fitprune_is_calibrated(family):
     assert held.measured_visual_tokens() / mean(visual_tokens(model, batch)) == pytest.approx(0.6, abs=0.05)
 
 
+@pytest.mark.parametrize("family", family_params("llava", "qwen3_vl"))  # DeepStack acts between the layers
+@pytest.mark.parametrize("first", [0, 1])
+def test_models_around_one_language_model_have_their_own_pruners(family, first):
+    """In prefills and decoding steps, whichever is pruned first; each counts its own tokens."""
+    models, processor = [make_model(family, seed) for seed in (0, 1)], make_processor(family)
+    shared = find_language_model(models[0])
+    models[1].model.language_model, models[1].lm_head = shared, models[0].lm_head
+    batch = inputs(processor, two_rows(family))
+    knobs = [{"layer": 1, "ratio": 0.2}, {"layer": 2, "ratio": 0.7}]
+
+    def measure(model):
+        with torch.no_grad():
+            logits = model(**batch).logits
+        said = answers(model, batch, **ENDLESS)
+        return logits, said, model.slothkit_pruning.pruner.measured_visual_tokens()
+
+    alone = []
+    for model, own_knobs in zip(models, knobs):
+        reuse.prune(model, "fastv", **own_knobs)
+        alone.append(measure(model))
+        reuse.prune(model, None)
+    for number in (first, 1 - first):
+        reuse.prune(models[number], "fastv", **knobs[number])
+    for model, (logits, said, tokens) in zip(models, alone):
+        found, found_said, found_tokens = measure(model)
+        assert torch.equal(found, logits)
+        assert (found_said, found_tokens) == (said, tokens)
+    reuse.prune(models[0], None)
+    assert torch.equal(measure(models[1])[0], alone[1][0])
+
+
 def test_answers_of_pruned_beams_with_several_images():
     model, processor = pruned("llava")
     rows = two_rows("llava")
