@@ -1,7 +1,8 @@
 """A turn behind a kept cache: what its query tokens would read is not there.
 
 `generate` itself gives several ids behind its cache where it verifies guesses of an assistant or of a look-up
-in the prompt, which may be markers, too. Only it knows that no turn begins there, so it is made to say so.
+in the prompt, which may be markers or placeholders, too. Only it knows that no turn and no image begins
+there, so it is made to say so.
 """
 
 from collections.abc import Callable

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from compressors.errors import UsageError
 from connectors.versions import CACHE, read_cache
@@ -192,7 +192,8 @@ class ModelPruning(PruningAdapter):
             return (), kwargs
         # where a family's videos have no placeholders of their own, their frames are images
         is_image, is_video = split_placeholders(ids, self.model.config, kwargs.get("mm_token_type_ids"))
-        check_placeholders(is_image, has_images)
+        if not self._is_answering(read_cache(kwargs)):
+            check_placeholders(is_image, has_images)
         if has_images or has_videos:
             mask = kwargs.get("attention_mask")
             if not isinstance(mask, Tensor) or mask.ndim != 2:
@@ -202,6 +203,11 @@ class ModelPruning(PruningAdapter):
             is_visual = is_placeholder if has_videos else is_image
             kwargs[PROMPT_KEY] = PromptTokens(self.pruning_number, is_visual, is_text, mask)
         return (), kwargs
+
+    def _is_answering(self, cache: Cache | None) -> bool:
+        """Whether what comes behind a cache is the answer of the `generate` that runs, or guesses of it."""
+        owner, prompt_length = RUNNING_PROMPT.get() or (None, 0)
+        return owner is self and cache is not None and cache.get_seq_length() >= prompt_length
 
     def _find_question_text(self, ids: Tensor, is_visual: Tensor) -> Tensor:
         """Tokens of questions: all text where nothing marks them."""

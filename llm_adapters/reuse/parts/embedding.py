@@ -80,7 +80,7 @@ class MarkerAdapter:
         for them."""
         assert self.markers is not None  # hooked with a query module alone
         kwargs = bind_arguments(model.forward, args, kwargs)
-        if not kwargs.pop(GUESSED, False):
+        if not kwargs.get(GUESSED, False):
             check_turn(kwargs.get("input_ids"), read_cache(kwargs), self.markers.query_id)
         labels = kwargs.get("labels")
         if labels is not None:

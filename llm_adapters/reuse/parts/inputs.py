@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from compressors.errors import UsageError
 from llm_adapters.adapter import CONTEXT
+from llm_adapters.kept_turns import GUESSED
 from llm_adapters.reuse.families.family import read_merge_size
 from llm_adapters.reuse.parts.compressing import MapCompressor
 from llm_adapters.reuse.parts.markers import Markers
@@ -95,6 +96,7 @@ class InputAdapter(MapCompressor):
         self._warn_of_frozen_parts()
         encoder = cast(ImageEncoder, base)  # all families' are: `insert_parts` has wrapped these methods
         kwargs = bind_arguments(base.forward, args, kwargs)
+        is_guessed = kwargs.pop(GUESSED, False)
         if kwargs.get("pixel_values_videos") is not None and self.family.videos is None:
             refuse_videos(base.forward)
         ids = kwargs.get("input_ids")
@@ -114,8 +116,9 @@ class InputAdapter(MapCompressor):
             return (), kwargs
         is_image, is_video = split_placeholders(ids, base.config, kwargs.get("mm_token_type_ids"))
         masks = {"image": is_image, "video": is_video}
-        for word, is_placeholder in masks.items():
-            check_placeholders(is_placeholder, word in outputs, word)
+        if not is_guessed:
+            for word, is_placeholder in masks.items():
+                check_placeholders(is_placeholder, word in outputs, word)
         if len(outputs) > 1:
             check_tellable(base, ids, is_video)
         for word, output in outputs.items():

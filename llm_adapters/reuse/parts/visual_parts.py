@@ -119,12 +119,13 @@ class VisualParts(InputAdapter, MarkerAdapter, QueryAdapter):
             wrap(model, GENERATION_ENCODER, self.question_reader.encode_noting_prompt)
         if self.family.mixes_beams and hasattr(model, BEAM_REPEATER):
             wrap(model, BEAM_REPEATER, partial(repeat_outputs, model))
+        if hasattr(model, "generate"):  # a model without its head has none
+            wrap(model, "prepare_inputs_for_generation", says_guessed)
         if isinstance(self.position_keeper, PositionKeeper):
             wrap(model, "prepare_inputs_for_generation", self.position_keeper.continue_positions)
         if self.query_module is not None:
             wrap(base.get_input_embeddings(), "forward", self._embed_markers)
             self._wrap_id_tables(modules)
-            wrap(model, "prepare_inputs_for_generation", says_guessed)
             handles.append(model.register_forward_pre_hook(self._prepare_forward, with_kwargs=True))
             handles += self.hook_query_module(getattr(base, self.family.language_model))
             handles.append(base.register_forward_hook(self._check_context_read, with_kwargs=True))

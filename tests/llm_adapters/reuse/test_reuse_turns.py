@@ -7,6 +7,7 @@ import reuse_families
 import reuse_models
 import torch
 from reuse_families import (
+    EMBQ,
     PLACEHOLDER,
     SAP,
     attached,
@@ -186,6 +187,48 @@ def test_guesses_from_the_prompt_may_have_markers_in_them(family):
     )
     assert new[0, -8:].tolist() == said * 8
     assert any(is_query.any() for is_query in seen[1:])
+
+
+PRUNER = {"layer": 1, "ratio": 0.5}
+KEEP = {"compressor": "divprune", "positions": "keep", "tokens": 7}
+GUESSERS = {
+    "sap": (SAP, None),
+    "keep": (KEEP, None),
+    "embq": ({**SAP, **EMBQ}, None),
+    "pruned": (None, PRUNER),
+    "sap pruned": (SAP, PRUNER),
+}
+
+
+@pytest.mark.parametrize("case", GUESSERS)
+def test_guesses_from_the_prompt_may_have_placeholders_in_them(case):
+    """The model says the words that stand before the image, and a look-up guesses the image behind them."""
+    options, pruner = GUESSERS[case]
+    model, processor = make_model("llava"), make_processor("llava")
+    if options is not None:
+        reuse.attach(model, processor, **options)
+    if pruner is not None:
+        reuse.prune(model, "fastv", **pruner)
+    text = prompt("llava", marked="query_module" in (options or {}))
+    text = text.replace(" ASSISTANT:", " Zq")  # its end is nowhere before
+    batch = inputs(processor, [(text, [picture(1)])])
+    length, image = batch["input_ids"].shape[1], model.config.image_token_id
+    start = int((batch["input_ids"][0] == image).nonzero()[0])
+    words = batch["input_ids"][0, start - 3 : start]
+    seen = []
+    model.get_input_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0] == image))
+
+    def say_words(ids, scores):
+        said = ids.shape[1] - length
+        if said < len(words):
+            return torch.full_like(scores, -1e9).index_fill(1, words[said], 0)
+        return scores.index_fill(1, torch.tensor([image]), -1e9)
+
+    told = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": 9999, "logits_processor": [say_words]}
+    expected = model.generate(**batch, **told)
+    seen.clear()
+    assert torch.equal(model.generate(**batch, **told, prompt_lookup_num_tokens=4), expected)
+    assert any(is_image.any() for is_image in seen[1:])
 
 
 def test_a_language_model_that_keeps_keyword_arguments_to_itself(monkeypatch):
