@@ -11,9 +11,9 @@ in a forward pass outside of it, all tokens.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -40,6 +40,7 @@ from llm_adapters.reuse.wrapping import (
     check_placeholders,
     copy_attached,
     encode_pixels,
+    hold_encoding,
     split_placeholders,
     unwrap_peft,
 )
@@ -158,11 +159,18 @@ class ModelPruning(PruningAdapter):
         return calibrate_recipe(
             self.model,
             self.replace_pruner,
-            partial(encode_pixels, self.base),
+            self._encode_prompt,
             batches,
             pruner,
             before=self.pruner,
         )
+
+    def _encode_prompt(self, inputs: Kwargs) -> Kwargs:
+        """Inputs with their images encoded; attached parts may read the questions in them."""
+        parts = getattr(self.model, PARTS_ATTRIBUTE, None)
+        noting = nullcontext() if parts is None else parts.note_prompt(inputs)
+        with hold_encoding(), noting:
+            return encode_pixels(self.base, inputs)
 
     def _generate_noting_length(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The model's `generate`, which has the length of its prompt noted as long as it runs."""

@@ -100,7 +100,7 @@ class InputAdapter(MapCompressor):
         if kwargs.get("pixel_values_videos") is not None and self.family.videos is None:
             refuse_videos(base.forward)
         ids = kwargs.get("input_ids")
-        with hold_encoding(), self._note_prompt(kwargs):
+        with hold_encoding(), self.note_prompt(kwargs):
             kwargs, outputs = self._encode_pixels(encoder, kwargs)
         if ids is None:
             if outputs and self.position_keeper is not None:
@@ -179,7 +179,7 @@ class InputAdapter(MapCompressor):
             context.owner = self.adapter_number
         kwargs[CONTEXT] = context
 
-    def _note_prompt(self, kwargs: Kwargs) -> AbstractContextManager[None]:
+    def note_prompt(self, kwargs: Kwargs) -> AbstractContextManager[None]:
         """While it is open, the images of a forward's arguments have its questions."""
         if self.question_reader is None:
             return nullcontext()

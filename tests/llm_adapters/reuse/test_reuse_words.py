@@ -115,6 +115,21 @@ def test_half_precision_positions_and_a_query_module(family):
     assert all(call[0].dtype == call[1].dtype == torch.float32 for call in calls)
 
 
+@pytest.mark.parametrize("family", family_params("llava", "qwen2_5_vl"))
+def test_fitprune_is_calibrated_beside_it(family):
+    """Its prompts' images are encoded once and for all, with the questions of their prompts."""
+    model, processor, calls = attach(family)
+    batch = inputs(processor, two_rows(family))
+    with torch.no_grad():
+        model(**batch)
+    expected = list(calls)
+    calls.clear()
+    reuse.prune(model, "fitprune", average=0.6, calibrate_on=batch)
+    assert len(model.slothkit_pruning.pruner.known_shares()) == 2
+    for call, expected_call in zip(calls, expected):
+        assert all(map(torch.equal, call, expected_call))
+
+
 def test_the_tower_is_trained_through_what_is_kept():
     model, processor, _ = attach("llava")
     train_loss(model, inputs(processor, two_rows("llava"))).backward()
