@@ -113,6 +113,10 @@ class InputAdapter(MapCompressor):
                     "images came with inputs_embeds, which do not tell questions and query "
                     "tokens; give input_ids to a model with a query module"
                 )
+            embeds = kwargs.get("inputs_embeds")
+            if self.position_keeper is not None and embeds is not None:
+                is_visual = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+                self.position_keeper.keep_positions(kwargs, is_visual, None)
             return (), kwargs
         is_image, is_video = split_placeholders(ids, base.config, kwargs.get("mm_token_type_ids"))
         masks = {"image": is_image, "video": is_video}

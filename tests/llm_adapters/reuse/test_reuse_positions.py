@@ -230,5 +230,27 @@ def test_a_cache_without_positions_is_refused():
     reuse.attach(model, processor, **KEEP)
     batch = inputs(processor, two_rows("llava"))
     output = model(**batch, use_cache=True)
-    with pytest.raises(UsageError, match="tokens behind a KV cache need `position_ids`"):
-        model(input_ids=batch["input_ids"][:, -1:], **{CACHE: read_cache(output)})
+    last = batch["input_ids"][:, -1:]
+    for tokens in ({"input_ids": last}, {"inputs_embeds": model.get_input_embeddings()(last)}):
+        with pytest.raises(UsageError, match="tokens behind a KV cache need `position_ids`"):
+            model(**tokens, **{CACHE: read_cache(output)})
+
+
+@torch.no_grad()
+def test_text_and_steps_by_their_embeddings_have_the_positions_of_ids():
+    model, processor = make_model("llava"), make_processor("llava")
+    reuse.attach(model, processor, **KEEP)
+    embed = model.get_input_embeddings()
+    text = {"input_ids": torch.tensor([[0, 20, 30], [20, 30, 40]])}
+    mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
+    for options in ({}, {"attention_mask": mask}):
+        by_embeddings = model(inputs_embeds=embed(text["input_ids"]), **options).logits
+        assert torch.equal(by_embeddings, model(**text, **options).logits)
+    batch = inputs(processor, [(prompt("llava"), [picture(1)])])
+    positions, word = record_positions(model), torch.tensor([[20]])
+    whole = torch.cat([batch["input_ids"], word], 1)
+    expected = model(input_ids=whole, pixel_values=batch["pixel_values"]).logits[:, -1]
+    cache = read_cache(model(**batch, use_cache=True))
+    last = positions[0][:, -1:]
+    found = model(inputs_embeds=embed(word), position_ids=last, **{CACHE: cache}).logits[:, -1]
+    torch.testing.assert_close(found, expected)
