@@ -1,5 +1,6 @@
 """A compressor and a query module put into a model, set to another scale, and taken out again."""
 
+import copy
 from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
@@ -62,13 +63,19 @@ def attach(
         )
     if hasattr(model, PARTS_ATTRIBUTE):
         raise UsageError(f"the model has a {model.config.slothkit['compressor']} already; detach it first")
+    if hasattr(model.config, "slothkit"):
+        name = model.config.slothkit["compressor"]
+        raise UsageError(
+            f"the model's configuration names a {name} that is not in this model; build each model from a "
+            "configuration of its own, copied before `attach`, and load saved ones by reuse.load"
+        )
     if hasattr(processor, "attached"):
         raise UsageError("the processor counts for another model with a compressor; load a fresh one")
     record = {
         "compressor": compressor,
-        "knobs": knobs,
+        "knobs": copy.deepcopy(knobs),  # what a caller changes later is not what was attached
         "query_module": query_module,
-        "query_knobs": query_knobs or {},
+        "query_knobs": copy.deepcopy(query_knobs or {}),
         "new_projector": new_projector,
     }
     if text_encoder is not None:

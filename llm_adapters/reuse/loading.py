@@ -52,8 +52,20 @@ def load(
     model, record = load_plain_model(folder, **kwargs)
     processor = load_processor(folder, record)
     _attach_record(model, processor, record, text_encoder)
-    getattr(model, PARTS_ATTRIBUTE).load_state_dict(read_saved_parts(folder))
+    _load_weights(model, folder)
     return model, processor
+
+
+def _load_weights(model: PreTrainedModel, folder: Path) -> None:
+    """The weights of what is attached to a model, from its folder. UsageError for those of other parts."""
+    try:
+        getattr(model, PARTS_ATTRIBUTE).load_state_dict(read_saved_parts(folder))
+    except RuntimeError as error:
+        faults = " ".join(str(error).split())
+        raise UsageError(
+            f"{folder}: its weights are not those of what its record says was attached ({faults}); "
+            f"{SAVE_ADVICE}"
+        ) from error
 
 
 def _attach_record(
@@ -101,7 +113,7 @@ def _load_adapter(
     differences = list_differences(record, base_record) if base_record else []
     _attach_record(model, processor, record, text_encoder)
     if base_record and not differences:
-        getattr(model, PARTS_ATTRIBUTE).load_state_dict(read_saved_parts(base_folder))
+        _load_weights(model, base_folder)
     else:
         _check_weights(folder, model, adapter, differences)
     return PeftModel.from_pretrained(model, str(folder)), processor

@@ -97,6 +97,43 @@ def test_the_card_tells_what_it_is_and_how_it_is_loaded(tmp_path):
     assert "pip install slothkit" in card and "model, processor = reuse.load(" in card
 
 
+def test_what_a_caller_changes_later_is_not_what_was_attached(tmp_path):
+    model, processor = make_model("llava"), make_processor("llava")
+    knobs = {"at": [2], "dim": 8, "num_queries": 3}
+    reuse.attach(model, processor, **SAP, query_module="embq", query_knobs=knobs)
+    knobs["num_queries"] = 5
+    knobs["at"].append(3)
+    save_both(model, processor, tmp_path)
+    loaded, again = reuse.load(tmp_path)
+    batch = inputs(again, two_rows("llava", marked=True))
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+
+
+def test_two_models_of_one_configuration_are_refused():
+    """What is attached is noted there: one's note would be taken for the other's."""
+    plain = make_model("llava")
+    models = [type(plain)(plain.config) for _ in range(2)]
+    first, second = make_processor("llava"), make_processor("llava")
+    reuse.attach(models[0], first, **SAP)
+    with pytest.raises(UsageError, match="names a sap that is not in this model; .* copied before `attach`"):
+        reuse.attach(models[1], second, "avg_pool", rate=2)
+    assert models[0].config.slothkit["compressor"] == "sap"
+    reuse.detach(models[0], first)
+    reuse.attach(models[1], second, "avg_pool", rate=2)
+
+
+def test_weights_of_other_parts_than_the_record_names_are_refused_in_one_line(tmp_path):
+    save(tmp_path)
+    config = tmp_path / "config.json"
+    values = json.loads(config.read_text())
+    values["slothkit"]["query_knobs"]["num_queries"] = 5
+    config.write_text(json.dumps(values))
+    with pytest.raises(UsageError, match=f"{tmp_path}: its weights are not those .* size mismatch") as caught:
+        reuse.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_saved_and_detached_it_is_the_plain_model(tmp_path):
     model, processor = attached("llava")
     reuse.detach(model, processor)
