@@ -190,12 +190,24 @@ class InputAdapter(MapCompressor):
         return self.question_reader.note_prompt(kwargs.get("input_ids"), kwargs.get("mm_token_type_ids"))
 
     def _check_trainable(self) -> None:
-        """UsageError where PEFT has put a copy in the place of all parts, which nothing would use."""
-        _, model = self._outside
+        """UsageError where PEFT has put a copy in the place of all parts, which nothing would use, and where
+        its layer at the LLM's embeddings looks up the ids of markers itself, which have no rows there."""
+        base, model = self._outside
         if is_of_peft(getattr(model, PARTS_ATTRIBUTE)):
             raise UsageError(
                 f"modules_to_save={PARTS_ATTRIBUTE}: PEFT would train a copy that the model does not use; "
                 "give modules_to_save=reuse.name_trained_parts(model)"
+            )
+        embeddings: Any = base.get_input_embeddings()
+        if self.markers is None or not is_of_peft(embeddings) or hasattr(embeddings, "modules_to_save"):
+            return  # a copy of the whole embeddings places markers as they do
+        last_id = max(self.markers.question_id, self.markers.query_id)
+        is_lora = hasattr(embeddings, "lora_embedding_A")
+        adds_to_rows = is_lora and last_id < embeddings.base_layer.num_embeddings
+        if not adds_to_rows:
+            raise UsageError(
+                "a query module's tokens have no rows in the embeddings that PEFT trains a part of; leave these "
+                "out of target_modules and trainable_token_indices, or name them in modules_to_save"
             )
 
     def _warn_of_frozen_parts(self) -> None:

@@ -1,6 +1,7 @@
 """PEFT adapters of models with a compressor attached: what their folders bring back, and what PEFT's copies
 of the attached parts do."""
 
+import copy
 import json
 import warnings
 
@@ -231,3 +232,28 @@ def test_pick_a_scale_of_a_compressor_that_peft_has_copied():
             assert tuned(**batch).logits.isfinite().all()
     assert model.config.slothkit["scale"] == 2
     assert tuned.unload().slothkit.compressor.scale == 2
+
+
+@pytest.mark.parametrize(
+    "refused", [{"target_modules": ["q_proj", "embed_tokens"]}, {"trainable_token_indices": [5]}], ids=str
+)
+def test_embeddings_without_rows_for_query_tokens(refused):
+    """What PEFT trains of them, it looks up by ids; whole, or not at all, it may train them."""
+    model, processor = attached("llava")
+    batch = inputs(processor, two_rows("llava", marked=True))
+    with torch.no_grad():
+        expected = model(**batch).logits
+    options = {"target_modules": ["q_proj"]}
+    names = reuse.name_trained_parts(model)
+    tuned = get_peft_model(copy.deepcopy(model), LoraConfig(**{**options, **refused}, modules_to_save=names))
+    with pytest.raises(UsageError, match="no rows in the embeddings .* name them in modules_to_save") as caught:
+        tuned(**batch)
+    assert "\n" not in str(caught.value)
+    for more in ([], ["embed_tokens"]):
+        tuned = get_peft_model(copy.deepcopy(model), LoraConfig(**options, modules_to_save=names + more))
+        with torch.no_grad():
+            assert torch.equal(tuned(**batch).logits, expected)
+    model.resize_token_embeddings(2000)
+    tuned = get_peft_model(model, LoraConfig(target_modules=["embed_tokens"], modules_to_save=names))
+    with torch.no_grad():
+        torch.testing.assert_close(tuned(**batch).logits[..., :320], expected)
