@@ -306,13 +306,19 @@ def use_unwindowed_layers(cache: Cache) -> None:
 
 
 def check_cache_whole(cache: Cache, state: PrefillState, past: int) -> None:
-    """UsageError for a cache that was cut back into the prompt. Guessed tokens that were taken back leave the
-    narrowed layers, too: transformers before 5.18 cuts all layers to one length."""
-    last = len(cache.layers) - 1
+    """UsageError for a cache that was cut back into the prompt, or has other rows than it. Guessed tokens that
+    were taken back leave the narrowed layers, too: transformers before 5.18 cuts all layers to one length."""
+    layers: list[Any] = cache.layers  # Any: the base class of cache layers has no `crop`
+    last = len(layers) - 1
+    rows = len(layers[last].keys)
+    if not state.fit_rows(rows):
+        raise UsageError(
+            f"pruning: the KV cache has {rows} rows and its pruned prompt has {state.count_rows()}; only the "
+            "cache of one row can be repeated: repeat, or choose, rows of the prompt"
+        )
     is_whole = past >= state.length or state.truncate_prefill(past)
     since = past - state.length  # tokens behind the prompt
     if is_whole:
-        layers: list[Any] = cache.layers  # Any: the base class of cache layers has no `crop`
         for number, layer in enumerate(layers):
             taken_back = layer.get_seq_length() - state.count_cached(number) - since
             if taken_back > 0:

@@ -156,6 +156,26 @@ class PrefillState:
         self.length = length
         return True
 
+    def count_rows(self) -> int:
+        """Rows of the prompt; 0 where nothing was dropped."""
+        return max((len(cut.index) for cut in self.cuts.values() if cut is not None), default=0)
+
+    def fit_rows(self, rows: int) -> bool:
+        """Be the state of a cache of so many rows, as one row may be repeated. False if it cannot be."""
+        if self.count_rows() in (0, rows):
+            return True
+        if self.count_rows() != 1:
+            return False
+        for layer, cut in self.cuts.items():
+            if cut is None:
+                continue
+            index = cut.index.expand(rows, -1)
+            bias = cut.bias
+            if bias is not None:
+                bias = bias.expand(rows, -1)
+            self.cuts[layer] = replace(cut, index=index, bias=bias)  # one row has no fill
+        return True
+
     def count_cached(self, layer: int) -> int:
         """Tokens of the prompt in the cache of the layer that follows `layer` layers."""
         cut = self.last_cut(layer)

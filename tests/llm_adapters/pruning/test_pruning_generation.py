@@ -126,6 +126,32 @@ def test_the_cache_shrinks_and_serves_a_later_turn():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("case", ["fastv", "pact"])
+def test_the_cache_of_one_row_may_be_repeated(case):
+    """Of several rows it is refused, as what each has dropped would be taken for what others have."""
+    model, processor = build()
+    name, knobs = CASES[case]
+    model.set_pruner(name, **knobs)
+    batch = inputs(processor, ROWS[:1])
+    new, new_mask = torch.tensor([[20, 30], [40, 20]]), torch.tensor([[1, 1], [1, 0]])
+
+    def step(words, mask, repeats):
+        cache = model(**batch)[CACHE]
+        cache.batch_repeat_interleave(repeats)
+        mask = torch.cat([batch["attention_mask"].expand(len(words), -1), mask], 1)
+        return model(input_ids=words, attention_mask=mask, **{CACHE: cache}).logits
+
+    found = step(new, new_mask, 2)
+    torch.testing.assert_close(found[:1], step(new[:1], new_mask[:1], 1))
+    torch.testing.assert_close(found[1:, :1], step(new[1:, :1], new_mask[1:, :1], 1))
+    batch = inputs(processor, ROWS[:3])
+    cache = model(**batch)[CACHE]
+    cache.batch_repeat_interleave(2)
+    with pytest.raises(UsageError, match="KV cache has 6 rows and its pruned prompt has 3"):
+        model(input_ids=new[:1, :1].expand(6, -1), **{CACHE: cache})
+
+
+@torch.no_grad()
 def test_one_row_has_no_mask_and_a_short_cache():
     """Without padding SDPA's own causal kernel is used, and nothing is kept of what was dropped."""
     model, processor = build()
