@@ -92,6 +92,11 @@ class InputAdapter(MapCompressor):
     def _encode_inputs(self, base: nn.Module, args: Args, kwargs: Kwargs) -> HookResult:
         """Encodes images and videos, as `generate` does on its own, checks their counts, adds what EmbQ
         reads."""
+        if getattr(base, "_is_replica", False):
+            raise UsageError(
+                "nn.DataParallel: its replicas would use what is attached on the first GPU; start a process a "
+                "GPU, with torchrun or accelerate launch, or show one GPU alone (CUDA_VISIBLE_DEVICES=0)"
+            )
         self._check_trainable()
         self._warn_of_frozen_parts()
         encoder = cast(ImageEncoder, base)  # all families' are: `insert_parts` has wrapped these methods

@@ -346,6 +346,14 @@ def test_a_query_module_acts_for_its_own_model_alone():
     assert not called
 
 
+def test_replicas_of_data_parallel_are_refused():
+    """Their hooks are those of the model that they are made from."""
+    model, processor = attached("llava")
+    replica = model.model._replicate_for_data_parallel()
+    with pytest.raises(UsageError, match=r"nn.DataParallel: .* with torchrun or accelerate launch"):
+        replica(**inputs(processor, two_rows("llava", marked=True)))
+
+
 def test_bad_models_texts_and_folders_are_refused(tmp_path):
     model, processor = attached("llava")
     with pytest.raises(UsageError, match="has a sap already"):
