@@ -32,11 +32,13 @@ class CueReader:
     cues      each with the number of its block
     blocks    paths below the base of the tower's, by their numbers from 1: PEFT may put copies there
     has_cls   whether a token of the tower comes before the patches
+    layer     the hidden state that the features are
     """
 
     cues: list[tuple[Cue, int]] = field(default_factory=list)
     blocks: dict[int, str] = field(default_factory=dict)
     has_cls: bool = False
+    layer: int | None = None
     # the blocks; of each what has gone into its attention and what has come out, (n, tokens, C)
     _states: tuple[dict[int, nn.Module], dict[int, Tensor], dict[int, Tensor]] | None = None
 
@@ -50,6 +52,17 @@ class CueReader:
                 yield
             finally:
                 self._states = None
+
+    def check_layer(self, layer: object) -> None:
+        """UsageError for a call that asks for features of another hidden state than the cues of their block
+        were looked up for; None: for those of the configuration."""
+        if layer in (None, self.layer):
+            return
+        if any(cue.level is None for cue, _ in self.cues):
+            raise UsageError(
+                f"vision_feature_layer={layer}: the compressor reads cues of the block that gives the features, "
+                f"vision_feature_layer={self.layer} as it was attached; set it in the configuration before that"
+            )
 
     def compute_cues(self) -> list[Tensor]:
         """Each cue of the recorded pass (n, tokens, channels), as a hidden state of the tower: where CLS
@@ -103,7 +116,7 @@ def make_cue_reader(family: ModelFamily, base: PreTrainedModel, part: Compressor
         cues.append((cue, number))
     paths = {module: path for path, module in base.named_modules()}
     blocks = {number: paths[tower_blocks[number - 1]] for _, number in cues}
-    return CueReader(cues, blocks, has_cls)
+    return CueReader(cues, blocks, has_cls, layer)
 
 
 def _require_tower(family: ModelFamily, base: PreTrainedModel, request: str) -> PreTrainedModel:

@@ -183,6 +183,7 @@ class VisualParts(InputAdapter, MarkerAdapter, QueryAdapter):
             if arguments["pixel_values"] is pixels:
                 del self._encoded[number]
                 return encoded
+        self.cue_reader.check_layer(arguments.get("vision_feature_layer"))
         base, _ = self._outside
         self._raw = {}
         self._thread = get_ident()

@@ -246,7 +246,9 @@ def test_embeddings_without_rows_for_query_tokens(refused):
     options = {"target_modules": ["q_proj"]}
     names = reuse.name_trained_parts(model)
     tuned = get_peft_model(copy.deepcopy(model), LoraConfig(**{**options, **refused}, modules_to_save=names))
-    with pytest.raises(UsageError, match="no rows in the embeddings .* name them in modules_to_save") as caught:
+    with pytest.raises(
+        UsageError, match="no rows in the embeddings .* name them in modules_to_save"
+    ) as caught:
         tuned(**batch)
     assert "\n" not in str(caught.value)
     for more in ([], ["embed_tokens"]):

@@ -273,6 +273,25 @@ def test_features_of_no_one_block_are_refused(layer, line):
     assert not hasattr(model, "slothkit")
 
 
+@torch.no_grad()
+def test_features_of_another_block_than_the_cues_are_refused():
+    """As a forward and `generate` may be asked for; without cues a compressor takes those of any block."""
+    model, processor = make_model("llava"), make_processor("llava")
+    attach_training_free(model, processor, "visionzip")
+    batch = inputs(processor, two_rows("llava"))
+    own = model.config.vision_feature_layer
+    expected = model(**batch).logits
+    assert torch.equal(model(**batch, vision_feature_layer=own).logits, expected)
+    for call in (model, model.generate):
+        with pytest.raises(
+            UsageError, match=f"vision_feature_layer=1: .* vision_feature_layer={own} as it was"
+        ):
+            call(**batch, vision_feature_layer=1)
+    reuse.detach(model, processor)
+    attach_training_free(model, processor, "divprune")
+    assert not torch.equal(model(**batch, vision_feature_layer=1).logits, model(**batch).logits)
+
+
 def test_a_block_that_the_tower_lacks_is_refused():
     model, processor = make_model("llava"), make_processor("llava")
     with pytest.raises(UsageError, match="cue 'received:9': the tower has 3 blocks; choose -3..-1 or 1..3"):
