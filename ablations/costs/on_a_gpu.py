@@ -201,8 +201,8 @@ TTFT_DEFINITION = (
 )
 TRAINING_DEFINITION = (
     "FLOPs of an optimiser step (forward times 3 for what is trained, 2 for a frozen LLM, 1 for a frozen "
-    "tower; what checkpointing computes again does not count) over its median time, of the dense bf16 peak "
-    "of the data sheet."
+    "tower; logits of answer tokens alone; what checkpointing computes again does not count) over its median "
+    "time, of the dense bf16 peak of the data sheet."
 )
 DECODING_DEFINITION = (
     "bytes of the LLM's weights (without an input embedding of its own) and of the KV cache after the "

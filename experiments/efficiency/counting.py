@@ -22,8 +22,9 @@ from experiments.efficiency.subject import (
     PixelInputs,
 )
 from experiments.efficiency.timing import OTHER_PART, count_flops, count_flops_by_part
-from experiments.models.random_model import TEXT_TOKENS
+from experiments.models.random_model import TEXT_TOKENS, split_text_tokens
 from experiments.stages.training.module import choose_trainable_parts
+from llm_adapters.answers import can_split_head
 
 # parts as a table names them -> as a stage's trainable parts are named
 TRAINABLE_NAMES = {
@@ -139,12 +140,16 @@ def count_training_flops(
 ) -> int:
     """FLOPs of one row of a training step, forward and backward: three times the forward's for a part that is
     trained, twice for a frozen language model, which hands gradients on, once for a frozen tower, none where
-    its features are cached. What gradient checkpointing computes again does not count."""
+    its features are cached. What gradient checkpointing computes again does not count, and logits where the
+    step computes them: of answer tokens."""
     trained_parts = set(choose_trainable_parts(stage, config.tower.train))
     if config.lora.rank:  # its adapters are little beside the language model, which is frozen
         trained_parts.discard("language_model")
+    _, _, answer_tokens = split_text_tokens(text)
+    if not can_split_head(subject.model.language_model):
+        answer_tokens = 0  # of all: such an LLM is run whole
     total = 0
-    for part, flops in count_cell_prefill_flops(subject, text, tiles, keep=0).items():
+    for part, flops in count_cell_prefill_flops(subject, text, tiles, keep=answer_tokens).items():
         if TRAINABLE_NAMES.get(part) in trained_parts:
             factor = TRAINED_FACTOR
         elif part == TOWER and cached:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from factories import picture
 from fakes import cells
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ablations.costs import prefill
 from compressors.errors import UsageError
@@ -16,9 +17,15 @@ from experiments.efficiency import collect, counting, measuring, report, table1
 from experiments.efficiency.__main__ import main
 from experiments.efficiency.conditions import Machine, MeasuringPlan
 from experiments.efficiency.row_numbers import find_reference_row
-from experiments.efficiency.timing import OTHER_PART
+from experiments.efficiency.timing import OTHER_PART, count_flops_by_part
 from experiments.models import build
-from experiments.models.random_model import fill_weights, read_backbone_configs
+from experiments.models.random_model import (
+    fill_weights,
+    make_random_batch,
+    read_backbone_configs,
+    set_placeholder_ids,
+)
+from llm_adapters.answers import index_answers
 
 FLOPS = {  # label -> picture's side, visual tokens, TFLOPs by part, counted before with other code
     "FlashSloth": (384, 81, {"vision tower": 0.642, "language model": 0.660, "query module": 0.004}),
@@ -224,7 +231,7 @@ def test_a_model_that_cannot_be_measured_has_its_counts():
 def test_flops_of_training_are_multiples_of_the_prefill():
     with table1.make_weightless_cells(["preset=tiny", "compressor=sap"]) as (cell,):
         subject = table1.build_cell_subject("", cell.config)
-    forward = counting.count_cell_prefill_flops(subject, 40, 1, keep=0)
+    forward = counting.count_cell_prefill_flops(subject, 40, 1, keep=8)  # the answer's of 40 text tokens
     tower, llm = forward["vision tower"], forward["language model"]
     own = sum(forward.values()) - tower - llm
     found = {
@@ -237,6 +244,30 @@ def test_flops_of_training_are_multiples_of_the_prefill():
     assert found["finetune", False] - found["finetune", True] == tower
     cell.config.lora.rank = 8
     assert counting.count_training_flops(subject, cell.config, "finetune", 40, 1, True) == 3 * own + 2 * llm
+
+
+def test_flops_of_training_are_of_the_forward_that_a_step_runs():
+    """Logits of answer tokens alone."""
+    with table1.make_weightless_cells(["preset=tiny", "compressor=sap+embq"]) as (cell,):
+        subject = table1.build_cell_subject("", cell.config)
+    counted = counting.count_training_flops(subject, cell.config, "finetune", 40, 1, cached=False)
+    model = subject.model
+    fill_weights(model, torch.device("cpu"), torch.float32)
+    set_placeholder_ids(model)
+    batch = make_random_batch(model, 1, subject.size, text=40)
+    batch["answer_index"] = index_answers(batch["labels"])
+    with sdpa_kernel(SDPBackend.MATH):  # the operations of the CPU's own kernel are not counted
+        run = count_flops_by_part(lambda: model(**batch), {"tower": [model.vision_tower]})
+    assert counted == run["tower"] + 3 * run[OTHER_PART]
+
+
+def test_an_llm_whose_head_is_not_split_trains_with_all_logits(monkeypatch):
+    with table1.make_weightless_cells(["preset=tiny", "compressor=sap"]) as (cell,):
+        subject = table1.build_cell_subject("", cell.config)
+    forward = counting.count_cell_prefill_flops(subject, 40, 1, keep=0)
+    monkeypatch.setattr(subject.model.language_model.config, "output_router_logits", True, raising=False)
+    found = counting.count_training_flops(subject, cell.config, "finetune", 40, 1, cached=True)
+    assert found == 3 * (sum(forward.values()) - forward["vision tower"])
 
 
 @pytest.mark.parametrize(
