@@ -116,7 +116,7 @@ def count_prefill_flops(
             embeds = torch.empty(rows, tokens, subject.llm_width)
             caches.append(subject.language_model(embeds, keep=keep, visual=visual))
 
-    flops = count_flops_by_part(run_prefill, subject.parts)
+    flops = count_flops_by_part(run_prefill, subject.parts, subject.methods)
     return flops, caches[0]
 
 

@@ -123,7 +123,7 @@ class BenchmarkCase:
         start = read_clock()
         pixels = self.subject.prepare_pixels(self.pictures)
         prepared = read_clock()
-        with Ledger(self.subject.parts, read_clock) as ledger:
+        with Ledger(self.subject.parts, read_clock, self.subject.methods) as ledger:
             self.generate(pixels, 1)
         return {PICTURE_PREPARATION: prepared - start, **ledger.shares}
 

@@ -13,6 +13,7 @@ from connectors.query_module import list_insertions
 from connectors.tiling import Tiling
 from connectors.versions import CACHE
 from experiments.config.schema import Config
+from experiments.efficiency.timing import NO_METHODS, PartMethod, PartMethods
 from experiments.models.random_model import make_random_prompt
 from llm_adapters.images import image_pixels, image_processor, stack_images
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
@@ -36,8 +37,11 @@ class CostSubject:
     note           what it was built from
     model          with weights, or on the meta device for counting
     parts          the modules of each part, in the order of a forward pass; absent ones are left out
+    methods        what parts compute outside the forward passes of their modules
     query_tokens   of a turn
     """
+
+    methods: PartMethods = NO_METHODS
 
     def __init__(
         self,
@@ -128,6 +132,7 @@ class CellSubject(CostSubject):
         self, label: str, config: Config, model: FlashSlothForConditionalGeneration, size: int, note: str = ""
     ):
         super().__init__(label, model, list_cell_parts(model, config.blind), model.num_queries, note)
+        self.methods = list_cell_methods(model, config.blind)
         self.blind = config.blind
         self.size = size
         self.tiling = Tiling(config.tiles("test"), size, config.image.layout)
@@ -220,3 +225,15 @@ def list_cell_parts(model: FlashSlothForConditionalGeneration, blind: bool) -> d
         parts[QUERY_PART] = [model.query_module]
     parts[LLM] = [model.language_model]
     return parts
+
+
+def list_cell_methods(model: FlashSlothForConditionalGeneration, blind: bool) -> PartMethods:
+    """What a cell's tower computes beside its forward pass: cues of its patches, and the question by its text
+    encoder."""
+    if blind:
+        return NO_METHODS
+    tower = model.vision_tower
+    methods = [PartMethod(tower, "extract_features")]
+    if tower.text_encoder is not None:
+        methods.append(PartMethod(tower.text_encoder, "encode_text"))
+    return {TOWER: methods}

@@ -28,7 +28,8 @@ COUNT_NOTES = [
     "visual, query: tokens of a row, all its images together, beside the text tokens.",
     "FLOPs: of matrix products, attention and convolutions in a prefill of the whole batch; a "
     "multiply-add counts as two. LLM: all decoder layers over visual, query and text tokens, logits "
-    "after the last one alone. A query module acts inside the LLM and is counted apart. A token: a decoding "
+    "after the last one alone. A query module acts inside the LLM and is counted apart. Tower: with what a "
+    "compressor asks it for, cues of the patches and the question by its text encoder. A token: a decoding "
     "step of one row.",
     "KV cache: keys and values after the prefill, whole batch. Weights: all parameters.",
 ]

@@ -5,7 +5,7 @@ any runs twice, and `compare_rounds` compares within a round, so that a slow min
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import partial, wraps
 from statistics import median
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -73,16 +73,34 @@ def time_interleaved(steps: Mapping[str, StepFunction], rounds: int) -> dict[str
     return run_in_turn({name: partial(time_step, step) for name, step in steps.items()}, rounds)
 
 
+class PartMethod(NamedTuple):
+    """A method of a module, by its name."""
+
+    module: nn.Module
+    name: str
+
+
+PartMethods = Mapping[str, Sequence[PartMethod]]  # of each part
+NO_METHODS: PartMethods = {}
+
+
 class Ledger:
     """Within a `with` block: what `read` (a clock, a counter) grows by inside each part of a model, by the
     part's name. A part within another counts as its own alone; `other` is what happens in none.
 
-    parts   the modules of each part. They are seen where they are called, as `module(...)`.
+    parts     the modules of each part. They are seen where they are called, as `module(...)`.
+    methods   what parts compute where a module is not called so, but by these methods
     """
 
-    def __init__(self, parts: Mapping[str, Sequence[nn.Module]], read: Callable[[], float]):
+    def __init__(
+        self,
+        parts: Mapping[str, Sequence[nn.Module]],
+        read: Callable[[], float],
+        methods: PartMethods = NO_METHODS,
+    ):
         self.parts = parts
         self.read = read
+        self.methods = methods
         self.shares: dict[str, float] = {}
         self.within: list[str] = []  # parts that have begun and not ended, the innermost last
         self.handles: list[RemovableHandle] = []
@@ -95,6 +113,9 @@ class Ledger:
                 # a hook is called where the module is, so that generate's own calls count
                 self.handles.append(module.register_forward_pre_hook(partial(self._begin_part, name)))
                 self.handles.append(module.register_forward_hook(self._end_part))
+        for name, methods in self.methods.items():
+            for method in methods:
+                self._watch_method(name, method)
         self.last = self.read()
         return self
 
@@ -103,6 +124,22 @@ class Ledger:
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
+        for methods in self.methods.values():
+            for method in methods:
+                delattr(method.module, method.name)  # the class's is there again
+
+    def _watch_method(self, part: str, method: PartMethod) -> None:
+        """Until the end, in the place of the class's method: the same between a part's begin and end."""
+        compute = getattr(method.module, method.name)
+
+        @wraps(compute)
+        def compute_as_part(*args: Any, **options: Any) -> Any:
+            self._begin_part(part)
+            output = compute(*args, **options)
+            self._end_part()
+            return output
+
+        setattr(method.module, method.name, compute_as_part)
 
     def _begin_part(self, name: str, *_: object) -> None:
         self._credit_part()
@@ -173,10 +210,12 @@ def count_flops(call: StepFunction) -> int:
     return sum(count_flops_by_part(call, {}).values())
 
 
-def count_flops_by_part(call: StepFunction, parts: Mapping[str, Sequence[nn.Module]]) -> dict[str, int]:
+def count_flops_by_part(
+    call: StepFunction, parts: Mapping[str, Sequence[nn.Module]], methods: PartMethods = NO_METHODS
+) -> dict[str, int]:
     """The same by part of the model, what happens in no part as `other`."""
     with FlopCounterMode(display=False) as counter, torch.no_grad(), allow_meta_forward():
         # the counter's total grows with every operation: read as a clock is, it gives shares by part
-        with Ledger(parts, counter.get_total_flops) as ledger:
+        with Ledger(parts, counter.get_total_flops, methods) as ledger:
             call()
         return {part: int(flops) for part, flops in ledger.shares.items()}

@@ -7,6 +7,7 @@ import pytest
 import torch
 from factories import picture
 from fakes import cells
+from text_towers import save_text_tower
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ablations.costs import prefill
@@ -96,6 +97,20 @@ def test_rows_of_a_batch_add_up():
     twice = {part: 2 * count for part, count in one.prefill.items()}
     # before 5.19 angles of positions are a matrix product, the same for all rows
     assert two.prefill == (twice if is_at_least("5.19") else pytest.approx(twice, rel=1e-5))
+
+
+@pytest.mark.parametrize("name", ["visionzip", "trim"])
+def test_what_a_compressor_asks_the_tower_for_is_the_towers(name, tmp_path):
+    """Cues, and of the second the question by the tower's text encoder."""
+    settings = ["compressor=identity", f"evaluate.compressor={name}", f"{name}.tokens=0.25", "image.size=84"]
+    if name == "trim":
+        settings.append(f"tower.source={save_text_tower(tmp_path, 'clip')}")
+    with table1.make_weightless_cells(settings) as (cell,):
+        subject = table1.build_cell_subject("", cell.config)
+    pixels = torch.empty(1, 3, subject.size, subject.size, device="meta")
+    plain = counting.count_flops(lambda: subject.model.vision_tower(pixels))
+    found = counting.count_subject(subject, [[picture()]]).prefill
+    assert found[OTHER_PART] == 0 and found["vision tower"] > plain
 
 
 @pytest.mark.parametrize(

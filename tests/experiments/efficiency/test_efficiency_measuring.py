@@ -31,6 +31,22 @@ class Sleeper(nn.Module):
         return self.inner(x)
 
 
+class Ticker(nn.Module):
+    """Adds to `ticks`, then passes on what `inner` makes of its input; `extract` adds 5 more before."""
+
+    def __init__(self, count, inner=None):
+        super().__init__()
+        self.count, self.inner = count, inner or nn.Identity()
+
+    def forward(self, x):
+        self.ticks.append(self.count)
+        return self.inner(x)
+
+    def extract(self, x):
+        self.ticks.append(5)
+        return self(x)
+
+
 def subject(**options):
     model = make_model("phi", "sap", "embq", **options)
     set_placeholder_ids(model)
@@ -55,6 +71,20 @@ def test_a_part_within_another_counts_as_its_own():
     with timing.Ledger({"outer": [outer]}, timing.read_clock) as again:
         inner(torch.ones(1))
     assert again.shares["outer"] == 0 and not outer._forward_hooks
+
+
+def test_a_method_counts_as_the_part_that_it_is_of():
+    inner, ticks = Ticker(20), []
+    outer = Ticker(30, inner)
+    for module in (outer, inner):
+        module.ticks = ticks
+    parts, methods = {"outer": [outer], "inner": [inner]}, {"outer": [timing.PartMethod(outer, "extract")]}
+    with timing.Ledger(parts, lambda: sum(ticks), methods) as ledger:
+        outer.extract(torch.ones(1))
+    assert ledger.shares == {"outer": 30 + 5, "inner": 20, "other": 0}
+    with timing.Ledger(parts, lambda: sum(ticks)) as again:
+        outer.extract(torch.ones(1))
+    assert again.shares == {"outer": 30, "inner": 20, "other": 5} and "extract" not in vars(outer)
 
 
 def test_flops_of_linear_layers_and_attention():
