@@ -49,7 +49,7 @@ class PrefillCounts:
     parameters             by part; what belongs to none as `other`
     prefill                FLOPs by part, a multiply-add counted as two
     decode                 FLOPs of one more token of one row
-    weight_bytes           of all parameters
+    weight_bytes           of all these parameters
     cache_bytes            keys and values after the prefill
     llm_bytes              of the language model's parameters, without an input embedding that is not the
                            output layer's too, and of the cache: what a decoding step reads
@@ -173,7 +173,7 @@ def move_to_meta(pixels: PixelInputs) -> PixelInputs:
 
 def count_parameters_by_part(subject: CostSubject) -> dict[str, int]:
     """Each parameter once, a part within another as its own."""
-    owner: dict[nn.Parameter, str] = dict.fromkeys(subject.model.parameters(), OTHER_PART)
+    owner: dict[nn.Parameter, str] = dict.fromkeys(subject.list_parameters(), OTHER_PART)
     # parts come in the order of a forward pass: one inside another (Qwen2-VL's projector) after it
     for part, modules in subject.parts.items():
         for module in modules:

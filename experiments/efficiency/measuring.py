@@ -129,10 +129,10 @@ class BenchmarkCase:
 
     def measure_peak(self) -> int:
         """Weights, and the most that an answer needs beside them, in bytes."""
-        model = self.subject.model
         pixels = self.subject.prepare_pixels(self.pictures)
         answer = partial(self.generate, pixels, self.new_tokens)
-        return count_weight_bytes(model) + measure_peak_bytes(answer, model.device)
+        weight_bytes = count_weight_bytes(self.subject.list_parameters())
+        return weight_bytes + measure_peak_bytes(answer, self.subject.model.device)
 
 
 @torch.inference_mode()

@@ -3,7 +3,7 @@
 A process's own peak (`ru_maxrss`) never falls, so that it tells nothing of a second call.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,9 +29,9 @@ def measure_peak_bytes(call: Callable[[], object], device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def count_weight_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters."""
-    return sum(parameter.nbytes for parameter in model.parameters())
+def count_weight_bytes(parameters: Iterable[nn.Parameter]) -> int:
+    """Bytes of parameters."""
+    return sum(parameter.nbytes for parameter in parameters)
 
 
 class LiveBytes(TorchDispatchMode):

@@ -82,6 +82,10 @@ class CostSubject:
         after it. `visual`: so many tokens of a row are visual, which matters where some are dropped."""
         raise NotImplementedError
 
+    def list_parameters(self) -> list[nn.Parameter]:
+        """Those that it runs with, each once."""
+        return list(self.model.parameters())
+
     @property
     def attention(self) -> str:
         """The implementation of attention, as transformers names it; several where parts differ."""
@@ -143,6 +147,11 @@ class CellSubject(CostSubject):
             return {}
         rows = [image_pixels(self.processor, row, self.tiling) for row in pictures]
         return {"pixel_values": stack_images(rows)}
+
+    def list_parameters(self) -> list[nn.Parameter]:
+        if self.blind:  # its tower and projector are there, and never run
+            return list(self.model.language_model.parameters())
+        return super().list_parameters()
 
     def count_crops(self, pixels: PixelInputs) -> int:
         """Of a row."""

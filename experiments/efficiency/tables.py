@@ -31,7 +31,8 @@ COUNT_NOTES = [
     "after the last one alone. A query module acts inside the LLM and is counted apart. Tower: with what a "
     "compressor asks it for, cues of the patches and the question by its text encoder. A token: a decoding "
     "step of one row.",
-    "KV cache: keys and values after the prefill, whole batch. Weights: all parameters.",
+    "KV cache: keys and values after the prefill, whole batch. Weights: all parameters; of a model that "
+    "sees no picture, the LLM's.",
 ]
 TIME_NOTES = [
     "TTFT: from pictures in memory (PIL, RGB) to the first token on the host, through transformers' "
@@ -42,8 +43,8 @@ TIME_NOTES = [
     "cache, over the time of a step.",
     "By part: in a run of its own, in which every part is waited for. Other: placing tokens, copies, "
     "generate. A query module within a compiled layer counts as LLM.",
-    "Peak memory: weights and the most that an answer holds beside them; on a GPU as the allocator "
-    "counts, on a CPU tensors alone.",
+    "Peak memory: weights (as above) and the most that an answer holds beside them; on a GPU as the "
+    "allocator counts, on a CPU tensors alone.",
     "Median of the rounds (lowest - highest), after one round that does not count. Rows of the same "
     "batch, images and picture take turns within a round; models of Table 1 run one after another. "
     "Weights are random: values do not change the time.",

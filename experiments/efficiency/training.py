@@ -171,7 +171,7 @@ def measure_training(
     unfreeze_stage_parts(config, stage, model)
     rows = make_step_rows(config, stage, model, subject.size, text)
     run_steps = partial(time_optimiser_steps, config, stage, model, rows, report=report)
-    weight_bytes = count_weight_bytes(model)
+    weight_bytes = count_weight_bytes(model.parameters())
     if device.type == "cuda":
         # weights come to the GPU in training, as `trainer.frozen` has them
         model.cpu()

@@ -99,6 +99,21 @@ def test_rows_of_a_batch_add_up():
     assert two.prefill == (twice if is_at_least("5.19") else pytest.approx(twice, rel=1e-5))
 
 
+def test_a_blind_model_weighs_what_it_runs_with():
+    """Its tower and projector do not."""
+    with table1.make_weightless_cells(["compressor=none"]) as (cell,):
+        subject = table1.build_cell_subject("", cell.config)
+    counts = counting.count_subject(subject, [[]], dtype=torch.float32)
+    llm = sum(parameter.numel() for parameter in subject.model.language_model.parameters())
+    assert counts.parameters == {"language model": llm, OTHER_PART: 0}
+    assert counts.weight_bytes == 4 * llm
+    fill_weights(subject.model, torch.device("cpu"), torch.float32)
+    set_placeholder_ids(subject.model)
+    case = measuring.BenchmarkCase(subject, [[]], text=10, new_tokens=1)
+    with torch.inference_mode():
+        assert 4 * llm < case.measure_peak() < subject.model.num_parameters() * 4
+
+
 @pytest.mark.parametrize("name", ["visionzip", "trim"])
 def test_what_a_compressor_asks_the_tower_for_is_the_towers(name, tmp_path):
     """Cues, and of the second the question by the tower's text encoder."""
