@@ -119,6 +119,8 @@ def stream_answer(chat: "Chat", question: str) -> None:
     sys.stdout.write("\n")
     sys.stdout.flush()
     sys.stderr.write(f"[{pace}]\n")
+    if chat.reserved is not None:
+        sys.stderr.write(f"[later questions go without this turn: its answer contains {chat.reserved!r}]\n")
 
 
 if __name__ == "__main__":

@@ -49,6 +49,10 @@ class Template:
                         f"prompt.{name}={quote(repr(text))} contains the reserved {marker!r}; remove it"
                     )
 
+    def list_reserved(self) -> tuple[str, ...]:
+        """What no answer may contain: it would be read as the prompt's own words."""
+        return (*MARKERS, self.end)
+
 
 class Turn(NamedTuple):
     """One question, with `<image>` where its images stand, and its answer; None: to be generated."""
@@ -91,7 +95,7 @@ def render_turns(turns: Sequence[Turn], template: Template) -> str:
         parts.append(_render_user(question, template, number))
         parts.append(template.assistant)
         if answer is not None:
-            refuse_reserved(answer, f"the text of turn {number}", (*MARKERS, template.end))
+            refuse_reserved(answer, f"the text of turn {number}", template.list_reserved())
             if not answer.strip():
                 raise UsageError(f"turn {number} has an empty answer; fill it in, or drop the turn")
             parts.append(f" {answer.strip()}{template.end}")
@@ -122,11 +126,19 @@ def _render_user(question: str, template: Template, number: int) -> str:
     return f"{template.user}{QUESTION} {text} {QUERY}"
 
 
-def refuse_reserved(text: str, where: str, markers: Sequence[str]) -> None:
-    """UsageError for a text that would be read as the prompt's own words."""
+def find_reserved(text: str, markers: Sequence[str]) -> str | None:
+    """The first of the markers that a text contains, if any."""
     for marker in markers:
         if marker and marker in text:
-            raise UsageError(f"{where} contains the reserved {marker!r}; rephrase it")
+            return marker
+    return None
+
+
+def refuse_reserved(text: str, where: str, markers: Sequence[str]) -> None:
+    """UsageError for a text that would be read as the prompt's own words."""
+    marker = find_reserved(text, markers)
+    if marker is not None:
+        raise UsageError(f"{where} contains the reserved {marker!r}; rephrase it")
 
 
 class Encoder:

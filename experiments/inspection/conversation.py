@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TextStreamer
 
-from llm_adapters.conversation import IMAGE, Encoded, Turn
+from llm_adapters.conversation import IMAGE, Encoded, Turn, find_reserved
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.orientation import convert_to_upright_rgb
 from llm_adapters.processing import FlashSlothProcessor
@@ -70,7 +70,10 @@ class Chat:
     """A conversation about one picture. Every turn has its question and a query slot of its own.
 
     Tower, compressor and LLM see the picture once, where its tokens do not depend on the question. When the
-    conversation gets too long for the model, its first turns are forgotten.
+    conversation gets too long for the model, its first turns are forgotten; so is a turn whose answer cannot
+    stand in a prompt.
+
+    reserved   what the last answer contains of the prompt's own words, for which its turn is forgotten
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class Chat:
         self.max_new_tokens = max_new_tokens
         self.picture = convert_to_upright_rgb(picture)
         self.turns: list[Turn] = []
+        self.reserved: str | None = None
         self.pixels: Tensor | None = None  # (1, crops, 3, h, w), made when first asked for
         self.keeper = PictureKeeper(model, processor)
 
@@ -96,7 +100,9 @@ class Chat:
         options = {"do_sample": False, "max_new_tokens": self.max_new_tokens, "streamer": stream}
         self.keeper.generate(batch, ["picture"], **options)
         answer = stream.answer.strip()
-        if answer:  # an empty answer makes no turn
+        # placeholder ids are never generated, but a marker can be spelled in other tokens
+        self.reserved = find_reserved(answer, self.processor.encoder.template.list_reserved())
+        if answer and self.reserved is None:  # an empty answer makes no turn
             self.turns.append(Turn(question, answer))
         return pace
 

@@ -84,6 +84,26 @@ def test_the_first_turns_are_forgotten_when_it_gets_long(parts):
     assert batch["input_ids"].shape[1] + 6 <= room and batch["image_turn"].tolist() == [[1]]
 
 
+@pytest.mark.parametrize(("words", "marker"), [("an <image> tag", IMAGE), ("it ends in </s> .", "</s>")])
+def test_an_answer_that_spells_a_marker_is_forgotten(parts, monkeypatch, capsys, words, marker):
+    """Else every later question would be refused for it."""
+    chat = Chat(*parts, picture(), 2)
+    chat.ask_question("What is this?", lambda _: None)
+    kept = list(chat.turns)
+
+    def spell_marker(*_, streamer, **__):
+        streamer.on_finalized_text(words)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chat.keeper, "generate", spell_marker)
+        command.stream_answer(chat, "What markup is it?")
+    out, err = capsys.readouterr()
+    assert out == f"{words}\n" and chat.turns == kept
+    assert f"without this turn: its answer contains {marker!r}" in err
+    command.stream_answer(chat, "And now?")
+    assert chat.turns[-1].question == "And now?" and "without this turn" not in capsys.readouterr().err
+
+
 def test_pace():
     times = iter([0.0, 0.25, 0.3, 0.35])
     pace = TokenPace(lambda: next(times))
