@@ -14,7 +14,7 @@ from connectors.tiling import Tiling
 from connectors.versions import CACHE
 from experiments.config.schema import Config
 from experiments.efficiency.timing import NO_METHODS, PartMethod, PartMethods
-from experiments.models.random_model import make_random_prompt
+from experiments.models.random_model import make_random_prompt, split_text_tokens
 from llm_adapters.images import image_pixels, image_processor, stack_images
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.pruning.attention import PRUNING_CONTEXT
@@ -179,12 +179,13 @@ class CellSubject(CostSubject):
         crops = rearrange(features, "b i h w c -> (b i) h w c")
         words = None
         if model.compressor.needs_text:
-            words = torch.empty(len(crops), text, self.llm_width)
+            _, question, _ = split_text_tokens(text)
+            words = torch.empty(len(crops), question, self.llm_width)
         elif model.compressor.needs_tower_text:
             encoder = model.vision_tower.text_encoder
             assert encoder is not None  # the skeleton has been given one
-            question = encoder.encode_text(torch.zeros(rows, encoder.length).long())
-            words = question.repeat_interleave(len(crops) // rows, 0).unsqueeze(1)
+            embedded = encoder.encode_text(torch.zeros(rows, encoder.length).long())
+            words = embedded.repeat_interleave(len(crops) // rows, 0).unsqueeze(1)
         model.projector(model.compressor(model.add_projected(crops), words))
         if model.query_module is None:
             return

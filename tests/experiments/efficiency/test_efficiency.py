@@ -99,6 +99,20 @@ def test_rows_of_a_batch_add_up():
     assert two.prefill == (twice if is_at_least("5.19") else pytest.approx(twice, rel=1e-5))
 
 
+@pytest.mark.parametrize("name", ["mmtok", "quecc"])
+def test_a_compressor_reads_the_words_of_the_question(name):
+    """Not all of a prompt's text tokens: it is counted as it is run."""
+    with table1.make_weightless_cells([f"compressor={name}"]) as (cell,):
+        subject = table1.build_cell_subject("", cell.config)
+    counted = counting.count_cell_prefill_flops(subject, 40)["compressor"]
+    fill_weights(subject.model, torch.device("cpu"), torch.float32)
+    set_placeholder_ids(subject.model)
+    batch = make_random_batch(subject.model, 1, subject.size, text=40)
+    with sdpa_kernel(SDPBackend.MATH):
+        run = count_flops_by_part(lambda: subject.model(**batch), subject.parts)
+    assert counted == run["compressor"]
+
+
 def test_a_blind_model_weighs_what_it_runs_with():
     """Its tower and projector do not."""
     with table1.make_weightless_cells(["compressor=none"]) as (cell,):
