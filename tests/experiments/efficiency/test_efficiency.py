@@ -61,10 +61,12 @@ SMALL = {  # changes to a family's configuration
         (["compressor=identity", "evaluate.compressor=divprune,null"], "identity evaluate.compressor=null"),
         (["compressor=identity,sap", "prune=fastv"], None),
         (["compressor=sap,identity"], "identity"),
+        (["compressor=identity+embq,identity,sap"], "identity"),
+        (["compressor=sap,identity+embq"], None),
     ],
 )
 def test_the_uncompressed_model_is_neither_pruned_nor_compressed_in_evaluation(settings, label):
-    """Whatever stands first."""
+    """Nor has it a query module. Whatever stands first."""
     found = cells(*settings)
     assert {collect.find_uncompressed_label(cell, found) for cell in found} == {label}
 
