@@ -59,7 +59,13 @@ class PublishedSubject(CostSubject):
         flat: list[Image] = []
         for row in pictures:
             flat += row
-        return dict(self.processor(images=flat, return_tensors="pt"))
+        try:
+            return dict(self.processor(images=flat, return_tensors="pt"))
+        except ValueError as error:  # of a picture that is too narrow for it
+            width, height = flat[0].size
+            raise UsageError(
+                f"pictures={width}x{height}: not for {self.label}: {error}; choose another size"
+            ) from error
 
     def list_visual_runs(self, pixels: PixelInputs, rows: int) -> list[int]:
         """Visual tokens of a row that stand together, a text token after each run; all rows are alike."""

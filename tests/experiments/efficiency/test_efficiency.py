@@ -353,6 +353,7 @@ def test_a_row_is_compared_at_its_own_picture():
         (["rounds=0"], "rounds=0: must be at least 1"),
         (["pictures=90"], "pictures=90: expected WIDTHxHEIGHT"),
         (["pictures=0x90"], "pictures=0x90: expected WIDTHxHEIGHT"),
+        (["only=Qwen2-VL-2B", "pictures=10x4000", "count=true"], "pictures=10x4000: not for Qwen2-VL-2B"),
         (["only=Llama"], "only=Llama: no model of Table 1"),
         (["table1=true", "compressor=sap"], "compressor=sap: table1=true has its own models"),
         (["only=FlashSloth", "train=true"], "train=true: trains cells of this project"),
