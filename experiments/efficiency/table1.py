@@ -73,9 +73,14 @@ class PublishedSubject(CostSubject):
 
     def prompt(self, pixels: PixelInputs, rows: int, text: int) -> dict[str, Tensor]:
         runs = self.list_visual_runs(pixels, rows)
-        start, _, _ = split_text_tokens(text)  # as much before the images as in a cell's prompt
+        gaps = len(runs) - 1  # a text token each
+        if text < gaps:
+            raise UsageError(
+                f"text={text}: {self.label} has a text token between two images, {gaps} in all; give as many"
+            )
+        before, _, _ = split_text_tokens(text)  # as much before the images as in a cell's prompt
+        start = min(before, text - gaps)
         ids = torch.randint(TEXT_ID_LIMIT, (rows, sum(runs) + text))
-        # a text token stands between two images
         for run in runs:
             ids[:, start : start + run] = self.model.config.image_token_id
             start += run + 1

@@ -174,6 +174,22 @@ def test_families_answer(label):
     assert found.parts["vision tower"].low > 0 and found.parts["language model"].low > 0
 
 
+@pytest.mark.parametrize("text", [2, 3, 10])
+def test_images_of_any_size_have_text_between_them(text):
+    """However little text there is, if it is enough for that."""
+    with table1.build_table1_subject("Qwen2-VL-2B") as subject:
+        pictures = [[picture(size=(56, 56))] * (text + 1)]
+        pixels = subject.prepare_pixels(pictures)
+        is_visual = subject.prompt(pixels, 1, text)["input_ids"][0] == subject.model.config.image_token_id
+        assert (
+            is_visual.sum() == subject.count_visual_tokens(pixels)
+            and len(is_visual) == is_visual.sum() + text
+        )
+        assert is_visual.unique_consecutive().sum() == text + 1
+        with pytest.raises(UsageError, match=f"text={text - 1}: Qwen2-VL-2B has a text token between"):
+            subject.prompt(pixels, 1, text - 1)
+
+
 def test_models_of_table1_say_where_they_are_from():
     for entry in table1.read_table1().values():
         assert entry["source"] and entry["resolutions"] in ("fixed", "dynamic")
