@@ -49,11 +49,23 @@ model, processor = reuse.load("{place}")
 """
 
 
+def find_base_folder(model: PreTrainedModel) -> str | None:
+    """The folder that a model was loaded from; None for a repository of the hub. To be asked where it was
+    loaded: from another working directory a relative folder looks like a repository."""
+    base = model.name_or_path
+    return base if base and not is_hub_id(base) else None
+
+
 def save_with_card(
-    model: PreTrainedModel, keeps_names: bool, original: Callable[..., Any], *args: Any, **kwargs: Any
+    model: PreTrainedModel,
+    keeps_names: bool,
+    base_folder: str | None,
+    original: Callable[..., Any],
+    *args: Any,
+    **kwargs: Any,
 ) -> Any:
-    """`save_pretrained` of an attached model, `keeps_names` as its family says. UsageError for an upload
-    before all files are written."""
+    """`save_pretrained` of an attached model, `keeps_names` as its family says, `base_folder` as
+    `find_base_folder`. UsageError for an upload before all files are written."""
     if bind_arguments(original, args, kwargs).get("push_to_hub"):
         raise UsageError("save_pretrained(push_to_hub=True): use model.push_to_hub(repository)")
     if keeps_names:
@@ -66,7 +78,7 @@ def save_with_card(
     plain = json.loads(path.read_text())
     record = plain.pop("slothkit")
     path.write_text(json.dumps(hide_config(plain, record), indent=2) + "\n")
-    (folder / "README.md").write_text(write_card(model, record))
+    (folder / "README.md").write_text(write_card(model, base_folder, record))
     return result
 
 
@@ -84,10 +96,11 @@ def hide_config(plain: dict[str, Any], record: Mapping[str, Any]) -> dict[str, A
     return hidden
 
 
-def write_card(model: PreTrainedModel, record: Mapping[str, Any]) -> str:
+def write_card(model: PreTrainedModel, base_folder: str | None, record: Mapping[str, Any]) -> str:
     """The README of the folder."""
     base = model.name_or_path or ""
-    is_public = bool(base) and is_hub_id(base)  # a path tells nobody else anything
+    # a path tells nobody else anything
+    is_public = bool(base) and base != base_folder and is_hub_id(base)
     title = f"{base.split('/')[-1]} with {record['compressor']}" if is_public else record["compressor"]
     return CARD.format(
         header=f"base_model: {base}\n" if is_public else "",

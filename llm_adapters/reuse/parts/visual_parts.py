@@ -25,7 +25,7 @@ from llm_adapters.reuse.parts.markers import Markers
 from llm_adapters.reuse.parts.positions import GridPositionKeeper, PositionKeeper
 from llm_adapters.reuse.parts.raw import RawInstead, RawLevel
 from llm_adapters.reuse.questions import QuestionReader
-from llm_adapters.reuse.saving import save_with_card
+from llm_adapters.reuse.saving import find_base_folder, save_with_card
 from llm_adapters.reuse.wrapping import (
     Args,
     Kwargs,
@@ -106,7 +106,8 @@ class VisualParts(InputAdapter, MarkerAdapter, QueryAdapter):
         self._wrap_deepstack(base)
         wrap(base, "get_image_features", self._image_features)
         self.wrap_videos()
-        wrap(model, "save_pretrained", partial(save_with_card, model, self.family.keeps_names))
+        save = partial(save_with_card, model, self.family.keeps_names, find_base_folder(model))
+        wrap(model, "save_pretrained", save)
         if self.family.rope:
             wrap(base, "get_rope_index", self._rope_index)
         handles.append(base.register_forward_pre_hook(self._encode_inputs, with_kwargs=True))

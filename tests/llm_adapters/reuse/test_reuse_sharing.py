@@ -134,6 +134,20 @@ def test_weights_of_other_parts_than_the_record_names_are_refused_in_one_line(tm
     assert "\n" not in str(caught.value)
 
 
+def test_a_base_of_a_relative_folder_is_no_repository(tmp_path, monkeypatch):
+    """Whatever the working directory is when it is saved."""
+    make_model("llava").save_pretrained(tmp_path / "base")
+    processor = make_processor("llava")
+    monkeypatch.chdir(tmp_path)
+    model = transformers.AutoModelForImageTextToText.from_pretrained("base")
+    reuse.attach(model, processor, **SAP)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    model.save_pretrained("saved")
+    card = (tmp_path / "elsewhere" / "saved" / "README.md").read_text()
+    assert "base_model" not in card and "| base model | of type `llava` |" in card
+
+
 def test_saved_and_detached_it_is_the_plain_model(tmp_path):
     model, processor = attached("llava")
     reuse.detach(model, processor)
