@@ -306,8 +306,8 @@ def use_unwindowed_layers(cache: Cache) -> None:
 
 
 def check_cache_whole(cache: Cache, state: PrefillState, past: int) -> None:
-    """UsageError for a cache that was cut back into the prompt, or has other rows than it. Guessed tokens that
-    were taken back leave the narrowed layers, too: transformers before 5.18 cuts all layers to one length."""
+    """UsageError for a cache that was cut back into the prompt, or has other rows than it. Guessed tokens
+    that were taken back leave the narrowed layers, too: transformers before 5.18 cuts all to one length."""
     layers: list[Any] = cache.layers  # Any: the base class of cache layers has no `crop`
     last = len(layers) - 1
     rows = len(layers[last].keys)

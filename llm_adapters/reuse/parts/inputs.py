@@ -94,8 +94,8 @@ class InputAdapter(MapCompressor):
         reads."""
         if getattr(base, "_is_replica", False):
             raise UsageError(
-                "nn.DataParallel: its replicas would use what is attached on the first GPU; start a process a "
-                "GPU, with torchrun or accelerate launch, or show one GPU alone (CUDA_VISIBLE_DEVICES=0)"
+                "nn.DataParallel: its replicas would use what is attached on the first GPU; start a process "
+                "for each GPU, with torchrun or accelerate launch, or show one (CUDA_VISIBLE_DEVICES=0)"
             )
         self._check_trainable()
         self._warn_of_frozen_parts()
@@ -211,8 +211,8 @@ class InputAdapter(MapCompressor):
         adds_to_rows = is_lora and last_id < embeddings.base_layer.num_embeddings
         if not adds_to_rows:
             raise UsageError(
-                "a query module's tokens have no rows in the embeddings that PEFT trains a part of; leave these "
-                "out of target_modules and trainable_token_indices, or name them in modules_to_save"
+                "a query module's tokens have no rows in the embeddings that PEFT trains a part of; leave "
+                "these out of target_modules and trainable_token_indices, or name them in modules_to_save"
             )
 
     def _warn_of_frozen_parts(self) -> None:
