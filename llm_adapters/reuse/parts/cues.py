@@ -61,8 +61,8 @@ class CueReader:
         if any(cue.level is None for cue, _ in self.cues):
             raise UsageError(
                 f"vision_feature_layer={layer}: the compressor reads cues of the block that gives the "
-                f"features, vision_feature_layer={self.layer} as it was attached; set it in the configuration "
-                "before that"
+                f"features, vision_feature_layer={self.layer} as it was attached; set it in the "
+                "configuration before that"
             )
 
     def compute_cues(self) -> list[Tensor]:
