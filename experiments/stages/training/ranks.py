@@ -24,6 +24,7 @@ from experiments.store.store import NotFinite
 
 POLL_SECONDS = 0.1  # between two looks for news
 GRACE_SECONDS = 2.0  # for the other processes to end when one has failed
+TRAINING = "experiments.stages.train"  # imports all that takes seconds
 
 
 def launch_processes(
@@ -42,9 +43,10 @@ def launch_processes(
 
     UsageError, OSError and NotFinite are raised as in the process; another error ends all, and its trace is
     raised."""
-    # a server without CUDA that has imported everything once makes the processes, by fork
+    # a server without CUDA that has imported everything once makes the processes, by fork. It does not have
+    # our sys.path on every Python, and passes over a module that it does not find
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([work.__module__])
+    context.set_forkserver_preload([TRAINING, work.__module__])
     news = context.SimpleQueue()  # reporter messages of the first process, and errors of any
     if node is None:
         node = Node(0, 1, "127.0.0.1", find_free_network_port())
