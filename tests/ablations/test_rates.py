@@ -18,6 +18,7 @@ def rates():
 
 
 def test_rows_make_the_tokens_of_their_labels(rates):
+    assert rates.rows
     for row in rates.rows:
         compressor, _, tokens = row.label.partition(" at ")
         config = row.cells[0].config

@@ -351,10 +351,11 @@ def test_help_is_quick():
 def test_a_report_does_not_import_torch(made, tmp_path):
     code = (
         f"import sys; from ablations import report; "
-        f"report.main(['results={made}', 'to={tmp_path}']); "
-        "sys.exit('torch' in sys.modules)"
+        f"code = report.main(['results={made}', 'to={tmp_path}']); "
+        "sys.exit(code or 'torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+    assert (tmp_path / "report.md").is_file()
 
 
 def test_what_is_missing_can_be_run_as_it_is_told(tmp_path):
@@ -500,7 +501,9 @@ def test_scores_that_are_none_are_refused(made, tmp_path, change):
 def test_the_committed_outcomes_keep_their_bytes():
     """They are bits, whatever else outcomes may be."""
     folder = Path(report.__file__).parent / "results" / "tiny"
-    for table in report_files.load_report(folder).tables:
+    tables = report_files.load_report(folder).tables
+    assert {"3", "4", "5", "6"} <= {table.name for table in tables}
+    for table in tables:
         assert (
             report_files.pack_outcomes(table) == report_files.locate_outcomes(folder, table.name).read_bytes()
         )

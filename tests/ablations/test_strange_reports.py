@@ -60,12 +60,12 @@ def test_damaged_files(made, tmp_path, capsys, name, kind):
     refused = 0
     for _ in range(20):
         (folder / name).write_bytes(damage(whole, kind, dice))
-        # a bit may be one that nobody reads, or a word of a label: then it is a report
+        # a bit of the JSON may be one of a label: then it is a report
         code = report.main([f"results={folder}", f"to={tmp_path / 'to'}"])
         err = capsys.readouterr().err
         assert (code, err.count("\n")) in ((0, 0), (2, 1)), err
         refused += code == 2
-    assert refused >= 1
+    assert refused == 20 or (kind == "flip" and name == "report.json" and refused)
 
 
 def change(content, path, value):

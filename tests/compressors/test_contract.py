@@ -59,6 +59,50 @@ CASES = [
 every_case = pytest.mark.parametrize("name, knobs", CASES)
 
 
+def cases_with(knob: str) -> list:
+    """Of the methods that have it."""
+    knobs = {name: outcome(compressors.knobs, name) for name in compressors.names()}
+    found = {name for name, theirs in knobs.items() if theirs is not UsageError and knob in theirs}
+    return [case for case in CASES if case.values[0] in found]
+
+
+# of ours, those whose tokens have no shares of patches; and those whose tokens stand at patches
+OURS = set(compressors.names()) - set(registry.entry_points)
+NO_ATTENTION = {
+    "c_abstractor",
+    "conv_downsample",
+    "dct",
+    "downsample",
+    "identity",
+    "ldp",
+    "ldpv2",
+    "patch_merger",
+    "pixel_shuffle",
+}
+KEEPS = {
+    "cdpruner",
+    "divprune",
+    "downsample",
+    "hiprune",
+    "holov",
+    "identity",
+    "mmtok",
+    "prumerge",
+    "prunesid",
+    "random",
+    "scope",
+    "tome",
+    "trim",
+    "uniform",
+    "visionselector",
+    "visionzip",
+    "vispruner",
+    "vscan",
+}
+# what shifts all logits of a softmax alike, or all scores of a choice
+SHIFTS = ("key.bias", "key.3.bias", "key_norm.bias", "scorer.2.bias", "scorer.3.bias")
+
+
 def build(name: str, knobs: dict, seed: int = 0) -> Compressor:
     torch.manual_seed(seed)
     small = {k: v for k, v in SMALL.items() if k in compressors.knobs(name)}
@@ -113,12 +157,11 @@ def test_counts_are_exact(name, knobs):
             assert out_grid is None or out_grid[0] * out_grid[1] == count, grid
 
 
-@every_case
+@pytest.mark.parametrize("name, knobs", cases_with("grid_policy"))
 def test_only_grid_policy_error_refuses_ragged_grids(name, knobs):
-    if "grid_policy" in compressors.knobs(name):
-        count = outcome(build(name, {"rate": 3, **knobs}).num_tokens, 7, 10)
-        refused = knobs.get("grid_policy", "error") == "error" and knobs.get("rate", 3) != 1
-        assert (count is UsageError) == refused
+    count = outcome(build(name, {"rate": 3, **knobs}).num_tokens, 7, 10)
+    refused = knobs.get("grid_policy", "error") == "error" and knobs.get("rate", 3) != 1
+    assert (count is UsageError) == refused
 
 
 @every_case
@@ -157,7 +200,8 @@ def test_autocast(name, knobs):
 def test_compiles_in_one_piece(name):
     # those that choose patches share one `forward`, and one process compiles the same lines only so often
     torch.compiler.reset()
-    part = build(name, {})
+    layers = {"qformer": 2}.get(name, 1)  # of which only every second one reads the patches
+    part = build(name, {"num_layers": layers} if "num_layers" in compressors.knobs(name) else {})
     compiled = torch.compile(part, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(*inputs(part)), part(*inputs(part)))
 
@@ -179,8 +223,9 @@ def test_gradients_reach_everything(name, knobs):
     assert features.grad.isfinite().all() and features.grad.any()
     for key, parameter in part.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), key
-        # rightly zero: a bias before a softmax shifts all logits alike; a window of one patch has one weight
-        assert parameter.grad.any() or parameter.ndim == 1 or knobs.get("rate") == 1, key
+        # rightly zero, too: all weights where a window is one patch
+        is_shift = key.endswith(SHIFTS) or (name, key) == ("visionselector", "query.bias")
+        assert parameter.grad.any() or is_shift or knobs.get("rate") == 1, key
 
 
 @every_case
@@ -208,16 +253,21 @@ def test_nothing_learned_starts_identical(name, knobs):
     assert len(tokens.unique(dim=0)) == expected
 
 
-@every_case
-@pytest.mark.parametrize("budget", [{}, {"tokens": 1}], ids=["", "one"])
-def test_attention_is_a_distribution_over_the_patches(name, knobs, budget):
+ONE_TOKEN = [
+    pytest.param(name, {**knobs, "tokens": 1}, id=f"{case.id}-one")
+    for case in cases_with("tokens")
+    for name, knobs in [case.values]
+]
+
+
+@pytest.mark.parametrize("name, knobs", [*CASES, *ONE_TOKEN])
+def test_attention_is_a_distribution_over_the_patches(name, knobs):
     """Also where a budget leaves a single token."""
-    if not compressors.knobs(name).keys() >= budget.keys():
-        return
-    part = build(name, {**knobs, **budget})
+    part = build(name, knobs)
     for grid in GRIDS:
         given = inputs(part, grid)
         weights = outcome(part.attention, *given)
+        assert (weights is None) == (name in NO_ATTENTION) or name not in OURS
         if weights is None:
             continue
         assert (weights is UsageError) == (outcome(part, *given) is UsageError), grid
@@ -234,6 +284,7 @@ def test_what_is_kept_is_where_the_tokens_stand(name, knobs):
     for grid in GRIDS:
         features, *text = inputs(part, grid)
         kept = outcome(part.kept, features, *text)
+        assert (kept is not None) == (name in KEEPS) or name not in OURS
         if kept is None:
             continue
         count = outcome(part.num_tokens, *grid)

@@ -126,7 +126,9 @@ def test_bad_input_is_one_line(out, capsys, content):
 
 
 def test_each_cell_tells_how_it_came_about(out):
-    for folder in (out / "cells").iterdir():
+    folders = list((out / "cells").iterdir())
+    assert len(folders) == 2
+    for folder in folders:
         facts = read_yaml(folder / "run.yaml")
         assert list(facts) == json.loads((folder / "stages.json").read_text())
         for fact in facts.values():
