@@ -302,8 +302,7 @@ def test_fitprune_is_calibrated_on_videos(family):
     assert measured / visual_tokens(model, batch)[0] == pytest.approx(0.6, abs=0.05)
 
 
-@over_pruned_families
-@pytest.mark.parametrize("first", ["attach", "prune"])
+@pytest.mark.parametrize(("family", "first"), family_turns(PRUNED, ["attach", "prune"], one_in=2))
 def test_a_pruner_with_a_compressor_and_embq(family, first):
     if first == "attach":
         model, processor = attached(family)

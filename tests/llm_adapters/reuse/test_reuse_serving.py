@@ -9,6 +9,7 @@ import torch
 from accelerate import cpu_offload
 from reuse_families import (
     EMBQ,
+    LEADING_FAMILIES,
     SAP,
     answers,
     attached,
@@ -35,7 +36,8 @@ def eager_switching():
     sys.setswitchinterval(before)
 
 
-@over_families
+# those with levels of the tower, inputs of each layer's own or a resampler, too
+@pytest.mark.parametrize("family", family_params(*LEADING_FAMILIES, "qwen3_vl", "gemma3n", "idefics2"))
 @pytest.mark.usefixtures("eager_switching")
 def test_threads_have_their_own_images(family):
     model, processor = attached(family)
