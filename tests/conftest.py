@@ -2,6 +2,7 @@
 
 Tiny models and tokenizers are in `factories.py`."""
 
+import gc
 import os
 
 import pytest
@@ -13,6 +14,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.pop("COLUMNS", None)  # xdist's workers have the width of its terminal
 torch.set_num_threads(1)
+
+gc.disable()  # until all tests are collected, which makes millions of objects and throws none away
+
+
+def pytest_collection_finish() -> None:
+    """What collection has made stays to the end: looking through it again is 3 to 4 % of a test's time."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

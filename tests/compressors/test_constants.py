@@ -15,7 +15,7 @@ NAMES = ("dct", "resampler_2d", "d_abstractor")
 def make_part(name):
     torch.manual_seed(0)
     knobs = {
-        "d_abstractor": {"width": 16, "heads": 2, "grid": (3, 3)},
+        "d_abstractor": {"width": 16, "heads": 2, "num_layers": 1, "grid": (3, 3)},
         "resampler_2d": {"grid": (3, 3), "heads": 2},
     }
     return compressors.create(name, dim=DIM, llm_dim=DIM, **knobs.get(name, {})).eval()

@@ -65,11 +65,11 @@ def test_equal_rows_are_told_apart_in_5_percent_of_studies_at_most(first, pictur
     for _ in range(STUDIES):
         outcomes = simulate_study(rng, 0.0, pictures, seed_sd)
         corrected += find_decision(outcomes, planned_looks)[0] != verdicts.UNRESOLVED
-        # what happens to those who add a seed until it is significant
-        naive_looks = [looks.Look(seeds, 0.95) for seeds in range(2, SEEDS + 1)]
-        uncorrected += find_decision(outcomes, naive_looks)[0] != verdicts.UNRESOLVED
+        if first == 2:  # what happens to those who add a seed until it is significant
+            naive_looks = [looks.Look(seeds, 0.95) for seeds in range(2, SEEDS + 1)]
+            uncorrected += find_decision(outcomes, naive_looks)[0] != verdicts.UNRESOLVED
     assert corrected / STUDIES <= 0.05
-    assert uncorrected / STUDIES > 0.08
+    assert uncorrected / STUDIES > 0.08 or first != 2
 
 
 def test_large_differences_need_few_seeds_and_smaller_ones_are_found():
