@@ -1,14 +1,19 @@
 """torch.compile of the training step: the same training, and nothing of it in what is saved."""
 
 import json
+import os
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from factories import make_llm
 from small_runs import align, gradients, make_config, run, write_backbones, write_data
+from torch._dynamo import lookup_backend
 
 from compressors.errors import UsageError
+from experiments.stages import train as training
+from experiments.stages.training import fit
 from llm_adapters.adapter import decoder_layers
 
 # a softmax is the same whatever these are: AdamW follows the sign of rounding errors
@@ -26,14 +31,36 @@ def folder(tmp_path):
 @pytest.fixture
 def traced(monkeypatch):
     """What has been compiled; everything but the code generation, which takes most of the time."""
-    found, plain = [], torch.compile
+    found = []
+    monkeypatch.setattr(torch, "compile", make_compile(found, []))
+    return found
+
+
+def make_compile(functions, graphs):
+    """In place of torch.compile: adds to what it has compiled, and to the graphs that this came to."""
+    plain, trace = torch.compile, lookup_backend("aot_eager")
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return trace(graph, inputs)
 
     def compile(function):
-        found.append(function)
-        return plain(function, backend="aot_eager")
+        functions.append(function)
+        return plain(function, backend=count)
 
-    monkeypatch.setattr(torch, "compile", compile)
-    return found
+    return compile
+
+
+train_rank = training.train_rank
+
+
+def train_traced(config, stage, inputs, out, world, report):
+    """What each of several processes does; beside `out` it leaves how much it has compiled."""
+    functions, graphs = [], []
+    torch.compile = make_compile(functions, graphs)
+    train_rank(config, stage, inputs, out, world, report)
+    path = Path(f"{out}.compiled.{os.environ['LOCAL_RANK']}")
+    path.write_text(json.dumps([len(functions), len(graphs)]))
 
 
 @pytest.mark.slow
@@ -46,22 +73,35 @@ def test_gradients_are_those_of_the_plain_step(folder, stage, traced):
     assert len(traced) == LAYERS
 
 
-@pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True}], ids=["plain", "checkpointing"])
-def test_it_trains_the_same_weights(folder, settings, traced):
-    check_weights(folder, settings)
+def test_it_trains_the_same_weights(folder, traced):
+    check_weights(folder, {"gradient_checkpointing": True})
     assert len(traced) == LAYERS
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_it_trains_the_same_weights_in_two_processes(folder, strategy):
-    """With generated code, which takes a minute a shape: of rows of one length."""
+def test_it_trains_the_same_weights_in_two_processes(folder, strategy, monkeypatch):
+    monkeypatch.setattr(training, "train_rank", train_traced)
+    check_weights(folder, {"devices": "2", "strategy": strategy})
+    for rank in range(2):
+        functions, graphs = json.loads((folder / f"True.compiled.{rank}").read_text())
+        assert functions == LAYERS and graphs
+        assert json.loads((folder / f"False.compiled.{rank}").read_text()) == [0, 0]
+
+
+@pytest.mark.slow
+def test_generated_code_has_the_gradients_of_the_plain_step(folder, monkeypatch):
+    """Of one layer and rows of one length: it takes half a minute a layer and shape."""
     rows = json.loads((folder / "data.json").read_text())
     for row in rows:
         row["conversations"] = rows[0]["conversations"]
         row["image"] = rows[0]["image"]
     (folder / "data.json").write_text(json.dumps(rows))
-    check_weights(folder, {"devices": "2", "strategy": strategy})
+    monkeypatch.setattr(fit, "decoder_layers", lambda model: decoder_layers(model)[:1])
+    plain, compiled = (gradients(folder, "finetune", str(on), compile=on) for on in (False, True))
+    assert plain.keys() == compiled.keys()
+    for name, wanted in plain.items():
+        torch.testing.assert_close(compiled[name], wanted, atol=1e-5, rtol=1e-3, msg=name)
 
 
 def check_weights(folder, settings):
