@@ -19,6 +19,7 @@ from experiments.store.plan import plan_stages
 from experiments.sweep import request
 
 COMMITTED = Path(report.__file__).parent / "results" / "tiny"
+pytestmark = pytest.mark.usefixtures("without_plots")
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from experiments.store.results import publish_cell
 from experiments.store.store import Store
 
 SWEEP = ["compressor=identity,avg_pool,sap,sap+embq", "seed=0,1"]
+pytestmark = pytest.mark.usefixtures("without_plots")
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,7 @@ def test_changed_cells_are_left_out_and_named(out, tmp_path, capsys):
     assert f"warning: {path.parent} is left out" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("plots")
 def test_the_report_from_python(out, made, tmp_path, capsys):
     pytest.importorskip("pandas")
     settings = {"compressor": ["identity", "avg_pool", "sap", "sap+embq"], "seed": [0, 1]}
@@ -134,6 +136,7 @@ def test_another_baseline(out, tmp_path, capsys):
     assert "baseline=spa: no finished row" in err and "did you mean 'sap'" in err and err.count("\n") == 1
 
 
+@pytest.mark.usefixtures("plots")
 def test_the_report_again_without_the_cells(made, tmp_path, capsys):
     assert report.main([f"results={made}", f"to={tmp_path / 'no'}", "measure=true"]) == 2
     assert "has no cells that could be measured" in capsys.readouterr().err

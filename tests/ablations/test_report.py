@@ -25,6 +25,8 @@ from compressors.key_value import parse_settings
 from experiments.store import results
 from experiments.sweep import request
 
+pytestmark = pytest.mark.usefixtures("without_plots")
+
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
@@ -52,6 +54,7 @@ def rows_of(path, *keys):
         return {tuple(row[key] for key in keys): row for row in csv.DictReader(file)}
 
 
+@pytest.mark.usefixtures("plots")
 @pytest.mark.slow
 def test_prints_the_tables(out, made, capsys):
     assert report.main(["table=3,5", f"out={out}", f"to={made}"]) == 0
@@ -163,6 +166,7 @@ def test_measured_columns_are_shown():
     assert grid.lines[0][1] == ["sap", "1", "100.0", "16", "12.3"]
 
 
+@pytest.mark.usefixtures("plots")
 def test_the_report_again_without_the_cells(made, tmp_path, capsys):
     assert report.main([f"results={made}", f"to={tmp_path}"]) == 0
     assert "Table 3" in capsys.readouterr().out
@@ -379,6 +383,7 @@ def test_what_is_missing_can_be_run_as_it_is_told(tmp_path):
     ]
 
 
+@pytest.mark.usefixtures("plots")
 def test_labels_of_any_signs(tmp_path):
     """A formula that is none, what LaTeX would read as an argument, what Markdown would read as a cell."""
     labels = ["rate $r^{$", "[2, 4] layers", "*starred", "a|b", "100 % & more_"]

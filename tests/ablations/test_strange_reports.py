@@ -13,6 +13,7 @@ from made_cells import fill
 from ablations import report
 
 HOSTILE = "=1+1 <script>alert(1)</script> [x](http://a)"
+pytestmark = pytest.mark.usefixtures("without_plots")
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +131,7 @@ def test_arrays_of_other_shapes(made, tmp_path, capsys):
     refuse(folder, capsys)
 
 
+@pytest.mark.usefixtures("plots")
 def test_words_of_a_report_stay_words(made, tmp_path):
     folder = copy_sources(made, tmp_path / "copy")
     content = json.loads((folder / "report.json").read_text())
