@@ -40,6 +40,7 @@ class SweepKind(NamedTuple):
 SWEEPS = {
     # workers of a pool import everything after each kill
     "small": SweepKind(SMALL, 240.0, {1: 30, 2: 6}, 1.0),
+    "short": SweepKind(SMALL, 240.0, {1: 10}, 1.0),  # of few kills, for a test
     "readme": SweepKind(("compressor=sap+embq",), 7200.0, {1: 36}, 0.25),
 }
 
