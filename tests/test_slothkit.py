@@ -327,13 +327,18 @@ def test_a_package_that_hides_ours_is_named(tmp_path, name):
     assert f"ImportError: {tmp_path / name / '__init__.py'} hides" in done.stderr
 
 
-def complete(line):
-    return start("complete", line).stdout.splitlines()
+@pytest.fixture
+def complete(capsys):
+    def call(line):
+        assert slothkit.main(["complete", line]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    return call
 
 
-@pytest.mark.slow
-def test_completion_is_of_the_settings():
-    assert "sweep " in complete("slothkit sw") and "bash" in complete("slothkit completion ")
+def test_completion_is_of_the_settings(complete):
+    for line, expected in (("slothkit sw", "sweep "), ("slothkit completion ", "bash")):
+        assert expected in start("complete", line).stdout.splitlines()
     assert complete("slothkit sweep trainer.acc") == ["trainer.accelerator="]
     assert "trainer.accelerator=cpu" in complete("slothkit sweep seed=0 trainer.accelerator=c")
     assert complete("slothkit sweep compressor=avg_pool,sa") == ["compressor=avg_pool,sap"]

@@ -5,11 +5,15 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
 import compressors
+from compressors.base import registry
+from experiments.config import signatures
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -19,6 +23,7 @@ else:
 ROOT = Path(__file__).parents[2]
 TEXT = (Path(compressors.__file__).parent / "TUTORIAL.md").read_text()
 FILES = dict(re.findall(r"`([\w.]+)`[^`]*:\n\n```\w+\n(.*?)```", TEXT, re.S))
+MAINS = {"compressors": "compressors.__main__", "experiments.sweep": "experiments.sweep.__main__"}
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", TEXT, re.S) for line in block.splitlines()]
 
 
@@ -41,10 +46,35 @@ def folder(tmp_path_factory):
     return made
 
 
-def run(folder: Path, start: str) -> str:
-    """The output of the tutorial's one command that starts like this; pytest's is run in the checkout."""
+@pytest.fixture
+def call(folder, monkeypatch, capsys):
+    """The output of a command that is called in this process, where its part is installed."""
+    point = EntryPoint("mean_max", "mean_max:MeanMax", registry.group)
+    for owner in (registry, signatures.compressors()):
+        monkeypatch.setitem(owner.entry_points, point.name, point)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run_main(start: str) -> str:
+        module, *words = find_command(start)
+        assert import_module(MAINS.get(module, module)).main(words) == 0
+        return capsys.readouterr().out
+
+    yield run_main
+    registry._classes.pop("mean_max", None)
+    sys.modules.pop("mean_max", None)
+
+
+def find_command(start: str) -> list[str]:
+    """The module and the words of the tutorial's one command that starts like this."""
     (command,) = (line for line in COMMANDS if line.startswith(f"python -m {start}"))
-    words = [sys.executable, *shlex.split(command)[1:]]
+    return shlex.split(command)[2:]
+
+
+def run(folder: Path, start: str) -> str:
+    """The output of a command as a process; pytest's is run in the checkout."""
+    words = [sys.executable, "-m", *find_command(start)]
     path = os.pathsep.join([str(folder), str(ROOT)])
     done = subprocess.run(
         words,
@@ -64,8 +94,8 @@ def test_its_files_and_its_size():
     assert len(COMMANDS) == 6
 
 
-def test_it_is_listed(folder):
-    lines = run(folder, "compressors").splitlines()
+def test_it_is_listed(call):
+    lines = call("compressors").splitlines()
     assert lines[1].split()[:7] == ["mean_max", "27x27", "->", "81", "1152", "2.7", "M"]
     assert [line.strip() for line in lines[2:]] == [
         "Mean and maximum of windows.",
@@ -75,8 +105,8 @@ def test_it_is_listed(folder):
     ]
 
 
-def test_it_has_a_picture(folder):
-    assert run(folder, "experiments.gallery") == "gallery/mean_max.png\n"
+def test_it_has_a_picture(folder, call):
+    assert call("experiments.gallery") == "gallery/mean_max.png\n"
     assert "## mean_max\n\nMean and maximum of windows." in (folder / "gallery" / "README.md").read_text()
 
 
@@ -84,17 +114,17 @@ def test_it_keeps_the_contract(folder):
     assert run(folder, "pytest").count(".") > 40  # one each; none selected is an exit code of its own
 
 
-def test_the_study_is_beside_it(folder):
+def test_the_study_is_beside_it(folder, call):
     (folder / "slothkit").symlink_to(ROOT)
-    said = run(folder, "ablations.report")
+    said = call("ablations.report")
     assert re.search(r"^\| avg_pool +\| +5 \| 7", said, re.M)
     assert re.search(r"Missing: .*mean_max, with EmbQ \(seed 0, 1, 2, 3, 4[, \d]*\)", said)  # the study's
 
 
 @pytest.mark.slow
-def test_its_row_in_a_table(folder):
+def test_its_row_in_a_table(folder, call):
     said = run(folder, "experiments.sweep compressor=mean_max")
     assert re.search(r"^\| mean_max +\| +16 \|", said, re.M), said
     assert list((folder / "try").glob("finetune/*/model/*.safetensors"))
-    plan = run(folder, "experiments.sweep table=mine.yaml")
+    plan = call("experiments.sweep table=mine.yaml")
     assert re.search(r"pretrain +│ 6 ", plan) and "with EmbQ seed=2" in plan, plan

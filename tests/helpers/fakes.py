@@ -16,6 +16,7 @@ from experiments.config.cells import Cell, make_cells
 from experiments.config.schema import Config
 from experiments.runtime.files import write_atomic
 from experiments.store.plan import Stage, plan_stages
+from experiments.store.store import NotFinite
 
 SOURCES = {"tower.source": ["hub/tower"], "llm.source": ["hub/llm"]}
 
@@ -66,13 +67,14 @@ def write_llava(path: Path, images: bool = False, samples: int = 2) -> Path:
 @dataclass(frozen=True)
 class FakeRunner:
     """Gives stages that append their kind to `log` and a line for every step to `log`.steps. One takes `slow`
-    seconds in ten steps and resumes. Stages of the kind `fail` fail for seed 1, of the kind `refuse` find bad
-    input. `deaths` is a file: as many finetunings as it has bytes kill their process. It pickles, so that
-    workers can have it."""
+    seconds in ten steps and resumes. Stages of the kind `fail` fail for seed 1, of the kind `diverge` always,
+    of the kind `refuse` find bad input. `deaths` is a file: as many finetunings as it has bytes kill their
+    process. It pickles, so that workers can have it."""
 
     log: Path
     slow: float = 0.0
     fail: str = ""
+    diverge: str = ""
     refuse: str = ""
     deaths: Path | None = None
 
@@ -86,6 +88,8 @@ class FakeRunner:
         if kind == self.fail and config.seed == 1:
             sys.stdout.write("a last word\n")
             raise RuntimeError("first\nCUDA out of memory")
+        if kind == self.diverge:
+            raise NotFinite("step 2: the loss is not finite; lower pretrain.lr")
         if kind == self.refuse:
             raise UsageError("picture.png is no picture;\ndelete it")
         if self.deaths is not None and kind == "finetune" and self.deaths.stat().st_size:

@@ -1,5 +1,5 @@
-"""Every compressor, with and without EmbQ, and every query module: built, trained, saved, loaded, asked.
-Three LLM families take turns."""
+"""Every compressor and every query module: built, trained, saved, loaded, asked. EmbQ or none, and three LLM
+families, take turns."""
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ def train(model: nn.Module, stage: str, batch: dict[str, Tensor], train_tower: b
         assert torch.equal(p, before[name]) != trained or no_effect(name), name
 
 
-PAIRS = [(name, query_module) for name in compressors.names() for query_module in (None, "embq")]
+PAIRS = take_turns(compressors.names(), (None, "embq"), one_in=2, always=["sap"])
 # behind compressors with and without weights, one of several token counts, and one that reads the question
 PAIRS += [
     (name, query_module)

@@ -304,12 +304,6 @@ def test_completion_has_no_knobs_of_a_broken_part_and_those_of_the_others(broken
     assert completion.list_knob_values(f"{broken_outside_part}.rate") == []
 
 
-def test_what_a_plan_checks_waits_for_no_trainer():
-    """Lightning's own import is half a second that only training needs."""
-    code = "import sys; from experiments.stages import checks; sys.exit('lightning' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 def test_configuration_and_plan_import_no_torch():
     code = (
         "import sys; from experiments.sweep import __main__, request; "

@@ -150,8 +150,7 @@ def test_without_a_warmup_nothing_is_told(folder, tmp_path, hidden):
     assert hidden == [None] * 12
 
 
-@pytest.mark.parametrize("form", ["step", "fade", "thin"])
-@pytest.mark.parametrize("die_at", [2, 5])
+@pytest.mark.parametrize(("form", "die_at"), [("step", 2), ("fade", 5), ("thin", 2)])
 def test_a_run_that_dies_hides_the_same(folder, tmp_path, hidden, form, die_at):
     config = make_config(folder, form, checkpoint_every=1)
     inputs = small_runs.align(config, tmp_path)

@@ -69,15 +69,22 @@ def refused(tmp_path):
         (["seed=" + "9" * 5000], "seed=999"),
         (["finetune.warmup=" + "9" * 4000], "too large for a number"),
         (["sap.rate=" + "[" * 1500 + "]" * 1500], "sap.rate=[[["),
-        (["sap.rate=\udcff"], "is not UTF-8"),
         (["trainer.devices=0"], "trainer.devices=0: must be auto, a number such as 2"),
         (["trainer.devices=two"], "trainer.devices=two: must be auto, a number such as 2"),
     ],
 )
-def test_arguments(refused, arguments, message):
-    line = refused(*arguments)
-    assert message in line
+def test_arguments(monkeypatch, tmp_path, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert sweep.main([*NAMES, *arguments]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: ") and line.count("\n") == 1 and message in line
     assert max(map(len, line.split())) <= 200
+    assert not list(tmp_path.iterdir())
+
+
+def test_arguments_of_the_command(refused):
+    assert "did you mean 'sap'?" in refused("compressor=sapp")
+    assert "is not UTF-8" in refused("sap.rate=\udcff")
 
 
 DIGITS = "9" * 5000
@@ -179,11 +186,15 @@ def test_missing_image(refused, tmp_path):
 
 
 @pytest.mark.slow
-def test_truncated_image(refused, tmp_path):
+def test_truncated_image(monkeypatch, tmp_path, capsys):
     """The one that only a real stage can find."""
     path = write_llava(tmp_path / "mine.json", images=True)
     os.truncate(tmp_path / "1.png", 70)
-    line = refused(*own_data(path), "blind=false", command=SWEEP)
+    before = tree(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert sweep.main([*own_data(path), "blind=false"]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: ") and line.count("\n") == 1 and tree(tmp_path) == before
     assert f"sample 1 (id 1): image {tmp_path / '1.png'} is truncated" in line
 
 

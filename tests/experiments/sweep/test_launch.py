@@ -115,6 +115,20 @@ def test_a_failed_cell_is_told_with_its_last_lines_and_retried(command, log, tmp
     assert table(tmp_path / "out") == table(tmp_path / "alone")
 
 
+def test_a_shared_stage_that_diverges_leaves_the_other_cells_alone(command, log, tmp_path, capsys):
+    """Blind cells have no stage 1: theirs is the only row."""
+    assert command("launch.workers=2", cells=["compressor=sap,sap+embq"], diverge="pretrain") == 1
+    output = capsys.readouterr().out
+    for cell in ("sap", "sap+embq"):
+        assert re.search(
+            rf"^failed: {re.escape(cell)} seed=0: pretrain/\w+: step 2: the loss is not", output, re.M
+        )
+    assert "Traceback" not in output
+    labels = [line.split(",")[1] for line in (tmp_path / "out/table.csv").read_text().splitlines()[1:]]
+    assert labels == ["chance", "blind"]
+    assert counts(log)["pretrain"] == counts(log)["finetune"] == counts(log)["evaluate"] == 1
+
+
 def test_a_worker_that_dies_is_replaced_and_its_stage_goes_on(command, tmp_path, capsys):
     deaths = tmp_path / "deaths"
     deaths.write_text("xx")

@@ -14,6 +14,7 @@ from compressors.errors import UsageError
 from compressors.key_value import parse_settings
 from experiments.store.plan import plan_stages
 from experiments.sweep import run
+from experiments.sweep.__main__ import main
 from experiments.sweep.request import read_request
 
 SMALL = (
@@ -47,13 +48,13 @@ def list_files(folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_two_nodes_train_what_one_does(tmp_path):
+def test_two_nodes_train_what_one_does(tmp_path, capsys):
     one, two = tmp_path / "one", tmp_path / "two"
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port()), "LOCAL_RANK": "0"}
     sweeps = [start(f"out={two}", "trainer.nodes=2", NODE_RANK=str(rank), **meeting) for rank in range(2)]
-    sweeps.append(start(f"out={one}", "trainer.devices=2"))
-    first, second, _ = outputs = [sweep.communicate(timeout=600)[0] for sweep in sweeps]
-    assert [sweep.returncode for sweep in sweeps] == [0, 0, 0], outputs
+    code = main([*SMALL, f"out={one}", "trainer.devices=2"])
+    first, second = outputs = [sweep.communicate(timeout=600)[0] for sweep in sweeps]
+    assert [sweep.returncode for sweep in sweeps] == [0, 0] and code == 0, (outputs, capsys.readouterr())
 
     # keys and all: nothing tells which of them trained on several machines
     assert list_files(two) == list_files(one)
