@@ -186,6 +186,12 @@ class SlothKit(lmms):
             stacklevel=2,
         )
 
+    def clean(self) -> None:
+        """Let go of the model, also where it is held beside its own attribute."""
+        self.keeper = None
+        self.caches = None
+        super().clean()
+
     def loglikelihood(self, requests: Sequence) -> list[tuple[float, bool]]:
         raise NotImplementedError(
             f"{requests[0].task_name}: slothkit answers in words; take the task that "

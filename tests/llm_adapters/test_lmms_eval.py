@@ -1,10 +1,12 @@
 """The plug-in for lmms-eval. Where the harness is not installed, what needs it is skipped."""
 
+import gc
 import json
 import os
 import re
 import subprocess
 import sys
+import weakref
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -161,6 +163,18 @@ def test_batched_answers_are_single_ones(tmp_path):
     )
     out = tiny.generate(**inputs, do_sample=False, max_new_tokens=5)[0, inputs["input_ids"].shape[1] :]
     assert model.processor.tokenizer.decode(out, skip_special_tokens=True).strip() == said[0]
+
+
+@in_the_harness
+def test_a_cleaned_model_is_held_by_nothing(tmp_path):
+    """The harness frees a model so before it loads the next."""
+    tiny = make_model(compressor="avg_pool")
+    model = opened(f"pretrained={save(tiny, make_processor(tiny), tmp_path)},cache=static")
+    answers(model, (1, 1))
+    held = weakref.ref(model.model)
+    model.clean()
+    gc.collect()
+    assert held() is None
 
 
 @in_the_harness
