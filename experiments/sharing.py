@@ -175,7 +175,7 @@ def time_cell(job: CellJob, store: Store, clock: Clock) -> TimedCell:
     store.report.begin_cell(title_cell(cell))
     stages = last_stage.collect_stages().values()
     # stages that are there have notes of an earlier cell
-    missing = [stage for stage in stages if store.find_status(stage) != "done"]
+    missing = [stage for stage in stages if not store.is_finished(stage)]
     start = clock()
     store.compute(last_stage)
     seconds = clock() - start
