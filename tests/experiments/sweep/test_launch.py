@@ -267,7 +267,6 @@ def outside_launcher(monkeypatch):
     point = EntryPoint("turns", f"{__name__}:OneAfterAnother", launchers.group)
     monkeypatch.setitem(launchers.__dict__, "entry_points", {**launchers.entry_points, "turns": point})
     monkeypatch.setattr(launchers, "_classes", dict(launchers._classes))
-    monkeypatch.setattr(launchers, "_loaded", set(launchers._loaded))
     monkeypatch.setattr(OneAfterAnother, "created", [])
 
 
