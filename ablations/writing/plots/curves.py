@@ -97,6 +97,21 @@ def find_curves(table: ReportTable) -> list[Curve]:
     return sorted(curves, key=lambda curve: -float(np.mean(table.compute_accuracies(curve.rows[0]))))
 
 
+def split_at_gaps(table: ReportTable, curve: Curve) -> list[list[ReportRow]]:
+    """A curve's rows in pieces that a line may join: not where the table has a row between two of them that
+    has no results yet, which would seem to lie on the line."""
+    labels_in_order = [row.label for row in table.rows if name_curve(row.label) == curve.name]
+    missing = {row.label for row in table.rows if not row.outcomes}
+    pieces = [curve.rows[:1]]
+    for row, next_row in zip(curve.rows, curve.rows[1:]):
+        start, end = sorted(labels_in_order.index(each.label) for each in (row, next_row))
+        if missing.isdisjoint(labels_in_order[start:end]):
+            pieces[-1].append(next_row)
+        else:
+            pieces.append([next_row])
+    return pieces
+
+
 def draw_curves(table: ReportTable) -> Figure | None:
     """A panel for each cost that all rows have, with bands over seeds, and points for rows that have one
     rate alone. None where fewer than two compressors have several rates."""
@@ -168,21 +183,27 @@ def draw_panel(
         compressor, plus, _ = curve.name.partition("+")
         number = compressors.index(compressor)
         colour = colours(number % colours.N)
-        costs = [panel.cost(row) for row in curve.rows]
-        means, halves = compute_row_intervals(table, curve.rows)
-        axes.plot(
-            costs,
-            means,
-            color=colour,
-            linestyle="--" if plus else "-",
-            marker=MARKERS[number % len(MARKERS)],
-            markersize=3.5,
-            linewidth=1.3,
-            label=escape_dollars(curve.name),
-        )
-        low, high = np.maximum(means - halves, 0), np.minimum(means + halves, 100)
-        axes.fill_between(costs, low, high, color=colour, alpha=BAND_OPACITY, linewidth=0)
-        all_costs += costs
+        label = escape_dollars(curve.name)
+        for rows in split_at_gaps(table, curve):
+            costs = [panel.cost(row) for row in rows]
+            means, halves = compute_row_intervals(table, rows)
+            axes.plot(
+                costs,
+                means,
+                color=colour,
+                linestyle="--" if plus else "-",
+                marker=MARKERS[number % len(MARKERS)],
+                markersize=3.5,
+                linewidth=1.3,
+                label=label,
+            )
+            low, high = np.maximum(means - halves, 0), np.minimum(means + halves, 100)
+            if len(rows) == 1:
+                axes.vlines(costs, low, high, color=colour, linewidth=1)
+            else:
+                axes.fill_between(costs, low, high, color=colour, alpha=BAND_OPACITY, linewidth=0)
+            all_costs += costs
+            label = "_nolegend_"
     single_costs = np.array([panel.cost(row) for row in single_rows])
     all_costs += list(single_costs)
     if panel.counts_tokens:

@@ -100,6 +100,21 @@ def test_rows_of_several_rates_are_curves():
     assert pareto.draw_pareto(found) is None  # its points would be those of the curves
 
 
+def test_no_line_is_drawn_past_a_rate_that_has_no_results_yet():
+    """It would seem to lie on the line."""
+    found = table({**RATES, "a at 16": (0.9, 16, 0), "a at 4": (0.3, 4, 0)})
+    order = ["a at 36", "a at 16", "a at 9", "a at 4"]
+    found.rows.sort(key=lambda row: order.index(row.label) if row.label in order else len(order))
+    curve = next(curve for curve in curves.find_curves(found) if curve.name == "a")
+    assert [[row.label for row in rows] for rows in curves.split_at_gaps(found, curve)] == [order[::-1]]
+    found.rows[1].outcomes.clear()
+    curve = next(curve for curve in curves.find_curves(found) if curve.name == "a")
+    pieces = [[row.label for row in rows] for rows in curves.split_at_gaps(found, curve)]
+    assert pieces == [["a at 4", "a at 9"], ["a at 36"]]
+    names = [text.get_text() for text in curves.draw_curves(found).legends[0].get_texts()]
+    assert sorted(names) == ["a", "a+embq", "b"]
+
+
 def test_query_tokens_are_no_rate():
     rows = {}
     for rate, tokens in ((2, 36), (4, 9)):
