@@ -2,6 +2,7 @@
 families, take turns."""
 
 import pytest
+import small_runs
 import torch
 from factories import LLMS, make_batch, make_model, make_processor, picture
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from turns import take_turns
 
 import compressors
 from connectors.query_module import registry as query_modules
+from experiments.stages.train import prepare_model
 from experiments.stages.training.module import set_trainable
 from llm_adapters.conversation import IMAGE, Template, Turn
 
@@ -114,10 +116,12 @@ def test_token_embeddings_train_in_stage_2():
 
 def test_second_stage_starts_from_the_first_ones_weights(tmp_path):
     """The released code initialises SAP again when stage 2 starts."""
-    model = make_model(query_module=None, prompt=Template(system="")).train()
-    train(model, "pretrain", make_batch(make_processor(model), ROWS))
-    model.save_pretrained(tmp_path)
-    torch.manual_seed(5)
-    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
-    for name, value in loaded.state_dict().items():
-        assert torch.equal(value, model.state_dict()[name]), name
+    small_runs.write_backbones(tmp_path)
+    small_runs.write_data(tmp_path, 8)
+    config = small_runs.make_config(tmp_path)
+    trained = small_runs.run("pretrain", config, {}, tmp_path / "out")
+    model, _ = prepare_model(config, "finetune", {"pretrain": tmp_path / "out"})
+    found = model.state_dict()
+    assert {name.split(".")[0] for name in trained} == STAGES["pretrain"]
+    for name, value in trained.items():
+        assert torch.equal(found[name], value), name
