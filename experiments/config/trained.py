@@ -4,12 +4,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from compressors.errors import UnreachableError, UsageError, quote, shorten
 from compressors.registry import suggest
 from compressors.setting_fields import format_value
 from connectors.hub import find_folder
+from experiments.config.presets import flatten_mapping, read_yaml
 from experiments.config.schema import BLIND_COMPRESSOR, Config
 from experiments.runtime.memory import remember_for_request
 from llm_adapters.saved import STAGES_FILE, find_model_folder
@@ -36,10 +35,9 @@ def find_model(source: str, out: str | Path, where: str) -> Path:
     """The folder of a trained model: `source` is the name of a cell below `out`, which needs no key or seed
     where it is the only one of that name, a folder as `find_model_folder` takes it, or ID[@REVISION] of the
     hub. UsageError, from `where`, where none is there."""
-    folder = Path(source) if source and Path(source).exists() else None
-    cell = find_named_cell(source, out, where)
-    if cell is not None:
-        folder = cell
+    folder = find_named_cell(source, out, where)
+    if folder is None and source and Path(source).exists():
+        folder = Path(source)
     if folder is not None:
         try:
             return find_model_folder(folder)
@@ -84,9 +82,9 @@ def is_made_of(cell: Path, names: Sequence[str]) -> bool:
     file = cell / CONFIG_FILE
     if not file.exists():
         return False
-    config = OmegaConf.load(file)
+    settings = dict(flatten_mapping(read_yaml(file)))
     for path in TRAINED_MODEL_SETTINGS:
-        source = OmegaConf.select(config, path)
+        source = settings.get(path)
         if source is not None and (Path(source).name in names or list_namesakes(source, names)):
             return True
     return False
