@@ -6,6 +6,7 @@ from typing import Any
 
 from compressors.errors import UsageError, quote
 from compressors.registry import suggest
+from experiments.config.devices import pick_device
 from experiments.config.schema import Config
 from experiments.registries import metrics
 
@@ -82,7 +83,7 @@ def fill_prompt(prompt: str, question: str, reference: str, answer: str) -> str:
 
 def collect_metric_options(config: Config) -> dict[str, dict[str, Any]]:
     """What metrics are made with, by name, beside their defaults."""
-    return {JUDGE: {**vars(config.judge), "accelerator": config.trainer.accelerator}}
+    return {JUDGE: {**vars(config.judge), "device": pick_device(config.trainer)}}
 
 
 def describe_metrics(setting: str | Mapping[str, str]) -> str:

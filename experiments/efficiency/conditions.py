@@ -12,6 +12,8 @@ import torch
 import transformers
 
 from compressors.errors import UsageError
+from experiments.config.devices import pick_device
+from experiments.config.schema_sections import TrainerSettings
 from experiments.efficiency.subject import CostSubject
 from experiments.models import build
 from experiments.models.random_model import TEXT_TOKENS
@@ -120,7 +122,7 @@ def describe_conditions(machine: Machine, plan: MeasuringPlan) -> dict[str, Any]
 def parse_device(name: str | None) -> torch.device:
     """The device asked for, or a UsageError."""
     if name is None:
-        return build.pick_device("auto")
+        return pick_device(TrainerSettings())
     match = re.fullmatch(r"cuda(?::(\d+))?", name)
     if name != "cpu" and (match is None or int(match[1] or 0) >= torch.cuda.device_count()):
         raise UsageError(f"device={name}: expected cpu, or cuda where there is a GPU")

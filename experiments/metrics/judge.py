@@ -16,9 +16,9 @@ from transformers import (
 
 from compressors.errors import UsageError, quote, shorten_reason
 from connectors.pretrained import check_weight_files, load_model, load_pretrained
+from experiments.config.devices import pick_device
 from experiments.config.metric_names import JUDGE_PROMPT, fill_prompt
-from experiments.config.schema import GPU_ACCELERATORS
-from experiments.config.schema_sections import JudgeSettings
+from experiments.config.schema_sections import JudgeSettings, TrainerSettings
 from experiments.config.trained import find_judge_folder
 from experiments.metrics.mean import MeanScore, list_accepted_answers
 from llm_adapters.conversation import IMAGE
@@ -44,7 +44,7 @@ class Judge(MeanScore):
     prompt          what it is asked, with {question}, {reference} and {answer}; None: JUDGE_PROMPT
     max_new_tokens  of a verdict
     batch_size      answers at once
-    accelerator     as trainer.accelerator: where it runs
+    device          where it runs; None: on a GPU where there is one
     """
 
     def __init__(
@@ -53,14 +53,14 @@ class Judge(MeanScore):
         prompt: str | None = None,
         max_new_tokens: int = 16,
         batch_size: int = 16,
-        accelerator: str = "auto",
+        device: torch.device | None = None,
     ):
         super().__init__()
         self.source = model
         self.prompt = prompt or JUDGE_PROMPT
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
-        self.uses_gpu = accelerator in GPU_ACCELERATORS and torch.cuda.is_available()
+        self.llm_device = device or pick_device(TrainerSettings())
         self.loaded: tuple[Any, Any] | None = None  # model and tokenizer, from the first question on
         self.verdicts: dict[str, Verdict] = {}  # by what was asked: nothing is asked twice
 
@@ -87,7 +87,7 @@ class Judge(MeanScore):
     def ask(self, prompts: Sequence[str]) -> Iterator[Verdict]:
         """What the model says to each prompt."""
         if self.loaded is None:
-            self.loaded = load_judge(self.source, self.uses_gpu)
+            self.loaded = load_judge(self.source, self.llm_device)
         model, tokenizer = self.loaded
         texts = [render_prompt(tokenizer, prompt, self.source) for prompt in prompts]
         inputs = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt").to(
@@ -116,12 +116,12 @@ def read_score(verdict: str) -> float | None:
     return float(match[1]) if match else None
 
 
-def load_judge(source: str | None, uses_gpu: bool) -> tuple[Any, Any]:
+def load_judge(source: str | None, device: torch.device) -> tuple[Any, Any]:
     """(model, tokenizer) of a judge, in eval mode: in bfloat16 on a GPU, else in float32 on the CPU."""
     folder, where = locate_judge(source)
-    dtype = torch.bfloat16 if uses_gpu else torch.float32
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model = load_model(AutoModelForCausalLM, folder, where, ADVICE, dtype=dtype).eval()
-    model.to("cuda" if uses_gpu else "cpu")
+    model.to(device)
     tokenizer = load_chat_tokenizer(folder, where)
     # greedy, whatever temperature or penalty it was saved with
     model.generation_config = GenerationConfig(

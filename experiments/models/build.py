@@ -17,7 +17,7 @@ from compressors.registry import naming_part
 from connectors.tiling import Tiling
 from connectors.towers.base import VisionTower
 from connectors.towers.build import build_tower, load_tower
-from experiments.config.schema import GPU_ACCELERATORS, Config
+from experiments.config.schema import Config
 from experiments.config.sources import resolve_source
 from experiments.models import contract, pretrained, tower_text
 from llm_adapters.conversation import IMAGE, QUERY
@@ -125,13 +125,6 @@ def make_processor(
 def make_tiling(config: Config, size: int) -> Tiling:
     """How the cell's images of `size` pixels a side are cut."""
     return Tiling(config.image.tiles, size, config.image.layout)
-
-
-def pick_device(accelerator: str) -> torch.device:
-    """Where work outside Lightning runs, by the words of `trainer.accelerator`."""
-    if accelerator in GPU_ACCELERATORS and torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("cpu")
 
 
 def silence_libraries() -> None:

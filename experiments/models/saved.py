@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from compressors.errors import UsageError
 from compressors.reading import check_regular_file
+from experiments.config.devices import pick_device
 from experiments.config.presets import read_yaml
 from experiments.config.schema import BLIND_COMPRESSOR
+from experiments.config.schema_sections import TrainerSettings
 from experiments.config.trained import CELLS_FOLDER, CONFIG_FILE, find_model
 from llm_adapters import saved
 from llm_adapters.saved import STAGES_FILE, find_model_folder
@@ -48,10 +50,10 @@ def load_trained_model(
         model = find_newest_cell(Path(out))
     folder = find_named_model(model, revision, out, f"load({str(model)!r})")
     # torch and transformers: a folder or a picture that is not there is answered without them
-    from experiments.models.build import pick_device, silence_libraries
+    from experiments.models.build import silence_libraries
 
     silence_libraries()
-    return saved.load_saved_model(folder, pick_device("auto"))
+    return saved.load_saved_model(folder, pick_device(TrainerSettings()))
 
 
 def find_named_model(model: str | Path, revision: str | None, out: str | Path, where: str) -> Path:

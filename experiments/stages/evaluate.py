@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from experiments.config.devices import pick_device
 from experiments.config.metric_names import asks_judge, collect_metric_options
 from experiments.config.schema import Config
 from experiments.data import llava, roles
@@ -17,7 +18,7 @@ from experiments.data.loader import ConversationDataset, SampleImages, open_feat
 from experiments.data.records import ImageFile
 from experiments.metrics.chance import average_scores
 from experiments.metrics.scoring import QuestionScorer, ScoredAnswer
-from experiments.models.build import pick_device, pick_scale, replace_compressor, silence_libraries
+from experiments.models.build import pick_scale, replace_compressor, silence_libraries
 from experiments.models.tower_text import load_question_tokenizer
 from experiments.runtime.files import write_atomic
 from experiments.runtime.progress import Reporter
@@ -87,7 +88,7 @@ def load_evaluated_model(
     config: Config, inputs: dict[str, Path]
 ) -> tuple[FlashSlothForConditionalGeneration, FlashSlothProcessor]:
     """The trained model as the cell evaluates it: with its compressor, scale and pruner."""
-    device = pick_device(config.trainer.accelerator)
+    device = pick_device(config.trainer)
     # whoever trains without half precision wants none in answers; else the device's usual
     dtype = torch.float32 if config.trainer.precision == "32" else None
     model, processor = saved.load_saved_model(inputs["finetune"] / saved.MODEL_FOLDER, device, dtype)

@@ -21,6 +21,7 @@ from compressors.reading import read_text_file
 from connectors.tiling import Tiling
 from connectors.towers.base import VisionTower
 from connectors.towers.build import load_tower
+from experiments.config.devices import pick_device
 from experiments.config.schema import Config
 from experiments.config.sources import resolve_source
 from experiments.data import llava
@@ -28,7 +29,7 @@ from experiments.data.ahead import count_workers, read_ahead
 from experiments.data.feature_cache import CROPS_FILE, FEATURES_FILE, IMAGES_FILE, find_output_root
 from experiments.data.records import ImageFile
 from experiments.data.roles import load_role_samples
-from experiments.models.build import pick_device, silence_libraries
+from experiments.models.build import silence_libraries
 from experiments.models.tower_text import load_cell_text_encoder
 from experiments.runtime.files import allocate_file, write_atomic
 from experiments.runtime.progress import Reporter
@@ -93,7 +94,7 @@ def count_crops(images: Sequence[ShownImage], tiling: Tiling) -> list[int]:
 
 def prepare_encoder(config: Config, name: str) -> ImageEncoder:
     """The tower of a cell on its device, with what the compressor called `name` asks of it."""
-    device = pick_device(config.trainer.accelerator)
+    device = pick_device(config.trainer)
     tower = load_tower(resolve_source(config.tower.source), config.tower.select_layer).freeze().to(device)
     compressor = make_bare_compressor(config, name, tower.dim)
     if compressor.needs_tower_text:

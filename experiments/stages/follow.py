@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compressors.errors import UsageError
-from experiments.models.build import pick_device
+from experiments.config.devices import pick_device
 from experiments.runtime.progress import Reporter
 from experiments.stages.train import launch_share
 from experiments.stages.training import strategies
@@ -28,7 +28,7 @@ def describe_plan(last_stages: Sequence[Stage]) -> dict[str, Any]:
         trainer = stage.config.trainer
         words = f"trainer.accelerator={trainer.accelerator} trainer.devices={trainer.devices}"
         count = max(1, strategies.count_processes(trainer))
-        devices.append([words, f"{count} x {pick_device(trainer.accelerator).type}"])
+        devices.append([words, f"{count} x {pick_device(trainer).type}"])
     versions = read_package_versions()
     keys = [stage.key for stage in last_stages]
     return {"versions": versions, "stages": digest_value(keys), "devices": devices}

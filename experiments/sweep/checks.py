@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 from compressors.errors import UnreachableError, UsageError
 from experiments.config.cells import Cell
-from experiments.config.schema import Config
+from experiments.config.schema import GPU_ACCELERATORS, Config
 from experiments.runtime.collector import spare_modules_from_collector
 from experiments.store.store import Store
 from experiments.sweep.options import IN_PROCESS_LAUNCHER, LaunchOptions
+from experiments.sweep.pool import list_gpus
 from experiments.sweep.request import CellJob, SweepRequest
 
 
@@ -30,6 +31,18 @@ def check_local_devices(config: Config) -> None:
     checks.check_devices(config)
 
 
+def check_worker_devices(config: Config, launch: LaunchOptions) -> None:
+    """UsageError when a cell asks for other GPUs than the one that a worker has."""
+    trainer = config.trainer
+    if launch.in_process or trainer.devices in ("auto", "-1", "1"):
+        return
+    if list_gpus(trainer.accelerator in GPU_ACCELERATORS):
+        raise UsageError(
+            f"trainer.devices={trainer.devices}: a worker has one GPU; leave it at auto, or take "
+            "launch.workers=1 without launch.threads"
+        )
+
+
 def check_cell(cell: Cell, launch: LaunchOptions, check: Callable[[Config], None]) -> None:
     """`check`, and of the devices where the work is done here; errors with the cell's name: a table has
     many."""
@@ -37,6 +50,7 @@ def check_cell(cell: Cell, launch: LaunchOptions, check: Callable[[Config], None
         check(cell.config)
         if launch.where == IN_PROCESS_LAUNCHER:  # else other machines do the work
             check_local_devices(cell.config)
+            check_worker_devices(cell.config, launch)
     except UsageError as error:
         raise type(error)(f"{cell.label}: {error}") from error
 

@@ -10,9 +10,9 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from compressors.errors import UsageError
 from connectors.versions import switch_checkpointing
+from experiments.config.devices import pick_device
 from experiments.config.schema import Config
 from experiments.config.schema_sections import TrainerSettings
-from experiments.models.build import pick_device
 from experiments.runtime.progress import Reporter
 from experiments.stages.finite import watch_compressor
 from experiments.stages.training import strategies
@@ -186,4 +186,4 @@ def resolve_precision(settings: TrainerSettings) -> str:
     """auto: bf16 on a GPU, fp32 on the CPU, which is also chosen where there is a GPU."""
     if settings.precision != "auto":
         return settings.precision
-    return "bf16-mixed" if pick_device(settings.accelerator).type == "cuda" else "32-true"
+    return "bf16-mixed" if pick_device(settings).type == "cuda" else "32-true"
