@@ -192,11 +192,8 @@ class PairComparer:
         self.gain_sums = {gain_sum.name: gain_sum for gain_sum in gain_sums}
         # by the questions that count, then by the pair's labels
         self.references: dict[bytes, dict[tuple[str, str], ReferencePair]] = {}
-        self.differences: dict[bytes, dict[tuple[str, str], NDArray[np.float64]]] = {}
 
-    def compare(
-        self, row: str, other: str, counted: NDArray[np.bool_]
-    ) -> tuple[RowComparison, NDArray[np.float64]]:
+    def compare(self, row: str, other: str, counted: NDArray[np.bool_]) -> RowComparison:
         """As `compare_rows`, with the prior. Rows that share a seed, and a pair of `label_pairs`."""
         questions = counted.tobytes()
         if questions not in self.references:
@@ -205,17 +202,16 @@ class PairComparer:
         pair = references[row, other]
         evidence = [reference for labels, reference in references.items() if labels in self.evidence]
         prior = find_prior(pair, evidence)
-        return replace(pair.comparison, prior=prior), self.differences[questions][row, other]
+        return replace(pair.comparison, prior=prior)
 
     def _compare_all(self, questions: bytes, counted: NDArray[np.bool_]) -> None:
         """Every pair that has results."""
         self.references[questions] = {}
-        self.differences[questions] = {}
         for row, other in self.label_pairs:
             row_seeds = self.outcomes.get(row, {}).keys()
             if not row_seeds & self.outcomes.get(other, {}).keys():
                 continue
-            comparison, differences = compare_rows(row, other, self.outcomes, counted, self.picture)
+            comparison = compare_rows(row, other, self.outcomes, counted, self.picture)
             # two sums of gains vary with their seeds as the gains do
             row_pairs: list[tuple[str, str]] = []
             weights = 0.0
@@ -227,7 +223,6 @@ class PairComparer:
                 comparison = replace(comparison, limit=weights * MOST_POINTS)
             reference = self._describe_reference(row_pairs or [(row, other)], comparison)
             self.references[questions][row, other] = reference
-            self.differences[questions][row, other] = differences
 
     def _describe_reference(
         self, row_pairs: Iterable[tuple[str, str]], comparison: RowComparison

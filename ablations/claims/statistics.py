@@ -1,21 +1,21 @@
-"""Intervals: of a row's mean over seeds, and of the difference of two rows by a paired bootstrap over test
-questions x seeds.
+"""Intervals: of a row's mean over seeds, and of the difference of two rows over test questions and seeds.
 
-Two rows are compared on the same questions and the same seeds: what is resampled is the difference of their
-outcomes, so what is hard for both, or lucky for both, drops out.
+Two rows are compared on the same questions and the same seeds: what has an interval is the difference of
+their outcomes, so what is hard for both, or lucky for both, drops out.
 
-- Questions are drawn with replacement, picture by picture: questions about one picture share its luck.
-- Seeds are too few for that: an interval that draws 3 seeds with replacement holds the truth in as few as
-  77 % of runs, not 95 % (tests/ablations/claims/test_statistics.py). Each resample moves by a normal step
-  instead, as large as the seeds' spread beyond what the noise of single answers explains (variance
-  components of a two-way layout; that noise is in the questions' draws already).
-- The percentiles are then stretched from the normal distribution to Student's t for the seeds: for all of
-  their mean square, the noise of single answers in it too. To take that noise out first, and to count
-  Satterthwaite's degrees of freedom, is narrower where seeds agree by luck: intervals of two and three seeds
-  then hold the truth in as few as 90 %.
+- Questions about one picture share its luck, so pictures are counted, not questions.
+- Seeds are few: an interval that draws 3 seeds with replacement holds the truth in as few as 77 % of runs,
+  not 95 % (tests/ablations/claims/test_statistics.py). So the seeds' part has Student's t of their degrees
+  of freedom, and what pictures add to it (variance components of a two-way layout) that of the pictures'.
+- Student's t is for all of the seeds' mean square, the noise of single answers in it too. To take that noise
+  out first, and to count Satterthwaite's degrees of freedom, is narrower where seeds agree by luck: intervals
+  of two and three seeds then hold the truth in as few as 90 %.
 - The seeds' spread is moderated by what a table's other pairs tell of theirs (`moderation`).
 
-Letters of the shapes: S seeds, Q questions, P pictures, R resamples, K pairs of rows.
+All of it is in closed form: a bootstrap over pictures gives the same intervals, but for its own chance, which
+decided verdicts whose interval ends at zero.
+
+Letters of the shapes: S seeds, Q questions, P pictures.
 """
 
 import math
@@ -27,12 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri, stdtrit  # quantiles of normal and t; scipy.stats is slow to import
 
-RESAMPLES = 5_000
 CONFIDENCE_LEVEL = 0.95
 UPPER_LEVEL = (1 + CONFIDENCE_LEVEL) / 2  # of an interval with equal tails
-RESAMPLING_SEED = 0
 MOST_POINTS = 100.0  # by which two accuracies can differ
-DRAWS_AT_ONCE = 4_000_000  # draws held in memory at once
 
 OutcomesBySeed = Mapping[int, NDArray]  # seed -> (Q,) right or wrong, or a sum of gains
 
@@ -68,12 +65,13 @@ class SeedPrior(NamedTuple):
 class RowComparison:
     """Accuracy of `row` minus that of `other` in percentage points, and its interval.
 
-    seeds      those that both rows have
-    pictures   how many the questions are about
-    limit      in points, of what the difference can be
-    squares    mean squares in points squared; None with a single seed or picture, which show no spread
-    prior      what other pairs tell of the seeds' spread; None: nothing
-    own_low    and own_high: the interval without the prior, from this pair's seeds alone
+    seeds             those that both rows have
+    pictures          how many the questions are about
+    picture_variance  in points squared, of the estimate over other pictures at the same seeds
+    limit             in points, of what the difference can be
+    squares           mean squares in points squared; None with a single seed or picture, which show no spread
+    prior             what other pairs tell of the seeds' spread; None: nothing
+    own_low           and own_high: the interval without the prior, from this pair's seeds alone
     """
 
     row: str
@@ -81,6 +79,7 @@ class RowComparison:
     seeds: tuple[int, ...]
     pictures: int
     estimate: float
+    picture_variance: float
     squares: MeanSquares | None
     prior: SeedPrior | None = None
     limit: float = MOST_POINTS
@@ -118,19 +117,17 @@ class RowComparison:
             residual=residual,
         )
 
-    def compute_stretch(self, level: float) -> float:
-        """By how much an end of the interval is farther from the estimate than the normal distribution's
-        quantile at this level, for Student's t of the seeds; not below 1."""
+    def compute_distance(self, tail: float) -> float:
+        """How far an end of the interval that leaves out `tail` is from the estimate."""
+        picture_quantile = stdtrit(self.pictures - 1, 1 - tail)
+        if self.squares is None:  # a single seed
+            return float(picture_quantile * math.sqrt(self.picture_variance))
         seeds, pictures, residual = self.moderated_squares
-        normal = ndtri(level)
-        student = stdtrit(self.seed_freedom, level)
+        seed_quantile = stdtrit(self.seed_freedom, 1 - tail)
         # what pictures add beyond the noise of single answers; below 0 where they add nothing
         excess = pictures - residual
-        variance = max(seeds + excess, pictures)
-        if not variance:  # two rows that never differ
-            return 1.0
-        widened = max(student**2 * seeds + normal**2 * excess, normal**2 * pictures)
-        return max(1.0, math.sqrt(widened / variance) / abs(normal))
+        widened = seed_quantile**2 * seeds + picture_quantile**2 * excess
+        return math.sqrt(max(widened, picture_quantile**2 * pictures) / (len(self.seeds) * self.pictures))
 
 
 def identify_outcomes(outcomes: OutcomesBySeed) -> tuple[tuple[int, bytes], ...]:
@@ -182,48 +179,14 @@ def compute_mean_squares(values: NDArray[np.float64]) -> MeanSquares:
     )
 
 
-def resample_means(
-    columns: NDArray[np.float64], resamples: int, rng: np.random.Generator
-) -> NDArray[np.float64]:
-    """Means of columns (P, K) over pictures drawn with replacement, all columns on the same draws: (R, K)."""
-    pictures = len(columns)
-    # some resamples at a time, so that memory is bounded; the draws are the same however many
-    size = max(1, min(resamples, DRAWS_AT_ONCE // pictures))
-    means: list[NDArray[np.float64]] = []
-    for start in range(0, resamples, size):
-        rows = min(size, resamples - start)
-        draws = rng.integers(0, pictures, (rows, pictures))  # (rows, P) picture numbers
-        # how often each picture was drawn: all rows in one count, each in a range of its own
-        draws = draws + pictures * np.arange(rows)[:, None]
-        counts = np.bincount(draws.ravel(), minlength=rows * pictures)
-        weights = counts.reshape(rows, pictures).astype(np.float64)
-        means.append(weights @ columns / pictures)  # (rows, K)
-    return np.concatenate(means)
-
-
-def draw_seed_steps(variance: float, resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Normal steps (R,) of that variance, evenly over its quantiles, in random order."""
-    levels = (np.arange(resamples) + 0.5) / resamples
-    steps = rng.permutation(ndtri(levels))  # of variance 1
-    return steps * math.sqrt(variance)
-
-
-def compute_interval(
-    pair: RowComparison, means: NDArray[np.float64], tails: tuple[float, float], rng: np.random.Generator
-) -> tuple[float, float]:
-    """The interval that leaves out `tails` below and above, from means over resampled questions (R,)."""
-    levels = [tails[0], 1 - tails[1]]
-    if pair.squares is None:
-        low, high = np.quantile(means, levels)
-        return float(low), float(high)
-    seed_variance = pair.variance_components.seeds / len(pair.seeds)
-    means = means + draw_seed_steps(seed_variance, len(means), rng)
-    stretch = [pair.compute_stretch(level) for level in levels]
-    distances = np.quantile(means, levels) - pair.estimate  # below 0 and above, as a rule
-    ends = pair.estimate + distances * stretch
+def compute_interval(pair: RowComparison, tails: tuple[float, float]) -> tuple[float, float]:
+    """The interval that leaves out `tails` below and above."""
+    if pair.pictures == 1:
+        return pair.estimate, pair.estimate
+    low = pair.estimate - pair.compute_distance(tails[0])
+    high = pair.estimate + pair.compute_distance(tails[1])
     # Student's t with one or two degrees of freedom does not know how far accuracies can differ; we do
-    low, high = np.clip(ends, -pair.limit, pair.limit)
-    return float(low), float(high)
+    return max(low, -pair.limit), min(high, pair.limit)
 
 
 def compare_rows(
@@ -232,9 +195,8 @@ def compare_rows(
     outcomes: Mapping[str, OutcomesBySeed],
     counted: NDArray[np.bool_],
     picture: NDArray[np.intp],
-) -> tuple[RowComparison, NDArray[np.float64]]:
-    """A pair without its interval, and what is resampled for it: differences (P,) in points, mean over the
-    seeds that both rows have. `counted` (Q,) tells the questions that count."""
+) -> RowComparison:
+    """A pair without its interval. `counted` (Q,) tells the questions that count."""
     row_outcomes = outcomes[row]
     other_outcomes = outcomes[other]
     seeds = tuple(sorted(row_outcomes.keys() & other_outcomes.keys()))
@@ -243,30 +205,31 @@ def compare_rows(
         row_points = 100.0 * row_outcomes[seed][counted]
         other_points = 100.0 * other_outcomes[seed][counted]
         differences.append(row_points - other_points)
-    # numbered anew: pictures without a counted question are no draws
+    # numbered anew: pictures without a counted question are none
     picture_numbers = np.unique(picture[counted], return_inverse=True)[1]
     values = average_by_picture(np.stack(differences), picture_numbers)  # (S, P)
-    comparison = RowComparison(
+    seed_count, pictures = values.shape
+    return RowComparison(
         row=row,
         other=other,
         seeds=seeds,
-        pictures=values.shape[1],
+        pictures=pictures,
         estimate=float(values.mean()),
-        squares=compute_mean_squares(values) if min(values.shape) > 1 else None,
+        picture_variance=float(values.mean(0).var(ddof=1)) / pictures if pictures > 1 else math.nan,
+        squares=compute_mean_squares(values) if seed_count > 1 and pictures > 1 else None,
     )
-    return comparison, values.mean(0)
 
 
 def predict_distance(pair: RowComparison, seeds: float, tail: float) -> float:
     """About how far an end that leaves out `tail` would be from the estimate with so many seeds; infinitely
     many leave the questions' part."""
     components = pair.variance_components
-    normal = ndtri(1 - tail)
+    picture_quantile = stdtrit(pair.pictures - 1, 1 - tail)
     freedom = pair.seed_freedom + seeds - len(pair.seeds)
-    # Student's t with infinitely many degrees of freedom
-    t = stdtrit(freedom, 1 - tail) if freedom < math.inf else normal
+    # Student's t with infinitely many degrees of freedom is the normal distribution
+    seed_quantile = stdtrit(freedom, 1 - tail) if freedom < math.inf else ndtri(1 - tail)
     answer_variance = components.residual / pair.pictures / seeds
     picture_variance = components.pictures / pair.pictures
     seed_variance = components.seeds / seeds + answer_variance
-    widened = t**2 * seed_variance + normal**2 * picture_variance
-    return math.sqrt(max(widened, normal**2 * (picture_variance + answer_variance)))
+    widened = seed_quantile**2 * seed_variance + picture_quantile**2 * picture_variance
+    return math.sqrt(max(widened, picture_quantile**2 * (picture_variance + answer_variance)))

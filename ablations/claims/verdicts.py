@@ -8,7 +8,6 @@ Claims are judged one by one, without correction for how many there are.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +18,10 @@ from ablations.claims.moderation import PairComparer
 from ablations.claims.spec import Claim
 from ablations.claims.statistics import (
     CONFIDENCE_LEVEL,
-    RESAMPLES,
-    RESAMPLING_SEED,
     OutcomesBySeed,
     RowComparison,
     compute_interval,
     predict_distance,
-    resample_means,
 )
 
 MAX_SEEDS = 1000  # seeds; an estimate beyond it is no advice
@@ -74,27 +70,11 @@ class Verdict:
         return judge_interval(self.claim, self.own_low, self.own_high)
 
 
-class OpenComparison(NamedTuple):
-    """A pair of a claim that has no interval yet.
-
-    number        of the claim
-    claim_pairs   how many pairs the claim has
-    differences   (P,) in points, which are resampled
-    """
-
-    number: int
-    claim_pairs: int
-    pair: RowComparison
-    differences: NDArray[np.float64]
-
-
 def judge_claims(
     claims: Sequence[Claim],
     outcomes: Mapping[str, OutcomesBySeed],
     families: NDArray,
     picture: NDArray,
-    resamples: int = RESAMPLES,
-    seed: int = RESAMPLING_SEED,
     training_keys: Mapping[str, Sequence[str]] | None = None,
     confidence: float = CONFIDENCE_LEVEL,
     left_out: Sequence[str] = (),
@@ -105,8 +85,6 @@ def judge_claims(
     labels of rows that nobody asked for. Such a row, one without results, or two that share no seed, leave a
     claim without verdict. `evidence`: claims whose pairs tell of the others' seeds, these where none are
     given."""
-    reasons = []
-    open_comparisons = []
     gain_sums: dict[str, GainSum] = {}  # by name: a claim may be its own evidence
     for claim in [*claims, *evidence]:
         for gain_sum in claim.gain_sums:
@@ -118,24 +96,20 @@ def judge_claims(
     comparer = PairComparer(
         label_pairs, outcomes, picture, training_keys or {}, gain_sums.values(), list_pairs(evidence)
     )
-    for number, claim in enumerate(claims):
+    verdicts = []
+    for claim in claims:
         reason = explain_missing_results(claim, outcomes, families, left_out)
-        reasons.append(reason)
         if reason:
+            verdicts.append(Verdict(claim, NO_RESULTS, reason))
             continue
         counted = np.ones(len(families), bool)
         if claim.families:
             counted = np.isin(families, claim.families)
+        tails = compute_tails(confidence, len(claim.pairs))
+        pairs = []
         for row, other in claim.pairs:
-            pair, differences = comparer.compare(row, other, counted)
-            open_comparisons.append(OpenComparison(number, len(claim.pairs), pair, differences))
-    pairs_by_claim = add_intervals(open_comparisons, resamples, seed, confidence)
-    verdicts = []
-    for number, claim in enumerate(claims):
-        if reasons[number]:
-            verdicts.append(Verdict(claim, NO_RESULTS, reasons[number]))
-        else:
-            verdicts.append(decide_verdict(claim, pairs_by_claim[number], confidence))
+            pairs.append(add_intervals(comparer.compare(row, other, counted), tails))
+        verdicts.append(decide_verdict(claim, pairs, confidence))
     return verdicts
 
 
@@ -167,30 +141,11 @@ def explain_missing_results(
     return ""
 
 
-def add_intervals(
-    comparisons: Sequence[OpenComparison], resamples: int, seed: int, confidence: float
-) -> dict[int, list[RowComparison]]:
-    """Number of a claim -> its pairs with their intervals. Those over as many pictures are resampled on the
-    same draws, so that the work is one product of matrices."""
-    pairs: dict[int, list[RowComparison]] = {}
-    comparisons_by_pictures: dict[int, list[OpenComparison]] = {}
-    for comparison in comparisons:
-        comparisons_by_pictures.setdefault(comparison.pair.pictures, []).append(comparison)
-    for alike in comparisons_by_pictures.values():
-        rng = np.random.default_rng(seed)
-        columns = np.stack([comparison.differences for comparison in alike], 1)  # (P, K)
-        means = resample_means(columns, resamples, rng)  # (R, K)
-        for comparison, pair_means in zip(alike, means.T):
-            tails = compute_tails(confidence, comparison.claim_pairs)
-            own_pair = replace(comparison.pair, prior=None)
-            own_low, own_high = compute_interval(own_pair, pair_means, tails, rng)
-            low, high = own_low, own_high
-            if comparison.pair.prior is not None:
-                # draws of its own: the first interval is the same whether there is a second or not
-                low, high = compute_interval(comparison.pair, pair_means, tails, np.random.default_rng(seed))
-            pair = replace(comparison.pair, low=low, high=high, own_low=own_low, own_high=own_high)
-            pairs.setdefault(comparison.number, []).append(pair)
-    return pairs
+def add_intervals(pair: RowComparison, tails: tuple[float, float]) -> RowComparison:
+    """A pair with its interval, and with that from its own seeds alone."""
+    low, high = compute_interval(pair, tails)
+    own_low, own_high = compute_interval(replace(pair, prior=None), tails)
+    return replace(pair, low=low, high=high, own_low=own_low, own_high=own_high)
 
 
 def compute_tails(confidence: float, claim_pairs: int) -> tuple[float, float]:

@@ -122,9 +122,9 @@ def simulate_rates(rng, gain_points=(0, 0, 0, 0), seeds=3, pictures=300, stage_s
     return outcomes, np.full(pictures, "presence"), np.arange(pictures), keys
 
 
-def judge(data, claim, resamples=600):
+def judge(data, claim):
     outcomes, families, picture, keys = data
-    return verdicts.judge_claims([claim], outcomes, families, picture, resamples, training_keys=keys)[0]
+    return verdicts.judge_claims([claim], outcomes, families, picture, training_keys=keys)[0]
 
 
 def test_a_growing_gain_is_seen_and_an_even_one_is_not():
@@ -148,7 +148,7 @@ def test_gains_are_moderated_by_other_gains_and_not_by_their_own():
     assert judge(data, difference).pairs[0].prior is None  # both are its own
     outcomes, families, picture, keys = data
     claims = [difference, make_trend_claim()]
-    both = verdicts.judge_claims(claims, outcomes, families, picture, 600, training_keys=keys)
+    both = verdicts.judge_claims(claims, outcomes, families, picture, training_keys=keys)
     assert both[0].pairs[0].prior is not None  # the gains at 16 and 9
     assert both[1].pairs[0].prior is None  # all four are its own
 
@@ -184,7 +184,7 @@ def test_intervals_of_a_difference_of_gains_hold_the_truth():
     hits = []
     for _ in range(300):
         outcomes, families, picture, keys = simulate_rates(rng, (0, 2, 4, 6))
-        for verdict in verdicts.judge_claims(claims, outcomes, families, picture, 600, training_keys=keys):
+        for verdict in verdicts.judge_claims(claims, outcomes, families, picture, training_keys=keys):
             hits.append(verdict.low <= 6 <= verdict.high)
     assert 0.92 <= np.mean(hits[::2]) <= 0.985  # three standard errors of 300 runs are 0.04
     assert 0.92 <= np.mean(hits[1::2]) <= 0.99

@@ -31,9 +31,9 @@ def judge_first_seeds(outcomes, seeds, confidence, claim=BETTER):
     for row, row_outcomes in outcomes.items():
         first_seeds[row] = {seed: row_outcomes[seed] for seed in range(seeds)}
     families = np.full(pictures, "presence")
-    return verdicts.judge_claims(
-        [claim], first_seeds, families, np.arange(pictures), 300, confidence=confidence
-    )[0]
+    return verdicts.judge_claims([claim], first_seeds, families, np.arange(pictures), confidence=confidence)[
+        0
+    ]
 
 
 def find_decision(outcomes, planned_looks):

@@ -74,6 +74,7 @@ def make_comparison(row, other, differences, disagreement=2 * ANSWER_VARIANCE):
         seeds=tuple(range(seeds)),
         pictures=PICTURES,
         estimate=float(np.mean(differences)),
+        picture_variance=math.nan,
         squares=MeanSquares(between, residual, residual),
     )
 
@@ -289,9 +290,7 @@ def test_verdicts_are_moderated_and_keep_the_own_interval():
     widths = []
     own_widths = []
     for rng_seed in range(8):
-        for verdict in verdicts.judge_claims(
-            make_claims(), *simulate_table(rng_seed=rng_seed), resamples=400
-        ):
+        for verdict in verdicts.judge_claims(make_claims(), *simulate_table(rng_seed=rng_seed)):
             widths.append(verdict.high - verdict.low)
             own_widths.append(verdict.own_high - verdict.own_low)
     assert np.mean(widths) < 0.9 * np.mean(own_widths)
@@ -344,7 +343,7 @@ def test_equal_rows_are_a_tie_and_different_ones_hardly_ever():
     words = []
     for number in range(60):
         data = simulate_table(gain=0.03, rng_seed=number, seed_sd=0.005)
-        words += [v.word for v in verdicts.judge_claims(make_claims(tie=3.0), *data, resamples=400)]
+        words += [v.word for v in verdicts.judge_claims(make_claims(tie=3.0), *data)]
     assert words.count(verdicts.TIE) / len(words) < 0.05
     assert words.count(verdicts.FAILS) == 0
 
