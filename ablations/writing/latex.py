@@ -33,7 +33,8 @@ LATEX_SIGNS = {
     "×": r"$\times$",
     '"': r"\textquotedbl{}",
 }
-MINUS = re.compile(r"(?<!\S)-(?=\d)")  # before a number that stands by itself: sap.rate=-1 keeps its hyphen
+# before a number that stands by itself: sap.rate=-1 keeps its hyphen
+MINUS = re.compile(r"(?<![^\s(])-(?=\d)")
 LINE_END = r"\\[0pt]"  # of a line: a `[` or `*` that begins the next one would belong to it
 SENTENCE_WIDTHS = {"claim": "46mm", "statement": "62mm", "remarks": "52mm"}  # columns that wrap
 

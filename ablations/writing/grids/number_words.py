@@ -8,6 +8,7 @@ from ablations.claims.verdicts import Verdict
 
 def format_amount(number: float) -> str:
     """1234567 -> 1.23 M."""
+    number = float(f"{number:.3g}")  # first: 999600 is 1 M
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.3g} {letter}"

@@ -9,7 +9,7 @@ import pytest
 
 from ablations.study import TINY_FOLDER
 from ablations.writing.grids.word_grid import WordGrid
-from ablations.writing.latex import render_latex_document, render_latex_tabular
+from ablations.writing.latex import escape_latex, render_latex_document, render_latex_tabular
 
 PAPER = r"""\documentclass{article}
 \usepackage[T1]{fontenc}
@@ -33,6 +33,18 @@ def compile_latex(file: Path) -> str:
 def make_grid(lines: int) -> WordGrid:
     rows = [("block [1]" if row < 9 else "", [f"row_{row} [a]", f"{row}.5 ±1.0"]) for row in range(lines)]
     return WordGrid("50 % of $T$", ["", "overall & more"], rows, ["† a_b: ours ~ not theirs."], {(0, 1)})
+
+
+@pytest.mark.parametrize(
+    ("words", "escaped"),
+    [
+        ("-1.0 to -0.2", "$-$1.0 to $-$0.2"),
+        ("not resolved (-1.0 to +0.2)", "not resolved ($-$1.0 to +0.2)"),
+        ("sap.rate=-1 2026-11-30", "sap.rate=-1 2026-11-30"),
+    ],
+)
+def test_negative_numbers_have_a_minus(words, escaped):
+    assert escape_latex(words) == escaped
 
 
 needs_latex = pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
