@@ -2,10 +2,12 @@
 an interval."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
 from experiments.figures.style import escape_dollars
@@ -16,6 +18,8 @@ MARKER_RADIUS = 4  # pixels around a point that belong to it
 # of a letter, in units of the font size: names are not drawn to be measured
 LETTER_WIDTH = 0.62
 LINE_HEIGHT = 1.2
+LINE_RADIUS = 1  # pixels above and below a line that belong to it
+LINE_STEPS = 20  # boxes that a straight piece of a line is covered with
 LABEL_HALO = [withStroke(linewidth=2, foreground="white")]  # lines pass behind the letters
 LEADER_STYLE = {"arrowstyle": "-", "color": "#9aa0aa", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
 
@@ -48,14 +52,15 @@ def annotate_points(
     y: np.ndarray,
     half: np.ndarray,
     only: Sequence[int] | None = None,
+    busy: Sequence[LabelBox] = (),
 ) -> None:
     """Annotate points with intervals y +- half, `only` some if given; names of the others would cover each
-    other. The limits and the place of the axes must be final."""
+    other. `busy`: what else names should leave free. The limits and the place of the axes must be final."""
     to_pixels = axes.transData.transform
     points = to_pixels(np.stack([x, y], 1))  # (N, 2)
     lows = to_pixels(np.stack([x, y - half], 1))[:, 1]
     highs = to_pixels(np.stack([x, y + half], 1))[:, 1]
-    busy_boxes: list[LabelBox] = []
+    busy_boxes = list(busy)
     for (point_x, point_y), low, high in zip(points, lows, highs):
         bottom = min(low, point_y - MARKER_RADIUS)
         top = max(high, point_y + MARKER_RADIUS)
@@ -74,6 +79,20 @@ def annotate_points(
     boxes = arrange_labels(points[indices], sizes, busy_boxes, frame)
     for i, box in zip(indices, boxes):
         annotate_point(axes, names[i], points[i], box)
+
+
+def cover_lines(axes: Axes, lines: Sequence[Line2D]) -> list[LabelBox]:
+    """Small boxes along lines and over their points. The limits and the place of the axes must be final."""
+    boxes = []
+    for line in lines:
+        points = axes.transData.transform(line.get_xydata())  # (N, 2)
+        boxes += [make_marker_box(x, y) for x, y in points]
+        for start, end in pairwise(points):
+            for piece in pairwise(np.linspace(start, end, LINE_STEPS + 1)):
+                left, low = np.min(piece, axis=0)
+                right, high = np.max(piece, axis=0)
+                boxes.append(LabelBox(left, low - LINE_RADIUS, right, high + LINE_RADIUS))
+    return boxes
 
 
 def annotate_point(axes: Axes, name: str, point: np.ndarray, box: LabelBox) -> None:

@@ -7,12 +7,13 @@ against prefill's FLOPs   |  against the time to the first token
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ablations.outcomes import ReportRow, ReportTable
 from ablations.writing.plots.plotted_rows import (
@@ -41,6 +42,13 @@ class Curve(NamedTuple):
 
     name: str
     rows: list[ReportRow]
+
+
+class PointStyle(NamedTuple):
+    """How a compressor's points look."""
+
+    colour: Any
+    marker: str
 
 
 class Panel(NamedTuple):
@@ -97,6 +105,21 @@ def find_curves(table: ReportTable) -> list[Curve]:
     return sorted(curves, key=lambda curve: -float(np.mean(table.compute_accuracies(curve.rows[0]))))
 
 
+def name_compressor(curve_name: str) -> str:
+    """A curve's name without its query module."""
+    return curve_name.partition("+")[0]
+
+
+def pick_styles(curves: Sequence[Curve]) -> dict[str, PointStyle]:
+    """A colour and a marker for each compressor that has curves."""
+    compressors = list(dict.fromkeys(name_compressor(curve.name) for curve in curves))
+    colours = FEW_COLOURS if len(compressors) <= FEW_COLOURS.N else MANY_COLOURS
+    styles = {}
+    for number, compressor in enumerate(compressors):
+        styles[compressor] = PointStyle(colours(number % colours.N), MARKERS[number % len(MARKERS)])
+    return styles
+
+
 def split_at_gaps(table: ReportTable, curve: Curve) -> list[list[ReportRow]]:
     """A curve's rows in pieces that a line may join: not where the table has a row between two of them that
     has no results yet, which would seem to lie on the line."""
@@ -142,10 +165,11 @@ def draw_curves(table: ReportTable) -> Figure | None:
         draw_panel(axes, panel, table, curves, single_rows)
         if number % columns == 1 or columns == 1:
             axes.set_ylabel("accuracy in %", fontsize=9)
-    handles, names = figure.axes[0].get_legend_handles_labels()
+    handles, _ = figure.axes[0].get_legend_handles_labels()
+    if any("+" in curve.name for curve in curves):
+        handles.append(Line2D([], [], color="#444", linestyle="--", linewidth=1.3, label="with query module"))
     figure.legend(
-        handles,
-        names,
+        handles=handles,
         loc="upper left",
         bbox_to_anchor=(1 - (LEGEND_INCHES - 0.1) / width, 1 - HEAD_INCHES / height),
         fontsize=8,
@@ -175,14 +199,12 @@ def draw_panel(
     curves: Sequence[Curve],
     single_rows: Sequence[ReportRow],
 ) -> None:
-    """Lines and their bands; dashed with a query module, in the colour of the compressor without it."""
-    compressors = list(dict.fromkeys(curve.name.partition("+")[0] for curve in curves))
-    colours = FEW_COLOURS if len(compressors) <= FEW_COLOURS.N else MANY_COLOURS
+    """Lines and their bands; dashed with a query module, in the colour of the compressor without it, which
+    points of a single rate have, too."""
+    styles = pick_styles(curves)
     all_costs: list[float] = []
     for curve in curves:
-        compressor, plus, _ = curve.name.partition("+")
-        number = compressors.index(compressor)
-        colour = colours(number % colours.N)
+        colour, marker = styles[name_compressor(curve.name)]
         label = escape_dollars(curve.name)
         for rows in split_at_gaps(table, curve):
             costs = [panel.cost(row) for row in rows]
@@ -191,15 +213,15 @@ def draw_panel(
                 costs,
                 means,
                 color=colour,
-                linestyle="--" if plus else "-",
-                marker=MARKERS[number % len(MARKERS)],
+                linestyle="--" if "+" in curve.name else "-",
+                marker=marker,
                 markersize=3.5,
                 linewidth=1.3,
                 label=label,
             )
             low, high = np.maximum(means - halves, 0), np.minimum(means + halves, 100)
             if len(rows) == 1:
-                axes.vlines(costs, low, high, color=colour, linewidth=1)
+                axes.plot(costs * 2, [*low, *high], color=colour, linewidth=1)
             else:
                 axes.fill_between(costs, low, high, color=colour, alpha=BAND_OPACITY, linewidth=0)
             all_costs += costs
@@ -214,6 +236,12 @@ def draw_panel(
     strip_axes(axes, "both")
     if single_rows:
         means, halves = compute_row_intervals(table, single_rows)
-        axes.errorbar(single_costs, means, halves, fmt="o", color=GREY, markersize=4, elinewidth=1)
+        curve_lines = list(axes.lines)
+        for row, cost, mean, half in zip(single_rows, single_costs, means, halves):
+            compressor = name_compressor(name_curve(row.label))
+            colour, marker = styles.get(compressor, PointStyle(GREY, "o"))
+            axes.errorbar(cost, mean, half, fmt=marker, color=colour, markersize=4, elinewidth=1)
         axes.set_ylim(axes.get_ylim())  # names are placed in limits that stay
-        labels.annotate_points(axes, [row.label for row in single_rows], single_costs, means, halves)
+        line_boxes = labels.cover_lines(axes, curve_lines)
+        names = [row.label for row in single_rows]
+        labels.annotate_points(axes, names, single_costs, means, halves, busy=line_boxes)

@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from ablations.claims.verdicts import FAILS, HOLDS, TIE, Verdict
+from ablations.claims.verdicts import FAILS, HOLDS, TIE, UNRESOLVED, Verdict
 from experiments.figures.style import BLUE, GREY, escape_dollars, strip_axes
 
-VERDICT_COLOURS = {HOLDS: "#0a7d32", FAILS: "#b3261e", TIE: BLUE}
+VERDICT_COLOURS = {HOLDS: "#0a7d32", FAILS: "#b3261e", TIE: BLUE, UNRESOLVED: GREY}
 REPORT_ROW_INCHES = 0.27  # height of a row in a picture of rows
 
 
@@ -53,6 +54,7 @@ def draw_claims(verdicts: Sequence[tuple[str, Verdict]]) -> Figure | None:
     """Each claim's difference with its interval, as far from its limit as it is. `verdicts` with the heading
     of their tables. None if none has an interval."""
     rows = []
+    drawn_words = set()
     for heading, verdict in verdicts:
         if math.isnan(verdict.low):
             continue
@@ -62,11 +64,17 @@ def draw_claims(verdicts: Sequence[tuple[str, Verdict]]) -> Figure | None:
             low=verdict.low + points,
             estimate=verdict.estimate + points,
             high=verdict.high + points,
-            colour=VERDICT_COLOURS.get(verdict.word, GREY),
+            colour=VERDICT_COLOURS[verdict.word],
         )
         rows.append(row)
+        drawn_words.add(verdict.word)
     if not rows:
         return None
     figure, _ = draw_intervals(8.4, "Claims", rows)
     figure.supxlabel("percentage points from the claim's limit; to the right it holds", fontsize=9)
+    handles = []
+    for word, colour in VERDICT_COLOURS.items():
+        if word in drawn_words:
+            handles.append(Line2D([], [], color=colour, marker="o", markersize=5, linewidth=2, label=word))
+    figure.legend(handles=handles, loc="outside upper right", ncols=4, fontsize=8, frameon=False)
     return figure

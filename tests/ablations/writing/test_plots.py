@@ -5,13 +5,16 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from ablations.claims.spec import Claim
 from ablations.outcomes import ReportRow, ReportTable
 from ablations.writing.grids.claims_grid import judge_table
-from ablations.writing.plots import curves, family_bars, gains, pareto, plotted_rows, ranking
+from ablations.writing.plots import curves, family_bars, gains, intervals, pareto, plotted_rows, ranking
 from experiments.figures import labels
-from experiments.figures.style import render_files, render_svg
+from experiments.figures.style import GREY, render_files, render_svg
 
 
 def table(rows):
@@ -112,7 +115,67 @@ def test_no_line_is_drawn_past_a_rate_that_has_no_results_yet():
     pieces = [[row.label for row in rows] for rows in curves.split_at_gaps(found, curve)]
     assert pieces == [["a at 4", "a at 9"], ["a at 36"]]
     names = [text.get_text() for text in curves.draw_curves(found).legends[0].get_texts()]
-    assert sorted(names) == ["a", "a+embq", "b"]
+    assert sorted(names) == ["a", "a+embq", "b", "with query module"]
+
+
+def test_a_single_rate_looks_like_its_compressor():
+    found = table({**RATES, "b+embq at 36": (0.7, 36, 4)})
+    styles = curves.pick_styles(curves.find_curves(found))
+    assert list(styles) == ["a", "b"]
+    axes = curves.draw_curves(found).axes[1]
+    looks = {}
+    for container in axes.containers:
+        point = container.lines[0]
+        looks[float(point.get_xdata()[0])] = (point.get_color(), point.get_marker())
+    assert looks == {40: styles["b"], 144: (GREY, "o"), 9: (GREY, "o")}
+
+
+def test_the_legend_says_what_dashed_is():
+    def list_names(rows):
+        return [text.get_text() for text in curves.draw_curves(table(rows)).legends[0].get_texts()]
+
+    assert list_names(RATES) == ["a+embq", "a", "b", "with query module"]
+    plain = {label: row for label, row in RATES.items() if "+" not in label}
+    assert "with query module" not in list_names(plain)
+
+
+def test_names_of_single_rates_leave_lines_free():
+    rows = {"c at 16": (0.62, 16, 0)}
+    for name, rate in (("a", 0.58), ("b", 0.66)):
+        rows |= {f"{name} at {tokens}": (rate, tokens, 0) for tokens in (9, 36)}
+    figure = curves.draw_curves(table(rows))
+    FigureCanvasAgg(figure).draw()
+    axes = figure.axes[0]
+    [name] = axes.texts
+    box = labels.LabelBox(*Text.get_window_extent(name).extents)
+    lines = labels.cover_lines(axes, axes.lines)
+    assert len(lines) > 2 * labels.LINE_STEPS and not any(map(box.overlaps_box, lines))
+
+
+def test_boxes_cover_a_line():
+    axes = Figure().add_axes((0, 0, 1, 1))
+    [line] = axes.plot([0, 1, 1], [0, 1, 0])
+    boxes = labels.cover_lines(axes, [line])
+    for place in ((0, 0), (0.3, 0.3), (0.77, 0.77), (1, 0.4), (1, 0)):
+        x, y = axes.transData.transform(place)
+        assert any(labels.LabelBox(x - 1, y - 1, x + 1, y + 1).overlaps_box(box) for box in boxes)
+    x, y = axes.transData.transform((0.5, 0.3))
+    assert not any(labels.LabelBox(x - 1, y - 1, x + 1, y + 1).overlaps_box(box) for box in boxes)
+
+
+def test_the_picture_of_claims_says_what_its_colours_mean():
+    found = table({"a": (0.2, 16, 0), "b": (0.8, 16, 0), "c": (0.8, 16, 0)})
+    pairs = [("b", "a"), ("a", "c"), ("b", "c")]
+    claims = [Claim(f"{row} beats {other}", "me", "better", ((row, other),)) for row, other in pairs]
+    judged = judge_table(found, claims)
+    assert [verdict.word for verdict in judged] == ["holds", "does not hold", "not resolved"]
+    for count in (3, 2):
+        figure = intervals.draw_claims([("Table x", verdict) for verdict in judged[:count]])
+        drawn = {}
+        for handle, text in zip(figure.legends[0].legend_handles, figure.legends[0].get_texts()):
+            drawn[text.get_text()] = handle.get_color()
+        words = [verdict.word for verdict in judged[:count]]
+        assert drawn == {word: intervals.VERDICT_COLOURS[word] for word in words}
 
 
 def test_query_tokens_are_no_rate():
