@@ -38,15 +38,19 @@ PLOT_FUNCTIONS = {
     "curves": curves.draw_curves,
     "pareto": pareto.draw_pareto,
     "ranking": ranking.draw_ranking,
-    "gain": gains.draw_gain,
     "families": family_bars.draw_families,
+    "gain": gains.draw_gain,
 }
 PLOT_CAPTIONS = {
-    "curves": "Accuracy over rates; dashed: with a query module; bands: 95 % t-interval over seeds.",
-    "pareto": "Accuracy against visual tokens; bars: 95 % t-interval over seeds.",
-    "ranking": "Accuracy by compressor; bars: 95 % t-interval over seeds.",
-    "families": "Accuracy by family of questions.",
-    "gain": "What the query module adds; paired bootstrap.",
+    "curves": "accuracy over rates; a colour a compressor, grey those with one rate alone; dashed: with a "
+    "query module; bands: 95 % t-interval over seeds.",
+    "pareto": "accuracy against visual and query tokens; orange with query tokens, blue without; bars: 95 % "
+    "t-interval over seeds; dashed: the front that nothing cheaper beats.",
+    "ranking": "accuracy by compressor; orange with query tokens, blue without, grey without an image; bars: "
+    "95 % t-interval over seeds.",
+    "families": "accuracy by family of questions; orange with query tokens, blue without, grey without an "
+    "image; lines at the ends: 95 % t-interval over seeds; dotted: chance.",
+    "gain": "what the query module adds; 95 % intervals, paired bootstrap; orange where they leave out zero.",
     CLAIMS_PLOT: "The claims and their intervals; green holds, red does not hold, "
     "blue is a tie, grey is not resolved.",
 }
@@ -127,7 +131,7 @@ def make_table_grids(report: Report, table: ReportTable, verdicts: Sequence[Verd
         if settings_grid is not None:
             table_grids["settings"] = settings_grid
     if verdicts:
-        table_grids[CLAIMS_GRID] = claims_grid.make_claims_grid(verdicts)
+        table_grids[CLAIMS_GRID] = claims_grid.make_claims_grid(table, verdicts)
     return table_grids
 
 
@@ -158,6 +162,15 @@ def name_plot(table: ReportTable, plot: str) -> str:
     return f"table{table.name}-{plot}"
 
 
+def caption_plots(report: Report) -> dict[str, str]:
+    """The name of each plot that a report can have, without ending -> what stands below it."""
+    captions = {CLAIMS_PLOT: PLOT_CAPTIONS[CLAIMS_PLOT]}
+    for table in report.tables:
+        for plot in PLOT_FUNCTIONS:
+            captions[name_plot(table, plot)] = f"{table.heading}: {PLOT_CAPTIONS[plot]}"
+    return captions
+
+
 def write_plots(pictures: Mapping[str, PictureFiles], folder: Path) -> None:
     """The plots, and none of an earlier report that this one does not draw."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -181,25 +194,26 @@ def order_page_parts(
 ) -> list[WordGrid | PagePicture | PageSection]:
     """The parts of the page: each table with its pictures, attention maps, then what the claims came to."""
     svgs = page.prefix_svg_ids({name: picture.svg for name, picture in pictures.items()})
+    captions = caption_plots(report)
     parts: list[WordGrid | PagePicture | PageSection] = []
     claims_grids = []
     for table in report.tables:
         for kind, grid in table_grids[table.name].items():
             if kind == CLAIMS_GRID:
-                claims_grids.append(dataclasses.replace(grid, title=f"{table.heading}: {grid.title}"))
+                claims_grids.append(grid)
             else:
                 parts.append(grid)
-        for plot, caption in PLOT_CAPTIONS.items():
+        for plot in PLOT_FUNCTIONS:
             name = name_plot(table, plot)
             if name in svgs:
-                parts.append(PagePicture(caption, svgs[name]))
+                parts.append(PagePicture(captions[name], svgs[name]))
     if report.maps:
         images = "".join(map(page.embed_png, report.maps))
         parts += [PageSection("Attention", []), PagePicture(sentences.caption_maps(report), images)]
     if summary:
         parts.append(PageSection("Claims", summary))
     if CLAIMS_PLOT in svgs:
-        parts.append(PagePicture(PLOT_CAPTIONS[CLAIMS_PLOT], svgs[CLAIMS_PLOT]))
+        parts.append(PagePicture(captions[CLAIMS_PLOT], svgs[CLAIMS_PLOT]))
     return [*parts, *claims_grids]
 
 
@@ -221,13 +235,12 @@ def render_markdown_report(
         parts += [*summary[2:], ""]
     parts += map(markdown.render_markdown_table, all_grids)
     parts.append("## Plots\n")
-    paths = [f"{PLOTS_FOLDER}/{name}.svg" for name in plot_names]
+    captions = caption_plots(report)
+    for name in plot_names:
+        parts.append(f"![{name}]({PLOTS_FOLDER}/{name}.svg)\n\n{escape_markdown(captions[name])}\n")
     for number in range(1, len(report.maps) + 1):
-        paths.append(report_files.locate_map(Path(), number).as_posix())
-    links = ""
-    for path in paths:
-        links += f"![{Path(path).stem}]({path})\n"
-    parts.append(links)
+        path = report_files.locate_map(Path(), number)
+        parts.append(f"![{path.stem}]({path.as_posix()})\n")
     parts += ["\n\n".join(map(escape_markdown, notes)), ""]
     return "\n".join(parts)
 

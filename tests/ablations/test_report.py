@@ -236,6 +236,9 @@ def test_pictures_are_whole(made):
 def test_the_page_needs_nothing_else(made):
     words = (made / "report.html").read_text()
     assert words.count("<svg") == 5 and words.count("<h2>") == 5
+    for text in (words, (made / "report.md").read_text()):
+        assert "The claims and their intervals; green holds" in text
+        assert "Table 3: accuracy by family of questions; orange with query tokens" in text
     assert words.index("Table 5: fusion") < words.index("<h2>Claims</h2>")  # accuracy first
     assert not re.search(r'(src|href)="(?!#)', re.sub(r'xlink:href="#', "", words).replace("xmlns", ""))
     ids = re.findall(r'id="([^"]+)"', words)
@@ -556,7 +559,7 @@ def test_some_rows_of_a_table(tmp_path, rows):
     for folder in (some, again):
         assert set(rows_of(folder / "scores.csv", "row")) == {("a",), ("b, c",)}
         words = (folder / "report.md").read_text()
-        assert "Left out by rows=: d." in words and "left out by rows=: d |" in words
+        assert "Left out by rows=: d." in words and "left out by rows=: d; source: me |" in words
         assert f"Missing: b, c (seed 0, 1); python -m experiments.sweep table={table} 'rows=a" in words
         claims = rows_of(folder / "claims.csv", "claim", "row")
         assert claims["second", ""]["verdict"] == "no results"

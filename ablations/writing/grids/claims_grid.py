@@ -16,11 +16,10 @@ CLAIMS_NOTE = (
     "questions x seeds, the seeds' variance moderated by that of the table's other pairs (claims.csv has the "
     "intervals without, as own_low and own_high). A claim holds if its interval lies wholly on its side; it "
     "does not if one of its pairs lies wholly on the other, so that the upper ends of K pairs leave out "
-    "2.5 %/K each. No correction for the number of claims. Moderation and ties are judged afterwards: they "
-    "came when seeds 0 to 2 had been seen. Remarks say what a verdict would be without moderation, and, "
-    "where seeds were added after looks at a claim, what it is if all looks to ten seeds share the 5 % that "
-    "one may be wrong (claims.csv: looks, corrected). Seeds that would resolve a claim: with a chance of "
-    "80 % if its differences are what they look like."
+    "2.5 %/K each. No correction for the number of claims. Remarks say what a verdict would be without "
+    "moderation, and, where seeds were added after looks at a claim, what it is if all looks to ten seeds "
+    "share the 5 % that one may be wrong (claims.csv: looks, corrected). Seeds that would resolve a claim: "
+    "with a chance of 80 % if its differences are what they look like."
 )
 
 
@@ -76,12 +75,10 @@ def find_corrected_word(table: ReportTable, claim: Claim) -> str:
     return judge_table(table, [claim], last_look.confidence)[0].word
 
 
-def make_claims_grid(verdicts: Sequence[Verdict]) -> WordGrid:
+def make_claims_grid(table: ReportTable, verdicts: Sequence[Verdict]) -> WordGrid:
     """The claims of a table; the pairs of a claim of several below it."""
     lines = []
-    sources = set()
     for verdict in verdicts:
-        sources.add(verdict.claim.source)
         lines.append(("", make_claim_line(verdict)))
         if len(verdict.pairs) > 1:
             for pair in verdict.pairs:
@@ -89,7 +86,7 @@ def make_claims_grid(verdicts: Sequence[Verdict]) -> WordGrid:
                 difference = format_signed(pair.estimate)
                 lines.append(("", ["", names, difference, format_interval(pair), "", ""]))
     header = ["claim", "statement", "difference", "interval", "verdict", "remarks"]
-    return WordGrid(f"Claims of {', '.join(sorted(sources))}", header, lines)
+    return WordGrid(f"{table.heading}: claims", header, lines)
 
 
 def make_claim_line(verdict: Verdict) -> list[str]:
@@ -111,5 +108,7 @@ def make_claim_line(verdict: Verdict) -> list[str]:
         remarks.append(f"corrected for looks with {seeds} seeds {verdict.corrected_word}")
     if claim.ours:
         remarks.append(f"ours: {claim.ours}")
+    if claim.source:
+        remarks.append(f"source: {claim.source}")
     interval = format_interval(verdict)
     return [claim.text, claim.statement, difference, interval, verdict.word, "; ".join(remarks)]
