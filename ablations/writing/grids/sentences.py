@@ -33,7 +33,8 @@ def summarize_claims(report: Report, verdicts: Mapping[str, Sequence[Verdict]]) 
         return []
     tally = "; ".join(f"{word}: {count}" for word, count in counts.items() if count)
     first_letter = tally[:1].upper()
-    sentences = [f"{total} claims. {first_letter}{tally[1:]}."]
+    claims = "1 claim" if total == 1 else f"{total} claims"
+    sentences = [f"{claims}. {first_letter}{tally[1:]}."]
     if changed_counts:
         changes = "; ".join(f"{words}: {count}" for words, count in sorted(changed_counts.items()))
         sentences.append(f"Of these other verdicts if earlier looks are corrected for: {changes}.")
