@@ -28,8 +28,9 @@ from compressors.key_value import join_settings, quote_text
 from experiments.config import table_files, tables
 from experiments.config.cells import Cell, make_blind_cells
 from experiments.config.metric_names import describe_metrics
+from experiments.config.presets import read_yaml
 from experiments.config.schema import Config
-from experiments.config.trained import CELLS_FOLDER
+from experiments.config.trained import CONFIG_FILE
 from experiments.runtime.processor import read_processor_name
 from experiments.runtime.progress import Reporter
 from experiments.store.plan import TRAINING_ROLES, Stage, plan_stages
@@ -126,11 +127,22 @@ def check_single_values(axes: Mapping[str, list[str]]) -> None:
 def find_finished_seeds(root: Path, earlier_report: EarlierReport) -> list[str]:
     """The seeds that any cell below an output directory, or of an earlier report, has finished at."""
     seeds = set(earlier_report.finished_seeds)
-    for path in (root / CELLS_FOLDER).glob("*_seed=*"):
-        match = CELL_FOLDER.search(path.name)
+    for folder in plain_sweeps.list_cell_folders(root):
+        match = CELL_FOLDER.search(folder.name)
         if match:
             seeds.add(match[1])
+        else:
+            seeds |= read_seed(folder / CONFIG_FILE)
     return sorted(seeds, key=int) or FIRST_SEEDS
+
+
+def read_seed(settings_file: Path) -> set[str]:
+    """The seed of a cell whose folder somebody has renamed; none of a damaged one."""
+    try:
+        seed = read_yaml(settings_file).get("seed")
+    except UsageError:  # which is told where its row is made
+        return set()
+    return {str(seed)} if isinstance(seed, int) else set()
 
 
 def load_tables(

@@ -15,10 +15,11 @@ from experiments.config.presets import flatten_mapping, read_yaml
 from experiments.config.schema import Config
 from experiments.config.settings import assign_setting, conform_setting
 from experiments.config.tables import Axes, TableFile, TableRow
-from experiments.config.trained import CELLS_FOLDER, CONFIG_FILE
+from experiments.config.trained import CELLS_FOLDER, CONFIG_FILE, read_stage_names
 from experiments.store.plan import plan_stages
 from experiments.store.results import identify_questions
 from experiments.store.store import Store
+from llm_adapters.saved import STAGES_FILE
 
 SWEEP_NAME = "sweep"
 # what a run may be told and no result shows
@@ -79,26 +80,36 @@ def group_rows(cells: Sequence[Cell]) -> list[TableRow]:
 # ---- finished cells ----
 
 
+def list_cell_folders(root: Path) -> list[Path]:
+    """The folders of the published cells below an output directory, whatever they are called."""
+    folders = set()
+    for name in (CONFIG_FILE, STAGES_FILE):  # one of the two may have been removed
+        for path in (root / CELLS_FOLDER).glob(f"*/{name}"):
+            folders.add(path.parent)
+    return sorted(folders)
+
+
 def read_finished_cells(store: Store, seeds: Sequence[str]) -> list[Cell]:
     """The published cells below an output directory at these seeds, blind ones aside, which a report adds by
     itself. A warning for those whose settings, data or code are not what they were; UsageError for what is no
     seed."""
     wanted_seeds = {conform_setting("seed", parse_value(text, "seed")) for text in seeds}
     configs: dict[str, Config] = {}  # by key: one cell may be published under several labels
-    for path in sorted((store.root / CELLS_FOLDER).glob(f"*_seed=*/{CONFIG_FILE}")):
+    for folder in list_cell_folders(store.root):
         try:
-            config = read_config(path)
-            key = plan_stages(config).key
+            config = read_config(folder / CONFIG_FILE)
+            stage = plan_stages(config)
+            is_as_it_was = stage.name in read_stage_names(folder)
         except UsageError as error:
-            store.report.write_warning(f"{path.parent} is left out: {error}")
+            store.report.write_warning(f"{folder} is left out: {error}")
             continue
-        if not path.parent.name.endswith(key[:8]):
+        if not is_as_it_was:
             store.report.write_warning(
-                f"{path.parent} is left out: its settings, data or code are not what they were any more"
+                f"{folder} is left out: its settings, data or code are not what they were any more"
             )
             continue
         if not config.blind and config.seed in wanted_seeds:
-            configs[key] = config
+            configs[stage.key] = config
     return label_configs(list(configs.values()), str(store.root))
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from compressors.command_line import Command, CommandLine
 from compressors.errors import UsageError
-from compressors.key_value import Axes
+from compressors.key_value import Axes, join_settings
 from compressors.setting_fields import setting
 
 # numpy, scipy, matplotlib and the sweep's configuration are imported where they are needed: --help and a
@@ -160,16 +160,12 @@ def report_from_cells(
     from rich.console import Console
 
     from ablations import collect
-    from experiments.config import tables
     from experiments.runtime.progress import PlainReporter
     from experiments.store.store import Store
 
+    typed_axes = dict(axes)
     wanted = axes.pop("table", [])
     axes["out"] = [str(root)]  # the cells' own setting, also where it was not given
-    command = f"python -m experiments.sweep out={root}"
-    if wanted:
-        names = ",".join(tables.expand_table_names(wanted))
-        command = f"python -m experiments.sweep table={names} out={root}"
     # warnings of damaged results stand apart from the report
     store = Store(root, PlainReporter(Console(stderr=True), prefix=""))
     report = collect.collect_report(
@@ -177,10 +173,51 @@ def report_from_cells(
     )
     if report.provenance["cells"] or report.provenance.get("taken"):
         return report
+    raise UsageError(explain_empty_report(typed_axes, root))
+
+
+def explain_empty_report(axes: Axes, root: Path) -> str:
+    """Why nothing below `root` can be reported, and what to do about it."""
+    from ablations.plain_sweeps import CHOOSING_AXES
+    from experiments.config import tables
+    from experiments.config.trained import CELLS_FOLDER, list_cells
+
+    axes = {**axes, "out": [str(root)]}
+    missing = "no such cell"
+    if "table" in axes:
+        axes["table"] = tables.expand_table_names(axes["table"])
+        missing = f"no cell of table {','.join(axes['table'])}"
+    command = f"python -m experiments.sweep {shlex.join(join_settings(axes))}"
     if not root.is_dir():
-        raise UsageError(f"out={root}: no such directory; {command} fills it")
-    missing = f"no cell of table {names}" if wanted else "no such cell"
-    raise UsageError(f"out={root}: {missing} has finished there; run {command}, with the same settings")
+        return f"out={root}: no such directory; {command} fills it"
+    cells = list_cells(root)
+    if not cells or not axes.keys() <= CHOOSING_AXES:
+        return f"out={root}: {missing} has finished there; run {command}, with the same settings"
+    count = "1 cell lies" if len(cells) == 1 else f"{len(cells)} cells lie"
+    again = "run their sweep's command again"
+    reason = find_missing_evaluation(root, cells)
+    if reason is None and "seed" in axes:
+        seeds = f"seed={','.join(axes['seed'])}"
+        reason = f"none that is whole has {seeds}"
+        again = f"run their sweep's command with {seeds}"
+    elif reason is None:
+        reason = "no row can be made of them"
+    return f"out={root}: {count} in {root / CELLS_FOLDER}, but {reason}; {again}"
+
+
+def find_missing_evaluation(root: Path, cells: Sequence[str]) -> str | None:
+    """In words, the first evaluation of these cells that is not below `root` any more; None if all are."""
+    from experiments.config.trained import CELLS_FOLDER, read_stage_names
+
+    for cell in cells:
+        try:
+            stages = read_stage_names(root / CELLS_FOLDER / cell)
+        except UsageError:  # which a warning has told
+            continue
+        for stage in stages:
+            if stage.startswith("evaluate/") and not (root / stage).is_dir():
+                return f"{stage} of {cell} is gone"
+    return None
 
 
 if __name__ == "__main__":

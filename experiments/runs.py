@@ -101,9 +101,7 @@ def show_runs(options: RunsOptions) -> list["StoredStage"]:
 
 def read_cells(root: Path) -> dict[str, list[str]]:
     """Name of a cell -> names of the stages that it needs. UsageError for a cell that does not tell them."""
-    from compressors.reading import read_json_file
-    from compressors.registry import conform
-    from experiments.config.trained import CELLS_FOLDER
+    from experiments.config.trained import CELLS_FOLDER, read_stage_names
     from llm_adapters.saved import STAGES_FILE
 
     cells = {}
@@ -111,7 +109,7 @@ def read_cells(root: Path) -> dict[str, list[str]]:
         path = folder / STAGES_FILE
         if not path.is_file():
             raise UsageError(f"{path}: missing, so what this cell needs is unknown; remove {folder}")
-        cells[folder.name] = conform(read_json_file(path), list[str], str(path))
+        cells[folder.name] = read_stage_names(folder)
     return cells
 
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from compressors.errors import UnreachableError, UsageError, quote, shorten
-from compressors.registry import suggest
+from compressors.reading import read_json_file
+from compressors.registry import conform, suggest
 from compressors.setting_fields import format_value
 from connectors.hub import find_folder
 from experiments.config.presets import flatten_mapping, read_yaml
@@ -56,6 +57,14 @@ def find_model(source: str, out: str | Path, where: str) -> Path:
 def list_cells(out: str | Path) -> list[str]:
     """The names of the finished cells below an output directory."""
     return sorted(folder.parent.name for folder in Path(out, CELLS_FOLDER).glob(f"*/{STAGES_FILE}"))
+
+
+def read_stage_names(cell: Path) -> list[str]:
+    """The stages that a cell was made of, KIND/KEY each, its evaluation last. UsageError for a damaged or
+    missing file."""
+    path = cell / STAGES_FILE
+    names: list[str] = conform(read_json_file(path), list[str], str(path))
+    return names
 
 
 def find_named_cell(source: str, out: str | Path, where: str) -> Path | None:

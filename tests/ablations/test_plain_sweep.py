@@ -106,6 +106,68 @@ def test_changed_cells_are_left_out_and_named(out, tmp_path, capsys):
     assert f"warning: {path.parent} is left out" in capsys.readouterr().err
 
 
+def test_a_renamed_cell_keeps_its_row(out, tmp_path):
+    root = tmp_path / "runs"
+    shutil.copytree(out, root)
+    for name, folder in (("sap_seed=0", "mysap"), ("sap_seed=1", "other")):
+        [cell] = (root / "cells").glob(f"{name}-*")
+        cell.rename(root / "cells" / folder)
+    for settings in ([], ["seed=0,1"]):
+        assert report.main([f"out={root}", *settings]) == 0
+        [table] = report_files.load_report(root / "report").tables
+        [sap] = [row for row in table.rows if row.label == "sap"]
+        assert sorted(sap.outcomes) == [0, 1]
+
+
+def test_a_report_of_renamed_cells_alone_has_their_seeds(tmp_path):
+    store = Store(tmp_path, runner=runner(60))
+    with store.open_root():
+        [cell] = make_cells({"compressor": ["sap"], "seed": ["7"], "out": [str(tmp_path)]})
+        store.compute(plan_stages(cell.config))
+        publish_cell(cell, plan_stages(cell.config), store).rename(tmp_path / "cells" / "mysap")
+    assert report.main([f"out={tmp_path}"]) == 0
+    [table] = report_files.load_report(tmp_path / "report").tables
+    assert [sorted(row.outcomes) for row in table.rows] == [[7]]
+
+
+def test_cells_whose_evaluations_are_gone_are_not_advised_away(out, tmp_path, capsys):
+    """The sweep without settings would train something else."""
+    root = tmp_path / "runs"
+    shutil.copytree(out, root)
+    shutil.rmtree(root / "evaluate")
+    assert report.main([f"out={root}"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: out={root}: 8 cells lie in {root / 'cells'}, but evaluate/")
+    assert line.endswith(" is gone; run their sweep's command again")
+
+
+def test_damaged_cells_are_named_before_the_advice(out, tmp_path, capsys):
+    root = tmp_path / "runs"
+    shutil.copytree(out, root)
+    for path in (root / "cells").glob("*/config.yaml"):
+        path.unlink()
+    assert report.main([f"out={root}"]) == 2
+    *warnings, line = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 8
+    assert all("is left out: " in warning and "no such file" in warning for warning in warnings)
+    assert "8 cells lie in" in line and line.endswith("run their sweep's command again")
+
+
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        (["seed=5"], "none that is whole has seed=5; run their sweep's command with seed=5"),
+        (
+            ["compressor=sap", "sap.rate=4", "seed=5"],
+            "run python -m experiments.sweep compressor=sap sap.rate=4 seed=5 out={}, with the same settings",
+        ),
+    ],
+)
+def test_the_advice_has_the_settings_of_the_line(out, tmp_path, settings, advice, capsys):
+    assert report.main([f"out={out}", f"to={tmp_path}", *settings]) == 2
+    assert capsys.readouterr().err.endswith(f"{advice.format(out)}\n")
+
+
 @pytest.mark.usefixtures("plots")
 def test_the_report_from_python(out, made, tmp_path, capsys):
     pytest.importorskip("pandas")
