@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from compressors.errors import UsageError
+from compressors.setting_fields import format_value
 from experiments.config import signatures
 from experiments.config.cell_checks import (
     QUERY_MODULE_SETTINGS,
@@ -236,7 +237,7 @@ def make_blind_cells(cells: list[Cell]) -> list[Cell]:
         start_blind_training(blind_config, config)
         words = [BLIND_ROW]
         for path in varying_paths:
-            words.append(f"{path}={cell_settings[path]}")
+            words.append(f"{path}={format_value(cell_settings[path])}")
         label = " ".join(words)
         blind_cells.append(Cell(blind_config, label, (("", label), ("preset", config.preset))))
     return blind_cells

@@ -146,7 +146,7 @@ def test_a_blind_row_starts_from_the_same_llm(trained):
     [blind] = make_blind_cells(cells(f"finetune.init={trained}", "finetune.init_parts=[compressor]"))
     assert blind.config.find_start("finetune") is None
     both = make_blind_cells(cells(f"finetune.init=null,{trained}"))
-    assert [cell.label for cell in both] == ["blind finetune.init=None", f"blind finetune.init={trained}"]
+    assert [cell.label for cell in both] == ["blind finetune.init=null", f"blind finetune.init={trained}"]
 
 
 def test_the_plan_shows_it(trained, tmp_path):
