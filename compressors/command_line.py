@@ -8,6 +8,7 @@ Words are what a command acts on; settings are KEY=VALUE, with commas between se
 It stands on the lowest floor because commands of all floors use it, so it needs the standard library only.
 """
 
+import errno
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from compressors.registry import suggest
 from compressors.setting_fields import Setting, collect_settings, format_value, join_choices
 from compressors.spelling import spell_commands
 
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
 LONG_WORD = re.compile(rf"\S{{{LONGEST_ECHO + 1},}}")
 SETTING = re.compile(r"[A-Za-z_][\w.]*=\S*")
 
@@ -185,7 +187,8 @@ def run_guarded(body: Callable[[], int], elsewhere: str, interrupted: str = "int
     except UsageError as error:
         return report_error(str(error), 2)
     except OSError as error:
-        return report_error(f"{describe_os_error(error)}; free space there or {elsewhere}", 2)
+        advice = f"free space there or {elsewhere}" if error.errno in FULL_DISK else elsewhere
+        return report_error(f"{describe_os_error(error)}; {advice}", 2)
     except KeyboardInterrupt:
         return report_error(interrupted, 130)
 
@@ -194,6 +197,8 @@ def describe_os_error(error: OSError) -> str:
     """Which file, and what is wrong with it."""
     # an error that a library raised itself may have a message alone, of several lines
     reason = error.strerror or str(error).partition("\n")[0]
+    if isinstance(error, FileExistsError):  # where a folder would have been made
+        reason = "a file, not a folder"
     if error.filename:
         return f"{error.filename}: {reason}"
     return reason

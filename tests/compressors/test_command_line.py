@@ -267,7 +267,18 @@ def fail(error: BaseException):
             2,
             "a/b: No space left; free space there or write to another place",
         ),
-        (OSError("odd"), 2, "odd; free space there or write to another place"),
+        (
+            OSError(errno.EDQUOT, "Quota exceeded", "a/b"),
+            2,
+            "a/b: Quota exceeded; free space there or write to another place",
+        ),
+        (FileExistsError(errno.EEXIST, "File exists", "a"), 2, "a: a file, not a folder; write to another place"),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file or directory", "/proc/x"),
+            2,
+            "/proc/x: No such file or directory; write to another place",
+        ),
+        (OSError("odd"), 2, "odd; write to another place"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
