@@ -54,7 +54,10 @@ def parse_settings(arguments: Sequence[str]) -> Axes:
         key, equals, text = argument.partition("=")
         key = key.strip()
         if not equals or not key:
-            raise UsageError(f"'{argument}': expected key=value, such as seed=0,1,2 (--help lists the keys)")
+            raise UsageError(
+                f"'{argument}': expected key=value without spaces around =, such as seed=0,1,2 (--help lists "
+                "the keys)"
+            )
         if key in axes:
             raise UsageError(f"{key} is given twice; for both write {key}={','.join(axes[key])},{text}")
         refuse_lone_surrogates(argument, shorten(ascii(argument)))

@@ -30,13 +30,15 @@ def suggest(name: str, known: Iterable[str]) -> str:
         return "; there is none"
     by_lower = {known_name.lower(): known_name for known_name in names}
     listed = names
+    heading = "Known"
     if len(names) > LONGEST_LIST:  # a line that fills the screen helps nobody
         listed = [by_lower[close] for close in get_close_matches(name.lower(), by_lower, n=8, cutoff=0.2)]
-    closest = get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+        heading = "Near"
+    closest = get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
     question = f" did you mean '{by_lower[closest[0]]}'?" if closest else ""
     if not listed:
         return f"; none of the {len(names)} known ones is like it"
-    return f";{question} Known: {', '.join(listed)}"
+    return f";{question} {heading}: {', '.join(listed)}"
 
 
 def conform(value: object, hint: Any, where: str) -> Any:

@@ -65,6 +65,21 @@ def test_unknown_knob_suggests():
         compressors.check("sap", rat=3)
 
 
+@pytest.mark.parametrize(
+    ("name", "known"), [("foo", ["hiprune", "holov"]), ("fish", ["bash", "zsh"]), ("x", ["sap"])]
+)
+def test_what_is_hardly_alike_is_not_meant(name, known):
+    assert suggest(name, known) == f"; Known: {', '.join(known)}"
+
+
+def test_a_list_that_is_not_whole_says_so():
+    names = [f"setting_{number}" for number in range(50)]
+    assert suggest("seting_1", names).startswith("; did you mean 'setting_1'? Near: setting_1, ")
+    assert suggest("seting_1", names[:3]) == (
+        "; did you mean 'setting_1'? Known: setting_0, setting_1, setting_2"
+    )
+
+
 def test_what_is_like_nothing():
     assert suggest("x", []) == "; there is none"
     assert suggest("xx", [f"{letter}{letter}" for letter in string.ascii_letters if letter not in "xX"]) == (
