@@ -256,7 +256,7 @@ def test_help_names_every_command():
     ("arguments", "message"),
     [
         (["swep"], "unknown command 'swep'; did you mean 'sweep'?"),
-        (["sweep", "seed"], "'seed': expected key=value"),
+        (["sweep", "seed", "=", "0"], "'seed': expected key=value without spaces around ="),
         (["completion", "fish"], "expected one shell"),
     ],
 )
