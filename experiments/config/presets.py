@@ -55,6 +55,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def find_preset_file(name: str) -> Path:
     """The file of a preset's name, or a path that ends in .yaml; a UsageError for an unknown name."""
     if name.endswith(YAML_SUFFIXES):
+        if not Path(name).exists():
+            raise UsageError(f"preset={name}: no such file")
         return Path(name)
     preset_names = list_presets()
     if name not in preset_names:

@@ -9,6 +9,7 @@ from compressors.errors import UsageError, quote
 from compressors.registry import suggest
 from experiments.config.schema import Config
 from experiments.data import llava, stored
+from experiments.data.formats import FILE_SUFFIXES
 from experiments.data.roles import is_file_entry
 from experiments.data.shares import read_weights
 from experiments.data.streaming.rows import make_rules
@@ -53,6 +54,8 @@ class DataDescriber:
     def describe_entry(self, role: str, entry: str) -> Any:
         """A file's digests, or the name of a split."""
         if is_file_entry(entry):
+            if entry.endswith(FILE_SUFFIXES) and not os.path.exists(entry):
+                raise UsageError(f"data.{role}={quote(entry)}: no such file")
             return self.digest_file(entry)
         return self.check_split(role, entry)
 

@@ -272,7 +272,11 @@ def fail(error: BaseException):
             2,
             "a/b: Quota exceeded; free space there or write to another place",
         ),
-        (FileExistsError(errno.EEXIST, "File exists", "a"), 2, "a: a file, not a folder; write to another place"),
+        (
+            FileExistsError(errno.EEXIST, "File exists", "a"),
+            2,
+            "a: a file, not a folder; write to another place",
+        ),
         (
             FileNotFoundError(errno.ENOENT, "No such file or directory", "/proc/x"),
             2,

@@ -137,7 +137,7 @@ def test_values():
         ("compressor=none+embq", "sees no image"),
         ("projector=mlp", "unknown projector 'mlp'"),
         ("preset=tyny", "unknown preset 'tyny'; did you mean 'tiny'"),
-        ("preset=missing.yaml", "missing.yaml: no such file"),
+        ("preset=missing.yaml", "^preset=missing.yaml: no such file"),
         ("finetun.lr=1", "did you mean 'finetune'"),
         ("finetune.lrr=1", "did you mean 'finetune.lr'"),
         ("lr=1", "did you mean pretrain.lr or finetune.lr"),

@@ -208,7 +208,7 @@ def test_local_weights_are_known_by_names_sizes_and_times(tmp_path):
         (["data.train=trian"], "data.train=trian: no split of picture_vqa; did you mean 'train'"),
         (["data.dataset=null"], "data.dataset is null"),
         (["data.train=[]"], "data.train: no data; give data.train=FILE.json"),
-        (["data.train=missing.json"], "missing.json: no such file"),
+        (["data.train=missing.json"], "^data.train=missing.json: no such file"),
         (["data.train_weights=[1,2]"], "2 weight.s., but data.train has 1 entries; give one for each"),
         (["data.train_weights=[0]"], "must be more than 0"),
     ],
