@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from compressors.command_line import Command, CommandLine
 from compressors.errors import UsageError
 from compressors.setting_fields import setting
+from experiments.config.schema import Config
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,13 +31,14 @@ MAX_QUESTIONS = 2  # they stand side by side
 class MapsOptions:
     """How and where the maps are drawn."""
 
-    to: Path = setting(Path("attention.png"), "PNG to write", was=("out",))
+    to: Path = setting(Path("attention.png"), "PNG to write")
+    out: Path = setting(Path(Config().out), "output directory of the sweep")
     heads: bool = setting(False, "each head of EmbQ, below their mean")
 
 
 COMMAND = Command(
     usage='python -m experiments.attention_maps MODEL IMAGE "QUESTION" ["QUESTION"] [KEY=VALUE ...]',
-    description=f"{__doc__}\nMODEL: OUT/cells/CELL, OUT/finetune/KEY or a saved model's folder.",
+    description=f"{__doc__}\nMODEL: CELL below out=, OUT/finetune/KEY or a saved model's folder.",
     options=MapsOptions,
     words=(3, 2 + MAX_QUESTIONS),
     elsewhere="write to another place with to=FILE.png",
@@ -53,12 +55,12 @@ def write_maps(line: CommandLine) -> int:
     # torch, transformers and matplotlib are imported after what can be wrong with the command line
     from experiments.models import saved
 
-    model_folder, image, *questions = line.words
+    name, image, *questions = line.words
     options: MapsOptions = line.options
     if options.to.suffix.lower() != ".png":
         raise UsageError(f"to={options.to}: must end in .png")
     picture = saved.open_picture(Path(image))
-    folder = saved.find_named_model(model_folder, None, "runs", model_folder)
+    folder = saved.find_named_model(name, None, options.out, name)
     model, processor = saved.load_trained_model(folder)
     from experiments.inspection.attention import record_attention
     from experiments.inspection.attention_figure import draw_attention

@@ -12,11 +12,12 @@ from connectors.hub import find_folder
 from experiments.config.presets import flatten_mapping, read_yaml
 from experiments.config.schema import BLIND_COMPRESSOR, Config
 from experiments.runtime.memory import remember_for_request
-from llm_adapters.saved import STAGES_FILE, find_model_folder
+from llm_adapters.saved import MODEL_FOLDER, STAGES_FILE, find_model_folder
 
 CELLS_FOLDER = "cells"  # below the output directory
 CONFIG_FILE = "config.yaml"  # the settings of a cell, or what a stage depends on, in its folder
 TRAINED_MODEL_SETTINGS = ("pretrain.init", "finetune.init", "finetune.teacher")
+LISTED_CELLS = 8  # of those that a name may mean
 HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
@@ -40,6 +41,9 @@ def find_model(source: str, out: str | Path, where: str) -> Path:
     if folder is None and source and Path(source).exists():
         folder = Path(source)
     if folder is not None:
+        stage = find_stage_without_weights(folder)
+        if stage is not None:
+            raise UsageError(f"{where}: its weights ({stage}) are gone; run its sweep's command again")
         try:
             return find_model_folder(folder)
         except UsageError as error:
@@ -49,9 +53,39 @@ def find_model(source: str, out: str | Path, where: str) -> Path:
     if hub_id is not None and not Path(source.partition("/")[0]).exists():
         return fetch_hub_model(hub_id["name"], hub_id["revision"], where)
     raise UsageError(
-        f"{where}: neither a finished cell below {out} nor a folder{suggest(source, list_cells(out))}; give "
+        f"{where}: neither a finished cell below {out} nor a folder{suggest_cells(source, out)}; give "
         "OUT/cells/CELL, OUT/finetune/KEY, a saved model's folder or its hub id"
     )
+
+
+def suggest_cells(source: str, out: str | Path) -> str:
+    """Which finished cells may be meant by a name that none has, as the end of an error."""
+    names = list_cells(out)
+    if not names:
+        return "; no cell has finished there"
+    label = make_folder_label(source)
+    alike = [name for name in names if name.startswith(label)]
+    if not label or not alike:
+        return suggest(source, names)
+    listed = ", ".join(alike[:LISTED_CELLS])
+    if len(alike) > LISTED_CELLS:
+        listed += f" and {len(alike) - LISTED_CELLS} more"
+    return f"; of those that begin so: {listed}"
+
+
+def find_stage_without_weights(cell: Path) -> str | None:
+    """The stage of a finished cell that had its weights, where they are not there any more. None for a folder
+    that is no cell, or a damaged one."""
+    try:
+        names = read_stage_names(cell)
+    except UsageError:
+        return None
+    trained = [name for name in names if name.startswith("finetune/")]
+    if not trained:
+        return None
+    model = cell.resolve().parent.parent / trained[-1] / MODEL_FOLDER
+    has_weights = any(model.glob("*.safetensors"))
+    return None if has_weights else trained[-1]
 
 
 def list_cells(out: str | Path) -> list[str]:

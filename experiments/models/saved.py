@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 def find_newest_cell(out: Path) -> Path:
-    """The cell below `out` that finished last; a blind one, which a sweep adds by itself, only if all are."""
+    """The cell below `out` that finished last, a blind one, which a sweep adds by itself, only if all are.
+    Damaged ones, and those without their weights, are passed over; UsageError if there is no other."""
     notes = list(Path(out, CELLS_FOLDER).glob(f"*/{STAGES_FILE}"))
     if not notes:
         raise UsageError(
@@ -27,11 +28,26 @@ def find_newest_cell(out: Path) -> Path:
             "name its directory with out=DIR, or a model's folder with model=DIR"
         )
     notes.sort(key=lambda note: note.stat().st_mtime, reverse=True)
+    faults: list[str] = []
+    blind_cells: list[Path] = []
     for note in notes:
-        settings = read_yaml(note.with_name(CONFIG_FILE))
+        cell = note.parent
+        try:
+            settings = read_yaml(cell / CONFIG_FILE)
+        except UsageError as error:
+            faults.append(f"{error}; run its sweep's command again")
+            continue
+        try:
+            find_model(str(cell), out, str(cell))
+        except UsageError as error:
+            faults.append(str(error))
+            continue
         if settings.get("compressor") != BLIND_COMPRESSOR:
-            return note.parent
-    return notes[0].parent
+            return cell
+        blind_cells.append(cell)
+    if not blind_cells:
+        raise UsageError(f"no finished cell below {out} is whole: {faults[0]}")
+    return blind_cells[0]
 
 
 def load_trained_model(

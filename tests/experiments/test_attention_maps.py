@@ -185,13 +185,29 @@ def test_the_command_writes_a_picture(folder, tmp_path, capsys):
     assert capsys.readouterr().out == f"{out}\n" and out.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_cell_by_its_name(folder, tmp_path):
+    cell = tmp_path / "cells" / "sap_seed=0-12345678"
+    cell.mkdir(parents=True)
+    (cell / "stages.json").write_text('["finetune/abc"]')
+    (tmp_path / "finetune" / "abc").mkdir(parents=True)
+    (tmp_path / "finetune" / "abc" / "model").symlink_to(folder)
+    to = tmp_path / "map.png"
+    asked = ["sap", str(folder / "cat.png"), QUESTIONS[0]]
+    assert attention_maps.main([*asked, f"out={tmp_path}", f"to={to}"]) == 0
+    assert to.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "wrong"),
     [
         ([], "found nothing"),
         (["{}", "{}/cat.png", "a", "a", "a"], "5 words"),
         (["{}", "{}/cat.png", "a", "to=a.jpg"], "to=a.jpg: must end in .png"),
-        (["{}", "{}/cat.png", "a", "--out", "a.png"], "write to=a.png"),
+        (["{}", "{}/cat.png", "a", "--to", "a.png"], "write to=a.png"),
+        (
+            ["sap", "{}/cat.png", "a", "out={}"],
+            "nor a folder; no cell has finished there; give OUT/cells/CELL",
+        ),
         (["{}", "{}/cat.png", "a", "--heads"], "--heads: settings are spelled KEY=VALUE; write heads=true"),
         (["{}", "--image", "{}/cat.png", "a"], "--image: no setting of this command"),
         (["{}", "{}/dog.png", "a"], "dog.png: no such picture"),

@@ -273,7 +273,50 @@ def test_a_name_that_nothing_has(trained, tmp_path, monkeypatch, name):
         find_trained_model(name, ".", "finetune.init")
     line = str(caught.value)
     assert line.startswith(f"finetune.init={name}: neither a finished cell below . nor a folder")
-    assert "\n" not in line and "Known: sap_seed=0-12345678; give " in line
+    assert "\n" not in line and "sap_seed=0-12345678; give " in line
+
+
+def test_cells_that_begin_as_a_name_does_are_listed(trained, tmp_path):
+    names = ["sap_metric=contains_seed=0-12345678", "sap_metric=exact_seed=0-12345678"]
+    finish_cell(tmp_path, names[0], trained)
+    for name in (names[1], "avg_pool_seed=0-12345678"):
+        shutil.copytree(tmp_path / "cells" / names[0], tmp_path / "cells" / name)
+    with pytest.raises(UsageError, match=f"nor a folder; of those that begin so: {', '.join(names)}; give "):
+        find_trained_model("sap", str(tmp_path), "model")
+    with pytest.raises(UsageError, match="nor a folder; no cell has finished there; give "):
+        find_trained_model("sap", str(tmp_path / "empty"), "model")
+
+
+def test_a_cell_without_its_weights_says_so(trained, tmp_path):
+    name = "sap_seed=0-12345678"
+    finish_cell(tmp_path, name, trained)
+    gone = r"^model=sap: its weights \(finetune/1\) are gone; run its sweep's command again$"
+    (tmp_path / "finetune/1/model/model.safetensors").unlink()
+    with pytest.raises(UsageError, match=gone):
+        find_named_model("sap", None, tmp_path, "model=sap")
+    shutil.rmtree(tmp_path / "finetune")
+    with pytest.raises(UsageError, match=gone):
+        find_named_model("sap", None, tmp_path, "model=sap")
+
+
+def test_damaged_cells_are_passed_over_for_the_newest(trained, tmp_path):
+    finish_cell(tmp_path, "sap_seed=0-12345678", trained)
+    whole = tmp_path / "cells/sap_seed=0-12345678"
+    (whole / "config.yaml").write_text("compressor: sap\n")
+    for age, name in enumerate(("unset", "untrained")):
+        cell = tmp_path / "cells" / name
+        shutil.copytree(whole, cell)
+        os.utime(cell / "stages.json", (2e9 + age, 2e9 + age))
+    (tmp_path / "cells/unset/config.yaml").unlink()
+    (tmp_path / "cells/untrained/stages.json").write_text('["finetune/2"]')
+    os.utime(tmp_path / "cells/untrained/stages.json", (3e9, 3e9))
+    assert saved.find_newest_cell(tmp_path) == whole
+    shutil.rmtree(whole)
+    with pytest.raises(UsageError, match=r"is whole: .*/untrained: its weights \(finetune/2\) are gone; run"):
+        saved.find_newest_cell(tmp_path)
+    shutil.rmtree(tmp_path / "cells/untrained")
+    with pytest.raises(UsageError, match=r"is whole: .*/unset/config.yaml: no such file; run its sweep's"):
+        saved.find_newest_cell(tmp_path)
 
 
 def test_a_folder_that_is_no_model_of_ours(trained):
