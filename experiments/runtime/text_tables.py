@@ -78,7 +78,11 @@ def make_framed_table(rows: Sequence[Sequence[str]], *, title: str = "", numbers
     """A table for a screen with a frame and lines between its columns; `numbers` stand to the right."""
     table = Table(title=escape(title) or None, title_justify="left")
     for position, heading in enumerate(rows[0]):
-        table.add_column(escape(heading), justify="right" if numbers and position else "left")
+        table.add_column(
+            escape(heading),
+            justify="right" if numbers and position else "left",
+            overflow="fold",  # a label that is cut may be the same as another one's
+        )
     for row in rows[1:]:
         table.add_row(*map(escape, row))
     return table

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from compressors.errors import UnreachableError, UsageError
 from experiments.config.cells import Cell
 from experiments.config.schema import GPU_ACCELERATORS, Config
+from experiments.data.formats import is_file_entry
 from experiments.runtime.collector import spare_modules_from_collector
 from experiments.store.store import Store
 from experiments.sweep.options import IN_PROCESS_LAUNCHER, LaunchOptions
@@ -76,6 +77,22 @@ def list_unchecked_cells(sweep: SweepRequest, store: Store, check: Callable[[Con
             unreachable_models.add(models)
             notes.append(f"not checked: {error}")
     return notes
+
+
+def list_data_notes(request: SweepRequest) -> list[str]:
+    """A note where stage 1 has the embedded data because nobody has said otherwise, and stage 2 has not."""
+    for cell, _ in request.jobs:
+        data = cell.config.data
+        is_chosen = any(path == "data.pretrain" for path, _ in cell.row)
+        if not cell.config.aligns or is_chosen or not all(map(is_file_entry, data.train)):
+            continue
+        splits = [entry for entry in data.pretrain if not is_file_entry(entry)]
+        if splits:
+            return [
+                f"stage 1 trains on {data.dataset} (data.pretrain={','.join(splits)}), which is the default; "
+                "for data of your own give data.pretrain=FILE.json"
+            ]
+    return []
 
 
 def describe_models(config: Config) -> str:

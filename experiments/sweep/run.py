@@ -30,7 +30,7 @@ from experiments.store.results import ScoreGroup
 from experiments.store.run_names import name_group
 from experiments.store.store import StageRunner, Store
 from experiments.sweep import score_table
-from experiments.sweep.checks import check_model_sizes, check_request
+from experiments.sweep.checks import check_model_sizes, check_request, list_data_notes
 from experiments.sweep.comparison import find_comparison
 from experiments.sweep.options import LaunchOptions
 from experiments.sweep.request import SweepRequest, read_request
@@ -189,6 +189,8 @@ def run_cells(
     with store.open_root():
         with reporter as store.report:
             check_request(request, store, check)
+            for note in list_data_notes(request):
+                store.report.write_note(note)
             if link is not None:
                 store.report.write_note(f"waiting for {request.nodes - 1} other node(s)")
                 meet_nodes(request, store, link)

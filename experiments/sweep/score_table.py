@@ -87,8 +87,8 @@ def make_blind_notes(group: ScoreGroup) -> list[str]:
     if not unseeing:
         return []
     return [
-        f"No better than blind, as far as these questions can tell: {', '.join(unseeing)}. Where that is not "
-        "meant, train longer, or stage 1 at a lower learning rate (pretrain.lr)."
+        f"No better than blind, as far as these questions can tell: {', '.join(unseeing)}. If you expected "
+        "more: train longer, or lower stage 1's learning rate (pretrain.lr)."
     ]
 
 

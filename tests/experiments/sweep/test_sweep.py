@@ -297,6 +297,43 @@ def test_blind_cells_of_other_data_for_stage_1_are_one(command, tmp_path):
     assert [path.name[:11] for path in (tmp_path / "out" / "cells").glob("blind*")] == ["blind_seed="]
 
 
+def test_embedded_data_for_stage_1_beside_own_data_are_told(command, tmp_path, capsys):
+    own = write_llava(tmp_path / "own.json", images=True)
+    note = (
+        "stage 1 trains on picture_vqa (data.pretrain=pretrain), which is the default; for data of your own"
+    )
+    lines = {
+        f"data.train={own}": True,
+        f"data.train={own} --plan": True,
+        f"data.train={own} data.pretrain=pretrain": False,
+        f"data.train={own} data.pretrain={own}": False,
+        f"data.train={own} compressor=none": False,
+        f"data.test={own}": False,
+    }
+    for line, is_told in lines.items():
+        assert command("blind=false", *line.split()) == 0
+        assert (note in capsys.readouterr().out) is is_told, line
+
+
+def test_a_narrow_plan_tells_rows_apart(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    folder = tmp_path / "a_folder_of_a_long_name_indeed"
+    folder.mkdir()
+    files = [str(write_llava(folder / f"{i}.json", images=True, samples=i)) for i in (2, 3)]
+    assert command("compressor=sap", f"data.train={','.join(files)}", "--plan", "blind=false") == 0
+    out = capsys.readouterr().out
+    assert "\u2026" not in out and max(map(len, out.splitlines()[2:20])) <= 80
+
+
+def test_blind_rows_are_told_apart_as_their_settings_are_typed(command, tmp_path):
+    own = [str(write_llava(tmp_path / f"{i}.json", images=True, samples=i)) for i in (2, 3)]
+    assert command("compressor=sap", f"data.train={','.join(own)}") == 0
+    rows = rows_of(tmp_path / "out" / "table.csv")
+    assert [label for label in rows if label.startswith("blind ")] == [
+        f"blind data.train=[{path}]" for path in own
+    ]
+
+
 def test_blind_cells_that_differ_are_told_apart(command, tmp_path):
     assert command("compressor=sap", "data.max_length=256,512") == 0
     rows = rows_of(tmp_path / "out" / "table.csv")
