@@ -141,17 +141,25 @@ def list_stages(root: Path, cells: dict[str, list[str]]) -> list[StoredStage]:
 
 
 def print_cells(root: Path, cells: dict[str, list[str]], stages: Sequence[StoredStage]) -> None:
-    """A line a cell: its own size, and that of all that only it needs."""
+    """A line a cell: its own size, and that of all that only it needs. What is left of one whose weights or
+    answers are gone is marked."""
     from experiments.config.trained import CELLS_FOLDER
 
     rows = [["cell", "size", "its stages", "of it alone"]]
-    for cell in cells:
+    for cell, stage_names in cells.items():
         needed = [stage for stage in stages if cell in stage.cells]
         alone = [stage for stage in needed if len(stage.cells) == 1]
         sizes = [measure_folder(root / CELLS_FOLDER / cell)]
         sizes += [sum(stage.size for stage in needed), sum(stage.size for stage in alone)]
-        rows.append([cell, *map(format_size, sizes)])
+        rows.append([cell + mark_gone_stages(stage_names, needed), *map(format_size, sizes)])
     print_rows(rows)
+
+
+def mark_gone_stages(names: Sequence[str], stages: Sequence[StoredStage]) -> str:
+    """Which of its results a cell has lost, behind its name; its other stages are needed no more."""
+    there = {stage.name for stage in stages}
+    gone = [name for name in names if name.startswith(("finetune/", "evaluate/")) and name not in there]
+    return f" ({', '.join(gone)} gone)" if gone else ""
 
 
 def print_stages(stages: Sequence[StoredStage]) -> None:

@@ -44,6 +44,17 @@ def test_sizes_and_users(out, capsys):
     assert list_files(out) == before
 
 
+def test_a_cell_without_its_weights_is_marked(out, capsys):
+    [cell] = out.glob("cells/sap_*")
+    [weights] = [name for name in json.loads((cell / "stages.json").read_text()) if name.startswith("fine")]
+    shutil.rmtree(out / weights)
+    shutil.rmtree(out / "pretrain")
+    capsys.readouterr()
+    assert runs.main([f"out={out}"]) == 0
+    text = capsys.readouterr().out
+    assert f"{cell.name} ({weights} gone)" in text and text.count(" gone") == 1
+
+
 def test_what_a_removed_cell_needed_is_cleared(out, capsys):
     shutil.rmtree(next(out.glob("cells/sap+embq_*")))
     theirs = out / "finetune" / "notes"  # of somebody's own
