@@ -15,7 +15,7 @@ from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from compressors.errors import LONGEST_ECHO, UsageError, join_lines, shorten
+from compressors.errors import LONGEST_ECHO, UsageError, join_lines, quote, shorten
 
 INTEGER_BITS = 64  # of what torch and files can hold
 LONGEST_LIST = 40  # of names in an error
@@ -231,6 +231,10 @@ class Registry:
 
     def get(self, name: str) -> type[Any]:
         """The class registered as exactly `name`; otherwise a UsageError with the closest match."""
+        if not isinstance(name, str):
+            raise UsageError(
+                f"{self.kind}={quote(name)}: give its name as text; @register('NAME') gives a class one"
+            )
         point = self.entry_points.get(name)
         if point is not None:  # each time: its module may have been reloaded
             self._load(point)

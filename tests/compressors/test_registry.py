@@ -60,6 +60,13 @@ def test_unknown_name_suggests():
         compressors.create("SAP", dim=4)
 
 
+@pytest.mark.parametrize("name", [Shrink, None, 3, ["sap"]])
+def test_a_name_that_is_no_text(registry, name):
+    with pytest.raises(UsageError, match="^part=.*: give its name as text; @register") as caught:
+        registry.create(name, dim=4)
+    assert "\n" not in str(caught.value)
+
+
 def test_unknown_knob_suggests():
     with pytest.raises(UsageError, match="compressor 'sap' has no knob 'rat'; did you mean 'rate'. Known: "):
         compressors.check("sap", rat=3)
