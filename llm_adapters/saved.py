@@ -48,7 +48,12 @@ def check_model_folder(folder: Path, attached: bool = False) -> Path:
             "or a folder that save_pretrained wrote"
         )
     kind = read_json_object(config).get("model_type")
-    if kind != KIND and not (attached and is_attached(folder)):
+    has_compressor = is_attached(folder)
+    if has_compressor and not attached:
+        raise UsageError(
+            f"{folder}: another MLLM with a compressor in it; load it with llm_adapters.reuse.load"
+        )
+    if kind != KIND and not has_compressor:
         raise UsageError(
             f"{folder}: a model of type {kind}, not {KIND}; train one with "
             "python -m experiments.sweep, or convert one with python -m llm_adapters.released"

@@ -98,7 +98,9 @@ def test_what_the_harness_loads(cache, tmp_path):
     for name, value in loaded.state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
     assert hasattr(again, "attached")
-    with pytest.raises(UsageError, match="a model of type llava with slothkit"):
+    with pytest.raises(
+        UsageError, match="another MLLM with a compressor in it; load it with llm_adapters.reuse.l"
+    ):
         saved.load_saved_model("someone/llava-sap", cpu)
     with pytest.raises(UnreachableError, match="someone/llava-sap: no such folder"):
         saved.load_saved_model("someone/llava-sap", cpu, attached=True, revision="v2")

@@ -31,7 +31,9 @@ def test_another_with_a_compressor(tmp_path):
     model, processor = attached("llava")
     for part in (model, processor):
         part.save_pretrained(tmp_path)
-    with pytest.raises(UsageError, match="a model of type llava with slothkit"):
+    with pytest.raises(
+        UsageError, match="another MLLM with a compressor in it; load it with llm_adapters.reuse.l"
+    ):
         saved.load_saved_model(tmp_path, CPU)
     loaded, again = saved.load_saved_model(tmp_path, CPU, attached=True)
     rows = two_rows("llava", marked=True)
