@@ -10,6 +10,7 @@ from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoProces
 
 from compressors.errors import UsageError
 from compressors.reading import read_json_file
+from connectors.hub import find_folder, is_hub_id
 from connectors.pretrained import load_pretrained, silence_transformers
 from llm_adapters.conversation import QUERY, QUESTION
 from llm_adapters.reuse.processors import remove_markers
@@ -81,12 +82,27 @@ def read_saved_parts(folder: Path) -> dict[str, torch.Tensor]:
     return parts
 
 
-def read_adapter(folder: Path) -> dict[str, Any]:
-    """The configuration of an adapter. UsageError for one that does not say what it was trained on."""
-    adapter: dict[str, Any] = read_json_file(folder / ADAPTER_FILE)
-    if not adapter.get("base_model_name_or_path"):
-        raise UsageError(f"{folder / ADAPTER_FILE}: names no base_model_name_or_path; write it there")
-    return adapter
+def find_given_folder(source: str | Path, revision: str | None, **options: Any) -> Path:
+    """`find_folder`. UsageError for a folder that is not there, too."""
+    folder = find_folder(source, revision, **options)
+    if not folder.is_dir():
+        raise UsageError(
+            f"{source}: no such folder; give that of a saved model, or its repository of the hub"
+        )
+    return folder
+
+
+def find_named_base(adapter: Mapping[str, Any], where: Path, **options: Any) -> Path:
+    """The folder of the model that an adapter was trained on, as its configuration, the file `where`, names
+    it. UsageError where it names none, or one that is nowhere."""
+    source = str(adapter.get("base_model_name_or_path") or "")
+    if not source:
+        raise UsageError(f"{where}: names no base_model_name_or_path; write it there, or give base=FOLDER")
+    revision = adapter.get("revision") if is_hub_id(source) else None  # of the base, as PEFT notes it
+    try:
+        return find_given_folder(source, revision, **options)
+    except UsageError as error:
+        raise type(error)(f"{where}: base_model_name_or_path={error}, or give base=FOLDER") from error
 
 
 def read_record(folder: Path) -> dict[str, Any]:

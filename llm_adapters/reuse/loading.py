@@ -7,17 +7,19 @@ from typing import Any
 from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
 
 from compressors.errors import UsageError
-from connectors.hub import find_folder, is_hub_id, select_hub_options
+from compressors.reading import read_json_object
+from connectors.hub import select_hub_options
 from connectors.pretrained import load_model
 from llm_adapters.reuse.attaching import attach, name_trained_parts, pick
 from llm_adapters.reuse.creating import NeedsTraining
 from llm_adapters.reuse.folders import (
     ADAPTER_FILE,
     SAVE_ADVICE,
+    find_given_folder,
+    find_named_base,
     list_differences,
     load_plain_model,
     load_processor,
-    read_adapter,
     read_record,
     read_saved_parts,
     refuse_own_model,
@@ -45,7 +47,7 @@ def load(
     UsageError for a folder of another model, such as a cell's, which `slothkit.load` takes.
     """
     options = select_hub_options(kwargs)
-    folder = find_folder(source, revision, **options)
+    folder = find_given_folder(source, revision, **options)
     if (folder / ADAPTER_FILE).is_file():
         return _load_adapter(folder, base, text_encoder, kwargs)
     refuse_own_model(folder, source)
@@ -92,13 +94,12 @@ def _load_adapter(
     is attached, and the processor, are those that were saved with the adapter: its base may have others."""
     from peft import PeftModel  # takes seconds to import, and nothing else here needs it
 
-    adapter = read_adapter(folder)
-    source = base or adapter["base_model_name_or_path"]
+    adapter = read_json_object(folder / ADAPTER_FILE)
     options = select_hub_options(kwargs)
-    revision = None
-    if not base and is_hub_id(str(source)):
-        revision = adapter.get("revision")  # of the base, as PEFT notes it
-    base_folder = find_folder(source, revision, **options)
+    if base is None:
+        base_folder = find_named_base(adapter, folder / ADAPTER_FILE, **options)
+    else:
+        base_folder = find_given_folder(base, None, **options)
     base_record: dict[str, Any] = {}
     if is_attached(base_folder):
         model, base_record = load_plain_model(base_folder, **kwargs)
@@ -109,7 +110,8 @@ def _load_adapter(
         record = read_record(folder)
         processor = load_processor(folder, record)
     if not base_record:
-        model = load_model(AutoModelForImageTextToText, base_folder, str(source), SAVE_ADVICE, **kwargs)
+        source = str(base or adapter["base_model_name_or_path"])
+        model = load_model(AutoModelForImageTextToText, base_folder, source, SAVE_ADVICE, **kwargs)
     differences = list_differences(record, base_record) if base_record else []
     _attach_record(model, processor, record, text_encoder)
     if base_record and not differences:

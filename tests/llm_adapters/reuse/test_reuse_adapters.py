@@ -23,7 +23,7 @@ from reuse_families import (
 from compressors.errors import UnreachableError, UsageError
 from connectors.hub import find_folder
 from llm_adapters import reuse
-from llm_adapters.reuse import loading
+from llm_adapters.reuse import folders
 
 SCALES = {"compressor": "matryoshka", "host": "sap", "knobs": {"rate": 1}, "scales": [1, 2, 3]}
 TRAINING_FREE = {"compressor": "visionzip", "tokens": 9}
@@ -51,10 +51,47 @@ def test_a_base_of_the_hub_is_loaded_in_the_version_that_it_was_trained_in(tmp_p
         asked.append((source, revision))
         return tmp_path if source == tmp_path else find_folder(source, revision, local_files_only=True)
 
-    monkeypatch.setattr(loading, "find_folder", find)
+    monkeypatch.setattr(folders, "find_folder", find)
     with pytest.raises(UnreachableError, match="someone/base"):
         reuse.load(tmp_path)
     assert asked[-1] == ("someone/base", "v1")
+
+
+def save_adapter(folder, base_name):
+    """An adapter of a model with SAP and EmbQ, that names this base."""
+    model, processor = attached("llava")
+    tuned = wrap_parts(model)
+    save_both(tuned, processor, folder)
+    path = folder / "adapter_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({**settings, "base_model_name_or_path": base_name}))
+    return tuned, processor
+
+
+def test_an_adapter_that_names_no_base_is_loaded_with_one(tmp_path):
+    tuned, processor = save_adapter(tmp_path / "adapter", None)
+    make_model("llava").save_pretrained(tmp_path / "base")
+    loaded, again = reuse.load(tmp_path / "adapter", base=tmp_path / "base")
+    batch = inputs(again, two_rows("llava", marked=True))
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(**batch).logits, tuned(**batch).logits)
+
+
+@pytest.mark.parametrize(
+    ("base_name", "reason"),
+    [
+        (None, "names no base_model_name_or_path; write it there"),
+        ("/nowhere", "base_model_name_or_path=/nowhere: no such folder; give .*"),
+        ("someone/base", "base_model_name_or_path=someone/base: no such folder, and not to be had from .*"),
+    ],
+)
+def test_an_adapter_whose_base_is_nowhere(tmp_path, base_name, reason):
+    save_adapter(tmp_path, base_name)
+    with pytest.raises(UsageError, match=f"adapter_config.json: {reason}, or give base=FOLDER$") as caught:
+        reuse.load(tmp_path, local_files_only=True)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match="^/elsewhere: no such folder"):
+        reuse.load(tmp_path, base="/elsewhere")
 
 
 def test_names_of_trained_parts_need_some():

@@ -198,7 +198,9 @@ def test_a_folder_of_before_is_loaded(tmp_path):
 def test_other_commands_find_the_folder(tmp_path):
     save(tmp_path)
     assert find_model_folder(tmp_path, attached=True) == tmp_path
-    with pytest.raises(UsageError, match="a model of type llava with slothkit"):
+    with pytest.raises(
+        UsageError, match="another MLLM with a compressor in it; load it with llm_adapters.reuse.l"
+    ):
         find_model_folder(tmp_path)
 
 
@@ -231,6 +233,9 @@ def test_what_is_not_there_is_refused_in_one_line(tmp_path):
         with pytest.raises(UnreachableError, match=f"{name}: .*cached") as caught:
             reuse.load(name, revision=revision, **options)
         assert "\n" not in str(caught.value)
+    for name in (str(tmp_path / "nothere"), "./nothere", "runs/cells/nothere"):
+        with pytest.raises(UsageError, match=f"^{name}: no such folder; give that of a saved model"):
+            reuse.load(name)
     save(tmp_path / "folder")
     with pytest.raises(UsageError, match="revision=v1: .* is a folder, which has no revisions"):
         reuse.load(tmp_path / "folder", revision="v1")
