@@ -1,6 +1,6 @@
 """Text and images -> model inputs, the same in training and inference."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -193,7 +193,7 @@ class FlashSlothProcessor(ProcessorMixin):
                 f"the processor takes no {', '.join(unknown)}; `encode` truncates, for training (TRL: "
                 "SFTConfig(max_length=None))"
             )
-        texts = [text] if isinstance(text, str) else list(text)
+        texts = list_texts(text)
         pictures = []
         encoded = []
         for row_text, row_images in zip(texts, per_row(images, len(texts))):
@@ -270,6 +270,17 @@ class FlashSlothProcessor(ProcessorMixin):
         if self.question_tokenizer is not None:
             names += ["question_ids", "question_mask"]
         return names
+
+
+def list_texts(text: Any) -> list[str]:
+    """The texts of a processor's call, one or several. UsageError for what is none."""
+    texts = list(text) if isinstance(text, Iterable) and not isinstance(text, str) else [text]
+    for each in texts:
+        if not isinstance(each, str):
+            raise UsageError(
+                f"text={type(each).__name__}: give text, or a list of texts; the order is images, text"
+            )
+    return texts
 
 
 def find_token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:

@@ -127,6 +127,9 @@ def test_flat_images_for_texts(processor):
 def test_what_is_no_input(processor):
     with pytest.raises(UsageError, match="text=None"):
         processor(images=picture())
+    for wrong, name in ((picture(), "Image"), ([picture()], "Image"), (5, "int")):
+        with pytest.raises(UsageError, match=f"^text={name}: give text, .* the order is images, text$"):
+            processor("What?", wrong)
     with pytest.raises(UsageError, match="max_length"):  # visual tokens must not be cut, so nothing is
         processor(text=prompt(processor, "Hi"), max_length=8)
     with pytest.raises(UsageError, match="padding_side='top'"):
