@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoProcessor
 
-from compressors.errors import UsageError
+from compressors.errors import UsageError, shorten_reason
 from compressors.reading import read_json_object
 from compressors.registry import conform, suggest
 from connectors.hub import find_folder
@@ -25,6 +25,7 @@ from llm_adapters.reuse.wrapping import PARTS_ATTRIBUTE
 NOTHING = ("null", "None", "none")  # what a part may be called that is not there
 NOT_NAMED = ""  # of a part that nobody has named; None is the name of none
 DOWNLOAD_ADVICE = "download it again"
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 
 
 class EvaluatedParts(NamedTuple):
@@ -70,6 +71,29 @@ def list_settings(model_class: type) -> list[str]:
         if parameter.kind is not parameter.VAR_KEYWORD:
             names.append(name)
     return names
+
+
+def read_dtype(name: str | None) -> torch.dtype | None:
+    """The type of that name. UsageError for one that no model answers in."""
+    if name is None:
+        return None
+    if name not in DTYPES:
+        raise UsageError(f"dtype={name}: choose one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def read_device(name: str | None) -> torch.device:
+    """The device of that name; None: a GPU if there is one. UsageError for one that is not there."""
+    if not name:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+    # torch raises an AssertionError where it was built without that kind of device
+    except (AssertionError, RuntimeError, TypeError) as error:
+        raise UsageError(
+            f"device={name}: not to be had here ({shorten_reason(error)}); give one that is, or leave it out"
+        ) from error
+    return torch.device(name)
 
 
 def read_part_name(setting: str, name: object) -> str | None:

@@ -19,6 +19,8 @@ from llm_adapters.evaluated_model import (
     NOT_NAMED,
     list_settings,
     load_evaluated_model,
+    read_device,
+    read_dtype,
     read_parts,
     reads_videos,
 )
@@ -37,8 +39,6 @@ from llm_adapters.lmms_eval.requests import (
 )
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.shared_prefix import LEAST_SHARED_TOKENS, PictureKeeper, can_share_prefix
-
-DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 
 
 class SlothKit(lmms):
@@ -78,19 +78,16 @@ class SlothKit(lmms):
         check_at_least(0, max_num_frames=self.max_num_frames)
         if not str(batch_size).isdigit() or not int(batch_size):
             raise UsageError(f"batch_size={batch_size}: expected a number of at least 1")
-        if dtype not in (None, *DTYPES):
-            raise UsageError(f"dtype={dtype}: choose one of {', '.join(DTYPES)}")
+        torch_dtype = read_dtype(dtype)
         if cache not in CACHE_KINDS:
             raise UsageError(f"cache={cache}: choose one of {', '.join(CACHE_KINDS)}")
         self.batch_size = int(batch_size)
         self.accelerator = Accelerator()
-        usual = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(device or usual)
+        self.device = read_device(device)
         if self.accelerator.num_processes > 1:  # each process has the device that accelerate gives it
             self.device = self.accelerator.device
         folder = str(pretrained)
         parts = read_parts(compressor, prune, text_encoder, knobs, list_settings(type(self)))
-        torch_dtype = None if dtype is None else DTYPES[dtype]
         name_of_revision = None if revision is None else str(revision)  # the harness reads a number as one
         self.model, self.processor = load_evaluated_model(
             folder, parts, self.device, torch_dtype, name_of_revision

@@ -7,8 +7,17 @@ from typing import Any
 import torch
 from PIL import Image
 
+from compressors.checks import check_at_least
 from compressors.errors import UsageError
-from llm_adapters.evaluated_model import NOT_NAMED, list_settings, load_evaluated_model, read_parts
+from compressors.registry import conform
+from llm_adapters.evaluated_model import (
+    NOT_NAMED,
+    list_settings,
+    load_evaluated_model,
+    read_device,
+    read_dtype,
+    read_parts,
+)
 from llm_adapters.orientation import IMAGE_ERRORS, convert_to_upright_rgb
 
 
@@ -21,7 +30,8 @@ class SlothKit:
                      or, with `compressor` or `prune`, of an MLLM as it is
     max_new_tokens   of an answer
     device           as PyTorch names it; None: a GPU if there is one
-    dtype            None: bfloat16 on a GPU, else float32
+    dtype            float32, bfloat16 or float16; None: bfloat16 on a GPU, else float32
+    revision         of a repository: a branch, a tag or a commit
     compressor       NAME of one without weights that is put into an MLLM; its knobs as NAME.KNOB
     prune            NAME of a pruner inside the LLM, its knobs as NAME.KNOB; null: none
     text_encoder     of a compressor that compares patches with the question, as in `reuse.attach`
@@ -37,18 +47,23 @@ class SlothKit:
         pretrained: str,
         max_new_tokens: int = 128,
         device: str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: str | None = None,
+        revision: str | None = None,
         compressor: str | None = NOT_NAMED,
         prune: str | None = NOT_NAMED,
         text_encoder: str | None = None,
         **knobs: Any,
     ):
         super().__init__()
-        usual = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(device or usual)
-        self.max_new_tokens = max_new_tokens
+        self.max_new_tokens = conform(max_new_tokens, int, "max_new_tokens")
+        check_at_least(1, max_new_tokens=self.max_new_tokens)
+        revision = conform(revision, str | None, "revision")
+        torch_dtype = read_dtype(dtype)
+        self.device = read_device(device)
         parts = read_parts(compressor, prune, text_encoder, knobs, list_settings(type(self)))
-        self.model, self.processor = load_evaluated_model(str(pretrained), parts, self.device, dtype)
+        self.model, self.processor = load_evaluated_model(
+            str(pretrained), parts, self.device, torch_dtype, revision
+        )
 
     @torch.inference_mode()
     def generate_inner(self, message: Sequence[Mapping[str, str]], dataset: str | None = None) -> str:

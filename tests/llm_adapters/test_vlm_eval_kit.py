@@ -96,6 +96,30 @@ def test_what_is_no_readable_image(saved, tmp_path):
         vlm_eval_kit.SlothKit("nowhere")
 
 
+@pytest.mark.parametrize(
+    ("settings", "wrong"),
+    [
+        ({"dtype": "float12"}, "dtype=float12: choose one of float32, bfloat16, float16"),
+        ({"max_new_tokens": "8"}, "max_new_tokens='8': expected int, got str"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0: must be at least 1"),
+        (
+            {"device": "cuda:99"},
+            r"device=cuda:99: not to be had here \(.*\); give one that is, or leave it out",
+        ),
+        ({"device": "gpu"}, r"device=gpu: not to be had here \("),
+        ({"revision": "v1"}, "revision=v1: .* is a folder, which has no revisions"),
+    ],
+)
+def test_settings_that_cannot_be(saved, settings, wrong):
+    with pytest.raises(UsageError, match=f"^{wrong}") as caught:
+        vlm_eval_kit.SlothKit(str(saved), **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_type_by_its_name(saved):
+    assert vlm_eval_kit.SlothKit(str(saved), device="cpu", dtype="bfloat16").model.dtype == torch.bfloat16
+
+
 @pytest.mark.skipif(not find_spec("vlmeval"), reason="needs VLMEvalKit in an environment of its own")
 def test_below_its_base_class(saved, images):
     from vlmeval.vlm.base import BaseModel
