@@ -16,6 +16,7 @@ from llm_adapters.pruning.apply import check_positions
 from llm_adapters.reuse import processors
 from llm_adapters.reuse.creating import (
     check_compressor,
+    check_spelling,
     create_level_projectors,
     create_markers,
     create_projector,
@@ -83,6 +84,7 @@ def attach(
     # all that may be refused comes before anything is changed
     base = cast(PreTrainedModel, model.base_model)  # its type in transformers is too wide
     llm_dim = llm_sizes(model.config)["llm_dim"]
+    check_spelling(compressor, knobs, query_module)
     part: Compressor = compressors.create(compressor, dim=family.dim(base), llm_dim=llm_dim, **knobs)
     check_compressor(part, compressor)
     cue_reader = make_cue_reader(family, base, part, compressor)
@@ -186,6 +188,7 @@ def detach(model: PreTrainedModel, processor: ProcessorMixin | None = None) -> N
     """Both as they were before `attach`.
 
     model       a PeftModel stands for the model in it
+    processor   the one that `attach` or `load` gave; None: it goes on counting for the compressor
     UsageError for a processor that is not the model's, and where a PEFT adapter is in the parts; nothing has
     changed then."""
     model = unwrap_peft(model)

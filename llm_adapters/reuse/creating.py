@@ -1,12 +1,14 @@
 """The parts that `attach` puts into a model, made for its sizes; what does not fit is refused or told."""
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
+import compressors
 from compressors.base import Compressor
 from compressors.errors import UsageError
 from connectors.projector import registry as projectors
@@ -24,6 +26,26 @@ MOST_UNITS = 16  # a side of the pictures whose sizes are tried, in the units th
 
 class NeedsTraining(UserWarning):
     """A compressor without weights has got a new projector, which must be trained."""
+
+
+def check_spelling(compressor: str, knobs: Mapping[str, Any], query_module: str | None) -> None:
+    """UsageError for a query module that is named with the compressor, as sweeps spell it, or whose knobs are
+    given as the compressor's."""
+    name, plus, behind = str(compressor).partition("+")
+    if plus:
+        raise UsageError(
+            f"compressor={compressor}: name one compressor here, and the query module apart: "
+            f'compressor="{name}", query_module="{behind}"'
+        )
+    if query_module is None:
+        return
+    own_knobs = compressors.knobs(compressor)
+    for knob, value in knobs.items():
+        if knob not in own_knobs and knob in query_modules.knobs(query_module):
+            raise UsageError(
+                f"{knob}={value}: a knob of {query_module}, not of {compressor}; give it in "
+                f"query_knobs={{'{knob}': {value!r}}}"
+            )
 
 
 def create_query_module(

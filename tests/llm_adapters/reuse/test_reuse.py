@@ -301,6 +301,14 @@ def test_wrong_count_names_both_numbers(family):
         ({"compressor": "sap", "query_module": "embq", "query_knobs": {"at": 9, "dim": 8}}, "layers 1 to 3"),
         ({"compressor": "sap", "new_projector": "linearr"}, "unknown projector 'linearr'"),
         ({"compressor": "sap", "rate": 5}, "grid"),
+        ({"compressor": "sap+embq"}, r'sap\+embq: .* compressor="sap", query_module="embq"$'),
+        (
+            {"compressor": "sap", "query_module": "embq", "num_queries": 4},
+            r"num_queries=4: a knob of embq, .* give it in query_knobs=\{'num_queries': 4\}$",
+        ),
+        ({"compressor": torch.nn.Linear}, "compressor=<class .*: give its name as text"),
+        ({"compressor": "sap", "new_projector": torch.nn.Linear}, "projector=<class .* name as text"),
+        ({"compressor": "sap", "query_module": torch.nn.Linear}, "query module=<class .* name as text"),
     ],
 )
 def test_bad_input_changes_nothing(options, message):
