@@ -12,12 +12,14 @@ from compressors.errors import UsageError
 from connectors.hub import is_hub_id
 from llm_adapters.reuse.wrapping import bind_arguments
 
+# no package index has it: whoever installs that name there gets something else
+INSTALL = "install SlothKit from the repository that made this model"
 # Auto classes repeat it as they refuse it, so that it says what to do
-MODEL_TYPE = "{plain} with slothkit (pip install slothkit; from llm_adapters import reuse; reuse.load)"
+MODEL_TYPE = f"{{plain}} with slothkit ({INSTALL}; from llm_adapters import reuse; reuse.load)"
 PLAIN_CONFIG = "config"  # the key of the plain model's configuration in the record
 RECORD_FILE = "slothkit.json"  # beside a processor, which may stand with an adapter alone
 ADVICE = (
-    "This model has a visual compressor in it, without which it does not answer: pip install slothkit, then "
+    f"This model has a visual compressor in it, without which it does not answer: {INSTALL}, then "
     "from llm_adapters import reuse; model, processor = reuse.load(...)"
 )
 CARD = """---
@@ -31,7 +33,7 @@ pipeline_tag: image-text-to-text
 
 `{architecture}` of transformers with the visual compressor `{compressor}` of
 SlothKit in it ([FlashSloth](https://arxiv.org/abs/2412.04317)). transformers alone cannot load it:
-`pip install slothkit`, then
+{install}, then
 
 ```python
 from llm_adapters import reuse
@@ -107,6 +109,7 @@ def write_card(model: PreTrainedModel, base_folder: str | None, record: Mapping[
         title=title,
         architecture=type(model).__name__,
         compressor=record["compressor"],
+        install=INSTALL,
         place="REPOSITORY_OR_FOLDER",
         base=f"`{base}`" if is_public else f"of type `{model.config.model_type}`",
         knobs=_list_knobs(record["knobs"]),

@@ -23,6 +23,7 @@ from reuse_families import (
 from compressors.errors import UnreachableError, UsageError
 from connectors.versions import is_at_least
 from llm_adapters import reuse
+from llm_adapters.reuse.saving import INSTALL
 from llm_adapters.saved import find_model_folder
 
 SHARED = ("llava", "llava_onevision", "qwen2_5_vl", "qwen3_vl", "mistral3")
@@ -68,7 +69,7 @@ def test_a_folder_is_no_plain_model_in_a_fresh_process(tmp_path):
     lines = done.stdout.splitlines()
     assert len(lines) == 4 * len(families)
     for line in lines:
-        assert " refused " in line and "pip install slothkit" in line and "reuse.load" in line, line
+        assert " refused " in line and INSTALL in line and "reuse.load" in line, line
 
 
 @over_shared_families
@@ -94,7 +95,7 @@ def test_the_card_tells_what_it_is_and_how_it_is_loaded(tmp_path):
     assert card.startswith("---\nbase_model: llava-hf/llava-1.5-7b-hf\n")
     for words in ("| compressor | `sap` |", "`rate=3`", "| query module | `embq` |", "`num_queries=3`"):
         assert words in card
-    assert "pip install slothkit" in card and "model, processor = reuse.load(" in card
+    assert INSTALL in card and "pip install" not in card and "model, processor = reuse.load(" in card
 
 
 def test_what_a_caller_changes_later_is_not_what_was_attached(tmp_path):
