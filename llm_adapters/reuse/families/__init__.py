@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 GROUP = "slothkit.families"
+PIXTRAL_TOWER = "pixtral"  # of LLaVA's class; a model of this type is the tower alone
 FAMILIES: dict[str, ModelFamily] = {
     "llava": crops.LLAVA,
     "llava_next": tiles.LLAVA_NEXT,
@@ -45,7 +46,7 @@ FAMILIES: dict[str, ModelFamily] = {
     "perception_lm": crops.PERCEPTION_LM,
     "llava_next_video": tiles.LLAVA_NEXT_VIDEO,
     "llava_onevision": tiles.LLAVA_ONEVISION,
-    "pixtral": sizes.PIXTRAL,  # of LLaVA's class
+    PIXTRAL_TOWER: sizes.PIXTRAL,
     "mistral3": sizes.MISTRAL3,
     "lighton_ocr": sizes.LIGHTON_OCR,
     "qwen3_vl": grids.QWEN3_VL,
@@ -73,16 +74,21 @@ REFUSED: dict[str, str] = {
 
 def list_families() -> list[str]:
     """Names of ours, and of those that packages offer."""
-    return [*FAMILIES, *(name for name in find_entry_points(GROUP) if name not in FAMILIES)]
+    names = [name for name in FAMILIES if name != PIXTRAL_TOWER]
+    return names + [name for name in find_entry_points(GROUP) if name not in FAMILIES]
 
 
 def find_family(model: nn.Module) -> ModelFamily:
     """UsageError for a model that is none of them, with the names there are, or that PEFT has wrapped."""
     config: Any = getattr(model, "config", None)  # any module may be given, by mistake
     kind = getattr(config, "model_type", type(model).__name__)
-    if kind == "llava" and config.vision_config.model_type == "pixtral":
-        kind = "pixtral"
-    family = FAMILIES.get(kind) or _load_family(kind)
+    if kind == PIXTRAL_TOWER:
+        family = None
+    elif kind == "llava" and config.vision_config.model_type == PIXTRAL_TOWER:
+        kind = "llava with a pixtral tower"
+        family = FAMILIES[PIXTRAL_TOWER]
+    else:
+        family = FAMILIES.get(kind) or _load_family(kind)
     if family is None and kind in REFUSED:
         raise UsageError(f"model of type '{kind}': {REFUSED[kind]}")
     if family is None:

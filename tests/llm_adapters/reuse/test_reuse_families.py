@@ -61,6 +61,13 @@ def test_a_family_that_cannot_be_is_refused_with_the_reason(monkeypatch, kind):
     assert kind not in reuse.FAMILIES
 
 
+def test_a_pixtral_tower_alone_is_no_family():
+    tower = make_model("pixtral").model.vision_tower
+    with pytest.raises(UsageError, match="model of type 'pixtral': .* put into llava, ") as caught:
+        reuse.attach(tower, make_processor("pixtral"), **SAP)
+    assert "pixtral" not in str(caught.value).partition("put into")[2]
+
+
 @over_deepstack_families
 @pytest.mark.parametrize("name", ["avg_pool", "sap"])
 def test_deepstack_features_are_compressed_as_the_tokens_are(family, name):
