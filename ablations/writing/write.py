@@ -50,7 +50,7 @@ PLOT_CAPTIONS = {
     "95 % t-interval over seeds.",
     "families": "accuracy by family of questions; orange with query tokens, blue without, grey without an "
     "image; lines at the ends: 95 % t-interval over seeds; dotted: chance.",
-    "gain": "what the query module adds; 95 % intervals, paired bootstrap; orange where they leave out zero.",
+    "gain": "what the query module adds; 95 % intervals, paired; orange where they leave out zero.",
     CLAIMS_PLOT: "The claims and their intervals; green holds, red does not hold, "
     "blue is a tie, grey is not resolved.",
 }

@@ -113,9 +113,9 @@ def make_question_rows(questions: Sequence[llava.Sample]) -> Iterator[dict[str, 
         question, answer = sample.turns[0]
         row: dict[str, Any] = {"id": sample.id}
         row["images"] = [{"bytes": path.read_bytes(), "path": path.name} for path in sample.images]
-        # harnesses put the images before the question themselves
-        markers = f"{IMAGE}\n" * len(sample.images)
-        row["question"] = question.removeprefix(markers)
+        # harnesses put images that stand before or behind the question before it themselves
+        texts = list(filter(None, map(str.strip, question.split(IMAGE))))
+        row["question"] = texts[0] if len(texts) == 1 else question
         row["answer"] = answer
         row["family"] = sample.name_family()
         if sample.accepted:

@@ -52,6 +52,5 @@ def load_role_samples(
 def load_questions(
     config: Config, inputs: Mapping[str, Path], check_images: bool = True
 ) -> list[llava.Sample]:
-    """The questions of an evaluation, one a sample."""
-    questions = llava.split_questions(load_role_samples(config, inputs, "test", check_images))
-    return questions[: config.evaluate.limit]
+    """The questions of `data.test`, one a sample; an evaluation asks the first `evaluate.limit` of them."""
+    return llava.split_questions(load_role_samples(config, inputs, "test", check_images))

@@ -106,7 +106,7 @@ def make_probe(config: Config, inputs: Mapping[str, Path], processor: FlashSloth
             "how queries read is measured on cached features; leave out tower.cache=false and tower.train"
         )
     scenes = read_scenes(config, inputs)
-    questions = roles.load_questions(config, inputs)
+    questions = roles.load_questions(config, inputs)[: config.evaluate.limit]
     images = SampleImages(processor, cache)
     side = images(questions[0], 1).shape[1]
     regions: dict[int, Tensor] = {}

@@ -38,6 +38,7 @@ def build_model(config: Config) -> tuple[FlashSlothForConditionalGeneration, Fla
     end = find_token_id(tokenizer, config.prompt.end)
     # the placeholders need no row, visual and query tokens replace them; the end token is generated
     if end >= llm.get_input_embeddings().num_embeddings:
+        torch.manual_seed(config.seed)  # transformers draws the new row
         llm.resize_token_embeddings(end + 1)
     torch.manual_seed(config.seed)
     composed = compose_model_config(config, tower.config, llm.config, tokenizer)

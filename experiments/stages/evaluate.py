@@ -42,7 +42,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path, report: Reporter) ->
     model, processor = load_evaluated_model(config, inputs)
     questions = roles.load_questions(config, inputs)
     scorer = QuestionScorer(config.evaluate.metric, collect_metric_options(config))
-    scorer.check_questions(questions)
+    scorer.check_questions(questions)  # all: a family of evaluate.metric may be in none of the first
+    questions = questions[: config.evaluate.limit]
     images = SampleImages(processor, open_feature_cache(inputs))
     check_question_lengths(config, model, images, questions)
     report.announce_steps(len(questions))

@@ -12,7 +12,7 @@ from ablations.writing.grids.number_words import format_interval, format_range, 
 from ablations.writing.grids.word_grid import WordGrid
 
 CLAIMS_NOTE = (
-    "Differences in percentage points of accuracy; intervals: 95 %, paired bootstrap over test "
+    "Differences in percentage points of accuracy; intervals: 95 %, paired over test "
     "questions x seeds, the seeds' variance moderated by that of the table's other pairs (claims.csv has the "
     "intervals without, as own_low and own_high). A claim holds if its interval lies wholly on its side; it "
     "does not if one of its pairs lies wholly on the other, so that the upper ends of K pairs leave out "

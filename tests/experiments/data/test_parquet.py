@@ -8,6 +8,7 @@ from factories import picture
 
 from compressors.errors import UsageError
 from experiments.data import parquet
+from experiments.data.llava import Sample
 from experiments.picture_vqa.__main__ import main as write_main
 
 ROWS = [
@@ -32,6 +33,24 @@ def source(tmp_path):
         picture(seed=seed).save(tmp_path / name)
     (tmp_path / "data.json").write_text(json.dumps(ROWS))
     return tmp_path / "data.json"
+
+
+@pytest.mark.parametrize(
+    ("question", "written"),
+    [
+        ("<image>\nWhat is this?", "What is this?"),
+        ("<image> What is this?", "What is this?"),
+        ("What is this?\n<image>", "What is this?"),
+        ("<image>\n<image>\nWhich?", "Which?"),
+        ("Is <image> as <image> is?", "Is <image> as <image> is?"),
+    ],
+)
+def test_a_marker_at_an_end_is_no_part_of_a_question(source, question, written):
+    """As in a conversation, where images at either end come first."""
+    images = (source.parent / "one.png",) * question.count("<image>")
+    sample = Sample("a", images, ((question, "a fox"),))
+    [row] = parquet.make_question_rows([sample])
+    assert row["question"] == written
 
 
 def test_a_row_a_question(source, capsys):

@@ -5,6 +5,7 @@ import logging
 import shutil
 
 import pytest
+import torch
 from factories import byte_tokenizer, make_llm
 from transformers import AutoConfig, AutoModel
 
@@ -153,3 +154,15 @@ def test_a_kernel_that_bitsandbytes_lacks_is_not_told():
     """peft imports it, so that a plan of LoRA would begin with its warning."""
     build.silence_libraries()
     assert not logging.getLogger("bitsandbytes.backends.cpu.ops").isEnabledFor(logging.WARNING)
+
+
+def test_the_row_of_an_end_token_that_the_llm_lacks_is_drawn_from_the_cells_seed(llm):
+    """Not from what ran before in the process: a resumed stage draws it again."""
+    axes = {"compressor": ["avg_pool"], "llm.source": [str(llm)], "prompt.end": ["<|finish|>"]}
+    [cell] = make_cells(axes)
+    weights = []
+    for drawn_before in (0, 3):
+        torch.randn(drawn_before)
+        model, _ = build.build_model(cell.config)
+        weights.append(model.get_input_embeddings().weight)
+    assert torch.equal(*weights)

@@ -228,3 +228,16 @@ def test_two_processes_measure_what_one_does(folder, tmp_path, strategy):
     assert sorted(alone["loss"]) == [1]
     assert together["loss"] == pytest.approx(alone["loss"], rel=1e-4)
     assert together["score"] == pytest.approx(alone["score"], rel=1e-4)
+
+
+def test_a_mapping_may_name_a_family_that_is_in_none_of_the_first_questions(tmp_path):
+    rows = []
+    for number, family in enumerate(("reading", "counting")):
+        turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "3"}]
+        rows.append({"id": str(number), "family": family, "conversations": turns})
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps(rows))
+    settings = [f"data.test={path}", "evaluate.limit=1"]
+    check_metric(make_cell_config("compressor=sap", *settings, "evaluate.metric={counting: relaxed}"))
+    with pytest.raises(UsageError, match="no question is of the family 'countin'"):
+        check_metric(make_cell_config("compressor=sap", *settings, "evaluate.metric={countin: relaxed}"))
