@@ -1,9 +1,11 @@
 """Constants of a grid are made once, and are right wherever the module that reads them goes."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import compressors
 from compressors.constants import keep_constant
@@ -47,6 +49,26 @@ def test_one_made_in_inference_mode_serves_training():
     weight = torch.ones(3, requires_grad=True)
     (make_ramp(3, torch.device("cpu")) * weight).sum().backward()
     assert weight.grad.tolist() == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("fake", [False, True])
+def test_autocast_does_not_round_one(fake):
+    @keep_constant
+    def multiply_ramps(size, device):
+        ramp = torch.arange(size, dtype=torch.float32, device=device)
+        return ramp[:, None] @ ramp[None]
+
+    shapes_only = FakeTensorMode() if fake else nullcontext()
+    with shapes_only, torch.autocast("cpu", torch.bfloat16):
+        assert multiply_ramps(30, torch.device("cpu")).dtype == torch.float32
+
+
+def test_a_pass_under_autocast_leaves_later_ones_exact():
+    part = compressors.create("dct", dim=4, rate=3)
+    features = torch.full((1, 51, 51, 4), 5.0)  # a size that no other test has
+    with torch.autocast("cpu", torch.bfloat16):
+        part(features)
+    torch.testing.assert_close(part(features), torch.full((1, 289, 4), 5.0))
 
 
 @pytest.mark.parametrize("name", NAMES)
