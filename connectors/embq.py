@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from compressors.checks import check_at_least
 from compressors.errors import UsageError
 from compressors.layers import compute_attention_weights
+from compressors.selection import without_autocast
 from connectors.fusion import Fusion, FusionName
 from connectors.query_module import QueryModule, put_at_positions, register, registry, take_at_positions
 
@@ -50,7 +51,7 @@ class Attention(nn.Module):
         dtype = v.dtype
         if self.fp32:
             q, k, v = q.float(), k.float(), v.float()
-        with torch.autocast(q.device.type, enabled=False) if self.fp32 else nullcontext():
+        with without_autocast(q.device.type) if self.fp32 else nullcontext():
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).to(dtype)
         return rearrange(out, "b m n d -> b n (m d)")
 
@@ -206,6 +207,8 @@ class EmbQ(QueryModule):
         feature_mask: Tensor,
         insertion: int = 0,
     ) -> Tensor:
+        # what no query of a row reads may be anything: nan would pass through masks as 0 * nan
+        features = features.masked_fill(~feature_mask.any(1).unsqueeze(2), 0)
         queries = take_at_positions(hidden, query_index)
         masks = (question_mask, feature_mask)
         updated = self.blocks[insertion](queries, hidden, features.to(hidden.dtype), masks)

@@ -145,6 +145,17 @@ def test_text_only_row_survives_garbage():
     torch.testing.assert_close(out[:1], module(**given))
 
 
+def test_patches_that_nothing_reads_may_be_anything():
+    module, given = embq(), inputs(images=2)
+    given["feature_mask"][:, :, P:] = False
+    expected = module(**given)
+    gradients = torch.autograd.grad(expected.sum(), module.blocks.parameters())
+    given["features"][:, P:] = torch.nan
+    out = module(**given)
+    assert torch.equal(out, expected)
+    assert all(map(torch.equal, torch.autograd.grad(out.sum(), module.blocks.parameters()), gradients))
+
+
 def test_out_of_place():
     module, given = embq(), inputs()
     hidden = given["hidden"].clone()
@@ -201,6 +212,11 @@ def test_released_is_the_plain_module_in_float32():
     released.load_state_dict(plain.state_dict())
     given = inputs()
     torch.testing.assert_close(released(**given), plain(**given))
+
+
+def test_released_runs_without_memory():
+    given = {name: value.to("meta") for name, value in inputs().items()}
+    assert embq(released=True).to("meta")(**given).shape == (1, T, D)
 
 
 def test_dot_and_random_start():
