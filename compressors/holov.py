@@ -69,7 +69,7 @@ def choose_by_strips(tokens: Tensor, attention: Tensor, count: int, strips: int,
     scores: list[Tensor] = []
     numbers: list[Tensor] = []
     for strip_tokens, strip_attention in zip(token_strips, attention.tensor_split(strips, 1)):
-        numbers.append(torch.full_like(strip_attention[0], len(scores), dtype=torch.int64))
+        numbers.append(torch.full(strip_attention.shape[1:], len(scores), device=tokens.device))
         scores.append(score_strip(strip_tokens, strip_attention, variety))
     strip_of_patch = torch.cat(numbers)
     sizes = F.one_hot(strip_of_patch, strips).sum(0)

@@ -105,7 +105,8 @@ class QueCC(WindowCompressor):
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         query, keys, values, mask = self._prepare_operands(features, text, text_mask)
         read = self.attend(query, keys, values, mask)
-        return rearrange(read, "(b n) 1 c -> b n c", b=len(features))
+        count = self.num_tokens(*features.shape[1:3])
+        return rearrange(read, "(b n) 1 c -> b n c", n=count)
 
     def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         query, keys, _, mask = self._prepare_operands(features, text, text_mask)

@@ -90,7 +90,8 @@ class TokenPacker(WindowCompressor):
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         query, keys, values, mask = self._prepare_operands(features)
         packed = self.attend(query, keys, values, mask)
-        return self.mlp(rearrange(packed, "(b n) 1 c -> b n c", b=len(features)))
+        count = self.num_tokens(*features.shape[1:3])
+        return self.mlp(rearrange(packed, "(b n) 1 c -> b n c", n=count))
 
     def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         query, keys, _, mask = self._prepare_operands(features)

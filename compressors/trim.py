@@ -44,6 +44,8 @@ def space_evenly(patches: int, count: int, device: torch.device) -> Tensor:
 
 def find_outliers(significance: Tensor, ranges: float) -> Tensor:
     """Which of (B, N) are beyond the third quartile of their row by so many interquartile ranges."""
+    if not len(significance):  # of which `quantile` takes none
+        return significance > 0
     quarters = torch.tensor([0.25, 0.75], device=significance.device)
     first, third = significance.quantile(quarters, dim=-1, keepdim=True)  # each (B, 1)
     return significance > third + ranges * (third - first)

@@ -72,7 +72,8 @@ class WindowAttentionPool(WindowCompressor):
     def forward(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         patches, mean, mask = self._split_features(features)
         pooled = self.pool(mean, patches, patches, mask)
-        return self.projector(rearrange(pooled, "(b n) 1 c -> b n c", b=len(features)))
+        count = self.num_tokens(*features.shape[1:3])
+        return self.projector(rearrange(pooled, "(b n) 1 c -> b n c", n=count))
 
     def attention(self, features: Tensor, text: MaybeTensor = None, text_mask: MaybeTensor = None) -> Tensor:
         patches, mean, mask = self._split_features(features)

@@ -174,6 +174,13 @@ def test_batch_does_not_matter(name, knobs):
         torch.testing.assert_close(part(*(x[i : i + 1] for x in given))[0], many[i], rtol=1e-4, atol=1e-5)
 
 
+@every_case
+def test_no_image_has_no_tokens(name, knobs):
+    part = build(name, knobs)
+    given = inputs(part, batch=0)
+    assert part(*given).shape == (0, part.num_tokens(12, 12), part.out_dim)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @every_case
 def test_half_precision(name, knobs, dtype):
