@@ -1,5 +1,6 @@
 """Checks of knobs, made at construction: what cannot work is a UsageError before anything is computed."""
 
+import math
 import typing
 
 from torch import Tensor
@@ -7,8 +8,16 @@ from torch import Tensor
 from compressors.errors import UsageError
 
 
+def check_finite(**knobs: float) -> None:
+    """Each knob must be a number, and not infinite."""
+    for name, value in knobs.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{name}={value}: must be a finite number")
+
+
 def check_at_least(minimum: int, **knobs: float) -> None:
     """Each knob must be `minimum` or more."""
+    check_finite(**knobs)
     for name, value in knobs.items():
         if value < minimum:
             raise UsageError(f"{name}={value}: must be at least {minimum}")
@@ -16,6 +25,7 @@ def check_at_least(minimum: int, **knobs: float) -> None:
 
 def check_positive(**knobs: float) -> None:
     """Each knob must be more than 0."""
+    check_finite(**knobs)
     for name, value in knobs.items():
         if not value > 0:
             raise UsageError(f"{name}={value}: must be more than 0")
@@ -23,6 +33,7 @@ def check_positive(**knobs: float) -> None:
 
 def check_probability(**knobs: float) -> None:
     """Each knob must be in [0, 1)."""
+    check_finite(**knobs)
     for name, value in knobs.items():
         if not 0 <= value < 1:
             raise UsageError(f"{name}={value}: must be at least 0 and below 1")
@@ -30,9 +41,16 @@ def check_probability(**knobs: float) -> None:
 
 def check_share(**knobs: float) -> None:
     """Each knob must be in [0, 1]."""
+    check_finite(**knobs)
     for name, value in knobs.items():
         if not 0 <= value <= 1:
             raise UsageError(f"{name}={value}: must be at least 0 and at most 1")
+
+
+def check_block(block: int) -> None:
+    """A block of the tower, as cues count them."""
+    if block == 0:
+        raise UsageError("block=0: blocks count from 1, or from the end with -1")
 
 
 def check_choice(hint: object, **knobs: object) -> None:

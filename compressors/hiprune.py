@@ -20,7 +20,7 @@ from einops import rearrange
 from torch import Tensor
 
 from compressors.base import MaybeTensor, Positions, register
-from compressors.checks import check_share
+from compressors.checks import check_block, check_share
 from compressors.cues import split_patches
 from compressors.grid import GridPolicy
 from compressors.selection import SubsetCompressor, choose_by_class, choose_largest
@@ -61,6 +61,7 @@ class HiPrune(SubsetCompressor):
         positions: Positions = "renumber",
     ):
         super().__init__(dim, rate=rate, tokens=tokens, grid_policy=grid_policy, positions=positions)
+        check_block(block)
         check_share(anchors=anchors)
         self.anchors = anchors
         self.needs_cues = (f"received:{block}", "received")

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compressors.base import MaybeTensor, Positions, register
-from compressors.checks import check_at_least, check_share
+from compressors.checks import check_at_least, check_block, check_share
 from compressors.cues import split_patches
 from compressors.grid import BudgetCompressor, GridPolicy
 from compressors.selection import choose_by_class, choose_in_float32, rank_in_groups, share_patches
@@ -61,6 +61,7 @@ class VScan(BudgetCompressor):
         positions: Positions = "renumber",
     ):
         super().__init__(rate, grid_policy, tokens, positions)
+        check_block(block)
         check_share(local=local)
         check_at_least(1, windows=windows)
         self.out_dim = dim

@@ -192,7 +192,7 @@ class VisionTower(nn.Module):
             try:
                 number = self._find_cue_block(cue)
             except UsageError as error:
-                raise UsageError(f"cue '{text}': {error}") from error
+                raise UsageError(f"block={cue.level} (cue '{text}'): {error}") from error
             find_attention(self.blocks[number - 1])
 
     def _require_text_encoder(self, cue: str) -> TextEncoder:

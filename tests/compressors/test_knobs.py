@@ -1,13 +1,23 @@
 """Knobs that cannot work are one-line errors at construction, before any feature is seen."""
 
+import typing
+from functools import partial
+
 import pytest
 import torch
 
 import compressors
 from compressors import UsageError
+from compressors.checks import check_at_least, check_positive, check_probability, check_share
 from compressors.grid import count_windows, fit_to_windows, weigh_patches
 
 RATED = [name for name in compressors.names() if "rate" in compressors.knobs(name)]
+NUMBERS = [
+    (name, knob)
+    for name in compressors.names()
+    for knob, parameter in compressors.knobs(name).items()
+    if float in (parameter.annotation, *typing.get_args(parameter.annotation))
+]
 POLICED = [name for name in compressors.names() if "grid_policy" in compressors.knobs(name)]
 
 
@@ -66,10 +76,27 @@ def test_grid_policy_without_the_registry(name):
         ("window_attention_pool", {"heads": 0}, "heads=0: must be at least 1"),
         ("window_attention_pool", {"projector": True, "mlp_width": 0}, "mlp_width=0: must be at least 1"),
         ("prumerge", {"neighbours": -1}, "neighbours=-1: must be at least 0"),
+        ("hiprune", {"block": 0}, "block=0: blocks count from 1, or from the end with -1"),
+        ("vscan", {"block": 0}, "block=0: blocks count from 1, or from the end with -1"),
     ],
 )
 def test_others(name, knobs, message):
     refused(message, name, **knobs)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name, knob", NUMBERS)
+def test_numbers_are_finite(name, knob, value):
+    refused(f"{knob}={value}: must be ", name, **{knob: value})
+
+
+@pytest.mark.parametrize(
+    "check", [check_positive, check_probability, check_share, partial(check_at_least, 0)]
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_every_check_refuses_what_is_not_finite(check, value):
+    with pytest.raises(UsageError, match=f"^knob={value}: must be a finite number$"):
+        check(knob=value)
 
 
 def test_qformer_text_needs_the_width_of_the_text():

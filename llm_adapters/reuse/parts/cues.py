@@ -113,7 +113,7 @@ def make_cue_reader(family: ModelFamily, base: PreTrainedModel, part: Compressor
             )
         number = output_number
         if cue.level is not None:
-            number = find_block_number(cue.level, len(tower_blocks), f"cue '{text}'")
+            number = find_block_number(cue.level, len(tower_blocks), f"block={cue.level} (cue '{text}')")
         cues.append((cue, number))
     paths = {module: path for path, module in base.named_modules()}
     blocks = {number: paths[tower_blocks[number - 1]] for _, number in cues}

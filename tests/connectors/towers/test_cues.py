@@ -166,7 +166,8 @@ def test_towers_with_rotary_positions_give_none(name):
 
 def test_a_block_that_was_not_built():
     tower = build_tower(HF["clip"])
-    with pytest.raises(UsageError, match="level -1: this tower was built with select_layer=-2"):
+    message = r"^block=-1 \(cue 'attention:-1'\): level -1: this tower was built with select_layer=-2; choose"
+    with pytest.raises(UsageError, match=message):
         tower.check_needs((), ("attention:-1",))
 
 

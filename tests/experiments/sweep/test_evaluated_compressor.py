@@ -65,7 +65,7 @@ def test_what_cannot_be(words, message):
         (["evaluate.compressor=visionzip", "visionzip.cls=true"], "this vision tower has no CLS token"),
         (
             ["evaluate.compressor=hiprune", "hiprune.block=9"],
-            "cue 'received:9': level 9: this tower was built",
+            "block=9 (cue 'received:9'): level 9: this tower was built",
         ),
         (["evaluate.compressor=divprune", "divprune.tokens=0"], "tokens=0: must be how many tokens"),
         (["evaluate.compressor=divprune", "divprune.tokens=145"], "tokens=145: the 12x12 patch grid has 144"),
