@@ -72,21 +72,43 @@ def check_preprocessing(values: Mapping[str, Any], where: str) -> None:
     for name, hint in PREPROCESSING_TYPES.items():
         conform(values.get(name), hint | None, f"{where}: {name}")
     for name in ("image_mean", "image_std", "rescale_factor"):
-        numbers = np.atleast_1d(np.array(values.get(name) or 1.0, float))
+        value = values.get(name)
+        if value is None:
+            continue
+        numbers = np.array(value, float)
         if not np.isfinite(numbers).all() or (name == "image_std" and not numbers.all()):
-            raise UsageError(f"{where}: {name}={values[name]}: must be finite, and a deviation not zero")
+            raise UsageError(f"{where}: {name}={value}: must be finite, and a deviation not zero")
     resample = values.get("resample")
     if isinstance(resample, int) and resample not in list(Image.Resampling):
         numbers_of_filters = ", ".join(str(filter.value) for filter in Image.Resampling)
         raise UsageError(f"{where}: resample={resample}: choose one of {numbers_of_filters}")
 
 
+def find_preprocessing(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """image_mean, image_std and the name of resample, those of a tower's preprocessing that are stated.
+    UsageError for values that it cannot have."""
+    check_preprocessing(values, where)
+    fields = {key: values[key] for key in PREPROCESSING if values.get(key) is not None}
+    for key in ("image_mean", "image_std"):
+        if key in fields:
+            conform(fields[key], tuple[float, float, float], f"{where}: {key}")
+    resample = fields.get("resample")
+    if isinstance(resample, int):
+        fields["resample"] = Image.Resampling(resample).name.lower()
+    if isinstance(resample, str) and resample.upper() not in Image.Resampling.__members__:
+        names = ", ".join(filter.name.lower() for filter in Image.Resampling)
+        raise UsageError(f"{where}: resample={resample!r}: choose one of {names}")
+    return fields
+
+
 def read_preprocessing(config: PreTrainedConfig, mean: tuple, std: tuple, resample: str = "bicubic") -> dict:
     """What the configuration says about preprocessing, else the defaults, as keywords of `VisionTower`."""
+    values = {key: getattr(config, key, None) for key in PREPROCESSING}
+    stated = find_preprocessing(values, f"vision configuration '{config.model_type}'")
     return {
-        "image_mean": tuple(getattr(config, "image_mean", None) or mean),
-        "image_std": tuple(getattr(config, "image_std", None) or std),
-        "resample": getattr(config, "resample", None) or resample,
+        "image_mean": tuple(stated.get("image_mean", mean)),
+        "image_std": tuple(stated.get("image_std", std)),
+        "resample": stated.get("resample", resample),
     }
 
 

@@ -12,20 +12,17 @@ from typing import Any
 
 import torch
 import transformers
-from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 
 from compressors.errors import UsageError, shorten_reason
-from compressors.registry import conform
 from connectors.pretrained import load_pretrained, reset_outputs
 from connectors.towers.base import VisionTower, count_blocks
 from connectors.towers.config import (
-    PREPROCESSING,
     as_vision_config,
-    check_preprocessing,
     check_square,
+    find_preprocessing,
     load_weights,
     read_preprocessing,
 )
@@ -194,12 +191,4 @@ def read_saved_preprocessing(source: str) -> dict[str, Any]:
         return {}  # no processor beside the weights: the family's defaults hold
     if not isinstance(values, dict):
         raise UsageError(f"{path}: expected a JSON object; save the processor there again")
-    check_preprocessing(values, str(path))
-    fields = {key: values[key] for key in PREPROCESSING if values.get(key) is not None}
-    for key in ("image_mean", "image_std"):
-        if key in fields:
-            conform(fields[key], tuple[float, float, float], f"{path}: {key}")
-    resample = fields.get("resample")
-    if isinstance(resample, int):
-        fields["resample"] = Image.Resampling(resample).name.lower()
-    return fields
+    return find_preprocessing(values, str(path))

@@ -89,6 +89,7 @@ ODD_COUNTS = [
 ODD_IMAGE_VALUES = [
     ({"image_mean": ["*a", 0.5, 0.5]}, "image_mean="),
     ({"image_std": [0.5, 0.0, 0.5]}, "image_std=.*must be finite, and a deviation not zero"),
+    ({"image_std": 0.0}, "image_std=0.0: must be finite, and a deviation not zero"),
     ({"image_mean": [0.5, float("nan"), 0.5]}, "image_mean=.*must be finite"),
     ({"rescale_factor": "x"}, "rescale_factor='x': expected"),
     ({"do_resize": "x"}, "do_resize='x': expected"),

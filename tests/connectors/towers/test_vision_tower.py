@@ -369,12 +369,26 @@ def test_select_layer_out_of_range(config, select_layer):
         ({**OPEN_CLIP["timm_siglip"], "timm_kwargs": {"depht": 3}}, "depht"),
         ({**OPEN_CLIP["native"], "vision_cfg": {"depht": 3}}, "depht"),
         ({**OPEN_CLIP["native"], "hidden_act": "gellu"}, "did you mean 'gelu'"),
+        ({**HF["siglip"], "image_mean": 0.5}, "'siglip_vision_model': image_mean=0.5: expected tuple"),
+        ({**HF["siglip"], "image_mean": [0.5]}, r"image_mean=\[0.5\]: expected"),
+        ({**HF["siglip"], "image_mean": "abc"}, "image_mean='abc': expected"),
+        ({**HF["siglip"], "image_std": [0, 0, 0]}, r"image_std=\[0, 0, 0\]: must be finite, and a deviation"),
+        ({**HF["siglip"], "image_std": 0}, "image_std=0: must be finite, and a deviation not zero"),
+        ({**HF["siglip"], "resample": 99}, "resample=99: choose one of 0, "),
+        ({**HF["siglip"], "resample": "foo"}, "resample='foo': choose one of nearest, "),
+        ({**OPEN_CLIP["native"], "resample": "foo"}, "resample='foo': choose one of nearest, "),
     ],
 )
 def test_bad_configurations_are_one_line_errors(config, message):
     with pytest.raises(UsageError, match=message) as error:
         build_tower(config)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("resample, name", [(0, "nearest"), (3, "bicubic"), ("lanczos", "lanczos")])
+def test_a_configuration_states_its_preprocessing(resample, name):
+    tower = build_tower({**HF["siglip"], "resample": resample, "image_mean": [0, 0.5, 1]})
+    assert (tower.resample, tower.image_mean) == (name, (0, 0.5, 1))
 
 
 def test_other_bad_input():
