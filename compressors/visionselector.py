@@ -102,7 +102,8 @@ class VisionSelector(SubsetCompressor):
             self.steps += 1
 
     def score_patches(self, patches: Tensor) -> Tensor:
-        """(B, N, C) -> (B, N), in float32: close scores would tie in half precision."""
+        """(B, N, C) -> (B, N), in float32: close scores would tie in half precision. The layers are read by
+        their weights, so that LoRA of PEFT on them does nothing: train them whole (`modules_to_save`)."""
         with without_autocast(patches.device.type):
             patches = patches.float()
             mean = patches.mean(1)  # keys are linear: the mean key is the key of the mean patch
