@@ -15,8 +15,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ablations import report_files
-from ablations.claims.gains import list_common_seeds
-from ablations.claims.looks import recall_looks
+from ablations.claims.looks import SeedsByPair, note_look, recall_looks
 from ablations.claims.spec import Claim
 from ablations.outcomes import Report, ReportTable
 from compressors.errors import UsageError
@@ -88,25 +87,26 @@ def read_earlier_report(folder: Path | None) -> EarlierReport:
     return EarlierReport(report, cells)
 
 
-def collect_looks(earlier_report: EarlierReport, folder: Path) -> dict[tuple[str, str], set[int]]:
-    """(table, text of a claim) -> at how many seeds it has been judged before: by the earlier report, and by
-    the one that stands in the folder of the next."""
+def collect_looks(earlier_report: EarlierReport, folder: Path) -> dict[tuple[str, str], set[SeedsByPair]]:
+    """(table, text of a claim) -> at how many seeds of its pairs it has been judged before: by the earlier
+    report, and by the one that stands in the folder of the next."""
     reports = []
     if earlier_report.report is not None:
         reports.append(earlier_report.report)
     with suppress(UsageError):  # none there, or one that cannot be read any more and will be replaced
         reports.append(report_files.load_report(folder))
-    looks: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
+    looks: defaultdict[tuple[str, str], set[SeedsByPair]] = defaultdict(set)
     for report in reports:
         for table in report.tables:
             for claim in table.claims:
-                seeds = list_common_seeds(claim.row_labels, table.outcomes_by_label)
-                looks[table.name, claim.text] |= {*claim.looks, len(seeds)}
+                looks[table.name, claim.text] |= note_look(claim, table.outcomes_by_label)
     return looks
 
 
-def note_looks(table: ReportTable, looks_before: Mapping[tuple[str, str], Set[int]]) -> tuple[Claim, ...]:
-    """A table's claims, each with those of `collect_looks` that come before this one."""
+def note_looks(
+    table: ReportTable, looks_before: Mapping[tuple[str, str], Set[SeedsByPair]]
+) -> tuple[Claim, ...]:
+    """A table's claims, each with those of `collect_looks`."""
     claims = []
     for claim in table.claims:
         looks = looks_before.get((table.name, claim.text), frozenset())

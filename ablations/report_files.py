@@ -235,8 +235,9 @@ def load_claim(entry: Mapping[str, Any]) -> Claim:
     hints = get_type_hints(Claim)
     fields = {}
     for name, value in entry.items():
-        if name != "gain_sums":
+        if name not in ("gain_sums", "looks"):
             fields[name] = conform(value, hints[name], name)
+    fields["looks"] = load_looks(entry.get("looks", ()), len(fields["pairs"]))
     gain_sums = []
     for name, gains, weights in entry.get("gain_sums", ()):  # earlier versions had none
         pairs = conform(gains, tuple[tuple[str, str], ...], "gains")
@@ -248,3 +249,16 @@ def load_claim(entry: Mapping[str, Any]) -> Claim:
         gain_sums.append(gain_sum)
     fields["gain_sums"] = tuple(gain_sums)
     return Claim(**fields)
+
+
+def load_looks(entry: object, pairs: int) -> tuple[tuple[int, ...], ...]:
+    """Looks at a claim of so many pairs; earlier versions wrote one number for all of them."""
+    looks = []
+    for look in conform(entry, list[int | tuple[int, ...]], "looks"):
+        seeds_by_pair = (look,) * pairs if isinstance(look, int) else look
+        if len(seeds_by_pair) != pairs:
+            raise ValueError(f"looks: seeds of {len(seeds_by_pair)} pairs, the claim has {pairs}")
+        if any(seeds < 0 for seeds in seeds_by_pair):
+            raise ValueError(f"looks: {look!r:.60}: a number of seeds is 0 or more")
+        looks.append(seeds_by_pair)
+    return tuple(looks)

@@ -6,7 +6,10 @@ that it adds are of the last look's (a Bonferroni correction with unequal parts,
 depend on each other). A claim keeps the verdict of the first look that gives it one.
 
 Who has looked at other numbers of seeds than were planned shares the 5 % in the same way, among `SEED_LIMIT`
-seeds: what a look spends does not depend on those that follow.
+seeds: what a look spends does not depend on those that follow. Such a look is a report that could decide the
+claim; it is told by how many seeds each of the claim's pairs had, since seeds may be added to some of them.
+Each pair has its 5 % to share: a claim is wrongly said to hold only if one that does not is said to, and the
+pairs share the upper ends already.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +20,8 @@ from ablations.claims.gains import list_common_seeds
 from ablations.claims.spec import Claim
 from ablations.claims.statistics import CONFIDENCE_LEVEL, OutcomesBySeed
 from ablations.claims.verdicts import UNRESOLVED, Verdict, predict_word
+
+SeedsByPair = frozenset[tuple[tuple[str, str], int]]  # a look: a claim's pairs with their seeds
 
 GROWTH = 2  # by which seeds grow from look to look; more looks share the same 5 %
 
@@ -47,32 +52,93 @@ def share_error(counts: Sequence[int], limit: int) -> list[Look]:
     return looks
 
 
-def plan_past_looks(claim: Claim, outcomes: Mapping[str, OutcomesBySeed]) -> list[Look]:
-    """The looks at a claim so far, that at these outcomes the last; one where it is the first."""
-    seeds = len(list_common_seeds(claim.row_labels, outcomes))
-    if not claim.looks:
-        return [Look(seeds, CONFIDENCE_LEVEL)]
-    return share_error([*claim.looks, seeds], max(SEED_LIMIT, seeds))
+def plan_past_looks(claim: Claim, outcomes: Mapping[str, OutcomesBySeed]) -> list[tuple[Look, ...]]:
+    """The looks at a claim so far, that at these outcomes the last, each by the looks at its pairs; one where
+    it is the first. A pair whose seeds stay is not looked at again: its look spends what it has spent."""
+    seeds_now = count_seeds(claim, outcomes)
+    past_looks = list_past_looks(claim, seeds_now)
+    if not past_looks:
+        return [tuple(Look(seeds, CONFIDENCE_LEVEL) for seeds in seeds_now)]
+    all_looks = [*past_looks, seeds_now]
+    looks_by_pair = []
+    for pair_counts in zip(*all_looks):
+        counts = sorted(set(pair_counts) - {0})
+        pair_looks = share_error(counts, max(SEED_LIMIT, *pair_counts))
+        looks_by_pair.append({look.seeds: look for look in pair_looks})
+    planned_looks = []
+    for seeds_by_pair in all_looks:
+        if all(seeds_by_pair):  # one before a pair joined the claim could not decide it
+            pair_looks = [looks[seeds] for looks, seeds in zip(looks_by_pair, seeds_by_pair)]
+            planned_looks.append(tuple(pair_looks))
+    return planned_looks
+
+
+def list_past_looks(claim: Claim, seeds_now: Sequence[int]) -> list[tuple[int, ...]]:
+    """The noted looks after which a pair was given seeds, in order, with those of their seeds that the pairs
+    have now: a report may have fewer than one before it."""
+    past_looks = set()
+    for seeds_by_pair in claim.looks:
+        if any(0 < seeds < now for seeds, now in zip(seeds_by_pair, seeds_now)):
+            past_looks.add(tuple(map(min, seeds_by_pair, seeds_now)))
+    return sorted(past_looks)
 
 
 def recall_looks(
-    claim: Claim, outcomes: Mapping[str, OutcomesBySeed], earlier_looks: Iterable[int]
-) -> tuple[int, ...]:
-    """Of looks with so many seeds those that come before the one at these outcomes. One with a single seed
-    decides nothing, and is none."""
-    seeds = len(list_common_seeds(claim.row_labels, outcomes))
-    return tuple(sorted({look for look in earlier_looks if 1 < look < seeds}))
+    claim: Claim, outcomes: Mapping[str, OutcomesBySeed], earlier_looks: Iterable[SeedsByPair]
+) -> tuple[tuple[int, ...], ...]:
+    """Earlier looks as the claim notes them, but for one that is like that at these outcomes. They may be of
+    other pairs, where rows have joined or left the claim since."""
+    noted_looks = set()
+    for earlier_look in earlier_looks:
+        seeds = dict(earlier_look)
+        noted_looks.add(tuple(seeds.get(pair, 0) for pair in claim.pairs))
+    seeds_now = count_seeds(claim, outcomes)
+    if can_decide(seeds_now):  # `note_look` adds it
+        noted_looks.discard(seeds_now)
+    return tuple(look for look in sorted(noted_looks) if any(look))
+
+
+def note_look(claim: Claim, outcomes: Mapping[str, OutcomesBySeed]) -> set[SeedsByPair]:
+    """All looks at a claim, that at these outcomes among them if it could decide it."""
+    looks = set(claim.looks)
+    seeds_now = count_seeds(claim, outcomes)
+    if can_decide(seeds_now):
+        looks.add(seeds_now)
+    return {frozenset(zip(claim.pairs, look)) for look in looks}
+
+
+def can_decide(seeds_by_pair: Sequence[int]) -> bool:
+    """Whether a look with so many seeds decides anything: a single one shows no spread."""
+    return all(seeds > 1 for seeds in seeds_by_pair)
+
+
+def count_seeds(claim: Claim, outcomes: Mapping[str, OutcomesBySeed]) -> tuple[int, ...]:
+    """How many seeds the rows of each pair have in common."""
+    return tuple(len(list_common_seeds(rows, outcomes)) for rows in list_pair_rows(claim))
+
+
+def list_pair_rows(claim: Claim) -> list[tuple[str, ...]]:
+    """The rows of each pair; all of them where sums of gains are compared."""
+    if claim.gain_sums:
+        return [claim.row_labels] * len(claim.pairs)
+    return list(claim.pairs)
 
 
 def take_first_seeds(
-    claim: Claim, outcomes: Mapping[str, OutcomesBySeed], count: int
+    claim: Claim, outcomes: Mapping[str, OutcomesBySeed], seeds_by_pair: Sequence[int]
 ) -> dict[str, OutcomesBySeed]:
-    """Rows with their first `count` seeds; those of the claim with the first that they have in common."""
-    common_seeds = list_common_seeds(claim.row_labels, outcomes)
+    """Rows with the first seeds that each pair of the claim has in common, as many as are given for it; other
+    rows with as many as the most."""
+    kept_seeds: dict[str, set[int]] = {}
+    for rows, count in zip(list_pair_rows(claim), seeds_by_pair):
+        common_seeds = list_common_seeds(rows, outcomes)
+        for label in rows:
+            kept_seeds.setdefault(label, set()).update(common_seeds[:count])
     first_outcomes: dict[str, OutcomesBySeed] = {}
     for label, row_outcomes in outcomes.items():
-        seeds = common_seeds if label in claim.row_labels else sorted(row_outcomes)
-        first_outcomes[label] = {seed: row_outcomes[seed] for seed in seeds[:count]}
+        seeds = sorted(row_outcomes)
+        first_seeds = sorted(kept_seeds.get(label, seeds[: max(seeds_by_pair)]))
+        first_outcomes[label] = {seed: row_outcomes[seed] for seed in first_seeds}
     return first_outcomes
 
 

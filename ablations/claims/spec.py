@@ -56,7 +56,7 @@ class Claim:
     tie        below how many points either way a difference is none; 0: any is one
     tie_reason why so many
     gain_sums  what a pair names that is no row: sums of gains
-    looks      at how many seeds earlier reports judged it
+    looks      at how many seeds of each pair other reports judged it; 0 where it did not have the pair
     """
 
     text: str
@@ -69,7 +69,7 @@ class Claim:
     tie: float = 0.0
     tie_reason: str = ""
     gain_sums: tuple[GainSum, ...] = ()
-    looks: tuple[int, ...] = ()
+    looks: tuple[tuple[int, ...], ...] = ()
 
     @property
     def row_pairs(self) -> tuple[tuple[str, str], ...]:

@@ -82,7 +82,7 @@ def render_claims_csv(tables: Sequence[ReportTable], verdicts: Mapping[str, Sequ
             claim = verdict.claim
             limits = [claim.points, " ".join(claim.families)]
             numbers = format_interval_numbers(verdict)
-            looks = " ".join(map(str, claim.looks))
+            looks = " ".join(map(format_look, claim.looks))
             outcome = [verdict.word, verdict.note, claim.source, looks, verdict.corrected_word]
             # a claim is of no single pair: row, other and seeds are empty
             lines.append([table.name, claim.text, "", "", *limits, *numbers, "", *outcome])
@@ -91,6 +91,12 @@ def render_claims_csv(tables: Sequence[ReportTable], verdicts: Mapping[str, Sequ
                 numbers = format_interval_numbers(pair)
                 lines.append([*names, *limits, *numbers, len(pair.seeds), "", "", claim.source, "", ""])
     return format_csv(lines)
+
+
+def format_look(seeds_by_pair: Sequence[int]) -> str:
+    """The seeds of a claim's pairs: one number where all had as many."""
+    numbers = list(map(str, seeds_by_pair))
+    return numbers[0] if len(set(numbers)) == 1 else "/".join(numbers)
 
 
 def format_interval_numbers(judged: Verdict | RowComparison) -> list[str]:

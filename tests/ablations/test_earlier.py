@@ -56,6 +56,18 @@ def test_parts_give_what_the_whole_gives(whole, tmp_path):
     assert looks == {"", "2"} and no_looks == {""}  # the third report had two seeds of all rows
 
 
+def test_seeds_of_one_pair_are_a_look(tmp_path):
+    parts = [(["replace", "add", "gated"], [0, 1]), (["replace", "add"], [2]), (["gated"], [2])]
+    earlier_arguments = []
+    for number, (rows, seeds) in enumerate(parts):
+        out = part(tmp_path / str(number), rows, seeds)
+        assert report.main(["table=5", f"out={out}", *earlier_arguments]) == 0
+        earlier_arguments = [f"earlier={out / 'report'}"]
+    [claim] = report_files.load_report(out / "report").tables[0].claims
+    assert claim.pairs == (("add", "replace"), ("add", "gated"))
+    assert claim.looks == ((2, 2), (3, 2))
+
+
 def split_looks(path):
     """The lines of a report's claims but for earlier looks, and these, which the parts alone have."""
     lines = list(csv.DictReader(path.read_text().splitlines()))

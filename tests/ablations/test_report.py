@@ -96,10 +96,15 @@ def test_a_report_remembers_the_looks_before_it(out, made, tmp_path):
     for path in (folder, tmp_path / "again"):
         assert report.main(["table=3,5", f"out={out}", f"to={path}", f"earlier={folder}"]) == 0
         claims = json.loads((path / "report.json").read_text())["tables"][1]["claims"]
-        assert [claim["looks"] for claim in claims] == [[2]] * len(claims)
+        assert [claim["looks"] for claim in claims] == [[[2] * len(claim["pairs"])] for claim in claims]
         lines = rows_of(path / "claims.csv", "table", "row", "other", "looks", "corrected")
         assert {key[3] for key in lines if key[0] == "5" and not key[1]} == {"2"}
         assert all(key[4] for key in lines if key[3])
+    assert report.main([*first, "seed=0,1"]) == 0  # fewer: the look with three is kept, and came after
+    [claim] = json.loads((folder / "report.json").read_text())["tables"][0]["claims"]
+    assert claim["looks"] == [[3] * len(claim["pairs"])]
+    lines = rows_of(folder / "claims.csv", "looks", "corrected")
+    assert {key for key in lines if key[0]} == {("3", "")}
     assert '"looks": []' in (made / "report.json").read_text()
 
 

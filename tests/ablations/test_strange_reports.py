@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from made_cells import fill
 
-from ablations import report
+from ablations import report, report_files
 
 HOSTILE = "=1+1 <script>alert(1)</script> [x](http://a)"
 pytestmark = pytest.mark.usefixtures("without_plots")
@@ -77,6 +77,16 @@ def change(content, path, value):
     content[last] = value
 
 
+def test_looks_of_an_earlier_version(made, tmp_path):
+    """Which wrote one number for all pairs of a claim."""
+    folder = copy_sources(made, tmp_path / "copy")
+    content = json.loads((folder / "report.json").read_text())
+    change(content, ["tables", 0, "claims", 0, "looks"], [2, [3, 5]])
+    (folder / "report.json").write_text(json.dumps(content))
+    [claim] = report_files.load_report(folder).tables[0].claims
+    assert claim.looks == ((2, 2), (3, 5))
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [
@@ -90,6 +100,10 @@ def change(content, path, value):
         (["tables", 0, "name"], "/../../../../tmp/x"),
         (["tables", 0, "name"], "<script>"),
         (["tables", 0, "claims"], [{"text": 1}]),
+        (["tables", 0, "claims", 0, "looks"], 3),
+        (["tables", 0, "claims", 0, "looks"], [True]),
+        (["tables", 0, "claims", 0, "looks"], [[3, -1]]),
+        (["tables", 0, "claims", 0, "looks"], [[3]]),  # of a claim with two pairs
         (["tables", 0, "chance"], []),
         (["made"], []),
         (["made"], {"cells": 3}),

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from ablations.claims.looks import plan_past_looks, take_first_seeds
+from ablations.claims.looks import Look, list_past_looks, plan_past_looks, take_first_seeds
 from ablations.claims.spec import Claim
 from ablations.claims.statistics import CONFIDENCE_LEVEL, OutcomesBySeed
-from ablations.claims.verdicts import NO_RESULTS, UNRESOLVED, Verdict, judge_claims
+from ablations.claims.verdicts import NO_RESULTS, UNRESOLVED, Verdict, decide_verdict, judge_claims
 from ablations.outcomes import ReportTable
 from ablations.writing.grids.number_words import format_interval, format_range, format_signed
 from ablations.writing.grids.word_grid import WordGrid
@@ -57,22 +57,38 @@ def correct_for_looks(table: ReportTable, verdicts: Sequence[Verdict]) -> list[V
     """Verdicts on a table's claims, each with what it would be where earlier looks share the 5 %."""
     corrected = []
     for verdict in verdicts:
-        if verdict.claim.looks and verdict.word != NO_RESULTS:
+        if verdict.word != NO_RESULTS and list_looks_before(verdict):
             verdict = replace(verdict, corrected_word=find_corrected_word(table, verdict.claim))
         corrected.append(verdict)
     return corrected
+
+
+def list_looks_before(verdict: Verdict) -> list[tuple[int, ...]]:
+    """The looks at a claim before its verdict."""
+    return list_past_looks(verdict.claim, [len(pair.seeds) for pair in verdict.pairs])
 
 
 def find_corrected_word(table: ReportTable, claim: Claim) -> str:
     """The verdict of the first look at a claim that gives it one, when all looks share the 5 %."""
     outcomes = table.outcomes_by_label
     *past_looks, last_look = plan_past_looks(claim, outcomes)
-    for look in past_looks:
-        first_outcomes = take_first_seeds(claim, outcomes, look.seeds)
-        word = judge_outcomes(table, first_outcomes, [claim], look.confidence)[0].word
+    for pair_looks in past_looks:
+        first_outcomes = take_first_seeds(claim, outcomes, [look.seeds for look in pair_looks])
+        word = judge_pair_looks(table, first_outcomes, claim, pair_looks)
         if word != UNRESOLVED:
             return word
-    return judge_table(table, [claim], last_look.confidence)[0].word
+    return judge_pair_looks(table, outcomes, claim, last_look)
+
+
+def judge_pair_looks(
+    table: ReportTable, outcomes: Mapping[str, OutcomesBySeed], claim: Claim, pair_looks: Sequence[Look]
+) -> str:
+    """The verdict on a claim whose pairs each have the interval of their own look."""
+    pairs_by_confidence = {}
+    for confidence in {look.confidence for look in pair_looks}:
+        pairs_by_confidence[confidence] = judge_outcomes(table, outcomes, [claim], confidence)[0].pairs
+    pairs = [pairs_by_confidence[look.confidence][number] for number, look in enumerate(pair_looks)]
+    return decide_verdict(claim, pairs, CONFIDENCE_LEVEL).word
 
 
 def make_claims_grid(table: ReportTable, verdicts: Sequence[Verdict]) -> WordGrid:
@@ -104,7 +120,8 @@ def make_claim_line(verdict: Verdict) -> list[str]:
         own_interval = format_range(verdict.own_low, verdict.own_high)
         remarks.append(f"without moderation {verdict.own_word} ({own_interval})")
     if verdict.is_corrected:
-        seeds = ", ".join(map(str, claim.looks))
+        # looks that differ in how many pairs have the most seeds read alike
+        seeds = ", ".join(dict.fromkeys(map(format_seeds, list_looks_before(verdict))))
         remarks.append(f"corrected for looks with {seeds} seeds {verdict.corrected_word}")
     if claim.ours:
         remarks.append(f"ours: {claim.ours}")
@@ -112,3 +129,10 @@ def make_claim_line(verdict: Verdict) -> list[str]:
         remarks.append(f"source: {claim.source}")
     interval = format_interval(verdict)
     return [claim.text, claim.statement, difference, interval, verdict.word, "; ".join(remarks)]
+
+
+def format_seeds(seeds_by_pair: Sequence[int]) -> str:
+    """How many seeds the pairs of a look had."""
+    least = min(seeds_by_pair)
+    most = max(seeds_by_pair)
+    return str(most) if least == most else f"{least} to {most}"
