@@ -234,7 +234,7 @@ def test_a_mapping_may_name_a_family_that_is_in_none_of_the_first_questions(tmp_
     rows = []
     for number, family in enumerate(("reading", "counting")):
         turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "3"}]
-        rows.append({"id": str(number), "family": family, "conversations": turns})
+        rows.append({"id": str(number), "families": [family], "conversations": turns})
     path = tmp_path / "data.json"
     path.write_text(json.dumps(rows))
     settings = [f"data.test={path}", "evaluate.limit=1"]
