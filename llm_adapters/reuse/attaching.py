@@ -85,6 +85,7 @@ def attach(
     base = cast(PreTrainedModel, model.base_model)  # its type in transformers is too wide
     llm_dim = llm_sizes(model.config)["llm_dim"]
     check_spelling(compressor, knobs, query_module)
+    compressors.check(compressor, **knobs)  # its widths, which are the model's, are no knobs
     part: Compressor = compressors.create(compressor, dim=family.dim(base), llm_dim=llm_dim, **knobs)
     check_compressor(part, compressor)
     cue_reader = make_cue_reader(family, base, part, compressor)

@@ -298,6 +298,7 @@ def test_wrong_count_names_both_numbers(family):
         ({"compressor": "sap", "rat": 3}, "no knob 'rat'"),
         ({"compressor": "downsample"}, "shrinks the image"),
         ({"compressor": "sap", "query_knobs": {"dim": 8}}, "without a query_module"),
+        ({"compressor": "sap", "dim": 8}, "compressor 'sap' has no knob 'dim'"),
         ({"compressor": "sap", "query_module": "embq", "query_knobs": {"at": 9, "dim": 8}}, "layers 1 to 3"),
         ({"compressor": "sap", "new_projector": "linearr"}, "unknown projector 'linearr'"),
         ({"compressor": "sap", "rate": 5}, "grid"),
