@@ -29,5 +29,5 @@ def format_interval(judged: Verdict | RowComparison) -> str:
 
 
 def format_range(low: float, high: float) -> str:
-    """Two ends of an interval."""
-    return f"{format_signed(low)} to {format_signed(high)}"
+    """Two ends of an interval, -0.0 where one is below 0 by less than is written: its side is a verdict's."""
+    return f"{low:+.1f} to {high:+.1f}"

@@ -7,7 +7,7 @@ from ablations.claims.spec import Claim
 from ablations.outcomes import Report, ReportRow, ReportTable
 from ablations.writing import write
 from ablations.writing.grids.claims_grid import make_claims_grid
-from ablations.writing.grids.number_words import format_amount
+from ablations.writing.grids.number_words import format_amount, format_range, format_signed
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,9 @@ def test_plots_have_their_captions_in_markdown():
     first, second = words.split("![tablemine-curves](plots/tablemine-curves.svg)\n\n")
     assert first.endswith("blue is a tie, grey is not resolved.\n\n")
     assert second.startswith("Mine: accuracy over rates;") and "dashed: with a query module" in second
+
+
+def test_an_interval_says_on_which_side_of_zero_it_ends():
+    assert format_range(-0.006, 4.95) == "-0.0 to +5.0"
+    assert format_range(0.006, 4.95) == "+0.0 to +5.0"
+    assert format_signed(-0.006) == "+0.0"  # a difference that rounds to nothing is none
