@@ -130,7 +130,9 @@ def test_earlier_takes_the_study_by_its_name(capsys):
     assert sweep.main(["compressor=sap", "earlier=tinny"]) == 2
     error = capsys.readouterr().err
     assert (
-        "earlier=tinny: no such folder" in error and "did you mean 'tiny'?" in error and error.count("\n") == 1
+        "earlier=tinny: no such folder" in error
+        and "did you mean 'tiny'?" in error
+        and error.count("\n") == 1
     )
 
 
