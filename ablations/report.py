@@ -207,15 +207,15 @@ def explain_empty_report(axes: Axes, root: Path) -> str:
 
 def find_missing_evaluation(root: Path, cells: Sequence[str]) -> str | None:
     """In words, the first evaluation of these cells that is not below `root` any more; None if all are."""
-    from experiments.config.trained import CELLS_FOLDER, read_stage_names
+    from experiments.config.trained import CELLS_FOLDER, list_gone_results, read_stage_names
 
     for cell in cells:
         try:
             stages = read_stage_names(root / CELLS_FOLDER / cell)
         except UsageError:  # which a warning has told
             continue
-        for stage in stages:
-            if stage.startswith("evaluate/") and not (root / stage).is_dir():
+        for stage in list_gone_results(root, stages):
+            if stage.startswith("evaluate/"):
                 return f"{stage} of {cell} is gone"
     return None
 

@@ -143,7 +143,7 @@ def list_stages(root: Path, cells: dict[str, list[str]]) -> list[StoredStage]:
 def print_cells(root: Path, cells: dict[str, list[str]], stages: Sequence[StoredStage]) -> None:
     """A line a cell: its own size, and that of all that only it needs. What is left of one whose weights or
     answers are gone is marked."""
-    from experiments.config.trained import CELLS_FOLDER
+    from experiments.config.trained import CELLS_FOLDER, list_gone_results
 
     rows = [["cell", "size", "its stages", "of it alone"]]
     for cell, stage_names in cells.items():
@@ -151,15 +151,10 @@ def print_cells(root: Path, cells: dict[str, list[str]], stages: Sequence[Stored
         alone = [stage for stage in needed if len(stage.cells) == 1]
         sizes = [measure_folder(root / CELLS_FOLDER / cell)]
         sizes += [sum(stage.size for stage in needed), sum(stage.size for stage in alone)]
-        rows.append([cell + mark_gone_stages(stage_names, needed), *map(format_size, sizes)])
+        gone = list_gone_results(root, stage_names)
+        mark = f" ({', '.join(gone)} gone)" if gone else ""
+        rows.append([cell + mark, *map(format_size, sizes)])
     print_rows(rows)
-
-
-def mark_gone_stages(names: Sequence[str], stages: Sequence[StoredStage]) -> str:
-    """Which of its results a cell has lost, behind its name; its other stages are needed no more."""
-    there = {stage.name for stage in stages}
-    gone = [name for name in names if name.startswith(("finetune/", "evaluate/")) and name not in there]
-    return f" ({', '.join(gone)} gone)" if gone else ""
 
 
 def print_stages(stages: Sequence[StoredStage]) -> None:

@@ -275,10 +275,10 @@ class FlashSlothProcessor(ProcessorMixin):
 def list_texts(text: Any) -> list[str]:
     """The texts of a processor's call, one or several. UsageError for what is none."""
     texts = list(text) if isinstance(text, Iterable) and not isinstance(text, str) else [text]
-    for each in texts:
-        if not isinstance(each, str):
+    for row_text in texts:
+        if not isinstance(row_text, str):
             raise UsageError(
-                f"text={type(each).__name__}: give text, or a list of texts; the order is images, text"
+                f"text={type(row_text).__name__}: give text, or a list of texts; the order is images, text"
             )
     return texts
 

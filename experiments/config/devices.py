@@ -1,4 +1,4 @@
-"""From the words of `trainer` to a device."""
+"""From the words of `trainer` to devices."""
 
 from typing import TYPE_CHECKING
 
@@ -9,13 +9,21 @@ if TYPE_CHECKING:
     import torch
 
 
+def parse_devices(settings: TrainerSettings) -> int | str:
+    """As Lightning takes them: a number, "auto", or which, "0,2,"."""
+    text = settings.devices
+    if text.startswith("["):
+        return text.strip("[]") + ","  # with a comma Lightning reads one number as which, not how many
+    if text.lstrip("-").isdigit():
+        return int(text)
+    return text
+
+
 def pick_device(settings: TrainerSettings) -> "torch.device":
     """Where work outside Lightning runs: the first GPU that training takes, else the CPU."""
     import torch  # here: settings are read without it
 
     if settings.accelerator not in GPU_ACCELERATORS or not torch.cuda.is_available():
         return torch.device("cpu")
-    first = 0
-    if settings.devices.startswith("["):  # which ones, [2,3]
-        first = int(settings.devices.strip("[]").partition(",")[0])
-    return torch.device("cuda", first)
+    first, comma, _ = str(parse_devices(settings)).partition(",")
+    return torch.device("cuda", int(first) if comma else 0)

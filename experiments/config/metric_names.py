@@ -2,13 +2,16 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compressors.errors import UsageError, quote
 from compressors.registry import suggest
 from experiments.config.devices import pick_device
 from experiments.config.schema import Config
 from experiments.registries import metrics
+
+if TYPE_CHECKING:
+    import torch
 
 EXACT = "exact"  # the usual metric, which is in no key
 DEFAULT_FAMILY = "default"  # of families that a mapping does not name
@@ -81,9 +84,10 @@ def fill_prompt(prompt: str, question: str, reference: str, answer: str) -> str:
     return PLACEHOLDER.sub(lambda match: texts[match[1]], prompt)
 
 
-def collect_metric_options(config: Config) -> dict[str, dict[str, Any]]:
-    """What metrics are made with, by name, beside their defaults."""
-    return {JUDGE: {**vars(config.judge), "device": pick_device(config.trainer)}}
+def collect_metric_options(config: Config, device: "torch.device | None" = None) -> dict[str, dict[str, Any]]:
+    """What metrics are made with, by name, beside their defaults. `device`: of a judge; None: that of work
+    outside Lightning."""
+    return {JUDGE: {**vars(config.judge), "device": device or pick_device(config.trainer)}}
 
 
 def describe_metrics(setting: str | Mapping[str, str]) -> str:

@@ -101,6 +101,15 @@ def read_stage_names(cell: Path) -> list[str]:
     return names
 
 
+def list_gone_results(out: str | Path, stage_names: Sequence[str]) -> list[str]:
+    """Of the stages of a cell below `out` those with its weights and answers that are not there any more."""
+    gone = []
+    for name in stage_names:
+        if name.startswith(("finetune/", "evaluate/")) and not Path(out, name).is_dir():
+            gone.append(name)
+    return gone
+
+
 def find_named_cell(source: str, out: str | Path, where: str) -> Path | None:
     """The folder of the finished cell below `out` that `source` names, with seed and key or without; None of
     a folder or of something else. Of cells that were made of each other the first is meant: a sweep that

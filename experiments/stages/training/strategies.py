@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from compressors.errors import UsageError
+from experiments.config.devices import parse_devices
 from experiments.config.schema_sections import TrainerSettings
 from experiments.models.build import silence_libraries
 from llm_adapters.adapter import decoder_layers
@@ -73,16 +74,6 @@ def uses_cpu(settings: TrainerSettings) -> bool:
         return settings.accelerator == "cpu"
     has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
     return not has_gpu and find_spec("torch_xla") is None
-
-
-def parse_devices(settings: TrainerSettings) -> int | str:
-    """As Lightning takes them: a number, "auto", or which, "0,2,"."""
-    text = settings.devices
-    if text.startswith("["):
-        return text.strip("[]") + ","  # with a comma Lightning reads one number as which, not how many
-    if text.lstrip("-").isdigit():
-        return int(text)
-    return text
 
 
 def place_trainer(settings: TrainerSettings, world: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from compressors.errors import quote
-from experiments.config.metric_names import JUDGE, collect_metric_options
+from experiments.config.metric_names import collect_metric_options
 from experiments.config.schema import Config
 from experiments.data import llava, roles
 from experiments.data.loader import ConversationDataset, SampleImages, StepLoader
@@ -66,9 +66,9 @@ class Validation(Callback):
         questions: Sequence[llava.Sample],
         report: Reporter,
     ):
+        self.config = config
         self.settings = config.validate
         self.evaluation = config.evaluate
-        self.metric_options = collect_metric_options(config)
         self.sharded = config.trainer.strategy == "fsdp"
         self.dataset = dataset
         self.questions = questions
@@ -131,8 +131,7 @@ class Validation(Callback):
         """The mean score of the questions by evaluate.metric, from 0 to 1, and this process's answers by the
         questions' numbers."""
         # a judge stands on the GPU that this process trains on
-        judge_options = {**self.metric_options[JUDGE], "device": module.device}
-        scorer = QuestionScorer(self.evaluation.metric, {**self.metric_options, JUDGE: judge_options})
+        scorer = QuestionScorer(self.evaluation.metric, collect_metric_options(self.config, module.device))
         images = self.dataset.images
         numbers = list(range(len(self.questions)))[trainer.global_rank :: trainer.world_size]
         questions = [self.questions[number] for number in numbers]
