@@ -35,6 +35,8 @@ def suggest(name: str, known: Iterable[str]) -> str:
         listed = [by_lower[close] for close in get_close_matches(name.lower(), by_lower, n=8, cutoff=0.2)]
         heading = "Near"
     closest = get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    if not closest:  # swapped letters make a short name unlike
+        closest = [known_name for known_name in by_lower if sorted(known_name) == sorted(name.lower())]
     question = f" did you mean '{by_lower[closest[0]]}'?" if closest else ""
     if not listed:
         return f"; none of the {len(names)} known ones is like it"

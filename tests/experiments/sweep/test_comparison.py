@@ -127,12 +127,10 @@ def test_earlier_takes_the_study_by_its_name(capsys):
     asked = read_request(parse_settings(["compressor=sap", "seed=4,99", "earlier=tiny", "blind=false"]))
     assert asked.left_out == 1 and [cell.config.seed for cell, _ in asked.jobs] == [99]
     assert studies.find_study_folder(study.TINY_FOLDER) == study.TINY_FOLDER
-    assert sweep.main(["compressor=sap", "earlier=tinny"]) == 2
+    assert sweep.main(["compressor=sap", "earlier=tyni"]) == 2
     error = capsys.readouterr().err
     assert (
-        "earlier=tinny: no such folder" in error
-        and "did you mean 'tiny'?" in error
-        and error.count("\n") == 1
+        "earlier=tyni: no such folder" in error and "did you mean 'tiny'?" in error and error.count("\n") == 1
     )
 
 
