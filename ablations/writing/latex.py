@@ -30,6 +30,7 @@ LATEX_SIGNS = {
     "±": r"$\pm$",
     "†": r"$^\dagger$",
     "‡": r"$^\ddagger$",
+    "°": r"$^\circ$",
     "×": r"$\times$",
     '"': r"\textquotedbl{}",
 }

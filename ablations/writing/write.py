@@ -20,7 +20,7 @@ from ablations.outcomes import Report, ReportTable
 from ablations.plain_sweeps import SWEEP_NAME
 from ablations.report_files import PLOTS_FOLDER
 from ablations.writing import csv_files, latex, markdown, page, screen
-from ablations.writing.grids import claims_grid, comparison, scores_grid, sentences
+from ablations.writing.grids import claims_grid, comparison, gains_grid, scores_grid, sentences
 from ablations.writing.grids.word_grid import WordGrid
 from ablations.writing.page import PagePicture, PageSection
 from ablations.writing.plots import curves, family_bars, gains, intervals, pareto, ranking
@@ -117,8 +117,8 @@ def write_report(report: Report, rendered: RenderedReport, folder: Path) -> None
 
 
 def make_table_grids(report: Report, table: ReportTable, verdicts: Sequence[Verdict]) -> dict[str, WordGrid]:
-    """A table's scores, and its claims if it has any, by kind; of rows that are compared the scores by
-    family and the settings that tell rows apart, too."""
+    """A table's scores, what query modules add, and its claims if it has any, by kind; of rows that are
+    compared the scores by family and the settings that tell rows apart, too."""
     if not table.baseline:
         table_grids = {"scores": scores_grid.make_scores_grid(table)}
     else:
@@ -130,6 +130,9 @@ def make_table_grids(report: Report, table: ReportTable, verdicts: Sequence[Verd
         settings_grid = comparison.make_settings_grid(table)
         if settings_grid is not None:
             table_grids["settings"] = settings_grid
+    query_gains = gains_grid.make_gains_grid(table)
+    if query_gains is not None:
+        table_grids["gains"] = query_gains
     if verdicts:
         table_grids[CLAIMS_GRID] = claims_grid.make_claims_grid(table, verdicts)
     return table_grids

@@ -240,7 +240,8 @@ def test_pictures_are_whole(made):
 
 def test_the_page_needs_nothing_else(made):
     words = (made / "report.html").read_text()
-    assert words.count("<svg") == 5 and words.count("<h2>") == 5
+    assert words.count("<svg") == 5 and words.count("<h2>") == 6
+    assert "<h2>Table 3: what EmbQ adds</h2>" in words
     for text in (words, (made / "report.md").read_text()):
         assert "The claims and their intervals; green holds" in text
         assert "Table 3: accuracy by family of questions; orange with query tokens" in text
@@ -253,11 +254,11 @@ def test_the_page_needs_nothing_else(made):
 
 def test_latex(made):
     words = (made / "report.tex").read_text()
-    assert words.count(r"\begin{longtable}") == words.count(r"\end{longtable}") == 4
+    assert words.count(r"\begin{longtable}") == words.count(r"\end{longtable}") == 5
     # the head of the first page, and that of the others
-    assert words.count(r"\toprule") == 8 and words.count(r"\bottomrule") == 4 and "avg\\_pool" in words
+    assert words.count(r"\toprule") == 10 and words.count(r"\bottomrule") == 5 and "avg\\_pool" in words
     tables = re.findall(r"\\begin\{longtable\}\{@\{\}([^\n]*)@\{\}\}\n(.*?)\\end\{longtable\}", words, re.S)
-    assert len(tables) == 4
+    assert len(tables) == 5
     for kinds, body in tables:
         columns = len(re.sub(r">\{[^}]*\}|\{[^}]*\}", "", kinds))
         rows = [line for line in body.splitlines() if "&" in line]

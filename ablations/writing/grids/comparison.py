@@ -7,7 +7,12 @@ from ablations.claims.statistics import compute_seed_interval
 from ablations.claims.verdicts import Verdict
 from ablations.outcomes import ReportRow, ReportTable
 from ablations.writing.grids.claims_grid import judge_table
-from ablations.writing.grids.number_words import format_interval, format_signed
+from ablations.writing.grids.number_words import (
+    ONE_SEED_MARK,
+    ONE_SEED_NOTE,
+    format_interval,
+    format_signed,
+)
 from ablations.writing.grids.scores_grid import (
     find_efficiency_columns,
     format_overall,
@@ -16,7 +21,6 @@ from ablations.writing.grids.scores_grid import (
 )
 from ablations.writing.grids.word_grid import WordGrid
 
-ONE_SEED_MARK = "*"
 ONE_PICTURE_MARK = "**"
 LABEL_SETTING = "compressor"  # which a row's label says
 
@@ -161,11 +165,7 @@ def list_comparison_notes(table: ReportTable, differences: dict[str, Verdict]) -
             "evaluate.limit, or leave it out."
         )
     if any(pair.squares is None and pair.pictures > 1 for pair in pairs):
-        notes.append(
-            # a colon: with a space the mark would begin a list
-            f"{ONE_SEED_MARK}: one seed in common, an interval over questions alone, which does not know "
-            "what another seed would give."
-        )
+        notes.append(ONE_SEED_NOTE)
     if any(row.uncompressed for row in table.rows):
         notes.append("% of uncompressed: of what compressor=identity scores at the same seeds.")
     partnerless = [row.label for row in table.rows if row.settings and not row.baseline]

@@ -5,6 +5,13 @@ import math
 from ablations.claims.statistics import RowComparison
 from ablations.claims.verdicts import Verdict
 
+ONE_SEED_MARK = "*"
+# a colon: with a space the mark would begin a list
+ONE_SEED_NOTE = (
+    f"{ONE_SEED_MARK}: one seed in common, an interval over questions alone, which does not know what "
+    "another seed would give."
+)
+
 
 def format_amount(number: float) -> str:
     """1234567 -> 1.23 M."""

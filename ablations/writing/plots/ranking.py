@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 
 from ablations.claims.statistics import compute_seed_interval
 from ablations.outcomes import ReportRow, ReportTable
-from ablations.writing.plots.gains import find_usual_module, split_label
+from ablations.writing.grids.gains_grid import find_usual_module, split_label
 from ablations.writing.plots.intervals import REPORT_ROW_INCHES
 from ablations.writing.plots.plotted_rows import LEGEND_STYLE, find_distinct_rows, is_crowded, pick_row_colour
 from experiments.figures.style import BLUE, GREY, ORANGE, POINT_STYLE, escape_dollars, strip_axes

@@ -11,6 +11,7 @@ from matplotlib.text import Text
 
 from ablations.claims.spec import Claim
 from ablations.outcomes import ReportRow, ReportTable
+from ablations.writing.grids import gains_grid
 from ablations.writing.grids.claims_grid import judge_table
 from ablations.writing.plots import curves, family_bars, gains, intervals, pareto, plotted_rows, ranking
 from experiments.figures import labels
@@ -252,20 +253,20 @@ def test_gains_pair_rows_by_name():
         "b+embq": (0.6, 16, 4),
         "c": (0.5, 16, 0),
     }
-    found = {each.claim.text: each for each in gains.judge_gains(table(rows))}
+    found = {each.claim.text: each for each in gains_grid.judge_gains(table(rows))}
     assert list(found) == ["a", "b"]
     assert found["a"].low > 15 and found["b"].low < 0 < found["b"].high
-    assert [gains.is_decided(each) for each in found.values()] == [True, False]
+    assert [gains_grid.is_decided(each) for each in found.values()] == [True, False]
     assert gains.draw_gain(table({"a": (0.5, 16, 0), "a+embq": (0.6, 16, 4)})) is None
-    warmed = gains.judge_gains(table({**rows, "a+embq warmed": (0.9, 16, 4)}))
+    warmed = gains_grid.judge_gains(table({**rows, "a+embq warmed": (0.9, 16, 4)}))
     assert {each.claim.text: each.pairs[0].other for each in warmed}["a warmed"] == "a"
     fused = table({**rows, "a+llava_mini": (0.7, 16, 1)})
-    assert {each.claim.text for each in gains.judge_gains(fused)} == {"a", "b", "a+llava_mini"}
+    assert {each.claim.text for each in gains_grid.judge_gains(fused)} == {"a", "b", "a+llava_mini"}
     assert "EmbQ" not in gains.draw_gain(fused).axes[0].get_title(loc="left")
     assert "EmbQ" in gains.draw_gain(table(rows)).axes[0].get_title(loc="left")
     rates = {"a at 9": (0.4, 9, 0), "a+embq at 9": (0.7, 9, 4), "a, 6 epochs": (0.5, 16, 0)}
     rates["a+embq, 6 epochs"] = (0.9, 16, 4)
-    at_rates = gains.judge_gains(table({**rows, **rates}))
+    at_rates = gains_grid.judge_gains(table({**rows, **rates}))
     assert {each.claim.text: each.pairs[0].other for each in at_rates} == {
         "a": "a",
         "b": "b",
@@ -273,17 +274,17 @@ def test_gains_pair_rows_by_name():
         "a, 6 epochs": "a, 6 epochs",
     }
     longer = {"a+embq warmed, 6 epochs": (0.9, 16, 4), "a+embq warmed, 9 epochs": (0.9, 16, 4)}
-    of_longer = gains.judge_gains(table({**rows, **rates, **longer}))
+    of_longer = gains_grid.judge_gains(table({**rows, **rates, **longer}))
     partners = {each.claim.text: each.pairs[0].other for each in of_longer}
     assert partners["a warmed, 6 epochs"] == "a, 6 epochs"
     assert "a warmed, 9 epochs" not in partners  # "a" has not been trained as long
     # other settings would be part of the gain
     settings = {"a+embq a.rate=9": (0.7, 9, 4), "a.rate=3": (0.5, 16, 0)}
-    assert {each.claim.text for each in gains.judge_gains(table({**rows, **settings}))} == {"a", "b"}
+    assert {each.claim.text for each in gains_grid.judge_gains(table({**rows, **settings}))} == {"a", "b"}
     alone = table(rows)
     for row in alone.rows:
         del row.outcomes[1]
-    assert not any(map(gains.is_decided, gains.judge_gains(alone))) and gains.draw_gain(alone)
+    assert not any(map(gains_grid.is_decided, gains_grid.judge_gains(alone))) and gains.draw_gain(alone)
 
 
 def test_a_gain_has_the_interval_that_its_claim_has():
@@ -292,9 +293,34 @@ def test_a_gain_has_the_interval_that_its_claim_has():
     pairs = [("a+embq", "a"), ("c", "b"), ("d", "e")]
     made = replace(made, claims=tuple(Claim(row, "", "better", ((row, other),)) for row, other in pairs))
     claimed = judge_table(made, made.claims)[0]
-    gain = gains.judge_gains(made)[0]
+    gain = gains_grid.judge_gains(made)[0]
     assert claimed.pairs[0].prior is not None
     assert gain.pairs == claimed.pairs and (gain.low, gain.high) == (claimed.low, claimed.high)
+
+
+def test_gains_are_written_at_the_seeds_that_both_rows_have():
+    rows = {"a": (0.4, 16, 0), "a+embq": (0.6, 16, 4), "b": (0.5, 16, 0), "b+embq": (0.6, 16, 4)}
+    made = table(rows)
+    a, with_queries, b, _ = made.rows
+    a.outcomes[2] = np.ones(400)  # no such seed of the other row
+    a.block = with_queries.block = "16 tokens"
+    del b.outcomes[1]
+    grid = gains_grid.make_gains_grid(made)
+    assert grid.title == "Table x: what EmbQ adds"
+    assert grid.header[-2:] == ["presence", "reading"]
+    (block, first), (_, second) = grid.lines
+    assert (block, first[0], first[1]) == ("16 tokens", "a", "2")
+    without = np.mean([a.outcomes[seed].mean() for seed in range(2)])
+    gained = np.mean([row.mean() for row in with_queries.outcomes.values()]) - without
+    assert first[2] == f"{100 * without:.1f}"
+    assert first[4] == f"{100 * gained:+.1f}"
+    assert second[1] == "1" and second[5].endswith("*")
+    reading = made.families == "reading"
+    read = with_queries.outcomes[0][reading].mean() + with_queries.outcomes[1][reading].mean()
+    read -= a.outcomes[0][reading].mean() + a.outcomes[1][reading].mean()
+    assert first[-1] == f"{50 * read:+.1f}"
+    assert any(note.startswith("*: one seed in common") for note in grid.notes)
+    assert gains_grid.make_gains_grid(table({"a": (0.5, 16, 0)})) is None
 
 
 def test_families_need_several():
