@@ -68,6 +68,10 @@ class QuestionScorer:
     def check_questions(self, questions: Sequence[Sample]) -> None:
         """UsageError for a family that no question has, and for a truth that a metric cannot read."""
         self.check_families({question.name_family() for question in questions})
+        self.check_truths(questions)
+
+    def check_truths(self, questions: Sequence[Sample]) -> None:
+        """UsageError for a truth that its metric cannot read or score."""
         tried_families = set()
         for question in questions:
             self.read_truth(question)

@@ -1,5 +1,6 @@
 """What can be known of a cell before any of its stages begins: no weights are read."""
 
+from dataclasses import replace
 from importlib.util import find_spec
 
 import torch
@@ -43,18 +44,25 @@ def check_metric(config: Config) -> None:
     scorer = QuestionScorer(config.evaluate.metric, collect_metric_options(config))
     if asks_judge(config):
         check_judge(config.judge)
-    if all(map(roles.is_file_entry, config.data.test)):
-        scorer.check_questions(roles.load_questions(config, {}, check_images=False))
-    elif not any(map(roles.is_file_entry, config.data.test)) and config.data.dataset is not None:
-        families = datasets.get(config.data.dataset).families
-        if families:
-            scorer.check_families(families)
-    is_scored = config.validate.score_every is not None
-    if is_scored and all(map(roles.is_file_entry, config.data.validation)):
-        samples = roles.load_role_samples(config, {}, "validation", check_images=False)
+    files = config.data
+    for role in ("test", "validation"):
+        entries = [entry for entry in getattr(files, role) if roles.is_file_entry(entry)]
+        files = replace(files, **{role: entries})
+    in_files = replace(config, data=files)
+    if config.validate.score_every is not None:
+        samples = roles.load_role_samples(in_files, {}, "validation", check_images=False)
         # not all families of a mapping need be in it
         for question in llava.split_questions(samples):
             scorer.read_truth(question)
+    questions = roles.load_questions(in_files, {}, check_images=False)
+    scorer.check_truths(questions)
+    families = {question.name_family() for question in questions}
+    if len(files.test) < len(config.data.test) and config.data.dataset is not None:
+        split_families = datasets.get(config.data.dataset).families
+        if not split_families:  # known once they are written: the evaluation looks again
+            return
+        families.update(split_families)
+    scorer.check_families(families)
 
 
 def check_training_needs(config: Config) -> None:

@@ -241,3 +241,24 @@ def test_a_mapping_may_name_a_family_that_is_in_none_of_the_first_questions(tmp_
     check_metric(make_cell_config("compressor=sap", *settings, "evaluate.metric={counting: relaxed}"))
     with pytest.raises(UsageError, match="no question is of the family 'countin'"):
         check_metric(make_cell_config("compressor=sap", *settings, "evaluate.metric={countin: relaxed}"))
+
+
+def test_files_beside_a_split_are_looked_at_before_training(tmp_path):
+    turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "none of them"}]
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([{"id": "7", "families": ["charts"], "conversations": turns}]))
+    for settings in (
+        [f"data.test=[test,{path}]", "evaluate.metric={charts: choice}"],
+        [
+            "data.test=[test]",
+            f"data.validation=[tune,{path}]",
+            "validate.score_every=5",
+            "evaluate.metric=choice",
+        ],
+    ):
+        with pytest.raises(UsageError, match="question 7#0"):
+            check_metric(make_cell_config("compressor=sap", *settings))
+    mixed = ["compressor=sap", f"data.test=[test,{path}]"]
+    check_metric(make_cell_config(*mixed, "evaluate.metric={charts: anls, reading: anls}"))
+    with pytest.raises(UsageError, match="no question is of the family 'chart'; did you mean 'charts'"):
+        check_metric(make_cell_config(*mixed, "evaluate.metric={chart: anls}"))
