@@ -299,4 +299,10 @@ class Registry:
         part_class = self.get(name)
         checked = self.check(name, **knobs)
         with naming_part(self.kind, name, part_class):
-            return part_class(**context, **checked)
+            try:
+                return part_class(**context, **checked)
+            except UsageError as error:
+                refused_knob, _, _ = str(error).partition("=")
+                if refused_knob not in self.knobs(name):
+                    raise
+                raise type(error)(f"{name}.{error}") from error  # as the command line calls it
