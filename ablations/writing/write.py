@@ -8,7 +8,7 @@ report.json  outcomes/table*.npz          what it can be made from again (report
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -225,7 +225,7 @@ def render_markdown_report(
     all_grids: Iterable[WordGrid],
     summary: Sequence[str],
     notes: Sequence[str],
-    plot_names: Iterable[str],
+    plot_names: Collection[str],
 ) -> str:
     """The whole report in Markdown; pictures lie beside it."""
     if report.maps:
@@ -237,7 +237,8 @@ def render_markdown_report(
     if summary[2:]:
         parts += [*summary[2:], ""]
     parts += map(markdown.render_markdown_table, all_grids)
-    parts.append("## Plots\n")
+    if plot_names or report.maps:
+        parts.append("## Plots\n")
     captions = caption_plots(report)
     for name in plot_names:
         parts.append(f"![{name}]({PLOTS_FOLDER}/{name}.svg)\n\n{escape_markdown(captions[name])}\n")

@@ -101,7 +101,9 @@ class OptimisationSettings:
     batch_size: int = setting(32, "rows of one optimiser step, over all devices and pieces", low=1)
     accumulate: int = setting(1, "how many pieces a step is computed in", low=1)
     epochs: int = setting(1, "passes over the data; a stream has max_steps alone", low=1)
-    max_steps: int | None = setting(None, "stop after so many optimiser steps", low=1)
+    max_steps: int | None = setting(
+        None, "stop after so many optimiser steps, or when epochs are over", low=1
+    )
     warmup: float = setting(0.03, "share of the steps that warms up", low=0, below=1)
     weight_decay: float = setting(0.0, "AdamW's", low=0)
     clip: float = setting(1.0, "gradient norm limit, 0: none", low=0)

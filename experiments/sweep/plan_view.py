@@ -246,8 +246,10 @@ def format_estimate(seconds: float | None) -> str:
 
 def format_seconds(seconds: float) -> str:
     """12 s, 3:25 min, 7.4 h."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds // 60:.0f}:{seconds % 60:02.0f} min"
+    whole_seconds = round(seconds)
+    if whole_seconds < 100:
+        return f"{whole_seconds} s"
+    if whole_seconds < 5400:
+        minutes, rest = divmod(whole_seconds, 60)
+        return f"{minutes}:{rest:02d} min"
     return f"{seconds / 3600:.1f} h"

@@ -1,6 +1,7 @@
 """Tables of rows that are compared: with a baseline and the uncompressed model, by family, by settings."""
 
 from collections.abc import Sequence
+from shlex import quote
 
 from ablations.claims.spec import Claim
 from ablations.claims.statistics import compute_seed_interval
@@ -18,6 +19,8 @@ from ablations.writing.grids.scores_grid import (
     format_overall,
     list_table_notes,
     make_chance_line,
+    mark_label,
+    name_state,
 )
 from ablations.writing.grids.word_grid import WordGrid
 
@@ -40,7 +43,7 @@ def make_comparison_grid(table: ReportTable, title: str) -> WordGrid:
         label, seeds, overall, *_ = make_chance_line(table, [])
         lines.append(("", [label, seeds, overall, *blank, *[""] * len(columns)]))
     for row in table.rows:
-        words = [row.label, str(len(row.outcomes) or ""), "missing"]
+        words = [mark_label(row), str(len(row.outcomes) or ""), name_state(row)]
         if row.outcomes:
             words[2] = format_overall(table, row)
         words += format_difference(row, differences.get(row.label))
@@ -111,6 +114,8 @@ def format_difference(row: ReportRow, difference: Verdict | None) -> list[str]:
     pair = difference.pairs[0]
     if pair.pictures < 2:  # nothing is known of another picture, nor of another question
         words[1] = ONE_PICTURE_MARK
+    elif pair.low == pair.high:  # which is no interval
+        words[1] = "no question differs" if pair.low == 0 else ""
     elif pair.squares is None:
         words[1] += ONE_SEED_MARK
     return words
@@ -131,12 +136,13 @@ def format_uncompressed_share(table: ReportTable, row: ReportRow) -> str:
 def find_best(
     table: ReportTable, lines: Sequence[tuple[str, list[str]]], columns: Sequence[int]
 ) -> set[tuple[int, int]]:
-    """(line, column) of the highest numbers, as printed, among rows that compress; none with a single one."""
+    """(line, column) of the highest numbers, as printed, among rows that compress; none with a single one,
+    or where all are equal."""
     compressing = set()
     for row in table.rows:
         # a blind row has neither settings nor a baseline
         if row.uncompressed != row.label and (row.settings or row.baseline):
-            compressing.add(row.label)
+            compressing.add(mark_label(row))
     numbers = [number for number, (_, words) in enumerate(lines) if words[0] in compressing]
     best: set[tuple[int, int]] = set()
     if len(numbers) < 2:
@@ -146,6 +152,8 @@ def find_best(
         for number in numbers:
             values[number] = float(lines[number][1][column].partition(" ")[0])
         highest = max(values.values())
+        if highest == min(values.values()):
+            continue
         for number, value in values.items():
             if value == highest:
                 best.add((number, column))
@@ -158,6 +166,12 @@ def list_comparison_notes(table: ReportTable, differences: dict[str, Verdict]) -
         f"Differences to {table.baseline} in points, at the seeds that both rows have; baseline=ROW compares "
         "with another. Bold: the best of the rows that compress."
     ]
+    own_baselines = [row.label for row in table.rows if row.outcomes and row.baseline == row.label]
+    if len(own_baselines) > 1:
+        notes.append(
+            f"{len(own_baselines)} baselines: a row is compared with the one that has its other settings; "
+            f"{quote(f'baseline={own_baselines[0]}')} compares all with one."
+        )
     pairs = [difference.pairs[0] for difference in differences.values()]
     if any(pair.pictures < 2 for pair in pairs):
         notes.append(

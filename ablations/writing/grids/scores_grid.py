@@ -90,20 +90,30 @@ def make_chance_line(table: ReportTable, columns: Sequence[EfficiencyColumn]) ->
 
 def make_scores_line(table: ReportTable, row: ReportRow, columns: Sequence[EfficiencyColumn]) -> list[str]:
     """A row's label, seeds, accuracies and costs."""
-    label = row.label
-    if row.ours:
-        label += OURS_MARK
-    if row.absent:
-        label += ABSENT_MARK
+    label = mark_label(row)
     if row.outcomes:
         words = [label, str(len(row.outcomes)), format_overall(table, row)]
         for family in table.family_names:
             mean, _ = compute_seed_interval(table.compute_accuracies(row, family))
             words.append(f"{mean:.1f}")
     else:
-        state = "cannot be" if row.absent else "missing"
-        words = [label, "", state] + [""] * len(table.family_names)
+        words = [label, "", name_state(row)] + [""] * len(table.family_names)
     return words + [column.spell(row) for column in columns]
+
+
+def mark_label(row: ReportRow) -> str:
+    """A row's label with the marks of the notes below the table."""
+    label = row.label
+    if row.ours:
+        label += OURS_MARK
+    if row.absent:
+        label += ABSENT_MARK
+    return label
+
+
+def name_state(row: ReportRow) -> str:
+    """What stands in place of the scores that a row does not have."""
+    return "cannot be" if row.absent else "missing"
 
 
 def format_overall(table: ReportTable, row: ReportRow) -> str:

@@ -16,7 +16,13 @@ from ablations.claims.statistics import compute_seed_interval
 from ablations.outcomes import ReportRow, ReportTable
 from ablations.writing.grids.gains_grid import find_usual_module, split_label
 from ablations.writing.plots.intervals import REPORT_ROW_INCHES
-from ablations.writing.plots.plotted_rows import LEGEND_STYLE, find_distinct_rows, is_crowded, pick_row_colour
+from ablations.writing.plots.plotted_rows import (
+    LEGEND_STYLE,
+    count_row_tokens,
+    find_distinct_rows,
+    is_crowded,
+    pick_row_colour,
+)
 from experiments.figures.style import BLUE, GREY, ORANGE, POINT_STYLE, escape_dollars, strip_axes
 
 COLOUR_LABELS = {BLUE: "without query tokens", ORANGE: "with", GREY: "no image"}
@@ -49,9 +55,16 @@ def group_by_compressor(table: ReportTable) -> dict[str, list[ReportRow]]:
     return {compressor: groups[compressor] for compressor in ranking}
 
 
+def is_shown_nowhere(table: ReportTable) -> bool:
+    """Whether rows have neither families of questions nor numbers of tokens that a plot could show."""
+    rows = find_distinct_rows(table)
+    return len(rows) > 1 and not table.family_names and len(set(map(count_row_tokens, rows))) == 1
+
+
 def draw_ranking(table: ReportTable) -> Figure | None:
-    """A line a compressor, the best first, without and with the query module. None where `pareto` is."""
-    if not is_crowded(table):
+    """A line a compressor, the best first, without and with the query module. None where another plot shows
+    the rows."""
+    if not (is_crowded(table) or is_shown_nowhere(table)):
         return None
     groups = group_by_compressor(table)
     height = 1.3 + REPORT_ROW_INCHES * len(groups)

@@ -147,6 +147,12 @@ class StepProgress(Callback):
         assert isinstance(module, SlothModule)  # what `fit_module` trains
         self.last_step = trainer.global_step
         self.report.announce_steps(module.steps, done=self.last_step)
+        wanted = module.optimisation.max_steps or 0
+        if module.steps < wanted:
+            self.report.write_note(
+                f"max_steps={wanted}: the data are over after step {module.steps} "
+                f"(epochs={module.optimisation.epochs})"
+            )
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: object) -> None:
         if trainer.global_step == self.last_step:

@@ -6,6 +6,7 @@ import pytest
 from ablations.claims.spec import Claim
 from ablations.outcomes import Report, ReportRow, ReportTable
 from ablations.writing import write
+from ablations.writing.grids import comparison
 from ablations.writing.grids.claims_grid import make_claims_grid
 from ablations.writing.grids.number_words import format_amount, format_range, format_signed
 
@@ -68,3 +69,50 @@ def test_an_interval_says_on_which_side_of_zero_it_ends():
     assert format_range(-0.006, 4.95) == "-0.0 to +5.0"
     assert format_range(0.006, 4.95) == "+0.0 to +5.0"
     assert format_signed(-0.006) == "+0.0"  # a difference that rounds to nothing is none
+
+
+def make_compared(rates: dict[str, float], **baselines: str) -> ReportTable:
+    """A table of rows with one seed, compared with `a` or with what `baselines` says."""
+    rows = []
+    for number, (label, rate) in enumerate(rates.items()):
+        right = np.random.default_rng(number).random(100) < rate
+        row = ReportRow("", label, outcomes={0: right}, settings={"compressor": label})
+        row.baseline = baselines.get(label, "a")
+        row.efficiency = {"visual_tokens": 16}
+        rows.append(row)
+    ids = np.array([f"{number}#0" for number in range(100)])
+    chance = {"overall": 0.2, "families": {"all": 0.2}}
+    return ReportTable(
+        "x", "Mine", "", (), rows, ids, np.full(100, "all"), np.arange(100), chance, baseline="a"
+    )
+
+
+def test_a_comparison_tells_what_is_no_number():
+    table = make_compared({"a": 0.5, "b": 0.7, "same": 0.5})
+    table.rows[2].outcomes = table.rows[0].outcomes
+    table.rows.append(ReportRow("", "cdpruner", absent="the tower has no text encoder"))
+    grid = comparison.make_comparison_grid(table, "")
+    lines = {words[0]: words for _, words in grid.lines}
+    assert lines["same"][3:5] == ["+0.0", "no question differs"]
+    assert lines["b"][4].endswith("*")
+    assert lines["cdpruner‡"][2] == "cannot be"
+    assert "‡ cdpruner: the tower has no text encoder." in grid.notes
+    assert len(grid.bold) == 1
+    for row in table.rows[:3]:
+        row.outcomes = table.rows[0].outcomes
+    assert not comparison.make_comparison_grid(table, "").bold  # none is better than another
+
+
+def test_several_baselines_are_told():
+    table = make_compared({"a lr=1": 0.5, "a lr=2": 0.7}, **{"a lr=1": "a lr=1", "a lr=2": "a lr=2"})
+    notes = comparison.make_comparison_grid(table, "").notes
+    assert any("2 baselines" in note and "'baseline=a lr=1' compares all with one" in note for note in notes)
+    notes = comparison.make_comparison_grid(make_compared({"a": 0.5, "b": 0.7}), "").notes
+    assert not any("baselines" in note for note in notes)
+
+
+def test_rows_without_families_and_of_one_cost_are_ranked():
+    table = make_compared({"a": 0.5, "b": 0.7})
+    assert list(write.draw_plots(Report([table], {}), {"x": []})) == ["tablex-ranking"]
+    table.rows[1].efficiency = {"visual_tokens": 4}
+    assert list(write.draw_plots(Report([table], {}), {"x": []})) == ["tablex-pareto"]

@@ -314,3 +314,19 @@ def test_auto_precision_is_of_the_device_that_trains(monkeypatch, accelerator, h
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
     assert resolve_precision(TrainerSettings(accelerator=accelerator)) == expected
     assert resolve_precision(TrainerSettings(accelerator=accelerator, precision="16-mixed")) == "16-mixed"
+
+
+def test_a_stage_whose_data_are_over_before_max_steps_says_so(stages, tmp_path):
+    class Notes(Reporter):
+        def write_note(self, text):
+            notes.append(text)
+
+    for epochs, told in ((1, True), (50, False)):
+        notes = []
+        config = make_config(50)
+        config.pretrain.epochs, config.pretrain.max_steps = epochs, 3
+        config.pretrain.batch_size = len(stages.roles.load_role_files()[0])
+        out = tmp_path / str(epochs)
+        out.mkdir()
+        stages.pretrain(config, {}, out, Notes())
+        assert ("max_steps=3: the data are over after step 1 (epochs=1)" in notes) == told, notes

@@ -10,7 +10,7 @@ from fakes import FakeRunner
 from compressors.key_value import parse_settings
 from experiments.sweep import __main__ as sweep
 from experiments.sweep import comparison, side_by_side
-from experiments.sweep.plan_view import make_plan
+from experiments.sweep.plan_view import format_seconds, make_plan
 from experiments.sweep.request import read_request
 from experiments.sweep.run import open_store, run_here
 from experiments.sweep.units import WorkUnit
@@ -133,3 +133,18 @@ def test_the_command_starts_them_and_says_so(tmp_path, machine, capsys):
     assert {"sap_seed=0", "sap_seed=3"} <= logs
     assert sweep.main(command, FakeRunner(log), lambda _: None) == 0  # nothing is left: no workers
     assert "at once" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (12.4, "12 s"),
+        (99.4, "99 s"),
+        (99.7, "1:40 min"),
+        (119.7, "2:00 min"),
+        (779.8, "13:00 min"),
+        (5399.7, "1.5 h"),
+    ],
+)
+def test_durations_are_rounded_before_they_are_divided(seconds, words):
+    assert format_seconds(seconds) == words
