@@ -40,10 +40,11 @@ def check_spelling(compressor: str, knobs: Mapping[str, Any], query_module: str 
     if query_module is None:
         return
     own_knobs = compressors.knobs(compressor)
-    for knob, value in knobs.items():
-        if knob not in own_knobs and knob in query_modules.knobs(query_module):
+    for typed, value in knobs.items():
+        knob = typed.removeprefix(f"{query_module}.")  # as sweeps spell it
+        if typed not in own_knobs and knob in query_modules.knobs(query_module):
             raise UsageError(
-                f"{knob}={value}: a knob of {query_module}, not of {compressor}; give it in "
+                f"{typed}={value}: a knob of {query_module}, not of {compressor}; give it in "
                 f"query_knobs={{'{knob}': {value!r}}}"
             )
 
@@ -55,7 +56,10 @@ def create_query_module(
     LLM whose embeddings are already those of another model's query tokens: ids do not tell whose they are."""
     if name is not None:
         sizes = {**llm_sizes(model.config), "vision_dim": vision_dim}
-        queries = query_modules.create(name, **sizes, **knobs)
+        try:
+            queries = query_modules.create(name, **sizes, **knobs)
+        except UsageError as error:
+            raise UsageError(f"query_knobs={knobs}: {error}") from error
         if is_wrapped(model.get_input_embeddings(), "forward"):
             raise UsageError(
                 f"query_module={name}: the language model is also that of another model, which has a query "

@@ -307,6 +307,14 @@ def test_wrong_count_names_both_numbers(family):
             {"compressor": "sap", "query_module": "embq", "num_queries": 4},
             r"num_queries=4: a knob of embq, .* give it in query_knobs=\{'num_queries': 4\}$",
         ),
+        (
+            {"compressor": "sap", "query_module": "embq", "embq.at": 1},
+            r"embq.at=1: a knob of embq, .* give it in query_knobs=\{'at': 1\}$",
+        ),
+        (
+            {"compressor": "sap", "query_module": "embq", "query_knobs": {"at": 9}},
+            r"^query_knobs=\{'at': 9\}: embq.at=9: the LLM has decoder layers 1 to 3",
+        ),
         ({"compressor": torch.nn.Linear}, "compressor=<class .*: give its name as text"),
         ({"compressor": "sap", "new_projector": torch.nn.Linear}, "projector=<class .* name as text"),
         ({"compressor": "sap", "query_module": torch.nn.Linear}, "query module=<class .* name as text"),
