@@ -5,8 +5,8 @@ positions (time, row, column) follow the grid of an image. Where other tokens st
 image, such as the ends of a picture's rows, or images of own sizes have positions of text, it is refused.
 """
 
+import inspect
 from collections.abc import Callable
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -79,31 +79,24 @@ class PositionKeeper:
         return {**inputs, "position_ids": positions + images * self.left_out}
 
 
-# of the forward that runs, where it asks for positions itself: of one keeper, in one of several threads
-ASKED_PATCHES: ContextVar["tuple[GridPositionKeeper, KeptPatches] | None"] = ContextVar(
-    "slothkit_asked_patches", default=None
-)
-
-
 @dataclass
 class GridPositionKeeper:
     """Positions (time, row, column) of one model: those of the sequence that has all patches.
 
-    They are asked for before images are encoded, too, as `generate` does: tokens then stand at the first
-    patches of their image or frame, and the forward that has encoded it puts them right."""
+    `get_rope_index` puts tokens at the first patches of their image or frame, as `generate` asks it before
+    images are encoded; the forward that has encoded them puts that right."""
 
+    base: PreTrainedModel
     compressor: Compressor
     merge: int  # patches of a side that are one position to the model
 
     def keep_positions(self, kwargs: Kwargs, is_visual: Tensor, kept: KeptPatches | None) -> None:
-        """As `PositionKeeper`'s; without `position_ids` the model asks for them."""
-        ASKED_PATCHES.set(None)
-        positions = kwargs.get("position_ids")
+        """As `PositionKeeper`'s."""
         if kept is None:
             return
+        positions = kwargs.get("position_ids")
         if positions is None:
-            ASKED_PATCHES.set((self, kept))
-            return
+            positions = self._compute_positions(kwargs)
         starts, offsets = locate_on_grids(kept)
         beams = count_beams(is_visual, len(starts))
         rows, columns = is_visual[::beams].nonzero(as_tuple=True)  # of all visual tokens
@@ -112,6 +105,27 @@ class GridPositionKeeper:
         begins = own[-3:, rows[first_of_image], columns[first_of_image]]  # (3, visual tokens)
         own[-3:, rows, columns] = begins + offsets.to(begins)
         kwargs["position_ids"] = own.repeat_interleave(beams, 1)
+
+    def _compute_positions(self, kwargs: Kwargs) -> Tensor:
+        """The positions (3, B, T) that the model's forward computes where it gets none. UsageError where it
+        would count visual tokens as text: they then stand on no grid."""
+        if kwargs.get("mm_token_type_ids") is None:
+            raise UsageError(
+                "positions=keep: images came without mm_token_type_ids; give all that the processor makes, "
+                "through the collator too"
+            )
+        cache = read_cache(kwargs)
+        if cache is not None and cache.get_seq_length():
+            raise UsageError(
+                "positions=keep: images behind a KV cache need `position_ids`; give the whole conversation "
+                "without a cache"
+            )
+        # which grids it takes, and what it calls the cache, is each family's and version's own
+        compute: Any = self.base.compute_3d_position_ids
+        arguments = dict.fromkeys(inspect.signature(compute).parameters)
+        arguments.update((name, value) for name, value in kwargs.items() if name in arguments)
+        positions: Tensor = compute(**arguments)
+        return positions
 
     def index_positions(
         self,
@@ -150,14 +164,9 @@ class GridPositionKeeper:
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Rows with a token for every patch: of each the tokens that its own are copies of, and where in it
         each of the row's tokens is. `sizes` of images and of frames, by the types of their tokens."""
-        owner, kept = ASKED_PATCHES.get() or (None, None)
-        ASKED_PATCHES.set(None)
-        if owner is not self:
-            kept = None
         sources: list[Tensor] = []
         targets: list[Tensor] = []
         unread = {kind: iter(sizes_of_kind) for kind, sizes_of_kind in sizes.items()}
-        number = 0  # of images and frames, in the order of the batch
         for row_types in types:
             source: list[int] = []
             target: list[int] = []
@@ -168,12 +177,9 @@ class GridPositionKeeper:
                     source.append(column)
                     continue
                 height, width = next(unread[row_types[column]])
-                places = list(range(self.compressor.num_tokens(height, width)))
-                if kept is not None:
-                    places = kept.places[number].tolist()
-                target += [len(source) + place for place in places]
+                first = len(source)
+                target += range(first, first + self.compressor.num_tokens(height, width))
                 source += [column] * (height * width)
-                number += 1
             sources.append(torch.tensor(source))
             targets.append(torch.tensor(target))
         return sources, targets
@@ -235,7 +241,7 @@ def make_position_keeper(
     kind = base.config.model_type
     refusal = f"compressor '{name}': positions=keep: in models of type '{kind}'"
     if family.rope:
-        return GridPositionKeeper(part, read_merge_size(base))
+        return GridPositionKeeper(base, part, read_merge_size(base))
     if family.processor in RAGGED:
         raise UsageError(
             f"{refusal} an image has a patch grid of its own, and positions are those of text; take "

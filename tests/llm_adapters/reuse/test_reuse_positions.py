@@ -169,6 +169,33 @@ def test_threads_keep_patches_of_their_own(family):
     assert not interrupting
 
 
+@pytest.mark.parametrize("family", family_params("qwen2_5_vl", "glm4v"))
+def test_images_without_types_of_tokens_are_refused(family):
+    """The model would count its visual tokens as text; what it has refused does not reach the next prompt."""
+    model, processor = make_model(family), make_processor(family)
+    reuse.attach(model, processor, "divprune", tokens=4, positions="keep")
+    batch = inputs(processor, [(prompt(family, "And that?"), [picture(5, 40, 24)])])
+    options = {"max_new_tokens": 3, "do_sample": False, "output_logits": True}
+    expected = model.generate(**batch, **options, return_dict_in_generate=True).logits
+    other = inputs(processor, [(prompt(family), [picture(3)])])
+    del other["mm_token_type_ids"]
+    with pytest.raises(UsageError, match=r"\A(?!.*\n)positions=keep: .*mm_token_type_ids"):
+        model(**other)
+    found = model.generate(**batch, **options, return_dict_in_generate=True).logits
+    assert torch.equal(torch.stack(found), torch.stack(expected))
+
+
+def test_images_behind_a_cache_need_positions():
+    """The model would count on from the words behind the cache."""
+    model, processor = make_model("qwen2_5_vl"), make_processor("qwen2_5_vl")
+    reuse.attach(model, processor, "divprune", tokens=4, positions="keep")
+    batch = inputs(processor, [(prompt("qwen2_5_vl"), [picture(1)])])
+    cache = read_cache(model(**batch, use_cache=True))
+    del batch["attention_mask"]
+    with pytest.raises(UsageError, match=r"\A(?!.*\n)positions=keep: images behind a KV cache"):
+        model(**batch, **{CACHE: cache})
+
+
 def test_a_prompt_in_pieces_is_refused():
     model, processor = make_model("llava"), make_processor("llava")
     reuse.attach(model, processor, **KEEP)
