@@ -9,7 +9,7 @@ from safetensors import safe_open
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from compressors.errors import UsageError
-from compressors.reading import read_json_file
+from compressors.reading import read_json_file, read_json_object
 from connectors.hub import find_folder, is_hub_id
 from connectors.pretrained import load_pretrained, silence_transformers
 from llm_adapters.conversation import QUERY, QUESTION
@@ -70,16 +70,30 @@ def load_processor(folder: Path, record: dict[str, Any]) -> Any:
     return processor
 
 
-def read_saved_parts(folder: Path) -> dict[str, torch.Tensor]:
-    """The attached parts' tensors."""
+def read_saved_parts(folder: Path, variant: str | None) -> dict[str, torch.Tensor]:
+    """The attached parts' tensors, of the files that `from_pretrained(variant=...)` reads."""
     prefix = f"{PARTS_ATTRIBUTE}."
     parts: dict[str, torch.Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in _list_weight_files(folder, variant):
         with safe_open(file, "pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118  it is no mapping
                 if key.startswith(prefix):
                     parts[key.removeprefix(prefix)] = tensors.get_tensor(key)
     return parts
+
+
+def _list_weight_files(folder: Path, variant: str | None) -> list[Path]:
+    """The safetensors files of a variant of a model's weights: other variants, and shards of an earlier save,
+    may lie beside them. None where they are of another format."""
+    suffix = f".{variant}" if variant is not None else ""
+    whole = folder / f"model{suffix}.safetensors"
+    if whole.is_file():
+        return [whole]
+    index = folder / f"model.safetensors.index{suffix}.json"
+    if not index.is_file():
+        return []
+    names = set(read_json_object(index)["weight_map"].values())
+    return [folder / name for name in sorted(names)]
 
 
 def find_given_folder(source: str | Path, revision: str | None, **options: Any) -> Path:

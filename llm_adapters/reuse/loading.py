@@ -54,14 +54,16 @@ def load(
     model, record = load_plain_model(folder, **kwargs)
     processor = load_processor(folder, record)
     _attach_record(model, processor, record, text_encoder)
-    _load_weights(model, folder)
+    _load_weights(model, folder, kwargs)
     return model, processor
 
 
-def _load_weights(model: PreTrainedModel, folder: Path) -> None:
-    """The weights of what is attached to a model, from its folder. UsageError for those of other parts."""
+def _load_weights(model: PreTrainedModel, folder: Path, kwargs: dict[str, Any]) -> None:
+    """The weights of what is attached to a model, from its folder. `kwargs`: as in `load`. UsageError for
+    those of other parts."""
+    saved_parts = read_saved_parts(folder, kwargs.get("variant"))
     try:
-        getattr(model, PARTS_ATTRIBUTE).load_state_dict(read_saved_parts(folder))
+        getattr(model, PARTS_ATTRIBUTE).load_state_dict(saved_parts)
     except RuntimeError as error:
         faults = " ".join(str(error).split())
         raise UsageError(
@@ -115,7 +117,7 @@ def _load_adapter(
     differences = list_differences(record, base_record) if base_record else []
     _attach_record(model, processor, record, text_encoder)
     if base_record and not differences:
-        _load_weights(model, base_folder)
+        _load_weights(model, base_folder, kwargs)
     else:
         _check_weights(folder, model, adapter, differences)
     return PeftModel.from_pretrained(model, str(folder)), processor

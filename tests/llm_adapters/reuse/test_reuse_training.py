@@ -73,6 +73,26 @@ def test_an_attached_model_is_saved_and_loaded(family, shard, tmp_path):
         assert_same(family, loaded(**unmarked).logits, plain(**unmarked).logits)
 
 
+@pytest.mark.parametrize("shard", ["1GB", "20KB"])
+def test_a_variant_has_parts_of_its_own(shard, tmp_path):
+    """Beside it in the folder are the weights without a variant, and those of another."""
+    model, processor = attached("llava")
+    processor.save_pretrained(tmp_path)
+    batch = inputs(processor, two_rows("llava", marked=True))
+    expected = {}
+    for seed, variant in enumerate((None, "ema", "old")):
+        torch.manual_seed(seed)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter.data, std=0.3)
+        model.save_pretrained(tmp_path, variant=variant, max_shard_size=shard)
+        with torch.no_grad():
+            expected[variant] = model(**batch).logits
+    for variant, logits in expected.items():
+        loaded, _ = reuse.load(tmp_path, variant=variant)
+        with torch.no_grad():
+            assert torch.equal(loaded.eval()(**batch).logits, logits)
+
+
 @over_families
 def test_lora_beside_the_attached_parts(family, tmp_path):
     model, processor = attached(family)
