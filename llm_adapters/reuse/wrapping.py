@@ -98,13 +98,20 @@ class Wrapping:
         self.handles = []
 
     def _unwrap_method(self, module: nn.Module, name: str) -> None:
-        """An attribute of a module as it was."""
+        """An attribute of a module without what is of this wrapping, perhaps twice. Another model's may be
+        around it, where both have the module."""
+        outer: WrappedMethod | None = None
         method = vars(module)[name]
-        while isinstance(method, WrappedMethod) and method.key == self.key:  # perhaps twice
+        while isinstance(method, WrappedMethod):
+            if method.key != self.key:
+                outer = method
+            elif outer is not None:
+                outer.original = method.original
+            else:
+                delattr(module, name)
+                if getattr(module, name, None) != method.original:  # most have it from their class
+                    setattr(module, name, method.original)
             method = method.original
-            delattr(module, name)
-            if getattr(module, name, None) != method:  # most have it from their class
-                setattr(module, name, method)
 
 
 def find_own_name(owner: object, name: str) -> str:

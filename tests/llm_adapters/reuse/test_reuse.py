@@ -352,6 +352,29 @@ def test_models_around_one_language_model():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["first", "last"])
+def test_models_around_one_tower_are_detached_in_any_order(order):
+    """Nothing of either stays at the tower and the projector that both have."""
+    models = [make_model("llava"), make_model("llava", 1)]
+    models[1].model.vision_tower = models[0].model.vision_tower
+    models[1].model.multi_modal_projector = models[0].model.multi_modal_projector
+    processors = [make_processor("llava"), make_processor("llava")]
+    plain = inputs(processors[0], two_rows("llava"))
+    expected = [model(**plain).logits for model in models]
+    for number, tokens in enumerate((4, 6)):
+        reuse.attach(models[number], processors[number], "divprune", tokens=tokens)
+    last = order[1]
+    batch = inputs(processors[last], two_rows("llava"))
+    compressed = models[last](**batch).logits
+    reuse.detach(models[order[0]], processors[order[0]])
+    assert torch.equal(models[last](**batch).logits, compressed)
+    reuse.detach(models[last], processors[last])
+    for model, logits in zip(models, expected):
+        assert torch.equal(model(**plain).logits, logits)
+    assert "forward" not in vars(models[0].model.multi_modal_projector)
+
+
+@torch.no_grad()
 def test_a_query_module_acts_for_its_own_model_alone():
     model, _ = attached("llava")
     other, processor = attached("llava", 1)
