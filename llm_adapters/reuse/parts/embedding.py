@@ -4,7 +4,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from transformers import (
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
+    LogitsProcessor,
+    LogitsProcessorList,
+)
+from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
 from connectors.query_module import QueryModule
 from connectors.versions import read_cache
@@ -14,6 +22,38 @@ from llm_adapters.kept_turns import GUESSED, check_turn
 from llm_adapters.reuse.families import ModelFamily
 from llm_adapters.reuse.parts.markers import Markers
 from llm_adapters.reuse.wrapping import Args, HookResult, Kwargs, Wrapping, bind_arguments
+
+# of `generate`'s: they look for all tokens of the prompt among the scores of words
+PROMPT_PROCESSORS = (EncoderRepetitionPenaltyLogitsProcessor, EncoderNoRepeatNGramLogitsProcessor)
+
+
+def pad_scores(scores: Tensor, last_id: int) -> Tensor:
+    """Scores (B, V) -> (B, V or more): -inf at ids up to `last_id` that have none."""
+    missing = max(0, last_id + 1 - scores.shape[-1])
+    return nn.functional.pad(scores, (0, missing), value=-torch.inf)
+
+
+class MarkersForbidden(LogitsProcessor):
+    """The last of those by which a look-up in the prompt tells what it may guess: no markers."""
+
+    def __init__(self, last_id: int):
+        self.last_id = last_id
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        return pad_scores(scores, self.last_id)
+
+
+class MarkersScored(LogitsProcessor):
+    """A processor that gets scores for markers, too, which are cut off again."""
+
+    def __init__(self, processor: LogitsProcessor, last_id: int):
+        self.processor = processor
+        self.last_id = last_id
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
+        words = scores.shape[-1]
+        changed: Tensor = self.processor(input_ids, pad_scores(scores, self.last_id))
+        return changed[:, :words]
 
 
 class MarkerAdapter:
@@ -63,6 +103,25 @@ class MarkerAdapter:
         """Embeddings (B, T, D) of ids (B, T) with the markers' own."""
         assert self.markers is not None and self.query_module is not None  # as above
         return self.markers.place_embeddings(ids, embeds, self.query_module.tokens)
+
+    def _forbid_guessed_markers(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """How `generate` guesses words ahead: a look-up in the prompt stops before markers."""
+        assert self.markers is not None  # as above
+        generator = original(*args, **kwargs)
+        if isinstance(generator, PromptLookupCandidateGenerator):
+            processors: list[Any] = generator.logits_processor or []
+            forbidden = MarkersForbidden(self.markers.last_id)
+            generator.logits_processor = LogitsProcessorList([*processors, forbidden])
+        return generator
+
+    def _score_markers(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """How `generate` changes scores, by the tokens of the prompt, too."""
+        assert self.markers is not None  # as above
+        processors: LogitsProcessorList = original(*args, **kwargs)
+        for index, processor in enumerate(processors):
+            if isinstance(processor, PROMPT_PROCESSORS):
+                processors[index] = MarkersScored(processor, self.markers.last_id)
+        return processors
 
     def _check_context_read(
         self,

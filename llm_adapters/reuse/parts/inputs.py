@@ -206,9 +206,8 @@ class InputAdapter(MapCompressor):
         embeddings: Any = base.get_input_embeddings()
         if self.markers is None or not is_of_peft(embeddings) or hasattr(embeddings, "modules_to_save"):
             return  # a copy of the whole embeddings places markers as they do
-        last_id = max(self.markers.question_id, self.markers.query_id)
         is_lora = hasattr(embeddings, "lora_embedding_A")
-        adds_to_rows = is_lora and last_id < embeddings.base_layer.num_embeddings
+        adds_to_rows = is_lora and self.markers.last_id < embeddings.base_layer.num_embeddings
         if not adds_to_rows:
             raise UsageError(
                 "a query module's tokens have no rows in the embeddings that PEFT trains a part of; leave "

@@ -31,6 +31,11 @@ class Markers(nn.Module):
         self.query_id = query_id
         self.question = nn.Parameter(embedding.detach().clone())
 
+    @property
+    def last_id(self) -> int:
+        """The larger one of the two."""
+        return max(self.question_id, self.query_id)
+
     def find_markers(self, ids: Tensor) -> Tensor:
         """Where the markers are among ids of any shape."""
         return (ids == self.question_id) | (ids == self.query_id)

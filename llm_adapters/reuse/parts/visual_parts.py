@@ -40,6 +40,9 @@ from llm_adapters.reuse.wrapping import (
 GENERATION_ENCODER = "_maybe_prepare_encoder_kwargs_for_generation"
 # by which it repeats what is encoded for beams; not there either
 BEAM_REPEATER = "_expand_multimodal_outputs"
+# by which it makes what guesses words ahead, and what changes the scores of words
+GUESSER = "_get_candidate_generator"
+SCORE_CHANGER = "_get_logits_processor"
 
 
 class VisualParts(InputAdapter, MarkerAdapter, QueryAdapter):
@@ -127,6 +130,9 @@ class VisualParts(InputAdapter, MarkerAdapter, QueryAdapter):
         if self.query_module is not None:
             wrap(base.get_input_embeddings(), "forward", self._embed_markers)
             self._wrap_id_tables(modules)
+            if hasattr(model, "generate"):
+                wrap(model, GUESSER, self._forbid_guessed_markers)
+                wrap(model, SCORE_CHANGER, self._score_markers)
             handles.append(model.register_forward_pre_hook(self._prepare_forward, with_kwargs=True))
             handles += self.hook_query_module(getattr(base, self.family.language_model))
             handles.append(base.register_forward_hook(self._check_context_read, with_kwargs=True))

@@ -108,6 +108,37 @@ def test_chat_template_marks_questions(family):
     assert chat[0]["content"][1]["text"] == "What?"
 
 
+SEARCHES = {
+    "lookup": {"prompt_lookup_num_tokens": 10, "max_matching_ngram_size": 1},
+    "biased_lookup": {
+        "prompt_lookup_num_tokens": 10,
+        "max_matching_ngram_size": 1,
+        "sequence_bias": [[[21], 2.0]],
+    },
+    "encoder_penalty": {"encoder_repetition_penalty": 1.3},
+    "penalty": {"repetition_penalty": 1.3},
+    "no_repeats": {"no_repeat_ngram_size": 2, "encoder_no_repeat_ngram_size": 2},
+}
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("family", family_params("llava", "qwen2_5_vl", "internvl"))
+def test_markers_have_no_scores(family, search):
+    """Their ids may lie beyond the output layer's rows. A row answers alone as in a batch; looked up words
+    are those that are said without."""
+    model, processor = attached(family)
+    question = "is it is it is it<query> it is it is ASSISTANT: is it"
+    text = prompt(family).replace("What is this? ASSISTANT:", f"<question>{question}")
+    rows = [(text, [picture(1)]), *two_rows(family, marked=True)]
+    words = model.get_output_embeddings().out_features
+    assert inputs(processor, rows)["input_ids"].max() >= words
+    options = {**SEARCHES[search], "eos_token_id": 9999, "renormalize_logits": True}
+    alone = [answers(model, inputs(processor, [row]), **options)[0] for row in rows]
+    for name in ("prompt_lookup_num_tokens", "max_matching_ngram_size"):
+        options.pop(name, None)
+    assert alone == [answers(model, inputs(processor, [row]), **options)[0] for row in rows]
+
+
 TAKES_TEXT = (  # as Qwen's own, whether its type is there or not
     "{% for m in messages %}{{ m['role'] }}: {% for p in m['content'] %}{% if 'text' in p %}{{ p['text'] }}"
     "{% else %}IMAGE{% endif %}{% endfor %}{% endfor %}"
