@@ -28,6 +28,9 @@ IMAGE_TOKEN_NAMES = ("image_token_id", "image_token_index")
 VIDEO_TOKEN_NAMES = ("video_token_id", "video_token_index")
 # the attribute in which accelerate keeps the forward of a module that it places or offloads
 OFFLOADED_FORWARD = "_old_forward"
+# arguments that a decorator takes from a forward, which does not name them
+DECORATED_NAMES = ("return_dict", "past_key_values")
+OWN_PREFIX = "slothkit_"  # of what is handed through a model for what is put into it
 ENCODING_LOCK = RLock()
 VIDEO_TYPE = 2  # in the `mm_token_type_ids` of processors
 
@@ -139,10 +142,11 @@ def copy_attached(attached: Any, base: nn.Module, model: nn.Module, memo: dict[i
     return copied
 
 
-def encode_pixels(base: ImageEncoder, kwargs: Kwargs) -> Kwargs:
+def encode_pixels(base: ImageEncoder, kwargs: Kwargs, options: Kwargs | None = None) -> Kwargs:
     """Arguments of a model's forward, with its images and videos gone through the tower as `generate` does it
     on its own: `mm_encoder_outputs` in the place of `pixel_values` and `pixel_values_videos`. Unchanged
-    before transformers 5.18, whose models take no such argument, and for videos that no method encodes."""
+    before transformers 5.18, whose models take no such argument, and for videos that no method encodes.
+    `options`: as in `call_with_known_names`."""
     takes_outputs = "mm_encoder_outputs" in inspect.signature(base.forward).parameters
     has_images = kwargs.get("pixel_values") is not None
     has_videos = kwargs.get("pixel_values_videos") is not None
@@ -153,20 +157,33 @@ def encode_pixels(base: ImageEncoder, kwargs: Kwargs) -> Kwargs:
     encoded = dict(kwargs)
     # the model takes both as they are, or neither
     if has_images:
-        outputs["image"] = call_with_known_names(base.get_image_features, kwargs)
+        outputs["image"] = call_with_known_names(base.get_image_features, kwargs, options)
         encoded["pixel_values"] = None
     if has_videos:
-        outputs["video"] = call_with_known_names(base.get_video_features, kwargs)
+        outputs["video"] = call_with_known_names(base.get_video_features, kwargs, options)
         encoded["pixel_values_videos"] = None
     encoded["mm_encoder_outputs"] = outputs
     return encoded
 
 
-def call_with_known_names(encode: Callable[..., ModelOutput], kwargs: Kwargs) -> ModelOutput:
-    """What `get_image_features` or its like makes of those arguments of a forward that it takes."""
+def call_with_known_names(
+    encode: Callable[..., ModelOutput], kwargs: Kwargs, options: Kwargs | None = None
+) -> ModelOutput:
+    """What `get_image_features` or its like makes of those arguments of a forward that it takes by name, and
+    of `options`, which `list_tower_options` gives."""
     names = inspect.signature(encode).parameters
     arguments = {name: value for name, value in kwargs.items() if name in names}
-    return encode(**arguments, return_dict=True)
+    return encode(**{**(options or {}), **arguments, "return_dict": True})
+
+
+def list_tower_options(base: ImageEncoder, kwargs: Kwargs) -> Kwargs:
+    """Those of a forward's arguments that it does not name, which may be its tower's."""
+    names = inspect.signature(base.forward).parameters
+    options = {}
+    for name, value in kwargs.items():
+        if name not in names and name not in DECORATED_NAMES and not name.startswith(OWN_PREFIX):
+            options[name] = value
+    return options
 
 
 def check_placeholders(is_placeholder: Tensor, has_pixels: bool, word: str = "image") -> None:

@@ -170,10 +170,11 @@ CROPS = ModelFamily(
 )
 
 # A CLIP or SigLIP tower and two linear layers; no reduction of its own: only the projector is in the way.
-LLAVA = replace(CROPS, feature_layer=read_feature_layer)
+LAYERED_CROPS = replace(CROPS, feature_layer=read_feature_layer)
+LLAVA = replace(LAYERED_CROPS, hands_options=True)
 
-# As LLaVA, of several hidden states of the tower.
-VIP_LLAVA = replace(LLAVA, since=TRIED)
+# As LLaVA's, of several hidden states of the tower.
+VIP_LLAVA = replace(LAYERED_CROPS, since=TRIED)
 
 # The reduction is a pixel shuffle, a method of the model, before the projector.
 INTERNVL = replace(CROPS, raw={**CROPS.raw, "pixel_shuffle": pass_features})
@@ -191,17 +192,17 @@ IDEFICS = replace(
 
 # One linear layer and no reduction of its own.
 PALIGEMMA = replace(
-    LLAVA,
+    LAYERED_CROPS,
     width=attrgetter("linear.in_features"),
     since="5.4",  # before, it scales by itself
 )
 
 # The reduction, average pooling, is in the projector, whose weights are a bare matrix.
-GEMMA3 = replace(LLAVA, width=read_gemma_width, project=apply_gemma_projection)
+GEMMA3 = replace(LAYERED_CROPS, width=read_gemma_width, project=apply_gemma_projection)
 
 # Aya Vision and Cohere 2 Vision: the reduction, a pixel shuffle, is in the projector.
 COHERE = replace(
-    LLAVA,
+    LAYERED_CROPS,
     project=apply_gated_projection,
     processor="runs",
     own_rate=attrgetter("config.downsample_factor"),

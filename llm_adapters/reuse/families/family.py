@@ -159,6 +159,8 @@ class ModelFamily:
                    image of its own size, pixels of a patch, its blocks
     whole_images   `pack` mixes the crops of an image
     rope           positions follow the grid
+    hands_options  the model's forward hands what it does not name, such as `interpolate_pos_encoding`, on to
+                   the tower; others keep it from there
     mixes_beams    `generate` of its class mixes up the images of a row that has several as it repeats it
     videos         how frames are compressed; None: videos that the model encodes apart are refused. Frames
                    that a processor gives as images need nothing
@@ -192,6 +194,7 @@ class ModelFamily:
     blocks: Callable[[Any], Sequence[nn.Module]] = find_tower_blocks
     whole_images: bool = False
     rope: bool = False
+    hands_options: bool = False
     mixes_beams: bool = False
     videos: VideoFrames | None = None
     keeps_names: bool = False

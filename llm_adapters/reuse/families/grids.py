@@ -129,6 +129,7 @@ QWEN2_VL = ModelFamily(
     processor="grid",
     dim=read_embed_dim,
     rope=True,
+    hands_options=True,
     videos=GRID_FRAMES,
     since="5.10",  # before, its processor cannot be told the counts
 )
@@ -149,6 +150,7 @@ QWEN3_VL = ModelFamily(
     deepstack=DeepStack("visual.deepstack_merger_list", group_deepstack_windows, apply_deepstack_merger),
     processor="grid",
     rope=True,
+    hands_options=True,
     videos=GRID_FRAMES,
     since=TRIED,
 )
@@ -168,6 +170,7 @@ GLM4V = ModelFamily(
     features="visual.post_layernorm",
     processor="grid",
     rope=True,
+    hands_options=True,
     mixes_beams=True,
     videos=GRID_FRAMES,
     since=TRIED,

@@ -102,7 +102,7 @@ def average_times(features: Tensor, grids: Tensor) -> Tensor:
 
 
 # LLaVA with a Pixtral tower: no reduction of its own.
-PIXTRAL = replace(CROPS, maps=make_sized_maps, processor="sizes", since=TRIED)
+PIXTRAL = replace(CROPS, maps=make_sized_maps, processor="sizes", hands_options=True, since=TRIED)
 
 # The reduction is in the projector.
 MISTRAL3 = replace(
@@ -110,6 +110,7 @@ MISTRAL3 = replace(
     width=attrgetter("patch_merger.merging_layer.in_features"),
     project=apply_patch_merger,
     raw={"multi_modal_projector": group_patches},
+    hands_options=False,
 )
 LIGHTON_OCR = replace(
     MISTRAL3, projector="vision_projection", raw={"vision_projection": group_patches}, tower="vision_encoder"
@@ -125,6 +126,7 @@ KIMI_K25 = ModelFamily(
     pack=flatten_crops,
     features="vision_tower.final_layernorm",
     processor="grid",
+    hands_options=True,
     videos=VideoFrames(make_kimi_maps, flatten_crops, mean_of_time=average_times),
     keeps_names=True,
     since=TRIED,

@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 from transformers import PreTrainedModel
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
-from llm_adapters.reuse.families.crops import LLAVA, TRIED, flatten_crops
+from llm_adapters.reuse.families.crops import LAYERED_CROPS, TRIED, flatten_crops
 from llm_adapters.reuse.families.family import PatchGrid, VideoFrames, read_native_grid
 
 # LLaVA-OneVision shrinks a picture that has more tokens than its most by this factor, by side
@@ -115,8 +115,8 @@ def join_frames(
 
 # The model's own packing wants tiles of as many tokens as patches.
 LLAVA_NEXT = replace(
-    LLAVA,
-    raw={**LLAVA.raw, "pack_image_features": skip_packing},
+    LAYERED_CROPS,
+    raw={**LAYERED_CROPS.raw, "pack_image_features": skip_packing},
     pack=join_tiles,
     processor="tiles",
     whole_images=True,

@@ -30,6 +30,7 @@ from llm_adapters.reuse.wrapping import (
     encode_pixels,
     hold_encoding,
     is_of_peft,
+    list_tower_options,
     split_placeholders,
 )
 
@@ -144,16 +145,17 @@ class InputAdapter(MapCompressor):
         if self.compressor.training and has_pixels:
             # here: maps of other sizes, and of levels, are compressed by themselves
             self.compressor.begin_step()
+        options = list_tower_options(base, kwargs) if self.family.hands_options else {}
         self._begun = True
         try:
-            kwargs = encode_pixels(base, kwargs)
+            kwargs = encode_pixels(base, kwargs, options)
             outputs = dict(kwargs.get("mm_encoder_outputs") or {})
             # the model will ask for these, then
             if outputs.get("image") is None and kwargs.get("pixel_values") is not None:
-                outputs["image"] = call_with_known_names(base.get_image_features, kwargs)
+                outputs["image"] = call_with_known_names(base.get_image_features, kwargs, options)
                 self._encoded.append((kwargs["pixel_values"], outputs["image"]))
             if outputs.get("video") is None and kwargs.get("pixel_values_videos") is not None:
-                outputs["video"] = call_with_known_names(base.get_video_features, kwargs)
+                outputs["video"] = call_with_known_names(base.get_video_features, kwargs, options)
                 self._encoded.append((kwargs["pixel_values_videos"], outputs["video"]))
         finally:
             self._begun = False

@@ -7,17 +7,22 @@ import torch
 from outside import offer_parts
 from reuse_families import (
     SAP,
+    attached,
     family_params,
     inputs,
     make_model,
     make_processor,
+    over_families,
     picture,
     prompt,
     train_loss,
     two_rows,
 )
+from reuse_models import VISION
+from reuse_videos import encode_rows, prepare, two_videos
 
 from compressors.errors import UsageError
+from connectors.versions import is_at_least
 from llm_adapters import reuse
 from llm_adapters.reuse import families
 
@@ -49,6 +54,56 @@ def test_an_offer_that_is_no_family_is_refused(monkeypatch, value, message):
     with pytest.raises(UsageError, match=f"family 'mine' .*{message}") as caught:
         reuse.attach(model, processor, **SAP)
     assert "\n" not in str(caught.value) and not hasattr(model, "slothkit")
+
+
+class Asked(Exception):
+    """The arguments of a method."""
+
+
+@pytest.mark.skipif(not is_at_least("5.24"), reason="earlier ones hand on less")
+@over_families
+def test_whether_a_forward_hands_options_to_its_tower_is_noted(family):
+    """Where the plain model hands on what it does not name."""
+    model, processor = make_model(family), make_processor(family)
+
+    def tell(*_, **arguments):
+        raise Asked("tower_option" in arguments)
+
+    model.model.get_image_features = tell
+    with pytest.raises(Asked) as caught:
+        model(**inputs(processor, two_rows(family)), tower_option=True)
+    assert caught.value.args == (reuse.FAMILIES[family].hands_options,)
+
+
+@torch.no_grad()
+def test_a_tower_gets_the_options_of_a_forward():
+    """Pictures of another size than the tower's own, which it takes with one."""
+    model, processor = make_model("llava"), make_processor("llava")
+    patches = (48 // VISION["patch_size"]) ** 2
+    image = [model.config.image_token_id] * patches
+    batch = {"pixel_values": torch.randn(1, 3, 48, 48), "input_ids": torch.tensor([[20, *image, 30, 31]])}
+    options = {"interpolate_pos_encoding": True, "output_attentions": True, "return_dict": True}
+    expected = model(**batch, **options).logits
+    reuse.attach(model, processor, "identity")
+    torch.testing.assert_close(model(**batch, **options).logits, expected)
+
+
+@pytest.mark.skipif(not is_at_least("5.24"), reason="earlier ones take no such tensors")
+@pytest.mark.parametrize("word", ["image", "video"])
+@torch.no_grad()
+def test_a_tower_gets_tensors_that_were_computed_before(word):
+    """Those of the other kind do not reach it."""
+    model, processor = attached("qwen2_5_vl")
+    batch = inputs(processor, two_rows("qwen2_5_vl", marked=True))
+    if word == "video":
+        batch = encode_rows(prepare("qwen2_5_vl", processor), two_videos("qwen2_5_vl", marked=True))
+    seen = []
+    model.model.visual.register_forward_pre_hook(
+        lambda _module, _arguments, keywords: seen.append(keywords.keys()), with_kwargs=True
+    )
+    model(**batch, image_given=torch.ones(1), video_told=torch.ones(1))
+    assert len(seen) == 1
+    assert ("given" in seen[0], "told" in seen[0]) == (word == "image", word == "video")
 
 
 @pytest.mark.parametrize("kind", families.REFUSED)
