@@ -190,6 +190,32 @@ class InputAdapter(MapCompressor):
             context.owner = self.adapter_number
         kwargs[CONTEXT] = context
 
+    def _touch_unused_parts(
+        self,
+        base: nn.Module,  # noqa: ARG002
+        args: Args,  # noqa: ARG002
+        kwargs: Kwargs,
+        output: Any,
+    ) -> Any:
+        """The output of the base's forward, in training with parameters of the parts that nothing has read
+        added, times 0: theirs is a gradient of zeros then. DistributedDataParallel waits for one of each
+        parameter, in a batch of text alone, too."""
+        is_encoded = any(kwargs.get(name) is not None for name in ("pixel_values", "pixel_values_videos"))
+        is_encoded = is_encoded or bool(kwargs.get("mm_encoder_outputs"))
+        is_read = self.query_module is None or kwargs.get(CONTEXT) is not None
+        if not (self.training and torch.is_grad_enabled()) or (is_encoded and is_read):
+            return output
+        is_tuple = isinstance(output, tuple)
+        hidden: Tensor = output[0] if is_tuple else output.last_hidden_state
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                # one number of each: a sum of all may be infinite in half precision
+                hidden = hidden + 0 * parameter.flatten()[:1].sum().to(hidden)
+        if is_tuple:
+            return (hidden, *output[1:])
+        output.last_hidden_state = hidden
+        return output
+
     def note_prompt(self, kwargs: Kwargs) -> AbstractContextManager[None]:
         """While it is open, the images of a forward's arguments have its questions."""
         if self.question_reader is None:

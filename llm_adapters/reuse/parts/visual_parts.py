@@ -114,6 +114,7 @@ class VisualParts(InputAdapter, MarkerAdapter, QueryAdapter):
         if self.family.rope:
             wrap(base, "get_rope_index", self._rope_index)
         handles.append(base.register_forward_pre_hook(self._encode_inputs, with_kwargs=True))
+        handles.append(base.register_forward_hook(self._touch_unused_parts, with_kwargs=True))
         self._hook_levels(base.get_submodule(self.family.tower))
         if self.family.features is not None:
             features: Any = base.get_submodule(self.family.features)

@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from reuse_families import (
     EMBQ,
+    PREFUSION,
     SAP,
     answers,
     assert_same,
@@ -19,6 +20,7 @@ from reuse_families import (
     make_model,
     make_processor,
     over_families,
+    prompt,
     train_loss,
     two_rows,
 )
@@ -71,6 +73,40 @@ def test_an_attached_model_is_saved_and_loaded(family, shard, tmp_path):
     assert expected.keys() == unmarked.keys() and all(torch.equal(expected[k], unmarked[k]) for k in same)
     with torch.no_grad():
         assert_same(family, loaded(**unmarked).logits, plain(**unmarked).logits)
+
+
+@pytest.mark.parametrize("options", [{}, PREFUSION], ids=["embq", "llava_mini"])
+@over_families
+def test_text_alone_gives_the_parts_gradients_of_zeros(family, options):
+    """DistributedDataParallel waits for one of each; nothing else changes."""
+    if family == "paligemma":
+        pytest.skip("its processor takes no text without an image")
+    model, processor = attached(family, **options)
+    text = prompt(family, images=0, marked=True)
+    batch = dict(processor(text=[text, f"{text} a cat"], padding=True, return_tensors="pt"))
+    with torch.no_grad():
+        expected = train_loss(model, batch)  # in evaluation nothing is added
+    frozen = next(model.slothkit.compressor.parameters()).requires_grad_(False)
+    model.train()
+    loss = train_loss(model, batch)
+    assert torch.equal(loss, expected)
+    loss.backward()
+    assert frozen.grad is None
+    for name, parameter in model.slothkit.named_parameters():
+        if parameter is not frozen:
+            is_read = name in ("markers.question", "query_module.tokens")
+            assert parameter.grad.any() == is_read, name
+
+
+def test_images_without_a_question_give_the_query_module_gradients_of_zeros():
+    model, processor = attached("llava")
+    batch = inputs(processor, two_rows("llava", marked=True))
+    markers = model.slothkit.markers
+    batch["input_ids"] = batch["input_ids"].masked_fill(markers.find_markers(batch["input_ids"]), 30)
+    train_loss(model.train(), batch).backward()
+    for name, parameter in model.slothkit.named_parameters():
+        is_read = not name.startswith(("query_module", "markers"))
+        assert parameter.grad.any() == is_read, name
 
 
 @pytest.mark.parametrize("shard", ["1GB", "20KB"])
