@@ -1,5 +1,6 @@
 """Markers of questions in a model whose tables have no rows for them, for a query module."""
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -63,6 +64,7 @@ class MarkerAdapter:
     markers: Markers | None
     query_module: QueryModule | None
     _wrapping: Wrapping
+    _warned_of_labels = False
 
     def _wrap_id_tables(self, modules: dict[str, nn.Module]) -> None:
         """What looks ids up beside the embeddings has no rows for the markers either."""
@@ -143,5 +145,27 @@ class MarkerAdapter:
             check_turn(kwargs.get("input_ids"), read_cache(kwargs), self.markers.query_id)
         labels = kwargs.get("labels")
         if labels is not None:
-            kwargs["labels"] = labels.masked_fill(self.markers.find_markers(labels), IGNORE)
+            is_marker = self.markers.find_markers(labels)
+            if kwargs.get("num_items_in_batch") is not None:
+                self._warn_of_counted_markers(labels, is_marker)
+            kwargs["labels"] = labels.masked_fill(is_marker, IGNORE)
         return (), kwargs
+
+    def _warn_of_counted_markers(self, labels: Tensor, is_marker: Tensor) -> None:
+        """A warning, once, where markers are among labels (B, T) that a trainer has counted. Its number is
+        that of all batches of a step, on all devices, of which a forward sees one: it cannot be put right
+        here."""
+        assert self.markers is not None  # as above
+        if self._warned_of_labels or torch.compiler.is_compiling():
+            return
+        counted = int(is_marker.sum())
+        if not counted:
+            return
+        self._warned_of_labels = True
+        warnings.warn(
+            f"{counted} of {int((labels != IGNORE).sum())} labels of a batch are markers of questions, "
+            "which are not learned; Trainer counts them (num_items_in_batch), so that the loss is too small: "
+            f"in the collator set labels of the ids {self.markers.question_id} and "
+            f"{self.markers.query_id} to {IGNORE}",
+            stacklevel=2,
+        )

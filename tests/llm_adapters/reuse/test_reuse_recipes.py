@@ -92,6 +92,55 @@ def test_trainer_trains_the_model_and_resumes(family, tmp_path):
         assert torch.equal(parameter, model.slothkit.get_parameter(name)), name
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_markers_among_labels_are_told(masked, tmp_path):
+    """Trainer counts them, over both batches of a step; without them its loss is the mean of all labels."""
+    model, processor = attached("llava")
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    markers = processor.tokenizer.convert_tokens_to_ids(["<question>", "<query>"])
+    collate_answers = make_collator("llava", processor)
+    batches = []
+
+    def collate(samples):
+        batch = collate_answers(samples)
+        batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        batch["labels"][:, 0] = -100  # which nothing predicts; older trainers count it
+        if masked:
+            batch["labels"][torch.isin(batch["labels"], torch.tensor(markers))] = -100
+        batches.append(batch)
+        return dict(batch)
+
+    options = {"max_steps": 1, "gradient_accumulation_steps": 2, "learning_rate": 0.0, "logging_steps": 1}
+    trainer = make_trainer("llava", model, processor, tmp_path, save_strategy="no", **options)
+    trainer.data_collator = collate
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.train()
+    told = [str(warning.message) for warning in caught if "num_items_in_batch" in str(warning.message)]
+    learned = 0
+    total = 0.0
+    model.eval()
+    for batch in batches[:2]:
+        labels = batch["labels"][:, 1:]
+        count = ((labels != -100) & ~torch.isin(labels, torch.tensor(markers))).sum().item()
+        with torch.no_grad():
+            total += model(**batch).loss.item() * count
+        learned += count
+    loss = trainer.state.log_history[0]["loss"]
+    if masked:
+        assert not told
+        assert loss == pytest.approx(total / learned, rel=1e-3)
+        return
+    labels = batches[0]["labels"]
+    counted = torch.isin(labels, torch.tensor(markers)).sum().item()
+    assert len(told) == 1 and "\n" not in told[0]
+    assert told[0].startswith(f"{counted} of {(labels != -100).sum().item()} labels")
+    assert str(markers[0]) in told[0] and str(markers[1]) in told[0]
+    assert loss < 0.95 * total / learned
+
+
 @over_recipe_families
 def test_trainer_trains_lora_and_the_attached_parts(family, tmp_path):
     """The plain model, a compressor put into it, an adapter: the adapter's folder alone brings all back."""
