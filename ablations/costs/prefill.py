@@ -68,6 +68,9 @@ def digest_prefill(config: Config) -> str:
         digested.append(config.evaluate.scale)
     if any(code.values()):
         digested.append(code)
+    # likewise: before, a mixture of experts was counted without its experts
+    if any("experts" in name for name in llm):
+        digested.append("with experts")
     return keys.digest_value(digested)[:16]
 
 

@@ -8,7 +8,6 @@ from torch import nn
 from transformers import Cache
 
 from connectors.tiling import Tiling
-from connectors.versions import allow_meta_forward
 from experiments.config.schema import Config
 from experiments.efficiency.subject import (
     COMPRESSOR,
@@ -21,7 +20,7 @@ from experiments.efficiency.subject import (
     PictureRows,
     PixelInputs,
 )
-from experiments.efficiency.timing import OTHER_PART, count_flops, count_flops_by_part
+from experiments.efficiency.timing import OTHER_PART, allow_counting, count_flops, count_flops_by_part
 from experiments.models.random_model import TEXT_TOKENS, split_text_tokens
 from experiments.stages.training.module import choose_trainable_parts
 from llm_adapters.answers import can_split_head
@@ -66,7 +65,7 @@ class PrefillCounts:
     llm_bytes: int
 
 
-@allow_meta_forward()
+@allow_counting()
 def count_subject(
     subject: CostSubject,
     pictures: PictureRows,

@@ -194,4 +194,6 @@ def build_cell_subject(label: str, config: Config, note: str = "") -> CellSubjec
     """A cell's model without weights."""
     with torch.device("meta"):
         model, size = build.build_skeleton(config)
-    return CellSubject(label, config, model.eval().requires_grad_(False), size, note)
+    # an LLM's configuration may name another type, and not all operations take two; weights bring their own
+    model = model.float().eval().requires_grad_(False)
+    return CellSubject(label, config, model, size, note)

@@ -4,7 +4,8 @@ On a shared machine only what runs side by side can be compared: `time_interleav
 any runs twice, and `compare_rounds` compares within a round, so that a slow minute hits all steps alike.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial, wraps
 from statistics import median
 from time import perf_counter
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, batched_mm_experts_forward
 
 from connectors.versions import allow_meta_forward
 
@@ -205,6 +207,27 @@ def count_kept_bytes(call: TensorFunction, features: Tensor, weights: Iterable[T
     return total
 
 
+@contextmanager
+def allow_counting() -> Iterator[None]:
+    """Forward passes that can be counted, on the meta device too: each token is multiplied by the weights of
+    the experts that it is sent to, and of no others."""
+    earlier_functions = {}
+    # torch's counter has no formula for the grouped product that experts take else, which on the meta device
+    # wants bfloat16; how tokens are shared among the experts does not matter
+    for name in ("eager", *ALL_EXPERTS_FUNCTIONS):
+        earlier_functions[name] = ALL_EXPERTS_FUNCTIONS.get(name)
+        ALL_EXPERTS_FUNCTIONS[name] = batched_mm_experts_forward
+    try:
+        with allow_meta_forward():
+            yield
+    finally:
+        for name, function in earlier_functions.items():
+            if function is None:
+                del ALL_EXPERTS_FUNCTIONS[name]
+            else:
+                ALL_EXPERTS_FUNCTIONS[name] = function
+
+
 def count_flops(call: StepFunction) -> int:
     """Floating point operations of a call, a multiply-add counted as two; works on the meta device."""
     return sum(count_flops_by_part(call, {}).values())
@@ -214,7 +237,7 @@ def count_flops_by_part(
     call: StepFunction, parts: Mapping[str, Sequence[nn.Module]], methods: PartMethods = NO_METHODS
 ) -> dict[str, int]:
     """The same by part of the model, what happens in no part as `other`."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), allow_meta_forward():
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), allow_counting():
         # the counter's total grows with every operation: read as a clock is, it gives shares by part
         with Ledger(parts, counter.get_total_flops, methods) as ledger:
             call()

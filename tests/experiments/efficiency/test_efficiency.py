@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from factories import picture
+from factories import llm_config, picture
 from fakes import cells
 from text_towers import save_text_tower
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -14,7 +14,7 @@ from ablations.costs import prefill
 from compressors.errors import UsageError
 from connectors.versions import is_at_least
 from experiments.config.cells import make_cells
-from experiments.efficiency import collect, counting, measuring, report, table1
+from experiments.efficiency import collect, counting, measuring, report, table1, timing
 from experiments.efficiency.__main__ import main
 from experiments.efficiency.conditions import Machine, MeasuringPlan
 from experiments.efficiency.row_numbers import find_reference_row
@@ -113,6 +113,35 @@ def test_a_compressor_reads_the_words_of_the_question(name):
     with sdpa_kernel(SDPBackend.MATH):
         run = count_flops_by_part(lambda: subject.model(**batch), subject.parts)
     assert counted == run["compressor"]
+
+
+def count_small_llm(folder, name, dtype, **changes):
+    """Counts, and FLOPs of a training step, of a cell whose LLM is a small one of this type."""
+    llm_config(name, dtype=dtype, **changes).save_pretrained(folder)
+    settings = ["compressor=sap+embq", f"llm.source={folder}", "embq.at=2"]
+    with table1.make_weightless_cells(settings) as (cell,):
+        subject = table1.build_cell_subject("", cell.config)
+        trained = counting.count_training_flops(subject, cell.config, "finetune", 40, 1, cached=True)
+        return counting.count_subject(subject, [[picture()]]), trained
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_experts_are_counted(dtype, tmp_path):
+    """Those that a token is sent to, as one of their width together, and the router."""
+    sizes = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    found, trained = count_small_llm(tmp_path / "moe", "mixtral", dtype, **sizes)
+    dense, dense_trained = count_small_llm(tmp_path / "dense", "llama", dtype, intermediate_size=2 * 48)
+    router = 2 * 32 * 4 * 4  # a multiply-add, width, experts, layers
+    tokens = found.visual + found.query + found.text
+    assert found.prefill["language model"] == dense.prefill["language model"] + tokens * router
+    assert found.decode == dense.decode + router
+    assert trained == dense_trained + 3 * tokens * router
+
+
+def test_counting_leaves_experts_as_they_were():
+    before = dict(timing.ALL_EXPERTS_FUNCTIONS)
+    timing.count_flops(lambda: timing.count_flops(lambda: None))
+    assert dict(timing.ALL_EXPERTS_FUNCTIONS) == before
 
 
 def test_a_blind_model_weighs_what_it_runs_with():
