@@ -1,10 +1,11 @@
 """What can be counted without weights: tokens, parameters, FLOPs by part, bytes of weights and KV cache."""
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from transformers import Cache
 
 from connectors.tiling import Tiling
@@ -49,7 +50,7 @@ class PrefillCounts:
     prefill                FLOPs by part, a multiply-add counted as two
     decode                 FLOPs of one more token of one row
     weight_bytes           of all these parameters
-    cache_bytes            keys and values after the prefill
+    cache_bytes            keys and values after the prefill, and the states of layers without them
     llm_bytes              of the language model's parameters, without an input embedding that is not the
                            output layer's too, and of the cache: what a decoding step reads
     """
@@ -185,12 +186,15 @@ def count_parameters_by_part(subject: CostSubject) -> dict[str, int]:
 
 
 def count_cache_elements(cache: Cache) -> int:
-    """Numbers that a cache holds: keys and values of all layers, each (B, heads, T, D)."""
+    """Numbers that a cache holds, of all layers: keys and values (B, heads, T, D), and what layers of linear
+    attention or state spaces keep in their place, of one size for any T."""
     elements = 0
-    # transformers has layers without keys, too; those of our models attend, and have been through a prefill
-    for layer in cast(list[Any], cache.layers):
-        elements += layer.keys.numel()
-        elements += layer.values.numel()
+    # each kind of layer names its tensors differently, and a few models keep them in the cache itself; sizes
+    # noted as tensors are whole numbers
+    for holder in (cache, *getattr(cache, "layers", ())):
+        for value in tree_leaves(vars(holder)):
+            if isinstance(value, Tensor) and value.is_floating_point():
+                elements += value.numel()
     return elements
 
 

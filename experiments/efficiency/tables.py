@@ -31,8 +31,8 @@ COUNT_NOTES = [
     "after the last one alone. A query module acts inside the LLM and is counted apart. Tower: with what a "
     "compressor asks it for, cues of the patches and the question by its text encoder. A token: a decoding "
     "step of one row.",
-    "KV cache: keys and values after the prefill, whole batch. Weights: all parameters; of a model that "
-    "sees no picture, the LLM's.",
+    "KV cache: keys and values after the prefill, and what layers of linear attention or state spaces "
+    "keep in their place, whole batch. Weights: all parameters; of a model that sees no picture, the LLM's.",
 ]
 TIME_NOTES = [
     "TTFT: from pictures in memory (PIL, RGB) to the first token on the host, through transformers' "

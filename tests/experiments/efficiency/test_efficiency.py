@@ -138,6 +138,40 @@ def test_experts_are_counted(dtype, tmp_path):
     assert trained == dense_trained + 3 * tokens * router
 
 
+LINEAR_ATTENTION = {
+    "head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+STATE_SPACE = {
+    "mamba_d_ssm": 32,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 8,
+    "mamba_d_state": 8,
+    "mamba_n_groups": 1,
+}
+
+
+@pytest.mark.skipif(not is_at_least("5.24"), reason="earlier ones have caches of their own for each LLM")
+@pytest.mark.parametrize(
+    ("name", "sizes", "attending", "states"),
+    [
+        # three layers of four keep the last four inputs of a convolution (2 x 8 keys, as many queries, 4 x 8
+        # values) and a matrix of keys by values a head
+        ("qwen3_5_text", LINEAR_ATTENTION, 1, 3 * (4 * (16 + 16 + 32) + 4 * 8 * 8)),
+        # all four have both: 32 channels and two states of 8
+        ("falcon_h1", STATE_SPACE, 4, 4 * (4 * (32 + 8 + 8) + 4 * 8 * 8)),
+    ],
+)
+def test_a_cache_holds_what_layers_keep_instead_of_keys_and_values(name, sizes, attending, states, tmp_path):
+    found, _ = count_small_llm(tmp_path, name, "bfloat16", **sizes)
+    tokens = found.visual + found.query + found.text
+    keys_and_values = attending * 2 * 2 * 8 * tokens  # both, of two heads of 8
+    assert found.cache_bytes == (keys_and_values + states) * torch.bfloat16.itemsize
+
+
 def test_counting_leaves_experts_as_they_were():
     before = dict(timing.ALL_EXPERTS_FUNCTIONS)
     timing.count_flops(lambda: timing.count_flops(lambda: None))
