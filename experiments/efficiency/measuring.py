@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import StaticCache
 from transformers.generation.streamers import BaseStreamer
 
+from connectors.versions import CACHE
 from experiments.efficiency.memory import count_weight_bytes, measure_peak_bytes
 from experiments.efficiency.subject import CostSubject, PictureRows, PixelInputs
 from experiments.efficiency.timing import (
@@ -75,9 +77,7 @@ class BenchmarkCase:
         self.subject = subject
         self.pictures = pictures
         self.new_tokens = new_tokens
-        self.options = {}
-        if static:
-            self.options["cache_implementation"] = "static"
+        self.static = static
         prompt = subject.prompt(subject.prepare_pixels(pictures), len(pictures), text)
         self.prompt = self.move_to_model(prompt)
 
@@ -95,6 +95,11 @@ class BenchmarkCase:
     def generate(self, pixels: PixelInputs, tokens: int, clock: TokenClock | None = None) -> Tensor:
         """Greedy answers of exactly `tokens` tokens: (B, T + tokens)."""
         model: Any = self.subject.model  # transformers gives models `generate` in a way that types do not see
+        options = {}
+        if self.static:
+            # transformers would take the length of the longest case before; the last token is not read
+            length = self.prompt["input_ids"].shape[1] + self.new_tokens - 1
+            options[CACHE] = StaticCache(config=model.config.get_text_config(), max_cache_len=length)
         return model.generate(
             **self.prompt,
             **self.move_to_model(pixels),
@@ -103,7 +108,7 @@ class BenchmarkCase:
             min_new_tokens=tokens,
             max_new_tokens=tokens,
             streamer=clock,
-            **self.options,
+            **options,
         )
 
     def time_answer(self) -> AnswerSeconds:

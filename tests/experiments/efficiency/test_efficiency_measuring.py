@@ -169,6 +169,20 @@ def test_answers_are_as_long_as_asked():
     assert case(tokens=1).time_answer().decode is None
 
 
+@torch.inference_mode()
+def test_a_cache_of_fixed_size_is_of_its_own_case():
+    """Whatever was measured before with the same model."""
+    measured = subject()
+
+    def static_case(images):
+        pictures = [[picture()] * images]
+        return measuring.BenchmarkCase(measured, pictures, text=10, new_tokens=4, static=True)
+
+    alone = static_case(1).measure_peak()
+    assert static_case(8).measure_peak() > alone
+    assert static_case(1).measure_peak() == alone
+
+
 @pytest.mark.parametrize("tiles", [1, 2])
 def test_visual_tokens_are_those_of_the_prompt(tiles):
     made = subject()
