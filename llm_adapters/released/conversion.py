@@ -121,6 +121,9 @@ def find_released(folder: Path) -> layout.Checkpoint:
     layout.check_keys(tensors, shapes, folder)
     values, level, learned = files.read_origin(folder)
     values = values or sizes.make_flat_values(config)
+    tiles = files.read_processor_tiles(folder)
+    if tiles is not None:
+        sizes.write_tiles(values, tiles)
     state = {layout.to_released(key): value for key, value in tensors.items()}
     dot = layout.find_dot_embedding(state, sizes.find_dot_token(values), folder)
     state[layout.QUERIES] = layout.unfold_queries(state[layout.QUERIES], dot, learned)

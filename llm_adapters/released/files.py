@@ -17,9 +17,11 @@ from torch import Tensor
 
 from compressors.errors import UsageError, shorten_reason
 from compressors.reading import check_regular_file, read_json_object
+from connectors.tiling import Tiling
 from llm_adapters.released.layout import DERIVED, Checkpoint, remove_level
 
 CONFIG, MEMORY = "config.json", "released.safetensors"
+PROCESSOR = "processor_config.json"
 WEIGHTS = (
     "model.safetensors.index.json",
     "model.safetensors",
@@ -107,6 +109,22 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The values of a folder's config.json; {} if there is none."""
     path = folder / CONFIG
     return read_json_object(path) if path.exists() else {}
+
+
+def read_processor_tiles(folder: Path) -> int | None:
+    """k of the k x k tiles that the processor in a model folder of ours cuts; None where there is none.
+    UsageError for tiles by a picture's shape."""
+    path = folder / PROCESSOR
+    if not path.is_file():
+        return None
+    settings = read_json_object(path)
+    tiling = Tiling(settings.get("tiles", 1), layout=settings.get("layout", "square"))
+    if not tiling.fixed:
+        raise UsageError(
+            f"{path}: layout={tiling.layout}: the released model cuts all pictures alike, "
+            "so its layout cannot hold this model"
+        )
+    return tiling.tiles
 
 
 def write_origin(folder: Path, checkpoint: Checkpoint, learned: Tensor) -> None:

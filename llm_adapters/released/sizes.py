@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
 from compressors.errors import UsageError, quote, shorten_reason
+from connectors.tiling import Tiling
 from connectors.towers.base import count_blocks
 from connectors.towers.config import as_vision_config
 from llm_adapters.configuration import FlashSlothConfig
@@ -197,6 +198,17 @@ def read_tiles(values: dict[str, Any]) -> int:
     return max(1, isqrt(crops - 1))
 
 
+def write_tiles(values: dict[str, Any], tiles: int) -> None:
+    """Let `values` give the crops of k x k tiles, if they tell of others."""
+    if read_tiles(values) == tiles:
+        return
+    prompt = values.get("prompt")
+    if not isinstance(prompt, dict):
+        prompt = {}
+    crops = Tiling(tiles).most_crops
+    values["prompt"] = {**prompt, "hd_tiles": crops}
+
+
 def make_flat_values(config: FlashSlothConfig) -> dict[str, Any]:
     """A flat config.json for a model that did not come from one: phi's words and the fields read above."""
     text = config.text_config.to_dict()
@@ -249,16 +261,21 @@ def list_released_parts(config: FlashSlothConfig) -> list[ReleasedPart]:
     # with one layer there is nothing to stack
     is_stacked = knobs.get("num_layers", 1) > 1 and knobs.get("stacked", False)
     llm_heads = config.text_config.num_attention_heads
+    grid_policy = (config.compressor_knobs or {}).get("grid_policy", "error")
     return [
         ReleasedPart("llm", config.text_config.model_type, ("phi",)),
         ReleasedPart("tower", config.vision_config.model_type, ("siglip_vision_model",)),
         ReleasedPart("compressor", config.compressor, ("sap",)),
+        # the same on a grid of whole windows; on another, converting it tells so
+        ReleasedPart("sap.grid_policy", grid_policy, ("error", "ceil")),
         ReleasedPart("projector", config.projector, ("mlp2x_gelu", "auto")),
         ReleasedPart("mlp2x_gelu.depth", projector_knobs.get("depth", 2), (2,)),
         ReleasedPart("query_module", config.query_module, ("embq",)),
         ReleasedPart("embq.fusion", knobs.get("fusion", "add"), ("add",)),
         ReleasedPart("embq.stacked", is_stacked, (False,)),
         ReleasedPart("embq.heads", knobs.get("heads"), (None, llm_heads)),
+        ReleasedPart("pruner", config.pruner, (None,)),
+        ReleasedPart("prompt", config.template, (Template(),)),
     ]
 
 

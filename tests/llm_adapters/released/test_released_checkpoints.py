@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from factories import byte_tokenizer, make_model, picture
+from factories import byte_tokenizer, make_model, make_processor, picture
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedTokenizerFast
 
 from compressors.errors import UsageError
-from llm_adapters.conversation import IMAGE, QUERY
+from llm_adapters.conversation import IMAGE, QUERY, Template
 from llm_adapters.released import layout, sizes, tokens
 from llm_adapters.released.__main__ import main
 from llm_adapters.released.conversion import build_skeleton, convert_checkpoint, export_model
@@ -448,6 +448,14 @@ def test_a_model_trained_here_is_exported_too(tmp_path, monkeypatch):
         ({"query_module": None}, "query_module=None: the released model has embq"),
         ({"fusion": "gated"}, "embq.fusion=gated: the released model has add"),
         ({"stacked": True, "num_layers": 2}, "embq.stacked=True"),
+        (
+            {"compressor_knobs": {"grid_policy": "floor"}},
+            "sap.grid_policy=floor: the released model has error",
+        ),
+        (
+            {"prompt": Template(user="<|user|>")},
+            r"prompt=Template\(.*user='<\|user\|>'.*: the released model has",
+        ),
         ({"at": (2, 3)}, r"embq.at=\[2, 3\]: a released checkpoint has EmbQ at one decoder layer"),
     ],
 )
@@ -456,6 +464,40 @@ def test_models_that_the_released_layout_cannot_hold(options, message, tmp_path)
     with pytest.raises(UsageError, match=message):
         export_model(tmp_path / "trained", tmp_path / "released")
     assert not (tmp_path / "released").exists()
+
+
+def test_a_pruner_that_the_released_layout_cannot_hold(tmp_path):
+    model = make_model()
+    model.set_pruner("fastv", layer=2, ratio=0.5)
+    model.save_pretrained(tmp_path / "trained")
+    with pytest.raises(UsageError, match="pruner=fastv: the released model has None there"):
+        export_model(tmp_path / "trained", tmp_path / "released")
+
+
+@pytest.mark.parametrize("tiles", [1, 2])
+def test_tiles_are_exported(tiles, tmp_path, monkeypatch):
+    monkeypatch.setattr(sizes, "DOT", 40)  # a token of the tiny vocabulary
+    model = make_model()
+    model.save_pretrained(tmp_path / "trained")
+    make_processor(model, tiles=tiles).save_pretrained(tmp_path / "trained")
+    export_model(tmp_path / "trained", tmp_path / "released")
+    convert_checkpoint(tmp_path / "released", tmp_path / "ours")
+    assert AutoProcessor.from_pretrained(tmp_path / "ours").tiles == tiles
+    # given in place of those that config.json tells of
+    convert_checkpoint(tmp_path / "released", tmp_path / "other", tiles=3)
+    export_model(tmp_path / "other", tmp_path / "back")
+    values = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert sizes.read_tiles(values) == 3
+
+
+def test_tiles_by_a_pictures_shape_are_not_exported(tmp_path):
+    model = make_model()
+    model.save_pretrained(tmp_path / "trained")
+    processor = make_processor(model, tiles=2)
+    processor.layout = "anyres"
+    processor.save_pretrained(tmp_path / "trained")
+    with pytest.raises(UsageError, match="layout=anyres: the released model cuts all pictures alike"):
+        export_model(tmp_path / "trained", tmp_path / "released")
 
 
 def test_tensors_that_are_no_weights(tmp_path, capsys):
