@@ -110,7 +110,8 @@ class CostSubject:
         layers: list[nn.Module] = []
         for part in (TOWER, LLM):
             for module in self.parts.get(part, []):
-                layers += find_longest_list(module)
+                # a tower may have a text encoder of more layers beside its backbone
+                layers += find_longest_list(getattr(module, "backbone", module))
         # a graph of a layer with a cache is for its place in the cache alone: all layers of all models that
         # are measured come to the same lines of code, and there the usual limit is 8 graphs
         settings = torch._dynamo.config

@@ -113,7 +113,7 @@ def make_random_prompt(
     ids[part == 3] = model.config.query_token_id
     first_query = before + visual + question
     query_places = torch.arange(first_query, first_query + model.num_queries).expand(rows, -1)  # (B, Q)
-    return {
+    prompt = {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
         "turns": ((part >= 1) & (part <= 3)).long(),
@@ -121,6 +121,11 @@ def make_random_prompt(
         "query_index": query_places,
         "image_turn": torch.ones(rows, crops, dtype=torch.long),
     }
+    encoder = model.vision_tower.text_encoder
+    if model.compressor.needs_tower_text and encoder is not None:
+        # one question a row, in one piece; (B, 1, 1, L)
+        prompt["question_ids"] = torch.zeros(rows, 1, 1, encoder.length, dtype=torch.long)
+    return prompt
 
 
 def make_random_batch(

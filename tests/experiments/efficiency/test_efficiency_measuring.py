@@ -47,8 +47,8 @@ class Ticker(nn.Module):
         return self(x)
 
 
-def subject(**options):
-    model = make_model("phi", "sap", "embq", **options)
+def subject(compressor="sap", **options):
+    model = make_model("phi", compressor, "embq", **options)
     set_placeholder_ids(model)
     return CellSubject("tiny", AS_A_CELL, model, model.vision_tower.image_size)
 
@@ -191,6 +191,28 @@ def test_visual_tokens_are_those_of_the_prompt(tiles):
     prompt = made.prompt(pixels, 3, 10)
     found = (prompt["input_ids"] == made.model.config.image_token_id).sum()
     assert found == made.count_visual_tokens(pixels) == 3 * 2 * (1 if tiles == 1 else 5) * 4
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["cdpruner", "trim"])
+def test_a_compressor_that_compares_patches_with_the_question_is_timed(name):
+    measured = subject(name, compressor_knobs={"tokens": 4})
+    lap = measuring.BenchmarkCase(measured, [[picture()] * 2] * 2, text=10, new_tokens=3).time_answer()
+    assert lap.ttft > 0 and lap.decode > 0
+
+
+def test_the_towers_own_layers_are_compiled(monkeypatch):
+    """Not those of its text encoder, where these are more."""
+    measured = subject("cdpruner", compressor_knobs={"tokens": 4})
+    tower = measured.model.vision_tower
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **_: compiled.append(self))
+    text_layers = tower.text_encoder.model.text_model.encoder.layers
+    text_layers.extend([nn.Identity(), nn.Identity()])
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=False):
+        measured.compile_layers()
+    assert len(text_layers) > len(tower.blocks)
+    assert compiled == [*tower.blocks, *measured.model.language_model.get_decoder().layers]
 
 
 @torch.inference_mode()
