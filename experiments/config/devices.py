@@ -19,6 +19,16 @@ def parse_devices(settings: TrainerSettings) -> int | str:
     return text
 
 
+def list_gpu_numbers(settings: TrainerSettings) -> list[int] | None:
+    """Which GPUs training takes where it runs on GPUs; None: all there are."""
+    devices = parse_devices(settings)
+    if devices in ("auto", -1):
+        return None
+    if isinstance(devices, int):
+        return list(range(devices))
+    return [int(number) for number in devices.rstrip(",").split(",")]
+
+
 def pick_device(settings: TrainerSettings) -> "torch.device":
     """Where work outside Lightning runs: the first GPU that training takes, else the CPU."""
     import torch  # here: settings are read without it

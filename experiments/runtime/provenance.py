@@ -7,6 +7,8 @@ import os
 import platform
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,13 +31,14 @@ def read_command() -> str | None:
     return os.environ.get(COMMAND_VARIABLE)
 
 
-def describe_run(accelerator: str) -> dict[str, Any]:
+def describe_run(accelerator: str, gpus: Sequence[int] | None) -> dict[str, Any]:
     """How this process computes: `command` (None where nobody has said it), `commits` by folder of code,
-    `device` and `python`. `accelerator`: where its models run, in the words of trainer.accelerator."""
+    `device` and `python`. `accelerator`: where its models run, in the words of trainer.accelerator; `gpus`:
+    which of them it takes where these are GPUs, None: all."""
     return {
         "command": read_command(),
         "commits": dict(find_commits()),
-        "device": describe_device(accelerator),
+        "device": describe_device(accelerator, gpus),
         "python": platform.python_version(),
     }
 
@@ -76,13 +79,14 @@ def ask_git(folder: Path, *words: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def describe_device(accelerator: str) -> str:
-    """The GPU that models of this process run on, else the processor and the threads that torch takes."""
+def describe_device(accelerator: str, gpus: Sequence[int] | None) -> str:
+    """The GPUs that models of this process run on, else the processor and the threads that torch takes."""
     torch = sys.modules.get("torch")  # what computes with it has imported it
     if torch is None:
         return read_processor_name()
     if accelerator != "cpu" and torch.cuda.is_available():
-        name = torch.cuda.get_device_name()
-        count = torch.cuda.device_count()
-        return f"{count} x {name}" if count > 1 else name
+        if gpus is None:
+            gpus = range(torch.cuda.device_count())
+        counts = Counter(torch.cuda.get_device_name(number) for number in gpus)
+        return ", ".join(f"{count} x {name}" if count > 1 else name for name, count in counts.items())
     return f"{read_processor_name()}, {torch.get_num_threads()} threads"

@@ -25,6 +25,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from compressors.errors import UsageError
+from experiments.config.devices import list_gpu_numbers
 from experiments.config.trained import CONFIG_FILE
 from experiments.runtime.files import (
     DRAFT_PATTERN,
@@ -52,7 +53,7 @@ from experiments.store.folder import (
 )
 from experiments.store.keys import digest_file
 from experiments.store.part_code import refuse_edited_code
-from experiments.store.plan import Stage
+from experiments.store.plan import TRAINING_ROLES, Stage
 from experiments.store.run_names import describe_curve_run
 from experiments.store.workload import derive_workload
 
@@ -270,7 +271,7 @@ class Store:
             "resumed": resumed,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "versions": read_package_versions(),
-            **describe_run("cpu" if stage.kind == "data" else stage.config.trainer.accelerator),
+            **describe_stage_run(stage),
             "steps": report.total,
             "load": asdict(derive_workload(stage)),
             "files": files,
@@ -299,3 +300,12 @@ def tidy_after_error(stage: Stage, draft: Path, resumed: bool, report: StepCount
         raise KeyboardInterrupt from error
     except Exception as error:
         raise find_disk_error(error, draft) or StageFailed(stage, error) from error
+
+
+def describe_stage_run(stage: Stage) -> dict[str, Any]:
+    """How this process has computed a stage: `describe_run` of the devices that it has run on."""
+    trainer = stage.config.trainer
+    gpus = list_gpu_numbers(trainer)
+    if stage.kind not in TRAINING_ROLES:  # what is no training runs on one, the first of those
+        gpus = [0] if gpus is None else gpus[:1]
+    return describe_run("cpu" if stage.kind == "data" else trainer.accelerator, gpus)

@@ -4,12 +4,14 @@ import json
 import shutil
 
 import pytest
+import torch
 from fakes import FakeRunner, names, stages
 
 from experiments import runs
 from experiments.config.presets import read_yaml
 from experiments.runtime import provenance
 from experiments.runtime.files import share_folder
+from experiments.store import store
 from experiments.sweep import __main__ as sweep
 from experiments.sweep.worker import run_slurm_job
 
@@ -193,3 +195,25 @@ def test_a_change_of_tracked_files_shows(tmp_path, monkeypatch):
     provenance.find_commits.cache_clear()
     assert dict(provenance.find_commits()) == {"here": f"{commit} + changes"}
     provenance.find_commits.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("devices", "trained", "evaluated"),
+    [
+        ("auto", "2 x H200, A100", "H200"),
+        ("1", "H200", "H200"),
+        ("2", "2 x H200", "H200"),
+        ("[2]", "A100", "A100"),
+        ("[1,2]", "H200, A100", "H200"),
+    ],
+)
+def test_the_device_of_a_run_is_what_it_ran_on(devices, trained, evaluated, monkeypatch):
+    """Not every card of the machine."""
+    cards = ["H200", "H200", "A100"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: cards[number])
+    by_kind = stages(f"trainer.devices={devices}")
+    names = {kind: store.describe_stage_run(stage)["device"] for kind, stage in by_kind.items()}
+    assert names["finetune"] == trained and names["evaluate"] == evaluated
+    assert "threads" in names["data"]
