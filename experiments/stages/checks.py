@@ -44,11 +44,9 @@ def check_metric(config: Config) -> None:
     scorer = QuestionScorer(config.evaluate.metric, collect_metric_options(config))
     if asks_judge(config):
         check_judge(config.judge)
-    files = config.data
-    for role in ("test", "validation"):
-        entries = [entry for entry in getattr(files, role) if roles.is_file_entry(entry)]
-        files = replace(files, **{role: entries})
-    in_files = replace(config, data=files)
+    test_files = list(filter(roles.is_file_entry, config.data.test))
+    validation_files = list(filter(roles.is_file_entry, config.data.validation))
+    in_files = replace(config, data=replace(config.data, test=test_files, validation=validation_files))
     if config.validate.score_every is not None:
         samples = roles.load_role_samples(in_files, {}, "validation", check_images=False)
         # not all families of a mapping need be in it
@@ -57,7 +55,7 @@ def check_metric(config: Config) -> None:
     questions = roles.load_questions(in_files, {}, check_images=False)
     scorer.check_truths(questions)
     families = {question.name_family() for question in questions}
-    if len(files.test) < len(config.data.test) and config.data.dataset is not None:
+    if len(test_files) < len(config.data.test) and config.data.dataset is not None:
         split_families = datasets.get(config.data.dataset).families
         if not split_families:  # known once they are written: the evaluation looks again
             return
