@@ -23,6 +23,7 @@ FULL_DISK_SIGNS = (
 )
 ALLOCATED_BYTES = 1 << 20  # written at once
 LOCK_POLL_SECONDS = 0.2  # between looks at a lock that another process holds
+FOLDER_ATTEMPTS = 100  # to make a folder that other processes remove at once, being empty
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -105,6 +106,17 @@ def sync_directory(path: Path) -> None:
         os.close(handle)
 
 
+def make_folder(path: Path) -> None:
+    """Make a directory and those above it, where `remove_empty_folders` of other processes may remove them at
+    any moment."""
+    for _ in range(FOLDER_ATTEMPTS):
+        # one above it has gone, or it was there and has gone
+        with suppress(FileNotFoundError, FileExistsError):
+            path.mkdir(parents=True, exist_ok=True)
+            return
+    path.mkdir(parents=True, exist_ok=True)  # its error
+
+
 @contextmanager
 def hold_lock(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold `path` as a lock among processes; `waiting` is called once if another process holds it, and may
@@ -115,7 +127,7 @@ def hold_lock(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterato
     """
     has_waited = False
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except FileNotFoundError:  # another process has just removed the empty directory
@@ -158,9 +170,13 @@ def remove_stale_lock(path: Path) -> None:
 
 @contextmanager
 def share_folder(path: Path) -> Iterator[None]:
-    """While this lasts, `claim_folder` of any process is refused. Without effect where the file system has no
-    such locks."""
-    handle = os.open(path, os.O_RDONLY)
+    """Make a folder, and while this lasts have `claim_folder` of any process refused. Without effect where
+    the file system has no such locks."""
+    handle = None
+    while handle is None:
+        make_folder(path)
+        with suppress(FileNotFoundError):  # another process has just removed the empty directory
+            handle = os.open(path, os.O_RDONLY)
     try:
         # of the folder itself, so that no file is left behind; it ends with the process
         with suppress(OSError):
@@ -195,7 +211,7 @@ def remove_empty_folders(path: Path) -> Iterator[None]:
     finally:
         # innermost first: its parent may be empty then
         for folder in missing_folders:
-            if folder.is_dir() and not any(folder.iterdir()):
+            with suppress(OSError):  # there is something in it, or another process has removed it
                 folder.rmdir()
 
 

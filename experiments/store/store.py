@@ -109,12 +109,10 @@ class Store:
     def open_root(self) -> Iterator[None]:
         """Make the root, and remove it if nothing comes to lie in it; an OSError if it cannot be written.
         Meanwhile nothing below is cleared."""
-        with remove_empty_folders(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
+        with remove_empty_folders(self.root), share_folder(self.root):
             if not os.access(self.root, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.root))
-            with share_folder(self.root):
-                yield
+            yield
 
     def locate_result(self, stage: Stage) -> Path:
         """Where a stage's result lies once it is finished."""

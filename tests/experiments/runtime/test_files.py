@@ -5,10 +5,18 @@ import io
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from experiments.runtime.files import allocate_file, start_draft_name, write_atomic
+from experiments.runtime.files import (
+    allocate_file,
+    hold_lock,
+    remove_empty_folders,
+    share_folder,
+    start_draft_name,
+    write_atomic,
+)
 from experiments.runtime.text_tables import format_csv, format_markdown_table
 
 SIZE = 3 << 20
@@ -53,3 +61,35 @@ def test_drafts_of_killed_processes_are_removed_by_the_next_write(tmp_path):
     write_atomic(path, "whole")
     assert path.read_text() == "whole"
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted([path.name, living, other_host])
+
+
+def test_a_folder_that_another_process_fills_just_now_stays(tmp_path, monkeypatch):
+    real_rmdir = Path.rmdir
+
+    def rmdir_too_late(folder):
+        (folder / "of_another").touch()
+        real_rmdir(folder)
+
+    monkeypatch.setattr(Path, "rmdir", rmdir_too_late)
+    with remove_empty_folders(tmp_path / "runs"):
+        (tmp_path / "runs").mkdir()
+    assert (tmp_path / "runs" / "of_another").exists()
+
+
+@pytest.mark.parametrize("removed", ["runs", "runs/pretrain"])
+@pytest.mark.parametrize("use", ["lock", "share"])
+def test_a_folder_that_another_process_removes_just_now_is_made_again(tmp_path, monkeypatch, removed, use):
+    folder = tmp_path / "runs" / "pretrain"
+    real_mkdir = os.mkdir
+    removals = []
+
+    def mkdir_in_vain(path, *arguments, **options):
+        real_mkdir(path, *arguments, **options)
+        if Path(path) == tmp_path / removed and not removals:
+            removals.append(path)
+            os.rmdir(path)
+
+    monkeypatch.setattr(os, "mkdir", mkdir_in_vain)
+    context = hold_lock(folder / "a.lock") if use == "lock" else share_folder(folder)
+    with context:
+        assert removals and folder.is_dir()
