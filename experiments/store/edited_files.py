@@ -8,7 +8,7 @@ READ_FILES = {  # what a section of `Stage.depends` is read from, for who has ed
     "data": "a data file, or an image,",
     "calibration": "a file of data.train",
     "llm": "the folder of llm.source",
-    "tower": "the folder of tower.source",
+    "tower": "what tower.source names",
     "init": "the trained model that it starts from",
     "teacher": "the teacher",
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compressors.errors import UsageError, quote
-from connectors.hub import MODEL_FILES, PICKLED_FILES
+from connectors.hub import MODEL_FILES, PICKLED_FILES, is_open_clip, split_open_clip
 from experiments.config.metric_names import JUDGE_PROMPT, asks_judge
 from experiments.config.schema import Config
 from experiments.config.sources import ASSET_SCHEME, CACHE_SCHEME, resolve_source
@@ -43,9 +43,17 @@ def digest_file(path: Path) -> str:
 def digest_source(name: str) -> object:
     """Describe weights for a key.
 
-    `asset:` and `cache:` by their files' content, other folders by names, sizes and times of their files,
-    anything else, such as a hub id, by its name. UsageError for a folder without a model.
+    `asset:` and `cache:` by their files' content, other folders by names, sizes and times of their files, a
+    checkpoint of open_clip by its content, anything else, such as a hub id, by its name. UsageError for a
+    folder without a model.
     """
+    if is_open_clip(name):
+        architecture, weights = split_open_clip(name)
+        if os.path.isfile(weights):
+            stat = os.stat(weights)
+            digest = digest_unchanged_file(Path(weights), stat.st_size, stat.st_mtime_ns)
+            return {architecture: digest}
+        return name
     folder = Path(resolve_source(name))
     if not folder.is_dir():
         return name

@@ -202,6 +202,22 @@ def test_local_weights_are_known_by_names_sizes_and_times(tmp_path):
     assert fresh(f"llm.source={tmp_path}")["finetune"].key != key
 
 
+def test_a_checkpoint_of_open_clip_is_known_by_its_content(tmp_path):
+    def find_key(source):
+        return fresh(f"tower.source={source}")["features test"].key
+
+    path = tmp_path / "weights.pt"
+    path.write_text("weights")
+    key = find_key(f"open_clip:ViT-B-32:{path}")
+    assert find_key(f"open_clip:ViT-B-16:{path}") != key
+    moved = path.rename(tmp_path / "moved.pt")
+    assert find_key(f"open_clip:ViT-B-32:{moved}") == key
+    moved.write_text("others ")
+    assert find_key(f"open_clip:ViT-B-32:{moved}") != key
+    tag = "open_clip:ViT-B-32:openai"  # of the hub: by its name
+    assert fresh(f"tower.source={tag}")["features test"].depends["tower"] == tag
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
