@@ -108,7 +108,10 @@ def read_cells(root: Path) -> dict[str, list[str]]:
     for folder in sorted((root / CELLS_FOLDER).glob("*/")):
         path = folder / STAGES_FILE
         if not path.is_file():
-            raise UsageError(f"{path}: missing, so what this cell needs is unknown; remove {folder}")
+            raise UsageError(
+                f"{path}: missing, so what this cell needs is unknown; run its sweep's command again, which "
+                f"writes it, or be rid of the cell: remove {folder}"
+            )
         cells[folder.name] = read_stage_names(folder)
     return cells
 

@@ -83,12 +83,13 @@ def publish_cell(cell: Cell, stage: Stage, store: Store) -> Path:
     """Write the browsable directory of a finished cell."""
     folder = locate_cell_folder(cell, stage, store)
     folder.mkdir(parents=True, exist_ok=True)
+    # first: whoever clears stages has to know which of them a cell needs, though a kill leaves half of it
+    places = [part.name for part in stage.collect_stages().values()]
+    write_if_changed(folder / STAGES_FILE, (json.dumps(places, indent=1) + "\n").encode())
     settings = OmegaConf.create(list_settings(cell.config))
     write_if_changed(folder / CONFIG_FILE, OmegaConf.to_yaml(settings).encode())
     for name in (METRICS_FILE, PREDICTIONS_FILE):
         write_if_changed(folder / name, (store.locate_result(stage) / name).read_bytes())
-    places = [part.name for part in stage.collect_stages().values()]
-    write_if_changed(folder / STAGES_FILE, (json.dumps(places, indent=1) + "\n").encode())
     facts = OmegaConf.create(convert_tuples(collect_run_facts(stage, store, folder)))
     write_if_changed(folder / RUN_FILE, OmegaConf.to_yaml(facts).encode())
     return folder

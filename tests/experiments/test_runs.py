@@ -11,7 +11,7 @@ from experiments import runs
 from experiments.config.presets import read_yaml
 from experiments.runtime import provenance
 from experiments.runtime.files import share_folder
-from experiments.store import store
+from experiments.store import results, store
 from experiments.sweep import __main__ as sweep
 from experiments.sweep.worker import run_slurm_job
 
@@ -124,6 +124,32 @@ def test_a_job_shares_its_directory_without_its_command(tmp_path):
 
     outcome = run_slurm_job(stages()["data"], tmp_path / "job.log", folder, run_meanwhile, None)
     assert outcome.kind == "done" and exit_codes == [2]
+
+
+def test_a_sweep_that_was_killed_while_it_wrote_a_cell_still_tells_its_stages(out, capsys, monkeypatch):
+    shutil.rmtree(out / "cells")
+
+    def write_one(path, content):
+        path.write_bytes(content)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "write_if_changed", write_one)
+        assert run_sweep(out, "compressor=sap", "blind=false") == 130
+    assert len(list(out.glob("cells/*/*"))) == 1
+    capsys.readouterr()
+    assert runs.main([f"out={out}"]) == 0
+    # of the two cells that were there
+    assert "stages that no cell needs: 2, " in capsys.readouterr().out
+
+
+def test_a_cell_without_its_stages_is_written_again(out, capsys):
+    notes = next(out.glob("cells/sap_*/stages.json"))
+    notes.unlink()
+    assert runs.main([f"out={out}", "clear=true"]) == 2
+    assert "run its sweep's command again, which writes it" in capsys.readouterr().err
+    assert run_sweep(out, "compressor=sap", "blind=false") == 0
+    assert runs.main([f"out={out}"]) == 0 and notes.is_file()
 
 
 @pytest.mark.parametrize("content", [None, "{}", "[3]"])
