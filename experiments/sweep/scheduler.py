@@ -163,7 +163,9 @@ class UnitScheduler:
         if outcome.kind == "usage":
             raise UsageError(outcome.text)
         if outcome.kind == "disk":
-            raise OSError(0, outcome.text)
+            error = OSError(outcome.text)
+            error.errno = outcome.errno
+            raise error
         if outcome.kind == "busy":
             if unit.key not in self.retry_times:
                 self.report.write_note(f"waiting for another process to finish {outcome.text}")

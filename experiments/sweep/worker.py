@@ -26,10 +26,11 @@ LOG_COLUMNS = 200
 @dataclass(frozen=True)
 class UnitOutcome:
     """How a unit ended. `kind`: done, busy (another sweep computes it), failed, usage (bad input), disk, died
-    (no answer came). `text`: one line."""
+    (no answer came). `text`: one line; `errno`: of a disk's error, which tells a full one."""
 
     kind: str
     text: str = ""
+    errno: int | None = None
 
 
 class WorkerReporter(Reporter):
@@ -121,7 +122,7 @@ def compute_unit(stage: Stage, store: Store, wait: bool) -> UnitOutcome:
     except UsageError as error:
         return UnitOutcome("usage", str(error))
     except OSError as error:
-        return UnitOutcome("disk", describe_os_error(error))
+        return UnitOutcome("disk", describe_os_error(error), error.errno)
 
 
 def run_unit(

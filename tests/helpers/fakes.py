@@ -1,5 +1,6 @@
 """Stage functions that compute nothing but leave what real ones do; a configuration that needs no asset."""
 
+import errno
 import json
 import os
 import signal
@@ -68,14 +69,15 @@ def write_llava(path: Path, images: bool = False, samples: int = 2) -> Path:
 class FakeRunner:
     """Gives stages that append their kind to `log` and a line for every step to `log`.steps. One takes `slow`
     seconds in ten steps and resumes. Stages of the kind `fail` fail for seed 1, of the kind `diverge` always,
-    of the kind `refuse` find bad input. `deaths` is a file: as many finetunings as it has bytes kill their
-    process. It pickles, so that workers can have it."""
+    of the kind `refuse` find bad input, of the kind `fill` a full disk. `deaths` is a file: as many
+    finetunings as it has bytes kill their process. It pickles, so that workers can have it."""
 
     log: Path
     slow: float = 0.0
     fail: str = ""
     diverge: str = ""
     refuse: str = ""
+    fill: str = ""
     deaths: Path | None = None
 
     def __call__(self, kind: str):
@@ -92,6 +94,8 @@ class FakeRunner:
             raise NotFinite("step 2: the loss is not finite; lower pretrain.lr")
         if kind == self.refuse:
             raise UsageError("picture.png is no picture;\ndelete it")
+        if kind == self.fill:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out / "a.bin"))
         if self.deaths is not None and kind == "finetune" and self.deaths.stat().st_size:
             os.truncate(self.deaths, self.deaths.stat().st_size - 1)
             os.kill(os.getpid(), signal.SIGKILL)

@@ -178,6 +178,14 @@ def test_a_full_disk_in_a_worker(tmp_path):
     assert not list((tmp_path / "out").rglob("done.json"))
 
 
+@pytest.mark.parametrize("launch", [[], ["launch.workers=2"]])
+def test_a_full_disk_is_told_with_the_same_advice_by_a_worker(command, capsys, launch):
+    assert command(*launch, fill="features") == 2
+    error = capsys.readouterr().err
+    assert "/a.bin: No space left on device; free space there or choose another" in error
+    assert error.count("\n") == 1
+
+
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
 
