@@ -33,12 +33,12 @@ from experiments.models.build import silence_libraries
 from experiments.models.tower_text import load_cell_text_encoder
 from experiments.runtime.files import allocate_file, write_atomic
 from experiments.runtime.progress import Reporter
+from experiments.store.folder import PROGRESS_FILE
 from experiments.store.store import NotFinite
 from llm_adapters.images import image_pixels, image_processor
 from llm_adapters.visual_prompt import shrink_pixels
 
 IMAGES_PER_BATCH = 32
-PROGRESS_FILE = "finished"
 
 
 class ShownImage(NamedTuple):

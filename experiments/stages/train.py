@@ -31,11 +31,7 @@ from experiments.runtime.progress import Reporter
 from experiments.stages.checks import check_training_needs
 from experiments.stages.finite import check_finite_weights, explain_divergence, find_not_finite
 from experiments.stages.training import lora, strategies
-from experiments.stages.training.checkpoints import (
-    CHECKPOINTS_FOLDER,
-    locate_checkpoint,
-    remove_bad_checkpoint,
-)
+from experiments.stages.training.checkpoints import locate_checkpoint, remove_bad_checkpoint
 from experiments.stages.training.fit import fit_module
 from experiments.stages.training.initial import load_start
 from experiments.stages.training.module import (
@@ -50,6 +46,7 @@ from experiments.stages.training.query_warmup import make_query_warmup
 from experiments.stages.training.ranks import launch_processes
 from experiments.stages.training.teacher import TaughtLoader, load_teacher
 from experiments.stages.training.validation import make_validation
+from experiments.store.folder import CHECKPOINTS_FOLDER
 from experiments.store.plan import TRAINING_ROLES
 from experiments.store.store import NotFinite
 from llm_adapters.modeling import FlashSlothForConditionalGeneration

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +16,9 @@ from experiments.store.keys import digest_file
 
 RECORDED_PACKAGES = ("slothkit", "torch", "transformers", "lightning")
 DONE_FILE = "done.json"
+# what a killed stage goes on from; others of its files are written anew by every run
+PROGRESS_FILE = "finished"  # of features: how many images
+CHECKPOINTS_FOLDER = "checkpoints"  # of a training
 NOTE_TYPES = {  # what every note has
     "key": str,
     "seconds": float,
@@ -37,6 +41,15 @@ def draft_folder_of(path: Path) -> Path:
 def set_aside_folder_of(path: Path) -> Path:
     """Where a run keeps what it could not go on from, while it starts over."""
     return path.with_name(f"{path.name}.left.partial")
+
+
+def find_progress_time(draft: Path) -> int:
+    """When a stage last wrote down how far it has come, in nanoseconds; 0 where it has not."""
+    times = [0]
+    for path in (draft / PROGRESS_FILE, *(draft / CHECKPOINTS_FOLDER).rglob("*")):
+        with suppress(FileNotFoundError):  # there is none, or it has just been replaced
+            times.append(path.stat().st_mtime_ns)
+    return max(times)
 
 
 def list_file_sizes(path: Path) -> Iterator[tuple[str, int]]:

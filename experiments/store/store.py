@@ -173,6 +173,13 @@ class Store:
                 self._compute_stage(stage, inputs, path)
         return path
 
+    def find_next_stage(self, stage: Stage) -> Stage:
+        """What `compute` begins with: the stage, or the first of its inputs that is not finished."""
+        for source in stage.inputs.values():
+            if not self.is_finished(source):
+                return self.find_next_stage(source)
+        return stage
+
     def find_fault(self, stage: Stage) -> str | None:
         """Return why a stage has to be computed, None if it is whole.
 

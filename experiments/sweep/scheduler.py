@@ -16,6 +16,7 @@ from experiments.config.cells import Cell
 from experiments.config.schema import GPU_ACCELERATORS
 from experiments.runtime.files import write_atomic
 from experiments.store import results
+from experiments.store.folder import draft_folder_of, find_progress_time
 from experiments.store.plan import Stage
 from experiments.store.store import StageFailed, Store
 from experiments.sweep.launcher import create_launcher
@@ -25,7 +26,9 @@ from experiments.sweep.units import WorkUnit, make_units, name_runs
 from experiments.sweep.worker import UnitOutcome
 
 FinishedTeller = Callable[[Cell, Stage], None]
-UNIT_ATTEMPTS = 3  # of a unit whose workers die: killed, out of memory, out of time
+# of a unit whose workers die, killed, out of memory or out of time, at one place: one that comes further each
+# time is not given up
+UNIT_ATTEMPTS = 3
 LOG_TAIL_LINES = 5  # lines of a failed cell's log that are shown
 RETRY_SECONDS = 0.5  # seconds until a stage that another sweep computes is looked at again
 
@@ -112,7 +115,8 @@ class UnitScheduler:
         self.waiting = dict(self.units)
         self.running: set[str] = set()
         self.failures: dict[str, Failure] = {}
-        self.deaths: Counter[str] = Counter()
+        self.deaths: Counter[str] = Counter()  # of workers, since a unit last came any further
+        self.reached: dict[str, tuple[str, int]] = {}  # where a unit's last worker died: key, time
         self.retry_times: dict[str, float] = {}  # of units that another sweep computes: when to look again
         accelerators = {unit.stage.config.trainer.accelerator for unit in self.units.values()}
         uses_gpu = not accelerators.isdisjoint(GPU_ACCELERATORS)
@@ -171,8 +175,7 @@ class UnitScheduler:
                 self.report.write_note(f"waiting for another process to finish {outcome.text}")
             self.retry_times[unit.key] = time.monotonic() + RETRY_SECONDS
             self.waiting[unit.key] = unit
-        elif outcome.kind == "died" and self.deaths[unit.key] + 1 < UNIT_ATTEMPTS:
-            self.deaths[unit.key] += 1
+        elif outcome.kind == "died" and self._count_deaths(unit) < UNIT_ATTEMPTS:
             self.report.write_warning(f"{unit.label}: {outcome.text}; it goes on where it stopped")
             self.waiting[unit.key] = unit
         elif outcome.kind == "done":
@@ -181,6 +184,18 @@ class UnitScheduler:
                 self.tell(*self.jobs[unit.key])
         else:
             self._fail_unit(unit, outcome)
+
+    def _count_deaths(self, unit: WorkUnit) -> int:
+        """How many workers have died of a unit without getting any further, the one that has just died
+        included."""
+        stage = self.store.find_next_stage(unit.stage)
+        draft = draft_folder_of(self.store.locate_result(stage))
+        reached = (stage.key, find_progress_time(draft))
+        if self.reached.get(unit.key) != reached:
+            self.deaths[unit.key] = 0
+            self.reached[unit.key] = reached
+        self.deaths[unit.key] += 1
+        return self.deaths[unit.key]
 
     def _publish_cell(self, key: str) -> None:
         cell, stage = self.jobs[key]
@@ -193,7 +208,7 @@ class UnitScheduler:
         # a failed stage has its name in the text; a worker that died knows none
         reason = outcome.text
         if outcome.kind != "failed":
-            reason = f"{unit.stage.name}: {outcome.text}"
+            reason = f"{self.store.find_next_stage(unit.stage).name}: {outcome.text}"
         self.report.write_note(f"failed: {reason}; see {unit.log}")
         lost = {unit.key}
         for key, dependent in self.units.items():  # in the order of work, so that one pass finds all

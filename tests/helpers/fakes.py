@@ -16,6 +16,7 @@ from compressors.key_value import parse_settings
 from experiments.config.cells import Cell, make_cells
 from experiments.config.schema import Config
 from experiments.runtime.files import write_atomic
+from experiments.store.folder import PROGRESS_FILE
 from experiments.store.plan import Stage, plan_stages
 from experiments.store.store import NotFinite
 
@@ -70,7 +71,8 @@ class FakeRunner:
     """Gives stages that append their kind to `log` and a line for every step to `log`.steps. One takes `slow`
     seconds in ten steps and resumes. Stages of the kind `fail` fail for seed 1, of the kind `diverge` always,
     of the kind `refuse` find bad input, of the kind `fill` a full disk. `deaths` is a file: as many
-    finetunings as it has bytes kill their process. It pickles, so that workers can have it."""
+    finetunings as it has bytes kill their process. `life`: so many steps of any stage end its process.
+    It pickles, so that workers can have it."""
 
     log: Path
     slow: float = 0.0
@@ -79,6 +81,7 @@ class FakeRunner:
     refuse: str = ""
     fill: str = ""
     deaths: Path | None = None
+    life: int | None = None
 
     def __call__(self, kind: str):
         return partial(self.run, kind)
@@ -104,7 +107,7 @@ class FakeRunner:
         (out / "inputs.json").write_text(json.dumps(sorted(inputs)))
 
     def steps(self, out: Path, report) -> None:
-        progress = out / "progress.txt"
+        progress = out / PROGRESS_FILE
         done = int(progress.read_text() or 0) if progress.exists() else 0
         report.announce_steps(10, done=done)
         for step in range(done, 10):
@@ -112,6 +115,8 @@ class FakeRunner:
             time.sleep(self.slow / 10)
             write_atomic(progress, str(step + 1))
             report.advance_steps(loss=1.0)
+            if step + 1 - done == self.life and step < 9:
+                os.kill(os.getpid(), signal.SIGKILL)
         (out / "started_at.txt").write_text(str(done))
 
 

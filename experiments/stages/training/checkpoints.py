@@ -14,8 +14,8 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 from compressors.errors import shorten_reason
 from experiments.runtime.progress import Reporter
 from experiments.stages.finite import find_not_finite
+from experiments.store.folder import CHECKPOINTS_FOLDER
 
-CHECKPOINTS_FOLDER = "checkpoints"
 CHECKPOINT_FILE = "last.ckpt"
 DEEPSPEED_TAG = "checkpoint"  # what Lightning calls the one that DeepSpeed writes
 CHECKPOINT_PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step")

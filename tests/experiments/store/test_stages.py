@@ -72,7 +72,7 @@ def test_what_is_noted(store):
     done = store.read_note(stage)
     assert done["key"] == stage.key and done["seconds"] >= 0 and not done["resumed"]
     assert done["versions"]["torch"]
-    assert done["files"]["progress.txt"][0] == 2
+    assert done["files"]["finished"][0] == 2
     assert "dataset: picture_vqa" in (path / "config.yaml").read_text()
 
 
@@ -81,11 +81,11 @@ def test_damage_is_repaired(store, log, harm):
     stage = stages()["data"]
     path = store.compute(stage)
     if harm == "cut":
-        os.truncate(path / "progress.txt", 1)
+        os.truncate(path / "finished", 1)
     elif harm == "delete":
-        (path / "progress.txt").unlink()
+        (path / "finished").unlink()
     elif harm == "flip":
-        (path / "progress.txt").write_text("11")
+        (path / "finished").write_text("11")
     elif harm == "no done":
         (path / "done.json").unlink()
     else:
@@ -94,14 +94,14 @@ def test_damage_is_repaired(store, log, harm):
     assert other.find_status(stage) == ("done" if harm == "flip" else "damaged")
     other.compute(stage)
     assert read_log(log) == ["data", "data"]
-    assert (path / "progress.txt").read_text() == "10"
+    assert (path / "finished").read_text() == "10"
     assert other.report.lines[0].startswith(f"warning: {path} is damaged")
 
 
 def test_damage_before_a_finished_stage_does_not_matter(store, log):
     found = stages()
     store.compute(found["evaluate"])
-    (store.locate_result(found["pretrain"]) / "progress.txt").unlink()
+    (store.locate_result(found["pretrain"]) / "finished").unlink()
     again(store).compute(found["evaluate"])
     assert len(read_log(log)) == len(ALL)
 
@@ -126,9 +126,9 @@ def test_a_partial_that_cannot_be_resumed_is_started_over(store, log):
     stage = stages()["data"]
     draft = store.root / f"{stage.name}.partial"
     draft.mkdir(parents=True)
-    (draft / "progress.txt").write_bytes(bytes([205, 206]))
+    (draft / "finished").write_bytes(bytes([205, 206]))
     path = store.compute(stage)
-    assert (path / "progress.txt").read_text() == "10" and not store.read_note(stage)["resumed"]
+    assert (path / "finished").read_text() == "10" and not store.read_note(stage)["resumed"]
     assert len(store.report.lines) == 1
     assert store.report.lines[0].startswith(f"warning: cannot go on from what is left of {stage.name}: U")
     assert read_log(log) == ["data", "data"]
@@ -272,7 +272,7 @@ def test_kill_and_resume(tmp_path, log):
     root, stage = tmp_path / "out", stages()["evaluate"]
     for kind in ("data", "pretrain", "evaluate"):
         process = spawn(root, log, 0.6, *ONE)
-        progress = root / f"{stages()[kind].name}.partial" / "progress.txt"
+        progress = root / f"{stages()[kind].name}.partial" / "finished"
         wait_for(lambda file=progress: file.exists() and file.read_text() > "2")
         process.kill()
         process.wait()

@@ -141,11 +141,20 @@ def test_a_unit_whose_workers_keep_dying_fails(command, log, tmp_path, capsys):
     deaths.write_text("xxx")
     assert command("launch.workers=2", cells=["compressor=sap", "blind=false"], deaths=deaths) == 1
     assert re.search(
-        r"^failed: sap seed=0: evaluate/\w+: its worker ended by signal 9; see .*/logs/sap",
+        r"^failed: sap seed=0: finetune/\w+: its worker ended by signal 9; see .*/logs/sap",
         capsys.readouterr().out,
         re.M,
     )
     assert counts(log)["finetune"] == 3 and "evaluate" not in counts(log)
+
+
+def test_a_unit_that_comes_further_with_every_worker_is_not_given_up(command, log, tmp_path):
+    """As a stage of Slurm whose time limit is shorter than it."""
+    one_cell = ["compressor=sap", "blind=false"]
+    assert command("launch.workers=2", cells=one_cell, life=2) == 0
+    assert counts(log)["finetune"] == counts(log)["evaluate"] == 5
+    assert command(cells=one_cell, out="alone") == 0
+    assert table(tmp_path / "out") == table(tmp_path / "alone")
 
 
 def test_bad_input_in_a_worker_is_one_line(command, capsys):
