@@ -77,11 +77,11 @@ def run_decide(line: CommandLine) -> int:
     axes = dict(line.overrides)
     is_plan = "--plan" in line.flags
     check_decide_options(options, axes)
-    words = join_settings({"table": [options.table], "blind": ["false"], **axes})
+    words = join_settings({"table": [quote_text(options.table)], "blind": ["false"], **axes})
     if options.earlier is not None:
-        words += join_settings({"earlier": [str(options.earlier)]})
+        words += join_settings({"earlier": [quote_text(str(options.earlier))]})
     root = Path(take_single_value(axes, "out") or Config().out)
-    axes["out"] = [str(root)]
+    axes["out"] = [quote_text(str(root))]
     take_launch_options(axes)  # the sweep's; what is left are the cells' settings
     console = Console()
     decider = TableDecider(options.table, axes, Store(root), options.earlier)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from compressors.command_line import Command, CommandLine
 from compressors.errors import UsageError
-from compressors.key_value import Axes, join_settings
+from compressors.key_value import Axes, join_settings, quote_text
 from compressors.setting_fields import setting
 
 # numpy, scipy, matplotlib and the sweep's configuration are imported where they are needed: --help and a
@@ -160,12 +160,13 @@ def report_from_cells(
     from rich.console import Console
 
     from ablations import collect
+    from experiments.config.overrides import take_values
     from experiments.runtime.progress import PlainReporter
     from experiments.store.store import Store
 
     typed_axes = dict(axes)
-    wanted = axes.pop("table", [])
-    axes["out"] = [str(root)]  # the cells' own setting, also where it was not given
+    wanted = take_values(axes, "table") or []
+    axes["out"] = [quote_text(str(root))]  # the cells' own setting, also where it was not given
     # warnings of damaged results stand apart from the report
     store = Store(root, PlainReporter(Console(stderr=True), prefix=""))
     report = collect.collect_report(
@@ -182,7 +183,7 @@ def explain_empty_report(axes: Axes, root: Path) -> str:
     from experiments.config import tables
     from experiments.config.trained import CELLS_FOLDER, list_cells
 
-    axes = {**axes, "out": [str(root)]}
+    axes = {**axes, "out": [quote_text(str(root))]}
     missing = "no such cell"
     if "table" in axes:
         axes["table"] = tables.expand_table_names(axes["table"])

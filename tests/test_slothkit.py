@@ -182,6 +182,19 @@ def test_cells_that_fail_are_an_exception_with_the_others_results(faked, tmp_pat
     assert [failure.cell.config.seed for failure in info.value.results.failed] == [1]
 
 
+def test_paths_with_brackets_and_commas(faked, tmp_path):
+    preset = tmp_path / "my (1), best.yaml"
+    preset.write_text("preset: tiny\n")
+    assert [cell.config.preset for cell in faked("compressor=sap", preset=preset, blind=False)] == [
+        str(preset)
+    ]
+    table = tmp_path / "mine (1), best.yaml"
+    table.write_text("rows: [{label: a, overrides: [compressor=sap]}]\n")
+    assert [cell.label for cell in faked(table=table, blind=False)] == ["a"]
+    with pytest.raises(UsageError, match=r"of \(1\), mine: no"):
+        faked("compressor=sap", earlier=tmp_path / "of (1), mine", blind=False)
+
+
 def test_data_frames(faked):
     found = faked("compressor=sap", seed=[0, 1], blind=False)
     try:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from compressors.errors import UsageError
+from compressors.key_value import unquote_text
 from compressors.setting_fields import format_value
 from experiments.config import signatures
 from experiments.config.cell_checks import (
@@ -106,7 +107,7 @@ def label_cell(
 
 def resolve_overrides(overrides: Mapping[str, str]) -> tuple[Config, set[str]]:
     """The configuration of a combination of overrides, and which of them it has no use for."""
-    preset = load_preset(overrides.get("preset", "tiny"))
+    preset = load_preset(unquote_text(overrides.get("preset", "tiny")))
     config = copy_section(preset.config)
     asked_parts = list_asked_parts(config, overrides)
     overridden_knobs: dict[str, object] = {}

@@ -24,10 +24,18 @@ class Override(NamedTuple):
 
 
 def take_single_value(axes: dict[str, list[str]], key: str, default: str | None = None) -> str | None:
-    """The value of a key that takes one, removed from the axes; `default` where it is not given."""
+    """The value of a key that takes one, removed from the axes, without quotes around it; `default` where it
+    is not given."""
     if key not in axes:
         return default
-    return require_single(key, axes.pop(key))
+    return unquote_text(require_single(key, axes.pop(key)))
+
+
+def take_values(axes: dict[str, list[str]], key: str) -> list[str] | None:
+    """The values of a key, removed from the axes, without quotes around them; None where it is not given."""
+    if key not in axes:
+        return None
+    return list(map(unquote_text, axes.pop(key)))
 
 
 def combine_axes(axes: dict[str, list[str]]) -> list[dict[str, str]]:

@@ -8,7 +8,7 @@ from compressors.errors import UsageError
 from compressors.registry import conform
 from experiments.config import tables
 from experiments.config.cells import Cell, make_blind_cells, make_cells
-from experiments.config.overrides import parse_value, take_single_value
+from experiments.config.overrides import parse_value, take_single_value, take_values
 from experiments.config.trained import settle_named_cells
 from experiments.runtime.memory import begin_request
 from experiments.store.plan import Stage, plan_stages
@@ -44,7 +44,7 @@ def read_request(settings: Mapping[str, list[str]]) -> SweepRequest:
     if earlier is not None:
         reported_keys = read_finished_keys(find_study_folder(Path(earlier)))
     launch = take_launch_options(axes)
-    table_names = axes.pop("table", None)
+    table_names = take_values(axes, "table")
     row_labels = tables.take_row_labels(axes, table_names)
     for name in ("out", "trainer.nodes"):
         take_single_value(dict(axes), name)  # from a copy: it is a cell's setting too, but no axis

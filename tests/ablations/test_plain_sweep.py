@@ -119,6 +119,15 @@ def test_a_renamed_cell_keeps_its_row(out, tmp_path):
         assert sorted(sap.outcomes) == [0, 1]
 
 
+def test_a_directory_with_brackets_in_its_name(out, tmp_path):
+    root = tmp_path / "runs (1), mine"
+    shutil.copytree(out, root)
+    report.make_report(out=root)
+    assert report.main([f'out="{root}"', "to=" + str(tmp_path / "report")]) == 0
+    commands = report_files.load_report(tmp_path / "report").provenance
+    assert str(root) in json.dumps(commands)
+
+
 def test_a_report_of_renamed_cells_alone_has_their_seeds(tmp_path):
     store = Store(tmp_path, runner=runner(60))
     with store.open_root():
