@@ -194,10 +194,14 @@ class Store:
         return fault
 
     def _discard_damaged(self, path: Path, fault: str) -> None:
-        if path.is_dir():
-            self.report.write_warning(f"{path} is damaged ({fault}); computing it again")
-            (path / DONE_FILE).unlink(missing_ok=True)  # first: half a directory must not look finished
-            shutil.rmtree(path)
+        if not path.is_dir() and not path.is_symlink():
+            return
+        self.report.write_warning(f"{path} is damaged ({fault}); computing it again")
+        if path.is_symlink():  # where it leads is somebody's own
+            path.unlink()
+            return
+        (path / DONE_FILE).unlink(missing_ok=True)  # first: half a directory must not look finished
+        shutil.rmtree(path)
 
     def _announce_wait(self, stage: Stage, wait: bool) -> None:
         if not wait:

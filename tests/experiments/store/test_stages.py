@@ -98,6 +98,26 @@ def test_damage_is_repaired(store, log, harm):
     assert other.report.lines[0].startswith(f"warning: {path} is damaged")
 
 
+@pytest.mark.parametrize("harm", ["flip", "gone"])
+def test_damage_behind_a_link_is_left_there(store, tmp_path, harm):
+    """A stage that somebody has moved to another disk."""
+    stage = stages()["data"]
+    path = store.compute(stage)
+    moved = path.rename(tmp_path / "moved")
+    path.symlink_to(moved)
+    if harm == "gone":
+        moved.rename(tmp_path / "away")
+    else:
+        (moved / "finished").write_text("11")
+    before = tree(tmp_path / "moved") if harm == "flip" else []
+    other = again(store)
+    other.compute(stage)
+    assert other.report.lines[0].startswith(f"warning: {path} is damaged") and not path.is_symlink()
+    assert again(store).find_fault(stage) is None
+    if harm == "flip":
+        assert tree(moved) == before
+
+
 def test_damage_before_a_finished_stage_does_not_matter(store, log):
     found = stages()
     store.compute(found["evaluate"])
