@@ -210,6 +210,15 @@ def test_data_frames(faked):
         found.to_pandas("row")
 
 
+def test_families_called_as_other_columns(faked):
+    pytest.importorskip("pandas")
+    found = faked("compressor=sap", blind=False)
+    found[0].metrics["families"] |= {"overall": 0.25, "n": 0.625, "folder": 0.75}
+    [line] = found.to_pandas("cells").to_dict("records")
+    assert line["overall"] == 50 and line["n"] == 8 and line["folder"] == str(found[0].folder)
+    assert [line[f"family {name}"] for name in ("overall", "n", "folder")] == [25, 62.5, 75]
+
+
 @pytest.mark.slow
 def test_scores_and_cut_answers_of_a_real_evaluation(tmp_path):
     mapping = {"default": "anls", "presence": "pope"}

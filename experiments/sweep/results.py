@@ -148,7 +148,7 @@ class SweepResults(Sequence[CellResult]):
             line |= metrics.get("efficiency", {})
             line["overall"] = 100 * metrics["overall"]
             for family, score in metrics["families"].items():
-                line[family] = 100 * score
+                line[score_table.name_family_column(family, [*line, "folder"])] = 100 * score
             lines.append({**line, "folder": str(cell.folder)})
         return pandas.DataFrame(lines)
 
