@@ -9,7 +9,7 @@ from typing import Any
 
 from compressors.errors import UsageError, shorten
 from compressors.registry import check_integer_size, conform, suggest
-from compressors.setting_fields import check_bounds, check_finite, collect_settings
+from compressors.setting_fields import check_bounds, check_finite, collect_settings, format_value
 from experiments.config import signatures
 from experiments.config.schema import Config
 
@@ -130,6 +130,8 @@ def conform_setting(path: str, value: object) -> object:
     if setting.hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         check_integer_size(value, path)
         value = str(value)  # precision: 32 in a YAML file
+    if setting.hint is str and isinstance(value, list) and takes_list(path):
+        value = format_value(value)  # devices: [0, 1] in a YAML file
     conformed = conform(value, setting.hint, path)
     rules = setting.rules
     if isinstance(conformed, list):

@@ -65,6 +65,13 @@ def test_precedence(tmp_path):
     assert load_preset("flashsloth")[0].finetune.lr == 2e-5  # and nothing has leaked back
 
 
+@pytest.mark.parametrize(("devices", "spelled"), [("[0, 1]", "[0,1]"), ("[3]", "[3]"), ("2", "2")])
+def test_devices_of_a_preset_are_spelled_as_its_help_has_them(tmp_path, devices, spelled):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(f"preset: tiny\ntrainer: {{devices: {devices}}}\n")
+    assert config(f"preset={mine}").trainer.devices == spelled
+
+
 def test_a_compressor_may_want_another_recipe(tmp_path):
     rates = [config(f"compressor={name}").pretrain.lr for name in ("sap", "qformer+embq", "token_packer")]
     assert rates == [3e-3, 1e-3, 1e-3]
