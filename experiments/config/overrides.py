@@ -14,6 +14,7 @@ from compressors.key_value import WITH_EXPONENT, read_exponent, require_single, 
 from compressors.setting_fields import collect_settings
 from experiments.config.schema import Config
 from experiments.config.settings import check_knob, conform_setting, locate_setting
+from experiments.config.yaml_numbers import quote_old_numbers
 
 
 class Override(NamedTuple):
@@ -72,7 +73,7 @@ def parse_value(text: str, where: str) -> object:
     if not text:
         return text
     try:
-        parsed = OmegaConf.from_dotlist([f"value={text}"])
+        parsed = OmegaConf.from_dotlist([f"value={quote_old_numbers(text)}"])
         content = OmegaConf.to_container(parsed, resolve=False)
     except Exception as error:  # as in `read_yaml`
         raise UsageError(f"{where}={shorten(text)}: not a value: {shorten_reason(error)}") from error

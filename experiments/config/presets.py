@@ -19,6 +19,7 @@ from compressors.setting_fields import collect_settings
 from experiments.config import signatures
 from experiments.config.schema import Config
 from experiments.config.settings import assign_setting, check_knob, conform_setting, locate_setting
+from experiments.config.yaml_numbers import quote_old_numbers
 from experiments.runtime.memory import remember_for_request
 
 PRESET_FOLDER = Path(__file__).parents[1] / "presets"
@@ -43,7 +44,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     does not look into this environment."""
     text = read_text_file(path)
     try:
-        content = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
+        content = OmegaConf.to_container(OmegaConf.load(io.StringIO(quote_old_numbers(text))), resolve=False)
     # whatever: beside its own errors the library lets out those of numbers, dates, tags and of depth
     except Exception as error:
         raise UsageError(f"{path}: not readable as YAML: {shorten_reason(error)}") from error

@@ -1,16 +1,18 @@
 """Where cells run and how many at once. Nothing of it is in a stage's key: launching never changes what a
 result is called; what it may change is the last bits of one (see `threads`)."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from compressors.errors import UsageError
-from compressors.key_value import Axes, read_value, require_single
+from compressors.key_value import Axes, read_value, require_single, unquote_text
 from compressors.registry import suggest
 from compressors.setting_fields import Setting, check_bounds, collect_settings, setting
 from experiments.config.overrides import parse_value
 from experiments.registries import launchers
 
+PLAIN_NUMBER = re.compile(r"0|-?[1-9]\d{0,17}")  # 0012 is the name of an account
 IN_PROCESS_LAUNCHER = "local"  # the one that needs no launcher for a single worker; it has no parameters
 
 
@@ -59,8 +61,7 @@ def take_launch_options(axes: Axes) -> LaunchOptions:
         launcher, parameter = split_parameter(path)
         if parameter:
             # one with commas is a single text: gres=gpu:1,nvme
-            value = parse_value(texts[0], path) if len(texts) == 1 else ",".join(texts)
-            parameters.setdefault(launcher, {})[parameter] = value
+            parameters.setdefault(launcher, {})[parameter] = read_parameter(",".join(texts), path)
             continue
         text = require_single(path, texts)
         if path not in options:
@@ -76,6 +77,18 @@ def take_launch_options(axes: Axes) -> LaunchOptions:
     if where == "slurm" and values.get("workers") == "auto":
         raise UsageError("launch.workers=auto: with launch=slurm say how many jobs at once, launch.workers=8")
     return LaunchOptions(**values, parameters=parameters.get(where, {}))
+
+
+def read_parameter(text: str, path: str) -> object:
+    """A launcher's parameter: a switch or a whole number where it is spelled as one, a mapping or list in
+    brackets, else text: 1:30:00."""
+    if text in ("true", "false"):
+        return text == "true"
+    if PLAIN_NUMBER.fullmatch(text):
+        return int(text)
+    if text.startswith(("{", "[")):  # as submitit's additional_parameters
+        return parse_value(text, path)
+    return unquote_text(text)
 
 
 def list_parameter_launchers() -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 from compressors.errors import UsageError
 from compressors.key_value import parse_settings
 from experiments.config.cells import make_cells
+from experiments.config.overrides import parse_value
 from experiments.config.presets import read_yaml
 from experiments.config.sources import resolve_source
 from experiments.config.table_files import check_table_name
@@ -36,6 +37,36 @@ def test_yaml_that_is_none_is_one_line(tmp_path, fault):
     with pytest.raises(UsageError, match="x.yaml: not ") as caught:
         read_yaml(path)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < len(str(path)) + 300
+
+
+@pytest.mark.parametrize("word", ["12:30", "9:1", "010", "0x1F", "1_000", "-1:30", "1:30.5", "0b11", "007"])
+def test_numbers_of_old_yaml_are_words(tmp_path, word):
+    path = tmp_path / "x.yaml"
+    lines = [
+        f"a: {word}",
+        f"b: [{word}, '{word}']  # {word}",
+        f"{word}: {{c: {word} }}",
+        "d: |",
+        f"  {word} {word}",
+    ]
+    path.write_text("\n".join([*lines, ""]))
+    content = read_yaml(path)
+    assert content == {"a": word, "b": [word, word], word: {"c": word}, "d": f"{word} {word}\n"}
+    assert parse_value(f"[{word},2]", "x") == [word, 2] and parse_value(word, "x") == word
+    with pytest.raises(UsageError, match="sap.rate='.*': expected int"):
+        make_cells(parse_settings(["compressor=sap", f"sap.rate={word}"]))
+
+
+def test_other_numbers_stay_numbers(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("a: [0, -3, 10, 0.5, -0.25, 1e-3, 5e-5, 1.0e+3, .5, 010]\n")
+    assert read_yaml(path)["a"] == [0, -3, 10, 0.5, -0.25, 1e-3, 5e-5, 1000.0, 0.5, "010"]
+
+
+def test_labels_of_a_table_are_what_they_say(tmp_path):
+    path = tmp_path / "t.yaml"
+    path.write_text("rows:\n- {label: 9:1, overrides: [compressor=sap]}\n- {label: 010, absent: x}\n")
+    assert [row.label for row in load_table_file(str(path), {}).rows] == ["9:1", "010"]
 
 
 def test_a_fifo_is_not_waited_for(tmp_path):

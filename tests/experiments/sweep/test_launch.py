@@ -409,6 +409,28 @@ def test_launch_options():
     assert axes == {"seed": ["0"]} and options.take_launch_options(axes).in_process
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1:30:00", "1:30:00"),
+        ("0012", "0012"),
+        ("on", "on"),
+        ("1e3", "1e3"),
+        ("240", 240),
+        ("0", 0),
+        ("true", True),
+        ("'a: b'", "a: b"),
+        ("'7, 8'", "7, 8"),
+        ("a: b", "a: b"),
+        ("node[1-3]", "node[1-3]"),
+        ("{hint: nomultithread}", {"hint": "nomultithread"}),
+    ],
+)
+def test_a_launcher_gets_what_was_typed(text, value):
+    axes = parse_settings(["launch=slurm", f"launch.slurm.x={text}"])
+    assert options.take_launch_options(axes).parameters == {"x": value}
+
+
 def test_gpus_that_are_hidden_are_not_used(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert pool.list_gpus() == []
