@@ -7,6 +7,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from compressors.errors import UsageError
@@ -32,6 +33,7 @@ from experiments.config.idle_settings import (
 from experiments.config.metric_names import check_judge_settings, check_metric_names
 from experiments.config.overrides import combine_axes, parse_override
 from experiments.config.presets import load_preset
+from experiments.config.scaling import read_widths
 from experiments.config.schema import BLIND_COMPRESSOR, Config
 from experiments.config.settings import assign_setting
 from experiments.config.trained import check_starts
@@ -155,7 +157,8 @@ def settle_projector(config: Config) -> bool:
     if knobs is None:
         return True
     compressors, projectors = signatures.compressors(), signatures.projectors()
-    if compressors.find_projects(config.compressor_name, config.knobs(config.compressor_name)):
+    knobs_of_compressor = config.knobs(config.compressor_name)
+    if compressors.find_projects(config.compressor_name, knobs_of_compressor, partial(read_widths, config)):
         del config.parts[name]
         return False
     if projectors.settled(name, knobs) == projectors.settled(name, {}):

@@ -122,6 +122,14 @@ def read_model_size(setting: str, source: str, names: tuple[str, ...]) -> int:
     )
 
 
+def read_widths(config: Config) -> dict[str, int]:
+    """The widths of a cell's tower and LLM, as compressors take them. UsageError if they cannot be had."""
+    return {
+        "dim": read_model_size("tower.source", config.tower.source, WIDTH_NAMES),
+        "llm_dim": read_model_size("llm.source", config.llm.source, WIDTH_NAMES),
+    }
+
+
 @remember_for_request()
 def read_model_config(setting: str, source: str) -> dict[str, Any]:
     """The config.json of a tower or LLM, or a UsageError that names the setting."""

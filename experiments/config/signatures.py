@@ -35,7 +35,10 @@ YOUNG_COMPRESSOR_KNOBS: dict[str, Any] = {
     "per_image": False,
 }
 USUAL_DIMS = {"dim": 1152, "llm_dim": 2560}  # the paper's tower and LLM: defaults are made for such widths
-SMALL_DIMS = {"dim": 8, "llm_dim": 8}  # enough to ask a compressor a question
+
+WidthReader = (
+    Callable[[], Mapping[str, int]] | None
+)  # the widths of a cell's own tower and LLM, as `USUAL_DIMS`
 
 
 # ---- the real registries: importing them imports torch ----
@@ -254,23 +257,27 @@ class CompressorRegistry(SignatureRegistry):
 
     young_knobs: Mapping[str, Any] = {**YOUNG_KNOBS, **YOUNG_COMPRESSOR_KNOBS}
 
-    def find_image_rate(self, name: str, knobs: Mapping[str, Any]) -> int:
+    def find_image_rate(self, name: str, knobs: Mapping[str, Any], widths: WidthReader = None) -> int:
         """By how much a compressor with these knobs shrinks the image before the tower; 1: not at all."""
-        return int(self.read_attribute(name, "image_rate", knobs) or 1)
+        return int(self.read_attribute(name, "image_rate", knobs, widths) or 1)
 
-    def find_needed_levels(self, name: str, knobs: Mapping[str, Any]) -> list[int]:
+    def find_needed_levels(
+        self, name: str, knobs: Mapping[str, Any], widths: WidthReader = None
+    ) -> list[int]:
         """The hidden states of the tower that a compressor with these knobs reads beside its output."""
-        return list(self.read_attribute(name, "needs_levels", knobs) or ())
+        return list(self.read_attribute(name, "needs_levels", knobs, widths) or ())
 
-    def find_needed_cues(self, name: str, knobs: Mapping[str, Any]) -> list[str]:
+    def find_needed_cues(self, name: str, knobs: Mapping[str, Any], widths: WidthReader = None) -> list[str]:
         """The cues of the tower that a compressor with these knobs reads beside its output."""
-        return list(self.read_attribute(name, "needs_cues", knobs) or ())
+        return list(self.read_attribute(name, "needs_cues", knobs, widths) or ())
 
-    def find_projects(self, name: str, knobs: Mapping[str, Any]) -> bool:
+    def find_projects(self, name: str, knobs: Mapping[str, Any], widths: WidthReader = None) -> bool:
         """Whether a compressor with these knobs ends at the LLM's width, so that no projector follows."""
-        return bool(self.read_attribute(name, "projects", knobs))
+        return bool(self.read_attribute(name, "projects", knobs, widths))
 
-    def read_attribute(self, name: str, attribute: str, knobs: Mapping[str, Any]) -> Any:
+    def read_attribute(
+        self, name: str, attribute: str, knobs: Mapping[str, Any], widths: WidthReader = None
+    ) -> Any:
         """An attribute of the contract of a compressor with these knobs; None where it leaves it alone. The
         compressor is built to be asked, unless the knobs are the defaults or one of them is the answer."""
         attributes = self.read(name).attributes
@@ -281,7 +288,26 @@ class CompressorRegistry(SignatureRegistry):
             return settled_knobs["levels"]
         if attributes is not None and settled_knobs == self.settled(name, {}):
             return attributes[attribute]
-        return getattr(self.real.create(name, **SMALL_DIMS, **knobs), attribute)
+        value = getattr(self.build_to_ask(name, knobs, widths), attribute)
+        return None if isinstance(value, property) else value
+
+    def build_to_ask(self, name: str, knobs: Mapping[str, Any], widths: WidthReader) -> object:
+        """A compressor of usual widths, without weights; of the cell's own, which take a file of each model,
+        where its knobs fit no usual ones. Its class where the cell's are not to be had: a cell's check says
+        later whether the knobs fit them."""
+        import torch
+
+        try:
+            with torch.device("meta"):
+                return self.real.create(name, **USUAL_DIMS, **knobs)
+        except Exception:  # no multiple of the heads, or whatever somebody's own constructor says
+            if widths is None:
+                raise
+        try:
+            dims = widths()
+        except UsageError:
+            return self.real.get(name)
+        return self.real.create(name, **dims, **knobs)
 
 
 @cache

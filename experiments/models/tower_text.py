@@ -1,12 +1,15 @@
 """The text encoder and its tokenizer that a cell's tower has beside it, where a compressor compares patches
 with the question by it. Both come from `tower.source`."""
 
+from functools import partial
+
 from compressors.cues import JOINT
 from connectors.towers.base import VisionTower
 from connectors.towers.build_text import build_text_encoder, load_text_encoder, read_text_config
 from connectors.towers.text import TextEncoder
 from connectors.towers.text_tokenizer import TextTokenizer, load_text_tokenizer
 from experiments.config import signatures
+from experiments.config.scaling import read_widths
 from experiments.config.schema import Config
 from experiments.config.sources import resolve_source
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
@@ -14,7 +17,9 @@ from llm_adapters.modeling import FlashSlothForConditionalGeneration
 
 def needs_text_encoder(config: Config, name: str) -> bool:
     """Whether a compressor of the cell compares patches with the question by the tower's text encoder."""
-    return JOINT in signatures.compressors().find_needed_cues(name, config.knobs(name))
+    return JOINT in signatures.compressors().find_needed_cues(
+        name, config.knobs(name), partial(read_widths, config)
+    )
 
 
 def list_reading_compressors(config: Config) -> list[str]:

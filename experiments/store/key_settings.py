@@ -3,10 +3,12 @@ it is as it was before there was one, nothing of it is in a key.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from compressors.reading import read_json_object
 from experiments.config import signatures
+from experiments.config.scaling import read_widths
 from experiments.config.schema import Config
 from experiments.config.schema_sections import EvaluationSettings, OptimisationSettings
 from experiments.config.trained import find_teacher
@@ -54,16 +56,17 @@ def describe_settings(section: object, young: Sequence[str]) -> dict[str, Any]:
 
 def find_image_rate(config: Config, name: str) -> int:
     """By how much a compressor of the cell shrinks images before the tower."""
-    return signatures.compressors().find_image_rate(name, config.knobs(name))
+    return signatures.compressors().find_image_rate(name, config.knobs(name), partial(read_widths, config))
 
 
 def find_tower_needs(config: Config, name: str) -> dict[str, list]:
     """Hidden states and cues of the tower that a compressor of the cell reads, for the key; nothing where it
     reads none."""
     knobs = config.knobs(name)
+    widths = partial(read_widths, config)
     needs: dict[str, list] = {
-        "levels": signatures.compressors().find_needed_levels(name, knobs),
-        "cues": signatures.compressors().find_needed_cues(name, knobs),
+        "levels": signatures.compressors().find_needed_levels(name, knobs, widths),
+        "cues": signatures.compressors().find_needed_cues(name, knobs, widths),
     }
     return {need: values for need, values in needs.items() if values}
 

@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import torch
 from fakes import config
 
 import compressors
 from compressors.base import Compressor
 from compressors.errors import UsageError
+from compressors.key_value import parse_settings
 from connectors.projector import registry as real_projectors
 from connectors.query_modules import registry as real_query_modules
 from experiments.config import signature_cache, signatures
+from experiments.config.cells import make_cells
 from experiments.store.key_settings import find_image_rate, find_tower_needs
 from llm_adapters.pruning import registry as real_pruners
 
@@ -307,6 +310,35 @@ def test_parts_of_other_packages_are_asked_themselves(unimported, monkeypatch):
         assert "outside" not in signature_cache.read_signature_file(REAL)["compressors"].parts
     finally:
         real._classes.pop("outside", None)
+
+
+@pytest.mark.parametrize("heads", [16, 64])
+def test_plans_do_not_refuse_what_fits_the_cell_s_own_widths(heads):
+    """64 heads are for the tower of 128, and for no usual one."""
+
+    def init(self, dim: int, *, heads: int = 8):
+        Compressor.__init__(self)
+        self.out_dim, self.image_rate = dim, 2
+        self.attend = torch.nn.MultiheadAttention(dim, heads)
+        if dim == 1152 and heads == 64:
+            raise ValueError("not at this width")
+
+    real = REAL["compressors"]
+    real._classes["wide"] = type("Wide", (Compressor,), {"__init__": init})
+    try:
+        sources = ["tower.source=asset:tiny/tower", "llm.source=asset:tiny/llm"]
+        [cell] = make_cells(parse_settings(["compressor=wide", f"wide.heads={heads}", *sources]))
+        assert find_image_rate(cell.config, "wide") == 2
+        # a width that nobody knows refuses nothing
+        assert find_tower_needs(config("compressor=wide", "wide.heads=64"), "wide") == {}
+    finally:
+        real._classes.pop("wide", None)
+
+
+def test_heads_of_token_packer_are_judged_at_the_cell_s_own_width():
+    cell = config("compressor=token_packer", "token_packer.heads=16")
+    assert find_tower_needs(cell, "token_packer") == {}
+    assert signatures.compressors().find_projects("token_packer", {"heads": 16})
 
 
 def test_an_unknown_name_imports_nothing(unimported):
