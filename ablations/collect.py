@@ -208,7 +208,7 @@ def fill_rows(
     table: ReportTable, pairs: Sequence[tuple[ReportRow, FinishedCell]], store: Store
 ) -> list[CollectedRow]:
     """Put outcomes and efficiency of finished cells into their rows; the rows, the last first. UsageError for
-    rows that answer other questions than the first."""
+    rows that answer other questions than the first, and for a row with two cells at one seed."""
     first_row, first_cell = pairs[0]
     fill_questions(table, first_cell, store)
     metric_words = describe_metrics(first_cell.cell.config.evaluate.metric)
@@ -222,6 +222,11 @@ def fill_rows(
                 f"'{first_row.label}'; rows of a table have the same data.test, data.seed and evaluate.metric"
             )
         seed = finished_cell.cell.config.seed
+        if row.keys.get(seed, finished_cell.stage.key) != finished_cell.stage.key:
+            raise UsageError(
+                f"{table.heading}, row '{row.label}': two cells with other settings have seed={seed} and one "
+                "label; give each a row of its own"
+            )
         row.outcomes[seed] = load_outcomes(finished_cell, store, table)
         row.keys[seed] = finished_cell.stage.key
         row.training = row.training or list_training_keys(finished_cell, first_cell.cell.config.seed)

@@ -169,6 +169,7 @@ def list_settings(config: Config) -> dict[str, str]:
         return settings
     parts = [
         (signatures.compressors(), config.compressor_name),
+        (signatures.projectors(), find_projector(config)),
         (signatures.query_modules(), config.query_module),
         (signatures.compressors(), config.evaluate.compressor),
         (signatures.pruners(), config.prune),
@@ -178,6 +179,15 @@ def list_settings(config: Config) -> dict[str, str]:
             for knob, value in registry.settled(part, config.knobs(part)).items():
                 settings[f"{part}.{knob}"] = format_value(value)
     return settings
+
+
+def find_projector(config: Config) -> str | None:
+    """The projector whose knobs a cell has; None behind a compressor that projects itself."""
+    compressors = signatures.compressors()
+    knobs = config.knobs(config.compressor_name)
+    if config.projector == "auto" and compressors.find_projects(config.compressor_name, knobs):
+        return None
+    return config.projector_name
 
 
 def find_differing_settings(rows: Sequence[Mapping[str, str]]) -> list[str]:

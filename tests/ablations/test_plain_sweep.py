@@ -11,13 +11,16 @@ import pytest
 from made_cells import runner
 
 import slothkit
-from ablations import plain_sweeps, report, report_files
+from ablations import collect, plain_sweeps, report, report_files
+from ablations.earlier import EarlierReport
 from ablations.outcomes import Report, ReportRow, ReportTable
 from ablations.references import add_references
 from ablations.writing import csv_files, write
 from ablations.writing.grids import comparison
+from compressors.errors import UsageError
 from compressors.key_value import parse_settings
 from experiments.config.cells import make_cells
+from experiments.config.tables import TableFile, TableRow
 from experiments.store.plan import plan_stages
 from experiments.store.results import publish_cell
 from experiments.store.store import Store
@@ -26,16 +29,22 @@ SWEEP = ["compressor=identity,avg_pool,sap,sap+embq", "seed=0,1"]
 pytestmark = pytest.mark.usefixtures("without_plots")
 
 
+def fill_lines(root, *lines):
+    """The cells of these sweeps below `root`, finished."""
+    store = Store(root, runner=runner(60))
+    with store.open_root():
+        for line in lines:
+            for cell in make_cells({**parse_settings(line), "out": [str(root)]}):
+                stage = plan_stages(cell.config)
+                store.compute(stage)
+                publish_cell(cell, stage, store)
+
+
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     """The cells of a sweep, finished."""
     root = tmp_path_factory.mktemp("runs")
-    store = Store(root, runner=runner(60))
-    with store.open_root():
-        for cell in make_cells({**parse_settings(SWEEP), "out": [str(root)]}):
-            stage = plan_stages(cell.config)
-            store.compute(stage)
-            publish_cell(cell, stage, store)
+    fill_lines(root, SWEEP)
     return root
 
 
@@ -264,6 +273,35 @@ def test_a_blind_row_of_a_table_stands_there_once(tmp_path):
     assert report.main([f"table={table}", "seed=0", f"out={store.root}"]) == 0
     [found] = report_files.load_report(store.root / "report").tables
     assert [row.label for row in found.rows] == ["blind", "sap"] and found.rows[0].efficiency
+
+
+def report_rows(root):
+    """Row label -> its seeds, in the report of all that has finished below `root`."""
+    assert report.main([f"out={root}"]) == 0
+    tables = report_files.load_report(root / "report").tables
+    return {row.label: sorted(row.outcomes) for table in tables for row in table.rows}
+
+
+def test_rows_are_told_apart_by_their_projectors_knobs(tmp_path):
+    fill_lines(tmp_path, ["compressor=sap", "mlp2x_gelu.depth=3,4"], ["compressor=sap", "projector=linear"])
+    assert report_rows(tmp_path) == {
+        "sap projector=linear": [0],
+        "sap projector=mlp2x_gelu mlp2x_gelu.depth=3": [0],
+        "sap projector=mlp2x_gelu mlp2x_gelu.depth=4": [0],
+    }
+
+
+def test_a_compressor_that_projects_itself_has_no_knobs_of_a_projector():
+    [cell] = make_cells(parse_settings(["compressor=pixel_shuffle", "pixel_shuffle.projector=true"]))
+    assert not any("depth" in setting for setting in plain_sweeps.list_settings(cell.config))
+
+
+def test_two_cells_of_a_row_at_one_seed_are_refused(out):
+    cells = make_cells({**parse_settings(["compressor=avg_pool,sap"]), "out": [str(out)]})
+    row = TableRow("", "both", "", tuple(cells))
+    file = TableFile("mine", "", out, (row,))
+    with pytest.raises(UsageError, match="row 'both': two cells with other settings have seed=0"):
+        collect.collect_table(file, (), Store(out), EarlierReport())
 
 
 def test_seeds_are_numbers(out, tmp_path, capsys):
