@@ -98,6 +98,9 @@ def read_finished_cells(store: Store, seeds: Sequence[str]) -> list[Cell]:
     for folder in list_cell_folders(store.root):
         try:
             config = read_config(folder / CONFIG_FILE)
+            config.out = str(
+                store.root
+            )  # it may have been moved since, with the cells that others start from
             stage = plan_stages(config)
             is_as_it_was = stage.name in read_stage_names(folder)
         except UsageError as error:
@@ -110,7 +113,7 @@ def read_finished_cells(store: Store, seeds: Sequence[str]) -> list[Cell]:
             continue
         if not config.blind and config.seed in wanted_seeds:
             configs[stage.key] = config
-    return label_configs(list(configs.values()), str(store.root))
+    return label_configs(list(configs.values()))
 
 
 def read_config(path: Path) -> Config:
@@ -133,11 +136,10 @@ def read_config(path: Path) -> Config:
     return config
 
 
-def label_configs(configs: Sequence[Config], out: str) -> list[Cell]:
+def label_configs(configs: Sequence[Config]) -> list[Cell]:
     """Cells called by their compressor, and by what tells rows of one compressor apart."""
     configs_by_name: dict[str, list[Config]] = {}
     for config in configs:
-        config.out = out
         configs_by_name.setdefault(config.compressor, []).append(config)
     cells = []
     for name, alike in configs_by_name.items():

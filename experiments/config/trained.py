@@ -143,8 +143,9 @@ def is_made_of(cell: Path, names: Sequence[str]) -> bool:
 
 
 def settle_named_cells(config: Config) -> None:
-    """Have a cell's trained models by their folders where they are named as cells: a cell that finishes while
-    the sweep runs may have the same name. UsageError for a name that is one of several."""
+    """Have a cell's trained models by the whole names of their cells, with seed and key, where they are named
+    as cells: a cell that finishes while the sweep runs may have the same label. UsageError for a name that is
+    one of several."""
     for path in TRAINED_MODEL_SETTINGS:
         section_name, name = path.split(".")
         section = getattr(config, section_name)
@@ -153,7 +154,8 @@ def settle_named_cells(config: Config) -> None:
             continue
         cell = find_named_cell(source, config.out, f"{path}={quote(source)}")
         if cell is not None:
-            setattr(section, name, str(cell))
+            # no path, which would lead nowhere once `out` is moved
+            setattr(section, name, cell.name)
 
 
 def list_namesakes(source: str, names: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from experiments.config.tables import TableFile, TableRow
 from experiments.store.plan import plan_stages
 from experiments.store.results import publish_cell
 from experiments.store.store import Store
+from experiments.sweep.request import read_request
 
 SWEEP = ["compressor=identity,avg_pool,sap,sap+embq", "seed=0,1"]
 pytestmark = pytest.mark.usefixtures("without_plots")
@@ -294,6 +296,27 @@ def test_rows_are_told_apart_by_their_projectors_knobs(tmp_path):
 def test_a_compressor_that_projects_itself_has_no_knobs_of_a_projector():
     [cell] = make_cells(parse_settings(["compressor=pixel_shuffle", "pixel_shuffle.projector=true"]))
     assert not any("depth" in setting for setting in plain_sweeps.list_settings(cell.config))
+
+
+def test_a_cell_that_starts_from_another_is_found_where_both_were_moved(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fill_lines(Path("old"), ["compressor=sap"])
+    [trained] = Path("old/finetune").iterdir()
+    (trained / "model").mkdir()
+    (trained / "model/config.json").write_text('{"model_type": "slothkit", "compressor": "sap"}')
+    (trained / "model/model.safetensors").write_bytes(b"weights")
+    asked = read_request(
+        parse_settings(["compressor=avg_pool", "finetune.init=sap", "out=old", "blind=false"])
+    )
+    store = Store(Path("old"), runner=runner(60))
+    with store.open_root():
+        for cell, stage in asked.jobs:
+            store.compute(stage)
+            publish_cell(cell, stage, store)
+    seeds = report_rows(Path("old"))
+    assert seeds.keys() == {"avg_pool", "sap"}
+    Path("old").rename("new")
+    assert report_rows(Path("new")) == seeds
 
 
 def test_two_cells_of_a_row_at_one_seed_are_refused(out):
