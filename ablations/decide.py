@@ -85,7 +85,8 @@ def run_decide(line: CommandLine) -> int:
     take_launch_options(axes)  # the sweep's; what is left are the cells' settings
     console = Console()
     decider = TableDecider(options.table, axes, Store(root), options.earlier)
-    target = (options.to or root / "report") / f"decided-{Path(options.table).stem}.md"
+    folder = options.to or root / "report"
+    target = folder / f"decided-{Path(options.table).stem}.md"
 
     def run_cells(labels: Sequence[str], seeds: Sequence[int]) -> int | None:
         seed_words = [str(seed) for seed in seeds]
@@ -102,6 +103,8 @@ def run_decide(line: CommandLine) -> int:
         if not is_plan:
             write_atomic(target, render_markdown_table(grid))
 
+    if not is_plan:
+        folder.mkdir(parents=True, exist_ok=True)  # one that cannot be made is told before any training
     looks = plan_looks(options.first, options.limit)
     console.print(describe_looks(looks), soft_wrap=True, markup=False, highlight=False)
     exit_code = decide_claims(decider, looks, run_cells, show_decisions)

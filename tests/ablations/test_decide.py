@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from made_cells import fill
 
 from ablations import decide, deciding, report_files, study
 from ablations.claims import looks, verdicts
@@ -10,6 +11,7 @@ from ablations.deciding import TableDecider
 from compressors.errors import UsageError
 from experiments.config import tables
 from experiments.store.store import Store
+from experiments.sweep import __main__ as sweep_command
 
 STUDY = Path(decide.__file__).parent / "results" / "tiny"
 
@@ -46,6 +48,23 @@ def test_what_is_decided_needs_no_run(tmp_path, capsys):
     again = (tmp_path / "decided-5.md").read_bytes()
     assert run_decide("table=5", "first=3", "limit=5", out, f"to={tmp_path}") == 0
     assert (tmp_path / "decided-5.md").read_bytes() == again
+
+
+def test_the_folder_is_made_before_anything_runs(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def run_sweep(words):
+        asked.append(words)
+        fill(tmp_path, ["5"], seed="0,1")
+        return 0
+
+    monkeypatch.setattr(sweep_command, "main", run_sweep)
+    assert decide.main(["table=5", "first=2", "limit=2", f"out={tmp_path}"]) == 0
+    assert (tmp_path / "report/decided-5.md").is_file() and len(asked) == 1
+    (tmp_path / "file").touch()
+    line = ["table=5", "first=3", "limit=3", f"out={tmp_path}", f"to={tmp_path / 'file'}"]
+    assert decide.main(line) == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err and len(asked) == 1
 
 
 def test_rows_of_open_claims_get_seeds_and_others_none(tmp_path):
