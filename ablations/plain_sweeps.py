@@ -9,7 +9,8 @@ from compressors.key_value import join_settings
 from compressors.setting_fields import collect_settings, format_value
 from experiments.config import signatures
 from experiments.config.cell_checks import check_parts
-from experiments.config.cells import Cell, make_cells
+from experiments.config.cells import Cell, copy_section, make_cells
+from experiments.config.metric_names import check_judge_settings
 from experiments.config.overrides import parse_value
 from experiments.config.presets import flatten_mapping, read_yaml
 from experiments.config.schema import Config
@@ -22,20 +23,6 @@ from experiments.store.store import Store
 from llm_adapters.saved import STAGES_FILE
 
 SWEEP_NAME = "sweep"
-# what a run may be told and no result shows
-UNTOLD_SETTINGS = (
-    "seed",
-    "out",
-    "preset",  # where settings start, each of which is told itself
-    "data.workers",
-    "tower.cache",
-    "evaluate.cache",
-    "trainer.accelerator",
-    "trainer.devices",
-    "trainer.nodes",
-    "trainer.logger",
-    "trainer.checkpoint_every",
-)
 CHOOSING_AXES = {"seed", "out"}  # they choose among finished cells, others describe a sweep
 
 
@@ -143,14 +130,9 @@ def label_configs(configs: Sequence[Config]) -> list[Cell]:
         configs_by_name.setdefault(config.compressor, []).append(config)
     cells = []
     for name, alike in configs_by_name.items():
-        differing = find_differing_settings([list_settings(config) for config in alike])
-        for config in alike:
-            settings = list_settings(config)
-            words = [name]
-            for setting in differing:
-                if setting in settings:
-                    words.append(f"{setting}={settings[setting]}")
-            label = " ".join(words)
+        for config, settings in zip(alike, list_telling_settings(alike)):
+            words = [f"{path}={value}" for path, value in settings.items()]
+            label = " ".join([name, *words])
             cells.append(Cell(config, label, (("", label),)))
     return sorted(cells, key=lambda cell: (cell.label, cell.config.seed))
 
@@ -158,15 +140,48 @@ def label_configs(configs: Sequence[Config]) -> list[Cell]:
 # ---- what tells rows apart ----
 
 
+def list_telling_settings(configs: Sequence[Config]) -> list[dict[str, str]]:
+    """Of each row the settings that tell it from the others, as typed: those whose values differ, where its
+    results follow from them."""
+    rows = [list_settings(config) for config in configs]
+    differing = find_differing_settings(rows)
+    telling_settings: dict[Any, dict[str, str]] = {}  # by all settings: seeds of a row are planned once
+    for config, settings in zip(configs, rows):
+        row = tuple(settings.items())
+        if row in telling_settings:
+            continue
+        telling_settings[row] = {}
+        for path in differing:
+            if path in settings and is_followed_from(config, path, configs):
+                telling_settings[row][path] = settings[path]
+    return [telling_settings[tuple(settings.items())] for settings in rows]
+
+
+def is_followed_from(config: Config, path: str, configs: Sequence[Config]) -> bool:
+    """Whether a cell's results would be others with the default of a setting in its place, or, where it has
+    that, with the value of another cell."""
+    if path not in collect_settings(Config):
+        return True  # a knob, all of which are in keys
+    value = read_setting(config, path)
+    other_value = collect_settings(Config)[path].default
+    if value == other_value:
+        values = [read_setting(other_config, path) for other_config in configs]
+        other_value = next(candidate for candidate in values if candidate != value)
+    changed_config = copy_section(config)
+    assign_setting(changed_config, path, other_value)
+    try:
+        check_judge_settings(changed_config)
+        return plan_stages(changed_config).key != plan_stages(config).key
+    except UsageError:  # the cell could not be without its value
+        return True
+
+
 def list_settings(config: Config) -> dict[str, str]:
-    """All that a row's results may follow from, as typed, with all knobs of its parts: PART.KNOB."""
+    """All settings of a row, as typed, with all knobs of its parts: PART.KNOB."""
     settings = {}
     for path in collect_settings(Config):
-        if path not in UNTOLD_SETTINGS:
-            value: Any = config
-            for name in path.split("."):
-                value = getattr(value, name)
-            settings[path] = format_value(value)
+        if path not in CHOOSING_AXES:
+            settings[path] = format_value(read_setting(config, path))
     if config.blind:
         return settings
     parts = [
@@ -181,6 +196,14 @@ def list_settings(config: Config) -> dict[str, str]:
             for knob, value in registry.settled(part, config.knobs(part)).items():
                 settings[f"{part}.{knob}"] = format_value(value)
     return settings
+
+
+def read_setting(config: Config, path: str) -> Any:
+    """The value of a setting: SECTION.NAME."""
+    value: Any = config
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
 
 
 def find_projector(config: Config) -> str | None:

@@ -4,7 +4,7 @@ apart."""
 from collections.abc import Mapping, Sequence
 
 from ablations.outcomes import ReportRow, ReportTable
-from ablations.plain_sweeps import find_differing_settings, list_settings
+from ablations.plain_sweeps import find_differing_settings, list_telling_settings
 from compressors.errors import UsageError
 from compressors.registry import suggest
 from compressors.setting_fields import collect_settings
@@ -24,10 +24,9 @@ def add_references(
     rows = {row.label: row for row in table.rows if row.label in configs}  # in the table's order
     if not rows:
         return
-    settings = {label: list_settings(configs[label]) for label in rows}
-    differing = find_differing_settings(list(settings.values()))
+    settings = dict(zip(rows, list_telling_settings([configs[label] for label in rows])))
     for label, row in rows.items():
-        row.settings = {path: settings[label][path] for path in differing if path in settings[label]}
+        row.settings = settings[label]
     if len(rows) < 2:
         return
 
@@ -74,7 +73,7 @@ def find_partner(
     shared = (collect_settings(Config).keys() - FREE_SETTINGS) & set(differing)
     partners = []
     for candidate in candidates:
-        if all(settings[candidate][path] == settings[label][path] for path in shared):
+        if all(settings[candidate].get(path) == settings[label].get(path) for path in shared):
             partners.append(candidate)
     if len(partners) > 1:
         tokens = rows[label].efficiency.get("visual_tokens")

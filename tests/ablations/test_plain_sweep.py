@@ -298,6 +298,55 @@ def test_a_compressor_that_projects_itself_has_no_knobs_of_a_projector():
     assert not any("depth" in setting for setting in plain_sweeps.list_settings(cell.config))
 
 
+def label_lines(*lines):
+    """What the cells of these sweeps are called in a report of all cells."""
+    configs = []
+    for line in lines:
+        configs += [cell.config for cell in make_cells(parse_settings(line))]
+    return [(cell.label, cell.config.seed) for cell in plain_sweeps.label_configs(configs)]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "trainer.gradient_checkpointing=true",
+        "trainer.compile=true",
+        "trainer.strategy=ddp",
+        "finetune.checkpointing=true",
+        "data.validation=[test]",
+        "evaluate.cache=dynamic",
+        "trainer.checkpoint_every=5",
+    ],
+)
+def test_settings_that_no_result_shows_split_no_row(setting):
+    line = ["compressor=sap", "seed=1", setting]
+    assert label_lines(["compressor=sap"], line) == [("sap", 0), ("sap", 1)]
+
+
+def test_settings_that_act_on_nothing_in_a_row_are_not_told_there():
+    lines = [["compressor=sap"], ["compressor=sap", "lora.rank=4", "lora.alpha=8,16"]]
+    assert [label for label, _ in label_lines(*lines)] == [
+        "sap lora.rank=0",
+        "sap lora.rank=4 lora.alpha=16.0",
+        "sap lora.rank=4 lora.alpha=8.0",
+    ]
+
+
+def test_settings_that_a_cell_could_not_be_without_are_told(tmp_path):
+    judged = ["compressor=sap", "evaluate.metric=judge", f"judge.model={tmp_path}"]
+    labels = [label for label, _ in label_lines(["compressor=sap"], judged)]
+    assert labels == ["sap evaluate.metric=exact", f"sap evaluate.metric=judge judge.model={tmp_path}"]
+
+
+def test_many_cells_are_named_by_few_plans(monkeypatch):
+    planned = []
+    monkeypatch.setattr(plain_sweeps, "plan_stages", lambda config: planned.append(1) or plan_stages(config))
+    seeds = ",".join(map(str, range(50)))
+    line = ["compressor=sap", "finetune.lr=0.001,0.002", f"seed={seeds}"]
+    assert len(label_lines(line, [*line, "trainer.compile=true"])) == 200
+    assert len(planned) == 16  # two settings of four rows, as they are and changed
+
+
 def test_a_cell_that_starts_from_another_is_found_where_both_were_moved(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fill_lines(Path("old"), ["compressor=sap"])
