@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ablations import earlier, plain_sweeps
+from ablations import earlier, looks_file, plain_sweeps
 from ablations.claims import spec
 from ablations.claims.spec import Claim
 from ablations.costs import measured, prefill
@@ -20,7 +20,7 @@ from ablations.finished import (
     load_outcomes,
     read_efficiency,
 )
-from ablations.outcomes import Report, ReportRow, ReportTable
+from ablations.outcomes import TRAINING_SEED, Report, ReportRow, ReportTable
 from ablations.references import add_references
 from ablations.writing import maps
 from compressors.errors import UsageError
@@ -36,6 +36,7 @@ from experiments.runtime.progress import Reporter
 from experiments.store.plan import TRAINING_ROLES, Stage, plan_stages
 from experiments.store.results import identify_questions
 from experiments.store.store import Store
+from experiments.sweep.studies import find_study_folder
 
 NO_IMAGE_BLOCK = "no image"
 COUNTS_FILE = "prefill.json"
@@ -79,7 +80,10 @@ def collect_report(
     if wanted:
         check_single_values(axes)
     earlier_report = earlier.read_earlier_report(earlier_folder)
-    looks_before = earlier.collect_looks(earlier_report, folder)
+    reported_folders = [folder]
+    if earlier_folder is not None:
+        reported_folders.append(find_study_folder(earlier_folder))
+    looks_before = looks_file.collect_looks(reported_folders)
     axes = {"seed": find_finished_seeds(store.root, earlier_report), **axes}
     sweep_axes = dict(axes)
     if earlier_folder is not None:
@@ -91,7 +95,7 @@ def collect_report(
     finished_rows: list[CollectedRow] = []
     for file, claims in load_tables(wanted, axes, store, row_labels):  # all of them, before cells are read
         collected = collect_table(file, claims, store, earlier_report)
-        collected.table.claims = earlier.note_looks(collected.table, looks_before)
+        collected.table.claims = looks_file.recall_looks_before(collected.table, looks_before)
         collected.table.sweep = format_sweep_command(file if wanted else None, sweep_axes)
         if not wanted:
             for row in collected.table.rows:
@@ -229,7 +233,7 @@ def fill_rows(
             )
         row.outcomes[seed] = load_outcomes(finished_cell, store, table)
         row.keys[seed] = finished_cell.stage.key
-        row.training = row.training or list_training_keys(finished_cell, first_cell.cell.config.seed)
+        row.training = row.training or list_training_keys(finished_cell)
         first_pairs.setdefault(row.label, (row, finished_cell))
 
     finished_rows = []
@@ -239,12 +243,12 @@ def fill_rows(
     return finished_rows
 
 
-def list_training_keys(finished_cell: FinishedCell, seed: int) -> tuple[str, ...]:
-    """The keys of the training stages that a cell would need at a seed, in order: those of one seed tell
-    which stages rows share, whether or not it has finished."""
+def list_training_keys(finished_cell: FinishedCell) -> tuple[str, ...]:
+    """The keys of the training stages that a cell would need at one seed, in order: they tell which stages
+    rows share, and rows of one report from those of another, whatever has finished."""
     evaluation = finished_cell.stage
-    if finished_cell.cell.config.seed != seed:
-        evaluation = plan_stages(replace(finished_cell.cell.config, seed=seed))
+    if finished_cell.cell.config.seed != TRAINING_SEED:
+        evaluation = plan_stages(replace(finished_cell.cell.config, seed=TRAINING_SEED))
     keys = []
     for key, stage in evaluation.collect_stages().items():
         if stage.kind in TRAINING_ROLES:

@@ -63,6 +63,7 @@ def run_decide(line: CommandLine) -> int:
 
     from ablations.claims.looks import plan_looks
     from ablations.deciding import TableDecider, decide_claims, describe_looks
+    from ablations.looks_file import add_looks
     from ablations.writing.grids.word_grid import WordGrid
     from ablations.writing.markdown import render_markdown_table
     from ablations.writing.screen import render_screen_tables
@@ -99,12 +100,14 @@ def run_decide(line: CommandLine) -> int:
         return sweep_command.main([*sweep_words, "--plan"]) or None
 
     def show_decisions(grid: WordGrid) -> None:
+        if not is_plan:
+            add_looks(folder, decider.looks)
         console.print(*render_screen_tables(grid, console.width), sep="")
         if not is_plan:
             write_atomic(target, render_markdown_table(grid))
 
     if not is_plan:
-        folder.mkdir(parents=True, exist_ok=True)  # one that cannot be made is told before any training
+        add_looks(folder, {})  # a folder or looks that cannot be used are told before any training
     looks = plan_looks(options.first, options.limit)
     console.print(describe_looks(looks), soft_wrap=True, markup=False, highlight=False)
     exit_code = decide_claims(decider, looks, run_cells, show_decisions)

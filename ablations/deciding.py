@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ablations.claims.looks import Look, can_seeds_decide
+from ablations.claims.looks import Look, can_seeds_decide, note_look
 from ablations.claims.spec import Claim, read_claims
 from ablations.claims.verdicts import UNRESOLVED, Verdict
 from ablations.collect import collect_table
 from ablations.earlier import read_earlier_report
 from ablations.finished import find_finished_cell
+from ablations.looks_file import LooksByClaim
 from ablations.writing.grids.claims_grid import judge_table
 from ablations.writing.grids.number_words import format_interval, format_signed
 from ablations.writing.grids.word_grid import WordGrid
@@ -55,6 +56,7 @@ class TableDecider:
         self.store = store
         self.earlier_report = read_earlier_report(earlier_folder)
         self.decisions: dict[Claim, Decision] = {}  # in the table's order
+        self.looks: LooksByClaim = {}  # so far
         file = self.load_file(1)
         self.heading = file.heading
         self.claims = read_claims(file)
@@ -112,6 +114,8 @@ class TableDecider:
         for claim, verdict in zip(self.claims, verdicts):
             if self.is_final(claim):
                 continue
+            seen_pairs = note_look(claim, table.outcomes_by_label, table.training_by_label)
+            self.looks.setdefault((table.name, claim.text), set()).update(seen_pairs)
             is_decided = verdict.word != UNRESOLVED
             is_final = is_decided or not can_seeds_decide(verdict, later_looks)
             self.decisions[claim] = Decision(verdict, look, is_final)

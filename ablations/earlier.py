@@ -1,24 +1,18 @@
 """Cells that an earlier report tells of: `earlier=DIR` takes from it what is not finished below `out=`.
 
 A cell is found by its evaluation's key, the hash of all that its answers depend on, so that no row is filled
-with the answers of another configuration. What a report counts, measures or draws is not taken along. At how
-many seeds it has judged its claims is: whoever adds seeds afterwards has looked before.
+with the answers of another configuration. What a report counts, measures or draws is not taken along; at how
+many seeds it has judged its claims is (looks_file.py).
 """
 
-from collections import defaultdict
-from collections.abc import Mapping, Set
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from ablations import report_files
-from ablations.claims.looks import SeedsByPair, note_look, recall_looks
-from ablations.claims.spec import Claim
 from ablations.outcomes import Report, ReportTable
-from compressors.errors import UsageError
 from experiments.sweep.studies import find_study_folder
 
 # columns that a report counts or measures itself
@@ -85,30 +79,3 @@ def read_earlier_report(folder: Path | None) -> EarlierReport:
             for seed, key in row.keys.items():
                 cells[key] = EarlierCell(table, row.outcomes[seed], efficiency)
     return EarlierReport(report, cells)
-
-
-def collect_looks(earlier_report: EarlierReport, folder: Path) -> dict[tuple[str, str], set[SeedsByPair]]:
-    """(table, text of a claim) -> at how many seeds of its pairs it has been judged before: by the earlier
-    report, and by the one that stands in the folder of the next."""
-    reports = []
-    if earlier_report.report is not None:
-        reports.append(earlier_report.report)
-    with suppress(UsageError):  # none there, or one that cannot be read any more and will be replaced
-        reports.append(report_files.load_report(folder))
-    looks: defaultdict[tuple[str, str], set[SeedsByPair]] = defaultdict(set)
-    for report in reports:
-        for table in report.tables:
-            for claim in table.claims:
-                looks[table.name, claim.text] |= note_look(claim, table.outcomes_by_label)
-    return looks
-
-
-def note_looks(
-    table: ReportTable, looks_before: Mapping[tuple[str, str], Set[SeedsByPair]]
-) -> tuple[Claim, ...]:
-    """A table's claims, each with those of `collect_looks`."""
-    claims = []
-    for claim in table.claims:
-        looks = looks_before.get((table.name, claim.text), frozenset())
-        claims.append(replace(claim, looks=recall_looks(claim, table.outcomes_by_label, looks)))
-    return tuple(claims)

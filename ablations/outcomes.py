@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from ablations.claims.spec import Claim
 
+TRAINING_SEED = 0  # at which rows' training is compared, whether or not it has finished
+
 
 @dataclass
 class ReportRow:
@@ -22,8 +24,7 @@ class ReportRow:
     missing      seeds whose cells have not finished
     efficiency   tokens, parameters, FLOPs, times: column -> value
     keys         seed -> the key of its evaluation, by which a later report finds it
-    training     keys of its training stages at a seed that is the same for all rows, in order: rows may share
-                 some
+    training     keys of its training stages at TRAINING_SEED, in order: rows may share some
     settings     setting -> its value, of those that tell the table's rows apart
     baseline     label of the row that it is compared with; nothing where there is none
     uncompressed label of the row that has its settings and leaves the patches as they are

@@ -20,9 +20,13 @@ from ablations.claims.gains import list_common_seeds
 from ablations.claims.spec import Claim
 from ablations.claims.statistics import CONFIDENCE_LEVEL, OutcomesBySeed
 from ablations.claims.verdicts import UNRESOLVED, Verdict, predict_word
+from experiments.store.keys import digest_value
 
-SeedsByPair = frozenset[tuple[tuple[str, str], int]]  # a look: a claim's pairs with their seeds
+TrainedPair = tuple[str, str, str]  # a pair, and the digest of its rows' training; nothing where unknown
+SeedsByPair = frozenset[tuple[TrainedPair, int]]  # a look: a claim's pairs with their seeds
+TrainingByLabel = Mapping[str, Sequence[str]]  # row -> keys of its training stages
 
+DIGEST_LETTERS = 16
 GROWTH = 2  # by which seeds grow from look to look; more looks share the same 5 %
 
 
@@ -84,27 +88,53 @@ def list_past_looks(claim: Claim, seeds_now: Sequence[int]) -> list[tuple[int, .
 
 
 def recall_looks(
-    claim: Claim, outcomes: Mapping[str, OutcomesBySeed], earlier_looks: Iterable[SeedsByPair]
+    claim: Claim,
+    outcomes: Mapping[str, OutcomesBySeed],
+    training: TrainingByLabel,
+    earlier_looks: Iterable[SeedsByPair],
 ) -> tuple[tuple[int, ...], ...]:
     """Earlier looks as the claim notes them, but for one that is like that at these outcomes. They may be of
-    other pairs, where rows have joined or left the claim since."""
+    other pairs, where rows have joined or left the claim since, or are trained otherwise."""
+    trained_pairs = list_trained_pairs(claim, training)
     noted_looks = set()
     for earlier_look in earlier_looks:
-        seeds = dict(earlier_look)
-        noted_looks.add(tuple(seeds.get(pair, 0) for pair in claim.pairs))
+        noted_looks.add(tuple(count_seen_seeds(earlier_look, pair) for pair in trained_pairs))
     seeds_now = count_seeds(claim, outcomes)
     if can_decide(seeds_now):  # `note_look` adds it
         noted_looks.discard(seeds_now)
     return tuple(look for look in sorted(noted_looks) if any(look))
 
 
-def note_look(claim: Claim, outcomes: Mapping[str, OutcomesBySeed]) -> set[SeedsByPair]:
+def count_seen_seeds(look: SeedsByPair, trained_pair: TrainedPair) -> int:
+    """How many seeds a pair had at a look; 0 where its rows were not looked at, or others of their names."""
+    *pair, training = trained_pair
+    for (*seen_pair, seen_training), seeds in look:
+        is_known = seen_training and training
+        if seen_pair == pair and (seen_training == training or not is_known):
+            return seeds
+    return 0
+
+
+def note_look(
+    claim: Claim, outcomes: Mapping[str, OutcomesBySeed], training: TrainingByLabel
+) -> set[SeedsByPair]:
     """All looks at a claim, that at these outcomes among them if it could decide it."""
     looks = set(claim.looks)
     seeds_now = count_seeds(claim, outcomes)
     if can_decide(seeds_now):
         looks.add(seeds_now)
-    return {frozenset(zip(claim.pairs, look)) for look in looks}
+    trained_pairs = list_trained_pairs(claim, training)
+    return {frozenset(zip(trained_pairs, look)) for look in looks}
+
+
+def list_trained_pairs(claim: Claim, training: TrainingByLabel) -> list[TrainedPair]:
+    """A claim's pairs, and how their rows were trained."""
+    trained_pairs = []
+    for (row, other), labels in zip(claim.pairs, list_pair_rows(claim)):
+        keys = [training.get(label, ()) for label in labels]
+        digest = digest_value(keys)[:DIGEST_LETTERS] if all(keys) else ""
+        trained_pairs.append((row, other, digest))
+    return trained_pairs
 
 
 def can_decide(seeds_by_pair: Sequence[int]) -> bool:

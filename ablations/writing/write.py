@@ -5,6 +5,7 @@ scores.csv  claims.csv                    its numbers
 latex/table*.tex                          each table alone, for \\input
 plots/*.svg *.pdf *.png  plots/attention-*.png
 report.json  outcomes/table*.npz          what it can be made from again (report_files.py)
+looks.json                                at how many seeds this report and those before it judged claims
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ from rich.console import Console
 
 from ablations import report_files
 from ablations.claims.verdicts import Verdict
+from ablations.looks_file import add_looks, note_looks
 from ablations.outcomes import Report, ReportTable
 from ablations.plain_sweeps import SWEEP_NAME
 from ablations.report_files import PLOTS_FOLDER
@@ -108,6 +110,8 @@ def title_report(report: Report) -> str:
 
 def write_report(report: Report, rendered: RenderedReport, folder: Path) -> None:
     """All files."""
+    # first of all: whoever sees any of the others has looked
+    add_looks(folder, note_looks(report.tables))
     # report.json comes last: the report is whole once it is there
     write_plots(rendered.pictures, folder / PLOTS_FOLDER)
     (folder / LATEX_FOLDER).mkdir(exist_ok=True)

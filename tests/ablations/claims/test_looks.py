@@ -133,8 +133,8 @@ def note_all_looks(claim, *studies):
     """The claim, reported at each of these outcomes in turn."""
     earlier_looks = set()
     for outcomes in studies:
-        claim = replace(claim, looks=looks.recall_looks(claim, outcomes, earlier_looks))
-        earlier_looks = looks.note_look(claim, outcomes)
+        claim = replace(claim, looks=looks.recall_looks(claim, outcomes, {}, earlier_looks))
+        earlier_looks = looks.note_look(claim, outcomes, {})
     return claim
 
 
@@ -179,12 +179,12 @@ def test_a_report_with_fewer_seeds_forgets_no_look():
 
 def test_a_pair_that_joins_a_claim_was_not_looked_at():
     alone = replace(BEST, pairs=(("a", "b"),), looks=((2,),))
-    earlier_looks = looks.note_look(alone, make_rows(a=9, b=3))
+    earlier_looks = looks.note_look(alone, make_rows(a=9, b=3), {})
     now = make_rows(a=9, b=5, c=3)
     for outcomes in (make_rows(a=9, b=3), now):  # at first without results
-        seen = replace(BEST, looks=looks.recall_looks(BEST, outcomes, earlier_looks))
+        seen = replace(BEST, looks=looks.recall_looks(BEST, outcomes, {}, earlier_looks))
         assert seen.looks == ((2, 0), (3, 0))
-        earlier_looks = looks.note_look(seen, outcomes)
+        earlier_looks = looks.note_look(seen, outcomes, {})
     assert spell_plan(seen, now) == [[(5, 1.0), (3, 1.5)]]
     # and nobody has added seeds after a look
     assert spell_plan(seen, make_rows(a=2, b=2, c=3)) == [[(2, 5.0), (2, 5.0)]]
