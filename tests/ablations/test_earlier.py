@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from made_cells import fill
 
-from ablations import report, report_files, study
+from ablations import decide, report, report_files, study
 from ablations.writing.grids import sentences
 from compressors.errors import UsageError
 from compressors.key_value import parse_settings
@@ -66,6 +67,88 @@ def test_seeds_of_one_pair_are_a_look(tmp_path):
     [claim] = report_files.load_report(out / "report").tables[0].claims
     assert claim.pairs == (("add", "replace"), ("add", "gated"))
     assert claim.looks == ((2, 2), (3, 2))
+
+
+def read_looks(folder):
+    """Those of the only claim of Table 5, in the report that stands there."""
+    [claim] = report_files.load_report(folder).tables[0].claims
+    return claim.looks
+
+
+def damage_outcomes(folder):
+    file = folder / "outcomes/table5.npz"
+    file.write_bytes(file.read_bytes()[:-5])
+
+
+@pytest.fixture(scope="module")
+def looked(tmp_path_factory):
+    """A directory where Table 5 was reported at two seeds, and has three."""
+    root = part(tmp_path_factory.mktemp("looked"), seeds=[0, 1])
+    assert report.main(["table=5", f"out={root}"]) == 0
+    return part(root)
+
+
+def report_without_a_table(root):
+    assert report.main([f"out={root}"]) == 0
+
+
+def remove_report(root):
+    (root / "report/report.json").unlink()
+
+
+def forget_file(root):
+    """As an earlier version left it, damaged since."""
+    (root / "report/looks.json").unlink()
+    damage_outcomes(root / "report")
+
+
+@pytest.mark.parametrize("meanwhile", [report_without_a_table, remove_report, forget_file])
+def test_no_look_is_forgotten(looked, tmp_path, meanwhile):
+    root = tmp_path / "runs"
+    shutil.copytree(looked, root)
+    meanwhile(root)
+    assert report.main(["table=5", f"out={root}"]) == 0
+    assert read_looks(root / "report") == ((2, 2),)
+    assert not (root / "report/looks.json.lock").exists()
+
+
+def test_a_pilot_is_no_look_at_other_cells(tmp_path):
+    fill(tmp_path, ["5"], seed="0,1", **{"data.scale": "0.5"})
+    assert report.main(["table=5", "data.scale=0.5", f"out={tmp_path}"]) == 0
+    part(tmp_path)
+    assert report.main(["table=5", f"out={tmp_path}"]) == 0
+    assert read_looks(tmp_path / "report") == ()
+    fill(tmp_path, ["5"], seed="2", **{"data.scale": "0.5"})
+    assert report.main(["table=5", "data.scale=0.5", f"out={tmp_path}"]) == 0
+    assert read_looks(tmp_path / "report") == ((2, 2),)
+
+
+def test_a_report_at_other_seeds_knows_its_rows_again(tmp_path):
+    part(tmp_path, seeds=[1, 2])
+    assert report.main(["table=5", f"out={tmp_path}"]) == 0
+    part(tmp_path)
+    assert report.main(["table=5", f"out={tmp_path}"]) == 0
+    assert read_looks(tmp_path / "report") == ((2, 2),)
+
+
+def test_looks_are_noted_when_claims_are_decided(tmp_path):
+    part(tmp_path)
+    assert decide.main(["table=5", "first=2", "limit=3", f"out={tmp_path}"]) == 0
+    assert report.main(["table=5", f"out={tmp_path}"]) == 0
+    assert read_looks(tmp_path / "report") == ((2, 2),)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"format": 2}', '{"format": 1, "looks": {"5": [1]}}'])
+@pytest.mark.parametrize("command", [report, decide])
+def test_damaged_looks_are_refused(looked, tmp_path, capsys, command, content):
+    root = tmp_path / "runs"
+    shutil.copytree(looked, root)
+    (root / "report/looks.json").write_text(content)
+    old_report = (root / "report/report.md").read_bytes()
+    assert command.main(["table=5", f"out={root}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {root / 'report/looks.json'}: ") and error.count("\n") == 1
+    assert (root / "report/report.md").read_bytes() == old_report
 
 
 def split_looks(path):
