@@ -218,7 +218,7 @@ def fill_rows(
     metric_words = describe_metrics(first_cell.cell.config.evaluate.metric)
     if metric_words:
         table.title = f"{table.title} ({metric_words})".strip()
-    first_pairs: dict[str, tuple[ReportRow, FinishedCell]] = {}  # by label, a row's first cell
+    first_pairs: list[tuple[ReportRow, FinishedCell]] = []  # a row and its first cell
     for row, finished_cell in pairs:
         if identify_questions(finished_cell.stage) != identify_questions(first_cell.stage):
             raise UsageError(
@@ -231,13 +231,14 @@ def fill_rows(
                 f"{table.heading}, row '{row.label}': two cells with other settings have seed={seed} and one "
                 "label; give each a row of its own"
             )
+        if not row.outcomes:
+            first_pairs.append((row, finished_cell))
         row.outcomes[seed] = load_outcomes(finished_cell, store, table)
         row.keys[seed] = finished_cell.stage.key
         row.training = row.training or list_training_keys(finished_cell)
-        first_pairs.setdefault(row.label, (row, finished_cell))
 
     finished_rows = []
-    for row, finished_cell in reversed(first_pairs.values()):
+    for row, finished_cell in reversed(first_pairs):
         row.efficiency = read_efficiency(finished_cell, store)
         finished_rows.append(CollectedRow(row, finished_cell.cell.config))
     return finished_rows
