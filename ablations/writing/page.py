@@ -124,10 +124,10 @@ def prefix_svg_ids(svgs: Mapping[str, str]) -> dict[str, str]:
     """SVG files as they stand inside a page: without XML head, ids made unlike those of the others, since a
     page's ids are one name space."""
     bodies: dict[str, str] = {}
-    for name, svg in svgs.items():
+    for number, (name, svg) in enumerate(svgs.items(), 1):
         body = svg[svg.index("<svg") :]
         # where ids are given, linked to, and used as clip paths
         for before in ('id="', '"#', "url(#"):
-            body = body.replace(before, f"{before}{name}-")
+            body = body.replace(before, f"{before}plot{number}-")
         bodies[name] = body
     return bodies

@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 from rich.console import Console
 
@@ -118,6 +119,17 @@ def write_report(report: Report, rendered: RenderedReport, folder: Path) -> None
     for name, content in rendered.texts.items():
         write_atomic(folder / name, content)
     report_files.save_report(report, folder)
+    remove_other_files(folder / LATEX_FOLDER, "table*.tex", rendered.texts)
+    outcome_names = [report_files.locate_outcomes(Path(), table.name).name for table in report.tables]
+    remove_other_files(folder / report_files.OUTCOMES_FOLDER, "table*.npz", outcome_names)
+
+
+def remove_other_files(folder: Path, pattern: str, kept_names: Iterable[str]) -> None:
+    """Remove what an earlier report has written and this one does not have."""
+    kept = {Path(name).name for name in kept_names}
+    for path in folder.glob(pattern):
+        if path.name not in kept:
+            path.unlink()
 
 
 def make_table_grids(report: Report, table: ReportTable, verdicts: Sequence[Verdict]) -> dict[str, WordGrid]:
@@ -245,7 +257,8 @@ def render_markdown_report(
         parts.append("## Plots\n")
     captions = caption_plots(report)
     for name in plot_names:
-        parts.append(f"![{name}]({PLOTS_FOLDER}/{name}.svg)\n\n{escape_markdown(captions[name])}\n")
+        picture = f"![{name}]({PLOTS_FOLDER}/{quote(name)}.svg)"
+        parts.append(f"{picture}\n\n{escape_markdown(captions[name])}\n")
     for number in range(1, len(report.maps) + 1):
         path = report_files.locate_map(Path(), number)
         parts.append(f"![{path.stem}]({path.as_posix()})\n")

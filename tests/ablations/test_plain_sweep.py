@@ -16,7 +16,7 @@ from ablations import collect, plain_sweeps, report, report_files
 from ablations.earlier import EarlierReport
 from ablations.outcomes import Report, ReportRow, ReportTable
 from ablations.references import add_references
-from ablations.writing import csv_files, write
+from ablations.writing import csv_files, page, write
 from ablations.writing.grids import comparison
 from compressors.errors import UsageError
 from compressors.key_value import parse_settings
@@ -374,6 +374,35 @@ def test_two_cells_of_a_row_at_one_seed_are_refused(out):
     file = TableFile("mine", "", out, (row,))
     with pytest.raises(UsageError, match="row 'both': two cells with other settings have seed=0"):
         collect.collect_table(file, (), Store(out), EarlierReport())
+
+
+def test_a_row_that_is_called_as_the_blind_one_keeps_its_cost(tmp_path):
+    table = tmp_path / "mine.yaml"
+    table.write_text("rows:\n- {label: blind, overrides: [compressor=sap]}\n")
+    fill_lines(tmp_path / "runs", ["compressor=none,sap"])
+    assert report.main([f"table={table}", "seed=0", f"out={tmp_path / 'runs'}"]) == 0
+    [found] = report_files.load_report(tmp_path / "runs/report").tables
+    assert [row.efficiency.get("visual_tokens") for row in found.rows] == [0, 16]
+
+
+def test_files_of_tables_that_are_reported_no_more_are_removed(out, tmp_path):
+    table = tmp_path / "mine.yaml"
+    table.write_text("rows:\n- {label: mine, overrides: [compressor=sap]}\n")
+    assert report.main([f"table={table}", f"out={out}", f"to={tmp_path}"]) == 0
+    assert (tmp_path / "outcomes/tablemine.npz").exists()
+    assert report.main([f"out={out}", f"to={tmp_path}"]) == 0
+    names = [path.name for path in tmp_path.rglob("table*.*")]
+    assert "tablesweep.npz" in names and not any("mine" in name for name in names)
+
+
+def test_pictures_of_a_table_of_any_name_are_linked():
+    table = ReportTable("my (own) table", "my (own) table", "", (), [])
+    name = write.name_plot(table, "pareto")
+    words = write.render_markdown_report(Report([table], {}), [], [], [], [name])
+    assert f"![{name}](plots/tablemy%20%28own%29%20table-pareto.svg)" in words
+    svgs = page.prefix_svg_ids({name: '<svg><g id="a"/><use href="#a" clip-path="url(#b)"/></svg>'})
+    expected = '<svg><g id="plot1-a"/><use href="#plot1-a" clip-path="url(#plot1-b)"/></svg>'
+    assert svgs == {name: expected}
 
 
 def test_seeds_are_numbers(out, tmp_path, capsys):
