@@ -166,6 +166,14 @@ class FlashSlothForConditionalGeneration(ComposedGeneration, QueryAdapter, PreTr
             return 0
         return self.query_module.num_queries
 
+    def initialize_weights(self) -> None:
+        """Tower and LLM first, each by its own rules. In a class that is not its own transformers passes over
+        modules without weights, and buffers that no file has stay as they were allocated (Falcon-H1)."""
+        for part in self.modules():
+            if part is not self and isinstance(part, PreTrainedModel):
+                part.initialize_weights()
+        super().initialize_weights()
+
     def _init_weights(self, module: Any) -> None:
         # tower and LLM are PreTrainedModels and initialise themselves, ours as their constructors do
         if hasattr(module, "reset_parameters"):

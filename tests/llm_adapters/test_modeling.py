@@ -256,6 +256,33 @@ def test_save_and_load_with_tied_embeddings_and_in_other_types(llm, tied, dtype,
     assert {p.dtype for p in full.parameters()} == {torch.float32}
 
 
+FALCON_H1 = {
+    "mamba_d_ssm": 32,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 8,
+    "mamba_d_state": 8,
+    "mamba_n_groups": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("llm", "changes"),
+    [("falcon_h1", FALCON_H1), ("gemma3", {}), ("gpt2", {}), ("llama", {}), ("lfm2", {}), ("qwen2", {})],
+)
+def test_buffers_that_no_file_has_are_loaded_as_they_were(llm, changes, tmp_path):
+    model = make_model(llm, llm_changes=changes)
+    batch = make_batch(make_processor(model), [ROW, TEXT])
+    model.save_pretrained(tmp_path)
+    loaded = FlashSlothForConditionalGeneration.from_pretrained(tmp_path)
+    buffers = dict(model.named_buffers())
+    loaded_buffers = dict(loaded.named_buffers())
+    assert buffers.keys() == loaded_buffers.keys()
+    for name, buffer in buffers.items():
+        assert torch.equal(loaded_buffers[name], buffer), name
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+
+
 def test_language_model_can_be_taken_out(model, tmp_path):
     model.language_model.save_pretrained(tmp_path)
     alone = AutoModelForCausalLM.from_pretrained(tmp_path)
