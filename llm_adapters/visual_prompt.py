@@ -174,6 +174,20 @@ def can_wait(device: torch.device, is_training: bool) -> bool:
     return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
 
+def check_one_text(position_ids: Tensor) -> None:
+    """UsageError for positions (B, T) that begin again in a row: an LLM that gets no mask keeps such texts
+    apart, and what reads questions or images by their row would not. transformers waits for them as well."""
+    if torch.compiler.is_compiling() or position_ids.is_meta:
+        return
+    if not can_wait(position_ids.device, is_training=False):
+        return
+    if (position_ids.diff() < 0).any():
+        raise UsageError(
+            "`position_ids` begin again within a row, as of packed texts: questions and images are read by "
+            "rows; give one conversation a row (without packing or padding-free batches)"
+        )
+
+
 def check_image_turns(features: Tensor, image_turn: Tensor) -> None:
     """UsageError for features (B, I, H, W, C) of other images than `image_turn` (B, I) tells of."""
     if features.shape[:2] != image_turn.shape:

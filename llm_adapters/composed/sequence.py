@@ -20,6 +20,7 @@ from llm_adapters.pruning.base import Prompt
 from llm_adapters.visual_prompt import (
     check_count,
     check_image_turns,
+    check_one_text,
     clear_fill,
     fit_turns,
     hide_absent,
@@ -110,7 +111,14 @@ class SequenceBuilder(ImageEncoder, PruningAdapter):
             sequence = TokenSequence(inputs.inputs_embeds, inputs.attention_mask, inputs.position_ids)
         else:
             sequence = self._embed_inputs(inputs, cache, is_guessed)
-        return self._complete_sequence(sequence, inputs, cache)
+        sequence = self._complete_sequence(sequence, inputs, cache)
+        if inputs.attention_mask is None and inputs.position_ids is not None:
+            reads_question = inputs.has_images and self.compressor.reads_question
+            reads_row = reads_question or sequence.context is not None or sequence.prompt is not None
+            # with a mask of ours the LLM takes a row for one text, too
+            if reads_row or sequence.attention_mask is not None:
+                check_one_text(inputs.position_ids)
+        return sequence
 
     def _embed_inputs(self, inputs: PromptInputs, cache: Cache | None, is_guessed: bool) -> TokenSequence:
         """The sequence of token ids, before anything is hidden or moved."""

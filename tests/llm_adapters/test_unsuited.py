@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from factories import byte_tokenizer, chat, make_config, make_model, make_processor, picture
+from factories import byte_tokenizer, chat, make_batch, make_config, make_model, make_processor, picture
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
@@ -67,6 +67,49 @@ def test_images_with_embeddings_are_refused():
     with pytest.raises(UsageError, match="images were given with `inputs_embeds`"):
         model(inputs_embeds=embeds, **batch)
     assert model(inputs_embeds=embeds).logits.shape[:2] == ids.shape
+
+
+def pack_rows(model) -> dict:
+    """Two conversations in one row, whose positions begin again."""
+    processor = make_processor(model)
+    rows = []
+    for number, question in enumerate(("What is this?", "And that?")):
+        turns = [Turn(f"<image>{question}", "A dog.")]
+        rows.append(make_batch(processor, [(turns, [picture(number)])], "right"))
+    packed = {}
+    for name in ("input_ids", "turns", "image_turn", "pixel_values"):
+        packed[name] = torch.cat([row[name] for row in rows], 1)
+    lengths = [row["input_ids"].shape[1] for row in rows]
+    packed["position_ids"] = torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0)
+    return packed
+
+
+@pytest.mark.parametrize(
+    ("compressor", "query_module", "knobs"),
+    [
+        ("sap", "embq", None),
+        ("trim", None, None),
+        ("divprune", None, {"tokens": 9, "positions": "keep"}),
+    ],
+)
+def test_packed_texts_are_refused_where_they_would_read_each_other(compressor, query_module, knobs):
+    model = make_model("llama", compressor, query_module, compressor_knobs=knobs)
+    packed = pack_rows(model)
+    if compressor == "trim":
+        packed |= {name: value for name, value in inputs(model, 2).items() if name.startswith("question_")}
+    with pytest.raises(UsageError, match="begin again within a row.*; give one conversation a row"):
+        model(**packed, use_cache=False)
+
+
+def test_packed_texts_that_the_llm_keeps_apart():
+    model = make_model("llama", "sap", None)
+    packed = pack_rows(model)
+    second = int((packed["position_ids"][0] == 0).nonzero()[1])
+    with torch.no_grad():
+        whole = model(**packed, use_cache=False).logits[:, second:]
+        alone = {name: packed[name][:, second:] for name in ("input_ids", "turns")}
+        alone |= {name: packed[name][:, 1:] for name in ("image_turn", "pixel_values")}
+        torch.testing.assert_close(whole, model(**alone, use_cache=False).logits)
 
 
 def test_a_new_question_behind_a_cache_is_refused():
