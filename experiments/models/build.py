@@ -58,7 +58,8 @@ def find_dot_embedding(
     """What the LLM reads for a dot, (D)."""
     dot = tokenizer(" .", add_special_tokens=False)["input_ids"][-1]
     table: Any = model.get_input_embeddings()
-    embedding: Tensor = table.weight[dot].detach().clone()
+    # called, not indexed: Gemma's scales its rows
+    embedding: Tensor = table(torch.tensor(dot, device=table.weight.device)).detach().clone()
     return embedding
 
 

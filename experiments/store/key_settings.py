@@ -4,6 +4,7 @@ it is as it was before there was one, nothing of it is in a key.
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from compressors.reading import read_json_object
@@ -11,6 +12,7 @@ from experiments.config import signatures
 from experiments.config.scaling import read_widths
 from experiments.config.schema import Config
 from experiments.config.schema_sections import EvaluationSettings, OptimisationSettings
+from experiments.config.sources import resolve_source
 from experiments.config.trained import find_teacher
 from experiments.store import keys, part_code
 
@@ -101,6 +103,18 @@ def describe_teacher_code(config: Config) -> dict[str, Any]:
             code = part_code.describe_code(registry, name, settings.get(f"{kind}_knobs") or {})
             versions |= code.get(part_code.CODE_KEY, {})
     return {part_code.CODE_KEY: versions} if versions else {}
+
+
+def describe_dot(config: Config, knobs: dict[str, Any]) -> dict[str, str]:
+    """What a key holds of where query tokens begin, by their module's knobs. Those at the dot of a Gemma,
+    which scales its embeddings, once began at the unscaled one; nothing of all others."""
+    if knobs.get("init") != "dot":
+        return {}
+    kind = config.llm.source
+    file = Path(resolve_source(kind)) / "config.json"
+    if file.is_file():
+        kind = str(read_json_object(file).get("model_type"))
+    return {"dot": "as the LLM embeds it"} if "gemma" in kind.lower() else {}
 
 
 def describe_part(

@@ -23,6 +23,7 @@ from experiments.registries import datasets
 from experiments.store import keys, part_code
 from experiments.store.key_data import DataDescriber
 from experiments.store.key_settings import (
+    describe_dot,
     describe_evaluation,
     describe_features,
     describe_frozen,
@@ -237,6 +238,7 @@ class Planner:
         if config.query_module:
             query_modules = signatures.query_modules()
             depends["query_module"] = describe_part(config, query_modules, config.query_module)
+            depends |= describe_dot(config, depends["query_module"][config.query_module])
         return depends
 
     @cached_property

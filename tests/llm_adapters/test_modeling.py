@@ -230,6 +230,18 @@ def test_new_query_module_starts_as_its_constructor_makes_it():
     assert block.up.weight.std().item() == pytest.approx(torch.nn.Linear(24, 32).weight.std().item(), rel=0.2)
 
 
+@pytest.mark.parametrize("llm", ["gemma", "gemma2", "gemma3", "llama"])
+def test_the_dot_is_what_the_llm_reads_for_one(llm):
+    """Gemma scales the rows of its table."""
+    model = make_model(llm)
+    token = byte_tokenizer()(" .", add_special_tokens=False)["input_ids"][-1]
+    dot = build.find_dot_embedding(model, byte_tokenizer())
+    with torch.no_grad():
+        read = model.language_model(input_ids=torch.tensor([[token]])).logits
+        assert torch.equal(model.language_model(inputs_embeds=dot[None, None]).logits, read)
+    assert not dot.requires_grad
+
+
 def test_same_seed_same_model():
     one, other, third = (make_model(seed=seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -218,6 +218,16 @@ def test_a_checkpoint_of_open_clip_is_known_by_its_content(tmp_path):
     assert fresh(f"tower.source={tag}")["features test"].depends["tower"] == tag
 
 
+def test_the_dot_of_a_gemma_is_in_the_key_of_those_that_begin_there(tmp_path):
+    """They once began at the row of its table, which Gemma scales."""
+    (tmp_path / "config.json").write_text('{"model_type": "gemma2"}')
+    for source, is_gemma in ((str(tmp_path), True), ("google/gemma-2b", True), ("Qwen/Qwen3-0.6B", False)):
+        for knobs, begins_there in (([], True), (["embq.init=random"], False)):
+            found = stages("compressor=sap+embq", f"llm.source={source}", *knobs)
+            assert ("dot" in found["finetune"].depends) == (is_gemma and begins_there)
+    assert "dot" not in stages("compressor=sap", f"llm.source={tmp_path}")["finetune"].depends
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
