@@ -6,6 +6,7 @@ their question, and read the picture's uncompressed features as ever.
 """
 
 import copy
+import inspect
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,8 +51,8 @@ def can_share_prefix(model: FlashSlothForConditionalGeneration) -> bool:
     """Whether a picture's tokens are the same whatever is asked, and the cache can be copied. Not where
     compressor or pruner reads the question, the compressor leaves tokens empty or out, or a query module
     reads the visual tokens beside the question, which stand behind the cache then. Not where a layer keeps a
-    state in place of keys and values, or sees a window: padding stands between prefix and question, and a
-    window counts it."""
+    state in place of keys and values, or sees a window, nor where the LLM takes no positions (MPT): padding
+    stands between prefix and question, and a window counts it, as ALiBi counts columns."""
     compressor = model.compressor
     if (
         compressor.reads_question
@@ -62,6 +63,8 @@ def can_share_prefix(model: FlashSlothForConditionalGeneration) -> bool:
     ):
         return False
     if model.language_model._is_stateful:
+        return False
+    if "position_ids" not in inspect.signature(model.language_model.forward).parameters:
         return False
     layers = DynamicCache(config=model.config.get_text_config()).layers
     return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)

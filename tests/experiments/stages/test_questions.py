@@ -58,6 +58,17 @@ def test_answers_are_those_of_each_question_alone(name, query_module, questions)
             assert torch.equal(generate_answers(model, encoded, 6, caches=caches), together)
 
 
+@pytest.mark.parametrize(("llm", "can_share"), [("mpt", False), ("bloom", False), ("gpt2", True)])
+def test_an_llm_that_takes_no_positions_shares_no_prefix(llm, can_share, questions):
+    """MPT's ALiBi counts columns, and padding stands between prefix and question."""
+    model = make_model(llm, "sap", None)
+    assert can_share_prefix(model) == can_share
+    images = SampleImages(make_processor(model))
+    together = generate_answers(model, encode_batch(images, can_share_prefix(model), questions), 6)
+    for tokens, alone in zip(together.tolist(), answer_alone(model, images, questions, 6)):
+        assert tokens[: len(alone)] == alone
+
+
 def test_a_picture_goes_through_tower_compressor_and_llm_once(questions):
     model = make_model("llama", "sap", "embq")
     images = SampleImages(make_processor(model))
