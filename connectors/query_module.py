@@ -4,6 +4,7 @@ One that `prefuses` acts once, before the first of them, and updates questions a
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +66,17 @@ class QueryModule(nn.Module):
         visual_mask    (B, S, T)  True where a query may read a visual token: of images up to its own turn
         """
         raise NotImplementedError
+
+
+def read_query_tokens(module: QueryModule) -> Tensor:
+    """The query tokens (Q, D). Those of a module that accelerate has offloaded are on the meta device but for
+    calls, around which its hook brings them."""
+    hook: Any = getattr(module, "_hf_hook", None)
+    if hook is None:
+        return module.tokens
+    hook.pre_forward(module)
+    tokens: Tensor = hook.post_forward(module, module.tokens)
+    return tokens
 
 
 def take_at_positions(hidden: Tensor, query_index: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from compressors.errors import UsageError
-from connectors.query_module import QueryModule
+from connectors.query_module import QueryModule, read_query_tokens
 from llm_adapters.adapter import QueryContext
 from llm_adapters.composed.image_encoding import ImageEncoder
 from llm_adapters.composed.query_context import make_query_context
@@ -231,7 +231,7 @@ class SequenceBuilder(ImageEncoder, PruningAdapter):
         text_embeds = self.get_input_embeddings()(input_ids.masked_fill(~is_text, 0))
         embeds = text_embeds
         if self.query_module is not None:
-            embeds = place_visual_tokens(embeds, is_query, self.query_module.tokens.to(embeds.dtype))
+            embeds = place_visual_tokens(embeds, is_query, read_query_tokens(self.query_module).to(embeds))
         if features is None:
             check_count(is_image, 0, None, self.training)
             return PromptEmbeddings(embeds)

@@ -295,6 +295,24 @@ def test_buffers_that_no_file_has_are_loaded_as_they_were(llm, changes, tmp_path
         assert torch.equal(loaded(**batch).logits, model(**batch).logits)
 
 
+@pytest.mark.parametrize("query_module", ["embq", "llava_mini"])
+@pytest.mark.parametrize("part", ["projector", "query_module", "language_model"])
+def test_a_part_that_is_offloaded(query_module, part, tmp_path):
+    model = make_model(query_module=query_module)
+    batch = make_batch(make_processor(model), [ROW, TEXT])
+    model.save_pretrained(tmp_path / "model")
+    places = dict.fromkeys(
+        ("vision_tower", "compressor", "projector", "query_module", "language_model"), "cpu"
+    )
+    places[part] = "disk"
+    loaded = FlashSlothForConditionalGeneration.from_pretrained(
+        tmp_path / "model", device_map=places, offload_folder=tmp_path / "offloaded"
+    )
+    with torch.no_grad():
+        for _ in range(2):  # it is there for each pass
+            torch.testing.assert_close(loaded(**batch).logits, model(**batch).logits)
+
+
 def test_language_model_can_be_taken_out(model, tmp_path):
     model.language_model.save_pretrained(tmp_path)
     alone = AutoModelForCausalLM.from_pretrained(tmp_path)
