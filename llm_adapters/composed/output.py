@@ -40,6 +40,11 @@ def run_language_model(
         return AnswerOutput(states=states)
     if wanted.answer_index is not None and can_split_head(llm):
         return find_answer_loss(llm, wanted, wanted.answer_index, **inputs)
+    if wanted.lesson is not None:
+        raise UsageError(
+            f"`lesson` is of the logits of `answer_index` alone; give that, too, and a {type(llm).__name__} "
+            "without a loss of its router (output_router_logits=False)"
+        )
     output = llm(labels=wanted.labels, logits_to_keep=wanted.logits_to_keep, **inputs)
     return output
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from compressors.errors import UsageError
 from llm_adapters import answers
-from llm_adapters.answers import can_split_head, compute_answer_loss, index_answers
+from llm_adapters.answers import Lesson, can_split_head, compute_answer_loss, index_answers
 from llm_adapters.conversation import IGNORE, IMAGE, Turn
 
 # What stands behind their heads: a cap, scales, a factor that the decoder keeps; tied weights; a bias.
@@ -108,6 +108,23 @@ def test_a_loss_of_its_router_leaves_a_mixture_of_experts_whole():
     config = llm_config("mixtral", num_local_experts=4, output_router_logits=True)
     assert not can_split_head(AutoModelForCausalLM.from_config(config))
     assert can_split_head(AutoModelForCausalLM.from_config(llm_config("mixtral", num_local_experts=4)))
+
+
+def test_a_lesson_that_nobody_would_learn_is_refused():
+    teacher = make_model("llama", seed=1)
+    experts = {"num_local_experts": 4, "output_router_logits": True}
+    rows = [([Turn(f"{IMAGE}What is this?", "A dog.")], [picture(1)])]
+    batch = make_batch(make_processor(teacher), rows, "right")
+    answer_index = index_answers(batch["labels"])
+    with torch.no_grad():
+        states = teacher(**batch, answer_index=answer_index, answer_states=True).states
+    lesson = Lesson(states, 1.0, 1.0)
+    with pytest.raises(UsageError, match="`lesson` .* a MixtralForCausalLM without a loss of its router"):
+        make_model("mixtral", llm_changes=experts)(**batch, answer_index=answer_index, lesson=lesson)
+    student = make_model("llama")
+    with pytest.raises(UsageError, match="`lesson` is of the logits of `answer_index` alone; give that"):
+        student(**batch, lesson=lesson)
+    assert student(**batch, answer_index=answer_index, lesson=lesson).divergence > 0
 
 
 def test_index_names_the_token_before_each_labelled_one():

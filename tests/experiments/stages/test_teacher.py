@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import small_runs
 import torch
+from factories import byte_tokenizer, make_llm
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from small_runs import Losses
@@ -328,6 +329,14 @@ def test_another_prompt(folder):
     config = make_config(folder)
     config.prompt.user = "Q:"
     assert "was trained with prompt.user='USER:', the cell has 'Q:'" in refuse(config)
+
+
+def test_a_student_with_a_loss_of_its_router(folder, tmp_path):
+    make_llm("mixtral", num_local_experts=4, output_router_logits=True).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    config = make_config(folder)
+    config.llm.source = str(tmp_path)
+    assert "MixtralForCausalLM with a loss of its router gives no answers' logits" in refuse(config)
 
 
 def test_a_blind_teacher(folder, tmp_path):
