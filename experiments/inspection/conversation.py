@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TextStreamer
 
+from compressors.errors import UsageError
 from llm_adapters.conversation import IMAGE, Encoded, Turn, find_reserved
 from llm_adapters.modeling import FlashSlothForConditionalGeneration
 from llm_adapters.orientation import convert_to_upright_rgb
@@ -97,8 +98,9 @@ class Chat:
         pace = TokenPace()
         batch: dict[str, Any] = dict(self.make_inputs(question))
         stream = AnswerStreamer(self.processor.tokenizer, pace, write)
-        options = {"do_sample": False, "max_new_tokens": self.max_new_tokens, "streamer": stream}
-        self.keeper.generate(batch, ["picture"], **options)
+        options = {"max_new_tokens": self.max_new_tokens, "streamer": stream}
+        # greedy, whatever the model was saved with: a streamer takes no beams
+        self.keeper.generate(batch, ["picture"], do_sample=False, num_beams=1, **options)
         answer = stream.answer.strip()
         # placeholder ids are never generated, but a marker can be spelled in other tokens
         self.reserved = find_reserved(answer, self.processor.encoder.template.list_reserved())
@@ -107,12 +109,19 @@ class Chat:
         return pace
 
     def make_inputs(self, question: str) -> dict[str, Tensor]:
-        """Inputs for a question after the turns before it, where the model is."""
+        """Inputs for a question after the turns before it, where the model is. UsageError for one that is too
+        long even alone."""
         turns = [*self.turns, Turn(question)]
         encoded = self.encode_turns(turns)
         while len(turns) > 1 and len(encoded.ids) + self.max_new_tokens > self.position_limit:
             turns = turns[1:]
             encoded = self.encode_turns(turns)
+        needed = len(encoded.ids) + self.max_new_tokens
+        if needed > self.position_limit:
+            raise UsageError(
+                f"picture, question and max_new_tokens={self.max_new_tokens} of an answer are {needed} "
+                f"tokens, the model has positions for {self.position_limit}; ask a shorter question"
+            )
         self.turns = turns[:-1]
         # padded on the left: generation goes on from the last column
         batch = self.processor.collate([encoded], "left")

@@ -72,7 +72,7 @@ class SlothKit:
         inputs = self.processor.apply_chat_template(
             chat, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
         ).to(self.device, self.model.dtype)
-        out = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
+        out = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False, num_beams=1)
         answer_ids = out[0, inputs["input_ids"].shape[1] :]
         answer: str = self.processor.tokenizer.decode(answer_ids, skip_special_tokens=True)
         return answer.strip()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from factories import make_model, make_processor, picture
 
+from compressors.errors import UsageError
 from experiments import chat as command
 from experiments.inspection.conversation import Chat, TokenPace
 from llm_adapters.conversation import IMAGE, Turn
@@ -82,6 +83,23 @@ def test_the_first_turns_are_forgotten_when_it_gets_long(parts):
     batch = chat.make_inputs("Where?")
     assert 1 <= len(chat.turns) < 9 and chat.turns[-1].question.endswith("this 8?")
     assert batch["input_ids"].shape[1] + 6 <= room and batch["image_turn"].tolist() == [[1]]
+
+
+def test_a_question_that_is_too_long_alone_is_refused(parts):
+    chat = Chat(*parts, picture(), 6)
+    chat.turns = [Turn("What is this?", "A dog.")]
+    with pytest.raises(UsageError, match="the model has positions for 1024; ask a shorter question"):
+        chat.ask_question("What is this? " * 400, lambda _: None)
+    assert len(chat.turns) == 1
+
+
+def test_a_model_that_was_saved_with_beams_answers_greedily(parts, monkeypatch):
+    written = []
+    Chat(*parts, picture(), 6).ask_question("What is this?", written.append)
+    monkeypatch.setattr(parts[0].generation_config, "num_beams", 2)
+    again = []
+    Chat(*parts, picture(), 6).ask_question("What is this?", again.append)
+    assert again == written
 
 
 @pytest.mark.parametrize(("words", "marker"), [("an <image> tag", IMAGE), ("it ends in </s> .", "</s>")])

@@ -63,6 +63,18 @@ def test_images_stand_where_the_message_has_them(saved, images):
     assert len(set(said)) == 3  # pictures and their places matter
 
 
+def test_answers_are_greedy_whatever_it_was_saved_with(saved, images):
+    model = vlm_eval_kit.SlothKit(str(saved), max_new_tokens=6, device="cpu")
+    message = [{"type": "image", "value": images[0]}, {"type": "text", "value": "is this"}]
+    greedy = model.generate_inner(message)
+    model.model.generation_config.num_beams = 5
+    seen = []
+    generate = model.model.generate
+    model.model.generate = lambda **options: seen.append(options) or generate(**options)
+    assert model.generate_inner(message) == greedy
+    assert seen[0]["num_beams"] == 1 and not seen[0]["do_sample"]
+
+
 def test_another_mllm_with_a_compressor(tmp_path, images):
     for part in attached("llava"):
         part.save_pretrained(tmp_path)
