@@ -73,10 +73,17 @@ class ImageEncoder:
         compressor that chooses by it. No gradient comes from there."""
         if not self.compressor.needs_projected:
             return features
-        weights = next(self.projector.parameters(), features)
+        weights = self._find_projector_weights(features)
         with torch.no_grad():
             projected = self.projector(features[..., : self.compressor.out_dim].to(weights.dtype))
         return torch.cat([features, projected.to(features.dtype)], -1)
+
+    def _find_projector_weights(self, default: Tensor) -> Tensor:
+        """A tensor of the type that the projector computes in. Weights in 4 bits are packed in integers."""
+        for weights in self.projector.parameters():
+            if weights.is_floating_point():
+                return weights
+        return default
 
     def compress_features(
         self,
@@ -93,7 +100,7 @@ class ImageEncoder:
         text, text_mask = self._find_questions(images, embeds, turns, image_turn, is_text, questions)
         flat = rearrange(features, "b i h w c -> (b i) h w c")
         # cached features are float16; a projector without weights takes the embeddings' type
-        weights = next(self.projector.parameters(), embeds)
+        weights = self._find_projector_weights(embeds)
         chooses = bool(self.compressor.needs_cues) and next(self.compressor.parameters(), None) is None
         # scores of attention tie in half precision, before anything is chosen by them
         flat = flat.float() if chooses else flat.to(weights.dtype)

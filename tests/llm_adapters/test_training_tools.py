@@ -1,11 +1,12 @@
 """The composed model in what people train with: TRL's SFTTrainer, QLoRA, accelerate by itself."""
 
 import copy
+from collections.abc import Sequence
 from functools import partial
 
 import pytest
 import torch
-from factories import TOKENIZERS, make_model, make_processor, picture
+from factories import TOKENIZERS, make_model, make_processor, picture, vision_config
 from torch.utils.data import DataLoader
 
 from compressors.errors import UsageError
@@ -187,13 +188,15 @@ def test_sft_trainer_cuts_nothing_and_takes_whole_conversations(tmp_path):
 def saved_model(tmp_path):
     """The folder of a model, as one would get it; as wide as a block of weights in 4 bits."""
     wide = {"hidden_size": 64, "intermediate_size": 64}
-    model = make_model(llm_changes=wide)
+    model = make_model(llm_changes=wide, vision=vision_config(**wide))
     model.save_pretrained(tmp_path / "plain")
     make_processor(model).save_pretrained(tmp_path / "plain")
     return tmp_path / "plain"
 
 
-def load_in_4bit(folder) -> FlashSlothForConditionalGeneration:
+def load_in_4bit(
+    folder, whole: Sequence[str] = ("vision_tower", *PARTS, "lm_head")
+) -> FlashSlothForConditionalGeneration:
     """The LLM's layers in 4 bits; what is trained stays as it is, and the tower that it reads."""
     pytest.importorskip("bitsandbytes")
     from transformers import BitsAndBytesConfig
@@ -201,9 +204,18 @@ def load_in_4bit(folder) -> FlashSlothForConditionalGeneration:
     settings = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
-        llm_int8_skip_modules=["vision_tower", *PARTS, "lm_head"],
+        llm_int8_skip_modules=list(whole),
     )
     return FlashSlothForConditionalGeneration.from_pretrained(folder, quantization_config=settings)
+
+
+def test_a_projector_in_4_bits(saved_model):
+    """Its weights are packed in integers; features are none."""
+    model = load_in_4bit(saved_model, ["vision_tower", "compressor", "query_module", "lm_head"])
+    assert not next(model.projector.parameters()).is_floating_point()
+    batch = collate(FlashSlothProcessor.from_pretrained(saved_model), [make_conversation(0)])
+    with torch.no_grad():
+        assert model.eval()(**batch).loss.isfinite()
 
 
 def test_qlora(saved_model, tmp_path):
