@@ -18,7 +18,7 @@ from llm_adapters.kept_turns import GUESSED
 from llm_adapters.pruning.attention import PRUNING_CONTEXT
 from llm_adapters.visual_prompt import Mute, fit_turns, hide_absent, mute_tokens
 
-GUESSING_OPTIONS = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
+GUESSING_OPTIONS = ("prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
 PREFILL_ONLY = frozenset(
     {
         "pixel_values",
@@ -34,8 +34,7 @@ PREFILL_ONLY = frozenset(
 
 
 def guesses_tokens(options: Mapping[str, Any], generation_config: Any) -> bool:
-    """Whether `generate` verifies guesses: of an assistant, of earlier layers, or of a look-up in the
-    prompt."""
+    """Whether `generate` verifies guesses: of earlier layers, or of a look-up in the prompt."""
     is_asked = any(options.get(name) for name in GUESSING_OPTIONS)
     return is_asked or any(getattr(generation_config, name, None) for name in GUESSING_OPTIONS)
 
@@ -48,6 +47,10 @@ class ComposedGeneration(SequenceBuilder, GenerationMixin):
         if kwargs.get("hidden_visual") is not None:
             # decoding steps get the mask that was given, so their tokens would see what the prompt did not
             raise UsageError("`hidden_visual` is for training; leave it out, or mask the tokens yourself")
+        if kwargs.get("assistant_model") is not None:
+            raise UsageError(
+                "`assistant_model` is not supported: no image is handed to it; take prompt_lookup_num_tokens"
+            )
         if self.compressor.varies:
             kwargs = self._hide_absent_tokens(args, kwargs)
         generation_config = kwargs.get("generation_config")

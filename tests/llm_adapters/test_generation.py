@@ -19,6 +19,7 @@ from factories import (
 from torch import Tensor
 from transformers import GenerationConfig
 
+from compressors.errors import UsageError
 from connectors.query_module import registry as query_modules
 from connectors.versions import CACHE, is_at_least
 from llm_adapters.conversation import IMAGE, Template, Turn
@@ -125,6 +126,13 @@ def test_prompt_lookup(pair):
     model, processor = pair
     batch = make_batch(processor, [rows()[0]])
     assert generate(model, batch, prompt_lookup_num_tokens=2) == generate(model, batch)
+
+
+def test_an_assistant_is_refused(pair):
+    model, processor = pair
+    batch = without_labels(make_batch(processor, [rows()[0]]))
+    with pytest.raises(UsageError, match="`assistant_model` is not supported"):
+        model.generate(**batch, assistant_model=model.language_model)
 
 
 @torch.no_grad()
