@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     Cache,
@@ -275,5 +274,4 @@ class FlashSlothForConditionalGeneration(ComposedGeneration, QueryAdapter, PreTr
         return output
 
 
-AutoConfig.register("slothkit", FlashSlothConfig, exist_ok=True)
 AutoModelForImageTextToText.register(FlashSlothConfig, FlashSlothForConditionalGeneration, exist_ok=True)
