@@ -36,6 +36,7 @@ class Prompt:
     visual   (B, T)     visual tokens
     text     (B, T)     tokens of questions
     real     (B, T)     all tokens, padding aside
+    given    (B, T)     those of them that stand before an answer and are none; all without labels
     last     (B, T)     what answers start from: the last token; with labels the one before each answer
     asks     most `last` tokens that a row has
     counts   visual tokens of each row
@@ -45,6 +46,7 @@ class Prompt:
     visual: Tensor
     text: Tensor
     real: Tensor
+    given: Tensor
     last: Tensor
     asks: int
     counts: list[int]

@@ -20,8 +20,8 @@ from llm_adapters.pruning.base import Choice, Positions, Prompt, Pruner, View, k
 
 def mark_all_raters(prompt: Prompt) -> Tensor:
     """(B, T): visual tokens, and all text behind the last of them, which alone attends to each of them: text
-    between two images would favour the first. Nothing of a row without visual tokens."""
-    is_text = prompt.real & prompt.mark_behind_images() & prompt.visual.any(1, keepdim=True)
+    between two images would favour the first. Nothing of a row without visual tokens; no answers."""
+    is_text = prompt.given & prompt.mark_behind_images() & prompt.visual.any(1, keepdim=True)
     return prompt.visual | is_text
 
 

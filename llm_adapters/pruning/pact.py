@@ -91,9 +91,9 @@ class Pact(Pruner):
         self.rotary = rotary
 
     def select_raters(self, prompt: Prompt) -> Tensor:
-        """(B, S): all tokens up to the last visual one."""
+        """(B, S): all tokens up to the last visual one, answers aside."""
         visual_from_here = prompt.visual.flip(1).cumsum(1).flip(1)
-        raters = prompt.real & (visual_from_here > 0)
+        raters = prompt.given & (visual_from_here > 0)
         if raters.is_meta:  # how many there are cannot be read: room for all
             return query_positions(raters, raters.shape[1])
         return query_positions(raters)

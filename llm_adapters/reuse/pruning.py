@@ -5,9 +5,9 @@ that merges visual tokens into the sequence of a language model with attention i
     model.generate(**inputs)
     reuse.prune(model, None)                       # as it was before
 
-Nothing of it is saved with the model. All text counts as the question where nothing marks one, and the last
-token of the prompt as what the answer starts from, with labels too. The prompt is what `generate` was given;
-in a forward pass outside of it, all tokens.
+Nothing of it is saved with the model. All text of the prompt counts as the question where nothing marks one.
+The prompt is what `generate` was given; in a forward pass with labels, what no label asks for; in one without
+them, all tokens, the last of which is what the answer starts from.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -46,7 +46,8 @@ from llm_adapters.reuse.wrapping import (
 )
 
 PRUNING_ATTRIBUTE = "slothkit_pruning"  # the attribute of the model that holds its `ModelPruning`
-PROMPT_KEY = "slothkit_asked"  # from the model's forward to its language model's
+LABELS_KEY = "slothkit_labels"  # from the model's forward to that of the model without its head
+PROMPT_KEY = "slothkit_asked"  # from there to its language model's
 # Whose `generate` runs, and the tokens of its prompt: without a cache, and where tokens are guessed, others
 # come behind them. A thread has its own, so that one model may serve several.
 RUNNING_PROMPT: ContextVar[tuple["ModelPruning", int] | None] = ContextVar("slothkit_prompted", default=None)
@@ -63,6 +64,9 @@ def prune(
     **knobs: Any,
 ) -> None:
     """Drop visual tokens inside the LLM from now on, as the pruner `name` does with its `knobs`; None: none.
+
+    A pass outside of `generate` takes all of its tokens as the prompt, so that an answer among them has a say
+    in what is dropped. To train, or to score an answer, give `labels` with -100 at all that is no answer.
 
     model           a PeftModel stands for the model in it
     calibrate_on    inputs of the model's forward, one batch or several, that `fitprune` fits its recipe on,
@@ -112,6 +116,7 @@ class PromptTokens:
     is_visual: Tensor
     is_text: Tensor
     attention_mask: Tensor | None
+    labels: Tensor | None
 
 
 class ModelPruning(PruningAdapter):
@@ -142,6 +147,7 @@ class ModelPruning(PruningAdapter):
             if hasattr(self.model, "generate"):  # a model without its head has none
                 wrapping.wrap_method(self.model, "generate", self._generate_noting_length)
             hooks = wrapping.handles
+            hooks.append(self.model.register_forward_pre_hook(self._note_labels, with_kwargs=True))
             hooks.append(base.register_forward_pre_hook(self._note_prompt, with_kwargs=True))
             hooks.append(llm.register_forward_pre_hook(self._start_llm_pruning, with_kwargs=True))
             hooks.append(llm.register_forward_hook(self._record_passed, with_kwargs=True))
@@ -185,9 +191,17 @@ class ModelPruning(PruningAdapter):
         finally:
             RUNNING_PROMPT.reset(token)
 
+    def _note_labels(self, model: nn.Module, args: Args, kwargs: Kwargs) -> HookResult:
+        """Hand labels on to the model without its head, which most models keep them from."""
+        kwargs = bind_arguments(model.forward, args, kwargs)
+        if kwargs.get("labels") is not None:
+            kwargs[LABELS_KEY] = kwargs["labels"]
+        return (), kwargs
+
     def _note_prompt(self, base: nn.Module, args: Args, kwargs: Kwargs) -> HookResult:
         """Note what the prompt is, where images or videos come with it."""
         kwargs = bind_arguments(base.forward, args, kwargs)
+        labels = kwargs.pop(LABELS_KEY, None)
         ids = kwargs.get("input_ids")
         outputs = kwargs.get("mm_encoder_outputs") or {}
         has_images = kwargs.get("pixel_values") is not None or outputs.get("image") is not None
@@ -209,7 +223,7 @@ class ModelPruning(PruningAdapter):
             is_placeholder = is_image | is_video
             is_text = self._find_question_text(ids, is_placeholder)
             is_visual = is_placeholder if has_videos else is_image
-            kwargs[PROMPT_KEY] = PromptTokens(self.pruning_number, is_visual, is_text, mask)
+            kwargs[PROMPT_KEY] = PromptTokens(self.pruning_number, is_visual, is_text, mask, labels)
         return (), kwargs
 
     def _is_answering(self, cache: Cache | None) -> bool:
@@ -246,7 +260,7 @@ class ModelPruning(PruningAdapter):
                     raise UsageError(f"pruning: images were given with a part of the prompt; {WHOLE_PROMPT}")
                 length = min(prompt_length, length)
             prompt = make_prompt(
-                tokens.is_visual, tokens.is_text, length, tokens.attention_mask, None, embeds
+                tokens.is_visual, tokens.is_text, length, tokens.attention_mask, tokens.labels, embeds
             )
         run, cache = self.start_pruning(prompt, embeds.shape[1], cache, kwargs.get("use_cache"))
         RUNNING_PASS.set(run)

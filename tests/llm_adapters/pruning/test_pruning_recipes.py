@@ -148,9 +148,8 @@ def show_rows(visual: list[list[int]], text: list[list[int]]) -> Prompt:
     last[:, -1] = True
     counts = is_visual.sum(1).tolist()
     everything = torch.ones_like(is_visual)
-    return Prompt(
-        is_visual, torch.tensor(text).bool(), everything, last, 1, counts, last.new_ones(*last.shape, 4)
-    )
+    embeds = last.new_ones(*last.shape, 4)
+    return Prompt(is_visual, torch.tensor(text).bool(), everything, everything, last, 1, counts, embeds)
 
 
 def test_words_in_front_of_an_image_do_not_rate():
