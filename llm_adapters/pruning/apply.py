@@ -172,6 +172,7 @@ class PruningAdapter:
         arguments = {**dict(zip(names, args)), **kwargs}
         hidden = arguments.pop(names[0])
         number = layer.pruning_layer
+        hidden = run.add_deepstack(number, hidden)
         if run.is_undecided(number):
             norm = None
             if "normed" in run.pruner.needs:
@@ -179,7 +180,7 @@ class PruningAdapter:
             run.ask_pruner(number, hidden, type(layer).__name__, norm)
         cut = run.state.last_cut(number)
         if cut is None:
-            return None
+            return (hidden,), arguments
         is_prefill = run.prompt is not None
         if is_prefill and cut.layer == number:  # behind an earlier cut they are narrow already
             hidden = cut.narrow_hidden(hidden)
@@ -187,6 +188,7 @@ class PruningAdapter:
             arguments["attention_mask"] = run.narrow_mask(cut, arguments["attention_mask"])
         if is_prefill:
             self._narrow_positions(run, cut, arguments)
+            run.narrow_token_values(cut, arguments)
         return (hidden,), arguments
 
     def _score_unrotated(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -226,12 +228,13 @@ class PruningAdapter:
         run = self._find_pass(kwargs)
         if run is None or run.prompt is None:
             return output
+        is_tuple = isinstance(output, tuple)
+        hidden = output[0] if is_tuple else output
+        hidden = run.add_deepstack(layer.pruning_layer + 1, hidden)
         cut = run.state.last_cut(layer.pruning_layer)
-        if cut is None:
-            return output
-        if isinstance(output, tuple):
-            return (cut.widen_hidden(output[0]), *output[1:])
-        return cut.widen_hidden(output)
+        if cut is not None:
+            hidden = cut.widen_hidden(hidden)
+        return (hidden, *output[1:]) if is_tuple else hidden
 
 
 def release_layer(layer: nn.Module, number: int) -> None:

@@ -17,11 +17,14 @@ from llm_adapters.pruning.attention import (
 )
 from llm_adapters.pruning.base import Choice, Prompt, Pruner, View
 from llm_adapters.pruning.cuts import Cut, PrefillState, make_cut
+from llm_adapters.pruning.deepstack import DeepStack
 from llm_adapters.pruning.schedule import expand_to_layers
 
 Made = TypeVar("Made")
 # what a family's attention asks for that changes its weights
 SCORING_ARGUMENTS = ("scaling", "softcap", "s_aux", "sliding_window")
+# what of a layer's arguments is narrowed in ways of its own
+NARROWED_NAMES = ("attention_mask", "position_ids")
 
 
 @dataclass
@@ -61,6 +64,7 @@ class PrunedPass:
     flash: bool
     prompt: Prompt | None = None
     remaining: RemainingTokens | None = None
+    deepstack: DeepStack | None = None
     counts_behind: dict[int, list[int]] = field(default_factory=dict)  # by layer, as the pruner chose
     # by layer, from its attention to its pruner
     scores: dict[int, Tensor] = field(default_factory=dict)
@@ -73,6 +77,13 @@ class PrunedPass:
         raters = self.pruner.select_raters(prompt)
         self.remaining = RemainingTokens(prompt.visual, list(prompt.counts), raters)
         return self
+
+    def add_deepstack(self, layer: int, hidden: Tensor) -> Tensor:
+        """Hidden states (B, K, D) in front of a layer, before any token is dropped there, with DeepStack's
+        features."""
+        if self.deepstack is None:
+            return hidden
+        return self.deepstack.add_features(layer, hidden, self.state.last_cut(layer - 1))
 
     def is_undecided(self, layer: int) -> bool:
         """Whether the pruner is still to be asked behind so many layers."""
@@ -181,6 +192,14 @@ class PrunedPass:
             return cut.narrow_mask(mask, self.total, self.new, boolean=not self.flash)
 
         return self.build_once(cut, mask, make_mask)
+
+    def narrow_token_values(self, cut: Cut, arguments: dict[str, Any]) -> None:
+        """What belongs to tokens in a layer's arguments, (B, T) each, for the tokens that are left: the types
+        of tokens by which experts are chosen, for one."""
+        shape = (len(cut.index), cut.length)
+        for name, value in arguments.items():
+            if name not in NARROWED_NAMES and isinstance(value, Tensor) and value.shape == shape:
+                arguments[name] = value.gather(1, cut.index)
 
     def narrow_rotary(self, cut: Cut, embeddings: Any) -> Any:
         """(cos, sin) (..., B or 1, T, d) for the tokens that are left; some LLMs hand down one tensor."""

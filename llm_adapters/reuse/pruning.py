@@ -26,9 +26,9 @@ from llm_adapters.pruning.apply import WHOLE_PROMPT, PruningAdapter, check_cache
 from llm_adapters.pruning.attention import PRUNING_CONTEXT
 from llm_adapters.pruning.base import Pruner, registry
 from llm_adapters.pruning.calibration import calibrate_recipe, list_batches
+from llm_adapters.pruning.deepstack import take_deepstack
 from llm_adapters.pruning.fitprune import FitPrune
 from llm_adapters.pruning.prompt import make_prompt
-from llm_adapters.pruning.run import PrunedPass
 from llm_adapters.reuse.language_models import find_language_model
 from llm_adapters.reuse.wrapping import (
     PARTS_ATTRIBUTE,
@@ -51,9 +51,6 @@ PROMPT_KEY = "slothkit_asked"  # from there to its language model's
 # Whose `generate` runs, and the tokens of its prompt: without a cache, and where tokens are guessed, others
 # come behind them. A thread has its own, so that one model may serve several.
 RUNNING_PROMPT: ContextVar[tuple["ModelPruning", int] | None] = ContextVar("slothkit_prompted", default=None)
-
-# The pass that the language model runs, for what it does between its layers: DeepStack.
-RUNNING_PASS: ContextVar[PrunedPass | None] = ContextVar("slothkit_pass", default=None)
 
 
 def prune(
@@ -151,8 +148,6 @@ class ModelPruning(PruningAdapter):
             hooks.append(base.register_forward_pre_hook(self._note_prompt, with_kwargs=True))
             hooks.append(llm.register_forward_pre_hook(self._start_llm_pruning, with_kwargs=True))
             hooks.append(llm.register_forward_hook(self._record_passed, with_kwargs=True))
-            if hasattr(llm, "_deepstack_process"):
-                wrapping.wrap_method(llm, "_deepstack_process", self._add_deepstack)
             setattr(self.model, PRUNING_ATTRIBUTE, self)
         elif pruner is None and wrapping.handles:
             wrapping.unwrap_all(self.model)
@@ -263,29 +258,12 @@ class ModelPruning(PruningAdapter):
                 tokens.is_visual, tokens.is_text, length, tokens.attention_mask, tokens.labels, embeds
             )
         run, cache = self.start_pruning(prompt, embeds.shape[1], cache, kwargs.get("use_cache"))
-        RUNNING_PASS.set(run)
         if run is not None:
+            if prompt is not None:
+                run.deepstack = take_deepstack(kwargs)
             kwargs.pop("past_key_values", None)
             kwargs |= {PRUNING_CONTEXT: run, CACHE: cache}
         return (), kwargs
-
-    def _add_deepstack(
-        self,
-        original: Callable[..., Tensor],
-        hidden: Tensor,
-        visual_pos_masks: Tensor,
-        visual_embeds: Tensor,
-    ) -> Tensor:
-        """DeepStack's features (visual tokens, D) added to the hidden states (B, K, D) of the visual tokens
-        that are left; one that others were merged into gets its own."""
-        run = RUNNING_PASS.get()
-        if run is None or hidden.shape[1] == visual_pos_masks.shape[1]:
-            return original(hidden, visual_pos_masks, visual_embeds)
-        cut = run.state.last_cut(run.pruner.llm_layers)
-        assert cut is not None  # hidden states are narrow
-        wide = hidden.new_zeros(*visual_pos_masks.shape, hidden.shape[-1])
-        wide[visual_pos_masks] = visual_embeds.to(hidden)
-        return hidden + wide.gather(1, cut.index.unsqueeze(-1).expand_as(hidden))
 
     def _record_passed(
         self,

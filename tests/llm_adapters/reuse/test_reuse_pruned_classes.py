@@ -14,6 +14,7 @@ from connectors.versions import CACHE, is_at_least
 from llm_adapters.pruning.apply import PruningAdapter
 from llm_adapters.pruning.attention import PRUNING_CONTEXT
 from llm_adapters.pruning.base import registry
+from llm_adapters.pruning.deepstack import LISTED_NAMES, NUMBERED_NAMES, take_deepstack
 from llm_adapters.pruning.prompt import make_prompt
 from llm_adapters.reuse.families import FAMILIES
 from llm_adapters.reuse.language_models import find_language_model
@@ -31,6 +32,31 @@ REASONS = (
 )
 LENGTH = 12
 IMAGE = slice(2, 10)
+# What language models are handed of the tokens of a prompt beside what all of them take. For another one, see
+# that it follows the tokens that are left before it joins these.
+HANDED_ARGUMENTS = {"moe_mm_token_type_ids", *LISTED_NAMES, *NUMBERED_NAMES}
+USUAL_ARGUMENTS = {
+    *("input_ids", "attention_mask", "position_ids", "inputs_embeds", "use_cache"),
+    *("cache", "kwargs", "labels", "logits_to_keep"),
+}
+
+
+def make_handed_arguments(language_model, is_image: torch.Tensor, embeds: torch.Tensor) -> dict:
+    """What a model with an image hands its language model beside embeddings."""
+    taken = list_arguments(language_model)
+    handed = {}
+    if "moe_mm_token_type_ids" in taken:
+        handed["moe_mm_token_type_ids"] = is_image.long()
+    features = embeds[is_image]
+    if LISTED_NAMES[0] in taken:
+        handed |= dict(zip(LISTED_NAMES, ([features], is_image)))
+    if NUMBERED_NAMES[0] in taken:
+        handed |= dict(zip(NUMBERED_NAMES, ({0: features, 2: features}, is_image.unsqueeze(-1))))
+    return handed
+
+
+def list_arguments(language_model) -> set[str]:
+    return set(inspect.signature(language_model.forward).parameters)
 
 
 @torch.no_grad()
@@ -44,7 +70,9 @@ def count_cached(language_model) -> list[int]:
     is_image[:, IMAGE] = True
     prompt = make_prompt(is_image, ~is_image, LENGTH, None, None, embeds)
     run, cache = adapter.start_pruning(prompt, LENGTH, None, True)
-    language_model(inputs_embeds=embeds, **{PRUNING_CONTEXT: run, CACHE: cache})
+    handed = make_handed_arguments(language_model, is_image, embeds)
+    run.deepstack = take_deepstack(handed)
+    language_model(inputs_embeds=embeds, **handed, **{PRUNING_CONTEXT: run, CACHE: cache})
     run.record_passed_tokens()
     return [cache.get_seq_length(layer) for layer in range(LAYERS)]
 
@@ -78,6 +106,8 @@ def test_every_class_is_taken_or_refused_with_its_reason(readme):
             counts[next(reason for reason in REASONS if reason in str(error))] += 1
             continue
         counts["taken"] += 1
+        unknown = list_arguments(language_model) - USUAL_ARGUMENTS - HANDED_ARGUMENTS
+        assert not unknown, (kind, unknown)
         if "pixel_values_videos" in inspect.signature(model.base_model.forward).parameters:
             counts["videos"] += 1
             assert read_token_id(model.config, VIDEO_TOKEN_NAMES) >= 0, kind  # of their placeholders

@@ -1,13 +1,16 @@
 """In-LLM pruners in multimodal models of transformers, as they are and with a compressor and EmbQ."""
 
 import copy
+import gc
 import io
 import threading
+import weakref
 from statistics import mean
 
 import numpy
 import pytest
 import torch
+from other_models import OTHER_KINDS, make_other_model
 from peft import LoraConfig, get_peft_model
 from pruning_cases import CASES
 from reuse_families import (
@@ -31,8 +34,10 @@ from compressors.errors import UsageError
 from connectors.versions import CACHE, is_at_least
 from llm_adapters import reuse
 from llm_adapters.adapter import decoder_layers
+from llm_adapters.pruning.run import PrunedPass
 from llm_adapters.pruning.schedule import round_share as share
 from llm_adapters.reuse.language_models import find_language_model
+from llm_adapters.reuse.wrapping import IMAGE_TOKEN_NAMES, read_token_id
 
 LAYER, SHARE = 1, 0.5  # of the models' three decoder layers
 FASTV = {"layer": LAYER, "ratio": SHARE}
@@ -53,7 +58,10 @@ def pruned(family, **knobs):
 
 def are_visual(model, batch):
     """(B, T): placeholders of images, and of videos where they have their own."""
-    placeholders = (model.config.image_token_id, getattr(model.config, "video_token_id", -1))
+    placeholders = (
+        read_token_id(model.config, IMAGE_TOKEN_NAMES),
+        getattr(model.config, "video_token_id", -1),
+    )
     return torch.isin(batch["input_ids"], torch.tensor(placeholders))
 
 
@@ -517,3 +525,56 @@ def test_a_given_answer_has_no_say_in_what_is_dropped(family, is_adapted):
                 labels[:, -len(trailing) :] = -100
                 found = called(**filled, labels=labels).logits[:, length - 1]
                 torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4, msg=f"{case}: {answer}")
+
+
+@pytest.mark.skipif(not is_at_least("5.24"), reason="which classes there are was looked up in 5.24")
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_what_a_model_hands_its_layers_follows_the_tokens(kind):
+    """Types of tokens, by which a layer's experts are chosen, and features that are added between layers."""
+    model, batch = make_other_model(kind)
+    reuse.prune(model, "fastv", **FASTV)
+    with torch.no_grad():
+        output = model(**batch, use_cache=True)
+        [images] = visual_tokens(model, batch)
+        left = batch["input_ids"].shape[1] - images + share(images, SHARE)
+        assert output[CACHE].get_seq_length(2) == left
+        reuse.prune(model, None)
+        slow = slow_fastv(model, batch)
+        torch.testing.assert_close(output.logits[:, -1], slow, atol=1e-4, rtol=1e-4)
+
+
+def test_deepstack_is_added_behind_the_last_layer_too():
+    """Where there are features for each layer."""
+    model, processor = make_model("qwen3_vl"), make_processor("qwen3_vl")
+    batch = inputs(processor, two_rows("qwen3_vl"))
+
+    def add_levels(llm, args, kwargs):  # noqa: ARG001
+        levels = kwargs["deepstack_visual_embeds"]
+        kwargs["deepstack_visual_embeds"] = [levels[0]] * 3
+        return args, kwargs
+
+    find_language_model(model).register_forward_pre_hook(add_levels, with_kwargs=True)
+    with torch.no_grad():
+        plain = model(**batch).logits
+        reuse.prune(model, "fastv", layer=1, ratio=1.0)
+        torch.testing.assert_close(model(**batch).logits, plain)
+
+
+def test_nothing_of_a_pruned_pass_is_kept():
+    """Neither its prompt nor its masks."""
+    model, processor = pruned("qwen3_vl")
+    batch = inputs(processor, two_rows("qwen3_vl"))
+    passes = []
+    start_prefill = PrunedPass.start_prefill
+
+    def note_pass(run, prompt):
+        passes.append(weakref.ref(run))
+        return start_prefill(run, prompt)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PrunedPass, "start_prefill", note_pass)
+        model(**batch, use_cache=False)
+        with torch.no_grad():
+            model(**batch, use_cache=False)
+    gc.collect()
+    assert len(passes) == 2 and [passed() for passed in passes] == [None, None]
