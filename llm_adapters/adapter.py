@@ -186,11 +186,13 @@ class QueryAdapter:
         assert self.query_module is not None  # it was hooked
         # some LLMs give hidden states by position, some by name
         hidden = args[0] if args else kwargs["hidden_states"]
+        # where the LLM is spread over devices: the module's is that of the embeddings, as the context's
+        device = context.query_index.device
         options = {}
         if self.query_module.prefuses:
             options["visual_mask"] = context.visual_mask
         updated = self.query_module(
-            read_active(layer, hidden),
+            read_active(layer, hidden).to(device),
             context.query_index,
             context.question_mask,
             context.features,
@@ -198,7 +200,7 @@ class QueryAdapter:
             insertion,
             **options,
         )
-        hidden = write_active(layer, hidden, updated)
+        hidden = write_active(layer, hidden, updated.to(hidden.device))
         if args:
             return (hidden, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": hidden}

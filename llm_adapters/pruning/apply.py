@@ -183,7 +183,7 @@ class PruningAdapter:
             return (hidden,), arguments
         is_prefill = run.prompt is not None
         if is_prefill and cut.layer == number:  # behind an earlier cut they are narrow already
-            hidden = cut.narrow_hidden(hidden)
+            hidden = cut.move_to(hidden.device).narrow_hidden(hidden)
         if "attention_mask" in arguments:
             arguments["attention_mask"] = run.narrow_mask(cut, arguments["attention_mask"])
         if is_prefill:
@@ -210,8 +210,8 @@ class PruningAdapter:
             if positions is not None:  # in cos and sin already; to flash attention gaps are other documents
                 arguments["position_ids"] = None
         elif positions is not None:
-            positions = positions.expand(len(cut.rotary), -1)
-            arguments["position_ids"] = positions.gather(1, cut.rotary)
+            rotary = cut.move_to(positions.device).rotary
+            arguments["position_ids"] = positions.expand(len(rotary), -1).gather(1, rotary)
         if arguments.get("cache_position") is not None:
             arguments["cache_position"] = arguments["cache_position"][: cut.index.shape[1]]
         if arguments.get(QUERIES) is not None:
@@ -233,7 +233,7 @@ class PruningAdapter:
         hidden = run.add_deepstack(layer.pruning_layer + 1, hidden)
         cut = run.state.last_cut(layer.pruning_layer)
         if cut is not None:
-            hidden = cut.widen_hidden(hidden)
+            hidden = cut.move_to(hidden.device).widen_hidden(hidden)
         return (hidden, *output[1:]) if is_tuple else hidden
 
 

@@ -34,6 +34,19 @@ class Cut:
     rotary: Tensor
     into: Tensor | None = None
     bias: Tensor | None = None
+    copies: dict[torch.device, "Cut"] = field(default_factory=dict, init=False)  # on other devices
+
+    def move_to(self, device: torch.device) -> "Cut":
+        """The same on a device, where the LLM is spread over several; made once for each."""
+        if device == self.index.device:
+            return self
+        if device not in self.copies:
+            moved = {}
+            for name in ("index", "step", "fill", "rotary", "into", "bias"):
+                values = getattr(self, name)
+                moved[name] = None if values is None else values.to(device)
+            self.copies[device] = replace(self, **moved)
+        return self.copies[device]
 
     def narrow_hidden(self, hidden: Tensor) -> Tensor:
         """(B, P, D) -> (B, K, D), merged where tokens are."""

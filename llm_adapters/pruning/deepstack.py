@@ -34,7 +34,8 @@ class DeepStack:
         wide = hidden.new_zeros(*is_visual.shape[:2], hidden.shape[-1])
         wide = wide.masked_scatter(is_visual, features.to(hidden))
         if cut is not None:
-            wide = wide.gather(1, expand_index(cut.index, wide))
+            index = cut.move_to(hidden.device).index
+            wide = wide.gather(1, expand_index(index, wide))
         return hidden + wide
 
 

@@ -40,6 +40,11 @@ class RemainingTokens:
     counts: list[int]
     raters: Tensor
 
+    def move_to(self, device: torch.device) -> None:
+        """Go on where the next layer's hidden states are."""
+        self.visual = self.visual.to(device)
+        self.raters = self.raters.to(device)
+
     def follow_cut(self, cut: Cut, before: Cut | None, choice: Choice) -> None:
         """What is left behind a cut; `before`: the one before it."""
         # where raters are now: positions in the prompt, but an earlier cut has moved them already
@@ -112,7 +117,7 @@ class PrunedPass:
     ) -> None:
         """Note the raters' attention behind `layer` layers, by what an attention function is called with."""
         assert self.remaining is not None  # it is a prefill
-        raters = self.remaining.raters
+        raters = self.remaining.raters.to(query.device)
         if self.pruner.pools:
             self.scores[layer] = compute_pooled_row(query, key, raters, arguments.get("scaling"))
             return
@@ -132,20 +137,21 @@ class PrunedPass:
                 "attention function, so it cannot be scored; choose another language model"
             )
         remaining = self.remaining
+        attention = self.scores.pop(layer, hidden.new_empty(len(hidden), 0, hidden.shape[1]))
         view = View(
             number=self.pruner.layers.index(layer),
             visual=remaining.visual,
             counts=remaining.counts,
             first=self.prompt.counts,
             raters=remaining.raters,
-            attention=self.scores.pop(layer, hidden.new_empty(len(hidden), 0, hidden.shape[1])),
+            attention=attention.to(hidden.device),
             hidden=hidden,
         )
         if "keys" in needs:
-            view.keys = join_heads(self.keys.pop(layer))
+            view.keys = join_heads(self.keys.pop(layer)).to(hidden.device)
         if "normed" in needs:
             assert norm is not None  # the adapter has looked it up
-            view.normed = norm(hidden)
+            view.normed = norm(hidden).to(hidden.device)
         return view
 
     @torch.no_grad()
@@ -154,9 +160,10 @@ class PrunedPass:
         errors as `make_view`."""
         if not self.is_undecided(layer):
             return
-        view = self.make_view(layer, hidden, name, norm)
         assert self.prompt is not None and self.remaining is not None  # it is a prefill
         remaining = self.remaining
+        remaining.move_to(hidden.device)
+        view = self.make_view(layer, hidden, name, norm)
         choice = self.pruner.choose_tokens(view)
         self.counts_behind[layer] = list(choice.counts)
         if list(choice.counts) == remaining.counts and choice.into is None:
@@ -164,8 +171,12 @@ class PrunedPass:
             return
         length = self.state.length
         before = self.state.last_cut(layer)
+        if before is not None:
+            before = before.move_to(hidden.device)
         other_counts = [length - count for count in self.prompt.counts]  # text and padding
-        renumbered = self.prompt.real if self.pruner.positions == "renumber" else None
+        renumbered = None
+        if self.pruner.positions == "renumber":
+            renumbered = self.prompt.real.to(hidden.device)
         cut = make_cut(layer, before, length, remaining.visual, choice, other_counts, renumbered)
         if cut.bias is not None:
             cut.bias = cut.bias.to(hidden.dtype)
@@ -189,7 +200,8 @@ class PrunedPass:
             )
 
         def make_mask() -> Tensor | None:
-            return cut.narrow_mask(mask, self.total, self.new, boolean=not self.flash)
+            own_cut = cut if mask is None else cut.move_to(mask.device)
+            return own_cut.narrow_mask(mask, self.total, self.new, boolean=not self.flash)
 
         return self.build_once(cut, mask, make_mask)
 
@@ -199,15 +211,16 @@ class PrunedPass:
         shape = (len(cut.index), cut.length)
         for name, value in arguments.items():
             if name not in NARROWED_NAMES and isinstance(value, Tensor) and value.shape == shape:
-                arguments[name] = value.gather(1, cut.index)
+                arguments[name] = value.gather(1, cut.move_to(value.device).index)
 
     def narrow_rotary(self, cut: Cut, embeddings: Any) -> Any:
         """(cos, sin) (..., B or 1, T, d) for the tokens that are left; some LLMs hand down one tensor."""
 
         def narrow_table(table: Tensor) -> Tensor:
             sides = table.shape[:-3]  # Qwen-VL's three directions
-            table = table.expand(*sides, len(cut.rotary), -1, -1)
-            index = cut.rotary.unsqueeze(-1)
+            rotary = cut.move_to(table.device).rotary
+            table = table.expand(*sides, len(rotary), -1, -1)
+            index = rotary.unsqueeze(-1)
             index = index.expand(*sides, -1, -1, table.shape[-1])
             return table.gather(-2, index)
 
@@ -222,9 +235,10 @@ class PrunedPass:
         """A query module's context among the tokens that are left."""
 
         def narrow_context() -> QueryContext:
-            index = cut.locate_tokens().gather(1, context.query_index.clamp(min=0))
+            own_cut = cut.move_to(context.query_index.device)
+            index = own_cut.locate_tokens().gather(1, context.query_index.clamp(min=0))
             index = torch.where(context.query_index >= 0, index, -1)
-            columns = cut.index.unsqueeze(1)
+            columns = own_cut.index.unsqueeze(1)
             columns = columns.expand(-1, context.question_mask.shape[1], -1)
             mask = context.question_mask.gather(2, columns)  # (B, S, K)
             visual_mask = context.visual_mask

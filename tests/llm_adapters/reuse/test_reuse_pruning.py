@@ -10,6 +10,7 @@ from statistics import mean
 import numpy
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from other_models import OTHER_KINDS, make_other_model
 from peft import LoraConfig, get_peft_model
 from pruning_cases import CASES
@@ -29,6 +30,8 @@ from reuse_families import (
     prompt,
     two_rows,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from compressors.errors import UsageError
 from connectors.versions import CACHE, is_at_least
@@ -578,3 +581,62 @@ def test_nothing_of_a_pruned_pass_is_kept():
             model(**batch, use_cache=False)
     gc.collect()
     assert len(passes) == 2 and [passed() for passed in passes] == [None, None]
+
+
+class OneDevice(TorchDispatchMode):
+    """Refuses operations on tensors of several devices, as CUDA does; the meta device alone takes them. What
+    is copied from there is zeros."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and args[0].is_meta:
+            device = kwargs.get("device") or "meta"
+            return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype, device=device)
+        values, _ = tree_flatten((args, kwargs))
+        devices = {value.device for value in values if isinstance(value, torch.Tensor) and value.ndim}
+        assert len(devices) < 2 or "copy" in str(func), func
+        return func(*args, **kwargs)
+
+
+def spread_layers(model, first):
+    """The layers from `first` on, and the head, on a second device, as `device_map="auto"` has them."""
+    llm = find_language_model(model)
+    for module in [*decoder_layers(llm)[first:], llm.norm, model.lm_head]:
+        module.to("meta")
+        add_hook_to_module(module, AlignDevicesHook(execution_device="meta"))
+
+
+@pytest.mark.parametrize("family", family_params("llava", "qwen3_vl"))
+@pytest.mark.parametrize("first", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "knobs"),
+    [
+        ("fastv", FASTV),
+        ("fastv", {"layer": 2, "rotary": False}),
+        ("vtw", {"layer": 2}),
+        ("pyramid_drop", {"layers": (1, 2)}),
+        ("sparsevlm", {"layers": (1, 2)}),
+        ("dart", {"layer": 1}),
+        ("pact", {"layer": 1}),
+    ],
+)
+def test_a_pruner_in_layers_on_several_devices(family, first, name, knobs):
+    model, processor = make_model(family), make_processor(family)
+    batch = inputs(processor, two_rows(family))
+    spread_layers(model, first)
+    reuse.prune(model, name, **knobs)
+    with torch.no_grad(), OneDevice():
+        output = model(**batch, use_cache=True)
+        model(input_ids=batch["input_ids"][:, -1:], **{CACHE: output[CACHE]})  # a step behind it
+    assert output.logits.shape[:2] == batch["input_ids"].shape
+
+
+def test_a_query_module_behind_layers_on_another_device():
+    """EmbQ acts before the second layer on the device of the embeddings, and the first is on another one."""
+    model, processor = attached("llava")
+    spread_layers(model, 0)
+    batch = inputs(processor, two_rows("llava", marked=True))
+    for name in (None, "fastv"):
+        reuse.prune(model, name)
+        with torch.no_grad(), OneDevice():
+            assert model(**batch).logits.shape[:2] == batch["input_ids"].shape
