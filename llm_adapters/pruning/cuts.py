@@ -5,6 +5,7 @@ tokens that they have dropped, in their places; nobody but themselves sees these
 """
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ class Cut:
         if device == self.index.device:
             return self
         if device not in self.copies:
-            moved = {}
+            moved: dict[str, Any] = {}
             for name in ("index", "step", "fill", "rotary", "into", "bias"):
                 values = getattr(self, name)
                 moved[name] = None if values is None else values.to(device)
