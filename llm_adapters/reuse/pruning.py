@@ -22,6 +22,7 @@ from transformers import Cache, PreTrainedModel
 from compressors.errors import UsageError
 from connectors.versions import CACHE, read_cache
 from llm_adapters.adapter import llm_sizes
+from llm_adapters.kept_positions import count_positions
 from llm_adapters.pruning.apply import WHOLE_PROMPT, PruningAdapter, check_cache_empty
 from llm_adapters.pruning.attention import PRUNING_CONTEXT
 from llm_adapters.pruning.base import Pruner, registry
@@ -261,6 +262,11 @@ class ModelPruning(PruningAdapter):
         if run is not None:
             if prompt is not None:
                 run.deepstack = take_deepstack(kwargs)
+            if "keys" in run.pruner.needs and kwargs.get("position_ids") is None:
+                # what is chosen by turned keys must not depend on how many tokens of padding come first
+                positions = count_positions(kwargs.get("attention_mask"))
+                if positions is not None:
+                    kwargs["position_ids"] = positions[:, -embeds.shape[1] :]
             kwargs.pop("past_key_values", None)
             kwargs |= {PRUNING_CONTEXT: run, CACHE: cache}
         return (), kwargs

@@ -640,3 +640,24 @@ def test_a_query_module_behind_layers_on_another_device():
         reuse.prune(model, name)
         with torch.no_grad(), OneDevice():
             assert model(**batch).logits.shape[:2] == batch["input_ids"].shape
+
+
+@pytest.mark.parametrize("family", family_params("llava", "internvl"))
+@pytest.mark.parametrize("name", ["dart", "pact"])  # which choose by keys
+def test_what_keys_choose_does_not_depend_on_padding(family, name):
+    """In a forward pass without positions, and in a step behind it."""
+    model, processor = make_model(family), make_processor(family)
+    row = (prompt(family), [picture(1)])
+    longer = (prompt(family, "a " * 60 + "What?"), [picture(2)])
+    alone, padded = inputs(processor, [row]), inputs(processor, [row, longer])
+    next_id = torch.tensor([[40], [40]])
+    longer_mask = torch.cat([padded["attention_mask"], torch.ones_like(next_id)], 1)
+    for ratio in (0.15, 0.3, 0.45, 0.6):
+        reuse.prune(model, name, layer=1, ratio=ratio)
+        with torch.no_grad():
+            expected = model(**alone, use_cache=True)
+            step = model(input_ids=next_id[:1], **{CACHE: expected[CACHE]})
+            found = model(**padded, use_cache=True)
+            torch.testing.assert_close(found.logits[0, -1], expected.logits[0, -1], atol=1e-4, rtol=1e-4)
+            padded_step = model(input_ids=next_id, attention_mask=longer_mask, **{CACHE: found[CACHE]})
+            torch.testing.assert_close(padded_step.logits[0], step.logits[0], atol=1e-4, rtol=1e-4)
