@@ -65,6 +65,8 @@ def prune(
 
     A pass outside of `generate` takes all of its tokens as the prompt, so that an answer among them has a say
     in what is dropped. To train, or to score an answer, give `labels` with -100 at all that is no answer.
+    With `output_hidden_states` those between the layers have the tokens that are left there, fewer than the
+    prompt; the last ones have all, with zeros where tokens were dropped.
 
     model           a PeftModel stands for the model in it
     calibrate_on    inputs of the model's forward, one batch or several, that `fitprune` fits its recipe on,
