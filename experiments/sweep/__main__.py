@@ -23,6 +23,7 @@ from experiments.store.store import StageRunner, Store
 from experiments.sweep import help, score_table
 from experiments.sweep.checks import check_model_sizes, list_data_notes, list_unchecked_cells
 from experiments.sweep.comparison import find_comparison
+from experiments.sweep.launcher import check_launch_parameters
 from experiments.sweep.plan_view import make_plan, make_plan_tables
 from experiments.sweep.request import SweepRequest, read_request
 from experiments.sweep.results import SweepResults
@@ -71,6 +72,7 @@ def run_sweep(
     request = read_request(line.overrides)
     store = open_store(request, runner)
     if "--plan" in line.flags:  # before anything is written
+        check_launch_parameters(request.launch)
         notes = [*list_unchecked_cells(request, store, check), *list_data_notes(request)]
         for table in [*notes, *show_plan(request, store)]:
             console.print(table, soft_wrap=isinstance(table, str), highlight=False)

@@ -31,6 +31,11 @@ class Launcher(ABC):
     uses_gpu     whether any stage of the cells would run on a GPU
     """
 
+    @classmethod  # noqa: B027  one that takes all has nothing to check
+    def check_parameters(cls, parameters: dict[str, object]) -> None:
+        """UsageError for parameters that it does not take, as far as this can be told before it is made: a
+        plan asks."""
+
     @property
     @abstractmethod
     def free(self) -> int:
@@ -47,6 +52,12 @@ class Launcher(ABC):
     @abstractmethod
     def close(self) -> None:
         """End everything that is under way. Called once, whatever happened before."""
+
+
+def check_launch_parameters(options: LaunchOptions) -> None:
+    """UsageError for parameters that the launcher of `launch=` does not take."""
+    if options.parameters:
+        launchers.get(options.where).check_parameters(options.parameters)
 
 
 def create_launcher(options: LaunchOptions, store: Store, uses_gpu: bool) -> Launcher:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, cast
 
 from compressors.errors import UsageError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import submitit
 
 GENERIC_PARAMETERS = {"name", "timeout_min", "mem_gb", "stderr_to_stdout"}  # submitit's for any cluster
+JOB_NAME = "slothkit"  # in the queue, unless launch.slurm.name= says another
 JOB_POLL_SECONDS = 1.0  # seconds between looks at the jobs
 
 
@@ -59,6 +61,12 @@ class SlurmCluster(Launcher):
         self.threads = threads
         self.executor = make_executor(self.root / "logs" / "submitit", workers, parameters)
         self.jobs: list[SubmittedJob] = []
+
+    @classmethod
+    def check_parameters(cls, parameters: dict[str, object]) -> None:
+        """What submitit says of names and types, here where there may be no Slurm."""
+        with TemporaryDirectory() as folder:
+            make_executor(Path(folder), 1, {**parameters, "cluster": "local"})
 
     @property
     def free(self) -> int:
@@ -130,7 +138,7 @@ def make_executor(folder: Path, workers: int, parameters: dict[str, object]) -> 
         import submitit
     except ImportError as error:
         raise UsageError("launch=slurm needs submitit: pip install 'slothkit[slurm]'") from error
-    slurm_parameters = dict(parameters)
+    slurm_parameters = {"name": JOB_NAME, **parameters}
     cluster = str(slurm_parameters.pop("cluster", "slurm"))
     with remove_empty_folders(folder):
         try:

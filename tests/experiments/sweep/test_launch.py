@@ -18,7 +18,7 @@ from experiments.registries import launchers
 from experiments.runtime.progress import Reporter
 from experiments.store.store import Store
 from experiments.sweep import __main__ as sweep
-from experiments.sweep import options, pool, request
+from experiments.sweep import options, pool, request, slurm
 from experiments.sweep.launcher import Launcher
 from experiments.sweep.options import LaunchOptions
 from experiments.sweep.pool import ProcessPool
@@ -373,6 +373,22 @@ def test_slurm_that_cannot_be(command, tmp_path, capsys, arguments, message, mon
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_refuses_parameters_that_submitit_does_not_know(command, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", "/nowhere")  # no Slurm here
+    assert command("launch=slurm", "launch.slurm.partitoin=gpu", "--plan") == 2
+    assert "launch.slurm.partitoin=gpu: Unknown argument 'partitoin'" in capsys.readouterr().err
+    assert command("launch=slurm", "launch.slurm.partition=gpu", "launch.slurm.time=240", "--plan") == 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_jobs_have_a_name_in_the_queue(tmp_path):
+    pytest.importorskip("submitit")
+    for parameters, name in (({}, "slothkit"), ({"name": "mine"}, "mine")):
+        executor = slurm.make_executor(tmp_path, 1, {**parameters, "cluster": "local"})
+        assert executor.parameters["name"] == name
 
 
 def test_what_slurm_refuses_is_one_line(command, tmp_path, capsys, monkeypatch):
