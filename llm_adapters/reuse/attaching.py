@@ -29,7 +29,7 @@ from llm_adapters.reuse.families import find_family
 from llm_adapters.reuse.parts.cues import make_cue_reader
 from llm_adapters.reuse.parts.positions import make_position_keeper
 from llm_adapters.reuse.parts.visual_parts import VisualParts
-from llm_adapters.reuse.pruning import PRUNING_ATTRIBUTE, ModelPruning
+from llm_adapters.reuse.pruning import PRUNING_ATTRIBUTE, ModelPruning, note_pruner
 from llm_adapters.reuse.questions import make_question_reader
 from llm_adapters.reuse.wrapping import PARTS_ATTRIBUTE, find_device, is_of_peft, list_copies, unwrap_peft
 
@@ -112,6 +112,7 @@ def attach(
         "counts": processors.read_counts(processor),
         "new_markers": processors.list_new_markers(processor) if queries is not None else [],
     }
+    note_pruner(model)
     num_queries = queries.num_queries if queries is not None else 0
     pair = uuid4().hex
     own_rate = family.own_rate(base)

@@ -24,6 +24,7 @@ from llm_adapters.reuse.folders import (
     read_saved_parts,
     refuse_own_model,
 )
+from llm_adapters.reuse.pruning import prune
 from llm_adapters.reuse.saving import RECORD_FILE
 from llm_adapters.reuse.wrapping import PARTS_ATTRIBUTE
 from llm_adapters.saved import is_attached
@@ -80,6 +81,7 @@ def _attach_record(
         record["text_encoder"] = text_encoder
     knobs = record.pop("knobs")
     scale = record.pop("scale", None)
+    pruner = record.pop("pruner", None)
     if hasattr(model.config, "slothkit"):  # folders of 1.0 have it beside the plain configuration
         del model.config.slothkit
     with warnings.catch_warnings():
@@ -87,6 +89,8 @@ def _attach_record(
         attach(model, processor, **record, **knobs)
     if scale is not None:
         pick(model, processor, scale)
+    if pruner is not None:
+        prune(model, **pruner)
 
 
 def _load_adapter(

@@ -67,6 +67,8 @@ def prune(
     in what is dropped. To train, or to score an answer, give `labels` with -100 at all that is no answer.
     With `output_hidden_states` those between the layers have the tokens that are left there, fewer than the
     prompt; the last ones have all, with zeros where tokens were dropped.
+    Beside a compressor the pruner is saved and loaded with it; `save_pretrained` of a model that is pruned
+    alone writes the plain model.
 
     model           a PeftModel stands for the model in it
     calibrate_on    inputs of the model's forward, one batch or several, that `fitprune` fits its recipe on,
@@ -90,8 +92,22 @@ def prune(
             raise UsageError(f"pruner={name}: is not calibrated")
         if batches:
             recipe = pruning.calibrate_on_batches(batches, pruner)
-            pruner = registry.create(name, llm_layers=depth, **{**knobs, "recipe": recipe})
+            knobs = {**knobs, "recipe": recipe}
+            pruner = registry.create(name, llm_layers=depth, **knobs)
     pruning.replace_pruner(pruner)
+    pruning.settings = {"name": name, **knobs}
+    note_pruner(model)
+
+
+def note_pruner(model: PreTrainedModel) -> None:
+    """Put a model's pruner, or that it has none, into the record of what is attached to it, if any is."""
+    record = getattr(model.config, "slothkit", None)
+    if record is None:
+        return
+    record.pop("pruner", None)
+    pruning: ModelPruning | None = getattr(model, PRUNING_ATTRIBUTE, None)
+    if pruning is not None:
+        record["pruner"] = pruning.settings
 
 
 def place_on_grids(model: PreTrainedModel, name: str, knobs: dict[str, Any]) -> dict[str, Any]:
@@ -126,6 +142,7 @@ class ModelPruning(PruningAdapter):
         self.model = model
         self.base: Any = model.base_model  # Any: what a family has is not in transformers' base class
         self.language_model = language_model
+        self.settings: dict[str, Any] = {}  # the pruner's name and knobs, as `prune` takes them
         self.wrapping = Wrapping()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "ModelPruning":

@@ -48,6 +48,7 @@ model, processor = reuse.load("{place}")
 | its knobs | {knobs} |
 | query module | {query_module} |
 | its knobs | {query_knobs} |
+| pruner | {pruner} |
 """
 
 
@@ -115,7 +116,13 @@ def write_card(model: PreTrainedModel, base_folder: str | None, record: Mapping[
         knobs=_list_knobs(record["knobs"]),
         query_module=f"`{record['query_module']}`" if record["query_module"] else "none",
         query_knobs=_list_knobs(record["query_knobs"]),
+        pruner=describe_pruner(**record["pruner"]) if "pruner" in record else "none",
     )
+
+
+def describe_pruner(name: str, **knobs: Any) -> str:
+    """The pruner inside the LLM and its knobs, as the card says it."""
+    return f"`{name}`, {_list_knobs(knobs)}"
 
 
 def _list_knobs(knobs: Mapping[str, Any]) -> str:

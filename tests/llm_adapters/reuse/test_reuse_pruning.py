@@ -661,3 +661,28 @@ def test_what_keys_choose_does_not_depend_on_padding(family, name):
             torch.testing.assert_close(found.logits[0, -1], expected.logits[0, -1], atol=1e-4, rtol=1e-4)
             padded_step = model(input_ids=next_id, attention_mask=longer_mask, **{CACHE: found[CACHE]})
             torch.testing.assert_close(padded_step.logits[0], step.logits[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("first", ["attach", "prune"])
+def test_a_pruner_is_saved_beside_a_compressor(first, tmp_path):
+    model, processor = make_model("llava"), make_processor("llava")
+    if first == "prune":
+        reuse.prune(model, "fastv", **FEW)
+    reuse.attach(model, processor, **SAP, **EMBQ)
+    if first == "attach":
+        reuse.prune(model, "vtw", layer=1)
+        reuse.prune(model, "fastv", **FEW)  # the last one counts
+    model.save_pretrained(tmp_path), processor.save_pretrained(tmp_path)
+    assert "| pruner | `fastv`, `layer=1`, `ratio=0.25` |" in (tmp_path / "README.md").read_text()
+    loaded, its_processor = reuse.load(tmp_path)
+    rows = two_rows("llava", marked=True)
+    said = answers(loaded, inputs(its_processor, rows), **ENDLESS)
+    assert said == answers(model, inputs(processor, rows), **ENDLESS)
+    cache = loaded(**inputs(its_processor, rows), use_cache=True)[CACHE]
+    assert cache.get_seq_length(2) < cache.get_seq_length(0)
+    reuse.prune(loaded, None)
+    loaded.save_pretrained(tmp_path / "whole"), its_processor.save_pretrained(tmp_path / "whole")
+    assert "| pruner | none |" in (tmp_path / "whole" / "README.md").read_text()
+    whole, its_processor = reuse.load(tmp_path / "whole")
+    cache = whole(**inputs(its_processor, rows), use_cache=True)[CACHE]
+    assert cache.get_seq_length(2) == cache.get_seq_length(0)
