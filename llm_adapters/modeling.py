@@ -5,6 +5,8 @@ pixels -> tower (B, I, H, W, C) -> compressor -> projector -> visual tokens at t
 """
 
 from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -30,6 +32,7 @@ from connectors.towers.build_text import build_text_encoder
 from connectors.versions import CACHE
 from llm_adapters.adapter import CONTEXT, QueryAdapter, llm_sizes
 from llm_adapters.answers import Lesson, WithoutHead
+from llm_adapters.composed.card import write_card
 from llm_adapters.composed.generation import ComposedGeneration
 from llm_adapters.composed.output import WantedOutput, run_language_model
 from llm_adapters.composed.sequence import PromptInputs
@@ -177,6 +180,12 @@ class FlashSlothForConditionalGeneration(ComposedGeneration, QueryAdapter, PreTr
         # tower and LLM are PreTrainedModels and initialise themselves, ours as their constructors do
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
+
+    def save_pretrained(self, save_directory: str | PathLike, *args: Any, **kwargs: Any) -> None:
+        """As any model, with a README that says what this is and how it is loaded, unless there is one."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            write_card(self.config, Path(save_directory))
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)

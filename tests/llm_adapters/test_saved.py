@@ -27,6 +27,17 @@ def test_ours(tmp_path):
     assert frequencies and all(each.dtype == torch.float32 for each in frequencies.values())
 
 
+def test_a_folder_says_how_it_is_loaded(tmp_path):
+    model = make_model()
+    model.set_pruner("fastv", ratio=0.5)
+    model.save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "import llm_adapters.auto" in card and "| pruner | `fastv`, `ratio=0.5` |" in card
+    (tmp_path / "README.md").write_text("mine")
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
 def test_another_with_a_compressor(tmp_path):
     model, processor = attached("llava")
     for part in (model, processor):
