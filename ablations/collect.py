@@ -175,16 +175,22 @@ def format_sweep_command(file: tables.TableFile | None, axes: Mapping[str, list[
 def collect_table(
     file: tables.TableFile, claims: tuple[Claim, ...], store: Store, earlier_report: EarlierReport
 ) -> CollectedTable:
-    """One table from the cells of it that have finished; a blind row, which a sweep adds by itself, only if
-    one of its cells has."""
+    """One table from the cells of it that have finished; a blind row, which a sweep adds by itself at its
+    first seed, with each seed that one of its cells has."""
     cells: list[Cell] = []
     for table_row in file.rows:
         cells += table_row.cells
     own_blind_keys = {plan_stages(cell.config).key for cell in cells if cell.config.blind}
     blind_rows = []
+    seeds = sorted({cell.config.seed for cell in cells})
     for cell in make_blind_cells(cells):
-        if plan_stages(cell.config).key not in own_blind_keys:
-            blind_rows.append(tables.TableRow(NO_IMAGE_BLOCK, cell.label, "", (cell,)))
+        blind_cells = []
+        for seed in seeds:
+            seeded_cell = replace(cell, config=replace(cell.config, seed=seed))
+            if plan_stages(seeded_cell.config).key not in own_blind_keys:
+                blind_cells.append(seeded_cell)
+        if blind_cells:
+            blind_rows.append(tables.TableRow(NO_IMAGE_BLOCK, cell.label, "", tuple(blind_cells)))
 
     rows = []
     pairs = []
@@ -195,7 +201,8 @@ def collect_table(
             finished_cell = find_finished_cell(cell, store, earlier_report)
             if finished_cell is not None:
                 pairs.append((row, finished_cell))
-            elif cell.config.seed not in row.missing:  # a knob that is not used makes a cell twice
+            # nobody asked for blind cells; and a knob that is not used makes a cell twice
+            elif row.block != NO_IMAGE_BLOCK and cell.config.seed not in row.missing:
                 row.missing.append(cell.config.seed)
 
     table = ReportTable(file.name, file.heading, file.title, claims, rows, left_out=file.left_out)

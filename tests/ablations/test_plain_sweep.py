@@ -480,3 +480,19 @@ def test_families_called_as_a_column_keep_their_column():
     scores = dict(zip(header, line))
     assert len(scores) == len(header)
     assert float(scores["family overall"]) == 100 and float(scores["overall"]) == 60
+
+
+def test_a_blind_row_has_the_seeds_that_sweeps_have_added(tmp_path):
+    """The first sweep adds it at its first seed, a later one of a further seed at that one."""
+    store = Store(tmp_path / "runs", runner=runner(60))
+    axes = {"compressor": ["sap"], "out": [str(store.root)]}
+    with store.open_root():
+        for seed in ("0", "1", "3"):
+            for compressor in ["sap"] if seed == "1" else ["sap", "none"]:
+                [cell] = make_cells({**axes, "compressor": [compressor], "seed": [seed]})
+                store.compute(plan_stages(cell.config))
+    line = ["compressor=sap", "seed=0,1,3", f"out={store.root}"]
+    assert report.main(line) == 0
+    [found] = report_files.load_report(store.root / "report").tables
+    blind = next(row for row in found.rows if row.label == "blind")
+    assert sorted(blind.outcomes) == [0, 3] and blind.missing == []
