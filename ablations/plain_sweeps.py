@@ -85,9 +85,8 @@ def read_finished_cells(store: Store, seeds: Sequence[str]) -> list[Cell]:
     for folder in list_cell_folders(store.root):
         try:
             config = read_config(folder / CONFIG_FILE)
-            config.out = str(
-                store.root
-            )  # it may have been moved since, with the cells that others start from
+            # it may have been moved since, with the cells that others start from
+            config.out = str(store.root)
             stage = plan_stages(config)
             is_as_it_was = stage.name in read_stage_names(folder)
         except UsageError as error:

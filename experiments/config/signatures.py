@@ -36,9 +36,8 @@ YOUNG_COMPRESSOR_KNOBS: dict[str, Any] = {
 }
 USUAL_DIMS = {"dim": 1152, "llm_dim": 2560}  # the paper's tower and LLM: defaults are made for such widths
 
-WidthReader = (
-    Callable[[], Mapping[str, int]] | None
-)  # the widths of a cell's own tower and LLM, as `USUAL_DIMS`
+# the widths of a cell's own tower and LLM, as `USUAL_DIMS`
+WidthReader = Callable[[], Mapping[str, int]] | None
 
 
 # ---- the real registries: importing them imports torch ----
