@@ -126,7 +126,7 @@ def test_two_steps_of_a_small_one(source):
         model, size = build_random_model(cell.config, torch.device("cpu"), torch.float32)
     assert model.language_model.config.model_type == read_backbone_configs()[source].model_type
     batch = make_random_batch(model, 1, size, rows=2)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.001)
     losses = []
     for _ in range(2):
         loss = model(**batch).loss
