@@ -3,6 +3,7 @@
 It is made of finished cells (`collect.py`), or read from an earlier report (`report_files.py`).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,10 +99,13 @@ class ReportTable:
             training[row.label] = row.training
         return training
 
-    def compute_accuracies(self, row: ReportRow, family: str | None = None) -> list[float]:
-        """Accuracy in % at each seed, of all questions or those of a family."""
+    def compute_accuracies(
+        self, row: ReportRow, family: str | None = None, seeds: Iterable[int] | None = None
+    ) -> list[float]:
+        """Accuracy in % at each of these seeds, or all, of all questions or those of a family."""
         accuracies = []
-        for right in row.outcomes.values():
+        for seed in row.outcomes if seeds is None else seeds:
+            right = row.outcomes[seed]
             if family is not None:
                 right = right[self.families == family]
             accuracies.append(100.0 * float(right.mean()))

@@ -1,6 +1,7 @@
 """Rows of a sweep that no table names: what its settings make, or all that has finished below `out=`."""
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from compressors.key_value import join_settings
 from compressors.setting_fields import collect_settings, format_value
 from experiments.config import signatures
 from experiments.config.cell_checks import check_parts
-from experiments.config.cells import Cell, copy_section, make_cells
+from experiments.config.cells import Cell, copy_section, make_cells, projects_itself
 from experiments.config.metric_names import check_judge_settings
 from experiments.config.overrides import parse_value
 from experiments.config.presets import flatten_mapping, read_yaml
@@ -161,11 +162,11 @@ def is_followed_from(config: Config, path: str, configs: Sequence[Config]) -> bo
     that, with the value of another cell."""
     if path not in collect_settings(Config):
         return True  # a knob, all of which are in keys
-    value = read_setting(config, path)
+    read_value = attrgetter(path)
+    value = read_value(config)
     other_value = collect_settings(Config)[path].default
     if value == other_value:
-        values = [read_setting(other_config, path) for other_config in configs]
-        other_value = next(candidate for candidate in values if candidate != value)
+        other_value = next(candidate for candidate in map(read_value, configs) if candidate != value)
     changed_config = copy_section(config)
     assign_setting(changed_config, path, other_value)
     try:
@@ -180,7 +181,7 @@ def list_settings(config: Config) -> dict[str, str]:
     settings = {}
     for path in collect_settings(Config):
         if path not in CHOOSING_AXES:
-            settings[path] = format_value(read_setting(config, path))
+            settings[path] = format_value(attrgetter(path)(config))
     if config.blind:
         return settings
     parts = [
@@ -197,19 +198,9 @@ def list_settings(config: Config) -> dict[str, str]:
     return settings
 
 
-def read_setting(config: Config, path: str) -> Any:
-    """The value of a setting: SECTION.NAME."""
-    value: Any = config
-    for name in path.split("."):
-        value = getattr(value, name)
-    return value
-
-
 def find_projector(config: Config) -> str | None:
     """The projector whose knobs a cell has; None behind a compressor that projects itself."""
-    compressors = signatures.compressors()
-    knobs = config.knobs(config.compressor_name)
-    if config.projector == "auto" and compressors.find_projects(config.compressor_name, knobs):
+    if config.projector == "auto" and projects_itself(config):
         return None
     return config.projector_name
 

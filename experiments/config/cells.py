@@ -149,6 +149,12 @@ def resolve_overrides(overrides: Mapping[str, str]) -> tuple[Config, set[str]]:
     return config, idle_paths
 
 
+def projects_itself(config: Config) -> bool:
+    """Whether the cell's compressor ends at the LLM's width, so that no projector follows."""
+    name = config.compressor_name
+    return signatures.compressors().find_projects(name, config.knobs(name), partial(read_widths, config))
+
+
 def settle_projector(config: Config) -> bool:
     """With knobs of its own, the projector that `auto` would take is asked for by name. False where there is
     none: behind a compressor that projects itself."""
@@ -156,9 +162,8 @@ def settle_projector(config: Config) -> bool:
     knobs = config.parts.get(name)
     if knobs is None:
         return True
-    compressors, projectors = signatures.compressors(), signatures.projectors()
-    knobs_of_compressor = config.knobs(config.compressor_name)
-    if compressors.find_projects(config.compressor_name, knobs_of_compressor, partial(read_widths, config)):
+    projectors = signatures.projectors()
+    if projects_itself(config):
         del config.parts[name]
         return False
     if projectors.settled(name, knobs) == projectors.settled(name, {}):

@@ -127,9 +127,9 @@ def format_uncompressed_share(table: ReportTable, row: ReportRow) -> str:
     for uncompressed in table.rows:
         if uncompressed.label == row.uncompressed:
             seeds = row.outcomes.keys() & uncompressed.outcomes.keys()
-            whole = sum(uncompressed.outcomes[seed].mean() for seed in seeds)
+            whole = sum(table.compute_accuracies(uncompressed, seeds=seeds))
             if whole:
-                return f"{100 * sum(row.outcomes[seed].mean() for seed in seeds) / whole:.1f}"
+                return f"{100 * sum(table.compute_accuracies(row, seeds=seeds)) / whole:.1f}"
     return ""
 
 

@@ -2,12 +2,12 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from statistics import fmean
 
 from ablations.claims.spec import Claim
-from ablations.claims.statistics import RowComparison
 from ablations.claims.verdicts import Verdict
-from ablations.outcomes import ReportTable
+from ablations.outcomes import ReportRow, ReportTable
 from ablations.writing.grids.claims_grid import judge_table
 from ablations.writing.grids.number_words import (
     ONE_SEED_MARK,
@@ -93,48 +93,38 @@ def make_gains_grid(table: ReportTable) -> WordGrid | None:
     gains = judge_gains(table)
     if not gains:
         return None
-    blocks = {row.label: row.block for row in table.rows}
+    rows = {row.label: row for row in table.rows}
     lines = []
     for gain in gains:
-        lines.append((blocks[gain.pairs[0].row], make_gain_line(table, gain)))
+        lines.append((rows[gain.pairs[0].row].block, make_gain_line(table, rows, gain)))
     header = ["", "seeds", "without", "with", "gain", "95 % interval", *table.family_names]
     title = f"{table.heading}: what {name_modules(gains)} adds"
     return WordGrid(title, header, lines, list_gain_notes(table, gains))
 
 
-def make_gain_line(table: ReportTable, gain: Verdict) -> list[str]:
-    """A gain's name, the seeds that both rows have, accuracies at them, and the gain, whole and by family."""
+def make_gain_line(table: ReportTable, rows: Mapping[str, ReportRow], gain: Verdict) -> list[str]:
+    """A gain's name, the seeds that both rows have, accuracies at them, and the gain, whole and by family.
+    `rows` by label."""
     pair = gain.pairs[0]
+
+    def compute_accuracy(label: str, family: str | None = None) -> float:
+        return fmean(table.compute_accuracies(rows[label], family, pair.seeds))
+
     words = [gain.claim.text, str(len(pair.seeds))]
     for label in (pair.other, pair.row):
-        words.append(f"{compute_paired_accuracy(table, label, pair):.1f}")
+        words.append(f"{compute_accuracy(label):.1f}")
     words += [format_signed(gain.estimate), format_interval(gain) + mark_interval(gain)]
     for family in table.family_names:
-        accuracy = compute_paired_accuracy(table, pair.row, pair, family)
-        without = compute_paired_accuracy(table, pair.other, pair, family)
-        words.append(format_signed(accuracy - without))
+        gained = compute_accuracy(pair.row, family) - compute_accuracy(pair.other, family)
+        words.append(format_signed(gained))
     return words
-
-
-def compute_paired_accuracy(
-    table: ReportTable, label: str, pair: RowComparison, family: str | None = None
-) -> float:
-    """A row's mean accuracy in % at the seeds of a pair, of all questions or those of a family."""
-    outcomes = table.outcomes_by_label[label]
-    accuracies = []
-    for seed in pair.seeds:
-        right = outcomes[seed]
-        if family is not None:
-            right = right[table.families == family]
-        accuracies.append(float(right.mean()))
-    return 100 * sum(accuracies) / len(accuracies)
 
 
 def mark_interval(gain: Verdict) -> str:
     """A mark where an interval tells nothing of seeds, or leaves zero out by other pairs alone."""
     if gain.pairs[0].squares is None:
         return ONE_SEED_MARK
-    is_moderated = not gain.low <= 0 <= gain.high and gain.own_low <= 0 <= gain.own_high
+    is_moderated = is_decided(gain) and gain.own_low <= 0 <= gain.own_high
     return OWN_SEEDS_MARK if is_moderated else ""
 
 
