@@ -29,11 +29,16 @@ def list_gpu_numbers(settings: TrainerSettings) -> list[int] | None:
     return [int(number) for number in devices.rstrip(",").split(",")]
 
 
+def find_first_gpu(settings: TrainerSettings) -> int:
+    """The one of them that all other work takes."""
+    numbers = list_gpu_numbers(settings)
+    return numbers[0] if numbers else 0
+
+
 def pick_device(settings: TrainerSettings) -> "torch.device":
     """Where work outside Lightning runs: the first GPU that training takes, else the CPU."""
     import torch  # here: settings are read without it
 
     if settings.accelerator not in GPU_ACCELERATORS or not torch.cuda.is_available():
         return torch.device("cpu")
-    first, comma, _ = str(parse_devices(settings)).partition(",")
-    return torch.device("cuda", int(first) if comma else 0)
+    return torch.device("cuda", find_first_gpu(settings))

@@ -25,7 +25,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from compressors.errors import UsageError
-from experiments.config.devices import list_gpu_numbers
+from experiments.config.devices import find_first_gpu, list_gpu_numbers
 from experiments.config.trained import CONFIG_FILE
 from experiments.runtime.files import (
     DRAFT_PATTERN,
@@ -314,7 +314,6 @@ def tidy_after_error(stage: Stage, draft: Path, resumed: bool, report: StepCount
 def describe_stage_run(stage: Stage) -> dict[str, Any]:
     """How this process has computed a stage: `describe_run` of the devices that it has run on."""
     trainer = stage.config.trainer
-    gpus = list_gpu_numbers(trainer)
-    if stage.kind not in TRAINING_ROLES:  # what is no training runs on one, the first of those
-        gpus = [0] if gpus is None else gpus[:1]
+    # what is no training runs on one
+    gpus = list_gpu_numbers(trainer) if stage.kind in TRAINING_ROLES else [find_first_gpu(trainer)]
     return describe_run("cpu" if stage.kind == "data" else trainer.accelerator, gpus)
