@@ -1,10 +1,9 @@
 """The README of a saved model, for whoever finds its folder without SlothKit."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from llm_adapters.configuration import FlashSlothConfig
+from llm_adapters.model_card import INSTALL, describe_part
 
 CARD_FILE = "README.md"
 CARD = """---
@@ -17,7 +16,7 @@ pipeline_tag: image-text-to-text
 # {compressor}
 
 A multimodal LLM of SlothKit with a visual compressor ([FlashSloth](https://arxiv.org/abs/2412.04317)).
-transformers alone cannot load it: install SlothKit from the repository that made this model, then
+transformers alone cannot load it: {install}, then
 
 ```python
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -44,6 +43,7 @@ def write_card(config: FlashSlothConfig, folder: Path) -> None:
     if path.exists():
         return
     card = CARD.format(
+        install=INSTALL,
         tower=config.vision_config.model_type,
         compressor=config.compressor,
         compressor_words=describe_part(config.compressor, config.compressor_knobs),
@@ -53,13 +53,3 @@ def write_card(config: FlashSlothConfig, folder: Path) -> None:
         llm=config.text_config.model_type,
     )
     path.write_text(card, encoding="utf-8")
-
-
-def describe_part(name: str | None, knobs: Mapping[str, Any] | None) -> str:
-    """A part's name, and the knobs that it was made with."""
-    if name is None:
-        return "none"
-    words = [f"`{name}`"]
-    for knob, value in (knobs or {}).items():
-        words.append(f"`{knob}={value}`")
-    return ", ".join(words)

@@ -5,9 +5,9 @@ that merges visual tokens into the sequence of a language model with attention i
     model.generate(**inputs)
     reuse.prune(model, None)                       # as it was before
 
-Nothing of it is saved with the model. All text of the prompt counts as the question where nothing marks one.
-The prompt is what `generate` was given; in a forward pass with labels, what no label asks for; in one without
-them, all tokens, the last of which is what the answer starts from.
+It is saved with a compressor that is attached, too. All text of the prompt counts as the question where
+nothing marks one. The prompt is what `generate` was given; in a forward pass with labels, what no label asks
+for; in one without them, all tokens, the last of which is what the answer starts from.
 """
 
 from collections.abc import Callable, Iterable, Mapping

@@ -10,10 +10,9 @@ from transformers import PreTrainedModel
 
 from compressors.errors import UsageError
 from connectors.hub import is_hub_id
+from llm_adapters.model_card import INSTALL, describe_part
 from llm_adapters.reuse.wrapping import bind_arguments
 
-# no package index has it: whoever installs that name there gets something else
-INSTALL = "install SlothKit from the repository that made this model"
 # Auto classes repeat it as they refuse it, so that it says what to do
 MODEL_TYPE = f"{{plain}} with slothkit ({INSTALL}; from llm_adapters import reuse; reuse.load)"
 PLAIN_CONFIG = "config"  # the key of the plain model's configuration in the record
@@ -105,6 +104,7 @@ def write_card(model: PreTrainedModel, base_folder: str | None, record: Mapping[
     # a path tells nobody else anything
     is_public = bool(base) and base != base_folder and is_hub_id(base)
     title = f"{base.split('/')[-1]} with {record['compressor']}" if is_public else record["compressor"]
+    pruner = dict(record.get("pruner", {}))
     return CARD.format(
         header=f"base_model: {base}\n" if is_public else "",
         title=title,
@@ -116,13 +116,8 @@ def write_card(model: PreTrainedModel, base_folder: str | None, record: Mapping[
         knobs=_list_knobs(record["knobs"]),
         query_module=f"`{record['query_module']}`" if record["query_module"] else "none",
         query_knobs=_list_knobs(record["query_knobs"]),
-        pruner=describe_pruner(**record["pruner"]) if "pruner" in record else "none",
+        pruner=describe_part(pruner.pop("name", None), pruner),
     )
-
-
-def describe_pruner(name: str, **knobs: Any) -> str:
-    """The pruner inside the LLM and its knobs, as the card says it."""
-    return f"`{name}`, {_list_knobs(knobs)}"
 
 
 def _list_knobs(knobs: Mapping[str, Any]) -> str:

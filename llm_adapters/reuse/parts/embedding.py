@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
-from connectors.query_module import QueryModule
+from connectors.query_module import QueryModule, read_query_tokens
 from connectors.versions import read_cache
 from llm_adapters.adapter import CONTEXT
 from llm_adapters.conversation import IGNORE
@@ -104,7 +104,7 @@ class MarkerAdapter:
     def _place_markers(self, ids: Tensor, embeds: Tensor) -> Tensor:
         """Embeddings (B, T, D) of ids (B, T) with the markers' own."""
         assert self.markers is not None and self.query_module is not None  # as above
-        return self.markers.place_embeddings(ids, embeds, self.query_module.tokens)
+        return self.markers.place_embeddings(ids, embeds, read_query_tokens(self.query_module))
 
     def _forbid_guessed_markers(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """How `generate` guesses words ahead: a look-up in the prompt stops before markers."""
