@@ -686,3 +686,16 @@ def test_a_pruner_is_saved_beside_a_compressor(first, tmp_path):
     whole, its_processor = reuse.load(tmp_path / "whole")
     cache = whole(**inputs(its_processor, rows), use_cache=True)[CACHE]
     assert cache.get_seq_length(2) == cache.get_seq_length(0)
+
+
+def test_an_offloaded_query_module_gives_its_tokens():
+    model, processor = attached("llava")
+    batch = inputs(processor, two_rows("llava", marked=True))
+    module = next(part for name, part in model.named_modules() if name.endswith("query_module"))
+    weights = {name: value.clone() for name, value in module.state_dict().items()}
+    with torch.no_grad():
+        expected = model(**batch).logits
+        hook = AlignDevicesHook(torch.device("cpu"), offload=True, weights_map=weights, place_submodules=True)
+        add_hook_to_module(module, hook)
+        assert all(parameter.is_meta for parameter in module.parameters())
+        assert torch.equal(model(**batch).logits, expected)
