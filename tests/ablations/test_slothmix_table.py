@@ -1,4 +1,4 @@
-"""The table of what SlothMix is made of: a row differs from our compressor in the one knob that its block names."""
+"""The table of what SlothMix is made of: a row differs from ours in the one knob that its block names."""
 
 import pytest
 import torch
