@@ -46,8 +46,15 @@ def make_noise_pictures(size: PictureSize, batch: int, images: int) -> PictureRo
 def measure_cells(
     overrides: Sequence[str], plan: MeasuringPlan, machine: Machine, report: Reporter, timed: bool
 ) -> list[EfficiencyRow]:
-    """Rows of this project's cells, counted and, if `timed`, measured."""
+    """Rows of this project's cells, counted and, if `timed`, measured. UsageError for a pruner beside a cache
+    of fixed size."""
     with make_weightless_cells(overrides) as cells:
+        for cell in cells:
+            if timed and plan.static and cell.config.prune is not None:
+                raise UsageError(
+                    f"static=true: a cache of fixed size has no layers of different lengths, which "
+                    f"prune={cell.config.prune} makes; leave one of them out"
+                )
         subjects = [table1.build_cell_subject(cell.label, cell.config) for cell in cells]
         rows = compare_subjects(subjects, plan, machine, report, timed)
         references = {cell.label: find_uncompressed_label(cell, cells) for cell in cells}

@@ -442,6 +442,10 @@ def test_a_row_is_compared_at_its_own_picture():
         (["train=true", "batch=8"], "batch=: is of models that answer"),
         (["train=true", "data_rows=7"], "data_rows=7: give two numbers"),
         (["train=true", "compressor=sap,none", "device=cpu"], "none: sees no image"),
+        (
+            ["compressor=sap", "prune=fastv", "static=true"],
+            "static=true: a cache of fixed size has no layers",
+        ),
         (["compressor=sapp", "count=true"], "sapp"),
         (["count=true", "device=tpu"], "device=tpu: expected cpu, or cuda"),
         (["--table1", "--measure"], "--table1: settings are spelled KEY=VALUE; write table1=true"),
