@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 import compressors
+from compressors.listing import collect_facts
 from experiments import gallery
 from experiments.config import signatures
 from experiments.inspection.origins_figure import draw_origins, make_palette, paint_all_tokens
@@ -89,6 +90,12 @@ def test_command(tmp_path, capsys):
         assert sum(difference) / len(difference) < 2
     assert gallery.main(["tom"]) == 2
     assert "unknown compressor 'tom'; did you mean 'tome'?" in capsys.readouterr().err
+
+
+def test_the_page_in_the_repository_has_what_compressors_say_today():
+    page = (FOLDER / "README.md").read_text()
+    for name in signatures.compressors().list_built_in():
+        assert gallery.format_gallery_section(collect_facts(name)) in page, name
 
 
 def test_pictures_drawn_earlier_stay_on_the_page(tmp_path):
