@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -42,6 +43,7 @@ from llm_adapters.kept_positions import check_rotary
 from llm_adapters.kept_turns import GUESSED
 from llm_adapters.pruning.apply import check_positions
 from llm_adapters.pruning.attention import PRUNING_CONTEXT as PRUNING
+from llm_adapters.unread import add_unread
 
 
 class FlashSlothForConditionalGeneration(ComposedGeneration, QueryAdapter, PreTrainedModel, GenerationMixin):
@@ -168,6 +170,14 @@ class FlashSlothForConditionalGeneration(ComposedGeneration, QueryAdapter, PreTr
             return 0
         return self.query_module.num_queries
 
+    def _list_visual_parameters(self) -> list[nn.Parameter]:
+        """Parameters of all parts but the LLM: a batch of text alone reads none of them."""
+        parameters: list[nn.Parameter] = []
+        for part in self.children():
+            if part is not self.language_model:
+                parameters += part.parameters()
+        return parameters
+
     def initialize_weights(self) -> None:
         """Tower and LLM first, each by its own rules. In a class that is not its own transformers passes over
         modules without weights, and buffers that no file has stay as they were allocated (Falcon-H1)."""
@@ -259,6 +269,8 @@ class FlashSlothForConditionalGeneration(ComposedGeneration, QueryAdapter, PreTr
             is_trained=labels is not None or without_head,
         )
         sequence = self.build_sequence(inputs, cache, is_guessed)
+        if self.training and torch.is_grad_enabled() and not has_images and cache is None:
+            sequence = sequence._replace(embeds=add_unread(sequence.embeds, self._list_visual_parameters()))
         length = sequence.embeds.shape[1]
         pruned_pass, cache = self.start_pruning(sequence.prompt, length, cache, use_cache)
         if sequence.context is not None:

@@ -94,7 +94,7 @@ def test_command(tmp_path, capsys):
 
 def test_the_page_in_the_repository_has_what_compressors_say_today():
     page = (FOLDER / "README.md").read_text()
-    for name in signatures.compressors().list_built_in():
+    for name in BUILT_IN:
         assert gallery.format_gallery_section(collect_facts(name)) in page, name
 
 

@@ -45,6 +45,28 @@ def read_answers(processor: FlashSlothProcessor, batch: dict) -> list[str]:
     return answers
 
 
+@pytest.mark.parametrize("query_module", [None, "embq", "llava_mini"])
+def test_text_alone_gives_visual_parts_gradients_of_zeros(query_module):
+    """DistributedDataParallel waits for one of each; nothing else changes. A frozen part stays without."""
+    model = make_model("llama", "sap", query_module)
+    ids = torch.arange(20, 28).view(2, 4)
+    assert model.config.query_token_id not in ids and model.config.image_token_id not in ids
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    expected = model(**batch).loss
+    model.train()
+    model.vision_tower.requires_grad_(False)
+    loss = model(**batch).loss
+    assert torch.equal(loss, expected)
+    loss.backward()
+    for name in [part for part in PARTS if getattr(model, part) is not None]:
+        for parameter in getattr(model, name).parameters():
+            assert parameter.grad is not None and not parameter.grad.any(), name
+    assert all(parameter.grad is None for parameter in model.vision_tower.parameters())
+    model.zero_grad()
+    model.language_model.requires_grad_(False)  # stage 1: then nothing else has a gradient
+    model(**batch).loss.backward()
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
 def test_the_processor_keeps_labels_of_answers(model, tokenizer, side):

@@ -33,6 +33,7 @@ from llm_adapters.reuse.wrapping import (
     list_tower_options,
     split_placeholders,
 )
+from llm_adapters.unread import add_unread
 
 # what `get_rope_index` calls the grids of a kind, and the type of its placeholders
 GRID_TYPES = {"image_grid_thw": ("image", IMAGE_TYPE), "video_grid_thw": ("video", VIDEO_TYPE)}
@@ -197,20 +198,15 @@ class InputAdapter(MapCompressor):
         kwargs: Kwargs,
         output: Any,
     ) -> Any:
-        """The output of the base's forward, in training with parameters of the parts that nothing has read
-        added, times 0: theirs is a gradient of zeros then. DistributedDataParallel waits for one of each
-        parameter, in a batch of text alone, too."""
+        """The output of the base's forward; in training, parts that nothing has read have a gradient of
+        zeros."""
         is_encoded = any(kwargs.get(name) is not None for name in ("pixel_values", "pixel_values_videos"))
         is_encoded = is_encoded or bool(kwargs.get("mm_encoder_outputs"))
         is_read = self.query_module is None or kwargs.get(CONTEXT) is not None
         if not (self.training and torch.is_grad_enabled()) or (is_encoded and is_read):
             return output
         is_tuple = isinstance(output, tuple)
-        hidden: Tensor = output[0] if is_tuple else output.last_hidden_state
-        for parameter in self.parameters():
-            if parameter.requires_grad:
-                # one number of each: a sum of all may be infinite in half precision
-                hidden = hidden + 0 * parameter.flatten()[:1].sum().to(hidden)
+        hidden: Tensor = add_unread(output[0] if is_tuple else output.last_hidden_state, self.parameters())
         if is_tuple:
             return (hidden, *output[1:])
         output.last_hidden_state = hidden

@@ -1,0 +1,16 @@
+"""Gradients of zeros for parameters that a batch has not read."""
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+
+def add_unread(hidden: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Hidden states (B, T, D) as they are, with those of `parameters` that are trained added, times 0: their
+    gradients are zeros then. DistributedDataParallel waits for one of each parameter, in a batch of text
+    alone, too."""
+    for parameter in parameters:
+        if parameter.requires_grad:
+            # one number of each: a sum of all may be infinite in half precision
+            hidden = hidden + 0 * parameter.flatten()[:1].sum().to(hidden)
+    return hidden
