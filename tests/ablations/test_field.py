@@ -112,7 +112,8 @@ def test_all_is_the_paper(capsys, tmp_path):
         "longer",
         "pruners",
         "rates",
+        "slothmix",
     ]  # published.yaml has no rows
     assert sweep.main(["table=fields", f"out={tmp_path}", "--plan"]) == 2
-    said = "there are: 3, 4, 5, 6, baselines, core, field, longer, pruners, rates, all"
+    said = "there are: 3, 4, 5, 6, baselines, core, field, longer, pruners, rates, slothmix, all"
     assert said in capsys.readouterr().err
