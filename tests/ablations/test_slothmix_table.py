@@ -1,4 +1,4 @@
-"""The table of what SlothMix is made of: a row differs from ours in the one knob that its block names."""
+"""The table of what SlothMix is made of: a row differs from ours in the knobs that it names."""
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ KNOBS = {
     "1/2 of the tower's width": {"width": 64},
     "twice the tower's width": {"width": 256},
     "1 head": {"heads": 1},
+    "1 head, no residual": {"heads": 1, "depth": 0},
     "windows": {"groups": "windows"},
 }
 
@@ -25,7 +26,7 @@ def table():
     return tables.load_table_file("slothmix", {})
 
 
-def test_a_row_differs_in_one_knob(table):
+def test_a_row_differs_in_the_knobs_that_it_names(table):
     first, *others = table.rows
     assert first.label == "slothmix"
     assert [row.label for row in others] == list(KNOBS)
