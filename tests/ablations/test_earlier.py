@@ -200,7 +200,7 @@ def test_a_sweep_leaves_out_what_the_committed_study_has():
         parse_settings(["table=5", "seed=0,1,2,3,4,7", f"earlier={COMMITTED}", "blind=false"])
     )
     assert {cell.config.seed for cell, _ in asked.jobs} == {7} and asked.left_out == 15
-    assert len(study.read_evaluation_keys(COMMITTED)) == 566
+    assert len(study.read_evaluation_keys(COMMITTED)) == 576
 
 
 def test_the_sweep_does_not_wait_for_the_report_s_imports():
