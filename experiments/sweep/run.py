@@ -55,8 +55,8 @@ def sweep(*settings: str, quiet: bool = False, **values: object) -> SweepResults
                alternatives: trainer={"devices": [0, 2]}, data={"train": [["a.json"], ["a.json", "b.json"]]}
 
     UsageError for bad input, before any cell runs; CellsFailed where cells failed, with the results of the
-    others. Without launch.workers all runs in this process; with it a script calls it below
-    `if __name__ == "__main__":`, as workers import it.
+    others. Without launch.workers and several devices all runs in this process; with them a script calls
+    it below `if __name__ == "__main__":`, as the other processes import it.
     With trainer.nodes node 0 has the results, the others none.
     """
     words = make_words(settings, values)
