@@ -52,7 +52,7 @@ def measure_cells(
         for cell in cells:
             if timed and plan.static and cell.config.prune is not None:
                 raise UsageError(
-                    f"static=true: a cache of fixed size has no layers of different lengths, which "
+                    "static=true: a cache of fixed size has no layers of different lengths, which "
                     f"prune={cell.config.prune} makes; leave one of them out"
                 )
         subjects = [table1.build_cell_subject(cell.label, cell.config) for cell in cells]

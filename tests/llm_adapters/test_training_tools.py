@@ -6,7 +6,10 @@ from functools import partial
 
 import pytest
 import torch
+import torch.distributed as dist
 from factories import TOKENIZERS, make_model, make_processor, picture, vision_config
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
 
 from compressors.errors import UsageError
@@ -65,6 +68,25 @@ def test_text_alone_gives_visual_parts_gradients_of_zeros(query_module):
     model.zero_grad()
     model.language_model.requires_grad_(False)  # stage 1: then nothing else has a gradient
     model(**batch).loss.backward()
+
+
+def test_text_alone_trains_a_model_whose_layers_are_sharded(tmp_path):
+    """The tower, too; FSDP2 gathers what a batch reads, and the rest of it is no plain tensor."""
+    model = make_model("llama", "sap", "embq").train()
+    ids = torch.arange(20, 28).view(2, 4)
+    expected = model(input_ids=ids, labels=ids).loss
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        for layer in [*model.vision_tower.blocks, *model.language_model.model.layers]:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        assert torch.equal(loss, expected)
+        assert all(parameter.grad is not None for parameter in model.query_module.parameters())
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
